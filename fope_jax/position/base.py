@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fope_jax.typing import Array
 
 Variables = dict[str, Array]
@@ -62,6 +64,10 @@ class PositionEmbedding:
         """The longest sequence in tokens that the method is defined for; None means any."""
         return None
 
+    def frequencies(self, head_dim: int) -> np.ndarray | None:
+        """The method's frequencies in radians per token; None where it has none."""
+        return None
+
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         """Draws trainable parameters and fixed constants; deterministic in ``key``."""
         return PositionVariables()
@@ -80,9 +86,7 @@ class PositionEmbedding:
         """
         return None
 
-    def rotate(
-        self, variables: Variables, tables: Any, q: Array, k: Array
-    ) -> tuple[Array, Array]:
+    def rotate(self, variables: Variables, tables: Any, q: Array, k: Array) -> tuple[Array, Array]:
         """Changes ``q [B, T, N, H]`` and ``k [B, T, K, H]``; dtypes are kept.
 
         ``variables`` are one layer's. A method with one matrix a query head returns ``k`` as

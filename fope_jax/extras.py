@@ -1,0 +1,31 @@
+"""Optional dependencies: one clear error in place of a ModuleNotFoundError."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports ``module``, or says which extra of fope-jax brings it.
+
+    Args:
+      module: dotted name of a third-party module, such as ``"flax"``.
+      extra: the extra that installs it: ``train``, ``data``, ``tpu`` or ``dev``.
+
+    Raises:
+      ImportError: the module is not installed; the message holds the pip line.
+
+    >>> require("json", "train").dumps([1])
+    '[1]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        top = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != top:
+            raise  # the module is there; something it needs is broken
+        raise ImportError(
+            f"{top} is not installed; it comes with the [{extra}] extra: "
+            f"pip install 'fope-jax[{extra}]'"
+        ) from error

@@ -1,0 +1,111 @@
+"""Absolute position embeddings: vectors added to the token embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.rotation import angles, inverse_frequencies
+from fope_jax.typing import Array
+
+
+def sinusoidal_table(positions: Array, d_model: int, theta: float = 10_000.0) -> Array:
+    """Sines and cosines of the position, interleaved.
+
+        table[..., 2 m] = sin(p w_m),  table[..., 2 m + 1] = cos(p w_m),  w_m = theta ** (-2 m / D)
+
+    Args:
+      positions: integers ``[B, T]``, tokens.
+      d_model: D, even.
+      theta: base of the frequencies.
+
+    Returns:
+      ``[B, T, D]`` float32 in [-1, 1].
+
+    Raises:
+      ValueError: ``d_model`` is odd.
+
+    >>> sinusoidal_table(jnp.array([[0]]), 4).tolist()
+    [[[0.0, 1.0, 0.0, 1.0]]]
+
+    Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.5.
+    """
+    if d_model < 2 or d_model % 2:
+        raise ValueError(f"d_model={d_model}: sines and cosines come in pairs, it must be even")
+    phase = angles(positions, inverse_frequencies(d_model, theta))
+    return jnp.stack([jnp.sin(phase), jnp.cos(phase)], axis=-1).reshape(*phase.shape[:-1], d_model)
+
+
+@dataclass(frozen=True)
+class Sinusoidal(PositionEmbedding):
+    """Fixed sinusoids added to the token embeddings, defined at every position.
+
+    Knobs:
+      theta: base of the frequencies.
+      amplitude: factor on the sinusoids. The original multiplies token embeddings by sqrt(D)
+        instead; with embeddings drawn at 0.02 and never scaled, 1.0 lets position dominate at
+        the start of training.
+
+    Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.5.
+    """
+
+    theta: float = 10_000.0
+    amplitude: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.theta > 0:
+            raise ValueError(f"theta={self.theta}: the base of the frequencies must be above 0")
+
+    def check(self, shape: ModelShape) -> None:
+        if shape.d_model % 2:
+            raise ValueError(f"d_model={shape.d_model}: sinusoids come in pairs, it must be even")
+
+    def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
+        table = self.amplitude * sinusoidal_table(positions, x.shape[-1], self.theta)
+        return (x.astype(jnp.float32) + table).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class Learned(PositionEmbedding):
+    """A trained vector for each position, added to the token embeddings; none beyond the table.
+
+    Knobs:
+      table_length: positions in the table, tokens. Longer sequences raise.
+      init_std: standard deviation of the normal draw.
+
+    Reference: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training".
+    """
+
+    table_length: int
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        if self.table_length < 1:
+            raise ValueError(f"table_length={self.table_length}: at least one position is needed")
+        if not self.init_std >= 0:
+            raise ValueError(f"init_std={self.init_std}: a standard deviation cannot be negative")
+
+    def max_length(self) -> int:
+        return self.table_length
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        draw = jax.random.normal(key, (self.table_length, shape.d_model), jnp.float32)
+        return PositionVariables(model_params={"table": draw * np.float32(self.init_std)})
+
+    def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
+        """As the base class; positions beyond the table give NaN, never another row.
+
+        Raises:
+          ValueError: the sequence is longer than the table.
+        """
+        if positions.shape[1] > self.table_length:
+            raise ValueError(
+                f"sequence of {positions.shape[1]} tokens: the learned table has "
+                f"table_length={self.table_length} positions"
+            )
+        rows = variables["table"].at[positions].get(mode="fill", fill_value=jnp.nan)
+        return (x.astype(jnp.float32) + rows).astype(x.dtype)

@@ -1,0 +1,98 @@
+"""ALiBi: a penalty on attention logits that grows linearly with distance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.typing import Array
+
+
+def alibi_slopes(num_heads: int) -> np.ndarray:
+    """One slope a head, a geometric sequence.
+
+        m_n = 2 ** (-8 n / N),  n = 1 .. N     (N a power of two)
+
+    For another N: the slopes of the largest power of two below it, then every second slope of the
+    next power of two, as the authors' code does.
+
+    Args:
+      num_heads: N.
+
+    Returns:
+      ``[N]`` float32, logits per token.
+
+    Raises:
+      ValueError: ``num_heads`` is not positive.
+
+    >>> alibi_slopes(4).tolist()
+    [0.25, 0.0625, 0.015625, 0.00390625]
+
+    Reference: Press et al. 2022, "Train Short, Test Long", Section 3.
+    """
+    if num_heads < 1:
+        raise ValueError(f"num_heads={num_heads}: at least one head is needed")
+    power = 2 ** int(math.log2(num_heads))
+
+    def geometric(count: int) -> np.ndarray:
+        return 2.0 ** (-8.0 * np.arange(1, count + 1) / count)
+
+    slopes = geometric(power)
+    if power < num_heads:
+        slopes = np.concatenate([slopes, geometric(2 * power)[0::2][: num_heads - power]])
+    return slopes.astype(np.float32)
+
+
+def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
+    """The additive bias of a block of attention logits.
+
+        bias[b, n, t, s] = -slopes[n] * (q_positions[b, t] - k_positions[b, s])
+
+    Args:
+      q_positions: ``[B, T]`` tokens.
+      k_positions: ``[B, S]`` tokens.
+      slopes: ``[N]`` logits per token.
+
+    Returns:
+      ``[B, N, T, S]`` float32. Keys after the query get a positive value: mask them.
+
+    >>> alibi_bias(np.array([[2]]), np.array([[0, 1, 2]]), np.array([0.5])).tolist()
+    [[[[-1.0, -0.5, -0.0]]]]
+
+    Reference: Press et al. 2022, "Train Short, Test Long", Section 3.
+    """
+    q_positions, k_positions = jnp.asarray(q_positions), jnp.asarray(k_positions)
+    distance = (q_positions[:, None, :, None] - k_positions[:, None, None, :]).astype(jnp.float32)
+    slopes = jnp.asarray(slopes, jnp.float32).reshape(1, -1, 1, 1)
+    return -slopes * distance
+
+
+@dataclass(frozen=True)
+class ALiBi(PositionEmbedding):
+    """Attention with linear biases: distant keys are penalised, each head at its own rate.
+
+    Knobs:
+      slopes: one a query head, logits per token; None takes ``alibi_slopes(N)``. All zero is NoPE.
+
+    Reference: Press et al. 2022, "Train Short, Test Long", Section 3.
+    """
+
+    slopes: tuple[float, ...] | None = None
+
+    def check(self, shape: ModelShape) -> None:
+        if self.slopes is not None and len(self.slopes) != shape.num_heads:
+            raise ValueError(
+                f"slopes has {len(self.slopes)} entries: the model has {shape.num_heads} heads"
+            )
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        slopes = alibi_slopes(shape.num_heads) if self.slopes is None else np.float32(self.slopes)
+        stacked = jnp.broadcast_to(jnp.asarray(slopes), (shape.num_layers, shape.num_heads))
+        return PositionVariables(layer_constants={"slopes": stacked})
+
+    def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
+        return alibi_bias(q_positions, k_positions, variables["slopes"])

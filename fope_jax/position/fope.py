@@ -1,0 +1,269 @@
+"""FoPE: Fourier position embedding, the method with the paper's and its code's knobs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.fourier import (
+    SIGMA_CONVENTIONS,
+    check_choice,
+    fourier_coefficients,
+    mix_tables,
+    normalise_columns,
+    own_identity,
+)
+from fope_jax.position.rotation import angles, check_head_dim, inverse_frequencies, rotate
+from fope_jax.position.scaling import clip_floor, floor_frequency
+from fope_jax.typing import Array
+
+HEADS = ("query", "key_value", "shared")
+FREQUENCIES = ("rope", "grid", "uniform")
+OUTPUTS = ("quarter", "surviving")
+IDENTITIES = ("step", "own")
+
+
+@dataclass(frozen=True)
+class FoPE(PositionEmbedding):
+    """Fourier position embedding: a Fourier series a dimension, and no undertrained frequency.
+
+        h_m(p) = e^{i w_m p} + sum_w a_w e^{i w p}   where w_m >= 2 pi / L
+        h_m(p) = 1                                   where w_m <  2 pi / L
+
+    The defaults are the preset ``official``, which reproduces the released code; ``equations``
+    reproduces Eq. 11-13. The two differ, and so does what they learn: with random coefficients
+    neither is a rotation, so q.k depends on absolute positions as well.
+
+    Knobs (paper: the text of ICML 2025; code: the released one):
+      training_length: L in tokens, which fixes the floor. Evaluating longer does not move it.
+      theta: base of RoPE's frequencies; 10,000 in both.
+      floor_ratio: periods within L that a frequency needs to be kept; 1 in both.
+      clip: zero the frequencies under the floor ("CF"). False leaves the series alone ("FS").
+      series: mix frequencies ("FS"). False leaves the clipped RoPE alone ("CF"), with the sine of
+        its zero frequencies 0.
+      sigma: strength of the noise; paper 0.3, 0.4, 0.6 for 60M, 180M, 1.2B.
+      sigma_convention: ``xavier`` (code), ``normal`` (paper), see ``coefficient_std``.
+      frequencies_from: the frequencies mixed. ``rope``: RoPE's own (code as released);
+        ``grid``: a finer RoPE grid (code, with ``fourier_dim``); ``uniform``: RoPE's above the
+        floor and more drawn from [0, pi] (paper), which the floor does not touch.
+      num_frequencies: ``grid``: the size of the grid before clipping, half of the code's
+        ``fourier_dim``; ``uniform``: D in all. None takes head_dim, as the paper's table has it.
+      separate_sine: a matrix for the sine apart from the cosine's; True in both.
+      heads: a matrix for every ``query`` head, every ``key_value`` head (its query heads use the
+        same), or one ``shared``. The code has as many key-value as query heads, where ``query`` and
+        ``key_value`` are the same. With grouped queries ``query`` repeats keys in memory.
+      share_layers: draw once for all layers; False in both.
+      normalise: divide each output's coefficients by their sum when applied; the paper's
+        pseudo-code does, the code as released does not.
+      drop_zero: remove zero frequencies from the mix; True in both. Kept, they add constants, and
+        every pair of the head gets a series.
+      outputs: how many pairs get a series. ``quarter``: at most H/4 (code); ``surviving``: as many
+        as RoPE has above the floor (paper).
+      zero_sine: the sine of zero-frequency pairs: 1 (code, intended by its authors), 0 (Eq. 13).
+      identity: where the dominant terms stand when D > d. ``step``: see ``step_identity`` (code);
+        ``own``: each output at its own RoPE frequency (paper).
+      learnable: train the coefficients; False in both.
+
+    Reference: Hua et al. 2025, "Fourier Position Embedding: Enhancing Attention's Periodic
+    Extension for Length Generalization", Eq. 11-13, and the released code.
+    """
+
+    training_length: int
+    theta: float = 10_000.0
+    floor_ratio: float = 1.0
+    clip: bool = True
+    series: bool = True
+    sigma: float = 0.3
+    sigma_convention: str = "xavier"
+    frequencies_from: str = "rope"
+    num_frequencies: int | None = None
+    separate_sine: bool = True
+    heads: str = "key_value"
+    share_layers: bool = False
+    normalise: bool = False
+    drop_zero: bool = True
+    outputs: str = "quarter"
+    zero_sine: float = 1.0
+    identity: str = "step"
+    learnable: bool = False
+
+    def __post_init__(self) -> None:
+        floor_frequency(self.training_length, self.floor_ratio)
+        if not self.theta > 0:
+            raise ValueError(f"theta={self.theta}: the rotary base must be above 0")
+        if not self.sigma >= 0:
+            raise ValueError(f"sigma={self.sigma}: a standard deviation cannot be negative")
+        if not math.isfinite(self.zero_sine):
+            raise ValueError(f"zero_sine={self.zero_sine}: it must be finite")
+        check_choice("sigma_convention", self.sigma_convention, SIGMA_CONVENTIONS)
+        check_choice("frequencies_from", self.frequencies_from, FREQUENCIES)
+        check_choice("heads", self.heads, HEADS)
+        check_choice("outputs", self.outputs, OUTPUTS)
+        check_choice("identity", self.identity, IDENTITIES)
+        if self.num_frequencies is not None and self.frequencies_from == "rope":
+            raise ValueError(
+                f"num_frequencies={self.num_frequencies}: frequencies_from='rope' has its own; "
+                "choose 'grid' or 'uniform' to mix more"
+            )
+        if not (self.clip or self.series):
+            raise ValueError("clip=False, series=False: nothing of FoPE is left, use RoPE")
+
+    @classmethod
+    def official(cls, training_length: int, **knobs: Any) -> FoPE:
+        """The released code's method: the defaults."""
+        return cls(training_length, **knobs)
+
+    @classmethod
+    def equations(cls, training_length: int, **knobs: Any) -> FoPE:
+        """The text's method, Eq. 11-13, with D = head_dim frequencies unless given."""
+        text = {
+            "sigma_convention": "normal",
+            "frequencies_from": "uniform",
+            "outputs": "surviving",
+            "zero_sine": 0.0,
+            "identity": "own",
+        }
+        return cls(training_length, **(text | knobs))
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """``[D]`` radians per token: what is mixed, before any random frequency."""
+        size = head_dim
+        if self.frequencies_from == "grid":
+            size = 2 * (self.num_frequencies or head_dim)
+        return self._clipped(inverse_frequencies(size, self.theta))
+
+    def num_outputs(self, head_dim: int) -> int:
+        """d, the pairs of dimensions that follow a series."""
+        if not self.drop_zero:
+            return head_dim // 2
+        if self.outputs == "surviving":
+            return len(self._clipped(inverse_frequencies(head_dim, self.theta)))
+        return min(self._num_mixed(head_dim), head_dim // 4)
+
+    def check(self, shape: ModelShape) -> None:
+        head_dim = shape.head_dim
+        check_head_dim(head_dim)
+        fastest = 1.0  # inverse_frequencies start at 1 radian per token for every theta
+        if self.clip and floor_frequency(self.training_length, self.floor_ratio) > fastest:
+            least = math.ceil(2 * math.pi * self.floor_ratio)
+            raise ValueError(
+                f"training_length={self.training_length}: no frequency completes "
+                f"{self.floor_ratio:g} periods within it; {least} tokens or more keep one"
+            )
+        if not self.series:
+            return
+        own = len(self._clipped(inverse_frequencies(head_dim, self.theta)))
+        size = self.num_frequencies
+        if size is not None and self.frequencies_from == "uniform" and size < own:
+            raise ValueError(
+                f"num_frequencies={size}: RoPE alone has {own} above the floor for "
+                f"head_dim={head_dim}; expected {own} or more"
+            )
+        if size is not None and self.frequencies_from == "grid" and size < head_dim // 2:
+            raise ValueError(
+                f"num_frequencies={size}: a grid finer than RoPE's has at least "
+                f"{head_dim // 2} frequencies for head_dim={head_dim}"
+            )
+        if self.num_outputs(head_dim) < 1:
+            raise ValueError(
+                f"head_dim={head_dim}: outputs='quarter' leaves no pair with a series; "
+                "head_dim must be 4 or more"
+            )
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        if not self.series:
+            return PositionVariables()
+        frequency_key, coefficient_key = jax.random.split(key)
+        basis = self.frequencies(shape.head_dim)
+        model_constants: Variables = {}
+        if self.frequencies_from == "uniform":
+            extra = self._num_mixed(shape.head_dim) - len(basis)
+            drawn = jax.random.uniform(frequency_key, (extra,), jnp.float32, 0.0, np.pi)
+            model_constants["extra_frequencies"] = drawn
+        coefficients = self._init_coefficients(coefficient_key, shape, basis)
+        if self.learnable:
+            return PositionVariables(model_constants=model_constants, layer_params=coefficients)
+        return PositionVariables(model_constants=model_constants, layer_constants=coefficients)
+
+    def _init_coefficients(self, key: Array, shape: ModelShape, basis: np.ndarray) -> Variables:
+        """``cos_coef``, and ``sin_coef`` where separate: ``[L, N, D, d]`` or ``[L, D, d]``."""
+        num_outputs = self.num_outputs(shape.head_dim)
+        num_mixed = self._num_mixed(shape.head_dim)
+        identity = None
+        if self.identity == "own":
+            grid = inverse_frequencies(shape.head_dim, self.theta)
+            own = (self._clipped(grid) if self.drop_zero else grid)[:num_outputs]
+            identity = np.zeros((num_mixed, num_outputs), np.float32)
+            identity[: len(basis)] = own_identity(basis, own)
+        heads = {"query": shape.num_heads, "key_value": shape.num_kv_heads, "shared": None}
+
+        def draw(key: Array) -> tuple[Array, Array]:
+            return fourier_coefficients(
+                key,
+                heads[self.heads],
+                num_mixed,
+                num_outputs,
+                self.sigma,
+                convention=self.sigma_convention,
+                separate_sine=self.separate_sine,
+                identity=identity,
+            )
+
+        keys = jax.random.split(key, 1 if self.share_layers else shape.num_layers)
+        drawn = zip(("cos_coef", "sin_coef"), jax.vmap(draw)(keys), strict=True)
+        return {
+            name: jnp.broadcast_to(coef, (shape.num_layers, *coef.shape[1:]))
+            for name, coef in drawn
+            if self.separate_sine or name == "cos_coef"
+        }
+
+    def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Array, Array]:
+        if not self.series:
+            grid = clip_floor(
+                inverse_frequencies(head_dim, self.theta), self.training_length, self.floor_ratio
+            )
+            phase = angles(positions, grid)
+        else:
+            phase = angles(positions, self.frequencies(head_dim))
+            if "extra_frequencies" in variables:
+                extra = angles(positions, variables["extra_frequencies"])
+                phase = jnp.concatenate([phase, extra], axis=-1)
+        return jnp.cos(phase), jnp.sin(phase)
+
+    def rotate(
+        self, variables: Variables, tables: tuple[Array, Array], q: Array, k: Array
+    ) -> tuple[Array, Array]:
+        if not self.series:
+            return rotate(q, *tables), rotate(k, *tables)
+        cos_coef = variables["cos_coef"]
+        sin_coef = variables.get("sin_coef", cos_coef)
+        if self.normalise:
+            cos_coef, sin_coef = normalise_columns(cos_coef), normalise_columns(sin_coef)
+        head_dim = q.shape[-1]
+        cos, sin = mix_tables(
+            *tables, cos_coef, sin_coef, head_dim=head_dim, zero_sine=self.zero_sine
+        )
+        groups = q.shape[2] // k.shape[2]
+        if self.heads == "query" and groups > 1:
+            k = jnp.repeat(k, groups, axis=2)
+        turned_k = rotate(k, cos, sin)
+        if self.heads == "key_value" and groups > 1:
+            cos, sin = jnp.repeat(cos, groups, axis=2), jnp.repeat(sin, groups, axis=2)
+        return rotate(q, cos, sin), turned_k
+
+    def _clipped(self, grid: np.ndarray) -> np.ndarray:
+        if self.clip:
+            grid = clip_floor(grid, self.training_length, self.floor_ratio)
+        return grid[grid > 0] if self.drop_zero else grid
+
+    def _num_mixed(self, head_dim: int) -> int:
+        """D, the rows of the mixing matrix."""
+        if self.frequencies_from == "uniform":
+            return self.num_frequencies or max(head_dim, len(self.frequencies(head_dim)))
+        return len(self.frequencies(head_dim))

@@ -1,0 +1,196 @@
+"""Rotary position embedding: inverse frequencies, phases good to a million tokens, one rotation.
+
+A float32 product ``position * inv_freq`` loses the phase long before a million tokens: at position
+1,048,576 neighbouring float32 numbers are 1/8 radian apart. Here a frequency is held in turns per
+token as a 32-bit fixed-point fraction; the product with an integer position wraps around exactly
+as the circle does, so only the fraction of a turn that matters is ever rounded.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.typing import Array
+
+_TURN = 2.0**32  # one turn in fixed point
+_INVERSE_TWO_PI = 1.0 / (2.0 * np.pi)
+
+
+def check_head_dim(head_dim: int) -> None:
+    """Raises ValueError unless ``head_dim`` is a positive even number of dimensions."""
+    if head_dim < 2 or head_dim % 2:
+        raise ValueError(
+            f"head_dim={head_dim}: dimensions rotate in pairs, it must be even and above 0"
+        )
+
+
+def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> np.ndarray:
+    """The rotary frequencies, one a pair of dimensions.
+
+        w_m = theta ** (-2 m / H),  m = 0 .. H/2 - 1
+
+    Args:
+      head_dim: head dim H, even.
+      theta: the base; the slowest pair turns once in about ``2 * pi * theta`` tokens.
+
+    Returns:
+      ``[H/2]`` radians per token, falling from 1. A float64 NumPy constant, so that ``angles`` can
+      keep phases accurate at long positions; JAX rounds it to float32 wherever else it is used.
+
+    Raises:
+      ValueError: ``head_dim`` is odd or not positive, or ``theta`` is not above 0.
+
+    >>> inverse_frequencies(8, theta=10_000.0).round(6).tolist()
+    [1.0, 0.1, 0.01, 0.001]
+
+    Reference: Su et al. 2021, "RoFormer", Eq. 15.
+    """
+    check_head_dim(head_dim)
+    if not theta > 0:
+        raise ValueError(f"theta={theta}: the rotary base must be above 0")
+    return float(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+
+
+def angles(positions: Array, inv_freq: Array) -> Array:
+    """The phase of every frequency at every position, modulo one turn.
+
+        phi[..., f] = positions[...] * inv_freq[f]  (mod 2 pi),  in [-pi, pi)
+
+    The cosine and sine differ from float64 by less than 1e-5 for positions to 1,048,576, under
+    ``jit`` and on TPU as well: only integer products and exact float32 products are used. A
+    frequency that is a float64 NumPy constant keeps its float64 accuracy; one that is a JAX array
+    is taken at its float32 value and may be differentiated (``d phi / d w = position``).
+
+    Args:
+      positions: integers ``[..., T]``, in tokens; negative ones rotate backwards.
+      inv_freq: ``[F]`` radians per token.
+
+    Returns:
+      ``[..., T, F]`` float32 radians.
+
+    Raises:
+      TypeError: ``positions`` are not integers.
+      ValueError: ``inv_freq`` is not a vector.
+
+    >>> phase = angles(jnp.array([[0, 1, 1_000_000]]), inverse_frequencies(4))
+    >>> phase.shape
+    (1, 3, 2)
+    >>> bool(abs(jnp.cos(phase[0, 2, 0]) - np.cos(1_000_000.0)) < 1e-5)
+    True
+    """
+    positions = jnp.asarray(positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise TypeError(f"positions have dtype {positions.dtype}: they count tokens, pass integers")
+    if inv_freq.ndim != 1:
+        raise ValueError(f"inv_freq has shape {inv_freq.shape}: it must be a vector [F]")
+    positions = positions.astype(jnp.int32)
+    if isinstance(inv_freq, np.ndarray):
+        turns = inv_freq.astype(np.float64) * _INVERSE_TWO_PI
+        fraction = (turns - np.floor(turns)) * _TURN
+        whole = np.floor(fraction)
+        return _phase(positions, whole.astype(np.uint32), (fraction - whole).astype(np.float32))
+    return _traced_angles(positions, inv_freq.astype(jnp.float32))
+
+
+def _phase(positions: Array, whole: Array, rest: Array) -> Array:
+    """Radians of ``positions * (whole + rest)`` where ``whole, rest [F]`` count 2**-32 turns."""
+    lead = (1,) * positions.ndim
+    position = positions[..., None]
+    step = jnp.reshape(jnp.asarray(whole).astype(jnp.int32), lead + whole.shape)
+    wrapped = (position * step).astype(jnp.float32)  # int32 overflow is the wrap we want
+    remainder = position.astype(jnp.float32) * jnp.reshape(jnp.asarray(rest), lead + rest.shape)
+    return (wrapped + remainder) * np.float32(2.0 * np.pi / _TURN)
+
+
+@jax.custom_jvp
+def _traced_angles(positions: Array, inv_freq: Array) -> Array:
+    return _phase(positions, *_fixed_point_turns(inv_freq))
+
+
+@_traced_angles.defjvp
+def _traced_angles_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    positions, inv_freq = primals
+    slope = positions[..., None].astype(jnp.float32)
+    tangent = slope * jnp.reshape(tangents[1], (1,) * positions.ndim + inv_freq.shape)
+    return _traced_angles(positions, inv_freq), tangent
+
+
+def _fixed_point_turns(inv_freq: Array) -> tuple[Array, Array]:
+    """``inv_freq / 2 pi`` modulo 1 in units of 2**-32: whole units, uint32, and the rest, float32.
+
+    Factors of 12 significant bits have products that float32 holds exactly, so neither the order
+    of operations nor a fused multiply-add of the compiler can change the result.
+    """
+    head = jax.lax.bitcast_convert_type(
+        jax.lax.bitcast_convert_type(inv_freq, jnp.uint32) & np.uint32(0xFFFFF000), jnp.float32
+    )
+    whole = jnp.zeros(inv_freq.shape, jnp.uint32)
+    rest = jnp.zeros(inv_freq.shape, jnp.float32)
+    for part in (head, inv_freq - head):
+        for constant in _twelve_bit_parts(_INVERSE_TWO_PI, count=4):
+            turns = part * constant
+            units = (turns - jnp.floor(turns)) * np.float32(_TURN)
+            whole_units = jnp.floor(units)
+            # A remainder just below zero turns rounds up to a full turn, which is none.
+            whole_units = jnp.where(whole_units >= np.float32(_TURN), 0.0, whole_units)
+            whole = whole + whole_units.astype(jnp.uint32)
+            rest = rest + jnp.where(units >= np.float32(_TURN), 0.0, units - whole_units)
+    return whole, rest
+
+
+def _twelve_bit_parts(value: float, count: int) -> list[np.float32]:
+    """``value`` as a sum of ``count`` numbers of 12 significant bits each, largest first."""
+    parts = []
+    for _ in range(count):
+        mantissa, exponent = np.frexp(value)
+        part = np.ldexp(np.floor(np.ldexp(mantissa, 12)), int(exponent) - 12)
+        parts.append(np.float32(part))
+        value -= part
+    return parts
+
+
+def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Array:
+    """Turns each pair of dimensions of ``x`` by its angle.
+
+        (a, b) -> (a cos - b sin, b cos + a sin)
+
+    Half-split pairs dimension ``m`` with ``m + H/2`` (GPT-NeoX, Llama); interleaved pairs
+    ``2 m`` with ``2 m + 1`` (GPT-J, RoFormer). With ``cos, sin`` off the unit circle, as in FoPE,
+    the same linear map applies and is no rotation.
+
+    Args:
+      x: ``[B, T, N, H]``, any float dtype; computed in float32.
+      cos, sin: ``[B, T, H/2]``, the same for all heads, or ``[B, T, N or 1, H/2]``.
+      interleaved: which dimensions form a pair.
+
+    Returns:
+      ``[B, T, N, H]`` in the dtype of ``x``.
+
+    Raises:
+      ValueError: the tables do not fit ``x``.
+
+    >>> x = jnp.array([1.0, 0.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
+    >>> phase = angles(jnp.array([[1]]), np.array([np.pi / 2, 0.1]))
+    >>> (rotate(x, jnp.cos(phase), jnp.sin(phase)).round(6) + 0.0).tolist()[0][0][0]
+    [0.0, 0.0, 1.0, 0.0]
+
+    Reference: Su et al. 2021, "RoFormer", Eq. 34.
+    """
+    if cos.ndim == x.ndim - 1:
+        cos, sin = cos[..., None, :], sin[..., None, :]
+    if cos.ndim != x.ndim or 2 * cos.shape[-1] != x.shape[-1] or cos.shape != sin.shape:
+        raise ValueError(
+            f"cos {cos.shape} and sin {sin.shape} do not fit x {x.shape}: "
+            "expected [B, T, H/2] or [B, T, N, H/2] for x [B, T, N, H]"
+        )
+    wide = x.astype(jnp.float32)
+    if interleaved:
+        first, second = wide[..., 0::2], wide[..., 1::2]
+    else:
+        first, second = jnp.split(wide, 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    if interleaved:
+        return jnp.stack(turned, axis=-1).reshape(x.shape).astype(x.dtype)
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -175,6 +175,11 @@ class FoPE(PositionEmbedding):
                 f"head_dim={head_dim}: outputs='quarter' leaves no pair with a series; "
                 "head_dim must be 4 or more"
             )
+        if self.identity == "own" and self.drop_zero and self.num_outputs(head_dim) > own:
+            raise ValueError(
+                f"identity='own': outputs={self.outputs!r} makes {self.num_outputs(head_dim)} "
+                f"pairs, RoPE has {own} frequencies above the floor; choose outputs='surviving'"
+            )
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         if not self.series:

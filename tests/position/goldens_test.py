@@ -1,0 +1,171 @@
+"""Parity with the FoPE authors' PyTorch code (commit bd94b20), see tests/goldens/README.md."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fope_jax.position import (
+    FoPE,
+    ModelShape,
+    RoPE,
+    angles,
+    clip_floor,
+    coefficient_std,
+    fourier_tables,
+    inverse_frequencies,
+    normalise_columns,
+    position_interpolation,
+    rotate,
+    yarn,
+)
+from fope_jax.position.fourier import step_identity
+
+GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "official_fope.npz")
+HEAD_DIM, LENGTH, HEADS = 32, 64, 2
+
+
+def golden(case, name):
+    return GOLDENS[f"{case}/{name}"]
+
+
+def pi(inv_freq):
+    return position_interpolation(inv_freq, 2.0)
+
+
+def yarn4(inv_freq):
+    return yarn(inv_freq, 4.0, LENGTH, head_dim=HEAD_DIM)
+
+
+def clip(inv_freq, length=LENGTH):
+    return clip_floor(inv_freq, length)
+
+
+def drop_zero(inv_freq):
+    return inv_freq[inv_freq > 0]
+
+
+ROPE = inverse_frequencies(HEAD_DIM)
+FREQUENCIES = {
+    "rope": ROPE,
+    "rope_clip_floor": clip(ROPE),
+    "rope_pi": pi(ROPE),
+    "rope_yarn": yarn4(ROPE),
+    "fope": drop_zero(clip(ROPE)),
+    "fope_keep_zero": clip(ROPE),
+    "fope_shared_heads": drop_zero(clip(ROPE)),
+    "fope_shared_basis": drop_zero(clip(ROPE)),
+    "fope_more_frequencies": drop_zero(clip(inverse_frequencies(128))),
+    "fope_series_only": ROPE,
+    "fope_eye": drop_zero(clip(ROPE)),
+    "fope_normalised": drop_zero(clip(ROPE)),
+    "fope_pi_after_clip": pi(clip(ROPE, 2 * LENGTH)),
+    "fope_pi_before_clip": drop_zero(clip(pi(ROPE), 2 * LENGTH)),
+    "fope_yarn_after_clip": yarn4(clip(ROPE, 2 * LENGTH)),
+    "fope_yarn_before_clip": drop_zero(clip(yarn4(ROPE), 2 * LENGTH)),
+}
+
+METHODS = {
+    "rope": RoPE(),
+    "rope_clip_floor": FoPE(LENGTH, series=False),
+    "fope": FoPE(LENGTH),
+    "fope_keep_zero": FoPE(LENGTH, drop_zero=False),
+    "fope_shared_heads": FoPE(LENGTH, heads="shared"),
+    "fope_shared_basis": FoPE(LENGTH, separate_sine=False),
+    "fope_more_frequencies": FoPE(LENGTH, frequencies_from="grid", num_frequencies=64),
+    "fope_series_only": FoPE(LENGTH, clip=False, drop_zero=False),
+    "fope_eye": FoPE(LENGTH, sigma=0.0),
+    "fope_normalised": FoPE(LENGTH, normalise=True),
+}
+
+
+def coefficients(case):
+    if f"{case}/fourier_coef" in GOLDENS:
+        return golden(case, "fourier_coef"), golden(case, "fourier_coef")
+    return golden(case, "cos_coef"), golden(case, "sin_coef")
+
+
+def positions(length):
+    return jnp.arange(length, dtype=jnp.int32)[None]
+
+
+def heads_last(x):
+    """The goldens are [batch, heads, time, head_dim]."""
+    return jnp.swapaxes(x, 1, 2)
+
+
+def test_every_rotation_golden_is_covered():
+    cases = {key.partition("/")[0] for key in GOLDENS.files}
+    assert cases == set(FREQUENCIES) | {c for c in cases if c.startswith("paper_")}
+
+
+@pytest.mark.parametrize("case", FREQUENCIES)
+def test_frequencies(case):
+    np.testing.assert_allclose(FREQUENCIES[case], golden(case, "inv_freq"), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("length", [16, 160])
+@pytest.mark.parametrize("case", FREQUENCIES)
+def test_pure_functions(case, length):
+    inv_freq = FREQUENCIES[case]
+    if case.startswith("rope"):
+        phase = angles(positions(length), inv_freq)
+        cos, sin = jnp.cos(phase), jnp.sin(phase)
+    else:
+        cos_coef, sin_coef = coefficients(case)
+        if case == "fope_normalised":
+            cos_coef, sin_coef = normalise_columns(cos_coef), normalise_columns(sin_coef)
+        cos, sin = fourier_tables(
+            positions(length), inv_freq, cos_coef, sin_coef, head_dim=HEAD_DIM, zero_sine=1.0
+        )
+    ours = rotate(heads_last(golden(case, f"x_{length}")), cos, sin)
+    theirs = heads_last(golden(case, f"y_{length}"))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_methods(case):
+    """The dataclass with its own shapes, holding the golden coefficients."""
+    method = METHODS[case]
+    shape = ModelShape(64, 1, HEADS, HEADS, HEAD_DIM)
+    method.check(shape)
+    variables = method.init(jax.random.key(0), shape)
+    layer = dict(variables.layer_constants)
+    if layer:
+        cos_coef, sin_coef = coefficients(case)
+        theirs = {"cos_coef": cos_coef, "sin_coef": sin_coef}
+        assert {k: v.shape[1:] for k, v in layer.items()} == {k: theirs[k].shape for k in layer}
+        layer = {name: theirs[name] for name in layer}
+    tables = method.tables(variables.model_constants, positions(160), HEAD_DIM)
+    x = heads_last(golden(case, "x_160"))
+    q, k = method.rotate(layer, tables, x, x)
+    theirs = heads_last(golden(case, "y_160"))
+    np.testing.assert_allclose(q, theirs, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(k, theirs, atol=1e-5, rtol=0)
+
+
+PAPER = {"60m": (8, 64, 0.3), "180m": (8, 128, 0.4), "1200m": (16, 128, 0.6)}
+
+
+@pytest.mark.parametrize("length", [512, 1024])
+@pytest.mark.parametrize("size", PAPER)
+def test_paper_shapes(size, length):
+    heads, head_dim, sigma = PAPER[size]
+    case = f"paper_{size}_{length}"
+    method = FoPE(length, sigma=sigma)
+    shape = ModelShape(heads * head_dim, 1, heads, heads, head_dim)
+    np.testing.assert_allclose(
+        method.frequencies(head_dim), golden(case, "inv_freq"), rtol=1e-6, atol=0
+    )
+    coef = method.init(jax.random.key(1), shape).layer_constants["cos_coef"][0]
+    coef = np.asarray(coef)
+    assert coef.shape == tuple(golden(case, "coef_shape"))
+    identity = step_identity(*coef.shape[1:])
+    np.testing.assert_array_equal(identity, golden(case, "coef_identity"))
+    std = coefficient_std(sigma, heads, *coef.shape[1:])
+    # One draw of 2,000 to 18,000 numbers scatters by one in the square root of twice their count.
+    tolerance = 5 / np.sqrt(2 * coef.size)
+    np.testing.assert_allclose(golden(case, "coef_noise_std"), std, rtol=tolerance)
+    np.testing.assert_allclose(np.std(coef - identity), std, rtol=tolerance)

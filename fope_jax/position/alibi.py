@@ -90,7 +90,11 @@ class ALiBi(PositionEmbedding):
             )
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
-        slopes = alibi_slopes(shape.num_heads) if self.slopes is None else np.float32(self.slopes)
+        slopes = (
+            alibi_slopes(shape.num_heads)
+            if self.slopes is None
+            else np.asarray(self.slopes, np.float32)
+        )
         stacked = jnp.broadcast_to(jnp.asarray(slopes), (shape.num_layers, shape.num_heads))
         return PositionVariables(layer_constants={"slopes": stacked})
 

@@ -124,7 +124,8 @@ def fourier_coefficients(
         if count is not None and count < 1:
             raise ValueError(f"{name}={count}: at least one is needed")
     std = coefficient_std(sigma, num_heads, num_frequencies, num_outputs, convention)
-    identity = step_identity(num_frequencies, num_outputs) if identity is None else identity
+    if identity is None:
+        identity = step_identity(num_frequencies, num_outputs)
     matrix = (num_frequencies, num_outputs)
     if identity.shape != matrix:
         raise ValueError(f"identity has shape {identity.shape}: expected [D, d] = {matrix}")

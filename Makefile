@@ -1,0 +1,52 @@
+# The two commands: `make demo` and `make test`. Both make .venv and install what they need.
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= runs/demo
+METHODS ?= nope alibi rope fope
+CONFIG := configs/quickstart.py
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test slow-test lint install clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       train and compare $(METHODS) on books; writes $(RUNS)/report/index.html"
+	@echo "make test       lint and the fast tests, with coverage"
+	@echo "make slow-test  the tests that take minutes"
+	@echo "make lint       ruff and pyright"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[data,dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/fope data build --config $(CONFIG)
+	@set -e; for method in $(METHODS); do \
+	  $(BIN)/fope train --config $(CONFIG):position=$$method --workdir $(RUNS)/$$method; \
+	  $(BIN)/fope evaluate --run $(RUNS)/$$method; \
+	done
+	$(BIN)/fope report $(METHODS:%=$(RUNS)/%) -o $(RUNS)/report
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest -n 2 --cov=fope_jax --cov-report=
+	$(BIN)/coverage report --fail-under=90 --skip-covered
+	$(BIN)/coverage report --fail-under=100 --include='fope_jax/position/*'
+
+slow-test: $(INSTALLED)
+	$(BIN)/pytest -m slow
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) runs data_cache

@@ -1,0 +1,101 @@
+"""The house rules that a reader relies on: who may import whom, and what stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "fope_jax"
+ROOT = PACKAGE.parent
+
+# One direction only: a row may import what its set names, and itself.
+MAY_IMPORT = {
+    "typing": set(),
+    "extras": set(),
+    "position": {"typing"},
+    "model": {"typing", "extras", "position"},
+    "data": {"typing", "extras"},
+    "config": {"typing", "extras", "position", "model", "data"},
+    "checkpoint": {"typing", "extras"},
+    "evaluate": {"typing", "extras", "position", "model", "data", "config", "checkpoint"},
+    "train": {"typing", "extras", "position", "model", "data", "config", "checkpoint", "evaluate"},
+    "report": {"typing", "extras"},
+    "main": {"extras", "config", "data", "train", "evaluate", "report"},
+}
+JAX_ALONE = {"position": "*.py", "model": "losses.py"}
+
+
+def imports(path):
+    """Dotted names of everything the file imports, at its top or inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def test_every_room_has_a_rule():
+    assert {room(path) for path in SOURCES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    ours = {name.split(".")[1] for name in imports(path) if name.startswith("fope_jax.")}
+    assert ours - {room(path)} <= MAY_IMPORT[room(path)]
+
+
+@pytest.mark.parametrize("folder", JAX_ALONE)
+def test_position_and_losses_need_jax_alone(folder):
+    for path in (PACKAGE / folder).glob(JAX_ALONE[folder]):
+        foreign = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+        assert foreign <= {"jax", "numpy", "fope_jax"}, path
+
+
+def test_tensorflow_is_imported_in_one_module():
+    users = {
+        str(path.relative_to(PACKAGE))
+        for path in SOURCES
+        if {name.split(".")[0] for name in imports(path)}
+        & {"tensorflow", "tensorflow_datasets", "seqio"}
+    }
+    assert users <= {"data/tasks.py"}
+
+
+@pytest.mark.parametrize("folder", ["report", "data"])
+def test_no_jax(folder):
+    for path in (PACKAGE / folder).glob("*.py"):
+        assert "jax" not in {name.split(".")[0] for name in imports(path)}, path
+
+
+def test_a_missing_extra_names_the_pip_line():
+    """Where flax, optax and the rest are absent, each verb says what to install."""
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'flax', 'optax', 'orbax', 'ml_collections', 'grain',\n"
+        "                                  'seqio', 'tensorflow', 'matplotlib', 'tqdm'}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import fope_jax.position\n"
+        "from fope_jax.main import main\n"
+        "sys.exit(main(['train', '--config', 'configs/quickstart.py', '--workdir', 'x']))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode != 0
+    assert "pip install 'fope-jax[train]'" in run.stderr
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,474 @@
+"""Configurations: an ml_collections file and command-line overrides become one `Experiment`.
+
+A configuration file is Python with a function ``get_config(arg)`` that returns a ``ConfigDict``:
+
+    name, seed                      top-level keys
+    model, data, train, evaluate    the fields of TransformerConfig, DataConfig, TrainConfig,
+                                    EvaluateConfig; a field left out has its default
+    position                        ``method``, the knobs of that method, and ``preset`` if wanted
+
+Every value is stated once. A position embedding with a knob ``training_length`` that the file
+leaves out (or sets to None) gets ``train.length``; state it only where the two differ, as when a
+model trained on 512 tokens continues on 1,024.
+
+Nothing here touches a device, so a mistake is reported before any work is done.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import functools
+import runpy
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from ml_collections import ConfigDict
+
+from fope_jax import position as positions
+from fope_jax.data import DataConfig
+from fope_jax.model.transformer import TransformerConfig
+from fope_jax.position.base import PositionEmbedding
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built; the message names key, value and what is accepted."""
+
+
+# ---------------------------------------------------------------------------- the parts
+
+
+Schedule = Literal["cosine", "constant"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Defaults are the paper's (section A.3 and its released code).
+
+    Attributes:
+      steps: optimizer updates in the whole run.
+      batch_size: sequences an update, over all devices.
+      length: tokens a sequence; the training length of the experiment.
+      learning_rate: the peak rate.
+      warmup_steps: updates over which the rate grows linearly from 0 to its peak.
+      schedule: after the warmup, "cosine" decays to ``final_learning_rate_fraction`` of the peak
+        at the last update; "constant" stays.
+      final_learning_rate_fraction: what is left of the peak at the end of "cosine".
+      b1, b2, eps: AdamW's moments and divisor.
+      weight_decay: decoupled, times the learning rate, on every parameter: norms and embeddings
+        too, as in the paper's code. Position constants are not parameters and never decay.
+      gradient_clip: largest global norm of the gradient; None does not clip.
+      accumulate: pieces an update's batch is computed in, one after the other. Divides
+        ``batch_size``; changes memory, not the update (up to rounding).
+      log_every: updates between two rows of metrics.
+      save_every: updates between two checkpoints; the last update is always saved.
+      keep: checkpoints kept.
+    """
+
+    steps: int
+    batch_size: int
+    length: int
+    learning_rate: float = 6e-4
+    warmup_steps: int = 10_000
+    schedule: Schedule = "cosine"
+    final_learning_rate_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clip: float | None = 1.0
+    accumulate: int = 1
+    log_every: int = 10
+    save_every: int = 1_000
+    keep: int = 2
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "length", "accumulate", "log_every", "save_every"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of 1 or more")
+        _require("keep", self.keep, self.keep >= 1, "an integer of 1 or more")
+        _require(
+            "accumulate", self.accumulate, self.batch_size % self.accumulate == 0,
+            f"a divisor of batch_size = {self.batch_size}",
+        )  # fmt: skip
+        _require("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
+        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "a positive number")
+        _require("eps", self.eps, self.eps > 0, "a positive number")
+        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        for name in ("b1", "b2"):
+            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= value < 1")
+        fraction = self.final_learning_rate_fraction
+        _require("final_learning_rate_fraction", fraction, 0 <= fraction <= 1, "0 <= value <= 1")
+        clip = self.gradient_clip
+        _require("gradient_clip", clip, clip is None or clip > 0, "a positive number or None")
+        names = typing.get_args(Schedule)
+        _require("schedule", self.schedule, self.schedule in names, f"one of {names}")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What `fope evaluate` measures. Lengths are multiples of ``train.length``.
+
+    Attributes:
+      lengths: contexts for perplexity of the same tokens at every length.
+      scored_tokens: scored at the end of each window; None is half the training length.
+      num_windows: windows scored at each length; the same ones at every length.
+      position_windows: windows of the longest length for loss by position.
+      passkey_lengths: contexts for passkey retrieval.
+      passkey_depths: where the key stands in the context, 0 the beginning and 1 the end.
+      passkey_trials: trials for each length and depth.
+      passkey_templates: wordings, "standard" (the literature's) and "compact" (small models).
+      batch_tokens: upper bound of the tokens in one forward pass.
+      splits: the corpus splits perplexity is measured on.
+    """
+
+    lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
+    scored_tokens: int | None = None
+    num_windows: int = 256
+    position_windows: int = 32
+    passkey_lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
+    passkey_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    passkey_trials: int = 20
+    passkey_templates: tuple[str, ...] = ("compact", "standard")
+    batch_tokens: int = 16_384
+    splits: tuple[str, ...] = ("validation",)
+
+    def __post_init__(self):
+        for name in ("lengths", "passkey_lengths"):
+            value = getattr(self, name)
+            _require(name, value, all(n >= 1 for n in value), "multiples of 1 or more")
+        for name in ("num_windows", "position_windows", "passkey_trials"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        _require("batch_tokens", self.batch_tokens, self.batch_tokens >= 1, "1 or more")
+        scored = self.scored_tokens
+        _require("scored_tokens", scored, scored is None or scored >= 1, "1 or more, or None")
+        depths = self.passkey_depths
+        _require("passkey_depths", depths, all(0 <= d <= 1 for d in depths), "each 0 <= value <= 1")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One run: everything that training and evaluation are a function of.
+
+    ``name`` is the variant in every row and report; ``seed`` draws parameters and data order.
+    """
+
+    name: str
+    seed: int
+    model: TransformerConfig
+    position: PositionEmbedding
+    data: DataConfig
+    train: TrainConfig
+    evaluate: EvaluateConfig
+
+
+SECTIONS = {
+    "model": TransformerConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+}
+_TOP = {"name": str, "seed": int}
+
+
+# ---------------------------------------------------------------------------- from a file
+
+
+def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
+    """Reads a configuration file and applies overrides; fails on anything it cannot build.
+
+    Args:
+      spec: ``"path.py"`` or ``"path.py:arg"``; ``arg`` goes to the file's ``get_config``.
+      overrides: ``"train.steps=100"``, with or without a leading ``--config.``. Values are parsed
+        by the type of the field they go to.
+
+    Returns:
+      The ConfigDict of the file, field references intact, with the overrides in it.
+
+    Raises:
+      ConfigError: a file that is not there or has no get_config, an unknown key, a wrong type.
+    """
+    path, _, arg = spec.partition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"configuration file {path!r} does not exist (form: path.py:arg)")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise ConfigError(f"configuration file {path!r} defines no get_config(arg)")
+    config = get_config(arg)
+    for override in overrides:
+        _override(config, override.removeprefix("--").removeprefix("config."))
+    build_experiment(config)
+    return config
+
+
+def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
+    """Reads the ``arg`` of a configuration file, ``"position=rope,smoke"``; a bare name is True.
+
+    >>> parse_arg("position=rope,smoke", position="fope", seed=0, smoke=False).to_dict()
+    {'position': 'rope', 'seed': 0, 'smoke': True}
+    """
+    values = dict(defaults)
+    for part in filter(None, arg.split(",")):
+        key, equals, text = part.partition("=")
+        if key not in defaults:
+            raise ConfigError(
+                f"config argument {key!r} is unknown{_nearest(key, defaults)};"
+                f" accepted: {', '.join(defaults)}"
+            )
+        kind = type(defaults[key])
+        values[key] = _checked(f"argument {key}", _parse(text, kind) if equals else True, kind)
+    return ConfigDict(values)
+
+
+def _override(config: ConfigDict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r} has no value (form: --config.train.steps=100)")
+    section, _, field = key.partition(".")
+    if section == "position" and field:
+        method = config.get("position", {}).get("method")
+        kind = str if field == "method" else _position_types(method).get(field, Any)
+    elif section in SECTIONS and field:
+        kind = _types(SECTIONS[section]).get(field)
+    else:
+        kind = _TOP.get(key)
+    if kind is None:
+        raise _unknown_key(key)
+    value = _checked(key, _parse(text, kind), kind)
+    # The type is checked against the field; ConfigDict would check it against the old value.
+    with config.ignore_type():
+        if not field:
+            config[key] = value
+        elif section in config:
+            config[section][field] = value
+        else:
+            config[section] = {field: value}
+
+
+# ---------------------------------------------------------------------------- to objects and back
+
+
+def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
+    """Builds and cross-checks the objects that ``config`` describes.
+
+    Raises:
+      ConfigError: unknown key (with the nearest one), wrong type (with both), missing value, or
+        two values that do not go together.
+    """
+    values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    for key in values:
+        if key not in (*_TOP, *SECTIONS, "position"):
+            raise _unknown_key(key)
+    for key in (*_TOP, "model", "position", "data", "train"):
+        if key not in values:
+            raise ConfigError(f"config.{key} is missing")
+    top = {key: _checked(key, values[key], kind) for key, kind in _TOP.items()}
+    parts = {name: _build(name, cls, values.get(name, {})) for name, cls in SECTIONS.items()}
+    train, evaluate = parts["train"], parts["evaluate"]
+    if evaluate.scored_tokens is None:
+        scored = max(1, train.length // 2)
+        parts["evaluate"] = dataclasses.replace(evaluate, scored_tokens=scored)
+    position = _build_position(values["position"], train.length)
+    experiment = Experiment(**top, **parts, position=position)
+    _cross_check(experiment)
+    return experiment
+
+
+def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The inverse of `build_experiment`: plain values for config.json, nothing left implicit."""
+    result = {"name": experiment.name, "seed": experiment.seed}
+    for name in SECTIONS:
+        result[name] = _fields(getattr(experiment, name))
+    method = {"method": positions.name_of(experiment.position)}
+    return result | {"position": method | _fields(experiment.position)}
+
+
+# Values that change what is reported, kept or stored, never the numbers a run computes.
+FREE_KEYS = ("name", "train.log_every", "train.save_every", "train.keep", "data.cache_dir")
+
+
+def changed_numbers(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Which values that decide a run's numbers differ between two config.json dicts.
+
+    Returns:
+      One line a key, ``"train.length: 128, now 256"``; empty where a run may go on.
+    """
+    before, after = _flat(old), _flat(new)
+    free = set(FREE_KEYS)
+    if before.get("train.schedule") == after.get("train.schedule") == "constant":
+        free.add("train.steps")  # a constant rate does not know where the run ends
+    return [
+        f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in free and not key.startswith("evaluate.")
+    ]
+
+
+def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:
+    """Raises ConfigError where a token could fall outside the embedding."""
+    if tokenizer_size > model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer_size} tokens but config.model.vocab_size ="
+            f" {model.vocab_size}; raise model.vocab_size to {tokenizer_size} or more"
+        )
+
+
+def _cross_check(experiment: Experiment) -> None:
+    longest, length = experiment.position.max_length(), experiment.train.length
+    if longest is not None and length > longest:
+        raise ConfigError(
+            f"config.train.length = {length} is beyond the longest sequence of position method"
+            f" {positions.name_of(experiment.position)!r}, {longest}"
+        )
+    try:
+        experiment.position.check(experiment.model.shape)
+    except ValueError as error:
+        raise ConfigError(f"config.position: {error}") from error
+
+
+def _build(name: str, cls: type, values: Mapping[str, Any]) -> Any:
+    kinds = _types(cls)
+    for key in values:
+        if key not in kinds:
+            raise _unknown_key(f"{name}.{key}")
+    checked = {key: _checked(f"{name}.{key}", value, kinds[key]) for key, value in values.items()}
+    missing = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.init
+        and field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"config.{name}.{missing[0]} is missing ({kinds[missing[0]].__name__})")
+    try:
+        return cls(**checked)
+    except ValueError as error:
+        raise ConfigError(f"config.{name}: {error}") from error
+
+
+def _build_position(values: Mapping[str, Any], length: int) -> PositionEmbedding:
+    knobs = dict(values)
+    method = knobs.pop("method", None)
+    if method is None:
+        raise ConfigError(
+            f"config.position.method is missing; one of {', '.join(positions.METHODS)}"
+        )
+    kinds = _position_types(method)
+    if "training_length" in kinds and knobs.get("training_length") is None:
+        knobs["training_length"] = length
+    knobs = {k: _checked(f"position.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()}
+    try:
+        return positions.make(method, **knobs)
+    except ValueError as error:
+        raise ConfigError(f"config.position: {error}") from error
+
+
+def _position_types(method: str | None) -> dict[str, Any]:
+    cls = positions.METHODS.get(method)
+    return {"preset": str | None} | _types(cls) if cls else {}
+
+
+def _fields(part: Any) -> dict[str, Any]:
+    values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if f.init}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner}": v for inner, v in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+# ---------------------------------------------------------------------------- types and names
+
+
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+
+
+def _parse(text: str, kind: Any) -> Any:
+    """The value that ``text`` stands for in a field of type ``kind``; checked by the caller."""
+    options = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
+    if type(None) in options and text.lower() == "none":
+        return None
+    if str in options or any(typing.get_origin(option) is Literal for option in options):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if any(typing.get_origin(option) is tuple for option in options):
+        items = [item.strip() for item in text.strip("()[] ").split(",")]
+        return tuple(_literal(item) for item in items if item)
+    return _literal(text)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+_UNIONS = (Union, types.UnionType)
+
+
+def _checked(key: str, value: Any, kind: Any) -> Any:
+    """Returns ``value`` as ``kind``: a list becomes a tuple, an int may stand for a float."""
+    accepted, result = _convert(value, kind)
+    if not accepted:
+        name = getattr(kind, "__name__", "") if isinstance(kind, type) else ""
+        text = name or str(kind).replace("typing.", "").replace("NoneType", "None")
+        raise ConfigError(f"config.{key} = {value!r} is {type(value).__name__}; accepted: {text}")
+    return result
+
+
+def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return True, value
+    if origin in _UNIONS:
+        tried = [_convert(value, option) for option in args]
+        return next((result for result in tried if result[0]), (False, value))
+    if origin is Literal:
+        return value in args, value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False, value
+        items = [_convert(item, args[0] if args else Any) for item in value]
+        return all(ok for ok, _ in items), tuple(item for _, item in items)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return True, float(value)
+    if kind is int and isinstance(value, bool):
+        return False, value
+    plain = origin or kind
+    return (not isinstance(plain, type) or isinstance(value, plain)), value
+
+
+def _require(name: str, value: Any, condition: bool, accepted: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} = {value!r}; accepted: {accepted}")
+
+
+def _unknown_key(key: str) -> ConfigError:
+    known = [*_TOP, "position.method"]
+    known += [f"{name}.{field}" for name, cls in SECTIONS.items() for field in _types(cls)]
+    return ConfigError(f"config.{key} is unknown{_nearest(key, known)}")
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """`` (nearest: KEY)``: a key of the same last name in another section, else the closest."""
+    known, leaf = list(known), key.rpartition(".")[2]
+    same = [name for name in known if name.rpartition(".")[2] == leaf]
+    close = same or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return f" (nearest: {close[0]})" if close else ""

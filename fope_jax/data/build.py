@@ -1,0 +1,346 @@
+"""Builds the token cache, and describes it: the work behind `fope data build` and `inspect`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fope_jax.data import cache as caches
+from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, open_cache
+from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.corpora import CorpusError, file_sha256, read_corpus, source_files
+from fope_jax.data.tokenizer import (
+    TRAINING_TEXT_CHARS,
+    BytesTokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    load_saved,
+    train_sentencepiece,
+)
+from fope_jax.data.tokenizer import describe as describe_tokenizer
+from fope_jax.extras import require
+
+# ---------------------------------------------------------------------------- build
+
+
+def build(config: DataConfig) -> dict[str, TokenCache]:
+    """Builds the token cache of ``config``, or goes on where a build was interrupted.
+
+    A complete cache of unchanged text is checked and returned; text that has changed since is
+    built anew.
+
+    Returns:
+      The cache of each split.
+
+    Raises:
+      CorpusError: text that is missing, empty or cannot be read.
+      CacheError: a directory that cannot be written, or a damaged cache.
+    """
+    directory = caches.cache_directory(config)
+    with _locked(directory):
+        manifest = caches.read_manifest(directory)
+        sources = list_sources(config, known=manifest["sources"] if manifest else [])
+        fresh = manifest is None or manifest["content"] != content_digest(sources)
+        if fresh:
+            if manifest is not None:
+                _say(f"the text of {directory} has changed: building it again")
+            _build(config, directory, sources)
+        result = {split: open_cache(config, split) for split in SPLITS}
+        for split, cache in result.items():
+            cache.verify()
+            _say(
+                f"{split}: {cache.num_tokens:,} tokens, {cache.summary['documents']:,} documents"
+                f" in {directory}{'' if fresh else ' (built before)'}"
+            )
+        return result
+
+
+def _build(config: DataConfig, directory: Path, sources: list[dict[str, Any]]) -> None:
+    partial = caches.partial_directory(directory)
+    partial.mkdir(parents=True, exist_ok=True)
+    state = _resume(partial, content_digest(sources))
+    tokenizer = _make_tokenizer(config, partial, state)
+    for split in SPLITS:
+        if not state["splits"][split].complete:
+            _write_split(config, partial, state, tokenizer, split)
+    manifest = _manifest(config, sources, state, tokenizer)
+    caches.write_json(partial / "manifest.json", manifest)
+    (partial / "progress.json").unlink()
+    _replace(partial, directory)
+
+
+def _resume(partial: Path, content: str) -> dict[str, Any]:
+    """What an interrupted build of the same text has left; anything else is removed."""
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        state = json.loads((partial / "progress.json").read_text())
+        if state["content"] == content:
+            state["splits"] = {k: Progress(**v) for k, v in state["splits"].items()}
+            done = sum(progress.num_tokens for progress in state["splits"].values())
+            _say(f"going on with {partial} after {done:,} tokens")
+            return state
+    shutil.rmtree(partial)
+    partial.mkdir()
+    splits = {split: Progress() for split in SPLITS}
+    return {"content": content, "tokenizer": None, "splits": splits}
+
+
+def _save_state(partial: Path, state: dict[str, Any]) -> None:
+    splits = {split: dataclasses.asdict(progress) for split, progress in state["splits"].items()}
+    caches.write_json(partial / "progress.json", state | {"splits": splits})
+
+
+def _make_tokenizer(config: DataConfig, partial: Path, state: dict[str, Any]) -> Tokenizer:
+    if state["tokenizer"]:
+        return load_saved(partial, state["tokenizer"])
+    if config.tokenizer == "bytes":
+        tokenizer = BytesTokenizer()
+    elif config.tokenizer == "sentencepiece":
+        began = time.perf_counter()
+        tokenizer = train_sentencepiece(_training_texts(config), config.vocab_size)
+        seconds = time.perf_counter() - began
+        _say(
+            f"trained a SentencePiece tokenizer of {tokenizer.vocab_size} tokens in {seconds:.1f} s"
+        )
+    else:
+        tokenizer = JsonTokenizer.load(Path(config.tokenizer))
+    tokenizer.save(partial)
+    state["tokenizer"] = describe_tokenizer(tokenizer)
+    _save_state(partial, state)
+    return tokenizer
+
+
+def _training_texts(config: DataConfig) -> Iterator[str]:
+    """The beginning of every corpus's training split, in equal parts."""
+    for corpus, _ in config.components:
+        left = TRAINING_TEXT_CHARS // len(config.components)
+        for text in _texts(config, corpus):
+            yield text[:left]
+            left -= len(text)
+            if left <= 0:
+                break
+
+
+def _texts(config: DataConfig, corpus: str) -> Iterable[str]:
+    if corpus == "c4" and config.tfds_data_dir:
+        return _tasks().read_texts(config, corpus, "train")
+    return (document.text for document in read_corpus(config, corpus, "train"))
+
+
+def _write_split(
+    config: DataConfig, partial: Path, state: dict[str, Any], tokenizer: Tokenizer, split: str
+) -> None:
+    progress: Progress = state["splits"][split]
+
+    def save(now: Progress) -> None:
+        state["splits"][split] = now
+        _save_state(partial, state)
+
+    documents = _tasks().read_documents(
+        config, tokenizer, split, skip=progress.documents, taken=progress.tokens
+    )
+    writer = SplitWriter(
+        partial, split, token_bytes=tokenizer.token_bytes, progress=progress, save=save,
+        block_tokens=caches.BLOCK_TOKENS, shard_tokens=caches.SHARD_TOKENS,
+    )  # fmt: skip
+    tqdm = require("tqdm", "train").tqdm
+    with tqdm(desc=f"tokenize {split}", unit=" tokens", unit_scale=True) as bar:
+        for number, document in enumerate(documents, 1):
+            writer.add(document)
+            bar.set_postfix_str(f"{number:,} documents", refresh=False)
+            bar.update(len(document.tokens))
+    done = writer.finish()
+    if not done.num_tokens:
+        raise CorpusError(
+            f"the {split} split of corpus {config.corpus!r} is empty:"
+            f" {done.empty_documents} documents, none with text"
+        )
+    if done.empty_documents:
+        _say(f"{split}: {done.empty_documents:,} documents have no text; they get no tokens")
+    if done.changed_documents:
+        _say(
+            f"{split}: the tokenizer changes {done.changed_documents:,} documents: their tokens"
+            " stand for another number of bytes than they have"
+        )
+
+
+def _manifest(
+    config: DataConfig, sources: list[dict[str, Any]], state: dict[str, Any], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    content = content_digest(sources)
+    identity = [content, tokenizer.fingerprint, config.components, caches.FORMAT]
+    fields = caches.describe(config)
+    identity += [fields.get("validation_books"), fields.get("excluded_books")]
+    return {
+        "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        "content": content,
+        "config": fields,
+        "tokenizer": state["tokenizer"],
+        "dtype": caches.token_dtype(tokenizer.vocab_size).str,
+        "block_tokens": caches.BLOCK_TOKENS,
+        "shard_tokens": caches.SHARD_TOKENS,
+        "splits": {
+            split: {
+                "documents": sum(shard["documents"]["count"] for shard in progress.shards),
+                "bytes": progress.bytes,
+                "empty_documents": progress.empty_documents,
+                "changed_documents": progress.changed_documents,
+                "shards": progress.shards,
+            }
+            for split, progress in state["splits"].items()
+        },
+        "sources": sources,
+    }
+
+
+def _replace(partial: Path, directory: Path) -> None:
+    """Puts the finished cache in its place; a reader of an older one keeps its open files."""
+    old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    partial.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One build of a cache at a time; the system lets go of the lock of a killed process."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        stream = open(directory.with_name(directory.name + ".lock"), "w")  # noqa: SIM115
+    except OSError as error:
+        raise CacheError(
+            f"cache_dir = {str(directory.parent)!r} cannot be written: {error}"
+        ) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"another process builds {directory}: waiting for it")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _tasks():
+    """Imported here, because TensorFlow takes seconds that reading a built cache should not."""
+    return importlib.import_module("fope_jax.data.tasks")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------- where text is from
+
+
+def list_sources(config: DataConfig, known: list[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """What the text is made of: each file with its sha256, or a TFDS dataset's identity.
+
+    Args:
+      config: which corpora.
+      known: an earlier result; a file of the same size and time of change is not read again.
+    """
+    before = {(s.get("path"), s.get("size"), s.get("mtime_ns")): s for s in known}
+    sources = []
+    if config.tokenizer not in ("bytes", "sentencepiece"):
+        path = Path(config.tokenizer)
+        if path.is_file():
+            sources.append(_file_source(path, "tokenizer", "", before))
+        else:
+            JsonTokenizer.load(path)  # raises the error for a missing file
+    for corpus, _ in config.components:
+        if corpus == "c4" and config.tfds_data_dir:
+            sources.append({"corpus": corpus, "tfds": _tasks().tfds_identity(config)})
+            continue
+        for split in SPLITS:
+            for path in source_files(config, corpus, split):
+                sources.append(_file_source(path, corpus, split, before))
+    return sources
+
+
+def _file_source(path: Path, corpus: str, split: str, before: dict[Any, Any]) -> dict[str, Any]:
+    status = os.stat(path)
+    source = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    same = before.get(tuple(source.values()))
+    digest = same["sha256"] if same else file_sha256(path)
+    return source | {"corpus": corpus, "split": split, "sha256": digest}
+
+
+def content_digest(sources: list[dict[str, Any]]) -> str:
+    """A hex digest of the text, the same wherever the files lie."""
+    parts = [[s["corpus"], s.get("split"), s.get("sha256"), s.get("tfds")] for s in sources]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------------------- inspect
+
+
+def inspect(config: DataConfig, samples: int = 3) -> str:
+    """Describes a built cache: sizes, documents by length, and decoded samples.
+
+    Args:
+      config: which cache.
+      samples: pieces of 64 tokens shown of each split, evenly spaced.
+    """
+    parts = []
+    for split in SPLITS:
+        cache = open_cache(config, split)
+        cache.verify()
+        if not parts:
+            tokenizer = cache.tokenizer
+            parts += [
+                f"token cache  {cache.directory}",
+                f"fingerprint  {cache.fingerprint}",
+                f"tokenizer    {tokenizer.kind}, {tokenizer.vocab_size:,} tokens,"
+                f" {tokenizer.fingerprint[:16]}...",
+            ]
+        parts += ["", *_describe_split(cache, samples)]
+    return "\n".join(parts)
+
+
+def _describe_split(cache: TokenCache, samples: int) -> list[str]:
+    documents, summary = cache.documents, cache.summary
+    text_tokens = cache.num_tokens - len(documents)
+    lines = [
+        f"{cache.split}: {cache.num_tokens:,} tokens, {len(documents):,} documents,"
+        f" {summary['bytes']:,} bytes, {summary['bytes'] / text_tokens:.3f} bytes a token",
+        f"  without text: {summary['empty_documents']:,} documents;"
+        f" changed by the tokenizer: {summary['changed_documents']:,}",
+        "  tokens a document      documents        tokens",
+    ]
+    lines += _histogram(documents["length"])
+    longest = np.argsort(-documents["length"], kind="stable")[:5]
+    lines += [f"  {documents['length'][i]:>10,} tokens  {documents['name'][i]}" for i in longest]
+    for start in np.linspace(0, max(0, cache.num_tokens - 64), samples).astype(int):
+        ids = cache.tokens(start, min(start + 64, cache.num_tokens))
+        lines.append(f"  at {start:,}: {cache.tokenizer.decode(ids)!r}")
+    return lines
+
+
+def _histogram(lengths: np.ndarray) -> list[str]:
+    """Documents and tokens between powers of two of length.
+
+    >>> print("\\n".join(_histogram(np.array([3, 2, 9]))))
+      2 to 3                         2             5
+      8 to 15                        1             9
+    """
+    power = np.frexp(lengths.astype(np.float64))[1] - 1
+    lines = []
+    for exponent in np.unique(power):
+        own = lengths[power == exponent]
+        label = f"{2**exponent:,} to {2 ** (exponent + 1) - 1:,}"
+        lines.append(f"  {label:<20} {len(own):>11,} {own.sum():>13,}")
+    return lines

@@ -1,0 +1,424 @@
+"""The token cache: every token of a corpus on disk, written once, read at any position.
+
+A split is one stream of tokens, ``document, EOS, document, EOS, ...``, cut into blocks of equal
+length whatever the training length is. Shards are ArrayRecord files, one record a block:
+
+    CACHE_DIR/gutenberg-sentencepiece4096-1a2b3c4d5e6f/
+        manifest.json                   what, from what, and the sha256 of every file below
+        tokenizer.model
+        train-00000.array_record        2,048 blocks of 16,384 tokens, uint16 where V <= 65,536
+        train-00000.documents.npz       the documents that begin in this shard
+        validation-00000.array_record ...
+
+While it is built, the directory has ``.partial`` after its name, and ``progress.json`` says which
+shards are complete; the rename at the end makes the cache appear whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fope_jax.data import tokenizer as tokenizers
+from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.corpora import file_sha256
+from fope_jax.data.tokenizer import Tokenizer
+from fope_jax.extras import require
+
+FORMAT = 1
+BLOCK_TOKENS = 2**14
+SHARD_TOKENS = 2**25
+_BLOCKS_IN_MEMORY = 2048  # 64 MB of uint16: a corpus of 32 M tokens is read from disk once
+_OPEN_SHARDS = 256
+
+DOCUMENT_DTYPE = np.dtype(
+    [("name", object), ("start", np.int64), ("length", np.int64), ("bytes", np.int64)]
+)
+
+
+class CacheError(RuntimeError):
+    """A token cache that is absent, damaged or cannot be written; the message names the file."""
+
+
+# ---------------------------------------------------------------------------- where it is
+
+
+def cache_directory(config: DataConfig) -> Path:
+    """The directory of the cache that ``config`` describes.
+
+    Its name has a digest of every field that decides the tokens, so two configs never meet in one
+    directory; packing and training length are not among them.
+    """
+    digest = hashlib.sha256(json.dumps(describe(config), sort_keys=True).encode()).hexdigest()
+    label = config.tokenizer
+    if label == "sentencepiece":
+        label += str(config.vocab_size)
+    return Path(config.cache_dir) / f"{config.corpus}-{Path(label).stem}-{digest[:12]}"
+
+
+def describe(config: DataConfig) -> dict[str, Any]:
+    """The fields of ``config`` that decide the tokens."""
+    fields = {"components": [list(part) for part in config.components]}
+    corpora = [name for name, _ in config.components]
+    if "gutenberg" in corpora:
+        fields["validation_books"] = sorted(config.validation_books)
+        fields["excluded_books"] = sorted(config.excluded_books)
+    if "c4" in corpora and config.tfds_data_dir:
+        fields |= {"tfds_name": config.tfds_name, "tfds_data_dir": config.tfds_data_dir}
+    if config.train_files:
+        fields["train_files"] = sorted(config.train_files)
+        fields["validation_files"] = sorted(config.validation_files)
+    fields["tokenizer"] = config.tokenizer
+    if config.tokenizer == "sentencepiece":
+        fields["vocab_size"] = config.vocab_size
+    return fields | {"format": FORMAT}
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+class TokenCache:
+    """One split of a token cache.
+
+    Every shard's sha256 is checked when it is first read; `verify` checks all of them.
+
+    Attributes:
+      directory, split: which cache, which split.
+      num_tokens: tokens of the stream, one EOS a document among them.
+      fingerprint: hex digest of the corpus's content, the tokenizer, and how the text is split.
+      summary: what the build counted: documents, bytes, empty_documents, changed_documents.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], split: str):
+        self.directory, self.split = directory, split
+        self.fingerprint: str = manifest["fingerprint"]
+        self._tokenizer_description = manifest["tokenizer"]
+        self._dtype = np.dtype(manifest["dtype"])
+        self._block, self._shard = manifest["block_tokens"], manifest["shard_tokens"]
+        self.summary: dict[str, Any] = manifest["splits"][split]
+        self._shards: list[dict[str, Any]] = self.summary["shards"]
+        self.num_tokens: int = sum(shard["tokens"] for shard in self._shards)
+        # Bound to the instance, so that a cache that is dropped takes its blocks with it.
+        self._read_block = functools.lru_cache(maxsize=_BLOCKS_IN_MEMORY)(self._read_block)
+        self._reader = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._reader)
+        self._check = functools.cache(self._check)
+        for shard in self._shards:
+            for file in (shard["file"], shard["documents"]["file"]):
+                self._check_present(file)
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens ``[start, stop)`` of the stream.
+
+        Returns:
+          ``[stop - start]`` int32.
+
+        Raises:
+          IndexError: the range is not within ``[0, num_tokens]``.
+          CacheError: a shard that holds some of it is damaged.
+        """
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(
+                f"tokens [{start}, {stop}) of {self.split}; accepted: within [0, {self.num_tokens}]"
+            )
+        if start == stop:
+            return np.zeros(0, np.int32)
+        first, last = start // self._block, (stop - 1) // self._block
+        blocks = [self._read_block(i) for i in range(first, last + 1)]
+        joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return joined[start - first * self._block : stop - first * self._block].astype(np.int32)
+
+    @functools.cached_property
+    def documents(self) -> np.ndarray:
+        """``[D]`` with fields name, start, length (tokens, with the EOS) and bytes (of text)."""
+        tables = [self._documents_of(i) for i in range(len(self._shards))]
+        return np.concatenate([np.zeros(0, DOCUMENT_DTYPE), *tables])
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that wrote the cache."""
+        return tokenizers.load_saved(self.directory, self._tokenizer_description)
+
+    def verify(self) -> None:
+        """Reads every file of the split.
+
+        Raises:
+          CacheError: a file's sha256 is not the manifest's; the message names it.
+        """
+        for shard in self._shards:
+            self._check(shard["file"], shard["sha256"])
+            self._check(shard["documents"]["file"], shard["documents"]["sha256"])
+
+    def _check_present(self, file: str) -> None:
+        if not (self.directory / file).is_file():
+            raise CacheError(f"token cache: {self.directory / file} is missing; {_REBUILD}")
+
+    def _check(self, file: str, expected: str) -> None:
+        self._check_present(file)
+        actual = file_sha256(self.directory / file)
+        if actual != expected:
+            raise CacheError(
+                f"token cache: {self.directory / file} is damaged: sha256 {actual[:16]}...,"
+                f" expected {expected[:16]}...; {_REBUILD}"
+            )
+
+    def _reader(self, number: int):
+        shard = self._shards[number]
+        self._check(shard["file"], shard["sha256"])
+        # Without read-ahead and helper threads: a window needs one record, anywhere.
+        return _array_record().ArrayRecordReader(
+            str(self.directory / shard["file"]),
+            "readahead_buffer_size:0,max_parallelism:0",
+            file_reader_buffer_size=2 * self._block,
+        )
+
+    def _read_block(self, number: int) -> np.ndarray:
+        shard, record = divmod(number, self._shard // self._block)
+        return np.frombuffer(self._reader(shard).read([record])[0], self._dtype)
+
+    def _documents_of(self, number: int) -> np.ndarray:
+        entry = self._shards[number]["documents"]
+        self._check(entry["file"], entry["sha256"])
+        with np.load(self.directory / entry["file"]) as columns:
+            table = np.zeros(len(columns["start"]), DOCUMENT_DTYPE)
+            for name in ("start", "length", "bytes"):
+                table[name] = columns[name]
+            table["name"] = json.loads(columns["names"].tobytes())
+        return table
+
+
+_REBUILD = "delete the directory and run `fope data build` again"
+
+
+def open_cache(config: DataConfig, split: str) -> TokenCache:
+    """Opens one split of the cache that ``config`` describes; needs neither TensorFlow nor text.
+
+    Raises:
+      CacheError: it has not been built, or a file of it is missing.
+      ValueError: ``split`` is unknown.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r}; accepted: {SPLITS}")
+    directory = cache_directory(config)
+    manifest = read_manifest(directory)
+    if manifest is None:
+        begun = " (it has been begun)" if partial_directory(directory).exists() else ""
+        raise CacheError(
+            f"there is no token cache of corpus {config.corpus!r} in {directory}{begun}; build it:"
+            " fope data build --config CONFIG"
+        )
+    return TokenCache(directory, manifest, split)
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a complete cache, None where there is none."""
+    try:
+        text = (directory / "manifest.json").read_text()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CacheError(
+            f"token cache: {directory}/manifest.json is damaged; {_REBUILD}"
+        ) from error
+
+
+def partial_directory(directory: Path) -> Path:
+    """Where a cache is built before it is complete."""
+    return directory.with_name(directory.name + ".partial")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file that is either the old or the new one, whatever happens in between."""
+    scratch = path.with_name(path.name + ".new")
+    with open(scratch, "w") as stream:
+        json.dump(value, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(scratch, path)
+
+
+def _array_record():
+    return require("array_record.python.array_record_module", "train")
+
+
+# ---------------------------------------------------------------------------- writing
+
+
+class TokenizedDocument(NamedTuple):
+    """What the writer takes: ``tokens`` end in EOS; ``bytes`` is the size of the text."""
+
+    corpus: str
+    name: str
+    tokens: np.ndarray
+    bytes: int
+
+
+@dataclass
+class Progress:
+    """How much of a split is in complete shards; what a build goes on from.
+
+    Attributes:
+      shards: manifest entries of the complete shards.
+      documents: documents of each corpus that are wholly in them (or were empty).
+      tokens: tokens of those documents, by corpus.
+      inside: tokens of the next document that are in them already.
+      bytes: bytes of text of the documents begun in them.
+      empty_documents: documents without text; they get no tokens.
+      changed_documents: documents whose tokens stand for another number of bytes than they have.
+      complete: the split has ended.
+    """
+
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    documents: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    inside: int = 0
+    bytes: int = 0
+    empty_documents: int = 0
+    changed_documents: int = 0
+    complete: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(shard["tokens"] for shard in self.shards)
+
+
+class SplitWriter:
+    """Writes the token stream of one split, document by document, into shards.
+
+    Args:
+      directory: where the shards go.
+      split: names them.
+      token_bytes: ``[V]``, decides the type tokens are stored in, and counts bytes.
+      progress: where to go on; its documents must not be passed again.
+      save: called with the progress when a shard is complete on disk.
+      block_tokens, shard_tokens: lengths; a shard is a whole number of blocks.
+    """
+
+    def __init__(
+        self, directory: Path, split: str, *, token_bytes: np.ndarray, progress: Progress,
+        save: Callable[[Progress], None], block_tokens: int, shard_tokens: int,
+    ):  # fmt: skip
+        self._directory, self._split = directory, split
+        self._token_bytes, self._dtype = token_bytes, token_dtype(len(token_bytes))
+        self._saved, self._save = progress, save
+        self._block_tokens, self._shard_tokens = block_tokens, shard_tokens
+        self._now = dataclasses.replace(
+            progress, documents=dict(progress.documents), tokens=dict(progress.tokens), inside=0
+        )
+        self._skip = progress.inside  # of the first document
+        self._position = progress.num_tokens  # of the next token in the stream
+        self._open_shard()
+
+    def add(self, document: TokenizedDocument) -> None:
+        """Appends a document. One without text is counted and leaves no token."""
+        now, size = self._now, len(document.tokens)
+        skip, self._skip = self._skip, 0
+        if document.bytes == 0:
+            now.empty_documents += 1
+            now.documents[document.corpus] = now.documents.get(document.corpus, 0) + 1
+            return
+        if skip == 0:
+            self._table.append((document.name, self._position, size, document.bytes))
+            now.bytes += document.bytes
+            now.changed_documents += int(self._token_bytes[document.tokens].sum()) != document.bytes
+        tokens = document.tokens.astype(self._dtype)
+        while skip < size:
+            taken = tokens[skip : skip + self._shard_tokens - self._shard_size]
+            self._append(taken)
+            skip += len(taken)
+            if skip == size:
+                now.documents[document.corpus] = now.documents.get(document.corpus, 0) + 1
+                now.tokens[document.corpus] = now.tokens.get(document.corpus, 0) + size
+            if self._shard_size == self._shard_tokens:
+                now.inside = skip % size
+                self._close_shard()
+                self._open_shard()
+        now.inside = 0
+
+    def finish(self) -> Progress:
+        """Closes the last shard; its last block may be shorter than the others."""
+        self._now.complete = True
+        if self._shard_size:
+            self._close_shard()
+        else:
+            self._writer.close()
+            self._scratch.unlink()
+            self._save(self._now)
+        return self._now
+
+    def _append(self, tokens: np.ndarray) -> None:
+        self._pending.append(tokens)
+        self._pending_size += len(tokens)
+        self._shard_size += len(tokens)
+        self._position += len(tokens)
+        if self._pending_size >= self._block_tokens:
+            joined = np.concatenate(self._pending)
+            whole = len(joined) - len(joined) % self._block_tokens
+            for block in joined[:whole].reshape(-1, self._block_tokens):
+                self._writer.write(block.tobytes())
+            self._pending, self._pending_size = [joined[whole:]], len(joined) - whole
+
+    def _open_shard(self) -> None:
+        self._name = f"{self._split}-{len(self._now.shards):05d}"
+        self._scratch = self._directory / f"{self._name}.unfinished"
+        # One block a chunk and no compression: a window is one short read (26 us against 90).
+        self._writer = _array_record().ArrayRecordWriter(
+            str(self._scratch), "group_size:1,uncompressed"
+        )
+        self._pending: list[np.ndarray] = []
+        self._pending_size = self._shard_size = 0
+        self._table: list[tuple[str, int, int, int]] = []
+
+    def _close_shard(self) -> None:
+        if self._pending_size:
+            self._writer.write(np.concatenate(self._pending).tobytes())
+        self._writer.close()
+        file, documents = f"{self._name}.array_record", f"{self._name}.documents.npz"
+        _sync(self._scratch)
+        os.replace(self._scratch, self._directory / file)
+        self._write_table(self._directory / documents)
+        self._now.shards = [
+            *self._now.shards,
+            {
+                "file": file,
+                "tokens": self._shard_size,
+                "sha256": file_sha256(self._directory / file),
+                "documents": {
+                    "file": documents,
+                    "count": len(self._table),
+                    "sha256": file_sha256(self._directory / documents),
+                },
+            },
+        ]
+        self._save(self._now)
+
+    def _write_table(self, path: Path) -> None:
+        names, start, length, size = zip(*self._table, strict=True) if self._table else [()] * 4
+        np.savez(
+            path,
+            start=np.array(start, np.int64),
+            length=np.array(length, np.int64),
+            bytes=np.array(size, np.int64),
+            names=np.frombuffer(json.dumps(names).encode(), np.uint8),
+        )
+        _sync(path)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest type that holds every token."""
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<i4")
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,137 @@
+"""What to read, how to cut it into tokens, and where the token cache goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Corpus = Literal["gutenberg", "c4", "text", "mixture"]
+Packing = Literal["documents", "windows"]
+
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data of one experiment.
+
+    Attributes:
+      corpus: "gutenberg" (18 public-domain books, downloaded once), "c4" (the paper's), "text"
+        (files of your own) or "mixture" of those.
+      mixture: for corpus "mixture", entries "corpus=weight": ``("gutenberg=1", "c4=3")``. Weights
+        are shares of training tokens. The mixture ends where the corpus whose turn it is has no
+        document left; what the others have beyond that is not used. Validation is every held-out
+        document of every corpus, whatever the weights.
+      validation_books: gutenberg books held out whole. The default is a novel each by two authors
+        (135,000 and 143,000 tokens with the default tokenizer) and a play, 1.0 MB of 11.7 MB.
+      excluded_books: gutenberg books left out of both splits; none by default. ``("bible-kjv",)``
+        takes out 40% of the training text, in verses unlike the other books.
+      train_files: globs. For "text": .txt (a file is a document) and .jsonl or .json, each also
+        with .gz (a line is a document, its field ``text``). For "c4": the public
+        ``c4-train.*.json.gz``; leave ``tfds_data_dir`` empty then.
+      validation_files: globs of held-out files, none of them a training file.
+      tfds_data_dir: for "c4", the TFDS directory that holds ``tfds_name``, as in
+        ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here and the
+        files belong to "text".
+      tfds_name: the prepared TFDS dataset, with its version.
+      tokenizer: "sentencepiece" (BPE trained on the training split), "bytes", or the path of a
+        ``tokenizer.json``.
+      vocab_size: tokens of the "sentencepiece" tokenizer; the others bring their own number.
+      cache_dir: where downloads and token caches go.
+      packing: how windows see documents. "documents": segments, and positions from 0, for each
+        document in a window. "windows": one segment a window, as the paper's code does.
+    """
+
+    corpus: Corpus = "gutenberg"
+    mixture: tuple[str, ...] = ()
+    validation_books: tuple[str, ...] = (
+        "austen-persuasion",
+        "chesterton-ball",
+        "shakespeare-macbeth",
+    )
+    excluded_books: tuple[str, ...] = ()
+    train_files: tuple[str, ...] = ()
+    validation_files: tuple[str, ...] = ()
+    tfds_data_dir: str = ""
+    tfds_name: str = "c4/en:3.0.1"
+    tokenizer: str = "sentencepiece"
+    vocab_size: int = 4096
+    cache_dir: str = "data_cache"
+    packing: Packing = "documents"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, list):  # configuration files write lists
+                object.__setattr__(self, field.name, tuple(value))
+        _require(self, "corpus", self.corpus in typing.get_args(Corpus), typing.get_args(Corpus))
+        _require(
+            self, "packing", self.packing in typing.get_args(Packing), typing.get_args(Packing)
+        )
+        _require(self, "vocab_size", self.vocab_size >= 1, "an integer of 1 or more")
+        _require(self, "cache_dir", bool(self.cache_dir), "a directory")
+        _require(
+            self, "tokenizer",
+            self.tokenizer in ("sentencepiece", "bytes") or self.tokenizer.endswith(".json"),
+            "'sentencepiece', 'bytes' or the path of a tokenizer.json",
+        )  # fmt: skip
+        _require(
+            self, "mixture", bool(self.mixture) == (self.corpus == "mixture"),
+            "entries 'corpus=weight' with corpus = 'mixture', nothing otherwise",
+        )  # fmt: skip
+        corpora = [name for name, _ in self.components]
+        _require(self, "mixture", len(set(corpora)) == len(corpora), "each corpus once")
+        for name in corpora:
+            self._check_corpus(name)
+
+    @property
+    def components(self) -> tuple[tuple[str, float], ...]:
+        """The corpora with their shares of the training tokens (1 for a single corpus).
+
+        >>> mixture = ("gutenberg=1", "c4=3")
+        >>> DataConfig(corpus="mixture", mixture=mixture, tfds_data_dir="gs://b/d").components
+        (('c4', 3.0), ('gutenberg', 1.0))
+        """
+        if self.corpus != "mixture":
+            return ((self.corpus, 1.0),)
+        # Sorted, because the order of the entries must not change which tokens come out.
+        return tuple(sorted(self._parse_component(entry) for entry in self.mixture))
+
+    def _parse_component(self, entry: str) -> tuple[str, float]:
+        name, _, weight = entry.partition("=")
+        try:
+            share = float(weight)
+        except ValueError:
+            share = 0.0
+        single = [corpus for corpus in typing.get_args(Corpus) if corpus != "mixture"]
+        _require(
+            self, "mixture", name in single and 0 < share < float("inf"),
+            f"entries 'corpus=weight', a corpus of {single} and a positive weight",
+        )  # fmt: skip
+        return name, share
+
+    def _check_corpus(self, name: str) -> None:
+        if name == "gutenberg":
+            _require(self, "validation_books", bool(self.validation_books), "at least one book")
+            both = sorted(set(self.validation_books) & set(self.excluded_books))
+            _require(self, "excluded_books", not both, f"no validation book; {both} are")
+        elif name == "c4" and (self.tfds_data_dir or self.corpus == "mixture"):
+            _require(self, "tfds_data_dir", bool(self.tfds_data_dir), "a TFDS data directory")
+            alone = self.corpus == "mixture" or not (self.train_files or self.validation_files)
+            _require(self, "tfds_data_dir", alone, "empty where c4 is read from train_files")
+        else:
+            hint = " (or tfds_data_dir)" if name == "c4" else ""
+            _require(self, "train_files", bool(self.train_files), f"globs{hint}")
+            _require(
+                self, "validation_files", bool(self.validation_files), "globs of held-out files"
+            )
+
+
+def _require(config: DataConfig, field: str, condition: bool, accepted: Any) -> None:
+    if not condition:
+        value = getattr(config, field)
+        raise ValueError(
+            f"{field} = {value!r} with corpus = {config.corpus!r}; accepted: {accepted}"
+        )

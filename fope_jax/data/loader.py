@@ -1,0 +1,106 @@
+"""Windows of a token cache as batches: batch = f(seed, step), nothing else.
+
+The stream of N tokens is cut into ``ceil(N / T)`` windows; window ``i`` has tokens
+``[i T, (i + 1) T)`` as inputs, and the token after each as its target. Every token of the cache is
+an input in exactly one window. The last window is filled up with the pad token, in segment 0 and
+with weight 0. The last token of the stream has no target, hence weight 0.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Iterator
+
+import numpy as np
+
+from fope_jax.data.cache import TokenCache
+from fope_jax.data.config import Packing
+from fope_jax.extras import require
+from fope_jax.typing import Batch
+
+
+class Loader:
+    """Batches ``[B, T]`` of shuffled windows.
+
+    Each epoch is another permutation of all windows. Steps run on through epochs: a batch may end
+    one and begin the next, so no window is dropped.
+
+    Args:
+      cache: one split of a token cache.
+      length: tokens of a window T.
+      batch_size: windows of a batch B.
+      seed: decides the permutations, together with the epoch.
+      packing: "documents": each document in a window is a segment with positions from 0, and an
+        EOS has weight 0, since what follows belongs to another document. "windows": a window is
+        one segment, whatever it holds.
+
+    Attributes:
+      windows_per_epoch: ``ceil(N / T)``.
+      steps_per_epoch: the steps that show every window at least once.
+    """
+
+    def __init__(
+        self, cache: TokenCache, *, length: int, batch_size: int, seed: int,
+        packing: Packing = "documents",
+    ):  # fmt: skip
+        for name, value in (("length", length), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} = {value}; accepted: an integer of 1 or more")
+        if packing not in typing.get_args(Packing):
+            raise ValueError(f"packing = {packing!r}; accepted: {typing.get_args(Packing)}")
+        if seed < 0:
+            raise ValueError(f"seed = {seed}; accepted: an integer of 0 or more")
+        self._cache, self._length, self._packing = cache, length, packing
+        self._pad_id = cache.tokenizer.pad_id
+        documents = cache.documents
+        self._starts = np.ascontiguousarray(documents["start"])
+        self.windows_per_epoch = math.ceil(cache.num_tokens / length)
+        self.steps_per_epoch = math.ceil(self.windows_per_epoch / batch_size)
+        self._grain = require("grain", "train")
+        # Grain adds the epoch to the seed it is given: spread, or seed 1 would repeat seed 0.
+        spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        windows = self._grain.MapDataset.range(self.windows_per_epoch).shuffle(seed=spread)
+        self._batches = windows.repeat().batch(batch_size).map(self._read)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step, counted from 0."""
+        return self._batches[step]
+
+    def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
+        """Batches of ``num_steps`` steps from ``start_step`` on, read ahead in a thread.
+
+        ``num_steps`` None goes on for ever.
+        """
+        stop = None if num_steps is None else start_step + num_steps
+        options = self._grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+        return iter(self._batches[start_step:stop].to_iter_dataset(options))
+
+    def _read(self, windows: np.ndarray) -> Batch:
+        """The batch of the windows with these numbers ``[B]``."""
+        length, size = self._length, self._cache.num_tokens
+        first = windows.astype(np.int64) * length
+        text = np.full((len(first), length + 1), self._pad_id, np.int32)
+        for row, start in zip(text, first, strict=True):
+            found = self._cache.tokens(start, min(start + length + 1, size))
+            row[: len(found)] = found
+        stream = first[:, None] + np.arange(length)  # [B, T] place of each input in the cache
+        if self._packing == "windows":
+            segments = np.ones_like(stream)
+            positions = stream - first[:, None]
+            scored = stream + 1 < size
+        else:
+            document = np.searchsorted(self._starts, stream, side="right") - 1
+            segments = document - document[:, :1] + 1
+            begin = np.maximum(self._starts[document], first[:, None])
+            positions = stream - begin
+            end = np.append(self._starts[1:], size)[document]
+            scored = stream + 1 < end
+        inside = stream < size
+        return Batch(
+            tokens=text[:, :-1],
+            targets=text[:, 1:],
+            positions=np.where(inside, positions, 0).astype(np.int32),
+            segments=np.where(inside, segments, 0).astype(np.int32),
+            weights=(inside & scored).astype(np.float32),
+        )

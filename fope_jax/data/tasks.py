@@ -1,0 +1,386 @@
+"""Corpora as seqio Tasks. The one module that imports TensorFlow; the build imports it.
+
+A Task gives whole documents when no sequence length is asked for, which is how the cache is
+built, and windows that keep every token when one is, as seqio's own trainers ask. seqio alone
+would give the first window of each document and drop the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fope_jax.data.cache import TokenizedDocument
+from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.corpora import CorpusError, Document, read_corpus
+from fope_jax.data.tokenizer import Tokenizer
+from fope_jax.extras import require
+
+
+@contextlib.contextmanager
+def _without_notices() -> Iterator[None]:
+    """Libraries write to file descriptor 2, past Python, that they find no GPU while they load."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with _without_notices():
+    tf: Any = require("tensorflow", "data")
+    seqio: Any = require("seqio", "data")
+    tfds: Any = require("tensorflow_datasets", "data")
+tf.config.set_visible_devices([], "GPU")  # text needs none, and JAX may want all its memory
+
+_DOCUMENTS_AT_ONCE = 64
+_CHARS_AT_ONCE = 4_000_000
+_FEATURES = ("corpus", "name", "bytes")
+
+
+# ---------------------------------------------------------------------------- tasks
+
+
+def register(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    skip: Mapping[str, int] | None = None,
+    taken: Mapping[str, int] | None = None,
+    failures: list[Exception] | None = None,
+):
+    """Registers a seqio Task for each corpus of ``config``, and a Mixture over them where asked.
+
+    A name that is registered already is registered anew: the registry is the process's, the
+    config is the caller's.
+
+    Args:
+      config: which corpora.
+      tokenizer: cuts their text.
+      skip: documents of each corpus to pass over, before any work is spent on them.
+      taken: tokens of each corpus that a mixture has given before those.
+      failures: gets the exceptions that TensorFlow would turn into text.
+
+    Returns:
+      The ``seqio.Task``, or the ``seqio.Mixture``. Examples have ``targets`` (int32, EOS at the
+      end) and, without a sequence length, ``corpus``, ``name`` and ``bytes``.
+    """
+    skip, taken = skip or {}, taken or {}
+    failures = [] if failures is None else failures
+    tasks = []
+    for corpus, _ in config.components:
+        name = f"fope_{corpus}"
+        seqio.TaskRegistry.remove(name)
+        tasks.append(
+            seqio.TaskRegistry.add(
+                name,
+                source=_source(config, corpus, failures),
+                preprocessors=[
+                    functools.partial(_label, corpus=corpus),
+                    functools.partial(_skip, count=skip.get(corpus, 0)),
+                    functools.partial(tokenize, tokenizer=tokenizer, failures=failures),
+                    concatenate_and_split,
+                ],
+                output_features={
+                    "targets": seqio.Feature(
+                        seqio.PassThroughVocabulary(tokenizer.vocab_size, tokenizer.eos_id),
+                        add_eos=False,  # the documents end in it already
+                    )
+                },
+            )
+        )
+    if config.corpus != "mixture":
+        return tasks[0]
+    seqio.MixtureRegistry.remove("fope_mixture")
+    return seqio.MixtureRegistry.add(
+        "fope_mixture",
+        list(zip([task.name for task in tasks], [w for _, w in config.components], strict=True)),
+        # seqio sorts tasks by name, as the components are.
+        sample_fn=functools.partial(
+            sample_by_tokens, taken=[taken.get(corpus, 0) for corpus, _ in config.components]
+        ),
+    )
+
+
+def read_documents(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    split: str,
+    *,
+    skip: Mapping[str, int] | None = None,
+    taken: Mapping[str, int] | None = None,
+) -> Iterator[TokenizedDocument]:
+    """The documents of one split with their tokens, through the Tasks, in a fixed order.
+
+    A mixture's training documents come in the shares of its weights; its validation documents
+    corpus by corpus, all of them.
+
+    Raises:
+      CorpusError: text that cannot be read.
+    """
+    failures: list[Exception] = []
+    provider = register(config, tokenizer, skip=skip, taken=taken, failures=failures)
+    if config.corpus == "mixture" and split == "train":
+        datasets = [
+            provider.get_dataset(
+                None, split=split, shuffle=False, num_epochs=1, passthrough_features=_FEATURES
+            )
+        ]
+    else:
+        tasks = provider.tasks if config.corpus == "mixture" else [provider]
+        datasets = [
+            task.get_dataset(None, split=split, shuffle=False, try_in_mem_cache=False)
+            for task in tasks
+        ]
+    try:
+        for dataset in datasets:
+            # In groups, as each step out of TensorFlow takes up to a millisecond too.
+            for group in dataset.ragged_batch(_DOCUMENTS_AT_ONCE):
+                yield from _documents(group)
+    except tf.errors.OpError as error:
+        raise _readable(error, failures, config, split) from error
+
+
+def _documents(group: Mapping[str, Any]) -> Iterator[TokenizedDocument]:
+    ends = group["targets"].row_splits.numpy()
+    tokens = np.split(group["targets"].flat_values.numpy(), ends[1:-1])
+    columns = (group[name].numpy() for name in _FEATURES)
+    for corpus, name, size, ids in zip(*columns, tokens, strict=True):
+        yield TokenizedDocument(corpus.decode(), name.decode(), ids, int(size))
+
+
+def read_texts(config: DataConfig, corpus: str, split: str) -> Iterator[str]:
+    """The bare texts of a corpus, to train a tokenizer on."""
+    failures: list[Exception] = []
+    try:
+        dataset = _source(config, corpus, failures).get_dataset(split=split, shuffle=False)
+        for group in dataset.batch(_DOCUMENTS_AT_ONCE).as_numpy_iterator():
+            names = group["name" if "name" in group else "url"]
+            for name, text in zip(names, group["text"], strict=True):
+                yield _decode(name, text)
+    except tf.errors.OpError as error:
+        raise _readable(error, failures, config, split) from error
+
+
+# ---------------------------------------------------------------------------- sources
+
+
+def _source(config: DataConfig, corpus: str, failures: list[Exception]):
+    if corpus == "c4" and config.tfds_data_dir:
+        return seqio.TfdsDataSource(
+            tfds_data_dir=_tfds_directory(config), splits=SPLITS, read_only=True
+        )
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
+        del shuffle_files, seed  # the loader shuffles windows; documents keep their order
+        documents = functools.partial(read_corpus, config, corpus, split)
+        return tf.data.Dataset.from_generator(
+            functools.partial(_as_examples, documents, failures),
+            output_signature={
+                "name": tf.TensorSpec((None,), tf.string),
+                "text": tf.TensorSpec((None,), tf.string),
+            },
+        ).unbatch()
+
+    return seqio.FunctionDataSource(dataset_fn, splits=SPLITS)
+
+
+def _as_examples(
+    documents: Callable[[], Iterator[Document]], failures: list[Exception]
+) -> Iterator[dict[str, list[str]]]:
+    """Documents in groups, as each step from Python into TensorFlow takes up to a millisecond."""
+    try:
+        group, size = [], 0
+        for document in documents():
+            group.append(document)
+            size += len(document.text)
+            if len(group) == _DOCUMENTS_AT_ONCE or size >= _CHARS_AT_ONCE:
+                yield _columns(group)
+                group, size = [], 0
+        if group:
+            yield _columns(group)
+    except Exception as error:  # TensorFlow keeps the text of an exception, not the exception
+        failures.append(error)
+        raise
+
+
+def _columns(group: list[Document]) -> dict[str, list[str]]:
+    return {"name": [one.name for one in group], "text": [one.text for one in group]}
+
+
+def _tfds_directory(config: DataConfig) -> str:
+    """The prepared dataset's own directory, read in place: TFDS must not try to make it anew."""
+    name, _, version = config.tfds_name.partition(":")
+    directory = "/".join((config.tfds_data_dir.rstrip("/"), name, version)).rstrip("/")
+    if not tf.io.gfile.exists(f"{directory}/dataset_info.json"):
+        raise CorpusError(
+            f"tfds_data_dir = {config.tfds_data_dir!r} holds no prepared {config.tfds_name}:"
+            f" {directory}/dataset_info.json does not exist"
+        )
+    return directory
+
+
+def tfds_identity(config: DataConfig) -> list[list[Any]]:
+    """What identifies the content of a TFDS corpus without reading all of it."""
+    directory = _tfds_directory(config)
+    digest = hashlib.sha256()
+    for file in ("dataset_info.json", "features.json"):
+        with tf.io.gfile.GFile(f"{directory}/{file}", "rb") as stream:
+            digest.update(stream.read())
+    splits = tfds.builder_from_directory(directory).info.splits
+    missing = [split for split in SPLITS if split not in splits]
+    if missing:
+        raise CorpusError(f"{directory} has no split {missing}; it has {sorted(splits)}")
+    return [[config.tfds_name, digest.hexdigest()]] + [
+        [split, splits[split].num_examples, list(splits[split].shard_lengths)] for split in SPLITS
+    ]
+
+
+def _readable(error: Exception, failures: list[Exception], config: DataConfig, split: str):
+    """The exception to raise in place of TensorFlow's, which names no file."""
+    if failures:
+        return failures[0]
+    if isinstance(error, tf.errors.DataLossError) and config.tfds_data_dir:
+        info = tfds.builder_from_directory(_tfds_directory(config)).info
+        for file in info.splits[split].filepaths:
+            try:
+                for _ in tf.data.TFRecordDataset(str(file)):
+                    pass
+            except tf.errors.DataLossError as loss:
+                return CorpusError(f"{file} is damaged: {loss.message}")
+    return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {error}")
+
+
+# ---------------------------------------------------------------------------- preprocessors
+
+
+def _label(dataset, corpus: str):
+    """Keeps text and name; the pages of TFDS's C4 are named by their URL."""
+    return dataset.map(
+        lambda example: {
+            "corpus": tf.constant(corpus),
+            "name": example["name"] if "name" in example else example["url"],
+            "text": example["text"],
+        }
+    )
+
+
+def _skip(dataset, count: int):
+    return dataset.skip(count)
+
+
+def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
+    """``text`` -> ``targets``, the document's tokens and EOS; several documents at a time, so
+    that the tokenizer can use every core."""
+
+    def encode(names: np.ndarray, texts: np.ndarray):
+        try:
+            return encode_group(tokenizer, names, texts)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    def encode_batch(batch):
+        flat, lengths, sizes = tf.numpy_function(
+            encode, [batch["name"], batch["text"]], (tf.int32, tf.int64, tf.int64), stateful=False
+        )
+        flat.set_shape([None]), lengths.set_shape([None]), sizes.set_shape([None])
+        return {
+            "corpus": batch["corpus"],
+            "name": batch["name"],
+            "bytes": sizes,
+            "targets": tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False),
+        }
+
+    # Read ahead of the tokenizer and tokenize ahead of the writer.
+    batches = dataset.batch(_DOCUMENTS_AT_ONCE).prefetch(2).map(encode_batch).prefetch(2)
+    return batches.unbatch().map(lambda x: x | {"targets": tf.convert_to_tensor(x["targets"])})
+
+
+def encode_group(
+    tokenizer: Tokenizer, names: Sequence[bytes], texts: Sequence[bytes]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of UTF-8 texts one after the other, each with EOS.
+
+    Returns:
+      ``tokens [sum of n]`` int32, ``n [D]`` int64 tokens and ``bytes [D]`` int64 of each text.
+    """
+    ids = tokenizer.encode_batch([_decode(*pair) for pair in zip(names, texts, strict=True)])
+    tokens = np.concatenate([part for one in ids for part in (one, [tokenizer.eos_id])])
+    lengths = np.array([len(one) + 1 for one in ids], np.int64)
+    return tokens.astype(np.int32), lengths, np.array([len(text) for text in texts], np.int64)
+
+
+def _decode(name: bytes, text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"document {name.decode(errors='replace')!r} is not UTF-8: byte"
+            f" 0x{text[error.start]:02x} at offset {error.start} ({error.reason})"
+        ) from error
+
+
+def concatenate_and_split(dataset, sequence_length: Mapping[str, int] | None = None):
+    """Joins documents and cuts the stream into ``sequence_length["targets"]`` tokens.
+
+    Every token is kept: the last example is what is left. Without a length, documents pass as
+    they are.
+    """
+    if not sequence_length:
+        return dataset
+    length = sequence_length["targets"]
+    tokens = dataset.flat_map(lambda x: tf.data.Dataset.from_tensor_slices(x["targets"]))
+    return tokens.batch(length).map(lambda window: {"targets": window})
+
+
+def sample_by_tokens(
+    datasets: Sequence[Any], rates: Sequence[float], seed: int | None, *, taken: Sequence[int]
+):
+    """Mixes examples so that the corpora's shares of tokens follow ``rates``; nothing is random.
+
+    The next example comes from the corpus with the fewest tokens for its rate, and the mixture
+    ends where that corpus has ended. By tokens, because a book has as many as 500 web pages.
+
+    Args:
+      datasets, rates: one each a corpus.
+      seed: seqio passes one; it is not used.
+      taken: tokens of each corpus that have gone before, to go on from them.
+    """
+    del seed
+
+    def generate():
+        return take_turns([dataset.as_numpy_iterator() for dataset in datasets], rates, taken)
+
+    return tf.data.Dataset.from_generator(generate, output_signature=datasets[0].element_spec)
+
+
+def take_turns(
+    sources: Sequence[Iterator[Mapping[str, Any]]], rates: Sequence[float], taken: Sequence[int]
+) -> Iterator[Mapping[str, Any]]:
+    """The order of `sample_by_tokens`.
+
+    >>> pages = iter([{"targets": "aa"}] * 9)
+    >>> books = iter([{"targets": "bbbb"}] * 2)
+    >>> " ".join(x["targets"] for x in take_turns([pages, books], [1, 1], [0, 0]))
+    'aa bbbb aa aa bbbb aa aa'
+    """
+    tokens = list(taken)
+    while True:
+        turn = min(range(len(rates)), key=lambda i: tokens[i] / rates[i])
+        example = next(sources[turn], None)
+        if example is None:
+            return
+        # An empty document moves no share: the writer leaves its lone EOS out.
+        tokens[turn] += len(example["targets"]) if example.get("bytes", 1) else 0
+        yield example

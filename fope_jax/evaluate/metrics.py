@@ -1,0 +1,58 @@
+"""Rows of metrics.jsonl that evaluation writes: replaced as a whole, never twice in the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics file, none where there is no file.
+
+    A last line without an end was cut off when its writer was killed and is left out.
+
+    Raises:
+      ValueError: another line is no JSON object, with its number.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line.endswith("\n"):
+            raise ValueError(f"{path}, line {number} is no JSON object: {line[:60]!r}")
+    return rows
+
+
+def replace_rows(
+    path: Path, replaced: Callable[[Row], bool], rows: Iterable[Mapping[str, Any]]
+) -> int:
+    """Writes ``rows`` in place of those for which ``replaced`` is true, all or nothing.
+
+    The new file takes the old one's name only when it is on disk. No other process may write the
+    file meanwhile: what it appends to the old file would be lost.
+
+    Returns:
+      How many rows were replaced.
+    """
+    before = read_rows(path)
+    kept = [row for row in before if not replaced(row)]
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in [*kept, *rows])
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    return len(before) - len(kept)

@@ -1,0 +1,95 @@
+"""From a model to the nats of chosen targets: the one door between protocols and networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.model.losses import token_nats
+from fope_jax.model.transformer import Transformer, merge, split
+from fope_jax.typing import Array
+
+LOGITS_IN_MEMORY = 2**24  # 64 MB of float32: small against the weights of any model worth scoring
+
+
+class Scorer(Protocol):
+    """What a protocol asks of a model."""
+
+    def __call__(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[Array, Array]:
+        """Scores the last targets of each window.
+
+        Args:
+          tokens: ``[B, T]`` int32, whole windows, each inside one document.
+          targets: ``[B, S]`` int32, what follows each of the last ``S`` tokens.
+
+        Returns:
+          nats ``[B, S]`` float32 and whether the most likely token is the target, ``[B, S]`` bool.
+        """
+        ...
+
+
+def score_windows(
+    scorer: Scorer,
+    read: Callable[[int], np.ndarray],
+    count: int,
+    *,
+    context: int,
+    scored: int,
+    batch_tokens: int,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores the last ``scored`` targets of ``count`` windows.
+
+    All batches have one shape, so a jitted scorer compiles once: the last batch is filled up with
+    copies of its first window, and the results of the copies are left out.
+
+    Args:
+      scorer: the model.
+      read: window index -> ``[context + 1]`` tokens.
+      count: number of windows W.
+      context: tokens of a window T.
+      scored: targets S scored at its end.
+      batch_tokens: upper bound of tokens in a batch; one window is always allowed.
+      progress: wraps the iterable of batches, e.g. a progress bar.
+
+    Returns:
+      nats ``[W, S]`` float32 and hits ``[W, S]`` bool on the host.
+    """
+    size = min(count, max(1, batch_tokens // context))
+    nats = np.empty((count, scored), np.float32)
+    hits = np.empty((count, scored), bool)
+    for start in progress(range(0, count, size)):
+        indices = np.arange(start, min(start + size, count))
+        rows = np.stack([read(i) for i in np.resize(indices, size)]).astype(np.int32)
+        if rows.shape[1] != context + 1:
+            raise ValueError(f"read() gave {rows.shape[1]} tokens; expected {context + 1}")
+        batch_nats, batch_hits = scorer(rows[:, :-1], rows[:, -scored:])
+        nats[indices] = np.asarray(batch_nats)[: len(indices)]
+        hits[indices] = np.asarray(batch_hits)[: len(indices)]
+    return nats, hits
+
+
+def model_scorer(model: Transformer) -> Scorer:
+    """The scorer of a Transformer: one jitted forward pass, traced once for each window shape.
+
+    Only the scored positions are projected to the vocabulary, in pieces of at most
+    ``LOGITS_IN_MEMORY`` logits, so a window costs memory for its hidden states, not ``T * V``.
+    """
+    graphdef, params, constants = split(model)
+
+    @jax.jit
+    def score(params: Any, constants: Any, tokens: Array, targets: Array) -> tuple[Array, Array]:
+        model = merge(graphdef, params, constants)
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        hidden = model.hidden(tokens, positions, jnp.ones_like(positions))
+        scored = targets.shape[1]
+        unembedding = model.unembedding[...]
+        chunk = max(1, LOGITS_IN_MEMORY // (tokens.shape[0] * unembedding.shape[1]))
+        return token_nats(hidden[:, -scored:], unembedding, targets, time_chunk=min(chunk, scored))
+
+    return partial(score, params, constants)

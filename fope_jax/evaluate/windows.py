@@ -1,0 +1,121 @@
+"""Which tokens of a cache are scored: windows inside single documents, evenly spaced.
+
+Every choice here is a function of the documents' lengths alone, so all variants trained on one
+token cache are scored on the same tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Windows(NamedTuple):
+    """Where the windows of one protocol end, in the order of the cache.
+
+    Attributes:
+      stop: ``[W]`` int64, index in the cache one past the last scored target. The window of
+        ``context`` tokens reads cache tokens ``[stop - context - 1, stop)``: the first ``context``
+        are inputs, the last ``context`` are targets.
+      document: ``[W]`` int64, index of the document that holds the whole window.
+      too_short: names of the documents that are shorter than the longest window.
+    """
+
+    stop: np.ndarray
+    document: np.ndarray
+    too_short: tuple[str, ...]
+
+
+def share_evenly(capacity: np.ndarray, total: int) -> np.ndarray:
+    """Shares ``total`` windows over documents, as equally as their capacities allow.
+
+    Equal shares keep one long document from deciding the average. Where there are fewer windows
+    than documents, evenly spaced documents get one each.
+
+    Args:
+      capacity: ``[D]`` ints, how many windows fit into each document.
+      total: windows wanted; more than ``capacity.sum()`` gives every window there is.
+
+    Returns:
+      ``[D]`` int64, windows of each document.
+
+    >>> share_evenly(np.array([2, 100, 100]), 12)
+    array([2, 5, 5])
+    """
+    capacity = np.asarray(capacity, dtype=np.int64)
+    shares = np.zeros_like(capacity)
+    remaining = min(int(total), int(capacity.sum()))
+    while remaining:
+        room = np.flatnonzero(shares < capacity)
+        if remaining < len(room):
+            room = room[_evenly_spaced(len(room), remaining)]
+        step = max(1, remaining // len(room))
+        added = np.minimum(step, capacity[room] - shares[room])
+        shares[room] += added
+        remaining -= int(added.sum())
+    return shares
+
+
+def _evenly_spaced(size: int, count: int) -> np.ndarray:
+    """``count`` distinct indices below ``size``, each in the middle of its equal share."""
+    return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
+
+
+def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: int) -> Windows:
+    """Places windows of up to ``longest`` tokens inside single documents.
+
+    A document of ``n`` tokens is divided into slots of ``scored`` targets, beginning with the
+    first target that has ``longest - scored`` tokens of the document before the slot's inputs;
+    the tail shorter than a slot is left. Windows take evenly spaced slots, so no target is scored
+    twice.
+
+    Args:
+      documents: structured array with fields ``name``, ``start`` and ``length`` (tokens).
+      longest: tokens of the longest window.
+      scored: targets scored at the end of each window, at most ``longest``.
+      total: windows wanted; fewer are placed where the documents have no more.
+
+    Returns:
+      The windows, with the names of the documents too short to hold one.
+
+    Raises:
+      ValueError: no document has ``longest + 1`` tokens, or ``scored`` or ``total`` is out of
+        range.
+    """
+    if not 1 <= scored <= longest:
+        raise ValueError(f"scored_tokens is {scored}; accepted: 1 to the window's {longest} tokens")
+    if total < 1:
+        raise ValueError(f"the number of windows is {total}; accepted: 1 or more")
+    lengths = np.asarray(documents["length"], dtype=np.int64)
+    starts = np.asarray(documents["start"], dtype=np.int64)
+    # A window of n inputs needs n + 1 tokens, the last of them only as a target.
+    capacity = np.maximum(0, (lengths - longest - 1) // scored + 1)
+    if not capacity.any():
+        raise ValueError(
+            f"no document is long enough for a window of {longest} tokens: that takes "
+            f"{longest + 1}, and the longest of {len(lengths)} documents has "
+            f"{lengths.max(initial=0)}; evaluate shorter lengths or longer documents"
+        )
+    stops, owners = [], []
+    for index, count in enumerate(share_evenly(capacity, total)):
+        slots = _evenly_spaced(capacity[index], count)
+        stops.append(starts[index] + longest + 1 + slots * scored)
+        owners.append(np.full(count, index, dtype=np.int64))
+    too_short = tuple(str(name) for name in documents["name"][capacity == 0])
+    return Windows(np.concatenate(stops), np.concatenate(owners), too_short)
+
+
+def position_buckets(context: int, training_length: int) -> list[tuple[int, int]]:
+    """Half-octave buckets of positions ``[start, stop)``, with the training length as an edge.
+
+    Edges are ``training_length * 2**(k/2)`` rounded to tokens, down to a thirty-second of the
+    training length (everything before that is one bucket) and up to ``context``.
+
+    >>> position_buckets(64, 32)[-3:]
+    [(23, 32), (32, 45), (45, 64)]
+    """
+    octaves = np.arange(-10, 2 * np.log2(max(1.0, context / training_length)) + 1)
+    edges = np.round(training_length * 2.0 ** (octaves / 2)).astype(np.int64)
+    edges = np.unique(np.concatenate([[0], edges[(edges > 0) & (edges < context)], [context]]))
+    return [(int(start), int(stop)) for start, stop in zip(edges[:-1], edges[1:], strict=True)]

@@ -1,0 +1,189 @@
+"""The command line: `fope data build|inspect`, `fope train`, `fope evaluate`, `fope report`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+DESCRIPTION = """\
+Train one transformer with any position embedding, and measure it beyond its training length.
+
+  fope data build --config configs/quickstart.py
+  fope train --config configs/quickstart.py:position=fope --workdir runs/fope
+  fope evaluate --run runs/fope
+  fope report runs/fope runs/rope -o runs/report
+"""
+TRAIN_EXAMPLES = """\
+examples:
+  fope train --config configs/quickstart.py --workdir runs/fope
+  fope train --config configs/quickstart.py:position=rope,seed=1 --workdir runs/rope_1
+  fope train --config configs/quickstart.py --workdir runs/long --config.train.length=256
+
+The same command again goes on from the newest checkpoint. Any value of the configuration can be
+given as --config.SECTION.KEY=VALUE.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code: 0, 2 after a user error, 130 after Ctrl-C."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    arguments.overrides = [part for part in rest if part.startswith("--config.")]
+    strangers = [part for part in rest if not part.startswith("--config.")]
+    if strangers or (arguments.overrides and not hasattr(arguments, "config")):
+        parser.error(
+            f"unknown argument {(strangers or arguments.overrides)[0]!r}"
+            " (a configuration value is given as --config.train.steps=100)"
+        )
+    try:
+        with _messages():
+            arguments.verb(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_users(error):
+            raise
+        if arguments.traceback:
+            traceback.print_exc()
+        else:
+            print(f"fope: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether a user can put it right; any other is a defect of ours and keeps its traceback."""
+    ours = type(error).__module__.startswith("fope_jax.")
+    return ours or isinstance(error, (ValueError, OSError, ImportError))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; each sets ``verb`` to the function that runs it."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="fope", description=DESCRIPTION, formatter_class=formatter, allow_abbrev=False
+    )
+    parser.set_defaults(traceback=False)
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def add(to, name: str, run: Callable, description: str, epilog: str = ""):
+        verb = to.add_parser(
+            name, help=description, description=description, epilog=epilog,
+            formatter_class=formatter, allow_abbrev=False,
+        )  # fmt: skip
+        verb.set_defaults(verb=run)
+        verb.add_argument("--traceback", action="store_true", help="show where an error arose")
+        return verb
+
+    data = verbs.add_parser("data", help="build or inspect the token cache", allow_abbrev=False)
+    actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
+    build = add(actions, "build", _data_build, "tokenise the corpus once, into the token cache")
+    inspect = add(actions, "inspect", _data_inspect, "show sizes, samples and document lengths")
+    for verb in (build, inspect):
+        _add_config(verb)
+
+    train = add(verbs, "train", _train, "train, or go on training", TRAIN_EXAMPLES)
+    _add_config(train)
+    train.add_argument("--workdir", type=Path, required=True, help="directory of this run")
+
+    evaluate = add(verbs, "evaluate", _evaluate, "measure a trained run against context length")
+    evaluate.add_argument("--run", type=Path, required=True, help="the --workdir of `fope train`")
+    evaluate.add_argument("--step", type=int, help="checkpoint; the newest without it")
+    evaluate.add_argument("--force", action="store_true", help="score again what has been scored")
+
+    report = add(verbs, "report", _report, "one HTML page about any number of runs")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a --workdir")
+    report.add_argument("-o", "--out", type=Path, required=True, help="directory of the page")
+    return parser
+
+
+def _add_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]",
+        help="configuration file and its argument; --config.SECTION.KEY=VALUE changes a value",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _messages():
+    """Our own messages on stderr while a verb runs, without those of the libraries below us."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    ours, absl = logging.getLogger("fope_jax"), logging.getLogger("absl")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    before = ours.level, ours.propagate, absl.level
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False  # another library's handler at the root would print them again
+    absl.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.level, ours.propagate, absl.level = before
+
+
+# ---------------------------------------------------------------------------- verbs
+# Each imports what it needs: `fope report` starts without jax, `fope train` without TensorFlow.
+
+
+def _experiment(arguments: argparse.Namespace):
+    from fope_jax.extras import require
+
+    require("ml_collections", "train")
+    require("flax", "train")
+    from fope_jax.config import build_experiment, load_config
+
+    return build_experiment(load_config(arguments.config, arguments.overrides))
+
+
+def _data_build(arguments: argparse.Namespace) -> None:
+    experiment = _experiment(arguments)
+    from fope_jax.data.build import build
+
+    build(experiment.data)
+
+
+def _data_inspect(arguments: argparse.Namespace) -> None:
+    experiment = _experiment(arguments)
+    from fope_jax.data.build import inspect
+
+    print(inspect(experiment.data))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    experiment = _experiment(arguments)
+    from fope_jax.train.loop import train
+
+    train(experiment, arguments.workdir)
+    print(f"run in {arguments.workdir}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("flax", "train")
+    from fope_jax.evaluate.run import evaluate
+
+    rows = evaluate(arguments.run, step=arguments.step, force=arguments.force)
+    print(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("matplotlib", "train")
+    from fope_jax.report.page import write_report
+
+    print(f"report in {write_report(arguments.runs, arguments.out)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

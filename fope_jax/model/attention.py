@@ -1,0 +1,364 @@
+"""Causal attention within segments: a materialised reference and a chunked form of it.
+
+The chunked form visits blocks of the score matrix one at a time and keeps a running maximum and
+sum for each query, so its memory grows with T + S and not with T * S. Its backward pass recomputes
+each block from the saved log-sum-exp.
+
+Reference: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with
+IO-Awareness"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory".
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fope_jax.typing import Array
+
+BACKENDS = ("chunked", "reference")
+
+BiasFn = Callable[[Any, Array, Array], Array]
+
+# The running maximum starts at a finite number: -inf - (-inf) would be NaN in a row without keys.
+_LOWEST = -1e30
+
+
+class Places(NamedTuple):
+    """Where the tokens of one side stand: all that the mask and the bias depend on.
+
+    Attributes:
+      positions: ``[..., B, T]`` int32, tokens since the start of the segment.
+      segments: ``[..., B, T]`` int32, counted from 1; 0 is padding.
+    """
+
+    positions: Array
+    segments: Array
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    q_positions: Array,
+    k_positions: Array,
+    q_segments: Array,
+    k_segments: Array,
+    bias_fn: BiasFn | None = None,
+    bias_variables: Any = None,
+    backend: str = "chunked",
+    block: int = 256,
+) -> Array:
+    """Attention of each query to the keys of its segment at its position or before.
+
+    ``softmax(q k / sqrt(H) + bias) v`` with the softmax in float32. A query that no key is visible
+    to, padding above all, gives zeros. Tokens may be stored in any order; where they are stored in
+    order of segment and position, blocks above the diagonal cost nothing (``visible_blocks``).
+
+    Args:
+      q: ``[B, T, N, H]``.
+      k: ``[B, S, K, H]``, K a divisor of N; query head n reads key-value head ``n // (N / K)``.
+      v: ``[B, S, K, H]``.
+      q_positions: ``[B, T]`` int32, tokens since the start of the segment.
+      k_positions: ``[B, S]`` int32.
+      q_segments: ``[B, T]`` int32, counted from 1; 0 is padding.
+      k_segments: ``[B, S]`` int32.
+      bias_fn: maps (bias_variables, block of q_positions ``[B, t]``, block of k_positions
+        ``[B, s]``) to ``[B, N, t, s]`` float32, added to the scaled logits. It must not close over
+        traced arrays: whatever has a gradient comes in as ``bias_variables``.
+      bias_variables: dict of arrays; floating ones get gradients.
+      backend: "chunked" or "reference" (which holds ``[B, N, T, S]``).
+      block: queries and keys in a block of the chunked form.
+
+    Returns:
+      ``[B, T, N, H]`` in the dtype of ``q``.
+    """
+    _check(q, k, v, backend, block)
+    batch, length, num_heads, head_dim = q.shape
+    num_kv_heads = k.shape[2]
+    q_places = Places(q_positions, q_segments)
+    k_places = Places(k_positions, k_segments)
+    q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    if backend == "reference":
+        out = _reference(
+            bias_fn,
+            q.transpose(0, 2, 3, 1, 4),
+            k.transpose(0, 2, 1, 3),
+            v.transpose(0, 2, 1, 3),
+            bias_variables or {},
+            q_places,
+            k_places,
+        )
+        out = out.transpose(0, 3, 1, 2, 4)
+    else:
+        out = _chunked(
+            bias_fn,
+            _to_blocks(q, block).transpose(1, 0, 3, 4, 2, 5),
+            _to_blocks(k, block).transpose(1, 0, 3, 2, 4),
+            _to_blocks(v, block).transpose(1, 0, 3, 2, 4),
+            bias_variables or {},
+            jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), q_places),
+            jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), k_places),
+        )
+        out = out.transpose(1, 0, 4, 2, 3, 5).reshape(
+            batch, -1, num_kv_heads, num_heads // num_kv_heads, head_dim
+        )[:, :length]
+    return out.reshape(batch, length, num_heads, head_dim)
+
+
+def _check(q: Array, k: Array, v: Array, backend: str, block: int) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r}: expected one of {', '.join(BACKENDS)}")
+    if block < 1:
+        raise ValueError(f"block={block}: expected 1 or more tokens")
+    if k.shape != v.shape or q.shape[2] % k.shape[2] != 0 or q.shape[3] != k.shape[3]:
+        raise ValueError(
+            f"q {q.shape}, k {k.shape}, v {v.shape}: expected [B, T, N, H] and twice [B, S, K, H] "
+            "with N a multiple of K"
+        )
+
+
+def _to_blocks(x: Array, block: int) -> Array:
+    """Splits axis 1 into blocks of equal length, ``[B, T, ...]`` to ``[B, T / t, t, ...]``.
+
+    The last block is padded with zeros, which as segments say padding. Blocks are made as short as
+    their number allows, so that 300 tokens in blocks of at most 256 become 2 * 150.
+    """
+    length = x.shape[1]
+    count = max(1, math.ceil(length / block))
+    size = max(1, math.ceil(length / count))
+    padding = [(0, 0)] * x.ndim
+    padding[1] = (0, count * size - length)
+    return jnp.pad(x, padding).reshape(x.shape[0], count, size, *x.shape[2:])
+
+
+def _logits(
+    bias_fn: BiasFn | None,
+    q: Array,
+    k: Array,
+    bias_variables: Any,
+    q_places: Places,
+    k_places: Places,
+) -> Array:
+    """Scaled, biased and masked scores of one block.
+
+    Args:
+      bias_fn: see ``attend``.
+      q: ``[B, K, G, t, H]`` with G = N / K query heads to a key-value head.
+      k: ``[B, K, s, H]``.
+      bias_variables: see ``attend``.
+      q_places: ``[B, t]``.
+      k_places: ``[B, s]``.
+
+    Returns:
+      ``[B, K, G, t, s]`` float32, -inf where the query does not see the key.
+    """
+    logits = _dot("bkgth,bksh->bkgts", q, k) * q.shape[-1] ** -0.5
+    if bias_fn is not None:
+        bias = bias_fn(bias_variables, q_places.positions, k_places.positions)
+        logits += bias.reshape(logits.shape).astype(jnp.float32)
+    mask = visible(q_places, k_places)
+    return jnp.where(mask[:, None, None], logits, -jnp.inf)
+
+
+def visible(q_places: Places, k_places: Places) -> Array:
+    """Whether each query of ``[B, t]`` may attend to each key of ``[B, s]``: ``[B, t, s]`` bool."""
+    earlier = k_places.positions[:, None, :] <= q_places.positions[:, :, None]
+    same = k_places.segments[:, None, :] == q_places.segments[:, :, None]
+    return earlier & same & (q_places.segments != 0)[:, :, None]
+
+
+def _dot(spec: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
+
+
+def _reference(bias_fn, q, k, v, bias_variables, q_places, k_places):
+    """Attention with all scores at once; shapes as in ``_logits``, returns ``[B, K, G, T, H]``."""
+    logits = _logits(bias_fn, q, k, bias_variables, q_places, k_places)
+    highest = jnp.max(logits, axis=-1, keepdims=True, initial=_LOWEST)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(highest))
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1.0, total)
+    return _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v).astype(q.dtype)
+
+
+def visible_blocks(q_places: Places, k_places: Places) -> tuple[Array, Array]:
+    """Lists for each block of queries the blocks of keys that any of its queries may attend to.
+
+    Tokens are ordered by (segment, position). A block of keys is left out where its first token
+    comes after the last query, or its last segment before the first query's: for tokens stored in
+    order these are the blocks above the diagonal and those of other documents, and no pair that
+    attends is ever left out, whatever the order in which tokens are stored.
+
+    Args:
+      q_places: ``[Q, B, t]``, Q blocks of queries.
+      k_places: ``[P, B, s]``, P blocks of keys.
+
+    Returns:
+      ``order [Q, P]`` int32, a permutation of the key blocks with the listed ones first, in their
+      stored order; and ``count [Q]`` int32, how many are listed.
+    """
+    q_first, _, q_last, q_last_position = _extent(q_places)
+    k_first, k_first_position, k_last, _ = _extent(k_places)
+    not_after = (k_first[None] < q_last[:, None]) | (
+        (k_first[None] == q_last[:, None]) & (k_first_position[None] <= q_last_position[:, None])
+    )
+    not_before = k_last[None] >= q_first[:, None]
+    listed = jnp.any(not_after & not_before, axis=-1)
+    order = jnp.argsort(~listed, axis=-1, stable=True).astype(jnp.int32)
+    return order, jnp.sum(listed, axis=-1, dtype=jnp.int32)
+
+
+def _extent(places: Places) -> tuple[Array, Array, Array, Array]:
+    """First and last (segment, position) of each block and row, padding left out: 4 * [Q, B]."""
+    positions, segments = places
+    none = jnp.iinfo(jnp.int32).max
+    first = jnp.min(jnp.where(segments == 0, none, segments), axis=-1)
+    last = jnp.max(segments, axis=-1)
+    at_first = jnp.where(segments == first[..., None], positions, none)
+    at_last = jnp.where(segments == last[..., None], positions, -none)
+    return first, jnp.min(at_first, axis=-1), last, jnp.max(at_last, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(bias_fn, q, k, v, bias_variables, q_places, k_places):
+    """Attention block by block.
+
+    Args:
+      bias_fn: see ``attend``.
+      q: ``[Q, B, K, G, t, H]``.
+      k: ``[P, B, K, s, H]``.
+      v: ``[P, B, K, s, H]``.
+      bias_variables: see ``attend``.
+      q_places: ``[Q, B, t]``.
+      k_places: ``[P, B, s]``.
+
+    Returns:
+      ``[Q, B, K, G, t, H]``.
+    """
+    return _forward(bias_fn, q, k, v, bias_variables, q_places, k_places)[0]
+
+
+def _forward(bias_fn, q, k, v, bias_variables, q_places, k_places):
+    """The output of ``_chunked`` and the log-sum-exp of each query, ``[Q, B, K, G, t]``."""
+
+    def query_block(block):
+        q_i, q_places_i, order, count = block
+
+        def key_block(step, carry):
+            highest, total, out = carry
+            k_j, v_j, k_places_j = _take((k, v, k_places), order[step])
+            logits = _logits(bias_fn, q_i, k_j, bias_variables, q_places_i, k_places_j)
+            new_highest = jnp.maximum(highest, jnp.max(logits, axis=-1))
+            weights = jnp.exp(logits - new_highest[..., None])
+            shrink = jnp.exp(highest - new_highest)
+            total = total * shrink + jnp.sum(weights, axis=-1)
+            part = _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v_j)
+            return new_highest, total, out * shrink[..., None] + part
+
+        rows = q_i.shape[:-1]
+        start = (
+            jnp.full(rows, _LOWEST, jnp.float32),
+            jnp.zeros(rows, jnp.float32),
+            jnp.zeros(q_i.shape, jnp.float32),
+        )
+        highest, total, out = jax.lax.fori_loop(0, count, key_block, start)
+        # +inf makes exp(logits - lse) zero in the backward pass for a query that sees no key.
+        lse = jnp.where(total == 0, jnp.inf, highest + jnp.log(total))
+        out = out / jnp.where(total == 0, 1.0, total)[..., None]
+        return out.astype(q.dtype), lse
+
+    return jax.lax.map(query_block, (q, q_places, *visible_blocks(q_places, k_places)))
+
+
+def _forward_rule(bias_fn, q, k, v, bias_variables, q_places, k_places):
+    out, lse = _forward(bias_fn, q, k, v, bias_variables, q_places, k_places)
+    return out, (q, k, v, bias_variables, q_places, k_places, out, lse)
+
+
+def _backward_rule(bias_fn, saved, d_out):
+    """Gradients with respect to q, k, v and the floating bias variables.
+
+    With ``p = exp(logits - lse)`` and ``delta = sum(out * d_out)`` the gradient of the logits is
+    ``p * (d_out v - delta)``, and each block needs no other.
+    """
+    q, k, v, bias_variables, q_places, k_places, out, lse = saved
+    floating, fixed = _by_dtype(bias_variables)
+    scale = q.shape[-1] ** -0.5
+    delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
+
+    def query_block(carry, block):
+        q_i, d_out_i, lse_i, delta_i, q_places_i, order, count = block
+
+        def key_block(step, carry):
+            dq_i, dk, dv, d_bias = carry
+            j = order[step]
+            k_j, v_j, k_places_j = _take((k, v, k_places), j)
+            logits = _logits(bias_fn, q_i, k_j, bias_variables, q_places_i, k_places_j)
+            weights = jnp.exp(logits - lse_i[..., None])
+            d_weights = _dot("bkgth,bksh->bkgts", d_out_i, v_j)
+            d_logits = weights * (d_weights - delta_i[..., None])
+            if floating:
+                d_bias = jax.tree.map(
+                    jnp.add,
+                    d_bias,
+                    _bias_gradient(bias_fn, floating, fixed, q_places_i, k_places_j, d_logits),
+                )
+            d_logits = d_logits.astype(q.dtype)
+            dv_j = _dot("bkgts,bkgth->bksh", weights.astype(q.dtype), d_out_i)
+            dk_j = _dot("bkgts,bkgth->bksh", d_logits, q_i)
+            dq_i += _dot("bkgts,bksh->bkgth", d_logits, k_j)
+            return dq_i, dk.at[j].add(dk_j), dv.at[j].add(dv_j), d_bias
+
+        start = (jnp.zeros(q_i.shape, jnp.float32), *carry)
+        dq_i, *carry = jax.lax.fori_loop(0, count, key_block, start)
+        return tuple(carry), (dq_i * scale).astype(q.dtype)
+
+    def zeros(x):
+        return jnp.zeros(x.shape, jnp.float32)
+
+    order, count = visible_blocks(q_places, k_places)
+    (dk, dv, d_bias), dq = jax.lax.scan(
+        query_block,
+        (zeros(k), zeros(v), jax.tree.map(zeros, floating)),
+        (q, d_out, lse, delta, q_places, order, count),
+    )
+    d_bias = {
+        name: d_bias[name].astype(x.dtype) if name in floating else None
+        for name, x in bias_variables.items()
+    }
+    return dq, (dk * scale).astype(k.dtype), dv.astype(v.dtype), d_bias, None, None
+
+
+def _bias_gradient(bias_fn, floating, fixed, q_places, k_places, d_logits):
+    """Gradient of the floating bias variables, float32, given that of one block's logits."""
+    if bias_fn is None:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), floating)
+
+    def bias_of(floating):
+        bias = bias_fn({**floating, **fixed}, q_places.positions, k_places.positions)
+        return bias.astype(jnp.float32)
+
+    bias, pull = jax.vjp(bias_of, floating)
+    (gradient,) = pull(d_logits.reshape(bias.shape))
+    return jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
+
+
+def _by_dtype(variables: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Splits variables into floating ones, which have gradients, and the others."""
+    floating = {n: x for n, x in variables.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    return floating, {n: x for n, x in variables.items() if n not in floating}
+
+
+def _take(tree: Any, index: Array) -> Any:
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, index, axis=0, keepdims=False), tree
+    )
+
+
+_chunked.defvjp(_forward_rule, _backward_rule)

@@ -1,0 +1,99 @@
+"""The position-wise layers of the transformer as pure functions of arrays, without biases.
+
+Weights are stored in the parameter dtype and cast to the dtype of the activations where they meet.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fope_jax.typing import Array
+
+
+def truncated_normal(key: Array, shape: tuple[int, ...], std: float, dtype: str) -> Array:
+    """Draws ``std * z`` with z standard normal and truncated to |z| <= 3.
+
+    The spread is not rescaled for the cut (it comes out at 0.987 ``std``), as in the initialiser
+    of the paper's code.
+    """
+    return jnp.asarray(std, dtype) * jax.random.truncated_normal(key, -3.0, 3.0, shape, dtype)
+
+
+def rms_norm(x: Array, scale: Array, eps: float) -> Array:
+    """Root-mean-square normalisation, ``x / sqrt(mean(x^2) + eps) * scale`` over the last axis.
+
+    Args:
+      x: ``[..., D]``.
+      scale: ``[D]``.
+      eps: added to the mean square.
+
+    Returns:
+      ``[..., D]`` in the dtype of ``x``; everything inside is float32.
+
+    Reference: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
+
+    >>> rms_norm(jnp.array([[3.0, 4.0]]), jnp.array([1.0, 2.0]), 0.0).round(3).tolist()
+    [[0.8489999771118164, 2.263000011444092]]
+    """
+    x32 = x.astype(jnp.float32)
+    inverse_rms = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    scale32 = jnp.expand_dims(scale.astype(jnp.float32), tuple(range(x.ndim - 1)))
+    return (x32 * inverse_rms * scale32).astype(x.dtype)
+
+
+@jax.custom_vjp
+def linear(x: Array, weight: Array) -> Array:
+    """The product ``x weight`` of ``[B, T, D]`` and ``[D, M]``, ``[B, T, M]`` in the dtype of x.
+
+    The gradient of the weight is accumulated in the weight's dtype. It is written out because the
+    derived one forms its transpose first, which on CPU costs a copy of the activations and up to
+    twice the time of the product.
+    """
+    return jnp.einsum("btd,dm->btm", x, weight.astype(x.dtype))
+
+
+def _linear_forward(x, weight):
+    return linear(x, weight), (x, weight)
+
+
+def _linear_backward(saved, d_out):
+    x, weight = saved
+    d_x = jnp.einsum("btm,dm->btd", d_out, weight.astype(x.dtype))
+    return d_x, weight_gradient(x, d_out).astype(weight.dtype)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def weight_gradient(x: Array, d_out: Array) -> Array:
+    """Gradient ``[D, M]``, float32, of the weight of ``linear`` given that of its output."""
+    return jnp.einsum("btd,btm->dm", x, d_out, preferred_element_type=jnp.float32)
+
+
+def to_heads(x: Array, weight: Array) -> Array:
+    """Projects ``x [B, T, D]`` with ``weight [D, N, H]`` to ``[B, T, N, H]``."""
+    out = linear(x, weight.reshape(weight.shape[0], -1))
+    return out.reshape(*x.shape[:2], *weight.shape[1:])
+
+
+def from_heads(x: Array, weight: Array) -> Array:
+    """Projects ``x [B, T, N, H]`` with ``weight [N, H, D]`` to ``[B, T, D]``."""
+    return linear(x.reshape(*x.shape[:2], -1), weight.reshape(-1, weight.shape[-1]))
+
+
+def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
+    """The gated multilayer perceptron ``(silu(x gate) * (x up)) down``.
+
+    Args:
+      x: ``[B, T, D]``.
+      gate: ``[D, M]`` with M the width of one branch.
+      up: ``[D, M]``.
+      down: ``[M, D]``.
+
+    Returns:
+      ``[B, T, D]``.
+
+    Reference: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
+    """
+    return linear(jax.nn.silu(linear(x, gate)) * linear(x, up), down)

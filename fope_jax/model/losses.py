@@ -1,0 +1,187 @@
+"""Next-token cross-entropy as sums, so that batches of any size add up exactly.
+
+The logits ``[B, T, V]`` are the largest tensor of a small model: with ``time_chunk`` they exist
+for a part of the time axis only, in the forward and in the backward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fope_jax.model.layers import weight_gradient
+from fope_jax.typing import Array
+
+
+class LossSums(NamedTuple):
+    """Float32 scalars; ratios are taken where they are reported.
+
+    Attributes:
+      nats: weighted sum of ``-log p(target)``.
+      tokens: sum of the weights.
+      bytes: weighted sum of the UTF-8 bytes that the targets stand for; 0 without ``token_bytes``.
+      correct: weighted count of targets that are the most probable token.
+    """
+
+    nats: Array
+    tokens: Array
+    bytes: Array
+    correct: Array
+
+
+def loss_sums(
+    hidden: Array,
+    unembedding: Array,
+    targets: Array,
+    weights: Array,
+    *,
+    token_bytes: Array | None = None,
+    time_chunk: int | None = None,
+) -> LossSums:
+    """Sums of the loss over a batch.
+
+    Args:
+      hidden: ``[B, T, D]``, after the final norm.
+      unembedding: ``[D, V]``.
+      targets: ``[B, T]`` int32.
+      weights: ``[B, T]`` float32, 0 where the target is not scored.
+      token_bytes: ``[V]`` int32, UTF-8 bytes of each token.
+      time_chunk: tokens of each row whose logits exist at once; None means all.
+
+    Returns:
+      The sums. A target outside the vocabulary makes ``nats`` NaN where its weight is not 0.
+    """
+    weights = weights.astype(jnp.float32)
+    nats, correct = _weighted_sums(time_chunk, hidden, unembedding, targets, weights)
+    lengths = jnp.zeros_like(weights)
+    if token_bytes is not None:
+        lengths = jnp.asarray(token_bytes)[targets].astype(jnp.float32)
+    return LossSums(nats, jnp.sum(weights), jnp.sum(lengths * weights), correct)
+
+
+def token_nats(
+    hidden: Array, unembedding: Array, targets: Array, *, time_chunk: int | None = None
+) -> tuple[Array, Array]:
+    """Cross-entropy of each target and whether the model would have chosen it.
+
+    Args:
+      hidden: ``[B, T, D]``, after the final norm.
+      unembedding: ``[D, V]``.
+      targets: ``[B, T]`` int32.
+      time_chunk: tokens of each row whose logits exist at once; None means all.
+
+    Returns:
+      nats: ``[B, T]`` float32, ``-log p(target)``; NaN for a target outside the vocabulary.
+      correct: ``[B, T]`` bool, whether the target is the argmax of the logits.
+    """
+
+    @jax.checkpoint
+    def body(unembedding, hidden, targets):
+        _, _, nats, correct = _terms(hidden, unembedding, targets)
+        return unembedding, (nats, correct)
+
+    return _over_time(body, unembedding, (hidden, targets), time_chunk)[1]
+
+
+def logits_of(hidden: Array, unembedding: Array) -> Array:
+    """Logits ``[B, T, V]``, float32, multiplied in the dtype of ``hidden``."""
+    return jnp.einsum(
+        "btd,dv->btv",
+        hidden,
+        unembedding.astype(hidden.dtype),
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _terms(hidden, unembedding, targets):
+    """Logits ``[B, T, V]`` and, ``[B, T]``, their log-sum-exp, the nats and the hits."""
+    logits = logits_of(hidden, unembedding)
+    lse = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    known = (targets >= 0) & (targets < logits.shape[-1])
+    nats = jnp.where(known, lse - chosen[..., 0], jnp.nan)
+    # The first of the largest, as argmax has it, in one pass that fuses with the sum above.
+    earlier = _vocabulary(logits, targets) < targets[..., None]
+    beaten = (logits > chosen) | ((logits == chosen) & earlier)
+    return logits, lse, nats, known & ~jnp.any(beaten, axis=-1)
+
+
+def _vocabulary(logits: Array, targets: Array) -> Array:
+    return jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted_sums(time_chunk, hidden, unembedding, targets, weights):
+    """Weighted sums of nats and hits.
+
+    The forward pass under differentiation takes the gradient while the logits of a chunk are
+    there: it is linear in the cotangent of the sum, so the logits are computed once only.
+    """
+    nats, correct = token_nats(hidden, unembedding, targets, time_chunk=time_chunk)
+    return _sums(nats, correct, weights)
+
+
+def _sums(nats, correct, weights):
+    # An unscored target may be anything; NaN * 0 would be NaN.
+    nats = jnp.where(weights == 0, 0.0, nats)
+    return jnp.sum(nats * weights), jnp.sum(correct.astype(jnp.float32) * weights)
+
+
+def _weighted_sums_forward(time_chunk, hidden, unembedding, targets, weights):
+    def body(d_unembedding, hidden, targets, weights):
+        logits, lse, nats, correct = _terms(hidden, unembedding, targets)
+        at_target = _vocabulary(logits, targets) == targets[..., None]
+        d_logits = (jnp.exp(logits - lse[..., None]) - at_target) * weights[..., None]
+        d_logits = d_logits.astype(hidden.dtype)
+        d_hidden = jnp.einsum("btv,dv->btd", d_logits, unembedding.astype(hidden.dtype))
+        return d_unembedding + weight_gradient(hidden, d_logits), (d_hidden, nats, correct)
+
+    zeros = jnp.zeros(unembedding.shape, jnp.float32)
+    d_unembedding, (d_hidden, nats, correct) = _over_time(
+        body, zeros, (hidden, targets, weights), time_chunk
+    )
+    saved = d_hidden, d_unembedding.astype(unembedding.dtype), nats, weights
+    return _sums(nats, correct, weights), saved
+
+
+def _weighted_sums_backward(time_chunk, saved, cotangents):
+    d_hidden, d_unembedding, nats, weights = saved
+    d_nats, _ = cotangents
+    return (
+        (d_hidden * d_nats).astype(d_hidden.dtype),
+        (d_unembedding * d_nats).astype(d_unembedding.dtype),
+        None,
+        jnp.where(weights == 0, 0.0, nats) * d_nats,
+    )
+
+
+_weighted_sums.defvjp(_weighted_sums_forward, _weighted_sums_backward)
+
+
+def _over_time(body, carry, rows, time_chunk):
+    """Runs ``carry, out = body(carry, *rows)`` over chunks of the time axis of ``[B, T, ...]``.
+
+    Returns the last carry and the outputs, put together along the time axis.
+    """
+    batch, length = rows[0].shape[:2]
+    if time_chunk is None or time_chunk >= length:
+        return body(carry, *rows)
+    if time_chunk < 1:
+        raise ValueError(f"time_chunk={time_chunk}: expected 1 or more tokens, or None for all")
+    count = math.ceil(length / time_chunk)
+
+    def split(x):
+        padding = [(0, 0), (0, count * time_chunk - length)] + [(0, 0)] * (x.ndim - 2)
+        return jnp.pad(x, padding).reshape(batch, count, time_chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    def join(x):
+        return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :length]
+
+    carry, out = jax.lax.scan(
+        lambda carry, chunk: body(carry, *chunk), carry, tuple(split(x) for x in rows)
+    )
+    return carry, jax.tree.map(join, out)

@@ -1,0 +1,308 @@
+"""The decoder-only transformer of the paper in Flax NNX, with any position embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from fope_jax.model.attention import BACKENDS, attend
+from fope_jax.model.layers import from_heads, rms_norm, swiglu, to_heads, truncated_normal
+from fope_jax.model.losses import logits_of
+from fope_jax.position.base import ModelShape, PositionEmbedding, Variables
+from fope_jax.typing import Array
+
+DTYPES = ("float32", "bfloat16")
+
+
+class PositionConstant(nnx.Variable):
+    """An array of the position embedding that is saved with the model and never trained."""
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of the transformer and how it is computed; position knobs belong to the method.
+
+    Attributes:
+      vocab_size: rows of the embedding, V.
+      d_model: D.
+      num_layers: L.
+      num_heads: query heads, N.
+      mlp_dim: hidden width of each SwiGLU branch.
+      num_kv_heads: key-value heads K, a divisor of N; None means N.
+      head_dim: H; None means ``d_model // num_heads``.
+      qk_norm: RMS-normalises each head of q and k, with one scale a layer, before the rotation.
+      norm_eps: added to the mean square in every norm.
+      init_std: spread of the truncated normal that all matrices start from.
+      scan_layers: compiles one layer and scans it, rather than L layers in a row. The parameters
+        and the results are the same.
+      remat: recomputes each layer in the backward pass instead of keeping its activations.
+      attention: "chunked", or "reference" which holds ``[B, N, T, S]``.
+      attention_block: queries and keys in a block of the chunked attention.
+      dtype: of the activations and matrix products, "float32" or "bfloat16". Norms, softmax and
+        logits are float32 always.
+      param_dtype: of the parameters.
+    """
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    mlp_dim: int
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    qk_norm: bool = False
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+    scan_layers: bool = True
+    remat: bool = False
+    attention: str = "chunked"
+    attention_block: int = 256
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "mlp_dim"):
+            _at_least_one(name, getattr(self, name))
+        for name in ("num_kv_heads", "head_dim"):
+            if getattr(self, name) is not None:
+                _at_least_one(name, getattr(self, name))
+        _at_least_one("attention_block", self.attention_block)
+        if self.head_dim is None and self.d_model % self.num_heads:
+            raise ValueError(
+                f"d_model={self.d_model}: expected a multiple of num_heads={self.num_heads}, "
+                "or a head_dim"
+            )
+        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads={self.num_kv_heads}: expected a divisor of "
+                f"num_heads={self.num_heads}"
+            )
+        for name in ("norm_eps", "init_std"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        for name, accepted in (
+            ("attention", BACKENDS),
+            ("dtype", DTYPES),
+            ("param_dtype", DTYPES),
+        ):
+            if getattr(self, name) not in accepted:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(accepted)}"
+                )
+
+    @property
+    def shape(self) -> ModelShape:
+        """What a position embedding may know of the model."""
+        return ModelShape(
+            d_model=self.d_model,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads or self.num_heads,
+            head_dim=self.head_dim or self.d_model // self.num_heads,
+        )
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}={value}: expected 1 or more")
+
+
+class Transformer(nnx.Module):
+    """Pre-norm decoder with RMSNorm, SwiGLU, untied embeddings and no biases.
+
+    The module holds arrays; what is done with them are the functions of ``model/``. Arrays of the
+    layers have a leading axis L, whether the layers are scanned or not.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, position: PositionEmbedding, *, rngs: nnx.Rngs
+    ) -> None:
+        position.check(config.shape)
+        self.config = config
+        self.position = position
+
+        def normal(*shape: int) -> nnx.Param:
+            return nnx.Param(
+                truncated_normal(rngs.params(), shape, config.init_std, config.param_dtype)
+            )
+
+        def ones(*shape: int) -> nnx.Param:
+            return nnx.Param(jnp.ones(shape, config.param_dtype))
+
+        d_model, layers, heads, kv_heads, head_dim = config.shape
+        self.embedding = normal(config.vocab_size, d_model)
+        self.layers = nnx.Dict(
+            attention_norm=ones(layers, d_model),
+            query=normal(layers, d_model, heads, head_dim),
+            key=normal(layers, d_model, kv_heads, head_dim),
+            value=normal(layers, d_model, kv_heads, head_dim),
+            out=normal(layers, heads, head_dim, d_model),
+            mlp_norm=ones(layers, d_model),
+            gate=normal(layers, d_model, config.mlp_dim),
+            up=normal(layers, d_model, config.mlp_dim),
+            down=normal(layers, config.mlp_dim, d_model),
+        )
+        if config.qk_norm:
+            self.layers["query_norm"] = ones(layers, head_dim)
+            self.layers["key_norm"] = ones(layers, head_dim)
+        self.final_norm = ones(d_model)
+        self.unembedding = normal(d_model, config.vocab_size)
+        # Drawn last, so that models of one seed start from the same weights under every method.
+        variables = position.init(rngs.params(), config.shape)
+        self.position_model = _wrap(variables.model_params, variables.model_constants)
+        self.position_layers = _wrap(variables.layer_params, variables.layer_constants)
+
+    def __call__(self, tokens: Array, positions: Array, segments: Array) -> Array:
+        """Logits ``[B, T, V]`` float32; the arguments are those of ``hidden``."""
+        return self.unembed(self.hidden(tokens, positions, segments))
+
+    def hidden(self, tokens: Array, positions: Array, segments: Array) -> Array:
+        """Activations after the final norm.
+
+        Args:
+          tokens: ``[B, T]`` int32. One outside the vocabulary gives NaN (``check_batch`` finds it
+            on the host).
+          positions: ``[B, T]`` int32, tokens since the start of the segment.
+          segments: ``[B, T]`` int32, counted from 1; 0 is padding.
+
+        Returns:
+          ``[B, T, D]`` in the compute dtype.
+
+        Raises:
+          ValueError: the window is longer than the position embedding is defined for.
+        """
+        config, position = self.config, self.position
+        limit = position.max_length()
+        if limit is not None and tokens.shape[1] > limit:
+            raise ValueError(
+                f"a window of {tokens.shape[1]} tokens: {type(position).__name__} is defined for "
+                f"at most {limit}"
+            )
+        variables = _values(self.position_model)
+        x = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        x = position.embed(variables, x.astype(config.dtype), positions).astype(config.dtype)
+        tables = position.tables(variables, positions, config.shape.head_dim)
+
+        def body(x, layer_slice):
+            weights, variables = layer_slice
+            return layer(config, position, weights, variables, tables, x, positions, segments), None
+
+        if config.remat:
+            # The loop form needs the barrier, or common subexpressions undo the recomputation.
+            body = jax.checkpoint(body, prevent_cse=not config.scan_layers)
+        stacked = (_values(self.layers), _values(self.position_layers))
+        if config.scan_layers:
+            x, _ = jax.lax.scan(body, x, stacked)
+        else:
+            for index in range(config.num_layers):
+                x, _ = body(x, jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
+        return rms_norm(x, self.final_norm[...], config.norm_eps)
+
+    def unembed(self, hidden: Array) -> Array:
+        """Logits ``[B, T, V]`` float32 of ``hidden [B, T, D]``."""
+        return logits_of(hidden, self.unembedding[...])
+
+
+def layer(
+    config: TransformerConfig,
+    position: PositionEmbedding,
+    weights: dict[str, Array],
+    variables: Variables,
+    tables: Any,
+    x: Array,
+    positions: Array,
+    segments: Array,
+) -> Array:
+    """One layer: attention and MLP, each added to what it normalised.
+
+    Args:
+      config: the model's.
+      position: the model's.
+      weights: one layer's, under the names that ``Transformer`` gives them.
+      variables: one layer's slice of the position variables.
+      tables: ``position.tables`` of these positions.
+      x: ``[B, T, D]``.
+      positions: ``[B, T]``.
+      segments: ``[B, T]``.
+
+    Returns:
+      ``[B, T, D]``.
+    """
+    y = rms_norm(x, weights["attention_norm"], config.norm_eps)
+    q = to_heads(y, weights["query"])
+    k = to_heads(y, weights["key"])
+    v = to_heads(y, weights["value"])
+    if config.qk_norm:
+        q = rms_norm(q, weights["query_norm"], config.norm_eps)
+        k = rms_norm(k, weights["key_norm"], config.norm_eps)
+    q, k = position.rotate(variables, tables, q, k)
+    if k.shape[2] != v.shape[2]:
+        v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
+    attended = attend(
+        q,
+        k,
+        v,
+        q_positions=positions,
+        k_positions=positions,
+        q_segments=segments,
+        k_segments=segments,
+        bias_fn=position.bias if position.has_bias else None,
+        bias_variables=variables if position.has_bias else None,
+        backend=config.attention,
+        block=config.attention_block,
+    )
+    x = x + from_heads(attended, weights["out"])
+    y = rms_norm(x, weights["mlp_norm"], config.norm_eps)
+    return x + swiglu(y, weights["gate"], weights["up"], weights["down"])
+
+
+def split(model: Transformer) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+    """Takes the model apart into its definition, its trained parameters and its constants.
+
+    Returns:
+      graphdef: static and hashable.
+      params: nested dict of arrays, what the optimizer sees.
+      constants: nested dict of arrays, empty for most position embeddings.
+    """
+    graphdef, params, constants = nnx.split(model, nnx.Param, PositionConstant)
+    return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
+
+
+def merge(graphdef: nnx.GraphDef, params: dict[str, Any], constants: dict[str, Any]) -> Transformer:
+    """Puts together what ``split`` took apart."""
+    return nnx.merge(graphdef, params, constants)
+
+
+def check_batch(tokens: Any, vocab_size: int) -> None:
+    """Raises ValueError where a token id has no row in the embedding; on the host, not in jit.
+
+    >>> check_batch([[3, 9]], vocab_size=8)
+    Traceback (most recent call last):
+        ...
+    ValueError: token ids 3 to 9: vocab_size=8 accepts 0 to 7
+    """
+    tokens = np.asarray(tokens)
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= vocab_size):
+        raise ValueError(
+            f"token ids {tokens.min()} to {tokens.max()}: vocab_size={vocab_size} accepts "
+            f"0 to {vocab_size - 1}"
+        )
+
+
+def _wrap(params: Variables, constants: Variables) -> nnx.Dict:
+    clash = sorted(params.keys() & constants.keys())
+    if clash:
+        raise ValueError(f"position variables {clash}: both parameter and constant")
+    return nnx.Dict(
+        {name: nnx.Param(x) for name, x in params.items()}
+        | {name: PositionConstant(x) for name, x in constants.items()}
+    )
+
+
+def _values(variables: nnx.Dict) -> dict[str, Array]:
+    return {name: variable[...] for name, variable in variables.items()}

@@ -1,0 +1,302 @@
+"""Figures of a report: matplotlib, one function a figure, readable without colour.
+
+Every curve has a colour, a marker and a line style of its own; the same label has the same three
+in every figure. Axes name their units and mark the training length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fope_jax.extras import require
+from fope_jax.report.rows import (
+    Comparison,
+    Run,
+    Spread,
+    Sums,
+    add_up,
+    by_context,
+    check_comparable,
+    group,
+    labels,
+)
+from fope_jax.report.tables import number, percent
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, without the yellow that vanishes on white; tell apart with any eyesight.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
+WIDTH, HEIGHT = 7.0, 4.3  # inches
+TITLE_PAD = 20  # points, room for the mark of the training length
+
+
+class Style(NamedTuple):
+    """How the curves of one label are drawn."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """A style for each label, in the order given; repeats only after hundreds."""
+    return {
+        name: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
+        for i, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def save(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]:
+    """Writes ``stem.png`` and ``stem.svg``, the same bytes for the same figure."""
+    matplotlib = require("matplotlib", "train")
+    png, svg = directory / f"{stem}.png", directory / f"{stem}.svg"
+    with matplotlib.rc_context({"svg.hashsalt": "fope"}):
+        figure.savefig(png, dpi=150, metadata={"Software": None})
+        figure.savefig(svg, metadata={"Date": None})
+    return png, svg
+
+
+# ---------------------------------------------------------------------------- curves
+
+
+def perplexity_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
+    """Perplexity of the same tokens against context length."""
+    check_comparable(comparison)
+    figure, axes = _figure()
+    curves = comparison.numbers(lambda sums: sums.perplexity)
+    _curves(axes, curves, looks)
+    _length_axis(axes, comparison.contexts, "context length (tokens)")
+    _mark_training_lengths(axes, comparison)
+    _ratio_axis(axes, curves)
+    axes.set_ylabel("perplexity (per token)")
+    axes.set_title(f"Perplexity against context length, {comparison.name} split", pad=TITLE_PAD)
+    _legend(figure, axes)
+    return figure
+
+
+def position_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
+    """Loss against position inside one long window."""
+    check_comparable(comparison)
+    figure, axes = _figure()
+    curves = comparison.numbers(lambda sums: sums.loss, by=_bucket_centre)
+    _curves(axes, curves, looks)
+    longest = max(comparison.contexts)
+    ticks = [longest // 2**k for k in range(10, -1, -1) if longest // 2**k >= 1]
+    _length_axis(axes, ticks, "position in the window (tokens)")
+    _mark_training_lengths(axes, comparison)
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(
+        f"Loss by position in a window of {longest:,} tokens, {comparison.name} split",
+        pad=TITLE_PAD,
+    )
+    _legend(figure, axes)
+    return figure
+
+
+def _bucket_centre(row: dict[str, Any]) -> float:
+    start, stop = row["bucket"]
+    return math.sqrt(max(start, stop / 2) * stop)
+
+
+def passkey_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
+    """Share of passkeys found, all depths, against context length."""
+    check_comparable(comparison)
+    figure, axes = _figure()
+    curves = comparison.numbers(lambda sums: 100 * sums.accuracy)
+    _curves(axes, curves, looks)
+    _length_axis(axes, comparison.contexts, "context length (tokens)")
+    axes.set_ylim(-4, 104)
+    _mark_training_lengths(axes, comparison)
+    axes.set_ylabel("passkeys found (%)")
+    axes.set_title(
+        f"Passkey retrieval against context length, {comparison.name} template", pad=TITLE_PAD
+    )
+    _legend(figure, axes)
+    return figure
+
+
+def training_figure(runs: Sequence[Run], looks: dict[str, Style]) -> Figure:
+    """Training loss against tokens seen, one line a run."""
+    figure, axes = _figure()
+    names, seen = labels(runs), set()
+    for run in runs:
+        rows, label = run.of("train"), names[run.path]
+        if rows:
+            axes.plot(
+                [row["tokens_seen"] for row in rows],
+                [row["loss"] for row in rows],
+                label=label if label not in seen else None,
+                linewidth=1.3,
+                markersize=5,
+                markevery=max(1, len(rows) // 8),
+                **looks[label]._asdict(),
+            )
+            seen.add(label)
+    axes.set_xscale("log")
+    ticker = require("matplotlib.ticker", "train")
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
+    axes.minorticks_off()
+    axes.set_xlabel("tokens seen (k: thousand, M: million, G: billion)")
+    axes.set_ylabel("training loss (nats per token)")
+    axes.set_title("Training loss")
+    _legend(figure, axes)
+    return figure
+
+
+def _curves(axes: Axes, curves: dict[str, dict[Any, Spread]], looks: dict[str, Style]) -> None:
+    for label, values in curves.items():
+        spreads = [values[x].deviation for x in values]
+        axes.errorbar(
+            list(values),
+            [value.mean for value in values.values()],
+            yerr=None if any(map(math.isnan, spreads)) else spreads,
+            capsize=3,
+            label=label,
+            linewidth=1.6,
+            markersize=6,
+            **looks[label]._asdict(),
+        )
+
+
+# ---------------------------------------------------------------------------- passkey by depth
+
+
+def depth_figure(comparison: Comparison) -> Figure:
+    """Share of passkeys found by context length and depth, one panel a label."""
+    check_comparable(comparison)
+    count = len(comparison.curves)
+    columns = min(2, count)
+    lines = math.ceil(count / columns)
+    figure = require("matplotlib.figure", "train").Figure(
+        figsize=(WIDTH if columns > 1 else 4.5, 0.8 + 2.6 * lines), layout="constrained"
+    )
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    panels = list(panels.flat)
+    for panel, (label, seeds) in zip(panels, comparison.curves.items(), strict=False):
+        rows = [row for own in seeds for row in own]
+        cells = {k: add_up(v) for k, v in group(rows, _place).items()}
+        image = _panel(panel, cells, comparison)
+        length = comparison.training_lengths[label]
+        inside = [context for context in comparison.contexts if context <= length]
+        panel.axvline(len(inside) - 0.5, color="white", linewidth=3.5)
+        panel.axvline(len(inside) - 0.5, color="black", linewidth=1.5, linestyle="--")
+        panel.set_title(label, fontsize=10)
+    for panel in panels[count:]:
+        panel.axis("off")
+    figure.colorbar(image, ax=panels, label="passkeys found (%)", shrink=0.8)
+    figure.suptitle(
+        f"Passkey retrieval by length and depth, {comparison.name} template\n"
+        "left of the dashes: up to the training length",
+        fontsize=11,
+    )
+    figure.supxlabel("context length (tokens)", fontsize=10)
+    figure.supylabel("depth of the key (0: beginning, 1: end)", fontsize=10)
+    return figure
+
+
+def _place(row: dict[str, Any]) -> tuple[int, float]:
+    return row["context"], row["depth"]
+
+
+def _panel(axes: Axes, cells: dict[tuple[int, float], Sums], comparison: Comparison) -> Any:
+    contexts = comparison.contexts
+    depths = sorted({depth for _, depth in cells})
+    values = [
+        [100 * cells[c, d].accuracy if (c, d) in cells else math.nan for c in contexts]
+        for d in depths
+    ]
+    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(contexts)), [f"{c:,}" for c in contexts], fontsize=8)
+    axes.set_yticks(range(len(depths)), [f"{d:g}" for d in depths], fontsize=8)
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            if not math.isnan(value):
+                colour = "white" if value < 50 else "black"
+                axes.text(x, y, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=8)
+    return image
+
+
+# ---------------------------------------------------------------------------- axes
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = require("matplotlib.figure", "train").Figure(
+        figsize=(WIDTH, HEIGHT), layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.grid(True, color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _length_axis(axes: Axes, ticks: Sequence[int], label: str) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+
+
+def _ratio_axis(axes: Axes, curves: dict[str, dict[Any, Spread]]) -> None:
+    """A logarithmic y axis with plain numbers, where values differ by more than a factor of 3."""
+    means = [v.mean for values in curves.values() for v in values.values()]
+    finite = [mean for mean in means if math.isfinite(mean)]
+    if finite and max(finite) > 3 * min(finite):
+        ticker = require("matplotlib.ticker", "train")
+        axes.set_yscale("log")
+        subs = (1, 2, 5) if max(finite) < 300 * min(finite) else (1,)
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
+        axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _mark_training_lengths(axes: Axes, comparison: Comparison) -> None:
+    for length in sorted(set(comparison.training_lengths.values())):
+        axes.axvline(length, color="#555555", linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
+        axes.annotate(
+            f"training length {length:,}",
+            (length, 1),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(-3, 3),
+            textcoords="offset points",
+            va="bottom",
+            fontsize=8.5,
+            color="#444444",
+        )
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False,
+            handlelength=3.5,
+        )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- in words
+
+
+def in_words(comparison: Comparison, what: str) -> str:
+    """The text alternative of a figure of curves: the first and last number of each."""
+    if comparison.kind == "passkey":
+        curves, show = comparison.numbers(lambda sums: sums.accuracy), percent
+    elif comparison.kind == "position":
+        curves, show = comparison.numbers(lambda sums: sums.loss, by=_bucket_centre), number
+    else:
+        curves, show = comparison.numbers(lambda sums: sums.perplexity, by=by_context), number
+    parts = []
+    for label, values in curves.items():
+        (first, low), (last, high) = list(values.items())[0], list(values.items())[-1]
+        parts.append(
+            f"{label}: {show(low.mean)} at {first:,.0f} tokens, {show(high.mean)} at {last:,.0f}"
+        )
+    return f"{what}. {'; '.join(parts)}."

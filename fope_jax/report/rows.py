@@ -1,0 +1,387 @@
+"""Rows of finished runs: read, checked, grouped, and turned into the numbers that are shown.
+
+Files hold sums and counts; every ratio of the report is taken here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Row = dict[str, Any]
+
+_NUMBER = (int, float)
+_IDS = {"variant": str, "seed": int, "step": int, "training_length": int}
+_SUMS = {"nats": _NUMBER, "tokens": _NUMBER, "bytes": _NUMBER, "correct": _NUMBER}
+
+# What a row of each kind must have; kinds that are not listed belong to someone else's report.
+FIELDS: dict[str, dict[str, Any]] = {
+    "train": {"step": int, "tokens_seen": int, "loss": _NUMBER},
+    "perplexity": _IDS
+    | _SUMS
+    | {
+        "protocol": str,
+        "split": str,
+        "context": int,
+        "scored_per_window": int,
+        "windows": int,
+        "document": (str, type(None)),
+    },
+    "position": _IDS | _SUMS | {"protocol": str, "split": str, "context": int, "bucket": list},
+    "passkey": _IDS
+    | {"template": str, "context": int, "depth": _NUMBER}
+    | {"correct": int, "total": int, "nats": _NUMBER, "tokens": int},
+    "protocol": _IDS | {"protocol": str, "settings": dict},
+    "time": {"phase": str, "seconds": _NUMBER},
+}
+
+
+class ReportError(ValueError):
+    """Rows that cannot be read or must not be compared; the message names file and line or runs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+      path: the directory.
+      config: config.json.
+      info: run.json; empty where the run has none.
+      rows: checked rows; of the evaluation, those of the newest evaluated step alone.
+      step: the newest evaluated step, or None.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    info: dict[str, Any]
+    rows: tuple[Row, ...]
+    step: int | None
+
+    @property
+    def variant(self) -> str:
+        """The name the run's numbers go by."""
+        return self.config["name"]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def training_length(self) -> int:
+        """Tokens of a training sequence."""
+        return self.config["train"]["length"]
+
+    def of(self, kind: str) -> list[Row]:
+        """The rows of one kind, in the order of the file."""
+        return [row for row in self.rows if row["kind"] == kind]
+
+
+# ---------------------------------------------------------------------------- reading
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Reads runs; raises ReportError for the first that is not one."""
+    runs = [read_run(Path(path)) for path in paths]
+    if not runs:
+        raise ReportError("no runs to report on; name one or more run directories")
+    return runs
+
+
+def read_run(path: Path) -> Run:
+    """Reads one run directory."""
+    config = _read_json(path / "config.json", required=True)
+    for key in ("name", "seed", "train"):
+        if key not in config:
+            raise ReportError(f"{path / 'config.json'} has no {key!r}")
+    rows = read_rows(path / "metrics.jsonl")
+    evaluated = [
+        row["step"] for row in rows if row["kind"] in ("perplexity", "position", "passkey")
+    ]
+    step = max(evaluated, default=None)
+    current = [row for row in rows if row["kind"] in ("train", "time") or row["step"] == step]
+    return Run(path, config, _read_json(path / "run.json", required=False), tuple(current), step)
+
+
+def _read_json(path: Path, required: bool) -> dict[str, Any]:
+    if not path.is_file():
+        if required:
+            raise ReportError(f"{path.parent} is no run: there is no {path.name}")
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ReportError(f"{path} is no JSON: {error}") from error
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Reads and checks the rows of a metrics.jsonl.
+
+    A last line without an end was cut off when its writer was killed and is left out. Kinds that
+    this report does not know are left to others.
+
+    Raises:
+      ReportError: no such file, or a row that is malformed, with file and line.
+    """
+    if not path.is_file():
+        raise ReportError(f"{path.parent} has no {path.name}: the run has not been trained yet")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if line.endswith("\n"):
+                raise ReportError(f"{path}, line {number}: no JSON ({line[:60]!r})") from error
+            continue
+        _check(row, f"{path}, line {number}")
+        if row["kind"] in FIELDS:
+            rows.append(row)
+    return rows
+
+
+def _check(row: Any, where: str) -> None:
+    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+        raise ReportError(f'{where}: a row is an object with a string "kind"; got {row!r:.60}')
+    kind = row["kind"]
+    for name, accepted in FIELDS.get(kind, {}).items():
+        if name not in row:
+            raise ReportError(f"{where}: a {kind!r} row has no {name!r}")
+        value = row[name]
+        if not isinstance(value, accepted) or isinstance(value, bool):
+            names = accepted if isinstance(accepted, tuple) else (accepted,)
+            expected = " or ".join(t.__name__ for t in names)
+            raise ReportError(
+                f"{where}: {name!r} of a {kind!r} row is {value!r}; accepted: {expected}"
+            )
+    for name in ("tokens", "total", "context"):
+        if name in FIELDS.get(kind, {}) and row[name] <= 0:
+            raise ReportError(
+                f"{where}: {name!r} of a {kind!r} row is {row[name]!r}; accepted: > 0"
+            )
+
+
+# ---------------------------------------------------------------------------- numbers
+
+
+class Sums(NamedTuple):
+    """Sums over rows; ratios are properties and never clipped."""
+
+    nats: float = 0.0
+    tokens: float = 0
+    bytes: float = 0
+    correct: float = 0
+    total: float = 0
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(nats / tokens)``; infinite where that is beyond a float.
+
+        >>> round(Sums(nats=20.794415, tokens=10).perplexity, 3)
+        8.0
+        """
+        try:
+            return math.exp(self.loss)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits a UTF-8 byte of the text; NaN where no byte was scored."""
+        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+
+    @property
+    def accuracy(self) -> float:
+        """Share of trials that were right."""
+        return self.correct / self.total
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of tokens that the model holds most likely."""
+        return self.correct / self.tokens
+
+
+def add_up(rows: Iterable[Row]) -> Sums:
+    """Pools rows: sums of every field of ``Sums`` that they have."""
+    rows = list(rows)
+    return Sums(*(sum(row.get(name, 0) for row in rows) for name in Sums._fields))
+
+
+def group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
+    """Rows by key, keys in order."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return dict(sorted(groups.items()))
+
+
+class Spread(NamedTuple):
+    """A number over seeds: mean, sample standard deviation (NaN of one seed) and count."""
+
+    mean: float
+    deviation: float
+    count: int
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation.
+
+    >>> spread([1.0, 3.0])
+    Spread(mean=2.0, deviation=1.4142135623730951, count=2)
+    """
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return Spread(mean, math.nan, len(values))
+    squares = sum((value - mean) ** 2 for value in values)
+    return Spread(mean, math.sqrt(squares / (len(values) - 1)), len(values))
+
+
+# ---------------------------------------------------------------------------- comparable runs
+
+
+def labels(runs: Sequence[Run]) -> dict[Path, str]:
+    """What each run is called in tables and plots; runs with one label are seeds of one variant.
+
+    The variant's name, and the training length where one name was trained on several.
+    """
+    lengths: dict[str, set[int]] = {}
+    for run in runs:
+        lengths.setdefault(run.variant, set()).add(run.training_length)
+    return {
+        run.path: run.variant
+        if len(lengths[run.variant]) == 1
+        else f"{run.variant}, trained on {run.training_length}"
+        for run in runs
+    }
+
+
+def by_context(row: Row) -> int:
+    """Tokens of the row's window."""
+    return row["context"]
+
+
+def _over_seeds(seeds: Sequence[dict[Any, float]]) -> dict[Any, Spread]:
+    keys = sorted({key for own in seeds for key in own})
+    return {key: spread([own[key] for own in seeds if key in own]) for key in keys}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs that were scored on the same thing and so may share a plot.
+
+    Attributes:
+      kind: of the rows.
+      name: the split, or the passkey template.
+      curves: label -> one list of rows for each seed.
+      training_lengths: label -> tokens of a training sequence.
+    """
+
+    kind: str
+    name: str
+    curves: dict[str, list[list[Row]]]
+    training_lengths: dict[str, int]
+
+    def per_seed(
+        self, number: Callable[[Sums], float], by: Callable[[Row], Any]
+    ) -> dict[str, list[dict[Any, float]]]:
+        """``{label: [{value of by: number of the pooled rows} of each seed]}``."""
+        return {
+            label: [
+                {key: number(add_up(own)) for key, own in group(rows, by).items()} for rows in seeds
+            ]
+            for label, seeds in self.curves.items()
+        }
+
+    def numbers(
+        self, number: Callable[[Sums], float], by: Callable[[Row], Any] = by_context
+    ) -> dict[str, dict[Any, Spread]]:
+        """``{label: {value of by: Spread over seeds}}``."""
+        return {label: _over_seeds(seeds) for label, seeds in self.per_seed(number, by).items()}
+
+    def ratios(self, number: Callable[[Sums], float]) -> dict[str, dict[int, Spread]]:
+        """Like ``numbers``, relative to the same seed's number at its training length.
+
+        Empty for a label that was not scored there.
+        """
+        table = {}
+        for label, seeds in self.per_seed(number, by_context).items():
+            base = self.training_lengths[label]
+            table[label] = _over_seeds(
+                [{key: x / own[base] for key, x in own.items()} for own in seeds if base in own]
+            )
+        return table
+
+    @property
+    def contexts(self) -> list[int]:
+        """All context lengths in tokens."""
+        rows = [row for seeds in self.curves.values() for own in seeds for row in own]
+        return sorted({row["context"] for row in rows})
+
+
+def what_was_scored(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
+    """A key that the rows of comparable runs share.
+
+    Perplexities compare where the same tokens were scored: protocol, split, tokens and bytes.
+    Losses by position compare where the same windows were read, and passkey accuracies where
+    template and number of trials agree.
+
+    Raises:
+      ReportError: the rows are of several splits or templates, or the contexts of a
+        ``same-tokens`` run were not scored on the same tokens.
+    """
+    part = "template" if kind == "passkey" else "split"
+    names = {(row.get("protocol"), row[part]) for row in rows}
+    if len(names) > 1:
+        raise ReportError(f"{kind} rows of {sorted(names, key=str)} do not belong in one plot")
+    first = rows[0]
+    if kind == "passkey":
+        cells = group(rows, lambda row: (row["context"], row["depth"]))
+        return (first[part], sorted({add_up(own).total for own in cells.values()})[-1])
+    scored = {context: add_up(own) for context, own in group(rows, by_context).items()}
+    sizes = {(sums.tokens, sums.bytes) for sums in scored.values()}
+    if len(sizes) > 1:
+        counts = ", ".join(f"{context}: {sums.tokens:g}" for context, sums in scored.items())
+        raise ReportError(
+            f"{kind} rows of {first['variant']!r} (seed {first['seed']}, step {first['step']}) "
+            f"were not scored on the same tokens at every context (tokens by context: {counts})"
+        )
+    longest = first["context"] if kind == "position" else first["scored_per_window"]
+    return (first["protocol"], first[part], longest, *sizes.pop())
+
+
+def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
+    """Sorts the rows of one kind into sets of comparable runs.
+
+    Runs that were scored on different tokens end up in different comparisons, never in one.
+    """
+    names, found = labels(runs), {}
+    part = "template" if kind == "passkey" else "split"
+    for run in runs:
+        for name, rows in group(run.of(kind), lambda row: row[part]).items():
+            key = what_was_scored(kind, rows)
+            comparison = found.setdefault(key, Comparison(kind, name, {}, {}))
+            comparison.curves.setdefault(names[run.path], []).append(rows)
+            comparison.training_lengths[names[run.path]] = run.training_length
+    return [found[key] for key in sorted(found, key=str)]
+
+
+def check_comparable(comparison: Comparison) -> None:
+    """Raises ReportError where a comparison joins rows that were scored on different things."""
+    keys: dict[Hashable, str] = {}
+    for label, seeds in comparison.curves.items():
+        for rows in seeds:
+            keys.setdefault(what_was_scored(comparison.kind, rows), label)
+    if len(keys) > 1:
+        (one, first), (other, second), *_ = keys.items()
+        raise ReportError(
+            f"{comparison.kind} rows of {first!r} and {second!r} were scored on different things, "
+            f"{one} and {other}, and do not belong in one plot"
+        )

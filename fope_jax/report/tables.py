@@ -1,0 +1,256 @@
+"""Tables of a report: built once, shown as plain text in the terminal and as HTML in the page."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fope_jax.report.rows import Comparison, Run, Spread, Sums, add_up, by_context, comparisons
+
+EMPTY = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Strings in rows and columns.
+
+    Attributes:
+      title: one line.
+      corner: what the first column holds.
+      columns: headers of the other columns.
+      rows: header and cells of each row.
+      note: what a reader must know to read the numbers.
+    """
+
+    title: str
+    corner: str
+    columns: list[str]
+    rows: list[tuple[str, list[str]]] = field(default_factory=list)
+    note: str = ""
+
+
+# ---------------------------------------------------------------------------- numbers as text
+
+
+def number(value: float) -> str:
+    """A positive number at a width that a table bears, never rounded to nothing.
+
+    >>> number(23.456), number(123456.7), number(3.2e9), number(math.inf), number(0.00012)
+    ('23.46', '123,457', '3.20e+09', 'inf', '1.20e-04')
+    """
+    if not math.isfinite(value):
+        return str(value)
+    if value and (abs(value) >= 1e6 or abs(value) < 0.01):
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.2f}"
+
+
+def with_spread(value: Spread | None, show: Callable[[float], str] = number) -> str:
+    """``mean``, or ``mean ± deviation`` over several seeds."""
+    if value is None:
+        return EMPTY
+    if value.count == 1:
+        return show(value.mean)
+    small = abs(value.mean) < 1_000 and value.deviation < 0.01 and show is number
+    return f"{show(value.mean)} ± {'<0.01' if small else show(value.deviation)}"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.0f}%"
+
+
+def three(value: float) -> str:
+    """Three decimals: for losses and bits, whose differences are small."""
+    return f"{value:.3f}"
+
+
+# ---------------------------------------------------------------------------- evaluation
+
+
+def _by_context(
+    title: str,
+    comparison: Comparison,
+    cells: dict[str, dict[int, Spread]],
+    show: Callable[[float], str] = number,
+    note: str = "",
+) -> Table:
+    columns = comparison.contexts
+    rows = [
+        (label, [with_spread(values.get(context), show) for context in columns])
+        for label, values in cells.items()
+    ]
+    return Table(title, "context (tokens)", [f"{c:,}" for c in columns], rows, note)
+
+
+def training_lengths(comparison: Comparison) -> str:
+    """``trained on 128 tokens``, or each label's length where they differ."""
+    lengths = sorted(set(comparison.training_lengths.values()))
+    if len(lengths) == 1:
+        return f"trained on {lengths[0]:,} tokens"
+    return "trained on " + ", ".join(
+        f"{length:,} ({label})" for label, length in comparison.training_lengths.items()
+    )
+
+
+def perplexity_tables(comparison: Comparison) -> list[Table]:
+    """Perplexity, its ratio to that at the training length, and bits per byte, by context."""
+    where = f"{comparison.name} split, {training_lengths(comparison)}"
+    return [
+        _by_context(
+            f"Perplexity ({where})", comparison, comparison.numbers(lambda s: s.perplexity),
+            note="the same tokens are scored at every context",
+        ),
+        _by_context(
+            "Perplexity relative to the training length",
+            comparison,
+            comparison.ratios(lambda s: s.perplexity),
+            note="below 1: the longer context helps; above 1: it hurts",
+        ),
+        _by_context(
+            "Bits per byte", comparison, comparison.numbers(lambda s: s.bits_per_byte), three,
+        ),
+    ]  # fmt: skip
+
+
+def passkey_tables(comparison: Comparison) -> list[Table]:
+    """Right answers of trials, over all depths and seeds, and the loss on answer tokens."""
+    counts = {
+        label: {
+            context: add_up(row for rows in seeds for row in rows if row["context"] == context)
+            for context in comparison.contexts
+        }
+        for label, seeds in comparison.curves.items()
+    }
+    rows = [
+        (label, [_share(sums) for sums in by_length.values()])
+        for label, by_length in counts.items()
+    ]
+    columns = [f"{context:,}" for context in comparison.contexts]
+    return [
+        Table(
+            f"Passkeys found ({comparison.name} template, {training_lengths(comparison)})",
+            "context (tokens)", columns, rows, "right answers / trials, all depths",
+        ),
+        _by_context(
+            f"Loss on the passkey ({comparison.name} template, nats per answer token)",
+            comparison, comparison.numbers(lambda s: s.loss), three,
+            note="falls before answers become right",
+        ),
+    ]  # fmt: skip
+
+
+def _share(sums: Sums) -> str:
+    if not sums.total:
+        return EMPTY
+    return f"{sums.correct:g}/{sums.total:g} ({percent(sums.accuracy)})"
+
+
+def position_table(comparison: Comparison) -> Table:
+    """Loss in nats per token in each bucket of positions, buckets as rows."""
+    cells = comparison.numbers(lambda s: s.loss, by=lambda row: tuple(row["bucket"]))
+    buckets = sorted({bucket for values in cells.values() for bucket in values})
+    rows = [
+        (
+            f"{start:,} to {stop - 1:,}",
+            [with_spread(cells[label].get((start, stop)), three) for label in cells],
+        )
+        for start, stop in buckets
+    ]
+    return Table(
+        f"Loss by position ({comparison.name} split, nats per token)", "position", list(cells), rows
+    )
+
+
+def text_tables(runs: Sequence[Run]) -> str:
+    """The tables that `fope report` prints."""
+    tables = [table for c in comparisons(runs, "perplexity") for table in perplexity_tables(c)]
+    for comparison in comparisons(runs, "passkey"):
+        tables.append(passkey_tables(comparison)[0])
+    missing = [str(run.path) for run in runs if run.step is None]
+    texts = [as_text(table) for table in tables]
+    if missing:
+        texts.append(f"not evaluated yet (`fope evaluate` does it): {', '.join(missing)}")
+    return "\n\n".join(texts)
+
+
+# ---------------------------------------------------------------------------- every number
+
+
+def document_table(comparison: Comparison) -> Table:
+    """One row for each run, document and context, with its sums."""
+    columns = [
+        "seed", "step", "document", "context", "windows", "tokens", "bytes", "nats",
+        "nats per token", "perplexity", "bits per byte", "tokens right",
+    ]  # fmt: skip
+    table = Table(f"Every row of the {comparison.name} split", "variant", columns)
+    for label, row in _each_row(comparison):
+        sums = add_up([row])
+        cells = [
+            row["seed"], row["step"], row["document"] or EMPTY, f"{row['context']:,}",
+            f"{row['windows']:,}", f"{sums.tokens:,}", f"{sums.bytes:,}", f"{sums.nats:,.2f}",
+            three(sums.loss), number(sums.perplexity), three(sums.bits_per_byte),
+            f"{100 * sums.token_accuracy:.1f}%",
+        ]  # fmt: skip
+        table.rows.append((label, [str(cell) for cell in cells]))
+    return table
+
+
+def depth_table(comparison: Comparison) -> Table:
+    """One row for each run, context and depth of a passkey template."""
+    columns = ["seed", "step", "context", "depth", "right / trials", "nats per answer token"]
+    table = Table(f"Every row of the {comparison.name} template", "variant", columns)
+    for label, row in _each_row(comparison):
+        sums = add_up([row])
+        cells = [
+            row["seed"], row["step"], f"{row['context']:,}", f"{row['depth']:g}",
+            f"{row['correct']}/{row['total']}", three(sums.loss),
+        ]  # fmt: skip
+        table.rows.append((label, [str(cell) for cell in cells]))
+    return table
+
+
+def _each_row(comparison: Comparison) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (label, row)
+        for label, seeds in comparison.curves.items()
+        for rows in seeds
+        for row in sorted(rows, key=by_context)
+    ]
+
+
+# ---------------------------------------------------------------------------- rendering
+
+
+def as_text(table: Table) -> str:
+    """Plain text with aligned columns."""
+    lines = [[table.corner, *table.columns], *([head, *cells] for head, cells in table.rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
+    title = f"{table.title}; {table.note}" if table.note else table.title
+    return "\n".join([title, text[0], "-" * len(text[0]), *text[1:]])
+
+
+def as_html(table: Table) -> str:
+    """An HTML table whose headers name their scope, in a region that scrolls sideways."""
+    heads = "".join(
+        f'<th scope="col">{html.escape(c)}</th>' for c in [table.corner, *table.columns]
+    )
+    body = "\n".join(
+        f'<tr><th scope="row">{html.escape(head)}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for head, cells in table.rows
+    )
+    title = html.escape(table.title)
+    note = f" <small>({html.escape(table.note)})</small>" if table.note else ""
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">\n'
+        f"<table>\n<caption>{title}{note}</caption>\n<thead><tr>{heads}</tr></thead>\n"
+        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    )

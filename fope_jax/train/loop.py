@@ -1,0 +1,251 @@
+"""Training, from a new or half-done workdir to the last checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from fope_jax.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.config import Experiment, check_vocabulary
+from fope_jax.data.cache import open_cache
+from fope_jax.data.loader import Loader
+from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
+from fope_jax.model.transformer import Transformer, split
+from fope_jax.position import PositionVariables, fingerprint
+from fope_jax.train.metrics import MetricsLog
+from fope_jax.train.optim import learning_rate, make_optimizer
+from fope_jax.train.step import StepMetrics, TrainState, all_finite, train_step
+from fope_jax.train.workdir import CHECKPOINTS, open_workdir, record_run
+from fope_jax.typing import Batch
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss, a gradient or a parameter is no longer a number; the message names the step."""
+
+
+def train(experiment: Experiment, workdir: str | Path) -> None:
+    """Trains ``experiment`` in ``workdir`` to its last step, from the newest valid checkpoint.
+
+    Called again after an interruption it goes on and ends with the same bits as a run that was
+    never interrupted (same machine and device count); called again after the end it returns.
+
+    Raises:
+      ConfigError: the workdir holds another experiment, or tokenizer and model do not fit.
+      CheckpointError: the checkpoints are of another model, position embedding or corpus, or one
+        cannot be written.
+      NonFiniteError: nothing after the last finite checkpoint has been saved.
+      OSError: the workdir cannot be written, or the token cache is missing or damaged.
+    """
+    workdir, config = Path(workdir), experiment.train
+
+    # ------------------------------------------------------------------ what there is already
+    open_workdir(workdir, experiment)
+    store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
+    start = store.latest_valid_step() or 0
+    if start >= config.steps:
+        log.info("%s is finished: %d steps are trained", workdir, start)
+        return
+
+    # ------------------------------------------------------------------ data
+    cache = open_cache(experiment.data, "train")
+    check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
+    loader = Loader(
+        cache,
+        length=config.length,
+        batch_size=config.batch_size,
+        seed=experiment.seed,
+        packing=experiment.data.packing,
+    )
+    log.info(
+        "data: %d tokens, an epoch is %d steps of %d x %d tokens",
+        cache.num_tokens, loader.steps_per_epoch, config.batch_size, config.length,
+    )  # fmt: skip
+
+    # ------------------------------------------------------------------ model and optimizer
+    model = Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(experiment.seed))
+    graphdef, params, constants = split(model)
+    optimizer = make_optimizer(config)
+    state = TrainState(params, optimizer.init(params))
+    position = fingerprint(
+        experiment.position,
+        experiment.model.shape,
+        PositionVariables(
+            model_constants=constants.get("position_model", {}),
+            layer_constants=constants.get("position_layers", {}),
+        ),
+    )
+    identity = {"position": position.hash, "data": cache.fingerprint}
+    parameters = sum(x.size for x in jax.tree.leaves(params))
+    log.info("model: %s parameters, position %s", f"{parameters:,}", position.summary)
+
+    # ------------------------------------------------------------------ resume
+    # Later rows are written again as their steps come again; left in place they count twice.
+    dropped = replace_rows(workdir / METRICS, lambda row: row.get("step", 0) > start, [])
+    if start:
+        state, constants = _restore(store, start, state, constants, identity)
+        log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
+    facts = {
+        "name": experiment.name,
+        "seed": experiment.seed,
+        "parameters": parameters,
+        "position": {"hash": position.hash, "summary": position.summary},
+        "data": {"fingerprint": cache.fingerprint, "tokens": cache.num_tokens},
+    }
+    record_run(workdir, facts, start)
+
+    # ------------------------------------------------------------------ compile
+    began = time.perf_counter()
+    step_function = train_step.lower(
+        graphdef, optimizer, state, constants, loader.batch(start), accumulate=config.accumulate
+    ).compile()
+    compiled = time.perf_counter() - began
+    log.info("compiled in %.1f s", compiled)
+
+    # ------------------------------------------------------------------ steps
+    seconds_before = _last_seconds(workdir)
+    meter = Meter(experiment, seconds_before)
+    batches = TimedIterator(loader.iterate(start, config.steps - start))
+    with (
+        MetricsLog(workdir, start) as metrics_log,
+        tqdm(
+            total=config.steps, initial=start, desc=experiment.name, unit="step",
+            mininterval=0.5 if sys.stderr.isatty() else 15.0,
+        ) as bar,
+    ):  # fmt: skip
+        metrics_log.write({"kind": "time", "phase": "compile", "step": start, "seconds": compiled})
+        for step, batch in enumerate(batches, start=start + 1):
+            state, metrics = step_function(state, constants, batch)
+            meter.add(metrics)
+            bar.update()
+            saves = step % config.save_every == 0 or step == config.steps
+            # A save ends a row, so that a resumed run writes the rows of the unbroken one.
+            if saves or step % config.log_every == 0:
+                row = meter.row(step, batches)
+                metrics_log.write(row)
+                bar.set_postfix_str(
+                    f"loss {row['loss']:.3f}, {row['tokens_per_second'] / 1e3:.1f}k tokens/s, "
+                    f"data wait {row['data_wait_fraction']:.1%}",
+                    refresh=False,
+                )
+            if saves:
+                if not all_finite(state):
+                    raise NonFiniteError(f"a parameter is not finite after step {step}; {ADVICE}")
+                items = {
+                    "params": state.params,
+                    "constants": constants,
+                    "optimizer": state.optimizer,
+                }
+                store.save(step, items, identity)
+                meter.restart(batches)
+    store.close()
+    log.info("trained %d steps; checkpoint %s", config.steps, store.directory / str(config.steps))
+
+
+ADVICE = "nothing has been saved since the last checkpoint; a lower train.learning_rate may help"
+
+
+def _restore(
+    store: CheckpointStore, step: int, state: TrainState, constants: Any, identity: dict[str, str]
+) -> tuple[TrainState, Any]:
+    stored = store.metadata(step)
+    for name, here in identity.items():
+        if stored[name] != here:
+            raise CheckpointError(
+                f"{store.directory / str(step)}: its {name} fingerprint is {stored[name]}, this"
+                f" run's is {here}; the {name} has changed since the checkpoint was written"
+            )
+    items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
+    restored = store.restore(step, items)
+    return TrainState(restored["params"], restored["optimizer"]), restored["constants"]
+
+
+def _last_seconds(workdir: Path) -> float:
+    rows = [row for row in read_rows(workdir / METRICS) if row["kind"] == "train"]
+    return rows[-1]["seconds"] if rows else 0.0
+
+
+class TimedIterator:
+    """Hands on batches and adds up the seconds spent waiting for them in ``waited``."""
+
+    def __init__(self, batches: Iterator[Batch]):
+        self._batches = iter(batches)
+        self.waited = 0.0
+
+    def __iter__(self) -> TimedIterator:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.waited += time.perf_counter() - began
+
+
+class Meter:
+    """Collects the metrics of steps on the device and turns them into one row.
+
+    Fetching them every step would make the host wait for the device each time.
+    """
+
+    def __init__(self, experiment: Experiment, seconds_before: float):
+        self._config = experiment.train
+        self._pending: list[StepMetrics] = []
+        self._waited = 0.0
+        self._row_began = time.perf_counter()
+        self._run_began = self._row_began - seconds_before
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Remembers the metrics of one more step, without fetching them."""
+        self._pending.append(metrics)
+
+    def restart(self, batches: TimedIterator) -> None:
+        """Begins the next row's clock now: what came before, such as a save, is not training."""
+        self._waited, self._row_began = batches.waited, time.perf_counter()
+
+    def row(self, step: int, batches: TimedIterator) -> dict[str, Any]:
+        """The train row of the steps since the last row, of which ``step`` is the newest.
+
+        ``grad_norm`` is the mean over those steps, ``learning_rate`` that of the newest.
+
+        Raises:
+          NonFiniteError: naming the first step with a loss or gradient that is not finite.
+        """
+        nats, tokens, norms = np.asarray(jax.device_get(self._pending), np.float64).T
+        first = step - len(self._pending) + 1
+        for offset, (loss, norm) in enumerate(zip(nats / tokens, norms, strict=True)):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise NonFiniteError(
+                    f"step {first + offset}: loss is {loss}, gradient norm {norm}; {ADVICE}"
+                )
+        now, config = time.perf_counter(), self._config
+        elapsed = now - self._row_began
+        positions = len(self._pending) * config.batch_size * config.length
+        row = {
+            "kind": "train",
+            "step": step,
+            "tokens_seen": step * config.batch_size * config.length,
+            "nats": float(nats.sum()),
+            "tokens": float(tokens.sum()),
+            "loss": float(nats.sum() / tokens.sum()),
+            "grad_norm": float(norms.mean()),
+            "learning_rate": float(learning_rate(config, step - 1)),
+            "tokens_per_second": positions / elapsed,
+            "data_wait_fraction": (batches.waited - self._waited) / elapsed,
+            "seconds": now - self._run_began,
+        }
+        self._pending = []
+        self.restart(batches)
+        return row

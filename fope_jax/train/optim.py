@@ -1,0 +1,58 @@
+"""The optimizer: AdamW with the learning rate schedule and gradient clipping of the paper.
+
+It is given parameters only. Position constants are no parameters, so no update and no weight
+decay can reach them.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+from fope_jax.config import TrainConfig
+from fope_jax.typing import Array
+
+
+def learning_rate(config: TrainConfig, step: Array | int) -> Array:
+    """The rate of the update that follows ``step`` finished ones, float32.
+
+    With s = step + 1, W warmup steps, N steps in all, and the final fraction a:
+
+        s <= W     rate = peak * s / W
+        cosine     rate = peak * (a + (1 - a) * (1 + cos(pi * (s - W) / (N - W))) / 2)
+        constant   rate = peak
+
+    so the first update is not lost to a rate of 0 and the last one has exactly ``a * peak``.
+
+    >>> config = TrainConfig(steps=100, batch_size=1, length=8, learning_rate=1.0, warmup_steps=10)
+    >>> [round(float(learning_rate(config, step)), 3) for step in (0, 9, 54, 99)]
+    [0.1, 1.0, 0.55, 0.1]
+
+    Reference: the schedule of OLMo, in which the paper's models were trained.
+    """
+    update = jnp.asarray(step, jnp.float32) + 1.0
+    warmup = jnp.minimum(update / max(1, config.warmup_steps), 1.0)
+    if config.schedule == "constant":
+        return config.learning_rate * warmup
+    decay_steps = max(1, config.steps - config.warmup_steps)
+    progress = jnp.clip((update - config.warmup_steps) / decay_steps, 0.0, 1.0)
+    fraction = config.final_learning_rate_fraction
+    cosine = fraction + (1.0 - fraction) * (1.0 + jnp.cos(jnp.pi * progress)) / 2.0
+    return config.learning_rate * warmup * cosine
+
+
+def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    """Clip by global norm, Adam's direction, decoupled weight decay, learning rate.
+
+        g <- g * min(1, clip / |g|)
+        p <- p - rate * (m_hat / (sqrt(v_hat) + eps) + weight_decay * p)
+
+    Reference: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", Algorithm 2.
+    """
+    clip = config.gradient_clip
+    return optax.chain(
+        optax.identity() if clip is None else optax.clip_by_global_norm(clip),
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(lambda count: learning_rate(config, count)),
+    )

@@ -1,0 +1,125 @@
+"""One update of the parameters, as a pure function of state, constants and batch."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fope_jax.model.losses import LossSums, loss_sums
+from fope_jax.model.transformer import merge
+from fope_jax.typing import Array, Batch
+
+LOGITS_IN_MEMORY = 2**26  # 256 MB of float32; more are computed in pieces along the sequence
+
+
+class TrainState(NamedTuple):
+    """What an update changes: the parameters and the optimizer's state."""
+
+    params: Any
+    optimizer: Any
+
+
+class StepMetrics(NamedTuple):
+    """Of one update, scalars: summed nats and weights of its tokens, and |g| before clipping."""
+
+    nats: Array
+    tokens: Array
+    grad_norm: Array
+
+
+def batch_sums(graphdef: Any, params: Any, constants: Any, batch: Batch) -> LossSums:
+    """Runs the model on ``batch`` and sums its loss; the forward pass of training."""
+    model = merge(graphdef, params, constants)
+    hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
+    unembedding = model.unembedding[...]
+    size, length = batch.tokens.shape
+    fitting = LOGITS_IN_MEMORY // (size * unembedding.shape[1])
+    return loss_sums(
+        hidden,
+        unembedding,
+        batch.targets,
+        batch.weights,
+        time_chunk=None if fitting >= length else max(1, fitting),
+    )
+
+
+def gradient_sums(
+    graphdef: Any, params: Any, constants: Any, batch: Batch, accumulate: int
+) -> tuple[Any, Array, Array]:
+    """The gradient of the summed nats, the nats and the weights of a whole batch.
+
+    The batch is cut into ``accumulate`` pieces along B, whose sums are added up one after the
+    other. Sums and not means: pieces with different numbers of scored tokens then add up to the
+    gradient of the whole batch, which the caller divides by the weights once.
+    """
+
+    def nats(params: Any, piece: Batch) -> tuple[Array, Array]:
+        sums = batch_sums(graphdef, params, constants, piece)
+        return sums.nats, sums.tokens
+
+    def piece_sums(piece: Batch) -> tuple[Any, Array, Array]:
+        (total, tokens), gradient = jax.value_and_grad(nats, has_aux=True)(params, piece)
+        return gradient, total, tokens
+
+    if accumulate == 1:
+        return piece_sums(batch)
+    pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
+    total, _ = jax.lax.scan(
+        lambda sums, piece: (jax.tree.map(jnp.add, sums, piece_sums(piece)), None), zeros, pieces
+    )
+    return total
+
+
+@partial(
+    jax.jit,
+    static_argnames=("graphdef", "optimizer", "accumulate"),
+    donate_argnames=("state",),
+)
+def train_step(
+    graphdef: Any,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    constants: Any,
+    batch: Batch,
+    *,
+    accumulate: int = 1,
+) -> tuple[TrainState, StepMetrics]:
+    """One update with the mean loss per token of ``batch``.
+
+    Nothing in it is random; a step that needs a key takes ``fold_in(key, step)`` as an argument.
+
+    Args:
+      graphdef: the model without its arrays, from ``split``.
+      optimizer: from ``make_optimizer``.
+      state: parameters and optimizer state; donated, so the caller's copy is gone afterwards.
+      constants: position constants, read only.
+      batch: leaves ``[B, T]``.
+      accumulate: pieces the batch is computed in; divides B.
+
+    Returns:
+      The next state, and the metrics of the update as device scalars.
+    """
+    gradient, nats, tokens = gradient_sums(graphdef, state.params, constants, batch, accumulate)
+    gradient = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradient)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = StepMetrics(nats, tokens, global_norm(gradient))
+    return TrainState(params, optimizer_state), metrics
+
+
+def global_norm(tree: Any) -> Array:
+    """The Euclidean norm of all numbers in a pytree of arrays, float32."""
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares))
+
+
+@jax.jit
+def all_finite(tree: Any) -> Array:
+    """Whether every number in a pytree of arrays is finite; a bool scalar."""
+    leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all() if leaves else jnp.array(True)

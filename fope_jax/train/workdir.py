@@ -1,0 +1,115 @@
+"""The directory of a run: config.json, run.json, metrics.jsonl, checkpoints/, tensorboard/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fope_jax.config import ConfigError, Experiment, changed_numbers, experiment_to_dict
+
+CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
+PACKAGES = (
+    "fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+)  # fmt: skip
+
+
+def open_workdir(workdir: Path, experiment: Experiment) -> None:
+    """Makes ``workdir`` and its config.json, or finds that it holds this very experiment.
+
+    Raises:
+      OSError: the directory cannot be made or written.
+      ConfigError: it holds a run of another configuration; the message names the keys and both
+        values.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
+    new = experiment_to_dict(experiment)
+    path = workdir / CONFIG
+    if path.exists():
+        changes = changed_numbers(json.loads(path.read_text()), new)
+        if changes:
+            raise ConfigError(
+                f"workdir {workdir} holds a run of another configuration; use another --workdir."
+                " Different:\n" + "\n".join(f"  {change}" for change in changes)
+            )
+    write_json(path, new)
+
+
+def record_run(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
+    """Writes run.json at the first start; each later start is added to its ``resumed`` list.
+
+    Args:
+      workdir: of the run.
+      facts: what only the caller knows (seed, parameter count, fingerprints).
+      step: updates done before this start.
+    """
+    path = workdir / RUN
+    start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step}
+    if step and path.exists():
+        run = json.loads(path.read_text())
+        run["resumed"].append(start | provenance())
+    else:
+        run = dict(facts) | {"started": start["time"]} | provenance() | {"resumed": []}
+    write_json(path, run)
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions, machine and command line of this process."""
+    device = jax.devices()[0]
+    return {
+        "commit": git_commit(Path(__file__).parent),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "host": socket.gethostname(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "command": sys.argv,
+    }
+
+
+def git_commit(directory: Path) -> str | None:
+    """The commit checked out around ``directory``, with "-dirty" where files differ from it.
+
+    None where it is no git checkout or git is not installed.
+    """
+    try:
+        commit = _git(directory, "rev-parse", "HEAD")
+        changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changes else commit
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes ``content`` so that a reader finds the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(directory), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,88 @@
+"""Every shipped configuration builds, and the paper's has the paper's numbers."""
+
+import itertools
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+from fope_jax.config import ConfigError, build_experiment, load_config
+from fope_jax.model.transformer import Transformer, split
+from fope_jax.position import METHODS, FoPE
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+PAPER = f"{CONFIGS / 'paper' / 'c4_books.py'}"
+SIZES = {"60m": (512, 8), "180m": (1024, 8), "1200m": (2048, 16)}  # d_model, layers
+
+
+def build(spec, *overrides):
+    return build_experiment(load_config(spec, overrides))
+
+
+def parameters(experiment) -> int:
+    """Of the model the experiment trains, without making one."""
+
+    def make():
+        model = Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(0))
+        return split(model)[1]
+
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(make)))
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "data"),
+    list(itertools.product(SIZES, [512, 1024], ["c4", "books"])),
+)
+def test_each_of_the_papers_runs_builds_with_every_method(size, length, data):
+    for method in METHODS:
+        experiment = build(f"{PAPER}:size={size},length={length},data={data},position={method}")
+        train = experiment.train
+        assert experiment.name == f"{method}_{size}_{length}_{data}"
+        assert train.batch_size * train.length == 524_288
+        assert train.steps == {"c4": 19_073, "books": 10_025}[data]
+        assert (train.learning_rate, train.warmup_steps, train.weight_decay) == (6e-4, 10_000, 0.1)
+        assert max(experiment.evaluate.lengths) * length == 8192
+        assert experiment.evaluate.passkey_trials * len(experiment.evaluate.passkey_depths) == 1000
+        if method == "fope":
+            sigma = {"60m": 0.3, "180m": 0.4, "1200m": 0.6}[size]
+            assert experiment.position == FoPE(training_length=length, sigma=sigma)
+            d, layers = SIZES[size]
+            # Embeddings; per layer 4 projections, a SwiGLU of width 4 d and 2 norms; a last norm.
+            expected = 2 * 50_304 * d + layers * (4 * d**2 + 3 * 4 * d**2 + 2 * d) + d
+            assert parameters(experiment) == expected
+
+
+def test_the_batch_of_the_text_can_be_asked_for():
+    train = build(f"{PAPER}:length=1024,batch=paper").train
+    assert (train.batch_size, train.steps) == (1024, 9_536)
+
+
+def test_the_equations_can_be_asked_for():
+    position = build(PAPER, "position.preset=equations").position
+    assert position == FoPE.equations(training_length=512, sigma=0.3)
+
+
+@pytest.mark.parametrize("arg", ["size=70m", "length=256", "data=pile", "batch=mine"])
+def test_an_argument_out_of_range_is_named(arg):
+    with pytest.raises(ConfigError, match=f"argument {arg.partition('=')[0]} = .*; accepted"):
+        build(f"{PAPER}:{arg}")
+
+
+@pytest.mark.parametrize("method", ["rope", "alibi", "nope", "fope"])
+def test_the_quickstart_builds(method):
+    full = build(f"{CONFIGS / 'quickstart.py'}:position={method}")
+    smoke = build(f"{CONFIGS / 'quickstart.py'}:position={method},seed=5,smoke")
+    assert full.name == smoke.name == method
+    assert (full.seed, smoke.seed) == (0, 5)
+    assert full.model == smoke.model and full.train.length == smoke.train.length
+    assert smoke.train.steps < full.train.steps
+    assert full.model.vocab_size == full.data.vocab_size
+    assert full.evaluate.lengths == (1, 2, 4, 8, 16)
+
+
+def test_every_config_has_a_card():
+    for path in CONFIGS.rglob("*.py"):
+        card = path.read_text().split('"""')[1]
+        for heading in ("Question", "Paper", "Command", "Hardware"):
+            assert f"\n{heading} " in card, f"{path}: no {heading} in its docstring"

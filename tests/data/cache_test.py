@@ -1,0 +1,218 @@
+"""The token cache gives back the stream it was given, or names the file that is damaged."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from fope_jax.data import build, cache, corpora
+from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, TokenizedDocument
+from fope_jax.data.tokenizer import BytesTokenizer, describe
+
+BLOCK, SHARD = 16, 64
+BYTES = BytesTokenizer()
+
+
+def make_documents(sizes, corpus="text"):
+    """Documents of the sizes given, of bytes that differ, each with EOS; size 0 has no text."""
+    rng = np.random.default_rng(0)
+    return [
+        TokenizedDocument(
+            corpus, f"doc{i}", np.append(rng.integers(3, 259, n), BYTES.eos_id).astype(np.int32), n
+        )
+        for i, n in enumerate(sizes)
+    ]
+
+
+def write(directory, documents, progress=None, stop=None, block=BLOCK, shard=SHARD):
+    """Writes documents as the build does; returns the progress saved at each complete shard."""
+    saved = []
+    progress = progress or Progress()
+    skip = sum(progress.documents.values())
+    writer = SplitWriter(
+        directory, "train", token_bytes=BYTES.token_bytes, progress=progress,
+        save=lambda now: saved.append(dataclasses.replace(
+            now, documents=dict(now.documents), tokens=dict(now.tokens))),
+        block_tokens=block, shard_tokens=shard,
+    )  # fmt: skip
+    for document in documents[skip:stop]:
+        writer.add(document)
+    if stop is None:
+        saved.append(writer.finish())
+    return saved
+
+
+def read(directory, progress, block=BLOCK, shard=SHARD):
+    manifest = {
+        "fingerprint": "f", "tokenizer": describe(BYTES), "dtype": "<u2",
+        "block_tokens": block, "shard_tokens": shard,
+        "splits": {"train": {"shards": progress.shards}},
+    }  # fmt: skip
+    return TokenCache(directory, manifest, "train")
+
+
+SIZES = [0, 5, 200, 1, 62, 63, 0, 64, 30, 127, 17]
+
+
+def test_tokens_in_are_tokens_out(tmp_path):
+    documents = make_documents(SIZES)
+    progress = write(tmp_path, documents)[-1]
+    found = read(tmp_path, progress)
+    stream = np.concatenate([d.tokens for d in documents if d.bytes])
+    assert found.num_tokens == len(stream) == sum(SIZES) + len([n for n in SIZES if n])
+    np.testing.assert_array_equal(found.tokens(0, found.num_tokens), stream)
+    assert found.tokens(0, 1).dtype == np.int32
+    rng = np.random.default_rng(1)
+    for start, stop in np.sort(rng.integers(0, len(stream) + 1, (200, 2))):
+        np.testing.assert_array_equal(found.tokens(start, stop), stream[start:stop])
+    assert progress.empty_documents == 2 and progress.changed_documents == 0
+    assert progress.bytes == sum(SIZES)
+
+
+def test_documents_name_every_part_of_the_stream(tmp_path):
+    documents = make_documents(SIZES)
+    found = read(tmp_path, write(tmp_path, documents)[-1])
+    kept = [d for d in documents if d.bytes]
+    table = found.documents
+    assert table["name"].tolist() == [d.name for d in kept]
+    assert table["bytes"].tolist() == [d.bytes for d in kept]
+    for row, document in zip(table, kept, strict=True):
+        np.testing.assert_array_equal(
+            found.tokens(row["start"], row["start"] + row["length"]), document.tokens
+        )
+    assert int((table["start"] + table["length"])[-1]) == found.num_tokens
+
+
+@pytest.mark.parametrize("sizes", [SIZES, [63, 63, 127, 10], [64 * 5], [63]])
+def test_going_on_after_any_shard_gives_the_same_files(tmp_path, sizes):
+    documents = make_documents(sizes)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    steps = write(whole, documents)
+    assert len(steps) >= 1
+    for i, step in enumerate(steps[:-1]):
+        other = tmp_path / f"from{i}"
+        other.mkdir()
+        for shard in step.shards:
+            for file in (shard["file"], shard["documents"]["file"]):
+                (other / file).write_bytes((whole / file).read_bytes())
+        step = Progress(**json.loads(json.dumps(dataclasses.asdict(step))))
+        resumed = write(other, documents, progress=step)[-1]
+        assert resumed == steps[-1]  # sums and every sha256
+        assert {p.name for p in other.iterdir()} == {p.name for p in whole.iterdir()}
+
+
+def test_documents_that_the_tokenizer_changes_are_counted(tmp_path):
+    documents = make_documents([10, 20])
+    documents[1] = documents[1]._replace(bytes=19)
+    assert write(tmp_path, documents)[-1].changed_documents == 1
+
+
+def test_large_vocabularies_are_stored_in_more_bytes():
+    assert cache.token_dtype(65_536) == np.uint16
+    assert cache.token_dtype(65_537) == np.int32
+
+
+@pytest.mark.parametrize("span", [(-1, 3), (5, 4), (0, 10**6)])
+def test_tokens_outside_the_stream(tmp_path, span):
+    found = read(tmp_path, write(tmp_path, make_documents([40]))[-1])
+    with pytest.raises(IndexError, match=r"within \[0, 41\]"):
+        found.tokens(*span)
+    assert found.tokens(41, 41).shape == (0,)
+
+
+def test_many_threads_read_the_same(tmp_path):
+    documents = make_documents([997])
+    found = read(tmp_path, write(tmp_path, documents)[-1])
+    found._read_block.cache_clear()
+    spans = np.sort(np.random.default_rng(2).integers(0, 998, (400, 2)))
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda s: found.tokens(*s), spans))
+    for (start, stop), result in zip(spans, results, strict=True):
+        np.testing.assert_array_equal(result, documents[0].tokens[start:stop])
+
+
+# ---------------------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("suffix", ["array_record", "documents.npz"])
+def test_one_flipped_bit_is_found_and_its_file_named(tmp_path, suffix):
+    progress = write(tmp_path, make_documents([300]))[-1]
+    path = tmp_path / f"train-00002.{suffix}"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    found = read(tmp_path, progress)
+    message = rf"train-00002\.{suffix} is damaged: sha256 .*fope data build"
+    with pytest.raises(CacheError, match=message):
+        found.verify()
+    with pytest.raises(CacheError, match=message):
+        found.tokens(0, 301) if suffix == "array_record" else found.documents
+    assert len(found.tokens(0, 128)) == 128  # the other shards are whole
+
+
+def test_a_shard_cut_short_and_one_that_is_gone(tmp_path):
+    progress = write(tmp_path, make_documents([300]))[-1]
+    path = tmp_path / "train-00001.array_record"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CacheError, match=r"train-00001\.array_record is damaged"):
+        read(tmp_path, progress).tokens(64, 70)
+    path.unlink()
+    with pytest.raises(CacheError, match=r"train-00001\.array_record is missing"):
+        read(tmp_path, progress)
+
+
+def test_a_damaged_manifest(tmp_path):
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(CacheError, match=r"manifest\.json is damaged"):
+        cache.read_manifest(tmp_path)
+
+
+# ---------------------------------------------------------------------------- opening
+
+
+def test_a_cache_that_is_not_there_names_the_command(text_config):
+    config = text_config()
+    with pytest.raises(CacheError, match=r"no token cache of corpus 'text'.*fope data build"):
+        cache.open_cache(config, "train")
+    cache.partial_directory(cache.cache_directory(config)).mkdir(parents=True)
+    with pytest.raises(CacheError, match="it has been begun"):
+        cache.open_cache(config, "train")
+    with pytest.raises(ValueError, match=r"split 'test'.*validation"):
+        cache.open_cache(config, "test")
+
+
+def test_only_what_decides_the_tokens_decides_the_directory(text_config):
+    one = cache.cache_directory(text_config())
+    assert cache.cache_directory(text_config(packing="windows")) == one
+    assert cache.cache_directory(text_config(vocab_size=100)) == one  # bytes have their own number
+    others = [
+        text_config(tokenizer="sentencepiece"),
+        text_config(tokenizer="sentencepiece", vocab_size=300),
+        text_config(train_files=("a.txt",)),
+        text_config(corpus="gutenberg"),
+        text_config(corpus="gutenberg", excluded_books=("bible-kjv",)),
+        text_config(corpus="c4", train_files=(), validation_files=(), tfds_data_dir="d"),
+        text_config(corpus="mixture", mixture=("text=1", "gutenberg=1")),
+        text_config(corpus="mixture", mixture=("text=1", "gutenberg=2")),
+    ]
+    assert len({one, *map(cache.cache_directory, others)}) == len(others) + 1
+
+
+def test_reading_a_cache_needs_no_tensorflow(text_config):
+    config = text_config()
+    build.build(config)
+    code = (
+        "import sys; from fope_jax.data import DataConfig;"
+        "from fope_jax.data.cache import open_cache;"
+        f"c = open_cache({config!r}, 'train');"
+        "text = c.tokenizer.decode(c.tokens(0, c.num_tokens)); c.documents; c.verify();"
+        "print(len(text), sorted({'tensorflow', 'jax', 'seqio'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    size = sum(len(d.text) for d in corpora.read_corpus(config, "text", "train"))
+    assert out.stdout.split(maxsplit=1) == [str(size), "[]\n"]

@@ -1,0 +1,251 @@
+"""Every corpus through its seqio Task: no token lost, C4 in both of its forms, mixtures."""
+
+import gzip
+import json
+import math
+
+import numpy as np
+import pytest
+
+from fope_jax.data import corpora, tasks
+from fope_jax.data.corpora import CorpusError
+from fope_jax.data.tokenizer import BytesTokenizer
+
+tf, seqio, tfds = tasks.tf, tasks.seqio, tasks.tfds
+BYTES = BytesTokenizer()
+
+
+def pages(count, size, mark):
+    return [f"{mark} page {i} " + "word \u00e9\n" * (size + i % 7) for i in range(count)]
+
+
+@pytest.fixture
+def c4_dir(tmp_path):
+    """A TFDS data directory with C4 in it, several shards, as TFDS itself prepares it."""
+    splits = {"train": pages(40, 10, "train"), "validation": pages(6, 5, "held")}
+    directory = tmp_path / "tfds" / "c4" / "en" / "3.0.1"
+    directory.mkdir(parents=True)
+    keys = ("text", "timestamp", "url", "content-type", "content-length")
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name="c4", config_name="en", version=tfds.core.Version("3.0.1"), module_name="",
+            data_dir=str(directory),
+        ),
+        features=tfds.features.FeaturesDict({key: tfds.features.Text() for key in keys}),
+    )  # fmt: skip
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=15)
+    writer.initialize_splits(list(splits))
+    for split, texts in splits.items():
+        page = {"content-type": "text/plain", "content-length": "1", "timestamp": "2019-04-25"}
+        urls = [f"https://{split}.example/{i}" for i in range(len(texts))]
+        pairs = zip(texts, urls, strict=True)
+        writer.add_examples({split: [page | {"text": text, "url": url} for text, url in pairs]})
+    writer.close_all()
+    return tmp_path / "tfds", splits
+
+
+def read(config, split, **state):
+    return list(tasks.read_documents(config, BYTES, split, **state))
+
+
+def check(documents, texts):
+    """Each text came out whole, with its EOS and its size."""
+    assert sorted(BYTES.decode(d.tokens[:-1]) for d in documents) == sorted(texts)
+    for document in documents:
+        assert document.tokens[-1] == BYTES.eos_id and document.tokens.dtype == np.int32
+        assert len(document.tokens) == document.bytes + 1
+
+
+# ---------------------------------------------------------------------------- corpora
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_c4_as_tfds_prepares_it(text_config, c4_dir, split):
+    directory, texts = c4_dir
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
+    )
+    assert (directory / "c4" / "en" / "3.0.1" / "dataset_info.json").exists()
+    documents = read(config, split)
+    check(documents, texts[split])
+    assert documents[0].name.startswith(f"https://{split}.example/")
+    assert [d.name for d in read(config, split)] == [d.name for d in documents]
+    rest = read(config, split, skip={"c4": 4})
+    assert [d.name for d in rest] == [d.name for d in documents[4:]]
+    assert sorted(tasks.read_texts(config, "c4", split)) == sorted(texts[split])
+
+
+def test_c4_as_public_json_gz_files(text_config, tmp_path):
+    texts = {"train": pages(20, 3, "train"), "validation": pages(5, 2, "held")}
+    for split, own in texts.items():
+        for part in range(2):
+            with gzip.open(tmp_path / f"c4-{split}.0000{part}-of-01024.json.gz", "wt") as stream:
+                for text in own[part::2]:
+                    stream.write(json.dumps({"text": text, "url": "u", "timestamp": "t"}) + "\n")
+    config = text_config(
+        corpus="c4",
+        train_files=(f"{tmp_path}/c4-train.*.json.gz",),
+        validation_files=(f"{tmp_path}/c4-validation.*.json.gz",),
+    )
+    for split in texts:
+        check(read(config, split), texts[split])
+
+
+def test_c4_that_is_not_there(text_config, tmp_path):
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir="/nowhere/"
+    )
+    message = r"tfds_data_dir = '/nowhere/' holds no prepared c4/en:3.0.1: /nowhere/c4/en/3.0.1/dat"
+    with pytest.raises(CorpusError, match=message):
+        read(config, "train")
+    with pytest.raises(CorpusError, match=message):
+        tasks.tfds_identity(config)
+
+
+def test_c4_without_a_validation_split(text_config, c4_dir):
+    directory, _ = c4_dir
+    file = directory / "c4" / "en" / "3.0.1" / "dataset_info.json"
+    content = json.loads(file.read_text())
+    content["splits"] = [s for s in content["splits"] if s["name"] != "validation"]
+    file.write_text(json.dumps(content))
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
+    )
+    with pytest.raises(CorpusError, match=r"has no split \['validation'\]; it has \['train'\]"):
+        tasks.tfds_identity(config)
+
+
+def test_a_damaged_tfds_file_is_named(text_config, c4_dir):
+    directory, _ = c4_dir
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
+    )
+    before = tasks.tfds_identity(config)
+    damaged = sorted(directory.rglob("c4-train.tfrecord*"))[1]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    with pytest.raises(CorpusError, match=f"{damaged.name} is damaged"):
+        read(config, "train")
+    assert tasks.tfds_identity(config) == before
+
+
+def test_a_users_own_files(text_config):
+    config = text_config()
+    texts = [d.text for d in corpora.read_corpus(config, "text", "train")]
+    documents = read(config, "train")
+    check(documents, texts)
+    assert [BYTES.decode(d.tokens) for d in documents] == texts  # in the order of the files
+    assert list(tasks.read_texts(config, "text", "train")) == texts
+
+
+def test_many_small_documents_and_empty_ones(text_config, tmp_path):
+    texts = ["", *[f"line {i}" * (i % 5) for i in range(300)], ""]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    config = text_config(train_files=(f"{tmp_path}/many.jsonl",))
+    documents = read(config, "train")
+    assert [BYTES.decode(d.tokens) for d in documents] == texts
+    assert [d.bytes for d in documents] == [len(t) for t in texts]
+
+
+def test_an_error_in_a_file_comes_out_as_it_was_raised(text_config, tmp_path):
+    (tmp_path / "books" / "train2.txt").write_bytes(b"ab\xffcd")
+    with pytest.raises(CorpusError, match=r"train2\.txt is not UTF-8: byte 0xff at offset 2"):
+        read(text_config(), "train")
+    with pytest.raises(CorpusError, match=r"train2\.txt is not UTF-8"):
+        list(tasks.read_texts(text_config(), "text", "train"))
+
+
+def test_text_of_a_dataset_that_is_not_utf8_names_the_document():
+    dataset = tf.data.Dataset.from_tensors({"corpus": "c", "name": "page 7", "text": b"a\xff"})
+    failures = []
+    with pytest.raises(tf.errors.OpError):
+        list(tasks.tokenize(dataset, BYTES, failures))
+    assert "'page 7' is not UTF-8: byte 0xff at offset 1" in str(failures[0])
+
+
+def test_groups_of_documents_keep_their_order_and_their_errors():
+    """What TensorFlow runs in threads of its own, run here."""
+    documents = [corpora.Document(f"d{i}", "x" * (i % 3)) for i in range(150)]
+    groups = list(tasks._as_examples(lambda: iter(documents), []))
+    assert len(groups) > 1
+    assert [n for g in groups for n in g["name"]] == [d.name for d in documents]
+    assert [t for g in groups for t in g["text"]] == [d.text for d in documents]
+    large = [corpora.Document("d", "x" * 3_000_000)] * 3
+    assert [len(g["name"]) for g in tasks._as_examples(lambda: iter(large), [])] == [2, 1]
+
+    def broken():
+        yield documents[0]
+        raise CorpusError("no more")
+
+    failures = []
+    with pytest.raises(CorpusError):
+        list(tasks._as_examples(broken, failures))
+    assert str(failures[0]) == "no more"
+
+
+def test_encoding_a_group():
+    tokens, lengths, sizes = tasks.encode_group(BYTES, [b"a", b"b", b"c"], [b"\xc3\xa9", b"", b"x"])
+    assert tokens.tolist() == [3 + 0xC3, 3 + 0xA9, 1, 1, 3 + ord("x"), 1]
+    assert lengths.tolist() == [3, 1, 2] and sizes.tolist() == [2, 0, 1]
+    with pytest.raises(CorpusError, match="document 'b' is not UTF-8: byte 0xff at offset 1"):
+        tasks.encode_group(BYTES, [b"a", b"b"], [b"x", b"a\xff"])
+
+
+# ---------------------------------------------------------------------------- windows
+
+
+def test_a_document_of_5000_words_keeps_every_token_at_length_512(text_config, tmp_path, story):
+    (tmp_path / "long.txt").write_text(story(5000))
+    config = text_config(train_files=(f"{tmp_path}/long.txt", f"{tmp_path}/books/train*.txt"))
+    task = tasks.register(config, BYTES)
+    assert isinstance(task, seqio.Task) and seqio.get_mixture_or_task("fope_text") is task
+    dataset = task.get_dataset({"targets": 512}, split="train", shuffle=False)
+    windows = [example["targets"] for example in dataset.as_numpy_iterator()]
+    stream = np.concatenate([d.tokens for d in read(config, "train")])
+    assert len(stream) > 5000 * 3
+    np.testing.assert_array_equal(np.concatenate(windows), stream)
+    assert len(windows) == math.ceil(len(stream) / 512)
+    assert {len(w) for w in windows[:-1]} == {512} and len(windows[-1]) == len(stream) % 512
+
+
+# ---------------------------------------------------------------------------- mixtures
+
+
+@pytest.fixture
+def mixture(text_config, c4_dir):
+    directory, texts = c4_dir
+    config = text_config(corpus="mixture", mixture=("c4=3", "text=1"), tfds_data_dir=str(directory))
+    own = [d.text for d in corpora.read_corpus(config, "text", "train")]
+    return config, texts, own
+
+
+def test_a_mixture_follows_its_weights_in_tokens(mixture):
+    config, texts, own = mixture
+    documents = read(config, "train")
+    assert isinstance(tasks.register(config, BYTES), seqio.Mixture)
+    tokens = {c: sum(len(d.tokens) for d in documents if d.corpus == c) for c in ("c4", "text")}
+    longest = max(len(d.tokens) for d in documents)
+    assert abs(tokens["c4"] / 3 - tokens["text"]) <= longest
+    # It ends because a corpus has ended, and keeps each corpus's order.
+    given = {c: [d for d in documents if d.corpus == c] for c in tokens}
+    assert len(given["c4"]) == len(texts["train"]) or len(given["text"]) == len(own)
+    assert [BYTES.decode(d.tokens) for d in given["text"]] == own[: len(given["text"])]
+
+
+@pytest.mark.parametrize("done", [1, 3, 9])
+def test_a_mixture_goes_on_where_it_was(mixture, done):
+    config, _, _ = mixture
+    documents = read(config, "train")
+    skip, taken = {}, {}
+    for document in documents[:done]:
+        skip[document.corpus] = skip.get(document.corpus, 0) + 1
+        taken[document.corpus] = taken.get(document.corpus, 0) + len(document.tokens)
+    rest = read(config, "train", skip=skip, taken=taken)
+    assert [d.name for d in rest] == [d.name for d in documents[done:]]
+
+
+def test_validation_of_a_mixture_is_every_held_out_document(mixture):
+    config, texts, _ = mixture
+    own = [d.text for d in corpora.read_corpus(config, "text", "validation")]
+    check(read(config, "validation"), texts["validation"] + own)

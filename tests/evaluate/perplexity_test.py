@@ -1,0 +1,198 @@
+"""Exactness of both perplexity protocols against models whose nats are known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from fope_jax.evaluate.perplexity import score_positions, score_same_tokens
+from fope_jax.evaluate.scoring import score_windows
+
+VOCAB = 50
+LENGTHS = (700, 90, 1300, 402)
+CONTEXTS = (25, 100, 400)
+TOKEN_BYTES = np.random.default_rng(1).integers(0, 9, VOCAB).astype(np.int32)
+
+
+class Cache:
+    """A token cache in memory that records what was read."""
+
+    def __init__(self, seed=0):
+        self.stream = np.random.default_rng(seed).integers(0, VOCAB, sum(LENGTHS)).astype(np.int32)
+        self.documents = np.zeros(
+            len(LENGTHS), [("name", "U20"), ("start", "i8"), ("length", "i8"), ("bytes", "i8")]
+        )
+        self.documents["name"] = ["one", "too short", "three", "four"]
+        self.documents["start"] = np.cumsum(LENGTHS) - LENGTHS
+        self.documents["length"] = LENGTHS
+        self.tokenizer = SimpleNamespace(token_bytes=TOKEN_BYTES)
+
+    def tokens(self, start, stop):
+        assert 0 <= start < stop <= len(self.stream)
+        return self.stream[start:stop]
+
+
+class Bigram:
+    """Nats from the last token alone, as a model with no use for context would have them."""
+
+    table = np.random.default_rng(2).random((VOCAB, VOCAB)).astype(np.float32)
+
+    def __init__(self):
+        self.shapes = set()
+
+    def __call__(self, tokens, targets):
+        self.shapes.add((tokens.shape, targets.shape))
+        previous = tokens[:, -targets.shape[1] :]
+        return self.table[previous, targets], targets > previous
+
+
+def same_tokens(scorer, **changes):
+    arguments = dict(contexts=CONTEXTS, scored=20, num_windows=17, batch_tokens=800) | changes
+    return score_same_tokens(scorer, Cache(), **arguments)
+
+
+def test_the_same_targets_are_scored_at_every_context():
+    seen = {}
+
+    def scorer(tokens, targets):
+        # Every row continues the tokens it is given, so targets and inputs must agree.
+        np.testing.assert_array_equal(tokens[:, 1 - targets.shape[1] :], targets[:, :-1])
+        seen.setdefault(tokens.shape[1], []).append(targets)
+        return np.zeros(targets.shape, np.float32), np.zeros(targets.shape, bool)
+
+    same_tokens(scorer, num_windows=16, batch_tokens=400)
+    scored = {context: np.concatenate(targets)[:16] for context, targets in seen.items()}
+    assert set(scored) == set(CONTEXTS)
+    for context in CONTEXTS:
+        np.testing.assert_array_equal(scored[context], scored[400])
+
+
+def test_longer_contexts_extend_the_shorter_ones_inside_one_document():
+    windows = {}
+
+    def scorer(tokens, targets):
+        windows.setdefault(tokens.shape[1], []).extend(tokens)
+        return np.zeros(targets.shape, np.float32), np.zeros(targets.shape, bool)
+
+    same_tokens(scorer, batch_tokens=1)
+    for short, long in zip(windows[25], windows[400], strict=True):
+        np.testing.assert_array_equal(short, long[-25:])
+    books = [
+        Cache().tokens(row["start"], row["start"] + row["length"]) for row in Cache().documents
+    ]
+    for window in windows[400]:
+        assert any(window.tobytes() in book.tobytes() for book in books)
+
+
+def test_sums_equal_a_direct_computation_on_the_chosen_subset():
+    cache, model = Cache(), Bigram()
+    rows, windows = same_tokens(model)
+    for row in rows:
+        index = cache.documents["name"].tolist().index(row["document"])
+        own = windows.stop[windows.document == index]
+        positions = np.concatenate([np.arange(stop - 20, stop) for stop in own])
+        targets, previous = cache.stream[positions], cache.stream[positions - 1]
+        assert row["windows"] == len(own)
+        assert row["tokens"] == len(targets) == 20 * len(own)
+        assert row["bytes"] == TOKEN_BYTES[targets].sum()
+        assert row["correct"] == (targets > previous).sum()
+        nats = Bigram.table[previous, targets].sum(dtype=np.float64)
+        assert row["nats"] == pytest.approx(nats, rel=1e-12)
+
+
+def test_a_bigram_model_is_constant_in_context():
+    rows, _ = same_tokens(Bigram())
+    for document in ("one", "three", "four"):
+        sums = {
+            (row["nats"], row["tokens"], row["bytes"], row["correct"])
+            for row in rows
+            if row["document"] == document
+        }
+        assert len(sums) == 1
+    assert len(rows) == 3 * len(CONTEXTS)
+
+
+def test_a_model_that_reads_further_back_is_not_constant():
+    """The protocol can tell: a model that gains one nat a token beyond 50 tokens of context."""
+
+    def scorer(tokens, targets):
+        gain = 1.0 if tokens.shape[1] > 50 else 0.0
+        return np.full(targets.shape, 3.0 - gain, np.float32), np.zeros(targets.shape, bool)
+
+    rows, _ = same_tokens(scorer)
+    losses = {row["context"]: row["nats"] / row["tokens"] for row in rows}
+    assert losses == {25: 3.0, 100: 2.0, 400: 2.0}
+
+
+def test_documents_too_short_are_named():
+    rows, windows = same_tokens(Bigram())
+    assert windows.too_short == ("too short",)
+    assert "too short" not in {row["document"] for row in rows}
+
+
+def test_one_shape_a_context_whatever_the_remainder():
+    model = Bigram()
+    same_tokens(model, num_windows=17, batch_tokens=800)
+    assert model.shapes == {
+        ((17, 25), (17, 20)), ((8, 100), (8, 20)), ((2, 400), (2, 20)),
+    }  # fmt: skip
+
+
+def test_batching_does_not_change_the_sums():
+    assert same_tokens(Bigram(), batch_tokens=1)[0] == same_tokens(Bigram(), batch_tokens=10**6)[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(scored=26), "scored_tokens is 26, more than the shortest context of 25 tokens"),
+        (dict(contexts=(25, 1300)), "takes 1301, and the longest of 4 documents has 1300"),
+    ],
+)
+def test_bad_contexts_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        same_tokens(Bigram(), **changes)
+
+
+def test_positions_sum_what_falls_into_each_bucket():
+    def scorer(tokens, targets):
+        position = np.broadcast_to(np.arange(tokens.shape[1]), targets.shape)
+        return position.astype(np.float32), position % 2 == 0
+
+    cache = Cache()
+    rows, windows = score_positions(
+        scorer, cache, context=300, training_length=64, num_windows=9, batch_tokens=900
+    )
+    assert len(windows.stop) == 2 + 4 + 1
+    assert rows[0]["bucket"][0] == 0
+    assert rows[-1]["bucket"][1] == 300
+    for row in rows:
+        positions = np.arange(*row["bucket"])
+        targets = np.stack([cache.stream[stop - 300 + positions] for stop in windows.stop])
+        assert row["nats"] == 7 * positions.sum()
+        assert row["tokens"] == 7 * len(positions)
+        assert row["correct"] == 7 * (positions % 2 == 0).sum()
+        assert row["bytes"] == TOKEN_BYTES[targets].sum()
+    assert 64 in {row["bucket"][0] for row in rows}
+
+
+def test_a_reader_that_gives_another_length_is_named():
+    with pytest.raises(ValueError, match="gave 7 tokens; expected 9"):
+        score_windows(Bigram(), lambda i: np.zeros(7, int), 3, context=8, scored=4, batch_tokens=64)
+
+
+def test_progress_sees_every_batch():
+    seen = []
+
+    def progress(batches, desc):
+        for batch in batches:
+            seen.append(desc)
+            yield batch
+
+    same_tokens(Bigram(), progress=progress, num_windows=4, batch_tokens=400)
+    assert (
+        seen
+        == ["same tokens, context 25"]
+        + ["same tokens, context 100"]
+        + ["same tokens, context 400"] * 4
+    )

@@ -1,0 +1,278 @@
+"""Loading a run and running every protocol on it, with a cache in memory."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fope_jax.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.config import build_experiment, experiment_to_dict
+from fope_jax.evaluate import run as run_module
+from fope_jax.evaluate.metrics import read_rows
+from fope_jax.evaluate.perplexity import plain
+from fope_jax.evaluate.run import evaluate, load_run, position_fingerprint
+from fope_jax.model.transformer import Transformer, merge, split
+
+
+class Bytes:
+    vocab_size, fingerprint = 256, "bytes"
+    token_bytes = np.ones(256, np.int32)
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode(self, ids):
+        return bytes(int(i) for i in ids).decode(errors="replace")
+
+
+class Cache:
+    tokenizer, fingerprint = Bytes(), "cache-1"
+
+    def __init__(self):
+        lengths = (500, 60, 300)
+        self.stream = np.random.default_rng(0).integers(0, 256, sum(lengths)).astype(np.int32)
+        self.documents = np.zeros(3, [("name", object), ("start", "i8"), ("length", "i8")])
+        self.documents["name"] = ["Persuasion", "a note", "Macbeth"]
+        self.documents["start"] = np.cumsum(lengths) - lengths
+        self.documents["length"] = lengths
+
+    def tokens(self, start, stop):
+        return self.stream[start:stop]
+
+
+CONFIG = {
+    "name": "fope",
+    "seed": 4,
+    "model": dict(vocab_size=256, d_model=16, num_layers=2, num_heads=2, mlp_dim=32),
+    "position": {"method": "fope"},
+    "data": {"corpus": "text", "tokenizer": "bytes",
+             "train_files": ["train.txt"], "validation_files": ["validation.txt"]},
+    "train": dict(steps=10, batch_size=2, length=32),
+    "evaluate": dict(lengths=(1, 2, 4), num_windows=9, position_windows=2, passkey_lengths=(4,),
+                     passkey_depths=(0.0, 1.0), passkey_trials=3, passkey_templates=("compact",),
+                     batch_tokens=256),
+}  # fmt: skip
+
+
+def changed(**sections):
+    config = {key: dict(v) if isinstance(v, dict) else v for key, v in CONFIG.items()}
+    for section, changes in sections.items():
+        config[section] = changes if section == "position" else config[section] | changes
+    return config
+
+
+def new_model(config):
+    experiment = build_experiment(config)
+    return Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(experiment.seed))
+
+
+def save_run(workdir, config=CONFIG, steps=(7,), fingerprint=None, data="cache-1"):
+    workdir.mkdir(exist_ok=True)
+    experiment = build_experiment(config)
+    (workdir / "config.json").write_text(json.dumps(experiment_to_dict(experiment)))
+    (workdir / "run.json").write_text(json.dumps({"commit": "abc"}))
+    (workdir / "metrics.jsonl").write_text('{"kind": "train", "step": 5, "loss": 5.5}\n')
+    model = new_model(config)
+    _, params, constants = split(model)
+    store = CheckpointStore(workdir / "checkpoints")
+    metadata = {"position": fingerprint or position_fingerprint(model), "data": data}
+    for step in steps:
+        store.save(step, {"params": params, "constants": constants, "optimizer": {}}, metadata)
+    store.close()
+    return workdir
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    cache = Cache()
+    monkeypatch.setattr(run_module, "open_cache", lambda config, split: cache)
+    return cache
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return save_run(tmp_path / "run")
+
+
+def quiet(workdir, **arguments):
+    return evaluate(workdir, **{"progress": plain, "say": lambda line: None} | arguments)
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Counts the protocols that are run, on a scorer that needs no compilation."""
+    seen, run_one = [], run_module._run_one
+
+    def scorer(tokens, targets):
+        return (targets % 7).astype(np.float32), targets > 100
+
+    monkeypatch.setattr(run_module, "model_scorer", lambda model: scorer)
+    monkeypatch.setattr(
+        run_module, "_run_one", lambda p, *rest: (seen.append(p.label), run_one(p, *rest))
+    )
+    return seen
+
+
+# ---------------------------------------------------------------------------- loading
+
+
+def test_a_run_is_rebuilt_from_its_directory(workdir):
+    loaded = load_run(workdir)
+    assert (loaded.step, loaded.run_info) == (7, {"commit": "abc"})
+    assert loaded.experiment == build_experiment(CONFIG)
+    definition, *arrays = split(loaded.model)
+    expected_definition, *expected = split(new_model(CONFIG))
+    assert definition == expected_definition
+    jax.tree.map(np.testing.assert_array_equal, arrays, expected)
+
+
+def test_another_position_embedding_than_the_trained_one_is_refused(tmp_path):
+    workdir = save_run(tmp_path / "run", fingerprint="0123456789abcdef")
+    with pytest.raises(ValueError, match="fingerprint 0123456789abcdef, but .* give [0-9a-f]{16}"):
+        load_run(workdir)
+
+
+def test_changed_constants_are_another_position_embedding(tmp_path):
+    model = new_model(CONFIG)
+    before = position_fingerprint(model)
+    graphdef, params, constants = split(model)
+    name, array = next(iter(constants["position_layers"].items()))
+    constants["position_layers"][name] = array.at[(0,) * array.ndim].add(1e-3)
+    assert position_fingerprint(merge(graphdef, params, constants)) != before
+
+
+def test_a_checkpoint_of_another_model_is_refused(workdir):
+    config = changed(model={"d_model": 32})
+    (workdir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="checkpoint of another model"):
+        load_run(workdir)
+
+
+def test_missing_parts_of_a_run_are_named(tmp_path, workdir):
+    with pytest.raises(FileNotFoundError, match="nowhere is no run: there is no config.json"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="checkpoints/9 does not exist; there are: 7"):
+        load_run(workdir, step=9)
+    untrained = save_run(tmp_path / "untrained", steps=())
+    for attempt in (load_run, quiet):
+        with pytest.raises(FileNotFoundError, match="untrained has no valid checkpoint .*train"):
+            attempt(untrained)
+
+
+# ---------------------------------------------------------------------------- evaluating
+
+
+def test_every_protocol_writes_its_rows_with_the_same_ids(workdir):
+    rows = quiet(workdir)
+    ids = {"variant": "fope", "seed": 4, "step": 7, "training_length": 32}
+    assert all(row.items() >= ids.items() for row in rows)
+    kinds = [row["kind"] for row in rows]
+    assert kinds.count("perplexity") == 3 * 2
+    assert kinds.count("passkey") == 2
+    assert kinds.count("protocol") == 3
+    tokens = {c: sum(r["tokens"] for r in rows if r["kind"] == "perplexity" and r["context"] == c)
+              for c in (32, 64, 128)}  # fmt: skip
+    assert set(tokens.values()) == {9 * 16}
+    buckets = [row["bucket"] for row in rows if row["kind"] == "position"]
+    assert (buckets[0][0], buckets[-1][1]) == (0, 128)
+    assert 32 in {start for start, _ in buckets}
+    stated = next(row for row in rows if row.get("protocol") == "same-tokens" and "settings" in row)
+    assert (stated["windows"], stated["too_short"], stated["too_short_names"]) == (9, 1, ["a note"])
+    on_disk = read_rows(workdir / "metrics.jsonl")
+    assert on_disk[0] == {"kind": "train", "step": 5, "loss": 5.5}
+    phases = [row["phase"] for row in on_disk if row["kind"] == "time"]
+    assert phases[0] == "restore"
+    assert len(phases) == 4
+
+
+def test_a_second_evaluation_keeps_what_is_there_and_says_so(workdir, scored):
+    first = quiet(workdir)
+    text, lines = (workdir / "metrics.jsonl").read_text(), []
+    assert len(scored) == 3
+    assert quiet(workdir, say=lines.append) == first
+    assert len(scored) == 3
+    assert (workdir / "metrics.jsonl").read_text() == text
+    assert len(lines) == 3
+    assert all("rows for step 7 exist" in line for line in lines)
+
+
+def test_forcing_replaces_rows_instead_of_adding_them(workdir, scored):
+    first = quiet(workdir)
+    size = len(read_rows(workdir / "metrics.jsonl"))
+    assert quiet(workdir, force=True) == first
+    assert len(scored) == 6
+    assert len(read_rows(workdir / "metrics.jsonl")) == size
+
+
+def test_other_settings_are_scored_again_and_only_those(workdir, scored):
+    quiet(workdir)
+    config = changed(evaluate={"num_windows": 5})
+    (workdir / "config.json").write_text(json.dumps(config))
+    rows = quiet(workdir)
+    assert scored[3:] == ["same-tokens (validation)"]
+    assert sum(r["tokens"] for r in rows if r["kind"] == "perplexity") == 3 * 5 * 16
+
+
+def test_steps_are_kept_apart(tmp_path, scored):
+    workdir = save_run(tmp_path / "run", steps=(3, 7))
+    early = quiet(workdir, step=3)
+    late = quiet(workdir)
+    assert {row["step"] for row in early} == {3}
+    assert {row["step"] for row in late} == {7}
+    assert quiet(workdir, step=3) == early
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(workdir, scored):
+    def interrupt(batches, desc):
+        if desc.startswith("by position"):
+            raise KeyboardInterrupt
+        return batches
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet(workdir, progress=interrupt)
+    quiet(workdir)
+    assert scored == ["same-tokens (validation)", "long-window (validation)",
+                      "long-window (validation)", "passkey (compact)"]  # fmt: skip
+
+
+def test_protocols_can_be_left_out(tmp_path):
+    config = changed(evaluate=dict(num_windows=0, position_windows=0, passkey_templates=()))
+    workdir = save_run(tmp_path / "run", config)
+    assert quiet(workdir) == []
+
+
+def test_the_bar_of_the_command_line_shows_the_length(workdir, scored, capsys):
+    evaluate(workdir)
+    output = capsys.readouterr()
+    assert "same tokens, context 128" in output.err
+    assert "documents too short for them: 1" in output.out
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"evaluate": {"lengths": (1, 32)}}, "takes 1025, and the longest of 3 documents has 500"),
+        ({"evaluate": {"passkey_lengths": (1, 4)}}, "32 tokens, too short for template 'compact'"),
+        ({"evaluate": {"passkey_templates": ("poem",)}}, "names 'poem'; accepted: compact, stand"),
+        ({"evaluate": {"scored_tokens": 33}}, "33, more than the shortest context of 32 tokens"),
+        (
+            {"position": {"method": "learned", "table_length": 64}},
+            "reach 128 tokens, but Learned is defined for at most 64; .* 32 up to 2",
+        ),
+        ({"model": {"vocab_size": 200}}, "tokenizer has 256 tokens but config.model.vocab_size"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value),
+)
+def test_what_cannot_be_evaluated_is_named(tmp_path, sections, message):
+    workdir = save_run(tmp_path / "run", changed(**sections))
+    with pytest.raises(ValueError, match=message):
+        quiet(workdir)
+    assert not any(row["kind"] == "perplexity" for row in read_rows(workdir / "metrics.jsonl"))
+
+
+def test_another_token_cache_than_the_one_of_training_is_refused(tmp_path):
+    workdir = save_run(tmp_path / "run", data="cache-0")
+    with pytest.raises(ValueError, match="fingerprint cache-0, but the one in data_cache has cac"):
+        quiet(workdir)

@@ -1,0 +1,199 @@
+"""The command line, as a user meets it: what it does, what it refuses, and how it is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fope_jax.checkpoint import CheckpointStore
+from fope_jax.evaluate.metrics import read_rows
+from fope_jax.main import main
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(arg=""):
+    return ConfigDict({{
+        "name": "fope", "seed": 0,
+        "data": {{
+            "corpus": "text", "tokenizer": "bytes", "cache_dir": "{0}/cache",
+            "train_files": ("{0}/train.txt",), "validation_files": ("{0}/validation.txt",),
+        }},
+        "model": {{
+            "vocab_size": 300, "d_model": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 32,
+            "attention": "reference",
+        }},
+        "position": {{"method": arg or "fope"}},
+        "train": {{
+            "steps": 90, "batch_size": 2, "length": 16, "learning_rate": 1e-2,
+            "warmup_steps": 5, "log_every": 2, "save_every": 10,
+        }},
+    }})
+"""
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> str:
+    """A configuration whose token cache has been built by `fope data build`."""
+    directory = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 4_000), ("validation", 500)):
+        (directory / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, count)))
+    path = directory / "config.py"
+    path.write_text(CONFIG.format(directory))
+    assert main(["data", "build", "--config", str(path)]) == 0
+    return str(path)
+
+
+def command(config: str, workdir: Path) -> list[str]:
+    verb = [sys.executable, "-m", "fope_jax.main", "train"]
+    return [*verb, "--config", config, "--workdir", str(workdir)]
+
+
+def kill_after(config: str, workdir: Path, step: int) -> None:
+    """Starts training and sends SIGKILL as soon as metrics.jsonl shows ``step``."""
+    process = subprocess.Popen(command(config, workdir), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        rows = read_rows(workdir / "metrics.jsonl")
+        if any(row["kind"] == "train" and row["step"] >= step for row in rows):
+            break
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+def arrays(workdir: Path, step: int) -> dict[str, bytes]:
+    store = CheckpointStore(workdir / "checkpoints")
+    assert store.latest_valid_step() == step
+    tree = store._orbax.restore(workdir / "checkpoints" / str(step))
+    leaves = jax.tree_util.tree_flatten_with_path(dict(tree.items()))[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def numbers(workdir: Path) -> list[tuple]:
+    rows = read_rows(workdir / "metrics.jsonl")
+    names = ("step", "nats", "tokens", "grad_norm", "learning_rate", "tokens_seen")
+    return [tuple(row[name] for name in names) for row in rows if row["kind"] == "train"]
+
+
+def test_killed_a_run_ends_with_the_bits_of_the_unbroken_one(config, tmp_path, capsys):
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    assert main(["train", "--config", config, "--workdir", str(unbroken)]) == 0
+    kill_after(config, killed, step=14)
+    done = subprocess.run(command(config, killed), capture_output=True, text=True, check=True)
+    assert f"resuming {killed} at step " in done.stderr
+    assert numbers(killed) == numbers(unbroken)
+    assert arrays(killed, 90) == arrays(unbroken, 90)
+    assert not list((killed / "checkpoints").glob("*tmp*"))
+
+    # Called once more it has nothing to do, in either workdir.
+    capsys.readouterr()
+    assert main(["train", "--config", config, "--workdir", str(killed)]) == 0
+    again = capsys.readouterr()
+    assert f"{killed} is finished: 90 steps are trained" in again.err
+    assert again.out == f"run in {killed}\n"
+
+
+def test_data_inspect_shows_the_splits(config, capsys):
+    assert main(["data", "inspect", "--config", config]) == 0
+    shown = capsys.readouterr().out
+    assert "train" in shown and "validation" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.train.stpes=3"], "config.train.stpes is unknown (nearest: train.steps)"),
+        (["--config.train.steps=x"], "config.train.steps = 'x' is str; accepted: int"),
+        (["--config.model.head_dim=7"], "head_dim"),
+        (["--config.position.method=roap"], "unknown position embedding 'roap'; did you mean"),
+        (["--config.model.vocab_size=9"], "but config.model.vocab_size = 9"),
+        (["--config.data.train_files=/nowhere/*.txt"], "build it: fope data build"),
+    ],
+)
+def test_a_users_error_is_one_line_and_exit_code_2(config, tmp_path, capsys, arguments, message):
+    base = ["train", "--config", config, "--workdir", str(tmp_path / "run")]
+    assert main([*base, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fope: ") and error.count("\n") == 1
+    assert message in error
+    assert main([*base, *arguments, "--traceback"]) == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_an_unwritable_workdir_is_one_line(config, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["train", "--config", config, "--workdir", str(tmp_path / "file/run")]) == 2
+    assert capsys.readouterr().err == (
+        f"fope: cannot write to workdir {tmp_path}/file/run: Not a directory\n"
+    )
+
+
+def test_a_defect_of_ours_keeps_its_traceback(config, tmp_path, monkeypatch):
+    from fope_jax.train import loop
+
+    def defect(*_):
+        raise ZeroDivisionError("defect")
+
+    monkeypatch.setattr(loop, "train", defect)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "--config", config, "--workdir", str(tmp_path)])
+
+
+def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
+    from fope_jax.train import loop
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", interrupt)
+    assert main(["train", "--config", config, "--workdir", str(tmp_path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--config", "x.py", "--workdir", "run", "--step", "3"],
+        ["train", "--config", "x.py", "--workdir", "run", "--config.train.steps", "3"],
+        ["report", "run", "-o", "out", "--config.train.steps=3"],
+        ["evaluate"],
+        ["fly"],
+        [],
+    ],
+)
+def test_unknown_or_missing_arguments_are_refused_by_the_parser(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: fope" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["data", "build"], ["train"], ["evaluate"], ["report"], []])
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*verb, "--help"])
+    assert caught.value.code == 0
+    assert f"usage: {' '.join(['fope', *verb])}" in capsys.readouterr().out
+
+
+def test_help_and_a_report_need_no_jax():
+    program = (
+        "import sys; from fope_jax.main import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "main(['report', '/nowhere', '-o', '/nowhere/out'])\n"
+        "assert not {'jax', 'flax', 'tensorflow'} & sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,401 @@
+import functools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fope_jax.model.losses import loss_sums
+from fope_jax.model.presets import PRESETS
+from fope_jax.model.transformer import (
+    PositionConstant,
+    Transformer,
+    TransformerConfig,
+    check_batch,
+    merge,
+    split,
+)
+from fope_jax.position import FoPE, NoPE, PositionEmbedding, PositionVariables, RoPE
+
+SIZES = {
+    "vocab_size": 61,
+    "d_model": 24,
+    "num_layers": 3,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "mlp_dim": 40,
+    "qk_norm": True,
+    "attention_block": 16,
+    # Larger than in training, so that attention is far from uniform and differences show.
+    "init_std": 0.4,
+}
+
+
+@dataclass(frozen=True)
+class EveryHook(PositionEmbedding):
+    """Uses every hook, with parameters and constants of the model and of each layer."""
+
+    def init(self, key, shape):
+        keys = jax.random.split(key, 4)
+        layers, heads = shape.num_layers, shape.num_heads
+        return PositionVariables(
+            model_params={"embed_scale": jax.random.normal(keys[0], (shape.d_model,))},
+            model_constants={"frequency": jax.random.uniform(keys[1], ())},
+            layer_params={"slope": jax.random.normal(keys[2], (layers, heads))},
+            layer_constants={
+                "gain": 1 + jax.random.uniform(keys[3], (layers, heads)),
+                "layer": jnp.arange(layers, dtype=jnp.int32),
+            },
+        )
+
+    def embed(self, variables, x, positions):
+        wave = jnp.sin(positions.astype(jnp.float32) * variables["frequency"])
+        scale = variables["embed_scale"][None, None]
+        return x + (wave[..., None] * scale).astype(x.dtype)
+
+    def tables(self, variables, positions, head_dim):
+        return jnp.cos(positions.astype(jnp.float32) * variables["frequency"])
+
+    def rotate(self, variables, tables, q, k):
+        gain = tables[..., None, None] * variables["gain"][None, None, :, None]
+        k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+        return q * gain.astype(q.dtype), k * gain.astype(k.dtype)
+
+    def bias(self, variables, q_positions, k_positions):
+        distance = q_positions[:, None, :, None] - k_positions[:, None, None, :]
+        rate = variables["slope"] / (1 + variables["layer"].astype(jnp.float32))
+        return -jnp.abs(rate)[None, :, None, None] * distance.astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class AtMostTen(PositionEmbedding):
+    def max_length(self):
+        return 10
+
+
+def make(position, **changes):
+    return Transformer(TransformerConfig(**(SIZES | changes)), position, rngs=nnx.Rngs(3))
+
+
+def packed(lengths, length):
+    """One row of documents and padding: tokens, positions, segments, weights."""
+    tokens = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (1, length))
+    positions, segments = np.zeros((2, 1, length), np.int32)
+    start = 0
+    for index, size in enumerate(lengths):
+        positions[0, start : start + size] = np.arange(size)
+        segments[0, start : start + size] = index + 1
+        start += size
+    return tokens.astype(np.int32), positions, segments, (segments != 0).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def hidden_of(graphdef, params, constants, tokens, positions, segments):
+    return merge(graphdef, params, constants).hidden(tokens, positions, segments)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def loss_and_gradient(graphdef, params, constants, tokens, positions, segments, weights):
+    def loss(params):
+        model = merge(graphdef, params, constants)
+        hidden = model.hidden(tokens, positions, segments)
+        targets = jnp.roll(tokens, -1, axis=1)
+        sums = loss_sums(hidden, model.unembedding[...], targets, weights, time_chunk=20)
+        return sums.nats / sums.tokens
+
+    return jax.value_and_grad(loss)(params)
+
+
+def assert_close(tree, expected, rtol=1e-4, atol=1e-5):
+    assert jax.tree.structure(tree) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), tree, expected
+    )
+
+
+def exact_logits(model, tokens, positions, segments):
+    """The transformer in float64 and NumPy, with RoPE, one head after another."""
+    config, shape = model.config, model.config.shape
+    _, params, _ = split(model)
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+    def norm(x, scale):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * scale
+
+    def turn(x):
+        pairs = shape.head_dim // 2
+        phase = positions[..., None] * 10_000.0 ** (-np.arange(pairs) / pairs)
+        return np.concatenate(
+            [
+                x[..., :pairs] * np.cos(phase) - x[..., pairs:] * np.sin(phase),
+                x[..., pairs:] * np.cos(phase) + x[..., :pairs] * np.sin(phase),
+            ],
+            axis=-1,
+        )
+
+    visible = (segments[:, :, None] == segments[:, None]) & (segments != 0)[:, :, None]
+    visible &= positions[:, :, None] >= positions[:, None]
+    x = params["embedding"][tokens]
+    for index in range(shape.num_layers):
+        w = {name: value[index] for name, value in params["layers"].items()}
+        y = norm(x, w["attention_norm"])
+        for n in range(shape.num_heads):
+            kv = n // (shape.num_heads // shape.num_kv_heads)
+            q = turn(norm(y @ w["query"][:, n], w["query_norm"]))
+            k = turn(norm(y @ w["key"][:, kv], w["key_norm"]))
+            scores = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(shape.head_dim)) * visible
+            total = scores.sum(-1, keepdims=True)
+            attended = scores / np.where(total == 0, 1, total) @ (y @ w["value"][:, kv])
+            x = x + attended @ w["out"][n]
+        y = norm(x, w["mlp_norm"])
+        gate = y @ w["gate"]
+        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
+    return norm(x, params["final_norm"]) @ params["unembedding"]
+
+
+def test_the_model_is_its_definition():
+    model = make(RoPE(), scan_layers=False)
+    # Scales of one would hide a norm that is left out or applied to the wrong thing.
+    graphdef, params, constants = split(model)
+    rng = np.random.default_rng(1)
+    for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm"):
+        scale = params["layers"][name]
+        params["layers"][name] = jnp.asarray(rng.uniform(0.5, 1.5, scale.shape), jnp.float32)
+    model = merge(graphdef, params, constants)
+    tokens, positions, segments, _ = packed([20, 17], 40)
+    logits = jax.jit(lambda *batch: model(*batch))(tokens, positions, segments)
+    assert logits.dtype == jnp.float32
+    expected = exact_logits(model, tokens, positions, segments)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def looped():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        model = make(EveryHook(), scan_layers=False, attention="reference")
+        return loss_and_gradient(*split(model), *packed([20, 17], 40))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scan_layers": True},
+        {"scan_layers": True, "remat": True},
+        {"scan_layers": False, "remat": True},
+    ],
+    ids=["scan", "scan, remat", "loop, remat"],
+)
+def test_every_way_to_run_the_layers_gives_the_same(looped, changes):
+    loss, gradient = loss_and_gradient(*split(make(EveryHook(), **changes)), *packed([20, 17], 40))
+    assert_close((loss, gradient), looped)
+    smallest = min(np.abs(x).max() for x in jax.tree.leaves(looped[1]))
+    assert smallest > 1e-3
+
+
+def test_packed_documents_are_separate_documents_and_padding_is_nothing():
+    parts = split(make(EveryHook()))
+    lengths = [13, 19, 5]
+    tokens, positions, segments, weights = packed(lengths, 40)
+    hidden = hidden_of(*parts, tokens, positions, segments)
+    start = 0
+    for size in lengths:
+        alone = packed([size], 40)
+        alone[0][0, :size] = tokens[0, start : start + size]
+        separate = hidden_of(*parts, *alone[:3])
+        np.testing.assert_allclose(
+            hidden[:, start : start + size], separate[:, :size], rtol=1e-4, atol=1e-5
+        )
+        start += size
+    loss, gradient = loss_and_gradient(*parts, tokens, positions, segments, weights)
+    tokens = np.where(segments == 0, (tokens + 1) % 61, tokens)
+    tokens[0, start] = tokens[0, start] - 1  # it is the target of the last scored token
+    again, same_gradient = loss_and_gradient(*parts, tokens % 61, positions, segments, weights)
+    assert loss == again
+    assert_close(gradient, same_gradient, rtol=1e-6, atol=1e-7)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def test_a_prefix_is_unaffected_by_what_follows():
+    parts = split(make(EveryHook()))
+    tokens, positions, segments, _ = packed([40], 40)
+    hidden = hidden_of(*parts, tokens, positions, segments)
+    tokens[0, 23:] = (tokens[0, 23:] + 7) % 61
+    changed = hidden_of(*parts, tokens, positions, segments)
+    np.testing.assert_array_equal(hidden[:, :23], changed[:, :23])
+    assert np.abs(hidden[:, 23:] - changed[:, 23:]).min(axis=-1).max() > 0
+
+
+def test_storage_order_does_not_matter():
+    parts = split(make(EveryHook()))
+    tokens, positions, segments, _ = packed([20, 17], 40)
+    order = np.random.default_rng(2).permutation(40)
+    hidden = hidden_of(*parts, tokens, positions, segments)
+    shuffled = hidden_of(*parts, tokens[:, order], positions[:, order], segments[:, order])
+    np.testing.assert_allclose(shuffled, hidden[:, order], rtol=1e-4, atol=1e-5)
+
+
+def test_jit_changes_nothing():
+    model = make(EveryHook(), num_layers=1)
+    tokens, positions, segments, _ = packed([20, 17], 40)
+    eager = model.hidden(tokens, positions, segments)
+    compiled = hidden_of(*split(model), tokens, positions, segments)
+    np.testing.assert_allclose(eager, compiled, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_close_to_float32():
+    batch = packed([20, 17], 40)
+    # At the spread of training: a large one makes attention one-hot, where rounding picks the key.
+    changes = {"init_std": 0.1}
+    loss, gradient = loss_and_gradient(*split(make(EveryHook(), **changes)), *batch)
+    low = make(EveryHook(), dtype="bfloat16", **changes)
+    assert hidden_of(*split(low), *batch[:3]).dtype == jnp.bfloat16
+    low_loss, low_gradient = loss_and_gradient(*split(low), *batch)
+    assert low_loss.dtype == jnp.float32
+    assert low_loss == pytest.approx(loss, rel=5e-3)
+    for exact, rough in zip(jax.tree.leaves(gradient), jax.tree.leaves(low_gradient), strict=True):
+        assert rough.dtype == jnp.float32
+        difference = np.linalg.norm(exact - rough) / np.linalg.norm(exact)
+        assert difference < 0.1
+
+
+def test_tables_and_embed_run_once_and_qk_norm_comes_before_the_rotation():
+    calls = []
+
+    @dataclass(frozen=True)
+    class Recorder(EveryHook):
+        def embed(self, variables, x, positions):
+            calls.append(("embed", sorted(variables)))
+            return super().embed(variables, x, positions)
+
+        def tables(self, variables, positions, head_dim):
+            calls.append(("tables", head_dim))
+            return super().tables(variables, positions, head_dim)
+
+        def rotate(self, variables, tables, q, k):
+            calls.append(("rotate", {n: x.shape for n, x in variables.items()}))
+            rms = [jnp.sqrt(jnp.mean(x**2, axis=-1)) for x in (q, k)]
+            jax.debug.callback(
+                lambda *rms: [np.testing.assert_allclose(r, 1, rtol=1e-3) for r in rms], *rms
+            )
+            return super().rotate(variables, tables, q, k)
+
+    model = make(Recorder(), scan_layers=False)
+    model.hidden(*packed([12], 12)[:3])
+    jax.effects_barrier()
+    layer = ("rotate", {"slope": (4,), "gain": (4,), "layer": ()})
+    assert calls == [("embed", ["embed_scale", "frequency"]), ("tables", 8)] + [layer] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "d_model"), [("60m", 8, 512), ("180m", 8, 1024), ("1200m", 16, 2048)]
+)
+def test_paper_sizes_have_their_parameters(name, layers, d_model):
+    """Attention, three matrices of the SwiGLU, two embeddings, two norms a layer and the last."""
+    config = TransformerConfig(**PRESETS[name])
+    model = nnx.eval_shape(lambda: Transformer(config, FoPE(512), rngs=nnx.Rngs(0)))
+    _, params, constants = split(model)
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    attention, mlp = 4 * d_model**2, 3 * d_model * (4 * d_model)
+    assert count == layers * (attention + mlp) + 2 * 50_304 * d_model + (2 * layers + 1) * d_model
+    assert count == {"60m": 85_074_432, "180m": 237_257_728, "1200m": 1_279_854_592}[name]
+    assert config.shape.head_dim == {"60m": 64, "180m": 128, "1200m": 128}[name]
+    assert jax.tree.leaves(constants)
+
+
+def test_small_presets_build():
+    for name in ("tiny", "demo"):
+        config = TransformerConfig(**PRESETS[name])
+        _, params, _ = split(
+            nnx.eval_shape(lambda config=config: Transformer(config, NoPE(), rngs=nnx.Rngs(0)))
+        )
+        assert sum(math.prod(x.shape) for x in jax.tree.leaves(params)) < 2_000_000
+
+
+def test_constants_are_no_parameters_and_survive_a_round_trip():
+    model = make(EveryHook())
+    graphdef, params, constants = split(model)
+    assert constants.keys() == {"position_model", "position_layers"}
+    assert constants["position_layers"].keys() == {"gain", "layer"}
+    assert params["position_layers"].keys() == {"slope"}
+    assert constants["position_layers"]["gain"].shape == (3, 4)
+    assert all(type(x) in (dict,) for x in (params, constants, params["layers"]))
+    assert isinstance(model.position_layers["gain"], PositionConstant)
+    again = split(merge(graphdef, params, constants))
+    assert again[0] == graphdef and hash(again[0]) == hash(graphdef)
+    jax.tree.map(np.testing.assert_array_equal, again[1:], (params, constants))
+    assert split(make(NoPE()))[2] == {}
+
+
+def test_weights_of_a_seed_are_the_same_under_every_method():
+    plain, every = split(make(NoPE()))[1], split(make(EveryHook()))[1]
+    jax.tree.map(np.testing.assert_array_equal, plain, {name: every[name] for name in plain})
+    assert np.abs(plain["layers"]["query"][0] - plain["layers"]["query"][1]).max() > 0
+
+
+def test_initial_loss_is_ln_v():
+    model = make(RoPE(), init_std=0.02)
+    loss, _ = loss_and_gradient(*split(model), *packed([20, 17], 40))
+    assert loss == pytest.approx(math.log(61), rel=0.02)
+
+
+def test_a_window_longer_than_the_method_is_named_when_traced():
+    model = make(AtMostTen())
+    with pytest.raises(
+        ValueError, match="window of 12 tokens: AtMostTen is defined for at most 10"
+    ):
+        jax.eval_shape(lambda *batch: model.hidden(*batch), *packed([12], 12)[:3])
+    assert jax.eval_shape(lambda *b: model.hidden(*b), *packed([9], 10)[:3]).shape == (1, 10, 24)
+
+
+def test_tokens_outside_the_vocabulary_are_named_on_the_host_and_nan_on_the_device():
+    with pytest.raises(ValueError, match="token ids 0 to 61: vocab_size=61 accepts 0 to 60"):
+        check_batch(np.array([[0, 61]]), 61)
+    with pytest.raises(ValueError, match="token ids -1 to 4"):
+        check_batch(np.array([[-1, 4]]), 61)
+    check_batch(np.array([[0, 60]]), 61)
+    check_batch(np.zeros((0, 4), np.int32), 61)
+    parts = split(make(NoPE()))
+    tokens, positions, segments, _ = packed([40], 40)
+    tokens[0, 30] = 61
+    hidden = np.asarray(hidden_of(*parts, tokens, positions, segments))
+    assert np.isfinite(hidden[:, :30]).all() and np.isnan(hidden[:, 30]).all()
+
+
+def test_names_of_parameters_and_constants_must_differ():
+    class Clash(PositionEmbedding):
+        def init(self, key, shape):
+            return PositionVariables(
+                layer_params={"a": jnp.ones(3)}, layer_constants={"a": jnp.ones(3)}
+            )
+
+    with pytest.raises(ValueError, match=r"\['a'\]: both parameter and constant"):
+        make(Clash())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 0}, "vocab_size=0: expected 1 or more"),
+        ({"num_kv_heads": 0}, "num_kv_heads=0: expected 1 or more"),
+        ({"num_kv_heads": 3}, "num_kv_heads=3: expected a divisor of num_heads=4"),
+        ({"head_dim": None, "num_heads": 5, "num_kv_heads": None}, "d_model=24.*num_heads=5"),
+        ({"attention": "flash"}, "attention='flash': expected one of chunked, reference"),
+        ({"attention_block": 0}, "attention_block=0"),
+        ({"dtype": "float16"}, "dtype='float16': expected one of float32, bfloat16"),
+        ({"param_dtype": "int8"}, "param_dtype='int8'"),
+        ({"init_std": -1.0}, "init_std=-1.0: expected 0 or more"),
+        ({"norm_eps": float("nan")}, "norm_eps=nan: expected 0 or more"),
+    ],
+)
+def test_a_config_that_cannot_be_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**(SIZES | change))
+
+
+def test_the_position_embedding_is_asked_about_the_shape():
+    with pytest.raises(ValueError, match="head_dim=7"):
+        make(RoPE(), head_dim=7)

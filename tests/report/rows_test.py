@@ -1,0 +1,181 @@
+"""Reading rows, and the numbers that are made of them."""
+
+import json
+import math
+
+import pytest
+
+from fope_jax.report.rows import (
+    Comparison,
+    ReportError,
+    Sums,
+    add_up,
+    check_comparable,
+    comparisons,
+    group,
+    labels,
+    read_rows,
+    read_run,
+    read_runs,
+    spread,
+)
+
+# ---------------------------------------------------------------------------- reading
+
+
+def test_a_run_holds_the_rows_of_its_newest_evaluation(synthetic, make_run):
+    rows = synthetic.rows_of("rope", 0, step=500) + synthetic.rows_of("rope", 0, step=1000)
+    run = read_run(make_run("rope", rows=rows))
+    assert run.step == 1000
+    assert {row["step"] for row in run.of("perplexity")} == {1000}
+    assert len(run.of("train")) == 80
+    assert (run.variant, run.seed, run.training_length) == ("rope", 0, 128)
+    assert run.info["commit"] == "0123abc"
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "message"),
+    [
+        (None, "{nats: 3}", r"no JSON \('\{nats: 3\}"),
+        (None, "[1]", r"an object with a string \"kind\"; got \[1\]"),
+        (None, '{"kinds": "train"}', "an object with a string \"kind\""),
+        ("perplexity", {"nats": "many"},
+         "'nats' of a 'perplexity' row is 'many'; accepted: int or float"),
+        ("perplexity", {"bytes": ...}, "row has no 'bytes'"),
+        ("perplexity", {"context": 128.5}, "'context' .* is 128.5; accepted: int"),
+        ("perplexity", {"correct": True}, "'correct' .* is True; accepted"),
+        ("perplexity", {"tokens": 0}, "'tokens' .* is 0; accepted: > 0"),
+        ("passkey", {"total": 0}, "'total' of a 'passkey' row is 0; accepted: > 0"),
+        ("passkey", {"depth": None}, "'depth' .* is None; accepted: int or float"),
+    ],
+)  # fmt: skip
+def test_malformed_rows_are_named_by_file_and_line(synthetic, make_run, kind, line, message):
+    path = make_run("rope") / "metrics.jsonl"
+    if kind:  # a good row with the changes in ``line``; ... takes a field out
+        row = next(row for row in synthetic.rows_of("rope", 0) if row["kind"] == kind) | line
+        line = json.dumps({key: value for key, value in row.items() if value is not ...})
+    good = path.read_text().splitlines()
+    path.write_text("\n".join([*good[:11], line, *good[11:]]) + "\n")
+    with pytest.raises(ReportError, match=f"rope-0/metrics.jsonl, line 12: .*{message}"):
+        read_rows(path)
+
+
+def test_a_torn_last_line_and_unknown_kinds_are_left(make_run):
+    path = make_run("rope") / "metrics.jsonl"
+    whole = read_rows(path)
+    with path.open("a") as stream:
+        stream.write('{"kind": "spectrum", "anything": 1}\n{"kind": "perpl')
+    assert read_rows(path) == whole
+
+
+def test_directories_that_are_no_runs_are_named(tmp_path, make_run):
+    with pytest.raises(ReportError, match="no runs to report on"):
+        read_runs([])
+    with pytest.raises(ReportError, match="nothing is no run: there is no config.json"):
+        read_runs([tmp_path / "nothing"])
+    run = make_run("rope")
+    (run / "metrics.jsonl").unlink()
+    with pytest.raises(ReportError, match="rope-0 has no metrics.jsonl: .* not been trained"):
+        read_runs([run])
+    (run / "config.json").write_text('{"name": "rope"}')
+    with pytest.raises(ReportError, match="config.json has no 'seed'"):
+        read_runs([run])
+    (run / "config.json").write_text("{")
+    with pytest.raises(ReportError, match="config.json is no JSON"):
+        read_runs([run])
+
+
+# ---------------------------------------------------------------------------- numbers
+
+
+def test_ratios_are_taken_of_pooled_sums():
+    sums = add_up(
+        [
+            {"nats": 30.0, "tokens": 10, "bytes": 40, "correct": 5},
+            {"nats": 10.0, "tokens": 30, "bytes": 60, "correct": 15},
+        ]
+    )
+    assert sums.perplexity == math.e  # 40 nats on 40 tokens, not the mean of e**3 and e**(1/3)
+    assert sums.bits_per_byte == pytest.approx(40 / math.log(2) / 100)
+    assert sums.token_accuracy == 0.5
+
+
+def test_nothing_is_clipped():
+    assert Sums(nats=8e4, tokens=10).perplexity == math.inf
+    assert Sums(nats=690.0, tokens=1).perplexity == math.exp(690)
+    assert math.isnan(Sums(nats=math.nan, tokens=1).perplexity)
+    assert math.isnan(Sums(nats=1.0, tokens=1, bytes=0).bits_per_byte)
+
+
+def test_spread_is_the_sample_deviation():
+    assert spread([1.0, 2.0, 6.0]) == (3.0, pytest.approx(math.sqrt(7)), 3)
+    alone = spread([4.0])
+    assert (alone.mean, alone.count) == (4.0, 1)
+    assert math.isnan(alone.deviation)
+
+
+def test_groups_come_in_order():
+    assert list(group([{"context": 512}, {"context": 64}], lambda row: row["context"])) == [64, 512]
+
+
+# ---------------------------------------------------------------------------- comparisons
+
+
+def test_seeds_of_one_variant_are_one_curve_with_a_spread(make_run):
+    runs = read_runs([make_run("fope", seed, shift=0.1 * seed) for seed in (0, 1)])
+    (comparison,) = comparisons(runs, "perplexity")
+    values = comparison.numbers(lambda sums: sums.perplexity)["fope"]
+    one, two = math.exp(3.09), math.exp(3.19)
+    assert values[128].mean == pytest.approx((one + two) / 2)
+    assert values[128].deviation == pytest.approx((two - one) / math.sqrt(2))
+    ratios = comparison.ratios(lambda sums: sums.perplexity)["fope"]
+    assert ratios[128] == (1.0, 0.0, 2)
+    assert ratios[2048].mean == pytest.approx(math.exp(3.47 - 3.09))
+    assert ratios[2048].deviation < 1e-9  # taken within each seed
+
+
+def test_runs_scored_on_different_tokens_are_never_in_one_comparison(make_run):
+    runs = read_runs([make_run("rope"), make_run("alibi", tokens={"Emma": 6400})])
+    both = comparisons(runs, "perplexity")
+    assert sorted(list(c.curves) for c in both) == [["alibi"], ["rope"]]
+    assert len(comparisons(runs, "passkey")) == 1
+    joined = Comparison(
+        "perplexity", "validation", both[0].curves | both[1].curves, both[0].training_lengths
+    )
+    with pytest.raises(ReportError, match=r"'(rope|alibi)' were scored on different things"):
+        check_comparable(joined)
+
+
+def test_mixed_protocols_are_refused(synthetic, make_run):
+    rows = synthetic.rows_of("rope", 0)
+    for row in rows[-100:]:
+        if row["kind"] == "perplexity" and row["context"] == 128:
+            row["protocol"] = "sliding-window"
+    with pytest.raises(
+        ReportError, match="'same-tokens'.*'sliding-window'.*not belong in one plot"
+    ):
+        comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
+
+
+def test_contexts_scored_on_different_tokens_are_refused(synthetic, make_run):
+    rows = [
+        row for row in synthetic.rows_of("rope", 0)
+        if not (row.get("document") == "Emma" and row["context"] == 512)
+    ]  # fmt: skip
+    with pytest.raises(ReportError, match=r"'rope' \(seed 0.*not scored on the same .*512: 3200"):
+        comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
+
+
+def test_one_name_trained_on_two_lengths_is_two_labels(make_run):
+    runs = read_runs([make_run("rope"), make_run("rope", name="long", length=512)])
+    assert sorted(labels(runs).values()) == ["rope, trained on 128", "rope, trained on 512"]
+    (comparison,) = comparisons(runs, "perplexity")  # the same tokens, so one plot
+    ratios = comparison.ratios(lambda sums: sums.perplexity)
+    assert ratios["rope, trained on 128"][128].mean == 1
+    assert ratios["rope, trained on 512"][512].mean == 1
+
+
+def test_a_run_without_its_training_length_has_no_ratio(synthetic, make_run):
+    rows = [row for row in synthetic.rows_of("rope", 0) if row.get("context") != 128]
+    (comparison,) = comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
+    assert comparison.ratios(lambda sums: sums.perplexity) == {"rope": {}}

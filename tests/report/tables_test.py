@@ -1,0 +1,117 @@
+"""Tables: the numbers in them, in text and in HTML."""
+
+import math
+from html.parser import HTMLParser
+
+from fope_jax.report.rows import comparisons, read_runs, spread
+from fope_jax.report.tables import (
+    Table,
+    as_html,
+    as_text,
+    depth_table,
+    document_table,
+    number,
+    passkey_tables,
+    perplexity_tables,
+    position_table,
+    text_tables,
+    with_spread,
+)
+
+
+def cells(table):
+    return {head: dict(zip(table.columns, values, strict=True)) for head, values in table.rows}
+
+
+def test_perplexity_ratio_and_bits_of_every_variant_and_context(synthetic, four_runs):
+    (comparison,) = comparisons(read_runs(four_runs), "perplexity")
+    perplexity, ratio, bits = map(cells, perplexity_tables(comparison))
+    assert list(perplexity) == list(synthetic.LOSSES)
+    for variant, losses in synthetic.LOSSES.items():
+        for context, loss in zip(synthetic.CONTEXTS, losses, strict=True):
+            column = f"{context:,}"
+            assert perplexity[variant][column] == number(math.exp(loss))
+            assert ratio[variant][column] == number(math.exp(loss - losses[0]))
+            assert bits[variant][column] == f"{loss / math.log(2) / 3:.3f}"
+
+
+def test_passkeys_are_counted_over_depths(synthetic, four_runs):
+    (comparison,) = comparisons(read_runs(four_runs), "passkey")
+    found, loss = map(cells, passkey_tables(comparison))
+    for variant, shares in synthetic.ACCURACY.items():
+        for context, share in zip(synthetic.CONTEXTS, shares, strict=True):
+            right = sum(
+                round(20 * min(1, share * (0.7 + 0.6 * depth))) for depth in synthetic.DEPTHS
+            )
+            assert found[variant][f"{context:,}"] == f"{right}/100 ({right}%)"
+            assert loss[variant][f"{context:,}"] == f"{2.5 - 2 * share:.3f}"
+    assert len(depth_table(comparison).rows) == 4 * len(synthetic.CONTEXTS) * len(synthetic.DEPTHS)
+
+
+def test_positions_are_rows(four_runs):
+    (comparison,) = comparisons(read_runs(four_runs), "position")
+    table = cells(position_table(comparison))
+    assert list(table)[:2] == ["0 to 3", "4 to 7"]
+    assert list(table)[-1] == "1,024 to 2,047"
+    assert table["0 to 3"]["rope"] == f"{3.10 + 1:.3f}"
+
+
+def test_every_document_has_its_row(synthetic, four_runs):
+    (comparison,) = comparisons(read_runs(four_runs), "perplexity")
+    table = document_table(comparison)
+    assert len(table.rows) == 4 * len(synthetic.CONTEXTS) * 2
+    assert ("rope", ["0", "1000", "Emma", "128", "100", "6,400", "19,200", "19,840.00", "3.100",
+                     "22.20", "1.491", "25.0%"]) in table.rows  # fmt: skip
+
+
+def test_terminal_tables_align_and_name_what_is_missing(four_runs, make_run):
+    rows = [{"kind": "train", "step": 1, "tokens_seen": 10, "loss": 3.0}]
+    text = text_tables(read_runs([*four_runs, make_run("rope", name="young", rows=rows)]))
+    first = text.split("\n\n")[0].splitlines()
+    assert first[0] == (
+        "Perplexity (validation split, trained on 128 tokens); the same tokens are scored at every "
+        "context"
+    )
+    assert len({len(line) for line in first[1:]}) == 1
+    assert "22.20" in first[3]
+    assert "93/100 (93%)" in text
+    assert "not evaluated yet" in text.splitlines()[-1]
+    assert text.splitlines()[-1].endswith("young")
+
+
+def test_spread_shows_only_over_seeds():
+    assert with_spread(spread([2.0])) == "2.00"
+    assert with_spread(spread([2.0, 4.0])) == "3.00 ± 1.41"
+    assert with_spread(spread([2.0, 2.0 + 1e-12])) == "2.00 ± <0.01"
+    assert with_spread(None) == "-"
+
+
+class Outline(HTMLParser):
+    """Start tags with attributes, checking that every one is closed in order."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_html_tables_escape_and_name_the_scope_of_their_headers():
+    table = Table("a < b", "variant", ["1 & 2"], [("<script>", ["3"])], note="x > y")
+    html = as_html(table)
+    assert "<script>" not in html
+    assert "a &lt; b" in html
+    outline = Outline()
+    outline.feed(html)
+    assert not outline.open
+    heads = [attrs for tag, attrs in outline.tags if tag == "th"]
+    assert [attrs["scope"] for attrs in heads] == ["col", "col", "row"]
+    assert as_text(table).splitlines()[0] == "a < b; x > y"

@@ -1,0 +1,135 @@
+"""The update: exact accumulation, untouched constants, the gradient it claims to take."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from fope_jax.config import TrainConfig
+from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.position import make
+from fope_jax.train import step as step_module
+from fope_jax.train.optim import make_optimizer
+from fope_jax.train.step import TrainState, all_finite, batch_sums, gradient_sums, train_step
+from fope_jax.typing import Batch
+
+SHAPE = {"vocab_size": 61, "d_model": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48}
+B, T = 8, 24
+
+
+def make_batch(seed=0) -> Batch:
+    """Two packed documents a row, padding in some, and rows with very different weights."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, SHAPE["vocab_size"], (B, T + 1)).astype(np.int32)
+    segments = np.where(np.arange(T) < 10, 1, 2) * np.ones((B, 1), np.int32)
+    positions = np.where(np.arange(T) < 10, np.arange(T), np.arange(T) - 10)
+    weights = np.ones((B, T), np.float32)
+    for row in range(B):
+        weights[row, row * 2 + 4 :] = 0.0
+        segments[row, 22:] = 0
+    return Batch(
+        ids[:, :-1], ids[:, 1:], np.broadcast_to(positions, (B, T)).astype(np.int32),
+        segments.astype(np.int32), weights,
+    )  # fmt: skip
+
+
+def make_model(method="fope", **knobs):
+    knobs = {"training_length": T} | knobs if method == "fope" else knobs
+    model = Transformer(TransformerConfig(**SHAPE), make(method, **knobs), rngs=nnx.Rngs(0))
+    return split(model)
+
+
+def train_config(**changes) -> TrainConfig:
+    values = {
+        "steps": 50, "batch_size": B, "length": T, "learning_rate": 3e-3, "warmup_steps": 2,
+    }  # fmt: skip
+    return TrainConfig(**values | changes)
+
+
+@pytest.mark.parametrize("accumulate", [2, 8])
+def test_pieces_add_up_to_the_whole_batch(accumulate):
+    graphdef, params, constants = make_model()
+    batch = make_batch()
+    sums = jax.jit(gradient_sums, static_argnums=(0, 4))
+    whole = sums(graphdef, params, constants, batch, 1)
+    pieces = sums(graphdef, params, constants, batch, accumulate)
+    assert float(whole[2]) == float(pieces[2]) == float(batch.weights.sum())
+    for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * float(jnp.abs(x).max()))
+
+
+def test_accumulated_steps_are_the_steps_of_the_big_batch():
+    config = train_config(eps=1e-3)
+    optimizer = make_optimizer(config)
+    results = []
+    for accumulate in (1, 4):
+        graphdef, params, constants = make_model()
+        state = TrainState(params, optimizer.init(params))
+        for seed in range(3):
+            state, metrics = train_step(
+                graphdef, optimizer, state, constants, make_batch(seed), accumulate=accumulate
+            )
+        results.append((state.params, metrics))
+    for x, y in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_mean_loss_over_scored_tokens():
+    graphdef, params, constants = make_model()
+    batch = make_batch()
+
+    def mean_loss(params):
+        logits = merge(graphdef, params, constants)(batch.tokens, batch.positions, batch.segments)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+        return (losses * batch.weights).sum() / batch.weights.sum()
+
+    loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(params)
+    optimizer = make_optimizer(train_config())
+    state = TrainState(params, optimizer.init(params))
+    _, metrics = train_step(graphdef, optimizer, state, constants, batch)
+    np.testing.assert_allclose(metrics.nats / metrics.tokens, loss, rtol=1e-5)
+    np.testing.assert_allclose(metrics.grad_norm, optax.tree.norm(gradient), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["fope", "alibi", "rope"])
+def test_training_learns_and_leaves_the_constants_alone(method):
+    graphdef, params, constants = make_model(method)
+    before = jax.tree.map(lambda x: np.array(x).tobytes(), constants)
+    if method == "fope":
+        assert jax.tree.leaves(constants), "FoPE's coefficients are constants"
+    optimizer = make_optimizer(train_config(weight_decay=0.5))
+    state = TrainState(params, optimizer.init(params))
+    losses = []
+    for _ in range(40):
+        state, metrics = train_step(graphdef, optimizer, state, constants, make_batch())
+        losses.append(float(metrics.nats / metrics.tokens))
+    assert losses[0] == pytest.approx(np.log(SHAPE["vocab_size"]), abs=0.1)
+    assert losses[-1] < 0.5 * losses[0]
+    assert jax.tree.map(lambda x: np.array(x).tobytes(), constants) == before
+
+
+def test_the_state_is_donated():
+    graphdef, params, constants = make_model("nope")
+    optimizer = make_optimizer(train_config())
+    state = TrainState(params, optimizer.init(params))
+    train_step(graphdef, optimizer, state, constants, make_batch())
+    assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
+
+
+def test_logits_in_pieces_give_the_same_sums(monkeypatch):
+    graphdef, params, constants = make_model()
+    batch = make_batch()
+    whole = jax.jit(batch_sums, static_argnums=0)(graphdef, params, constants, batch)
+    monkeypatch.setattr(step_module, "LOGITS_IN_MEMORY", B * SHAPE["vocab_size"] * 5)
+    jax.clear_caches()  # the size is read while tracing
+    pieces = jax.jit(batch_sums, static_argnums=0)(graphdef, params, constants, batch)
+    np.testing.assert_allclose(whole, pieces, rtol=1e-6)
+
+
+def test_one_number_that_is_not_finite_is_found():
+    tree = {"a": jnp.ones((3, 3)), "b": (jnp.arange(3), jnp.zeros(()))}
+    assert all_finite(tree)
+    assert not all_finite(tree | {"c": jnp.ones(1000).at[777].set(jnp.inf)})
+    assert not all_finite(tree | {"c": jnp.array(jnp.nan)})

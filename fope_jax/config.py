@@ -229,8 +229,9 @@ def _override(config: ConfigDict, override: str) -> None:
     if not equals:
         raise ConfigError(f"override {override!r} has no value (form: --config.train.steps=100)")
     section, _, field = key.partition(".")
+    values: Any = config.get(section) if field else config
     if section == "position" and field:
-        method = config.get("position", {}).get("method")
+        method = values.get("method") if values else None
         kind = str if field == "method" else _position_types(method).get(field, Any)
     elif section in SECTIONS and field:
         kind = _types(SECTIONS[section]).get(field)
@@ -241,12 +242,10 @@ def _override(config: ConfigDict, override: str) -> None:
     value = _checked(key, _parse(text, kind), kind)
     # The type is checked against the field; ConfigDict would check it against the old value.
     with config.ignore_type():
-        if not field:
-            config[key] = value
-        elif section in config:
-            config[section][field] = value
-        else:
+        if values is None:
             config[section] = {field: value}
+        else:
+            values[field or key] = value
 
 
 # ---------------------------------------------------------------------------- to objects and back
@@ -298,7 +297,7 @@ def changed_numbers(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
       One line a key, ``"train.length: 128, now 256"``; empty where a run may go on.
     """
     before, after = _flat(old), _flat(new)
-    free = set(FREE_KEYS)
+    free: set[str] = set(FREE_KEYS)
     if before.get("train.schedule") == after.get("train.schedule") == "constant":
         free.add("train.steps")  # a constant rate does not know where the run ends
     return [
@@ -370,7 +369,7 @@ def _build_position(values: Mapping[str, Any], length: int) -> PositionEmbedding
 
 
 def _position_types(method: str | None) -> dict[str, Any]:
-    cls = positions.METHODS.get(method)
+    cls = positions.METHODS.get(method or "")
     return {"preset": str | None} | _types(cls) if cls else {}
 
 

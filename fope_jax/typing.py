@@ -20,10 +20,10 @@ class Batch(NamedTuple):
     Attributes:
       tokens: int32, the input tokens.
       targets: int32, the token that follows each input token.
-      positions: int32, tokens since the start of the document (or of the window, where the
-        data config joins documents).
-      segments: int32, which document of its row a token belongs to, counted from 1; 0 is padding.
-        Tokens attend within their own segment only.
+      positions: int32, tokens since the start of the segment.
+      segments: int32, which part of its row a token belongs to, counted from 1; 0 is padding. A
+        part is a document, or what the window holds of one; or the whole window, where the data
+        config joins documents. Tokens attend within their own segment only.
       weights: float32, 1 where the target is scored, 0 where it is not.
     """
 

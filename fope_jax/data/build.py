@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ def _say(line: str) -> None:
 # ---------------------------------------------------------------------------- where text is from
 
 
-def list_sources(config: DataConfig, known: list[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+def list_sources(config: DataConfig, known: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
     """What the text is made of: each file with its sha256, or a TFDS dataset's identity.
 
     Args:

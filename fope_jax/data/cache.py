@@ -67,7 +67,7 @@ def cache_directory(config: DataConfig) -> Path:
 
 def describe(config: DataConfig) -> dict[str, Any]:
     """The fields of ``config`` that decide the tokens."""
-    fields = {"components": [list(part) for part in config.components]}
+    fields: dict[str, Any] = {"components": [list(part) for part in config.components]}
     corpora = [name for name, _ in config.components]
     if "gutenberg" in corpora:
         fields["validation_books"] = sorted(config.validation_books)

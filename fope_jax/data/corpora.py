@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from fope_jax.data.config import DataConfig
 
@@ -179,7 +179,7 @@ def read_file(path: Path) -> Iterator[Document]:
         raise CorpusError(f"{path} cannot be read: {error}") from error
 
 
-def _read_lines(path: Path, stream: IO[bytes]) -> Iterator[Document]:
+def _read_lines(path: Path, stream: Iterable[bytes]) -> Iterator[Document]:
     offset = 0
     for number, line in enumerate(stream, 1):
         text = _decode(line, path, offset)

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -294,7 +294,8 @@ def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
         flat, lengths, sizes = tf.numpy_function(
             encode, [batch["name"], batch["text"]], (tf.int32, tf.int64, tf.int64), stateful=False
         )
-        flat.set_shape([None]), lengths.set_shape([None]), sizes.set_shape([None])
+        for vector in (flat, lengths, sizes):
+            vector.set_shape([None])
         return {
             "corpus": batch["corpus"],
             "name": batch["name"],
@@ -308,13 +309,14 @@ def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
 
 
 def encode_group(
-    tokenizer: Tokenizer, names: Sequence[bytes], texts: Sequence[bytes]
+    tokenizer: Tokenizer, names: Iterable[bytes], texts: Iterable[bytes]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Tokens of UTF-8 texts one after the other, each with EOS.
 
     Returns:
       ``tokens [sum of n]`` int32, ``n [D]`` int64 tokens and ``bytes [D]`` int64 of each text.
     """
+    texts = list(texts)
     ids = tokenizer.encode_batch([_decode(*pair) for pair in zip(names, texts, strict=True)])
     tokens = np.concatenate([part for one in ids for part in (one, [tokenizer.eos_id])])
     lengths = np.array([len(one) + 1 for one in ids], np.int64)
@@ -334,12 +336,13 @@ def _decode(name: bytes, text: bytes) -> str:
 def concatenate_and_split(dataset, sequence_length: Mapping[str, int] | None = None):
     """Joins documents and cuts the stream into ``sequence_length["targets"]`` tokens.
 
-    Every token is kept: the last example is what is left. Without a length, documents pass as
-    they are.
+    Every token is kept: the last example is what is left. A document without text leaves none.
+    Without a length, documents pass as they are.
     """
     if not sequence_length:
         return dataset
     length = sequence_length["targets"]
+    dataset = dataset.filter(lambda x: x["bytes"] > 0)
     tokens = dataset.flat_map(lambda x: tf.data.Dataset.from_tensor_slices(x["targets"]))
     return tokens.batch(length).map(lambda window: {"targets": window})
 

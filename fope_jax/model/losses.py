@@ -135,7 +135,8 @@ def _weighted_sums_forward(time_chunk, hidden, unembedding, targets, weights):
     def body(d_unembedding, hidden, targets, weights):
         logits, lse, nats, correct = _terms(hidden, unembedding, targets)
         at_target = _vocabulary(logits, targets) == targets[..., None]
-        d_logits = (jnp.exp(logits - lse[..., None]) - at_target) * weights[..., None]
+        d_logits = jnp.exp(logits - lse[..., None]) - at_target.astype(jnp.float32)
+        d_logits *= weights[..., None]
         d_logits = d_logits.astype(hidden.dtype)
         d_hidden = jnp.einsum("btv,dv->btd", d_logits, unembedding.astype(hidden.dtype))
         return d_unembedding + weight_gradient(hidden, d_logits), (d_hidden, nats, correct)
@@ -144,18 +145,18 @@ def _weighted_sums_forward(time_chunk, hidden, unembedding, targets, weights):
     d_unembedding, (d_hidden, nats, correct) = _over_time(
         body, zeros, (hidden, targets, weights), time_chunk
     )
-    saved = d_hidden, d_unembedding.astype(unembedding.dtype), nats, weights
+    saved = d_hidden, d_unembedding.astype(unembedding.dtype), nats
     return _sums(nats, correct, weights), saved
 
 
 def _weighted_sums_backward(time_chunk, saved, cotangents):
-    d_hidden, d_unembedding, nats, weights = saved
+    d_hidden, d_unembedding, nats = saved
     d_nats, _ = cotangents
     return (
-        (d_hidden * d_nats).astype(d_hidden.dtype),
-        (d_unembedding * d_nats).astype(d_unembedding.dtype),
+        (d_hidden.astype(jnp.float32) * d_nats).astype(d_hidden.dtype),
+        (d_unembedding.astype(jnp.float32) * d_nats).astype(d_unembedding.dtype),
         None,
-        jnp.where(weights == 0, 0.0, nats) * d_nats,
+        nats * d_nats,
     )
 
 

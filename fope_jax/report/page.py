@@ -248,8 +248,10 @@ def _positions(
     comparison: Comparison, place: Place, looks: dict[str, plots.Style], out: Path
 ) -> str:
     longest = max(comparison.contexts)
+    windows = next(iter(comparison.curves.values()))[0][0].get("windows")
+    count = f"{windows:,} windows" if windows else "windows"
     text = (
-        f"Every token of windows of {longest:,} tokens is scored once, by the position of the "
+        f"Every token of {count} of {longest:,} tokens is scored once, by the position of the "
         "token before it, in half-octave buckets. Buckets hold different tokens: compare variants "
         "at one position rather than positions of one variant."
     )
@@ -302,8 +304,8 @@ def passkey_in_words(comparison: Comparison, runs: Sequence[Run]) -> str:
     text = (
         f"A random five-digit key is hidden in filler and asked for at the end of the window: "
         f"{rows[0]['total']:,} trials at each length and each of {len(depths)} depths, the same "
-        "keys everywhere. A trial is right when greedy decoding writes the whole key. The window, "
-        "answer included, has exactly the number of tokens shown."
+        "keys at every length and for every variant. A trial is right when greedy decoding writes "
+        "the whole key. The window, answer included, has exactly the number of tokens shown."
     )
     for run in runs:
         for row in run.of("protocol"):

@@ -176,7 +176,7 @@ def depth_figure(comparison: Comparison) -> Figure:
     columns = min(2, count)
     lines = math.ceil(count / columns)
     figure = require("matplotlib.figure", "train").Figure(
-        figsize=(WIDTH if columns > 1 else 4.5, 0.8 + 2.6 * lines), layout="constrained"
+        figsize=(WIDTH if columns > 1 else 5.6, 1.2 + 2.5 * lines), layout="constrained"
     )
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     panels = list(panels.flat)
@@ -246,16 +246,26 @@ def _length_axis(axes: Axes, ticks: Sequence[int], label: str) -> None:
 
 
 def _ratio_axis(axes: Axes, curves: dict[str, dict[Any, Spread]]) -> None:
-    """A logarithmic y axis with plain numbers, where values differ by more than a factor of 3."""
-    means = [v.mean for values in curves.values() for v in values.values()]
-    finite = [mean for mean in means if math.isfinite(mean)]
-    if finite and max(finite) > 3 * min(finite):
+    """A y axis for perplexities: logarithmic where they differ by more than a factor of 3.
+
+    Where they differ by less than a tenth the axis still spans a tenth, so that noise looks small.
+    """
+    spreads = [v for values in curves.values() for v in values.values() if math.isfinite(v.mean)]
+    if not spreads:
+        return
+    low = min(v.mean for v in spreads)
+    high = max(v.mean for v in spreads)
+    noisy = any(v.deviation > 0.04 * v.mean for v in spreads)
+    if high > 3 * low:
         ticker = require("matplotlib.ticker", "train")
         axes.set_yscale("log")
-        subs = (1, 2, 5) if max(finite) < 300 * min(finite) else (1,)
+        subs = (1, 2, 5) if high < 300 * low else (1,)
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
+    elif high < 1.1 * low and not noisy:
+        middle = (low + high) / 2
+        axes.set_ylim(0.94 * middle, 1.06 * middle)
 
 
 def _mark_training_lengths(axes: Axes, comparison: Comparison) -> None:

@@ -258,7 +258,7 @@ def labels(runs: Sequence[Run]) -> dict[Path, str]:
     return {
         run.path: run.variant
         if len(lengths[run.variant]) == 1
-        else f"{run.variant}, trained on {run.training_length}"
+        else f"{run.variant} (trained on {run.training_length})"
         for run in runs
     }
 
@@ -330,8 +330,8 @@ def what_was_scored(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     """A key that the rows of comparable runs share.
 
     Perplexities compare where the same tokens were scored: protocol, split, tokens and bytes.
-    Losses by position compare where the same windows were read, and passkey accuracies where
-    template and number of trials agree.
+    Losses by position compare where the same windows were read, and passkeys where template,
+    number of trials and number of answer tokens agree.
 
     Raises:
       ReportError: the rows are of several splits or templates, or the contexts of a
@@ -344,7 +344,8 @@ def what_was_scored(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     first = rows[0]
     if kind == "passkey":
         cells = group(rows, lambda row: (row["context"], row["depth"]))
-        return (first[part], sorted({add_up(own).total for own in cells.values()})[-1])
+        largest = max((add_up(own) for own in cells.values()), key=lambda sums: sums.total)
+        return (first["kind"], first[part], largest.total, largest.tokens)
     scored = {context: add_up(own) for context, own in group(rows, by_context).items()}
     sizes = {(sums.tokens, sums.bytes) for sums in scored.values()}
     if len(sizes) > 1:

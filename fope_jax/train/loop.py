@@ -56,6 +56,7 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     start = store.latest_valid_step() or 0
     if start >= config.steps:
         log.info("%s is finished: %d steps are trained", workdir, start)
+        store.close()
         return
 
     # ------------------------------------------------------------------ data

@@ -146,6 +146,9 @@ def test_many_small_documents_and_empty_ones(text_config, tmp_path):
     documents = read(config, "train")
     assert [BYTES.decode(d.tokens) for d in documents] == texts
     assert [d.bytes for d in documents] == [len(t) for t in texts]
+    dataset = tasks.register(config, BYTES).get_dataset({"targets": 100}, "train", shuffle=False)
+    stream = np.concatenate([x["targets"] for x in dataset.as_numpy_iterator()])
+    assert (stream == BYTES.eos_id).sum() == len([t for t in texts if t])  # none stands alone
 
 
 def test_an_error_in_a_file_comes_out_as_it_was_raised(text_config, tmp_path):

@@ -50,8 +50,9 @@ def rows_of(variant, seed, *, length=128, tokens=BOOKS, step=1000, shift=0.0):
         loss += 2.0 / stop**0.5
         rows.append(
             {"kind": "position", "protocol": "long-window", "split": "validation", **ids,
-             "context": 2048, "bucket": [start, stop], "nats": loss * 8 * (stop - start),
-             "tokens": 8 * (stop - start), "bytes": 25 * (stop - start), "correct": stop - start}
+             "context": 2048, "windows": 8, "bucket": [start, stop],
+             "nats": loss * 8 * (stop - start), "tokens": 8 * (stop - start),
+             "bytes": 25 * (stop - start), "correct": stop - start}
         )  # fmt: skip
     for context, share in zip(CONTEXTS, ACCURACY[variant], strict=True):
         for depth in DEPTHS:

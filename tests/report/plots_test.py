@@ -51,6 +51,8 @@ def test_near_curves_get_a_linear_axis(make_run, looks):
     (comparison,) = comparisons(read_runs([make_run("alibi")]), "perplexity")
     (axes,) = plots.perplexity_figure(comparison, looks).axes
     assert axes.get_yscale() == "linear"
+    low, high = axes.get_ylim()
+    assert high > 1.1 * low  # 3% between the contexts does not fill the axis
 
 
 def test_curves_differ_without_colour(looks):

@@ -168,11 +168,11 @@ def test_contexts_scored_on_different_tokens_are_refused(synthetic, make_run):
 
 def test_one_name_trained_on_two_lengths_is_two_labels(make_run):
     runs = read_runs([make_run("rope"), make_run("rope", name="long", length=512)])
-    assert sorted(labels(runs).values()) == ["rope, trained on 128", "rope, trained on 512"]
+    assert sorted(labels(runs).values()) == ["rope (trained on 128)", "rope (trained on 512)"]
     (comparison,) = comparisons(runs, "perplexity")  # the same tokens, so one plot
     ratios = comparison.ratios(lambda sums: sums.perplexity)
-    assert ratios["rope, trained on 128"][128].mean == 1
-    assert ratios["rope, trained on 512"][512].mean == 1
+    assert ratios["rope (trained on 128)"][128].mean == 1
+    assert ratios["rope (trained on 512)"][512].mean == 1
 
 
 def test_a_run_without_its_training_length_has_no_ratio(synthetic, make_run):

@@ -31,8 +31,11 @@ def get_config(arg=""):
         }},
         "position": {{"method": arg or "fope"}},
         "train": {{
-            "steps": 90, "batch_size": 2, "length": 16, "learning_rate": 1e-2,
+            "steps": 60, "batch_size": 2, "length": 16, "learning_rate": 1e-2,
             "warmup_steps": 5, "log_every": 2, "save_every": 10,
+        }},
+        "evaluate": {{
+            "lengths": (2,), "num_windows": 4, "position_windows": 0, "passkey_trials": 0,
         }},
     }})
 """
@@ -50,6 +53,13 @@ def config(tmp_path_factory) -> str:
     path.write_text(CONFIG.format(directory))
     assert main(["data", "build", "--config", str(path)]) == 0
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def unbroken(config, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+    assert main(["train", "--config", config, "--workdir", str(workdir)]) == 0
+    return workdir
 
 
 def command(config: str, workdir: Path) -> list[str]:
@@ -86,22 +96,31 @@ def numbers(workdir: Path) -> list[tuple]:
     return [tuple(row[name] for name in names) for row in rows if row["kind"] == "train"]
 
 
-def test_killed_a_run_ends_with_the_bits_of_the_unbroken_one(config, tmp_path, capsys):
-    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
-    assert main(["train", "--config", config, "--workdir", str(unbroken)]) == 0
+def test_killed_a_run_ends_with_the_bits_of_the_unbroken_one(config, unbroken, tmp_path, capsys):
+    killed = tmp_path / "killed"
     kill_after(config, killed, step=14)
     done = subprocess.run(command(config, killed), capture_output=True, text=True, check=True)
     assert f"resuming {killed} at step " in done.stderr
     assert numbers(killed) == numbers(unbroken)
-    assert arrays(killed, 90) == arrays(unbroken, 90)
+    assert arrays(killed, 60) == arrays(unbroken, 60)
     assert not list((killed / "checkpoints").glob("*tmp*"))
 
-    # Called once more it has nothing to do, in either workdir.
+    # Called once more it has nothing to do and says so.
     capsys.readouterr()
     assert main(["train", "--config", config, "--workdir", str(killed)]) == 0
     again = capsys.readouterr()
-    assert f"{killed} is finished: 90 steps are trained" in again.err
+    assert f"{killed} is finished: 60 steps are trained" in again.err
     assert again.out == f"run in {killed}\n"
+
+
+def test_a_run_is_evaluated_and_reported(unbroken, tmp_path, capsys):
+    assert main(["evaluate", "--run", str(unbroken)]) == 0
+    assert f"rows in {unbroken}/metrics.jsonl" in capsys.readouterr().out
+    rows = [r for r in read_rows(unbroken / "metrics.jsonl") if r["kind"] == "perplexity"]
+    assert {(r["variant"], r["step"], r["context"]) for r in rows} == {("fope", 60, 32)}
+    assert main(["report", str(unbroken), "-o", str(tmp_path / "report")]) == 0
+    assert f"report in {tmp_path}/report/index.html" in capsys.readouterr().out
+    assert "fope" in (tmp_path / "report/index.html").read_text()
 
 
 def test_data_inspect_shows_the_splits(config, capsys):

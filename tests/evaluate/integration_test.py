@@ -35,7 +35,7 @@ def test_from_text_to_a_report(tmp_path):
     from fope_jax.data.build import build
     from fope_jax.train.loop import train
 
-    words = np.array("the river runs past a green hill and under one old bridge of stone".split())
+    words = ["the", "river", "runs", "past", "a", "green", "hill", "under", "one", "old", "bridge"]
     rng = np.random.default_rng(0)
     for name, count in (("train-0", 2_000), ("held-out-0", 600), ("held-out-1", 20)):
         (tmp_path / f"{name}.txt").write_text(" ".join(rng.choice(words, count)))

@@ -23,7 +23,7 @@ from fope_jax.position import FoPE, NoPE, PositionEmbedding, PositionVariables, 
 SIZES = {
     "vocab_size": 61,
     "d_model": 24,
-    "num_layers": 3,
+    "num_layers": 2,
     "num_heads": 4,
     "num_kv_heads": 2,
     "head_dim": 8,
@@ -185,7 +185,7 @@ def looped():
     [
         {"scan_layers": True},
         {"scan_layers": True, "remat": True},
-        {"scan_layers": False, "remat": True},
+        pytest.param({"scan_layers": False, "remat": True}, marks=pytest.mark.slow),
     ],
     ids=["scan", "scan, remat", "loop, remat"],
 )
@@ -239,7 +239,7 @@ def test_storage_order_does_not_matter():
 
 
 def test_jit_changes_nothing():
-    model = make(EveryHook(), num_layers=1)
+    model = make(EveryHook(), scan_layers=False, attention="reference")
     tokens, positions, segments, _ = packed([20, 17], 40)
     eager = model.hidden(tokens, positions, segments)
     compiled = hidden_of(*split(model), tokens, positions, segments)
@@ -249,10 +249,10 @@ def test_jit_changes_nothing():
 def test_bfloat16_is_close_to_float32():
     batch = packed([20, 17], 40)
     # At the spread of training: a large one makes attention one-hot, where rounding picks the key.
-    changes = {"init_std": 0.1}
+    changes = {"init_std": 0.1, "num_layers": 1}
     loss, gradient = loss_and_gradient(*split(make(EveryHook(), **changes)), *batch)
     low = make(EveryHook(), dtype="bfloat16", **changes)
-    assert hidden_of(*split(low), *batch[:3]).dtype == jnp.bfloat16
+    assert jax.eval_shape(low.hidden, *batch[:3]).dtype == jnp.bfloat16
     low_loss, low_gradient = loss_and_gradient(*split(low), *batch)
     assert low_loss.dtype == jnp.float32
     assert low_loss == pytest.approx(loss.item(), rel=5e-3)
@@ -286,7 +286,7 @@ def test_tables_and_embed_run_once_and_qk_norm_comes_before_the_rotation():
     jax.effects_barrier()
     layer = ("rotate", {"slope": (4,), "gain": (4,), "layer": ()})
     np.testing.assert_allclose(np.concatenate(norms, axis=-1), 1, rtol=1e-3)
-    assert calls == [("embed", ["embed_scale", "frequency"]), ("tables", 8)] + [layer] * 3
+    assert calls == [("embed", ["embed_scale", "frequency"]), ("tables", 8)] + [layer] * 2
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_constants_are_no_parameters_and_survive_a_round_trip():
     assert constants.keys() == {"position_model", "position_layers"}
     assert constants["position_layers"].keys() == {"gain", "layer"}
     assert params["position_layers"].keys() == {"slope"}
-    assert constants["position_layers"]["gain"].shape == (3, 4)
+    assert constants["position_layers"]["gain"].shape == (2, 4)
     assert all(type(x) in (dict,) for x in (params, constants, params["layers"]))
     assert isinstance(model.position_layers["gain"], PositionConstant)
     again = split(merge(graphdef, params, constants))

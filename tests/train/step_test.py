@@ -15,7 +15,10 @@ from fope_jax.train.optim import make_optimizer
 from fope_jax.train.step import TrainState, all_finite, batch_sums, gradient_sums, train_step
 from fope_jax.typing import Batch
 
-SHAPE = {"vocab_size": 61, "d_model": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48}
+SHAPE = {
+    "vocab_size": 61, "d_model": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48,
+    "attention": "reference",
+}  # fmt: skip
 B, T = 8, 24
 
 

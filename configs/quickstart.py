@@ -26,17 +26,18 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.vocab_size = config.data.get_ref("vocab_size")
     config.position = {"method": arg.position}
     config.train = {
-        "steps": 20 if arg.smoke else 600,
+        "steps": 20 if arg.smoke else 500,
         "batch_size": 16,
         "length": 128,
-        "learning_rate": 2e-3,
-        "warmup_steps": 5 if arg.smoke else 60,
+        "learning_rate": 3e-3,
+        "warmup_steps": 5 if arg.smoke else 50,
         "log_every": 5 if arg.smoke else 20,
-        "save_every": 10 if arg.smoke else 200,
+        "save_every": 10 if arg.smoke else 250,
     }
     config.evaluate = {
-        "num_windows": 8 if arg.smoke else 128,
-        "position_windows": 2 if arg.smoke else 32,
-        "passkey_trials": 2 if arg.smoke else 20,
+        "num_windows": 8 if arg.smoke else 96,
+        "position_windows": 2 if arg.smoke else 16,
+        "passkey_trials": 1 if arg.smoke else 4,
+        "batch_tokens": 4096,
     }
     return config

@@ -181,7 +181,10 @@ def _report(arguments: argparse.Namespace) -> None:
 
     require("matplotlib", "train")
     from fope_jax.report.page import write_report
+    from fope_jax.report.rows import read_runs
+    from fope_jax.report.tables import text_tables
 
+    print(text_tables(read_runs(arguments.runs)))
     print(f"report in {write_report(arguments.runs, arguments.out)}")
 
 

@@ -25,5 +25,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "180m": _paper(d_model=1024, num_layers=8, num_heads=8),
     "1200m": _paper(d_model=2048, num_layers=16, num_heads=16),
     "tiny": {"vocab_size": 256, "d_model": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 64},
-    "demo": {"vocab_size": 2048, "d_model": 128, "num_layers": 4, "num_heads": 4, "mlp_dim": 512},
+    "demo": {"vocab_size": 2048, "d_model": 128, "num_layers": 3, "num_heads": 4, "mlp_dim": 384},
 }

@@ -22,6 +22,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from fope_jax.files import write_json
+
 MANIFEST, METADATA = "manifest.json", "metadata.json"
 _SHOWN = 3  # differing arrays named in an error; the count says how many there are
 
@@ -61,8 +63,8 @@ class CheckpointStore:
             self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
             described = {name: _describe(tree) for name, tree in items.items()}
             content = {"step": step, "metadata": dict(metadata), "items": described}
-            _write_json(path / METADATA, content)
-            _write_json(path / MANIFEST, {"files": _hashes(path)})
+            write_json(path / METADATA, content)
+            write_json(path / MANIFEST, {"files": _hashes(path)})
         except Exception as error:
             self._remove_unfinished()
             raise CheckpointError(f"cannot save checkpoint {path}: {error}") from error
@@ -71,16 +73,29 @@ class CheckpointStore:
             shutil.rmtree(self.directory / str(old))
 
     def latest_valid_step(self) -> int | None:
-        """The newest step whose files agree with its manifest; None where there is none.
+        """The newest step whose files agree with its manifest; None where nothing was ever saved.
 
-        Warns of each newer step that is damaged. Empty directories are no checkpoints.
+        Warns of each newer step that is damaged, and of saves that were cut off. Empty directories
+        are no checkpoints.
+
+        Raises:
+          CheckpointError: there are finished checkpoints and all of them are damaged; going on
+            from nothing would throw the run away.
         """
+        finished = []
         for step in self._steps():
             damage = self._damage(step)
             if damage is None:
                 return step
             path = self.directory / str(step)
             warnings.warn(f"checkpoint {path} is damaged: {damage}; skipped", stacklevel=2)
+            if (path / MANIFEST).exists():
+                finished.append(f"  {path}: {damage}")
+        if finished:
+            raise CheckpointError(
+                "no valid checkpoint is left; bring one back, or move the directory away to start"
+                " over:\n" + "\n".join(finished)
+            )
         return None
 
     def metadata(self, step: int) -> dict[str, Any]:
@@ -209,13 +224,3 @@ def _hashes(path: Path) -> dict[str, dict[str, Any]]:
             "bytes": file.stat().st_size,
         }
     return files
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Writes and flushes to disk under another name first: the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as stream:
-        json.dump(content, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)

@@ -203,3 +203,22 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     store = CheckpointStore(tmp_path / "file" / "checkpoints")
     with pytest.raises(CheckpointError, match="cannot save checkpoint"):
         store.save(1, {"params": {"w": jnp.ones(2)}}, {})
+
+
+def test_starting_over_is_refused_where_every_finished_step_is_damaged(store):
+    saved_twice(store)
+    for step in (10, 20):
+        (store.directory / str(step) / "metadata.json").write_text("{}")
+    with (
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(CheckpointError, match=r"(?s)no valid checkpoint is left.*/20: .*/10: "),
+    ):
+        CheckpointStore(store.directory).latest_valid_step()
+
+
+def test_saves_that_were_cut_off_are_no_reason_to_refuse(store):
+    saved_twice(store)
+    for step in (10, 20):
+        (store.directory / str(step) / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="no manifest"):
+        assert CheckpointStore(store.directory).latest_valid_step() is None

@@ -32,6 +32,7 @@ from fope_jax.data.tokenizer import (
 )
 from fope_jax.data.tokenizer import describe as describe_tokenizer
 from fope_jax.extras import require
+from fope_jax.files import write_json
 
 # ---------------------------------------------------------------------------- build
 
@@ -77,7 +78,7 @@ def _build(config: DataConfig, directory: Path, sources: list[dict[str, Any]]) -
         if not state["splits"][split].complete:
             _write_split(config, partial, state, tokenizer, split)
     manifest = _manifest(config, sources, state, tokenizer)
-    caches.write_json(partial / "manifest.json", manifest)
+    write_json(partial / "manifest.json", manifest)
     (partial / "progress.json").unlink()
     _replace(partial, directory)
 
@@ -99,7 +100,7 @@ def _resume(partial: Path, content: str) -> dict[str, Any]:
 
 def _save_state(partial: Path, state: dict[str, Any]) -> None:
     splits = {split: dataclasses.asdict(progress) for split, progress in state["splits"].items()}
-    caches.write_json(partial / "progress.json", state | {"splits": splits})
+    write_json(partial / "progress.json", state | {"splits": splits})
 
 
 def _make_tokenizer(config: DataConfig, partial: Path, state: dict[str, Any]) -> Tokenizer:

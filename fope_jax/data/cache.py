@@ -237,16 +237,6 @@ def partial_directory(directory: Path) -> Path:
     return directory.with_name(directory.name + ".partial")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes a file that is either the old or the new one, whatever happens in between."""
-    scratch = path.with_name(path.name + ".new")
-    with open(scratch, "w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(scratch, path)
-
-
 def _array_record():
     return require("array_record.python.array_record_module", "train")
 

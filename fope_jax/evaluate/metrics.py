@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from fope_jax.files import write_text
 
 METRICS = "metrics.jsonl"
 
@@ -49,10 +50,5 @@ def replace_rows(
     """
     before = read_rows(path)
     kept = [row for row in before if not replaced(row)]
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as stream:
-        stream.writelines(json.dumps(row) + "\n" for row in [*kept, *rows])
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in [*kept, *rows]))
     return len(before) - len(kept)

@@ -83,6 +83,7 @@ def attend(
     num_kv_heads = k.shape[2]
     q_places = Places(q_positions, q_segments)
     k_places = Places(k_positions, k_segments)
+    bias_variables = {} if bias_fn is None else bias_variables or {}
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
     if backend == "reference":
         out = _reference(
@@ -90,7 +91,7 @@ def attend(
             q.transpose(0, 2, 3, 1, 4),
             k.transpose(0, 2, 1, 3),
             v.transpose(0, 2, 1, 3),
-            bias_variables or {},
+            bias_variables,
             q_places,
             k_places,
         )
@@ -101,7 +102,7 @@ def attend(
             _to_blocks(q, block).transpose(1, 0, 3, 4, 2, 5),
             _to_blocks(k, block).transpose(1, 0, 3, 2, 4),
             _to_blocks(v, block).transpose(1, 0, 3, 2, 4),
-            bias_variables or {},
+            bias_variables,
             jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), q_places),
             jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), k_places),
         )
@@ -337,8 +338,6 @@ def _backward_rule(bias_fn, saved, d_out):
 
 def _bias_gradient(bias_fn, floating, fixed, q_places, k_places, d_logits):
     """Gradient of the floating bias variables, float32, given that of one block's logits."""
-    if bias_fn is None:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), floating)
 
     def bias_of(floating):
         bias = bias_fn({**floating, **fixed}, q_places.positions, k_places.positions)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from fope_jax.config import ConfigError, Experiment, changed_numbers, experiment_to_dict
+from fope_jax.files import write_json
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
 PACKAGES = (
@@ -94,13 +95,6 @@ def git_commit(directory: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changes else commit
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes ``content`` so that a reader finds the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 def _git(directory: Path, *arguments: str) -> str:

@@ -127,7 +127,7 @@ def test_an_interrupted_build_goes_on_to_the_same_files(
     whole = text_config(cache_dir=str(tmp_path / "whole"), **fields)
     expected = all_tokens(whole)
     config = text_config(**fields)
-    write_json, calls = cache.write_json, []
+    write_json, calls = build.write_json, []
 
     def interrupt(path, value):
         write_json(path, value)
@@ -135,12 +135,12 @@ def test_an_interrupted_build_goes_on_to_the_same_files(
         if len(calls) == 1 + shards:  # the first is the tokenizer's
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cache, "write_json", interrupt)
+    monkeypatch.setattr(build, "write_json", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build.build(config)
     with pytest.raises(CacheError, match="it has been begun"):
         cache.open_cache(config, "train")
-    monkeypatch.setattr(cache, "write_json", write_json)
+    monkeypatch.setattr(build, "write_json", write_json)
     monkeypatch.setattr(build, "train_sentencepiece", None)  # trained before
     found = all_tokens(config)
     assert re.search(r"going on with .* after [\d,]+ tokens", capsys.readouterr().err)

@@ -65,7 +65,7 @@ def score_windows(
     hits = np.empty((count, scored), bool)
     for start in progress(range(0, count, size)):
         indices = np.arange(start, min(start + size, count))
-        rows = np.stack([read(i) for i in np.resize(indices, size)]).astype(np.int32)
+        rows = np.stack([read(i) for i in np.resize(indices, size).tolist()]).astype(np.int32)
         if rows.shape[1] != context + 1:
             raise ValueError(f"read() gave {rows.shape[1]} tokens; expected {context + 1}")
         batch_nats, batch_hits = scorer(rows[:, :-1], rows[:, -scored:])

@@ -16,29 +16,21 @@ Nothing here touches a device, so a mistake is reported before any work is done.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
-import functools
 import runpy
-import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
 from fope_jax import position as positions
 from fope_jax.data import DataConfig
+from fope_jax.fields import ConfigError, checked, field_types, nearest, parse
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be built; the message names key, value and what is accepted."""
-
 
 # ---------------------------------------------------------------------------- the parts
 
@@ -216,11 +208,11 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
         key, equals, text = part.partition("=")
         if key not in defaults:
             raise ConfigError(
-                f"config argument {key!r} is unknown{_nearest(key, defaults)};"
+                f"config argument {key!r} is unknown{nearest(key, defaults)};"
                 f" accepted: {', '.join(defaults)}"
             )
         kind = type(defaults[key])
-        values[key] = _checked(f"argument {key}", _parse(text, kind) if equals else True, kind)
+        values[key] = checked(f"argument {key}", parse(text, kind) if equals else True, kind)
     return ConfigDict(values)
 
 
@@ -234,12 +226,12 @@ def _override(config: ConfigDict, override: str) -> None:
         method = values.get("method") if values else None
         kind = str if field == "method" else _position_types(method).get(field, Any)
     elif section in SECTIONS and field:
-        kind = _types(SECTIONS[section]).get(field)
+        kind = field_types(SECTIONS[section]).get(field)
     else:
         kind = _TOP.get(key)
     if kind is None:
         raise _unknown_key(key)
-    value = _checked(key, _parse(text, kind), kind)
+    value = checked(key, parse(text, kind), kind)
     # The type is checked against the field; ConfigDict would check it against the old value.
     with config.ignore_type():
         if values is None:
@@ -265,7 +257,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     for key in (*_TOP, "model", "position", "data", "train"):
         if key not in values:
             raise ConfigError(f"config.{key} is missing")
-    top = {key: _checked(key, values[key], kind) for key, kind in _TOP.items()}
+    top = {key: checked(key, values[key], kind) for key, kind in _TOP.items()}
     parts = {name: _build(name, cls, values.get(name, {})) for name, cls in SECTIONS.items()}
     train, evaluate = parts["train"], parts["evaluate"]
     if evaluate.scored_tokens is None:
@@ -330,11 +322,11 @@ def _cross_check(experiment: Experiment) -> None:
 
 
 def _build(name: str, cls: type, values: Mapping[str, Any]) -> Any:
-    kinds = _types(cls)
+    kinds = field_types(cls)
     for key in values:
         if key not in kinds:
             raise _unknown_key(f"{name}.{key}")
-    checked = {key: _checked(f"{name}.{key}", value, kinds[key]) for key, value in values.items()}
+    values = {key: checked(f"{name}.{key}", value, kinds[key]) for key, value in values.items()}
     missing = [
         field.name
         for field in dataclasses.fields(cls)
@@ -346,7 +338,7 @@ def _build(name: str, cls: type, values: Mapping[str, Any]) -> Any:
     if missing:
         raise ConfigError(f"config.{name}.{missing[0]} is missing ({kinds[missing[0]].__name__})")
     try:
-        return cls(**checked)
+        return cls(**values)
     except ValueError as error:
         raise ConfigError(f"config.{name}: {error}") from error
 
@@ -361,7 +353,7 @@ def _build_position(values: Mapping[str, Any], length: int) -> PositionEmbedding
     kinds = _position_types(method)
     if "training_length" in kinds and knobs.get("training_length") is None:
         knobs["training_length"] = length
-    knobs = {k: _checked(f"position.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()}
+    knobs = {k: checked(f"position.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()}
     try:
         return positions.make(method, **knobs)
     except ValueError as error:
@@ -370,7 +362,7 @@ def _build_position(values: Mapping[str, Any], length: int) -> PositionEmbedding
 
 def _position_types(method: str | None) -> dict[str, Any]:
     cls = positions.METHODS.get(method or "")
-    return {"preset": str | None} | _types(cls) if cls else {}
+    return {"preset": str | None} | field_types(cls) if cls else {}
 
 
 def _fields(part: Any) -> dict[str, Any]:
@@ -388,72 +380,6 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-# ---------------------------------------------------------------------------- types and names
-
-
-@functools.cache
-def _types(cls: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
-
-
-def _parse(text: str, kind: Any) -> Any:
-    """The value that ``text`` stands for in a field of type ``kind``; checked by the caller."""
-    options = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
-    if type(None) in options and text.lower() == "none":
-        return None
-    if str in options or any(typing.get_origin(option) is Literal for option in options):
-        return text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if any(typing.get_origin(option) is tuple for option in options):
-        items = [item.strip() for item in text.strip("()[] ").split(",")]
-        return tuple(_literal(item) for item in items if item)
-    return _literal(text)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-_UNIONS = (Union, types.UnionType)
-
-
-def _checked(key: str, value: Any, kind: Any) -> Any:
-    """Returns ``value`` as ``kind``: a list becomes a tuple, an int may stand for a float."""
-    accepted, result = _convert(value, kind)
-    if not accepted:
-        name = getattr(kind, "__name__", "") if isinstance(kind, type) else ""
-        text = name or str(kind).replace("typing.", "").replace("NoneType", "None")
-        raise ConfigError(f"config.{key} = {value!r} is {type(value).__name__}; accepted: {text}")
-    return result
-
-
-def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return True, value
-    if origin in _UNIONS:
-        tried = [_convert(value, option) for option in args]
-        return next((result for result in tried if result[0]), (False, value))
-    if origin is Literal:
-        return value in args, value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            return False, value
-        items = [_convert(item, args[0] if args else Any) for item in value]
-        return all(ok for ok, _ in items), tuple(item for _, item in items)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
-    if kind is int and isinstance(value, bool):
-        return False, value
-    plain = origin or kind
-    return (not isinstance(plain, type) or isinstance(value, plain)), value
-
-
 def _require(name: str, value: Any, condition: bool, accepted: str) -> None:
     if not condition:
         raise ValueError(f"{name} = {value!r}; accepted: {accepted}")
@@ -461,13 +387,5 @@ def _require(name: str, value: Any, condition: bool, accepted: str) -> None:
 
 def _unknown_key(key: str) -> ConfigError:
     known = [*_TOP, "position.method"]
-    known += [f"{name}.{field}" for name, cls in SECTIONS.items() for field in _types(cls)]
-    return ConfigError(f"config.{key} is unknown{_nearest(key, known)}")
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    """`` (nearest: KEY)``: a key of the same last name in another section, else the closest."""
-    known, leaf = list(known), key.rpartition(".")[2]
-    same = [name for name in known if name.rpartition(".")[2] == leaf]
-    close = same or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f" (nearest: {close[0]})" if close else ""
+    known += [f"{name}.{field}" for name, cls in SECTIONS.items() for field in field_types(cls)]
+    return ConfigError(f"config.{key} is unknown{nearest(key, known)}")

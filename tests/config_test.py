@@ -19,6 +19,7 @@ from fope_jax.config import (
     load_config,
     parse_arg,
 )
+from fope_jax.fields import field_types
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position import FoPE, Learned, RoPE
 
@@ -254,6 +255,6 @@ def test_the_paths_that_never_change_numbers_exist():
     for key in config_module.FREE_KEYS:
         section, _, field = key.rpartition(".")
         cls = config_module.SECTIONS.get(section)
-        assert field in (config_module._TOP if cls is None else config_module._types(cls))
+        assert field in (config_module._TOP if cls is None else field_types(cls))
     assert TransformerConfig in config_module.SECTIONS.values()
     assert Path(config_module.__file__).exists()

@@ -184,7 +184,11 @@ class Transformer(nnx.Module):
                 f"at most {limit}"
             )
         variables = _values(self.position_model)
-        x = self.embedding[...].at[tokens].get(mode="fill", fill_value=jnp.nan)
+        x = (
+            self.embedding[...]
+            .at[tokens]
+            .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        )
         x = position.embed(variables, x.astype(config.dtype), positions).astype(config.dtype)
         tables = position.tables(variables, positions, config.shape.head_dim)
 

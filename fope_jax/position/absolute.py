@@ -107,5 +107,9 @@ class Learned(PositionEmbedding):
                 f"sequence of {positions.shape[1]} tokens: the learned table has "
                 f"table_length={self.table_length} positions"
             )
-        rows = variables["table"].at[positions].get(mode="fill", fill_value=jnp.nan)
+        rows = (
+            variables["table"]
+            .at[positions]
+            .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        )
         return (x.astype(jnp.float32) + rows).astype(x.dtype)

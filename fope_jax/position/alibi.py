@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.rotation import as_array, token_positions
 from fope_jax.typing import Array
 
 
@@ -60,12 +61,21 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
     Returns:
       ``[B, N, T, S]`` float32. Keys after the query get a positive value: mask them.
 
+    Raises:
+      TypeError: positions are not integers.  ValueError: other shapes.
+
     >>> alibi_bias(np.array([[2]]), np.array([[0, 1, 2]]), np.array([0.5])).tolist()
     [[[[-1.0, -0.5, -0.0]]]]
 
     Reference: Press et al. 2022, "Train Short, Test Long", Section 3.
     """
-    q_positions, k_positions = jnp.asarray(q_positions), jnp.asarray(k_positions)
+    q_positions, k_positions = token_positions(q_positions), token_positions(k_positions)
+    slopes = as_array(slopes)
+    if q_positions.ndim != 2 or k_positions.ndim != 2 or slopes.ndim != 1:
+        raise ValueError(
+            f"q_positions {q_positions.shape}, k_positions {k_positions.shape}, slopes "
+            f"{slopes.shape}: expected [B, T], [B, S] and [N]"
+        )
     distance = (q_positions[:, None, :, None] - k_positions[:, None, None, :]).astype(jnp.float32)
     slopes = jnp.asarray(slopes, jnp.float32).reshape(1, -1, 1, 1)
     return -slopes * distance
@@ -82,6 +92,10 @@ class ALiBi(PositionEmbedding):
     """
 
     slopes: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.slopes is not None:  # a list would make the method unhashable
+            object.__setattr__(self, "slopes", tuple(self.slopes))
 
     def check(self, shape: ModelShape) -> None:
         if self.slopes is not None and len(self.slopes) != shape.num_heads:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from fope_jax.typing import Array
@@ -30,9 +31,12 @@ class ModelShape(NamedTuple):
     head_dim: int
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PositionVariables:
     """Arrays that a position embedding owns, sorted by who may change them and where they live.
+
+    A pytree of four dicts.
 
     ``model_*`` exist once a model; ``layer_*`` have a leading layer axis ``[L, ...]``. ``params``
     are trained; ``constants`` are saved, restored and sharded with the state, and no optimizer

@@ -60,15 +60,17 @@ class FoPE(PositionEmbedding):
         ``key_value`` are the same. With grouped queries ``query`` repeats keys in memory.
       share_layers: draw once for all layers; False in both.
       normalise: divide each output's coefficients by their sum when applied; the paper's
-        pseudo-code does, the code as released does not.
+        pseudo-code does, the code as released does not. Columns without a dominant term, or with
+        strong noise, have sums near 0 and give very large tables.
       drop_zero: remove zero frequencies from the mix; True in both. Kept, they add constants, and
         every pair of the head gets a series.
       outputs: how many pairs get a series. ``quarter``: at most H/4 (code); ``surviving``: as many
         as RoPE has above the floor (paper).
       zero_sine: the sine of zero-frequency pairs: 1 (code, intended by its authors), 0 (Eq. 13).
       identity: where the dominant terms stand when D > d. ``step``: see ``step_identity`` (code);
-        ``own``: each output at its own RoPE frequency (paper).
-      learnable: train the coefficients; False in both.
+        ``own``: each output at its own RoPE frequency (paper), or the nearest on a ``grid``.
+      learnable: train the coefficients, with the weight decay of all parameters, which pulls them
+        towards 0; False in both.
 
     Reference: Hua et al. 2025, "Fourier Position Embedding: Enhancing Attention's Periodic
     Extension for Length Generalization", Eq. 11-13, and the released code.
@@ -97,8 +99,8 @@ class FoPE(PositionEmbedding):
         floor_frequency(self.training_length, self.floor_ratio)
         if not self.theta > 0:
             raise ValueError(f"theta={self.theta}: the rotary base must be above 0")
-        if not self.sigma >= 0:
-            raise ValueError(f"sigma={self.sigma}: a standard deviation cannot be negative")
+        if not 0 <= self.sigma < math.inf:
+            raise ValueError(f"sigma={self.sigma}: a standard deviation is finite, 0 or more")
         if not math.isfinite(self.zero_sine):
             raise ValueError(f"zero_sine={self.zero_sine}: it must be finite")
         check_choice("sigma_convention", self.sigma_convention, SIGMA_CONVENTIONS)
@@ -106,6 +108,13 @@ class FoPE(PositionEmbedding):
         check_choice("heads", self.heads, HEADS)
         check_choice("outputs", self.outputs, OUTPUTS)
         check_choice("identity", self.identity, IDENTITIES)
+        if self.num_frequencies is not None and self.num_frequencies < 1:
+            raise ValueError(f"num_frequencies={self.num_frequencies}: at least one is needed")
+        if self.learnable and self.share_layers:
+            raise ValueError(
+                "learnable=True, share_layers=True: each layer trains its own coefficients, so "
+                "what the layers share would drift apart; choose one"
+            )
         if self.num_frequencies is not None and self.frequencies_from == "rope":
             raise ValueError(
                 f"num_frequencies={self.num_frequencies}: frequencies_from='rope' has its own; "
@@ -132,7 +141,13 @@ class FoPE(PositionEmbedding):
         return cls(training_length, **(text | knobs))
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """``[D]`` radians per token: what is mixed, before any random frequency."""
+        """``[D]`` radians per token: what is mixed, before any random frequency.
+
+        Without the series, RoPE's ``[H/2]`` with zeros below the floor.
+        """
+        if not self.series:
+            grid = inverse_frequencies(head_dim, self.theta)
+            return clip_floor(grid, self.training_length, self.floor_ratio)
         size = head_dim
         if self.frequencies_from == "grid":
             size = 2 * (self.num_frequencies or head_dim)
@@ -140,8 +155,8 @@ class FoPE(PositionEmbedding):
 
     def num_outputs(self, head_dim: int) -> int:
         """d, the pairs of dimensions that follow a series."""
-        if not self.drop_zero:
-            return head_dim // 2
+        if not (self.clip and self.drop_zero):
+            return head_dim // 2  # nothing was dropped, so no pair is left without a series
         if self.outputs == "surviving":
             return len(self._clipped(inverse_frequencies(head_dim, self.theta)))
         return min(self._num_mixed(head_dim), head_dim // 4)
@@ -229,16 +244,10 @@ class FoPE(PositionEmbedding):
         }
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Array, Array]:
-        if not self.series:
-            grid = clip_floor(
-                inverse_frequencies(head_dim, self.theta), self.training_length, self.floor_ratio
-            )
-            phase = angles(positions, grid)
-        else:
-            phase = angles(positions, self.frequencies(head_dim))
-            if "extra_frequencies" in variables:
-                extra = angles(positions, variables["extra_frequencies"])
-                phase = jnp.concatenate([phase, extra], axis=-1)
+        phase = angles(positions, self.frequencies(head_dim))
+        if "extra_frequencies" in variables:
+            extra = angles(positions, variables["extra_frequencies"])
+            phase = jnp.concatenate([phase, extra], axis=-1)
         return jnp.cos(phase), jnp.sin(phase)
 
     def rotate(
@@ -270,5 +279,7 @@ class FoPE(PositionEmbedding):
     def _num_mixed(self, head_dim: int) -> int:
         """D, the rows of the mixing matrix."""
         if self.frequencies_from == "uniform":
-            return self.num_frequencies or max(head_dim, len(self.frequencies(head_dim)))
+            if self.num_frequencies is not None:
+                return self.num_frequencies
+            return max(head_dim, len(self.frequencies(head_dim)))
         return len(self.frequencies(head_dim))

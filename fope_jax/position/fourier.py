@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.rotation import angles, check_head_dim
+from fope_jax.position.rotation import angles, as_array, check_head_dim
 from fope_jax.typing import Array
 
 SIGMA_CONVENTIONS = ("xavier", "normal")
@@ -126,6 +126,7 @@ def fourier_coefficients(
     std = coefficient_std(sigma, num_heads, num_frequencies, num_outputs, convention)
     if identity is None:
         identity = step_identity(num_frequencies, num_outputs)
+    identity = as_array(identity)
     matrix = (num_frequencies, num_outputs)
     if identity.shape != matrix:
         raise ValueError(f"identity has shape {identity.shape}: expected [D, d] = {matrix}")
@@ -179,6 +180,7 @@ def mix_tables(
       ValueError: shapes that do not fit.
     """
     check_head_dim(head_dim)
+    cos_coef, sin_coef = as_array(cos_coef), as_array(sin_coef)
     outputs = head_dim // 2
     if cos_coef.shape != sin_coef.shape or cos_coef.ndim not in (2, 3):
         raise ValueError(
@@ -198,9 +200,9 @@ def mix_tables(
         coef = jnp.asarray(coef, jnp.float32)
         coef = coef[None] if coef.ndim == 2 else coef
         # HIGHEST: a bfloat16 product, the default on TPU, would blur the phases.
-        mixed = jnp.einsum("btf,nfo->btno", basis, coef, precision=jax.lax.Precision.HIGHEST)
-        missing = outputs - coef.shape[-1]
-        return jnp.pad(mixed, ((0, 0), (0, 0), (0, 0), (0, missing)), constant_values=rest)
+        mixed = jnp.einsum("...tf,nfo->...tno", basis, coef, precision=jax.lax.Precision.HIGHEST)
+        unmoved = (*mixed.shape[:-1], outputs - coef.shape[-1])
+        return jnp.concatenate([mixed, jnp.full(unmoved, rest, jnp.float32)], axis=-1)
 
     return mix(cos_basis, cos_coef, 1.0), mix(sin_basis, sin_coef, zero_sine)
 
@@ -219,7 +221,7 @@ def fourier_tables(
         cos[.., m] = sum_w cos_coef[w, m] cos(w p),   sin[.., m] = sum_w sin_coef[w, m] sin(w p)
 
     Args:
-      positions: integers ``[B, T]``, tokens.
+      positions: integers ``[B, T]``, tokens; ``[T]`` gives tables without the batch axis.
       inv_freq: ``[D]`` radians per token, zero frequencies removed or kept.
       cos_coef, sin_coef: ``[N, D, d]``, or ``[D, d]`` shared by all heads.
       head_dim: H; pairs from d to H/2 are the zero frequency.

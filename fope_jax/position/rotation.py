@@ -23,6 +23,28 @@ _INVERSE_TWO_PI = 1.0 / (2.0 * np.pi)
 _PLAIN_PRODUCT_BELOW = 1024  # tokens
 
 
+def as_array(x: Array) -> Array:
+    """``x`` as it is where it is a NumPy or JAX array, else as a NumPy array."""
+    return x if isinstance(x, (np.ndarray, jax.Array)) else np.asarray(x)
+
+
+def token_positions(positions: Array) -> Array:
+    """Positions as int32.
+
+    Raises:
+      TypeError: they are not integers.
+      ValueError: a known value does not fit 32 bits.
+    """
+    positions = as_array(positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise TypeError(f"positions have dtype {positions.dtype}: they count tokens, pass integers")
+    if isinstance(positions, np.ndarray) and positions.size:
+        farthest = max(int(positions.max()), -int(positions.min()))
+        if farthest >= 2**31:
+            raise ValueError(f"position {farthest} does not fit 32 bits")
+    return jnp.asarray(positions.astype(np.int32))
+
+
 def check_head_dim(head_dim: int) -> None:
     """Raises ValueError unless ``head_dim`` is a positive even number of dimensions."""
     if head_dim < 2 or head_dim % 2:
@@ -66,8 +88,10 @@ def angles(positions: Array, inv_freq: Array) -> Array:
     The product itself for positions below 1,024 tokens, its remainder in about [-pi, pi) beyond.
     Cosine and sine differ from float64 by less than 1e-4 for positions to 1,048,576, under ``jit``
     and on TPU as well: beyond 1,024 only integer products and exact float32 products are used. A
-    frequency that is a float64 NumPy constant keeps its float64 accuracy; one that is a JAX array
-    is taken at its float32 value and may be differentiated (``d phi / d w = position``).
+    frequency that is a float64 NumPy constant keeps its float64 accuracy: close over it rather than
+    pass it into ``jit``. One that is a JAX array is exact at its float32 value, which differs from
+    the float64 one by up to 4e-3 radians at 131,072 tokens; it may be differentiated
+    (``d phi / d w = position``).
 
     Args:
       positions: integers ``[..., T]``, in tokens; negative ones rotate backwards.
@@ -78,7 +102,7 @@ def angles(positions: Array, inv_freq: Array) -> Array:
 
     Raises:
       TypeError: ``positions`` are not integers.
-      ValueError: ``inv_freq`` is not a vector.
+      ValueError: ``inv_freq`` is not a vector, or a position does not fit 32 bits.
 
     >>> phase = angles(jnp.array([[0, 1, 1_000_000]]), inverse_frequencies(4))
     >>> phase.shape
@@ -86,12 +110,9 @@ def angles(positions: Array, inv_freq: Array) -> Array:
     >>> bool(abs(jnp.cos(phase[0, 2, 0]) - np.cos(1_000_000.0)) < 1e-5)
     True
     """
-    positions = jnp.asarray(positions)
-    if not jnp.issubdtype(positions.dtype, jnp.integer):
-        raise TypeError(f"positions have dtype {positions.dtype}: they count tokens, pass integers")
+    positions, inv_freq = token_positions(positions), as_array(inv_freq)
     if inv_freq.ndim != 1:
         raise ValueError(f"inv_freq has shape {inv_freq.shape}: it must be a vector [F]")
-    positions = positions.astype(jnp.int32)
     if isinstance(inv_freq, np.ndarray):
         turns = inv_freq.astype(np.float64) * _INVERSE_TWO_PI
         fraction = (turns - np.floor(turns)) * _TURN
@@ -111,7 +132,8 @@ def _phase(positions: Array, inv_freq: Array, whole: Array, rest: Array) -> Arra
     count = position.astype(jnp.float32)
     wrapped = (position * whole.astype(jnp.int32)).astype(jnp.float32)  # overflow is the wrap
     remainder = (wrapped + count * rest) * np.float32(2.0 * np.pi / _TURN)
-    return jnp.where(jnp.abs(position) < _PLAIN_PRODUCT_BELOW, count * inv_freq, remainder)
+    short = (position > -_PLAIN_PRODUCT_BELOW) & (position < _PLAIN_PRODUCT_BELOW)
+    return jnp.where(short, count * inv_freq, remainder)
 
 
 @jax.custom_jvp
@@ -131,23 +153,23 @@ def _fixed_point_turns(inv_freq: Array) -> tuple[Array, Array]:
     """``inv_freq / 2 pi`` modulo 1 in units of 2**-32: whole units, uint32, and the rest, float32.
 
     Factors of 12 significant bits have products that float32 holds exactly, so neither the order
-    of operations nor a fused multiply-add of the compiler can change the result.
+    of operations nor a fused multiply-add of the compiler can change the result. The sign comes
+    last: the fraction above the turn below a small negative number would not be exact.
     """
+    size = jnp.abs(inv_freq)
     head = jax.lax.bitcast_convert_type(
-        jax.lax.bitcast_convert_type(inv_freq, jnp.uint32) & np.uint32(0xFFFFF000), jnp.float32
+        jax.lax.bitcast_convert_type(size, jnp.uint32) & np.uint32(0xFFFFF000), jnp.float32
     )
     whole = jnp.zeros(inv_freq.shape, jnp.uint32)
     rest = jnp.zeros(inv_freq.shape, jnp.float32)
-    for part in (head, inv_freq - head):
+    for part in (head, size - head):
         for constant in _twelve_bit_parts(_INVERSE_TWO_PI, count=4):
             turns = part * constant
             units = (turns - jnp.floor(turns)) * np.float32(_TURN)
-            whole_units = jnp.floor(units)
-            # A remainder just below zero turns rounds up to a full turn, which is none.
-            whole_units = jnp.where(whole_units >= np.float32(_TURN), 0.0, whole_units)
-            whole = whole + whole_units.astype(jnp.uint32)
-            rest = rest + jnp.where(units >= np.float32(_TURN), 0.0, units - whole_units)
-    return whole, rest
+            whole = whole + jnp.floor(units).astype(jnp.uint32)
+            rest = rest + (units - jnp.floor(units))
+    backwards = inv_freq < 0
+    return jnp.where(backwards, -whole, whole), jnp.where(backwards, -rest, rest)
 
 
 def _twelve_bit_parts(value: float, count: int) -> list[np.float32]:
@@ -188,13 +210,13 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
 
     Reference: Su et al. 2021, "RoFormer", Eq. 34.
     """
+    given = f"cos {cos.shape} and sin {sin.shape} do not fit x {x.shape}"
     if cos.ndim == x.ndim - 1:
         cos, sin = cos[..., None, :], sin[..., None, :]
-    if cos.ndim != x.ndim or 2 * cos.shape[-1] != x.shape[-1] or cos.shape != sin.shape:
-        raise ValueError(
-            f"cos {cos.shape} and sin {sin.shape} do not fit x {x.shape}: "
-            "expected [B, T, H/2] or [B, T, N, H/2] for x [B, T, N, H]"
-        )
+    pairs = (*x.shape[:-1], x.shape[-1] // 2)
+    fits = cos.shape == sin.shape and cos.ndim == x.ndim and x.shape[-1] % 2 == 0
+    if not fits or any(a not in (1, b) for a, b in zip(cos.shape, pairs, strict=True)):
+        raise ValueError(f"{given}: expected [B, T, H/2] or [B, T, N, H/2] for x [B, T, N, H]")
     wide = x.astype(jnp.float32)
     if interleaved:
         first, second = wide[..., 0::2], wide[..., 1::2]

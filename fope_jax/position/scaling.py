@@ -7,6 +7,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
+from fope_jax.position.rotation import as_array
 from fope_jax.typing import Array
 
 
@@ -51,7 +52,7 @@ def clip_floor(inv_freq: Array, training_length: int, ratio: float = 1.0) -> Arr
 
     Reference: Hua et al. 2025 (FoPE), Eq. 13; their code compares strictly, as here.
     """
-    floor = floor_frequency(training_length, ratio)
+    inv_freq, floor = as_array(inv_freq), floor_frequency(training_length, ratio)
     numpy = np if isinstance(inv_freq, np.ndarray) else jnp
     return numpy.where(inv_freq < floor, numpy.zeros_like(inv_freq), inv_freq)
 
@@ -75,7 +76,7 @@ def position_interpolation(inv_freq: Array, factor: float) -> Array:
     Interpolation", Eq. 4.
     """
     _check_factor(factor)
-    return inv_freq / factor
+    return as_array(inv_freq) / factor
 
 
 def yarn(
@@ -110,7 +111,7 @@ def yarn(
       truncate: round the ramp's ends outwards to whole indices.
 
     Raises:
-      ValueError: a length, factor or beta out of range, or ``inv_freq`` not ``[H/2]``.
+      ValueError: a length, factor, base or beta out of range, or ``inv_freq`` not ``[H/2]``.
 
     >>> yarn(np.array([1.0, 0.1, 0.01, 0.001]), 4.0, 512, head_dim=8).round(6).tolist()
     [1.0, 0.0625, 0.0025, 0.00025]
@@ -124,6 +125,9 @@ def yarn(
         raise ValueError(
             f"beta_fast={beta_fast}, beta_slow={beta_slow}: expected beta_fast > beta_slow > 0"
         )
+    if not theta > 1:
+        raise ValueError(f"theta={theta}: YaRN's ramp needs a base above 1")
+    inv_freq = as_array(inv_freq)
     if inv_freq.shape != (head_dim // 2,):
         raise ValueError(
             f"inv_freq has shape {inv_freq.shape}: YaRN's ramp needs RoPE's own grid "
@@ -136,6 +140,10 @@ def yarn(
     low, high = index(beta_fast), index(beta_slow)
     if truncate:
         low, high = math.floor(low), math.ceil(high)
+    if high < 0:  # not even the fastest frequency turns beta_slow times
+        return inv_freq / factor
+    if low > head_dim - 1:  # the slowest turns more than beta_fast times
+        return inv_freq
     low, high = max(low, 0), min(high, head_dim - 1)
     if low == high:
         high += 0.001  # a ramp of no width is a step

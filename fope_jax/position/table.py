@@ -104,8 +104,9 @@ def fingerprint(
     'rope(theta=10000.0, interleaved=False) 2 frequencies 0.01..1 rad/token'
     """
     knobs = dataclasses.asdict(method)
+    description = [name_of(method), knobs, list(shape)]
     digest = hashlib.sha256()
-    digest.update(json.dumps([name_of(method), knobs, list(shape)], sort_keys=True).encode())
+    digest.update(json.dumps(description, sort_keys=True, default=np.generic.item).encode())
     summary = f"{name_of(method)}({', '.join(f'{k}={v}' for k, v in knobs.items())})"
     frequencies = method.frequencies(shape.head_dim)
     if frequencies is not None:
@@ -128,5 +129,5 @@ def fingerprint(
 
 def _nearest(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    nearest = f"; did you mean {close[0]!r}?" if close else ""
+    nearest = f"; did you mean {close[0]!r}?" if close else "."
     return f"{nearest} Known: {', '.join(known) or 'none'}"

@@ -5,9 +5,11 @@ settings; a method listed under ``fails`` must violate it visibly, so the test o
 nothing could violate does not go unnoticed.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -252,7 +254,7 @@ def test_gradients_are_finite_and_right(name):
 
     parts = (x, q, k, owned.model_params, layer_params)
     gradient = jax.grad(loss)(parts)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    chex.assert_tree_all_finite(gradient)
     random = np.random.default_rng(1)
     direction = jax.tree.map(lambda p: jnp.asarray(random.normal(size=p.shape), p.dtype), parts)
     step = 1e-2
@@ -285,7 +287,7 @@ def test_bfloat16(name):
 
 @every_case
 def test_grouped_queries_read_the_keys_of_their_group(name):
-    """Shapes with grouped heads, and logits equal to those of keys repeated beforehand."""
+    """Shapes with grouped heads, and each head equal to itself computed alone with its key."""
     method = CASES[name].method
     model, layer = variables_of(method)
     _, q, k = inputs()
@@ -294,11 +296,20 @@ def test_grouped_queries_read_the_keys_of_their_group(name):
     assert turned_q.shape == q.shape
     assert turned_k.shape[2] in (SHAPE.num_kv_heads, SHAPE.num_heads)
     assert turned_k.shape[:2] + turned_k.shape[3:] == k.shape[:2] + k.shape[3:]
-    if isinstance(method, FoPE) and method.heads == "key_value" and method.series:
-        wide = {name: jnp.repeat(coef, 2, axis=0) for name, coef in layer.items()}
-        wide_q, wide_k = method.rotate(wide, tables, q, jnp.repeat(k, 2, axis=2))
-        assert difference(wide_q, turned_q) < 1e-6
-        assert difference(wide_k, jnp.repeat(turned_k, 2, axis=2)) < 1e-6
+    # Each query head with the key it reads, alone: heads 0, 1 read key 0; heads 2, 3 read key 1.
+    for head in range(SHAPE.num_heads):
+        group = head // 2
+        matrix = {SHAPE.num_heads: head, SHAPE.num_kv_heads: group}
+        own = {
+            label: value[matrix[len(value)]][None] if value.ndim == 3 else value
+            for label, value in layer.items()
+        }
+        alone_q, alone_k = method.rotate(
+            own, tables, q[:, :, head : head + 1], k[:, :, group : group + 1]
+        )
+        assert difference(alone_q[:, :, 0], turned_q[:, :, head]) < 1e-6
+        key = head if turned_k.shape[2] == SHAPE.num_heads else group
+        assert difference(alone_k[:, :, 0], turned_k[:, :, key]) < 1e-6
 
 
 @every_case
@@ -319,5 +330,5 @@ def test_init_is_a_function_of_the_key(name):
 def test_knobs_are_hashable_and_compare(name):
     """Frozen dataclasses go into jit as static arguments."""
     method = CASES[name].method
-    assert hash(method) == hash(CASES[name].method)
-    assert method == CASES[name].method
+    twin = dataclasses.replace(method)
+    assert twin is not method and twin == method and hash(twin) == hash(method)

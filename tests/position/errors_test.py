@@ -12,7 +12,9 @@ from fope_jax.position import (
     ModelShape,
     RoPE,
     Sinusoidal,
+    alibi_bias,
     alibi_slopes,
+    angles,
     clip_floor,
     fourier_coefficients,
     fourier_tables,
@@ -47,7 +49,7 @@ ERRORS = {
     ),
     "preset of a method that has none": (
         lambda: make("rope", preset="official"),
-        "unknown preset 'official' of rope Known: none",
+        r"unknown preset 'official' of rope\. Known: none",
     ),
     "missing knob": (lambda: make("fope"), "fope needs the knob 'training_length'"),
     "training length": (lambda: FoPE(0), "training_length=0.*above 0"),
@@ -61,6 +63,32 @@ ERRORS = {
         lambda: fourier_coefficients(jax.random.key(0), 1, 2, 2, -1.0),
         "sigma=-1.0",
     ),
+    "endless sigma": (lambda: FoPE(64, sigma=float("inf")), "sigma=inf"),
+    "no frequencies": (
+        lambda: FoPE(64, frequencies_from="uniform", num_frequencies=0),
+        "num_frequencies=0: at least one",
+    ),
+    "shared and learnable": (
+        lambda: FoPE(64, learnable=True, share_layers=True),
+        "learnable=True, share_layers=True.*choose one",
+    ),
+    "ALiBi shapes": (
+        lambda: alibi_bias(np.arange(3), np.arange(3)[None], np.ones(2)),
+        r"q_positions \(3,\).*expected \[B, T\]",
+    ),
+    "a position beyond 32 bits": (
+        lambda: angles(np.array([[2**31 + 5]]), GRID),
+        "position 2147483653 does not fit 32 bits",
+    ),
+    "tables of another length": (
+        lambda: rotate(jnp.ones((1, 5, 3, 8)), jnp.ones((1, 2, 4)), jnp.ones((1, 2, 4))),
+        r"cos \(1, 2, 4\).*x \(1, 5, 3, 8\)",
+    ),
+    "tables of more heads": (
+        lambda: rotate(jnp.ones((1, 5, 1, 8)), jnp.ones((1, 5, 3, 4)), jnp.ones((1, 5, 3, 4))),
+        r"cos \(1, 5, 3, 4\).*x \(1, 5, 1, 8\)",
+    ),
+    "YaRN base": (lambda: yarn(GRID, 2.0, 64, head_dim=16, theta=1.0), "theta=1.0.*above 1"),
     "zero sine": (lambda: FoPE(64, zero_sine=float("nan")), "zero_sine=nan"),
     "sigma convention": (
         lambda: FoPE(64, sigma_convention="kaiming"),
@@ -115,7 +143,7 @@ ERRORS = {
     ),
     "tables that do not fit": (
         lambda: rotate(jnp.ones((1, 2, 3, 8)), jnp.ones((1, 2, 3)), jnp.ones((1, 2, 3))),
-        r"cos \(1, 2, 1, 3\).*x \(1, 2, 3, 8\)",
+        r"cos \(1, 2, 3\).*x \(1, 2, 3, 8\)",
     ),
     "odd width": (lambda: sinusoidal_table(jnp.zeros((1, 1), jnp.int32), 7), "d_model=7.*even"),
     "odd width of a model": (lambda: Sinusoidal().check(shape(d_model=63)), "d_model=63.*even"),
@@ -157,5 +185,5 @@ def test_learned_table_length_is_the_methods_limit():
 def test_positions_beyond_the_learned_table_are_never_another_row():
     method = Learned(8)
     table = {"table": jnp.ones((8, 4))}
-    out = method.embed(table, jnp.zeros((1, 2, 4)), jnp.array([[7, 8]]))
-    assert np.isfinite(out[0, 0]).all() and np.isnan(out[0, 1]).all()
+    out = method.embed(table, jnp.zeros((1, 3, 4)), jnp.array([[7, 8, -1]]))
+    assert np.isfinite(out[0, 0]).all() and np.isnan(out[0, 1:]).all()

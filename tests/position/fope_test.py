@@ -40,7 +40,7 @@ def assert_same(one, other):
 
 
 def test_identity_coefficients_and_no_floor_are_rope():
-    assert_same(FoPE(64, clip=False, drop_zero=False, sigma=0.0), RoPE())
+    assert_same(FoPE(64, clip=False, sigma=0.0), RoPE())
     assert_same(FoPE.equations(10**9, sigma=0.0), RoPE())
 
 

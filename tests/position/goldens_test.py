@@ -75,7 +75,7 @@ METHODS = {
     "fope_shared_heads": FoPE(LENGTH, heads="shared"),
     "fope_shared_basis": FoPE(LENGTH, separate_sine=False),
     "fope_more_frequencies": FoPE(LENGTH, frequencies_from="grid", num_frequencies=64),
-    "fope_series_only": FoPE(LENGTH, clip=False, drop_zero=False),
+    "fope_series_only": FoPE(LENGTH, clip=False),
     "fope_eye": FoPE(LENGTH, sigma=0.0),
     "fope_normalised": FoPE(LENGTH, normalise=True),
 }

@@ -97,7 +97,7 @@ def attend(
         )
         out = out.transpose(0, 3, 1, 2, 4)
     else:
-        out = _chunked(
+        out: Any = _chunked(
             bias_fn,
             _to_blocks(q, block).transpose(1, 0, 3, 4, 2, 5),
             _to_blocks(k, block).transpose(1, 0, 3, 2, 4),

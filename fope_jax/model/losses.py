@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,8 @@ def loss_sums(
       The sums. A target outside the vocabulary makes ``nats`` NaN where its weight is not 0.
     """
     weights = weights.astype(jnp.float32)
-    nats, correct = _weighted_sums(time_chunk, hidden, unembedding, targets, weights)
+    sums: Any = _weighted_sums(time_chunk, hidden, unembedding, targets, weights)
+    nats, correct = sums
     lengths = jnp.zeros_like(weights)
     if token_bytes is not None:
         lengths = jnp.asarray(token_bytes)[targets].astype(jnp.float32)

@@ -124,14 +124,13 @@ def fourier_coefficients(
         if count is not None and count < 1:
             raise ValueError(f"{name}={count}: at least one is needed")
     std = coefficient_std(sigma, num_heads, num_frequencies, num_outputs, convention)
-    if identity is None:
-        identity = step_identity(num_frequencies, num_outputs)
-    identity = as_array(identity)
+    step = step_identity(num_frequencies, num_outputs)
+    placed = step if identity is None else as_array(identity)
     matrix = (num_frequencies, num_outputs)
-    if identity.shape != matrix:
-        raise ValueError(f"identity has shape {identity.shape}: expected [D, d] = {matrix}")
+    if placed.shape != matrix:
+        raise ValueError(f"identity has shape {placed.shape}: expected [D, d] = {matrix}")
     shape = matrix if num_heads is None else (num_heads, *matrix)
-    dominant = jnp.broadcast_to(jnp.asarray(identity, jnp.float32), shape)
+    dominant = jnp.broadcast_to(jnp.asarray(placed, jnp.float32), shape)
 
     def draw(key: Array) -> Array:
         return dominant + np.float32(std) * jax.random.normal(key, shape, jnp.float32)

@@ -8,7 +8,7 @@ CONFIG := configs/quickstart.py
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow-test lint install clean
+.PHONY: help demo test slow-test lint install clean
 .DEFAULT_GOAL := help
 
 help:

@@ -2,12 +2,15 @@
 
 Question   One small transformer, trained on windows of 128 tokens of real books with RoPE, ALiBi,
            NoPE or FoPE: how do perplexity and passkey retrieval change up to 16 times that length?
-Paper      Hua et al. 2025, "Fourier Position Embedding" (FoPE), figures 1 and 5, at a thousandth
+Paper      Hua et al. 2025, "Fourier Position Embedding" (FoPE), figures 1 and 5, at a millionth
            of their compute.
 Command    fope train --config configs/quickstart.py:position=fope --workdir runs/fope
            Arguments: position=rope|alibi|nope|fope|..., seed=0, smoke (a few steps, to see it run).
            `make demo` runs the four methods and writes the report.
 Hardware   2 CPU cores, no accelerator, 2 GB of memory.
+Time       95 s of training and 40 s of evaluation a method.
+Score      Perplexity at 128 and 2,048 tokens, mean of three seeds: NoPE 112 and 113, ALiBi 100 and
+           99, RoPE 95 and 133, FoPE 95 and 126. No passkey is found (experiments/quickstart).
 """
 
 from ml_collections import ConfigDict

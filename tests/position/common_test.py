@@ -271,13 +271,17 @@ def test_gradients_are_finite_and_right(name):
 
 @every_case
 def test_bfloat16(name):
-    """Inputs of 8 bits keep their dtype, and logits stay within their rounding of float32's."""
+    """Inputs of 8 bits keep their dtype; what comes out is float32's, rounded once."""
     method = CASES[name].method
     model, layer = variables_of(method)
     x, q, k = inputs(dtype=jnp.bfloat16)
     tables = method.tables(model, arange(), SHAPE.head_dim)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(tables))
     assert method.embed(model, x, arange()).dtype == jnp.bfloat16
+    embedded = method.embed(model, x.astype(jnp.float32), arange())
+    np.testing.assert_allclose(
+        np.asarray(method.embed(model, x, arange()), np.float32), embedded, rtol=2**-8, atol=1e-6
+    )
     half = method.rotate(layer, tables, q, k)
     full = method.rotate(layer, tables, q.astype(jnp.float32), k.astype(jnp.float32))
     for a, b in zip(half, full, strict=True):

@@ -105,11 +105,11 @@ def test_slopes_of_a_head_count_that_is_no_power_of_two():
     assert len({*alibi_slopes(12).tolist()}) == 12
 
 
-def test_yarn_ramp_without_width_is_a_step():
-    """Betas so close that the ramp has no width: no division by zero."""
+def test_yarn_ramps_without_width_and_beyond_the_grid():
+    """Where both ends of the ramp fall on one index: a step there, no division by zero."""
     grid = RoPE().frequencies(16)
-    out = yarn(grid, 4.0, 20, head_dim=16, beta_fast=1.0001, beta_slow=1.0, truncate=False)
-    assert np.isfinite(out).all()
+    step = yarn(grid, 4.0, 6, head_dim=16)
+    np.testing.assert_allclose(step, np.r_[grid[0], grid[1:] / 4], rtol=1e-12)
     one = yarn(grid, 4.0, 1, head_dim=16)  # even the fastest pair turns less than beta_slow times
     np.testing.assert_allclose(one, grid / 4, rtol=1e-12)
     fast = inverse_frequencies(16, 10.0)

@@ -212,15 +212,8 @@ def _same_tokens(experiment: Experiment, cache: Any, split: str, contexts: list[
         "scored": experiment.evaluate.scored_tokens,
         "num_windows": experiment.evaluate.num_windows,
     }
-
-    def run(scorer: Scorer, progress: Progress) -> tuple[list[Row], Windows]:
-        batch_tokens = experiment.evaluate.batch_tokens
-        return score_same_tokens(
-            scorer, cache, **settings, batch_tokens=batch_tokens, progress=progress
-        )
-
     identity = {"protocol": "same-tokens", "split": split}
-    return Protocol("perplexity", identity, settings | {"cache": cache.fingerprint}, run)
+    return _on_corpus("perplexity", identity, settings, score_same_tokens, experiment, cache)
 
 
 def _long_window(experiment: Experiment, cache: Any, split: str, context: int) -> Protocol:
@@ -229,15 +222,25 @@ def _long_window(experiment: Experiment, cache: Any, split: str, context: int) -
         "training_length": experiment.train.length,
         "num_windows": experiment.evaluate.position_windows,
     }
+    identity = {"protocol": "long-window", "split": split}
+    return _on_corpus("position", identity, settings, score_positions, experiment, cache)
+
+
+def _on_corpus(
+    kind: str,
+    identity: dict[str, str],
+    settings: dict[str, Any],
+    score: Callable[..., tuple[list[Row], Windows]],
+    experiment: Experiment,
+    cache: Any,
+) -> Protocol:
+    """A protocol that scores windows of ``cache`` with ``score``, under ``settings``."""
 
     def run(scorer: Scorer, progress: Progress) -> tuple[list[Row], Windows]:
         batch_tokens = experiment.evaluate.batch_tokens
-        return score_positions(
-            scorer, cache, **settings, batch_tokens=batch_tokens, progress=progress
-        )
+        return score(scorer, cache, **settings, batch_tokens=batch_tokens, progress=progress)
 
-    identity = {"protocol": "long-window", "split": split}
-    return Protocol("position", identity, settings | {"cache": cache.fingerprint}, run)
+    return Protocol(kind, identity, settings | {"cache": cache.fingerprint}, run)
 
 
 def _passkey(experiment: Experiment, tokenizer: Any, name: str, contexts: list[int]) -> Protocol:

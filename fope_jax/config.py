@@ -9,13 +9,16 @@ A configuration file is Python with a function ``get_config(arg)`` that returns 
 
 Every value is stated once. A position embedding with a knob ``training_length`` that the file
 leaves out (or sets to None) gets ``train.length``; state it only where the two differ, as when a
-model trained on 512 tokens continues on 1,024.
+model trained on 512 tokens continues on 1,024. Methods and scalings inside a method are
+specifications of their own: ``{"method": "rope", "scaling": [{"scaling": "ntk", "factor": 4.0}]}``,
+``{"method": "by_layer", "methods": [{"method": "rope"}, {"method": "nope"}]}``.
 
 Nothing here touches a device, so a mistake is reported before any work is done.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import runpy
 import typing
@@ -231,13 +234,27 @@ def _override(config: ConfigDict, override: str) -> None:
         kind = _TOP.get(key)
     if kind is None:
         raise _unknown_key(key)
-    value = checked(key, parse(text, kind), kind)
+    if section == "position" and text.startswith(("[", "{")):
+        value = _literal_spec(key, text)
+    else:
+        value = checked(key, parse(text, kind), kind)
     # The type is checked against the field; ConfigDict would check it against the old value.
     with config.ignore_type():
         if values is None:
             config[section] = {field: value}
         else:
             values[field or key] = value
+
+
+def _literal_spec(key: str, text: str) -> Any:
+    """The list or mapping of specifications that ``text`` writes; checked when it is built."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ConfigError(
+            f"config.{key} = {text!r} is no Python literal; write for example"
+            ' \'[{"scaling": "ntk", "factor": 4.0}]\''
+        ) from error
 
 
 # ---------------------------------------------------------------------------- to objects and back
@@ -274,8 +291,7 @@ def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
     result = {"name": experiment.name, "seed": experiment.seed}
     for name in SECTIONS:
         result[name] = _fields(getattr(experiment, name))
-    method = {"method": positions.name_of(experiment.position)}
-    return result | {"position": method | _fields(experiment.position)}
+    return result | {"position": positions.to_spec(experiment.position)}
 
 
 # Values that change what is reported, kept or stored, never the numbers a run computes.
@@ -344,24 +360,50 @@ def _build(name: str, cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def _build_position(values: Mapping[str, Any], length: int) -> PositionEmbedding:
-    knobs = dict(values)
-    method = knobs.pop("method", None)
-    if method is None:
+    if values.get("method") is None:
         raise ConfigError(
             f"config.position.method is missing; one of {', '.join(positions.METHODS)}"
         )
-    kinds = _position_types(method)
-    if "training_length" in kinds and knobs.get("training_length") is None:
-        knobs["training_length"] = length
-    knobs = {k: checked(f"position.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()}
     try:
-        return positions.make(method, **knobs)
+        return _build_spec("position", values, length)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"config.position: {error}") from error
 
 
+def _build_spec(key: str, value: Any, length: int) -> Any:
+    """Methods and scalings from their specifications, each knob checked against its type.
+
+    What has a training length and is given none takes the training's.
+    """
+    if isinstance(value, (list, tuple)):
+        return tuple(_build_spec(f"{key}[{i}]", item, length) for i, item in enumerate(value))
+    if not isinstance(value, (Mapping, ConfigDict)):
+        return value
+    knobs = {name: _build_spec(f"{key}.{name}", v, length) for name, v in value.items()}
+    if "method" not in knobs and isinstance(knobs.get("scaling"), str):
+        name, known, make = knobs.pop("scaling"), positions.SCALINGS, positions.make_scaling
+    else:
+        name, known, make = knobs.pop("method", None), positions.METHODS, positions.make
+    if name is None:
+        raise ConfigError(
+            f"config.{key} = {dict(value)}: expected a 'method', or a 'scaling' by its name"
+        )
+    kinds = _knob_types(known.get(name))
+    if "training_length" in kinds:
+        temperature = knobs.get("form") == "yarn"  # LogitScaling's form without a length
+        if knobs.get("training_length") is None and not temperature:
+            knobs["training_length"] = length
+    knobs = {k: checked(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()}
+    return make(name, **knobs)
+
+
 def _position_types(method: str | None) -> dict[str, Any]:
-    cls = positions.METHODS.get(method or "")
+    return _knob_types(positions.METHODS.get(method or ""))
+
+
+def _knob_types(cls: type | None) -> dict[str, Any]:
     return {"preset": str | None} | field_types(cls) if cls else {}
 
 

@@ -1,4 +1,4 @@
-"""The command line: `fope data build|inspect`, `fope train`, `fope evaluate`, `fope report`."""
+"""The command line: `fope data build|inspect` and `fope train|evaluate|report|methods|gallery`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope train --config configs/quickstart.py:position=fope --workdir runs/fope
   fope evaluate --run runs/fope
   fope report runs/fope runs/rope -o runs/report
+
+  fope methods                     every position embedding, its knobs and its source
+  fope gallery -o runs/gallery     a picture of each
 """
 TRAIN_EXAMPLES = """\
 examples:
@@ -101,6 +104,17 @@ def build_parser() -> argparse.ArgumentParser:
     report = add(verbs, "report", _report, "one HTML page about any number of runs")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a --workdir")
     report.add_argument("-o", "--out", type=Path, required=True, help="directory of the page")
+
+    methods = add(verbs, "methods", _methods, "list the position embeddings and their knobs")
+    form = methods.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print the tables of the README")
+    form.add_argument("--write", type=Path, metavar="FILE", help="bring them up to date in FILE")
+
+    gallery = add(verbs, "gallery", _gallery, "one HTML page with a picture of each embedding")
+    gallery.add_argument("-o", "--out", type=Path, required=True, help="directory of the page")
+    gallery.add_argument(
+        "--methods", nargs="+", metavar="LABEL", help="only these, such as rope fope rope+yarn"
+    )
     return parser
 
 
@@ -186,6 +200,28 @@ def _report(arguments: argparse.Namespace) -> None:
 
     print(text_tables(read_runs(arguments.runs)))
     print(f"report in {write_report(arguments.runs, arguments.out)}")
+
+
+def _methods(arguments: argparse.Namespace) -> None:
+    from fope_jax.position.catalogue import method_entries, scaling_entries
+    from fope_jax.report.methods import methods_markdown, methods_text, write_between_markers
+
+    entries = method_entries(), scaling_entries()
+    if arguments.write is not None:
+        changed = write_between_markers(arguments.write, methods_markdown(*entries))
+        print(f"{arguments.write} {'is up to date now' if changed else 'was up to date'}")
+    else:
+        print((methods_markdown if arguments.markdown else methods_text)(*entries))
+
+
+def _gallery(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("matplotlib", "train")
+    from fope_jax.evaluate.curves import gallery_rows
+    from fope_jax.report.gallery import write_gallery
+
+    print(f"gallery in {write_gallery(gallery_rows(arguments.methods), arguments.out)}")
 
 
 if __name__ == "__main__":

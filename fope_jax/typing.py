@@ -17,6 +17,8 @@ Array = Any  # jax.Array or numpy.ndarray: every public function takes either
 class Batch(NamedTuple):
     """One batch of training or evaluation windows, all leaves ``[B, T]``.
 
+    Where all rows have the same positions, a model also takes them as ``[1, T]``.
+
     Attributes:
       tokens: int32, the input tokens.
       targets: int32, the token that follows each input token.

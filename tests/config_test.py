@@ -21,7 +21,18 @@ from fope_jax.config import (
 )
 from fope_jax.fields import field_types
 from fope_jax.model.transformer import TransformerConfig
-from fope_jax.position import FoPE, Learned, RoPE
+from fope_jax.position import (
+    ALiBi,
+    ByLayer,
+    ClipFloor,
+    FoPE,
+    Learned,
+    LogitScaling,
+    NoPE,
+    NTKAware,
+    RoPE,
+    YaRN,
+)
 
 FILE = """
 from ml_collections import ConfigDict
@@ -258,3 +269,63 @@ def test_the_paths_that_never_change_numbers_exist():
         assert field in (config_module._TOP if cls is None else field_types(cls))
     assert TransformerConfig in config_module.SECTIONS.values()
     assert Path(config_module.__file__).exists()
+
+
+NESTED = {
+    "scalings": (
+        {"method": "rope", "scaling": [{"scaling": "clip_floor"}, {"scaling": "ntk", "factor": 4}]},
+        RoPE(scaling=(ClipFloor(128), NTKAware(4.0))),
+    ),
+    "a pattern": (
+        {"method": "by_layer", "methods": [{"method": "fope"}, {"method": "nope"}]},
+        ByLayer((FoPE(128), NoPE())),
+    ),
+    "a pattern inside a scaling": (
+        {
+            "method": "logit_scaling",
+            "inner": {"method": "by_layer", "methods": [{"method": "rope"}, {"method": "alibi"}]},
+        },
+        LogitScaling(ByLayer((RoPE(), ALiBi())), training_length=128),
+    ),
+    "a temperature": (
+        {"method": "logit_scaling", "inner": {"method": "rope"}, "form": "yarn", "factor": 2},
+        LogitScaling(RoPE(), form="yarn", factor=2.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_methods_inside_methods(spec, name):
+    """From a file, with the training length filled in, to plain values and back."""
+    position, expected = NESTED[name]
+    config = load_config(spec)
+    config.position = ConfigDict(position)
+    experiment = build_experiment(config)
+    assert experiment.position == expected
+    saved = json.loads(json.dumps(experiment_to_dict(experiment)))
+    assert build_experiment(saved) == experiment
+
+
+def test_scalings_from_the_command_line(spec):
+    text = '[{"scaling": "yarn", "factor": 4, "original_length": 128}]'
+    experiment = build(spec, "position.method=rope", f"position.scaling={text}")
+    assert experiment.position == RoPE(scaling=(YaRN(4.0, 128),))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{'scaling': 'yarn'", r"config.position.scaling = .* is no Python literal"),
+        ("[{'scaling': 'yarm'}]", r"unknown scaling 'yarm'; did you mean 'yarn'"),
+        ("[{'factor': 4.0}]", r"config.position.scaling\[0\] = .*expected a 'method', or a"),
+        (
+            "[{'scaling': 'ntk', 'factor': 'four'}]",
+            r"config.position.scaling\[0\].factor = 'four' is str; accepted: float",
+        ),
+        ("[{'scaling': 'ntk', 'factor': 0.5}]", r"config.position: factor=0.5.*1 or more"),
+        ("[{'method': 'nope'}]", r"config.position.scaling = .*accepted: .*Scaling"),
+    ],
+)
+def test_bad_scalings_say_where(spec, text, message):
+    with pytest.raises(ConfigError, match=message):
+        build(spec, "position.method=rope", f"position.scaling={text}")

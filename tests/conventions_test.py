@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "evaluate": {"position", "model", "data", "config", "checkpoint"},
     "train": {"position", "model", "data", "config", "checkpoint", "evaluate"},
     "report": set(),
-    "main": {"config", "data", "train", "evaluate", "report"},
+    "interop": {"position", "model"},
+    "main": {"position", "config", "data", "train", "evaluate", "report"},
 }
 JAX_ALONE = {"position": "*.py", "model": "losses.py"}
 

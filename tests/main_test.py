@@ -198,12 +198,59 @@ def test_unknown_or_missing_arguments_are_refused_by_the_parser(arguments, capsy
     assert "usage: fope" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", [["data", "build"], ["train"], ["evaluate"], ["report"], []])
+VERBS = [["data", "build"], ["train"], ["evaluate"], ["report"], ["methods"], ["gallery"], []]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*verb, "--help"])
     assert caught.value.code == 0
     assert f"usage: {' '.join(['fope', *verb])}" in capsys.readouterr().out
+
+
+def test_methods_are_listed_and_written_into_a_file(tmp_path, capsys):
+    assert main(["methods"]) == 0
+    listed = capsys.readouterr().out
+    assert "alibi: Attention with linear biases" in listed and "Press et al. 2022" in listed
+    assert main(["methods", "--markdown"]) == 0
+    markdown = capsys.readouterr().out
+    assert "| `alibi` | bias | `slopes=None` | no |" in markdown
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- methods: begin -->\n<!-- methods: end -->\nb\n")
+    for state in ("is up to date now", "was up to date"):
+        assert main(["methods", "--write", str(page)]) == 0
+        assert capsys.readouterr().out == f"{page} {state}\n"
+    between = page.read_text().removeprefix("a\n<!-- methods: begin -->\n")
+    assert between == f"{markdown}<!-- methods: end -->\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["methods", "--write", "nowhere.md"], "No such file or directory: 'nowhere.md'"),
+        (["methods", "--write", "README"], "README: the tables of methods go between one line"),
+        (["gallery", "-o", "out", "--methods", "roap"], "'roap'; did you mean 'rope'? Known: nope"),
+        (["gallery", "-o", "README/out", "--methods", "nope"], "cannot write the gallery to"),
+    ],
+)
+def test_errors_about_methods_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("README").write_text("no markers")
+    assert main(arguments) == 2
+    shown = [line for line in capsys.readouterr().err.splitlines() if line != "nope"]
+    assert len(shown) == 1 and shown[0].startswith("fope: ") and message in shown[0]
+
+
+def test_a_gallery_of_the_methods_named(tmp_path, capsys):
+    out = tmp_path / "gallery"
+    assert main(["gallery", "-o", str(out), "--methods", "alibi", "nope"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == f"gallery in {out}/index.html\n" and shown.err == "alibi\nnope\n"
+    assert "<h2>alibi</h2>" in (out / "index.html").read_text()
+    assert sorted(path.name for path in out.glob("*.png")) == [
+        "alibi.png", "nope.png", "overview.png"
+    ]  # fmt: skip
 
 
 def test_help_and_a_report_need_no_jax():

@@ -33,7 +33,8 @@ class Loader:
       seed: decides the permutations, together with the epoch.
       packing: "documents": each document in a window is a segment with positions from 0, and an
         EOS has weight 0, since what follows belongs to another document. "windows": a window is
-        one segment, whatever it holds.
+        one segment, whatever it holds, and its positions are 0 to T - 1, in padding as well: all
+        rows of all batches have the same.
 
     Attributes:
       windows_per_epoch: ``ceil(N / T)``.
@@ -87,20 +88,20 @@ class Loader:
         stream = first[:, None] + np.arange(length)  # [B, T] place of each input in the cache
         if self._packing == "windows":
             segments = np.ones_like(stream)
-            positions = stream - first[:, None]
+            positions = stream - first[:, None]  # also beyond the end: segments say what is padding
             scored = stream + 1 < size
         else:
             document = np.searchsorted(self._starts, stream, side="right") - 1
             segments = document - document[:, :1] + 1
             begin = np.maximum(self._starts[document], first[:, None])
-            positions = stream - begin
+            positions = np.where(stream < size, stream - begin, 0)
             end = np.append(self._starts[1:], size)[document]
             scored = stream + 1 < end
         inside = stream < size
         return Batch(
             tokens=text[:, :-1],
             targets=text[:, 1:],
-            positions=np.where(inside, positions, 0).astype(np.int32),
+            positions=positions.astype(np.int32),
             segments=np.where(inside, segments, 0).astype(np.int32),
             weights=(inside & scored).astype(np.float32),
         )

@@ -85,7 +85,7 @@ def model_scorer(model: Transformer) -> Scorer:
     @jax.jit
     def score(params: Any, constants: Any, tokens: Array, targets: Array) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1, T]: one for all rows
         hidden = model.hidden(tokens, positions, jnp.ones_like(positions))
         scored = targets.shape[1]
         unembedding = model.unembedding[...]

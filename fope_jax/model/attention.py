@@ -2,7 +2,8 @@
 
 The chunked form visits blocks of the score matrix one at a time and keeps a running maximum and
 sum for each query, so its memory grows with T + S and not with T * S. Its backward pass recomputes
-each block from the saved log-sum-exp.
+each block from the saved log-sum-exp. Methods whose positions depend on content need whole rows of
+scores: these are computed for a block of queries at a time, and computed again for the gradient.
 
 Reference: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with
 IO-Awareness"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory".
@@ -23,6 +24,10 @@ from fope_jax.typing import Array
 BACKENDS = ("chunked", "reference")
 
 BiasFn = Callable[[Any, Array, Array], Array]
+ContextualFn = Callable[[Any, Array, Array], Array]
+
+# Scores of one head that a block of whole rows may hold: 16 MB of float32, at any length.
+_SCORES_IN_ROWS = 2**22
 
 # The running maximum starts at a finite number: -inf - (-inf) would be NaN in a row without keys.
 _LOWEST = -1e30
@@ -32,8 +37,9 @@ class Places(NamedTuple):
     """Where the tokens of one side stand: all that the mask and the bias depend on.
 
     Attributes:
-      positions: ``[..., B, T]`` int32, tokens since the start of the segment.
-      segments: ``[..., B, T]`` int32, counted from 1; 0 is padding.
+      positions: ``[..., B, T]`` int32, tokens since the start of the segment; ``[..., 1, T]`` where
+        all rows share them.
+      segments: ``[..., B, T]`` or ``[..., 1, T]`` int32, counted from 1; 0 is padding.
     """
 
     positions: Array
@@ -50,7 +56,9 @@ def attend(
     q_segments: Array,
     k_segments: Array,
     bias_fn: BiasFn | None = None,
-    bias_variables: Any = None,
+    contextual_fn: ContextualFn | None = None,
+    bias_variables: dict[str, Array] | None = None,
+    bias_constants: dict[str, Array] | None = None,
     backend: str = "chunked",
     block: int = 256,
 ) -> Array:
@@ -64,55 +72,71 @@ def attend(
       q: ``[B, T, N, H]``.
       k: ``[B, S, K, H]``, K a divisor of N; query head n reads key-value head ``n // (N / K)``.
       v: ``[B, S, K, H]``.
-      q_positions: ``[B, T]`` int32, tokens since the start of the segment.
+      q_positions: ``[B, T]`` int32, tokens since the start of the segment; ``[1, T]``, here and for
+        the next three, where all rows share them: masks and biases are then computed once.
       k_positions: ``[B, S]`` int32.
       q_segments: ``[B, T]`` int32, counted from 1; 0 is padding.
       k_segments: ``[B, S]`` int32.
-      bias_fn: maps (bias_variables, block of q_positions ``[B, t]``, block of k_positions
-        ``[B, s]``) to ``[B, N, t, s]`` float32, added to the scaled logits. It must not close over
-        traced arrays: whatever has a gradient comes in as ``bias_variables``.
-      bias_variables: dict of arrays; floating ones get gradients.
+      bias_fn: maps (variables, block of q_positions ``[B, t]``, block of k_positions ``[B, s]``) to
+        ``[B, N, t, s]`` float32 (or ``[1, N, t, s]``), added to the scaled logits. It must not
+        close over traced arrays: whatever is traced comes in as variables.
+      contextual_fn: maps (variables, block of q ``[B, t, N, H]``, its logits ``[B, N, t, S]``) to a
+        further bias ``[B, N, t, S]``, finite everywhere. The logits are scaled, biased, float32 and
+        -inf where the query does not see the key; all keys are there, sorted by position.
+      bias_variables: floating arrays, by name, that ``bias_fn`` and ``contextual_fn`` get and that
+        have gradients.
+      bias_constants: what they get besides, under other names, and has none.
       backend: "chunked" or "reference" (which holds ``[B, N, T, S]``).
       block: queries and keys in a block of the chunked form.
 
     Returns:
       ``[B, T, N, H]`` in the dtype of ``q``.
     """
-    _check(q, k, v, backend, block)
+    q_places, k_places = Places(q_positions, q_segments), Places(k_positions, k_segments)
+    trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})
+    _check(q, k, v, q_places, k_places, trained, constants, backend, block)
     batch, length, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
-    q_places = Places(q_positions, q_segments)
-    k_places = Places(k_positions, k_segments)
-    bias_variables = {} if bias_fn is None else bias_variables or {}
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    if backend == "reference":
+    if contextual_fn is not None:
+        k, v, k_places = _in_order(k, v, k_places)
+        rows = length if backend == "reference" else min(block, _SCORES_IN_ROWS // k.shape[1])
+        out = _by_rows(
+            functools.partial(_reference, bias_fn, contextual_fn),
+            _to_blocks(q, max(1, rows)).transpose(1, 0, 3, 4, 2, 5),
+            k.transpose(0, 2, 1, 3),
+            v.transpose(0, 2, 1, 3),
+            {**trained, **constants},
+            _place_blocks(q_places, max(1, rows)),
+            k_places,
+        )
+    elif backend == "reference":
         out = _reference(
             bias_fn,
+            None,
             q.transpose(0, 2, 3, 1, 4),
             k.transpose(0, 2, 1, 3),
             v.transpose(0, 2, 1, 3),
-            bias_variables,
+            {**trained, **constants},
             q_places,
             k_places,
-        )
-        out = out.transpose(0, 3, 1, 2, 4)
+        )[None]
     else:
         out: Any = _chunked(
             bias_fn,
             _to_blocks(q, block).transpose(1, 0, 3, 4, 2, 5),
             _to_blocks(k, block).transpose(1, 0, 3, 2, 4),
             _to_blocks(v, block).transpose(1, 0, 3, 2, 4),
-            bias_variables,
-            jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), q_places),
-            jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), k_places),
+            trained if bias_fn else {},
+            constants if bias_fn else {},
+            _place_blocks(q_places, block),
+            _place_blocks(k_places, block),
         )
-        out = out.transpose(1, 0, 4, 2, 3, 5).reshape(
-            batch, -1, num_kv_heads, num_heads // num_kv_heads, head_dim
-        )[:, :length]
-    return out.reshape(batch, length, num_heads, head_dim)
+    out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_heads, head_dim)
+    return out[:, :length]
 
 
-def _check(q: Array, k: Array, v: Array, backend: str, block: int) -> None:
+def _check(q, k, v, q_places, k_places, trained, constants, backend, block) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected one of {', '.join(BACKENDS)}")
     if block < 1:
@@ -122,6 +146,44 @@ def _check(q: Array, k: Array, v: Array, backend: str, block: int) -> None:
             f"q {q.shape}, k {k.shape}, v {v.shape}: expected [B, T, N, H] and twice [B, S, K, H] "
             "with N a multiple of K"
         )
+    for side, places, x in (("q", q_places, q), ("k", k_places, k)):
+        for name, place in places._asdict().items():
+            rows, length = x.shape[:2]
+            if place.shape not in ((rows, length), (1, length)):
+                raise ValueError(
+                    f"{side}_{name} {place.shape}: expected {(rows, length)}, or {(1, length)} "
+                    "where all rows share them"
+                )
+    for name, x in trained.items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"bias_variables[{name!r}] is {x.dtype}: what is trained is floating; pass others "
+                "as bias_constants"
+            )
+    clash = sorted(trained.keys() & constants.keys())
+    if clash:
+        raise ValueError(f"bias_variables and bias_constants both hold {clash}: names must differ")
+
+
+def _in_order(k: Array, v: Array, places: Places) -> tuple[Array, Array, Places]:
+    """Keys, values and places in the order of positions, row by row; ties stay as stored."""
+    positions, segments = jnp.broadcast_arrays(*places)
+    order = jnp.argsort(positions, axis=1, stable=True)
+    all_rows = jnp.broadcast_to(order, k.shape[:2])
+
+    def sort(x, order):
+        return jax.vmap(lambda x, order: x.at[order].get(unique_indices=True))(x, order)
+
+    return (
+        sort(k, all_rows),
+        sort(v, all_rows),
+        Places(sort(positions, order), sort(segments, order)),
+    )
+
+
+def _place_blocks(places: Places, block: int) -> Places:
+    """``[B, T]`` to ``[Q, B, t]``."""
+    return jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), places)
 
 
 def _to_blocks(x: Array, block: int) -> Array:
@@ -142,7 +204,7 @@ def _logits(
     bias_fn: BiasFn | None,
     q: Array,
     k: Array,
-    bias_variables: Any,
+    variables: dict[str, Array],
     q_places: Places,
     k_places: Places,
 ) -> Array:
@@ -152,23 +214,26 @@ def _logits(
       bias_fn: see ``attend``.
       q: ``[B, K, G, t, H]`` with G = N / K query heads to a key-value head.
       k: ``[B, K, s, H]``.
-      bias_variables: see ``attend``.
-      q_places: ``[B, t]``.
-      k_places: ``[B, s]``.
+      variables: what ``bias_fn`` gets.
+      q_places: ``[B, t]`` or ``[1, t]``.
+      k_places: ``[B, s]`` or ``[1, s]``.
 
     Returns:
       ``[B, K, G, t, s]`` float32, -inf where the query does not see the key.
     """
     logits = _dot("bkgth,bksh->bkgts", q, k) * q.shape[-1] ** -0.5
     if bias_fn is not None:
-        bias = bias_fn(bias_variables, q_places.positions, k_places.positions)
-        logits += bias.reshape(logits.shape).astype(jnp.float32)
+        bias = bias_fn(variables, q_places.positions, k_places.positions)
+        logits += bias.reshape(-1, *logits.shape[1:]).astype(jnp.float32)
     mask = visible(q_places, k_places)
     return jnp.where(mask[:, None, None], logits, -jnp.inf)
 
 
 def visible(q_places: Places, k_places: Places) -> Array:
-    """Whether each query of ``[B, t]`` may attend to each key of ``[B, s]``: ``[B, t, s]`` bool."""
+    """Whether each query of ``[B, t]`` may attend to each key of ``[B, s]``: ``[B, t, s]`` bool.
+
+    The batch axis is 1 where all places have it.
+    """
     earlier = k_places.positions[:, None, :] <= q_places.positions[:, :, None]
     same = k_places.segments[:, None, :] == q_places.segments[:, :, None]
     return earlier & same & (q_places.segments != 0)[:, :, None]
@@ -178,14 +243,45 @@ def _dot(spec: str, x: Array, y: Array) -> Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _reference(bias_fn, q, k, v, bias_variables, q_places, k_places):
+def _reference(bias_fn, contextual_fn, q, k, v, variables, q_places, k_places):
     """Attention with all scores at once; shapes as in ``_logits``, returns ``[B, K, G, T, H]``."""
-    logits = _logits(bias_fn, q, k, bias_variables, q_places, k_places)
+    logits = _logits(bias_fn, q, k, variables, q_places, k_places)
+    if contextual_fn is not None:
+        batch, kv_heads, group, length, head_dim = q.shape
+        queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
+        scores = logits.reshape(batch, kv_heads * group, length, -1)
+        logits += contextual_fn(variables, queries, scores).reshape(logits.shape)
     highest = jnp.max(logits, axis=-1, keepdims=True, initial=_LOWEST)
     weights = jnp.exp(logits - jax.lax.stop_gradient(highest))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights / jnp.where(total == 0, 1.0, total)
     return _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v).astype(q.dtype)
+
+
+def _by_rows(attention, q, k, v, variables, q_places, k_places):
+    """``attention`` for one block of queries after the other, each with all keys.
+
+    The gradient computes each block again, so that only one block's scores exist at a time.
+
+    Args:
+      attention: ``_reference`` and its functions.
+      q: ``[Q, B, K, G, t, H]``.
+      k: ``[B, K, S, H]``.
+      v: ``[B, K, S, H]``.
+      variables: what the functions get.
+      q_places: ``[Q, B, t]``.
+      k_places: ``[B, S]``.
+
+    Returns:
+      ``[Q, B, K, G, t, H]``.
+    """
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def rows(block):
+        q_i, q_places_i = block
+        return attention(q_i, k, v, variables, q_places_i, k_places)
+
+    return jax.lax.map(rows, (q, q_places))
 
 
 def visible_blocks(q_places: Places, k_places: Places) -> tuple[Array, Array]:
@@ -227,7 +323,7 @@ def _extent(places: Places) -> tuple[Array, Array, Array, Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(bias_fn, q, k, v, bias_variables, q_places, k_places):
+def _chunked(bias_fn, q, k, v, trained, constants, q_places, k_places):
     """Attention block by block.
 
     Args:
@@ -235,18 +331,20 @@ def _chunked(bias_fn, q, k, v, bias_variables, q_places, k_places):
       q: ``[Q, B, K, G, t, H]``.
       k: ``[P, B, K, s, H]``.
       v: ``[P, B, K, s, H]``.
-      bias_variables: see ``attend``.
+      trained: the ``bias_variables`` of ``attend``.
+      constants: its ``bias_constants``.
       q_places: ``[Q, B, t]``.
       k_places: ``[P, B, s]``.
 
     Returns:
       ``[Q, B, K, G, t, H]``.
     """
-    return _forward(bias_fn, q, k, v, bias_variables, q_places, k_places)[0]
+    return _forward(bias_fn, q, k, v, trained, constants, q_places, k_places)[0]
 
 
-def _forward(bias_fn, q, k, v, bias_variables, q_places, k_places):
+def _forward(bias_fn, q, k, v, trained, constants, q_places, k_places):
     """The output of ``_chunked`` and the log-sum-exp of each query, ``[Q, B, K, G, t]``."""
+    variables = {**trained, **constants}
 
     def query_block(block):
         q_i, q_places_i, order, count = block
@@ -254,7 +352,7 @@ def _forward(bias_fn, q, k, v, bias_variables, q_places, k_places):
         def key_block(step, carry):
             highest, total, out = carry
             k_j, v_j, k_places_j = _take((k, v, k_places), order[step])
-            logits = _logits(bias_fn, q_i, k_j, bias_variables, q_places_i, k_places_j)
+            logits = _logits(bias_fn, q_i, k_j, variables, q_places_i, k_places_j)
             new_highest = jnp.maximum(highest, jnp.max(logits, axis=-1))
             weights = jnp.exp(logits - new_highest[..., None])
             shrink = jnp.exp(highest - new_highest)
@@ -277,19 +375,19 @@ def _forward(bias_fn, q, k, v, bias_variables, q_places, k_places):
     return jax.lax.map(query_block, (q, q_places, *visible_blocks(q_places, k_places)))
 
 
-def _forward_rule(bias_fn, q, k, v, bias_variables, q_places, k_places):
-    out, lse = _forward(bias_fn, q, k, v, bias_variables, q_places, k_places)
-    return out, (q, k, v, bias_variables, q_places, k_places, out, lse)
+def _forward_rule(bias_fn, *arguments):
+    out, lse = _forward(bias_fn, *arguments)
+    return out, (*arguments, out, lse)
 
 
 def _backward_rule(bias_fn, saved, d_out):
-    """Gradients with respect to q, k, v and the floating bias variables.
+    """Gradients with respect to q, k, v and the trained variables of the bias.
 
     With ``p = exp(logits - lse)`` and ``delta = sum(out * d_out)`` the gradient of the logits is
     ``p * (d_out v - delta)``, and each block needs no other.
     """
-    q, k, v, bias_variables, q_places, k_places, out, lse = saved
-    floating, fixed = _by_dtype(bias_variables)
+    q, k, v, trained, constants, q_places, k_places, out, lse = saved
+    variables = {**trained, **constants}
     scale = q.shape[-1] ** -0.5
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
 
@@ -300,15 +398,15 @@ def _backward_rule(bias_fn, saved, d_out):
             dq_i, dk, dv, d_bias = carry
             j = order[step]
             k_j, v_j, k_places_j = _take((k, v, k_places), j)
-            logits = _logits(bias_fn, q_i, k_j, bias_variables, q_places_i, k_places_j)
+            logits = _logits(bias_fn, q_i, k_j, variables, q_places_i, k_places_j)
             weights = jnp.exp(logits - lse_i[..., None])
             d_weights = _dot("bkgth,bksh->bkgts", d_out_i, v_j)
             d_logits = weights * (d_weights - delta_i[..., None])
-            if floating:
+            if trained:
                 d_bias = jax.tree.map(
                     jnp.add,
                     d_bias,
-                    _bias_gradient(bias_fn, floating, fixed, q_places_i, k_places_j, d_logits),
+                    _bias_gradient(bias_fn, trained, constants, q_places_i, k_places_j, d_logits),
                 )
             d_logits = d_logits.astype(q.dtype)
             dv_j = _dot("bkgts,bkgth->bksh", weights.astype(q.dtype), d_out_i)
@@ -326,32 +424,27 @@ def _backward_rule(bias_fn, saved, d_out):
     order, count = visible_blocks(q_places, k_places)
     (dk, dv, d_bias), dq = jax.lax.scan(
         query_block,
-        (zeros(k), zeros(v), jax.tree.map(zeros, floating)),
+        (zeros(k), zeros(v), jax.tree.map(zeros, trained)),
         (q, d_out, lse, delta, q_places, order, count),
     )
-    d_bias = {
-        name: d_bias[name].astype(x.dtype) if name in floating else None
-        for name, x in bias_variables.items()
-    }
-    return dq, (dk * scale).astype(k.dtype), dv.astype(v.dtype), d_bias, None, None
+    d_bias = jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), d_bias, trained)
+    dk, dv = (dk * scale).astype(k.dtype), dv.astype(v.dtype)
+    return dq, dk, dv, d_bias, None, None, None
 
 
-def _bias_gradient(bias_fn, floating, fixed, q_places, k_places, d_logits):
-    """Gradient of the floating bias variables, float32, given that of one block's logits."""
+def _bias_gradient(bias_fn, trained, constants, q_places, k_places, d_logits):
+    """Gradient of the trained variables, float32, given that of one block's logits."""
 
-    def bias_of(floating):
-        bias = bias_fn({**floating, **fixed}, q_places.positions, k_places.positions)
+    def bias_of(trained):
+        bias = bias_fn({**trained, **constants}, q_places.positions, k_places.positions)
         return bias.astype(jnp.float32)
 
-    bias, pull = jax.vjp(bias_of, floating)
-    (gradient,) = pull(d_logits.reshape(bias.shape))
+    bias, pull = jax.vjp(bias_of, trained)
+    d_bias = d_logits.reshape(-1, *bias.shape[1:])
+    if bias.shape[0] == 1:
+        d_bias = jnp.sum(d_bias, axis=0, keepdims=True)
+    (gradient,) = pull(d_bias)
     return jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
-
-
-def _by_dtype(variables: dict[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Splits variables into floating ones, which have gradients, and the others."""
-    floating = {n: x for n, x in variables.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-    return floating, {n: x for n, x in variables.items() if n not in floating}
 
 
 def _take(tree: Any, index: Array) -> Any:

@@ -123,6 +123,12 @@ class Transformer(nnx.Module):
         self, config: TransformerConfig, position: PositionEmbedding, *, rngs: nnx.Rngs
     ) -> None:
         position.check(config.shape)
+        period = position.period(config.num_layers)
+        if period < 1 or config.num_layers % period:
+            raise ValueError(
+                f"{type(position).__name__} repeats after {period} layers: "
+                f"num_layers={config.num_layers} is not a multiple of it"
+            )
         self.config = config
         self.position = position
 
@@ -156,6 +162,9 @@ class Transformer(nnx.Module):
         variables = position.init(rngs.params(), config.shape)
         self.position_model = _wrap(variables.model_params, variables.model_constants)
         self.position_layers = _wrap(variables.layer_params, variables.layer_constants)
+        clash = sorted(self.position_model.keys() & self.position_layers.keys())
+        if clash:
+            raise ValueError(f"position variables {clash}: both of the model and of the layers")
 
     def __call__(self, tokens: Array, positions: Array, segments: Array) -> Array:
         """Logits ``[B, T, V]`` float32; the arguments are those of ``hidden``."""
@@ -167,8 +176,9 @@ class Transformer(nnx.Module):
         Args:
           tokens: ``[B, T]`` int32. One outside the vocabulary gives NaN (``check_batch`` finds it
             on the host).
-          positions: ``[B, T]`` int32, tokens since the start of the segment.
-          segments: ``[B, T]`` int32, counted from 1; 0 is padding.
+          positions: ``[B, T]`` int32, tokens since the start of the segment; ``[1, T]`` where all
+            rows share them, whose tables, masks and biases are then computed and kept once.
+          segments: ``[B, T]`` or ``[1, T]`` int32, counted from 1; 0 is padding.
 
         Returns:
           ``[B, T, D]`` in the compute dtype.
@@ -183,7 +193,8 @@ class Transformer(nnx.Module):
                 f"a window of {tokens.shape[1]} tokens: {type(position).__name__} is defined for "
                 f"at most {limit}"
             )
-        variables = _values(self.position_model)
+        shared = _trained(self.position_model), _constant(self.position_model)
+        variables = {**shared[0], **shared[1]}
         x = (
             self.embedding[...]
             .at[tokens]
@@ -192,19 +203,35 @@ class Transformer(nnx.Module):
         x = position.embed(variables, x.astype(config.dtype), positions).astype(config.dtype)
         tables = position.tables(variables, positions, config.shape.head_dim)
 
-        def body(x, layer_slice):
-            weights, variables = layer_slice
-            return layer(config, position, weights, variables, tables, x, positions, segments), None
+        period = position.period(config.num_layers)
+
+        def run(index, weights, trained, constants, x):
+            trained, constants = {**trained, **shared[0]}, {**constants, **shared[1]}
+            merged = {**trained, **constants}
+            method, variables, own = position.of_layer(index, merged, tables)
+            parts = _apart(variables, constants)
+            return layer(config, method, weights, *parts, own, x, positions, segments)
 
         if config.remat:
             # The loop form needs the barrier, or common subexpressions undo the recomputation.
-            body = jax.checkpoint(body, prevent_cse=not config.scan_layers)
-        stacked = (_values(self.layers), _values(self.position_layers))
+            run = jax.checkpoint(run, prevent_cse=not config.scan_layers, static_argnums=0)
+
+        def body(x, group):
+            weights, trained, constants = group
+            for index, own in enumerate(_unstacked(weights, period)):
+                x = run(index, own, trained, constants, x)
+            return x, None
+
+        groups = (
+            _stacked(_values(self.layers), period),
+            _trained(self.position_layers),
+            _constant(self.position_layers),
+        )
         if config.scan_layers:
-            x, _ = jax.lax.scan(body, x, stacked)
+            x, _ = jax.lax.scan(body, x, groups)
         else:
-            for index in range(config.num_layers):
-                x, _ = body(x, jax.tree.map(lambda leaf, i=index: leaf[i], stacked))
+            for index in range(config.num_layers // period):
+                x, _ = body(x, jax.tree.map(lambda leaf, i=index: leaf[i], groups))
         return rms_norm(x, self.final_norm[...], config.norm_eps)
 
     def unembed(self, hidden: Array) -> Array:
@@ -216,7 +243,8 @@ def layer(
     config: TransformerConfig,
     position: PositionEmbedding,
     weights: dict[str, Array],
-    variables: Variables,
+    trained: Variables,
+    constants: Variables,
     tables: Any,
     x: Array,
     positions: Array,
@@ -226,13 +254,14 @@ def layer(
 
     Args:
       config: the model's.
-      position: the model's.
+      position: this layer's, see ``PositionEmbedding.of_layer``.
       weights: one layer's, under the names that ``Transformer`` gives them.
-      variables: one layer's slice of the position variables.
+      trained: the position variables of this layer and of the model that have gradients.
+      constants: those that have none.
       tables: ``position.tables`` of these positions.
       x: ``[B, T, D]``.
-      positions: ``[B, T]``.
-      segments: ``[B, T]``.
+      positions: ``[B, T]`` or ``[1, T]``.
+      segments: ``[B, T]`` or ``[1, T]``.
 
     Returns:
       ``[B, T, D]``.
@@ -244,7 +273,7 @@ def layer(
     if config.qk_norm:
         q = rms_norm(q, weights["query_norm"], config.norm_eps)
         k = rms_norm(k, weights["key_norm"], config.norm_eps)
-    q, k = position.rotate(variables, tables, q, k)
+    q, k = position.rotate({**trained, **constants}, tables, q, k)
     if k.shape[2] != v.shape[2]:
         v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
     attended = attend(
@@ -256,7 +285,9 @@ def layer(
         q_segments=segments,
         k_segments=segments,
         bias_fn=position.bias if position.has_bias else None,
-        bias_variables=variables if position.has_bias else None,
+        contextual_fn=position.contextual_bias if position.has_contextual_bias else None,
+        bias_variables=trained,
+        bias_constants=constants,
         backend=config.attention,
         block=config.attention_block,
     )
@@ -310,3 +341,44 @@ def _wrap(params: Variables, constants: Variables) -> nnx.Dict:
 
 def _values(variables: nnx.Dict) -> dict[str, Array]:
     return {name: variable[...] for name, variable in variables.items()}
+
+
+def _trained(variables: nnx.Dict) -> dict[str, Array]:
+    return {name: x[...] for name, x in variables.items() if isinstance(x, nnx.Param)}
+
+
+def _constant(variables: nnx.Dict) -> dict[str, Array]:
+    return {name: x[...] for name, x in variables.items() if not isinstance(x, nnx.Param)}
+
+
+def _apart(variables: Variables, constants: Variables) -> tuple[Variables, Variables]:
+    """The trained and the constant ones of a layer's variables, whatever names it has for them.
+
+    Constant is what is one of ``constants`` itself, and what is not floating; anything computed
+    counts as trained, which at worst costs a gradient that nobody uses.
+    """
+    fixed = {
+        name
+        for name, x in variables.items()
+        if any(x is y for y in constants.values()) or not jnp.issubdtype(x.dtype, jnp.floating)
+    }
+    return (
+        {name: x for name, x in variables.items() if name not in fixed},
+        {name: x for name, x in variables.items() if name in fixed},
+    )
+
+
+def _stacked(weights: dict[str, Array], period: int) -> dict[str, Array]:
+    """``[L, ...]`` as ``[L / P, P, ...]``, or as it is where P is 1."""
+    if period == 1:
+        return weights
+    return {name: x.reshape(-1, period, *x.shape[1:]) for name, x in weights.items()}
+
+
+def _unstacked(weights: dict[str, Array], period: int) -> list[dict[str, Array]]:
+    """The weights of each layer of a group, ``[P, ...]`` taken apart."""
+    if period == 1:
+        return [weights]
+    # The gradient of a split is one concatenation, that of P slices a sum of P padded arrays.
+    parts = {name: jnp.split(x, period) for name, x in weights.items()}
+    return [{name: part[index][0] for name, part in parts.items()} for index in range(period)]

@@ -3,6 +3,7 @@
 from fope_jax.position.absolute import Learned, Sinusoidal, sinusoidal_table
 from fope_jax.position.alibi import ALiBi, alibi_bias, alibi_slopes
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding, PositionVariables
+from fope_jax.position.contextual import CoPE, cope_bias
 from fope_jax.position.fope import FoPE
 from fope_jax.position.fourier import (
     coefficient_std,
@@ -11,23 +12,92 @@ from fope_jax.position.fourier import (
     mix_tables,
     normalise_columns,
 )
+from fope_jax.position.logit_scaling import LogitScaling, log_n_scale
+from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.relative_bias import (
+    FIRE,
+    Kerple,
+    T5Bias,
+    fire_bias,
+    kerple_log_bias,
+    kerple_power_bias,
+    t5_bias,
+    t5_buckets,
+)
 from fope_jax.position.rope import RoPE
 from fope_jax.position.rotation import angles, inverse_frequencies, rotate
-from fope_jax.position.scaling import clip_floor, floor_frequency, position_interpolation, yarn
-from fope_jax.position.table import METHODS, Fingerprint, fingerprint, make, name_of
+from fope_jax.position.scaling import (
+    AdjustedBase,
+    ClipFloor,
+    DynamicNTK,
+    Llama3,
+    LongRoPE,
+    NTKAware,
+    PositionInterpolation,
+    PRoPE,
+    Proportional,
+    RotaryFrequencies,
+    Scaling,
+    SnapToCycles,
+    YaRN,
+    clip_floor,
+    floor_frequency,
+    scaled_frequencies,
+    yarn_temperature,
+)
+from fope_jax.position.table import (
+    METHODS,
+    SCALINGS,
+    Fingerprint,
+    fingerprint,
+    from_spec,
+    make,
+    make_scaling,
+    name_of,
+    to_spec,
+)
+from fope_jax.position.xpos import XPos, xpos_decay
 
 __all__ = [
+    "t5_buckets",
+    "t5_bias",
+    "kerple_power_bias",
+    "kerple_log_bias",
+    "fire_bias",
+    "T5Bias",
+    "Kerple",
+    "FIRE",
+    "cope_bias",
+    "CoPE",
     "METHODS",
+    "SCALINGS",
     "ALiBi",
+    "AdjustedBase",
+    "ByLayer",
+    "ByShare",
+    "ClipFloor",
+    "DynamicNTK",
     "Fingerprint",
     "FoPE",
     "Learned",
+    "Llama3",
+    "LogitScaling",
+    "LongRoPE",
     "ModelShape",
+    "NTKAware",
     "NoPE",
+    "PRoPE",
     "PositionEmbedding",
+    "PositionInterpolation",
     "PositionVariables",
+    "Proportional",
     "RoPE",
+    "RotaryFrequencies",
+    "Scaling",
     "Sinusoidal",
+    "SnapToCycles",
+    "XPos",
+    "YaRN",
     "alibi_bias",
     "alibi_slopes",
     "angles",
@@ -37,13 +107,18 @@ __all__ = [
     "floor_frequency",
     "fourier_coefficients",
     "fourier_tables",
+    "from_spec",
     "inverse_frequencies",
+    "log_n_scale",
     "make",
+    "make_scaling",
     "mix_tables",
     "name_of",
     "normalise_columns",
-    "position_interpolation",
     "rotate",
+    "scaled_frequencies",
     "sinusoidal_table",
-    "yarn",
+    "to_spec",
+    "xpos_decay",
+    "yarn_temperature",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,9 @@ class Sinusoidal(PositionEmbedding):
     Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.5.
     """
 
+    kind: ClassVar[str] = "absolute"
+    extends: ClassVar[str] = "defined at any length; poorly"
+
     theta: float = 10_000.0
     amplitude: float = 1.0
 
@@ -79,6 +83,9 @@ class Learned(PositionEmbedding):
 
     Reference: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training".
     """
+
+    kind: ClassVar[str] = "absolute"
+    extends: ClassVar[str] = "no; refuses longer sequences"
 
     table_length: int
     init_std: float = 0.02

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +91,9 @@ class ALiBi(PositionEmbedding):
 
     Reference: Press et al. 2022, "Train Short, Test Long", Section 3.
     """
+
+    kind: ClassVar[str] = "bias"
+    extends: ClassVar[str] = "yes; a penalty that grows with distance"
 
     slopes: tuple[float, ...] | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -38,9 +38,10 @@ class PositionVariables:
 
     A pytree of four dicts.
 
-    ``model_*`` exist once a model; ``layer_*`` have a leading layer axis ``[L, ...]``. ``params``
-    are trained; ``constants`` are saved, restored and sharded with the state, and no optimizer
-    sees them. Hooks get the two merged into one dict, so names must differ.
+    ``model_*`` exist once a model; ``layer_*`` have a leading layer axis ``[L, ...]``
+    (``[L / period, ...]`` where methods mix over layers). ``params`` are trained; ``constants`` are
+    saved, restored and sharded with the state, and no optimizer sees them. Hooks get them merged
+    into one dict, so names must differ.
     """
 
     model_params: Variables = field(default_factory=dict)
@@ -55,11 +56,20 @@ class PositionEmbedding:
 
     A method is a frozen dataclass of its knobs that overrides only the hooks it changes. All hooks
     are pure functions of int32 positions (tokens since the start of the segment), never of array
-    indices, so packed documents, key caches and sharded sequences need no special case.
+    indices, so packed documents, key caches and sharded sequences need no special case. Positions
+    are ``[B, T]``, or ``[1, T]`` where all rows share them: whatever a hook makes of them then has
+    a batch axis of 1 and is computed and kept once.
+
+    Class attributes, for the table of methods:
+      kind: ``none``, ``rotation``, ``bias``, ``absolute``, ``contextual`` or ``composition``.
+      extends: whether the method is meant for lengths beyond training, and how, in a few words.
 
     Reference: Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization
     in Transformers".
     """
+
+    kind: ClassVar[str] = "none"
+    extends: ClassVar[str] = "defined at any length"
 
     def check(self, shape: ModelShape) -> None:
         """Raises ValueError, naming knob and value, where the method cannot serve ``shape``."""
@@ -83,6 +93,11 @@ class PositionEmbedding:
         """
         return x
 
+    @property
+    def has_embed(self) -> bool:
+        """Whether ``embed`` is overridden: the method acts on token embeddings."""
+        return type(self).embed is not PositionEmbedding.embed
+
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> Any:
         """What ``rotate`` needs and all layers share, float32, computed once a forward pass.
 
@@ -93,8 +108,8 @@ class PositionEmbedding:
     def rotate(self, variables: Variables, tables: Any, q: Array, k: Array) -> tuple[Array, Array]:
         """Changes ``q [B, T, N, H]`` and ``k [B, T, K, H]``; dtypes are kept.
 
-        ``variables`` are one layer's. A method with one matrix a query head returns ``k`` as
-        ``[B, T, N, H]``, each key-value head repeated for the query heads that read it.
+        ``variables`` are one layer's and the model's. A method with one matrix a query head returns
+        ``k`` as ``[B, T, N, H]``, each key-value head repeated for the query heads that read it.
         """
         return q, k
 
@@ -102,12 +117,13 @@ class PositionEmbedding:
         """The additive attention bias for a block of scores.
 
         Args:
-          variables: one layer's.
-          q_positions: ``[B, T]``, any slice of the sequence.
-          k_positions: ``[B, S]``, any slice of the sequence.
+          variables: one layer's and the model's.
+          q_positions: ``[B, T]`` or ``[1, T]``, any slice of the sequence.
+          k_positions: ``[B, S]`` or ``[1, S]``, any slice of the sequence.
 
         Returns:
-          ``[B, N, T, S]`` float32, added to the scaled logits, or None where the method has none.
+          ``[B, N, T, S]`` float32, added to the scaled logits (batch axis 1 where both positions
+          have it), or None where the method has none.
         """
         return None
 
@@ -115,6 +131,41 @@ class PositionEmbedding:
     def has_bias(self) -> bool:
         """Whether ``bias`` is overridden, known without evaluating it."""
         return type(self).bias is not PositionEmbedding.bias
+
+    def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array | None:
+        """The additive bias of whole rows of scores, for methods whose positions depend on content.
+
+        Args:
+          variables: one layer's and the model's.
+          q: ``[B, T, N, H]``, a slice of the queries, after ``rotate``.
+          logits: ``[B, N, T, S]`` float32, scaled, with all keys in the order of their positions;
+            -inf where the query does not see the key.
+
+        Returns:
+          ``[B, N, T, S]`` float32, finite everywhere, or None where the method has none.
+        """
+        return None
+
+    @property
+    def has_contextual_bias(self) -> bool:
+        """Whether ``contextual_bias`` is overridden, known without evaluating it."""
+        return type(self).contextual_bias is not PositionEmbedding.contextual_bias
+
+    def period(self, num_layers: int) -> int:
+        """After how many layers the methods of the layers repeat; 1 where all layers are alike."""
+        return 1
+
+    def of_layer(
+        self, index: int, variables: Variables, tables: Any
+    ) -> tuple[PositionEmbedding, Variables, Any]:
+        """The method of layer ``index`` within a period, with its own of variables and tables.
+
+        Args:
+          index: from 0 below ``period``.
+          variables: those of one period, layer axis removed, and the model's.
+          tables: of the whole model.
+        """
+        return self, variables, tables
 
 
 @dataclass(frozen=True)

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.checks import check_choice
 from fope_jax.position.fourier import (
     SIGMA_CONVENTIONS,
-    check_choice,
     fourier_coefficients,
     mix_tables,
     normalise_columns,
     own_identity,
 )
-from fope_jax.position.rotation import angles, check_head_dim, inverse_frequencies, rotate
-from fope_jax.position.scaling import clip_floor, floor_frequency
+from fope_jax.position.rotation import angles, check_head_dim, rotate
+from fope_jax.position.scaling import (
+    ClipFloor,
+    RotaryFrequencies,
+    Scaling,
+    check_chain,
+    floor_frequency,
+    scaled_frequencies,
+)
 from fope_jax.typing import Array
 
 HEADS = ("query", "key_value", "shared")
 FREQUENCIES = ("rope", "grid", "uniform")
 OUTPUTS = ("quarter", "surviving")
 IDENTITIES = ("step", "own")
+SCALING_ORDERS = ("before_clip", "after_clip")
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,21 @@ class FoPE(PositionEmbedding):
       zero_sine: the sine of zero-frequency pairs: 1 (code, intended by its authors), 0 (Eq. 13).
       identity: where the dominant terms stand when D > d. ``step``: see ``step_identity`` (code);
         ``own``: each output at its own RoPE frequency (paper), or the nearest on a ``grid``.
+      scaling: a tuple of scalings of RoPE's frequencies, applied in the order given, to extend the
+        length: with it training_length is the new length. The code has position interpolation and
+        YaRN without its temperature: ``YaRN(.., attention_factor=1.0)``. An attention factor
+        multiplies all cosines and sines, of pairs with and without a series.
+      scaling_order: ``before_clip`` scales and then drops what is under the floor;
+        ``after_clip`` drops first (code, "yarn_after").
       learnable: train the coefficients, with the weight decay of all parameters, which pulls them
         towards 0; False in both.
 
     Reference: Hua et al. 2025, "Fourier Position Embedding: Enhancing Attention's Periodic
     Extension for Length Generalization", Eq. 11-13, and the released code.
     """
+
+    kind: ClassVar[str] = "rotation"
+    extends: ClassVar[str] = "claimed; better with a scaling"
 
     training_length: int
     theta: float = 10_000.0
@@ -94,6 +111,8 @@ class FoPE(PositionEmbedding):
     zero_sine: float = 1.0
     identity: str = "step"
     learnable: bool = False
+    scaling: tuple[Scaling, ...] = ()
+    scaling_order: str = "before_clip"
 
     def __post_init__(self) -> None:
         floor_frequency(self.training_length, self.floor_ratio)
@@ -108,6 +127,19 @@ class FoPE(PositionEmbedding):
         check_choice("heads", self.heads, HEADS)
         check_choice("outputs", self.outputs, OUTPUTS)
         check_choice("identity", self.identity, IDENTITIES)
+        check_choice("scaling_order", self.scaling_order, SCALING_ORDERS)
+        object.__setattr__(self, "scaling", check_chain(self.scaling))
+        for step in self.scaling:
+            if step.follows_length:
+                raise ValueError(
+                    f"scaling={type(step).__name__} with length=None: FoPE mixes a fixed set of "
+                    "frequencies; give the scaling a length"
+                )
+            if isinstance(step, ClipFloor):
+                raise ValueError(
+                    "scaling holds ClipFloor: FoPE clips by itself and would do it twice; use "
+                    "training_length and floor_ratio"
+                )
         if self.num_frequencies is not None and self.num_frequencies < 1:
             raise ValueError(f"num_frequencies={self.num_frequencies}: at least one is needed")
         if self.learnable and self.share_layers:
@@ -146,34 +178,33 @@ class FoPE(PositionEmbedding):
         Without the series, RoPE's ``[H/2]`` with zeros below the floor.
         """
         if not self.series:
-            grid = inverse_frequencies(head_dim, self.theta)
-            return clip_floor(grid, self.training_length, self.floor_ratio)
+            return self._surviving(head_dim).inv_freq
         size = head_dim
         if self.frequencies_from == "grid":
             size = 2 * (self.num_frequencies or head_dim)
-        return self._clipped(inverse_frequencies(size, self.theta))
+        return self._mixed(size)
 
     def num_outputs(self, head_dim: int) -> int:
         """d, the pairs of dimensions that follow a series."""
         if not (self.clip and self.drop_zero):
             return head_dim // 2  # nothing was dropped, so no pair is left without a series
         if self.outputs == "surviving":
-            return len(self._clipped(inverse_frequencies(head_dim, self.theta)))
+            return len(self._mixed(head_dim))
         return min(self._num_mixed(head_dim), head_dim // 4)
 
     def check(self, shape: ModelShape) -> None:
         head_dim = shape.head_dim
         check_head_dim(head_dim)
-        fastest = 1.0  # inverse_frequencies start at 1 radian per token for every theta
-        if self.clip and floor_frequency(self.training_length, self.floor_ratio) > fastest:
-            least = math.ceil(2 * math.pi * self.floor_ratio)
+        surviving = self._surviving(head_dim).inv_freq
+        if not surviving.any():
             raise ValueError(
                 f"training_length={self.training_length}: no frequency completes "
-                f"{self.floor_ratio:g} periods within it; {least} tokens or more keep one"
+                f"{self.floor_ratio:g} periods within it; {self._least_length(head_dim)} tokens or "
+                "more keep one"
             )
         if not self.series:
             return
-        own = len(self._clipped(inverse_frequencies(head_dim, self.theta)))
+        own = len(self._mixed(head_dim))
         size = self.num_frequencies
         if size is not None and self.frequencies_from == "uniform" and size < own:
             raise ValueError(
@@ -217,8 +248,10 @@ class FoPE(PositionEmbedding):
         num_mixed = self._num_mixed(shape.head_dim)
         identity = None
         if self.identity == "own":
-            grid = inverse_frequencies(shape.head_dim, self.theta)
-            own = (self._clipped(grid) if self.drop_zero else grid)[:num_outputs]
+            if self.drop_zero:
+                own = self._mixed(shape.head_dim)[:num_outputs]
+            else:
+                own = scaled_frequencies(shape.head_dim, self.theta, self.scaling).inv_freq
             identity = np.zeros((num_mixed, num_outputs), np.float32)
             identity[: len(basis)] = own_identity(basis, own)
         heads = {"query": shape.num_heads, "key_value": shape.num_kv_heads, "shared": None}
@@ -253,16 +286,20 @@ class FoPE(PositionEmbedding):
     def rotate(
         self, variables: Variables, tables: tuple[Array, Array], q: Array, k: Array
     ) -> tuple[Array, Array]:
+        head_dim = q.shape[-1]
+        factor = np.float32(self._surviving(head_dim).attention_factor)
         if not self.series:
-            return rotate(q, *tables), rotate(k, *tables)
+            cos, sin = (factor * table for table in tables)
+            return rotate(q, cos, sin), rotate(k, cos, sin)
         cos_coef = variables["cos_coef"]
         sin_coef = variables.get("sin_coef", cos_coef)
         if self.normalise:
             cos_coef, sin_coef = normalise_columns(cos_coef), normalise_columns(sin_coef)
-        head_dim = q.shape[-1]
         cos, sin = mix_tables(
             *tables, cos_coef, sin_coef, head_dim=head_dim, zero_sine=self.zero_sine
         )
+        if factor != 1:
+            cos, sin = factor * cos, factor * sin
         groups = q.shape[2] // k.shape[2]
         if self.heads == "query" and groups > 1:
             k = jnp.repeat(k, groups, axis=2)
@@ -271,10 +308,26 @@ class FoPE(PositionEmbedding):
             cos, sin = jnp.repeat(cos, groups, axis=2), jnp.repeat(sin, groups, axis=2)
         return rotate(q, cos, sin), turned_k
 
-    def _clipped(self, grid: np.ndarray) -> np.ndarray:
-        if self.clip:
-            grid = clip_floor(grid, self.training_length, self.floor_ratio)
-        return grid[grid > 0] if self.drop_zero else grid
+    def _surviving(self, size: int) -> RotaryFrequencies:
+        """RoPE's frequencies of a head of ``size`` dimensions, scaled and with the floor clipped.
+
+        In the order of the knob; ``[size / 2]``, zeros kept.
+        """
+        clip = (ClipFloor(self.training_length, self.floor_ratio),) if self.clip else ()
+        before = self.scaling_order == "before_clip"
+        chain = self.scaling + clip if before else clip + self.scaling
+        return scaled_frequencies(size, self.theta, chain)
+
+    def _mixed(self, size: int) -> np.ndarray:
+        """What of ``_surviving`` goes into the series."""
+        inv_freq = self._surviving(size).inv_freq
+        return inv_freq[inv_freq > 0] if self.drop_zero else inv_freq
+
+    def _least_length(self, head_dim: int) -> int:
+        """The shortest training length in tokens of which a frequency is above the floor."""
+        unclipped = self.scaling if self.scaling_order == "before_clip" else ()
+        fastest = scaled_frequencies(head_dim, self.theta, unclipped).inv_freq.max()
+        return math.ceil(2 * math.pi * self.floor_ratio / fastest)
 
     def _num_mixed(self, head_dim: int) -> int:
         """D, the rows of the mixing matrix."""

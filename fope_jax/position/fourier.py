@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fope_jax.position.checks import check_choice
 from fope_jax.position.rotation import angles, as_array, check_head_dim
 from fope_jax.typing import Array
 
@@ -133,7 +134,9 @@ def fourier_coefficients(
     dominant = jnp.broadcast_to(jnp.asarray(placed, jnp.float32), shape)
 
     def draw(key: Array) -> Array:
-        return dominant + np.float32(std) * jax.random.normal(key, shape, jnp.float32)
+        # Drawn flat: the same bits, and it compiles several times faster than a draw of three axes.
+        noise = jax.random.normal(key, (math.prod(shape),), jnp.float32).reshape(shape)
+        return dominant + np.float32(std) * noise
 
     cos_key, sin_key = jax.random.split(key)
     cos_coef = draw(cos_key)
@@ -244,9 +247,3 @@ def fourier_tables(
     return mix_tables(
         jnp.cos(phase), jnp.sin(phase), cos_coef, sin_coef, head_dim=head_dim, zero_sine=zero_sine
     )
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")

@@ -1,14 +1,17 @@
-"""RoPE: rotary position embedding."""
+"""RoPE: rotary position embedding, with any scaling of its frequencies."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, Variables
+from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.rotation import angles, check_head_dim, inverse_frequencies, rotate
+from fope_jax.position.scaling import Scaling, check_chain, scaled_frequencies
 from fope_jax.typing import Array
 
 
@@ -21,32 +24,104 @@ class RoPE(PositionEmbedding):
     Knobs:
       theta: base of the frequencies ``theta ** (-2 m / H)``; the paper and its code use 10,000.
       interleaved: pair dimensions ``2 m, 2 m + 1`` in place of ``m, m + H/2``.
+      partial_rotary_factor: share of the head's dimensions that rotate, the first ones, with a grid
+        of their own; the others carry no position.
+      scaling: a tuple of scalings of the frequencies, applied in the order given, such as
+        ``(ClipFloor(512), YaRN(4.0, 512))``. One at most of those that stretch to a longer length.
+      learnable: train the frequencies, shared by all layers: ``w_m exp(s_m)`` with s_m from 0, so
+        that weight decay pulls towards the frequencies given and no sign can change.
 
     Reference: Su et al. 2021, "RoFormer", Eq. 13-15 and 34.
     """
 
+    kind: ClassVar[str] = "rotation"
+    extends: ClassVar[str] = "poorly alone; with a scaling"
+
     theta: float = 10_000.0
     interleaved: bool = False
+    partial_rotary_factor: float = 1.0
+    scaling: tuple[Scaling, ...] = ()
+    learnable: bool = False
 
     def __post_init__(self) -> None:
-        if not self.theta > 0:
-            raise ValueError(f"theta={self.theta}: the rotary base must be above 0")
+        object.__setattr__(self, "scaling", check_chain(self.scaling))
+        inverse_frequencies(2, self.theta)
+        if not 0 < self.partial_rotary_factor <= 1:
+            raise ValueError(
+                f"partial_rotary_factor={self.partial_rotary_factor}: the share of dimensions that "
+                "rotate is above 0, to 1"
+            )
+        following = [type(step).__name__ for step in self.scaling if step.follows_length]
+        if self.learnable and following:
+            raise ValueError(
+                f"learnable=True, scaling={following[0]} with length=None: frequencies that follow "
+                "each sequence cannot be trained; give the scaling a length"
+            )
+
+    def rotary_dim(self, head_dim: int) -> int:
+        """The dimensions of a head that rotate.
+
+        Raises:
+          ValueError: ``head_dim`` is odd, or ``partial_rotary_factor`` makes no even number of it.
+        """
+        check_head_dim(head_dim)
+        dims = self.partial_rotary_factor * head_dim
+        if abs(dims - round(dims)) > 1e-6 or round(dims) % 2 or round(dims) < 2:
+            raise ValueError(
+                f"partial_rotary_factor={self.partial_rotary_factor}: {dims:g} of "
+                f"head_dim={head_dim} dimensions would rotate; expected an even number"
+            )
+        return round(dims)
 
     def check(self, shape: ModelShape) -> None:
-        check_head_dim(shape.head_dim)
+        scaled_frequencies(self.rotary_dim(shape.head_dim), self.theta, self.scaling)
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        return inverse_frequencies(head_dim, self.theta)
+        """``[H/2]`` radians per token after scaling, of a sequence no longer than in training.
+
+        With partial rotary only the dimensions that rotate have one.
+        """
+        return scaled_frequencies(self.rotary_dim(head_dim), self.theta, self.scaling).inv_freq
+
+    def attention_factor(self, head_dim: int) -> float:
+        """The factor that the scalings put on cosine and sine."""
+        rotary_dim = self.rotary_dim(head_dim)
+        return scaled_frequencies(rotary_dim, self.theta, self.scaling).attention_factor
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        if not self.learnable:
+            return PositionVariables()
+        pairs = self.rotary_dim(shape.head_dim) // 2
+        return PositionVariables(model_params={"log_ratio": jnp.zeros(pairs, jnp.float32)})
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Array, Array]:
-        phase = angles(positions, self.frequencies(head_dim))
-        return jnp.cos(phase), jnp.sin(phase)
+        phase = self._phase(variables, positions, head_dim)
+        factor = np.float32(self.attention_factor(head_dim))
+        return jnp.cos(phase) * factor, jnp.sin(phase) * factor
+
+    def _phase(self, variables: Variables, positions: Array, head_dim: int) -> Array:
+        """Radians ``[B, T, F]``."""
+        if any(step.follows_length for step in self.scaling):
+            return jax.vmap(lambda row: self._row_phase(row, head_dim))(positions)
+        inv_freq = self.frequencies(head_dim)
+        if self.learnable:
+            inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(variables["log_ratio"])
+        return angles(positions, inv_freq)
+
+    def _row_phase(self, positions: Array, head_dim: int) -> Array:
+        """Radians ``[T, F]`` at the frequencies of this row's own length."""
+        length = jnp.max(positions) + 1
+        rotary_dim = self.rotary_dim(head_dim)
+        return angles(
+            positions, scaled_frequencies(rotary_dim, self.theta, self.scaling, length).inv_freq
+        )
 
     def rotate(
         self, variables: Variables, tables: tuple[Array, Array], q: Array, k: Array
     ) -> tuple[Array, Array]:
-        cos, sin = tables
-        return (
-            rotate(q, cos, sin, interleaved=self.interleaved),
-            rotate(k, cos, sin, interleaved=self.interleaved),
-        )
+        return self._turn(q, *tables), self._turn(k, *tables)
+
+    def _turn(self, x: Array, cos: Array, sin: Array) -> Array:
+        dims = 2 * cos.shape[-1]
+        turned = rotate(x[..., :dims], cos, sin, interleaved=self.interleaved)
+        return turned if dims == x.shape[-1] else jnp.concatenate([turned, x[..., dims:]], axis=-1)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
+from fope_jax.data.config import Packing
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.model.transformer import Transformer, split
@@ -107,9 +108,11 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     record_run(workdir, facts, start)
 
     # ------------------------------------------------------------------ compile
+    packing = experiment.data.packing
+    first = share_positions(loader.batch(start), packing)
     began = time.perf_counter()
     step_function = train_step.lower(
-        graphdef, optimizer, state, constants, loader.batch(start), accumulate=config.accumulate
+        graphdef, optimizer, state, constants, first, accumulate=config.accumulate
     ).compile()
     compiled = time.perf_counter() - began
     log.info("compiled in %.1f s", compiled)
@@ -127,7 +130,7 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     ):  # fmt: skip
         metrics_log.write({"kind": "time", "phase": "compile", "step": start, "seconds": compiled})
         for step, batch in enumerate(batches, start=start + 1):
-            state, metrics = step_function(state, constants, batch)
+            state, metrics = step_function(state, constants, share_positions(batch, packing))
             meter.add(metrics)
             bar.update()
             saves = step % config.save_every == 0 or step == config.steps
@@ -152,6 +155,16 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
                 meter.restart(batches)
     store.close()
     log.info("trained %d steps; checkpoint %s", config.steps, store.directory / str(config.steps))
+
+
+def share_positions(batch: Batch, packing: Packing) -> Batch:
+    """Positions as ``[1, T]`` where the packing makes those of all rows the same.
+
+    Everything that depends on positions alone is then computed once a batch, not once a row.
+    """
+    if packing == "windows":
+        return batch._replace(positions=batch.positions[:1])
+    return batch
 
 
 ADVICE = "nothing has been saved since the last checkpoint; a lower train.learning_rate may help"

@@ -53,8 +53,9 @@ def gradient_sums(
     """The gradient of the summed nats, the nats and the weights of a whole batch.
 
     The batch is cut into ``accumulate`` pieces along B, whose sums are added up one after the
-    other. Sums and not means: pieces with different numbers of scored tokens then add up to the
-    gradient of the whole batch, which the caller divides by the weights once.
+    other; a leaf ``[1, T]`` goes into each. Sums and not means: pieces with different numbers of
+    scored tokens then add up to the gradient of the whole batch, which the caller divides by the
+    weights once.
     """
 
     def nats(params: Any, piece: Batch) -> tuple[Array, Array]:
@@ -67,7 +68,14 @@ def gradient_sums(
 
     if accumulate == 1:
         return piece_sums(batch)
-    pieces = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+    rows = batch.tokens.shape[0] // accumulate
+
+    def cut(x: Array) -> Array:
+        if x.shape[0] == 1:
+            return jnp.broadcast_to(x, (accumulate, *x.shape))
+        return x.reshape(accumulate, rows, *x.shape[1:])
+
+    pieces = jax.tree.map(cut, batch)
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
     total, _ = jax.lax.scan(
         lambda sums, piece: (jax.tree.map(jnp.add, sums, piece_sums(piece)), None), zeros, pieces
@@ -98,7 +106,7 @@ def train_step(
       optimizer: from ``make_optimizer``.
       state: parameters and optimizer state; donated, so the caller's copy is gone afterwards.
       constants: position constants, read only.
-      batch: leaves ``[B, T]``.
+      batch: leaves ``[B, T]``; positions and segments may be ``[1, T]``, the same for all rows.
       accumulate: pieces the batch is computed in; divides B.
 
     Returns:

@@ -95,6 +95,17 @@ def test_one_segment_a_window_as_the_paper():
     assert batch.weights.tolist() == [[1] * 7, [1] * 6 + [0]]
 
 
+def test_positions_of_windows_are_the_same_in_every_row_padding_too():
+    loader = Loader(Stream([5, 8]), length=5, batch_size=3, seed=0, packing="windows")
+    for step in range(3):
+        batch = loader.batch(step)
+        assert batch.positions.tolist() == [list(range(5))] * 3
+        padding = np.arange(5) >= 3
+        last = batch.tokens[:, 0] == 33
+        np.testing.assert_array_equal(batch.segments == 0, last[:, None] & padding)
+        assert last.sum() == 1
+
+
 def test_types_and_shapes():
     batch = Loader(Stream(LENGTHS), length=16, batch_size=4, seed=0).batch(0)
     assert isinstance(batch, Batch)

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from fope_jax.model import attention
 from fope_jax.model.attention import Places, visible, visible_blocks
+from fope_jax.position.base import ModelShape
+from fope_jax.position.examples import EXAMPLES
 
 attend = jax.jit(attention.attend, static_argnames=("bias_fn", "backend", "block"))
 
@@ -34,6 +36,22 @@ def bias_variables(num_heads):
     }
 
 
+def contextual_fn(variables, q, logits):
+    """A bias by how far the running count of open gates is: it depends on the order of the keys."""
+    gates = jax.nn.sigmoid(logits)
+    count = jnp.cumsum(gates, axis=-1)
+    slope = jnp.einsum("btnh,h->bnt", q, variables["direction"])[..., None]
+    return variables["gain"][None, :, None, None] * jnp.sin(slope + count * variables["fixed"])
+
+
+def contextual_variables(num_heads, head_dim):
+    return {
+        "direction": normal(9, head_dim) / 2,
+        "gain": normal(10, num_heads) + 1.5,
+        "fixed": np.float32(0.3),
+    }
+
+
 def in_order(batch, length):
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))
     return positions, np.ones((batch, length), np.int32)
@@ -52,8 +70,8 @@ def packed(lengths_of_rows, length):
     return positions, segments
 
 
-def oracle(q, k, v, q_positions, k_positions, q_segments, k_segments, bias=None):
-    """Attention one query at a time, in float64."""
+def oracle(q, k, v, q_positions, k_positions, q_segments, k_segments, bias=None, contextual=None):
+    """Attention one query at a time, in float64; ``contextual`` are the variables of its bias."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     batch, length, num_heads, head_dim = q.shape
     out = np.zeros(q.shape)
@@ -70,6 +88,12 @@ def oracle(q, k, v, q_positions, k_positions, q_segments, k_segments, bias=None)
                 logits = k[b, keys, head] @ q[b, t, n] / np.sqrt(head_dim)
                 if bias is not None:
                     logits = logits + np.asarray(bias, np.float64)[b, n, t, keys]
+                if contextual is not None:
+                    order = np.argsort(k_positions[b, keys], kind="stable")
+                    count = np.empty(len(keys))
+                    count[order] = np.cumsum(1 / (1 + np.exp(-logits[order])))
+                    slope = q[b, t, n] @ contextual["direction"]
+                    logits = logits + contextual["gain"][n] * np.sin(slope + 0.3 * count)
                 weights = np.exp(logits - logits.max())
                 out[b, t, n] = weights @ v[b, keys, head] / weights.sum()
     return out
@@ -128,24 +152,33 @@ def arrays(name):
     return q, k, v, places, block
 
 
-@functools.partial(jax.jit, static_argnames=("bias_fn", "backend", "block"))
-def value_and_gradients(q, k, v, variables, cotangent, places, *, bias_fn=None, backend, block=1):
-    """The output and the gradients of q, k, v and of the floating bias variables."""
-    floating = {n: x for n, x in variables.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+@functools.partial(jax.jit, static_argnames=("bias_fn", "contextual_fn", "backend", "block"))
+def value_and_gradients(
+    q, k, v, variables, cotangent, places, *, bias_fn=None, contextual_fn=None, backend, block=1
+):
+    """The output and the gradients of q, k, v and of the floating variables but ``"fixed"``."""
 
-    def attended(q, k, v, floating):
+    def has_gradient(name):
+        return name != "fixed" and jnp.issubdtype(variables[name].dtype, jnp.floating)
+
+    trained = {name: x for name, x in variables.items() if has_gradient(name)}
+    constants = {name: x for name, x in variables.items() if not has_gradient(name)}
+
+    def attended(q, k, v, trained):
         return attention.attend(
             q,
             k,
             v,
             **places,
             bias_fn=bias_fn,
-            bias_variables={**variables, **floating},
+            contextual_fn=contextual_fn,
+            bias_variables=trained,
+            bias_constants=constants,
             backend=backend,
             block=block,
         )
 
-    out, pull = jax.vjp(attended, q, k, v, floating)
+    out, pull = jax.vjp(attended, q, k, v, trained)
     return out, pull(cotangent)
 
 
@@ -186,6 +219,118 @@ def test_chunked_equals_reference_in_value_and_gradient(name, biased):
     ):
         assert np.abs(theirs).max() > 1e-3
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_contextual_bias_is_its_definition(name, backend):
+    """On top of a bias of positions, which its logits include."""
+    q, k, v, places, block = arrays(name)
+    own, contextual = bias_variables(q.shape[2]), contextual_variables(*q.shape[2:])
+    out, _ = value_and_gradients(
+        q, k, v, own | contextual, q, places,
+        bias_fn=bias_fn, contextual_fn=contextual_fn, backend=backend, block=block,
+    )  # fmt: skip
+    bias = bias_fn(own, places["q_positions"], places["k_positions"])
+    expected = oracle(q, k, v, **places, bias=bias, contextual=contextual)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["blocks that do not divide", "stored in any order"])
+def test_contextual_rows_in_blocks_have_the_gradients_of_the_reference(name):
+    q, k, v, places, block = arrays(name)
+    variables = bias_variables(q.shape[2]) | contextual_variables(*q.shape[2:])
+    both = functools.partial(
+        value_and_gradients, q, k, v, variables, normal(3, *q.shape), places,
+        bias_fn=bias_fn, contextual_fn=contextual_fn,
+    )  # fmt: skip
+    assert_same(both(backend="chunked", block=block), both(backend="reference"))
+
+
+def test_blocks_of_rows_shrink_so_that_their_scores_fit(monkeypatch):
+    q, k, v, places, _ = arrays("blocks that do not divide")
+    shapes = []
+
+    def recorder(variables, q, logits):
+        shapes.append(logits.shape)
+        return jnp.zeros_like(logits)
+
+    monkeypatch.setattr(attention, "_SCORES_IN_ROWS", 5 * 37)
+    out = attention.attend(q, k, v, **places, contextual_fn=recorder, block=16)
+    assert shapes == [(2, 4, 5, 37)]
+    np.testing.assert_allclose(out, attend(q, k, v, **places), rtol=1e-5, atol=1e-6)
+
+
+def assert_same(mine, theirs, rtol=1e-5, atol=2e-5):
+    """Leaf by leaf, none of them nothing; ``atol`` is a share of a leaf's largest number."""
+    assert jax.tree.structure(mine) == jax.tree.structure(theirs)
+    for x, y in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+        largest = np.abs(y).max()
+        assert largest > 1e-3
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol * max(1.0, largest))
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.parametrize("contextual", [False, True])
+def test_places_that_all_rows_share_may_be_given_once(backend, contextual):
+    q, k, v, _, _ = arrays("packed and padded, grouped")
+    positions, segments = (x[:1] for x in DOCUMENTS)
+    variables = bias_variables(6) | (contextual_variables(6, 4) if contextual else {})
+    used = {"bias_fn": bias_fn, "contextual_fn": contextual_fn if contextual else None}
+
+    def attended(positions, segments):
+        places = {
+            "q_positions": positions,
+            "k_positions": positions,
+            "q_segments": segments,
+            "k_segments": segments,
+        }
+        cotangent = normal(3, *q.shape)
+        return value_and_gradients(
+            q, k, v, variables, cotangent, places, **used, backend=backend, block=16
+        )
+
+    def rows(x):
+        return np.repeat(x, 3, axis=0)
+
+    expected = attended(rows(positions), rows(segments))
+    assert_same(attended(positions, segments), expected)
+    assert_same(attended(positions, rows(segments)), expected)
+
+
+def test_a_bias_of_places_shared_by_all_rows_has_one_row():
+    seen = []
+
+    def recorder(variables, q_positions, k_positions):
+        seen.append((q_positions.shape, k_positions.shape))
+        return jnp.zeros((1, 2, q_positions.shape[1], k_positions.shape[1]))
+
+    q = normal(0, 3, 20, 2, 4)
+    positions, segments = in_order(1, 20)
+    places = dict.fromkeys(("q_positions", "k_positions"), positions)
+    places |= dict.fromkeys(("q_segments", "k_segments"), segments)
+    jax.eval_shape(
+        functools.partial(attention.attend, **places, bias_fn=recorder, block=5), q, q, q
+    )
+    assert set(seen) == {((1, 5), (1, 5))}
+
+
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_constants_have_no_gradient_whatever_their_dtype(backend):
+    q, k, v, places, block = arrays("packed and padded, grouped")
+    variables = bias_variables(6)
+    furthest, power = variables.pop("furthest"), variables.pop("power")
+
+    def total(rate, power):
+        out = attention.attend(
+            q, k, v, **places, bias_fn=bias_fn, bias_variables={"rate": rate},
+            bias_constants={"power": power, "furthest": furthest}, backend=backend, block=block,
+        )  # fmt: skip
+        return (out * normal(3, *q.shape)).sum()
+
+    d_rate, d_power = jax.jit(jax.grad(total, (0, 1)))(variables["rate"], power)
+    assert np.abs(d_rate).max() > 1e-3
+    assert np.all(np.asarray(d_power) == 0)
 
 
 @hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
@@ -259,7 +404,8 @@ def test_blocks_above_the_diagonal_and_of_other_documents_are_left_out():
 
 
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
-def test_a_query_that_sees_no_key_gives_zeros_and_finite_gradients(backend):
+@pytest.mark.parametrize("contextual", [False, True])
+def test_a_query_that_sees_no_key_gives_zeros_and_finite_gradients(backend, contextual):
     q, k, v = normal(0, 1, 6, 2, 4) * 100, normal(1, 1, 6, 2, 4) * 100, normal(2, 1, 6, 2, 4)
     positions, _ = in_order(1, 6)
     segments = jnp.array([[1, 1, 0, 3, 0, 0]], jnp.int32)
@@ -271,11 +417,12 @@ def test_a_query_that_sees_no_key_gives_zeros_and_finite_gradients(backend):
         "k_segments": k_segments,
     }
     out, gradients = value_and_gradients(
-        q, k, v, {}, np.ones_like(q), places, backend=backend, block=2
-    )
+        q, k, v, contextual_variables(2, 4) if contextual else {}, np.ones_like(q), places,
+        contextual_fn=contextual_fn if contextual else None, backend=backend, block=2,
+    )  # fmt: skip
     assert np.all(np.asarray(out[:, 2:]) == 0) and np.abs(out[:, :2]).min() > 0
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
     for gradient in gradients[:3]:
-        assert np.isfinite(gradient).all()
         assert np.all(np.asarray(gradient[:, 2:]) == 0)
 
 
@@ -301,7 +448,99 @@ def test_bfloat16_is_close_to_float32_and_keeps_its_dtype():
         np.testing.assert_allclose(mine.astype(jnp.float32), theirs, rtol=0.05, atol=0.1)
 
 
+# ---------------------------------------------------------------------------- every method
+
+BIASES = {
+    label: method
+    for label, method in EXAMPLES.items()
+    if method.has_bias or method.has_contextual_bias
+}
+
+
+def biased(label, num_heads, head_dim):
+    """Functions of a method, its trained variables off their initial values, and its constants."""
+    method = BIASES[label]
+    owned = method.init(
+        jax.random.key(0), ModelShape(num_heads * head_dim, 1, num_heads, 1, head_dim)
+    )
+    rng = np.random.default_rng(5)
+    trained = {**owned.model_params, **{n: x[0] for n, x in owned.layer_params.items()}}
+    trained = {
+        name: np.asarray(x + 0.1 * rng.standard_normal(x.shape), np.float32)
+        for name, x in trained.items()
+    }
+    constants = {**owned.model_constants, **{n: x[0] for n, x in owned.layer_constants.items()}}
+    functions = {
+        "bias_fn": method.bias if method.has_bias else None,
+        "contextual_fn": method.contextual_bias if method.has_contextual_bias else None,
+    }
+    return functions, trained, constants
+
+
+def test_every_kind_of_bias_is_among_the_examples():
+    assert {"alibi", "t5", "kerple", "fire", "cope"} <= BIASES.keys()
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["packed", "shared"])
+@pytest.mark.parametrize("label", BIASES)
+def test_every_bias_in_blocks_equals_its_reference(label, shared):
+    """Packed and grouped, or places given once; blocks that do not divide the length."""
+    functions, trained, constants = biased(label, 6, 4)
+    q, k, v, places, block = arrays("packed and padded, grouped")
+    if shared:
+        places = {name: x[:1] for name, x in places.items()}
+    cotangent = normal(3, *q.shape)
+
+    def run(backend):
+        def attended(q, k, v, trained):
+            return attention.attend(
+                q, k, v, **places, **functions, bias_variables=trained, bias_constants=constants,
+                backend=backend, block=block,
+            )  # fmt: skip
+
+        out, pull = jax.vjp(attended, q, k, v, trained)
+        return out, pull(cotangent)
+
+    (out, gradients), (expected, expected_gradients) = (
+        jax.jit(run, static_argnums=0)(backend) for backend in ("chunked", "reference")
+    )
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    assert gradients[3].keys() == trained.keys()
+    for name, gradient in gradients[3].items():
+        # The softmax is blind to what all keys of a row share.
+        blind = name in ("out_bias",) or (label == "fire" and name == "length_factor")
+        assert blind or np.abs(gradient).max() > 1e-3, name
+    for x, y in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=5e-5 * max(1.0, np.abs(y).max()))
+
+
+@pytest.mark.parametrize("label", BIASES)
+def test_the_memory_of_every_bias_grows_with_the_length_and_not_its_square(label):
+    """Forward and backward, B = 1, N = 2, H = 16, compiled and not run."""
+    functions, trained, constants = biased(label, 2, 16)
+
+    def temporary_bytes(length):
+        def total(q, k, v, trained, places):
+            return attention.attend(
+                q, k, v, **places, **functions, bias_variables=trained, bias_constants=constants
+            ).sum()
+
+        x = jax.ShapeDtypeStruct((1, length, 2, 16), jnp.float32)
+        names = ("q_positions", "k_positions", "q_segments", "k_segments")
+        places = dict.fromkeys(names, jax.ShapeDtypeStruct((1, length), jnp.int32))
+        compiled = jax.jit(jax.grad(total, (0, 1, 2, 3))).lower(x, x, x, trained, places).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    sizes = [temporary_bytes(length) for length in (4096, 16_384, 65_536)]
+    assert sizes[1] < 4.3 * sizes[0] and sizes[2] < 4.3 * sizes[1]
+    one_score_tensor = 4 * 2 * 65_536**2
+    assert sizes[2] < one_score_tensor / 50
+
+
 def test_memory_of_chunked_is_linear_and_of_reference_quadratic():
+    variables = bias_variables(2)
+    furthest = variables.pop("furthest")
+
     def temporary_bytes(length, backend, transform):
         def total(q, positions, segments):
             return attention.attend(
@@ -313,7 +552,8 @@ def test_memory_of_chunked_is_linear_and_of_reference_quadratic():
                 q_segments=segments,
                 k_segments=segments,
                 bias_fn=bias_fn,
-                bias_variables=bias_variables(2),
+                bias_variables=variables,
+                bias_constants={"furthest": furthest},
                 backend=backend,
                 block=64,
             ).sum()
@@ -343,6 +583,19 @@ def test_memory_of_chunked_is_linear_and_of_reference_quadratic():
         ({"block": 0}, r"block=0: expected 1 or more"),
         ({"v": jnp.zeros((1, 4, 1, 4))}, r"v \(1, 4, 1, 4\).*N a multiple of K"),
         ({"q": jnp.zeros((1, 4, 3, 4))}, r"q \(1, 4, 3, 4\), k \(1, 4, 2, 4\)"),
+        (
+            {"q_segments": np.ones((2, 4), np.int32)},
+            r"q_segments \(2, 4\): expected \(1, 4\), or \(1, 4\) where all rows share them",
+        ),
+        ({"k_positions": np.ones((1, 3), np.int32)}, r"k_positions \(1, 3\): expected \(1, 4\)"),
+        (
+            {"bias_variables": {"bucket": np.zeros(3, np.int32)}},
+            r"bias_variables\['bucket'\] is int32: .*pass others as bias_constants",
+        ),
+        (
+            {"bias_variables": {"a": np.ones(1, np.float32)}, "bias_constants": {"a": 1.0}},
+            r"bias_variables and bias_constants both hold \['a'\]",
+        ),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fope_jax.model import transformer
+from fope_jax.model.layers import rms_norm
 from fope_jax.model.losses import loss_sums
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.transformer import (
@@ -15,10 +17,14 @@ from fope_jax.model.transformer import (
     Transformer,
     TransformerConfig,
     check_batch,
+    layer,
     merge,
     split,
 )
-from fope_jax.position import FoPE, NoPE, PositionEmbedding, PositionVariables, RoPE
+from fope_jax.position import ALiBi, FoPE, NoPE, PositionEmbedding, PositionVariables, RoPE
+from fope_jax.position.contextual import CoPE
+from fope_jax.position.mixing import ByLayer
+from fope_jax.position.relative_bias import T5Bias
 
 SIZES = {
     "vocab_size": 61,
@@ -197,6 +203,159 @@ def test_every_way_to_run_the_layers_gives_the_same(looped, changes):
     assert smallest > 1e-3
 
 
+@dataclass(frozen=True)
+class SharedTable(PositionEmbedding):
+    """A bias from one trained table of the model, which all layers read, each at its own rate."""
+
+    def init(self, key, shape):
+        return PositionVariables(
+            model_params={"table": jax.random.normal(key, (32, shape.num_heads))},
+            layer_constants={"rate": 1.0 + jnp.arange(shape.num_layers, dtype=jnp.float32)},
+        )
+
+    def bias(self, variables, q_positions, k_positions):
+        distance = jnp.abs(q_positions[:, :, None] - k_positions[:, None, :])
+        looked_up = variables["table"][jnp.minimum(distance, 31)].transpose(0, 3, 1, 2)
+        return looked_up * variables["rate"]
+
+
+def test_gradients_of_a_table_that_layers_share_add_up():
+    batch = packed([20, 17], 40)
+    parts = split(make(SharedTable()))
+    loss, gradient = loss_and_gradient(*parts, *batch)
+    changes = {"scan_layers": False, "attention": "reference"}
+    assert_close(
+        (loss, gradient), loss_and_gradient(*split(make(SharedTable(), **changes)), *batch)
+    )
+
+    # A table a layer: the shared one's gradient is the sum of theirs.
+    @dataclass(frozen=True)
+    class OwnTables(SharedTable):
+        def init(self, key, shape):
+            drawn = super().init(key, shape)
+            table = drawn.model_params["table"]
+            own = {"table": jnp.broadcast_to(table, (shape.num_layers, *table.shape))}
+            return PositionVariables(layer_params=own, layer_constants=drawn.layer_constants)
+
+    own_loss, own = loss_and_gradient(*split(make(OwnTables())), *batch)
+    np.testing.assert_allclose(own_loss, loss, rtol=1e-6)
+    tables = own["position_layers"]["table"]
+    smallest = np.abs(tables).max(axis=(1, 2)).min()
+    assert smallest > 1e-3, "each layer has a part in it"
+    np.testing.assert_allclose(
+        gradient["position_model"]["table"], tables.sum(0), rtol=1e-4, atol=1e-5
+    )
+
+
+SHARED = [RoPE(), FoPE(16), FoPE(16, heads="query"), FoPE(16, learnable=True), ALiBi(), T5Bias()]
+SHARED += [CoPE(init_std=0.5), EveryHook()]
+
+
+@pytest.mark.parametrize("position", SHARED, ids=repr)
+def test_positions_that_all_rows_share_may_be_given_once(position):
+    parts = split(make(position, attention_block=24))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, SIZES["vocab_size"], (3, 40)).astype(np.int32)
+    positions, segments, weights = (np.repeat(x, 3, axis=0) for x in packed([20, 17], 40)[1:])
+    expected = loss_and_gradient(*parts, tokens, positions, segments, weights)
+    for shared in ((positions[:1], segments), (positions[:1], segments[:1])):
+        assert_close(loss_and_gradient(*parts, tokens, *shared, weights), expected, atol=2e-5)
+
+
+@dataclass(frozen=True)
+class Tilt(PositionEmbedding):
+    """A bias with a trained slope of the layer, a trained one of the model, and a constant."""
+
+    def init(self, key, shape):
+        one, two = jax.random.split(key)
+        layers, heads = shape.num_layers, shape.num_heads
+        return PositionVariables(
+            model_params={"shared": jax.random.normal(one, (heads,))},
+            layer_params={"slope": jax.random.normal(two, (layers, heads))},
+            layer_constants={"least": jnp.arange(layers, dtype=jnp.int32) * 3},
+        )
+
+    def bias(self, variables, q_positions, k_positions):
+        distance = q_positions[:, None, :, None] - k_positions[:, None, None, :]
+        distance = jnp.maximum(distance, variables["least"]).astype(jnp.float32)
+        rate = jnp.abs(variables["slope"] * variables["shared"])
+        return -rate[None, :, None, None] * distance
+
+
+MIXES = {
+    "two kinds of bias": (Tilt(), RoPE(), Tilt()),
+    "matrices": (FoPE(16, learnable=True), CoPE(init_std=0.5), NoPE()),
+}
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_methods_mixed_over_layers_are_those_methods(name):
+    """Scanned groups equal a loop over groups, and a loop over the layers written here."""
+    methods = MIXES[name]
+    mixed = ByLayer(methods)
+    batch = packed([20, 17], 40)
+    model = make(mixed, num_layers=6, init_std=0.3)
+    graphdef, params, constants = split(model)
+    loss, gradient = loss_and_gradient(graphdef, params, constants, *batch)
+    smallest = min(np.abs(x).max() for x in jax.tree.leaves(gradient))
+    assert smallest > 1e-4
+    for changes in ({"scan_layers": False, "attention": "reference"}, {"remat": True}):
+        other = split(make(mixed, num_layers=6, init_std=0.3, **changes))
+        assert_close(loss_and_gradient(*other, *batch), (loss, gradient))
+
+    def own(index, level):
+        """The variables of the method of layer ``index``, as its init named them."""
+        found = params.get(level, {}) | constants.get(level, {})
+        prefix = f"{index % 3}."
+        return {
+            key.removeprefix(prefix): x if level == "position_model" else x[index // 3]
+            for key, x in found.items()
+            if key.startswith(prefix)
+        }
+
+    @jax.jit
+    def hidden(tokens, positions, segments):
+        x = params["embedding"][tokens]
+        for index in range(6):
+            method = methods[index % 3]
+            of_model = own(index, "position_model")
+            variables = own(index, "position_layers") | of_model
+            tables = method.tables(of_model, positions, 8)
+            weights = {key: x[index] for key, x in params["layers"].items()}
+            x = layer(model.config, method, weights, {}, variables, tables, x, positions, segments)
+        return rms_norm(x, params["final_norm"], model.config.norm_eps)
+
+    expected = hidden_of(graphdef, params, constants, *batch[:3])
+    np.testing.assert_allclose(hidden(*batch[:3]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_parameters_reach_attention_as_trained(monkeypatch):
+    seen = []
+    real = transformer.attend
+
+    def recorder(*args, **kwargs):
+        names = [sorted(kwargs[side]) for side in ("bias_variables", "bias_constants")]
+        seen.append(names)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(transformer, "attend", recorder)
+    batch = packed([12], 12)[:3]
+    for position in (ALiBi(), ByLayer((ALiBi(), Tilt()))):
+        model = make(position)
+        jax.eval_shape(lambda *batch, model=model: model.hidden(*batch), *batch)
+    assert seen == [[[], ["slopes"]], [[], ["slopes"]], [["shared", "slope"], ["least"]]]
+
+
+def test_a_period_that_does_not_divide_the_layers_is_named():
+    @dataclass(frozen=True)
+    class EveryThree(PositionEmbedding):
+        def period(self, num_layers):
+            return 3
+
+    with pytest.raises(ValueError, match="EveryThree repeats after 3 layers: num_layers=2"):
+        make(EveryThree())
+
+
 def test_packed_documents_are_separate_documents_and_padding_is_nothing():
     parts = split(make(EveryHook()))
     lengths = [13, 19, 5]
@@ -224,8 +383,9 @@ def test_a_prefix_is_unaffected_by_what_follows():
     parts = split(make(EveryHook()))
     tokens, positions, segments, _ = packed([40], 40)
     hidden = hidden_of(*parts, tokens, positions, segments)
-    tokens[0, 23:] = (tokens[0, 23:] + 7) % 61
-    changed = hidden_of(*parts, tokens, positions, segments)
+    other = tokens.copy()  # the computation above may not have read its input yet
+    other[0, 23:] = (tokens[0, 23:] + 7) % 61
+    changed = hidden_of(*parts, other, positions, segments)
     np.testing.assert_array_equal(hidden[:, :23], changed[:, :23])
     assert np.abs(hidden[:, 23:] - changed[:, 23:]).min(axis=-1).max() > 0
 
@@ -283,7 +443,8 @@ def test_tables_and_embed_run_once_and_qk_norm_comes_before_the_rotation():
     model = make(Recorder(), scan_layers=False)
     jax.jit(lambda *batch: model.hidden(*batch))(*packed([12], 12)[:3])
     jax.effects_barrier()
-    layer = ("rotate", {"slope": (4,), "gain": (4,), "layer": ()})
+    own = {"slope": (4,), "gain": (4,), "layer": (), "embed_scale": (24,), "frequency": ()}
+    layer = ("rotate", own)
     np.testing.assert_allclose(np.concatenate(norms, axis=-1), 1, rtol=1e-3)
     assert calls == [("embed", ["embed_scale", "frequency"]), ("tables", 8)] + [layer] * 2
 
@@ -372,6 +533,15 @@ def test_names_of_parameters_and_constants_must_differ():
 
     with pytest.raises(ValueError, match=r"\['a'\]: both parameter and constant"):
         make(Clash())
+
+    class Across(PositionEmbedding):
+        def init(self, key, shape):
+            return PositionVariables(
+                model_params={"b": jnp.ones(3)}, layer_constants={"b": jnp.ones((2, 3))}
+            )
+
+    with pytest.raises(ValueError, match=r"\['b'\]: both of the model and of the layers"):
+        make(Across())
 
 
 @pytest.mark.parametrize(

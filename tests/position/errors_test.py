@@ -6,25 +6,43 @@ import numpy as np
 import pytest
 
 from fope_jax.position import (
+    AdjustedBase,
     ALiBi,
+    ByLayer,
+    ByShare,
+    ClipFloor,
+    DynamicNTK,
     FoPE,
     Learned,
+    Llama3,
+    LogitScaling,
+    LongRoPE,
     ModelShape,
+    NoPE,
+    NTKAware,
+    PositionInterpolation,
+    PRoPE,
+    Proportional,
     RoPE,
+    RotaryFrequencies,
     Sinusoidal,
+    SnapToCycles,
+    XPos,
+    YaRN,
     alibi_bias,
     alibi_slopes,
     angles,
     clip_floor,
     fourier_coefficients,
     fourier_tables,
+    from_spec,
     inverse_frequencies,
     make,
-    position_interpolation,
+    make_scaling,
     rotate,
     sinusoidal_table,
-    yarn,
 )
+from fope_jax.position.scaling import apply_scaling
 
 
 def shape(**changes):
@@ -88,7 +106,6 @@ ERRORS = {
         lambda: rotate(jnp.ones((1, 5, 1, 8)), jnp.ones((1, 5, 3, 4)), jnp.ones((1, 5, 3, 4))),
         r"cos \(1, 5, 3, 4\).*x \(1, 5, 1, 8\)",
     ),
-    "YaRN base": (lambda: yarn(GRID, 2.0, 64, head_dim=16, theta=1.0), "theta=1.0.*above 1"),
     "zero sine": (lambda: FoPE(64, zero_sine=float("nan")), "zero_sine=nan"),
     "sigma convention": (
         lambda: FoPE(64, sigma_convention="kaiming"),
@@ -153,14 +170,177 @@ ERRORS = {
         lambda: Learned(8).embed({}, jnp.zeros((1, 9, 4)), jnp.zeros((1, 9), jnp.int32)),
         "sequence of 9 tokens.*table_length=8",
     ),
-    "PI factor": (lambda: position_interpolation(GRID, 0.5), "factor=0.5.*1 or more"),
-    "YaRN factor": (lambda: yarn(GRID, 0.5, 64, head_dim=16), "factor=0.5.*1 or more"),
-    "YaRN length": (lambda: yarn(GRID, 2.0, 0, head_dim=16), "original_length=0"),
-    "YaRN betas": (
-        lambda: yarn(GRID, 2.0, 64, head_dim=16, beta_fast=1.0),
-        "beta_fast=1.0, beta_slow=1.0",
+    "PI factor": (lambda: PositionInterpolation(0.5), "factor=0.5.*1 or more"),
+    "NTK factor": (lambda: NTKAware(0.9), "factor=0.9.*1 or more"),
+    "NTK of one pair": (
+        lambda: RoPE(scaling=(NTKAware(2.0),)).check(shape(head_dim=2)),
+        "head_dim=2.*at least 4",
     ),
-    "YaRN grid": (lambda: yarn(GRID[:5], 2.0, 64, head_dim=16), r"shape \(5,\).*\[8\]"),
+    "dynamic NTK factor": (lambda: DynamicNTK(float("inf"), 64), "factor=inf.*1 or more"),
+    "dynamic NTK original length": (lambda: DynamicNTK(2.0, 0), "original_length=0.*1 or more"),
+    "dynamic NTK length": (lambda: DynamicNTK(2.0, 8, length=0), "length=0.*1 or more"),
+    "adjusted base": (lambda: AdjustedBase(0.0), "theta=0.0.*above 0"),
+    "YaRN factor": (lambda: YaRN(0.5, 64), "factor=0.5.*1 or more"),
+    "YaRN length": (lambda: YaRN(2.0, 0), "original_length=0.*1 or more"),
+    "YaRN betas": (lambda: YaRN(2.0, 64, beta_fast=1.0), "beta_fast=1.0, beta_slow=1.0"),
+    "YaRN attention factor": (
+        lambda: YaRN(2.0, 64, attention_factor=0.0),
+        "attention_factor=0.0.*above 0",
+    ),
+    "YaRN mscale": (lambda: YaRN(2.0, 64, mscale=1.0), "mscale_all_dim=None.*both or none"),
+    "YaRN mscale value": (
+        lambda: YaRN(2.0, 64, mscale=-1.0, mscale_all_dim=1.0),
+        "mscale=-1.0.*above 0",
+    ),
+    "YaRN twice the factor": (
+        lambda: YaRN(2.0, 64, attention_factor=1.0, mscale=1.0, mscale_all_dim=1.0),
+        "attention_factor=1.0, mscale=1.0.*give one",
+    ),
+    "YaRN base": (
+        lambda: RoPE(theta=1.0, scaling=(YaRN(2.0, 64),)).check(shape()),
+        "theta=1.0.*above 1",
+    ),
+    "Llama 3 factor": (lambda: Llama3(0.5, 64), "factor=0.5.*1 or more"),
+    "Llama 3 length": (lambda: Llama3(2.0, -1), "original_length=-1"),
+    "Llama 3 low": (lambda: Llama3(2.0, 64, low_freq_factor=0.0), "low_freq_factor=0.0.*above 0"),
+    "Llama 3 order": (
+        lambda: Llama3(2.0, 64, low_freq_factor=4.0),
+        "low_freq_factor=4.0, high_freq_factor=4.0",
+    ),
+    "LongRoPE factors": (
+        lambda: LongRoPE((1.0, 0.0), (1.0, 2.0), 64, 2.0),
+        r"short_factor\[1\]=0.0.*above 0",
+    ),
+    "LongRoPE count": (
+        lambda: RoPE(scaling=(LongRoPE((1.0,) * 8, (1.0,) * 7, 64, 2.0),)).check(shape()),
+        "long_factor has 7 entries: 8 frequencies",
+    ),
+    "LongRoPE original length": (lambda: LongRoPE((1.0,), (1.0,), 1, 2.0), "original_length=1"),
+    "LongRoPE length": (lambda: LongRoPE((1.0,), (1.0,), 8, 2.0, length=0), "length=0"),
+    "LongRoPE attention": (
+        lambda: LongRoPE((1.0,), (1.0,), 8, 2.0, attention_factor=-1.0),
+        "attention_factor=-1.0",
+    ),
+    "LongRoPE factor": (lambda: LongRoPE((1.0,), (1.0,), 8, 0.5), "factor=0.5"),
+    "proportional share": (lambda: Proportional(0.0), "share=0.0.*above 0"),
+    "proportional factor": (lambda: Proportional(0.5, 0.5), "factor=0.5"),
+    "p-RoPE share": (lambda: PRoPE(1.5), "share=1.5.*above 0, to 1"),
+    "p-RoPE keeps none": (
+        lambda: RoPE(scaling=(PRoPE(0.1),)).check(shape()),
+        "share=0.1: of 8 frequencies none is kept; 0.125 or more",
+    ),
+    "clip length": (lambda: ClipFloor(0), "training_length=0.*above 0"),
+    "clip ratio": (lambda: ClipFloor(8, ratio=-1.0), "ratio=-1.0.*above 0"),
+    "snap length": (lambda: SnapToCycles(-3), "training_length=-3.*above 0"),
+    "snap least": (lambda: SnapToCycles(8, least=-1), "least=-1.*0 or more"),
+    "negative frequency": (
+        lambda: apply_scaling(RotaryFrequencies(np.array([1.0, -0.1]), 1e4), ()),
+        r"inv_freq\[1\]=-0.1.*finite and positive",
+    ),
+    "a frequency that is no number": (
+        lambda: apply_scaling(RotaryFrequencies(np.array([np.nan]), 1e4), (PRoPE(0.5),)),
+        r"inv_freq\[0\]=nan.*finite and positive",
+    ),
+    "a scaling given twice": (
+        lambda: RoPE(scaling=(ClipFloor(8), ClipFloor(16))),
+        "scaling gives ClipFloor twice",
+    ),
+    "two that stretch": (
+        lambda: RoPE(scaling=(PositionInterpolation(2.0), YaRN(2.0, 8))),
+        "PositionInterpolation and YaRN.*keep one",
+    ),
+    "no tuple": (lambda: RoPE(scaling=NTKAware(2.0)), r"expected a tuple.*write \(NTKAware"),
+    "no scaling": (lambda: RoPE(scaling=("yarn",)), "scaling holds 'yarn'"),
+    "unknown scaling": (lambda: make_scaling("yarm", factor=2.0), "unknown scaling 'yarm'.*'yarn'"),
+    "knob of a scaling": (lambda: make_scaling("ntk", s=2.0), "unknown knob 's' of ntk"),
+    "scaling without its knob": (lambda: make_scaling("ntk"), "ntk needs the knob 'factor'"),
+    "no specification": (lambda: from_spec({"factor": 2.0}), "expected 'method', or 'scaling'"),
+    "partial rotary": (
+        lambda: RoPE(partial_rotary_factor=0.0),
+        "partial_rotary_factor=0.0.*above 0, to 1",
+    ),
+    "partial rotary of odd size": (
+        lambda: RoPE(partial_rotary_factor=0.3).check(shape()),
+        "partial_rotary_factor=0.3: 4.8 of head_dim=16.*even number",
+    ),
+    "trained and following": (
+        lambda: RoPE(learnable=True, scaling=(DynamicNTK(2.0, 8),)),
+        "learnable=True, scaling=DynamicNTK with length=None",
+    ),
+    "FoPE following": (
+        lambda: FoPE(64, scaling=(DynamicNTK(2.0, 8),)),
+        "DynamicNTK with length=None: FoPE mixes a fixed set",
+    ),
+    "FoPE clipping twice": (lambda: FoPE(64, scaling=(ClipFloor(64),)), "FoPE clips by itself"),
+    "FoPE order": (lambda: FoPE(64, scaling_order="first"), "scaling_order='first'.*'before_clip'"),
+    "floor removes all that a scaling slowed": (
+        lambda: FoPE(20, scaling=(PositionInterpolation(4.0),)).check(shape()),
+        "training_length=20: no frequency completes 1 periods.*26 tokens or more",
+    ),
+    "xPos base": (lambda: XPos(scale_base=0.0), "scale_base=0.0.*above 0"),
+    "xPos gamma": (lambda: XPos(gamma=-0.4), "gamma=-0.4.*above 0"),
+    "xPos theta": (lambda: XPos(theta=0.0), "theta=0.0.*above 0"),
+    "xPos odd": (lambda: XPos().check(shape(head_dim=15)), "head_dim=15.*even"),
+    "empty pattern": (lambda: ByLayer(()), "methods=\\(\\): at least one"),
+    "no method": (lambda: ByLayer(("rope",)), "methods holds 'rope'"),
+    "pattern of the wrong length": (
+        lambda: ByLayer((RoPE(), NoPE(), NoPE())).check(shape()),
+        "methods has 3 entries: num_layers=2 is not a multiple",
+    ),
+    "pattern drawn for the wrong length": (
+        lambda: ByLayer((FoPE(64),) * 4).init(jax.random.key(0), shape()),
+        "methods has 4 entries: num_layers=2",
+    ),
+    "pattern within a pattern": (lambda: ByLayer((ByLayer((RoPE(),)),)), "holds a ByLayer"),
+    "absolute by layer": (
+        lambda: ByLayer((RoPE(), Sinusoidal())),
+        "methods holds Sinusoidal: it changes the token embeddings",
+    ),
+    "a bad method of a pattern": (
+        lambda: ByLayer((NoPE(), FoPE(3))).check(shape()),
+        "training_length=3: no frequency",
+    ),
+    "bias by share": (lambda: ByShare((RoPE(), ALiBi()), (0.5, 0.5)), "methods holds ALiBi"),
+    "pattern by share": (
+        lambda: ByShare((ByLayer((RoPE(),)), NoPE()), (0.5, 0.5)),
+        "methods holds ByLayer",
+    ),
+    "shares of the wrong length": (
+        lambda: ByShare((RoPE(), NoPE()), (1.0,)),
+        "shares has 1 entries: methods has 2",
+    ),
+    "shares that do not add up": (
+        lambda: ByShare((RoPE(), NoPE()), (0.5, 0.6)),
+        r"shares=\(0.5, 0.6\).*sum to 1",
+    ),
+    "negative share": (lambda: ByShare((RoPE(), NoPE()), (1.5, -0.5)), "shares=.*above 0"),
+    "share of no whole dimension": (
+        lambda: ByShare((RoPE(), NoPE()), (0.3, 0.7)).check(shape()),
+        r"\[4.8, 11.2\] of head_dim=16",
+    ),
+    "share of an odd number": (
+        lambda: ByShare((RoPE(), NoPE()), (5 / 16, 11 / 16)).check(shape()),
+        "head_dim=5.*even",
+    ),
+    "form": (lambda: LogitScaling(RoPE(), form="log"), "form='log'.*'log_n', 'yarn'"),
+    "log-n without a length": (lambda: LogitScaling(RoPE()), "training_length=None.*needs it"),
+    "log-n of one token": (lambda: LogitScaling(RoPE(), training_length=1), "training_length=1"),
+    "log-n with a factor": (
+        lambda: LogitScaling(RoPE(), training_length=8, factor=2.0),
+        "factor=2.0: form='log_n' does not use it",
+    ),
+    "temperature without a factor": (
+        lambda: LogitScaling(RoPE(), form="yarn"),
+        "factor=None: form='yarn' needs it",
+    ),
+    "temperature's factor": (
+        lambda: LogitScaling(RoPE(), form="yarn", factor=0.5),
+        "factor=0.5.*1 or more",
+    ),
+    "scaled twice": (
+        lambda: LogitScaling(LogitScaling(RoPE(), training_length=8), training_length=8),
+        "logits would be scaled twice",
+    ),
 }
 
 

@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 
 from fope_jax.position import (
+    ClipFloor,
     FoPE,
     ModelShape,
+    PositionInterpolation,
     RoPE,
+    YaRN,
     angles,
     clip_floor,
     coefficient_std,
     fourier_tables,
     inverse_frequencies,
     normalise_columns,
-    position_interpolation,
     rotate,
-    yarn,
+    scaled_frequencies,
 )
 from fope_jax.position.fourier import step_identity
 
@@ -31,16 +33,16 @@ def golden(case, name):
     return GOLDENS[f"{case}/{name}"]
 
 
-def pi(inv_freq):
-    return position_interpolation(inv_freq, 2.0)
-
-
-def yarn4(inv_freq):
-    return yarn(inv_freq, 4.0, LENGTH, head_dim=HEAD_DIM)
+PI, YARN = PositionInterpolation(2.0), YaRN(4.0, LENGTH, attention_factor=1.0)
+CLIP = ClipFloor(2 * LENGTH)
 
 
 def clip(inv_freq, length=LENGTH):
     return clip_floor(inv_freq, length)
+
+
+def scaled(*scaling):
+    return scaled_frequencies(HEAD_DIM, 10_000.0, scaling).inv_freq
 
 
 def drop_zero(inv_freq):
@@ -51,8 +53,8 @@ ROPE = inverse_frequencies(HEAD_DIM)
 FREQUENCIES = {
     "rope": ROPE,
     "rope_clip_floor": clip(ROPE),
-    "rope_pi": pi(ROPE),
-    "rope_yarn": yarn4(ROPE),
+    "rope_pi": scaled(PI),
+    "rope_yarn": scaled(YARN),
     "fope": drop_zero(clip(ROPE)),
     "fope_keep_zero": clip(ROPE),
     "fope_shared_heads": drop_zero(clip(ROPE)),
@@ -61,10 +63,10 @@ FREQUENCIES = {
     "fope_series_only": ROPE,
     "fope_eye": drop_zero(clip(ROPE)),
     "fope_normalised": drop_zero(clip(ROPE)),
-    "fope_pi_after_clip": pi(clip(ROPE, 2 * LENGTH)),
-    "fope_pi_before_clip": drop_zero(clip(pi(ROPE), 2 * LENGTH)),
-    "fope_yarn_after_clip": yarn4(clip(ROPE, 2 * LENGTH)),
-    "fope_yarn_before_clip": drop_zero(clip(yarn4(ROPE), 2 * LENGTH)),
+    "fope_pi_after_clip": scaled(CLIP, PI),
+    "fope_pi_before_clip": drop_zero(scaled(PI, CLIP)),
+    "fope_yarn_after_clip": scaled(CLIP, YARN),
+    "fope_yarn_before_clip": drop_zero(scaled(YARN, CLIP)),
 }
 
 METHODS = {
@@ -78,6 +80,17 @@ METHODS = {
     "fope_series_only": FoPE(LENGTH, clip=False),
     "fope_eye": FoPE(LENGTH, sigma=0.0),
     "fope_normalised": FoPE(LENGTH, normalise=True),
+    "rope_pi": RoPE(scaling=(PI,)),
+    "rope_yarn": RoPE(scaling=(YARN,)),
+    # After the clip the code keeps the zeros in the mix.
+    "fope_pi_after_clip": FoPE(
+        2 * LENGTH, scaling=(PI,), scaling_order="after_clip", drop_zero=False
+    ),
+    "fope_yarn_after_clip": FoPE(
+        2 * LENGTH, scaling=(YARN,), scaling_order="after_clip", drop_zero=False
+    ),
+    "fope_pi_before_clip": FoPE(2 * LENGTH, scaling=(PI,)),
+    "fope_yarn_before_clip": FoPE(2 * LENGTH, scaling=(YARN,)),
 }
 
 

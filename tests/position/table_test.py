@@ -1,6 +1,8 @@
 """The table of methods, fingerprints, ALiBi's slopes, and the weight of an import."""
 
 import dataclasses
+import json
+import os
 import subprocess
 import sys
 
@@ -11,30 +13,46 @@ import pytest
 from fope_jax.position import (
     METHODS,
     ALiBi,
+    ByLayer,
+    ClipFloor,
     FoPE,
     Learned,
+    LogitScaling,
+    LongRoPE,
     ModelShape,
+    NoPE,
+    PRoPE,
+    Proportional,
     RoPE,
+    XPos,
+    YaRN,
     alibi_slopes,
     angles,
     clip_floor,
     fingerprint,
     fourier_tables,
-    inverse_frequencies,
+    from_spec,
     make,
     name_of,
-    position_interpolation,
-    yarn,
+    to_spec,
 )
 from fope_jax.position.base import PositionEmbedding
 
 SHAPE = ModelShape(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16)
 
 
+REQUIRED = {
+    "fope": {"training_length": 64},
+    "learned": {"table_length": 64},
+    "by_layer": {"methods": [{"method": "rope"}, {"method": "nope"}]},
+    "by_share": {"methods": [{"method": "rope"}, {"method": "nope"}], "shares": [0.5, 0.5]},
+    "logit_scaling": {"inner": {"method": "rope"}, "training_length": 64},
+}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_frozen_documented_and_made_by_name(name):
-    required = {"fope": {"training_length": 64}, "learned": {"table_length": 64}}
-    method = make(name, **required.get(name, {}))
+    method = make(name, **REQUIRED.get(name, {}))
     assert type(method) is METHODS[name] and name_of(method) == name
     described_by = PositionEmbedding if name == "nope" else type(method)
     assert "Reference:" in described_by.__doc__
@@ -79,20 +97,106 @@ def test_fingerprint_tells_effective_numbers_apart():
     assert "constants" in print_of(FoPE(64)).summary
 
 
-def test_fingerprint_is_stable_over_processes():
+def moved(value):
+    """A value of the same type that is another one; None where that takes knowledge of the knob."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1 if value >= 1 else value * 1.5
+    if isinstance(value, tuple) and value and isinstance(value[0], float):
+        return (*value[:-1], value[-1] * 1.5)
+    return None
+
+
+WRAPPED = RoPE(scaling=(LongRoPE((1.0,) * 8, (2.0,) * 8, 64, 4.0), ClipFloor(64)))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        RoPE(scaling=(YaRN(4.0, 64),)),
+        WRAPPED,
+        FoPE(64),
+        XPos(),
+        LogitScaling(WRAPPED, training_length=64),
+        ByLayer((NoPE(), WRAPPED)),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_fingerprint_covers_every_knob_down_to_the_scalings(method):
+    """Change any number or switch anywhere inside, and the hash is another."""
+
+    def variants(value):
+        for field in dataclasses.fields(value):
+            old = getattr(value, field.name)
+            parts = old if isinstance(old, tuple) else (old,)
+            for index, part in enumerate(parts):
+                if dataclasses.is_dataclass(part):
+                    for new in variants(part):
+                        changed = (*parts[:index], new, *parts[index + 1 :])
+                        new_value = changed if isinstance(old, tuple) else new
+                        yield dataclasses.replace(value, **{field.name: new_value})
+            if moved(old) is not None:
+                try:
+                    yield dataclasses.replace(value, **{field.name: moved(old)})
+                except ValueError:  # switches that exclude each other
+                    continue
+
+    changed = list(variants(method))
+    assert len(changed) >= 4
+    hashes = {fingerprint(variant).hash for variant in changed}
+    assert len(hashes) == len(changed) and fingerprint(method).hash not in hashes
+
+
+def test_fingerprint_counts_equal_numbers_as_equal():
+    assert fingerprint(RoPE(theta=10_000)) == fingerprint(RoPE(theta=np.float64(10_000.0)))
+    assert fingerprint(ALiBi(slopes=[1, 2])).hash == fingerprint(ALiBi(slopes=(1.0, 2.0))).hash
+    p_rope, proportional = (RoPE(scaling=(step,)) for step in (PRoPE(0.5), Proportional(0.5)))
+    assert fingerprint(p_rope).hash != fingerprint(proportional).hash  # other names, said so
+
+
+def test_specifications_go_both_ways():
+    for method in (WRAPPED, LogitScaling(ByLayer((WRAPPED, FoPE(64))), form="yarn", factor=2.0)):
+        spec = to_spec(method)
+        assert from_spec(json.loads(json.dumps(spec))) == method
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(PositionEmbedding):
+        knob: float = 1.0
+
+    assert to_spec(Own()) == {"method": "Own", "knob": 1.0}
+    assert "Own(knob=1)" in fingerprint(Own()).summary
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONHASHSEED": "7"},
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        {"JAX_ENABLE_X64": "1"},
+        {"JAX_DISABLE_JIT": "1"},
+    ],
+    ids=lambda environment: next(iter(environment)),
+)
+def test_fingerprint_is_stable_over_processes(environment):
     code = (
         "import jax; from fope_jax.position import *;"
-        f"s = ModelShape(*{tuple(SHAPE)}); m = FoPE(64);"
+        f"s = ModelShape(*{tuple(SHAPE)}); m = FoPE.equations(64);"
         "print(fingerprint(m, s, m.init(jax.random.key(0), s)).hash)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == print_of(FoPE(64)).hash
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
+    assert run.stdout.strip() == print_of(FoPE.equations(64)).hash
 
 
 def test_lists_do_as_well_as_arrays():
     np.testing.assert_array_equal(angles([[3]], [0.5, 0.25]), [[[1.5, 0.75]]])
     np.testing.assert_array_equal(clip_floor([1.0, 0.01], 64), [1.0, 0.0])
-    np.testing.assert_array_equal(position_interpolation([1.0], 2.0), [0.5])
     assert hash(ALiBi(slopes=[0.5, 0.25])) == hash(ALiBi(slopes=(0.5, 0.25)))
     cos, _ = fourier_tables(range(5), [0.5], [[1.0]], [[1.0]], head_dim=4)
     np.testing.assert_allclose(cos[:, 0, 0], np.cos(0.5 * np.arange(5)), atol=1e-6)
@@ -103,17 +207,6 @@ def test_slopes_of_a_head_count_that_is_no_power_of_two():
     expected = [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
     np.testing.assert_allclose(alibi_slopes(6), expected, rtol=1e-6)
     assert len({*alibi_slopes(12).tolist()}) == 12
-
-
-def test_yarn_ramps_without_width_and_beyond_the_grid():
-    """Where both ends of the ramp fall on one index: a step there, no division by zero."""
-    grid = RoPE().frequencies(16)
-    step = yarn(grid, 4.0, 6, head_dim=16)
-    np.testing.assert_allclose(step, np.r_[grid[0], grid[1:] / 4], rtol=1e-12)
-    one = yarn(grid, 4.0, 1, head_dim=16)  # even the fastest pair turns less than beta_slow times
-    np.testing.assert_allclose(one, grid / 4, rtol=1e-12)
-    fast = inverse_frequencies(16, 10.0)
-    np.testing.assert_array_equal(yarn(fast, 4.0, 65_536, head_dim=16, theta=10.0), fast)
 
 
 def test_importing_position_is_light():

@@ -168,6 +168,24 @@ def test_accumulation_trains_the_same_model(finished, data, tmp_path):
     np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=2e-3)
 
 
+def test_windows_pass_their_positions_once_and_train_the_same_model(data, tmp_path, monkeypatch):
+    def windows():
+        return build_experiment(values(data | {"packing": "windows"}, steps=4))
+
+    train(windows(), tmp_path / "once")
+    shapes = []
+
+    def keep(batch, packing):
+        shapes.append((real(batch, packing).positions.shape, packing))
+        return batch
+
+    real = loop.share_positions
+    monkeypatch.setattr(loop, "share_positions", keep)
+    train(windows(), tmp_path / "every_row")
+    assert set(shapes) == {((1, 16), "windows")}
+    np.testing.assert_allclose(losses(tmp_path / "once"), losses(tmp_path / "every_row"), rtol=1e-5)
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_step(data, tmp_path, monkeypatch):
     class Loader(loop.Loader):
         def iterate(self, start, count):

@@ -63,6 +63,18 @@ def test_pieces_add_up_to_the_whole_batch():
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * float(jnp.abs(x).max()))
 
 
+def test_positions_given_once_go_into_every_piece():
+    graphdef, params, constants = make_model()
+    batch = make_batch()
+    sums = jax.jit(gradient_sums, static_argnums=(0, 4))
+    expected = sums(graphdef, params, constants, batch, 4)
+    once = batch._replace(positions=batch.positions[:1])
+    for pieces in (1, 4):
+        got = sums(graphdef, params, constants, once, pieces)
+        for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5 * float(jnp.abs(y).max()))
+
+
 def test_the_gradient_is_that_of_the_mean_loss_over_scored_tokens(optimizer):
     graphdef, params, constants = make_model()
     batch = make_batch()

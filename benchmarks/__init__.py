@@ -1,0 +1,1 @@
+"""Benchmarks: what the methods cost, measured on the machine at hand."""

@@ -1,0 +1,179 @@
+"""What position embeddings cost, in time, memory and accuracy.
+
+    python -m benchmarks.position cost --size 60m --lengths 512 --batch 2
+    python -m benchmarks.position memory
+    python -m benchmarks.position phases
+
+Tables go to stdout, progress to stderr. Results are in benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from benchmarks import cost, memory, phases
+from fope_jax.model.presets import PRESETS
+from fope_jax.position.base import ModelShape
+from fope_jax.position.examples import EXAMPLES, choose, examples
+from fope_jax.position.rotation import inverse_frequencies
+
+COMPARED = ["nope", "rope", "fope", "alibi", "t5", "kerple", "fire", "cope"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one benchmark; returns the exit code, 2 after a user's error."""
+    arguments = build_parser().parse_args(argv)
+    print(provenance(), flush=True)
+    try:
+        results = arguments.run(arguments)
+    except ValueError as error:
+        print(f"benchmarks.position: {error}", file=sys.stderr)
+        return 2
+    if arguments.json:
+        facts = {"provenance": provenance(), "arguments": _plain(vars(arguments))}
+        arguments.json.write_text(json.dumps(facts | {"results": results}, indent=1))
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.position",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(json=None)
+    kinds = parser.add_subparsers(required=True, metavar="BENCHMARK")
+
+    def add(name: str, run: Any, text: str, methods: list[str] | None) -> argparse.ArgumentParser:
+        kind = kinds.add_parser(name, help=text, description=text)
+        kind.set_defaults(run=run)
+        kind.add_argument("--methods", nargs="+", default=methods, metavar="LABEL")
+        kind.add_argument("--json", type=Path, metavar="FILE", help="write the numbers as well")
+        return kind
+
+    step = add("cost", run_cost, "seconds of a training step, interleaved", COMPARED)
+    step.add_argument("--size", choices=sorted(PRESETS), default="60m", help="of the model")
+    step.add_argument("--layers", type=_count, help="in place of the preset's")
+    step.add_argument("--vocab", type=_count, help="in place of the preset's")
+    step.add_argument("--lengths", type=_count, nargs="+", default=[512, 4096], help="tokens")
+    step.add_argument("--batch", type=_count, default=1, help="rows of a step")
+    step.add_argument("--rounds", type=_count, default=7, help="steps timed of each method")
+    step.add_argument("--packed", action="store_true", help="several documents a row")
+
+    grow = add("memory", run_memory, "temporary memory of chunked attention with a bias", None)
+    lengths = [4096 * 2**k for k in range(5)]
+    grow.add_argument("--lengths", type=_count, nargs="+", default=lengths, help="tokens")
+    grow.add_argument("--heads", type=_count, default=8)
+    grow.add_argument("--head-dim", type=_count, default=64)
+
+    add("phases", run_phases, "errors of phases and biases at long positions", None)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected an integer of 1 or more")
+    return int(text)
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that JSON holds: all but the function to run and the file to write."""
+    return {k: v for k, v in arguments.items() if isinstance(v, int | str | list | None)}
+
+
+def provenance() -> str:
+    """Date, commit, machine and versions in one line."""
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(git, capture_output=True, text=True, check=False)
+    commit = done.stdout.strip() if done.returncode == 0 else "unknown"
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
+    return (
+        f"{date.today()}, commit {commit}, {platform.machine()}, {_cores()} cores, {devices}, "
+        f"jax {jax.__version__}"
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# ---------------------------------------------------------------------------- benchmarks
+
+
+def run_cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    config = cost.make_config(arguments.size, arguments.layers, arguments.vocab)
+    results = []
+    for length in arguments.lengths:
+        methods = choose(arguments.methods, examples(length, config.shape.head_dim))
+        batch = cost.make_batch(config.vocab_size, arguments.batch, length, arguments.packed)
+        print(
+            f"\n### T = {length:,}: {arguments.size}, {config.num_layers} layers, vocabulary "
+            f"{config.vocab_size:,}, B = {arguments.batch}, {arguments.batch * length:,} tokens a "
+            f"step, {config.dtype}, {'packed' if arguments.packed else 'one document a row'}\n",
+            flush=True,
+        )
+        field, shared = cost.contestants(methods, config, batch)
+        seconds = cost.measure(field, shared, arguments.rounds, say)
+        del field, shared
+        found = cost.costs(seconds, methods)
+        print(cost.cost_table(found), flush=True)
+        results.append({"length": length, "seconds": seconds})
+    return results
+
+
+def run_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    heads, head_dim = arguments.heads, arguments.head_dim
+    shape = ModelShape(heads * head_dim, 1, heads, heads, head_dim)
+    known = examples(min(arguments.lengths), head_dim)
+    biased = [n for n, m in known.items() if m.has_bias or m.has_contextual_bias]
+    found = []
+    for label, method in choose(arguments.methods or ["nope", *biased], known).items():
+        found.append(memory.growth(label, method, shape, arguments.lengths))
+        say(f"{label}: exponent {found[-1].exponent:.2f}")
+    print(f"\nMB of temporaries, forward and backward, B = 1, N = {heads}, H = {head_dim}\n")
+    print(memory.memory_table(found, shape), flush=True)
+    return [row._asdict() for row in found]
+
+
+def run_phases(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    shape = ModelShape(256, 4, 4, 4, 64)
+    phase, bias, skipped = [], [], []
+    for label, method in choose(arguments.methods, EXAMPLES).items():
+        if method.frequencies(shape.head_dim) is not None:
+            phase.append(phases.phase_errors(label, method, shape))
+        elif method.has_bias:
+            errors = phases.bias_errors(label, method, shape)
+            bias += [errors] if errors else []
+            skipped += [] if errors else [label]
+        say(label)
+    grid = inverse_frequencies(shape.head_dim)
+    plainer = [phases.plain_errors(grid), phases.bfloat16_errors(grid)]
+    if phase:
+        print(f"\nWorst error of cosine and sine in the {phases.WINDOW} tokens up to a position\n")
+        print(phases.errors_table([*phase, *plainer]))
+    if bias:
+        print("\nWorst relative change of a bias when query and key move out by a position\n")
+        print(phases.errors_table(bias))
+    if skipped:
+        print(f"\nDepends on the position by design: {', '.join(skipped)}")
+    return [row._asdict() for row in [*phase, *plainer, *bias]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+"""What both Flax drop-ins do: one layer's hooks around an attention function of someone else."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position import ModelShape, PositionEmbedding, PositionVariables
+from fope_jax.position.base import Variables
+from fope_jax.typing import Array
+
+
+def layer_shape(num_heads: int, num_kv_heads: int, head_dim: int) -> ModelShape:
+    """The shape of a model of one attention layer."""
+    return ModelShape(num_heads * head_dim, 1, num_heads, num_kv_heads, head_dim)
+
+
+def check_method(method: PositionEmbedding, shape: ModelShape) -> None:
+    """Raises ValueError unless one attention layer alone can hold ``method``."""
+    if method.has_embed:
+        raise ValueError(
+            f"{method}: it is added to token embeddings and does nothing inside attention; "
+            "use PositionEmbed on the embeddings"
+        )
+    if method.period(1) != 1:
+        raise ValueError(
+            f"{method}: its methods differ by layer and a module serves one layer; "
+            "give each layer's module its own method"
+        )
+    method.check(shape)
+
+
+def check_embeds(method: PositionEmbedding) -> None:
+    """Raises ValueError unless ``method`` changes token embeddings."""
+    if not method.has_embed:
+        raise ValueError(
+            f"{method}: it works inside attention and adds nothing to token embeddings; "
+            "use PositionAttention"
+        )
+
+
+def one_layer(drawn: PositionVariables) -> tuple[Variables, Variables]:
+    """Trained parameters and constants of a one-layer model, the layer axis removed."""
+    return (
+        drawn.model_params | {name: x[0] for name, x in drawn.layer_params.items()},
+        drawn.model_constants | {name: x[0] for name, x in drawn.layer_constants.items()},
+    )
+
+
+def check_length(method: PositionEmbedding, length: int) -> None:
+    """Raises ValueError where default positions would leave the range of the method."""
+    longest = method.max_length()
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"a sequence of {length} tokens: {method} is defined for {longest} at most"
+        )
+
+
+def as_rows(positions: Array, x: Array, name: str) -> Array:
+    """Positions as ``[1 or B, T]`` int32 for ``x [B, T, ...]``; ``[T]`` is shared by all rows."""
+    positions = jnp.asarray(positions)
+    if not jnp.issubdtype(positions.dtype, jnp.integer):
+        raise ValueError(f"{name} has dtype {positions.dtype}: they count tokens, pass integers")
+    rows = positions[None] if positions.ndim == 1 else positions
+    if rows.ndim != 2 or rows.shape[0] not in (1, x.shape[0]) or rows.shape[1] != x.shape[1]:
+        raise ValueError(
+            f"{name} has shape {positions.shape}: expected {(x.shape[1],)}, {(1, x.shape[1])} or "
+            f"{(x.shape[0], x.shape[1])}"
+        )
+    return rows.astype(jnp.int32)
+
+
+def arange(length: int) -> Array:
+    """Positions 0 to ``length - 1`` of all rows, ``[1, T]``."""
+    return jnp.arange(length, dtype=jnp.int32)[None]
+
+
+def rotate(
+    method: PositionEmbedding,
+    variables: Variables,
+    q: Array,
+    k: Array,
+    q_positions: Array,
+    k_positions: Array,
+) -> tuple[Array, Array]:
+    """The method's ``rotate`` where queries and keys may stand at different positions.
+
+    Args:
+      method: serves one layer.
+      variables: that layer's and the model's.
+      q: ``[B, T, N, H]``.
+      k: ``[B, S, K, H]``.
+      q_positions: ``[1 or B, T]``.
+      k_positions: ``[1 or B, S]``; the same object as q_positions where they are the same.
+
+    Returns:
+      q and k, as ``PositionEmbedding.rotate`` returns them.
+
+    Raises:
+      ValueError: positions differ and the frequencies depend on the length of each.
+    """
+    head_dim = q.shape[-1]
+
+    def turn(q: Array, k: Array, positions: Array) -> tuple[Array, Array]:
+        tables = method.tables(variables, positions, head_dim)
+        layer_method, layer, tables = method.of_layer(0, variables, tables)
+        return layer_method.rotate(layer, tables, q, k)
+
+    if q_positions is k_positions:
+        return turn(q, k, q_positions)
+    if _follows_length(method):
+        raise ValueError(
+            f"{method}: its frequencies follow the length of the sequence, which queries and keys "
+            "at different positions do not share; give the scaling a length"
+        )
+    # The side that is not wanted is zeros, and compiled away.
+    no_k = jnp.zeros((*q.shape[:2], k.shape[2], head_dim), k.dtype)
+    no_q = jnp.zeros((*k.shape[:2], q.shape[2], head_dim), q.dtype)
+    return turn(q, no_k, q_positions)[0], turn(no_q, k, k_positions)[1]
+
+
+def _follows_length(method: PositionEmbedding) -> bool:
+    """Whether frequencies depend on the length of the sequence, in any part of the method."""
+    parts = (*getattr(method, "methods", ()), *filter(None, [getattr(method, "inner", None)]))
+    own = any(step.follows_length for step in getattr(method, "scaling", ()))
+    return own or any(map(_follows_length, parts))
+
+
+def attend(
+    method: PositionEmbedding,
+    variables: Variables,
+    attention_fn: Callable[..., Array],
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Array | None,
+    is_causal: bool = False,
+    positions: Array | None = None,
+    key_positions: Array | None = None,
+    decode: bool = False,
+    **options: Any,
+) -> Array:
+    """``attention_fn`` with the queries and keys rotated, and biased, by their positions.
+
+    Args:
+      method: serves one layer.
+      variables: that layer's and the model's.
+      attention_fn: called with query, key, value, mask, ``bias`` where there is one, and options.
+      query: ``[batch..., T, N, H]``.
+      key: ``[batch..., S, K, H]``, not rotated; a key cache of Flax holds them so.
+      value: ``[batch..., S, K, H]``.
+      mask: broadcast to ``[batch..., N, T, S]``, False where a query does not see a key.
+      is_causal: overlay a causal mask.
+      positions: of the queries, ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0, which needs
+        T = S.
+      key_positions: of the keys; None takes those of the queries, or counts from 0.
+      decode: a single query is the newest key that the mask shows, of keys that count from 0.
+      **options: passed on.
+
+    Raises:
+      ValueError: positions that cannot be known, do not fit, or leave the method's range.
+    """
+    batch = query.shape[:-3]
+
+    def flat(x: Array) -> Array:
+        return x.reshape(math.prod(batch), *x.shape[-3:])
+
+    q, k = flat(query), flat(key)
+    if decode and positions is None and q.shape[1] == 1 and mask is not None:
+        positions, key_positions = _newest(mask, batch), arange(k.shape[1])
+    q_rows, k_rows = resolve(method, q, k, positions, key_positions)
+    q, k = rotate(method, variables, q, k, q_rows, k_rows)
+    if k.shape[2] != value.shape[-2]:  # a matrix for every query head
+        value = jnp.repeat(value, k.shape[2] // value.shape[-2], axis=-2)
+    if is_causal:  # Linen's attention has no such argument
+        options["is_causal"] = True
+    bias = None
+    tables = method.tables(variables, k_rows, q.shape[-1])
+    layer_method, layer, _ = method.of_layer(0, variables, tables)
+    if layer_method.has_bias or layer_method.has_contextual_bias:
+        bias = layer_method.bias(layer, q_rows, k_rows)
+        if layer_method.has_contextual_bias:
+            visible = _visible(mask, is_causal, (*batch, q.shape[2], q.shape[1], k.shape[1]))
+            visible = visible.reshape(q.shape[0], *visible.shape[-3:])
+            context = layer_method.contextual_bias(layer, q, _logits(q, k, bias, visible))
+            bias = context if bias is None or context is None else bias + context
+    if bias is not None:
+        full = bias.shape[0] == q.shape[0]
+        options["bias"] = bias.reshape((*(batch if full else (1,) * len(batch)), *bias.shape[1:]))
+    q = q.reshape(*batch, *q.shape[1:])
+    k = k.reshape(*batch, *k.shape[1:])
+    return attention_fn(q, k, value, **_accepted(attention_fn, {"mask": mask, **options}))
+
+
+def _accepted(attention_fn: Callable[..., Array], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that ``attention_fn`` takes; Flax leaves out the others just so.
+
+    Raises:
+      ValueError: it would ignore a mask or a bias.
+    """
+    known = inspect.signature(attention_fn).parameters
+    if any(known[name].kind is inspect.Parameter.VAR_KEYWORD for name in known):
+        return options
+    for name in ("mask", "bias", "is_causal"):
+        if name not in known and options.get(name) is not None:
+            raise ValueError(f"attention_fn={attention_fn}: it takes no {name!r}, one is needed")
+    return {name: value for name, value in options.items() if name in known}
+
+
+def resolve(
+    method: PositionEmbedding,
+    q: Array,
+    k: Array,
+    positions: Array | None,
+    key_positions: Array | None,
+) -> tuple[Array, Array]:
+    """The positions of queries and keys ``[1 or B, T]``, ``[1 or B, S]``; the same array if equal.
+
+    Raises:
+      ValueError: they cannot be known from what is given.
+    """
+    num_queries, num_keys = q.shape[1], k.shape[1]
+    if key_positions is not None and positions is None:
+        raise ValueError("key_positions are given, positions are not: pass both")
+    if positions is not None:
+        q_rows = as_rows(positions, q, "positions")
+        if key_positions is not None:
+            return q_rows, as_rows(key_positions, k, "key_positions")
+        if num_queries == num_keys:
+            return q_rows, q_rows
+        check_length(method, num_keys)
+        return q_rows, arange(num_keys)
+    check_length(method, num_keys)
+    k_rows = arange(num_keys)
+    if num_queries == num_keys:
+        return k_rows, k_rows
+    hint = "; for the key cache of Flax set decode=True" if num_queries == 1 else ""
+    raise ValueError(
+        f"{num_queries} queries and {num_keys} keys: where the queries stand is not known, "
+        f"pass positions{hint}"
+    )
+
+
+def _newest(mask: Array, batch: tuple[int, ...]) -> Array:
+    """The position of the newest key that any head's single query sees, ``[B, 1]``."""
+    seen = jnp.where(mask.astype(bool), jnp.arange(mask.shape[-1], dtype=jnp.int32), -1)
+    newest = jnp.max(seen, axis=(-3, -2, -1))  # the axes [N, T = 1, S]
+    return jnp.broadcast_to(newest, batch).reshape(-1, 1)
+
+
+def _visible(mask: Array | None, is_causal: bool, shape: tuple[int, ...]) -> Array:
+    if mask is None and not is_causal:
+        raise ValueError(
+            "mask is None: a contextual method counts the keys that a query sees, "
+            "pass a causal mask"
+        )
+    visible = jnp.ones(shape[-2:], bool)
+    if is_causal:
+        visible = jnp.tril(visible)
+    if mask is not None:
+        visible = jnp.broadcast_to(mask.astype(bool), shape) & jnp.broadcast_to(visible, shape)
+    return jnp.broadcast_to(visible, shape)
+
+
+def _logits(q: Array, k: Array, bias: Array | None, visible: Array) -> Array:
+    """Scaled scores ``[B, N, T, S]`` float32, -inf where a key is not seen."""
+    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32)
+    scores = scores * np.float32(q.shape[-1] ** -0.5)
+    if bias is not None:
+        scores = scores + bias
+    return jnp.where(visible, scores, -jnp.inf)
+
+
+def abstract(method: PositionEmbedding, shape: ModelShape) -> tuple[Variables, Variables]:
+    """Names and shapes of what ``method.init`` draws for one layer, without drawing it."""
+    return jax.eval_shape(lambda key: one_layer(method.init(key, shape)), jax.random.key(0))
+
+
+def check_rotates(method: PositionEmbedding, shape: ModelShape) -> None:
+    """Raises ValueError unless rotating q and k is all that ``method`` does."""
+    check_method(method, shape)
+    if method.of_layer(0, {}, (None,))[0].has_bias or method.has_contextual_bias:
+        raise ValueError(
+            f"{method}: it has a bias, which rotating q and k would leave out; "
+            "use PositionAttention"
+        )
+
+
+def embed_positions(
+    method: PositionEmbedding, shape: ModelShape, x: Array, positions: Array | None
+) -> Array:
+    """Positions for ``method.embed`` of ``x [B, T, D]``: checked, or counted from 0."""
+    check_embeds(method)
+    method.check(shape)
+    if positions is not None:
+        return as_rows(positions, x, "positions")
+    check_length(method, x.shape[1])
+    return arange(x.shape[1])

@@ -1,0 +1,176 @@
+"""Position embeddings for the attention of other people's Flax Linen models.
+
+Constants such as FoPE's coefficients live in the collection ``position``, which no optimizer over
+``params`` sees; what a method trains is in ``params``. Under ``nn.scan`` name the collection:
+``variable_axes={"params": 0, "position": 0}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from fope_jax.interop import attention
+from fope_jax.position import ModelShape, PositionEmbedding
+from fope_jax.position.base import Variables
+from fope_jax.typing import Array
+
+COLLECTION = "position"
+
+
+class PositionAttention(nn.Module):
+    """An ``attention_fn`` of ``nn.MultiHeadDotProductAttention`` that knows positions.
+
+    Rotates queries and keys, adds the method's bias, and hands over to ``attention_fn``. Flax's key
+    cache holds keys as they were projected, so all of them are rotated in each decoding step.
+
+    Attributes:
+      method: any method that works inside attention.
+      attention_fn: what attends; it must take ``bias`` where the method has one.
+      positions: of the queries, ``[T]``, ``[1, T]`` or ``[B, T]`` tokens since the start of each
+        document; None counts from 0.
+      key_positions: of the keys, where they are not those of the queries.
+      decode: for ``MultiHeadDotProductAttention(decode=True)``: the one query is the newest key
+        that the mask shows. Not for attention to another sequence.
+
+    >>> import jax
+    >>> from fope_jax.position import FoPE
+    >>> layer = nn.MultiHeadDotProductAttention(4, attention_fn=PositionAttention(FoPE(64)))
+    >>> x = jax.numpy.ones((2, 10, 32))
+    >>> variables = layer.init(jax.random.key(0), x, mask=nn.make_causal_mask(x[..., 0]))
+    >>> sorted(variables), sorted(variables["position"]["attention_fn"])
+    (['params', 'position'], ['cos_coef', 'sin_coef'])
+    """
+
+    method: PositionEmbedding
+    attention_fn: Callable[..., Array] = nn.dot_product_attention
+    positions: Array | None = None
+    key_positions: Array | None = None
+    decode: bool = False
+
+    # Every argument has its name: Flax passes only those that it finds in the signature.
+    @nn.compact
+    def __call__(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | None = None,
+        broadcast_dropout: bool = True,
+        dropout_rng: Array | None = None,
+        dropout_rate: float = 0.0,
+        deterministic: bool = False,
+        dtype: Any = None,
+        precision: Any = None,
+        module: nn.Module | None = None,
+        force_fp32_for_softmax: bool = False,
+        qk_attn_weights_einsum: Callable[..., Array] | None = None,
+        attn_weights_value_einsum: Callable[..., Array] | None = None,
+    ) -> Array:
+        """Attends: see ``nn.dot_product_attention``, and ``ValueError`` of ``attention.attend``."""
+        shape = attention.layer_shape(query.shape[-2], key.shape[-2], query.shape[-1])
+        attention.check_method(self.method, shape)
+        return attention.attend(
+            self.method,
+            _variables(self, self.method, shape),
+            self.attention_fn,
+            query,
+            key,
+            value,
+            mask=mask,
+            positions=self.positions,
+            key_positions=self.key_positions,
+            decode=self.decode,
+            broadcast_dropout=broadcast_dropout,
+            dropout_rng=dropout_rng,
+            dropout_rate=dropout_rate,
+            deterministic=deterministic,
+            dtype=dtype,
+            precision=precision,
+            module=module,
+            force_fp32_for_softmax=force_fp32_for_softmax,
+            qk_attn_weights_einsum=qk_attn_weights_einsum,
+            attn_weights_value_einsum=attn_weights_value_einsum,
+        )
+
+
+class Rotary(nn.Module):
+    """Rotates queries and keys, for attention that you write yourself.
+
+    Attributes:
+      method: a rotation.
+
+    >>> import jax
+    >>> from fope_jax.position import FoPE
+    >>> q = jax.numpy.ones((2, 10, 4, 16))
+    >>> (q, k), variables = Rotary(FoPE(64)).init_with_output(jax.random.key(0), q, q)
+    >>> sorted(variables)
+    ['position']
+    """
+
+    method: PositionEmbedding
+
+    @nn.compact
+    def __call__(
+        self, q: Array, k: Array, positions: Array | None = None, key_positions: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Rotates.
+
+        Args:
+          q: ``[B, T, N, H]``.
+          k: ``[B, S, K, H]``.
+          positions: of the queries, ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0.
+          key_positions: of the keys; None takes those of the queries where S = T.
+
+        Returns:
+          q and k; k has N heads where the method has a matrix for every query head.
+
+        Raises:
+          ValueError: the method is no rotation alone, or positions are not known or do not fit.
+        """
+        shape = attention.layer_shape(q.shape[-2], k.shape[-2], q.shape[-1])
+        attention.check_rotates(self.method, shape)
+        rows = attention.resolve(self.method, q, k, positions, key_positions)
+        return attention.rotate(self.method, _variables(self, self.method, shape), q, k, *rows)
+
+
+class PositionEmbed(nn.Module):
+    """Changes token embeddings, for sinusoidal and learned positions.
+
+    Attributes:
+      method: an absolute method.
+    """
+
+    method: PositionEmbedding
+
+    @nn.compact
+    def __call__(self, x: Array, positions: Array | None = None) -> Array:
+        """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``.
+
+        Raises:
+          ValueError: the method embeds nothing, or positions do not fit.
+        """
+        shape = ModelShape(x.shape[-1], 1, 1, 1, x.shape[-1])
+        rows = attention.embed_positions(self.method, shape, x, positions)
+        return self.method.embed(_variables(self, self.method, shape), x, rows)
+
+
+def _variables(module: nn.Module, method: PositionEmbedding, shape: ModelShape) -> Variables:
+    """The module's own variables by name, drawn once where they are not there yet."""
+    drawn = None
+    if module.is_initializing():
+        drawn = attention.one_layer(method.init(module.make_rng("params"), shape))
+
+    def first(index: int, name: str, key: Array | None = None) -> Array:
+        if drawn is not None:
+            return drawn[index][name]
+        key = module.make_rng("params") if key is None else key
+        return attention.one_layer(method.init(key, shape))[index][name]
+
+    params, constants = attention.abstract(method, shape)
+    variables = {n: module.param(n, lambda key, n=n: first(0, n, key)) for n in params}
+    for n in constants:
+        variables[n] = module.variable(COLLECTION, n, lambda n=n: first(1, n)).value
+    return variables

@@ -1,0 +1,213 @@
+"""Position embeddings for the attention of other people's Flax NNX models.
+
+Constants such as FoPE's coefficients are ``PositionConstant`` variables: part of the state, and no
+``nnx.Param``, so no optimizer over ``nnx.Param`` sees them. What a method trains is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from fope_jax.interop import attention
+from fope_jax.model.transformer import PositionConstant
+from fope_jax.position import ModelShape, PositionEmbedding
+from fope_jax.position.base import Variables
+from fope_jax.typing import Array
+
+
+class Positions(nnx.Variable):
+    """Where tokens stand: int32 state that a training step overwrites for packed documents."""
+
+
+class PositionAttention(nnx.Module):
+    """An ``attention_fn`` of ``nnx.MultiHeadAttention`` that knows positions.
+
+    Rotates queries and keys, adds the method's bias, and hands over to ``attention_fn``. Flax's key
+    cache holds keys as they were projected, so all of them are rotated in each decoding step.
+
+    >>> from fope_jax.position import FoPE
+    >>> fope = PositionAttention(FoPE(64), num_heads=4, head_dim=8, rngs=nnx.Rngs(0))
+    >>> layer = nnx.MultiHeadAttention(4, 32, decode=False, attention_fn=fope, rngs=nnx.Rngs(0))
+    >>> layer(jnp.ones((2, 10, 32)), is_causal=True).shape
+    (2, 10, 32)
+    """
+
+    def __init__(
+        self,
+        method: PositionEmbedding,
+        *,
+        num_heads: int,
+        head_dim: int,
+        num_kv_heads: int | None = None,
+        attention_fn: Callable[..., Array] = nnx.dot_product_attention,
+        positions: Array | None = None,
+        decode: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the method's variables.
+
+        Args:
+          method: any method that works inside attention.
+          num_heads: query heads N.
+          head_dim: H.
+          num_kv_heads: key-value heads K; None means N.
+          attention_fn: what attends; it must take ``bias`` where the method has one.
+          positions: ``[T]``, ``[1, T]`` or ``[B, T]`` tokens since the start of each document; None
+            counts from 0. Held as state: ``set_positions`` overwrites them.
+          decode: for decoding with Flax's key cache: the one query is the newest key that the
+            mask shows. Not for attention to another sequence.
+          rngs: its ``params`` stream is drawn from.
+
+        Raises:
+          ValueError: the method cannot work inside one attention layer of this shape.
+        """
+        shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
+        attention.check_method(method, shape)
+        self.method = method
+        self.shape = shape
+        self.attention_fn = attention_fn
+        self.decode = decode
+        self.variables = _draw(method, shape, rngs)
+        self.positions = nnx.data(None)
+        if positions is not None:
+            self.set_positions(positions)
+
+    def set_positions(self, positions: Array | None) -> None:
+        """Sets where the tokens of the next calls stand; None counts from 0."""
+        self.positions = None if positions is None else Positions(jnp.asarray(positions))
+
+    def __call__(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        *,
+        mask: Array | None = None,
+        is_causal: bool = False,
+        **options: Any,
+    ) -> Array:
+        """Attends: see ``nnx.dot_product_attention``, whose options pass through.
+
+        Raises:
+          ValueError: heads of another shape than declared; and see ``attention.attend``.
+        """
+        _check_heads(self.shape, query, key)
+        return attention.attend(
+            self.method,
+            _values(self.variables),
+            self.attention_fn,
+            query,
+            key,
+            value,
+            mask=mask,
+            is_causal=is_causal,
+            positions=None if self.positions is None else self.positions[...],
+            decode=self.decode,
+            **options,
+        )
+
+
+class Rotary(nnx.Module):
+    """Rotates queries and keys, for attention that you write yourself.
+
+    >>> from fope_jax.position import FoPE
+    >>> rotary = Rotary(FoPE(64), num_heads=4, head_dim=16, rngs=nnx.Rngs(0))
+    >>> q, k = rotary(jnp.ones((2, 10, 4, 16)), jnp.ones((2, 10, 4, 16)))
+    >>> len(nnx.to_flat_state(nnx.state(rotary, nnx.Param)))
+    0
+    """
+
+    def __init__(
+        self,
+        method: PositionEmbedding,
+        *,
+        num_heads: int,
+        head_dim: int,
+        num_kv_heads: int | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """Draws the method's variables; see ``PositionAttention``.
+
+        Raises:
+          ValueError: rotating is not all that the method does, or it does not fit the shape.
+        """
+        shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
+        attention.check_rotates(method, shape)
+        self.method = method
+        self.shape = shape
+        self.variables = _draw(method, shape, rngs)
+
+    def __call__(
+        self, q: Array, k: Array, positions: Array | None = None, key_positions: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Rotates.
+
+        Args:
+          q: ``[B, T, N, H]``.
+          k: ``[B, S, K, H]``.
+          positions: of the queries, ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0.
+          key_positions: of the keys; None takes those of the queries where S = T.
+
+        Returns:
+          q and k; k has N heads where the method has a matrix for every query head.
+
+        Raises:
+          ValueError: heads of another shape than declared; positions not known or that do not fit.
+        """
+        _check_heads(self.shape, q, k)
+        rows = attention.resolve(self.method, q, k, positions, key_positions)
+        return attention.rotate(self.method, _values(self.variables), q, k, *rows)
+
+
+class PositionEmbed(nnx.Module):
+    """Changes token embeddings, for sinusoidal and learned positions.
+
+    >>> from fope_jax.position import Sinusoidal
+    >>> embed = PositionEmbed(Sinusoidal(), d_model=32, rngs=nnx.Rngs(0))
+    >>> embed(jnp.ones((2, 10, 32))).shape
+    (2, 10, 32)
+    """
+
+    def __init__(self, method: PositionEmbedding, *, d_model: int, rngs: nnx.Rngs):
+        """Draws the method's variables for embeddings ``[B, T, D]``.
+
+        Raises:
+          ValueError: the method embeds nothing, or does not fit ``d_model``.
+        """
+        shape = ModelShape(d_model, 1, 1, 1, d_model)
+        attention.check_embeds(method)
+        method.check(shape)
+        self.method = method
+        self.shape = shape
+        self.variables = _draw(method, shape, rngs)
+
+    def __call__(self, x: Array, positions: Array | None = None) -> Array:
+        """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``."""
+        rows = attention.embed_positions(self.method, self.shape, x, positions)
+        return self.method.embed(_values(self.variables), x, rows)
+
+
+def _draw(method: PositionEmbedding, shape: ModelShape, rngs: nnx.Rngs) -> nnx.Dict:
+    params, constants = attention.one_layer(method.init(rngs.params(), shape))
+    return nnx.Dict(
+        {name: nnx.Param(x) for name, x in params.items()}
+        | {name: PositionConstant(x) for name, x in constants.items()}
+    )
+
+
+def _values(variables: nnx.Dict) -> Variables:
+    return {name: variable[...] for name, variable in variables.items()}
+
+
+def _check_heads(shape: ModelShape, q: Array, k: Array) -> None:
+    given = (q.shape[-2], k.shape[-2], q.shape[-1])
+    declared = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
+    if given != declared:
+        raise ValueError(
+            "num_heads, num_kv_heads, head_dim = {}, {}, {} come in: ".format(*given)
+            + "{}, {}, {} were declared".format(*declared)
+        )

@@ -1,0 +1,118 @@
+"""One labelled example of every method and every scaling, for pictures, benchmarks and tables."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from fope_jax.position.absolute import Learned, Sinusoidal
+from fope_jax.position.alibi import ALiBi
+from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding
+from fope_jax.position.contextual import CoPE
+from fope_jax.position.fope import FoPE
+from fope_jax.position.logit_scaling import LogitScaling
+from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
+from fope_jax.position.rope import RoPE
+from fope_jax.position.scaling import (
+    AdjustedBase,
+    ClipFloor,
+    DynamicNTK,
+    Llama3,
+    LongRoPE,
+    NTKAware,
+    PositionInterpolation,
+    PRoPE,
+    Proportional,
+    Scaling,
+    SnapToCycles,
+    YaRN,
+)
+from fope_jax.position.xpos import XPos
+
+LENGTH = 512  # tokens, the training length of the examples
+SHAPE = ModelShape(d_model=256, num_layers=4, num_heads=4, num_kv_heads=4, head_dim=64)
+
+
+def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, PositionEmbedding]:
+    """Methods trained on ``length`` tokens, and RoPE with each scaling to four times that.
+
+    The label of a method at its defaults is its name in ``METHODS``; that of a scaling is
+    ``rope+`` and its name in ``SCALINGS``.
+
+    Args:
+      length: training length, tokens.
+      head_dim: head dim H of the model; some scalings hold a number for each pair of dimensions.
+
+    Returns:
+      Labels and methods, each entry of ``METHODS`` and ``SCALINGS`` at least once.
+
+    >>> examples(1024)["fope"].training_length
+    1024
+    """
+    slow = tuple(1.0 + 3.0 * pair / (head_dim // 2 - 1) for pair in range(head_dim // 2))
+    scalings: dict[str, Scaling] = {
+        "position_interpolation": PositionInterpolation(4.0),
+        "ntk": NTKAware(4.0),
+        "dynamic_ntk": DynamicNTK(4.0, length, length=4 * length),
+        "yarn": YaRN(4.0, length),
+        "llama3": Llama3(4.0, length),
+        "longrope": LongRoPE((1.0,) * (head_dim // 2), slow, length, 4.0, length=4 * length),
+        "proportional": Proportional(0.5, factor=4.0),
+        "adjusted_base": AdjustedBase(500_000.0),
+        "clip_floor": ClipFloor(length),
+        "snap_to_cycles": SnapToCycles(length),
+        "p_rope": PRoPE(0.75),
+    }
+    return {
+        "nope": NoPE(),
+        "sinusoidal": Sinusoidal(),
+        "learned": Learned(table_length=length),
+        "rope": RoPE(),
+        "xpos": XPos(),
+        "fope": FoPE(length),
+        "fope-equations": FoPE.equations(length),
+        "alibi": ALiBi(),
+        "t5": T5Bias(),
+        "kerple": Kerple(),
+        "kerple-power": Kerple(form="power"),
+        "fire": FIRE(),
+        "cope": CoPE(init_std=0.02),  # at the default 0 it starts as NoPE and shows nothing
+        "by_layer": ByLayer((RoPE(), NoPE())),
+        "by_share": ByShare((FoPE(length), NoPE()), (0.5, 0.5)),
+        "logit_scaling": LogitScaling(RoPE(), training_length=length),
+        **{f"rope+{name}": RoPE(scaling=(scaling,)) for name, scaling in scalings.items()},
+        "fope+yarn": FoPE(4 * length, scaling=(YaRN(4.0, length, attention_factor=1.0),)),
+    }
+
+
+EXAMPLES = examples()
+
+
+def choose(
+    labels: Iterable[str] | None, known: dict[str, PositionEmbedding] | None = None
+) -> dict[str, PositionEmbedding]:
+    """The examples of these labels, in their order; all for None.
+
+    Args:
+      labels: keys of ``known``.
+      known: what to choose from; None takes ``EXAMPLES``.
+
+    Raises:
+      ValueError: a label that is none, with the nearest.
+
+    >>> choose(["nope"])
+    {'nope': NoPE()}
+    """
+    known = EXAMPLES if known is None else known
+    if labels is None:
+        return known
+    chosen = {}
+    for label in labels:
+        if label not in known:
+            (nearest,) = difflib.get_close_matches(label, known, n=1, cutoff=0.0)
+            raise ValueError(
+                f"unknown example {label!r}; did you mean {nearest!r}? Known: {', '.join(known)}"
+            )
+        chosen[label] = known[label]
+    return chosen

@@ -1,0 +1,148 @@
+"""Logit scaling: attention that stays sharp as the number of keys grows, beside any method."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.checks import check_at_least, check_choice
+from fope_jax.position.rotation import token_positions
+from fope_jax.position.scaling import yarn_temperature
+from fope_jax.typing import Array
+
+KINDS = ("log_n", "yarn")
+
+
+def log_n_scale(positions: Array, training_length: int, *, within: bool = False) -> Array:
+    """The factor on the logits of a query that sees n keys.
+
+        s(p) = ln(n) / ln(L),  n = p + 1;   1 for n <= L unless ``within``
+
+    Args:
+      positions: integers, tokens.
+      training_length: L, tokens.
+      within: scale queries within the training length too, as for a model trained so.
+
+    Returns:
+      float32 in the shape of ``positions``. With ``within`` the first token of a segment gets 0;
+      it sees one key, so its attention is the same.
+
+    Raises:
+      ValueError: ``training_length`` is below 2.
+
+    >>> log_n_scale(np.array([0, 99, 9_999]), training_length=100).round(6).tolist()
+    [1.0, 1.0, 2.0]
+
+    Reference: Chiang and Cholak 2022, "Overcoming a Theoretical Limitation of Self-Attention",
+    Section 5.3; Su 2021, "Attention's scale operation from the invariance of entropy".
+    """
+    check_at_least("training_length", training_length, 2, "the trained length in tokens")
+    count = (token_positions(positions) + 1).astype(jnp.float32)
+    scale = jnp.log(count) / np.float32(math.log(training_length))
+    return scale if within else jnp.maximum(scale, 1.0)
+
+
+@dataclass(frozen=True)
+class LogitScaling(PositionEmbedding):
+    """Multiplies the attention logits of another method by a factor that grows with length.
+
+        log_n:  q.k -> s(p) q.k,  s as in ``log_n_scale``, p the position of the query
+        yarn:   q.k -> (0.1 ln s + 1) ** 2 q.k  at every position
+
+    Only the product of q and k is scaled; a bias of the method is added afterwards, unchanged.
+
+    Knobs:
+      inner: the position embedding whose logits are scaled.
+      form: ``log_n`` or ``yarn``, YaRN's temperature without its frequencies.
+      training_length: L, tokens, for ``log_n``.
+      within: for ``log_n``: scale within the training length too.
+      factor: s, the new length over the trained one, for ``yarn``.
+
+    Reference: Chiang and Cholak 2022, Section 5.3; Peng et al. 2023, "YaRN", Eq. 21-22.
+    """
+
+    kind: ClassVar[str] = "composition"
+    extends: ClassVar[str] = "helps the method it wraps"
+
+    inner: PositionEmbedding
+    form: str = "log_n"
+    training_length: int | None = None
+    within: bool = False
+    factor: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("form", self.form, KINDS)
+        needed, other = ("training_length", "factor")[:: 1 if self.form == "log_n" else -1]
+        if getattr(self, needed) is None:
+            raise ValueError(f"{needed}=None: form={self.form!r} needs it")
+        if getattr(self, other) is not None:
+            raise ValueError(f"{other}={getattr(self, other)}: form={self.form!r} does not use it")
+        if self.form == "yarn":
+            yarn_temperature(self.factor)
+        else:
+            log_n_scale(np.zeros((), np.int32), self.training_length)
+        if isinstance(self.inner, LogitScaling):
+            raise ValueError("inner is a LogitScaling itself: logits would be scaled twice")
+
+    def check(self, shape: ModelShape) -> None:
+        self.inner.check(shape)
+
+    def max_length(self) -> int | None:
+        return self.inner.max_length()
+
+    def frequencies(self, head_dim: int) -> np.ndarray | None:
+        return self.inner.frequencies(head_dim)
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        return self.inner.init(key, shape)
+
+    def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
+        return self.inner.embed(variables, x, positions)
+
+    def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Array, Any]:
+        if self.form == "yarn":
+            scale = jnp.full((1, 1), yarn_temperature(self.factor) ** 2, jnp.float32)
+        else:
+            scale = log_n_scale(positions, self.training_length, within=self.within)
+        return scale, self.inner.tables(variables, positions, head_dim)
+
+    def rotate(
+        self, variables: Variables, tables: tuple[Array, Any], q: Array, k: Array
+    ) -> tuple[Array, Array]:
+        scale, inner = tables
+        q, k = self.inner.rotate(variables, inner, q, k)
+        return (q.astype(jnp.float32) * scale[:, :, None, None]).astype(q.dtype), k
+
+    def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array | None:
+        return self.inner.bias(variables, q_positions, k_positions)
+
+    @property
+    def has_embed(self) -> bool:
+        return self.inner.has_embed
+
+    @property
+    def has_bias(self) -> bool:
+        return self.inner.has_bias
+
+    def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array | None:
+        return self.inner.contextual_bias(variables, q, logits)
+
+    @property
+    def has_contextual_bias(self) -> bool:
+        return self.inner.has_contextual_bias
+
+    def period(self, num_layers: int) -> int:
+        return self.inner.period(num_layers)
+
+    def of_layer(
+        self, index: int, variables: Variables, tables: tuple[Array, Any]
+    ) -> tuple[PositionEmbedding, Variables, Any]:
+        scale, inner = tables
+        method, variables, inner = self.inner.of_layer(index, variables, inner)
+        return dataclasses.replace(self, inner=method), variables, (scale, inner)

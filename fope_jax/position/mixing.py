@@ -1,0 +1,224 @@
+"""Several position embeddings in one model: over the layers, or over the dimensions of a head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.typing import Array
+
+GROUPS = ("model_params", "model_constants", "layer_params", "layer_constants")
+
+
+@dataclass(frozen=True)
+class ByLayer(PositionEmbedding):
+    """A pattern of methods that repeats over the layers.
+
+        layer l uses methods[l mod P],  P = len(methods)
+
+    ``ByLayer((RoPE(), RoPE(), RoPE(), NoPE()))`` leaves every fourth layer without positions;
+    ``(RoPE(theta=10_000.0),) * 5 + (RoPE(theta=1_000_000.0),)`` has local and global bases.
+
+    Knobs:
+      methods: one method a layer of the pattern; their number divides the layers of the model.
+        Methods that act on token embeddings have no layer and are refused.
+
+    Reference: Yang et al. 2025, "Rope to Nope and Back Again: A New Hybrid Attention Strategy";
+    Gemma Team 2025, "Gemma 3 Technical Report", Section 2, for two bases.
+    """
+
+    kind: ClassVar[str] = "composition"
+    extends: ClassVar[str] = "as its methods"
+
+    methods: tuple[PositionEmbedding, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", _methods(self.methods))
+        for method in self.methods:
+            if isinstance(method, ByLayer):
+                raise ValueError("methods holds a ByLayer: write one pattern in place of two")
+
+    def check(self, shape: ModelShape) -> None:
+        if shape.num_layers % len(self.methods):
+            raise ValueError(
+                f"methods has {len(self.methods)} entries: num_layers={shape.num_layers} is not a "
+                "multiple of it"
+            )
+        for method in self.methods:
+            method.check(shape)
+
+    def max_length(self) -> int | None:
+        return _shortest(self.methods)
+
+    def frequencies(self, head_dim: int) -> np.ndarray | None:
+        return _concatenated([method.frequencies(head_dim) for method in self.methods])
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        """Variables named ``"j.name"`` for method j, with a layer axis of L / P."""
+        self.check(shape)
+        own = shape._replace(num_layers=shape.num_layers // len(self.methods))
+        return _init_all(self.methods, key, [own] * len(self.methods))
+
+    def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Any, ...]:
+        return tuple(
+            method.tables(_own(variables, index), positions, head_dim)
+            for index, method in enumerate(self.methods)
+        )
+
+    def rotate(
+        self, variables: Variables, tables: tuple[Any, ...], q: Array, k: Array
+    ) -> tuple[Array, Array]:
+        """Raises TypeError: there is a rotation for each layer, which ``of_layer`` gives."""
+        raise TypeError("ByLayer rotates in no layer by itself: take the method of_layer gives")
+
+    def period(self, num_layers: int) -> int:
+        return len(self.methods)
+
+    def of_layer(
+        self, index: int, variables: Variables, tables: tuple[Any, ...]
+    ) -> tuple[PositionEmbedding, Variables, Any]:
+        return self.methods[index], _own(variables, index), tables[index]
+
+
+@dataclass(frozen=True)
+class ByShare(PositionEmbedding):
+    """The dimensions of each head shared out among methods.
+
+        q = [q_1, q_2, ..],  k = [k_1, k_2, ..],  q.k = sum_i (method_i turns q_i).(.. k_i)
+
+    ``ByShare((RoPE(), NoPE()), (0.25, 0.75))`` is partial rotary with a quarter of the head.
+
+    Knobs:
+      methods: rotations, and NoPE for dimensions without position.
+      shares: the share of head_dim of each; they sum to 1.
+
+    Reference: Black et al. 2022, "GPT-NeoX-20B", Section 2.1.1 (partial rotary).
+    """
+
+    kind: ClassVar[str] = "composition"
+    extends: ClassVar[str] = "as its methods"
+
+    methods: tuple[PositionEmbedding, ...]
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", _methods(self.methods))
+        object.__setattr__(self, "shares", tuple(self.shares))
+        for method in self.methods:
+            if method.has_bias or method.has_contextual_bias or isinstance(method, ByLayer):
+                raise ValueError(
+                    f"methods holds {type(method).__name__}: only a method that rotates dimensions "
+                    "has a share of them"
+                )
+        if len(self.shares) != len(self.methods):
+            raise ValueError(
+                f"shares has {len(self.shares)} entries: methods has {len(self.methods)}"
+            )
+        if not all(share > 0 for share in self.shares) or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares={self.shares}: expected numbers above 0 that sum to 1")
+
+    def dims(self, head_dim: int) -> list[int]:
+        """The dimensions of each method.
+
+        Raises:
+          ValueError: a share is not a whole number of dimensions.
+        """
+        dims = [share * head_dim for share in self.shares]
+        if any(abs(dim - round(dim)) > 1e-6 for dim in dims):
+            raise ValueError(
+                f"shares={self.shares}: {[float(f'{d:g}') for d in dims]} of head_dim={head_dim} "
+                "dimensions; expected whole numbers"
+            )
+        return [round(dim) for dim in dims]
+
+    def check(self, shape: ModelShape) -> None:
+        for method, dim in zip(self.methods, self.dims(shape.head_dim), strict=True):
+            method.check(shape._replace(head_dim=dim))
+
+    def max_length(self) -> int | None:
+        return _shortest(self.methods)
+
+    def frequencies(self, head_dim: int) -> np.ndarray | None:
+        parts = zip(self.methods, self.dims(head_dim), strict=True)
+        return _concatenated([method.frequencies(dim) for method, dim in parts])
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        """Variables named ``"i.name"`` for method i."""
+        shapes = [shape._replace(head_dim=dim) for dim in self.dims(shape.head_dim)]
+        return _init_all(self.methods, key, shapes)
+
+    def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Any, ...]:
+        return tuple(
+            method.tables(_own(variables, index), positions, dim)
+            for index, (method, dim) in enumerate(
+                zip(self.methods, self.dims(head_dim), strict=True)
+            )
+        )
+
+    def rotate(
+        self, variables: Variables, tables: tuple[Any, ...], q: Array, k: Array
+    ) -> tuple[Array, Array]:
+        edges = np.cumsum(self.dims(q.shape[-1]))[:-1]
+        q_parts, k_parts = [], []
+        pieces = zip(jnp.split(q, edges, axis=-1), jnp.split(k, edges, axis=-1), strict=True)
+        for index, (q_part, k_part) in enumerate(pieces):
+            own = _own(variables, index)
+            q_part, k_part = self.methods[index].rotate(own, tables[index], q_part, k_part)
+            q_parts.append(q_part)
+            k_parts.append(k_part)
+        # A method with one matrix a query head repeats its keys; then the others must as well.
+        most = max(part.shape[2] for part in k_parts)
+        k_parts = [jnp.repeat(part, most // part.shape[2], axis=2) for part in k_parts]
+        return jnp.concatenate(q_parts, axis=-1), jnp.concatenate(k_parts, axis=-1)
+
+
+def _methods(methods: Any) -> tuple[PositionEmbedding, ...]:
+    methods = tuple(methods)
+    if not methods:
+        raise ValueError("methods=(): at least one is needed")
+    for method in methods:
+        if not isinstance(method, PositionEmbedding):
+            raise ValueError(f"methods holds {method!r}: expected methods such as RoPE()")
+        if method.has_embed:
+            raise ValueError(
+                f"methods holds {type(method).__name__}: it changes the token embeddings, which "
+                "no layer and no dimension of a head has to itself"
+            )
+    return methods
+
+
+def _shortest(methods: tuple[PositionEmbedding, ...]) -> int | None:
+    limits = [method.max_length() for method in methods]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None
+
+
+def _init_all(
+    methods: tuple[PositionEmbedding, ...], key: Array, shapes: list[ModelShape]
+) -> PositionVariables:
+    merged: dict[str, Variables] = {group: {} for group in GROUPS}
+    for index, (method, shape) in enumerate(zip(methods, shapes, strict=True)):
+        own_key = None if key is None else jax.random.fold_in(key, index)
+        drawn = method.init(own_key, shape)
+        for group in GROUPS:
+            named = {f"{index}.{name}": value for name, value in getattr(drawn, group).items()}
+            merged[group] |= named
+    return PositionVariables(**merged)
+
+
+def _own(variables: Variables, index: int) -> Variables:
+    prefix = f"{index}."
+    return {
+        name.removeprefix(prefix): value
+        for name, value in variables.items()
+        if name.startswith(prefix)
+    }

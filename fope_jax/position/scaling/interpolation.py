@@ -1,0 +1,168 @@
+"""Scalings by one factor: position interpolation, NTK-aware, dynamic NTK and adjusted base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.checks import check_above_zero, check_at_least, check_factor
+from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
+from fope_jax.typing import Array
+
+
+@dataclass(frozen=True)
+class PositionInterpolation(Scaling):
+    """Slows every frequency, as if positions were divided by the factor.
+
+        w_m -> w_m / s
+
+    Knobs:
+      factor: s, the new length over the trained one; 1 changes nothing.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.5]), theta=4.0)
+    >>> PositionInterpolation(factor=2.0)(rope).inv_freq.tolist()
+    [0.5, 0.25]
+
+    Reference: Chen et al. 2023, "Extending Context Window of Large Language Models via Positional
+    Interpolation", Eq. 4.
+    """
+
+    stretches: ClassVar[bool] = True
+    factor: float
+
+    def __post_init__(self) -> None:
+        check_factor(self.factor)
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        return frequencies._replace(inv_freq=frequencies.inv_freq / self.factor)
+
+
+@dataclass(frozen=True)
+class AdjustedBase(Scaling):
+    """Moves the frequencies to another base ("ABF"): the slow ones slow down most.
+
+        w_m -> w_m (theta / theta') ** (2 m / H)  =  theta' ** (-2 m / H)  for RoPE's own
+
+    Knobs:
+      theta: theta', the new base.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.1]), theta=100.0)
+    >>> AdjustedBase(theta=10_000.0)(rope).inv_freq.round(6).tolist()
+    [1.0, 0.01]
+
+    Reference: Xiong et al. 2023, "Effective Long-Context Scaling of Foundation Models", Section
+    4.1.
+    """
+
+    theta: float
+
+    def __post_init__(self) -> None:
+        check_above_zero("theta", self.theta, "the rotary base")
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        return _rebase(frequencies, self.theta / frequencies.theta)
+
+
+@dataclass(frozen=True)
+class NTKAware(Scaling):
+    """Raises the base so that the slowest frequency slows by the factor and the fastest stays.
+
+        theta' = theta * s ** (H / (H - 2)),   w_m -> w_m * s ** (-2 m / (H - 2))
+
+    Knobs:
+      factor: s, the new length over the trained one.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.1, 0.01]), theta=1000.0)
+    >>> NTKAware(factor=4.0)(rope).inv_freq.round(6).tolist()
+    [1.0, 0.05, 0.0025]
+
+    Reference: Peng et al. 2023, "YaRN", Section 3.1, after bloc97 2023.
+    """
+
+    stretches: ClassVar[bool] = True
+    factor: float
+
+    def __post_init__(self) -> None:
+        check_factor(self.factor)
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        return _ntk(frequencies, self.factor)
+
+
+@dataclass(frozen=True)
+class DynamicNTK(Scaling):
+    """NTK-aware scaling by as much as the sequence at hand needs.
+
+        s(n) = s n / L - (s - 1)  for n > L, else 1;   w_m -> w_m * s(n) ** (-2 m / (H - 2))
+
+    A sequence no longer than L keeps RoPE's frequencies. All its tokens take the frequencies of its
+    length n, so what follows changes what came before: keys cached before rotation must be rotated
+    anew as the sequence grows, or decoding differs from the full forward pass.
+
+    Knobs:
+      factor: s, the strength of the stretch.
+      original_length: L, tokens.
+      length: n, tokens, for all sequences; None takes each row's last position + 1. With None
+        frequencies are float32, with a number float64.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.1, 0.01]), theta=1000.0)
+    >>> DynamicNTK(factor=2.0, original_length=512)(rope, length=1280).inv_freq.round(6).tolist()
+    [1.0, 0.05, 0.0025]
+
+    Reference: emozilla 2023, "Dynamically Scaled RoPE"; Peng et al. 2023, "YaRN", Section 3.3.
+    """
+
+    stretches: ClassVar[bool] = True
+    factor: float
+    original_length: int
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        check_factor(self.factor)
+        check_at_least("original_length", self.original_length, 1, "the trained length in tokens")
+        if self.length is not None:
+            check_at_least("length", self.length, 1, "the sequence's length in tokens")
+
+    @property
+    def follows_length(self) -> bool:
+        return self.length is None
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        if self.length is not None:
+            length = self.length
+        if length is None:
+            return frequencies
+        numpy = np if isinstance(length, (int, np.integer)) else jnp
+        times = numpy.maximum(length, self.original_length) / self.original_length
+        return _ntk(frequencies, self.factor * times - (self.factor - 1))
+
+
+def _ntk(frequencies: RotaryFrequencies, factor: Array) -> RotaryFrequencies:
+    head_dim = frequencies.head_dim
+    if head_dim < 4:
+        raise ValueError(
+            f"head_dim={head_dim}: NTK scaling keeps the first pair and slows the last, so at "
+            "least 4 dimensions must rotate"
+        )
+    return _rebase(frequencies, factor ** (head_dim / (head_dim - 2)))
+
+
+def _rebase(frequencies: RotaryFrequencies, ratio: Array) -> RotaryFrequencies:
+    """Moves frequencies of base theta to base ``theta * ratio``; index m is m pairs down."""
+    exponent = -np.arange(0, frequencies.head_dim, 2) / frequencies.head_dim
+    if not isinstance(ratio, (int, float, np.number)):
+        exponent = jnp.asarray(exponent, jnp.float32)
+    return frequencies._replace(
+        inv_freq=frequencies.inv_freq * ratio**exponent, theta=frequencies.theta * ratio
+    )

@@ -1,0 +1,62 @@
+"""The frequency scaling of Llama 3.1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fope_jax.position.checks import check_above_zero, check_at_least, check_factor
+from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
+from fope_jax.typing import Array
+
+
+@dataclass(frozen=True)
+class Llama3(Scaling):
+    """Frequencies of few turns in training are interpolated, of many kept, smoothly in between.
+
+        turns_m = L w_m / (2 pi)
+        g_m = clamp((turns_m - low) / (high - low), 0, 1)
+        w_m -> (1 - g_m) w_m / s + g_m w_m
+
+    YaRN's idea with a ramp over turns in place of the index, and no temperature.
+
+    Knobs:
+      factor: s, the new length over the trained one.
+      original_length: L, tokens.
+      low_freq_factor: turns within L at and below which a frequency is interpolated.
+      high_freq_factor: turns within L from which it is kept.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.02, 0.01, 0.001]), theta=10_000.0)
+    >>> Llama3(factor=4.0, original_length=1000)(rope).inv_freq.round(6).tolist()
+    [1.0, 0.015915, 0.003979, 0.00025]
+
+    Reference: Llama Team 2024, "The Llama 3 Herd of Models", Section 3.4.2, and its released code.
+    """
+
+    stretches: ClassVar[bool] = True
+    factor: float
+    original_length: int
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_factor(self.factor)
+        check_at_least("original_length", self.original_length, 1, "the trained length in tokens")
+        check_above_zero("low_freq_factor", self.low_freq_factor, "turns within the trained length")
+        if not self.high_freq_factor > self.low_freq_factor:
+            raise ValueError(
+                f"low_freq_factor={self.low_freq_factor}, high_freq_factor={self.high_freq_factor}"
+                ": expected high_freq_factor > low_freq_factor"
+            )
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        inv_freq = frequencies.inv_freq
+        turns = self.original_length * inv_freq / (2 * math.pi)
+        width = self.high_freq_factor - self.low_freq_factor
+        kept = np.clip((turns - self.low_freq_factor) / width, 0.0, 1.0)
+        return frequencies._replace(inv_freq=(1 - kept) * inv_freq / self.factor + kept * inv_freq)

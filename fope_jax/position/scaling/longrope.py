@@ -1,0 +1,94 @@
+"""LongRoPE: a searched factor for every frequency, one set for short and one for long sequences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.checks import check_above_zero, check_at_least, check_factor
+from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
+from fope_jax.typing import Array
+
+
+@dataclass(frozen=True)
+class LongRoPE(Scaling):
+    """Every frequency is divided by a factor of its own, found by search.
+
+        w_m -> w_m / short_m  for a sequence of n <= L tokens
+        w_m -> w_m / long_m   for n > L
+
+    A sequence that grows beyond L changes all its frequencies at once: see ``DynamicNTK`` for what
+    that means for a key cache.
+
+    Knobs:
+      short_factor: one factor a frequency, up to the trained length.
+      long_factor: one factor a frequency, beyond it.
+      original_length: L, tokens.
+      factor: s, the longest new length over the trained one; only attention_factor depends on it.
+      attention_factor: on cosine and sine at every length; None takes
+        ``sqrt(1 + ln s / ln L)``.
+      length: n, tokens, for all sequences; None takes each row's last position + 1.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.1]), theta=100.0)
+    >>> scaling = LongRoPE((1.0, 1.0), (1.0, 5.0), original_length=4096, factor=32.0)
+    >>> scaling(rope, length=4096).inv_freq.tolist(), scaling(rope, length=4097).inv_freq.tolist()
+    ([1.0, 0.1], [1.0, 0.02])
+
+    Reference: Ding et al. 2024, "LongRoPE", Section 3.3; attention_factor as in Phi-3.
+    """
+
+    stretches: ClassVar[bool] = True
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_length: int
+    factor: float
+    attention_factor: float | None = None
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("short_factor", "long_factor"):
+            factors = tuple(getattr(self, name))  # a list would make the scaling unhashable
+            object.__setattr__(self, name, factors)
+            for index, factor in enumerate(factors):
+                check_above_zero(f"{name}[{index}]", factor, "a factor on a period")
+        check_at_least("original_length", self.original_length, 2, "the trained length in tokens")
+        check_factor(self.factor)
+        if self.attention_factor is not None:
+            check_above_zero("attention_factor", self.attention_factor, "a factor on the attention")
+        if self.length is not None:
+            check_at_least("length", self.length, 1, "the sequence's length in tokens")
+
+    @property
+    def follows_length(self) -> bool:
+        return self.length is None
+
+    @property
+    def effective_attention_factor(self) -> float:
+        """The factor on cosine and sine that the knobs amount to."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        needed = frequencies.head_dim // 2
+        for name in ("short_factor", "long_factor"):
+            if len(getattr(self, name)) != needed:
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} entries: {needed} frequencies need "
+                    "one each"
+                )
+        length = length if self.length is None else self.length
+        length = 0 if length is None else length
+        short = frequencies.inv_freq / np.array(self.short_factor)
+        long = frequencies.inv_freq / np.array(self.long_factor)
+        numpy = np if isinstance(length, (int, np.integer)) else jnp
+        return frequencies._replace(
+            inv_freq=numpy.where(length > self.original_length, long, short),
+            attention_factor=frequencies.attention_factor * self.effective_attention_factor,
+        )

@@ -1,0 +1,202 @@
+"""Scalings that drop or move single frequencies: floor clipping, full cycles, p-RoPE."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.checks import check_above_zero, check_at_least, check_factor
+from fope_jax.position.rotation import as_array
+from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
+from fope_jax.typing import Array
+
+
+def floor_frequency(training_length: int, ratio: float = 1.0) -> float:
+    """The slowest frequency that turns fully within training, radians per token.
+
+        w_l = ratio * 2 pi / L
+
+    Raises:
+      ValueError: ``training_length`` or ``ratio`` is not above 0.
+
+    >>> round(floor_frequency(512), 6)
+    0.012272
+
+    Reference: Hua et al. 2025 (FoPE), Section 4.2.
+    """
+    check_above_zero("training_length", training_length, "it counts tokens and")
+    check_above_zero("ratio", ratio, "the share of a full turn")
+    return ratio * 2.0 * math.pi / training_length
+
+
+def clip_floor(inv_freq: Array, training_length: int, ratio: float = 1.0) -> Array:
+    """Zeroes the frequencies that never complete a period within the training length.
+
+        w_m -> 0  where  w_m < ratio * 2 pi / L
+
+    Args:
+      inv_freq: ``[F]`` radians per token.
+      training_length: L, tokens.
+      ratio: how many periods within L a frequency needs to be kept.
+
+    Returns:
+      ``[F]`` radians per token, the kind of array that came in.
+
+    Raises:
+      ValueError: ``training_length`` or ``ratio`` is not above 0.
+
+    >>> clip_floor(np.array([1.0, 0.1, 0.01]), training_length=100).tolist()
+    [1.0, 0.1, 0.0]
+
+    Reference: Hua et al. 2025 (FoPE), Eq. 13; their code compares strictly, as here.
+    """
+    inv_freq, floor = as_array(inv_freq), floor_frequency(training_length, ratio)
+    return _numpy(inv_freq).where(inv_freq < floor, 0.0, inv_freq)
+
+
+@dataclass(frozen=True)
+class ClipFloor(Scaling):
+    """Zeroes the frequencies that never complete a period in training: ``clip_floor``.
+
+        w_m -> 0  where  w_m < ratio * 2 pi / L
+
+    Knobs:
+      training_length: L, tokens.
+      ratio: how many periods within L a frequency needs to be kept.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.1, 0.01]), theta=1000.0)
+    >>> ClipFloor(training_length=100)(rope).inv_freq.tolist()
+    [1.0, 0.1, 0.0]
+
+    Reference: Hua et al. 2025 (FoPE), Eq. 13.
+    """
+
+    training_length: int
+    ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        floor_frequency(self.training_length, self.ratio)
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        clipped = clip_floor(frequencies.inv_freq, self.training_length, self.ratio)
+        return frequencies._replace(inv_freq=clipped)
+
+
+@dataclass(frozen=True)
+class SnapToCycles(Scaling):
+    """Moves every frequency to the nearest that turns a whole number of times in training.
+
+        w_m -> (2 pi / L) max(round(w_m L / (2 pi)), least)
+
+    The toy model of FoPE's paper that has no truncated period ("RoPE-A"): rotations return to
+    where they began after L tokens.
+
+    Knobs:
+      training_length: L, tokens.
+      least: turns within L of the slowest; 0 stops the frequencies of under half a turn.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.1, 0.01]), theta=1000.0)
+    >>> snapped = SnapToCycles(training_length=100)(rope).inv_freq
+    >>> (snapped * 100 / (2 * np.pi)).round(6).tolist()
+    [16.0, 2.0, 1.0]
+
+    Reference: Hua et al. 2025 (FoPE), Table 2.
+    """
+
+    training_length: int
+    least: int = 1
+
+    def __post_init__(self) -> None:
+        floor_frequency(self.training_length)
+        check_at_least("least", self.least, 0, "turns of the slowest frequency")
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        inv_freq, numpy = frequencies.inv_freq, _numpy(frequencies.inv_freq)
+        one_turn = floor_frequency(self.training_length)
+        turns = numpy.maximum(numpy.round(inv_freq / one_turn), self.least)
+        return frequencies._replace(inv_freq=turns * one_turn)
+
+
+@dataclass(frozen=True)
+class PRoPE(Scaling):
+    """Drops the lowest frequencies, whatever the training length (p-RoPE).
+
+        w_m -> w_m  for m < floor(p H / 2),  else 0
+
+    Knobs:
+      share: p, the share of the frequencies that is kept, above 0; 1 is RoPE.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.1, 0.01, 0.001]), theta=10_000.0)
+    >>> PRoPE(share=0.5)(rope).inv_freq.tolist()
+    [1.0, 0.1, 0.0, 0.0]
+
+    Reference: Barbero et al. 2024, "Round and Round We Go! What makes Rotary Positional Encodings
+    useful?", Section 6.1.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share}: the share of frequencies kept is above 0, to 1")
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        kept = int(self.share * frequencies.head_dim // 2)
+        if kept < 1:
+            raise ValueError(
+                f"share={self.share}: of {frequencies.head_dim // 2} frequencies none is kept; "
+                f"{2 / frequencies.head_dim:g} or more keeps one"
+            )
+        inv_freq = frequencies.inv_freq
+        mask = np.arange(frequencies.head_dim // 2) < kept
+        return frequencies._replace(inv_freq=_numpy(inv_freq).where(mask, inv_freq, 0.0))
+
+
+@dataclass(frozen=True)
+class Proportional(Scaling):
+    """p-RoPE and position interpolation in one, as Gemma 4 has them for its global layers.
+
+        w_m -> w_m / s  for m < floor(p H / 2),  else 0
+
+    Unlike partial rotary the exponents are those of the whole head, so the frequencies kept are
+    RoPE's fastest.
+
+    Knobs:
+      share: p, the share of the frequencies that is kept, above 0.
+      factor: s, the new length over the trained one.
+
+    >>> rope = RotaryFrequencies(np.array([1.0, 0.1, 0.01, 0.001]), theta=10_000.0)
+    >>> Proportional(share=0.5, factor=2.0)(rope).inv_freq.tolist()
+    [0.5, 0.05, 0.0, 0.0]
+
+    Reference: Barbero et al. 2024, "Round and Round We Go!", Section 6.1; the type "proportional"
+    of Hugging Face transformers 5.
+    """
+
+    stretches: ClassVar[bool] = True
+    share: float
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        PRoPE(self.share)
+        check_factor(self.factor)
+
+    def __call__(
+        self, frequencies: RotaryFrequencies, length: Array | None = None
+    ) -> RotaryFrequencies:
+        kept = PRoPE(self.share)(frequencies)
+        return kept._replace(inv_freq=kept.inv_freq / self.factor)
+
+
+def _numpy(x: Array):
+    return np if isinstance(x, np.ndarray) else jnp

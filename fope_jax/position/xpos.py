@@ -1,0 +1,110 @@
+"""xPos: a rotation whose amplitude decays with distance, each frequency at its own rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.base import ModelShape, PositionEmbedding, Variables
+from fope_jax.position.checks import check_above_zero
+from fope_jax.position.rotation import angles, check_head_dim, inverse_frequencies, rotate
+from fope_jax.typing import Array
+
+# Natural logarithm of the largest growth of a key: far enough from float32's limits, e**88, that
+# products with it and their gradients neither overflow nor vanish.
+_LARGEST_EXPONENT = 64.0
+
+
+def xpos_decay(head_dim: int, gamma: float = 0.4) -> np.ndarray:
+    """The base of the decay of each pair of dimensions.
+
+        zeta_m = (2 m / H + gamma) / (1 + gamma),  m = 0 .. H/2 - 1
+
+    Args:
+      head_dim: head dim H, even.
+      gamma: 0.4 in the paper; larger decays less.
+
+    Returns:
+      ``[H/2]`` float64 in (0, 1), rising: slow frequencies decay least.
+
+    Raises:
+      ValueError: ``head_dim`` is odd or not positive, or ``gamma`` is not above 0.
+
+    >>> xpos_decay(4).round(6).tolist()
+    [0.285714, 0.642857]
+
+    Reference: Sun et al. 2022, "A Length-Extrapolatable Transformer", Section 3.2.
+    """
+    check_head_dim(head_dim)
+    check_above_zero("gamma", gamma, "the offset of the decay")
+    return (np.arange(0, head_dim, 2) / head_dim + gamma) / (1 + gamma)
+
+
+@dataclass(frozen=True)
+class XPos(PositionEmbedding):
+    """RoPE with an amplitude that decays exponentially with distance.
+
+        (zeta ** (m / B) R_m q).(zeta ** (-n / B) R_n k) = q.(zeta ** ((m - n) / B) R_{n-m} k)
+
+    Keys grow as much as queries shrink, so positions are limited to where float32 holds both
+    (26,156 tokens at the defaults; ``max_length``); a larger ``scale_base`` moves the limit out.
+
+    Knobs:
+      theta: base of the frequencies.
+      scale_base: B, tokens over which pair m decays by zeta_m.
+      gamma: see ``xpos_decay``.
+      interleaved: pair dimensions ``2 m, 2 m + 1`` in place of ``m, m + H/2``.
+
+    Reference: Sun et al. 2022, "A Length-Extrapolatable Transformer", Eq. 12 and Section 3.2.
+    """
+
+    kind: ClassVar[str] = "rotation"
+    extends: ClassVar[str] = "claimed; to the limit of float32"
+
+    theta: float = 10_000.0
+    scale_base: float = 512.0
+    gamma: float = 0.4
+    interleaved: bool = False
+
+    def __post_init__(self) -> None:
+        inverse_frequencies(2, self.theta)
+        check_above_zero("scale_base", self.scale_base, "tokens of the decay")
+        xpos_decay(2, self.gamma)
+
+    def check(self, shape: ModelShape) -> None:
+        check_head_dim(shape.head_dim)
+
+    def max_length(self) -> int:
+        """Tokens to which the fastest decay, ``zeta_0 = gamma / (1 + gamma)``, stays in float32."""
+        decay_per_token = math.log((1 + self.gamma) / self.gamma) / self.scale_base
+        return min(math.floor(_LARGEST_EXPONENT / decay_per_token), 2**31 - 1)
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        return inverse_frequencies(head_dim, self.theta)
+
+    def tables(
+        self, variables: Variables, positions: Array, head_dim: int
+    ) -> tuple[Array, Array, Array]:
+        """Cosine, sine and the amplitude of q, ``[B, T, H/2]``; NaN at positions beyond the limit.
+
+        The amplitude of k is the inverse.
+        """
+        phase = angles(positions, self.frequencies(head_dim))
+        decay = (np.log(xpos_decay(head_dim, self.gamma)) / self.scale_base).astype(np.float32)
+        positions = positions[..., None]
+        amplitude = jnp.exp(positions.astype(jnp.float32) * decay.reshape((1, 1, -1)))
+        inside = jnp.abs(positions) < self.max_length()
+        return jnp.cos(phase), jnp.sin(phase), jnp.where(inside, amplitude, jnp.nan)
+
+    def rotate(
+        self, variables: Variables, tables: tuple[Array, Array, Array], q: Array, k: Array
+    ) -> tuple[Array, Array]:
+        cos, sin, amplitude = tables
+        return (
+            rotate(q, cos * amplitude, sin * amplitude, interleaved=self.interleaved),
+            rotate(k, cos / amplitude, sin / amplitude, interleaved=self.interleaved),
+        )

@@ -1,0 +1,400 @@
+"""Position embeddings inside ``flax.nnx.MultiHeadAttention``, through its public hook."""
+
+import difflib
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from fope_jax.interop.nnx import PositionAttention, PositionEmbed, Rotary
+from fope_jax.model.transformer import PositionConstant
+from fope_jax.position import (
+    ALiBi,
+    ByLayer,
+    DynamicNTK,
+    FoPE,
+    Learned,
+    NoPE,
+    RoPE,
+    Sinusoidal,
+    YaRN,
+)
+from fope_jax.position.examples import examples
+
+HEADS, KV_HEADS, HEAD_DIM, WIDTH, LENGTH = 4, 2, 8, 32, 12
+CASES = {
+    name: method
+    for name, method in examples(LENGTH, HEAD_DIM).items()
+    if not method.has_embed and method.period(1) == 1 and "+" not in name
+}
+CASES["rope-yarn"] = RoPE(scaling=(YaRN(4.0, LENGTH),))
+CASES["fope-query"] = FoPE(LENGTH, heads="query")
+CASES["fope-learnable"] = FoPE(LENGTH, learnable=True)
+CASES["by-layer-of-one"] = ByLayer((FoPE(LENGTH),))
+
+
+class Before(nnx.Module):
+    """A language model of Flax's own layers."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(16, 32, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(4, 32, decode=False, rngs=rngs)
+        self.out = nnx.Linear(32, 16, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.embed(tokens)
+        x = x + self.attention(x, mask=nnx.make_causal_mask(tokens))
+        return self.out(x)
+
+
+class After(nnx.Module):
+    """A language model of Flax's own layers."""
+
+    def __init__(self, rngs):
+        self.embed = nnx.Embed(16, 32, rngs=rngs)
+        fope = PositionAttention(FoPE(16), num_heads=4, head_dim=8, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(4, 32, decode=False, attention_fn=fope, rngs=rngs)
+        self.out = nnx.Linear(32, 16, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.embed(tokens)
+        x = x + self.attention(x, mask=nnx.make_causal_mask(tokens))
+        return self.out(x)
+
+
+def test_three_lines_change():
+    """The import is the third."""
+    before, after = (inspect.getsource(model).splitlines()[1:] for model in (Before, After))
+    new = [line for line in difflib.ndiff(before, after) if line.startswith("+ ")]
+    assert len(new) == 2 and all("fope" in line for line in new)
+
+
+def train(model, steps):
+    optimizer = nnx.Optimizer(model, optax.adamw(1e-2, weight_decay=0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, tokens):
+        def loss(model):
+            logits = model(tokens[:, :-1])
+            targets = jax.nn.one_hot(tokens[:, 1:], 16)
+            return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * targets, axis=-1))
+
+        value, gradient = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradient)
+        return value
+
+    # Two tokens that alternate in one half, a cycle of three in the other: order is all there is.
+    cycle = jnp.stack([jnp.arange(24) % 2, jnp.arange(24) % 3 + 2, -jnp.arange(24) % 3 + 2])
+    return [float(step(model, optimizer, cycle)) for _ in range(steps)]
+
+
+def test_trains_and_leaves_the_coefficients_alone():
+    """Loss falls, Adam with weight decay does not move the coefficients, and order is used.
+
+    The cycles 2 3 4 and 4 3 2 have the same tokens: without positions one layer cannot tell what
+    comes next from a set, so it stays above what the model with FoPE reaches.
+    """
+    after, before = After(nnx.Rngs(0)), Before(nnx.Rngs(0))
+    drawn = nnx.to_pure_dict(nnx.state(after, PositionConstant))
+    kept = jax.tree.map(np.asarray, drawn)
+    losses = train(after, 40)
+    assert losses[-1] < 0.4 * losses[0]
+    assert losses[-1] < train(before, 40)[-1] - 0.05
+    trained = nnx.to_pure_dict(nnx.state(after, PositionConstant))
+    assert len(jax.tree.leaves(kept)) == 2
+    jax.tree.map(np.testing.assert_array_equal, trained, kept)
+
+
+def test_parameters_are_those_of_the_model_before():
+    before, after = (
+        nnx.to_flat_state(nnx.state(model(nnx.Rngs(0)), nnx.Param)) for model in (Before, After)
+    )
+    assert [path for path, _ in before] == [path for path, _ in after]
+
+
+def test_order_is_seen():
+    """The last of a set of tokens: the same without positions, another with them."""
+    tokens = jnp.array([[3, 1, 4, 1, 5, 9], [1, 5, 4, 3, 1, 9]])
+    without, with_fope = (
+        np.asarray(model(nnx.Rngs(0))(tokens)[:, -1]) for model in (Before, After)
+    )
+    np.testing.assert_allclose(without[0], without[1], atol=1e-6)
+    assert np.abs(with_fope[0] - with_fope[1]).max() > 1e-3
+
+
+def attention(method, *, decode=False, kv_heads=KV_HEADS, dtype=None, **options):
+    inner = PositionAttention(
+        method,
+        num_heads=HEADS,
+        num_kv_heads=kv_heads,
+        head_dim=HEAD_DIM,
+        decode=decode,
+        rngs=nnx.Rngs(1),
+        **options,
+    )
+    return nnx.MultiHeadAttention(
+        HEADS,
+        WIDTH,
+        num_kv_heads=kv_heads,
+        decode=decode,
+        dtype=dtype,
+        attention_fn=inner,
+        rngs=nnx.Rngs(2),
+    )
+
+
+def drawn_variables(layer):
+    return {name: value[...] for name, value in layer.attention_fn.variables.items()}
+
+
+def inputs(length=LENGTH, batch=3):
+    return jax.random.normal(jax.random.key(5), (batch, length, WIDTH))
+
+
+CAUSAL = np.tril(np.ones((LENGTH, LENGTH), bool))[None, None]
+
+
+def through(layer, expected, x, positions, mask=CAUSAL):
+    """The layer's projections around attention computed from the hooks."""
+    heads = (layer.query(x), layer.key(x), layer.value(x))
+    method = layer.attention_fn.method
+    return layer.out(expected(method, drawn_variables(layer), *heads, positions, mask))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_hooks(name, expected):
+    """With two query heads a key-value head, and both ways that Flax has to say causal."""
+    layer, x = attention(CASES[name]), inputs()
+    right = through(layer, expected, x, jnp.arange(LENGTH)[None])
+    np.testing.assert_allclose(layer(x, mask=jnp.asarray(CAUSAL)), right, atol=2e-5)
+    np.testing.assert_allclose(layer(x, is_causal=True), right, atol=2e-5)
+    np.testing.assert_allclose(
+        nnx.jit(lambda m, x: m(x, is_causal=True))(layer, x), right, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_packed_documents(name, expected):
+    """Positions that start anew, other ones in each row, held as state that jit passes on."""
+    layer, x = attention(CASES[name], positions=jnp.arange(LENGTH)), inputs()
+    starts = np.array([5, 8, 3])
+    index = np.arange(LENGTH)
+    positions = np.where(index < starts[:, None], index, index - starts[:, None])
+    segments = index >= starts[:, None]
+    mask = CAUSAL & (segments[:, None, :, None] == segments[:, None, None, :])
+    right = through(layer, expected, x, jnp.asarray(positions), mask)
+
+    @nnx.jit
+    def run(layer, x, positions):
+        layer.attention_fn.set_positions(positions)
+        return layer(x, mask=jnp.asarray(mask))
+
+    layer.attention_fn.set_positions(jnp.asarray(positions))
+    np.testing.assert_allclose(run(layer, x, jnp.asarray(positions)), right, atol=2e-5)
+    np.testing.assert_allclose(layer(x, mask=jnp.asarray(mask)), right, atol=2e-5)
+    alone = attention(CASES[name])(x[:1, 5:], is_causal=True)
+    np.testing.assert_allclose(right[:1, 5:], alone, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_decoding_with_the_key_cache_of_flax(name):
+    """One token at a time, in a cache longer than the sequence, equals all at once."""
+    layer, x = attention(CASES[name], decode=True), inputs()
+    full = attention(CASES[name])(x, is_causal=True)
+    layer.init_cache((3, LENGTH + 4, WIDTH))
+    step = nnx.jit(lambda layer, x: layer(x))
+    steps = [step(layer, x[:, index : index + 1]) for index in range(LENGTH)]
+    np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["fope", "fope-query", "fope-learnable", "alibi", "t5", "cope"])
+def test_bfloat16_and_gradients(name):
+    """Gradients reach all that is trained and nothing else; 8 bits change little."""
+    layer, x = attention(CASES[name]), inputs()
+
+    def loss(layer):
+        return jnp.mean(jnp.square(layer(x, is_causal=True)))
+
+    gradient = nnx.to_flat_state(nnx.grad(loss)(layer))
+    own = [(path, value) for path, value in gradient if "variables" in path]
+    params = nnx.to_flat_state(nnx.state(layer.attention_fn, nnx.Param))
+    assert len(own) == len(params)
+    assert all(np.isfinite(value[...]).all() for _, value in gradient)
+    assert not own or any(np.abs(value[...]).max() > 0 for _, value in own)
+    half = attention(CASES[name], dtype=jnp.bfloat16)(x.astype(jnp.bfloat16), is_causal=True)
+    assert half.dtype == jnp.bfloat16
+    whole = layer(x, is_causal=True)
+    assert np.abs(np.asarray(half, np.float32) - whole).max() < 0.05 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize(
+    "method", [FoPE(LENGTH), ALiBi(), RoPE(), NoPE()], ids=lambda m: str(m)[:5]
+)
+def test_batch_axes_dropout_and_weights(method):
+    """Two batch axes, attention weights sown, dropout: all that Flax passes along."""
+    layer, x = attention(method, kv_heads=HEADS), inputs(batch=6)
+    flat = layer(x, is_causal=True)
+    deep = layer(x.reshape(2, 3, LENGTH, WIDTH), is_causal=True)
+    np.testing.assert_allclose(deep.reshape(flat.shape), flat, atol=1e-5)
+    mask = jnp.broadcast_to(CAUSAL, (6, 1, LENGTH, LENGTH))
+    np.testing.assert_allclose(layer(x, mask=mask, sow_weights=True), flat, atol=1e-5)
+    (weights,) = jax.tree.leaves(nnx.pop(layer, nnx.Intermediate))
+    np.testing.assert_allclose(weights.sum(-1), 1.0, atol=1e-5)
+    noisy = nnx.MultiHeadAttention(
+        HEADS,
+        WIDTH,
+        decode=False,
+        dropout_rate=0.5,
+        attention_fn=layer.attention_fn,
+        rngs=nnx.Rngs(2, dropout=3),
+    )
+    first, second = (noisy(x, is_causal=True, deterministic=False) for _ in range(2))
+    assert np.abs(first - second).max() > 1e-2
+    np.testing.assert_allclose(noisy(x, is_causal=True, deterministic=True), flat, atol=1e-5)
+
+
+def test_rotary_equals_rotate():
+    """Default, shared and row-wise positions, and keys that stand elsewhere than queries."""
+    method = FoPE(LENGTH)
+    rotary = Rotary(
+        method, num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, rngs=nnx.Rngs(0)
+    )
+    variables = {name: value[...] for name, value in rotary.variables.items()}
+    q = jax.random.normal(jax.random.key(0), (3, LENGTH, HEADS, HEAD_DIM))
+    k = jax.random.normal(jax.random.key(1), (3, LENGTH, KV_HEADS, HEAD_DIM))
+    rows = jax.random.randint(jax.random.key(2), (3, LENGTH), 0, 5000)
+    for given, full in ((None, jnp.arange(LENGTH)[None]), (rows[0], rows[:1]), (rows, rows)):
+        right = method.rotate(variables, method.tables(variables, full, HEAD_DIM), q, k)
+        for ours, theirs in zip(rotary(q, k, given), right, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    right_q, right_k = rotary(q, k, rows)
+    part_q, part_k = rotary(q[:, 3:5], k, rows[:, 3:5], rows)
+    np.testing.assert_allclose(part_q, right_q[:, 3:5], atol=1e-6)
+    np.testing.assert_allclose(part_k, right_k, atol=1e-6)
+    assert not nnx.to_flat_state(nnx.state(rotary, nnx.Param))
+
+
+def test_embed():
+    x = inputs()
+    for method in (Sinusoidal(), Learned(table_length=40)):
+        embed = PositionEmbed(method, d_model=WIDTH, rngs=nnx.Rngs(0))
+        variables = {name: value[...] for name, value in embed.variables.items()}
+        rows = jnp.arange(7, 7 + LENGTH)
+        right = method.embed(variables, x, rows[None])
+        np.testing.assert_array_equal(embed(x, rows), right)
+        assert np.abs(embed(x) - right).max() > 0.01
+    with pytest.raises(ValueError, match="sequence of 41 tokens.*defined for 40 at most"):
+        embed(inputs(length=41))
+
+
+def built(method, **options):
+    return PositionAttention(
+        method, num_heads=HEADS, head_dim=HEAD_DIM, rngs=nnx.Rngs(0), **options
+    )
+
+
+def called(layer, queries=LENGTH, keys=LENGTH, heads=HEADS, **options):
+    q, k = (jnp.ones((2, length, heads, HEAD_DIM)) for length in (queries, keys))
+    return layer(q, k, k, **options)
+
+
+ERRORS = {
+    "absolute": (lambda: built(Sinusoidal()), "Sinusoidal.*use PositionEmbed"),
+    "pattern": (lambda: built(ByLayer((RoPE(), NoPE()))), "ByLayer.*differ by layer"),
+    "odd head_dim": (
+        lambda: PositionAttention(RoPE(), num_heads=2, head_dim=7, rngs=nnx.Rngs(0)),
+        "head_dim=7.*even",
+    ),
+    "embed of a rotation": (
+        lambda: PositionEmbed(RoPE(), d_model=8, rngs=nnx.Rngs(0)),
+        "RoPE.*use PositionAttention",
+    ),
+    "rotary of a bias": (
+        lambda: Rotary(ALiBi(), num_heads=2, head_dim=8, rngs=nnx.Rngs(0)),
+        "ALiBi.*has a bias.*use PositionAttention",
+    ),
+    "heads": (
+        lambda: called(built(RoPE()), heads=2),
+        "num_heads, num_kv_heads, head_dim = 2, 2, 8 come in: 4, 4, 8 were declared",
+    ),
+    "one query": (
+        lambda: called(built(RoPE()), queries=1),
+        "1 queries and 12 keys.*pass positions.*decode=True",
+    ),
+    "decoding without a mask": (
+        lambda: called(built(RoPE(), decode=True), queries=1),
+        "1 queries and 12 keys.*pass positions",
+    ),
+    "fewer queries": (
+        lambda: called(built(RoPE()), queries=3),
+        "3 queries and 12 keys.*positions$",
+    ),
+    "positions": (
+        lambda: called(built(RoPE(), positions=jnp.arange(5))),
+        r"positions has shape \(5,\): expected \(12,\), \(1, 12\) or \(2, 12\)",
+    ),
+    "positions that are no integers": (
+        lambda: called(built(RoPE(), positions=jnp.arange(12.0))),
+        "positions has dtype float32.*integers",
+    ),
+    "keys without queries": (
+        lambda: Rotary(RoPE(), num_heads=2, head_dim=8, rngs=nnx.Rngs(0))(
+            jnp.ones((1, 3, 2, 8)), jnp.ones((1, 3, 2, 8)), key_positions=jnp.arange(3)
+        ),
+        "key_positions are given, positions are not",
+    ),
+    "contextual without a mask": (
+        lambda: called(built(CASES["cope"])),
+        "mask is None.*pass a causal mask",
+    ),
+    "no bias argument": (
+        lambda: called(built(ALiBi(), attention_fn=lambda query, key, value: query)),
+        "takes no 'bias'",
+    ),
+    "no mask argument": (
+        lambda: called(
+            built(RoPE(), attention_fn=lambda query, key, value: query), mask=jnp.asarray(CAUSAL)
+        ),
+        "takes no 'mask'",
+    ),
+    "frequencies that follow the length": (
+        lambda: called(
+            built(RoPE(scaling=(DynamicNTK(2.0, 4),)), decode=True),
+            queries=1,
+            mask=jnp.ones((2, 1, 1, LENGTH)),
+        ),
+        "DynamicNTK.*follow the length.*give the scaling a length",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    call, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_another_attention_function():
+    """One with no options but the bias, and one that takes everything."""
+    seen = {}
+
+    def plain(query, key, value, bias=None):
+        return jax.nn.dot_product_attention(query, key, value, bias=bias, is_causal=True)
+
+    def all_options(query, key, value, **options):
+        seen.update(options)
+        return query
+
+    x = inputs()
+    np.testing.assert_allclose(
+        attention(ALiBi(), kv_heads=HEADS, attention_fn=plain)(x),
+        attention(ALiBi(), kv_heads=HEADS)(x, is_causal=True),
+        atol=1e-5,
+    )
+    attention(ALiBi(), kv_heads=HEADS, attention_fn=all_options)(x, is_causal=True)
+    assert seen["is_causal"] and seen["bias"].shape == (1, HEADS, LENGTH, LENGTH)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fope_jax.extras import require
 from fope_jax.report import plots
-from fope_jax.report.page import PAGE, _details, _figure, _paragraph, _section
+from fope_jax.report.page import PAGE, details, embedded_figure, paragraph, section
 from fope_jax.report.rows import ReportError
 from fope_jax.report.tables import number
 
@@ -56,7 +56,7 @@ def write_gallery(rows: Sequence[Row], out: str | Path) -> Path:
         (out / "gallery.json").write_text(json.dumps(list(rows)), encoding="utf-8")
     except OSError as error:
         raise ReportError(f"cannot write the gallery to {out}: {error.strerror}") from error
-    overview = _figure(
+    overview = embedded_figure(
         overview_figure(rows),
         out,
         "overview",
@@ -66,8 +66,8 @@ def write_gallery(rows: Sequence[Row], out: str | Path) -> Path:
     )
     sections = [_method(row, out) for row in rows]
     title = "Position embeddings: a gallery"
-    source = _paragraph("The numbers of all figures are in gallery.json.", "note")
-    body = "\n".join([_paragraph(INTRODUCTION), source, _section("Overview", overview), *sections])
+    source = paragraph("The numbers of all figures are in gallery.json.", "note")
+    body = "\n".join([paragraph(INTRODUCTION), source, section("Overview", overview), *sections])
     page = out / "index.html"
     page.write_text(PAGE.substitute(title=html.escape(title), body=body), encoding="utf-8")
     return page
@@ -77,11 +77,11 @@ def _method(row: Row, out: Path) -> str:
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in row["label"])
     caption = f"{row['quantity']}, against distance in tokens"
     caption += f" ({row['note']})." if row["note"] else "."
-    parts = [_figure(method_figure(row), out, stem, in_words(row), caption)]
+    parts = [embedded_figure(method_figure(row), out, stem, in_words(row), caption)]
     if row["others"]:
         listed = "\n".join(f"<li>{html.escape(text)}</li>" for text in row["others"])
-        parts.append(_details("Further variables of the first layer", f"<ul>{listed}</ul>"))
-    return _section(row["label"], _paragraph(row["summary"], "note"), *parts)
+        parts.append(details("Further variables of the first layer", f"<ul>{listed}</ul>"))
+    return section(row["label"], paragraph(row["summary"], "note"), *parts)
 
 
 def in_words(row: Row) -> str:

@@ -108,19 +108,19 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
 # ---------------------------------------------------------------------------- pieces of a page
 
 
-def _paragraph(text: str, css: str = "") -> str:
+def paragraph(text: str, css: str = "") -> str:
     return f"<p{f' class={css}' if css else ''}>{html.escape(text)}</p>"
 
 
-def _details(summary: str, content: str) -> str:
+def details(summary: str, content: str) -> str:
     return f"<details>\n<summary>{html.escape(summary)}</summary>\n{content}\n</details>"
 
 
-def _section(title: str, *parts: str) -> str:
+def section(title: str, *parts: str) -> str:
     return "\n".join([f"<section>\n<h2>{html.escape(title)}</h2>", *parts, "</section>"])
 
 
-def _figure(figure: Any, out: Path, stem: str, alt: str, caption: str) -> str:
+def embedded_figure(figure: Any, out: Path, stem: str, alt: str, caption: str) -> str:
     """Saves a figure and shows its SVG inline, so that the page is complete by itself."""
     png, svg = plots.save(figure, out, stem)
     data = base64.b64encode(svg.read_bytes()).decode()
@@ -169,14 +169,14 @@ def _introduction(runs: Sequence[Run], names: Sequence[str]) -> str:
         "Numbers are computed from the sums and counts in each run's metrics.jsonl; nothing is "
         "clipped or left out."
     )
-    parts = [_paragraph(text)]
+    parts = [paragraph(text)]
     if len(runs) > len(names):
         parts.append(
-            _paragraph("Several seeds of a variant: mean ± sample standard deviation over seeds.")
+            paragraph("Several seeds of a variant: mean ± sample standard deviation over seeds.")
         )
     for run in runs:
         if run.step is None:
-            parts.append(_paragraph(f"{run.path} is not evaluated yet (`fope evaluate` does it)."))
+            parts.append(paragraph(f"{run.path} is not evaluated yet (`fope evaluate` does it)."))
     return "\n".join(parts)
 
 
@@ -187,7 +187,7 @@ def _perplexity(
     looks: dict[str, plots.Style],
     out: Path,
 ) -> str:
-    figure = _figure(
+    figure = embedded_figure(
         plots.perplexity_figure(comparison, looks),
         out,
         f"perplexity-{place.stem}",
@@ -200,14 +200,14 @@ def _perplexity(
         for context, value in values.items()
         if not math.isfinite(value.mean)
     ]
-    note = _paragraph(f"Not finite and so not drawn: {', '.join(infinite)}.") if infinite else ""
-    return _section(
+    note = paragraph(f"Not finite and so not drawn: {', '.join(infinite)}.") if infinite else ""
+    return section(
         f"Perplexity against context length ({place.heading})",
-        _paragraph(same_tokens_in_words(comparison, runs)),
+        paragraph(same_tokens_in_words(comparison, runs)),
         figure,
         note,
         *map(as_html, perplexity_tables(comparison)),
-        _details("Every row: documents, sums and counts", as_html(document_table(comparison))),
+        details("Every row: documents, sums and counts", as_html(document_table(comparison))),
     )
 
 
@@ -255,15 +255,15 @@ def _positions(
         "token before it, in half-octave buckets. Buckets hold different tokens: compare variants "
         "at one position rather than positions of one variant."
     )
-    figure = _figure(
+    figure = embedded_figure(
         plots.position_figure(comparison, looks),
         out,
         f"position-{place.stem}",
         plots.in_words(comparison, "Loss by position"),
         f"Loss by position in windows of {longest:,} tokens.",
     )
-    table = _details("Loss in each bucket", as_html(position_table(comparison)))
-    return _section(f"Loss by position ({place.heading})", _paragraph(text), figure, table)
+    table = details("Loss in each bucket", as_html(position_table(comparison)))
+    return section(f"Loss by position ({place.heading})", paragraph(text), figure, table)
 
 
 def _passkey(
@@ -273,27 +273,27 @@ def _passkey(
     looks: dict[str, plots.Style],
     out: Path,
 ) -> str:
-    curves = _figure(
+    curves = embedded_figure(
         plots.passkey_figure(comparison, looks),
         out,
         f"passkey-{place.stem}",
         plots.in_words(comparison, "Passkeys found against context length"),
         "Share of passkeys found, over all depths, against context length.",
     )
-    depths = _figure(
+    depths = embedded_figure(
         plots.depth_figure(comparison),
         out,
         f"passkey-depth-{place.stem}",
         "Share of passkeys found by length and depth; every number is in the table below.",
         "Share of passkeys found (%) by context length and depth of the key.",
     )
-    return _section(
+    return section(
         f"Passkey retrieval ({place.heading})",
-        _paragraph(passkey_in_words(comparison, runs)),
+        paragraph(passkey_in_words(comparison, runs)),
         curves,
         depths,
         *map(as_html, passkey_tables(comparison)),
-        _details("Every row: length and depth", as_html(depth_table(comparison))),
+        details("Every row: length and depth", as_html(depth_table(comparison))),
     )
 
 
@@ -336,28 +336,28 @@ def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> 
             ]  # fmt: skip
             table.rows.append((names[run.path], [str(cell) for cell in cells]))
     if not table.rows:
-        return _section("Training", _paragraph("The runs have no training rows."))
+        return section("Training", paragraph("The runs have no training rows."))
     last = "; ".join(f"{label}: {cells[3]} nats per token" for label, cells in table.rows)
-    figure = _figure(
+    figure = embedded_figure(
         plots.training_figure(runs, looks), out, "training",
         f"Training loss against tokens seen. At the end: {last}.",
         "Training loss against tokens seen, both as logged.",
     )  # fmt: skip
-    return _section("Training", figure, as_html(table))
+    return section("Training", figure, as_html(table))
 
 
 def _runs(runs: Sequence[Run]) -> str:
     differing, shared = config_tables(runs)
     parts = [_texts(differing)] if differing.rows else []
     if len(runs) > 1 and not differing.rows:
-        parts.append(_paragraph("The runs have the same configuration."))
-    parts.append(_details(f"{len(shared.rows)} keys that all runs share", _texts(shared)))
+        parts.append(paragraph("The runs have the same configuration."))
+    parts.append(details(f"{len(shared.rows)} keys that all runs share", _texts(shared)))
     for run, title in zip(runs, run_titles(runs), strict=True):
         text = html.escape(json.dumps(run.config, indent=2))
-        parts.append(_details(f"Whole configuration of {title}", f"<pre>{text}</pre>"))
+        parts.append(details(f"Whole configuration of {title}", f"<pre>{text}</pre>"))
     return "\n".join(
         [
-            _section("Configurations", *parts),
-            _section("Where the numbers come from", _texts(provenance_table(runs))),
+            section("Configurations", *parts),
+            section("Where the numbers come from", _texts(provenance_table(runs))),
         ]
     )

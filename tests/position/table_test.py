@@ -26,7 +26,6 @@ from fope_jax.position import (
     RoPE,
     XPos,
     YaRN,
-    alibi_slopes,
     angles,
     clip_floor,
     fingerprint,
@@ -200,13 +199,6 @@ def test_lists_do_as_well_as_arrays():
     assert hash(ALiBi(slopes=[0.5, 0.25])) == hash(ALiBi(slopes=(0.5, 0.25)))
     cos, _ = fourier_tables(range(5), [0.5], [[1.0]], [[1.0]], head_dim=4)
     np.testing.assert_allclose(cos[:, 0, 0], np.cos(0.5 * np.arange(5)), atol=1e-6)
-
-
-def test_slopes_of_a_head_count_that_is_no_power_of_two():
-    np.testing.assert_allclose(alibi_slopes(8), 2.0 ** -np.arange(1, 9), rtol=1e-6)
-    expected = [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]
-    np.testing.assert_allclose(alibi_slopes(6), expected, rtol=1e-6)
-    assert len({*alibi_slopes(12).tolist()}) == 12
 
 
 def test_importing_position_is_light():

@@ -60,7 +60,7 @@ def clip_floor(inv_freq: Array, training_length: int, ratio: float = 1.0) -> Arr
 
 @dataclass(frozen=True)
 class ClipFloor(Scaling):
-    """Zeroes the frequencies that never complete a period in training: ``clip_floor``.
+    """Zeroes the frequencies that never complete a period in training.
 
         w_m -> 0  where  w_m < ratio * 2 pi / L
 

@@ -1,0 +1,171 @@
+"""FIRE: a learned function of the share that distance has of the position."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.relative_bias.base import by_head, by_layer, relative_distance
+from fope_jax.position.rotation import token_positions
+from fope_jax.typing import Array
+
+FIRE_EPSILON = 1e-6
+
+
+def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: Array) -> Array:
+    """Distance as a share of the query's position, both on a logarithmic scale.
+
+        psi(|i - j|) / (psi(max(threshold, i)) + 1e-6),  psi(x) = log(|c| x + 1)
+
+    Args:
+      q_positions: integers ``[B, T]`` or ``[1, T]``, i, tokens since the start of the segment.
+      k_positions: integers ``[B, S]`` or ``[1, S]``, j, tokens.
+      c: a number, per token; its sign does not matter.
+      threshold: a number, tokens; below it the share is of the threshold, so that it depends on
+        distance only.
+
+    Returns:
+      ``[B, T, S]`` float32, in [0, 1] for keys up to the query.
+
+    Raises:
+      TypeError: positions are not integers.  ValueError: other shapes.
+
+    >>> share = fire_distance(np.array([[31, 1023]]), np.array([[0, 31]]), 1.0, 1023.0)
+    >>> np.asarray(share, np.float64).round(6).tolist()
+    [[[0.5, 0.0], [1.0, 0.995565]]]
+
+    Reference: Li et al. 2023, "Functional Interpolation for Relative Positions Improves Long
+    Context Transformers", Section 3.
+    """
+    distance = jnp.abs(relative_distance(q_positions, k_positions)).astype(jnp.float32)
+    position = token_positions(q_positions).astype(jnp.float32)
+    longest = jnp.maximum(position, jnp.asarray(threshold, jnp.float32))
+    rate = jnp.abs(jnp.asarray(c, jnp.float32))
+    return jnp.log1p(rate * distance) / (jnp.log1p(rate * longest) + FIRE_EPSILON)[:, :, None]
+
+
+def fire_bias(
+    q_positions: Array,
+    k_positions: Array,
+    *,
+    c: Array,
+    threshold: Array,
+    hidden_weight: Array,
+    hidden_bias: Array,
+    out_weight: Array,
+    out_bias: Array,
+) -> Array:
+    """A small network's value at the share that distance has of the query's position.
+
+        bias[n, t, s] = f_n(share[t, s]),  f(x) = relu(x w1 + b1) w2 + b2
+
+    Args:
+      q_positions: integers ``[B, T]`` or ``[1, T]``, tokens since the start of the segment.
+      k_positions: integers ``[B, S]`` or ``[1, S]``, tokens.
+      c: a number, see ``fire_distance``.
+      threshold: a number, see ``fire_distance``.
+      hidden_weight: w1, ``[width]``.
+      hidden_bias: b1, ``[width]``.
+      out_weight: w2, ``[width, N]``, logits.
+      out_bias: b2, ``[N]``, logits. A constant of all keys, so the softmax does not see it.
+
+    Returns:
+      ``[B, N, T, S]`` float32.
+
+    Raises:
+      TypeError: positions are not integers.  ValueError: other shapes.
+
+    >>> one = np.ones(1, np.float32)
+    >>> fire_bias(
+    ...     np.array([[4]]), np.array([[0, 4]]), c=1.0, threshold=2.0, hidden_weight=one,
+    ...     hidden_bias=0.5 * one, out_weight=-2 * one[:, None], out_bias=one,
+    ... ).round(4).tolist()
+    [[[[-2.0, 0.0]]]]
+
+    Reference: Li et al. 2023, "Functional Interpolation for Relative Positions Improves Long
+    Context Transformers", Section 3 and the code in its appendix.
+    """
+    share = fire_distance(q_positions, k_positions, c, threshold)[..., None]
+    weight, offset = (
+        jnp.asarray(row, jnp.float32).reshape(1, 1, 1, -1) for row in (hidden_weight, hidden_bias)
+    )
+    hidden = jax.nn.relu(share * weight + offset)
+    # On TPU a product of default precision would round the hidden layer to 8 bits.
+    out_weight = jnp.asarray(out_weight, jnp.float32)
+    out = jnp.einsum("btsw,wn->bnts", hidden, out_weight, precision="highest")
+    return out + by_head(out_bias)
+
+
+@dataclass(frozen=True)
+class FIRE(PositionEmbedding):
+    """A learned function of distance over position, so that longer inputs stay in its domain.
+
+        bias[n, i, j] = f_n(psi(i - j) / psi(max(L, i))),  psi(x) = log(|c| x + 1)
+
+    f is a network of one hidden layer, c and the multiple of ``init_length`` that is the threshold
+    L are learned too. Queries below L see distance only, those beyond L see its share of their
+    position. Positions count from the start of the segment. Weight decay pulls f to 0, which is
+    NoPE; c to 0, where psi becomes linear; and L to 0, where every query interpolates.
+
+    Weights and biases of f start uniform within 1 / sqrt(inputs of the layer), the default of the
+    paper's code.
+
+    Knobs:
+      mlp_width: hidden width of f; the paper uses 32.
+      init_c: initial c, per token; the paper's 0.1.
+      init_length: initial threshold L, tokens; the paper's 512, fixed, times a learned factor that
+        starts at 1.
+      share_layers: one f, c and L for all layers, the paper's FIRE-S. False trains one a layer.
+
+    Reference: Li et al. 2023, "Functional Interpolation for Relative Positions Improves Long
+    Context Transformers", Section 3 and the code in its appendix.
+    """
+
+    kind: ClassVar[str] = "bias"
+    extends: ClassVar[str] = "yes; distances as a share of the position"
+
+    mlp_width: int = 32
+    init_c: float = 0.1
+    init_length: float = 512.0
+    share_layers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mlp_width < 1:
+            raise ValueError(f"mlp_width={self.mlp_width}: at least one hidden unit is needed")
+        for name in ("init_c", "init_length"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}={value}: it must be finite and above 0")
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        width = self.mlp_width
+
+        def draw(key: Array) -> Variables:
+            keys = jax.random.split(key, 4)
+
+            def uniform(index: int, size: tuple[int, ...], inputs: int) -> Array:
+                bound = 1 / math.sqrt(inputs)
+                return jax.random.uniform(keys[index], size, jnp.float32, -bound, bound)
+
+            return {
+                "c": jnp.float32(self.init_c),
+                "length_factor": jnp.float32(1.0),
+                "hidden_weight": uniform(0, (width,), 1),
+                "hidden_bias": uniform(1, (width,), 1),
+                "out_weight": uniform(2, (width, shape.num_heads), width),
+                "out_bias": uniform(3, (shape.num_heads,), width),
+            }
+
+        return by_layer(draw, key, shape, None, self.share_layers)
+
+    def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
+        names = ("c", "hidden_weight", "hidden_bias", "out_weight", "out_bias")
+        threshold = jnp.abs(variables["length_factor"] * np.float32(self.init_length))
+        own = {name: variables[name] for name in names}
+        return fire_bias(q_positions, k_positions, threshold=threshold, **own)

@@ -1,0 +1,178 @@
+"""T5's bias: a trained number for each head and bucket of distances."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.relative_bias.base import by_layer, relative_distance
+from fope_jax.position.rotation import token_positions
+from fope_jax.typing import Array
+
+
+def _check_buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> None:
+    least = 4 if bidirectional else 2
+    if num_buckets < least or (bidirectional and num_buckets % 2):
+        even = "an even number, " if bidirectional else ""
+        raise ValueError(f"num_buckets={num_buckets}: expected {even}{least} or more")
+    exact = num_buckets // (4 if bidirectional else 2)
+    if max_distance <= exact:
+        raise ValueError(
+            f"max_distance={max_distance}: distances below {exact} have a bucket each with "
+            f"num_buckets={num_buckets}; expected more than {exact}"
+        )
+
+
+def _wide_bucket_edges(num_buckets: int, max_distance: int) -> np.ndarray:
+    """The least distance of each bucket that holds several, ``[num_buckets - exact - 1]`` int32.
+
+    The formula rounds to whole numbers where a logarithm is a whole number too, and libraries
+    differ in its last bit. Here it is evaluated on the host in float64 and rounded to float32,
+    which sends a logarithm just below a whole number to it.
+    """
+    exact = num_buckets // 2
+    distances = np.arange(exact, max_distance + 1)
+    slots = np.log(distances / exact) / math.log(max_distance / exact) * (num_buckets - exact)
+    buckets = exact + slots.astype(np.float32).astype(np.int64)
+    edges = np.searchsorted(buckets, np.arange(exact + 1, num_buckets))
+    return distances[edges].astype(np.int32)
+
+
+def t5_buckets(
+    relative_position: Array,
+    *,
+    num_buckets: int = 32,
+    max_distance: int = 128,
+    bidirectional: bool = False,
+) -> Array:
+    """The bucket of each relative position: one a distance when near, logarithmic when far.
+
+        bucket = d                                                                for d <  e
+        bucket = min(n - 1, e + floor((n - e) log(d / e) / log(max_distance / e)))  for d >= e
+
+    with n = ``num_buckets`` and e = n / 2. Causal: d is how far the key stands before the query,
+    and all keys after it are in bucket 0. Bidirectional: n is halved, d is the size of the
+    relative position, and keys after the query use the second half of the buckets.
+
+    Args:
+      relative_position: integers of any shape, tokens, position of the key minus the query's.
+      num_buckets: how many buckets there are in all.
+      max_distance: from this distance on, all keys share the last bucket; tokens.
+      bidirectional: whether keys after the query have buckets of their own.
+
+    Returns:
+      int32 in ``[0, num_buckets)`` of the same shape, the same on every platform: inside ``jit``
+      only integers are compared.
+
+    Raises:
+      TypeError: relative positions are not integers.
+      ValueError: fewer than 2 buckets (4 and even where bidirectional), or ``max_distance`` within
+        the distances that have a bucket each.
+
+    >>> t5_buckets(np.array([0, -1, -15, -16, -127, -128, 5])).tolist()
+    [0, 1, 15, 16, 31, 31, 0]
+
+    Reference: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
+    Text-to-Text Transformer", Section 2.1, and its code.
+    """
+    _check_buckets(num_buckets, max_distance, bidirectional)
+    before = -token_positions(relative_position)
+    offset = jnp.zeros_like(before)
+    if bidirectional:
+        num_buckets //= 2
+        offset = jnp.where(before < 0, np.int32(num_buckets), offset)
+        before = jnp.abs(before)
+    distance = jnp.maximum(before, 0)
+    exact = num_buckets // 2
+    edges = _wide_bucket_edges(num_buckets, max_distance).reshape((1,) * distance.ndim + (-1,))
+    passed = jnp.sum(distance[..., None] >= edges, axis=-1, dtype=jnp.int32)
+    return offset + jnp.minimum(distance, exact) + passed
+
+
+def t5_bias(
+    q_positions: Array, k_positions: Array, table: Array, *, max_distance: int = 128
+) -> Array:
+    """T5's causal bias for a block of attention logits.
+
+        bias[b, n, t, s] = table[bucket(q_positions[b, t] - k_positions[b, s]), n]
+
+    Args:
+      q_positions: integers ``[B, T]`` or ``[1, T]``, tokens.
+      k_positions: integers ``[B, S]`` or ``[1, S]``, tokens.
+      table: ``[buckets, N]``, logits.
+      max_distance: see ``t5_buckets``, tokens.
+
+    Returns:
+      ``[B, N, T, S]`` float32. Keys after the query get the value of distance 0: mask them.
+
+    Raises:
+      TypeError: positions are not integers.  ValueError: other shapes, or see ``t5_buckets``.
+
+    >>> table = np.array([[0.5], [0.25], [0.125], [0.0]])
+    >>> t5_bias(np.array([[9]]), np.array([[0, 7, 8, 9]]), table, max_distance=8).tolist()
+    [[[[0.0, 0.125, 0.25, 0.5]]]]
+
+    Reference: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
+    Text-to-Text Transformer", Section 2.1.
+    """
+    distance = relative_distance(q_positions, k_positions)
+    buckets = t5_buckets(-distance, num_buckets=table.shape[0], max_distance=max_distance)
+    # Heads first: rows of scores are then written in the order in which attention reads them.
+    rows = jnp.asarray(table, jnp.float32).T
+    return jnp.swapaxes(jnp.take(rows, buckets, axis=1, mode="clip"), 0, 1)
+
+
+@dataclass(frozen=True)
+class T5Bias(PositionEmbedding):
+    """A trained bias for each head and bucket of distances, the buckets wider the farther away.
+
+        bias[n, t, s] = table[bucket(t - s), n]
+
+    T5 itself leaves out the factor 1 / sqrt(H) on the logits and starts from smaller weights; here
+    logits stay scaled. Weight decay pulls the table to 0, which is NoPE.
+
+    Knobs:
+      num_buckets: buckets of distance, half of them one token wide; T5 uses 32.
+      max_distance: from this distance on all keys share the last bucket, tokens; T5 uses 128.
+      share_layers: one table for all layers, as in T5. False trains one a layer.
+      init_std: standard deviation of the uniform draw, logits. None is T5X's variance scaling by
+        the mean of the fans, ``sqrt(2 / (num_buckets + N))``; the port of Hugging Face draws with
+        ``1 / sqrt(D)``.
+
+    Reference: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
+    Text-to-Text Transformer", Section 2.1; initial values as in T5X.
+    """
+
+    kind: ClassVar[str] = "bias"
+    extends: ClassVar[str] = "yes; beyond max_distance one bucket"
+
+    num_buckets: int = 32
+    max_distance: int = 128
+    share_layers: bool = True
+    init_std: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_buckets(self.num_buckets, self.max_distance, bidirectional=False)
+        if self.init_std is not None and not 0 <= self.init_std < math.inf:
+            raise ValueError(f"init_std={self.init_std}: a standard deviation is finite, 0 or more")
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        size = (self.num_buckets, shape.num_heads)
+        std = math.sqrt(2 / sum(size)) if self.init_std is None else self.init_std
+
+        def draw(key: Array) -> Array:
+            return jax.random.uniform(key, size, jnp.float32, -1.0, 1.0) * np.float32(
+                math.sqrt(3) * std
+            )
+
+        return by_layer(draw, key, shape, "bias_table", self.share_layers)
+
+    def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
+        table = variables["bias_table"]
+        return t5_bias(q_positions, k_positions, table, max_distance=self.max_distance)

@@ -130,12 +130,15 @@ def contestants(
 
 
 def interleave(count: int, rounds: int) -> list[list[int]]:
-    """Who goes when in each round: the order rotates, so none always follows the same.
+    """Who goes when in each round: rotated and every other time turned round.
 
-    >>> interleave(3, 2)
-    [[0, 1, 2], [1, 2, 0]]
+    So none always follows the same, and in each two rounds a pair meets in both orders.
+
+    >>> interleave(3, 3)
+    [[0, 1, 2], [2, 1, 0], [1, 2, 0]]
     """
-    return [[(i + r) % count for i in range(count)] for r in range(rounds)]
+    orders = [[(i + r // 2) % count for i in range(count)] for r in range(rounds)]
+    return [order[:: -1 if r % 2 else 1] for r, order in enumerate(orders)]
 
 
 def measure(

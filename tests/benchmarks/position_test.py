@@ -39,9 +39,10 @@ def test_each_method_meets_its_base():
 
 
 def test_orders_rotate():
-    orders = cost.interleave(4, 4)
+    orders = cost.interleave(4, 8)
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)
-    assert [order[0] for order in orders] == [0, 1, 2, 3]
+    assert [order[0] for order in orders[::2]] == [0, 1, 2, 3]
+    assert all(back == order[::-1] for order, back in zip(orders[::2], orders[1::2], strict=True))
 
 
 def test_packed_batches_hold_documents_and_plain_ones_share_positions():

@@ -48,11 +48,19 @@ class Ratio(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """One method: seconds of each round, and how they compare with a base."""
+    """One method: seconds of every round, and how they compare with a base.
+
+    Attributes:
+      label: its name in the tables.
+      seconds: of all processes.
+      ratio: over the rounds of all processes; None for a base.
+      by_process: the median ratio of each process.
+    """
 
     label: str
     seconds: list[float]
     ratio: Ratio | None
+    by_process: list[float]
 
 
 def base_of(label: str, method: PositionEmbedding) -> str:
@@ -181,25 +189,41 @@ def ratio(own: Iterable[float], base: Iterable[float], name: str) -> Ratio:
     return Ratio(name, low, median, high)
 
 
-def costs(seconds: dict[str, list[float]], methods: dict[str, PositionEmbedding]) -> list[Cost]:
-    """The measurements beside those of each method's base, where that was measured too."""
+def costs(
+    processes: Sequence[dict[str, list[float]]], methods: dict[str, PositionEmbedding]
+) -> list[Cost]:
+    """The measurements beside those of each method's base, where that was measured too.
+
+    Args:
+      processes: seconds by label and round, of each process.
+      methods: by label.
+    """
     found = []
-    for label, own in seconds.items():
+    for label in processes[0]:
+        seconds = [second for process in processes for second in process[label]]
         base = base_of(label, methods[label])
-        found.append(Cost(label, own, ratio(own, seconds[base], base) if base in seconds else None))
+        if base not in processes[0]:
+            found.append(Cost(label, seconds, None, []))
+            continue
+        theirs = [second for process in processes for second in process[base]]
+        medians = [ratio(process[label], process[base], base).median for process in processes]
+        found.append(Cost(label, seconds, ratio(seconds, theirs, base), medians))
     return found
 
 
 def cost_table(found: Sequence[Cost]) -> str:
     """Markdown."""
     lines = [
-        "| method | s/step (median) | ratio (median) | quartiles | n |",
-        "|---|---|---|---|---|",
+        "| method | s/step (median) | ratio (median) | quartiles | n | by process |",
+        "|---|---|---|---|---|---|",
     ]
     for cost in found:
         r = cost.ratio
         shown = f"{r.median:.3f} x {r.base}" if r else "-"
         spread = f"{r.low:.3f} to {r.high:.3f}" if r else "-"
+        each = ", ".join(f"{median:.3f}" for median in cost.by_process) or "-"
         middle = statistics.median(cost.seconds)
-        lines.append(f"| {cost.label} | {middle:.3f} | {shown} | {spread} | {len(cost.seconds)} |")
+        lines.append(
+            f"| {cost.label} | {middle:.3f} | {shown} | {spread} | {len(cost.seconds)} | {each} |"
+        )
     return "\n".join(lines)

@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -24,6 +25,7 @@ import jax
 
 from benchmarks import cost, memory, phases
 from fope_jax.model.presets import PRESETS
+from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import ModelShape
 from fope_jax.position.examples import EXAMPLES, choose, examples
 from fope_jax.position.rotation import inverse_frequencies
@@ -34,6 +36,7 @@ COMPARED = ["nope", "rope", "fope", "alibi", "t5", "kerple", "fire", "cope"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one benchmark; returns the exit code, 2 after a user's error."""
     arguments = build_parser().parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     print(provenance(), flush=True)
     try:
         results = arguments.run(arguments)
@@ -70,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     step.add_argument("--batch", type=_count, default=1, help="rows of a step")
     step.add_argument("--rounds", type=_count, default=7, help="steps timed of each method")
     step.add_argument("--packed", action="store_true", help="several documents a row")
+    step.add_argument(
+        "--processes", type=_count, default=1, help="measure in so many processes and pool"
+    )
 
     grow = add("memory", run_memory, "temporary memory of chunked attention with a bias", None)
     lengths = [4096 * 2**k for k in range(5)]
@@ -118,23 +124,46 @@ def say(text: str) -> None:
 
 def run_cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     config = cost.make_config(arguments.size, arguments.layers, arguments.vocab)
+    if arguments.processes == 1:
+        runs = [_measure_here(arguments, config)]
+    else:
+        runs = [_measure_elsewhere(arguments.argv) for _ in range(arguments.processes)]
     results = []
-    for length in arguments.lengths:
+    for index, length in enumerate(arguments.lengths):
         methods = choose(arguments.methods, examples(length, config.shape.head_dim))
-        batch = cost.make_batch(config.vocab_size, arguments.batch, length, arguments.packed)
         print(
             f"\n### T = {length:,}: {arguments.size}, {config.num_layers} layers, vocabulary "
             f"{config.vocab_size:,}, B = {arguments.batch}, {arguments.batch * length:,} tokens a "
             f"step, {config.dtype}, {'packed' if arguments.packed else 'one document a row'}\n",
             flush=True,
         )
-        field, shared = cost.contestants(methods, config, batch)
-        seconds = cost.measure(field, shared, arguments.rounds, say)
-        del field, shared
-        found = cost.costs(seconds, methods)
-        print(cost.cost_table(found), flush=True)
+        seconds = [run[index] for run in runs]
+        print(cost.cost_table(cost.costs(seconds, methods)), flush=True)
         results.append({"length": length, "seconds": seconds})
     return results
+
+
+def _measure_here(
+    arguments: argparse.Namespace, config: TransformerConfig
+) -> list[dict[str, list[float]]]:
+    """Seconds by label and round, for each length."""
+    results = []
+    for length in arguments.lengths:
+        methods = choose(arguments.methods, examples(length, config.shape.head_dim))
+        batch = cost.make_batch(config.vocab_size, arguments.batch, length, arguments.packed)
+        field, shared = cost.contestants(methods, config, batch)
+        results.append(cost.measure(field, shared, arguments.rounds, say))
+    return results
+
+
+def _measure_elsewhere(argv: list[str]) -> list[dict[str, list[float]]]:
+    """The same in a process of its own, whose buffers lie elsewhere in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "seconds.json"
+        command = [sys.executable, "-m", "benchmarks.position", *argv]
+        command += ["--processes", "1", "--json", str(path)]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        return [result["seconds"][0] for result in json.loads(path.read_text())["results"]]
 
 
 def run_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +29,15 @@ def test_ratios_are_paired_within_a_round():
 
 def test_each_method_meets_its_base():
     seconds = {"nope": [1.0, 1.0], "rope": [2.0, 2.0], "fope": [3.0, 3.0], "alibi": [4.0, 4.0]}
-    found = {c.label: c.ratio for c in cost.costs(seconds, EXAMPLES)}
+    found = {c.label: c.ratio for c in cost.costs([seconds], EXAMPLES)}
     assert found["nope"] is None
     assert (found["rope"].base, found["rope"].median) == ("nope", 2.0)
     assert (found["fope"].base, found["fope"].median) == ("rope", 1.5)
     assert (found["alibi"].base, found["alibi"].median) == ("nope", 4.0)
-    assert cost.costs({"fope": [1.0]}, EXAMPLES)[0].ratio is None
-    table = cost.cost_table(cost.costs(seconds, EXAMPLES))
-    assert "| fope | 3.000 | 1.500 x rope | 1.500 to 1.500 | 2 |" in table
+    assert cost.costs([{"fope": [1.0]}], EXAMPLES)[0].ratio is None
+    other = {"nope": [1.0], "rope": [2.0], "fope": [6.0], "alibi": [4.0]}
+    table = cost.cost_table(cost.costs([seconds, other], EXAMPLES))
+    assert "| fope | 3.000 | 1.500 x rope | 1.500 to 2.250 | 3 | 1.500, 3.000 |" in table
 
 
 def test_orders_rotate():
@@ -120,7 +122,8 @@ def test_errors_of_biases():
     assert phases.bias_errors("fire", EXAMPLES["fire"], SHAPE) is None
 
 
-def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys):
+def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
     file = tmp_path / "cost.json"
     arguments = ["--size", "tiny", "--layers", "1", "--vocab", "32", "--lengths", "16", "--batch"]
     arguments += ["2", "--rounds", "2", "--methods", "nope", "alibi", "--packed"]
@@ -129,7 +132,11 @@ def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys):
     assert "### T = 16: tiny, 1 layers, vocabulary 32, B = 2, 32 tokens a step" in shown.out
     assert "x nope" in shown.out and "round 2 of 2" in shown.err
     (result,) = json.loads(file.read_text())["results"]
-    assert {name: len(own) for name, own in result["seconds"].items()} == {"nope": 2, "alibi": 2}
+    (process,) = result["seconds"]
+    assert {name: len(own) for name, own in process.items()} == {"nope": 2, "alibi": 2}
+    assert main(["cost", *arguments, "--processes", "2", "--json", str(file)]) == 0
+    (result,) = json.loads(file.read_text())["results"]
+    assert [len(process["alibi"]) for process in result["seconds"]] == [2, 2]
 
     assert main(["memory", "--lengths", "256", "512", "--methods", "alibi"]) == 0
     assert "| alibi |" in capsys.readouterr().out

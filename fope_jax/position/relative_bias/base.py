@@ -33,7 +33,7 @@ def relative_distance(q_positions: Array, k_positions: Array) -> Array:
     Raises:
       TypeError: positions are not integers.  ValueError: other shapes.
 
-    >>> relative_distance(np.array([[1_000_002]]), np.array([[1_000_000, 1_000_003]])).tolist()
+    >>> relative_distance(jnp.array([[1_000_002]]), jnp.array([[1_000_000, 1_000_003]])).tolist()
     [[[2, -1]]]
     """
     q_positions, k_positions = token_positions(q_positions), token_positions(k_positions)

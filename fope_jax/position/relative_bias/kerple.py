@@ -50,8 +50,8 @@ def kerple_log_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array
     Raises:
       TypeError: positions are not integers.  ValueError: other shapes.
 
-    >>> r1 = np.full(1, 1 / np.log(2))
-    >>> kerple_log_bias(np.array([[3]]), np.array([[3, 2, 0]]), r1, np.ones(1)).tolist()
+    >>> r1 = jnp.full(1, 1 / jnp.log(2))
+    >>> kerple_log_bias(jnp.array([[3]]), jnp.array([[3, 2, 0]]), r1, jnp.ones(1)).tolist()
     [[[[-0.0, -1.0, -2.0]]]]
 
     Reference: Chi et al. 2022, "KERPLE: Kernelized Relative Positional Embedding for Length
@@ -78,8 +78,8 @@ def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Arr
     Raises:
       TypeError: positions are not integers.  ValueError: other shapes.
 
-    >>> half = np.full(1, 0.5)
-    >>> kerple_power_bias(np.array([[9]]), np.array([[9, 5, 0]]), np.ones(1), half).tolist()
+    >>> half = jnp.full(1, 0.5)
+    >>> kerple_power_bias(jnp.array([[9]]), jnp.array([[9, 5, 0]]), jnp.ones(1), half).tolist()
     [[[[-0.0, -2.0, -3.0]]]]
 
     Reference: Chi et al. 2022, "KERPLE: Kernelized Relative Positional Embedding for Length

@@ -1,6 +1,7 @@
 """What position embeddings cost, in time, memory and accuracy.
 
     python -m benchmarks.position cost --size 60m --lengths 512 --batch 2
+    python -m benchmarks.position rotation
     python -m benchmarks.position memory
     python -m benchmarks.position phases
 
@@ -23,7 +24,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import cost, memory, phases
+from benchmarks import cost, memory, phases, rotation
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import ModelShape
@@ -76,6 +77,14 @@ def build_parser() -> argparse.ArgumentParser:
     step.add_argument(
         "--processes", type=_count, default=1, help="measure in so many processes and pool"
     )
+
+    turn = add(
+        "rotation", run_rotation, "milliseconds of a step's rotations", ["rope", "fope", "xpos"]
+    )
+    turn.add_argument("--size", choices=sorted(PRESETS), default="60m", help="of the model")
+    turn.add_argument("--lengths", type=_count, nargs="+", default=[512, 4096], help="tokens")
+    turn.add_argument("--tokens", type=_count, default=4096, help="of a step; rows are tokens / T")
+    turn.add_argument("--rounds", type=_count, default=30, help="steps timed of each method")
 
     grow = add("memory", run_memory, "temporary memory of chunked attention with a bias", None)
     lengths = [4096 * 2**k for k in range(5)]
@@ -164,6 +173,19 @@ def _measure_elsewhere(argv: list[str]) -> list[dict[str, list[float]]]:
         command += ["--processes", "1", "--json", str(path)]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
         return [result["seconds"][0] for result in json.loads(path.read_text())["results"]]
+
+
+def run_rotation(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    shape = cost.make_config(arguments.size, None, None).shape
+    results = []
+    for length in arguments.lengths:
+        methods = choose(arguments.methods, examples(length, shape.head_dim))
+        batch = max(1, arguments.tokens // length)
+        found = rotation.rotations(methods, shape, batch, length, arguments.rounds)
+        print(f"\n### T = {length:,}: {arguments.size}, {shape.num_layers} layers, B = {batch}\n")
+        print(rotation.rotation_table(found), flush=True)
+        results.append({"length": length, "rotations": [row._asdict() for row in found]})
+    return results
 
 
 def run_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:

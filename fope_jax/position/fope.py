@@ -248,10 +248,7 @@ class FoPE(PositionEmbedding):
         num_mixed = self._num_mixed(shape.head_dim)
         identity = None
         if self.identity == "own":
-            if self.drop_zero:
-                own = self._mixed(shape.head_dim)[:num_outputs]
-            else:
-                own = scaled_frequencies(shape.head_dim, self.theta, self.scaling).inv_freq
+            own = self._mixed(shape.head_dim)[:num_outputs]
             identity = np.zeros((num_mixed, num_outputs), np.float32)
             identity[: len(basis)] = own_identity(basis, own)
         heads = {"query": shape.num_heads, "key_value": shape.num_kv_heads, "shared": None}

@@ -138,6 +138,13 @@ def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys, monkeypat
     (result,) = json.loads(file.read_text())["results"]
     assert [len(process["alibi"]) for process in result["seconds"]] == [2, 2]
 
+    small = ["--size", "tiny", "--lengths", "16", "--tokens", "32", "--rounds", "2"]
+    assert main(["rotation", *small, "--json", str(file)]) == 0
+    assert "more than rope" in capsys.readouterr().out
+    (result,) = json.loads(file.read_text())["results"]
+    assert [row["label"] for row in result["rotations"]] == ["rope", "fope", "xpos"]
+    assert result["rotations"][0]["more"] == 0 < result["rotations"][1]["low"]
+
     assert main(["memory", "--lengths", "256", "512", "--methods", "alibi"]) == 0
     assert "| alibi |" in capsys.readouterr().out
     assert main(["phases", "--methods", "rope", "alibi", "fire", "nope"]) == 0

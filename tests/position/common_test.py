@@ -126,6 +126,9 @@ CASES = {
     "log-n-sinusoidal": Case(
         LogitScaling(Sinusoidal(theta=100.0), training_length=8), fails=(SHIFT, NORM, ORIGIN)
     ),
+    "log-n-cope": Case(
+        LogitScaling(CoPE(max_position=12, init_std=0.5), training_length=8), fails=(SHIFT, NORM)
+    ),
     "yarn-temperature": Case(
         LogitScaling(RoPE(theta=100.0), form="yarn", factor=4.0), fails=(NORM, ORIGIN)
     ),

@@ -175,3 +175,25 @@ def test_evaluating_longer_does_not_move_the_floor():
     longer = method.tables({}, POSITIONS, 32)
     for a, b in zip(one, longer, strict=True):
         np.testing.assert_array_equal(a, b[:, :64])
+
+
+@pytest.mark.parametrize("source", ["rope", "grid"])
+def test_zeros_that_stay_in_the_mix_have_a_term_of_their_own(source):
+    """Each output at its own frequency and no noise: the clipped RoPE, whatever the basis.
+
+    A frequency just under the floor is nearer to the slowest that survives than to 0, and stands
+    still all the same. The grid of twice the size holds RoPE's frequencies.
+    """
+    size = 32 if source == "grid" else None
+    knobs = {"frequencies_from": source, "num_frequencies": size, "drop_zero": False}
+    mixed = FoPE(512, sigma=0.0, identity="own", **knobs)
+    clipped = FoPE(512, series=False)
+    shape = ModelShape(64, 1, 2, 2, 32)
+    mixed.check(shape)
+    layer = {k: v[0] for k, v in mixed.init(jax.random.key(0), shape).layer_constants.items()}
+    positions = jnp.arange(700)[None]
+    q = jnp.asarray(np.random.default_rng(0).normal(size=(1, 700, 2, 32)), jnp.float32)
+    ours = mixed.rotate(layer, mixed.tables({}, positions, 32), q, q)
+    theirs = clipped.rotate({}, clipped.tables({}, positions, 32), q, q)
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-5)
+    np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)

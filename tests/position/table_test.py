@@ -211,3 +211,8 @@ def test_importing_position_is_light():
         "assert not heavy, heavy; assert seconds < 1, seconds"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_method_without_a_bias_has_none():
+    assert NoPE().bias({}, np.zeros((1, 2), np.int32), np.zeros((1, 2), np.int32)) is None
+    assert NoPE().contextual_bias({}, np.zeros((1, 2, 1, 4)), np.zeros((1, 1, 2, 2))) is None

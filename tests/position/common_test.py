@@ -496,7 +496,9 @@ def test_gradients_are_finite_and_right(name):
     chex.assert_tree_all_finite(gradient)
     random = np.random.default_rng(1)
     direction = jax.tree.map(lambda p: jnp.asarray(random.normal(size=p.shape), p.dtype), parts)
-    step = 1e-3 if "cope" in name else 1e-2  # CoPE interpolates linearly between whole counts
+    # CoPE is linear between whole counts only: short steps, whose differences float32 blurs. Its
+    # gradients are compared in float64 in contextual_test.
+    step, rtol = (1e-3, 3e-2) if "cope" in name else (1e-2, 1e-2)
 
     def moved(by):
         return loss(jax.tree.map(lambda p, d: p + np.float32(by) * d, parts, direction))
@@ -505,7 +507,7 @@ def test_gradients_are_finite_and_right(name):
         float(jnp.vdot(g, d))
         for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
     )
-    np.testing.assert_allclose((moved(step) - moved(-step)) / (2 * step), slope, rtol=1e-2)
+    np.testing.assert_allclose((moved(step) - moved(-step)) / (2 * step), slope, rtol=rtol)
 
 
 @every_case

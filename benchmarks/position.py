@@ -30,6 +30,7 @@ from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import ModelShape
 from fope_jax.position.examples import EXAMPLES, choose, examples
 from fope_jax.position.rotation import inverse_frequencies
+from fope_jax.train.workdir import git_commit
 
 COMPARED = ["nope", "rope", "fope", "alibi", "t5", "kerple", "fire", "cope"]
 
@@ -109,10 +110,7 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def provenance() -> str:
     """Date, commit, machine and versions in one line."""
-    root = Path(__file__).parents[1]
-    git = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(git, capture_output=True, text=True, check=False)
-    commit = done.stdout.strip() if done.returncode == 0 else "unknown"
+    commit = git_commit(Path(__file__).parent) or "unknown"
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
     return (
         f"{date.today()}, commit {commit}, {platform.machine()}, {_cores()} cores, {devices}, "

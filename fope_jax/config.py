@@ -34,6 +34,7 @@ from fope_jax.data import DataConfig
 from fope_jax.fields import ConfigError, checked, field_types, nearest, parse
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
+from fope_jax.position.table import parts_of
 
 # ---------------------------------------------------------------------------- the parts
 
@@ -382,14 +383,15 @@ def _build_spec(key: str, value: Any, length: int) -> Any:
     if not isinstance(value, (Mapping, ConfigDict)):
         return value
     knobs = {name: _build_spec(f"{key}.{name}", v, length) for name, v in value.items()}
-    if "method" not in knobs and isinstance(knobs.get("scaling"), str):
-        name, known, make = knobs.pop("scaling"), positions.SCALINGS, positions.make_scaling
-    else:
-        name, known, make = knobs.pop("method", None), positions.METHODS, positions.make
+    entry, name, knobs = parts_of(knobs)
     if name is None:
         raise ConfigError(
             f"config.{key} = {dict(value)}: expected a 'method', or a 'scaling' by its name"
         )
+    known, make = {
+        "method": (positions.METHODS, positions.make),
+        "scaling": (positions.SCALINGS, positions.make_scaling),
+    }[entry]
     kinds = _knob_types(known.get(name))
     if "training_length" in kinds:
         temperature = knobs.get("form") == "yarn"  # LogitScaling's form without a length

@@ -88,7 +88,7 @@ def rotate(
     k: Array,
     q_positions: Array,
     k_positions: Array,
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Variables]:
     """The method's ``rotate`` where queries and keys may stand at different positions.
 
     Args:
@@ -100,21 +100,22 @@ def rotate(
       k_positions: ``[1 or B, S]``; the same object as q_positions where they are the same.
 
     Returns:
-      q and k, as ``PositionEmbedding.rotate`` returns them.
+      q and k, as ``PositionEmbedding.rotate`` returns them, and the variables of
+      ``method.at_layer(0)``, under the names that it has for them.
 
     Raises:
       ValueError: positions differ and the frequencies depend on the length of each.
     """
     head_dim = q.shape[-1]
 
-    def turn(q: Array, k: Array, positions: Array) -> tuple[Array, Array]:
+    def turn(q: Array, k: Array, positions: Array) -> tuple[Array, Array, Variables]:
         tables = method.tables(variables, positions, head_dim)
-        layer_method, layer, tables = method.of_layer(0, variables, tables)
-        return layer_method.rotate(layer, tables, q, k)
+        own, layer, tables = method.of_layer(0, variables, tables)
+        return *own.rotate(layer, tables, q, k), layer
 
     if q_positions is k_positions:
         return turn(q, k, q_positions)
-    if _follows_length(method):
+    if method.follows_length:
         raise ValueError(
             f"{method}: its frequencies follow the length of the sequence, which queries and keys "
             "at different positions do not share; give the scaling a length"
@@ -122,14 +123,8 @@ def rotate(
     # The side that is not wanted is zeros, and compiled away.
     no_k = jnp.zeros((*q.shape[:2], k.shape[2], head_dim), k.dtype)
     no_q = jnp.zeros((*k.shape[:2], q.shape[2], head_dim), q.dtype)
-    return turn(q, no_k, q_positions)[0], turn(no_q, k, k_positions)[1]
-
-
-def _follows_length(method: PositionEmbedding) -> bool:
-    """Whether frequencies depend on the length of the sequence, in any part of the method."""
-    parts = (*getattr(method, "methods", ()), *filter(None, [getattr(method, "inner", None)]))
-    own = any(step.follows_length for step in getattr(method, "scaling", ()))
-    return own or any(map(_follows_length, parts))
+    q, _, layer = turn(q, no_k, q_positions)
+    return q, turn(no_q, k, k_positions)[1], layer
 
 
 def attend(
@@ -176,14 +171,13 @@ def attend(
     if decode and positions is None and q.shape[1] == 1 and mask is not None:
         positions, key_positions = _newest(mask, batch), arange(k.shape[1])
     q_rows, k_rows = resolve(method, q, k, positions, key_positions)
-    q, k = rotate(method, variables, q, k, q_rows, k_rows)
+    q, k, layer = rotate(method, variables, q, k, q_rows, k_rows)
     if k.shape[2] != value.shape[-2]:  # a matrix for every query head
         value = jnp.repeat(value, k.shape[2] // value.shape[-2], axis=-2)
     if is_causal:  # Linen's attention has no such argument
         options["is_causal"] = True
     bias = None
-    tables = method.tables(variables, k_rows, q.shape[-1])
-    layer_method, layer, _ = method.of_layer(0, variables, tables)
+    layer_method = method.at_layer(0)
     if layer_method.has_bias or layer_method.has_contextual_bias:
         bias = layer_method.bias(layer, q_rows, k_rows)
         if layer_method.has_contextual_bias:
@@ -287,7 +281,8 @@ def abstract(method: PositionEmbedding, shape: ModelShape) -> tuple[Variables, V
 def check_rotates(method: PositionEmbedding, shape: ModelShape) -> None:
     """Raises ValueError unless rotating q and k is all that ``method`` does."""
     check_method(method, shape)
-    if method.of_layer(0, {}, (None,))[0].has_bias or method.has_contextual_bias:
+    own = method.at_layer(0)
+    if own.has_bias or own.has_contextual_bias:
         raise ValueError(
             f"{method}: it has a bias, which rotating q and k would leave out; "
             "use PositionAttention"

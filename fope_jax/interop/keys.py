@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from fope_jax.position.checks import nearest
 
 THETA = "rope_theta"
 SHARE = "partial_rotary_factor"
@@ -114,11 +115,3 @@ def flag(key: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{key!r} is {value!r}: expected True or False")
     return bool(value)
-
-
-def nearest(name: Any, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, and all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-    advice = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{advice} Known: {', '.join(known) or 'none'}"

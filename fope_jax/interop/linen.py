@@ -133,7 +133,8 @@ class Rotary(nn.Module):
         shape = attention.layer_shape(q.shape[-2], k.shape[-2], q.shape[-1])
         attention.check_rotates(self.method, shape)
         rows = attention.resolve(self.method, q, k, positions, key_positions)
-        return attention.rotate(self.method, _variables(self, self.method, shape), q, k, *rows)
+        variables = _variables(self, self.method, shape)
+        return attention.rotate(self.method, variables, q, k, *rows)[:2]
 
 
 class PositionEmbed(nn.Module):

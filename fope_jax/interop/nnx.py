@@ -160,7 +160,7 @@ class Rotary(nnx.Module):
         """
         _check_heads(self.shape, q, k)
         rows = attention.resolve(self.method, q, k, positions, key_positions)
-        return attention.rotate(self.method, _values(self.variables), q, k, *rows)
+        return attention.rotate(self.method, _values(self.variables), q, k, *rows)[:2]
 
 
 class PositionEmbed(nnx.Module):

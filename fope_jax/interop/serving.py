@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.interop.keys import SHARE, THETA, flag, integer, nearest, uniform
+from fope_jax.interop.keys import SHARE, THETA, flag, integer, uniform
 from fope_jax.position import (
     FoPE,
     ModelShape,
@@ -17,6 +17,7 @@ from fope_jax.position import (
     floor_frequency,
     inverse_frequencies,
 )
+from fope_jax.position.checks import nearest
 
 PREFIX = "model.rotary_emb."
 FOPE_KEYS = ("use_fope", "num_inv_freq", "fope_sep_head", "fope_init_factor")

@@ -207,10 +207,9 @@ class Transformer(nnx.Module):
 
         def run(index, weights, trained, constants, x):
             trained, constants = {**trained, **shared[0]}, {**constants, **shared[1]}
-            merged = {**trained, **constants}
-            method, variables, own = position.of_layer(index, merged, tables)
-            parts = _apart(variables, constants)
-            return layer(config, method, weights, *parts, own, x, positions, segments)
+            method, trained, own = position.of_layer(index, trained, tables)
+            constants = position.of_layer(index, constants, tables)[1]
+            return layer(config, method, weights, trained, constants, own, x, positions, segments)
 
         if config.remat:
             # The loop form needs the barrier, or common subexpressions undo the recomputation.
@@ -349,23 +348,6 @@ def _trained(variables: nnx.Dict) -> dict[str, Array]:
 
 def _constant(variables: nnx.Dict) -> dict[str, Array]:
     return {name: x[...] for name, x in variables.items() if not isinstance(x, nnx.Param)}
-
-
-def _apart(variables: Variables, constants: Variables) -> tuple[Variables, Variables]:
-    """The trained and the constant ones of a layer's variables, whatever names it has for them.
-
-    Constant is what is one of ``constants`` itself, and what is not floating; anything computed
-    counts as trained, which at worst costs a gradient that nobody uses.
-    """
-    fixed = {
-        name
-        for name, x in variables.items()
-        if any(x is y for y in constants.values()) or not jnp.issubdtype(x.dtype, jnp.floating)
-    }
-    return (
-        {name: x for name, x in variables.items() if name not in fixed},
-        {name: x for name, x in variables.items() if name in fixed},
-    )
 
 
 def _stacked(weights: dict[str, Array], period: int) -> dict[str, Array]:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
-from fope_jax.position.rotation import as_array, token_positions
+from fope_jax.position.relative_bias.base import by_head, relative_distance
+from fope_jax.position.rotation import as_array
 from fope_jax.typing import Array
 
 
@@ -70,16 +71,11 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
 
     Reference: Press et al. 2022, "Train Short, Test Long", Section 3.
     """
-    q_positions, k_positions = token_positions(q_positions), token_positions(k_positions)
     slopes = as_array(slopes)
-    if q_positions.ndim != 2 or k_positions.ndim != 2 or slopes.ndim != 1:
-        raise ValueError(
-            f"q_positions {q_positions.shape}, k_positions {k_positions.shape}, slopes "
-            f"{slopes.shape}: expected [B, T], [B, S] and [N]"
-        )
-    distance = (q_positions[:, None, :, None] - k_positions[:, None, None, :]).astype(jnp.float32)
-    slopes = jnp.asarray(slopes, jnp.float32).reshape(1, -1, 1, 1)
-    return -slopes * distance
+    if slopes.ndim != 1:
+        raise ValueError(f"slopes {slopes.shape}: expected [N], one a head")
+    distance = relative_distance(q_positions, k_positions)[:, None].astype(jnp.float32)
+    return -by_head(slopes) * distance
 
 
 @dataclass(frozen=True)

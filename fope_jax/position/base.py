@@ -155,6 +155,15 @@ class PositionEmbedding:
         """After how many layers the methods of the layers repeat; 1 where all layers are alike."""
         return 1
 
+    @property
+    def follows_length(self) -> bool:
+        """Whether all positions of a row depend on how long it is; not for a growing key cache."""
+        return False
+
+    def at_layer(self, index: int) -> PositionEmbedding:
+        """The method of layer ``index`` within a period."""
+        return self
+
     def of_layer(
         self, index: int, variables: Variables, tables: Any
     ) -> tuple[PositionEmbedding, Variables, Any]:
@@ -162,10 +171,10 @@ class PositionEmbedding:
 
         Args:
           index: from 0 below ``period``.
-          variables: those of one period, layer axis removed, and the model's.
+          variables: any of those of one period, layer axis removed, and of the model's.
           tables: of the whole model.
         """
-        return self, variables, tables
+        return self.at_layer(index), variables, tables
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 def check_at_least(name: str, value: float, least: float, meaning: str) -> None:
@@ -26,3 +29,28 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_spread(name: str, value: float) -> None:
+    """Raises ValueError unless ``value`` can be a standard deviation."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value}: a standard deviation is finite, 0 or more")
+
+
+def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
+    """What ``known`` has under ``name``; ValueError with the nearest name where it has nothing."""
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}{nearest(name, known)}")
+    return known[name]
+
+
+def nearest(name: Any, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, and all of them.
+
+    >>> nearest("rop", ["alibi", "rope"])
+    "; did you mean 'rope'? Known: alibi, rope"
+    """
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
+    advice = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{advice} Known: {', '.join(known) or 'none'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.checks import check_spread
 from fope_jax.typing import Array
 
 
@@ -126,8 +126,7 @@ class CoPE(PositionEmbedding):
             raise ValueError(
                 f"max_position={self.max_position}: positions need 2 embeddings or more"
             )
-        if not 0 <= self.init_std < math.inf:
-            raise ValueError(f"init_std={self.init_std}: a standard deviation is finite, 0 or more")
+        check_spread("init_std", self.init_std)
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         heads = () if self.share_heads else (shape.num_heads,)

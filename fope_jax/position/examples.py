@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 from fope_jax.position.absolute import Learned, Sinusoidal
 from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding
+from fope_jax.position.checks import find
 from fope_jax.position.contextual import CoPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.logit_scaling import LogitScaling
@@ -107,12 +107,4 @@ def choose(
     known = EXAMPLES if known is None else known
     if labels is None:
         return known
-    chosen = {}
-    for label in labels:
-        if label not in known:
-            (nearest,) = difflib.get_close_matches(label, known, n=1, cutoff=0.0)
-            raise ValueError(
-                f"unknown example {label!r}; did you mean {nearest!r}? Known: {', '.join(known)}"
-            )
-        chosen[label] = known[label]
-    return chosen
+    return {label: find("example", label, known) for label in labels}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
-from fope_jax.position.checks import check_choice
+from fope_jax.position.checks import check_choice, check_spread
 from fope_jax.position.fourier import (
     SIGMA_CONVENTIONS,
     fourier_coefficients,
@@ -19,7 +19,7 @@ from fope_jax.position.fourier import (
     normalise_columns,
     own_identity,
 )
-from fope_jax.position.rotation import angles, check_head_dim, rotate
+from fope_jax.position.rotation import angles, check_head_dim, check_theta, rotate
 from fope_jax.position.scaling import (
     ClipFloor,
     RotaryFrequencies,
@@ -116,10 +116,8 @@ class FoPE(PositionEmbedding):
 
     def __post_init__(self) -> None:
         floor_frequency(self.training_length, self.floor_ratio)
-        if not self.theta > 0:
-            raise ValueError(f"theta={self.theta}: the rotary base must be above 0")
-        if not 0 <= self.sigma < math.inf:
-            raise ValueError(f"sigma={self.sigma}: a standard deviation is finite, 0 or more")
+        check_theta(self.theta)
+        check_spread("sigma", self.sigma)
         if not math.isfinite(self.zero_sine):
             raise ValueError(f"zero_sine={self.zero_sine}: it must be finite")
         check_choice("sigma_convention", self.sigma_convention, SIGMA_CONVENTIONS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -83,10 +83,7 @@ class LogitScaling(PositionEmbedding):
             raise ValueError(f"{needed}=None: form={self.form!r} needs it")
         if getattr(self, other) is not None:
             raise ValueError(f"{other}={getattr(self, other)}: form={self.form!r} does not use it")
-        if self.form == "yarn":
-            yarn_temperature(self.factor)
-        else:
-            log_n_scale(np.zeros((), np.int32), self.training_length)
+        self._scale(np.zeros((1, 1), np.int32))  # raises where the number is out of range
         if isinstance(self.inner, LogitScaling):
             raise ValueError("inner is a LogitScaling itself: logits would be scaled twice")
 
@@ -106,11 +103,14 @@ class LogitScaling(PositionEmbedding):
         return self.inner.embed(variables, x, positions)
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Array, Any]:
+        return self._scale(positions), self.inner.tables(variables, positions, head_dim)
+
+    def _scale(self, positions: Array) -> Array:
+        """The factor on the logits of each query, ``[1 or B, 1 or T]``."""
         if self.form == "yarn":
-            scale = jnp.full((1, 1), yarn_temperature(self.factor) ** 2, jnp.float32)
-        else:
-            scale = log_n_scale(positions, self.training_length, within=self.within)
-        return scale, self.inner.tables(variables, positions, head_dim)
+            temperature = yarn_temperature(cast(float, self.factor))
+            return jnp.full((1, 1), temperature**2, jnp.float32)
+        return log_n_scale(positions, cast(int, self.training_length), within=self.within)
 
     def rotate(
         self, variables: Variables, tables: tuple[Array, Any], q: Array, k: Array
@@ -140,9 +140,16 @@ class LogitScaling(PositionEmbedding):
     def period(self, num_layers: int) -> int:
         return self.inner.period(num_layers)
 
+    @property
+    def follows_length(self) -> bool:
+        return self.inner.follows_length
+
+    def at_layer(self, index: int) -> PositionEmbedding:
+        return dataclasses.replace(self, inner=self.inner.at_layer(index))
+
     def of_layer(
         self, index: int, variables: Variables, tables: tuple[Array, Any]
     ) -> tuple[PositionEmbedding, Variables, Any]:
         scale, inner = tables
-        method, variables, inner = self.inner.of_layer(index, variables, inner)
-        return dataclasses.replace(self, inner=method), variables, (scale, inner)
+        _, variables, inner = self.inner.of_layer(index, variables, inner)
+        return self.at_layer(index), variables, (scale, inner)

@@ -40,8 +40,10 @@ class ByLayer(PositionEmbedding):
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", _methods(self.methods))
         for method in self.methods:
-            if isinstance(method, ByLayer):
-                raise ValueError("methods holds a ByLayer: write one pattern in place of two")
+            if _is_pattern(method):
+                raise ValueError(
+                    f"methods holds a {type(method).__name__}: write one pattern in place of two"
+                )
 
     def check(self, shape: ModelShape) -> None:
         if shape.num_layers % len(self.methods):
@@ -79,10 +81,17 @@ class ByLayer(PositionEmbedding):
     def period(self, num_layers: int) -> int:
         return len(self.methods)
 
+    @property
+    def follows_length(self) -> bool:
+        return any(method.follows_length for method in self.methods)
+
+    def at_layer(self, index: int) -> PositionEmbedding:
+        return self.methods[index]
+
     def of_layer(
         self, index: int, variables: Variables, tables: tuple[Any, ...]
     ) -> tuple[PositionEmbedding, Variables, Any]:
-        return self.methods[index], _own(variables, index), tables[index]
+        return self.at_layer(index), _own(variables, index), tables[index]
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class ByShare(PositionEmbedding):
         object.__setattr__(self, "methods", _methods(self.methods))
         object.__setattr__(self, "shares", tuple(self.shares))
         for method in self.methods:
-            if method.has_bias or method.has_contextual_bias or isinstance(method, ByLayer):
+            if method.has_bias or method.has_contextual_bias or _is_pattern(method):
                 raise ValueError(
                     f"methods holds {type(method).__name__}: only a method that rotates dimensions "
                     "has a share of them"
@@ -142,6 +151,10 @@ class ByShare(PositionEmbedding):
 
     def max_length(self) -> int | None:
         return _shortest(self.methods)
+
+    @property
+    def follows_length(self) -> bool:
+        return any(method.follows_length for method in self.methods)
 
     def frequencies(self, head_dim: int) -> np.ndarray | None:
         parts = zip(self.methods, self.dims(head_dim), strict=True)
@@ -175,6 +188,11 @@ class ByShare(PositionEmbedding):
         most = max(part.shape[2] for part in k_parts)
         k_parts = [jnp.repeat(part, most // part.shape[2], axis=2) for part in k_parts]
         return jnp.concatenate(q_parts, axis=-1), jnp.concatenate(k_parts, axis=-1)
+
+
+def _is_pattern(method: PositionEmbedding) -> bool:
+    """Whether layers have methods of their own, so that the method by itself serves none."""
+    return method.at_layer(0) != method
 
 
 def _methods(methods: Any) -> tuple[PositionEmbedding, ...]:

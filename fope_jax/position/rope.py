@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
-from fope_jax.position.rotation import angles, check_head_dim, inverse_frequencies, rotate
+from fope_jax.position.rotation import angles, check_head_dim, check_theta, rotate
 from fope_jax.position.scaling import Scaling, check_chain, scaled_frequencies
 from fope_jax.typing import Array
 
@@ -45,18 +45,22 @@ class RoPE(PositionEmbedding):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scaling", check_chain(self.scaling))
-        inverse_frequencies(2, self.theta)
+        check_theta(self.theta)
         if not 0 < self.partial_rotary_factor <= 1:
             raise ValueError(
                 f"partial_rotary_factor={self.partial_rotary_factor}: the share of dimensions that "
                 "rotate is above 0, to 1"
             )
         following = [type(step).__name__ for step in self.scaling if step.follows_length]
-        if self.learnable and following:
+        if self.learnable and self.follows_length:
             raise ValueError(
                 f"learnable=True, scaling={following[0]} with length=None: frequencies that follow "
                 "each sequence cannot be trained; give the scaling a length"
             )
+
+    @property
+    def follows_length(self) -> bool:
+        return any(step.follows_length for step in self.scaling)
 
     def rotary_dim(self, head_dim: int) -> int:
         """The dimensions of a head that rotate.
@@ -101,7 +105,7 @@ class RoPE(PositionEmbedding):
 
     def _phase(self, variables: Variables, positions: Array, head_dim: int) -> Array:
         """Radians ``[B, T, F]``."""
-        if any(step.follows_length for step in self.scaling):
+        if self.follows_length:
             return jax.vmap(lambda row: self._row_phase(row, head_dim))(positions)
         inv_freq = self.frequencies(head_dim)
         if self.learnable:

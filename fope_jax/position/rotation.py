@@ -53,6 +53,12 @@ def check_head_dim(head_dim: int) -> None:
         )
 
 
+def check_theta(theta: float) -> None:
+    """Raises ValueError unless ``theta`` is above 0."""
+    if not theta > 0:
+        raise ValueError(f"theta={theta}: the rotary base must be above 0")
+
+
 def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> np.ndarray:
     """The rotary frequencies, one a pair of dimensions.
 
@@ -75,8 +81,7 @@ def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> np.ndarray:
     Reference: Su et al. 2021, "RoFormer", Eq. 15.
     """
     check_head_dim(head_dim)
-    if not theta > 0:
-        raise ValueError(f"theta={theta}: the rotary base must be above 0")
+    check_theta(theta)
     return float(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import numbers
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ import numpy as np
 from fope_jax.position.absolute import Learned, Sinusoidal
 from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding, PositionVariables
+from fope_jax.position.checks import find, nearest
 from fope_jax.position.contextual import CoPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.logit_scaling import LogitScaling
@@ -90,11 +89,11 @@ def make(name: str, *, preset: str | None = None, **knobs: Any) -> PositionEmbed
     >>> make("rope", scaling=[{"scaling": "position_interpolation", "factor": 2.0}]).scaling
     (PositionInterpolation(factor=2.0),)
     """
-    builder = _find("position embedding", name, METHODS)
+    builder = find("position embedding", name, METHODS)
     if preset is not None:
         presets = [known for owner, known in PRESETS if owner == name]
         if preset not in presets:
-            raise ValueError(f"unknown preset {preset!r} of {name}{_nearest(preset, presets)}")
+            raise ValueError(f"unknown preset {preset!r} of {name}{nearest(preset, presets)}")
     method = _check_knobs(name, builder, knobs)
     return (PRESETS[name, preset] if preset is not None else builder)(**method)
 
@@ -108,7 +107,7 @@ def make_scaling(name: str, **knobs: Any) -> Scaling:
     >>> make_scaling("ntk", factor=4.0)
     NTKAware(factor=4.0)
     """
-    return (cls := _find("scaling", name, SCALINGS))(**_check_knobs(name, cls, knobs))
+    return (cls := find("scaling", name, SCALINGS))(**_check_knobs(name, cls, knobs))
 
 
 def from_spec(value: Any) -> Any:
@@ -122,15 +121,28 @@ def from_spec(value: Any) -> Any:
     ByLayer(methods=(RoPE(...), NoPE()))
     """
     if isinstance(value, Mapping):
-        knobs = dict(value)
-        if "method" in knobs:
-            return make(knobs.pop("method"), **knobs)
-        if isinstance(knobs.get("scaling"), str):
-            return make_scaling(knobs.pop("scaling"), **knobs)
-        raise ValueError(f"{knobs}: expected 'method', or 'scaling' with the name of a scaling")
+        key, name, knobs = parts_of(value)
+        if name is None:
+            raise ValueError(
+                f"{dict(value)}: expected 'method', or 'scaling' with the name of a scaling"
+            )
+        return (make if key == "method" else make_scaling)(name, **knobs)
     if isinstance(value, (list, tuple)):
         return tuple(from_spec(item) for item in value)
     return value
+
+
+def parts_of(spec: Any) -> tuple[str, Any, dict[str, Any]]:
+    """``method`` or ``scaling``, its name, None where there is none, and the knobs.
+
+    >>> parts_of({"scaling": "ntk", "factor": 4.0})
+    ('scaling', 'ntk', {'factor': 4.0})
+    """
+    knobs = dict(spec)
+    # A method has a knob ``scaling`` too, which is a list.
+    scaling = "method" not in knobs and isinstance(knobs.get("scaling"), str)
+    key = "scaling" if scaling else "method"
+    return key, knobs.pop(key, None), knobs
 
 
 def to_spec(value: Any) -> Any:
@@ -228,7 +240,7 @@ def _as_floats(spec: Any) -> Any:
         return {key: _as_floats(value) for key, value in spec.items()}
     if isinstance(spec, list):
         return [_as_floats(value) for value in spec]
-    number = isinstance(spec, numbers.Number) and not isinstance(spec, (bool, np.bool_))
+    number = isinstance(spec, (int, float, np.number)) and not isinstance(spec, bool)
     return float(spec) if number else spec
 
 
@@ -240,15 +252,8 @@ def _text(spec: Any) -> str:
         return f"{spec:g}"
     if not isinstance(spec, dict):
         return str(spec)
-    knobs = dict(spec)
-    name = knobs.pop("scaling" if isinstance(knobs.get("scaling"), str) else "method")
+    _, name, knobs = parts_of(spec)
     return f"{name}({', '.join(f'{knob}={_text(value)}' for knob, value in knobs.items())})"
-
-
-def _find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}{_nearest(name, known)}")
-    return known[name]
 
 
 def _check_knobs(name: str, cls: type, knobs: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,14 +262,8 @@ def _check_knobs(name: str, cls: type, knobs: Mapping[str, Any]) -> dict[str, An
     names = [field.name for field in fields]
     for knob in knobs:
         if knob not in names:
-            raise ValueError(f"unknown knob {knob!r} of {name}{_nearest(knob, names)}")
+            raise ValueError(f"unknown knob {knob!r} of {name}{nearest(knob, names)}")
     for field in fields:
         if field.default is dataclasses.MISSING and field.name not in knobs:
             raise ValueError(f"{name} needs the knob {field.name!r}")
     return {knob: from_spec(value) for knob, value in knobs.items()}
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    nearest = f"; did you mean {close[0]!r}?" if close else "."
-    return f"{nearest} Known: {', '.join(known) or 'none'}"

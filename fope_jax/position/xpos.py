@@ -11,7 +11,13 @@ import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, Variables
 from fope_jax.position.checks import check_above_zero
-from fope_jax.position.rotation import angles, check_head_dim, inverse_frequencies, rotate
+from fope_jax.position.rotation import (
+    angles,
+    check_head_dim,
+    check_theta,
+    inverse_frequencies,
+    rotate,
+)
 from fope_jax.typing import Array
 
 # Natural logarithm of the largest growth of a key: far enough from float32's limits, e**88, that
@@ -71,7 +77,7 @@ class XPos(PositionEmbedding):
     interleaved: bool = False
 
     def __post_init__(self) -> None:
-        inverse_frequencies(2, self.theta)
+        check_theta(self.theta)
         check_above_zero("scale_base", self.scale_base, "tokens of the decay")
         xpos_decay(2, self.gamma)
 

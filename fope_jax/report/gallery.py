@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fope_jax.extras import require
 from fope_jax.report import plots
-from fope_jax.report.page import PAGE, details, embedded_figure, paragraph, section
+from fope_jax.report.page import details, embedded_figure, paragraph, section, write_page
 from fope_jax.report.rows import ReportError
 from fope_jax.report.tables import number
 
@@ -67,10 +67,9 @@ def write_gallery(rows: Sequence[Row], out: str | Path) -> Path:
     sections = [_method(row, out) for row in rows]
     title = "Position embeddings: a gallery"
     source = paragraph("The numbers of all figures are in gallery.json.", "note")
-    body = "\n".join([paragraph(INTRODUCTION), source, section("Overview", overview), *sections])
-    page = out / "index.html"
-    page.write_text(PAGE.substitute(title=html.escape(title), body=body), encoding="utf-8")
-    return page
+    return write_page(
+        out, title, paragraph(INTRODUCTION), source, section("Overview", overview), *sections
+    )
 
 
 def _method(row: Row, out: Path) -> str:

@@ -99,8 +99,13 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
     ]
     names = list(dict.fromkeys(labels(loaded).values()))
     title = f"Length generalization: {', '.join(names)}"
-    body = "\n".join([_introduction(loaded, names), *sections])
+    return write_page(out, title, _introduction(loaded, names), *sections)
+
+
+def write_page(out: Path, title: str, *parts: str) -> Path:
+    """Writes the pieces as ``out/index.html``; returns its path."""
     page = out / "index.html"
+    body = "\n".join(parts)
     page.write_text(PAGE.substitute(title=html.escape(title), body=body), encoding="utf-8")
     return page
 

@@ -18,6 +18,7 @@ from fope_jax.position import (
     DynamicNTK,
     FoPE,
     Learned,
+    LogitScaling,
     NoPE,
     RoPE,
     Sinusoidal,
@@ -257,9 +258,13 @@ def test_batch_axes_dropout_and_weights(method):
     np.testing.assert_allclose(noisy(x, is_causal=True, deterministic=True), flat, atol=1e-5)
 
 
-def test_rotary_equals_rotate():
+@pytest.mark.parametrize(
+    "method",
+    [FoPE(LENGTH), LogitScaling(FoPE(LENGTH), training_length=4)],
+    ids=lambda method: type(method).__name__,
+)
+def test_rotary_equals_rotate(method):
     """Default, shared and row-wise positions, and keys that stand elsewhere than queries."""
-    method = FoPE(LENGTH)
     rotary = Rotary(
         method, num_heads=HEADS, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM, rngs=nnx.Rngs(0)
     )
@@ -316,6 +321,16 @@ ERRORS = {
     "rotary of a bias": (
         lambda: Rotary(ALiBi(), num_heads=2, head_dim=8, rngs=nnx.Rngs(0)),
         "ALiBi.*has a bias.*use PositionAttention",
+    ),
+    "rotary of a bias whose logits are scaled": (
+        lambda: Rotary(
+            LogitScaling(ALiBi(), training_length=8), num_heads=2, head_dim=8, rngs=nnx.Rngs(0)
+        ),
+        "ALiBi.*has a bias.*use PositionAttention",
+    ),
+    "rotary of a contextual layer": (
+        lambda: Rotary(ByLayer((CASES["cope"],)), num_heads=2, head_dim=8, rngs=nnx.Rngs(0)),
+        "CoPE.*has a bias.*use PositionAttention",
     ),
     "heads": (
         lambda: called(built(RoPE()), heads=2),

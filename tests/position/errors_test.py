@@ -94,6 +94,10 @@ ERRORS = {
         lambda: alibi_bias(np.arange(3), np.arange(3)[None], np.ones(2)),
         r"q_positions \(3,\).*expected \[B, T\]",
     ),
+    "ALiBi slopes": (
+        lambda: alibi_bias(np.arange(3)[None], np.arange(3)[None], np.ones((2, 1))),
+        r"slopes \(2, 1\).*expected \[N\]",
+    ),
     "a position beyond 32 bits": (
         lambda: angles(np.array([[2**31 + 5]]), GRID),
         "position 2147483653 does not fit 32 bits",
@@ -301,6 +305,10 @@ ERRORS = {
         "training_length=3: no frequency",
     ),
     "bias by share": (lambda: ByShare((RoPE(), ALiBi()), (0.5, 0.5)), "methods holds ALiBi"),
+    "pattern inside a logit scaling by share": (
+        lambda: ByShare((LogitScaling(ByLayer((RoPE(),)), training_length=8), NoPE()), (0.5, 0.5)),
+        "methods holds LogitScaling",
+    ),
     "pattern by share": (
         lambda: ByShare((ByLayer((RoPE(),)), NoPE()), (0.5, 0.5)),
         "methods holds ByLayer",

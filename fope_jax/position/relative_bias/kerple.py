@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.checks import check_choice
 from fope_jax.position.relative_bias.base import by_head, relative_distance
 from fope_jax.typing import Array
 
@@ -119,9 +120,7 @@ class Kerple(PositionEmbedding):
     form: str = "log"
 
     def __post_init__(self) -> None:
-        if self.form not in KERPLE_FORMS:
-            expected = ", ".join(map(repr, KERPLE_FORMS))
-            raise ValueError(f"form={self.form!r}: expected one of {expected}")
+        check_choice("form", self.form, KERPLE_FORMS)
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         widest = {"log": (2.0, 1.0), "power": (1.0, 2.0)}[self.form]

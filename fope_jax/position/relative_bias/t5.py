@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.checks import check_spread
 from fope_jax.position.relative_bias.base import by_layer, relative_distance
 from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
@@ -159,8 +160,8 @@ class T5Bias(PositionEmbedding):
 
     def __post_init__(self) -> None:
         _check_buckets(self.num_buckets, self.max_distance, bidirectional=False)
-        if self.init_std is not None and not 0 <= self.init_std < math.inf:
-            raise ValueError(f"init_std={self.init_std}: a standard deviation is finite, 0 or more")
+        if self.init_std is not None:
+            check_spread("init_std", self.init_std)
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         size = (self.num_buckets, shape.num_heads)

@@ -83,8 +83,10 @@ class LongRoPE(Scaling):
                     f"{name} has {len(getattr(self, name))} entries: {needed} frequencies need "
                     "one each"
                 )
-        length = length if self.length is None else self.length
-        length = 0 if length is None else length
+        if self.length is not None:
+            length = self.length
+        elif length is None:
+            length = 0
         short = frequencies.inv_freq / np.array(self.short_factor)
         long = frequencies.inv_freq / np.array(self.long_factor)
         numpy = np if isinstance(length, (int, np.integer)) else jnp

@@ -23,6 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fope_jax.files import write_json
+from fope_jax.processes import from_first, is_first, wait_for_all
 
 MANIFEST, METADATA = "manifest.json", "metadata.json"
 _SHOWN = 3  # differing arrays named in an error; the count says how many there are
@@ -35,7 +36,9 @@ class CheckpointError(ValueError):
 class CheckpointStore:
     """The checkpoints of one run, in ``directory``; the newest ``keep`` stay.
 
-    One process writes; any number may read, also while it writes.
+    One run writes, all its processes together and into one directory that all of them see; any
+    number may read, also while it writes. Arrays may lie over other devices when they are read
+    than when they were written.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
@@ -57,23 +60,30 @@ class CheckpointStore:
         """
         path = self.directory / str(step)
         try:
-            self._remove_unfinished()
+            if is_first():
+                self._remove_unfinished()
+            wait_for_all(f"save {step}")
             args = {name: ocp.args.StandardSave(tree) for name, tree in _filled(items).items()}
             # force: a directory of this step is left only by a save that was cut off or damaged.
             self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
             described = {name: _describe(tree) for name, tree in items.items()}
             content = {"step": step, "metadata": dict(metadata), "items": described}
-            write_json(path / METADATA, content)
-            write_json(path / MANIFEST, {"files": _hashes(path)})
+            if is_first():
+                write_json(path / METADATA, content)
+                write_json(path / MANIFEST, {"files": _hashes(path)})
+            wait_for_all(f"saved {step}")
         except Exception as error:
-            self._remove_unfinished()
+            if is_first():
+                self._remove_unfinished()
             raise CheckpointError(f"cannot save checkpoint {path}: {error}") from error
         self._verified.add(step)
-        for old in self._steps()[self.keep :]:
+        for old in self._steps()[self.keep :] if is_first() else ():
             shutil.rmtree(self.directory / str(old))
 
     def latest_valid_step(self) -> int | None:
         """The newest step whose files agree with its manifest; None where nothing was ever saved.
+
+        The first process looks and tells the others. Where it fails it ends, and they with it.
 
         Warns of each newer step that is damaged, and of saves that were cut off. Empty directories
         are no checkpoints.
@@ -82,6 +92,13 @@ class CheckpointStore:
           CheckpointError: there are finished checkpoints and all of them are damaged; going on
             from nothing would throw the run away.
         """
+        found = self._newest_valid() if is_first() else None
+        step = from_first(-1 if found is None else found)
+        if step >= 0:
+            self._verified.add(step)
+        return None if step < 0 else step
+
+    def _newest_valid(self) -> int | None:
         finished = []
         for step in self._steps():
             damage = self._damage(step)

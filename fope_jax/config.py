@@ -3,8 +3,8 @@
 A configuration file is Python with a function ``get_config(arg)`` that returns a ``ConfigDict``:
 
     name, seed                      top-level keys
-    model, data, train, evaluate    the fields of TransformerConfig, DataConfig, TrainConfig,
-                                    EvaluateConfig; a field left out has its default
+    model, data, train, evaluate,   the fields of TransformerConfig, DataConfig, TrainConfig,
+    mesh                            EvaluateConfig, MeshConfig; a field left out has its default
     position                        ``method``, the knobs of that method, and ``preset`` if wanted
 
 Every value is stated once. A position embedding with a knob ``training_length`` that the file
@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from fope_jax import position as positions
 from fope_jax.data import DataConfig
 from fope_jax.fields import ConfigError, checked, field_types, nearest, parse
+from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
 from fope_jax.position.table import parts_of
@@ -160,6 +161,7 @@ class Experiment:
     data: DataConfig
     train: TrainConfig
     evaluate: EvaluateConfig
+    mesh: MeshConfig = MeshConfig()
 
 
 SECTIONS = {
@@ -167,6 +169,7 @@ SECTIONS = {
     "data": DataConfig,
     "train": TrainConfig,
     "evaluate": EvaluateConfig,
+    "mesh": MeshConfig,
 }
 _TOP = {"name": str, "seed": int}
 
@@ -296,6 +299,7 @@ def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 # Values that change what is reported, kept or stored, never the numbers a run computes.
+FREE_SECTIONS = ("evaluate.", "mesh.")
 FREE_KEYS = ("name", "train.log_every", "train.save_every", "train.keep", "data.cache_dir")
 
 
@@ -312,7 +316,9 @@ def changed_numbers(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     return [
         f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key not in free and not key.startswith("evaluate.")
+        if before.get(key) != after.get(key)
+        and key not in free
+        and not key.startswith(FREE_SECTIONS)
     ]
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
+from jax.sharding import Mesh
 
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import Experiment, build_experiment, check_vocabulary
@@ -21,8 +23,10 @@ from fope_jax.evaluate.retrieval import TEMPLATES, check_contexts, draw_keys, sc
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.windows import Windows
 from fope_jax.extras import require
+from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import PositionVariables, fingerprint
+from fope_jax.processes import is_first, on_host, wait_for_all
 
 PASSKEY_SEED = 0  # one seed for all runs: every variant is asked for the same keys
 NAMES_SHOWN = 20  # documents too short that a row names; its count is of all
@@ -69,24 +73,26 @@ def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
     return found
 
 
-def load_run(workdir: str | Path, step: int | None = None) -> LoadedRun:
+def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> LoadedRun:
     """Rebuilds the model of a run from its directory alone.
 
     Args:
       workdir: directory with config.json, run.json and checkpoints.
       step: which checkpoint; None takes the newest valid one.
+      mesh: devices that its arrays are laid out over; None puts all on the first one.
 
     Raises:
       FileNotFoundError: no config.json, or no valid checkpoint.
       CheckpointError: arrays that do not fit the model that config.json describes.
-      ValueError: the checkpoint's position fingerprint is not that of the restored model.
+      ValueError: the checkpoint's position fingerprint is not that of the restored model, or the
+        model cannot be cut over the mesh.
     """
     workdir = Path(workdir)
     experiment = read_experiment(workdir)
     store = CheckpointStore(workdir / "checkpoints")
     try:
         step = find_step(workdir, store, step)
-        model = restore_model(experiment, store, step)
+        model = restore_model(experiment, store, step, mesh)
         stored = store.metadata(step)["position"]
     finally:
         store.close()
@@ -96,19 +102,34 @@ def load_run(workdir: str | Path, step: int | None = None) -> LoadedRun:
     return LoadedRun(experiment, model, step, run_info)
 
 
-def restore_model(experiment: Experiment, store: CheckpointStore, step: int) -> Transformer:
+def restore_model(
+    experiment: Experiment, store: CheckpointStore, step: int, mesh: Mesh | None = None
+) -> Transformer:
     """The model of ``experiment`` with the arrays of one checkpoint; none are drawn first."""
-    model = nnx.eval_shape(
-        lambda: Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(0))
-    )
+    config = experiment.model
+    if config.attention in ("splash", "cudnn"):  # the platform and lengths of training
+        config = dataclasses.replace(config, attention="auto")
+    model = nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0)))
     graphdef, params, constants = split(model)
-    restored = store.restore(step, {"params": params, "constants": constants})
+    items = {"params": params, "constants": constants}
+    if mesh is not None:
+        items = {name: _laid_out(tree, experiment, mesh) for name, tree in items.items()}
+    restored = store.restore(step, items)
     return merge(graphdef, restored["params"], restored["constants"])
+
+
+def _laid_out(tree: Any, experiment: Experiment, mesh: Mesh) -> Any:
+    """Shapes of ``tree`` with the place of each leaf on ``mesh``."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        tree_shardings(tree, experiment.position, mesh),
+    )
 
 
 def position_fingerprint(model: Transformer) -> str:
     """The fingerprint of a model's effective position embedding, from the arrays it holds."""
-    _, _, constants = split(model)
+    constants = jax.tree.map(on_host, split(model)[2])
     variables = PositionVariables(
         model_constants=constants.get("position_model", {}),
         layer_constants=constants.get("position_layers", {}),
@@ -278,6 +299,7 @@ def evaluate(
     workdir: str | Path,
     step: int | None = None,
     *,
+    mesh: MeshConfig | None = None,
     force: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
@@ -291,6 +313,8 @@ def evaluate(
     Args:
       workdir: a run.
       step: which checkpoint; None takes the newest valid one.
+      mesh: how several devices share the work, which need not be how they shared training; None
+        gives each its own windows (``MeshConfig()``).
       force: scores again what is there already.
       progress: called as ``progress(batches, desc=...)``; None shows tqdm bars.
       say: where one line for each protocol goes.
@@ -300,6 +324,8 @@ def evaluate(
     """
     workdir = Path(workdir)
     progress = progress or _bars
+    if not is_first():
+        say = _nothing
     experiment = read_experiment(workdir)
     store = CheckpointStore(workdir / "checkpoints")
     try:
@@ -317,12 +343,21 @@ def evaluate(
             )
     if missing:
         started = time.perf_counter()
-        loaded = load_run(workdir, step)
-        scorer = model_scorer(loaded.model)
+        devices = _make_mesh(mesh)
+        loaded = load_run(workdir, step, devices)
+        scorer = model_scorer(loaded.model, devices)
         _write_time(path, "restore", step, time.perf_counter() - started)
         for protocol in missing:
             _run_one(protocol, scorer, experiment, step, path, progress, say)
+        wait_for_all("evaluated")
     return [row for row in read_rows(path) if any(p.owns(row, step) for p in protocols)]
+
+
+def _make_mesh(config: MeshConfig | None) -> Mesh | None:
+    """The mesh of all devices; None where there is one and nothing is asked for."""
+    if config is None and len(jax.devices()) == 1:
+        return None
+    return make_mesh(config or MeshConfig())
 
 
 def _run_one(
@@ -353,7 +388,8 @@ def _run_one(
         if windows.too_short:
             message += f"; documents too short for them: {len(windows.too_short)}"
     rows = [{"kind": protocol.kind, **protocol.identity, **ids, **row} for row in scored]
-    replace_rows(path, lambda row: protocol.owns(row, step), [*rows, stated])
+    if is_first():
+        replace_rows(path, lambda row: protocol.owns(row, step), [*rows, stated])
     _write_time(path, f"evaluate {protocol.label}", step, seconds)
     say(message)
 
@@ -368,6 +404,8 @@ def _is_done(protocol: Protocol, rows: Iterable[Row], step: int) -> bool:
 
 
 def _write_time(path: Path, phase: str, step: int, seconds: float) -> None:
+    if not is_first():
+        return
     row = {"kind": "time", "phase": phase, "step": step, "seconds": round(seconds, 3)}
     replace_rows(
         path,
@@ -377,4 +415,9 @@ def _write_time(path: Path, phase: str, step: int, seconds: float) -> None:
 
 
 def _bars(batches: Iterable[int], desc: str) -> Iterable[int]:
-    return require("tqdm", "train").tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True)
+    tqdm = require("tqdm", "train").tqdm
+    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=not is_first())
+
+
+def _nothing(_: str) -> None:
+    """Where the lines of the other processes go: the first says what all do."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fope_jax.model.losses import token_nats
+from fope_jax.model.sharding import axis_size, batch_sharding, place
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
@@ -20,7 +21,7 @@ LOGITS_IN_MEMORY = 2**24  # 64 MB of float32: small against the weights of any m
 class Scorer(Protocol):
     """What a protocol asks of a model."""
 
-    def __call__(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[Array, Array]:
+    def __call__(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
         """Scores the last targets of each window.
 
         Args:
@@ -74,22 +75,50 @@ def score_windows(
     return nats, hits
 
 
-def model_scorer(model: Transformer) -> Scorer:
+def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
     """The scorer of a Transformer: one jitted forward pass, traced once for each window shape.
 
     Only the scored positions are projected to the vocabulary, in pieces of at most
     ``LOGITS_IN_MEMORY`` logits, so a window costs memory for its hidden states, not ``T * V``.
+
+    Args:
+      model: its arrays lie over ``mesh``, where one is given.
+      mesh: devices that share the work, of all processes. Rows and tokens are filled up to
+        multiples of its axes, rows with copies and windows with padding after their end, which no
+        token of theirs sees; the scores of both are left out.
     """
     graphdef, params, constants = split(model)
 
-    @jax.jit
-    def score(params: Any, constants: Any, tokens: Array, targets: Array) -> tuple[Array, Array]:
+    def score(
+        length: int, params: Any, constants: Any, tokens: Array, targets: Array
+    ) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1, T]: one for all rows
-        hidden = model.hidden(tokens, positions, jnp.ones_like(positions))
+        hidden = model.hidden(tokens, positions, (positions < length).astype(jnp.int32))
         scored = targets.shape[1]
         unembedding = model.unembedding[...]
         chunk = max(1, LOGITS_IN_MEMORY // (tokens.shape[0] * unembedding.shape[1]))
         return token_nats(hidden[:, -scored:], unembedding, targets, time_chunk=min(chunk, scored))
 
-    return partial(score, params, constants)
+    if mesh is None:
+        alone = jax.jit(score, static_argnums=0)
+        return lambda tokens, targets: alone(tokens.shape[1], params, constants, tokens, targets)
+    whole = NamedSharding(mesh, PartitionSpec())
+    together = jax.jit(score, static_argnums=0, out_shardings=(whole, whole))
+    rows, columns = axis_size(mesh, "batch"), axis_size(mesh, "length")
+
+    def on_mesh(tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        (count, length), scored = tokens.shape, targets.shape[1]
+        after = -length % columns
+        before = -(scored + after) % columns
+        filled = [
+            np.pad(x[np.resize(np.arange(count), count + -count % rows)], ((0, 0), sides))
+            for x, sides in ((tokens, (0, after)), (targets, (before, after)))
+        ]
+        with jax.set_mesh(mesh):
+            placed = [place(x, batch_sharding(x, mesh)) for x in filled]
+            scores = together(length, params, constants, *placed)
+        nats, hits = (np.asarray(x)[:count, before : before + scored] for x in scores)
+        return nats, hits
+
+    return on_mesh

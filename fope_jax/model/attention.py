@@ -60,7 +60,7 @@ def attend(
     bias_variables: dict[str, Array] | None = None,
     bias_constants: dict[str, Array] | None = None,
     backend: str = "chunked",
-    block: int = 256,
+    block: int = 280,
 ) -> Array:
     """Attention of each query to the keys of its segment at its position or before.
 
@@ -190,7 +190,7 @@ def _to_blocks(x: Array, block: int) -> Array:
     """Splits axis 1 into blocks of equal length, ``[B, T, ...]`` to ``[B, T / t, t, ...]``.
 
     The last block is padded with zeros, which as segments say padding. Blocks are made as short as
-    their number allows, so that 300 tokens in blocks of at most 256 become 2 * 150.
+    their number allows, so that 300 tokens in blocks of at most 280 become 2 * 150.
     """
     length = x.shape[1]
     count = max(1, math.ceil(length / block))

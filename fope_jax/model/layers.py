@@ -5,11 +5,20 @@ Weights are stored in the parameter dtype and cast to the dtype of the activatio
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
+from fope_jax.model.sharding import (
+    RULES,
+    Axes,
+    active_mesh,
+    constrain,
+    constrain_gathered,
+    spec,
+)
 from fope_jax.typing import Array
 
 
@@ -46,25 +55,29 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return (x32 * inverse_rms * scale32).astype(x.dtype)
 
 
-@jax.custom_vjp
-def linear(x: Array, weight: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x: Array, weight: Array, axes: Axes = (None, None)) -> Array:
     """The product ``x weight`` of ``[B, T, D]`` and ``[D, M]``, ``[B, T, M]`` in the dtype of x.
 
     The gradient of the weight is accumulated in the weight's dtype. It is written out because the
     derived one forms its transpose first, which on CPU costs a copy of the activations and up to
     twice the time of the product.
+
+    ``axes`` are the logical axes of the weight (``sharding.RULES``). On a mesh it is gathered along
+    "embed" in the dtype of x, for each pass again, and never kept so; the gradient is reduced to
+    where the weight lies.
     """
-    return jnp.einsum("btd,dm->btm", x, weight.astype(x.dtype))
+    return jnp.einsum("btd,dm->btm", x, constrain_gathered(weight.astype(x.dtype), axes))
 
 
-def _linear_forward(x, weight):
-    return linear(x, weight), (x, weight)
+def _linear_forward(x, weight, axes):
+    return linear(x, weight, axes), (x, weight)
 
 
-def _linear_backward(saved, d_out):
+def _linear_backward(axes, saved, d_out):
     x, weight = saved
-    d_x = jnp.einsum("btm,dm->btd", d_out, weight.astype(x.dtype))
-    return d_x, weight_gradient(x, d_out).astype(weight.dtype)
+    d_x = jnp.einsum("btm,dm->btd", d_out, constrain_gathered(weight.astype(x.dtype), axes))
+    return d_x, constrain(weight_gradient(x, d_out).astype(weight.dtype), axes)
 
 
 linear.defvjp(_linear_forward, _linear_backward)
@@ -77,13 +90,16 @@ def weight_gradient(x: Array, d_out: Array) -> Array:
 
 def to_heads(x: Array, weight: Array) -> Array:
     """Projects ``x [B, T, D]`` with ``weight [D, N, H]`` to ``[B, T, N, H]``."""
-    out = linear(x, weight.reshape(weight.shape[0], -1))
-    return out.reshape(*x.shape[:2], *weight.shape[1:])
+    out = linear(x, weight.reshape(weight.shape[0], -1), ("embed", "heads"))
+    out = out.reshape(*x.shape[:2], *weight.shape[1:])
+    return constrain(out, ("batch", "length", "heads", None))
 
 
 def from_heads(x: Array, weight: Array) -> Array:
     """Projects ``x [B, T, N, H]`` with ``weight [N, H, D]`` to ``[B, T, D]``."""
-    return linear(x.reshape(*x.shape[:2], -1), weight.reshape(-1, weight.shape[-1]))
+    weight = weight.reshape(-1, weight.shape[-1])
+    out = linear(x.reshape(*x.shape[:2], -1), weight, ("heads", "embed"))
+    return constrain(out, ("batch", "length", None))
 
 
 def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
@@ -100,4 +116,33 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
 
     Reference: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
     """
-    return linear(jax.nn.silu(linear(x, gate)) * linear(x, up), down)
+    gate_axes, activations = ("embed", "mlp"), ("batch", "length", "mlp")
+    gated = jax.nn.silu(constrain(linear(x, gate, gate_axes), activations))
+    hidden = gated * constrain(linear(x, up, gate_axes), activations)
+    return constrain(linear(hidden, down, ("mlp", "embed")), ("batch", "length", None))
+
+
+def look_up(embedding: Array, tokens: Array) -> Array:
+    """Rows ``[B, T, D]`` of ``embedding [V, D]``; NaN for a token that has none.
+
+    On a mesh each device looks up the rows it holds, and the rows meet in a sum.
+    """
+    mesh = active_mesh()
+    if mesh is None:
+        rows = embedding.at[tokens]
+        return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+    vocabulary = embedding.shape[0]
+
+    def local(embedding, tokens):
+        rows = jax.lax.all_gather(embedding, RULES["embed"], axis=1, tiled=True)
+        own = tokens - jax.lax.axis_index(RULES["vocab"]) * rows.shape[0]
+        found = rows.at[jnp.where(own < 0, rows.shape[0], own)].get(mode="fill", fill_value=0.0)
+        known = (tokens >= 0) & (tokens < vocabulary)
+        return jnp.where(known[..., None], jax.lax.psum(found, RULES["vocab"]), jnp.nan)
+
+    return jax.shard_map(
+        local,
+        in_specs=(spec(("vocab", "embed")), spec(("batch", "length"))),
+        out_specs=spec(("batch", "length", None)),
+        check_vma=False,
+    )(embedding, tokens)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fope_jax.model.layers import weight_gradient
+from fope_jax.model.sharding import RULES, Axes, active_mesh, spec
 from fope_jax.typing import Array
 
 
@@ -80,12 +81,15 @@ def token_nats(
       correct: ``[B, T]`` bool, whether the target is the argmax of the logits.
     """
 
-    @jax.checkpoint
-    def body(unembedding, hidden, targets):
-        _, _, nats, correct = _terms(hidden, unembedding, targets)
-        return unembedding, (nats, correct)
+    def local(hidden, unembedding, targets):
+        @jax.checkpoint
+        def body(whole, hidden, targets):
+            _, _, nats, correct = _terms(hidden, whole, targets)
+            return whole, (nats, correct)
 
-    return _over_time(body, unembedding, (hidden, targets), time_chunk)[1]
+        return _over_time(body, _whole(unembedding, hidden), (hidden, targets), time_chunk)[1]
+
+    return _on_mesh(local, (HIDDEN, UNEMBEDDING, ROWS), (ROWS, ROWS))(hidden, unembedding, targets)
 
 
 def logits_of(hidden: Array, unembedding: Array) -> Array:
@@ -99,20 +103,73 @@ def logits_of(hidden: Array, unembedding: Array) -> Array:
 
 
 def _terms(hidden, unembedding, targets):
-    """Logits ``[B, T, V]`` and, ``[B, T]``, their log-sum-exp, the nats and the hits."""
+    """Logits ``[B, T, V]`` and, ``[B, T]``, their log-sum-exp, the nats and the hits.
+
+    On a mesh the logits are this device's part of the vocabulary, the rest is of all of it.
+    """
     logits = logits_of(hidden, unembedding)
-    lse = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    known = (targets >= 0) & (targets < logits.shape[-1])
+    on_mesh = active_mesh() is not None
+    if on_mesh:
+        largest = jax.lax.pmax(jax.lax.stop_gradient(logits.max(-1)), TENSOR)
+        total = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
+        lse = largest + jnp.log(jax.lax.psum(total, TENSOR))
+        size = jax.lax.psum(logits.shape[-1], TENSOR)
+        at_target = jnp.where(_is_target(logits, targets), logits, 0.0)
+        chosen = jax.lax.psum(jnp.sum(at_target, axis=-1, keepdims=True), TENSOR)
+    else:
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        size = logits.shape[-1]
+        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    known = (targets >= 0) & (targets < size)
     nats = jnp.where(known, lse - chosen[..., 0], jnp.nan)
     # The first of the largest, as argmax has it, in one pass that fuses with the sum above.
     earlier = _vocabulary(logits, targets) < targets[..., None]
-    beaten = (logits > chosen) | ((logits == chosen) & earlier)
-    return logits, lse, nats, known & ~jnp.any(beaten, axis=-1)
+    beaten = jnp.any((logits > chosen) | ((logits == chosen) & earlier), axis=-1)
+    if on_mesh:
+        beaten = jax.lax.psum(beaten.astype(jnp.int32), TENSOR) > 0
+    return logits, lse, nats, known & ~beaten
+
+
+def _is_target(logits: Array, targets: Array) -> Array:
+    return _vocabulary(logits, targets) == targets[..., None]
 
 
 def _vocabulary(logits: Array, targets: Array) -> Array:
-    return jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
+    """The token id of each logit, ``[1, 1, V]``."""
+    ids = jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
+    if active_mesh() is None:
+        return ids
+    return ids + jax.lax.axis_index(TENSOR) * logits.shape[-1]
+
+
+# -------------------------------------------------------------------------- on a mesh
+
+TENSOR = RULES["vocab"]
+EMBED = RULES["embed"]
+COPIES = tuple(axis for axis in RULES["batch"] if axis not in EMBED)
+HIDDEN: Axes = ("batch", "length", None)
+ROWS: Axes = ("batch", "length")
+UNEMBEDDING: Axes = ("embed", "vocab")
+
+
+def _on_mesh(function, inputs, outputs):
+    """``function`` on the part of each array that a device has; as it is without a mesh."""
+    if active_mesh() is None:
+        return function
+    return jax.shard_map(
+        function,
+        in_specs=tuple(spec(axes) for axes in inputs),
+        out_specs=tuple(spec(axes) for axes in outputs),
+        check_vma=False,
+    )
+
+
+def _whole(unembedding, hidden):
+    """The unembedding in the dtype of ``hidden``, gathered along D."""
+    unembedding = unembedding.astype(hidden.dtype)
+    if active_mesh() is None:
+        return unembedding
+    return jax.lax.all_gather(unembedding, EMBED, axis=0, tiled=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -133,21 +190,31 @@ def _sums(nats, correct, weights):
 
 
 def _weighted_sums_forward(time_chunk, hidden, unembedding, targets, weights):
-    def body(d_unembedding, hidden, targets, weights):
-        logits, lse, nats, correct = _terms(hidden, unembedding, targets)
-        at_target = _vocabulary(logits, targets) == targets[..., None]
-        d_logits = jnp.exp(logits - lse[..., None]) - at_target.astype(jnp.float32)
-        d_logits *= weights[..., None]
-        d_logits = d_logits.astype(hidden.dtype)
-        d_hidden = jnp.einsum("btv,dv->btd", d_logits, unembedding.astype(hidden.dtype))
-        return d_unembedding + weight_gradient(hidden, d_logits), (d_hidden, nats, correct)
+    def local(hidden, unembedding, targets, weights):
+        whole = _whole(unembedding, hidden)
 
-    zeros = jnp.zeros(unembedding.shape, jnp.float32)
-    d_unembedding, (d_hidden, nats, correct) = _over_time(
-        body, zeros, (hidden, targets, weights), time_chunk
-    )
-    saved = d_hidden, d_unembedding.astype(unembedding.dtype), nats
-    return _sums(nats, correct, weights), saved
+        def body(d_unembedding, hidden, targets, weights):
+            logits, lse, nats, correct = _terms(hidden, whole, targets)
+            at_target = _is_target(logits, targets).astype(jnp.float32)
+            d_logits = (jnp.exp(logits - lse[..., None]) - at_target) * weights[..., None]
+            d_logits = d_logits.astype(hidden.dtype)
+            d_hidden = jnp.einsum("btv,dv->btd", d_logits, whole)
+            return d_unembedding + weight_gradient(hidden, d_logits), (d_hidden, nats, correct)
+
+        zeros = jnp.zeros(whole.shape, jnp.float32)
+        d_unembedding, (d_hidden, nats, correct) = _over_time(
+            body, zeros, (hidden, targets, weights), time_chunk
+        )
+        if active_mesh() is not None:
+            d_hidden = jax.lax.psum(d_hidden, TENSOR)
+            d_unembedding = jax.lax.psum_scatter(d_unembedding, EMBED, tiled=True)
+            d_unembedding = jax.lax.psum(d_unembedding, COPIES)
+        return d_hidden, d_unembedding.astype(unembedding.dtype), nats, correct
+
+    d_hidden, d_unembedding, nats, correct = _on_mesh(
+        local, (HIDDEN, UNEMBEDDING, ROWS, ROWS), (HIDDEN, UNEMBEDDING, ROWS, ROWS)
+    )(hidden, unembedding, targets, weights)
+    return _sums(nats, correct, weights), (d_hidden, d_unembedding, nats)
 
 
 def _weighted_sums_backward(time_chunk, saved, cotangents):

@@ -10,13 +10,29 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fope_jax.model.attention import BACKENDS, attend
-from fope_jax.model.layers import from_heads, rms_norm, swiglu, to_heads, truncated_normal
+from fope_jax.model.backends import BACKENDS, choose_backend
+from fope_jax.model.context import attend_on_mesh
+from fope_jax.model.layers import (
+    from_heads,
+    look_up,
+    rms_norm,
+    swiglu,
+    to_heads,
+    truncated_normal,
+)
 from fope_jax.model.losses import logits_of
+from fope_jax.model.sharding import active_mesh, constrain
 from fope_jax.position.base import ModelShape, PositionEmbedding, Variables
 from fope_jax.typing import Array
 
 DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "dots", "full")
+
+
+_KEPT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class PositionConstant(nnx.Variable):
@@ -40,9 +56,12 @@ class TransformerConfig:
       init_std: spread of the truncated normal that all matrices start from.
       scan_layers: compiles one layer and scans it, rather than L layers in a row. The parameters
         and the results are the same.
-      remat: recomputes each layer in the backward pass instead of keeping its activations.
-      attention: "chunked", or "reference" which holds ``[B, N, T, S]``.
-      attention_block: queries and keys in a block of the chunked attention.
+      remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
+        the matrix products with parameters; "full", each layer from its input.
+      attention: which program computes it, see ``model/backends.py``; "auto" takes the fastest that
+        can run on the default platform.
+      attention_block: queries and keys in a block of the chunked attention. Not 256: blocks a power
+        of two long compete for the same cache lines of a CPU (benchmarks/README.md).
       dtype: of the activations and matrix products, "float32" or "bfloat16". Norms, softmax and
         logits are float32 always.
       param_dtype: of the parameters.
@@ -59,9 +78,9 @@ class TransformerConfig:
     norm_eps: float = 1e-6
     init_std: float = 0.02
     scan_layers: bool = True
-    remat: bool = False
-    attention: str = "chunked"
-    attention_block: int = 256
+    remat: str = "none"
+    attention: str = "auto"
+    attention_block: int = 280
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -87,6 +106,7 @@ class TransformerConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
         for name, accepted in (
             ("attention", BACKENDS),
+            ("remat", REMAT),
             ("dtype", DTYPES),
             ("param_dtype", DTYPES),
         ):
@@ -195,12 +215,9 @@ class Transformer(nnx.Module):
             )
         shared = _trained(self.position_model), _constant(self.position_model)
         variables = {**shared[0], **shared[1]}
-        x = (
-            self.embedding[...]
-            .at[tokens]
-            .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        )
-        x = position.embed(variables, x.astype(config.dtype), positions).astype(config.dtype)
+        x = look_up(self.embedding[...], tokens).astype(config.dtype)
+        x = position.embed(variables, x, positions).astype(config.dtype)
+        x = constrain(x, ("batch", "length", None))
         tables = position.tables(variables, positions, config.shape.head_dim)
 
         period = position.period(config.num_layers)
@@ -211,9 +228,14 @@ class Transformer(nnx.Module):
             constants = position.of_layer(index, constants, tables)[1]
             return layer(config, method, weights, trained, constants, own, x, positions, segments)
 
-        if config.remat:
+        if config.remat != "none":
             # The loop form needs the barrier, or common subexpressions undo the recomputation.
-            run = jax.checkpoint(run, prevent_cse=not config.scan_layers, static_argnums=0)
+            run = jax.checkpoint(
+                run,
+                prevent_cse=not config.scan_layers,
+                static_argnums=0,
+                policy=_KEPT[config.remat],
+            )
 
         def body(x, group):
             weights, trained, constants = group
@@ -275,24 +297,42 @@ def layer(
     q, k = position.rotate({**trained, **constants}, tables, q, k)
     if k.shape[2] != v.shape[2]:
         v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
-    attended = attend(
+    attended = attend_on_mesh(
         q,
         k,
         v,
-        q_positions=positions,
-        k_positions=positions,
-        q_segments=segments,
-        k_segments=segments,
+        positions=positions,
+        segments=segments,
+        variables=trained,
+        constants=constants,
+        axes_of=position.variable_axes,
         bias_fn=position.bias if position.has_bias else None,
         contextual_fn=position.contextual_bias if position.has_contextual_bias else None,
-        bias_variables=trained,
-        bias_constants=constants,
-        backend=config.attention,
+        backend=_backend(config, position, q.shape[1]),
         block=config.attention_block,
     )
     x = x + from_heads(attended, weights["out"])
     y = rms_norm(x, weights["mlp_norm"], config.norm_eps)
     return x + swiglu(y, weights["gate"], weights["up"], weights["down"])
+
+
+def _backend(config: TransformerConfig, position: PositionEmbedding, length: int) -> str:
+    """The configured backend; for "auto", what suits the default platform and this length.
+
+    Training names its backend before it compiles, for devices that may not be here.
+    """
+    if config.attention != "auto":
+        return config.attention
+    mesh = active_mesh()
+    return choose_backend(
+        "auto",
+        platform=jax.default_backend(),
+        position=position,
+        length=length,
+        head_dim=config.shape.head_dim,
+        dtype=config.dtype,
+        context=1 if mesh is None else mesh.shape["context"],
+    ).name
 
 
 def split(model: Transformer) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:

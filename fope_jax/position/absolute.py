@@ -103,6 +103,9 @@ class Learned(PositionEmbedding):
         draw = jax.random.normal(key, (self.table_length, shape.d_model), jnp.float32)
         return PositionVariables(model_params={"table": draw * np.float32(self.init_std)})
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        return (None, "embed")
+
     def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
         """As the base class; positions beyond the table give NaN, never another row.
 

@@ -112,5 +112,8 @@ class ALiBi(PositionEmbedding):
         stacked = jnp.broadcast_to(jnp.asarray(slopes), (shape.num_layers, shape.num_heads))
         return PositionVariables(layer_constants={"slopes": stacked})
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        return ("heads",)
+
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         return alibi_bias(q_positions, k_positions, variables["slopes"])

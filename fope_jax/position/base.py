@@ -86,6 +86,14 @@ class PositionEmbedding:
         """Draws trainable parameters and fixed constants; deterministic in ``key``."""
         return PositionVariables()
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        """How a variable of ``init`` is cut over devices, the axis of the layers left out.
+
+        Names are those of ``fope_jax.model.sharding.RULES``: "heads" for an axis that counts query
+        or key-value heads, "embed" for d_model. Axes that are not named are not cut.
+        """
+        return ()
+
     def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
         """Changes token embeddings ``x [B, T, D]`` at ``positions [B, T]``; returns ``[B, T, D]``.
 

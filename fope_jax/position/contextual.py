@@ -134,5 +134,8 @@ class CoPE(PositionEmbedding):
         draw = jax.random.normal(key, size, jnp.float32)
         return PositionVariables(layer_params={"position_table": draw * np.float32(self.init_std)})
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        return () if self.share_heads else ("heads",)
+
     def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array:
         return cope_bias(q, logits, variables["position_table"])

@@ -278,6 +278,10 @@ class FoPE(PositionEmbedding):
             phase = jnp.concatenate([phase, extra], axis=-1)
         return jnp.cos(phase), jnp.sin(phase)
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        mixes = name in ("cos_coef", "sin_coef") and self.heads != "shared"
+        return ("heads",) if mixes else ()
+
     def rotate(
         self, variables: Variables, tables: tuple[Array, Array], q: Array, k: Array
     ) -> tuple[Array, Array]:

@@ -99,6 +99,9 @@ class LogitScaling(PositionEmbedding):
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         return self.inner.init(key, shape)
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        return self.inner.variable_axes(name)
+
     def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
         return self.inner.embed(variables, x, positions)
 

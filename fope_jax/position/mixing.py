@@ -66,6 +66,10 @@ class ByLayer(PositionEmbedding):
         own = shape._replace(num_layers=shape.num_layers // len(self.methods))
         return _init_all(self.methods, key, [own] * len(self.methods))
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        index, own = name.split(".", 1)
+        return self.methods[int(index)].variable_axes(own)
+
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Any, ...]:
         return tuple(
             method.tables(_own(variables, index), positions, head_dim)
@@ -164,6 +168,10 @@ class ByShare(PositionEmbedding):
         """Variables named ``"i.name"`` for method i."""
         shapes = [shape._replace(head_dim=dim) for dim in self.dims(shape.head_dim)]
         return _init_all(self.methods, key, shapes)
+
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        index, own = name.split(".", 1)
+        return self.methods[int(index)].variable_axes(own)
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Any, ...]:
         return tuple(

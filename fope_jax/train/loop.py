@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fope_jax.checkpoint import CheckpointError, CheckpointStore
@@ -21,11 +22,19 @@ from fope_jax.data.cache import open_cache
 from fope_jax.data.config import Packing
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
-from fope_jax.model.transformer import Transformer, split
+from fope_jax.model.sharding import batch_sharding, place
 from fope_jax.position import PositionVariables, fingerprint
+from fope_jax.processes import is_first, wait_for_all
 from fope_jax.train.metrics import MetricsLog
-from fope_jax.train.optim import learning_rate, make_optimizer
-from fope_jax.train.step import StepMetrics, TrainState, all_finite, train_step
+from fope_jax.train.optim import learning_rate
+from fope_jax.train.state import (
+    draw_constants,
+    lower_planned,
+    new_state,
+    place_constants,
+    plan_state,
+)
+from fope_jax.train.step import StepMetrics, TrainState, all_finite
 from fope_jax.train.workdir import CHECKPOINTS, open_workdir, record_run
 from fope_jax.typing import Batch
 
@@ -50,9 +59,12 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
       OSError: the workdir cannot be written, or the token cache is missing or damaged.
     """
     workdir, config = Path(workdir), experiment.train
+    plan = plan_state(experiment)
 
     # ------------------------------------------------------------------ what there is already
-    open_workdir(workdir, experiment)
+    if is_first():
+        open_workdir(workdir, experiment)
+    wait_for_all("workdir")
     store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
     start = store.latest_valid_step() or 0
     if start >= config.steps:
@@ -76,10 +88,8 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     )  # fmt: skip
 
     # ------------------------------------------------------------------ model and optimizer
-    model = Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(experiment.seed))
-    graphdef, params, constants = split(model)
-    optimizer = make_optimizer(config)
-    state = TrainState(params, optimizer.init(params))
+    constants = draw_constants(experiment)
+    state = new_state(experiment, plan)
     position = fingerprint(
         experiment.position,
         experiment.model.shape,
@@ -88,13 +98,17 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
             layer_constants=constants.get("position_layers", {}),
         ),
     )
+    constants = place_constants(constants, plan)
     identity = {"position": position.hash, "data": cache.fingerprint}
-    parameters = sum(x.size for x in jax.tree.leaves(params))
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
     log.info("model: %s parameters, position %s", f"{parameters:,}", position.summary)
+    log.info("attention: %s (%s)", *plan.attention)
 
     # ------------------------------------------------------------------ resume
     # Later rows are written again as their steps come again; left in place they count twice.
-    dropped = replace_rows(workdir / METRICS, lambda row: row.get("step", 0) > start, [])
+    dropped = 0
+    if is_first():
+        dropped = replace_rows(workdir / METRICS, lambda row: row.get("step", 0) > start, [])
     if start:
         state, constants = _restore(store, start, state, constants, identity)
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
@@ -105,15 +119,14 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
         "position": {"hash": position.hash, "summary": position.summary},
         "data": {"fingerprint": cache.fingerprint, "tokens": cache.num_tokens},
     }
-    record_run(workdir, facts, start)
+    if is_first():
+        record_run(workdir, facts, start)
 
     # ------------------------------------------------------------------ compile
     packing = experiment.data.packing
     first = share_positions(loader.batch(start), packing)
     began = time.perf_counter()
-    step_function = train_step.lower(
-        graphdef, optimizer, state, constants, first, accumulate=config.accumulate
-    ).compile()
+    step_function = lower_planned(plan, put(first, plan.mesh), config.accumulate).compile()
     compiled = time.perf_counter() - began
     log.info("compiled in %.1f s", compiled)
 
@@ -122,22 +135,29 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     meter = Meter(experiment, seconds_before)
     batches = TimedIterator(loader.iterate(start, config.steps - start))
     with (
-        MetricsLog(workdir, start) as metrics_log,
+        MetricsLog(workdir, start) if is_first() else contextlib.nullcontext() as metrics_log,
         tqdm(
             total=config.steps, initial=start, desc=experiment.name, unit="step",
+            disable=not is_first(),
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
         ) as bar,
     ):  # fmt: skip
-        metrics_log.write({"kind": "time", "phase": "compile", "step": start, "seconds": compiled})
+        if metrics_log:
+            metrics_log.write(
+                {"kind": "time", "phase": "compile", "step": start, "seconds": compiled}
+            )
         for step, batch in enumerate(batches, start=start + 1):
-            state, metrics = step_function(state, constants, share_positions(batch, packing))
+            state, metrics = step_function(
+                state, constants, put(share_positions(batch, packing), plan.mesh)
+            )
             meter.add(metrics)
             bar.update()
             saves = step % config.save_every == 0 or step == config.steps
             # A save ends a row, so that a resumed run writes the rows of the unbroken one.
             if saves or step % config.log_every == 0:
                 row = meter.row(step, batches)
-                metrics_log.write(row)
+                if metrics_log:
+                    metrics_log.write(row)
                 bar.set_postfix_str(
                     f"loss {row['loss']:.3f}, {row['tokens_per_second'] / 1e3:.1f}k tokens/s, "
                     f"data wait {row['data_wait_fraction']:.1%}",
@@ -155,6 +175,11 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
                 meter.restart(batches)
     store.close()
     log.info("trained %d steps; checkpoint %s", config.steps, store.directory / str(config.steps))
+
+
+def put(batch: Batch, mesh: Mesh) -> Batch:
+    """A host batch, cut up over the devices of all processes."""
+    return jax.tree.map(lambda x: place(x, batch_sharding(x, mesh)), batch)
 
 
 def share_positions(batch: Batch, packing: Packing) -> Batch:

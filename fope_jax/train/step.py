@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from fope_jax.model.losses import LossSums, loss_sums
+from fope_jax.model.sharding import active_mesh, axis_size, tree_shardings
 from fope_jax.model.transformer import merge
+from fope_jax.position.base import PositionEmbedding
 from fope_jax.typing import Array, Batch
 
 LOGITS_IN_MEMORY = 2**26  # 256 MB of float32; more are computed in pieces along the sequence
@@ -21,6 +25,25 @@ class TrainState(NamedTuple):
 
     params: Any
     optimizer: Any
+
+
+def state_shardings(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    position: PositionEmbedding,
+    mesh: Any,
+) -> TrainState:
+    """A NamedSharding for each leaf: moments lie where their parameters do, counts everywhere."""
+    params = tree_shardings(state.params, position, mesh)
+    everywhere = NamedSharding(mesh, P())
+    moments = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        state.optimizer,
+        params,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(params, moments)
 
 
 class StepMetrics(NamedTuple):
@@ -36,8 +59,13 @@ def batch_sums(graphdef: Any, params: Any, constants: Any, batch: Batch) -> Loss
     model = merge(graphdef, params, constants)
     hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
     unembedding = model.unembedding[...]
-    size, length = batch.tokens.shape
-    fitting = LOGITS_IN_MEMORY // (size * unembedding.shape[1])
+    (size, length), vocabulary = batch.tokens.shape, unembedding.shape[1]
+    mesh = active_mesh()
+    if mesh is not None:  # what one device has of each
+        size //= axis_size(mesh, "batch")
+        length //= axis_size(mesh, "length")
+        vocabulary //= axis_size(mesh, "vocab")
+    fitting = LOGITS_IN_MEMORY // (size * vocabulary)
     return loss_sums(
         hidden,
         unembedding,
@@ -52,8 +80,9 @@ def gradient_sums(
 ) -> tuple[Any, Array, Array]:
     """The gradient of the summed nats, the nats and the weights of a whole batch.
 
-    The batch is cut into ``accumulate`` pieces along B, whose sums are added up one after the
-    other; a leaf ``[1, T]`` goes into each. Sums and not means: pieces with different numbers of
+    The batch is cut into ``accumulate`` pieces along B, every so many rows, so that each device
+    has rows of every piece. Their sums are added up one after the other; a leaf ``[1, T]`` goes
+    into each. Sums and not means: pieces with different numbers of
     scored tokens then add up to the gradient of the whole batch, which the caller divides by the
     weights once.
     """
@@ -73,7 +102,7 @@ def gradient_sums(
     def cut(x: Array) -> Array:
         if x.shape[0] == 1:
             return jnp.broadcast_to(x, (accumulate, *x.shape))
-        return x.reshape(accumulate, rows, *x.shape[1:])
+        return x.reshape(rows, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
     pieces = jax.tree.map(cut, batch)
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
@@ -117,7 +146,12 @@ def train_step(
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = StepMetrics(nats, tokens, global_norm(gradient))
-    return TrainState(params, optimizer_state), metrics
+    after = TrainState(params, optimizer_state)
+    if (mesh := active_mesh()) is not None:
+        position = merge(graphdef, state.params, constants).position
+        shardings = state_shardings(optimizer, after, position, mesh)
+        after = jax.lax.with_sharding_constraint(after, shardings)
+    return after, metrics
 
 
 def global_norm(tree: Any) -> Array:

@@ -108,7 +108,7 @@ def scored(monkeypatch):
     def scorer(tokens, targets):
         return (targets % 7).astype(np.float32), targets > 100
 
-    monkeypatch.setattr(run_module, "model_scorer", lambda model: scorer)
+    monkeypatch.setattr(run_module, "model_scorer", lambda model, mesh: scorer)
     monkeypatch.setattr(
         run_module, "_run_one", lambda p, *rest: (seen.append(p.label), run_one(p, *rest))
     )

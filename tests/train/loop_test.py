@@ -224,7 +224,7 @@ def test_a_workdir_that_cannot_be_written_is_named(data, tmp_path):
 
 
 def test_a_vocabulary_larger_than_the_embedding_fails_before_the_model(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "Transformer", lambda *a, **k: pytest.fail("a model was made"))
+    monkeypatch.setattr(loop, "new_state", lambda *a, **k: pytest.fail("a model was made"))
     small = values(data)
     small["model"]["vocab_size"] = 100
     with pytest.raises(ConfigError, match=r"tokenizer has \d+ tokens but .*vocab_size = 100"):

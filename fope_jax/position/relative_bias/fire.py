@@ -164,6 +164,9 @@ class FIRE(PositionEmbedding):
 
         return by_layer(draw, key, shape, None, self.share_layers)
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        return {"out_weight": (None, "heads"), "out_bias": ("heads",)}.get(name, ())
+
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         names = ("c", "hidden_weight", "hidden_bias", "out_weight", "out_bias")
         threshold = jnp.abs(variables["length_factor"] * np.float32(self.init_length))

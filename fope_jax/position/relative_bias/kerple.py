@@ -131,6 +131,9 @@ class Kerple(PositionEmbedding):
         }
         return PositionVariables(layer_params=drawn)
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        return ("heads",)
+
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         r1 = clamp_value(variables["r1"], KERPLE_LEAST)
         if self.form == "log":

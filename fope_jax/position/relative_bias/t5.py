@@ -174,6 +174,9 @@ class T5Bias(PositionEmbedding):
 
         return by_layer(draw, key, shape, "bias_table", self.share_layers)
 
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        return (None, "heads")
+
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         table = variables["bias_table"]
         return t5_bias(q_positions, k_positions, table, max_distance=self.max_distance)

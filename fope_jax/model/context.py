@@ -1,0 +1,104 @@
+"""Attention over a mesh: rows and heads apart, keys and values gathered along the tokens.
+
+Each device has a part of every row's queries and, for as long as a layer lasts, all keys and values
+of its rows and heads. Positions and segments lie with the tokens and are gathered with the keys, so
+masks and biases are those of one device, whatever the method.
+
+Reference: the all-gather form of context parallelism in Dubey et al. 2024, "The Llama 3 Herd of
+Models", Section 3.3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fope_jax.model.attention import attend
+from fope_jax.model.fused import cudnn, splash
+from fope_jax.model.sharding import RULES, Axes, active_mesh, spec
+from fope_jax.typing import Array
+
+CONTEXT = RULES["length"]
+
+
+_FUSED = {"splash": splash, "cudnn": cudnn}
+
+
+def attend_on_mesh(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    positions: Array,
+    segments: Array,
+    variables: dict[str, Array],
+    constants: dict[str, Array],
+    axes_of: Callable[[str], Axes],
+    **settings: Any,
+) -> Array:
+    """Self-attention of a layer, on the active mesh if there is one.
+
+    Args:
+      q: ``[B, T, N, H]``.
+      k: ``[B, T, K, H]``.
+      v: ``[B, T, K, H]``.
+      positions: ``[B, T]`` or ``[1, T]``.
+      segments: ``[B, T]`` or ``[1, T]``.
+      variables: of the bias, with gradients.
+      constants: of the bias, without.
+      axes_of: the logical axes of a variable, by name; a bias sees the heads of its device only.
+      **settings: for ``attend``.
+
+    Returns:
+      ``[B, T, N, H]``.
+    """
+
+    backend = settings.get("backend")
+
+    def local(q, k, v, positions, segments, variables, constants):
+        if backend in _FUSED:  # chosen only where a device has all tokens of its rows
+            return _FUSED[backend](q, k, v, segments)
+        k_positions, k_segments = positions, segments
+        if context > 1:
+            k, v, k_positions, k_segments = (
+                jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True)
+                for x in (k, v, positions, segments)
+            )
+        return attend(
+            q,
+            k,
+            v,
+            q_positions=positions,
+            k_positions=k_positions,
+            q_segments=segments,
+            k_segments=k_segments,
+            bias_variables=variables,
+            bias_constants=constants,
+            **settings,
+        )
+
+    mesh = active_mesh()
+    context = 1 if mesh is None else mesh.shape["context"]
+    if mesh is None:
+        return local(q, k, v, positions, segments, variables, constants)
+    heads = spec(("batch", "length", "heads", None))
+    return jax.shard_map(
+        local,
+        in_specs=(
+            heads,
+            heads,
+            heads,
+            _rows(positions),
+            _rows(segments),
+            {name: spec(axes_of(name)) for name in variables},
+            {name: spec(axes_of(name)) for name in constants},
+        ),
+        out_specs=heads,
+        check_vma=False,
+    )(q, k, v, positions, segments, variables, constants)
+
+
+def _rows(x: Array) -> Any:
+    return spec(("batch" if x.shape[0] > 1 else None, "length"))

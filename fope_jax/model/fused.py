@@ -1,0 +1,91 @@
+"""Attention through kernels of others: splash on TPU, cuDNN on GPU.
+
+Both see the index of a token only, so tokens must be stored in the order of their positions, rows
+of several documents one document after the other, as the loader makes them. Then the keys at or
+before a query in its segment are those that ``attention.attend`` shows it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+)
+
+from fope_jax.model.backends import LANES
+from fope_jax.typing import Array
+
+_BLOCK = 512  # tokens, where the length is a multiple of it
+
+
+def splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = False) -> Array:
+    """Causal attention within segments by the splash kernel.
+
+    Args:
+      q: ``[B, T, N, H]``, T a multiple of 128.
+      k: ``[B, T, K, H]``.
+      v: ``[B, T, K, H]``.
+      segments: ``[B, T]`` or ``[1, T]`` int32, 0 is padding, whose result is zeros.
+      interpret: runs the kernel's program on any platform, slowly.
+
+    Returns:
+      ``[B, T, N, H]`` in the dtype of ``q``.
+
+    Raises:
+      ValueError: T is no multiple of 128.
+
+    Reference: Dao et al. 2022, "FlashAttention"; the kernel is jax's own.
+    """
+    batch, length, num_heads, head_dim = q.shape
+    if length % LANES:
+        raise ValueError(f"{length} tokens: splash takes multiples of {LANES}")
+    segments = jnp.broadcast_to(segments, (batch, length))
+    block = _BLOCK if length % _BLOCK == 0 else LANES
+    sizes = kernel.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
+        block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+    mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * num_heads)
+    # Its mask is made of constants, also where the rest is traced.
+    with jax.ensure_compile_time_eval():
+        attend = kernel.make_splash_mha(
+            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+        )
+    q = q * jnp.asarray(1 / math.sqrt(head_dim), q.dtype)
+    # The kernel wants whole lanes: more dimensions of zeros change no logit, and are cut off again.
+    q, k, v = (_to_lanes(x.swapaxes(1, 2)) for x in (q, k, v))
+    ids = kernel.SegmentIds(q=segments, kv=segments)
+    out = jax.vmap(attend)(q, k, v, segment_ids=ids)[..., :head_dim].swapaxes(1, 2)
+    return jnp.where(segments[:, :, None, None] == 0, 0, out).astype(q.dtype)
+
+
+def _to_lanes(x: Array) -> Array:
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -x.shape[-1] % LANES)))
+
+
+def cudnn(q: Array, k: Array, v: Array, segments: Array, *, implementation: str = "cudnn") -> Array:
+    """Causal attention within segments by cuDNN, with a mask ``[B or 1, 1, T, T]``.
+
+    Args:
+      q: ``[B, T, N, H]`` bfloat16 or float16.
+      k: ``[B, T, K, H]``.
+      v: ``[B, T, K, H]``.
+      segments: ``[B, T]`` or ``[1, T]`` int32, 0 is padding, whose result is zeros.
+      implementation: "xla" runs the same call on any platform.
+
+    Returns:
+      ``[B, T, N, H]`` in the dtype of ``q``.
+    """
+    same = segments[:, :, None] == segments[:, None, :]
+    causal = jnp.tri(q.shape[1], dtype=bool)[None]
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=(same & causal)[:, None], implementation=implementation
+    )
+    return jnp.where(segments[:, :, None, None] == 0, 0, out).astype(q.dtype)

@@ -1,0 +1,245 @@
+"""Which axis of which array lies along which axis of the device mesh, in one table.
+
+Arrays are described by logical axes ("batch", "embed", "heads"), and ``RULES`` says over which mesh
+axes each is cut. The mesh is the one set with ``jax.set_mesh``; without one, or with one device,
+every function here leaves its arrays as they are, so the same model runs in a notebook.
+
+  data     copies of the model, each with rows of the batch of its own
+  fsdp     rows of the batch too, and the parameters are cut up and gathered layer by layer
+  context  the tokens of a row; parameters are cut up along it as well
+  tensor   heads, the MLP's hidden width, and the vocabulary
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from fope_jax.position.base import PositionEmbedding
+from fope_jax.typing import Array
+
+MESH_AXES = ("data", "fsdp", "context", "tensor")
+
+Axes = tuple[str | None, ...]
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "length": ("context",),
+    "embed": ("fsdp", "context"),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+# The parameters of Transformer. "embed" is d_model as an axis of a parameter; that of activations
+# has no name and is not cut.
+PARAMETERS: dict[str, Axes] = {
+    "embedding": ("vocab", "embed"),
+    "unembedding": ("embed", "vocab"),
+    "final_norm": (None,),
+}
+LAYER_PARAMETERS: dict[str, Axes] = {
+    "attention_norm": (None,),
+    "query": ("embed", "heads", None),
+    "key": ("embed", "heads", None),
+    "value": ("embed", "heads", None),
+    "out": ("heads", None, "embed"),
+    "query_norm": (None,),
+    "key_norm": (None,),
+    "mlp_norm": (None,),
+    "gate": ("embed", "mlp"),
+    "up": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+}
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one axis may be -1, which takes all that are left.
+
+    Attributes:
+      data: copies of the model.
+      fsdp: devices that share one copy and have different rows of the batch.
+      context: devices that share the tokens of a row.
+      tensor: devices that share heads, MLP and vocabulary.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for name, size in asdict(self).items():
+            if size != -1 and size < 1:
+                raise ValueError(
+                    f"mesh.{name}={size}: expected 1 or more, or -1 for all devices that are left"
+                )
+        left = [name for name, size in asdict(self).items() if size == -1]
+        if len(left) > 1:
+            raise ValueError(f"mesh.{left[0]}=-1 and mesh.{left[1]}=-1: only one axis may be -1")
+
+    @classmethod
+    def parse(cls, text: str) -> MeshConfig:
+        """The mesh that ``text`` describes; axes it leaves out keep their defaults.
+
+        Raises:
+          ValueError: an unknown axis, or a size that is no whole number.
+
+        >>> MeshConfig.parse("context=8,tensor=2")
+        MeshConfig(data=1, fsdp=-1, context=8, tensor=2)
+        """
+        sizes = {}
+        for part in text.split(","):
+            name, _, size = part.strip().partition("=")
+            if name not in MESH_AXES or name in sizes or not size.removeprefix("-").isdecimal():
+                raise ValueError(
+                    f"mesh {text!r}: cannot read {part!r}; expected AXIS=SIZE with an axis of "
+                    f"{', '.join(MESH_AXES)}, once each"
+                )
+            sizes[name] = int(size)
+        return cls(**sizes)
+
+    def sizes(self, num_devices: int) -> dict[str, int]:
+        """Devices along each axis, by name in the order of ``MESH_AXES``.
+
+        Raises:
+          ValueError: the sizes do not multiply to ``num_devices``.
+
+        >>> MeshConfig(tensor=2).sizes(8)
+        {'data': 1, 'fsdp': 4, 'context': 1, 'tensor': 2}
+        """
+        sizes = asdict(self)
+        given = math.prod(size for size in sizes.values() if size != -1)
+        text = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        if -1 in sizes.values():
+            if num_devices % given:
+                raise ValueError(
+                    f"mesh: {text}: the sizes that are given need a multiple of {given} devices, "
+                    f"there are {num_devices}"
+                )
+            return {n: num_devices // given if s == -1 else s for n, s in sizes.items()}
+        if given != num_devices:
+            raise ValueError(f"mesh: {text}: needs {given} devices, there are {num_devices}")
+        return sizes
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of ``devices`` (all of ``jax.devices()`` by default), laid out for their network.
+
+    Raises:
+      ValueError: see ``MeshConfig.sizes``.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = tuple(config.sizes(len(devices)).values())
+    return jax.make_mesh(
+        sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+    )
+
+
+def active_mesh() -> Any:
+    """The mesh that is set, abstract; None where there is none, or only one device in it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return None
+    missing = [name for name in MESH_AXES if name not in mesh.shape]
+    if missing:
+        raise ValueError(f"mesh with axes {mesh.axis_names}: expected {MESH_AXES}")
+    return mesh
+
+
+def axis_size(mesh: Any, axis: str) -> int:
+    """Devices that a logical axis is cut over.
+
+    >>> axis_size(jax.sharding.AbstractMesh((2, 4, 1, 1), MESH_AXES), "batch")
+    8
+    """
+    return math.prod(mesh.shape[name] for name in RULES[axis])
+
+
+def spec(axes: Axes) -> P:
+    """The partition of an array whose axes have these logical names.
+
+    >>> tuple(spec(("batch", "length", None)))
+    (('data', 'fsdp'), 'context', None)
+    """
+    return P(*(None if axis is None else _one_or_all(RULES[axis]) for axis in axes))
+
+
+def _one_or_all(names: tuple[str, ...]) -> str | tuple[str, ...]:
+    return names[0] if len(names) == 1 else names
+
+
+def constrain(x: Array, axes: Axes) -> Array:
+    """``x``, laid out over the active mesh as ``axes`` say; an axis of size 1 is left whole."""
+    if active_mesh() is None:
+        return x
+    whole = tuple(None if size == 1 else axis for size, axis in zip(x.shape, axes, strict=True))
+    return jax.lax.with_sharding_constraint(x, spec(whole))
+
+
+def constrain_gathered(weight: Array, axes: Axes) -> Array:
+    """A parameter whole along "embed", as a matrix product wants it."""
+    return constrain(weight, tuple(None if axis == "embed" else axis for axis in axes))
+
+
+# -------------------------------------------------------------------------- trees of arrays
+
+
+def parameter_axes(name: str, position: PositionEmbedding, *, stacked: bool) -> Axes:
+    """Logical axes of one parameter or position variable.
+
+    Args:
+      name: as in the tree that ``split`` gives; for a position variable its own name.
+      position: the model's position embedding.
+      stacked: whether it has the leading axis of the layers, which is not cut.
+    """
+    known = LAYER_PARAMETERS if stacked else PARAMETERS
+    axes = known[name] if name in known else position.variable_axes(name)
+    return (None, *axes) if stacked else axes
+
+
+def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
+    """A NamedSharding for each leaf of ``params`` or ``constants`` of ``split``.
+
+    Args:
+      tree: arrays or their shapes.
+      position: the model's position embedding.
+      mesh: the devices.
+
+    Raises:
+      ValueError: an axis is not a multiple of the devices that it is cut over.
+    """
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        stacked = path[0].key in ("layers", "position_layers")
+        axes = parameter_axes(path[-1].key, position, stacked=stacked)
+        axes = axes + (None,) * (len(leaf.shape) - len(axes))
+        for size, axis in zip(leaf.shape, axes, strict=True):
+            if axis is not None and size % axis_size(mesh, axis):
+                raise ValueError(
+                    f"{jax.tree_util.keystr(path, simple=True, separator='.')} {leaf.shape}: its "
+                    f"axis {axis!r} of {size} is not a multiple of mesh "
+                    f"{' * '.join(RULES[axis])} = {axis_size(mesh, axis)}"
+                )
+        return NamedSharding(mesh, spec(axes))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def batch_sharding(x: Any, mesh: Mesh) -> NamedSharding:
+    """Where a leaf ``[B, T]`` or ``[1, T]`` of a batch lies."""
+    return NamedSharding(mesh, spec(("batch" if x.shape[0] > 1 else None, "length")))
+
+
+def place(x: Any, sharding: NamedSharding) -> Array:
+    """A host array that every process holds whole, laid out over devices of all processes."""
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

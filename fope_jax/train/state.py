@@ -1,0 +1,199 @@
+"""The state of training on a mesh: what it looks like, where it lies, and a new one.
+
+A state is described before it is made, so that each device makes its own part of it only, and so
+that a step can be compiled for machines that are not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from fope_jax.config import Experiment
+from fope_jax.model.backends import Choice, choose_backend
+from fope_jax.model.sharding import batch_sharding, make_mesh, place, tree_shardings
+from fope_jax.model.transformer import Transformer, split
+from fope_jax.train.optim import make_optimizer
+from fope_jax.train.step import TrainState, state_shardings, train_step
+from fope_jax.typing import Batch
+
+
+class StatePlan(NamedTuple):
+    """Shapes and places of everything that a step reads, without an array.
+
+    Attributes:
+      graphdef: the model without its arrays.
+      optimizer: of the experiment.
+      state: ShapeDtypeStructs with the sharding of each leaf.
+      constants: the same for the position constants.
+      mesh: the devices.
+      attention: the backend of its program, and why.
+    """
+
+    graphdef: nnx.GraphDef
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    constants: Any
+    mesh: Mesh
+    attention: Choice
+
+
+def plan_state(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> StatePlan:
+    """Describes the state of ``experiment`` on ``devices`` (all there are, by default).
+
+    Raises:
+      ValueError: the mesh does not fit the devices, or the model or the batch not the mesh.
+    """
+    count = len(jax.devices() if devices is None else devices)
+    check_mesh(experiment, count)
+    mesh = make_mesh(experiment.mesh, devices)
+    attention = _choose_attention(experiment, mesh)
+    changed = dataclasses.replace(experiment.model, attention=attention.name)
+    experiment = dataclasses.replace(experiment, model=changed)
+    model = nnx.eval_shape(lambda: _new_model(experiment))
+    graphdef, params, constants = split(model)
+    optimizer = make_optimizer(experiment.train)
+    state = TrainState(params, jax.eval_shape(optimizer.init, params))
+    return StatePlan(
+        graphdef,
+        optimizer,
+        _at(state, state_shardings(optimizer, state, experiment.position, mesh)),
+        _at(constants, tree_shardings(constants, experiment.position, mesh)),
+        mesh,
+        attention,
+    )
+
+
+def _choose_attention(experiment: Experiment, mesh: Mesh) -> Choice:
+    return choose_backend(
+        experiment.model.attention,
+        platform=mesh.devices.flat[0].platform,
+        position=experiment.position,
+        length=experiment.train.length,
+        head_dim=experiment.model.shape.head_dim,
+        dtype=experiment.model.dtype,
+        context=mesh.shape["context"],
+    )
+
+
+def check_mesh(experiment: Experiment, num_devices: int) -> None:
+    """Raises ValueError where model or batch cannot be cut over the mesh, naming the field."""
+    sizes = experiment.mesh.sizes(num_devices)
+    config, train, shape = experiment.model, experiment.train, experiment.model.shape
+    rows, tokens = ("data", "fsdp"), ("context",)
+    check_multiples(
+        sizes,
+        {
+            "train.batch_size / train.accumulate": (train.batch_size // train.accumulate, rows),
+            "train.length": (train.length, tokens),
+            "model.num_heads": (shape.num_heads, ("tensor",)),
+            "model.num_kv_heads": (shape.num_kv_heads, ("tensor",)),
+            "model.mlp_dim": (config.mlp_dim, ("tensor",)),
+            "model.vocab_size": (config.vocab_size, ("tensor",)),
+            "model.d_model": (config.d_model, ("fsdp", "context")),
+        },
+    )
+
+
+def check_multiples(
+    mesh_sizes: dict[str, int], numbers: dict[str, tuple[int, tuple[str, ...]]]
+) -> None:
+    """Raises ValueError where a number is not a multiple of the mesh axes it is cut over.
+
+    Args:
+      mesh_sizes: from ``MeshConfig.sizes``.
+      numbers: a field's name to its number and its mesh axes.
+
+    >>> check_multiples({"tensor": 4}, {"model.num_heads": (6, ("tensor",))})
+    Traceback (most recent call last):
+        ...
+    ValueError: model.num_heads = 6: expected a multiple of mesh.tensor = 4
+    """
+    for field, (number, axes) in numbers.items():
+        count = int(np.prod([mesh_sizes[axis] for axis in axes]))
+        if number % count:
+            names = " * ".join(f"mesh.{axis}" for axis in axes)
+            raise ValueError(f"{field} = {number}: expected a multiple of {names} = {count}")
+
+
+def draw_constants(experiment: Experiment) -> Any:
+    """The position constants on the host, drawn on one device: the same bits on every mesh."""
+    return jax.tree.map(np.asarray, jax.jit(lambda: split(_new_model(experiment))[2])())
+
+
+def new_state(experiment: Experiment, plan: StatePlan) -> TrainState:
+    """The state before the first step, each device making its own part."""
+    state = plan.state
+    params = jax.jit(
+        lambda: split(_new_model(experiment))[1], out_shardings=_shardings(state.params)
+    )()
+    optimizer = jax.jit(plan.optimizer.init, out_shardings=_shardings(state.optimizer))(params)
+    return TrainState(params, optimizer)
+
+
+def place_constants(constants: Any, plan: StatePlan) -> Any:
+    """Position constants of the host over the devices of the plan."""
+    return jax.tree.map(place, constants, _shardings(plan.constants))
+
+
+def trace_step(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Any:
+    """The training step of ``experiment``, traced for ``devices``, which may be descriptions.
+
+    Returns:
+      ``jax.stages.Traced``: its ``jaxpr``, and with ``lower().compile()`` the program that
+      ``train`` runs.
+
+    Raises:
+      ValueError: see ``plan_state``.
+    """
+    plan = plan_state(experiment, devices)
+    train, shared = experiment.train, experiment.data.packing == "windows"
+    rows = (train.batch_size, train.length)
+
+    def leaf(dtype: Any, shape: tuple[int, int] = rows) -> jax.ShapeDtypeStruct:
+        x = jax.ShapeDtypeStruct(shape, dtype)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(x, plan.mesh))
+
+    positions = leaf(np.int32, (1, train.length) if shared else rows)
+    batch = Batch(leaf(np.int32), leaf(np.int32), positions, leaf(np.int32), leaf(np.float32))
+    return _trace(plan, batch, train.accumulate)
+
+
+def lower_planned(plan: StatePlan, batch: Batch, accumulate: int) -> Any:
+    """``train_step`` lowered for the shapes and places of ``plan`` and ``batch``."""
+    return _trace(plan, batch, accumulate).lower()
+
+
+def _trace(plan: StatePlan, batch: Batch, accumulate: int) -> Any:
+    with jax.set_mesh(plan.mesh):
+        return train_step.trace(
+            plan.graphdef,
+            plan.optimizer,
+            plan.state,
+            plan.constants,
+            batch,
+            accumulate=accumulate,
+        )
+
+
+def _new_model(experiment: Experiment) -> Transformer:
+    return Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(experiment.seed))
+
+
+def _at(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)

@@ -1,0 +1,70 @@
+"""Scores one batch of windows on one device and on meshes of 8 simulated devices.
+
+A program by itself, because the number of simulated devices is fixed when jax starts. Prints, for
+each mesh, the largest difference in nats and how many hits differ.
+
+    python -m tests.evaluate.mesh_scores
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    )
+
+import jax
+import numpy as np
+from flax import nnx
+
+from fope_jax.evaluate.scoring import model_scorer
+from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
+from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.position.examples import examples
+
+ROWS, LENGTH = 3, 41  # nothing divides
+# Method, mesh, targets scored.
+CASES = (
+    ("fope", {"fsdp": 8}, 5),
+    ("fope", {"tensor": 2, "context": 2, "data": 2, "fsdp": 1}, 41),
+    ("cope", {"context": 4, "fsdp": 2}, 5),
+    ("t5", {"tensor": 2, "context": 2, "data": 2, "fsdp": 1}, 5),
+)
+
+
+def main() -> None:
+    config = TransformerConfig(
+        vocab_size=96, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48,
+        init_std=0.3,
+    )  # fmt: skip
+    tokens = np.random.default_rng(0).integers(0, 96, (ROWS, LENGTH + 1)).astype(np.int32)
+    found = []
+    for method, sizes, scored in CASES:
+        model = Transformer(config, examples(32, 8)[method], rngs=nnx.Rngs(0))
+        graphdef, *parts = split(model)
+        mesh = make_mesh(MeshConfig(**sizes))
+        placed = [
+            jax.device_put(part, tree_shardings(part, model.position, mesh)) for part in parts
+        ]
+        window = tokens[:, :-1], tokens[:, -scored:]
+        on_mesh = model_scorer(merge(graphdef, *placed), mesh)(*window)
+        nats, hits = (np.asarray(x) for x in on_mesh)
+        expected, right = (np.asarray(x) for x in model_scorer(model)(*window))
+        found.append(
+            {
+                "case": f"{method} {sizes} {scored}",
+                "shape": nats.shape,
+                "difference": float(np.abs(nats - expected).max()),
+                "hits_differ": int((hits != right).sum()),
+                "spread": float(expected.std()),
+            }
+        )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

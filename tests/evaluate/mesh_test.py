@@ -1,0 +1,19 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_windows_score_the_same_on_every_mesh():
+    """Rows and tokens that no axis divides, for a rotation, a bias and a contextual method."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.evaluate.mesh_scores"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert len(found) == 4
+    for case in found:
+        assert case["shape"] in ([3, 5], [3, 41]), case
+        assert case["spread"] > 0.5, case
+        assert case["difference"] < 2e-5 and case["hits_differ"] == 0, case

@@ -1,0 +1,167 @@
+"""Several real processes, as on a pod: `fope train` and `evaluate` under tpu_scripts/local.sh."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FOPE = [str(Path(sys.executable).parent / "fope")]
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config(arg=""):
+    return ConfigDict({{
+        "name": "fope", "seed": 1,
+        "model": {{"vocab_size": 320, "d_model": 32, "num_layers": 2, "num_heads": 4,
+                  "num_kv_heads": 2, "mlp_dim": 32, "attention_block": 24}},
+        "position": {{"method": "fope"}},
+        "data": {{"corpus": "text", "train_files": ["{0}/train_*.txt"],
+                 "validation_files": ["{0}/validation.txt"], "tokenizer": "bytes",
+                 "cache_dir": "{0}/cache"}},
+        "train": {{"steps": 20, "batch_size": 8, "length": 64, "learning_rate": 1e-2,
+                  "warmup_steps": 2, "log_every": 1, "save_every": 10, "keep": 3}},
+        "evaluate": {{"lengths": [1, 2], "num_windows": 6, "position_windows": 3,
+                     "scored_tokens": 32, "passkey_trials": 0, "batch_tokens": 512}},
+    }})
+"""
+# Processes, devices of each, mesh.
+SETUPS = {
+    "one device": (1, 1, {}),
+    "8 in one process": (1, 8, {"tensor": 2, "context": 2}),
+    "2 x 4": (2, 4, {"context": 2, "data": 2}),
+    "4 x 2": (4, 2, {"tensor": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    random = np.random.default_rng(0)
+    for name in ("train_0", "train_1", "validation"):
+        words = random.permutation(TEXT.split() * 400)
+        (folder / f"{name}.txt").write_text(" ".join(words))
+    (folder / "config.py").write_text(CONFIG.format(folder))
+    done = subprocess.run(
+        [*FOPE, "data", "build", "--config", folder / "config.py"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder / "config.py"
+
+
+def launch(processes, devices, arguments):
+    """Runs a command as that many processes; returns what they printed."""
+    command = [ROOT / "tpu_scripts/local.sh", "--processes", processes, "--devices", devices]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(
+        [str(part) for part in [*command, "--", *arguments]],
+        capture_output=True, text=True, check=False, env=environment, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def train(config, workdir, setup):
+    processes, devices, mesh = SETUPS[setup]
+    given = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+    return launch(
+        processes, devices, [*FOPE, "train", "--config", config, "--workdir", workdir, *given]
+    )
+
+
+def losses(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    return np.array([row["loss"] for row in rows]), [row["tokens"] for row in rows]
+
+
+def arrays(workdir, step):
+    """Every array of a checkpoint, read by Orbax alone."""
+    found = {}
+    for item in ("params", "constants", "optimizer"):
+        path, reader = workdir / "checkpoints" / str(step) / item, ocp.PyTreeCheckpointer()
+        there = reader.metadata(path).item_metadata.tree
+        wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), there)
+        tree = reader.restore(path, restore_args=wanted)
+        for path, leaf in ocp.tree.to_flat_dict(tree, sep="/").items():
+            found[f"{item}/{path}"] = np.asarray(leaf)
+    return found
+
+
+def read_again(workdir, out, setup):
+    """Restores the last checkpoint of ``workdir`` on other devices, and saves it from there."""
+    processes, devices, mesh = SETUPS[setup]
+    command = [sys.executable, "-m", "tests.train.resave", workdir, 20, out, json.dumps(mesh)]
+    launch(processes, devices, command)
+
+
+def assert_same_bits(left, right):
+    assert left.keys() == right.keys() and len(left) > 10
+    for name in left:
+        assert left[name].tobytes() == right[name].tobytes(), name
+
+
+def scores(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row["kind"] in ("perplexity", "position")]
+
+
+def test_two_processes_train_save_and_evaluate_as_one_does(config, tmp_path):
+    one, two, again = tmp_path / "one", tmp_path / "two", tmp_path / "again"
+    train(config, one, "one device")
+    printed = train(config, two, "2 x 4")
+    assert printed.count("run in ") == 1, "one process speaks for all"
+    assert_same_training(two, one)
+    read_again(one, again, "2 x 4")
+    assert_same_bits(arrays(one, 20), arrays(again, 20))
+    # Scored on its devices and on one.
+    launch(2, 4, [*FOPE, "evaluate", "--run", two, "--mesh", "context=4"])
+    found = scores(two)
+    launch(1, 1, [*FOPE, "evaluate", "--run", two, "--force"])
+    expected = scores(two)
+    assert len(found) == len(expected) > 4
+    for here, there in zip(found, expected, strict=True):
+        assert here["nats"] == pytest.approx(there["nats"], rel=1e-5)
+        assert {**here, "nats": 0} == {**there, "nats": 0}
+
+
+@pytest.mark.slow
+def test_every_setup_trains_alike_and_reads_the_checkpoints_of_every_other(config, tmp_path):
+    for setup in SETUPS:
+        train(config, tmp_path / setup, setup)
+        assert_same_training(tmp_path / setup, tmp_path / "one device")
+    for writer in SETUPS:
+        for reader in SETUPS:
+            out = tmp_path / f"{writer} read by {reader}"
+            read_again(tmp_path / writer, out, reader)
+            assert_same_bits(arrays(tmp_path / writer, 20), arrays(out, 20))
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_with_other_processes(config, tmp_path):
+    train(config, tmp_path / "whole", "one device")
+    for setup in ("4 x 2", "2 x 4"):
+        workdir = tmp_path / setup
+        shutil.copytree(tmp_path / "whole", workdir)
+        shutil.rmtree(workdir / "checkpoints/20")
+        train(config, workdir, setup)
+        assert_same_training(workdir, tmp_path / "whole")
+
+
+def assert_same_training(workdir, of):
+    found, tokens = losses(workdir)
+    expected, same_tokens = losses(of)
+    assert len(found) == 20
+    assert expected[0] - expected[-1] > 0.5, "there was something to learn"
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert tokens == same_tokens

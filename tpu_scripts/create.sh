@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Asks for a TPU slice (a queued resource) and waits until it is there.
+#
+#   create.sh --name run1 --zone us-east5-a --accelerator v5litepod-16
+#
+#   --name NAME           of the queued resource and its slices
+#   --zone ZONE           as in us-east5-a
+#   --accelerator TYPE    as in v5litepod-16, v4-32, v6e-64
+#   --runtime VERSION     software of the hosts; found by the accelerator where not given
+#   --slices N            slices in one run, joined over the data centre's network (1)
+#   --spot                cheaper, and may be taken away; see resume.sh
+#   --reserved            from a reservation
+#   --valid-for DURATION  gives the request up when it has waited this long, as in 6h
+#   --timeout SECONDS     how long to wait here (86400); the request stays in the queue
+#   --poll SECONDS        between two looks (60)
+#   --project PROJECT     gcloud's own default where not given
+#   --dry-run             prints the commands and runs none
+#   --help
+#
+# Ends with 0 when the slice is ACTIVE, 1 when the request has failed or the time is over.
+
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+accelerator='' runtime='' slices=1 spot='' reserved='' valid_for='' timeout=86400 poll=60
+values=(accelerator runtime slices valid_for timeout poll)
+flags=(spot reserved)
+parse "$@"
+require name zone accelerator
+count slices
+count timeout
+count poll
+[[ $spot && $reserved ]] && fail "--spot and --reserved exclude each other"
+
+if [[ -z $runtime ]]; then
+  case $accelerator in
+    v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
+    v5p-*) runtime=v2-alpha-tpuv5 ;;
+    v6e-*) runtime=v2-alpha-tpuv6e ;;
+    v2-* | v3-* | v4-*) runtime=tpu-ubuntu2204-base ;;
+    *) fail "no runtime version is known for --accelerator '$accelerator'; give --runtime" ;;
+  esac
+fi
+
+mapfile -t place < <(where)
+command=(gcloud compute tpus queued-resources create "$name" "${place[@]}"
+  --accelerator-type="$accelerator" --runtime-version="$runtime")
+if ((slices > 1)); then
+  command+=(--node-count="$slices" --node-prefix="$name")
+else
+  command+=(--node-id="$name")
+fi
+[[ $spot ]] && command+=(--spot)
+[[ $reserved ]] && command+=(--reserved)
+[[ $valid_for ]] && command+=(--valid-until-duration="$valid_for")
+run "${command[@]}"
+wait_until_active "$timeout" "$poll"

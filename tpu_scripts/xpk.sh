@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Runs `fope` on TPU slices of a Kubernetes cluster, through xpk; Kubernetes starts it again on
+# other hosts after a preemption.
+#
+#   xpk.sh --name run1 --cluster tpus --zone us-east5-a --accelerator v5litepod-16 \
+#     --image us-docker.pkg.dev/project/images/fope:1 -- \
+#     train --config configs/paper/c4_books.py --workdir /mnt/runs/run1
+#   xpk.sh --name run1 --cluster tpus --zone us-east5-a --logs
+#   xpk.sh --name run1 --cluster tpus --zone us-east5-a --delete
+#
+#   --name NAME           of the workload
+#   --cluster CLUSTER     made before with `xpk cluster create`
+#   --zone ZONE
+#   --accelerator TYPE    as in v5litepod-16
+#   --slices N            slices in one run (1)
+#   --image IMAGE         has fope_jax with its tpu extra installed
+#   --source DIR          without --image: a checkout that xpk puts on --base-image, and that is
+#                         installed at the start (the one of this script)
+#   --base-image IMAGE    has Python 3.11 or newer (python:3.11)
+#   --max-restarts N      starts after a failure or preemption (20)
+#   --logs, --delete      follow or delete the workload
+#   --project PROJECT     gcloud's own default where not given
+#   --dry-run             prints the commands and runs none
+#   --help
+
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+cluster='' accelerator='' slices=1 image='' base_image=python:3.11 max_restarts=20
+source=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) logs='' delete=''
+values=(cluster accelerator slices image source base_image max_restarts)
+flags=(logs delete)
+parse "$@"
+require name cluster zone
+
+mapfile -t place < <(where)
+if [[ $logs ]]; then
+  run kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$name" --all-containers --prefix \
+    --max-log-requests=256 --follow
+  exit
+fi
+if [[ $delete ]]; then
+  run xpk workload delete --workload="$name" --cluster="$cluster" "${place[@]}"
+  exit
+fi
+
+require accelerator
+count slices
+count max_restarts
+((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
+command="fope $(show "${rest[@]}")"
+if [[ $image ]]; then
+  software=(--docker-image="$image")
+else
+  software=(--base-docker-image="$base_image" --script-dir="$source")
+  command="pip install --quiet -c constraints.txt -e '.[tpu]' && $command"
+fi
+run xpk workload create --workload="$name" --cluster="$cluster" "${place[@]}" \
+  --tpu-type="$accelerator" --num-slices="$slices" --max-restarts="$max_restarts" \
+  "${software[@]}" --command="$command"

@@ -1,0 +1,106 @@
+"""Compiles one training step for one slice, and measures the program: a program by itself.
+
+The TPU compiler must be told that there is no TPU before jax starts, and a compilation can end the
+process it runs in, so `fope plan` starts this once for each:
+
+    python -m fope_jax.tpu.compile < request.pickle > row.json
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+
+from fope_jax.config import Experiment
+from fope_jax.tpu.flops import model_flops, program_flops
+from fope_jax.tpu.hlo import traffic
+from fope_jax.tpu.topology import describe, parse_topology
+from fope_jax.train.state import plan_state, trace_step
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+_USED = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
+
+
+def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
+    """The program of one training step: what it needs and what bounds it.
+
+    Returns:
+      JSON values. ``fits`` with ``needed_bytes`` and ``limit_bytes`` of a device, and if it fits
+      ``memory`` by class, ``flops``, ``hbm_bytes`` and ``collective_bytes`` of a device and a step,
+      ``seconds`` that each takes at the chip's peak, and what follows from the longest of them.
+    """
+    devices = describe(topology)
+    chip, _ = parse_topology(topology)
+    train = experiment.train
+    began = time.perf_counter()
+    attention = plan_state(experiment, devices).attention
+    traced = trace_step(experiment, devices)
+    blocks = math.ceil(train.length / experiment.model.attention_block)
+    trips = (blocks + 1) / 2  # blocks of keys that a block of queries sees, on average
+    flops = program_flops(traced.jaxpr, trips) / len(devices)
+    useful = model_flops(experiment.model, train.batch_size, train.length) / len(devices)
+    row: dict[str, Any] = {
+        "devices": len(devices),
+        "attention": attention.name,
+        "attention_reason": attention.reason,
+        "device_kind": devices[0].device_kind,
+        "mesh": experiment.mesh.sizes(len(devices)),
+        "flops": flops,
+        "model_flops": useful,
+    }
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = _USED.search(str(error))
+        if not found:
+            raise
+        needed, limit = (_bytes(*found.groups()[i : i + 2]) for i in (0, 2))
+        seconds = time.perf_counter() - began
+        return row | {
+            "fits": False, "needed_bytes": needed, "limit_bytes": limit, "compile_seconds": seconds,
+        }  # fmt: skip
+    row["compile_seconds"] = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    classes = {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+    }
+    moved = traffic(compiled.as_text(), trips)
+    seconds = {
+        "compute": flops / (chip.flops / chip.cores),
+        "hbm": moved.hbm / (chip.hbm_bandwidth / chip.cores),
+        "ici": sum(moved.collectives.values()) / (chip.ici_bandwidth / chip.cores),
+    }
+    bound = max(seconds, key=lambda name: seconds[name])
+    return row | {
+        "fits": True,
+        "needed_bytes": sum(classes.values()),
+        "memory": classes,
+        "hbm_bytes": moved.hbm,
+        "collective_bytes": moved.collectives,
+        "seconds": seconds,
+        "bound": bound,
+        "mfu_bound": useful / (chip.flops / chip.cores) / seconds[bound],
+    }
+
+
+def _bytes(number: str, unit: str) -> int:
+    return round(float(number) * _UNITS[unit])
+
+
+if __name__ == "__main__":
+    answer, sys.stdout = sys.stdout, sys.stderr
+    try:
+        result = measure(*pickle.load(sys.stdin.buffer))
+    except ValueError as error:
+        result = {"error": str(error)}
+    json.dump(result, answer)

@@ -1,0 +1,244 @@
+"""Every combination of size, method, length and slice that `fope plan` is asked about."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fope_jax.config import Experiment
+from fope_jax.model.presets import PRESETS
+from fope_jax.model.sharding import MeshConfig
+from fope_jax.model.transformer import TransformerConfig
+from fope_jax.position.examples import choose, examples
+from fope_jax.tpu.topology import ENVIRONMENT, libtpu_version, num_devices
+
+GB_A_COMPILATION = 6  # of the host: the largest that was seen took 4
+Row = dict[str, Any]
+
+
+class PlanError(RuntimeError):
+    """A compilation that ended without an answer; the message has its last lines."""
+
+
+class Case(NamedTuple):
+    """One program: names for the table, and the experiment itself."""
+
+    size: str
+    method: str
+    topology: str
+    experiment: Experiment
+
+
+def make_cases(
+    experiment: Experiment,
+    *,
+    topologies: Sequence[str],
+    methods: Sequence[str] = (),
+    lengths: Sequence[int] = (),
+    sizes: Sequence[str] = (),
+    mesh: MeshConfig | None = None,
+) -> list[Case]:
+    """All combinations, checked as far as this can be done without the compiler.
+
+    A longer length takes fewer rows, so that a step has the tokens of the config; a method that
+    depends on the training length is made for it. Where the rows no longer divide the devices and
+    no mesh is given, the tokens of a row are shared by as many devices as it takes.
+
+    Args:
+      experiment: of the config.
+      topologies: such as "v5e:4x4".
+      methods: labels of ``position.examples``; none keeps the config's own.
+      lengths: tokens of a row; none keeps the config's.
+      sizes: names of ``PRESETS``; none keeps the config's model.
+      mesh: in place of the config's.
+
+    Raises:
+      ValueError: an unknown name, naming those that are known.
+    """
+    cases = []
+    for topology in topologies:
+        devices = num_devices(topology)
+        for size in sizes or ("",):
+            model = _resized(experiment.model, size) if size else experiment.model
+            for length in lengths or (experiment.train.length,):
+                train = _at_length(experiment, length)
+                known = examples(length, model.shape.head_dim)
+                chosen = choose(methods, known) if methods else {}
+                for method, position in (chosen or {"": experiment.position}).items():
+                    changed = dataclasses.replace(
+                        experiment, model=model, train=train, position=position,
+                        mesh=mesh or _mesh(experiment, train.batch_size, devices),
+                    )  # fmt: skip
+                    name = method or experiment.name
+                    cases.append(Case(size or _size_of(model), name, topology, changed))
+    return cases
+
+
+def _resized(model: TransformerConfig, size: str) -> TransformerConfig:
+    if size not in PRESETS:
+        raise ValueError(f"size {size!r}; accepted: {', '.join(PRESETS)}")
+    return dataclasses.replace(model, **PRESETS[size])
+
+
+def _size_of(model: TransformerConfig) -> str:
+    """The preset that ``model`` has the sizes of."""
+    for name, sizes in PRESETS.items():
+        if all(getattr(model, key) == value for key, value in sizes.items()):
+            return name
+    return f"{model.num_layers} x {model.d_model}"
+
+
+def _at_length(experiment: Experiment, length: int) -> Any:
+    train = experiment.train
+    if length < 1 or (train.batch_size * train.length) % length:
+        raise ValueError(
+            f"length {length}: a step of the config has {train.batch_size} x {train.length} = "
+            f"{train.batch_size * train.length} tokens, which are no whole rows of it"
+        )
+    rows = train.batch_size * train.length // length
+    return dataclasses.replace(
+        train, length=length, batch_size=rows, accumulate=math.gcd(train.accumulate, rows)
+    )
+
+
+def _mesh(experiment: Experiment, rows: int, devices: int) -> MeshConfig:
+    sizes = experiment.mesh.sizes(devices)
+    if experiment.train.accumulate == 1 and (sizes["data"] * sizes["fsdp"]) > rows:
+        context = sizes["data"] * sizes["fsdp"] * sizes["context"] // rows
+        return dataclasses.replace(experiment.mesh, data=1, fsdp=-1, context=context)
+    return experiment.mesh
+
+
+# ---------------------------------------------------------------------------- answers
+
+
+def plan(
+    cases: Sequence[Case],
+    *,
+    cache: Path | None,
+    jobs: int | None = None,
+    advise: bool = True,
+    done: Callable[[Case, Row], None] = lambda *_: None,
+) -> list[Row]:
+    """Compiles every case that the cache has no answer for, several at once.
+
+    Args:
+      cases: from ``make_cases``.
+      cache: directory of one JSON file an answer; None keeps none.
+      jobs: compilations at once; None takes what cores and memory allow.
+      advise: compiles what does not fit again with other knobs, and says which would fit.
+      done: called with each case and its row, as they come.
+
+    Returns:
+      A row for each case, in their order.
+
+    Raises:
+      TopologyError: the TPU compiler is not installed, with the pip line.
+      PlanError: a compilation failed for another reason than memory.
+    """
+    versions = {"libtpu": libtpu_version()}
+    versions |= {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
+
+    def one(case: Case) -> Row:
+        found = answer(case.experiment, case.topology, versions, cache)
+        if advise and found.get("fits") is False:
+            found["advice"] = _advice(case, versions, cache)
+        train, model = case.experiment.train, case.experiment.model
+        row = {
+            "topology": case.topology, "size": case.size, "method": case.method,
+            "length": train.length, "batch": train.batch_size, "accumulate": train.accumulate,
+            "remat": model.remat, "dtype": model.dtype,
+            "versions": versions, **found,
+        }  # fmt: skip
+        done(case, row)
+        return row
+
+    with ThreadPoolExecutor(jobs or _jobs()) as pool:
+        return list(pool.map(one, cases))
+
+
+def _jobs() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+    memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return max(1, min(cores or 1, int(memory // GB_A_COMPILATION)))
+
+
+def answer(
+    experiment: Experiment, topology: str, versions: dict[str, str], cache: Path | None
+) -> Row:
+    """What ``tpu.compile`` says of one program, from the cache where it was asked before."""
+    parts = (experiment.model, experiment.position, experiment.train, experiment.mesh)
+    identity = [topology, versions, _sources(), experiment.data.packing, *map(repr, parts)]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+    path = cache / f"{key}.json" if cache else None
+    if path and path.is_file():
+        return json.loads(path.read_text()) | {"cached": True}
+    run = subprocess.run(
+        [sys.executable, "-m", "fope_jax.tpu.compile"],
+        input=pickle.dumps((experiment, topology)), capture_output=True, check=False,
+        env=os.environ | ENVIRONMENT,
+    )  # fmt: skip
+    if run.returncode:
+        tail = run.stderr.decode(errors="replace").strip().splitlines()[-3:]
+        raise PlanError(f"{topology}: the compilation failed:\n" + "\n".join(tail))
+    found = json.loads(run.stdout)
+    if path and "error" not in found:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(found))
+        partial.replace(path)
+    return found | {"cached": False}
+
+
+def _sources() -> str:
+    """A digest of the code that makes the program."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for room in ("model", "position", "train", "tpu"):
+        for path in sorted((root / room).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _advice(case: Case, versions: dict[str, str], cache: Path | None) -> str:
+    """The first change that fits, found by compiling it; the cheapest in time comes first."""
+    for text, changed in _changes(case.experiment):
+        if answer(changed, case.topology, versions, cache).get("fits"):
+            return f"{text} fits"
+    return "no remat or accumulation fits: take a larger slice, or fewer rows a step"
+
+
+def _changes(experiment: Experiment) -> Iterable[tuple[str, Experiment]]:
+    model, train = experiment.model, experiment.train
+    recompute = model
+    for remat in ("dots", "full"):
+        if model.remat == "none" or (model.remat, remat) == ("dots", "full"):
+            recompute = dataclasses.replace(model, remat=remat)
+            yield f"model.remat={remat}", dataclasses.replace(experiment, model=recompute)
+    for times in (4, 16):
+        pieces = train.accumulate * times
+        if train.batch_size % pieces == 0:
+            smaller = dataclasses.replace(train, accumulate=pieces)
+            yield (
+                f"model.remat={recompute.remat} with train.accumulate={pieces}",
+                dataclasses.replace(experiment, model=recompute, train=smaller),
+            )
+
+
+def cache_directory() -> Path:
+    """Where answers are kept: $FOPE_CACHE, or the user's cache directory."""
+    own = os.environ.get("FOPE_CACHE")
+    root = os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(root) if root else Path.home() / ".cache") / "fope_jax"

@@ -1,0 +1,103 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fope_jax.tpu.hlo import read, traffic
+
+LOOP = """HloModule step
+
+%body (p: (s32[], f32[64,8], f32[6,64,8])) -> (s32[], f32[64,8], f32[6,64,8]) {
+  %p = (s32[], f32[64,8]{1,0}, f32[6,64,8]{2,1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[64,8]{1,0} get-tuple-element(%p), index=1
+  %w = f32[6,64,8]{2,1,0} get-tuple-element(%p), index=2
+  %gathered = f32[256,8]{1,0} all-gather(%x), replica_groups=[4,4]<=[16], dimensions={0}
+  %slice = f32[1,64,8]{2,1,0} fusion(%w, %i), kind=kLoop, calls=%one_of
+  ROOT %t = (s32[], f32[64,8]{1,0}, f32[6,64,8]{2,1,0}) tuple(%i, %x, %w)
+}
+
+%one_of (a: f32[6,64,8], b: s32[]) -> f32[1,64,8] {
+  %a = f32[6,64,8]{2,1,0} parameter(0)
+  %b = s32[] parameter(1)
+  ROOT %d = f32[1,64,8]{2,1,0} dynamic-slice(%a, %b, %b, %b), dynamic_slice_sizes={1,64,8}
+}
+
+%condition (q: (s32[], f32[64,8], f32[6,64,8])) -> pred[] {
+  %q = (s32[], f32[64,8]{1,0}, f32[6,64,8]{2,1,0}) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %n = s32[] constant(6)
+  ROOT %less = pred[] compare(%j, %n), direction=LT
+}
+
+ENTRY %main (s: (s32[], f32[64,8], f32[6,64,8])) -> (s32[], f32[64,8], f32[6,64,8]) {
+  %s = (s32[], f32[64,8]{1,0}, f32[6,64,8]{2,1,0}) parameter(0)
+  %y = bf16[32]{0:T(256)S(1)} custom-call(), custom_call_target="near"
+  %sum = f32[64,8]{1,0} all-reduce(%y), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %own = f32[16,8]{1,0} reduce-scatter(%sum), replica_groups=mesh['a'=2,'b'=4] {'b'}
+  ROOT %loop = (s32[], f32[64,8], f32[6,64,8]) while(%s), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_program_written_by_hand():
+    found = traffic(LOOP, dynamic_trips=100)
+    assert found.collectives == {
+        "all-gather": 6 * 256 * 8 * 4 * 3 / 4,
+        "all-reduce": 2 * 64 * 8 * 4 * 3 / 4,
+        "reduce-scatter": 16 * 8 * 4 * 3,
+    }
+    block, row = 64 * 8 * 4, 16 * 8 * 4
+    # In the loop: a block read, four written, one sliced out of six and written, and an index.
+    # Outside: %y stays on the chip, a sum is written, and read for its quarter.
+    assert found.hbm == 6 * (block + 4 * block + 2 * block + 4) + block + block + row
+
+
+def test_a_loop_without_a_stated_end_runs_as_often_as_told():
+    text = LOOP.replace("constant(6)", "add(%j, %j)")
+    assert traffic(text, 100).collectives["all-gather"] == 100 * 256 * 8 * 4 * 3 / 4
+
+
+def test_a_text_without_a_program_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        read("HloModule nothing\n")
+
+
+def test_the_compilers_text_is_read():
+    """A scan of products: each of its passes reads a matrix and the state, and writes the state."""
+    weights = jax.ShapeDtypeStruct((12, 256, 256), jnp.float32)
+    x = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+
+    def run(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    text = jax.jit(run).lower(x, weights).compile().as_text()
+    matrix = 256 * 256 * 4
+    assert 12 * 3 * matrix <= traffic(text, 1e9).hbm <= 12 * 8 * matrix
+
+
+def test_collectives_of_a_sharded_program():
+    """On 4 simulated devices: a product whose contracted axis is cut is summed over them."""
+    code = (
+        "import jax, jax.numpy as jnp\n"
+        "from jax.sharding import NamedSharding, PartitionSpec as P\n"
+        "from fope_jax.tpu.hlo import traffic\n"
+        "mesh = jax.make_mesh((4,), ('a',), axis_types=(jax.sharding.AxisType.Auto,))\n"
+        "at = lambda *spec: NamedSharding(mesh, P(*spec))\n"
+        "x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=at(None, 'a'))\n"
+        "w = jax.ShapeDtypeStruct((128, 32), jnp.float32, sharding=at('a', None))\n"
+        "run = jax.jit(jnp.matmul, out_shardings=at())\n"
+        "print(traffic(run.lower(x, w).compile().as_text(), 1).collectives)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parents[2],
+        env={
+            "PATH": "", "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        },
+    )  # fmt: skip
+    assert done.stdout.strip() == str({"all-reduce": 2 * 64 * 32 * 4 * 3 / 4})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import importlib
 import json
@@ -12,14 +13,23 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fope_jax.data import beam
 from fope_jax.data import cache as caches
-from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, open_cache
+from fope_jax.data.beam import Runner
+from fope_jax.data.cache import (
+    CacheError,
+    Progress,
+    SplitWriter,
+    TokenCache,
+    TokenizedDocument,
+    open_cache,
+)
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, file_sha256, read_corpus, source_files
 from fope_jax.data.tokenizer import (
@@ -37,11 +47,16 @@ from fope_jax.files import write_json
 # ---------------------------------------------------------------------------- build
 
 
-def build(config: DataConfig) -> dict[str, TokenCache]:
+def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCache]:
     """Builds the token cache of ``config``, or goes on where a build was interrupted.
 
     A complete cache of unchanged text is checked and returned; text that has changed since is
     built anew.
+
+    Args:
+      config: which corpus, tokenizer and directory.
+      runner: has Apache Beam cut the text into tokens; without it, this process does. The cache
+        is the same.
 
     Returns:
       The cache of each split.
@@ -58,7 +73,7 @@ def build(config: DataConfig) -> dict[str, TokenCache]:
         if fresh:
             if manifest is not None:
                 _say(f"the text of {directory} has changed: building it again")
-            _build(config, directory, sources)
+            _build(config, directory, sources, runner)
         result = {split: open_cache(config, split) for split in SPLITS}
         for split, cache in result.items():
             cache.verify()
@@ -69,14 +84,22 @@ def build(config: DataConfig) -> dict[str, TokenCache]:
         return result
 
 
-def _build(config: DataConfig, directory: Path, sources: list[dict[str, Any]]) -> None:
+def _build(
+    config: DataConfig, directory: Path, sources: list[dict[str, Any]], runner: Runner | None
+) -> None:
     partial = caches.partial_directory(directory)
     partial.mkdir(parents=True, exist_ok=True)
     state = _resume(partial, content_digest(sources))
     tokenizer = _make_tokenizer(config, partial, state)
+    read = _tasks().read_documents
+    if runner is not None:
+        read = functools.partial(
+            beam.read_documents, runner=runner, content=state["content"], partial=partial
+        )
     for split in SPLITS:
         if not state["splits"][split].complete:
-            _write_split(config, partial, state, tokenizer, split)
+            _write_split(config, partial, state, tokenizer, split, read)
+    shutil.rmtree(partial / "parts", ignore_errors=True)
     manifest = _manifest(config, sources, state, tokenizer)
     write_json(partial / "manifest.json", manifest)
     (partial / "progress.json").unlink()
@@ -141,7 +164,12 @@ def _texts(config: DataConfig, corpus: str) -> Iterable[str]:
 
 
 def _write_split(
-    config: DataConfig, partial: Path, state: dict[str, Any], tokenizer: Tokenizer, split: str
+    config: DataConfig,
+    partial: Path,
+    state: dict[str, Any],
+    tokenizer: Tokenizer,
+    split: str,
+    read: Callable[..., Iterator[TokenizedDocument]],
 ) -> None:
     progress: Progress = state["splits"][split]
 
@@ -149,9 +177,7 @@ def _write_split(
         state["splits"][split] = now
         _save_state(partial, state)
 
-    documents = _tasks().read_documents(
-        config, tokenizer, split, skip=progress.documents, taken=progress.tokens
-    )
+    documents = read(config, tokenizer, split, skip=progress.documents, taken=progress.tokens)
     writer = SplitWriter(
         partial, split, token_bytes=tokenizer.token_bytes, progress=progress, save=save,
         block_tokens=caches.BLOCK_TOKENS, shard_tokens=caches.SHARD_TOKENS,

@@ -1,0 +1,228 @@
+"""Tokenising on many machines: an Apache Beam pipeline in front of the cache's own writer.
+
+Each file of a corpus is one part. A worker reads it, cuts it into tokens with the functions that
+a build on one machine uses, and leaves them in a file of their own. The build then passes the parts
+to the writer in the order of the files, so that the cache is the same to the last byte whatever the
+runner and however many workers there were. A part that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import io
+import itertools
+import json
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fope_jax.data.cache import TokenizedDocument, token_dtype
+from fope_jax.data.config import DataConfig
+from fope_jax.data.corpora import CorpusError, Document, match_files, read_corpus, read_file
+from fope_jax.data.tokenizer import Tokenizer, describe, load_saved
+from fope_jax.extras import require
+
+_DOCUMENTS_AT_ONCE = 64
+
+
+class Runner(NamedTuple):
+    """Which Beam runner makes the parts, and where it leaves them.
+
+    Attributes:
+      name: as Beam knows it: "DirectRunner" (this machine), "DataflowRunner", "FlinkRunner", ...
+      options: its options, each "KEY=VALUE", or "KEY" for a switch, without dashes.
+      parts: a directory that every worker can write, as ``gs://bucket/parts``; without it one
+        beside the cache, which is removed when the cache is complete.
+    """
+
+    name: str = "DirectRunner"
+    options: tuple[str, ...] = ()
+    parts: str = ""
+
+
+class Part(NamedTuple):
+    """One piece of work: a file of ``corpus``, or the whole of a corpus where ``file`` is ""."""
+
+    corpus: str
+    split: str
+    file: str
+    output: str
+
+
+def read_documents(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    split: str,
+    *,
+    skip: Mapping[str, int] | None = None,
+    taken: Mapping[str, int] | None = None,
+    runner: Runner,
+    content: str,
+    partial: Path,
+) -> Iterator[TokenizedDocument]:
+    """What `fope_jax.data.tasks.read_documents` yields, with the tokens made by ``runner``.
+
+    Args:
+      content: digest of the text; parts of other text are never taken for these.
+      partial: directory of the unfinished cache.
+
+    Raises:
+      CorpusError: text that cannot be read, or C4 from TFDS, whose order is that of its reader.
+      ImportError: Apache Beam is not installed.
+    """
+    parts = list_parts(config, tokenizer, split, runner.parts or str(partial / "parts"), content)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.save(Path(scratch))
+        saved = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
+    run(parts, functools.partial(tokenize_part, config, describe(tokenizer), saved), runner)
+    streams = []
+    for corpus, _ in config.components:
+        own = _documents_of([part for part in parts if part.corpus == corpus])
+        streams.append(itertools.islice(own, (skip or {}).get(corpus, 0), None))
+    if config.corpus != "mixture" or split != "train":
+        yield from itertools.chain(*streams)
+        return
+    examples = [
+        ({"targets": d.tokens, "bytes": d.bytes, "document": d} for d in s) for s in streams
+    ]
+    rates = [rate for _, rate in config.components]
+    before = [(taken or {}).get(corpus, 0) for corpus, _ in config.components]
+    for example in _tasks().take_turns(examples, rates, before):
+        yield example["document"]
+
+
+def _example(document: TokenizedDocument) -> dict[str, Any]:
+    return {"targets": document.tokens, "bytes": document.bytes, "document": document}
+
+
+def list_parts(
+    config: DataConfig, tokenizer: Tokenizer, split: str, directory: str, content: str
+) -> list[Part]:
+    """The parts of a split in the order of their documents.
+
+    Their names hold a digest of the text and the tokenizer, so that a directory can be shared.
+    """
+    identity = json.dumps([content, tokenizer.fingerprint]).encode()
+    directory = f"{directory.rstrip('/')}/{hashlib.sha256(identity).hexdigest()[:16]}"
+    parts = []
+    for corpus, _ in config.components:
+        if corpus == "c4" and config.tfds_data_dir:
+            raise CorpusError(
+                f"tfds_data_dir = {config.tfds_data_dir!r} is not read through Beam, as the order"
+                " of its documents is TFDS's own; give the public c4-train.*.json.gz as train_files"
+            )
+        files = [""] if corpus == "gutenberg" else [str(p) for p in match_files(config, split)]
+        for number, file in enumerate(files):
+            output = f"{directory}/{split}-{corpus}-{number:05d}.npz"
+            parts.append(Part(corpus, split, file, output))
+    return parts
+
+
+def run(parts: Sequence[Part], work: Callable[[Part], str], runner: Runner) -> None:
+    """Has ``runner`` do ``work`` for every part that is not there yet."""
+    beam: Any = require("apache_beam", "beam")
+    options: Any = importlib.import_module("apache_beam.options.pipeline_options")
+    missing = [part for part in parts if not _files().exists(part.output)]
+    print(
+        f"beam: {len(missing)} of {len(parts)} parts to tokenize with {runner.name}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    if not missing:
+        return
+    flags = [f"--{option.lstrip('-')}" for option in runner.options]
+    flags = [f"--runner={runner.name}", *flags]
+    with beam.Pipeline(options=options.PipelineOptions(flags)) as pipeline:
+        # Reshuffled, or a runner may fuse the list with the work and do all of it in one place.
+        _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.Map(work)
+
+
+def tokenize_part(
+    config: DataConfig, description: dict[str, Any], saved: dict[str, bytes], part: Part
+) -> str:
+    """A worker's work: tokens of one part into its file, which appears whole or not at all."""
+    tokenizer = _load(json.dumps(description), tuple(sorted(saved.items())))
+    documents = read_file(Path(part.file)) if part.file else read_corpus(
+        config, part.corpus, part.split
+    )  # fmt: skip
+    names, tokens, lengths, sizes = [], [], [], []
+    while group := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
+        ids, counts, bytes_of = _encode(tokenizer, group)
+        names += [document.name for document in group]
+        tokens.append(ids.astype(token_dtype(tokenizer.vocab_size)))
+        lengths.append(counts)
+        sizes.append(bytes_of)
+    empty = np.zeros(0, np.int64)
+    columns = {
+        "names": np.frombuffer(json.dumps(names).encode(), np.uint8),
+        "tokens": np.concatenate([*tokens, empty.astype(token_dtype(tokenizer.vocab_size))]),
+        "lengths": np.concatenate([*lengths, empty]),
+        "bytes": np.concatenate([*sizes, empty]),
+    }
+    _write(part.output, columns)
+    return part.output
+
+
+def _encode(tokenizer: Tokenizer, group: Sequence[Document]):
+    return _tasks().encode_group(
+        tokenizer, [d.name.encode() for d in group], [d.text.encode() for d in group]
+    )
+
+
+@functools.cache
+def _load(description: str, saved: tuple[tuple[str, bytes], ...]) -> Tokenizer:
+    """The tokenizer, once a worker process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, content in saved:
+            (Path(scratch) / name).write_bytes(content)
+        return load_saved(Path(scratch), json.loads(description))
+
+
+def _documents_of(parts: Sequence[Part]) -> Iterator[TokenizedDocument]:
+    for part in parts:
+        with _files().open(part.output) as stream:
+            content = io.BytesIO(stream.read())
+        with np.load(content) as columns:
+            names = json.loads(columns["names"].tobytes())
+            lengths, sizes = columns["lengths"], columns["bytes"]
+            tokens = np.split(columns["tokens"], np.cumsum(lengths)[:-1])
+        for name, ids, size in zip(names, tokens if names else [], sizes, strict=True):
+            yield TokenizedDocument(part.corpus, name, ids.astype(np.int32), int(size))
+
+
+def _write(path: str, columns: Mapping[str, np.ndarray]) -> None:
+    """Under a name of its own first: two workers may do the same part, and one may be killed."""
+    files = _files()
+    directory, _, name = path.rpartition("/")
+    if not files.exists(directory):
+        try:
+            files.mkdirs(directory)
+        except OSError:  # another worker was faster
+            if not files.exists(directory):
+                raise
+    content = io.BytesIO()
+    np.savez(content, **columns)
+    temporary = f"{directory}/unfinished-{uuid.uuid4().hex}-{name}"
+    with files.create(temporary, mime_type="application/octet-stream") as stream:
+        stream.write(content.getvalue())
+    if files.exists(path):
+        files.delete([temporary])
+    else:
+        files.rename([temporary], [path])
+
+
+def _files() -> Any:
+    """Beam's own files: local ones, ``gs://``, ``s3://``, ``hdfs://``."""
+    require("apache_beam", "beam")
+    return importlib.import_module("apache_beam.io.filesystems").FileSystems
+
+
+def _tasks() -> Any:
+    """Imported where it is used, because TensorFlow takes seconds."""
+    return importlib.import_module("fope_jax.data.tasks")

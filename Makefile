@@ -8,13 +8,14 @@ CONFIG := configs/quickstart.py
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test slow-test lint install clean
+.PHONY: help demo test slow-test plan-test lint install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train and compare $(METHODS) on books; writes $(RUNS)/report/index.html"
 	@echo "make test       lint and the fast tests, with coverage"
 	@echo "make slow-test  the tests that take minutes"
+	@echo "make plan-test  compiles the paper's sizes for three TPU slices; no TPU needed"
 	@echo "make lint       ruff and pyright"
 
 install: $(INSTALLED)
@@ -48,6 +49,12 @@ test: $(INSTALLED)
 
 slow-test: $(INSTALLED)
 	$(BIN)/pytest -m slow
+
+# With the TPU compiler installed jax would look for a TPU.
+plan-test: export JAX_PLATFORMS = cpu
+plan-test: $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tpu-compiler]'
+	$(BIN)/pytest -m slow tests/tpu
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -77,9 +77,11 @@ def base_of(label: str, method: PositionEmbedding) -> str:
     return "rope" if method.kind == "rotation" and label != "rope" else "nope"
 
 
-def make_config(size: str, layers: int | None, vocab: int | None) -> TransformerConfig:
-    """A preset, with other depth or vocabulary where given."""
-    changed = {"num_layers": layers, "vocab_size": vocab}
+def make_config(
+    size: str, layers: int | None, vocab: int | None, block: int | None = None
+) -> TransformerConfig:
+    """A preset, with other depth, vocabulary or block of attention where given."""
+    changed = {"num_layers": layers, "vocab_size": vocab, "attention_block": block}
     known: dict[str, Any] = {n: value for n, value in changed.items() if value is not None}
     return TransformerConfig(**(PRESETS[size] | known))
 

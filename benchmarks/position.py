@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     step.add_argument("--size", choices=sorted(PRESETS), default="60m", help="of the model")
     step.add_argument("--layers", type=_count, help="in place of the preset's")
     step.add_argument("--vocab", type=_count, help="in place of the preset's")
+    step.add_argument("--block", type=_count, help="tokens of a block of chunked attention")
     step.add_argument("--lengths", type=_count, nargs="+", default=[512, 4096], help="tokens")
     step.add_argument("--batch", type=_count, default=1, help="rows of a step")
     step.add_argument("--rounds", type=_count, default=7, help="steps timed of each method")
@@ -130,7 +131,7 @@ def say(text: str) -> None:
 
 
 def run_cost(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    config = cost.make_config(arguments.size, arguments.layers, arguments.vocab)
+    config = cost.make_config(arguments.size, arguments.layers, arguments.vocab, arguments.block)
     if arguments.processes == 1:
         runs = [_measure_here(arguments, config)]
     else:

@@ -1,9 +1,10 @@
-"""The command line: `fope data build|inspect` and `fope train|evaluate|report|methods|gallery`."""
+"""The command line: `fope data build|inspect` and `fope train|evaluate|plan|report|...`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -18,6 +19,8 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope train --config configs/quickstart.py:position=fope --workdir runs/fope
   fope evaluate --run runs/fope
   fope report runs/fope runs/rope -o runs/report
+
+  fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope
 
   fope methods                     every position embedding, its knobs and its source
   fope gallery -o runs/gallery     a picture of each
@@ -92,14 +95,41 @@ def build_parser() -> argparse.ArgumentParser:
     for verb in (build, inspect):
         _add_config(verb)
 
+    beam = build.add_argument_group("on many machines, with Apache Beam; the same cache")
+    beam.add_argument("--runner", metavar="NAME", help="such as DirectRunner or DataflowRunner")
+    beam.add_argument("--runner-option", action="append", default=[], metavar="KEY=VALUE")
+    beam.add_argument("--runner-parts", default="", metavar="DIR", help="where workers leave parts")
+
     train = add(verbs, "train", _train, "train, or go on training", TRAIN_EXAMPLES)
     _add_config(train)
-    train.add_argument("--workdir", type=Path, required=True, help="directory of this run")
+    _add_processes(train)
+    train.add_argument("--workdir", type=_directory, required=True, help="directory of this run")
 
     evaluate = add(verbs, "evaluate", _evaluate, "measure a trained run against context length")
-    evaluate.add_argument("--run", type=Path, required=True, help="the --workdir of `fope train`")
+    evaluate.add_argument(
+        "--run", type=_directory, required=True, help="the --workdir of `fope train`"
+    )
     evaluate.add_argument("--step", type=int, help="checkpoint; the newest without it")
+    evaluate.add_argument(
+        "--mesh", metavar="AXIS=N,...",
+        help="how several devices share the work, such as context=8; windows by default",
+    )  # fmt: skip
+    _add_processes(evaluate)
     evaluate.add_argument("--force", action="store_true", help="score again what has been scored")
+
+    plan = add(verbs, "plan", _plan, "memory, time and bounds of a TPU slice, without one")
+    _add_config(plan)
+    plan.add_argument(
+        "--topology", nargs="+", action="extend", required=True, metavar="SLICE",
+        help="such as v5e:4x4 v5p:4x4x4 v6e:16x16",
+    )  # fmt: skip
+    plan.add_argument("--method", metavar="LABEL,...", help="such as rope,fope; the config's own")
+    plan.add_argument("--length", metavar="TOKENS,...", help="such as 512,4096; the config's own")
+    plan.add_argument("--size", metavar="PRESET,...", help="such as 60m,1200m; the config's own")
+    plan.add_argument("--mesh", metavar="AXIS=N,...", help="in place of the config's")
+    plan.add_argument("--jobs", type=int, help="compilations at once; what the machine can take")
+    plan.add_argument("--no-cache", action="store_true", help="compile what was compiled before")
+    plan.add_argument("-o", "--out", type=Path, help="directory for plan.md, .jsonl and .html")
 
     report = add(verbs, "report", _report, "one HTML page about any number of runs")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a --workdir")
@@ -118,10 +148,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _directory(text: str) -> Path:
+    if "://" in text:  # a Path would make a directory "gs:" here
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected a directory; of a bucket, where it is mounted"
+        )
+    return Path(text)
+
+
 def _add_config(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--config", required=True, metavar="FILE[:ARG]",
         help="configuration file and its argument; --config.SECTION.KEY=VALUE changes a value",
+    )  # fmt: skip
+
+
+def _add_processes(verb: argparse.ArgumentParser) -> None:
+    group = verb.add_argument_group(
+        "several processes", "found by itself on a TPU slice; tpu_scripts/local.sh sets all of it"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (FOPE_COORDINATOR)")
+    group.add_argument("--num-processes", type=int, help="how many (FOPE_NUM_PROCESSES)")
+    group.add_argument("--process-id", type=int, help="which one this is (FOPE_PROCESS_ID)")
+    group.add_argument(
+        "--distributed-timeout", type=float, metavar="SECONDS",
+        help="how long to wait for the others (FOPE_DISTRIBUTED_TIMEOUT)",
     )  # fmt: skip
 
 
@@ -158,11 +209,38 @@ def _experiment(arguments: argparse.Namespace):
     return build_experiment(load_config(arguments.config, arguments.overrides))
 
 
+def _join(arguments: argparse.Namespace) -> None:
+    """Joins the other processes of the run, where there are any."""
+    from fope_jax.distributed import initialize
+
+    initialize(
+        arguments.coordinator,
+        arguments.num_processes,
+        arguments.process_id,
+        arguments.distributed_timeout,
+    )
+    from fope_jax.processes import is_first
+
+    if not is_first():  # one of them tells what all do; warnings and errors come from each
+        logging.getLogger("fope_jax").setLevel(logging.WARNING)
+
+
+def _say(line: str) -> None:
+    """Prints what all processes would print, once."""
+    from fope_jax.processes import is_first
+
+    if is_first():
+        print(line)
+
+
 def _data_build(arguments: argparse.Namespace) -> None:
     experiment = _experiment(arguments)
+    from fope_jax.data.beam import Runner
     from fope_jax.data.build import build
 
-    build(experiment.data)
+    options = tuple(arguments.runner_option)
+    runner = Runner(arguments.runner, options, arguments.runner_parts) if arguments.runner else None
+    build(experiment.data, runner)
 
 
 def _data_inspect(arguments: argparse.Namespace) -> None:
@@ -173,21 +251,65 @@ def _data_inspect(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    _join(arguments)
     experiment = _experiment(arguments)
     from fope_jax.train.loop import train
 
     train(experiment, arguments.workdir)
-    print(f"run in {arguments.workdir}")
+    _say(f"run in {arguments.workdir}")
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
+    _join(arguments)
     from fope_jax.evaluate.run import evaluate
+    from fope_jax.model.sharding import MeshConfig
 
-    rows = evaluate(arguments.run, step=arguments.step, force=arguments.force)
-    print(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
+    mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
+    rows = evaluate(arguments.run, arguments.step, mesh=mesh, force=arguments.force)
+    _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    # Here and in every compilation: with the TPU compiler installed, jax would look for a TPU.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    experiment = _experiment(arguments)
+    from fope_jax.model.sharding import MeshConfig
+    from fope_jax.tpu import plan, table
+
+    def listed(text: str | None) -> list[str]:
+        return [part.strip() for part in text.split(",")] if text else []
+
+    cases = plan.make_cases(
+        experiment,
+        topologies=arguments.topology,
+        methods=listed(arguments.method),
+        lengths=[int(length) for length in listed(arguments.length)],
+        sizes=listed(arguments.size),
+        mesh=MeshConfig.parse(arguments.mesh) if arguments.mesh else None,
+    )
+    count = 0
+
+    def done(case: plan.Case, row: plan.Row) -> None:
+        nonlocal count
+        count += 1
+        state = "from the cache" if row.get("cached") else f"{row.get('compile_seconds', 0):.0f} s"
+        print(
+            f"{count} of {len(cases)}: {case.topology} {case.size} {case.method} "
+            f"{row['length']} tokens, {state}", file=sys.stderr,
+        )  # fmt: skip
+
+    cache = None if arguments.no_cache else plan.cache_directory()
+    rows = plan.plan(cases, cache=cache, jobs=arguments.jobs, done=done)
+    print(table.markdown(rows))
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (arguments.out / "plan.jsonl").write_text(lines)
+        (arguments.out / "plan.md").write_text(table.markdown(rows) + "\n")
+        table.write_page(rows, arguments.out / "plan.html")
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -186,6 +186,7 @@ def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
         ["train", "--config", "x.py", "--workdir", "run", "--step", "3"],
         ["train", "--config", "x.py", "--workdir", "run", "--config.train.steps", "3"],
         ["report", "run", "-o", "out", "--config.train.steps=3"],
+        ["train", "--config", "x.py", "--workdir", "gs://bucket/run"],
         ["evaluate"],
         ["fly"],
         [],
@@ -198,7 +199,16 @@ def test_unknown_or_missing_arguments_are_refused_by_the_parser(arguments, capsy
     assert "usage: fope" in capsys.readouterr().err
 
 
-VERBS = [["data", "build"], ["train"], ["evaluate"], ["report"], ["methods"], ["gallery"], []]
+VERBS = [
+    ["data", "build"],
+    ["train"],
+    ["evaluate"],
+    ["plan"],
+    ["report"],
+    ["methods"],
+    ["gallery"],
+    [],
+]
 
 
 @pytest.mark.parametrize("verb", VERBS)

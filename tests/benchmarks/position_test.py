@@ -122,6 +122,17 @@ def test_errors_of_biases():
     assert phases.bias_errors("fire", EXAMPLES["fire"], SHAPE) is None
 
 
+@pytest.mark.slow
+def test_fresh_processes_are_pooled(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    file = tmp_path / "cost.json"
+    arguments = ["--size", "tiny", "--layers", "1", "--vocab", "32", "--lengths", "16", "--batch"]
+    arguments += ["2", "--rounds", "2", "--methods", "nope", "alibi", "--processes", "2"]
+    assert main(["cost", *arguments, "--json", str(file)]) == 0
+    (result,) = json.loads(file.read_text())["results"]
+    assert [len(process["alibi"]) for process in result["seconds"]] == [2, 2]
+
+
 def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     file = tmp_path / "cost.json"
@@ -134,9 +145,6 @@ def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys, monkeypat
     (result,) = json.loads(file.read_text())["results"]
     (process,) = result["seconds"]
     assert {name: len(own) for name, own in process.items()} == {"nope": 2, "alibi": 2}
-    assert main(["cost", *arguments, "--processes", "2", "--json", str(file)]) == 0
-    (result,) = json.loads(file.read_text())["results"]
-    assert [len(process["alibi"]) for process in result["seconds"]] == [2, 2]
 
     small = ["--size", "tiny", "--lengths", "16", "--tokens", "32", "--rounds", "2"]
     assert main(["rotation", *small, "--json", str(file)]) == 0

@@ -30,6 +30,7 @@ from ml_collections import ConfigDict
 from fope_jax.config import ConfigError, parse_arg
 from fope_jax.model.presets import PRESETS
 
+SLICES = {"60m": "v5e:4x4", "180m": "v5e:4x4", "1200m": "v5p:4x4x4"}  # that each size fits
 SIGMA = {"60m": 0.3, "180m": 0.4, "1200m": 0.6}
 TOKENS = {"c4": 10_000_000_000, "books": 5_256_000_000}
 BATCH_SIZE = {"code": {512: 1024, 1024: 512}, "paper": {512: 1024, 1024: 1024}}

@@ -196,7 +196,7 @@ def _documents_of(parts: Sequence[Part]) -> Iterator[TokenizedDocument]:
             yield TokenizedDocument(part.corpus, name, ids.astype(np.int32), int(size))
 
 
-def _write(path: str, columns: Mapping[str, np.ndarray]) -> None:
+def _write(path: str, columns: Mapping[str, Any]) -> None:
     """Under a name of its own first: two workers may do the same part, and one may be killed."""
     files = _files()
     directory, _, name = path.rpartition("/")

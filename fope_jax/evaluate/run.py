@@ -23,6 +23,7 @@ from fope_jax.evaluate.retrieval import TEMPLATES, check_contexts, draw_keys, sc
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.windows import Windows
 from fope_jax.extras import require
+from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import PositionVariables, fingerprint
@@ -107,7 +108,7 @@ def restore_model(
 ) -> Transformer:
     """The model of ``experiment`` with the arrays of one checkpoint; none are drawn first."""
     config = experiment.model
-    if config.attention in ("splash", "cudnn"):  # the platform and lengths of training
+    if config.attention in FUSED:  # the platform and lengths of training
         config = dataclasses.replace(config, attention="auto")
     model = nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0)))
     graphdef, params, constants = split(model)

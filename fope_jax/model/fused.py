@@ -8,6 +8,7 @@ before a query in its segment are those that ``attention.attend`` shows it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,8 @@ def splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = F
     # The kernel wants whole lanes: more dimensions of zeros change no logit, and are cut off again.
     q, k, v = (_to_lanes(x.swapaxes(1, 2)) for x in (q, k, v))
     ids = kernel.SegmentIds(q=segments, kv=segments)
-    out = jax.vmap(attend)(q, k, v, segment_ids=ids)[..., :head_dim].swapaxes(1, 2)
+    out: Any = jax.vmap(attend)(q, k, v, segment_ids=ids)
+    out = out[..., :head_dim].swapaxes(1, 2)
     return jnp.where(segments[:, :, None, None] == 0, 0, out).astype(q.dtype)
 
 
@@ -70,7 +72,7 @@ def _to_lanes(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -x.shape[-1] % LANES)))
 
 
-def cudnn(q: Array, k: Array, v: Array, segments: Array, *, implementation: str = "cudnn") -> Array:
+def cudnn(q: Array, k: Array, v: Array, segments: Array, *, implementation: Any = "cudnn") -> Array:
     """Causal attention within segments by cuDNN, with a mask ``[B or 1, 1, T, T]``.
 
     Args:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def weight_gradient(x: Array, d_out: Array) -> Array:
 
 def to_heads(x: Array, weight: Array) -> Array:
     """Projects ``x [B, T, D]`` with ``weight [D, N, H]`` to ``[B, T, N, H]``."""
-    out = linear(x, weight.reshape(weight.shape[0], -1), ("embed", "heads"))
+    out: Any = linear(x, weight.reshape(weight.shape[0], -1), ("embed", "heads"))
     out = out.reshape(*x.shape[:2], *weight.shape[1:])
     return constrain(out, ("batch", "length", "heads", None))
 

@@ -308,6 +308,7 @@ def layer(
         axes_of=position.variable_axes,
         bias_fn=position.bias if position.has_bias else None,
         contextual_fn=position.contextual_bias if position.has_contextual_bias else None,
+        head_bias=position.head_bias if position.has_head_bias else None,
         backend=_backend(config, position, q.shape[1]),
         block=config.attention_block,
     )
@@ -327,7 +328,7 @@ def _backend(config: TransformerConfig, position: PositionEmbedding, length: int
     return choose_backend(
         "auto",
         platform=jax.default_backend(),
-        position=position,
+        methods=[position],
         length=length,
         head_dim=config.shape.head_dim,
         dtype=config.dtype,

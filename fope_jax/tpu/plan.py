@@ -221,7 +221,10 @@ def _advice(case: Case, versions: dict[str, str], cache: Path | None) -> str:
 
 
 def _changes(experiment: Experiment) -> Iterable[tuple[str, Experiment]]:
-    model, train = experiment.model, experiment.train
+    model, train, mesh = experiment.model, experiment.train, experiment.mesh
+    if mesh.data != 1:  # copies of the model, which devices could share
+        spread = dataclasses.replace(mesh, data=1, fsdp=-1)
+        yield "mesh.data=1 with mesh.fsdp=-1", dataclasses.replace(experiment, mesh=spread)
     recompute = model
     for remat in ("dots", "full"):
         if model.remat == "none" or (model.remat, remat) == ("dots", "full"):

@@ -54,11 +54,9 @@ def splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = F
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * num_heads)
-    # Its mask is made of constants, also where the rest is traced.
-    with jax.ensure_compile_time_eval():
-        attend = kernel.make_splash_mha(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-        )
+    attend = kernel.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
     q = q * jnp.asarray(1 / math.sqrt(head_dim), q.dtype)
     # The kernel wants whole lanes: more dimensions of zeros change no logit, and are cut off again.
     q, k, v = (_to_lanes(x.swapaxes(1, 2)) for x in (q, k, v))

@@ -97,7 +97,7 @@ def test_overrides_are_parsed_by_the_type_of_their_field(spec):
     assert (train.steps, train.learning_rate, train.gradient_clip) == (200, 1.0, None)
     assert type(train.learning_rate) is float
     assert (experiment.seed, experiment.name, train.schedule) == (7, "3", "constant")
-    assert (experiment.model.qk_norm, experiment.model.num_kv_heads) == (True, 2)
+    assert (experiment.model.qk_norm, experiment.model.num_kv_heads) == ("head", 2)
     assert experiment.evaluate.lengths == (1, 2)
     assert experiment.evaluate.passkey_lengths == (4,)
     assert experiment.evaluate.passkey_templates == ("compact",)

@@ -20,6 +20,9 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope evaluate --run runs/fope
   fope report runs/fope runs/rope -o runs/report
 
+  fope import --from DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
+  fope export --run runs/fope -o DIR         and back
+
   fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope
 
   fope methods                     every position embedding, its knobs and its source
@@ -33,6 +36,15 @@ examples:
 
 The same command again goes on from the newest checkpoint. Any value of the configuration can be
 given as --config.SECTION.KEY=VALUE.
+"""
+IMPORT_EXAMPLES = """\
+examples:
+  fope import --from models/SmolLM2-135M --workdir runs/smollm2 --config.train.length=2048
+  fope data build --config runs/smollm2/config.json
+  fope evaluate --run runs/smollm2
+
+train.length is the length that evaluation counts in multiples of; without it the checkpoint's
+max_position_embeddings. Any value but the model's own can be given as --config.SECTION.KEY=VALUE.
 """
 
 
@@ -130,6 +142,27 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--jobs", type=int, help="compilations at once; what the machine can take")
     plan.add_argument("--no-cache", action="store_true", help="compile what was compiled before")
     plan.add_argument("-o", "--out", type=Path, help="directory for plan.md, .jsonl and .html")
+
+    fetch = add(
+        verbs, "import", _import, "make a run of a Hugging Face checkpoint", IMPORT_EXAMPLES
+    )
+    fetch.set_defaults(config=None)  # its values can be changed as those of a file
+    fetch.add_argument(
+        "--from", type=Path, required=True, metavar="DIR", dest="source",
+        help="directory with config.json and *.safetensors",
+    )  # fmt: skip
+    fetch.add_argument("--workdir", type=_directory, required=True, help="directory of the run")
+
+    export = add(verbs, "export", _export, "write a run as a Hugging Face checkpoint")
+    export.add_argument(
+        "--run", type=_directory, required=True, metavar="RUN[/STEP]", help="a --workdir"
+    )
+    export.add_argument("--step", type=int, help="checkpoint; the newest without it")
+    export.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"),
+        help="of the tensors; that of the import or of the parameters without it",
+    )  # fmt: skip
+    export.add_argument("-o", "--out", type=Path, required=True, help="directory that is made")
 
     report = add(verbs, "report", _report, "one HTML page about any number of runs")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a --workdir")
@@ -270,6 +303,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
     rows = evaluate(arguments.run, arguments.step, mesh=mesh, force=arguments.force)
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("ml_collections", "train")
+    require("flax", "train")
+    from fope_jax.train.exchange import import_run
+
+    print(import_run(arguments.source, arguments.workdir, arguments.overrides))
+    print(f"run in {arguments.workdir}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("flax", "train")
+    from fope_jax.train.exchange import export_run
+
+    print(export_run(arguments.run, arguments.out, arguments.step, arguments.dtype))
+    print(f"checkpoint in {arguments.out}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:

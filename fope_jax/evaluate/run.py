@@ -183,12 +183,13 @@ class Protocol:
         )
 
 
-def plan(experiment: Experiment, data_fingerprint: str) -> list[Protocol]:
+def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]:
     """The protocols that an experiment's ``evaluate`` section asks for, checked before any work.
 
     Args:
       experiment: of the run.
-      data_fingerprint: of the token cache that the model was trained on.
+      data_fingerprint: of the token cache that the model was trained on; None for imported
+        weights, which were trained elsewhere.
 
     Raises:
       ValueError: a length beyond what the position embedding is defined for, or too short for a
@@ -207,7 +208,7 @@ def plan(experiment: Experiment, data_fingerprint: str) -> list[Protocol]:
         )
     caches = {name: open_cache(experiment.data, name) for name in settings.splits or ("train",)}
     cache = next(iter(caches.values()))
-    if cache.fingerprint != data_fingerprint:
+    if data_fingerprint is not None and cache.fingerprint != data_fingerprint:
         raise ValueError(
             f"the model was trained on a token cache with fingerprint {data_fingerprint}, but the "
             f"one in {experiment.data.cache_dir} has {cache.fingerprint}: its corpus or tokenizer "

@@ -27,6 +27,7 @@ from fope_jax.config import (
 from fope_jax.files import write_json
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
+IMPORTED = "imported"  # the key of run.json that says where weights came from
 PACKAGES = (
     "fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
 )  # fmt: skip
@@ -38,7 +39,7 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
     Raises:
       OSError: the directory cannot be made or written.
       ConfigError: it holds a run of another configuration; the message names the keys and both
-        values.
+        values. Or it holds imported weights, which a new run would train over.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -46,6 +47,12 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
             pass
     except OSError as error:
         raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
+    run = workdir / RUN
+    if run.exists() and IMPORTED in (facts := json.loads(run.read_text())):
+        raise ConfigError(
+            f"workdir {workdir} holds weights imported from {facts[IMPORTED]['directory']}, with "
+            "which no run begins; use another --workdir"
+        )
     new = experiment_to_dict(experiment)
     path = workdir / CONFIG
     if path.exists():

@@ -6,6 +6,7 @@ raises. A model of ours goes by the family whose layers it has.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -188,11 +189,13 @@ def from_config(values: Mapping[str, Any]) -> Described:
         tie_embeddings=flag("tie_word_embeddings", given["tie_word_embeddings"]),
         norm_eps=number("rms_norm_eps", given["rms_norm_eps"]),
     )
-    position = _position(given, family, config.shape)
+    shape = config.shape
+    config = dataclasses.replace(config, num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim)
+    position = _position(given, family, shape)
     ours = values.get(OURS)
     if ours is None:
         return Described(config, position, kept, None)
-    own = _exported(ours, position, config.shape, family.by_layer)
+    own = _exported(ours, position, shape, family.by_layer)
     return Described(config, own, kept, ours["fingerprint"])
 
 

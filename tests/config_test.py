@@ -203,6 +203,18 @@ def test_config_json_builds_the_same_experiment(spec, method):
     assert build_experiment(ConfigDict(stored)) == experiment
 
 
+def test_config_json_is_a_configuration_file_too(spec, tmp_path):
+    experiment = build(spec)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(experiment_to_dict(experiment)))
+    assert build(str(path)) == experiment
+    assert build(str(path), "train.steps=7", "model.norm=post") == replace(
+        experiment,
+        train=replace(experiment.train, steps=7),
+        model=replace(experiment.model, norm="post"),
+    )
+
+
 def test_what_changes_the_numbers_is_told_with_both_values(spec):
     old = experiment_to_dict(build(spec))
     assert changed_numbers(old, old) == []

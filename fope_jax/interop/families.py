@@ -339,8 +339,8 @@ def to_config(
       config: the model.
       position: its position embedding.
       position_hash: of ``fingerprint`` with the model's constants.
-      length: tokens that the model is for, its ``max_position_embeddings``; a method that needs
-        another value there gets it.
+      length: tokens that the model is for, its ``max_position_embeddings``; ``DynamicNTK`` needs
+        the trained length there and gets it.
       kept: what ``from_config`` kept, where the model came from there.
 
     Raises:
@@ -434,11 +434,9 @@ def to_position_keys(
 
 
 def _length(position: PositionEmbedding, length: int) -> int:
-    """``max_position_embeddings``: what each scaling means by it, at least ``length`` elsewhere."""
+    """``max_position_embeddings``: ``length``, but for ``dynamic`` the trained length counts."""
     methods = position.methods if isinstance(position, ByLayer) else (position,)
     for step in (step for method in methods for step in getattr(method, "scaling", ())):
         if isinstance(step, DynamicNTK):
             return step.original_length
-        if hasattr(step, "original_length"):
-            length = max(length, round(step.original_length * step.factor))
     return length

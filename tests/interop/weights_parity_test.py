@@ -3,19 +3,18 @@
 Slow, and with two libraries that nothing else needs: pip install 'fope-jax[parity]'.
 """
 
-import functools
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from fope_jax.interop.weights import export_weights, import_weights
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import ByLayer, DynamicNTK, Llama3, NoPE, Proportional, RoPE, YaRN
 from tests.interop.make_weights_goldens import (
+    GOLDENS,
     LENGTHS,
     MODELS,
     build,
@@ -25,6 +24,7 @@ from tests.interop.make_weights_goldens import (
     rope_types,
     tokens,
 )
+from tests.interop.weights_runs import logits_of_parts
 
 pytestmark = pytest.mark.slow
 
@@ -32,26 +32,14 @@ pytestmark = pytest.mark.slow
 ALL_LENGTHS = (1, 7, 16, 17, 40, 128)
 
 
-@functools.partial(
-    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
-)
-def run(graphdef, params, constants, ids):
-    positions = jnp.arange(ids.shape[1], dtype=jnp.int32)[None]
-    return merge(graphdef, params, constants)(ids, positions, jnp.ones_like(positions))
-
-
-def ours(parts, ids):
-    config, position, params, constants = parts[:4]
-    model = nnx.eval_shape(lambda: Transformer(config, position, rngs=nnx.Rngs(0)))
-    return run(split(model)[0], params, constants, ids)
-
-
 def assert_parity(parts, model, tolerance):
     for length in ALL_LENGTHS:
         ids = tokens(length, parts[0].vocab_size)
         expected = logits(model, ids)
         assert np.abs(expected).max() > 0.5
-        np.testing.assert_allclose(ours(parts, ids), expected, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            logits_of_parts(parts, ids), expected, rtol=tolerance, atol=tolerance
+        )
 
 
 @pytest.mark.parametrize("rope", rope_types(8))
@@ -110,8 +98,6 @@ def test_models_of_our_own_load_in_transformers(tmp_path, position, changes):
 
 def test_the_goldens_are_what_transformers_computes_now(tmp_path):
     """Their own tolerance and not bits: another build of PyTorch may add up in another order."""
-    from tests.interop.make_weights_goldens import GOLDENS
-
     stored = np.load(GOLDENS / "logits.npz")
     stated = json.loads((GOLDENS / "rope_types.json").read_text())
     for rope in rope_types(8):

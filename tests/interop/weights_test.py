@@ -1,13 +1,11 @@
 """Checkpoints that transformers wrote, with what it computes of them; see goldens/README.md."""
 
 import dataclasses
-import functools
 import json
 import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -20,7 +18,7 @@ from fope_jax.interop.weights import (
     places,
     position_fingerprint,
 )
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import (
     AdjustedBase,
     ALiBi,
@@ -36,6 +34,7 @@ from fope_jax.position import (
     YaRN,
     from_spec,
 )
+from tests.interop.weights_runs import logits_of_parts
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "weights"
 MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3")
@@ -53,31 +52,11 @@ def logits():
     return dict(np.load(GOLDENS / "logits.npz"))
 
 
-@functools.partial(
-    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0}
-)
-def run(graphdef, params, constants, tokens):
-    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    return merge(graphdef, params, constants)(tokens, positions, jnp.ones_like(positions))
-
-
-def computed(imported, tokens):
-    """The logits of imported weights, whose trees must be those of a model of ours."""
-    graphdef, *trees = split(
-        nnx.eval_shape(lambda: Transformer(imported.config, imported.position, rngs=nnx.Rngs(0)))
-    )
-    own = imported.params, imported.constants
-    for ours, expected in zip(own, trees, strict=True):
-        assert jax.tree.structure(ours) == jax.tree.structure(expected)
-        jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype) or 1 / 0, ours, expected)
-    return run(graphdef, *own, tokens)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_transformers(logits, name):
     imported = import_weights(GOLDENS / name)
     for length in LENGTHS:
-        ours = computed(imported, logits[f"tokens/{length}"])
+        ours = logits_of_parts(imported, logits[f"tokens/{length}"])
         np.testing.assert_allclose(ours, logits[f"{name}/default/{length}"], rtol=1e-4, atol=1e-4)
     assert isinstance(imported.position, ByLayer) == (name == "smollm3")
 
@@ -96,7 +75,7 @@ def test_every_rope_type_within_the_trained_length_and_beyond(logits, tmp_path, 
     imported = import_weights(with_config(tmp_path, **ROPE_TYPES[rope]))
     for length in LENGTHS:
         expected = logits[f"llama/{rope}/{length}"]
-        ours = computed(imported, logits[f"tokens/{length}"])
+        ours = logits_of_parts(imported, logits[f"tokens/{length}"])
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
     # What the type changes is far larger than what is allowed above.
     assert np.abs(expected - logits["llama/default/40"]).max() > 0.1

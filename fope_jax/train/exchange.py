@@ -31,7 +31,14 @@ from fope_jax.interop.weights import (
     position_fingerprint,
 )
 from fope_jax.model.transformer import split
-from fope_jax.train.workdir import CHECKPOINTS, CONFIG, IMPORTED, open_workdir, record_run
+from fope_jax.train.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    IMPORTED,
+    KEPT,
+    open_workdir,
+    record_run,
+)
 
 TOKENIZER = "tokenizer.json"
 BESIDE = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
@@ -73,7 +80,8 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
         "seed": experiment.seed,
         "parameters": parameters,
         "position": {"hash": position.hash, "summary": position.summary},
-        IMPORTED: {"directory": str(source), "kept": imported.kept},
+        IMPORTED: {"directory": str(source)},
+        KEPT: imported.kept,
     }
     record_run(workdir, facts, 0)
     return f"{source}: {parameters:,} parameters, position {position.summary}"
@@ -139,7 +147,7 @@ def export_run(
         run, step = run.parent, int(run.name)
     loaded = load_run(run, step)
     _, params, constants = split(loaded.model)
-    kept = loaded.run_info.get(IMPORTED, {}).get("kept", {})
+    kept = loaded.run_info.get(KEPT, {})
     data = loaded.experiment.data
     export_weights(
         directory,

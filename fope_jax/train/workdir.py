@@ -27,7 +27,8 @@ from fope_jax.config import (
 from fope_jax.files import write_json
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
-IMPORTED = "imported"  # the key of run.json that says where weights came from
+IMPORTED = "imported"  # the key of run.json that says where the weights of step 0 came from
+KEPT = "kept"  # the key with what the config.json of their checkpoint says besides
 PACKAGES = (
     "fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
 )  # fmt: skip

@@ -37,9 +37,8 @@ def assert_parity(parts, model, tolerance):
         ids = tokens(length, parts[0].vocab_size)
         expected = logits(model, ids)
         assert np.abs(expected).max() > 0.5
-        np.testing.assert_allclose(
-            logits_of_parts(parts, ids), expected, rtol=tolerance, atol=tolerance
-        )
+        ours = logits_of_parts(parts, ids)
+        np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("rope", rope_types(8))

@@ -229,10 +229,13 @@ def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> Po
     both = [given[key] for key in ("rope_parameters", "rope_scaling") if given.get(key)]
     if both and both[0] != both[-1]:
         raise ValueError(f"rope_parameters={both[0]}, rope_scaling={both[1]}: leave one out")
-    parameters = dict(both[0]) if both else {}
+    parameters = {key: x for key, x in both[0].items() if x is not None} if both else {}
     if not {"rope_type", "type"} & parameters.keys():
         parameters["rope_type"] = "default"
-    theta = given.get(THETA, None if parameters.get(THETA) else family.theta)
+    share = parameters.get(SHARE, given.get(SHARE, 1))
+    if share != 1 and "proportional" not in parameters.values():
+        raise ValueError(f"{SHARE}={share}: these models turn the whole head, 1")
+    theta = given.get(THETA, None if THETA in parameters else family.theta)
     length = integer(LENGTH, given[LENGTH])
     if any(SPELLINGS.get(key, key) in FOPE_KEYS for key in parameters):
         fixed = parameters.get("num_inv_freq", parameters.get("fope_num_inv_freq"))
@@ -246,7 +249,10 @@ def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> Po
         method = _rope(parameters, given, theta, length, shape.head_dim)
     if not family.by_layer:
         return method
-    return _over_layers(method, _rotates(given, shape.num_layers))
+    rotates = _rotates(given, shape.num_layers)
+    if isinstance(method, FoPE) and not all(rotates):
+        raise ValueError(f"no_rope_layers={given.get(_BY_LAYER[0])}: FoPE is in all layers or none")
+    return _over_layers(method, rotates)
 
 
 def _rope(
@@ -258,16 +264,13 @@ def _rope(
 ) -> RoPE:
     """RoPE, each type with the meaning that ``max_position_embeddings`` has for it."""
     kind = parameters.get("rope_type", parameters.get("type"))
-    share = parameters.get(SHARE, given.get(SHARE))
-    if kind != "proportional" and share not in (None, 1):
-        raise ValueError(f"{SHARE}={share}: these models turn the whole head, 1")
     original, extended = given.get(ORIGINAL), None
     if kind == "dynamic":
         original = length
     elif kind in ("yarn", "longrope", "llama3"):
-        if original is None and parameters.get(ORIGINAL) is None:
+        if original is None and ORIGINAL not in parameters:
             original = length
-        if parameters.get("factor") is None and kind != "llama3":
+        if "factor" not in parameters and kind != "llama3":
             extended = length
     else:
         original = None
@@ -286,6 +289,8 @@ def _rotates(given: Mapping[str, Any], num_layers: int) -> list[bool]:
     layers = given.get("no_rope_layers")
     if layers is None:
         interval = integer("no_rope_layer_interval", given.get("no_rope_layer_interval", 4))
+        if interval < 1:
+            raise ValueError(f"no_rope_layer_interval={interval}: expected 1 or more")
         return [(index + 1) % interval != 0 for index in range(num_layers)]
     if len(layers) != num_layers or not set(layers) <= {0, 1}:
         raise ValueError(

@@ -255,6 +255,7 @@ def test_changed_rope_parameters_are_refused(tmp_path):
 
 LLAMA = json.loads((GOLDENS / "llama" / "config.json").read_text())
 QWEN3 = json.loads((GOLDENS / "qwen3" / "config.json").read_text())
+ENGINES = {"rope_theta": 100.0, "num_inv_freq": 2, "fope_sep_head": True, "fope_init_factor": 0.3}
 SMOLLM3 = json.loads((GOLDENS / "smollm3" / "config.json").read_text())
 
 
@@ -357,6 +358,11 @@ def test_what_changes_no_number_is_kept():
         (LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
          "rope_parameters=.*, rope_scaling=.*: leave one out"),
         (older(partial_rotary_factor=0.5), "partial_rotary_factor=0.5: these models turn the wh"),
+        (LLAMA | {"partial_rotary_factor": 0.5, "rope_parameters": ENGINES},
+         "partial_rotary_factor=0.5: these models"),
+        (SMOLLM3 | {"rope_parameters": ENGINES}, r"no_rope_layers=\[1, 1, 1, 0\]: FoPE is in all"),
+        (SMOLLM3 | {"no_rope_layers": None, "no_rope_layer_interval": 0},
+         "no_rope_layer_interval=0: expected 1 or more"),
         (SMOLLM3 | {"no_rope_layers": [1, 0]}, r"no_rope_layers=\[1, 0\]: .* each of 4 layers"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -79,9 +79,10 @@ def test_a_mesh_that_cannot_be_read(text, bad):
         MeshConfig.parse(text)
 
 
-def test_every_axis_of_every_parameter_has_a_rule():
+@pytest.mark.parametrize("qk_norm", ["head", "width"])
+def test_every_axis_of_every_parameter_has_a_rule(qk_norm):
     config = TransformerConfig(
-        vocab_size=8, d_model=32, num_layers=12, num_heads=4, mlp_dim=8, qk_norm=True
+        vocab_size=8, d_model=32, num_layers=12, num_heads=4, mlp_dim=8, qk_norm=qk_norm
     )
     for label, method in examples(16, 8).items():
         model = jax.eval_shape(

@@ -8,7 +8,6 @@ import platform
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -18,7 +17,7 @@ from typing import Any
 import jax
 
 from fope_jax.config import ConfigError, Experiment, changed_numbers, experiment_to_dict
-from fope_jax.files import write_json
+from fope_jax.files import make_writable, write_json
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
 PACKAGES = (
@@ -35,9 +34,7 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
         values.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        make_writable(workdir)
     except OSError as error:
         raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
     new = experiment_to_dict(experiment)

@@ -1,7 +1,6 @@
 """Tokenising through Apache Beam gives the cache of a build on one machine, to the last byte."""
 
 import gzip
-import importlib.util
 import json
 
 import pytest
@@ -10,13 +9,7 @@ from fope_jax.data import beam, build, cache
 from fope_jax.data.beam import Runner
 from fope_jax.data.corpora import CorpusError
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("apache_beam") is None,
-        reason="needs Apache Beam in an environment of its own: make beam-test",
-    ),
-]
+pytest.importorskip("apache_beam")
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fope_jax.files import as_path, check_bucket, user_cache
+
 DESCRIPTION = """\
 Train one transformer with any position embedding, and measure it beyond its training length.
 
@@ -115,11 +117,18 @@ def build_parser() -> argparse.ArgumentParser:
     train = add(verbs, "train", _train, "train, or go on training", TRAIN_EXAMPLES)
     _add_config(train)
     _add_processes(train)
-    train.add_argument("--workdir", type=_directory, required=True, help="directory of this run")
+    train.add_argument(
+        "--workdir", type=_directory, required=True, metavar="DIR",
+        help="directory of this run, also in a bucket: gs://BUCKET/PATH",
+    )  # fmt: skip
 
     evaluate = add(verbs, "evaluate", _evaluate, "measure a trained run against context length")
     evaluate.add_argument(
-        "--run", type=_directory, required=True, help="the --workdir of `fope train`"
+        "--run",
+        type=_directory,
+        required=True,
+        metavar="DIR",
+        help="the --workdir of `fope train`",
     )
     evaluate.add_argument("--step", type=int, help="checkpoint; the newest without it")
     evaluate.add_argument(
@@ -141,7 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--mesh", metavar="AXIS=N,...", help="in place of the config's")
     plan.add_argument("--jobs", type=int, help="compilations at once; what the machine can take")
     plan.add_argument("--no-cache", action="store_true", help="compile what was compiled before")
-    plan.add_argument("-o", "--out", type=Path, help="directory for plan.md, .jsonl and .html")
+    plan.add_argument("-o", "--out", type=_local, help="directory for plan.md, .jsonl and .html")
 
     fetch = add(
         verbs, "import", _import, "make a run of a Hugging Face checkpoint", IMPORT_EXAMPLES
@@ -165,8 +174,8 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--out", type=Path, required=True, help="directory that is made")
 
     report = add(verbs, "report", _report, "one HTML page about any number of runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a --workdir")
-    report.add_argument("-o", "--out", type=Path, required=True, help="directory of the page")
+    report.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
+    report.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
 
     methods = add(verbs, "methods", _methods, "list the position embeddings and their knobs")
     form = methods.add_mutually_exclusive_group()
@@ -174,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--write", type=Path, metavar="FILE", help="bring them up to date in FILE")
 
     gallery = add(verbs, "gallery", _gallery, "one HTML page with a picture of each embedding")
-    gallery.add_argument("-o", "--out", type=Path, required=True, help="directory of the page")
+    gallery.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
     gallery.add_argument(
         "--methods", nargs="+", metavar="LABEL", help="only these, such as rope fope rope+yarn"
     )
@@ -182,10 +191,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _directory(text: str) -> Path:
+    """Of this machine or in a bucket."""
+    try:
+        return as_path(text)
+    except (ValueError, ImportError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _local(text: str) -> Path:
     if "://" in text:  # a Path would make a directory "gs:" here
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a directory; of a bucket, where it is mounted"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
     return Path(text)
 
 
@@ -284,6 +299,7 @@ def _data_inspect(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    check_bucket(arguments.workdir)
     _join(arguments)
     experiment = _experiment(arguments)
     from fope_jax.train.loop import train
@@ -296,6 +312,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
+    check_bucket(arguments.run)
     _join(arguments)
     from fope_jax.evaluate.run import evaluate
     from fope_jax.model.sharding import MeshConfig
@@ -355,7 +372,7 @@ def _plan(arguments: argparse.Namespace) -> None:
             f"{row['length']} tokens, {state}", file=sys.stderr,
         )  # fmt: skip
 
-    cache = None if arguments.no_cache else plan.cache_directory()
+    cache = None if arguments.no_cache else user_cache()
     rows = plan.plan(cases, cache=cache, jobs=arguments.jobs, done=done)
     print(table.markdown(rows))
     if arguments.out:
@@ -374,6 +391,8 @@ def _report(arguments: argparse.Namespace) -> None:
     from fope_jax.report.rows import read_runs
     from fope_jax.report.tables import text_tables
 
+    for run in arguments.runs:
+        check_bucket(run)
     print(text_tables(read_runs(arguments.runs)))
     print(f"report in {write_report(arguments.runs, arguments.out)}")
 

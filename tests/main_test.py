@@ -289,7 +289,9 @@ def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
         ["train", "--config", "x.py", "--workdir", "run", "--step", "3"],
         ["train", "--config", "x.py", "--workdir", "run", "--config.train.steps", "3"],
         ["report", "run", "-o", "out", "--config.train.steps=3"],
-        ["train", "--config", "x.py", "--workdir", "gs://bucket/run"],
+        ["train", "--config", "x.py", "--workdir", "s3://bucket/run"],
+        ["evaluate", "--run", "gs://"],
+        ["report", "run", "-o", "gs://bucket/report"],
         ["evaluate"],
         ["fly"],
         [],
@@ -300,6 +302,21 @@ def test_unknown_or_missing_arguments_are_refused_by_the_parser(arguments, capsy
         main(arguments)
     assert caught.value.code == 2
     assert "usage: fope" in capsys.readouterr().err
+
+
+def test_another_scheme_is_refused_with_what_is_accepted(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--config", "x.py", "--workdir", "s3://bucket/run"])
+    said = capsys.readouterr().err
+    assert "'s3://bucket/run'; accepted: a path of this machine, or gs://BUCKET/PATH" in said
+
+
+def test_a_bucket_without_its_package_names_the_pip_line(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--config", "x.py", "--workdir", "gs://bucket/run"])
+    assert caught.value.code == 2
+    assert "pip install 'fope-jax[buckets]'" in capsys.readouterr().err
 
 
 VERBS = [

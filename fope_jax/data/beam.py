@@ -28,6 +28,7 @@ from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import CorpusError, Document, match_files, read_corpus, read_file
 from fope_jax.data.tokenizer import Tokenizer, describe, load_saved
 from fope_jax.extras import require
+from fope_jax.files import as_path
 
 _DOCUMENTS_AT_ONCE = 64
 
@@ -148,7 +149,7 @@ def tokenize_part(
 ) -> str:
     """A worker's work: tokens of one part into its file, which appears whole or not at all."""
     tokenizer = _load(json.dumps(description), tuple(sorted(saved.items())))
-    documents = read_file(Path(part.file)) if part.file else read_corpus(
+    documents = read_file(as_path(part.file)) if part.file else read_corpus(
         config, part.corpus, part.split
     )  # fmt: skip
     names, tokens, lengths, sizes = [], [], [], []

@@ -23,6 +23,7 @@ from fope_jax.evaluate.retrieval import TEMPLATES, check_contexts, draw_keys, sc
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.windows import Windows
 from fope_jax.extras import require
+from fope_jax.files import as_path
 from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
@@ -54,7 +55,7 @@ class LoadedRun(NamedTuple):
 
 def read_experiment(workdir: Path) -> Experiment:
     """The experiment that a run's config.json describes."""
-    path = Path(workdir) / "config.json"
+    path = workdir / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{workdir} is no run: there is no {path.name}; make one with "
@@ -88,7 +89,7 @@ def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = N
       ValueError: the checkpoint's position fingerprint is not that of the restored model, or the
         model cannot be cut over the mesh.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     experiment = read_experiment(workdir)
     store = CheckpointStore(workdir / "checkpoints")
     try:
@@ -324,7 +325,7 @@ def evaluate(
     Returns:
       The rows of all protocols at this step, as they stand in the file, time rows left out.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     progress = progress or _bars
     if not is_first():
         say = _nothing

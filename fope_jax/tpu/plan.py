@@ -238,10 +238,3 @@ def _changes(experiment: Experiment) -> Iterable[tuple[str, Experiment]]:
                 f"model.remat={recompute.remat} with train.accumulate={pieces}",
                 dataclasses.replace(experiment, model=recompute, train=smaller),
             )
-
-
-def cache_directory() -> Path:
-    """Where answers are kept: $FOPE_CACHE, or the user's cache directory."""
-    own = os.environ.get("FOPE_CACHE")
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(root) if root else Path.home() / ".cache") / "fope_jax"

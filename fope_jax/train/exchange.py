@@ -23,6 +23,7 @@ from fope_jax.config import (
 from fope_jax.data import DataConfig
 from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
 from fope_jax.evaluate.run import load_run
+from fope_jax.files import as_path
 from fope_jax.interop.families import LENGTH
 from fope_jax.interop.weights import (
     Imported,
@@ -65,7 +66,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       ValueError: see ``import_weights``.
       OSError: a file is missing, or the workdir cannot be written.
     """
-    source, workdir, overrides = Path(source), Path(workdir), list(overrides)
+    source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
     imported = import_weights(source)
     experiment = _experiment(source, imported, overrides)
     position = position_fingerprint(imported.config, imported.position, imported.constants)
@@ -140,7 +141,7 @@ def export_run(
       ValueError: the run has what Hugging Face cannot say, naming the field.
       OSError: there is no such run, or the directory cannot be written.
     """
-    run, directory = Path(run), Path(directory)
+    run, directory = as_path(run), Path(directory)
     if run.name.isdecimal() and not (run / CONFIG).exists() and (run.parent / CONFIG).exists():
         if step is not None and step != int(run.name):
             raise ConfigError(f"--run {run} and --step {step}: leave one out")

@@ -22,6 +22,7 @@ from fope_jax.data.cache import open_cache
 from fope_jax.data.config import Packing
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
+from fope_jax.files import as_path
 from fope_jax.model.sharding import batch_sharding, place
 from fope_jax.position import PositionVariables, fingerprint
 from fope_jax.processes import is_first, wait_for_all
@@ -58,7 +59,7 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
       NonFiniteError: nothing after the last finite checkpoint has been saved.
       OSError: the workdir cannot be written, or the token cache is missing or damaged.
     """
-    workdir, config = Path(workdir), experiment.train
+    workdir, config = as_path(workdir), experiment.train
     plan = plan_state(experiment)
 
     # ------------------------------------------------------------------ what there is already
@@ -171,6 +172,8 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
                     "constants": constants,
                     "optimizer": state.optimizer,
                 }
+                if metrics_log:
+                    metrics_log.flush()
                 store.save(step, items, identity)
                 meter.restart(batches)
     store.close()

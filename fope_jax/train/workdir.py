@@ -8,7 +8,6 @@ import platform
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,7 +23,7 @@ from fope_jax.config import (
     changed_numbers,
     experiment_to_dict,
 )
-from fope_jax.files import write_json
+from fope_jax.files import make_writable, write_json
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
 IMPORTED = "imported"  # the key of run.json that says where the weights of step 0 came from
@@ -43,9 +42,7 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
         values. Or it holds imported weights, which a new run would train over.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        make_writable(workdir)
     except OSError as error:
         raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
     run = workdir / RUN

@@ -13,6 +13,7 @@ from flax import nnx
 from fope_jax.model.backends import BACKENDS, choose_backend
 from fope_jax.model.context import attend_on_mesh
 from fope_jax.model.layers import (
+    PRODUCT,
     from_heads,
     look_up,
     rms_norm,
@@ -32,7 +33,7 @@ QK_NORMS = ("none", "head", "width")
 
 
 _KEPT = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -202,6 +202,7 @@ def test_unknown_or_missing_arguments_are_refused_by_the_parser(arguments, capsy
 VERBS = [
     ["data", "build"],
     ["train"],
+    ["extend"],
     ["evaluate"],
     ["plan"],
     ["report"],

@@ -17,7 +17,13 @@ from typing import Any
 
 import jax
 
-from fope_jax.config import ConfigError, Experiment, changed_numbers, experiment_to_dict
+from fope_jax.config import (
+    ConfigError,
+    Experiment,
+    build_experiment,
+    changed_numbers,
+    experiment_to_dict,
+)
 from fope_jax.files import write_json
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
@@ -43,7 +49,9 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
     new = experiment_to_dict(experiment)
     path = workdir / CONFIG
     if path.exists():
-        changes = changed_numbers(json.loads(path.read_text()), new)
+        # Built and taken apart again, so that fields added since it was written have their default.
+        old = experiment_to_dict(build_experiment(json.loads(path.read_text())))
+        changes = changed_numbers(old, new)
         if changes:
             raise ConfigError(
                 f"workdir {workdir} holds a run of another configuration; use another --workdir."

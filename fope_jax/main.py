@@ -378,11 +378,15 @@ def _report(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("matplotlib", "train")
+    from fope_jax.report.lineage import lineage_lines
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
     from fope_jax.report.tables import text_tables
 
-    print(text_tables(read_runs(arguments.runs)))
+    runs = read_runs(arguments.runs)
+    for line in lineage_lines(runs):
+        print(line)
+    print(text_tables(runs))
     print(f"report in {write_report(arguments.runs, arguments.out)}")
 
 

@@ -300,7 +300,9 @@ class FrequencyChanges(NamedTuple):
         """One line for people."""
         parts = [f"{self.kept} kept"]
         if self.changed:
-            parts.append(f"{self.changed} divided by {self.least:.4g} to {self.most:.4g}")
+            least, most = f"{self.least:.4g}", f"{self.most:.4g}"
+            factors = least if least == most else f"{least} to {most}"
+            parts.append(f"{self.changed} divided by {factors}")
         parts += [f"{self.zeroed} zeroed", f"{self.new} new"]
         still = self.pairs - self.kept - self.changed - self.zeroed - self.new
         if still:

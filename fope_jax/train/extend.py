@@ -67,15 +67,25 @@ class Parent(NamedTuple):
       source: where it is, for people and for lineage.json.
       experiment: that it was trained in.
       step: updates done.
-      metadata: of its checkpoint: position and data fingerprints.
-      load: plan of its state -> its ``params``, ``constants`` and, where asked, ``optimizer``.
+      load: plan of its state, whether the optimizer is wanted -> its arrays.
     """
 
     source: str
     experiment: Experiment
     step: int
+    load: Callable[[StatePlan, bool], ParentArrays]
+
+
+class ParentArrays(NamedTuple):
+    """What a parent's checkpoint holds.
+
+    Attributes:
+      items: ``params``, ``constants`` and, where asked for, ``optimizer``.
+      metadata: position and data fingerprints.
+    """
+
+    items: dict[str, Any]
     metadata: dict[str, Any]
-    load: Callable[[StatePlan, bool], dict[str, Any]]
 
 
 def open_parent(source: str, step: int | None = None) -> Parent:
@@ -87,35 +97,35 @@ def open_parent(source: str, step: int | None = None) -> Parent:
 
     Raises:
       FileNotFoundError: there is no run, or it has no valid checkpoint.
-      CheckpointError: the step named is missing or damaged.
+      CheckpointError: from ``load``: the step named is missing or damaged.
     """
     run = Path(source)
     if run.name.isdecimal() and not (run / CONFIG).is_file():
         run, step = run.parent, int(run.name)
         run = run.parent if run.name == CHECKPOINTS else run
     experiment = read_experiment(run)
-    store = CheckpointStore(run / CHECKPOINTS)
-    try:
-        step = find_step(run, store, step)
-        metadata = store.metadata(step)
-    finally:
-        store.close()
-
-    def load(plan: StatePlan, with_optimizer: bool) -> dict[str, Any]:
+    if step is None:
         store = CheckpointStore(run / CHECKPOINTS)
-        where, shape = f"{run}, step {step}", experiment.model.shape
-        check_fingerprint(metadata, experiment.position, shape, None, where)
+        step = find_step(run, store, None)
+        store.close()
+    found = step
+
+    def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
+        store = CheckpointStore(run / CHECKPOINTS)
+        where, shape = f"{run}, step {found}", experiment.model.shape
         items = {"params": plan.state.params, "constants": plan.constants}
         if with_optimizer:
             items["optimizer"] = plan.state.optimizer
         try:
-            arrays = store.restore(step, items)
+            metadata = store.metadata(found)
+            check_fingerprint(metadata, experiment.position, shape, None, where)
+            arrays = store.restore(found, items)
         finally:
             store.close()
         check_fingerprint(metadata, experiment.position, shape, arrays["constants"], where)
-        return arrays
+        return ParentArrays(arrays, metadata)
 
-    return Parent(str(run.resolve()), experiment, step, metadata, load)
+    return Parent(str(run.resolve()), experiment, step, load)
 
 
 # ---------------------------------------------------------------------------- the experiment
@@ -498,19 +508,18 @@ def _begin(
     warn_above: float,
 ) -> None:
     """Writes config.json, lineage.json and the checkpoint of step 0."""
-    if is_first():
-        open_workdir(workdir, child)
-    wait_for_all("workdir")
     # The parent's model, computed as the child is and on its devices.
     computed = {name: getattr(child.model, name) for name in _COMPUTING}
     before = dataclasses.replace(
         parent.experiment, mesh=child.mesh,
         model=dataclasses.replace(parent.experiment.model, **computed),
     )  # fmt: skip
-    cache = open_cache(child.data, "train")
-    _check_data(parent, child, cache)
-    plan = plan_state(child)
-    arrays = parent.load(plan_state(before), request["optimizer"] == "keep")
+    cache, plan = open_cache(child.data, "train"), plan_state(child)
+    arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
+    _check_data(parent.experiment, metadata["data"], child, cache)
+    if is_first():
+        open_workdir(workdir, child)
+    wait_for_all("workdir")
     trained = jax.tree.map(on_host, position_variables(arrays["params"], arrays["constants"]))
     moved = _move(before, trained, child, request["match"])
     state, constants = carry_state(arrays, moved, plan, request["optimizer"])
@@ -537,8 +546,8 @@ def _begin(
             "length": before.train.length,
             "tokens_seen": (before.train.data_start + parent.step) * update,
             "position": {
-                "hash": parent.metadata["position"],
-                "summary": parent.metadata.get("position_summary"),
+                "hash": metadata["position"],
+                "summary": metadata.get("position_summary"),
             },
         },
         "child": {
@@ -566,18 +575,16 @@ def _move(
     )  # fmt: skip
 
 
-def _check_data(parent: Parent, child: Experiment, cache: TokenCache) -> None:
+def _check_data(parent: Experiment, fingerprint: str, child: Experiment, cache: TokenCache) -> None:
     """Raises ConfigError where tokens would mean something else to the model."""
-    old = parent.experiment.data
-    same = dataclasses.replace(old, cache_dir=child.data.cache_dir) == child.data
-    if same and cache.fingerprint != parent.metadata["data"]:
+    same = dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) == child.data
+    if same and cache.fingerprint != fingerprint:
         raise ConfigError(
-            f"the parent was trained on a token cache with fingerprint {parent.metadata['data']}, "
-            f"but the one in {child.data.cache_dir} has {cache.fingerprint}: corpus or tokenizer "
-            "has changed"
+            f"the parent was trained on a token cache with fingerprint {fingerprint}, but the one "
+            f"in {child.data.cache_dir} has {cache.fingerprint}: corpus or tokenizer has changed"
         )
     if not same:
-        known = open_cache(old, "train").tokenizer.fingerprint
+        known = open_cache(parent.data, "train").tokenizer.fingerprint
         if cache.tokenizer.fingerprint != known:
             raise ConfigError(
                 f"config.data: its tokenizer has fingerprint {cache.tokenizer.fingerprint}, the "

@@ -364,8 +364,8 @@ def measure_start(
     update = child.train.batch_size * child.train.length
     tokens = update * min(CHECKED_UPDATES, cache.num_tokens // update) or cache.num_tokens
 
-    def loss(experiment: Experiment, *arrays: Any) -> float:
-        return stream_loss(experiment, plan_state(experiment), *arrays, cache, tokens)
+    def loss(experiment: Experiment, params: Any, constants: Any) -> float:
+        return stream_loss(experiment, plan_state(experiment), params, constants, cache, tokens)
 
     trained = arrays["params"], arrays["constants"]
     before, after = loss(parent, *trained), loss(child, state.params, constants)

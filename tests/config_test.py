@@ -272,7 +272,8 @@ def test_stages_follow_from_the_first_lengths(spec):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ("32", r"first_lengths = '32'; accepted: 'length=updates', 1 update or more of sequences"),
+        ("32", r"first_lengths = \(32,\) is tuple; accepted: tuple\[str, ...\]"),
+        ("32:4", r"first_lengths = '32:4'; accepted: 'length=updates', 1 update or more of seq"),
         ("32=0", r"first_lengths = '32=0'; accepted: 'length=updates', 1 update or more"),
         ("128=2", r"'128=2'; accepted: .* of sequences shorter than length = 128"),
         ("100=2", r"'100=2'; accepted: a length of which whole rows, .* the 4 \* 128 = 512 tokens"),

@@ -99,22 +99,20 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
         )  # fmt: skip
 
     # ------------------------------------------------------------------ model and optimizer
-    constants = draw_constants(experiment)
-    state = new_state(experiment, plan)
-    constants = place_constants(constants, plan)
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-
-    # ------------------------------------------------------------------ resume
     # Later rows are written again as their steps come again; left in place they count twice.
     dropped = 0
     if is_first():
         dropped = replace_rows(workdir / METRICS, lambda row: row.get("step", 0) > start, [])
-    if found is not None:
-        state, constants = _restore(store, start, experiment, state, constants, cache.fingerprint)
+    if found is None:
+        constants = place_constants(draw_constants(experiment), plan)
+        state = new_state(experiment, plan)
+    else:
+        state, constants = _restore(store, start, experiment, plan, cache.fingerprint)
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
     shape = experiment.model.shape
     position, identity = position_identity(experiment.position, shape, constants)
     identity["data"] = cache.fingerprint
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
     log.info("model: %s parameters, position %s", f"{parameters:,}", position.summary)
     log.info("attention: %s (%s)", *plan.attention)
     facts = {
@@ -211,12 +209,7 @@ ADVICE = "nothing has been saved since the last checkpoint; a lower train.learni
 
 
 def _restore(
-    store: CheckpointStore,
-    step: int,
-    experiment: Experiment,
-    state: TrainState,
-    constants: Any,
-    data: str,
+    store: CheckpointStore, step: int, experiment: Experiment, plan: StatePlan, data: str
 ) -> tuple[TrainState, Any]:
     stored, where = store.metadata(step), str(store.directory / str(step))
     if stored["data"] != data:
@@ -226,7 +219,8 @@ def _restore(
         )
     position, shape = experiment.position, experiment.model.shape
     check_fingerprint(stored, position, shape, None, where)
-    items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
+    wanted = plan.state
+    items = {"params": wanted.params, "constants": plan.constants, "optimizer": wanted.optimizer}
     restored = store.restore(step, items)
     check_fingerprint(stored, position, shape, restored["constants"], where)
     return TrainState(restored["params"], restored["optimizer"]), restored["constants"]

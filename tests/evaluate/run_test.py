@@ -135,7 +135,8 @@ def test_a_run_is_rebuilt_from_its_directory(workdir):
 
 def test_another_position_embedding_than_the_trained_one_is_refused(tmp_path):
     workdir = save_run(tmp_path / "run", fingerprint="0123456789abcdef")
-    with pytest.raises(ValueError, match="fingerprint 0123456789abcdef, but .* give [0-9a-f]{16}"):
+    told = r"fingerprint 0123456789abcdef \(no summary was kept\), but .* give [0-9a-f]{16} \(fope"
+    with pytest.raises(CheckpointError, match=told):
         load_run(workdir)
 
 
@@ -162,7 +163,7 @@ def test_missing_parts_of_a_run_are_named(tmp_path, workdir):
         load_run(workdir, step=9)
     untrained = save_run(tmp_path / "untrained", steps=())
     for attempt in (load_run, quiet):
-        with pytest.raises(FileNotFoundError, match="untrained has no valid checkpoint .*train"):
+        with pytest.raises(FileNotFoundError, match="untrained has no valid checkpoint; train"):
             attempt(untrained)
 
 

@@ -8,6 +8,7 @@ from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import build_experiment
 from fope_jax.data.build import build
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.train import loop
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
 
@@ -74,6 +75,29 @@ class Runs:
                     yield batch
 
         patch.setattr(module, "Loader", Loader)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_fast(tmp_path_factory):
+    """Steps of such small models take longer to compile than to run; the bits are as fixed."""
+    before = jax.config.jax_compilation_cache_dir
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    lower = loop.lower_planned
+
+    class Lowered:
+        def __init__(self, *arguments):
+            self.lowered = lower(*arguments)
+
+        def compile(self):
+            return self.lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "lower_planned", Lowered)
+        yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
 
 
 @pytest.fixture(scope="session")

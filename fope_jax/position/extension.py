@@ -243,17 +243,15 @@ def _original_length(parent: Any, from_length: int) -> tuple[float, float]:
 
 
 def _is_identity(parent: PositionEmbedding, child: PositionEmbedding, head_dim: int) -> bool:
-    if parent == child:
-        return True
-    before, after = pair_frequencies(parent, head_dim), pair_frequencies(child, head_dim)
-    if type(parent) is not type(child) or before is None or after is None:
+    """Whether the child does what the parent does, up to the rounding of frequencies."""
+    if not (isinstance(parent, (RoPE, FoPE)) and isinstance(child, (RoPE, FoPE))):
+        return parent == child
+    if dataclasses.replace(child, scaling=parent.scaling) != parent:
         return False
-    others = dataclasses.replace(child, scaling=parent.scaling)  # pyright: ignore[reportCallIssue]
-    return (
-        others == parent
-        and np.allclose(before.inv_freq, after.inv_freq, rtol=1e-12, atol=0)
-        and before.attention_factor == after.attention_factor
-    )
+    changes = frequency_changes(parent, child, head_dim)
+    assert changes is not None
+    before, after = changes.attention_factor
+    return changes.kept + changes.still == changes.pairs and before == after
 
 
 # ---------------------------------------------------------------------------- what it changes
@@ -296,6 +294,11 @@ class FrequencyChanges(NamedTuple):
     attention_factor: tuple[float, float]
 
     @property
+    def still(self) -> int:
+        """Pairs of frequency 0 before and after."""
+        return self.pairs - self.kept - self.changed - self.zeroed - self.new
+
+    @property
     def text(self) -> str:
         """One line for people."""
         parts = [f"{self.kept} kept"]
@@ -304,9 +307,8 @@ class FrequencyChanges(NamedTuple):
             factors = least if least == most else f"{least} to {most}"
             parts.append(f"{self.changed} divided by {factors}")
         parts += [f"{self.zeroed} zeroed", f"{self.new} new"]
-        still = self.pairs - self.kept - self.changed - self.zeroed - self.new
-        if still:
-            parts.append(f"{still} zero before and after")
+        if self.still:
+            parts.append(f"{self.still} zero before and after")
         before, after = self.attention_factor
         temperature = f"; cosine and sine times {after / before:.4g}" if before != after else ""
         return f"of {self.pairs} frequencies {', '.join(parts)}{temperature}"

@@ -89,7 +89,7 @@ class ParentArrays(NamedTuple):
 
 
 def open_parent(source: str, step: int | None = None) -> Parent:
-    """Finds a parent; no array is read before ``load``.
+    """Finds a parent; no array is read before ``load``. Whatever else can be one is found here.
 
     Args:
       source: a run, as ``runs/a``, or one of its checkpoints, as ``runs/a/500``.
@@ -157,7 +157,8 @@ def child_experiment(
         the method adds, where it has it, else of the method.
 
     Raises:
-      ConfigError: an override that cannot be, or a length that does not divide an update.
+      ConfigError: an override that cannot be, a length that does not divide an update, or a parent
+        that has not come to its own length yet.
       ValueError: the method cannot follow the parent's, with the reason.
     """
     if optimizer not in OPTIMIZERS:
@@ -168,6 +169,13 @@ def child_experiment(
         raise ConfigError(
             f"length {length}: an update of the parent has {old.batch_size} x {old.length} = "
             f"{tokens} tokens, which are no whole rows of it"
+        )
+    trained = next(stage for stage in parent.train.stages if step <= stage.stop)
+    if trained.length != old.length:
+        raise ConfigError(
+            f"step {step} of the parent stands in its train.first_lengths, at {trained.length} "
+            f"tokens; it can be extended once it has trained on its {old.length}, from step "
+            f"{parent.train.stages[-1].start + 1} on"
         )
     pairs = [split_override(override) for override in overrides]
     _check_overrides(pairs)
@@ -232,8 +240,8 @@ def _position_knobs(
 
 def _check_same_model(parent: Experiment, child: Experiment) -> None:
     before, after = dataclasses.asdict(parent.model), dataclasses.asdict(child.model)
-    for key in before.keys() - set(_COMPUTING):
-        if before[key] != after[key]:
+    for key in before:
+        if key not in _COMPUTING and before[key] != after[key]:
             raise ConfigError(
                 f"config.model.{key}: {before[key]!r}, now {after[key]!r}; an extension keeps the "
                 "model and changes its position embedding alone"

@@ -352,6 +352,14 @@ def test_mistakes_are_found_before_any_work(runs, method, length, changes, messa
         child_experiment(parent_of(runs), 5, method, length, optimizer, overrides)
 
 
+def test_a_parent_that_is_still_at_a_shorter_length_is_refused(runs):
+    parent = parent_of(runs, first_lengths=("8=40",))
+    with pytest.raises(ConfigError, match="step 40 .* at 8 tokens; .* on its 16, from step 41 on"):
+        child_experiment(parent, 40, "yarn", 32)
+    child = child_experiment(parent, 41, "yarn", 32)
+    assert child.train.stages == ((0, 10, 32, 4),)
+
+
 # ---------------------------------------------------------------------------- files
 
 

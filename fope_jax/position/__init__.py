@@ -59,9 +59,9 @@ from fope_jax.position.table import (
 )
 from fope_jax.position.transplant import (
     carry_coefficients,
+    carry_variables,
     match_frequencies,
     stretch_table,
-    transplant,
 )
 from fope_jax.position.xpos import XPos, xpos_decay
 
@@ -109,6 +109,7 @@ __all__ = [
     "alibi_slopes",
     "angles",
     "carry_coefficients",
+    "carry_variables",
     "clip_floor",
     "coefficient_std",
     "extended",
@@ -131,7 +132,6 @@ __all__ = [
     "sinusoidal_table",
     "stretch_table",
     "to_spec",
-    "transplant",
     "xpos_decay",
     "yarn_temperature",
 ]

@@ -160,7 +160,7 @@ class Transplant(NamedTuple):
     text: str
 
 
-def transplant(
+def carry_variables(
     parent: PositionEmbedding,
     trained: PositionVariables,
     child: PositionEmbedding,

@@ -39,7 +39,7 @@ from fope_jax.model.sharding import place
 from fope_jax.model.transformer import position_variables
 from fope_jax.position import PositionVariables, from_spec, to_spec
 from fope_jax.position.extension import extended, frequency_changes, target_parts
-from fope_jax.position.transplant import Transplant, transplant
+from fope_jax.position.transplant import Transplant, carry_variables
 from fope_jax.processes import is_first, on_host, wait_for_all
 from fope_jax.train.loop import put, share_positions, train
 from fope_jax.train.state import StatePlan, draw_position, plan_state
@@ -577,7 +577,7 @@ def _begin(
 def _move(
     parent: Experiment, trained: PositionVariables, child: Experiment, match: str
 ) -> Transplant:
-    return transplant(
+    return carry_variables(
         parent.position, trained, child.position, draw_position(child),
         child.model.shape.head_dim, from_length=parent.train.length, match=match,
     )  # fmt: skip

@@ -23,9 +23,9 @@ from fope_jax.position.examples import examples
 from fope_jax.position.extension import extended
 from fope_jax.position.transplant import (
     carry_coefficients,
+    carry_variables,
     match_frequencies,
     stretch_table,
-    transplant,
 )
 
 SHAPE = ModelShape(d_model=128, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=64)
@@ -40,7 +40,7 @@ def move(parent, child, shape=SHAPE, from_length=512, match="frequency"):
     """The parent's arrays, those drawn for the child, and those carried over."""
     trained = parent.init(jax.random.key(0), shape)
     drawn = child.init(jax.random.key(1), shape)
-    moved = transplant(
+    moved = carry_variables(
         parent, trained, child, drawn, shape.head_dim, from_length=from_length, match=match
     )
     assert jax.tree.structure(moved.variables) == jax.tree.structure(drawn)

@@ -8,7 +8,7 @@ CONFIG := configs/quickstart.py
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test slow-test plan-test lint install clean
+.PHONY: help demo test slow-test plan-test beam-test lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test       lint and the fast tests, with coverage"
 	@echo "make slow-test  the tests that take minutes"
 	@echo "make plan-test  compiles the paper's sizes for three TPU slices; no TPU needed"
+	@echo "make beam-test  tokenizes through Apache Beam, in an environment of its own"
 	@echo "make lint       ruff and pyright"
 
 install: $(INSTALLED)
@@ -56,10 +57,15 @@ plan-test: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tpu-compiler]'
 	$(BIN)/pytest -m slow tests/tpu
 
+beam-test:
+	$(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/pip install --quiet --constraint constraints-beam.txt --editable '.[beam,dev]'
+	$(VENV)-beam/bin/pytest -m slow tests/data/beam_test.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) runs data_cache
+	rm -rf $(VENV) $(VENV)-beam runs data_cache

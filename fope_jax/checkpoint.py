@@ -10,10 +10,9 @@ loads flipped bits and takes a stray empty directory for the newest step, each w
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fope_jax.files import write_json
+from fope_jax.files import absolute, remove_tree, tree_sha256, write_json
 from fope_jax.processes import from_first, is_first, wait_for_all
 
 MANIFEST, METADATA = "manifest.json", "metadata.json"
@@ -36,13 +35,15 @@ class CheckpointError(ValueError):
 class CheckpointStore:
     """The checkpoints of one run, in ``directory``; the newest ``keep`` stay.
 
+    The directory may be in a bucket. Checking a step then reads all of it from there.
+
     One run writes, all its processes together and into one directory that all of them see; any
     number may read, also while it writes. Arrays may lie over other devices when they are read
     than when they were written.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
-        self.directory = Path(directory).absolute()
+        self.directory = absolute(directory)
         self.keep = keep
         self._verified: set[int] = set()
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -62,15 +63,17 @@ class CheckpointStore:
         try:
             if is_first():
                 self._remove_unfinished()
+                remove_tree(path)
             wait_for_all(f"save {step}")
             args = {name: ocp.args.StandardSave(tree) for name, tree in _filled(items).items()}
-            # force: a directory of this step is left only by a save that was cut off or damaged.
+            # A directory of this step is left only by a save that was cut off or damaged. Orbax
+            # could remove it too (force), but in a bucket it would ask for more rights for that.
             self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
             described = {name: _describe(tree) for name, tree in items.items()}
             content = {"step": step, "metadata": dict(metadata), "items": described}
             if is_first():
                 write_json(path / METADATA, content)
-                write_json(path / MANIFEST, {"files": _hashes(path)})
+                write_json(path / MANIFEST, {"files": tree_sha256(path, skip=MANIFEST)})
             wait_for_all(f"saved {step}")
         except Exception as error:
             if is_first():
@@ -78,7 +81,7 @@ class CheckpointStore:
             raise CheckpointError(f"cannot save checkpoint {path}: {error}") from error
         self._verified.add(step)
         for old in self._steps()[self.keep :] if is_first() else ():
-            shutil.rmtree(self.directory / str(old))
+            remove_tree(self.directory / str(old))
 
     def latest_valid_step(self) -> int | None:
         """The newest step whose files agree with its manifest; None where nothing was ever saved.
@@ -175,7 +178,7 @@ class CheckpointStore:
             return "no manifest (the save was cut off, or is under way)"
         except (ValueError, KeyError, TypeError):
             return f"{MANIFEST} cannot be read"
-        found = _hashes(path)
+        found = tree_sha256(path, skip=MANIFEST)
         for name in sorted(expected.keys() | found.keys()):
             if name not in found:
                 return f"{name} is missing"
@@ -185,8 +188,9 @@ class CheckpointStore:
         return None
 
     def _remove_unfinished(self) -> None:
-        for path in self.directory.glob(f"*{_ORBAX_TEMPORARY}*"):
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # what stands in the way is told by the save itself
+            for path in self.directory.glob(f"*{_ORBAX_TEMPORARY}*"):
+                remove_tree(path)
 
 
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
@@ -229,15 +233,3 @@ def _compare(path: Path, stored: dict, wanted: dict) -> None:
             f"{path} is a checkpoint of another model; {len(differences)} of {count} arrays"
             " differ:\n" + "\n".join(differences[:_SHOWN] + more)
         )
-
-
-def _hashes(path: Path) -> dict[str, dict[str, Any]]:
-    files = {}
-    for file in sorted(p for p in path.rglob("*") if p.is_file() and p != path / MANIFEST):
-        with file.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        files[file.relative_to(path).as_posix()] = {
-            "sha256": digest,
-            "bytes": file.stat().st_size,
-        }
-    return files

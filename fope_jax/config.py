@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import runpy
 import typing
 from collections.abc import Iterable, Mapping
@@ -251,7 +252,8 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """Reads a configuration file and applies overrides; fails on anything it cannot build.
 
     Args:
-      spec: ``"path.py"`` or ``"path.py:arg"``; ``arg`` goes to the file's ``get_config``.
+      spec: ``"path.py"`` or ``"path.py:arg"``; ``arg`` goes to the file's ``get_config``. Or the
+        ``config.json`` of a run.
       overrides: ``"train.steps=100"``, with or without a leading ``--config.``. Values are parsed
         by the type of the field they go to.
 
@@ -264,30 +266,26 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     path, _, arg = spec.partition(":")
     if not Path(path).is_file():
         raise ConfigError(f"configuration file {path!r} does not exist (form: path.py:arg)")
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise ConfigError(f"configuration file {path!r} defines no get_config(arg)")
-    config = get_config(arg)
+    if path.endswith(".json"):
+        config = ConfigDict(json.loads(Path(path).read_text()))
+    else:
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise ConfigError(f"configuration file {path!r} defines no get_config(arg)")
+        config = get_config(arg)
+    return overridden(config, overrides)
+
+
+def overridden(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+    """``config`` with the overrides of `load_config` in it, checked that it can be built.
+
+    Raises:
+      ConfigError: see `load_config`.
+    """
     for override in overrides:
         _override(config, override)
     build_experiment(config)
     return config
-
-
-def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Plain values of a configuration, such as config.json's, with overrides in their place.
-
-    Args:
-      values: by section.
-      overrides: as ``load_config`` takes them.
-
-    Raises:
-      ConfigError: an unknown key, or a value of the wrong type.
-    """
-    config = ConfigDict(values)
-    for override in overrides:
-        _override(config, override)
-    return config.to_dict()
 
 
 def split_override(override: str) -> tuple[str, str]:

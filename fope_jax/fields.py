@@ -28,6 +28,8 @@ def parse(text: str, kind: Any) -> Any:
     options = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
     if type(None) in options and text.lower() == "none":
         return None
+    if bool in options and text.lower() in ("true", "false"):
+        return text.lower() == "true"
     if str in options or any(typing.get_origin(option) is Literal for option in options):
         return text
     if text.lower() in ("true", "false"):

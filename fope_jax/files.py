@@ -1,15 +1,155 @@
-"""Files that a reader finds whole: the old one or the new one, whatever happens in between."""
+"""Files that a reader finds whole: the old one or the new one, whatever happens in between.
+
+On this machine or in a bucket. A path in a bucket (``gs://BUCKET/NAME``) is an `etils.epath.Path`,
+which has the methods of pathlib and which Orbax takes as well; gcsfs does the work. Where the two
+kinds differ, the difference is in this file: an object in a bucket appears whole by itself, nothing
+can be added to it, and there are no directories.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import hashlib
 import json
 import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from fope_jax.extras import require
+
+ACCEPTED = "a path of this machine, or gs://BUCKET/PATH"
+TRANSFERS = 8  # files read or written at once; one alone does not fill a network
+_BUCKET = "gs://"
+_SECONDS_BETWEEN_WRITES = 10.0
+
+
+# ---------------------------------------------------------------------------- paths
+
+
+def in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads into a bucket."""
+    return os.fspath(path).startswith(_BUCKET)
+
+
+def is_accepted(path: str) -> bool:
+    """Whether `as_path` takes a path.
+
+    >>> [is_accepted(path) for path in ("runs/x", "gs://b/x", "gs:///x", "s3://b/x")]
+    [True, True, False, False]
+    """
+    scheme, mark, rest = path.partition("://")
+    return not mark or (f"{scheme}{mark}" == _BUCKET and bool(rest.partition("/")[0]))
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path of this machine as it is, one in a bucket with the same methods.
+
+    pathlib's own ``Path("gs://b/x")`` is a local directory ``gs:``, so this is what makes a path
+    of everything that a user may give.
+
+    Raises:
+      ValueError: another scheme, such as ``s3://``.
+      ImportError: a bucket, and gcsfs is not installed; the message holds the pip line.
+    """
+    text = os.fspath(path)
+    if not is_accepted(text):
+        raise ValueError(f"{text!r}; accepted: {ACCEPTED}")
+    if not in_bucket(text):
+        return Path(path)
+    _file_system()
+    return require("etils.epath", "buckets").Path(text)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """`as_path`, independent of the working directory."""
+    found = as_path(path)
+    return found if in_bucket(found) else found.absolute()
+
+
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """`absolute`, the same for all spellings and links of one place of this machine."""
+    found = as_path(path)
+    return found if in_bucket(found) else found.resolve()
+
+
+def _file_system() -> Any:
+    """The gcsfs file system that epath uses as well."""
+    require("gcsfs", "buckets")
+    # epath would rather import TensorFlow where it is installed; that takes seconds, and memory.
+    os.environ.setdefault("EPATH_USE_TF", "0")
+    fsspec: Any = require("fsspec", "buckets")
+    # TensorStore and other processes write too: a remembered listing would miss their objects.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    return fsspec.filesystem("gcs")
+
+
+def check_bucket(path: str | os.PathLike[str]) -> None:
+    """Asks for one object, so that a wrong bucket is found before any work; local paths pass.
+
+    Raises:
+      OSError: in one line, that there is no such bucket or that it refuses.
+    """
+    if not in_bucket(path):
+        return
+    bucket = os.fspath(path).removeprefix(_BUCKET).partition("/")[0]
+    with _one_line(f"{os.fspath(path)}: bucket gs://{bucket}"):
+        _file_system().call("GET", "b/{}/o", bucket, maxResults="1")
+
+
+@contextlib.contextmanager
+def _one_line(place: str) -> Iterator[None]:
+    """Whatever a bucket's libraries raise, as one OSError that begins with ``place``."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{place} does not exist") from error
+    except Exception as error:  # of aiohttp, google.auth, gcsfs: only some are OSErrors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{place} refuses or cannot be reached: {reason}") from error
+
+
+def make_writable(directory: Path) -> None:
+    """Makes ``directory`` and finds out whether files can be written there.
+
+    Raises:
+      OSError: they cannot.
+    """
+    if in_bucket(directory):
+        bucket = os.fspath(directory).removeprefix(_BUCKET).partition("/")[0]
+        with _one_line(f"bucket gs://{bucket}"):
+            probe = directory / ".writable"
+            probe.write_bytes(b"?")
+            probe.unlink()
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
+
+
+def user_cache() -> Path:
+    """What is kept between runs of this user: $FOPE_CACHE, or the user's cache directory."""
+    own = os.environ.get("FOPE_CACHE")
+    root = os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(root) if root else Path.home() / ".cache") / "fope_jax"
+
+
+# ---------------------------------------------------------------------------- whole files
+
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` under another name, flushes it to disk, then takes the name of ``path``."""
+    """Writes ``text`` under another name, flushes it to disk, then takes the name of ``path``.
+
+    An object in a bucket is replaced as a whole by the service.
+    """
+    if in_bucket(path):
+        path.write_bytes(text.encode())
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w") as stream:
         stream.write(text)
@@ -21,3 +161,116 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`write_text` of ``content`` as indented JSON."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+class LineFile:
+    """A text file that grows line by line; what it held before stays."""
+
+    def __init__(self, path: Path):
+        self._stream = path.open("a")
+
+    def write(self, line: str) -> None:
+        """Adds a line; it is on its way to the file when this returns, whatever follows."""
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def flush(self) -> None:
+        """Returns when every line is in the file."""
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class ObjectLines(LineFile):
+    """The same in a bucket, where nothing can be added to an object: it is written whole again.
+
+    Not for each line, which a bucket would refuse as too often; a killed process loses the lines
+    of the last seconds, but none from before a `flush`.
+
+    Args:
+      path: the object.
+      seconds: least time between two writes that nobody asked for.
+    """
+
+    def __init__(self, path: Path, seconds: float = _SECONDS_BETWEEN_WRITES):
+        self._path, self._seconds = path, seconds
+        self._text = path.read_bytes().decode() if path.exists() else ""
+        self._written, self._last = self._text, time.monotonic()
+
+    def write(self, line: str) -> None:
+        self._text += line + "\n"
+        if time.monotonic() - self._last >= self._seconds:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._text != self._written:
+            write_text(self._path, self._text)
+            self._written, self._last = self._text, time.monotonic()
+
+    def close(self) -> None:
+        self.flush()
+
+
+def open_lines(path: Path) -> LineFile:
+    """Opens a file to add lines to it."""
+    return ObjectLines(path) if in_bucket(path) else LineFile(path)
+
+
+# ---------------------------------------------------------------------------- many files
+
+
+def list_tree(directory: Path) -> dict[str, int]:
+    """Sizes of all files below ``directory`` by their path within it, sorted."""
+    if in_bucket(directory):
+        top = os.fspath(directory).removeprefix(_BUCKET).rstrip("/") + "/"
+        found = _file_system().find(top, detail=True)
+        sizes = {name.removeprefix(top): info["size"] for name, info in found.items()}
+    else:
+        files = (path for path in directory.rglob("*") if path.is_file())
+        sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
+    return dict(sorted(sizes.items()))
+
+
+def remove_tree(directory: Path) -> None:
+    """Removes ``directory`` with all below it, where it is there."""
+    if in_bucket(directory):
+        with contextlib.suppress(FileNotFoundError):
+            directory.rmtree()  # type: ignore[attr-defined]
+    elif directory.exists():
+        shutil.rmtree(directory)
+
+
+def glob_files(pattern: str) -> list[Path]:
+    """The files that a glob matches; ``**`` stands for any number of directories."""
+    if in_bucket(pattern):
+        check_bucket(pattern)
+        found = _file_system().glob(pattern, detail=True)
+        return [as_path(_BUCKET + name) for name, info in found.items() if info["type"] == "file"]
+    return [Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
+
+
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes of a file, and when it was changed in nanoseconds."""
+    if in_bucket(path):
+        status: Any = path.stat()
+        return status.length, status.mtime * 10**9
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def tree_sha256(directory: Path, skip: str) -> dict[str, dict[str, Any]]:
+    """sha256 and bytes of all files below ``directory`` but the one called ``skip``."""
+    sizes = {name: size for name, size in list_tree(directory).items() if name != skip}
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        digests = pool.map(file_sha256, (directory / name for name in sizes))
+        return {
+            name: {"sha256": digest, "bytes": size}
+            for (name, size), digest in zip(sizes.items(), digests, strict=True)
+        }

@@ -12,6 +12,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from fope_jax.files import as_path, check_bucket, user_cache
+
 DESCRIPTION = """\
 Train one transformer with any position embedding, and measure it beyond its training length.
 
@@ -20,6 +22,9 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope evaluate --run runs/fope
   fope report runs/fope runs/rope -o runs/report
   fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
+
+  fope import --from DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
+  fope export --run runs/fope -o DIR         and back
 
   fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope
 
@@ -47,6 +52,15 @@ examples:
 METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,
 llama3, longrope, clip, ...) for a model with frequencies. The same command again goes on from the
 newest checkpoint.
+"""
+IMPORT_EXAMPLES = """\
+examples:
+  fope import --from models/SmolLM2-135M --workdir runs/smollm2 --config.train.length=2048
+  fope data build --config runs/smollm2/config.json
+  fope evaluate --run runs/smollm2
+
+train.length is the length that evaluation counts in multiples of; without it the checkpoint's
+max_position_embeddings. Any value but the model's own can be given as --config.SECTION.KEY=VALUE.
 """
 
 
@@ -117,20 +131,23 @@ def build_parser() -> argparse.ArgumentParser:
     train = add(verbs, "train", _train, "train, or go on training", TRAIN_EXAMPLES)
     _add_config(train)
     _add_processes(train)
-    train.add_argument("--workdir", type=_directory, required=True, help="directory of this run")
+    train.add_argument(
+        "--workdir", type=_directory, required=True, metavar="DIR",
+        help="directory of this run, also in a bucket: gs://BUCKET/PATH",
+    )  # fmt: skip
 
     extend = add(
         verbs, "extend", _extend, "go on from a trained run at a longer length", EXTEND_EXAMPLES
     )
     extend.set_defaults(config=None)  # it is the parent's, and takes overrides
     extend.add_argument(
-        "--from", dest="parent", required=True, metavar="RUN[/STEP]",
+        "--from", type=_directory, dest="parent", required=True, metavar="RUN[/STEP]",
         help="the run to go on from; its newest checkpoint without a step",
     )  # fmt: skip
     extend.add_argument("--method", required=True, help="the position embedding to go on with")
     extend.add_argument("--length", type=int, required=True, help="tokens of a sequence")
     extend.add_argument(
-        "--workdir", type=_directory, required=True, help="directory of the new run"
+        "--workdir", type=_directory, required=True, metavar="DIR", help="of the new run"
     )
     extend.add_argument(
         "--optimizer", choices=("keep", "reset-moments", "reset"), default="reset-moments",
@@ -149,7 +166,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = add(verbs, "evaluate", _evaluate, "measure a trained run against context length")
     evaluate.add_argument(
-        "--run", type=_directory, required=True, help="the --workdir of `fope train`"
+        "--run",
+        type=_directory,
+        required=True,
+        metavar="DIR",
+        help="the --workdir of `fope train`",
     )
     evaluate.add_argument("--step", type=int, help="checkpoint; the newest without it")
     evaluate.add_argument(
@@ -171,11 +192,32 @@ def build_parser() -> argparse.ArgumentParser:
     plan.add_argument("--mesh", metavar="AXIS=N,...", help="in place of the config's")
     plan.add_argument("--jobs", type=int, help="compilations at once; what the machine can take")
     plan.add_argument("--no-cache", action="store_true", help="compile what was compiled before")
-    plan.add_argument("-o", "--out", type=Path, help="directory for plan.md, .jsonl and .html")
+    plan.add_argument("-o", "--out", type=_local, help="directory for plan.md, .jsonl and .html")
+
+    fetch = add(
+        verbs, "import", _import, "make a run of a Hugging Face checkpoint", IMPORT_EXAMPLES
+    )
+    fetch.set_defaults(config=None)  # its values can be changed as those of a file
+    fetch.add_argument(
+        "--from", type=Path, required=True, metavar="DIR", dest="source",
+        help="directory with config.json and *.safetensors",
+    )  # fmt: skip
+    fetch.add_argument("--workdir", type=_directory, required=True, help="directory of the run")
+
+    export = add(verbs, "export", _export, "write a run as a Hugging Face checkpoint")
+    export.add_argument(
+        "--run", type=_directory, required=True, metavar="RUN[/STEP]", help="a --workdir"
+    )
+    export.add_argument("--step", type=int, help="checkpoint; the newest without it")
+    export.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"),
+        help="of the tensors; that of the import or of the parameters without it",
+    )  # fmt: skip
+    export.add_argument("-o", "--out", type=Path, required=True, help="directory that is made")
 
     report = add(verbs, "report", _report, "one HTML page about any number of runs")
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a --workdir")
-    report.add_argument("-o", "--out", type=Path, required=True, help="directory of the page")
+    report.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
+    report.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
 
     methods = add(verbs, "methods", _methods, "list the position embeddings and their knobs")
     form = methods.add_mutually_exclusive_group()
@@ -183,7 +225,7 @@ def build_parser() -> argparse.ArgumentParser:
     form.add_argument("--write", type=Path, metavar="FILE", help="bring them up to date in FILE")
 
     gallery = add(verbs, "gallery", _gallery, "one HTML page with a picture of each embedding")
-    gallery.add_argument("-o", "--out", type=Path, required=True, help="directory of the page")
+    gallery.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
     gallery.add_argument(
         "--methods", nargs="+", metavar="LABEL", help="only these, such as rope fope rope+yarn"
     )
@@ -191,10 +233,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _directory(text: str) -> Path:
+    """Of this machine or in a bucket."""
+    try:
+        return as_path(text)
+    except (ValueError, ImportError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _local(text: str) -> Path:
     if "://" in text:  # a Path would make a directory "gs:" here
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected a directory; of a bucket, where it is mounted"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
     return Path(text)
 
 
@@ -293,6 +341,7 @@ def _data_inspect(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    check_bucket(arguments.workdir)
     _join(arguments)
     experiment = _experiment(arguments)
     from fope_jax.train.loop import train
@@ -305,6 +354,8 @@ def _extend(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
+    check_bucket(arguments.parent)
+    check_bucket(arguments.workdir)
     _join(arguments)
     from fope_jax.train.extend import extend
 
@@ -325,6 +376,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
+    check_bucket(arguments.run)
     _join(arguments)
     from fope_jax.evaluate.run import evaluate
     from fope_jax.model.sharding import MeshConfig
@@ -332,6 +384,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
     rows = evaluate(arguments.run, arguments.step, mesh=mesh, force=arguments.force)
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("ml_collections", "train")
+    require("flax", "train")
+    from fope_jax.train.exchange import import_run
+
+    print(import_run(arguments.source, arguments.workdir, arguments.overrides))
+    print(f"run in {arguments.workdir}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("flax", "train")
+    from fope_jax.train.exchange import export_run
+
+    print(export_run(arguments.run, arguments.out, arguments.step, arguments.dtype))
+    print(f"checkpoint in {arguments.out}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -363,7 +436,7 @@ def _plan(arguments: argparse.Namespace) -> None:
             f"{row['length']} tokens, {state}", file=sys.stderr,
         )  # fmt: skip
 
-    cache = None if arguments.no_cache else plan.cache_directory()
+    cache = None if arguments.no_cache else user_cache()
     rows = plan.plan(cases, cache=cache, jobs=arguments.jobs, done=done)
     print(table.markdown(rows))
     if arguments.out:
@@ -383,6 +456,8 @@ def _report(arguments: argparse.Namespace) -> None:
     from fope_jax.report.rows import read_runs
     from fope_jax.report.tables import text_tables
 
+    for run in arguments.runs:
+        check_bucket(run)
     runs = read_runs(arguments.runs)
     for line in lineage_lines(runs):
         print(line)

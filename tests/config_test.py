@@ -97,7 +97,7 @@ def test_overrides_are_parsed_by_the_type_of_their_field(spec):
     assert (train.steps, train.learning_rate, train.gradient_clip) == (200, 1.0, None)
     assert type(train.learning_rate) is float
     assert (experiment.seed, experiment.name, train.schedule) == (7, "3", "constant")
-    assert (experiment.model.qk_norm, experiment.model.num_kv_heads) == (True, 2)
+    assert (experiment.model.qk_norm, experiment.model.num_kv_heads) == ("head", 2)
     assert experiment.evaluate.lengths == (1, 2)
     assert experiment.evaluate.passkey_lengths == (4,)
     assert experiment.evaluate.passkey_templates == ("compact",)
@@ -203,6 +203,18 @@ def test_config_json_builds_the_same_experiment(spec, method):
     assert build_experiment(ConfigDict(stored)) == experiment
 
 
+def test_config_json_is_a_configuration_file_too(spec, tmp_path):
+    experiment = build(spec)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(experiment_to_dict(experiment)))
+    assert build(str(path)) == experiment
+    assert build(str(path), "train.steps=7", "model.norm=post") == replace(
+        experiment,
+        train=replace(experiment.train, steps=7),
+        model=replace(experiment.model, norm="post"),
+    )
+
+
 def test_what_changes_the_numbers_is_told_with_both_values(spec):
     old = experiment_to_dict(build(spec))
     assert changed_numbers(old, old) == []
@@ -288,15 +300,6 @@ def test_wrong_first_lengths_say_what_is_accepted(spec, entries, message):
 def test_rows_of_a_shorter_length_are_a_multiple_of_the_pieces(spec):
     with pytest.raises(ConfigError, match="multiple of accumulate = 3 of them, make up the 6 "):
         build(spec, "train.batch_size=6", "train.accumulate=3", "train.first_lengths=96=2")
-
-
-def test_overrides_of_plain_values(spec):
-    values = experiment_to_dict(build(spec))
-    changed = config_module.overridden(values, ["--config.train.steps=7", "seed=5"])
-    assert (changed["train"]["steps"], changed["seed"], values["seed"]) == (7, 5, 3)
-    assert build_experiment(changed) == replace(
-        build(spec), seed=5, train=replace(build(spec).train, steps=7)
-    )
 
 
 def test_the_paths_that_never_change_numbers_exist():

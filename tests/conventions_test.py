@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "checkpoint",
         "evaluate",
         "processes",
+        "interop",
     },
     "tpu": {"position", "model", "config", "train"},
     "report": set(),

@@ -10,10 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.evaluate.run import read_experiment
+from fope_jax.interop.weights import export_weights
 from fope_jax.main import main
+from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.position import FoPE
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -153,6 +158,104 @@ def test_a_run_is_evaluated_and_reported(unbroken, tmp_path, capsys):
     assert "fope" in (tmp_path / "report/index.html").read_text()
 
 
+@pytest.fixture
+def checkpoint(tmp_path) -> Path:
+    """A Hugging Face checkpoint of a model for the tokens of ``config``, without a tokenizer."""
+    model = Transformer(
+        TransformerConfig(
+            vocab_size=300, d_model=16, num_layers=2, num_heads=2, mlp_dim=32, qk_norm="head"
+        ),
+        FoPE(16, share_layers=True, outputs="surviving"),
+        rngs=nnx.Rngs(0),
+    )
+    _, params, constants = split(model)
+    directory = tmp_path / "tiny"
+    export_weights(directory, model.config, model.position, params, constants, length=16)
+    return directory
+
+
+def import_command(config: str, checkpoint: Path, workdir: Path) -> list[str]:
+    corpus = Path(config).parent
+    return [
+        "import", "--from", str(checkpoint), "--workdir", str(workdir),
+        "--config.data.corpus=text", "--config.data.tokenizer=bytes",
+        f"--config.data.cache_dir={corpus}/cache", f"--config.data.train_files={corpus}/train.txt",
+        f"--config.data.validation_files={corpus}/validation.txt",
+        "--config.evaluate.lengths=2", "--config.evaluate.num_windows=4",
+        "--config.evaluate.position_windows=0", "--config.evaluate.passkey_trials=0",
+    ]  # fmt: skip
+
+
+def test_a_checkpoint_of_hugging_face_becomes_a_run_and_a_checkpoint_again(
+    config, checkpoint, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    assert main(import_command(config, checkpoint, workdir)) == 0
+    shown = capsys.readouterr().out
+    assert f"{checkpoint}: 14,832 parameters, position fope(" in shown
+    assert shown.endswith(f"run in {workdir}\n")
+    assert main(["data", "build", "--config", str(workdir / "config.json")]) == 0  # it is there
+    assert main(["evaluate", "--run", str(workdir)]) == 0
+    rows = [r for r in read_rows(workdir / "metrics.jsonl") if r["kind"] == "perplexity"]
+    assert {(r["variant"], r["step"], r["context"]) for r in rows} == {("tiny", 0, 32)}
+    assert 250 < np.exp(sum(r["nats"] for r in rows) / sum(r["tokens"] for r in rows)) < 350
+    assert main(["report", str(workdir), "-o", str(tmp_path / "report")]) == 0
+
+    capsys.readouterr()
+    for name, run in (("newest", workdir), ("named", workdir / "0")):
+        assert main(["export", "--run", str(run), "-o", str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out.endswith(f"checkpoint in {tmp_path / name}\n")
+        for file in ("config.json", "model.safetensors"):
+            assert (tmp_path / name / file).read_bytes() == (checkpoint / file).read_bytes()
+
+    # No run begins there: it would be trained from new weights and write over these.
+    command = ["train", "--config", str(workdir / "config.json"), "--workdir", str(workdir)]
+    assert main(command) == 2
+    assert f"holds weights imported from {checkpoint}" in capsys.readouterr().err
+
+
+def test_a_tokenizer_goes_with_its_weights(checkpoint, tmp_path):
+    """It need not be read for that: here it is no tokenizer at all."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "other.json"):
+        (checkpoint / name).write_text(name)
+    workdir, out = tmp_path / "run", tmp_path / "out"
+    assert main(["import", "--from", str(checkpoint), "--workdir", str(workdir)]) == 0
+    experiment = read_experiment(workdir)
+    assert experiment.data.tokenizer == str(checkpoint / "tokenizer.json")
+    assert (experiment.train.length, experiment.model.qk_norm) == (16, "head")
+    assert main(["export", "--run", str(workdir), "-o", str(out), "--dtype", "bfloat16"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
+    ]  # fmt: skip
+    assert (out / "tokenizer.json").read_text() == "tokenizer.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("--config.model.d_model=32", "d_model=32, num_layers=2"),
+        ("--config.position.sigma=0.6", "but the weights are of FoPE(training_length=16, theta="),
+        ("--config.train.stpes=3", "config.train.stpes is unknown (nearest: train.steps)"),
+    ],
+)
+def test_an_import_cannot_change_the_model(config, checkpoint, tmp_path, capsys, change, message):
+    assert main([*import_command(config, checkpoint, tmp_path / "run"), change]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fope: config.") and message in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_without_a_tokenizer_ask_for_one(checkpoint, unbroken, tmp_path, capsys):
+    assert main(["import", "--from", str(checkpoint), "--workdir", str(tmp_path / "run")]) == 2
+    assert "has no tokenizer.json: say which one its tokens are of" in capsys.readouterr().err
+    # FoPE as it is trained by default has coefficients for each layer.
+    assert main(["export", "--run", str(unbroken), "-o", str(tmp_path / "out")]) == 2
+    assert "share_layers=False with 2 layers: engines hold one set" in capsys.readouterr().err
+    wrong = ["export", "--run", str(unbroken / "60"), "--step", "50", "-o", str(tmp_path / "out")]
+    assert main(wrong) == 2
+    assert "60 and --step 50: leave one out" in capsys.readouterr().err
+
+
 def test_data_inspect_shows_the_splits(config, capsys):
     assert main(["data", "inspect", "--config", config]) == 0
     shown = capsys.readouterr().out
@@ -216,7 +319,9 @@ def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
         ["train", "--config", "x.py", "--workdir", "run", "--step", "3"],
         ["train", "--config", "x.py", "--workdir", "run", "--config.train.steps", "3"],
         ["report", "run", "-o", "out", "--config.train.steps=3"],
-        ["train", "--config", "x.py", "--workdir", "gs://bucket/run"],
+        ["train", "--config", "x.py", "--workdir", "s3://bucket/run"],
+        ["evaluate", "--run", "gs://"],
+        ["report", "run", "-o", "gs://bucket/report"],
         ["extend", "--from", "run", "--method", "yarn", "--length", "32"],
         ["extend", "--from", "a", "--method", "pi", "--length", "8", "--workdir", "b", "--x"],
         ["evaluate"],
@@ -231,12 +336,29 @@ def test_unknown_or_missing_arguments_are_refused_by_the_parser(arguments, capsy
     assert "usage: fope" in capsys.readouterr().err
 
 
+def test_another_scheme_is_refused_with_what_is_accepted(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--config", "x.py", "--workdir", "s3://bucket/run"])
+    said = capsys.readouterr().err
+    assert "'s3://bucket/run'; accepted: a path of this machine, or gs://BUCKET/PATH" in said
+
+
+def test_a_bucket_without_its_package_names_the_pip_line(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--config", "x.py", "--workdir", "gs://bucket/run"])
+    assert caught.value.code == 2
+    assert "pip install 'fope-jax[buckets]'" in capsys.readouterr().err
+
+
 VERBS = [
     ["data", "build"],
     ["train"],
     ["extend"],
     ["evaluate"],
     ["plan"],
+    ["import"],
+    ["export"],
     ["report"],
     ["methods"],
     ["gallery"],

@@ -2,7 +2,7 @@
 # Installs fope_jax on every host of a slice, in ~/fope of each.
 #
 #   install.sh --name run1 --zone us-east5-a
-#   install.sh --name run1 --zone us-east5-a --source 'fope-jax[tpu]==0.1.0'
+#   install.sh --name run1 --zone us-east5-a --source 'fope-jax[tpu,buckets]==0.1.0'
 #
 #   --name NAME           of the queued resource
 #   --zone ZONE
@@ -29,7 +29,7 @@ if [[ -d $source ]]; then
   run gcloud compute tpus queued-resources scp "$archive" "$name:" "${place[@]}" \
     --node=all --worker=all
   on_hosts "mkdir -p fope/source && tar -xzf fope-source.tar.gz -C fope/source && cd fope/source \
-&& ../venv/bin/pip install --quiet -c constraints.txt -e '.[tpu]'"
+&& ../venv/bin/pip install --quiet -c constraints.txt -e '.[tpu,buckets]'"
 else
   on_hosts "fope/venv/bin/pip install --quiet '$source'"
 fi

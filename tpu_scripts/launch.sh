@@ -2,9 +2,10 @@
 # Starts `fope` on every host of a slice; it goes on when this machine is switched off.
 #
 #   launch.sh --name run1 --zone us-east5-a -- \
-#     train --config configs/paper/c4_books.py --workdir /mnt/runs/run1
+#     train --config configs/paper/c4_books.py --workdir gs://my-bucket/run1
 #
-# The hosts find each other. A start that is repeated goes on from the newest checkpoint.
+# The hosts find each other. A start that is repeated goes on from the newest checkpoint. Workdir
+# and token cache (--config.data.cache_dir) are in a bucket, or on a disk that every host mounts.
 #
 #   --name NAME        of the queued resource
 #   --zone ZONE

@@ -3,7 +3,7 @@
 # launches again. The run goes on from its newest checkpoint in the bucket.
 #
 #   resume.sh --name run1 --zone us-east5-a --accelerator v5litepod-16 --spot -- \
-#     train --config configs/paper/c4_books.py --workdir /mnt/runs/run1
+#     train --config configs/paper/c4_books.py --workdir gs://my-bucket/run1
 #
 #   --limit N          losses after which it gives up (20)
 #   --poll SECONDS     between two looks at the slice and the run (60)

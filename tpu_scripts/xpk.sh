@@ -4,7 +4,7 @@
 #
 #   xpk.sh --name run1 --cluster tpus --zone us-east5-a --accelerator v5litepod-16 \
 #     --image us-docker.pkg.dev/project/images/fope:1 -- \
-#     train --config configs/paper/c4_books.py --workdir /mnt/runs/run1
+#     train --config configs/paper/c4_books.py --workdir gs://my-bucket/run1
 #   xpk.sh --name run1 --cluster tpus --zone us-east5-a --logs
 #   xpk.sh --name run1 --cluster tpus --zone us-east5-a --delete
 #
@@ -13,7 +13,7 @@
 #   --zone ZONE
 #   --accelerator TYPE    as in v5litepod-16
 #   --slices N            slices in one run (1)
-#   --image IMAGE         has fope_jax with its tpu extra installed
+#   --image IMAGE         has fope_jax with its extras tpu and buckets installed
 #   --source DIR          without --image: a checkout that xpk puts on --base-image, and that is
 #                         installed at the start (the one of this script)
 #   --base-image IMAGE    has Python 3.11 or newer (python:3.11)
@@ -52,7 +52,7 @@ if [[ $image ]]; then
   software=(--docker-image="$image")
 else
   software=(--base-docker-image="$base_image" --script-dir="$source")
-  command="pip install --quiet -c constraints.txt -e '.[tpu]' && $command"
+  command="pip install --quiet -c constraints.txt -e '.[tpu,buckets]' && $command"
 fi
 run xpk workload create --workload="$name" --cluster="$cluster" "${place[@]}" \
   --tpu-type="$accelerator" --num-slices="$slices" --max-restarts="$max_restarts" \

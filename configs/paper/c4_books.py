@@ -8,7 +8,8 @@ Command    fope data build --config configs/paper/c4_books.py:data=c4
            fope train --config configs/paper/c4_books.py:size=60m,position=fope --workdir runs/fope
            Arguments: size=60m|180m|1200m, length=512|1024, data=c4|books, batch=code|paper,
            position=fope|rope|alibi|nope|..., seed=6198, smoke (a few small steps).
-Hardware   The paper: 4 GPUs of 48 GB for 10, 20 and 100 hours (60m, 180m, 1200m). Where a batch
+Hardware   The paper: 4 GPUs of 48 GB for 10, 20 and 100 hours (60m, 180m, 1200m). Compiled to fit:
+           TPU v5e 4x4 for 60m and 180m, v5p 4x4x4 for 1200m (experiments/tpu_plan). Where a batch
            does not fit, --config.train.accumulate=16 computes the same update in 16 pieces.
 Not run    Here only that each combination builds is tested, not the score.
 
@@ -30,6 +31,9 @@ from ml_collections import ConfigDict
 from fope_jax.config import ConfigError, parse_arg
 from fope_jax.model.presets import PRESETS
 
+# A slice that each size fits, with what it computes again there (`fope plan`).
+SLICES = {"60m": "v5e:4x4", "180m": "v5e:4x4", "1200m": "v5p:4x4x4"}
+REMAT = {"60m": "none", "180m": "dots", "1200m": "none"}
 SIGMA = {"60m": 0.3, "180m": 0.4, "1200m": 0.6}
 TOKENS = {"c4": 10_000_000_000, "books": 5_256_000_000}
 BATCH_SIZE = {"code": {512: 1024, 1024: 512}, "paper": {512: 1024, 1024: 1024}}
@@ -64,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
         # Windows of the token stream: documents in one window see one another, as in the paper.
         "packing": "windows",
     }
-    config.model = {**PRESETS[arg.size], "dtype": "bfloat16"}
+    config.model = {**PRESETS[arg.size], "dtype": "bfloat16", "remat": REMAT[arg.size]}
     config.position = {"method": arg.position}
     if arg.position == "fope":
         config.position.sigma = SIGMA[arg.size]

@@ -28,6 +28,7 @@ from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import CorpusError, Document, match_files, read_corpus, read_file
 from fope_jax.data.tokenizer import Tokenizer, describe, load_saved
 from fope_jax.extras import require
+from fope_jax.files import as_path
 
 _DOCUMENTS_AT_ONCE = 64
 
@@ -148,7 +149,7 @@ def tokenize_part(
 ) -> str:
     """A worker's work: tokens of one part into its file, which appears whole or not at all."""
     tokenizer = _load(json.dumps(description), tuple(sorted(saved.items())))
-    documents = read_file(Path(part.file)) if part.file else read_corpus(
+    documents = read_file(as_path(part.file)) if part.file else read_corpus(
         config, part.corpus, part.split
     )  # fmt: skip
     names, tokens, lengths, sizes = [], [], [], []
@@ -196,7 +197,7 @@ def _documents_of(parts: Sequence[Part]) -> Iterator[TokenizedDocument]:
             yield TokenizedDocument(part.corpus, name, ids.astype(np.int32), int(size))
 
 
-def _write(path: str, columns: Mapping[str, np.ndarray]) -> None:
+def _write(path: str, columns: Mapping[str, Any]) -> None:
     """Under a name of its own first: two workers may do the same part, and one may be killed."""
     files = _files()
     directory, _, name = path.rpartition("/")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import importlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -31,7 +29,8 @@ from fope_jax.data.cache import (
     open_cache,
 )
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.corpora import CorpusError, file_sha256, read_corpus, source_files
+from fope_jax.data.corpora import CorpusError, read_corpus, source_files
+from fope_jax.data.mirror import local_directory, locked, upload
 from fope_jax.data.tokenizer import (
     TRAINING_TEXT_CHARS,
     BytesTokenizer,
@@ -42,7 +41,15 @@ from fope_jax.data.tokenizer import (
 )
 from fope_jax.data.tokenizer import describe as describe_tokenizer
 from fope_jax.extras import require
-from fope_jax.files import write_json
+from fope_jax.files import (
+    as_path,
+    check_bucket,
+    file_sha256,
+    in_bucket,
+    make_writable,
+    size_and_time,
+    write_json,
+)
 
 # ---------------------------------------------------------------------------- build
 
@@ -66,6 +73,8 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
       CacheError: a directory that cannot be written, or a damaged cache.
     """
     directory = caches.cache_directory(config)
+    if in_bucket(directory):
+        return _build_for_bucket(config, directory, runner)
     with _locked(directory):
         manifest = caches.read_manifest(directory)
         sources = list_sources(config, known=manifest["sources"] if manifest else [])
@@ -74,14 +83,39 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
             if manifest is not None:
                 _say(f"the text of {directory} has changed: building it again")
             _build(config, directory, sources, runner)
-        result = {split: open_cache(config, split) for split in SPLITS}
-        for split, cache in result.items():
-            cache.verify()
-            _say(
-                f"{split}: {cache.num_tokens:,} tokens, {cache.summary['documents']:,} documents"
-                f" in {directory}{'' if fresh else ' (built before)'}"
-            )
-        return result
+        return _checked(config, directory, "" if fresh else " (built before)")
+
+
+def _build_for_bucket(
+    config: DataConfig, directory: Path, runner: Runner | None
+) -> dict[str, TokenCache]:
+    """Builds on this machine, where a build can go on after an interruption, and uploads it whole.
+
+    Where the bucket has a cache of the same text, nothing is built or uploaded.
+    """
+    check_bucket(directory)
+    cache_dir = local_directory(as_path(config.cache_dir))
+    local = dataclasses.replace(config, cache_dir=str(cache_dir))
+    manifest = caches.read_manifest(directory)
+    if manifest is not None and manifest["content"] == content_digest(list_sources(local)):
+        return _checked(config, directory, " (built before)")
+    make_writable(directory)  # before the work, not after it
+    result = build(local, runner)
+    upload(caches.cache_directory(local), directory, caches.MANIFEST)
+    _say(f"uploaded to {directory}")
+    return result
+
+
+def _checked(config: DataConfig, directory: Path, remark: str) -> dict[str, TokenCache]:
+    """Opens, checks and describes a complete cache."""
+    result = {split: open_cache(config, split) for split in SPLITS}
+    for split, cache in result.items():
+        cache.verify()
+        _say(
+            f"{split}: {cache.num_tokens:,} tokens, {cache.summary['documents']:,} documents"
+            f" in {directory}{remark}"
+        )
+    return result
 
 
 def _build(
@@ -139,7 +173,7 @@ def _make_tokenizer(config: DataConfig, partial: Path, state: dict[str, Any]) ->
             f"trained a SentencePiece tokenizer of {tokenizer.vocab_size} tokens in {seconds:.1f} s"
         )
     else:
-        tokenizer = JsonTokenizer.load(Path(config.tokenizer))
+        tokenizer = JsonTokenizer.load(as_path(config.tokenizer))
     tokenizer.save(partial)
     state["tokenizer"] = describe_tokenizer(tokenizer)
     _save_state(partial, state)
@@ -244,20 +278,18 @@ def _replace(partial: Path, directory: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One build of a cache at a time; the system lets go of the lock of a killed process."""
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        stream = open(directory.with_name(directory.name + ".lock"), "w")  # noqa: SIM115
-    except OSError as error:
-        raise CacheError(
-            f"cache_dir = {str(directory.parent)!r} cannot be written: {error}"
-        ) from error
-    with stream:
+    """One build of a cache at a time."""
+    with contextlib.ExitStack() as stack:
+        lock = locked(
+            directory.with_name(directory.name + ".lock"),
+            lambda: _say(f"another process builds {directory}: waiting for it"),
+        )
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"another process builds {directory}: waiting for it")
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            stack.enter_context(lock)
+        except OSError as error:
+            raise CacheError(
+                f"cache_dir = {str(directory.parent)!r} cannot be written: {error}"
+            ) from error
         yield
 
 
@@ -283,7 +315,7 @@ def list_sources(config: DataConfig, known: Sequence[dict[str, Any]] = ()) -> li
     before = {(s.get("path"), s.get("size"), s.get("mtime_ns")): s for s in known}
     sources = []
     if config.tokenizer not in ("bytes", "sentencepiece"):
-        path = Path(config.tokenizer)
+        path = as_path(config.tokenizer)
         if path.is_file():
             sources.append(_file_source(path, "tokenizer", "", before))
         else:
@@ -299,8 +331,8 @@ def list_sources(config: DataConfig, known: Sequence[dict[str, Any]] = ()) -> li
 
 
 def _file_source(path: Path, corpus: str, split: str, before: dict[Any, Any]) -> dict[str, Any]:
-    status = os.stat(path)
-    source = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    size, changed = size_and_time(path)
+    source = {"path": str(path), "size": size, "mtime_ns": changed}
     same = before.get(tuple(source.values()))
     digest = same["sha256"] if same else file_sha256(path)
     return source | {"corpus": corpus, "split": split, "sha256": digest}

@@ -30,11 +30,13 @@ import numpy as np
 
 from fope_jax.data import tokenizer as tokenizers
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.corpora import file_sha256
+from fope_jax.data.mirror import download
 from fope_jax.data.tokenizer import Tokenizer
 from fope_jax.extras import require
+from fope_jax.files import as_path, check_bucket, file_sha256, in_bucket
 
 FORMAT = 1
+MANIFEST = "manifest.json"
 BLOCK_TOKENS = 2**14
 SHARD_TOKENS = 2**25
 _BLOCKS_IN_MEMORY = 2048  # 64 MB of uint16: a corpus of 32 M tokens is read from disk once
@@ -62,7 +64,7 @@ def cache_directory(config: DataConfig) -> Path:
     label = config.tokenizer
     if label == "sentencepiece":
         label += str(config.vocab_size)
-    return Path(config.cache_dir) / f"{config.corpus}-{Path(label).stem}-{digest[:12]}"
+    return as_path(config.cache_dir) / f"{config.corpus}-{Path(label).stem}-{digest[:12]}"
 
 
 def describe(config: DataConfig) -> dict[str, Any]:
@@ -201,6 +203,8 @@ _REBUILD = "delete the directory and run `fope data build` again"
 def open_cache(config: DataConfig, split: str) -> TokenCache:
     """Opens one split of the cache that ``config`` describes; needs neither TensorFlow nor text.
 
+    ArrayRecord reads local files alone, so a cache in a bucket is copied to this machine once.
+
     Raises:
       CacheError: it has not been built, or a file of it is missing.
       ValueError: ``split`` is unknown.
@@ -208,6 +212,7 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
     if split not in SPLITS:
         raise ValueError(f"split {split!r}; accepted: {SPLITS}")
     directory = cache_directory(config)
+    check_bucket(directory)
     manifest = read_manifest(directory)
     if manifest is None:
         begun = " (it has been begun)" if partial_directory(directory).exists() else ""
@@ -215,13 +220,22 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
             f"there is no token cache of corpus {config.corpus!r} in {directory}{begun}; build it:"
             " fope data build --config CONFIG"
         )
+    if in_bucket(directory):
+        directory = download(directory, MANIFEST, _hashes(manifest))
     return TokenCache(directory, manifest, split)
+
+
+def _hashes(manifest: dict[str, Any]) -> dict[str, str]:
+    """sha256 of every shard and document table; the tokenizer has a fingerprint of its own."""
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    files = [*shards, *(shard["documents"] for shard in shards)]
+    return {entry["file"]: entry["sha256"] for entry in files}
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of a complete cache, None where there is none."""
     try:
-        text = (directory / "manifest.json").read_text()
+        text = (directory / MANIFEST).read_text()
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:

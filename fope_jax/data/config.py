@@ -7,6 +7,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fope_jax.files import ACCEPTED, is_accepted
+
 Corpus = Literal["gutenberg", "c4", "text", "mixture"]
 Packing = Literal["documents", "windows"]
 
@@ -28,9 +30,9 @@ class DataConfig:
         (135,000 and 143,000 tokens with the default tokenizer) and a play, 1.0 MB of 11.7 MB.
       excluded_books: gutenberg books left out of both splits; none by default. ``("bible-kjv",)``
         takes out 40% of the training text, in verses unlike the other books.
-      train_files: globs. For "text": .txt (a file is a document) and .jsonl or .json, each also
-        with .gz (a line is a document, its field ``text``). For "c4": the public
-        ``c4-train.*.json.gz``; leave ``tfds_data_dir`` empty then.
+      train_files: globs, of this machine or ``gs://``. For "text": .txt (a file is a document) and
+        .jsonl or .json, each also with .gz (a line is a document, its field ``text``). For "c4":
+        the public ``c4-train.*.json.gz``; leave ``tfds_data_dir`` empty then.
       validation_files: globs of held-out files, none of them a training file.
       tfds_data_dir: for "c4", the TFDS directory that holds ``tfds_name``, as in
         ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here and the
@@ -39,7 +41,8 @@ class DataConfig:
       tokenizer: "sentencepiece" (BPE trained on the training split), "bytes", or the path of a
         ``tokenizer.json``.
       vocab_size: tokens of the "sentencepiece" tokenizer; the others bring their own number.
-      cache_dir: where downloads and token caches go.
+      cache_dir: where downloads and token caches go. One in a bucket (``gs://``) is built on this
+        machine and then uploaded, and copied once to every machine that reads it.
       packing: how windows see documents. "documents": segments, and positions from 0, for each
         document in a window. "windows": one segment a window, as the paper's code does.
     """
@@ -72,6 +75,10 @@ class DataConfig:
         )
         _require(self, "vocab_size", self.vocab_size >= 1, "an integer of 1 or more")
         _require(self, "cache_dir", bool(self.cache_dir), "a directory")
+        for name in ("cache_dir", "tokenizer", "train_files", "validation_files"):
+            value = getattr(self, name)
+            paths = [value] if isinstance(value, str) else value
+            _require(self, name, all(map(is_accepted, paths)), ACCEPTED)
         _require(
             self, "tokenizer",
             self.tokenizer in ("sentencepiece", "bytes") or self.tokenizer.endswith(".json"),

@@ -6,9 +6,8 @@ be read raises CorpusError with the file and the place in it.
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import gzip
-import hashlib
 import json
 import subprocess
 import sys
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fope_jax.data.config import DataConfig
+from fope_jax.data.mirror import local_directory
+from fope_jax.files import as_path, file_sha256, glob_files
 
 
 class CorpusError(ValueError):
@@ -145,12 +146,12 @@ _GLOBS = {"train": "train_files", "validation": "validation_files"}
 def _glob_files(field: str, patterns: Iterable[str]) -> list[Path]:
     files: set[Path] = set()
     for pattern in patterns:
-        matched = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
+        matched = glob_files(pattern)
         if not matched:
             raise CorpusError(
                 f"{field}: {pattern!r} matches no file (working directory {Path.cwd()})"
             )
-        files.update(map(Path, matched))
+        files.update(matched)
     for path in sorted(files):
         if Path(path.name.removesuffix(".gz")).suffix not in _SUFFIXES:
             raise CorpusError(
@@ -168,7 +169,10 @@ def read_file(path: Path) -> Iterator[Document]:
     """
     suffix = Path(path.name.removesuffix(".gz")).suffix
     try:
-        with gzip.open(path) if path.name.endswith(".gz") else open(path, "rb") as stream:
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(path.open("rb"))
+            if path.name.endswith(".gz"):
+                stream = stack.enter_context(gzip.open(stream))
             if suffix == ".txt":
                 yield Document(path.as_posix(), _decode(stream.read(), path, 0))
             else:
@@ -222,7 +226,7 @@ def _decode(data: bytes, path: Path, offset: int) -> str:
 
 def downloads(config: DataConfig) -> Path:
     """Where downloaded packages stay, shared by every cache below ``cache_dir``."""
-    return Path(config.cache_dir) / "downloads"
+    return local_directory(as_path(config.cache_dir)) / "downloads"
 
 
 def read_corpus(config: DataConfig, corpus: str, split: str) -> Iterator[Document]:
@@ -235,13 +239,7 @@ def read_corpus(config: DataConfig, corpus: str, split: str) -> Iterator[Documen
 
 
 def source_files(config: DataConfig, corpus: str, split: str) -> list[Path]:
-    """The files on this machine that decide what `read_corpus` returns."""
+    """The files that decide what `read_corpus` returns."""
     if corpus == "gutenberg":
         return [download_books(downloads(config))]
     return match_files(config, split)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -24,6 +24,8 @@ from fope_jax.evaluate.retrieval import TEMPLATES, check_contexts, draw_keys, sc
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.windows import Windows
 from fope_jax.extras import require
+from fope_jax.files import as_path
+from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.processes import is_first, wait_for_all
@@ -53,7 +55,7 @@ class LoadedRun(NamedTuple):
 
 def read_experiment(workdir: Path) -> Experiment:
     """The experiment that a run's config.json describes."""
-    path = Path(workdir) / "config.json"
+    path = workdir / "config.json"
     if not path.is_file():
         raise FileNotFoundError(
             f"{workdir} is no run: there is no {path.name}; make one with "
@@ -87,7 +89,7 @@ def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = N
         checkpoint's position fingerprint is not that of the restored model.
       ValueError: the model cannot be cut over the mesh.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     experiment = read_experiment(workdir)
     store = CheckpointStore(workdir / "checkpoints")
     try:
@@ -109,7 +111,7 @@ def restore_model(
 ) -> Transformer:
     """The model of ``experiment`` with the arrays of one checkpoint; none are drawn first."""
     config = experiment.model
-    if config.attention in ("splash", "cudnn"):  # the platform and lengths of training
+    if config.attention in FUSED:  # the platform and lengths of training
         config = dataclasses.replace(config, attention="auto")
     model = nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0)))
     graphdef, params, constants = split(model)
@@ -163,12 +165,13 @@ class Protocol:
         )
 
 
-def plan(experiment: Experiment, data_fingerprint: str) -> list[Protocol]:
+def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]:
     """The protocols that an experiment's ``evaluate`` section asks for, checked before any work.
 
     Args:
       experiment: of the run.
-      data_fingerprint: of the token cache that the model was trained on.
+      data_fingerprint: of the token cache that the model was trained on; None for imported
+        weights, which were trained elsewhere.
 
     Raises:
       ValueError: a length beyond what the position embedding is defined for, or too short for a
@@ -187,7 +190,7 @@ def plan(experiment: Experiment, data_fingerprint: str) -> list[Protocol]:
         )
     caches = {name: open_cache(experiment.data, name) for name in settings.splits or ("train",)}
     cache = next(iter(caches.values()))
-    if cache.fingerprint != data_fingerprint:
+    if data_fingerprint is not None and cache.fingerprint != data_fingerprint:
         raise ValueError(
             f"the model was trained on a token cache with fingerprint {data_fingerprint}, but the "
             f"one in {experiment.data.cache_dir} has {cache.fingerprint}: its corpus or tokenizer "
@@ -303,7 +306,7 @@ def evaluate(
     Returns:
       The rows of all protocols at this step, as they stand in the file, time rows left out.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     progress = progress or _bars
     if not is_first():
         say = _nothing

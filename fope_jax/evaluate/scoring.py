@@ -96,7 +96,7 @@ def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
         positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1, T]: one for all rows
         hidden = model.hidden(tokens, positions, (positions < length).astype(jnp.int32))
         scored = targets.shape[1]
-        unembedding = model.unembedding[...]
+        unembedding = model.unembedding_matrix()
         chunk = max(1, LOGITS_IN_MEMORY // (tokens.shape[0] * unembedding.shape[1]))
         return token_nats(hidden[:, -scored:], unembedding, targets, time_chunk=min(chunk, scored))
 

@@ -300,15 +300,20 @@ def visible_blocks(q_places: Places, k_places: Places) -> tuple[Array, Array]:
       ``order [Q, P]`` int32, a permutation of the key blocks with the listed ones first, in their
       stored order; and ``count [Q]`` int32, how many are listed.
     """
+    listed = jnp.any(listed_blocks(q_places, k_places), axis=-1)
+    order = jnp.argsort(~listed, axis=-1, stable=True).astype(jnp.int32)
+    return order, jnp.sum(listed, axis=-1, dtype=jnp.int32)
+
+
+def listed_blocks(q_places: Places, k_places: Places) -> Array:
+    """Which blocks ``visible_blocks`` lists, row by row: ``[Q, P, B]`` bool."""
     q_first, _, q_last, q_last_position = _extent(q_places)
     k_first, k_first_position, k_last, _ = _extent(k_places)
     not_after = (k_first[None] < q_last[:, None]) | (
         (k_first[None] == q_last[:, None]) & (k_first_position[None] <= q_last_position[:, None])
     )
     not_before = k_last[None] >= q_first[:, None]
-    listed = jnp.any(not_after & not_before, axis=-1)
-    order = jnp.argsort(~listed, axis=-1, stable=True).astype(jnp.int32)
-    return order, jnp.sum(listed, axis=-1, dtype=jnp.int32)
+    return not_after & not_before
 
 
 def _extent(places: Places) -> tuple[Array, Array, Array, Array]:

@@ -1,25 +1,27 @@
-"""Which attention runs: chosen from the platform, the method and the shapes, or forced.
+"""Which attention runs: chosen from the platform, the methods and the shapes, or forced.
 
   reference  any platform; holds ``[B, N, T, S]``
   chunked    any platform; a loop over blocks, the bias computed inside each block
   splash     TPU; the Pallas kernel that comes with jax, for methods without a bias
+  pallas     TPU; our own kernel, which computes the bias inside (``bias_kernel.py``)
   cudnn      GPU; cuDNN's fused kernel through ``jax.nn.dot_product_attention``, without a bias
 
-A method with a bias (ALiBi, T5, KERPLE, FIRE, CoPE) is chunked on every platform: the fused kernels
-take none, or only one that is there as ``[N, T, S]``, which is what chunked attention is there to
-avoid. (ALiBi as extra dimensions of the heads cannot be exact in such a kernel: products with
-positions of 10^5 tokens and more would be summed with the logits in float32, whose steps there are
-larger than a hundredth.)
+Splash takes no bias. ALiBi as extra dimensions of the heads would be one, but not an exact one:
+products with positions of 10^5 tokens and more are summed with the logits in float32, whose steps
+there are larger than a hundredth. In our kernel it is the product of a slope and a whole number.
+CoPE needs whole rows of scores and is chunked everywhere, as every bias is on GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fope_jax.position.base import PositionEmbedding
 
-BACKENDS = ("auto", "reference", "chunked", "splash", "cudnn")
-LANES = 128  # splash works on blocks of tokens that are multiples of it
+BACKENDS = ("auto", "reference", "chunked", "splash", "pallas", "cudnn")
+FUSED = ("splash", "pallas", "cudnn")  # of one platform each
+LANES = 128  # kernels for TPU work on blocks of tokens that are multiples of it
 FULL_MASK_TOKENS = 8192  # cudnn is given a mask of a byte a pair of tokens
 
 
@@ -34,7 +36,7 @@ def choose_backend(
     requested: str,
     *,
     platform: str,
-    position: PositionEmbedding,
+    methods: Sequence[PositionEmbedding],
     length: int,
     head_dim: int,
     dtype: str,
@@ -45,7 +47,7 @@ def choose_backend(
     Args:
       requested: one of ``BACKENDS``; "auto" takes the fastest that can run.
       platform: "cpu", "tpu" or "gpu", of the devices that the program is for.
-      position: the model's.
+      methods: position embeddings of all layers that the program is for.
       length: tokens of a row.
       head_dim: of a head.
       dtype: of queries and keys.
@@ -56,18 +58,19 @@ def choose_backend(
 
     >>> from fope_jax.position import ALiBi, FoPE
     >>> shapes = {"length": 4096, "head_dim": 64, "dtype": "bfloat16"}
-    >>> choose_backend("auto", platform="tpu", position=FoPE(512), **shapes).name
+    >>> choose_backend("auto", platform="tpu", methods=[FoPE(512)], **shapes).name
     'splash'
-    >>> choose_backend("auto", platform="tpu", position=ALiBi(), **shapes).name
-    'chunked'
+    >>> choose_backend("auto", platform="tpu", methods=[FoPE(512), ALiBi()], **shapes).name
+    'pallas'
     """
     if requested not in BACKENDS:
         raise ValueError(f"attention={requested!r}: expected one of {', '.join(BACKENDS)}")
     if requested in ("reference", "chunked"):
         return Choice(requested, "as configured")
     against = {
-        "splash": _against_splash(platform, position, length, context),
-        "cudnn": _against_cudnn(platform, position, length, head_dim, dtype, context),
+        "splash": _against_splash(platform, methods, length, context),
+        "pallas": _against_pallas(platform, methods, length, context),
+        "cudnn": _against_cudnn(platform, methods, length, head_dim, dtype, context),
     }
     if requested != "auto":
         if against[requested]:
@@ -76,32 +79,50 @@ def choose_backend(
                 "attention='auto' takes what can"
             )
         return Choice(requested, "as configured")
-    fused = {"tpu": "splash", "gpu": "cudnn"}.get(platform)
-    if fused is None:
+    candidates = {"tpu": ("splash", "pallas"), "gpu": ("cudnn",)}.get(platform, ())
+    if not candidates:
         return Choice("chunked", f"platform {platform} has no fused kernel")
-    if against[fused]:
-        return Choice("chunked", f"{fused} cannot run: {'; '.join(against[fused])}")
-    return Choice(fused, f"the fused kernel of platform {platform}")
+    passed = []
+    for name in candidates:
+        if not against[name]:
+            return Choice(name, "; ".join([f"the fused kernel of platform {platform}", *passed]))
+        passed.append(f"{name} cannot run: {', '.join(against[name])}")
+    return Choice("chunked", "; ".join(passed))
 
 
 def _against_splash(
-    platform: str, position: PositionEmbedding, length: int, context: int
+    platform: str, methods: Sequence[PositionEmbedding], length: int, context: int
 ) -> list[str]:
-    found = _against_fused("tpu", platform, position, context)
-    if length % LANES:
-        found.append(f"{length} tokens a row are no multiple of {LANES}")
-    return found
+    found = _against_biases("tpu", platform, methods)
+    found += _against_context(context)
+    return found + _against_lanes(length, context)
+
+
+def _against_pallas(
+    platform: str, methods: Sequence[PositionEmbedding], length: int, context: int
+) -> list[str]:
+    found = _against_platform("tpu", platform)
+    for name in sorted(
+        {
+            type(method).__name__
+            for method in methods
+            if method.has_contextual_bias or (method.has_bias and not method.has_head_bias)
+        }
+    ):
+        found.append(f"{name} has no form of its bias for one head and one block")
+    return found + _against_lanes(length, context)
 
 
 def _against_cudnn(
     platform: str,
-    position: PositionEmbedding,
+    methods: Sequence[PositionEmbedding],
     length: int,
     head_dim: int,
     dtype: str,
     context: int,
 ) -> list[str]:
-    found = _against_fused("gpu", platform, position, context)
+    found = _against_biases("gpu", platform, methods)
+    found += _against_context(context)
     if dtype not in ("bfloat16", "float16"):
         found.append(f"{dtype}: it computes in bfloat16 or float16")
     if head_dim > 128 or head_dim % 8:
@@ -111,14 +132,24 @@ def _against_cudnn(
     return found
 
 
-def _against_fused(
-    needed: str, platform: str, position: PositionEmbedding, context: int
-) -> list[str]:
-    found = []
-    if platform != needed:
-        found.append(f"it needs platform {needed}, this is {platform}")
-    if position.has_bias or position.has_contextual_bias:
-        found.append(f"{type(position).__name__} adds a bias to the logits")
-    if context > 1:
-        found.append(f"mesh.context={context}: queries and keys begin at different tokens")
-    return found
+def _against_platform(needed: str, platform: str) -> list[str]:
+    return [] if platform == needed else [f"it needs platform {needed}, this is {platform}"]
+
+
+def _against_biases(needed: str, platform: str, methods: Sequence[PositionEmbedding]) -> list[str]:
+    found = _against_platform(needed, platform)
+    biased = {type(m).__name__ for m in methods if m.has_bias or m.has_contextual_bias}
+    return found + [f"{name} adds a bias to the logits" for name in sorted(biased)]
+
+
+def _against_context(context: int) -> list[str]:
+    if context == 1:
+        return []
+    return [f"mesh.context={context}: queries and keys begin at different tokens"]
+
+
+def _against_lanes(length: int, context: int) -> list[str]:
+    if length % (LANES * context) == 0:
+        return []
+    own = f" on each of mesh.context={context} devices" if context > 1 else ""
+    return [f"{length} tokens a row are no multiple of {LANES}{own}"]

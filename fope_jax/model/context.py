@@ -15,7 +15,8 @@ from typing import Any
 
 import jax
 
-from fope_jax.model.attention import attend
+from fope_jax.model.attention import Places, attend
+from fope_jax.model.bias_kernel import HeadBias, attend_in_kernel
 from fope_jax.model.fused import cudnn, splash
 from fope_jax.model.sharding import RULES, Axes, active_mesh, spec
 from fope_jax.typing import Array
@@ -36,6 +37,8 @@ def attend_on_mesh(
     variables: dict[str, Array],
     constants: dict[str, Array],
     axes_of: Callable[[str], Axes],
+    head_bias: HeadBias | None,
+    backend: str,
     **settings: Any,
 ) -> Array:
     """Self-attention of a layer, on the active mesh if there is one.
@@ -49,13 +52,19 @@ def attend_on_mesh(
       variables: of the bias, with gradients.
       constants: of the bias, without.
       axes_of: the logical axes of a variable, by name; a bias sees the heads of its device only.
+      head_bias: the bias in the form of a kernel, None where there is none.
+      backend: one of ``backends.BACKENDS`` that ``choose_backend`` chose.
       **settings: for ``attend``.
 
     Returns:
       ``[B, T, N, H]``.
-    """
 
-    backend = settings.get("backend")
+    Raises:
+      ValueError: a backend that would leave out the bias.
+    """
+    biased = settings.get("bias_fn") or settings.get("contextual_fn")
+    if biased and (backend in _FUSED or (backend == "pallas" and head_bias is None)):
+        raise ValueError(f"attention={backend!r} cannot add this method's bias to the logits")
 
     def local(q, k, v, positions, segments, variables, constants):
         if backend in _FUSED:  # chosen only where a device has all tokens of its rows
@@ -65,6 +74,18 @@ def attend_on_mesh(
             k, v, k_positions, k_segments = (
                 jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True)
                 for x in (k, v, positions, segments)
+            )
+        if backend == "pallas":
+            of_bias = {**variables, **jax.lax.stop_gradient(constants)} if head_bias else {}
+            return attend_in_kernel(
+                q,
+                k,
+                v,
+                q_places=Places(positions, segments),
+                k_places=Places(k_positions, k_segments),
+                head_bias=head_bias,
+                variables=of_bias,
+                heads_axes={name: _axis_of_heads(axes_of(name)) for name in of_bias},
             )
         return attend(
             q,
@@ -76,6 +97,7 @@ def attend_on_mesh(
             k_segments=k_segments,
             bias_variables=variables,
             bias_constants=constants,
+            backend=backend,
             **settings,
         )
 
@@ -102,3 +124,7 @@ def attend_on_mesh(
 
 def _rows(x: Array) -> Any:
     return spec(("batch" if x.shape[0] > 1 else None, "length"))
+
+
+def _axis_of_heads(axes: Axes) -> int | None:
+    return axes.index("heads") if "heads" in axes else None

@@ -8,6 +8,7 @@ before a query in its segment are those that ``attention.attend`` shows it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,16 +54,15 @@ def splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = F
         block_q_dq=block, block_kv_dq=block,
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * num_heads)
-    # Its mask is made of constants, also where the rest is traced.
-    with jax.ensure_compile_time_eval():
-        attend = kernel.make_splash_mha(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-        )
+    attend = kernel.make_splash_mha(
+        mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
     q = q * jnp.asarray(1 / math.sqrt(head_dim), q.dtype)
     # The kernel wants whole lanes: more dimensions of zeros change no logit, and are cut off again.
     q, k, v = (_to_lanes(x.swapaxes(1, 2)) for x in (q, k, v))
     ids = kernel.SegmentIds(q=segments, kv=segments)
-    out = jax.vmap(attend)(q, k, v, segment_ids=ids)[..., :head_dim].swapaxes(1, 2)
+    out: Any = jax.vmap(attend)(q, k, v, segment_ids=ids)
+    out = out[..., :head_dim].swapaxes(1, 2)
     return jnp.where(segments[:, :, None, None] == 0, 0, out).astype(q.dtype)
 
 
@@ -70,7 +70,7 @@ def _to_lanes(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -x.shape[-1] % LANES)))
 
 
-def cudnn(q: Array, k: Array, v: Array, segments: Array, *, implementation: str = "cudnn") -> Array:
+def cudnn(q: Array, k: Array, v: Array, segments: Array, *, implementation: Any = "cudnn") -> Array:
     """Causal attention within segments by cuDNN, with a mask ``[B or 1, 1, T, T]``.
 
     Args:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from fope_jax.model.sharding import (
     RULES,
@@ -55,7 +57,9 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return (x32 * inverse_rms * scale32).astype(x.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+PRODUCT = "product"  # name of what ``linear`` gives, for rematerialisation to keep
+
+
 def linear(x: Array, weight: Array, axes: Axes = (None, None)) -> Array:
     """The product ``x weight`` of ``[B, T, D]`` and ``[D, M]``, ``[B, T, M]`` in the dtype of x.
 
@@ -67,11 +71,16 @@ def linear(x: Array, weight: Array, axes: Axes = (None, None)) -> Array:
     "embed" in the dtype of x, for each pass again, and never kept so; the gradient is reduced to
     where the weight lies.
     """
+    return checkpoint_name(_linear(x, weight, axes), PRODUCT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _linear(x: Array, weight: Array, axes: Axes) -> Array:
     return jnp.einsum("btd,dm->btm", x, constrain_gathered(weight.astype(x.dtype), axes))
 
 
 def _linear_forward(x, weight, axes):
-    return linear(x, weight, axes), (x, weight)
+    return _linear(x, weight, axes), (x, weight)
 
 
 def _linear_backward(axes, saved, d_out):
@@ -80,7 +89,7 @@ def _linear_backward(axes, saved, d_out):
     return d_x, constrain(weight_gradient(x, d_out).astype(weight.dtype), axes)
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+_linear.defvjp(_linear_forward, _linear_backward)
 
 
 def weight_gradient(x: Array, d_out: Array) -> Array:
@@ -90,7 +99,7 @@ def weight_gradient(x: Array, d_out: Array) -> Array:
 
 def to_heads(x: Array, weight: Array) -> Array:
     """Projects ``x [B, T, D]`` with ``weight [D, N, H]`` to ``[B, T, N, H]``."""
-    out = linear(x, weight.reshape(weight.shape[0], -1), ("embed", "heads"))
+    out: Any = linear(x, weight.reshape(weight.shape[0], -1), ("embed", "heads"))
     out = out.reshape(*x.shape[:2], *weight.shape[1:])
     return constrain(out, ("batch", "length", "heads", None))
 

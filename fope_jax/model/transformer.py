@@ -13,6 +13,7 @@ from flax import nnx
 from fope_jax.model.backends import BACKENDS, choose_backend
 from fope_jax.model.context import attend_on_mesh
 from fope_jax.model.layers import (
+    PRODUCT,
     from_heads,
     look_up,
     rms_norm,
@@ -32,10 +33,14 @@ from fope_jax.typing import Array
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
+# Fields of TransformerConfig that say how a model with weights is computed, not what it computes.
+HOW = ("scan_layers", "remat", "attention", "attention_block", "dtype", "init_std")
+NORMS = ("pre", "post")
+QK_NORMS = ("none", "head", "width")
 
 
 _KEPT = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -56,7 +61,13 @@ class TransformerConfig:
       mlp_dim: hidden width of each SwiGLU branch.
       num_kv_heads: key-value heads K, a divisor of N; None means N.
       head_dim: H; None means ``d_model // num_heads``.
-      qk_norm: RMS-normalises each head of q and k, with one scale a layer, before the rotation.
+      norm: where a layer normalises: "pre", what goes into attention and MLP (Llama); "post", what
+        comes out of them (OLMo 2).
+      qk_norm: RMS-normalises q and k before the rotation: "none"; "head", each head by itself, with
+        one scale that all heads of a layer share (Qwen 3); "width", all heads together, each
+        dimension with a scale of its own (OLMo 2). True and False, as older configurations have it,
+        are "head" and "none".
+      tie_embeddings: the embedding, transposed, is the unembedding too.
       norm_eps: added to the mean square in every norm.
       init_std: spread of the truncated normal that all matrices start from.
       scan_layers: compiles one layer and scans it, rather than L layers in a row. The parameters
@@ -79,7 +90,9 @@ class TransformerConfig:
     mlp_dim: int
     num_kv_heads: int | None = None
     head_dim: int | None = None
-    qk_norm: bool = False
+    norm: str = "pre"
+    qk_norm: bool | str = "none"
+    tie_embeddings: bool = False
     norm_eps: float = 1e-6
     init_std: float = 0.02
     scan_layers: bool = True
@@ -90,6 +103,8 @@ class TransformerConfig:
     param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        if isinstance(self.qk_norm, bool):
+            object.__setattr__(self, "qk_norm", "head" if self.qk_norm else "none")
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "mlp_dim"):
             _at_least_one(name, getattr(self, name))
         for name in ("num_kv_heads", "head_dim"):
@@ -110,6 +125,8 @@ class TransformerConfig:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
         for name, accepted in (
+            ("norm", NORMS),
+            ("qk_norm", QK_NORMS),
             ("attention", BACKENDS),
             ("remat", REMAT),
             ("dtype", DTYPES),
@@ -138,7 +155,7 @@ def _at_least_one(name: str, value: int) -> None:
 
 
 class Transformer(nnx.Module):
-    """Pre-norm decoder with RMSNorm, SwiGLU, untied embeddings and no biases.
+    """Decoder with RMSNorm, SwiGLU and no biases.
 
     The module holds arrays; what is done with them are the functions of ``model/``. Arrays of the
     layers have a leading axis L, whether the layers are scanned or not.
@@ -178,11 +195,13 @@ class Transformer(nnx.Module):
             up=normal(layers, d_model, config.mlp_dim),
             down=normal(layers, config.mlp_dim, d_model),
         )
-        if config.qk_norm:
-            self.layers["query_norm"] = ones(layers, head_dim)
-            self.layers["key_norm"] = ones(layers, head_dim)
+        if config.qk_norm != "none":
+            alone = config.qk_norm == "head"
+            self.layers["query_norm"] = ones(layers, head_dim if alone else heads * head_dim)
+            self.layers["key_norm"] = ones(layers, head_dim if alone else kv_heads * head_dim)
         self.final_norm = ones(d_model)
-        self.unembedding = normal(d_model, config.vocab_size)
+        if not config.tie_embeddings:
+            self.unembedding = normal(d_model, config.vocab_size)
         # Drawn last, so that models of one seed start from the same weights under every method.
         variables = position.init(rngs.params(), config.shape)
         self.position_model = _wrap(variables.model_params, variables.model_constants)
@@ -262,7 +281,13 @@ class Transformer(nnx.Module):
 
     def unembed(self, hidden: Array) -> Array:
         """Logits ``[B, T, V]`` float32 of ``hidden [B, T, D]``."""
-        return logits_of(hidden, self.unembedding[...])
+        return logits_of(hidden, self.unembedding_matrix())
+
+    def unembedding_matrix(self) -> Array:
+        """``[D, V]``: the unembedding, or the embedding transposed where they are tied."""
+        if self.config.tie_embeddings:
+            return self.embedding[...].T
+        return self.unembedding[...]
 
 
 def layer(
@@ -276,7 +301,10 @@ def layer(
     positions: Array,
     segments: Array,
 ) -> Array:
-    """One layer: attention and MLP, each added to what it normalised.
+    """One layer: attention and MLP, each added to its input, normalised before or after.
+
+        pre    x + f(norm(x))
+        post   x + norm(f(x))
 
     Args:
       config: the model's.
@@ -292,13 +320,13 @@ def layer(
     Returns:
       ``[B, T, D]``.
     """
-    y = rms_norm(x, weights["attention_norm"], config.norm_eps)
+    y = _normed(config, "pre", x, weights["attention_norm"])
     q = to_heads(y, weights["query"])
     k = to_heads(y, weights["key"])
     v = to_heads(y, weights["value"])
-    if config.qk_norm:
-        q = rms_norm(q, weights["query_norm"], config.norm_eps)
-        k = rms_norm(k, weights["key_norm"], config.norm_eps)
+    if config.qk_norm != "none":
+        q = _heads_normed(q, weights["query_norm"], config.norm_eps)
+        k = _heads_normed(k, weights["key_norm"], config.norm_eps)
     q, k = position.rotate({**trained, **constants}, tables, q, k)
     if k.shape[2] != v.shape[2]:
         v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
@@ -313,12 +341,27 @@ def layer(
         axes_of=position.variable_axes,
         bias_fn=position.bias if position.has_bias else None,
         contextual_fn=position.contextual_bias if position.has_contextual_bias else None,
+        head_bias=position.head_bias if position.has_head_bias else None,
         backend=_backend(config, position, q.shape[1]),
         block=config.attention_block,
     )
-    x = x + from_heads(attended, weights["out"])
-    y = rms_norm(x, weights["mlp_norm"], config.norm_eps)
-    return x + swiglu(y, weights["gate"], weights["up"], weights["down"])
+    y = from_heads(attended, weights["out"])
+    x = x + _normed(config, "post", y, weights["attention_norm"])
+    y = _normed(config, "pre", x, weights["mlp_norm"])
+    y = swiglu(y, weights["gate"], weights["up"], weights["down"])
+    return x + _normed(config, "post", y, weights["mlp_norm"])
+
+
+def _normed(config: TransformerConfig, place: str, x: Array, scale: Array) -> Array:
+    """``x`` normalised, where ``place`` is the one at which this model normalises."""
+    return rms_norm(x, scale, config.norm_eps) if config.norm == place else x
+
+
+def _heads_normed(x: Array, scale: Array, eps: float) -> Array:
+    """``x [B, T, N, H]`` normalised by heads or, with a scale of ``[N * H]``, as a whole."""
+    if scale.shape[-1] == x.shape[-1]:
+        return rms_norm(x, scale, eps)
+    return rms_norm(x.reshape(*x.shape[:2], -1), scale, eps).reshape(x.shape)
 
 
 def _backend(config: TransformerConfig, position: PositionEmbedding, length: int) -> str:
@@ -332,7 +375,7 @@ def _backend(config: TransformerConfig, position: PositionEmbedding, length: int
     return choose_backend(
         "auto",
         platform=jax.default_backend(),
-        position=position,
+        methods=[position],
         length=length,
         head_dim=config.shape.head_dim,
         dtype=config.dtype,

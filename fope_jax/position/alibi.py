@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -117,3 +117,6 @@ class ALiBi(PositionEmbedding):
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         return alibi_bias(q_positions, k_positions, variables["slopes"])
+
+    def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
+        return -values["slopes"] * (q_positions - k_positions).astype(jnp.float32)

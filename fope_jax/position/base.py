@@ -140,6 +140,31 @@ class PositionEmbedding:
         """Whether ``bias`` is overridden, known without evaluating it."""
         return type(self).bias is not PositionEmbedding.bias
 
+    def head_bias(
+        self, values: dict[str, Any], q_positions: Array, k_positions: Array
+    ) -> Array | None:
+        """``bias`` of one head, in the operations that a kernel has for a block of scores.
+
+        Element by element and of numbers: no table is indexed, nothing is multiplied as a matrix,
+        so that it can be evaluated, and differentiated, inside a kernel.
+
+        Args:
+          values: what of each variable is this head's: a number, or a tuple of numbers where it is
+            a vector. They follow from ``variable_axes``.
+          q_positions: int32, tokens, of a shape that spreads over the block, such as ``[1, t]``.
+          k_positions: the same, such as ``[s, 1]``.
+
+        Returns:
+          float32 of the shape that both have together, such as ``[s, t]``, or None where the method
+          has no bias or cannot put it like this.
+        """
+        return None
+
+    @property
+    def has_head_bias(self) -> bool:
+        """Whether ``head_bias`` is overridden, known without evaluating it."""
+        return type(self).head_bias is not PositionEmbedding.head_bias
+
     def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array | None:
         """The additive bias of whole rows of scores, for methods whose positions depend on content.
 

@@ -133,6 +133,15 @@ class LogitScaling(PositionEmbedding):
     def has_bias(self) -> bool:
         return self.inner.has_bias
 
+    def head_bias(
+        self, values: dict[str, Any], q_positions: Array, k_positions: Array
+    ) -> Array | None:
+        return self.inner.head_bias(values, q_positions, k_positions)
+
+    @property
+    def has_head_bias(self) -> bool:
+        return self.inner.has_head_bias
+
     def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array | None:
         return self.inner.contextual_bias(variables, q, logits)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fope_jax.files import resolved
 from fope_jax.report.rows import Run, labels
 from fope_jax.report.tables import EMPTY, Table, three
 
@@ -11,7 +12,7 @@ from fope_jax.report.tables import EMPTY, Table, three
 def parent_of(run: Run, runs: Sequence[Run]) -> Run | None:
     """The run among ``runs`` that ``run`` goes on from."""
     source = run.lineage["parent"]["run"] if run.lineage else None
-    return next((other for other in runs if str(other.path.resolve()) == source), None)
+    return next((other for other in runs if str(resolved(other.path)) == source), None)
 
 
 def tokens_before(run: Run) -> int:

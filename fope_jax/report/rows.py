@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fope_jax.files import as_path
+
 Row = dict[str, Any]
 
 _NUMBER = (int, float)
@@ -88,7 +90,7 @@ class Run:
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Reads runs; raises ReportError for the first that is not one."""
-    runs = [read_run(Path(path)) for path in paths]
+    runs = [read_run(as_path(path)) for path in paths]
     if not runs:
         raise ReportError("no runs to report on; name one or more run directories")
     return runs

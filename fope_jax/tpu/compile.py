@@ -25,7 +25,11 @@ from fope_jax.tpu.topology import describe, parse_topology
 from fope_jax.train.state import plan_state, trace_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-_USED = re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm")
+# The compiler's two ways to say it; the second where temporaries alone are too many.
+_TOO_MUCH = (
+    re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm"),
+    re.compile(r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)"),
+)
 
 
 def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
@@ -58,10 +62,10 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        found = _USED.search(str(error))
-        if not found:
+        sizes = too_much(str(error))
+        if sizes is None:
             raise
-        needed, limit = (_bytes(*found.groups()[i : i + 2]) for i in (0, 2))
+        needed, limit = sizes
         seconds = time.perf_counter() - began
         return row | {
             "fits": False, "needed_bytes": needed, "limit_bytes": limit, "compile_seconds": seconds,
@@ -91,6 +95,19 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
         "bound": bound,
         "mfu_bound": useful / (chip.flops / chip.cores) / seconds[bound],
     }
+
+
+def too_much(message: str) -> tuple[int, int] | None:
+    """Bytes needed and there, from the compiler's message; None where it says something else.
+
+    >>> too_much("Ran out of memory in memory space hbm. Used 58.4G of 15.7G hbm.")
+    (62706522522, 16857746637)
+    """
+    for pattern in _TOO_MUCH:
+        if found := pattern.search(message):
+            number, unit, limit, limit_unit = found.groups()
+            return _bytes(number, unit), _bytes(limit, limit_unit)
+    return None
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from fope_jax.model import bias_kernel
 from fope_jax.model.transformer import TransformerConfig
 
 
@@ -69,7 +70,9 @@ def _of_equation(eqn: Any, trips: float) -> float:
     if name == "shard_map":  # its program is what one device does
         return params["mesh"].size * inner
     if name == "pallas_call":
-        return math.prod(params["grid_mapping"].grid) * inner
+        grid = params["grid_mapping"].grid
+        ours = str(params.get("name", "")).startswith(bias_kernel.NAME)
+        return math.prod(grid) * inner * (bias_kernel.visible_share(grid) if ours else 1.0)
     return inner
 
 

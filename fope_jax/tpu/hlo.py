@@ -14,7 +14,7 @@ from typing import NamedTuple
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -31,12 +31,16 @@ class Array(NamedTuple):
 
 
 class Line(NamedTuple):
-    """One instruction: its name, the arrays it makes, what it does, and the rest of its text."""
+    """One instruction: its name, the arrays it makes, what it does, and the rest of its text.
+
+    ``root`` is set where its value is that of the computation.
+    """
 
     name: str
     arrays: list[Array]
     op: str
     rest: str
+    root: bool = False
 
     @property
     def operands(self) -> list[str]:
@@ -74,9 +78,11 @@ def traffic(text: str, dynamic_trips: float) -> Traffic:
       dynamic_trips: for loops whose count is only known at run time, see ``program_flops``.
     """
     computations, entry = read(text)
+    executions = _executions(computations, entry, dynamic_trips)
     collectives: dict[str, float] = defaultdict(float)
     hbm = 0.0
-    for name, times in _executions(computations, entry, dynamic_trips).items():
+    fused: dict[str, tuple[float, str, float]] = {}
+    for name, times in executions.items():
         lines = computations[name]
         made = {line.name: line for line in lines}
         for line in lines:
@@ -85,7 +91,25 @@ def traffic(text: str, dynamic_trips: float) -> Traffic:
                 collectives[kind] += times * _sent(kind, line)
             if line.op not in _FREE and not line.op.endswith("-done"):
                 hbm += times * _moved(line, made, computations)
+            if line.op == "fusion":
+                for inside in computations.get(line.attribute("calls") or "", []):
+                    if inside.op in COLLECTIVES:
+                        _keep_least(fused, inside, times)
+    for times, kind, size in fused.values():
+        collectives[kind] += times * size
     return Traffic(dict(collectives), hbm)
+
+
+def _keep_least(fused: dict[str, tuple[float, str, float]], line: Line, times: float) -> None:
+    """Notes a collective inside a fusion.
+
+    The compiler spreads one over several fusions that begin it, go on with it beside other work and
+    end it; they have its channel in common. It runs as often as the fusion that runs least.
+    """
+    found = re.search(r"channel_id=(\d+)", line.rest)
+    channel = found[1] if found else line.name
+    if channel not in fused or times < fused[channel][0]:
+        fused[channel] = times, line.op, _sent(line.op, line)
 
 
 def read(text: str) -> tuple[dict[str, list[Line]], str]:
@@ -93,13 +117,16 @@ def read(text: str) -> tuple[dict[str, list[Line]], str]:
     computations: dict[str, list[Line]] = {}
     entry, current = "", None
     for row in text.splitlines():
-        if row and not row[0].isspace():
-            header = _HEADER.match(row)
-            current = computations.setdefault(header[2], []) if header else None
-            entry = header[2] if header and header[1] else entry
+        if row == "}":
+            current = None
+        elif row and not row[0].isspace():
+            # Other lines that start here are a kernel's notes, in the middle of a computation.
+            if header := _HEADER.match(row):
+                current = computations.setdefault(header[2], [])
+                entry = header[2] if header[1] else entry
         elif current is not None and (found := _LINE.match(row)):
-            name, shapes, op, rest = found.groups()
-            current.append(Line(name, _arrays(shapes), op, rest))
+            root, name, shapes, op, rest = found.groups()
+            current.append(Line(name, _arrays(shapes), op, rest, bool(root)))
     if not entry:
         raise ValueError("no ENTRY computation in the program's text")
     return computations, entry
@@ -191,8 +218,7 @@ def _moved(line: Line, made: dict[str, Line], computations) -> float:
         update = made.get(line.operands[1])
         return 2.0 * sum(x.bytes for x in update.arrays) if update else 0.0
     inside = computations.get(line.attribute("calls") or "", [])
-    written = sum(x.bytes for x in line.arrays if x.in_hbm)
-    total = float(min(written, _updated(inside, written)))
+    total = _written(line, inside)
     for index, name in enumerate(line.operands):
         source = made.get(name)
         if source is None or not source.arrays or not source.arrays[0].in_hbm:
@@ -213,17 +239,32 @@ def _taken(inside: list[Line], index: int, whole: float) -> float:
     for user in (x for x in inside if parameter.name in x.operands):
         if user.op in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
             taken += sum(x.bytes for x in user.arrays)
-        elif user.op == "dynamic-update-slice" and user.operands[0] == parameter.name:
-            continue
+        elif user.op == "tuple" or (
+            user.op == "dynamic-update-slice" and user.operands[0] == parameter.name
+        ):
+            continue  # handed on, or written into
         else:
             return whole
     return taken
 
 
-def _updated(inside: list[Line], whole: float) -> float:
-    """How much of its result a fusion writes: the new part, where it updates an array in place."""
-    updates = [x for x in inside if x.op == "dynamic-update-slice"]
-    if len(updates) != 1 or sum(a.bytes for a in updates[0].arrays) < whole:
-        return whole
-    update = next((x for x in inside if x.name == updates[0].operands[1]), None)
-    return sum(x.bytes for x in update.arrays) if update else whole
+def _written(line: Line, inside: list[Line]) -> float:
+    """Bytes of its results, and of those that update an array in place the new part only."""
+    root = next((x for x in inside if x.root), None)
+    if root is None:
+        return float(sum(x.bytes for x in line.arrays if x.in_hbm))
+    made = {x.name: x for x in inside}
+    sources = [made.get(name) for name in root.operands] if root.op == "tuple" else [root]
+    if len(sources) != len(line.arrays):
+        return float(sum(x.bytes for x in line.arrays if x.in_hbm))
+    total = 0.0
+    for array, source in zip(line.arrays, sources, strict=True):
+        while source is not None and source.op == "bitcast":
+            source = made.get(source.operands[0])
+        if not array.in_hbm or (source is not None and source.op == "parameter"):
+            continue
+        update = None
+        if source is not None and source.op == "dynamic-update-slice":
+            update = made.get(source.operands[1])
+        total += sum(x.bytes for x in update.arrays) if update else array.bytes
+    return total

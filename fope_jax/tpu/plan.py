@@ -225,7 +225,10 @@ def _advice(case: Case, versions: dict[str, str], cache: Path | None) -> str:
 
 
 def _changes(experiment: Experiment) -> Iterable[tuple[str, Experiment]]:
-    model, train = experiment.model, experiment.train
+    model, train, mesh = experiment.model, experiment.train, experiment.mesh
+    if mesh.data != 1:  # copies of the model, which devices could share
+        spread = dataclasses.replace(mesh, data=1, fsdp=-1)
+        yield "mesh.data=1 with mesh.fsdp=-1", dataclasses.replace(experiment, mesh=spread)
     recompute = model
     for remat in ("dots", "full"):
         if model.remat == "none" or (model.remat, remat) == ("dots", "full"):
@@ -239,10 +242,3 @@ def _changes(experiment: Experiment) -> Iterable[tuple[str, Experiment]]:
                 f"model.remat={recompute.remat} with train.accumulate={pieces}",
                 dataclasses.replace(experiment, model=recompute, train=smaller),
             )
-
-
-def cache_directory() -> Path:
-    """Where answers are kept: $FOPE_CACHE, or the user's cache directory."""
-    own = os.environ.get("FOPE_CACHE")
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(root) if root else Path.home() / ".cache") / "fope_jax"

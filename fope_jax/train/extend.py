@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import (
@@ -33,10 +34,11 @@ from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.run import find_step, read_experiment
-from fope_jax.fields import field_types
-from fope_jax.files import write_json
+from fope_jax.fields import checked, field_types, parse
+from fope_jax.files import as_path, resolved, write_json
+from fope_jax.interop.families import LENGTH
 from fope_jax.model.sharding import place
-from fope_jax.model.transformer import position_variables
+from fope_jax.model.transformer import HOW, position_variables
 from fope_jax.position import PositionVariables, from_spec, to_spec
 from fope_jax.position.extension import extended, frequency_changes, target_parts
 from fope_jax.position.transplant import Transplant, carry_variables
@@ -44,7 +46,15 @@ from fope_jax.processes import is_first, on_host, wait_for_all
 from fope_jax.train.loop import put, share_positions, train
 from fope_jax.train.state import StatePlan, draw_position, plan_state
 from fope_jax.train.step import TrainState, batch_sums
-from fope_jax.train.workdir import CHECKPOINTS, CONFIG, open_workdir
+from fope_jax.train.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    IMPORTED,
+    KEPT,
+    RUN,
+    open_workdir,
+    run_and_step,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +62,6 @@ LINEAGE = "lineage.json"
 OPTIMIZERS = ("keep", "reset-moments", "reset")
 WARN_ABOVE = 1.2  # loss at the start over the parent's
 CHECKED_UPDATES = 4  # the start is measured on the tokens of so many updates
-
-# Fields of the model that say how it is computed, not what it computes.
-_COMPUTING = ("scan_layers", "remat", "attention", "attention_block", "dtype")
 
 
 # ---------------------------------------------------------------------------- the parent
@@ -65,14 +72,16 @@ class Parent(NamedTuple):
 
     Attributes:
       source: where it is, for people and for lineage.json.
-      experiment: that it was trained in.
+      experiment: that it was trained in; of imported weights ``train.length`` is theirs.
       step: updates done.
+      imported: whether its weights come from elsewhere, with no optimizer and no data of ours.
       load: plan of its state, whether the optimizer is wanted -> its arrays.
     """
 
     source: str
     experiment: Experiment
     step: int
+    imported: bool
     load: Callable[[StatePlan, bool], ParentArrays]
 
 
@@ -81,14 +90,14 @@ class ParentArrays(NamedTuple):
 
     Attributes:
       items: ``params``, ``constants`` and, where asked for, ``optimizer``.
-      metadata: position and data fingerprints.
+      metadata: position and data fingerprints; data None of imported weights.
     """
 
     items: dict[str, Any]
     metadata: dict[str, Any]
 
 
-def open_parent(source: str, step: int | None = None) -> Parent:
+def open_parent(source: str | Path, step: int | None = None) -> Parent:
     """Finds a parent; no array is read before ``load``. Whatever else can be one is found here.
 
     Args:
@@ -99,10 +108,8 @@ def open_parent(source: str, step: int | None = None) -> Parent:
       FileNotFoundError: there is no run, or it has no valid checkpoint.
       CheckpointError: from ``load``: the step named is missing or damaged.
     """
-    run = Path(source)
-    if run.name.isdecimal() and not (run / CONFIG).is_file():
-        run, step = run.parent, int(run.name)
-        run = run.parent if run.name == CHECKPOINTS else run
+    run, named = run_and_step(source)
+    step = step if named is None else named
     experiment = read_experiment(run)
     if step is None:
         store = CheckpointStore(run / CHECKPOINTS)
@@ -125,7 +132,13 @@ def open_parent(source: str, step: int | None = None) -> Parent:
         check_fingerprint(metadata, experiment.position, shape, arrays["constants"], where)
         return ParentArrays(arrays, metadata)
 
-    return Parent(str(run.resolve()), experiment, step, load)
+    info = run / RUN
+    facts = json.loads(info.read_text()) if info.is_file() else {}
+    if IMPORTED in facts:  # there train.length is what evaluation counts in
+        trained = facts[KEPT].get(LENGTH, experiment.train.length)
+        train_config = dataclasses.replace(experiment.train, length=trained)
+        experiment = dataclasses.replace(experiment, train=train_config)
+    return Parent(str(resolved(run)), experiment, step, IMPORTED in facts, load)
 
 
 # ---------------------------------------------------------------------------- the experiment
@@ -138,6 +151,8 @@ def child_experiment(
     length: int,
     optimizer: str = "reset-moments",
     overrides: Iterable[str] = (),
+    *,
+    imported: bool = False,
 ) -> Experiment:
     """The experiment of a model that goes on from update ``step`` of ``parent``.
 
@@ -155,6 +170,8 @@ def child_experiment(
       optimizer: one of ``OPTIMIZERS``.
       overrides: ``"--config.train.steps=100"``; ``position.KNOB`` is a knob of the scaling that
         the method adds, where it has it, else of the method.
+      imported: the parent's updates were made elsewhere, so that its batch, steps and optimizer
+        say nothing: overrides give ``train.batch_size`` and ``train.steps``.
 
     Raises:
       ConfigError: an override that cannot be, a length that does not divide an update, or a parent
@@ -163,8 +180,18 @@ def child_experiment(
     """
     if optimizer not in OPTIMIZERS:
         raise ConfigError(f"optimizer {optimizer!r}; accepted: {', '.join(OPTIMIZERS)}")
+    pairs = [split_override(override) for override in overrides]
     old = parent.train
     tokens = old.batch_size * old.length
+    if imported:
+        given = dict(pairs)
+        missing = [key for key in ("train.batch_size", "train.steps") if key not in given]
+        if missing or optimizer == "keep":
+            raise ConfigError(
+                f"imported weights have no {missing[0] if missing else 'optimizer to keep'}; "
+                + (f"give --config.{missing[0]}" if missing else "take reset")
+            )
+        tokens = length * checked("train.batch_size", parse(given["train.batch_size"], int), int)
     if length < 1 or tokens % length:
         raise ConfigError(
             f"length {length}: an update of the parent has {old.batch_size} x {old.length} = "
@@ -177,7 +204,6 @@ def child_experiment(
             f"tokens; it can be extended once it has trained on its {old.length}, from step "
             f"{parent.train.stages[-1].start + 1} on"
         )
-    pairs = [split_override(override) for override in overrides]
     _check_overrides(pairs)
     knobs = _position_knobs(parent, method, pairs)
     position = extended(
@@ -187,7 +213,7 @@ def child_experiment(
 
     rows, keeps = tokens // length, optimizer == "keep"
     values = experiment_to_dict(parent)
-    del values["position"]
+    values["position"] = to_spec(position)
     values["name"] = f"{parent.name}+{method}-{length}"
     values["train"] |= {
         "steps": max(1, old.steps // 10),
@@ -202,12 +228,14 @@ def child_experiment(
         contexts = [multiple * old.length for multiple in values["evaluate"][key]]
         multiples = [context // length for context in contexts if context % length == 0]
         values["evaluate"][key] = multiples or ([1] if contexts else [])
-    values = overridden(
-        values, [f"{key}={text}" for key, text in pairs if not key.startswith("position.")]
+    config = overridden(
+        ConfigDict(values),
+        [f"{key}={text}" for key, text in pairs if not key.startswith("position.")],
     )
     if not keeps and "train.warmup_steps" not in dict(pairs):
-        values["train"]["warmup_steps"] = min(old.warmup_steps, values["train"]["steps"] // 10)
-    child = build_experiment(values | {"position": to_spec(position)})
+        tenth = config.train.steps // 10
+        config.train.warmup_steps = tenth if imported else min(old.warmup_steps, tenth)
+    child = build_experiment(config)
     _check_same_model(parent, child)
     if child.train.batch_size * child.train.length != tokens:
         raise ConfigError(
@@ -241,7 +269,7 @@ def _position_knobs(
 def _check_same_model(parent: Experiment, child: Experiment) -> None:
     before, after = dataclasses.asdict(parent.model), dataclasses.asdict(child.model)
     for key in before:
-        if key not in _COMPUTING and before[key] != after[key]:
+        if key not in HOW and before[key] != after[key]:
             raise ConfigError(
                 f"config.model.{key}: {before[key]!r}, now {after[key]!r}; an extension keeps the "
                 "model and changes its position embedding alone"
@@ -433,7 +461,7 @@ def _data_changes(parent: Experiment, child: Experiment, cache: TokenCache) -> d
 
 def read_lineage(workdir: str | Path) -> dict[str, Any] | None:
     """lineage.json of a run; None of a run that was trained from the beginning."""
-    path = Path(workdir) / LINEAGE
+    path = as_path(workdir) / LINEAGE
     return json.loads(path.read_text()) if path.is_file() else None
 
 
@@ -458,7 +486,7 @@ def _check_request(workdir: Path, lineage: dict[str, Any] | None, request: dict[
 
 
 def extend(
-    source: str,
+    source: str | Path,
     method: str,
     length: int,
     workdir: str | Path,
@@ -487,10 +515,10 @@ def extend(
       ValueError: the method cannot follow the parent's.
       CheckpointError, FileNotFoundError: the parent, see ``open_parent``; and as ``train``.
     """
-    workdir, overrides = Path(workdir), list(overrides)
+    workdir, overrides = as_path(workdir), list(overrides)
     lineage = read_lineage(workdir)
     parent = open_parent(source, lineage["request"]["step"] if lineage else None)
-    if workdir.resolve() == Path(parent.source):
+    if str(resolved(workdir)) == parent.source:
         raise ConfigError(f"workdir {workdir} is the parent itself; use another --workdir")
     request = {
         "parent": parent.source, "step": parent.step, "method": method, "length": length,
@@ -517,7 +545,7 @@ def _begin(
 ) -> None:
     """Writes config.json, lineage.json and the checkpoint of step 0."""
     # The parent's model, computed as the child is and on its devices.
-    computed = {name: getattr(child.model, name) for name in _COMPUTING}
+    computed = {name: getattr(child.model, name) for name in HOW}
     before = dataclasses.replace(
         parent.experiment, mesh=child.mesh,
         model=dataclasses.replace(parent.experiment.model, **computed),
@@ -585,6 +613,13 @@ def _move(
 
 def _check_data(parent: Experiment, fingerprint: str, child: Experiment, cache: TokenCache) -> None:
     """Raises ConfigError where tokens would mean something else to the model."""
+    if fingerprint is None:  # imported: there need be no cache of its own configuration
+        if child.data.tokenizer != parent.data.tokenizer:
+            raise ConfigError(
+                f"config.data.tokenizer = {child.data.tokenizer!r}: the parent's is "
+                f"{parent.data.tokenizer!r}, and its model reads tokens of no other"
+            )
+        return
     same = dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) == child.data
     if same and cache.fingerprint != fingerprint:
         raise ConfigError(

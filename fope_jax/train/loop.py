@@ -23,6 +23,7 @@ from fope_jax.data.config import Packing
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
+from fope_jax.files import as_path
 from fope_jax.model.sharding import batch_sharding, place
 from fope_jax.processes import is_first, wait_for_all
 from fope_jax.train.metrics import MetricsLog
@@ -60,7 +61,7 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
       NonFiniteError: nothing after the last finite checkpoint has been saved.
       OSError: the workdir cannot be written, or the token cache is missing or damaged.
     """
-    workdir, config = Path(workdir), experiment.train
+    workdir, config = as_path(workdir), experiment.train
     stages = [(stage, plan_state(at_stage(experiment, stage))) for stage in config.stages]
     plan = stages[-1][1]  # state and constants are the same in all of them
 
@@ -172,6 +173,8 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
                         "constants": constants,
                         "optimizer": state.optimizer,
                     }
+                    if metrics_log:
+                        metrics_log.flush()
                     store.save(step, items, identity)
                     meter.restart(batches)
     store.close()

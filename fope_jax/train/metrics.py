@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,27 +11,41 @@ from typing import Any
 
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.extras import require
+from fope_jax.files import in_bucket, open_lines
+
+log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Appends rows to ``workdir/metrics.jsonl`` and the numbers of train rows to TensorBoard."""
+    """Appends rows to ``workdir/metrics.jsonl`` and the numbers of train rows to TensorBoard.
+
+    There is no TensorBoard in a bucket: its writer stops reading its queue where an upload fails,
+    and training would wait for it for ever.
+    """
 
     def __init__(self, workdir: Path, start_step: int):
         tensorboard = require("tensorboardX", "train")
-        self._stream = (workdir / METRICS).open("a")
+        self._lines = open_lines(workdir / METRICS)
+        self._writer = None
+        if in_bucket(workdir):
+            log.info("no TensorBoard files in a bucket; %s has every number", workdir / METRICS)
+            return
         # purge_step hides what an earlier, killed process wrote for the steps that come again.
         self._writer = tensorboard.SummaryWriter(
             str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
         )
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Adds one row; it is on its way to the file when this returns, whatever follows."""
-        self._stream.write(json.dumps(row) + "\n")
-        self._stream.flush()
-        if row["kind"] == "train":
+        """Adds one row; on disk it is on its way to the file when this returns."""
+        self._lines.write(json.dumps(row))
+        if self._writer and row["kind"] == "train":
             for name, value in row.items():
                 if name not in ("kind", "step"):
                     self._writer.add_scalar(f"train/{name}", value, row["step"])
+
+    def flush(self) -> None:
+        """Returns when every row is in the file."""
+        self._lines.flush()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -41,5 +56,6 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stream.close()
-        self._writer.close()
+        self._lines.close()
+        if self._writer:
+            self._writer.close()

@@ -46,7 +46,7 @@ class StatePlan(NamedTuple):
     attention: Choice
 
 
-def plan_state(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> StatePlan:
+def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> StatePlan:
     """Describes the state of ``experiment`` on ``devices`` (all there are, by default).
 
     Raises:
@@ -79,10 +79,12 @@ def at_stage(experiment: Experiment, stage: Stage) -> Experiment:
 
 
 def _choose_attention(experiment: Experiment, mesh: Mesh) -> Choice:
+    position = experiment.position
+    layers = range(position.period(experiment.model.num_layers))
     return choose_backend(
         experiment.model.attention,
         platform=mesh.devices.flat[0].platform,
-        position=experiment.position,
+        methods=[position.at_layer(index) for index in layers],
         length=experiment.train.length,
         head_dim=experiment.model.shape.head_dim,
         dtype=experiment.model.dtype,
@@ -156,7 +158,7 @@ def place_constants(constants: Any, plan: StatePlan) -> Any:
     return jax.tree.map(place, constants, _shardings(plan.constants))
 
 
-def trace_step(experiment: Experiment, devices: Sequence[jax.Device] | None = None) -> Any:
+def trace_step(experiment: Experiment, devices: Sequence[Any] | None = None) -> Any:
     """The training step of ``experiment``, traced for ``devices``, which may be descriptions.
 
     Returns:

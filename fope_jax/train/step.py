@@ -58,7 +58,7 @@ def batch_sums(graphdef: Any, params: Any, constants: Any, batch: Batch) -> Loss
     """Runs the model on ``batch`` and sums its loss; the forward pass of training."""
     model = merge(graphdef, params, constants)
     hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
-    unembedding = model.unembedding[...]
+    unembedding = model.unembedding_matrix()
     (size, length), vocabulary = batch.tokens.shape, unembedding.shape[1]
     mesh = active_mesh()
     if mesh is not None:  # what one device has of each

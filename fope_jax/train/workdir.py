@@ -8,7 +8,6 @@ import platform
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,9 +23,11 @@ from fope_jax.config import (
     changed_numbers,
     experiment_to_dict,
 )
-from fope_jax.files import write_json
+from fope_jax.files import as_path, make_writable, write_json
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
+IMPORTED = "imported"  # the key of run.json that says where the weights of step 0 came from
+KEPT = "kept"  # the key with what the config.json of their checkpoint says besides
 PACKAGES = (
     "fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
 )  # fmt: skip
@@ -38,18 +39,22 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
     Raises:
       OSError: the directory cannot be made or written.
       ConfigError: it holds a run of another configuration; the message names the keys and both
-        values.
+        values. Or it holds imported weights, which a new run would train over.
     """
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        make_writable(workdir)
     except OSError as error:
         raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
+    run = workdir / RUN
+    if run.exists() and IMPORTED in (facts := json.loads(run.read_text())):
+        raise ConfigError(
+            f"workdir {workdir} holds weights imported from {facts[IMPORTED]['directory']}, with "
+            "which no run begins; use another --workdir"
+        )
     new = experiment_to_dict(experiment)
     path = workdir / CONFIG
     if path.exists():
-        # Built and taken apart again, so that fields added since it was written have their default.
+        # Built again, so that a value added since the run began counts as its default.
         old = experiment_to_dict(build_experiment(json.loads(path.read_text())))
         changes = changed_numbers(old, new)
         if changes:
@@ -58,6 +63,15 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
                 " Different:\n" + "\n".join(f"  {change}" for change in changes)
             )
     write_json(path, new)
+
+
+def run_and_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
+    """A run, and the step where ``path`` names a checkpoint of it: ``runs/a/500``, else None."""
+    run = as_path(path)
+    if not run.name.isdecimal() or (run / CONFIG).is_file():
+        return run, None
+    parent = run.parent.parent if run.parent.name == CHECKPOINTS else run.parent
+    return (parent, int(run.name)) if (parent / CONFIG).is_file() else (run, None)
 
 
 def record_run(workdir: Path, facts: Mapping[str, Any], step: int) -> None:

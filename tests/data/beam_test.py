@@ -1,6 +1,7 @@
 """Tokenising through Apache Beam gives the cache of a build on one machine, to the last byte."""
 
 import gzip
+import importlib.util
 import json
 
 import pytest
@@ -9,7 +10,13 @@ from fope_jax.data import beam, build, cache
 from fope_jax.data.beam import Runner
 from fope_jax.data.corpora import CorpusError
 
-pytest.importorskip("apache_beam")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("apache_beam") is None,
+        reason="needs Apache Beam in an environment of its own: make beam-test",
+    ),
+]
 
 
 @pytest.fixture(autouse=True)

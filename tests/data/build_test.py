@@ -244,7 +244,7 @@ def test_text_that_cannot_be_opened_is_not_blamed_on_the_cache(text_config, tmp_
     def deny(*args, **kwargs):
         raise PermissionError(13, "Permission denied", str(folder))
 
-    monkeypatch.setattr(corpora, "open", deny, raising=False)
+    monkeypatch.setattr(corpora.Path, "open", deny)
     with pytest.raises(CorpusError, match=r"train9\.txt cannot be read: .*Permission denied"):
         list(corpora.read_file(folder))
 

@@ -102,6 +102,19 @@ def test_c4_that_is_not_there(text_config, tmp_path):
         tasks.tfds_identity(config)
 
 
+def test_c4_in_a_bucket_is_left_to_tfds(text_config, monkeypatch):
+    place = "gs://bucket/tensorflow_datasets"
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=place, tfds_name="c4/en:1.0"
+    )
+    asked = []
+    monkeypatch.setattr(tasks.tf.io.gfile, "exists", lambda path: asked.append(path) or True)
+    monkeypatch.setattr(tasks.seqio, "TfdsDataSource", lambda **named: named)
+    source = tasks._source(config, "c4", [])
+    assert source["tfds_data_dir"] == f"{place}/c4/en/1.0"
+    assert asked == [f"{place}/c4/en/1.0/dataset_info.json"]
+
+
 def test_c4_without_a_validation_split(text_config, c4_dir):
     directory, _ = c4_dir
     file = directory / "c4" / "en" / "3.0.1" / "dataset_info.json"

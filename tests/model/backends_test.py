@@ -9,12 +9,13 @@ import pytest
 from fope_jax.model import fused
 from fope_jax.model.attention import attend
 from fope_jax.model.backends import choose_backend
-from fope_jax.position import ALiBi, FoPE, RoPE
+from fope_jax.model.context import attend_on_mesh
+from fope_jax.position import ALiBi, ByLayer, FoPE, RoPE
 from fope_jax.position.contextual import CoPE
 from fope_jax.train.state import plan_state
 from tests.train.mesh_runs import experiment
 
-SHAPES = {"position": FoPE(512), "length": 1024, "head_dim": 64, "dtype": "bfloat16"}
+SHAPES = {"methods": [FoPE(512)], "length": 1024, "head_dim": 64, "dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(
@@ -23,10 +24,12 @@ SHAPES = {"position": FoPE(512), "length": 1024, "head_dim": 64, "dtype": "bfloa
         ("cpu", {}, "chunked", "platform cpu has no fused kernel"),
         ("tpu", {}, "splash", "the fused kernel of platform tpu"),
         ("gpu", {}, "cudnn", "the fused kernel of platform gpu"),
-        ("tpu", {"position": ALiBi()}, "chunked", "ALiBi adds a bias"),
-        ("tpu", {"position": CoPE()}, "chunked", "CoPE adds a bias"),
+        ("tpu", {"methods": [ALiBi()]}, "pallas", "splash cannot run: ALiBi adds a bias"),
+        ("tpu", {"methods": [RoPE(), ALiBi()]}, "pallas", "ALiBi adds a bias"),
+        ("tpu", {"methods": [RoPE(), CoPE()]}, "chunked", "CoPE has no form of its bias for one"),
         ("tpu", {"length": 1000}, "chunked", "1000 tokens a row are no multiple of 128"),
-        ("tpu", {"context": 4}, "chunked", "mesh.context=4"),
+        ("tpu", {"context": 4}, "pallas", "mesh.context=4"),
+        ("tpu", {"context": 16}, "chunked", "no multiple of 128 on each of mesh.context=16"),
         ("gpu", {"dtype": "float32"}, "chunked", "bfloat16 or float16"),
         ("gpu", {"head_dim": 256}, "chunked", "head_dim=256"),
         ("gpu", {"length": 65536}, "chunked", "quadratic"),
@@ -47,7 +50,8 @@ def test_what_runs_everywhere_is_taken_as_asked(requested):
     ("requested", "platform", "changes", "reasons"),
     [
         ("splash", "cpu", {}, ["it needs platform tpu, this is cpu"]),
-        ("splash", "tpu", {"position": ALiBi(), "length": 100}, ["ALiBi", "100 tokens"]),
+        ("splash", "tpu", {"methods": [ALiBi()], "length": 100}, ["ALiBi", "100 tokens"]),
+        ("pallas", "cpu", {"methods": [CoPE()]}, ["platform tpu, this is cpu", "CoPE"]),
         ("cudnn", "tpu", {"dtype": "float32"}, ["it needs platform gpu", "float32"]),
     ],
 )
@@ -68,6 +72,25 @@ def test_training_knows_its_backend_before_it_compiles():
     forced = dataclasses.replace(setup.model, attention="splash")
     with pytest.raises(ValueError, match=re.escape("attention='splash' cannot run")):
         plan_state(dataclasses.replace(setup, model=forced), jax.devices()[:1])
+
+
+def test_a_pattern_of_layers_is_chosen_for_as_a_whole():
+    """Each layer's bias counts, though the pattern has none by itself."""
+    setup = experiment({"method": "rope", "mesh": {}})
+    setup = dataclasses.replace(setup, position=ByLayer((RoPE(), ALiBi())))
+    forced = dataclasses.replace(setup.model, attention="splash")
+    with pytest.raises(ValueError, match="ALiBi adds a bias to the logits"):
+        plan_state(dataclasses.replace(setup, model=forced), jax.devices()[:1])
+
+
+def test_no_backend_leaves_a_bias_out():
+    with pytest.raises(ValueError, match="attention='splash' cannot add this method's bias"):
+        attend_on_mesh(
+            *[jnp.ones((1, 128, 1, 8))] * 3, positions=jnp.arange(128)[None],
+            segments=jnp.ones((1, 128), jnp.int32), variables={}, constants={},
+            axes_of=ALiBi().variable_axes, head_bias=ALiBi().head_bias, bias_fn=ALiBi().bias,
+            backend="splash",
+        )  # fmt: skip
 
 
 def packed(batch, length, heads, kv_heads, head_dim):

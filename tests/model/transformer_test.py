@@ -34,7 +34,7 @@ SIZES = {
     "num_kv_heads": 2,
     "head_dim": 8,
     "mlp_dim": 40,
-    "qk_norm": True,
+    "qk_norm": "head",
     "attention_block": 16,
     # Larger than in training, so that attention is far from uniform and differences show.
     "init_std": 0.4,
@@ -117,7 +117,7 @@ def loss_and_gradient(graphdef, params, constants, tokens, positions, segments, 
         model = merge(graphdef, params, constants)
         hidden = model.hidden(tokens, positions, segments)
         targets = jnp.roll(tokens, -1, axis=1)
-        sums = loss_sums(hidden, model.unembedding[...], targets, weights, time_chunk=20)
+        sums = loss_sums(hidden, model.unembedding_matrix(), targets, weights, time_chunk=20)
         return sums.nats / sums.tokens
 
     return jax.value_and_grad(loss)(params)
@@ -139,6 +139,16 @@ def exact_logits(model, tokens, positions, segments):
     def norm(x, scale):
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * scale
 
+    def norm_at(place, x, scale):
+        return norm(x, scale) if config.norm == place else x
+
+    def projected(y, weight, scale):
+        """``[B, T, N, H]``, normalised as the config says."""
+        x = np.einsum("btd,dnh->btnh", y, weight)
+        if config.qk_norm == "width":
+            return norm(x.reshape(*x.shape[:2], -1), scale).reshape(x.shape)
+        return norm(x, scale) if config.qk_norm == "head" else x
+
     def turn(x):
         pairs = shape.head_dim // 2
         phase = positions[..., None] * 10_000.0 ** (-np.arange(pairs) / pairs)
@@ -155,27 +165,42 @@ def exact_logits(model, tokens, positions, segments):
     x = params["embedding"][tokens]
     for index in range(shape.num_layers):
         w = {name: value[index] for name, value in params["layers"].items()}
-        y = norm(x, w["attention_norm"])
+        y = norm_at("pre", x, w["attention_norm"])
+        queries = projected(y, w["query"], w.get("query_norm"))
+        keys = projected(y, w["key"], w.get("key_norm"))
+        added = np.zeros_like(x)
         for n in range(shape.num_heads):
             kv = n // (shape.num_heads // shape.num_kv_heads)
-            q = turn(norm(y @ w["query"][:, n], w["query_norm"]))
-            k = turn(norm(y @ w["key"][:, kv], w["key_norm"]))
+            q, k = turn(queries[:, :, n]), turn(keys[:, :, kv])
             scores = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(shape.head_dim)) * visible
             total = scores.sum(-1, keepdims=True)
             attended = scores / np.where(total == 0, 1, total) @ (y @ w["value"][:, kv])
-            x = x + attended @ w["out"][n]
-        y = norm(x, w["mlp_norm"])
+            added = added + attended @ w["out"][n]
+        x = x + norm_at("post", added, w["attention_norm"])
+        y = norm_at("pre", x, w["mlp_norm"])
         gate = y @ w["gate"]
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
-    return norm(x, params["final_norm"]) @ params["unembedding"]
+        added = (gate / (1 + np.exp(-gate)) * (y @ w["up"])) @ w["down"]
+        x = x + norm_at("post", added, w["mlp_norm"])
+    unembedding = params["embedding"].T if config.tie_embeddings else params["unembedding"]
+    return norm(x, params["final_norm"]) @ unembedding
 
 
-def test_the_model_is_its_definition():
-    model = make(RoPE())
+BLOCKS = {
+    "pre, heads": {},
+    "pre, none, tied": {"qk_norm": "none", "tie_embeddings": True},
+    "post, width": {"norm": "post", "qk_norm": "width"},
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_model_is_its_definition(block):
+    model = make(RoPE(), **BLOCKS[block])
     # Scales of one would hide a norm that is left out or applied to the wrong thing.
     graphdef, params, constants = split(model)
     rng = np.random.default_rng(1)
-    for name in ("attention_norm", "mlp_norm", "query_norm", "key_norm"):
+    norms = [name for name in params["layers"] if name.endswith("_norm")]
+    assert len(norms) == (2 if model.config.qk_norm == "none" else 4)
+    for name in norms:
         scale = params["layers"][name]
         params["layers"][name] = jnp.asarray(rng.uniform(0.5, 1.5, scale.shape), jnp.float32)
     model = merge(graphdef, params, constants)
@@ -208,6 +233,32 @@ def test_every_way_to_run_the_layers_gives_the_same(looped, changes):
     assert_close((loss, gradient), looped)
     smallest = min(np.abs(x).max() for x in jax.tree.leaves(looped[1]))
     assert smallest > 1e-3
+
+
+def test_tied_embeddings_have_the_gradient_of_both_uses():
+    """Also after norms of the other kinds, in a loop over the layers as in a scan."""
+    batch, changes = packed([20, 17], 40), {"norm": "post", "qk_norm": "width"}
+    tied = make(RoPE(), tie_embeddings=True, **changes)
+    loss, gradient = loss_and_gradient(*split(tied), *batch)
+    assert "unembedding" not in gradient
+    looped = {"scan_layers": False, "attention": "reference", "remat": "full"}
+    again = split(make(RoPE(), tie_embeddings=True, **looped, **changes))
+    assert_close(loss_and_gradient(*again, *batch), (loss, gradient))
+    smallest = min(np.abs(x).max() for x in jax.tree.leaves(gradient))
+    assert smallest > 1e-3
+
+    graphdef, params, constants = split(make(RoPE(), **changes))
+    params |= split(tied)[1] | {"unembedding": tied.embedding[...].T}
+    expected, both = loss_and_gradient(graphdef, params, constants, *batch)
+    both["embedding"] += both.pop("unembedding").T
+    assert_close((loss, gradient), (expected, both))
+
+
+def test_true_and_false_are_what_they_were_before_norms_had_names():
+    for old, new in ((True, "head"), (False, "none")):
+        config = TransformerConfig(**(SIZES | {"qk_norm": old}))
+        assert config == TransformerConfig(**(SIZES | {"qk_norm": new}))
+        assert config.qk_norm == new
 
 
 @dataclass(frozen=True)
@@ -562,6 +613,8 @@ def test_names_of_parameters_and_constants_must_differ():
         ({"param_dtype": "int8"}, "param_dtype='int8'"),
         ({"init_std": -1.0}, "init_std=-1.0: expected 0 or more"),
         ({"norm_eps": float("nan")}, "norm_eps=nan: expected 0 or more"),
+        ({"norm": "both"}, "norm='both': expected one of pre, post"),
+        ({"qk_norm": "heads"}, "qk_norm='heads': expected one of none, head, width"),
     ],
 )
 def test_a_config_that_cannot_be_is_named(change, message):

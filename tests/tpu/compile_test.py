@@ -1,11 +1,16 @@
 """The TPU compiler itself, on the paper's sizes: `make plan-test`."""
 
 import importlib.util
+import runpy
 
 import pytest
 
 from fope_jax.config import build_experiment, load_config
+from fope_jax.model.sharding import MeshConfig
 from fope_jax.tpu.plan import make_cases, plan
+
+CONFIG = "configs/paper/c4_books.py"
+SLICES = runpy.run_path(CONFIG)["SLICES"]
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,7 +24,7 @@ pytestmark = [
 @pytest.mark.parametrize("topology", ["v5e:4x4", "v5p:2x2x4", "v6e:4x4"])
 @pytest.mark.parametrize("size", ["60m", "180m", "1200m"])
 def test_the_papers_sizes_compile(size, topology):
-    experiment = build_experiment(load_config("configs/paper/c4_books.py", []))
+    experiment = build_experiment(load_config(CONFIG, []))
     cases = make_cases(experiment, topologies=[topology], sizes=[size], methods=["fope"])
     (row,) = plan(cases, cache=None, jobs=1, advise=False)
     assert row["devices"] == 16
@@ -33,3 +38,26 @@ def test_the_papers_sizes_compile(size, topology):
     assert sum(row["collective_bytes"].values()) > 0
     assert row["hbm_bytes"] > row["memory"]["arguments"]
     assert 0 < row["mfu_bound"] <= 1
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(context=4, tensor=2)], ids=str)
+@pytest.mark.parametrize("method", ["alibi", "t5", "kerple", "kerple-power", "fire"])
+def test_the_kernel_with_a_bias_compiles_for_the_whole_step(method, mesh):
+    """Also where devices share the tokens of a row, and the heads."""
+    experiment = build_experiment(load_config(CONFIG, []))
+    cases = make_cases(
+        experiment, topologies=["v6e:4x4"], methods=[method], lengths=[4096], mesh=mesh
+    )
+    (row,) = plan(cases, cache=None, jobs=1)
+    assert row["fits"] and row["attention"] == "pallas"
+    # Scores are computed twice more for the gradient, half of all that attention does.
+    assert 1 < row["flops"] / row["model_flops"] < 1.4
+
+
+@pytest.mark.parametrize("size", SLICES)
+def test_the_papers_configs_fit_the_slice_that_they_name(size):
+    experiment = build_experiment(load_config(f"{CONFIG}:size={size}", []))
+    for method in ("rope", "fope", "alibi"):
+        cases = make_cases(experiment, topologies=[SLICES[size]], methods=[method])
+        (row,) = plan(cases, cache=None, jobs=1, advise=False)
+        assert row["fits"], (method, row)

@@ -38,6 +38,9 @@ def test_what_is_computed_again_counts_again():
     again, same = of_step({"remat": "full"})
     assert same == model
     assert 1.1 < again / kept < 1.4
+    # With the products kept, attention alone is computed again.
+    dots, _ = of_step({"remat": "dots"})
+    assert 1 < dots / kept < 1 + (again / kept - 1) / 2
 
 
 def test_pieces_of_a_batch_add_up():

@@ -61,6 +61,43 @@ def test_a_loop_without_a_stated_end_runs_as_often_as_told():
     assert traffic(text, 100).collectives["all-gather"] == 100 * 256 * 8 * 4 * 3 / 4
 
 
+FUSED = """HloModule step
+
+%begin (a: f32[4,8]) -> f32[4,8] {
+  %a = f32[4,8]{1,0} parameter(0)
+  ROOT %g = f32[16,8]{1,0} all-gather(%a), channel_id=3, replica_groups={{0,1,2,3}}
+}
+
+%go_on (w: f32[6,16,8], p: f32[16,8], q: f32[4,8]) -> (f32[6,16,8], f32[16,8], f32[16,8]) {
+  %w = f32[6,16,8]{2,1,0} parameter(0)
+  %p = f32[16,8]{1,0} parameter(1)
+  %q = f32[4,8]{1,0} parameter(2)
+  %h = f32[16,8]{1,0} all-gather(%q), channel_id=3, replica_groups={{0,1,2,3}}
+  %new = f32[1,16,8]{2,1,0} bitcast(%p)
+  %u = f32[6,16,8]{2,1,0} dynamic-update-slice(%w, %new)
+  ROOT %t = (f32[6,16,8]{2,1,0}, f32[16,8]{1,0}, f32[16,8]{1,0}) tuple(%u, %p, %h)
+}
+
+ENTRY %main (s: f32[4,8]) -> f32[16,8] {
+  %s = f32[4,8]{1,0} parameter(0)
+  %all = f32[6,16,8]{2,1,0} parameter(1)
+  %began = f32[16,8]{1,0} fusion(%s), kind=kCustom, calls=%begin, backend_config={"notes":"{
+"of": "a kernel"
+}}, metadata={}
+  ROOT %f = (f32[6,16,8], f32[16,8], f32[16,8]) fusion(%all, %began, %s), calls=%go_on
+}
+"""
+
+
+def test_a_collective_over_several_fusions_counts_once_and_updates_in_place_are_their_size():
+    found = traffic(FUSED, 1)
+    own, block = 4 * 8 * 4, 16 * 8 * 4
+    assert found.collectives == {"all-gather": block * 3 / 4}
+    # Begun: a part read, a block written. Going on: a block and a part read, a block written into
+    # the six, which are neither read nor written as a whole, and a block handed on costs nothing.
+    assert found.hbm == own + block + (block + own) + (block + block)
+
+
 def test_a_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         read("HloModule nothing\n")

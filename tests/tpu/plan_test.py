@@ -117,6 +117,14 @@ def test_the_cheapest_change_that_fits_is_found_and_answers_are_kept(
     assert len(asked) == 4
 
 
+def test_copies_of_the_model_are_advised_against_first(experiment, monkeypatch):
+    mesh = MeshConfig(data=-1, fsdp=1)
+    (case,) = make_cases(experiment, topologies=["v5e:4x4"], mesh=mesh)
+    tried = [(text, setup.mesh) for text, setup in planning._changes(case.experiment)]
+    assert tried[0] == ("mesh.data=1 with mesh.fsdp=-1", MeshConfig(data=1, fsdp=-1))
+    assert all(own == mesh for _, own in tried[1:]) and len(tried) > 3
+
+
 def test_a_compilation_that_dies_says_why(experiment, monkeypatch):
     from types import SimpleNamespace
 

@@ -16,7 +16,7 @@ ROOT = SCRIPTS.parent
 PROGRAMS = ["create", "delete", "install", "launch", "local", "logs", "resume", "xpk"]
 PLACE = ["--name", "run1", "--zone", "us-east5-a"]
 TPUS = "gcloud compute tpus queued-resources"
-RUN = ["--", "train", "--config", "configs/paper/c4_books.py", "--workdir", "/mnt/b/run1"]
+RUN = ["--", "train", "--config", "configs/paper/c4_books.py", "--workdir", "gs://my-bucket/run1"]
 
 if not Path("/bin/bash").exists():
     pytest.skip("needs bash", allow_module_level=True)
@@ -121,7 +121,7 @@ INSTALL = [
     f"{TPUS} scp /tmp/fope-source.tar.gz run1: --zone=us-east5-a --node=all --worker=all",
     on_hosts(
         "mkdir -p fope/source && tar -xzf fope-source.tar.gz -C fope/source && cd fope/source"
-        r" && ../venv/bin/pip install --quiet -c constraints.txt -e '\''.[tpu]'\''"
+        r" && ../venv/bin/pip install --quiet -c constraints.txt -e '\''.[tpu,buckets]'\''"
     ),
     on_hosts("fope/venv/bin/fope methods > /dev/null && hostname"),
 ]  # fmt: skip
@@ -129,10 +129,12 @@ INSTALL = [
 
 def test_install():
     assert dry_run("install", *PLACE) == INSTALL
-    package = dry_run("install", *PLACE, "--source", "fope-jax[tpu]==0.1.0", "--python", "py")
+    package = dry_run(
+        "install", *PLACE, "--source", "fope-jax[tpu,buckets]==0.1.0", "--python", "py"
+    )
     assert package == [
         INSTALL[0].replace("python3", "py"),
-        on_hosts(r"fope/venv/bin/pip install --quiet '\''fope-jax[tpu]==0.1.0'\''"),
+        on_hosts(r"fope/venv/bin/pip install --quiet '\''fope-jax[tpu,buckets]==0.1.0'\''"),
         INSTALL[-1],
     ]
     for path in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "experiments"):
@@ -142,7 +144,7 @@ def test_install():
 LAUNCH = on_hosts(
     r"tmux kill-session -t fope 2>/dev/null; tmux new-session -d -s fope"
     r" '\''cd ~/fope/source 2>/dev/null || cd ~/fope; rm -f ~/fope/run.exit;"
-    r" ~/fope/venv/bin/fope train --config configs/paper/c4_books.py --workdir /mnt/b/run1"
+    r" ~/fope/venv/bin/fope train --config configs/paper/c4_books.py --workdir gs://my-bucket/run1"
     r" >> ~/fope/run.log 2>&1; echo $? > ~/fope/run.exit'\''"
 )
 STOP, KEEP = "kill-session -t fope 2>/dev/null;", "has-session -t fope 2>/dev/null && exit 0;"
@@ -178,14 +180,14 @@ def test_resume_is_the_other_scripts_in_turn():
 def test_xpk():
     place = [*PLACE, "--cluster", "c"]
     common = "xpk workload create --workload=run1 --cluster=c --zone=us-east5-a --tpu-type=v4-8"
-    train = "fope train --config configs/paper/c4_books.py --workdir /mnt/b/run1"
+    train = "fope train --config configs/paper/c4_books.py --workdir gs://my-bucket/run1"
     assert dry_run("xpk", *place, "--accelerator", "v4-8", "--image", "i:1", *RUN) == [
         f"{common} --num-slices=1 --max-restarts=20 --docker-image=i:1 '--command={train}'"
     ]
     assert dry_run("xpk", *place, "--accelerator", "v4-8", "--slices", "2", *RUN) == [
         f"{common} --num-slices=2 --max-restarts=20 --base-docker-image=python:3.11"
         f" --script-dir={ROOT} '--command=pip install --quiet -c constraints.txt"
-        rf" -e '\''.[tpu]'\'' && {train}'"
+        rf" -e '\''.[tpu,buckets]'\'' && {train}'"
     ]
     assert dry_run("xpk", *place, "--delete") == [
         "xpk workload delete --workload=run1 --cluster=c --zone=us-east5-a"

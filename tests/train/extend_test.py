@@ -24,6 +24,7 @@ from fope_jax.model.transformer import merge, position_variables
 from fope_jax.position import ALiBi, FoPE, Learned, NoPE, PositionInterpolation, RoPE, YaRN
 from fope_jax.train import extend as extend_module
 from fope_jax.train import loop
+from fope_jax.train.exchange import import_run
 from fope_jax.train.extend import (
     OPTIMIZERS,
     carry_state,
@@ -358,6 +359,35 @@ def test_a_parent_that_is_still_at_a_shorter_length_is_refused(runs):
         child_experiment(parent, 40, "yarn", 32)
     child = child_experiment(parent, 41, "yarn", 32)
     assert child.train.stages == ((0, 10, 32, 4),)
+
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "weights"
+
+
+def test_imported_weights_go_on_from_the_length_that_they_were_trained_on(tmp_path):
+    """The run counts in windows of 8 tokens; the checkpoint says what training was."""
+    override = ["--config.data.tokenizer=bytes", "--config.train.length=8"]
+    import_run(GOLDENS / "smollm", tmp_path / "smollm", override)
+    stated = json.loads((GOLDENS / "smollm/config.json").read_text())["max_position_embeddings"]
+    parent = open_parent(tmp_path / "smollm")
+    assert (parent.imported, parent.step, parent.experiment.train.length) == (True, 0, stated)
+
+    def go_on(*overrides, optimizer="reset"):
+        return child_experiment(
+            parent.experiment, 0, "yarn", 2 * stated, optimizer, overrides, imported=True
+        )
+
+    child = go_on("train.batch_size=3", "train.steps=50")
+    assert child.position.scaling == (YaRN(2.0, stated),)
+    assert (child.train.batch_size, child.train.warmup_steps, child.train.data_start) == (3, 5, 0)
+    with pytest.raises(ConfigError, match="imported weights have no train.batch_size; give --conf"):
+        go_on("train.steps=50")
+    with pytest.raises(ConfigError, match="have no optimizer to keep; take reset"):
+        go_on("train.batch_size=3", "train.steps=50", optimizer="keep")
+    other = go_on("train.batch_size=3", "train.steps=50", "data.tokenizer=sentencepiece")
+    with pytest.raises(ConfigError, match="data.tokenizer = 'sentencepiece': the parent's is 'byt"):
+        extend_module._check_data(parent.experiment, None, other, None)
+    assert extend_module._check_data(parent.experiment, None, child, None) is None
 
 
 # ---------------------------------------------------------------------------- files

@@ -155,6 +155,21 @@ def test_a_workdir_of_another_configuration_is_refused(finished, runs):
     ]
 
 
+def test_a_run_from_before_a_field_was_added_goes_on(finished, runs, tmp_path, caplog):
+    """Its config.json lacks fields of today and spells another one as it was."""
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    stored = json.loads((old / "config.json").read_text())
+    for name in ("norm", "tie_embeddings"):
+        del stored["model"][name]
+    stored["model"]["qk_norm"] = False
+    (old / "config.json").write_text(json.dumps(stored))
+    caplog.set_level(logging.INFO, logger="fope_jax")
+    train(runs.experiment(), old)
+    assert "is finished: 12 steps are trained" in caplog.text
+    assert json.loads((old / "config.json").read_text())["model"]["qk_norm"] == "none"
+
+
 def test_a_workdir_that_cannot_be_written_is_named(runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=f"cannot write to workdir {tmp_path}/file/run: Not a dir"):

@@ -92,9 +92,17 @@ def test_every_method_on_packed_rows(method):
         {"model": {"remat": "dots"}},
         {"model": {"scan_layers": False}},
         {"model": {"attention": "reference"}},
-        {"model": {"qk_norm": True}},
+        {"model": {"qk_norm": "head"}},
+        {"model": {"tie_embeddings": True}},
+        {"model": {"norm": "post"}},
+        {"model": {"qk_norm": "width", "num_kv_heads": 4}},
     ],
     ids=str,
 )
 def test_every_way_to_compute_the_step(changes):
     pair("fope", **changes)
+
+
+def test_norms_over_all_heads_and_tied_embeddings():
+    """A mean over heads of several devices, and one array that meets the tokens and the logits."""
+    pair("rope", model={"norm": "post", "qk_norm": "width", "tie_embeddings": True})

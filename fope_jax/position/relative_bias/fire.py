@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,11 +43,16 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
     Reference: Li et al. 2023, "Functional Interpolation for Relative Positions Improves Long
     Context Transformers", Section 3.
     """
-    distance = jnp.abs(relative_distance(q_positions, k_positions)).astype(jnp.float32)
-    position = token_positions(q_positions).astype(jnp.float32)
-    longest = jnp.maximum(position, jnp.asarray(threshold, jnp.float32))
-    rate = jnp.abs(jnp.asarray(c, jnp.float32))
-    return jnp.log1p(rate * distance) / (jnp.log1p(rate * longest) + FIRE_EPSILON)[:, :, None]
+    distance = relative_distance(q_positions, k_positions)
+    return _share(distance, token_positions(q_positions)[:, :, None], c, threshold)
+
+
+def _share(distance: Array, position: Array, c: Array, threshold: Array) -> Array:
+    threshold, c = jnp.asarray(threshold, jnp.float32), jnp.asarray(c, jnp.float32)
+    longest = jnp.maximum(position.astype(jnp.float32), threshold)
+    rate = jnp.abs(c)
+    psi = jnp.log1p(rate * jnp.abs(distance).astype(jnp.float32))
+    return psi / (jnp.log1p(rate * longest) + FIRE_EPSILON)
 
 
 def fire_bias(
@@ -169,6 +174,18 @@ class FIRE(PositionEmbedding):
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         names = ("c", "hidden_weight", "hidden_bias", "out_weight", "out_bias")
-        threshold = jnp.abs(variables["length_factor"] * np.float32(self.init_length))
         own = {name: variables[name] for name in names}
-        return fire_bias(q_positions, k_positions, threshold=threshold, **own)
+        return fire_bias(q_positions, k_positions, threshold=self._threshold(variables), **own)
+
+    def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
+        distance = q_positions - k_positions
+        share = _share(distance, q_positions, values["c"], self._threshold(values))
+        bias = jnp.full(distance.shape, values["out_bias"], jnp.float32)
+        network = (values[name] for name in ("hidden_weight", "hidden_bias", "out_weight"))
+        for weight, offset, out in zip(*network, strict=True):
+            hidden = share * weight + offset
+            bias += out * jnp.where(hidden > 0, hidden, 0.0)
+        return bias
+
+    def _threshold(self, values: dict[str, Any]) -> Array:
+        return jnp.abs(values["length_factor"] * np.float32(self.init_length))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,11 @@ def kerple_log_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array
     Extrapolation", Section 4, the logarithmic variant.
     """
     distance = jnp.abs(relative_distance(q_positions, k_positions))[:, None].astype(jnp.float32)
-    return -by_head(r1) * jnp.log1p(by_head(r2) * distance)
+    return _log_penalty(distance, by_head(r1), by_head(r2))
+
+
+def _log_penalty(distance: Array, r1: Array, r2: Array) -> Array:
+    return -r1 * jnp.log1p(r2 * distance)
 
 
 def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array) -> Array:
@@ -87,9 +91,13 @@ def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Arr
     Extrapolation", Section 4, the power variant.
     """
     distance = jnp.abs(relative_distance(q_positions, k_positions))[:, None].astype(jnp.float32)
+    return _power_penalty(distance, by_head(r1), by_head(r2))
+
+
+def _power_penalty(distance: Array, r1: Array, r2: Array) -> Array:
     # The gradient of a power has a logarithm of the distance, at distance 0 infinite times 0.
-    powers = jnp.power(jnp.maximum(distance, 1.0), by_head(r2))
-    return -by_head(r1) * jnp.where(distance > 0, powers, 0.0)
+    powers = jnp.power(jnp.maximum(distance, 1.0), r2)
+    return -r1 * jnp.where(distance > 0, powers, 0.0)
 
 
 @dataclass(frozen=True)
@@ -135,9 +143,19 @@ class Kerple(PositionEmbedding):
         return ("heads",)
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
-        r1 = clamp_value(variables["r1"], KERPLE_LEAST)
-        if self.form == "log":
-            r2 = clamp_value(variables["r2"], KERPLE_LEAST)
-            return kerple_log_bias(q_positions, k_positions, r1, r2)
-        r2 = clamp_value(variables["r2"], KERPLE_LEAST, KERPLE_LARGEST_POWER)
-        return kerple_power_bias(q_positions, k_positions, r1, r2)
+        r1, r2 = self._bounded(variables)
+        form = kerple_log_bias if self.form == "log" else kerple_power_bias
+        return form(q_positions, k_positions, r1, r2)
+
+    def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
+        r1, r2 = self._bounded(values)
+        distance = jnp.abs(q_positions - k_positions).astype(jnp.float32)
+        form = _log_penalty if self.form == "log" else _power_penalty
+        return form(distance, r1, r2)
+
+    def _bounded(self, values: dict[str, Any]) -> tuple[Array, Array]:
+        """r1 and r2 as they act."""
+        most = math.inf if self.form == "log" else KERPLE_LARGEST_POWER
+        return clamp_value(values["r1"], KERPLE_LEAST), clamp_value(
+            values["r2"], KERPLE_LEAST, most
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -180,3 +180,13 @@ class T5Bias(PositionEmbedding):
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         table = variables["bias_table"]
         return t5_bias(q_positions, k_positions, table, max_distance=self.max_distance)
+
+    def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
+        distance = q_positions - k_positions
+        nearest, *others = values["bias_table"]
+        exact = range(1, self.num_buckets // 2 + 1)
+        edges = (*exact, *map(int, _wide_bucket_edges(self.num_buckets, self.max_distance)))
+        bias = jnp.full(distance.shape, nearest, jnp.float32)
+        for edge, value in zip(edges, others, strict=True):
+            bias = jnp.where(distance >= edge, value, bias)
+        return bias

@@ -1,0 +1,160 @@
+"""A directory of a bucket on this machine, and the way back.
+
+The last file of such a directory, its manifest, says that it is whole: it is written last and
+removed first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fope_jax.extras import require
+from fope_jax.files import TRANSFERS, file_sha256, in_bucket, list_tree, user_cache
+
+_CHUNK = 2**22
+
+
+class MirrorError(RuntimeError):
+    """A file of a bucket that is not what its manifest says."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock of a killed process.
+
+    Args:
+      path: the lock file; its directory is made.
+      waiting: called where another process holds the lock, before waiting for it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def local_directory(path: Path) -> Path:
+    """Where on this machine the files are made that belong in a directory of a bucket.
+
+    A local directory is its own. No other directory of any bucket has the same place.
+    """
+    if not in_bucket(path):
+        return path
+    digest = hashlib.sha256(str(path).rstrip("/").encode()).hexdigest()
+    return user_cache() / "buckets" / digest[:12]
+
+
+def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
+    """Copies ``remote`` to this machine, once for all its processes and all runs to come.
+
+    A copy is found again by what the manifest says, so one of older text is never taken for it.
+    An interrupted download goes on with the file where it stopped.
+
+    Args:
+      remote: the directory.
+      manifest: name of the file that says what the others are.
+      hashes: sha256 of files by name; those that are not named here are copied unchecked.
+
+    Returns:
+      The local directory.
+
+    Raises:
+      MirrorError: a file is missing or its sha256 is another.
+    """
+    text = (remote / manifest).read_bytes()
+    digest = hashlib.sha256(text + json.dumps(sorted(hashes.items())).encode()).hexdigest()
+    local = user_cache() / "mirrors" / f"{remote.name}-{digest[:12]}"
+    if local.is_dir():
+        return local
+
+    def waiting() -> None:
+        _say(f"another process downloads {remote}: waiting for it")
+
+    with locked(local.with_name(local.name + ".lock"), waiting):
+        if not local.is_dir():
+            partial = local.with_name(local.name + ".partial")
+            sizes = {name: size for name, size in list_tree(remote).items() if name != manifest}
+            absent = sorted(hashes.keys() - sizes.keys())
+            if absent:
+                raise MirrorError(f"{remote / absent[0]} is missing")
+
+            def copy(name: str, progress: Callable[[int], Any]) -> None:
+                _fetch(remote / name, partial / name, hashes.get(name), progress)
+
+            _each(f"download {remote.name}", sizes, copy)
+            (partial / manifest).write_bytes(text)
+            partial.rename(local)
+    return local
+
+
+def upload(local: Path, remote: Path, manifest: str) -> None:
+    """Copies the directory ``local`` to ``remote``; what else was there is removed."""
+    (remote / manifest).unlink(missing_ok=True)
+    sizes = {name: size for name, size in list_tree(local).items() if name != manifest}
+    for name in list_tree(remote).keys() - sizes.keys():
+        (remote / name).unlink()
+
+    def copy(name: str, progress: Callable[[int], Any]) -> None:
+        (remote / name).parent.mkdir(parents=True, exist_ok=True)
+        _copy(local / name, remote / name, progress)
+
+    _each(f"upload {remote.name}", sizes, copy)
+    _copy(local / manifest, remote / manifest, lambda _: None)
+
+
+def _fetch(remote: Path, local: Path, expected: str | None, progress: Callable[[int], Any]) -> None:
+    """One file, which has its name only when it is whole and has been checked."""
+    if expected and local.is_file() and file_sha256(local) == expected:
+        progress(local.stat().st_size)
+        return
+    local.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = local.with_name(local.name + ".unfinished")
+    _copy(remote, unfinished, progress)
+    actual = file_sha256(unfinished)
+    if expected and actual != expected:
+        unfinished.unlink()
+        raise MirrorError(
+            f"{remote} is damaged: sha256 {actual[:16]}..., expected {expected[:16]}..."
+        )
+    os.replace(unfinished, local)
+
+
+def _copy(source: Path, target: Path, progress: Callable[[int], Any]) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(_CHUNK):
+            writer.write(chunk)
+            progress(len(chunk))
+
+
+def _each(
+    label: str, sizes: Mapping[str, int], work: Callable[[str, Callable[[int], Any]], None]
+) -> None:
+    """``work(name, progress)`` for all files, several at once, under a bar of their bytes."""
+    tqdm = require("tqdm", "train").tqdm
+    with (
+        tqdm(desc=label, total=sum(sizes.values()), unit="B", unit_scale=True) as bar,
+        ThreadPoolExecutor(TRANSFERS) as pool,
+    ):
+        _all(pool.map(lambda name: work(name, bar.update), sizes))
+
+
+def _all(results: Iterable[None]) -> None:
+    """Waits for each and raises the first exception."""
+    for _ in results:
+        pass
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

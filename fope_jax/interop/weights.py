@@ -1,0 +1,445 @@
+"""Weights of Hugging Face checkpoints: safetensors and config.json to our model and back.
+
+A directory there holds ``config.json`` and one or more ``*.safetensors``, with
+``model.safetensors.index.json`` where there are several. Nothing is downloaded, and neither PyTorch
+nor transformers is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax import nnx
+
+from fope_jax.extras import require
+from fope_jax.files import write_json
+from fope_jax.interop.families import from_config, to_config
+from fope_jax.interop.serving import (
+    PREFIX,
+    fope_coefficients_from_serving,
+    fope_coefficients_to_serving,
+)
+from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.position import (
+    Fingerprint,
+    FoPE,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    fingerprint,
+)
+
+CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+SHARD_BYTES = 5 * 10**9
+_STORED = ("F32", "BF16", "F16")  # how safetensors call them
+_SHOWN = 6  # tensors named in an error; the count says how many there are
+# Buffers that old checkpoints hold; config.json decides the frequencies.
+_IGNORED = "rotary_emb.inv_freq"
+_COEFFICIENTS = tuple(PREFIX + name for name in ("cos_coef", "sin_coef"))
+
+
+class Imported(NamedTuple):
+    """A model of Hugging Face as one of ours.
+
+    Attributes:
+      config: float32, with the defaults of this package for how it is computed.
+      position: its position embedding.
+      params: NumPy arrays in the tree that ``model.transformer.split`` gives.
+      constants: the position constants, likewise; empty unless it is FoPE.
+      kept: keys of its config.json that change no number, for ``export_weights``.
+    """
+
+    config: TransformerConfig
+    position: PositionEmbedding
+    params: dict[str, Any]
+    constants: dict[str, Any]
+    kept: dict[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a tensor of Hugging Face is in our parameters.
+
+    Attributes:
+      name: there.
+      path: of our array, outermost key first.
+      layer: index on its first axis; None where it has no axis of the layers.
+      inputs: axes of ours that are summed over, the first ones; there they are the second axis of a
+        matrix ``[outputs, inputs]``. 0 where both sides have the same array.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    layer: int | None
+    inputs: int
+
+    def shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape there of our array of one layer."""
+        if not self.inputs:
+            return ours
+        rows, columns = ours[: self.inputs], ours[self.inputs :]
+        return int(np.prod(columns)), int(np.prod(rows))
+
+    def to_ours(self, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The tensor ``x`` in our layout."""
+        return (x.T if self.inputs else x).reshape(shape)
+
+    def to_theirs(self, x: np.ndarray) -> np.ndarray:
+        """Our array of one layer in the layout there, contiguous as safetensors need it."""
+        shape = self.shape(x.shape)
+        return np.ascontiguousarray(x.reshape(shape[::-1]).T if self.inputs else x)
+
+
+_MATRICES = {
+    "self_attn.q_proj": ("query", 1),
+    "self_attn.k_proj": ("key", 1),
+    "self_attn.v_proj": ("value", 1),
+    "self_attn.o_proj": ("out", 2),
+    "mlp.gate_proj": ("gate", 1),
+    "mlp.up_proj": ("up", 1),
+    "mlp.down_proj": ("down", 1),
+}
+_LAYER_NORMS = {
+    "pre": {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"},
+    "post": {
+        "post_attention_layernorm": "attention_norm",
+        "post_feedforward_layernorm": "mlp_norm",
+    },
+}
+_QK_NORMS = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
+
+
+def places(config: TransformerConfig) -> Iterator[Place]:
+    """Every tensor of a model, in the order in which it runs."""
+    norms = _LAYER_NORMS[config.norm] | (_QK_NORMS if config.qk_norm != "none" else {})
+    yield Place("model.embed_tokens.weight", ("embedding",), None, 0)
+    for layer in range(config.num_layers):
+        of_layer = _MATRICES | {theirs: (ours, 0) for theirs, ours in norms.items()}
+        for theirs, (ours, inputs) in of_layer.items():
+            yield Place(f"model.layers.{layer}.{theirs}.weight", ("layers", ours), layer, inputs)
+    yield Place("model.norm.weight", ("final_norm",), None, 0)
+    if not config.tie_embeddings:
+        yield Place("lm_head.weight", ("unembedding",), None, 1)
+
+
+# ---------------------------------------------------------------------------- import
+
+
+def import_weights(directory: str | Path) -> Imported:
+    """Reads a checkpoint of Llama, Qwen 3, OLMo 2, SmolLM or SmolLM 3.
+
+    The arrays stay on the host; ``merge`` with the graph definition of a ``Transformer`` of this
+    configuration gives the model. Tensors of 16 bits become float32, exactly. Of a directory that
+    ``export_weights`` wrote, the position embedding comes back with the fingerprint it had.
+
+    Args:
+      directory: with config.json and ``*.safetensors``.
+
+    Returns:
+      Configuration, position embedding, parameters, constants and what config.json says besides.
+
+    Raises:
+      FileNotFoundError: config.json or the weights are not there.
+      ValueError: config.json says what cannot be represented, naming key and value; tensors are
+        missing, unexpected or of another shape, naming them; a file is damaged; or the position
+        embedding is not the one that was exported.
+      ImportError: safetensors is not installed.
+    """
+    directory = Path(directory)
+    described = _described(directory)
+    config, position = described.config, described.position
+    shapes = nnx.eval_shape(lambda: Transformer(config, position, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), split(shapes)[1])
+    files = _Files(directory)
+    fope = position if isinstance(position, FoPE) and position.series else None
+    _check_tensors(directory, files, config, params, _COEFFICIENTS if fope else ())
+    for place in places(config):
+        array = _at(params, place)
+        array[...] = place.to_ours(files.read(place.name), array.shape)
+    if config.tie_embeddings and "lm_head.weight" in files.shapes:
+        _check_tied(directory, files.read("lm_head.weight"), params["embedding"])
+    variables = PositionVariables()
+    if fope:
+        tensors = {name: files.read(name) for name in _COEFFICIENTS if name in files.shapes}
+        variables = _fope_variables(fope, tensors, config.shape)
+        params |= _layers(variables.layer_params)
+    constants = _layers(variables.layer_constants)
+    if described.fingerprint is not None:
+        found = position_fingerprint(config, position, constants).hash
+        if found != described.fingerprint:
+            raise ValueError(
+                f"{directory}: the position embedding was exported with fingerprint "
+                f"{described.fingerprint}, but its coefficients and config.json give {found}"
+            )
+    return Imported(config, position, params, constants, described.kept)
+
+
+def position_fingerprint(
+    config: TransformerConfig, position: PositionEmbedding, constants: Mapping[str, Any]
+) -> Fingerprint:
+    """The fingerprint of a model's position embedding, as checkpoints have it."""
+    variables = PositionVariables(
+        model_constants=constants.get("position_model", {}),
+        layer_constants=constants.get("position_layers", {}),
+    )
+    return fingerprint(position, config.shape, variables)
+
+
+def _described(directory: Path):
+    path = directory / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: no {CONFIG} in it")
+    try:
+        return from_config(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _at(tree: dict[str, Any], place: Place) -> Any:
+    """The array of one place, of its layer where it has one."""
+    array: Any = tree
+    for key in place.path:
+        array = array[key]
+    return array if place.layer is None else array[place.layer]
+
+
+def _layers(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"position_layers": ...}`` on the host, or nothing where there is no variable."""
+    arrays = {name: np.asarray(value) for name, value in variables.items()}
+    return {"position_layers": arrays} if arrays else {}
+
+
+def _fope_variables(
+    method: FoPE, tensors: Mapping[str, Any], shape: ModelShape
+) -> PositionVariables:
+    """FoPE's variables; a method with one matrix for both gets it where both are equal."""
+    apart = dataclasses.replace(method, separate_sine=True)
+    variables = fope_coefficients_from_serving(apart, tensors, shape)
+    if method.separate_sine:
+        return variables
+    first, second = (tensors[name] for name in _COEFFICIENTS)
+    if (first != second).any():
+        raise ValueError(f"separate_sine=False: {_COEFFICIENTS[0]} and {_COEFFICIENTS[1]} differ")
+    for owned in (variables.layer_params, variables.layer_constants):
+        owned.pop("sin_coef", None)
+    return variables
+
+
+def _check_tied(directory: Path, unembedding: np.ndarray, embedding: np.ndarray) -> None:
+    if (unembedding != embedding).any():
+        raise ValueError(
+            f"{directory}: tie_word_embeddings=True, but lm_head.weight differs from "
+            "model.embed_tokens.weight; set it to false in config.json to import both"
+        )
+
+
+class _Files:
+    """The tensors of a directory: their shapes, and each read when it is asked for."""
+
+    def __init__(self, directory: Path):
+        self._safetensors: Any = require("safetensors", "train")
+        self._open: dict[Path, Any] = {}
+        self._files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        for path in _weight_files(directory):
+            stored = self._of(path)
+            for name in stored.keys():  # noqa: SIM118, no mapping
+                if name in self._files:
+                    raise ValueError(f"{name} is in {self._files[name]} and in {path}: remove one")
+                view = stored.get_slice(name)
+                self._files[name] = path
+                self.shapes[name] = tuple(view.get_shape())
+                self.dtypes[name] = view.get_dtype()
+
+    def _of(self, path: Path) -> Any:
+        if path not in self._open:
+            try:
+                self._open[path] = self._safetensors.safe_open(path, framework="np")
+            except self._safetensors.SafetensorError as error:
+                raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        return self._open[path]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in the dtype it is stored in."""
+        return self._of(self._files[name]).get_tensor(name)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text()).get("weight_map", {}).values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{index} names {', '.join(missing)}: there is no such file")
+        return [directory / name for name in names]
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    found = sorted(directory.glob("*.safetensors"))
+    if not found:
+        other = sorted(path.name for path in directory.glob("*.bin"))
+        hint = f"; {', '.join(other)}: save it as safetensors first" if other else ""
+        raise FileNotFoundError(f"{directory} has no *.safetensors{hint}")
+    return found
+
+
+def _check_tensors(
+    directory: Path,
+    files: _Files,
+    config: TransformerConfig,
+    params: dict[str, Any],
+    others: tuple[str, ...],
+) -> None:
+    """Raises ValueError where the tensors are not those of the model, naming them with shapes."""
+    wanted = {place.name: place.shape(_at(params, place).shape) for place in places(config)}
+    known = wanted.keys() | set(others) | ({"lm_head.weight"} if config.tie_embeddings else set())
+    missing = [
+        f"{name} {list(shape)}" for name, shape in wanted.items() if name not in files.shapes
+    ]
+    unexpected = [
+        f"{name} {list(shape)}"
+        for name, shape in files.shapes.items()
+        if name not in known and not name.endswith(_IGNORED)
+    ]
+    others_shape = [
+        f"{name} {list(files.shapes[name])}, expected {list(shape)}"
+        for name, shape in wanted.items()
+        if files.shapes.get(name, shape) != shape
+    ]
+    others_dtype = [
+        f"{name} {dtype}, expected one of {', '.join(_STORED)}"
+        for name, dtype in files.dtypes.items()
+        if name in known and dtype not in _STORED
+    ]
+    findings = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": others_shape,
+        "of another dtype": others_dtype,
+    }
+    lines = [
+        f"  {len(names)} {what}: " + "; ".join(names[:_SHOWN] + ["..."] * (len(names) > _SHOWN))
+        for what, names in findings.items()
+        if names
+    ]
+    if lines:
+        raise ValueError(
+            f"{directory}: tensors are not those of the model that {CONFIG} describes\n"
+            + "\n".join(lines)
+        )
+
+
+# ---------------------------------------------------------------------------- export
+
+
+def export_weights(
+    directory: str | Path,
+    config: TransformerConfig,
+    position: PositionEmbedding,
+    params: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    *,
+    length: int,
+    kept: Mapping[str, Any] | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a checkpoint that transformers 5 loads, and that serving engines load with FoPE.
+
+    Transformers itself has no FoPE and would run such a directory as RoPE; vLLM, SGLang and
+    LMDeploy read its coefficients. config.json is written last, with the position embedding and its
+    fingerprint under the key ``fope_jax``, which ``import_weights`` compares.
+
+    Args:
+      directory: made, or empty.
+      config: the model.
+      position: its position embedding.
+      params: what ``split`` gives.
+      constants: what ``split`` gives.
+      length: tokens that the model is for.
+      kept: of ``import_weights``, where the model came from there.
+      dtype: of the tensors, "float32", "bfloat16" or "float16"; None takes what ``kept`` says, or
+        the dtype of the parameters. FoPE's coefficients are float32 always.
+      shard_bytes: a file is at most so large, unless a single tensor is larger.
+
+    Raises:
+      ValueError: naming the field that Hugging Face cannot say; a dtype that is not known or too
+        narrow for a number.
+      FileExistsError: the directory holds something already.
+      ImportError: safetensors is not installed.
+    """
+    directory, kept = Path(directory), dict(kept or {})
+    spelling = next((key for key in ("dtype", "torch_dtype") if kept.get(key)), "dtype")
+    dtype = dtype or kept.get(spelling) or config.param_dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
+    kept[spelling] = dtype
+    identity = position_fingerprint(config, position, constants).hash
+    values = to_config(config, position, identity, length=length, kept=kept)
+    if directory.is_dir() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} is not empty: export into a new directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_shards(directory, _tensors(config, position, params, constants, dtype), shard_bytes)
+    write_json(directory / CONFIG, values)
+
+
+def _tensors(
+    config: TransformerConfig,
+    position: PositionEmbedding,
+    params: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    dtype: str,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor of the checkpoint, made when it is asked for."""
+    arrays = jax.tree.map(np.asarray, dict(params))
+    for place in places(config):
+        array = _at(arrays, place)
+        with np.errstate(over="ignore"):
+            cast = array.astype(DTYPES[dtype])
+        if np.isfinite(array).all() and not np.isfinite(cast).all():
+            raise ValueError(f"dtype={dtype!r}: {place.name} has numbers beyond its range")
+        yield place.name, place.to_theirs(cast)
+    if isinstance(position, FoPE) and position.series:
+        variables = PositionVariables(
+            layer_params=dict(params.get("position_layers", {})),
+            layer_constants=dict(constants.get("position_layers", {})),
+        )
+        yield from fope_coefficients_to_serving(position, variables, config.shape).items()
+
+
+def _write_shards(
+    directory: Path, tensors: Iterator[tuple[str, np.ndarray]], shard_bytes: int
+) -> None:
+    """One file, or several and their index; what does not fit goes into the next one."""
+    save_file = require("safetensors.numpy", "train").save_file
+    shards: list[list[str]] = []
+    shard: dict[str, np.ndarray] = {}
+    total = 0
+
+    def write() -> None:
+        save_file(shard, directory / f"shard-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    for name, tensor in tensors:
+        if shard and sum(x.nbytes for x in shard.values()) + tensor.nbytes > shard_bytes:
+            write()
+        shard[name] = tensor
+        total += tensor.nbytes
+    write()
+    if len(shards) == 1:
+        (directory / "shard-0").rename(directory / WEIGHTS)
+        return
+    weight_map = {}
+    for index, names in enumerate(shards):
+        file = f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f"shard-{index}").rename(directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

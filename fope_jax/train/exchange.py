@@ -1,0 +1,179 @@
+"""Runs made of Hugging Face checkpoints, and such checkpoints made of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from fope_jax.checkpoint import CheckpointStore
+from fope_jax.config import (
+    ConfigError,
+    EvaluateConfig,
+    Experiment,
+    TrainConfig,
+    build_experiment,
+    experiment_to_dict,
+    overridden,
+)
+from fope_jax.data import DataConfig
+from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
+from fope_jax.evaluate.identity import position_identity
+from fope_jax.evaluate.run import load_run
+from fope_jax.files import as_path
+from fope_jax.interop.families import LENGTH
+from fope_jax.interop.weights import (
+    Imported,
+    export_weights,
+    import_weights,
+    position_fingerprint,
+)
+from fope_jax.model.transformer import HOW, split
+from fope_jax.train.workdir import (
+    CHECKPOINTS,
+    IMPORTED,
+    KEPT,
+    open_workdir,
+    record_run,
+    run_and_step,
+)
+
+TOKENIZER = "tokenizer.json"
+BESIDE = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+
+
+def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str] = ()) -> str:
+    """Makes a run directory with the weights of a Hugging Face checkpoint as step 0.
+
+    Args:
+      source: directory of the checkpoint, see ``import_weights``. Its tokenizer.json, where it has
+        one, becomes ``data.tokenizer``.
+      workdir: of the run.
+      overrides: as of ``load_config``. ``train.length``, of which evaluation takes multiples, is
+        the checkpoint's ``max_position_embeddings`` unless given.
+
+    Returns:
+      One line about the model.
+
+    Raises:
+      ConfigError: an override that cannot be or would change the model, no tokenizer, or a workdir
+        that holds something else.
+      ValueError: see ``import_weights``.
+      OSError: a file is missing, or the workdir cannot be written.
+    """
+    source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
+    imported = import_weights(source)
+    experiment = _experiment(source, imported, overrides)
+    shape = imported.config.shape
+    position, identity = position_identity(imported.position, shape, imported.constants)
+    open_workdir(workdir, experiment)
+    store = CheckpointStore(workdir / CHECKPOINTS)
+    items = {"params": imported.params, "constants": imported.constants}
+    store.save(0, items, identity | {"data": None})
+    store.close()
+    parameters = sum(x.size for x in jax.tree.leaves(imported.params))
+    facts = {
+        "name": experiment.name,
+        "seed": experiment.seed,
+        "parameters": parameters,
+        "position": {"hash": position.hash, "summary": position.summary},
+        IMPORTED: {"directory": str(source)},
+        KEPT: imported.kept,
+    }
+    record_run(workdir, facts, 0)
+    return f"{source}: {parameters:,} parameters, position {position.summary}"
+
+
+def _experiment(source: Path, imported: Imported, overrides: list[str]) -> Experiment:
+    tokenizer = source / TOKENIZER
+    stated = any(".tokenizer=" in override for override in overrides)
+    if not tokenizer.is_file() and not stated:
+        raise ConfigError(
+            f"{source} has no {TOKENIZER}: say which one its tokens are of, such as"
+            f" --config.data.tokenizer=PATH/{TOKENIZER}"
+        )
+    data = DataConfig(tokenizer=str(tokenizer)) if tokenizer.is_file() else DataConfig()
+    length = imported.kept[LENGTH]
+    base = Experiment(
+        name=source.resolve().name,
+        seed=0,
+        model=imported.config,
+        position=imported.position,
+        data=data,
+        # Step 0 is all there is; the length is what evaluation goes by.
+        train=TrainConfig(steps=1, batch_size=1, length=length, warmup_steps=0),
+        evaluate=EvaluateConfig(),
+    )
+    config = overridden(ConfigDict(experiment_to_dict(base)), overrides)
+    experiment = build_experiment(config)
+    chosen = {name: getattr(experiment.model, name) for name in HOW}
+    for name, old, new in (
+        ("model", dataclasses.replace(imported.config, **chosen), experiment.model),
+        ("position", imported.position, experiment.position),
+    ):
+        if old != new:
+            raise ConfigError(
+                f"config.{name} = {new}, but the weights are of {old}; an import can change "
+                f"{', '.join(f'model.{how}' for how in HOW)} only"
+            )
+    return experiment
+
+
+def export_run(
+    run: str | Path, directory: str | Path, step: int | None = None, dtype: str | None = None
+) -> str:
+    """Writes one checkpoint of a run as a Hugging Face checkpoint, its tokenizer.json with it.
+
+    Args:
+      run: a run directory, or one with a step behind it: ``runs/fope/500``.
+      directory: made.
+      step: which checkpoint; None takes the newest valid one.
+      dtype: of the tensors, see ``export_weights``.
+
+    Returns:
+      One line about the model.
+
+    Raises:
+      ValueError: the run has what Hugging Face cannot say, naming the field.
+      OSError: there is no such run, or the directory cannot be written.
+    """
+    directory = Path(directory)
+    workdir, named = run_and_step(run)
+    if named is not None and step is not None and step != named:
+        raise ConfigError(f"--run {run} and --step {step}: leave one out")
+    run, step = workdir, step if named is None else named
+    loaded = load_run(run, step)
+    _, params, constants = split(loaded.model)
+    kept = loaded.run_info.get(KEPT, {})
+    data = loaded.experiment.data
+    export_weights(
+        directory,
+        loaded.model.config,
+        loaded.model.position,
+        params,
+        constants,
+        length=max(loaded.experiment.train.length, kept.get(LENGTH, 0)),
+        kept=kept or {"eos_token_id": _end_of_document(data)},
+        dtype=dtype,
+    )
+    if data.tokenizer.endswith(".json"):
+        for name in BESIDE:
+            path = Path(data.tokenizer).with_name(name)
+            if path.is_file():
+                shutil.copyfile(path, directory / name)
+    model = loaded.model
+    summary = position_fingerprint(model.config, model.position, constants).summary
+    return f"{run}, step {loaded.step}: position {summary}"
+
+
+def _end_of_document(data: DataConfig) -> int | None:
+    """The token that ends a document, where the tokenizer is there to ask."""
+    own = {"bytes": BytesTokenizer.eos_id, "sentencepiece": SentencePieceTokenizer.eos_id}
+    if data.tokenizer in own:
+        return own[data.tokenizer]
+    path = Path(data.tokenizer)
+    return JsonTokenizer.load(path).eos_id if path.is_file() else None

@@ -1,0 +1,82 @@
+"""Files on disk and the paths that a user may give; buckets themselves are in buckets_test.py."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fope_jax import files
+from fope_jax.files import LineFile, ObjectLines, as_path, open_lines, write_json
+
+
+@pytest.mark.parametrize("given", ["runs/x", Path("runs/x"), "/a/b", "."])
+def test_a_path_of_this_machine_is_that_of_pathlib(given):
+    assert as_path(given) == Path(given) and type(as_path(given)) is type(Path())
+
+
+@pytest.mark.parametrize("given", ["s3://bucket/run", "http://host/x", "gs://", "gs:///x"])
+def test_another_scheme_is_refused_with_what_is_accepted(given):
+    with pytest.raises(ValueError, match="accepted: a path of this machine, or gs://BUCKET/PATH"):
+        as_path(given)
+
+
+def test_a_bucket_without_its_package_names_the_pip_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ImportError, match=r"pip install 'fope-jax\[buckets\]'"):
+        as_path("gs://bucket/run")
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_on_disk(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+def test_lines_on_disk_are_in_the_file_at_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("first\n")
+    lines = open_lines(path)
+    assert type(lines) is LineFile
+    lines.write("second")
+    assert path.read_text() == "first\nsecond\n"
+    lines.close()
+
+
+def test_lines_in_a_bucket_wait_for_the_clock_or_a_flush(tmp_path, monkeypatch):
+    now, written = 100.0, []
+    monkeypatch.setattr(files.time, "monotonic", lambda: now)
+    monkeypatch.setattr(files, "write_text", lambda path, text: written.append(text))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("old\n")
+    lines = ObjectLines(path, seconds=10)
+    lines.write("a")
+    now = 109.0
+    lines.write("b")
+    assert written == []
+    lines.flush()
+    lines.flush()
+    assert written == ["old\na\nb\n"]  # once: nothing was new the second time
+    now = 118.0
+    lines.write("c")
+    now = 119.0
+    lines.write("d")
+    assert written[1:] == ["old\na\nb\nc\nd\n"]
+    lines.write("e")
+    lines.close()
+    assert written[2:] == ["old\na\nb\nc\nd\ne\n"]
+
+
+def test_the_cache_of_a_user_has_one_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("FOPE_CACHE", raising=False)
+    assert files.user_cache() == tmp_path / "fope_jax"
+    monkeypatch.setenv("FOPE_CACHE", str(tmp_path / "own"))
+    assert files.user_cache() == tmp_path / "own"

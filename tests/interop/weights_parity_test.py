@@ -1,0 +1,113 @@
+"""Weights against transformers itself: what it saves, what it computes, and what it loads.
+
+Slow, and with two libraries that nothing else needs: pip install 'fope-jax[parity]'.
+"""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fope_jax.interop.weights import export_weights, import_weights
+from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.position import ByLayer, DynamicNTK, Llama3, NoPE, Proportional, RoPE, YaRN
+from tests.interop.make_weights_goldens import (
+    GOLDENS,
+    LENGTHS,
+    MODELS,
+    build,
+    config_of,
+    load,
+    logits,
+    rope_types,
+    tokens,
+)
+from tests.interop.weights_runs import logits_of_parts
+
+pytestmark = pytest.mark.slow
+
+# One token, an odd number of them, the trained length, one more, and eight times as many.
+ALL_LENGTHS = (1, 7, 16, 17, 40, 128)
+
+
+def assert_parity(parts, model, tolerance):
+    for length in ALL_LENGTHS:
+        ids = tokens(length, parts[0].vocab_size)
+        expected = logits(model, ids)
+        assert np.abs(expected).max() > 0.5
+        ours = logits_of_parts(parts, ids)
+        np.testing.assert_allclose(ours, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("rope", rope_types(8))
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_with_every_rope_type_at_every_length(tmp_path, name, rope):
+    model = build(name, rope)
+    model.save_pretrained(tmp_path / "theirs")
+    imported = import_weights(tmp_path / "theirs")
+    assert_parity(imported, model, 1e-4)
+
+    kept = imported.kept
+    length = kept["max_position_embeddings"]
+    export_weights(tmp_path / "ours", *imported[:4], length=length, kept=kept)
+    again = load(tmp_path / "ours")
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all((before[key] == after[key]).all() for key in before)
+    for length in ALL_LENGTHS:
+        ids = tokens(length)
+        np.testing.assert_allclose(logits(again, ids), logits(model, ids), rtol=1e-5, atol=1e-5)
+    # Keys of the configuration that transformers wrote mean the same in ours.
+    written, original = again.config.to_dict(), model.config.to_dict()
+    ignored = {"_name_or_path", "fope_jax", "head_dim", "rope_parameters"}
+    assert {k: written[k] for k in original if k not in ignored} == {
+        k: value for k, value in original.items() if k not in ignored
+    }
+    stated = original["rope_parameters"]
+    assert stated.items() <= written["rope_parameters"].items()
+
+
+@pytest.mark.parametrize(
+    ("position", "changes"),
+    [
+        (RoPE(theta=100.0), {}),
+        (RoPE(theta=100.0), {"tie_embeddings": True, "head_dim": 6}),
+        (RoPE(scaling=(YaRN(4.0, 16),)), {"qk_norm": "head", "head_dim": 10}),
+        (RoPE(scaling=(DynamicNTK(2.0, 16),)), {"norm": "post", "qk_norm": "width"}),
+        (RoPE(scaling=(Llama3(4.0, 16),)), {"norm": "post", "qk_norm": "width", "head_dim": 10}),
+        (RoPE(scaling=(Proportional(0.5),)), {"qk_norm": "head", "tie_embeddings": True}),
+        (ByLayer((RoPE(), NoPE())), {"head_dim": 10}),
+        (NoPE(), {"tie_embeddings": True}),
+    ],
+    ids=str,
+)
+def test_models_of_our_own_load_in_transformers(tmp_path, position, changes):
+    sizes = {"vocab_size": 50, "d_model": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    config = TransformerConfig(**sizes, mlp_dim=48, init_std=0.3, **changes)
+    _, params, constants = split(Transformer(config, position, rngs=nnx.Rngs(2)))
+    rng = np.random.default_rng(0)
+    for key in [key for key in params["layers"] if key.endswith("_norm")]:
+        shape = params["layers"][key].shape
+        params["layers"][key] = jnp.asarray(rng.uniform(0.5, 1.5, shape), jnp.float32)
+    export_weights(tmp_path, config, position, params, constants, length=64)
+    assert_parity((config, position, params, constants), load(tmp_path), 1e-4)
+
+
+def test_the_goldens_are_what_transformers_computes_now(tmp_path):
+    """Their own tolerance and not bits: another build of PyTorch may add up in another order."""
+    stored = np.load(GOLDENS / "logits.npz")
+    stated = json.loads((GOLDENS / "rope_types.json").read_text())
+    for rope in rope_types(8):
+        model = build("llama", rope)
+        values = config_of("llama", rope)
+        assert stated[rope] == {key: values[key] for key in stated[rope]}
+        for length in LENGTHS:
+            expected = logits(model, tokens(length))
+            np.testing.assert_allclose(stored[f"llama/{rope}/{length}"], expected, atol=1e-4)
+    for name in MODELS:
+        model = load(GOLDENS / name)
+        for length in LENGTHS:
+            expected = logits(model, tokens(length))
+            np.testing.assert_allclose(stored[f"{name}/default/{length}"], expected, atol=1e-4)

@@ -1,0 +1,484 @@
+"""Checkpoints that transformers wrote, with what it computes of them; see goldens/README.md."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from fope_jax.interop.families import FAMILIES, KEPT, from_config
+from fope_jax.interop.weights import (
+    export_weights,
+    import_weights,
+    places,
+    position_fingerprint,
+)
+from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.position import (
+    AdjustedBase,
+    ALiBi,
+    ByLayer,
+    DynamicNTK,
+    FoPE,
+    Llama3,
+    LogitScaling,
+    NoPE,
+    PositionInterpolation,
+    RoPE,
+    T5Bias,
+    YaRN,
+    from_spec,
+)
+from tests.interop.weights_runs import logits_of_parts
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "weights"
+MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3")
+LENGTHS = (12, 40)
+ROPE_TYPES = json.loads((GOLDENS / "rope_types.json").read_text())
+SIZES = {
+    "vocab_size": 40, "d_model": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
+    "mlp_dim": 24, "init_std": 0.3,
+}  # fmt: skip
+SERVED = FoPE(40, theta=100.0, share_layers=True, outputs="surviving")
+
+
+@pytest.fixture(scope="module")
+def logits():
+    return dict(np.load(GOLDENS / "logits.npz"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers(logits, name):
+    imported = import_weights(GOLDENS / name)
+    for length in LENGTHS:
+        ours = logits_of_parts(imported, logits[f"tokens/{length}"])
+        np.testing.assert_allclose(ours, logits[f"{name}/default/{length}"], rtol=1e-4, atol=1e-4)
+    assert isinstance(imported.position, ByLayer) == (name == "smollm3")
+
+
+def with_config(directory, source="llama", **changes):
+    """A copy of a golden directory with keys of its config.json changed; None removes one."""
+    shutil.copytree(GOLDENS / source, directory, dirs_exist_ok=True)
+    values = json.loads((directory / "config.json").read_text()) | changes
+    values = {key: value for key, value in values.items() if value is not None}
+    (directory / "config.json").write_text(json.dumps(values))
+    return directory
+
+
+@pytest.mark.parametrize("rope", [name for name in ROPE_TYPES if name != "default"])
+def test_every_rope_type_within_the_trained_length_and_beyond(logits, tmp_path, rope):
+    imported = import_weights(with_config(tmp_path, **ROPE_TYPES[rope]))
+    for length in LENGTHS:
+        expected = logits[f"llama/{rope}/{length}"]
+        ours = logits_of_parts(imported, logits[f"tokens/{length}"])
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+    # What the type changes is far larger than what is allowed above.
+    assert np.abs(expected - logits["llama/default/40"]).max() > 0.1
+
+
+# ---------------------------------------------------------------------------- there and back
+
+
+def export(directory, imported, **options):
+    export_weights(directory, *imported[:4], **{"length": 16, "kept": imported.kept} | options)
+    return directory
+
+
+def tensors(directory):
+    found = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def assert_same(imported, other):
+    assert imported[:2] == other[:2]
+    for index in (2, 3):
+        jax.tree.map(np.testing.assert_array_equal, imported[index], other[index])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_export_gives_back_every_bit_and_every_key(tmp_path, name):
+    imported = import_weights(GOLDENS / name)
+    out = export(tmp_path / "out", imported, shard_bytes=12_000)
+    original, written = tensors(GOLDENS / name), tensors(out)
+    assert original.keys() == written.keys()
+    for key, value in original.items():
+        assert value.dtype == written[key].dtype and value.tobytes() == written[key].tobytes(), key
+    again = import_weights(out)
+    assert_same(again, imported)
+    before, after = (json.loads((d / "config.json").read_text()) for d in (GOLDENS / name, out))
+    assert {key: after[key] for key in before if key != "no_rope_layer_interval"} == {
+        key: value for key, value in before.items() if key != "no_rope_layer_interval"
+    }
+    assert after["fope_jax"].keys() == {"position", "fingerprint"}
+    assert again.kept == {**imported.kept, **{k: v for k, v in again.kept.items() if v is None}}
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == original.keys()
+    assert len(set(index["weight_map"].values())) == len(list(out.glob("*.safetensors"))) > 1
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in original.values())
+
+
+def test_the_dtype_of_the_tensors_can_be_chosen(tmp_path):
+    imported = import_weights(GOLDENS / "smollm")
+    assert {str(x.dtype) for x in tensors(GOLDENS / "smollm").values()} == {"bfloat16"}
+    assert {x.dtype for x in jax.tree.leaves(imported.params)} == {np.dtype("float32")}
+    for dtype in ("float32", "float16"):
+        out = export(tmp_path / dtype, imported, dtype=dtype)
+        assert {str(x.dtype) for x in tensors(out).values()} == {dtype}
+        assert json.loads((out / "config.json").read_text())["dtype"] == dtype
+        assert_same(import_weights(out), imported)
+    imported.params["final_norm"][0] = 1e6
+    with pytest.raises(ValueError, match="dtype='float16': model.norm.weight has numbers beyond"):
+        export(tmp_path / "narrow", imported, dtype="float16")
+    with pytest.raises(ValueError, match="dtype='int8': expected one of float32, bfloat16, float1"):
+        export(tmp_path / "unknown", imported, dtype="int8")
+
+
+def own_model(position, **changes):
+    """Parts of a model of ours, in the order of ``Imported``."""
+    config = TransformerConfig(**(SIZES | changes))
+    _, params, constants = split(Transformer(config, position, rngs=nnx.Rngs(2)))
+    return config, position, params, constants
+
+
+OWN = {
+    "llama": (RoPE(theta=100.0), {}),
+    "qwen3": (RoPE(scaling=(YaRN(2.0, 32),)), {"qk_norm": "head", "tie_embeddings": True}),
+    "olmo2": (
+        RoPE(scaling=(DynamicNTK(2.0, 8),)),
+        {"norm": "post", "qk_norm": "width", "head_dim": 6},
+    ),
+    "smollm3": (ByLayer((RoPE(), NoPE())), {"num_layers": 4}),
+    "smollm3 without any": (NoPE(), {}),
+    "llama, base adjusted": (RoPE(scaling=(AdjustedBase(5e5), Llama3(4.0, 8))), {}),
+    "qwen3 with FoPE": (SERVED, {"qk_norm": "head"}),
+    "llama with FoPE": (dataclasses.replace(SERVED, heads="shared", sigma=2.0), {}),
+    "llama with FoPE, one matrix": (dataclasses.replace(SERVED, separate_sine=False), {}),
+    "llama with trained FoPE": (
+        FoPE(40, theta=100.0, outputs="surviving", learnable=True),
+        {"num_layers": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_models_of_our_own_go_out_as_their_family_and_come_back_the_same(tmp_path, name):
+    position, changes = OWN[name]
+    parts = own_model(position, **changes)
+    export_weights(tmp_path, *parts, length=24)
+    values = json.loads((tmp_path / "config.json").read_text())
+    family = name.split()[0].strip(",")
+    assert values["model_type"] == family
+    assert values["architectures"] == [FAMILIES[family].architecture]
+    imported = import_weights(tmp_path)
+    assert imported.position == position
+    same = {field: getattr(parts[0], field) for field in ("init_std", "head_dim")}
+    assert dataclasses.replace(imported.config, **same) == parts[0]
+    for ours, back in zip(parts[2:], imported[2:4], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours, back)
+    # The fingerprint is that of checkpoints and covers FoPE's coefficients.
+    assert values["fope_jax"]["fingerprint"] == position_fingerprint(parts[0], *parts[1::2]).hash
+    assert from_spec(values["fope_jax"]["position"]) == position
+
+
+def test_the_length_is_the_models_but_for_the_scaling_that_reads_it(tmp_path):
+    for name, (scaling, expected) in {
+        "dynamic": (DynamicNTK(2.0, 8), 8),
+        "yarn": (YaRN(4.0, 8), 24),
+    }.items():
+        export_weights(tmp_path / name, *own_model(RoPE(scaling=(scaling,))), length=24)
+        values = json.loads((tmp_path / name / "config.json").read_text())
+        assert values["max_position_embeddings"] == expected, name
+
+
+def test_fope_goes_out_as_serving_engines_read_it(tmp_path):
+    export_weights(tmp_path, *own_model(SERVED), length=200, dtype="bfloat16")
+    values = json.loads((tmp_path / "config.json").read_text())
+    count = len(SERVED.frequencies(4))
+    assert values["rope_parameters"] == {
+        "rope_type": "default", "rope_theta": 100.0, "use_fope": True, "num_inv_freq": count,
+        "fope_sep_head": True, "fope_init_factor": 0.3,
+    }  # fmt: skip
+    written = tensors(tmp_path)
+    for name in ("model.rotary_emb.cos_coef", "model.rotary_emb.sin_coef"):
+        assert (written[name].shape, str(written[name].dtype)) == ((2, count, count), "float32")
+    assert str(written["lm_head.weight"].dtype) == "bfloat16"
+
+    # A directory of an engine has no key of ours: the shortest training length is taken.
+    del values["fope_jax"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    foreign = import_weights(tmp_path).position
+    assert isinstance(foreign, FoPE) and foreign.training_length < SERVED.training_length
+    np.testing.assert_array_equal(foreign.frequencies(4), SERVED.frequencies(4))
+
+
+def change_tensors(directory, change):
+    path = directory / "model.safetensors"
+    stored = load_file(path)
+    change(stored)
+    save_file(stored, path)
+
+
+def test_changed_coefficients_are_refused_with_both_fingerprints(tmp_path):
+    parts = own_model(SERVED)
+    export_weights(tmp_path, *parts, length=40)
+    change_tensors(tmp_path, lambda t: t["model.rotary_emb.cos_coef"].__setitem__((0, 0, 0), 1.5))
+    own = position_fingerprint(parts[0], parts[1], parts[3]).hash
+    with pytest.raises(ValueError, match=f"exported with fingerprint {own}, but .* [0-9a-f]{{16}}"):
+        import_weights(tmp_path)
+
+
+def test_changed_rope_parameters_are_refused(tmp_path):
+    export_weights(tmp_path, *own_model(RoPE(theta=100.0)), length=40)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    values["rope_parameters"]["rope_theta"] = 200.0
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"'rope_theta': 200.0\}.*, but fope_jax.position.* 100.0"):
+        import_weights(tmp_path)
+    del values["fope_jax"]
+    path.write_text(json.dumps(values))
+    assert import_weights(tmp_path).position == RoPE(theta=200.0)
+    path.write_text(json.dumps(values | {"fope_jax": 3}))
+    with pytest.raises(ValueError, match="fope_jax=3: expected 'position' and 'fingerprint'"):
+        import_weights(tmp_path)
+
+
+# ---------------------------------------------------------------------------- config.json
+
+
+LLAMA = json.loads((GOLDENS / "llama" / "config.json").read_text())
+QWEN3 = json.loads((GOLDENS / "qwen3" / "config.json").read_text())
+ENGINES = {"rope_theta": 100.0, "num_inv_freq": 2, "fope_sep_head": True, "fope_init_factor": 0.3}
+SMOLLM3 = json.loads((GOLDENS / "smollm3" / "config.json").read_text())
+
+
+def older(**changes):
+    """Llama's configuration in the spelling of transformers 4."""
+    return {key: x for key, x in LLAMA.items() if key != "rope_parameters"} | changes
+
+
+@pytest.mark.parametrize(
+    ("values", "position"),
+    [
+        (older(), RoPE()),
+        (older(rope_theta=5e5, rope_scaling=None), RoPE(5e5)),
+        (
+            older(rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0}),
+            RoPE(5e5, scaling=(PositionInterpolation(2.0),)),
+        ),
+        (
+            older(rope_scaling={"rope_type": "dynamic", "factor": 2.0}),
+            RoPE(scaling=(DynamicNTK(2.0, 16),)),
+        ),
+        # Without the trained length it is max_position_embeddings; with another length beside it
+        # the factor counts.
+        (
+            older(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
+            RoPE(scaling=(YaRN(4.0, 16),)),
+        ),
+        (
+            older(
+                max_position_embeddings=40_960,
+                rope_scaling={
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 32_768,
+                },
+            ),
+            RoPE(scaling=(YaRN(4.0, 32_768),)),
+        ),
+        (
+            older(
+                max_position_embeddings=64,
+                original_max_position_embeddings=16,
+                rope_scaling={"rope_type": "yarn"},
+            ),
+            RoPE(scaling=(YaRN(4.0, 16),)),
+        ),
+        ({key: x for key, x in SMOLLM3.items() if key != "rope_parameters"}
+         | {"no_rope_layers": None, "no_rope_layer_interval": 2},
+         ByLayer((RoPE(2e6), NoPE()))),
+        (SMOLLM3 | {"no_rope_layers": [0, 1, 1, 0]},
+         ByLayer((NoPE(), RoPE(100.0), RoPE(100.0), NoPE()))),
+        (SMOLLM3 | {"no_rope_layers": [1, 1, 1, 1]}, RoPE(100.0)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_positions_of_older_spellings_and_defaults(values, position):
+    assert from_config(values).position == position
+
+
+def test_what_changes_no_number_is_kept():
+    changes = {
+        "torch_dtype": "bfloat16", "_name_or_path": "somewhere", "transformers_version": "4.40.0",
+        "transformers.js_config": {"dtype": "q4"}, "is_llama_config": True, "sliding_window": None,
+        "rope_interleaved": False, "quantization_config": None, "max_position_embeddings": 99,
+    }  # fmt: skip
+    kept = from_config(LLAMA | changes).kept
+    assert changes.items() <= kept.items()
+    assert not {"vocab_size", "rope_parameters", "model_type"} & kept.keys()
+    assert KEPT & LLAMA.keys() <= kept.keys()
+    kept = from_config(QWEN3 | {"sliding_window": 4096}).kept  # use_sliding_window is False there
+    assert kept["sliding_window"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (LLAMA | {"model_type": "mistral"}, "model_type='mistral': expected one of llama, qwen3"),
+        (LLAMA | {"attention_bias": True}, "attention_bias=True: the model here .* False only"),
+        (LLAMA | {"mlp_bias": True}, "mlp_bias=True: the model"),
+        (LLAMA | {"hidden_act": "gelu"}, "hidden_act='gelu': .* with 'silu' or 'swish' only"),
+        (LLAMA | {"attention_dropout": 0.1}, "attention_dropout=0.1: .* with 0 only"),
+        (LLAMA | {"sliding_window": 4096}, "sliding_window=4096: .* with None only"),
+        (QWEN3 | {"use_sliding_window": True}, "use_sliding_window=True: .* with False only"),
+        (QWEN3 | {"layer_types": ["full_attention", "sliding_attention"]},
+         "layer_types holds sliding_attention: only 'full_attention'"),
+        (LLAMA | {"logit_scale": 0.5}, "unknown key 'logit_scale' with the value 0.5: it may cha"),
+        (LLAMA | {"quantization_config": {"bits": 4}}, "unknown key 'quantization_config'"),
+        (LLAMA | {"no_rope_layers": [1, 0]}, "unknown key 'no_rope_layers'"),
+        (LLAMA | {"rope_interleaved": True}, "rope_interleaved=True"),
+        (LLAMA | {"hidden_size": None}, "'hidden_size' is missing"),
+        (LLAMA | {"max_position_embeddings": None}, "'max_position_embeddings' is missing"),
+        (QWEN3 | {"head_dim": None}, "'head_dim' is missing: Hugging Face takes a default"),
+        (LLAMA | {"hidden_size": 24.5}, "'hidden_size' is 24.5: expected a whole number"),
+        (LLAMA | {"head_dim": 7}, "head_dim=7"),
+        (LLAMA | {"rms_norm_eps": "small"}, "'rms_norm_eps' is 'small': expected a finite number"),
+        (LLAMA | {"tie_word_embeddings": "no"}, "'tie_word_embeddings' is 'no'"),
+        (LLAMA | {"num_key_value_heads": 3}, "num_kv_heads=3: expected a divisor of num_heads=4"),
+        (LLAMA | {"rope_parameters": {"rope_type": "axial"}}, "'rope_type' is 'axial'"),
+        (LLAMA | {"rope_theta": 5.0}, "'rope_theta' is 100, rope_theta=5.0: leave one out"),
+        (LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+         "rope_parameters=.*, rope_scaling=.*: leave one out"),
+        (older(partial_rotary_factor=0.5), "partial_rotary_factor=0.5: these models turn the wh"),
+        (LLAMA | {"partial_rotary_factor": 0.5, "rope_parameters": ENGINES},
+         "partial_rotary_factor=0.5: these models"),
+        (SMOLLM3 | {"rope_parameters": ENGINES}, r"no_rope_layers=\[1, 1, 1, 0\]: FoPE is in all"),
+        (SMOLLM3 | {"no_rope_layers": None, "no_rope_layer_interval": 0},
+         "no_rope_layer_interval=0: expected 1 or more"),
+        (SMOLLM3 | {"no_rope_layers": [1, 0]}, r"no_rope_layers=\[1, 0\]: .* each of 4 layers"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_cannot_be_represented_is_named_with_its_value(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_config(values)
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def test_tensors_that_do_not_fit_are_named_with_their_shapes(tmp_path):
+    with_config(tmp_path)
+
+    def change(stored):
+        del stored["model.layers.1.self_attn.q_proj.weight"]
+        stored["model.layers.0.self_attn.q_proj.bias"] = np.zeros(32, np.float32)
+        stored["model.layers.0.mlp.up_proj.weight"] = np.zeros((24, 32), np.float32)
+        stored["model.norm.weight"] = np.zeros(24, np.int8)
+        stored["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+
+    change_tensors(tmp_path, change)
+    with pytest.raises(ValueError) as caught:
+        import_weights(tmp_path)
+    assert str(caught.value).splitlines()[1:] == [
+        "  1 missing: model.layers.1.self_attn.q_proj.weight [32, 24]",
+        "  1 unexpected: model.layers.0.self_attn.q_proj.bias [32]",
+        "  1 of another shape: model.layers.0.mlp.up_proj.weight [24, 32], expected [32, 24]",
+        "  1 of another dtype: model.norm.weight I8, expected one of F32, BF16, F16",
+    ]
+
+
+def test_a_long_list_of_tensors_is_cut_and_counted(tmp_path):
+    with_config(tmp_path, "olmo2", model_type="llama", head_dim=6)
+    with pytest.raises(ValueError, match="2 missing: .*\n  6 unexpected: ([^;]*; ){5}[^;]*$"):
+        import_weights(tmp_path)
+    change_tensors(tmp_path, lambda stored: stored.clear() or stored.update(x=np.zeros(1)))
+    with pytest.raises(ValueError, match=r"21 missing: ([^;]*; ){6}\.\.\.\n  1 unexpected: x \[1"):
+        import_weights(tmp_path)
+
+
+def test_embeddings_said_to_be_tied_must_be(tmp_path):
+    with_config(tmp_path, "smollm")
+    embedding = tensors(tmp_path)["model.embed_tokens.weight"]
+    change_tensors(tmp_path, lambda stored: stored.update({"lm_head.weight": embedding}))
+    assert_same(import_weights(tmp_path), import_weights(GOLDENS / "smollm"))
+    change_tensors(tmp_path, lambda stored: stored.update({"lm_head.weight": -embedding}))
+    with pytest.raises(ValueError, match="tie_word_embeddings=True, but lm_head.weight differs"):
+        import_weights(tmp_path)
+
+
+def test_files_that_are_not_there_or_damaged_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of Hugging Face: no config.json"):
+        import_weights(tmp_path)
+    with_config(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    content = weights.read_bytes()
+    (tmp_path / "again.safetensors").write_bytes(content)
+    assert import_weights(tmp_path).config.mlp_dim == 32  # model.safetensors is the one
+    weights.rename(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="is in .*/again.safetensors and in .*/other.safetensors"):
+        import_weights(tmp_path)
+    (tmp_path / "again.safetensors").write_bytes(content[:-10])
+    (tmp_path / "other.safetensors").unlink()
+    with pytest.raises(ValueError, match="again.safetensors is damaged or no safetensors file"):
+        import_weights(tmp_path)
+    (tmp_path / "again.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="no .*; pytorch_model.bin: save it as safetensors"):
+        import_weights(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json: Expecting property name"):
+        import_weights(tmp_path)
+    with_config(tmp_path, "qwen3")
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="names model-00002-of-00003.safetensors: there is"):
+        import_weights(tmp_path)
+
+
+# ---------------------------------------------------------------------------- what stays here
+
+
+@pytest.mark.parametrize(
+    ("position", "changes", "message"),
+    [
+        (ALiBi(), {}, "position.method='alibi': models of Hugging Face have no form of it"),
+        (T5Bias(), {}, "position.method='t5': models of Hugging Face"),
+        (LogitScaling(RoPE(), training_length=16), {}, "position.method='logit_scaling'"),
+        (RoPE(interleaved=True), {}, "interleaved=True: rope_parameters cannot say it"),
+        (RoPE(learnable=True), {}, "learnable=True: rope_parameters cannot say it"),
+        (RoPE(partial_rotary_factor=0.5), {}, "partial_rotary_factor=0.5: these models turn the"),
+        (ByLayer((RoPE(), RoPE(5e5))), {}, "position.methods=.* layers with one RoPE and layers"),
+        (ByLayer((SERVED, NoPE())), {}, "position.method='fope'"),
+        (FoPE(40), {}, "share_layers=False with 2 layers"),
+        (RoPE(), {"norm": "post"}, "norm='post', qk_norm='none' with position.method='rope': no"),
+        (RoPE(), {"qk_norm": "width"}, "norm='pre', qk_norm='width' .* no family"),
+        (NoPE(), {"qk_norm": "head"}, "position.method='nope': no family of Hugging Face has"),
+        (RoPE(), {"num_heads": 3, "num_kv_heads": 3, "head_dim": 8}, "d_model=16: Llama needs a"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_has_no_form_there_is_named(tmp_path, position, changes, message):
+    with pytest.raises(ValueError, match=message):
+        export_weights(tmp_path / "out", *own_model(position, **changes), length=16)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_that_holds_something_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is not empty: export into a new directory"):
+        export_weights(tmp_path, *own_model(RoPE()), length=16)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_places_are_all_parameters_of_a_model():
+    config, _, params, _ = own_model(RoPE(), norm="post", qk_norm="width")
+    reached = {place.path for place in places(config)}
+    own = jax.tree_util.tree_flatten_with_path(params)[0]
+    assert reached == {tuple(key.key for key in path) for path, _ in own}

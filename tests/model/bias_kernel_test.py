@@ -1,0 +1,168 @@
+"""The kernel for TPU, its program run on CPU, against the attention that holds all scores."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fope_jax.model.attention import Places, attend
+from fope_jax.model.bias_kernel import attend_in_kernel
+from fope_jax.position.base import ModelShape, PositionEmbedding
+from fope_jax.position.examples import examples
+from fope_jax.position.logit_scaling import LogitScaling
+from tests.model.backends_test import packed
+
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 24
+SHAPE = ModelShape(96, 1, HEADS, KV_HEADS, HEAD_DIM)
+METHODS = {
+    name: method for name, method in examples(100, HEAD_DIM).items() if method.has_head_bias
+} | {"nope": examples(100, HEAD_DIM)["nope"]}
+
+
+def variables_of(method: PositionEmbedding) -> dict[str, jax.Array]:
+    """Of the only layer, moved so that no two heads are alike."""
+    drawn = method.init(jax.random.key(0), SHAPE)
+    own = {**drawn.model_params, **drawn.model_constants}
+    own |= {name: x[0] for name, x in {**drawn.layer_params, **drawn.layer_constants}.items()}
+    return {name: x * np.float32(1.25) for name, x in own.items()}
+
+
+def axes_of_heads(method: PositionEmbedding, names) -> dict[str, int | None]:
+    axes = {name: method.variable_axes(name) for name in names}
+    return {name: own.index("heads") if "heads" in own else None for name, own in axes.items()}
+
+
+def kernel(method, q, k, v, own, q_places, k_places):
+    return attend_in_kernel(
+        q, k, v, q_places=q_places, k_places=k_places,
+        head_bias=method.head_bias if method.has_head_bias else None, variables=own,
+        heads_axes=axes_of_heads(method, own), interpret=True,
+    )  # fmt: skip
+
+
+def reference(method, q, k, v, own, q_places, k_places):
+    return attend(
+        q, k, v, q_positions=q_places.positions, k_positions=k_places.positions,
+        q_segments=q_places.segments, k_segments=k_places.segments, backend="reference",
+        bias_fn=method.bias if method.has_bias else None, bias_variables=own,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_gradients(attention, method, q, k, v, own, q_places, k_places):
+    direction = jax.random.normal(jax.random.key(1), q.shape)
+
+    def loss(q, k, v, own):
+        out = attention(method, q, k, v, own, q_places, k_places)
+        return jnp.sum(out * direction), out
+
+    (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(q, k, v, own)
+    return out, gradients
+
+
+def assert_same(method, arrays, q_places, k_places, idle=("out_bias",)):
+    """``idle``: variables without effect, such as a constant of all keys."""
+    own = variables_of(method)
+    case = (method, *arrays, own, q_places, k_places)
+    out, gradients = value_and_gradients(kernel, *case)
+    expected, expected_gradients = value_and_gradients(reference, *case)
+    assert jnp.abs(expected).max() > 0.1
+    np.testing.assert_allclose(out, expected, atol=3e-6)
+    for found, right in zip(gradients[:3], expected_gradients[:3], strict=True):
+        np.testing.assert_allclose(found, right, atol=2e-5)
+    for name in own:
+        right = np.asarray(expected_gradients[3][name])
+        if name not in idle:
+            assert np.abs(right).max() > 1e-3, name
+        # One without effect is a sum of thousands of terms that cancel.
+        largest = 5.0 if name in idle else max(1.0, float(np.abs(right).max()))
+        np.testing.assert_allclose(gradients[3][name], right, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_values_and_gradients_are_those_of_the_reference(name):
+    """Several documents a row, padding, grouped heads, a head_dim of no whole lanes."""
+    arrays, positions, segments = packed(2, 384, HEADS, KV_HEADS, HEAD_DIM)
+    places = Places(positions, segments)
+    assert_same(METHODS[name], arrays, places, places)
+
+
+@pytest.mark.parametrize("name", ["alibi", "fire"])
+def test_queries_of_one_device_see_the_keys_of_all(name):
+    """As where devices share the tokens of a row, far from position 0, with places all rows share.
+
+    The queries are the last of the row: ALiBi's bias is a whole number times a slope there too.
+    """
+    (q, k, v), _, _ = packed(2, 512, HEADS, KV_HEADS, HEAD_DIM)
+    positions = (1_000_000 + np.arange(512, dtype=np.int32))[None]
+    segments = np.where(np.arange(512) < 200, 1, 2).astype(np.int32)[None]
+    q_places = Places(positions[:, 256:], segments[:, 256:])
+    assert_same(
+        METHODS[name], (q[:, 256:], k, v), q_places, Places(positions, segments),
+        idle=("out_bias", "length_factor"),  # no position is below FIRE's threshold
+    )  # fmt: skip
+
+
+def test_a_query_that_sees_no_key_gives_zeros():
+    (q, k, v), _, _ = packed(1, 128, HEADS, KV_HEADS, HEAD_DIM)
+    here = Places(np.zeros((1, 128), np.int32), np.ones((1, 128), np.int32))
+    elsewhere = Places(here.positions, here.segments + 1)
+    method = METHODS["alibi"]
+    own = variables_of(method)
+    case = (method, q, k, v, own, here, elsewhere)
+    out, gradients = value_and_gradients(kernel, *case)
+    assert all(np.all(np.asarray(x) == 0) for x in (out, *jax.tree.leaves(gradients)))
+
+
+def test_bfloat16_is_the_reference_in_bfloat16():
+    arrays, positions, segments = packed(1, 256, HEADS, KV_HEADS, HEAD_DIM)
+    arrays = tuple(jnp.asarray(x, jnp.bfloat16) for x in arrays)
+    places, method = Places(positions, segments), METHODS["alibi"]
+    out = kernel(method, *arrays, variables_of(method), places, places)
+    expected = reference(method, *arrays, variables_of(method), places, places)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(out.astype(jnp.float32), expected.astype(jnp.float32), atol=0.02)
+
+
+@pytest.mark.parametrize(("t", "s", "message"), [(100, 128, "T = 100"), (128, 200, "S = 200")])
+def test_lengths_of_no_whole_lanes_are_named(t, s, message):
+    q, k = jnp.ones((1, t, 2, 8)), jnp.ones((1, s, 2, 8))
+    places = [Places(*[jnp.ones((1, n), jnp.int32)] * 2) for n in (t, s)]
+    with pytest.raises(ValueError, match=f"{message} tokens: the kernel takes multiples of 128"):
+        attend_in_kernel(
+            q, k, k, q_places=places[0], k_places=places[1], head_bias=None, variables={},
+            heads_axes={},
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "nope"])
+def test_the_bias_of_one_head_is_the_bias(name):
+    """At all scales of distance, for each head, whatever the shape of the block."""
+    method = METHODS[name]
+    own = variables_of(method)
+    axes = axes_of_heads(method, own)
+    q_positions = np.array([[0, 1, 7, 8, 40, 130, 5_000, 1_048_576]], np.int32)
+    k_positions = np.array([[0, 1, 6, 15, 16, 90, 127, 4_000, 1_048_500]], np.int32)
+    expected = method.bias(own, q_positions, k_positions)[0]
+    for head in range(HEADS):
+        values = {}
+        for variable, x in own.items():
+            x = x if axes[variable] is None else jnp.take(x, head, axes[variable])
+            values[variable] = tuple(x) if x.ndim else x
+        found = method.head_bias(values, q_positions, k_positions.T)
+        causal = q_positions >= k_positions.T
+        np.testing.assert_allclose(
+            np.where(causal, found, 0), np.where(causal, expected[head].T, 0), rtol=1e-6, atol=1e-6
+        )
+
+
+def test_a_scaled_method_keeps_its_bias():
+    inner = METHODS["alibi"]
+    scaled = LogitScaling(inner, form="log_n", training_length=64)
+    assert scaled.has_head_bias
+    values = {"slopes": jnp.float32(0.5)}
+    case = (values, jnp.array([[9]]), jnp.array([[2]]))
+    assert scaled.head_bias(*case) == inner.head_bias(*case) == -3.5
+    assert not METHODS["nope"].has_head_bias and METHODS["nope"].head_bias(*case) is None

@@ -1,0 +1,142 @@
+"""Meshes: sizes that fit the devices, one rule for each axis, and errors before any array."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from fope_jax.model import sharding
+from fope_jax.model.sharding import (
+    LAYER_PARAMETERS,
+    MESH_AXES,
+    PARAMETERS,
+    RULES,
+    MeshConfig,
+    active_mesh,
+    axis_size,
+    constrain,
+    spec,
+    tree_shardings,
+)
+from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.position import NoPE
+from fope_jax.position.examples import examples
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "expected"),
+    [
+        (MeshConfig(), 8, (1, 8, 1, 1)),
+        (MeshConfig(data=2, context=2), 8, (2, 2, 2, 1)),
+        (MeshConfig(data=-1, fsdp=1, tensor=4), 8, (2, 1, 1, 4)),
+        (MeshConfig(fsdp=1), 1, (1, 1, 1, 1)),
+    ],
+)
+def test_one_axis_takes_the_devices_that_are_left(config, devices, expected):
+    assert config.sizes(devices) == dict(zip(MESH_AXES, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": 0}, "mesh.data=0: expected 1 or more, or -1 for all devices that are left"),
+        ({"tensor": -2}, "mesh.tensor=-2"),
+        ({"data": -1}, "mesh.data=-1 and mesh.fsdp=-1: only one axis may be -1"),
+    ],
+)
+def test_sizes_that_no_mesh_has(values, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        MeshConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "message"),
+    [
+        (MeshConfig(tensor=3), 8, "need a multiple of 3 devices, there are 8"),
+        (MeshConfig(fsdp=1, context=16), 8, "context=16, tensor=1: needs 16 devices, there are 8"),
+        (MeshConfig(fsdp=2), 8, "needs 2 devices, there are 8"),
+    ],
+)
+def test_more_or_fewer_devices_than_there_are(config, devices, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config.sizes(devices)
+
+
+@pytest.mark.parametrize(
+    ("text", "bad"),
+    [
+        ("contxt=2", "contxt"),
+        ("tensor=two", "tensor"),
+        ("data=2,data=2", "d"),
+        ("", ""),
+        ("fsdp", "f"),
+    ],
+)
+def test_a_mesh_that_cannot_be_read(text, bad):
+    with pytest.raises(ValueError, match=re.escape(f"mesh {text!r}: cannot read '{bad}")):
+        MeshConfig.parse(text)
+
+
+@pytest.mark.parametrize("qk_norm", ["head", "width"])
+def test_every_axis_of_every_parameter_has_a_rule(qk_norm):
+    config = TransformerConfig(
+        vocab_size=8, d_model=32, num_layers=12, num_heads=4, mlp_dim=8, qk_norm=qk_norm
+    )
+    for label, method in examples(16, 8).items():
+        model = jax.eval_shape(
+            lambda method=method: split(Transformer(config, method, rngs=_rngs()))[1:]
+        )
+        mesh = jax.sharding.AbstractMesh((1, 2, 2, 2), MESH_AXES)
+        for tree in model:
+            for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+                stacked = path[0].key in ("layers", "position_layers")
+                axes = sharding.parameter_axes(path[-1].key, method, stacked=stacked)
+                assert len(axes) <= len(leaf.shape), (label, path)
+                assert set(axes) <= {None, *RULES}, (label, path)
+                for size, axis in zip(leaf.shape, axes, strict=False):
+                    assert axis is None or size % axis_size(mesh, axis) == 0, (label, path)
+
+
+def _rngs():
+    from flax import nnx
+
+    return nnx.Rngs(0)
+
+
+def test_a_parameter_that_cannot_be_cut_is_named():
+    mesh = jax.sharding.AbstractMesh((1, 4, 1, 1), MESH_AXES)
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            "embedding (6, 10): its axis 'embed' of 10 is not a multiple of mesh fsdp * context = 4"
+        ),
+    ):
+        tree_shardings({"embedding": jnp.ones((6, 10))}, NoPE(), mesh)
+
+
+def test_every_large_parameter_is_cut_over_both_kinds_of_axes():
+    for axes in (*PARAMETERS.values(), *LAYER_PARAMETERS.values()):
+        if len(axes) > 1:
+            cut = {name for axis in axes if axis for name in RULES[axis]}
+            assert cut == {"fsdp", "context", "tensor"}
+
+
+def test_without_a_mesh_nothing_is_laid_out():
+    x = jnp.ones((2, 4, 8))
+    assert active_mesh() is None
+    assert constrain(x, ("batch", "length", None)) is x
+
+
+def test_a_mesh_with_other_axes_is_refused():
+    mesh = jax.sharding.AbstractMesh((2, 4), ("batch", "model"))
+    with (
+        jax.sharding.use_abstract_mesh(mesh),
+        pytest.raises(ValueError, match="axes .*'model'.*: expected .*'tensor'"),
+    ):
+        active_mesh()
+
+
+def test_a_row_that_all_share_is_not_cut():
+    assert spec((None, "length")) == P(None, "context")

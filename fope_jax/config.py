@@ -26,7 +26,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -44,6 +44,21 @@ from fope_jax.position.table import parts_of
 Schedule = Literal["cosine", "constant"]
 
 
+class Stage(NamedTuple):
+    """Updates ``start`` to ``stop - 1`` of a run, counted from 0, all of one length.
+
+    Attributes:
+      start, stop: updates done before the stage and at its end.
+      length: tokens a sequence.
+      batch_size: sequences an update.
+    """
+
+    start: int
+    stop: int
+    length: int
+    batch_size: int
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Defaults are the paper's (section A.3 and its released code).
@@ -52,6 +67,10 @@ class TrainConfig:
       steps: optimizer updates in the whole run.
       batch_size: sequences an update, over all devices.
       length: tokens a sequence; the training length of the experiment.
+      first_lengths: entries "length=updates", such as ``("512=4000",)``: shorter sequences in the
+        first updates, in the order given, and ``length`` in what is left of ``steps``. There are
+        more of them in a batch, so that the tokens of an update stay. A position embedding's
+        training length is ``length`` from the first update on.
       learning_rate: the peak rate.
       warmup_steps: updates over which the rate grows linearly from 0 to its peak.
       schedule: after the warmup, "cosine" decays to ``final_learning_rate_fraction`` of the peak
@@ -61,6 +80,9 @@ class TrainConfig:
       weight_decay: decoupled, times the learning rate, on every parameter: norms and embeddings
         too, as in the paper's code. Position constants are not parameters and never decay.
       gradient_clip: largest global norm of the gradient; None does not clip.
+      schedule_start: updates of the learning rate's schedule done before the first one of this run,
+        which then goes on where another run stood. The schedule has ``schedule_start + steps``.
+      data_start: batches of the data's stream that are left out before the first one of this run.
       accumulate: pieces an update's batch is computed in, one after the other. Divides
         ``batch_size``; changes memory, not the update (up to rounding).
       log_every: updates between two rows of metrics.
@@ -71,10 +93,13 @@ class TrainConfig:
     steps: int
     batch_size: int
     length: int
+    first_lengths: tuple[str, ...] = ()
     learning_rate: float = 6e-4
     warmup_steps: int = 10_000
     schedule: Schedule = "cosine"
     final_learning_rate_fraction: float = 0.1
+    schedule_start: int = 0
+    data_start: int = 0
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
@@ -93,7 +118,8 @@ class TrainConfig:
             "accumulate", self.accumulate, self.batch_size % self.accumulate == 0,
             f"a divisor of batch_size = {self.batch_size}",
         )  # fmt: skip
-        _require("warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "0 or more")
+        for name in ("warmup_steps", "schedule_start", "data_start"):
+            _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         _require("learning_rate", self.learning_rate, self.learning_rate > 0, "a positive number")
         _require("eps", self.eps, self.eps > 0, "a positive number")
         _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
@@ -105,6 +131,50 @@ class TrainConfig:
         _require("gradient_clip", clip, clip is None or clip > 0, "a positive number or None")
         names = typing.get_args(Schedule)
         _require("schedule", self.schedule, self.schedule in names, f"one of {names}")
+        object.__setattr__(self, "first_lengths", tuple(self.first_lengths))
+        for entry in self.first_lengths:
+            self._check_first_length(entry)
+        used = sum(steps for _, steps in map(_length_and_steps, self.first_lengths))
+        _require(
+            "first_lengths", self.first_lengths, used < self.steps,
+            f"fewer updates than steps = {self.steps}; these are {used}",
+        )  # fmt: skip
+
+    def _check_first_length(self, entry: str) -> None:
+        length, steps = _length_and_steps(entry)
+        _require(
+            "first_lengths", entry, 1 <= length < self.length and steps >= 1,
+            f"'length=updates', 1 update or more of sequences shorter than length = {self.length}",
+        )  # fmt: skip
+        tokens, pieces = self.batch_size * self.length, length * self.accumulate
+        _require(
+            "first_lengths", entry, tokens % pieces == 0,
+            f"a length of which whole rows, and a multiple of accumulate = {self.accumulate} of "
+            f"them, make up the {self.batch_size} * {self.length} = {tokens} tokens of an update",
+        )  # fmt: skip
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the run, one after the other; a single one without ``first_lengths``.
+
+        >>> config = TrainConfig(steps=9, batch_size=2, length=16, first_lengths=("8=4",))
+        >>> [tuple(stage) for stage in config.stages]
+        [(0, 4, 8, 4), (4, 9, 16, 2)]
+        """
+        stages, tokens = [], self.batch_size * self.length
+        for entry in self.first_lengths:
+            length, steps = _length_and_steps(entry)
+            start = stages[-1].stop if stages else 0
+            stages.append(Stage(start, start + steps, length, tokens // length))
+        start = stages[-1].stop if stages else 0
+        return (*stages, Stage(start, self.steps, self.length, self.batch_size))
+
+
+def _length_and_steps(entry: str) -> tuple[int, int]:
+    """The numbers of an entry of ``first_lengths``; 0, 0 where it is none."""
+    length, _, steps = entry.partition("=")
+    decimal = length.strip().isdecimal() and steps.strip().isdecimal()
+    return (int(length), int(steps)) if decimal else (0, 0)
 
 
 @dataclass(frozen=True)
@@ -213,9 +283,27 @@ def overridden(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
       ConfigError: see `load_config`.
     """
     for override in overrides:
-        _override(config, override.removeprefix("--").removeprefix("config."))
+        _override(config, override)
     build_experiment(config)
     return config
+
+
+def split_override(override: str) -> tuple[str, str]:
+    """Key and text of an override, ``"--config.train.steps=100"`` or without what comes first.
+
+    >>> split_override("--config.train.steps=100")
+    ('train.steps', '100')
+    """
+    override = override.removeprefix("--").removeprefix("config.")
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ConfigError(f"override {override!r} has no value (form: --config.train.steps=100)")
+    return key, text
+
+
+def position_value(key: str, text: str, kind: Any) -> Any:
+    """A knob's value: a literal list or mapping of specifications, or what ``kind`` makes of it."""
+    return _literal_spec(key, text) if text.startswith(("[", "{")) else _value(key, text, kind)
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
@@ -238,9 +326,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
 
 
 def _override(config: ConfigDict, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise ConfigError(f"override {override!r} has no value (form: --config.train.steps=100)")
+    key, text = split_override(override)
     section, _, field = key.partition(".")
     values: Any = config.get(section) if field else config
     if section == "position" and field:
@@ -252,16 +338,17 @@ def _override(config: ConfigDict, override: str) -> None:
         kind = _TOP.get(key)
     if kind is None:
         raise _unknown_key(key)
-    if section == "position" and text.startswith(("[", "{")):
-        value = _literal_spec(key, text)
-    else:
-        value = checked(key, parse(text, kind), kind)
+    value = (position_value if section == "position" else _value)(key, text, kind)
     # The type is checked against the field; ConfigDict would check it against the old value.
     with config.ignore_type():
         if values is None:
             config[section] = {field: value}
         else:
             values[field or key] = value
+
+
+def _value(key: str, text: str, kind: Any) -> Any:
+    return checked(key, parse(text, kind), kind)
 
 
 def _literal_spec(key: str, text: str) -> Any:

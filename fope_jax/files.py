@@ -72,6 +72,12 @@ def absolute(path: str | os.PathLike[str]) -> Path:
     return found if in_bucket(found) else found.absolute()
 
 
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """`absolute`, the same for all spellings and links of one place of this machine."""
+    found = as_path(path)
+    return found if in_bucket(found) else found.resolve()
+
+
 def _file_system() -> Any:
     """The gcsfs file system that epath uses as well."""
     require("gcsfs", "buckets")

@@ -1,4 +1,4 @@
-"""The command line: `fope data build|inspect` and `fope train|evaluate|plan|report|...`."""
+"""The command line: `fope data build|inspect` and `fope train|extend|evaluate|plan|report|...`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope train --config configs/quickstart.py:position=fope --workdir runs/fope
   fope evaluate --run runs/fope
   fope report runs/fope runs/rope -o runs/report
+  fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
 
   fope import --from DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
   fope export --run runs/fope -o DIR         and back
@@ -38,6 +39,19 @@ examples:
 
 The same command again goes on from the newest checkpoint. Any value of the configuration can be
 given as --config.SECTION.KEY=VALUE.
+"""
+EXTEND_EXAMPLES = """\
+examples:
+  fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
+  fope extend --from runs/rope/500 --method fope --length 256 --workdir runs/rope_fope
+  fope extend --from runs/fope --method yarn --length 256 --workdir runs/fope_yarn \\
+      --config.position.scaling_order=after_clip --config.position.factor=16
+  fope extend --from runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
+      --config.train.steps=100
+
+METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,
+llama3, longrope, clip, ...) for a model with frequencies. The same command again goes on from the
+newest checkpoint.
 """
 IMPORT_EXAMPLES = """\
 examples:
@@ -121,6 +135,34 @@ def build_parser() -> argparse.ArgumentParser:
         "--workdir", type=_directory, required=True, metavar="DIR",
         help="directory of this run, also in a bucket: gs://BUCKET/PATH",
     )  # fmt: skip
+
+    extend = add(
+        verbs, "extend", _extend, "go on from a trained run at a longer length", EXTEND_EXAMPLES
+    )
+    extend.set_defaults(config=None)  # it is the parent's, and takes overrides
+    extend.add_argument(
+        "--from", type=_directory, dest="parent", required=True, metavar="RUN[/STEP]",
+        help="the run to go on from; its newest checkpoint without a step",
+    )  # fmt: skip
+    extend.add_argument("--method", required=True, help="the position embedding to go on with")
+    extend.add_argument("--length", type=int, required=True, help="tokens of a sequence")
+    extend.add_argument(
+        "--workdir", type=_directory, required=True, metavar="DIR", help="of the new run"
+    )
+    extend.add_argument(
+        "--optimizer", choices=("keep", "reset-moments", "reset"), default="reset-moments",
+        help="keep moments and schedule, or begin both anew (the default; with AdamW both resets "
+        "are the same)",
+    )  # fmt: skip
+    extend.add_argument(
+        "--match", choices=("frequency", "index"), default="frequency",
+        help="how FoPE's coefficients find their place among more frequencies",
+    )  # fmt: skip
+    extend.add_argument(
+        "--warn-above", type=float, default=1.2, metavar="RATIO",
+        help="warn where the first loss is more than so many times the parent's (1.2)",
+    )  # fmt: skip
+    _add_processes(extend)
 
     evaluate = add(verbs, "evaluate", _evaluate, "measure a trained run against context length")
     evaluate.add_argument(
@@ -308,6 +350,28 @@ def _train(arguments: argparse.Namespace) -> None:
     _say(f"run in {arguments.workdir}")
 
 
+def _extend(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("flax", "train")
+    check_bucket(arguments.parent)
+    check_bucket(arguments.workdir)
+    _join(arguments)
+    from fope_jax.train.extend import extend
+
+    extend(
+        arguments.parent,
+        arguments.method,
+        arguments.length,
+        arguments.workdir,
+        optimizer=arguments.optimizer,
+        match=arguments.match,
+        warn_above=arguments.warn_above,
+        overrides=arguments.overrides,
+    )
+    _say(f"run in {arguments.workdir}")
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
@@ -387,13 +451,17 @@ def _report(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("matplotlib", "train")
+    from fope_jax.report.lineage import lineage_lines
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
     from fope_jax.report.tables import text_tables
 
     for run in arguments.runs:
         check_bucket(run)
-    print(text_tables(read_runs(arguments.runs)))
+    runs = read_runs(arguments.runs)
+    for line in lineage_lines(runs):
+        print(line)
+    print(text_tables(runs))
     print(f"report in {write_report(arguments.runs, arguments.out)}")
 
 

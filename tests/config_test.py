@@ -274,6 +274,34 @@ def test_every_train_field_is_documented_and_checked_when_built_directly():
             replace(good, **wrong)
 
 
+def test_stages_follow_from_the_first_lengths(spec):
+    config = build(spec, "train.first_lengths=32=4,64=3", "train.accumulate=2").train
+    assert config.first_lengths == ("32=4", "64=3")
+    assert config.stages == ((0, 4, 32, 16), (4, 7, 64, 8), (7, 10, 128, 4))
+    assert build(spec).train.stages == ((0, 10, 128, 4),)
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("32", r"first_lengths = \(32,\) is tuple; accepted: tuple\[str, ...\]"),
+        ("32:4", r"first_lengths = '32:4'; accepted: 'length=updates', 1 update or more of seq"),
+        ("32=0", r"first_lengths = '32=0'; accepted: 'length=updates', 1 update or more"),
+        ("128=2", r"'128=2'; accepted: .* of sequences shorter than length = 128"),
+        ("100=2", r"'100=2'; accepted: a length of which whole rows, .* the 4 \* 128 = 512 tokens"),
+        ("32=4,64=6", r"accepted: fewer updates than steps = 10; these are 10"),
+    ],
+)
+def test_wrong_first_lengths_say_what_is_accepted(spec, entries, message):
+    with pytest.raises(ConfigError, match=message):
+        build(spec, f"train.first_lengths={entries}")
+
+
+def test_rows_of_a_shorter_length_are_a_multiple_of_the_pieces(spec):
+    with pytest.raises(ConfigError, match="multiple of accumulate = 3 of them, make up the 6 "):
+        build(spec, "train.batch_size=6", "train.accumulate=3", "train.first_lengths=96=2")
+
+
 def test_the_paths_that_never_change_numbers_exist():
     for key in config_module.FREE_KEYS:
         section, _, field = key.rpartition(".")

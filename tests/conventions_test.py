@@ -28,6 +28,7 @@ MAY_IMPORT = {
         "model",
         "data",
         "config",
+        "fields",
         "checkpoint",
         "evaluate",
         "processes",

@@ -67,14 +67,14 @@ def unbroken(config, tmp_path_factory) -> Path:
     return workdir
 
 
-def command(config: str, workdir: Path) -> list[str]:
+def command(config: str, workdir: Path, *overrides: str) -> list[str]:
     verb = [sys.executable, "-m", "fope_jax.main", "train"]
-    return [*verb, "--config", config, "--workdir", str(workdir)]
+    return [*verb, "--config", config, "--workdir", str(workdir), *overrides]
 
 
-def kill_after(config: str, workdir: Path, step: int) -> None:
-    """Starts training and sends SIGKILL as soon as metrics.jsonl shows ``step``."""
-    process = subprocess.Popen(command(config, workdir), stderr=subprocess.PIPE, text=True)
+def kill_after(line: list[str], workdir: Path, step: int) -> None:
+    """Starts training by a command line and sends SIGKILL once metrics.jsonl shows ``step``."""
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         rows = read_rows(workdir / "metrics.jsonl")
@@ -103,7 +103,7 @@ def numbers(workdir: Path) -> list[tuple]:
 
 def test_killed_a_run_ends_with_the_bits_of_the_unbroken_one(config, unbroken, tmp_path, capsys):
     killed = tmp_path / "killed"
-    kill_after(config, killed, step=14)
+    kill_after(command(config, killed), killed, step=14)
     done = subprocess.run(command(config, killed), capture_output=True, text=True, check=True)
     assert f"resuming {killed} at step " in done.stderr
     assert numbers(killed) == numbers(unbroken)
@@ -116,6 +116,36 @@ def test_killed_a_run_ends_with_the_bits_of_the_unbroken_one(config, unbroken, t
     again = capsys.readouterr()
     assert f"{killed} is finished: 60 steps are trained" in again.err
     assert again.out == f"run in {killed}\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [8, 34])
+def test_killed_in_either_stage_of_a_curriculum_the_bits_are_those_of_the_unbroken_run(
+    config, tmp_path, step
+):
+    killed, unbroken = (
+        command(config, tmp_path / name, "--config.train.first_lengths=8=20")
+        for name in ("killed", "unbroken")
+    )
+    kill_after(killed, tmp_path / "killed", step)
+    for line in (killed, unbroken):
+        subprocess.run(line, capture_output=True, check=True)
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "unbroken")
+    assert arrays(tmp_path / "killed", 60) == arrays(tmp_path / "unbroken", 60)
+
+
+@pytest.mark.slow
+def test_killed_an_extension_goes_on_by_the_same_command(unbroken, tmp_path):
+    def line(name):
+        verb = [sys.executable, "-m", "fope_jax.main", "extend", "--from", str(unbroken)]
+        given = ["--method", "fope", "--length", "32", "--config.train.steps=40"]
+        return [*verb, *given, "--workdir", str(tmp_path / name)]
+
+    kill_after(line("killed"), tmp_path / "killed", step=14)
+    for name in ("killed", "whole"):
+        subprocess.run(line(name), capture_output=True, check=True)
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    assert arrays(tmp_path / "killed", 40) == arrays(tmp_path / "whole", 40)
 
 
 def test_a_run_is_evaluated_and_reported(unbroken, tmp_path, capsys):
@@ -292,6 +322,8 @@ def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
         ["train", "--config", "x.py", "--workdir", "s3://bucket/run"],
         ["evaluate", "--run", "gs://"],
         ["report", "run", "-o", "gs://bucket/report"],
+        ["extend", "--from", "run", "--method", "yarn", "--length", "32"],
+        ["extend", "--from", "a", "--method", "pi", "--length", "8", "--workdir", "b", "--x"],
         ["evaluate"],
         ["fly"],
         [],
@@ -322,6 +354,7 @@ def test_a_bucket_without_its_package_names_the_pip_line(capsys, monkeypatch):
 VERBS = [
     ["data", "build"],
     ["train"],
+    ["extend"],
     ["evaluate"],
     ["plan"],
     ["import"],

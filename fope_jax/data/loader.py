@@ -19,6 +19,8 @@ from fope_jax.data.config import Packing
 from fope_jax.extras import require
 from fope_jax.typing import Batch
 
+_MOST_WINDOWS = 2**53  # whole numbers are exact in a float up to it; no run sees as many
+
 
 class Loader:
     """Batches ``[B, T]`` of shuffled windows.
@@ -62,7 +64,9 @@ class Loader:
         # Grain adds the epoch to the seed it is given: spread, or seed 1 would repeat seed 0.
         spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
         windows = self._grain.MapDataset.range(self.windows_per_epoch).shuffle(seed=spread)
-        self._batches = windows.repeat().batch(batch_size).map(self._read)
+        # Without an end grain counts sys.maxsize windows, which batches of one row overflow.
+        epochs = windows.repeat(_MOST_WINDOWS // self.windows_per_epoch)
+        self._batches = epochs.batch(batch_size).map(self.windows)
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
@@ -77,10 +81,10 @@ class Loader:
         options = self._grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
         return iter(self._batches[start_step:stop].to_iter_dataset(options))
 
-    def _read(self, windows: np.ndarray) -> Batch:
-        """The batch of the windows with these numbers ``[B]``."""
+    def windows(self, numbers: np.ndarray) -> Batch:
+        """The windows with these numbers ``[B]``, counted from 0 in the order of the stream."""
         length, size = self._length, self._cache.num_tokens
-        first = windows.astype(np.int64) * length
+        first = numbers.astype(np.int64) * length
         text = np.full((len(first), length + 1), self._pad_id, np.int32)
         for row, start in zip(text, first, strict=True):
             found = self._cache.tokens(start, min(start + length + 1, size))

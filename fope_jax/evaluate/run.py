@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import Experiment, build_experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
+from fope_jax.evaluate.identity import check_fingerprint
 from fope_jax.evaluate.metrics import METRICS, Row, read_rows, replace_rows
 from fope_jax.evaluate.perplexity import Progress, score_positions, score_same_tokens
 from fope_jax.evaluate.retrieval import TEMPLATES, check_contexts, draw_keys, score_passkey
@@ -27,8 +28,7 @@ from fope_jax.files import as_path
 from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
-from fope_jax.position import PositionVariables, fingerprint
-from fope_jax.processes import is_first, on_host, wait_for_all
+from fope_jax.processes import is_first, wait_for_all
 
 PASSKEY_SEED = 0  # one seed for all runs: every variant is asked for the same keys
 NAMES_SHOWN = 20  # documents too short that a row names; its count is of all
@@ -69,7 +69,7 @@ def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
     found = store.latest_valid_step() if step is None else step
     if found is None:
         raise FileNotFoundError(
-            f"{workdir} has no valid checkpoint to evaluate; train it with "
+            f"{workdir} has no valid checkpoint; train it with "
             f"`fope train --config CONFIG --workdir {workdir}`"
         )
     return found
@@ -85,20 +85,22 @@ def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = N
 
     Raises:
       FileNotFoundError: no config.json, or no valid checkpoint.
-      CheckpointError: arrays that do not fit the model that config.json describes.
-      ValueError: the checkpoint's position fingerprint is not that of the restored model, or the
-        model cannot be cut over the mesh.
+      CheckpointError: arrays that do not fit the model that config.json describes, or the
+        checkpoint's position fingerprint is not that of the restored model.
+      ValueError: the model cannot be cut over the mesh.
     """
     workdir = as_path(workdir)
     experiment = read_experiment(workdir)
     store = CheckpointStore(workdir / "checkpoints")
     try:
         step = find_step(workdir, store, step)
+        metadata, where = store.metadata(step), f"{workdir}, step {step}"
+        position, shape = experiment.position, experiment.model.shape
+        check_fingerprint(metadata, position, shape, None, where)
         model = restore_model(experiment, store, step, mesh)
-        stored = store.metadata(step)["position"]
     finally:
         store.close()
-    check_fingerprint(model, stored, f"{workdir}, step {step}")
+    check_fingerprint(metadata, position, shape, split(model)[2], where)
     info = workdir / "run.json"
     run_info = json.loads(info.read_text()) if info.is_file() else {}
     return LoadedRun(experiment, model, step, run_info)
@@ -127,27 +129,6 @@ def _laid_out(tree: Any, experiment: Experiment, mesh: Mesh) -> Any:
         tree,
         tree_shardings(tree, experiment.position, mesh),
     )
-
-
-def position_fingerprint(model: Transformer) -> str:
-    """The fingerprint of a model's effective position embedding, from the arrays it holds."""
-    constants = jax.tree.map(on_host, split(model)[2])
-    variables = PositionVariables(
-        model_constants=constants.get("position_model", {}),
-        layer_constants=constants.get("position_layers", {}),
-    )
-    return fingerprint(model.position, model.config.shape, variables).hash
-
-
-def check_fingerprint(model: Transformer, stored: str, where: str) -> None:
-    """Raises ValueError, with both fingerprints, where a model's positions are not the stored."""
-    found = position_fingerprint(model)
-    if found != stored:
-        raise ValueError(
-            f"{where}: the checkpoint was trained with position fingerprint {stored}, but "
-            f"config.json and the restored constants give {found} ({model.position}); evaluating "
-            "it would score another position embedding than the trained one"
-        )
 
 
 # ---------------------------------------------------------------------------- protocols

@@ -23,11 +23,18 @@ from fope_jax.model.layers import (
 )
 from fope_jax.model.losses import logits_of
 from fope_jax.model.sharding import active_mesh, constrain
-from fope_jax.position.base import ModelShape, PositionEmbedding, Variables
+from fope_jax.position.base import (
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+)
 from fope_jax.typing import Array
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
+# Fields of TransformerConfig that say how a model with weights is computed, not what it computes.
+HOW = ("scan_layers", "remat", "attention", "attention_block", "dtype", "init_std")
 NORMS = ("pre", "post")
 QK_NORMS = ("none", "head", "width")
 
@@ -391,6 +398,16 @@ def split(model: Transformer) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, A
 def merge(graphdef: nnx.GraphDef, params: dict[str, Any], constants: dict[str, Any]) -> Transformer:
     """Puts together what ``split`` took apart."""
     return nnx.merge(graphdef, params, constants)
+
+
+def position_variables(params: dict[str, Any], constants: dict[str, Any]) -> PositionVariables:
+    """What of the two trees of ``split`` belongs to the position embedding."""
+    return PositionVariables(
+        model_params=dict(params.get("position_model", {})),
+        model_constants=dict(constants.get("position_model", {})),
+        layer_params=dict(params.get("position_layers", {})),
+        layer_constants=dict(constants.get("position_layers", {})),
+    )
 
 
 def check_batch(tokens: Any, vocab_size: int) -> None:

@@ -18,8 +18,15 @@ from fope_jax.position.fourier import (
     mix_tables,
     normalise_columns,
     own_identity,
+    step_identity,
 )
-from fope_jax.position.rotation import angles, check_head_dim, check_theta, rotate
+from fope_jax.position.rotation import (
+    angles,
+    check_head_dim,
+    check_theta,
+    inverse_frequencies,
+    rotate,
+)
 from fope_jax.position.scaling import (
     ClipFloor,
     RotaryFrequencies,
@@ -176,11 +183,24 @@ class FoPE(PositionEmbedding):
         Without the series, RoPE's ``[H/2]`` with zeros below the floor.
         """
         if not self.series:
-            return self._surviving(head_dim).inv_freq
-        size = head_dim
-        if self.frequencies_from == "grid":
-            size = 2 * (self.num_frequencies or head_dim)
-        return self._mixed(size)
+            return self.pairs(head_dim).inv_freq
+        return self._mixed(self._grid_size(head_dim))
+
+    def origins(self, head_dim: int) -> np.ndarray:
+        """``[D]`` radians per token: what each of ``frequencies`` was before it was scaled."""
+        size = self._grid_size(head_dim)
+        grid = inverse_frequencies(size, self.theta)
+        return grid[self.pairs(size).inv_freq > 0] if self.drop_zero else grid
+
+    def dominant_terms(self, head_dim: int) -> np.ndarray:
+        """``[D, d]`` float32: the coefficients without their noise, at most a single 1 a column."""
+        num_outputs, num_mixed = self.num_outputs(head_dim), self._num_mixed(head_dim)
+        if self.identity == "step":
+            return step_identity(num_mixed, num_outputs)
+        placed = np.zeros((num_mixed, num_outputs), np.float32)
+        basis = self.frequencies(head_dim)
+        placed[: len(basis)] = own_identity(basis, self._mixed(head_dim)[:num_outputs])
+        return placed
 
     def num_outputs(self, head_dim: int) -> int:
         """d, the pairs of dimensions that follow a series."""
@@ -193,7 +213,7 @@ class FoPE(PositionEmbedding):
     def check(self, shape: ModelShape) -> None:
         head_dim = shape.head_dim
         check_head_dim(head_dim)
-        surviving = self._surviving(head_dim).inv_freq
+        surviving = self.pairs(head_dim).inv_freq
         if not surviving.any():
             raise ValueError(
                 f"training_length={self.training_length}: no frequency completes "
@@ -235,20 +255,16 @@ class FoPE(PositionEmbedding):
             extra = self._num_mixed(shape.head_dim) - len(basis)
             drawn = jax.random.uniform(frequency_key, (extra,), jnp.float32, 0.0, np.pi)
             model_constants["extra_frequencies"] = drawn
-        coefficients = self._init_coefficients(coefficient_key, shape, basis)
+        coefficients = self._init_coefficients(coefficient_key, shape)
         if self.learnable:
             return PositionVariables(model_constants=model_constants, layer_params=coefficients)
         return PositionVariables(model_constants=model_constants, layer_constants=coefficients)
 
-    def _init_coefficients(self, key: Array, shape: ModelShape, basis: np.ndarray) -> Variables:
+    def _init_coefficients(self, key: Array, shape: ModelShape) -> Variables:
         """``cos_coef``, and ``sin_coef`` where separate: ``[L, N, D, d]`` or ``[L, D, d]``."""
         num_outputs = self.num_outputs(shape.head_dim)
         num_mixed = self._num_mixed(shape.head_dim)
-        identity = None
-        if self.identity == "own":
-            own = self._mixed(shape.head_dim)[:num_outputs]
-            identity = np.zeros((num_mixed, num_outputs), np.float32)
-            identity[: len(basis)] = own_identity(basis, own)
+        identity = self.dominant_terms(shape.head_dim)
         heads = {"query": shape.num_heads, "key_value": shape.num_kv_heads, "shared": None}
 
         def draw(key: Array) -> tuple[Array, Array]:
@@ -286,7 +302,7 @@ class FoPE(PositionEmbedding):
         self, variables: Variables, tables: tuple[Array, Array], q: Array, k: Array
     ) -> tuple[Array, Array]:
         head_dim = q.shape[-1]
-        factor = np.float32(self._surviving(head_dim).attention_factor)
+        factor = np.float32(self.pairs(head_dim).attention_factor)
         if not self.series:
             cos, sin = (factor * table for table in tables)
             return rotate(q, cos, sin), rotate(k, cos, sin)
@@ -307,19 +323,25 @@ class FoPE(PositionEmbedding):
             cos, sin = jnp.repeat(cos, groups, axis=2), jnp.repeat(sin, groups, axis=2)
         return rotate(q, cos, sin), turned_k
 
-    def _surviving(self, size: int) -> RotaryFrequencies:
+    def pairs(self, size: int) -> RotaryFrequencies:
         """RoPE's frequencies of a head of ``size`` dimensions, scaled and with the floor clipped.
 
-        In the order of the knob; ``[size / 2]``, zeros kept.
+        In the order of the knob ``scaling_order``; ``[size / 2]``, zeros kept.
         """
         clip = (ClipFloor(self.training_length, self.floor_ratio),) if self.clip else ()
         before = self.scaling_order == "before_clip"
         chain = self.scaling + clip if before else clip + self.scaling
         return scaled_frequencies(size, self.theta, chain)
 
+    def _grid_size(self, head_dim: int) -> int:
+        """Twice the frequencies of the grid that is mixed, before any is dropped."""
+        if self.series and self.frequencies_from == "grid":
+            return 2 * (self.num_frequencies or head_dim)
+        return head_dim
+
     def _mixed(self, size: int) -> np.ndarray:
-        """What of ``_surviving`` goes into the series."""
-        inv_freq = self._surviving(size).inv_freq
+        """What of ``pairs`` goes into the series."""
+        inv_freq = self.pairs(size).inv_freq
         return inv_freq[inv_freq > 0] if self.drop_zero else inv_freq
 
     def _least_length(self, head_dim: int) -> int:

@@ -12,6 +12,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from fope_jax.report import plots
+from fope_jax.report.lineage import lineage_lines, lineage_table
 from fope_jax.report.provenance import config_tables, provenance_table, run_titles
 from fope_jax.report.rows import (
     Comparison,
@@ -91,6 +92,7 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
         raise ReportError(f"cannot write the report to {out}: {error.strerror}") from error
     looks = plots.styles(labels(loaded).values())
     sections = [
+        *_lineage(loaded),
         *(_perplexity(*c, loaded, looks, out) for c in _places(comparisons(loaded, "perplexity"))),
         *(_positions(*c, looks, out) for c in _places(comparisons(loaded, "position"))),
         *(_passkey(*c, loaded, looks, out) for c in _places(comparisons(loaded, "passkey"))),
@@ -183,6 +185,14 @@ def _introduction(runs: Sequence[Run], names: Sequence[str]) -> str:
         if run.step is None:
             parts.append(paragraph(f"{run.path} is not evaluated yet (`fope evaluate` does it)."))
     return "\n".join(parts)
+
+
+def _lineage(runs: Sequence[Run]) -> list[str]:
+    table = lineage_table(runs)
+    if not table.rows:
+        return []
+    told = [paragraph(line) for line in lineage_lines(runs)]
+    return [section("Lineage", *told, details(table.title, _texts(table)))]
 
 
 def _perplexity(
@@ -346,7 +356,8 @@ def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> 
     figure = embedded_figure(
         plots.training_figure(runs, looks), out, "training",
         f"Training loss against tokens seen. At the end: {last}.",
-        "Training loss against tokens seen, both as logged.",
+        "Training loss against tokens seen, both as logged; a run that goes on from another begins "
+        "with the tokens that its parent saw.",
     )  # fmt: skip
     return section("Training", figure, as_html(table))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fope_jax.extras import require
+from fope_jax.report.lineage import tokens_before
 from fope_jax.report.rows import (
     Comparison,
     Run,
@@ -123,14 +124,14 @@ def passkey_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
 
 
 def training_figure(runs: Sequence[Run], looks: dict[str, Style]) -> Figure:
-    """Training loss against tokens seen, one line a run."""
+    """Training loss against tokens seen, those before the run included, one line a run."""
     figure, axes = _figure()
     names, seen = labels(runs), set()
     for run in runs:
         rows, label = run.of("train"), names[run.path]
         if rows:
             axes.plot(
-                [row["tokens_seen"] for row in rows],
+                [tokens_before(run) + row["tokens_seen"] for row in rows],
                 [row["loss"] for row in rows],
                 label=label if label not in seen else None,
                 linewidth=1.3,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ class Run:
       info: run.json; empty where the run has none.
       rows: checked rows; of the evaluation, those of the newest evaluated step alone.
       step: the newest evaluated step, or None.
+      lineage: lineage.json; empty where the run was trained from the beginning.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Run:
     info: dict[str, Any]
     rows: tuple[Row, ...]
     step: int | None
+    lineage: dict[str, Any] = field(default_factory=dict)
 
     @property
     def variant(self) -> str:
@@ -106,7 +108,8 @@ def read_run(path: Path) -> Run:
     ]
     step = max(evaluated, default=None)
     current = [row for row in rows if row["kind"] in ("train", "time") or row["step"] == step]
-    return Run(path, config, _read_json(path / "run.json", required=False), tuple(current), step)
+    info, lineage = (_read_json(path / n, required=False) for n in ("run.json", "lineage.json"))
+    return Run(path, config, info, tuple(current), step, lineage)
 
 
 def _read_json(path: Path, required: bool) -> dict[str, Any]:

@@ -108,7 +108,11 @@ def _at_length(experiment: Experiment, length: int) -> Any:
         )
     rows = train.batch_size * train.length // length
     return dataclasses.replace(
-        train, length=length, batch_size=rows, accumulate=math.gcd(train.accumulate, rows)
+        train,
+        length=length,
+        batch_size=rows,
+        first_lengths=(),
+        accumulate=math.gcd(train.accumulate, rows),
     )
 
 

@@ -22,6 +22,7 @@ from fope_jax.config import (
 )
 from fope_jax.data import DataConfig
 from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
+from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
 from fope_jax.files import as_path
 from fope_jax.interop.families import LENGTH
@@ -31,20 +32,18 @@ from fope_jax.interop.weights import (
     import_weights,
     position_fingerprint,
 )
-from fope_jax.model.transformer import split
+from fope_jax.model.transformer import HOW, split
 from fope_jax.train.workdir import (
     CHECKPOINTS,
-    CONFIG,
     IMPORTED,
     KEPT,
     open_workdir,
     record_run,
+    run_and_step,
 )
 
 TOKENIZER = "tokenizer.json"
 BESIDE = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-# What of a model may be chosen for weights that are there: how it is computed.
-HOW = ("scan_layers", "remat", "attention", "attention_block", "dtype", "init_std")
 
 
 def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str] = ()) -> str:
@@ -69,11 +68,12 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
     imported = import_weights(source)
     experiment = _experiment(source, imported, overrides)
-    position = position_fingerprint(imported.config, imported.position, imported.constants)
+    shape = imported.config.shape
+    position, identity = position_identity(imported.position, shape, imported.constants)
     open_workdir(workdir, experiment)
     store = CheckpointStore(workdir / CHECKPOINTS)
     items = {"params": imported.params, "constants": imported.constants}
-    store.save(0, items, {"position": position.hash, "data": None})
+    store.save(0, items, identity | {"data": None})
     store.close()
     parameters = sum(x.size for x in jax.tree.leaves(imported.params))
     facts = {
@@ -141,11 +141,11 @@ def export_run(
       ValueError: the run has what Hugging Face cannot say, naming the field.
       OSError: there is no such run, or the directory cannot be written.
     """
-    run, directory = as_path(run), Path(directory)
-    if run.name.isdecimal() and not (run / CONFIG).exists() and (run.parent / CONFIG).exists():
-        if step is not None and step != int(run.name):
-            raise ConfigError(f"--run {run} and --step {step}: leave one out")
-        run, step = run.parent, int(run.name)
+    directory = Path(directory)
+    workdir, named = run_and_step(run)
+    if named is not None and step is not None and step != named:
+        raise ConfigError(f"--run {run} and --step {step}: leave one out")
+    run, step = workdir, step if named is None else named
     loaded = load_run(run, step)
     _, params, constants = split(loaded.model)
     kept = loaded.run_info.get(KEPT, {})

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
 from fope_jax.data.config import Packing
 from fope_jax.data.loader import Loader
+from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.files import as_path
 from fope_jax.model.sharding import batch_sharding, place
-from fope_jax.position import PositionVariables, fingerprint
 from fope_jax.processes import is_first, wait_for_all
 from fope_jax.train.metrics import MetricsLog
 from fope_jax.train.optim import learning_rate
 from fope_jax.train.state import (
+    StatePlan,
+    at_stage,
     draw_constants,
     lower_planned,
     new_state,
@@ -60,14 +62,17 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
       OSError: the workdir cannot be written, or the token cache is missing or damaged.
     """
     workdir, config = as_path(workdir), experiment.train
-    plan = plan_state(experiment)
+    stages = [(stage, plan_state(at_stage(experiment, stage))) for stage in config.stages]
+    plan = stages[-1][1]  # state and constants are the same in all of them
 
     # ------------------------------------------------------------------ what there is already
     if is_first():
         open_workdir(workdir, experiment)
     wait_for_all("workdir")
     store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
-    start = store.latest_valid_step() or 0
+    found = store.latest_valid_step()
+    start = found or 0
+    stages = [(stage, own) for stage, own in stages if stage.stop > start]
     if start >= config.steps:
         log.info("%s is finished: %d steps are trained", workdir, start)
         store.close()
@@ -76,43 +81,41 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     # ------------------------------------------------------------------ data
     cache = open_cache(experiment.data, "train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
-    loader = Loader(
-        cache,
-        length=config.length,
-        batch_size=config.batch_size,
-        seed=experiment.seed,
-        packing=experiment.data.packing,
-    )
-    log.info(
-        "data: %d tokens, an epoch is %d steps of %d x %d tokens",
-        cache.num_tokens, loader.steps_per_epoch, config.batch_size, config.length,
-    )  # fmt: skip
+    packing = experiment.data.packing
+    loaders = [
+        Loader(
+            cache,
+            length=stage.length,
+            batch_size=stage.batch_size,
+            seed=experiment.seed,
+            packing=packing,
+        )
+        for stage, _ in stages
+    ]
+    for (stage, _), loader in zip(stages, loaders, strict=True):
+        log.info(
+            "data: %d tokens, an epoch is %d steps of %d x %d tokens (steps %d to %d)",
+            cache.num_tokens, loader.steps_per_epoch, stage.batch_size, stage.length,
+            stage.start + 1, stage.stop,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ model and optimizer
-    constants = draw_constants(experiment)
-    state = new_state(experiment, plan)
-    position = fingerprint(
-        experiment.position,
-        experiment.model.shape,
-        PositionVariables(
-            model_constants=constants.get("position_model", {}),
-            layer_constants=constants.get("position_layers", {}),
-        ),
-    )
-    constants = place_constants(constants, plan)
-    identity = {"position": position.hash, "data": cache.fingerprint}
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    log.info("model: %s parameters, position %s", f"{parameters:,}", position.summary)
-    log.info("attention: %s (%s)", *plan.attention)
-
-    # ------------------------------------------------------------------ resume
     # Later rows are written again as their steps come again; left in place they count twice.
     dropped = 0
     if is_first():
         dropped = replace_rows(workdir / METRICS, lambda row: row.get("step", 0) > start, [])
-    if start:
-        state, constants = _restore(store, start, state, constants, identity)
+    if found is None:
+        constants = place_constants(draw_constants(experiment), plan)
+        state = new_state(experiment, plan)
+    else:
+        state, constants = _restore(store, start, experiment, plan, cache.fingerprint)
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
+    shape = experiment.model.shape
+    position, identity = position_identity(experiment.position, shape, constants)
+    identity["data"] = cache.fingerprint
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    log.info("model: %s parameters, position %s", f"{parameters:,}", position.summary)
+    log.info("attention: %s (%s)", *plan.attention)
     facts = {
         "name": experiment.name,
         "seed": experiment.seed,
@@ -123,18 +126,8 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
     if is_first():
         record_run(workdir, facts, start)
 
-    # ------------------------------------------------------------------ compile
-    packing = experiment.data.packing
-    first = share_positions(loader.batch(start), packing)
-    began = time.perf_counter()
-    step_function = lower_planned(plan, put(first, plan.mesh), config.accumulate).compile()
-    compiled = time.perf_counter() - began
-    log.info("compiled in %.1f s", compiled)
-
     # ------------------------------------------------------------------ steps
-    seconds_before = _last_seconds(workdir)
-    meter = Meter(experiment, seconds_before)
-    batches = TimedIterator(loader.iterate(start, config.steps - start))
+    meter = Meter(experiment, _last_seconds(workdir))
     with (
         MetricsLog(workdir, start) if is_first() else contextlib.nullcontext() as metrics_log,
         tqdm(
@@ -143,41 +136,61 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
         ) as bar,
     ):  # fmt: skip
-        if metrics_log:
-            metrics_log.write(
-                {"kind": "time", "phase": "compile", "step": start, "seconds": compiled}
-            )
-        for step, batch in enumerate(batches, start=start + 1):
-            state, metrics = step_function(
-                state, constants, put(share_positions(batch, packing), plan.mesh)
-            )
-            meter.add(metrics)
-            bar.update()
-            saves = step % config.save_every == 0 or step == config.steps
-            # A save ends a row, so that a resumed run writes the rows of the unbroken one.
-            if saves or step % config.log_every == 0:
-                row = meter.row(step, batches)
-                if metrics_log:
-                    metrics_log.write(row)
-                bar.set_postfix_str(
-                    f"loss {row['loss']:.3f}, {row['tokens_per_second'] / 1e3:.1f}k tokens/s, "
-                    f"data wait {row['data_wait_fraction']:.1%}",
-                    refresh=False,
+        for (stage, own), loader in zip(stages, loaders, strict=True):
+            begin = max(start, stage.start)
+            seconds, step_function = _compile(own, loader, begin + config.data_start, experiment)
+            if metrics_log:
+                row = {"kind": "time", "phase": "compile", "step": begin, "seconds": seconds}
+                metrics_log.write(row)
+            remaining = loader.iterate(begin + config.data_start, stage.stop - begin)
+            batches = TimedIterator(remaining)
+            meter.restart(batches)
+            for step, batch in enumerate(batches, start=begin + 1):
+                state, metrics = step_function(
+                    state, constants, put(share_positions(batch, packing), own.mesh)
                 )
-            if saves:
-                if not all_finite(state):
-                    raise NonFiniteError(f"a parameter is not finite after step {step}; {ADVICE}")
-                items = {
-                    "params": state.params,
-                    "constants": constants,
-                    "optimizer": state.optimizer,
-                }
-                if metrics_log:
-                    metrics_log.flush()
-                store.save(step, items, identity)
-                meter.restart(batches)
+                meter.add(metrics)
+                bar.update()
+                saves = step % config.save_every == 0 or step == config.steps
+                # A save ends a row, so that a resumed run writes the rows of the unbroken one; so
+                # does a stage, whose clock is its own.
+                if saves or step % config.log_every == 0 or step == stage.stop:
+                    row = meter.row(step, batches)
+                    if metrics_log:
+                        metrics_log.write(row)
+                    bar.set_postfix_str(
+                        f"loss {row['loss']:.3f}, {row['tokens_per_second'] / 1e3:.1f}k tokens/s, "
+                        f"data wait {row['data_wait_fraction']:.1%}",
+                        refresh=False,
+                    )
+                if saves:
+                    if not all_finite(state):
+                        raise NonFiniteError(
+                            f"a parameter is not finite after step {step}; {ADVICE}"
+                        )
+                    items = {
+                        "params": state.params,
+                        "constants": constants,
+                        "optimizer": state.optimizer,
+                    }
+                    if metrics_log:
+                        metrics_log.flush()
+                    store.save(step, items, identity)
+                    meter.restart(batches)
     store.close()
     log.info("trained %d steps; checkpoint %s", config.steps, store.directory / str(config.steps))
+
+
+def _compile(
+    plan: StatePlan, loader: Loader, step: int, experiment: Experiment
+) -> tuple[float, Callable[..., tuple[TrainState, StepMetrics]]]:
+    """The program of a step like batch ``step`` of ``loader``, and the seconds it took."""
+    batch = share_positions(loader.batch(step), experiment.data.packing)
+    began = time.perf_counter()
+    compiled = lower_planned(plan, put(batch, plan.mesh), experiment.train.accumulate).compile()
+    seconds = time.perf_counter() - began
+    log.info("compiled in %.1f s", seconds)
+    return seconds, compiled
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:
@@ -199,17 +212,20 @@ ADVICE = "nothing has been saved since the last checkpoint; a lower train.learni
 
 
 def _restore(
-    store: CheckpointStore, step: int, state: TrainState, constants: Any, identity: dict[str, str]
+    store: CheckpointStore, step: int, experiment: Experiment, plan: StatePlan, data: str
 ) -> tuple[TrainState, Any]:
-    stored = store.metadata(step)
-    for name, here in identity.items():
-        if stored[name] != here:
-            raise CheckpointError(
-                f"{store.directory / str(step)}: its {name} fingerprint is {stored[name]}, this"
-                f" run's is {here}; the {name} has changed since the checkpoint was written"
-            )
-    items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
+    stored, where = store.metadata(step), str(store.directory / str(step))
+    if stored["data"] != data:
+        raise CheckpointError(
+            f"{where}: its data fingerprint is {stored['data']}, this run's is {data}; the data"
+            " has changed since the checkpoint was written"
+        )
+    position, shape = experiment.position, experiment.model.shape
+    check_fingerprint(stored, position, shape, None, where)
+    wanted = plan.state
+    items = {"params": wanted.params, "constants": plan.constants, "optimizer": wanted.optimizer}
     restored = store.restore(step, items)
+    check_fingerprint(stored, position, shape, restored["constants"], where)
     return TrainState(restored["params"], restored["optimizer"]), restored["constants"]
 
 

@@ -7,6 +7,7 @@ decay can reach them.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fope_jax.config import TrainConfig
@@ -16,7 +17,8 @@ from fope_jax.typing import Array
 def learning_rate(config: TrainConfig, step: Array | int) -> Array:
     """The rate of the update that follows ``step`` finished ones, float32.
 
-    With s = step + 1, W warmup steps, N steps in all, and the final fraction a:
+    With s = S + step + 1, S = ``schedule_start``, W warmup steps, N = S + ``steps``, and the final
+    fraction a:
 
         s <= W     rate = peak * s / W
         cosine     rate = peak * (a + (1 - a) * (1 + cos(pi * (s - W) / (N - W))) / 2)
@@ -30,11 +32,11 @@ def learning_rate(config: TrainConfig, step: Array | int) -> Array:
 
     Reference: the schedule of OLMo, in which the paper's models were trained.
     """
-    update = jnp.asarray(step, jnp.float32) + 1.0
+    update = jnp.asarray(step, jnp.float32) + np.float32(config.schedule_start + 1)
     warmup = jnp.minimum(update / max(1, config.warmup_steps), 1.0)
     if config.schedule == "constant":
         return config.learning_rate * warmup
-    decay_steps = max(1, config.steps - config.warmup_steps)
+    decay_steps = max(1, config.schedule_start + config.steps - config.warmup_steps)
     progress = jnp.clip((update - config.warmup_steps) / decay_steps, 0.0, 1.0)
     fraction = config.final_learning_rate_fraction
     cosine = fraction + (1.0 - fraction) * (1.0 + jnp.cos(jnp.pi * progress)) / 2.0

@@ -16,10 +16,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from fope_jax.config import Experiment
+from fope_jax.config import Experiment, Stage
 from fope_jax.model.backends import Choice, choose_backend
 from fope_jax.model.sharding import batch_sharding, make_mesh, place, tree_shardings
-from fope_jax.model.transformer import Transformer, split
+from fope_jax.model.transformer import Transformer, position_variables, split
+from fope_jax.position import PositionVariables
 from fope_jax.train.optim import make_optimizer
 from fope_jax.train.step import TrainState, state_shardings, train_step
 from fope_jax.typing import Batch
@@ -69,6 +70,12 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
         mesh,
         attention,
     )
+
+
+def at_stage(experiment: Experiment, stage: Stage) -> Experiment:
+    """``experiment`` as if all of it had the sequences of one stage."""
+    sizes = {"length": stage.length, "batch_size": stage.batch_size, "first_lengths": ()}
+    return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **sizes))
 
 
 def _choose_attention(experiment: Experiment, mesh: Mesh) -> Choice:
@@ -128,6 +135,12 @@ def check_multiples(
 def draw_constants(experiment: Experiment) -> Any:
     """The position constants on the host, drawn on one device: the same bits on every mesh."""
     return jax.tree.map(np.asarray, jax.jit(lambda: split(_new_model(experiment))[2])())
+
+
+def draw_position(experiment: Experiment) -> PositionVariables:
+    """All arrays of a new model's position embedding, on the host; no other array is made."""
+    drawn = jax.jit(lambda: position_variables(*split(_new_model(experiment))[1:]))()
+    return jax.tree.map(np.asarray, drawn)
 
 
 def new_state(experiment: Experiment, plan: StatePlan) -> TrainState:

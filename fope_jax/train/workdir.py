@@ -23,7 +23,7 @@ from fope_jax.config import (
     changed_numbers,
     experiment_to_dict,
 )
-from fope_jax.files import make_writable, write_json
+from fope_jax.files import as_path, make_writable, write_json
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
 IMPORTED = "imported"  # the key of run.json that says where the weights of step 0 came from
@@ -63,6 +63,15 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
                 " Different:\n" + "\n".join(f"  {change}" for change in changes)
             )
     write_json(path, new)
+
+
+def run_and_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
+    """A run, and the step where ``path`` names a checkpoint of it: ``runs/a/500``, else None."""
+    run = as_path(path)
+    if not run.name.isdecimal() or (run / CONFIG).is_file():
+        return run, None
+    parent = run.parent.parent if run.parent.name == CHECKPOINTS else run.parent
+    return (parent, int(run.name)) if (parent / CONFIG).is_file() else (run, None)
 
 
 def record_run(workdir: Path, facts: Mapping[str, Any], step: int) -> None:

@@ -10,9 +10,10 @@ from flax import nnx
 from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.evaluate import run as run_module
+from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.perplexity import plain
-from fope_jax.evaluate.run import evaluate, load_run, position_fingerprint
+from fope_jax.evaluate.run import evaluate, load_run
 from fope_jax.model.transformer import Transformer, merge, split
 
 
@@ -68,6 +69,10 @@ def new_model(config):
     return Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(experiment.seed))
 
 
+def position_hash(model):
+    return position_identity(model.position, model.config.shape, split(model)[2])[0].hash
+
+
 def save_run(workdir, config=CONFIG, steps=(7,), fingerprint=None, data="cache-1"):
     workdir.mkdir(exist_ok=True)
     experiment = build_experiment(config)
@@ -77,7 +82,7 @@ def save_run(workdir, config=CONFIG, steps=(7,), fingerprint=None, data="cache-1
     model = new_model(config)
     _, params, constants = split(model)
     store = CheckpointStore(workdir / "checkpoints")
-    metadata = {"position": fingerprint or position_fingerprint(model), "data": data}
+    metadata = {"position": fingerprint or position_hash(model), "data": data}
     for step in steps:
         store.save(step, {"params": params, "constants": constants, "optimizer": {}}, metadata)
     store.close()
@@ -130,17 +135,18 @@ def test_a_run_is_rebuilt_from_its_directory(workdir):
 
 def test_another_position_embedding_than_the_trained_one_is_refused(tmp_path):
     workdir = save_run(tmp_path / "run", fingerprint="0123456789abcdef")
-    with pytest.raises(ValueError, match="fingerprint 0123456789abcdef, but .* give [0-9a-f]{16}"):
+    told = r"fingerprint 0123456789abcdef \(no summary was kept\), but .* give [0-9a-f]{16} \(fope"
+    with pytest.raises(CheckpointError, match=told):
         load_run(workdir)
 
 
 def test_changed_constants_are_another_position_embedding(tmp_path):
     model = new_model(CONFIG)
-    before = position_fingerprint(model)
+    before = position_hash(model)
     graphdef, params, constants = split(model)
     name, array = next(iter(constants["position_layers"].items()))
     constants["position_layers"][name] = array.at[(0,) * array.ndim].add(1e-3)
-    assert position_fingerprint(merge(graphdef, params, constants)) != before
+    assert position_hash(merge(graphdef, params, constants)) != before
 
 
 def test_a_checkpoint_of_another_model_is_refused(workdir):
@@ -157,7 +163,7 @@ def test_missing_parts_of_a_run_are_named(tmp_path, workdir):
         load_run(workdir, step=9)
     untrained = save_run(tmp_path / "untrained", steps=())
     for attempt in (load_run, quiet):
-        with pytest.raises(FileNotFoundError, match="untrained has no valid checkpoint .*train"):
+        with pytest.raises(FileNotFoundError, match="untrained has no valid checkpoint; train"):
             attempt(untrained)
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -11,80 +12,25 @@ import numpy as np
 import pytest
 
 from fope_jax.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.config import ConfigError, Experiment, build_experiment
-from fope_jax.data.build import build
+from fope_jax.config import ConfigError, build_experiment
+from fope_jax.data.cache import open_cache
+from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.evaluate.run import load_run
 from fope_jax.train import loop
 from fope_jax.train.loop import NonFiniteError, train
 from fope_jax.train.workdir import git_commit
 
-TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
-
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> dict:
-    directory = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    for name in ("train_0", "train_1", "validation"):
-        words = rng.permutation(TEXT.split() * 40)
-        (directory / f"{name}.txt").write_text(" ".join(words))
-    config = {
-        "corpus": "text",
-        "train_files": [f"{directory}/train_*.txt"],
-        "validation_files": [f"{directory}/validation.txt"],
-        "tokenizer": "bytes",
-        "cache_dir": str(directory / "cache"),
-    }
-    build(build_experiment(values(config)).data)
-    return config
-
-
-def values(data: dict, **train_changes) -> dict:
-    return {
-        "name": "fope",
-        "seed": 1,
-        "model": {
-            "vocab_size": 300, "d_model": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16,
-            "attention": "reference",
-        },
-        "position": {"method": "fope"},
-        "data": data,
-        "train": {
-            "steps": 12, "batch_size": 2, "length": 16, "learning_rate": 1e-2, "warmup_steps": 2,
-            "log_every": 3, "save_every": 4,
-        } | train_changes,
-    }  # fmt: skip
-
-
-def experiment(data: dict, **train_changes) -> Experiment:
-    return build_experiment(values(data, **train_changes))
-
-
-@pytest.fixture(scope="module")
-def finished(data, tmp_path_factory) -> Path:
+def finished(runs, tmp_path_factory):
     """A run that was never interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    train(experiment(data), workdir)
+    train(runs.experiment(), workdir)
     return workdir
 
 
-def arrays(workdir: Path, step: int) -> dict[str, bytes]:
-    """Every array of a checkpoint as bytes, through Orbax and not through our own restore."""
-    tree = CheckpointStore(workdir / "checkpoints")._orbax.restore(
-        workdir.absolute() / "checkpoints" / str(step)
-    )
-    leaves = jax.tree_util.tree_flatten_with_path(dict(tree.items()))[0]
-    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
-
-
-def losses(workdir: Path) -> list[tuple]:
-    rows = read_rows(workdir / "metrics.jsonl")
-    return [
-        (r["step"], r["nats"], r["tokens"], r["grad_norm"]) for r in rows if r["kind"] == "train"
-    ]
-
-
-def test_a_run_leaves_rows_checkpoints_and_its_provenance(finished, data):
+def test_a_run_leaves_rows_checkpoints_and_its_provenance(finished, runs):
     rows = [r for r in read_rows(finished / "metrics.jsonl") if r["kind"] == "train"]
     assert [row["step"] for row in rows] == [3, 4, 6, 8, 9, 12]
     for row in rows:
@@ -98,7 +44,7 @@ def test_a_run_leaves_rows_checkpoints_and_its_provenance(finished, data):
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["12", "8"]
     assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
 
-    assert build_experiment(json.loads((finished / "config.json").read_text())) == experiment(data)
+    assert build_experiment(json.loads((finished / "config.json").read_text())) == runs.experiment()
     run = json.loads((finished / "run.json").read_text())
     assert run["parameters"] == 2 * 300 * 16 + 4 * 16 * 16 + 3 * 16 * 16 + 3 * 16
     assert run["position"]["summary"].startswith("fope(")
@@ -106,43 +52,33 @@ def test_a_run_leaves_rows_checkpoints_and_its_provenance(finished, data):
     assert (run["seed"], run["resumed"]) == (1, [])
 
 
-def test_a_finished_run_says_so_and_changes_nothing(finished, data, caplog, monkeypatch):
+def test_a_finished_run_says_so_and_changes_nothing(finished, runs, caplog, monkeypatch):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     monkeypatch.setattr(loop, "open_cache", lambda *a: pytest.fail("data was opened"))
     with caplog.at_level(logging.INFO, logger="fope_jax"):
-        train(experiment(data), finished)
+        train(runs.experiment(), finished)
     assert "is finished: 12 steps" in caplog.text
     assert {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()} == before
 
 
 @pytest.fixture(scope="module")
-def half_done(data, tmp_path_factory) -> Path:
+def half_done(runs, tmp_path_factory):
     """A run that stopped in step 11 of 12; copied by the tests that go on with it."""
 
-    class Interrupted(Exception):
-        pass
-
-    class Loader(loop.Loader):
-        def iterate(self, start, count):
-            for step, batch in enumerate(super().iterate(start, count), start):
-                if step == 10:
-                    raise Interrupted
-                yield batch
-
     workdir = tmp_path_factory.mktemp("runs") / "half_done"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
-        patch.setattr(loop, "Loader", Loader)
-        train(experiment(data), workdir)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
+        runs.interrupt(loop, patch, at=10)
+        train(runs.experiment(), workdir)
     return workdir
 
 
 @pytest.fixture
-def interrupted(half_done, tmp_path) -> Path:
+def interrupted(half_done, tmp_path):
     return Path(shutil.copytree(half_done, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("damage", [False, True])
-def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrupted, data, damage):
+def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrupted, runs, damage):
     before = read_rows(interrupted / "metrics.jsonl")
     assert before[-1]["step"] == 9
     if damage:
@@ -150,11 +86,11 @@ def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrup
         payload = max(files, key=lambda p: p.stat().st_size)
         payload.write_bytes(payload.read_bytes()[:-1] + b"\0")
         with pytest.warns(UserWarning, match="8 is damaged"):
-            train(experiment(data), interrupted)
+            train(runs.experiment(), interrupted)
     else:
-        train(experiment(data), interrupted)
-    assert losses(interrupted) == losses(finished)
-    assert arrays(interrupted, 12) == arrays(finished, 12)
+        train(runs.experiment(), interrupted)
+    assert runs.losses(interrupted) == runs.losses(finished)
+    assert runs.arrays(interrupted, 12) == runs.arrays(finished, 12)
     run = json.loads((interrupted / "run.json").read_text())
     assert [start["step"] for start in run["resumed"]] == [4 if damage else 8]
     kept = [row for row in before if row["step"] <= run["resumed"][0]["step"]]
@@ -163,14 +99,14 @@ def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrup
     assert after[-1]["seconds"] > kept[-1]["seconds"], "the clock goes on"
 
 
-def test_accumulation_trains_the_same_model(finished, data, tmp_path):
-    train(experiment(data, accumulate=2), tmp_path)
-    np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=2e-3)
+def test_accumulation_trains_the_same_model(finished, runs, tmp_path):
+    train(runs.experiment(accumulate=2), tmp_path)
+    np.testing.assert_allclose(runs.losses(tmp_path), runs.losses(finished), rtol=2e-3)
 
 
-def test_windows_pass_their_positions_once_and_train_the_same_model(data, tmp_path, monkeypatch):
+def test_windows_pass_their_positions_once_and_train_the_same_model(runs, tmp_path, monkeypatch):
     def windows():
-        return build_experiment(values(data | {"packing": "windows"}, steps=4))
+        return build_experiment(runs.values(runs.data | {"packing": "windows"}, steps=4))
 
     train(windows(), tmp_path / "once")
     shapes = []
@@ -183,10 +119,12 @@ def test_windows_pass_their_positions_once_and_train_the_same_model(data, tmp_pa
     monkeypatch.setattr(loop, "share_positions", keep)
     train(windows(), tmp_path / "every_row")
     assert set(shapes) == {((1, 16), "windows")}
-    np.testing.assert_allclose(losses(tmp_path / "once"), losses(tmp_path / "every_row"), rtol=1e-5)
+    np.testing.assert_allclose(
+        runs.losses(tmp_path / "once"), runs.losses(tmp_path / "every_row"), rtol=1e-5
+    )
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_step(data, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_with_its_step(runs, tmp_path, monkeypatch):
     class Loader(loop.Loader):
         def iterate(self, start, count):
             for step, batch in enumerate(super().iterate(start, count), start + 1):
@@ -194,22 +132,22 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(data, tmp_path, monkeypat
 
     monkeypatch.setattr(loop, "Loader", Loader)
     with pytest.raises(NonFiniteError, match="step 5: loss is nan.*nothing has been saved since"):
-        train(experiment(data), tmp_path)
-    assert losses(tmp_path)[-1][0] == 4
+        train(runs.experiment(), tmp_path)
+    assert runs.losses(tmp_path)[-1][0] == 4
     assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() == 4
 
 
-def test_parameters_that_are_not_finite_are_never_saved(data, tmp_path):
+def test_parameters_that_are_not_finite_are_never_saved(runs, tmp_path):
     # The only update overflows; its loss and gradient are those before it, and finite.
     huge = {"learning_rate": 3e38, "weight_decay": 100.0, "warmup_steps": 0}
     with pytest.raises(NonFiniteError, match="a parameter is not finite after step 1"):
-        train(experiment(data, steps=1, **huge), tmp_path)
+        train(runs.experiment(steps=1, **huge), tmp_path)
     assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() is None
 
 
-def test_a_workdir_of_another_configuration_is_refused(finished, data):
+def test_a_workdir_of_another_configuration_is_refused(finished, runs):
     with pytest.raises(ConfigError, match="another configuration") as caught:
-        train(experiment(data, length=32, learning_rate=5e-3), finished)
+        train(runs.experiment(length=32, learning_rate=5e-3), finished)
     assert str(caught.value).splitlines()[1:] == [
         "  position.training_length: 16, now 32",
         "  train.learning_rate: 0.01, now 0.005",
@@ -217,7 +155,7 @@ def test_a_workdir_of_another_configuration_is_refused(finished, data):
     ]
 
 
-def test_a_run_from_before_a_field_was_added_goes_on(finished, data, tmp_path, caplog):
+def test_a_run_from_before_a_field_was_added_goes_on(finished, runs, tmp_path, caplog):
     """Its config.json lacks fields of today and spells another one as it was."""
     old = tmp_path / "old"
     shutil.copytree(finished, old)
@@ -227,26 +165,26 @@ def test_a_run_from_before_a_field_was_added_goes_on(finished, data, tmp_path, c
     stored["model"]["qk_norm"] = False
     (old / "config.json").write_text(json.dumps(stored))
     caplog.set_level(logging.INFO, logger="fope_jax")
-    train(experiment(data), old)
+    train(runs.experiment(), old)
     assert "is finished: 12 steps are trained" in caplog.text
     assert json.loads((old / "config.json").read_text())["model"]["qk_norm"] == "none"
 
 
-def test_a_workdir_that_cannot_be_written_is_named(data, tmp_path):
+def test_a_workdir_that_cannot_be_written_is_named(runs, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=f"cannot write to workdir {tmp_path}/file/run: Not a dir"):
-        train(experiment(data), tmp_path / "file" / "run")
+        train(runs.experiment(), tmp_path / "file" / "run")
 
 
-def test_a_vocabulary_larger_than_the_embedding_fails_before_the_model(data, tmp_path, monkeypatch):
+def test_a_vocabulary_larger_than_the_embedding_fails_before_the_model(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "new_state", lambda *a, **k: pytest.fail("a model was made"))
-    small = values(data)
+    small = runs.values()
     small["model"]["vocab_size"] = 100
     with pytest.raises(ConfigError, match=r"tokenizer has \d+ tokens but .*vocab_size = 100"):
         train(build_experiment(small), tmp_path)
 
 
-def test_text_that_changed_under_a_run_is_refused(data, interrupted, monkeypatch):
+def test_text_that_changed_under_a_run_is_refused(runs, interrupted, monkeypatch):
     real = loop.open_cache
 
     def other(config, split):
@@ -256,7 +194,78 @@ def test_text_that_changed_under_a_run_is_refused(data, interrupted, monkeypatch
 
     monkeypatch.setattr(loop, "open_cache", other)
     with pytest.raises(CheckpointError, match="its data fingerprint is .*, this run's is 0000"):
-        train(experiment(data), interrupted)
+        train(runs.experiment(), interrupted)
+
+
+def test_another_position_embedding_is_told_with_both_and_what_to_do(runs, interrupted):
+    config = json.loads((interrupted / "config.json").read_text())
+    config["position"]["theta"] = 500.0
+    (interrupted / "config.json").write_text(json.dumps(config))
+    other = build_experiment(config)
+    for attempt in (lambda: train(other, interrupted), lambda: load_run(interrupted)):
+        with pytest.raises(CheckpointError) as caught:
+            attempt()
+        message = str(caught.value)
+        trained_with = r"fingerprint [0-9a-f]{16} \(fope\(.*theta=10000,.* constants \w+\), but"
+        assert re.search(trained_with, message)
+        assert re.search(r"configuration give [0-9a-f]{16} \(fope\(.*theta=500,", message)
+        assert "fope extend --from RUN --method METHOD --length TOKENS" in message
+
+
+def test_a_configuration_written_before_a_field_was_added_still_resumes(runs, finished, tmp_path):
+    workdir = Path(shutil.copytree(finished, tmp_path / "run"))
+    config = json.loads((workdir / "config.json").read_text())
+    for field in ("first_lengths", "schedule_start", "data_start"):
+        del config["train"][field]
+    (workdir / "config.json").write_text(json.dumps(config))
+    train(runs.experiment(), workdir)
+    assert runs.arrays(workdir, 12) == runs.arrays(finished, 12)
+
+
+# ---------------------------------------------------------------------------- curricula of lengths
+
+
+LENGTHS = {"first_lengths": ("8=5",), "save_every": 3}
+
+
+@pytest.fixture(scope="module")
+def curriculum(runs, tmp_path_factory):
+    """8 tokens for 5 updates, then 16; never interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "curriculum"
+    train(runs.experiment(**LENGTHS), workdir)
+    return workdir
+
+
+def test_lengths_one_after_the_other_keep_the_tokens_of_an_update(curriculum, runs):
+    rows = [row for row in read_rows(curriculum / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["step"] for row in rows] == [3, 5, 6, 9, 12], "a stage ends a row"
+    assert [row["tokens_seen"] for row in rows] == [32 * row["step"] for row in rows]
+    cache = open_cache(runs.experiment().data, "train")
+    seen = [
+        Loader(cache, length=length, batch_size=size, seed=1).batch(step).weights.sum()
+        for step in range(12)
+        for length, size in [(8, 4) if step < 5 else (16, 2)]
+    ]
+    assert [row["tokens"] for row in rows] == [
+        sum(seen[start:stop]) for start, stop in ((0, 3), (3, 5), (5, 6), (6, 9), (9, 12))
+    ]
+    compiled = [row for row in read_rows(curriculum / "metrics.jsonl") if row["kind"] == "time"]
+    assert [row["step"] for row in compiled] == [0, 5]
+    config = json.loads((curriculum / "config.json").read_text())
+    assert config["position"]["training_length"] == 16, "the last length, from the beginning"
+
+
+def test_a_curriculum_resumed_in_every_stage_has_the_bits_of_the_unbroken_run(
+    curriculum, runs, tmp_path
+):
+    for at, saved in ((4, 3), (7, 6)):  # in the first stage, and again in the second
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
+            runs.interrupt(loop, patch, at=at)
+            train(runs.experiment(**LENGTHS), tmp_path)
+        assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() == saved
+    train(runs.experiment(**LENGTHS), tmp_path)
+    assert runs.losses(tmp_path) == runs.losses(curriculum)
+    assert runs.arrays(tmp_path, 12) == runs.arrays(curriculum, 12)
 
 
 def test_the_commit_is_known_in_a_checkout_only(tmp_path):

@@ -17,13 +17,13 @@ def config(**changes) -> TrainConfig:
 
 
 def expected_rate(c: TrainConfig, step: int) -> float:
-    update = step + 1
+    update = c.schedule_start + step + 1
     if update <= c.warmup_steps:
         return c.learning_rate * update / c.warmup_steps
     if c.schedule == "constant":
         return c.learning_rate
     end = c.final_learning_rate_fraction * c.learning_rate
-    angle = math.pi * (update - c.warmup_steps) / (c.steps - c.warmup_steps)
+    angle = math.pi * (update - c.warmup_steps) / (c.schedule_start + c.steps - c.warmup_steps)
     return end + (c.learning_rate - end) * (1 + math.cos(angle)) / 2
 
 
@@ -34,6 +34,8 @@ def expected_rate(c: TrainConfig, step: int) -> float:
         {"schedule": "constant"},
         {"warmup_steps": 0, "steps": 100, "learning_rate": 3e-3},
         {"warmup_steps": 7, "steps": 100, "final_learning_rate_fraction": 0.0},
+        {"warmup_steps": 7, "steps": 100, "schedule_start": 3},
+        {"warmup_steps": 7, "steps": 100, "schedule_start": 300},
     ],
 )
 def test_schedule_is_the_formula(changes):
@@ -44,6 +46,14 @@ def test_schedule_is_the_formula(changes):
         np.testing.assert_allclose(
             learning_rate(c, step), want, rtol=1e-6, atol=1e-7 * c.learning_rate
         )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_a_schedule_in_two_runs_is_that_of_one(schedule):
+    whole = config(warmup_steps=7, steps=100, schedule=schedule)
+    rest = config(warmup_steps=7, steps=60, schedule=schedule, schedule_start=40)
+    rates = [float(learning_rate(whole, 40 + step)) for step in range(60)]
+    assert [float(learning_rate(rest, step)) for step in range(60)] == rates
 
 
 def test_the_paper_schedule_at_its_ends():

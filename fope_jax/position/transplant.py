@@ -1,0 +1,251 @@
+"""The arrays of a position embedding carried over to the one that a model goes on with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.position.absolute import Learned
+from fope_jax.position.base import PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.checks import check_choice
+from fope_jax.position.fope import FoPE
+from fope_jax.position.mixing import GROUPS
+from fope_jax.typing import Array
+
+MATCHES = ("frequency", "index")
+
+
+def match_frequencies(old: Array, new: Array, *, by: str = "frequency") -> np.ndarray:
+    """Which of the old frequencies each of the new ones is.
+
+        rows[i] = j   where |new_i - old_j| <= 1e-6 new_i      by frequency
+        rows[i] = i   where i < len(old)                       by index
+        rows[i] = -1  elsewhere: a frequency that is new
+
+    Args:
+      old: ``[D]`` radians per token, no two within 1e-6 of one another.
+      new: ``[D']`` radians per token.
+      by: ``frequency``, or ``index`` as the released code of FoPE does.
+
+    Returns:
+      ``[D']`` integers.
+
+    Raises:
+      ValueError: another ``by``.
+
+    >>> match_frequencies(np.array([1.0, 0.1]), np.array([1.0, 0.3, 0.1, 0.03])).tolist()
+    [0, -1, 1, -1]
+    >>> match_frequencies(np.array([1.0, 0.1]), np.array([1.0, 0.3, 0.1]), by="index").tolist()
+    [0, 1, -1]
+    """
+    check_choice("match", by, MATCHES)
+    old, new = np.asarray(old, np.float64), np.asarray(new, np.float64)
+    if by == "index":
+        rows = np.arange(len(new))
+        return np.where(rows < len(old), rows, -1)
+    distance = np.abs(new[:, None] - old[None, :])
+    nearest = distance.argmin(axis=1)
+    found = distance[np.arange(len(new)), nearest] <= 1e-6 * new
+    return np.where(found, nearest, -1)
+
+
+def carry_coefficients(
+    old: Array,
+    drawn: Array,
+    rows: np.ndarray,
+    old_dominant: np.ndarray,
+    new_dominant: np.ndarray,
+    *,
+    by: str = "frequency",
+) -> np.ndarray:
+    """FoPE's coefficients for another set of frequencies, those of kept frequencies as they were.
+
+    A column belongs to a pair of dimensions of the head, so columns are never moved. By frequency:
+
+        new[i, m] = old[rows_i, m]                 where frequency i is known
+        new[i, m] = drawn[i, m] - dominant[i, m]   where it is new: noise, since pair m has its
+                                                   dominant term already
+        new[:, m] = drawn[:, m]                    where pair m is new to the series, or the
+                                                   frequency of its dominant term is gone
+
+    By index the old matrix takes the upper left corner of the drawn one, as in the released code.
+    Where d does not divide D', pairs then get a second dominant term.
+
+    Args:
+      old: ``[..., D, d]``.
+      drawn: ``[..., D', d']``, new draws with their dominant terms.
+      rows: ``[D']``, see ``match_frequencies``.
+      old_dominant, new_dominant: ``[D, d]`` and ``[D', d']``, see ``FoPE.dominant_terms``.
+      by: as for ``rows``.
+
+    Returns:
+      ``[..., D', d']`` float32.
+
+    Raises:
+      ValueError: the leading axes differ.
+
+    >>> old, drawn = np.array([[1.0], [0.5]]), np.array([[1.25], [0.25], [0.75]])
+    >>> terms = np.array([[1.0], [0.0]]), np.array([[1.0], [0.0], [0.0]])
+    >>> carry_coefficients(old, drawn, np.array([0, -1, 1]), *terms).tolist()
+    [[1.0], [0.25], [0.5]]
+
+    Reference: Hua et al. 2025 (FoPE), the released code's expansion of coefficients at loading.
+    """
+    old, carried = np.asarray(old), np.array(drawn)
+    if old.shape[:-2] != carried.shape[:-2]:
+        raise ValueError(
+            f"coefficients {old.shape} of the parent do not fit {carried.shape}: layers and heads "
+            "must stay as they are"
+        )
+    columns = min(old.shape[-1], carried.shape[-1])
+    if by == "index":
+        height = min(old.shape[-2], carried.shape[-2])
+        carried[..., :height, :columns] = old[..., :height, :columns]
+        return carried
+    known = rows >= 0
+    lost = old_dominant[:, :columns].astype(bool)
+    lost[rows[known]] = False
+    kept = np.flatnonzero(~lost.any(axis=0))
+    whole = np.where(
+        known[:, None],
+        old[..., np.maximum(rows, 0), :][..., kept],
+        (carried - new_dominant)[..., kept],
+    )
+    carried[..., kept] = whole
+    return carried
+
+
+def stretch_table(table: Array, trained: int, length: int) -> np.ndarray:
+    """A learned table for ``length`` positions, interpolated between its trained rows.
+
+        new[p] = (1 - w) old[floor(x)] + w old[floor(x) + 1],  x = p (trained - 1) / (length - 1)
+
+    The first and the last row stay the first and the last, and where the lengths are equal all do.
+
+    Args:
+      table: ``[P, D]``.
+      trained: rows that training has reached; those after it are left out.
+      length: rows wanted, ``trained`` or more.
+
+    Returns:
+      ``[length, D]`` of the dtype of ``table``.
+
+    >>> stretch_table(np.array([[0.0], [2.0], [9.0]]), trained=2, length=3).tolist()
+    [[0.0], [1.0], [2.0]]
+
+    Reference: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", Section 3.2, in one
+    dimension.
+    """
+    table = np.asarray(table)[:trained]
+    place = np.arange(length) * (len(table) - 1) / max(1, length - 1)
+    low = np.floor(place).astype(int)
+    high = np.minimum(low + 1, len(table) - 1)
+    share = (place - low)[:, None].astype(table.dtype)
+    return (1 - share) * table[low] + share * table[high]
+
+
+class Transplant(NamedTuple):
+    """Arrays for a child, and where they come from.
+
+    Attributes:
+      variables: in the groups and shapes of what was drawn for the child.
+      carried: names of the arrays that are the parent's, bit for bit.
+      text: one line for people; empty where there are no arrays.
+    """
+
+    variables: PositionVariables
+    carried: frozenset[str]
+    text: str
+
+
+def carry_variables(
+    parent: PositionEmbedding,
+    trained: PositionVariables,
+    child: PositionEmbedding,
+    drawn: PositionVariables,
+    head_dim: int,
+    *,
+    from_length: int,
+    match: str = "frequency",
+) -> Transplant:
+    """The position arrays with which a model of ``parent`` goes on under ``child``.
+
+    Between two FoPEs coefficients go with their frequency, where a scaled frequency counts as the
+    one it was before: see ``match_frequencies`` and ``carry_coefficients``. A learned table is
+    stretched. Other arrays of the same method are kept as they are, and what the parent has not is
+    as drawn.
+
+    Args:
+      parent, trained: the trained method and its arrays.
+      child, drawn: the method to go on with, and what its ``init`` draws.
+      head_dim: H.
+      from_length: tokens the parent was trained on.
+      match: how FoPE's coefficients find their frequency, ``frequency`` or ``index``.
+
+    Raises:
+      ValueError: an array of the parent does not fit the child; the message names it.
+    """
+    check_choice("match", match, MATCHES)
+    old = {name: x for group in GROUPS for name, x in getattr(trained, group).items()}
+    changed: Variables = {}
+    text = ""
+    if isinstance(parent, FoPE) and isinstance(child, FoPE) and parent.series and child.series:
+        new = {name: x for group in GROUPS for name, x in getattr(drawn, group).items()}
+        changed, text = _carry_series(parent, old, child, new, head_dim, match)
+    elif isinstance(parent, Learned) and isinstance(child, Learned) and parent != child:
+        changed = {"table": stretch_table(old["table"], from_length, child.table_length)}
+        text = f"table of {from_length} trained positions stretched to {child.table_length}"
+
+    variables, carried = PositionVariables(), set()
+    for group in GROUPS:
+        for name, array in getattr(drawn, group).items():
+            if type(parent) is type(child) and name not in changed:
+                if name not in old or old[name].shape != array.shape:
+                    there = old[name].shape if name in old else "nothing"
+                    raise ValueError(
+                        f"position array {name!r}: the parent has {there}, the child needs "
+                        f"{array.shape}; the knobs that shape it must stay as they are"
+                    )
+                changed[name] = old[name]
+            chosen = changed.get(name, array)
+            same = name in old and np.array_equal(old[name], chosen)
+            carried |= {name} if same else set()
+            getattr(variables, group)[name] = jnp.asarray(chosen, array.dtype)
+    fresh = sorted({name for group in GROUPS for name in getattr(drawn, group)} - carried)
+    if not text and (carried or fresh):
+        parts = [f"{', '.join(sorted(carried))} kept"] if carried else []
+        parts += [f"{', '.join(fresh)} drawn"] if fresh else []
+        text = "; ".join(parts)
+    return Transplant(variables, frozenset(carried), text)
+
+
+def _carry_series(
+    parent: FoPE, old: Variables, child: FoPE, drawn: Variables, head_dim: int, match: str
+) -> tuple[Variables, str]:
+    """The changed arrays of a series, and what happened to its frequencies."""
+    if old.keys() != drawn.keys():
+        raise ValueError(
+            f"the parent's series has {', '.join(sorted(old))}, the child's "
+            f"{', '.join(sorted(drawn))}; frequencies_from and separate_sine must stay as they are"
+        )
+    before, after = parent.origins(head_dim), child.origins(head_dim)
+    changed: Variables = {}
+    if "extra_frequencies" in drawn:
+        extra, fresh = np.asarray(old["extra_frequencies"]), np.asarray(drawn["extra_frequencies"])
+        extra_after = np.concatenate([extra[: len(fresh)], fresh[len(extra) :]])
+        changed["extra_frequencies"] = extra_after
+        before, after = np.append(before, extra), np.append(after, extra_after)
+    rows = match_frequencies(before, after, by=match)
+    terms = parent.dominant_terms(head_dim), child.dominant_terms(head_dim)
+    for name in ("cos_coef", "sin_coef"):
+        if name in drawn:
+            changed[name] = carry_coefficients(old[name], drawn[name], rows, *terms, by=match)
+    kept = int((rows >= 0).sum())
+    pairs = terms[0].shape[1], terms[1].shape[1]
+    return changed, (
+        f"series of {len(before)} frequencies into {len(after)}: coefficients of {kept} kept (by "
+        f"{match}), of {len(after) - kept} drawn; {pairs[0]} pairs with a series before, "
+        f"{pairs[1]} after"
+    )

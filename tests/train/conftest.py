@@ -1,0 +1,119 @@
+"""A small text corpus, experiments on it, and what tests read of the runs they make."""
+
+import jax
+import numpy as np
+import pytest
+
+from fope_jax.checkpoint import CheckpointStore
+from fope_jax.config import build_experiment
+from fope_jax.data.build import build
+from fope_jax.evaluate.metrics import read_rows
+from fope_jax.train import loop
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
+
+
+class Interrupted(Exception):
+    """What `Runs.interrupt` raises in the middle of training."""
+
+
+class Runs:
+    """Experiments on one corpus, and the numbers of runs."""
+
+    Interrupted = Interrupted
+
+    def __init__(self, data):
+        self.data = data
+
+    def values(self, data=None, method="fope", **train_changes):
+        """A configuration as a dict; ``method`` is a name or a mapping with its knobs."""
+        return {
+            "name": "fope",
+            "seed": 1,
+            "model": {
+                "vocab_size": 300, "d_model": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16,
+                "attention": "reference",
+            },
+            "position": {"method": method} if isinstance(method, str) else method,
+            "data": data or self.data,
+            "train": {
+                "steps": 12, "batch_size": 2, "length": 16, "learning_rate": 1e-2,
+                "warmup_steps": 2, "log_every": 3, "save_every": 4,
+            } | train_changes,
+        }  # fmt: skip
+
+    def experiment(self, data=None, **changes):
+        return build_experiment(self.values(data, **changes))
+
+    @staticmethod
+    def arrays(workdir, step):
+        """Every array of a checkpoint as bytes, through Orbax and not through our own restore."""
+        tree = CheckpointStore(workdir / "checkpoints")._orbax.restore(
+            workdir.absolute() / "checkpoints" / str(step)
+        )
+        leaves = jax.tree_util.tree_flatten_with_path(dict(tree.items()))[0]
+        return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+    @staticmethod
+    def losses(workdir):
+        rows = read_rows(workdir / "metrics.jsonl")
+        return [
+            (r["step"], r["nats"], r["tokens"], r["grad_norm"])
+            for r in rows
+            if r["kind"] == "train"
+        ]
+
+    @staticmethod
+    def interrupt(module, patch, at):
+        """Makes training raise Interrupted before it sees batch ``at`` of the stream."""
+
+        class Loader(module.Loader):
+            def iterate(self, start, count):
+                for step, batch in enumerate(super().iterate(start, count), start):
+                    if step == at:
+                        raise Interrupted
+                    yield batch
+
+        patch.setattr(module, "Loader", Loader)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_fast(tmp_path_factory):
+    """Steps of such small models take longer to compile than to run; the bits are as fixed."""
+    before = jax.config.jax_compilation_cache_dir
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    lower = loop.lower_planned
+
+    class Lowered:
+        def __init__(self, *arguments):
+            self.lowered = lower(*arguments)
+
+        def compile(self):
+            return self.lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "lower_planned", Lowered)
+        yield
+    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for name in ("train_0", "train_1", "validation"):
+        words = rng.permutation(TEXT.split() * 40)
+        (directory / f"{name}.txt").write_text(" ".join(words))
+    config = {
+        "corpus": "text",
+        "train_files": [f"{directory}/train_*.txt"],
+        "validation_files": [f"{directory}/validation.txt"],
+        "tokenizer": "bytes",
+        "cache_dir": str(directory / "cache"),
+    }
+    made = Runs(config)
+    build(made.experiment().data)
+    return made

@@ -90,9 +90,7 @@ def read_documents(
     if config.corpus != "mixture" or split != "train":
         yield from itertools.chain(*streams)
         return
-    examples = [
-        ({"targets": d.tokens, "bytes": d.bytes, "document": d} for d in s) for s in streams
-    ]
+    examples = [map(_example, stream) for stream in streams]
     rates = [rate for _, rate in config.components]
     before = [(taken or {}).get(corpus, 0) for corpus, _ in config.components]
     for example in _tasks().take_turns(examples, rates, before):

@@ -11,6 +11,7 @@ with SDPA attention, its own loss, and the fused AdamW of PyTorch.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def fope_jax_side(work: Work) -> tuple[Callable[[], None], Callable[[int], float
     from benchmarks.cost import contestants, make_batch, make_config
     from fope_jax.position import RoPE
 
-    config = make_config(work.size, None, None)
+    # In a row, as the other side has them: on a CPU a scan pays for copies of what it stacks.
+    config = dataclasses.replace(make_config(work.size, None, None), scan_layers=False)
     batch = make_batch(config.vocab_size, work.batch, work.length, packed=False)
     (contestant,), shared = contestants({"rope": RoPE()}, config, batch)
     state = [shared, contestant.own]

@@ -159,8 +159,8 @@ def child_experiment(
     What no override states: the tokens of an update stay, so the batch has fewer rows; a tenth of
     the parent's updates (the paper's 1 B after 10 B tokens), a tenth of them warmup and no more
     than the parent's; the parent's peak rate, seed and settings; the contexts of its evaluation, as
-    far as they are multiples of the new length and the method is defined there; data from where the parent stopped. With
-    ``optimizer`` "keep" the schedule goes on where the parent's stood.
+    far as they are multiples of the new length and the method is defined there; data from where
+    the parent stopped. With ``optimizer`` "keep" the schedule goes on where the parent's stood.
 
     Args:
       parent: the parent's experiment.

@@ -71,7 +71,8 @@ def lineage_lines(runs: Sequence[Run]) -> list[str]:
         if run.lineage:
             parent, whole = parent_of(run, runs), run.lineage
             told = names[parent.path] if parent else f"{whole['parent']['run']} (not shown)"
-            changed = whole["frequencies"]["text"] if whole["frequencies"] else whole["arrays"]
+            frequencies = whole["frequencies"]["text"] if whole["frequencies"] else ""
+            changed = "; ".join(filter(None, [frequencies, whole["arrays"]]))
             lines.append(
                 f"{names[run.path]} goes on from {told}, step {whole['parent']['step']:,}, at "
                 f"{whole['child']['length']:,} tokens in place of {whole['parent']['length']:,}"

@@ -159,8 +159,8 @@ def child_experiment(
     What no override states: the tokens of an update stay, so the batch has fewer rows; a tenth of
     the parent's updates (the paper's 1 B after 10 B tokens), a tenth of them warmup and no more
     than the parent's; the parent's peak rate, seed and settings; the contexts of its evaluation, as
-    far as they are multiples of the new length; data from where the parent stopped. With
-    ``optimizer`` "keep" the schedule goes on where the parent's stood.
+    far as they are multiples of the new length and the method is defined there; data from where
+    the parent stopped. With ``optimizer`` "keep" the schedule goes on where the parent's stood.
 
     Args:
       parent: the parent's experiment.
@@ -226,8 +226,8 @@ def child_experiment(
     }
     for key in ("lengths", "passkey_lengths"):
         contexts = [multiple * old.length for multiple in values["evaluate"][key]]
-        multiples = [context // length for context in contexts if context % length == 0]
-        values["evaluate"][key] = multiples or ([1] if contexts else [])
+        defined = [n for n in contexts if n <= (position.max_length() or n) and n % length == 0]
+        values["evaluate"][key] = [n // length for n in defined] or ([1] if contexts else [])
     config = overridden(
         ConfigDict(values),
         [f"{key}={text}" for key, text in pairs if not key.startswith("position.")],

@@ -145,16 +145,18 @@ def test_random_frequencies_stay_with_their_coefficients():
     np.testing.assert_array_equal(new["extra_frequencies"][48:], drawn["extra_frequencies"][48:])
 
 
-@given(
-    head_dim=st.sampled_from([16, 32]),
-    length=st.integers(12, 300),
-    times=st.sampled_from([1, 1.5, 2, 8]),
-    theta=st.sampled_from([100.0, 10_000.0]),
-    knobs=st.sampled_from(
-        [{}, {"outputs": "surviving", "identity": "own", "zero_sine": 0.0}, {"drop_zero": False}]
-    ),
+OWN = {"outputs": "surviving", "identity": "own", "zero_sine": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "length", "times", "theta", "knobs"),
+    [
+        (16, 40, 2, 100.0, {}),
+        (32, 300, 8, 10_000.0, OWN),
+        (16, 97, 1.5, 10_000.0, {"drop_zero": False}),
+        (32, 128, 1, 10_000.0, {}),
+    ],
 )
-@settings(deadline=None, max_examples=6)
 def test_the_series_of_kept_frequencies_is_the_parents(head_dim, length, times, theta, knobs):
     """Without the coefficients of new frequencies each pair of the parent turns as before."""
     shape = SHAPE._replace(head_dim=head_dim, num_layers=1)
@@ -164,7 +166,7 @@ def test_the_series_of_kept_frequencies_is_the_parents(head_dim, length, times, 
     before, after = parent.frequencies(head_dim), child.frequencies(head_dim)
     pairs = old["cos_coef"].shape[-1]
     known = np.isin(child.origins(head_dim), parent.origins(head_dim))[:, None]
-    assert known.sum() == len(before) and (known.all() or times > 1)
+    assert known.sum() == len(before) and known.all() == (times == 1 or not parent.drop_zero)
     positions = jnp.arange(length)[None]
     kept = [(new[name][0] * known).astype(np.float32) for name in ("cos_coef", "sin_coef")]
     had = [old[name][0] for name in ("cos_coef", "sin_coef")]

@@ -24,7 +24,7 @@ def lineage(parent, **changes):
             "name": "nope", "length": 256, "position": {"hash": "1", "summary": "rope(after)"},
         },
         "frequencies": {"text": FREQUENCIES},
-        "arrays": "",
+        "arrays": "coefficients of 9 kept",
         "data": {"text": "8 rows an update in place of 16"},
         "start": {
             "parent": 3.125, "parent_at_new_length": 3.625, "child": 3.25, "ratio": 1.04,
@@ -45,7 +45,8 @@ def pair(make_run):
 def test_both_sides_are_told(pair):
     runs = read_runs(pair)
     assert lineage_lines(runs) == [
-        f"nope goes on from rope, step 1,000, at 256 tokens in place of 128: {FREQUENCIES}."
+        f"nope goes on from rope, step 1,000, at 256 tokens in place of 128: {FREQUENCIES}; "
+        "coefficients of 9 kept."
     ]
     table = lineage_table(runs)
     assert [name for name, _ in table.rows if name] == ["nope"]

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import build_experiment
@@ -77,13 +78,23 @@ class Runs:
         patch.setattr(module, "Loader", Loader)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_fast(tmp_path_factory):
-    """Steps of such small models take longer to compile than to run; the bits are as fixed."""
-    before = jax.config.jax_compilation_cache_dir
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Where programs are kept that several tests of this folder need."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast(compiled):
+    """Steps of such small models take longer to compile than to run; the bits are as fixed.
+
+    For the modules of this folder alone: others compare with programs of other processes.
+    """
+    changes = {
+        "jax_compilation_cache_dir": str(compiled),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in changes}
     lower = loop.lower_planned
 
     class Lowered:
@@ -95,9 +106,15 @@ def compile_fast(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "lower_planned", Lowered)
+        _configure(changes)
         yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+        _configure(before)
+
+
+def _configure(values):
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # or it stays what it was at the first compilation
 
 
 @pytest.fixture(scope="session")

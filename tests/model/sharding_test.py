@@ -21,7 +21,7 @@ from fope_jax.model.sharding import (
     tree_shardings,
 )
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
-from fope_jax.position import NoPE
+from fope_jax.position import ALiBi, ByLayer, LogitScaling, NoPE
 from fope_jax.position.examples import examples
 
 
@@ -140,3 +140,11 @@ def test_a_mesh_with_other_axes_is_refused():
 
 def test_a_row_that_all_share_is_not_cut():
     assert spec((None, "length")) == P(None, "context")
+
+
+def test_a_composition_cuts_the_variables_of_its_methods():
+    assert NoPE().variable_axes("anything") == ()
+    assert ByLayer((NoPE(), ALiBi())).variable_axes("1.slopes") == ("heads",)
+    assert LogitScaling(ALiBi(), form="log_n", training_length=8).variable_axes("slopes") == (
+        "heads",
+    )

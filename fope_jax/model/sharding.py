@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -134,14 +135,16 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of ``devices`` (all of ``jax.devices()`` by default), laid out for their network.
 
+    An axis that is no product of axes of the slice, such as 2 on a slice of 4 x 4, shares one of
+    them with another; ``jax.make_mesh`` refuses it on most chips.
+
     Raises:
       ValueError: see ``MeshConfig.sizes``.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = tuple(config.sizes(len(devices)).values())
-    return jax.make_mesh(
-        sizes, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * len(MESH_AXES)
-    )
+    laid_out = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def active_mesh() -> Any:

@@ -7,8 +7,9 @@ CONFIG := configs/quickstart.py
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PARITY := tests/interop/weights_parity_test.py
 
-.PHONY: help demo test slow-test plan-test beam-test lint install clean
+.PHONY: help demo test slow-test plan-test beam-test parity-test lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +18,7 @@ help:
 	@echo "make slow-test  the tests that take minutes"
 	@echo "make plan-test  compiles the paper's sizes for three TPU slices; no TPU needed"
 	@echo "make beam-test  tokenizes through Apache Beam, in an environment of its own"
+	@echo "make parity-test  weights against transformers and PyTorch, in an environment of its own"
 	@echo "make lint       ruff and pyright"
 
 install: $(INSTALLED)
@@ -49,13 +51,18 @@ test: $(INSTALLED)
 	$(BIN)/coverage report --fail-under=100 --include='fope_jax/position/*'
 
 slow-test: $(INSTALLED)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --ignore=$(PARITY)
 
 # With the TPU compiler installed jax would look for a TPU.
 plan-test: export JAX_PLATFORMS = cpu
 plan-test: $(INSTALLED)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[tpu-compiler]'
 	$(BIN)/pytest -m slow tests/tpu
+
+parity-test:
+	$(PYTHON) -m venv $(VENV)-parity
+	$(VENV)-parity/bin/pip install --quiet --editable '.[dev,parity]'
+	$(VENV)-parity/bin/pytest -m slow $(PARITY)
 
 beam-test:
 	$(PYTHON) -m venv $(VENV)-beam
@@ -68,4 +75,4 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam runs data_cache
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-parity runs data_cache

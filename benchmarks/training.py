@@ -41,21 +41,15 @@ class Work(NamedTuple):
 
 
 def products(work: Work) -> float:
-    """Floating point operations of a step that matrix products must do.
-
-    6 a parameter and token (2 forward, 4 backward) for every matrix but the embedding that is
-    looked up, and for each layer's attention ``6 * 2 * T * D`` a token, halved: keys after a query
-    count for nothing. Multiplications and additions both count.
+    """Floating point operations of a step that matrix products must do, see ``model_flops``.
 
     >>> round(products(Work("60m", 512, 2)) / 1e9)
     377
     """
-    from fope_jax.model.presets import PRESETS
+    from benchmarks.cost import make_config
+    from fope_jax.tpu.flops import model_flops
 
-    size = PRESETS[work.size]
-    width, layers = size["d_model"], size["num_layers"]
-    matrices = layers * (4 * width**2 + 3 * width * size["mlp_dim"]) + width * size["vocab_size"]
-    return work.batch * work.length * (6 * matrices + 6 * layers * work.length * width)
+    return model_flops(make_config(work.size, None, None), work.batch, work.length)
 
 
 def fope_jax_side(work: Work) -> tuple[Callable[[], None], Callable[[int], float]]:

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from fope_jax import position as positions
 from fope_jax.data import DataConfig
+from fope_jax.data.held_out import name_of
 from fope_jax.fields import ConfigError, checked, field_types, nearest, parse
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
@@ -192,6 +193,9 @@ class EvaluateConfig:
       passkey_templates: wordings, "standard" (the literature's) and "compact" (small models).
       batch_tokens: upper bound of the tokens in one forward pass.
       splits: the corpus splits perplexity is measured on.
+      texts: other text that it is measured on, cut by the tokenizer of the run: "web" (119 pages
+        labelled C4), "news" (3,824 articles), both downloaded once, or ``NAME=GLOB`` of your own
+        .txt or .jsonl files.
     """
 
     lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -204,6 +208,7 @@ class EvaluateConfig:
     passkey_templates: tuple[str, ...] = ("compact", "standard")
     batch_tokens: int = 16_384
     splits: tuple[str, ...] = ("validation",)
+    texts: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in ("lengths", "passkey_lengths"):
@@ -216,6 +221,8 @@ class EvaluateConfig:
         _require("scored_tokens", scored, scored is None or scored >= 1, "1 or more, or None")
         depths = self.passkey_depths
         _require("passkey_depths", depths, all(0 <= d <= 1 for d in depths), "each 0 <= value <= 1")
+        names = [name_of(source) for source in self.texts]
+        _require("texts", self.texts, len(set(names)) == len(names), "each name once")
 
 
 @dataclass(frozen=True)

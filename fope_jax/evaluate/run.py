@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import Experiment, build_experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
+from fope_jax.data.held_out import read_held_out
 from fope_jax.evaluate.identity import check_fingerprint
 from fope_jax.evaluate.metrics import METRICS, Row, read_rows, replace_rows
 from fope_jax.evaluate.perplexity import Progress, score_positions, score_same_tokens
@@ -199,8 +200,9 @@ def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]
     tokenizer = cache.tokenizer
     check_vocabulary(tokenizer.vocab_size, experiment.model)
     protocols = []
-    for split_name in settings.splits:
-        cache = caches[split_name]
+    texts = [read_held_out(source, tokenizer, experiment.data) for source in settings.texts]
+    scored = {name: caches[name] for name in settings.splits}
+    for split_name, cache in (scored | {text.split: text for text in texts}).items():
         if contexts and settings.num_windows:
             protocols.append(_same_tokens(experiment, cache, split_name, contexts))
         if contexts and settings.position_windows:

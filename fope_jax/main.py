@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,6 +28,8 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope export --run runs/fope -o DIR         and back
 
   fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope
+
+  fope sweep experiments/extrapolation/sweep.py --workdir runs/extrapolation
 
   fope methods                     every position embedding, its knobs and its source
   fope gallery -o runs/gallery     a picture of each
@@ -52,6 +55,14 @@ examples:
 METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,
 llama3, longrope, clip, ...) for a model with frequencies. The same command again goes on from the
 newest checkpoint.
+"""
+SWEEP_EXAMPLES = """\
+examples:
+  fope sweep experiments/extrapolation/sweep.py --workdir runs/extrapolation
+  fope sweep experiments/extrapolation/sweep.py:seeds=1 --workdir runs/one_seed --jobs 2
+
+The same command again leaves out what is done and goes on with the rest. Each run writes a log,
+DIR/NAME.log; the report of all of them is DIR/report/index.html.
 """
 IMPORT_EXAMPLES = """\
 examples:
@@ -179,6 +190,17 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_processes(evaluate)
     evaluate.add_argument("--force", action="store_true", help="score again what has been scored")
+
+    sweep = add(verbs, "sweep", _sweep, "train, extend and evaluate many runs", SWEEP_EXAMPLES)
+    sweep.add_argument("sweep", metavar="SWEEP.py[:ARG]", help="a file with get_sweep(arg)")
+    sweep.add_argument(
+        "--workdir", type=_local, required=True, metavar="DIR", help="a directory a run goes here"
+    )
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores (1)")
+    sweep.add_argument(
+        "--results", type=_local, metavar="DIR", help="also keep each run's rows as DIR/NAME.jsonl"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
 
     plan = add(verbs, "plan", _plan, "memory, time and bounds of a TPU slice, without one")
     _add_config(plan)
@@ -384,6 +406,33 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
     rows = evaluate(arguments.run, arguments.step, mesh=mesh, force=arguments.force)
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("ml_collections", "train")
+    require("flax", "train")
+    from fope_jax.report.page import write_report
+    from fope_jax.report.results import write_results
+    from fope_jax.report.rows import read_run
+    from fope_jax.report.tables import text_tables
+    from fope_jax.sweep.queue import run_sweep
+    from fope_jax.sweep.spec import load_sweep
+
+    planned, workdir = load_sweep(arguments.sweep), arguments.workdir
+    if arguments.dry_run:
+        for run in planned:
+            print(shlex.join(["fope", *run.command(workdir)]))
+        return
+    run_sweep(planned, workdir, jobs=arguments.jobs)
+    directories = [workdir / run.name for run in planned]
+    runs = [read_run(directory) for directory in directories]
+    if arguments.results:
+        for run in runs:
+            write_results(run, arguments.results / f"{run.path.name}.jsonl")
+    print(text_tables(runs))
+    print(f"report in {write_report(directories, workdir / 'report')}")
 
 
 def _import(arguments: argparse.Namespace) -> None:

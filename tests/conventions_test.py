@@ -34,6 +34,7 @@ MAY_IMPORT = {
         "processes",
         "interop",
     },
+    "sweep": {"config", "fields", "train"},
     "tpu": {"position", "model", "config", "train"},
     "report": set(),
     "interop": {"position", "model"},
@@ -48,6 +49,7 @@ MAY_IMPORT = {
         "distributed",
         "processes",
         "tpu",
+        "sweep",
     },
 }
 JAX_ALONE = {"position": "*.py", "model": "losses.py"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-from fope_jax.report import plots
+from fope_jax.report import plots, ranking
 from fope_jax.report.lineage import lineage_lines, lineage_table
 from fope_jax.report.provenance import config_tables, provenance_table, run_titles
 from fope_jax.report.rows import (
@@ -94,6 +94,11 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
     sections = [
         *_lineage(loaded),
         *(_perplexity(*c, loaded, looks, out) for c in _places(comparisons(loaded, "perplexity"))),
+        *(
+            _ranking(*c, loaded, out)
+            for c in _places(comparisons(loaded, "perplexity"))
+            if ranking.is_ranked(c[0])
+        ),
         *(_positions(*c, looks, out) for c in _places(comparisons(loaded, "position"))),
         *(_passkey(*c, loaded, looks, out) for c in _places(comparisons(loaded, "passkey"))),
         _training(loaded, looks, out),
@@ -257,6 +262,25 @@ def _too_short(comparison: Comparison, runs: Sequence[Run]) -> str:
                 more = f" and {count - len(shown)} more" if count > len(shown) else ""
                 return f"{', '.join(shown)}{more}"
     return ""
+
+
+def _ranking(comparison: Comparison, place: Place, runs: Sequence[Run], out: Path) -> str:
+    names = labels(runs)
+    own = [run for run in runs if names[run.path] in comparison.curves]
+    parts = [
+        paragraph(ranking.matched_in_words(own)), as_html(ranking.ranking_table(comparison)),
+    ]  # fmt: skip
+    contexts = sorted({min(comparison.contexts), max(comparison.contexts)}, reverse=True)
+    for context in contexts:
+        figure = embedded_figure(
+            ranking.difference_figure(comparison, context), out,
+            f"differences-{place.stem}-{context}",
+            f"Differences of loss at {context:,} tokens; every number is in the table below.",
+            "Loss of the row minus that of the column; a dot where the difference is resolved.",
+        )  # fmt: skip
+        table = as_html(ranking.difference_table(comparison, context))
+        parts += [paragraph(ranking.in_words(comparison, context)), figure, table]
+    return section(f"Which differences are resolved ({place.heading})", *parts)
 
 
 def _positions(

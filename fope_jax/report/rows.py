@@ -39,6 +39,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     | {"correct": int, "total": int, "nats": _NUMBER, "tokens": int},
     "protocol": _IDS | {"protocol": str, "settings": dict},
     "time": {"phase": str, "seconds": _NUMBER},
+    "run": {"config": dict, "info": dict, "lineage": dict},
 }
 
 
@@ -97,7 +98,11 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def read_run(path: Path) -> Run:
-    """Reads one run directory."""
+    """Reads one run: its directory, or the file that `report.results` keeps of it."""
+    if path.is_file():
+        from fope_jax.report.results import read_results
+
+        return read_results(path)
     config = _read_json(path / "config.json", required=True)
     for key in ("name", "seed", "train"):
         if key not in config:
@@ -142,13 +147,14 @@ def read_rows(path: Path) -> list[Row]:
             if line.endswith("\n"):
                 raise ReportError(f"{path}, line {number}: no JSON ({line[:60]!r})") from error
             continue
-        _check(row, f"{path}, line {number}")
+        check_row(row, f"{path}, line {number}")
         if row["kind"] in FIELDS:
             rows.append(row)
     return rows
 
 
-def _check(row: Any, where: str) -> None:
+def check_row(row: Any, where: str) -> None:
+    """Raises ReportError, with ``where``, for a row that has not what its kind must have."""
     if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
         raise ReportError(f'{where}: a row is an object with a string "kind"; got {row!r:.60}')
     kind = row["kind"]

@@ -1,0 +1,40 @@
+"""Figure 4 of the paper, small: trained at L, then at 2L with YaRN or FoPE, scored to 16L.
+
+    fope sweep experiments/extrapolation/sweep.py --workdir runs/length \\
+        --results experiments/extrapolation/results
+
+Arguments: seeds=3, steps=1000 (updates at L; a tenth of them follow at 2L).
+"""
+
+from fope_jax.config import parse_arg
+from fope_jax.sweep.spec import Extend, Train, product
+
+LENGTH = 128
+# What a model of each kind goes on with at twice its length. "same" changes nothing but the length:
+# what longer sequences alone do.
+EXTENSIONS = {"rope": ("same", "yarn", "fope"), "fope": ("yarn", "fope")}
+
+
+def base(method, seed, steps):
+    """One model trained at L, scored on books, web pages and news."""
+    return Train(
+        f"{method}_{seed}",
+        f"configs/quickstart.py:position={method},seed={seed}",
+        (
+            f"train.steps={steps}",
+            "evaluate.texts=web,news",
+            "evaluate.passkey_trials=0",
+        ),
+    )
+
+
+def get_sweep(arg=""):
+    arg = parse_arg(arg, seeds=3, steps=1000)
+    runs = []
+    for seed, method in product(seed=range(arg.seeds), method=EXTENSIONS):
+        parent = base(method, seed, arg.steps)
+        runs.append(parent)
+        for extension in EXTENSIONS[method]:
+            name = f"{method}_{extension}_{seed}"
+            runs.append(Extend(name, parent.name, extension, 2 * LENGTH))
+    return runs

@@ -1,0 +1,151 @@
+"""Which differences between variants are resolved: paired by seed, with intervals and ranks.
+
+Runs of one seed start from the same draws and read the same batches, so their difference has less
+noise than either. With n seeds the mean difference d has the interval
+
+    d  ±  t(0.975, n - 1) * s / sqrt(n),      s the sample standard deviation of the n differences,
+
+which holds the true difference in 95 of 100 such experiments if the differences are normal. A
+difference is called resolved where that interval leaves out 0. Many pairs are compared at once, so
+some of a hundred will seem resolved by chance: `holm` marks those that hold for all pairs together.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fope_jax.report.provenance import flatten
+from fope_jax.report.rows import Comparison, Run, Sums, add_up, spread
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean over seeds of one variant's number minus another's.
+
+    Attributes:
+      mean: of the paired differences.
+      half_width: of the 95% interval; NaN with one seed.
+      p: of the two-sided paired t-test; NaN with one seed.
+      seeds: how many pairs.
+    """
+
+    mean: float
+    half_width: float
+    p: float
+    seeds: int
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval leaves out 0."""
+        return abs(self.mean) > self.half_width  # False where that is NaN
+
+    def __str__(self) -> str:
+        if math.isnan(self.half_width):
+            return f"{self.mean:+.3f}"
+        return f"{self.mean:+.3f} ± {self.half_width:.3f}{' *' if self.resolved else ''}"
+
+
+def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
+    """The difference ``one - other`` over the seeds that both have; None where they share none.
+
+    >>> str(paired_difference({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.9, 1: 1.9, 2: 3.0}))
+    '+0.067 ± 0.143'
+    """
+    pairs = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
+    if not pairs:
+        return None
+    mean, deviation, count = spread(pairs)
+    if count < 2:
+        return Difference(mean, math.nan, math.nan, count)
+    from scipy import stats  # here, because it takes longer to import than a page to write
+
+    student = stats.t(count - 1)
+    error = deviation / math.sqrt(count)
+    if not error:
+        return Difference(mean, 0.0, float(mean == 0), count)
+    p = 2 * float(student.sf(abs(mean) / error))
+    return Difference(mean, error * float(student.ppf((1 + LEVEL) / 2)), p, count)
+
+
+def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, str]]:
+    """The pairs whose difference holds with all of them taken together (Holm 1979, step-down).
+
+    >>> d = lambda p: Difference(1.0, 0.5, p, 3)
+    >>> sorted(holm({("a", "b"): d(0.01), ("a", "c"): d(0.04), ("b", "c"): d(0.03)}))
+    [('a', 'b')]
+    """
+    ranked = sorted(differences, key=lambda pair: (math.isnan(differences[pair].p),
+                                                   differences[pair].p))  # fmt: skip
+    found = set()
+    for index, pair in enumerate(ranked):
+        if not differences[pair].p <= (1 - LEVEL) / (len(ranked) - index):
+            break
+        found.add(pair)
+    return found
+
+
+def by_seed(
+    comparison: Comparison, number: Callable[[Sums], float], context: int
+) -> dict[str, dict[int, float]]:
+    """``{label: {seed: number of the pooled rows at context}}``."""
+    table: dict[str, dict[int, float]] = {}
+    for label, seeds in comparison.curves.items():
+        for rows in seeds:
+            own = [row for row in rows if row["context"] == context]
+            if own:
+                table.setdefault(label, {})[own[0]["seed"]] = number(add_up(own))
+    return table
+
+
+def all_differences(
+    numbers: Mapping[str, Mapping[int, float]],
+) -> dict[tuple[str, str], Difference]:
+    """The paired difference of every two labels that share a seed, in the order of ``numbers``."""
+    found = {
+        (one, other): paired_difference(numbers[one], numbers[other])
+        for one, other in itertools.combinations(numbers, 2)
+    }
+    return {pair: difference for pair, difference in found.items() if difference is not None}
+
+
+def ranks(numbers: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """Mean rank over the seeds that all labels have, 1 for the smallest number.
+
+    >>> ranks({"a": {0: 1.0, 1: 1.0}, "b": {0: 2.0, 1: 0.5}})
+    {'a': 1.5, 'b': 1.5}
+    """
+    shared = set.intersection(*(set(own) for own in numbers.values()))
+    places = {label: 0.0 for label in numbers}
+    for seed in shared:
+        values = {label: own[seed] for label, own in numbers.items()}
+        for label, value in values.items():
+            smaller = sum(other < value for other in values.values())
+            equal = sum(other == value for other in values.values())
+            places[label] += (smaller + (equal + 1) / 2) / len(shared)
+    return places if shared else {label: math.nan for label in numbers}
+
+
+# What runs may differ in and still have seen the same batches and done the same work.
+_FREE = ("name", "seed", "position.", "evaluate.", "mesh.", "train.log_every", "train.save_every",
+         "train.keep", "data.cache_dir")  # fmt: skip
+
+
+def unmatched(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """What else differs between runs of one seed than their position embedding.
+
+    Returns:
+      ``{"train.length": ["128", "256"]}``; empty where data order and compute are matched.
+    """
+    found: dict[str, set[str]] = {}
+    for seed in sorted({run.seed for run in runs}):
+        flat = [flatten(run.config) for run in runs if run.seed == seed]
+        for key in {key for config in flat for key in config}:
+            values = {str(config.get(key)) for config in flat}
+            if len(values) > 1 and not key.startswith(_FREE):
+                found.setdefault(key, set()).update(values)
+    return {key: sorted(values) for key, values in sorted(found.items())}

@@ -1,0 +1,172 @@
+"""Runs a sweep: each run in a process of its own, several at once, what is done left as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fope_jax.config import build_experiment, changed_numbers, experiment_to_dict
+from fope_jax.fields import ConfigError
+from fope_jax.files import write_json
+from fope_jax.sweep.spec import Planned
+
+DONE = "sweep.json"  # in the directory of a finished run: what it was finished as
+
+# glibc hands large buffers back to the kernel after every step and gets them again page by page.
+MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "8000000000",
+    "MALLOC_TOP_PAD_": "536870912",
+}
+
+
+class SweepError(RuntimeError):
+    """Runs that failed, each with its log."""
+
+
+def run_sweep(
+    planned: Sequence[Planned],
+    workdir: Path,
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = tqdm.write,
+) -> None:
+    """Trains and evaluates every run that is not done yet, each in ``workdir / name``.
+
+    A run is done when its directory says so in ``sweep.json``, with the experiment that it was
+    done as. Interrupted, the same call goes on: a half-trained run from its newest checkpoint.
+
+    Args:
+      planned: from `load_sweep`; a parent comes before its children.
+      workdir: of the sweep; also holds a log a run, ``name.log``.
+      jobs: runs at once. Each has its own share of the processor's cores.
+      say: where lines for people go.
+
+    Raises:
+      ConfigError: a directory holds a run of other numbers than the sweep's.
+      SweepError: after everything else has been run, where a run has failed.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    done = {run.name for run in planned if _is_done(run, workdir)}
+    if done:
+        say(f"{len(done)} of {len(planned)} runs are done and kept")
+    waiting = [run for run in planned if run.name not in done]
+    failed: dict[str, str] = {}
+    shares = core_shares(jobs)
+    running: dict[Future[None], tuple[Planned, list[int]]] = {}
+    bar = tqdm(total=len(planned), initial=len(done), desc="sweep", unit="run")
+    with bar, ThreadPoolExecutor(jobs) as pool, _stopped_on_interrupt() as children:
+        while waiting or running:
+            for run in [run for run in waiting if run.parent is None or run.parent in done]:
+                if not shares:
+                    break
+                waiting.remove(run)
+                cores = shares.pop()
+                running[pool.submit(_run, run, workdir, cores, children)] = run, cores
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                run, cores = running.pop(future)
+                shares.append(cores)
+                error = future.exception()
+                if error is None:
+                    done.add(run.name)
+                    bar.update()
+                else:
+                    failed[run.name] = str(error)
+                    say(f"failed: {run.name}: {error}")
+            orphans = [run for run in waiting if run.parent in failed]
+            for run in orphans:
+                waiting.remove(run)
+                failed[run.name] = f"its parent {run.parent} has failed"
+    if failed:
+        told = "\n".join(f"  {name}: {why}" for name, why in failed.items())
+        raise SweepError(
+            f"{len(failed)} of {len(planned)} runs have failed; the same command runs them again:\n"
+            f"{told}"
+        )
+
+
+def core_shares(jobs: int) -> list[list[int]]:
+    """The cores of this process in ``jobs`` parts, none empty: with more jobs they share.
+
+    Raises:
+      ValueError: jobs below 1.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs = {jobs}; accepted: an integer of 1 or more")
+    cores = sorted(os.sched_getaffinity(0))
+    return [cores[i::jobs] or [cores[i % len(cores)]] for i in range(jobs)]
+
+
+def _is_done(run: Planned, workdir: Path) -> bool:
+    directory = workdir / run.name
+    wanted = _plain(experiment_to_dict(run.experiment))
+    config, stamp = directory / "config.json", directory / DONE
+    if config.is_file():
+        there = experiment_to_dict(build_experiment(json.loads(config.read_text())))
+        changes = changed_numbers(_plain(there), wanted)
+        if changes:
+            raise ConfigError(
+                f"{directory} holds another run than the sweep's; use another --workdir."
+                " Different:\n" + "\n".join(f"  {change}" for change in changes)
+            )
+    return stamp.is_file() and json.loads(stamp.read_text())["experiment"] == wanted
+
+
+def _plain(values: Any) -> Any:
+    """As JSON gives it back: lists in place of tuples."""
+    return json.loads(json.dumps(values))
+
+
+def _run(run: Planned, workdir: Path, cores: list[int], children: set[subprocess.Popen]) -> None:
+    """Trains and evaluates one run; raises SweepError where a command fails."""
+    directory, log = workdir / run.name, workdir / f"{run.name}.log"
+    os.sched_setaffinity(0, cores)  # of this thread, and so of the processes that it starts
+    environment = MEMORY | {"TQDM_MININTERVAL": "30"} | dict(os.environ)  # bars go into the log
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.resolve() / ".compiled")
+    began = time.perf_counter()
+    for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
+        with log.open("ab") as stream:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "fope_jax.main", *command],
+                stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment,
+            )  # fmt: skip
+            children.add(child)
+            code = child.wait()
+            children.discard(child)
+        if code:
+            raise SweepError(f"fope {command[0]} ended with code {code}: {_last_line(log)} ({log})")
+    stamp = {
+        "experiment": experiment_to_dict(run.experiment),
+        "commands": [run.command(workdir)],
+        "seconds": time.perf_counter() - began,
+        "cores": len(cores),
+    }
+    write_json(directory / DONE, stamp)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_bytes().decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no output"
+
+
+@contextlib.contextmanager
+def _stopped_on_interrupt():
+    """The set of running processes; none outlives the sweep."""
+    children: set[subprocess.Popen] = set()
+    try:
+        yield children
+    except BaseException:
+        for child in list(children):
+            child.terminate()
+        raise

@@ -1,0 +1,182 @@
+"""A sweep as data: which runs there are, of which configuration, and which goes on from which.
+
+A sweep file is Python with a function ``get_sweep(arg)`` that returns a list of ``Train`` and
+``Extend``, in the order they are to be run:
+
+    def get_sweep(arg=""):
+        return [
+            Train(f"{method}_{seed}", f"configs/quickstart.py:position={method},seed={seed}")
+            for seed, method in product(seed=range(3), method=("rope", "fope"))
+        ]
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import runpy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fope_jax.config import Experiment, build_experiment, load_config
+from fope_jax.fields import ConfigError, nearest
+from fope_jax.train.extend import child_experiment
+
+# ---------------------------------------------------------------------------- combinations
+
+
+def product(**axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Every combination of the values, in the order of the axes, the last one fastest.
+
+    >>> product(seed=(0, 1), method=("rope", "fope"))
+    [(0, 'rope'), (0, 'fope'), (1, 'rope'), (1, 'fope')]
+    """
+    return list(itertools.product(*axes.values()))
+
+
+def zipped(**axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The first values together, then the second, ...
+
+    Raises:
+      ValueError: axes of different lengths.
+
+    >>> zipped(length=(64, 128), batch_size=(32, 16))
+    [(64, 32), (128, 16)]
+    """
+    sizes = {name: len(values) for name, values in axes.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"axes of different lengths cannot be zipped: {sizes}")
+    return list(zip(*axes.values(), strict=True))
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Train:
+    """A run of `fope train`.
+
+    Attributes:
+      name: of its directory; letters, digits, ``_ . + -``.
+      config: configuration file and argument.
+      overrides: ``"train.steps=100"``, as after ``--config.``.
+    """
+
+    name: str
+    config: str
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Extend:
+    """A run of `fope extend`, from the last step of another run of the sweep.
+
+    Attributes:
+      name: of its directory.
+      parent: name of the run that it goes on from.
+      method: the position embedding to go on with.
+      length: tokens of a sequence.
+      overrides: as of ``Train``.
+      options: more of the command line, such as ``("--match", "index")``.
+    """
+
+    name: str
+    parent: str
+    method: str
+    length: int
+    overrides: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+Run = Train | Extend
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that has been checked.
+
+    Attributes:
+      run: as the sweep states it.
+      experiment: what it will be; nothing of it is left to find out later.
+    """
+
+    run: Run
+    experiment: Experiment
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def parent(self) -> str | None:
+        """The run that has to be finished before this one."""
+        return self.run.parent if isinstance(self.run, Extend) else None
+
+    def command(self, workdir: Path) -> list[str]:
+        """The arguments of ``fope`` that make the run in ``workdir / name``."""
+        run = self.run
+        directory = ["--workdir", str(workdir / run.name)]
+        overrides = [f"--config.{override}" for override in run.overrides]
+        if isinstance(run, Train):
+            return ["train", "--config", run.config, *directory, *overrides]
+        origin = ["extend", "--from", str(workdir / run.parent), "--method", run.method]
+        return [*origin, "--length", str(run.length), *directory, *run.options, *overrides]
+
+
+# ---------------------------------------------------------------------------- from a file
+
+
+def load_sweep(spec: str) -> list[Planned]:
+    """Reads a sweep file and builds every experiment in it, before any is run.
+
+    Args:
+      spec: ``"path.py"`` or ``"path.py:arg"``; ``arg`` goes to the file's ``get_sweep``.
+
+    Raises:
+      ConfigError: no such file or function, two runs of one name, a parent that does not come
+        before its child, or a run that cannot be built, by name.
+    """
+    path, _, arg = spec.partition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"sweep file {path!r} does not exist (form: path.py:arg)")
+    get_sweep = runpy.run_path(path).get("get_sweep")
+    if get_sweep is None:
+        raise ConfigError(f"sweep file {path!r} defines no get_sweep(arg)")
+    return check_sweep(get_sweep(arg))
+
+
+def check_sweep(runs: Iterable[Run]) -> list[Planned]:
+    """The runs with their experiments; see `load_sweep`."""
+    planned: dict[str, Planned] = {}
+    for run in runs:
+        if not _NAME.fullmatch(run.name):
+            raise ConfigError(f"run name {run.name!r}; accepted: letters, digits and _ . + -")
+        if run.name in planned:
+            raise ConfigError(f"two runs are called {run.name!r}")
+        try:
+            planned[run.name] = Planned(run, _experiment(run, planned))
+        except ValueError as error:
+            raise ConfigError(f"run {run.name!r}: {error}") from error
+    if not planned:
+        raise ConfigError("the sweep has no runs")
+    return list(planned.values())
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def _experiment(run: Run, before: dict[str, Planned]) -> Experiment:
+    if isinstance(run, Train):
+        return build_experiment(load_config(run.config, run.overrides))
+    if run.parent not in before:
+        raise ConfigError(
+            f"its parent {run.parent!r} is no run before it{nearest(run.parent, before)}"
+        )
+    parent = before[run.parent].experiment
+    options = dict(itertools.pairwise(run.options))
+    optimizer = options.get("--optimizer", "reset-moments")
+    return child_experiment(
+        parent, parent.train.steps, run.method, run.length, optimizer, run.overrides
+    )

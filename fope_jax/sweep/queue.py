@@ -20,6 +20,7 @@ from fope_jax.fields import ConfigError
 from fope_jax.files import write_json
 from fope_jax.sweep.spec import Planned
 
+PROGRAM = (sys.executable, "-m", "fope_jax.main")
 DONE = "sweep.json"  # in the directory of a finished run: what it was finished as
 
 # glibc hands large buffers back to the kernel after every step and gets them again page by page.
@@ -138,7 +139,7 @@ def _run(run: Planned, workdir: Path, cores: list[int], children: set[subprocess
     for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
         with log.open("ab") as stream:
             child = subprocess.Popen(
-                [sys.executable, "-m", "fope_jax.main", *command],
+                [*PROGRAM, *command],
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment,
             )  # fmt: skip
             children.add(child)

@@ -1,0 +1,121 @@
+"""Differences are paired by seed, with intervals that hold as often as they say."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fope_jax.report.differences import (
+    Difference,
+    all_differences,
+    holm,
+    paired_difference,
+    ranks,
+    unmatched,
+)
+from fope_jax.report.page import write_report
+from fope_jax.report.ranking import (
+    difference_table,
+    in_words,
+    is_ranked,
+    matched_in_words,
+    ranking_table,
+)
+from fope_jax.report.rows import comparisons, read_runs
+
+
+def test_the_interval_is_that_of_the_paired_t_test():
+    draw = np.random.default_rng(0)
+    one, other = draw.normal(size=(2, 5))
+    found = paired_difference(dict(enumerate(one)), dict(enumerate(other)))
+    reference = stats.ttest_rel(one, other)
+    low, high = reference.confidence_interval(0.95)
+    np.testing.assert_allclose(found.mean - found.half_width, low, rtol=1e-12)
+    np.testing.assert_allclose(found.mean + found.half_width, high, rtol=1e-12)
+    np.testing.assert_allclose(found.p, reference.pvalue, rtol=1e-12)
+
+
+def test_the_interval_holds_the_truth_in_95_of_100_experiments():
+    draw, truth = np.random.default_rng(1), 0.3
+    held = 0
+    for _ in range(1000):
+        noise = draw.normal(size=3)  # what seeds share does not count
+        one = noise + truth + 0.1 * draw.normal(size=3)
+        found = paired_difference(dict(enumerate(one)), dict(enumerate(noise)))
+        held += abs(found.mean - truth) <= found.half_width
+    assert 930 <= held <= 970
+
+
+def test_only_shared_seeds_are_paired():
+    found = paired_difference({0: 1.0, 2: 5.0, 7: 1.0}, {2: 1.0, 0: 0.0, 9: 4.0})
+    assert (found.mean, found.seeds) == (2.5, 2)
+    assert paired_difference({0: 1.0}, {1: 1.0}) is None
+    single = paired_difference({0: 1.0}, {0: 0.5})
+    assert math.isnan(single.half_width)
+    assert not single.resolved
+    equal = paired_difference({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})
+    assert not equal.resolved
+
+
+def test_holm_allows_less_than_each_pair_alone():
+    found = {(str(i), "x"): Difference(1.0, 0.1, p, 3) for i, p in enumerate((0.012, 0.02, 0.03))}
+    assert holm(found) == {("0", "x"), ("1", "x"), ("2", "x")}
+    found["3", "x"] = Difference(1.0, 2.0, 0.9, 3)
+    assert holm(found) == {("0", "x")}  # 0.02 > 0.05 / 3 stops it, and with it 0.03
+    found["4", "x"] = Difference(1.0, math.nan, math.nan, 1)
+    assert holm(found) == set()
+
+
+def test_ranks_are_means_over_shared_seeds():
+    numbers = {"a": {0: 1.0, 1: 3.0, 2: 0.0}, "b": {0: 2.0, 1: 2.0}, "c": {0: 2.0, 1: 9.0}}
+    assert ranks(numbers) == {"a": 1.5, "b": 1.75, "c": 2.75}
+    assert all(math.isnan(rank) for rank in ranks({"a": {0: 1.0}, "b": {1: 1.0}}).values())
+
+
+@pytest.fixture
+def runs(make_run):
+    # fope is better by the same amount in each seed; alibi by an amount that varies with it
+    shifts = {"rope": (0.0, 0.1, 0.2), "fope": (0.001, 0.1, 0.201), "alibi": (2.5, 3.5, 1.0)}
+    return read_runs(
+        make_run(variant, seed, shift=shift)
+        for variant, own in shifts.items()
+        for seed, shift in enumerate(own)
+    )
+
+
+def test_the_tables_show_what_was_put_in(runs, synthetic):
+    (comparison,) = comparisons(runs, "perplexity")
+    assert is_ranked(comparison)
+    table = ranking_table(comparison)
+    assert [label for label, _ in table.rows] == ["fope", "alibi", "rope"]  # at 2,048 tokens
+    mean = synthetic.LOSSES["fope"][-1] + 0.302 / 3
+    assert dict(table.rows)["fope"][-1].startswith(f"{mean:.3f} ± ")
+    assert dict(table.rows)["fope"][-1].endswith("(1.0)")
+    cells = dict(difference_table(comparison, 2048).rows)
+    assert cells["rope"][0].startswith("+2.139 ± 0.001 **")
+    assert cells["alibi"][1] == ""
+    assert not cells["alibi"][0].endswith("*")
+    text = in_words(comparison, 2048)
+    assert text.startswith("At 2,048 tokens 1 of 3 differences between two variants are resolved")
+    assert "not told apart: fope and alibi; alibi and rope" in text
+    assert all_differences({"a": {0: 1.0}, "b": {1: 1.0}}) == {}
+
+
+def test_what_is_not_matched_is_told(make_run):
+    matched = read_runs([make_run("rope"), make_run("fope")])
+    assert unmatched(matched) == {}
+    assert "differ in their position embedding alone" in matched_in_words(matched)
+    longer = read_runs([make_run("rope", name="a"), make_run("fope", name="b", length=256)])
+    assert unmatched(longer) == {"train.length": ["128", "256"]}
+    assert "more than their position embedding: train.length (128, 256)" in matched_in_words(longer)
+    seeds = read_runs([make_run("alibi", name="c"), make_run("alibi", 1, name="d", length=256)])
+    assert unmatched(seeds) == {}  # runs of different seeds need not be
+
+
+def test_the_page_ranks_where_seeds_are_shared(runs, make_run, tmp_path):
+    page = write_report([run.path for run in runs], tmp_path / "out").read_text()
+    assert "Which differences are resolved (validation)" in page
+    assert (tmp_path / "out" / "differences-validation-2048.png").exists()
+    alone = write_report([make_run("rope", name="x")], tmp_path / "alone").read_text()
+    assert "Which differences are resolved" not in alone

@@ -270,8 +270,7 @@ def _ranking(comparison: Comparison, place: Place, runs: Sequence[Run], out: Pat
     parts = [
         paragraph(ranking.matched_in_words(own)), as_html(ranking.ranking_table(comparison)),
     ]  # fmt: skip
-    contexts = sorted({min(comparison.contexts), max(comparison.contexts)}, reverse=True)
-    for context in contexts:
+    for context in ranking.shown_contexts(comparison):
         figure = embedded_figure(
             ranking.difference_figure(comparison, context), out,
             f"differences-{place.stem}-{context}",

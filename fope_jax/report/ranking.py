@@ -32,8 +32,21 @@ def loss(sums: Sums) -> float:
 
 def is_ranked(comparison: Comparison) -> bool:
     """Whether two variants share two seeds, without which nothing can be resolved."""
-    numbers = by_seed(comparison, loss, max(comparison.contexts))
+    numbers = by_seed(comparison, loss, shown_contexts(comparison)[0])
     return any(difference.seeds > 1 for difference in all_differences(numbers).values())
+
+
+def shown_contexts(comparison: Comparison) -> list[int]:
+    """The longest and the shortest context at which all variants were scored.
+
+    Where there is none, the longest context alone.
+    """
+    whole = [
+        context
+        for context in comparison.contexts
+        if len(by_seed(comparison, loss, context)) == len(comparison.curves)
+    ]
+    return sorted({max(whole), min(whole)}, reverse=True) if whole else comparison.contexts[-1:]
 
 
 def ranking_table(comparison: Comparison) -> Table:

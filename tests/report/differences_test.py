@@ -21,6 +21,7 @@ from fope_jax.report.ranking import (
     is_ranked,
     matched_in_words,
     ranking_table,
+    shown_contexts,
 )
 from fope_jax.report.rows import comparisons, read_runs
 
@@ -100,6 +101,15 @@ def test_the_tables_show_what_was_put_in(runs, synthetic):
     assert text.startswith("At 2,048 tokens 1 of 3 differences between two variants are resolved")
     assert "not told apart: fope and alibi; alibi and rope" in text
     assert all_differences({"a": {0: 1.0}, "b": {1: 1.0}}) == {}
+
+
+def test_variants_are_compared_where_all_were_scored(synthetic, make_run):
+    rows = synthetic.rows_of("fope", 0, length=256)
+    later = [row for row in rows if row.get("context", 256) >= 256]
+    runs = [make_run("rope"), make_run("fope", rows=later, length=256)]
+    (comparison,) = comparisons(read_runs(runs), "perplexity")
+    assert comparison.contexts[0] == 128
+    assert shown_contexts(comparison) == [2048, 256]
 
 
 def test_what_is_not_matched_is_told(make_run):

@@ -1,0 +1,59 @@
+"""A small sweep on real processes: train, extend, evaluate, report, and nothing twice."""
+
+import pytest
+
+from fope_jax.main import main
+
+SWEEP = """
+from fope_jax.sweep.spec import Extend, Train
+
+TINY = (
+    "data.corpus=text", "data.tokenizer=bytes", "data.cache_dir={0}/cache",
+    "data.train_files={0}/train.txt", "data.validation_files={0}/validation.txt",
+    "model.vocab_size=259", "model.num_layers=1", "model.d_model=16", "model.num_heads=2",
+    "model.mlp_dim=16", "train.length=16", "train.batch_size=2", "train.steps=4",
+    "evaluate.lengths=1,2", "evaluate.num_windows=2", "evaluate.position_windows=0",
+    "evaluate.passkey_trials=0", "evaluate.texts=letters={0}/letters.txt",
+)
+
+
+def get_sweep(arg=""):
+    runs = []
+    for seed in (0, 1):
+        config = f"configs/quickstart.py:position=rope,seed={{seed}}"
+        runs.append(Train(f"rope_{{seed}}", config, TINY))
+        runs.append(Extend(f"rope_yarn_{{seed}}", f"rope_{{seed}}", "yarn", 32))
+    return runs
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_from_file_to_page(tmp_path, capsys):
+    for name in ("train", "validation", "letters"):
+        (tmp_path / f"{name}.txt").write_text(f"Some text to {name} with, over and over. " * 40)
+    path, workdir = tmp_path / "sweep.py", tmp_path / "runs"
+    path.write_text(SWEEP.format(tmp_path))
+    config = ["--config", "configs/quickstart.py:position=rope"]
+    overrides = [
+        f"--config.{line}"
+        for line in ("data.corpus=text", "data.tokenizer=bytes", f"data.cache_dir={tmp_path}/cache",
+                     f"data.train_files={tmp_path}/train.txt", "model.vocab_size=259",
+                     f"data.validation_files={tmp_path}/validation.txt")
+    ]  # fmt: skip
+    assert main(["data", "build", *config, *overrides]) == 0
+    command = ["sweep", str(path), "--workdir", str(workdir), "--jobs", "2"]
+    command += ["--results", str(tmp_path / "results")]
+    assert main(command) == 0
+    page = (workdir / "report" / "index.html").read_text()
+    assert "Which differences are resolved (letters)" in page
+    assert "rope+yarn-32" in page
+    stamps = {p: p.stat().st_mtime_ns for p in workdir.glob("*/sweep.json")}
+    assert len(stamps) == 4
+    assert main(command) == 0  # everything is done
+    assert {p: p.stat().st_mtime_ns for p in workdir.glob("*/sweep.json")} == stamps
+    kept = sorted((tmp_path / "results").iterdir())
+    assert [p.name for p in kept] == [
+        "rope_0.jsonl", "rope_1.jsonl", "rope_yarn_0.jsonl", "rope_yarn_1.jsonl",
+    ]  # fmt: skip
+    assert main(["report", *map(str, kept), "-o", str(tmp_path / "page")]) == 0
+    assert "goes on from rope" in capsys.readouterr().out

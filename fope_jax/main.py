@@ -162,6 +162,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--warn-above", type=float, default=1.2, metavar="RATIO",
         help="warn where the first loss is more than so many times the parent's (1.2)",
     )  # fmt: skip
+    extend.add_argument(
+        "--no-evaluate", action="store_true",
+        help="leave out the whole evaluation at the end, `fope evaluate`",
+    )  # fmt: skip
     _add_processes(extend)
 
     evaluate = add(verbs, "evaluate", _evaluate, "measure a trained run against context length")
@@ -357,6 +361,7 @@ def _extend(arguments: argparse.Namespace) -> None:
     check_bucket(arguments.parent)
     check_bucket(arguments.workdir)
     _join(arguments)
+    from fope_jax.evaluate.run import evaluate
     from fope_jax.train.extend import extend
 
     extend(
@@ -369,6 +374,8 @@ def _extend(arguments: argparse.Namespace) -> None:
         warn_above=arguments.warn_above,
         overrides=arguments.overrides,
     )
+    if not arguments.no_evaluate:
+        evaluate(arguments.workdir)
     _say(f"run in {arguments.workdir}")
 
 

@@ -110,16 +110,24 @@ def restore_model(
     experiment: Experiment, store: CheckpointStore, step: int, mesh: Mesh | None = None
 ) -> Transformer:
     """The model of ``experiment`` with the arrays of one checkpoint; none are drawn first."""
-    config = experiment.model
-    if config.attention in FUSED:  # the platform and lengths of training
-        config = dataclasses.replace(config, attention="auto")
-    model = nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0)))
-    graphdef, params, constants = split(model)
+    graphdef, params, constants = _described(experiment)
     items = {"params": params, "constants": constants}
     if mesh is not None:
         items = {name: _laid_out(tree, experiment, mesh) for name, tree in items.items()}
     restored = store.restore(step, items)
     return merge(graphdef, restored["params"], restored["constants"])
+
+
+def evaluation_graphdef(experiment: Experiment) -> nnx.GraphDef:
+    """The model of ``experiment`` without its arrays, as evaluation runs it."""
+    return _described(experiment)[0]
+
+
+def _described(experiment: Experiment) -> tuple[nnx.GraphDef, Any, Any]:
+    config = experiment.model
+    if config.attention in FUSED:  # the platform and lengths of training
+        config = dataclasses.replace(config, attention="auto")
+    return split(nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0))))
 
 
 def _laid_out(tree: Any, experiment: Experiment, mesh: Mesh) -> Any:

@@ -61,6 +61,7 @@ log = logging.getLogger(__name__)
 LINEAGE = "lineage.json"
 OPTIMIZERS = ("keep", "reset-moments", "reset")
 WARN_ABOVE = 1.2  # loss at the start over the parent's
+MEASURED = 5  # evaluations during the training, where train.evaluate_every says nothing
 CHECKED_UPDATES = 4  # the start is measured on the tokens of so many updates
 
 
@@ -159,8 +160,9 @@ def child_experiment(
     What no override states: the tokens of an update stay, so the batch has fewer rows; a tenth of
     the parent's updates (the paper's 1 B after 10 B tokens), a tenth of them warmup and no more
     than the parent's; the parent's peak rate, seed and settings; the contexts of its evaluation, as
-    far as they are multiples of the new length and the method is defined there; data from where
-    the parent stopped. With ``optimizer`` "keep" the schedule goes on where the parent's stood.
+    far as they are multiples of the new length and the method is defined there, scored before the
+    first update, ``MEASURED`` times meanwhile and after the last; data from where the parent
+    stopped. With ``optimizer`` "keep" the schedule goes on where the parent's stood.
 
     Args:
       parent: the parent's experiment.
@@ -221,6 +223,7 @@ def child_experiment(
         "length": length,
         "accumulate": math.gcd(old.accumulate, rows),
         "first_lengths": (),
+        "evaluate_every": None,
         "schedule_start": old.schedule_start + step if keeps else 0,
         "data_start": old.data_start + step,
     }
@@ -232,10 +235,16 @@ def child_experiment(
         ConfigDict(values),
         [f"{key}={text}" for key, text in pairs if not key.startswith("position.")],
     )
-    if not keeps and "train.warmup_steps" not in dict(pairs):
-        tenth = config.train.steps // 10
-        config.train.warmup_steps = tenth if imported else min(old.warmup_steps, tenth)
     child = build_experiment(config)
+    stated, train, scored = dict(pairs), child.train, child.evaluate
+    if not keeps and "train.warmup_steps" not in stated:
+        tenth = train.steps // 10
+        warmup = tenth if imported else min(old.warmup_steps, tenth)
+        train = dataclasses.replace(train, warmup_steps=warmup)
+    measurable = scored.lengths and scored.splits and scored.training_windows
+    if "train.evaluate_every" not in stated and measurable:
+        train = dataclasses.replace(train, evaluate_every=math.ceil(train.steps / MEASURED))
+    child = dataclasses.replace(child, train=train)
     _check_same_model(parent, child)
     if child.train.batch_size * child.train.length != tokens:
         raise ConfigError(

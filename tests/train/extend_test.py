@@ -149,7 +149,8 @@ def test_moments_are_kept_for_what_is_carried_and_begin_anew_for_what_is_not(fop
 def arguments(parent, workdir, *overrides):
     return [
         "extend", "--from", str(parent), "--method", "yarn", "--length", "32", "--workdir",
-        str(workdir), "--config.train.steps=5", "--config.train.save_every=2", *overrides,
+        str(workdir), "--config.train.steps=5", "--config.train.save_every=2",
+        "--config.train.evaluate_every=none", "--no-evaluate", *overrides,
     ]  # fmt: skip
 
 

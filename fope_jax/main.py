@@ -48,6 +48,8 @@ examples:
       --config.position.scaling_order=after_clip --config.position.factor=16
   fope extend --from runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
       --config.train.steps=100
+  fope extend --from hf:models/SmolLM-1.7B --method fope --length 4096 --workdir runs/smollm \\
+      --config configs/paper/smollm_4096.py:weights=models/SmolLM-1.7B
 
 METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,
 llama3, longrope, clip, ...) for a model with frequencies. The same command again goes on from the
@@ -139,10 +141,10 @@ def build_parser() -> argparse.ArgumentParser:
     extend = add(
         verbs, "extend", _extend, "go on from a trained run at a longer length", EXTEND_EXAMPLES
     )
-    extend.set_defaults(config=None)  # it is the parent's, and takes overrides
     extend.add_argument(
-        "--from", type=_directory, dest="parent", required=True, metavar="RUN[/STEP]",
-        help="the run to go on from; its newest checkpoint without a step",
+        "--from", type=_parent, dest="parent", required=True, metavar="RUN[/STEP]|hf:DIR",
+        help="the run to go on from, its newest checkpoint without a step; or the directory of a "
+        "Hugging Face checkpoint",
     )  # fmt: skip
     extend.add_argument("--method", required=True, help="the position embedding to go on with")
     extend.add_argument("--length", type=int, required=True, help="tokens of a sequence")
@@ -165,6 +167,11 @@ def build_parser() -> argparse.ArgumentParser:
     extend.add_argument(
         "--no-evaluate", action="store_true",
         help="leave out the whole evaluation at the end, `fope evaluate`",
+    )  # fmt: skip
+    extend.add_argument(
+        "--config", metavar="FILE[:ARG]",
+        help="a configuration of the new run; without it its values follow from the parent's. "
+        "--config.SECTION.KEY=VALUE changes one",
     )  # fmt: skip
     _add_processes(extend)
 
@@ -242,6 +249,10 @@ def _directory(text: str) -> Path:
         return as_path(text)
     except (ValueError, ImportError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _parent(text: str) -> Path | str:
+    return text if text.startswith("hf:") else _directory(text)
 
 
 def _local(text: str) -> Path:
@@ -358,9 +369,11 @@ def _extend(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
-    check_bucket(arguments.parent)
+    if not isinstance(arguments.parent, str):
+        check_bucket(arguments.parent)
     check_bucket(arguments.workdir)
     _join(arguments)
+    from fope_jax.config import load_config
     from fope_jax.evaluate.run import evaluate
     from fope_jax.train.extend import extend
 
@@ -373,6 +386,7 @@ def _extend(arguments: argparse.Namespace) -> None:
         match=arguments.match,
         warn_above=arguments.warn_above,
         overrides=arguments.overrides,
+        config=load_config(arguments.config) if arguments.config else None,
     )
     if not arguments.no_evaluate:
         evaluate(arguments.workdir)

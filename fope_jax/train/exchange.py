@@ -25,7 +25,7 @@ from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePiece
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
 from fope_jax.files import as_path
-from fope_jax.interop.families import LENGTH
+from fope_jax.interop.families import LENGTH, Described
 from fope_jax.interop.weights import (
     Imported,
     export_weights,
@@ -67,7 +67,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
     imported = import_weights(source)
-    experiment = _experiment(source, imported, overrides)
+    experiment = imported_experiment(source, imported, overrides)
     shape = imported.config.shape
     position, identity = position_identity(imported.position, shape, imported.constants)
     open_workdir(workdir, experiment)
@@ -88,7 +88,15 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     return f"{source}: {parameters:,} parameters, position {position.summary}"
 
 
-def _experiment(source: Path, imported: Imported, overrides: list[str]) -> Experiment:
+def imported_experiment(
+    source: Path, imported: Imported | Described, overrides: Iterable[str] = ()
+) -> Experiment:
+    """The experiment that a checkpoint of Hugging Face in ``source`` stands for, of no update.
+
+    Raises:
+      ConfigError: see ``import_run``.
+    """
+    overrides = list(overrides)
     tokenizer = source / TOKENIZER
     stated = any(".tokenizer=" in override for override in overrides)
     if not tokenizer.is_file() and not stated:

@@ -7,7 +7,7 @@ from fope_jax.evaluate import scoring
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.main import main
 from fope_jax.train import loop
-from fope_jax.train.extend import child_experiment
+from fope_jax.train.extension.child import child_experiment
 from fope_jax.train.loop import train
 
 EVALUATE = {

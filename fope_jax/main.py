@@ -226,6 +226,12 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.add_argument("-o", "--out", type=Path, required=True, help="directory that is made")
 
+    for verb in (train, extend, evaluate, export):
+        verb.add_argument(
+            "--accept-position", metavar="HASH",
+            help="take weights of another position embedding; the error message tells the hash",
+        )  # fmt: skip
+
     report = add(verbs, "report", _report, "one HTML page about any number of runs")
     report.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
     report.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
@@ -361,7 +367,7 @@ def _train(arguments: argparse.Namespace) -> None:
     experiment = _experiment(arguments)
     from fope_jax.train.loop import train
 
-    train(experiment, arguments.workdir)
+    train(experiment, arguments.workdir, arguments.accept_position)
     _say(f"run in {arguments.workdir}")
 
 
@@ -374,7 +380,6 @@ def _extend(arguments: argparse.Namespace) -> None:
     check_bucket(arguments.workdir)
     _join(arguments)
     from fope_jax.config import load_config
-    from fope_jax.evaluate.run import evaluate
     from fope_jax.train.extend import extend
 
     extend(
@@ -387,9 +392,9 @@ def _extend(arguments: argparse.Namespace) -> None:
         warn_above=arguments.warn_above,
         overrides=arguments.overrides,
         config=load_config(arguments.config) if arguments.config else None,
+        accept_position=arguments.accept_position,
+        evaluates=not arguments.no_evaluate,
     )
-    if not arguments.no_evaluate:
-        evaluate(arguments.workdir)
     _say(f"run in {arguments.workdir}")
 
 
@@ -403,7 +408,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.model.sharding import MeshConfig
 
     mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
-    rows = evaluate(arguments.run, arguments.step, mesh=mesh, force=arguments.force)
+    rows = evaluate(
+        arguments.run, arguments.step, mesh=mesh, force=arguments.force,
+        accept_position=arguments.accept_position,
+    )  # fmt: skip
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
 
 
@@ -424,7 +432,8 @@ def _export(arguments: argparse.Namespace) -> None:
     require("flax", "train")
     from fope_jax.train.exchange import export_run
 
-    print(export_run(arguments.run, arguments.out, arguments.step, arguments.dtype))
+    accept = arguments.accept_position
+    print(export_run(arguments.run, arguments.out, arguments.step, arguments.dtype, accept))
     print(f"checkpoint in {arguments.out}")
 
 

@@ -12,8 +12,8 @@ Command    fope train --config configs/paper/c4_books.py:position=rope --workdir
              --config $CONFIG,method=fope --config.position.sigma=0.3
            and after FoPE, with position=fope and parent=fope,
            fope extend --from runs/fope --method yarn --length 1024 --workdir runs/fope_yarn \
-             --config $CONFIG,method=yarn --config.position.factor=16 \
-             --config.position.training_length=1024 --config.position.scaling_order=after_clip
+             --config $CONFIG,method=yarn \
+             --config.position.factor=16 --config.position.scaling_order=after_clip
            fope extend --from runs/fope --method fope --length 1024 --workdir runs/fope_fope \
              --config $CONFIG,method=fope --match index
            Arguments: size=60m|180m|1200m, parent=rope|fope, method=yarn|fope|pi|ntk|...,
@@ -45,7 +45,7 @@ from fope_jax.train.extension.child import child_experiment
 SIGMA = {"60m": 0.3, "180m": 0.4, "1200m": 0.6}
 KNOBS = {
     ("rope", "yarn"): {"factor": 16, "attention_factor": 1.0},
-    ("fope", "yarn"): {"factor": 16, "scaling_order": "after_clip", "training_length": 1024},
+    ("fope", "yarn"): {"factor": 16, "scaling_order": "after_clip"},
 }
 
 

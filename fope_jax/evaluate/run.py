@@ -75,13 +75,19 @@ def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
     return found
 
 
-def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> LoadedRun:
+def load_run(
+    workdir: str | Path,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    accept_position: str | None = None,
+) -> LoadedRun:
     """Rebuilds the model of a run from its directory alone.
 
     Args:
       workdir: directory with config.json, run.json and checkpoints.
       step: which checkpoint; None takes the newest valid one.
       mesh: devices that its arrays are laid out over; None puts all on the first one.
+      accept_position: see ``check_fingerprint``.
 
     Raises:
       FileNotFoundError: no config.json, or no valid checkpoint.
@@ -96,11 +102,11 @@ def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = N
         step = find_step(workdir, store, step)
         metadata, where = store.metadata(step), f"{workdir}, step {step}"
         position, shape = experiment.position, experiment.model.shape
-        check_fingerprint(metadata, position, shape, None, where)
+        check_fingerprint(metadata, position, shape, None, where, accept_position)
         model = restore_model(experiment, store, step, mesh)
     finally:
         store.close()
-    check_fingerprint(metadata, position, shape, split(model)[2], where)
+    check_fingerprint(metadata, position, shape, split(model)[2], where, accept_position)
     info = workdir / "run.json"
     run_info = json.loads(info.read_text()) if info.is_file() else {}
     return LoadedRun(experiment, model, step, run_info)
@@ -293,6 +299,7 @@ def evaluate(
     *,
     mesh: MeshConfig | None = None,
     force: bool = False,
+    accept_position: str | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
@@ -308,6 +315,7 @@ def evaluate(
       mesh: how several devices share the work, which need not be how they shared training; None
         gives each its own windows (``MeshConfig()``).
       force: scores again what is there already.
+      accept_position: see ``check_fingerprint``.
       progress: called as ``progress(batches, desc=...)``; None shows tqdm bars.
       say: where one line for each protocol goes.
 
@@ -336,7 +344,7 @@ def evaluate(
     if missing:
         started = time.perf_counter()
         devices = _make_mesh(mesh)
-        loaded = load_run(workdir, step, devices)
+        loaded = load_run(workdir, step, devices, accept_position)
         scorer = model_scorer(loaded.model, devices)
         _write_time(path, "restore", step, time.perf_counter() - started)
         for protocol in missing:

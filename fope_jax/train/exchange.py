@@ -132,7 +132,11 @@ def imported_experiment(
 
 
 def export_run(
-    run: str | Path, directory: str | Path, step: int | None = None, dtype: str | None = None
+    run: str | Path,
+    directory: str | Path,
+    step: int | None = None,
+    dtype: str | None = None,
+    accept_position: str | None = None,
 ) -> str:
     """Writes one checkpoint of a run as a Hugging Face checkpoint, its tokenizer.json with it.
 
@@ -141,12 +145,14 @@ def export_run(
       directory: made.
       step: which checkpoint; None takes the newest valid one.
       dtype: of the tensors, see ``export_weights``.
+      accept_position: see ``check_fingerprint``.
 
     Returns:
       One line about the model.
 
     Raises:
       ValueError: the run has what Hugging Face cannot say, naming the field.
+      CheckpointError: the checkpoint was trained with another position embedding.
       OSError: there is no such run, or the directory cannot be written.
     """
     directory = Path(directory)
@@ -154,7 +160,7 @@ def export_run(
     if named is not None and step is not None and step != named:
         raise ConfigError(f"--run {run} and --step {step}: leave one out")
     run, step = workdir, step if named is None else named
-    loaded = load_run(run, step)
+    loaded = load_run(run, step, accept_position=accept_position)
     _, params, constants = split(loaded.model)
     kept = loaded.run_info.get(KEPT, {})
     data = loaded.experiment.data

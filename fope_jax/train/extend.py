@@ -20,6 +20,8 @@ from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import ConfigError, Experiment, split_override
 from fope_jax.data.cache import CacheError, TokenCache, open_cache
 from fope_jax.evaluate.identity import position_identity
+from fope_jax.evaluate.run import evaluate
+from fope_jax.evaluate.run import plan as protocols
 from fope_jax.files import as_path, resolved, write_json
 from fope_jax.model.transformer import HOW, position_variables
 from fope_jax.position import PositionVariables
@@ -49,6 +51,8 @@ def extend(
     warn_above: float = WARN_ABOVE,
     overrides: Iterable[str] = (),
     config: ConfigDict | None = None,
+    accept_position: str | None = None,
+    evaluates: bool = False,
 ) -> None:
     """Makes a run that goes on from another one, and trains it to its last step.
 
@@ -64,6 +68,8 @@ def extend(
       warn_above: see ``measure_start``.
       overrides: see ``child_experiment``.
       config: see ``child_experiment``.
+      accept_position: of the parent, see ``check_fingerprint``.
+      evaluates: whether `fope evaluate` follows the last step; what it cannot do is said first.
 
     Raises:
       ConfigError: see ``child_experiment`` and ``open_parent``; or the workdir holds another run.
@@ -73,7 +79,7 @@ def extend(
     workdir, overrides = as_path(workdir), list(overrides)
     lineage = read_lineage(workdir)
     step = lineage["request"]["step"] if lineage else None
-    parent = open_parent(source, step, _stated_tokenizer(config, overrides))
+    parent = open_parent(source, step, _stated_tokenizer(config, overrides), accept_position)
     if str(resolved(workdir)) == parent.source:
         raise ConfigError(f"workdir {workdir} is the parent itself; use another --workdir")
     request = {
@@ -88,10 +94,12 @@ def extend(
     store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
     try:
         if store.latest_valid_step() is None:
-            _begin(parent, child, workdir, store, request, warn_above)
+            _begin(parent, child, workdir, store, request, warn_above, evaluates)
     finally:
         store.close()
     train(child, workdir)
+    if evaluates:
+        evaluate(workdir)
 
 
 def _begin(
@@ -101,6 +109,7 @@ def _begin(
     store: CheckpointStore,
     request: dict[str, Any],
     warn_above: float,
+    evaluates: bool,
 ) -> None:
     """Writes config.json, lineage.json and the checkpoint of step 0."""
     # The parent's model, computed as the child is and on its devices.
@@ -110,6 +119,8 @@ def _begin(
         model=dataclasses.replace(parent.experiment.model, **computed),
     )  # fmt: skip
     cache, plan = _open_cache(child, workdir), plan_state(child)
+    if evaluates:
+        protocols(child, cache.fingerprint)
     arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
     _check_data(parent.experiment, metadata["data"], child, cache)
     if is_first():

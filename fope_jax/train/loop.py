@@ -49,11 +49,16 @@ class NonFiniteError(FloatingPointError):
     """The loss, a gradient or a parameter is no longer a number; the message names the step."""
 
 
-def train(experiment: Experiment, workdir: str | Path) -> None:
+def train(experiment: Experiment, workdir: str | Path, accept_position: str | None = None) -> None:
     """Trains ``experiment`` in ``workdir`` to its last step, from the newest valid checkpoint.
 
     Called again after an interruption it goes on and ends with the same bits as a run that was
     never interrupted (same machine and device count); called again after the end it returns.
+
+    Args:
+      experiment: what to train.
+      workdir: of the run.
+      accept_position: see ``check_fingerprint``.
 
     Raises:
       ConfigError: the workdir holds another experiment, or tokenizer and model do not fit.
@@ -113,7 +118,9 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
         constants = place_constants(draw_constants(experiment), plan)
         state = new_state(experiment, plan)
     else:
-        state, constants = _restore(store, start, experiment, plan, cache.fingerprint)
+        state, constants = _restore(
+            store, start, experiment, plan, cache.fingerprint, accept_position
+        )
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
     shape = experiment.model.shape
     position, identity = position_identity(experiment.position, shape, constants)
@@ -242,7 +249,12 @@ ADVICE = "nothing has been saved since the last checkpoint; a lower train.learni
 
 
 def _restore(
-    store: CheckpointStore, step: int, experiment: Experiment, plan: StatePlan, data: str
+    store: CheckpointStore,
+    step: int,
+    experiment: Experiment,
+    plan: StatePlan,
+    data: str,
+    accept_position: str | None,
 ) -> tuple[TrainState, Any]:
     stored, where = store.metadata(step), str(store.directory / str(step))
     if stored["data"] != data:
@@ -251,11 +263,11 @@ def _restore(
             " has changed since the checkpoint was written"
         )
     position, shape = experiment.position, experiment.model.shape
-    check_fingerprint(stored, position, shape, None, where)
+    check_fingerprint(stored, position, shape, None, where, accept_position)
     wanted = plan.state
     items = {"params": wanted.params, "constants": plan.constants, "optimizer": wanted.optimizer}
     restored = store.restore(step, items)
-    check_fingerprint(stored, position, shape, restored["constants"], where)
+    check_fingerprint(stored, position, shape, restored["constants"], where, accept_position)
     return TrainState(restored["params"], restored["optimizer"]), restored["constants"]
 
 

@@ -112,3 +112,10 @@ def test_an_extension_is_measured_five_times_unless_it_says_otherwise(runs):
     assert never.train.evaluate_every is None
     unscored = child_experiment(parent, 100, "yarn", 32, overrides=["evaluate.lengths=()"])
     assert unscored.train.evaluate_every is None
+
+
+def test_what_the_evaluation_at_the_end_cannot_do_is_said_before_training(parent, tmp_path, capsys):
+    command = [*extension(parent, tmp_path / "run"), "--config.evaluate.passkey_trials=1"]
+    assert main(command) == 2
+    assert "passkey_lengths gives a context of 32 tokens, too short" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

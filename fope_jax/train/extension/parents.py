@@ -58,7 +58,10 @@ class ParentArrays(NamedTuple):
 
 
 def open_parent(
-    source: str | Path, step: int | None = None, tokenizer: str | None = None
+    source: str | Path,
+    step: int | None = None,
+    tokenizer: str | None = None,
+    accept_position: str | None = None,
 ) -> Parent:
     """Finds a parent; no array is read before ``load``. Whatever else can be one is found here.
 
@@ -67,6 +70,7 @@ def open_parent(
         Hugging Face, as ``hf:models/SmolLM-1.7B``.
       step: which checkpoint where ``source`` names none; None takes the newest valid one.
       tokenizer: of the tokens of a directory of Hugging Face that has no tokenizer.json.
+      accept_position: see ``check_fingerprint``.
 
     Raises:
       FileNotFoundError: there is no run, it has no valid checkpoint, or there are no weights.
@@ -77,10 +81,10 @@ def open_parent(
     text = str(source)
     if text.startswith(WEIGHTS):
         return _open_weights(Path(text.removeprefix(WEIGHTS)), tokenizer)
-    return _open_run(source, step)
+    return _open_run(source, step, accept_position)
 
 
-def _open_run(source: str | Path, step: int | None) -> Parent:
+def _open_run(source: str | Path, step: int | None, accept_position: str | None) -> Parent:
     run, named = run_and_step(source)
     step = step if named is None else named
     experiment = read_experiment(run)
@@ -98,11 +102,12 @@ def _open_run(source: str | Path, step: int | None) -> Parent:
             items["optimizer"] = plan.state.optimizer
         try:
             metadata = store.metadata(found)
-            check_fingerprint(metadata, experiment.position, shape, None, where)
+            position = experiment.position
+            check_fingerprint(metadata, position, shape, None, where, accept_position)
             arrays = store.restore(found, items)
         finally:
             store.close()
-        check_fingerprint(metadata, experiment.position, shape, arrays["constants"], where)
+        check_fingerprint(metadata, position, shape, arrays["constants"], where, accept_position)
         return ParentArrays(arrays, metadata)
 
     info = run / RUN

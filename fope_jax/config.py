@@ -88,6 +88,9 @@ class TrainConfig:
         ``batch_size``; changes memory, not the update (up to rounding).
       log_every: updates between two rows of metrics.
       save_every: updates between two checkpoints; the last update is always saved.
+      evaluate_every: updates between two evaluations inside training, on the parameters as they
+        are; the first is before any update, the last after all. None evaluates never. See
+        ``evaluate.training_windows``.
       keep: checkpoints kept.
     """
 
@@ -110,11 +113,14 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 1_000
     keep: int = 2
+    evaluate_every: int | None = None
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "length", "accumulate", "log_every", "save_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of 1 or more")
         _require("keep", self.keep, self.keep >= 1, "an integer of 1 or more")
+        every = self.evaluate_every
+        _require("evaluate_every", every, every is None or every >= 1, "1 or more, or None")
         _require(
             "accumulate", self.accumulate, self.batch_size % self.accumulate == 0,
             f"a divisor of batch_size = {self.batch_size}",
@@ -186,6 +192,7 @@ class EvaluateConfig:
       lengths: contexts for perplexity of the same tokens at every length.
       scored_tokens: scored at the end of each window; None is half the training length.
       num_windows: windows scored at each length; the same ones at every length.
+      training_windows: the same inside training, where ``train.evaluate_every`` asks for it.
       position_windows: windows of the longest length for loss by position.
       passkey_lengths: contexts for passkey retrieval.
       passkey_depths: where the key stands in the context, 0 the beginning and 1 the end.
@@ -201,6 +208,7 @@ class EvaluateConfig:
     lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
     scored_tokens: int | None = None
     num_windows: int = 256
+    training_windows: int = 16
     position_windows: int = 32
     passkey_lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
     passkey_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -214,7 +222,7 @@ class EvaluateConfig:
         for name in ("lengths", "passkey_lengths"):
             value = getattr(self, name)
             _require(name, value, all(n >= 1 for n in value), "multiples of 1 or more")
-        for name in ("num_windows", "position_windows", "passkey_trials"):
+        for name in ("num_windows", "training_windows", "position_windows", "passkey_trials"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         _require("batch_tokens", self.batch_tokens, self.batch_tokens >= 1, "1 or more")
         scored = self.scored_tokens
@@ -408,7 +416,14 @@ def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
 
 # Values that change what is reported, kept or stored, never the numbers a run computes.
 FREE_SECTIONS = ("evaluate.", "mesh.")
-FREE_KEYS = ("name", "train.log_every", "train.save_every", "train.keep", "data.cache_dir")
+FREE_KEYS = (
+    "name",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "train.evaluate_every",
+    "data.cache_dir",
+)
 
 
 def changed_numbers(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

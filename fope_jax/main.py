@@ -51,6 +51,8 @@ examples:
       --config.position.scaling_order=after_clip --config.position.factor=16
   fope extend --from runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
       --config.train.steps=100
+  fope extend --from hf:models/SmolLM-1.7B --method fope --length 4096 --workdir runs/smollm \\
+      --config configs/paper/smollm_4096.py:weights=models/SmolLM-1.7B
 
 METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,
 llama3, longrope, clip, ...) for a model with frequencies. The same command again goes on from the
@@ -150,10 +152,10 @@ def build_parser() -> argparse.ArgumentParser:
     extend = add(
         verbs, "extend", _extend, "go on from a trained run at a longer length", EXTEND_EXAMPLES
     )
-    extend.set_defaults(config=None)  # it is the parent's, and takes overrides
     extend.add_argument(
-        "--from", type=_directory, dest="parent", required=True, metavar="RUN[/STEP]",
-        help="the run to go on from; its newest checkpoint without a step",
+        "--from", type=_parent, dest="parent", required=True, metavar="RUN[/STEP]|hf:DIR",
+        help="the run to go on from, its newest checkpoint without a step; or the directory of a "
+        "Hugging Face checkpoint",
     )  # fmt: skip
     extend.add_argument("--method", required=True, help="the position embedding to go on with")
     extend.add_argument("--length", type=int, required=True, help="tokens of a sequence")
@@ -172,6 +174,15 @@ def build_parser() -> argparse.ArgumentParser:
     extend.add_argument(
         "--warn-above", type=float, default=1.2, metavar="RATIO",
         help="warn where the first loss is more than so many times the parent's (1.2)",
+    )  # fmt: skip
+    extend.add_argument(
+        "--no-evaluate", action="store_true",
+        help="leave out the whole evaluation at the end, `fope evaluate`",
+    )  # fmt: skip
+    extend.add_argument(
+        "--config", metavar="FILE[:ARG]",
+        help="a configuration of the new run; without it its values follow from the parent's. "
+        "--config.SECTION.KEY=VALUE changes one",
     )  # fmt: skip
     _add_processes(extend)
 
@@ -237,6 +248,12 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.add_argument("-o", "--out", type=Path, required=True, help="directory that is made")
 
+    for verb in (train, extend, evaluate, export):
+        verb.add_argument(
+            "--accept-position", metavar="HASH",
+            help="take weights of another position embedding; the error message tells the hash",
+        )  # fmt: skip
+
     report = add(verbs, "report", _report, "one HTML page about any number of runs")
     report.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
     report.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
@@ -260,6 +277,10 @@ def _directory(text: str) -> Path:
         return as_path(text)
     except (ValueError, ImportError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _parent(text: str) -> Path | str:
+    return text if text.startswith("hf:") else _directory(text)
 
 
 def _local(text: str) -> Path:
@@ -368,7 +389,7 @@ def _train(arguments: argparse.Namespace) -> None:
     experiment = _experiment(arguments)
     from fope_jax.train.loop import train
 
-    train(experiment, arguments.workdir)
+    train(experiment, arguments.workdir, arguments.accept_position)
     _say(f"run in {arguments.workdir}")
 
 
@@ -376,9 +397,11 @@ def _extend(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
-    check_bucket(arguments.parent)
+    if not isinstance(arguments.parent, str):
+        check_bucket(arguments.parent)
     check_bucket(arguments.workdir)
     _join(arguments)
+    from fope_jax.config import load_config
     from fope_jax.train.extend import extend
 
     extend(
@@ -390,6 +413,9 @@ def _extend(arguments: argparse.Namespace) -> None:
         match=arguments.match,
         warn_above=arguments.warn_above,
         overrides=arguments.overrides,
+        config=load_config(arguments.config) if arguments.config else None,
+        accept_position=arguments.accept_position,
+        evaluates=not arguments.no_evaluate,
     )
     _say(f"run in {arguments.workdir}")
 
@@ -404,7 +430,10 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.model.sharding import MeshConfig
 
     mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
-    rows = evaluate(arguments.run, arguments.step, mesh=mesh, force=arguments.force)
+    rows = evaluate(
+        arguments.run, arguments.step, mesh=mesh, force=arguments.force,
+        accept_position=arguments.accept_position,
+    )  # fmt: skip
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
 
 
@@ -452,7 +481,8 @@ def _export(arguments: argparse.Namespace) -> None:
     require("flax", "train")
     from fope_jax.train.exchange import export_run
 
-    print(export_run(arguments.run, arguments.out, arguments.step, arguments.dtype))
+    accept = arguments.accept_position
+    print(export_run(arguments.run, arguments.out, arguments.step, arguments.dtype, accept))
     print(f"checkpoint in {arguments.out}")
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from fope_jax.config import ConfigError, build_experiment, load_config
 from fope_jax.model.transformer import Transformer, split
-from fope_jax.position import METHODS, FoPE
+from fope_jax.position import METHODS, FoPE, RoPE, YaRN
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 PAPER = f"{CONFIGS / 'paper' / 'c4_books.py'}"
@@ -87,3 +87,36 @@ def test_every_config_has_a_card():
         card = path.read_text().split('"""')[1]
         for heading in ("Question", "Paper", "Command", "Hardware"):
             assert f"\n{heading} " in card, f"{path}: no {heading} in its docstring"
+
+
+EXTRAPOLATION, SMOLLM = f"{CONFIGS}/paper/extrapolation.py", f"{CONFIGS}/paper/smollm_4096.py"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_papers_extrapolation_is_a_billion_tokens_at_twice_the_length(size):
+    sigma = {"60m": 0.3, "180m": 0.4, "1200m": 0.6}[size]
+    yarn = YaRN(16.0, 512, attention_factor=1.0)
+    for parent, method, expected in (
+        ("rope", "yarn", RoPE(scaling=(yarn,))),
+        ("rope", "fope", FoPE(1024, sigma=sigma)),
+        ("fope", "yarn", FoPE(1024, sigma=sigma, scaling=(yarn,), scaling_order="after_clip")),
+        ("fope", "fope", FoPE(1024, sigma=sigma)),
+    ):
+        child = build(f"{EXTRAPOLATION}:size={size},parent={parent},method={method}")
+        assert child.position == expected
+        assert child.model == build(f"{PAPER}:size={size},position={parent}").model
+        train = child.train
+        assert (train.steps, train.batch_size, train.length) == (1_907, 512, 1024)
+        assert (train.learning_rate, train.warmup_steps, train.data_start) == (6e-4, 10_000, 19_073)
+        assert child.evaluate.lengths == (1, 2, 4, 8), "to 8,192 tokens, as the parent"
+    with pytest.raises(ConfigError, match="argument parent = 'alibi'; accepted: rope, fope"):
+        build(f"{EXTRAPOLATION}:parent=alibi")
+
+
+def test_the_papers_smollm_goes_on_at_4096_tokens():
+    child = build(SMOLLM)
+    assert child.position == FoPE(4096)
+    assert parameters(child) == 1_711_376_384, "what Hugging Face counts"
+    assert (child.train.length, child.train.steps, child.train.learning_rate) == (4096, 2734, 3e-4)
+    assert build(f"{SMOLLM}:method=yarn").position == RoPE(scaling=(YaRN(2.0, 2048),))
+    assert child.data.tokenizer == "models/SmolLM-1.7B/tokenizer.json"

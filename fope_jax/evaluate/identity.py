@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,12 @@ from fope_jax.model.transformer import position_variables
 from fope_jax.position import Fingerprint, ModelShape, PositionEmbedding, fingerprint
 from fope_jax.processes import on_host
 
+log = logging.getLogger(__name__)
+
 TO_CHANGE = (
     "Put back the configuration it was trained with; to go on with another position embedding or "
-    "length: fope extend --from RUN --method METHOD --length TOKENS --workdir NEW"
+    "length: fope extend --from RUN --method METHOD --length TOKENS --workdir NEW. To take the "
+    "weights with this one all the same: --accept-position"
 )
 
 
@@ -48,6 +52,7 @@ def check_fingerprint(
     shape: ModelShape,
     constants: Any,
     where: str,
+    accept: str | None = None,
 ) -> None:
     """Raises CheckpointError where a checkpoint was trained with another position embedding.
 
@@ -58,15 +63,21 @@ def check_fingerprint(
       constants: restored from the checkpoint; None compares method, knobs and frequencies alone,
         before arrays are read whose shapes depend on them.
       where: the checkpoint, for people.
+      accept: hash of another position embedding that it may be read with, of method, knobs and
+        frequencies or of the arrays too; it is told, as one who knows asks for it.
     """
     if constants is None:
         key, found, parts = "position_method", fingerprint(position, shape), "the configuration"
     else:
         key, parts = "position", "the configuration and the restored constants"
         found, _ = position_identity(position, shape, constants)
-    if metadata.get(key, found.hash) != found.hash:
-        raise CheckpointError(
-            f"{where}: the checkpoint was trained with position fingerprint {metadata[key]} "
-            f"({metadata.get('position_summary', 'no summary was kept')}), but {parts} give "
-            f"{found.hash} ({found.summary}), another position embedding. {TO_CHANGE}"
-        )
+    if metadata.get(key, found.hash) == found.hash:
+        return
+    if accept is not None and accept in (found.hash, fingerprint(position, shape).hash):
+        log.warning("%s: position fingerprint %s, accepted as %s", where, metadata[key], found.hash)
+        return
+    raise CheckpointError(
+        f"{where}: the checkpoint was trained with position fingerprint {metadata[key]} "
+        f"({metadata.get('position_summary', 'no summary was kept')}), but {parts} give "
+        f"{found.hash} ({found.summary}), another position embedding. {TO_CHANGE} {found.hash}"
+    )

@@ -76,13 +76,19 @@ def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
     return found
 
 
-def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> LoadedRun:
+def load_run(
+    workdir: str | Path,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    accept_position: str | None = None,
+) -> LoadedRun:
     """Rebuilds the model of a run from its directory alone.
 
     Args:
       workdir: directory with config.json, run.json and checkpoints.
       step: which checkpoint; None takes the newest valid one.
       mesh: devices that its arrays are laid out over; None puts all on the first one.
+      accept_position: see ``check_fingerprint``.
 
     Raises:
       FileNotFoundError: no config.json, or no valid checkpoint.
@@ -97,11 +103,11 @@ def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = N
         step = find_step(workdir, store, step)
         metadata, where = store.metadata(step), f"{workdir}, step {step}"
         position, shape = experiment.position, experiment.model.shape
-        check_fingerprint(metadata, position, shape, None, where)
+        check_fingerprint(metadata, position, shape, None, where, accept_position)
         model = restore_model(experiment, store, step, mesh)
     finally:
         store.close()
-    check_fingerprint(metadata, position, shape, split(model)[2], where)
+    check_fingerprint(metadata, position, shape, split(model)[2], where, accept_position)
     info = workdir / "run.json"
     run_info = json.loads(info.read_text()) if info.is_file() else {}
     return LoadedRun(experiment, model, step, run_info)
@@ -111,16 +117,24 @@ def restore_model(
     experiment: Experiment, store: CheckpointStore, step: int, mesh: Mesh | None = None
 ) -> Transformer:
     """The model of ``experiment`` with the arrays of one checkpoint; none are drawn first."""
-    config = experiment.model
-    if config.attention in FUSED:  # the platform and lengths of training
-        config = dataclasses.replace(config, attention="auto")
-    model = nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0)))
-    graphdef, params, constants = split(model)
+    graphdef, params, constants = _described(experiment)
     items = {"params": params, "constants": constants}
     if mesh is not None:
         items = {name: _laid_out(tree, experiment, mesh) for name, tree in items.items()}
     restored = store.restore(step, items)
     return merge(graphdef, restored["params"], restored["constants"])
+
+
+def evaluation_graphdef(experiment: Experiment) -> nnx.GraphDef:
+    """The model of ``experiment`` without its arrays, as evaluation runs it."""
+    return _described(experiment)[0]
+
+
+def _described(experiment: Experiment) -> tuple[nnx.GraphDef, Any, Any]:
+    config = experiment.model
+    if config.attention in FUSED:  # the platform and lengths of training
+        config = dataclasses.replace(config, attention="auto")
+    return split(nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0))))
 
 
 def _laid_out(tree: Any, experiment: Experiment, mesh: Mesh) -> Any:
@@ -287,6 +301,7 @@ def evaluate(
     *,
     mesh: MeshConfig | None = None,
     force: bool = False,
+    accept_position: str | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
@@ -302,6 +317,7 @@ def evaluate(
       mesh: how several devices share the work, which need not be how they shared training; None
         gives each its own windows (``MeshConfig()``).
       force: scores again what is there already.
+      accept_position: see ``check_fingerprint``.
       progress: called as ``progress(batches, desc=...)``; None shows tqdm bars.
       say: where one line for each protocol goes.
 
@@ -330,7 +346,7 @@ def evaluate(
     if missing:
         started = time.perf_counter()
         devices = _make_mesh(mesh)
-        loaded = load_run(workdir, step, devices)
+        loaded = load_run(workdir, step, devices, accept_position)
         scorer = model_scorer(loaded.model, devices)
         _write_time(path, "restore", step, time.perf_counter() - started)
         for protocol in missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -76,18 +77,28 @@ def score_windows(
 
 
 def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
-    """The scorer of a Transformer: one jitted forward pass, traced once for each window shape.
+    """The scorer of a Transformer, see ``scorer_maker``."""
+    graphdef, params, constants = split(model)
+    return scorer_maker(graphdef, mesh)(params, constants)
+
+
+def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any], Scorer]:
+    """Makes scorers of one model with any arrays: one jitted forward pass for all of them.
+
+    It is traced once for each window shape, however often the arrays change.
 
     Only the scored positions are projected to the vocabulary, in pieces of at most
     ``LOGITS_IN_MEMORY`` logits, so a window costs memory for its hidden states, not ``T * V``.
 
     Args:
-      model: its arrays lie over ``mesh``, where one is given.
-      mesh: devices that share the work, of all processes. Rows and tokens are filled up to
-        multiples of its axes, rows with copies and windows with padding after their end, which no
-        token of theirs sees; the scores of both are left out.
+      graphdef: the model without its arrays.
+      mesh: devices that share the work, of all processes, over which the arrays lie. Rows and
+        tokens are filled up to multiples of its axes, rows with copies and windows with padding
+        after their end, which no token of theirs sees; the scores of both are left out.
+
+    Returns:
+      (params, constants) -> scorer.
     """
-    graphdef, params, constants = split(model)
 
     def score(
         length: int, params: Any, constants: Any, tokens: Array, targets: Array
@@ -102,12 +113,16 @@ def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
 
     if mesh is None:
         alone = jax.jit(score, static_argnums=0)
-        return lambda tokens, targets: alone(tokens.shape[1], params, constants, tokens, targets)
+        return lambda *arrays: (
+            lambda tokens, targets: alone(tokens.shape[1], *arrays, tokens, targets)
+        )
     whole = NamedSharding(mesh, PartitionSpec())
     together = jax.jit(score, static_argnums=0, out_shardings=(whole, whole))
     rows, columns = axis_size(mesh, "batch"), axis_size(mesh, "length")
 
-    def on_mesh(tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def on_mesh(
+        arrays: tuple[Any, Any], tokens: np.ndarray, targets: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         (count, length), scored = tokens.shape, targets.shape[1]
         after = -length % columns
         before = -(scored + after) % columns
@@ -117,8 +132,8 @@ def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
         ]
         with jax.set_mesh(mesh):
             placed = [place(x, batch_sharding(x, mesh)) for x in filled]
-            scores = together(length, params, constants, *placed)
+            scores = together(length, *arrays, *placed)
         nats, hits = (np.asarray(x)[:count, before : before + scored] for x in scores)
         return nats, hits
 
-    return on_mesh
+    return lambda *arrays: partial(on_mesh, arrays)

@@ -20,7 +20,7 @@ from flax import nnx
 
 from fope_jax.extras import require
 from fope_jax.files import write_json
-from fope_jax.interop.families import from_config, to_config
+from fope_jax.interop.families import Described, from_config, to_config
 from fope_jax.interop.serving import (
     PREFIX,
     fope_coefficients_from_serving,
@@ -153,7 +153,7 @@ def import_weights(directory: str | Path) -> Imported:
       ImportError: safetensors is not installed.
     """
     directory = Path(directory)
-    described = _described(directory)
+    described = describe(directory)
     config, position = described.config, described.position
     shapes = nnx.eval_shape(lambda: Transformer(config, position, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), split(shapes)[1])
@@ -192,7 +192,13 @@ def position_fingerprint(
     return fingerprint(position, config.shape, variables)
 
 
-def _described(directory: Path):
+def describe(directory: str | Path) -> Described:
+    """What config.json says of a checkpoint; no tensor is read.
+
+    Raises:
+      FileNotFoundError, ValueError: see ``import_weights``.
+    """
+    directory = Path(directory)
     path = directory / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: no {CONFIG} in it")

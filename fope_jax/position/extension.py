@@ -219,8 +219,14 @@ def _with_scaling(
     ]
     missing = [name for name in needed if name not in known]
     if missing:
+        searched = (
+            f" (a divisor for each of the {rotary_dim // 2} frequencies, found by search; a "
+            "checkpoint of Hugging Face has them in its rope_parameters)"
+        )
         raise ValueError(
-            f"{cls.__name__} needs the knob {missing[0]!r}, which no length gives: state it"
+            f"{cls.__name__} needs the knob {missing[0]!r}, which no length gives"
+            f"{searched if missing[0] == 'long_factor' else ''}: state it, on the command line as "
+            f"--config.position.{missing[0]}=VALUE"
         )
     if cls.stretches and "factor" not in given and known["factor"] < before:
         raise ValueError(

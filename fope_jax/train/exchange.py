@@ -25,7 +25,7 @@ from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePiece
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
 from fope_jax.files import as_path
-from fope_jax.interop.families import LENGTH
+from fope_jax.interop.families import LENGTH, Described
 from fope_jax.interop.weights import (
     Imported,
     export_weights,
@@ -67,7 +67,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
     imported = import_weights(source)
-    experiment = _experiment(source, imported, overrides)
+    experiment = imported_experiment(source, imported, overrides)
     shape = imported.config.shape
     position, identity = position_identity(imported.position, shape, imported.constants)
     open_workdir(workdir, experiment)
@@ -88,7 +88,15 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     return f"{source}: {parameters:,} parameters, position {position.summary}"
 
 
-def _experiment(source: Path, imported: Imported, overrides: list[str]) -> Experiment:
+def imported_experiment(
+    source: Path, imported: Imported | Described, overrides: Iterable[str] = ()
+) -> Experiment:
+    """The experiment that a checkpoint of Hugging Face in ``source`` stands for, of no update.
+
+    Raises:
+      ConfigError: see ``import_run``.
+    """
+    overrides = list(overrides)
     tokenizer = source / TOKENIZER
     stated = any(".tokenizer=" in override for override in overrides)
     if not tokenizer.is_file() and not stated:
@@ -124,7 +132,11 @@ def _experiment(source: Path, imported: Imported, overrides: list[str]) -> Exper
 
 
 def export_run(
-    run: str | Path, directory: str | Path, step: int | None = None, dtype: str | None = None
+    run: str | Path,
+    directory: str | Path,
+    step: int | None = None,
+    dtype: str | None = None,
+    accept_position: str | None = None,
 ) -> str:
     """Writes one checkpoint of a run as a Hugging Face checkpoint, its tokenizer.json with it.
 
@@ -133,12 +145,14 @@ def export_run(
       directory: made.
       step: which checkpoint; None takes the newest valid one.
       dtype: of the tensors, see ``export_weights``.
+      accept_position: see ``check_fingerprint``.
 
     Returns:
       One line about the model.
 
     Raises:
       ValueError: the run has what Hugging Face cannot say, naming the field.
+      CheckpointError: the checkpoint was trained with another position embedding.
       OSError: there is no such run, or the directory cannot be written.
     """
     directory = Path(directory)
@@ -146,7 +160,7 @@ def export_run(
     if named is not None and step is not None and step != named:
         raise ConfigError(f"--run {run} and --step {step}: leave one out")
     run, step = workdir, step if named is None else named
-    loaded = load_run(run, step)
+    loaded = load_run(run, step, accept_position=accept_position)
     _, params, constants = split(loaded.model)
     kept = loaded.run_info.get(KEPT, {})
     data = loaded.experiment.data

@@ -21,6 +21,7 @@ from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
 from fope_jax.data.config import Packing
 from fope_jax.data.loader import Loader
+from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.files import as_path
@@ -48,11 +49,16 @@ class NonFiniteError(FloatingPointError):
     """The loss, a gradient or a parameter is no longer a number; the message names the step."""
 
 
-def train(experiment: Experiment, workdir: str | Path) -> None:
+def train(experiment: Experiment, workdir: str | Path, accept_position: str | None = None) -> None:
     """Trains ``experiment`` in ``workdir`` to its last step, from the newest valid checkpoint.
 
     Called again after an interruption it goes on and ends with the same bits as a run that was
     never interrupted (same machine and device count); called again after the end it returns.
+
+    Args:
+      experiment: what to train.
+      workdir: of the run.
+      accept_position: see ``check_fingerprint``.
 
     Raises:
       ConfigError: the workdir holds another experiment, or tokenizer and model do not fit.
@@ -99,16 +105,22 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
             stage.start + 1, stage.stop,
         )  # fmt: skip
 
+    measure = None
+    if config.evaluate_every is not None:
+        measure = during_training(experiment, cache.fingerprint, plan.mesh)
+
     # ------------------------------------------------------------------ model and optimizer
     # Later rows are written again as their steps come again; left in place they count twice.
     dropped = 0
     if is_first():
-        dropped = replace_rows(workdir / METRICS, lambda row: row.get("step", 0) > start, [])
+        dropped = replace_rows(workdir / METRICS, lambda row: _comes_again(row, start), [])
     if found is None:
         constants = place_constants(draw_constants(experiment), plan)
         state = new_state(experiment, plan)
     else:
-        state, constants = _restore(store, start, experiment, plan, cache.fingerprint)
+        state, constants = _restore(
+            store, start, experiment, plan, cache.fingerprint, accept_position
+        )
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
     shape = experiment.model.shape
     position, identity = position_identity(experiment.position, shape, constants)
@@ -136,6 +148,8 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
         ) as bar,
     ):  # fmt: skip
+        if measure and start == 0:
+            _evaluate(measure, 0, state, constants, metrics_log)
         for (stage, own), loader in zip(stages, loaders, strict=True):
             begin = max(start, stage.start)
             seconds, step_function = _compile(own, loader, begin + config.data_start, experiment)
@@ -152,9 +166,11 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
                 meter.add(metrics)
                 bar.update()
                 saves = step % config.save_every == 0 or step == config.steps
+                due = step % (config.evaluate_every or 1) == 0 or step == config.steps
+                measures = measure is not None and due
                 # A save ends a row, so that a resumed run writes the rows of the unbroken one; so
-                # does a stage, whose clock is its own.
-                if saves or step % config.log_every == 0 or step == stage.stop:
+                # do a stage and an evaluation, whose clocks are their own.
+                if saves or measures or step % config.log_every == 0 or step == stage.stop:
                     row = meter.row(step, batches)
                     if metrics_log:
                         metrics_log.write(row)
@@ -163,6 +179,9 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
                         f"data wait {row['data_wait_fraction']:.1%}",
                         refresh=False,
                     )
+                if measure and due:
+                    _evaluate(measure, step, state, constants, metrics_log)
+                    meter.restart(batches)
                 if saves:
                     if not all_finite(state):
                         raise NonFiniteError(
@@ -179,6 +198,24 @@ def train(experiment: Experiment, workdir: str | Path) -> None:
                     meter.restart(batches)
     store.close()
     log.info("trained %d steps; checkpoint %s", config.steps, store.directory / str(config.steps))
+
+
+def _comes_again(row: dict[str, Any], start: int) -> bool:
+    """Whether a run that goes on after update ``start`` writes ``row`` itself."""
+    if start == 0 and VALIDATION in (row["kind"], row.get("phase")):
+        return True  # that before the first update, which no checkpoint tells to be complete
+    return row.get("step", 0) > start
+
+
+def _evaluate(
+    measure: Measure, step: int, state: TrainState, constants: Any, metrics_log: MetricsLog | None
+) -> None:
+    """Measures the model after ``step`` updates and writes the rows."""
+    rows = measure(step, state.params, constants)
+    log.info("step %d: validation loss (tokens of context) %s", step, told(rows))
+    if metrics_log:
+        for row in rows:
+            metrics_log.write(row)
 
 
 def _compile(
@@ -212,7 +249,12 @@ ADVICE = "nothing has been saved since the last checkpoint; a lower train.learni
 
 
 def _restore(
-    store: CheckpointStore, step: int, experiment: Experiment, plan: StatePlan, data: str
+    store: CheckpointStore,
+    step: int,
+    experiment: Experiment,
+    plan: StatePlan,
+    data: str,
+    accept_position: str | None,
 ) -> tuple[TrainState, Any]:
     stored, where = store.metadata(step), str(store.directory / str(step))
     if stored["data"] != data:
@@ -221,11 +263,11 @@ def _restore(
             " has changed since the checkpoint was written"
         )
     position, shape = experiment.position, experiment.model.shape
-    check_fingerprint(stored, position, shape, None, where)
+    check_fingerprint(stored, position, shape, None, where, accept_position)
     wanted = plan.state
     items = {"params": wanted.params, "constants": plan.constants, "optimizer": wanted.optimizer}
     restored = store.restore(step, items)
-    check_fingerprint(stored, position, shape, restored["constants"], where)
+    check_fingerprint(stored, position, shape, restored["constants"], where, accept_position)
     return TrainState(restored["params"], restored["optimizer"]), restored["constants"]
 
 

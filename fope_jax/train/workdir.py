@@ -88,7 +88,10 @@ def record_run(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
         run = json.loads(path.read_text())
         run["resumed"].append(start | provenance())
     else:
-        run = dict(facts) | {"started": start["time"]} | provenance() | {"resumed": []}
+        # What an extension of imported weights left here: an export needs it.
+        kept = json.loads(path.read_text()).get(KEPT) if path.exists() else None
+        run = {KEPT: kept} if kept else {}
+        run |= dict(facts) | {"started": start["time"]} | provenance() | {"resumed": []}
     write_json(path, run)
 
 

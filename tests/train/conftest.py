@@ -10,6 +10,7 @@ from fope_jax.config import build_experiment
 from fope_jax.data.build import build
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.train import loop
+from fope_jax.train.loop import train
 
 TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
 
@@ -134,3 +135,20 @@ def runs(tmp_path_factory):
     made = Runs(config)
     build(made.experiment().data)
     return made
+
+
+@pytest.fixture(scope="module")
+def rope(runs, tmp_path_factory):
+    """12 updates of RoPE at 16 tokens, the checkpoints of 8 and 12 kept."""
+    workdir = tmp_path_factory.mktemp("runs") / "rope"
+    train(runs.experiment(method="rope"), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def fope(runs, tmp_path_factory):
+    """One update of FoPE whose coefficients are trained."""
+    workdir = tmp_path_factory.mktemp("runs") / "fope"
+    method = {"method": "fope", "theta": 100.0, "learnable": True}
+    train(runs.experiment(method=method, steps=1), workdir)
+    return workdir

@@ -16,9 +16,13 @@ from fope_jax.config import ConfigError, build_experiment
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.evaluate.run import load_run
+from fope_jax.evaluate.run import evaluate, load_run
 from fope_jax.train import loop
+from fope_jax.train.exchange import export_run
+from fope_jax.train.extend import extend
+from fope_jax.train.extension.parents import open_parent
 from fope_jax.train.loop import NonFiniteError, train
+from fope_jax.train.state import plan_state
 from fope_jax.train.workdir import git_commit
 
 
@@ -197,12 +201,22 @@ def test_text_that_changed_under_a_run_is_refused(runs, interrupted, monkeypatch
         train(runs.experiment(), interrupted)
 
 
-def test_another_position_embedding_is_told_with_both_and_what_to_do(runs, interrupted):
+def test_another_position_embedding_is_told_with_both_and_what_to_do(
+    runs, interrupted, tmp_path, caplog
+):
+    """On resume, evaluation, export and extension, each with the flag that would accept it."""
     config = json.loads((interrupted / "config.json").read_text())
     config["position"]["theta"] = 500.0
+    config["evaluate"]["passkey_trials"] = 0
     (interrupted / "config.json").write_text(json.dumps(config))
     other = build_experiment(config)
-    for attempt in (lambda: train(other, interrupted), lambda: load_run(interrupted)):
+    attempts = (
+        lambda *accept: train(other, interrupted, *accept),
+        lambda: evaluate(interrupted, say=pytest.fail),
+        lambda: export_run(interrupted, tmp_path / "out"),
+        lambda: extend(interrupted, "same", 32, tmp_path / "child"),
+    )
+    for attempt in attempts:
         with pytest.raises(CheckpointError) as caught:
             attempt()
         message = str(caught.value)
@@ -210,6 +224,18 @@ def test_another_position_embedding_is_told_with_both_and_what_to_do(runs, inter
         assert re.search(trained_with, message)
         assert re.search(r"configuration give [0-9a-f]{16} \(fope\(.*theta=500,", message)
         assert "fope extend --from RUN --method METHOD --length TOKENS" in message
+        accepted = re.fullmatch(
+            r".*this one all the same: --accept-position ([0-9a-f]{16})", message
+        )
+        assert not (tmp_path / "child").exists() and not (tmp_path / "out").exists()
+    with pytest.raises(CheckpointError, match="another position embedding"):
+        attempts[0]("0" * 16)
+    load_run(interrupted, accept_position=accepted[1])
+    open_parent(interrupted, accept_position=accepted[1]).load(plan_state(other), False)
+    with caplog.at_level(logging.WARNING, logger="fope_jax"):
+        attempts[0](accepted[1])
+    assert f"accepted as {accepted[1]}" in caplog.text
+    assert load_run(interrupted).step == 12, "its own from now on"
 
 
 def test_a_configuration_written_before_a_field_was_added_still_resumes(runs, finished, tmp_path):

@@ -1,0 +1,61 @@
+"""Where an extended run comes from and what was changed: its lineage.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from fope_jax.config import ConfigError, Experiment
+from fope_jax.data.cache import TokenCache
+from fope_jax.files import as_path
+from fope_jax.train.workdir import CHECKPOINTS, CONFIG
+
+LINEAGE = "lineage.json"
+
+
+def data_changes(parent: Experiment, child: Experiment, cache: TokenCache) -> dict[str, Any]:
+    """How the stream of tokens is cut for the child, and where in it the child begins."""
+    old, new = parent.train, child.train
+    windows = [math.ceil(cache.num_tokens / config.length) for config in (old, new)]
+    text = (
+        f"the documents in their order, {cache.num_tokens} tokens, in {windows[1]} windows of "
+        f"{new.length} in place of {windows[0]} of {old.length}; {new.batch_size} rows an update "
+        f"in place of {old.batch_size}, {new.batch_size * new.length} tokens as before; begins at "
+        f"batch {new.data_start} of its shuffled windows"
+    )
+    if new.length != old.length:
+        text += ", another order than the parent's, so that some were seen by it and some not"
+    return {
+        "text": text,
+        "tokens": cache.num_tokens,
+        "windows": windows,
+        "lengths": [old.length, new.length],
+        "rows": [old.batch_size, new.batch_size],
+        "tokens_an_update": new.batch_size * new.length,
+        "first_batch": new.data_start,
+    }
+
+
+def read_lineage(workdir: str | Path) -> dict[str, Any] | None:
+    """lineage.json of a run; None of a run that was trained from the beginning."""
+    path = as_path(workdir) / LINEAGE
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def check_request(workdir: Path, lineage: dict[str, Any] | None, request: dict[str, Any]) -> None:
+    """Raises ConfigError where a workdir holds another run than the one asked for."""
+    if lineage is None:
+        if (workdir / CHECKPOINTS).is_dir() and (workdir / CONFIG).is_file():
+            raise ConfigError(
+                f"workdir {workdir} holds a run that is no extension (it has no {LINEAGE}); use "
+                "another --workdir"
+            )
+        return
+    for key, value in request.items():
+        if lineage["request"][key] != value:
+            raise ConfigError(
+                f"workdir {workdir} holds an extension with {key} = {lineage['request'][key]}, now "
+                f"{value}; use another --workdir"
+            )

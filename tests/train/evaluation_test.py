@@ -1,0 +1,121 @@
+"""Evaluation inside training: the numbers of `fope evaluate`, each once, after any interruption."""
+
+import pytest
+
+from fope_jax.config import build_experiment, changed_numbers, experiment_to_dict
+from fope_jax.evaluate import scoring
+from fope_jax.evaluate.metrics import read_rows
+from fope_jax.main import main
+from fope_jax.train import loop
+from fope_jax.train.extension.child import child_experiment
+from fope_jax.train.loop import train
+
+EVALUATE = {
+    "lengths": (1, 2), "num_windows": 3, "training_windows": 3, "position_windows": 0,
+    "passkey_trials": 0, "batch_tokens": 64,
+}  # fmt: skip
+
+
+def experiment(runs, **train_changes):
+    values = runs.values(**{"method": "rope", "steps": 4} | train_changes)
+    return build_experiment(values | {"evaluate": EVALUATE})
+
+
+@pytest.fixture(scope="module")
+def parent(runs, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "parent"
+    train(experiment(runs, save_every=2), workdir)
+    return workdir
+
+
+def extension(parent, workdir):
+    return [
+        "extend", "--from", str(parent), "--method", "yarn", "--length", "32", "--workdir",
+        str(workdir), "--config.train.steps=5", "--config.train.save_every=2",
+        "--config.train.evaluate_every=3",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def child(parent, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "child"
+    traces = []
+    real = scoring.token_nats
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "token_nats", lambda *a, **k: traces.append(1) or real(*a, **k))
+        assert main(extension(parent, workdir)) == 0
+    assert len(traces) == 2, "one program in the loop for all steps, one of fope evaluate"
+    return workdir
+
+
+def validation(workdir):
+    return [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] == "validation"]
+
+
+def test_one_command_measures_before_during_and_after(child):
+    rows = validation(child)
+    assert [row["step"] for row in rows] == [0, 3, 5]
+    assert [row["tokens_seen"] for row in rows] == [0, 96, 160]
+    assert {(row["context"], row["training_length"], row["windows"]) for row in rows} == {
+        (32, 32, 3)
+    }
+    assert {(row["tokens"], row["bytes"], row["split"]) for row in rows} == {(24, 24, "validation")}
+    every = read_rows(child / "metrics.jsonl")
+    timed = [row["step"] for row in every if row.get("phase") == "validation"]
+    assert timed == [0, 3, 5]
+    whole = [row for row in every if row["kind"] == "perplexity"]
+    assert [row["step"] for row in whole] == [5]
+    for name in ("nats", "tokens", "bytes", "correct"):
+        assert whole[0][name] == pytest.approx(rows[-1][name], rel=1e-6), "the same windows"
+    assert len({row["nats"] for row in rows}) == 3
+    # An evaluation ends a row of training, whose clock is stopped meanwhile.
+    assert [row["step"] for row in every if row["kind"] == "train"] == [2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_rows_beyond_the_restart_come_again_and_none_twice(parent, child, runs, tmp_path, at):
+    """Stopped after the evaluation of step 0, and of step 3, whose newest checkpoint is 2."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
+        runs.interrupt(loop, patch, at=4 + at)
+        main(extension(parent, tmp_path / "run"))
+    assert [row["step"] for row in validation(tmp_path / "run")] == ([0, 3] if at else [0])
+    assert main(extension(parent, tmp_path / "run")) == 0
+    assert validation(tmp_path / "run") == validation(child)
+    assert runs.arrays(tmp_path / "run", 5) == runs.arrays(child, 5)
+
+
+def test_measuring_changes_no_update(parent, runs, tmp_path):
+    measured = experiment(runs, save_every=2, evaluate_every=2)
+    train(measured, tmp_path / "run")
+    assert runs.arrays(tmp_path / "run", 4) == runs.arrays(parent, 4)
+    rows = validation(tmp_path / "run")
+    assert [(row["step"], row["context"]) for row in rows] == [
+        (step, context) for step in (0, 2, 4) for context in (16, 32)
+    ]
+    values = (experiment_to_dict(e) for e in (measured, experiment(runs, save_every=2)))
+    assert not changed_numbers(*values)
+
+
+def test_what_cannot_be_measured_is_said_before_training(runs, tmp_path):
+    values = runs.values(evaluate_every=2) | {"evaluate": EVALUATE | {"lengths": ()}}
+    with pytest.raises(ValueError, match=r"evaluate_every = 2, .*nothing to measure: .*lengths = "):
+        train(build_experiment(values), tmp_path / "run")
+    with pytest.raises(ValueError, match="evaluate_every = 0; accepted: 1 or more, or None"):
+        experiment(runs, evaluate_every=0)
+
+
+def test_an_extension_is_measured_five_times_unless_it_says_otherwise(runs):
+    parent = experiment(runs, steps=100)
+    child = child_experiment(parent, 100, "yarn", 32, overrides=["train.steps=12"])
+    assert child.train.evaluate_every == 3
+    never = child_experiment(parent, 100, "yarn", 32, overrides=["train.evaluate_every=none"])
+    assert never.train.evaluate_every is None
+    unscored = child_experiment(parent, 100, "yarn", 32, overrides=["evaluate.lengths=()"])
+    assert unscored.train.evaluate_every is None
+
+
+def test_what_the_evaluation_at_the_end_cannot_do_is_said_before_training(parent, tmp_path, capsys):
+    command = [*extension(parent, tmp_path / "run"), "--config.evaluate.passkey_trials=1"]
+    assert main(command) == 2
+    assert "passkey_lengths gives a context of 32 tokens, too short" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,120 @@
+"""What a run can go on from is found, or the message says what is not there."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from fope_jax.checkpoint import CheckpointError
+from fope_jax.config import ConfigError, build_experiment
+from fope_jax.data.build import build
+from fope_jax.data.cache import CacheError
+from fope_jax.evaluate.run import load_run
+from fope_jax.interop.weights import export_weights, import_weights
+from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.position import FoPE, RoPE, YaRN
+from fope_jax.train.exchange import export_run, import_run
+from fope_jax.train.extend import extend
+from fope_jax.train.extension.parents import open_parent
+from fope_jax.train.state import plan_state
+
+
+def test_parents_are_found_by_run_and_by_step(rope, tmp_path):
+    assert open_parent(str(rope)).step == 12
+    for source in (rope / "8", rope / "checkpoints" / "8"):
+        assert (open_parent(str(source)).step, open_parent(str(source)).source) == (8, str(rope))
+    with pytest.raises(FileNotFoundError, match="nowhere is no run: there is no config.json"):
+        open_parent(str(tmp_path / "nowhere"))
+    untrained = Path(shutil.copytree(rope, tmp_path / "untrained"))
+    shutil.rmtree(untrained / "checkpoints")
+    with pytest.raises(FileNotFoundError, match="untrained has no valid checkpoint; train it"):
+        open_parent(str(untrained))
+    with pytest.raises(CheckpointError, match="checkpoints/5 does not exist; there are: 8, 12"):
+        extend(str(rope / "5"), "yarn", 32, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------- Hugging Face
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """SmolLM's layers, small and random, trained on 16 tokens; with no tokenizer.json."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    config = TransformerConfig(
+        vocab_size=300, d_model=16, num_layers=2, num_heads=2, mlp_dim=16, tie_embeddings=True
+    )
+    model = Transformer(config, RoPE(theta=100.0), rngs=nnx.Rngs(3))
+    _, params, constants = split(model)
+    kept = {"eos_token_id": 7, "bos_token_id": 5}
+    export_weights(directory, config, model.position, params, constants, length=16, kept=kept)
+    return directory
+
+
+FOPE = ["position.share_layers=true", "position.outputs=surviving"]
+TRAIN = ["train.steps=2", "train.batch_size=2", "train.learning_rate=1e-2", "model.attention=auto"]
+
+
+def test_weights_go_on_as_their_imported_run_does_and_are_exported(weights, runs, tmp_path):
+    data = [f"data.{key}={value}" for key, value in runs.data.items()]
+    given = [*FOPE, *TRAIN, "train.evaluate_every=none"]
+    extend(f"hf:{weights}", "fope", 32, tmp_path / "a", overrides=[*data, *given])
+    import_run(weights, tmp_path / "tiny", data)
+    extend(tmp_path / "tiny", "fope", 32, tmp_path / "b", overrides=given)
+    for step in (0, 2):
+        assert runs.arrays(tmp_path / "a", step) == runs.arrays(tmp_path / "b", step)
+    assert runs.losses(tmp_path / "a") == runs.losses(tmp_path / "b")
+    configs, facts, lineages = (
+        [json.loads((tmp_path / run / name).read_text()) for run in "ab"]
+        for name in ("config.json", "run.json", "lineage.json")
+    )
+    assert configs[0] == configs[1] and configs[0]["name"] == "tiny+fope-32"
+    assert lineages[0]["start"] == lineages[1]["start"]
+    assert lineages[0]["request"]["parent"] == f"hf:{weights}"
+    assert lineages[0]["parent"]["position"] == lineages[1]["parent"]["position"]
+    for own in facts:
+        assert own["kept"]["eos_token_id"] == 7 and "imported" not in own
+    export_run(tmp_path / "a", tmp_path / "out")
+    again, exported = import_weights(tmp_path / "out"), load_run(tmp_path / "a").model
+    assert again.kept["bos_token_id"] == 5 and again.kept["max_position_embeddings"] == 32
+    assert (
+        again.position
+        == exported.position
+        == FoPE(32, theta=100.0, share_layers=True, outputs="surviving")
+    )
+    for here, there in zip(
+        jax.tree.leaves(again[2:4]), jax.tree.leaves(split(exported)[1:]), strict=True
+    ):
+        assert np.asarray(here).tobytes() == np.asarray(there).tobytes()
+
+
+def test_what_weights_do_not_say_is_asked_for(weights, runs, tmp_path):
+    with pytest.raises(FileNotFoundError, match="hf:org/name: there is no such dir.*nothing is do"):
+        open_parent("hf:org/name")
+    with pytest.raises(
+        ConfigError, match="tiny has no tokenizer.json: say which .*data.tokenizer="
+    ):
+        open_parent(f"hf:{weights}")
+    parent = open_parent(f"hf:{weights}", tokenizer="bytes")
+    assert (parent.imported, parent.step, parent.experiment.train.length) == (True, 0, 16)
+    assert parent.experiment.data.tokenizer == "bytes" and parent.kept["eos_token_id"] == 7
+    with pytest.raises(ConfigError, match="imported weights have no train.batch_size; give --co"):
+        extend(f"hf:{weights}", "yarn", 32, tmp_path / "run", overrides=["data.tokenizer=bytes"])
+    with pytest.raises(ConfigError, match="no optimizer to keep; take reset"):
+        parent.load(plan_state(parent.experiment), True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cache_that_is_missing_can_be_built_from_the_new_runs_config(weights, runs, tmp_path):
+    data = runs.data | {"cache_dir": str(tmp_path / "cache")}
+    overrides = [*(f"data.{key}={value}" for key, value in data.items()), *TRAIN]
+    with pytest.raises(CacheError, match=f"fope data build .* such as {tmp_path}/run/config.json"):
+        extend(f"hf:{weights}", "yarn", 32, tmp_path / "run", overrides=overrides)
+    build(build_experiment(json.loads((tmp_path / "run/config.json").read_text())).data)
+    overrides += ["train.evaluate_every=none", "train.steps=2"]
+    extend(f"hf:{weights}", "yarn", 32, tmp_path / "run", overrides=overrides)
+    assert load_run(tmp_path / "run").model.position == RoPE(theta=100.0, scaling=(YaRN(2.0, 16),))

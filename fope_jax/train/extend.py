@@ -37,6 +37,7 @@ from fope_jax.evaluate.run import find_step, read_experiment
 from fope_jax.fields import checked, field_types, parse
 from fope_jax.files import as_path, resolved, write_json
 from fope_jax.interop.families import LENGTH
+from fope_jax.lock import writing
 from fope_jax.model.sharding import place
 from fope_jax.model.transformer import HOW, position_variables
 from fope_jax.position import PositionVariables, from_spec, to_spec
@@ -44,6 +45,7 @@ from fope_jax.position.extension import extended, frequency_changes, target_part
 from fope_jax.position.transplant import Transplant, carry_variables
 from fope_jax.processes import is_first, on_host, wait_for_all
 from fope_jax.train.loop import put, share_positions, train
+from fope_jax.train.saves import check_not_lost
 from fope_jax.train.state import StatePlan, draw_position, plan_state
 from fope_jax.train.step import TrainState, batch_sums
 from fope_jax.train.workdir import (
@@ -526,12 +528,14 @@ def extend(
     }  # fmt: skip
     child = child_experiment(parent.experiment, parent.step, method, length, optimizer, overrides)
     _check_request(workdir, lineage, request)
-    store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
-    try:
-        if store.latest_valid_step() is None:
-            _begin(parent, child, workdir, store, request, warn_above)
-    finally:
-        store.close()
+    with writing(workdir, "extend"):
+        store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
+        try:
+            if store.latest_valid_step(set_aside=True) is None:
+                check_not_lost(workdir, None)
+                _begin(parent, child, workdir, store, request, warn_above)
+        finally:
+            store.close()
     train(child, workdir)
 
 

@@ -3,6 +3,7 @@
     <directory>/<step>/<item>/        arrays as Orbax writes them ("params", "optimizer", ...)
     <directory>/<step>/metadata.json  what the caller said; path, dtype and shape of each array
     <directory>/<step>/manifest.json  sha256 and size of every file above; written last
+    <directory>/quarantine/<step>     a damaged step that training has moved out of its way
 
 A step counts only with a manifest that its files agree with. Orbax alone casts a wrong dtype,
 loads flipped bits and takes a stray empty directory for the newest step, each without a word.
@@ -11,7 +12,9 @@ loads flipped bits and takes a stray empty directory for the newest step, each w
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import logging
 import os
 import warnings
 from collections.abc import Mapping
@@ -21,10 +24,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fope_jax.files import absolute, remove_tree, tree_sha256, write_json
+from fope_jax.files import absolute, move_tree, remove_tree, tree_sha256, write_json
 from fope_jax.processes import from_first, is_first, wait_for_all
 
-MANIFEST, METADATA = "manifest.json", "metadata.json"
+log = logging.getLogger(__name__)
+
+MANIFEST, METADATA, QUARANTINE = "manifest.json", "metadata.json", "quarantine"
+_REASON = 400  # characters of what a library said; some say it in pages
 _SHOWN = 3  # differing arrays named in an error; the count says how many there are
 
 
@@ -59,15 +65,16 @@ class CheckpointStore:
         Raises:
           CheckpointError: nothing of this step counts afterwards; earlier steps are untouched.
         """
-        path = self.directory / str(step)
+        path, begun = self.directory / str(step), False
         try:
             if is_first():
                 self._remove_unfinished()
-                remove_tree(path)
+                if path.is_dir() and any(path.iterdir()):
+                    log.warning("%s was there before: moved to %s", path, self._move_aside(step))
             wait_for_all(f"save {step}")
+            begun = True
             args = {name: ocp.args.StandardSave(tree) for name, tree in _filled(items).items()}
-            # A directory of this step is left only by a save that was cut off or damaged. Orbax
-            # could remove it too (force), but in a bucket it would ask for more rights for that.
+            # Without force Orbax refuses an empty directory of that name.
             self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
             described = {name: _describe(tree) for name, tree in items.items()}
             content = {"step": step, "metadata": dict(metadata), "items": described}
@@ -78,45 +85,70 @@ class CheckpointStore:
         except Exception as error:
             if is_first():
                 self._remove_unfinished()
-            raise CheckpointError(f"cannot save checkpoint {path}: {error}") from error
+                with contextlib.suppress(OSError):
+                    remove_tree(path) if begun else None
+            reason = " ".join(str(error).split())[:_REASON]
+            raise CheckpointError(f"cannot save checkpoint {path}: {reason}") from error
         self._verified.add(step)
-        for old in self._steps()[self.keep :] if is_first() else ():
+        # A later step is none of this run's: it must not count against those that are.
+        written = [known for known in self._steps() if known <= step]
+        for old in written[self.keep :] if is_first() else ():
             remove_tree(self.directory / str(old))
 
-    def latest_valid_step(self) -> int | None:
+    def latest_valid_step(self, set_aside: bool = False) -> int | None:
         """The newest step whose files agree with its manifest; None where nothing was ever saved.
 
         The first process looks and tells the others. Where it fails it ends, and they with it.
 
-        Warns of each newer step that is damaged, and of saves that were cut off. Empty directories
-        are no checkpoints.
+        Warns of each newer step that is damaged, and of saves that were cut off.
+
+        Args:
+          set_aside: moves those steps into ``quarantine``, where nothing removes them. For the one
+            that writes: to others a save that is under way looks like one that was cut off.
 
         Raises:
           CheckpointError: there are finished checkpoints and all of them are damaged; going on
             from nothing would throw the run away.
         """
-        found = self._newest_valid() if is_first() else None
+        found = self._newest_valid(set_aside) if is_first() else None
         step = from_first(-1 if found is None else found)
         if step >= 0:
             self._verified.add(step)
         return None if step < 0 else step
 
-    def _newest_valid(self) -> int | None:
-        finished = []
+    def _newest_valid(self, set_aside: bool) -> int | None:
+        damaged: dict[int, str] = {}
         for step in self._steps():
             damage = self._damage(step)
             if damage is None:
-                return step
-            path = self.directory / str(step)
-            warnings.warn(f"checkpoint {path} is damaged: {damage}; skipped", stacklevel=2)
-            if (path / MANIFEST).exists():
-                finished.append(f"  {path}: {damage}")
-        if finished:
+                break
+            damaged[step] = damage
+        else:
+            step = None
+            self._check_none_finished(damaged)
+        for bad, damage in damaged.items():
+            path = self.directory / str(bad)
+            what = f"moved to {self._move_aside(bad)}" if set_aside else "skipped"
+            warnings.warn(f"checkpoint {path} is damaged: {damage}; {what}", stacklevel=3)
+        return step
+
+    def _check_none_finished(self, damaged: Mapping[int, str]) -> None:
+        """Raises CheckpointError where a step was whole once, of which none is now."""
+        paths = {self.directory / str(step): damage for step, damage in damaged.items()}
+        if any((path / MANIFEST).exists() for path in paths):
             raise CheckpointError(
                 "no valid checkpoint is left; bring one back, or move the directory away to start"
-                " over:\n" + "\n".join(finished)
+                " over:\n" + "\n".join(f"  {path}: {damage}" for path, damage in paths.items())
             )
-        return None
+
+    def _move_aside(self, step: int) -> Path:
+        """Moves a step into the quarantine, under a name that is free there."""
+        path, quarantine = self.directory / str(step), self.directory / QUARANTINE
+        names = (str(step) if n == 1 else f"{step}.{n}" for n in itertools.count(1))
+        target = next(quarantine / name for name in names if not (quarantine / name).exists())
+        move_tree(path, target)
+        self._verified.discard(step)
+        return target
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What the caller gave `save` for ``step``."""
@@ -151,11 +183,11 @@ class CheckpointStore:
         self._orbax.close()
 
     def _steps(self) -> list[int]:
-        """Steps whose directory holds anything, newest first."""
+        """Steps that have a directory, newest first."""
         if not self.directory.is_dir():
             return []
         found = [p for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
-        return sorted((int(p.name) for p in found if any(p.iterdir())), reverse=True)
+        return sorted((int(p.name) for p in found), reverse=True)
 
     def _content(self, step: int) -> dict[str, Any]:
         path = self.directory / str(step)
@@ -175,6 +207,8 @@ class CheckpointStore:
         try:
             expected = json.loads((path / MANIFEST).read_text())["files"]
         except FileNotFoundError:
+            if not any(path.iterdir()):
+                return "it is empty"
             return "no manifest (the save was cut off, or is under way)"
         except (ValueError, KeyError, TypeError):
             return f"{MANIFEST} cannot be read"

@@ -43,6 +43,8 @@ from fope_jax.position.table import parts_of
 
 
 Schedule = Literal["cosine", "constant"]
+OnBadStep = Literal["stop", "skip"]
+OnSaveError = Literal["stop", "continue"]
 
 
 class Stage(NamedTuple):
@@ -92,6 +94,15 @@ class TrainConfig:
         are; the first is before any update, the last after all. None evaluates never. See
         ``evaluate.training_windows``.
       keep: checkpoints kept.
+      on_bad_step: what becomes of a step whose loss or gradient is not finite, or that is a spike.
+        "stop" ends the run; "skip" leaves parameters and optimizer as they were, bit for bit, and
+        uses up the batch but no update of the learning rate's schedule.
+      max_skipped: with "skip", so many bad steps in a row end the run all the same.
+      spike_factor: a loss or gradient norm above so many times its running mean makes a step bad,
+        see ``train.guard``. None looks at what is not finite alone.
+      on_save_error: what becomes of a run whose checkpoint cannot be written, as on a full disk:
+        "stop", or "continue" and try again at the next one. The last one must be written, and
+        several processes always stop.
     """
 
     steps: int
@@ -114,13 +125,19 @@ class TrainConfig:
     save_every: int = 1_000
     keep: int = 2
     evaluate_every: int | None = None
+    on_bad_step: OnBadStep = "stop"
+    max_skipped: int = 10
+    spike_factor: float | None = None
+    on_save_error: OnSaveError = "stop"
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "length", "accumulate", "log_every", "save_every"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of 1 or more")
-        _require("keep", self.keep, self.keep >= 1, "an integer of 1 or more")
-        every = self.evaluate_every
+        for name in ("keep", "max_skipped"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of 1 or more")
+        every, spike = self.evaluate_every, self.spike_factor
         _require("evaluate_every", every, every is None or every >= 1, "1 or more, or None")
+        _require("spike_factor", spike, spike is None or spike > 1, "a number above 1, or None")
         _require(
             "accumulate", self.accumulate, self.batch_size % self.accumulate == 0,
             f"a divisor of batch_size = {self.batch_size}",
@@ -136,8 +153,11 @@ class TrainConfig:
         _require("final_learning_rate_fraction", fraction, 0 <= fraction <= 1, "0 <= value <= 1")
         clip = self.gradient_clip
         _require("gradient_clip", clip, clip is None or clip > 0, "a positive number or None")
-        names = typing.get_args(Schedule)
-        _require("schedule", self.schedule, self.schedule in names, f"one of {names}")
+        for name, kind in (
+            ("schedule", Schedule), ("on_bad_step", OnBadStep), ("on_save_error", OnSaveError),
+        ):  # fmt: skip
+            names = typing.get_args(kind)
+            _require(name, getattr(self, name), getattr(self, name) in names, f"one of {names}")
         object.__setattr__(self, "first_lengths", tuple(self.first_lengths))
         for entry in self.first_lengths:
             self._check_first_length(entry)
@@ -414,16 +434,14 @@ def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
     return result | {"position": positions.to_spec(experiment.position)}
 
 
-# Values that change what is reported, kept or stored, never the numbers a run computes.
+# Values that change what is reported, kept or stored, never the numbers a run computes; and what
+# becomes of a bad step, or a run that one has stopped could not go on.
 FREE_SECTIONS = ("evaluate.", "mesh.")
 FREE_KEYS = (
-    "name",
-    "train.log_every",
-    "train.save_every",
-    "train.keep",
-    "train.evaluate_every",
+    "name", "train.log_every", "train.save_every", "train.keep", "train.evaluate_every",
+    "train.on_save_error", "train.on_bad_step", "train.max_skipped", "train.spike_factor",
     "data.cache_dir",
-)
+)  # fmt: skip
 
 
 def changed_numbers(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -151,11 +151,15 @@ def write_text(path: Path, text: str) -> None:
         path.write_bytes(text.encode())
         return
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -164,22 +168,46 @@ def write_json(path: Path, content: Any) -> None:
 
 
 class LineFile:
-    """A text file that grows line by line; what it held before stays."""
+    """A text file that grows line by line; what it held before stays.
+
+    Lines that cannot be written, as on a full disk, are kept and written before the next one.
+    """
 
     def __init__(self, path: Path):
-        self._stream = path.open("a")
+        self._path, self._left = path, b""
+        # Without a buffer: one that cannot be written would be lost, or written twice.
+        self._stream = path.open("ab", buffering=0)
 
     def write(self, line: str) -> None:
-        """Adds a line; it is on its way to the file when this returns, whatever follows."""
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        """Adds a line; it is on its way to the file when this returns, whatever follows.
+
+        Raises:
+          OSError: it cannot be written; the file ends in a whole line.
+        """
+        self._left += line.encode() + b"\n"
+        self.flush()
 
     def flush(self) -> None:
-        """Returns when every line is in the file."""
-        self._stream.flush()
+        """Returns when every line is in the file; raises OSError as `write` does."""
+        if not self._left:
+            return
+        size = os.fstat(self._stream.fileno()).st_size
+        try:
+            text = memoryview(self._left)
+            while text:
+                text = text[self._stream.write(text) :]
+        except OSError as error:
+            self._stream.truncate(size)
+            reason = error.strerror or str(error)
+            raise OSError(error.errno, f"cannot write {self._path}: {reason}") from error
+        self._left = b""
 
     def close(self) -> None:
-        self._stream.close()
+        """Closes the file after a last attempt to write what is left."""
+        try:
+            self.flush()
+        finally:
+            self._stream.close()
 
 
 class ObjectLines(LineFile):
@@ -239,6 +267,16 @@ def remove_tree(directory: Path) -> None:
             directory.rmtree()  # type: ignore[attr-defined]
     elif directory.exists():
         shutil.rmtree(directory)
+
+
+def move_tree(directory: Path, target: Path) -> None:
+    """Gives ``directory`` another name, which is free; in a bucket its objects are copied."""
+    if in_bucket(directory):
+        source, name = (os.fspath(p).removeprefix(_BUCKET) for p in (directory, target))
+        _file_system().mv(source, name, recursive=True)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        directory.rename(target)
 
 
 def glob_files(pattern: str) -> list[Path]:

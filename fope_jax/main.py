@@ -43,6 +43,16 @@ examples:
 The same command again goes on from the newest checkpoint. Any value of the configuration can be
 given as --config.SECTION.KEY=VALUE.
 """
+EXIT_CODES = """\
+exit codes:
+  0     done
+  2     an error that is told in one message; what was trained up to the newest checkpoint is kept
+  130   Ctrl-C
+  143   SIGTERM: the step under way was ended and saved
+  137   SIGKILL, -9: what came after the newest checkpoint is trained again
+
+In each case the same command goes on, with the bits of a run that was never interrupted.
+"""
 EXTEND_EXAMPLES = """\
 examples:
   fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
@@ -78,7 +88,7 @@ max_position_embeddings. Any value but the model's own can be given as --config.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code: 0, 2 after a user error, 130 after Ctrl-C."""
+    """Runs one verb; returns the exit code, see ``EXIT_CODES``."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     arguments.overrides = [part for part in rest if part.startswith("--config.")]
@@ -101,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         else:
             print(f"fope: {error}", file=sys.stderr)
-        return 2
+        return getattr(error, "exit_code", 2)
     return 0
 
 
@@ -141,7 +151,9 @@ def build_parser() -> argparse.ArgumentParser:
     beam.add_argument("--runner-option", action="append", default=[], metavar="KEY=VALUE")
     beam.add_argument("--runner-parts", default="", metavar="DIR", help="where workers leave parts")
 
-    train = add(verbs, "train", _train, "train, or go on training", TRAIN_EXAMPLES)
+    train = add(
+        verbs, "train", _train, "train, or go on training", f"{TRAIN_EXAMPLES}\n{EXIT_CODES}"
+    )
     _add_config(train)
     _add_processes(train)
     train.add_argument(
@@ -387,9 +399,10 @@ def _train(arguments: argparse.Namespace) -> None:
     check_bucket(arguments.workdir)
     _join(arguments)
     experiment = _experiment(arguments)
+    from fope_jax.train.account import process_age
     from fope_jax.train.loop import train
 
-    train(experiment, arguments.workdir, arguments.accept_position)
+    train(experiment, arguments.workdir, arguments.accept_position, seconds_before=process_age())
     _say(f"run in {arguments.workdir}")
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: bit-equal, verified, of the right model, and never half there."""
 
 import json
+import shutil
 from typing import NamedTuple
 
 import jax
@@ -136,6 +137,11 @@ def cut_off(store):
     (store.directory / "20" / "manifest.json").unlink()
 
 
+def empty(store):
+    shutil.rmtree(store.directory / "20")
+    (store.directory / "20").mkdir()
+
+
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
@@ -146,6 +152,7 @@ def cut_off(store):
         (edit_metadata, "metadata.json has changed"),
         (garble_manifest, "manifest.json cannot be read"),
         (cut_off, "no manifest"),
+        (empty, "it is empty"),
     ],
 )
 def test_a_damaged_step_is_named_skipped_and_can_be_written_again(store, harm, says):
@@ -160,9 +167,36 @@ def test_a_damaged_step_is_named_skipped_and_can_be_written_again(store, harm, s
     assert CheckpointStore(store.directory).latest_valid_step() == 20
 
 
+def test_the_writer_moves_damaged_steps_aside_and_deletes_none(store):
+    for seed in (1, 2):
+        saved_twice(store)
+        flip(store)
+        harmed = payload(store, 20).read_bytes()
+        other = CheckpointStore(store.directory)
+        target = store.directory / "quarantine" / ("20" if seed == 1 else "20.2")
+        with pytest.warns(UserWarning, match=f"has changed .sha256.; moved to {target}$"):
+            assert other.latest_valid_step(set_aside=True) == 10
+        assert harmed in [p.read_bytes() for p in target.rglob("*") if p.is_file()]
+        assert other.latest_valid_step(set_aside=True) == 10, "and there is nothing to warn of"
+
+
+def test_a_step_that_is_written_over_is_moved_aside(store, caplog):
+    other = saved_twice(store)
+    cut_off(store)
+    other.save(20, make_items(3), {})
+    assert f"20 was there before: moved to {store.directory}/quarantine/20" in caplog.text
+    assert (store.directory / "quarantine/20/metadata.json").is_file()
+
+
+def test_a_later_step_of_another_run_does_not_cost_one_of_this(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1)
+    (tmp_path / "99").mkdir()
+    store.save(4, {"params": {"w": jnp.ones(2)}}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "99"]
+
+
 def test_strangers_in_the_directory_are_no_checkpoints(store):
     other = saved_twice(store)
-    (store.directory / "99").mkdir()
     (store.directory / "100.orbax-checkpoint-tmp").mkdir()
     (store.directory / "notes").mkdir()
     (store.directory / "200").write_text("")
@@ -188,6 +222,7 @@ def test_a_failed_save_is_an_error_and_leaves_the_step_before(store, monkeypatch
     store.save(10, make_items(), {})
 
     def full(path, **_):
+        path.mkdir()
         path.with_name(f"{path.name}.orbax-checkpoint-tmp").mkdir()
         raise OSError(28, "No space left on device")
 
@@ -209,11 +244,9 @@ def test_starting_over_is_refused_where_every_finished_step_is_damaged(store):
     saved_twice(store)
     for step in (10, 20):
         (store.directory / str(step) / "metadata.json").write_text("{}")
-    with (
-        pytest.warns(UserWarning, match="is damaged"),
-        pytest.raises(CheckpointError, match=r"(?s)no valid checkpoint is left.*/20: .*/10: "),
-    ):
-        CheckpointStore(store.directory).latest_valid_step()
+    with pytest.raises(CheckpointError, match=r"(?s)no valid checkpoint is left.*/20: .*/10: "):
+        CheckpointStore(store.directory).latest_valid_step(set_aside=True)
+    assert sorted(p.name for p in store.directory.iterdir()) == ["10", "20"], "all stay in place"
 
 
 def test_saves_that_were_cut_off_are_no_reason_to_refuse(store):

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "distributed": set(),
     "config": {"position", "model", "data", "fields"},
     "checkpoint": {"processes"},
-    "evaluate": {"position", "model", "data", "config", "checkpoint", "processes"},
+    "lock": {"processes"},
+    "evaluate": {"position", "model", "data", "config", "checkpoint", "lock", "processes"},
     "train": {
         "position",
         "model",
@@ -30,6 +31,7 @@ MAY_IMPORT = {
         "config",
         "fields",
         "checkpoint",
+        "lock",
         "evaluate",
         "processes",
         "interop",

@@ -1,6 +1,7 @@
 """Files on disk and the paths that a user may give; buckets themselves are in buckets_test.py."""
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -38,6 +39,24 @@ def test_a_file_is_the_old_one_until_the_new_one_is_on_disk(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left"):
         write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"], "its own temporary file is gone"
+
+
+def test_a_line_that_does_not_fit_is_kept_and_the_file_ends_in_a_whole_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = open_lines(path)
+    lines.write("first")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"cannot write {path}: File too large"):
+            lines.write("second, of which four bytes fit")
+        assert path.read_text() == "first\n"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    lines.write("third")
+    assert path.read_text() == "first\nsecond, of which four bytes fit\nthird\n"
+    lines.close()
 
 
 def test_lines_on_disk_are_in_the_file_at_once(tmp_path):

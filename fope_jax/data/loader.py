@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -66,11 +67,27 @@ class Loader:
         windows = self._grain.MapDataset.range(self.windows_per_epoch).shuffle(seed=spread)
         # Without an end grain counts sys.maxsize windows, which batches of one row overflow.
         epochs = windows.repeat(_MOST_WINDOWS // self.windows_per_epoch)
-        self._batches = epochs.batch(batch_size).map(self.windows)
+        self._numbers = epochs.batch(batch_size)
+        self._batches = self._numbers.map(self.windows)
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
         return self._batches[step]
+
+    def documents(self, step: int) -> list[dict[str, Any]]:
+        """Where the rows of one step's batch come from.
+
+        Returns:
+          For each row ``window``, its number, and ``documents``: ``number`` in the order of the
+          stream and ``name`` of every document that has tokens in it.
+        """
+        rows, names = [], self._cache.documents["name"]
+        for window in map(int, self._numbers[step]):
+            ends = np.array([window * self._length, (window + 1) * self._length - 1])
+            first, last = np.searchsorted(self._starts, ends, side="right") - 1
+            found = [{"number": n, "name": str(names[n])} for n in range(int(first), int(last) + 1)]
+            rows.append({"window": window, "documents": found})
+        return rows
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
         """Batches of ``num_steps`` steps from ``start_step`` on, read ahead in a thread.

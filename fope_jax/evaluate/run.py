@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.windows import Windows
 from fope_jax.extras import require
 from fope_jax.files import as_path
+from fope_jax.lock import writing
 from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
@@ -295,6 +297,20 @@ def _passkey(experiment: Experiment, tokenizer: Any, name: str, contexts: list[i
 # ---------------------------------------------------------------------------- running them
 
 
+def _alone(function: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
+    """``function`` of a run, which it holds against other writers meanwhile."""
+
+    @functools.wraps(function)
+    def alone(workdir: str | Path, *arguments: Any, **named: Any) -> list[Row]:
+        workdir = as_path(workdir)
+        read_experiment(workdir)  # or the lock would make a directory of a name that is wrong
+        with writing(workdir, "evaluate"):
+            return function(workdir, *arguments, **named)
+
+    return alone
+
+
+@_alone
 def evaluate(
     workdir: str | Path,
     step: int | None = None,
@@ -323,6 +339,9 @@ def evaluate(
 
     Returns:
       The rows of all protocols at this step, as they stand in the file, time rows left out.
+
+    Raises:
+      LockError: another process writes into the run.
     """
     workdir = as_path(workdir)
     progress = progress or _bars
@@ -348,7 +367,7 @@ def evaluate(
         devices = _make_mesh(mesh)
         loaded = load_run(workdir, step, devices, accept_position)
         scorer = model_scorer(loaded.model, devices)
-        _write_time(path, "restore", step, time.perf_counter() - started)
+        _write_time(path, "evaluate: restore", step, time.perf_counter() - started)
         for protocol in missing:
             _run_one(protocol, scorer, experiment, step, path, progress, say)
         wait_for_all("evaluated")

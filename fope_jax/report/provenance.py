@@ -62,7 +62,10 @@ def provenance_table(runs: Sequence[Run]) -> Table:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    times = {f"{row['phase']} (s)": row["seconds"] for row in run.of("time")}
+    times: dict[str, float] = {}
+    for row in run.of("time"):  # a phase has a row for each time that it came
+        name = f"{row['phase']} (s)"
+        times[name] = round(times.get(name, 0.0) + row["seconds"], 3)
     return {"directory": str(run.path), "evaluated step": run.step, "time": times}
 
 

@@ -23,6 +23,7 @@ from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run import plan as protocols
 from fope_jax.files import as_path, resolved, write_json
+from fope_jax.lock import writing
 from fope_jax.model.transformer import HOW, position_variables
 from fope_jax.position import PositionVariables
 from fope_jax.position.extension import frequency_changes
@@ -34,6 +35,7 @@ from fope_jax.train.extension.lineage import LINEAGE, check_request, data_change
 from fope_jax.train.extension.parents import Parent, open_parent
 from fope_jax.train.extension.start import WARN_ABOVE, measure_start
 from fope_jax.train.loop import train
+from fope_jax.train.saves import check_not_lost
 from fope_jax.train.state import draw_position, plan_state
 from fope_jax.train.workdir import CHECKPOINTS, CONFIG, KEPT, RUN, open_workdir
 
@@ -91,12 +93,16 @@ def extend(
         imported=parent.imported, config=config,
     )  # fmt: skip
     check_request(workdir, lineage, request)
-    store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
-    try:
-        if store.latest_valid_step() is None:
-            _begin(parent, child, workdir, store, request, warn_above, evaluates)
-    finally:
-        store.close()
+    if evaluates and lineage is None:  # before anything is written
+        protocols(child, _open_cache(child, workdir).fingerprint)
+    with writing(workdir, "extend"):
+        store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
+        try:
+            if store.latest_valid_step(set_aside=True) is None:
+                check_not_lost(workdir, None)
+                _begin(parent, child, workdir, store, request, warn_above)
+        finally:
+            store.close()
     train(child, workdir)
     if evaluates:
         evaluate(workdir)
@@ -109,7 +115,6 @@ def _begin(
     store: CheckpointStore,
     request: dict[str, Any],
     warn_above: float,
-    evaluates: bool,
 ) -> None:
     """Writes config.json, lineage.json and the checkpoint of step 0."""
     # The parent's model, computed as the child is and on its devices.
@@ -119,8 +124,6 @@ def _begin(
         model=dataclasses.replace(parent.experiment.model, **computed),
     )  # fmt: skip
     cache, plan = _open_cache(child, workdir), plan_state(child)
-    if evaluates:
-        protocols(child, cache.fingerprint)
     arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
     _check_data(parent.experiment, metadata["data"], child, cache)
     if is_first():

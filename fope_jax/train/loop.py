@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -25,10 +23,15 @@ from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.files import as_path
+from fope_jax.lock import RunLock, writing
 from fope_jax.model.sharding import batch_sharding, place
 from fope_jax.processes import is_first, wait_for_all
+from fope_jax.train.account import TimeAccount
+from fope_jax.train.bad_steps import check_tokens, keeping_batches
+from fope_jax.train.meter import Meter, TimedIterator
 from fope_jax.train.metrics import MetricsLog
-from fope_jax.train.optim import learning_rate
+from fope_jax.train.preemption import Preempted, preemption
+from fope_jax.train.saves import Saver, check_not_lost
 from fope_jax.train.state import (
     StatePlan,
     at_stage,
@@ -36,20 +39,23 @@ from fope_jax.train.state import (
     lower_planned,
     new_state,
     place_constants,
+    place_guard,
     plan_state,
 )
-from fope_jax.train.step import StepMetrics, TrainState, all_finite
+from fope_jax.train.step import StepMetrics, TrainState
 from fope_jax.train.workdir import CHECKPOINTS, open_workdir, record_run
 from fope_jax.typing import Batch
 
 log = logging.getLogger(__name__)
 
 
-class NonFiniteError(FloatingPointError):
-    """The loss, a gradient or a parameter is no longer a number; the message names the step."""
-
-
-def train(experiment: Experiment, workdir: str | Path, accept_position: str | None = None) -> None:
+def train(
+    experiment: Experiment,
+    workdir: str | Path,
+    accept_position: str | None = None,
+    *,
+    seconds_before: float = 0.0,
+) -> None:
     """Trains ``experiment`` in ``workdir`` to its last step, from the newest valid checkpoint.
 
     Called again after an interruption it goes on and ends with the same bits as a run that was
@@ -57,17 +63,32 @@ def train(experiment: Experiment, workdir: str | Path, accept_position: str | No
 
     Args:
       experiment: what to train.
-      workdir: of the run.
+      workdir: of the run; held against other writers meanwhile.
       accept_position: see ``check_fingerprint``.
+      seconds_before: that this process has spent on the run already, for its account of time.
 
     Raises:
       ConfigError: the workdir holds another experiment, or tokenizer and model do not fit.
-      CheckpointError: the checkpoints are of another model, position embedding or corpus, or one
-        cannot be written.
-      NonFiniteError: nothing after the last finite checkpoint has been saved.
+      CheckpointError: the checkpoints are of another model, position embedding or corpus, they are
+        all damaged or gone, or one cannot be written.
+      BadStepError: nothing after the last finite checkpoint has been saved.
+      Preempted: SIGTERM came; the step after which it ended has been saved.
+      LockError: another process writes into the workdir.
       OSError: the workdir cannot be written, or the token cache is missing or damaged.
     """
-    workdir, config = as_path(workdir), experiment.train
+    workdir = as_path(workdir)
+    with writing(workdir, "train") as lock:
+        _train(experiment, workdir, accept_position, lock, TimeAccount(seconds_before))
+
+
+def _train(
+    experiment: Experiment,
+    workdir: Path,
+    accept_position: str | None,
+    lock: RunLock | None,
+    account: TimeAccount,
+) -> None:
+    config = experiment.train
     stages = [(stage, plan_state(at_stage(experiment, stage))) for stage in config.stages]
     plan = stages[-1][1]  # state and constants are the same in all of them
 
@@ -76,7 +97,10 @@ def train(experiment: Experiment, workdir: str | Path, accept_position: str | No
         open_workdir(workdir, experiment)
     wait_for_all("workdir")
     store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
-    found = store.latest_valid_step()
+    with account.phase("restore"):
+        found = store.latest_valid_step(set_aside=True)
+    if is_first():
+        check_not_lost(workdir, found)
     start = found or 0
     stages = [(stage, own) for stage, own in stages if stage.stop > start]
     if start >= config.steps:
@@ -109,18 +133,26 @@ def train(experiment: Experiment, workdir: str | Path, accept_position: str | No
     if config.evaluate_every is not None:
         measure = during_training(experiment, cache.fingerprint, plan.mesh)
 
+    def loader_of(step: int) -> Loader:
+        behind = sum(stage.stop < step for stage, _ in stages)
+        return loaders[behind]
+
     # ------------------------------------------------------------------ model and optimizer
-    # Later rows are written again as their steps come again; left in place they count twice.
-    dropped = 0
-    if is_first():
-        dropped = replace_rows(workdir / METRICS, lambda row: _comes_again(row, start), [])
+    carried = None
     if found is None:
         constants = place_constants(draw_constants(experiment), plan)
         state = new_state(experiment, plan)
     else:
-        state, constants = _restore(
-            store, start, experiment, plan, cache.fingerprint, accept_position
-        )
+        with account.phase("restore"):
+            state, constants, carried = _restore(
+                store, start, experiment, plan, cache.fingerprint, accept_position
+            )
+    # Later rows are written again as their steps come again; left in place they count twice.
+    dropped = 0
+    if is_first():
+        account.add("lost", _seconds_after(workdir, start))
+        dropped = replace_rows(workdir / METRICS, lambda row: _comes_again(row, start), [])
+    if found is not None:
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
     shape = experiment.model.shape
     position, identity = position_identity(experiment.position, shape, constants)
@@ -139,39 +171,59 @@ def train(experiment: Experiment, workdir: str | Path, accept_position: str | No
         record_run(workdir, facts, start)
 
     # ------------------------------------------------------------------ steps
-    meter = Meter(experiment, _last_seconds(workdir))
+    meter = Meter(experiment, _last_seconds(workdir), carried)
+    saver = Saver(store, config, identity, lock)
     with (
-        MetricsLog(workdir, start) if is_first() else contextlib.nullcontext() as metrics_log,
+        MetricsLog(workdir, start, tolerant=saver.tolerant) if is_first()
+        else contextlib.nullcontext() as metrics_log,
         tqdm(
             total=config.steps, initial=start, desc=experiment.name, unit="step",
             disable=not is_first(),
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
         ) as bar,
+        keeping_batches(workdir, loader_of, config.data_start),
+        preemption() as asked_to_stop,
     ):  # fmt: skip
-        if measure and start == 0:
-            _evaluate(measure, 0, state, constants, metrics_log)
+
+        def write_times(step: int) -> None:
+            for row in account.rows(step):
+                if metrics_log:
+                    metrics_log.write(row)
+
         for (stage, own), loader in zip(stages, loaders, strict=True):
             begin = max(start, stage.start)
-            seconds, step_function = _compile(own, loader, begin + config.data_start, experiment)
-            if metrics_log:
-                row = {"kind": "time", "phase": "compile", "step": begin, "seconds": seconds}
-                metrics_log.write(row)
+            with account.phase("compile"):
+                step_function = _compile(own, loader, begin + config.data_start, experiment)
+            if begin == start:
+                account.started()
+            write_times(begin)
+            if measure and begin == 0:
+                _evaluate(measure, 0, state, constants, metrics_log)
             remaining = loader.iterate(begin + config.data_start, stage.stop - begin)
             batches = TimedIterator(remaining)
             meter.restart(batches)
             for step, batch in enumerate(batches, start=begin + 1):
+                check_tokens(batch, step, experiment.model.vocab_size)
                 state, metrics = step_function(
                     state, constants, put(share_positions(batch, packing), own.mesh)
                 )
                 meter.add(metrics)
                 bar.update()
+                stops = asked_to_stop(step)
                 saves = step % config.save_every == 0 or step == config.steps
                 due = step % (config.evaluate_every or 1) == 0 or step == config.steps
                 measures = measure is not None and due
                 # A save ends a row, so that a resumed run writes the rows of the unbroken one; so
-                # do a stage and an evaluation, whose clocks are their own.
-                if saves or measures or step % config.log_every == 0 or step == stage.stop:
-                    row = meter.row(step, batches)
+                # do a stage and an evaluation, whose clocks are their own. SIGTERM does not: its
+                # checkpoint carries what the row has so far.
+                timely = step % config.log_every == 0 or step == stage.stop
+                ends_row = saves or measures or timely
+                if ends_row or stops:
+                    waited, elsewhere = meter.fetch(step, batches)
+                    account.add("data", waited)
+                    account.add("step", elsewhere)
+                if ends_row:
+                    row = meter.row(step)
                     if metrics_log:
                         metrics_log.write(row)
                     bar.set_postfix_str(
@@ -182,20 +234,16 @@ def train(experiment: Experiment, workdir: str | Path, accept_position: str | No
                 if measure and due:
                     _evaluate(measure, step, state, constants, metrics_log)
                     meter.restart(batches)
-                if saves:
-                    if not all_finite(state):
-                        raise NonFiniteError(
-                            f"a parameter is not finite after step {step}; {ADVICE}"
-                        )
-                    items = {
-                        "params": state.params,
-                        "constants": constants,
-                        "optimizer": state.optimizer,
-                    }
-                    if metrics_log:
-                        metrics_log.flush()
-                    store.save(step, items, identity)
+                if saves or stops:
+                    with account.phase("save"):
+                        saver.save(step, state, constants, meter.carry(), metrics_log)
+                    write_times(step)
                     meter.restart(batches)
+                if stops and step < config.steps:
+                    raise Preempted(
+                        f"stopped by SIGTERM after step {step}; the same command goes on from "
+                        f"checkpoint {store.directory / str(step)}"
+                    )
     store.close()
     log.info("trained %d steps; checkpoint %s", config.steps, store.directory / str(config.steps))
 
@@ -220,14 +268,13 @@ def _evaluate(
 
 def _compile(
     plan: StatePlan, loader: Loader, step: int, experiment: Experiment
-) -> tuple[float, Callable[..., tuple[TrainState, StepMetrics]]]:
-    """The program of a step like batch ``step`` of ``loader``, and the seconds it took."""
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
+    """The program of a step like batch ``step`` of ``loader``."""
     batch = share_positions(loader.batch(step), experiment.data.packing)
     began = time.perf_counter()
     compiled = lower_planned(plan, put(batch, plan.mesh), experiment.train.accumulate).compile()
-    seconds = time.perf_counter() - began
-    log.info("compiled in %.1f s", seconds)
-    return seconds, compiled
+    log.info("compiled in %.1f s", time.perf_counter() - began)
+    return compiled
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:
@@ -245,9 +292,6 @@ def share_positions(batch: Batch, packing: Packing) -> Batch:
     return batch
 
 
-ADVICE = "nothing has been saved since the last checkpoint; a lower train.learning_rate may help"
-
-
 def _restore(
     store: CheckpointStore,
     step: int,
@@ -255,7 +299,7 @@ def _restore(
     plan: StatePlan,
     data: str,
     accept_position: str | None,
-) -> tuple[TrainState, Any]:
+) -> tuple[TrainState, Any, dict[str, Any] | None]:
     stored, where = store.metadata(step), str(store.directory / str(step))
     if stored["data"] != data:
         raise CheckpointError(
@@ -268,84 +312,18 @@ def _restore(
     items = {"params": wanted.params, "constants": plan.constants, "optimizer": wanted.optimizer}
     restored = store.restore(step, items)
     check_fingerprint(stored, position, shape, restored["constants"], where, accept_position)
-    return TrainState(restored["params"], restored["optimizer"]), restored["constants"]
+    guard = place_guard(stored.get("guard"), plan)
+    state = TrainState(restored["params"], restored["optimizer"], guard)
+    return state, restored["constants"], stored.get("row")
+
+
+def _seconds_after(workdir: Path, step: int) -> float:
+    """Seconds of training in the rows after ``step``."""
+    rows = [row for row in read_rows(workdir / METRICS) if row["kind"] == "train"]
+    kept = [row["seconds"] for row in rows if row["step"] <= step]
+    return rows[-1]["seconds"] - max(kept, default=0.0) if len(kept) < len(rows) else 0.0
 
 
 def _last_seconds(workdir: Path) -> float:
     rows = [row for row in read_rows(workdir / METRICS) if row["kind"] == "train"]
     return rows[-1]["seconds"] if rows else 0.0
-
-
-class TimedIterator:
-    """Hands on batches and adds up the seconds spent waiting for them in ``waited``."""
-
-    def __init__(self, batches: Iterator[Batch]):
-        self._batches = iter(batches)
-        self.waited = 0.0
-
-    def __iter__(self) -> TimedIterator:
-        return self
-
-    def __next__(self) -> Batch:
-        began = time.perf_counter()
-        try:
-            return next(self._batches)
-        finally:
-            self.waited += time.perf_counter() - began
-
-
-class Meter:
-    """Collects the metrics of steps on the device and turns them into one row.
-
-    Fetching them every step would make the host wait for the device each time.
-    """
-
-    def __init__(self, experiment: Experiment, seconds_before: float):
-        self._config = experiment.train
-        self._pending: list[StepMetrics] = []
-        self._waited = 0.0
-        self._row_began = time.perf_counter()
-        self._run_began = self._row_began - seconds_before
-
-    def add(self, metrics: StepMetrics) -> None:
-        """Remembers the metrics of one more step, without fetching them."""
-        self._pending.append(metrics)
-
-    def restart(self, batches: TimedIterator) -> None:
-        """Begins the next row's clock now: what came before, such as a save, is not training."""
-        self._waited, self._row_began = batches.waited, time.perf_counter()
-
-    def row(self, step: int, batches: TimedIterator) -> dict[str, Any]:
-        """The train row of the steps since the last row, of which ``step`` is the newest.
-
-        ``grad_norm`` is the mean over those steps, ``learning_rate`` that of the newest.
-
-        Raises:
-          NonFiniteError: naming the first step with a loss or gradient that is not finite.
-        """
-        nats, tokens, norms = np.asarray(jax.device_get(self._pending), np.float64).T
-        first = step - len(self._pending) + 1
-        for offset, (loss, norm) in enumerate(zip(nats / tokens, norms, strict=True)):
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise NonFiniteError(
-                    f"step {first + offset}: loss is {loss}, gradient norm {norm}; {ADVICE}"
-                )
-        now, config = time.perf_counter(), self._config
-        elapsed = now - self._row_began
-        positions = len(self._pending) * config.batch_size * config.length
-        row = {
-            "kind": "train",
-            "step": step,
-            "tokens_seen": step * config.batch_size * config.length,
-            "nats": float(nats.sum()),
-            "tokens": float(tokens.sum()),
-            "loss": float(nats.sum() / tokens.sum()),
-            "grad_norm": float(norms.mean()),
-            "learning_rate": float(learning_rate(config, step - 1)),
-            "tokens_per_second": positions / elapsed,
-            "data_wait_fraction": (batches.waited - self._waited) / elapsed,
-            "seconds": now - self._run_began,
-        }
-        self._pending = []
-        self.restart(batches)
-        return row

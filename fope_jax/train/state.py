@@ -21,6 +21,7 @@ from fope_jax.model.backends import Choice, choose_backend
 from fope_jax.model.sharding import batch_sharding, make_mesh, place, tree_shardings
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import PositionVariables
+from fope_jax.train.guard import Guard, make_guard
 from fope_jax.train.optim import make_optimizer
 from fope_jax.train.step import TrainState, state_shardings, train_step
 from fope_jax.typing import Batch
@@ -36,6 +37,7 @@ class StatePlan(NamedTuple):
       constants: the same for the position constants.
       mesh: the devices.
       attention: the backend of its program, and why.
+      guard: what keeps bad steps out; None where nothing does.
     """
 
     graphdef: nnx.GraphDef
@@ -44,6 +46,7 @@ class StatePlan(NamedTuple):
     constants: Any
     mesh: Mesh
     attention: Choice
+    guard: Guard | None
 
 
 def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> StatePlan:
@@ -60,8 +63,10 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     experiment = dataclasses.replace(experiment, model=changed)
     model = nnx.eval_shape(lambda: _new_model(experiment))
     graphdef, params, constants = split(model)
-    optimizer = make_optimizer(experiment.train)
-    state = TrainState(params, jax.eval_shape(optimizer.init, params))
+    optimizer, guard = make_optimizer(experiment.train), make_guard(experiment.train)
+    state = TrainState(
+        params, jax.eval_shape(optimizer.init, params), guard.state() if guard else ()
+    )
     return StatePlan(
         graphdef,
         optimizer,
@@ -69,6 +74,7 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
         _at(constants, tree_shardings(constants, experiment.position, mesh)),
         mesh,
         attention,
+        guard,
     )
 
 
@@ -150,7 +156,15 @@ def new_state(experiment: Experiment, plan: StatePlan) -> TrainState:
         lambda: split(_new_model(experiment))[1], out_shardings=_shardings(state.params)
     )()
     optimizer = jax.jit(plan.optimizer.init, out_shardings=_shardings(state.optimizer))(params)
-    return TrainState(params, optimizer)
+    return TrainState(params, optimizer, place_guard(None, plan))
+
+
+def place_guard(values: Sequence[float] | None, plan: StatePlan) -> Any:
+    """The guard's state over the devices, new or with the ``values`` of a checkpoint."""
+    if plan.guard is None:
+        return ()
+    state = plan.guard.state(values) if values else plan.guard.state()
+    return jax.tree.map(place, state, _shardings(plan.state.guard))
 
 
 def place_constants(constants: Any, plan: StatePlan) -> Any:
@@ -195,6 +209,7 @@ def _trace(plan: StatePlan, batch: Batch, accumulate: int) -> Any:
             plan.constants,
             batch,
             accumulate=accumulate,
+            guard=plan.guard,
         )
 
 

@@ -15,16 +15,24 @@ from fope_jax.model.losses import LossSums, loss_sums
 from fope_jax.model.sharding import active_mesh, axis_size, tree_shardings
 from fope_jax.model.transformer import merge
 from fope_jax.position.base import PositionEmbedding
+from fope_jax.train.guard import Guard
 from fope_jax.typing import Array, Batch
 
 LOGITS_IN_MEMORY = 2**26  # 256 MB of float32; more are computed in pieces along the sequence
 
 
 class TrainState(NamedTuple):
-    """What an update changes: the parameters and the optimizer's state."""
+    """What an update changes.
+
+    Attributes:
+      params: the parameters.
+      optimizer: its state.
+      guard: what bad steps are told by, see ``Guard``; empty without one.
+    """
 
     params: Any
     optimizer: Any
+    guard: Any = ()
 
 
 def state_shardings(
@@ -43,15 +51,22 @@ def state_shardings(
         params,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(params, moments)
+    return TrainState(params, moments, jax.tree.map(lambda _: everywhere, state.guard))
 
 
 class StepMetrics(NamedTuple):
-    """Of one update, scalars: summed nats and weights of its tokens, and |g| before clipping."""
+    """Of one update, float32 scalars.
+
+    Attributes:
+      nats, tokens: summed loss and weights of its tokens.
+      grad_norm: |g| before clipping.
+      skipped: 1 where the guard has kept it from parameters and optimizer, else 0.
+    """
 
     nats: Array
     tokens: Array
     grad_norm: Array
+    skipped: Array
 
 
 def batch_sums(graphdef: Any, params: Any, constants: Any, batch: Batch) -> LossSums:
@@ -114,7 +129,7 @@ def gradient_sums(
 
 @partial(
     jax.jit,
-    static_argnames=("graphdef", "optimizer", "accumulate"),
+    static_argnames=("graphdef", "optimizer", "accumulate", "guard"),
     donate_argnames=("state",),
 )
 def train_step(
@@ -125,6 +140,7 @@ def train_step(
     batch: Batch,
     *,
     accumulate: int = 1,
+    guard: Guard | None = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One update with the mean loss per token of ``batch``.
 
@@ -137,6 +153,7 @@ def train_step(
       constants: position constants, read only.
       batch: leaves ``[B, T]``; positions and segments may be ``[1, T]``, the same for all rows.
       accumulate: pieces the batch is computed in; divides B.
+      guard: says which updates are not made; the state then comes back with the bits it had.
 
     Returns:
       The next state, and the metrics of the update as device scalars.
@@ -145,8 +162,14 @@ def train_step(
     gradient = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradient)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = StepMetrics(nats, tokens, global_norm(gradient))
-    after = TrainState(params, optimizer_state)
+    norm, skipped = global_norm(gradient), jnp.zeros(())
+    after = TrainState(params, optimizer_state, state.guard)
+    if guard is not None:
+        accepted, seen = guard.judge(state.guard, nats / tokens, norm)
+        after = after._replace(guard=seen)
+        after = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), after, state)
+        skipped = 1.0 - accepted.astype(jnp.float32)
+    metrics = StepMetrics(nats, tokens, norm, skipped)
     if (mesh := active_mesh()) is not None:
         position = merge(graphdef, state.params, constants).position
         shardings = state_shardings(optimizer, after, position, mesh)

@@ -28,6 +28,7 @@ from fope_jax.files import as_path, make_writable, write_json
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
 IMPORTED = "imported"  # the key of run.json that says where the weights of step 0 came from
 KEPT = "kept"  # the key with what the config.json of their checkpoint says besides
+_SHOWN = 12  # keys of another configuration that an error names
 PACKAGES = (
     "fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
 )  # fmt: skip
@@ -58,9 +59,11 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
         old = experiment_to_dict(build_experiment(json.loads(path.read_text())))
         changes = changed_numbers(old, new)
         if changes:
+            more = [f"  and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
             raise ConfigError(
-                f"workdir {workdir} holds a run of another configuration; use another --workdir."
-                " Different:\n" + "\n".join(f"  {change}" for change in changes)
+                f"workdir {workdir} holds a run of another configuration; put these back with "
+                "--config.KEY=VALUE, or use another --workdir. Different:\n"
+                + "\n".join([f"  {change}" for change in changes[:_SHOWN]] + more)
             )
     write_json(path, new)
 

@@ -190,7 +190,7 @@ def test_every_protocol_writes_its_rows_with_the_same_ids(workdir):
     on_disk = read_rows(workdir / "metrics.jsonl")
     assert on_disk[0] == {"kind": "train", "step": 5, "loss": 5.5}
     phases = [row["phase"] for row in on_disk if row["kind"] == "time"]
-    assert phases[0] == "restore"
+    assert phases[0] == "evaluate: restore"
     assert len(phases) == 4
 
 

@@ -178,14 +178,17 @@ def writing(
       LockError: another process writes there.
       OSError: the directory cannot be written.
     """
-    own = _this_process(verb)
-    if not is_first() or _same_process(read_owner(directory), own):
+    if not is_first():
         yield None
         return
     try:
         make_writable(directory)
     except OSError as error:
         raise OSError(f"cannot write to workdir {directory}: {error.strerror or error}") from error
+    own = _this_process(verb)
+    if _same_process(read_owner(directory), own):
+        yield None
+        return
     lock = RunLock(directory, own)
     lock.acquire(lease_seconds)
     try:

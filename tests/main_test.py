@@ -294,7 +294,7 @@ def test_an_unwritable_workdir_is_one_line(config, tmp_path, capsys):
 def test_a_defect_of_ours_keeps_its_traceback(config, tmp_path, monkeypatch):
     from fope_jax.train import loop
 
-    def defect(*_):
+    def defect(*_, **__):
         raise ZeroDivisionError("defect")
 
     monkeypatch.setattr(loop, "train", defect)
@@ -305,7 +305,7 @@ def test_a_defect_of_ours_keeps_its_traceback(config, tmp_path, monkeypatch):
 def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
     from fope_jax.train import loop
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "train", interrupt)

@@ -90,10 +90,8 @@ class CheckpointStore:
             reason = " ".join(str(error).split())[:_REASON]
             raise CheckpointError(f"cannot save checkpoint {path}: {reason}") from error
         self._verified.add(step)
-        # A later step is none of this run's: it must not count against those that are.
-        written = [known for known in self._steps() if known <= step]
-        for old in written[self.keep :] if is_first() else ():
-            remove_tree(self.directory / str(old))
+        if is_first():
+            self._remove_older(step)
 
     def latest_valid_step(self, set_aside: bool = False) -> int | None:
         """The newest step whose files agree with its manifest; None where nothing was ever saved.
@@ -220,6 +218,18 @@ class CheckpointStore:
                 return f"{name} has changed (sha256)" if name in expected else f"{name} was added"
         self._verified.add(step)
         return None
+
+    def _remove_older(self, step: int) -> None:
+        """Removes all but the newest ``keep`` steps up to this one.
+
+        A later step is none of this run's: it must not count against those that are.
+        """
+        try:
+            written = [known for known in self._steps() if known <= step]
+            for old in written[self.keep :]:
+                remove_tree(self.directory / str(old))
+        except Exception as error:  # of any library of buckets; what had to be saved has been
+            log.warning("older checkpoints in %s cannot be removed: %s", self.directory, error)
 
     def _remove_failed(self, path: Path | None) -> None:
         """Removes what a save has left that failed, and which threads may still be writing."""

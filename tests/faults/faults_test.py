@@ -9,15 +9,20 @@ FAULTS = faults()
 
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.short], ids=lambda fault: fault.name)
 def test_a_fault_is_survived(fault, tmp_path):
-    for seed in range(fault.short):
-        fault.trial(tmp_path / str(seed), seed)
+    try_all(fault, tmp_path, range(fault.short))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_survived_in_all_trials(fault, tmp_path):
-    for seed in range(fault.short, fault.trials):
-        fault.trial(tmp_path / str(seed), seed)
+    try_all(fault, tmp_path, range(fault.short, fault.trials))
+
+
+def try_all(fault, directory, seeds):
+    for seed in seeds:
+        fresh = directory / str(seed)
+        fresh.mkdir()
+        fault.trial(fresh, seed)
 
 
 def test_every_fault_has_a_name_of_its_own_and_a_promise():

@@ -540,12 +540,12 @@ FAULTS = [
         "kill -9 at a random time",
         "every loss and array has the bits of the unbroken run, no step is missing or twice, and "
         "at most one save interval is trained again",
-        kill_at_a_random_time, trials=100, short=2,
+        kill_at_a_random_time, trials=100, short=1,
     ),
     Fault(
         "kill -9 inside a save",
         "the same, whichever file was being written",
-        kill_in_a_save, trials=24, short=2,
+        kill_in_a_save, trials=24, short=1,
     ),
     Fault(
         "kill -9 between metrics and checkpoint",
@@ -555,7 +555,7 @@ FAULTS = [
     Fault(
         "SIGTERM",
         "the step under way is saved, the exit code is 143, rows and bits go on as unbroken",
-        stop_by_signal, trials=20, short=2,
+        stop_by_signal, trials=20, short=1,
     ),
     Fault(
         "SIGTERM under jax.distributed, one process",
@@ -570,7 +570,7 @@ FAULTS = [
     Fault(
         "newest checkpoint damaged",
         "found, told, moved to quarantine; the step before it is used and the bits come again",
-        damage_the_newest, trials=20, short=2,
+        damage_the_newest, trials=20, short=1,
     ),
     Fault(
         "20 random bit flips in a checkpoint",
@@ -600,7 +600,7 @@ FAULTS = [
     Fault(
         "ten in a row, on_bad_step = skip",
         "the run ends; batches and documents of all ten are written out",
-        ten_bad_steps, trials=3, short=1,
+        ten_bad_steps, trials=3, short=0,
     ),
     Fault(
         "one loss that is no number, on_bad_step = stop",

@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY := tests/interop/weights_parity_test.py
 
-.PHONY: help demo test slow-test plan-test beam-test parity-test lint install clean
+.PHONY: help demo test faults slow-test plan-test beam-test parity-test lint install clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train and compare $(METHODS) on books; writes $(RUNS)/report/index.html"
 	@echo "make test       lint and the fast tests, with coverage"
+	@echo "make faults     breaks runs in every way they must survive; prints a table (30 minutes)"
 	@echo "make slow-test  the tests that take minutes"
 	@echo "make plan-test  compiles the paper's sizes for three TPU slices; no TPU needed"
 	@echo "make beam-test  tokenizes through Apache Beam, in an environment of its own"
@@ -49,6 +50,9 @@ test: $(INSTALLED)
 	$(BIN)/pytest -n 2 --cov=fope_jax --cov-report=
 	$(BIN)/coverage report --fail-under=90 --skip-covered
 	$(BIN)/coverage report --fail-under=100 --include='fope_jax/position/*'
+
+faults: $(INSTALLED)
+	$(BIN)/python -m tests.faults
 
 slow-test: $(INSTALLED)
 	$(BIN)/pytest -m slow --ignore=$(PARITY)

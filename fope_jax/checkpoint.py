@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import os
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from fope_jax.processes import from_first, is_first, wait_for_all
 log = logging.getLogger(__name__)
 
 MANIFEST, METADATA, QUARANTINE = "manifest.json", "metadata.json", "quarantine"
+_ATTEMPTS, _SECONDS_BETWEEN = 20, 0.1  # to remove what a failed save has left
 _REASON = 400  # characters of what a library said; some say it in pages
 _SHOWN = 3  # differing arrays named in an error; the count says how many there are
 
@@ -84,16 +86,12 @@ class CheckpointStore:
             wait_for_all(f"saved {step}")
         except Exception as error:
             if is_first():
-                self._remove_unfinished()
-                with contextlib.suppress(OSError):
-                    remove_tree(path) if begun else None
+                self._remove_failed(path if begun else None)
             reason = " ".join(str(error).split())[:_REASON]
             raise CheckpointError(f"cannot save checkpoint {path}: {reason}") from error
         self._verified.add(step)
-        # A later step is none of this run's: it must not count against those that are.
-        written = [known for known in self._steps() if known <= step]
-        for old in written[self.keep :] if is_first() else ():
-            remove_tree(self.directory / str(old))
+        if is_first():
+            self._remove_older(step)
 
     def latest_valid_step(self, set_aside: bool = False) -> int | None:
         """The newest step whose files agree with its manifest; None where nothing was ever saved.
@@ -221,13 +219,39 @@ class CheckpointStore:
         self._verified.add(step)
         return None
 
+    def _remove_older(self, step: int) -> None:
+        """Removes all but the newest ``keep`` steps up to this one.
+
+        A later step is none of this run's: it must not count against those that are.
+        """
+        try:
+            written = [known for known in self._steps() if known <= step]
+            for old in written[self.keep :]:
+                remove_tree(self.directory / str(old))
+        except Exception as error:  # of any library of buckets; what had to be saved has been
+            log.warning("older checkpoints in %s cannot be removed: %s", self.directory, error)
+
+    def _remove_failed(self, path: Path | None) -> None:
+        """Removes what a save has left that failed, and which threads may still be writing."""
+        left: list[Path] = []
+        for _ in range(_ATTEMPTS):
+            self._remove_unfinished()
+            with contextlib.suppress(OSError):
+                remove_tree(path) if path else None
+            time.sleep(_SECONDS_BETWEEN)
+            with contextlib.suppress(OSError):
+                left = [p for p in self.directory.glob("*") if _TEMPORARY in p.name or p == path]
+            if not left:
+                return
+        log.warning("left by a save that failed, and in use: %s", ", ".join(map(str, left)))
+
     def _remove_unfinished(self) -> None:
         with contextlib.suppress(OSError):  # what stands in the way is told by the save itself
-            for path in self.directory.glob(f"*{_ORBAX_TEMPORARY}*"):
+            for path in self.directory.glob(f"*{_TEMPORARY}*"):
                 remove_tree(path)
 
 
-_ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
+_TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 def _filled(items: Mapping[str, Any]) -> dict[str, Any]:

@@ -148,7 +148,8 @@ def write_text(path: Path, text: str) -> None:
     An object in a bucket is replaced as a whole by the service.
     """
     if in_bucket(path):
-        path.write_bytes(text.encode())
+        with _one_line(os.fspath(path)):
+            path.write_bytes(text.encode())
         return
     temporary = path.with_name(f".{path.name}.tmp")
     try:

@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_users(error: Exception) -> bool:
     """Whether a user can put it right; any other is a defect of ours and keeps its traceback."""
-    ours = type(error).__module__.startswith("fope_jax.")
+    ours = type(error).__module__.startswith(("fope_jax.", "gcsfs.", "aiohttp."))
     return ours or isinstance(error, (ValueError, OSError, ImportError))
 
 

@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ class Storage:
         self.uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = {}
         self.writers: dict[str, str] = {}  # the client that wrote each object
         self.numbers = itertools.count(1)
+        self.fails: Callable[[], bool] = lambda: False  # asked at each request: answer 503?
         self.lock = threading.RLock()
 
 
@@ -71,6 +72,8 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if match is None:
                 raise Refusal(501)
+            if self.storage.fails():
+                raise Refusal(503)
             kind, bucket, objects, name = match.groups()
             if bucket == FORBIDDEN:
                 raise Refusal(403)

@@ -12,6 +12,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from fope_jax.report import plots, ranking
+from fope_jax.report.goodput import goodput_table
 from fope_jax.report.lineage import lineage_lines, lineage_table
 from fope_jax.report.provenance import config_tables, provenance_table, run_titles
 from fope_jax.report.rows import (
@@ -102,6 +103,7 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
         *(_positions(*c, looks, out) for c in _places(comparisons(loaded, "position"))),
         *(_passkey(*c, loaded, looks, out) for c in _places(comparisons(loaded, "passkey"))),
         _training(loaded, looks, out),
+        *_time(loaded),
         _runs(loaded),
     ]
     names = list(dict.fromkeys(labels(loaded).values()))
@@ -383,6 +385,11 @@ def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> 
         "with the tokens that its parent saw.",
     )  # fmt: skip
     return section("Training", figure, as_html(table))
+
+
+def _time(runs: Sequence[Run]) -> list[str]:
+    table = goodput_table(runs)
+    return [section("Time", as_html(table))] if table.rows else []
 
 
 def _runs(runs: Sequence[Run]) -> str:

@@ -150,7 +150,8 @@ def _train(
     # Later rows are written again as their steps come again; left in place they count twice.
     dropped = 0
     if is_first():
-        account.add("lost", _seconds_after(workdir, start))
+        if lost := _seconds_after(workdir, start):
+            account.add("lost", lost)
         dropped = replace_rows(workdir / METRICS, lambda row: _comes_again(row, start), [])
     if found is not None:
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
@@ -236,7 +237,8 @@ def _train(
                     meter.restart(batches)
                 if saves or stops:
                     with account.phase("save"):
-                        saver.save(step, state, constants, meter.carry(), metrics_log)
+                        last = stops or step == config.steps
+                        saver.save(step, state, constants, meter.carry(), metrics_log, last)
                     write_times(step)
                     meter.restart(batches)
                 if stops and step < config.steps:

@@ -37,7 +37,7 @@ class Saver:
         identity: dict[str, Any],
         lock: RunLock | None,
     ):
-        self._store, self._config, self._identity, self._lock = store, config, identity, lock
+        self._store, self._identity, self._lock = store, identity, lock
         # The processes of one run would have to agree on what could be written.
         self.tolerant = config.on_save_error == "continue" and jax.process_count() == 1
 
@@ -48,8 +48,16 @@ class Saver:
         constants: Any,
         carried: dict[str, Any],
         metrics_log: MetricsLog | None,
+        last: bool,
     ) -> None:
         """Writes one checkpoint, after every row that came before it.
+
+        Args:
+          step: updates done.
+          state, constants: its arrays.
+          carried: of the row that is under way, from `Meter.carry`.
+          metrics_log: in the process that has it.
+          last: this process will write no other, so this one must be written.
 
         Raises:
           BadStepError: a parameter is not finite.
@@ -68,7 +76,7 @@ class Saver:
                 metrics_log.flush()
             self._store.save(step, items, metadata)
         except (CheckpointError, OSError) as error:
-            if not self.tolerant or step == self._config.steps:
+            if not self.tolerant or last:
                 raise
             log.warning("%s; training goes on without (train.on_save_error = continue)", error)
 

@@ -5,6 +5,7 @@ and because the first one is killed:
 
     python -m tests.buckets_runs start gs://bucket SCRATCH
     python -m tests.buckets_runs resume gs://bucket SCRATCH
+    python -m tests.buckets_runs extend gs://bucket SCRATCH
 """
 
 from __future__ import annotations
@@ -164,8 +165,30 @@ def resume(bucket: str, scratch: Path) -> dict[str, Any]:
     return found
 
 
+def extend(bucket: str, scratch: Path) -> dict[str, Any]:
+    """Goes on from that run at twice its length, into the bucket; and once more, finished."""
+    cache = f"--config.data.cache_dir={bucket}/again"
+    succeed("data", "build", "--config", str(scratch / "config.py"), cache)
+    run = f"{bucket}/runs/longer"
+    command = ("extend", "--from", f"{bucket}/runs/x", "--method", "fope", "--length", "32")
+    command += ("--workdir", run, cache, "--config.train.steps=3", "--config.evaluate.lengths=1")
+    found: dict[str, Any] = {"said": succeed(*command), "again": succeed(*command)}
+    found["files"] = list(list_tree(as_path(run)))
+    found["lineage"] = json.loads((as_path(run) / "lineage.json").read_text())
+    found["steps"] = {
+        kind: [
+            row["step"] for row in read_rows(as_path(run) / "metrics.jsonl") if row["kind"] == kind
+        ]
+        for kind in ("train", "validation", "perplexity")
+    }
+    succeed("report", f"{bucket}/runs/x", run, "-o", str(scratch / "both"))
+    found["report"] = "goes on from fope, step 12" in (scratch / "both/index.html").read_text()
+    return found
+
+
 if __name__ == "__main__":
     verb, address, directory = sys.argv[1:]
     if verb == "start":
         start(address, Path(directory))
-    (Path(directory) / "resume.json").write_text(json.dumps(resume(address, Path(directory))))
+    story = {"resume": resume, "extend": extend}[verb]
+    (Path(directory) / f"{verb}.json").write_text(json.dumps(story(address, Path(directory))))

@@ -111,6 +111,18 @@ def test_a_bucket_that_is_not_there_or_refuses_is_named_in_one_line(story):
 
 
 @pytest.mark.slow
+def test_a_run_in_a_bucket_goes_on_in_the_bucket(story, service, tmp_path):
+    (tmp_path / "config.py").write_text(CONFIG.format("gs://bucket"))
+    assert run("extend", service, tmp_path) == 0
+    found = json.loads((tmp_path / "extend.json").read_text())
+    assert {"config.json", "run.json", "lineage.json", "metrics.jsonl"} < set(found["files"])
+    assert found["lineage"]["request"]["parent"] == "gs://bucket/runs/x"
+    assert found["steps"] == {"train": [1, 2, 3], "validation": [0, 1, 2, 3], "perplexity": [3]}
+    assert "is finished: 3 steps" in found["again"]
+    assert found["report"]
+
+
+@pytest.mark.slow
 def test_two_processes_write_one_run_in_a_bucket(story, storage, service, tmp_path):
     """Both write into one checkpoint, and one of them copies the token cache for both."""
     (tmp_path / "config.py").write_text(CONFIG.format("gs://bucket"))

@@ -11,7 +11,7 @@ Command    hf download HuggingFaceTB/SmolLM-1.7B --local-dir models/SmolLM-1.7B
              --workdir runs/smollm_fope
            Arguments: weights=DIR, of any model that `fope import` reads, whose length is doubled
            (the sizes of SmolLM-1.7B without it); method=fope|yarn|same|..., seed=0.
-Hardware   Compiled to fit: TPU v5p 2x2x4, 18 GB a chip (`fope plan --config $CONFIG ...`).
+Hardware   Compiled to fit: TPU v5p 2x2x4, 18 GB a chip (experiments/tpu_plan).
 Not run    Here only that it builds, and that the whole course works on a small model of random
            weights, is tested.
 

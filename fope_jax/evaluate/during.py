@@ -53,6 +53,7 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
         protocol
         for protocol in plan(cheap, data_fingerprint)
         if protocol.identity.get("protocol") == "same-tokens"
+        and protocol.identity["split"] in settings.splits
     ]
     if not protocols:
         raise ValueError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-from fope_jax.report import plots, ranking
+from fope_jax.report import during, plots, ranking
 from fope_jax.report.goodput import goodput_table
 from fope_jax.report.lineage import lineage_lines, lineage_table
 from fope_jax.report.provenance import config_tables, provenance_table, run_titles
@@ -94,6 +94,7 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
     looks = plots.styles(labels(loaded).values())
     sections = [
         *_lineage(loaded),
+        *_during(loaded, looks, out),
         *(_perplexity(*c, loaded, looks, out) for c in _places(comparisons(loaded, "perplexity"))),
         *(
             _ranking(*c, loaded, out)
@@ -200,6 +201,26 @@ def _lineage(runs: Sequence[Run]) -> list[str]:
         return []
     told = [paragraph(line) for line in lineage_lines(runs)]
     return [section("Lineage", *told, details(table.title, _texts(table)))]
+
+
+def _during(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> list[str]:
+    sections = []
+    for index, (scored, shown) in enumerate(during.scored_during(runs).items(), start=1):
+        text = (
+            f"Measured inside training, on the parameters as they were: {scored.tokens:,} tokens "
+            f"of the {scored.split} split, the same at every context length and every step. "
+            "The evaluation after training scores more, so that its loss is another number."
+        )
+        figure = embedded_figure(
+            during.during_figure(shown, looks), out, f"during-{index}", during.in_words(shown),
+            "Loss of the same tokens against tokens seen, those of a parent included. A dashed "
+            "line: where a run goes on from another, changed but not yet trained.",
+        )  # fmt: skip
+        table = details("Every loss", as_html(during.during_table(shown)))
+        sections.append(
+            section(f"Loss during training ({scored.split})", paragraph(text), figure, table)
+        )
+    return sections
 
 
 def _perplexity(

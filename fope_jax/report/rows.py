@@ -33,6 +33,9 @@ FIELDS: dict[str, dict[str, Any]] = {
         "windows": int,
         "document": (str, type(None)),
     },
+    "validation": _IDS
+    | _SUMS
+    | {"split": str, "context": int, "scored_per_window": int, "tokens_seen": int},
     "position": _IDS | _SUMS | {"protocol": str, "split": str, "context": int, "bucket": list},
     "passkey": _IDS
     | {"template": str, "context": int, "depth": _NUMBER}
@@ -55,7 +58,7 @@ class Run:
       path: the directory.
       config: config.json.
       info: run.json; empty where the run has none.
-      rows: checked rows; of the evaluation, those of the newest evaluated step alone.
+      rows: checked rows; of the evaluation after training, those of the newest evaluated step.
       step: the newest evaluated step, or None.
       lineage: lineage.json; empty where the run was trained from the beginning.
     """
@@ -112,7 +115,8 @@ def read_run(path: Path) -> Run:
         row["step"] for row in rows if row["kind"] in ("perplexity", "position", "passkey")
     ]
     step = max(evaluated, default=None)
-    current = [row for row in rows if row["kind"] in ("train", "time") or row["step"] == step]
+    of_training = ("train", "time", "validation")
+    current = [row for row in rows if row["kind"] in of_training or row["step"] == step]
     info, lineage = (_read_json(path / n, required=False) for n in ("run.json", "lineage.json"))
     return Run(path, config, info, tuple(current), step, lineage)
 

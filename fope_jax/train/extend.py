@@ -139,7 +139,7 @@ def _begin(
     identity["data"] = cache.fingerprint
     head_dim = child.model.shape.head_dim
     frequencies = frequency_changes(before.position, child.position, head_dim)
-    data = data_changes(before, child, cache)
+    data = data_changes(before, child, cache, parent.imported)
     log.info("%s, step %d, goes on as %s", parent.source, parent.step, child.name)
     if frequencies is not None:
         log.info("frequencies: %s", frequencies.text)

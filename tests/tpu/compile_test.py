@@ -61,3 +61,17 @@ def test_the_papers_configs_fit_the_slice_that_they_name(size):
         cases = make_cases(experiment, topologies=[SLICES[size]], methods=[method])
         (row,) = plan(cases, cache=None, jobs=1, advise=False)
         assert row["fits"], (method, row)
+
+
+@pytest.mark.parametrize(
+    ("config", "topology"),
+    [
+        ("configs/paper/extrapolation.py:size=60m,parent=rope,method=yarn", "v5e:4x4"),
+        ("configs/paper/extrapolation.py:size=60m,parent=fope,method=yarn", "v5e:4x4"),
+        ("configs/paper/smollm_4096.py:method=fope", "v5p:2x2x4"),
+    ],
+)
+def test_the_papers_extensions_fit_the_slice_that_they_name(config, topology):
+    experiment = build_experiment(load_config(config, []))
+    (row,) = plan(make_cases(experiment, topologies=[topology]), cache=None, jobs=1, advise=False)
+    assert row["fits"] and row["attention"] == "splash"

@@ -110,10 +110,10 @@ def assert_same_bits(left, right):
         assert left[name].tobytes() == right[name].tobytes(), name
 
 
-def scores(workdir):
+def scores(workdir, kinds=("perplexity", "position")):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    return [row for row in rows if row["kind"] in ("perplexity", "position")]
+    return [row for row in rows if row["kind"] in kinds]
 
 
 def test_two_processes_train_save_and_evaluate_as_one_does(config, tmp_path):
@@ -156,6 +156,34 @@ def test_an_interrupted_run_goes_on_with_other_processes(config, tmp_path):
         shutil.rmtree(workdir / "checkpoints/20")
         train(config, workdir, setup)
         assert_same_training(workdir, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_an_extension_is_that_of_one_device_in_several_processes(config, tmp_path):
+    """Its start, its updates, what is measured meanwhile, and the evaluation at the end."""
+    train(config, tmp_path / "parent", "one device")
+    for setup in ("one device", "2 x 4"):
+        processes, devices, mesh = SETUPS[setup]
+        given = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+        command = ["extend", "--from", tmp_path / "parent", "--method", "fope", "--length", "128"]
+        steps = ["--config.train.steps=4", "--config.train.evaluate_every=2"]
+        printed = launch(
+            processes, devices, [*FOPE, *command, "--workdir", tmp_path / setup, *steps, *given]
+        )
+        assert printed.count("run in ") == 1
+    one, several = tmp_path / "one device", tmp_path / "2 x 4"
+    starts = [json.loads((run / "lineage.json").read_text()) for run in (one, several)]
+    for key in ("parent", "child", "parent_at_new_length"):
+        assert starts[0]["start"][key] == pytest.approx(starts[1]["start"][key], rel=1e-5)
+    assert starts[0]["child"] == starts[1]["child"] and starts[0]["data"] == starts[1]["data"]
+    np.testing.assert_allclose(losses(several)[0], losses(one)[0], rtol=1e-5)
+    for kinds in (("validation",), ("perplexity", "position")):
+        pairs = zip(scores(one, kinds), scores(several, kinds), strict=True)
+        for here, there in pairs:
+            assert here["nats"] == pytest.approx(there["nats"], rel=1e-5)
+            assert {**here, "nats": 0} == {**there, "nats": 0}
+    assert [row["step"] for row in scores(one, ("validation",))] == [0, 2, 4]
+    assert scores(one)
 
 
 def assert_same_training(workdir, of):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,18 +16,34 @@ from fope_jax.train.workdir import CHECKPOINTS, CONFIG
 LINEAGE = "lineage.json"
 
 
-def data_changes(parent: Experiment, child: Experiment, cache: TokenCache) -> dict[str, Any]:
-    """How the stream of tokens is cut for the child, and where in it the child begins."""
+def data_changes(
+    parent: Experiment, child: Experiment, cache: TokenCache, imported: bool
+) -> dict[str, Any]:
+    """How the stream of tokens is cut for the child, and where in it the child begins.
+
+    Args:
+      parent: the parent's experiment.
+      child: the child's.
+      cache: the child's training tokens.
+      imported: the parent was trained elsewhere, on text that is not known.
+    """
     old, new = parent.train, child.train
     windows = [math.ceil(cache.num_tokens / config.length) for config in (old, new)]
-    text = (
-        f"the documents in their order, {cache.num_tokens} tokens, in {windows[1]} windows of "
-        f"{new.length} in place of {windows[0]} of {old.length}; {new.batch_size} rows an update "
-        f"in place of {old.batch_size}, {new.batch_size * new.length} tokens as before; begins at "
-        f"batch {new.data_start} of its shuffled windows"
-    )
-    if new.length != old.length:
-        text += ", another order than the parent's, so that some were seen by it and some not"
+    cut = f"{cache.num_tokens} tokens, in {windows[1]} windows of {new.length}"
+    update = f"{new.batch_size} rows an update"
+    tokens = f"{new.batch_size * new.length} tokens"
+    begins = f"begins at batch {new.data_start} of its shuffled windows"
+    if imported:
+        text = f"{cut}; {update}, {tokens}; {begins}; what the imported weights saw is not known"
+    elif dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) != child.data:
+        text = f"not the parent's: {cut}; {update}, {tokens} as before; {begins}"
+    else:
+        text = (
+            f"the documents in their order, {cut} in place of {windows[0]} of {old.length}; "
+            f"{update} in place of {old.batch_size}, {tokens} as before; {begins}"
+        )
+        if new.length != old.length:
+            text += ", another order than the parent's, so that some were seen by it and some not"
     return {
         "text": text,
         "tokens": cache.num_tokens,

@@ -13,12 +13,15 @@ from fope_jax.checkpoint import CheckpointError
 from fope_jax.config import ConfigError, build_experiment
 from fope_jax.data.build import build
 from fope_jax.data.cache import CacheError
-from fope_jax.evaluate.run import load_run
+from fope_jax.evaluate.metrics import read_rows
+from fope_jax.evaluate.run import load_run, read_experiment
 from fope_jax.interop.weights import export_weights, import_weights
+from fope_jax.main import main
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import FoPE, RoPE, YaRN
 from fope_jax.train.exchange import export_run, import_run
 from fope_jax.train.extend import extend
+from fope_jax.train.extension.lineage import read_lineage
 from fope_jax.train.extension.parents import open_parent
 from fope_jax.train.state import plan_state
 
@@ -118,3 +121,63 @@ def test_a_cache_that_is_missing_can_be_built_from_the_new_runs_config(weights, 
     overrides += ["train.evaluate_every=none", "train.steps=2"]
     extend(f"hf:{weights}", "yarn", 32, tmp_path / "run", overrides=overrides)
     assert load_run(tmp_path / "run").model.position == RoPE(theta=100.0, scaling=(YaRN(2.0, 16),))
+
+
+SMOLLM = Path(__file__).parents[3] / "configs/paper/smollm_4096.py"
+
+
+@pytest.mark.parametrize("method", ["fope", pytest.param("yarn", marks=pytest.mark.slow)])
+def test_the_papers_smollm_runs_its_whole_course_on_a_small_model(
+    weights, runs, tmp_path, capsys, method
+):
+    """Build the data, extend by the configuration file, evaluate, export: from 16 to 32 tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    directory = Path(shutil.copytree(weights, tmp_path / "tiny"))
+    alphabet = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    config = f"{SMOLLM}:weights={directory},method={method}"
+    data = [
+        f"--config.data.{key}={value}"
+        for key, value in (runs.data | {"cache_dir": str(tmp_path / "cache")}).items()
+        if key != "tokenizer"
+    ]
+    small = [
+        "train.steps=2", "train.batch_size=4", "train.accumulate=2", "train.evaluate_every=1",
+        "model.dtype=float32", "evaluate.num_windows=2", "evaluate.position_windows=0",
+        "evaluate.passkey_trials=0", "evaluate.lengths=(1, 2)", "evaluate.training_windows=2",
+    ]  # fmt: skip
+    changes = [*data, *(f"--config.{change}" for change in small)]
+    assert main(["data", "build", "--config", config, *data]) == 0
+    command = [
+        "extend", "--from", f"hf:{directory}", "--method", method, "--length", "32",
+        "--config", config, "--workdir", str(tmp_path / "run"), *changes,
+    ]  # fmt: skip
+    knobs = [f"--config.{knob}" for knob in FOPE] if method == "fope" else []
+    if method == "fope":  # what an export needs is no part of the paper's
+        assert main([*command, *knobs]) == 2
+        told = "--config.position.share_layers=False --config.position.outputs=quarter"
+        assert f"what differs: {told}" in capsys.readouterr().err
+    assert main(command) == 0
+    experiment = read_experiment(tmp_path / "run")
+    assert (experiment.train.learning_rate, experiment.train.b2) == (3e-4, 0.999)
+    assert experiment.data.tokenizer == f"{directory}/tokenizer.json"
+    rows = read_rows(tmp_path / "run/metrics.jsonl")
+    scored = {(r["kind"], r["step"], r["context"]) for r in rows if "context" in r}
+    during = {("validation", step, context) for step in (0, 1, 2) for context in (32, 64)}
+    assert scored == during | {("perplexity", 2, 32), ("perplexity", 2, 64)}
+    told = read_lineage(tmp_path / "run")["data"]["text"]
+    assert "windows of 32; 4 rows an update, 128 tokens; begins at batch 0" in told
+    assert told.endswith("what the imported weights saw is not known")
+    if method == "yarn":
+        out = tmp_path / "out"
+        assert main(["export", "--run", str(tmp_path / "run"), "-o", str(out)]) == 0
+        assert json.loads((out / "config.json").read_text())["rope_parameters"] | {} == {
+            "rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0,
+            "original_max_position_embeddings": 16,
+        }  # fmt: skip
+        assert (out / "tokenizer.json").is_file()

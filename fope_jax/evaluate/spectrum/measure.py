@@ -15,6 +15,9 @@ Definitions (``leakage`` has the projection and the null values):
   that is not at the frequencies of that pair. Content that changes from token to token lies
   everywhere, so 0 is out of reach; before training and the null value are what to compare with.
 - Leakage of the hidden states: likewise, at any frequency of the model, the mean removed.
+- Position-locked share of the hidden states: the part of their energy that is the same at a
+  position whatever the text, from the products of different windows, which have no bias (a number
+  below 0 is chance). Only such a part can carry a tone of the position through a linear layer.
 """
 
 from __future__ import annotations
@@ -48,11 +51,12 @@ class LayerSpectrum:
       undertrained_energy: ``[N]``, and ``undertrained_null``, the share of the pairs of dimensions.
       q_leakage, k_leakage: means over the head's pairs, and ``pair_null``.
       hidden_leakage: of what the layer reads, and ``hidden_null``.
+      hidden_locked: its position-locked share; NaN of a single window.
       entropy: ``[N]`` nats, mean over the last queries.
       distance: ``[N]`` tokens, mean over the last queries.
       q_size, k_size: ``[H]`` mean of |q|, |k| over tokens and heads, before the rotation.
       own: ``[F]`` the layer's frequencies, radians per token.
-      profile: ``[N, T]``.
+      profile: ``[T]`` mean over the heads.
       logits_power, hidden_power, q_power, k_power: ``[T // 2 + 1]`` shares of the energy at
         ``transform.bins``, Hann window; of heads, dimensions and windows the mean. q and k after
         the rotation.
@@ -71,6 +75,7 @@ class LayerSpectrum:
     pair_null: float | None
     hidden_leakage: float | None
     hidden_null: float | None
+    hidden_locked: float
     entropy: np.ndarray
     distance: np.ndarray
     q_size: np.ndarray
@@ -109,15 +114,17 @@ def measure(
     floor = floor_frequency(training_length)
     seen: list[list[dict[str, Any]]] = [[] for _ in layers]
     bases: list[_Bases] = []
+    sums = np.zeros(())
     for window in windows:
         if not bases:
             bases = [_Bases.of(series, layers, floor, len(window)) for series in layers]
         everything = observe(window)
+        sums = sums + _centred(everything.x)
         for index, (own, found) in enumerate(zip(bases, seen, strict=True)):
             one = Seen(*(x[index] for x in everything))
             found.append(_one_window(one, own, layers[index], floor, last))
-    pairs = zip(bases, layers, seen, strict=True)
-    return [_over_windows(own, series, floor, found) for own, series, found in pairs]
+    parts = zip(bases, layers, seen, sums, strict=True)
+    return [_over_windows(own, series, floor, found, x) for own, series, found, x in parts]
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,7 @@ def _one_window(
         "distance": seen.distance[:, -last:].mean(axis=-1),
         "q_size": np.abs(seen.q).mean(axis=(0, 1)),
         "k_size": np.abs(seen.k).mean(axis=(0, 1)),
+        "hidden_energy": np.sum(_centred(seen.x) ** 2, dtype=np.float64),
         "hidden_power": _power(seen.x.T),
         "q_power": _power(np.moveaxis(seen.turned_q, 0, -1)),
         "k_power": _power(np.moveaxis(seen.turned_k, 0, -1)),
@@ -201,7 +209,11 @@ def _coefficient_energy(seen: Seen, series: Series) -> np.ndarray:
 
 
 def _over_windows(
-    bases: _Bases, series: Series | None, floor: float, found: list[dict[str, Any]]
+    bases: _Bases,
+    series: Series | None,
+    floor: float,
+    found: list[dict[str, Any]],
+    hidden_sum: np.ndarray,
 ) -> LayerSpectrum:
     mean = {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
     under, energy = energies(mean["profile"], bases.floor)
@@ -239,7 +251,9 @@ def _over_windows(
         noise_share=_noise(found, bases.floor) / safe,
         logits_power=_share(_power(mean["profile"])),
         **{name: _share(mean[name]) for name in ("hidden_power", "q_power", "k_power")},
-        **{name: mean[name] for name in ("profile", "entropy", "distance", "q_size", "k_size")},
+        hidden_locked=_locked(hidden_sum, float(mean["hidden_energy"]), len(found)),
+        profile=mean["profile"].mean(axis=0),
+        **{name: mean[name] for name in ("entropy", "distance", "q_size", "k_size")},
         **numbers,
     )
 
@@ -252,6 +266,25 @@ def _noise(found: list[dict[str, Any]], basis: Basis) -> np.ndarray:
     mean = profiles.mean(axis=0)
     apart = sum(energies(profile - mean, basis)[1] for profile in profiles)
     return apart / (len(found) - 1) / len(found)
+
+
+def _centred(x: np.ndarray) -> np.ndarray:
+    """``x [..., T, D]`` without its mean over positions."""
+    return x - x.mean(axis=-2, keepdims=True)
+
+
+def _locked(summed: np.ndarray, energy: float, count: int) -> float:
+    """Mean product of two different windows' hidden states, over the mean energy of one.
+
+    Args:
+      summed: ``[T, D]`` sum of the windows' hidden states.
+      energy: mean over windows of their squares' sum.
+      count: of windows.
+    """
+    if count < 2 or not energy:
+        return float("nan")
+    squares = np.sum(summed.astype(np.float64) ** 2)
+    return float((squares / count - energy) / (count - 1) / energy)
 
 
 def _share(power: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ def components(series: Series, coefficients: np.ndarray, positions: np.ndarray) 
     return np.real(coefficients[..., None] * waves)
 
 
-def fit(signal: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+def fit(signal: np.ndarray, frequencies: np.ndarray, cut: float = 0.1) -> np.ndarray:
     """Least-squares amplitudes of a real signal over ``frequencies``: what a training length shows.
 
         signal(n) ~ Re sum_f a_f exp(i w_f n),  n = 0 .. T - 1
@@ -72,15 +72,16 @@ def fit(signal: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
     Args:
       signal: ``[T]``.
       frequencies: ``[F]`` radians per token.
+      cut: directions that hold less than this of the largest singular value stay unused: the
+        signal hardly determines them, and extended they would outgrow everything.
 
     Returns:
-      ``[F]`` complex, of the least norm where the signal does not determine them.
+      ``[F]`` complex.
     """
     n = np.arange(len(signal))
     waves = np.exp(1j * np.multiply.outer(n, frequencies))
-    found = np.linalg.lstsq(np.concatenate([waves.real, -waves.imag], axis=1), signal, rcond=1e-9)[
-        0
-    ]
+    basis = np.concatenate([waves.real, -waves.imag], axis=1)
+    found = np.linalg.lstsq(basis, signal, rcond=cut)[0]
     return found[: len(frequencies)] + 1j * found[len(frequencies) :]
 
 

@@ -36,20 +36,23 @@ class Measure(NamedTuple):
 
     Attributes:
       name: for axes and tables.
-      fields: of the rows of kind "spectrum" that it is the mean of.
+      fields: of the rows of kind "spectrum" that it is the mean of, over layers and heads.
+      pooled: heads weigh as much as the energy of their logits' profile: ratios of energies are
+        then those of all heads together, and a head that ignores distance says little.
       beyond: taken at the longest measured context, else at the training length.
     """
 
     name: str
     fields: tuple[str, ...]
+    pooled: bool
     beyond: bool
 
 
 MEASURES = (
-    Measure("logits' leakage ratio", ("leakage",), False),
-    Measure("leakage ratio of q and k", ("q_leakage", "k_leakage"), False),
-    Measure("undertrained energy", ("undertrained_energy",), False),
-    Measure("energy under the floor, longest context", ("floor_energy",), True),
+    Measure("logits' leakage ratio", ("leakage",), True, False),
+    Measure("leakage ratio of q and k", ("q_leakage", "k_leakage"), False, False),
+    Measure("undertrained energy", ("undertrained_energy",), False, False),
+    Measure("energy under the floor, longest context", ("floor_energy",), True, True),
 )
 
 
@@ -121,20 +124,23 @@ def _numbers(run: Run, rows: Sequence[Row]) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     for measure in MEASURES:
         context = max(contexts) if measure.beyond else inside
-        values = [
-            value
-            for row in rows
-            if row["context"] == context
-            for name in measure.fields
-            for value in _listed(row[name])
-        ]
-        found[measure.name] = sum(values) / len(values) if values else None
+        own = [row for row in rows if row["context"] == context]
+        found[measure.name] = _mean(own, measure)
     return found
 
 
-def _listed(value: Any) -> list[float]:
-    values = value if isinstance(value, list) else [value]
-    return [x for x in values if x is not None]
+def _mean(rows: Sequence[Row], measure: Measure) -> float | None:
+    total = weights = 0.0
+    for row in rows:
+        for name in measure.fields:
+            if row[name] is None:
+                continue
+            values = row[name] if isinstance(row[name], list) else [row[name]]
+            heads = row["profile_energy"] if measure.pooled else [1.0] * len(values)
+            for value, weight in zip(values, heads, strict=True):
+                if value is not None:
+                    total, weights = total + weight * value, weights + weight
+    return total / weights if weights else None
 
 
 def correlate(x: Sequence[float], y: Sequence[float], variants: Sequence[str]) -> Correlation:
@@ -211,8 +217,7 @@ def run_table(found: Sequence[Point]) -> Table:
         "Spectra and generalization gap, a run a row",
         "variant",
         ["seed", "step", "gap (nats/token)", *(measure.name for measure in MEASURES)],
-        note="untrained → trained; mean over layers and heads; - where the method has no "
-        "frequencies or it was not measured",
+        note="untrained → trained; - where the method has no frequencies, or was not measured",
     )
     for point in found:
         cells = [_cell(point.before[m.name], point.numbers[m.name], three) for m in MEASURES]
@@ -277,7 +282,8 @@ def correlation_figure(found: Sequence[Point], looks: dict[str, plots.Style]) ->
     figure.supylabel(
         "loss at the longest context - at the training length (nats/token)", fontsize=10
     )
+    named = [label for label in looks if label in shown]
     figure.legend(
-        list(shown.values()), list(shown), loc="outside lower center", ncols=4, frameon=False
+        [shown[label] for label in named], named, loc="outside lower center", ncols=4, frameon=False
     )
     return figure

@@ -347,7 +347,9 @@ def _spectra(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> l
         "frequencies; of the logits that of their mean at each distance, of q and k that of each "
         "pair of dimensions over position. Undertrained energy: the share of the logits' squared "
         "Fourier coefficients between 0 and 2 pi / L, L the training length. All are means over "
-        "layers and heads; `fope spectrum RUN` writes them, and a page of each run."
+        "layers and heads; for the logits' leakage and the energy under the floor a head weighs as "
+        "much as distance moves its logits. `fope spectrum RUN` writes the rows, and a page of "
+        "each run."
     )
     figure = embedded_figure(
         correlation_figure(found, looks), out, "spectra-correlation",

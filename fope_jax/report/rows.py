@@ -38,7 +38,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     | {"template": str, "context": int, "depth": _NUMBER}
     | {"correct": int, "total": int, "nats": _NUMBER, "tokens": int},
     "spectrum": _IDS
-    | {"split": str, "context": int, "layer": int, "floor_energy": list, "entropy": list}
+    | {"split": str, "context": int, "layer": int, "floor_energy": list, "profile_energy": list}
     | {name: (list, type(None)) for name in ("leakage", "undertrained_energy")}
     | {name: (*_NUMBER, type(None)) for name in ("q_leakage", "k_leakage", "hidden_leakage")},
     "protocol": _IDS | {"protocol": str, "settings": dict},

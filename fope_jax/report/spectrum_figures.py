@@ -199,7 +199,7 @@ def energy_figure(measured: Measured) -> Figure:
 
 
 def _heatmap(axes: Axes, powers: Sequence[Sequence[float]], context: int) -> Any:
-    """A row a layer; the constant, bin 0, is left out, which the logarithmic axis has no place for."""
+    """A row a layer, without the constant: a logarithmic axis has no place for frequency 0."""
     step = 2 * math.pi / context
     edges = [(k - 0.5) * step for k in range(1, len(powers[0]) + 1)]
     values = []
@@ -236,7 +236,7 @@ def profile_figure(measured: Measured) -> Figure:
 
 
 def sizes_figure(states: Sequence[Measured]) -> Figure:
-    """Mean |q| and |k| by dimension of a head; the dimensions that never turned fully are shaded."""
+    """Mean |q| and |k| by dimension of a head; those that never turned fully are shaded."""
     figure, panels = _figure(1, 2, 10.0, 3.8, sharey=True)
     looks = plots.styles(_state(measured) for measured in states)
     for axes, key, name in zip(panels[0], ("q_size", "k_size"), ("|q|", "|k|"), strict=True):

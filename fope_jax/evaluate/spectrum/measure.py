@@ -6,7 +6,8 @@ Definitions (``leakage`` has the projection and the null values):
   by the number of its pairs, and its mean is removed, which the softmax does not see.
 - Logits' leakage: the share of the profile's energy that is not at the layer's own frequencies.
 - Floor energy: the share of it under 2 pi / L, L the training length.
-- Profile share: energy of the profile over the variance of all logits: what distance alone decides.
+- Profile energy: its mean square. Profile share: that over the variance of all logits, what
+  distance alone decides.
 - Noise share: the part of the profile's energy that a mean over so few windows has by chance,
   from the spread between windows.
 - Undertrained energy: sum |G_f|^2 over 0 < |w_f| < 2 pi / L, over the sum of all (``nudft``), for
@@ -46,7 +47,7 @@ class LayerSpectrum:
     Attributes:
       leakage: ``[N]`` of the logits, and ``leakage_null`` what white noise has.
       floor_energy: ``[N]`` of the logits, and ``floor_null``.
-      profile_share: ``[N]``.
+      profile_energy, profile_share: ``[N]``.
       noise_share: ``[N]``; NaN of a single window.
       undertrained_energy: ``[N]``, and ``undertrained_null``, the share of the pairs of dimensions.
       q_leakage, k_leakage: means over the head's pairs, and ``pair_null``.
@@ -66,6 +67,7 @@ class LayerSpectrum:
     leakage_null: float | None
     floor_energy: np.ndarray
     floor_null: float
+    profile_energy: np.ndarray
     profile_share: np.ndarray
     noise_share: np.ndarray
     undertrained_energy: np.ndarray | None
@@ -247,6 +249,7 @@ def _over_windows(
     return LayerSpectrum(
         floor_energy=under / safe,
         floor_null=bases.floor.null,
+        profile_energy=energy / counts.sum(),
         profile_share=energy / counts.sum() / variance,
         noise_share=_noise(found, bases.floor) / safe,
         logits_power=_share(_power(mean["profile"])),

@@ -32,15 +32,15 @@ class Seen(NamedTuple):
       distance: ``[L, N, T]`` mean distance that each query attends to, tokens.
     """
 
-    x: np.ndarray
-    q: np.ndarray
-    k: np.ndarray
-    turned_q: np.ndarray
-    turned_k: np.ndarray
-    profile: np.ndarray
-    square: np.ndarray
-    entropy: np.ndarray
-    distance: np.ndarray
+    x: Array
+    q: Array
+    k: Array
+    turned_q: Array
+    turned_k: Array
+    profile: Array
+    square: Array
+    entropy: Array
+    distance: Array
 
 
 def logits_of(seen: Activations) -> Array:

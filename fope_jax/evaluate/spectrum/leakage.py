@@ -79,7 +79,7 @@ def floor_basis(floor: float, length: int, weights: np.ndarray | None = None) ->
 
     The first ``2 T floor / 2 pi`` discrete prolate spheroidal sequences, the directions of which
     most energy lies below, without the constant. Within the training length (T = L) one is left,
-    the trend.
+    the trend, and a sine at the floor itself is hardly told from it (0.84 of its energy).
 
     Raises:
       ValueError: the window is shorter than the period of the floor.
@@ -94,7 +94,7 @@ def floor_basis(floor: float, length: int, weights: np.ndarray | None = None) ->
             f"takes {np.ceil(2 * np.pi / floor):.0f} tokens or more to resolve what is under it"
         )
     scale = _scale(length, weights)
-    rows = _orthonormal(_units(dpss(length, turns, round(2 * turns)) * scale))
+    rows = _orthonormal(_units(np.asarray(dpss(length, turns, round(2 * turns))) * scale))
     # Centring would keep, of the direction nearest to the constant, a rest that lies elsewhere.
     beside = null_space((rows @ scale)[None])
     return Basis(beside.T @ rows, scale, centred=True)
@@ -139,7 +139,8 @@ def leakage(signal: np.ndarray, basis: Basis) -> np.ndarray:
     True
     """
     inside, whole = energies(signal, basis)
-    return 1 - inside / np.where(whole == 0, np.nan, whole)
+    given = np.sum((np.asarray(signal, np.float64) * basis.scale) ** 2, axis=-1)
+    return 1 - inside / np.where(whole <= 1e-24 * given, np.nan, whole)  # rounding alone is left
 
 
 def _centred(scaled: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -267,7 +267,7 @@ def _noise(found: list[dict[str, Any]], basis: Basis) -> np.ndarray:
         return np.full(len(found[0]["profile"]), np.nan)
     profiles = np.array([one["profile"] for one in found])
     mean = profiles.mean(axis=0)
-    apart = sum(energies(profile - mean, basis)[1] for profile in profiles)
+    apart = energies(profiles - mean, basis)[1].sum(axis=0)
     return apart / (len(found) - 1) / len(found)
 
 

@@ -79,8 +79,8 @@ def fit(signal: np.ndarray, frequencies: np.ndarray, cut: float = 0.1) -> np.nda
       ``[F]`` complex.
     """
     n = np.arange(len(signal))
-    waves = np.exp(1j * np.multiply.outer(n, frequencies))
-    basis = np.concatenate([waves.real, -waves.imag], axis=1)
+    phase = np.multiply.outer(n, frequencies)
+    basis = np.concatenate([np.cos(phase), -np.sin(phase)], axis=1)
     found = np.linalg.lstsq(basis, signal, rcond=cut)[0]
     return found[: len(frequencies)] + 1j * found[len(frequencies) :]
 

@@ -105,8 +105,9 @@ def _(method: RoPE, variables, shape, length=None) -> Series:
         dims, method.theta, method.scaling, length if method.follows_length else None
     )
     frequencies = np.asarray(scaled.inv_freq, np.float64)
-    if method.learnable:
-        frequencies = frequencies * np.exp(np.asarray(variables["log_ratio"], np.float64))
+    if method.learnable:  # in float32, as the model has them
+        ratio = np.exp(np.asarray(variables["log_ratio"], np.float32))
+        frequencies = frequencies.astype(np.float32) * ratio
     pairs = np.arange(dims).reshape((-1, 2) if method.interleaved else (2, -1))
     turning = _single(
         frequencies, pairs if method.interleaved else pairs.T, shape, scaled.attention_factor

@@ -24,7 +24,7 @@ def nudft(signal: np.ndarray, frequencies: np.ndarray, window: str = "boxcar") -
     [(3+0j)]
     """
     length = np.shape(signal)[-1]
-    taper = get_window(window, length)
+    taper = np.asarray(get_window(window, length))
     waves = np.exp(-1j * np.multiply.outer(np.arange(length), frequencies))
     return (signal * taper) @ waves / taper.sum()
 
@@ -50,7 +50,7 @@ def periodogram(signal: np.ndarray, window: str = "boxcar") -> np.ndarray:
       ``[..., T // 2 + 1]``.
     """
     length = np.shape(signal)[-1]
-    taper = get_window(window, length)
+    taper = np.asarray(get_window(window, length))
     power = np.abs(np.fft.rfft(signal * taper, axis=-1)) ** 2 / (length * np.sum(taper**2))
     power[..., 1 : (length + 1) // 2] *= 2  # each stands for the negative frequency as well
     return power
@@ -75,6 +75,7 @@ def dirichlet(offset: np.ndarray, length: int) -> np.ndarray:
     Reference: Hua et al. 2025, Eq. 9-10, of whose sinc this is the form for whole tokens.
     """
     offset = np.asarray(offset, np.float64)
+    offset = offset - 2 * np.pi * np.round(offset / (2 * np.pi))  # a turn more is the same tone
     half = np.sin(offset / 2)
     near = np.abs(half) < 1e-12
     ratio = np.where(near, length, np.sin(length * offset / 2) / np.where(near, 1.0, half))

@@ -78,9 +78,7 @@ def test_harmonics_of_relu_are_the_known_ones():
 
 def test_harmonics_of_a_polynomial_are_exact():
     """x^3 of a tone: 3/4 a^3 at w and 1/4 a^3 at 3 w."""
-    np.testing.assert_allclose(
-        harmonics(lambda x: x**3, 2.0, 5), [0, 6.0, 0, 2.0, 0], atol=1e-12
-    )
+    np.testing.assert_allclose(harmonics(lambda x: x**3, 2.0, 5), [0, 6.0, 0, 2.0, 0], atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cubic", "gelu", "tanh"])

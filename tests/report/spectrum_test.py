@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-
 from fope_jax.report.correlation import (
     correlate,
     correlation_table,
@@ -125,7 +124,7 @@ def test_too_few_runs_have_no_correlation():
     assert math.isnan(correlate([1.0] * 5, np.arange(5.0), list("abcde")).pearson)
 
 
-def test_the_report_has_a_section_where_runs_have_spectra(runs, make_run, tmp_path):
+def test_the_report_has_a_section_where_runs_have_spectra(runs, tmp_path):
     page = write_report(runs, tmp_path / "with").read_text()
     assert "<h2>Spectra and length generalization</h2>" in page
     assert "+2.510" in page and (tmp_path / "with/spectra-correlation.png").is_file()

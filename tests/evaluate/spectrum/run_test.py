@@ -75,8 +75,9 @@ def save(workdir, method, seed=3, drawn_from=None, steps=(5,)):
 
 
 def quiet(workdir, *arguments, multiples=(1, 2), windows=3, **more):
-    say = lambda line: None  # noqa: E731
-    return measure_run(workdir, *arguments, multiples=multiples, windows=windows, say=say, **more)
+    return measure_run(
+        workdir, *arguments, multiples=multiples, windows=windows, say=lambda line: None, **more
+    )
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,8 @@ class _Bases:
         of_pairs = []
         for pair in range(len(series.pairs)):
             own = series.own_of_pair(pair)
-            made.setdefault(own.tobytes(), own_basis(own, length, centred=False))
+            if own.tobytes() not in made:
+                made[own.tobytes()] = own_basis(own, length, centred=False)
             of_pairs.append(made[own.tobytes()])
         return cls(under, own_basis(series.own, length, counts), hidden, of_pairs)
 

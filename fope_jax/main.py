@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fope_jax.files import as_path, check_bucket, user_cache
+from fope_jax.files import as_path, check_bucket, in_bucket, user_cache
 
 DESCRIPTION = """\
 Train one transformer with any position embedding, and measure it beyond its training length.
@@ -489,8 +489,9 @@ def _spectrum(arguments: argparse.Namespace) -> None:
     if not arguments.run:
         raise ValueError("name a run, or --demo")
     require("flax", "train")
+    if not arguments.out and in_bucket(arguments.run):
+        raise ValueError(f"{arguments.run} is in a bucket: give -o, a directory of this machine")
     check_bucket(arguments.run)
-    out = arguments.out or _local(str(arguments.run / "spectrum"))
     from fope_jax.evaluate.spectrum.run import measure_run
 
     measured = measure_run(
@@ -501,7 +502,7 @@ def _spectrum(arguments: argparse.Namespace) -> None:
         windows=arguments.windows,
     )
     print(f"{len(measured['rows'])} rows in {arguments.run / 'metrics.jsonl'}")
-    print(f"spectra in {write_spectrum(measured, out)}")
+    print(f"spectra in {write_spectrum(measured, arguments.out or arguments.run / 'spectrum')}")
 
 
 def _whole_numbers(option: str, text: str) -> list[int]:

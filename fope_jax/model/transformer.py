@@ -281,6 +281,7 @@ class Transformer(nnx.Module):
     def _run(
         self, tokens: Array, positions: Array, segments: Array, observer: Observer | None
     ) -> tuple[Array, Any]:
+        """The one forward pass, observed or not."""
         config, position = self.config, self.position
         limit = position.max_length()
         if limit is not None and tokens.shape[1] > limit:

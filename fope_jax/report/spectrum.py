@@ -44,19 +44,22 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
       ReportError: the directory cannot be written, or holds another run.
     """
     out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
-    except OSError as error:
-        raise ReportError(f"cannot write the spectra to {out}: {error.strerror}") from error
-    states = [json.loads(path.read_text()) for path in out.glob("spectrum-*.json")]
-    others = {(s["variant"], s["seed"]) for s in states} - {(measured["variant"], measured["seed"])}
+    earlier = [json.loads(path.read_text()) for path in out.glob("spectrum-*.json")]
+    others = {(s["variant"], s["seed"]) for s in earlier} - {
+        (measured["variant"], measured["seed"])
+    }
     if others:
         names = ", ".join(f"{variant} (seed {seed})" for variant, seed in sorted(others))
         raise ReportError(
             f"{out} holds spectra of {names}; give {measured['variant']} (seed "
             f"{measured['seed']}) a directory of its own"
         )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
+    except OSError as error:
+        raise ReportError(f"cannot write the spectra to {out}: {error.strerror}") from error
+    states = [state for state in earlier if state["step"] != measured["step"]] + [measured]
     states.sort(key=lambda state: state["step"])
     title = f"Spectra of {measured['variant']}, seed {measured['seed']}"
     compared = [states[0], states[-1]] if len(states) > 1 else states

@@ -13,7 +13,7 @@ from fope_jax.model.attention import attention_logits
 from fope_jax.model.transformer import Activations, Transformer, merge, split
 from fope_jax.typing import Array
 
-LOGITS_IN_MEMORY = 2**28  # 1 GB of float32 for all heads of one layer
+LOGITS_IN_MEMORY = 2**28  # 1 GB of float32, for all heads of one layer
 
 
 class Seen(NamedTuple):

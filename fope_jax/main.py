@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from fope_jax.files import as_path, check_bucket, user_cache
+from fope_jax.files import as_path, check_bucket, in_bucket, user_cache
 
 DESCRIPTION = """\
 Train one transformer with any position embedding, and measure it beyond its training length.
@@ -21,6 +21,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope data build --config configs/quickstart.py
   fope train --config configs/quickstart.py:position=fope --workdir runs/fope
   fope evaluate --run runs/fope
+  fope spectrum runs/fope          which frequencies attention uses, inside and beyond training
   fope report runs/fope runs/rope -o runs/report
   fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
 
@@ -84,6 +85,13 @@ examples:
 
 train.length is the length that evaluation counts in multiples of; without it the checkpoint's
 max_position_embeddings. Any value but the model's own can be given as --config.SECTION.KEY=VALUE.
+"""
+SPECTRUM_EXAMPLES = """\
+examples:
+  fope spectrum runs/fope --untrained        before training
+  fope spectrum runs/fope                    and after: both on one page, runs/fope/spectrum
+  fope report runs/* -o runs/report          what they say about generalization, over all runs
+  fope spectrum --demo -o runs/theory
 """
 
 
@@ -224,6 +232,23 @@ def build_parser() -> argparse.ArgumentParser:
         "--results", type=_local, metavar="DIR", help="also keep each run's rows as DIR/NAME.jsonl"
     )
     sweep.add_argument("--dry-run", action="store_true", help="print the commands and do nothing")
+    spectrum = add(
+        verbs, "spectrum", _spectrum, "the frequencies that a trained run uses", SPECTRUM_EXAMPLES
+    )
+    spectrum.add_argument("run", type=_directory, nargs="?", metavar="RUN", help="a --workdir")
+    state = spectrum.add_mutually_exclusive_group()
+    state.add_argument("--step", type=int, help="checkpoint; the newest without it")
+    state.add_argument(
+        "--untrained", action="store_true", help="the parameters that training began with"
+    )
+    state.add_argument(
+        "--demo", action="store_true", help="the theory on signals made for it, without a run"
+    )
+    spectrum.add_argument(
+        "--lengths", default="1,2,4,8", metavar="N,...", help="in training lengths (1,2,4,8)"
+    )
+    spectrum.add_argument("--windows", type=int, default=8, help="of each length (8)")
+    spectrum.add_argument("-o", "--out", type=_local, help="directory of the page (RUN/spectrum)")
 
     plan = add(verbs, "plan", _plan, "memory, time and bounds of a TPU slice, without one")
     _add_config(plan)
@@ -537,6 +562,46 @@ def _plan(arguments: argparse.Namespace) -> None:
         (arguments.out / "plan.jsonl").write_text(lines)
         (arguments.out / "plan.md").write_text(table.markdown(rows) + "\n")
         table.write_page(rows, arguments.out / "plan.html")
+
+
+def _spectrum(arguments: argparse.Namespace) -> None:
+    from fope_jax.extras import require
+
+    require("matplotlib", "train")
+    from fope_jax.report.spectrum import write_demo, write_spectrum
+
+    if arguments.demo:
+        if arguments.run or not arguments.out:
+            raise ValueError("--demo takes no run, and -o for the directory of its page")
+        from fope_jax.evaluate.spectrum.demo import demo
+
+        print(f"demo in {write_demo(demo(), arguments.out)}")
+        return
+    if not arguments.run:
+        raise ValueError("name a run, or --demo")
+    require("flax", "train")
+    if not arguments.out and in_bucket(arguments.run):
+        raise ValueError(f"{arguments.run} is in a bucket: give -o, a directory of this machine")
+    check_bucket(arguments.run)
+    from fope_jax.evaluate.spectrum.run import measure_run
+
+    measured = measure_run(
+        arguments.run,
+        arguments.step,
+        untrained=arguments.untrained,
+        multiples=_whole_numbers("--lengths", arguments.lengths),
+        windows=arguments.windows,
+    )
+    print(f"{len(measured['rows'])} rows in {arguments.run / 'metrics.jsonl'}")
+    print(f"spectra in {write_spectrum(measured, arguments.out or arguments.run / 'spectrum')}")
+
+
+def _whole_numbers(option: str, text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    wrong = [part for part in parts if not part.isdecimal()]
+    if wrong:
+        raise ValueError(f"{option} {text}: {wrong[0]!r} is no whole number")
+    return [int(part) for part in parts]
 
 
 def _report(arguments: argparse.Namespace) -> None:

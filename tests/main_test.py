@@ -256,6 +256,30 @@ def test_weights_without_a_tokenizer_ask_for_one(checkpoint, unbroken, tmp_path,
     assert "60 and --step 50: leave one out" in capsys.readouterr().err
 
 
+def test_the_spectra_of_a_run_are_measured_and_shown(unbroken, capsys):
+    command = ["spectrum", str(unbroken), "--lengths", "2", "--windows", "2"]
+    assert main([*command, "--untrained"]) == 0
+    shown = capsys.readouterr().out
+    assert f"2 rows in {unbroken}/metrics.jsonl" in shown
+    assert f"spectra in {unbroken}/spectrum/index.html" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name a run, or --demo"),
+        (["--demo"], "--demo takes no run, and -o for the directory of its page"),
+        (["run", "--lengths", "1,x"], "--lengths 1,x: 'x' is no whole number"),
+        (["gs://bucket/run"], "gs://bucket/run is in a bucket: give -o, a directory of this"),
+        (["nowhere"], "nowhere is no run: there is no config.json"),
+    ],
+)
+def test_spectra_that_cannot_be_measured_say_why(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(["spectrum", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_data_inspect_shows_the_splits(config, capsys):
     assert main(["data", "inspect", "--config", config]) == 0
     shown = capsys.readouterr().out

@@ -243,14 +243,53 @@ def _dot(spec: str, x: Array, y: Array) -> Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _reference(bias_fn, contextual_fn, q, k, v, variables, q_places, k_places):
-    """Attention with all scores at once; shapes as in ``_logits``, returns ``[B, K, G, T, H]``."""
+def _whole_logits(bias_fn, contextual_fn, q, k, variables, q_places, k_places):
+    """``_logits`` with the contextual bias, which needs all keys."""
     logits = _logits(bias_fn, q, k, variables, q_places, k_places)
     if contextual_fn is not None:
         batch, kv_heads, group, length, head_dim = q.shape
         queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
         scores = logits.reshape(batch, kv_heads * group, length, -1)
         logits += contextual_fn(variables, queries, scores).reshape(logits.shape)
+    return logits
+
+
+def attention_logits(
+    q: Array,
+    k: Array,
+    *,
+    positions: Array,
+    segments: Array,
+    variables: dict[str, Array],
+    bias_fn: BiasFn | None = None,
+    contextual_fn: ContextualFn | None = None,
+) -> Array:
+    """What the softmax of ``attend`` is taken of, all at once: for looking at, not for training.
+
+    Args:
+      q: ``[B, T, N, H]``.
+      k: ``[B, T, K, H]``, of the same tokens, in the order of their positions.
+      positions: ``[B, T]`` or ``[1, T]`` int32.
+      segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding.
+      variables: what ``bias_fn`` and ``contextual_fn`` get.
+      bias_fn: see ``attend``.
+      contextual_fn: see ``attend``.
+
+    Returns:
+      ``[B, N, T, T]`` float32, -inf where the query does not see the key.
+    """
+    batch, length, num_heads, head_dim = q.shape
+    places = Places(positions, segments)
+    grouped = q.reshape(batch, length, k.shape[2], -1, head_dim).transpose(0, 2, 3, 1, 4)
+    logits = _whole_logits(
+        bias_fn, contextual_fn, grouped, k.transpose(0, 2, 1, 3), variables, places, places
+    )
+    return logits.reshape(batch, num_heads, length, length)
+
+
+def _reference(bias_fn, contextual_fn, q, k, v, variables, q_places, k_places):
+    """Attention with all scores at once; shapes as in ``_logits``, returns ``[B, K, G, T, H]``."""
+    logits = _whole_logits(bias_fn, contextual_fn, q, k, variables, q_places, k_places)
     highest = jnp.max(logits, axis=-1, keepdims=True, initial=_LOWEST)
     weights = jnp.exp(logits - jax.lax.stop_gradient(highest))
     total = jnp.sum(weights, axis=-1, keepdims=True)

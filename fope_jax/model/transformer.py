@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,6 +155,33 @@ def _at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name}={value}: expected 1 or more")
 
 
+class Activations(NamedTuple):
+    """What a layer has at hand when it attends, for ``Transformer.observe``.
+
+    Attributes:
+      position: this layer's method, see ``PositionEmbedding.of_layer``.
+      variables: its variables and the model's.
+      x: ``[B, T, D]``, what the layer reads.
+      q: ``[B, T, N, H]``, before the rotation and after a norm of q.
+      k: ``[B, T, K, H]``, likewise.
+      turned_q: ``[B, T, N, H]``, after the rotation.
+      turned_k: ``[B, T, K or N, H]``, likewise.
+      v: ``[B, T, K or N, H]``.
+    """
+
+    position: PositionEmbedding
+    variables: Variables
+    x: Array
+    q: Array
+    k: Array
+    turned_q: Array
+    turned_k: Array
+    v: Array
+
+
+Observer = Callable[[Activations], Any]
+
+
 class Transformer(nnx.Module):
     """Decoder with RMSNorm, SwiGLU and no biases.
 
@@ -230,6 +258,30 @@ class Transformer(nnx.Module):
         Raises:
           ValueError: the window is longer than the position embedding is defined for.
         """
+        return self._run(tokens, positions, segments, None)[0]
+
+    def observe(
+        self, tokens: Array, positions: Array, segments: Array, observer: Observer
+    ) -> tuple[Array, Any]:
+        """``hidden``, and what ``observer`` makes of each layer's activations on the way.
+
+        Args:
+          tokens: as in ``hidden``, and the next two.
+          positions: see ``hidden``.
+          segments: see ``hidden``.
+          observer: a pure function of ``Activations``, the same shapes for every layer. Of what it
+            leaves out nothing is kept.
+
+        Returns:
+          ``hidden [B, T, D]``, and the pytree that ``observer`` gives, its leaves stacked
+          ``[L, ...]``.
+        """
+        return self._run(tokens, positions, segments, observer)
+
+    def _run(
+        self, tokens: Array, positions: Array, segments: Array, observer: Observer | None
+    ) -> tuple[Array, Any]:
+        """The one forward pass, observed or not."""
         config, position = self.config, self.position
         limit = position.max_length()
         if limit is not None and tokens.shape[1] > limit:
@@ -250,7 +302,9 @@ class Transformer(nnx.Module):
             trained, constants = {**trained, **shared[0]}, {**constants, **shared[1]}
             method, trained, own = position.of_layer(index, trained, tables)
             constants = position.of_layer(index, constants, tables)[1]
-            return layer(config, method, weights, trained, constants, own, x, positions, segments)
+            return layer(
+                config, method, weights, trained, constants, own, x, positions, segments, observer
+            )
 
         if config.remat != "none":
             # The loop form needs the barrier, or common subexpressions undo the recomputation.
@@ -263,9 +317,11 @@ class Transformer(nnx.Module):
 
         def body(x, group):
             weights, trained, constants = group
+            seen = []
             for index, own in enumerate(_unstacked(weights, period)):
-                x = run(index, own, trained, constants, x)
-            return x, None
+                x, told = run(index, own, trained, constants, x)
+                seen.append(told)
+            return x, _all_stacked(seen)
 
         groups = (
             _stacked(_values(self.layers), period),
@@ -273,11 +329,15 @@ class Transformer(nnx.Module):
             _constant(self.position_layers),
         )
         if config.scan_layers:
-            x, _ = jax.lax.scan(body, x, groups)
+            x, seen = jax.lax.scan(body, x, groups)
         else:
+            told = []
             for index in range(config.num_layers // period):
-                x, _ = body(x, jax.tree.map(lambda leaf, i=index: leaf[i], groups))
-        return rms_norm(x, self.final_norm[...], config.norm_eps)
+                x, own = body(x, jax.tree.map(lambda leaf, i=index: leaf[i], groups))
+                told.append(own)
+            seen = _all_stacked(told)
+        seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
+        return rms_norm(x, self.final_norm[...], config.norm_eps), seen
 
     def unembed(self, hidden: Array) -> Array:
         """Logits ``[B, T, V]`` float32 of ``hidden [B, T, D]``."""
@@ -300,7 +360,8 @@ def layer(
     x: Array,
     positions: Array,
     segments: Array,
-) -> Array:
+    observer: Observer | None = None,
+) -> tuple[Array, Any]:
     """One layer: attention and MLP, each added to its input, normalised before or after.
 
         pre    x + f(norm(x))
@@ -316,9 +377,10 @@ def layer(
       x: ``[B, T, D]``.
       positions: ``[B, T]`` or ``[1, T]``.
       segments: ``[B, T]`` or ``[1, T]``.
+      observer: see ``Transformer.observe``.
 
     Returns:
-      ``[B, T, D]``.
+      ``[B, T, D]``, and what ``observer`` gives, None without one.
     """
     y = _normed(config, "pre", x, weights["attention_norm"])
     q = to_heads(y, weights["query"])
@@ -327,9 +389,14 @@ def layer(
     if config.qk_norm != "none":
         q = _heads_normed(q, weights["query_norm"], config.norm_eps)
         k = _heads_normed(k, weights["key_norm"], config.norm_eps)
-    q, k = position.rotate({**trained, **constants}, tables, q, k)
+    before = q, k
+    variables = {**trained, **constants}
+    q, k = position.rotate(variables, tables, q, k)
     if k.shape[2] != v.shape[2]:
         v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
+    seen = None
+    if observer is not None:
+        seen = observer(Activations(position, variables, x, *before, q, k, v))
     attended = attend_on_mesh(
         q,
         k,
@@ -349,7 +416,7 @@ def layer(
     x = x + _normed(config, "post", y, weights["attention_norm"])
     y = _normed(config, "pre", x, weights["mlp_norm"])
     y = swiglu(y, weights["gate"], weights["up"], weights["down"])
-    return x + _normed(config, "post", y, weights["mlp_norm"])
+    return x + _normed(config, "post", y, weights["mlp_norm"]), seen
 
 
 def _normed(config: TransformerConfig, place: str, x: Array, scale: Array) -> Array:
@@ -446,6 +513,10 @@ def _trained(variables: nnx.Dict) -> dict[str, Array]:
 
 def _constant(variables: nnx.Dict) -> dict[str, Array]:
     return {name: x[...] for name, x in variables.items() if not isinstance(x, nnx.Param)}
+
+
+def _all_stacked(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _stacked(weights: dict[str, Array], period: int) -> dict[str, Array]:

@@ -12,6 +12,12 @@ from string import Template
 from typing import Any, NamedTuple
 
 from fope_jax.report import during, plots, ranking
+from fope_jax.report.correlation import (
+    correlation_figure,
+    correlation_table,
+    points,
+    run_table,
+)
 from fope_jax.report.goodput import goodput_table
 from fope_jax.report.lineage import lineage_lines, lineage_table
 from fope_jax.report.provenance import config_tables, provenance_table, run_titles
@@ -103,6 +109,7 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
         ),
         *(_positions(*c, looks, out) for c in _places(comparisons(loaded, "position"))),
         *(_passkey(*c, loaded, looks, out) for c in _places(comparisons(loaded, "passkey"))),
+        *_spectra(loaded, looks, out),
         _training(loaded, looks, out),
         *_time(loaded),
         _runs(loaded),
@@ -375,6 +382,30 @@ def passkey_in_words(comparison: Comparison, runs: Sequence[Run]) -> str:
                 whole = "".join(texts[k] for k in ("intro", "filler", "needle", "filler"))
                 return f"{text} The prompt: “{whole}{texts['question']}” (filler repeated)."
     return text
+
+
+def _spectra(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> list[str]:
+    found = points(runs)
+    if not found:
+        return []
+    text = (
+        "Leakage ratio: the share of a signal's energy that is not at the method's own "
+        "frequencies; of the logits that of their mean at each distance, of q and k that of each "
+        "pair of dimensions over position. Undertrained energy: the share of the logits' squared "
+        "Fourier coefficients between 0 and 2 pi / L, L the training length. All are means over "
+        "layers and heads; for the logits' leakage and the energy under the floor a head weighs as "
+        "much as distance moves its logits. `fope spectrum RUN` writes the rows, and a page of "
+        "each run."
+    )
+    figure = embedded_figure(
+        correlation_figure(found, looks), out, "spectra-correlation",
+        "Generalization gap against numbers of the spectrum; every point is in the table below.",
+        "A point is a run: what its loss at the longest context has over that at the training "
+        "length, against numbers of its spectrum.",
+    )  # fmt: skip
+    tables = (correlation_table(found), run_table(found))
+    return [section("Spectra and length generalization", paragraph(text), figure,
+                    *map(as_html, tables))]  # fmt: skip
 
 
 def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> str:

@@ -40,6 +40,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     "passkey": _IDS
     | {"template": str, "context": int, "depth": _NUMBER}
     | {"correct": int, "total": int, "nats": _NUMBER, "tokens": int},
+    "spectrum": _IDS
+    | {"split": str, "context": int, "layer": int, "floor_energy": list, "profile_energy": list}
+    | {name: (list, type(None)) for name in ("leakage", "undertrained_energy")}
+    | {name: (*_NUMBER, type(None)) for name in ("q_leakage", "k_leakage", "hidden_leakage")},
     "protocol": _IDS | {"protocol": str, "settings": dict},
     "time": {"phase": str, "seconds": _NUMBER},
     "run": {"config": dict, "info": dict, "lineage": dict},
@@ -58,7 +62,8 @@ class Run:
       path: the directory.
       config: config.json.
       info: run.json; empty where the run has none.
-      rows: checked rows; of the evaluation after training, those of the newest evaluated step.
+      rows: checked rows; of the evaluation after training, those of the newest evaluated step,
+        and of the spectra all, which are measured before training too.
       step: the newest evaluated step, or None.
       lineage: lineage.json; empty where the run was trained from the beginning.
     """
@@ -115,8 +120,8 @@ def read_run(path: Path) -> Run:
         row["step"] for row in rows if row["kind"] in ("perplexity", "position", "passkey")
     ]
     step = max(evaluated, default=None)
-    of_training = ("train", "time", "validation")
-    current = [row for row in rows if row["kind"] in of_training or row["step"] == step]
+    kept = ("train", "time", "validation", "spectrum")
+    current = [row for row in rows if row["kind"] in kept or row["step"] == step]
     info, lineage = (_read_json(path / n, required=False) for n in ("run.json", "lineage.json"))
     return Run(path, config, info, tuple(current), step, lineage)
 

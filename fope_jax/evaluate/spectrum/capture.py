@@ -1,0 +1,115 @@
+"""What a model's attention computes on a window, taken from the model's own forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fope_jax.model.attention import attention_logits
+from fope_jax.model.transformer import Activations, Transformer, merge, split
+from fope_jax.typing import Array
+
+LOGITS_IN_MEMORY = 2**28  # 1 GB of float32, for all heads of one layer
+
+
+class Seen(NamedTuple):
+    """One window in every layer; all float32.
+
+    Attributes:
+      x: ``[L, T, D]`` what each layer reads.
+      q: ``[L, T, N, H]`` before the rotation.
+      k: ``[L, T, K, H]`` before the rotation.
+      turned_q: ``[L, T, N, H]`` after it.
+      turned_k: ``[L, T, K or N, H]`` after it.
+      profile: ``[L, N, T]`` mean logit at each distance 0 .. T - 1 from query to key, tokens; bias
+        included.
+      square: ``[L, N]`` mean of the squared logit over all pairs that attend.
+      entropy: ``[L, N, T]`` of the attention of each query, nats.
+      distance: ``[L, N, T]`` mean distance that each query attends to, tokens.
+    """
+
+    x: Array
+    q: Array
+    k: Array
+    turned_q: Array
+    turned_k: Array
+    profile: Array
+    square: Array
+    entropy: Array
+    distance: Array
+
+
+def logits_of(seen: Activations) -> Array:
+    """The logits ``[B, N, T, T]`` of one document that fills the window, -inf after the query."""
+    positions = jnp.arange(seen.x.shape[1], dtype=jnp.int32)[None]
+    method = seen.position
+    return attention_logits(
+        seen.turned_q,
+        seen.turned_k,
+        positions=positions,
+        segments=jnp.ones_like(positions),
+        variables=seen.variables,
+        bias_fn=method.bias if method.has_bias else None,
+        contextual_fn=method.contextual_bias if method.has_contextual_bias else None,
+    )
+
+
+def by_distance(logits: Array) -> Array:
+    """Means ``[..., T]`` of causal ``logits [..., T, T]`` at each distance from query to key."""
+    length = logits.shape[-1]
+    place = jnp.arange(length)
+    key = place[:, None] - place[None]  # [query, distance]
+    at = jnp.broadcast_to(jnp.maximum(key, 0), logits.shape)
+    there = jnp.where(key >= 0, jnp.take_along_axis(logits, at, axis=-1), 0.0)
+    return there.sum(axis=-2) / (length - place)
+
+
+def _observe(activations: Activations) -> Seen:
+    logits = logits_of(activations)[0]
+    length = logits.shape[-1]
+    place = jnp.arange(length)
+    known = place[None] <= place[:, None]
+    weights = jax.nn.softmax(logits, axis=-1)
+    surprise = jnp.where(weights > 0, -weights * jnp.log(jnp.where(weights > 0, weights, 1.0)), 0.0)
+    far = jnp.where(known, place[:, None] - place[None], 0).astype(jnp.float32)
+    a = activations
+    return Seen(
+        *(x[0].astype(jnp.float32) for x in (a.x, a.q, a.k, a.turned_q, a.turned_k)),
+        profile=by_distance(logits),
+        square=jnp.where(known, logits**2, 0.0).sum(axis=(-1, -2)) / known.sum(),
+        entropy=surprise.sum(axis=-1),
+        distance=(weights * far).sum(axis=-1),
+    )
+
+
+def observer(model: Transformer) -> Callable[[np.ndarray], Seen]:
+    """A function of one window of tokens ``[T]``, compiled once for each T.
+
+    Raises (when called):
+      ValueError: the logits of one layer would not fit the memory set aside for them.
+    """
+    graphdef, params, constants = split(model)
+    heads = model.config.num_heads
+
+    @jax.jit
+    def look(params, constants, tokens):
+        positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
+        model = merge(graphdef, params, constants)
+        return model.observe(tokens[None], positions, jnp.ones_like(positions), _observe)[1]
+
+    def observe(tokens: np.ndarray) -> Seen:
+        length = len(tokens)
+        if heads * length**2 > LOGITS_IN_MEMORY:
+            most = int((LOGITS_IN_MEMORY / heads) ** 0.5)
+            raise ValueError(
+                f"a window of {length} tokens: all logits of {heads} heads are looked at together, "
+                f"and {most} tokens are the most that fit; give shorter lengths"
+            )
+        seen = look(params, constants, jnp.asarray(tokens, jnp.int32))
+        return jax.tree.map(np.asarray, seen)
+
+    return observe

@@ -1,0 +1,149 @@
+"""How much of a signal lies at given frequencies, and how much elsewhere.
+
+The signals are real and sampled at whole tokens n = 0 .. T - 1, each sample with a weight v(n)
+(how many pairs of tokens it is a mean of). With <x, y> = sum_n v(n) x(n) y(n), the constant removed
+from signal and basis alike, and P the projection on the span of cos(w n) and sin(w n) for all own
+frequencies w,
+
+    leakage = 1 - <P x, P x> / <x, x>
+
+- A pure own tone has leakage 0, at any frequency, whole periods or not: nothing is rounded to bins.
+- The resolution is 2 pi / T. A tone one such step away from a lone own frequency is all leakage;
+  nearer ones are told apart in part: at offset delta a complex tone with equal weights keeps
+  |D(delta) / T| ** 2 (``transform.dirichlet``), 0.41 of its energy at half a step.
+- Own frequencies nearer to each other, or to 0, than the resolution span fewer directions than
+  there are of them: directions that hold less than ``TOLERANCE`` of the largest are left out, and
+  what is left is the rank R.
+- White noise has leakage 1 - R / (T - 1) on average: the null value, to be read beside the ratio.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import null_space
+from scipy.signal.windows import dpss
+
+TOLERANCE = 1e-4  # of a singular value: a tone of which such a direction is a part misses 1e-7
+
+
+class Basis(NamedTuple):
+    """Orthonormal directions in the weighted samples.
+
+    Attributes:
+      rows: ``[R, T]``; orthonormal for signals multiplied by ``scale``.
+      scale: ``[T]`` square roots of the weights.
+      centred: whether the constant is removed.
+    """
+
+    rows: np.ndarray
+    scale: np.ndarray
+    centred: bool
+
+    @property
+    def null(self) -> float:
+        """The share of white noise that lies in the basis."""
+        return len(self.rows) / (len(self.scale) - self.centred)
+
+
+def own_basis(
+    frequencies: np.ndarray, length: int, weights: np.ndarray | None = None, centred: bool = True
+) -> Basis:
+    """Cosines and sines of ``frequencies [F]`` (radians per token) over T = ``length`` samples.
+
+    Args:
+      frequencies: own frequencies; their signs do not matter.
+      length: T, tokens.
+      weights: ``[T]``, see the module; None weighs all alike.
+      centred: remove the constant, which a softmax over keys does not see.
+
+    Raises:
+      ValueError: the window resolves nothing beside them.
+    """
+    scale = _scale(length, weights)
+    phase = np.multiply.outer(frequencies, np.arange(length))
+    rows = _units(np.concatenate([np.cos(phase), np.sin(phase)]) * scale)
+    rows = _orthonormal(_centred(rows, scale) if centred else rows)
+    if len(rows) > (length - centred) / 2:
+        raise ValueError(
+            f"{len(frequencies)} frequencies in a window of {length} tokens: at its resolution of "
+            f"2 pi / {length} they fill {len(rows)} of {length - centred} directions, and what "
+            "lies elsewhere says nothing; take a longer window"
+        )
+    return Basis(rows, scale, centred)
+
+
+def floor_basis(floor: float, length: int, weights: np.ndarray | None = None) -> Basis:
+    """All frequencies under ``floor`` (radians per token), as far as T samples can tell them.
+
+    The first ``2 T floor / 2 pi`` discrete prolate spheroidal sequences, the directions of which
+    most energy lies below, without the constant. Within the training length (T = L) one is left,
+    the trend, and a sine at the floor itself is hardly told from it (0.84 of its energy).
+
+    Raises:
+      ValueError: the window is shorter than the period of the floor.
+
+    Reference: Slepian 1978, "Prolate Spheroidal Wave Functions, Fourier Analysis, and Uncertainty
+    V".
+    """
+    turns = length * floor / (2 * np.pi)
+    if turns < 1 - 1e-9:
+        raise ValueError(
+            f"a window of {length} tokens holds {turns:.2f} periods of the floor {floor:.4g}: it "
+            f"takes {np.ceil(2 * np.pi / floor):.0f} tokens or more to resolve what is under it"
+        )
+    scale = _scale(length, weights)
+    rows = _orthonormal(_units(np.asarray(dpss(length, turns, round(2 * turns))) * scale))
+    # Centring would keep, of the direction nearest to the constant, a rest that lies elsewhere.
+    beside = null_space((rows @ scale)[None])
+    return Basis(beside.T @ rows, scale, centred=True)
+
+
+def _scale(length: int, weights: np.ndarray | None) -> np.ndarray:
+    return np.sqrt(np.ones(length) if weights is None else np.asarray(weights, np.float64))
+
+
+def _units(rows: np.ndarray) -> np.ndarray:
+    sizes = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(sizes == 0, 1.0, sizes)
+
+
+def _orthonormal(rows: np.ndarray) -> np.ndarray:
+    _, values, directions = np.linalg.svd(rows, full_matrices=False)
+    return directions[values > TOLERANCE * values.max(initial=0.0)]
+
+
+def energies(signal: np.ndarray, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
+    """Energy in the basis and in all.
+
+    Args:
+      signal: ``[..., T]`` real.
+      basis: for T samples.
+
+    Returns:
+      ``<P x, P x>`` and ``<x, x>``, ``[...]`` each, the constant removed where the basis says so.
+    """
+    scaled = np.asarray(signal, np.float64) * basis.scale
+    if basis.centred:
+        scaled = _centred(scaled, basis.scale)
+    return np.sum((scaled @ basis.rows.T) ** 2, axis=-1), np.sum(scaled**2, axis=-1)
+
+
+def leakage(signal: np.ndarray, basis: Basis) -> np.ndarray:
+    """``1 - <P x, P x> / <x, x>`` of ``signal [..., T]``; NaN of a constant.
+
+    >>> n = np.arange(64)
+    >>> basis = own_basis(np.array([0.3, 0.7]), 64)
+    >>> abs(leakage(np.cos(0.3 * n) - 2 * np.sin(0.7 * n) + 5, basis).item()) < 1e-12
+    True
+    """
+    inside, whole = energies(signal, basis)
+    given = np.sum((np.asarray(signal, np.float64) * basis.scale) ** 2, axis=-1)
+    return 1 - inside / np.where(whole <= 1e-24 * given, np.nan, whole)  # rounding alone is left
+
+
+def _centred(scaled: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Removes what is along the constant."""
+    constant = scale / np.linalg.norm(scale)
+    return scaled - (scaled @ constant)[..., None] * constant

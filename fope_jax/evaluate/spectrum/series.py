@@ -1,0 +1,273 @@
+"""What a rotary method does to a pair of dimensions, as a sum of complex exponentials.
+
+RoPE turns pair m by one frequency; FoPE by a Fourier series; XPos lets the amplitude grow as well.
+All of them multiply the pair, read as a complex number, by
+
+    u_m(p) = sum_f c_mf exp((i w_f + g_f) p)
+
+and with that form the attention logits are an explicit non-uniform Fourier sum (``nudft``).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fope_jax.model.transformer import Transformer
+from fope_jax.position import (
+    FoPE,
+    LogitScaling,
+    ModelShape,
+    NoPE,
+    PositionEmbedding,
+    RoPE,
+    XPos,
+    floor_frequency,
+    normalise_columns,
+)
+from fope_jax.position.base import Variables
+from fope_jax.position.mixing import ByShare
+from fope_jax.position.scaling import scaled_frequencies
+from fope_jax.position.xpos import xpos_decay
+
+
+class Series(NamedTuple):
+    """The factors ``u_m(p)`` of one layer, see the module.
+
+    Attributes:
+      frequencies: ``[F]`` radians per token, w; negative ones turn backwards.
+      growth: ``[F]`` g of q, per token; k has the negative. 0 but for XPos.
+      coefficients: ``[N, P, F]`` complex, c of each query head (a key-value head is repeated for
+        the query heads that read it).
+      pairs: ``[P, 2]`` the dimensions of each pair, real part first.
+    """
+
+    frequencies: np.ndarray
+    growth: np.ndarray
+    coefficients: np.ndarray
+    pairs: np.ndarray
+
+    @property
+    def own(self) -> np.ndarray:
+        """The different frequencies without sign and without 0, rising."""
+        return np.unique(np.abs(self.frequencies[self.frequencies != 0]))
+
+    def own_of_pair(self, pair: int) -> np.ndarray:
+        """``own`` of one pair of dimensions; 0 is among them where a term of it stands still."""
+        used = np.any(self.coefficients[:, pair] != 0, axis=0)
+        return np.unique(np.abs(self.frequencies[used]))
+
+
+def factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.ndarray:
+    """``u_m(p)`` of q, or of k.
+
+    Args:
+      series: of a layer.
+      positions: ``[...]`` tokens, not necessarily whole.
+      of_keys: the growth of k in place of q's.
+
+    Returns:
+      ``[..., N, P]`` complex.
+    """
+    growth = -series.growth if of_keys else series.growth
+    waves = np.exp(np.multiply.outer(positions, 1j * series.frequencies + growth))
+    return np.einsum("...f,npf->...np", waves, series.coefficients)
+
+
+# ---------------------------------------------------------------------------- methods
+
+
+@functools.singledispatch
+def series_of(
+    method: PositionEmbedding, variables: Variables, shape: ModelShape, length: int | None = None
+) -> Series | None:
+    """The series of one layer's method, None where it has no frequencies.
+
+    Args:
+      method: of one layer (``PositionEmbedding.of_layer``).
+      variables: its own and the model's, without the layer axis.
+      shape: of the model.
+      length: tokens of the sequence, for a scaling that follows it; None is the trained length.
+
+    Returns:
+      The series. Of ``LogitScaling`` it is the inner method's, to which its factor comes on top;
+      of NoPE, which leaves q and k as they are, None.
+    """
+    return None
+
+
+@series_of.register
+def _(method: RoPE, variables, shape, length=None) -> Series:
+    dims = method.rotary_dim(shape.head_dim)
+    scaled = scaled_frequencies(
+        dims, method.theta, method.scaling, length if method.follows_length else None
+    )
+    frequencies = np.asarray(scaled.inv_freq, np.float64)
+    if method.learnable:  # in float32, as the model has them
+        ratio = np.exp(np.asarray(variables["log_ratio"], np.float32))
+        frequencies = frequencies.astype(np.float32) * ratio
+    pairs = np.arange(dims).reshape((-1, 2) if method.interleaved else (2, -1))
+    turning = _single(
+        frequencies, pairs if method.interleaved else pairs.T, shape, scaled.attention_factor
+    )
+    if dims == shape.head_dim:
+        return turning
+    return _joined([turning, _still(shape.head_dim - dims, shape)], [0, dims])
+
+
+@series_of.register
+def _(method: XPos, variables, shape, length=None) -> Series:
+    pairs = np.arange(shape.head_dim).reshape((-1, 2) if method.interleaved else (2, -1))
+    series = _single(
+        method.frequencies(shape.head_dim), pairs if method.interleaved else pairs.T, shape
+    )
+    growth = np.log(xpos_decay(shape.head_dim, method.gamma)) / method.scale_base
+    return series._replace(growth=growth)
+
+
+@series_of.register
+def _(method: FoPE, variables, shape, length=None) -> Series:
+    pairs = np.arange(shape.head_dim).reshape(2, -1).T
+    scaled = method.pairs(shape.head_dim)
+    if not method.series:
+        return _single(scaled.inv_freq, pairs, shape, scaled.attention_factor)
+    mixed = np.asarray(method.frequencies(shape.head_dim), np.float64)
+    mixed = np.concatenate([mixed, np.asarray(variables.get("extra_frequencies", ()), np.float64)])
+    cos_coef, sin_coef = variables["cos_coef"], variables.get("sin_coef", variables["cos_coef"])
+    if method.normalise:
+        cos_coef, sin_coef = normalise_columns(cos_coef), normalise_columns(sin_coef)
+    cos, sin = (_of_heads(np.asarray(x, np.float64), shape) for x in (cos_coef, sin_coef))
+    # C cos(w p) + i S sin(w p) = (C + S)/2 exp(i w p) + (C - S)/2 exp(-i w p)
+    moving = np.concatenate([(cos + sin) / 2, (cos - sin) / 2], axis=1).swapaxes(1, 2)
+    coefficients = np.zeros((shape.num_heads, len(pairs), 2 * len(mixed) + 1), complex)
+    coefficients[:, : moving.shape[1], :-1] = moving
+    coefficients[:, moving.shape[1] :, -1] = 1 + 1j * method.zero_sine
+    frequencies = np.concatenate([mixed, -mixed, [0.0]])
+    return Series(
+        frequencies, np.zeros(len(frequencies)), scaled.attention_factor * coefficients, pairs
+    )
+
+
+@series_of.register
+def _(method: ByShare, variables, shape, length=None) -> Series | None:
+    parts, dims = [], method.dims(shape.head_dim)
+    for index, (inner, own) in enumerate(zip(method.methods, dims, strict=True)):
+        prefix = f"{index}."
+        named = {n.removeprefix(prefix): x for n, x in variables.items() if n.startswith(prefix)}
+        part = series_of(inner, named, shape._replace(head_dim=own), length)
+        parts.append(_still(own, shape) if isinstance(inner, NoPE) else part)
+    if method.frequencies(shape.head_dim) is None or any(part is None for part in parts):
+        return None
+    return _joined(parts, np.cumsum([0, *dims[:-1]]).tolist())
+
+
+@series_of.register
+def _(method: LogitScaling, variables, shape, length=None) -> Series | None:
+    return series_of(method.inner, variables, shape, length)
+
+
+def _single(
+    frequencies: np.ndarray, pairs: np.ndarray, shape: ModelShape, factor: float = 1.0
+) -> Series:
+    """One frequency a pair."""
+    own = np.broadcast_to(
+        factor * np.eye(len(pairs), dtype=complex), (shape.num_heads, *[len(pairs)] * 2)
+    )
+    return Series(np.asarray(frequencies, np.float64), np.zeros(len(pairs)), own, pairs)
+
+
+def _still(dims: int, shape: ModelShape) -> Series:
+    """Dimensions that carry no position, in pairs as they come."""
+    pairs = np.arange(dims - dims % 2).reshape(-1, 2)
+    return Series(
+        np.zeros(1), np.zeros(1), np.ones((shape.num_heads, len(pairs), 1), complex), pairs
+    )
+
+
+def _joined(parts: list[Series], first_dims: list[int]) -> Series:
+    """Series of parts of a head, side by side."""
+    heads = parts[0].coefficients.shape[0]
+    whole = np.zeros(
+        (heads, sum(len(p.pairs) for p in parts), sum(len(p.frequencies) for p in parts)), complex
+    )
+    row = column = 0
+    for part in parts:
+        rows, columns = part.coefficients.shape[1:]
+        whole[:, row : row + rows, column : column + columns] = part.coefficients
+        row, column = row + rows, column + columns
+    return Series(
+        np.concatenate([p.frequencies for p in parts]),
+        np.concatenate([p.growth for p in parts]),
+        whole,
+        np.concatenate([p.pairs + d for p, d in zip(parts, first_dims, strict=True)]),
+    )
+
+
+def _of_heads(coef: np.ndarray, shape: ModelShape) -> np.ndarray:
+    """``[D, d]`` or ``[K or N, D, d]`` as ``[N, D, d]``."""
+    coef = coef[None] if coef.ndim == 2 else coef
+    return np.repeat(coef, shape.num_heads // len(coef), axis=0)
+
+
+def layer_methods(model: Transformer) -> list[tuple[PositionEmbedding, Variables]]:
+    """Each layer's method, and its variables with the model's, on the host."""
+    position, layers = model.position, model.config.num_layers
+    period = position.period(layers)
+    shared = {name: np.asarray(x[...]) for name, x in model.position_model.items()}
+    stacked = {name: np.asarray(x[...]) for name, x in model.position_layers.items()}
+    tables: Any = position.tables(shared, np.zeros((1, 1), np.int32), model.config.shape.head_dim)
+    found = []
+    for layer in range(layers):
+        group = {name: x[layer // period] for name, x in stacked.items()}
+        found.append(position.of_layer(layer % period, {**group, **shared}, tables)[:2])
+    return found
+
+
+# ---------------------------------------------------------------------------- training
+
+
+class TrainedPair(NamedTuple):
+    """How much of its turn a pair of dimensions showed in training.
+
+    Attributes:
+      dims: the two dimensions.
+      frequency: radians per token of its strongest term; 0 where it stands still.
+      period: tokens of one turn, infinite where it stands still.
+      turns: periods within the training length.
+      undertrained: it moves, and never turned fully.
+    """
+
+    dims: tuple[int, int]
+    frequency: float
+    period: float
+    turns: float
+    undertrained: bool
+
+
+def trained_pairs(series: Series, training_length: int) -> list[TrainedPair]:
+    """Every pair of dimensions of a series, after training on sequences of ``training_length``.
+
+        turns = L w / 2 pi,   undertrained where 0 < w < 2 pi / L
+
+    Args:
+      series: of a layer; of several heads with terms of their own, their mean decides.
+      training_length: L, tokens.
+
+    >>> shape = ModelShape(4, 1, 1, 1, head_dim=4)
+    >>> [pair.turns for pair in trained_pairs(series_of(RoPE(), {}, shape), 100)]
+    [15.915494309189533, 0.15915494309189535]
+
+    Reference: Hua et al. 2025 (FoPE), Section 3.3: ``w_m < 2 pi / N``.
+    """
+    floor = floor_frequency(training_length)
+    strongest = np.argmax(np.abs(series.coefficients).mean(axis=0), axis=-1)
+    rows = []
+    for dims, term in zip(series.pairs.tolist(), strongest.tolist(), strict=True):
+        w = abs(float(series.frequencies[term]))
+        period = 2 * np.pi / w if w else np.inf
+        rows.append(
+            TrainedPair((dims[0], dims[1]), w, period, training_length / period, 0 < w < floor)
+        )
+    return rows

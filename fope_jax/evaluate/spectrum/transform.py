@@ -1,0 +1,110 @@
+"""Spectra of sampled signals: windows, periodograms, and a tone cut off by a window (Eq. 9-10)."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.signal import get_window
+
+
+def nudft(signal: np.ndarray, frequencies: np.ndarray, window: str = "boxcar") -> np.ndarray:
+    """The non-uniform discrete Fourier transform, scaled so that a tone gives its amplitude.
+
+        X(w) = sum_n v(n) x(n) exp(-i w n) / sum_n v(n)
+
+    Args:
+      signal: ``[..., T]`` real or complex.
+      frequencies: ``[F]`` radians per token, any.
+      window: name of v in ``scipy.signal.get_window``: "boxcar" (rectangular), "hann", ...
+
+    Returns:
+      ``[..., F]`` complex.
+
+    >>> tone = 3 * np.exp(0.3j * np.arange(50))
+    >>> nudft(tone, np.array([0.3])).round(6).tolist()
+    [(3+0j)]
+    """
+    length = np.shape(signal)[-1]
+    taper = np.asarray(get_window(window, length))
+    waves = np.exp(-1j * np.multiply.outer(np.arange(length), frequencies))
+    return (signal * taper) @ waves / taper.sum()
+
+
+def bins(length: int) -> np.ndarray:
+    """The frequencies ``2 pi k / T``, k = 0 .. T // 2, of a window of T tokens."""
+    return 2 * np.pi * np.arange(length // 2 + 1) / length
+
+
+def periodogram(signal: np.ndarray, window: str = "boxcar") -> np.ndarray:
+    """One-sided energy of a real signal at ``bins``.
+
+        P_k = (1 or 2) |sum_n v(n) x(n) exp(-2 pi i k n / T)| ** 2 / (T sum_n v(n) ** 2)
+
+    The sum over k is the mean square of ``x`` with the rectangular window (Parseval), and in
+    expectation with any window for white noise.
+
+    Args:
+      signal: ``[..., T]`` real.
+      window: see ``nudft``.
+
+    Returns:
+      ``[..., T // 2 + 1]``.
+    """
+    length = np.shape(signal)[-1]
+    taper = np.asarray(get_window(window, length))
+    power = np.abs(np.fft.rfft(signal * taper, axis=-1)) ** 2 / (length * np.sum(taper**2))
+    power[..., 1 : (length + 1) // 2] *= 2  # each stands for the negative frequency as well
+    return power
+
+
+# ---------------------------------------------------------------------------- truncation
+
+
+def dirichlet(offset: np.ndarray, length: int) -> np.ndarray:
+    """What a window of T tokens makes of a tone, at ``offset`` from its frequency.
+
+        D(delta) = sum_{n < T} exp(-i delta n)
+                 = exp(-i delta (T - 1) / 2) sin(T delta / 2) / sin(delta / 2)
+
+    Args:
+      offset: ``[...]`` radians per token, w - w_m.
+      length: T, tokens.
+
+    Returns:
+      ``[...]`` complex; T at offset 0.
+
+    Reference: Hua et al. 2025, Eq. 9-10, of whose sinc this is the form for whole tokens.
+    """
+    offset = np.asarray(offset, np.float64)
+    offset = offset - 2 * np.pi * np.round(offset / (2 * np.pi))  # a turn more is the same tone
+    half = np.sin(offset / 2)
+    near = np.abs(half) < 1e-12
+    ratio = np.where(near, length, np.sin(length * offset / 2) / np.where(near, 1.0, half))
+    return np.exp(-0.5j * offset * (length - 1)) * ratio
+
+
+def truncation(frequency: float, length: int, at: np.ndarray) -> tuple[int, np.ndarray]:
+    """The two terms of a truncated tone as the paper writes them (Eq. 10).
+
+        X(w) = a delta(w - w_m) + sin(R (w - w_m)) / (w - w_m)
+        a = floor(N / N_m) whole periods,  R = N - a N_m tokens beyond them,  N_m = 2 pi / w_m
+
+    The tone of whole periods is only itself; what is spread is the cut-off rest. A frequency whose
+    period is longer than the window has a = 0: all of it is spread.
+
+    Args:
+      frequency: w_m, radians per token, above 0.
+      length: N, tokens.
+      at: ``[F]`` radians per token, w.
+
+    Returns:
+      a, and the second term ``[F]``.
+
+    Reference: Hua et al. 2025, Eq. 10 and Appendix C.2.
+    """
+    if not frequency > 0:
+        raise ValueError(f"frequency={frequency}: a tone that is cut off has one above 0")
+    period = 2 * np.pi / frequency
+    whole = int(length / period + 1e-9)
+    rest = length - whole * period
+    # np.sinc(x) is sin(pi x) / (pi x)
+    return whole, rest * np.sinc(rest * (np.asarray(at) - frequency) / np.pi)

@@ -28,7 +28,7 @@ from fope_jax.model.transformer import (
     to_attention,
     unstacked,
 )
-from fope_jax.position.base import PositionEmbedding, Variables
+from fope_jax.position.base import Variables
 from fope_jax.typing import Array
 
 

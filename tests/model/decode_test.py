@@ -25,7 +25,8 @@ FAST = {"learned", "fire", "logit_scaling", "by_layer-mixed"}
 
 def new_model(position, **changes):
     config = dict(vocab_size=VOCAB, d_model=24, num_layers=2, num_heads=4, num_kv_heads=2,
-                  head_dim=8, mlp_dim=32, init_std=0.4, attention="reference") | changes  # fmt: skip
+                  head_dim=8, mlp_dim=32, init_std=0.4,
+                  attention="reference") | changes  # fmt: skip
     return Transformer(TransformerConfig(**config), position, rngs=nnx.Rngs(1))
 
 
@@ -84,9 +85,7 @@ FOLLOWING = {
 }
 
 
-@pytest.mark.parametrize(
-    "label", ["dynamic_ntk", pytest.param("longrope", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("label", ["dynamic_ntk", pytest.param("longrope", marks=pytest.mark.slow)])
 def test_frequencies_that_follow_the_length_are_exact_as_far_as_they_can_be(label):
     """One layer at any length: all keys turn anew. More layers up to the original length of 12,
     and as one piece; beyond it what a layer reads of an early token was computed at that token's

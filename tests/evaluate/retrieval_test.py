@@ -55,9 +55,7 @@ def test_a_model_with_a_known_window_gets_exactly_its_accuracy():
             assert row["tokens"] == 6 * len(" 12345")
             assert row["nats"] == row["tokens"] * (0.25 if right else 2.0)
             # Where all are equally likely, every tie counts against the answer.
-            assert (row["first"], row["rank_sum"]) == (
-                (6, 6) if right else (0, 6 * (1 + RIVALS))
-            )
+            assert (row["first"], row["rank_sum"]) == ((6, 6) if right else (0, 6 * (1 + RIVALS)))
             assert row["candidates"] == 1 + RIVALS
         assert len(rows) == 2 * 3
     assert {row["correct"] for row in score(sees(250))} == {0, 6}
@@ -121,7 +119,9 @@ def test_parts_are_found_in_any_order():
         """Writes the second and first number of the answer, then other text."""
         written = [BYTES.decode(own[0]) for own in answers]
         numbers = [text.replace(" and", ",").strip().split(", ") for text in written]
-        texts = [f" {b}, {a} x".ljust(len(t)) for (a, b, *_), t in zip(numbers, written, strict=True)]
+        texts = [
+            f" {b}, {a} x".ljust(len(t)) for (a, b, *_), t in zip(numbers, written, strict=True)
+        ]
         return np.array([BYTES.encode(text) for text in texts]), np.ones(answers.shape)
 
     (row,) = score(answerer, task, SERIES._replace(contexts=(600,)))

@@ -8,8 +8,9 @@ CONFIG := configs/quickstart.py
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY := tests/interop/weights_parity_test.py
+HARNESS := tests/evaluate/harness_parity_test.py
 
-.PHONY: help demo test slow-test plan-test beam-test parity-test lint install clean
+.PHONY: help demo test slow-test plan-test beam-test parity-test lm-eval-test lint install clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +20,7 @@ help:
 	@echo "make plan-test  compiles the paper's sizes for three TPU slices; no TPU needed"
 	@echo "make beam-test  tokenizes through Apache Beam, in an environment of its own"
 	@echo "make parity-test  weights against transformers and PyTorch, in an environment of its own"
+	@echo "make lm-eval-test  runs under lm-evaluation-harness, in an environment of its own"
 	@echo "make lint       ruff and pyright"
 
 install: $(INSTALLED)
@@ -51,7 +53,7 @@ test: $(INSTALLED)
 	$(BIN)/coverage report --fail-under=100 --include='fope_jax/position/*'
 
 slow-test: $(INSTALLED)
-	$(BIN)/pytest -m slow --ignore=$(PARITY)
+	$(BIN)/pytest -m slow --ignore=$(PARITY) --ignore=$(HARNESS)
 
 # With the TPU compiler installed jax would look for a TPU.
 plan-test: export JAX_PLATFORMS = cpu
@@ -64,6 +66,11 @@ parity-test:
 	$(VENV)-parity/bin/pip install --quiet --editable '.[dev,parity]'
 	$(VENV)-parity/bin/pytest -m slow $(PARITY)
 
+lm-eval-test:
+	$(PYTHON) -m venv $(VENV)-harness
+	$(VENV)-harness/bin/pip install --quiet --editable '.[dev,harness]'
+	$(VENV)-harness/bin/pytest -m slow $(HARNESS)
+
 beam-test:
 	$(PYTHON) -m venv $(VENV)-beam
 	$(VENV)-beam/bin/pip install --quiet --constraint constraints-beam.txt --editable '.[beam,dev]'
@@ -75,4 +82,4 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam $(VENV)-parity runs data_cache
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-parity $(VENV)-harness runs data_cache

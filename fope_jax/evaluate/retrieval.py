@@ -104,7 +104,9 @@ def score_task(
         size = min(len(trials), max(1, batch_tokens // context))
         length = max(max(trial.answer, *map(len, trial.rivals)) for trial in trials)
         scores: list[dict[str, Any]] = [{}] * len(trials)
-        for batch in progress(_batches(trials, size), desc=f"{task.name}, context {context}"):
+        batches = _batches(trials, size)
+        for index in progress(range(len(batches)), desc=f"{task.name}, context {context}"):
+            batch = batches[index]
             found = _answer(answerer, [trials[number] for number in batch], size, length)
             for number, score in zip(batch, found, strict=True):
                 scores[number] = score | _texts(tokenizer, trials[number], score["written"])

@@ -116,7 +116,9 @@ class TextModel:
                 len(tokens), count, self.max_length,
             )  # fmt: skip
             tokens = tokens[count - self.max_length :]
-        batch, segments = _at_the_end([tokens], _room(len(tokens)), self._tokenizer.pad_id)
+        most = None if self.max_length is None else self.max_length - count
+        size = _room(len(tokens), most)
+        batch, segments = _at_the_end([tokens], size, self._tokenizer.pad_id)
         written = np.asarray(self._write(batch, segments, count))[0].tolist()
         if self._tokenizer.eos_id in written:
             written = written[: written.index(self._tokenizer.eos_id)]
@@ -161,13 +163,13 @@ class TextModel:
     def _sums(self, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Log-likelihood of each row's targets after its context, and whether all are greedy."""
         results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
-        sizes = [_room(len(context) + len(target) - 1) for context, target in rows]
+        sizes = [_room(len(context) + len(target) - 1, self.max_length) for context, target in rows]
         for size in sorted(set(sizes)):
             own = [i for i, other in enumerate(sizes) if other == size]
             count = max(1, self._batch_tokens // size)
             for start in range(0, len(own), count):
                 numbers = own[start : start + count]
-                filled = np.resize(numbers, min(count, _room(len(numbers), 1)))
+                filled = np.resize(numbers, _room(len(numbers), count, least=1))
                 joined = [[*rows[i][0], *rows[i][1]] for i in filled]
                 pad = self._tokenizer.pad_id
                 tokens, segments = _at_the_end([row[:-1] for row in joined], size, pad)
@@ -180,9 +182,14 @@ class TextModel:
         return results
 
 
-def _room(length: int, least: int = 16) -> int:
-    """The next power of two, so that rows of all lengths need few programs."""
-    return max(least, 1 << (length - 1).bit_length()) if length else least
+def _room(length: int, most: int | None, least: int = 16) -> int:
+    """The next power of two, so that rows of all lengths need few programs; at most ``most``.
+
+    >>> _room(17, None), _room(17, 20), _room(1, None)
+    (32, 20, 16)
+    """
+    room = max(least, 1 << max(0, length - 1).bit_length())
+    return room if most is None else min(room, most)
 
 
 def _at_the_end(

@@ -57,14 +57,14 @@ class Series(NamedTuple):
         return len(self.depths) * self.trials
 
 
-def check_series(task: Task, series: Series, field: str = "passkey_lengths") -> None:
+def check_series(task: Task, series: Series) -> None:
     """Raises ValueError, naming the shortest length that fits, where a context is too short."""
     if series.trials < 1:
         raise ValueError(f"passkey_trials is {series.trials}; accepted: 1 or more")
     minimum = max(task.shortest(series.generator(number), "test") for number in range(series.count))
     if min(series.contexts) < minimum:
         raise ValueError(
-            f"{field} gives a context of {min(series.contexts)} tokens, too short for "
+            f"passkey_lengths gives a context of {min(series.contexts)} tokens, too short for "
             f"{task.name!r}, which takes at least {minimum} with this tokenizer; evaluate longer "
             "contexts or leave it out"
         )

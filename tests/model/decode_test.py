@@ -20,7 +20,7 @@ METHOD_EXAMPLES = {
     "by_layer-mixed": ByLayer((FoPE(8, heads="query"), CoPE(init_std=0.5))),
 }
 # One for each hook; a method that differs in its numbers alone takes the path of one of these.
-FAST = {"learned", "fire", "logit_scaling", "by_layer-mixed"}
+FAST = {"learned", "fire", "by_layer-mixed"}
 
 
 def new_model(position, **changes):

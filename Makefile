@@ -8,8 +8,10 @@ CONFIG := configs/quickstart.py
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY := tests/interop/weights_parity_test.py
+HARNESS := tests/evaluate/harness_parity_test.py
 
-.PHONY: help demo test faults slow-test plan-test beam-test parity-test lint install clean
+.PHONY: help demo test faults slow-test plan-test beam-test parity-test lm-eval-test lint install
+.PHONY: clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +22,7 @@ help:
 	@echo "make plan-test  compiles the paper's sizes for three TPU slices; no TPU needed"
 	@echo "make beam-test  tokenizes through Apache Beam, in an environment of its own"
 	@echo "make parity-test  weights against transformers and PyTorch, in an environment of its own"
+	@echo "make lm-eval-test  runs under lm-evaluation-harness, in an environment of its own"
 	@echo "make lint       ruff and pyright"
 
 install: $(INSTALLED)
@@ -55,7 +58,7 @@ faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults
 
 slow-test: $(INSTALLED)
-	$(BIN)/pytest -m slow --ignore=$(PARITY)
+	$(BIN)/pytest -m slow --ignore=$(PARITY) --ignore=$(HARNESS)
 
 # With the TPU compiler installed jax would look for a TPU.
 plan-test: export JAX_PLATFORMS = cpu
@@ -68,6 +71,11 @@ parity-test:
 	$(VENV)-parity/bin/pip install --quiet --editable '.[dev,parity]'
 	$(VENV)-parity/bin/pytest -m slow $(PARITY)
 
+lm-eval-test:
+	$(PYTHON) -m venv $(VENV)-harness
+	$(VENV)-harness/bin/pip install --quiet --editable '.[dev,harness]'
+	$(VENV)-harness/bin/pytest -m slow $(HARNESS)
+
 beam-test:
 	$(PYTHON) -m venv $(VENV)-beam
 	$(VENV)-beam/bin/pip install --quiet --constraint constraints-beam.txt --editable '.[beam,dev]'
@@ -79,4 +87,4 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam $(VENV)-parity runs data_cache
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-parity $(VENV)-harness runs data_cache

@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 from fope_jax import position as positions
 from fope_jax.data import DataConfig
 from fope_jax.data.held_out import name_of
+from fope_jax.data.retrieval import TASKS
 from fope_jax.fields import ConfigError, checked, field_types, nearest, parse
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
@@ -218,6 +219,11 @@ class EvaluateConfig:
       passkey_depths: where the key stands in the context, 0 the beginning and 1 the end.
       passkey_trials: trials for each length and depth.
       passkey_templates: wordings, "standard" (the literature's) and "compact" (small models).
+      retrieval_tasks: further tasks at the lengths, depths and trials of passkeys: "recall" and
+        "copy" of token ids, for models too small for language; "multi_key", "multi_value",
+        "multi_query", "variable_tracking" and "common_words" after RULER.
+      needle_haystack: what those after RULER hide their needles in: "corpus", a stretch of the
+        first of ``splits``, or "noise", a few sentences that are repeated.
       batch_tokens: upper bound of the tokens in one forward pass.
       splits: the corpus splits perplexity is measured on.
       texts: other text that it is measured on, cut by the tokenizer of the run: "web" (119 pages
@@ -234,6 +240,8 @@ class EvaluateConfig:
     passkey_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     passkey_trials: int = 20
     passkey_templates: tuple[str, ...] = ("compact", "standard")
+    retrieval_tasks: tuple[str, ...] = ()
+    needle_haystack: Literal["corpus", "noise"] = "corpus"
     batch_tokens: int = 16_384
     splits: tuple[str, ...] = ("validation",)
     texts: tuple[str, ...] = ()
@@ -249,6 +257,14 @@ class EvaluateConfig:
         _require("scored_tokens", scored, scored is None or scored >= 1, "1 or more, or None")
         depths = self.passkey_depths
         _require("passkey_depths", depths, all(0 <= d <= 1 for d in depths), "each 0 <= value <= 1")
+        tasks = [name for name in TASKS if name != "passkey"]  # which passkey_templates measure
+        wrong = [name for name in self.retrieval_tasks if name not in tasks]
+        _require("retrieval_tasks", self.retrieval_tasks, not wrong, f"some of {tasks}")
+        haystacks = ("corpus", "noise")
+        _require(
+            "needle_haystack", self.needle_haystack, self.needle_haystack in haystacks,
+            f"one of {haystacks}",
+        )  # fmt: skip
         names = [name_of(source) for source in self.texts]
         _require("texts", self.texts, len(set(names)) == len(names), "each name once")
 

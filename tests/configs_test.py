@@ -82,6 +82,15 @@ def test_the_quickstart_builds(method):
     assert full.evaluate.lengths == (1, 2, 4, 8, 16)
 
 
+def test_recall_builds_without_text():
+    full = build(f"{CONFIGS / 'recall.py'}:position=alibi")
+    assert full.data.task_shares == (("recall", 0.75), ("copy", 0.25))
+    assert parameters(full) < 1_000_000
+    assert max(full.evaluate.passkey_lengths) == 16
+    assert full.evaluate.retrieval_tasks == ("recall", "copy")
+    assert build(f"{CONFIGS / 'recall.py'}:smoke").train.steps < full.train.steps
+
+
 def test_every_config_has_a_card():
     for path in CONFIGS.rglob("*.py"):
         card = path.read_text().split('"""')[1]

@@ -31,7 +31,7 @@ import numpy as np
 from fope_jax.data import tokenizer as tokenizers
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.mirror import download
-from fope_jax.data.tokenizer import Tokenizer
+from fope_jax.data.tokenizer import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
 from fope_jax.files import as_path, check_bucket, file_sha256, in_bucket
 
@@ -212,6 +212,8 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
     if split not in SPLITS:
         raise ValueError(f"split {split!r}; accepted: {SPLITS}")
     directory = cache_directory(config)
+    if config.corpus == "none":
+        return TokenCache(directory, _no_text(BytesTokenizer()), split)
     check_bucket(directory)
     manifest = read_manifest(directory)
     if manifest is None:
@@ -223,6 +225,19 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
     if in_bucket(directory):
         directory = download(directory, MANIFEST, _hashes(manifest))
     return TokenCache(directory, manifest, split)
+
+
+def _no_text(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The manifest of a cache without tokens, for runs that train on generated tasks alone."""
+    none = {"documents": 0, "bytes": 0, "empty_documents": 0, "changed_documents": 0, "shards": []}
+    return {
+        "fingerprint": hashlib.sha256(f"no text {tokenizer.fingerprint}".encode()).hexdigest(),
+        "tokenizer": tokenizers.describe(tokenizer),
+        "dtype": token_dtype(tokenizer.vocab_size).str,
+        "block_tokens": BLOCK_TOKENS,
+        "shard_tokens": SHARD_TOKENS,
+        "splits": dict.fromkeys(SPLITS, none),
+    }
 
 
 def _hashes(manifest: dict[str, Any]) -> dict[str, str]:

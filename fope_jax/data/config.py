@@ -7,10 +7,12 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fope_jax.data.retrieval import TASKS
 from fope_jax.files import ACCEPTED, is_accepted
 
-Corpus = Literal["gutenberg", "c4", "text", "mixture"]
+Corpus = Literal["gutenberg", "c4", "text", "mixture", "none"]
 Packing = Literal["documents", "windows"]
+TaskTargets = Literal["answers", "all"]
 
 SPLITS = ("train", "validation")
 
@@ -21,7 +23,7 @@ class DataConfig:
 
     Attributes:
       corpus: "gutenberg" (18 public-domain books, downloaded once), "c4" (the paper's), "text"
-        (files of your own) or "mixture" of those.
+        (files of your own) or "mixture" of those; "none" where every row of a batch is a task's.
       mixture: for corpus "mixture", entries "corpus=weight": ``("gutenberg=1", "c4=3")``. Weights
         are shares of training tokens. The mixture ends where the corpus whose turn it is has no
         document left; what the others have beyond that is not used. Validation is every held-out
@@ -45,6 +47,10 @@ class DataConfig:
         machine and then uploaded, and copied once to every machine that reads it.
       packing: how windows see documents. "documents": segments, and positions from 0, for each
         document in a window. "windows": one segment a window, as the paper's code does.
+      tasks: entries "task=share": how many rows of every training batch are windows of a retrieval
+        task, such as ``("recall=0.25", "copy=0.25")``; the rest is text. They are generated, never
+        the same twice and never one of the evaluation's (`fope_jax.data.retrieval`).
+      task_targets: what is learnt of a task's windows: "answers", or "all" of their tokens.
     """
 
     corpus: Corpus = "gutenberg"
@@ -63,6 +69,8 @@ class DataConfig:
     vocab_size: int = 4096
     cache_dir: str = "data_cache"
     packing: Packing = "documents"
+    tasks: tuple[str, ...] = ()
+    task_targets: TaskTargets = "answers"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -73,6 +81,9 @@ class DataConfig:
         _require(
             self, "packing", self.packing in typing.get_args(Packing), typing.get_args(Packing)
         )
+        targets = typing.get_args(TaskTargets)
+        _require(self, "task_targets", self.task_targets in targets, targets)
+        self._check_tasks()
         _require(self, "vocab_size", self.vocab_size >= 1, "an integer of 1 or more")
         _require(self, "cache_dir", bool(self.cache_dir), "a directory")
         for name in ("cache_dir", "tokenizer", "train_files", "validation_files"):
@@ -107,19 +118,37 @@ class DataConfig:
         return tuple(sorted(self._parse_component(entry) for entry in self.mixture))
 
     def _parse_component(self, entry: str) -> tuple[str, float]:
-        name, _, weight = entry.partition("=")
-        try:
-            share = float(weight)
-        except ValueError:
-            share = 0.0
-        single = [corpus for corpus in typing.get_args(Corpus) if corpus != "mixture"]
+        name, share = _name_and_share(entry)
+        single = [name for name in typing.get_args(Corpus) if name not in ("mixture", "none")]
         _require(
             self, "mixture", name in single and 0 < share < float("inf"),
             f"entries 'corpus=weight', a corpus of {single} and a positive weight",
         )  # fmt: skip
         return name, share
 
+    @property
+    def task_shares(self) -> tuple[tuple[str, float], ...]:
+        """Retrieval tasks with their shares of the rows of a batch.
+
+        >>> DataConfig(tasks=("recall=0.25", "copy=0.5")).task_shares
+        (('recall', 0.25), ('copy', 0.5))
+        """
+        return tuple(_name_and_share(entry) for entry in self.tasks)
+
+    def _check_tasks(self) -> None:
+        names, shares = zip(*self.task_shares, strict=True) if self.tasks else ((), ())
+        known = set(names) <= set(TASKS) and len(set(names)) == len(names)
+        accepted = f"entries 'task=share', each once, a task of {TASKS} and a positive share"
+        _require(self, "tasks", known and all(share > 0 for share in shares), accepted)
+        if self.corpus == "none":
+            _require(self, "tasks", abs(sum(shares) - 1) < 1e-6, "shares that sum to 1")
+            _require(self, "tokenizer", self.tokenizer == "bytes", "'bytes': there is no text")
+        else:
+            _require(self, "tasks", sum(shares) < 1 - 1e-6, "shares that leave some for the text")
+
     def _check_corpus(self, name: str) -> None:
+        if name == "none":
+            return
         if name == "gutenberg":
             _require(self, "validation_books", bool(self.validation_books), "at least one book")
             both = sorted(set(self.validation_books) & set(self.excluded_books))
@@ -134,6 +163,15 @@ class DataConfig:
             _require(
                 self, "validation_files", bool(self.validation_files), "globs of held-out files"
             )
+
+
+def _name_and_share(entry: str) -> tuple[str, float]:
+    """Both sides of "name=share"; a share of 0 where it is no number."""
+    name, _, share = entry.partition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        return name, 0.0
 
 
 def _require(config: DataConfig, field: str, condition: bool, accepted: Any) -> None:

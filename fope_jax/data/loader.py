@@ -20,6 +20,7 @@ from fope_jax.data.config import Packing
 from fope_jax.extras import require
 from fope_jax.typing import Batch
 
+READING = {"num_threads": 1, "prefetch_buffer_size": 8}  # grain's thread that reads ahead
 _MOST_WINDOWS = 2**53  # whole numbers are exact in a float up to it; no run sees as many
 
 
@@ -55,6 +56,10 @@ class Loader:
             raise ValueError(f"packing = {packing!r}; accepted: {typing.get_args(Packing)}")
         if seed < 0:
             raise ValueError(f"seed = {seed}; accepted: an integer of 0 or more")
+        if not cache.num_tokens:
+            raise ValueError(
+                "the token cache holds no text: corpus = 'none' trains on generated tasks alone"
+            )
         self._cache, self._length, self._packing = cache, length, packing
         self._pad_id = cache.tokenizer.pad_id
         documents = cache.documents
@@ -69,6 +74,11 @@ class Loader:
         epochs = windows.repeat(_MOST_WINDOWS // self.windows_per_epoch)
         self._numbers = epochs.batch(batch_size)
         self._batches = self._numbers.map(self.windows)
+
+    @property
+    def about(self) -> str:
+        """For people: how much text there is."""
+        return f"{self._cache.num_tokens:,} tokens, an epoch is {self.steps_per_epoch:,} steps"
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
@@ -95,7 +105,7 @@ class Loader:
         ``num_steps`` None goes on for ever.
         """
         stop = None if num_steps is None else start_step + num_steps
-        options = self._grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+        options = self._grain.ReadOptions(**READING)
         return iter(self._batches[start_step:stop].to_iter_dataset(options))
 
     def windows(self, numbers: np.ndarray) -> Batch:

@@ -19,10 +19,15 @@ from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import Experiment, build_experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
+from fope_jax.data.retrieval.base import Task
+from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
+from fope_jax.data.retrieval.table import make_task
+from fope_jax.data.retrieval.texts import CorpusText
+from fope_jax.evaluate.answering import Answerer, model_answerer
 from fope_jax.evaluate.identity import check_fingerprint
 from fope_jax.evaluate.metrics import METRICS, Row, read_rows, replace_rows
 from fope_jax.evaluate.perplexity import Progress, score_positions, score_same_tokens
-from fope_jax.evaluate.retrieval import TEMPLATES, check_contexts, draw_keys, score_passkey
+from fope_jax.evaluate.retrieval import Series, check_series, score_task
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.windows import Windows
 from fope_jax.extras import require
@@ -160,12 +165,14 @@ class Protocol:
       identity: fields that all its rows share and no other protocol's of that kind.
       settings: everything else that its numbers depend on, JSON values.
       run: scorer -> (rows, where its windows are or None).
+      answers: ``run`` gets an ``Answerer`` in place of a scorer.
     """
 
     kind: str
     identity: dict[str, Any]
     settings: dict[str, Any]
-    run: Callable[[Scorer, Progress], tuple[list[Row], Windows | None]]
+    run: Callable[[Any, Progress], tuple[list[Row], Windows | None]]
+    answers: bool = False
 
     @property
     def label(self) -> str:
@@ -206,7 +213,7 @@ def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]
             f"multiples of train.length = {length} up to {limit // length}"
         )
     caches = {name: open_cache(experiment.data, name) for name in settings.splits or ("train",)}
-    cache = next(iter(caches.values()))
+    cache = held_out = next(iter(caches.values()))
     if data_fingerprint is not None and cache.fingerprint != data_fingerprint:
         raise ValueError(
             f"the model was trained on a token cache with fingerprint {data_fingerprint}, but the "
@@ -223,10 +230,7 @@ def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]
             protocols.append(_same_tokens(experiment, cache, split_name, contexts))
         if contexts and settings.position_windows:
             protocols.append(_long_window(experiment, cache, split_name, max(contexts)))
-    if passkey_contexts and settings.passkey_trials and settings.passkey_depths:
-        for name in settings.passkey_templates:
-            protocols.append(_passkey(experiment, tokenizer, name, passkey_contexts))
-    return protocols
+    return protocols + _retrieval(experiment, held_out, passkey_contexts)
 
 
 def _same_tokens(experiment: Experiment, cache: Any, split: str, contexts: list[int]) -> Protocol:
@@ -266,32 +270,55 @@ def _on_corpus(
     return Protocol(kind, identity, settings | {"cache": cache.fingerprint}, run)
 
 
-def _passkey(experiment: Experiment, tokenizer: Any, name: str, contexts: list[int]) -> Protocol:
-    if name not in TEMPLATES:
-        raise ValueError(
-            f"evaluate.passkey_templates names {name!r}; accepted: {', '.join(TEMPLATES)}"
-        )
-    template = TEMPLATES[name]
-    settings = {
-        "contexts": contexts,
-        "depths": list(experiment.evaluate.passkey_depths),
-        "trials": experiment.evaluate.passkey_trials,
-        "seed": PASSKEY_SEED,
-    }
-    keys = draw_keys(len(settings["depths"]), settings["trials"], PASSKEY_SEED)
-    check_contexts(template, tokenizer, contexts, keys)
+def _retrieval(experiment: Experiment, cache: Any, contexts: list[int]) -> list[Protocol]:
+    """A protocol for each passkey template and each retrieval task."""
+    settings, tokenizer = experiment.evaluate, cache.tokenizer
+    if not (contexts and settings.passkey_trials and settings.passkey_depths):
+        return []
+    series = Series(contexts, settings.passkey_depths, settings.passkey_trials, PASSKEY_SEED)
+    protocols = []
+    for name in settings.passkey_templates:
+        if name not in TEMPLATES:
+            raise ValueError(
+                f"evaluate.passkey_templates names {name!r}; accepted: {', '.join(TEMPLATES)}"
+            )
+        task = Passkey.of(tokenizer, TEMPLATES[name])
+        identity = {"protocol": "passkey", "template": name}
+        protocols.append(_task("passkey", identity, task, series, tokenizer, experiment))
+    haystack = CorpusText(cache) if settings.needle_haystack == "corpus" else None
+    for name in settings.retrieval_tasks:
+        task = make_task(name, tokenizer, haystack)
+        identity = {"protocol": "retrieval", "task": name}
+        protocols.append(_task("retrieval", identity, task, series, tokenizer, experiment))
+    return protocols
 
-    def run(scorer: Scorer, progress: Progress) -> tuple[list[Row], None]:
+
+def _task(
+    kind: str,
+    identity: dict[str, str],
+    task: Task,
+    series: Series,
+    tokenizer: Any,
+    experiment: Experiment,
+) -> Protocol:
+    check_series(task, series)
+    stated = {
+        "contexts": list(series.contexts),
+        "depths": list(series.depths),
+        "trials": series.trials,
+        "seed": series.seed,
+        "half": "test",
+        **task.describe(),
+    }
+
+    def run(answerer: Answerer, progress: Progress) -> tuple[list[Row], None]:
         batch_tokens = experiment.evaluate.batch_tokens
-        rows = score_passkey(
-            scorer, tokenizer, template, **settings, batch_tokens=batch_tokens, progress=progress
+        rows = score_task(
+            answerer, task, tokenizer, series, batch_tokens=batch_tokens, progress=progress
         )
         return rows, None
 
-    identity = {"protocol": "passkey", "template": name}
-    texts = dataclasses.asdict(template)
-    stated = settings | {"texts": texts, "tokenizer": tokenizer.fingerprint}
-    return Protocol("passkey", identity, stated, run)
+    return Protocol(kind, identity, stated, run, answers=True)
 
 
 # ---------------------------------------------------------------------------- running them
@@ -367,9 +394,11 @@ def evaluate(
         devices = _make_mesh(mesh)
         loaded = load_run(workdir, step, devices, accept_position)
         scorer = model_scorer(loaded.model, devices)
+        answerer = model_answerer(loaded.model, devices)
         _write_time(path, "evaluate: restore", step, time.perf_counter() - started)
         for protocol in missing:
-            _run_one(protocol, scorer, experiment, step, path, progress, say)
+            reader = answerer if protocol.answers else scorer
+            _run_one(protocol, reader, experiment, step, path, progress, say)
         wait_for_all("evaluated")
     return [row for row in read_rows(path) if any(p.owns(row, step) for p in protocols)]
 
@@ -383,7 +412,7 @@ def _make_mesh(config: MeshConfig | None) -> Mesh | None:
 
 def _run_one(
     protocol: Protocol,
-    scorer: Scorer,
+    reader: Scorer | Answerer,
     experiment: Experiment,
     step: int,
     path: Path,
@@ -391,7 +420,7 @@ def _run_one(
     say: Callable[[str], None],
 ) -> None:
     started = time.perf_counter()
-    scored, windows = protocol.run(scorer, progress)
+    scored, windows = protocol.run(reader, progress)
     seconds = time.perf_counter() - started
     ids = {
         "variant": experiment.name,

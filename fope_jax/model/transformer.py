@@ -289,19 +289,12 @@ class Transformer(nnx.Module):
                 f"a window of {tokens.shape[1]} tokens: {type(position).__name__} is defined for "
                 f"at most {limit}"
             )
-        shared = _trained(self.position_model), _constant(self.position_model)
-        variables = {**shared[0], **shared[1]}
-        x = look_up(self.embedding[...], tokens).astype(config.dtype)
-        x = position.embed(variables, x, positions).astype(config.dtype)
-        x = constrain(x, ("batch", "length", None))
-        tables = position.tables(variables, positions, config.shape.head_dim)
-
+        x = self.embed(tokens, positions)
+        tables = position.tables(self.model_variables(), positions, config.shape.head_dim)
         period = position.period(config.num_layers)
 
         def run(index, weights, trained, constants, x):
-            trained, constants = {**trained, **shared[0]}, {**constants, **shared[1]}
-            method, trained, own = position.of_layer(index, trained, tables)
-            constants = position.of_layer(index, constants, tables)[1]
+            method, trained, constants, own = self.of_layer(index, trained, constants, tables)
             return layer(
                 config, method, weights, trained, constants, own, x, positions, segments, observer
             )
@@ -318,16 +311,12 @@ class Transformer(nnx.Module):
         def body(x, group):
             weights, trained, constants = group
             seen = []
-            for index, own in enumerate(_unstacked(weights, period)):
+            for index, own in enumerate(unstacked(weights, period)):
                 x, told = run(index, own, trained, constants, x)
                 seen.append(told)
             return x, _all_stacked(seen)
 
-        groups = (
-            _stacked(_values(self.layers), period),
-            _trained(self.position_layers),
-            _constant(self.position_layers),
-        )
+        groups = self.groups()
         if config.scan_layers:
             x, seen = jax.lax.scan(body, x, groups)
         else:
@@ -338,6 +327,38 @@ class Transformer(nnx.Module):
             seen = _all_stacked(told)
         seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
         return rms_norm(x, self.final_norm[...], config.norm_eps), seen
+
+    def embed(self, tokens: Array, positions: Array) -> Array:
+        """What the first layer reads, ``[B, T, D]`` in the compute dtype."""
+        x = look_up(self.embedding[...], tokens).astype(self.config.dtype)
+        x = self.position.embed(self.model_variables(), x, positions).astype(self.config.dtype)
+        return constrain(x, ("batch", "length", None))
+
+    def model_variables(self) -> Variables:
+        """The position variables that exist once a model."""
+        return _values(self.position_model)
+
+    def groups(self) -> tuple[dict[str, Array], Variables, Variables]:
+        """Weights ``[L / P, P, ...]`` of the layers (``[L, ...]`` where the period P is 1), and
+        the position variables ``[L / P, ...]`` that are trained and those that are not."""
+        return (
+            _stacked(_values(self.layers), self.position.period(self.config.num_layers)),
+            _trained(self.position_layers),
+            _constant(self.position_layers),
+        )
+
+    def of_layer(
+        self, index: int, trained: Variables, constants: Variables, tables: Any
+    ) -> tuple[PositionEmbedding, Variables, Variables, Any]:
+        """Method, variables and tables of layer ``index`` within a period.
+
+        ``trained`` and ``constants`` are those of one period; the model's are added.
+        """
+        position = self.position
+        trained = {**trained, **_trained(self.position_model)}
+        constants = {**constants, **_constant(self.position_model)}
+        method, trained, own = position.of_layer(index, trained, tables)
+        return method, trained, position.of_layer(index, constants, tables)[1], own
 
     def unembed(self, hidden: Array) -> Array:
         """Logits ``[B, T, V]`` float32 of ``hidden [B, T, D]``."""
@@ -382,18 +403,10 @@ def layer(
     Returns:
       ``[B, T, D]``, and what ``observer`` gives, None without one.
     """
-    y = _normed(config, "pre", x, weights["attention_norm"])
-    q = to_heads(y, weights["query"])
-    k = to_heads(y, weights["key"])
-    v = to_heads(y, weights["value"])
-    if config.qk_norm != "none":
-        q = _heads_normed(q, weights["query_norm"], config.norm_eps)
-        k = _heads_normed(k, weights["key_norm"], config.norm_eps)
-    before = q, k
-    variables = {**trained, **constants}
+    q, k, v = to_attention(config, weights, x)
+    before, variables = (q, k), {**trained, **constants}
     q, k = position.rotate(variables, tables, q, k)
-    if k.shape[2] != v.shape[2]:
-        v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
+    v = repeat_heads(v, k)
     seen = None
     if observer is not None:
         seen = observer(Activations(position, variables, x, *before, q, k, v))
@@ -412,11 +425,37 @@ def layer(
         backend=_backend(config, position, q.shape[1]),
         block=config.attention_block,
     )
+    return from_attention(config, weights, x, attended), seen
+
+
+def to_attention(
+    config: TransformerConfig, weights: dict[str, Array], x: Array
+) -> tuple[Array, Array, Array]:
+    """q ``[B, T, N, H]``, k and v ``[B, T, K, H]`` of a layer, before any rotation."""
+    y = _normed(config, "pre", x, weights["attention_norm"])
+    q = to_heads(y, weights["query"])
+    k = to_heads(y, weights["key"])
+    v = to_heads(y, weights["value"])
+    if config.qk_norm != "none":
+        q = _heads_normed(q, weights["query_norm"], config.norm_eps)
+        k = _heads_normed(k, weights["key_norm"], config.norm_eps)
+    return q, k, v
+
+
+def repeat_heads(v: Array, k: Array) -> Array:
+    """``v`` with each head repeated where the method has made more key heads of one."""
+    return v if k.shape[2] == v.shape[2] else jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
+
+
+def from_attention(
+    config: TransformerConfig, weights: dict[str, Array], x: Array, attended: Array
+) -> Array:
+    """What a layer makes of its input ``x [B, T, D]`` and its heads' ``attended [B, T, N, H]``."""
     y = from_heads(attended, weights["out"])
     x = x + _normed(config, "post", y, weights["attention_norm"])
     y = _normed(config, "pre", x, weights["mlp_norm"])
     y = swiglu(y, weights["gate"], weights["up"], weights["down"])
-    return x + _normed(config, "post", y, weights["mlp_norm"]), seen
+    return x + _normed(config, "post", y, weights["mlp_norm"])
 
 
 def _normed(config: TransformerConfig, place: str, x: Array, scale: Array) -> Array:
@@ -526,7 +565,7 @@ def _stacked(weights: dict[str, Array], period: int) -> dict[str, Array]:
     return {name: x.reshape(-1, period, *x.shape[1:]) for name, x in weights.items()}
 
 
-def _unstacked(weights: dict[str, Array], period: int) -> list[dict[str, Array]]:
+def unstacked(weights: dict[str, Array], period: int) -> list[dict[str, Array]]:
     """The weights of each layer of a group, ``[P, ...]`` taken apart."""
     if period == 1:
         return [weights]

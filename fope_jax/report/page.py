@@ -22,6 +22,7 @@ from fope_jax.report.goodput import goodput_table
 from fope_jax.report.lineage import lineage_lines, lineage_table
 from fope_jax.report.provenance import config_tables, provenance_table, run_titles
 from fope_jax.report.rows import (
+    PARTS,
     Comparison,
     ReportError,
     Run,
@@ -41,6 +42,7 @@ from fope_jax.report.tables import (
     perplexity_tables,
     position_table,
     three,
+    what_was_asked,
 )
 
 PAGE = Template("""<!DOCTYPE html>
@@ -108,7 +110,11 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
             if ranking.is_ranked(c[0])
         ),
         *(_positions(*c, looks, out) for c in _places(comparisons(loaded, "position"))),
-        *(_passkey(*c, loaded, looks, out) for c in _places(comparisons(loaded, "passkey"))),
+        *(
+            _retrieval(*c, loaded, looks, out)
+            for kind in ("passkey", "retrieval")
+            for c in _places(comparisons(loaded, kind))
+        ),
         *_spectra(loaded, looks, out),
         _training(loaded, looks, out),
         *_time(loaded),
@@ -334,32 +340,39 @@ def _positions(
     return section(f"Loss by position ({place.heading})", paragraph(text), figure, table)
 
 
-def _passkey(
+def _retrieval(
     comparison: Comparison,
     place: Place,
     runs: Sequence[Run],
     looks: dict[str, plots.Style],
     out: Path,
 ) -> str:
-    curves = embedded_figure(
-        plots.passkey_figure(comparison, looks),
-        out,
-        f"passkey-{place.stem}",
-        plots.in_words(comparison, "Passkeys found against context length"),
-        "Share of passkeys found, over all depths, against context length.",
-    )
-    depths = embedded_figure(
-        plots.depth_figure(comparison),
-        out,
-        f"passkey-depth-{place.stem}",
-        "Share of passkeys found by length and depth; every number is in the table below.",
-        "Share of passkeys found (%) by context length and depth of the key.",
-    )
+    counted, _ = what_was_asked(comparison)
+    passkey, by_depth = comparison.kind == "passkey", plots.has_depths(comparison)
+    figures = [
+        embedded_figure(
+            plots.passkey_figure(comparison, looks),
+            out,
+            f"{comparison.kind}-{place.stem}",
+            plots.in_words(comparison, f"{counted.capitalize()} against context length"),
+            f"Share of {counted}{', over all depths,' if by_depth else ''} against context length.",
+        )
+    ]
+    if by_depth:
+        figures.append(
+            embedded_figure(
+                plots.depth_figure(comparison),
+                out,
+                f"{comparison.kind}-depth-{place.stem}",
+                f"Share of {counted} by length and depth; every number is in the table below.",
+                f"Share of {counted} (%) by context length and depth of what is asked for.",
+            )
+        )
+    words = passkey_in_words if passkey else retrieval_in_words
     return section(
-        f"Passkey retrieval ({place.heading})",
-        paragraph(passkey_in_words(comparison, runs)),
-        curves,
-        depths,
+        f"{'Passkey retrieval' if passkey else 'Retrieval'} ({place.heading.replace('_', ' ')})",
+        paragraph(words(comparison, runs)),
+        *figures,
         *map(as_html, passkey_tables(comparison)),
         details("Every row: length and depth", as_html(depth_table(comparison))),
     )
@@ -367,20 +380,12 @@ def _passkey(
 
 def passkey_in_words(comparison: Comparison, runs: Sequence[Run]) -> str:
     """The protocol as it was run, with the template's texts where the runs state them."""
-    rows = next(iter(comparison.curves.values()))[0]
-    depths = sorted({row["depth"] for row in rows})
-    text = (
-        f"A random five-digit key is hidden in filler and asked for at the end of the window: "
-        f"{rows[0]['total']:,} trials at each length and each of {len(depths)} depths, the same "
-        "keys at every length and for every variant. A trial is right when greedy decoding writes "
-        "the whole key. The window, answer included, has exactly the number of tokens shown."
-    )
-    for run in runs:
-        for row in run.of("protocol"):
-            texts = row["settings"].get("texts")
-            if row.get("template") == comparison.name and texts:
-                whole = "".join(texts[k] for k in ("intro", "filler", "needle", "filler"))
-                return f"{text} The prompt: “{whole}{texts['question']}” (filler repeated)."
+    text = f"A random five-digit key is hidden in filler. {_trials_in_words(comparison)}"
+    for row in _protocol_rows(comparison, runs):
+        texts = row["settings"].get("texts")
+        if texts:
+            whole = "".join(texts[k] for k in ("intro", "filler", "needle", "filler"))
+            return f"{text} The prompt: “{whole}{texts['question']}” (filler repeated)."
     return text
 
 
@@ -406,6 +411,51 @@ def _spectra(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> l
     tables = (correlation_table(found), run_table(found))
     return [section("Spectra and length generalization", paragraph(text), figure,
                     *map(as_html, tables))]  # fmt: skip
+
+
+ASKED = {
+    "recall": "Pairs of a key and a value, all of one dictionary; at the end one key is given "
+    "that stands once before, and its value is asked for. All are token ids.",
+    "copy": "A text of random token ids is followed by its copy, which the model has to go on "
+    "with for some tokens; the depth is the share of the text copied before.",
+    "multi_key": "Several words have a number each, hidden in a haystack; one is asked for.",
+    "multi_value": "One word has several numbers, hidden in a haystack; all are asked for.",
+    "multi_query": "Several words have a number each, hidden in a haystack; all are asked for.",
+    "variable_tracking": "Two chains of assignments are hidden in a haystack; all variables of "
+    "one value are asked for.",
+    "common_words": "In a long list some words are more common than all others; they are asked "
+    "for.",
+}
+
+
+def retrieval_in_words(comparison: Comparison, runs: Sequence[Run]) -> str:
+    """The protocol as it was run."""
+    text = f"{ASKED.get(comparison.name, '')} {_trials_in_words(comparison)}".strip()
+    for row in _protocol_rows(comparison, runs):
+        haystack = row["settings"].get("haystack")
+        if haystack and comparison.name != "common_words":
+            source = "repeated sentences" if haystack == "noise" else f"the {haystack} text"
+            return f"{text} The haystack is {source}."
+    return text
+
+
+def _protocol_rows(comparison: Comparison, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The rows that state the protocol of a comparison of retrieval."""
+    part = PARTS[comparison.kind]
+    stated = [row for run in runs for row in run.of("protocol")]
+    return [row for row in stated if row.get(part) == comparison.name]
+
+
+def _trials_in_words(comparison: Comparison) -> str:
+    rows = next(iter(comparison.curves.values()))[0]
+    depths = {row["depth"] for row in rows}
+    place = "" if None in depths else f" and each of {len(depths)} depths"
+    return (
+        f"It is asked for at the end of the window: {rows[0]['total']:,} trials at each length"
+        f"{place}, the same at every length and for every variant. A trial is right when greedy "
+        "decoding writes the whole answer. The window, answer included, has exactly the number of "
+        "tokens shown."
+    )
 
 
 def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fope_jax.extras import require
 from fope_jax.report.lineage import tokens_before
 from fope_jax.report.rows import (
+    PARTS,
     Comparison,
     Run,
     Spread,
@@ -24,7 +25,7 @@ from fope_jax.report.rows import (
     group,
     labels,
 )
-from fope_jax.report.tables import number, percent
+from fope_jax.report.tables import number, percent, what_was_asked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +108,8 @@ def _bucket_centre(row: dict[str, Any]) -> float:
 
 
 def passkey_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
-    """Share of passkeys found, all depths, against context length."""
+    """Share of passkeys found or answers right, all depths, against context length."""
+    counted, where = what_was_asked(comparison)
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.numbers(lambda sums: 100 * sums.accuracy)
@@ -115,10 +117,8 @@ def passkey_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
     _length_axis(axes, comparison.contexts, "context length (tokens)")
     axes.set_ylim(-4, 104)
     _mark_training_lengths(axes, comparison)
-    axes.set_ylabel("passkeys found (%)")
-    axes.set_title(
-        f"Passkey retrieval against context length, {comparison.name} template", pad=TITLE_PAD
-    )
+    axes.set_ylabel(f"{counted} (%)")
+    axes.set_title(f"{_retrieval(comparison)} against context length, {where}", pad=TITLE_PAD)
     _legend(figure, axes)
     return figure
 
@@ -167,11 +167,21 @@ def _curves(axes: Axes, curves: dict[str, dict[Any, Spread]], looks: dict[str, S
         )
 
 
-# ---------------------------------------------------------------------------- passkey by depth
+# ---------------------------------------------------------------------------- by depth
+
+
+def _retrieval(comparison: Comparison) -> str:
+    return "Passkey retrieval" if comparison.kind == "passkey" else "Retrieval"
+
+
+def has_depths(comparison: Comparison) -> bool:
+    """Whether what is asked for stands at a depth."""
+    return all(row["depth"] is not None for own in comparison.curves.values() for row in own[0])
 
 
 def depth_figure(comparison: Comparison) -> Figure:
-    """Share of passkeys found by context length and depth, one panel a label."""
+    """Share of passkeys found or answers right by context length and depth, one panel a label."""
+    counted, where = what_was_asked(comparison)
     check_comparable(comparison)
     count = len(comparison.curves)
     columns = min(2, count)
@@ -192,14 +202,14 @@ def depth_figure(comparison: Comparison) -> Figure:
         panel.set_title(label, fontsize=10)
     for panel in panels[count:]:
         panel.axis("off")
-    figure.colorbar(image, ax=panels, label="passkeys found (%)", shrink=0.8)
+    figure.colorbar(image, ax=panels, label=f"{counted} (%)", shrink=0.8)
     figure.suptitle(
-        f"Passkey retrieval by length and depth, {comparison.name} template\n"
+        f"{_retrieval(comparison)} by length and depth, {where}\n"
         "left of the dashes: up to the training length",
         fontsize=11,
     )
     figure.supxlabel("context length (tokens)", fontsize=10)
-    figure.supylabel("depth of the key (0: beginning, 1: end)", fontsize=10)
+    figure.supylabel("depth of what is asked for (0: beginning, 1: end)", fontsize=10)
     return figure
 
 
@@ -298,7 +308,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def in_words(comparison: Comparison, what: str) -> str:
     """The text alternative of a figure of curves: the first and last number of each."""
-    if comparison.kind == "passkey":
+    if comparison.kind in PARTS:
         curves, show = comparison.numbers(lambda sums: sums.accuracy), percent
     elif comparison.kind == "position":
         curves, show = comparison.numbers(lambda sums: sums.loss, by=_bucket_centre), number

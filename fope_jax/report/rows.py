@@ -44,6 +44,10 @@ FIELDS: dict[str, dict[str, Any]] = {
     | {"split": str, "context": int, "layer": int, "floor_energy": list, "profile_energy": list}
     | {name: (list, type(None)) for name in ("leakage", "undertrained_energy")}
     | {name: (*_NUMBER, type(None)) for name in ("q_leakage", "k_leakage", "hidden_leakage")},
+    "retrieval": _IDS
+    | {"task": str, "context": int, "depth": (*_NUMBER, type(None))}
+    | {"correct": int, "total": int, "found": int, "asked": int, "nats": _NUMBER, "tokens": int}
+    | {"first": int, "rank_sum": int, "candidates": int},
     "protocol": _IDS | {"protocol": str, "settings": dict},
     "time": {"phase": str, "seconds": _NUMBER},
     "run": {"config": dict, "info": dict, "lineage": dict},
@@ -117,7 +121,9 @@ def read_run(path: Path) -> Run:
             raise ReportError(f"{path / 'config.json'} has no {key!r}")
     rows = read_rows(path / "metrics.jsonl")
     evaluated = [
-        row["step"] for row in rows if row["kind"] in ("perplexity", "position", "passkey")
+        row["step"]
+        for row in rows
+        if row["kind"] in ("perplexity", "position", "passkey", "retrieval")
     ]
     step = max(evaluated, default=None)
     kept = ("train", "time", "validation", "spectrum")
@@ -195,6 +201,9 @@ class Sums(NamedTuple):
     bytes: float = 0
     correct: float = 0
     total: float = 0
+    found: float = 0
+    asked: float = 0
+    rank_sum: float = 0
 
     @property
     def loss(self) -> float:
@@ -222,6 +231,11 @@ class Sums(NamedTuple):
     def accuracy(self) -> float:
         """Share of trials that were right."""
         return self.correct / self.total
+
+    @property
+    def mean_rank(self) -> float:
+        """Rank of the right answer among the candidates; NaN where none was taken."""
+        return self.rank_sum / self.total if self.rank_sum else math.nan
 
     @property
     def token_accuracy(self) -> float:
@@ -299,7 +313,7 @@ class Comparison:
 
     Attributes:
       kind: of the rows.
-      name: the split, or the passkey template.
+      name: the split, the passkey template or the retrieval task.
       curves: label -> one list of rows for each seed.
       training_lengths: label -> tokens of a training sequence.
     """
@@ -346,23 +360,27 @@ class Comparison:
         return sorted({row["context"] for row in rows})
 
 
+# What rows of a kind are set apart by, other than the split.
+PARTS = {"passkey": "template", "retrieval": "task"}
+
+
 def what_was_scored(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     """A key that the rows of comparable runs share.
 
     Perplexities compare where the same tokens were scored: protocol, split, tokens and bytes.
-    Losses by position compare where the same windows were read, and passkeys where template,
-    number of trials and number of answer tokens agree.
+    Losses by position compare where the same windows were read, and retrieval where template or
+    task, number of trials and number of answer tokens agree.
 
     Raises:
       ReportError: the rows are of several splits or templates, or the contexts of a
         ``same-tokens`` run were not scored on the same tokens.
     """
-    part = "template" if kind == "passkey" else "split"
+    part = PARTS.get(kind, "split")
     names = {(row.get("protocol"), row[part]) for row in rows}
     if len(names) > 1:
         raise ReportError(f"{kind} rows of {sorted(names, key=str)} do not belong in one plot")
     first = rows[0]
-    if kind == "passkey":
+    if kind in PARTS:
         cells = group(rows, lambda row: (row["context"], row["depth"]))
         largest = max((add_up(own) for own in cells.values()), key=lambda sums: sums.total)
         return (first["kind"], first[part], largest.total, largest.tokens)
@@ -384,7 +402,7 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
     Runs that were scored on different tokens end up in different comparisons, never in one.
     """
     names, found = labels(runs), {}
-    part = "template" if kind == "passkey" else "split"
+    part = PARTS.get(kind, "split")
     for run in runs:
         for name, rows in group(run.of(kind), lambda row: row[part]).items():
             key = what_was_scored(kind, rows)

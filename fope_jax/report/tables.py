@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fope_jax.report.rows import Comparison, Run, Spread, Sums, add_up, by_context, comparisons
+from fope_jax.report.rows import Comparison, Run, Spread, add_up, by_context, comparisons
 
 EMPTY = "-"
 
@@ -115,8 +115,21 @@ def perplexity_tables(comparison: Comparison) -> list[Table]:
     ]  # fmt: skip
 
 
+def what_was_asked(comparison: Comparison) -> tuple[str, str]:
+    """What is counted in a comparison of retrieval, and of what.
+
+    >>> what_was_asked(Comparison("retrieval", "multi_key", {}, {}))
+    ('right answers', 'multi key')
+    """
+    if comparison.kind == "passkey":
+        return "passkeys found", f"{comparison.name} template"
+    return "right answers", comparison.name.replace("_", " ")
+
+
 def passkey_tables(comparison: Comparison) -> list[Table]:
-    """Right answers of trials, over all depths and seeds, and the loss on answer tokens."""
+    """Right answers of trials, over all depths and seeds; parts of answers, where they have any;
+    the rank of the answer, where it was taken; and the loss on answer tokens."""
+    counted, where = what_was_asked(comparison)
     counts = {
         label: {
             context: add_up(row for rows in seeds for row in rows if row["context"] == context)
@@ -124,28 +137,48 @@ def passkey_tables(comparison: Comparison) -> list[Table]:
         }
         for label, seeds in comparison.curves.items()
     }
-    rows = [
-        (label, [_share(sums) for sums in by_length.values()])
-        for label, by_length in counts.items()
-    ]
+    sums = [own for by_length in counts.values() for own in by_length.values()]
+    several = any(own.asked > own.total for own in sums)
     columns = [f"{context:,}" for context in comparison.contexts]
-    return [
-        Table(
-            f"Passkeys found ({comparison.name} template, {training_lengths(comparison)})",
-            "context (tokens)", columns, rows, "right answers / trials, all depths",
-        ),
+
+    def shares(title: str, part: str, whole: str, note: str) -> Table:
+        rows = [
+            (label, [_share(getattr(s, part), getattr(s, whole)) for s in by_length.values()])
+            for label, by_length in counts.items()
+        ]
+        return Table(title, "context (tokens)", columns, rows, note)
+
+    title = f"{counted.capitalize()} ({where}, {training_lengths(comparison)})"
+    tables = [shares(title, "correct", "total", "right answers / trials, all depths")]
+    if several:
+        title, note = f"Parts of the answer found ({where})", "in any order, in what was written"
+        tables.append(shares(title, "found", "asked", note))
+    if any(own.rank_sum for own in sums):
+        row = next(iter(comparison.curves.values()))[0][0]
+        candidates = row["candidates"]
+        tables.append(
+            _by_context(
+                f"Mean rank of the right answer ({where})",
+                comparison,
+                comparison.numbers(lambda s: s.mean_rank),
+                note=f"by log-likelihood among {candidates} answers; 1 is the best, "
+                f"{(candidates + 1) / 2:g} is chance",
+            )  # fmt: skip
+        )
+    tables.append(
         _by_context(
-            f"Loss on the passkey ({comparison.name} template, nats per answer token)",
-            comparison, comparison.numbers(lambda s: s.loss), three,
+            f"Loss on the answer ({where}, nats per answer token)",
+            comparison,
+            comparison.numbers(lambda s: s.loss),
+            three,
             note="falls before answers become right",
-        ),
-    ]  # fmt: skip
+        )  # fmt: skip
+    )
+    return tables
 
 
-def _share(sums: Sums) -> str:
-    if not sums.total:
-        return EMPTY
-    return f"{sums.correct:g}/{sums.total:g} ({percent(sums.accuracy)})"
+def _share(part: float, whole: float) -> str:
+    return f"{part:g}/{whole:g} ({percent(part / whole)})" if whole else EMPTY
 
 
 def position_table(comparison: Comparison) -> Table:
@@ -167,8 +200,8 @@ def position_table(comparison: Comparison) -> Table:
 def text_tables(runs: Sequence[Run]) -> str:
     """The tables that `fope report` prints."""
     tables = [table for c in comparisons(runs, "perplexity") for table in perplexity_tables(c)]
-    for comparison in comparisons(runs, "passkey"):
-        tables.append(passkey_tables(comparison)[0])
+    for kind in ("passkey", "retrieval"):
+        tables += [passkey_tables(comparison)[0] for comparison in comparisons(runs, kind)]
     missing = [str(run.path) for run in runs if run.step is None]
     texts = [as_text(table) for table in tables]
     if missing:
@@ -199,13 +232,15 @@ def document_table(comparison: Comparison) -> Table:
 
 
 def depth_table(comparison: Comparison) -> Table:
-    """One row for each run, context and depth of a passkey template."""
+    """One row for each run, context and depth of a passkey template or a retrieval task."""
     columns = ["seed", "step", "context", "depth", "right / trials", "nats per answer token"]
-    table = Table(f"Every row of the {comparison.name} template", "variant", columns)
+    _, where = what_was_asked(comparison)
+    table = Table(f"Every row ({where})", "variant", columns)
     for label, row in _each_row(comparison):
         sums = add_up([row])
         cells = [
-            row["seed"], row["step"], f"{row['context']:,}", f"{row['depth']:g}",
+            row["seed"], row["step"], f"{row['context']:,}",
+            EMPTY if row["depth"] is None else f"{row['depth']:g}",
             f"{row['correct']}/{row['total']}", three(sums.loss),
         ]  # fmt: skip
         table.rows.append((label, [str(cell) for cell in cells]))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fope_jax.config import TrainConfig
-from fope_jax.data.loader import Loader
+from fope_jax.data.lessons import AnyLoader
 from fope_jax.files import write_json
 from fope_jax.model.transformer import check_batch
 from fope_jax.processes import is_first
@@ -88,7 +88,7 @@ class BadSteps:
 
 
 def keep_batches(
-    workdir: Path, error: BadStepError, loader_of: Callable[[int], Loader], data_start: int
+    workdir: Path, error: BadStepError, loader_of: Callable[[int], AnyLoader], data_start: int
 ) -> BadStepError:
     """Writes the batches of ``error.steps`` into the run, so that a person can look at them.
 
@@ -129,7 +129,7 @@ def keep_batches(
 
 @contextlib.contextmanager
 def keeping_batches(
-    workdir: Path, loader_of: Callable[[int], Loader], data_start: int
+    workdir: Path, loader_of: Callable[[int], AnyLoader], data_start: int
 ) -> Iterator[None]:
     """Where bad steps end what is done inside, leaves their batches, see `keep_batches`."""
     try:

@@ -18,7 +18,7 @@ from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
 from fope_jax.data.config import Packing
-from fope_jax.data.loader import Loader
+from fope_jax.data.lessons import AnyLoader, make_loader
 from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
@@ -113,27 +113,26 @@ def _train(
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
     packing = experiment.data.packing
     loaders = [
-        Loader(
+        make_loader(
+            experiment.data,
             cache,
             length=stage.length,
             batch_size=stage.batch_size,
             seed=experiment.seed,
-            packing=packing,
         )
         for stage, _ in stages
     ]
     for (stage, _), loader in zip(stages, loaders, strict=True):
         log.info(
-            "data: %d tokens, an epoch is %d steps of %d x %d tokens (steps %d to %d)",
-            cache.num_tokens, loader.steps_per_epoch, stage.batch_size, stage.length,
-            stage.start + 1, stage.stop,
+            "data: %s; %d x %d tokens a step (steps %d to %d)",
+            loader.about, stage.batch_size, stage.length, stage.start + 1, stage.stop,
         )  # fmt: skip
 
     measure = None
     if config.evaluate_every is not None:
         measure = during_training(experiment, cache.fingerprint, plan.mesh)
 
-    def loader_of(step: int) -> Loader:
+    def loader_of(step: int) -> AnyLoader:
         behind = sum(stage.stop < step for stage, _ in stages)
         return loaders[behind]
 
@@ -269,7 +268,7 @@ def _evaluate(
 
 
 def _compile(
-    plan: StatePlan, loader: Loader, step: int, experiment: Experiment
+    plan: StatePlan, loader: AnyLoader, step: int, experiment: Experiment
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The program of a step like batch ``step`` of ``loader``."""
     batch = share_positions(loader.batch(step), experiment.data.packing)

@@ -1,7 +1,7 @@
-"""Scores one batch of windows on one device and on meshes of 8 simulated devices.
+"""Scores one batch of windows, and answers, on one device and on meshes of 8 simulated devices.
 
 A program by itself, because the number of simulated devices is fixed when jax starts. Prints, for
-each mesh, the largest difference in nats and how many hits differ.
+each mesh, the largest difference in nats and how many hits or written tokens differ.
 
     python -m tests.evaluate.mesh_scores
 """
@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from fope_jax.evaluate.answering import model_answerer
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
@@ -63,7 +64,26 @@ def main() -> None:
                 "spread": float(expected.std()),
             }
         )
-    print(json.dumps(found))
+    print(json.dumps({"windows": found, "answers": answers(config)}))
+
+
+def answers(config) -> dict:
+    """What a model writes and ranks, on one device and on a mesh that cuts all it can."""
+    model = Transformer(config, examples(32, 8)["fope"], rngs=nnx.Rngs(0))
+    graphdef, *parts = split(model)
+    mesh = make_mesh(MeshConfig(tensor=2, context=2, data=2, fsdp=1))
+    placed = [jax.device_put(part, tree_shardings(part, model.position, mesh)) for part in parts]
+    rng = np.random.default_rng(1)
+    asked = [rng.integers(0, 96, shape).astype(np.int32) for shape in ((ROWS, 17), (ROWS, 2, 4))]
+    expected, on_mesh = (
+        [np.asarray(x) for x in answerer(*asked)]
+        for answerer in (model_answerer(model), model_answerer(merge(graphdef, *placed), mesh))
+    )
+    return {
+        "shape": on_mesh[0].shape,
+        "differ": int((on_mesh[0] != expected[0]).sum()),
+        "difference": float(np.abs(on_mesh[1] - expected[1]).max()),
+    }
 
 
 if __name__ == "__main__":

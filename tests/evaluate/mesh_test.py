@@ -11,9 +11,12 @@ def test_windows_score_the_same_on_every_mesh():
         capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
+    printed = json.loads(run.stdout)
+    found, answers = printed["windows"], printed["answers"]
     assert len(found) == 4
     for case in found:
         assert case["shape"] in ([3, 5], [3, 41]), case
         assert case["spread"] > 0.5, case
         assert case["difference"] < 2e-5 and case["hits_differ"] == 0, case
+    assert answers["shape"] == [3, 4]
+    assert answers["differ"] == 0 and answers["difference"] < 2e-5, answers

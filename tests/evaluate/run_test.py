@@ -114,7 +114,11 @@ def scored(monkeypatch):
     def scorer(tokens, targets):
         return (targets % 7).astype(np.float32), targets > 100
 
+    def answerer(prompts, answers):
+        return answers[:, -1], (answers % 7).astype(np.float32)
+
     monkeypatch.setattr(run_module, "model_scorer", lambda model, mesh: scorer)
+    monkeypatch.setattr(run_module, "model_answerer", lambda model, mesh: answerer)
     monkeypatch.setattr(
         run_module, "_run_one", lambda p, *rest: (seen.append(p.label), run_one(p, *rest))
     )
@@ -257,11 +261,31 @@ def test_the_bar_of_the_command_line_shows_the_length(workdir, scored, capsys):
     assert "documents too short for them: 1" in output.out
 
 
+def test_retrieval_tasks_are_protocols_of_their_own(tmp_path, cache, scored):
+    cache.tokenizer, cache.num_tokens, cache.split = BytesTokenizer(), 860, "validation"
+    changes = dict(num_windows=0, position_windows=0, passkey_trials=2, passkey_lengths=(8,),
+                   retrieval_tasks=("recall", "variable_tracking"))  # fmt: skip
+    config = changed(model={"vocab_size": 259}, evaluate=changes)
+    rows = quiet(save_run(tmp_path / "run", config))
+    assert scored == ["passkey (compact)", "retrieval (recall)", "retrieval (variable_tracking)"]
+    recall, tracking = (
+        [row for row in rows if row.get("task") == task and row["kind"] == "retrieval"]
+        for task in ("recall", "variable_tracking")
+    )
+    assert [(row["context"], row["depth"], row["total"]) for row in recall] == [
+        (256, 0.0, 2), (256, 1.0, 2),
+    ]  # fmt: skip
+    assert [(row["depth"], row["total"], row["asked"]) for row in tracking] == [(None, 4, 16)]
+    stated = [row["settings"] for row in rows if row["kind"] == "protocol"]
+    assert [s.get("haystack") for s in stated] == [None, None, "validation"]
+    assert {s["half"] for s in stated} == {"test"}
+
+
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
         ({"evaluate": {"lengths": (1, 32)}}, "takes 1025, and the longest of 3 documents has 500"),
-        ({"evaluate": {"passkey_lengths": (1, 4)}}, "32 tokens, too short for template 'compact'"),
+        ({"evaluate": {"passkey_lengths": (1, 4)}}, "32 tokens, too short for 'passkey .compact.'"),
         ({"evaluate": {"passkey_templates": ("poem",)}}, "names 'poem'; accepted: compact, stand"),
         ({"evaluate": {"scored_tokens": 33}}, "33, more than the shortest context of 32 tokens"),
         (

@@ -1,0 +1,56 @@
+"""Recall: does a model find what it read, at many times the length it was trained on?
+
+Question   A small transformer learns key-value recall and copying in windows of 64 tokens. Which
+           position embedding still recalls at 16 times that length, and from which depth?
+Paper      Hua et al. 2025 (FoPE), figure 1 and its passkey experiments, with a task that a model of
+           this size learns, after Arora et al. 2023, "Zoology", and Jelassi et al. 2024, "Repeat
+           After Me".
+Command    fope train --config configs/recall.py:position=fope --workdir runs/recall_fope
+           fope evaluate --run runs/recall_fope
+           Arguments: position=rope|alibi|nope|fope|..., seed=0, smoke (a few steps, to see it run).
+           There is no text and no token cache to build.
+Hardware   1 CPU core, 1 GB of memory.
+"""
+
+from ml_collections import ConfigDict
+
+from fope_jax.config import parse_arg
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    arg = parse_arg(arg, position="fope", seed=0, smoke=False)
+    config = ConfigDict()
+    config.name = arg.position
+    config.seed = arg.seed
+    config.data = {
+        "corpus": "none",
+        "tokenizer": "bytes",
+        "tasks": ("recall=0.75", "copy=0.25"),
+        "packing": "windows",
+    }
+    config.model = {
+        "vocab_size": 259,
+        "d_model": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "mlp_dim": 128,
+    }
+    config.position = {"method": arg.position}
+    config.train = {
+        "steps": 20 if arg.smoke else 2000,
+        "batch_size": 64,
+        "length": 64,
+        "learning_rate": 3e-3,
+        "warmup_steps": 5 if arg.smoke else 100,
+        "log_every": 5 if arg.smoke else 100,
+        "save_every": 10 if arg.smoke else 1000,
+    }
+    config.evaluate = {
+        "num_windows": 0,  # there is no text
+        "position_windows": 0,
+        "passkey_templates": (),
+        "passkey_trials": 2 if arg.smoke else 40,
+        "retrieval_tasks": ("recall", "copy"),
+        "batch_tokens": 16_384,
+    }
+    return config

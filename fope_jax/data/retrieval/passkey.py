@@ -1,0 +1,115 @@
+"""Passkey retrieval: a five-digit key hidden in filler, asked for at the end of the window."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fope_jax.data.retrieval.base import RIVALS
+from fope_jax.data.retrieval.texts import (
+    Noise,
+    Parts,
+    TextTask,
+    answer_tokens,
+    draw_numbers,
+    rival_tokens,
+)
+
+
+@dataclass(frozen=True)
+class Template:
+    """The texts of a passkey trial; ``{key}`` stands for the key.
+
+    Attributes:
+      name: what rows and reports call it.
+      intro: text at the beginning of the window.
+      filler: repeated to the length; begins with a space, so that repeats join to plain text.
+      needle: the sentence to be found.
+      question: the end of the prompt.
+      answer: what the model must write after it.
+    """
+
+    name: str
+    intro: str
+    filler: str
+    needle: str
+    question: str
+    answer: str = " {key}"
+
+
+STANDARD = Template(
+    name="standard",
+    intro=(
+        "There is an important info hidden inside a lot of irrelevant text. Find it and memorize "
+        "them. I will quiz you about the important information there."
+    ),
+    filler=(
+        " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+    ),
+    needle=" The pass key is {key}. Remember it. {key} is the pass key.",
+    question=" What is the pass key? The pass key is",
+)
+"""The template of Mohtashami and Jaggi 2023 (arXiv:2305.16300), as the YaRN evaluation words it.
+
+Parts are joined by spaces where that script has line breaks: a tokenizer trained on books may
+have no token for a break.
+"""
+
+COMPACT = Template(
+    name="compact",
+    intro="",
+    filler=" The sky is blue. The grass is green.",
+    needle=" The key is {key}.",
+    question=" The key is",
+)
+"""A short form for small models: nothing to understand, the question repeats the needle's words."""
+
+TEMPLATES = {template.name: template for template in (COMPACT, STANDARD)}
+
+
+@dataclass(frozen=True, eq=False)
+class Passkey(TextTask):
+    """A key in filler: ``intro + filler * a + needle + filler * b + question + answer``.
+
+    The filler before the needle loses tokens from its beginning and the filler after it from its
+    end, so the needle stands between whole sentences. Rivals are other keys of the same half.
+    """
+
+    template: Template = COMPACT
+
+    @classmethod
+    def of(cls, tokenizer: Any, template: Template = COMPACT) -> Passkey:
+        return cls(tokenizer, Noise.of(tokenizer, template.filler), template)
+
+    @property
+    def name(self) -> str:
+        return f"passkey ({self.template.name})"
+
+    def parts(self, rng: np.random.Generator, half: str) -> Parts:
+        keys = draw_numbers(rng, 1 + RIVALS, half)
+        return self.parts_of(keys[0], keys[1:])
+
+    def parts_of(self, key: int, others: list[int]) -> Parts:
+        """The pieces of a trial with this key, ranked among these."""
+        template, tokenizer = self.template, self.tokenizer
+        told = f"passkey template {template.name!r}"
+        question, answer = answer_tokens(
+            tokenizer, told, template.question, template.answer.format(key=key), [str(key)]
+        )
+        texts = [template.answer.format(key=other) for other in others]
+        return Parts(
+            intro=list(tokenizer.encode(template.intro)) if template.intro else [],
+            needles=[list(tokenizer.encode(template.needle.format(key=key)))],
+            depths=[None],
+            question=question,
+            answer=answer,
+            rivals=rival_tokens(tokenizer, told, template.question, texts),
+            texts=(str(key),),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        texts = dataclasses.asdict(self.template)
+        return {"texts": texts, "tokenizer": self.tokenizer.fingerprint}

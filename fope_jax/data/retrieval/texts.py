@@ -1,0 +1,216 @@
+"""Trials of text: pieces that stand in a haystack, and a question whose answer ends the window.
+
+All joining is done in tokens, so a window has exactly the tokens that were asked for with any
+tokenizer; only question and answer are encoded as one text, see ``answer_tokens``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from fope_jax.data.retrieval.base import RIVALS, Task, Trial, check_place, half_of
+
+FILLER = " The sky is blue. The grass is green. The sun is yellow. There and back again."
+
+
+class Parts(NamedTuple):
+    """A trial in tokens, without the haystack.
+
+    Attributes:
+      intro: at the beginning of the window.
+      needles: what is hidden.
+      depths: where each stands, 0 to 1; None at the depth of the trial.
+      question: before the answer.
+      answer: what the model must write.
+      rivals: wrong answers.
+      texts: what the answer is made of.
+    """
+
+    intro: list[int]
+    needles: list[list[int]]
+    depths: list[float | None]
+    question: list[int]
+    answer: list[int]
+    rivals: list[list[int]]
+    texts: tuple[str, ...]
+
+    @property
+    def fixed(self) -> int:
+        """Tokens of a window without haystack."""
+        needles = sum(map(len, self.needles))
+        return len(self.intro) + needles + len(self.question) + len(self.answer)
+
+
+def answer_tokens(
+    tokenizer: Any, name: str, question: str, answer: str, texts: Sequence[str]
+) -> tuple[list[int], list[int]]:
+    """Question and answer in tokens.
+
+    They are encoded as one text, because that is what a model that writes the answer in its usual
+    tokens would produce; the answer's tokens are those after the tokens shared with the question
+    alone. With most tokenizers this is ``encode(question) + encode(answer)``; where a token
+    straddles the border, it counts as part of the answer. However digits are grouped, the answer
+    is the tokens that the tokenizer makes of them.
+
+    Args:
+      tokenizer: ``encode`` and ``decode``.
+      name: of the task.
+      question, answer: texts.
+      texts: what must be read in the answer.
+
+    Raises:
+      ValueError: the tokenizer cannot write one of ``texts``, so no model could be right.
+    """
+    alone = list(tokenizer.encode(question))
+    joint = list(tokenizer.encode(question + answer))
+    shared = 0
+    while shared < min(len(alone), len(joint)) and alone[shared] == joint[shared]:
+        shared += 1
+    written = tokenizer.decode(joint[shared:])
+    lost = [text for text in texts if text not in written]
+    if lost:
+        raise ValueError(
+            f"{name}: the tokenizer writes the answer {lost[0]} as {written!r}; it must keep "
+            "digits and letters"
+        )
+    return joint[:shared], joint[shared:]
+
+
+# ---------------------------------------------------------------------------- haystacks
+
+
+class Haystack(Protocol):
+    """What needles are hidden in."""
+
+    def gaps(self, rng: np.random.Generator, sizes: Sequence[int]) -> list[np.ndarray]:
+        """Tokens before, between and after the needles, as many as ``sizes`` say."""
+        ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A text that is repeated, so that a needle stands between whole sentences.
+
+    What is before the first needle loses tokens from its beginning, every later gap from its end.
+
+    Attributes:
+      text: as it is described.
+      tokens: of the text.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, text: str = FILLER) -> Noise:
+        return cls(text, tuple(tokenizer.encode(text)))
+
+    def gaps(self, rng: np.random.Generator, sizes: Sequence[int]) -> list[np.ndarray]:
+        text = np.asarray(self.tokens, np.int32)
+        first = np.resize(text, -(-sizes[0] // len(text)) * len(text))
+        return [first[len(first) - sizes[0] :], *(np.resize(text, size) for size in sizes[1:])]
+
+    def describe(self) -> dict[str, Any]:
+        return {"haystack": "noise", "filler": self.text}
+
+
+@dataclass(frozen=True, eq=False)
+class CorpusText:
+    """A stretch of a token cache, anywhere in it; needles cut it where they stand.
+
+    Attributes:
+      cache: ``num_tokens``, ``tokens(start, stop)``, ``fingerprint`` and ``split``.
+    """
+
+    cache: Any
+
+    def gaps(self, rng: np.random.Generator, sizes: Sequence[int]) -> list[np.ndarray]:
+        total = sum(sizes)
+        if total > self.cache.num_tokens:
+            raise ValueError(
+                f"a haystack of {total} tokens: the {self.cache.split} split has "
+                f"{self.cache.num_tokens}; evaluate shorter lengths, or take needle_haystack = "
+                "'noise'"
+            )
+        start = int(rng.integers(0, self.cache.num_tokens - total + 1))
+        stretch = self.cache.tokens(start, start + total)
+        return np.split(stretch, np.cumsum(sizes)[:-1])
+
+    def describe(self) -> dict[str, Any]:
+        return {"haystack": self.cache.split, "cache": self.cache.fingerprint}
+
+
+# ---------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True, eq=False)
+class TextTask(Task):
+    """A task whose windows are ``intro, haystack with needles, question, answer``.
+
+    Attributes:
+      tokenizer: ``encode``, ``decode`` and ``fingerprint``.
+      haystack: what stands between the pieces.
+    """
+
+    tokenizer: Any
+    haystack: Haystack
+
+    def parts(self, rng: np.random.Generator, half: str) -> Parts:
+        """Draws the pieces of a trial."""
+        raise NotImplementedError
+
+    def shortest(self, rng: np.random.Generator, half: str) -> int:
+        return self.parts(rng, half).fixed
+
+    def trial(self, rng: np.random.Generator, context: int, depth: float, half: str) -> Trial:
+        parts = self.parts(rng, half)
+        check_place(self.name, context, parts.fixed, depth)
+        room = context - parts.fixed
+        depths = [depth if own is None else own for own in parts.depths]
+        order = np.argsort(depths, kind="stable")
+        places = [round(depths[i] * room) for i in order]
+        gaps = self.haystack.gaps(rng, np.diff([0, *places, room]).tolist())
+        pieces: list[Any] = [parts.intro, gaps[0]]
+        for index, gap in zip(order, gaps[1:], strict=True):
+            pieces += [parts.needles[index], gap]
+        window = np.concatenate([*pieces, parts.question, parts.answer]).astype(np.int32)
+        rivals = tuple(np.asarray(rival, np.int32) for rival in parts.rivals)
+        return Trial(window, len(parts.answer), rivals, parts.texts)
+
+    def describe(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer.fingerprint, **self.haystack.describe()}
+
+
+def draw_number(rng: np.random.Generator, half: str) -> int:
+    """A number of five digits of one half.
+
+    The script that made the passkey test common draws ``randint(1, 50000)``; here every number has
+    five digits, so that no trial is easier than another.
+    """
+    while True:
+        number = int(rng.integers(10_000, 100_000))
+        if half_of(str(number).encode()) == half:
+            return number
+
+
+def draw_numbers(rng: np.random.Generator, count: int, half: str) -> list[int]:
+    """``count`` different numbers of one half."""
+    numbers: list[int] = []
+    while len(numbers) < count:
+        number = draw_number(rng, half)
+        if number not in numbers:
+            numbers.append(number)
+    return numbers
+
+
+def rival_tokens(
+    tokenizer: Any, name: str, question: str, answers: Sequence[str]
+) -> list[list[int]]:
+    """The first ``RIVALS`` of ``answers`` in tokens, each as it would follow the question."""
+    return [answer_tokens(tokenizer, name, question, a, ())[1] for a in answers[:RIVALS]]

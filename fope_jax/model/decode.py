@@ -1,0 +1,273 @@
+"""Decoding with a key cache: the keys and values of what was read are kept, never computed again.
+
+A cache is read into in pieces of any number of tokens: the prompt as one piece, then one token at a
+time. Positions are an input, as in training, and the cache holds those of its keys beside them, so
+that masks, biases and rotations are functions of positions here as everywhere.
+
+Keys are kept as the rotation leaves them. Of methods whose frequencies follow the length of the
+sequence (``PositionEmbedding.follows_length``) they are kept as they were before it, and all of
+them are rotated anew for every piece. This makes a first layer exact; later layers keep keys that
+were computed from what their layer below gave at a shorter length, as in every decoder, so with
+such a method decoding equals the uncached forward pass only within its original length, and for a
+prompt that is read as one piece.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fope_jax.model.attention import attend
+from fope_jax.model.layers import rms_norm
+from fope_jax.model.transformer import (
+    Transformer,
+    from_attention,
+    repeat_heads,
+    to_attention,
+    unstacked,
+)
+from fope_jax.position.base import Variables
+from fope_jax.typing import Array
+
+
+class Memory(NamedTuple):
+    """Keys and values of one layer of each period.
+
+    Attributes:
+      keys: ``[L / P, B, S, K, H]``, or N heads where the method makes one a query head.
+      values: ``[L / P, B, S, K, H]``.
+    """
+
+    keys: Array
+    values: Array
+
+
+class KeyCache(NamedTuple):
+    """What a model remembers of the tokens that it has read.
+
+    Attributes:
+      layers: a ``Memory`` for each of the P layers of a period.
+      positions: ``[B, S]`` int32, of each key.
+      segments: ``[B, S]`` int32; 0 where nothing is stored yet, and for padding.
+      filled: int32, how many of the S places are used; the same for all rows.
+    """
+
+    layers: tuple[Memory, ...]
+    positions: Array
+    segments: Array
+    filled: Array
+
+
+def empty_cache(model: Transformer, batch: int, size: int) -> KeyCache:
+    """A cache for ``batch`` rows of at most ``size`` tokens.
+
+    Raises:
+      ValueError: the position embedding is not defined for as many.
+    """
+    limit = model.position.max_length()
+    if limit is not None and size > limit:
+        raise ValueError(
+            f"a cache of {size} tokens: {type(model.position).__name__} is defined for at most "
+            f"{limit}"
+        )
+    config, shape = model.config, model.config.shape
+    period = model.position.period(config.num_layers)
+    layers = []
+    for index in range(period):
+        heads = _key_heads(model, index)
+        sizes = (config.num_layers // period, batch, size)
+        layers.append(
+            Memory(
+                jnp.zeros((*sizes, heads, shape.head_dim), config.dtype),
+                jnp.zeros((*sizes, shape.num_kv_heads, shape.head_dim), config.dtype),
+            )
+        )
+    nothing = jnp.zeros((batch, size), jnp.int32)
+    return KeyCache(tuple(layers), nothing, nothing, jnp.int32(0))
+
+
+def _key_heads(model: Transformer, index: int) -> int:
+    """Heads of the keys that a layer attends to; more than K where each query head has its own."""
+    shape = model.config.shape
+    if model.position.at_layer(index).follows_length:
+        return shape.num_kv_heads
+
+    def rotated() -> Array:
+        _, trained, constants = _first(model.groups())
+        tables = _tables(model, jnp.zeros((1, 1), jnp.int32))
+        method, trained, constants, own = model.of_layer(index, trained, constants, tables)
+        q, k = (
+            jnp.zeros((1, 1, heads, shape.head_dim), model.config.dtype)
+            for heads in (shape.num_heads, shape.num_kv_heads)
+        )
+        return method.rotate({**trained, **constants}, own, q, k)[1]
+
+    return jax.eval_shape(rotated).shape[2]
+
+
+def _first(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+
+def _tables(model: Transformer, positions: Array) -> Any:
+    head_dim = model.config.shape.head_dim
+    return model.position.tables(model.model_variables(), positions, head_dim)
+
+
+def read(
+    model: Transformer, cache: KeyCache, tokens: Array, positions: Array, segments: Array
+) -> tuple[Array, KeyCache]:
+    """Reads the next T tokens of each row.
+
+    Args:
+      model: the model that filled the cache.
+      cache: with room for T more.
+      tokens: ``[B, T]`` int32.
+      positions: ``[B, T]`` int32, tokens since the start of the segment.
+      segments: ``[B, T]`` int32; rows whose text is shorter begin with padding, segment 0.
+
+    Returns:
+      hidden: ``[B, T, D]`` after the final norm, as ``Transformer.hidden`` gives them for the whole
+        sequence.
+      cache: with these tokens in it.
+    """
+    write = (jnp.int32(0), cache.filled)
+    cache = cache._replace(
+        positions=jax.lax.dynamic_update_slice(cache.positions, positions, write),
+        segments=jax.lax.dynamic_update_slice(cache.segments, segments, write),
+    )
+    x = model.embed(tokens, positions)
+    tables = _tables(model, positions)
+    # Of all keys, at the length reached: what they are rotated by anew.
+    k_tables = _tables(model, cache.positions) if model.position.follows_length else None
+
+    def body(x: Array, group: Any) -> tuple[Array, tuple[Memory, ...]]:
+        (weights, trained, constants), memories = group
+        kept = []
+        for index, own in enumerate(unstacked(weights, len(memories))):
+            x, memory = _layer(
+                model, index, own, (trained, constants), (tables, k_tables), memories[index],
+                cache, x, positions, segments,
+            )  # fmt: skip
+            kept.append(memory)
+        return x, tuple(kept)
+
+    x, layers = jax.lax.scan(body, x, (model.groups(), cache.layers))
+    hidden = rms_norm(x, model.final_norm[...], model.config.norm_eps)
+    return hidden, cache._replace(layers=layers, filled=cache.filled + tokens.shape[1])
+
+
+def _layer(
+    model: Transformer,
+    index: int,
+    weights: dict[str, Array],
+    variables: tuple[Variables, Variables],
+    tables: tuple[Any, Any],
+    memory: Memory,
+    cache: KeyCache,
+    x: Array,
+    positions: Array,
+    segments: Array,
+) -> tuple[Array, Memory]:
+    """One layer of ``read``: its output ``[B, T, D]``, and its memory with T more keys."""
+    config = model.config
+    method, trained, constants, own = model.of_layer(index, *variables, tables[0])
+    both = {**trained, **constants}
+    q, k, v = to_attention(config, weights, x)
+    rotated, turned = method.rotate(both, own, q, k)
+    again = method.follows_length
+    memory = Memory(
+        _append(memory.keys, k if again else turned, cache.filled),
+        _append(memory.values, v, cache.filled),
+    )
+    keys = _turn_all(model, index, variables, tables[1], memory.keys) if again else memory.keys
+    attended = attend(
+        rotated,
+        keys,
+        repeat_heads(memory.values, keys),
+        q_positions=positions,
+        k_positions=cache.positions,
+        q_segments=segments,
+        k_segments=cache.segments,
+        bias_fn=method.bias if method.has_bias else None,
+        contextual_fn=method.contextual_bias if method.has_contextual_bias else None,
+        bias_variables=trained,
+        bias_constants=constants,
+        # The scores of a single query are no more than the keys themselves.
+        backend="reference" if x.shape[1] == 1 or config.attention == "reference" else "chunked",
+        block=config.attention_block,
+    )
+    return from_attention(config, weights, x, attended), memory
+
+
+def _append(kept: Array, new: Array, filled: Array) -> Array:
+    zero = jnp.int32(0)
+    return jax.lax.dynamic_update_slice(kept, new, (zero, filled, zero, zero))
+
+
+def _turn_all(
+    model: Transformer,
+    index: int,
+    variables: tuple[Variables, Variables],
+    k_tables: Any,
+    keys: Array,
+) -> Array:
+    """All keys of a layer rotated for the length that the sequences have now."""
+    method, trained, constants, own = model.of_layer(index, *variables, k_tables)
+    queries = jnp.zeros((*keys.shape[:2], model.config.num_heads, keys.shape[-1]), keys.dtype)
+    return method.rotate({**trained, **constants}, own, queries, keys)[1]
+
+
+# ---------------------------------------------------------------------------- greedy
+
+
+def last_logits(model: Transformer, hidden: Array) -> Array:
+    """Logits ``[B, V]`` of what follows the last of ``hidden [B, T, D]``."""
+    return model.unembed(hidden[:, -1:])[:, 0]
+
+
+def prefill(
+    model: Transformer, tokens: Array, segments: Array, room: int
+) -> tuple[Array, KeyCache, Array]:
+    """Reads prompts that end together.
+
+    Args:
+      model: the model.
+      tokens: ``[B, T]`` int32; a shorter prompt stands at the end of its row.
+      segments: ``[B, T]`` int32: 1 where the prompt is, 0 before it.
+      room: places for tokens to come.
+
+    Returns:
+      hidden ``[B, T, D]``, the cache, and the position ``[B, 1]`` of the next token.
+    """
+    positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
+    cache = empty_cache(model, tokens.shape[0], tokens.shape[1] + room)
+    hidden, cache = read(model, cache, tokens, positions, segments)
+    return hidden, cache, positions[:, -1:] + 1
+
+
+def greedy(
+    model: Transformer, hidden: Array, cache: KeyCache, position: Array, count: int
+) -> Array:
+    """The ``count`` tokens that follow, each the most likely one, ``[B, count]`` int32.
+
+    Args:
+      model: the model.
+      hidden, cache, position: as ``prefill`` gives them, with room for ``count - 1`` tokens.
+      count: tokens to write, 1 or more.
+    """
+
+    def choose(hidden: Array) -> Array:
+        return jnp.argmax(last_logits(model, hidden), axis=-1).astype(jnp.int32)[:, None]
+
+    def step(carry: tuple[Array, KeyCache, Array], _: None):
+        token, cache, position = carry
+        hidden, cache = read(model, cache, token, position, jnp.ones_like(position))
+        token = choose(hidden)
+        return (token, cache, position + 1), token[:, 0]
+
+    first = choose(hidden)
+    _, others = jax.lax.scan(step, (first, cache, position), length=count - 1)
+    return jnp.concatenate([first, others.T], axis=1)

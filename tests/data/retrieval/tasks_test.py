@@ -1,0 +1,251 @@
+"""Every task: exact lengths, one seed one item, and no item of training in a test."""
+
+import numpy as np
+import pytest
+
+from fope_jax.data.retrieval import TASKS, make_task
+from fope_jax.data.retrieval.base import RIVALS, half_of
+from fope_jax.data.retrieval.needles import NEEDLES, WORDS, CommonWords
+from fope_jax.data.retrieval.symbols import Copy, Recall
+from fope_jax.data.retrieval.texts import FILLER, CorpusText, Noise
+from fope_jax.data.tokenizer import BytesTokenizer
+
+BYTES = BytesTokenizer()
+DEPTHS = (0.0, 0.4, 1.0)
+
+
+class Corpus:
+    split, fingerprint, num_tokens = "validation", "f", 20_000
+
+    def tokens(self, start, stop):
+        assert 0 <= start <= stop <= self.num_tokens
+        return np.arange(start, stop, dtype=np.int32) % 91 + 130  # no byte of the needles
+
+
+def rng(*seed):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture(params=TASKS)
+def task(request):
+    return make_task(request.param, BYTES, CorpusText(Corpus()))
+
+
+def test_a_window_has_exactly_the_tokens_asked_for(task):
+    shortest = task.shortest(rng(7), "test")
+    for context in (shortest, shortest + 1, 2 * shortest + 5, 1500):
+        for depth in DEPTHS:
+            trial = task.trial(rng(7), context, depth, "test")
+            assert trial.tokens.shape == (context,)
+            assert trial.tokens.dtype == np.int32
+            assert 1 <= trial.answer < context
+            answer = trial.tokens[-trial.answer :].tolist()
+            assert len(trial.rivals) == RIVALS
+            assert answer not in [rival.tolist() for rival in trial.rivals]
+    with pytest.raises(ValueError, match=rf"of {shortest - 1} tokens; .* has {shortest}$"):
+        task.trial(rng(7), shortest - 1, 0.5, "test")
+
+
+def test_the_same_is_asked_at_every_length_and_depth(task):
+    trials = [task.trial(rng(5), context, depth, "test") for context in (600, 900)
+              for depth in DEPTHS]  # fmt: skip
+    asked = {tuple(trial.tokens[-trial.answer :]) for trial in trials}
+    if not isinstance(task, Copy):  # what is asked of a copy is another part of the source
+        assert len(asked) == 1
+    again = [task.trial(rng(5), 600, 0.3, "test").tokens for _ in range(2)]
+    np.testing.assert_array_equal(*again)
+    other = task.trial(rng(6), 600, 0.3, "test").tokens
+    assert (again[0] != other).any()
+
+
+@pytest.mark.parametrize("length", [300, 301])
+def test_lessons_are_windows_with_answers(task, length):
+    tokens, answers = task.lesson(rng(1), length)
+    assert tokens.shape == answers.shape == (length,)
+    assert answers.dtype == bool
+    assert 0 < answers.sum() < length
+    assert answers[-1] or isinstance(task, Recall)
+
+
+# ---------------------------------------------------------------------------- recall and copying
+
+
+def dictionary(tokens, task):
+    """key -> value of the pairs of a window, keys found by being keys."""
+    at = np.flatnonzero(np.isin(tokens[:-1], task.keys))
+    return dict(zip(tokens[at].tolist(), tokens[at + 1].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("context", [64, 65])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_the_key_asked_for_stands_once_before_at_its_depth(context, depth):
+    task = Recall.of(BYTES)
+    for seed in range(20):
+        trial = task.trial(rng(seed), context, depth, "test")
+        key, value = trial.tokens[-2:]
+        (place,) = np.flatnonzero(trial.tokens[:-2] == key)
+        assert trial.tokens[place + 1] == value
+        assert (place - context % 2) // 2 == round(depth * ((context - 2) // 2 - 1))
+        shown = dictionary(trial.tokens, task)
+        assert {int(v[0]) for v in trial.rivals} & {shown[key]} == set()
+
+
+def test_a_lesson_asks_for_every_value_whose_key_was_there():
+    task = Recall.of(BYTES)
+    tokens, answers = task.lesson(rng(2), 129)
+    pairs = dictionary(tokens, task)
+    seen = set()
+    for place in range(0, 128, 2):
+        key = int(tokens[place])
+        assert not answers[place]
+        assert answers[place + 1] == (key in seen)
+        assert tokens[place + 1] == pairs[key]
+        seen.add(key)
+    assert len(seen) == task.entries
+
+
+@pytest.mark.parametrize("context", [64, 65, 333])
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_the_answer_of_a_copy_follows_what_was_copied(context, depth):
+    task = Copy.of(BYTES)
+    tokens = task.trial(rng(3), context, depth, "test").tokens
+    (mark,) = np.flatnonzero(tokens == task.mark)
+    source, copy = tokens[:mark], tokens[mark + 1 :]
+    np.testing.assert_array_equal(copy, source[: len(copy)])
+    share = (len(copy) - task.span) / max(1, mark - task.span)
+    assert share == pytest.approx(depth, abs=2 / (mark - task.span))
+
+
+def test_a_lesson_of_copying_repeats_its_source_at_random_distances():
+    task, distances = Copy.of(BYTES), set()
+    for seed in range(30):
+        tokens, answers = task.lesson(rng(seed), 65)
+        first = int(np.flatnonzero(tokens == task.mark)[0])
+        np.testing.assert_array_equal(answers, np.arange(65) > first)
+        np.testing.assert_array_equal(tokens[first + 1 :], tokens[: 65 - first - 1])
+        distances.add(first + 1)
+    assert len(distances) > 12
+    assert min(distances) > task.span
+
+
+def test_too_few_tokens_for_symbols_are_named(pieces):
+    few = pieces(r".")
+    few.token_bytes = np.ones(100, np.int32)
+    with pytest.raises(ValueError, match="take 128 tokens that stand for text; .* has 100"):
+        Recall.of(few)
+
+
+# ---------------------------------------------------------------------------- halves
+
+
+def items(task, window):
+    """What makes the items of a window, as the halves are told apart."""
+    if isinstance(task, Recall):
+        pairs = sorted(dictionary(window, task).items())
+        return {tuple(pairs)} if len(pairs) == task.entries else set()
+    if isinstance(task, Copy):
+        return {window[: task.span].tobytes()}
+    text = BYTES.decode(window)
+    if isinstance(task, CommonWords):
+        return {text.rpartition(" are ")[2]}
+    return {word.strip(".,") for word in text.split() if word.strip(".,").isdecimal()}
+
+
+def test_train_and_test_items_never_overlap(task):
+    """Drawn from equal seeds, as the worst case is."""
+    lessons = [task.lesson(rng(seed), 400)[0] for seed in range(150)]
+    trials = [task.trial(rng(seed), 400, 0.5, "test").tokens for seed in range(150)]
+    trained = set().union(*(items(task, window) for window in lessons))
+    tested = set().union(*(items(task, window) for window in trials))
+    assert len(trained) > 100 and len(tested) > 100
+    assert not trained & tested
+
+
+def test_halves_are_of_one_size():
+    share = np.mean([half_of(str(n).encode()) == "test" for n in range(10_000, 100_000)])
+    assert share == pytest.approx(0.5, abs=0.01)
+
+
+# ---------------------------------------------------------------------------- needles
+
+
+def text_of(name, context=1200, haystack=None, seed=4, depth=0.5, tokenizer=BYTES):
+    task = make_task(name, tokenizer, haystack)
+    trial = task.trial(rng(seed), context, depth, "test")
+    return tokenizer.decode(trial.tokens), trial
+
+
+def test_needles_are_whole_in_any_tokens_and_any_haystack(tokenizer):
+    for haystack in (None, Noise.of(tokenizer, " ...")):
+        for name in ("multi_key", "multi_value", "multi_query", "variable_tracking"):
+            text, trial = text_of(name, 700, haystack, tokenizer=tokenizer)
+            question, _, answer = text.rpartition(" are " if name != "multi_key" else " is ")
+            found = [text.index(f" {part}") for part in trial.parts]
+            assert all(place < len(question) - 40 for place in found)
+            assert [part for part in trial.parts if part not in answer] == []
+
+
+def test_the_needle_asked_for_stands_at_the_depth():
+    for depth in DEPTHS:
+        text, trial = text_of("multi_key", 3000, CorpusText(Corpus()), depth=depth)
+        sentence = text.rpartition(" The number of the ")[2]
+        (place,) = [i for i in range(len(text)) if text.startswith(sentence + ".", i)]
+        assert text.count(" The number of the ") == NEEDLES + 1
+        assert place / 2900 == pytest.approx(depth, abs=0.07)
+        others = [BYTES.decode(rival) for rival in trial.rivals]
+        assert all(f" is{other}." in text for other in others[: NEEDLES - 1])
+        assert not any(other in text for other in others[NEEDLES - 1 :])
+
+
+def test_several_answers_are_in_the_order_of_their_needles():
+    for name in ("multi_value", "multi_query", "variable_tracking"):
+        text, trial = text_of(name, seed=9)
+        assert len(trial.parts) == NEEDLES
+        assert text.endswith(f" {', '.join(trial.parts[:-1])} and {trial.parts[-1]}")
+        if name == "multi_value":
+            places = [text.index(part) for part in trial.parts]
+            assert places == sorted(places)
+
+
+def test_variables_lead_back_to_their_value():
+    text, trial = text_of("variable_tracking", seed=9)
+    value = text.rpartition(" value ")[2].split()[0]
+    chain = trial.parts
+    for earlier, later in zip(chain, chain[1:], strict=False):
+        assert f" VAR {later} = VAR {earlier}." in text
+    assert f" VAR {chain[0]} = {value}." in text
+    assert text.index(f" VAR {chain[0]} =") < text.index(f" VAR {chain[1]} =")
+
+
+@pytest.mark.parametrize("context", [None, 777, 2000])
+def test_common_words_are_the_most_common(context):
+    task = make_task("common_words", BYTES)
+    shortest = task.shortest(rng(4), "test")
+    text, trial = text_of("common_words", context or shortest)
+    listed = text.rpartition(" The most common")[0]
+    counts = {word: listed.count(f" {word},") for word in WORDS}
+    top = sorted(counts, key=counts.get, reverse=True)
+    assert set(top[:3]) == set(trial.parts)
+    assert counts[top[2]] > counts[top[3]]
+    assert list(trial.parts) == sorted(trial.parts)
+
+
+def test_a_haystack_of_the_corpus_is_one_stretch_of_it():
+    haystack = CorpusText(Corpus())
+    gaps = haystack.gaps(rng(1), [5, 0, 7])
+    assert [len(gap) for gap in gaps] == [5, 0, 7]
+    joined = np.concatenate(gaps)
+    assert set(np.diff(joined).tolist()) <= {1, -90}
+    with pytest.raises(ValueError, match="of 20001 tokens: the validation split has 20000"):
+        haystack.gaps(rng(1), [20_001])
+
+
+def test_noise_is_whole_sentences_around_a_needle():
+    first, second = Noise.of(BYTES).gaps(rng(0), [200, 150])
+    assert BYTES.decode(first).endswith(FILLER)
+    assert BYTES.decode(second).startswith(FILLER)
+
+
+def test_an_unknown_task_is_named():
+    with pytest.raises(ValueError, match="task 'poem'; accepted: recall, copy, passkey, multi_key"):
+        make_task("poem", BYTES)

@@ -1,0 +1,117 @@
+"""The adapter under lm-evaluation-harness itself, on tasks from files made here.
+
+Slow, and with a library that nothing else needs: pip install 'fope-jax[harness]'.
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.evaluate.harness import harness_model, rolling_windows
+
+pytestmark = pytest.mark.slow
+
+CONFIG = {
+    "name": "fope",
+    "seed": 4,
+    "model": dict(vocab_size=259, d_model=16, num_layers=1, num_heads=2, mlp_dim=16, init_std=0.5),
+    "position": {"method": "fope"},
+    "data": {"corpus": "none", "tokenizer": "bytes", "tasks": ["recall=1"]},
+    "train": dict(steps=1, batch_size=2, length=32, warmup_steps=1),
+}
+
+CHOICE = """
+task: local_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{gold}}}}"
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+ROLLING = """
+task: local_rolling
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{question}}}}"
+metric_list: [{{metric: word_perplexity}}, {{metric: byte_perplexity}}, {{metric: bits_per_byte}}]
+"""
+WRITING = """
+task: local_writing
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {path}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{question}}}}"
+doc_to_target: "{{{{written}}}}"
+generation_kwargs: {{until: ["."], max_gen_toks: 7, do_sample: false, temperature: 0.0}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from fope_jax.config import build_experiment
+    from fope_jax.train.loop import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "fope"
+    train(build_experiment(CONFIG), workdir)
+    return workdir
+
+
+def test_tasks_of_every_kind_give_the_adapters_own_numbers(run, tmp_path, monkeypatch):
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    model = harness_model(run)
+
+    class Ask:
+        def __init__(self, *args):
+            self.args = args
+
+    docs = []
+    for i, question in enumerate(("The sky is", "A longer question about the grass:", "One")):
+        choices = [" blue", " green and yellow", " x"]
+        scores = model.loglikelihood([Ask(question, choice) for choice in choices])
+        best = int(np.argmax([total for total, _ in scores]))
+        (written,) = model.generate_until([Ask(question, {"until": ["."], "max_gen_toks": 7})])
+        docs.append({"question": question, "choices": choices, "written": written,
+                     "gold": best if i else (best + 1) % 3})  # fmt: skip
+    data = tmp_path / "docs.jsonl"
+    data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+    for name, text in (("choice", CHOICE), ("rolling", ROLLING), ("writing", WRITING)):
+        (tmp_path / f"{name}.yaml").write_text(text.format(path=data))
+    results = lm_eval.simple_evaluate(
+        model=model,
+        tasks=["local_choice", "local_rolling", "local_writing"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        bootstrap_iters=0,
+    )["results"]
+    assert results["local_choice"]["acc,none"] == pytest.approx(2 / 3)
+    assert results["local_writing"]["exact_match,none"] == 1.0
+    questions = [doc["question"] for doc in docs]
+    total = sum(model.loglikelihood_rolling([Ask(question) for question in questions]))
+    bits = -total / math.log(2) / sum(len(question.encode()) for question in questions)
+    assert results["local_rolling"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-6)
+    assert bits > 3
+
+
+def test_windows_are_those_of_the_harness():
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    tokens = BytesTokenizer().encode("abcdefghijklmnopq")
+    for length in (1, 2, 5, 16, 17, 30):
+        theirs = [
+            make_disjoint_window(pair) for pair in get_rolling_token_windows(tokens, 1, length, 1)
+        ]
+        assert [tuple(w) for w in rolling_windows(tokens, 1, length)] == [tuple(w) for w in theirs]

@@ -1,0 +1,152 @@
+"""The key cache against the uncached forward pass, for every method."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from fope_jax.model.decode import empty_cache, greedy, prefill, read
+from fope_jax.model.transformer import Transformer, TransformerConfig
+from fope_jax.position import METHODS, ByLayer, CoPE, DynamicNTK, FoPE, LongRoPE, NoPE, RoPE
+from fope_jax.position.examples import examples
+
+LENGTH, PROMPT, VOCAB = 21, 9, 53
+METHOD_EXAMPLES = {
+    label: method for label, method in examples(8, 8).items() if label != "learned"
+} | {
+    "learned": METHODS["learned"](table_length=LENGTH + 3),
+    "fope-query": FoPE(8, heads="query"),
+    "by_layer-mixed": ByLayer((FoPE(8, heads="query"), CoPE(init_std=0.5))),
+}
+# One for each hook; a method that differs in its numbers alone takes the path of one of these.
+FAST = {"learned", "fire", "by_layer-mixed"}
+
+
+def new_model(position, **changes):
+    config = dict(vocab_size=VOCAB, d_model=24, num_layers=2, num_heads=4, num_kv_heads=2,
+                  head_dim=8, mlp_dim=32, init_std=0.4,
+                  attention="reference") | changes  # fmt: skip
+    return Transformer(TransformerConfig(**config), position, rngs=nnx.Rngs(1))
+
+
+def batch(rows=2, length=LENGTH):
+    return np.random.default_rng(2).integers(0, VOCAB, (rows, length)).astype(np.int32)
+
+
+def read_in_pieces(model, tokens, start):
+    """Hidden states of a prompt of ``start`` tokens and of one token at a time after it."""
+    rows, length = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
+    ones = jnp.ones_like(positions)
+    cache = empty_cache(model, rows, length + 3)  # places that stay empty are not seen
+    first, cache = read(model, cache, *(x[:, :start] for x in (tokens, positions, ones)))
+
+    def step(cache, column):
+        hidden, cache = read(model, cache, *(x[:, None] for x in column))
+        return cache, hidden[:, 0]
+
+    columns = tuple(x[:, start:].T for x in (tokens, positions, ones))
+    cache, later = jax.lax.scan(step, cache, columns)
+    return jnp.concatenate([first, later.swapaxes(0, 1)], axis=1)
+
+
+@jax.jit
+def both_ways(model, tokens):
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    whole = model.hidden(tokens, positions, jnp.ones_like(positions))
+    return read_in_pieces(model, tokens, PROMPT), whole
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        pytest.param(label, marks=() if label in FAST else pytest.mark.slow)
+        for label in METHOD_EXAMPLES
+    ],
+)
+def test_cached_keys_give_the_uncached_forward_pass(label):
+    cached, whole = both_ways(new_model(METHOD_EXAMPLES[label]), batch())
+    assert float(jnp.std(whole)) > 0.5
+    np.testing.assert_allclose(cached, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_every_method_is_tested():
+    used = {type(method) for method in METHOD_EXAMPLES.values()}
+    assert used >= set(METHODS.values())
+
+
+FOLLOWING = {
+    "dynamic_ntk": RoPE(theta=100.0, scaling=(DynamicNTK(4.0, 12),)),
+    "longrope": RoPE(
+        theta=100.0, scaling=(LongRoPE((1.0,) * 4, (1.0, 2.0, 3.0, 4.0), 12, 4.0, None),)
+    ),
+    "by_layer": ByLayer((RoPE(theta=100.0, scaling=(DynamicNTK(4.0, 12),)), NoPE())),
+}
+
+
+@pytest.mark.parametrize("label", ["dynamic_ntk", pytest.param("longrope", marks=pytest.mark.slow)])
+def test_frequencies_that_follow_the_length_are_exact_as_far_as_they_can_be(label):
+    """One layer at any length: all keys turn anew. More layers up to the original length of 12,
+    and as one piece; beyond it what a layer reads of an early token was computed at that token's
+    length, in the uncached pass at the length of the whole."""
+    position = FOLLOWING[label]
+    one_layer = new_model(position, num_layers=1)
+    cached, _ = both_ways(one_layer, batch())
+    for length in (PROMPT, PROMPT + 1, LENGTH):
+        whole = jax.jit(hidden_of)(one_layer, batch()[:, :length])
+        np.testing.assert_allclose(cached[:, length - 1], whole[:, -1], rtol=1e-4, atol=1e-4)
+
+    model = new_model(position)
+    cached, whole = both_ways(model, batch())
+    within = jax.jit(hidden_of)(model, batch()[:, :12])
+    np.testing.assert_allclose(cached[:, :12], within, rtol=1e-4, atol=1e-4)
+    assert np.abs(cached[:, -1] - whole[:, -1]).max() > 1e-2
+
+
+def hidden_of(model, tokens):
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+    return model.hidden(tokens, positions, jnp.ones_like(positions))
+
+
+def test_a_prompt_read_as_one_piece_follows_its_length():
+    model = new_model(FOLLOWING["by_layer"])
+
+    @jax.jit
+    def hidden(tokens):
+        return prefill(model, tokens, jnp.ones_like(tokens), room=4)[0], hidden_of(model, tokens)
+
+    np.testing.assert_allclose(*hidden(batch()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [FoPE(8), pytest.param(CoPE(init_std=0.5), marks=pytest.mark.slow)],
+    ids=["fope", "cope"],
+)
+def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
+    model, tokens = new_model(position, attention="chunked", qk_norm="head"), batch(3, 11)
+    prompts = tokens.copy()
+    prompts[1, :4] = 0  # a prompt of 7 tokens, at the end of its row
+    segments = np.ones_like(prompts)
+    segments[1, :4] = 0
+
+    @jax.jit
+    def write(tokens, segments):
+        return greedy(model, *prefill(model, tokens, segments, room=5), 6)
+
+    written = write(prompts, segments)
+    assert written.shape == (3, 6)
+    positions = np.maximum(np.cumsum(segments, axis=1) - 1, 0)
+    more = np.arange(1, 6)
+    read_all = np.concatenate([prompts, written[:, :-1]], axis=1)
+    positions = np.concatenate([positions, positions[:, -1:] + more], axis=1).astype(np.int32)
+    segments = np.concatenate([segments, np.ones((3, 5), np.int32)], axis=1)
+    logits = jax.jit(lambda *rows: model(*rows))(read_all, positions, segments)
+    np.testing.assert_array_equal(written, np.argmax(logits[:, 10:], axis=-1))
+
+
+def test_a_method_that_ends_says_so():
+    model = new_model(METHODS["learned"](table_length=16))
+    with pytest.raises(ValueError, match="a cache of 17 tokens: Learned is defined for at most 16"):
+        empty_cache(model, 1, 17)

@@ -53,6 +53,24 @@ METHOD is "same", the name of a method (`fope methods`), or that of a scaling (y
 llama3, longrope, clip, ...) for a model with frequencies. The same command again goes on from the
 newest checkpoint.
 """
+EVALUATE_EXAMPLES = """\
+examples:
+  fope evaluate --run runs/fope
+  fope evaluate --run runs/fope --protocols all --report runs/fope/report
+  fope evaluate --run runs/fope --protocols sliding-window,chunks
+
+protocols:
+  same-tokens      the same tokens at every length, with ever more text before them
+  sliding-window   every token of a stretch, by a window that moves by evaluate.stride
+  chunks           joined documents cut every so many tokens, as the paper's code does
+  document-resets  joined documents whose positions begin anew at each document
+  no-resets        the same tokens without
+  long-window      loss by position in the longest window
+  from-start       loss by distance since the document's start
+  passkey          a key hidden in filler
+
+Rows that exist for the same checkpoint and settings are kept; --force scores them again.
+"""
 IMPORT_EXAMPLES = """\
 examples:
   fope import --from models/SmolLM2-135M --workdir runs/smollm2 --config.train.length=2048
@@ -164,7 +182,10 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_processes(extend)
 
-    evaluate = add(verbs, "evaluate", _evaluate, "measure a trained run against context length")
+    evaluate = add(
+        verbs, "evaluate", _evaluate, "measure a trained run against context length",
+        EVALUATE_EXAMPLES,
+    )  # fmt: skip
     evaluate.add_argument(
         "--run",
         type=_directory,
@@ -173,6 +194,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="the --workdir of `fope train`",
     )
     evaluate.add_argument("--step", type=int, help="checkpoint; the newest without it")
+    evaluate.add_argument(
+        "--protocols", metavar="NAME,...",
+        help="what to measure, or all; what the run's evaluate.protocols says without it",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--report", type=_local, metavar="DIR", help="write the page of `fope report` there as well"
+    )
     evaluate.add_argument(
         "--mesh", metavar="AXIS=N,...",
         help="how several devices share the work, such as context=8; windows by default",
@@ -376,14 +404,24 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
+    if arguments.report:
+        require("matplotlib", "train")
     check_bucket(arguments.run)
     _join(arguments)
     from fope_jax.evaluate.run import evaluate
     from fope_jax.model.sharding import MeshConfig
+    from fope_jax.processes import is_first
 
     mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
-    rows = evaluate(arguments.run, arguments.step, mesh=mesh, force=arguments.force)
+    names = arguments.protocols and [name.strip() for name in arguments.protocols.split(",")]
+    rows = evaluate(
+        arguments.run, arguments.step, protocols=names, mesh=mesh, force=arguments.force
+    )
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
+    if arguments.report and is_first():
+        from fope_jax.report.page import write_report
+
+        print(f"report in {write_report([arguments.run], arguments.report)}")
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +18,11 @@ from fope_jax.config import Experiment, build_experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
 from fope_jax.evaluate.identity import check_fingerprint
 from fope_jax.evaluate.metrics import METRICS, Row, read_rows, replace_rows
-from fope_jax.evaluate.perplexity import Progress, score_positions, score_same_tokens
+from fope_jax.evaluate.perplexity import Progress
+from fope_jax.evaluate.protocol import Protocol
 from fope_jax.evaluate.retrieval import TEMPLATES, check_contexts, draw_keys, score_passkey
 from fope_jax.evaluate.scoring import Scorer, model_scorer
-from fope_jax.evaluate.windows import Windows
+from fope_jax.evaluate.text import TEXT_PROTOCOLS, text_protocol
 from fope_jax.extras import require
 from fope_jax.files import as_path
 from fope_jax.model.backends import FUSED
@@ -134,52 +134,49 @@ def _laid_out(tree: Any, experiment: Experiment, mesh: Mesh) -> Any:
 # ---------------------------------------------------------------------------- protocols
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """One thing to measure.
+PASSKEY = "passkey"
+PROTOCOLS = (*TEXT_PROTOCOLS, PASSKEY)
 
-    Attributes:
-      kind: of its rows.
-      identity: fields that all its rows share and no other protocol's of that kind.
-      settings: everything else that its numbers depend on, JSON values.
-      run: scorer -> (rows, where its windows are or None).
+
+def protocol_names(wanted: Sequence[str]) -> tuple[str, ...]:
+    """The names in ``wanted``, each once and in the order of ``PROTOCOLS``; "all" stands for all.
+
+    >>> protocol_names(("passkey", "chunks"))
+    ('chunks', 'passkey')
+
+    Raises:
+      ValueError: a name that is none.
     """
-
-    kind: str
-    identity: dict[str, Any]
-    settings: dict[str, Any]
-    run: Callable[[Scorer, Progress], tuple[list[Row], Windows | None]]
-
-    @property
-    def label(self) -> str:
-        """For people: ``same-tokens (validation)``."""
-        name, detail = self.identity.values()
-        return f"{name} ({detail})"
-
-    def owns(self, row: Row, step: int) -> bool:
-        """Whether ``row`` is one of this protocol's at ``step``."""
-        return (
-            row.get("kind") in (self.kind, "protocol")
-            and row.get("step") == step
-            and all(row.get(key) == value for key, value in self.identity.items())
-        )
+    for name in wanted:
+        if name not in (*PROTOCOLS, "all"):
+            raise ValueError(
+                f"{name!r} is no protocol; accepted: {', '.join(PROTOCOLS)}, or all of them: all"
+            )
+    return PROTOCOLS if "all" in wanted else tuple(p for p in PROTOCOLS if p in wanted)
 
 
-def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]:
+def plan(
+    experiment: Experiment, data_fingerprint: str | None, wanted: Sequence[str] | None = None
+) -> list[Protocol]:
     """The protocols that an experiment's ``evaluate`` section asks for, checked before any work.
 
     Args:
       experiment: of the run.
       data_fingerprint: of the token cache that the model was trained on; None for imported
         weights, which were trained elsewhere.
+      wanted: names of ``PROTOCOLS`` or "all", in place of ``evaluate.protocols``.
 
     Raises:
-      ValueError: a length beyond what the position embedding is defined for, or too short for a
-        passkey template, or a token cache that is not the one of training.
+      ValueError: an unknown protocol, a length beyond what the position embedding is defined for,
+        or too short for a protocol, or a token cache that is not the one of training.
     """
     settings, length = experiment.evaluate, experiment.train.length
-    contexts = sorted({length * multiple for multiple in settings.lengths})
-    passkey_contexts = sorted({length * multiple for multiple in settings.passkey_lengths})
+    names = protocol_names(settings.protocols if wanted is None else wanted)
+    on_text = [name for name in names if name in TEXT_PROTOCOLS]
+    lengths = settings.lengths if on_text else ()
+    passkey_lengths = settings.passkey_lengths if PASSKEY in names else ()
+    contexts = sorted({length * multiple for multiple in lengths})
+    passkey_contexts = sorted({length * multiple for multiple in passkey_lengths})
     limit = experiment.position.max_length()
     longest = max([*contexts, *passkey_contexts], default=0)
     if limit is not None and longest > limit:
@@ -198,54 +195,15 @@ def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]
         )
     tokenizer = cache.tokenizer
     check_vocabulary(tokenizer.vocab_size, experiment.model)
-    protocols = []
-    for split_name in settings.splits:
+    protocols: list[Protocol] = []
+    for split_name in settings.splits if contexts else ():
         cache = caches[split_name]
-        if contexts and settings.num_windows:
-            protocols.append(_same_tokens(experiment, cache, split_name, contexts))
-        if contexts and settings.position_windows:
-            protocols.append(_long_window(experiment, cache, split_name, max(contexts)))
+        made = [text_protocol(name, experiment, cache, split_name, contexts) for name in on_text]
+        protocols += [protocol for protocol in made if protocol is not None]
     if passkey_contexts and settings.passkey_trials and settings.passkey_depths:
         for name in settings.passkey_templates:
             protocols.append(_passkey(experiment, tokenizer, name, passkey_contexts))
     return protocols
-
-
-def _same_tokens(experiment: Experiment, cache: Any, split: str, contexts: list[int]) -> Protocol:
-    settings = {
-        "contexts": contexts,
-        "scored": experiment.evaluate.scored_tokens,
-        "num_windows": experiment.evaluate.num_windows,
-    }
-    identity = {"protocol": "same-tokens", "split": split}
-    return _on_corpus("perplexity", identity, settings, score_same_tokens, experiment, cache)
-
-
-def _long_window(experiment: Experiment, cache: Any, split: str, context: int) -> Protocol:
-    settings = {
-        "context": context,
-        "training_length": experiment.train.length,
-        "num_windows": experiment.evaluate.position_windows,
-    }
-    identity = {"protocol": "long-window", "split": split}
-    return _on_corpus("position", identity, settings, score_positions, experiment, cache)
-
-
-def _on_corpus(
-    kind: str,
-    identity: dict[str, str],
-    settings: dict[str, Any],
-    score: Callable[..., tuple[list[Row], Windows]],
-    experiment: Experiment,
-    cache: Any,
-) -> Protocol:
-    """A protocol that scores windows of ``cache`` with ``score``, under ``settings``."""
-
-    def run(scorer: Scorer, progress: Progress) -> tuple[list[Row], Windows]:
-        batch_tokens = experiment.evaluate.batch_tokens
-        return score(scorer, cache, **settings, batch_tokens=batch_tokens, progress=progress)
-
-    return Protocol(kind, identity, settings | {"cache": cache.fingerprint}, run)
 
 
 def _passkey(experiment: Experiment, tokenizer: Any, name: str, contexts: list[int]) -> Protocol:
@@ -270,7 +228,7 @@ def _passkey(experiment: Experiment, tokenizer: Any, name: str, contexts: list[i
         )
         return rows, None
 
-    identity = {"protocol": "passkey", "template": name}
+    identity = {"protocol": PASSKEY, "template": name}
     texts = dataclasses.asdict(template)
     stated = settings | {"texts": texts, "tokenizer": tokenizer.fingerprint}
     return Protocol("passkey", identity, stated, run)
@@ -283,12 +241,13 @@ def evaluate(
     workdir: str | Path,
     step: int | None = None,
     *,
+    protocols: Sequence[str] | None = None,
     mesh: MeshConfig | None = None,
     force: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Runs every protocol on one checkpoint and writes its rows to metrics.jsonl.
+    """Runs protocols on one checkpoint and writes their rows to metrics.jsonl.
 
     A protocol whose rows for this step and these settings exist is left as it is. Each is written
     as soon as it is done, in place of its earlier rows of this step, so an interrupted evaluation
@@ -297,6 +256,7 @@ def evaluate(
     Args:
       workdir: a run.
       step: which checkpoint; None takes the newest valid one.
+      protocols: names of ``PROTOCOLS`` or "all", in place of the run's ``evaluate.protocols``.
       mesh: how several devices share the work, which need not be how they shared training; None
         gives each its own windows (``MeshConfig()``).
       force: scores again what is there already.
@@ -304,7 +264,7 @@ def evaluate(
       say: where one line for each protocol goes.
 
     Returns:
-      The rows of all protocols at this step, as they stand in the file, time rows left out.
+      The rows of these protocols at this step, as they stand in the file, time rows left out.
     """
     workdir = as_path(workdir)
     progress = progress or _bars
@@ -314,13 +274,13 @@ def evaluate(
     store = CheckpointStore(workdir / "checkpoints")
     try:
         step = find_step(workdir, store, step)
-        protocols = plan(experiment, store.metadata(step)["data"])
+        planned = plan(experiment, store.metadata(step)["data"], protocols)
     finally:
         store.close()
     path = workdir / METRICS
     rows = read_rows(path)
-    missing = [p for p in protocols if force or not _is_done(p, rows, step)]
-    for protocol in protocols:
+    missing = [p for p in planned if force or not _is_done(p, rows, step)]
+    for protocol in planned:
         if protocol not in missing:
             say(
                 f"{protocol.label}: rows for step {step} exist in {path}; kept (force scores again)"
@@ -334,7 +294,7 @@ def evaluate(
         for protocol in missing:
             _run_one(protocol, scorer, experiment, step, path, progress, say)
         wait_for_all("evaluated")
-    return [row for row in read_rows(path) if any(p.owns(row, step) for p in protocols)]
+    return [row for row in read_rows(path) if any(p.owns(row, step) for p in planned)]
 
 
 def _make_mesh(config: MeshConfig | None) -> Mesh | None:
@@ -363,6 +323,7 @@ def _run_one(
         "training_length": experiment.train.length,
     }
     stated = {"kind": "protocol", **protocol.identity, **ids, "settings": protocol.settings}
+    stated["bos"] = protocol.bos
     message = f"{protocol.label}: scored in {seconds:.1f} s"
     if windows is not None:
         stated["windows"] = len(windows.stop)

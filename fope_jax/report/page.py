@@ -60,7 +60,7 @@ th[scope=row] { text-align: left; } thead th { border-bottom: 2px solid #888; }
 .texts td { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
 pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: .85rem; }
 summary { cursor: pointer; padding: .3rem 0; }
-nav ul { padding-left: 1.2rem; } nav li { padding: .15rem 0; }
+nav ul { padding-left: 1.2rem; columns: 22rem; } nav li { padding: .15rem 0; }
 a { color: #004a99; }
 a:focus-visible, summary:focus-visible, [tabindex]:focus-visible {
   outline: 3px solid #004a99; outline-offset: 2px; }
@@ -235,7 +235,7 @@ def _perplexity(
     looks: dict[str, plots.Style],
     out: Path,
 ) -> str:
-    title, brief = protocols.words(comparison).title, protocols.in_brief(comparison)
+    title, brief = protocols.words(comparison).title, protocols.in_brief(comparison, "bands")
     protocol, sure = f"Protocol {comparison.protocol}", protocols.how_sure(comparison)
     figures = [
         embedded_figure(
@@ -243,7 +243,7 @@ def _perplexity(
             out,
             f"perplexity-{place.stem}",
             plots.in_words(comparison, title),
-            f"{title}. {protocol}: {brief}. {_marks(comparison)}{sure}",
+            f"{title}. {protocol}: {brief}. {sure}",
         )
     ]
     if any(len(values) > 1 for values in comparison.ratios(lambda s: s.perplexity).values()):
@@ -255,7 +255,7 @@ def _perplexity(
                 f"{title}, relative to that at the training length; every number is in the "
                 "second table below.",
                 f"Perplexity over that of the same seed and documents at the training length. "
-                f"{protocol}: {brief}. {_marks(comparison)}",
+                f"{protocol}: {brief}.",
             )
         )
     infinite = [
@@ -275,12 +275,6 @@ def _perplexity(
     )
 
 
-def _marks(comparison: Comparison) -> str:
-    """What bars and bands of a figure are."""
-    bars = "Bars: deviation over seeds. " if comparison.seeds > 1 else ""
-    return bars + ("Bands: intervals over documents. " if len(comparison.documents) > 1 else "")
-
-
 def _resets(comparison: Comparison, others: Sequence[Comparison]) -> list[Table]:
     """What resets change, where the same tokens were scored without them."""
     if comparison.protocol != "document-resets":
@@ -298,13 +292,13 @@ def _positions(
     comparison: Comparison, place: Place, looks: dict[str, plots.Style], out: Path
 ) -> str:
     title, sure = protocols.words(comparison).title, protocols.how_sure(comparison)
-    brief = f"Protocol {comparison.protocol}: {protocols.in_brief(comparison)}."
+    brief = f"Protocol {comparison.protocol}: {protocols.in_brief(comparison, 'bands')}."
     figure = embedded_figure(
         plots.position_figure(comparison, looks),
         out,
         f"position-{place.stem}",
         plots.in_words(comparison, title),
-        f"{title}, {max(comparison.contexts):,} tokens. {brief} {_marks(comparison)}{sure}",
+        f"{title}, {max(comparison.contexts):,} tokens. {brief} {sure}",
     )
     tables = "\n".join(map(as_html, position_tables(comparison)))
     return section(

@@ -77,12 +77,13 @@ def perplexity_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.numbers(lambda sums: sums.perplexity)
-    _bands(axes, comparison.intervals(lambda sums: sums.perplexity), looks)
+    bands = comparison.intervals(lambda sums: sums.perplexity)
+    _bands(axes, bands, looks)
     _curves(axes, curves, looks)
     words = protocols.words(comparison)
     _length_axis(axes, comparison.contexts, words.x)
     _mark_training_lengths(axes, comparison)
-    _ratio_axis(axes, curves)
+    _ratio_axis(axes, curves, bands)
     axes.set_ylabel("perplexity (per token)")
     _bits_axis(axes, comparison)
     _title(figure, axes, comparison, f"{words.title}, {comparison.name} split")
@@ -95,12 +96,13 @@ def ratio_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.ratios(lambda sums: sums.perplexity)
-    _bands(axes, comparison.ratio_intervals(lambda sums: sums.perplexity), looks)
+    bands = comparison.ratio_intervals(lambda sums: sums.perplexity)
+    _bands(axes, bands, looks)
     _curves(axes, curves, looks)
     axes.axhline(1, color="#555555", linewidth=0.8, zorder=0)
     _length_axis(axes, comparison.contexts, protocols.words(comparison).x)
     _mark_training_lengths(axes, comparison)
-    _ratio_axis(axes, curves)
+    _ratio_axis(axes, curves, bands)
     axes.set_ylabel("perplexity / that at the training length")
     title = f"Perplexity relative to the training length, {comparison.name} split"
     _title(figure, axes, comparison, title)
@@ -283,7 +285,7 @@ def _figure() -> tuple[Figure, Axes]:
 
 def _title(figure: Figure, axes: Axes, comparison: Comparison, title: str) -> None:
     """The title and, smaller, what was scored: a picture is cut out of its page sooner or later."""
-    brief = f"protocol {comparison.protocol}: {protocols.in_brief(comparison)}"
+    brief = f"protocol {comparison.protocol}: {protocols.in_brief(comparison, 'bands')}"
     figure.suptitle(title, fontsize=11)
     axes.set_title(textwrap.fill(brief, 100), fontsize=7.5, color="#444444", pad=TITLE_PAD)
 
@@ -312,7 +314,9 @@ def _length_axis(axes: Axes, ticks: Sequence[int], label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _ratio_axis(axes: Axes, curves: dict[str, dict[Any, Spread]]) -> None:
+def _ratio_axis(
+    axes: Axes, curves: dict[str, dict[Any, Spread]], bands: dict[str, dict[Any, Interval]]
+) -> None:
     """A y axis for perplexities: logarithmic where they differ by more than a factor of 3.
 
     Where they differ by less than a tenth the axis still spans a tenth, so that noise looks small.
@@ -320,8 +324,9 @@ def _ratio_axis(axes: Axes, curves: dict[str, dict[Any, Spread]]) -> None:
     spreads = [v for values in curves.values() for v in values.values() if math.isfinite(v.mean)]
     if not spreads:
         return
-    low = min(v.mean for v in spreads)
-    high = max(v.mean for v in spreads)
+    ends = [end for own in bands.values() for band in own.values() for end in band]
+    drawn = [*(v.mean for v in spreads), *filter(math.isfinite, ends)]
+    low, high = min(drawn), max(drawn)
     noisy = any(v.deviation > 0.04 * v.mean for v in spreads)
     if high > 3 * low:
         ticker = require("matplotlib.ticker", "train")

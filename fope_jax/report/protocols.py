@@ -10,6 +10,10 @@ from fope_jax.report.rows import NO_BOS, Comparison, Row, add_up
 
 FEW_DOCUMENTS = 20  # below it an interval over documents is rough, and says so
 NAMES_SHOWN = 8
+UNITS = {  # what a protocol places; others place windows
+    "sliding-window": "stretch", "chunks": "block", "document-resets": "block",
+    "no-resets": "block",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,32 +155,43 @@ def bos(comparison: Comparison) -> str:
     return text[:1].upper() + text[1:]
 
 
-def in_brief(comparison: Comparison) -> str:
-    """What a table or figure shows, for one that is cut out of the page: scored tokens, windows,
-    BOS, seeds, intervals."""
+def in_brief(comparison: Comparison, intervals: str = "in brackets") -> str:
+    """What a table or figure shows, for one that is cut out of the page.
+
+    Args:
+      comparison: what is shown.
+      intervals: where it shows the intervals.
+
+    Returns:
+      Scored tokens, documents and windows; BOS; seeds; what the intervals are.
+    """
     sums = [add_up([r for r in comparison.first if r["context"] == c]) for c in comparison.contexts]
     low, high = min(s.tokens for s in sums), max(s.tokens for s in sums)
-    tokens = f"{low:,.0f} to {high:,.0f}" if low < high else f"the same {low:,.0f}"
-    if len(sums) == 1:
-        tokens = f"{low:,.0f}"
-    each = " at every context" if low == high and len(sums) > 1 else ""
+    tokens = f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
+    same = len(sums) > 1 and low == high
+    scored = [f"{'the same ' if same else ''}{tokens} tokens"]
     count = len(comparison.documents)
-    of = f" of {count:,} documents" if count else ""
+    if count:
+        scored.append(f"of {_counted(count, 'document')}")
+    if comparison.protocol != "from-start":
+        scored.append(
+            f"in {_counted(windows(comparison), UNITS.get(comparison.protocol, 'window'))}"
+        )
+    if same:
+        scored.append("at every context")
+    seeds = comparison.seeds
     parts = [
-        f"{tokens} tokens{of} in {windows(comparison):,} {_unit(comparison)}{each}",
+        " ".join(scored),
         comparison.stated.get("bos", NO_BOS),
-        "1 seed" if comparison.seeds == 1 else f"mean ± deviation over {comparison.seeds} seeds",
+        "1 seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds",
     ]
     if count > 1:
-        parts.append(f"in brackets the {COVERAGE:.0%} interval over documents")
+        parts.append(f"{intervals}: {COVERAGE:.0%} interval over documents")
     return "; ".join(parts)
 
 
-def _unit(comparison: Comparison) -> str:
-    return {
-        "sliding-window": "stretches", "chunks": "blocks", "document-resets": "blocks",
-        "no-resets": "blocks", "from-start": "documents",
-    }.get(comparison.protocol, "windows")  # fmt: skip
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("" if count == 1 else "es" if what.endswith("ch") else "s")
 
 
 def how_sure(comparison: Comparison) -> str:

@@ -51,7 +51,8 @@ h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc;
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 figcaption, small, .note { color: #444; font-size: .9rem; }
 .scroll, .picture { overflow-x: auto; } .scroll { margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem;
+        font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 caption small { display: block; font-weight: 400; } td small { font-size: .85em; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right;

@@ -51,9 +51,9 @@ WORDS = {
         "window (tokens)",
         "Every token of {windows:,} stretches of {longest:,} tokens is scored once: {amount}. A "
         "window of the context length moves over the stretch by {scored_per_window:,} tokens and "
-        "scores what is new in it, so that beyond the first window a token has the last "
-        "context - {scored_per_window:,} tokens before it, or up to {scored_per_window:,} more. "
-        "The same tokens are scored at every context length.",
+        "scores what is new in it: beyond the first window a token is predicted from more than "
+        "context - {scored_per_window:,} tokens, and at most the context. The same tokens are "
+        "scored at every context length.",
     ),
     "chunks": Words(
         "Perplexity of chunks, as in the paper's code",

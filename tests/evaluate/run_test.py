@@ -110,7 +110,7 @@ def scored(monkeypatch):
     """Counts the protocols that are run, on a scorer that needs no compilation."""
     seen, run_one = [], run_module._run_one
 
-    def scorer(tokens, targets):
+    def scorer(tokens, targets, places=None):
         return (targets % 7).astype(np.float32), targets > 100
 
     monkeypatch.setattr(run_module, "model_scorer", lambda model, mesh: scorer)
@@ -249,6 +249,31 @@ def test_protocols_can_be_left_out(tmp_path):
     assert quiet(workdir) == []
 
 
+def test_all_protocols_run_by_name_and_the_rest_stays(workdir, scored):
+    quiet(workdir, protocols=["chunks", "from-start"])
+    assert scored == ["chunks (validation)", "from-start (validation)"]
+    rows = quiet(workdir, protocols=["all"])
+    assert scored[2:] == [
+        "same-tokens (validation)", "sliding-window (validation)", "document-resets (validation)",
+        "no-resets (validation)", "long-window (validation)", "passkey (compact)",
+    ]  # fmt: skip
+    stated = {row["protocol"]: row for row in rows if row["kind"] == "protocol"}
+    assert tuple(stated) == ("chunks", "from-start", *(name.split()[0] for name in scored[2:]))
+    assert set(stated) == set(run_module.PROTOCOLS)
+    assert all(row["bos"].startswith("no BOS token is added") for row in stated.values())
+    assert stated["sliding-window"]["settings"]["stride"] == 16
+    assert (stated["document-resets"]["windows"], stated["from-start"]["windows"]) == (2, 3)
+    assert all("document" in row for row in rows if row["kind"] in ("perplexity", "position"))
+
+
+def test_the_configuration_names_protocols_too(tmp_path, scored):
+    workdir = save_run(tmp_path / "run", changed(evaluate={"protocols": ("sliding-window",),
+                                                           "stride": 7}))  # fmt: skip
+    rows = quiet(workdir)
+    assert scored == ["sliding-window (validation)"]
+    assert {row["scored_per_window"] for row in rows if row["kind"] == "perplexity"} == {7}
+
+
 def test_the_bar_of_the_command_line_shows_the_length(workdir, scored, capsys):
     evaluate(workdir)
     output = capsys.readouterr()
@@ -262,6 +287,15 @@ def test_the_bar_of_the_command_line_shows_the_length(workdir, scored, capsys):
         ({"evaluate": {"lengths": (1, 32)}}, "takes 1025, and the longest of 3 documents has 500"),
         ({"evaluate": {"passkey_lengths": (1, 4)}}, "32 tokens, too short for template 'compact'"),
         ({"evaluate": {"passkey_templates": ("poem",)}}, "names 'poem'; accepted: compact, stand"),
+        ({"evaluate": {"protocols": ("chunk",)}}, "'chunk' is no protocol; accepted: same-tokens,"),
+        (
+            {"evaluate": {"protocols": ("sliding-window",), "stride": 33}},
+            "stride is 33, accepted: 1 to the shortest context of 32 tokens",
+        ),
+        (
+            {"evaluate": {"protocols": ("no-resets",), "lengths": (32,)}},
+            "document-resets and no-resets: .* have 860 tokens, and a block of 1024 takes 1025",
+        ),
         ({"evaluate": {"scored_tokens": 33}}, "33, more than the shortest context of 32 tokens"),
         (
             {"position": {"method": "learned", "table_length": 64}},

@@ -183,8 +183,8 @@ class EvaluateConfig:
 
     Attributes:
       protocols: what runs, by name, or "all". Of text: "same-tokens", "sliding-window", "chunks",
-        "document-resets", "no-resets", "long-window", "from-start"; and "passkey". The defaults
-        take about as long together as "sliding-window" and "chunks".
+        "document-resets", "no-resets", "long-window", "from-start"; and "passkey". All of
+        them take about twice as long as the default ones.
       lengths: contexts of the protocols on text.
       scored_tokens: scored at the end of each window; None is half the training length.
       stride: tokens that the sliding window moves by; None is half the training length.

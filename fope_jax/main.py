@@ -413,7 +413,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.processes import is_first
 
     mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
-    names = arguments.protocols and [name.strip() for name in arguments.protocols.split(",")]
+    names = None
+    if arguments.protocols is not None:
+        names = [name.strip() for name in arguments.protocols.split(",")]
     rows = evaluate(
         arguments.run, arguments.step, protocols=names, mesh=mesh, force=arguments.force
     )

@@ -300,10 +300,13 @@ def _bits_axis(axes: Axes, comparison: Comparison) -> None:
         return
     share = sums[0].tokens / sums[0].bytes
 
-    def bits(perplexity):
-        return np.log2(np.maximum(perplexity, 1e-300)) * share
+    def bits(perplexity: Any) -> Any:
+        return np.log2(np.maximum(perplexity, 1e-300)) * share  # an axis may ask below 0
 
-    right = axes.secondary_yaxis("right", functions=(bits, lambda b: 2.0 ** (b / share)))
+    def perplexity(bits: Any) -> Any:
+        return 2.0 ** (np.asarray(bits) / share)
+
+    right = axes.secondary_yaxis("right", functions=(bits, perplexity))
     right.set_ylabel("bits per byte")
 
 

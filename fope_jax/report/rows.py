@@ -310,6 +310,18 @@ def document_sums(
     return {key: x for key, x in sums.items() if (x.any(axis=(1, 2))).sum() > 1}
 
 
+def numbers_of(
+    pooled: dict[Any, list[list[float]]], number: Callable[[Sums], float]
+) -> dict[Any, list[float]]:
+    """``{key: number of each seed}`` for the keys that every seed has a token for."""
+    sums = {key: [Sums(*own) for own in seeds] for key, seeds in pooled.items()}
+    return {
+        key: [number(own) for own in seeds]
+        for key, seeds in sums.items()
+        if all(own.tokens for own in seeds)
+    }
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Runs that were scored on the same thing and so may share a plot.
@@ -374,11 +386,7 @@ class Comparison:
         """
 
         def means(pooled: dict[Any, list[list[float]]]) -> dict[Any, float]:
-            return {
-                key: sum(number(Sums(*own)) for own in seeds) / len(seeds)
-                for key, seeds in pooled.items()
-                if all(Sums(*own).tokens for own in seeds)
-            }
+            return {k: sum(own) / len(own) for k, own in numbers_of(pooled, number).items()}
 
         return {
             label: intervals(document_sums(seeds, by), means)
@@ -390,7 +398,7 @@ class Comparison:
 
         def means_from(base: int) -> Callable[[dict[int, list[list[float]]]], dict[int, float]]:
             def means(pooled: dict[int, list[list[float]]]) -> dict[int, float]:
-                numbers = {k: [number(Sums(*own)) for own in v] for k, v in pooled.items()}
+                numbers = numbers_of(pooled, number)
                 return {
                     key: sum(x / y for x, y in zip(own, numbers[base], strict=True)) / len(own)
                     for key, own in numbers.items()

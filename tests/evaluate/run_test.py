@@ -262,7 +262,7 @@ def test_all_protocols_run_by_name_and_the_rest_stays(workdir, scored):
     assert set(stated) == set(run_module.PROTOCOLS)
     assert all(row["bos"].startswith("no BOS token is added") for row in stated.values())
     assert stated["sliding-window"]["settings"]["stride"] == 16
-    assert (stated["document-resets"]["windows"], stated["from-start"]["windows"]) == (2, 3)
+    assert (stated["document-resets"]["windows"], stated["from-start"]["windows"]) == (2, 2)
     assert all("document" in row for row in rows if row["kind"] in ("perplexity", "position"))
 
 

@@ -82,8 +82,8 @@ def test_terminal_tables_align_and_name_what_is_missing(four_runs, make_run):
     assert first[:3] == [
         "Perplexity (protocol same-tokens, validation split, trained on 128 tokens)",
         "the same 9,600 tokens of 2 documents in 150 windows at every context; no BOS token is "
-        "added; 1",
-        "seed; in brackets: 95% interval over documents",
+        "added; 1 seed;",
+        "in brackets: 95% interval over documents",
     ]
     assert len({len(line) for line in first[3:]}) == 1
     assert "22.20" in first[5]

@@ -60,7 +60,7 @@ WORDS = {
         "chunk (tokens)",
         _CHUNKS + ", as the paper's released code does: positions begin at 0 in it, and documents "
         "are not told apart. Its first token is read and not scored, so shorter chunks score "
-        "fewer tokens ({amount}), and more of theirs have little text before them: a part of the "
+        "fewer tokens ({amount}), and more of theirs have little text before them: part of any "
         "fall with length is that alone. The released code cuts everything but the tail.",
     ),
     "document-resets": Words(

@@ -59,7 +59,7 @@ examples:
   fope evaluate --run runs/fope --protocols all --report runs/fope/report
   fope evaluate --run runs/fope --protocols sliding-window,chunks
 
-protocols:
+protocols (without --protocols: same-tokens, long-window, passkey, about half the time of all):
   same-tokens      the same tokens at every length, with ever more text before them
   sliding-window   every token of a stretch, by a window that moves by evaluate.stride
   chunks           joined documents cut every so many tokens, as the paper's code does

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.processes import is_first, wait_for_all
+
+logger = logging.getLogger(__name__)
 
 PASSKEY_SEED = 0  # one seed for all runs: every variant is asked for the same keys
 NAMES_SHOWN = 20  # documents too short that a row names; its count is of all
@@ -164,14 +167,16 @@ def plan(
       experiment: of the run.
       data_fingerprint: of the token cache that the model was trained on; None for imported
         weights, which were trained elsewhere.
-      wanted: names of ``PROTOCOLS`` or "all", in place of ``evaluate.protocols``.
+      wanted: names of ``PROTOCOLS`` or "all", in place of ``evaluate.protocols``. What cannot run
+        is an error where it is named, and a warning where it is one of "all".
 
     Raises:
       ValueError: an unknown protocol, a length beyond what the position embedding is defined for,
         or too short for a protocol, or a token cache that is not the one of training.
     """
     settings, length = experiment.evaluate, experiment.train.length
-    names = protocol_names(settings.protocols if wanted is None else wanted)
+    asked = settings.protocols if wanted is None else wanted
+    names = protocol_names(asked)
     on_text = [name for name in names if name in TEXT_PROTOCOLS]
     lengths = settings.lengths if on_text else ()
     passkey_lengths = settings.passkey_lengths if PASSKEY in names else ()
@@ -195,15 +200,41 @@ def plan(
         )
     tokenizer = cache.tokenizer
     check_vocabulary(tokenizer.vocab_size, experiment.model)
-    protocols: list[Protocol] = []
-    for split_name in settings.splits if contexts else ():
-        cache = caches[split_name]
-        made = [text_protocol(name, experiment, cache, split_name, contexts) for name in on_text]
-        protocols += [protocol for protocol in made if protocol is not None]
+    protocols = [
+        protocol
+        for split_name in (settings.splits if contexts else ())
+        for name in on_text
+        for protocol in _on_text(name, experiment, caches[split_name], split_name, contexts, asked)
+    ]
     if passkey_contexts and settings.passkey_trials and settings.passkey_depths:
         for name in settings.passkey_templates:
             protocols.append(_passkey(experiment, tokenizer, name, passkey_contexts))
     return protocols
+
+
+def _on_text(
+    name: str,
+    experiment: Experiment,
+    cache: Any,
+    split: str,
+    contexts: list[int],
+    asked: Sequence[str],
+) -> list[Protocol]:
+    """The protocol ``name``; none where it has no windows, or cannot run and is one of "all"."""
+    try:
+        protocol = text_protocol(name, experiment, cache, split, contexts)
+    except ValueError as error:
+        if name in asked:
+            raise
+        logger.warning("%s (%s) is left out: %s", name, split, error)
+        return []
+    # A configuration may leave a protocol out by having none of its windows; a caller may not.
+    if protocol is None and name in asked and asked is not experiment.evaluate.protocols:
+        raise ValueError(
+            f"protocol {name} is asked for, but this run's configuration has "
+            "evaluate.num_windows or evaluate.position_windows = 0, none of its windows"
+        )
+    return [] if protocol is None else [protocol]
 
 
 def _passkey(experiment: Experiment, tokenizer: Any, name: str, contexts: list[int]) -> Protocol:

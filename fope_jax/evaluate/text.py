@@ -64,11 +64,9 @@ def _chunks(experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str
 
 
 def _resets(reset: bool, experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
-    try:
-        place_blocks(cache.documents, length=math.lcm(*contexts), total=1, meeting=True)
-    except ValueError as error:
-        raise ValueError(f"protocols document-resets and no-resets: {error}") from error
     blocks = experiment.evaluate.position_windows
+    if blocks:
+        place_blocks(cache.documents, length=math.lcm(*contexts), total=blocks, meeting=True)
     return {"contexts": contexts, "num_blocks": blocks, "reset": reset}
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 RESAMPLES = 1_000
 SEED = 0
+TAILS = (0.025, 0.975)
 COVERAGE = 0.95
 
 
@@ -69,7 +70,6 @@ def percentiles(values: Sequence[float]) -> Interval:
     >>> percentiles(range(1, 1001))
     Interval(low=25.0, high=975.0)
     """
-    tail = (1 - COVERAGE) / 2
     # Order statistics, not interpolated: between an infinite value and another there is no number.
-    low, high = np.quantile(np.asarray(values, float), [tail, 1 - tail], method="inverted_cdf")
+    low, high = np.quantile(np.asarray(values, float), TAILS, method="inverted_cdf")
     return Interval(float(low), float(high))

@@ -266,6 +266,28 @@ def test_all_protocols_run_by_name_and_the_rest_stays(workdir, scored):
     assert all("document" in row for row in rows if row["kind"] in ("perplexity", "position"))
 
 
+def test_what_cannot_run_is_an_error_by_name_and_a_warning_among_all(
+    workdir, scored, cache, caplog
+):
+    cache.documents = cache.documents[:1]  # nothing meets
+    told = "no two documents meet inside a block of 128 tokens"
+    with pytest.raises(ValueError, match=told):
+        quiet(workdir, protocols=["no-resets"])
+    quiet(workdir, protocols=["all"])
+    assert not any("resets" in name for name in scored)
+    warned = [record.message for record in caplog.records if told in record.message]
+    assert [text.split(" is left out: ")[0] for text in warned] == [
+        "document-resets (validation)", "no-resets (validation)"
+    ]  # fmt: skip
+    assert len(scored) == 6
+
+
+def test_windows_of_a_named_protocol_must_be_wanted(tmp_path):
+    workdir = save_run(tmp_path / "run", changed(evaluate={"position_windows": 0}))
+    with pytest.raises(ValueError, match="protocol chunks is asked for, .* position_windows = 0"):
+        quiet(workdir, protocols=["chunks"])
+
+
 def test_the_configuration_names_protocols_too(tmp_path, scored):
     workdir = save_run(tmp_path / "run", changed(evaluate={"protocols": ("sliding-window",),
                                                            "stride": 7}))  # fmt: skip
@@ -294,7 +316,7 @@ def test_the_bar_of_the_command_line_shows_the_length(workdir, scored, capsys):
         ),
         (
             {"evaluate": {"protocols": ("no-resets",), "lengths": (32,)}},
-            "document-resets and no-resets: .* have 860 tokens, and a block of 1024 takes 1025",
+            "3 documents joined have 860 tokens, and a block of 1024 takes 1025",
         ),
         ({"evaluate": {"scored_tokens": 33}}, "33, more than the shortest context of 32 tokens"),
         (

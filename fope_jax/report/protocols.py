@@ -123,7 +123,8 @@ def _fields(comparison: Comparison) -> dict[str, object]:
         amount += f" at {rows[0]['context']:,}"
     if documents:
         named = f": {', '.join(documents)}" if len(documents) <= NAMES_SHOWN else ""
-        amount += f", in {len(documents):,} held-out documents{named}"
+        held_out = "held-out " if comparison.name == "validation" else ""
+        amount += f", in {len(documents):,} {held_out}documents{named}"
     resets = comparison.protocol in ("document-resets", "no-resets")
     return {
         "amount": amount,

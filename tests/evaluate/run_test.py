@@ -284,7 +284,9 @@ def test_what_cannot_run_is_an_error_by_name_and_a_warning_among_all(
 
 def test_windows_of_a_named_protocol_must_be_wanted(tmp_path):
     workdir = save_run(tmp_path / "run", changed(evaluate={"position_windows": 0}))
-    with pytest.raises(ValueError, match="protocol chunks is asked for, .* position_windows = 0"):
+    with pytest.raises(
+        ValueError, match="protocol chunks is asked for, but .*position_windows = 0"
+    ):
         quiet(workdir, protocols=["chunks"])
 
 

@@ -210,11 +210,15 @@ class EvaluateConfig:
     """What `fope evaluate` measures. Lengths are multiples of ``train.length``.
 
     Attributes:
-      lengths: contexts for perplexity of the same tokens at every length.
+      protocols: what runs, by name, or "all". Of text: "same-tokens", "sliding-window", "chunks",
+        "document-resets", "no-resets", "long-window", "from-start"; and "passkey" and
+        "retrieval". All of text take about twice as long as the default ones.
+      lengths: contexts of the protocols on text.
       scored_tokens: scored at the end of each window; None is half the training length.
-      num_windows: windows scored at each length; the same ones at every length.
+      stride: tokens that the sliding window moves by; None is half the training length.
+      num_windows: windows of "same-tokens"; the same ones at every length.
       training_windows: the same inside training, where ``train.evaluate_every`` asks for it.
-      position_windows: windows of the longest length for loss by position.
+      position_windows: windows, stretches, blocks or documents of the longest length of the others.
       passkey_lengths: contexts for passkey retrieval.
       passkey_depths: where the key stands in the context, 0 the beginning and 1 the end.
       passkey_trials: trials for each length and depth.
@@ -231,8 +235,10 @@ class EvaluateConfig:
         .txt or .jsonl files.
     """
 
+    protocols: tuple[str, ...] = ("same-tokens", "long-window", "passkey", "retrieval")
     lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
     scored_tokens: int | None = None
+    stride: int | None = None
     num_windows: int = 256
     training_windows: int = 16
     position_windows: int = 32
@@ -253,8 +259,9 @@ class EvaluateConfig:
         for name in ("num_windows", "training_windows", "position_windows", "passkey_trials"):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         _require("batch_tokens", self.batch_tokens, self.batch_tokens >= 1, "1 or more")
-        scored = self.scored_tokens
-        _require("scored_tokens", scored, scored is None or scored >= 1, "1 or more, or None")
+        for name in ("scored_tokens", "stride"):
+            value = getattr(self, name)
+            _require(name, value, value is None or value >= 1, "1 or more, or None")
         depths = self.passkey_depths
         _require("passkey_depths", depths, all(0 <= d <= 1 for d in depths), "each 0 <= value <= 1")
         tasks = [name for name in TASKS if name != "passkey"]  # which passkey_templates measure

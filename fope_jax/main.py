@@ -77,6 +77,25 @@ examples:
 The same command again leaves out what is done and goes on with the rest. Each run writes a log,
 DIR/NAME.log; the report of all of them is DIR/report/index.html.
 """
+EVALUATE_EXAMPLES = """\
+examples:
+  fope evaluate --run runs/fope
+  fope evaluate --run runs/fope --protocols all --report runs/fope/report
+  fope evaluate --run runs/fope --protocols sliding-window,chunks
+
+protocols (without --protocols: same-tokens, long-window, passkey, about half the time of all):
+  same-tokens      the same tokens at every length, with ever more text before them
+  sliding-window   every token of a stretch, by a window that moves by evaluate.stride
+  chunks           joined documents cut every so many tokens, as the paper's code does
+  document-resets  joined documents whose positions begin anew at each document
+  no-resets        the same tokens without
+  long-window      loss by position in the longest window
+  from-start       loss by distance since the document's start
+  passkey          a key hidden in filler
+  retrieval        the tasks of evaluate.retrieval_tasks; all that fit where it names none
+
+Rows that exist for the same checkpoint and settings are kept; --force scores them again.
+"""
 IMPORT_EXAMPLES = """\
 examples:
   fope import --from models/SmolLM2-135M --workdir runs/smollm2 --config.train.length=2048
@@ -206,7 +225,10 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_processes(extend)
 
-    evaluate = add(verbs, "evaluate", _evaluate, "measure a trained run against context length")
+    evaluate = add(
+        verbs, "evaluate", _evaluate, "measure a trained run against context length",
+        EVALUATE_EXAMPLES,
+    )  # fmt: skip
     evaluate.add_argument(
         "--run",
         type=_directory,
@@ -215,6 +237,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="the --workdir of `fope train`",
     )
     evaluate.add_argument("--step", type=int, help="checkpoint; the newest without it")
+    evaluate.add_argument(
+        "--protocols", metavar="NAME,...",
+        help="what to measure, or all; what the run's evaluate.protocols says without it",
+    )  # fmt: skip
+    evaluate.add_argument(
+        "--report", type=_local, metavar="DIR", help="write the page of `fope report` there as well"
+    )
     evaluate.add_argument(
         "--mesh", metavar="AXIS=N,...",
         help="how several devices share the work, such as context=8; windows by default",
@@ -462,17 +491,27 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
+    if arguments.report:
+        require("matplotlib", "train")
     check_bucket(arguments.run)
     _join(arguments)
     from fope_jax.evaluate.run import evaluate
     from fope_jax.model.sharding import MeshConfig
+    from fope_jax.processes import is_first
 
     mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
+    names = None
+    if arguments.protocols is not None:
+        names = [name.strip() for name in arguments.protocols.split(",")]
     rows = evaluate(
-        arguments.run, arguments.step, mesh=mesh, force=arguments.force,
+        arguments.run, arguments.step, protocols=names, mesh=mesh, force=arguments.force,
         accept_position=arguments.accept_position,
     )  # fmt: skip
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
+    if arguments.report and is_first():
+        from fope_jax.report.page import write_report
+
+        print(f"report in {write_report([arguments.run], arguments.report)}")
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

@@ -158,6 +158,18 @@ def test_a_run_is_evaluated_and_reported(unbroken, tmp_path, capsys):
     assert "fope" in (tmp_path / "report/index.html").read_text()
 
 
+def test_one_command_evaluates_and_writes_the_page(unbroken, tmp_path, capsys):
+    out = tmp_path / "report"
+    command = ["evaluate", "--run", str(unbroken), "--protocols"]
+    assert main([*command, "all", "--report", str(out)]) == 0
+    assert f"report in {out}/index.html" in capsys.readouterr().out
+    assert "Perplexity against context length" in (out / "index.html").read_text()
+    assert main([*command, "chunk"]) == 2
+    assert "'chunk' is no protocol; accepted: same-tokens," in capsys.readouterr().err
+    assert main([*command, "same-tokens, chunks"]) == 2
+    assert "protocol chunks is asked for, but" in capsys.readouterr().err
+
+
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
     """A Hugging Face checkpoint of a model for the tokens of ``config``, without a tokenizer."""

@@ -47,14 +47,9 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
         ``evaluate.run.plan``.
     """
     settings = experiment.evaluate
-    few = {"num_windows": settings.training_windows, "position_windows": 0, "passkey_trials": 0}
-    cheap = dataclasses.replace(experiment, evaluate=dataclasses.replace(settings, **few))
-    protocols = [
-        protocol
-        for protocol in plan(cheap, data_fingerprint)
-        if protocol.identity.get("protocol") == "same-tokens"
-        and protocol.identity["split"] in settings.splits
-    ]
+    few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())
+    cheap = dataclasses.replace(experiment, evaluate=few)
+    protocols = plan(cheap, data_fingerprint, ("same-tokens",)) if few.num_windows else []
     if not protocols:
         raise ValueError(
             f"train.evaluate_every = {experiment.train.evaluate_every}, but there is nothing to "

@@ -1,4 +1,4 @@
-"""Loss against context length, and loss by position: sums of nats over held-out documents.
+"""Loss against context length and loss by position: sums of nats inside held-out documents.
 
 Protocol ``same-tokens``: the same targets are scored at every context length, and only the text
 before them grows. A difference between two lengths is then the effect of the context alone.
@@ -6,6 +6,13 @@ before them grows. A difference between two lengths is then the effect of the co
 Protocol ``long-window``: every target of a long window is scored once, sorted by its position.
 Buckets of positions hold different tokens, so only variants are comparable at a bucket, and
 buckets of one variant only as far as the text is alike throughout a document.
+
+Protocol ``from-start``: documents are read from their first token, so that a target's position is
+its distance since the document's start. A document shorter than the window is scored to its end;
+far buckets hold the longer documents alone.
+
+Windows begin with a token of the text: no protocol adds a BOS token, and the first token of a
+window is read and not scored. The end-of-document token is a token of the text, of 0 bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +23,12 @@ from typing import Any
 import numpy as np
 
 from fope_jax.evaluate.scoring import Scorer, score_windows
-from fope_jax.evaluate.windows import Windows, place_windows, position_buckets
+from fope_jax.evaluate.windows import (
+    Windows,
+    place_windows,
+    position_buckets,
+    share_evenly,
+)
 
 Progress = Callable[..., Iterable[int]]
 
@@ -40,6 +52,41 @@ def token_sums(
         "bytes": int(token_bytes[targets].sum(dtype=np.int64)),
         "correct": int(hits.sum()),
     }
+
+
+def document_rows(
+    shared: dict[str, Any],
+    document: np.ndarray,
+    nats: np.ndarray,
+    hits: np.ndarray,
+    targets: np.ndarray,
+    cache: Any,
+) -> list[dict[str, Any]]:
+    """One row for each document, with the sums over its targets.
+
+    Args:
+      shared: fields of every row.
+      document: ``[W]`` or ``[W, S]`` int, index of the document of each window or target; a target
+        of document -1 is not scored.
+      nats, hits, targets: ``[W, S]``.
+      cache: names the documents, and says the bytes of a token.
+
+    Returns:
+      Rows ``**shared, windows, nats, tokens, bytes, correct, document`` in the order of the cache;
+      ``windows`` counts those with a scored target of the document.
+    """
+    own = np.broadcast_to(document.reshape(len(nats), -1), nats.shape)
+    order = np.argsort(own, axis=None, kind="stable")
+    found, begin = np.unique(own.ravel()[order], return_index=True)
+    rows = []
+    for index, part in zip(found, np.split(order, begin[1:]), strict=True):
+        if index >= 0:
+            windows = len(np.unique(part // nats.shape[1]))
+            scored = nats.ravel()[part], hits.ravel()[part], targets.ravel()[part]
+            sums = token_sums(*scored, cache.tokenizer.token_bytes)
+            name = str(cache.documents["name"][index])
+            rows.append({**shared, "windows": windows, **sums, "document": name})
+    return rows
 
 
 def score_same_tokens(
@@ -76,8 +123,8 @@ def score_same_tokens(
             f"scored_tokens is {scored}, more than the shortest context of {min(contexts)} "
             "tokens; all scored tokens must fit into every window"
         )
-    documents = cache.documents
-    windows = place_windows(documents, longest=max(contexts), scored=scored, total=num_windows)
+    longest = max(contexts)
+    windows = place_windows(cache.documents, longest=longest, scored=scored, total=num_windows)
     targets = np.stack([cache.tokens(stop - scored, stop) for stop in windows.stop])
     rows = []
     for context in sorted(contexts):
@@ -92,17 +139,8 @@ def score_same_tokens(
                 batches, desc=f"same tokens, context {context}"
             ),
         )
-        for document in np.unique(windows.document):
-            own = windows.document == document
-            rows.append(
-                {
-                    "context": int(context),
-                    "scored_per_window": int(scored),
-                    "windows": int(own.sum()),
-                    **token_sums(nats[own], hits[own], targets[own], cache.tokenizer.token_bytes),
-                    "document": str(documents["name"][document]),
-                }
-            )
+        shared = {"context": int(context), "scored_per_window": int(scored)}
+        rows += document_rows(shared, windows.document, nats, hits, targets, cache)
     return rows, windows
 
 
@@ -128,8 +166,9 @@ def score_positions(
       progress: called as ``progress(batches, desc=...)``.
 
     Returns:
-      One row for each bucket of positions ``[start, stop)``: ``context, bucket, windows, nats,
-      tokens, bytes, correct``; and the windows, which name the documents too short.
+      One row for each bucket of positions ``[start, stop)`` and document: ``context, bucket,
+      windows, nats, tokens, bytes, correct, document``; and the windows, which name the documents
+      too short.
     """
     windows = place_windows(cache.documents, longest=context, scored=context, total=num_windows)
     nats, hits = score_windows(
@@ -142,15 +181,76 @@ def score_positions(
         progress=lambda batches: progress(batches, desc=f"by position, window {context}"),
     )
     targets = np.stack([cache.tokens(stop - context, stop) for stop in windows.stop])
+    owner = np.broadcast_to(windows.document[:, None], nats.shape)
+    return _bucket_rows(context, training_length, owner, nats, hits, targets, cache), windows
+
+
+def score_from_start(
+    scorer: Scorer,
+    cache: Any,
+    *,
+    context: int,
+    training_length: int,
+    num_documents: int,
+    batch_tokens: int,
+    progress: Progress = plain,
+) -> tuple[list[dict[str, Any]], Windows]:
+    """Scores documents from their beginning, and sums by distance since it.
+
+    Args:
+      scorer: the model.
+      cache: a token cache, as in ``score_same_tokens``.
+      context: tokens read of a document at most; the rest of a longer one is not scored.
+      training_length: tokens the model was trained on; an edge between two buckets.
+      num_documents: documents wanted, evenly spaced; more than there are takes all.
+      batch_tokens: upper bound of tokens in one forward pass.
+      progress: called as ``progress(batches, desc=...)``.
+
+    Returns:
+      Rows as of ``score_positions``, for the buckets that a document reaches; and a window for
+      each document, which name the documents that have no second token.
+
+    Raises:
+      ValueError: no document has two tokens.
+    """
+    documents = cache.documents
+    lengths = np.minimum(np.asarray(documents["length"], np.int64), context + 1)
+    shares = share_evenly(lengths >= 2, num_documents)
+    chosen = np.flatnonzero(shares)
+    if not len(chosen):
+        raise ValueError(
+            f"none of {len(documents)} documents has 2 tokens, one to read and one to score"
+        )
+    start, length = np.asarray(documents["start"], np.int64)[chosen], lengths[chosen]
+    texts = np.zeros((len(chosen), context + 1), np.int32)  # what fills a row up is not scored
+    for row, first, size in zip(texts, start, length, strict=True):
+        row[:size] = cache.tokens(first, first + size)
+    nats, hits = score_windows(
+        scorer,
+        lambda i: texts[i],
+        len(chosen),
+        context=context,
+        scored=context,
+        batch_tokens=batch_tokens,
+        progress=lambda batches: progress(batches, desc=f"from the start, window {context}"),
+    )
+    owner = np.where(np.arange(1, context + 1) < length[:, None], chosen[:, None], -1)
+    too_short = tuple(str(name) for name in documents["name"][lengths < 2])
+    rows = _bucket_rows(context, training_length, owner, nats, hits, texts[:, 1:], cache)
+    return rows, Windows(start + length, chosen, too_short)
+
+
+def _bucket_rows(
+    context: int,
+    training_length: int,
+    owner: np.ndarray,
+    nats: np.ndarray,
+    hits: np.ndarray,
+    targets: np.ndarray,
+    cache: Any,
+) -> list[dict[str, Any]]:
     rows = []
     for start, stop in position_buckets(context, training_length):
-        part = np.s_[:, start:stop]
-        rows.append(
-            {
-                "context": int(context),
-                "bucket": [start, stop],
-                "windows": len(windows.stop),
-                **token_sums(nats[part], hits[part], targets[part], cache.tokenizer.token_bytes),
-            }
-        )
-    return rows, windows
+        shared, part = {"context": int(context), "bucket": [start, stop]}, np.s_[:, start:stop]
+        rows += document_rows(shared, owner[part], nats[part], hits[part], targets[part], cache)
+    return rows

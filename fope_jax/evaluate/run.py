@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,15 +21,16 @@ from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
 from fope_jax.data.retrieval.base import Task
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
-from fope_jax.data.retrieval.table import make_task
+from fope_jax.data.retrieval.table import TASKS, make_task
 from fope_jax.data.retrieval.texts import CorpusText
 from fope_jax.evaluate.answering import Answerer, model_answerer
 from fope_jax.evaluate.identity import check_fingerprint
 from fope_jax.evaluate.metrics import METRICS, Row, read_rows, replace_rows
-from fope_jax.evaluate.perplexity import Progress, score_positions, score_same_tokens
+from fope_jax.evaluate.perplexity import Progress
+from fope_jax.evaluate.protocol import Protocol
 from fope_jax.evaluate.retrieval import Series, check_series, score_task
 from fope_jax.evaluate.scoring import Scorer, model_scorer
-from fope_jax.evaluate.windows import Windows
+from fope_jax.evaluate.text import TEXT_PROTOCOLS, text_protocol
 from fope_jax.extras import require
 from fope_jax.files import as_path
 from fope_jax.lock import writing
@@ -37,6 +38,8 @@ from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.processes import is_first, wait_for_all
+
+logger = logging.getLogger(__name__)
 
 PASSKEY_SEED = 0  # one seed for all runs: every variant is asked for the same keys
 NAMES_SHOWN = 20  # documents too short that a row names; its count is of all
@@ -156,54 +159,52 @@ def _laid_out(tree: Any, experiment: Experiment, mesh: Mesh) -> Any:
 # ---------------------------------------------------------------------------- protocols
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """One thing to measure.
+PASSKEY, RETRIEVAL = "passkey", "retrieval"
+PROTOCOLS = (*TEXT_PROTOCOLS, PASSKEY, RETRIEVAL)
 
-    Attributes:
-      kind: of its rows.
-      identity: fields that all its rows share and no other protocol's of that kind.
-      settings: everything else that its numbers depend on, JSON values.
-      run: scorer -> (rows, where its windows are or None).
-      answers: ``run`` gets an ``Answerer`` in place of a scorer.
+
+def protocol_names(wanted: Sequence[str]) -> tuple[str, ...]:
+    """The names in ``wanted``, each once and in the order of ``PROTOCOLS``; "all" stands for all.
+
+    >>> protocol_names(("passkey", "chunks"))
+    ('chunks', 'passkey')
+
+    Raises:
+      ValueError: a name that is none.
     """
-
-    kind: str
-    identity: dict[str, Any]
-    settings: dict[str, Any]
-    run: Callable[[Any, Progress], tuple[list[Row], Windows | None]]
-    answers: bool = False
-
-    @property
-    def label(self) -> str:
-        """For people: ``same-tokens (validation)``."""
-        name, detail = self.identity.values()
-        return f"{name} ({detail})"
-
-    def owns(self, row: Row, step: int) -> bool:
-        """Whether ``row`` is one of this protocol's at ``step``."""
-        return (
-            row.get("kind") in (self.kind, "protocol")
-            and row.get("step") == step
-            and all(row.get(key) == value for key, value in self.identity.items())
-        )
+    for name in wanted:
+        if name not in (*PROTOCOLS, "all"):
+            raise ValueError(
+                f"{name!r} is no protocol; accepted: {', '.join(PROTOCOLS)}, or all of them: all"
+            )
+    return PROTOCOLS if "all" in wanted else tuple(p for p in PROTOCOLS if p in wanted)
 
 
-def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]:
+def plan(
+    experiment: Experiment, data_fingerprint: str | None, wanted: Sequence[str] | None = None
+) -> list[Protocol]:
     """The protocols that an experiment's ``evaluate`` section asks for, checked before any work.
 
     Args:
       experiment: of the run.
       data_fingerprint: of the token cache that the model was trained on; None for imported
         weights, which were trained elsewhere.
+      wanted: names of ``PROTOCOLS`` or "all", in place of ``evaluate.protocols``. What cannot run
+        is an error where it is named, and a warning where it is one of "all".
 
     Raises:
-      ValueError: a length beyond what the position embedding is defined for, or too short for a
-        passkey template, or a token cache that is not the one of training.
+      ValueError: an unknown protocol, a length beyond what the position embedding is defined for,
+        or too short for a protocol, or a token cache that is not the one of training.
     """
     settings, length = experiment.evaluate, experiment.train.length
-    contexts = sorted({length * multiple for multiple in settings.lengths})
-    passkey_contexts = sorted({length * multiple for multiple in settings.passkey_lengths})
+    asked = settings.protocols if wanted is None else wanted
+    names = protocol_names(asked)
+    on_text = [name for name in names if name in TEXT_PROTOCOLS]
+    lengths = settings.lengths if on_text else ()
+    answered = {PASSKEY, RETRIEVAL} & set(names)
+    passkey_lengths = settings.passkey_lengths if answered else ()
+    contexts = sorted({length * multiple for multiple in lengths})
+    passkey_contexts = sorted({length * multiple for multiple in passkey_lengths})
     limit = experiment.position.max_length()
     longest = max([*contexts, *passkey_contexts], default=0)
     if limit is not None and longest > limit:
@@ -213,7 +214,7 @@ def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]
             f"multiples of train.length = {length} up to {limit // length}"
         )
     caches = {name: open_cache(experiment.data, name) for name in settings.splits or ("train",)}
-    cache = held_out = next(iter(caches.values()))
+    cache = next(iter(caches.values()))
     if data_fingerprint is not None and cache.fingerprint != data_fingerprint:
         raise ValueError(
             f"the model was trained on a token cache with fingerprint {data_fingerprint}, but the "
@@ -222,74 +223,79 @@ def plan(experiment: Experiment, data_fingerprint: str | None) -> list[Protocol]
         )
     tokenizer = cache.tokenizer
     check_vocabulary(tokenizer.vocab_size, experiment.model)
-    protocols = []
     texts = [read_held_out(source, tokenizer, experiment.data) for source in settings.texts]
     scored = {name: caches[name] for name in settings.splits}
-    for split_name, cache in (scored | {text.split: text for text in texts}).items():
-        if contexts and settings.num_windows:
-            protocols.append(_same_tokens(experiment, cache, split_name, contexts))
-        if contexts and settings.position_windows:
-            protocols.append(_long_window(experiment, cache, split_name, max(contexts)))
-    return protocols + _retrieval(experiment, held_out, passkey_contexts)
+    protocols = [
+        protocol
+        for split_name, own in (scored | {text.split: text for text in texts}).items()
+        for name in (on_text if contexts else ())
+        for protocol in _on_text(name, experiment, own, split_name, contexts, asked)
+    ]
+    return protocols + _retrieval(experiment, cache, passkey_contexts, names, asked)
 
 
-def _same_tokens(experiment: Experiment, cache: Any, split: str, contexts: list[int]) -> Protocol:
-    settings = {
-        "contexts": contexts,
-        "scored": experiment.evaluate.scored_tokens,
-        "num_windows": experiment.evaluate.num_windows,
-    }
-    identity = {"protocol": "same-tokens", "split": split}
-    return _on_corpus("perplexity", identity, settings, score_same_tokens, experiment, cache)
-
-
-def _long_window(experiment: Experiment, cache: Any, split: str, context: int) -> Protocol:
-    settings = {
-        "context": context,
-        "training_length": experiment.train.length,
-        "num_windows": experiment.evaluate.position_windows,
-    }
-    identity = {"protocol": "long-window", "split": split}
-    return _on_corpus("position", identity, settings, score_positions, experiment, cache)
-
-
-def _on_corpus(
-    kind: str,
-    identity: dict[str, str],
-    settings: dict[str, Any],
-    score: Callable[..., tuple[list[Row], Windows]],
+def _on_text(
+    name: str,
     experiment: Experiment,
     cache: Any,
-) -> Protocol:
-    """A protocol that scores windows of ``cache`` with ``score``, under ``settings``."""
+    split: str,
+    contexts: list[int],
+    asked: Sequence[str],
+) -> list[Protocol]:
+    """The protocol ``name``; none where it has no windows, or cannot run and is one of "all"."""
+    try:
+        protocol = text_protocol(name, experiment, cache, split, contexts)
+    except ValueError as error:
+        if name in asked:
+            raise
+        logger.warning("%s (%s) is left out: %s", name, split, error)
+        return []
+    # A configuration may leave a protocol out by having none of its windows; a caller may not.
+    if protocol is None and name in asked and asked is not experiment.evaluate.protocols:
+        raise ValueError(
+            f"protocol {name} is asked for, but this run's configuration has "
+            "evaluate.num_windows or evaluate.position_windows = 0, none of its windows"
+        )
+    return [] if protocol is None else [protocol]
 
-    def run(scorer: Scorer, progress: Progress) -> tuple[list[Row], Windows]:
-        batch_tokens = experiment.evaluate.batch_tokens
-        return score(scorer, cache, **settings, batch_tokens=batch_tokens, progress=progress)
 
-    return Protocol(kind, identity, settings | {"cache": cache.fingerprint}, run)
+def _retrieval(
+    experiment: Experiment,
+    cache: Any,
+    contexts: list[int],
+    names: Sequence[str],
+    asked: Sequence[str],
+) -> list[Protocol]:
+    """A protocol for each passkey template and each retrieval task.
 
-
-def _retrieval(experiment: Experiment, cache: Any, contexts: list[int]) -> list[Protocol]:
-    """A protocol for each passkey template and each retrieval task."""
+    Where "retrieval" is asked for and the configuration names no task, all of them; what does not
+    fit is an error where it is named there, and a warning otherwise.
+    """
     settings, tokenizer = experiment.evaluate, cache.tokenizer
     if not (contexts and settings.passkey_trials and settings.passkey_depths):
         return []
     series = Series(contexts, settings.passkey_depths, settings.passkey_trials, PASSKEY_SEED)
     protocols = []
-    for name in settings.passkey_templates:
+    for name in settings.passkey_templates if PASSKEY in names else ():
         if name not in TEMPLATES:
             raise ValueError(
                 f"evaluate.passkey_templates names {name!r}; accepted: {', '.join(TEMPLATES)}"
             )
         task = Passkey.of(tokenizer, TEMPLATES[name])
-        identity = {"protocol": "passkey", "template": name}
+        identity = {"protocol": PASSKEY, "template": name}
         protocols.append(_task("passkey", identity, task, series, tokenizer, experiment))
+    tasks = settings.retrieval_tasks if RETRIEVAL in names else ()
+    every = not tasks and RETRIEVAL in names and asked is not settings.protocols
     haystack = CorpusText(cache) if settings.needle_haystack == "corpus" else None
-    for name in settings.retrieval_tasks:
-        task = make_task(name, tokenizer, haystack)
-        identity = {"protocol": "retrieval", "task": name}
-        protocols.append(_task("retrieval", identity, task, series, tokenizer, experiment))
+    for name in [task for task in TASKS if task != PASSKEY] if every else tasks:
+        identity = {"protocol": RETRIEVAL, "task": name}
+        try:
+            task = make_task(name, tokenizer, haystack)
+            protocols.append(_task("retrieval", identity, task, series, tokenizer, experiment))
+        except ValueError as error:
+            if not every:
+                raise
+            logger.warning("retrieval (%s) is left out: %s", name, error)
     return protocols
 
 
@@ -342,13 +348,14 @@ def evaluate(
     workdir: str | Path,
     step: int | None = None,
     *,
+    protocols: Sequence[str] | None = None,
     mesh: MeshConfig | None = None,
     force: bool = False,
     accept_position: str | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Runs every protocol on one checkpoint and writes its rows to metrics.jsonl.
+    """Runs protocols on one checkpoint and writes their rows to metrics.jsonl.
 
     A protocol whose rows for this step and these settings exist is left as it is. Each is written
     as soon as it is done, in place of its earlier rows of this step, so an interrupted evaluation
@@ -357,6 +364,7 @@ def evaluate(
     Args:
       workdir: a run.
       step: which checkpoint; None takes the newest valid one.
+      protocols: names of ``PROTOCOLS`` or "all", in place of the run's ``evaluate.protocols``.
       mesh: how several devices share the work, which need not be how they shared training; None
         gives each its own windows (``MeshConfig()``).
       force: scores again what is there already.
@@ -365,7 +373,7 @@ def evaluate(
       say: where one line for each protocol goes.
 
     Returns:
-      The rows of all protocols at this step, as they stand in the file, time rows left out.
+      The rows of these protocols at this step, as they stand in the file, time rows left out.
 
     Raises:
       LockError: another process writes into the run.
@@ -378,13 +386,13 @@ def evaluate(
     store = CheckpointStore(workdir / "checkpoints")
     try:
         step = find_step(workdir, store, step)
-        protocols = plan(experiment, store.metadata(step)["data"])
+        planned = plan(experiment, store.metadata(step)["data"], protocols)
     finally:
         store.close()
     path = workdir / METRICS
     rows = read_rows(path)
-    missing = [p for p in protocols if force or not _is_done(p, rows, step)]
-    for protocol in protocols:
+    missing = [p for p in planned if force or not _is_done(p, rows, step)]
+    for protocol in planned:
         if protocol not in missing:
             say(
                 f"{protocol.label}: rows for step {step} exist in {path}; kept (force scores again)"
@@ -400,7 +408,7 @@ def evaluate(
             reader = answerer if protocol.answers else scorer
             _run_one(protocol, reader, experiment, step, path, progress, say)
         wait_for_all("evaluated")
-    return [row for row in read_rows(path) if any(p.owns(row, step) for p in protocols)]
+    return [row for row in read_rows(path) if any(p.owns(row, step) for p in planned)]
 
 
 def _make_mesh(config: MeshConfig | None) -> Mesh | None:
@@ -429,6 +437,7 @@ def _run_one(
         "training_length": experiment.train.length,
     }
     stated = {"kind": "protocol", **protocol.identity, **ids, "settings": protocol.settings}
+    stated["bos"] = protocol.bos
     message = f"{protocol.label}: scored in {seconds:.1f} s"
     if windows is not None:
         stated["windows"] = len(windows.stop)

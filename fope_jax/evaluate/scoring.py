@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fope_jax.model.attention import Places
 from fope_jax.model.losses import token_nats
 from fope_jax.model.sharding import axis_size, batch_sharding, place
 from fope_jax.model.transformer import Transformer, merge, split
@@ -22,12 +23,16 @@ LOGITS_IN_MEMORY = 2**24  # 64 MB of float32: small against the weights of any m
 class Scorer(Protocol):
     """What a protocol asks of a model."""
 
-    def __call__(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+    def __call__(
+        self, tokens: np.ndarray, targets: np.ndarray, places: Places | None = None
+    ) -> tuple[Any, Any]:
         """Scores the last targets of each window.
 
         Args:
-          tokens: ``[B, T]`` int32, whole windows, each inside one document.
+          tokens: ``[B, T]`` int32, whole windows.
           targets: ``[B, S]`` int32, what follows each of the last ``S`` tokens.
+          places: positions and segments ``[B, T]`` int32; None makes each window one segment with
+            positions from 0, and is how a scorer that knows no others is called.
 
         Returns:
           nats ``[B, S]`` float32 and whether the most likely token is the target, ``[B, S]`` bool.
@@ -44,6 +49,7 @@ def score_windows(
     scored: int,
     batch_tokens: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    locate: Callable[[int], Places] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores the last ``scored`` targets of ``count`` windows.
 
@@ -58,6 +64,7 @@ def score_windows(
       scored: targets S scored at its end.
       batch_tokens: upper bound of tokens in a batch; one window is always allowed.
       progress: wraps the iterable of batches, e.g. a progress bar.
+      locate: window index -> positions and segments ``[context]``; None leaves them to the scorer.
 
     Returns:
       nats ``[W, S]`` float32 and hits ``[W, S]`` bool on the host.
@@ -67,10 +74,16 @@ def score_windows(
     hits = np.empty((count, scored), bool)
     for start in progress(range(0, count, size)):
         indices = np.arange(start, min(start + size, count))
-        rows = np.stack([read(i) for i in np.resize(indices, size).tolist()]).astype(np.int32)
+        filled = np.resize(indices, size).tolist()
+        rows = np.stack([read(i) for i in filled]).astype(np.int32)
         if rows.shape[1] != context + 1:
             raise ValueError(f"read() gave {rows.shape[1]} tokens; expected {context + 1}")
-        batch_nats, batch_hits = scorer(rows[:, :-1], rows[:, -scored:])
+        window = rows[:, :-1], rows[:, -scored:]
+        if locate is None:
+            batch_nats, batch_hits = scorer(*window)
+        else:
+            positions, segments = map(np.stack, zip(*map(locate, filled), strict=True))
+            batch_nats, batch_hits = scorer(*window, Places(positions, segments))
         nats[indices] = np.asarray(batch_nats)[: len(indices)]
         hits[indices] = np.asarray(batch_hits)[: len(indices)]
     return nats, hits
@@ -101,11 +114,18 @@ def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any]
     """
 
     def score(
-        length: int, params: Any, constants: Any, tokens: Array, targets: Array
+        length: int,
+        params: Any,
+        constants: Any,
+        tokens: Array,
+        targets: Array,
+        places: Places | None,
     ) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
-        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1, T]: one for all rows
-        hidden = model.hidden(tokens, positions, (positions < length).astype(jnp.int32))
+        if places is None:
+            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1, T]: for all rows
+            places = Places(positions, (positions < length).astype(jnp.int32))
+        hidden = model.hidden(tokens, places.positions, places.segments)
         scored = targets.shape[1]
         unembedding = model.unembedding_matrix()
         chunk = max(1, LOGITS_IN_MEMORY // (tokens.shape[0] * unembedding.shape[1]))
@@ -113,26 +133,34 @@ def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any]
 
     if mesh is None:
         alone = jax.jit(score, static_argnums=0)
-        return lambda *arrays: (
-            lambda tokens, targets: alone(tokens.shape[1], *arrays, tokens, targets)
-        )
+
+        def on_one(arrays, tokens, targets, places=None):
+            return alone(tokens.shape[1], *arrays, tokens, targets, places)
+
+        return lambda *arrays: partial(on_one, arrays)
     whole = NamedSharding(mesh, PartitionSpec())
     together = jax.jit(score, static_argnums=0, out_shardings=(whole, whole))
     rows, columns = axis_size(mesh, "batch"), axis_size(mesh, "length")
 
     def on_mesh(
-        arrays: tuple[Any, Any], tokens: np.ndarray, targets: np.ndarray
+        arrays: tuple[Any, Any],
+        tokens: np.ndarray,
+        targets: np.ndarray,
+        places: Places | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         (count, length), scored = tokens.shape, targets.shape[1]
         after = -length % columns
         before = -(scored + after) % columns
-        filled = [
-            np.pad(x[np.resize(np.arange(count), count + -count % rows)], ((0, 0), sides))
-            for x, sides in ((tokens, (0, after)), (targets, (before, after)))
-        ]
+
+        def fill(x: np.ndarray, *sides: int) -> Array:
+            x = np.pad(x[np.resize(np.arange(count), count + -count % rows)], ((0, 0), sides))
+            return place(x, batch_sharding(x, mesh))
+
         with jax.set_mesh(mesh):
-            placed = [place(x, batch_sharding(x, mesh)) for x in filled]
-            scores = together(length, *arrays, *placed)
+            window = fill(tokens, 0, after), fill(targets, before, after)
+            if places is not None:  # what fills a row up is in segment 0
+                places = Places(*(fill(x, 0, after) for x in places))
+            scores = together(length, *arrays, *window, places)
         nats, hits = (np.asarray(x)[:count, before : before + scored] for x in scores)
         return nats, hits
 

@@ -1,4 +1,4 @@
-"""Which tokens of a cache are scored: windows inside single documents, evenly spaced.
+"""Which tokens of a cache are scored: windows inside single documents or of joined ones.
 
 Every choice here is a function of the documents' lengths alone, so all variants trained on one
 token cache are scored on the same tokens.
@@ -104,6 +104,48 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
         owners.append(np.full(count, index, dtype=np.int64))
     too_short = tuple(str(name) for name in documents["name"][capacity == 0])
     return Windows(np.concatenate(stops), np.concatenate(owners), too_short)
+
+
+def place_blocks(
+    documents: np.ndarray, *, length: int, total: int, meeting: bool = False
+) -> np.ndarray:
+    """Places blocks of the joined documents, whatever documents they hold.
+
+    The stream is cut at multiples of ``length`` from its beginning, and evenly spaced blocks are
+    taken. The tail, from the last whole block with a token after it, is left.
+
+    Args:
+      documents: as in ``place_windows``.
+      length: tokens of a block.
+      total: blocks wanted; fewer are placed where there are no more.
+      meeting: take only blocks in which a document begins after the first token, so that the end
+        of one and the beginning of another meet.
+
+    Returns:
+      ``[W]`` int64, index in the cache of each block's first token.
+
+    Raises:
+      ValueError: no such block, or ``total`` is out of range.
+    """
+    if total < 1:
+        raise ValueError(f"the number of blocks is {total}; accepted: 1 or more")
+    starts = np.asarray(documents["start"], dtype=np.int64)
+    size = int(starts[-1] + documents["length"][-1])
+    blocks = np.arange((size - 1) // length, dtype=np.int64)
+    if not len(blocks):
+        raise ValueError(
+            f"the {len(starts)} documents joined have {size} tokens, and a block of {length} takes "
+            f"{length + 1}; evaluate shorter lengths, or such that the longest is a multiple of all"
+        )
+    if meeting:
+        inside = starts[(starts % length > 0) & (starts // length < len(blocks))]
+        blocks = np.unique(inside // length)
+        if not len(blocks):
+            raise ValueError(
+                f"no two documents meet inside a block of {length} tokens of the joined "
+                f"{len(starts)} documents; there is nothing that resets could change"
+            )
+    return blocks[_evenly_spaced(len(blocks), min(total, len(blocks)))] * length
 
 
 def position_buckets(context: int, training_length: int) -> list[tuple[int, int]]:

@@ -6,12 +6,13 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-from fope_jax.report import during, plots, ranking
+from fope_jax.report import during, plots, protocols, ranking
 from fope_jax.report.correlation import (
     correlation_figure,
     correlation_table,
@@ -40,7 +41,8 @@ from fope_jax.report.tables import (
     number,
     passkey_tables,
     perplexity_tables,
-    position_table,
+    position_tables,
+    reset_table,
     three,
     what_was_asked,
 )
@@ -53,26 +55,41 @@ PAGE = Template("""<!DOCTYPE html>
 <title>$title</title>
 <style>
 body { font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 60rem; margin: 0 auto; padding: 0 1rem 3rem; }
+       max-width: 60rem; margin: 0 auto; padding: 0 1rem 3rem; overflow-wrap: break-word; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; }
 figcaption, small, .note { color: #444; font-size: .9rem; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+.scroll, .picture { overflow-x: auto; } .scroll { margin: 1rem 0; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem;
+        font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-caption small { font-weight: 400; }
+caption small { display: block; font-weight: 400; } td small { font-size: .85em; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right;
-         white-space: nowrap; }
+         white-space: nowrap; vertical-align: top; }
 th[scope=row] { text-align: left; } thead th { border-bottom: 2px solid #888; }
 .texts td { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 8rem; }
 pre { overflow-x: auto; background: #f5f5f5; padding: .8rem; font-size: .85rem; }
 summary { cursor: pointer; padding: .3rem 0; }
+nav ul { padding-left: 1.2rem; columns: 22rem; } nav li { padding: .15rem 0; }
 a { color: #004a99; }
+a:focus-visible, summary:focus-visible, [tabindex]:focus-visible {
+  outline: 3px solid #004a99; outline-offset: 2px; }
+.skip { position: absolute; left: -99rem; background: #fff; padding: .5rem; }
+.skip:focus { left: .5rem; top: .5rem; }
+@media (max-width: 40rem) {
+  h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; }
+  .picture img { max-width: none; width: 34rem; }
+  .scroll caption { max-width: calc(100vw - 2rem); }
+  th[scope=row], thead th:first-child { position: sticky; left: 0; background: #fff; }
+}
+@media print { nav, .skip { display: none; } }
 </style>
 </head>
 <body>
-<main>
+<a class="skip" href="#main">Skip to the numbers</a>
 <h1>$title</h1>
+$contents
+<main id="main">
 $body
 </main>
 </body>
@@ -100,14 +117,15 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
     except OSError as error:
         raise ReportError(f"cannot write the report to {out}: {error.strerror}") from error
     looks = plots.styles(labels(loaded).values())
+    perplexities = comparisons(loaded, "perplexity")
     sections = [
         *_lineage(loaded),
         *_during(loaded, looks, out),
-        *(_perplexity(*c, loaded, looks, out) for c in _places(comparisons(loaded, "perplexity"))),
+        *(_perplexity(*c, perplexities, looks, out) for c in _places(perplexities)),
         *(
             _ranking(*c, loaded, out)
-            for c in _places(comparisons(loaded, "perplexity"))
-            if ranking.is_ranked(c[0])
+            for c in _places(perplexities)
+            if c[0].protocol == "same-tokens" and ranking.is_ranked(c[0])
         ),
         *(_positions(*c, looks, out) for c in _places(comparisons(loaded, "position"))),
         *(
@@ -129,8 +147,18 @@ def write_page(out: Path, title: str, *parts: str) -> Path:
     """Writes the pieces as ``out/index.html``; returns its path."""
     page = out / "index.html"
     body = "\n".join(parts)
-    page.write_text(PAGE.substitute(title=html.escape(title), body=body), encoding="utf-8")
+    text = PAGE.substitute(title=html.escape(title), contents=contents(body), body=body)
+    page.write_text(text, encoding="utf-8")
     return page
+
+
+def contents(body: str) -> str:
+    """Links to the sections of a page; nothing where there are fewer than three."""
+    found = re.findall(r'<section id="([^"]+)">\n<h2>(.*?)</h2>', body)
+    if len(found) < 3:
+        return ""
+    links = "\n".join(f'<li><a href="#{name}">{title}</a></li>' for name, title in found)
+    return f'<nav aria-label="Sections">\n<ul>\n{links}\n</ul>\n</nav>'
 
 
 # ---------------------------------------------------------------------------- pieces of a page
@@ -145,7 +173,9 @@ def details(summary: str, content: str) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    return "\n".join([f"<section>\n<h2>{html.escape(title)}</h2>", *parts, "</section>"])
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    head = f'<section id="{name}">\n<h2>{html.escape(title)}</h2>'
+    return "\n".join([head, *parts, "</section>"])
 
 
 def embedded_figure(figure: Any, out: Path, stem: str, alt: str, caption: str) -> str:
@@ -153,7 +183,8 @@ def embedded_figure(figure: Any, out: Path, stem: str, alt: str, caption: str) -
     png, svg = plots.save(figure, out, stem)
     data = base64.b64encode(svg.read_bytes()).decode()
     return (
-        f'<figure>\n<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(alt)}">\n'
+        '<figure>\n<div class="picture" role="region" tabindex="0" aria-label="Figure">'
+        f'<img src="data:image/svg+xml;base64,{data}" alt="{html.escape(alt)}"></div>\n'
         f"<figcaption>{html.escape(caption)} "
         f'(<a href="{png.name}">PNG</a>, <a href="{svg.name}">SVG</a>)</figcaption>\n</figure>'
     )
@@ -172,16 +203,19 @@ class Place(NamedTuple):
 
 
 def _places(found: Sequence[Comparison]) -> list[tuple[Comparison, Place]]:
-    """A place for each comparison; those of one split or template are numbered and name variants.
+    """A place for each comparison; those of one protocol and split are numbered and name variants.
 
     Runs that were scored on different things land in different comparisons of one name.
     """
-    names, places = [comparison.name for comparison in found], []
+    names = [(comparison.protocol, comparison.name) for comparison in found]
+    places = []
     for index, comparison in enumerate(found):
         stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in comparison.name)
-        heading = comparison.name
-        if names.count(comparison.name) > 1:
-            stem += f"-{names[: index + 1].count(comparison.name)}"
+        if comparison.protocol not in ("same-tokens", "long-window", comparison.kind):
+            stem = f"{comparison.protocol}-{stem}"
+        heading, number = comparison.name, names[: index + 1].count(names[index])
+        if names.count(names[index]) > 1:
+            stem += f"-{number}"
             heading += f": {', '.join(comparison.curves)}"
         places.append((comparison, Place(stem, heading)))
     return places
@@ -239,17 +273,33 @@ def _during(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> li
 def _perplexity(
     comparison: Comparison,
     place: Place,
-    runs: Sequence[Run],
+    others: Sequence[Comparison],
     looks: dict[str, plots.Style],
     out: Path,
 ) -> str:
-    figure = embedded_figure(
-        plots.perplexity_figure(comparison, looks),
-        out,
-        f"perplexity-{place.stem}",
-        plots.in_words(comparison, "Perplexity against context length"),
-        "Perplexity of the same tokens against the length of their context.",
-    )
+    title, brief = protocols.words(comparison).title, protocols.in_brief(comparison, "bands")
+    protocol, sure = f"Protocol {comparison.protocol}", protocols.how_sure(comparison)
+    figures = [
+        embedded_figure(
+            plots.perplexity_figure(comparison, looks),
+            out,
+            f"perplexity-{place.stem}",
+            plots.in_words(comparison, title),
+            f"{title}. {protocol}: {brief}. {sure}",
+        )
+    ]
+    if any(len(values) > 1 for values in comparison.ratios(lambda s: s.perplexity).values()):
+        figures.append(
+            embedded_figure(
+                plots.ratio_figure(comparison, looks),
+                out,
+                f"perplexity-ratio-{place.stem}",
+                f"{title}, relative to that at the training length; every number is in the "
+                "second table below.",
+                f"Perplexity over that of the same seed and documents at the training length. "
+                f"{protocol}: {brief}.",
+            )
+        )
     infinite = [
         f"{label} at {context:,} tokens"
         for label, values in comparison.numbers(lambda sums: sums.perplexity).items()
@@ -258,46 +308,26 @@ def _perplexity(
     ]
     note = paragraph(f"Not finite and so not drawn: {', '.join(infinite)}.") if infinite else ""
     return section(
-        f"Perplexity against context length ({place.heading})",
-        paragraph(same_tokens_in_words(comparison, runs)),
-        figure,
+        f"{title} ({place.heading})",
+        paragraph(protocols.how_scored(comparison)),
+        *figures,
         note,
-        *map(as_html, perplexity_tables(comparison)),
+        *map(as_html, [*perplexity_tables(comparison), *_resets(comparison, others)]),
         details("Every row: documents, sums and counts", as_html(document_table(comparison))),
     )
 
 
-def same_tokens_in_words(comparison: Comparison, runs: Sequence[Run]) -> str:
-    """The protocol as it was run: what was scored, out of what, and what was left."""
-    rows = next(iter(comparison.curves.values()))[0]
-    shortest = [row for row in rows if row["context"] == rows[0]["context"]]
-    sums = add_up(shortest)
-    windows = sum(row["windows"] for row in shortest)
-    documents = sorted({str(row["document"]) for row in rows if row["document"] is not None})
-    named = f": {', '.join(documents)}" if 0 < len(documents) <= 8 else ""
-    text = (
-        f"The last {rows[0]['scored_per_window']:,} tokens of {windows:,} windows are scored: "
-        f"{sums.tokens:,.0f} tokens, {sums.bytes:,.0f} bytes of text, in {len(documents)} "
-        f"held-out documents{named}. They are the same tokens at every context length; only the "
-        "text before them grows. Each window lies inside one document, windows are spaced evenly "
-        "over it, and no token is scored twice."
-    )
-    too_short = _too_short(comparison, runs)
-    if too_short:
-        text += f" Too short for the longest window, and so not scored: {too_short}."
-    return text
-
-
-def _too_short(comparison: Comparison, runs: Sequence[Run]) -> str:
-    names = labels(runs)
-    for run in runs:
-        for row in run.of("protocol"):
-            own = row["protocol"] == "same-tokens" and row.get("split") == comparison.name
-            if own and names[run.path] in comparison.curves and row.get("too_short"):
-                count, shown = row["too_short"], row.get("too_short_names", [])
-                more = f" and {count - len(shown)} more" if count > len(shown) else ""
-                return f"{', '.join(shown)}{more}"
-    return ""
+def _resets(comparison: Comparison, others: Sequence[Comparison]) -> list[Table]:
+    """What resets change, where the same tokens were scored without them."""
+    if comparison.protocol != "document-resets":
+        return []
+    return [
+        reset_table(comparison, other)
+        for other in others
+        if (other.protocol, other.name) == ("no-resets", comparison.name)
+        and other.curves.keys() == comparison.curves.keys()
+        and add_up(other.first)[1:3] == add_up(comparison.first)[1:3]  # tokens and bytes
+    ]
 
 
 def _ranking(comparison: Comparison, place: Place, runs: Sequence[Run], out: Path) -> str:
@@ -321,23 +351,22 @@ def _ranking(comparison: Comparison, place: Place, runs: Sequence[Run], out: Pat
 def _positions(
     comparison: Comparison, place: Place, looks: dict[str, plots.Style], out: Path
 ) -> str:
-    longest = max(comparison.contexts)
-    windows = next(iter(comparison.curves.values()))[0][0].get("windows")
-    count = f"{windows:,} windows" if windows else "windows"
-    text = (
-        f"Every token of {count} of {longest:,} tokens is scored once, by the position of the "
-        "token before it, in half-octave buckets. Buckets hold different tokens: compare variants "
-        "at one position rather than positions of one variant."
-    )
+    title, sure = protocols.words(comparison).title, protocols.how_sure(comparison)
+    brief = f"Protocol {comparison.protocol}: {protocols.in_brief(comparison, 'bands')}."
     figure = embedded_figure(
         plots.position_figure(comparison, looks),
         out,
         f"position-{place.stem}",
-        plots.in_words(comparison, "Loss by position"),
-        f"Loss by position in windows of {longest:,} tokens.",
+        plots.in_words(comparison, title),
+        f"{title}, {max(comparison.contexts):,} tokens. {brief} {sure}",
     )
-    table = details("Loss in each bucket", as_html(position_table(comparison)))
-    return section(f"Loss by position ({place.heading})", paragraph(text), figure, table)
+    tables = "\n".join(map(as_html, position_tables(comparison)))
+    return section(
+        f"{title} ({place.heading})",
+        paragraph(protocols.how_scored(comparison)),
+        figure,
+        details("Loss and bits per byte in each bucket", tables),
+    )
 
 
 def _retrieval(

@@ -7,11 +7,16 @@ in every figure. Axes name their units and mark the training length.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from fope_jax.extras import require
+from fope_jax.report import protocols
+from fope_jax.report.bootstrap import Interval
 from fope_jax.report.lineage import tokens_before
 from fope_jax.report.rows import (
     PARTS,
@@ -69,35 +74,57 @@ def save(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]:
 
 
 def perplexity_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
-    """Perplexity of the same tokens against context length."""
+    """Perplexity against context length, with bits per byte on the right."""
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.numbers(lambda sums: sums.perplexity)
+    bands = comparison.intervals(lambda sums: sums.perplexity)
+    _bands(axes, bands, looks)
     _curves(axes, curves, looks)
-    _length_axis(axes, comparison.contexts, "context length (tokens)")
+    words = protocols.words(comparison)
+    _length_axis(axes, comparison.contexts, words.x)
     _mark_training_lengths(axes, comparison)
-    _ratio_axis(axes, curves)
+    _ratio_axis(axes, curves, bands)
     axes.set_ylabel("perplexity (per token)")
-    axes.set_title(f"Perplexity against context length, {comparison.name} split", pad=TITLE_PAD)
+    _bits_axis(axes, comparison)
+    _title(figure, axes, comparison, f"{words.title}, {comparison.name} split")
+    _legend(figure, axes)
+    return figure
+
+
+def ratio_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
+    """Perplexity over that of the same seed, and the same documents, at the training length."""
+    check_comparable(comparison)
+    figure, axes = _figure()
+    curves = comparison.ratios(lambda sums: sums.perplexity)
+    bands = comparison.ratio_intervals(lambda sums: sums.perplexity)
+    _bands(axes, bands, looks)
+    _curves(axes, curves, looks)
+    axes.axhline(1, color="#555555", linewidth=0.8, zorder=0)
+    _length_axis(axes, comparison.contexts, protocols.words(comparison).x)
+    _mark_training_lengths(axes, comparison)
+    _ratio_axis(axes, curves, bands)
+    axes.set_ylabel("perplexity / that at the training length")
+    title = f"Perplexity relative to the training length, {comparison.name} split"
+    _title(figure, axes, comparison, title)
     _legend(figure, axes)
     return figure
 
 
 def position_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
-    """Loss against position inside one long window."""
+    """Loss against position inside a long window, or since the document's start."""
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.numbers(lambda sums: sums.loss, by=_bucket_centre)
+    _bands(axes, comparison.intervals(lambda sums: sums.loss, by=_bucket_centre), looks)
     _curves(axes, curves, looks)
-    longest = max(comparison.contexts)
+    longest, words = max(comparison.contexts), protocols.words(comparison)
     ticks = [longest // 2**k for k in range(10, -1, -1) if longest // 2**k >= 1]
-    _length_axis(axes, ticks, "position in the window (tokens)")
+    _length_axis(axes, ticks, words.x)
     _mark_training_lengths(axes, comparison)
     axes.set_ylabel("loss (nats per token)")
-    axes.set_title(
-        f"Loss by position in a window of {longest:,} tokens, {comparison.name} split",
-        pad=TITLE_PAD,
-    )
+    where = f"window of {longest:,} tokens, {comparison.name} split"
+    _title(figure, axes, comparison, f"{words.title}, {where}")
     _legend(figure, axes)
     return figure
 
@@ -150,6 +177,23 @@ def training_figure(runs: Sequence[Run], looks: dict[str, Style]) -> Figure:
     axes.set_title("Training loss")
     _legend(figure, axes)
     return figure
+
+
+def _bands(axes: Axes, intervals: dict[str, dict[Any, Interval]], looks: dict[str, Style]) -> None:
+    """The interval of each curve, edged in its line style so that bands differ without colour."""
+    for label, found in intervals.items():
+        drawn = {x: own for x, own in found.items() if all(map(math.isfinite, own))}
+        look = looks[label]
+        axes.fill_between(
+            list(drawn),
+            [own.low for own in drawn.values()],
+            [own.high for own in drawn.values()],
+            facecolor=(look.color, 0.10),
+            edgecolor=(look.color, 0.45),
+            linestyle=look.linestyle,
+            linewidth=0.8,
+            zorder=1,
+        )
 
 
 def _curves(axes: Axes, curves: dict[str, dict[Any, Spread]], looks: dict[str, Style]) -> None:
@@ -249,6 +293,33 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _title(figure: Figure, axes: Axes, comparison: Comparison, title: str) -> None:
+    """The title and, smaller, what was scored: a picture is cut out of its page sooner or later."""
+    brief = f"protocol {comparison.protocol}: {protocols.in_brief(comparison, 'bands')}"
+    figure.suptitle(title, fontsize=11)
+    axes.set_title(textwrap.fill(brief, 100), fontsize=7.5, color="#444444", pad=TITLE_PAD)
+
+
+def _bits_axis(axes: Axes, comparison: Comparison) -> None:
+    """Bits per byte on the right, where all contexts have the same tokens and bytes.
+
+    Bits per byte are then ``log2(perplexity) tokens / bytes`` for every point of the figure.
+    """
+    sums = [add_up([r for r in comparison.first if r["context"] == c]) for c in comparison.contexts]
+    if len({(s.tokens, s.bytes) for s in sums}) > 1 or not sums[0].bytes:
+        return
+    share = sums[0].tokens / sums[0].bytes
+
+    def bits(perplexity: Any) -> Any:
+        return np.log2(np.maximum(perplexity, 1e-300)) * share  # an axis may ask below 0
+
+    def perplexity(bits: Any) -> Any:
+        return 2.0 ** (np.asarray(bits) / share)
+
+    right = axes.secondary_yaxis("right", functions=(bits, perplexity))
+    right.set_ylabel("bits per byte")
+
+
 def _length_axis(axes: Axes, ticks: Sequence[int], label: str) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
@@ -256,7 +327,9 @@ def _length_axis(axes: Axes, ticks: Sequence[int], label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _ratio_axis(axes: Axes, curves: dict[str, dict[Any, Spread]]) -> None:
+def _ratio_axis(
+    axes: Axes, curves: dict[str, dict[Any, Spread]], bands: dict[str, dict[Any, Interval]]
+) -> None:
     """A y axis for perplexities: logarithmic where they differ by more than a factor of 3.
 
     Where they differ by less than a tenth the axis still spans a tenth, so that noise looks small.
@@ -264,8 +337,9 @@ def _ratio_axis(axes: Axes, curves: dict[str, dict[Any, Spread]]) -> None:
     spreads = [v for values in curves.values() for v in values.values() if math.isfinite(v.mean)]
     if not spreads:
         return
-    low = min(v.mean for v in spreads)
-    high = max(v.mean for v in spreads)
+    ends = [end for own in bands.values() for band in own.values() for end in band]
+    drawn = [*(v.mean for v in spreads), *filter(math.isfinite, ends)]
+    low, high = min(drawn), max(drawn)
     noisy = any(v.deviation > 0.04 * v.mean for v in spreads)
     if high > 3 * low:
         ticker = require("matplotlib.ticker", "train")

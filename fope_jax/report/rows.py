@@ -12,12 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fope_jax.files import as_path
+from fope_jax.report.bootstrap import Interval, intervals
 
 Row = dict[str, Any]
 
 _NUMBER = (int, float)
 _IDS = {"variant": str, "seed": int, "step": int, "training_length": int}
+# The order in which protocols are shown; others follow.
+ORDER = (
+    "same-tokens", "sliding-window", "chunks", "document-resets", "no-resets", "long-window",
+    "from-start",
+)  # fmt: skip
+SCORED_DIFFERS = ("chunks",)  # protocols whose contexts do not score the same tokens
+NO_BOS = "no BOS token is added"  # where the rows are older than the statement
 _SUMS = {"nats": _NUMBER, "tokens": _NUMBER, "bytes": _NUMBER, "correct": _NUMBER}
 
 # What a row of each kind must have; kinds that are not listed belong to someone else's report.
@@ -302,9 +312,43 @@ def by_context(row: Row) -> int:
     return row["context"]
 
 
-def _over_seeds(seeds: Sequence[dict[Any, float]]) -> dict[Any, Spread]:
+def over_seeds(seeds: Sequence[dict[Any, float]]) -> dict[Any, Spread]:
+    """Spread of the numbers of each key, over the seeds that have it."""
     keys = sorted({key for own in seeds for key in own})
     return {key: spread([own[key] for own in seeds if key in own]) for key in keys}
+
+
+def document_sums(
+    seeds: Sequence[Sequence[Row]], by: Callable[[Row], Any]
+) -> dict[Any, np.ndarray]:
+    """The sums of each document, for the bootstrap.
+
+    Returns:
+      ``{value of by: [D, seeds, 5]}``, the last axis as ``Sums``, without what fewer than two
+      documents have; empty where a row does not name its document.
+    """
+    rows = [row for own in seeds for row in own]
+    if any(row.get("document") is None for row in rows):
+        return {}
+    places = {name: i for i, name in enumerate(sorted({row["document"] for row in rows}))}
+    keys = sorted({by(row) for row in rows})
+    sums = {key: np.zeros((len(places), len(seeds), len(Sums._fields))) for key in keys}
+    for index, own in enumerate(seeds):
+        for row in own:
+            sums[by(row)][places[row["document"]], index] += add_up([row])
+    return {key: x for key, x in sums.items() if (x.any(axis=(1, 2))).sum() > 1}
+
+
+def numbers_of(
+    pooled: dict[Any, list[list[float]]], number: Callable[[Sums], float]
+) -> dict[Any, list[float]]:
+    """``{key: number of each seed}`` for the keys that every seed has a token for."""
+    sums = {key: [Sums(*own) for own in seeds] for key, seeds in pooled.items()}
+    return {
+        key: [number(own) for own in seeds]
+        for key, seeds in sums.items()
+        if all(own.tokens for own in seeds)
+    }
 
 
 @dataclass(frozen=True)
@@ -316,12 +360,34 @@ class Comparison:
       name: the split, the passkey template or the retrieval task.
       curves: label -> one list of rows for each seed.
       training_lengths: label -> tokens of a training sequence.
+      stated: the row in which a run states the protocol; empty where none does.
     """
 
     kind: str
     name: str
     curves: dict[str, list[list[Row]]]
     training_lengths: dict[str, int]
+    stated: Row = field(default_factory=dict)
+
+    @property
+    def first(self) -> list[Row]:
+        """The rows of one seed: what was scored is the same for all."""
+        return next(iter(self.curves.values()))[0]
+
+    @property
+    def protocol(self) -> str:
+        """Its name, "passkey" where the rows have none."""
+        return self.first[0].get("protocol") or self.kind
+
+    @property
+    def documents(self) -> list[str]:
+        """Names of the documents with a scored token; empty where the rows do not tell."""
+        return sorted({row["document"] for row in self.first if row.get("document") is not None})
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of the label that has most."""
+        return max(len(seeds) for seeds in self.curves.values())
 
     def per_seed(
         self, number: Callable[[Sums], float], by: Callable[[Row], Any]
@@ -338,7 +404,44 @@ class Comparison:
         self, number: Callable[[Sums], float], by: Callable[[Row], Any] = by_context
     ) -> dict[str, dict[Any, Spread]]:
         """``{label: {value of by: Spread over seeds}}``."""
-        return {label: _over_seeds(seeds) for label, seeds in self.per_seed(number, by).items()}
+        return {label: over_seeds(seeds) for label, seeds in self.per_seed(number, by).items()}
+
+    def intervals(
+        self, number: Callable[[Sums], float], by: Callable[[Row], Any] = by_context
+    ) -> dict[str, dict[Any, Interval]]:
+        """``{label: {value of by: interval, over documents, of the mean over seeds}}``.
+
+        Without an interval is what fewer than two documents have tokens for.
+        """
+
+        def means(pooled: dict[Any, list[list[float]]]) -> dict[Any, float]:
+            return {k: sum(own) / len(own) for k, own in numbers_of(pooled, number).items()}
+
+        return {
+            label: intervals(document_sums(seeds, by), means)
+            for label, seeds in self.curves.items()
+        }
+
+    def ratio_intervals(self, number: Callable[[Sums], float]) -> dict[str, dict[int, Interval]]:
+        """The intervals of ``ratios``: both numbers of a ratio are of the same documents."""
+
+        def means_from(base: int) -> Callable[[dict[int, list[list[float]]]], dict[int, float]]:
+            def means(pooled: dict[int, list[list[float]]]) -> dict[int, float]:
+                numbers = numbers_of(pooled, number)
+                return {
+                    key: sum(x / y for x, y in zip(own, numbers[base], strict=True)) / len(own)
+                    for key, own in numbers.items()
+                    if base in numbers
+                }
+
+            return means
+
+        return {
+            label: intervals(
+                document_sums(seeds, by_context), means_from(self.training_lengths[label])
+            )
+            for label, seeds in self.curves.items()
+        }
 
     def ratios(self, number: Callable[[Sums], float]) -> dict[str, dict[int, Spread]]:
         """Like ``numbers``, relative to the same seed's number at its training length.
@@ -348,7 +451,7 @@ class Comparison:
         table = {}
         for label, seeds in self.per_seed(number, by_context).items():
             base = self.training_lengths[label]
-            table[label] = _over_seeds(
+            table[label] = over_seeds(
                 [{key: x / own[base] for key, x in own.items()} for own in seeds if base in own]
             )
         return table
@@ -367,13 +470,14 @@ PARTS = {"passkey": "template", "retrieval": "task"}
 def what_was_scored(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     """A key that the rows of comparable runs share.
 
-    Perplexities compare where the same tokens were scored: protocol, split, tokens and bytes.
+    Perplexities compare where the same tokens were scored: protocol, split, tokens and bytes, at
+    each context by itself where the protocol scores other tokens at each.
     Losses by position compare where the same windows were read, and retrieval where template or
     task, number of trials and number of answer tokens agree.
 
     Raises:
-      ReportError: the rows are of several splits or templates, or the contexts of a
-        ``same-tokens`` run were not scored on the same tokens.
+      ReportError: the rows are of several protocols, splits or templates, or a run whose contexts
+        should have been scored on the same tokens was not.
     """
     part = PARTS.get(kind, "split")
     names = {(row.get("protocol"), row[part]) for row in rows}
@@ -386,6 +490,9 @@ def what_was_scored(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
         return (first["kind"], first[part], largest.total, largest.tokens)
     scored = {context: add_up(own) for context, own in group(rows, by_context).items()}
     sizes = {(sums.tokens, sums.bytes) for sums in scored.values()}
+    if first["protocol"] in SCORED_DIFFERS:
+        each = ((context, sums.tokens, sums.bytes) for context, sums in scored.items())
+        return (first["protocol"], first[part], *each)
     if len(sizes) > 1:
         counts = ", ".join(f"{context}: {sums.tokens:g}" for context, sums in scored.items())
         raise ReportError(
@@ -404,12 +511,21 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
     names, found = labels(runs), {}
     part = PARTS.get(kind, "split")
     for run in runs:
-        for name, rows in group(run.of(kind), lambda row: row[part]).items():
+        groups = group(run.of(kind), lambda row: (row.get("protocol") or kind, row[part]))
+        for (protocol, name), rows in groups.items():
             key = what_was_scored(kind, rows)
-            comparison = found.setdefault(key, Comparison(kind, name, {}, {}))
+            stated = [
+                row for row in run.of("protocol")
+                if row["protocol"] == protocol and row.get(part) == name
+            ]  # fmt: skip
+            new = Comparison(kind, name, {}, {}, *stated[:1])
+            comparison = found.setdefault(key, new)
             comparison.curves.setdefault(names[run.path], []).append(rows)
             comparison.training_lengths[names[run.path]] = run.training_length
-    return [found[key] for key in sorted(found, key=str)]
+    order = {name: place for place, name in enumerate(ORDER)}
+    return [
+        found[key] for key in sorted(found, key=lambda k: (order.get(k[0], len(order)), str(k)))
+    ]
 
 
 def check_comparable(comparison: Comparison) -> None:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
+import itertools
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fope_jax.report.rows import Comparison, Run, Spread, add_up, by_context, comparisons
+from fope_jax.report import protocols
+from fope_jax.report.bootstrap import Interval
+from fope_jax.report.rows import (
+    Comparison,
+    Row,
+    Run,
+    Spread,
+    Sums,
+    add_up,
+    by_context,
+    comparisons,
+    group,
+    over_seeds,
+)
 
 EMPTY = "-"
+MOST_ROWS = 500  # of a table that has every row; more are in metrics.jsonl alone
 
 
 @dataclass(frozen=True)
@@ -21,7 +38,7 @@ class Table:
       title: one line.
       corner: what the first column holds.
       columns: headers of the other columns.
-      rows: header and cells of each row.
+      rows: header and cells of each row; a second line of a cell is shown smaller.
       note: what a reader must know to read the numbers.
     """
 
@@ -58,6 +75,11 @@ def with_spread(value: Spread | None, show: Callable[[float], str] = number) -> 
     return f"{show(value.mean)} ± {'<0.01' if small else show(value.deviation)}"
 
 
+def with_interval(text: str, interval: Interval | None, show: Callable[[float], str]) -> str:
+    """A number's text, and below it the interval where there is one."""
+    return text if interval is None else f"{text}\n[{show(interval.low)}, {show(interval.high)}]"
+
+
 def percent(value: float) -> str:
     return f"{100 * value:.0f}%"
 
@@ -76,10 +98,17 @@ def _by_context(
     cells: dict[str, dict[int, Spread]],
     show: Callable[[float], str] = number,
     note: str = "",
+    intervals: dict[str, dict[int, Interval]] | None = None,
 ) -> Table:
-    columns = comparison.contexts
+    columns, own = comparison.contexts, intervals or {}
     rows = [
-        (label, [with_spread(values.get(context), show) for context in columns])
+        (
+            label,
+            [
+                with_interval(with_spread(values.get(c), show), own.get(label, {}).get(c), show)
+                for c in columns
+            ],
+        )
         for label, values in cells.items()
     ]
     return Table(title, "context (tokens)", [f"{c:,}" for c in columns], rows, note)
@@ -97,20 +126,24 @@ def training_lengths(comparison: Comparison) -> str:
 
 def perplexity_tables(comparison: Comparison) -> list[Table]:
     """Perplexity, its ratio to that at the training length, and bits per byte, by context."""
-    where = f"{comparison.name} split, {training_lengths(comparison)}"
+    protocol = f"protocol {comparison.protocol}"
+    where = f"{protocol}, {comparison.name} split, {training_lengths(comparison)}"
+    scored = protocols.in_brief(comparison)
     return [
         _by_context(
-            f"Perplexity ({where})", comparison, comparison.numbers(lambda s: s.perplexity),
-            note="the same tokens are scored at every context",
+            f"Perplexity ({where})", comparison, comparison.numbers(_perplexity),
+            note=scored, intervals=comparison.intervals(_perplexity),
         ),
         _by_context(
-            "Perplexity relative to the training length",
+            f"Perplexity relative to the training length ({protocol})",
             comparison,
-            comparison.ratios(lambda s: s.perplexity),
-            note="below 1: the longer context helps; above 1: it hurts",
+            comparison.ratios(_perplexity),
+            note=f"below 1: the longer context helps; above 1: it hurts; {scored}",
+            intervals=comparison.ratio_intervals(_perplexity),
         ),
         _by_context(
-            "Bits per byte", comparison, comparison.numbers(lambda s: s.bits_per_byte), three,
+            f"Bits per byte ({protocol})", comparison, comparison.numbers(_bits_per_byte), three,
+            note=scored, intervals=comparison.intervals(_bits_per_byte),
         ),
     ]  # fmt: skip
 
@@ -124,6 +157,39 @@ def what_was_asked(comparison: Comparison) -> tuple[str, str]:
     if comparison.kind == "passkey":
         return "passkeys found", f"{comparison.name} template"
     return "right answers", comparison.name.replace("_", " ")
+
+
+def _perplexity(sums: Sums) -> float:
+    return sums.perplexity
+
+
+def _bits_per_byte(sums: Sums) -> float:
+    return sums.bits_per_byte
+
+
+def reset_table(resets: Comparison, none: Comparison) -> Table:
+    """Perplexity with resets at each document over that without, by context.
+
+    Both must have scored the same tokens. The ratio is taken within each seed.
+    """
+    with_resets, without = (c.per_seed(_perplexity, by_context) for c in (resets, none))
+    cells = {
+        label: over_seeds(
+            [
+                {context: own[context] / other[context] for context in own}
+                for own, other in zip(seeds, without[label], strict=True)
+            ]
+        )
+        for label, seeds in with_resets.items()
+        if len(without.get(label, ())) == len(seeds)
+    }
+    return _by_context(
+        "Perplexity with resets over that without (protocols document-resets and no-resets)",
+        resets,
+        cells,
+        three,
+        note="below 1: the documents before it do harm; " + protocols.in_brief(resets),
+    )
 
 
 def passkey_tables(comparison: Comparison) -> list[Table]:
@@ -181,20 +247,39 @@ def _share(part: float, whole: float) -> str:
     return f"{part:g}/{whole:g} ({percent(part / whole)})" if whole else EMPTY
 
 
-def position_table(comparison: Comparison) -> Table:
-    """Loss in nats per token in each bucket of positions, buckets as rows."""
-    cells = comparison.numbers(lambda s: s.loss, by=lambda row: tuple(row["bucket"]))
-    buckets = sorted({bucket for values in cells.values() for bucket in values})
-    rows = [
-        (
-            f"{start:,} to {stop - 1:,}",
-            [with_spread(cells[label].get((start, stop)), three) for label in cells],
-        )
-        for start, stop in buckets
+def position_tables(comparison: Comparison) -> list[Table]:
+    """Nats per token and bits per byte in each bucket of positions, buckets as rows."""
+    title = protocols.words(comparison).title
+    where = f"protocol {comparison.protocol}, {comparison.name} split"
+    return [
+        _by_bucket(f"{title} ({where}, nats per token)", comparison, lambda s: s.loss),
+        _by_bucket(f"{title} ({where}, bits per byte)", comparison, _bits_per_byte),
     ]
-    return Table(
-        f"Loss by position ({comparison.name} split, nats per token)", "position", list(cells), rows
-    )
+
+
+def _by_bucket(title: str, comparison: Comparison, value: Callable[[Sums], float]) -> Table:
+    cells = comparison.numbers(value, by=_bucket)
+    intervals = comparison.intervals(value, by=_bucket)
+    own = {bucket: rows for bucket, rows in group(comparison.first, _bucket).items()}
+    table = Table(title, "position", ["tokens", "documents", *cells])
+    table = dataclasses.replace(table, note=protocols.in_brief(comparison))
+    for bucket in sorted({bucket for values in cells.values() for bucket in values}):
+        numbers = [
+            with_interval(
+                with_spread(cells[label].get(bucket), three), intervals[label].get(bucket), three
+            )
+            for label in cells
+        ]
+        rows = own.get(bucket, [])
+        names = {row.get("document") for row in rows} - {None}
+        counts = [f"{add_up(rows).tokens:,.0f}", f"{len(names):,}" if names else EMPTY]
+        table.rows.append((f"{bucket[0]:,} to {bucket[1] - 1:,}", [*counts, *numbers]))
+    return table
+
+
+def _bucket(row: Row) -> tuple[int, int]:
+    start, stop = row["bucket"]
+    return start, stop
 
 
 def text_tables(runs: Sequence[Run]) -> str:
@@ -218,8 +303,12 @@ def document_table(comparison: Comparison) -> Table:
         "seed", "step", "document", "context", "windows", "tokens", "bytes", "nats",
         "nats per token", "perplexity", "bits per byte", "tokens right",
     ]  # fmt: skip
-    table = Table(f"Every row of the {comparison.name} split", "variant", columns)
-    for label, row in _each_row(comparison):
+    title = f"Every row of the {comparison.name} split (protocol {comparison.protocol})"
+    found = _each_row(comparison)
+    more = f"the first {MOST_ROWS:,} of {len(found):,} rows; all are in metrics.jsonl"
+    note = more if len(found) > MOST_ROWS else protocols.in_brief(comparison)
+    table = Table(title, "variant", columns, note=note)
+    for label, row in found[:MOST_ROWS]:
         sums = add_up([row])
         cells = [
             row["seed"], row["step"], row["document"] or EMPTY, f"{row['context']:,}",
@@ -260,15 +349,18 @@ def _each_row(comparison: Comparison) -> list[tuple[str, dict[str, Any]]]:
 
 
 def as_text(table: Table) -> str:
-    """Plain text with aligned columns."""
-    lines = [[table.corner, *table.columns], *([head, *cells] for head, cells in table.rows)]
+    """Plain text with aligned columns; a cell's second line stands below its first."""
+    lines = [[table.corner, *table.columns]]
+    for head, cells in table.rows:
+        parts = [[head], *(cell.split("\n") for cell in cells)]
+        lines += [list(line) for line in itertools.zip_longest(*parts, fillvalue="")]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
         for line in lines
     ]
-    title = f"{table.title}; {table.note}" if table.note else table.title
-    return "\n".join([title, text[0], "-" * len(text[0]), *text[1:]])
+    note = textwrap.wrap(table.note, 100)
+    return "\n".join([table.title, *note, text[0], "-" * len(text[0]), *text[1:]])
 
 
 def as_html(table: Table) -> str:
@@ -278,7 +370,7 @@ def as_html(table: Table) -> str:
     )
     body = "\n".join(
         f'<tr><th scope="row">{html.escape(head)}</th>'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        + "".join(f"<td>{_cell(cell)}</td>" for cell in cells)
         + "</tr>"
         for head, cells in table.rows
     )
@@ -289,3 +381,8 @@ def as_html(table: Table) -> str:
         f"<table>\n<caption>{title}{note}</caption>\n<thead><tr>{heads}</tr></thead>\n"
         f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
+
+
+def _cell(text: str) -> str:
+    first, *second = html.escape(text).split("\n", 1)
+    return first + "".join(f"<br><small>{line}</small>" for line in second)

@@ -22,19 +22,22 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.evaluate.answering import model_answerer
+from fope_jax.evaluate.joined import places
 from fope_jax.evaluate.scoring import model_scorer
+from fope_jax.model.attention import Places
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
 from fope_jax.position.examples import examples
 
 ROWS, LENGTH = 3, 41  # nothing divides
-# Method, mesh, targets scored.
+# Method, mesh, targets scored, whether positions begin anew at each document.
 CASES = (
-    ("fope", {"fsdp": 8}, 5),
-    ("fope", {"tensor": 2, "context": 2, "data": 2, "fsdp": 1}, 41),
-    ("cope", {"context": 4, "fsdp": 2}, 5),
-    ("t5", {"tensor": 2, "context": 2, "data": 2, "fsdp": 1}, 5),
+    ("fope", {"fsdp": 8}, 5, False),
+    ("fope", {"tensor": 2, "context": 2, "data": 2, "fsdp": 1}, 41, True),
+    ("cope", {"context": 4, "fsdp": 2}, 5, False),
+    ("t5", {"tensor": 2, "context": 2, "data": 2, "fsdp": 1}, 5, True),
 )
+DOCUMENTS = np.array([0, 17, 36])  # where they begin
 
 
 def main() -> None:
@@ -44,7 +47,7 @@ def main() -> None:
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(0, 96, (ROWS, LENGTH + 1)).astype(np.int32)
     found = []
-    for method, sizes, scored in CASES:
+    for method, sizes, scored, reset in CASES:
         model = Transformer(config, examples(32, 8)[method], rngs=nnx.Rngs(0))
         graphdef, *parts = split(model)
         mesh = make_mesh(MeshConfig(**sizes))
@@ -52,12 +55,15 @@ def main() -> None:
             jax.device_put(part, tree_shardings(part, model.position, mesh)) for part in parts
         ]
         window = tokens[:, :-1], tokens[:, -scored:]
+        if reset:
+            own = [places(DOCUMENTS, begin, LENGTH) for begin in range(ROWS)]
+            window = *window, Places(*map(np.stack, zip(*own, strict=True)))
         on_mesh = model_scorer(merge(graphdef, *placed), mesh)(*window)
         nats, hits = (np.asarray(x) for x in on_mesh)
         expected, right = (np.asarray(x) for x in model_scorer(model)(*window))
         found.append(
             {
-                "case": f"{method} {sizes} {scored}",
+                "case": f"{method} {sizes} {scored} {reset}",
                 "shape": nats.shape,
                 "difference": float(np.abs(nats - expected).max()),
                 "hits_differ": int((hits != right).sum()),

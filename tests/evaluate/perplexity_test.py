@@ -1,17 +1,22 @@
-"""Exactness of both perplexity protocols against models whose nats are known."""
+"""Exactness of the protocols inside documents, against models whose nats are known."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from fope_jax.evaluate.perplexity import score_positions, score_same_tokens
+from fope_jax.evaluate.perplexity import (
+    document_rows,
+    score_from_start,
+    score_positions,
+    score_same_tokens,
+    token_sums,
+)
 from fope_jax.evaluate.scoring import score_windows
+from tests.evaluate.text_cache import TOKEN_BYTES, VOCAB, Reader, TextCache, sums_of
 
-VOCAB = 50
 LENGTHS = (700, 90, 1300, 402)
 CONTEXTS = (25, 100, 400)
-TOKEN_BYTES = np.random.default_rng(1).integers(0, 9, VOCAB).astype(np.int32)
 
 
 class Cache:
@@ -166,14 +171,87 @@ def test_positions_sum_what_falls_into_each_bucket():
     assert len(windows.stop) == 2 + 4 + 1
     assert rows[0]["bucket"][0] == 0
     assert rows[-1]["bucket"][1] == 300
-    for row in rows:
-        positions = np.arange(*row["bucket"])
+    for start, stop in {tuple(row["bucket"]) for row in rows}:
+        positions = np.arange(start, stop)
         targets = np.stack([cache.stream[stop - 300 + positions] for stop in windows.stop])
-        assert row["nats"] == 7 * positions.sum()
-        assert row["tokens"] == 7 * len(positions)
-        assert row["correct"] == 7 * (positions % 2 == 0).sum()
-        assert row["bytes"] == TOKEN_BYTES[targets].sum()
+        found = sums_of(rows, bucket=[start, stop])
+        assert found[0] == 7 * positions.sum()
+        assert found[1] == 7 * len(positions)
+        assert found[2] == TOKEN_BYTES[targets].sum()
+        assert found[3] == 7 * (positions % 2 == 0).sum()
+    shares = {name: sums_of(rows, document=name)[1] for name in ("one", "three", "four")}
+    assert shares == {"one": 2 * 300, "three": 4 * 300, "four": 300}
     assert 64 in {row["bucket"][0] for row in rows}
+
+
+# ---------------------------------------------------------------------------- from the start
+
+
+def from_start(scorer, cache, **changes):
+    settings = dict(context=64, training_length=16, num_documents=99, batch_tokens=150) | changes
+    return score_from_start(scorer, cache, **settings)
+
+
+def test_distances_are_from_the_start_of_the_document():
+    def scorer(tokens, targets):  # each target's nats are its distance from the start
+        distance = 1 + np.arange(tokens.shape[1])
+        return np.broadcast_to(distance, targets.shape).astype(np.float32), targets > 25
+
+    cache = TextCache((30, 1, 100, 65, 2))
+    rows, windows = from_start(scorer, cache)
+    assert windows.too_short == ("document 1",)
+    for index, scored in ((0, 29), (2, 64), (3, 64), (4, 1)):
+        start = cache.documents["start"][index]
+        targets = cache.stream[start + 1 : start + 1 + scored]
+        sums = sums_of(rows, document=f"document {index}")
+        assert sums == [scored * (scored + 1) / 2, scored, TOKEN_BYTES[targets].sum(),
+                        (targets > 25).sum()]  # fmt: skip
+    for start, stop in {tuple(row["bucket"]) for row in rows}:
+        reached = [min(stop, n) - start for n in (29, 64, 64, 1) if n > start]
+        assert sums_of(rows, bucket=[start, stop])[1] == sum(reached)
+        assert len([row for row in rows if row["bucket"] == [start, stop]]) == len(reached)
+    assert 16 in {row["bucket"][0] for row in rows}
+
+
+def test_what_fills_a_short_document_up_changes_nothing():
+    cache = TextCache((30, 100))
+    rows, _ = from_start(Reader(), cache)
+    alone, _ = Reader()(cache.stream[None, :29], cache.stream[None, 1:30])
+    expected = alone.sum(dtype=np.float64)
+    assert sums_of(rows, document="document 0")[0] == pytest.approx(expected, rel=1e-12)
+    assert from_start(Reader(), cache, batch_tokens=1)[0] == rows
+
+
+def test_fewer_documents_are_evenly_spaced():
+    _, windows = from_start(Bigram(), TextCache((20,) * 9), num_documents=3)
+    assert windows.document.tolist() == [1, 4, 7]
+
+
+def test_documents_of_one_token_cannot_be_scored():
+    with pytest.raises(ValueError, match="none of 3 documents has 2 tokens"):
+        from_start(Bigram(), TextCache((1, 1, 1)))
+
+
+# ---------------------------------------------------------------------------- sums
+
+
+def test_rows_of_documents_add_up_to_what_is_scored():
+    random = np.random.default_rng(0)
+    cache = TextCache((5,) * 6)
+    document = random.integers(-1, 6, (40, 30))
+    nats, hits = random.random((40, 30)).astype(np.float32), random.random((40, 30)) < 0.3
+    targets = random.integers(0, VOCAB, (40, 30))
+    rows = document_rows({"context": 30}, document, nats, hits, targets, cache)
+    assert [row["document"] for row in rows] == [f"document {i}" for i in range(6)]
+    for index, row in enumerate(rows):
+        own = document == index
+        expected = token_sums(nats[own], hits[own], targets[own], TOKEN_BYTES)
+        assert row == {"context": 30, "windows": own.any(axis=1).sum(), **expected,
+                       "document": f"document {index}"}  # fmt: skip
+    assert sum(row["tokens"] for row in rows) == (document >= 0).sum()
+
+
+# ---------------------------------------------------------------------------- batches
 
 
 def test_a_reader_that_gives_another_length_is_named():

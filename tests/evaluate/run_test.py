@@ -19,7 +19,7 @@ from fope_jax.model.transformer import Transformer, merge, split
 
 
 class Bytes:
-    vocab_size, fingerprint = 256, "bytes"
+    vocab_size, fingerprint, eos_id, pad_id = 256, "bytes", 0, 0
     token_bytes = np.ones(256, np.int32)
 
     def encode(self, text):
@@ -111,7 +111,7 @@ def scored(monkeypatch):
     """Counts the protocols that are run, on a scorer that needs no compilation."""
     seen, run_one = [], run_module._run_one
 
-    def scorer(tokens, targets):
+    def scorer(tokens, targets, places=None):
         return (targets % 7).astype(np.float32), targets > 100
 
     def answerer(prompts, answers):
@@ -213,7 +213,7 @@ def test_forcing_replaces_rows_instead_of_adding_them(workdir, scored):
     first = quiet(workdir)
     size = len(read_rows(workdir / "metrics.jsonl"))
     assert quiet(workdir, force=True) == first
-    assert len(scored) == 6
+    assert len(scored) == 8
     assert len(read_rows(workdir / "metrics.jsonl")) == size
 
 
@@ -254,6 +254,57 @@ def test_protocols_can_be_left_out(tmp_path):
     assert quiet(workdir) == []
 
 
+def test_all_protocols_run_by_name_and_the_rest_stays(workdir, scored):
+    quiet(workdir, protocols=["chunks", "from-start"])
+    assert scored == ["chunks (validation)", "from-start (validation)"]
+    rows = quiet(workdir, protocols=["all"])
+    assert scored[2:] == [
+        "same-tokens (validation)", "sliding-window (validation)", "document-resets (validation)",
+        "no-resets (validation)", "long-window (validation)", "passkey (compact)",
+        "retrieval (recall)", "retrieval (copy)",  # the others do not fit
+    ]  # fmt: skip
+    stated = {row["protocol"]: row for row in rows if row["kind"] == "protocol"}
+    names = ("chunks", "from-start", *(name.split()[0] for name in scored[2:]))
+    assert tuple(stated) == tuple(dict.fromkeys(names))
+    assert set(stated) == set(run_module.PROTOCOLS)
+    assert all(row["bos"].startswith("no BOS token is added") for row in stated.values())
+    assert stated["sliding-window"]["settings"]["stride"] == 16
+    assert (stated["document-resets"]["windows"], stated["from-start"]["windows"]) == (2, 2)
+    assert all("document" in row for row in rows if row["kind"] in ("perplexity", "position"))
+
+
+def test_what_cannot_run_is_an_error_by_name_and_a_warning_among_all(
+    workdir, scored, cache, caplog
+):
+    cache.documents = cache.documents[:1]  # nothing meets
+    told = "no two documents meet inside a block of 128 tokens"
+    with pytest.raises(ValueError, match=told):
+        quiet(workdir, protocols=["no-resets"])
+    quiet(workdir, protocols=["all"])
+    assert not any("resets" in name for name in scored)
+    warned = [record.message for record in caplog.records if told in record.message]
+    assert [text.split(" is left out: ")[0] for text in warned] == [
+        "document-resets (validation)", "no-resets (validation)"
+    ]  # fmt: skip
+    assert len(scored) == 8
+
+
+def test_windows_of_a_named_protocol_must_be_wanted(tmp_path):
+    workdir = save_run(tmp_path / "run", changed(evaluate={"position_windows": 0}))
+    with pytest.raises(
+        ValueError, match="protocol chunks is asked for, but .*position_windows = 0"
+    ):
+        quiet(workdir, protocols=["chunks"])
+
+
+def test_the_configuration_names_protocols_too(tmp_path, scored):
+    workdir = save_run(tmp_path / "run", changed(evaluate={"protocols": ("sliding-window",),
+                                                           "stride": 7}))  # fmt: skip
+    rows = quiet(workdir)
+    assert scored == ["sliding-window (validation)"]
+    assert {row["scored_per_window"] for row in rows if row["kind"] == "perplexity"} == {7}
+
+
 def test_the_bar_of_the_command_line_shows_the_length(workdir, scored, capsys):
     evaluate(workdir)
     output = capsys.readouterr()
@@ -287,6 +338,15 @@ def test_retrieval_tasks_are_protocols_of_their_own(tmp_path, cache, scored):
         ({"evaluate": {"lengths": (1, 32)}}, "takes 1025, and the longest of 3 documents has 500"),
         ({"evaluate": {"passkey_lengths": (1, 4)}}, "32 tokens, too short for 'passkey .compact.'"),
         ({"evaluate": {"passkey_templates": ("poem",)}}, "names 'poem'; accepted: compact, stand"),
+        ({"evaluate": {"protocols": ("chunk",)}}, "'chunk' is no protocol; accepted: same-tokens,"),
+        (
+            {"evaluate": {"protocols": ("sliding-window",), "stride": 33}},
+            "stride is 33, accepted: 1 to the shortest context of 32 tokens",
+        ),
+        (
+            {"evaluate": {"protocols": ("no-resets",), "lengths": (32,)}},
+            "3 documents joined have 860 tokens, and a block of 1024 takes 1025",
+        ),
         ({"evaluate": {"scored_tokens": 33}}, "33, more than the shortest context of 32 tokens"),
         (
             {"position": {"method": "learned", "table_length": 64}},

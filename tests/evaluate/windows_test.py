@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fope_jax.evaluate.windows import place_windows, position_buckets, share_evenly
+from fope_jax.evaluate.windows import (
+    place_blocks,
+    place_windows,
+    position_buckets,
+    share_evenly,
+)
 
 
 def documents(lengths):
@@ -82,3 +87,28 @@ def test_buckets_cover_the_window_once_with_the_training_length_as_an_edge(
     assert covered == list(range(context))
     if training_length < context:
         assert training_length in {start for start, _ in buckets}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=8),
+    length=st.integers(1, 60),
+    total=st.integers(1, 20),
+    meeting=st.booleans(),
+)
+def test_blocks_lie_inside_the_stream_and_hold_what_is_asked_for(lengths, length, total, meeting):
+    table = documents([*lengths, 1, 2 * length])
+    size = table["length"].sum()
+    inner = [s for s in table["start"] if s % length and s // length < (size - 1) // length]
+    if meeting and not inner:
+        with pytest.raises(ValueError, match="no two documents meet inside a block"):
+            place_blocks(table, length=length, total=total, meeting=True)
+        return
+    blocks = place_blocks(table, length=length, total=total, meeting=meeting)
+    there = len({s // length for s in inner}) if meeting else (size - 1) // length
+    assert len(blocks) == min(total, there)
+    assert (blocks % length == 0).all()
+    assert (np.diff(blocks) >= length).all()
+    assert blocks[-1] + length + 1 <= size
+    if meeting:
+        assert all(any(b < s < b + length for s in table["start"]) for b in blocks)

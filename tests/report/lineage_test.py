@@ -74,7 +74,7 @@ def test_the_page_states_it_with_both_on_one_axis(pair, tmp_path):
     assert page.index("<h2>Lineage</h2>") < page.index("<h2>Perplexity against context length")
     assert FREQUENCIES in page and "8 rows an update in place of 16" in page
     assert page.count("<h2>Perplexity against") == 1
-    assert page.count("<figure>") == 5
+    assert page.count("<figure>") == 6
 
 
 def test_a_parent_that_is_not_shown_and_a_loud_start(pair):

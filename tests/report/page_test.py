@@ -14,7 +14,7 @@ from fope_jax.report.provenance import config_tables, run_titles
 from fope_jax.report.rows import ReportError, read_runs
 from fope_jax.report.tables import number
 
-VOID = ("meta", "img")
+VOID = ("meta", "img", "br")
 
 
 class Page(HTMLParser):
@@ -80,10 +80,11 @@ def test_the_protocol_is_stated_with_what_was_left_out(report):
 
 def test_the_page_is_complete_by_itself(report):
     path, page = report
-    assert [attrs["src"][:26] for attrs in page.all("img")] == ["data:image/svg+xml;base64,"] * 5
+    assert [attrs["src"][:26] for attrs in page.all("img")] == ["data:image/svg+xml;base64,"] * 6
     assert not page.all("script") and not page.all("link")
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", path.read_text())
-    for link in (attrs["href"] for attrs in page.all("a")):
+    links = [attrs["href"] for attrs in page.all("a")]
+    for link in (link for link in links if not link.startswith("#")):
         assert (path.parent / link).stat().st_size > 2_000
     assert {p.suffix for p in path.parent.iterdir()} == {".html", ".png", ".svg"}
 
@@ -102,6 +103,30 @@ def test_the_page_can_be_read_aloud_and_on_a_phone(report):
     assert len(page.all("h2")) == 6
     assert len(page.all("caption")) == len(page.all("table"))
     assert len([a for a in page.all("div") if a.get("class") == "scroll"]) == len(page.all("table"))
+
+
+def test_the_page_can_be_walked_by_keyboard(report):
+    page = report[1]
+    names = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(set(names)) == len(names)
+    inside = [a["href"][1:] for a in page.all("a") if a["href"].startswith("#")]
+    assert inside[0] == "main"  # past the list of sections
+    assert inside[1:] == [attrs["id"] for attrs in page.all("section")]
+    assert set(inside) <= set(names)
+    scrolling = [a for a in page.all("div") if a.get("class") in ("scroll", "picture")]
+    assert all(a["tabindex"] == "0" and a["aria-label"] for a in scrolling)
+    assert len(scrolling) == len(page.all("table")) + len(page.all("img"))
+    assert ":focus-visible" in report[0].read_text()
+
+
+def test_figures_name_protocol_tokens_bos_windows_and_seeds(report):
+    captions = re.findall(r"<figcaption>(.*?)\(<a", report[0].read_text(), re.DOTALL)
+    for caption in captions[:2]:
+        assert "Protocol same-tokens: the same 9,600 tokens of 2 documents in 150 wind" in caption
+        assert "no BOS token is added; 1 seed; bands: 95% interval over documents" in caption
+    assert "percentile bootstrap, 2 documents drawn with replacement 1,000 times" in captions[0]
+    assert "Protocol long-window" in captions[2]
+    assert "No intervals: these rows do not tell documents apart." in captions[2]
 
 
 def test_the_same_runs_give_the_same_page(four_runs, tmp_path):

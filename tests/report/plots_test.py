@@ -37,6 +37,37 @@ def test_perplexity_curves_are_the_numbers(synthetic, four_runs, looks):
     assert axes.get_ylabel() == "perplexity (per token)"
 
 
+def test_bits_per_byte_are_the_right_axis(four_runs, looks):
+    (comparison,) = comparisons(read_runs(four_runs), "perplexity")
+    figure = plots.perplexity_figure(comparison, looks)
+    (right,) = figure.axes[0].child_axes
+    figure.draw_without_rendering()
+    assert right.get_ylabel() == "bits per byte"
+    low, high = figure.axes[0].get_ylim()
+    expected = np.log2([low, high]) / 3  # three bytes a token
+    np.testing.assert_allclose(right.get_ylim(), expected, rtol=1e-6)
+
+
+def test_bands_are_the_intervals(synthetic, make_run):
+    rows = synthetic.rows_of("fope", 0)
+    for row in rows:
+        if row["kind"] == "perplexity" and row["document"] == "Emma":
+            row["nats"] += 0.5 * row["tokens"]
+    (comparison,) = comparisons(read_runs([make_run("fope", rows=rows)]), "perplexity")
+    for draw, low, high in (
+        (plots.perplexity_figure, math.exp(3.09), math.exp(3.59)),
+        (plots.ratio_figure, 1.0, 1.0),
+    ):
+        (axes,) = draw(comparison, plots.styles(["fope"])).axes
+        (band,) = axes.collections[:1]
+        corners = band.get_paths()[0].vertices
+        at_128 = corners[corners[:, 0] == 128, 1]
+        assert (at_128.min(), at_128.max()) == pytest.approx((low, high))
+        bottom, top = axes.get_ylim()
+        assert bottom < corners[:, 1].min()
+        assert corners[:, 1].max() < top
+
+
 @pytest.mark.parametrize("kind", ["perplexity", "position", "passkey"])
 def test_the_training_length_is_marked(four_runs, looks, kind):
     draw = {"perplexity": plots.perplexity_figure, "position": plots.position_figure,

@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from fope_jax.report.rows import (
     read_run,
     read_runs,
     spread,
+    what_was_scored,
 )
 
 # ---------------------------------------------------------------------------- reading
@@ -64,7 +66,7 @@ def test_a_torn_last_line_and_unknown_kinds_are_left(make_run):
     path = make_run("rope") / "metrics.jsonl"
     whole = read_rows(path)
     with path.open("a") as stream:
-        stream.write('{"kind": "spectrum", "anything": 1}\n{"kind": "perpl')
+        stream.write('{"kind": "weather", "anything": 1}\n{"kind": "perpl')
     assert read_rows(path) == whole
 
 
@@ -146,15 +148,62 @@ def test_runs_scored_on_different_tokens_are_never_in_one_comparison(make_run):
         check_comparable(joined)
 
 
-def test_mixed_protocols_are_refused(synthetic, make_run):
+def test_protocols_of_one_run_are_compared_apart_and_refused_together(synthetic, make_run):
     rows = synthetic.rows_of("rope", 0)
-    for row in rows[-100:]:
-        if row["kind"] == "perplexity" and row["context"] == 128:
-            row["protocol"] = "sliding-window"
+    rows += [
+        row | {"protocol": "sliding-window"} for row in rows if row["kind"] == "perplexity"
+    ]  # fmt: skip
+    one, other = comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
+    assert (one.protocol, other.protocol) == ("same-tokens", "sliding-window")
+    mixed = Comparison("perplexity", "validation", {"rope": [one.first + other.first]}, {})
     with pytest.raises(
         ReportError, match="'same-tokens'.*'sliding-window'.*not belong in one plot"
     ):
-        comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
+        check_comparable(mixed)
+
+
+def test_chunks_need_not_score_the_same_tokens_at_every_context(synthetic, make_run):
+    def chunked(variant, less):
+        rows = synthetic.rows_of(variant, 0)
+        for row in rows:
+            if row["kind"] == "perplexity":
+                row |= {"protocol": "chunks", "tokens": row["tokens"] - less // row["context"]}
+        return make_run(variant, rows=rows)
+
+    runs = read_runs([chunked("rope", 2048), chunked("fope", 2048), chunked("alibi", 4096)])
+    curves = [list(comparison.curves) for comparison in comparisons(runs, "perplexity")]
+    assert sorted(curves) == [["alibi"], ["rope", "fope"]]
+
+
+def test_intervals_are_of_the_mean_over_seeds_and_ratios_are_paired(synthetic, make_run):
+    runs = []
+    for seed in (0, 1):
+        rows = synthetic.rows_of("fope", seed)
+        for row in rows:  # one book is harder by a nat, at every context and for every seed
+            if row["kind"] == "perplexity":
+                row["nats"] += (0.2 * seed + (row["document"] == "Emma")) * row["tokens"]
+        runs.append(make_run("fope", seed, rows=rows))
+    (comparison,) = comparisons(read_runs(runs), "perplexity")
+    found = comparison.intervals(lambda sums: sums.loss)["fope"]
+    assert found[128] == pytest.approx((3.09 + 0.1, 3.09 + 0.1 + 1))
+    ratios = comparison.ratio_intervals(lambda sums: sums.perplexity)["fope"]
+    assert ratios[2048] == pytest.approx((math.exp(0.38), math.exp(0.38)))
+    assert comparison.intervals(lambda sums: sums.perplexity)["fope"][128].high == pytest.approx(
+        (math.exp(4.09) + math.exp(4.29)) / 2
+    )
+
+
+def test_rows_that_do_not_name_documents_have_no_interval(four_runs):
+    (comparison,) = comparisons(read_runs(four_runs), "position")
+    intervals = comparison.intervals(lambda sums: sums.loss, by=lambda row: row["bucket"][0])
+    assert intervals == {"rope": {}, "alibi": {}, "nope": {}, "fope": {}}
+
+
+def test_committed_rows_are_still_readable():
+    path = Path(__file__).parents[2] / "experiments/quickstart/results/fope_0.jsonl"
+    rows = read_rows(path)
+    assert {row["protocol"] for row in rows} >= {"same-tokens", "long-window"}
+    assert what_was_scored("perplexity", [r for r in rows if r["kind"] == "perplexity"])
 
 
 def test_contexts_scored_on_different_tokens_are_refused(synthetic, make_run):

@@ -3,6 +3,7 @@
 import math
 from html.parser import HTMLParser
 
+from fope_jax.report import tables
 from fope_jax.report.rows import comparisons, read_runs, spread
 from fope_jax.report.tables import (
     Table,
@@ -13,14 +14,21 @@ from fope_jax.report.tables import (
     number,
     passkey_tables,
     perplexity_tables,
-    position_table,
+    position_tables,
     text_tables,
     with_spread,
 )
 
 
 def cells(table):
-    return {head: dict(zip(table.columns, values, strict=True)) for head, values in table.rows}
+    """The numbers, without the intervals below them."""
+    return {
+        head: {
+            column: value.split("\n")[0]
+            for column, value in zip(table.columns, values, strict=True)
+        }
+        for head, values in table.rows
+    }
 
 
 def test_perplexity_ratio_and_bits_of_every_variant_and_context(synthetic, four_runs):
@@ -50,10 +58,13 @@ def test_passkeys_are_counted_over_depths(synthetic, four_runs):
 
 def test_positions_are_rows(four_runs):
     (comparison,) = comparisons(read_runs(four_runs), "position")
-    table = cells(position_table(comparison))
+    table, bits = map(cells, position_tables(comparison))
     assert list(table)[:2] == ["0 to 3", "4 to 7"]
     assert list(table)[-1] == "1,024 to 2,047"
     assert table["0 to 3"]["rope"] == f"{3.10 + 1:.3f}"
+    assert table["0 to 3"]["tokens"] == "32"
+    assert table["0 to 3"]["documents"] == "-"
+    assert bits["0 to 3"]["rope"] == f"{4.10 * 32 / math.log(2) / 100:.3f}"
 
 
 def test_every_document_has_its_row(synthetic, four_runs):
@@ -68,15 +79,26 @@ def test_terminal_tables_align_and_name_what_is_missing(four_runs, make_run):
     rows = [{"kind": "train", "step": 1, "tokens_seen": 10, "loss": 3.0}]
     text = text_tables(read_runs([*four_runs, make_run("rope", name="young", rows=rows)]))
     first = text.split("\n\n")[0].splitlines()
-    assert first[0] == (
-        "Perplexity (validation split, trained on 128 tokens); the same tokens are scored at every "
-        "context"
-    )
-    assert len({len(line) for line in first[1:]}) == 1
-    assert "22.20" in first[3]
+    assert first[:3] == [
+        "Perplexity (protocol same-tokens, validation split, trained on 128 tokens)",
+        "the same 9,600 tokens of 2 documents in 150 windows at every context; no BOS token is "
+        "added; 1 seed;",
+        "in brackets: 95% interval over documents",
+    ]
+    assert len({len(line) for line in first[3:]}) == 1
+    assert "22.20" in first[5]
+    assert "[22.20, 22.20]" in first[6]
     assert "93/100 (93%)" in text
     assert "not evaluated yet" in text.splitlines()[-1]
     assert text.splitlines()[-1].endswith("young")
+
+
+def test_too_many_rows_are_cut_with_a_word(four_runs, monkeypatch):
+    monkeypatch.setattr(tables, "MOST_ROWS", 7)
+    (comparison,) = comparisons(read_runs(four_runs), "perplexity")
+    table = document_table(comparison)
+    assert len(table.rows) == 7
+    assert table.note == "the first 7 of 40 rows; all are in metrics.jsonl"
 
 
 def test_spread_shows_only_over_seeds():
@@ -105,13 +127,16 @@ class Outline(HTMLParser):
 
 
 def test_html_tables_escape_and_name_the_scope_of_their_headers():
-    table = Table("a < b", "variant", ["1 & 2"], [("<script>", ["3"])], note="x > y")
+    table = Table("a < b", "variant", ["1 & 2"], [("<script>", ["3\n[<2, 4]"])], note="x > y")
     html = as_html(table)
     assert "<script>" not in html
     assert "a &lt; b" in html
+    assert "<td>3<br><small>[&lt;2, 4]</small></td>" in html
     outline = Outline()
     outline.feed(html)
     assert not outline.open
     heads = [attrs for tag, attrs in outline.tags if tag == "th"]
     assert [attrs["scope"] for attrs in heads] == ["col", "col", "row"]
-    assert as_text(table).splitlines()[0] == "a < b; x > y"
+    text = as_text(table).splitlines()
+    assert text[:2] == ["a < b", "x > y"]
+    assert [line.split() for line in text[-2:]] == [["<script>", "3"], ["[<2,", "4]"]]

@@ -135,7 +135,7 @@ class CheckpointStore:
         paths = {self.directory / str(step): damage for step, damage in damaged.items()}
         if any((path / MANIFEST).exists() for path in paths):
             raise CheckpointError(
-                "no valid checkpoint is left; bring one back, or move the directory away to start"
+                "no valid checkpoint is left; bring one back, or move the whole run away to start"
                 " over:\n" + "\n".join(f"  {path}: {damage}" for path, damage in paths.items())
             )
 

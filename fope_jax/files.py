@@ -271,10 +271,11 @@ def remove_tree(directory: Path) -> None:
 
 
 def move_tree(directory: Path, target: Path) -> None:
-    """Gives ``directory`` another name, which is free; in a bucket its objects are copied."""
+    """Gives ``directory`` another name, which is free; in a bucket, objects are copied there."""
     if in_bucket(directory):
-        source, name = (os.fspath(p).removeprefix(_BUCKET) for p in (directory, target))
-        _file_system().mv(source, name, recursive=True)
+        for name in list_tree(directory):
+            _file_system().cp_file(os.fspath(directory / name), os.fspath(target / name))
+        remove_tree(directory)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         directory.rename(target)

@@ -184,6 +184,7 @@ def writing(
     if not is_first():
         yield None
         return
+    made = not in_bucket(directory) and not directory.exists()
     try:
         make_writable(directory)
     except OSError as error:
@@ -198,8 +199,8 @@ def writing(
         yield lock
     finally:
         lock.release()
-        if not in_bucket(directory):
-            with contextlib.suppress(OSError):  # not empty, unless nothing came of the work
+        if made:
+            with contextlib.suppress(OSError):  # nothing was begun there, unless it holds anything
                 directory.rmdir()
 
 

@@ -80,7 +80,9 @@ class Handler(BaseHTTPRequestHandler):
             if bucket not in self.storage.buckets:
                 raise Refusal(404)
             with self.storage.lock:
-                if kind == "upload/":
+                if name and "/rewriteTo/b/" in name:
+                    self.copy(bucket, name)
+                elif kind == "upload/":
                     self.upload(bucket, query, body)
                 elif name:
                     self.object(bucket, unquote(name), query, kind == "download/")
@@ -137,6 +139,17 @@ class Handler(BaseHTTPRequestHandler):
                 content, status = content[begin:end], 206
                 headers["Content_Range"] = f"bytes {begin}-{end - 1}/{size}"
             self.answer(status, content, x_goog_generation=str(found.generation), **headers)
+
+    def copy(self, bucket: str, names: str) -> None:
+        source, _, target = names.partition("/rewriteTo/b/")
+        to_bucket, _, name = target.partition("/o/")
+        found = self.storage.buckets[bucket].get(unquote(source))
+        if found is None:
+            raise Refusal(404)
+        written = Object(found.content, next(self.storage.numbers))
+        self.storage.buckets[to_bucket][unquote(name)] = written
+        resource = described(to_bucket, unquote(name), written)
+        self.answer(200, {"kind": "storage#rewriteResponse", "done": True, "resource": resource})
 
     def listing(self, bucket: str, query: dict[str, str]) -> dict[str, Any]:
         objects, prefix = self.storage.buckets[bucket], query.get("prefix", "")

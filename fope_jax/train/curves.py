@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,6 +46,8 @@ class Curves:
             return
         try:
             for name, value in values.items():
+                if not math.isfinite(value):  # a row of skipped steps alone; a gap says it best
+                    continue
                 summary = self._summary.scalar(f"train/{name}", value)
                 self._writer.write_event(
                     self._events.event_pb2.Event(wall_time=time.time(), step=step, summary=summary)

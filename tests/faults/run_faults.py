@@ -233,7 +233,9 @@ def flip_twenty_bits(directory: Path, seed: int) -> None:
             warnings.simplefilter("always")
             found = CheckpointStore(run / "checkpoints").latest_valid_step()
         assert found == STEPS - SAVE_EVERY, path
-        assert f"{newest} is damaged: {path.relative_to(newest)} " in str(caught[0].message)
+        # A manifest that is wrong about a file is told as that file's damage.
+        named = "" if path.name == "manifest.json" else f"{path.relative_to(newest)} "
+        assert f"{newest} is damaged: {named}" in str(caught[0].message)
         path.write_bytes(whole)
     assert world.valid_step(run) == STEPS
 
@@ -574,7 +576,7 @@ FAULTS = [
     ),
     Fault(
         "20 random bit flips in a checkpoint",
-        "each one is found and the file named",
+        "each one is found, before an array is read",
         flip_twenty_bits, trials=5, short=1,
     ),
     Fault(

@@ -13,6 +13,7 @@ import pytest
 
 from fope_jax.checkpoint import CheckpointError
 from fope_jax.config import ConfigError, build_experiment, experiment_to_dict
+from fope_jax.data import lessons
 from fope_jax.data.build import build
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
@@ -23,7 +24,6 @@ from fope_jax.model.losses import LossSums
 from fope_jax.model.transformer import merge, position_variables
 from fope_jax.position import ALiBi, FoPE, Learned, NoPE, PositionInterpolation, RoPE, YaRN
 from fope_jax.train import extend as extend_module
-from fope_jax.train import loop
 from fope_jax.train.exchange import import_run
 from fope_jax.train.extend import (
     OPTIMIZERS,
@@ -196,7 +196,7 @@ def test_the_same_command_goes_on_to_the_same_bits_without_the_parents_arrays(
 ):
     parent = Path(shutil.copytree(rope, tmp_path / "rope"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
-        runs.interrupt(loop, patch, at=12 + 3)
+        runs.interrupt(lessons, patch, at=12 + 3)
         main(arguments(parent, tmp_path / "run"))
     shutil.rmtree(parent / "checkpoints")
     with caplog.at_level(logging.INFO, logger="fope_jax"):

@@ -20,7 +20,7 @@ _NUMBER = (int, float)
 _IDS = {"variant": str, "seed": int, "step": int, "training_length": int}
 _SUMS = {"nats": _NUMBER, "tokens": _NUMBER, "bytes": _NUMBER, "correct": _NUMBER}
 
-_ANSWERS = dict.fromkeys(("found", "asked", "first", "rank_sum", "candidates"), int)
+_ANSWERS: dict[str, Any] = dict.fromkeys(("found", "asked", "first", "rank_sum", "candidates"), int)
 
 # What a row of each kind must have; kinds that are not listed belong to someone else's report.
 FIELDS: dict[str, dict[str, Any]] = {

@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from fope_jax import position as positions
 from fope_jax.data import DataConfig
 from fope_jax.data.held_out import name_of
-from fope_jax.data.retrieval import TASKS
+from fope_jax.data.retrieval.names import TASKS
 from fope_jax.fields import ConfigError, checked, field_types, nearest, parse
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig

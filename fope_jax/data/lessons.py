@@ -15,7 +15,8 @@ import numpy as np
 from fope_jax.data.cache import TokenCache
 from fope_jax.data.config import DataConfig
 from fope_jax.data.loader import READING, Loader
-from fope_jax.data.retrieval import Task, make_task
+from fope_jax.data.retrieval.base import Task
+from fope_jax.data.retrieval.table import make_task
 from fope_jax.extras import require
 from fope_jax.typing import Batch
 

@@ -253,7 +253,7 @@ def depth_figure(comparison: Comparison) -> Figure:
         fontsize=11,
     )
     figure.supxlabel("context length (tokens)", fontsize=10)
-    figure.supylabel("depth of what is asked for (0: beginning, 1: end)", fontsize=10)
+    figure.supylabel("depth (0: beginning, 1: end)", fontsize=10)
     return figure
 
 

@@ -30,6 +30,8 @@ SCORED_DIFFERS = ("chunks",)  # protocols whose contexts do not score the same t
 NO_BOS = "no BOS token is added"  # where the rows are older than the statement
 _SUMS = {"nats": _NUMBER, "tokens": _NUMBER, "bytes": _NUMBER, "correct": _NUMBER}
 
+_ANSWERS: dict[str, Any] = dict.fromkeys(("found", "asked", "first", "rank_sum", "candidates"), int)
+
 # What a row of each kind must have; kinds that are not listed belong to someone else's report.
 FIELDS: dict[str, dict[str, Any]] = {
     "train": {"step": int, "tokens_seen": int, "loss": _NUMBER},
@@ -56,12 +58,16 @@ FIELDS: dict[str, dict[str, Any]] = {
     | {name: (*_NUMBER, type(None)) for name in ("q_leakage", "k_leakage", "hidden_leakage")},
     "retrieval": _IDS
     | {"task": str, "context": int, "depth": (*_NUMBER, type(None))}
-    | {"correct": int, "total": int, "found": int, "asked": int, "nats": _NUMBER, "tokens": int}
-    | {"first": int, "rank_sum": int, "candidates": int},
+    | {"correct": int, "total": int, "nats": _NUMBER, "tokens": int}
+    | _ANSWERS,
     "protocol": _IDS | {"protocol": str, "settings": dict},
     "time": {"phase": str, "seconds": _NUMBER},
     "run": {"config": dict, "info": dict, "lineage": dict},
 }
+
+
+# What a row may have: those of runs that were evaluated before it was measured do not.
+OPTIONAL: dict[str, dict[str, Any]] = {"passkey": _ANSWERS}
 
 
 class ReportError(ValueError):
@@ -183,7 +189,8 @@ def check_row(row: Any, where: str) -> None:
     if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
         raise ReportError(f'{where}: a row is an object with a string "kind"; got {row!r:.60}')
     kind = row["kind"]
-    for name, accepted in FIELDS.get(kind, {}).items():
+    optional = {name: t for name, t in OPTIONAL.get(kind, {}).items() if name in row}
+    for name, accepted in (FIELDS.get(kind, {}) | optional).items():
         if name not in row:
             raise ReportError(f"{where}: a {kind!r} row has no {name!r}")
         value = row[name]

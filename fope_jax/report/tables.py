@@ -219,17 +219,19 @@ def passkey_tables(comparison: Comparison) -> list[Table]:
     if several:
         title, note = f"Parts of the answer found ({where})", "in any order, in what was written"
         tables.append(shares(title, "found", "asked", note))
-    if any(own.rank_sum for own in sums):
-        row = next(iter(comparison.curves.values()))[0][0]
-        candidates = row["candidates"]
+    candidates = max(row.get("candidates", 0) for _, row in _each_row(comparison))
+    if candidates:
         tables.append(
             _by_context(
                 f"Mean rank of the right answer ({where})",
                 comparison,
-                comparison.numbers(lambda s: s.mean_rank),
+                {
+                    label: {c: rank for c, rank in ranks.items() if not math.isnan(rank.mean)}
+                    for label, ranks in comparison.numbers(lambda s: s.mean_rank).items()
+                },
                 note=f"by log-likelihood among {candidates} answers; 1 is the best, "
                 f"{(candidates + 1) / 2:g} is chance",
-            )  # fmt: skip
+            )
         )
     tables.append(
         _by_context(
@@ -238,7 +240,7 @@ def passkey_tables(comparison: Comparison) -> list[Table]:
             comparison.numbers(lambda s: s.loss),
             three,
             note="falls before answers become right",
-        )  # fmt: skip
+        )
     )
     return tables
 

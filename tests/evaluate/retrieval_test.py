@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.data.retrieval import make_task
 from fope_jax.data.retrieval.base import RIVALS, Task, Trial
 from fope_jax.data.retrieval.passkey import COMPACT, STANDARD, Passkey
+from fope_jax.data.retrieval.table import make_task
 from fope_jax.data.tokenizer import BytesTokenizer
 from fope_jax.evaluate.answering import model_answerer
 from fope_jax.evaluate.retrieval import Series, check_series, score_task

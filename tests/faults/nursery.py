@@ -113,9 +113,9 @@ def run(request: Request) -> int:
 
 
 def prepare(request: Request) -> None:
-    from fope_jax.train import loop
+    from fope_jax.data import lessons
 
-    loop.Loader = harmed_loader(loop.Loader, request)
+    lessons.Loader = harmed_loader(lessons.Loader, request)
     if "die" in request:
         name, call, seconds = request["die"]
         wrap(name, call, lambda: kill_after(seconds))

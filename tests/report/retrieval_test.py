@@ -82,3 +82,19 @@ def test_a_row_without_its_rank_is_named(make_run):
     del rows[0]["rank_sum"]
     with pytest.raises(ReportError, match="line 1: a 'retrieval' row has no 'rank_sum'"):
         read_run(make_run("rope", rows=rows))
+
+
+def test_passkeys_have_ranks_where_they_were_taken(synthetic, make_run):
+    """An older run's rows have none; its cells stay empty."""
+    ranked = synthetic.rows_of("fope", 0)
+    for row in ranked:
+        if row["kind"] == "passkey":
+            row |= {"candidates": 10, "rank_sum": 30, "first": 12, "found": 1, "asked": 20}
+    runs = [make_run("alibi"), make_run("fope", rows=ranked)]
+    (comparison,) = comparisons(read_runs(runs), "passkey")
+    _, rank, _ = map(cells, passkey_tables(comparison))
+    assert (rank["fope"]["128"], rank["alibi"]["128"]) == ("1.50", "-")
+    wrong = next(row for row in ranked if row["kind"] == "passkey")
+    wrong["first"] = 1.5
+    with pytest.raises(ReportError, match="'first' of a 'passkey' row is 1.5; accepted: int"):
+        read_run(make_run("rope", rows=[wrong]))

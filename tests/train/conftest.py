@@ -69,22 +69,14 @@ class Runs:
     def interrupt(module, patch, at):
         """Makes training raise Interrupted before it sees batch ``at`` of the stream."""
 
-        make = module.make_loader
-
-        def make_loader(*args, **arguments):
-            loader = make(*args, **arguments)
-            iterate = loader.iterate
-
-            def until(start, count):
-                for step, batch in enumerate(iterate(start, count), start):
+        class Loader(module.Loader):
+            def iterate(self, start, count):
+                for step, batch in enumerate(super().iterate(start, count), start):
                     if step == at:
                         raise Interrupted
                     yield batch
 
-            loader.iterate = until
-            return loader
-
-        patch.setattr(module, "make_loader", make_loader)
+        patch.setattr(module, "Loader", Loader)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fope_jax.config import TrainConfig
+from fope_jax.data import lessons
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
@@ -87,13 +88,13 @@ def test_a_skipped_step_leaves_every_bit_and_a_good_one_is_that_without_a_guard(
 
 
 def poison(monkeypatch, *steps):
-    class Poisoned(loop.Loader):
+    class Poisoned(lessons.Loader):
         def iterate(self, start, count):
             for step, batch in enumerate(super().iterate(start, count), start + 1):
                 bad = np.float32(np.nan if step in steps else 1)
                 yield batch._replace(weights=batch.weights * bad)
 
-    monkeypatch.setattr(loop, "Loader", Poisoned)
+    monkeypatch.setattr(lessons, "Loader", Poisoned)
 
 
 def test_skipped_steps_are_counted_and_use_up_no_learning_rate(runs, tmp_path, monkeypatch, caplog):

@@ -3,8 +3,3 @@
 The same tasks train a model (`fope_jax.data.lessons`) and test it (`fope_jax.evaluate.retrieval`).
 What is drawn for the one is never drawn for the other: see ``HALVES`` in ``base``.
 """
-
-from fope_jax.data.retrieval.base import Task, Trial
-from fope_jax.data.retrieval.table import TASKS, make_task
-
-__all__ = ["TASKS", "Task", "Trial", "make_task"]

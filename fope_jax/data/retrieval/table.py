@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fope_jax.data.retrieval.base import Task
+from fope_jax.data.retrieval.names import TASKS
 from fope_jax.data.retrieval.needles import (
     CommonWords,
     MultiKey,
@@ -20,7 +21,6 @@ ALONE: dict[str, Any] = {"recall": Recall, "copy": Copy, "passkey": Passkey}
 NEEDLES = {
     cls.name: cls for cls in (MultiKey, MultiValue, MultiQuery, VariableTracking, CommonWords)
 }
-TASKS = (*ALONE, *NEEDLES)
 
 
 def make_task(name: str, tokenizer: Any, haystack: Haystack | None = None) -> Task:

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from fope_jax.data.retrieval import TASKS, make_task
+from fope_jax.data.retrieval import table
 from fope_jax.data.retrieval.base import RIVALS, half_of
+from fope_jax.data.retrieval.names import TASKS
 from fope_jax.data.retrieval.needles import NEEDLES, WORDS, CommonWords
 from fope_jax.data.retrieval.symbols import Copy, Recall
+from fope_jax.data.retrieval.table import ALONE, make_task
 from fope_jax.data.retrieval.texts import FILLER, CorpusText, Noise
 from fope_jax.data.tokenizer import BytesTokenizer
 
@@ -249,3 +251,7 @@ def test_noise_is_whole_sentences_around_a_needle():
 def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match="task 'poem'; accepted: recall, copy, passkey, multi_key"):
         make_task("poem", BYTES)
+
+
+def test_every_name_has_its_task():
+    assert sorted(TASKS) == sorted([*ALONE, *table.NEEDLES])

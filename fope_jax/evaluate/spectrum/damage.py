@@ -65,7 +65,7 @@ def harmonics(
     Returns:
       ``[count]``, c_0 the constant.
 
-    >>> harmonics(lambda x: x**2, 2.0, 4).round(6).tolist()
+    >>> (harmonics(lambda x: x**2, 2.0, 4).round(6) + 0.0).tolist()
     [2.0, 0.0, 2.0, 0.0]
 
     Reference: Hua et al. 2025, Lemma 3.1 and Eq. 14-18, there by Taylor expansion.
@@ -73,7 +73,7 @@ def harmonics(
     turn = 2 * np.pi * np.arange(points) / points
     found = np.fft.rfft(activation(amplitude * np.cos(turn))).real[:count] / points
     found[1:] *= 2
-    return found + 0.0
+    return found
 
 
 def intermodulation(

@@ -229,7 +229,7 @@ def _over_windows(
          "k_leakage", "pair_null", "hidden_leakage", "hidden_null", "own")
     )  # fmt: skip
     if bases.hidden is not None:
-        numbers["hidden_leakage"] = float(1 - mean["hidden"][0] / mean["hidden"][1])
+        numbers["hidden_leakage"] = _elsewhere(mean["hidden"])
         numbers["hidden_null"] = 1 - bases.hidden.null
     if series is not None and bases.own is not None:
         inside, _ = energies(mean["profile"], bases.own)
@@ -243,8 +243,8 @@ def _over_windows(
             "undertrained_energy": mean["coefficients"][:, slow].sum(-1)
             / mean["coefficients"].sum(-1),
             "undertrained_null": float(dominant.mean()),
-            "q_leakage": float(1 - mean["q"][0] / mean["q"][1]),
-            "k_leakage": float(1 - mean["k"][0] / mean["k"][1]),
+            "q_leakage": _elsewhere(mean["q"]),
+            "k_leakage": _elsewhere(mean["k"]),
             "pair_null": float(1 - np.mean([basis.null for basis in bases.of_pairs])),
         }
     return LayerSpectrum(
@@ -289,6 +289,11 @@ def _locked(summed: np.ndarray, energy: float, count: int) -> float:
         return float("nan")
     squares = np.sum(summed.astype(np.float64) ** 2)
     return float((squares / count - energy) / (count - 1) / energy)
+
+
+def _elsewhere(energy: np.ndarray) -> float:
+    """The leakage of ``energy``, what is inside and the whole; NaN where there is none."""
+    return float(1 - energy[0] / energy[1]) if energy[1] else float("nan")
 
 
 def _share(power: np.ndarray) -> np.ndarray:

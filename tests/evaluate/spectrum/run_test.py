@@ -151,7 +151,7 @@ def test_the_first_layer_of_one_token_is_a_pure_tone(tmp_path, monkeypatch):
     for row in rows:
         assert max(row["leakage"]) < 1e-5
         assert max(row["q_leakage"], row["k_leakage"]) < 1e-5
-        assert min(row["profile_share"]) > 1 - 1e-4
+        assert min(row["profile_share"]) > 1 - 1e-3
 
 
 @pytest.mark.parametrize(

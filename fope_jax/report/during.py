@@ -41,8 +41,8 @@ def scored_during(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]
 def during_figure(shown: Sequence[tuple[Run, list[Row]]], looks: dict[str, Style]) -> Figure:
     """Loss against tokens seen, one panel a context length, parent and child on one axis.
 
-    Where a run goes on from another, the axis begins as long before it as it is long: the rest of
-    the parent's training would leave no room for the child's.
+    Where a run goes on from another, the axis begins twice its length before it: the rest of the
+    parent's training would leave no room for the child's.
     """
     contexts = sorted({row["context"] for _, rows in shown for row in rows})
     names = labels([run for run, _ in shown])
@@ -83,7 +83,6 @@ def during_figure(shown: Sequence[tuple[Run, list[Row]]], looks: dict[str, Style
         list(found.values()), list(found), loc="outside lower center", ncols=min(4, len(found)),
         frameon=False, handlelength=3.5,
     )  # fmt: skip
-    figure.supxlabel("tokens seen (k: thousand, M: million, G: billion)", fontsize=10)
     figure.supylabel("loss (nats per token)", fontsize=10)
     figure.suptitle("Loss at each context length during training", fontsize=11)
     return figure
@@ -99,7 +98,7 @@ def _first_drawn(shown: Sequence[tuple[Run, list[Row]]]) -> int:
     if not children:
         return 0
     longest = max(row["tokens_seen"] for _, rows in children for row in rows)
-    return max(0, min(tokens_before(run) for run, _ in children) - longest)
+    return max(0, min(tokens_before(run) for run, _ in children) - 2 * longest)
 
 
 def _dress(panel: Axes, title: str) -> None:
@@ -108,6 +107,7 @@ def _dress(panel: Axes, title: str) -> None:
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
     panel.set_title(title, fontsize=10)
+    panel.set_xlabel("tokens seen", fontsize=9)
     panel.xaxis.set_major_locator(ticker.MaxNLocator(4))
     panel.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
     panel.tick_params(labelsize=8, labelbottom=True)

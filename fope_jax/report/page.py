@@ -260,8 +260,9 @@ def _during(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> li
         )
         figure = embedded_figure(
             during.during_figure(shown, looks), out, f"during-{index}", during.in_words(shown),
-            "Loss of the same tokens against tokens seen, those of a parent included. A dashed "
-            "line: where a run goes on from another, changed but not yet trained.",
+            "Loss of the same tokens against tokens seen (k: thousand, M: million, G: billion), "
+            "those of a parent included. A dashed line: where a run goes on from another, changed "
+            "but not yet trained.",
         )  # fmt: skip
         table = details("Every loss", as_html(during.during_table(shown)))
         sections.append(

@@ -53,8 +53,9 @@ def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):
     assert (short.get_title(), long.get_title()) == ("context 128", "context 256")
     before, after, line = long.lines
     assert list(line.get_xdata()) == [1000 * UPDATE] * 2 and len(short.lines) == 2
-    # Before the child's 200 updates there are 200 of the parent: its last measurement alone.
-    assert list(before.get_xdata()) == [1000 * UPDATE] and list(before.get_ydata()) == [5.0]
+    # Before the child's 200 updates there are 400 of the parent: its last two measurements.
+    assert list(before.get_xdata()) == [750 * UPDATE, 1000 * UPDATE]
+    assert list(before.get_ydata()) == [5.2, 5.0]
     assert list(after.get_xdata()) == [1000 * UPDATE, 1100 * UPDATE, 1200 * UPDATE]
     assert list(after.get_ydata()) == [3.5, 3.25, 3.0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rope", "nope"]

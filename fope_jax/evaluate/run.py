@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from fope_jax.evaluate.retrieval import TEMPLATES, check_contexts, draw_keys, sc
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.windows import Windows
 from fope_jax.extras import require
-from fope_jax.files import as_path
+from fope_jax.files import as_path, read_json
 from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
@@ -61,7 +60,7 @@ def read_experiment(workdir: Path) -> Experiment:
             f"{workdir} is no run: there is no {path.name}; make one with "
             f"`fope train --config CONFIG --workdir {workdir}`"
         )
-    return build_experiment(json.loads(path.read_text()))
+    return build_experiment(read_json(path))
 
 
 def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
@@ -102,7 +101,7 @@ def load_run(workdir: str | Path, step: int | None = None, mesh: Mesh | None = N
         store.close()
     check_fingerprint(metadata, position, shape, split(model)[2], where)
     info = workdir / "run.json"
-    run_info = json.loads(info.read_text()) if info.is_file() else {}
+    run_info = read_json(info) if info.is_file() else {}
     return LoadedRun(experiment, model, step, run_info)
 
 

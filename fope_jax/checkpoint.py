@@ -176,7 +176,9 @@ class CheckpointStore:
             expected = json.loads((path / MANIFEST).read_text())["files"]
         except FileNotFoundError:
             return "no manifest (the save was cut off, or is under way)"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
+            expected = None
+        if not isinstance(expected, dict):
             return f"{MANIFEST} cannot be read"
         found = tree_sha256(path, skip=MANIFEST)
         for name in sorted(expected.keys() | found.keys()):

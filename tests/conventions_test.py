@@ -36,6 +36,7 @@ MAY_IMPORT = {
     },
     "tpu": {"position", "model", "config", "train"},
     "report": set(),
+    "doctor": {"config", "data", "checkpoint", "evaluate"},
     "interop": {"position", "model"},
     "main": {
         "position",
@@ -45,6 +46,7 @@ MAY_IMPORT = {
         "train",
         "evaluate",
         "report",
+        "doctor",
         "distributed",
         "processes",
         "tpu",

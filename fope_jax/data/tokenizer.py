@@ -122,7 +122,7 @@ class SentencePieceTokenizer:
             model_proto=model
         )
         self.vocab_size = self._processor.vocab_size()
-        self.fingerprint = hashlib.sha256(b"sentencepiece" + model).hexdigest()
+        self.fingerprint = self.fingerprint_of(model)
         self.token_bytes = np.array(
             [self._piece_bytes(i) for i in range(self.vocab_size)], dtype=np.int32
         )
@@ -131,6 +131,11 @@ class SentencePieceTokenizer:
     @classmethod
     def load(cls, directory: Path) -> SentencePieceTokenizer:
         return cls((directory / cls.filename).read_bytes())
+
+    @staticmethod
+    def fingerprint_of(model: bytes) -> str:
+        """The fingerprint of a serialised model, found without loading it."""
+        return hashlib.sha256(b"sentencepiece" + model).hexdigest()
 
     def _piece_bytes(self, index: int) -> int:
         processor = self._processor
@@ -381,6 +386,10 @@ def load_saved(directory: Path, description: dict[str, Any]) -> Tokenizer:
     path = directory / kinds[description["kind"]].filename
     try:
         if description["kind"] == SentencePieceTokenizer.kind:
+            found = SentencePieceTokenizer.fingerprint_of(path.read_bytes())
+            # The library only logs that it cannot load a model.
+            if found != description["fingerprint"]:
+                raise ValueError(f"fingerprint {found}, expected {description['fingerprint']}")
             tokenizer = SentencePieceTokenizer.load(directory)
         else:
             text = path.read_text(encoding="utf-8")

@@ -75,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+_MOST_LAYERS = 10_000
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
@@ -179,8 +180,7 @@ def from_config(values: Mapping[str, Any]) -> Described:
         if key not in given:
             raise ValueError(f"{key!r} is missing: Hugging Face takes a default of the model")
     sizes: dict[str, Any] = {
-        ours: None if given[key] is None else integer(key, given[key])
-        for key, ours in _SIZES.items()
+        ours: None if given[key] is None else _size(key, given[key]) for key, ours in _SIZES.items()
     }
     config = TransformerConfig(
         **sizes,
@@ -197,6 +197,14 @@ def from_config(values: Mapping[str, Any]) -> Described:
         return Described(config, position, kept, None)
     own = _exported(ours, position, shape, family.by_layer)
     return Described(config, own, kept, ours["fingerprint"])
+
+
+def _size(key: str, value: Any) -> int:
+    """A size that can be counted to: what follows makes lists of so many layers."""
+    most = _MOST_LAYERS if key == "num_hidden_layers" else 2**31 - 1
+    if not 1 <= integer(key, value) <= most:
+        raise ValueError(f"{key!r} is {value!r:.80}: expected 1 to {most:,}")
+    return integer(key, value)
 
 
 def _kept(values: Mapping[str, Any], family: Family) -> dict[str, Any]:

@@ -15,7 +15,7 @@ STRANGE = [
 ]  # fmt: skip
 
 values = st.recursive(
-    st.sampled_from(STRANGE) | st.integers() | st.floats() | st.text(max_size=8),
+    st.sampled_from(STRANGE).map(copy.deepcopy) | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner,
                                                                max_size=3),
     max_leaves=6,

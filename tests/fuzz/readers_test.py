@@ -45,12 +45,12 @@ EXPERIMENT = {
     "evaluate": {"lengths": [1, 2], "passkey_depths": [0.5]},
     "mesh": {"data": 1, "fsdp": -1},
 }  # fmt: skip
-SHARD = {"file": "train-00000.array_record", "tokens": 40, "sha256": "a" * 64,
-         "documents": {"file": "train-00000.documents.npz", "count": 2, "sha256": "b" * 64}}  # fmt: skip
+TABLE = {"file": "train-00000.documents.npz", "count": 2, "sha256": "b" * 64}
+SHARD = {"file": "train-00000.array_record", "tokens": 40, "sha256": "a" * 64, "documents": TABLE}
 COUNTS = {"documents": 2, "bytes": 38, "empty_documents": 0, "changed_documents": 0,
           "bad_documents": 0, "first_bad": []}  # fmt: skip
-HELD_OUT = SHARD | {"file": "validation-00000.array_record", "documents": {
-    "file": "validation-00000.documents.npz", "count": 2, "sha256": "b" * 64}}  # fmt: skip
+HELD_OUT = {"file": "validation-00000.array_record", "tokens": 40, "sha256": "a" * 64,
+            "documents": TABLE | {"file": "validation-00000.documents.npz"}}  # fmt: skip
 MANIFEST = {
     "fingerprint": "f" * 64, "content": "c" * 64, "config": {}, "dtype": "<u2",
     "tokenizer": describe(BytesTokenizer()), "block_tokens": 16, "shard_tokens": 64,
@@ -75,8 +75,17 @@ LLAMA = {
     "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4,
                      "original_max_position_embeddings": 32},
     "rms_norm_eps": 1e-6, "hidden_act": "silu", "head_dim": 8,
-    "fope_jax": {"position": {"method": "rope"}, "fingerprint": "0" * 16},
 }  # fmt: skip
+YARN = {"scaling": "yarn", "factor": 4.0, "original_length": 32}
+EXPORTED = LLAMA | {
+    "fope_jax": {
+        "fingerprint": "0" * 16,
+        "position": {
+            "method": "by_layer",
+            "methods": [{"method": "rope", "scaling": [YARN]}, {"method": "nope"}],
+        },
+    }
+}
 ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0, 1.0],
         "long_factor": [2.0, 4.0], "original_max_position_embeddings": 32}  # fmt: skip
 FOPE = {"rope_type": "default", "rope_theta": 1e4, "num_inv_freq": 2, "fope_sep_head": True,
@@ -202,6 +211,9 @@ READERS = {
     "rope_parameters of FoPE": Reader(changed(FOPE), lambda _, x: fope_from_rope_parameters(
         x, head_dim=8, training_length=None), (ValueError,)),
     "Hugging Face config.json": Reader(changed(LLAMA), lambda _, x: from_config(x), (ValueError,)),
+    "config.json of our export": Reader(
+        changed(EXPORTED), lambda _, x: from_config(x), (ValueError,)
+    ),
     "safetensors index": Reader(
         json_of(INDEX), file(weights.INDEX, lambda p: weights._weight_files(p.parent)),
         (ValueError, FileNotFoundError),
@@ -250,10 +262,11 @@ def test_the_good_input_is_read(name, tmp_path):
         "configuration": EXPERIMENT, "config.json": EXPERIMENT, "override": "train.steps=30",
         "position specification": EXPERIMENT["position"], "metrics.jsonl": LINES,
         "metrics.jsonl in the report": LINES, "config.json in the report": EXPERIMENT,
-        "run.json in the report": {}, "cache manifest": MANIFEST, "data section": EXPERIMENT["data"],
+        "run.json in the report": {}, "cache manifest": MANIFEST, 
+        "data section": EXPERIMENT["data"],
         "lines of text": b'{"text": "one"}\n', "rope_parameters": ROPE, "mesh": "data=2,fsdp=-1",
         "rope_parameters of FoPE": FOPE,
-        "Hugging Face config.json": {key: x for key, x in LLAMA.items() if key != "fope_jax"},
+        "Hugging Face config.json": LLAMA, "config.json of our export": EXPORTED,
         "topology": "v5e:4x4", "file name": "a/b",
     }  # fmt: skip
     if name in good:

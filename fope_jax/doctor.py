@@ -12,11 +12,13 @@ import math
 import os
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.data.manifest import MANIFEST, CacheError, hashes, read_manifest
+from fope_jax.data import manifest as manifests
+from fope_jax.data.manifest import CacheError
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.files import as_path, in_bucket, list_tree, read_json, write_text
 
@@ -126,7 +128,7 @@ def _check_config(run: Path) -> tuple[Check, Any]:
 
 def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dict[str, Any]]]:
     """The check, and what each sound checkpoint says of itself."""
-    from fope_jax.checkpoint import CheckpointError, CheckpointStore
+    from fope_jax.checkpoint import MANIFEST, CheckpointError, CheckpointStore
     from fope_jax.evaluate.identity import check_fingerprint
 
     sound: dict[int, dict[str, Any]] = {}
@@ -137,7 +139,8 @@ def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dic
         try:
             sound[step] = store.metadata(step)
         except CheckpointError as error:
-            findings.append(Finding(str(error), _REPAIR.format(run=run)))
+            under_way = lock_owner(run) is not None and not (where / MANIFEST).exists()
+            findings.append(Finding(str(error), _REPAIR.format(run=run), under_way))
             continue
         if experiment is not None:
             try:
@@ -155,11 +158,9 @@ def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dic
                 "move those of other runs away",
             )
         )
-    damaged = sum("damaged" in finding.problem for finding in findings)
-    if damaged and not sound:
-        first = findings[0]
+    if findings and not sound:
         advice = "bring one back from a copy: without one the run cannot go on"
-        findings[0] = first._replace(advice=advice)
+        findings = [finding._replace(advice=advice) for finding in findings]
     summary = f"{len(sound)} sound ({_some(sorted(sound))})" if sound else "none that is sound"
     return Check("checkpoints", summary, tuple(findings)), sound
 
@@ -194,7 +195,7 @@ def check_metrics(run: Path, due: Due | None, newest: int | None) -> Check:
         named = [f"{number} ({key})" for number, key in numbers]
         add(f"numbers that are not finite in line {_some(named)}", "lower train.learning_rate")
     steps = [row["step"] for row in rows if _is_train(row)]
-    twice = sorted({step for step in steps if steps.count(step) > 1})
+    twice = sorted(step for step, count in Counter(steps).items() if count > 1)
     if twice:
         add(f"several train rows of step {_some(twice)}", repair)
     back = [b for a, b in itertools.pairwise(steps) if b < a]
@@ -202,15 +203,13 @@ def check_metrics(run: Path, due: Due | None, newest: int | None) -> Check:
         add(f"train rows out of order at step {_some(back)}", repair)
     if due is not None:
         _add_missing(add, sorted(set(steps)), due, newest or 0)
-    later = sorted(
-        {s for row in rows if isinstance(s := row.get("step"), int) and s > (newest or 0)}
-    )
+    later = sorted({step for row in rows if (step := _step(row)) > (newest or 0)})
     if later:
         saved = f"the newest checkpoint, {newest}" if newest else "any checkpoint"
-        add(f"rows of steps beyond {saved}: {_some(later)}", "nothing: training again writes them"
-            " again", True)  # fmt: skip
-    reached = f", train rows to step {max(steps):,}" if steps else ""
-    return Check("metrics", f"{len(rows):,} rows{reached}", tuple(findings))
+        told = f"rows of steps beyond {saved}: {_some(later)}"
+        add(told, "nothing: training again writes them again", harmless=True)
+    summary = f"{len(rows):,} rows" + (f", train rows to step {max(steps):,}" if steps else "")
+    return Check("metrics", summary, tuple(findings))
 
 
 def _add_missing(add: Callable[..., None], steps: list[int], due: Due, newest: int) -> None:
@@ -268,8 +267,10 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
 
 
 def _unlisted(directory: Path) -> list[str]:
-    known = {MANIFEST, "tokenizer.model", "tokenizer.json", *hashes(read_manifest(directory) or {
-        "splits": {}})}  # fmt: skip
+    """Files of a cache that nothing reads."""
+    manifest = manifests.read_manifest(directory)
+    named = manifests.hashes(manifest) if manifest else {}
+    known = {manifests.MANIFEST, "tokenizer.model", "tokenizer.json", *named}
     return sorted(list_tree(directory).keys() - known)
 
 
@@ -296,24 +297,18 @@ def _check_lineage(run: Path, done: bool) -> Check:
 
 
 def _check_leftovers(run: Path) -> Check:
-    found = []
-    names = {name.split("/")[0] for name in list_tree(run / CHECKPOINTS)} if (
-        run / CHECKPOINTS
-    ).is_dir() else set()  # fmt: skip
-    names = {f"{CHECKPOINTS}/{name}" for name in names} | {p.name for p in run.iterdir()}
-    temporary = sorted(name for name in names if any(mark in name for mark in _TEMPORARY))
-    owner = lock_owner(run)
+    directory, owner, found = run / CHECKPOINTS, lock_owner(run), []
+    entries = [*run.iterdir(), *(directory.iterdir() if directory.is_dir() else ())]
+    temporary = sorted(p.name for p in entries if any(mark in p.name for mark in _TEMPORARY))
     if temporary and owner is None:
         problem = f"{run}: left by a process that was killed: {_some(temporary)}"
         found.append(Finding(problem, "nothing: the next save removes or replaces them", True))
     if owner is None and (run / LOCK).exists():
-        found.append(
-            Finding(f"{run / LOCK}: its owner is gone", "nothing: the next run takes it over", True)
-        )
-    aside = f"{len(list((run / CHECKPOINTS / QUARANTINE).iterdir()))} in quarantine, " if (
-        run / CHECKPOINTS / QUARANTINE
-    ).is_dir() else ""  # fmt: skip
-    return Check("leftovers", f"{aside}{owner or 'nobody writes there'}", tuple(found))
+        problem = f"{run / LOCK}: its owner is gone"
+        found.append(Finding(problem, "nothing: the next run takes it over", True))
+    aside = directory / QUARANTINE
+    quarantined = f"{len(list(aside.iterdir()))} in {aside}, " if aside.is_dir() else ""
+    return Check("leftovers", f"{quarantined}{owner or 'nobody writes there'}", tuple(found))
 
 
 def lock_owner(run: Path) -> str | None:
@@ -357,8 +352,14 @@ def _lines(path: Path) -> Iterator[_Line]:
         yield _Line(number, row if isinstance(row, dict) else None, text.endswith(b"\n"), text)
 
 
+def _step(row: dict[str, Any]) -> int:
+    """The step of a row; -1 where it has none."""
+    step = row.get("step")
+    return step if isinstance(step, int) else -1
+
+
 def _is_train(row: dict[str, Any]) -> bool:
-    return row.get("kind") == "train" and isinstance(row.get("step"), int)
+    return row.get("kind") == "train" and _step(row) >= 0
 
 
 def _not_finite(row: dict[str, Any]) -> list[str]:

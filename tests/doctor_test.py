@@ -151,8 +151,11 @@ def test_a_checkpoint_of_another_position_embedding_and_of_other_text(run):
         ([3, 4, 6, 6, 8, 9, 12], "several train rows of step 6"),
         ([3, 6, 4, 8, 9, 12], "train rows out of order at step 4"),
         ([3, 4, 8, 9, 12], "train rows are missing after step 4 (one every 3 steps)"),
-        ([4, 6, 8, 9, 12], "train rows are missing after step 0"),
-        ([3, 4, 6, 8], "train rows are missing from step 8 to the checkpoint 12"),
+        ([4, 6, 8, 9, 12], "train rows are missing after step 0 (one every 3 steps)"),
+        (
+            [3, 4, 6, 8],
+            "train rows are missing from step 8 to the checkpoint 12 (one every 3 steps)",
+        ),
     ],
 )
 def test_rows_that_are_twice_missing_or_out_of_order(run, steps, problem):
@@ -200,7 +203,7 @@ def test_a_repair_keeps_the_last_of_two_rows_and_all_others(run):
         (b"{", "config.json is no JSON"),
         (b"[1]", "config.json is no JSON object"),
         (None, "config.json does not exist"),
-        (b'{"name": 3}', "config.model is missing"),
+        (b'{"name": 3}', "config.seed is missing"),
     ],
 )
 def test_a_broken_configuration(run, content, message):

@@ -21,6 +21,7 @@ import functools
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,11 +201,17 @@ class TokenCache:
     def _documents_of(self, number: int) -> np.ndarray:
         entry = self._shards[number]["documents"]
         self._check(entry["file"], entry["sha256"])
-        with np.load(self.directory / entry["file"], allow_pickle=False) as columns:
-            table = np.zeros(len(columns["start"]), DOCUMENT_DTYPE)
-            for name in ("start", "length", "bytes"):
-                table[name] = columns[name]
-            table["name"] = json.loads(columns["names"].tobytes())
+        path = self.directory / entry["file"]
+        try:
+            with np.load(path, allow_pickle=False) as columns:
+                table = np.zeros(entry["count"], DOCUMENT_DTYPE)
+                for name in ("start", "length", "bytes"):
+                    table[name] = columns[name]
+                table["name"] = json.loads(columns["names"].tobytes())
+        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise CacheError(
+                f"token cache: {path} is no table of ours: {error}; {REBUILD}"
+            ) from error
         return table
 
 

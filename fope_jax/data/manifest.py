@@ -90,6 +90,10 @@ def _check(manifest: Any) -> None:
     _fields("", manifest, _FIELDS)
     if manifest.get(_DIGEST, _digest(manifest)) != _digest(manifest):
         raise _Problem("it is not what was written (sha256)")
+    # A name that is not known may be that of a field, or of the digest, with a flipped bit.
+    unknown = sorted(manifest.keys() - _FIELDS.keys() - {_DIGEST})
+    if unknown:
+        raise _Problem(f"unknown field {unknown[0]!r:.80}")
     _fields("tokenizer.", manifest["tokenizer"], _TOKENIZER)
     block, shard = manifest["block_tokens"], manifest["shard_tokens"]
     _require("block_tokens", block, block >= 1, "1 or more")

@@ -218,7 +218,7 @@ def _kept(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
         if key == "layer_types" and value is not None:
             if not isinstance(value, list | tuple):
                 raise ValueError(f"{key}={value!r:.80}: expected a list")
-            other = sorted({repr(entry) for entry in value} - {"'full_attention'"})
+            other = sorted({str(entry) for entry in value} - {"full_attention"})
             if other:
                 raise ValueError(f"{key} holds {', '.join(other)}: only 'full_attention' is known")
         elif key in accepted and value is not None and value not in accepted[key]:

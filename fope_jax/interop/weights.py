@@ -195,8 +195,9 @@ def _described(directory: Path):
     path = directory / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: no {CONFIG} in it")
+    values = read_json(path)
     try:
-        return from_config(read_json(path))
+        return from_config(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -205,7 +205,7 @@ def whole_cache() -> dict[str, bytes]:
 
     with tempfile.TemporaryDirectory() as scratch:
         text = b"\n".join(lines(random.Random(0), 200))
-        config = text_config(Path(scratch) / "c", text, tokenizer="sentencepiece", vocab_size=320)
+        config = text_config(Path(scratch) / "c", text, tokenizer="sentencepiece", vocab_size=270)
         sizes = caches.BLOCK_TOKENS, caches.SHARD_TOKENS
         caches.BLOCK_TOKENS, caches.SHARD_TOKENS = 256, 4096
         try:
@@ -218,7 +218,7 @@ def whole_cache() -> dict[str, bytes]:
 
 def cache_in(directory: Path) -> tuple[DataConfig, Path]:
     """A copy of `whole_cache`, and the configuration that opens it."""
-    config = text_config(directory, b"", tokenizer="sentencepiece", vocab_size=320)
+    config = text_config(directory, b"", tokenizer="sentencepiece", vocab_size=270)
     place = cache_directory(config)
     place.mkdir(parents=True)
     for name, content in whole_cache().items():

@@ -40,8 +40,8 @@ BAD_LINES = (
 
 def lines(random_: random.Random, count: int = DOCUMENTS) -> list[bytes]:
     """Documents of a .jsonl file, in words that no other document has."""
-    words = [" ".join(f"w{random_.randrange(10**6)}" for _ in range(9)) for _ in range(count)]
-    return [json.dumps({"text": text}).encode() for text in words]
+    texts = ["".join(random_.choices("abcdefghij klmnop", k=60)) for _ in range(count)]
+    return [json.dumps({"text": text}).encode() for text in texts]
 
 
 def text_config(directory: Path, content: bytes, **fields: Any) -> DataConfig:
@@ -205,7 +205,7 @@ def whole_cache() -> dict[str, bytes]:
 
     with tempfile.TemporaryDirectory() as scratch:
         text = b"\n".join(lines(random.Random(0), 200))
-        config = text_config(Path(scratch) / "c", text, tokenizer="sentencepiece", vocab_size=270)
+        config = text_config(Path(scratch) / "c", text, tokenizer="sentencepiece", vocab_size=300)
         sizes = caches.BLOCK_TOKENS, caches.SHARD_TOKENS
         caches.BLOCK_TOKENS, caches.SHARD_TOKENS = 256, 4096
         try:
@@ -218,7 +218,7 @@ def whole_cache() -> dict[str, bytes]:
 
 def cache_in(directory: Path) -> tuple[DataConfig, Path]:
     """A copy of `whole_cache`, and the configuration that opens it."""
-    config = text_config(directory, b"", tokenizer="sentencepiece", vocab_size=270)
+    config = text_config(directory, b"", tokenizer="sentencepiece", vocab_size=300)
     place = cache_directory(config)
     place.mkdir(parents=True)
     for name, content in whole_cache().items():

@@ -340,8 +340,10 @@ def _override(config: ConfigDict, override: str) -> None:
     key, text = split_override(override)
     section, _, field = key.partition(".")
     values: Any = config.get(section) if field else config
+    if field and values is not None and not hasattr(values, "get"):
+        raise ConfigError(f"config.{section} = {values!r:.80}; accepted: a mapping")
     if section == "position" and field:
-        method = values.get("method") if isinstance(values, Mapping | ConfigDict) else None
+        method = values.get("method") if values else None
         kind = str if field == "method" else _position_types(method).get(field, Any)
     elif section in SECTIONS and field:
         kind = field_types(SECTIONS[section]).get(field)
@@ -530,7 +532,7 @@ def _build_spec(key: str, value: Any, length: int) -> Any:
     return make(name, **knobs)
 
 
-def _position_types(method: str | None) -> dict[str, Any]:
+def _position_types(method: Any) -> dict[str, Any]:
     return _knob_types(positions.METHODS.get(method) if isinstance(method, str) else None)
 
 

@@ -493,7 +493,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
                 print(line, file=sys.stderr)
         checks = doctor.examine(run)
         shown = doctor.as_json(run, checks) if arguments.json else None
-        print(json.dumps(shown) if shown else doctor.text(run, checks))
+        print(json.dumps(shown) if shown else doctor.table(run, checks))
         worst = max(worst, doctor.exit_code(checks))
     return worst
 

@@ -4,6 +4,7 @@ One line of ``READERS`` is one reader: what it is given, and the errors that it 
 exception, a KeyError or a RecursionError, is a defect.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fope_jax import config as configs
+from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import ConfigError, build_experiment
 from fope_jax.data import DataConfig, corpora
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.manifest import CacheError, read_manifest
 from fope_jax.data.tokenizer import BytesTokenizer, TokenizerError, describe, load_saved
+from fope_jax.doctor import as_json, examine, table
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.files import inside
 from fope_jax.interop import weights
@@ -152,12 +155,52 @@ texts = st.text(max_size=12) | st.sampled_from(
      "[[[]]]", "{'method': {}}", "[None]", "-1", "1e999", "()"]
 )  # fmt: skip
 overrides = st.builds("{}={}".format, keys, texts) | st.text(max_size=12)
-axes = st.text(alphabet="datfspconexr=,-0123456789 ٣x:v", max_size=20)
+sizes = st.sampled_from(["1", "-1", "0", "2", "16", "9" * 20, "\u0663", "1.5", "", "x"])
+axes = st.lists(
+    st.builds("{}={}".format, st.sampled_from(["data", "fsdp", "context", "tensor", "date"]), sizes),
+    max_size=4,
+).map(",".join) | st.text(max_size=12)  # fmt: skip
+slices = st.builds(
+    "{}:{}".format, st.sampled_from(["v5e", "v5p", "v6e", "v4", "v9", ""]),
+    st.lists(sizes, max_size=3).map("x".join),
+) | st.text(max_size=12)  # fmt: skip
 
 
 def override(_, text):
     config = configs.ConfigDict(EXPERIMENT | {"position": {"method": "rope", "theta": 1e4}})
     return configs.overridden(config, [text])
+
+
+FILES = {"files": {"metadata.json": {
+    "sha256": hashlib.sha256(b'{"metadata": {}}').hexdigest(), "bytes": 16}}}  # fmt: skip
+
+
+def checkpoint(directory, content):
+    """The metadata of a checkpoint with a manifest from elsewhere."""
+    step = directory / "1"
+    step.mkdir(exist_ok=True)
+    (step / "metadata.json").write_text('{"metadata": {}}')
+    file("manifest.json", lambda _: None)(step, content)
+    store = CheckpointStore(directory)
+    try:
+        return store.metadata(1)
+    finally:
+        store.close()
+
+
+def doctored(name):
+    """A run with one file from elsewhere, which the doctor must survive."""
+
+    def read(path):
+        config = path.parent / "config.json"
+        if name != config.name and not config.exists():
+            config.write_text(json.dumps(EXPERIMENT))
+        checks = examine(path.parent)
+        assert len(checks) == 6
+        json.dumps(as_json(path.parent, checks))
+        return table(path.parent, checks)
+
+    return file(name, read)
 
 
 def documents(path):
@@ -219,8 +262,15 @@ READERS = {
         (ValueError, FileNotFoundError),
     ),
     "mesh": Reader(axes, lambda _, x: MeshConfig.parse(x), (ValueError,)),
-    "topology": Reader(
-        axes.map("v5e:{}".format) | axes, lambda _, x: parse_topology(x), (TopologyError,)
+    "topology": Reader(slices, lambda _, x: parse_topology(x), (TopologyError,)),
+    "checkpoint manifest": Reader(json_of(FILES), checkpoint, (CheckpointError,)),
+    "metrics.jsonl under the doctor": Reader(metrics, doctored("metrics.jsonl"), ()),
+    "config.json under the doctor": Reader(json_of(EXPERIMENT), doctored("config.json"), ()),
+    "lineage.json under the doctor": Reader(
+        json_of({"parent": {"run": "runs/parent"}}), doctored("lineage.json"), ()
+    ),
+    "run.lock under the doctor": Reader(
+        json_of({"host": "box", "pid": 12}), doctored("run.lock"), ()
     ),
     "file name": Reader(st.text(), lambda directory, x: inside(directory, x), (ValueError,)),
 }  # fmt: skip
@@ -246,7 +296,7 @@ def attack(name, directory, examples):
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_raises_errors_of_ours_alone(name, tmp_path):
-    attack(name, tmp_path, 30)
+    attack(name, tmp_path, 40)
 
 
 @pytest.mark.slow
@@ -267,7 +317,7 @@ def test_the_good_input_is_read(name, tmp_path):
         "lines of text": b'{"text": "one"}\n', "rope_parameters": ROPE, "mesh": "data=2,fsdp=-1",
         "rope_parameters of FoPE": FOPE,
         "Hugging Face config.json": LLAMA, "config.json of our export": EXPORTED,
-        "topology": "v5e:4x4", "file name": "a/b",
+        "topology": "v5e:4x4", "file name": "a/b", "checkpoint manifest": FILES,
     }  # fmt: skip
     if name in good:
         READERS[name].read(tmp_path, good[name])

@@ -18,6 +18,7 @@ from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.build import build
 from fope_jax.data.cache import cache_directory
+from fope_jax.doctor.rows import Due
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.files import write_json
 from fope_jax.main import main
@@ -273,7 +274,7 @@ def test_output_for_programs_and_no_run(run, capsys):
 
 
 def test_rows_are_due_where_training_writes_them():
-    due = doctor.Due(LOG_EVERY, SAVE_EVERY, (STEPS,))
+    due = Due(LOG_EVERY, SAVE_EVERY, (STEPS,))
     steps = [0]
     while (after := due.after(steps[-1])) is not None:
         steps.append(after)

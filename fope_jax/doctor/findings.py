@@ -48,7 +48,8 @@ def table(run: str | Path, checks: Iterable[Check]) -> str:
     for finding in sorted(findings, key=lambda finding: finding.harmless):
         mark = "note" if finding.harmless else "PROBLEM"
         lines += [f"{mark}: {finding.problem}", f"  do: {finding.advice}"]
-    return "\n".join(lines)
+    # A name from a damaged file may hold what no terminal can show.
+    return "\n".join(lines).encode(errors="backslashreplace").decode()
 
 
 def as_json(run: str | Path, checks: Iterable[Check]) -> dict[str, Any]:

@@ -157,7 +157,7 @@ texts = st.text(max_size=12) | st.sampled_from(
 overrides = st.builds("{}={}".format, keys, texts) | st.text(max_size=12)
 sizes = st.sampled_from(["1", "-1", "0", "2", "16", "9" * 20, "\u0663", "1.5", "", "x"])
 axes = st.lists(
-    st.builds("{}={}".format, st.sampled_from(["data", "fsdp", "context", "tensor", "date"]), sizes),
+    st.builds("{}={}".format, st.sampled_from(["data", "fsdp", "tensor", "date"]), sizes),
     max_size=4,
 ).map(",".join) | st.text(max_size=12)  # fmt: skip
 slices = st.builds(

@@ -282,9 +282,13 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 def _read_json(path: Path) -> ConfigDict:
     try:
-        return ConfigDict(read_json(path))
+        values = read_json(path)
+    except ValueError as error:
+        raise ConfigError(f"configuration file {error}") from error
+    try:
+        return ConfigDict(values)
     except (ValueError, KeyError, AttributeError) as error:  # keys that ConfigDict does not take
-        raise ConfigError(f"configuration file {str(path)!r}: {error}") from error
+        raise ConfigError(f"configuration file {path}: {error}") from error
 
 
 def overridden(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:

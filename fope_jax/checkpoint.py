@@ -208,7 +208,9 @@ class CheckpointStore:
             if not any(path.iterdir()):
                 return "it is empty"
             return "no manifest (the save was cut off, or is under way)"
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
+            expected = None
+        if not isinstance(expected, dict):
             return f"{MANIFEST} cannot be read"
         found = tree_sha256(path, skip=MANIFEST)
         for name in sorted(expected.keys() | found.keys()):

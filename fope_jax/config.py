@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import json
 import runpy
 import typing
 from collections.abc import Iterable, Mapping
@@ -34,7 +33,8 @@ from fope_jax import position as positions
 from fope_jax.data import DataConfig
 from fope_jax.data.held_out import name_of
 from fope_jax.data.retrieval.names import TASKS
-from fope_jax.fields import ConfigError, checked, field_types, nearest, parse
+from fope_jax.fields import NOT_LITERAL, ConfigError, checked, field_types, nearest, parse
+from fope_jax.files import read_json
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
@@ -325,13 +325,28 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     if not Path(path).is_file():
         raise ConfigError(f"configuration file {path!r} does not exist (form: path.py:arg)")
     if path.endswith(".json"):
-        config = ConfigDict(json.loads(Path(path).read_text()))
+        config = _read_json(Path(path))
     else:
         get_config = runpy.run_path(path).get("get_config")
         if get_config is None:
             raise ConfigError(f"configuration file {path!r} defines no get_config(arg)")
         config = get_config(arg)
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(
+                f"get_config of {path!r} returns {type(config).__name__}; accepted: ConfigDict"
+            )
     return overridden(config, overrides)
+
+
+def _read_json(path: Path) -> ConfigDict:
+    try:
+        values = read_json(path)
+    except ValueError as error:
+        raise ConfigError(f"configuration file {error}") from error
+    try:
+        return ConfigDict(values)
+    except (ValueError, KeyError, AttributeError) as error:  # keys that ConfigDict does not take
+        raise ConfigError(f"configuration file {path}: {error}") from error
 
 
 def overridden(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
@@ -387,6 +402,8 @@ def _override(config: ConfigDict, override: str) -> None:
     key, text = split_override(override)
     section, _, field = key.partition(".")
     values: Any = config.get(section) if field else config
+    if field and values is not None and not hasattr(values, "get"):
+        raise ConfigError(f"config.{section} = {values!r:.80}; accepted: a mapping")
     if section == "position" and field:
         method = values.get("method") if values else None
         kind = str if field == "method" else _position_types(method).get(field, Any)
@@ -413,7 +430,7 @@ def _literal_spec(key: str, text: str) -> Any:
     """The list or mapping of specifications that ``text`` writes; checked when it is built."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+    except NOT_LITERAL as error:
         raise ConfigError(
             f"config.{key} = {text!r} is no Python literal; write for example"
             ' \'[{"scaling": "ntk", "factor": 4.0}]\''
@@ -437,6 +454,11 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     for key in (*_TOP, "model", "position", "data", "train"):
         if key not in values:
             raise ConfigError(f"config.{key} is missing")
+    for key in (*SECTIONS, "position"):
+        if not isinstance(values.get(key, {}), Mapping):
+            raise ConfigError(
+                f"config.{key} = {values[key]!r:.80}; accepted: a mapping of its keys"
+            )
     top = {key: checked(key, values[key], kind) for key, kind in _TOP.items()}
     parts = {name: _build(name, cls, values.get(name, {})) for name, cls in SECTIONS.items()}
     train, evaluate = parts["train"], parts["evaluate"]
@@ -463,7 +485,7 @@ FREE_SECTIONS = ("evaluate.", "mesh.")
 FREE_KEYS = (
     "name", "train.log_every", "train.save_every", "train.keep", "train.evaluate_every",
     "train.on_save_error", "train.on_bad_step", "train.max_skipped", "train.spike_factor",
-    "data.cache_dir",
+    "data.cache_dir", "data.max_bad_documents",
 )  # fmt: skip
 
 
@@ -531,10 +553,13 @@ def _build(name: str, cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def _build_position(values: Mapping[str, Any], length: int) -> PositionEmbedding:
-    if values.get("method") is None:
+    method = values.get("method")
+    if method is None:
         raise ConfigError(
             f"config.position.method is missing; one of {', '.join(positions.METHODS)}"
         )
+    if not isinstance(method, str):
+        raise ConfigError(f"config.position.method = {method!r:.80}; accepted: a name")
     try:
         return _build_spec("position", values, length)
     except ConfigError:
@@ -554,7 +579,7 @@ def _build_spec(key: str, value: Any, length: int) -> Any:
         return value
     knobs = {name: _build_spec(f"{key}.{name}", v, length) for name, v in value.items()}
     entry, name, knobs = parts_of(knobs)
-    if name is None:
+    if not isinstance(name, str):
         raise ConfigError(
             f"config.{key} = {dict(value)}: expected a 'method', or a 'scaling' by its name"
         )
@@ -571,8 +596,8 @@ def _build_spec(key: str, value: Any, length: int) -> Any:
     return make(name, **knobs)
 
 
-def _position_types(method: str | None) -> dict[str, Any]:
-    return _knob_types(positions.METHODS.get(method or ""))
+def _position_types(method: Any) -> dict[str, Any]:
+    return _knob_types(positions.METHODS.get(method) if isinstance(method, str) else None)
 
 
 def _knob_types(cls: type | None) -> dict[str, Any]:

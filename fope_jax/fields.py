@@ -43,8 +43,12 @@ def parse(text: str, kind: Any) -> Any:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except NOT_LITERAL:
         return text
+
+
+# What `ast.literal_eval` raises, for text that is nested too deeply or hashes a list too.
+NOT_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 _UNIONS = (Union, types.UnionType)

@@ -132,6 +132,21 @@ def make_writable(directory: Path) -> None:
         pass
 
 
+def inside(directory: Path, name: Any) -> Path:
+    """``directory / name``, for a name that comes from a file and not from the user.
+
+    Raises:
+      ValueError: it is no relative path, or leads out of the directory.
+
+    >>> inside(Path("runs"), "a/b.txt").as_posix()
+    'runs/a/b.txt'
+    """
+    parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
+    if any(part in ("", "..") for part in parts) or ":" in parts[0] or "\0" in name:
+        raise ValueError(f"{name!r:.80} is no path within {directory}")
+    return directory / name
+
+
 def user_cache() -> Path:
     """What is kept between runs of this user: $FOPE_CACHE, or the user's cache directory."""
     own = os.environ.get("FOPE_CACHE")
@@ -166,6 +181,42 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`write_text` of ``content`` as indented JSON."""
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+      ValueError: it holds something else; the message names the file.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no JSON object: {content!r:.60}")
+    return content
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file with a JSON object a line, with the numbers of their lines from 1 on.
+
+    A last line without an end was cut off when its writer was killed and is left out, unless it
+    holds a whole object.
+
+    Raises:
+      ValueError: another line is no JSON object, with its number.
+    """
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            yield number, row
+        elif line.endswith((b"\n", b"\r")):
+            text = line[:60].decode(errors="replace").rstrip()
+            raise ValueError(f"{path}, line {number} is no JSON object: {text!r}")
 
 
 class LineFile:

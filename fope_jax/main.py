@@ -31,6 +31,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope
 
   fope sweep experiments/extrapolation/sweep.py --workdir runs/extrapolation
+  fope doctor runs/fope            is a run sound, and what is to be done if not
 
   fope methods                     every position embedding, its knobs and its source
   fope gallery -o runs/gallery     a picture of each
@@ -115,7 +116,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code, see ``EXIT_CODES``."""
+    """Runs one verb; returns the exit code, see ``EXIT_CODES``; 1 where `fope doctor` found any."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     arguments.overrides = [part for part in rest if part.startswith("--config.")]
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     try:
         with _messages():
-            arguments.verb(arguments)
+            code = arguments.verb(arguments)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
         return 130
@@ -139,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"fope: {error}", file=sys.stderr)
         return getattr(error, "exit_code", 2)
-    return 0
+    return code or 0
 
 
 def _is_users(error: Exception) -> bool:
@@ -323,6 +324,15 @@ def build_parser() -> argparse.ArgumentParser:
     report = add(verbs, "report", _report, "one HTML page about any number of runs")
     report.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
     report.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
+
+    doctor = add(verbs, "doctor", _doctor, "check runs, and say what is wrong and what to do")
+    doctor.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
+    doctor.add_argument(
+        "--repair", action="store_true",
+        help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl without "
+        "damaged lines after copying it; deletes nothing",
+    )  # fmt: skip
+    doctor.add_argument("--json", action="store_true", help="for programs, one object a line")
 
     methods = add(verbs, "methods", _methods, "list the position embeddings and their knobs")
     form = methods.add_mutually_exclusive_group()
@@ -659,6 +669,25 @@ def _report(arguments: argparse.Namespace) -> None:
         print(line)
     print(text_tables(runs))
     print(f"report in {write_report(arguments.runs, arguments.out)}")
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from fope_jax.extras import require
+
+    require("flax", "train")
+    from fope_jax import doctor
+
+    worst = 0
+    for run in arguments.runs:
+        check_bucket(run)
+        if arguments.repair:
+            for line in doctor.repair(run):
+                print(line, file=sys.stderr)
+        checks = doctor.examine(run)
+        shown = doctor.as_json(run, checks) if arguments.json else None
+        print(json.dumps(shown) if shown else doctor.table(run, checks))
+        worst = max(worst, doctor.exit_code(checks))
+    return worst
 
 
 def _methods(arguments: argparse.Namespace) -> None:

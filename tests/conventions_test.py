@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "sweep": {"config", "fields", "train"},
     "tpu": {"position", "model", "config", "train"},
     "report": set(),
+    "doctor": {"config", "data", "checkpoint", "evaluate"},
     "interop": {"position", "model"},
     "main": {
         "position",
@@ -48,6 +49,7 @@ MAY_IMPORT = {
         "train",
         "evaluate",
         "report",
+        "doctor",
         "distributed",
         "processes",
         "tpu",

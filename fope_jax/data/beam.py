@@ -31,6 +31,7 @@ from fope_jax.extras import require
 from fope_jax.files import as_path
 
 _DOCUMENTS_AT_ONCE = 64
+_FORMAT = 2  # of the parts
 
 
 class Runner(NamedTuple):
@@ -108,7 +109,7 @@ def list_parts(
 
     Their names hold a digest of the text and the tokenizer, so that a directory can be shared.
     """
-    identity = json.dumps([content, tokenizer.fingerprint]).encode()
+    identity = json.dumps([content, tokenizer.fingerprint, _FORMAT]).encode()
     directory = f"{directory.rstrip('/')}/{hashlib.sha256(identity).hexdigest()[:16]}"
     parts = []
     for corpus, _ in config.components:
@@ -147,19 +148,22 @@ def tokenize_part(
 ) -> str:
     """A worker's work: tokens of one part into its file, which appears whole or not at all."""
     tokenizer = _load(json.dumps(description), tuple(sorted(saved.items())))
-    documents = read_file(as_path(part.file)) if part.file else read_corpus(
+    skip_bad = config.max_bad_documents > 0
+    documents = read_file(as_path(part.file), skip_bad) if part.file else read_corpus(
         config, part.corpus, part.split
     )  # fmt: skip
-    names, tokens, lengths, sizes = [], [], [], []
+    names, bad, tokens, lengths, sizes = [], [], [], [], []
     while group := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
         ids, counts, bytes_of = _encode(tokenizer, group)
         names += [document.name for document in group]
+        bad += [document.bad for document in group]
         tokens.append(ids.astype(token_dtype(tokenizer.vocab_size)))
         lengths.append(counts)
         sizes.append(bytes_of)
     empty = np.zeros(0, np.int64)
     columns = {
         "names": np.frombuffer(json.dumps(names).encode(), np.uint8),
+        "bad": np.frombuffer(json.dumps(bad).encode(), np.uint8),
         "tokens": np.concatenate([*tokens, empty.astype(token_dtype(tokenizer.vocab_size))]),
         "lengths": np.concatenate([*lengths, empty]),
         "bytes": np.concatenate([*sizes, empty]),
@@ -187,12 +191,14 @@ def _documents_of(parts: Sequence[Part]) -> Iterator[TokenizedDocument]:
     for part in parts:
         with _files().open(part.output) as stream:
             content = io.BytesIO(stream.read())
-        with np.load(content) as columns:
+        with np.load(content, allow_pickle=False) as columns:
             names = json.loads(columns["names"].tobytes())
+            reasons = json.loads(columns["bad"].tobytes())
             lengths, sizes = columns["lengths"], columns["bytes"]
             tokens = np.split(columns["tokens"], np.cumsum(lengths)[:-1])
-        for name, ids, size in zip(names, tokens if names else [], sizes, strict=True):
-            yield TokenizedDocument(part.corpus, name, ids.astype(np.int32), int(size))
+        columns = names, tokens if names else [], sizes, reasons
+        for name, ids, size, bad in zip(*columns, strict=True):
+            yield TokenizedDocument(part.corpus, name, ids.astype(np.int32), int(size), bad)
 
 
 def _write(path: str, columns: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from fope_jax.data.cache import (
     open_cache,
 )
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.corpora import CorpusError, read_corpus, source_files
+from fope_jax.data.corpora import CorpusError, read_corpus
+from fope_jax.data.manifest import MANIFEST, read_manifest, sealed
 from fope_jax.data.mirror import local_directory, locked, upload
+from fope_jax.data.sources import check_held_out, content_digest, list_sources, remarks
 from fope_jax.data.tokenizer import (
     TRAINING_TEXT_CHARS,
     BytesTokenizer,
@@ -44,10 +46,9 @@ from fope_jax.extras import require
 from fope_jax.files import (
     as_path,
     check_bucket,
-    file_sha256,
     in_bucket,
     make_writable,
-    size_and_time,
+    read_json,
     write_json,
 )
 
@@ -79,10 +80,13 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
     if in_bucket(directory):
         return _build_for_bucket(config, directory, runner)
     with _locked(directory):
-        manifest = caches.read_manifest(directory)
+        manifest = read_manifest(directory)
         sources = list_sources(config, known=manifest["sources"] if manifest else [])
         fresh = manifest is None or manifest["content"] != content_digest(sources)
+        for remark in (line for split in SPLITS for line in remarks(sources, split)):
+            _say(remark)
         if fresh:
+            check_held_out(sources)
             if manifest is not None:
                 _say(f"the text of {directory} has changed: building it again")
             _build(config, directory, sources, runner)
@@ -99,12 +103,12 @@ def _build_for_bucket(
     check_bucket(directory)
     cache_dir = local_directory(as_path(config.cache_dir))
     local = dataclasses.replace(config, cache_dir=str(cache_dir))
-    manifest = caches.read_manifest(directory)
+    manifest = read_manifest(directory)
     if manifest is not None and manifest["content"] == content_digest(list_sources(local)):
         return _checked(config, directory, " (built before)")
     make_writable(directory)  # before the work, not after it
     result = build(local, runner)
-    upload(caches.cache_directory(local), directory, caches.MANIFEST)
+    upload(caches.cache_directory(local), directory, MANIFEST)
     _say(f"uploaded to {directory}")
     return result
 
@@ -138,16 +142,17 @@ def _build(
             _write_split(config, partial, state, tokenizer, split, read)
     shutil.rmtree(partial / "parts", ignore_errors=True)
     manifest = _manifest(config, sources, state, tokenizer)
-    write_json(partial / "manifest.json", manifest)
+    write_json(partial / MANIFEST, sealed(manifest))
     (partial / "progress.json").unlink()
     _replace(partial, directory)
 
 
 def _resume(partial: Path, content: str) -> dict[str, Any]:
     """What an interrupted build of the same text has left; anything else is removed."""
-    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-        state = json.loads((partial / "progress.json").read_text())
-        if state["content"] == content:
+    # What cannot be read is of no build of ours: it begins anew.
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        state = read_json(partial / "progress.json")
+        if state["content"] == content and "tokenizer" in state:
             state["splits"] = {k: Progress(**v) for k, v in state["splits"].items()}
             done = sum(progress.num_tokens for progress in state["splits"].values())
             _say(f"going on with {partial} after {done:,} tokens")
@@ -225,18 +230,36 @@ def _write_split(
             writer.add(document)
             bar.set_postfix_str(f"{number:,} documents", refresh=False)
             bar.update(len(document.tokens))
+            if document.bad:
+                _check_bad(config, split, writer.bad)
     done = writer.finish()
     if not done.num_tokens:
         raise CorpusError(
             f"the {split} split of corpus {config.corpus!r} is empty:"
-            f" {done.empty_documents} documents, none with text"
+            f" {done.empty_documents + done.bad['count']} documents, none with text"
         )
     if done.empty_documents:
         _say(f"{split}: {done.empty_documents:,} documents have no text; they get no tokens")
+    if done.bad["count"]:
+        _say(
+            f"{split}: {done.bad['count']:,} documents cannot be read and are left out"
+            f" (max_bad_documents = {config.max_bad_documents}); the first:"
+            f" {done.bad['first'][0]}"
+        )
     if done.changed_documents:
         _say(
             f"{split}: the tokenizer changes {done.changed_documents:,} documents: their tokens"
             " stand for another number of bytes than they have"
+        )
+
+
+def _check_bad(config: DataConfig, split: str, bad: dict[str, Any]) -> None:
+    """Raises CorpusError where more documents are bad than may be."""
+    if bad["count"] > config.max_bad_documents:
+        raise CorpusError(
+            f"{bad['count']} documents of the {split} split cannot be read, more than"
+            f" max_bad_documents = {config.max_bad_documents}; the first of them:\n  "
+            + "\n  ".join(bad["first"])
         )
 
 
@@ -247,6 +270,9 @@ def _manifest(
     identity = [content, tokenizer.fingerprint, config.components, caches.FORMAT]
     fields = caches.describe(config)
     identity += [fields.get("validation_books"), fields.get("excluded_books")]
+    bad = {split: progress.bad for split, progress in state["splits"].items()}
+    if any(one["count"] for one in bad.values()):
+        identity.append([bad[split]["digest"] for split in SPLITS])
     return {
         "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
         "content": content,
@@ -261,6 +287,8 @@ def _manifest(
                 "bytes": progress.bytes,
                 "empty_documents": progress.empty_documents,
                 "changed_documents": progress.changed_documents,
+                "bad_documents": progress.bad["count"],
+                "first_bad": progress.bad["first"],
                 "shards": progress.shards,
             }
             for split, progress in state["splits"].items()
@@ -305,48 +333,6 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------------------- where text is from
-
-
-def list_sources(config: DataConfig, known: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """What the text is made of: each file with its sha256, or a TFDS dataset's identity.
-
-    Args:
-      config: which corpora.
-      known: an earlier result; a file of the same size and time of change is not read again.
-    """
-    before = {(s.get("path"), s.get("size"), s.get("mtime_ns")): s for s in known}
-    sources = []
-    if config.tokenizer not in ("bytes", "sentencepiece"):
-        path = as_path(config.tokenizer)
-        if path.is_file():
-            sources.append(_file_source(path, "tokenizer", "", before))
-        else:
-            JsonTokenizer.load(path)  # raises the error for a missing file
-    for corpus, _ in config.components:
-        if corpus == "c4" and config.tfds_data_dir:
-            sources.append({"corpus": corpus, "tfds": _tasks().tfds_identity(config)})
-            continue
-        for split in SPLITS:
-            for path in source_files(config, corpus, split):
-                sources.append(_file_source(path, corpus, split, before))
-    return sources
-
-
-def _file_source(path: Path, corpus: str, split: str, before: dict[Any, Any]) -> dict[str, Any]:
-    size, changed = size_and_time(path)
-    source = {"path": str(path), "size": size, "mtime_ns": changed}
-    same = before.get(tuple(source.values()))
-    digest = same["sha256"] if same else file_sha256(path)
-    return source | {"corpus": corpus, "split": split, "sha256": digest}
-
-
-def content_digest(sources: list[dict[str, Any]]) -> str:
-    """A hex digest of the text, the same wherever the files lie."""
-    parts = [[s["corpus"], s.get("split"), s.get("sha256"), s.get("tfds")] for s in sources]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
 # ---------------------------------------------------------------------------- inspect
 
 
@@ -382,7 +368,10 @@ def _describe_split(cache: TokenCache, samples: int) -> list[str]:
         f"{cache.split}: {cache.num_tokens:,} tokens, {len(documents):,} documents,"
         f" {summary['bytes']:,} bytes, {summary['bytes'] / text_tokens:.3f} bytes a token",
         f"  without text: {summary['empty_documents']:,} documents;"
-        f" changed by the tokenizer: {summary['changed_documents']:,}",
+        f" changed by the tokenizer: {summary['changed_documents']:,};"
+        f" left out as unreadable: {summary.get('bad_documents', 0):,}",
+        *(f"    {reason}" for reason in summary.get("first_bad", [])),
+        *(f"  {line}" for line in remarks(cache.sources, cache.split)),
         "  tokens a document      documents        tokens",
     ]
     lines += _histogram(documents["length"])

@@ -21,6 +21,7 @@ import functools
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +31,13 @@ import numpy as np
 
 from fope_jax.data import tokenizer as tokenizers
 from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.manifest import MANIFEST, REBUILD, CacheError, hashes, read_manifest
 from fope_jax.data.mirror import download
 from fope_jax.data.tokenizer import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
 from fope_jax.files import as_path, check_bucket, file_sha256, in_bucket
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 BLOCK_TOKENS = 2**14
 SHARD_TOKENS = 2**25
 _BLOCKS_IN_MEMORY = 2048  # 64 MB of uint16: a corpus of 32 M tokens is read from disk once
@@ -45,10 +46,6 @@ _OPEN_SHARDS = 256
 DOCUMENT_DTYPE = np.dtype(
     [("name", object), ("start", np.int64), ("length", np.int64), ("bytes", np.int64)]
 )
-
-
-class CacheError(RuntimeError):
-    """A token cache that is absent, damaged or cannot be written; the message names the file."""
 
 
 # ---------------------------------------------------------------------------- where it is
@@ -91,13 +88,16 @@ def describe(config: DataConfig) -> dict[str, Any]:
 class TokenCache:
     """One split of a token cache.
 
-    Every shard's sha256 is checked when it is first read; `verify` checks all of them.
+    Every shard's sha256 is checked when it is first read; `verify` checks all of them. A shard that
+    is damaged after that is found by ArrayRecord's own checksum of each block.
 
     Attributes:
       directory, split: which cache, which split.
       num_tokens: tokens of the stream, one EOS a document among them.
       fingerprint: hex digest of the corpus's content, the tokenizer, and how the text is split.
-      summary: what the build counted: documents, bytes, empty_documents, changed_documents.
+      summary: what the build counted: documents, bytes, empty_documents, changed_documents, and
+        bad_documents where any were left out.
+      sources: the files of text of both splits.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any], split: str):
@@ -107,6 +107,7 @@ class TokenCache:
         self._dtype = np.dtype(manifest["dtype"])
         self._block, self._shard = manifest["block_tokens"], manifest["shard_tokens"]
         self.summary: dict[str, Any] = manifest["splits"][split]
+        self.sources: list[dict[str, Any]] = manifest.get("sources", [])
         self._shards: list[dict[str, Any]] = self.summary["shards"]
         self.num_tokens: int = sum(shard["tokens"] for shard in self._shards)
         # Bound to the instance, so that a cache that is dropped takes its blocks with it.
@@ -161,7 +162,7 @@ class TokenCache:
 
     def _check_present(self, file: str) -> None:
         if not (self.directory / file).is_file():
-            raise CacheError(f"token cache: {self.directory / file} is missing; {_REBUILD}")
+            raise CacheError(f"token cache: {self.directory / file} is missing; {REBUILD}")
 
     def _check(self, file: str, expected: str) -> None:
         self._check_present(file)
@@ -169,7 +170,7 @@ class TokenCache:
         if actual != expected:
             raise CacheError(
                 f"token cache: {self.directory / file} is damaged: sha256 {actual[:16]}...,"
-                f" expected {expected[:16]}...; {_REBUILD}"
+                f" expected {expected[:16]}...; {REBUILD}"
             )
 
     def _reader(self, number: int):
@@ -184,20 +185,34 @@ class TokenCache:
 
     def _read_block(self, number: int) -> np.ndarray:
         shard, record = divmod(number, self._shard // self._block)
-        return np.frombuffer(self._reader(shard).read([record])[0], self._dtype)
+        size = min(self._block, self.num_tokens - number * self._block)
+        reader = self._reader(shard)
+        try:
+            block = np.frombuffer(reader.read([record])[0], self._dtype)
+            if len(block) != size:
+                raise ValueError(f"{len(block)} tokens, expected {size}")
+        except Exception as error:  # of ArrayRecord's own kinds, without the file's name
+            raise CacheError(
+                f"token cache: {self.directory / self._shards[shard]['file']} is damaged in record"
+                f" {record} (of {self._block} tokens each): {error}; {REBUILD}"
+            ) from error
+        return block
 
     def _documents_of(self, number: int) -> np.ndarray:
         entry = self._shards[number]["documents"]
         self._check(entry["file"], entry["sha256"])
-        with np.load(self.directory / entry["file"]) as columns:
-            table = np.zeros(len(columns["start"]), DOCUMENT_DTYPE)
-            for name in ("start", "length", "bytes"):
-                table[name] = columns[name]
-            table["name"] = json.loads(columns["names"].tobytes())
+        path = self.directory / entry["file"]
+        try:
+            with np.load(path, allow_pickle=False) as columns:
+                table = np.zeros(entry["count"], DOCUMENT_DTYPE)
+                for name in ("start", "length", "bytes"):
+                    table[name] = columns[name]
+                table["name"] = json.loads(columns["names"].tobytes())
+        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise CacheError(
+                f"token cache: {path} is no table of ours: {error}; {REBUILD}"
+            ) from error
         return table
-
-
-_REBUILD = "delete the directory and run `fope data build` again"
 
 
 def open_cache(config: DataConfig, split: str) -> TokenCache:
@@ -206,7 +221,8 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
     ArrayRecord reads local files alone, so a cache in a bucket is copied to this machine once.
 
     Raises:
-      CacheError: it has not been built, or a file of it is missing.
+      CacheError: it has not been built, a file of it is missing, its manifest is damaged, or it
+        lacks more documents than ``config.max_bad_documents``.
       ValueError: ``split`` is unknown.
     """
     if split not in SPLITS:
@@ -222,8 +238,15 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
             f"there is no token cache of corpus {config.corpus!r} in {directory}{begun}; build it:"
             " fope data build --config CONFIG"
         )
+    bad = manifest["splits"][split].get("bad_documents", 0)
+    if bad > config.max_bad_documents:
+        raise CacheError(
+            f"token cache: {directory} lacks {bad} {split} documents that could not be read, more"
+            f" than max_bad_documents = {config.max_bad_documents}; put the text right and run"
+            " `fope data build` again, or accept so many"
+        )
     if in_bucket(directory):
-        directory = download(directory, MANIFEST, _hashes(manifest))
+        directory = download(directory, MANIFEST, hashes(manifest))
     return TokenCache(directory, manifest, split)
 
 
@@ -240,27 +263,6 @@ def _no_text(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _hashes(manifest: dict[str, Any]) -> dict[str, str]:
-    """sha256 of every shard and document table; the tokenizer has a fingerprint of its own."""
-    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    files = [*shards, *(shard["documents"] for shard in shards)]
-    return {entry["file"]: entry["sha256"] for entry in files}
-
-
-def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a complete cache, None where there is none."""
-    try:
-        text = (directory / MANIFEST).read_text()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CacheError(
-            f"token cache: {directory}/manifest.json is damaged; {_REBUILD}"
-        ) from error
-
-
 def partial_directory(directory: Path) -> Path:
     """Where a cache is built before it is complete."""
     return directory.with_name(directory.name + ".partial")
@@ -274,12 +276,16 @@ def _array_record():
 
 
 class TokenizedDocument(NamedTuple):
-    """What the writer takes: ``tokens`` end in EOS; ``bytes`` is the size of the text."""
+    """What the writer takes: ``tokens`` end in EOS; ``bytes`` is the size of the text.
+
+    ``bad`` says why a document could not be read; it has no text then.
+    """
 
     corpus: str
     name: str
     tokens: np.ndarray
     bytes: int
+    bad: str = ""
 
 
 @dataclass
@@ -294,6 +300,7 @@ class Progress:
       bytes: bytes of text of the documents begun in them.
       empty_documents: documents without text; they get no tokens.
       changed_documents: documents whose tokens stand for another number of bytes than they have.
+      bad: documents that could not be read, see `with_bad`.
       complete: the split has ended.
     """
 
@@ -304,6 +311,7 @@ class Progress:
     bytes: int = 0
     empty_documents: int = 0
     changed_documents: int = 0
+    bad: dict[str, Any] = field(default_factory=lambda: {"count": 0, "digest": "", "first": []})
     complete: bool = False
 
     @property
@@ -339,11 +347,14 @@ class SplitWriter:
         self._open_shard()
 
     def add(self, document: TokenizedDocument) -> None:
-        """Appends a document. One without text is counted and leaves no token."""
+        """Appends a document. One without text, or bad, is counted and leaves no token."""
         now, size = self._now, len(document.tokens)
         skip, self._skip = self._skip, 0
         if document.bytes == 0:
-            now.empty_documents += 1
+            if document.bad:
+                now.bad = with_bad(now.bad, document)
+            else:
+                now.empty_documents += 1
             now.documents[document.corpus] = now.documents.get(document.corpus, 0) + 1
             return
         if skip == 0:
@@ -363,6 +374,11 @@ class SplitWriter:
                 self._close_shard()
                 self._open_shard()
         now.inside = 0
+
+    @property
+    def bad(self) -> dict[str, Any]:
+        """What `with_bad` made of the documents so far."""
+        return self._now.bad
 
     def finish(self) -> Progress:
         """Closes the last shard; its last block may be shorter than the others."""
@@ -431,6 +447,23 @@ class SplitWriter:
             names=np.frombuffer(json.dumps(names).encode(), np.uint8),
         )
         _sync(path)
+
+
+_BAD_SHOWN = 20
+
+
+def with_bad(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]:
+    """Adds a document to those that could not be read.
+
+    Returns:
+      ``count``; ``digest``, of the names of all; ``first``, why the first ones could not.
+    """
+    names = f"{bad['digest']} {document.name}".encode()
+    return {
+        "count": bad["count"] + 1,
+        "digest": hashlib.sha256(names).hexdigest(),
+        "first": [*bad["first"], document.bad][:_BAD_SHOWN],
+    }
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

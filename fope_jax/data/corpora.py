@@ -1,7 +1,9 @@
 """Where text comes from: documents with names, read in a fixed order, without TensorFlow.
 
 Nothing is stripped, joined or normalised: a document's text is the text of its file. What cannot
-be read raises CorpusError with the file and the place in it.
+be read raises CorpusError with the file and the place in it, or where that is asked for comes as a
+document without text that says why. The rest of a damaged .gz file is never passed over: nobody
+knows how many documents it held.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fope_jax.data.config import DataConfig
 from fope_jax.data.mirror import local_directory
@@ -28,10 +30,17 @@ class CorpusError(ValueError):
 
 
 class Document(NamedTuple):
-    """One text. ``name`` is the book, the file, ``file:line``, or the URL of a web page."""
+    """One text.
+
+    Attributes:
+      name: the book, the file, ``file:line``, or the URL of a web page.
+      text: as it is in the file; empty where it cannot be read.
+      bad: why it cannot be read; empty where it can.
+    """
 
     name: str
     text: str
+    bad: str = ""
 
 
 # ---------------------------------------------------------------------------- gutenberg
@@ -164,63 +173,113 @@ def text_files(field: str, patterns: Iterable[str]) -> list[Path]:
     return sorted(files)
 
 
-def read_file(path: Path) -> Iterator[Document]:
+LONGEST_DOCUMENT = 2**27  # bytes; a build holds several copies of its longest document in memory
+
+
+class _Piece(NamedTuple):
+    """The bytes of one document, and the place they begin at."""
+
+    name: str
+    path: Path
+    offset: int
+    data: bytes
+
+
+def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
     """The documents of one file: the whole of a .txt, each line of a .jsonl or .json.
 
+    Memory is bounded by the longest document, and that by ``LONGEST_DOCUMENT``.
+
+    Args:
+      path: of the file.
+      skip_bad: yields a document that cannot be read without its text, with ``bad`` set.
+
     Raises:
-      CorpusError: invalid UTF-8, a damaged .gz, a line that is no JSON object with a string
-        ``text``; the message has file and offset or file and line.
+      CorpusError: a damaged .gz; and unless ``skip_bad`` is set invalid UTF-8, a line that is no
+        JSON object with a string ``text``, or a document that is too long; the message has file
+        and offset or file and line.
     """
-    suffix = Path(path.name.removesuffix(".gz")).suffix
+    lines = Path(path.name.removesuffix(".gz")).suffix != ".txt"
     try:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(path.open("rb"))
             if path.name.endswith(".gz"):
                 stream = stack.enter_context(gzip.open(stream))
-            if suffix == ".txt":
-                yield Document(path.as_posix(), _decode(stream.read(), path, 0))
-            else:
-                yield from _read_lines(path, stream)
+            for piece in _lines(path, stream) if lines else _whole(path, stream):
+                try:
+                    text, bad = _text(piece, lines), ""
+                except CorpusError as error:
+                    if not skip_bad:
+                        raise
+                    text, bad = "", str(error)
+                yield Document(piece.name, text, bad)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise CorpusError(f"{path} is not a complete gzip file: {error}") from error
+        raise CorpusError(
+            f"{path} is not a complete gzip file: {error}; fetch it again, or leave it out"
+        ) from error
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
 
 
-def _read_lines(path: Path, stream: Iterable[bytes]) -> Iterator[Document]:
-    offset = 0
-    for number, line in enumerate(stream, 1):
-        text = _decode(line, path, offset)
+def _whole(path: Path, stream: Any) -> Iterator[_Piece]:
+    yield _Piece(path.as_posix(), path, 0, stream.read(LONGEST_DOCUMENT + 1))
+
+
+def _lines(path: Path, stream: Any) -> Iterator[_Piece]:
+    """The lines of a file; of one that is too long its beginning alone, whatever its length."""
+    offset = number = 0
+    while line := stream.readline(LONGEST_DOCUMENT + 1):
+        number += 1
+        yield _Piece(f"{path.as_posix()}:{number}", path, offset, line)
         offset += len(line)
-        place = f"{path.as_posix()}:{number}"
-        # A blank line is an empty document: counted by the build, never an example of its own.
-        yield Document(place, _text_field(text, place) if text.strip() else "")
+        if len(line) > LONGEST_DOCUMENT:
+            while not line.endswith(b"\n") and (line := stream.readline(2**20)):
+                offset += len(line)
 
 
-def _text_field(line: str, place: str) -> str:
+def _text(piece: _Piece, is_line: bool) -> str:
+    """The text of a document; CorpusError with its place where it has none."""
+    if len(piece.data) > LONGEST_DOCUMENT:
+        raise CorpusError(
+            f"{piece.name} (offset {piece.offset}) is a document of more than"
+            f" {LONGEST_DOCUMENT:,} bytes; cut it into several"
+        )
+    text = _decode(piece)
+    # A blank line is an empty document: counted by the build, never an example of its own.
+    return (_text_field(text, piece) if text.strip() else "") if is_line else text
+
+
+def _text_field(line: str, piece: _Piece) -> str:
+    begin = f"the line begins at offset {piece.offset}"
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise CorpusError(f"{place} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, deep nesting
+        raise CorpusError(f"{piece.name} is not JSON: {error}; {begin}") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        keys = f"an object with keys {sorted(value)}" if isinstance(value, dict) else "no object"
-        raise CorpusError(f"{place} has no string field 'text': it is {keys}")
+        keys = "no object"
+        if isinstance(value, dict):
+            more = ", ..." if len(value) > _KEYS_SHOWN else ""
+            keys = f"an object with keys {sorted(value)[:_KEYS_SHOWN]}{more}"
+        raise CorpusError(f"{piece.name} has no string field 'text': it is {keys}; {begin}")
     try:
         value["text"].encode()
     except UnicodeEncodeError as error:
         raise CorpusError(
-            f"{place} has half a surrogate pair at character {error.start}"
+            f"{piece.name} has half a surrogate pair at character {error.start}; {begin}"
         ) from error
     return value["text"]
 
 
-def _decode(data: bytes, path: Path, offset: int) -> str:
+_KEYS_SHOWN = 8
+
+
+def _decode(piece: _Piece) -> str:
     try:
-        return data.decode()
+        return piece.data.decode()
     except UnicodeDecodeError as error:
-        at = offset + error.start
+        byte, at = piece.data[error.start], piece.offset + error.start
         raise CorpusError(
-            f"{path} is not UTF-8: byte 0x{data[error.start]:02x} at offset {at} ({error.reason});"
+            f"{piece.path} is not UTF-8: byte 0x{byte:02x} at offset {at} ({error.reason});"
             " convert it first, as with iconv"
         ) from error
 
@@ -239,7 +298,7 @@ def read_corpus(config: DataConfig, corpus: str, split: str) -> Iterator[Documen
         yield from select_books(read_books(download_books(downloads(config))), config, split)
     else:
         for path in match_files(config, split):
-            yield from read_file(path)
+            yield from read_file(path, skip_bad=config.max_bad_documents > 0)
 
 
 def source_files(config: DataConfig, corpus: str, split: str) -> list[Path]:

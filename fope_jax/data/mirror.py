@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.extras import require
-from fope_jax.files import TRANSFERS, file_sha256, in_bucket, list_tree, user_cache
+from fope_jax.files import TRANSFERS, file_sha256, in_bucket, inside, list_tree, user_cache
 
 _CHUNK = 2**22
 
@@ -91,7 +91,7 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
                 raise MirrorError(f"{remote / absent[0]} is missing")
 
             def copy(name: str, progress: Callable[[int], Any]) -> None:
-                _fetch(remote / name, partial / name, hashes.get(name), progress)
+                _fetch(remote / name, inside(partial, name), hashes.get(name), progress)
 
             _each(f"download {remote.name}", sizes, copy)
             (partial / manifest).write_bytes(text)

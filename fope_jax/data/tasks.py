@@ -45,7 +45,7 @@ tf.config.set_visible_devices([], "GPU")  # text needs none, and JAX may want al
 
 _DOCUMENTS_AT_ONCE = 64
 _CHARS_AT_ONCE = 4_000_000
-_FEATURES = ("corpus", "name", "bytes")
+_FEATURES = ("corpus", "name", "bytes", "bad")
 
 
 # ---------------------------------------------------------------------------- tasks
@@ -73,7 +73,8 @@ def register(
 
     Returns:
       The ``seqio.Task``, or the ``seqio.Mixture``. Examples have ``targets`` (int32, EOS at the
-      end) and, without a sequence length, ``corpus``, ``name`` and ``bytes``.
+      end) and, without a sequence length, ``corpus``, ``name``, ``bytes`` and ``bad``, which says
+      why a document could not be read and is empty where it could.
     """
     skip, taken = skip or {}, taken or {}
     failures = [] if failures is None else failures
@@ -126,7 +127,8 @@ def read_documents(
     corpus by corpus, all of them.
 
     Raises:
-      CorpusError: text that cannot be read.
+      CorpusError: text that cannot be read, beyond what ``config.max_bad_documents`` lets pass as
+        documents without text; or files of a TFDS dataset that end too early.
     """
     failures: list[Exception] = []
     provider = register(config, tokenizer, skip=skip, taken=taken, failures=failures)
@@ -142,21 +144,26 @@ def read_documents(
             task.get_dataset(None, split=split, shuffle=False, try_in_mem_cache=False)
             for task in tasks
         ]
+    count = sum((skip or {}).values())
     try:
         for dataset in datasets:
             # In groups, as each step out of TensorFlow takes up to a millisecond too.
             for group in dataset.ragged_batch(_DOCUMENTS_AT_ONCE):
-                yield from _documents(group)
+                for document in _documents(group):
+                    count += 1
+                    yield document
     except tf.errors.OpError as error:
         raise _readable(error, failures, config, split) from error
+    if config.corpus == "c4" and config.tfds_data_dir:
+        _check_count(config, split, count)
 
 
 def _documents(group: Mapping[str, Any]) -> Iterator[TokenizedDocument]:
     ends = group["targets"].row_splits.numpy()
     tokens = np.split(group["targets"].flat_values.numpy(), ends[1:-1])
     columns = (group[name].numpy() for name in _FEATURES)
-    for corpus, name, size, ids in zip(*columns, tokens, strict=True):
-        yield TokenizedDocument(corpus.decode(), name.decode(), ids, int(size))
+    for corpus, name, size, bad, ids in zip(*columns, tokens, strict=True):
+        yield TokenizedDocument(corpus.decode(), name.decode(), ids, int(size), bad.decode())
 
 
 def read_texts(config: DataConfig, corpus: str, split: str) -> Iterator[str]:
@@ -189,6 +196,7 @@ def _source(config: DataConfig, corpus: str, failures: list[Exception]):
             output_signature={
                 "name": tf.TensorSpec((None,), tf.string),
                 "text": tf.TensorSpec((None,), tf.string),
+                "bad": tf.TensorSpec((None,), tf.string),
             },
         ).unbatch()
 
@@ -215,7 +223,7 @@ def _as_examples(
 
 
 def _columns(group: list[Document]) -> dict[str, list[str]]:
-    return {"name": [one.name for one in group], "text": [one.text for one in group]}
+    return {name: [getattr(one, name) for one in group] for name in Document._fields}
 
 
 def _tfds_directory(config: DataConfig) -> str:
@@ -253,12 +261,47 @@ def _readable(error: Exception, failures: list[Exception], config: DataConfig, s
     if isinstance(error, tf.errors.DataLossError) and config.tfds_data_dir:
         info = tfds.builder_from_directory(_tfds_directory(config)).info
         for file in info.splits[split].filepaths:
+            number = 0
             try:
                 for _ in tf.data.TFRecordDataset(str(file)):
-                    pass
+                    number += 1
             except tf.errors.DataLossError as loss:
-                return CorpusError(f"{file} is damaged: {loss.message}")
+                return CorpusError(
+                    f"{file} is damaged: record {number}, which begins at offset"
+                    f" {_record_offset(str(file), number)}: {loss.message}; fetch the file again"
+                )
     return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {error}")
+
+
+def _record_offset(file: str, number: int) -> int:
+    """Where record ``number`` of a TFRecord file begins, counted from 0.
+
+    A record is its length (8 bytes) and that number's checksum (4), the data and theirs (4).
+    """
+    offset = 0
+    with tf.io.gfile.GFile(file, "rb") as stream:
+        for _ in range(number):
+            stream.seek(offset)
+            offset += 16 + int.from_bytes(stream.read(8), "little")
+    return offset
+
+
+def _check_count(config: DataConfig, split: str, found: int) -> None:
+    """A file that was cut off between two records is read to its end without a word."""
+    directory = _tfds_directory(config)
+    info = tfds.builder_from_directory(directory).info.splits[split]
+    if found == info.num_examples:
+        return
+    for file, expected in zip(info.filepaths, info.shard_lengths, strict=True):
+        there = sum(1 for _ in tf.data.TFRecordDataset(str(file)))
+        if there != expected:
+            raise CorpusError(
+                f"{file} has {there} records; dataset_info.json says {expected}: fetch it again"
+            )
+    raise CorpusError(
+        f"split {split!r} of {directory} has {found} documents; dataset_info.json says"
+        f" {info.num_examples}"
+    )
 
 
 # ---------------------------------------------------------------------------- preprocessors
@@ -271,6 +314,7 @@ def _label(dataset, corpus: str):
             "corpus": tf.constant(corpus),
             "name": example["name"] if "name" in example else example["url"],
             "text": example["text"],
+            "bad": example["bad"] if "bad" in example else tf.constant(""),
         }
     )
 
@@ -299,6 +343,7 @@ def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
         return {
             "corpus": batch["corpus"],
             "name": batch["name"],
+            "bad": batch["bad"],
             "bytes": sizes,
             "targets": tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False),
         }

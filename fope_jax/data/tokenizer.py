@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fope_jax.extras import require
+from fope_jax.files import read_json
 
 
 class TokenizerError(ValueError):
@@ -121,7 +122,7 @@ class SentencePieceTokenizer:
             model_proto=model
         )
         self.vocab_size = self._processor.vocab_size()
-        self.fingerprint = hashlib.sha256(b"sentencepiece" + model).hexdigest()
+        self.fingerprint = self.fingerprint_of(model)
         self.token_bytes = np.array(
             [self._piece_bytes(i) for i in range(self.vocab_size)], dtype=np.int32
         )
@@ -130,6 +131,11 @@ class SentencePieceTokenizer:
     @classmethod
     def load(cls, directory: Path) -> SentencePieceTokenizer:
         return cls((directory / cls.filename).read_bytes())
+
+    @staticmethod
+    def fingerprint_of(model: bytes) -> str:
+        """The fingerprint of a serialised model, found without loading it."""
+        return hashlib.sha256(b"sentencepiece" + model).hexdigest()
 
     def _piece_bytes(self, index: int) -> int:
         processor = self._processor
@@ -286,25 +292,30 @@ class JsonTokenizer:
         says, or a usual name."""
         if not path.is_file():
             raise TokenizerError(f"tokenizer = {str(path)!r}: there is no such file")
-        content = path.read_text(encoding="utf-8")
         try:
+            content = path.read_text(encoding="utf-8")
             names = {token["content"] for token in json.loads(content)["added_tokens"]}
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise TokenizerError(
                 f"tokenizer = {str(path)!r} is no tokenizer.json: {error}"
             ) from error
         beside = path.with_name("tokenizer_config.json")
-        stated = (
-            json.loads(beside.read_text("utf-8")).get("eos_token") if beside.is_file() else None
-        )
-        stated = stated["content"] if isinstance(stated, dict) else stated
+        stated = read_json(beside).get("eos_token") if beside.is_file() else None
+        stated = stated.get("content") if isinstance(stated, dict) else stated
         eos = stated or next((name for name in _EOS_NAMES if name in names), None)
         if eos is None:
             raise TokenizerError(
                 f"tokenizer = {str(path)!r} has no end-of-document token: no eos_token in"
                 f" {beside.name} beside it, and none of {', '.join(_EOS_NAMES)} is an added token"
             )
-        return cls(content, eos)
+        try:
+            return cls(content, eos)
+        except TokenizerError:
+            raise
+        except Exception as error:  # the library's own kind, without the file's name
+            raise TokenizerError(
+                f"tokenizer = {str(path)!r} is no tokenizer.json: {error}"
+            ) from error
 
     def _count_bytes(self) -> np.ndarray:
         decoder = _decoder_types(json.loads(self._content).get("decoder"))
@@ -366,12 +377,27 @@ def load_saved(directory: Path, description: dict[str, Any]) -> Tokenizer:
     """
     if description["kind"] == BytesTokenizer.kind:
         return BytesTokenizer()
-    if description["kind"] == SentencePieceTokenizer.kind:
-        path = directory / SentencePieceTokenizer.filename
-        tokenizer = SentencePieceTokenizer.load(directory)
-    else:
-        path = directory / JsonTokenizer.filename
-        tokenizer = JsonTokenizer(path.read_text(encoding="utf-8"), description["eos"])
+    kinds = {cls.kind: cls for cls in (SentencePieceTokenizer, JsonTokenizer)}
+    if description["kind"] not in kinds:
+        raise TokenizerError(
+            f"{directory}: tokenizer kind {description['kind']!r}; accepted:"
+            f" {', '.join([BytesTokenizer.kind, *kinds])}"
+        )
+    path = directory / kinds[description["kind"]].filename
+    try:
+        if description["kind"] == SentencePieceTokenizer.kind:
+            found = SentencePieceTokenizer.fingerprint_of(path.read_bytes())
+            # The library only logs that it cannot load a model.
+            if found != description["fingerprint"]:
+                raise ValueError(f"fingerprint {found}, expected {description['fingerprint']}")
+            tokenizer = SentencePieceTokenizer.load(directory)
+        else:
+            text = path.read_text(encoding="utf-8")
+            tokenizer = JsonTokenizer(text, str(description.get("eos")))
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # both libraries raise kinds of their own, without the file's name
+        raise TokenizerError(f"{path} is damaged: {error}") from error
     if tokenizer.fingerprint != description["fingerprint"]:
         raise TokenizerError(
             f"{path} is damaged: fingerprint {tokenizer.fingerprint}, expected"

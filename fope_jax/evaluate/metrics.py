@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fope_jax.files import write_text
+from fope_jax.files import json_lines, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -22,19 +22,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       ValueError: another line is no JSON object, with its number.
     """
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.endswith("\n"):
-            raise ValueError(f"{path}, line {number} is no JSON object: {line[:60]!r}")
-    return rows
+    return [row for _, row in json_lines(path)] if path.exists() else []
 
 
 def replace_rows(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +31,7 @@ from fope_jax.evaluate.retrieval import Series, check_series, score_task
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.text import TEXT_PROTOCOLS, text_protocol
 from fope_jax.extras import require
-from fope_jax.files import as_path
+from fope_jax.files import as_path, read_json
 from fope_jax.lock import writing
 from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
@@ -72,7 +71,7 @@ def read_experiment(workdir: Path) -> Experiment:
             f"{workdir} is no run: there is no {path.name}; make one with "
             f"`fope train --config CONFIG --workdir {workdir}`"
         )
-    return build_experiment(json.loads(path.read_text()))
+    return build_experiment(read_json(path))
 
 
 def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
@@ -119,7 +118,7 @@ def load_run(
         store.close()
     check_fingerprint(metadata, position, shape, split(model)[2], where, accept_position)
     info = workdir / "run.json"
-    run_info = json.loads(info.read_text()) if info.is_file() else {}
+    run_info = read_json(info) if info.is_file() else {}
     return LoadedRun(experiment, model, step, run_info)
 
 

@@ -75,6 +75,7 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+_MOST_LAYERS = 10_000
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
@@ -170,8 +171,8 @@ def from_config(values: Mapping[str, Any]) -> Described:
     Face transformers 5.24.0.
     """
     name = values.get("model_type")
-    if name not in FAMILIES:
-        raise ValueError(f"model_type={name!r}: expected one of {', '.join(FAMILIES)}")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise ValueError(f"model_type={name!r:.80}: expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     kept = _kept(values, family)
     given = family.defaults | {key: x for key, x in values.items() if x is not None}
@@ -179,8 +180,7 @@ def from_config(values: Mapping[str, Any]) -> Described:
         if key not in given:
             raise ValueError(f"{key!r} is missing: Hugging Face takes a default of the model")
     sizes: dict[str, Any] = {
-        ours: None if given[key] is None else integer(key, given[key])
-        for key, ours in _SIZES.items()
+        ours: None if given[key] is None else _size(key, given[key]) for key, ours in _SIZES.items()
     }
     config = TransformerConfig(
         **sizes,
@@ -199,6 +199,14 @@ def from_config(values: Mapping[str, Any]) -> Described:
     return Described(config, own, kept, ours["fingerprint"])
 
 
+def _size(key: str, value: Any) -> int:
+    """A size that can be counted to: what follows makes lists of so many layers."""
+    most = _MOST_LAYERS if key == "num_hidden_layers" else 2**31 - 1
+    if not 1 <= integer(key, value) <= most:
+        raise ValueError(f"{key!r} is {value!r:.80}: expected 1 to {most:,}")
+    return integer(key, value)
+
+
 def _kept(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The keys that change no number, each other one checked to be known and its value accepted."""
     read = _READ | set(_BY_LAYER if family.by_layer else ())
@@ -208,7 +216,9 @@ def _kept(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
     kept = {}
     for key, value in values.items():
         if key == "layer_types" and value is not None:
-            other = sorted(set(value) - {"full_attention"})
+            if not isinstance(value, list | tuple):
+                raise ValueError(f"{key}={value!r:.80}: expected a list")
+            other = sorted({str(entry) for entry in value} - {"full_attention"})
             if other:
                 raise ValueError(f"{key} holds {', '.join(other)}: only 'full_attention' is known")
         elif key in accepted and value is not None and value not in accepted[key]:
@@ -229,6 +239,8 @@ def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> Po
     both = [given[key] for key in ("rope_parameters", "rope_scaling") if given.get(key)]
     if both and both[0] != both[-1]:
         raise ValueError(f"rope_parameters={both[0]}, rope_scaling={both[1]}: leave one out")
+    if both and not isinstance(both[0], Mapping):
+        raise ValueError(f"rope_parameters={both[0]!r:.80}: expected a mapping of its keys")
     parameters = {key: x for key, x in both[0].items() if x is not None} if both else {}
     if not {"rope_type", "type"} & parameters.keys():
         parameters["rope_type"] = "default"
@@ -292,9 +304,10 @@ def _rotates(given: Mapping[str, Any], num_layers: int) -> list[bool]:
         if interval < 1:
             raise ValueError(f"no_rope_layer_interval={interval}: expected 1 or more")
         return [(index + 1) % interval != 0 for index in range(num_layers)]
-    if len(layers) != num_layers or not set(layers) <= {0, 1}:
+    listed = isinstance(layers, list | tuple) and len(layers) == num_layers
+    if not listed or not all(layer in (0, 1) for layer in layers):
         raise ValueError(
-            f"no_rope_layers={layers}: expected a 0 or a 1 for each of {num_layers} layers"
+            f"no_rope_layers={layers!r:.80}: expected a 0 or a 1 for each of {num_layers} layers"
         )
     return [bool(layer) for layer in layers]
 
@@ -317,8 +330,13 @@ def _exported(
     """The position embedding that our export stored, compared with what the other keys say."""
     if not isinstance(ours, Mapping) or not {"position", "fingerprint"} <= ours.keys():
         raise ValueError(f"{OURS}={ours!r}: expected 'position' and 'fingerprint', as exported")
-    own = from_spec(ours["position"])
-    stored, said = (to_position_keys(method, shape, by_layer) for method in (own, position))
+    try:
+        own = from_spec(ours["position"])
+        stored, said = (to_position_keys(method, shape, by_layer) for method in (own, position))
+    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:  # of values of any kind
+        raise ValueError(
+            f"{OURS}.position={ours['position']!r:.80} is no position embedding: {error}"
+        ) from error
     if stored != said:
         raise ValueError(
             f"rope_parameters say {said}, but {OURS}.position, which was exported with them, says "

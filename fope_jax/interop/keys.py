@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -91,7 +91,8 @@ def either(given: Given, key: str, argument: float | None, name: str) -> float |
 def number(key: str, value: Any) -> float:
     """``value``, or ValueError unless it is a finite number."""
     numeric = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    if not numeric or not math.isfinite(value):
+    # An integer of a JSON file may be beyond every float.
+    if not numeric or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{key!r} is {value!r}: expected a finite number")
     return value if isinstance(value, (int, float)) else value.item()
 

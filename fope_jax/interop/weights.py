@@ -8,7 +8,6 @@ nor transformers is needed.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.extras import require
-from fope_jax.files import write_json
+from fope_jax.files import inside, read_json, write_json
 from fope_jax.interop.families import Described, from_config, to_config
 from fope_jax.interop.serving import (
     PREFIX,
@@ -202,8 +201,9 @@ def describe(directory: str | Path) -> Described:
     path = directory / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: no {CONFIG} in it")
+    values = read_json(path)
     try:
-        return from_config(json.loads(path.read_text(encoding="utf-8")))
+        return from_config(values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -281,11 +281,7 @@ class _Files:
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text()).get("weight_map", {}).values()))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise FileNotFoundError(f"{index} names {', '.join(missing)}: there is no such file")
-        return [directory / name for name in names]
+        return _indexed_files(directory, read_json(index).get("weight_map"))
     if (directory / WEIGHTS).is_file():
         return [directory / WEIGHTS]
     found = sorted(directory.glob("*.safetensors"))
@@ -294,6 +290,22 @@ def _weight_files(directory: Path) -> list[Path]:
         hint = f"; {', '.join(other)}: save it as safetensors first" if other else ""
         raise FileNotFoundError(f"{directory} has no *.safetensors{hint}")
     return found
+
+
+def _indexed_files(directory: Path, weight_map: Any) -> list[Path]:
+    """The files that the index names; all of them are in the directory."""
+    index = directory / INDEX
+    files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not files or not all(isinstance(file, str) for file in files):
+        raise ValueError(f"{index}: weight_map = {weight_map!r:.80}; accepted: tensor to file name")
+    try:
+        paths = [inside(directory, name) for name in sorted(set(files))]
+    except ValueError as error:
+        raise ValueError(f"{index}: weight_map: {error}") from error
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(f"{index} names {', '.join(missing)}: there is no such file")
+    return paths
 
 
 def _check_tensors(

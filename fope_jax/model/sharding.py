@@ -13,6 +13,7 @@ every function here leaves its arrays as they are, so the same model runs in a n
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -100,7 +101,8 @@ class MeshConfig:
         sizes = {}
         for part in text.split(","):
             name, _, size = part.strip().partition("=")
-            if name not in MESH_AXES or name in sizes or not size.removeprefix("-").isdecimal():
+            number = re.fullmatch(r"-?[0-9]{1,9}", size)
+            if name not in MESH_AXES or name in sizes or not number:
                 raise ValueError(
                     f"mesh {text!r}: cannot read {part!r}; expected AXIS=SIZE with an axis of "
                     f"{', '.join(MESH_AXES)}, once each"

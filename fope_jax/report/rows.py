@@ -5,7 +5,6 @@ Files hold sums and counts; every ratio of the report is taken here.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fope_jax.files import as_path
+from fope_jax.files import as_path, json_lines, read_json
 from fope_jax.report.bootstrap import Interval, intervals
 
 Row = dict[str, Any]
@@ -132,9 +131,7 @@ def read_run(path: Path) -> Run:
 
         return read_results(path)
     config = _read_json(path / "config.json", required=True)
-    for key in ("name", "seed", "train"):
-        if key not in config:
-            raise ReportError(f"{path / 'config.json'} has no {key!r}")
+    _check_config(config, path / "config.json")
     rows = read_rows(path / "metrics.jsonl")
     evaluated = [
         row["step"]
@@ -148,15 +145,27 @@ def read_run(path: Path) -> Run:
     return Run(path, config, info, tuple(current), step, lineage)
 
 
+def _check_config(config: dict[str, Any], path: Path) -> None:
+    train = config.get("train")
+    needed = {"name": config.get("name"), "seed": config.get("seed")}
+    needed["train.length"] = train.get("length") if isinstance(train, dict) else None
+    for key, kind in {"name": str, "seed": int, "train.length": int}.items():
+        value = needed[key]
+        if value is None:
+            raise ReportError(f"{path} has no {key!r}")
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ReportError(f"{path}: {key} = {value!r:.60}; accepted: {kind.__name__}")
+
+
 def _read_json(path: Path, required: bool) -> dict[str, Any]:
     if not path.is_file():
         if required:
             raise ReportError(f"{path.parent} is no run: there is no {path.name}")
         return {}
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except ValueError as error:
-        raise ReportError(f"{path} is no JSON: {error}") from error
+        raise ReportError(str(error)) from error
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -171,16 +180,15 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise ReportError(f"{path.parent} has no {path.name}: the run has not been trained yet")
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(keepends=True), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if line.endswith("\n"):
-                raise ReportError(f"{path}, line {number}: no JSON ({line[:60]!r})") from error
-            continue
-        check_row(row, f"{path}, line {number}")
-        if row["kind"] in FIELDS:
-            rows.append(row)
+    try:
+        for number, row in json_lines(path):
+            check_row(row, f"{path}, line {number}")
+            if row["kind"] in FIELDS:
+                rows.append(row)
+    except ReportError:
+        raise
+    except ValueError as error:
+        raise ReportError(str(error)) from error
     return rows
 
 

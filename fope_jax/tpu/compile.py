@@ -3,14 +3,13 @@
 The TPU compiler must be told that there is no TPU before jax starts, and a compilation can end the
 process it runs in, so `fope plan` starts this once for each:
 
-    python -m fope_jax.tpu.compile < request.pickle > row.json
+    python -m fope_jax.tpu.compile < request.json > row.json
 """
 
 from __future__ import annotations
 
 import json
 import math
-import pickle
 import re
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 import jax
 
-from fope_jax.config import Experiment
+from fope_jax.config import Experiment, build_experiment
 from fope_jax.tpu.flops import model_flops, program_flops
 from fope_jax.tpu.hlo import traffic
 from fope_jax.tpu.topology import describe, parse_topology
@@ -117,7 +116,8 @@ def _bytes(number: str, unit: str) -> int:
 if __name__ == "__main__":
     answer, sys.stdout = sys.stdout, sys.stderr
     try:
-        result = measure(*pickle.load(sys.stdin.buffer))
+        values, topology = json.load(sys.stdin)
+        result = measure(build_experiment(values), topology)
     except ValueError as error:
         result = {"error": str(error)}
     json.dump(result, answer)

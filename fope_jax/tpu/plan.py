@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import math
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.config import Experiment
+from fope_jax.config import Experiment, experiment_to_dict
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
@@ -191,7 +190,8 @@ def answer(
         return json.loads(path.read_text()) | {"cached": True}
     run = subprocess.run(
         [sys.executable, "-m", "fope_jax.tpu.compile"],
-        input=pickle.dumps((experiment, topology)), capture_output=True, check=False,
+        input=json.dumps([experiment_to_dict(experiment), topology]).encode(),
+        capture_output=True, check=False,
         env=os.environ | ENVIRONMENT,
     )  # fmt: skip
     if run.returncode:

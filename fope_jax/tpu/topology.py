@@ -40,7 +40,10 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     if version not in CHIPS:
         raise TopologyError(f"topology {name!r}: unknown TPU version {version!r}; such as {known}")
     chip = CHIPS[version]
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape) or shape.count("x") != chip.grid - 1:
+    if (
+        not re.fullmatch(r"[1-9][0-9]{0,5}(x[1-9][0-9]{0,5})*", shape)
+        or shape.count("x") != chip.grid - 1
+    ):
         raise TopologyError(
             f"topology {name!r}: a slice of {version} has {chip.grid} axes of chips, such as "
             f"{version}:{_EXAMPLES[chip.grid]}"

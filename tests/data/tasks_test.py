@@ -173,7 +173,8 @@ def test_an_error_in_a_file_comes_out_as_it_was_raised(text_config, tmp_path):
 
 
 def test_text_of_a_dataset_that_is_not_utf8_names_the_document():
-    dataset = tf.data.Dataset.from_tensors({"corpus": "c", "name": "page 7", "text": b"a\xff"})
+    page = {"corpus": "c", "name": "page 7", "text": b"a\xff", "bad": ""}
+    dataset = tf.data.Dataset.from_tensors(page)
     failures = []
     with pytest.raises(tf.errors.OpError):
         list(tasks.tokenize(dataset, BYTES, failures))

@@ -434,7 +434,7 @@ def test_files_that_are_not_there_or_damaged_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no .*; pytorch_model.bin: save it as safetensors"):
         import_weights(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="config.json: Expecting property name"):
+    with pytest.raises(ValueError, match="config.json is no JSON: Expecting property name"):
         import_weights(tmp_path)
     with_config(tmp_path, "qwen3")
     (tmp_path / "model-00002-of-00003.safetensors").unlink()

@@ -1,0 +1,39 @@
+"""C4 as TFDS prepares it, small; and where the records of its files begin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fope_jax.data.tasks import tfds
+
+PAGE = {"content-type": "text/plain", "content-length": "1", "timestamp": "2019-04-25"}
+
+
+def prepared_c4(directory: Path, pages: int) -> Path:
+    """A TFDS data directory with ``pages`` training pages in several files."""
+    own = directory / "tfds" / "c4" / "en" / "3.0.1"
+    own.mkdir(parents=True)
+    keys = (*PAGE, "text", "url")
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.dataset_info.DatasetIdentity(
+            name="c4", config_name="en", version=tfds.core.Version("3.0.1"), module_name="",
+            data_dir=str(own),
+        ),
+        features=tfds.features.FeaturesDict({key: tfds.features.Text() for key in keys}),
+    )  # fmt: skip
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=3)
+    writer.initialize_splits(["train", "validation"])
+    for split, count in (("train", pages), ("validation", 2)):
+        texts = [f"{split} page {number} " + "word " * number for number in range(count)]
+        examples = [PAGE | {"text": t, "url": f"https://{split}.example/{t[:12]}"} for t in texts]
+        writer.add_examples({split: examples})
+    writer.close_all()
+    return directory / "tfds"
+
+
+def record_offsets(path: Path) -> list[int]:
+    """Where each record begins: a length of 8 bytes, its checksum of 4, data, a checksum of 4."""
+    content, offsets = path.read_bytes(), [0]
+    while (offset := offsets[-1]) < len(content):
+        offsets.append(offset + 16 + int.from_bytes(content[offset : offset + 8], "little"))
+    return offsets[:-1]

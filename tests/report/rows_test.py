@@ -64,7 +64,7 @@ def test_a_torn_last_line_and_unknown_kinds_are_left(make_run):
     path = make_run("rope") / "metrics.jsonl"
     whole = read_rows(path)
     with path.open("a") as stream:
-        stream.write('{"kind": "spectrum", "anything": 1}\n{"kind": "perpl')
+        stream.write('{"kind": "weather", "anything": 1}\n{"kind": "perpl')
     assert read_rows(path) == whole
 
 

@@ -108,8 +108,12 @@ def points(runs: Sequence[Run]) -> list[Point]:
 
 
 def generalization_gap(run: Run) -> float | None:
-    """Loss at the longest context minus that at the training length, None without both."""
-    splits = group(run.of("perplexity"), lambda row: row["split"])
+    """Loss at the longest context minus that at the training length, None without both.
+
+    Of the protocol that scores the same tokens at every context, on the first split.
+    """
+    same = [row for row in run.of("perplexity") if row["protocol"] == "same-tokens"]
+    splits = group(same, lambda row: row["split"])
     rows = next(iter(splits.values()), [])
     losses = {context: add_up(own).loss for context, own in group(rows, by_context).items()}
     longest = max(losses, default=0)

@@ -380,7 +380,8 @@ def test_methods_mixed_over_layers_are_those_methods(name):
             variables = own(index, "position_layers") | of_model
             tables = method.tables(of_model, positions, 8)
             weights = {key: x[index] for key, x in params["layers"].items()}
-            x = layer(model.config, method, weights, {}, variables, tables, x, positions, segments)
+            inputs = (x, positions, segments)
+            x, _ = layer(model.config, method, weights, {}, variables, tables, *inputs)
         return rms_norm(x, params["final_norm"], model.config.norm_eps)
 
     expected = hidden_of(graphdef, params, constants, *batch[:3])

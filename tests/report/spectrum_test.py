@@ -81,6 +81,17 @@ def test_a_gap_takes_both_lengths(make_run, synthetic):
     assert generalization_gap(run) is None
 
 
+def test_a_gap_is_of_the_same_tokens(make_run, synthetic):
+    rows = synthetic.rows_of("rope", 0)
+    chunks = [
+        row | {"protocol": "chunks", "nats": 9 * row["nats"]}
+        for row in rows
+        if row["kind"] == "perplexity" and row["context"] == 2048
+    ]
+    (run,) = read_runs([make_run("rope", rows=rows + chunks)])
+    assert generalization_gap(run) == pytest.approx(5.61 - 3.10)
+
+
 def test_tables_say_what_was_measured(runs):
     found = points(read_runs(runs))
     rows = dict(run_table(found).rows)

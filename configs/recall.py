@@ -10,6 +10,10 @@ Command    fope train --config configs/recall.py:position=fope --workdir runs/re
            Arguments: position=rope|alibi|nope|fope|..., seed=0, smoke (a few steps, to see it run).
            There is no text and no token cache to build.
 Hardware   1 CPU core, 1 GB of memory.
+Time       210 s of training and 55 s of evaluation a method.
+Score      RoPE, one seed: of 200 recalled values 43% are right at 64 tokens (chance is 2%, and 6%
+           among the window's own values), 1 of 200 at 128 and none at 1,024. Training is cut short:
+           the loss still falls fast at its end.
 """
 
 from ml_collections import ConfigDict

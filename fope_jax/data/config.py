@@ -51,8 +51,8 @@ class DataConfig:
       packing: how windows see documents. "documents": segments, and positions from 0, for each
         document in a window. "windows": one segment a window, as the paper's code does.
       tasks: entries "task=share": how many rows of every training batch are windows of a retrieval
-        task, such as ``("recall=0.25", "copy=0.25")``; the rest is text. They are generated, never
-        the same twice and never one of the evaluation's (`fope_jax.data.retrieval`).
+        task, such as ``("recall=0.25", "copy=0.25")``; the rest is text. Each is drawn anew,
+        and none of the evaluation's items is ever among them (`fope_jax.data.retrieval`).
       task_targets: what is learnt of a task's windows: "answers", or "all" of their tokens.
     """
 

@@ -49,7 +49,7 @@ def resume_killed(run: Path, reference: Path, *overrides: str) -> None:
 
 def kill_at_a_random_time(directory: Path, seed: int) -> None:
     reference, run = world.unbroken(), directory / "run"
-    moment = random.Random(seed).uniform(0.0, 0.7 + PACE * STEPS)
+    moment = random.Random(seed).uniform(0.0, world.seconds_of_a_run(PACE))
     pid = world.start(run, pace=PACE)
     time.sleep(moment)
     os.kill(pid, signal.SIGKILL)

@@ -131,6 +131,16 @@ def unbroken(*overrides: str, **harm: Any) -> Path:
     return workdir
 
 
+@functools.cache
+def seconds_of_a_run(pace: float) -> float:
+    """How long a training at this pace takes here, from its start to its end."""
+    workdir = Path(tempfile.mkdtemp(dir=scratch())) / "timed"
+    began = time.monotonic()
+    code, text = train(workdir, pace=pace)
+    assert code == 0, text
+    return time.monotonic() - began
+
+
 def copy_of(run: Path, directory: Path) -> Path:
     """A copy of a run to do harm to."""
     return Path(shutil.copytree(run, directory / "run"))

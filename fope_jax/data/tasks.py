@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -144,18 +145,13 @@ def read_documents(
             task.get_dataset(None, split=split, shuffle=False, try_in_mem_cache=False)
             for task in tasks
         ]
-    count = sum((skip or {}).values())
     try:
         for dataset in datasets:
             # In groups, as each step out of TensorFlow takes up to a millisecond too.
             for group in dataset.ragged_batch(_DOCUMENTS_AT_ONCE):
-                for document in _documents(group):
-                    count += 1
-                    yield document
+                yield from _documents(group)
     except tf.errors.OpError as error:
         raise _readable(error, failures, config, split) from error
-    if config.corpus == "c4" and config.tfds_data_dir:
-        _check_count(config, split, count)
 
 
 def _documents(group: Mapping[str, Any]) -> Iterator[TokenizedDocument]:
@@ -258,19 +254,33 @@ def _readable(error: Exception, failures: list[Exception], config: DataConfig, s
     """The exception to raise in place of TensorFlow's, which names no file."""
     if failures:
         return failures[0]
-    if isinstance(error, tf.errors.DataLossError) and config.tfds_data_dir:
-        info = tfds.builder_from_directory(_tfds_directory(config)).info
-        for file in info.splits[split].filepaths:
-            number = 0
-            try:
-                for _ in tf.data.TFRecordDataset(str(file)):
-                    number += 1
-            except tf.errors.DataLossError as loss:
-                return CorpusError(
-                    f"{file} is damaged: record {number}, which begins at offset"
-                    f" {_record_offset(str(file), number)}: {loss.message}; fetch the file again"
-                )
-    return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {error}")
+    damage = _damaged_file(config, split) if config.tfds_data_dir else None
+    said = damage or f"reading split {split!r} of corpus {config.corpus!r} failed: {_reason(error)}"
+    return CorpusError(said)
+
+
+def _damaged_file(config: DataConfig, split: str) -> str | None:
+    """The first file of a TFDS split that is damaged, or ends early between two records."""
+    info = tfds.builder_from_directory(_tfds_directory(config)).info.splits[split]
+    for file, expected in zip(map(str, info.filepaths), info.shard_lengths, strict=True):
+        number = 0
+        try:
+            for _ in tf.data.TFRecordDataset(file):
+                number += 1
+        except tf.errors.OpError as error:
+            return (
+                f"{file} is damaged: record {number}, which begins at offset"
+                f" {_record_offset(file, number)}: {_reason(error)}; fetch the file again"
+            )
+        if number != expected:
+            return f"{file} has {number} records; dataset_info.json says {expected}: fetch it again"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """What TensorFlow says, without the names of its operations."""
+    said = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", str(error), flags=re.DOTALL)
+    return said or type(error).__name__
 
 
 def _record_offset(file: str, number: int) -> int:
@@ -284,24 +294,6 @@ def _record_offset(file: str, number: int) -> int:
             stream.seek(offset)
             offset += 16 + int.from_bytes(stream.read(8), "little")
     return offset
-
-
-def _check_count(config: DataConfig, split: str, found: int) -> None:
-    """A file that was cut off between two records is read to its end without a word."""
-    directory = _tfds_directory(config)
-    info = tfds.builder_from_directory(directory).info.splits[split]
-    if found == info.num_examples:
-        return
-    for file, expected in zip(info.filepaths, info.shard_lengths, strict=True):
-        there = sum(1 for _ in tf.data.TFRecordDataset(str(file)))
-        if there != expected:
-            raise CorpusError(
-                f"{file} has {there} records; dataset_info.json says {expected}: fetch it again"
-            )
-    raise CorpusError(
-        f"split {split!r} of {directory} has {found} documents; dataset_info.json says"
-        f" {info.num_examples}"
-    )
 
 
 # ---------------------------------------------------------------------------- preprocessors

@@ -332,7 +332,7 @@ FAULTS = [
     Fault(
         "broken TFRecord",
         "File, record and offset are named, also where a file ends early between two records.",
-        broken_tfrecord, trials=30, short=1,
+        broken_tfrecord, trials=30, short=3,
     ),
     Fault(
         "token-cache file damaged",

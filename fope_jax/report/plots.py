@@ -78,7 +78,7 @@ def perplexity_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.numbers(lambda sums: sums.perplexity)
-    bands = comparison.intervals(lambda sums: sums.perplexity)
+    bands = _shown(comparison, comparison.intervals(lambda sums: sums.perplexity))
     _bands(axes, bands, looks)
     _curves(axes, curves, looks)
     words = protocols.words(comparison)
@@ -97,7 +97,7 @@ def ratio_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.ratios(lambda sums: sums.perplexity)
-    bands = comparison.ratio_intervals(lambda sums: sums.perplexity)
+    bands = _shown(comparison, comparison.ratio_intervals(lambda sums: sums.perplexity))
     _bands(axes, bands, looks)
     _curves(axes, curves, looks)
     axes.axhline(1, color="#555555", linewidth=0.8, zorder=0)
@@ -116,7 +116,8 @@ def position_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.numbers(lambda sums: sums.loss, by=_bucket_centre)
-    _bands(axes, comparison.intervals(lambda sums: sums.loss, by=_bucket_centre), looks)
+    bands = _shown(comparison, comparison.intervals(lambda sums: sums.loss, by=_bucket_centre))
+    _bands(axes, bands, looks)
     _curves(axes, curves, looks)
     longest, words = max(comparison.contexts), protocols.words(comparison)
     ticks = [longest // 2**k for k in range(10, -1, -1) if longest // 2**k >= 1]
@@ -177,6 +178,10 @@ def training_figure(runs: Sequence[Run], looks: dict[str, Style]) -> Figure:
     axes.set_title("Training loss")
     _legend(figure, axes)
     return figure
+
+
+def _shown(comparison: Comparison, found: dict[str, dict[Any, Interval]]) -> dict[str, Any]:
+    return found if protocols.bands_fit(comparison) else {}
 
 
 def _bands(axes: Axes, intervals: dict[str, dict[Any, Interval]], looks: dict[str, Style]) -> None:
@@ -354,14 +359,16 @@ def _ratio_axis(
 
 
 def _mark_training_lengths(axes: Axes, comparison: Comparison) -> None:
-    for length in sorted(set(comparison.training_lengths.values())):
+    lengths = sorted(set(comparison.training_lengths.values()))
+    for length in lengths:
         axes.axvline(length, color="#555555", linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
-        axes.annotate(
-            f"training length {length:,}",
+        axes.annotate(  # the words stand once, or those of neighbours run into each other
+            f"{length:,}" if length > lengths[0] else f"training length {length:,}",
             (length, 1),
             xycoords=axes.get_xaxis_transform(),
-            xytext=(-3, 3),
+            xytext=(-3, 3) if len(lengths) == 1 else (0, 3),
             textcoords="offset points",
+            ha="left" if len(lengths) == 1 else "center" if length > lengths[0] else "right",
             va="bottom",
             fontsize=8.5,
             color="#444444",
@@ -371,8 +378,10 @@ def _mark_training_lengths(axes: Axes, comparison: Comparison) -> None:
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, names = axes.get_legend_handles_labels()
     if handles:
+        fitting = 76 // (max(map(len, names)) + 11)  # characters of a line, and of a handle
+        columns = max(1, min(4, fitting, len(names)))
         figure.legend(
-            handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False,
+            handles, names, loc="outside lower center", ncols=columns, frameon=False,
             handlelength=3.5,
         )  # fmt: skip
 

@@ -156,6 +156,14 @@ def bos(comparison: Comparison) -> str:
     return text[:1].upper() + text[1:]
 
 
+MOST_BANDS = 4  # more of them hide each other, and the tables have every interval
+
+
+def bands_fit(comparison: Comparison) -> bool:
+    """Whether a figure of so many variants shows intervals as bands."""
+    return len(comparison.curves) <= MOST_BANDS
+
+
 def in_brief(comparison: Comparison, intervals: str = "in brackets") -> str:
     """What a table or figure shows, for one that is cut out of the page.
 
@@ -186,7 +194,7 @@ def in_brief(comparison: Comparison, intervals: str = "in brackets") -> str:
         comparison.stated.get("bos", NO_BOS),
         "1 seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds",
     ]
-    if count > 1:
+    if count > 1 and (intervals != "bands" or bands_fit(comparison)):
         parts.append(f"{intervals}: {COVERAGE:.0%} interval over documents")
     return "; ".join(parts)
 

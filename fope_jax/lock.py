@@ -117,7 +117,7 @@ class RunLock:
     def _judge(self, last: Owner, lease_seconds: float) -> None:
         """Returns where ``last``, whom the file names, is dead."""
         if last.host == self.owner.host:
-            if _began(last.pid) == last.began:
+            if is_alive(last):
                 raise LockError(_refusal(self.path, last))
             log.warning("taking over %s: its process is gone (%s)", self.path, last.text)
             return
@@ -208,6 +208,11 @@ def read_owner(directory: Path) -> Owner | None:
     """Who holds the lock of a run directory, dead or alive; None where nobody does."""
     path = directory / LOCK
     return _owner(path.read_bytes().decode(errors="replace")) if path.exists() else None
+
+
+def is_alive(owner: Owner) -> bool:
+    """Whether that process is there; True for one on another machine, which cannot be seen."""
+    return owner.host != socket.gethostname() or _began(owner.pid) == owner.began
 
 
 def _same_process(one: Owner | None, other: Owner) -> bool:

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "sweep": {"config", "fields", "train"},
     "tpu": {"position", "model", "config", "train"},
     "report": set(),
-    "doctor": {"config", "data", "checkpoint", "evaluate"},
+    "doctor": {"config", "data", "checkpoint", "evaluate", "lock"},
     "interop": {"position", "model"},
     "main": {
         "position",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,10 @@ from fope_jax.data import manifest as manifests
 from fope_jax.doctor.findings import Check, Finding, some
 from fope_jax.doctor.rows import Due, check_metrics
 from fope_jax.files import as_path, list_tree, read_json
+from fope_jax.lock import LOCK, is_alive, read_owner
 
 CONFIG, RUN, LINEAGE, CHECKPOINTS = "config.json", "run.json", "lineage.json", "checkpoints"
-QUARANTINE, LOCK = "quarantine", "run.lock"
+QUARANTINE = "quarantine"
 _TEMPORARY = (".orbax-checkpoint-tmp", ".tmp")
 
 
@@ -192,22 +191,8 @@ def _check_leftovers(run: Path) -> Check:
 
 def lock_owner(run: Path) -> str | None:
     """Who writes into a run directory now, as far as can be told from here; None where nobody."""
-    path = run / LOCK
-    try:
-        owner = read_json(path) if path.exists() else {}
-    except ValueError:
-        return None
-    host, pid = owner.get("host"), owner.get("pid")
-    if not isinstance(host, str) or not isinstance(pid, int) or pid < 1:
-        return None
-    if host == socket.gethostname():
-        try:
-            os.kill(pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return None
-        except PermissionError:
-            pass  # it is there, and another user's
-    return f"written by host {host}, pid {pid}"
+    owner = read_owner(run)
+    return f"written by {owner.text}" if owner is not None and is_alive(owner) else None
 
 
 def steps_of(run: Path) -> list[int]:

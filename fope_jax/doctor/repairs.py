@@ -7,10 +7,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from fope_jax.doctor.checks import CHECKPOINTS, LOCK, QUARANTINE, lock_owner, steps_of
+from fope_jax.doctor.checks import CHECKPOINTS, QUARANTINE, steps_of
 from fope_jax.doctor.rows import is_train, read_lines, step_of
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.files import as_path, in_bucket, write_text
+from fope_jax.lock import writing
 
 
 def repair(run: str | Path) -> list[str]:
@@ -23,18 +24,14 @@ def repair(run: str | Path) -> list[str]:
       A line for each thing done.
 
     Raises:
-      ValueError: a process writes into the run, or it is in a bucket.
+      ValueError: the run is in a bucket.
+      LockError: a process writes into it.
     """
     run = as_path(run)
     if in_bucket(run):
         raise ValueError(f"{run} is in a bucket: repair a copy on this machine and upload it")
-    owner = lock_owner(run)
-    if owner is not None:
-        raise ValueError(
-            f"{run} is {owner}: stop that process before --repair; where it is gone, remove"
-            f" {run / LOCK}"
-        )
-    return [*_set_aside(run), *_rewrite_metrics(run)]
+    with writing(run, "doctor"):
+        return [*_set_aside(run), *_rewrite_metrics(run)]
 
 
 def _set_aside(run: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fope_jax.config import build_experiment, changed_numbers, experiment_to_dict
 from fope_jax.fields import ConfigError
-from fope_jax.files import write_json
+from fope_jax.files import read_json, write_json
 from fope_jax.sweep.spec import Planned
 
 PROGRAM = (sys.executable, "-m", "fope_jax.main")
@@ -114,14 +114,14 @@ def _is_done(run: Planned, workdir: Path) -> bool:
     wanted = _plain(experiment_to_dict(run.experiment))
     config, stamp = directory / "config.json", directory / DONE
     if config.is_file():
-        there = experiment_to_dict(build_experiment(json.loads(config.read_text())))
+        there = experiment_to_dict(build_experiment(read_json(config)))
         changes = changed_numbers(_plain(there), wanted)
         if changes:
             raise ConfigError(
                 f"{directory} holds another run than the sweep's; use another --workdir."
                 " Different:\n" + "\n".join(f"  {change}" for change in changes)
             )
-    return stamp.is_file() and json.loads(stamp.read_text())["experiment"] == wanted
+    return stamp.is_file() and read_json(stamp)["experiment"] == wanted
 
 
 def _plain(values: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import socket
@@ -23,7 +22,7 @@ from fope_jax.config import (
     changed_numbers,
     experiment_to_dict,
 )
-from fope_jax.files import as_path, make_writable, write_json
+from fope_jax.files import as_path, make_writable, read_json, write_json
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
 IMPORTED = "imported"  # the key of run.json that says where the weights of step 0 came from
@@ -47,7 +46,7 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
     except OSError as error:
         raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
     run = workdir / RUN
-    if run.exists() and IMPORTED in (facts := json.loads(run.read_text())):
+    if run.exists() and IMPORTED in (facts := read_json(run)):
         raise ConfigError(
             f"workdir {workdir} holds weights imported from {facts[IMPORTED]['directory']}, with "
             "which no run begins; use another --workdir"
@@ -56,7 +55,7 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
     path = workdir / CONFIG
     if path.exists():
         # Built again, so that a value added since the run began counts as its default.
-        old = experiment_to_dict(build_experiment(json.loads(path.read_text())))
+        old = experiment_to_dict(build_experiment(read_json(path)))
         changes = changed_numbers(old, new)
         if changes:
             more = [f"  and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
@@ -88,11 +87,11 @@ def record_run(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
     path = workdir / RUN
     start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step}
     if step and path.exists():
-        run = json.loads(path.read_text())
+        run = read_json(path)
         run["resumed"].append(start | provenance())
     else:
         # What an extension of imported weights left here: an export needs it.
-        kept = json.loads(path.read_text()).get(KEPT) if path.exists() else None
+        kept = read_json(path).get(KEPT) if path.exists() else None
         run = {KEPT: kept} if kept else {}
         run |= dict(facts) | {"started": start["time"]} | provenance() | {"resumed": []}
     write_json(path, run)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax import doctor
+from fope_jax import doctor, lock
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.build import build
@@ -230,10 +230,16 @@ def test_the_token_cache(run):
     ]  # fmt: skip
 
 
+def hold(run, **process):
+    """Leaves a lock as that process would."""
+    owner = {"host": socket.gethostname(), "started": "2026-01-01T10:00:00+00:00", "verb": "train"}
+    write_json(run / "run.lock", owner | process)
+
+
 def test_what_killed_processes_leave(run):
     (run / "checkpoints" / "16.orbax-checkpoint-tmp-1").mkdir()
     (run / ".metrics.jsonl.tmp").write_text("x")
-    write_json(run / "run.lock", {"host": socket.gethostname(), "pid": 2**30})
+    hold(run, pid=2**30, began=0)
     problems, notes = found(run)
     assert problems == []
     assert ".metrics.jsonl.tmp, 16.orbax-checkpoint-tmp-1" in notes[0].problem
@@ -241,12 +247,12 @@ def test_what_killed_processes_leave(run):
 
 
 def test_a_run_that_is_being_written(run):
-    write_json(run / "run.lock", {"host": "elsewhere", "pid": 12})
+    hold(run, pid=os.getppid(), began=lock._began(os.getppid()))
     (run / "checkpoints" / "16").mkdir()
     (run / "checkpoints" / "16" / "x").write_text("on its way")
     problems, notes = found(run)
     assert problems == [] and "16" in notes[0].problem
-    with pytest.raises(ValueError, match="written by host elsewhere, pid 12: stop that process"):
+    with pytest.raises(lock.LockError, match=f"pid {os.getppid()}"):
         doctor.repair(run)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from fope_jax.config import ConfigError, Experiment
 from fope_jax.data.cache import TokenCache
-from fope_jax.files import as_path
+from fope_jax.files import as_path, read_json
 from fope_jax.train.workdir import CHECKPOINTS, CONFIG
 
 LINEAGE = "lineage.json"
@@ -58,7 +57,7 @@ def data_changes(
 def read_lineage(workdir: str | Path) -> dict[str, Any] | None:
     """lineage.json of a run; None of a run that was trained from the beginning."""
     path = as_path(workdir) / LINEAGE
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def check_request(workdir: Path, lineage: dict[str, Any] | None, request: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import ConfigError, Experiment
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.run import find_step, read_experiment
-from fope_jax.files import resolved
+from fope_jax.files import read_json, resolved
 from fope_jax.interop.families import LENGTH
 from fope_jax.interop.weights import describe, import_weights
 from fope_jax.model.sharding import place
@@ -111,7 +110,7 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
         return ParentArrays(arrays, metadata)
 
     info = run / RUN
-    facts = json.loads(info.read_text()) if info.is_file() else {}
+    facts = read_json(info) if info.is_file() else {}
     kept = facts.get(KEPT, {})
     if IMPORTED in facts:  # there train.length is what evaluation counts in
         trained = kept.get(LENGTH, experiment.train.length)

@@ -24,7 +24,7 @@ def get_config(arg=""):
 
 def test_data_is_built_read_and_consumed(tmp_path, capsys):
     for name in ("train", "validation"):
-        (tmp_path / f"{name}.txt").write_text("a few words of text " * 200)
+        (tmp_path / f"{name}.txt").write_text(f"a few words to {name} with " * 200)
     (tmp_path / "config.py").write_text(CONFIG.format(tmp_path))
     file = tmp_path / "out.json"
     arguments = ["--config", str(tmp_path / "config.py"), "--batches", "20", "--steps", "3"]

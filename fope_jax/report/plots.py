@@ -322,6 +322,10 @@ def _bits_axis(axes: Axes, comparison: Comparison) -> None:
         return 2.0 ** (np.asarray(bits) / share)
 
     right = axes.secondary_yaxis("right", functions=(bits, perplexity))
+    ticker = require("matplotlib.ticker", "train")
+    right.yaxis.set_major_locator(ticker.MaxNLocator(6))  # also where perplexity is logarithmic
+    right.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    right.yaxis.set_minor_locator(ticker.NullLocator())
     right.set_ylabel("bits per byte")
 
 

@@ -25,6 +25,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # Modules that make objects of bytes, and calls that run text or unpack an archive onto the disk.
 UNPICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch", "yaml"}
 RUNNERS = {"eval", "exec", "compile", "extractall", "extract", "unpack_archive", "system", "popen"}
+# Configurations and sweeps are programs, of which the user names one.
+NAMED_BY_THE_USER = {PACKAGE / "config.py", PACKAGE / "sweep" / "spec.py"}
 # Who may: patterns and programs are compiled by that name as well.
 COMPILES = {"re", "lowered", "compiled", "traced"}
 
@@ -48,8 +50,7 @@ def test_no_source_unpickles_or_runs_text(path):
     } | {(node.module or "").split(".")[0]
          for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}  # fmt: skip
     assert not imported & UNPICKLERS
-    # The configuration file that the user named is the one program that we run.
-    assert "runpy" not in imported or path == PACKAGE / "config.py"
+    assert "runpy" not in imported or path in NAMED_BY_THE_USER
     for owner, name, keywords in calls(tree):
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
         assert name != "load" or owner not in ("np", "numpy") or given["allow_pickle"] == "False"

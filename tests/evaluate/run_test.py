@@ -213,7 +213,7 @@ def test_forcing_replaces_rows_instead_of_adding_them(workdir, scored):
     first = quiet(workdir)
     size = len(read_rows(workdir / "metrics.jsonl"))
     assert quiet(workdir, force=True) == first
-    assert len(scored) == 8
+    assert len(scored) == 6
     assert len(read_rows(workdir / "metrics.jsonl")) == size
 
 

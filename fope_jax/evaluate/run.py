@@ -18,16 +18,12 @@ from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import Experiment, build_experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
-from fope_jax.data.retrieval.base import Task
-from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
-from fope_jax.data.retrieval.table import TASKS, make_task
-from fope_jax.data.retrieval.texts import CorpusText
 from fope_jax.evaluate.answering import Answerer, model_answerer
+from fope_jax.evaluate.asking import PASSKEY, RETRIEVAL, retrieval_protocols
 from fope_jax.evaluate.identity import check_fingerprint
 from fope_jax.evaluate.metrics import METRICS, Row, read_rows, replace_rows
 from fope_jax.evaluate.perplexity import Progress
 from fope_jax.evaluate.protocol import Protocol
-from fope_jax.evaluate.retrieval import Series, check_series, score_task
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.text import TEXT_PROTOCOLS, text_protocol
 from fope_jax.extras import require
@@ -40,7 +36,6 @@ from fope_jax.processes import is_first, wait_for_all
 
 logger = logging.getLogger(__name__)
 
-PASSKEY_SEED = 0  # one seed for all runs: every variant is asked for the same keys
 NAMES_SHOWN = 20  # documents too short that a row names; its count is of all
 
 
@@ -158,7 +153,6 @@ def _laid_out(tree: Any, experiment: Experiment, mesh: Mesh) -> Any:
 # ---------------------------------------------------------------------------- protocols
 
 
-PASSKEY, RETRIEVAL = "passkey", "retrieval"
 PROTOCOLS = (*TEXT_PROTOCOLS, PASSKEY, RETRIEVAL)
 
 
@@ -230,7 +224,7 @@ def plan(
         for name in (on_text if contexts else ())
         for protocol in _on_text(name, experiment, own, split_name, contexts, asked)
     ]
-    return protocols + _retrieval(experiment, cache, passkey_contexts, names, asked)
+    return protocols + retrieval_protocols(experiment, cache, passkey_contexts, names, asked)
 
 
 def _on_text(
@@ -256,74 +250,6 @@ def _on_text(
             "evaluate.num_windows or evaluate.position_windows = 0, none of its windows"
         )
     return [] if protocol is None else [protocol]
-
-
-def _retrieval(
-    experiment: Experiment,
-    cache: Any,
-    contexts: list[int],
-    names: Sequence[str],
-    asked: Sequence[str],
-) -> list[Protocol]:
-    """A protocol for each passkey template and each retrieval task.
-
-    Where "retrieval" is asked for and the configuration names no task, all of them; what does not
-    fit is an error where it is named there, and a warning otherwise.
-    """
-    settings, tokenizer = experiment.evaluate, cache.tokenizer
-    if not (contexts and settings.passkey_trials and settings.passkey_depths):
-        return []
-    series = Series(contexts, settings.passkey_depths, settings.passkey_trials, PASSKEY_SEED)
-    protocols = []
-    for name in settings.passkey_templates if PASSKEY in names else ():
-        if name not in TEMPLATES:
-            raise ValueError(
-                f"evaluate.passkey_templates names {name!r}; accepted: {', '.join(TEMPLATES)}"
-            )
-        task = Passkey.of(tokenizer, TEMPLATES[name])
-        identity = {"protocol": PASSKEY, "template": name}
-        protocols.append(_task("passkey", identity, task, series, tokenizer, experiment))
-    tasks = settings.retrieval_tasks if RETRIEVAL in names else ()
-    every = not tasks and RETRIEVAL in names and asked is not settings.protocols
-    haystack = CorpusText(cache) if settings.needle_haystack == "corpus" else None
-    for name in [task for task in TASKS if task != PASSKEY] if every else tasks:
-        identity = {"protocol": RETRIEVAL, "task": name}
-        try:
-            task = make_task(name, tokenizer, haystack)
-            protocols.append(_task("retrieval", identity, task, series, tokenizer, experiment))
-        except ValueError as error:
-            if not every:
-                raise
-            logger.warning("retrieval (%s) is left out: %s", name, error)
-    return protocols
-
-
-def _task(
-    kind: str,
-    identity: dict[str, str],
-    task: Task,
-    series: Series,
-    tokenizer: Any,
-    experiment: Experiment,
-) -> Protocol:
-    check_series(task, series)
-    stated = {
-        "contexts": list(series.contexts),
-        "depths": list(series.depths),
-        "trials": series.trials,
-        "seed": series.seed,
-        "half": "test",
-        **task.describe(),
-    }
-
-    def run(answerer: Answerer, progress: Progress) -> tuple[list[Row], None]:
-        batch_tokens = experiment.evaluate.batch_tokens
-        rows = score_task(
-            answerer, task, tokenizer, series, batch_tokens=batch_tokens, progress=progress
-        )
-        return rows, None
-
-    return Protocol(kind, identity, stated, run, answers=True)
 
 
 # ---------------------------------------------------------------------------- running them

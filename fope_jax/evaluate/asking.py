@@ -1,0 +1,91 @@
+"""The protocols that have a model write an answer: passkeys and retrieval tasks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from fope_jax.config import Experiment
+from fope_jax.data.retrieval.base import Task
+from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
+from fope_jax.data.retrieval.table import TASKS, make_task
+from fope_jax.data.retrieval.texts import CorpusText
+from fope_jax.evaluate.answering import Answerer
+from fope_jax.evaluate.metrics import Row
+from fope_jax.evaluate.perplexity import Progress
+from fope_jax.evaluate.protocol import Protocol
+from fope_jax.evaluate.retrieval import Series, check_series, score_task
+
+logger = logging.getLogger(__name__)
+
+PASSKEY, RETRIEVAL = "passkey", "retrieval"
+PASSKEY_SEED = 0  # one seed for all runs: every variant is asked for the same keys
+
+
+def retrieval_protocols(
+    experiment: Experiment,
+    cache: Any,
+    contexts: list[int],
+    names: Sequence[str],
+    asked: Sequence[str],
+) -> list[Protocol]:
+    """A protocol for each passkey template and each retrieval task.
+
+    Where "retrieval" is asked for and the configuration names no task, all of them; what does not
+    fit is an error where it is named there, and a warning otherwise.
+    """
+    settings, tokenizer = experiment.evaluate, cache.tokenizer
+    if not (contexts and settings.passkey_trials and settings.passkey_depths):
+        return []
+    series = Series(contexts, settings.passkey_depths, settings.passkey_trials, PASSKEY_SEED)
+    protocols = []
+    for name in settings.passkey_templates if PASSKEY in names else ():
+        if name not in TEMPLATES:
+            raise ValueError(
+                f"evaluate.passkey_templates names {name!r}; accepted: {', '.join(TEMPLATES)}"
+            )
+        task = Passkey.of(tokenizer, TEMPLATES[name])
+        identity = {"protocol": PASSKEY, "template": name}
+        protocols.append(_task("passkey", identity, task, series, tokenizer, experiment))
+    tasks = settings.retrieval_tasks if RETRIEVAL in names else ()
+    every = not tasks and RETRIEVAL in names and asked is not settings.protocols
+    haystack = CorpusText(cache) if settings.needle_haystack == "corpus" else None
+    for name in [task for task in TASKS if task != PASSKEY] if every else tasks:
+        identity = {"protocol": RETRIEVAL, "task": name}
+        try:
+            task = make_task(name, tokenizer, haystack)
+            protocols.append(_task("retrieval", identity, task, series, tokenizer, experiment))
+        except ValueError as error:
+            if not every:
+                raise
+            logger.warning("retrieval (%s) is left out: %s", name, error)
+    return protocols
+
+
+def _task(
+    kind: str,
+    identity: dict[str, str],
+    task: Task,
+    series: Series,
+    tokenizer: Any,
+    experiment: Experiment,
+) -> Protocol:
+    check_series(task, series)
+    stated = {
+        "contexts": list(series.contexts),
+        "depths": list(series.depths),
+        "trials": series.trials,
+        "seed": series.seed,
+        "half": "test",
+        **task.describe(),
+    }
+
+    def run(answerer: Answerer, progress: Progress) -> tuple[list[Row], None]:
+        batch_tokens = experiment.evaluate.batch_tokens
+        rows = score_task(
+            answerer, task, tokenizer, series, batch_tokens=batch_tokens, progress=progress
+        )
+        return rows, None
+
+    return Protocol(kind, identity, stated, run, answers=True)

@@ -366,17 +366,19 @@ def _mark_training_lengths(axes: Axes, comparison: Comparison) -> None:
     lengths = sorted(set(comparison.training_lengths.values()))
     for length in lengths:
         axes.axvline(length, color="#555555", linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
-        axes.annotate(  # the words stand once, or those of neighbours run into each other
-            f"{length:,}" if length > lengths[0] else f"training length {length:,}",
+        axes.annotate(
+            f"training length {length:,}" if len(lengths) == 1 else f"L = {length:,}",
             (length, 1),
             xycoords=axes.get_xaxis_transform(),
             xytext=(-3, 3) if len(lengths) == 1 else (0, 3),
             textcoords="offset points",
-            ha="left" if len(lengths) == 1 else "center" if length > lengths[0] else "right",
+            ha="left" if len(lengths) == 1 else "center",
             va="bottom",
             fontsize=8.5,
             color="#444444",
         )
+    if len(lengths) > 1:  # whole words of neighbours would run into each other
+        axes.set_xlabel(f"{axes.get_xlabel()}; L: training length")
 
 
 def _legend(figure: Figure, axes: Axes) -> None:

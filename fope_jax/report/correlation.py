@@ -101,20 +101,22 @@ def points(runs: Sequence[Run]) -> list[Point]:
         empty: dict[str, float | None] = {measure.name: None for measure in MEASURES}
         numbers = _numbers(run, by_step[newest]) if newest else empty
         before = _numbers(run, by_step[0]) if 0 in by_step else empty
-        found.append(
-            Point(names[run.path], run.seed, generalization_gap(run), numbers, before, newest)
-        )
+        gap = generalization_gap(run, by_step[newest][0]["split"])
+        found.append(Point(names[run.path], run.seed, gap, numbers, before, newest))
     return found
 
 
-def generalization_gap(run: Run) -> float | None:
+def generalization_gap(run: Run, split: str) -> float | None:
     """Loss at the longest context minus that at the training length, None without both.
 
-    Of the protocol that scores the same tokens at every context, on the first split.
+    Of the protocol that scores the same tokens at every context, on the split that the spectra are
+    of.
     """
-    same = [row for row in run.of("perplexity") if row["protocol"] == "same-tokens"]
-    splits = group(same, lambda row: row["split"])
-    rows = next(iter(splits.values()), [])
+    rows = [
+        row
+        for row in run.of("perplexity")
+        if (row["protocol"], row["split"]) == ("same-tokens", split)
+    ]
     losses = {context: add_up(own).loss for context, own in group(rows, by_context).items()}
     longest = max(losses, default=0)
     if run.training_length not in losses or longest == run.training_length:

@@ -78,7 +78,7 @@ def test_points_hold_a_runs_numbers_before_and_after(runs, synthetic):
 def test_a_gap_takes_both_lengths(make_run, synthetic):
     rows = [r for r in synthetic.rows_of("rope", 0) if r.get("context") in (None, 256, 512)]
     (run,) = read_runs([make_run("rope", rows=rows)])
-    assert generalization_gap(run) is None
+    assert generalization_gap(run, "validation") is None
 
 
 def test_a_gap_is_of_the_same_tokens(make_run, synthetic):
@@ -88,8 +88,11 @@ def test_a_gap_is_of_the_same_tokens(make_run, synthetic):
         for row in rows
         if row["kind"] == "perplexity" and row["context"] == 2048
     ]
-    (run,) = read_runs([make_run("rope", rows=rows + chunks)])
-    assert generalization_gap(run) == pytest.approx(5.61 - 3.10)
+    news = [row | {"split": "news"} for row in rows if row["kind"] == "perplexity"]
+    news = [row | {"nats": row["context"] * row["nats"]} for row in news]
+    (run,) = read_runs([make_run("rope", rows=rows + chunks + news)])
+    assert generalization_gap(run, "validation") == pytest.approx(5.61 - 3.10)
+    assert generalization_gap(run, "news") == pytest.approx(2048 * 5.61 - 128 * 3.10)
 
 
 def test_tables_say_what_was_measured(runs):

@@ -32,8 +32,9 @@ def write_results(run: Run, path: Path) -> None:
       path: ``DIR/NAME.jsonl``; its parent run is expected as another file in DIR.
     """
     lineage = json.loads(json.dumps(run.lineage))
-    if lineage:
-        lineage["parent"]["run"] = PurePosixPath(lineage["parent"]["run"]).name
+    for part, key in (("parent", "run"), ("request", "parent")):
+        if key in lineage.get(part, {}):
+            lineage[part][key] = PurePosixPath(lineage[part][key]).name
     facts = {key: run.info[key] for key in FACTS if key in run.info}
     head = {"kind": KIND, "config": run.config, "info": facts, "lineage": lineage}
     rows = [row for row in run.rows if row["kind"] != "time"]

@@ -29,7 +29,10 @@ def test_parents_are_found_among_files(make_run, tmp_path):
     from fope_jax.report.lineage import parent_of
 
     parent, child = make_run("rope"), make_run("fope", name="child")
-    lineage = {"parent": {"run": str(parent), "tokens_seen": 5}}
+    lineage = {
+        "parent": {"run": str(parent), "tokens_seen": 5},
+        "request": {"parent": str(parent), "step": 3},
+    }
     (child / "lineage.json").write_text(json.dumps(lineage))
     for directory in (parent, child):
         write_results(read_run(directory), tmp_path / "kept" / f"{directory.name}.jsonl")

@@ -86,11 +86,18 @@ def ordered(numbers: Numbers) -> list[str]:
     return sorted(numbers, key=lambda label: spread(list(numbers[label].values())).mean)
 
 
-def difference_table(comparison: Comparison, context: int) -> Table:
-    """Row minus column at one context, for every two variants, best first."""
+def compared(
+    comparison: Comparison, context: int
+) -> tuple[list[str], dict[tuple[str, str], Difference]]:
+    """Labels, best first at one context, and the paired difference of every two of them."""
     numbers = by_seed(comparison, loss, context)
     order = ordered(numbers)
-    found = all_differences({label: numbers[label] for label in order})
+    return order, all_differences({label: numbers[label] for label in order})
+
+
+def difference_table(comparison: Comparison, context: int) -> Table:
+    """Row minus column at one context, for every two variants, best first."""
+    order, found = compared(comparison, context)
     together = holm(found)
     rows = [
         (one, [_cell(found, together, one, other) for other in order[:-1]]) for one in order[1:]
@@ -114,9 +121,7 @@ def _cell(found: Mapping[tuple[str, str], Difference], together: set, one: str, 
 
 def in_words(comparison: Comparison, context: int) -> str:
     """How many pairs are resolved at ``context``, and which neighbours in the ranking are not."""
-    numbers = by_seed(comparison, loss, context)
-    order = ordered(numbers)
-    found = all_differences({label: numbers[label] for label in order})
+    order, found = compared(comparison, context)
     resolved = [pair for pair, difference in found.items() if difference.resolved]
     open_pairs = [
         f"{one} and {other}"
@@ -146,9 +151,7 @@ def matched_in_words(runs: Sequence[Run]) -> str:
 
 def difference_figure(comparison: Comparison, context: int) -> Figure:
     """Every pair as a square of a matrix, dotted where its difference is resolved."""
-    numbers = by_seed(comparison, loss, context)
-    order = ordered(numbers)
-    found = all_differences({label: numbers[label] for label in order})
+    order, found = compared(comparison, context)
     values = [[math.nan] * (len(order) - 1) for _ in order[1:]]
     dots = []
     for (better, worse), difference in found.items():

@@ -106,8 +106,9 @@ class Copy(Task):
     A trial asks for ``span`` tokens of the copy; the depth is the share of the source copied before
     them. The longer the source, the farther back its tokens, and a window is as full at every
     depth: source, mark, and the copy up to the answer's end. Sources of lessons have random
-    lengths, so that no fixed distance leads to the answer. A source belongs to one half by its
-    first ``span`` tokens. Rivals are as many tokens of the source in random order.
+    lengths, as far as a trial's in a window of the same length, so that no fixed distance leads to
+    the answer and the first tokens of the longest source are asked for as well. A source belongs to
+    one half by its first ``span`` tokens. Rivals are as many tokens of the source in random order.
 
     Attributes:
       symbols: ids of the source, ``[M]``.
@@ -149,7 +150,7 @@ class Copy(Task):
         return Trial(tokens.astype(np.int32), self.span, tuple(rivals))
 
     def lesson(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
-        size = int(rng.integers(self.span, max(self.span, length // 2) + 1))
+        size = int(rng.integers(self.span, max(self.span, length - 1 - self.span) + 1))
         period = np.append(self._source(rng, size, "training"), self.mark)
         tokens = np.resize(period, length).astype(np.int32)
         return tokens, np.arange(length) > size

@@ -128,6 +128,8 @@ def test_a_lesson_of_copying_repeats_its_source_at_random_distances():
         distances.add(first + 1)
     assert len(distances) > 12
     assert min(distances) > task.span
+    longest = task.trial(rng(0), 64, 0.0, "test").tokens
+    assert max(distances) <= int(np.flatnonzero(longest == task.mark)[0]) + 1 < max(distances) + 5
 
 
 def test_too_few_tokens_for_symbols_are_named(pieces):

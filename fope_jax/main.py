@@ -83,6 +83,8 @@ examples:
   fope evaluate --run runs/fope
   fope evaluate --run runs/fope --protocols all --report runs/fope/report
   fope evaluate --run runs/fope --protocols sliding-window,chunks
+  fope evaluate --run runs/fope --config.evaluate.texts=web,news
+  fope evaluate --run runs/fope --config.evaluate.texts=mails=letters/*.txt
 
 protocols (without --protocols: same-tokens, long-window, passkey, about half the time of all):
   same-tokens      the same tokens at every length, with ever more text before them
@@ -95,7 +97,8 @@ protocols (without --protocols: same-tokens, long-window, passkey, about half th
   passkey          a key hidden in filler
   retrieval        the tasks of evaluate.retrieval_tasks; all that fit where it names none
 
-Rows that exist for the same checkpoint and settings are kept; --force scores them again.
+Rows that exist for the same checkpoint and settings are kept; --force scores them again. Any value
+of the run's evaluate section can be changed for one call, as above; config.json stays as it is.
 """
 IMPORT_EXAMPLES = """\
 examples:
@@ -237,6 +240,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="the --workdir of `fope train`",
     )
+    evaluate.set_defaults(config=None)  # its section evaluate can be changed
     evaluate.add_argument("--step", type=int, help="checkpoint; the newest without it")
     evaluate.add_argument(
         "--protocols", metavar="NAME,...",
@@ -324,6 +328,10 @@ def build_parser() -> argparse.ArgumentParser:
     report = add(verbs, "report", _report, "one HTML page about any number of runs")
     report.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
     report.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
+    report.add_argument(
+        "--buckets", metavar="TOKENS,...",
+        help="also show scores in ranges of length, as LongBench does: 4k,8k",
+    )  # fmt: skip
 
     doctor = add(verbs, "doctor", _doctor, "check runs, and say what is wrong and what to do")
     doctor.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
@@ -515,7 +523,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         names = [name.strip() for name in arguments.protocols.split(",")]
     rows = evaluate(
         arguments.run, arguments.step, protocols=names, mesh=mesh, force=arguments.force,
-        accept_position=arguments.accept_position,
+        accept_position=arguments.accept_position, overrides=arguments.overrides,
     )  # fmt: skip
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
     if arguments.report and is_first():
@@ -657,10 +665,11 @@ def _report(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("matplotlib", "train")
+    from fope_jax.report.length_buckets import bucket_tables, parse_edges
     from fope_jax.report.lineage import lineage_lines
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
-    from fope_jax.report.tables import text_tables
+    from fope_jax.report.tables import as_text, text_tables
 
     for run in arguments.runs:
         check_bucket(run)
@@ -668,7 +677,10 @@ def _report(arguments: argparse.Namespace) -> None:
     for line in lineage_lines(runs):
         print(line)
     print(text_tables(runs))
-    print(f"report in {write_report(arguments.runs, arguments.out)}")
+    buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
+    for table in bucket_tables(runs, buckets) if buckets else ():
+        print(f"\n{as_text(table)}")
+    print(f"report in {write_report(arguments.runs, arguments.out, buckets=buckets)}")
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

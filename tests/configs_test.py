@@ -84,7 +84,7 @@ def test_the_quickstart_builds(method):
 
 def test_recall_builds_without_text():
     full = build(f"{CONFIGS / 'recall.py'}:position=alibi")
-    assert full.data.task_shares == (("recall", 0.75), ("copy", 0.25))
+    assert full.data.task_shares == (("recall", 0.25), ("copy", 0.75))
     assert parameters(full) < 1_000_000
     assert max(full.evaluate.passkey_lengths) == 16
     assert full.evaluate.retrieval_tasks == ("recall", "copy")

@@ -13,9 +13,17 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from fope_jax.checkpoint import CheckpointStore
-from fope_jax.config import Experiment, build_experiment, check_vocabulary
+from fope_jax.config import (
+    Experiment,
+    build_experiment,
+    check_vocabulary,
+    experiment_to_dict,
+    overridden,
+    split_override,
+)
 from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
 from fope_jax.evaluate.answering import Answerer, model_answerer
@@ -277,6 +285,7 @@ def evaluate(
     mesh: MeshConfig | None = None,
     force: bool = False,
     accept_position: str | None = None,
+    overrides: Sequence[str] = (),
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
@@ -294,6 +303,8 @@ def evaluate(
         gives each its own windows (``MeshConfig()``).
       force: scores again what is there already.
       accept_position: see ``check_fingerprint``.
+      overrides: ``"evaluate.texts=news"``, values in place of those of the run's ``evaluate``
+        section. What they change is in the rows; config.json stays as it is.
       progress: called as ``progress(batches, desc=...)``; None shows tqdm bars.
       say: where one line for each protocol goes.
 
@@ -302,12 +313,13 @@ def evaluate(
 
     Raises:
       LockError: another process writes into the run.
+      ValueError: an override that cannot be, or is of another section.
     """
     workdir = as_path(workdir)
     progress = progress or _bars
     if not is_first():
         say = _nothing
-    experiment = read_experiment(workdir)
+    experiment = _with_overrides(read_experiment(workdir), overrides)
     store = CheckpointStore(workdir / "checkpoints")
     try:
         step = find_step(workdir, store, step)
@@ -334,6 +346,20 @@ def evaluate(
             _run_one(protocol, reader, experiment, step, path, progress, say)
         wait_for_all("evaluated")
     return [row for row in read_rows(path) if any(p.owns(row, step) for p in planned)]
+
+
+def _with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """``experiment`` with other values in its ``evaluate`` section."""
+    for override in overrides:
+        key, text = split_override(override)
+        if not key.startswith("evaluate."):
+            raise ValueError(
+                f"--config.{key}={text}: a trained run keeps its configuration; accepted: "
+                "values of its evaluate section, such as --config.evaluate.texts=news"
+            )
+    if not overrides:
+        return experiment
+    return build_experiment(overridden(ConfigDict(experiment_to_dict(experiment)), overrides))
 
 
 def _make_mesh(config: MeshConfig | None) -> Mesh | None:

@@ -20,6 +20,7 @@ from fope_jax.report.correlation import (
     run_table,
 )
 from fope_jax.report.goodput import goodput_table
+from fope_jax.report.length_buckets import bucket_tables
 from fope_jax.report.lineage import lineage_lines, lineage_table
 from fope_jax.report.provenance import config_tables, provenance_table, run_titles
 from fope_jax.report.rows import (
@@ -97,12 +98,15 @@ $body
 """)
 
 
-def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
+def write_report(
+    runs: Iterable[str | Path], out: str | Path, *, buckets: Sequence[int] = ()
+) -> Path:
     """Writes the report of ``runs`` into the directory ``out``.
 
     Args:
       runs: run directories; runs of one name and training length are seeds of one variant.
       out: made where it does not exist; figures of the same names are replaced.
+      buckets: lengths between which scores are also shown together, see ``length_buckets``.
 
     Returns:
       The path of index.html.
@@ -133,6 +137,7 @@ def write_report(runs: Iterable[str | Path], out: str | Path) -> Path:
             for kind in ("passkey", "retrieval")
             for c in _places(comparisons(loaded, kind))
         ),
+        *_length_buckets(loaded, buckets),
         *_spectra(loaded, looks, out),
         _training(loaded, looks, out),
         *_time(loaded),
@@ -222,6 +227,11 @@ def _places(found: Sequence[Comparison]) -> list[tuple[Comparison, Place]]:
 
 
 # ---------------------------------------------------------------------------- sections
+
+
+def _length_buckets(runs: Sequence[Run], edges: Sequence[int]) -> list[str]:
+    tables = bucket_tables(runs, edges) if edges else []
+    return [section("Ranges of length", *map(as_html, tables))] if tables else []
 
 
 def _introduction(runs: Sequence[Run], names: Sequence[str]) -> str:

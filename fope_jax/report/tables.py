@@ -209,7 +209,7 @@ def passkey_tables(comparison: Comparison) -> list[Table]:
 
     def shares(title: str, part: str, whole: str, note: str) -> Table:
         rows = [
-            (label, [_share(getattr(s, part), getattr(s, whole)) for s in by_length.values()])
+            (label, [share(getattr(s, part), getattr(s, whole)) for s in by_length.values()])
             for label, by_length in counts.items()
         ]
         return Table(title, "context (tokens)", columns, rows, note)
@@ -245,7 +245,7 @@ def passkey_tables(comparison: Comparison) -> list[Table]:
     return tables
 
 
-def _share(part: float, whole: float) -> str:
+def share(part: float, whole: float) -> str:
     return f"{part:g}/{whole:g} ({percent(part / whole)})" if whole else EMPTY
 
 

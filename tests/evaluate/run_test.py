@@ -226,6 +226,34 @@ def test_other_settings_are_scored_again_and_only_those(workdir, scored):
     assert sum(r["tokens"] for r in rows if r["kind"] == "perplexity") == 3 * 5 * 16
 
 
+def test_settings_can_be_changed_for_one_call(workdir, scored):
+    kept, config = quiet(workdir), (workdir / "config.json").read_text()
+    rows = quiet(workdir, overrides=["--config.evaluate.num_windows=5"])
+    assert scored[3:] == ["same-tokens (validation)"]
+    assert sum(r["tokens"] for r in rows if r["kind"] == "perplexity") == 3 * 5 * 16
+    assert (workdir / "config.json").read_text() == config
+    again = quiet(workdir)
+    assert len(again) == len(kept)
+    assert all(row in again for row in kept)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("train.length=64", "train.length=64: a trained run keeps its configuration; accepted: "),
+        (
+            "evaluate.num_window=5",
+            "config.evaluate.num_window is unknown .nearest: evaluate.num_windows",
+        ),
+        ("evaluate.texts=blogs", "text 'blogs'; accepted: web, news, or NAME=GLOB"),
+    ],
+)
+def test_settings_that_cannot_be_changed_are_refused(workdir, scored, override, told):
+    with pytest.raises(ValueError, match=told):
+        quiet(workdir, overrides=[override])
+    assert not scored
+
+
 def test_steps_are_kept_apart(tmp_path, scored):
     workdir = save_run(tmp_path / "run", steps=(3, 7))
     early = quiet(workdir, step=3)

@@ -352,7 +352,7 @@ def _ranking(comparison: Comparison, place: Place, runs: Sequence[Run], out: Pat
             ranking.difference_figure(comparison, context), out,
             f"differences-{place.stem}-{context}",
             f"Differences of loss at {context:,} tokens; every number is in the table below.",
-            "Loss of the row minus that of the column; a dot where the difference is resolved.",
+            "Loss of the row minus that of the column; a star where the difference is resolved.",
         )  # fmt: skip
         table = as_html(ranking.difference_table(comparison, context))
         parts += [paragraph(ranking.in_words(comparison, context)), figure, table]

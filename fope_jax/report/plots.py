@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -80,14 +81,15 @@ def perplexity_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure
     curves = comparison.numbers(lambda sums: sums.perplexity)
     bands = _shown(comparison, comparison.intervals(lambda sums: sums.perplexity))
     _bands(axes, bands, looks)
-    _curves(axes, curves, looks)
+    outside = _off_the_chart(curves)
+    _curves(axes, curves, looks, without_whiskers=outside)
     words = protocols.words(comparison)
     _length_axis(axes, comparison.contexts, words.x)
     _mark_training_lengths(axes, comparison)
-    _ratio_axis(axes, curves, bands)
+    _ratio_axis(axes, curves, bands, outside)
     axes.set_ylabel("perplexity (per token)")
     _bits_axis(axes, comparison)
-    _title(figure, axes, comparison, f"{words.title}, {comparison.name} split")
+    _title(figure, axes, comparison, f"{words.title}, {comparison.name} split", outside)
     _legend(figure, axes)
     return figure
 
@@ -99,14 +101,15 @@ def ratio_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
     curves = comparison.ratios(lambda sums: sums.perplexity)
     bands = _shown(comparison, comparison.ratio_intervals(lambda sums: sums.perplexity))
     _bands(axes, bands, looks)
-    _curves(axes, curves, looks)
+    outside = _off_the_chart(curves)
+    _curves(axes, curves, looks, without_whiskers=outside)
     axes.axhline(1, color="#555555", linewidth=0.8, zorder=0)
     _length_axis(axes, comparison.contexts, protocols.words(comparison).x)
     _mark_training_lengths(axes, comparison)
-    _ratio_axis(axes, curves, bands)
+    _ratio_axis(axes, curves, bands, outside)
     axes.set_ylabel("perplexity / that at the training length")
     title = f"Perplexity relative to the training length, {comparison.name} split"
-    _title(figure, axes, comparison, title)
+    _title(figure, axes, comparison, title, outside)
     _legend(figure, axes)
     return figure
 
@@ -201,9 +204,14 @@ def _bands(axes: Axes, intervals: dict[str, dict[Any, Interval]], looks: dict[st
         )
 
 
-def _curves(axes: Axes, curves: dict[str, dict[Any, Spread]], looks: dict[str, Style]) -> None:
+def _curves(
+    axes: Axes,
+    curves: dict[str, dict[Any, Spread]],
+    looks: dict[str, Style],
+    without_whiskers: Iterable[str] = (),
+) -> None:
     for label, values in curves.items():
-        spreads = [values[x].deviation for x in values]
+        spreads = [math.nan if label in without_whiskers else v.deviation for v in values.values()]
         axes.errorbar(
             list(values),
             [value.mean for value in values.values()],
@@ -298,9 +306,18 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _title(figure: Figure, axes: Axes, comparison: Comparison, title: str) -> None:
+def _title(
+    figure: Figure,
+    axes: Axes,
+    comparison: Comparison,
+    title: str,
+    outside: Mapping[str, float] = MappingProxyType({}),
+) -> None:
     """The title and, smaller, what was scored: a picture is cut out of its page sooner or later."""
     brief = f"protocol {comparison.protocol}: {protocols.in_brief(comparison, 'bands')}"
+    if outside:
+        left = (f"{label} (up to {number(top)})" for label, top in outside.items())
+        brief += f"; above the picture: {', '.join(left)}"
     figure.suptitle(title, fontsize=11)
     axes.set_title(textwrap.fill(brief, 100), fontsize=7.5, color="#444444", pad=TITLE_PAD)
 
@@ -337,16 +354,26 @@ def _length_axis(axes: Axes, ticks: Sequence[int], label: str) -> None:
 
 
 def _ratio_axis(
-    axes: Axes, curves: dict[str, dict[Any, Spread]], bands: dict[str, dict[Any, Interval]]
+    axes: Axes,
+    curves: dict[str, dict[Any, Spread]],
+    bands: dict[str, dict[Any, Interval]],
+    outside: dict[str, float],
 ) -> None:
     """A y axis for perplexities: logarithmic where they differ by more than a factor of 3.
 
     Where they differ by less than a tenth the axis still spans a tenth, so that noise looks small.
+    Curves ``outside`` leave it at the top.
     """
-    spreads = [v for values in curves.values() for v in values.values() if math.isfinite(v.mean)]
+    spreads = [
+        v
+        for label, values in curves.items()
+        for v in values.values()
+        if label not in outside and math.isfinite(v.mean)
+    ]
     if not spreads:
         return
-    ends = [end for own in bands.values() for band in own.values() for end in band]
+    inside = [own for label, own in bands.items() if label not in outside]
+    ends = [end for own in inside for band in own.values() for end in band]
     drawn = [*(v.mean for v in spreads), *filter(math.isfinite, ends)]
     low, high = min(drawn), max(drawn)
     noisy = any(v.deviation > 0.04 * v.mean for v in spreads)
@@ -360,6 +387,24 @@ def _ratio_axis(
     elif high < 1.1 * low and not noisy:
         middle = (low + high) / 2
         axes.set_ylim(0.94 * middle, 1.06 * middle)
+    if outside:
+        axes.set_ylim(low / 1.05, 1.08 * high)
+
+
+def _off_the_chart(curves: dict[str, dict[Any, Spread]]) -> dict[str, float]:
+    """Labels so far above most others that these would lie in one line at the bottom, each with its
+    largest mean: more than five times the median of four or more.
+
+    >>> curve = lambda top: {128: Spread(90.0, 1.0, 3), 2048: Spread(top, 1.0, 3)}
+    >>> _off_the_chart({"a": curve(90.0), "b": curve(99.0), "c": curve(120.0), "d": curve(9000.0)})
+    {'d': 9000.0}
+    >>> _off_the_chart({"a": curve(90.0), "d": curve(9000.0)})  # of two, both are looked at
+    {}
+    """
+    tops = {label: max(v.mean for v in values.values()) for label, values in curves.items()}
+    finite = [top for top in tops.values() if math.isfinite(top)]
+    limit = 5 * float(np.median(finite)) if len(finite) > 3 else math.inf
+    return {label: top for label, top in tops.items() if top > limit}
 
 
 def _mark_training_lengths(axes: Axes, comparison: Comparison) -> None:

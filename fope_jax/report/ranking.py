@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fope_jax.extras import require
 from fope_jax.report.differences import (
     LEVEL,
@@ -150,28 +152,42 @@ def matched_in_words(runs: Sequence[Run]) -> str:
 
 
 def difference_figure(comparison: Comparison, context: int) -> Figure:
-    """Every pair as a square of a matrix, dotted where its difference is resolved."""
+    """Every pair as a square of a matrix, with its number, starred where it is resolved."""
     order, found = compared(comparison, context)
-    values = [[math.nan] * (len(order) - 1) for _ in order[1:]]
-    dots = []
+    values = np.full((len(order) - 1, len(order) - 1), np.nan)
     for (better, worse), difference in found.items():
-        row, column = order.index(worse) - 1, order.index(better)
-        values[row][column] = -difference.mean
-        if difference.resolved:
-            dots.append((column, row))
-    side = 2.6 + 0.34 * len(order)
+        values[order.index(worse) - 1, order.index(better)] = -difference.mean
+    side = 2.6 + 0.4 * len(order)
     figure = require("matplotlib.figure", "train").Figure(
         figsize=(side + 1.2, side), layout="constrained"
     )
     axes = figure.subplots()
-    image = axes.imshow(values, cmap="cividis_r", vmin=0)
+    # one variant that fails must not leave all other squares in one colour
+    largest, usual = np.nanmax(values), 3 * np.nanmedian(values)
+    image = axes.imshow(values, cmap="cividis_r", vmin=0, vmax=min(largest, usual) or 1e-3)
+    for (better, worse), difference in found.items():
+        row, column = order.index(worse) - 1, order.index(better)
+        axes.text(
+            column,
+            row,
+            f"{-difference.mean:.2f}{'*' if difference.resolved else ''}",
+            ha="center",
+            va="center",
+            fontsize=6.5,
+            color="white" if values[row, column] > 0.5 * image.get_clim()[1] else "black",
+            fontweight="bold" if difference.resolved else "normal",
+        )
     axes.set_xticks(range(len(order) - 1), order[:-1], rotation=90, fontsize=8)
     axes.set_yticks(range(len(order) - 1), order[1:], fontsize=8)
     axes.spines[:].set_visible(False)
-    if dots:
-        axes.scatter(*zip(*dots, strict=True), s=26, color="white", edgecolor="black")
-    figure.colorbar(image, ax=axes, label="loss, row minus column (nats per token)", shrink=0.8)
+    figure.colorbar(
+        image,
+        ax=axes,
+        label="loss, row minus column (nats per token)",
+        shrink=0.8,
+        extend="max" if largest > usual > 0 else "neither",
+    )
     axes.set_title(
-        f"Differences at {context:,} tokens, {comparison.name}\ndot: resolved", fontsize=10
+        f"Differences at {context:,} tokens, {comparison.name}\n*: resolved", fontsize=10
     )
     return figure

@@ -78,6 +78,29 @@ def test_the_training_length_is_marked(four_runs, looks, kind):
     assert any(list(line.get_xdata()) == [128, 128] for line in axes.lines)
 
 
+def test_a_curve_far_above_all_others_leaves_the_picture_in_words(synthetic, make_run):
+    names = ["alibi", "alibi-2", "alibi-3", "lost"]
+    runs = []
+    for name in names:
+        rows = synthetic.rows_of("alibi", 0)
+        for row in rows:
+            if row["kind"] == "perplexity" and name == "lost" and row["context"] > 128:
+                row["nats"] += 4 * row["tokens"]
+        runs.append(make_run("alibi", name=name, rows=rows))
+        config = runs[-1] / "config.json"
+        config.write_text(config.read_text().replace('"name": "alibi"', f'"name": "{name}"'))
+    (comparison,) = comparisons(read_runs(runs), "perplexity")
+    for draw in (plots.perplexity_figure, plots.ratio_figure):
+        (axes,) = draw(comparison, plots.styles(names)).axes
+        curves = drawn(axes)
+        assert list(curves) == names
+        _, top = axes.get_ylim()
+        assert (
+            curves["alibi"][1].max() < top < 2 * curves["alibi"][1].max() < curves["lost"][1].max()
+        )
+        assert "above the picture: lost (up to" in axes.get_title().replace("\n", " ")
+
+
 def test_near_curves_get_a_linear_axis(make_run, looks):
     (comparison,) = comparisons(read_runs([make_run("alibi")]), "perplexity")
     (axes,) = plots.perplexity_figure(comparison, looks).axes

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fope_jax.report.provenance import flatten
@@ -45,9 +45,14 @@ class Difference:
         return abs(self.mean) > self.half_width  # False where that is NaN
 
     def __str__(self) -> str:
+        return self.rounded(3)
+
+    def rounded(self, digits: int) -> str:
+        """``mean ± half width``, starred where the difference is resolved."""
         if math.isnan(self.half_width):
-            return f"{self.mean:+.3f}"
-        return f"{self.mean:+.3f} ± {self.half_width:.3f}{' *' if self.resolved else ''}"
+            return f"{self.mean:+.{digits}f}"
+        star = " *" if self.resolved else ""
+        return f"{self.mean:+.{digits}f} ± {self.half_width:.{digits}f}{star}"
 
 
 def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
@@ -90,13 +95,13 @@ def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, st
 
 
 def by_seed(
-    comparison: Comparison, number: Callable[[Sums], float], context: int
+    comparison: Comparison, number: Callable[[Sums], float], contexts: Collection[int]
 ) -> dict[str, dict[int, float]]:
-    """``{label: {seed: number of the pooled rows at context}}``."""
+    """``{label: {seed: number of the rows at these contexts, pooled}}``."""
     table: dict[str, dict[int, float]] = {}
     for label, seeds in comparison.curves.items():
         for rows in seeds:
-            own = [row for row in rows if row["context"] == context]
+            own = [row for row in rows if row["context"] in contexts]
             if own:
                 table.setdefault(label, {})[own[0]["seed"]] = number(add_up(own))
     return table

@@ -122,6 +122,7 @@ def write_report(
         raise ReportError(f"cannot write the report to {out}: {error.strerror}") from error
     looks = plots.styles(labels(loaded).values())
     perplexities = comparisons(loaded, "perplexity")
+    answered = [*comparisons(loaded, "passkey"), *comparisons(loaded, "retrieval")]
     sections = [
         *_lineage(loaded),
         *_during(loaded, looks, out),
@@ -132,11 +133,8 @@ def write_report(
             if c[0].protocol == "same-tokens" and ranking.is_ranked(c[0])
         ),
         *(_positions(*c, looks, out) for c in _places(comparisons(loaded, "position"))),
-        *(
-            _retrieval(*c, loaded, looks, out)
-            for kind in ("passkey", "retrieval")
-            for c in _places(comparisons(loaded, kind))
-        ),
+        *(_retrieval(*c, loaded, looks, out) for c in _places(answered)),
+        *(_ranking(*c, loaded, out) for c in _places(answered) if ranking.is_ranked(c[0])),
         *_length_buckets(loaded, buckets),
         *_spectra(loaded, looks, out),
         _training(loaded, looks, out),
@@ -342,21 +340,24 @@ def _resets(comparison: Comparison, others: Sequence[Comparison]) -> list[Table]
 
 
 def _ranking(comparison: Comparison, place: Place, runs: Sequence[Run], out: Path) -> str:
-    names = labels(runs)
+    names, name = labels(runs), ranking.measure_of(comparison).name
     own = [run for run in runs if names[run.path] in comparison.curves]
     parts = [
         paragraph(ranking.matched_in_words(own)), as_html(ranking.ranking_table(comparison)),
     ]  # fmt: skip
-    for context in ranking.shown_contexts(comparison):
+    for contexts in ranking.shown_contexts(comparison):
+        ends = dict.fromkeys((min(contexts), max(contexts)))
         figure = embedded_figure(
-            ranking.difference_figure(comparison, context), out,
-            f"differences-{place.stem}-{context}",
-            f"Differences of loss at {context:,} tokens; every number is in the table below.",
-            "Loss of the row minus that of the column; a star where the difference is resolved.",
+            ranking.difference_figure(comparison, contexts), out,
+            f"differences-{place.stem}-{'-'.join(map(str, ends))}",
+            f"Differences of {name} at {ranking.at(contexts)}; every number is in the table below.",
+            f"{name.capitalize()} of the row minus that of the column; a star where the "
+            "difference is resolved.",
         )  # fmt: skip
-        table = as_html(ranking.difference_table(comparison, context))
-        parts += [paragraph(ranking.in_words(comparison, context)), figure, table]
-    return section(f"Which differences are resolved ({place.heading})", *parts)
+        table = as_html(ranking.difference_table(comparison, contexts))
+        parts += [paragraph(ranking.in_words(comparison, contexts)), figure, table]
+    what = place.heading.replace("_", " ")
+    return section(f"Which differences are resolved ({what})", *parts)
 
 
 def _positions(

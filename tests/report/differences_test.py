@@ -93,11 +93,11 @@ def test_the_tables_show_what_was_put_in(runs, synthetic):
     mean = synthetic.LOSSES["fope"][-1] + 0.302 / 3
     assert dict(table.rows)["fope"][-1].startswith(f"{mean:.3f} ± ")
     assert dict(table.rows)["fope"][-1].endswith("(1.0)")
-    cells = dict(difference_table(comparison, 2048).rows)
+    cells = dict(difference_table(comparison, [2048]).rows)
     assert cells["rope"][0].startswith("+2.139 ± 0.001 **")
     assert cells["alibi"][1] == ""
     assert not cells["alibi"][0].endswith("*")
-    text = in_words(comparison, 2048)
+    text = in_words(comparison, [2048])
     assert text.startswith("At 2,048 tokens 1 of 3 differences between two variants are resolved")
     assert "not told apart: fope and alibi; alibi and rope" in text
     assert all_differences({"a": {0: 1.0}, "b": {1: 1.0}}) == {}
@@ -109,7 +109,32 @@ def test_variants_are_compared_where_all_were_scored(synthetic, make_run):
     runs = [make_run("rope"), make_run("fope", rows=later, length=256)]
     (comparison,) = comparisons(read_runs(runs), "perplexity")
     assert comparison.contexts[0] == 128
-    assert shown_contexts(comparison) == [2048, 256]
+    assert shown_contexts(comparison) == [(2048,), (256,)]
+
+
+def test_answers_beyond_the_training_length_are_compared_together(synthetic, make_run):
+    def make(variant, seed, found):
+        rows = synthetic.rows_of(variant, seed)
+        for row in rows:
+            if row["kind"] == "passkey":
+                row["correct"] = found if row["context"] > 128 else 20
+        return make_run(variant, seed, rows=rows)
+
+    runs = [make("rope", 0, 3), make("rope", 1, 5), make("fope", 0, 13), make("fope", 1, 15)]
+    (comparison,) = comparisons(read_runs(runs), "passkey")
+    (contexts,) = shown_contexts(comparison)
+    assert contexts == tuple(c for c in synthetic.CONTEXTS if c > 128)
+    assert [label for label, _ in ranking_table(comparison).rows] == ["fope", "rope"]
+    assert dict(ranking_table(comparison).rows)["fope"][1:3] == [
+        "0.0 ± 0.0 (1.5)",
+        "30.0 ± 5.0 (1.0)",
+    ]
+    cells = dict(difference_table(comparison, contexts).rows)
+    assert cells["rope"] == ["+50.0 ± 0.0 **"]
+    same = [make_run(v, seed, name=f"{v}{seed}", rows=synthetic.rows_of("rope", seed))
+            for v in ("rope", "fope") for seed in (0, 1)]  # fmt: skip
+    (comparison,) = comparisons(read_runs(same), "passkey")
+    assert not is_ranked(comparison)
 
 
 def test_what_is_not_matched_is_told(make_run):

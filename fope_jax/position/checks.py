@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+LARGEST = sys.float_info.max  # a Python integer may be larger, and then has no float
+
+
+def shown(value: float) -> str:
+    """A number for a message; one of hundreds of digits is cut.
+
+    >>> shown(0.5), shown(10**400)
+    ('0.5', '10000000... (401 digits)')
+    """
+    text = str(value)
+    return text if len(text) < 40 else f"{text[:8]}... ({len(text)} digits)"
 
 
 def check_at_least(name: str, value: float, least: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite and ``least`` or more."""
-    if not least <= value < math.inf:
-        raise ValueError(f"{name}={value}: {meaning} must be {least:g} or more")
+    if not least <= value <= LARGEST:
+        raise ValueError(f"{name}={shown(value)}: {meaning} must be {least:g} or more, and finite")
 
 
 def check_above_zero(name: str, value: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite and above 0."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value}: {meaning} must be above 0")
+    if not 0 < value <= LARGEST:
+        raise ValueError(f"{name}={shown(value)}: {meaning} must be above 0, and finite")
 
 
 def check_factor(factor: float) -> None:
@@ -33,8 +45,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_spread(name: str, value: float) -> None:
     """Raises ValueError unless ``value`` can be a standard deviation."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value}: a standard deviation is finite, 0 or more")
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"{name}={shown(value)}: a standard deviation is finite, 0 or more")
 
 
 def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:

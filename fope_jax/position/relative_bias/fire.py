@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.checks import check_above_zero
 from fope_jax.position.relative_bias.base import by_head, by_layer, relative_distance
 from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
@@ -144,9 +145,7 @@ class FIRE(PositionEmbedding):
         if self.mlp_width < 1:
             raise ValueError(f"mlp_width={self.mlp_width}: at least one hidden unit is needed")
         for name in ("init_c", "init_length"):
-            value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}={value}: it must be finite and above 0")
+            check_above_zero(name, getattr(self, name), "it")
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         width = self.mlp_width

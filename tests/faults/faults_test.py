@@ -3,6 +3,7 @@
 import pytest
 
 from tests.faults.__main__ import faults
+from tests.faults.broken import BREAKS, finds
 
 FAULTS = faults()
 
@@ -16,6 +17,12 @@ def test_a_fault_is_survived(fault, tmp_path):
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_survived_in_all_trials(fault, tmp_path):
     try_all(fault, tmp_path, range(fault.short, fault.trials))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", BREAKS.values(), ids=lambda broken: broken.make.__name__)
+def test_a_broken_promise_is_found(broken):
+    assert finds(broken, FAULTS)
 
 
 def try_all(fault, directory, seeds):

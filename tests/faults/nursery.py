@@ -19,6 +19,7 @@ With a REQUEST as its argument the program is that training itself.
     clock         seconds that the wall clock jumps to and fro by between steps
     nobody        without the rights of root
     distributed   port: jax.distributed is initialized for this one process
+    broken        which promise is broken, of broken.py
 """
 
 from __future__ import annotations
@@ -115,6 +116,10 @@ def run(request: Request) -> int:
 def prepare(request: Request) -> None:
     from fope_jax.data import lessons
 
+    if "broken" in request:
+        from tests.faults.broken import BREAKS
+
+        BREAKS[request["broken"]].make()
     lessons.Loader = harmed_loader(lessons.Loader, request)
     if "die" in request:
         name, call, seconds = request["die"]

@@ -23,6 +23,8 @@ from tests.faults.nursery import Nursery, Request
 
 ROOT = Path(__file__).parents[2]
 STEPS, SAVE_EVERY = 24, 6
+PACE = 0.02  # seconds a step, so that there is a time at which a signal can come
+ROW_EVERY = "train.log_every=4"  # so that a signal comes in the middle of rows
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 CONFIG = """
 from ml_collections import ConfigDict
@@ -87,12 +89,14 @@ def nursery() -> Nursery:
 
 # ---------------------------------------------------------------------------- trainings
 
+harm_of_all: dict[str, Any] = {}  # part of every request, see broken.py
+
 
 def request(workdir: Path, *overrides: str, **harm: Any) -> Request:
     """A training in ``workdir`` with overrides such as "train.steps=3"."""
     given = [f"--config.{override}" for override in overrides]
     argv = ["train", "--config", config(), "--workdir", str(workdir), *given]
-    return {"argv": argv, "log": str(workdir.with_suffix(".log"))} | harm
+    return {"argv": argv, "log": str(workdir.with_suffix(".log"))} | harm | harm_of_all
 
 
 def start(workdir: Path, *overrides: str, **harm: Any) -> int:
@@ -193,3 +197,17 @@ def assert_whole(workdir: Path, reference: Path) -> None:
     left = [path.name for path in (workdir / "checkpoints").iterdir()]
     assert not [name for name in left if "tmp" in name], left
     assert not (workdir / "run.lock").exists()
+
+
+def resume_killed(run: Path, reference: Path, *overrides: str) -> None:
+    """Goes on with a run that was killed, and compares it with the unbroken one."""
+    rows = steps(run)
+    assert rows == sorted(set(rows)), f"a step twice or out of order: {rows}"
+    left = valid_step(run)
+    lost = max(rows, default=0) - left
+    assert 0 <= lost <= SAVE_EVERY, f"{lost} steps lost"
+    code, text = train(run, *overrides)
+    assert code == 0, text
+    if left and left < STEPS:
+        assert f"resuming {run} at step {left} " in text, text
+    assert_whole(run, reference)

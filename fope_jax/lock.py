@@ -184,8 +184,8 @@ def writing(
     if not is_first():
         yield None
         return
-    made = not in_bucket(directory) and not directory.exists()
     try:
+        made = not in_bucket(directory) and not directory.exists()
         make_writable(directory)
     except OSError as error:
         raise OSError(f"cannot write to workdir {directory}: {error.strerror or error}") from error

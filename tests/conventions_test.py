@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "report": set(),
     "doctor": {"config", "data", "checkpoint", "evaluate", "lock"},
     "interop": {"position", "model"},
-    "main": {
+    "command_line": {
         "position",
         "model",
         "config",
@@ -55,6 +55,7 @@ MAY_IMPORT = {
         "tpu",
         "sweep",
     },
+    "main": {"command_line"},
 }
 JAX_ALONE = {"position": "*.py", "model": "losses.py"}
 

@@ -153,7 +153,7 @@ def test_imported_weights_go_on_from_the_length_that_they_were_trained_on(tmp_pa
 
 
 def test_every_choice_of_the_command_line_is_one_of_ours():
-    from fope_jax.main import build_parser
+    from fope_jax.command_line.parser import build_parser
 
     verbs = build_parser()._subparsers._group_actions[0].choices
     options = {action.dest: action for action in verbs["extend"]._actions}

@@ -289,7 +289,5 @@ def correlation_figure(found: Sequence[Point], looks: dict[str, plots.Style]) ->
         "loss at the longest context - at the training length (nats/token)", fontsize=10
     )
     named = [label for label in looks if label in shown]
-    figure.legend(
-        [shown[label] for label in named], named, loc="outside lower center", ncols=4, frameon=False
-    )
+    plots.legend_below(figure, [shown[label] for label in named], named)
     return figure

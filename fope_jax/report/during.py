@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fope_jax.extras import require
 from fope_jax.report.lineage import tokens_before
-from fope_jax.report.plots import WIDTH, Style
+from fope_jax.report.plots import WIDTH, Style, legend_below
 from fope_jax.report.rows import Row, Run, group, labels
 from fope_jax.report.tables import EMPTY, Table, three
 
@@ -79,10 +79,7 @@ def during_figure(shown: Sequence[tuple[Run, list[Row]]], looks: dict[str, Style
     for panel in panels[len(contexts) :]:
         panel.axis("off")
     found = {label: line for label, line in drawn.items() if line is not None}
-    figure.legend(
-        list(found.values()), list(found), loc="outside lower center", ncols=min(4, len(found)),
-        frameon=False, handlelength=3.5,
-    )  # fmt: skip
+    legend_below(figure, list(found.values()), list(found))
     figure.supylabel("loss (nats per token)", fontsize=10)
     figure.suptitle("Loss at each context length during training", fontsize=11)
     return figure

@@ -42,6 +42,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 WIDTH, HEIGHT = 7.0, 4.3  # inches
+LEGEND_LINE = 0.21  # inches
 TITLE_PAD = 20  # points, room for the mark of the training length
 
 
@@ -427,14 +428,23 @@ def _mark_training_lengths(axes: Axes, comparison: Comparison) -> None:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    if handles:
-        fitting = 76 // (max(map(len, names)) + 11)  # characters of a line, and of a handle
-        columns = max(1, min(4, fitting, len(names)))
-        figure.legend(
-            handles, names, loc="outside lower center", ncols=columns, frameon=False,
-            handlelength=3.5,
-        )  # fmt: skip
+    legend_below(figure, *axes.get_legend_handles_labels())
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """A legend under the figure, which grows by the legend's lines beyond three: the curves keep
+    their height.
+    """
+    if not handles:
+        return
+    width, height = figure.get_size_inches()
+    fitting = int(11 * width) // (max(map(len, names)) + 11)  # characters of a line, of a handle
+    columns = max(1, min(4, fitting, len(names)))
+    lines = math.ceil(len(names) / columns)
+    figure.set_size_inches(width, height + LEGEND_LINE * max(0, lines - 3))
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5
+    )
 
 
 # ---------------------------------------------------------------------------- in words

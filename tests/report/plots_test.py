@@ -101,6 +101,20 @@ def test_a_curve_far_above_all_others_leaves_the_picture_in_words(synthetic, mak
         assert "above the picture: lost (up to" in axes.get_title().replace("\n", " ")
 
 
+@pytest.mark.parametrize("count", [1, 4, 21, 60])
+def test_a_long_legend_leaves_the_curves_their_height(count):
+    figure, axes = plots._figure()
+    for i in range(count):
+        axes.plot([128, 2048], [3.0, 4.0], label=f"a-long-variant-{i}")
+    plots.legend_below(figure, *axes.get_legend_handles_labels())
+    figure.draw_without_rendering()
+    height = axes.get_window_extent().height / figure.dpi
+    assert 2.4 < height < plots.HEIGHT
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == count
+    assert legend.get_window_extent().y1 < axes.get_window_extent().y0
+
+
 def test_near_curves_get_a_linear_axis(make_run, looks):
     (comparison,) = comparisons(read_runs([make_run("alibi")]), "perplexity")
     (axes,) = plots.perplexity_figure(comparison, looks).axes

@@ -86,6 +86,12 @@ def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
     return (not isinstance(plain, type) or isinstance(value, plain)), value
 
 
+def check_value(name: str, value: Any, condition: bool, accepted: str) -> None:
+    """Raises ValueError "name = value; accepted: ..." where ``condition`` does not hold."""
+    if not condition:
+        raise ValueError(f"{name} = {value!r}; accepted: {accepted}")
+
+
 def nearest(key: str, known: Iterable[str]) -> str:
     """`` (nearest: KEY)``: a key of the same last name in another section, else the closest."""
     known, leaf = list(known), key.rpartition(".")[2]

@@ -1,279 +1,27 @@
-"""Configurations: an ml_collections file and command-line overrides become one `Experiment`.
-
-A configuration file is Python with a function ``get_config(arg)`` that returns a ``ConfigDict``:
-
-    name, seed                      top-level keys
-    model, data, train, evaluate,   the fields of TransformerConfig, DataConfig, TrainConfig,
-    mesh                            EvaluateConfig, MeshConfig; a field left out has its default
-    position                        ``method``, the knobs of that method, and ``preset`` if wanted
-
-Every value is stated once. A position embedding with a knob ``training_length`` that the file
-leaves out (or sets to None) gets ``train.length``; state it only where the two differ, as when a
-model trained on 512 tokens continues on 1,024. Methods and scalings inside a method are
-specifications of their own: ``{"method": "rope", "scaling": [{"scaling": "ntk", "factor": 4.0}]}``,
-``{"method": "by_layer", "methods": [{"method": "rope"}, {"method": "nope"}]}``.
-
-Nothing here touches a device, so a mistake is reported before any work is done.
-"""
+"""A configuration file and overrides to one `Experiment`, and back. Touches no device."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
 import runpy
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from fope_jax import position as positions
+from fope_jax.config.evaluate import EvaluateConfig
+from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
-from fope_jax.data.held_out import name_of
-from fope_jax.data.retrieval.names import TASKS
 from fope_jax.fields import NOT_LITERAL, ConfigError, checked, field_types, nearest, parse
 from fope_jax.files import read_json
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
 from fope_jax.position.table import parts_of
-
-# ---------------------------------------------------------------------------- the parts
-
-
-Schedule = Literal["cosine", "constant"]
-OnBadStep = Literal["stop", "skip"]
-OnSaveError = Literal["stop", "continue"]
-
-
-class Stage(NamedTuple):
-    """Updates ``start`` to ``stop - 1`` of a run, counted from 0, all of one length.
-
-    Attributes:
-      start, stop: updates done before the stage and at its end.
-      length: tokens a sequence.
-      batch_size: sequences an update.
-    """
-
-    start: int
-    stop: int
-    length: int
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Defaults are the paper's (section A.3 and its released code).
-
-    Attributes:
-      steps: optimizer updates in the whole run.
-      batch_size: sequences an update, over all devices.
-      length: tokens a sequence; the training length of the experiment.
-      first_lengths: entries "length=updates", such as ``("512=4000",)``: shorter sequences in the
-        first updates, in the order given, and ``length`` in what is left of ``steps``. There are
-        more of them in a batch, so that the tokens of an update stay. A position embedding's
-        training length is ``length`` from the first update on.
-      learning_rate: the peak rate.
-      warmup_steps: updates over which the rate grows linearly from 0 to its peak.
-      schedule: after the warmup, "cosine" decays to ``final_learning_rate_fraction`` of the peak
-        at the last update; "constant" stays.
-      final_learning_rate_fraction: what is left of the peak at the end of "cosine".
-      b1, b2, eps: AdamW's moments and divisor.
-      weight_decay: decoupled, times the learning rate, on every parameter: norms and embeddings
-        too, as in the paper's code. Position constants are not parameters and never decay.
-      gradient_clip: largest global norm of the gradient; None does not clip.
-      schedule_start: updates of the learning rate's schedule done before the first one of this run,
-        which then goes on where another run stood. The schedule has ``schedule_start + steps``.
-      data_start: batches of the data's stream that are left out before the first one of this run.
-      accumulate: pieces an update's batch is computed in, one after the other. Divides
-        ``batch_size``; changes memory, not the update (up to rounding).
-      log_every: updates between two rows of metrics.
-      save_every: updates between two checkpoints; the last update is always saved.
-      evaluate_every: updates between two evaluations inside training, on the parameters as they
-        are; the first is before any update, the last after all. None evaluates never. See
-        ``evaluate.training_windows``.
-      keep: checkpoints kept.
-      on_bad_step: what becomes of a step whose loss or gradient is not finite, or that is a spike.
-        "stop" ends the run; "skip" leaves parameters and optimizer as they were, bit for bit, and
-        uses up the batch but no update of the learning rate's schedule.
-      max_skipped: with "skip", so many bad steps in a row end the run all the same.
-      spike_factor: a loss or gradient norm above so many times its running mean makes a step bad,
-        see ``train.guard``. None looks at what is not finite alone.
-      on_save_error: what becomes of a run whose checkpoint cannot be written, as on a full disk:
-        "stop", or "continue" and try again at the next one. The last one must be written, and
-        several processes always stop.
-    """
-
-    steps: int
-    batch_size: int
-    length: int
-    first_lengths: tuple[str, ...] = ()
-    learning_rate: float = 6e-4
-    warmup_steps: int = 10_000
-    schedule: Schedule = "cosine"
-    final_learning_rate_fraction: float = 0.1
-    schedule_start: int = 0
-    data_start: int = 0
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    gradient_clip: float | None = 1.0
-    accumulate: int = 1
-    log_every: int = 10
-    save_every: int = 1_000
-    keep: int = 2
-    evaluate_every: int | None = None
-    on_bad_step: OnBadStep = "stop"
-    max_skipped: int = 10
-    spike_factor: float | None = None
-    on_save_error: OnSaveError = "stop"
-
-    def __post_init__(self):
-        for name in ("steps", "batch_size", "length", "accumulate", "log_every", "save_every"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of 1 or more")
-        for name in ("keep", "max_skipped"):
-            _require(name, getattr(self, name), getattr(self, name) >= 1, "an integer of 1 or more")
-        every, spike = self.evaluate_every, self.spike_factor
-        _require("evaluate_every", every, every is None or every >= 1, "1 or more, or None")
-        _require("spike_factor", spike, spike is None or spike > 1, "a number above 1, or None")
-        _require(
-            "accumulate", self.accumulate, self.batch_size % self.accumulate == 0,
-            f"a divisor of batch_size = {self.batch_size}",
-        )  # fmt: skip
-        for name in ("warmup_steps", "schedule_start", "data_start"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        _require("learning_rate", self.learning_rate, self.learning_rate > 0, "a positive number")
-        _require("eps", self.eps, self.eps > 0, "a positive number")
-        _require("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
-        for name in ("b1", "b2"):
-            _require(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= value < 1")
-        fraction = self.final_learning_rate_fraction
-        _require("final_learning_rate_fraction", fraction, 0 <= fraction <= 1, "0 <= value <= 1")
-        clip = self.gradient_clip
-        _require("gradient_clip", clip, clip is None or clip > 0, "a positive number or None")
-        for name, kind in (
-            ("schedule", Schedule), ("on_bad_step", OnBadStep), ("on_save_error", OnSaveError),
-        ):  # fmt: skip
-            names = typing.get_args(kind)
-            _require(name, getattr(self, name), getattr(self, name) in names, f"one of {names}")
-        object.__setattr__(self, "first_lengths", tuple(self.first_lengths))
-        for entry in self.first_lengths:
-            self._check_first_length(entry)
-        used = sum(steps for _, steps in map(_length_and_steps, self.first_lengths))
-        _require(
-            "first_lengths", self.first_lengths, used < self.steps,
-            f"fewer updates than steps = {self.steps}; these are {used}",
-        )  # fmt: skip
-
-    def _check_first_length(self, entry: str) -> None:
-        length, steps = _length_and_steps(entry)
-        _require(
-            "first_lengths", entry, 1 <= length < self.length and steps >= 1,
-            f"'length=updates', 1 update or more of sequences shorter than length = {self.length}",
-        )  # fmt: skip
-        tokens, pieces = self.batch_size * self.length, length * self.accumulate
-        _require(
-            "first_lengths", entry, tokens % pieces == 0,
-            f"a length of which whole rows, and a multiple of accumulate = {self.accumulate} of "
-            f"them, make up the {self.batch_size} * {self.length} = {tokens} tokens of an update",
-        )  # fmt: skip
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages of the run, one after the other; a single one without ``first_lengths``.
-
-        >>> config = TrainConfig(steps=9, batch_size=2, length=16, first_lengths=("8=4",))
-        >>> [tuple(stage) for stage in config.stages]
-        [(0, 4, 8, 4), (4, 9, 16, 2)]
-        """
-        stages, tokens = [], self.batch_size * self.length
-        for entry in self.first_lengths:
-            length, steps = _length_and_steps(entry)
-            start = stages[-1].stop if stages else 0
-            stages.append(Stage(start, start + steps, length, tokens // length))
-        start = stages[-1].stop if stages else 0
-        return (*stages, Stage(start, self.steps, self.length, self.batch_size))
-
-
-def _length_and_steps(entry: str) -> tuple[int, int]:
-    """The numbers of an entry of ``first_lengths``; 0, 0 where it is none."""
-    length, _, steps = entry.partition("=")
-    decimal = length.strip().isdecimal() and steps.strip().isdecimal()
-    return (int(length), int(steps)) if decimal else (0, 0)
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What `fope evaluate` measures. Lengths are multiples of ``train.length``.
-
-    Attributes:
-      protocols: what runs, by name, or "all". Of text: "same-tokens", "sliding-window", "chunks",
-        "document-resets", "no-resets", "long-window", "from-start"; and "passkey" and
-        "retrieval". All of text take about twice as long as the default ones.
-      lengths: contexts of the protocols on text.
-      scored_tokens: scored at the end of each window; None is half the training length.
-      stride: tokens that the sliding window moves by; None is half the training length.
-      num_windows: windows of "same-tokens"; the same ones at every length.
-      training_windows: the same inside training, where ``train.evaluate_every`` asks for it.
-      position_windows: windows, stretches, blocks or documents of the longest length of the others.
-      passkey_lengths: contexts for passkey retrieval.
-      passkey_depths: where the key stands in the context, 0 the beginning and 1 the end.
-      passkey_trials: trials for each length and depth.
-      passkey_templates: wordings, "standard" (the literature's) and "compact" (small models).
-      retrieval_tasks: further tasks at the lengths, depths and trials of passkeys: "recall" and
-        "copy" of token ids, for models too small for language; "multi_key", "multi_value",
-        "multi_query", "variable_tracking" and "common_words" after RULER.
-      needle_haystack: what those after RULER hide their needles in: "corpus", a stretch of the
-        first of ``splits``, or "noise", a few sentences that are repeated.
-      batch_tokens: upper bound of the tokens in one forward pass.
-      splits: the corpus splits perplexity is measured on.
-      texts: other text that it is measured on, cut by the tokenizer of the run: "web" (119 pages
-        labelled C4), "news" (3,824 articles), both downloaded once, or ``NAME=GLOB`` of your own
-        .txt or .jsonl files.
-    """
-
-    protocols: tuple[str, ...] = ("same-tokens", "long-window", "passkey", "retrieval")
-    lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
-    scored_tokens: int | None = None
-    stride: int | None = None
-    num_windows: int = 256
-    training_windows: int = 16
-    position_windows: int = 32
-    passkey_lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
-    passkey_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
-    passkey_trials: int = 20
-    passkey_templates: tuple[str, ...] = ("compact", "standard")
-    retrieval_tasks: tuple[str, ...] = ()
-    needle_haystack: Literal["corpus", "noise"] = "corpus"
-    batch_tokens: int = 16_384
-    splits: tuple[str, ...] = ("validation",)
-    texts: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        for name in ("lengths", "passkey_lengths"):
-            value = getattr(self, name)
-            _require(name, value, all(n >= 1 for n in value), "multiples of 1 or more")
-        for name in ("num_windows", "training_windows", "position_windows", "passkey_trials"):
-            _require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        _require("batch_tokens", self.batch_tokens, self.batch_tokens >= 1, "1 or more")
-        for name in ("scored_tokens", "stride"):
-            value = getattr(self, name)
-            _require(name, value, value is None or value >= 1, "1 or more, or None")
-        depths = self.passkey_depths
-        _require("passkey_depths", depths, all(0 <= d <= 1 for d in depths), "each 0 <= value <= 1")
-        tasks = [name for name in TASKS if name != "passkey"]  # which passkey_templates measure
-        wrong = [name for name in self.retrieval_tasks if name not in tasks]
-        _require("retrieval_tasks", self.retrieval_tasks, not wrong, f"some of {tasks}")
-        haystacks = ("corpus", "noise")
-        _require(
-            "needle_haystack", self.needle_haystack, self.needle_haystack in haystacks,
-            f"one of {haystacks}",
-        )  # fmt: skip
-        names = [name_of(source) for source in self.texts]
-        _require("texts", self.texts, len(set(names)) == len(names), "each name once")
 
 
 @dataclass(frozen=True)
@@ -617,11 +365,6 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
-
-
-def _require(name: str, value: Any, condition: bool, accepted: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} = {value!r}; accepted: {accepted}")
 
 
 def _unknown_key(key: str) -> ConfigError:

@@ -1,0 +1,32 @@
+"""Configurations: an ml_collections file and command-line overrides become one `Experiment`.
+
+A configuration file is Python with a function ``get_config(arg)`` that returns a ``ConfigDict``:
+
+    name, seed                      top-level keys
+    model, data, train, evaluate,   the fields of TransformerConfig, DataConfig, TrainConfig,
+    mesh                            EvaluateConfig, MeshConfig; a field left out has its default
+    position                        ``method``, the knobs of that method, and ``preset`` if wanted
+
+Every value is stated once. A position embedding with a knob ``training_length`` that the file
+leaves out (or sets to None) gets ``train.length``; state it only where the two differ, as when a
+model trained on 512 tokens continues on 1,024. Methods and scalings inside a method are
+specifications of their own: ``{"method": "rope", "scaling": [{"scaling": "ntk", "factor": 4.0}]}``,
+``{"method": "by_layer", "methods": [{"method": "rope"}, {"method": "nope"}]}``.
+
+Nothing here touches a device, so a mistake is reported before any work is done.
+"""
+
+from fope_jax.config.evaluate import EvaluateConfig as EvaluateConfig
+from fope_jax.config.experiment import Experiment as Experiment
+from fope_jax.config.experiment import build_experiment as build_experiment
+from fope_jax.config.experiment import changed_numbers as changed_numbers
+from fope_jax.config.experiment import check_vocabulary as check_vocabulary
+from fope_jax.config.experiment import experiment_to_dict as experiment_to_dict
+from fope_jax.config.experiment import load_config as load_config
+from fope_jax.config.experiment import overridden as overridden
+from fope_jax.config.experiment import parse_arg as parse_arg
+from fope_jax.config.experiment import position_value as position_value
+from fope_jax.config.experiment import split_override as split_override
+from fope_jax.config.train import Stage as Stage
+from fope_jax.config.train import TrainConfig as TrainConfig
+from fope_jax.fields import ConfigError as ConfigError

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fope_jax import config as configs
 from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import ConfigError, build_experiment
+from fope_jax.config import experiment as configs
 from fope_jax.data import DataConfig, corpora
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.manifest import CacheError, read_manifest

@@ -79,7 +79,10 @@ def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
         items = [_convert(item, args[0] if args else Any) for item in value]
         return all(ok for ok, _ in items), tuple(item for _, item in items)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return True, float(value)
+        try:
+            return True, float(value)
+        except OverflowError:  # an integer of more than 308 digits
+            return False, value
     if kind is int and isinstance(value, bool):
         return False, value
     plain = origin or kind

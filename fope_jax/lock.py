@@ -229,7 +229,7 @@ def _owner(text: str) -> Owner | None:
     try:
         content: dict[str, Any] = json.loads(text)
         return Owner(**{name: content[name] for name in Owner._fields})
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # nested too deeply is not ours
         return None
 
 

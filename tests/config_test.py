@@ -130,6 +130,7 @@ def test_the_training_length_is_stated_once(spec):
         ("position.method=ropee", r"config.position: unknown position embedding 'ropee'.*'rope'"),
         ("train.steps=many", r"config.train.steps = 'many' is str; accepted: int"),
         ("train.steps=1.5", r"config.train.steps = 1.5 is float; accepted: int"),
+        (f"train.learning_rate=1{'0' * 400}", r"learning_rate = 10+ is int; accepted: float"),
         ("train.steps=true", r"config.train.steps = True is bool; accepted: int"),
         ("train.steps", r"'train.steps' has no value \(form: --config.train.steps=100\)"),
         ("train.gradient_clip=a", r"gradient_clip = 'a' is str; accepted: float \| None"),

@@ -71,8 +71,9 @@ def test_a_process_id_that_came_again_is_not_the_owner(tmp_path):
         assert read_owner(tmp_path).began > 1
 
 
-def test_a_lock_that_was_cut_off_while_it_was_written_is_nobodys(tmp_path):
-    (tmp_path / LOCK).write_text('{"host": "bo')
+@pytest.mark.parametrize("content", ['{"host": "bo', "[" * 100_000], ids=["cut off", "nested"])
+def test_a_damaged_lock_is_nobodys(tmp_path, content):
+    (tmp_path / LOCK).write_text(content)
     with writing(tmp_path, "train"):
         assert read_owner(tmp_path).verb == "train"
 

@@ -78,7 +78,7 @@ def read_results(path: Path) -> Run:
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ReportError(f"{path}, line {number}: no JSON ({line[:60]!r})") from error
         check_row(row, f"{path}, line {number}")
         rows.append(row)

@@ -274,20 +274,41 @@ def correlation_figure(found: Sequence[Point], looks: dict[str, plots.Style]) ->
     """The generalization gap against each number, a point a run."""
     figure = require("matplotlib.figure", "train").Figure(figsize=(10.0, 7.4), layout="constrained")
     shown: dict[str, Any] = {}
-    for axes, measure in zip(figure.subplots(2, 2, sharey=True).flat, MEASURES, strict=True):
+    grid = figure.subplots(2, 2, sharey=True)
+    gaps = [point.gap for point in found if point.gap is not None]
+    limit = _off_the_chart(gaps)
+    for axes, measure in zip(grid.flat, MEASURES, strict=True):
         for point, x, gap in _pairs(found, measure.name):
             look = looks[point.label]
             (shown[point.label],) = axes.plot(
                 x, gap, linestyle="none", marker=look.marker, color=look.color, markersize=7
             )
+        above = [
+            f"{p.label} {gap:+.2g}" for p, _, gap in _pairs(found, measure.name) if gap > limit
+        ]
+        if above:
+            axes.set_title("above: " + ", ".join(above), fontsize=8, loc="right")
         axes.axhline(0, color="#999999", linewidth=1, zorder=0)
         axes.set_xlabel(measure.name)
         axes.grid(True, color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supylabel(
-        "loss at the longest context - at the training length (nats/token)", fontsize=10
-    )
+    for axes in grid[:, 0]:
+        axes.set_ylabel("loss at the longest context\n- at the training length (nats/token)")
+    drawn = [gap for gap in gaps if gap <= limit]
+    if len(drawn) < len(gaps):
+        room = 0.06 * (max(drawn) - min(drawn))
+        grid[0, 0].set_ylim(min(drawn) - room, max(drawn) + 2 * room)
     named = [label for label in looks if label in shown]
     plots.legend_below(figure, [shown[label] for label in named], named)
     return figure
+
+
+def _off_the_chart(gaps: Sequence[float]) -> float:
+    """The gap above which a run is named in words: five times the usual one. One run that fails
+    would press all others into a line.
+
+    >>> _off_the_chart([0.1, 0.2, 0.3, 4.6])
+    1.25
+    """
+    return 5 * float(np.median(np.abs(gaps))) if len(gaps) > 3 else math.inf

@@ -153,6 +153,7 @@ class RunLock:
             write_text(self.path, text)
         else:
             os.pwrite(self._descriptor, text.encode(), 0)
+            os.ftruncate(self._descriptor, _WIDTH)  # of a file longer than that, damaged before
 
     def _close(self) -> None:
         if self._descriptor is not None:

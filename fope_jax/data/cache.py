@@ -456,13 +456,14 @@ def with_bad(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]
     """Adds a document to those that could not be read.
 
     Returns:
-      ``count``; ``digest``, of the names of all; ``first``, why the first ones could not.
+      ``count``; ``digest``, of the names of all; ``first``, why the first ones could not, where
+      those of one damaged file share a reason.
     """
     names = f"{bad['digest']} {document.name}".encode()
     return {
         "count": bad["count"] + 1,
         "digest": hashlib.sha256(names).hexdigest(),
-        "first": [*bad["first"], document.bad][:_BAD_SHOWN],
+        "first": list(dict.fromkeys([*bad["first"], document.bad]))[:_BAD_SHOWN],
     }
 
 

@@ -40,9 +40,11 @@ class DataConfig:
         ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here and the
         files belong to "text".
       tfds_name: the prepared TFDS dataset, with its version.
-      max_bad_documents: documents of "text" and "c4" files that may be left out of each split
-        because they cannot be read: no UTF-8, no JSON, no ``text``, or too long. 0 stops at the
-        first. They are counted in the cache, which a stricter configuration does not open.
+      max_bad_documents: documents of "text" and "c4" that may be left out of each split because
+        they cannot be read: no UTF-8, no JSON, no ``text``, too long, or in a damaged .gz or
+        TFRecord file, which loses all that it holds. 0 stops at the first. They are counted in
+        the cache, which a stricter configuration does not open. Above 0, a build reads the files
+        of a TFDS dataset twice more, to know of damage before it uses them.
       tokenizer: "sentencepiece" (BPE trained on the training split), "bytes", or the path of a
         ``tokenizer.json``.
       vocab_size: tokens of the "sentencepiece" tokenizer; the others bring their own number.

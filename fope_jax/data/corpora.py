@@ -2,8 +2,8 @@
 
 Nothing is stripped, joined or normalised: a document's text is the text of its file. What cannot
 be read raises CorpusError with the file and the place in it, or where that is asked for comes as a
-document without text that says why. The rest of a damaged .gz file is never passed over: nobody
-knows how many documents it held.
+document without text that says why. A damaged .gz file is bad as a whole: its checksum is over all
+of it, so that nothing in it is known to be right.
 """
 
 from __future__ import annotations
@@ -188,22 +188,31 @@ class _Piece(NamedTuple):
 def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
     """The documents of one file: the whole of a .txt, each line of a .jsonl or .json.
 
-    Memory is bounded by the longest document, and that by ``LONGEST_DOCUMENT``.
+    A .gz file is unpacked twice, the first time to see that it is whole. Memory is bounded by the
+    longest document, and that by ``LONGEST_DOCUMENT``.
 
     Args:
       path: of the file.
-      skip_bad: yields a document that cannot be read without its text, with ``bad`` set.
+      skip_bad: yields a document that cannot be read without its text, with ``bad`` set. Of a
+        damaged .gz each document that still unpacks comes as a bad one, or one if none does.
 
     Raises:
-      CorpusError: a damaged .gz; and unless ``skip_bad`` is set invalid UTF-8, a line that is no
-        JSON object with a string ``text``, or a document that is too long; the message has file
-        and offset or file and line.
+      CorpusError: the file cannot be opened; and unless ``skip_bad`` is set a damaged .gz, invalid
+        UTF-8, a line that is no JSON object with a string ``text``, or a document that is too
+        long; the message has file and offset or file and line.
     """
     lines = Path(path.name.removesuffix(".gz")).suffix != ".txt"
+    packed = path.name.endswith(".gz")
     try:
         with contextlib.ExitStack() as stack:
+            # Before its first document: damage may unpack to wrong lines until it is noticed.
+            if packed and (damage := _gzip_damage(path)):
+                if not skip_bad:
+                    raise damage.error
+                yield from _lost(path, damage, lines)
+                return
             stream = stack.enter_context(path.open("rb"))
-            if path.name.endswith(".gz"):
+            if packed:
                 stream = stack.enter_context(gzip.open(stream))
             for piece in _lines(path, stream) if lines else _whole(path, stream):
                 try:
@@ -213,12 +222,46 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
                         raise
                     text, bad = "", str(error)
                 yield Document(piece.name, text, bad)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    except _GZIP_ERRORS as error:
         raise CorpusError(
             f"{path} is not a complete gzip file: {error}; fetch it again, or leave it out"
         ) from error
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
+
+
+_GZIP_ERRORS = gzip.BadGzipFile, EOFError, zlib.error
+
+
+class _Damage(NamedTuple):
+    """Why a .gz file cannot be unpacked to its end, and how many lines come out before that.
+
+    The lines need not be those that were packed: the checksum comes last.
+    """
+
+    error: Exception
+    lines: int
+
+
+def _gzip_damage(path: Path) -> _Damage | None:
+    lines, piece = 0, b"\n"
+    with path.open("rb") as stream, gzip.open(stream) as unpacked:
+        try:
+            while more := unpacked.read1(2**20):  # type: ignore[union-attr]
+                lines, piece = lines + more.count(b"\n"), more
+        except _GZIP_ERRORS as error:
+            return _Damage(error, lines + (not piece.endswith(b"\n")))
+    return None
+
+
+def _lost(path: Path, damage: _Damage, is_lines: bool) -> Iterator[Document]:
+    count = max(1, damage.lines) if is_lines else 1
+    bad = (
+        f"{path} is not a complete gzip file: {damage.error}; the whole file is left out,"
+        f" {count:,} documents as far as it unpacks; fetch it again"
+    )
+    for number in range(1, count + 1):
+        yield Document(f"{path.as_posix()}:{number}" if is_lines else path.as_posix(), "", bad)
 
 
 def _whole(path: Path, stream: Any) -> Iterator[_Piece]:

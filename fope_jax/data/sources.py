@@ -37,8 +37,8 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
     for corpus, _ in config.components:
         if corpus == "c4" and config.tfds_data_dir:
             # Imported here, because TensorFlow takes seconds.
-            tasks = importlib.import_module("fope_jax.data.tasks")
-            sources.append({"corpus": corpus, "tfds": tasks.tfds_identity(config)})
+            tfds_files = importlib.import_module("fope_jax.data.tfds_files")
+            sources.append({"corpus": corpus, "tfds": tfds_files.identity(config)})
             continue
         for split in SPLITS:
             for path in source_files(config, corpus, split):

@@ -1,4 +1,4 @@
-"""Corpora as seqio Tasks. The one module that imports TensorFlow; the build imports it.
+"""Corpora as seqio Tasks. They bring TensorFlow in, so only the build imports this module.
 
 A Task gives whole documents when no sequence length is asked for, which is how the cache is
 built, and windows that keep every token when one is, as seqio's own trainers ask. seqio alone
@@ -7,42 +7,18 @@ would give the first window of each document and drop the rest.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fope_jax.data import tfds_files
 from fope_jax.data.cache import TokenizedDocument
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, Document, read_corpus
+from fope_jax.data.libraries import seqio, tf, tfds
 from fope_jax.data.tokenizer import Tokenizer
-from fope_jax.extras import require
-
-
-@contextlib.contextmanager
-def _without_notices() -> Iterator[None]:
-    """Libraries write to file descriptor 2, past Python, that they find no GPU while they load."""
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
-
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with _without_notices():
-    tf: Any = require("tensorflow", "data")
-    seqio: Any = require("seqio", "data")
-    tfds: Any = require("tensorflow_datasets", "data")
-tf.config.set_visible_devices([], "GPU")  # text needs none, and JAX may want all its memory
 
 _DOCUMENTS_AT_ONCE = 64
 _CHARS_AT_ONCE = 4_000_000
@@ -180,23 +156,50 @@ def read_texts(config: DataConfig, corpus: str, split: str) -> Iterator[str]:
 
 def _source(config: DataConfig, corpus: str, failures: list[Exception]):
     if corpus == "c4" and config.tfds_data_dir:
-        return seqio.TfdsDataSource(
-            tfds_data_dir=_tfds_directory(config), splits=SPLITS, read_only=True
+        whole = seqio.TfdsDataSource(
+            tfds_data_dir=tfds_files.directory_of(config), splits=SPLITS, read_only=True
         )
+        return _passing_over_damage(config, whole) if config.max_bad_documents else whole
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
         del shuffle_files, seed  # the loader shuffles windows; documents keep their order
-        documents = functools.partial(read_corpus, config, corpus, split)
-        return tf.data.Dataset.from_generator(
-            functools.partial(_as_examples, documents, failures),
-            output_signature={
-                "name": tf.TensorSpec((None,), tf.string),
-                "text": tf.TensorSpec((None,), tf.string),
-                "bad": tf.TensorSpec((None,), tf.string),
-            },
-        ).unbatch()
+        return _dataset(functools.partial(read_corpus, config, corpus, split), failures)
 
     return seqio.FunctionDataSource(dataset_fn, splits=SPLITS)
+
+
+def _passing_over_damage(config: DataConfig, whole):
+    """The files of a TFDS dataset that can be read, behind a bad document for each that cannot.
+
+    A split of which every file is whole is what ``whole`` gives, in the same order.
+    """
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
+        del shuffle_files, seed
+        damaged = list(tfds_files.damaged_files(config, split))
+        if not damaged:
+            return whole.get_dataset(split, shuffle=False)
+        builder = tfds.builder_from_directory(tfds_files.directory_of(config))
+        left = tfds_files.split_without(
+            split, builder.info.splits[split].num_shards, [file.shard for file in damaged]
+        )
+        rest = builder.as_dataset(split=left, read_config=tfds.ReadConfig(try_autocache=False))
+        lost = _dataset(lambda: (bad for file in damaged for bad in file.as_documents()), [])
+        return lost.concatenate(rest.map(_named))
+
+    return seqio.FunctionDataSource(dataset_fn, splits=SPLITS)
+
+
+def _named(page):
+    """A page of TFDS's C4 as the other corpora give documents: its name is its URL."""
+    return {"name": page["url"], "text": page["text"], "bad": tf.constant("")}
+
+
+def _dataset(documents: Callable[[], Iterator[Document]], failures: list[Exception]):
+    return tf.data.Dataset.from_generator(
+        functools.partial(_as_examples, documents, failures),
+        output_signature={name: tf.TensorSpec((None,), tf.string) for name in Document._fields},
+    ).unbatch()
 
 
 def _as_examples(
@@ -222,78 +225,15 @@ def _columns(group: list[Document]) -> dict[str, list[str]]:
     return {name: [getattr(one, name) for one in group] for name in Document._fields}
 
 
-def _tfds_directory(config: DataConfig) -> str:
-    """The prepared dataset's own directory, read in place: TFDS must not try to make it anew."""
-    name, _, version = config.tfds_name.partition(":")
-    directory = "/".join((config.tfds_data_dir.rstrip("/"), name, version)).rstrip("/")
-    if not tf.io.gfile.exists(f"{directory}/dataset_info.json"):
-        raise CorpusError(
-            f"tfds_data_dir = {config.tfds_data_dir!r} holds no prepared {config.tfds_name}:"
-            f" {directory}/dataset_info.json does not exist"
-        )
-    return directory
-
-
-def tfds_identity(config: DataConfig) -> list[list[Any]]:
-    """What identifies the content of a TFDS corpus without reading all of it."""
-    directory = _tfds_directory(config)
-    digest = hashlib.sha256()
-    for file in ("dataset_info.json", "features.json"):
-        with tf.io.gfile.GFile(f"{directory}/{file}", "rb") as stream:
-            digest.update(stream.read())
-    splits = tfds.builder_from_directory(directory).info.splits
-    missing = [split for split in SPLITS if split not in splits]
-    if missing:
-        raise CorpusError(f"{directory} has no split {missing}; it has {sorted(splits)}")
-    return [[config.tfds_name, digest.hexdigest()]] + [
-        [split, splits[split].num_examples, list(splits[split].shard_lengths)] for split in SPLITS
-    ]
-
-
 def _readable(error: Exception, failures: list[Exception], config: DataConfig, split: str):
     """The exception to raise in place of TensorFlow's, which names no file."""
     if failures:
         return failures[0]
-    damage = _damaged_file(config, split) if config.tfds_data_dir else None
-    said = damage or f"reading split {split!r} of corpus {config.corpus!r} failed: {_reason(error)}"
-    return CorpusError(said)
-
-
-def _damaged_file(config: DataConfig, split: str) -> str | None:
-    """The first file of a TFDS split that is damaged, or ends early between two records."""
-    info = tfds.builder_from_directory(_tfds_directory(config)).info.splits[split]
-    for file, expected in zip(map(str, info.filepaths), info.shard_lengths, strict=True):
-        number = 0
-        try:
-            for _ in tf.data.TFRecordDataset(file):
-                number += 1
-        except tf.errors.OpError as error:
-            return (
-                f"{file} is damaged: record {number}, which begins at offset"
-                f" {_record_offset(file, number)}: {_reason(error)}; fetch the file again"
-            )
-        if number != expected:
-            return f"{file} has {number} records; dataset_info.json says {expected}: fetch it again"
-    return None
-
-
-def _reason(error: Exception) -> str:
-    """What TensorFlow says, without the names of its operations."""
-    said = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", str(error), flags=re.DOTALL)
-    return said or type(error).__name__
-
-
-def _record_offset(file: str, number: int) -> int:
-    """Where record ``number`` of a TFRecord file begins, counted from 0.
-
-    A record is its length (8 bytes) and that number's checksum (4), the data and theirs (4).
-    """
-    offset = 0
-    with tf.io.gfile.GFile(file, "rb") as stream:
-        for _ in range(number):
-            stream.seek(offset)
-            offset += 16 + int.from_bytes(stream.read(8), "little")
-    return offset
+    damaged = next(tfds_files.damaged_files(config, split), None) if config.tfds_data_dir else None
+    if damaged is not None:
+        return CorpusError(damaged.reason)
+    said = tfds_files.reason(error)
+    return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {said}")
 
 
 # ---------------------------------------------------------------------------- preprocessors

@@ -69,11 +69,53 @@ def test_a_text_that_unpacks_to_more_than_a_document_may_be(tmp_path, monkeypatc
         list(read_file(path))
 
 
-def test_the_rest_of_a_damaged_gzip_file_is_never_passed_over(tmp_path):
-    content = gzip.compress(b'{"text": "one"}\n' * 1000)
-    path = file_of(tmp_path, content[:-20], "a.jsonl.gz")
+@pytest.mark.parametrize("damage", ["cut", "checksum", "middle", "no gzip"])
+def test_a_damaged_gzip_file_is_bad_as_a_whole(tmp_path, damage):
+    lines = b"".join(b'{"text": "number %d"}\n' % n**9 for n in range(1000))
+    content = bytearray(gzip.compress(lines))
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "checksum":  # every line can be unpacked, and one of them may be wrong
+        content[-6] ^= 4
+    elif damage == "middle":
+        content[len(content) // 2] ^= 255
+    else:
+        content = b"plain"
+    path = file_of(tmp_path, bytes(content), "a.jsonl.gz")
     with pytest.raises(CorpusError, match=r"a\.jsonl\.gz is not a complete gzip .*leave it out"):
-        list(read_file(path, skip_bad=True))
+        list(read_file(path))
+    documents = list(read_file(path, skip_bad=True))
+    least, most = {"cut": (200, 999), "middle": (1, 2000), "no gzip": (1, 1)}.get(
+        damage, (1000, 1000)
+    )
+    assert least <= len(documents) <= most
+    assert [d.name for d in documents] == [f"{path}:{n + 1}" for n in range(len(documents))]
+    (reason,) = {d.bad for d in documents}
+    assert "a.jsonl.gz is not a complete gzip file: " in reason
+    assert (
+        f"the whole file is left out, {len(documents):,} documents as far as it unpacks" in reason
+    )
+    assert not any(d.text for d in documents)
+
+
+def test_a_damaged_text_file_is_one_document(tmp_path):
+    path = file_of(tmp_path, gzip.compress(b"two\nlines\n" * 1000)[:-9], "a.txt.gz")
+    (document,) = read_file(path, skip_bad=True)
+    assert document.name == str(path) and document.text == ""
+    assert "the whole file is left out, 1 documents as far as it unpacks" in document.bad
+
+
+def test_nothing_of_a_damaged_gzip_file_is_used_before_it_is_noticed(tmp_path):
+    # A build that stopped could go on with some of it otherwise, under a budget that forbids it.
+    path = file_of(tmp_path, gzip.compress(b'{"text": "one"}\n' * 9)[:-1], "a.jsonl.gz")
+    documents = read_file(path)
+    with pytest.raises(CorpusError, match="is not a complete gzip file"):
+        next(documents)
+
+
+def test_a_gzip_file_that_cannot_be_opened_is_no_bad_document(tmp_path):
+    with pytest.raises(CorpusError, match=r"none\.jsonl\.gz cannot be read: .*No such file"):
+        list(read_file(tmp_path / "none.jsonl.gz", skip_bad=True))
 
 
 # ---------------------------------------------------------------------------- building
@@ -149,6 +191,22 @@ def test_a_budget_that_is_used_up_can_be_raised(broken_config):
     assert build.build(broken_config(max_bad_documents=2))["train"].summary["documents"] == 3
     with pytest.raises(ValueError, match="max_bad_documents = -1 .*accepted: 0 or more"):
         broken_config(max_bad_documents=-1)
+
+
+def test_a_damaged_file_costs_the_budget_of_all_its_documents(text_config, tmp_path, capsys):
+    good = "".join(json.dumps({"text": f"page {n} of this"}) + "\n" for n in range(9))
+    (tmp_path / "a.jsonl").write_text(good)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(good.replace("this", "b").encode())[:-4])
+    files = {"train_files": (f"{tmp_path}/[ab].jsonl*",)}
+    message = r"^8 documents .* = 7; the first of them:\n  \S+b\.jsonl\.gz is not a com[^\n]+$"
+    with pytest.raises(CorpusError, match=message):
+        build.build(text_config(max_bad_documents=7, **files))
+    config = text_config(max_bad_documents=9, **files)
+    built = build.build(config)["train"]
+    assert built.summary["documents"] == 9 and built.summary["bad_documents"] == 9
+    assert "of this" in built.tokenizer.decode(built.tokens(0, 40))
+    assert "train: 9 documents cannot be read and are left out" in capsys.readouterr().err
+    assert inspect(config).count("b.jsonl.gz is not a complete gzip file") == 1
 
 
 # ---------------------------------------------------------------------------- files

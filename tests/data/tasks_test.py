@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 
-from fope_jax.data import corpora, tasks
+from fope_jax.data import corpora, tasks, tfds_files
 from fope_jax.data.corpora import CorpusError
+from fope_jax.data.libraries import seqio, tf, tfds
 from fope_jax.data.tokenizer import BytesTokenizer
 
-tf, seqio, tfds = tasks.tf, tasks.seqio, tasks.tfds
 BYTES = BytesTokenizer()
 
 
@@ -99,7 +99,7 @@ def test_c4_that_is_not_there(text_config, tmp_path):
     with pytest.raises(CorpusError, match=message):
         read(config, "train")
     with pytest.raises(CorpusError, match=message):
-        tasks.tfds_identity(config)
+        tfds_files.identity(config)
 
 
 def test_c4_in_a_bucket_is_left_to_tfds(text_config, monkeypatch):
@@ -108,8 +108,8 @@ def test_c4_in_a_bucket_is_left_to_tfds(text_config, monkeypatch):
         corpus="c4", train_files=(), validation_files=(), tfds_data_dir=place, tfds_name="c4/en:1.0"
     )
     asked = []
-    monkeypatch.setattr(tasks.tf.io.gfile, "exists", lambda path: asked.append(path) or True)
-    monkeypatch.setattr(tasks.seqio, "TfdsDataSource", lambda **named: named)
+    monkeypatch.setattr(tf.io.gfile, "exists", lambda path: asked.append(path) or True)
+    monkeypatch.setattr(seqio, "TfdsDataSource", lambda **named: named)
     source = tasks._source(config, "c4", [])
     assert source["tfds_data_dir"] == f"{place}/c4/en/1.0"
     assert asked == [f"{place}/c4/en/1.0/dataset_info.json"]
@@ -125,7 +125,7 @@ def test_c4_without_a_validation_split(text_config, c4_dir):
         corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
     )
     with pytest.raises(CorpusError, match=r"has no split \['validation'\]; it has \['train'\]"):
-        tasks.tfds_identity(config)
+        tfds_files.identity(config)
 
 
 def test_a_damaged_tfds_file_is_named(text_config, c4_dir):
@@ -133,14 +133,57 @@ def test_a_damaged_tfds_file_is_named(text_config, c4_dir):
     config = text_config(
         corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
     )
-    before = tasks.tfds_identity(config)
+    before = tfds_files.identity(config)
     damaged = sorted(directory.rglob("c4-train.tfrecord*"))[1]
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     with pytest.raises(CorpusError, match=f"{damaged.name} is damaged"):
         read(config, "train")
-    assert tasks.tfds_identity(config) == before
+    assert tfds_files.identity(config) == before
+
+
+def test_a_damaged_tfds_file_is_left_out_within_the_budget(text_config, c4_dir):
+    directory, texts = c4_dir
+    fields = {"train_files": (), "validation_files": (), "tfds_data_dir": str(directory)}
+    strict = text_config(corpus="c4", **fields)
+    lenient = text_config(corpus="c4", max_bad_documents=99, **fields)
+    whole, identity = read(strict, "train"), tfds_files.identity(strict)
+    # Nothing is damaged: the same documents in the same order, and the same text.
+    assert [d.name for d in read(lenient, "train")] == [d.name for d in whole]
+    assert tfds_files.identity(lenient) == identity
+    files = sorted(directory.rglob("c4-train.tfrecord*"))
+    held = [d.name for d in read_only(lenient, files[1])]
+    own, lost = {d.name for d in whole} - set(held), len(held)
+    with files[1].open("r+b") as stream:
+        stream.truncate(files[1].stat().st_size - 9)
+    (damaged,) = tfds_files.damaged_files(lenient, "train")
+    assert damaged[:3] == (1, str(files[1]), lost)
+    assert f"is damaged: record {lost - 1}, which begins at offset" in damaged.reason
+    documents = read(lenient, "train")
+    assert [d.name for d in documents[:lost]] == [f"{files[1]}:{n}" for n in range(lost)]
+    (reason,) = {d.bad for d in documents[:lost]}
+    assert reason == f"{damaged.reason}; the whole file is left out, {lost} documents"
+    assert {d.name for d in documents[lost:]} == own and not any(d.bad for d in documents[lost:])
+    assert [d.name for d in read(lenient, "train", skip={"c4": 17})] == [
+        d.name for d in documents[17:]
+    ]
+    check(read(lenient, "validation"), texts["validation"])
+    # What a build gives depends on which files are damaged.
+    assert tfds_files.identity(lenient) == [*identity, ["damaged", ["train", 1]]]
+    assert len(list(tasks.read_texts(lenient, "c4", "train"))) == 40
+    for file in files:
+        file.write_bytes(b"")
+    with pytest.raises(CorpusError, match="all 3 files of split 'train' are damaged"):
+        read(lenient, "train")
+
+
+def read_only(config, file):
+    """The documents of one TFDS file."""
+    raw = tf.data.TFRecordDataset(str(file))
+    builder = tfds.builder_from_directory(tfds_files.directory_of(config))
+    pages = raw.map(builder.info.features.deserialize_example).as_numpy_iterator()
+    return [corpora.Document(page["url"].decode(), page["text"].decode()) for page in pages]
 
 
 def test_a_users_own_files(text_config):

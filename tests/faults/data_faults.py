@@ -7,7 +7,9 @@ found, not named, or where what is left is not what it should be.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import gzip
 import io
 import json
 import random
@@ -15,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,9 +171,45 @@ def alike_and_empty(directory: Path, seed: int) -> None:
     assert "held2.jsonl has the same content as training file" in message, message
 
 
+def damaged_gzip(directory: Path, seed: int) -> None:
+    """Strict stops and names the file; lenient gives what the other files alone would give."""
+    draw = random.Random(seed)
+    packed = bytearray(gzip.compress(b"\n".join(lines(draw)), mtime=0))
+    at = draw.randrange(len(packed))
+    if draw.random() < 0.3:
+        packed = packed[:at]
+    else:
+        packed[at] ^= 1 << draw.randrange(8)
+    text = b"\n".join(lines(draw))
+    config = text_config(directory, text, train_files=(f"{directory}/train.jsonl*",))
+    (directory / "train.jsonl.gz").write_bytes(packed)
+    try:  # a flip in the header's date or system, or in bits that only fill, changes nothing
+        whole = gzip.decompress(packed) if packed else None
+    except (OSError, EOFError, zlib.error):
+        whole = None
+    if whole is not None:
+        quietly(lambda: build(config))
+        assert open_cache(config, "train").summary["documents"] == 2 * DOCUMENTS
+        return
+    message = error_of(lambda: build(config), CorpusError)
+    assert f"{directory}/train.jsonl.gz is not a complete gzip file" in message, message
+    lenient = dataclasses.replace(config, max_bad_documents=4 * DOCUMENTS)
+    said = quietly(lambda: build(lenient))
+    count = re.search(r"the whole file is left out, (\d+) documents as far as it unpacks", said)
+    assert count and 1 <= int(count[1]) <= 4 * DOCUMENTS, said
+    assert open_cache(lenient, "train").summary["bad_documents"] == int(count[1])
+    alone = text_config(directory / "alone", text)
+    quietly(lambda: build(alone))
+    assert tokens_of(lenient) == tokens_of(alone)
+    less = dataclasses.replace(config, max_bad_documents=int(count[1]) - 1)
+    message = error_of(lambda: open_cache(less, "train"), CacheError)
+    assert f"lacks {count[1]} train documents" in message, message
+
+
 def broken_tfrecord(directory: Path, seed: int) -> None:
-    """The file, the record and its offset are named; a file cut between records is found too."""
-    from tests.faults.tfds_files import prepared_c4, record_offsets
+    """File, record and offset are named, also of a file cut between records; lenient loses that
+    file's documents and no other."""
+    from tests.faults.tfds_files import prepared_c4, record_offsets, texts_of
 
     draw = random.Random(seed)
     config = DataConfig(
@@ -180,19 +219,31 @@ def broken_tfrecord(directory: Path, seed: int) -> None:
     files = sorted((directory / "tfds").rglob("c4-train.tfrecord*"))
     path = draw.choice(files)
     content, offsets = bytearray(path.read_bytes()), record_offsets(path)
+    texts = {file: texts_of(file) for file in files}
     if draw.random() < 0.3:  # cut off between two records: TensorFlow sees nothing wrong
         path.write_bytes(content[: offsets[-1]])
-        message = error_of(lambda: build(config), CorpusError)
         expected = f"{path} has {len(offsets) - 1} records; dataset_info.json says {len(offsets)}"
-        assert expected in message, message
-        return
-    at = draw.randrange(len(content))
-    content[at] ^= 1 << draw.randrange(8)
-    path.write_bytes(content)
-    record = max(number for number, offset in enumerate(offsets) if offset <= at)
+    else:
+        at = draw.randrange(len(content))
+        content[at] ^= 1 << draw.randrange(8)
+        path.write_bytes(content)
+        record = max(number for number, offset in enumerate(offsets) if offset <= at)
+        expected = f"{path} is damaged: record {record}, which begins at offset {offsets[record]}:"
     message = error_of(lambda: build(config), CorpusError)
-    expected = f"{path} is damaged: record {record}, which begins at offset {offsets[record]}:"
     assert expected in message, (message, expected)
+    lost = len(texts.pop(path))
+    lenient = dataclasses.replace(config, max_bad_documents=lost)
+    said = quietly(lambda: build(lenient))
+    assert f"train: {lost} documents cannot be read and are left out" in said, said
+    assert expected in said and f"the whole file is left out, {lost} documents" in said, said
+    cache = open_cache(lenient, "train")
+    found = cache.tokenizer.decode(cache.tokens(0, cache.num_tokens))
+    assert len(found) == sum(len(text) for own in texts.values() for text in own)
+    assert all(text in found for own in texts.values() for text in own)
+    if lost > 1:
+        less = dataclasses.replace(config, max_bad_documents=lost - 1)
+        message = error_of(lambda: open_cache(less, "train"), CacheError)
+        assert f"lacks {lost} train documents" in message, message
 
 
 # ---------------------------------------------------------------------------- cache
@@ -330,8 +381,15 @@ FAULTS = [
         alike_and_empty, trials=10, short=1,
     ),
     Fault(
+        "damaged .gz file",
+        "The build stops and names it; with max_bad_documents the whole file is left out, and what "
+        "is left is what the other files give alone.",
+        damaged_gzip, trials=60, short=2,
+    ),
+    Fault(
         "broken TFRecord",
-        "File, record and offset are named, also where a file ends early between two records.",
+        "File, record and offset are named, also where a file ends early between two records; with "
+        "max_bad_documents that file's documents are left out, all of them and no other.",
         broken_tfrecord, trials=30, short=3,
     ),
     Fault(

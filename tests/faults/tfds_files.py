@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fope_jax.data.tasks import tfds
+from fope_jax.data.libraries import tf, tfds
 
 PAGE = {"content-type": "text/plain", "content-length": "1", "timestamp": "2019-04-25"}
 
@@ -37,3 +37,12 @@ def record_offsets(path: Path) -> list[int]:
     while (offset := offsets[-1]) < len(content):
         offsets.append(offset + 16 + int.from_bytes(content[offset : offset + 8], "little"))
     return offsets[:-1]
+
+
+def texts_of(path: Path) -> list[str]:
+    """The texts of one of its files."""
+    examples = [
+        tf.train.Example.FromString(record)
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    ]
+    return [e.features.feature["text"].bytes_list.value[0].decode() for e in examples]

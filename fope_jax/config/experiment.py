@@ -233,7 +233,7 @@ FREE_SECTIONS = ("evaluate.", "mesh.")
 FREE_KEYS = (
     "name", "train.log_every", "train.save_every", "train.keep", "train.evaluate_every",
     "train.on_save_error", "train.on_bad_step", "train.max_skipped", "train.spike_factor",
-    "data.cache_dir", "data.max_bad_documents",
+    "data.cache_dir", "data.max_bad_documents", "data.max_damaged_files",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import json
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ def read_documents(
     *,
     skip: Mapping[str, int] | None = None,
     taken: Mapping[str, int] | None = None,
+    left_out: Collection[str] = (),
     runner: Runner,
     content: str,
     partial: Path,
@@ -79,7 +80,9 @@ def read_documents(
       CorpusError: text that cannot be read, or C4 from TFDS, whose order is that of its reader.
       ImportError: Apache Beam is not installed.
     """
-    parts = list_parts(config, tokenizer, split, runner.parts or str(partial / "parts"), content)
+    parts = list_parts(
+        config, tokenizer, split, runner.parts or str(partial / "parts"), content, left_out
+    )
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(Path(scratch))
         saved = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
@@ -103,8 +106,9 @@ def _example(document: TokenizedDocument) -> dict[str, Any]:
 
 
 def list_parts(
-    config: DataConfig, tokenizer: Tokenizer, split: str, directory: str, content: str
-) -> list[Part]:
+    config: DataConfig, tokenizer: Tokenizer, split: str, directory: str, content: str,
+    left_out: Collection[str] = (),
+) -> list[Part]:  # fmt: skip
     """The parts of a split in the order of their documents.
 
     Their names hold a digest of the text and the tokenizer, so that a directory can be shared.
@@ -118,7 +122,8 @@ def list_parts(
                 f"tfds_data_dir = {config.tfds_data_dir!r} is not read through Beam, as the order"
                 " of its documents is TFDS's own; give the public c4-train.*.json.gz as train_files"
             )
-        files = [""] if corpus == "gutenberg" else [str(p) for p in match_files(config, split)]
+        files = [""] if corpus == "gutenberg" else map(str, match_files(config, split))
+        files = [file for file in files if file not in left_out]
         for number, file in enumerate(files):
             output = f"{directory}/{split}-{corpus}-{number:05d}.npz"
             parts.append(Part(corpus, split, file, output))

@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,15 @@ from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus
 from fope_jax.data.manifest import MANIFEST, read_manifest, sealed
 from fope_jax.data.mirror import local_directory, locked, upload
-from fope_jax.data.sources import check_held_out, content_digest, list_sources, remarks
+from fope_jax.data.sources import (
+    check_damage,
+    check_held_out,
+    content_digest,
+    damaged_files,
+    is_unchanged,
+    list_sources,
+    remarks,
+)
 from fope_jax.data.tokenizer import (
     TRAINING_TEXT_CHARS,
     BytesTokenizer,
@@ -70,7 +78,7 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
       The cache of each split.
 
     Raises:
-      CorpusError: text that is missing, empty or cannot be read.
+      CorpusError: text that is missing, empty, damaged or cannot be read.
       CacheError: a directory that cannot be written, or a damaged cache.
     """
     directory = caches.cache_directory(config)
@@ -82,7 +90,11 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
     with _locked(directory):
         manifest = read_manifest(directory)
         sources = list_sources(config, known=manifest["sources"] if manifest else [])
-        fresh = manifest is None or manifest["content"] != content_digest(sources)
+        fresh = manifest is None or not is_unchanged(manifest["content"], sources)
+        if manifest is None or fresh:
+            check_damage(sources, config)
+        else:
+            sources = manifest["sources"]
         for remark in (line for split in SPLITS for line in remarks(sources, split)):
             _say(remark)
         if fresh:
@@ -104,7 +116,7 @@ def _build_for_bucket(
     cache_dir = local_directory(as_path(config.cache_dir))
     local = dataclasses.replace(config, cache_dir=str(cache_dir))
     manifest = read_manifest(directory)
-    if manifest is not None and manifest["content"] == content_digest(list_sources(local)):
+    if manifest is not None and is_unchanged(manifest["content"], list_sources(local)):
         return _checked(config, directory, " (built before)")
     make_writable(directory)  # before the work, not after it
     result = build(local, runner)
@@ -131,12 +143,14 @@ def _build(
     partial = caches.partial_directory(directory)
     partial.mkdir(parents=True, exist_ok=True)
     state = _resume(partial, content_digest(sources))
-    tokenizer = _make_tokenizer(config, partial, state)
-    read = _tasks().read_documents
+    left_out = {source["path"] for split in SPLITS for source in damaged_files(sources, split)}
+    tokenizer = _make_tokenizer(config, partial, state, left_out)
+    read = functools.partial(_tasks().read_documents, left_out=left_out)
     if runner is not None:
         read = functools.partial(
-            beam.read_documents, runner=runner, content=state["content"], partial=partial
-        )
+            beam.read_documents, runner=runner, content=state["content"], partial=partial,
+            left_out=left_out,
+        )  # fmt: skip
     for split in SPLITS:
         if not state["splits"][split].complete:
             _write_split(config, partial, state, tokenizer, split, read)
@@ -168,14 +182,16 @@ def _save_state(partial: Path, state: dict[str, Any]) -> None:
     write_json(partial / "progress.json", state | {"splits": splits})
 
 
-def _make_tokenizer(config: DataConfig, partial: Path, state: dict[str, Any]) -> Tokenizer:
+def _make_tokenizer(
+    config: DataConfig, partial: Path, state: dict[str, Any], left_out: Collection[str]
+) -> Tokenizer:
     if state["tokenizer"]:
         return load_saved(partial, state["tokenizer"])
     if config.tokenizer == "bytes":
         tokenizer = BytesTokenizer()
     elif config.tokenizer == "sentencepiece":
         began = time.perf_counter()
-        tokenizer = train_sentencepiece(_training_texts(config), config.vocab_size)
+        tokenizer = train_sentencepiece(_training_texts(config, left_out), config.vocab_size)
         seconds = time.perf_counter() - began
         _say(
             f"trained a SentencePiece tokenizer of {tokenizer.vocab_size} tokens in {seconds:.1f} s"
@@ -188,21 +204,21 @@ def _make_tokenizer(config: DataConfig, partial: Path, state: dict[str, Any]) ->
     return tokenizer
 
 
-def _training_texts(config: DataConfig) -> Iterator[str]:
+def _training_texts(config: DataConfig, left_out: Collection[str]) -> Iterator[str]:
     """The beginning of every corpus's training split, in equal parts."""
     for corpus, _ in config.components:
         left = TRAINING_TEXT_CHARS // len(config.components)
-        for text in _texts(config, corpus):
+        for text in _texts(config, corpus, left_out):
             yield text[:left]
             left -= len(text)
             if left <= 0:
                 break
 
 
-def _texts(config: DataConfig, corpus: str) -> Iterable[str]:
+def _texts(config: DataConfig, corpus: str, left_out: Collection[str]) -> Iterable[str]:
     if corpus == "c4" and config.tfds_data_dir:
-        return _tasks().read_texts(config, corpus, "train")
-    return (document.text for document in read_corpus(config, corpus, "train"))
+        return _tasks().read_texts(config, corpus, "train", left_out)
+    return (document.text for document in read_corpus(config, corpus, "train", left_out))
 
 
 def _write_split(

@@ -33,6 +33,7 @@ from fope_jax.data import tokenizer as tokenizers
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.manifest import MANIFEST, REBUILD, CacheError, hashes, read_manifest
 from fope_jax.data.mirror import download
+from fope_jax.data.sources import damaged_files
 from fope_jax.data.tokenizer import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
 from fope_jax.files import as_path, check_bucket, file_sha256, in_bucket
@@ -222,7 +223,8 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
 
     Raises:
       CacheError: it has not been built, a file of it is missing, its manifest is damaged, or it
-        lacks more documents than ``config.max_bad_documents``.
+        lacks more documents than ``config.max_bad_documents`` or more files than
+        ``config.max_damaged_files``.
       ValueError: ``split`` is unknown.
     """
     if split not in SPLITS:
@@ -244,6 +246,13 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
             f"token cache: {directory} lacks {bad} {split} documents that could not be read, more"
             f" than max_bad_documents = {config.max_bad_documents}; put the text right and run"
             " `fope data build` again, or accept so many"
+        )
+    damaged = damaged_files(manifest.get("sources", []), split)
+    if len(damaged) > config.max_damaged_files:
+        raise CacheError(
+            f"token cache: {directory} lacks {len(damaged)} {split} files that were damaged, more"
+            f" than max_damaged_files = {config.max_damaged_files}: {damaged[0]['damaged']}; then"
+            " run `fope data build` again, or accept so many"
         )
     if in_bucket(directory):
         directory = download(directory, MANIFEST, hashes(manifest))
@@ -456,14 +465,14 @@ def with_bad(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]
     """Adds a document to those that could not be read.
 
     Returns:
-      ``count``; ``digest``, of the names of all; ``first``, why the first ones could not, where
-      those of one damaged file share a reason.
+      ``count``; ``digest``, of the names of all; ``first``, why the first ones could not.
     """
-    names = f"{bad['digest']} {document.name}".encode()
+    name = document.name.rpartition("/")[2]  # a digest of text is the same wherever its files lie
+    names = f"{bad['digest']} {name}".encode()
     return {
         "count": bad["count"] + 1,
         "digest": hashlib.sha256(names).hexdigest(),
-        "first": list(dict.fromkeys([*bad["first"], document.bad]))[:_BAD_SHOWN],
+        "first": [*bad["first"], document.bad][:_BAD_SHOWN],
     }
 
 

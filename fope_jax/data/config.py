@@ -40,11 +40,12 @@ class DataConfig:
         ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here and the
         files belong to "text".
       tfds_name: the prepared TFDS dataset, with its version.
-      max_bad_documents: documents of "text" and "c4" that may be left out of each split because
-        they cannot be read: no UTF-8, no JSON, no ``text``, too long, or in a damaged .gz or
-        TFRecord file, which loses all that it holds. 0 stops at the first. They are counted in
-        the cache, which a stricter configuration does not open. Above 0, a build reads the files
-        of a TFDS dataset twice more, to know of damage before it uses them.
+      max_bad_documents: documents of "text" and "c4" files that may be left out of each split
+        because they cannot be read: no UTF-8, no JSON, no ``text``, or too long. 0 stops at the
+        first. They are counted in the cache, which a stricter configuration does not open.
+      max_damaged_files: .gz files, and TFRecord files of a TFDS dataset, that may be left out of
+        each split because they are damaged. 0 stops before the first document. They are named in
+        the cache, which a stricter configuration does not open.
       tokenizer: "sentencepiece" (BPE trained on the training split), "bytes", or the path of a
         ``tokenizer.json``.
       vocab_size: tokens of the "sentencepiece" tokenizer; the others bring their own number.
@@ -71,6 +72,7 @@ class DataConfig:
     tfds_data_dir: str = ""
     tfds_name: str = "c4/en:3.0.1"
     max_bad_documents: int = 0
+    max_damaged_files: int = 0
     tokenizer: str = "sentencepiece"
     vocab_size: int = 4096
     cache_dir: str = "data_cache"
@@ -91,7 +93,8 @@ class DataConfig:
         _require(self, "task_targets", self.task_targets in targets, targets)
         self._check_tasks()
         _require(self, "vocab_size", self.vocab_size >= 1, "an integer of 1 or more")
-        _require(self, "max_bad_documents", self.max_bad_documents >= 0, "0 or more")
+        for name in ("max_bad_documents", "max_damaged_files"):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
         _require(self, "cache_dir", bool(self.cache_dir), "a directory")
         for name in ("cache_dir", "tokenizer", "train_files", "validation_files"):
             value = getattr(self, name)

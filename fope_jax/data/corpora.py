@@ -2,8 +2,8 @@
 
 Nothing is stripped, joined or normalised: a document's text is the text of its file. What cannot
 be read raises CorpusError with the file and the place in it, or where that is asked for comes as a
-document without text that says why. A damaged .gz file is bad as a whole: its checksum is over all
-of it, so that nothing in it is known to be right.
+document without text that says why. A damaged .gz file is refused, or left out as a whole: its
+checksum is over all of it, so that nothing in it is known to be right.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.data.config import DataConfig
 from fope_jax.data.mirror import local_directory
-from fope_jax.files import as_path, file_sha256, glob_files
+from fope_jax.files import as_path, file_sha256, glob_files, size_and_time
 
 
 class CorpusError(ValueError):
@@ -188,31 +188,22 @@ class _Piece(NamedTuple):
 def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
     """The documents of one file: the whole of a .txt, each line of a .jsonl or .json.
 
-    A .gz file is unpacked twice, the first time to see that it is whole. Memory is bounded by the
-    longest document, and that by ``LONGEST_DOCUMENT``.
+    Memory is bounded by the longest document, and that by ``LONGEST_DOCUMENT``.
 
     Args:
       path: of the file.
-      skip_bad: yields a document that cannot be read without its text, with ``bad`` set. Of a
-        damaged .gz each document that still unpacks comes as a bad one, or one if none does.
+      skip_bad: yields a document that cannot be read without its text, with ``bad`` set.
 
     Raises:
-      CorpusError: the file cannot be opened; and unless ``skip_bad`` is set a damaged .gz, invalid
-        UTF-8, a line that is no JSON object with a string ``text``, or a document that is too
-        long; the message has file and offset or file and line.
+      CorpusError: a damaged .gz; and unless ``skip_bad`` is set invalid UTF-8, a line that is no
+        JSON object with a string ``text``, or a document that is too long; the message has file
+        and offset or file and line.
     """
     lines = Path(path.name.removesuffix(".gz")).suffix != ".txt"
-    packed = path.name.endswith(".gz")
     try:
         with contextlib.ExitStack() as stack:
-            # Before its first document: damage may unpack to wrong lines until it is noticed.
-            if packed and (damage := _gzip_damage(path)):
-                if not skip_bad:
-                    raise damage.error
-                yield from _lost(path, damage, lines)
-                return
             stream = stack.enter_context(path.open("rb"))
-            if packed:
+            if path.name.endswith(".gz"):
                 stream = stack.enter_context(gzip.open(stream))
             for piece in _lines(path, stream) if lines else _whole(path, stream):
                 try:
@@ -223,9 +214,7 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
                     text, bad = "", str(error)
                 yield Document(piece.name, text, bad)
     except _GZIP_ERRORS as error:
-        raise CorpusError(
-            f"{path} is not a complete gzip file: {error}; fetch it again, or leave it out"
-        ) from error
+        raise CorpusError(_incomplete(path, error)) from error
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
 
@@ -233,35 +222,31 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
 _GZIP_ERRORS = gzip.BadGzipFile, EOFError, zlib.error
 
 
-class _Damage(NamedTuple):
-    """Why a .gz file cannot be unpacked to its end, and how many lines come out before that.
+def _incomplete(path: Path, error: object) -> str:
+    return f"{path} is not a complete gzip file: {error}; fetch it again, or leave it out"
 
-    The lines need not be those that were packed: the checksum comes last.
+
+def gzip_damage(path: Path) -> str:
+    """Why a .gz file cannot be unpacked to its end; empty where it can.
+
+    To be asked before its first document is used: damage may unpack to wrong text for a while. Of
+    a file that is one document, no more is unpacked than a document may have.
+
+    Raises:
+      CorpusError: the file cannot be opened.
     """
-
-    error: Exception
-    lines: int
-
-
-def _gzip_damage(path: Path) -> _Damage | None:
-    lines, piece = 0, b"\n"
-    with path.open("rb") as stream, gzip.open(stream) as unpacked:
-        try:
-            while more := unpacked.read1(2**20):  # type: ignore[union-attr]
-                lines, piece = lines + more.count(b"\n"), more
-        except _GZIP_ERRORS as error:
-            return _Damage(error, lines + (not piece.endswith(b"\n")))
-    return None
-
-
-def _lost(path: Path, damage: _Damage, is_lines: bool) -> Iterator[Document]:
-    count = max(1, damage.lines) if is_lines else 1
-    bad = (
-        f"{path} is not a complete gzip file: {damage.error}; the whole file is left out,"
-        f" {count:,} documents as far as it unpacks; fetch it again"
-    )
-    for number in range(1, count + 1):
-        yield Document(f"{path.as_posix()}:{number}" if is_lines else path.as_posix(), "", bad)
+    left = LONGEST_DOCUMENT if path.name.endswith(".txt.gz") else float("inf")
+    try:
+        if not size_and_time(path)[0]:  # no error to Python's gzip
+            return _incomplete(path, "it is empty")
+        with path.open("rb") as stream, gzip.open(stream) as unpacked:
+            while left >= 0 and (piece := unpacked.read(2**20)):
+                left -= len(piece)
+    except _GZIP_ERRORS as error:
+        return _incomplete(path, error)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error}") from error
+    return ""
 
 
 def _whole(path: Path, stream: Any) -> Iterator[_Piece]:
@@ -335,13 +320,16 @@ def downloads(config: DataConfig) -> Path:
     return local_directory(as_path(config.cache_dir)) / "downloads"
 
 
-def read_corpus(config: DataConfig, corpus: str, split: str) -> Iterator[Document]:
-    """The documents of one corpus that needs no TensorFlow to be read."""
+def read_corpus(
+    config: DataConfig, corpus: str, split: str, left_out: Collection[str] = ()
+) -> Iterator[Document]:
+    """The documents of one corpus that needs no TensorFlow to be read, but for files left out."""
     if corpus == "gutenberg":
         yield from select_books(read_books(download_books(downloads(config))), config, split)
     else:
         for path in match_files(config, split):
-            yield from read_file(path, skip_bad=config.max_bad_documents > 0)
+            if str(path) not in left_out:
+                yield from read_file(path, skip_bad=config.max_bad_documents > 0)
 
 
 def source_files(config: DataConfig, corpus: str, split: str) -> list[Path]:

@@ -35,7 +35,9 @@ _SHARD = {"file": str, "tokens": int, "sha256": str, "documents": dict}
 _TABLE = {"file": str, "count": int, "sha256": str}
 _TOKENIZER = {"kind": str, "vocab_size": int, "fingerprint": str}
 _SOURCE = {"corpus": str}
-_TEXT = {"path": str, "size": int, "mtime_ns": int, "split": str, "sha256": str}
+_FILE_SOURCE = {"path": str, "size": int, "mtime_ns": int, "split": str}
+_TEXT = {**_FILE_SOURCE, "sha256": str}
+_TFDS_FILE = {**_FILE_SOURCE, "shard": int}
 
 
 class CacheError(RuntimeError):
@@ -105,8 +107,11 @@ def _check(manifest: Any) -> None:
     for name in SPLITS:
         _check_split(f"splits.{name}.", manifest["splits"][name], shard)
     for number, source in enumerate(manifest["sources"]):
-        _fields(f"sources[{number}].", source, _SOURCE)
-        _fields(f"sources[{number}].", source, {} if "tfds" in source else _TEXT)
+        where = f"sources[{number}]."
+        _fields(where, source, _SOURCE)
+        kind = {} if "tfds" in source else _TFDS_FILE if "shard" in source else _TEXT
+        _fields(where, source, kind)
+        _fields(where, source, {"damaged": str} if "damaged" in source else {})
     files = [entry for name in SPLITS for entry in _files(manifest["splits"][name])]
     if len(set(files)) < len(files):
         twice = next(file for file in files if files.count(file) > 1)

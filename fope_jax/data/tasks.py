@@ -8,7 +8,7 @@ would give the first window of each document and drop the rest.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from fope_jax.data import tfds_files
 from fope_jax.data.cache import TokenizedDocument
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, Document, read_corpus
-from fope_jax.data.libraries import seqio, tf, tfds
+from fope_jax.data.libraries import seqio, tf
 from fope_jax.data.tokenizer import Tokenizer
 
 _DOCUMENTS_AT_ONCE = 64
@@ -34,6 +34,7 @@ def register(
     *,
     skip: Mapping[str, int] | None = None,
     taken: Mapping[str, int] | None = None,
+    left_out: Collection[str] = (),
     failures: list[Exception] | None = None,
 ):
     """Registers a seqio Task for each corpus of ``config``, and a Mixture over them where asked.
@@ -46,6 +47,7 @@ def register(
       tokenizer: cuts their text.
       skip: documents of each corpus to pass over, before any work is spent on them.
       taken: tokens of each corpus that a mixture has given before those.
+      left_out: paths of files that are not read.
       failures: gets the exceptions that TensorFlow would turn into text.
 
     Returns:
@@ -62,7 +64,7 @@ def register(
         tasks.append(
             seqio.TaskRegistry.add(
                 name,
-                source=_source(config, corpus, failures),
+                source=_source(config, corpus, failures, left_out),
                 preprocessors=[
                     functools.partial(_label, corpus=corpus),
                     functools.partial(_skip, count=skip.get(corpus, 0)),
@@ -97,6 +99,7 @@ def read_documents(
     *,
     skip: Mapping[str, int] | None = None,
     taken: Mapping[str, int] | None = None,
+    left_out: Collection[str] = (),
 ) -> Iterator[TokenizedDocument]:
     """The documents of one split with their tokens, through the Tasks, in a fixed order.
 
@@ -108,7 +111,9 @@ def read_documents(
         documents without text; or files of a TFDS dataset that end too early.
     """
     failures: list[Exception] = []
-    provider = register(config, tokenizer, skip=skip, taken=taken, failures=failures)
+    provider = register(
+        config, tokenizer, skip=skip, taken=taken, left_out=left_out, failures=failures
+    )
     if config.corpus == "mixture" and split == "train":
         datasets = [
             provider.get_dataset(
@@ -138,11 +143,15 @@ def _documents(group: Mapping[str, Any]) -> Iterator[TokenizedDocument]:
         yield TokenizedDocument(corpus.decode(), name.decode(), ids, int(size), bad.decode())
 
 
-def read_texts(config: DataConfig, corpus: str, split: str) -> Iterator[str]:
+def read_texts(
+    config: DataConfig, corpus: str, split: str, left_out: Collection[str] = ()
+) -> Iterator[str]:
     """The bare texts of a corpus, to train a tokenizer on."""
     failures: list[Exception] = []
     try:
-        dataset = _source(config, corpus, failures).get_dataset(split=split, shuffle=False)
+        dataset = _source(config, corpus, failures, left_out).get_dataset(
+            split=split, shuffle=False
+        )
         for group in dataset.batch(_DOCUMENTS_AT_ONCE).as_numpy_iterator():
             names = group["name" if "name" in group else "url"]
             for name, text in zip(names, group["text"], strict=True):
@@ -154,52 +163,22 @@ def read_texts(config: DataConfig, corpus: str, split: str) -> Iterator[str]:
 # ---------------------------------------------------------------------------- sources
 
 
-def _source(config: DataConfig, corpus: str, failures: list[Exception]):
+def _source(config: DataConfig, corpus: str, failures: list[Exception], left_out: Collection[str]):
     if corpus == "c4" and config.tfds_data_dir:
-        whole = seqio.TfdsDataSource(
-            tfds_data_dir=tfds_files.directory_of(config), splits=SPLITS, read_only=True
+        splits = {s: tfds_files.split_without(config, s, left_out) for s in SPLITS}
+        return seqio.TfdsDataSource(
+            tfds_data_dir=tfds_files.directory_of(config), splits=splits, read_only=True
         )
-        return _passing_over_damage(config, whole) if config.max_bad_documents else whole
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
         del shuffle_files, seed  # the loader shuffles windows; documents keep their order
-        return _dataset(functools.partial(read_corpus, config, corpus, split), failures)
+        documents = functools.partial(read_corpus, config, corpus, split, left_out)
+        return tf.data.Dataset.from_generator(
+            functools.partial(_as_examples, documents, failures),
+            output_signature={name: tf.TensorSpec((None,), tf.string) for name in Document._fields},
+        ).unbatch()
 
     return seqio.FunctionDataSource(dataset_fn, splits=SPLITS)
-
-
-def _passing_over_damage(config: DataConfig, whole):
-    """The files of a TFDS dataset that can be read, behind a bad document for each that cannot.
-
-    A split of which every file is whole is what ``whole`` gives, in the same order.
-    """
-
-    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
-        del shuffle_files, seed
-        damaged = list(tfds_files.damaged_files(config, split))
-        if not damaged:
-            return whole.get_dataset(split, shuffle=False)
-        builder = tfds.builder_from_directory(tfds_files.directory_of(config))
-        left = tfds_files.split_without(
-            split, builder.info.splits[split].num_shards, [file.shard for file in damaged]
-        )
-        rest = builder.as_dataset(split=left, read_config=tfds.ReadConfig(try_autocache=False))
-        lost = _dataset(lambda: (bad for file in damaged for bad in file.as_documents()), [])
-        return lost.concatenate(rest.map(_named))
-
-    return seqio.FunctionDataSource(dataset_fn, splits=SPLITS)
-
-
-def _named(page):
-    """A page of TFDS's C4 as the other corpora give documents: its name is its URL."""
-    return {"name": page["url"], "text": page["text"], "bad": tf.constant("")}
-
-
-def _dataset(documents: Callable[[], Iterator[Document]], failures: list[Exception]):
-    return tf.data.Dataset.from_generator(
-        functools.partial(_as_examples, documents, failures),
-        output_signature={name: tf.TensorSpec((None,), tf.string) for name in Document._fields},
-    ).unbatch()
 
 
 def _as_examples(
@@ -229,9 +208,9 @@ def _readable(error: Exception, failures: list[Exception], config: DataConfig, s
     """The exception to raise in place of TensorFlow's, which names no file."""
     if failures:
         return failures[0]
-    damaged = next(tfds_files.damaged_files(config, split), None) if config.tfds_data_dir else None
-    if damaged is not None:
-        return CorpusError(damaged.reason)
+    for file in tfds_files.files_of(config, split) if config.tfds_data_dir else ():
+        if damage := tfds_files.damage_of(file):  # since the build looked through them
+            return CorpusError(damage)
     said = tfds_files.reason(error)
     return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {said}")
 

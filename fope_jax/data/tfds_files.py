@@ -1,18 +1,14 @@
-"""A dataset that TFDS has prepared: where it lies, what identifies it, and which files are whole.
-
-A damaged file is a unit: TensorFlow reads nothing behind the damage, and ``dataset_info.json`` says
-how many documents the file held, so that a count of what is left out is true.
-"""
+"""A dataset that TFDS has prepared: where it lies, what identifies it, which files are whole."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.corpora import CorpusError, Document
+from fope_jax.data.corpora import CorpusError
 from fope_jax.data.libraries import tf, tfds
 
 
@@ -33,11 +29,7 @@ def directory_of(config: DataConfig) -> str:
 
 
 def identity(config: DataConfig) -> list[list[Any]]:
-    """What identifies the content of a TFDS corpus without reading all of it.
-
-    Where bad documents may be left out, all of it is read: which files are damaged decides what a
-    build gives.
-    """
+    """What identifies the content of a TFDS corpus without reading all of it."""
     directory = directory_of(config)
     digest = hashlib.sha256()
     for file in ("dataset_info.json", "features.json"):
@@ -47,72 +39,102 @@ def identity(config: DataConfig) -> list[list[Any]]:
     missing = [split for split in SPLITS if split not in splits]
     if missing:
         raise CorpusError(f"{directory} has no split {missing}; it has {sorted(splits)}")
-    found: list[list[Any]] = [[config.tfds_name, digest.hexdigest()]]
-    found += [
+    return [[config.tfds_name, digest.hexdigest()]] + [
         [split, splits[split].num_examples, list(splits[split].shard_lengths)] for split in SPLITS
     ]
-    if config.max_bad_documents:
-        damaged = [[split, file.shard] for split in SPLITS for file in damaged_files(config, split)]
-        found += [["damaged", *damaged]] if damaged else []
-    return found
 
 
-class DamagedFile(NamedTuple):
-    """A file of a split that cannot be read to its end.
-
-    Attributes:
-      shard: its place among the files of the split, from 0.
-      file: its path.
-      documents: how many it held when it was written.
-      reason: what is wrong with it, and where.
-    """
+class File(NamedTuple):
+    """A file of a split: its place among them, from 0, its path, and how many documents it has."""
 
     shard: int
-    file: str
+    path: str
     documents: int
-    reason: str
-
-    def as_documents(self) -> Iterator[Document]:
-        """A bad document for each that is lost."""
-        bad = f"{self.reason}; the whole file is left out, {self.documents:,} documents"
-        for number in range(self.documents):
-            yield Document(f"{self.file}:{number}", "", bad)
 
 
-def damaged_files(config: DataConfig, split: str) -> Iterator[DamagedFile]:
-    """Reads every file of a split; gives those that are damaged, or end early between records."""
+def files_of(config: DataConfig, split: str) -> list[File]:
+    """The files of a split that hold any document."""
     info = tfds.builder_from_directory(directory_of(config)).info.splits[split]
-    files = zip(map(str, info.filepaths), info.shard_lengths, strict=True)
-    for shard, (file, expected) in enumerate(files):
+    pairs = zip(map(str, info.filepaths), info.shard_lengths, strict=True)
+    return [File(shard, path, count) for shard, (path, count) in enumerate(pairs) if count]
+
+
+def size_and_time(file: File) -> tuple[int, int]:
+    """Bytes, and nanoseconds of the last change.
+
+    Raises:
+      CorpusError: the file is not there, or not to be seen now.
+    """
+    try:
+        found = tf.io.gfile.stat(file.path)
+    except tf.errors.OpError as error:
+        raise CorpusError(f"{file.path} cannot be read: {reason(error)}") from error
+    return int(found.length), int(found.mtime_nsec)
+
+
+def damage_of(file: File) -> str:
+    """What is wrong with a file, and where: damage, or an end between two records; "" if nothing.
+
+    Reads all of it. TensorFlow itself would notice the second at the end of the split, if at all,
+    and from that file on gives the documents of all files in another order.
+
+    Raises:
+      CorpusError: the file cannot be read for another reason.
+    """
+    try:
+        return _damage(file)
+    except tf.errors.OpError as error:
+        raise CorpusError(f"{file.path} cannot be read: {reason(error)}") from error
+
+
+def _damage(file: File) -> str:
+    records = tf.data.TFRecordDataset(file.path)
+    number = 0
+    try:
+        for some in records.batch(256):
+            number += int(tf.size(some))
+    except tf.errors.DataLossError:
         number = 0
-        try:
-            for _ in tf.data.TFRecordDataset(file):
+        try:  # once more and one by one, to say where
+            for _ in records:
                 number += 1
-        except tf.errors.OpError as error:
-            said = (
-                f"{file} is damaged: record {number}, which begins at offset"
-                f" {_record_offset(file, number)}: {reason(error)}; fetch the file again"
+        except tf.errors.DataLossError as error:
+            return (
+                f"{file.path} is damaged: record {number:,} of {file.documents:,}, which begins at"
+                f" offset {_offset(file.path, number)}: {reason(error)}; fetch the file again"
             )
-            yield DamagedFile(shard, file, expected, said)
-            continue
-        if number != expected:
-            said = f"{file} has {number} records; dataset_info.json says {expected}: fetch it again"
-            yield DamagedFile(shard, file, expected, said)
+        raise
+    if number == file.documents:
+        return ""
+    return (
+        f"{file.path} has {number:,} records; dataset_info.json says {file.documents:,}:"
+        " fetch it again"
+    )
 
 
-def split_without(split: str, count: int, shards: Collection[int]) -> str:
-    """The name that TFDS has for a split of ``count`` files without some of them.
-
-    >>> split_without("train", 8, [0, 3, 4])
-    'train[1shard:3shard]+train[5shard:8shard]'
+def split_without(config: DataConfig, split: str, left_out: Collection[str]) -> str:
+    """The name that TFDS has for a split without some of its files.
 
     Raises:
       CorpusError: nothing is left of it.
     """
-    edges = [-1, *sorted(shards), count]
+    if not left_out:
+        return split
+    files = files_of(config, split)
+    out = [file.shard for file in files if file.path in left_out]
+    if len(out) == len(files):
+        raise CorpusError(f"all {len(files)} files of split {split!r} are damaged: {files[0].path}")
+    return slices(split, files[-1].shard + 1, out)
+
+
+def slices(split: str, count: int, without: Collection[int]) -> str:
+    """``count`` shards of a split but for some of them.
+
+    >>> slices("train", 8, [0, 3, 4])
+    'train[1shard:3shard]+train[5shard:8shard]'
+    """
+    edges = [-1, *sorted(without), count]
     kept = [(a + 1, b) for a, b in zip(edges, edges[1:], strict=False) if a + 1 < b]
-    if not kept:
-        raise CorpusError(f"all {count} files of split {split!r} are damaged")
     return "+".join(f"{split}[{first}shard:{last}shard]" for first, last in kept)
 
 
@@ -122,7 +144,7 @@ def reason(error: Exception) -> str:
     return said or type(error).__name__
 
 
-def _record_offset(file: str, number: int) -> int:
+def _offset(file: str, number: int) -> int:
     """Where record ``number`` of a TFRecord file begins, counted from 0.
 
     A record is its length (8 bytes) and that number's checksum (4), the data and theirs (4).

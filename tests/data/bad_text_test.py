@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from fope_jax.data import build, cache, corpora
+from fope_jax.data import build, cache, corpora, sources
 from fope_jax.data.build import inspect
 from fope_jax.data.corpora import CorpusError, Document, read_file
 from fope_jax.data.manifest import CacheError
@@ -69,53 +69,44 @@ def test_a_text_that_unpacks_to_more_than_a_document_may_be(tmp_path, monkeypatc
         list(read_file(path))
 
 
-@pytest.mark.parametrize("damage", ["cut", "checksum", "middle", "no gzip"])
-def test_a_damaged_gzip_file_is_bad_as_a_whole(tmp_path, damage):
-    lines = b"".join(b'{"text": "number %d"}\n' % n**9 for n in range(1000))
-    content = bytearray(gzip.compress(lines))
+def packed_lines():
+    return gzip.compress(b"".join(b'{"text": "number %d"}\n' % n**9 for n in range(1000)))
+
+
+@pytest.mark.parametrize("damage", ["cut", "checksum", "middle", "no gzip", "empty", "header"])
+def test_a_damaged_gzip_file(tmp_path, damage):
+    content = bytearray(packed_lines())
     if damage == "cut":
         content = content[: len(content) // 2]
     elif damage == "checksum":  # every line can be unpacked, and one of them may be wrong
         content[-6] ^= 4
     elif damage == "middle":
         content[len(content) // 2] ^= 255
+    elif damage == "header":
+        content[0] ^= 1
     else:
-        content = b"plain"
+        content = b"plain" if damage == "no gzip" else b""
     path = file_of(tmp_path, bytes(content), "a.jsonl.gz")
-    with pytest.raises(CorpusError, match=r"a\.jsonl\.gz is not a complete gzip .*leave it out"):
-        list(read_file(path))
-    documents = list(read_file(path, skip_bad=True))
-    least, most = {"cut": (200, 999), "middle": (1, 2000), "no gzip": (1, 1)}.get(
-        damage, (1000, 1000)
-    )
-    assert least <= len(documents) <= most
-    assert [d.name for d in documents] == [f"{path}:{n + 1}" for n in range(len(documents))]
-    (reason,) = {d.bad for d in documents}
-    assert "a.jsonl.gz is not a complete gzip file: " in reason
-    assert (
-        f"the whole file is left out, {len(documents):,} documents as far as it unpacks" in reason
-    )
-    assert not any(d.text for d in documents)
+    found = corpora.gzip_damage(path)
+    assert found.startswith(f"{path} is not a complete gzip file: ")
+    assert found.endswith("; fetch it again, or leave it out")
+    if damage not in ("middle", "empty"):  # what unpacks may be no JSON; Python takes an empty file
+        with pytest.raises(
+            CorpusError, match=r"a\.jsonl\.gz is not a complete gzip .*leave it out"
+        ):
+            list(read_file(path, skip_bad=True))
 
 
-def test_a_damaged_text_file_is_one_document(tmp_path):
-    path = file_of(tmp_path, gzip.compress(b"two\nlines\n" * 1000)[:-9], "a.txt.gz")
-    (document,) = read_file(path, skip_bad=True)
-    assert document.name == str(path) and document.text == ""
-    assert "the whole file is left out, 1 documents as far as it unpacks" in document.bad
-
-
-def test_nothing_of_a_damaged_gzip_file_is_used_before_it_is_noticed(tmp_path):
-    # A build that stopped could go on with some of it otherwise, under a budget that forbids it.
-    path = file_of(tmp_path, gzip.compress(b'{"text": "one"}\n' * 9)[:-1], "a.jsonl.gz")
-    documents = read_file(path)
-    with pytest.raises(CorpusError, match="is not a complete gzip file"):
-        next(documents)
-
-
-def test_a_gzip_file_that_cannot_be_opened_is_no_bad_document(tmp_path):
-    with pytest.raises(CorpusError, match=r"none\.jsonl\.gz cannot be read: .*No such file"):
-        list(read_file(tmp_path / "none.jsonl.gz", skip_bad=True))
+def test_whole_gzip_files(tmp_path, monkeypatch):
+    two = packed_lines() + gzip.compress(b'{"text": "more"}') + bytes(64)  # members, and padding
+    assert corpora.gzip_damage(file_of(tmp_path, two, "a.jsonl.gz")) == ""
+    with pytest.raises(CorpusError, match=r"none\.gz cannot be read: .*No such file"):
+        corpora.gzip_damage(tmp_path / "none.gz")
+    # Of one document no more is unpacked than it may have: it is refused for its length.
+    monkeypatch.setattr(corpora, "LONGEST_DOCUMENT", 2**20)
+    bomb = gzip.compress(bytes(2**23))[:-1]
+    assert corpora.gzip_damage(file_of(tmp_path, bomb, "a.txt.gz")) == ""
+    assert "a.jsonl.gz is not" in corpora.gzip_damage(file_of(tmp_path, bomb, "a.jsonl.gz"))
 
 
 # ---------------------------------------------------------------------------- building
@@ -193,20 +184,70 @@ def test_a_budget_that_is_used_up_can_be_raised(broken_config):
         broken_config(max_bad_documents=-1)
 
 
-def test_a_damaged_file_costs_the_budget_of_all_its_documents(text_config, tmp_path, capsys):
+@pytest.fixture
+def damaged_config(text_config, tmp_path):
+    """One whole file of nine documents, and two that are damaged behind many more."""
     good = "".join(json.dumps({"text": f"page {n} of this"}) + "\n" for n in range(9))
     (tmp_path / "a.jsonl").write_text(good)
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(good.replace("this", "b").encode())[:-4])
-    files = {"train_files": (f"{tmp_path}/[ab].jsonl*",)}
-    message = r"^8 documents .* = 7; the first of them:\n  \S+b\.jsonl\.gz is not a com[^\n]+$"
-    with pytest.raises(CorpusError, match=message):
-        build.build(text_config(max_bad_documents=7, **files))
-    config = text_config(max_bad_documents=9, **files)
+    for name in "bc":
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(packed_lines()[: -ord(name) % 50 - 4])
+
+    def make(**fields):
+        return text_config(train_files=(f"{tmp_path}/[abc].jsonl*",), **fields)
+
+    return make
+
+
+def test_damaged_files_are_left_out_whole_within_a_budget(damaged_config, tmp_path, capsys):
+    message = r"damaged files of the train split: 2, more than max_damaged_files = 1\n  \S+b\.jsonl"
+    for allowed in (0, 1):
+        with pytest.raises(CorpusError, match=message.replace("= 1", f"= {allowed}")) as raised:
+            build.build(damaged_config(max_damaged_files=allowed, max_bad_documents=5000))
+        assert str(raised.value).count("is not a complete gzip file") == 2
+    assert "tokenize" not in capsys.readouterr().err  # before any of it is used
+    config = damaged_config(max_damaged_files=2)
     built = build.build(config)["train"]
-    assert built.summary["documents"] == 9 and built.summary["bad_documents"] == 9
-    assert "of this" in built.tokenizer.decode(built.tokens(0, 40))
-    assert "train: 9 documents cannot be read and are left out" in capsys.readouterr().err
-    assert inspect(config).count("b.jsonl.gz is not a complete gzip file") == 1
+    assert built.summary["documents"] == 9 and built.summary["bad_documents"] == 0
+    text = built.tokenizer.decode(built.tokens(0, built.num_tokens))
+    assert text == "".join(f"page {n} of this" for n in range(9))
+    line = "train: damaged files, left out, 2: "
+    assert line in capsys.readouterr().err and line in inspect(config)
+    build.build(config)
+    said = capsys.readouterr().err
+    assert line in said and "(built before)" in said
+    strict = damaged_config(max_damaged_files=1)
+    for work in (cache.open_cache, lambda config, split: build.build(config)):
+        with pytest.raises(CacheError, match=r"lacks 2 train files that were damaged.*files = 1: "):
+            work(strict, "train")
+    # A file that is fetched again is taken in.
+    (tmp_path / "b.jsonl.gz").write_bytes(packed_lines())
+    assert build.build(strict)["train"].summary["documents"] == 1009
+    assert "the text of" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="max_damaged_files = -1 .*accepted: 0 or more"):
+        damaged_config(max_damaged_files=-1)
+
+
+def test_files_are_looked_through_once(damaged_config, tmp_path, monkeypatch):
+    looked = []
+    whole = sources.gzip_damage
+    monkeypatch.setattr(sources, "gzip_damage", lambda p: looked.append(p.name) or whole(p))
+    build.build(damaged_config(max_damaged_files=2))
+    assert looked == ["b.jsonl.gz", "c.jsonl.gz"]
+    build.build(damaged_config(max_damaged_files=2))
+    assert len(looked) == 2
+    (tmp_path / "b.jsonl.gz").write_bytes(packed_lines())
+    build.build(damaged_config(max_damaged_files=2))
+    assert looked[2:] == ["b.jsonl.gz"]
+
+
+def test_bad_documents_make_the_same_fingerprint_wherever_they_lie(text_config, tmp_path):
+    found = []
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "a.jsonl").write_bytes(b'{"text": "some"}\n{\n{"text": "more"}\n')
+        config = text_config(train_files=(f"{tmp_path}/{place}/a.jsonl",), max_bad_documents=1)
+        found.append(build.build(config)["train"].fingerprint)
+    assert found[0] == found[1]
 
 
 # ---------------------------------------------------------------------------- files

@@ -1,15 +1,18 @@
 """Every corpus through its seqio Task: no token lost, C4 in both of its forms, mixtures."""
 
+import dataclasses
 import gzip
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
-from fope_jax.data import corpora, tasks, tfds_files
+from fope_jax.data import build, cache, corpora, tasks, tfds_files
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.libraries import seqio, tf, tfds
+from fope_jax.data.manifest import CacheError
 from fope_jax.data.tokenizer import BytesTokenizer
 
 BYTES = BytesTokenizer()
@@ -110,7 +113,7 @@ def test_c4_in_a_bucket_is_left_to_tfds(text_config, monkeypatch):
     asked = []
     monkeypatch.setattr(tf.io.gfile, "exists", lambda path: asked.append(path) or True)
     monkeypatch.setattr(seqio, "TfdsDataSource", lambda **named: named)
-    source = tasks._source(config, "c4", [])
+    source = tasks._source(config, "c4", [], ())
     assert source["tfds_data_dir"] == f"{place}/c4/en/1.0"
     assert asked == [f"{place}/c4/en/1.0/dataset_info.json"]
 
@@ -143,47 +146,107 @@ def test_a_damaged_tfds_file_is_named(text_config, c4_dir):
     assert tfds_files.identity(config) == before
 
 
-def test_a_damaged_tfds_file_is_left_out_within_the_budget(text_config, c4_dir):
+def damage(file, kind):
+    """Cuts off the last record, or the end of it."""
+    content = file.read_bytes()
+    sizes = [len(r) + 16 for r in tf.data.TFRecordDataset(str(file)).as_numpy_iterator()]
+    file.write_bytes(content[: -sizes[-1]] if kind == "short" else content[:-9])
+    return len(sizes)
+
+
+@pytest.mark.parametrize("kind", ["broken", "short"])
+def test_a_damaged_tfds_file_is_left_out_within_a_budget(text_config, c4_dir, kind, capsys):
     directory, texts = c4_dir
     fields = {"train_files": (), "validation_files": (), "tfds_data_dir": str(directory)}
-    strict = text_config(corpus="c4", **fields)
-    lenient = text_config(corpus="c4", max_bad_documents=99, **fields)
-    whole, identity = read(strict, "train"), tfds_files.identity(strict)
-    # Nothing is damaged: the same documents in the same order, and the same text.
-    assert [d.name for d in read(lenient, "train")] == [d.name for d in whole]
-    assert tfds_files.identity(lenient) == identity
-    files = sorted(directory.rglob("c4-train.tfrecord*"))
-    held = [d.name for d in read_only(lenient, files[1])]
-    own, lost = {d.name for d in whole} - set(held), len(held)
-    with files[1].open("r+b") as stream:
-        stream.truncate(files[1].stat().st_size - 9)
-    (damaged,) = tfds_files.damaged_files(lenient, "train")
-    assert damaged[:3] == (1, str(files[1]), lost)
-    assert f"is damaged: record {lost - 1}, which begins at offset" in damaged.reason
-    documents = read(lenient, "train")
-    assert [d.name for d in documents[:lost]] == [f"{files[1]}:{n}" for n in range(lost)]
-    (reason,) = {d.bad for d in documents[:lost]}
-    assert reason == f"{damaged.reason}; the whole file is left out, {lost} documents"
-    assert {d.name for d in documents[lost:]} == own and not any(d.bad for d in documents[lost:])
-    assert [d.name for d in read(lenient, "train", skip={"c4": 17})] == [
-        d.name for d in documents[17:]
-    ]
-    check(read(lenient, "validation"), texts["validation"])
-    # What a build gives depends on which files are damaged.
-    assert tfds_files.identity(lenient) == [*identity, ["damaged", ["train", 1]]]
-    assert len(list(tasks.read_texts(lenient, "c4", "train"))) == 40
+    strict = text_config(corpus="c4", tokenizer="bytes", **fields)
+    lenient = dataclasses.replace(strict, max_damaged_files=1)
+    file = sorted(directory.rglob("c4-train.tfrecord*"))[1]
+    held = set(urls_of(strict, file))
+    kept = [d.name for d in read(strict, "train") if d.name not in held]
+    count = damage(file, kind)
+    expected = f"{file} has {count - 1} records; dataset_info.json says {count}: fetch it again"
+    if kind == "broken":
+        expected = f"{file} is damaged: record {count - 1} of {count}, which begins at offset "
+    (own,) = (f for f in tfds_files.files_of(strict, "train") if f.path == str(file))
+    assert own == (1, str(file), count) and tfds_files.damage_of(own).startswith(expected)
+    with pytest.raises(CorpusError, match=re.escape(expected)):
+        build.build(strict)
+    assert "tokenize" not in capsys.readouterr().err
+    built = build.build(lenient)
+    assert built["train"].documents["name"].tolist() == kept
+    assert built["validation"].summary["documents"] == len(texts["validation"])
+    assert f"train: damaged files, left out, 1: {expected}" in capsys.readouterr().err
+    assert len(list(tasks.read_texts(lenient, "c4", "train", {str(file)}))) == 40 - count
+    with pytest.raises(CacheError, match="lacks 1 train files that were damaged"):
+        build.build(strict)
+
+
+def test_a_mixture_that_ends_early_looks_through_all_its_files(text_config, c4_dir):
+    directory, _ = c4_dir
+    damage(sorted(directory.rglob("c4-train.tfrecord*"))[2], "short")
+    config = text_config(
+        corpus="mixture", mixture=("text=1", "c4=0.001"), tfds_data_dir=str(directory)
+    )
+    with pytest.raises(CorpusError, match="00002 has .* records; dataset_info.json says"):
+        build.build(config)
+
+
+def test_a_cache_survives_its_text(text_config, c4_dir, capsys):
+    directory, _ = c4_dir
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory),
+        max_damaged_files=3,
+    )  # fmt: skip
+    before = build.build(config)["train"]
+    file = sorted(directory.rglob("c4-train.tfrecord*"))[0]
+    damage(file, "broken")
+    after = build.build(config)["train"]  # damaged when the cache was complete
+    assert after.fingerprint == before.fingerprint and after.summary == before.summary
+    assert "left out" not in capsys.readouterr().err
+    file.unlink()
+    with pytest.raises(CorpusError, match=f"{file.name} cannot be read: .*No such file"):
+        build.build(config)
+    assert cache.open_cache(config, "train").fingerprint == before.fingerprint
+
+
+def test_a_file_that_cannot_be_reached_is_not_damaged(text_config, c4_dir, monkeypatch):
+    directory, _ = c4_dir
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory),
+        max_damaged_files=3,
+    )  # fmt: skip
+
+    def lost(path):
+        raise tf.errors.UnavailableError(None, None, "no connection")
+
+    monkeypatch.setattr(tf.io.gfile, "stat", lost)
+    with pytest.raises(CorpusError, match="00000 cannot be read: no connection"):
+        build.build(config)
+    monkeypatch.undo()
+    monkeypatch.setattr(tf.data, "TFRecordDataset", lost)
+    with pytest.raises(CorpusError, match="00000 cannot be read: no connection"):
+        build.build(config)
+
+
+def test_a_tfds_split_of_which_nothing_is_left(text_config, c4_dir):
+    directory, _ = c4_dir
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory),
+        max_damaged_files=9,
+    )  # fmt: skip
+    files = sorted(directory.rglob("c4-validation.tfrecord*"))
     for file in files:
-        file.write_bytes(b"")
-    with pytest.raises(CorpusError, match="all 3 files of split 'train' are damaged"):
-        read(lenient, "train")
+        damage(file, "broken")
+    message = rf"all {len(files)} files of split 'validation' are damaged: \S*{files[0].name}"
+    with pytest.raises(CorpusError, match=message):
+        build.build(config)
 
 
-def read_only(config, file):
-    """The documents of one TFDS file."""
-    raw = tf.data.TFRecordDataset(str(file))
+def urls_of(config, file):
+    """The names of the documents of one TFDS file."""
     builder = tfds.builder_from_directory(tfds_files.directory_of(config))
-    pages = raw.map(builder.info.features.deserialize_example).as_numpy_iterator()
-    return [corpora.Document(page["url"].decode(), page["text"].decode()) for page in pages]
+    raw = tf.data.TFRecordDataset(str(file)).map(builder.info.features.deserialize_example)
+    return [page["url"].decode() for page in raw.as_numpy_iterator()]
 
 
 def test_a_users_own_files(text_config):

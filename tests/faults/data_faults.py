@@ -192,23 +192,27 @@ def damaged_gzip(directory: Path, seed: int) -> None:
         assert open_cache(config, "train").summary["documents"] == 2 * DOCUMENTS
         return
     message = error_of(lambda: build(config), CorpusError)
-    assert f"{directory}/train.jsonl.gz is not a complete gzip file" in message, message
-    lenient = dataclasses.replace(config, max_bad_documents=4 * DOCUMENTS)
-    said = quietly(lambda: build(lenient))
-    count = re.search(r"the whole file is left out, (\d+) documents as far as it unpacks", said)
-    assert count and 1 <= int(count[1]) <= 4 * DOCUMENTS, said
-    assert open_cache(lenient, "train").summary["bad_documents"] == int(count[1])
+    expected = f"{directory}/train.jsonl.gz is not a complete gzip file"
+    assert expected in message and "max_damaged_files = 0" in message, message
+    check_left_out(config, expected)
     alone = text_config(directory / "alone", text)
     quietly(lambda: build(alone))
-    assert tokens_of(lenient) == tokens_of(alone)
-    less = dataclasses.replace(config, max_bad_documents=int(count[1]) - 1)
-    message = error_of(lambda: open_cache(less, "train"), CacheError)
-    assert f"lacks {count[1]} train documents" in message, message
+    assert tokens_of(dataclasses.replace(config, max_damaged_files=1)) == tokens_of(alone)
+
+
+def check_left_out(config: DataConfig, expected: str) -> None:
+    """Builds without a damaged file, which is told; a strict configuration does not open that."""
+    lenient = dataclasses.replace(config, max_damaged_files=1)
+    said = quietly(lambda: build(lenient))
+    for text in (said, inspect(lenient)):
+        assert f"train: damaged files, left out, 1: {expected}" in text, text
+    message = error_of(lambda: open_cache(config, "train"), CacheError)
+    assert "lacks 1 train files that were damaged" in message and expected in message, message
 
 
 def broken_tfrecord(directory: Path, seed: int) -> None:
-    """File, record and offset are named, also of a file cut between records; lenient loses that
-    file's documents and no other."""
+    """File, record and offset are named, also of a file cut between records, before anything is
+    read; lenient loses that file's documents and no other."""
     from tests.faults.tfds_files import prepared_c4, record_offsets, texts_of
 
     draw = random.Random(seed)
@@ -218,8 +222,8 @@ def broken_tfrecord(directory: Path, seed: int) -> None:
     )  # fmt: skip
     files = sorted((directory / "tfds").rglob("c4-train.tfrecord*"))
     path = draw.choice(files)
+    texts = [text for file in files if file != path for text in texts_of(file)]
     content, offsets = bytearray(path.read_bytes()), record_offsets(path)
-    texts = {file: texts_of(file) for file in files}
     if draw.random() < 0.3:  # cut off between two records: TensorFlow sees nothing wrong
         path.write_bytes(content[: offsets[-1]])
         expected = f"{path} has {len(offsets) - 1} records; dataset_info.json says {len(offsets)}"
@@ -228,22 +232,16 @@ def broken_tfrecord(directory: Path, seed: int) -> None:
         content[at] ^= 1 << draw.randrange(8)
         path.write_bytes(content)
         record = max(number for number, offset in enumerate(offsets) if offset <= at)
-        expected = f"{path} is damaged: record {record}, which begins at offset {offsets[record]}:"
+        expected = (
+            f"{path} is damaged: record {record} of {len(offsets)}, which begins at offset"
+            f" {offsets[record]}:"
+        )
     message = error_of(lambda: build(config), CorpusError)
-    assert expected in message, (message, expected)
-    lost = len(texts.pop(path))
-    lenient = dataclasses.replace(config, max_bad_documents=lost)
-    said = quietly(lambda: build(lenient))
-    assert f"train: {lost} documents cannot be read and are left out" in said, said
-    assert expected in said and f"the whole file is left out, {lost} documents" in said, said
-    cache = open_cache(lenient, "train")
+    assert expected in message and "max_damaged_files = 0" in message, (message, expected)
+    check_left_out(config, expected)
+    cache = open_cache(dataclasses.replace(config, max_damaged_files=1), "train")
     found = cache.tokenizer.decode(cache.tokens(0, cache.num_tokens))
-    assert len(found) == sum(len(text) for own in texts.values() for text in own)
-    assert all(text in found for own in texts.values() for text in own)
-    if lost > 1:
-        less = dataclasses.replace(config, max_bad_documents=lost - 1)
-        message = error_of(lambda: open_cache(less, "train"), CacheError)
-        assert f"lacks {lost} train documents" in message, message
+    assert len(found) == sum(map(len, texts)) and all(text in found for text in texts)
 
 
 # ---------------------------------------------------------------------------- cache
@@ -382,14 +380,14 @@ FAULTS = [
     ),
     Fault(
         "damaged .gz file",
-        "The build stops and names it; with max_bad_documents the whole file is left out, and what "
-        "is left is what the other files give alone.",
+        "The build stops before the first document and names it; with max_damaged_files it is left "
+        "out whole, and the others give what they give alone.",
         damaged_gzip, trials=60, short=2,
     ),
     Fault(
         "broken TFRecord",
-        "File, record and offset are named, also where a file ends early between two records; with "
-        "max_bad_documents that file's documents are left out, all of them and no other.",
+        "The build stops before the first document and names file, record and offset, also where a "
+        "file ends early between two records; with max_damaged_files it is left out whole.",
         broken_tfrecord, trials=30, short=3,
     ),
     Fault(

@@ -20,7 +20,9 @@ from scipy.stats import rankdata
 
 from fope_jax.extras import require
 from fope_jax.report import plots
-from fope_jax.report.rows import Row, Run, add_up, by_context, group, labels
+from fope_jax.report.comparison import by_context, labels
+from fope_jax.report.rows import Row, Run
+from fope_jax.report.sums import add_up, group
 from fope_jax.report.tables import EMPTY, Table, three
 
 if TYPE_CHECKING:

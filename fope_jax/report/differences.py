@@ -17,8 +17,10 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from fope_jax.report.comparison import Comparison
 from fope_jax.report.provenance import flatten
-from fope_jax.report.rows import Comparison, Run, Sums, add_up, spread
+from fope_jax.report.rows import Run
+from fope_jax.report.sums import Sums, add_up, spread
 
 LEVEL = 0.95
 

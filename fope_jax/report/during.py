@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fope_jax.extras import require
+from fope_jax.report.comparison import labels
 from fope_jax.report.lineage import tokens_before
 from fope_jax.report.plots import WIDTH, Style, legend_below
-from fope_jax.report.rows import Row, Run, group, labels
+from fope_jax.report.rows import Row, Run
+from fope_jax.report.sums import group
 from fope_jax.report.tables import EMPTY, Table, three
 
 if TYPE_CHECKING:

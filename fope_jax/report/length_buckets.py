@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from fope_jax.report.rows import Comparison, ReportError, Row, Run, add_up, comparisons, group
+from fope_jax.report.comparison import Comparison, comparisons
+from fope_jax.report.rows import ReportError, Row, Run
+from fope_jax.report.sums import add_up, group
 from fope_jax.report.tables import (
     EMPTY,
     Table,

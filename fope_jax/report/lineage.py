@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fope_jax.files import resolved
-from fope_jax.report.rows import Run, labels
+from fope_jax.report.comparison import labels
+from fope_jax.report.rows import Run
 from fope_jax.report.tables import EMPTY, Table, three
 
 

@@ -13,6 +13,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from fope_jax.report import during, plots, protocols, ranking
+from fope_jax.report.comparison import PARTS, Comparison, comparisons, labels
 from fope_jax.report.correlation import (
     correlation_figure,
     correlation_table,
@@ -23,16 +24,8 @@ from fope_jax.report.goodput import goodput_table
 from fope_jax.report.length_buckets import bucket_tables
 from fope_jax.report.lineage import lineage_lines, lineage_table
 from fope_jax.report.provenance import config_tables, provenance_table, run_titles
-from fope_jax.report.rows import (
-    PARTS,
-    Comparison,
-    ReportError,
-    Run,
-    add_up,
-    comparisons,
-    labels,
-    read_runs,
-)
+from fope_jax.report.rows import ReportError, Run, read_runs
+from fope_jax.report.sums import add_up
 from fope_jax.report.tables import (
     EMPTY,
     Table,

@@ -18,19 +18,10 @@ import numpy as np
 from fope_jax.extras import require
 from fope_jax.report import protocols
 from fope_jax.report.bootstrap import Interval
+from fope_jax.report.comparison import PARTS, Comparison, by_context, check_comparable, labels
 from fope_jax.report.lineage import tokens_before
-from fope_jax.report.rows import (
-    PARTS,
-    Comparison,
-    Run,
-    Spread,
-    Sums,
-    add_up,
-    by_context,
-    check_comparable,
-    group,
-    labels,
-)
+from fope_jax.report.rows import Run
+from fope_jax.report.sums import Spread, Sums, add_up, group
 from fope_jax.report.tables import number, percent, what_was_asked
 
 if TYPE_CHECKING:

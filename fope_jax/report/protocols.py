@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 
 from fope_jax.report.bootstrap import COVERAGE, RESAMPLES, SEED
-from fope_jax.report.rows import NO_BOS, Comparison, Row, add_up
+from fope_jax.report.comparison import Comparison
+from fope_jax.report.rows import NO_BOS, Row
+from fope_jax.report.sums import add_up
 
 FEW_DOCUMENTS = 20  # below it an interval over documents is rough, and says so
 NAMES_SHOWN = 8

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fope_jax.report.rows import Run, labels
+from fope_jax.report.comparison import labels
+from fope_jax.report.rows import Run
 from fope_jax.report.tables import EMPTY, Table
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fope_jax.extras import require
+from fope_jax.report.comparison import PARTS, Comparison
 from fope_jax.report.differences import (
     LEVEL,
     Difference,
@@ -18,7 +19,8 @@ from fope_jax.report.differences import (
     ranks,
     unmatched,
 )
-from fope_jax.report.rows import PARTS, Comparison, Run, Sums, spread
+from fope_jax.report.rows import Run
+from fope_jax.report.sums import Sums, spread
 from fope_jax.report.tables import EMPTY, Table
 
 if TYPE_CHECKING:

@@ -13,18 +13,9 @@ from typing import Any
 
 from fope_jax.report import protocols
 from fope_jax.report.bootstrap import Interval
-from fope_jax.report.rows import (
-    Comparison,
-    Row,
-    Run,
-    Spread,
-    Sums,
-    add_up,
-    by_context,
-    comparisons,
-    group,
-    over_seeds,
-)
+from fope_jax.report.comparison import Comparison, by_context, comparisons, over_seeds
+from fope_jax.report.rows import Row, Run
+from fope_jax.report.sums import Spread, Sums, add_up, group
 
 EMPTY = "-"
 MOST_ROWS = 500  # of a table that has every row; more are in metrics.jsonl alone

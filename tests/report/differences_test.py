@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fope_jax.report.comparison import comparisons
 from fope_jax.report.differences import (
     Difference,
     all_differences,
@@ -23,7 +24,7 @@ from fope_jax.report.ranking import (
     ranking_table,
     shown_contexts,
 )
-from fope_jax.report.rows import comparisons, read_runs
+from fope_jax.report.rows import read_runs
 
 
 def test_the_interval_is_that_of_the_paired_t_test():

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from fope_jax.report.comparison import labels
 from fope_jax.report.during import during_figure, during_table, in_words, scored_during
 from fope_jax.report.page import write_report
 from fope_jax.report.plots import styles
-from fope_jax.report.rows import labels, read_runs
+from fope_jax.report.rows import read_runs
 from tests.report.lineage_test import lineage
 
 UPDATE = 4096

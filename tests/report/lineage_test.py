@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from fope_jax.report.comparison import labels
 from fope_jax.report.lineage import lineage_lines, lineage_table, parent_of, tokens_before
 from fope_jax.report.page import write_report
 from fope_jax.report.plots import styles, training_figure
-from fope_jax.report.rows import labels, read_runs
+from fope_jax.report.rows import read_runs
 
 FREQUENCIES = "of 16 frequencies 9 kept, 7 divided by 1.2 to 2, 0 zeroed, 0 new"
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fope_jax.report import plots
-from fope_jax.report.rows import Comparison, ReportError, comparisons, labels, read_runs
+from fope_jax.report.comparison import Comparison, comparisons, labels
+from fope_jax.report.rows import ReportError, read_runs
 
 
 @pytest.fixture

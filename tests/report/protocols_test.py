@@ -3,7 +3,8 @@
 import pytest
 
 from fope_jax.report import protocols
-from fope_jax.report.rows import comparisons, read_runs
+from fope_jax.report.comparison import comparisons
+from fope_jax.report.rows import read_runs
 from fope_jax.report.tables import as_text, perplexity_tables, position_tables, reset_table
 
 FIRST = "no BOS token is added; the first token of a window is read and not scored"

@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from fope_jax.report.comparison import comparisons
 from fope_jax.report.page import write_report
 from fope_jax.report.results import add_up_documents, read_results, write_results
-from fope_jax.report.rows import ReportError, add_up, comparisons, read_run
+from fope_jax.report.rows import ReportError, read_run
+from fope_jax.report.sums import add_up
 
 
 def test_the_file_stands_for_the_directory(make_run, tmp_path):

@@ -3,8 +3,9 @@
 import pytest
 
 from fope_jax.report import plots
+from fope_jax.report.comparison import comparisons
 from fope_jax.report.page import write_report
-from fope_jax.report.rows import ReportError, comparisons, read_run, read_runs
+from fope_jax.report.rows import ReportError, read_run, read_runs
 from fope_jax.report.tables import passkey_tables, text_tables
 
 IDS = {"step": 1000, "training_length": 64}

@@ -6,21 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from fope_jax.report.rows import (
+from fope_jax.report.comparison import (
     Comparison,
-    ReportError,
-    Sums,
-    add_up,
     check_comparable,
     comparisons,
-    group,
     labels,
-    read_rows,
-    read_run,
-    read_runs,
-    spread,
     what_was_scored,
 )
+from fope_jax.report.rows import ReportError, read_rows, read_run, read_runs
+from fope_jax.report.sums import Sums, add_up, group, spread
 
 # ---------------------------------------------------------------------------- reading
 

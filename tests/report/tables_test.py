@@ -4,7 +4,9 @@ import math
 from html.parser import HTMLParser
 
 from fope_jax.report import tables
-from fope_jax.report.rows import comparisons, read_runs, spread
+from fope_jax.report.comparison import comparisons
+from fope_jax.report.rows import read_runs
+from fope_jax.report.sums import spread
 from fope_jax.report.tables import (
     Table,
     as_html,

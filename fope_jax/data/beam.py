@@ -122,9 +122,10 @@ def list_parts(
                 f"tfds_data_dir = {config.tfds_data_dir!r} is not read through Beam, as the order"
                 " of its documents is TFDS's own; give the public c4-train.*.json.gz as train_files"
             )
-        files = [""] if corpus == "gutenberg" else map(str, match_files(config, split))
-        files = [file for file in files if file not in left_out]
+        files = [""] if corpus == "gutenberg" else [str(p) for p in match_files(config, split)]
         for number, file in enumerate(files):
+            if file in left_out:
+                continue
             output = f"{directory}/{split}-{corpus}-{number:05d}.npz"
             parts.append(Part(corpus, split, file, output))
     return parts

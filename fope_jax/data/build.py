@@ -89,8 +89,8 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
         return _build_for_bucket(config, directory, runner)
     with _locked(directory):
         manifest = read_manifest(directory)
-        sources = list_sources(config, known=manifest["sources"] if manifest else [])
-        fresh = manifest is None or not is_unchanged(manifest["content"], sources)
+        sources = _look_through(config, directory, manifest)
+        fresh = manifest is None or not is_unchanged(manifest, sources)
         if manifest is None or fresh:
             check_damage(sources, config)
         else:
@@ -116,13 +116,33 @@ def _build_for_bucket(
     cache_dir = local_directory(as_path(config.cache_dir))
     local = dataclasses.replace(config, cache_dir=str(cache_dir))
     manifest = read_manifest(directory)
-    if manifest is not None and is_unchanged(manifest["content"], list_sources(local)):
+    looked = caches.cache_directory(local)
+    if manifest is not None and is_unchanged(manifest, _look_through(local, looked, manifest)):
         return _checked(config, directory, " (built before)")
     make_writable(directory)  # before the work, not after it
     result = build(local, runner)
     upload(caches.cache_directory(local), directory, MANIFEST)
     _say(f"uploaded to {directory}")
     return result
+
+
+def _look_through(
+    config: DataConfig, directory: Path, manifest: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """The text's files; what was found is kept beside the cache, so that none is read twice for it.
+
+    The cache itself may be unfinished, in a bucket, or older than a file that has changed.
+    """
+    path = directory.with_name(directory.name + ".sources.json")
+    before = []
+    # What is unreadable is of no build of ours: the files are read.
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        before = [dict(source) for source in read_json(path)["sources"]]
+    sources = list_sources(config, [*(manifest["sources"] if manifest else []), *before])
+    if sources != before:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"sources": sources})
+    return sources
 
 
 def _checked(config: DataConfig, directory: Path, remark: str) -> dict[str, TokenCache]:

@@ -204,6 +204,8 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
         with contextlib.ExitStack() as stack:
             stream = stack.enter_context(path.open("rb"))
             if path.name.endswith(".gz"):
+                if _is_empty(path):
+                    raise CorpusError(_incomplete(path, "it is empty"))
                 stream = stack.enter_context(gzip.open(stream))
             for piece in _lines(path, stream) if lines else _whole(path, stream):
                 try:
@@ -226,6 +228,11 @@ def _incomplete(path: Path, error: object) -> str:
     return f"{path} is not a complete gzip file: {error}; fetch it again, or leave it out"
 
 
+def _is_empty(path: Path) -> bool:
+    """No error to Python's gzip, but what a failed download leaves."""
+    return not size_and_time(path)[0]
+
+
 def gzip_damage(path: Path) -> str:
     """Why a .gz file cannot be unpacked to its end; empty where it can.
 
@@ -237,7 +244,7 @@ def gzip_damage(path: Path) -> str:
     """
     left = LONGEST_DOCUMENT if path.name.endswith(".txt.gz") else float("inf")
     try:
-        if not size_and_time(path)[0]:  # no error to Python's gzip
+        if _is_empty(path):
             return _incomplete(path, "it is empty")
         with path.open("rb") as stream, gzip.open(stream) as unpacked:
             while left >= 0 and (piece := unpacked.read(2**20)):

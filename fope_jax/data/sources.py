@@ -24,12 +24,12 @@ _DAMAGED_SHOWN = 20
 def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Source]:
     """What the text is made of: each file with its sha256, or a TFDS dataset's identity.
 
-    Every .gz and every file of a TFDS dataset is read to its end, and "damaged" says why where it
-    cannot be.
+    Every .gz and every TFRecord file of a TFDS dataset is read to its end; its "damaged" says why
+    where it cannot be, and is empty where it can.
 
     Args:
       config: which corpora.
-      known: an earlier result; a file of the same size and time of change is not read again.
+      known: earlier results; a file of the same size and time of change is not read again.
 
     Raises:
       CorpusError: a file is missing, or cannot be read for another reason than damage.
@@ -54,13 +54,16 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
 
 
 def _file_source(path: Path, corpus: str, split: str, before: Mapping[Any, Any]) -> Source:
-    size, changed = size_and_time(path)
-    source = {"path": str(path), "size": size, "mtime_ns": changed}
-    same = before.get(tuple(source.values()))
-    digest = same["sha256"] if same else file_sha256(path)
+    try:
+        size, changed = size_and_time(path)
+        source = {"path": str(path), "size": size, "mtime_ns": changed}
+        same = before.get(tuple(source.values()))
+        digest = (same or {}).get("sha256") or file_sha256(path)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error}") from error
     source |= {"corpus": corpus, "split": split, "sha256": digest}
     if path.name.endswith(".gz"):
-        return _with_damage(source, same, gzip_damage, path)
+        source["damaged"] = _damage(same, gzip_damage, path)
     return source
 
 
@@ -75,15 +78,13 @@ def _tfds_sources(config: DataConfig, before: Mapping[Any, Any]) -> list[Source]
             source = {"path": file.path, "size": size, "mtime_ns": changed}
             same = before.get(tuple(source.values()))
             source |= {"corpus": "c4", "split": split, "shard": file.shard}
-            sources.append(_with_damage(source, same, tfds_files.damage_of, file))
+            sources.append(source | {"damaged": _damage(same, tfds_files.damage_of, file)})
     return sources
 
 
-def _with_damage(
-    source: Source, same: Source | None, find: Callable[[Any], str], file: Any
-) -> Source:
-    damage = same.get("damaged", "") if same else find(file)
-    return source | ({"damaged": damage} if damage else {})
+def _damage(same: Source | None, find: Callable[[Any], str], file: Any) -> str:
+    """What is wrong with a file; from an earlier result only where it was looked through then."""
+    return same["damaged"] if same and "damaged" in same else find(file)
 
 
 def _with_progress(files: Sequence[Any], what: str) -> Iterable[Any]:
@@ -98,9 +99,11 @@ def content_digest(sources: Sequence[Source]) -> str:
         for s in sources
         if "sha256" in s or "tfds" in s
     ]
-    # The bytes of a TFDS file are in no digest; whether it is left out must be.
+    # What is left out decides what a build gives, and the bytes of a TFDS file are in no digest.
     parts += [
-        ["damaged", s["split"], s["shard"]] for s in sources if "damaged" in s and "shard" in s
+        ["damaged", s["split"], s.get("shard", s.get("sha256"))]
+        for s in sources
+        if s.get("damaged")
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
@@ -110,7 +113,7 @@ def content_digest(sources: Sequence[Source]) -> str:
 
 def damaged_files(sources: Iterable[Source], split: str) -> list[Source]:
     """The files of a split that are damaged, and left out where that is allowed."""
-    return [s for s in sources if s.get("split") == split and "damaged" in s]
+    return [s for s in sources if s.get("split") == split and s.get("damaged")]
 
 
 def check_damage(sources: Sequence[Source], config: DataConfig) -> None:
@@ -125,13 +128,24 @@ def check_damage(sources: Sequence[Source], config: DataConfig) -> None:
             )
 
 
-def is_unchanged(content: str, sources: Sequence[Source]) -> bool:
-    """Whether ``content``, the digest of a complete cache, is of this text.
+def is_unchanged(manifest: Mapping[str, Any], sources: Sequence[Source]) -> bool:
+    """Whether a complete cache is of this text.
 
-    A TFDS file that was whole then and is damaged now does no harm to the cache.
+    A file that was whole when it was built, and is damaged now, does no harm to the cache.
     """
-    whole = [{k: v for k, v in source.items() if k != "damaged"} for source in sources]
-    return content in (content_digest(sources), content_digest(whole))
+    before = {_place(source): source for source in manifest["sources"]}
+
+    def when_built(source: Source) -> Source:
+        own = before.get(_place(source), {})
+        if not source.get("damaged") or own.get("damaged"):
+            return source
+        return source | own | {"damaged": ""}
+
+    return manifest["content"] == content_digest([when_built(source) for source in sources])
+
+
+def _place(source: Source) -> tuple[Any, ...]:
+    return source["corpus"], source.get("split"), source.get("shard", source.get("path"))
 
 
 # ---------------------------------------------------------------------------- alike, or empty
@@ -161,7 +175,7 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
     if damaged:
         lines.append(f"{split}: damaged files, left out, {_some(damaged)}")
     own = [source for source in sources if source.get("split") == split]
-    empty = [s["path"] for s in own if s.get("size") == 0 and "damaged" not in s]
+    empty = [s["path"] for s in own if s.get("size") == 0 and not s.get("damaged")]
     if empty:
         lines.append(f"{split}: empty files, {_some(empty)}")
     first: dict[str, str] = {}
@@ -179,7 +193,7 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
 def _texts(sources: Iterable[Source], split: str) -> Iterable[Source]:
     """The files of a split whose content is known, and is any."""
     own = (s for s in sources if s.get("split") == split and s.get("size"))
-    return (s for s in own if "sha256" in s and "damaged" not in s)
+    return (s for s in own if "sha256" in s and not s.get("damaged"))
 
 
 def _some(names: Sequence[str]) -> str:

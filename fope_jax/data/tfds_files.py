@@ -53,8 +53,11 @@ class File(NamedTuple):
 
 
 def files_of(config: DataConfig, split: str) -> list[File]:
-    """The files of a split that hold any document."""
-    info = tfds.builder_from_directory(directory_of(config)).info.splits[split]
+    """The TFRecord files of a split that hold any document; none where it has another format."""
+    builder = tfds.builder_from_directory(directory_of(config))
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        return []
+    info = builder.info.splits[split]
     pairs = zip(map(str, info.filepaths), info.shard_lengths, strict=True)
     return [File(shard, path, count) for shard, (path, count) in enumerate(pairs) if count]
 
@@ -94,16 +97,7 @@ def _damage(file: File) -> str:
         for some in records.batch(256):
             number += int(tf.size(some))
     except tf.errors.DataLossError:
-        number = 0
-        try:  # once more and one by one, to say where
-            for _ in records:
-                number += 1
-        except tf.errors.DataLossError as error:
-            return (
-                f"{file.path} is damaged: record {number:,} of {file.documents:,}, which begins at"
-                f" offset {_offset(file.path, number)}: {reason(error)}; fetch the file again"
-            )
-        raise
+        return _where(file)
     if number == file.documents:
         return ""
     return (
@@ -112,16 +106,33 @@ def _damage(file: File) -> str:
     )
 
 
+def _where(file: File) -> str:
+    """The first damaged record of a file that has one.
+
+    A record is its length (8 bytes) and that number's checksum (4), the data and theirs (4).
+    """
+    number = offset = 0
+    try:
+        for record in tf.data.TFRecordDataset(file.path).as_numpy_iterator():
+            number, offset = number + 1, offset + 16 + len(record)
+    except tf.errors.DataLossError as error:
+        return (
+            f"{file.path} is damaged: record {number:,} of {file.documents:,}, which begins at"
+            f" offset {offset}: {reason(error)}; fetch the file again"
+        )
+    return f"{file.path} is damaged; fetch the file again"
+
+
 def split_without(config: DataConfig, split: str, left_out: Collection[str]) -> str:
     """The name that TFDS has for a split without some of its files.
 
     Raises:
       CorpusError: nothing is left of it.
     """
-    if not left_out:
-        return split
-    files = files_of(config, split)
+    files = files_of(config, split) if left_out else []
     out = [file.shard for file in files if file.path in left_out]
+    if not out:
+        return split
     if len(out) == len(files):
         raise CorpusError(f"all {len(files)} files of split {split!r} are damaged: {files[0].path}")
     return slices(split, files[-1].shard + 1, out)
@@ -142,16 +153,3 @@ def reason(error: Exception) -> str:
     """What TensorFlow says, without the names of its operations."""
     said = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", str(error), flags=re.DOTALL)
     return said or type(error).__name__
-
-
-def _offset(file: str, number: int) -> int:
-    """Where record ``number`` of a TFRecord file begins, counted from 0.
-
-    A record is its length (8 bytes) and that number's checksum (4), the data and theirs (4).
-    """
-    offset = 0
-    with tf.io.gfile.GFile(file, "rb") as stream:
-        for _ in range(number):
-            stream.seek(offset)
-            offset += 16 + int.from_bytes(stream.read(8), "little")
-    return offset

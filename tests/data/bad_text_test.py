@@ -231,13 +231,65 @@ def test_files_are_looked_through_once(damaged_config, tmp_path, monkeypatch):
     looked = []
     whole = sources.gzip_damage
     monkeypatch.setattr(sources, "gzip_damage", lambda p: looked.append(p.name) or whole(p))
-    build.build(damaged_config(max_damaged_files=2))
+    with pytest.raises(CorpusError):
+        build.build(damaged_config())
     assert looked == ["b.jsonl.gz", "c.jsonl.gz"]
+    build.build(damaged_config(max_damaged_files=2))
     build.build(damaged_config(max_damaged_files=2))
     assert len(looked) == 2
     (tmp_path / "b.jsonl.gz").write_bytes(packed_lines())
     build.build(damaged_config(max_damaged_files=2))
     assert looked[2:] == ["b.jsonl.gz"]
+    # What a manifest without a word of damage says of a file is no reason not to look.
+    known = build.read_manifest(cache.cache_directory(damaged_config()))["sources"]
+    for source in known:
+        source.pop("damaged", None)
+    found = sources.list_sources(damaged_config(), known)
+    assert looked[3:] == ["b.jsonl.gz", "c.jsonl.gz"] and sources.damaged_files(found, "train")
+
+
+def test_a_file_that_is_damaged_later_does_no_harm_to_a_cache(damaged_config, tmp_path, capsys):
+    (tmp_path / "b.jsonl.gz").write_bytes(packed_lines())
+    config = damaged_config(max_damaged_files=1)  # c is damaged from the beginning
+    before = build.build(config)["train"]
+    (tmp_path / "b.jsonl.gz").write_bytes(packed_lines()[:-3])
+    after = build.build(config)["train"]
+    assert after.fingerprint == before.fingerprint and after.summary == before.summary
+    said = capsys.readouterr().err
+    assert said.count("damaged files, left out, 1: ") == 2 and "(built before)" in said
+    # Built anew it would lack both.
+    with pytest.raises(CorpusError, match="damaged files of the train split: 2, more than"):
+        build.build(dataclasses.replace(config, cache_dir=f"{tmp_path}/other"))
+
+
+def test_what_is_left_out_is_in_the_digest_of_the_text(damaged_config):
+    # A build that read some of a damaged file, as those of before did, must not go on.
+    found = sources.list_sources(damaged_config())
+    plain = [{k: v for k, v in source.items() if k != "damaged"} for source in found]
+    assert sources.content_digest(found) != sources.content_digest(plain)
+
+
+def test_a_tokenizer_is_trained_without_damaged_files(damaged_config, monkeypatch):
+    seen = []
+
+    def train(texts, vocab_size):
+        seen.extend(texts)
+        return build.BytesTokenizer()
+
+    monkeypatch.setattr(build, "train_sentencepiece", train)
+    build.build(damaged_config(max_damaged_files=2, tokenizer="sentencepiece"))
+    assert seen == [f"page {n} of this" for n in range(9)]
+
+
+def test_parts_for_beam_leave_damaged_files_out_and_keep_their_numbers(damaged_config, tmp_path):
+    tokenizer = build.BytesTokenizer()
+    arguments = damaged_config(), tokenizer, "train", "parts", "content"
+    everything = build.beam.list_parts(*arguments)
+    assert [part.file for part in everything] == [
+        f"{tmp_path}/{name}" for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz")
+    ]
+    rest = build.beam.list_parts(*arguments, {f"{tmp_path}/b.jsonl.gz"})
+    assert rest == [everything[0], everything[2]]
 
 
 def test_bad_documents_make_the_same_fingerprint_wherever_they_lie(text_config, tmp_path):

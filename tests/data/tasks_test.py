@@ -209,6 +209,75 @@ def test_a_cache_survives_its_text(text_config, c4_dir, capsys):
     assert cache.open_cache(config, "train").fingerprint == before.fingerprint
 
 
+def test_a_tfds_file_that_is_fetched_again_is_not_gone_on_without(text_config, c4_dir, monkeypatch):
+    """Interrupted without a damaged file, a build does not go on with it, nor the other way."""
+    directory, _ = c4_dir
+    fields = {"train_files": (), "validation_files": (), "tfds_data_dir": str(directory)}
+    config = text_config(corpus="c4", tokenizer="bytes", max_damaged_files=1, **fields)
+    monkeypatch.setattr(cache, "BLOCK_TOKENS", 64)
+    monkeypatch.setattr(cache, "SHARD_TOKENS", 1024)
+    names = {}
+    file = sorted(directory.rglob("c4-train.tfrecord*"))[0]
+    content = {"whole": file.read_bytes()}
+    damage(file, "short")
+    content["short"] = file.read_bytes()
+    for state, other in (("whole", "short"), ("short", "whole")):
+        file.write_bytes(content[state])
+        clean = dataclasses.replace(config, cache_dir=f"{config.cache_dir}-{state}")
+        names[state] = build.build(clean)["train"].documents["name"].tolist()
+        file.write_bytes(content[other])
+        interrupted = dataclasses.replace(config, cache_dir=f"{config.cache_dir}-went-on-{state}")
+        with monkeypatch.context() as patch:
+            patch.setattr(build, "_save_state", _stop_after(build._save_state, 3))
+            with pytest.raises(KeyboardInterrupt):
+                build.build(interrupted)
+        file.write_bytes(content[state])
+        built = build.build(interrupted)["train"]
+        assert built.documents["name"].tolist() == names[state], state
+        assert built.fingerprint == cache.open_cache(clean, "train").fingerprint
+    assert len(names["whole"]) == 40 > len(names["short"])
+
+
+def _stop_after(save, calls):
+    left = [calls]
+
+    def stopping(*arguments):
+        save(*arguments)
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    return stopping
+
+
+def test_tfds_files_are_looked_through_once(text_config, c4_dir, monkeypatch):
+    directory, _ = c4_dir
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
+    )
+    looked, whole = [], tfds_files.damage_of
+    monkeypatch.setattr(
+        tfds_files, "damage_of", lambda file: looked.append(file.path) or whole(file)
+    )
+    build.build(config)
+    files = [str(file) for file in sorted(directory.rglob("c4-*.tfrecord*"))]
+    assert sorted(looked) == files
+    build.build(config)
+    assert len(looked) == len(files)
+
+
+def test_tfds_files_of_another_format_are_left_to_tfds(text_config, c4_dir):
+    directory, _ = c4_dir
+    config = text_config(
+        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
+    )
+    assert len(tfds_files.files_of(config, "train")) == 3
+    file = directory / "c4" / "en" / "3.0.1" / "dataset_info.json"
+    content = json.loads(file.read_text()) | {"fileFormat": "riegeli"}
+    file.write_text(json.dumps(content))
+    assert tfds_files.files_of(config, "train") == []
+
+
 def test_a_file_that_cannot_be_reached_is_not_damaged(text_config, c4_dir, monkeypatch):
     directory, _ = c4_dir
     config = text_config(

@@ -65,7 +65,7 @@ def uniform(
     kinds = [entries.pop(key) for key in ("rope_type", "type") if key in entries]
     if not kinds:
         raise ValueError("'rope_type' is missing: pass 'default' for plain RoPE")
-    if kinds[0] != kinds[-1]:
+    if len(kinds) > 1 and kinds[0] != kinds[1]:
         raise ValueError(f"'rope_type' is {kinds[0]!r}, 'type' is {kinds[1]!r}: leave one out")
     kind = kinds[0]
     if kind not in types:

@@ -214,6 +214,7 @@ READING = {
     "no type": (without(LINEAR, "rope_type"), {}, "'rope_type' is missing.*'default'"),
     "unknown type": (LINEAR | {"rope_type": "yearn"}, {}, "'yearn'.*mean 'yarn'.*Known: default"),
     "two types": (LINEAR | {"type": "yarn"}, {}, "'rope_type' is 'linear', 'type' is 'yarn'"),
+    "type that is no number": (LINEAR | {"rope_type": float("nan")}, {}, "'rope_type' is nan"),
     "unknown key": (YARN | {"beta_fats": 32}, {}, "'beta_fats' of rope_type='yarn'.*'beta_fast'"),
     "key of another type": (LINEAR | {"beta_fast": 32}, {}, "'beta_fast' of rope_type='linear'"),
     "no base": (without(LINEAR, "rope_theta"), {}, "'rope_theta' is missing.*pass rope_theta"),

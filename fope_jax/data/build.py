@@ -90,19 +90,19 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
     with _locked(directory):
         manifest = read_manifest(directory)
         sources = _look_through(config, directory, manifest)
-        fresh = manifest is None or not is_unchanged(manifest, sources)
-        if manifest is None or fresh:
+        kept = manifest if manifest and is_unchanged(manifest, sources) else None
+        if kept is None:
             check_damage(sources, config)
         else:
-            sources = manifest["sources"]
+            sources = kept["sources"]
         for remark in (line for split in SPLITS for line in remarks(sources, split)):
             _say(remark)
-        if fresh:
+        if kept is None:
             check_held_out(sources)
             if manifest is not None:
                 _say(f"the text of {directory} has changed: building it again")
             _build(config, directory, sources, runner)
-        return _checked(config, directory, "" if fresh else " (built before)")
+        return _checked(config, directory, " (built before)" if kept else "")
 
 
 def _build_for_bucket(
@@ -165,12 +165,12 @@ def _build(
     state = _resume(partial, content_digest(sources))
     left_out = {source["path"] for split in SPLITS for source in damaged_files(sources, split)}
     tokenizer = _make_tokenizer(config, partial, state, left_out)
-    read = functools.partial(_tasks().read_documents, left_out=left_out)
+    read = _tasks().read_documents
     if runner is not None:
         read = functools.partial(
-            beam.read_documents, runner=runner, content=state["content"], partial=partial,
-            left_out=left_out,
-        )  # fmt: skip
+            beam.read_documents, runner=runner, content=state["content"], partial=partial
+        )
+    read = functools.partial(read, left_out=left_out)
     for split in SPLITS:
         if not state["splits"][split].complete:
             _write_split(config, partial, state, tokenizer, split, read)

@@ -55,10 +55,8 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
 
 def _file_source(path: Path, corpus: str, split: str, before: Mapping[Any, Any]) -> Source:
     try:
-        size, changed = size_and_time(path)
-        source = {"path": str(path), "size": size, "mtime_ns": changed}
-        same = before.get(tuple(source.values()))
-        digest = (same or {}).get("sha256") or file_sha256(path)
+        source, same = _met_before(str(path), size_and_time(path), before)
+        digest = same.get("sha256") or file_sha256(path)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
     source |= {"corpus": corpus, "split": split, "sha256": digest}
@@ -74,17 +72,26 @@ def _tfds_sources(config: DataConfig, before: Mapping[Any, Any]) -> list[Source]
     for split in SPLITS:
         files = tfds_files.files_of(config, split)
         for file in _with_progress(files, f"look through c4 {split}"):
-            size, changed = tfds_files.size_and_time(file)
-            source = {"path": file.path, "size": size, "mtime_ns": changed}
-            same = before.get(tuple(source.values()))
+            source, same = _met_before(file.path, tfds_files.size_and_time(file), before)
             source |= {"corpus": "c4", "split": split, "shard": file.shard}
             sources.append(source | {"damaged": _damage(same, tfds_files.damage_of, file)})
     return sources
 
 
-def _damage(same: Source | None, find: Callable[[Any], str], file: Any) -> str:
+def _met_before(
+    path: str, size_and_time: tuple[int, int], before: Mapping[Any, Source]
+) -> tuple[Source, Source]:
+    """What tells a file from others, and what an earlier result says of it, or nothing."""
+    size, changed = size_and_time
+    return (
+        {"path": path, "size": size, "mtime_ns": changed},
+        before.get((path, size, changed), {}),
+    )
+
+
+def _damage(same: Source, find: Callable[[Any], str], file: Any) -> str:
     """What is wrong with a file; from an earlier result only where it was looked through then."""
-    return same["damaged"] if same and "damaged" in same else find(file)
+    return same["damaged"] if "damaged" in same else find(file)
 
 
 def _with_progress(files: Sequence[Any], what: str) -> Iterable[Any]:

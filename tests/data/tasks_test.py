@@ -47,6 +47,18 @@ def c4_dir(tmp_path):
     return tmp_path / "tfds", splits
 
 
+@pytest.fixture
+def c4_config(text_config, c4_dir):
+    """The configuration that reads `c4_dir`."""
+
+    def make(**fields):
+        directory, _ = c4_dir
+        files = {"train_files": (), "validation_files": (), "tfds_data_dir": str(directory)}
+        return text_config(corpus="c4", **(files | fields))
+
+    return make
+
+
 def read(config, split, **state):
     return list(tasks.read_documents(config, BYTES, split, **state))
 
@@ -63,11 +75,9 @@ def check(documents, texts):
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_c4_as_tfds_prepares_it(text_config, c4_dir, split):
+def test_c4_as_tfds_prepares_it(c4_config, c4_dir, split):
     directory, texts = c4_dir
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
-    )
+    config = c4_config()
     assert (directory / "c4" / "en" / "3.0.1" / "dataset_info.json").exists()
     documents = read(config, split)
     check(documents, texts[split])
@@ -94,10 +104,8 @@ def test_c4_as_public_json_gz_files(text_config, tmp_path):
         check(read(config, split), texts[split])
 
 
-def test_c4_that_is_not_there(text_config, tmp_path):
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir="/nowhere/"
-    )
+def test_c4_that_is_not_there(c4_config, tmp_path):
+    config = c4_config(tfds_data_dir="/nowhere/")
     message = r"tfds_data_dir = '/nowhere/' holds no prepared c4/en:3.0.1: /nowhere/c4/en/3.0.1/dat"
     with pytest.raises(CorpusError, match=message):
         read(config, "train")
@@ -105,11 +113,9 @@ def test_c4_that_is_not_there(text_config, tmp_path):
         tfds_files.identity(config)
 
 
-def test_c4_in_a_bucket_is_left_to_tfds(text_config, monkeypatch):
+def test_c4_in_a_bucket_is_left_to_tfds(c4_config, monkeypatch):
     place = "gs://bucket/tensorflow_datasets"
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=place, tfds_name="c4/en:1.0"
-    )
+    config = c4_config(tfds_data_dir=place, tfds_name="c4/en:1.0")
     asked = []
     monkeypatch.setattr(tf.io.gfile, "exists", lambda path: asked.append(path) or True)
     monkeypatch.setattr(seqio, "TfdsDataSource", lambda **named: named)
@@ -118,24 +124,20 @@ def test_c4_in_a_bucket_is_left_to_tfds(text_config, monkeypatch):
     assert asked == [f"{place}/c4/en/1.0/dataset_info.json"]
 
 
-def test_c4_without_a_validation_split(text_config, c4_dir):
+def test_c4_without_a_validation_split(c4_config, c4_dir):
     directory, _ = c4_dir
     file = directory / "c4" / "en" / "3.0.1" / "dataset_info.json"
     content = json.loads(file.read_text())
     content["splits"] = [s for s in content["splits"] if s["name"] != "validation"]
     file.write_text(json.dumps(content))
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
-    )
+    config = c4_config()
     with pytest.raises(CorpusError, match=r"has no split \['validation'\]; it has \['train'\]"):
         tfds_files.identity(config)
 
 
-def test_a_damaged_tfds_file_is_named(text_config, c4_dir):
+def test_a_damaged_tfds_file_is_named(c4_config, c4_dir):
     directory, _ = c4_dir
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
-    )
+    config = c4_config()
     before = tfds_files.identity(config)
     damaged = sorted(directory.rglob("c4-train.tfrecord*"))[1]
     content = bytearray(damaged.read_bytes())
@@ -155,10 +157,9 @@ def damage(file, kind):
 
 
 @pytest.mark.parametrize("kind", ["broken", "short"])
-def test_a_damaged_tfds_file_is_left_out_within_a_budget(text_config, c4_dir, kind, capsys):
+def test_a_damaged_tfds_file_is_left_out_within_a_budget(c4_config, c4_dir, kind, capsys):
     directory, texts = c4_dir
-    fields = {"train_files": (), "validation_files": (), "tfds_data_dir": str(directory)}
-    strict = text_config(corpus="c4", tokenizer="bytes", **fields)
+    strict = c4_config(tokenizer="bytes")
     lenient = dataclasses.replace(strict, max_damaged_files=1)
     file = sorted(directory.rglob("c4-train.tfrecord*"))[1]
     held = set(urls_of(strict, file))
@@ -191,12 +192,9 @@ def test_a_mixture_that_ends_early_looks_through_all_its_files(text_config, c4_d
         build.build(config)
 
 
-def test_a_cache_survives_its_text(text_config, c4_dir, capsys):
+def test_a_cache_survives_its_text(c4_config, c4_dir, capsys):
     directory, _ = c4_dir
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory),
-        max_damaged_files=3,
-    )  # fmt: skip
+    config = c4_config(max_damaged_files=3)
     before = build.build(config)["train"]
     file = sorted(directory.rglob("c4-train.tfrecord*"))[0]
     damage(file, "broken")
@@ -209,11 +207,10 @@ def test_a_cache_survives_its_text(text_config, c4_dir, capsys):
     assert cache.open_cache(config, "train").fingerprint == before.fingerprint
 
 
-def test_a_tfds_file_that_is_fetched_again_is_not_gone_on_without(text_config, c4_dir, monkeypatch):
+def test_a_tfds_file_that_is_fetched_again_is_not_gone_on_without(c4_config, c4_dir, monkeypatch):
     """Interrupted without a damaged file, a build does not go on with it, nor the other way."""
     directory, _ = c4_dir
-    fields = {"train_files": (), "validation_files": (), "tfds_data_dir": str(directory)}
-    config = text_config(corpus="c4", tokenizer="bytes", max_damaged_files=1, **fields)
+    config = c4_config(tokenizer="bytes", max_damaged_files=1)
     monkeypatch.setattr(cache, "BLOCK_TOKENS", 64)
     monkeypatch.setattr(cache, "SHARD_TOKENS", 1024)
     names = {}
@@ -250,11 +247,9 @@ def _stop_after(save, calls):
     return stopping
 
 
-def test_tfds_files_are_looked_through_once(text_config, c4_dir, monkeypatch):
+def test_tfds_files_are_looked_through_once(c4_config, c4_dir, monkeypatch):
     directory, _ = c4_dir
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
-    )
+    config = c4_config()
     looked, whole = [], tfds_files.damage_of
     monkeypatch.setattr(
         tfds_files, "damage_of", lambda file: looked.append(file.path) or whole(file)
@@ -266,11 +261,9 @@ def test_tfds_files_are_looked_through_once(text_config, c4_dir, monkeypatch):
     assert len(looked) == len(files)
 
 
-def test_tfds_files_of_another_format_are_left_to_tfds(text_config, c4_dir):
+def test_tfds_files_of_another_format_are_left_to_tfds(c4_config, c4_dir):
     directory, _ = c4_dir
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory)
-    )
+    config = c4_config()
     assert len(tfds_files.files_of(config, "train")) == 3
     file = directory / "c4" / "en" / "3.0.1" / "dataset_info.json"
     content = json.loads(file.read_text()) | {"fileFormat": "riegeli"}
@@ -278,12 +271,9 @@ def test_tfds_files_of_another_format_are_left_to_tfds(text_config, c4_dir):
     assert tfds_files.files_of(config, "train") == []
 
 
-def test_a_file_that_cannot_be_reached_is_not_damaged(text_config, c4_dir, monkeypatch):
+def test_a_file_that_cannot_be_reached_is_not_damaged(c4_config, c4_dir, monkeypatch):
     directory, _ = c4_dir
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory),
-        max_damaged_files=3,
-    )  # fmt: skip
+    config = c4_config(max_damaged_files=3)
 
     def lost(path):
         raise tf.errors.UnavailableError(None, None, "no connection")
@@ -297,12 +287,9 @@ def test_a_file_that_cannot_be_reached_is_not_damaged(text_config, c4_dir, monke
         build.build(config)
 
 
-def test_a_tfds_split_of_which_nothing_is_left(text_config, c4_dir):
+def test_a_tfds_split_of_which_nothing_is_left(c4_config, c4_dir):
     directory, _ = c4_dir
-    config = text_config(
-        corpus="c4", train_files=(), validation_files=(), tfds_data_dir=str(directory),
-        max_damaged_files=9,
-    )  # fmt: skip
+    config = c4_config(max_damaged_files=9)
     files = sorted(directory.rglob("c4-validation.tfrecord*"))
     for file in files:
         damage(file, "broken")

@@ -1,0 +1,40 @@
+"""Arrays that hold NaN or an infinity, by name: no score of such a model means anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def non_finite_arrays(arrays: Any) -> dict[str, int]:
+    """How many values are NaN or infinite in each array of a pytree that has any.
+
+    Integers and booleans are always finite. Arrays of JAX are counted where they live.
+
+    >>> non_finite_arrays({"a": np.ones(2), "layers": [np.array([1.0, np.nan, np.inf])]})
+    {'layers.0': 2}
+    """
+    counts = {}
+    for path, array in jax.tree_util.tree_leaves_with_path(arrays):
+        library = jnp if isinstance(array, jax.Array) else np
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            continue
+        # NumPy has no isfinite of its own for some of ml_dtypes; none is wider than float32.
+        wide = array if array.dtype.itemsize >= 4 else array.astype(library.float32)
+        if count := int((~library.isfinite(wide)).sum()):
+            counts[jax.tree_util.keystr(path, simple=True, separator=".")] = count
+    return counts
+
+
+def describe_non_finite(counts: dict[str, int], shown: int = 5) -> str:
+    """`non_finite_arrays` in a line for a message: the first names with their counts.
+
+    >>> describe_non_finite({"a": 3, "b": 1, "c": 2}, shown=2)
+    'a (3 values), b (1 value) and 1 more'
+    """
+    words = [f"{name} ({n} value{'s' * (n != 1)})" for name, n in list(counts.items())[:shown]]
+    rest = len(counts) - len(words)
+    return ", ".join(words) + (f" and {rest} more" if rest > 0 else "")

@@ -78,10 +78,12 @@ def attend(
       q_segments: ``[B, T]`` int32, counted from 1; 0 is padding.
       k_segments: ``[B, S]`` int32.
       bias_fn: maps (variables, block of q_positions ``[B, t]``, block of k_positions ``[B, s]``) to
-        ``[B, N, t, s]`` float32 (or ``[1, N, t, s]``), added to the scaled logits. It must not
-        close over traced arrays: whatever is traced comes in as variables.
+        ``[B, N, t, s]`` float32, added to the scaled logits; an axis along which it is the same,
+        such as that of the heads, may be 1. It must not close over traced arrays: whatever is
+        traced comes in as variables.
       contextual_fn: maps (variables, block of q ``[B, t, N, H]``, its logits ``[B, N, t, S]``) to a
-        further bias ``[B, N, t, S]``, finite everywhere. The logits are scaled, biased, float32 and
+        further bias ``[B, N, t, S]``, or 1 on axes along which it is the same, finite everywhere.
+        The logits are scaled, biased, float32 and
         -inf where the query does not see the key; all keys are there, sorted by position.
       bias_variables: floating arrays, by name, that ``bias_fn`` and ``contextual_fn`` get and that
         have gradients.
@@ -181,6 +183,34 @@ def _in_order(k: Array, v: Array, places: Places) -> tuple[Array, Array, Places]
     )
 
 
+def in_order_of_positions(
+    contextual_fn: ContextualFn, k_positions: Array, variables: Any, q: Array, logits: Array
+) -> Array:
+    """``contextual_fn`` for keys that are stored in any order.
+
+    It gets the logits in the order of the keys' positions, and its bias is put back in theirs.
+
+    Args:
+      contextual_fn: see ``attend``.
+      k_positions: ``[B, S]`` or ``[1, S]``.
+      variables: what ``contextual_fn`` gets.
+      q: ``[B, T, N, H]``.
+      logits: ``[B, N, T, S]``.
+
+    Returns:
+      ``[B, N, T, S]``.
+    """
+    order = jnp.argsort(k_positions, axis=-1, stable=True)
+    back = jnp.argsort(order, axis=-1)
+
+    def taken(x: Array, order: Array) -> Array:
+        order = jnp.broadcast_to(order[:, None, None], logits.shape)
+        return jnp.take_along_axis(x, order, axis=-1, mode="clip")
+
+    bias = contextual_fn(variables, q, taken(logits, order))
+    return taken(jnp.broadcast_to(bias, logits.shape), back)
+
+
 def _place_blocks(places: Places, block: int) -> Places:
     """``[B, T]`` to ``[Q, B, t]``."""
     return jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), places)
@@ -224,9 +254,26 @@ def _logits(
     logits = _dot("bkgth,bksh->bkgts", q, k) * q.shape[-1] ** -0.5
     if bias_fn is not None:
         bias = bias_fn(variables, q_places.positions, k_places.positions)
-        logits += bias.reshape(-1, *logits.shape[1:]).astype(jnp.float32)
+        logits = _add_bias(logits, bias)
     mask = visible(q_places, k_places)
     return jnp.where(mask[:, None, None], logits, -jnp.inf)
+
+
+def _add_bias(logits: Array, bias: Array) -> Array:
+    """``logits [B, K, G, t, s]`` and a bias ``[B, N, t, s]``, 1 on axes along which it is the same.
+
+    Raises:
+      ValueError: a bias of any other shape.
+    """
+    batch, kv_heads, group, *block = logits.shape
+    whole = (batch, kv_heads * group, *block)
+    if bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, whole, strict=True)):
+        raise ValueError(
+            f"a bias {bias.shape} for logits [B, N, T, S] = {whole}: expected that shape, or 1 on "
+            "axes along which it is the same"
+        )
+    heads = (1, 1) if bias.shape[1] == 1 else (kv_heads, group)
+    return logits + bias.reshape(bias.shape[0], *heads, *bias.shape[2:]).astype(jnp.float32)
 
 
 def visible(q_places: Places, k_places: Places) -> Array:
@@ -250,7 +297,7 @@ def _whole_logits(bias_fn, contextual_fn, q, k, variables, q_places, k_places):
         batch, kv_heads, group, length, head_dim = q.shape
         queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
         scores = logits.reshape(batch, kv_heads * group, length, -1)
-        logits += contextual_fn(variables, queries, scores).reshape(logits.shape)
+        logits = _add_bias(logits, contextual_fn(variables, queries, scores))
     return logits
 
 
@@ -268,7 +315,7 @@ def attention_logits(
 
     Args:
       q: ``[B, T, N, H]``.
-      k: ``[B, T, K, H]``, of the same tokens, in the order of their positions.
+      k: ``[B, T, K, H]``, of the same tokens.
       positions: ``[B, T]`` or ``[1, T]`` int32.
       segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding.
       variables: what ``bias_fn`` and ``contextual_fn`` get.
@@ -280,6 +327,8 @@ def attention_logits(
     """
     batch, length, num_heads, head_dim = q.shape
     places = Places(positions, segments)
+    if contextual_fn is not None:
+        contextual_fn = functools.partial(in_order_of_positions, contextual_fn, positions)
     grouped = q.reshape(batch, length, k.shape[2], -1, head_dim).transpose(0, 2, 3, 1, 4)
     logits = _whole_logits(
         bias_fn, contextual_fn, grouped, k.transpose(0, 2, 1, 3), variables, places, places
@@ -484,10 +533,10 @@ def _bias_gradient(bias_fn, trained, constants, q_places, k_places, d_logits):
         return bias.astype(jnp.float32)
 
     bias, pull = jax.vjp(bias_of, trained)
-    d_bias = d_logits.reshape(-1, *bias.shape[1:])
-    if bias.shape[0] == 1:
-        d_bias = jnp.sum(d_bias, axis=0, keepdims=True)
-    (gradient,) = pull(d_bias)
+    batch, kv_heads, group, *block = d_logits.shape
+    d_bias = d_logits.reshape(batch, kv_heads * group, *block)
+    shared = [axis for axis in range(4) if bias.shape[axis] < d_bias.shape[axis]]
+    (gradient,) = pull(jnp.sum(d_bias, axis=shared, keepdims=True))
     return jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
 
 

@@ -178,7 +178,9 @@ def attend(
 
     def of_batch(x: Array) -> Array:
         """``[1 or B, ...]`` with the axes of the batch, each 1 where all rows share it."""
-        return x.reshape((*(batch if x.shape[0] == q.shape[0] else (1,) * len(batch)), *x.shape[1:]))
+        return x.reshape(
+            (*(batch if x.shape[0] == q.shape[0] else (1,) * len(batch)), *x.shape[1:])
+        )
 
     q, k = flat(query), flat(key)
     scores = (*batch, q.shape[2], q.shape[1], k.shape[1])

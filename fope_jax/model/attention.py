@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fope_jax.model.layers import check_derivatives
 from fope_jax.typing import Array
 
 BACKENDS = ("chunked", "reference")
@@ -61,6 +62,7 @@ def attend(
     bias_constants: dict[str, Array] | None = None,
     backend: str = "chunked",
     block: int = 280,
+    derivatives: str = "reverse",
 ) -> Array:
     """Attention of each query to the keys of its segment at its position or before.
 
@@ -90,18 +92,25 @@ def attend(
       bias_constants: what they get besides, under other names, and has none.
       backend: "chunked" or "reference" (which holds ``[B, N, T, S]``).
       block: queries and keys in a block of the chunked form.
+      derivatives: "reverse", what ``jax.grad`` needs; "all", forward mode and second derivatives as
+        well, for which the chunked form holds a block of queries with all keys.
 
     Returns:
       ``[B, T, N, H]`` in the dtype of ``q``.
+
+    Raises:
+      ValueError: shapes that do not fit, or an unknown ``backend``.
     """
     q_places, k_places = Places(q_positions, q_segments), Places(k_positions, k_segments)
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})
+    check_derivatives(derivatives)
     _check(q, k, v, q_places, k_places, trained, constants, backend, block)
     batch, length, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    if contextual_fn is not None:
-        k, v, k_places = _in_order(k, v, k_places)
+    if contextual_fn is not None or (backend == "chunked" and derivatives == "all"):
+        if contextual_fn is not None:
+            k, v, k_places = _in_order(k, v, k_places)
         rows = length if backend == "reference" else min(block, _SCORES_IN_ROWS // k.shape[1])
         out = _by_rows(
             functools.partial(_reference, bias_fn, contextual_fn),

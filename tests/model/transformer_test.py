@@ -610,6 +610,7 @@ def test_names_of_parameters_and_constants_must_differ():
         ({"head_dim": None, "num_heads": 5, "num_kv_heads": None}, "d_model=24.*num_heads=5"),
         ({"attention": "flash"}, "attention='flash': expected one of auto, reference"),
         ({"attention_block": 0}, "attention_block=0"),
+        ({"derivatives": "any"}, "derivatives='any': expected one of reverse, all"),
         ({"dtype": "float16"}, "dtype='float16': expected one of float32, bfloat16"),
         ({"param_dtype": "int8"}, "param_dtype='int8'"),
         ({"init_std": -1.0}, "init_std=-1.0: expected 0 or more"),
@@ -626,3 +627,46 @@ def test_a_config_that_cannot_be_is_named(change, message):
 def test_the_position_embedding_is_asked_about_the_shape():
     with pytest.raises(ValueError, match="head_dim=7"):
         make(RoPE(), head_dim=7)
+
+
+@pytest.mark.parametrize("position", [FoPE(8), CoPE(init_std=0.5)], ids=["fope", "cope"])
+def test_all_derivatives_of_the_model_and_its_loss(position):
+    """With the default attention: forward mode is the gradient's, Hessian products agree."""
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 12)), jnp.int32)
+    at = jnp.arange(11, dtype=jnp.int32)[None]
+
+    def loss_of(derivatives):
+        config = TransformerConfig(**SIZES | {"derivatives": derivatives})
+        graphdef, params, constants = split(Transformer(config, position, rngs=nnx.Rngs(1)))
+
+        def loss(params):
+            model = merge(graphdef, params, constants)
+            hidden = model.hidden(tokens[:, :-1], at, jnp.ones_like(at))
+            weights = jnp.ones((2, 11))
+            return loss_sums(
+                hidden, model.unembedding_matrix(), tokens[:, 1:], weights, time_chunk=4,
+                derivatives=derivatives,
+            ).nats  # fmt: skip
+
+        return loss, params
+
+    (loss, params), (trained, _) = loss_of("all"), loss_of("reverse")
+    keys = iter(jax.random.split(jax.random.key(4), 40))
+    direction = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), params)
+
+    @jax.jit
+    def run(params, direction):
+        value, slope = jax.jvp(loss, (params,), (direction,))
+        expected, gradient = jax.value_and_grad(trained)(params)
+        forward = jax.jvp(jax.grad(loss), (params,), (direction,))[1]
+        reverse = jax.grad(lambda at: jax.jvp(loss, (at,), (direction,))[1])(params)
+        return (value, slope), (expected, gradient), forward, reverse
+
+    (value, slope), (expected, gradient), forward, reverse = run(params, direction)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    pairs = zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+    np.testing.assert_allclose(slope, sum(np.vdot(x, y) for x, y in pairs), rtol=1e-4)
+    for mine, theirs in zip(jax.tree.leaves(forward), jax.tree.leaves(reverse), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.eval_shape(lambda p: jax.jvp(trained, (p,), (direction,))[1], params)

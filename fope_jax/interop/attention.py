@@ -15,6 +15,7 @@ import numpy as np
 from fope_jax.model.attention import in_order_of_positions
 from fope_jax.position import ModelShape, PositionEmbedding, PositionVariables
 from fope_jax.position.base import Variables
+from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
 
 
@@ -75,6 +76,8 @@ def as_rows(positions: Array, x: Array, name: str) -> Array:
             f"{name} has shape {positions.shape}: expected {(x.shape[1],)}, {(1, x.shape[1])} or "
             f"{(x.shape[0], x.shape[1])}"
         )
+    if _is_known(rows):
+        token_positions(rows)  # raises where a position does not fit 32 bits
     return rows.astype(np.int32)
 
 
@@ -227,7 +230,7 @@ def attend(
 
 
 def _fitting(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
-    """``mask`` with as many axes as the scores ``[batch..., N, T, S]``.
+    """``mask`` with as many axes as the scores ``[batch..., N, T, S]``, any but the rows' may be 1.
 
     Raises:
       ValueError: it does not broadcast to them.
@@ -244,7 +247,10 @@ def _fitting(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
             f"mask has shape {mask.shape}: expected what broadcasts to {scores}, [batch..., heads, "
             f"queries, keys]{hint}"
         )
-    return mask.reshape(shape)
+    mask, rows = mask.reshape(shape), shape[:-3]
+    if 1 in rows and set(rows) != {1}:  # Flax makes one axis of several only where they are whole
+        mask = jnp.broadcast_to(mask, (*scores[:-3], *shape[-3:]))
+    return mask
 
 
 def _check_causal(method: PositionEmbedding, mask: Array | None, is_causal: bool) -> None:

@@ -113,6 +113,8 @@ class PositionAttention(nn.Module):
 class Rotary(nn.Module):
     """Rotates queries and keys, for attention that you write yourself.
 
+    That must be causal where ``method.needs_causal_mask``.
+
     Attributes:
       method: a rotation.
 

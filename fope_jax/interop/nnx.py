@@ -124,6 +124,8 @@ class PositionAttention(nnx.Module):
 class Rotary(nnx.Module):
     """Rotates queries and keys, for attention that you write yourself.
 
+    That must be causal where ``method.needs_causal_mask``.
+
     >>> from fope_jax.position import FoPE
     >>> rotary = Rotary(FoPE(64), num_heads=4, head_dim=16, rngs=nnx.Rngs(0))
     >>> q, k = rotary(jnp.ones((2, 10, 4, 16)), jnp.ones((2, 10, 4, 16)))

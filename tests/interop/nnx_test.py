@@ -565,6 +565,17 @@ def test_masks_of_any_shape_that_fits(method, name):
     np.testing.assert_allclose(layer(x, mask=jnp.asarray(MASKS[name])), right, atol=2e-5)
 
 
+@pytest.mark.parametrize("rows", [(1, 1), (2, 1), (1, 3), (2, 3)])
+def test_a_mask_may_be_shared_along_one_of_two_batch_axes(rows):
+    layer, x = attention(CASES["cope"], kv_heads=HEADS), inputs(batch=6)
+    deep, mask = (
+        x.reshape(2, 3, LENGTH, WIDTH),
+        jnp.broadcast_to(CAUSAL, (*rows, *CAUSAL.shape[1:])),
+    )
+    right = layer(x, is_causal=True).reshape(deep.shape)
+    np.testing.assert_allclose(layer(deep, mask=mask), right, atol=2e-5)
+
+
 @dataclass(frozen=True)
 class Constant(PositionEmbedding):
     """A bias without variables, the same for all heads."""

@@ -183,7 +183,7 @@ class Recency(PositionEmbedding):
 
 
 def test_a_bias_without_heads_and_queries_is_spread_over_them():
-    (q, k, v), positions, segments = packed(2, 128, HEADS, KV_HEADS, HEAD_DIM)
+    (q, k, v), positions, segments = packed(1, 128, HEADS, KV_HEADS, HEAD_DIM)
     places = Places(positions, segments)
     case = (Recency(), q, k, v, {"slope": jnp.float32(1.5)}, places, places)
     out, gradients = value_and_gradients(kernel, *case)

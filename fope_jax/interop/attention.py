@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fope_jax.model.attention import in_order_of_positions
 from fope_jax.position import ModelShape, PositionEmbedding, PositionVariables
@@ -283,7 +284,7 @@ def _ahead(method: PositionEmbedding, mask: Array, after: Array) -> Array | None
 
 
 def _is_known(x: Array) -> bool:
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def _repeats(positions: Array) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fope_jax.model.attention import attend
 from fope_jax.model.layers import rms_norm
@@ -175,7 +176,7 @@ def _check_room(cache: KeyCache, count: int) -> Any:
       ValueError: it is known that there are not as many.
     """
     size = cache.positions.shape[1]
-    known = not isinstance(cache.filled, jax.core.Tracer)
+    known = not isinstance(cache.filled, Tracer)
     used = int(cache.filled) if known else 0
     if used + count > size:
         raise ValueError(

@@ -2,8 +2,9 @@
 
 The chunked form visits blocks of the score matrix one at a time and keeps a running maximum and
 sum for each query, so its memory grows with T + S and not with T * S. Its backward pass recomputes
-each block from the saved log-sum-exp. Methods whose positions depend on content need whole rows of
-scores: these are computed for a block of queries at a time, and computed again for the gradient.
+each block from the saved log-sum-exp; written out so, it has no forward mode (``derivatives``).
+Methods whose positions depend on content need whole rows of scores: these are computed for a block
+of queries at a time, and computed again for the gradient.
 
 Reference: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with
 IO-Awareness"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory".
@@ -85,8 +86,8 @@ def attend(
         traced comes in as variables.
       contextual_fn: maps (variables, block of q ``[B, t, N, H]``, its logits ``[B, N, t, S]``) to a
         further bias ``[B, N, t, S]``, or 1 on axes along which it is the same, finite everywhere.
-        The logits are scaled, biased, float32 and
-        -inf where the query does not see the key; all keys are there, sorted by position.
+        The logits are scaled, biased, float32 and -inf where the query does not see the key; all
+        keys are there, sorted by position.
       bias_variables: floating arrays, by name, that ``bias_fn`` and ``contextual_fn`` get and that
         have gradients.
       bias_constants: what they get besides, under other names, and has none.
@@ -99,7 +100,7 @@ def attend(
       ``[B, T, N, H]`` in the dtype of ``q``.
 
     Raises:
-      ValueError: shapes that do not fit, or an unknown ``backend``.
+      ValueError: shapes that do not fit, an unknown ``backend`` or ``derivatives``.
     """
     q_places, k_places = Places(q_positions, q_segments), Places(k_positions, k_segments)
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})

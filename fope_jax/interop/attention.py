@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fope_jax.model.attention import in_order_of_positions
+from fope_jax.model.attention import check_bias, in_order_of_positions
 from fope_jax.position import ModelShape, PositionEmbedding, PositionVariables
 from fope_jax.position.base import Variables
 from fope_jax.position.rotation import token_positions
@@ -223,6 +223,7 @@ def attend(
             context = contextual(layer, q, _logits(q, k, bias, visible))
             bias = context if bias is None or context is None else bias + context
     if bias is not None:
+        check_bias(bias, (q.shape[0], *scores[-3:]))
         options["bias"] = of_batch(bias)
     q = q.reshape(*batch, *q.shape[1:])
     k = k.reshape(*batch, *k.shape[1:])

@@ -270,20 +270,25 @@ def _logits(
 
 
 def _add_bias(logits: Array, bias: Array) -> Array:
-    """``logits [B, K, G, t, s]`` and a bias ``[B, N, t, s]``, 1 on axes along which it is the same.
-
-    Raises:
-      ValueError: a bias of any other shape.
-    """
+    """``logits [B, K, G, t, s]`` and a bias as ``check_bias`` accepts it."""
     batch, kv_heads, group, *block = logits.shape
-    whole = (batch, kv_heads * group, *block)
-    if bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, whole, strict=True)):
-        raise ValueError(
-            f"a bias {bias.shape} for logits [B, N, T, S] = {whole}: expected that shape, or 1 on "
-            "axes along which it is the same"
-        )
+    check_bias(bias, (batch, kv_heads * group, *block))
     heads = (1, 1) if bias.shape[1] == 1 else (kv_heads, group)
     return logits + bias.reshape(bias.shape[0], *heads, *bias.shape[2:]).astype(jnp.float32)
+
+
+def check_bias(bias: Array, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless ``bias`` is ``shape``, or 1 on axes along which it is the same.
+
+    Args:
+      bias: what a method's hook has given.
+      shape: of the logits, ``[B, N, T, S]``.
+    """
+    if bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, shape, strict=True)):
+        raise ValueError(
+            f"a bias {bias.shape} for logits [B, N, T, S] = {shape}: expected that shape, or 1 on "
+            "axes along which it is the same"
+        )
 
 
 def visible(q_places: Places, k_places: Places) -> Array:

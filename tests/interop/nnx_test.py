@@ -592,3 +592,10 @@ def test_a_bias_without_heads_is_the_bias_of_all_heads():
     np.testing.assert_allclose(attention(Constant())(x, mask=jnp.asarray(CAUSAL)), right, atol=1e-5)
     deep = attention(Constant())(x.reshape(1, 3, LENGTH, WIDTH), is_causal=True)
     np.testing.assert_allclose(deep[0], right, atol=1e-5)
+
+    class WithoutRows(Constant):
+        def bias(self, variables, q_positions, k_positions):
+            return super().bias(variables, q_positions, k_positions)[0]
+
+    with pytest.raises(ValueError, match=r"a bias \(1, 12, 12\) for logits.*\(3, 4, 12, 12\)"):
+        attention(WithoutRows())(x, is_causal=True)

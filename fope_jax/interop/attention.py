@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
+from fope_jax.model.attention import check_bias, in_order_of_positions
 from fope_jax.position import ModelShape, PositionEmbedding, PositionVariables
 from fope_jax.position.base import Variables
+from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
 
 
@@ -64,7 +68,7 @@ def check_length(method: PositionEmbedding, length: int) -> None:
 
 def as_rows(positions: Array, x: Array, name: str) -> Array:
     """Positions as ``[1 or B, T]`` int32 for ``x [B, T, ...]``; ``[T]`` is shared by all rows."""
-    positions = jnp.asarray(positions)
+    positions = np.asarray(positions) if _is_known(positions) else positions
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise ValueError(f"{name} has dtype {positions.dtype}: they count tokens, pass integers")
     rows = positions[None] if positions.ndim == 1 else positions
@@ -73,12 +77,14 @@ def as_rows(positions: Array, x: Array, name: str) -> Array:
             f"{name} has shape {positions.shape}: expected {(x.shape[1],)}, {(1, x.shape[1])} or "
             f"{(x.shape[0], x.shape[1])}"
         )
-    return rows.astype(jnp.int32)
+    if _is_known(rows):
+        token_positions(rows)  # raises where a position does not fit 32 bits
+    return rows.astype(np.int32)
 
 
 def arange(length: int) -> Array:
-    """Positions 0 to ``length - 1`` of all rows, ``[1, T]``."""
-    return jnp.arange(length, dtype=jnp.int32)[None]
+    """Positions 0 to ``length - 1`` of all rows, ``[1, T]``, known under ``jit`` too."""
+    return np.arange(length, dtype=np.int32)[None]
 
 
 def rotate(
@@ -109,7 +115,7 @@ def rotate(
     head_dim = q.shape[-1]
 
     def turn(q: Array, k: Array, positions: Array) -> tuple[Array, Array, Variables]:
-        tables = method.tables(variables, positions, head_dim)
+        tables = method.tables(variables, jnp.asarray(positions), head_dim)
         own, layer, tables = method.of_layer(0, variables, tables)
         return *own.rotate(layer, tables, q, k), layer
 
@@ -149,48 +155,149 @@ def attend(
       variables: that layer's and the model's.
       attention_fn: called with query, key, value, mask, ``bias`` where there is one, and options.
       query: ``[batch..., T, N, H]``.
-      key: ``[batch..., S, K, H]``, not rotated; a key cache of Flax holds them so.
+      key: ``[batch..., S, K, H]``, not rotated; a key cache of Flax holds them so. Tokens may be
+        stored in any order.
       value: ``[batch..., S, K, H]``.
       mask: broadcast to ``[batch..., N, T, S]``, False where a query does not see a key.
-      is_causal: overlay a causal mask.
+      is_causal: hide the keys at later positions, wherever they are stored. Documents packed into
+        one row need a ``mask`` that keeps them apart.
       positions: of the queries, ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0, which needs
         T = S.
       key_positions: of the keys; None takes those of the queries, or counts from 0.
       decode: a single query is the newest key that the mask shows, of keys that count from 0.
       **options: passed on.
 
+    Returns:
+      ``[batch..., T, N, H]``. NaN for a query that sees a key after it, where the method needs a
+      causal mask and what the mask shows is known under ``jit`` only.
+
     Raises:
-      ValueError: positions that cannot be known, do not fit, or leave the method's range.
+      ValueError: positions that cannot be known, do not fit, or leave the method's range; a mask
+        that does not fit; attention that is not causal where the method needs it to be.
     """
     batch = query.shape[:-3]
 
     def flat(x: Array) -> Array:
         return x.reshape(math.prod(batch), *x.shape[-3:])
 
+    def of_batch(x: Array) -> Array:
+        """``[1 or B, ...]`` with the axes of the batch, each 1 where all rows share it."""
+        return x.reshape(
+            (*(batch if x.shape[0] == q.shape[0] else (1,) * len(batch)), *x.shape[1:])
+        )
+
     q, k = flat(query), flat(key)
+    scores = (*batch, q.shape[2], q.shape[1], k.shape[1])
+    mask = _fitting(mask, scores)
     if decode and positions is None and q.shape[1] == 1 and mask is not None:
         positions, key_positions = _newest(mask, batch), arange(k.shape[1])
-    q_rows, k_rows = resolve(method, q, k, positions, key_positions)
-    q, k, layer = rotate(method, variables, q, k, q_rows, k_rows)
+    q_places, k_places = resolve(method, q, k, positions, key_positions)
+    layer_method = method.at_layer(0)
+    _check_causal(layer_method, mask, is_causal)
+    if is_causal and positions is not None:  # a triangle of the scores is causal in stored order
+        if mask is None and q_places is k_places and _repeats(q_places):
+            raise ValueError(
+                "positions repeat within a row and mask is None: documents that are packed into "
+                "one row need a mask that keeps them apart"
+            )
+        earlier = of_batch(~_after(q_places, k_places)[:, None])
+        mask = earlier if mask is None else mask.astype(bool) & earlier
+        is_causal = False
+    ahead = None
+    if layer_method.needs_causal_mask and mask is not None and not is_causal:
+        ahead = _ahead(layer_method, mask, of_batch(_after(q_places, k_places)[:, None]))
+    q, k, layer = rotate(method, variables, q, k, q_places, k_places)
     if k.shape[2] != value.shape[-2]:  # a matrix for every query head
         value = jnp.repeat(value, k.shape[2] // value.shape[-2], axis=-2)
     if is_causal:  # Linen's attention has no such argument
         options["is_causal"] = True
     bias = None
-    layer_method = method.at_layer(0)
     if layer_method.has_bias or layer_method.has_contextual_bias:
+        q_rows, k_rows = jnp.asarray(q_places), jnp.asarray(k_places)
         bias = layer_method.bias(layer, q_rows, k_rows)
         if layer_method.has_contextual_bias:
-            visible = _visible(mask, is_causal, (*batch, q.shape[2], q.shape[1], k.shape[1]))
-            visible = visible.reshape(q.shape[0], *visible.shape[-3:])
-            context = layer_method.contextual_bias(layer, q, _logits(q, k, bias, visible))
+            visible = _visible(mask, is_causal, scores).reshape(q.shape[0], *scores[-3:])
+            contextual = layer_method.contextual_bias
+            if not _is_increasing(k_places):
+                contextual = functools.partial(in_order_of_positions, contextual, k_rows)
+            context = contextual(layer, q, _logits(q, k, bias, visible))
             bias = context if bias is None or context is None else bias + context
     if bias is not None:
-        full = bias.shape[0] == q.shape[0]
-        options["bias"] = bias.reshape((*(batch if full else (1,) * len(batch)), *bias.shape[1:]))
+        check_bias(bias, (q.shape[0], *scores[-3:]))
+        options["bias"] = of_batch(bias)
     q = q.reshape(*batch, *q.shape[1:])
     k = k.reshape(*batch, *k.shape[1:])
-    return attention_fn(q, k, value, **_accepted(attention_fn, {"mask": mask, **options}))
+    out = attention_fn(q, k, value, **_accepted(attention_fn, {"mask": mask, **options}))
+    return out if ahead is None else jnp.where(ahead[..., None, None], jnp.nan, out)
+
+
+def _fitting(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
+    """``mask`` with as many axes as the scores ``[batch..., N, T, S]``, any but the rows' may be 1.
+
+    Raises:
+      ValueError: it does not broadcast to them.
+    """
+    if mask is None:
+        return None
+    shape = (1,) * (len(scores) - mask.ndim) + mask.shape
+    fits = len(shape) == len(scores) and all(
+        n in (1, m) for n, m in zip(shape, scores, strict=True)
+    )
+    if not fits:
+        hint = "; a key cache takes the mask of its one query" if scores[-2] == 1 else ""
+        raise ValueError(
+            f"mask has shape {mask.shape}: expected what broadcasts to {scores}, [batch..., heads, "
+            f"queries, keys]{hint}"
+        )
+    mask, rows = mask.reshape(shape), shape[:-3]
+    if 1 in rows and set(rows) != {1}:  # Flax makes one axis of several only where they are whole
+        mask = jnp.broadcast_to(mask, (*scores[:-3], *shape[-3:]))
+    return mask
+
+
+def _check_causal(method: PositionEmbedding, mask: Array | None, is_causal: bool) -> None:
+    if mask is None and not is_causal and method.needs_causal_mask:
+        raise ValueError(
+            f"{method}: it is defined for keys at the query's position or before it, mask is None "
+            "and is_causal is not set: pass a causal mask"
+        )
+
+
+def _after(q_positions: Array, k_positions: Array) -> Array:
+    """Whether each key stands after each query, ``[1 or B, T, S]``."""
+    return k_positions[:, None, :] > q_positions[:, :, None]
+
+
+def _ahead(method: PositionEmbedding, mask: Array, after: Array) -> Array | None:
+    """Which queries ``[batch..., T]`` see a key after them; None where it is known that none does.
+
+    Raises:
+      ValueError: it is known that one does.
+    """
+    if not _is_known(mask) or not _is_known(after):
+        return jnp.any(mask.astype(bool) & after, axis=(-3, -1))
+    if np.any(np.asarray(mask).astype(bool) & np.asarray(after)):
+        raise ValueError(
+            f"{method}: it is defined for keys at the query's position or before it, and the mask "
+            "shows a query a key after it: pass a causal mask"
+        )
+    return None
+
+
+def _is_known(x: Array) -> bool:
+    return not isinstance(x, Tracer)
+
+
+def _repeats(positions: Array) -> bool:
+    """Whether a row is known to have two tokens at one position."""
+    if not _is_known(positions):
+        return False
+    return bool(np.any(np.diff(np.sort(positions, axis=1), axis=1) == 0))
+
+
+def _is_increasing(positions: Array) -> bool:
+    """Whether tokens are known to be stored in the order of their positions."""
+    return _is_known(positions) and bool(np.all(np.diff(positions, axis=1) > 0))
 
 
 def _accepted(attention_fn: Callable[..., Array], options: dict[str, Any]) -> dict[str, Any]:
@@ -244,17 +351,46 @@ def resolve(
 
 def _newest(mask: Array, batch: tuple[int, ...]) -> Array:
     """The position of the newest key that any head's single query sees, ``[B, 1]``."""
-    seen = jnp.where(mask.astype(bool), jnp.arange(mask.shape[-1], dtype=jnp.int32), -1)
-    newest = jnp.max(seen, axis=(-3, -2, -1))  # the axes [N, T = 1, S]
+    newest = jnp.max(_seen(mask), axis=(-3, -2, -1))  # the axes [N, T = 1, S]
     return jnp.broadcast_to(newest, batch).reshape(-1, 1)
 
 
-def _visible(mask: Array | None, is_causal: bool, shape: tuple[int, ...]) -> Array:
-    if mask is None and not is_causal:
+def _seen(mask: Array) -> Array:
+    """The index of each key that the mask shows, -1 where it shows none."""
+    index = jnp.arange(mask.shape[-1], dtype=jnp.int32).reshape((1,) * (mask.ndim - 1) + (-1,))
+    return jnp.where(mask.astype(bool), index, -1)
+
+
+def decoding_step(mask: Array, num_keys: int, last: Array) -> tuple[Array, Array]:
+    """The key that a decoding step has written, and whether there was a place for it.
+
+    Flax's key cache clamps: a token after its last place overwrites the key in that place. All that
+    shows of it is the same newest key in two steps one after the other.
+
+    Args:
+      mask: of the one query, ``[..., S]``.
+      num_keys: places of the cache, S.
+      last: int32, what the step before wrote; -1 before the first.
+
+    Returns:
+      newest: int32, the newest key that the mask shows.
+      full: bool, whether there was no place.
+
+    Raises:
+      ValueError: it is known that there was none.
+    """
+    newest = jnp.max(_seen(mask))
+    # With a single place the first step of another sequence would look the same.
+    full = (newest == num_keys - 1) & (last == newest) & (num_keys > 1)
+    if _is_known(full) and full:
         raise ValueError(
-            "mask is None: a contextual method counts the keys that a query sees, "
-            "pass a causal mask"
+            f"the key cache holds {num_keys} tokens and all are used: one more would overwrite the "
+            "last; make a larger cache"
         )
+    return newest, full
+
+
+def _visible(mask: Array | None, is_causal: bool, shape: tuple[int, ...]) -> Array:
     visible = jnp.ones(shape[-2:], bool)
     if is_causal:
         visible = jnp.tril(visible)
@@ -296,6 +432,6 @@ def embed_positions(
     check_embeds(method)
     method.check(shape)
     if positions is not None:
-        return as_rows(positions, x, "positions")
+        return jnp.asarray(as_rows(positions, x, "positions"))
     check_length(method, x.shape[1])
-    return arange(x.shape[1])
+    return jnp.asarray(arange(x.shape[1]))

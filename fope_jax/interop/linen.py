@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from fope_jax.interop import attention
 from fope_jax.position import ModelShape, PositionEmbedding
@@ -33,7 +34,8 @@ class PositionAttention(nn.Module):
         document; None counts from 0.
       key_positions: of the keys, where they are not those of the queries.
       decode: for ``MultiHeadDotProductAttention(decode=True)``: the one query is the newest key
-        that the mask shows. Not for attention to another sequence.
+        that the mask shows. A token for which the cache has no place left raises ValueError; under
+        ``jit``, where that cannot be known, it gives NaN. Not for attention to another sequence.
 
     >>> import jax
     >>> from fope_jax.position import FoPE
@@ -72,7 +74,8 @@ class PositionAttention(nn.Module):
         """Attends: see ``nn.dot_product_attention``, and ``ValueError`` of ``attention.attend``."""
         shape = attention.layer_shape(query.shape[-2], key.shape[-2], query.shape[-1])
         attention.check_method(self.method, shape)
-        return attention.attend(
+        full = self._step(mask, query, key) if self.decode else None
+        out = attention.attend(
             self.method,
             _variables(self, self.method, shape),
             self.attention_fn,
@@ -94,10 +97,23 @@ class PositionAttention(nn.Module):
             qk_attn_weights_einsum=qk_attn_weights_einsum,
             attn_weights_value_einsum=attn_weights_value_einsum,
         )
+        return out if full is None else jnp.where(full, jnp.nan, out)
+
+    def _step(self, mask: Array | None, query: Array, key: Array) -> Array | None:
+        """Whether the key cache had no place for this token; None where none is decoded."""
+        if self.is_initializing():
+            self.variable("cache", "last_key", lambda: jnp.int32(-1))
+        elif mask is not None and query.shape[-3] == 1 and self.is_mutable_collection("cache"):
+            last = self.variable("cache", "last_key", lambda: jnp.int32(-1))
+            last.value, full = attention.decoding_step(mask, key.shape[-3], last.value)
+            return full
+        return None
 
 
 class Rotary(nn.Module):
     """Rotates queries and keys, for attention that you write yourself.
+
+    That must be causal where ``method.needs_causal_mask``.
 
     Attributes:
       method: a rotation.

@@ -59,7 +59,9 @@ class PositionAttention(nnx.Module):
           positions: ``[T]``, ``[1, T]`` or ``[B, T]`` tokens since the start of each document; None
             counts from 0. Held as state: ``set_positions`` overwrites them.
           decode: for decoding with Flax's key cache: the one query is the newest key that the
-            mask shows. Not for attention to another sequence.
+            mask shows, whatever ``is_causal`` is. A token for which the cache has no place left
+            raises ValueError; under ``jit``, where that cannot be known, it gives NaN. Not for
+            attention to another sequence.
           rngs: its ``params`` stream is drawn from.
 
         Raises:
@@ -73,6 +75,7 @@ class PositionAttention(nnx.Module):
         self.decode = decode
         self.variables = _draw(method, shape, rngs)
         self.positions = nnx.data(None)
+        self.last_key = nnx.data(nnx.Cache(jnp.int32(-1)) if decode else None)
         if positions is not None:
             self.set_positions(positions)
 
@@ -96,7 +99,13 @@ class PositionAttention(nnx.Module):
           ValueError: heads of another shape than declared; and see ``attention.attend``.
         """
         _check_heads(self.shape, query, key)
-        return attention.attend(
+        full = None
+        if self.decode and query.shape[-3] == 1 and mask is not None:
+            if self.last_key is None:  # ``decode`` was set after the module was made
+                self.last_key = nnx.Cache(jnp.int32(-1))
+            step = attention.decoding_step(mask, key.shape[-3], self.last_key[...])
+            self.last_key[...], full = step
+        out = attention.attend(
             self.method,
             _values(self.variables),
             self.attention_fn,
@@ -109,10 +118,13 @@ class PositionAttention(nnx.Module):
             decode=self.decode,
             **options,
         )
+        return out if full is None else jnp.where(full, jnp.nan, out)
 
 
 class Rotary(nnx.Module):
     """Rotates queries and keys, for attention that you write yourself.
+
+    That must be causal where ``method.needs_causal_mask``.
 
     >>> from fope_jax.position import FoPE
     >>> rotary = Rotary(FoPE(64), num_heads=4, head_dim=16, rngs=nnx.Rngs(0))

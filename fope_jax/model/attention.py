@@ -2,8 +2,9 @@
 
 The chunked form visits blocks of the score matrix one at a time and keeps a running maximum and
 sum for each query, so its memory grows with T + S and not with T * S. Its backward pass recomputes
-each block from the saved log-sum-exp. Methods whose positions depend on content need whole rows of
-scores: these are computed for a block of queries at a time, and computed again for the gradient.
+each block from the saved log-sum-exp; written out so, it has no forward mode (``derivatives``).
+Methods whose positions depend on content need whole rows of scores: these are computed for a block
+of queries at a time, and computed again for the gradient.
 
 Reference: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with
 IO-Awareness"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory".
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fope_jax.model.layers import check_derivatives
 from fope_jax.typing import Array
 
 BACKENDS = ("chunked", "reference")
@@ -61,6 +63,7 @@ def attend(
     bias_constants: dict[str, Array] | None = None,
     backend: str = "chunked",
     block: int = 280,
+    derivatives: str = "reverse",
 ) -> Array:
     """Attention of each query to the keys of its segment at its position or before.
 
@@ -78,28 +81,37 @@ def attend(
       q_segments: ``[B, T]`` int32, counted from 1; 0 is padding.
       k_segments: ``[B, S]`` int32.
       bias_fn: maps (variables, block of q_positions ``[B, t]``, block of k_positions ``[B, s]``) to
-        ``[B, N, t, s]`` float32 (or ``[1, N, t, s]``), added to the scaled logits. It must not
-        close over traced arrays: whatever is traced comes in as variables.
+        ``[B, N, t, s]`` float32, added to the scaled logits; an axis along which it is the same,
+        such as that of the heads, may be 1. It must not close over traced arrays: whatever is
+        traced comes in as variables.
       contextual_fn: maps (variables, block of q ``[B, t, N, H]``, its logits ``[B, N, t, S]``) to a
-        further bias ``[B, N, t, S]``, finite everywhere. The logits are scaled, biased, float32 and
-        -inf where the query does not see the key; all keys are there, sorted by position.
+        further bias ``[B, N, t, S]``, or 1 on axes along which it is the same, finite everywhere.
+        The logits are scaled, biased, float32 and -inf where the query does not see the key; all
+        keys are there, sorted by position.
       bias_variables: floating arrays, by name, that ``bias_fn`` and ``contextual_fn`` get and that
         have gradients.
       bias_constants: what they get besides, under other names, and has none.
       backend: "chunked" or "reference" (which holds ``[B, N, T, S]``).
       block: queries and keys in a block of the chunked form.
+      derivatives: "reverse", what ``jax.grad`` needs; "all", forward mode and second derivatives as
+        well, for which the chunked form holds a block of queries with all keys.
 
     Returns:
       ``[B, T, N, H]`` in the dtype of ``q``.
+
+    Raises:
+      ValueError: shapes that do not fit, an unknown ``backend`` or ``derivatives``.
     """
     q_places, k_places = Places(q_positions, q_segments), Places(k_positions, k_segments)
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})
+    check_derivatives(derivatives)
     _check(q, k, v, q_places, k_places, trained, constants, backend, block)
     batch, length, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    if contextual_fn is not None:
-        k, v, k_places = _in_order(k, v, k_places)
+    if contextual_fn is not None or (backend == "chunked" and derivatives == "all"):
+        if contextual_fn is not None:
+            k, v, k_places = _in_order(k, v, k_places)
         rows = length if backend == "reference" else min(block, _SCORES_IN_ROWS // k.shape[1])
         out = _by_rows(
             functools.partial(_reference, bias_fn, contextual_fn),
@@ -181,6 +193,34 @@ def _in_order(k: Array, v: Array, places: Places) -> tuple[Array, Array, Places]
     )
 
 
+def in_order_of_positions(
+    contextual_fn: ContextualFn, k_positions: Array, variables: Any, q: Array, logits: Array
+) -> Array:
+    """``contextual_fn`` for keys that are stored in any order.
+
+    It gets the logits in the order of the keys' positions, and its bias is put back in theirs.
+
+    Args:
+      contextual_fn: see ``attend``.
+      k_positions: ``[B, S]`` or ``[1, S]``.
+      variables: what ``contextual_fn`` gets.
+      q: ``[B, T, N, H]``.
+      logits: ``[B, N, T, S]``.
+
+    Returns:
+      ``[B, N, T, S]``.
+    """
+    order = jnp.argsort(k_positions, axis=-1, stable=True)
+    back = jnp.argsort(order, axis=-1)
+
+    def taken(x: Array, order: Array) -> Array:
+        order = jnp.broadcast_to(order[:, None, None], logits.shape)
+        return jnp.take_along_axis(x, order, axis=-1, mode="clip")
+
+    bias = contextual_fn(variables, q, taken(logits, order))
+    return taken(jnp.broadcast_to(bias, logits.shape), back)
+
+
 def _place_blocks(places: Places, block: int) -> Places:
     """``[B, T]`` to ``[Q, B, t]``."""
     return jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), places)
@@ -224,9 +264,31 @@ def _logits(
     logits = _dot("bkgth,bksh->bkgts", q, k) * q.shape[-1] ** -0.5
     if bias_fn is not None:
         bias = bias_fn(variables, q_places.positions, k_places.positions)
-        logits += bias.reshape(-1, *logits.shape[1:]).astype(jnp.float32)
+        logits = _add_bias(logits, bias)
     mask = visible(q_places, k_places)
     return jnp.where(mask[:, None, None], logits, -jnp.inf)
+
+
+def _add_bias(logits: Array, bias: Array) -> Array:
+    """``logits [B, K, G, t, s]`` and a bias as ``check_bias`` accepts it."""
+    batch, kv_heads, group, *block = logits.shape
+    check_bias(bias, (batch, kv_heads * group, *block))
+    heads = (1, 1) if bias.shape[1] == 1 else (kv_heads, group)
+    return logits + bias.reshape(bias.shape[0], *heads, *bias.shape[2:]).astype(jnp.float32)
+
+
+def check_bias(bias: Array, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless ``bias`` is ``shape``, or 1 on axes along which it is the same.
+
+    Args:
+      bias: what a method's hook has given.
+      shape: of the logits, ``[B, N, T, S]``.
+    """
+    if bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, shape, strict=True)):
+        raise ValueError(
+            f"a bias {bias.shape} for logits [B, N, T, S] = {shape}: expected that shape, or 1 on "
+            "axes along which it is the same"
+        )
 
 
 def visible(q_places: Places, k_places: Places) -> Array:
@@ -250,7 +312,7 @@ def _whole_logits(bias_fn, contextual_fn, q, k, variables, q_places, k_places):
         batch, kv_heads, group, length, head_dim = q.shape
         queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
         scores = logits.reshape(batch, kv_heads * group, length, -1)
-        logits += contextual_fn(variables, queries, scores).reshape(logits.shape)
+        logits = _add_bias(logits, contextual_fn(variables, queries, scores))
     return logits
 
 
@@ -268,7 +330,7 @@ def attention_logits(
 
     Args:
       q: ``[B, T, N, H]``.
-      k: ``[B, T, K, H]``, of the same tokens, in the order of their positions.
+      k: ``[B, T, K, H]``, of the same tokens.
       positions: ``[B, T]`` or ``[1, T]`` int32.
       segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding.
       variables: what ``bias_fn`` and ``contextual_fn`` get.
@@ -280,6 +342,8 @@ def attention_logits(
     """
     batch, length, num_heads, head_dim = q.shape
     places = Places(positions, segments)
+    if contextual_fn is not None:
+        contextual_fn = functools.partial(in_order_of_positions, contextual_fn, positions)
     grouped = q.reshape(batch, length, k.shape[2], -1, head_dim).transpose(0, 2, 3, 1, 4)
     logits = _whole_logits(
         bias_fn, contextual_fn, grouped, k.transpose(0, 2, 1, 3), variables, places, places
@@ -484,10 +548,10 @@ def _bias_gradient(bias_fn, trained, constants, q_places, k_places, d_logits):
         return bias.astype(jnp.float32)
 
     bias, pull = jax.vjp(bias_of, trained)
-    d_bias = d_logits.reshape(-1, *bias.shape[1:])
-    if bias.shape[0] == 1:
-        d_bias = jnp.sum(d_bias, axis=0, keepdims=True)
-    (gradient,) = pull(d_bias)
+    batch, kv_heads, group, *block = d_logits.shape
+    d_bias = d_logits.reshape(batch, kv_heads * group, *block)
+    shared = [axis for axis in range(4) if bias.shape[axis] < d_bias.shape[axis]]
+    (gradient,) = pull(jnp.sum(d_bias, axis=shared, keepdims=True))
     return jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
 
 

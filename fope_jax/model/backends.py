@@ -4,7 +4,8 @@
   chunked    any platform; a loop over blocks, the bias computed inside each block
   splash     TPU; the Pallas kernel that comes with jax, for methods without a bias
   pallas     TPU; our own kernel, which computes the bias inside (``bias_kernel.py``)
-  cudnn      GPU; cuDNN's fused kernel through ``jax.nn.dot_product_attention``, without a bias
+  cudnn      GPU; cuDNN's fused kernel through ``jax.nn.dot_product_attention``, without a bias, for
+             even numbers of tokens
 
 Splash takes no bias. ALiBi as extra dimensions of the heads would be one, but not an exact one:
 products with positions of 10^5 tokens and more are summed with the logits in float32, whose steps
@@ -15,12 +16,13 @@ CoPE needs whole rows of scores and is chunked everywhere, as every bias is on G
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fope_jax.position.base import PositionEmbedding
 
 BACKENDS = ("auto", "reference", "chunked", "splash", "pallas", "cudnn")
-FUSED = ("splash", "pallas", "cudnn")  # of one platform each
+PLATFORMS = {"splash": "tpu", "pallas": "tpu", "cudnn": "gpu"}  # of the fused kernels
+FUSED = tuple(PLATFORMS)
 LANES = 128  # kernels for TPU work on blocks of tokens that are multiples of it
 FULL_MASK_TOKENS = 8192  # cudnn is given a mask of a byte a pair of tokens
 
@@ -41,6 +43,8 @@ def choose_backend(
     head_dim: int,
     dtype: str,
     context: int = 1,
+    compute_capability: str | None = None,
+    derivatives: str = "reverse",
 ) -> Choice:
     """The backend for one program, decided before anything is computed.
 
@@ -52,6 +56,8 @@ def choose_backend(
       head_dim: of a head.
       dtype: of queries and keys.
       context: devices that share the tokens of a row.
+      compute_capability: of a GPU, such as "9.0" (``capability_of``); None where it is not known.
+      derivatives: "reverse", or "all" where forward mode is wanted too.
 
     Raises:
       ValueError: the requested backend cannot run here, with every reason.
@@ -70,8 +76,15 @@ def choose_backend(
     against = {
         "splash": _against_splash(platform, methods, length, context),
         "pallas": _against_pallas(platform, methods, length, context),
-        "cudnn": _against_cudnn(platform, methods, length, head_dim, dtype, context),
+        "cudnn": _against_cudnn(
+            platform, methods, length, head_dim, dtype, context, compute_capability
+        ),
     }
+    if derivatives == "all":
+        against = {
+            name: [*found, "derivatives='all': its gradient is written out, for reverse mode"]
+            for name, found in against.items()
+        }
     if requested != "auto":
         if against[requested]:
             raise ValueError(
@@ -88,6 +101,11 @@ def choose_backend(
             return Choice(name, "; ".join([f"the fused kernel of platform {platform}", *passed]))
         passed.append(f"{name} cannot run: {', '.join(against[name])}")
     return Choice("chunked", "; ".join(passed))
+
+
+def capability_of(device: Any) -> str | None:
+    """The compute capability of a GPU, such as "9.0"; None of other devices."""
+    return getattr(device, "compute_capability", None) if device.platform == "gpu" else None
 
 
 def _against_splash(
@@ -120,16 +138,34 @@ def _against_cudnn(
     head_dim: int,
     dtype: str,
     context: int,
+    compute_capability: str | None,
 ) -> list[str]:
     found = _against_biases("gpu", platform, methods)
     found += _against_context(context)
+    largest = 128
+    if compute_capability is not None:
+        generation = _generation(compute_capability)
+        if generation is None:  # of AMD, such as "gfx942"
+            found.append(f"it needs a GPU of NVIDIA, this is {compute_capability}")
+        elif generation < 8:
+            found.append(f"it needs compute capability 8.0, this is {compute_capability}")
+        elif generation >= 9:
+            largest = 256
     if dtype not in ("bfloat16", "float16"):
         found.append(f"{dtype}: it computes in bfloat16 or float16")
-    if head_dim > 128 or head_dim % 8:
-        found.append(f"head_dim={head_dim}: it takes multiples of 8 up to 128")
+    if head_dim > largest or head_dim % 8:
+        found.append(f"head_dim={head_dim}: it takes multiples of 8 up to {largest}")
+    if length % 2:
+        found.append(f"{length} tokens a row: it takes even numbers, for the gradient of a mask")
     if length > FULL_MASK_TOKENS:
         found.append(f"the mask of {length} tokens is quadratic; up to {FULL_MASK_TOKENS}")
     return found
+
+
+def _generation(compute_capability: str) -> int | None:
+    """The part before the point; None where it is no number."""
+    major = compute_capability.partition(".")[0]
+    return int(major) if major.isdecimal() else None
 
 
 def _against_platform(needed: str, platform: str) -> list[str]:

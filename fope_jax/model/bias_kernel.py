@@ -53,14 +53,15 @@ class _Kernel(NamedTuple):
     interpret: bool
 
     def bias(self, numbers: list[Array], q_positions: Array, k_positions: Array) -> Array:
-        """The bias ``[s, t]`` from the numbers of one head."""
+        """The bias ``[s, t]`` from the numbers of one head, spread over axes it is the same on."""
         values, start = {}, 0
         for name, shape in self.shapes:
             size = math.prod(shape)
             own = numbers[start : start + size]
             values[name], start = (tuple(own) if shape else own[0]), start + size
         assert self.head_bias
-        return self.head_bias(values, q_positions, k_positions)
+        shape = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
+        return jnp.broadcast_to(self.head_bias(values, q_positions, k_positions), shape)
 
     @property
     def count(self) -> int:

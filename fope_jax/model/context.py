@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from fope_jax.model.attention import Places, attend
 from fope_jax.model.bias_kernel import HeadBias, attend_in_kernel
-from fope_jax.model.fused import cudnn, splash
+from fope_jax.model.fused import cudnn, in_stored_order, splash
 from fope_jax.model.sharding import RULES, Axes, active_mesh, spec
 from fope_jax.typing import Array
 
@@ -57,7 +58,8 @@ def attend_on_mesh(
       **settings: for ``attend``.
 
     Returns:
-      ``[B, T, N, H]``.
+      ``[B, T, N, H]``; NaN in a row whose tokens are stored in another order than that of their
+      positions, where the backend goes by the order.
 
     Raises:
       ValueError: a backend that would leave out the bias.
@@ -68,7 +70,9 @@ def attend_on_mesh(
 
     def local(q, k, v, positions, segments, variables, constants):
         if backend in _FUSED:  # chosen only where a device has all tokens of its rows
-            return _FUSED[backend](q, k, v, segments)
+            out = _FUSED[backend](q, k, v, segments)
+            in_order = in_stored_order(positions, segments)
+            return jnp.where(in_order[:, None, None, None], out, jnp.nan)
         k_positions, k_segments = positions, segments
         if context > 1:
             k, v, k_positions, k_segments = (

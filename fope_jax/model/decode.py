@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from fope_jax.model.attention import attend
 from fope_jax.model.layers import rms_norm
@@ -51,7 +53,8 @@ class KeyCache(NamedTuple):
       layers: a ``Memory`` for each of the P layers of a period.
       positions: ``[B, S]`` int32, of each key.
       segments: ``[B, S]`` int32; 0 where nothing is stored yet, and for padding.
-      filled: int32, how many of the S places are used; the same for all rows.
+      filled: int32, how many of the S places are used; the same for all rows. A NumPy number for as
+        long as it is known, also where a program is traced.
     """
 
     layers: tuple[Memory, ...]
@@ -85,7 +88,7 @@ def empty_cache(model: Transformer, batch: int, size: int) -> KeyCache:
             )
         )
     nothing = jnp.zeros((batch, size), jnp.int32)
-    return KeyCache(tuple(layers), nothing, nothing, jnp.int32(0))
+    return KeyCache(tuple(layers), nothing, nothing, np.int32(0))
 
 
 def _key_heads(model: Transformer, index: int) -> int:
@@ -123,7 +126,8 @@ def read(
 
     Args:
       model: the model that filled the cache.
-      cache: with room for T more.
+      cache: with room for T more. Where it has none that raises, as far as ``filled`` is known;
+        inside ``jit``, where it is not, these tokens and all later ones get NaN.
       tokens: ``[B, T]`` int32.
       positions: ``[B, T]`` int32, tokens since the start of the segment.
       segments: ``[B, T]`` int32; rows whose text is shorter begin with padding, segment 0.
@@ -132,8 +136,12 @@ def read(
       hidden: ``[B, T, D]`` after the final norm, as ``Transformer.hidden`` gives them for the whole
         sequence.
       cache: with these tokens in it.
+
+    Raises:
+      ValueError: the cache is known to have too little room.
     """
-    write = (jnp.int32(0), cache.filled)
+    filled = _check_room(cache, tokens.shape[1])
+    write = (jnp.int32(0), jnp.asarray(cache.filled))
     cache = cache._replace(
         positions=jax.lax.dynamic_update_slice(cache.positions, positions, write),
         segments=jax.lax.dynamic_update_slice(cache.segments, segments, write),
@@ -156,7 +164,26 @@ def read(
 
     x, layers = jax.lax.scan(body, x, (model.groups(), cache.layers))
     hidden = rms_norm(x, model.final_norm[...], model.config.norm_eps)
-    return hidden, cache._replace(layers=layers, filled=cache.filled + tokens.shape[1])
+    # Beyond the end the write above has replaced the last keys.
+    hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)
+    return hidden, cache._replace(layers=layers, filled=filled)
+
+
+def _check_room(cache: KeyCache, count: int) -> Any:
+    """How many places are used with ``count`` tokens more.
+
+    Raises:
+      ValueError: it is known that there are not as many.
+    """
+    size = cache.positions.shape[1]
+    known = not isinstance(cache.filled, Tracer)
+    used = int(cache.filled) if known else 0
+    if used + count > size:
+        raise ValueError(
+            f"{count} tokens more: the key cache has {size} places, {used} of them are used"
+            + ("" if known else " or more")
+        )
+    return np.int32(used + count) if known else cache.filled + count
 
 
 def _layer(
@@ -179,8 +206,8 @@ def _layer(
     rotated, turned = method.rotate(both, own, q, k)
     again = method.follows_length
     memory = Memory(
-        _append(memory.keys, k if again else turned, cache.filled),
-        _append(memory.values, v, cache.filled),
+        _append(memory.keys, k if again else turned, jnp.asarray(cache.filled)),
+        _append(memory.values, v, jnp.asarray(cache.filled)),
     )
     keys = _turn_all(model, index, variables, tables[1], memory.keys) if again else memory.keys
     attended = attend(
@@ -253,14 +280,25 @@ def greedy(
 ) -> Array:
     """The ``count`` tokens that follow, each the most likely one, ``[B, count]`` int32.
 
+    Where logits are NaN, because the model is or because the cache has no room left (see ``read``),
+    no token is the most likely: -1.
+
     Args:
       model: the model.
       hidden, cache, position: as ``prefill`` gives them, with room for ``count - 1`` tokens.
       count: tokens to write, 1 or more.
+
+    Raises:
+      ValueError: fewer than 1 token, or the cache is known to have too little room.
     """
+    if count < 1:
+        raise ValueError(f"count={count}: expected 1 token or more")
+    _check_room(cache, count - 1)
 
     def choose(hidden: Array) -> Array:
-        return jnp.argmax(last_logits(model, hidden), axis=-1).astype(jnp.int32)[:, None]
+        logits = last_logits(model, hidden)
+        likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # the first NaN, if there is one
+        return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), -1, likeliest)[:, None]
 
     def step(carry: tuple[Array, KeyCache, Array], _: None):
         token, cache, position = carry

@@ -1,8 +1,8 @@
 """Attention through kernels of others: splash on TPU, cuDNN on GPU.
 
 Both see the index of a token only, so tokens must be stored in the order of their positions, rows
-of several documents one document after the other, as the loader makes them. Then the keys at or
-before a query in its segment are those that ``attention.attend`` shows it.
+of several documents one document after the other, as the loader makes them (``in_stored_order``).
+Then the keys at or before a query in its segment are those that ``attention.attend`` shows it.
 """
 
 from __future__ import annotations
@@ -70,6 +70,22 @@ def _to_lanes(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -x.shape[-1] % LANES)))
 
 
+def in_stored_order(positions: Array, segments: Array) -> Array:
+    """Whether tokens are stored as these kernels take them to be, ``[B]`` bool (or ``[1]``).
+
+    Segments grow along the row, positions within a segment, and padding, segment 0, stands between
+    segments only.
+    """
+    positions, segments = jnp.broadcast_arrays(positions, segments)
+
+    def before(x: Array) -> Array:
+        return jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
+
+    new = segments > before(jax.lax.cummax(segments, axis=1))
+    next_one = (segments == before(segments)) & (positions > before(positions))
+    return jnp.all((segments == 0) | new | next_one, axis=1)
+
+
 def cudnn(q: Array, k: Array, v: Array, segments: Array, *, implementation: Any = "cudnn") -> Array:
     """Causal attention within segments by cuDNN, with a mask ``[B or 1, 1, T, T]``.
 
@@ -82,7 +98,12 @@ def cudnn(q: Array, k: Array, v: Array, segments: Array, *, implementation: Any 
 
     Returns:
       ``[B, T, N, H]`` in the dtype of ``q``.
+
+    Raises:
+      ValueError: T is odd, for which cuDNN has no gradient.
     """
+    if q.shape[1] % 2:
+        raise ValueError(f"{q.shape[1]} tokens: cudnn takes even numbers of them")
     same = segments[:, :, None] == segments[:, None, :]
     causal = jnp.tri(q.shape[1], dtype=bool)[None]
     out = jax.nn.dot_product_attention(

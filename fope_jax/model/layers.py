@@ -5,7 +5,6 @@ Weights are stored in the parameter dtype and cast to the dtype of the activatio
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -58,9 +57,19 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
 
 
 PRODUCT = "product"  # name of what ``linear`` gives, for rematerialisation to keep
+# "reverse" is what training needs, by gradients written out; "all" leaves them to JAX.
+DERIVATIVES = ("reverse", "all")
 
 
-def linear(x: Array, weight: Array, axes: Axes = (None, None)) -> Array:
+def check_derivatives(derivatives: str) -> None:
+    """Raises ValueError unless ``derivatives`` is one of ``DERIVATIVES``."""
+    if derivatives not in DERIVATIVES:
+        raise ValueError(f"derivatives={derivatives!r}: expected one of {', '.join(DERIVATIVES)}")
+
+
+def linear(
+    x: Array, weight: Array, axes: Axes = (None, None), derivatives: str = "reverse"
+) -> Array:
     """The product ``x weight`` of ``[B, T, D]`` and ``[D, M]``, ``[B, T, M]`` in the dtype of x.
 
     The gradient of the weight is accumulated in the weight's dtype. It is written out because the
@@ -70,17 +79,23 @@ def linear(x: Array, weight: Array, axes: Axes = (None, None)) -> Array:
     ``axes`` are the logical axes of the weight (``sharding.RULES``). On a mesh it is gathered along
     "embed" in the dtype of x, for each pass again, and never kept so; the gradient is reduced to
     where the weight lies.
+
+    What is written out has no forward mode: with ``derivatives="all"`` the derived one is taken.
     """
-    return checkpoint_name(_linear(x, weight, axes), PRODUCT)
+    check_derivatives(derivatives)
+    product = _linear if derivatives == "reverse" else _plain_linear
+    return checkpoint_name(product(x, weight, axes), PRODUCT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _linear(x: Array, weight: Array, axes: Axes) -> Array:
+def _plain_linear(x: Array, weight: Array, axes: Axes) -> Array:
     return jnp.einsum("btd,dm->btm", x, constrain_gathered(weight.astype(x.dtype), axes))
 
 
+_linear = jax.custom_vjp(_plain_linear, nondiff_argnums=(2,))
+
+
 def _linear_forward(x, weight, axes):
-    return _linear(x, weight, axes), (x, weight)
+    return _plain_linear(x, weight, axes), (x, weight)
 
 
 def _linear_backward(axes, saved, d_out):
@@ -97,21 +112,22 @@ def weight_gradient(x: Array, d_out: Array) -> Array:
     return jnp.einsum("btd,btm->dm", x, d_out, preferred_element_type=jnp.float32)
 
 
-def to_heads(x: Array, weight: Array) -> Array:
+def to_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
     """Projects ``x [B, T, D]`` with ``weight [D, N, H]`` to ``[B, T, N, H]``."""
-    out: Any = linear(x, weight.reshape(weight.shape[0], -1), ("embed", "heads"))
+    flat = weight.reshape(weight.shape[0], -1)
+    out: Any = linear(x, flat, ("embed", "heads"), derivatives)
     out = out.reshape(*x.shape[:2], *weight.shape[1:])
     return constrain(out, ("batch", "length", "heads", None))
 
 
-def from_heads(x: Array, weight: Array) -> Array:
+def from_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
     """Projects ``x [B, T, N, H]`` with ``weight [N, H, D]`` to ``[B, T, D]``."""
     weight = weight.reshape(-1, weight.shape[-1])
-    out = linear(x.reshape(*x.shape[:2], -1), weight, ("heads", "embed"))
+    out = linear(x.reshape(*x.shape[:2], -1), weight, ("heads", "embed"), derivatives)
     return constrain(out, ("batch", "length", None))
 
 
-def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
+def swiglu(x: Array, gate: Array, up: Array, down: Array, derivatives: str = "reverse") -> Array:
     """The gated multilayer perceptron ``(silu(x gate) * (x up)) down``.
 
     Args:
@@ -119,6 +135,7 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
       gate: ``[D, M]`` with M the width of one branch.
       up: ``[D, M]``.
       down: ``[M, D]``.
+      derivatives: see ``linear``.
 
     Returns:
       ``[B, T, D]``.
@@ -126,9 +143,10 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array) -> Array:
     Reference: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
     """
     gate_axes, activations = ("embed", "mlp"), ("batch", "length", "mlp")
-    gated = jax.nn.silu(constrain(linear(x, gate, gate_axes), activations))
-    hidden = gated * constrain(linear(x, up, gate_axes), activations)
-    return constrain(linear(hidden, down, ("mlp", "embed")), ("batch", "length", None))
+    gated = jax.nn.silu(constrain(linear(x, gate, gate_axes, derivatives), activations))
+    hidden = gated * constrain(linear(x, up, gate_axes, derivatives), activations)
+    out = linear(hidden, down, ("mlp", "embed"), derivatives)
+    return constrain(out, ("batch", "length", None))
 
 
 def look_up(embedding: Array, tokens: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fope_jax.model.layers import weight_gradient
+from fope_jax.model.layers import check_derivatives, weight_gradient
 from fope_jax.model.sharding import RULES, Axes, active_mesh, spec
 from fope_jax.typing import Array
 
@@ -42,6 +42,7 @@ def loss_sums(
     *,
     token_bytes: Array | None = None,
     time_chunk: int | None = None,
+    derivatives: str = "reverse",
 ) -> LossSums:
     """Sums of the loss over a batch.
 
@@ -52,12 +53,18 @@ def loss_sums(
       weights: ``[B, T]`` float32, 0 where the target is not scored.
       token_bytes: ``[V]`` int32, UTF-8 bytes of each token.
       time_chunk: tokens of each row whose logits exist at once; None means all.
+      derivatives: "reverse", what training needs: the gradient is taken in the forward pass. "all":
+        forward mode and second derivatives work as well.
 
     Returns:
       The sums. A target outside the vocabulary makes ``nats`` NaN where its weight is not 0.
     """
     weights = weights.astype(jnp.float32)
-    sums: Any = _weighted_sums(time_chunk, hidden, unembedding, targets, weights)
+    check_derivatives(derivatives)
+    if derivatives == "reverse":
+        sums: Any = _weighted_sums(time_chunk, hidden, unembedding, targets, weights)
+    else:
+        sums = _sums(*token_nats(hidden, unembedding, targets, time_chunk=time_chunk), weights)
     nats, correct = sums
     lengths = jnp.zeros_like(weights)
     if token_bytes is not None:

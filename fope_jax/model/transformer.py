@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fope_jax.model.backends import BACKENDS, choose_backend
+from fope_jax.model.backends import BACKENDS, PLATFORMS, capability_of, choose_backend
 from fope_jax.model.context import attend_on_mesh
 from fope_jax.model.layers import (
+    DERIVATIVES,
     PRODUCT,
     from_heads,
     look_up,
@@ -35,7 +36,9 @@ from fope_jax.typing import Array
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
 # Fields of TransformerConfig that say how a model with weights is computed, not what it computes.
-HOW = ("scan_layers", "remat", "attention", "attention_block", "dtype", "init_std")
+HOW = (
+    "scan_layers", "remat", "attention", "attention_block", "derivatives", "dtype", "init_std",
+)  # fmt: skip
 NORMS = ("pre", "post")
 QK_NORMS = ("none", "head", "width")
 
@@ -79,6 +82,10 @@ class TransformerConfig:
         can run on the default platform.
       attention_block: queries and keys in a block of the chunked attention. Not 256: blocks a power
         of two long compete for the same cache lines of a CPU (benchmarks/README.md).
+      derivatives: "reverse", what training needs; "all": ``jax.jvp``, Hessian-vector products and
+        other second derivatives work as well. Products with weights and the attention then leave
+        their gradients to JAX, which takes more time and, on a mesh, memory. ``loss_sums`` has the
+        same argument.
       dtype: of the activations and matrix products, "float32" or "bfloat16". Norms, softmax and
         logits are float32 always.
       param_dtype: of the parameters.
@@ -100,6 +107,7 @@ class TransformerConfig:
     remat: str = "none"
     attention: str = "auto"
     attention_block: int = 280
+    derivatives: str = "reverse"
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -130,6 +138,7 @@ class TransformerConfig:
             ("qk_norm", QK_NORMS),
             ("attention", BACKENDS),
             ("remat", REMAT),
+            ("derivatives", DERIVATIVES),
             ("dtype", DTYPES),
             ("param_dtype", DTYPES),
         ):
@@ -424,6 +433,7 @@ def layer(
         head_bias=position.head_bias if position.has_head_bias else None,
         backend=_backend(config, position, q.shape[1]),
         block=config.attention_block,
+        derivatives=config.derivatives,
     )
     return from_attention(config, weights, x, attended), seen
 
@@ -433,9 +443,7 @@ def to_attention(
 ) -> tuple[Array, Array, Array]:
     """q ``[B, T, N, H]``, k and v ``[B, T, K, H]`` of a layer, before any rotation."""
     y = _normed(config, "pre", x, weights["attention_norm"])
-    q = to_heads(y, weights["query"])
-    k = to_heads(y, weights["key"])
-    v = to_heads(y, weights["value"])
+    q, k, v = (to_heads(y, weights[name], config.derivatives) for name in ("query", "key", "value"))
     if config.qk_norm != "none":
         q = _heads_normed(q, weights["query_norm"], config.norm_eps)
         k = _heads_normed(k, weights["key_norm"], config.norm_eps)
@@ -451,10 +459,10 @@ def from_attention(
     config: TransformerConfig, weights: dict[str, Array], x: Array, attended: Array
 ) -> Array:
     """What a layer makes of its input ``x [B, T, D]`` and its heads' ``attended [B, T, N, H]``."""
-    y = from_heads(attended, weights["out"])
+    y = from_heads(attended, weights["out"], config.derivatives)
     x = x + _normed(config, "post", y, weights["attention_norm"])
     y = _normed(config, "pre", x, weights["mlp_norm"])
-    y = swiglu(y, weights["gate"], weights["up"], weights["down"])
+    y = swiglu(y, weights["gate"], weights["up"], weights["down"], config.derivatives)
     return x + _normed(config, "post", y, weights["mlp_norm"])
 
 
@@ -474,18 +482,21 @@ def _backend(config: TransformerConfig, position: PositionEmbedding, length: int
     """The configured backend; for "auto", what suits the default platform and this length.
 
     Training names its backend before it compiles, for devices that may not be here.
+
+    Raises:
+      ValueError: the configured one cannot run at this length.
     """
-    if config.attention != "auto":
-        return config.attention
     mesh = active_mesh()
     return choose_backend(
-        "auto",
-        platform=jax.default_backend(),
+        config.attention,
+        platform=PLATFORMS.get(config.attention, jax.default_backend()),
         methods=[position],
         length=length,
         head_dim=config.shape.head_dim,
         dtype=config.dtype,
         context=1 if mesh is None else mesh.shape["context"],
+        compute_capability=capability_of(jax.devices()[0]),
+        derivatives=config.derivatives,
     ).name
 
 

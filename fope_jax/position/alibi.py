@@ -53,7 +53,10 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
     """The additive bias of a block of attention logits.
 
-        bias[b, n, t, s] = -slopes[n] * (q_positions[b, t] - k_positions[b, s])
+        bias[b, n, t, s] = -slopes[n] * |q_positions[b, t] - k_positions[b, s]|
+
+    Without a causal mask, keys after the query are penalised as those before it: the symmetric form
+    that the authors give for encoders.
 
     Args:
       q_positions: ``[B, T]`` tokens.
@@ -61,21 +64,23 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
       slopes: ``[N]`` logits per token.
 
     Returns:
-      ``[B, N, T, S]`` float32. Keys after the query get a positive value: mask them.
+      ``[B, N, T, S]`` float32, 0 or less.
 
     Raises:
       TypeError: positions are not integers.  ValueError: other shapes.
 
-    >>> alibi_bias(np.array([[2]]), np.array([[0, 1, 2]]), np.array([0.5])).tolist()
-    [[[[-1.0, -0.5, -0.0]]]]
+    >>> alibi_bias(np.array([[2]]), np.array([[0, 1, 2, 3]]), np.array([0.5])).tolist()
+    [[[[-1.0, -0.5, -0.0, -0.5]]]]
 
-    Reference: Press et al. 2022, "Train Short, Test Long", Section 3.
+    Reference: Press et al. 2022, "Train Short, Test Long", Section 3; the symmetric form is in the
+    discussion of bidirectional models in their repository (github.com/ofirpress/
+    attention_with_linear_biases, issue 5).
     """
     slopes = as_array(slopes)
     if slopes.ndim != 1:
         raise ValueError(f"slopes {slopes.shape}: expected [N], one a head")
-    distance = relative_distance(q_positions, k_positions)[:, None].astype(jnp.float32)
-    return -by_head(slopes) * distance
+    distance = jnp.abs(relative_distance(q_positions, k_positions))[:, None]
+    return -by_head(slopes) * distance.astype(jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -119,4 +124,4 @@ class ALiBi(PositionEmbedding):
         return alibi_bias(q_positions, k_positions, variables["slopes"])
 
     def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
-        return -values["slopes"] * (q_positions - k_positions).astype(jnp.float32)
+        return -values["slopes"] * jnp.abs(q_positions - k_positions).astype(jnp.float32)

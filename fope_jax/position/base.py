@@ -131,7 +131,10 @@ class PositionEmbedding:
 
         Returns:
           ``[B, N, T, S]`` float32, added to the scaled logits (batch axis 1 where both positions
-          have it), or None where the method has none.
+          have it), or None where the method has none. An axis along which it is the same may be 1:
+          ``[B, 1, T, S]`` is one bias for all heads. What differs by head comes in as a variable
+          that ``init`` draws with an axis of heads, named in ``variable_axes``: on a mesh a device
+          has some of the heads only, and gets theirs.
         """
         return None
 
@@ -175,7 +178,8 @@ class PositionEmbedding:
             -inf where the query does not see the key.
 
         Returns:
-          ``[B, N, T, S]`` float32, finite everywhere, or None where the method has none.
+          ``[B, N, T, S]`` float32, or 1 on axes along which it is the same, finite everywhere; None
+          where the method has none.
         """
         return None
 
@@ -183,6 +187,14 @@ class PositionEmbedding:
     def has_contextual_bias(self) -> bool:
         """Whether ``contextual_bias`` is overridden, known without evaluating it."""
         return type(self).contextual_bias is not PositionEmbedding.contextual_bias
+
+    @property
+    def needs_causal_mask(self) -> bool:
+        """Whether it is defined for keys at the query's position or before it only.
+
+        The attention of this package is causal always; the drop-ins refuse other attention.
+        """
+        return False
 
     def period(self, num_layers: int) -> int:
         """After how many layers the methods of the layers repeat; 1 where all layers are alike."""

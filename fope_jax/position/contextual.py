@@ -100,7 +100,8 @@ class CoPE(PositionEmbedding):
         bias[i, j] = q_i . e[p[i, j]]
 
     A position is a count of tokens where all gates are open, of sentences or the like where they
-    learn to be. Every row of scores is needed whole, so attention cannot go block by block over
+    learn to be. The count goes from a key up to the query, so keys after it have none: attention
+    must be causal. Every row of scores is needed whole, so attention cannot go block by block over
     keys. Weight decay pulls the embeddings to 0, which is NoPE.
 
     Knobs:
@@ -136,6 +137,10 @@ class CoPE(PositionEmbedding):
 
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
         return () if self.share_heads else ("heads",)
+
+    @property
+    def needs_causal_mask(self) -> bool:
+        return True
 
     def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array:
         return cope_bias(q, logits, variables["position_table"])

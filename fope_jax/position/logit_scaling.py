@@ -149,6 +149,11 @@ class LogitScaling(PositionEmbedding):
     def has_contextual_bias(self) -> bool:
         return self.inner.has_contextual_bias
 
+    @property
+    def needs_causal_mask(self) -> bool:
+        # log_n takes the position of a query for the number of keys that it sees.
+        return self.form == "log_n" or self.inner.needs_causal_mask
+
     def period(self, num_layers: int) -> int:
         return self.inner.period(num_layers)
 

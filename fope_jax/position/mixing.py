@@ -89,6 +89,10 @@ class ByLayer(PositionEmbedding):
     def follows_length(self) -> bool:
         return any(method.follows_length for method in self.methods)
 
+    @property
+    def needs_causal_mask(self) -> bool:
+        return any(method.needs_causal_mask for method in self.methods)
+
     def at_layer(self, index: int) -> PositionEmbedding:
         return self.methods[index]
 
@@ -159,6 +163,10 @@ class ByShare(PositionEmbedding):
     @property
     def follows_length(self) -> bool:
         return any(method.follows_length for method in self.methods)
+
+    @property
+    def needs_causal_mask(self) -> bool:
+        return any(method.needs_causal_mask for method in self.methods)
 
     def frequencies(self, head_dim: int) -> np.ndarray | None:
         parts = zip(self.methods, self.dims(head_dim), strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,16 +151,35 @@ def to_spec(value: Any) -> Any:
     >>> to_spec(RoPE(scaling=(PositionInterpolation(2.0),)))["scaling"]
     [{'scaling': 'position_interpolation', 'factor': 2.0}]
     """
+    return _spec(value, dataclasses.fields)
+
+
+def _spec(value: Any, fields_of: Callable[[Any], Iterable[Any]]) -> Any:
+    def knobs() -> dict[str, Any]:
+        return {f.name: _spec(getattr(value, f.name), fields_of) for f in fields_of(value)}
+
     for key, known in (("method", METHODS), ("scaling", SCALINGS)):
         for name, cls in known.items():
             if type(value) is cls:
-                fields = dataclasses.fields(value)
-                return {key: name} | {f.name: to_spec(getattr(value, f.name)) for f in fields}
+                return {key: name} | knobs()
     if dataclasses.is_dataclass(value):  # a method of someone else's
-        fields = dataclasses.fields(value)
-        named = {f.name: to_spec(getattr(value, f.name)) for f in fields}
-        return {"method": type(value).__name__} | named
-    return [to_spec(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {"method": type(value).__name__} | knobs()
+    if isinstance(value, (list, tuple)):
+        return [_spec(item, fields_of) for item in value]
+    return value
+
+
+def _hashed_fields(value: Any) -> list[Any]:
+    """The fields that ``fingerprint`` covers.
+
+    A knob that a method got after it was released (``metadata={"added_later": True}``) counts only
+    where it is not at its default: checkpoints from before it keep their fingerprint.
+    """
+    return [
+        f
+        for f in dataclasses.fields(value)
+        if not f.metadata.get("added_later") or getattr(value, f.name) != f.default
+    ]
 
 
 def name_of(method: PositionEmbedding) -> str:
@@ -211,7 +230,8 @@ def fingerprint(
     """
     spec = to_spec(method)
     digest = hashlib.sha256()
-    digest.update(json.dumps([_as_floats(spec), shape], sort_keys=True).encode())
+    hashed = _as_floats(_spec(method, _hashed_fields))
+    digest.update(json.dumps([hashed, shape], sort_keys=True).encode())
     summary = _text(spec)
     frequencies = None if shape is None else method.frequencies(shape.head_dim)
     if frequencies is not None:

@@ -58,6 +58,7 @@ class XPos(PositionEmbedding):
 
     Keys grow as much as queries shrink, so positions are limited to where float32 holds both
     (26,156 tokens at the defaults; ``max_length``); a larger ``scale_base`` moves the limit out.
+    Keys after the query would grow with distance, so attention must be causal, as in the paper.
 
     Knobs:
       theta: base of the frequencies.
@@ -88,6 +89,10 @@ class XPos(PositionEmbedding):
         """Tokens to which the fastest decay, ``zeta_0 = gamma / (1 + gamma)``, stays in float32."""
         decay_per_token = math.log((1 + self.gamma) / self.gamma) / self.scale_base
         return min(math.floor(_LARGEST_EXPONENT / decay_per_token), 2**31 - 1)
+
+    @property
+    def needs_causal_mask(self) -> bool:
+        return True
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         return inverse_frequencies(head_dim, self.theta)

@@ -17,7 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment, Stage
-from fope_jax.model.backends import Choice, choose_backend
+from fope_jax.model.backends import Choice, capability_of, choose_backend
 from fope_jax.model.sharding import batch_sharding, make_mesh, place, tree_shardings
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import PositionVariables
@@ -87,14 +87,17 @@ def at_stage(experiment: Experiment, stage: Stage) -> Experiment:
 def _choose_attention(experiment: Experiment, mesh: Mesh) -> Choice:
     position = experiment.position
     layers = range(position.period(experiment.model.num_layers))
+    device = mesh.devices.flat[0]
     return choose_backend(
         experiment.model.attention,
-        platform=mesh.devices.flat[0].platform,
+        platform=device.platform,
         methods=[position.at_layer(index) for index in layers],
         length=experiment.train.length,
         head_dim=experiment.model.shape.head_dim,
         dtype=experiment.model.dtype,
         context=mesh.shape["context"],
+        compute_capability=capability_of(device),
+        derivatives=experiment.model.derivatives,
     )
 
 

@@ -21,6 +21,7 @@ from fope_jax.position import (
     NoPE,
     RoPE,
     Sinusoidal,
+    T5Bias,
     YaRN,
 )
 from fope_jax.position.examples import examples
@@ -296,6 +297,50 @@ def test_embed():
         assert np.abs(embed.apply(variables, x) - right).max() > 0.01
 
 
+def test_a_full_key_cache_refuses_another_token():
+    """And gives NaN under jit; the first cache again starts anew."""
+    x, layer = inputs(length=3), attention(FoPE(LENGTH), decode=True)
+    variables = layer.init(jax.random.key(1), x, mask=nn.make_causal_mask(x[..., 0]))
+    first = variables.pop("cache")
+
+    def step(cache, x, mask=None):
+        out, changed = layer.apply({**variables, "cache": cache}, x, mask=mask, mutable=["cache"])
+        return out, changed["cache"]
+
+    for run in (step, jax.jit(step)):
+        cache = first
+        for index in range(3):
+            out, cache = run(cache, x[:, index : index + 1])
+            assert np.isfinite(out).all()
+        if run is step:
+            with pytest.raises(ValueError, match="key cache holds 3 tokens and all are used"):
+                run(cache, x[:, :1])
+        else:
+            assert np.isnan(run(cache, x[:, :1])[0]).all()
+    # The causal mask of one token, kept while decoding, hides nothing; that of the whole is named.
+    kept = nn.make_causal_mask(x[:, :1, 0])
+    np.testing.assert_allclose(step(first, x[:, :1], kept)[0], step(first, x[:, :1])[0], atol=1e-6)
+    with pytest.raises(ValueError, match="a key cache takes the mask of its one query"):
+        step(first, x[:, :1], nn.make_causal_mask(x[..., 0]))
+
+
+@pytest.mark.parametrize("name", ["alibi", "cope"])
+def test_a_permutation_of_tokens_and_positions_permutes_the_output(name):
+    q = jax.random.normal(jax.random.key(0), (2, LENGTH, HEADS, HEAD_DIM))
+    order = np.random.default_rng(4).permutation(LENGTH)
+    whole, variables = PositionAttention(CASES[name]).init_with_output(
+        jax.random.key(1), q, q, q, mask=CAUSAL
+    )
+    moved, mask = q[:, order], CAUSAL[:, :, order][..., order]
+
+    def run(positions):
+        module = PositionAttention(CASES[name], positions=positions)
+        return module.apply(variables, moved, moved, moved, mask=mask)
+
+    for out in (run(order), jax.jit(run)(order)):
+        np.testing.assert_allclose(out, whole[:, order], atol=1e-5)
+
+
 def called(module, queries=LENGTH, keys=LENGTH, **options):
     q, k = (jnp.ones((2, length, HEADS, HEAD_DIM)) for length in (queries, keys))
     return module.init(jax.random.key(0), q, k, k, **options)
@@ -326,6 +371,10 @@ ERRORS = {
     "contextual without a mask": (
         lambda: called(PositionAttention(CASES["cope"])),
         "mask is None.*pass a causal mask",
+    ),
+    "T5's decoder without a mask": (
+        lambda: called(PositionAttention(T5Bias())),
+        "T5Bias.*pass a causal mask",
     ),
     "frequencies that follow the length": (
         lambda: called(

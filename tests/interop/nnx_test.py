@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,11 @@ from fope_jax.position import (
     Learned,
     LogitScaling,
     NoPE,
+    PositionEmbedding,
     RoPE,
     Sinusoidal,
+    T5Bias,
+    XPos,
     YaRN,
 )
 from fope_jax.position.examples import examples
@@ -201,13 +205,19 @@ def test_packed_documents(name, expected):
     np.testing.assert_allclose(right[:1, 5:], alone, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_decoding_with_the_key_cache_of_flax(name):
-    """One token at a time, in a cache longer than the sequence, equals all at once."""
+@pytest.mark.parametrize(
+    ("name", "is_causal"),
+    [*((name, True) for name in CASES), *((name, False) for name in ("fope", "alibi", "cope"))],
+)
+def test_decoding_with_the_key_cache_of_flax(name, is_causal):
+    """One token at a time, in a cache longer than the sequence, equals all at once.
+
+    Whichever flag is passed: the triangle that Flax makes of ``is_causal`` would leave key 0 alone.
+    """
     layer, x = attention(CASES[name], decode=True), inputs()
     full = attention(CASES[name])(x, is_causal=True)
     layer.init_cache((3, LENGTH + 4, WIDTH))
-    step = nnx.jit(lambda layer, x: layer(x))
+    step = nnx.jit(lambda layer, x: layer(x, is_causal=is_causal))
     steps = [step(layer, x[:, index : index + 1]) for index in range(LENGTH)]
     np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full, atol=2e-5)
 
@@ -366,6 +376,28 @@ ERRORS = {
         lambda: called(built(CASES["cope"])),
         "mask is None.*pass a causal mask",
     ),
+    "T5's decoder without a mask": (lambda: called(built(T5Bias())), "T5Bias.*pass a causal mask"),
+    "xPos without a mask": (lambda: called(built(XPos())), "XPos.*pass a causal mask"),
+    "log n without a mask": (
+        lambda: called(built(LogitScaling(RoPE(), training_length=8))),
+        "LogitScaling.*pass a causal mask",
+    ),
+    "a mask that shows what follows": (
+        lambda: called(built(T5Bias()), mask=jnp.ones((2, 1, LENGTH, LENGTH))),
+        "T5Bias.*the mask shows a query a key after it",
+    ),
+    "packed documents in one triangle": (
+        lambda: called(built(RoPE(), positions=jnp.arange(LENGTH) % 7), is_causal=True),
+        "positions repeat within a row and mask is None.*keeps them apart",
+    ),
+    "a mask of another shape": (
+        lambda: called(built(RoPE()), mask=jnp.ones((2, LENGTH, LENGTH))),
+        r"mask has shape \(2, 12, 12\): expected what broadcasts to \(2, 4, 12, 12\)",
+    ),
+    "the mask of the whole in a step": (
+        lambda: called(built(RoPE(), decode=True), queries=1, mask=jnp.asarray(CAUSAL)),
+        "mask has shape.*a key cache takes the mask of its one query",
+    ),
     "no bias argument": (
         lambda: called(built(ALiBi(), attention_fn=lambda query, key, value: query)),
         "takes no 'bias'",
@@ -413,3 +445,157 @@ def test_another_attention_function():
     )
     attention(ALiBi(), kv_heads=HEADS, attention_fn=all_options)(x, is_causal=True)
     assert seen["is_causal"] and seen["bias"].shape == (1, HEADS, LENGTH, LENGTH)
+
+
+SOME = ["fope-query", "alibi", "fire", "xpos", "cope"]  # one of each kind of hook
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_a_permutation_of_tokens_and_positions_permutes_the_output(name):
+    """Packed documents and a token of padding too; by a mask, and by the flag with a mask."""
+    layer, x = attention(CASES[name]), inputs()
+    order = np.random.default_rng(4).permutation(LENGTH)
+    positions = np.r_[np.arange(7), np.arange(LENGTH - 7)].astype(np.int32)
+    segments = np.r_[np.full(7, 1), np.full(LENGTH - 8, 2), 0]
+    apart = jnp.asarray(segments[:, None] == segments[None, :])[None, None]
+    mask = jnp.asarray(positions[:, None] >= positions[None, :])[None, None] & apart
+
+    def run(order, positions, mask, is_causal=False):
+        layer.attention_fn.set_positions(jnp.asarray(positions[order]))
+        mask = None if mask is None else mask[:, :, order][..., order]
+        return layer(x[:, order], mask=mask, is_causal=is_causal)
+
+    stored = np.arange(LENGTH)
+    expected = run(stored, positions, mask)
+    np.testing.assert_allclose(run(order, positions, mask), expected[:, order], atol=2e-5)
+    np.testing.assert_allclose(run(order, positions, apart, True), expected[:, order], atol=2e-5)
+    alone = run(stored, stored, None, True)
+    np.testing.assert_allclose(run(order, stored, None, True), alone[:, order], atol=2e-5)
+
+
+def test_permuted_tokens_under_jit():
+    """Positions are traced there, so that no order is known."""
+    layer, x = attention(CASES["cope"], positions=jnp.arange(LENGTH)), inputs()
+    order = np.random.default_rng(4).permutation(LENGTH)
+
+    @nnx.jit
+    def run(layer, x, positions):
+        layer.attention_fn.set_positions(positions)
+        return layer(x, is_causal=True)
+
+    expected = attention(CASES["cope"])(x, is_causal=True)
+    np.testing.assert_allclose(run(layer, x[:, order], order), expected[:, order], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["fope", "alibi", "cope"])
+def test_causal_goes_by_positions_where_queries_are_fewer(name):
+    """A piece of a prompt among the keys of all of it: Flax's triangle starts at key 0."""
+    q = jax.random.normal(jax.random.key(0), (2, LENGTH, HEADS, HEAD_DIM))
+    whole = built(CASES[name])(q, q, q, is_causal=True)
+    piece = built(CASES[name], positions=jnp.arange(5, 9))(q[:, 5:9], q, q, is_causal=True)
+    np.testing.assert_allclose(piece, whole[:, 5:9], atol=1e-5)
+
+
+def plain_attention(q, k, v, bias):
+    """``[B, T, N, H]`` float64, every key seen."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    logits = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1]) + bias
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), v)
+
+
+def test_alibi_and_t5_look_both_ways_without_a_mask():
+    """ALiBi as in the authors' encoder variant, by the size of the distance; T5 as its encoder."""
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, LENGTH, HEADS, HEAD_DIM)) for i in range(3))
+    apart = np.subtract.outer(np.arange(LENGTH), np.arange(LENGTH))  # query minus key
+    slopes = np.array([0.25, 0.0625, 0.015625, 0.00390625])[:, None, None]
+    expected = plain_attention(q, k, v, -slopes * np.abs(apart))
+    np.testing.assert_allclose(built(ALiBi())(q, k, v), expected, atol=1e-5)
+    layer = built(T5Bias(num_buckets=8, max_distance=9, init_std=2.0, bidirectional=True))
+    table = np.asarray(layer.variables["bias_table"][...], np.float64)
+    # Of four buckets each way, two hold one distance each; 4 = 2 sqrt(9 / 2) starts the last.
+    size = np.abs(apart)
+    bucket = np.select([size < 2, 2.0 * (size / 2) ** 2 < 9], [size, 2], 3) + 4 * (apart < 0)
+    expected = plain_attention(q, k, v, np.moveaxis(table[bucket], -1, 0))
+    np.testing.assert_allclose(layer(q, k, v), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["t5", "xpos", "cope", "logit_scaling"])
+def test_a_mask_that_shows_what_follows_is_nan_where_jit_hides_it(name):
+    """The rows of the queries that look ahead and no other; a causal mask is as without jit."""
+    layer, x = attention(CASES[name]), inputs()
+    run = nnx.jit(lambda layer, x, mask: layer(x, mask=mask))
+    np.testing.assert_allclose(run(layer, x, CAUSAL), layer(x, mask=CAUSAL), atol=2e-5)
+    ahead = CAUSAL.copy()
+    ahead[:, :, 4, 6] = True
+    rows = np.isnan(run(layer, x, ahead)).all(axis=(0, 2))
+    assert rows.tolist() == [row == 4 for row in range(LENGTH)]
+
+
+@pytest.mark.parametrize("name", ["fope", "cope"])
+def test_a_full_key_cache_refuses_another_token(name):
+    """And gives NaN under jit; a cache that is made anew starts anew."""
+    layer, x = attention(CASES[name], decode=True), inputs(length=3)
+    jitted = nnx.jit(lambda layer, x: layer(x))
+    for step in (layer, lambda x: jitted(layer, x)):
+        layer.init_cache((3, 3, WIDTH))
+        outs = [step(x[:, index : index + 1]) for index in range(3)]
+        assert np.isfinite(outs).all()
+        if step is layer:
+            with pytest.raises(ValueError, match="key cache holds 3 tokens and all are used"):
+                step(x[:, :1])
+        else:
+            assert np.isnan(step(x[:, :1])).all() and np.isnan(step(x[:, :1])).all()
+
+
+MASKS = {
+    "of queries and keys": CAUSAL[0, 0],
+    "of one head": CAUSAL,
+    "of each row": np.broadcast_to(CAUSAL, (3, 1, LENGTH, LENGTH)),
+    "of each head": np.broadcast_to(CAUSAL, (1, HEADS, LENGTH, LENGTH)),
+    "of numbers": CAUSAL.astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("method", [FoPE(LENGTH), CASES["cope"]], ids=["fope", "cope"])
+def test_masks_of_any_shape_that_fits(method, name):
+    layer, x = attention(method, kv_heads=HEADS), inputs()
+    right = layer(x, is_causal=True)
+    np.testing.assert_allclose(layer(x, mask=jnp.asarray(MASKS[name])), right, atol=2e-5)
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (2, 1), (1, 3), (2, 3)])
+def test_a_mask_may_be_shared_along_one_of_two_batch_axes(rows):
+    layer, x = attention(CASES["cope"], kv_heads=HEADS), inputs(batch=6)
+    deep, mask = (
+        x.reshape(2, 3, LENGTH, WIDTH),
+        jnp.broadcast_to(CAUSAL, (*rows, *CAUSAL.shape[1:])),
+    )
+    right = layer(x, is_causal=True).reshape(deep.shape)
+    np.testing.assert_allclose(layer(deep, mask=mask), right, atol=2e-5)
+
+
+@dataclass(frozen=True)
+class Constant(PositionEmbedding):
+    """A bias without variables, the same for all heads."""
+
+    def bias(self, variables, q_positions, k_positions):
+        distance = q_positions[:, :, None] - k_positions[:, None, :]
+        return -0.3 * jnp.abs(distance)[:, None].astype(jnp.float32)
+
+
+def test_a_bias_without_heads_is_the_bias_of_all_heads():
+    x = inputs()
+    right = attention(ALiBi(slopes=(0.3,) * HEADS))(x, is_causal=True)
+    np.testing.assert_allclose(attention(Constant())(x, is_causal=True), right, atol=1e-5)
+    np.testing.assert_allclose(attention(Constant())(x, mask=jnp.asarray(CAUSAL)), right, atol=1e-5)
+    deep = attention(Constant())(x.reshape(1, 3, LENGTH, WIDTH), is_causal=True)
+    np.testing.assert_allclose(deep[0], right, atol=1e-5)
+
+    class WithoutRows(Constant):
+        def bias(self, variables, q_positions, k_positions):
+            return super().bias(variables, q_positions, k_positions)[0]
+
+    with pytest.raises(ValueError, match=r"a bias \(1, 12, 12\) for logits.*\(3, 4, 12, 12\)"):
+        attention(WithoutRows())(x, is_causal=True)

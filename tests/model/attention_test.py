@@ -448,6 +448,139 @@ def test_bfloat16_is_close_to_float32_and_keeps_its_dtype():
         np.testing.assert_allclose(mine.astype(jnp.float32), theirs, rtol=0.05, atol=0.1)
 
 
+SAME_ALONG = {
+    "rows and heads": lambda q_positions, k_positions: (q_positions[:1], k_positions[:1]),
+    "heads and queries": lambda q_positions, k_positions: (q_positions[:, :1] * 0, k_positions),
+    "heads and keys": lambda q_positions, k_positions: (q_positions, k_positions[:, :1] * 0 + 3),
+}
+
+
+@pytest.mark.parametrize(
+    ("axes", "backend"),
+    [*((axes, "chunked") for axes in SAME_ALONG), ("rows and heads", "reference")],
+)
+def test_a_bias_may_be_the_same_along_any_axis(axes, backend):
+    """Its value and its gradients are those of the bias written out for every head and pair."""
+    batch, length, heads = 2, 11, 4
+    q, k, v = normal(0, batch, length, heads, 4), *normal(1, 2, batch, length, 2, 4)
+    positions, segments = in_order(batch, length)
+    places = dict.fromkeys(("q_positions", "k_positions"), positions)
+    places |= dict.fromkeys(("q_segments", "k_segments"), segments)
+
+    def same(variables, q_positions, k_positions):
+        q_positions, k_positions = SAME_ALONG[axes](q_positions, k_positions)
+        distance = q_positions[:, None, :, None] - k_positions[:, None, None, :]
+        return -jnp.log1p(variables["rate"] * jnp.abs(distance).astype(jnp.float32))
+
+    def written_out(variables, q_positions, k_positions):
+        shape = (batch, heads, q_positions.shape[1], k_positions.shape[1])
+        return jnp.broadcast_to(same(variables, q_positions, k_positions), shape)
+
+    both = functools.partial(
+        value_and_gradients, q, k, v, {"rate": np.float32(0.7)}, normal(3, *q.shape), places,
+        backend=backend, block=4,
+    )  # fmt: skip
+    out, gradients = both(bias_fn=same)
+    expected, expected_gradients = both(bias_fn=written_out)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+
+
+def test_a_contextual_bias_may_be_the_same_for_all_heads():
+    q, k, v, places, block = arrays("blocks that do not divide")
+
+    def first_head(variables, q, logits):
+        return contextual_fn(variables, q, logits)[:, :1]
+
+    def written_out(variables, q, logits):
+        return jnp.broadcast_to(first_head(variables, q, logits), logits.shape)
+
+    def run(contextual_fn):
+        return jax.jit(functools.partial(
+            attention.attend, **places, contextual_fn=contextual_fn, block=block,
+            bias_variables=contextual_variables(4, 8),
+        ))(q, k, v)  # fmt: skip
+
+    np.testing.assert_allclose(run(first_head), run(written_out), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 5, 5), (1, 1, 5), (2, 4, 5, 5)])
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+def test_a_bias_of_another_shape_is_named(shape, backend):
+    q, (positions, segments) = normal(0, 3, 5, 4, 8), in_order(3, 5)
+    places = dict.fromkeys(("q_positions", "k_positions"), positions)
+    places |= dict.fromkeys(("q_segments", "k_segments"), segments)
+    with pytest.raises(ValueError, match=r"a bias \(.*for logits \[B, N, T, S\] = \(3, 4, 5, 5\)"):
+        attention.attend(
+            q, q, q, **places, bias_fn=lambda *_: jnp.zeros(shape), backend=backend
+        )  # fmt: skip
+
+
+def test_scores_of_contextual_methods_go_by_positions_not_by_storage():
+    """Logits of tokens stored in another order are those logits in that order."""
+    positions, segments = packed([[9, 7]], 16)
+    q, k = normal(0, 1, 16, 4, 8), normal(1, 1, 16, 2, 8)
+    order = np.random.default_rng(3).permutation(16)
+    scores = functools.partial(
+        attention.attention_logits,
+        variables=contextual_variables(4, 8),
+        contextual_fn=contextual_fn,
+    )
+    stored = scores(q, k, positions=positions, segments=segments)
+    moved = scores(
+        q[:, order], k[:, order], positions=positions[:, order], segments=segments[:, order]
+    )
+    np.testing.assert_allclose(moved, stored[:, :, order][..., order], rtol=1e-5, atol=1e-5)
+
+
+def test_all_derivatives_of_the_default_attention():
+    """Forward mode against the gradient, and second derivatives both ways round."""
+    q, k, v, places, block = arrays("packed and padded, grouped")
+    variables = {name: x for name, x in bias_variables(6).items() if name != "furthest"}
+
+    def total(arrays, derivatives="all", backend="chunked"):
+        out = attention.attend(
+            *arrays[:3], **places, bias_fn=bias_fn, bias_variables=arrays[3],
+            bias_constants={"furthest": np.int32(20)}, derivatives=derivatives, backend=backend,
+            block=block,
+        )  # fmt: skip
+        return jnp.sum(jnp.sin(out))
+
+    point = (q, k, v, variables)
+    direction = jax.tree.map(lambda x: normal(x.size, *x.shape), point)
+
+    @jax.jit
+    def run(point, direction):
+        def along(f):
+            return jax.jvp(f, (point,), (direction,))[1]
+
+        def slope(point):
+            return jax.jvp(total, (point,), (direction,))[1]
+
+        gradient = jax.grad(functools.partial(total, derivatives="reverse"))(point)
+        return along(total), gradient, along(jax.grad(total)), jax.grad(slope)(point)
+
+    slope, gradient, forward_over_reverse, reverse_over_forward = run(point, direction)
+    expected = sum(
+        np.vdot(x, y)
+        for x, y in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+    )
+    np.testing.assert_allclose(slope, expected, rtol=1e-4)
+    assert_same(forward_over_reverse, reverse_over_forward, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_derivatives_are_named():
+    q, (positions, segments) = normal(0, 1, 5, 4, 8), in_order(1, 5)
+    with pytest.raises(ValueError, match="derivatives='forward': expected one of reverse, all"):
+        attention.attend(
+            q, q, q, q_positions=positions, k_positions=positions, q_segments=segments,
+            k_segments=segments, derivatives="forward",
+        )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------- every method
 
 BIASES = {

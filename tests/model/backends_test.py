@@ -1,15 +1,18 @@
 import dataclasses
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from fope_jax.model import fused
+from fope_jax.model import context, fused
 from fope_jax.model.attention import attend
 from fope_jax.model.backends import choose_backend
 from fope_jax.model.context import attend_on_mesh
+from fope_jax.model.transformer import Transformer, TransformerConfig
 from fope_jax.position import ALiBi, ByLayer, FoPE, RoPE
 from fope_jax.position.contextual import CoPE
 from fope_jax.train.state import plan_state
@@ -33,6 +36,17 @@ SHAPES = {"methods": [FoPE(512)], "length": 1024, "head_dim": 64, "dtype": "bflo
         ("gpu", {"dtype": "float32"}, "chunked", "bfloat16 or float16"),
         ("gpu", {"head_dim": 256}, "chunked", "head_dim=256"),
         ("gpu", {"length": 65536}, "chunked", "quadratic"),
+        ("gpu", {"length": 1023}, "chunked", "1023 tokens a row: it takes even numbers"),
+        ("gpu", {"length": 1}, "chunked", "1 tokens a row"),
+        ("gpu", {"head_dim": 100}, "chunked", "head_dim=100: it takes multiples of 8 up to 128"),
+        ("gpu", {"head_dim": 256, "compute_capability": "9.0"}, "cudnn", "the fused kernel"),
+        ("gpu", {"head_dim": 264, "compute_capability": "10.0"}, "chunked", "8 up to 256"),
+        ("gpu", {"head_dim": 256, "compute_capability": "8.9"}, "chunked", "8 up to 128"),
+        ("gpu", {"compute_capability": "8.0"}, "cudnn", "the fused kernel"),
+        ("gpu", {"compute_capability": "7.5"}, "chunked", "compute capability 8.0, this is 7.5"),
+        ("gpu", {"compute_capability": "gfx942"}, "chunked", "a GPU of NVIDIA, this is gfx942"),
+        ("gpu", {"derivatives": "all"}, "chunked", "derivatives='all'"),
+        ("tpu", {"derivatives": "all"}, "chunked", "derivatives='all'"),
     ],
 )
 def test_the_choice_follows_platform_and_shapes(platform, changes, name, reason):
@@ -53,6 +67,8 @@ def test_what_runs_everywhere_is_taken_as_asked(requested):
         ("splash", "tpu", {"methods": [ALiBi()], "length": 100}, ["ALiBi", "100 tokens"]),
         ("pallas", "cpu", {"methods": [CoPE()]}, ["platform tpu, this is cpu", "CoPE"]),
         ("cudnn", "tpu", {"dtype": "float32"}, ["it needs platform gpu", "float32"]),
+        ("cudnn", "gpu", {"length": 77, "head_dim": 20}, ["77 tokens a row", "head_dim=20"]),
+        ("pallas", "tpu", {"derivatives": "all"}, ["derivatives='all'"]),
     ],
 )
 def test_a_forced_backend_that_cannot_run_says_every_reason(requested, platform, changes, reasons):
@@ -160,3 +176,67 @@ def test_splash_refuses_a_length_of_no_whole_lanes():
 
 def test_rotations_are_what_reaches_a_fused_kernel():
     assert not RoPE().has_bias and not FoPE(8).has_bias
+
+
+def test_cudnn_refuses_an_odd_length_before_the_gradient():
+    arrays, _, segments = packed(1, 99, 2, 2, 16)
+    with pytest.raises(ValueError, match="99 tokens: cudnn takes even numbers"):
+        fused.cudnn(*arrays, segments)
+
+
+@pytest.mark.parametrize(
+    ("attention", "length", "message"),
+    [("cudnn", 15, "15 tokens a row"), ("splash", 100, "100 tokens a row are no multiple of 128")],
+)
+def test_a_forced_kernel_that_does_not_fit_a_length_is_named_by_the_model(
+    attention, length, message
+):
+    config = TransformerConfig(
+        vocab_size=8, d_model=16, num_layers=1, num_heads=2, mlp_dim=8, attention=attention,
+        dtype="bfloat16",
+    )  # fmt: skip
+    model = Transformer(config, RoPE(), rngs=nnx.Rngs(0))
+    ones = jnp.ones((1, length), jnp.int32)
+    with pytest.raises(ValueError, match=f"attention='{attention}' cannot run: {message}"):
+        jax.eval_shape(lambda tokens: model.hidden(tokens, tokens, tokens), ones)
+
+
+ROWS = {
+    "in order": ([0, 1, 2, 0, 1, 2], [1, 1, 1, 2, 2, 2], True),
+    "a window that starts within a document": ([7, 8, 9, 0, 1, 2], [1, 1, 1, 2, 2, 2], True),
+    "padding at the end": ([0, 1, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0], False),
+    "padding at the end, after a document": ([0, 1, 2, 3, 0, 0], [1, 1, 1, 1, 0, 0], True),
+    "padding at the beginning": ([0, 0, 0, 1, 2, 3], [0, 0, 1, 1, 1, 1], True),
+    "padding within a document": ([0, 1, 0, 2, 3, 4], [1, 1, 0, 1, 1, 1], False),
+    "backwards": ([5, 4, 3, 2, 1, 0], [1] * 6, False),
+    "two tokens swapped": ([0, 1, 3, 2, 4, 5], [1] * 6, False),
+    "a document that goes on after another": ([0, 1, 0, 1, 2, 3], [1, 1, 2, 2, 1, 1], False),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_which_rows_are_stored_as_fused_kernels_take_them(name):
+    positions, segments, right = ROWS[name]
+    found = fused.in_stored_order(jnp.array([positions]), jnp.array([segments] * 2))
+    assert found.tolist() == [right] * 2
+
+
+def test_tokens_stored_in_another_order_are_nan_and_not_another_number(monkeypatch):
+    """The kernel sees the index of a token; the reference its position, whatever the order."""
+    xla = functools.partial(fused.cudnn, implementation="xla")
+    monkeypatch.setitem(context._FUSED, "cudnn", xla)
+    arrays, positions, segments = packed(2, 64, 2, 2, 8)
+    order = np.arange(64)
+    order[[3, 4]] = 4, 3
+
+    def attended(backend, order):
+        q, k, v, at, of = (x[:, order] for x in (*arrays, positions, segments))
+        return attend_on_mesh(
+            q, k, v, positions=at, segments=of, variables={}, constants={},
+            axes_of=RoPE().variable_axes, head_bias=None, backend=backend,
+        )  # fmt: skip
+
+    stored = attended("reference", np.arange(64))
+    np.testing.assert_allclose(attended("cudnn", np.arange(64)), stored, atol=3e-6)
+    np.testing.assert_allclose(attended("reference", order), stored[:, order], atol=3e-6)
+    assert np.isnan(attended("cudnn", order)).all()

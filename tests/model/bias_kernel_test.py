@@ -1,6 +1,7 @@
 """The kernel for TPU, its program run on CPU, against the attention that holds all scores."""
 
 import functools
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from fope_jax.model.bias_kernel import attend_in_kernel
 from fope_jax.position.base import ModelShape, PositionEmbedding
 from fope_jax.position.examples import examples
 from fope_jax.position.logit_scaling import LogitScaling
+from fope_jax.position.relative_bias import T5Bias
 from tests.model.backends_test import packed
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 24
@@ -137,10 +139,14 @@ def test_lengths_of_no_whole_lanes_are_named(t, s, message):
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "nope"])
-def test_the_bias_of_one_head_is_the_bias(name):
-    """At all scales of distance, for each head, whatever the shape of the block."""
-    method = METHODS[name]
+BOTH_WAYS = T5Bias(num_buckets=8, max_distance=24, init_std=1.0, bidirectional=True)
+
+
+@pytest.mark.parametrize(
+    "method", [*(METHODS[name] for name in METHODS if name != "nope"), BOTH_WAYS], ids=str
+)
+def test_the_bias_of_one_head_is_the_bias(method):
+    """At all scales of distance, before and after the query, whatever the shape of the block."""
     own = variables_of(method)
     axes = axes_of_heads(method, own)
     q_positions = np.array([[0, 1, 7, 8, 40, 130, 5_000, 1_048_576]], np.int32)
@@ -152,10 +158,7 @@ def test_the_bias_of_one_head_is_the_bias(name):
             x = x if axes[variable] is None else jnp.take(x, head, axes[variable])
             values[variable] = tuple(x) if x.ndim else x
         found = method.head_bias(values, q_positions, k_positions.T)
-        causal = q_positions >= k_positions.T
-        np.testing.assert_allclose(
-            np.where(causal, found, 0), np.where(causal, expected[head].T, 0), rtol=1e-6, atol=1e-6
-        )
+        np.testing.assert_allclose(found, expected[head].T, rtol=1e-6, atol=1e-6)
 
 
 def test_a_scaled_method_keeps_its_bias():
@@ -166,3 +169,27 @@ def test_a_scaled_method_keeps_its_bias():
     case = (values, jnp.array([[9]]), jnp.array([[2]]))
     assert scaled.head_bias(*case) == inner.head_bias(*case) == -3.5
     assert not METHODS["nope"].has_head_bias and METHODS["nope"].head_bias(*case) is None
+
+
+@dataclass(frozen=True)
+class Recency(PositionEmbedding):
+    """A bias of the keys alone, the same for all heads and queries."""
+
+    def bias(self, variables, q_positions, k_positions):
+        return variables["slope"] * jnp.sin(k_positions[:, None, None].astype(jnp.float32))
+
+    def head_bias(self, values, q_positions, k_positions):
+        return values["slope"] * jnp.sin(k_positions.astype(jnp.float32))
+
+
+def test_a_bias_without_heads_and_queries_is_spread_over_them():
+    (q, k, v), positions, segments = packed(1, 128, HEADS, KV_HEADS, HEAD_DIM)
+    places = Places(positions, segments)
+    case = (Recency(), q, k, v, {"slope": jnp.float32(1.5)}, places, places)
+    out, gradients = value_and_gradients(kernel, *case)
+    expected, expected_gradients = value_and_gradients(reference, *case)
+    np.testing.assert_allclose(out, expected, atol=3e-6)
+    for found, right in zip(
+        jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True
+    ):
+        np.testing.assert_allclose(found, right, rtol=1e-4, atol=2e-5)

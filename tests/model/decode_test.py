@@ -150,3 +150,54 @@ def test_a_method_that_ends_says_so():
     model = new_model(METHODS["learned"](table_length=16))
     with pytest.raises(ValueError, match="a cache of 17 tokens: Learned is defined for at most 16"):
         empty_cache(model, 1, 17)
+
+
+def places(start, count, rows=2):
+    """Tokens, positions and segments of ``count`` tokens."""
+    positions = jnp.broadcast_to(jnp.arange(start, start + count, dtype=jnp.int32), (rows, count))
+    return positions % VOCAB, positions, jnp.ones_like(positions)
+
+
+def test_a_full_cache_refuses_another_token():
+    """Before anything is computed: one token too many, too many at once, and in greedy decoding."""
+    model = new_model(RoPE(), num_layers=1)
+    cache = empty_cache(model, 2, 4)
+    with pytest.raises(ValueError, match="5 tokens more: the key cache has 4 places, 0 of them"):
+        read(model, cache, *places(0, 5))
+    hidden, cache = read(model, cache, *places(0, 4))
+    assert np.isfinite(hidden).all() and cache.filled == 4
+    with pytest.raises(ValueError, match="1 tokens more: the key cache has 4 places, 4 of them"):
+        read(model, cache, *places(4, 1))
+
+    def written(count):
+        tokens = jnp.ones((1, 3), jnp.int32)
+        return jax.eval_shape(
+            lambda tokens: greedy(model, *prefill(model, tokens, tokens, room=2), count), tokens
+        )
+
+    assert written(3).shape == (1, 3)
+    with pytest.raises(ValueError, match="3 tokens more: the key cache has 5 places, 3 of them"):
+        written(4)
+    with pytest.raises(ValueError, match="count=0: expected 1 token or more"):
+        written(0)
+
+
+def test_a_full_cache_gives_nan_where_it_cannot_be_known_before():
+    """Under jit the number of used places is a traced number; what is read beyond it is NaN."""
+    model = new_model(RoPE(), num_layers=1)
+    step = jax.jit(lambda cache, *rows: read(model, cache, *rows))
+    cache = empty_cache(model, 2, 3)
+    for index in range(5):
+        hidden, cache = step(cache, *places(index, 1))
+        assert np.isnan(hidden).all() if index >= 3 else np.isfinite(hidden).all()
+    with pytest.raises(ValueError, match="4 tokens more: the key cache has 3 places"):
+        step(cache, *places(0, 4))
+
+
+def test_greedy_of_nan_writes_no_token():
+    """NaN has no most likely token; argmax alone would say token 0."""
+    model = new_model(RoPE(), num_layers=1)
+    model.final_norm[...] = model.final_norm[...] * jnp.nan
+    tokens = jnp.ones((1, 3), jnp.int32)
+    written = greedy(model, *prefill(model, tokens, tokens, room=2), 2)
+    assert written.tolist() == [[-1, -1]]

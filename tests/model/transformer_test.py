@@ -610,6 +610,7 @@ def test_names_of_parameters_and_constants_must_differ():
         ({"head_dim": None, "num_heads": 5, "num_kv_heads": None}, "d_model=24.*num_heads=5"),
         ({"attention": "flash"}, "attention='flash': expected one of auto, reference"),
         ({"attention_block": 0}, "attention_block=0"),
+        ({"derivatives": "any"}, "derivatives='any': expected one of reverse, all"),
         ({"dtype": "float16"}, "dtype='float16': expected one of float32, bfloat16"),
         ({"param_dtype": "int8"}, "param_dtype='int8'"),
         ({"init_std": -1.0}, "init_std=-1.0: expected 0 or more"),
@@ -626,3 +627,54 @@ def test_a_config_that_cannot_be_is_named(change, message):
 def test_the_position_embedding_is_asked_about_the_shape():
     with pytest.raises(ValueError, match="head_dim=7"):
         make(RoPE(), head_dim=7)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [FoPE(8), pytest.param(CoPE(init_std=0.5), marks=pytest.mark.slow)],
+    ids=["fope", "cope"],
+)
+def test_all_derivatives_of_the_model_and_its_loss(position):
+    """With the default attention: forward mode is the gradient's, and the Hessian symmetric."""
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 12)), jnp.int32)
+    at = jnp.arange(11, dtype=jnp.int32)[None]
+
+    def loss_of(derivatives):
+        changes = {"derivatives": derivatives, "num_layers": 1}
+        model = Transformer(TransformerConfig(**SIZES | changes), position, rngs=nnx.Rngs(1))
+        graphdef, params, constants = split(model)
+
+        def loss(params):
+            model = merge(graphdef, params, constants)
+            hidden = model.hidden(tokens[:, :-1], at, jnp.ones_like(at))
+            return loss_sums(
+                hidden, model.unembedding_matrix(), tokens[:, 1:], jnp.ones((2, 11)), time_chunk=4,
+                derivatives=derivatives,
+            ).nats  # fmt: skip
+
+        return loss, params
+
+    def product(one, other):
+        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        return sum(np.vdot(x, y) for x, y in pairs)
+
+    (loss, params), (trained, _) = loss_of("all"), loss_of("reverse")
+    first, second = (
+        jax.tree.map(
+            lambda x, seed=seed: jax.random.normal(jax.random.key(seed + x.size), x.shape), params
+        )
+        for seed in (0, 1)
+    )
+    forward = jax.jit(lambda params, along: jax.jvp(loss, (params,), (along,)))
+    curve = jax.jit(lambda params, along: jax.jvp(jax.grad(loss), (params,), (along,)))
+    value, slope = forward(params, first)
+    expected, gradient = jax.jit(jax.value_and_grad(trained))(params)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(slope, product(gradient, first), rtol=1e-4)
+    same, along_first = curve(params, first)
+    np.testing.assert_allclose(product(same, second), product(gradient, second), rtol=1e-4)
+    _, along_second = curve(params, second)
+    np.testing.assert_allclose(
+        product(along_first, second), product(along_second, first), rtol=1e-3
+    )
+    assert abs(product(along_first, second)) > 1.0

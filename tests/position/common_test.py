@@ -253,6 +253,21 @@ def difference(a, b):
     return float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max())
 
 
+# Defined for keys at the query's position or before it only: CoPE counts up to the query, xPos
+# grows after it, T5's causal buckets end there, log_n takes a position for a number of keys.
+NEED_A_CAUSAL_MASK = {
+    "xpos", "xpos-interleaved", "t5", "t5-layers", "cope", "cope-heads", "by-layer-cope", "log-n",
+    "log-n-alibi", "log-n-sinusoidal", "log-n-cope",
+}  # fmt: skip
+
+
+@every_case
+def test_which_methods_need_a_causal_mask(name):
+    assert CASES[name].method.needs_causal_mask == (name in NEED_A_CAUSAL_MASK)
+    layer = LogitScaling(ByShare((NoPE(), XPos()), (0.5, 0.5)), form="yarn", factor=2.0)
+    assert layer.needs_causal_mask
+
+
 def holds_or_fails(name, property_name, error, tolerance):
     if property_name in CASES[name].fails:
         assert error > 30 * tolerance, f"{name} should violate: {property_name} ({error=})"

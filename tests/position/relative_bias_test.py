@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fope_jax.model.attention import attend
-from fope_jax.position.alibi import alibi_bias
+from fope_jax.position.alibi import ALiBi, alibi_bias, alibi_slopes
 from fope_jax.position.base import ModelShape
 from fope_jax.position.relative_bias import (
     FIRE,
@@ -34,6 +34,7 @@ FAR = 1_000_000
 METHODS = {
     "t5": T5Bias(num_buckets=8, max_distance=24, init_std=0.7),
     "t5-layers": T5Bias(num_buckets=8, max_distance=24, share_layers=False),
+    "t5-both": T5Bias(num_buckets=16, max_distance=24, init_std=0.7, bidirectional=True),
     "kerple-log": Kerple(),
     "kerple-power": Kerple(form="power"),
     "fire": FIRE(init_length=20.0),
@@ -74,14 +75,21 @@ def plain_buckets(distances, num_buckets, max_distance):
 
 
 def plain_block(method, variables, q_positions, k_positions):
-    """``[B, N, T, S]`` float64, keys after the query like the query itself."""
+    """``[B, N, T, S]`` float64: keys after the query by the size of their distance.
+
+    T5's causal buckets have them at distance 0, its bidirectional ones in the second half.
+    """
     v = wide(variables)
     i = np.asarray(q_positions, np.int64)[:, :, None]
-    distance = np.maximum(i - np.asarray(k_positions, np.int64)[:, None, :], 0)
+    j = np.asarray(k_positions, np.int64)[:, None, :]
     if isinstance(method, T5Bias):
-        buckets = plain_buckets(distance, method.num_buckets, method.max_distance)
+        if method.bidirectional:
+            half = method.num_buckets // 2
+            buckets = plain_buckets(np.abs(i - j), half, method.max_distance) + half * (j > i)
+        else:
+            buckets = plain_buckets(np.maximum(i - j, 0), method.num_buckets, method.max_distance)
         return np.moveaxis(v["bias_table"][buckets], -1, 1)
-    far = distance[..., None].astype(np.float64)
+    far = np.abs(i - j)[..., None].astype(np.float64)
     if isinstance(method, Kerple):
         r1 = np.maximum(v["r1"], 0.01)
         if method.form == "log":
@@ -91,7 +99,8 @@ def plain_block(method, variables, q_positions, k_positions):
         return np.moveaxis(out, -1, 1)
     threshold = abs(v["length_factor"] * method.init_length)
     c = abs(v["c"])
-    share = np.log(c * far + 1) / (np.log(c * np.maximum(i, threshold) + 1) + 1e-6)[..., None]
+    last = np.maximum(np.maximum(i, j), threshold)
+    share = np.log(c * far + 1) / (np.log(c * last + 1) + 1e-6)[..., None]
     hidden = np.maximum(share * v["hidden_weight"] + v["hidden_bias"], 0)
     return np.moveaxis(hidden @ v["out_weight"] + v["out_bias"], -1, 1)
 
@@ -115,10 +124,9 @@ def test_values_against_float64(name, end):
     bias = np.asarray(method.bias(variables, q_positions, k_positions), np.float64)
     expected = plain_block(method, variables, q_positions, k_positions)
     assert bias.shape == (1, SHAPE.num_heads, 6, k_positions.shape[1])
-    mask = np.broadcast_to(seen(q_positions, k_positions), bias.shape)
     # FIRE's value is a sum of terms of both signs, so what is relative is its size.
     scale = np.abs(expected).max() if isinstance(method, FIRE) else 0.0
-    np.testing.assert_allclose(bias[mask], expected[mask], rtol=1e-5, atol=1e-5 * scale + 1e-12)
+    np.testing.assert_allclose(bias, expected, rtol=1e-5, atol=1e-5 * scale + 1e-12)
 
 
 @every_method
@@ -126,6 +134,22 @@ def test_keys_after_the_query_are_finite(name):
     method = METHODS[name]
     bias = method.bias(variables_of(method), row(0, 5), row(1, 9, 1_048_576))
     assert bias.dtype == jnp.float32 and np.isfinite(bias).all()
+
+
+@pytest.mark.parametrize("name", [*METHODS, "alibi"])
+def test_without_a_causal_mask_both_directions_are_alike(name):
+    """A key after the query has the bias that the query has as a key of it; T5 tells them apart."""
+    method = METHODS.get(name) or ALiBi()
+    variables = {"slopes": alibi_slopes(4)} if name == "alibi" else variables_of(method)
+    at = row(0, 1, 5, 19, 21, 40, 900)
+    bias = np.asarray(method.bias(variables, at, at))
+    same = np.abs(bias - bias.swapaxes(2, 3)).max() < 1e-6
+    assert method.needs_causal_mask == (name in ("t5", "t5-layers"))
+    assert same == (not name.startswith("t5"))
+    if name == "alibi":
+        distance = np.abs(np.subtract.outer(np.asarray(at[0]), np.asarray(at[0])))
+        right = -np.array([0.25, 0.0625, 0.015625, 0.00390625])[:, None, None] * distance
+        np.testing.assert_allclose(bias[0], right, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", RELATIVE)
@@ -289,7 +313,7 @@ def test_any_block_of_any_shape(name, sizes, shared, seed):
     rows = 1 if all(shared) else batch
     assert bias.shape == (rows, SHAPE.num_heads, length, keys) and bias.dtype == jnp.float32
     expected = plain_block(method, variables, q, k)
-    difference = np.abs(np.asarray(bias, np.float64) - expected) * seen(q, k)
+    difference = np.abs(np.asarray(bias, np.float64) - expected)
     assert difference.max() < 1e-5 * max(1.0, np.abs(expected).max())
 
 

@@ -24,6 +24,7 @@ from fope_jax.position import (
     PRoPE,
     Proportional,
     RoPE,
+    T5Bias,
     XPos,
     YaRN,
     angles,
@@ -216,3 +217,14 @@ def test_importing_position_is_light():
 def test_a_method_without_a_bias_has_none():
     assert NoPE().bias({}, np.zeros((1, 2), np.int32), np.zeros((1, 2), np.int32)) is None
     assert NoPE().contextual_bias({}, np.zeros((1, 2, 1, 4)), np.zeros((1, 1, 2, 2))) is None
+
+
+def test_a_knob_that_came_later_leaves_the_fingerprint_as_it_was():
+    """At its default, and inside other methods too; the hash is that of the code without it."""
+    assert fingerprint(T5Bias()).hash == "4d3624eca1ec365e"
+    mixed = LogitScaling(ByLayer((T5Bias(), RoPE())), training_length=8)
+    assert fingerprint(mixed).hash == "97ce96d5e8e46fd9"
+    assert fingerprint(T5Bias(bidirectional=True)).hash != fingerprint(T5Bias()).hash
+    assert from_spec(to_spec(T5Bias(bidirectional=True))) == T5Bias(bidirectional=True)
+    old = {k: v for k, v in to_spec(T5Bias()).items() if k != "bidirectional"}
+    assert from_spec(old) == T5Bias()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 if __name__ == "__main__":
@@ -20,12 +21,14 @@ if __name__ == "__main__":
     )
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.config import Experiment, TrainConfig
 from fope_jax.data import DataConfig
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
+from fope_jax.position.base import PositionEmbedding
 from fope_jax.position.examples import examples
 from fope_jax.train.loop import put
 from fope_jax.train.state import (
@@ -41,6 +44,15 @@ BATCH, LENGTH, VOCAB = 8, 64, 256
 LARGE = 2**10  # numbers; norms are smaller, and replicated on purpose
 
 
+@dataclass(frozen=True)
+class OneBias(PositionEmbedding):
+    """A bias without variables, the same for all heads."""
+
+    def bias(self, variables, q_positions, k_positions):
+        distance = q_positions[:, :, None] - k_positions[:, None, :]
+        return -0.1 * jnp.abs(distance)[:, None].astype(jnp.float32)
+
+
 def experiment(case: dict[str, Any]) -> Experiment:
     # Heads that share keys, blocks that do not divide a device's share of the tokens.
     model = {
@@ -53,7 +65,7 @@ def experiment(case: dict[str, Any]) -> Experiment:
         name="mesh",
         seed=3,
         model=TransformerConfig(**model),
-        position=examples(LENGTH, 16)[case["method"]],
+        position=(examples(LENGTH, 16) | {"one-bias": OneBias()})[case["method"]],
         data=DataConfig(corpus="gutenberg"),
         train=TrainConfig(**train),
         evaluate=None,  # type: ignore[arg-type]

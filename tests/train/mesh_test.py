@@ -95,12 +95,14 @@ def test_every_method_on_packed_rows(method):
         {"model": {"qk_norm": "head"}},
         {"model": {"tie_embeddings": True}},
         {"model": {"norm": "post"}},
+        {"model": {"derivatives": "all"}},
+        {"method": "one-bias"},
         {"model": {"qk_norm": "width", "num_kv_heads": 4}},
     ],
     ids=str,
 )
 def test_every_way_to_compute_the_step(changes):
-    pair("fope", **changes)
+    pair(**{"method": "fope"} | changes)
 
 
 def test_norms_over_all_heads_and_tied_embeddings():

@@ -1,8 +1,9 @@
 """What learned biases on distance share.
 
 All are functions of two blocks of positions, so attention evaluates them block by block. Keys after
-the query get the value of distance 0 or of the distance's size, never NaN or infinity; the causal
-mask removes them. Logits stay scaled by 1 / sqrt(H) whatever the bias.
+the query get the value of the distance's size, so that attention without a causal mask looks both
+ways alike; those of T5's causal buckets that of distance 0, which a causal mask must remove
+(``needs_causal_mask``). Logits stay scaled by 1 / sqrt(H) whatever the bias.
 """
 
 from __future__ import annotations

@@ -22,7 +22,10 @@ FIRE_EPSILON = 1e-6
 def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: Array) -> Array:
     """Distance as a share of the query's position, both on a logarithmic scale.
 
-        psi(|i - j|) / (psi(max(threshold, i)) + 1e-6),  psi(x) = log(|c| x + 1)
+        psi(|i - j|) / (psi(max(threshold, i, j)) + 1e-6),  psi(x) = log(|c| x + 1)
+
+    The paper has causal attention, where j is at most i. Without a causal mask, dividing by the
+    later of the two keeps the share within [0, 1] and the same in both directions.
 
     Args:
       q_positions: integers ``[B, T]`` or ``[1, T]``, i, tokens since the start of the segment.
@@ -32,7 +35,7 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
         distance only.
 
     Returns:
-      ``[B, T, S]`` float32, in [0, 1] for keys up to the query.
+      ``[B, T, S]`` float32, in [0, 1].
 
     Raises:
       TypeError: positions are not integers.  ValueError: other shapes.
@@ -45,15 +48,19 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
     Context Transformers", Section 3.
     """
     distance = relative_distance(q_positions, k_positions)
-    return _share(distance, token_positions(q_positions)[:, :, None], c, threshold)
+    q_positions, k_positions = token_positions(q_positions), token_positions(k_positions)
+    return _share(distance, q_positions[:, :, None], k_positions[:, None, :], c, threshold)
 
 
-def _share(distance: Array, position: Array, c: Array, threshold: Array) -> Array:
+def _share(distance: Array, i: Array, j: Array, c: Array, threshold: Array) -> Array:
     threshold, c = jnp.asarray(threshold, jnp.float32), jnp.asarray(c, jnp.float32)
-    longest = jnp.maximum(position.astype(jnp.float32), threshold)
     rate = jnp.abs(c)
+
+    def longest(position: Array) -> Array:
+        return jnp.log1p(rate * jnp.maximum(position.astype(jnp.float32), threshold))
+
     psi = jnp.log1p(rate * jnp.abs(distance).astype(jnp.float32))
-    return psi / (jnp.log1p(rate * longest) + FIRE_EPSILON)
+    return psi / (jnp.where(distance < 0, longest(j), longest(i)) + FIRE_EPSILON)
 
 
 def fire_bias(
@@ -178,7 +185,7 @@ class FIRE(PositionEmbedding):
 
     def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
         distance = q_positions - k_positions
-        share = _share(distance, q_positions, values["c"], self._threshold(values))
+        share = _share(distance, q_positions, k_positions, values["c"], self._threshold(values))
         bias = jnp.full(distance.shape, values["out_bias"], jnp.float32)
         network = (values[name] for name in ("hidden_weight", "hidden_bias", "out_weight"))
         for weight, offset, out in zip(*network, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -97,9 +98,14 @@ def t5_buckets(
 
 
 def t5_bias(
-    q_positions: Array, k_positions: Array, table: Array, *, max_distance: int = 128
+    q_positions: Array,
+    k_positions: Array,
+    table: Array,
+    *,
+    max_distance: int = 128,
+    bidirectional: bool = False,
 ) -> Array:
-    """T5's causal bias for a block of attention logits.
+    """T5's bias for a block of attention logits.
 
         bias[b, n, t, s] = table[bucket(q_positions[b, t] - k_positions[b, s]), n]
 
@@ -108,9 +114,11 @@ def t5_bias(
       k_positions: integers ``[B, S]`` or ``[1, S]``, tokens.
       table: ``[buckets, N]``, logits.
       max_distance: see ``t5_buckets``, tokens.
+      bidirectional: see ``t5_buckets``, as in T5's encoder. Its decoder's form gives keys after the
+        query the value of distance 0: mask them.
 
     Returns:
-      ``[B, N, T, S]`` float32. Keys after the query get the value of distance 0: mask them.
+      ``[B, N, T, S]`` float32.
 
     Raises:
       TypeError: positions are not integers.  ValueError: other shapes, or see ``t5_buckets``.
@@ -123,7 +131,12 @@ def t5_bias(
     Text-to-Text Transformer", Section 2.1.
     """
     distance = relative_distance(q_positions, k_positions)
-    buckets = t5_buckets(-distance, num_buckets=table.shape[0], max_distance=max_distance)
+    buckets = t5_buckets(
+        -distance,
+        num_buckets=table.shape[0],
+        max_distance=max_distance,
+        bidirectional=bidirectional,
+    )
     # Heads first: rows of scores are then written in the order in which attention reads them.
     rows = jnp.asarray(table, jnp.float32).T
     return jnp.swapaxes(jnp.take(rows, buckets, axis=1, mode="clip"), 0, 1)
@@ -145,6 +158,8 @@ class T5Bias(PositionEmbedding):
       init_std: standard deviation of the uniform draw, logits. None is T5X's variance scaling by
         the mean of the fans, ``sqrt(2 / (num_buckets + N))``; the port of Hugging Face draws with
         ``1 / sqrt(D)``.
+      bidirectional: half of the buckets for keys after the query, as in T5's encoder, for attention
+        without a causal mask.
 
     Reference: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
     Text-to-Text Transformer", Section 2.1; initial values as in T5X.
@@ -157,9 +172,10 @@ class T5Bias(PositionEmbedding):
     max_distance: int = 128
     share_layers: bool = True
     init_std: float | None = None
+    bidirectional: bool = dataclasses.field(default=False, metadata={"added_later": True})
 
     def __post_init__(self) -> None:
-        _check_buckets(self.num_buckets, self.max_distance, bidirectional=False)
+        _check_buckets(self.num_buckets, self.max_distance, self.bidirectional)
         if self.init_std is not None:
             check_spread("init_std", self.init_std)
 
@@ -178,14 +194,31 @@ class T5Bias(PositionEmbedding):
         return (None, "heads")
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
-        table = variables["bias_table"]
-        return t5_bias(q_positions, k_positions, table, max_distance=self.max_distance)
+        return t5_bias(
+            q_positions,
+            k_positions,
+            variables["bias_table"],
+            max_distance=self.max_distance,
+            bidirectional=self.bidirectional,
+        )
+
+    @property
+    def needs_causal_mask(self) -> bool:
+        return not self.bidirectional
 
     def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
-        distance = q_positions - k_positions
-        nearest, *others = values["bias_table"]
-        exact = range(1, self.num_buckets // 2 + 1)
-        edges = (*exact, *map(int, _wide_bucket_edges(self.num_buckets, self.max_distance)))
+        distance, table = q_positions - k_positions, values["bias_table"]
+        if not self.bidirectional:
+            return self._by_steps(distance, table)
+        half = self.num_buckets // 2
+        before, after = (self._by_steps(jnp.abs(distance), x) for x in (table[:half], table[half:]))
+        return jnp.where(distance < 0, after, before)
+
+    def _by_steps(self, distance: Array, values: tuple[Array, ...]) -> Array:
+        """The value of each distance's bucket, ``values`` in the order of the buckets."""
+        nearest, *others = values
+        exact = range(1, len(values) // 2 + 1)
+        edges = (*exact, *map(int, _wide_bucket_edges(len(values), self.max_distance)))
         bias = jnp.full(distance.shape, nearest, jnp.float32)
         for edge, value in zip(edges, others, strict=True):
             bias = jnp.where(distance >= edge, value, bias)

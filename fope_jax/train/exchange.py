@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,8 +20,10 @@ from fope_jax.config import (
     build_experiment,
     experiment_to_dict,
     overridden,
+    split_override,
 )
 from fope_jax.data import DataConfig
+from fope_jax.data.bos import read_bos
 from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
@@ -41,6 +44,8 @@ from fope_jax.train.workdir import (
     record_run,
     run_and_step,
 )
+
+log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
 BESIDE = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
@@ -98,8 +103,8 @@ def imported_experiment(
     """
     overrides = list(overrides)
     tokenizer = source / TOKENIZER
-    stated = any(".tokenizer=" in override for override in overrides)
-    if not tokenizer.is_file() and not stated:
+    stated = dict(map(split_override, overrides))
+    if not tokenizer.is_file() and "data.tokenizer" not in stated:
         raise ConfigError(
             f"{source} has no {TOKENIZER}: say which one its tokens are of, such as"
             f" --config.data.tokenizer=PATH/{TOKENIZER}"
@@ -114,7 +119,7 @@ def imported_experiment(
         data=data,
         # Step 0 is all there is; the length is what evaluation goes by.
         train=TrainConfig(steps=1, batch_size=1, length=length, warmup_steps=0),
-        evaluate=EvaluateConfig(),
+        evaluate=_evaluation(Path(stated.get("data.tokenizer", tokenizer))),
     )
     config = overridden(ConfigDict(experiment_to_dict(base)), overrides)
     experiment = build_experiment(config)
@@ -129,6 +134,14 @@ def imported_experiment(
                 f"{', '.join(f'model.{how}' for how in HOW)} only"
             )
     return experiment
+
+
+def _evaluation(tokenizer: Path) -> EvaluateConfig:
+    """What is evaluated of a model, with the BOS token that the files of its tokenizer name."""
+    bos = read_bos(tokenizer)
+    does = "is added to" if bos.added else "is not added to"
+    log.info("BOS token: %s %s evaluated texts (%s)", bos.token or "none", does, bos.source)
+    return EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added)
 
 
 def export_run(

@@ -83,6 +83,8 @@ def read_bos(path: Path) -> StatedBos:
     if not path.is_file():  # "bytes" and "sentencepiece" are no files
         return StatedBos(None, False, "no tokenizer.json")
     content = _read(path)
+    if not content:
+        return StatedBos(None, False, f"{path.name} cannot be read")
     config, names, model = (
         _read(path.with_name(name))
         for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")

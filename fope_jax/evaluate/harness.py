@@ -70,8 +70,8 @@ def row_programs(model: Transformer) -> tuple[RowScorer, Writer]:
 
     def write(params: Any, constants: Any, tokens: Array, segments: Array, count: int) -> Array:
         model = merge(graphdef, params, constants)
-        hidden, *rest = prefill(model, tokens, segments, count)
-        written = greedy(model, hidden, *rest, count)
+        hidden, cache, position = prefill(model, tokens, segments, count)
+        written = greedy(model, hidden, cache, position, count)
         # argmax of NaN is token 0, which would look like an answer.
         finite = jnp.isfinite(hidden[:, -1]).all(axis=-1, keepdims=True)
         return jnp.where(finite, written, -1)

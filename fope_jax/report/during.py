@@ -35,7 +35,8 @@ def scored_during(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]
     found: dict[Scored, list[tuple[Run, list[Row]]]] = {}
     for run in runs:
         scored = group(
-            run.of("validation"), lambda row: Scored(*(row.get(key) for key in Scored._fields))
+            run.of("validation"),
+            lambda row: Scored(**{key: row[key] for key in Scored._fields if key in row}),
         )
         for key, rows in scored.items():
             found.setdefault(key, []).append((run, rows))

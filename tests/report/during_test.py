@@ -45,6 +45,17 @@ def pair(make_run):
     return parent, child
 
 
+def test_windows_with_a_bos_token_have_axes_of_their_own(pair, make_run, tmp_path):
+    third = make_run("alibi")
+    rows = validation("alibi", 128, [(8.0, 8.0), (3.0, 3.0)])
+    add(third, [row | {"bos_token": "<s>"} for row in rows])
+    found = scored_during(read_runs([*pair, third]))
+    shown = {scored.bos_token: [run.variant for run, _ in own] for scored, own in found.items()}
+    assert shown == {None: ["rope", "nope"], "<s>": ["alibi"]}
+    page = write_report([*pair, third], tmp_path / "report").read_text()
+    assert page.count("Every window begins with &lt;s&gt;.") == 1
+
+
 def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):
     runs = read_runs(pair)
     ((scored, shown),) = scored_during(runs).items()

@@ -40,8 +40,8 @@ def find_bos(tokenizer: Tokenizer, token: str | None) -> Bos | None:
     index = tokenizer.token_id(token)
     if index is None:
         raise ValueError(
-            f"evaluate.bos_token = {token!r} is no token of the {tokenizer.kind} tokenizer with "
-            f"{tokenizer.vocab_size} tokens; accepted: the name of one, or none"
+            f"evaluate.bos_token = {token!r} is no token of the tokenizer, which has "
+            f"{tokenizer.vocab_size}; accepted: the name of one of them, or none"
         )
     return Bos(token, index)
 
@@ -168,9 +168,10 @@ def _first_tokens(processor: Any) -> list[str] | None:
         pieces = itertools.takewhile(lambda p: "SpecialToken" in p, processor.get("single", ()))
         special = processor.get("special_tokens", {})
         names = [piece["SpecialToken"]["id"] for piece in pieces]
-        return [token for name in names for token in special.get(name, {}).get("tokens", [name])]
+        parts = [special.get(name, {}).get("tokens", [name]) for name in names]
+        return [str(token) for part in parts for token in part]
     if kind in ("BertProcessing", "RobertaProcessing"):
-        return [processor["cls"][0]]
+        return [str(processor["cls"][0])]
     return None
 
 

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fope_jax.config import check_vocabulary
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.data.tokenizer import Tokenizer
@@ -334,7 +335,7 @@ def load_text_model(
 
     Raises:
       ValueError: ``max_length`` is beyond what the position embedding is defined for, weights that
-        are not finite, or a BOS token that is none.
+        are not finite, a tokenizer of more tokens than the model, or a BOS token that is none.
     """
     loaded = load_run(workdir, step)
     experiment = loaded.experiment
@@ -352,6 +353,7 @@ def load_text_model(
         )
     settings = experiment.evaluate
     tokenizer = open_cache(experiment.data, "train").tokenizer
+    check_vocabulary(tokenizer.vocab_size, experiment.model)
     bos = find_bos(tokenizer, settings.bos_token)
     add_bos = settings.add_bos_token if add_bos_token is None else add_bos_token
     if add_bos and bos is None:

@@ -325,11 +325,9 @@ def test_rows_of_a_real_model_are_scored_as_if_alone():
     expected = sum(log_p[i - 1, tokens[0, i]] for i in (7, 8, 9))
     assert total == pytest.approx(expected, rel=1e-4)
     assert len(real.generate("the sky", [], 5)) <= 5
-    # The same programs on weights of NaN, which would write token 0 and find every text greedy.
+    # With weights of NaN, which would write token 0 and nothing else.
     graphdef, params, constants = split(network)
     broken = merge(graphdef, jax.tree.map(lambda x: x * np.nan, params), constants)
     real = TextModel(*row_programs(broken), BYTES, max_length=None)
-    with pytest.raises(ValueError, match="request 0, context 'the sky', .* log-likelihood is nan"):
-        real.loglikelihood([("the sky", " is")])
     with pytest.raises(ValueError, match="the logits after the prompt 'the sky' are not finite"):
         real.generate("the sky", [], 5)

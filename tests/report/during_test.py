@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fope_jax.report import page
 from fope_jax.report.comparison import labels
 from fope_jax.report.during import during_figure, during_table, in_words, scored_during
 from fope_jax.report.page import write_report
@@ -52,8 +53,9 @@ def test_windows_with_a_bos_token_have_axes_of_their_own(pair, make_run, tmp_pat
     found = scored_during(read_runs([*pair, third]))
     shown = {scored.bos_token: [run.variant for run, _ in own] for scored, own in found.items()}
     assert shown == {None: ["rope", "nope"], "<s>": ["alibi"]}
-    page = write_report([*pair, third], tmp_path / "report").read_text()
-    assert page.count("Every window begins with &lt;s&gt;.") == 1
+    runs = read_runs([third])
+    (section,) = page._during(runs, styles(labels(runs).values()), tmp_path)
+    assert "Every window begins with &lt;s&gt;." in section
 
 
 def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):

@@ -4,9 +4,9 @@
     from fope_jax.evaluate.harness import harness_model
     lm_eval.simple_evaluate(model=harness_model("runs/fope"), tasks=["lambada_openai"])
 
-What the harness asks is answered by ``TextModel``, which knows nothing of the harness. What it
-answers is what the harness's own model of Hugging Face does (``TemplateLM`` and ``HFLM`` of
-lm-evaluation-harness 0.4.13), but where that stops with an assertion or departs from what ``LM``
+What the harness asks is answered by ``TextModel``, which knows nothing of the harness. It answers
+what the harness's own model for Hugging Face does (``TemplateLM`` and ``HFLM`` of
+lm-evaluation-harness 0.4.13), except where that stops with an assertion or departs from what ``LM``
 documents: see ``TextModel``.
 
 A text without a context is scored after the tokenizer's token for the beginning of a sequence, BOS,
@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 
 GENERATED = 256  # tokens, where a task does not say how many; the harness's own default
 SHOWN = 60  # characters of a text that a message shows
-# Keys of a task's generation_kwargs that say how many tokens to write, the first one counts; and
-# values with which other keys leave greedy decoding as it is.
+# Keys of a task's generation_kwargs: those that say how many tokens to write, of which the first
+# one counts; those that leave greedy decoding as it is with one value; and with any value.
 _COUNTS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_NEUTRAL = {"num_beams": (1,), "repetition_penalty": (1, 1.0)}
+_NEUTRAL = {"num_beams": 1, "repetition_penalty": 1}
 _IGNORED = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "seed", *_COUNTS}
 
 # Rows of tokens with each row's text at its end: tokens, segments and targets [B, T] -> nats and
@@ -191,8 +191,11 @@ class TextModel:
         return before + list(self._tokenizer.encode(self._without_bos(text)))
 
     def _encode(self, number: int, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Both in the tokens of their joint text; white space between them goes to the
-        continuation, and so do tokens that the context has in the joint text alone."""
+        """Both in the tokens of their joint text.
+
+        White space at the context's end goes to the continuation, and so does every token of the
+        context from the first one on that is another in the joint text.
+        """
         where = _request(number, context, continuation)
         if not continuation:
             raise ValueError(f"{where}: the continuation is empty; there is nothing to score")
@@ -410,7 +413,7 @@ def _generate(model: TextModel, context: str, settings: dict[str, Any]) -> str:
             "do_sample to false and temperature to 0 in the task"
         )
     for key, value in settings.items():
-        if key not in _IGNORED and value is not None and value not in _NEUTRAL.get(key, ()):
+        if key not in _IGNORED and value is not None and value != _NEUTRAL.get(key):
             raise ValueError(
                 f"generate_until asks for {key} = {value!r}, which greedy decoding here does not "
                 "know; leave it out of the task's generation_kwargs"

@@ -139,8 +139,8 @@ def imported_experiment(
 def _evaluation(tokenizer: Path) -> EvaluateConfig:
     """What is evaluated of a model, with the BOS token that the files of its tokenizer name."""
     bos = read_bos(tokenizer)
-    does = "is added to" if bos.added else "is not added to"
-    log.info("BOS token: %s %s evaluated texts (%s)", bos.token or "none", does, bos.source)
+    does = f"{bos.token} is {'added' if bos.added else 'not added'} to evaluated texts"
+    log.info("BOS token: %s (%s)", does if bos.token else "none", bos.source)
     return EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added)
 
 

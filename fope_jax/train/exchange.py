@@ -23,7 +23,7 @@ from fope_jax.config import (
     split_override,
 )
 from fope_jax.data import DataConfig
-from fope_jax.data.bos import read_bos
+from fope_jax.data.bos import StatedBos, read_bos
 from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
@@ -111,6 +111,7 @@ def imported_experiment(
         )
     data = DataConfig(tokenizer=str(tokenizer)) if tokenizer.is_file() else DataConfig()
     length = imported.kept[LENGTH]
+    bos = read_bos(Path(stated.get("data.tokenizer", tokenizer)))
     base = Experiment(
         name=source.resolve().name,
         seed=0,
@@ -119,7 +120,7 @@ def imported_experiment(
         data=data,
         # Step 0 is all there is; the length is what evaluation goes by.
         train=TrainConfig(steps=1, batch_size=1, length=length, warmup_steps=0),
-        evaluate=_evaluation(Path(stated.get("data.tokenizer", tokenizer))),
+        evaluate=EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added),
     )
     config = overridden(ConfigDict(experiment_to_dict(base)), overrides)
     experiment = build_experiment(config)
@@ -133,15 +134,16 @@ def imported_experiment(
                 f"config.{name} = {new}, but the weights are of {old}; an import can change "
                 f"{', '.join(f'model.{how}' for how in HOW)} only"
             )
+    _log_bos(experiment.evaluate, bos)
     return experiment
 
 
-def _evaluation(tokenizer: Path) -> EvaluateConfig:
-    """What is evaluated of a model, with the BOS token that the files of its tokenizer name."""
-    bos = read_bos(tokenizer)
-    does = f"{bos.token} is {'added' if bos.added else 'not added'} to evaluated texts"
-    log.info("BOS token: %s (%s)", does if bos.token else "none", bos.source)
-    return EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added)
+def _log_bos(settings: EvaluateConfig, stated: StatedBos) -> None:
+    token, added = settings.bos_token, settings.add_bos_token
+    does = f"{token} is {'added' if added else 'not added'} to evaluated texts" if token else "none"
+    changed = (token, added) != (stated.token, stated.added)
+    source = "as the configuration has it" if changed else stated.source
+    log.info("BOS token: %s (%s)", does, source)
 
 
 def export_run(

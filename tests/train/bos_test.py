@@ -85,8 +85,10 @@ def test_the_run_says_what_the_checkpoint_says(run, checkpoint, overrides, tmp_p
     settings = read_experiment(run).evaluate
     assert (settings.bos_token, settings.add_bos_token) == ("<s>", True)
     with caplog.at_level("INFO"):
+        open_parent(f"hf:{checkpoint}")
         import_run(checkpoint, tmp_path / "a", [*overrides, "evaluate.add_bos_token=false"])
     assert "BOS token: <s> is added to evaluated texts (add_bos_token = True in" in caplog.text
+    assert "BOS token: <s> is not added to evaluated texts (as the configuration" in caplog.text
     settings = read_experiment(tmp_path / "a").evaluate
     assert (settings.bos_token, settings.add_bos_token) == ("<s>", False)
     import_run(checkpoint, tmp_path / "b", [*overrides, "data.tokenizer=bytes"])

@@ -35,6 +35,12 @@ class EvaluateConfig:
         first of ``splits``, or "noise", a few sentences that are repeated.
       batch_tokens: upper bound of the tokens in one forward pass.
       splits: the corpus splits perplexity is measured on.
+      bos_token: name of the tokenizer's token for the beginning of a sequence, BOS. `fope import`
+        takes it from the files of the checkpoint; None where there is none, as in models that were
+        trained here on documents which an end-of-document token joins.
+      add_bos_token: whether every window, document and prompt that is evaluated begins with it, as
+        in the training of imported models whose files say so. It takes the place of the window's
+        first token. What it is makes rows of their own: they are compared with their like alone.
       texts: other text that it is measured on, cut by the tokenizer of the run: "web" (119 pages
         labelled C4), "news" (3,824 articles), both downloaded once, or ``NAME=GLOB`` of your own
         .txt or .jsonl files.
@@ -55,6 +61,8 @@ class EvaluateConfig:
     needle_haystack: Literal["corpus", "noise"] = "corpus"
     batch_tokens: int = 16_384
     splits: tuple[str, ...] = ("validation",)
+    bos_token: str | None = None
+    add_bos_token: bool = False
     texts: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -74,6 +82,11 @@ class EvaluateConfig:
         tasks = [name for name in TASKS if name != "passkey"]  # which passkey_templates measure
         wrong = [name for name in self.retrieval_tasks if name not in tasks]
         check_value("retrieval_tasks", self.retrieval_tasks, not wrong, f"some of {tasks}")
+        named = self.bos_token is not None or not self.add_bos_token
+        check_value(
+            "add_bos_token", self.add_bos_token, named, "False where bos_token is None: name the "
+            "token, such as bos_token = '<s>'",
+        )  # fmt: skip
         haystacks = ("corpus", "noise")
         check_value(
             "needle_haystack", self.needle_haystack, self.needle_haystack in haystacks,

@@ -51,6 +51,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Iterable[int]) -> str: ...
 
+    def token_id(self, name: str) -> int | None: ...
+
     def save(self, directory: Path) -> None: ...
 
 
@@ -87,6 +89,9 @@ class BytesTokenizer:
         ids = np.asarray(list(ids), np.int64)
         text = (ids[ids >= self._first] - self._first).astype(np.uint8)
         return text.tobytes().decode("utf-8", errors="replace")
+
+    def token_id(self, name: str) -> int | None:
+        return None  # its tokens have no names
 
     def save(self, directory: Path) -> None:
         pass  # nothing to keep: the class is the tokenizer
@@ -166,6 +171,10 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
+
+    def token_id(self, name: str) -> int | None:
+        index = self._processor.piece_to_id(name)
+        return index if self._processor.id_to_piece(index) == name else None
 
     def save(self, directory: Path) -> None:
         (directory / self.filename).write_bytes(self._model)
@@ -346,6 +355,9 @@ class JsonTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token_id(self, name: str) -> int | None:
+        return self._tokenizer.token_to_id(name)
 
     def save(self, directory: Path) -> None:
         (directory / self.filename).write_text(self._content, encoding="utf-8")

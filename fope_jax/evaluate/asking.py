@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fope_jax.config import Experiment
+from fope_jax.data.bos import Bos
 from fope_jax.data.retrieval.base import Task
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
 from fope_jax.data.retrieval.table import TASKS, make_task
@@ -29,16 +30,19 @@ def retrieval_protocols(
     contexts: list[int],
     names: Sequence[str],
     asked: Sequence[str],
+    bos: Bos | None = None,
 ) -> list[Protocol]:
     """A protocol for each passkey template and each retrieval task.
 
-    Where "retrieval" is asked for and the configuration names no task, all of them; what does not
-    fit is an error where it is named there, and a warning otherwise.
+    Prompts begin with ``bos``, where there is one; it is one of a window's tokens. Where
+    "retrieval" is asked for and the configuration names no task, all of them; what does not fit is
+    an error where it is named there, and a warning otherwise.
     """
     settings, tokenizer = experiment.evaluate, cache.tokenizer
     if not (contexts and settings.passkey_trials and settings.passkey_depths):
         return []
-    series = Series(contexts, settings.passkey_depths, settings.passkey_trials, PASSKEY_SEED)
+    depths, trials = settings.passkey_depths, settings.passkey_trials
+    series = Series(contexts, depths, trials, PASSKEY_SEED, bos and bos.id)
     protocols = []
     for name in settings.passkey_templates if PASSKEY in names else ():
         if name not in TEMPLATES:
@@ -47,7 +51,7 @@ def retrieval_protocols(
             )
         task = Passkey.of(tokenizer, TEMPLATES[name])
         identity = {"protocol": PASSKEY, "template": name}
-        protocols.append(_task("passkey", identity, task, series, tokenizer, experiment))
+        protocols.append(_task("passkey", identity, task, series, tokenizer, experiment, bos))
     tasks = settings.retrieval_tasks if RETRIEVAL in names else ()
     every = not tasks and RETRIEVAL in names and asked is not settings.protocols
     haystack = CorpusText(cache) if settings.needle_haystack == "corpus" else None
@@ -55,7 +59,7 @@ def retrieval_protocols(
         identity = {"protocol": RETRIEVAL, "task": name}
         try:
             task = make_task(name, tokenizer, haystack)
-            protocols.append(_task("retrieval", identity, task, series, tokenizer, experiment))
+            protocols.append(_task("retrieval", identity, task, series, tokenizer, experiment, bos))
         except ValueError as error:
             if not every:
                 raise
@@ -70,6 +74,7 @@ def _task(
     series: Series,
     tokenizer: Any,
     experiment: Experiment,
+    bos: Bos | None,
 ) -> Protocol:
     check_series(task, series)
     stated = {
@@ -88,4 +93,9 @@ def _task(
         )
         return rows, None
 
-    return Protocol(kind, identity, stated, run, answers=True)
+    if bos is None:
+        return Protocol(kind, identity, stated, run, answers=True)
+    return Protocol(
+        kind, identity, stated | {"bos_token": bos.token}, run, answers=True,
+        bos=f"every prompt begins with {bos.token}", bos_token=bos.token,
+    )  # fmt: skip

@@ -82,7 +82,7 @@ def _pooled(protocol: Protocol, ids: Row, scorer: Any) -> Iterable[Row]:
         sums = contexts.setdefault(
             row["context"],
             {
-                "kind": VALIDATION, **protocol.identity, **ids, "context": row["context"],
+                "kind": VALIDATION, **protocol.row_fields, **ids, "context": row["context"],
                 "scored_per_window": row["scored_per_window"], "windows": 0,
             } | dict.fromkeys(_SUMS, 0),
         )  # fmt: skip

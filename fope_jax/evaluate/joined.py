@@ -14,6 +14,10 @@ Protocols ``document-resets`` and ``no-resets``: chunks of blocks in which docum
 positions and segments that begin anew at each document and once without. Each token of a chunk
 predicts the one after it, the last one too, so that the same tokens are scored at every context:
 all but the first of a document, which nothing of its own predicts.
+
+With ``bos``, a token for the beginning of a sequence, a chunk begins with it in place of its first
+token. With resets each document in it does too, in place of the end-of-document token before it,
+which then is a target alone.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ def score_chunks(
     num_blocks: int,
     batch_tokens: int,
     progress: Progress = plain,
+    bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores blocks of the stream in chunks of each context, as the paper's code does.
 
@@ -48,6 +53,7 @@ def score_chunks(
       num_blocks: blocks wanted, evenly spaced; more than there are takes all.
       batch_tokens: upper bound of tokens in one forward pass.
       progress: called as ``progress(batches, desc=...)``.
+      bos: what a chunk begins with; None takes the text's own tokens.
 
     Returns:
       One row for each context and document: ``context, scored_per_window, windows, nats, tokens,
@@ -59,7 +65,7 @@ def score_chunks(
     """
     blocks = place_blocks(cache.documents, length=math.lcm(*contexts), total=num_blocks)
     check_chunks(contexts)
-    return _score(scorer, cache, blocks, contexts, batch_tokens, progress, "chunks")
+    return _score(scorer, cache, blocks, contexts, batch_tokens, progress, "chunks", bos)
 
 
 def score_resets(
@@ -71,6 +77,7 @@ def score_resets(
     reset: bool,
     batch_tokens: int,
     progress: Progress = plain,
+    bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores blocks in which documents meet, with or without a new beginning at each document.
 
@@ -83,6 +90,7 @@ def score_resets(
         other; otherwise the chunk is one segment.
       batch_tokens: upper bound of tokens in one forward pass.
       progress: called as ``progress(batches, desc=...)``.
+      bos: what a chunk begins with; None takes the text's own tokens.
 
     Returns:
       Rows as of ``score_chunks``, and the blocks.
@@ -93,7 +101,7 @@ def score_resets(
     length = math.lcm(*contexts)
     blocks = place_blocks(cache.documents, length=length, total=num_blocks, meeting=True)
     name = "document-resets" if reset else "no-resets"
-    return _score(scorer, cache, blocks, contexts, batch_tokens, progress, name)
+    return _score(scorer, cache, blocks, contexts, batch_tokens, progress, name, bos)
 
 
 def check_chunks(contexts: Sequence[int]) -> None:
@@ -113,6 +121,7 @@ def _score(
     batch_tokens: int,
     progress: Progress,
     name: str,
+    bos: int | None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     length, starts = math.lcm(*contexts), np.asarray(cache.documents["start"], np.int64)
     rows = []
@@ -123,7 +132,8 @@ def _score(
             return cache.tokens(begin[i], begin[i] + context + 1)
 
         def locate(i: int, begin=begin, context=context) -> Places:
-            return places(starts, begin[i], context)
+            # With a BOS token a document begins one token earlier, where that stands.
+            return places(starts - (bos is not None), begin[i], context)
 
         nats, hits = score_windows(
             scorer,
@@ -136,6 +146,7 @@ def _score(
                 batches, desc=f"{name}, context {context}"
             ),
             locate=locate if name == "document-resets" else None,
+            bos=bos,
         )
         at = begin[:, None] + 1 + np.arange(context)  # [W, T] place of each target in the cache
         document = np.searchsorted(starts, at, side="right") - 1

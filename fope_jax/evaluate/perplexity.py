@@ -11,8 +11,10 @@ Protocol ``from-start``: documents are read from their first token, so that a ta
 its distance since the document's start. A document shorter than the window is scored to its end;
 far buckets hold the longer documents alone.
 
-Windows begin with a token of the text: no protocol adds a BOS token, and the first token of a
-window is read and not scored. The end-of-document token is a token of the text, of 0 bytes.
+Windows begin with a token of the text, which is read and not scored. With ``bos``, a token for the
+beginning of a sequence, they begin with that in its place, so that a window has as many tokens and
+the same ones are scored; only ``from-start`` puts it before the text, and scores all of that. The
+end-of-document token is a token of the text, of 0 bytes.
 """
 
 from __future__ import annotations
@@ -98,6 +100,7 @@ def score_same_tokens(
     num_windows: int,
     batch_tokens: int,
     progress: Progress = plain,
+    bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores the same targets with each number of tokens before them.
 
@@ -110,6 +113,7 @@ def score_same_tokens(
       num_windows: windows wanted over all documents.
       batch_tokens: upper bound of tokens in one forward pass.
       progress: called as ``progress(batches, desc=...)``, e.g. ``tqdm``.
+      bos: what windows begin with; None takes the text's own tokens.
 
     Returns:
       One row for each context and document: ``context, scored_per_window, windows, nats, tokens,
@@ -138,6 +142,7 @@ def score_same_tokens(
             progress=lambda batches, context=context: progress(
                 batches, desc=f"same tokens, context {context}"
             ),
+            bos=bos,
         )
         shared = {"context": int(context), "scored_per_window": int(scored)}
         rows += document_rows(shared, windows.document, nats, hits, targets, cache)
@@ -153,6 +158,7 @@ def score_positions(
     num_windows: int,
     batch_tokens: int,
     progress: Progress = plain,
+    bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores every target of long windows, and sums by position of the token that predicts it.
 
@@ -164,6 +170,7 @@ def score_positions(
       num_windows: windows wanted over all documents; none overlap.
       batch_tokens: upper bound of tokens in one forward pass.
       progress: called as ``progress(batches, desc=...)``.
+      bos: as of ``score_same_tokens``.
 
     Returns:
       One row for each bucket of positions ``[start, stop)`` and document: ``context, bucket,
@@ -179,6 +186,7 @@ def score_positions(
         scored=context,
         batch_tokens=batch_tokens,
         progress=lambda batches: progress(batches, desc=f"by position, window {context}"),
+        bos=bos,
     )
     targets = np.stack([cache.tokens(stop - context, stop) for stop in windows.stop])
     owner = np.broadcast_to(windows.document[:, None], nats.shape)
@@ -194,6 +202,7 @@ def score_from_start(
     num_documents: int,
     batch_tokens: int,
     progress: Progress = plain,
+    bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores documents from their beginning, and sums by distance since it.
 
@@ -205,6 +214,7 @@ def score_from_start(
       num_documents: documents wanted, evenly spaced; more than there are takes all.
       batch_tokens: upper bound of tokens in one forward pass.
       progress: called as ``progress(batches, desc=...)``.
+      bos: as of ``score_same_tokens``.
 
     Returns:
       Rows as of ``score_positions``, for the buckets that a document reaches; and a window for
@@ -214,7 +224,9 @@ def score_from_start(
       ValueError: no document has two tokens.
     """
     documents = cache.documents
-    lengths = np.minimum(np.asarray(documents["length"], np.int64), context + 1)
+    before = [] if bos is None else [bos]
+    lengths = np.asarray(documents["length"], np.int64) + len(before)
+    lengths = np.minimum(lengths, context + 1)
     shares = share_evenly(lengths >= 2, num_documents)
     chosen = np.flatnonzero(shares)
     if not len(chosen):
@@ -224,7 +236,7 @@ def score_from_start(
     start, length = np.asarray(documents["start"], np.int64)[chosen], lengths[chosen]
     texts = np.zeros((len(chosen), context + 1), np.int32)  # what fills a row up is not scored
     for row, first, size in zip(texts, start, length, strict=True):
-        row[:size] = cache.tokens(first, first + size)
+        row[:size] = [*before, *cache.tokens(first, first + size - len(before))]
     nats, hits = score_windows(
         scorer,
         lambda i: texts[i],
@@ -237,7 +249,7 @@ def score_from_start(
     owner = np.where(np.arange(1, context + 1) < length[:, None], chosen[:, None], -1)
     too_short = tuple(str(name) for name in documents["name"][lengths < 2])
     rows = _bucket_rows(context, training_length, owner, nats, hits, texts[:, 1:], cache)
-    return rows, Windows(start + length, chosen, too_short)
+    return rows, Windows(start + length - len(before), chosen, too_short)
 
 
 def _bucket_rows(

@@ -24,6 +24,7 @@ class Protocol:
       run: scorer -> (rows, where its windows are or None).
       answers: ``run`` gets an ``Answerer`` in place of a scorer.
       bos: what stands before the first token of a window, for people.
+      bos_token: the name of the BOS token that windows begin with; None where there is none.
     """
 
     kind: str
@@ -32,6 +33,12 @@ class Protocol:
     run: Callable[[Any, Progress], tuple[list[Row], Windows | None]]
     answers: bool = False
     bos: str = NO_BOS
+    bos_token: str | None = None
+
+    @property
+    def row_fields(self) -> dict[str, Any]:
+        """Fields of all its rows; those with and without a BOS token are no points of one curve."""
+        return self.identity | ({"bos_token": self.bos_token} if self.bos_token else {})
 
     @property
     def label(self) -> str:
@@ -40,7 +47,7 @@ class Protocol:
         return f"{name} ({detail})"
 
     def owns(self, row: Row, step: int) -> bool:
-        """Whether ``row`` is one of this protocol's at ``step``."""
+        """Whether ``row`` is one of this protocol's at ``step``, with or without a BOS token."""
         return (
             row.get("kind") in (self.kind, "protocol")
             and row.get("step") == step

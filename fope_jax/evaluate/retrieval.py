@@ -35,17 +35,21 @@ class Series(NamedTuple):
       depths: places of what is asked for, 0 to 1.
       trials: at each length and depth. A task without a depth has as many in all.
       seed: of what is asked for.
+      bos: token that a window begins with, one of its ``context`` tokens; None adds none.
     """
 
     contexts: Sequence[int]
     depths: Sequence[float]
     trials: int
     seed: int
+    bos: int | None = None
 
     def draw(self, task: Task, number: int, context: int) -> Trial:
         """One of the ``len(depths) * trials`` trials of a context."""
         depth = self.depths[number // self.trials]
-        return task.trial(self.generator(number), context, depth, "test")
+        before = [] if self.bos is None else [np.int32(self.bos)]
+        trial = task.trial(self.generator(number), context - len(before), depth, "test")
+        return trial._replace(tokens=np.concatenate([before, trial.tokens]).astype(np.int32))
 
     def generator(self, number: int) -> np.random.Generator:
         """What trial ``number`` is drawn from."""
@@ -62,6 +66,7 @@ def check_series(task: Task, series: Series) -> None:
     if series.trials < 1:
         raise ValueError(f"passkey_trials is {series.trials}; accepted: 1 or more")
     minimum = max(task.shortest(series.generator(number), "test") for number in range(series.count))
+    minimum += series.bos is not None
     if min(series.contexts) < minimum:
         raise ValueError(
             f"passkey_lengths gives a context of {min(series.contexts)} tokens, too short for "

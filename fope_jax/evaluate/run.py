@@ -24,6 +24,7 @@ from fope_jax.config import (
     overridden,
     split_override,
 )
+from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
 from fope_jax.evaluate.answering import Answerer, model_answerer
@@ -75,6 +76,21 @@ def read_experiment(workdir: Path) -> Experiment:
             f"`fope train --config CONFIG --workdir {workdir}`"
         )
     return build_experiment(read_json(path))
+
+
+def warn_where_bos_is_unknown(workdir: str | Path) -> None:
+    """Warns of weights imported before it was kept whether they were trained with a BOS token."""
+    workdir = as_path(workdir)
+    info = workdir / "run.json"
+    if not (info.is_file() and "kept" in read_json(info)):  # the key of imported weights
+        return
+    if "add_bos_token" not in read_json(workdir / "config.json").get("evaluate", {}):
+        logger.warning(
+            "%s: its weights were imported by an older version, which did not keep whether they "
+            "were trained with a token for the beginning of a sequence; none is added. Where they "
+            "were: --config.evaluate.bos_token=TOKEN --config.evaluate.add_bos_token=true, or "
+            "import them again", workdir,
+        )  # fmt: skip
 
 
 def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
@@ -224,15 +240,16 @@ def plan(
         )
     tokenizer = cache.tokenizer
     check_vocabulary(tokenizer.vocab_size, experiment.model)
+    bos = find_bos(tokenizer, settings.bos_token) if settings.add_bos_token else None
     texts = [read_held_out(source, tokenizer, experiment.data) for source in settings.texts]
     scored = {name: caches[name] for name in settings.splits}
     protocols = [
         protocol
         for split_name, own in (scored | {text.split: text for text in texts}).items()
         for name in (on_text if contexts else ())
-        for protocol in _on_text(name, experiment, own, split_name, contexts, asked)
+        for protocol in _on_text(name, experiment, own, split_name, contexts, asked, bos)
     ]
-    return protocols + retrieval_protocols(experiment, cache, passkey_contexts, names, asked)
+    return protocols + retrieval_protocols(experiment, cache, passkey_contexts, names, asked, bos)
 
 
 def _on_text(
@@ -242,10 +259,11 @@ def _on_text(
     split: str,
     contexts: list[int],
     asked: Sequence[str],
+    bos: Bos | None,
 ) -> list[Protocol]:
     """The protocol ``name``; none where it has no windows, or cannot run and is one of "all"."""
     try:
-        protocol = text_protocol(name, experiment, cache, split, contexts)
+        protocol = text_protocol(name, experiment, cache, split, contexts, bos)
     except ValueError as error:
         if name in asked:
             raise
@@ -320,6 +338,8 @@ def evaluate(
     if not is_first():
         say = _nothing
     experiment = _with_overrides(read_experiment(workdir), overrides)
+    if not any("evaluate.add_bos_token=" in override for override in overrides):
+        warn_where_bos_is_unknown(workdir)
     store = CheckpointStore(workdir / "checkpoints")
     try:
         step = find_step(workdir, store, step)
@@ -387,9 +407,11 @@ def _run_one(
         "step": step,
         "training_length": experiment.train.length,
     }
-    stated = {"kind": "protocol", **protocol.identity, **ids, "settings": protocol.settings}
+    stated = {"kind": "protocol", **protocol.row_fields, **ids, "settings": protocol.settings}
     stated["bos"] = protocol.bos
     message = f"{protocol.label}: scored in {seconds:.1f} s"
+    if protocol.bos_token:
+        message += f", {protocol.bos}"
     if windows is not None:
         stated["windows"] = len(windows.stop)
         stated["too_short"] = len(windows.too_short)
@@ -397,7 +419,7 @@ def _run_one(
         message += f", {len(windows.stop)} windows"
         if windows.too_short:
             message += f"; documents too short for them: {len(windows.too_short)}"
-    rows = [{"kind": protocol.kind, **protocol.identity, **ids, **row} for row in scored]
+    rows = [{"kind": protocol.kind, **protocol.row_fields, **ids, **row} for row in scored]
     if is_first():
         replace_rows(path, lambda row: protocol.owns(row, step), [*rows, stated])
     _write_time(path, f"evaluate {protocol.label}", step, seconds)

@@ -50,6 +50,7 @@ def score_windows(
     batch_tokens: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     locate: Callable[[int], Places] | None = None,
+    bos: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores the last ``scored`` targets of ``count`` windows.
 
@@ -65,6 +66,8 @@ def score_windows(
       batch_tokens: upper bound of tokens in a batch; one window is always allowed.
       progress: wraps the iterable of batches, e.g. a progress bar.
       locate: window index -> positions and segments ``[context]``; None leaves them to the scorer.
+      bos: token that stands in place of what a window, or each segment of it, begins with; targets
+        stay as they are. None changes nothing.
 
     Returns:
       nats ``[W, S]`` float32 and hits ``[W, S]`` bool on the host.
@@ -78,12 +81,14 @@ def score_windows(
         rows = np.stack([read(i) for i in filled]).astype(np.int32)
         if rows.shape[1] != context + 1:
             raise ValueError(f"read() gave {rows.shape[1]} tokens; expected {context + 1}")
-        window = rows[:, :-1], rows[:, -scored:]
-        if locate is None:
-            batch_nats, batch_hits = scorer(*window)
-        else:
+        inputs, targets = rows[:, :-1], rows[:, -scored:]
+        places, positions = (), np.arange(context)
+        if locate is not None:
             positions, segments = map(np.stack, zip(*map(locate, filled), strict=True))
-            batch_nats, batch_hits = scorer(*window, Places(positions, segments))
+            places = (Places(positions, segments),)
+        if bos is not None:
+            inputs = np.where(positions == 0, np.int32(bos), inputs)
+        batch_nats, batch_hits = scorer(inputs, targets, *places)
         nats[indices] = np.asarray(batch_nats)[: len(indices)]
         hits[indices] = np.asarray(batch_hits)[: len(indices)]
     return nats, hits

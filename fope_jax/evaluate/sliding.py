@@ -37,6 +37,7 @@ def score_sliding(
     num_windows: int,
     batch_tokens: int,
     progress: Progress = plain,
+    bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores every target of stretches as long as the longest context, with each context.
 
@@ -48,6 +49,7 @@ def score_sliding(
       num_windows: stretches wanted over all documents; none overlap.
       batch_tokens: upper bound of tokens in one forward pass.
       progress: called as ``progress(batches, desc=...)``.
+      bos: what each window begins with, in place of its first token; None changes nothing.
 
     Returns:
       One row for each context and document: ``context, scored_per_window, windows, nats, tokens,
@@ -75,6 +77,7 @@ def score_sliding(
             progress=lambda batches, context=context: progress(
                 batches, desc=f"sliding window, context {context}"
             ),
+            bos=bos,
         )
         shared = {"context": int(context), "scored_per_window": int(stride)}
         rows += document_rows(shared, stretches.document, nats, hits, targets, cache)
@@ -91,6 +94,7 @@ def slide(
     stride: int,
     batch_tokens: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    bos: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slides a window over ``count`` stretches.
 
@@ -103,6 +107,7 @@ def slide(
       stride: tokens that it moves by.
       batch_tokens: upper bound of tokens in one forward pass.
       progress: wraps the iterable of batches.
+      bos: as of ``score_sliding``.
 
     Returns:
       nats ``[W, N]`` float32 and hits ``[W, N]`` bool: entry ``i`` is of token ``i + 1``.
@@ -118,6 +123,7 @@ def slide(
             scored=scored,
             batch_tokens=batch_tokens,
             progress=progress,
+            bos=bos,
         )
         return [x.reshape(count, len(ends), scored) for x in found]
 

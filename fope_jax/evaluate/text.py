@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fope_jax.config import Experiment
+from fope_jax.data.bos import Bos
 from fope_jax.evaluate.joined import check_chunks, score_chunks, score_resets
 from fope_jax.evaluate.perplexity import (
     Progress,
@@ -22,6 +23,13 @@ from fope_jax.evaluate.sliding import check_stride, score_sliding
 from fope_jax.evaluate.windows import place_blocks
 
 FIRST_TOKEN = f"{NO_BOS}; the first token of a window is read and not scored"
+# What stands before the first token of a window where a BOS token is added.
+_BEGINNINGS = {
+    "document-resets": "every chunk begins with {}, in place of its first token, and every "
+    "document in it, in place of the end-of-document token before it",
+    "from-start": "every document is read after {}",
+}
+_BEGINNING = "every window begins with {}, in place of its first token"
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,12 @@ TEXT_PROTOCOLS: dict[str, TextProtocol] = {
 
 
 def text_protocol(
-    name: str, experiment: Experiment, cache: Any, split: str, contexts: list[int]
+    name: str,
+    experiment: Experiment,
+    cache: Any,
+    split: str,
+    contexts: list[int],
+    bos: Bos | None = None,
 ) -> Protocol | None:
     """The protocol ``name`` on one split.
 
@@ -108,6 +121,7 @@ def text_protocol(
       cache: the split's tokens.
       split: its name.
       contexts: tokens of the windows, in order.
+      bos: the token that they begin with.
 
     Returns:
       The protocol; None where the experiment asks for none of its windows.
@@ -121,10 +135,15 @@ def text_protocol(
         return None
 
     def run(scorer: Scorer, progress: Progress) -> Any:
-        batch_tokens = experiment.evaluate.batch_tokens
-        return made.score(scorer, cache, **settings, batch_tokens=batch_tokens, progress=progress)
+        return made.score(
+            scorer, cache, **settings, batch_tokens=experiment.evaluate.batch_tokens,
+            progress=progress, bos=bos and bos.id,
+        )  # fmt: skip
 
     identity = {"protocol": name, "split": split}
-    return Protocol(
-        made.kind, identity, settings | {"cache": cache.fingerprint}, run, bos=FIRST_TOKEN
-    )
+    stated = settings | {"cache": cache.fingerprint}
+    if bos is None:
+        return Protocol(made.kind, identity, stated, run, bos=FIRST_TOKEN)
+    first = _BEGINNINGS.get(name, _BEGINNING).format(bos.token) + "; it is read and not scored"
+    stated |= {"bos_token": bos.token}
+    return Protocol(made.kind, identity, stated, run, bos=first, bos_token=bos.token)

@@ -203,16 +203,22 @@ def what_was_scored(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     Perplexities compare where the same tokens were scored: protocol, split, tokens and bytes, at
     each context by itself where the protocol scores other tokens at each.
     Losses by position compare where the same windows were read, and retrieval where template or
-    task, number of trials and number of answer tokens agree.
+    task, number of trials and number of answer tokens agree. All compare where windows begin with
+    the same BOS token, or all with none.
 
     Raises:
-      ReportError: the rows are of several protocols, splits or templates, or a run whose contexts
-        should have been scored on the same tokens was not.
+      ReportError: the rows are of several protocols, splits, templates or BOS tokens, or a run
+        whose contexts should have been scored on the same tokens was not.
     """
     part = PARTS.get(kind, "split")
-    names = {(row.get("protocol"), row[part]) for row in rows}
+    names = {(row.get("protocol"), row[part], row.get("bos_token")) for row in rows}
     if len(names) > 1:
         raise ReportError(f"{kind} rows of {sorted(names, key=str)} do not belong in one plot")
+    first = rows[0]
+    return (*_what_was_scored(kind, rows, part), first.get("bos_token"))
+
+
+def _what_was_scored(kind: str, rows: Sequence[Row], part: str) -> tuple[Hashable, ...]:
     first = rows[0]
     if kind in PARTS:
         cells = group(rows, lambda row: (row["context"], row["depth"]))

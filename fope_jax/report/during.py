@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 
 class Scored(NamedTuple):
-    """What runs that may share axes were scored on: the same tokens, in windows of some lengths."""
+    """What runs that may share axes were scored on: the same tokens, in windows of some lengths,
+    which begin with the BOS token or with none."""
 
     split: str
     scored_per_window: int
     tokens: int
     bytes: int
+    bos_token: str | None = None
 
 
 def scored_during(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]]]]:
@@ -33,7 +35,8 @@ def scored_during(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]
     found: dict[Scored, list[tuple[Run, list[Row]]]] = {}
     for run in runs:
         scored = group(
-            run.of("validation"), lambda row: Scored(*(row[key] for key in Scored._fields))
+            run.of("validation"),
+            lambda row: Scored(**{key: row[key] for key in Scored._fields if key in row}),
         )
         for key, rows in scored.items():
             found.setdefault(key, []).append((run, rows))

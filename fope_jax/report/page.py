@@ -259,6 +259,8 @@ def _during(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> li
             f"of the {scored.split} split, the same at every context length and every step. "
             "The evaluation after training scores more, so that its loss is another number."
         )
+        if scored.bos_token:
+            text += f" Every window begins with {scored.bos_token}."
         figure = embedded_figure(
             during.during_figure(shown, looks), out, f"during-{index}", during.in_words(shown),
             "Loss of the same tokens against tokens seen (k: thousand, M: million, G: billion), "

@@ -52,8 +52,10 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-# What a row may have: those of runs that were evaluated before it was measured do not.
-OPTIONAL: dict[str, dict[str, Any]] = {"passkey": _ANSWERS}
+# What a row may have: those of runs that were evaluated before it was measured do not, and those of
+# windows that begin with no BOS token name none.
+_BOS = {"bos_token": str}
+OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(FIELDS, _BOS) | {"passkey": _ANSWERS | _BOS}
 
 
 class ReportError(ValueError):

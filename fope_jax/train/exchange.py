@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,8 +20,10 @@ from fope_jax.config import (
     build_experiment,
     experiment_to_dict,
     overridden,
+    split_override,
 )
 from fope_jax.data import DataConfig
+from fope_jax.data.bos import StatedBos, read_bos
 from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
@@ -41,6 +44,8 @@ from fope_jax.train.workdir import (
     record_run,
     run_and_step,
 )
+
+log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
 BESIDE = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
@@ -98,14 +103,15 @@ def imported_experiment(
     """
     overrides = list(overrides)
     tokenizer = source / TOKENIZER
-    stated = any(".tokenizer=" in override for override in overrides)
-    if not tokenizer.is_file() and not stated:
+    stated = dict(map(split_override, overrides))
+    if not tokenizer.is_file() and "data.tokenizer" not in stated:
         raise ConfigError(
             f"{source} has no {TOKENIZER}: say which one its tokens are of, such as"
             f" --config.data.tokenizer=PATH/{TOKENIZER}"
         )
     data = DataConfig(tokenizer=str(tokenizer)) if tokenizer.is_file() else DataConfig()
     length = imported.kept[LENGTH]
+    bos = read_bos(Path(stated.get("data.tokenizer", tokenizer)))
     base = Experiment(
         name=source.resolve().name,
         seed=0,
@@ -114,7 +120,7 @@ def imported_experiment(
         data=data,
         # Step 0 is all there is; the length is what evaluation goes by.
         train=TrainConfig(steps=1, batch_size=1, length=length, warmup_steps=0),
-        evaluate=EvaluateConfig(),
+        evaluate=EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added),
     )
     config = overridden(ConfigDict(experiment_to_dict(base)), overrides)
     experiment = build_experiment(config)
@@ -128,7 +134,16 @@ def imported_experiment(
                 f"config.{name} = {new}, but the weights are of {old}; an import can change "
                 f"{', '.join(f'model.{how}' for how in HOW)} only"
             )
+    _log_bos(experiment.evaluate, bos)
     return experiment
+
+
+def _log_bos(settings: EvaluateConfig, stated: StatedBos) -> None:
+    token, added = settings.bos_token, settings.add_bos_token
+    does = f"{token} is {'added' if added else 'not added'} to evaluated texts" if token else "none"
+    changed = (token, added) != (stated.token, stated.added)
+    source = "as the configuration has it" if changed else stated.source
+    log.info("BOS token: %s (%s)", does, source)
 
 
 def export_run(

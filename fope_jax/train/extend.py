@@ -146,6 +146,12 @@ def _begin(
     if moved.text:
         log.info("position arrays: %s", moved.text)
     log.info("data: %s", data["text"])
+    if child.evaluate.add_bos_token:
+        log.info(
+            "BOS token: training text has none, its documents are joined by their end-of-document "
+            "token; windows that are evaluated begin with %s (evaluate.add_bos_token)",
+            child.evaluate.bos_token,
+        )
     start = measure_start(before, arrays, child, state, constants, warn_above)
     update = before.train.batch_size * before.train.length
     lineage = {

@@ -2,14 +2,16 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from fope_jax.data.bos import Bos
 from fope_jax.data.tokenizer import BytesTokenizer
 from fope_jax.evaluate import harness
 from fope_jax.evaluate.harness import TextModel, as_harness_model, rolling_windows, row_programs
-from fope_jax.model.transformer import Transformer, TransformerConfig
+from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
 from fope_jax.position import FoPE
 
 BYTES = BytesTokenizer()
@@ -48,6 +50,149 @@ def test_spaces_before_a_continuation_belong_to_it():
     spaced, joined = model(score=score).loglikelihood([("a ", "b"), ("a", " b")])
     assert spaced == joined
     assert seen[0][1].endswith(" b")
+
+
+class Pieces:
+    """A tokenizer of whole pieces, longest match first from the left; EOS is 0, BOS 1."""
+
+    eos_id = pad_id = 0
+
+    def __init__(self, *pieces):
+        self.pieces = ["", "", *sorted(pieces, key=len, reverse=True)]
+
+    def encode(self, text):
+        ids = []
+        while text:
+            ids.append(next(i for i, p in enumerate(self.pieces) if p and text.startswith(p)))
+            text = text.removeprefix(self.pieces[ids[-1]])
+        return ids
+
+    def decode(self, ids):
+        return "".join(self.pieces[i] for i in ids)
+
+
+def scored_by(tokenizer, pairs, **settings):
+    """What is read before each pair's targets, and the targets, with a bar between tokens."""
+    rows = {}
+
+    def score(tokens, segments, targets):
+        for row, own, aims in zip(tokens, segments, targets, strict=True):
+            rows[tuple(row[own == 1]), tuple(aims[own == 1])] = None
+        return np.zeros(tokens.shape), np.ones(tokens.shape, bool)
+
+    found = []
+    for pair in pairs:
+        rows.clear()
+        text = TextModel(score, None, tokenizer, max_length=None, **settings)
+        context, target = text._encode(0, *pair)
+        text.loglikelihood([pair])
+        ((read, aims),) = rows
+        assert [*read, aims[-1]] == context + target
+        named = ["|".join({0: "EOS", 1: "BOS"}.get(i, tokenizer.pieces[i]) for i in ids)
+                 for ids in (context, target)]  # fmt: skip
+        found.append(tuple(named))
+    return found
+
+
+def test_tokens_across_the_border_belong_to_the_continuation():
+    ans = Pieces("Answer", "Ans", "A", "n", "s", "w", "e", "r", "x")
+    pairs = [("Ans", "wer"), ("Ans", "x"), ("An", "swer"), ("xAn", "swerx"), ("", "Answer")]
+    assert scored_by(ans, pairs) == [
+        ("EOS", "Answer"), ("Ans", "x"), ("EOS", "Answer"), ("x", "Answer|x"), ("EOS", "Answer")
+    ]  # fmt: skip
+    # What follows is cut otherwise from the second of four tokens of the context on.
+    far = Pieces("a", "b", "c", "d", "e", "bcde", "bcd")
+    assert scored_by(far, [("abc", "de"), ("abc", "dea"), ("abc", "ea")]) == [
+        ("a", "bcde"), ("a", "bcde|a"), ("a|b|c", "e|a")
+    ]  # fmt: skip
+    # As many tokens as the context alone, and as many as before: the harness would score "!" alone.
+    world = Pieces("hello", " wor", " world", "ld", "!", " ")
+    assert scored_by(world, [("hello wor", "ld!"), ("hello", " world!")]) == [
+        ("hello", " world|!"), ("hello", " world|!")
+    ]  # fmt: skip
+
+
+def test_white_space_of_any_kind_goes_to_the_continuation():
+    lines = Pieces("Q", "A", "\n", "\n\n", "\t", " ", "\nA")
+    pairs = [("Q\n", "A"), ("Q\t ", "A"), ("Q\n\n", "A"), (" \n", "A"), ("Q", " A")]
+    assert scored_by(lines, pairs) == [
+        ("Q", "\nA"), ("Q", "\t| |A"), ("Q", "\n\n|A"), ("EOS", " |\nA"), ("Q", " |A")
+    ]  # fmt: skip
+
+
+def test_a_continuation_without_tokens_is_an_error_by_name():
+    class Deaf(BytesTokenizer):
+        def encode(self, text):
+            return super().encode(text.rstrip("~"))
+
+    told = r"request 1, context 'ab', continuation '': the continuation is empty"
+    for pair in (("ab", ""), ("", "")):
+        with pytest.raises(ValueError, match=told.replace("'ab'", repr(pair[0]))):
+            model().loglikelihood([("a", "b"), pair])
+    deaf = TextModel(successor, None, Deaf(), max_length=None)
+    for pair in (("ab", "~"), ("", "~")):
+        with pytest.raises(ValueError, match="request 0, .*continuation '~': .* no tokens of its"):
+            deaf.loglikelihood([pair])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_an_error_by_name(wrong):
+    def score(tokens, segments, targets):
+        nats, hits = successor(tokens, segments, targets)
+        return np.where(targets == BYTES.encode("x")[0], wrong, nats), hits
+
+    broken = model(score=score)
+    assert broken.loglikelihood([("a", "b")])[0][1]
+    with pytest.raises(ValueError, match="request 1, context 'ab', continuation 'xy': the log-lik"):
+        broken.loglikelihood([("ab", "cd"), ("ab", "xy")])
+    with pytest.raises(
+        ValueError, match="request 1, text 'axb': the log-likelihood is -?(nan|inf)"
+    ):
+        broken.loglikelihood_rolling(["ab", "axb"])
+    long = "y" * 100 + "x"
+    with pytest.raises(ValueError, match=r"context 'y{30} \.\.\. y{30}', continuation 'yx'"):
+        broken.loglikelihood([(long[:-2], "yx")])
+
+
+# ---------------------------------------------------------------------------- BOS
+
+
+def test_texts_begin_with_bos_where_it_is_added():
+    pieces, bos = Pieces("a", "b", "ab", " ", "<s>"), Bos("<s>", 1)
+    pairs = [("a", " b"), ("a", "b"), ("", "a"), (" ", "a"), ("<s>a", " b")]
+    assert scored_by(pieces, pairs, bos=bos, add_bos=True) == [
+        ("BOS|a", " |b"), ("BOS", "ab"), ("BOS", "a"), ("BOS", " |a"), ("BOS|a", " |b")
+    ]  # fmt: skip
+    # A token that texts do not begin with still stands where there is no context.
+    assert scored_by(pieces, pairs[:3], bos=bos) == [("a", " |b"), ("BOS", "ab"), ("BOS", "a")]
+    assert scored_by(pieces, pairs[:3]) == [("a", " |b"), ("EOS", "ab"), ("EOS", "a")]
+
+
+def test_documents_and_prompts_begin_with_bos():
+    seen, prompts = [], []
+    bos = 2  # a token of BytesTokenizer that stands for no byte
+
+    def score(tokens, segments, targets):
+        rows = [row[own == 1].tolist() for row, own in zip(tokens, segments, strict=True)]
+        seen.extend(row for row in rows if row not in seen)
+        return successor(tokens, segments, targets)
+
+    def write(tokens, segments, count):
+        prompts.append(tokens[segments == 1].tolist())
+        return count_up(tokens, segments, count)
+
+    own = TextModel(score, write, BYTES, max_length=4, bos=Bos("<s>", bos), add_bos=True)
+    a, b, c, d, e = BYTES.encode("abcde")
+    own.loglikelihood_rolling(["abcde", "<s>ab"])
+    # BOS once, and only at the beginning of a document, which is scored from its first token on.
+    assert seen == [[bos, a, b, c], [a, b, c, d], [bos, a]]
+    own.generate("a", [], 2)
+    own.generate("", [], 2)
+    own.generate("abc", [], 2)
+    assert prompts == [[bos, a], [bos], [b, c]]  # what is cut off is the beginning
+    seen.clear()
+    own.loglikelihood([("abcde", "a")])
+    assert seen == [[b, c, d, e]]
 
 
 def test_every_token_of_a_document_is_scored_once():
@@ -99,6 +244,8 @@ def test_batches_hold_no_more_tokens_than_allowed():
 def test_generation_ends_at_a_stop_or_the_end_of_a_document(caplog):
     assert model().generate("ab", ["f", "h", ""], 20) == "cde"
     assert model().generate("ab", [], 3) == "cde"
+    # One stop after the other: what the first has cut off cannot hold the second.
+    assert model().generate("ab", ["ef", "de"], 9) == "cd"
     prompts = []
 
     def write(tokens, segments, count):
@@ -128,8 +275,34 @@ def test_the_harness_gets_its_methods():
         "cde",
         "bc",
     ]
-    with pytest.raises(ValueError, match="asks for sampling .* only greedy decoding is done"):
-        lm.generate_until([Request("a", {"do_sample": True})])
+    greedy = {"do_sample": False, "temperature": 0.7, "top_p": 0.9, "num_beams": 1}
+    settings = [
+        (greedy | {"max_new_tokens": 1}, "b"), ({"max_tokens": 2, "until": None}, "bc"),
+        ({"max_completion_tokens": 3, "until": ["c", "b"]}, ""), ({"temperature": 0.0,
+         "max_new_tokens": 5, "max_gen_toks": 1}, "b"),
+    ]  # fmt: skip
+    for asked, written in settings:
+        assert lm.generate_until([Request("a", asked)]) == [written]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"do_sample": True}, "asks for sampling .* only greedy decoding is done"),
+        ({"temperature": 0.5}, "asks for sampling .* only greedy decoding is done"),
+        ({"num_beams": 4}, "asks for num_beams = 4, which greedy decoding here does not know"),
+        ({"repetition_penalty": 1.1}, "asks for repetition_penalty = 1.1"),
+        ({"max_length": 99}, "asks for max_length = 99"),
+        ({"max_gen_toks": 0}, "max_gen_toks = 0; accepted: an integer of 1 or more"),
+        ({"max_new_tokens": -1}, "max_new_tokens = -1; accepted"),
+        ({"until": 3}, "until = 3; accepted: a text or a list of texts"),
+        ({"until": [3]}, r"until = \[3\]; accepted"),
+    ],
+)
+def test_settings_that_would_change_what_is_written_are_refused(asked, told):
+    lm = as_harness_model(object, model())
+    with pytest.raises(ValueError, match=told):
+        lm.generate_until([Request("a", asked)])
 
 
 def test_without_the_harness_the_error_holds_the_pip_line(monkeypatch):
@@ -152,3 +325,9 @@ def test_rows_of_a_real_model_are_scored_as_if_alone():
     expected = sum(log_p[i - 1, tokens[0, i]] for i in (7, 8, 9))
     assert total == pytest.approx(expected, rel=1e-4)
     assert len(real.generate("the sky", [], 5)) <= 5
+    # With weights of NaN, which would write token 0 and nothing else.
+    graphdef, params, constants = split(network)
+    broken = merge(graphdef, jax.tree.map(lambda x: x * np.nan, params), constants)
+    real = TextModel(*row_programs(broken), BYTES, max_length=None)
+    with pytest.raises(ValueError, match="the logits after the prompt 'the sky' are not finite"):
+        real.generate("the sky", [], 5)

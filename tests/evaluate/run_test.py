@@ -28,6 +28,9 @@ class Bytes:
     def decode(self, ids):
         return bytes(int(i) for i in ids).decode(errors="replace")
 
+    def token_id(self, name):
+        return {"<s>": 200, "</s>": 0}.get(name)
+
 
 class Cache:
     tokenizer, fingerprint = Bytes(), "cache-1"
@@ -299,6 +302,91 @@ def test_all_protocols_run_by_name_and_the_rest_stays(workdir, scored):
     assert stated["sliding-window"]["settings"]["stride"] == 16
     assert (stated["document-resets"]["windows"], stated["from-start"]["windows"]) == (2, 2)
     assert all("document" in row for row in rows if row["kind"] in ("perplexity", "position"))
+
+
+WITH_BOS = {"bos_token": "<s>", "add_bos_token": True}
+
+
+@pytest.fixture
+def first_tokens(monkeypatch):
+    """The tokens that windows and prompts begin with, on models that need no compilation."""
+    seen = set()
+
+    def scorer(tokens, targets, places=None):
+        seen.update(tokens[:, 0].tolist())
+        return (targets % 7).astype(np.float32), targets > 100
+
+    def answerer(prompts, answers):
+        seen.update(prompts[:, 0].tolist())
+        return answers[:, -1], (answers % 7).astype(np.float32)
+
+    monkeypatch.setattr(run_module, "model_scorer", lambda model, mesh: scorer)
+    monkeypatch.setattr(run_module, "model_answerer", lambda model, mesh: answerer)
+    return seen
+
+
+def test_every_protocol_follows_the_bos_token_of_the_run(tmp_path, first_tokens):
+    workdir, lines = save_run(tmp_path / "run", changed(evaluate=WITH_BOS)), []
+    rows = quiet(workdir, protocols=["all"], say=lines.append)
+    assert first_tokens == {200}
+    assert {row["bos_token"] for row in rows} == {"<s>"}
+    stated = {row["protocol"]: row for row in rows if row["kind"] == "protocol"}
+    assert set(stated) == set(run_module.PROTOCOLS)
+    assert all(row["settings"]["bos_token"] == "<s>" for row in stated.values())
+    assert stated["same-tokens"]["bos"] == (
+        "every window begins with <s>, in place of its first token; it is read and not scored"
+    )
+    assert stated["from-start"]["bos"].startswith("every document is read after <s>")
+    assert stated["passkey"]["bos"] == "every prompt begins with <s>"
+    assert all(stated[line.split()[0]]["bos"] in line for line in lines)
+
+
+def test_the_other_choice_replaces_the_rows(tmp_path, first_tokens):
+    workdir = save_run(tmp_path / "run")
+    kept = quiet(workdir)
+    assert not first_tokens <= {200} and not any("bos_token" in row for row in kept)
+    first_tokens.clear()
+    added = [f"--config.evaluate.{key}={value}" for key, value in WITH_BOS.items()]
+    rows = quiet(workdir, overrides=added)
+    assert first_tokens == {200} and len(rows) == len(kept)
+    assert {row.get("bos_token") for row in rows} == {"<s>"}
+    first_tokens.clear()
+    quiet(workdir, overrides=added)
+    assert not first_tokens  # they are there already
+    again = quiet(workdir)
+    assert [row for row in again if row not in kept] == []
+    named = quiet(workdir, overrides=["evaluate.bos_token=<s>"])  # named, but not added
+    assert named == again
+
+
+@pytest.mark.parametrize(
+    ("evaluate_settings", "told"),
+    [
+        ({"bos_token": "<bos>", "add_bos_token": True}, "bos_token = '<bos>' is no token of the"),
+        ({"add_bos_token": True}, "add_bos_token = True; accepted: False where bos_token is None"),
+    ],
+)
+def test_a_bos_token_that_is_none_is_named(workdir, first_tokens, evaluate_settings, told):
+    added = [f"evaluate.{key}={value}" for key, value in evaluate_settings.items()]
+    with pytest.raises(ValueError, match=told):
+        quiet(workdir, overrides=added)
+    assert not first_tokens
+
+
+def test_imports_of_before_bos_was_kept_are_told_of(workdir, first_tokens, caplog):
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "run.json").write_text(json.dumps({"kept": {"bos_token_id": 1}}))
+    quiet(workdir)
+    assert "imported by an older version" not in caplog.text  # its configuration says
+    for key in WITH_BOS:
+        del config["evaluate"][key]
+    (workdir / "config.json").write_text(json.dumps(config))
+    quiet(workdir, force=True)
+    assert f"{workdir}: its weights were imported by an older version" in caplog.text
+    assert first_tokens != {200}
+    caplog.clear()
+    quiet(workdir, overrides=[f"evaluate.{key}={value}" for key, value in WITH_BOS.items()])
+    assert not caplog.text
 
 
 def test_what_cannot_run_is_an_error_by_name_and_a_warning_among_all(

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from fope_jax.report import page
 from fope_jax.report.comparison import labels
 from fope_jax.report.during import during_figure, during_table, in_words, scored_during
 from fope_jax.report.page import write_report
@@ -43,6 +44,18 @@ def pair(make_run):
     add(child, validation("nope", 256, [(3.5,), (3.25,), (3.0,)], contexts=(256,)))
     (child / "lineage.json").write_text(json.dumps(lineage(parent)))
     return parent, child
+
+
+def test_windows_with_a_bos_token_have_axes_of_their_own(pair, make_run, tmp_path):
+    third = make_run("alibi")
+    rows = validation("alibi", 128, [(8.0, 8.0), (3.0, 3.0)])
+    add(third, [row | {"bos_token": "<s>"} for row in rows])
+    found = scored_during(read_runs([*pair, third]))
+    shown = {scored.bos_token: [run.variant for run, _ in own] for scored, own in found.items()}
+    assert shown == {None: ["rope", "nope"], "<s>": ["alibi"]}
+    runs = read_runs([third])
+    (section,) = page._during(runs, styles(labels(runs).values()), tmp_path)
+    assert "Every window begins with &lt;s&gt;." in section
 
 
 def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):

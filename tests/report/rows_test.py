@@ -209,6 +209,34 @@ def test_contexts_scored_on_different_tokens_are_refused(synthetic, make_run):
         comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
 
 
+def with_bos(rows):
+    kinds = ("perplexity", "position", "passkey", "retrieval", "validation", "protocol")
+    return [row | {"bos_token": "<s>"} if row["kind"] in kinds else row for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["perplexity", "position", "passkey"])
+def test_windows_with_a_bos_token_are_compared_with_their_like_alone(synthetic, make_run, kind):
+    added = make_run("rope", rows=with_bos(synthetic.rows_of("rope", 0)))
+    other = make_run("alibi", rows=with_bos(synthetic.rows_of("alibi", 0)))
+    plain = make_run("nope")
+    found = comparisons(read_runs([added, plain, other]), kind)
+    assert {tuple(one.curves) for one in found} == {("rope", "alibi"), ("nope",)}
+    for one in found:
+        check_comparable(one)
+    one, other = (next(c for c in found if name in c.curves) for name in ("rope", "nope"))
+    mixed = Comparison(kind, one.name, one.curves | other.curves, {})
+    with pytest.raises(ReportError, match="'rope' and 'nope' were scored on different things"):
+        check_comparable(mixed)
+
+
+def test_rows_of_one_run_with_and_without_bos_are_refused(synthetic, make_run):
+    rows = synthetic.rows_of("rope", 0)
+    half = [row for row in rows if row["kind"] == "perplexity"][::2]
+    rows = [*(row for row in rows if row not in half), *with_bos(half)]
+    with pytest.raises(ReportError, match="'<s>'.* do not belong in one plot"):
+        comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
+
+
 def test_one_name_trained_on_two_lengths_is_two_labels(make_run):
     runs = read_runs([make_run("rope"), make_run("rope", name="long", length=512)])
     assert sorted(labels(runs).values()) == ["rope (trained on 128)", "rope (trained on 512)"]

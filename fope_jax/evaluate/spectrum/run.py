@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.config import Experiment, check_vocabulary
+from fope_jax.data.bos import find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.evaluate.metrics import METRICS, Row, replace_rows
-from fope_jax.evaluate.run import load_run, read_experiment
+from fope_jax.evaluate.run import load_run, read_experiment, warn_where_bos_is_unknown
 from fope_jax.evaluate.spectrum.capture import observer
 from fope_jax.evaluate.spectrum.measure import LayerSpectrum, measure
 from fope_jax.evaluate.spectrum.series import Series, layer_methods, series_of, trained_pairs
@@ -39,6 +40,7 @@ def measure_run(
     """Measures one checkpoint, and writes its rows of kind "spectrum" in place of earlier ones.
 
     Every context length ends in the same tokens of the first split that the run is evaluated on.
+    Windows begin with the run's BOS token where ``evaluate.add_bos_token`` says so.
 
     Args:
       workdir: a run.
@@ -69,6 +71,9 @@ def measure_run(
     split = next(iter(experiment.evaluate.splits), "validation")
     cache = open_cache(experiment.data, split)
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
+    warn_where_bos_is_unknown(workdir)
+    settings = experiment.evaluate
+    bos = find_bos(cache.tokenizer, settings.bos_token) if settings.add_bos_token else None
     last = max(1, length // 2)
     placed = place_windows(cache.documents, longest=contexts[-1], scored=last, total=windows)
     look = observer(model)
@@ -82,10 +87,14 @@ def measure_run(
 
         def texts(context: int = context) -> Iterator[np.ndarray]:
             for stop in placed.stop:
-                yield np.asarray(cache.tokens(stop - context, stop))
+                tokens = np.array(cache.tokens(stop - context, stop))
+                if bos is not None:
+                    tokens[0] = bos.id
+                yield tokens
 
         found = measure(look, texts(), layers, training_length=length, last=last)
         stated = {"split": split, "context": context, "windows": len(placed.stop), "last": last}
+        stated |= {"bos_token": bos.token} if bos else {}
         for index, spectrum in enumerate(found):
             rows.append({"kind": "spectrum", **ids, **stated, "layer": index, **_row(spectrum)})
             curves.append({name: _plain(getattr(spectrum, name)) for name in CURVES})

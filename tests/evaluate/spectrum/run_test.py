@@ -1,6 +1,7 @@
 """Measuring runs: their rows, before and after training, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ LENGTH = 64
 
 class Tokenizer:
     vocab_size = 40
+
+    def token_id(self, name):
+        return {"<s>": 39}.get(name)
 
 
 class Cache:
@@ -189,3 +193,22 @@ def test_what_cannot_be_measured_is_refused(rope, tmp_path):
                "num_frequencies": 40}  # fmt: skip
     with pytest.raises(ValueError, match="40 frequencies in a window of 64 tokens: at its resol"):
         quiet(save(tmp_path / "crowded", crowded), multiples=(1,))
+
+
+def test_windows_begin_with_the_bos_token_of_the_run(tmp_path, monkeypatch):
+    workdir, seen = save(tmp_path / "run", "rope"), []
+    config = json.loads((workdir / "config.json").read_text())
+    config["evaluate"] |= {"bos_token": "<s>", "add_bos_token": True}
+    (workdir / "config.json").write_text(json.dumps(config))
+
+    def measure(look, texts, layers, *, training_length, last):
+        seen.extend(texts)
+        return [SimpleNamespace(**dict.fromkeys(run_module.CURVES))]
+
+    monkeypatch.setattr(run_module, "measure", measure)
+    rows = quiet(workdir)["rows"]
+    assert {row["bos_token"] for row in rows} == {"<s>"}
+    assert {len(window) for window in seen} == {LENGTH, 2 * LENGTH}
+    assert {int(window[0]) for window in seen} == {39}
+    short, long = seen[0], seen[3]  # in all else the same text
+    np.testing.assert_array_equal(short[1:], long[1 - LENGTH :])

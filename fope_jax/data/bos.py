@@ -1,0 +1,190 @@
+"""The token for the beginning of a sequence, BOS: which one a checkpoint was trained with."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fope_jax.data.tokenizer import Tokenizer, TokenizerError
+
+log = logging.getLogger(__name__)
+
+# Tokenizers of transformers whose ``add_bos_token`` is true where nothing is stated, and the token.
+ADDED_BY_DEFAULT = {
+    "LlamaTokenizer": "<s>",
+    "CodeLlamaTokenizer": "<s>",
+    "GemmaTokenizer": "<bos>",
+    "CohereTokenizer": "<BOS_TOKEN>",
+}
+
+
+class Bos(NamedTuple):
+    """A token for the beginning of a sequence."""
+
+    token: str
+    id: int
+
+
+def find_bos(tokenizer: Tokenizer, token: str | None) -> Bos | None:
+    """The token of that name; None where there is no name.
+
+    Raises:
+      ValueError: the tokenizer has no such token.
+    """
+    if token is None:
+        return None
+    index = tokenizer.token_id(token)
+    if index is None:
+        raise ValueError(
+            f"evaluate.bos_token = {token!r} is no token of the tokenizer, which has "
+            f"{tokenizer.vocab_size}; accepted: the name of one of them, or none"
+        )
+    return Bos(token, index)
+
+
+class StatedBos(NamedTuple):
+    """What a checkpoint says.
+
+    Attributes:
+      token: the name of its BOS token; None where it has none.
+      added: whether each text that it was trained on begins with it.
+      source: what says so, for people.
+    """
+
+    token: str | None
+    added: bool
+    source: str
+
+
+def read_bos(path: Path) -> StatedBos:
+    """What the files beside a tokenizer.json say of BOS, and the file itself.
+
+    The token is ``bos_token`` of tokenizer_config.json or, where that has no
+    ``added_tokens_decoder``, of special_tokens_map.json; else the one that tokenizer.json itself
+    puts first, or the ``bos_token_id`` of config.json. It is added where, in this order,
+
+    1. ``add_bos_token`` of tokenizer_config.json is true or false;
+    2. the post-processor of tokenizer.json puts a token before the text, or is a template without
+       one;
+    3. ``add_bos_token`` is missing and ``tokenizer_class`` is of ``ADDED_BY_DEFAULT``.
+
+    A ``bos_token_id`` in config.json alone says nothing: models that were trained without have one.
+
+    transformers 5 reads the second alone where there is a tokenizer.json, transformers 4 the first
+    alone in the classes of the third. Where the two contradict each other a warning says so.
+
+    Reference: ``tokenization_utils_base.py``, ``tokenization_utils_tokenizers.py`` and
+    ``models/*/tokenization_*.py`` of Hugging Face transformers 5.24.0 and 4.57.1.
+    """
+    if not path.is_file():  # "bytes" and "sentencepiece" are no files
+        return StatedBos(None, False, "no tokenizer.json")
+    content = _read(path)
+    if not content:
+        return StatedBos(None, False, f"{path.name} cannot be read")
+    config, names, model = (
+        _read(path.with_name(name))
+        for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+    )
+    try:
+        first, known = _first_tokens(content.get("post_processor")), set(_names(content))
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise TokenizerError(f"{path} is no tokenizer.json: {error!r}") from error
+    if "added_tokens_decoder" not in config and "bos_token" in names:
+        config = config | {"bos_token": names["bos_token"]}
+    kind = str(config.get("tokenizer_class") or model.get("tokenizer_class")).removesuffix("Fast")
+    by_default = ADDED_BY_DEFAULT.get(kind)
+    token = _content(config.get("bos_token", by_default if by_default in known else None))
+
+    added = config.get("add_bos_token")
+    if isinstance(added, bool):
+        source = f"add_bos_token = {added} in tokenizer_config.json"
+        if first is not None and bool(first) != added:
+            log.warning(
+                "%s: %s, but the post-processor of %s puts %s before a text; the former counts, "
+                "and evaluate.add_bos_token can change it",
+                path.parent, source, path.name, ", ".join(first) or "nothing",
+            )  # fmt: skip
+    elif first is not None:
+        added, source = bool(first), f"the post-processor of {path.name}"
+    elif "add_bos_token" not in config and by_default and token:
+        added, source = True, f"the default of {kind}"
+    else:
+        added, source = False, "nothing beside the tokenizer says that it is"
+    if first and len(first) > 1:
+        log.warning(
+            "%s puts %d tokens before a text (%s): one alone can be added, the one that "
+            "evaluate.bos_token names", path, len(first), ", ".join(first),
+        )  # fmt: skip
+    if added and token is None:
+        token = first[0] if first else _name_of(content, model.get("bos_token_id"))
+    if added and token is None:
+        log.warning("%s: %s, but no file names a bos_token; none is added", path.parent, source)
+        added = False
+    if token is not None and token not in known:
+        if added:
+            raise TokenizerError(
+                f"{path.parent}: {source}, but its bos_token {token!r} is not in {path.name}"
+            )
+        token = None
+    return StatedBos(token, added, source)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no file, or none that can be read.
+
+    Weights can be imported, and exported again, without reading their tokenizer.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        log.warning("%s cannot be read; what it says of a BOS token is not known: %s", path, error)
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _content(token: Any) -> str | None:
+    """The name of a token that stands as a text or as an object."""
+    name = token.get("content") if isinstance(token, Mapping) else token
+    return name if isinstance(name, str) and name else None
+
+
+def _first_tokens(processor: Any) -> list[str] | None:
+    """The tokens that a post-processor puts before a text; None of one that is no template."""
+    if not isinstance(processor, Mapping):
+        return None
+    kind = processor.get("type")
+    if kind == "Sequence":
+        found = [_first_tokens(part) for part in processor.get("processors", ())]
+        templates = [tokens for tokens in found if tokens is not None]
+        # Each is put before what those before it made.
+        return [token for tokens in reversed(templates) for token in tokens] if templates else None
+    if kind == "TemplateProcessing":
+        pieces = itertools.takewhile(lambda p: "SpecialToken" in p, processor.get("single", ()))
+        special = processor.get("special_tokens", {})
+        names = [piece["SpecialToken"]["id"] for piece in pieces]
+        parts = [special.get(name, {}).get("tokens", [name]) for name in names]
+        return [str(token) for part in parts for token in part]
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        return [str(processor["cls"][0])]
+    return None
+
+
+def _names(content: Mapping[str, Any]) -> Iterable[str]:
+    """The names of all tokens of a tokenizer.json."""
+    vocabulary = content.get("model", {}).get("vocab", {})
+    for entry in vocabulary:
+        yield entry if isinstance(entry, str) else entry[0]
+    for token in content.get("added_tokens") or ():
+        yield token["content"]
+
+
+def _name_of(content: Mapping[str, Any], index: Any) -> str | None:
+    """The added token with an id."""
+    added = content.get("added_tokens") or ()
+    return next((token["content"] for token in added if token.get("id") == index), None)

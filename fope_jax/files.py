@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -152,6 +153,63 @@ def user_cache() -> Path:
     own = os.environ.get("FOPE_CACHE")
     root = os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else (Path(root) if root else Path.home() / ".cache") / "fope_jax"
+
+
+# ---------------------------------------------------------------------------- what a file holds
+
+_MAGIC = (
+    (b"\x1f\x8b", "gzip data"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard data"),
+    (b"\xfd7zXZ\0", "xz data"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"PK\x05\x06", "an empty zip archive"),
+    (b"\x04\x22\x4d\x18", "LZ4 data"),
+    (b"PAR1", "a Parquet file"),
+    (b"ARROW1\0\0", "an Arrow file"),
+    (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"%PDF-", "a PDF file"),
+    (b"\xff\xfe\0\0", "text in UTF-32"),
+    (b"\0\0\xfe\xff", "text in UTF-32"),
+    (b"\xff\xfe", "text in UTF-16"),
+    (b"\xfe\xff", "text in UTF-16"),
+)
+UTF8_MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors put before a text
+HEAD_BYTES = 1024
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_MARKUP = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
+
+
+def kind_of_content(head: bytes) -> str:
+    """What a file holds that is no plain text or JSON, by its first ``HEAD_BYTES`` bytes.
+
+    Returns:
+      What it is and what to do; "" where nothing is known against it.
+
+    >>> kind_of_content(b"PK\x03\x04...")
+    'a zip archive: unpack it first'
+    """
+    if head.startswith(_POINTER) and b"\noid sha256:" in head:
+        return "a Git LFS pointer, not the file it stands for: fetch that with `git lfs pull`"
+    if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", head):
+        return "bzip2 data: unpack it first"
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            todo = "convert it to UTF-8 first" if "text in" in name else "unpack it first"
+            return f"{name}: {todo if 'file' not in name else 'convert it first'}"
+    if markup := _MARKUP.match(head.removeprefix(UTF8_MARK)):
+        page = "an XML document" if b"?" in markup[1] else "an HTML page"
+        return f"{page}, such as a server sends in place of a file that it does not give: fetch it again"
+    return ""
+
+
+def foreign_content(path: Path) -> str:
+    """`kind_of_content` of a file, as "it is ..."; "" where that is nothing, or cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            found = kind_of_content(stream.read(HEAD_BYTES))
+    except OSError:
+        return ""
+    return found and f"it is {found}"
 
 
 # ---------------------------------------------------------------------------- whole files

@@ -13,13 +13,14 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fope_jax.extras import require
 
@@ -152,6 +153,77 @@ def user_cache() -> Path:
     own = os.environ.get("FOPE_CACHE")
     root = os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else (Path(root) if root else Path.home() / ".cache") / "fope_jax"
+
+
+# ---------------------------------------------------------------------------- what a file holds
+
+UTF8_MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors put before a text
+HEAD_BYTES = 1024
+
+
+class Content(NamedTuple):
+    """What a file holds, as a noun, and what to do about it, as an order."""
+
+    what: str
+    advice: str
+
+
+_UNPACK, _CONVERT = "unpack it first", "convert it first"
+_MAGIC = (
+    (rb"version https://git-lfs[^\n]*\noid sha256:",
+     "a Git LFS pointer, not the file that it stands for", "fetch that with `git lfs pull`"),
+    (rb"\x1f\x8b", "gzip data", _UNPACK),
+    (rb"\x28\xb5\x2f\xfd", "Zstandard data", _UNPACK),
+    (rb"\xfd7zXZ\x00", "xz data", _UNPACK),
+    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2 data", _UNPACK),
+    (rb"\x04\x22\x4d\x18", "LZ4 data", _UNPACK),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive", _UNPACK),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (rb".{257}ustar(\x00|  \x00)", "a tar archive", _UNPACK),
+    (rb"PAR1\x15", "a Parquet file", _CONVERT),
+    (rb"ARROW1\x00\x00", "an Arrow file", _CONVERT),
+    (rb"\x89HDF\r\n", "an HDF5 file", _CONVERT),
+    (rb"%PDF-", "a PDF file", _CONVERT),
+)  # fmt: skip
+_ENCODINGS = (
+    (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "text in UTF-32", "convert it, as with iconv"),
+    (rb"\xff\xfe|\xfe\xff", "text in UTF-16", "convert it, as with iconv"),
+)
+# What servers send in place of a file that they do not give.
+_MARKUP = (
+    (rb"(\xef\xbb\xbf)?\s*(?i:<!doctype html|<html)", "an HTML page", "fetch it again"),
+    (rb"(\xef\xbb\xbf)?\s*<\?xml", "an XML document", "fetch it again"),
+)
+
+
+def content_of(head: bytes, text: bool = False) -> Content | None:
+    """What a file holds that is neither text nor JSON, by its first ``HEAD_BYTES`` bytes.
+
+    Args:
+      head: the bytes.
+      text: whether any text in UTF-8 is accepted, pages of markup too.
+
+    >>> content_of(b"PK\\3\\4...")
+    Content(what='a zip archive', advice='unpack it first')
+    """
+    for pattern, what, advice in (*_MAGIC, *_ENCODINGS, *(() if text else _MARKUP)):
+        if re.match(pattern, head, re.DOTALL):
+            return Content(what, advice)
+    return None
+
+
+def is_other_encoding(content: Content) -> bool:
+    """Whether a file is text, but not in UTF-8."""
+    return content in [Content(what, advice) for _, what, advice in _ENCODINGS]
+
+
+def read_head(path: Path) -> bytes:
+    """The first ``HEAD_BYTES`` bytes of a file; none where it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 # ---------------------------------------------------------------------------- whole files
@@ -339,6 +411,14 @@ def glob_files(pattern: str) -> list[Path]:
         found = _file_system().glob(pattern, detail=True)
         return [as_path(_BUCKET + name) for name, info in found.items() if info["type"] == "file"]
     return [Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
+
+
+def glob_directories(pattern: str) -> list[Path]:
+    """The directories that a glob matches."""
+    if in_bucket(pattern):
+        found = _file_system().glob(pattern, detail=True)
+        return [as_path(_BUCKET + n) for n, info in found.items() if info["type"] == "directory"]
+    return [Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_dir()]
 
 
 def size_and_time(path: Path) -> tuple[int, int]:

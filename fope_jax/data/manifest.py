@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.data.config import SPLITS
+from fope_jax.files import HEAD_BYTES, content_of
 
 MANIFEST = "manifest.json"
 REBUILD = "delete the directory and run `fope data build` again"
@@ -30,7 +31,7 @@ _SPLIT = {
     "documents": int, "bytes": int, "empty_documents": int, "changed_documents": int,
     "shards": list,
 }  # fmt: skip
-_BAD = {"bad_documents": int, "first_bad": list}  # of caches built since they are counted
+_LATER = {"bad_documents": int, "first_bad": list, "first_changed": list}  # not in older caches
 _SHARD = {"file": str, "tokens": int, "sha256": str, "documents": dict}
 _TABLE = {"file": str, "count": int, "sha256": str}
 _TOKENIZER = {"kind": str, "vocab_size": int, "fingerprint": str}
@@ -74,7 +75,9 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         manifest = json.loads(content)
         _check(manifest)
     except (ValueError, RecursionError, _Problem) as error:
-        raise CacheError(f"token cache: {path} is damaged: {error}; {REBUILD}") from error
+        found = content_of(content[:HEAD_BYTES])
+        what, advice = (f"it is {found.what}", found.advice) if found else (error, REBUILD)
+        raise CacheError(f"token cache: {path} is damaged: {what}; {advice}") from error
     return manifest
 
 
@@ -120,7 +123,7 @@ def _check(manifest: Any) -> None:
 
 def _check_split(where: str, split: Any, shard_tokens: int) -> None:
     _fields(where, split, _SPLIT)
-    _fields(where, split, {name: kind for name, kind in _BAD.items() if name in split})
+    _fields(where, split, {name: kind for name, kind in _LATER.items() if name in split})
     for number, shard in enumerate(split["shards"]):
         own = f"{where}shards[{number}]."
         _fields(own, shard, _SHARD)

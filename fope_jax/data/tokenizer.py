@@ -1,7 +1,13 @@
 """Tokenizers behind one interface: a trained SentencePiece BPE, bytes, and any tokenizer.json.
 
-Encoding never adds a token of its own; the end-of-document token is added where documents are
-joined. A special token's name inside a text is text, and encodes to ordinary tokens.
+Encoding never adds a token or a character of its own, so that the tokens of two texts one after the
+other are a text as well; the end-of-document token is added where documents are joined, and
+`encode_documents` begins a document as its tokenizer does. A special token's name inside a text is
+text, and encodes to ordinary tokens.
+
+A token stands for a string of bytes, a special token for none, and decoding joins them. A text
+that does not come back, because the tokenizer normalises it or lacks a character, is counted by
+whoever cuts documents.
 """
 
 from __future__ import annotations
@@ -11,14 +17,14 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from fope_jax.extras import require
-from fope_jax.files import read_json
+from fope_jax.files import content_of, read_head, read_json
 
 
 class TokenizerError(ValueError):
@@ -35,6 +41,8 @@ class Tokenizer(Protocol):
       pad_id: fills windows; never scored.
       token_bytes: ``[V]`` int32, UTF-8 bytes of text that a token stands for; special tokens 0.
         Summed over a text's tokens it is the text's size, so bits per byte need no decoding.
+      prefix: text that stands before every document and is none of its text: a space with Llama 2's
+        tokenizer, which writes a document's first word as it writes any other; mostly "".
       fingerprint: hex digest of everything that decides how a text is cut.
     """
 
@@ -43,6 +51,7 @@ class Tokenizer(Protocol):
     eos_id: int
     pad_id: int
     token_bytes: np.ndarray
+    prefix: str
     fingerprint: str
 
     def encode(self, text: str) -> list[int]: ...
@@ -54,6 +63,60 @@ class Tokenizer(Protocol):
     def token_id(self, name: str) -> int | None: ...
 
     def save(self, directory: Path) -> None: ...
+
+
+def encode_documents(
+    tokenizer: Tokenizer, texts: Sequence[str]
+) -> tuple[list[np.ndarray], list[bool]]:
+    """Tokens of whole documents, without the one that ends them.
+
+    Args:
+      tokenizer: any.
+      texts: documents; one without text has no tokens.
+
+    Returns:
+      For each document its tokens ``[n]`` int32, which begin with those of ``tokenizer.prefix``;
+      and whether the tokenizer changes it, that is, whether its tokens decode to another text.
+    """
+    whole = [tokenizer.prefix + text if text else "" for text in texts]
+    tokens = tokenizer.encode_batch(whole)
+    changed = [tokenizer.decode(ids) != text for ids, text in zip(tokens, whole, strict=True)]
+    return tokens, changed
+
+
+_TOKENS_AT_ONCE = 2**20  # what is needed for each is larger than the text of a long document
+
+
+def _in_parts(ids: Iterable[int]) -> Iterator[np.ndarray]:
+    ids = ids if isinstance(ids, np.ndarray) else np.array(list(ids), np.int64)
+    return (ids[i : i + _TOKENS_AT_ONCE] for i in range(0, len(ids), _TOKENS_AT_ONCE))
+
+
+class _TokenTexts:
+    """The bytes that each token stands for, ``[V]``, and those of a text's tokens joined.
+
+    >>> texts = _TokenTexts([b"", b"a ", b"b"])
+    >>> texts.sizes.tolist(), texts.join([1, 0, 2, 7])
+    ([0, 2, 1], b'a b')
+    """
+
+    def __init__(self, texts: Sequence[bytes]):
+        self.sizes = np.array([len(text) for text in texts], np.int32)
+        self._start = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+        self._bytes = np.frombuffer(b"".join(texts), np.uint8)
+
+    def join(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ``ids``; one beyond the vocabulary stands for none."""
+        joined = []
+        for part in _in_parts(ids):
+            part = part[(part >= 0) & (part < len(self.sizes))]
+            sizes = self.sizes[part]
+            ends = np.cumsum(sizes, dtype=np.int64)
+            # Of each byte its place among the tokens' bytes: a loop in Python takes five times as
+            # long, and would hold up a build on many cores.
+            place = np.repeat(self._start[part] - (ends - sizes), sizes)
+            joined.append(self._bytes[place + np.arange(len(place))].tobytes())
+        return b"".join(joined)
 
 
 # ---------------------------------------------------------------------------- bytes
@@ -69,6 +132,7 @@ class BytesTokenizer:
     kind = "bytes"
     vocab_size = 259
     pad_id, eos_id = 0, 1
+    prefix = ""
     _first = 3
     fingerprint = hashlib.sha256(b"bytes after pad, eos, unk").hexdigest()
 
@@ -86,9 +150,11 @@ class BytesTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Special tokens are left out; bytes that are no UTF-8 become U+FFFD."""
-        ids = np.asarray(list(ids), np.int64)
-        text = (ids[ids >= self._first] - self._first).astype(np.uint8)
-        return text.tobytes().decode("utf-8", errors="replace")
+        parts = []
+        for part in _in_parts(ids):
+            ordinary = (part >= self._first) & (part < self.vocab_size)
+            parts.append((part[ordinary] - self._first).astype(np.uint8).tobytes())
+        return b"".join(parts).decode(errors="replace")
 
     def token_id(self, name: str) -> int | None:
         return None  # its tokens have no names
@@ -119,6 +185,7 @@ class SentencePieceTokenizer:
 
     kind = "sentencepiece"
     pad_id, eos_id = 0, 1
+    prefix = ""
     filename = "tokenizer.model"
 
     def __init__(self, model: bytes):
@@ -128,10 +195,14 @@ class SentencePieceTokenizer:
         )
         self.vocab_size = self._processor.vocab_size()
         self.fingerprint = self.fingerprint_of(model)
-        self.token_bytes = np.array(
-            [self._piece_bytes(i) for i in range(self.vocab_size)], dtype=np.int32
-        )
+        self._texts = _TokenTexts([self._token_text(i) for i in range(self.vocab_size)])
+        self.token_bytes = self._texts.sizes
         self._mark_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in _SPACE_MARK.encode()]
+
+    @property
+    def writes_spaces(self) -> bool:
+        """Whether a space has a piece of its own; models trained before this was asked may not."""
+        return not self._processor.is_unknown(self._processor.piece_to_id(_SPACE_MARK))
 
     @classmethod
     def load(cls, directory: Path) -> SentencePieceTokenizer:
@@ -142,13 +213,13 @@ class SentencePieceTokenizer:
         """The fingerprint of a serialised model, found without loading it."""
         return hashlib.sha256(b"sentencepiece" + model).hexdigest()
 
-    def _piece_bytes(self, index: int) -> int:
-        processor = self._processor
+    def _token_text(self, index: int) -> bytes:
+        processor, piece = self._processor, self._processor.id_to_piece(index)
         if processor.is_control(index) or processor.is_unknown(index):
-            return 0
+            return b""
         if processor.is_byte(index):
-            return 1
-        return len(processor.id_to_piece(index).replace(_SPACE_MARK, " ").encode())
+            return _byte_of(piece)
+        return piece.replace(_SPACE_MARK, " ").encode()
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
@@ -170,7 +241,8 @@ class SentencePieceTokenizer:
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(i) for i in ids])
+        """Special tokens are left out; bytes that are no UTF-8 become U+FFFD."""
+        return self._texts.join(ids).decode(errors="replace")
 
     def token_id(self, name: str) -> int | None:
         index = self._processor.piece_to_id(name)
@@ -178,6 +250,14 @@ class SentencePieceTokenizer:
 
     def save(self, directory: Path) -> None:
         (directory / self.filename).write_bytes(self._model)
+
+
+def _byte_of(piece: str) -> bytes:
+    """
+    >>> _byte_of("<0xE2>")
+    b'\\xe2'
+    """
+    return bytes([int(piece[3:5], 16)])
 
 
 def _join(ids: list[list[int]]) -> np.ndarray:
@@ -208,13 +288,24 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
     Raises:
       TokenizerError: no text, or a vocabulary too large or too small for it.
     """
-    sentencepiece = require("sentencepiece", "train")
     lines = list(_training_lines(texts))
     if not lines:
         raise TokenizerError("the training text has no characters to train a tokenizer on")
+    digits = "0123456789"
+    model = _train(lines, vocab_size, digits)
+    tokenizer = SentencePieceTokenizer(model)
+    if not tokenizer.writes_spaces:
+        # Spaces are rare in this text. Without a piece of its own a space would be the three bytes
+        # of its mark. Text with spaces keeps the model that it always gave, to the byte.
+        model = _train(lines, vocab_size, digits + _SPACE_MARK)
+        tokenizer = SentencePieceTokenizer(model)
+    return tokenizer
+
+
+def _train(lines: Sequence[str], vocab_size: int, required_chars: str) -> bytes:
     model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
+        require("sentencepiece", "train").SentencePieceTrainer.train(
             sentence_iterator=iter(lines),
             model_writer=model,
             model_type="bpe",
@@ -227,7 +318,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             user_defined_symbols=["\n", "\n\n"],
             byte_fallback=True,
             split_digits=True,
-            required_chars="0123456789",
+            required_chars=required_chars,
             max_sentence_length=8 * _TRAINING_CHARS,  # bytes; longer ones would be skipped
             num_threads=1,  # the model stores the number, and more threads do not train faster
             minloglevel=2,
@@ -238,7 +329,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             f"vocab_size = {vocab_size} does not fit the training text of"
             f" {sum(map(len, lines))} characters: {reason}"
         ) from error
-    return SentencePieceTokenizer(model.getvalue())
+    return model.getvalue()
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
@@ -260,17 +351,28 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
 _EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "[SEP]")
 _PAD_NAMES = ("<|padding|>", "<pad>", "[PAD]")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_DECODERS = {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}
+_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 class JsonTokenizer:
-    """A ``tokenizer.json``, such as the paper's GPT-NeoX one, kept as it is.
+    """A ``tokenizer.json``, such as the paper's GPT-NeoX one.
 
-    ``decode(encode(text)) == text`` as far as the file's own normaliser leaves text unchanged;
-    the build counts the documents that it changes.
+    Text is cut as the file says, but for this:
+
+    * What the file puts before a text, or takes from its ends, is left out of `encode`: a piece of
+      a text has neither. The space before a text is ``prefix``, with which documents begin.
+    * No text becomes a control token, whatever the file calls special: the end of a document, and
+      every token that the configuration beside the file names for a purpose, such as ``bos_token``.
+
+    ``decode(encode(text)) == text`` as far as the file's own rules leave text unchanged; where
+    they lower its case, normalise it, or have no token for a character, `encode_documents` says so.
 
     Args:
       content: the file's text.
       eos: name of the token that ends a document.
+      control: names of other tokens that no text may become, beside those that the file calls
+        special.
 
     Raises:
       TokenizerError: ``eos`` is no token, or the decoder does not say how many bytes a token is.
@@ -279,9 +381,14 @@ class JsonTokenizer:
     kind = "json"
     filename = "tokenizer.json"
 
-    def __init__(self, content: str, eos: str):
-        self._content, self.eos = content, eos
-        self._tokenizer = require("tokenizers", "train").Tokenizer.from_str(content)
+    def __init__(self, content: str, eos: str, control: Sequence[str] = ()):
+        self._content, self.eos, self.control = content, eos, tuple(control)
+        rules = json.loads(content)
+        self.prefix = _take_edges(rules)
+        _make_special(rules, {eos, *control})
+        unchanged = rules == json.loads(content)
+        used = content if unchanged else json.dumps(rules, ensure_ascii=False)
+        self._tokenizer = require("tokenizers", "train").Tokenizer.from_str(used)
         self._tokenizer.encode_special_tokens = True  # a special token's name in a text is text
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -292,33 +399,40 @@ class JsonTokenizer:
         self.eos_id: int = eos_id
         pads = [self._tokenizer.token_to_id(name) for name in _PAD_NAMES]
         self.pad_id: int = next((i for i in pads if i is not None), eos_id)
-        self.fingerprint = hashlib.sha256(f"json {eos} {content}".encode()).hexdigest()
-        self.token_bytes = self._count_bytes()
+        self.fingerprint = self.fingerprint_of(used, eos)
+        self._find_token_texts(rules)
+
+    @staticmethod
+    def fingerprint_of(content: str, eos: str) -> str:
+        """The fingerprint of a file whose rules are used as they stand."""
+        return hashlib.sha256(f"json {eos} {content}".encode()).hexdigest()
 
     @classmethod
     def load(cls, path: Path) -> JsonTokenizer:
         """Reads a file; the end-of-document token is what ``tokenizer_config.json`` beside it
         says, or a usual name."""
         if not path.is_file():
-            raise TokenizerError(f"tokenizer = {str(path)!r}: there is no such file")
+            what = "it is a directory" if path.is_dir() else "there is no such file"
+            raise TokenizerError(f"tokenizer = {str(path)!r}: {what}")
         try:
-            content = path.read_text(encoding="utf-8")
+            content = path.read_bytes().decode("utf-8-sig")
             names = {token["content"] for token in json.loads(content)["added_tokens"]}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            found = content_of(read_head(path))
+            reason = f"it is {found.what}; {found.advice}" if found else error
             raise TokenizerError(
-                f"tokenizer = {str(path)!r} is no tokenizer.json: {error}"
+                f"tokenizer = {str(path)!r} is no tokenizer.json: {reason}"
             ) from error
-        beside = path.with_name("tokenizer_config.json")
-        stated = read_json(beside).get("eos_token") if beside.is_file() else None
-        stated = stated.get("content") if isinstance(stated, dict) else stated
+        stated, control = _stated_tokens(path)
         eos = stated or next((name for name in _EOS_NAMES if name in names), None)
         if eos is None:
             raise TokenizerError(
                 f"tokenizer = {str(path)!r} has no end-of-document token: no eos_token in"
-                f" {beside.name} beside it, and none of {', '.join(_EOS_NAMES)} is an added token"
+                f" {_CONFIGS[0]} beside it, and none of {', '.join(_EOS_NAMES)} is an added token"
             )
         try:
-            return cls(content, eos)
+            special = {t["content"] for t in json.loads(content)["added_tokens"] if t["special"]}
+            return cls(content, eos, sorted(control - special - {eos}))
         except TokenizerError:
             raise
         except Exception as error:  # the library's own kind, without the file's name
@@ -326,35 +440,91 @@ class JsonTokenizer:
                 f"tokenizer = {str(path)!r} is no tokenizer.json: {error}"
             ) from error
 
-    def _count_bytes(self) -> np.ndarray:
-        decoder = _decoder_types(json.loads(self._content).get("decoder"))
-        if not decoder & {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}:
+    def _find_token_texts(self, rules: dict[str, Any]) -> None:
+        """Which tokens are control tokens, and what every other token stands for."""
+        decoders = _flat(rules.get("decoder"), "decoders")
+        kinds = {decoder["type"] for decoder in decoders}
+        if not kinds & _DECODERS:
             raise TokenizerError(
-                f"the tokenizer.json has decoder {sorted(decoder)}; accepted: ByteLevel, or"
+                f"the tokenizer.json has decoder {sorted(kinds)}; accepted: ByteLevel, or"
                 " Metaspace or ByteFallback, which say how many bytes of text a token stands for"
             )
-        added = self._tokenizer.get_added_tokens_decoder()
-        sizes = np.zeros(self.vocab_size, np.int32)
-        for piece, index in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            if index in added:
-                sizes[index] = 0 if added[index].special else len(added[index].content.encode())
-            elif "ByteLevel" in decoder:
-                sizes[index] = len(piece)  # one character of the byte alphabet a byte
-            elif _BYTE_PIECE.fullmatch(piece):
-                sizes[index] = 1
+        model, added = rules["model"], self._tokenizer.get_added_tokens_decoder()
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        own = {*self._tokenizer.get_vocab(with_added_tokens=False).values()}
+        special = {index for index, token in added.items() if token.special}
+        control = special | {vocab[name] for name in self.control if name in vocab}
+        control |= {self.eos_id, self.pad_id}
+        unknown = model.get("unk_id", vocab.get(model.get("unk_token")))
+        bytes_are_pieces = bool(model.get("byte_fallback")) or "ByteFallback" in kinds
+        texts = [b""] * self.vocab_size
+        for piece, index in vocab.items():
+            if index in control or index == unknown:
+                continue
+            if index in added and (
+                "ByteLevel" in kinds or not (index in own or added[index].normalized)
+            ):
+                texts[index] = added[index].content.encode()  # found in the text as it stands
+            elif "ByteLevel" in kinds:
+                texts[index] = _of_byte_alphabet(piece)
+            elif bytes_are_pieces and _BYTE_PIECE.fullmatch(piece):
+                texts[index] = _byte_of(piece)
             else:
-                sizes[index] = len(piece.replace(_SPACE_MARK, " ").encode())
-        return sizes
+                texts[index] = _spell_out(piece, decoders).encode()
+        self._texts = _TokenTexts(texts)
+        self.token_bytes = self._texts.sizes
+        # An unknown token is what some texts become; it is none that may be taken out of them.
+        self._control = np.array(sorted(control - {unknown} | {self.eos_id, self.pad_id}))
+        names = [name for name, index in vocab.items() if index in {*control, unknown} and name]
+        spelled = [re.escape(name) for name in sorted(names, key=len, reverse=True)]
+        spelled += [_BYTE_PIECE.pattern] if bytes_are_pieces else []
+        self._spelled = re.compile("|".join(spelled))
+        marks = [vocab.get(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        self._mark_ids = marks if bytes_are_pieces and None not in marks else []
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        texts = list(texts)
+        return [
+            self._without_control(text, ids)
+            for text, ids in zip(texts, self._cut(texts), strict=True)
+        ]
+
+    def _cut(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(one.ids, np.int32) for one in encoded]
 
+    def _without_control(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """``ids`` of ``text``, none of which is a control token.
+
+        Models of the unigram kind look for their control tokens in a text like for any other, and
+        for the names of their bytes. A text that has come to one is cut inside the name, and what
+        is still a control token is taken out. A mark in a text is written in bytes, where there
+        are tokens for them: as a piece it would be a space.
+        """
+        if self._texts.join(ids) == text.encode():
+            return ids
+        starts = [match.start() + 1 for match in self._spelled.finditer(text)]
+        starts += [i for m in re.finditer(_SPACE_MARK, text) if self._mark_ids for i in m.span()]
+        if starts:
+            cuts = sorted({0, *starts, len(text)})
+            parts = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+            own = self._cut(parts)
+            if self._mark_ids:
+                own = [
+                    self._mark_ids if part == _SPACE_MARK else one
+                    for part, one in zip(parts, own, strict=True)
+                ]
+            again = np.concatenate(own).astype(np.int32)
+            lossless = self._texts.join(again) == text.encode()
+            ids = again if lossless or np.isin(ids, self._control).any() else ids
+        return ids[~np.isin(ids, self._control)]
+
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+        """Control tokens are left out; bytes that are no UTF-8 become U+FFFD."""
+        return self._texts.join(ids).decode(errors="replace")
 
     def token_id(self, name: str) -> int | None:
         return self._tokenizer.token_to_id(name)
@@ -363,11 +533,117 @@ class JsonTokenizer:
         (directory / self.filename).write_text(self._content, encoding="utf-8")
 
 
-def _decoder_types(decoder: Any) -> set[str]:
-    if not decoder:
+def _stated_tokens(path: Path) -> tuple[str | None, set[str]]:
+    """What the configuration beside a tokenizer.json says.
+
+    Returns:
+      The token that ends a document, if any is named; and all that are named for a purpose.
+    """
+    eos, names = None, set()
+    for config in _CONFIGS:
+        beside = path.with_name(config)
+        stated = read_json(beside) if beside.is_file() else {}
+        for key, value in stated.items():
+            if key.endswith("_token"):
+                names |= _names_of([value])
+            elif key in ("additional_special_tokens", "extra_special_tokens"):
+                names |= _names_of(value)
+            elif key == "added_tokens_decoder" and isinstance(value, dict):
+                tokens = (token for token in value.values() if isinstance(token, dict))
+                names |= _names_of([token for token in tokens if token.get("special")])
+        eos = eos or next(iter(_names_of([stated.get("eos_token")])), None)
+    return eos, names
+
+
+def _names_of(tokens: Any) -> set[str]:
+    """Names of tokens, which a configuration writes as strings or as objects."""
+    if isinstance(tokens, dict):
+        tokens = tokens.values()
+    elif not isinstance(tokens, list):
         return set()
-    inner = [_decoder_types(part) for part in decoder.get("decoders", [])]
-    return {decoder["type"]}.union(*inner)
+    found = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+    return {name for name in found if isinstance(name, str) and name}
+
+
+def _make_special(rules: dict[str, Any], names: Collection[str]) -> None:
+    """Calls added tokens special, so that the library does not look for them in a text."""
+    for token in rules.get("added_tokens") or []:
+        token["special"] = token["special"] or token["content"] in names
+
+
+_DROP_CHARACTERS = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit"}
+
+
+def _take_edges(rules: dict[str, Any]) -> str:
+    """Takes out of the rules what is done to the ends of a text alone.
+
+    Returns:
+      What the rules put before a text.
+
+    >>> rules = {"normalizer": {"type": "Prepend", "prepend": "\u2581"}, "pre_tokenizer": None}
+    >>> _take_edges(rules), rules["normalizer"]
+    (' ', None)
+    """
+    prefix = ""
+    kept = []
+    for rule in _flat(rules.get("normalizer"), "normalizers"):
+        if rule["type"] == "Prepend":
+            prefix = rule["prepend"].replace(_SPACE_MARK, " ")
+        elif rule["type"] != "Strip":
+            kept.append(rule)
+    if len(kept) < len(_flat(rules.get("normalizer"), "normalizers")):
+        rules["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    words = False
+    for rule in _flat(rules.get("pre_tokenizer"), "pretokenizers"):
+        words |= rule["type"] in _DROP_CHARACTERS or rule.get("behavior") == "Removed"
+        scheme = "never" if rule.get("add_prefix_space") is False else "always"
+        if rule["type"] == "Metaspace" and rule.get("prepend_scheme", scheme) != "never":
+            prefix = " "
+            if not words:  # after spaces have been dropped, this is what writes them
+                rule.pop("add_prefix_space", None)
+                rule["prepend_scheme"] = "never"
+        elif rule["type"] == "ByteLevel" and rule.get("add_prefix_space", True):
+            prefix = " "
+            if not words:
+                rule["add_prefix_space"] = False
+    return prefix
+
+
+def _flat(rule: dict[str, Any] | None, of_sequence: str) -> list[dict[str, Any]]:
+    """A rule, or those of a sequence, in their order."""
+    if not rule:
+        return []
+    if rule["type"] != "Sequence":
+        return [rule]
+    return [one for inner in rule[of_sequence] for one in _flat(inner, of_sequence)]
+
+
+def _spell_out(piece: str, decoders: Sequence[dict[str, Any]]) -> str:
+    """A piece as the decoders write it inside a text."""
+    for rule in decoders:
+        if rule["type"] == "Metaspace":
+            piece = piece.replace(rule.get("replacement", _SPACE_MARK), " ")
+        elif rule["type"] == "Replace" and "String" in rule["pattern"]:
+            piece = piece.replace(rule["pattern"]["String"], rule["content"])
+    return piece
+
+
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
+_BYTE_ALPHABET = {chr(byte): byte for byte in _PRINTED} | {
+    chr(256 + number): byte for number, byte in enumerate(_OTHERS)
+}
+
+
+def _of_byte_alphabet(piece: str) -> bytes:
+    """The bytes of a piece in GPT-2's alphabet, which writes each as a character that shows.
+
+    >>> _of_byte_alphabet("\u0120caf\u00c3\u00a9").decode()
+    ' caf\u00e9'
+    """
+    if not all(character in _BYTE_ALPHABET for character in piece):
+        return piece.encode()
+    return bytes(_BYTE_ALPHABET[character] for character in piece)
 
 
 # ---------------------------------------------------------------------------- in a cache
@@ -378,6 +654,7 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     description = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
     if isinstance(tokenizer, JsonTokenizer):
         description["eos"] = tokenizer.eos
+        description |= {"control": list(tokenizer.control)} if tokenizer.control else {}
     return description | {"fingerprint": tokenizer.fingerprint}
 
 
@@ -404,8 +681,11 @@ def load_saved(directory: Path, description: dict[str, Any]) -> Tokenizer:
                 raise ValueError(f"fingerprint {found}, expected {description['fingerprint']}")
             tokenizer = SentencePieceTokenizer.load(directory)
         else:
-            text = path.read_text(encoding="utf-8")
-            tokenizer = JsonTokenizer(text, str(description.get("eos")))
+            text, eos = path.read_text(encoding="utf-8"), str(description.get("eos"))
+            tokenizer = JsonTokenizer(text, eos, description.get("control", ()))
+            if description["fingerprint"] == JsonTokenizer.fingerprint_of(text, eos):
+                # A cache from before the rules at a text's ends were left out.
+                tokenizer.fingerprint = description["fingerprint"]
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # both libraries raise kinds of their own, without the file's name

@@ -98,26 +98,41 @@ class Noise:
     """A text that is repeated, so that a needle stands between whole sentences.
 
     What is before the first needle loses tokens from its beginning, every later gap from its end.
+    Where the last that is left is the space before a word, the text's last token takes its place:
+    what follows begins with a space of its own.
 
     Attributes:
       text: as it is described.
       tokens: of the text.
+      spaces: those of them that end in a space.
     """
 
     text: str
     tokens: tuple[int, ...]
+    spaces: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, tokenizer: Any, text: str = FILLER) -> Noise:
-        return cls(text, tuple(tokenizer.encode(text)))
+        tokens = tuple(tokenizer.encode(text))
+        ends_in_space = (i for i in set(tokens) if tokenizer.decode([i])[-1:].isspace())
+        return cls(text, tokens, frozenset(ends_in_space))
 
     def gaps(self, rng: np.random.Generator, sizes: Sequence[int]) -> list[np.ndarray]:
         text = np.asarray(self.tokens, np.int32)
         first = np.resize(text, -(-sizes[0] // len(text)) * len(text))
-        return [first[len(first) - sizes[0] :], *(np.resize(text, size) for size in sizes[1:])]
+        later = [np.resize(text, size) for size in sizes[1:]]
+        for gap in later:
+            if len(gap) and int(gap[-1]) in self.spaces:
+                gap[-1] = text[-1]
+        return [first[len(first) - sizes[0] :], *later]
 
     def describe(self) -> dict[str, Any]:
-        return {"haystack": "noise", "filler": self.text}
+        return {"haystack": "noise", "filler": self.text} | self.ends
+
+    @property
+    def ends(self) -> dict[str, str]:
+        """What is described where it differs from windows that kept the space before a needle."""
+        return {"ends": "no space"} if self.spaces else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +199,13 @@ class TextTask(Task):
         return Trial(window, len(parts.answer), rivals, parts.texts)
 
     def describe(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.fingerprint, **self.haystack.describe()}
+        return {**describe_pieces(self.tokenizer), **self.haystack.describe()}
+
+
+def describe_pieces(tokenizer: Any) -> dict[str, Any]:
+    """Of what tokens pieces are made; with a prefix, windows once had it before every piece."""
+    prefix = {"prefix": "none"} if getattr(tokenizer, "prefix", "") else {}
+    return {"tokenizer": tokenizer.fingerprint, **prefix}
 
 
 def draw_number(rng: np.random.Generator, half: str) -> int:

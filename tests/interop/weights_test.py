@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -38,6 +39,7 @@ from fope_jax.position import (
 from tests.interop.weights_runs import logits_of_parts
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "weights"
+EMBEDDING = "model.embed_tokens.weight"
 MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3")
 LENGTHS = (12, 40)
 ROPE_TYPES = json.loads((GOLDENS / "rope_types.json").read_text())
@@ -586,6 +588,163 @@ def test_files_that_are_not_there_or_damaged_are_named(tmp_path):
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="names model-00002-of-00003.safetensors: there is"):
         import_weights(tmp_path)
+
+
+def marked(directory, name, value, source="qwen3"):
+    """A file with all tensors of a golden directory, each of them full of ``value``."""
+    save_file({k: np.full_like(x, value) for k, x in tensors(GOLDENS / source).items()},
+              directory / name)  # fmt: skip
+
+
+def embedding_of(directory):
+    return np.unique(import_weights(directory).params["embedding"]).tolist()
+
+
+def test_the_files_are_those_that_transformers_reads(tmp_path, caplog):
+    """Its order: model.safetensors, then the index; nothing else is mixed in, and it is said."""
+    old = np.unique(tensors(GOLDENS / "qwen3")["model.embed_tokens.weight"]).tolist()
+    with_config(tmp_path, "qwen3")
+    for name in ("consolidated.safetensors", "model-00004-of-00004.safetensors"):
+        marked(tmp_path, name, 5)
+    assert embedding_of(tmp_path) == old  # what the index does not name is not read
+    assert "model-00004-of-00004.safetensors left aside" in caplog.text
+    assert "consolidated" not in caplog.text
+    caplog.clear()
+    marked(tmp_path, "model.safetensors", 7)
+    assert embedding_of(tmp_path) == [7.0]
+    assert "read from model.safetensors" in caplog.text
+    assert "model.safetensors.index.json, model-00001-of-00003.safetensors" in caplog.text
+    for path in tmp_path.glob("model-*.safetensors"):
+        path.unlink()
+    assert embedding_of(tmp_path) == [7.0]  # the index names shards that are gone
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"older, as transformers has it")
+    assert embedding_of(tmp_path) == [7.0]
+    # Without a name that transformers knows, it would read the .bin instead.
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match="no model.safetensors; pytorch_model.bin: save it"):
+        import_weights(tmp_path)
+
+
+def test_a_tensor_in_two_shards_of_an_index_is_named(tmp_path):
+    with_config(tmp_path, "qwen3")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    first, second = map(load_file, shards[:2])
+    save_file(second | dict(list(first.items())[:1]), shards[1])
+    with pytest.raises(
+        ValueError, match="is in .*-00001-of-00003.*and in .*00002-of-00003.*: remo"
+    ):
+        import_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_the_weights_is_not_passed_over(tmp_path, name):
+    with_config(tmp_path)
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=f"has {name}: an adapter, which changes the model; merge"):
+        import_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "consolidated.00.pth", "tf_model.h5", "x.msgpack"])
+def test_weights_of_another_format_are_named(tmp_path, name):
+    with_config(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=f"has no .*; {name}: save it as safetensors first"):
+        import_weights(tmp_path)
+
+
+# ---------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("source", ["llama", "smollm", "qwen3"])  # float32, bfloat16 tied, shards
+def test_tensors_that_are_not_finite_are_named_as_in_the_file(tmp_path, source):
+    with_config(tmp_path, source)
+    bad = {"model.norm.weight": np.nan, "model.layers.1.mlp.up_proj.weight": np.inf}
+    for path in tmp_path.glob("*.safetensors"):
+        stored = load_file(path)
+        for name in bad.keys() & stored.keys():
+            stored[name].flat[:2] = bad[name]
+        save_file(stored, path)
+    with pytest.raises(ValueError) as caught:
+        import_weights(tmp_path)
+    assert str(caught.value).startswith(
+        f"{tmp_path}: NaN or infinite: model.layers.1.mlp.up_proj.weight (2 values), "
+        "model.norm.weight (2 values); "
+    )
+
+
+def test_what_is_not_finite_is_not_exported(tmp_path):
+    """Nor what a narrower dtype makes infinite; all tensors are named, nothing is written."""
+    config, position, params, constants = own_model(SERVED, qk_norm="head")
+    out = tmp_path / "out"
+
+    def message(dtype="float32"):
+        with pytest.raises(ValueError) as caught:
+            export_weights(out, config, position, params, constants, length=40, dtype=dtype)
+        assert not out.exists()
+        return str(caught.value)
+
+    params["layers"]["key_norm"] = params["layers"]["key_norm"].at[1, 0].set(7e4)
+    params["final_norm"] = params["final_norm"].at[0].set(1e6)
+    assert message("float16") == (
+        "dtype='float16': model.layers.1.self_attn.k_norm.weight has numbers beyond its range; in "
+        "all: model.layers.1.self_attn.k_norm.weight (1 value), model.norm.weight (1 value)"
+    )
+    params["final_norm"] = params["final_norm"].at[0].set(3.4e38)  # finite in float32 alone
+    assert "dtype='bfloat16': model.norm.weight has numbers beyond its range" in message("bfloat16")
+    params["final_norm"] = params["final_norm"].at[:2].set(jnp.nan)
+    cos_coef = constants["position_layers"]["cos_coef"]
+    constants["position_layers"]["cos_coef"] = cos_coef.at[:, 0, 0, 0].set(jnp.inf)
+    assert (
+        message()
+        == message("bfloat16")
+        == (
+            "NaN or infinite, not exported: model.norm.weight (2 values), "
+            "model.rotary_emb.cos_coef (1 value)"
+        )
+    )
+
+
+def test_a_coefficient_of_fope_that_is_not_finite_is_named(tmp_path):
+    export_weights(tmp_path, *own_model(SERVED), length=40)
+    change_tensors(
+        tmp_path, lambda t: t["model.rotary_emb.sin_coef"].__setitem__((0, 0, 0), np.nan)
+    )
+    with pytest.raises(ValueError, match="NaN or infinite: model.rotary_emb.sin_coef .1 value"):
+        import_weights(tmp_path)
+
+
+def test_tied_weights_are_read_under_either_name(tmp_path):
+    """As transformers: the one that is there, both where they agree; never a guess."""
+    with_config(tmp_path, "smollm")
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t.pop(EMBEDDING)}))
+    assert_same(import_weights(tmp_path), import_weights(GOLDENS / "smollm"))
+    change_tensors(tmp_path, lambda t: t["lm_head.weight"].__setitem__((1, 2), np.nan))
+    with pytest.raises(ValueError, match="NaN or infinite: lm_head.weight .1 value"):
+        import_weights(tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:-1]}))
+    with pytest.raises(
+        ValueError, match=r"1 of another shape: model.embed_tokens.weight \[39, 24\]"
+    ):
+        import_weights(tmp_path)
+    shutil.copy(GOLDENS / "smollm" / "model.safetensors", tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t[EMBEDDING][:-1]}))
+    with pytest.raises(
+        ValueError, match=r"1 of another shape: lm_head.weight \[39, 24\], exp.* \[40"
+    ):
+        import_weights(tmp_path)
+    change_tensors(tmp_path, lambda t: [t.pop(EMBEDDING), t.pop("lm_head.weight")])
+    with pytest.raises(ValueError, match="1 missing: model.embed_tokens.weight"):
+        import_weights(tmp_path)
+
+
+def test_untied_weights_need_both(tmp_path):
+    """Transformers draws the one that is missing at random."""
+    for absent in (EMBEDDING, "lm_head.weight"):
+        with_config(tmp_path)
+        change_tensors(tmp_path, lambda t, name=absent: t.pop(name))
+        with pytest.raises(ValueError, match=f"1 missing: {absent}"):
+            import_weights(tmp_path)
 
 
 # ---------------------------------------------------------------------------- what stays here

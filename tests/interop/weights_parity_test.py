@@ -6,11 +6,13 @@ Slow, and with two libraries that nothing else needs: pip install 'fope-jax[pari
 import copy
 import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from fope_jax.interop.families import from_config
 from fope_jax.interop.weights import export_weights, import_weights
@@ -147,6 +149,21 @@ def test_random_rope_parameters_turn_as_in_transformers():
         assert ours.attention_factor(head_dim) == pytest.approx(theirs.attention_scaling), keys
         compared += 1
     assert compared > 400
+
+
+@pytest.mark.parametrize("case", ["lm_head alone", "index and model.safetensors"])
+def test_files_that_disagree_are_read_as_transformers_reads_them(tmp_path, case):
+    name = "smollm" if case == "lm_head alone" else "qwen3"
+    shutil.copytree(GOLDENS / name, tmp_path, dirs_exist_ok=True)
+    stored = {}
+    for path in tmp_path.glob("*.safetensors"):
+        stored |= load_file(path)
+    if name == "smollm":
+        stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
+    else:
+        stored["model.embed_tokens.weight"] = stored["model.embed_tokens.weight"][::-1].copy()
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_parity(import_weights(tmp_path), load(tmp_path), 1e-4)
 
 
 def test_the_goldens_are_what_transformers_computes_now(tmp_path):

@@ -93,7 +93,7 @@ def uniform(
     if unknown:
         listed = "; ".join(
             f"unknown key {key!r} of rope_type={kind!r} with the value {value!r:.80}"
-            + (f", did you mean {meant!r}?" if (meant := likely(key, known)) else "")
+            + (f" (did you mean {meant!r}?)" if (meant := likely(key, known)) else "")
             for key, value in unknown.items()
         )
         raise ValueError(f"{listed}. Known: {', '.join(known)}")

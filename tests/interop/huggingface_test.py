@@ -334,7 +334,7 @@ def test_what_changes_no_number_is_passed_over(parameters, same):
     [
         (LINEAR | {"attention_factor": 1.2, "alpha": 8}, ["'attention_factor'", "1.2", "'alpha'"]),
         (LLAMA | {"extrapolation_factor": 0.5}, ["'extrapolation_factor'", "0.5"]),
-        (YARN | {"short_mscale": 1.1, "beta_fats": 8}, ["1.1", "8, did you mean 'beta_fast'?"]),
+        (YARN | {"short_mscale": 1.1, "beta_fats": 8}, ["1.1", "8 (did you mean 'beta_fast'?)"]),
         ({"rope_type": "default", "rope_theta": 1e4, "factor": 4.0}, ["'factor' of", "4.0"]),
         (YARN | {"truncate": None, "low_freq_factor": 1.0}, ["'low_freq_factor'"]),
     ],

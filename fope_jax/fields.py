@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import functools
 import types
 import typing
 from collections.abc import Iterable
 from typing import Any, Literal, Union
+
+from fope_jax.spelling import likely
 
 
 class ConfigError(ValueError):
@@ -96,8 +97,11 @@ def check_value(name: str, value: Any, condition: bool, accepted: str) -> None:
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """`` (nearest: KEY)``: a key of the same last name in another section, else the closest."""
+    """`` (nearest: KEY)``, or nothing: the key of this name in another section, or a likely one.
+
+    Where several sections have the name, none of them is nearer than the others.
+    """
     known, leaf = list(known), key.rpartition(".")[2]
     same = [name for name in known if name.rpartition(".")[2] == leaf]
-    close = same or difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f" (nearest: {close[0]})" if close else ""
+    found = (same[0] if len(same) == 1 else None) if same else likely(key, known)
+    return f" (nearest: {found})" if found else ""

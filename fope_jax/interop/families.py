@@ -10,13 +10,16 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fope_jax.interop.huggingface import from_rope_parameters, to_rope_parameters
-from fope_jax.interop.keys import ORIGINAL, SHARE, THETA, flag, integer, number
+from fope_jax.interop.huggingface import (
+    from_rope_parameters,
+    inverted_ramp,
+    to_rope_parameters,
+)
+from fope_jax.interop.keys import ORIGINAL, SHARE, THETA, flag, integer, number, type_named
 from fope_jax.interop.serving import (
-    FOPE_KEYS,
-    SPELLINGS,
     fope_from_rope_parameters,
     fope_to_rope_parameters,
+    says_fope,
 )
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position import (
@@ -96,39 +99,82 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False,),
     "attention_dropout": (0,),
     "use_sliding_window": (False,),
+    "use_mrope": (False,),
     "rope_interleaved": (False,),
-    "is_encoder_decoder": (False,),
+    # Of every model of transformers, whether it reads them or not; a full dump has their defaults.
     "add_cross_attention": (False,),
+    "chunk_size_feed_forward": (0,),
+    "is_encoder_decoder": (False,),
+    "per_layer_config": ({},),
+    "pruned_heads": ({}, []),
+    "tie_encoder_decoder": (False,),
 }
 
-# Keys that change no number of the model. What they say is kept and written back.
-KEPT = frozenset(
+# Keys that change no number of the model. What they say is kept and written back. How text is drawn
+# from its logits stood in config.json before generation_config.json, and still may.
+_GENERATION = frozenset(
     {
-        "_name_or_path",
-        "architectures",
-        "attn_implementation",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "initializer_range",
-        "is_llama_config",
-        "label2id",
-        "max_window_layers",  # read with use_sliding_window alone
-        "name_or_path",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "return_dict",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers.js_config",
-        "transformers_version",
-        "use_cache",
+        "assistant_confidence_threshold", "assistant_lookbehind", "bad_words_ids",
+        "begin_suppress_tokens", "cache_implementation", "decoder_start_token_id",
+        "diversity_penalty", "do_sample", "early_stopping", "encoder_no_repeat_ngram_size",
+        "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
+        "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+        "length_penalty", "max_length", "max_new_tokens", "min_length", "min_new_tokens",
+        "min_p", "no_repeat_ngram_size", "num_assistant_tokens",
+        "num_assistant_tokens_schedule", "num_beam_groups", "num_beams", "num_return_sequences",
+        "output_scores", "remove_invalid_values", "renormalize_logits", "repetition_penalty",
+        "return_dict_in_generate", "suppress_tokens", "target_lookbehind", "temperature",
+        "top_k", "top_p", "typical_p", "use_cache",
     }
-)
+)  # fmt: skip
+KEPT = _GENERATION | {
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+    "_flash_attn_2_enabled",
+    "_name_or_path",
+    "_output_attentions",
+    "architectures",
+    "attn_implementation",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "experts_implementation",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_range",
+    "is_decoder",  # these are, whatever it says
+    "is_llama_config",
+    "label2id",
+    "max_window_layers",  # read with use_sliding_window alone
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "prefix",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "sep_token_id",
+    "task_specific_params",
+    "tf_legacy_loss",
+    "tie_last_hidden_states",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "unk_token_id",
+    "use_bfloat16",  # of TensorFlow
+    "use_return_dict",
+    "xla_device",
+}
+_KEPT_PREFIX = "unsloth_"  # what Unsloth notes: unsloth_fixed, unsloth_version, ...
 
 
 class Described(NamedTuple):
@@ -174,7 +220,18 @@ def from_config(values: Mapping[str, Any]) -> Described:
     if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"model_type={name!r:.80}: expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[name]
-    kept = _kept(values, family)
+    kept, wrong = _kept(values, family)
+    try:
+        described = _described(values, family, kept)
+    except ValueError as error:
+        raise ValueError("\n  ".join([*wrong, str(error)])) from error
+    if wrong:
+        raise ValueError("\n  ".join(wrong))
+    return described
+
+
+def _described(values: Mapping[str, Any], family: Family, kept: dict[str, Any]) -> Described:
+    """What the keys that are read say."""
     given = family.defaults | {key: x for key, x in values.items() if x is not None}
     for key in (*_SIZES, LENGTH):
         if key not in given:
@@ -207,41 +264,69 @@ def _size(key: str, value: Any) -> int:
     return integer(key, value)
 
 
-def _kept(values: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The keys that change no number, each other one checked to be known and its value accepted."""
+def _kept(values: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
+    """The keys that change no number, and what is to say of those that may, all of them."""
     read = _READ | set(_BY_LAYER if family.by_layer else ())
     accepted = dict(_ACCEPTED)
     if "use_sliding_window" not in values:  # where it is there it decides, and must be False
         accepted["sliding_window"] = ()
-    kept = {}
+    known = read | KEPT | _ACCEPTED.keys() | {"sliding_window", "layer_types"}
+    kept, wrong = {}, []
     for key, value in values.items():
-        if key == "layer_types" and value is not None:
+        if value is None:
+            pass
+        elif key == "layer_types":
             if not isinstance(value, list | tuple):
-                raise ValueError(f"{key}={value!r:.80}: expected a list")
-            other = sorted({str(entry) for entry in value} - {"full_attention"})
-            if other:
-                raise ValueError(f"{key} holds {', '.join(other)}: only 'full_attention' is known")
-        elif key in accepted and value is not None and value not in accepted[key]:
+                wrong.append(f"{key}={value!r:.80}: expected a list")
+            elif other := sorted({str(entry) for entry in value} - {"full_attention"}):
+                wrong.append(f"{key} holds {', '.join(other)}: only 'full_attention' is known")
+        elif key in accepted and value not in accepted[key]:
             expected = " or ".join(map(repr, accepted[key])) or "None"
-            raise ValueError(f"{key}={value!r}: the model here can be built with {expected} only")
-        elif value is not None and key not in read | KEPT | _ACCEPTED.keys() | {"sliding_window"}:
-            raise ValueError(
-                f"unknown key {key!r} with the value {value!r}: it may change numbers; remove it "
-                "where it does not"
+            wrong.append(f"{key}={value!r:.80}: the model here can be built with {expected} only")
+        elif key not in known and not key.startswith(_KEPT_PREFIX):
+            wrong.append(
+                f"unknown key {key!r} with the value {value!r:.80}: it may change numbers; remove "
+                "it where it does not"
             )
         if key == LENGTH or key not in read:
             kept[key] = value
-    return kept
+    return kept, wrong
+
+
+def _stated_rope(given: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """``rope_parameters`` or the older ``rope_scaling``, without entries of None.
+
+    Raises:
+      ValueError: it is no mapping, or both are there and differ by more than their spelling.
+    """
+    found = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        stated = given.get(name)
+        if stated is None:
+            continue
+        if not isinstance(stated, Mapping):
+            raise ValueError(f"{name}={stated!r:.80}: expected a mapping of its keys")
+        entries = {key: x for key, x in stated.items() if x is not None}
+        if entries:
+            found[name] = entries
+    first, *second = found.values() or [{}]
+    theta = given.get(THETA, family.theta)
+    if second and _one_spelling(first, theta) != _one_spelling(second[0], theta):
+        both = ", ".join(f"{name}={entries}" for name, entries in found.items())
+        raise ValueError(f"{both}: leave one out")
+    return first
+
+
+def _one_spelling(entries: dict[str, Any], theta: float) -> dict[str, Any]:
+    """Entries with their type under one name, and with the base where it stands outside."""
+    kind = type_named(entries.get("rope_type", entries.get("type", "default")))
+    others = {key: x for key, x in entries.items() if key != "type"}
+    return {THETA: theta} | others | {"rope_type": kind}
 
 
 def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> PositionEmbedding:
     """The position embedding, of keys without those whose value is None."""
-    both = [given[key] for key in ("rope_parameters", "rope_scaling") if given.get(key)]
-    if both and both[0] != both[-1]:
-        raise ValueError(f"rope_parameters={both[0]}, rope_scaling={both[1]}: leave one out")
-    if both and not isinstance(both[0], Mapping):
-        raise ValueError(f"rope_parameters={both[0]!r:.80}: expected a mapping of its keys")
-    parameters = {key: x for key, x in both[0].items() if x is not None} if both else {}
+    parameters = _stated_rope(given, family)
     if not {"rope_type", "type"} & parameters.keys():
         parameters["rope_type"] = "default"
     share = parameters.get(SHARE, given.get(SHARE, 1))
@@ -249,7 +334,7 @@ def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> Po
         raise ValueError(f"{SHARE}={share}: these models turn the whole head, 1")
     theta = given.get(THETA, None if THETA in parameters else family.theta)
     length = integer(LENGTH, given[LENGTH])
-    if any(SPELLINGS.get(key, key) in FOPE_KEYS for key in parameters):
+    if says_fope(parameters):
         fixed = parameters.get("num_inv_freq", parameters.get("fope_num_inv_freq"))
         method: PositionEmbedding = fope_from_rope_parameters(
             parameters,
@@ -275,7 +360,7 @@ def _rope(
     head_dim: int,
 ) -> RoPE:
     """RoPE, each type with the meaning that ``max_position_embeddings`` has for it."""
-    kind = parameters.get("rope_type", parameters.get("type"))
+    kind = type_named(parameters.get("rope_type", parameters.get("type")))
     original, extended = given.get(ORIGINAL), None
     if kind == "dynamic":
         original = length
@@ -286,7 +371,7 @@ def _rope(
             extended = length
     else:
         original = None
-    return from_rope_parameters(
+    method = from_rope_parameters(
         parameters,
         head_dim=head_dim,
         original_length=original,
@@ -294,6 +379,9 @@ def _rope(
         rope_theta=theta,
         partial_rotary_factor=given.get(SHARE) if SHARE not in parameters else None,
     )
+    if difference := inverted_ramp(method, head_dim):
+        raise ValueError(f"{difference}: change these keys so that the two agree")
+    return method
 
 
 def _rotates(given: Mapping[str, Any], num_layers: int) -> list[bool]:

@@ -7,6 +7,7 @@ it was extended to. Here they are two arguments, ``original_length`` and ``exten
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from fope_jax.interop.keys import (
     numbers,
     uniform,
 )
-from fope_jax.interop.serving import FOPE_KEYS, SPELLINGS
+from fope_jax.interop.serving import FOPE_KEYS, SPELLINGS, says_fope
 from fope_jax.position import (
     AdjustedBase,
     DynamicNTK,
@@ -40,6 +41,8 @@ from fope_jax.position import (
     Scaling,
     YaRN,
 )
+
+log = logging.getLogger(__name__)
 
 # What each type reads, besides its name, the base and the share of dimensions that rotate.
 KEYS: dict[str, tuple[str, ...]] = {
@@ -60,6 +63,12 @@ KEYS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor"),
     "proportional": ("factor",),
 }
+# What stands beside a type that transformers passes over there, and so does this.
+PASSED_OVER: dict[str, tuple[str, ...]] = {
+    "default": (ORIGINAL,),  # a fact about the training that these two have no use for
+    "linear": (ORIGINAL,),
+    "yarn": ("attn_factor",),  # with a warning, as engines multiply by it
+}
 
 
 def from_rope_parameters(
@@ -73,9 +82,12 @@ def from_rope_parameters(
 ) -> RoPE:
     """The method that a model of Hugging Face with these ``rope_parameters`` uses.
 
-    What Hugging Face assumes or overlooks with a warning raises here. The older ``rope_scaling``,
-    whose type may be spelled ``type``, is read as well: pass the base that stands beside it in the
-    configuration as ``rope_theta``. An entry of None counts as not given.
+    What Hugging Face assumes or overlooks with a warning raises here, all unknown keys at once.
+    Passed over is what changes no number, such as ``truncate`` beside types that do not round, and
+    with a warning yarn's ``attn_factor``: Hugging Face does not read it, engines multiply by it.
+    The older ``rope_scaling``, whose type may be spelled ``type`` and longrope ``su``, is read as
+    well: pass the base that stands beside it in the configuration as ``rope_theta``. An entry of
+    None counts as not given.
 
     Args:
       parameters: ``rope_parameters`` or ``rope_scaling`` of a configuration; of one that is nested
@@ -105,15 +117,18 @@ def from_rope_parameters(
 
     Reference: ``ROPE_INIT_FUNCTIONS`` of Hugging Face transformers 5.23.0.
     """
-    if any(isinstance(value, Mapping) for value in parameters.values()):
+    nested = [key for key, value in parameters.items() if isinstance(value, Mapping)]
+    if nested:
         raise ValueError(
-            f"rope_parameters is nested by {', '.join(map(repr, parameters))}: pass the entry of "
+            f"rope_parameters is nested by {', '.join(map(repr, nested))}: pass the entry of "
             "one layer type, and combine the methods with ByLayer"
         )
     fourier = [key for key in parameters if SPELLINGS.get(key, key) in FOPE_KEYS]
-    if fourier:
+    if says_fope(parameters):
         raise ValueError(f"{fourier[0]!r} is a key of FoPE: use fope_from_rope_parameters")
-    given = uniform(parameters, tuple(KEYS), KEYS)
+    plain = {key: value for key, value in parameters.items() if key not in fourier}
+    known = {kind: (*keys, *PASSED_OVER.get(kind, ())) for kind, keys in KEYS.items()}
+    given = uniform(plain, tuple(KEYS), known)
     theta = given.theta(rope_theta)
     share = either(given, SHARE, partial_rotary_factor, "partial_rotary_factor")
     share = 1.0 if share is None else share
@@ -124,6 +139,8 @@ def from_rope_parameters(
     method = RoPE(theta, partial_rotary_factor=share, scaling=scaling)
     if head_dim is not None:
         method.check(ModelShape(head_dim, 1, 1, 1, head_dim))
+        if difference := inverted_ramp(method, head_dim):
+            log.warning("%s; this is YaRN", difference)
     return method
 
 
@@ -217,14 +234,40 @@ def _dynamic(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ..
 
 def _yarn(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
     names = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-    return (
-        YaRN(
-            lengths.factor(given),
-            lengths.trained(given),
-            **given.numbers(*names),
-            truncate=flag("truncate", given.entries.get("truncate", True)),
-        ),
+    yarn = YaRN(
+        lengths.factor(given),
+        lengths.trained(given),
+        **given.numbers(*names),
+        truncate=flag("truncate", given.entries.get("truncate", True)),
     )
+    other = given.numbers("attn_factor").get("attn_factor", 1)
+    if other != 1:
+        factor = yarn.effective_attention_factor
+        log.warning(
+            "'attn_factor' is %g: passed over, as Hugging Face does; cosine and sine grow by %.9g. "
+            "Engines such as vLLM multiply by it: with 'attention_factor': %.9g they grow by that",
+            other, factor, other * factor,
+        )  # fmt: skip
+    return (yarn,)
+
+
+def inverted_ramp(method: RoPE, head_dim: int) -> str | None:
+    """What to say where YaRN's ramp is beyond the frequencies: there Hugging Face inverts it.
+
+    It cuts either end at the grid, so that an end that lies outside comes behind the other.
+    """
+    dims = round(head_dim * method.partial_rotary_factor)
+    for step in method.scaling:
+        if isinstance(step, YaRN):
+            low, high = step.ramp_ends(dims, method.theta)
+            if high < 0 or low > dims - 1:
+                does, other = ("interpolates", "keeps") if high < 0 else ("keeps", "interpolates")
+                return (
+                    f"beta_fast={step.beta_fast:g}, beta_slow={step.beta_slow:g}, {ORIGINAL}="
+                    f"{step.original_length}, {THETA}={method.theta:g}: YaRN {does} all "
+                    f"{dims // 2} frequencies, Hugging Face {other} them"
+                )
+    return None
 
 
 def _longrope(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:

@@ -9,10 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fope_jax.position.checks import nearest
+from fope_jax.spelling import likely
 
 THETA = "rope_theta"
 SHARE = "partial_rotary_factor"
 ORIGINAL = "original_max_position_embeddings"
+
+# What trainers write beside types that do not read it, and what with these values changes no
+# frequency and no attention: they are passed over. With another value such a key raises.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "truncate": (True, False),  # XTuner writes False beside every type; YaRN alone rounds
+    "finetuned": (True, False),  # of YaRN's authors: whether the weights were trained with it
+    "factor": (1,),
+    "attention_factor": (1,),
+    "attn_factor": (1,),
+    "extrapolation_factor": (1,),
+}
 
 
 class Given(NamedTuple):
@@ -53,16 +65,21 @@ class Given(NamedTuple):
         return {key: self.number(key) for key in keys if key in self.entries}
 
 
+def type_named(name: Any) -> Any:
+    """The type of a name: ``su`` is what Phi-3 first called ``longrope``, others are their own."""
+    return "longrope" if name == "su" else name
+
+
 def uniform(
     parameters: Mapping[str, Any], types: tuple[str, ...], keys: Mapping[str, tuple[str, ...]]
 ) -> Given:
-    """Checks type and keys, and leaves out entries of None.
+    """Checks type and keys, and leaves out entries of None and those that say nothing.
 
     Raises:
-      ValueError: no type or an unknown one, or a key that the type does not read.
+      ValueError: no type or an unknown one, or keys that the type does not read, all of them.
     """
     entries = {key: value for key, value in parameters.items() if value is not None}
-    kinds = [entries.pop(key) for key in ("rope_type", "type") if key in entries]
+    kinds = [type_named(entries.pop(key)) for key in ("rope_type", "type") if key in entries]
     if not kinds:
         raise ValueError("'rope_type' is missing: pass 'default' for plain RoPE")
     if len(kinds) > 1 and kinds[0] != kinds[1]:
@@ -71,10 +88,16 @@ def uniform(
     if kind not in types:
         raise ValueError(f"'rope_type' is {kind!r}{nearest(kind, types)}")
     known = ("rope_type", THETA, SHARE, *keys[kind])
-    for key in entries:
-        if key not in known:
-            raise ValueError(f"unknown key {key!r} of rope_type={kind!r}{nearest(key, known)}")
-    return Given(kind, entries)
+    beside = {key: value for key, value in entries.items() if key not in known}
+    unknown = {key: x for key, x in beside.items() if x not in NEUTRAL.get(key, ())}
+    if unknown:
+        listed = "; ".join(
+            f"unknown key {key!r} of rope_type={kind!r} with the value {value!r:.80}"
+            + (f" (did you mean {meant!r}?)" if (meant := likely(key, known)) else "")
+            for key, value in unknown.items()
+        )
+        raise ValueError(f"{listed}. Known: {', '.join(known)}")
+    return Given(kind, {key: value for key, value in entries.items() if key not in beside})
 
 
 def either(given: Given, key: str, argument: float | None, name: str) -> float | None:
@@ -90,11 +113,12 @@ def either(given: Given, key: str, argument: float | None, name: str) -> float |
 
 def number(key: str, value: Any) -> float:
     """``value``, or ValueError unless it is a finite number."""
-    numeric = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    value = value.item() if isinstance(value, np.number) else value
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
     # An integer of a JSON file may be beyond every float.
     if not numeric or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{key!r} is {value!r}: expected a finite number")
-    return value if isinstance(value, (int, float)) else value.item()
+    return value
 
 
 def integer(key: str, value: Any) -> int:

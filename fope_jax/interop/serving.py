@@ -17,11 +17,20 @@ from fope_jax.position import (
     floor_frequency,
     inverse_frequencies,
 )
-from fope_jax.position.checks import nearest
 
 PREFIX = "model.rotary_emb."
 FOPE_KEYS = ("use_fope", "num_inv_freq", "fope_sep_head", "fope_init_factor")
 SPELLINGS = {"fope_num_inv_freq": "num_inv_freq", "fope_sep_heads": "fope_sep_head"}
+
+
+def says_fope(parameters: Mapping[str, Any]) -> bool:
+    """Whether ``rope_parameters`` have a key of FoPE; ``"use_fope": False`` makes the others idle.
+
+    >>> says_fope({"num_inv_freq": 16}), says_fope({"num_inv_freq": 16, "use_fope": False})
+    (True, False)
+    """
+    given = {SPELLINGS.get(key, key) for key, value in parameters.items() if value is not None}
+    return bool(given.intersection(FOPE_KEYS)) and parameters.get("use_fope") is not False
 
 
 def fope_from_rope_parameters(
@@ -59,11 +68,12 @@ def fope_from_rope_parameters(
     Reference: ``FourierRotaryEmbedding`` of vLLM and SGLang, ``FourierEmbedding`` of XTuner, and
     ``FopeRotaryEmbedding`` of LMDeploy, of 2026.
     """
-    spelled = {SPELLINGS.get(key, key): value for key, value in parameters.items()}
+    entries = {key: value for key, value in parameters.items() if value is not None}
+    spelled = {SPELLINGS.get(key, key): value for key, value in entries.items()}
     for key, name in SPELLINGS.items():
-        if key in parameters and parameters.get(name, parameters[key]) != parameters[key]:
+        if key in entries and entries.get(name, entries[key]) != entries[key]:
             raise ValueError(
-                f"{key!r} is {parameters[key]!r}, {name!r} is {parameters[name]!r}: two spellings "
+                f"{key!r} is {entries[key]!r}, {name!r} is {entries[name]!r}: two spellings "
                 "of one key"
             )
     types = ("default", "fope")
@@ -235,7 +245,9 @@ def fope_coefficients_from_serving(
     coefficients = {}
     for name in ("cos_coef", "sin_coef"):
         if prefix + name not in tensors:
-            raise ValueError(f"{prefix + name!r} is missing{nearest(prefix + name, tensors)}")
+            same = [repr(other) for other in tensors if other.endswith(f".{name}")]
+            hint = f"; did you mean {' or '.join(same)}? Then pass its prefix" if same else ""
+            raise ValueError(f"{prefix + name!r} is missing{hint}")
         value = np.asarray(tensors[prefix + name], np.float32)
         if value.shape != needed:
             raise ValueError(f"{prefix + name!r} has shape {value.shape}: expected {needed}")

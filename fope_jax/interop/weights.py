@@ -1,13 +1,14 @@
 """Weights of Hugging Face checkpoints: safetensors and config.json to our model and back.
 
-A directory there holds ``config.json`` and one or more ``*.safetensors``, with
-``model.safetensors.index.json`` where there are several. Nothing is downloaded, and neither PyTorch
-nor transformers is needed.
+A directory there holds ``config.json`` and ``model.safetensors``, or several ``*.safetensors`` with
+``model.safetensors.index.json``; where both are there the first counts, as in transformers. Nothing
+is downloaded, and neither PyTorch nor transformers is needed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from fope_jax.interop.serving import (
     fope_coefficients_from_serving,
     fope_coefficients_to_serving,
 )
+from fope_jax.model.finite import describe_non_finite, non_finite_arrays
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import (
     Fingerprint,
@@ -35,6 +37,8 @@ from fope_jax.position import (
     fingerprint,
 )
 
+log = logging.getLogger(__name__)
+
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 SHARD_BYTES = 5 * 10**9
@@ -42,6 +46,11 @@ _STORED = ("F32", "BF16", "F16")  # how safetensors call them
 _SHOWN = 6  # tensors named in an error; the count says how many there are
 # Buffers that old checkpoints hold; config.json decides the frequencies.
 _IGNORED = "rotary_emb.inv_freq"
+_EMBEDDING, _UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
+# Weights in other formats, in the order in which a message names them.
+_OTHER_FORMATS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack")
+# With these beside the weights transformers computes with an adapter on them.
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 _COEFFICIENTS = tuple(PREFIX + name for name in ("cos_coef", "sin_coef"))
 
 
@@ -118,14 +127,14 @@ _QK_NORMS = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
 def places(config: TransformerConfig) -> Iterator[Place]:
     """Every tensor of a model, in the order in which it runs."""
     norms = _LAYER_NORMS[config.norm] | (_QK_NORMS if config.qk_norm != "none" else {})
-    yield Place("model.embed_tokens.weight", ("embedding",), None, 0)
+    yield Place(_EMBEDDING, ("embedding",), None, 0)
     for layer in range(config.num_layers):
         of_layer = _MATRICES | {theirs: (ours, 0) for theirs, ours in norms.items()}
         for theirs, (ours, inputs) in of_layer.items():
             yield Place(f"model.layers.{layer}.{theirs}.weight", ("layers", ours), layer, inputs)
     yield Place("model.norm.weight", ("final_norm",), None, 0)
     if not config.tie_embeddings:
-        yield Place("lm_head.weight", ("unembedding",), None, 1)
+        yield Place(_UNEMBEDDING, ("unembedding",), None, 1)
 
 
 # ---------------------------------------------------------------------------- import
@@ -147,8 +156,9 @@ def import_weights(directory: str | Path) -> Imported:
     Raises:
       FileNotFoundError: config.json or the weights are not there.
       ValueError: config.json says what cannot be represented, naming key and value; tensors are
-        missing, unexpected or of another shape, naming them; a file is damaged; or the position
-        embedding is not the one that was exported.
+        missing, unexpected, of another shape or hold NaN or an infinity, naming them; a file is
+        damaged; an adapter lies beside the weights; or the position embedding is not the one that
+        was exported.
       ImportError: safetensors is not installed.
     """
     directory = Path(directory)
@@ -158,15 +168,23 @@ def import_weights(directory: str | Path) -> Imported:
     params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), split(shapes)[1])
     files = _Files(directory)
     fope = position if isinstance(position, FoPE) and position.series else None
+    if config.tie_embeddings:
+        files.stand_in(_UNEMBEDDING, _EMBEDDING)
     _check_tensors(directory, files, config, params, _COEFFICIENTS if fope else ())
     for place in places(config):
         array = _at(params, place)
         array[...] = place.to_ours(files.read(place.name), array.shape)
-    if config.tie_embeddings and "lm_head.weight" in files.shapes:
-        _check_tied(directory, files.read("lm_head.weight"), params["embedding"])
+    unembedding = files.read(_UNEMBEDDING) if _UNEMBEDDING in files.shapes else None
+    tensors = {name: files.read(name) for name in _COEFFICIENTS if name in files.shapes and fope}
+    if files.non_finite:
+        raise ValueError(
+            f"{directory}: NaN or infinite: {describe_non_finite(files.non_finite)}; a model with "
+            "such values computes nothing that means anything"
+        )
+    if config.tie_embeddings and unembedding is not None:
+        _check_tied(directory, unembedding, params["embedding"])
     variables = PositionVariables()
     if fope:
-        tensors = {name: files.read(name) for name in _COEFFICIENTS if name in files.shapes}
         variables = _fope_variables(fope, tensors, config.shape)
         params |= _layers(variables.layer_params)
     constants = _layers(variables.layer_constants)
@@ -247,14 +265,19 @@ def _check_tied(directory: Path, unembedding: np.ndarray, embedding: np.ndarray)
 
 
 class _Files:
-    """The tensors of a directory: their shapes, and each read when it is asked for."""
+    """The tensors of a directory: their shapes, and each read when it is asked for.
+
+    What is read is counted in ``non_finite``, where it holds NaN or an infinity.
+    """
 
     def __init__(self, directory: Path):
         self._safetensors: Any = require("safetensors", "train")
         self._open: dict[Path, Any] = {}
         self._files: dict[str, Path] = {}
+        self._same: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
+        self.non_finite: dict[str, int] = {}
         for path in _weight_files(directory):
             stored = self._of(path)
             for name in stored.keys():  # noqa: SIM118, no mapping
@@ -273,23 +296,58 @@ class _Files:
                 raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
         return self._open[path]
 
+    def stand_in(self, name: str, absent: str) -> None:
+        """Lets the tensor ``name`` be the one that is ``absent``, where just that one is."""
+        if name in self.shapes and absent not in self.shapes:
+            self._same[absent] = name
+            self.shapes[absent] = self.shapes.pop(name)
+            self.dtypes[absent] = self.dtypes.pop(name)
+            self._files[absent] = self._files.pop(name)
+
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the dtype it is stored in."""
-        return self._of(self._files[name]).get_tensor(name)
+        stored = self._same.get(name, name)
+        tensor = self._of(self._files[name]).get_tensor(stored)
+        self.non_finite |= non_finite_arrays({stored: tensor})
+        return tensor
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    index = directory / INDEX
-    if index.is_file():
-        return _indexed_files(directory, read_json(index).get("weight_map"))
-    if (directory / WEIGHTS).is_file():
-        return [directory / WEIGHTS]
+    """The files that transformers reads, and what it cannot name where it would read none.
+
+    Raises:
+      ValueError: an adapter lies beside them.
+      FileNotFoundError: there are none.
+    """
+    adapter = [name for name in _ADAPTER if (directory / name).is_file()]
+    if adapter:
+        raise ValueError(
+            f"{directory} has {', '.join(adapter)}: an adapter, which changes the model; merge it "
+            "into the weights (merge_and_unload of PEFT), or move it elsewhere to do without it"
+        )
+    index, weights = directory / INDEX, directory / WEIGHTS
     found = sorted(directory.glob("*.safetensors"))
-    if not found:
-        other = sorted(path.name for path in directory.glob("*.bin"))
-        hint = f"; {', '.join(other)}: save it as safetensors first" if other else ""
-        raise FileNotFoundError(f"{directory} has no *.safetensors{hint}")
-    return found
+    if weights.is_file():
+        chosen = [weights]
+    elif index.is_file():
+        chosen = _indexed_files(directory, read_json(index).get("weight_map"))
+    else:
+        other = [path.name for form in _OTHER_FORMATS for path in sorted(directory.glob(form))]
+        beside = any(name.startswith("pytorch_model") for name in other)
+        if not found or beside:  # transformers reads the latter, and not other names
+            hint = f"; {', '.join(other)}: save it as safetensors first" if other else ""
+            raise FileNotFoundError(
+                f"{directory} has no {WEIGHTS if found else '*.safetensors'}{hint}"
+            )
+        chosen = found
+    shards = [path.name for path in found if path not in chosen and path.name.startswith("model")]
+    if shards or (weights.is_file() and index.is_file()):
+        log.warning(
+            "%s: read from %s, as transformers does; %s left aside",
+            directory, ", ".join(path.name for path in chosen),
+            ", ".join([INDEX] * (weights.is_file() and index.is_file()) + shards),
+        )  # fmt: skip
+    return chosen
 
 
 def _indexed_files(directory: Path, weight_map: Any) -> list[Path]:
@@ -317,7 +375,10 @@ def _check_tensors(
 ) -> None:
     """Raises ValueError where the tensors are not those of the model, naming them with shapes."""
     wanted = {place.name: place.shape(_at(params, place).shape) for place in places(config)}
-    known = wanted.keys() | set(others) | ({"lm_head.weight"} if config.tie_embeddings else set())
+    known = wanted.keys() | set(others)
+    if config.tie_embeddings and _UNEMBEDDING in files.shapes:
+        wanted |= {_UNEMBEDDING: wanted[_EMBEDDING]}
+        known.add(_UNEMBEDDING)
     missing = [
         f"{name} {list(shape)}" for name, shape in wanted.items() if name not in files.shapes
     ]
@@ -389,7 +450,7 @@ def export_weights(
 
     Raises:
       ValueError: naming the field that Hugging Face cannot say; a dtype that is not known or too
-        narrow for a number.
+        narrow for a number; tensors that hold NaN or an infinity. Nothing is written then.
       FileExistsError: the directory holds something already.
       ImportError: safetensors is not installed.
     """
@@ -403,6 +464,9 @@ def export_weights(
     values = to_config(config, position, identity, length=length, kept=kept)
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty: export into a new directory")
+    _check_finite(_tensors(config, position, params, constants, None), None)
+    if dtype != config.param_dtype:
+        _check_finite(_tensors(config, position, params, constants, dtype), dtype)
     directory.mkdir(parents=True, exist_ok=True)
     _write_shards(directory, _tensors(config, position, params, constants, dtype), shard_bytes)
     write_json(directory / CONFIG, values)
@@ -413,16 +477,14 @@ def _tensors(
     position: PositionEmbedding,
     params: Mapping[str, Any],
     constants: Mapping[str, Any],
-    dtype: str,
+    dtype: str | None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor of the checkpoint, made when it is asked for."""
+    """Every tensor of the checkpoint, made when it is asked for; None leaves the dtype."""
     arrays = jax.tree.map(np.asarray, dict(params))
     for place in places(config):
         array = _at(arrays, place)
         with np.errstate(over="ignore"):
-            cast = array.astype(DTYPES[dtype])
-        if np.isfinite(array).all() and not np.isfinite(cast).all():
-            raise ValueError(f"dtype={dtype!r}: {place.name} has numbers beyond its range")
+            cast = array if dtype is None else array.astype(DTYPES[dtype])
         yield place.name, place.to_theirs(cast)
     if isinstance(position, FoPE) and position.series:
         variables = PositionVariables(
@@ -430,6 +492,20 @@ def _tensors(
             layer_constants=dict(constants.get("position_layers", {})),
         )
         yield from fope_coefficients_to_serving(position, variables, config.shape).items()
+
+
+def _check_finite(tensors: Iterator[tuple[str, np.ndarray]], dtype: str | None) -> None:
+    """Raises ValueError with the tensors that are not finite, or not in ``dtype``."""
+    counts: dict[str, int] = {}
+    for name, tensor in tensors:
+        counts |= non_finite_arrays({name: tensor})
+    if not counts:
+        return
+    listed = describe_non_finite(counts)
+    if dtype is None:
+        raise ValueError(f"NaN or infinite, not exported: {listed}")
+    first = next(iter(counts))
+    raise ValueError(f"dtype={dtype!r}: {first} has numbers beyond its range; in all: {listed}")
 
 
 def _write_shards(

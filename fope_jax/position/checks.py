@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from fope_jax.spelling import likely
 
 LARGEST = sys.float_info.max  # a Python integer may be larger, and then has no float
 
@@ -50,19 +51,19 @@ def check_spread(name: str, value: float) -> None:
 
 
 def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    """What ``known`` has under ``name``; ValueError with the nearest name where it has nothing."""
+    """What ``known`` has under ``name``; ValueError with what it has where there is nothing."""
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r}{nearest(name, known)}")
     return known[name]
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, and all of them.
+    """The end of a message about an unknown name: the one likely meant, and all that are known.
 
     >>> nearest("rop", ["alibi", "rope"])
     "; did you mean 'rope'? Known: alibi, rope"
     """
     known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-    advice = f"; did you mean {close[0]!r}?" if close else "."
+    meant = likely(str(name), known)
+    advice = f"; did you mean {meant!r}?" if meant else "."
     return f"{advice} Known: {', '.join(known) or 'none'}"

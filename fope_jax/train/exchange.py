@@ -27,10 +27,12 @@ from fope_jax.data.bos import StatedBos, read_bos
 from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
+from fope_jax.extras import require
 from fope_jax.files import as_path
 from fope_jax.interop.families import LENGTH, Described
 from fope_jax.interop.weights import (
     Imported,
+    describe,
     export_weights,
     import_weights,
     position_fingerprint,
@@ -65,14 +67,15 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       One line about the model.
 
     Raises:
-      ConfigError: an override that cannot be or would change the model, no tokenizer, or a workdir
-        that holds something else.
+      ConfigError: an override that cannot be or would change the model, no tokenizer or one of more
+        tokens than the embedding, or a workdir that holds something else.
       ValueError: see ``import_weights``.
       OSError: a file is missing, or the workdir cannot be written.
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
+    experiment = imported_experiment(source, describe(source), overrides)
+    check_tokens_fit(experiment)
     imported = import_weights(source)
-    experiment = imported_experiment(source, imported, overrides)
     shape = imported.config.shape
     position, identity = position_identity(imported.position, shape, imported.constants)
     open_workdir(workdir, experiment)
@@ -144,6 +147,43 @@ def _log_bos(settings: EvaluateConfig, stated: StatedBos) -> None:
     changed = (token, added) != (stated.token, stated.added)
     source = "as the configuration has it" if changed else stated.source
     log.info("BOS token: %s (%s)", does, source)
+
+
+def tokens_fit(imported: Experiment) -> bool:
+    """Whether the embedding has a row for each token; more rows are padding, and fine.
+
+    A file that is no tokenizer is named where text is read; weights can do without.
+    """
+    size = _vocabulary(imported.data)
+    return size is None or size <= imported.model.vocab_size
+
+
+def check_tokens_fit(imported: Experiment) -> None:
+    """Raises ConfigError where the tokenizer has tokens that the imported embedding lacks."""
+    if not tokens_fit(imported):
+        size = _vocabulary(imported.data)
+        raise ConfigError(
+            f"the tokenizer {imported.data.tokenizer} has {size:,} tokens, the embedding of "
+            f"{imported.name} has {imported.model.vocab_size:,}, and an import does not change it: "
+            "name the tokenizer that the model was trained with, "
+            f"--config.data.tokenizer=PATH/{TOKENIZER}, or make the embedding larger before "
+            f"(resize_token_embeddings({size}) of transformers, then save_pretrained)"
+        )
+
+
+def _vocabulary(data: DataConfig) -> int | None:
+    """How many tokens a tokenizer has, as its largest id says; None where it cannot be read."""
+    if data.tokenizer == "bytes":
+        return BytesTokenizer.vocab_size
+    if data.tokenizer == "sentencepiece":
+        return data.vocab_size
+    try:
+        stored = require("tokenizers", "train").Tokenizer.from_file(data.tokenizer)
+    except ImportError:
+        raise
+    except Exception:  # the library's own kind: no such file, or no tokenizer
+        return None
+    return max(stored.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
 
 def export_run(

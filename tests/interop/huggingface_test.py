@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fope_jax.interop.huggingface import KEYS, from_rope_parameters, to_rope_parameters
+from fope_jax.interop.huggingface import (
+    KEYS,
+    from_rope_parameters,
+    inverted_ramp,
+    to_rope_parameters,
+)
 from fope_jax.position import (
     AdjustedBase,
     ALiBi,
@@ -27,6 +32,7 @@ from fope_jax.position import (
     SnapToCycles,
     YaRN,
 )
+from tests.interop.random_rope import random_parameters
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CASES = {
@@ -284,6 +290,120 @@ def test_reading_raises(name):
     parameters, arguments, message = READING[name]
     with pytest.raises(ValueError, match=message):
         from_rope_parameters(parameters, **arguments)
+
+
+def test_attn_factor_is_passed_over_with_a_warning_and_is_no_attention_factor(caplog):
+    """DeepSeek-R1-0528-Qwen3-8B: transformers computes with 1.139, engines with the product, 1."""
+    keys = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, ORIGINAL: 32768}
+    plain = from_rope_parameters(keys, head_dim=128)
+    assert from_rope_parameters(keys | {"attn_factor": 1}, head_dim=128) == plain
+    assert not caplog.text
+    given = from_rope_parameters(keys | {"attn_factor": 0.8782488562869419}, head_dim=128)
+    assert given == plain and given.attention_factor(128) == pytest.approx(1.138629436)
+    assert "'attn_factor' is 0.878249: passed over, as Hugging Face" in caplog.text
+    assert "'attention_factor': 1 they grow" in caplog.text
+    for kind, other in (("longrope", LONG), ("llama3", LLAMA)):
+        with pytest.raises(ValueError, match=f"'attn_factor' of rope_type='{kind}'") as caught:
+            from_rope_parameters(other | {"attn_factor": 0.5})
+        assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "same"),
+    [
+        (LINEAR | {"truncate": False, "attention_factor": 1.0, ORIGINAL: 512}, LINEAR),
+        (LLAMA | {"truncate": True, "finetuned": True}, LLAMA),
+        (YARN | {"finetuned": False, "extrapolation_factor": 1.0}, YARN),
+        (without(LONG, "rope_type") | {"type": "su"}, LONG),
+        (LONG | {"type": "su", "truncate": False}, LONG),
+        (LINEAR | {"use_fope": False, "fope_sep_head": True, "num_inv_freq": None}, LINEAR),
+        (LINEAR | {"fope_init_factor": None, "fope_sep_head": None, "mrope_section": None}, LINEAR),
+        (
+            {"rope_type": "default", "rope_theta": 1e4, "factor": 1.0, ORIGINAL: 2048},
+            {"rope_type": "default", "rope_theta": 1e4},
+        ),
+    ],
+    ids=str,
+)
+def test_what_changes_no_number_is_passed_over(parameters, same):
+    assert from_rope_parameters(parameters, head_dim=16) == from_rope_parameters(same, head_dim=16)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "named"),
+    [
+        (LINEAR | {"attention_factor": 1.2, "alpha": 8}, ["'attention_factor'", "1.2", "'alpha'"]),
+        (LLAMA | {"extrapolation_factor": 0.5}, ["'extrapolation_factor'", "0.5"]),
+        (YARN | {"short_mscale": 1.1, "beta_fats": 8}, ["1.1", "8 (did you mean 'beta_fast'?)"]),
+        ({"rope_type": "default", "rope_theta": 1e4, "factor": 4.0}, ["'factor' of", "4.0"]),
+        (YARN | {"truncate": None, "low_freq_factor": 1.0}, ["'low_freq_factor'"]),
+    ],
+    ids=str,
+)
+def test_all_keys_that_may_change_numbers_are_named_with_their_values(parameters, named):
+    with pytest.raises(ValueError) as caught:
+        from_rope_parameters(parameters)
+    assert all(part in str(caught.value) for part in named)
+    assert str(caught.value).count("did you mean") == sum("did you" in part for part in named)
+
+
+def by_transformers_formula(keys, head_dim, length=None):
+    """Frequencies and attention factor, from the formulas of ``ROPE_INIT_FUNCTIONS`` in NumPy."""
+    kind = keys["rope_type"]
+    dims = int(head_dim * keys.get("partial_rotary_factor", 1.0))
+    grid = keys["rope_theta"] ** (-np.arange(0, dims, 2) / dims)
+    factor, original = keys.get("factor", 1.0), keys.get(ORIGINAL)
+    if kind == "linear":
+        return grid / factor, 1.0
+    if kind == "dynamic":
+        stretch = factor * max(length, original) / original - (factor - 1)
+        base = keys["rope_theta"] * stretch ** (dims / (dims - 2))
+        return base ** (-np.arange(0, dims, 2) / dims), 1.0
+    if kind == "longrope":
+        divisors = keys["long_factor" if length > original else "short_factor"]
+        scale = np.sqrt(1 + np.log(factor) / np.log(original)) if factor > 1 else 1.0
+        return grid / np.array(divisors), keys.get("attention_factor", scale)
+    if kind == "llama3":
+        low, high = original / keys["low_freq_factor"], original / keys["high_freq_factor"]
+        wave = 2 * np.pi / grid
+        with np.errstate(all="ignore"):
+            smooth = (original / wave - keys["low_freq_factor"]) / (
+                keys["high_freq_factor"] - keys["low_freq_factor"]
+            )
+            smoothed = (1 - smooth) * grid / factor + smooth * grid
+        scaled = np.where(wave > low, grid / factor, grid)
+        middle = ~(wave < high) & ~(wave > low)
+        return np.where(middle, smoothed, scaled), 1.0
+    if kind == "yarn":
+        turns = np.array([keys.get("beta_fast", 32), keys.get("beta_slow", 1)])
+        ends = dims * np.log(original / (turns * 2 * np.pi)) / (2 * np.log(keys["rope_theta"]))
+        if keys.get("truncate", True):
+            ends = np.array([np.floor(ends[0]), np.ceil(ends[1])])
+        low, high = max(ends[0], 0), min(ends[1], dims - 1)
+        ramp = np.clip((np.arange(dims // 2) - low) / (high - low + 0.001 * (low == high)), 0, 1)
+        growth = 0.1 * np.log(factor) + 1.0
+        return grid / factor * ramp + grid * (1 - ramp), keys.get("attention_factor", growth)
+    return grid, 1.0
+
+
+def test_random_parameters_give_what_the_formulas_of_transformers_give():
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for _ in range(500):
+        head_dim, length, keys = random_parameters(rng)
+        notes = {"truncate": False} if keys["rope_type"] != "yarn" else {"finetuned": True}
+        method = from_rope_parameters(keys | notes, head_dim=head_dim)
+        if inverted_ramp(method, head_dim):
+            continue
+        kinds.add(keys["rope_type"])
+        if keys["rope_type"] in ("dynamic", "longrope"):
+            method = at_length(method, length)
+        expected, factor = by_transformers_formula(keys, head_dim, length)
+        np.testing.assert_allclose(
+            method.frequencies(head_dim), expected, rtol=1e-9, atol=0, err_msg=str(keys)
+        )
+        assert method.attention_factor(head_dim) == pytest.approx(factor, rel=1e-12), keys
+    assert kinds == set(KEYS) - {"proportional"}
 
 
 WRITING = {

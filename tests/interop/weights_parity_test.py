@@ -3,16 +3,21 @@
 Slow, and with two libraries that nothing else needs: pip install 'fope-jax[parity]'.
 """
 
+import copy
+import dataclasses
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
+from fope_jax.interop.families import from_config
 from fope_jax.interop.weights import export_weights, import_weights
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
-from fope_jax.position import ByLayer, DynamicNTK, Llama3, NoPE, Proportional, RoPE, YaRN
+from fope_jax.position import ByLayer, DynamicNTK, Llama3, LongRoPE, NoPE, Proportional, RoPE, YaRN
 from tests.interop.make_weights_goldens import (
     GOLDENS,
     LENGTHS,
@@ -24,6 +29,7 @@ from tests.interop.make_weights_goldens import (
     rope_types,
     tokens,
 )
+from tests.interop.random_rope import ORIGINAL, random_parameters
 from tests.interop.weights_runs import logits_of_parts
 
 pytestmark = pytest.mark.slow
@@ -93,6 +99,71 @@ def test_models_of_our_own_load_in_transformers(tmp_path, position, changes):
         params["layers"][key] = jnp.asarray(rng.uniform(0.5, 1.5, shape), jnp.float32)
     export_weights(tmp_path, config, position, params, constants, length=64)
     assert_parity((config, position, params, constants), load(tmp_path), 1e-4)
+
+
+def test_random_rope_parameters_turn_as_in_transformers():
+    """Frequencies and attention factor of 400 of them, in both spellings, read from config.json."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    rng = np.random.default_rng(1)
+    compared = 0
+    for number in range(450):
+        head_dim, length, keys = random_parameters(rng)
+        share = keys.pop("partial_rotary_factor", 1)  # these models turn the whole head
+        for name in ("short_factor", "long_factor"):
+            if name in keys:
+                keys[name] = (keys[name] * round(1 / share))[: head_dim // 2]
+        original = keys.get(ORIGINAL, 2048)
+        values = {
+            "model_type": "llama", "vocab_size": 8, "hidden_size": 2 * head_dim,
+            "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "head_dim": head_dim, "max_position_embeddings": original,
+        }  # fmt: skip
+        if keys["rope_type"] == "llama3":
+            values["max_position_embeddings"] = 16 * original
+        if number % 2:
+            theta = keys.pop("rope_theta")
+            values |= {"rope_scaling": keys, "rope_theta": theta}
+        else:
+            values["rope_parameters"] = keys
+        try:
+            method = from_config(values).position
+        except ValueError as error:
+            assert "Hugging Face" in str(error) and "YaRN" in str(error), keys
+            continue
+        theirs = LlamaRotaryEmbedding(transformers.LlamaConfig(**copy.deepcopy(values)))
+        ids = torch.tensor([[0, length - 1]])
+        theirs(torch.zeros(1, 2, head_dim), ids)
+        steps = tuple(
+            dataclasses.replace(step, length=length)
+            if isinstance(step, DynamicNTK | LongRoPE) else step
+            for step in method.scaling
+        )  # fmt: skip
+        ours = dataclasses.replace(method, scaling=steps)
+        expected = theirs.inv_freq.numpy()
+        np.testing.assert_allclose(
+            ours.frequencies(head_dim), expected, rtol=1e-5, err_msg=f"{length} {keys}"
+        )
+        assert ours.attention_factor(head_dim) == pytest.approx(theirs.attention_scaling), keys
+        compared += 1
+    assert compared > 400
+
+
+@pytest.mark.parametrize("case", ["lm_head alone", "index and model.safetensors"])
+def test_files_that_disagree_are_read_as_transformers_reads_them(tmp_path, case):
+    name = "smollm" if case == "lm_head alone" else "qwen3"
+    shutil.copytree(GOLDENS / name, tmp_path, dirs_exist_ok=True)
+    stored = {}
+    for path in tmp_path.glob("*.safetensors"):
+        stored |= load_file(path)
+    if name == "smollm":
+        stored["lm_head.weight"] = stored.pop("model.embed_tokens.weight")
+    else:
+        stored["model.embed_tokens.weight"] = stored["model.embed_tokens.weight"][::-1].copy()
+    save_file(stored, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_parity(import_weights(tmp_path), load(tmp_path), 1e-4)
 
 
 def test_the_goldens_are_what_transformers_computes_now(tmp_path):

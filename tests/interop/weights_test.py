@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -27,6 +28,7 @@ from fope_jax.position import (
     FoPE,
     Llama3,
     LogitScaling,
+    LongRoPE,
     NoPE,
     PositionInterpolation,
     RoPE,
@@ -37,6 +39,7 @@ from fope_jax.position import (
 from tests.interop.weights_runs import logits_of_parts
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "weights"
+EMBEDDING = "model.embed_tokens.weight"
 MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3")
 LENGTHS = (12, 40)
 ROPE_TYPES = json.loads((GOLDENS / "rope_types.json").read_text())
@@ -329,6 +332,131 @@ def test_what_changes_no_number_is_kept():
     assert kept["sliding_window"] == 4096
 
 
+# What transformers 4.57.1 writes into every config.json besides a family's own keys, where it
+# writes all (use_diff=False); 4.40 and 5.24 write parts of this.
+FULL_DUMP = json.loads("""{
+    "_attn_implementation_autoset": true, "_name_or_path": "", "add_cross_attention": false,
+    "bad_words_ids": null, "begin_suppress_tokens": null, "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": null, "decoder_start_token_id": null, "diversity_penalty": 0.0,
+    "do_sample": false, "early_stopping": false, "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": null, "finetuning_task": null,
+    "forced_bos_token_id": null, "forced_eos_token_id": null,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "is_decoder": false,
+    "is_encoder_decoder": false, "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "length_penalty": 1.0,
+    "max_length": 20, "min_length": 0, "no_repeat_ngram_size": 0, "num_beam_groups": 1,
+    "num_beams": 1, "num_return_sequences": 1, "output_attentions": false,
+    "output_hidden_states": false, "output_scores": false, "prefix": null, "pretraining_tp": 1,
+    "problem_type": null, "pruned_heads": {}, "remove_invalid_values": false,
+    "repetition_penalty": 1.0, "return_dict": true, "return_dict_in_generate": false,
+    "sep_token_id": null, "suppress_tokens": null, "task_specific_params": null,
+    "temperature": 1.0, "tf_legacy_loss": false, "tie_encoder_decoder": false,
+    "tokenizer_class": null, "top_k": 50, "top_p": 1.0, "torch_dtype": null,
+    "torchscript": false, "typical_p": 1.0, "use_bfloat16": false, "use_cache": true
+}""")
+UNSLOTH = {"unsloth_fixed": True, "unsloth_version": "2025.3.19", "unsloth_training": True}
+
+
+@pytest.mark.parametrize("values", [LLAMA, QWEN3, SMOLLM3], ids=["llama", "qwen3", "smollm3"])
+def test_full_dumps_and_notes_of_trainers_are_read_past(values):
+    """Generation at other values too: it draws from the same logits."""
+    plain = from_config(values)
+    notes = UNSLOTH | {"temperature": 0.6, "max_length": 4096, "_commit_hash": "0a1b"}
+    full = from_config(values | FULL_DUMP | notes)
+    assert full[:2] == plain[:2]
+    assert (FULL_DUMP | notes).items() <= full.kept.items()
+
+
+def test_all_unknown_keys_of_a_file_are_named_at_once_with_their_values():
+    scaled = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4, "alpha": 8, "betas": [1, 2]}
+    values = LLAMA | FULL_DUMP | {"logit_scale": 0.5, "mlp_bias": True, "quantization": {"bits": 4}}
+    with pytest.raises(ValueError) as caught:
+        from_config(values | {"rope_parameters": scaled})
+    for named in (
+        "'logit_scale' with the value 0.5", "mlp_bias=True", "'quantization' with the value {'bi",
+        "'alpha' of rope_type='linear' with the value 8", "'betas' of rope_type='linear' .* [1, 2]",
+    ):  # fmt: skip
+        key, _, value = named.partition(" .* ")
+        assert key in str(caught.value) and value in str(caught.value)
+    assert "chunk_size_feed_forward" not in str(caught.value)
+
+
+YARN_KEYS = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+XTUNER = dict.fromkeys(
+    ("original_max_position_embeddings", "factor", "beta_fast", "beta_slow", "short_factor",
+     "long_factor", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim",
+     "mrope_section", "fope_init_factor", "fope_sep_head", "num_inv_freq")
+) | {"truncate": False, "partial_rotary_factor": 1.0, "rope_theta": 100.0}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rope", "position"),
+    [
+        ({"rope_parameters": XTUNER | {"rope_type": "default"}}, RoPE(100.0)),
+        ({"rope_parameters": XTUNER | {"rope_type": "default", "use_fope": False}}, RoPE(100.0)),
+        # Its older form: type, the base outside, a factor of 1 beside the plain type.
+        (
+            {"rope_theta": 100.0, "rope_scaling": {"type": "default", "factor": 1.0}},
+            RoPE(100.0),
+        ),
+        (
+            {"rope_parameters": XTUNER | {"rope_type": "linear", "factor": 2.0}},
+            RoPE(100.0, scaling=(PositionInterpolation(2.0),)),
+        ),
+        (
+            {"rope_parameters": XTUNER | YARN_KEYS},
+            RoPE(100.0, scaling=(YaRN(4.0, 16, truncate=False),)),
+        ),
+        (
+            {"rope_parameters": XTUNER | {
+                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                "high_freq_factor": 1.0, "original_max_position_embeddings": 16,
+            }, "max_position_embeddings": 64},
+            RoPE(100.0, scaling=(Llama3(8.0, 16, 1.0, 1.0),)),
+        ),
+        # Nous Research's YaRN of Llama 2, of its own code.
+        ({"rope_scaling": YARN_KEYS | {"finetuned": True}}, RoPE(scaling=(YaRN(4.0, 16),))),
+        ({"rope_scaling": YARN_KEYS | {"rope_type": "yarn"}}, RoPE(scaling=(YaRN(4.0, 16),))),
+        (
+            {"rope_scaling": YARN_KEYS | {"attn_factor": 0.5}},
+            RoPE(scaling=(YaRN(4.0, 16),)),
+        ),
+        # A fact about the training, beside types that do not read it.
+        (
+            {"rope_scaling": {
+                "type": "linear", "factor": 2.0, "original_max_position_embeddings": 8,
+            }},
+            RoPE(scaling=(PositionInterpolation(2.0),)),
+        ),
+        (
+            {"rope_scaling": {"type": "su", "short_factor": [1] * 4, "long_factor": [2] * 4},
+             "original_max_position_embeddings": 8, "max_position_embeddings": 32},
+            RoPE(scaling=(LongRoPE((1,) * 4, (2,) * 4, 8, 4.0),)),
+        ),
+        # Both names of one thing, and neither of them saying anything.
+        (
+            {"rope_theta": 100.0, "rope_scaling": YARN_KEYS,
+             "rope_parameters": {**YARN_KEYS, "rope_type": "yarn", "rope_theta": 100.0}},
+            RoPE(100.0, scaling=(YaRN(4.0, 16),)),
+        ),
+        ({"rope_scaling": {}, "rope_parameters": None}, RoPE()),
+        ({"rope_scaling": {"type": None, "factor": None}}, RoPE()),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_rope_parameters_as_people_have_them(rope, position):
+    assert from_config(older(max_position_embeddings=64) | rope).position == position
+
+
+def test_fope_of_xtuner_is_read_from_its_dump():
+    """All fields are there; num_inv_freq is null, so that max_position_embeddings decides."""
+    keys = {"rope_type": "default", "fope_init_factor": 0.1, "fope_sep_head": True}
+    for name, extra in (("rope_parameters", {}), ("rope_scaling", {"fope_sep_heads": None})):
+        position = from_config(older(max_position_embeddings=40, **{name: XTUNER | keys | extra}))
+        assert position.position == FoPE(
+            40, theta=100.0, sigma=0.1, share_layers=True, outputs="surviving", heads="key_value"
+        )
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -343,6 +471,11 @@ def test_what_changes_no_number_is_kept():
          "layer_types holds sliding_attention: only 'full_attention'"),
         (LLAMA | {"logit_scale": 0.5}, "unknown key 'logit_scale' with the value 0.5: it may cha"),
         (LLAMA | {"quantization_config": {"bits": 4}}, "unknown key 'quantization_config'"),
+        (LLAMA | {"chunk_size_feed_forward": 64}, "chunk_size_feed_forward=64: .* with 0 only"),
+        (LLAMA | {"pruned_heads": {"1": [0]}}, "pruned_heads={'1': .0.}: the model"),
+        (LLAMA | {"per_layer_config": {"0": {"hidden_act": "gelu"}}}, "per_layer_config={'0'"),
+        (LLAMA | {"auto_map": {"AutoModel": "a.B"}}, "unknown key 'auto_map' with the value {'Au"),
+        (LLAMA | {"transformers_weights": "a.safetensors"}, "unknown key 'transformers_weights'"),
         (LLAMA | {"no_rope_layers": [1, 0]}, "unknown key 'no_rope_layers'"),
         (LLAMA | {"rope_interleaved": True}, "rope_interleaved=True"),
         (LLAMA | {"hidden_size": None}, "'hidden_size' is missing"),
@@ -357,6 +490,21 @@ def test_what_changes_no_number_is_kept():
         (LLAMA | {"rope_theta": 5.0}, "'rope_theta' is 100, rope_theta=5.0: leave one out"),
         (LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
          "rope_parameters=.*, rope_scaling=.*: leave one out"),
+        (older(rope_theta=5.0, rope_parameters=YARN_KEYS,
+               rope_scaling=YARN_KEYS | {"rope_theta": 6.0}), "rope_parameters=.*: leave one out"),
+        (older(rope_scaling={"type": "yarn", "rope_type": "linear", "factor": 4.0}),
+         "'rope_type' is 'linear', 'type' is 'yarn': leave one out"),
+        (older(rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]}),
+         "'rope_type' is 'mrope'. Known: default"),
+        (older(rope_scaling={"factor": 4.0}), "'factor' of rope_type='default' with the value 4"),
+        (older(rope_scaling="linear"), "rope_scaling='linear': expected a mapping of its keys"),
+        (older(rope_parameters={"full_attention": YARN_KEYS, "sliding_attention": YARN_KEYS}),
+         "nested by 'full_attention', 'sliding_attention': "),
+        (older(rope_scaling=YARN_KEYS | {"original_max_position_embeddings": 1, "beta_slow": 8}),
+         "YaRN interpolates all 4 frequencies, Hugging Face keeps them: change these keys"),
+        (older(rope_theta=2.0, rope_scaling=YARN_KEYS
+               | {"original_max_position_embeddings": 10**6, "beta_fast": 1.5}),
+         "YaRN keeps all 4 frequencies, Hugging Face interpolates them"),
         (older(partial_rotary_factor=0.5), "partial_rotary_factor=0.5: these models turn the wh"),
         (LLAMA | {"partial_rotary_factor": 0.5, "rope_parameters": ENGINES},
          "partial_rotary_factor=0.5: these models"),
@@ -440,6 +588,163 @@ def test_files_that_are_not_there_or_damaged_are_named(tmp_path):
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="names model-00002-of-00003.safetensors: there is"):
         import_weights(tmp_path)
+
+
+def marked(directory, name, value, source="qwen3"):
+    """A file with all tensors of a golden directory, each of them full of ``value``."""
+    save_file({k: np.full_like(x, value) for k, x in tensors(GOLDENS / source).items()},
+              directory / name)  # fmt: skip
+
+
+def embedding_of(directory):
+    return np.unique(import_weights(directory).params["embedding"]).tolist()
+
+
+def test_the_files_are_those_that_transformers_reads(tmp_path, caplog):
+    """Its order: model.safetensors, then the index; nothing else is mixed in, and it is said."""
+    old = np.unique(tensors(GOLDENS / "qwen3")["model.embed_tokens.weight"]).tolist()
+    with_config(tmp_path, "qwen3")
+    for name in ("consolidated.safetensors", "model-00004-of-00004.safetensors"):
+        marked(tmp_path, name, 5)
+    assert embedding_of(tmp_path) == old  # what the index does not name is not read
+    assert "model-00004-of-00004.safetensors left aside" in caplog.text
+    assert "consolidated" not in caplog.text
+    caplog.clear()
+    marked(tmp_path, "model.safetensors", 7)
+    assert embedding_of(tmp_path) == [7.0]
+    assert "read from model.safetensors" in caplog.text
+    assert "model.safetensors.index.json, model-00001-of-00003.safetensors" in caplog.text
+    for path in tmp_path.glob("model-*.safetensors"):
+        path.unlink()
+    assert embedding_of(tmp_path) == [7.0]  # the index names shards that are gone
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(b"older, as transformers has it")
+    assert embedding_of(tmp_path) == [7.0]
+    # Without a name that transformers knows, it would read the .bin instead.
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.fp16.safetensors")
+    with pytest.raises(FileNotFoundError, match="no model.safetensors; pytorch_model.bin: save it"):
+        import_weights(tmp_path)
+
+
+def test_a_tensor_in_two_shards_of_an_index_is_named(tmp_path):
+    with_config(tmp_path, "qwen3")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    first, second = map(load_file, shards[:2])
+    save_file(second | dict(list(first.items())[:1]), shards[1])
+    with pytest.raises(
+        ValueError, match="is in .*-00001-of-00003.*and in .*00002-of-00003.*: remo"
+    ):
+        import_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_the_weights_is_not_passed_over(tmp_path, name):
+    with_config(tmp_path)
+    (tmp_path / name).write_bytes(b"{}")
+    with pytest.raises(ValueError, match=f"has {name}: an adapter, which changes the model; merge"):
+        import_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "consolidated.00.pth", "tf_model.h5", "x.msgpack"])
+def test_weights_of_another_format_are_named(tmp_path, name):
+    with_config(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=f"has no .*; {name}: save it as safetensors first"):
+        import_weights(tmp_path)
+
+
+# ---------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("source", ["llama", "smollm", "qwen3"])  # float32, bfloat16 tied, shards
+def test_tensors_that_are_not_finite_are_named_as_in_the_file(tmp_path, source):
+    with_config(tmp_path, source)
+    bad = {"model.norm.weight": np.nan, "model.layers.1.mlp.up_proj.weight": np.inf}
+    for path in tmp_path.glob("*.safetensors"):
+        stored = load_file(path)
+        for name in bad.keys() & stored.keys():
+            stored[name].flat[:2] = bad[name]
+        save_file(stored, path)
+    with pytest.raises(ValueError) as caught:
+        import_weights(tmp_path)
+    assert str(caught.value).startswith(
+        f"{tmp_path}: NaN or infinite: model.layers.1.mlp.up_proj.weight (2 values), "
+        "model.norm.weight (2 values); "
+    )
+
+
+def test_what_is_not_finite_is_not_exported(tmp_path):
+    """Nor what a narrower dtype makes infinite; all tensors are named, nothing is written."""
+    config, position, params, constants = own_model(SERVED, qk_norm="head")
+    out = tmp_path / "out"
+
+    def message(dtype="float32"):
+        with pytest.raises(ValueError) as caught:
+            export_weights(out, config, position, params, constants, length=40, dtype=dtype)
+        assert not out.exists()
+        return str(caught.value)
+
+    params["layers"]["key_norm"] = params["layers"]["key_norm"].at[1, 0].set(7e4)
+    params["final_norm"] = params["final_norm"].at[0].set(1e6)
+    assert message("float16") == (
+        "dtype='float16': model.layers.1.self_attn.k_norm.weight has numbers beyond its range; in "
+        "all: model.layers.1.self_attn.k_norm.weight (1 value), model.norm.weight (1 value)"
+    )
+    params["final_norm"] = params["final_norm"].at[0].set(3.4e38)  # finite in float32 alone
+    assert "dtype='bfloat16': model.norm.weight has numbers beyond its range" in message("bfloat16")
+    params["final_norm"] = params["final_norm"].at[:2].set(jnp.nan)
+    cos_coef = constants["position_layers"]["cos_coef"]
+    constants["position_layers"]["cos_coef"] = cos_coef.at[:, 0, 0, 0].set(jnp.inf)
+    assert (
+        message()
+        == message("bfloat16")
+        == (
+            "NaN or infinite, not exported: model.norm.weight (2 values), "
+            "model.rotary_emb.cos_coef (1 value)"
+        )
+    )
+
+
+def test_a_coefficient_of_fope_that_is_not_finite_is_named(tmp_path):
+    export_weights(tmp_path, *own_model(SERVED), length=40)
+    change_tensors(
+        tmp_path, lambda t: t["model.rotary_emb.sin_coef"].__setitem__((0, 0, 0), np.nan)
+    )
+    with pytest.raises(ValueError, match="NaN or infinite: model.rotary_emb.sin_coef .1 value"):
+        import_weights(tmp_path)
+
+
+def test_tied_weights_are_read_under_either_name(tmp_path):
+    """As transformers: the one that is there, both where they agree; never a guess."""
+    with_config(tmp_path, "smollm")
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t.pop(EMBEDDING)}))
+    assert_same(import_weights(tmp_path), import_weights(GOLDENS / "smollm"))
+    change_tensors(tmp_path, lambda t: t["lm_head.weight"].__setitem__((1, 2), np.nan))
+    with pytest.raises(ValueError, match="NaN or infinite: lm_head.weight .1 value"):
+        import_weights(tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:-1]}))
+    with pytest.raises(
+        ValueError, match=r"1 of another shape: model.embed_tokens.weight \[39, 24\]"
+    ):
+        import_weights(tmp_path)
+    shutil.copy(GOLDENS / "smollm" / "model.safetensors", tmp_path)
+    change_tensors(tmp_path, lambda t: t.update({"lm_head.weight": t[EMBEDDING][:-1]}))
+    with pytest.raises(
+        ValueError, match=r"1 of another shape: lm_head.weight \[39, 24\], exp.* \[40"
+    ):
+        import_weights(tmp_path)
+    change_tensors(tmp_path, lambda t: [t.pop(EMBEDDING), t.pop("lm_head.weight")])
+    with pytest.raises(ValueError, match="1 missing: model.embed_tokens.weight"):
+        import_weights(tmp_path)
+
+
+def test_untied_weights_need_both(tmp_path):
+    """Transformers draws the one that is missing at random."""
+    for absent in (EMBEDDING, "lm_head.weight"):
+        with_config(tmp_path)
+        change_tensors(tmp_path, lambda t, name=absent: t.pop(name))
+        with pytest.raises(ValueError, match=f"1 missing: {absent}"):
+            import_weights(tmp_path)
 
 
 # ---------------------------------------------------------------------------- what stays here

@@ -187,7 +187,7 @@ ERRORS = {
     "adjusted base": (lambda: AdjustedBase(0.0), "theta=0.0.*above 0"),
     "YaRN factor": (lambda: YaRN(0.5, 64), "factor=0.5.*1 or more"),
     "YaRN length": (lambda: YaRN(2.0, 0), "original_length=0.*1 or more"),
-    "YaRN betas": (lambda: YaRN(2.0, 64, beta_fast=1.0), "beta_fast=1.0, beta_slow=1.0"),
+    "YaRN betas": (lambda: YaRN(2.0, 64, beta_fast=0.5), "beta_fast=0.5, beta_slow=1.0"),
     "YaRN attention factor": (
         lambda: YaRN(2.0, 64, attention_factor=0.0),
         "attention_factor=0.0.*above 0",
@@ -209,8 +209,8 @@ ERRORS = {
     "Llama 3 length": (lambda: Llama3(2.0, -1), "original_length=-1"),
     "Llama 3 low": (lambda: Llama3(2.0, 64, low_freq_factor=0.0), "low_freq_factor=0.0.*above 0"),
     "Llama 3 order": (
-        lambda: Llama3(2.0, 64, low_freq_factor=4.0),
-        "low_freq_factor=4.0, high_freq_factor=4.0",
+        lambda: Llama3(2.0, 64, low_freq_factor=5.0),
+        "low_freq_factor=5.0, high_freq_factor=4.0",
     ),
     "LongRoPE factors": (
         lambda: LongRoPE((1.0, 0.0), (1.0, 2.0), 64, 2.0),

@@ -183,7 +183,7 @@ def test_every_pair_of_methods_is_decided():
         (RoPE(), "yarn", {"length": 512, "factor": 4.0}, "length=512: not longer"),
         (ALiBi(), "alibi", {"length": 512, "slopes": (0.1, 0.2)}, "length=512: not longer"),
         (RoPE(), "longrope", {}, "LongRoPE needs the knob 'long_factor', which no length gives"),
-        (RoPE(), "yarn", {"beta": 3.0}, "unknown knob 'beta' of RoPE; did you mean 'theta'"),
+        (RoPE(), "yarn", {"beta": 3.0}, "unknown knob 'beta' of RoPE. Known: theta, "),
         (RoPE(), "fope", {"preset": "paper"}, "preset='paper': expected official or equations"),
         (FoPE(512), "fope", {"preset": "equations"}, "the parent's FoPE has its knobs already"),
         (Learned(512), "same", {}, "table_length=512: the learned table ends before length=1024"),

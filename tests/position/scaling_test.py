@@ -179,6 +179,30 @@ def test_llama3_keeps_fast_and_interpolates_slow():
     np.testing.assert_allclose(after[turns <= 1], ROPE[turns <= 1] / 8, rtol=1e-12)
 
 
+def test_llama3_with_equal_ends_is_a_step():
+    """Llama 4 Scout: pairs 0 to 34 turn once or more within 8,192 tokens, and stay."""
+    grid = inverse_frequencies(128, 5e5)
+    scout = scaled_frequencies(128, 5e5, (Llama3(16.0, 8192, 1.0, 1.0),)).inv_freq
+    np.testing.assert_array_equal(scout, np.r_[grid[:35], grid[35:] / 16])
+    # A pair that turns exactly so often is kept, as from high_freq_factor on where there is a ramp.
+    exact = RotaryFrequencies(np.array([1.0, 2 * math.pi / 32, 0.1]), 1e4)
+    np.testing.assert_array_equal(Llama3(4.0, 64, 2.0, 2.0)(exact).inv_freq[1:], [
+        2 * math.pi / 32, 0.1 / 4
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+@pytest.mark.parametrize("beta", [1.0, 7.3, 32.0])
+def test_yarn_with_equal_ends_is_a_step(beta, truncate):
+    """Pairs with fewer turns than beta are interpolated; a whole index has its own."""
+    turns = 2048 * ROPE / (2 * math.pi)
+    yarn = YaRN(8.0, 2048, beta_fast=beta, beta_slow=beta, truncate=truncate)
+    after = scaled_frequencies(64, 1e4, (yarn,)).inv_freq
+    expected = np.where(turns >= beta, ROPE, ROPE / 8)
+    assert 5 < (turns >= beta).sum() < 27
+    np.testing.assert_allclose(after, expected, rtol=1e-12)
+
+
 def test_longrope_switches_at_the_trained_length():
     scaling = LongRoPE((1.0,) * 32, FACTORS, 512, 4.0)
     rope = RotaryFrequencies(ROPE, 1e4)

@@ -21,7 +21,8 @@ class Llama3(Scaling):
         g_m = clamp((turns_m - low) / (high - low), 0, 1)
         w_m -> (1 - g_m) w_m / s + g_m w_m
 
-    YaRN's idea with a ramp over turns in place of the index, and no temperature.
+    YaRN's idea with a ramp over turns in place of the index, and no temperature. Where low and high
+    are equal there is no ramp: g_m is 1 from so many turns on and 0 below (Llama 4 Scout).
 
     Knobs:
       factor: s, the new length over the trained one.
@@ -46,10 +47,10 @@ class Llama3(Scaling):
         check_factor(self.factor)
         check_at_least("original_length", self.original_length, 1, "the trained length in tokens")
         check_above_zero("low_freq_factor", self.low_freq_factor, "turns within the trained length")
-        if not self.high_freq_factor > self.low_freq_factor:
+        if not self.high_freq_factor >= self.low_freq_factor:
             raise ValueError(
                 f"low_freq_factor={self.low_freq_factor}, high_freq_factor={self.high_freq_factor}"
-                ": expected high_freq_factor > low_freq_factor"
+                ": expected high_freq_factor >= low_freq_factor"
             )
 
     def __call__(
@@ -58,5 +59,8 @@ class Llama3(Scaling):
         inv_freq = frequencies.inv_freq
         turns = self.original_length * inv_freq / (2 * math.pi)
         width = self.high_freq_factor - self.low_freq_factor
-        kept = np.clip((turns - self.low_freq_factor) / width, 0.0, 1.0)
+        if width:
+            kept = np.clip((turns - self.low_freq_factor) / width, 0.0, 1.0)
+        else:
+            kept = 1.0 * (turns >= self.high_freq_factor)
         return frequencies._replace(inv_freq=(1 - kept) * inv_freq / self.factor + kept * inv_freq)

@@ -36,6 +36,7 @@ class YaRN(Scaling):
         low, high = H ln(L / (2 pi beta)) / (2 ln theta)  at beta_fast, beta_slow
 
     The ramp runs over the index m of a grid of base theta, with zeros where a floor has clipped it.
+    Where its ends fall on one index it is a step after that index.
 
     Knobs:
       factor: s, the new length over the trained one.
@@ -70,10 +71,10 @@ class YaRN(Scaling):
     def __post_init__(self) -> None:
         check_factor(self.factor)
         check_at_least("original_length", self.original_length, 1, "the trained length in tokens")
-        if not self.beta_fast > self.beta_slow > 0:
+        if not self.beta_fast >= self.beta_slow > 0:
             raise ValueError(
                 f"beta_fast={self.beta_fast}, beta_slow={self.beta_slow}: expected "
-                "beta_fast > beta_slow > 0"
+                "beta_fast >= beta_slow > 0"
             )
         if (self.mscale is None) != (self.mscale_all_dim is None):
             raise ValueError(
@@ -105,23 +106,26 @@ class YaRN(Scaling):
         inv_freq, theta, attention_factor = frequencies
         if not theta > 1:
             raise ValueError(f"theta={theta}: YaRN's ramp needs a base above 1")
-        low, high = self._ramp_ends(frequencies.head_dim, theta)
+        low, high = self._clipped_ends(frequencies.head_dim, theta)
         ramp = np.clip((np.arange(frequencies.head_dim // 2) - low) / (high - low), 0.0, 1.0)
         return frequencies._replace(
             inv_freq=inv_freq / self.factor * ramp + inv_freq * (1 - ramp),
             attention_factor=attention_factor * self.effective_attention_factor,
         )
 
-    def _ramp_ends(self, head_dim: int, theta: float) -> tuple[float, float]:
-        """The indices at which interpolation begins and is complete, apart by more than 0."""
+    def ramp_ends(self, head_dim: int, theta: float) -> tuple[float, float]:
+        """The indices at which interpolation begins and is complete, on a grid without ends."""
 
         def index(turns: float) -> float:
             ratio = self.original_length / (turns * 2 * math.pi)
             return head_dim * math.log(ratio) / (2 * math.log(theta))
 
         low, high = index(self.beta_fast), index(self.beta_slow)
-        if self.truncate:
-            low, high = math.floor(low), math.ceil(high)
+        return (math.floor(low), math.ceil(high)) if self.truncate else (low, high)
+
+    def _clipped_ends(self, head_dim: int, theta: float) -> tuple[float, float]:
+        """The ends within the grid, apart by more than 0."""
+        low, high = self.ramp_ends(head_dim, theta)
         if high < 0:  # not even the fastest frequency turns beta_slow times: all interpolated
             return -2.0, -1.0
         if low > head_dim - 1:  # the slowest turns more than beta_fast times: all kept

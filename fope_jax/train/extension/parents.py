@@ -17,7 +17,7 @@ from fope_jax.files import read_json, resolved
 from fope_jax.interop.families import LENGTH
 from fope_jax.interop.weights import describe, import_weights
 from fope_jax.model.sharding import place
-from fope_jax.train.exchange import TOKENIZER, imported_experiment
+from fope_jax.train.exchange import TOKENIZER, check_tokens_fit, imported_experiment, tokens_fit
 from fope_jax.train.state import StatePlan
 from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, run_and_step
 
@@ -68,12 +68,13 @@ def open_parent(
       source: a run, as ``runs/a``; one of its checkpoints, as ``runs/a/500``; or a directory of
         Hugging Face, as ``hf:models/SmolLM-1.7B``.
       step: which checkpoint where ``source`` names none; None takes the newest valid one.
-      tokenizer: of the tokens of a directory of Hugging Face that has no tokenizer.json.
+      tokenizer: of the tokens of a directory of Hugging Face that has no tokenizer.json, or one of
+        more tokens than the embedding.
       accept_position: see ``check_fingerprint``.
 
     Raises:
       FileNotFoundError: there is no run, it has no valid checkpoint, or there are no weights.
-      ConfigError: a directory of Hugging Face has no tokenizer.json, and none is named.
+      ConfigError: a directory of Hugging Face has no tokenizer.json that fits, and none is named.
       ValueError: see ``import_weights``.
       CheckpointError: from ``load``: the step named is missing or damaged.
     """
@@ -126,10 +127,12 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
             "nothing is downloaded: `hf download REPOSITORY --local-dir DIR` makes it"
         )
     described = describe(directory)
-    stated = tokenizer is not None and not (directory / TOKENIZER).is_file()
-    experiment = imported_experiment(
-        directory, described, [f"data.tokenizer={tokenizer}"] if stated else []
-    )
+    stated = [] if tokenizer is None else [f"data.tokenizer={tokenizer}"]
+    own = (directory / TOKENIZER).is_file()
+    experiment = imported_experiment(directory, described, [] if own else stated)
+    if own and stated and not tokens_fit(experiment):  # then it cannot be the model's
+        experiment = imported_experiment(directory, described, stated)
+    check_tokens_fit(experiment)
 
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
         if with_optimizer:

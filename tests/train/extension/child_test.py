@@ -128,7 +128,7 @@ GOLDENS = Path(__file__).parents[2] / "goldens" / "weights"
 
 def test_imported_weights_go_on_from_the_length_that_they_were_trained_on(tmp_path):
     """The run counts in windows of 8 tokens; the checkpoint says what training was."""
-    override = ["--config.data.tokenizer=bytes", "--config.train.length=8"]
+    override = ["data.tokenizer=sentencepiece", "data.vocab_size=40", "train.length=8"]
     import_run(GOLDENS / "smollm", tmp_path / "smollm", override)
     stated = json.loads((GOLDENS / "smollm/config.json").read_text())["max_position_embeddings"]
     parent = open_parent(tmp_path / "smollm")
@@ -146,8 +146,8 @@ def test_imported_weights_go_on_from_the_length_that_they_were_trained_on(tmp_pa
         go_on("train.steps=50")
     with pytest.raises(ConfigError, match="have no optimizer to keep; take reset"):
         go_on("train.batch_size=3", "train.steps=50", optimizer="keep")
-    other = go_on("train.batch_size=3", "train.steps=50", "data.tokenizer=sentencepiece")
-    with pytest.raises(ConfigError, match="data.tokenizer = 'sentencepiece': the parent's is 'byt"):
+    other = go_on("train.batch_size=3", "train.steps=50", "data.tokenizer=bytes")
+    with pytest.raises(ConfigError, match="data.tokenizer = 'bytes': the parent's is 'sentencep"):
         extend_module._check_data(parent.experiment, None, other, None)
     assert extend_module._check_data(parent.experiment, None, child, None) is None
 

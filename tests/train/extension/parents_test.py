@@ -112,6 +112,75 @@ def test_what_weights_do_not_say_is_asked_for(weights, runs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def write_tokenizer(path, size):
+    """A tokenizer.json of ``size`` tokens: bytes, and added tokens of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(size - len(alphabet))])
+    tokenizer.save(str(path))
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_found_before_anything_is_written(
+    weights, tmp_path, capsys
+):
+    """The embedding has 300 rows; the advice of the message is then taken, by both verbs."""
+    directory = Path(shutil.copytree(weights, tmp_path / "tiny"))
+    run, small = tmp_path / "run", tmp_path / "small.json"
+    write_tokenizer(small, 290)
+    write_tokenizer(directory / "tokenizer.json", 301)
+    extending = ["extend", "--from", f"hf:{directory}", "--method", "yarn", "--length", "32"]
+    for command in (["import", "--from", str(directory)], extending):
+        assert main([*command, "--workdir", str(run)]) == 2
+        error = capsys.readouterr().err
+        assert f"the tokenizer {directory}/tokenizer.json has 301 tokens, the embedding" in error
+        assert "300, and an import does not change it" in error
+        assert "--config.data.tokenizer=PATH/tokenizer.json" in error and not run.exists()
+    for stated, problem in (
+        (str(small), None),
+        ("sentencepiece", "sentencepiece has 4,096 tokens"),
+    ):
+        change = f"data.tokenizer={stated}"
+        if problem is None:
+            assert (
+                open_parent(f"hf:{directory}", tokenizer=stated).experiment.data.tokenizer == stated
+            )
+            import_run(directory, tmp_path / "imported", [change])
+            assert read_experiment(tmp_path / "imported").data.tokenizer == stated
+            continue
+        with pytest.raises(ConfigError, match=problem):
+            open_parent(f"hf:{directory}", tokenizer=stated)
+        with pytest.raises(ConfigError, match=problem):
+            import_run(directory, run, [change])
+    for size in (300, 258):  # as many as rows, and fewer: rows without a token are padding
+        write_tokenizer(directory / "tokenizer.json", size)
+        assert open_parent(f"hf:{directory}").experiment.data.tokenizer.endswith("/tokenizer.json")
+    # One that fits is the model's own: another is not taken in its place.
+    assert open_parent(f"hf:{directory}", tokenizer=str(small)).experiment.data.tokenizer != str(
+        small
+    )
+    assert not run.exists()
+
+
+def test_weights_that_are_not_finite_are_found_before_anything_is_written(
+    weights, tmp_path, capsys
+):
+    from safetensors.numpy import load_file, save_file
+
+    directory = Path(shutil.copytree(weights, tmp_path / "tiny"))
+    stored = load_file(directory / "model.safetensors")
+    stored["model.layers.0.self_attn.v_proj.weight"][3, :2] = np.nan
+    save_file(stored, directory / "model.safetensors")
+    command = ["import", "--from", str(directory), "--workdir", str(tmp_path / "run")]
+    assert main([*command, "--config.data.tokenizer=bytes"]) == 2
+    named = "NaN or infinite: model.layers.0.self_attn.v_proj.weight (2 values)"
+    assert named in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_cache_that_is_missing_can_be_built_from_the_new_runs_config(weights, runs, tmp_path):
     data = runs.data | {"cache_dir": str(tmp_path / "cache")}
     overrides = [*(f"data.{key}={value}" for key, value in data.items()), *TRAIN]

@@ -106,7 +106,17 @@ show() {
 COMMAND_SECONDS=3600 # for a command that does something: a slice of many hosts takes a while
 
 run() {
-  if [[ $dry_run ]]; then show "$@"; else within "$COMMAND_SECONDS" "$@"; fi
+  if [[ $dry_run ]]; then show "$@"; else
+    installed "$1" timeout
+    within "$COMMAND_SECONDS" "$@"
+  fi
+}
+
+installed() {
+  local program
+  for program in "$@"; do
+    command -v "$program" >/dev/null || fail "$program is not installed, or not in PATH"
+  done
 }
 
 child='' asked=''
@@ -143,6 +153,7 @@ answer='' complaint=''
 # question SECONDS COMMAND...: what it prints, into `answer`. Where it fails, `complaint` says why.
 question() {
   local seconds=$1 code=0
+  installed "$2" timeout
   asked=$(mktemp -d)
   within "$@" >"$asked/out" 2>"$asked/err" || code=$?
   answer=$(<"$asked/out")

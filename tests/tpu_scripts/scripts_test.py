@@ -96,6 +96,18 @@ def test_errors(name, arguments, message):
     assert result.stderr.startswith(f"{name}.sh: ") and message in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("delete", []), ("create", ["--accelerator", "v4-8"]), ("resume", ["--accelerator", "v4-8"])],
+)
+def test_a_missing_gcloud_is_named(tmp_path, name, arguments):
+    for program in ("bash", "dirname", "basename", "timeout", "mktemp", "rm"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    result = run(name, *PLACE, *arguments, *RUN, PATH=str(tmp_path))
+    assert result.returncode == 2
+    assert result.stderr == f"{name}.sh: gcloud is not installed, or not in PATH\n"
+
+
 # ---------------------------------------------------------------------------- dry runs
 
 

@@ -4,14 +4,14 @@ import json
 import os
 import signal
 import threading
-import time
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import build_experiment
-from fope_jax.evaluate import during, scoring
+from fope_jax.evaluate import during
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.lock import LockError
 from fope_jax.signals import SIGNALS, Stopped
@@ -135,24 +135,24 @@ def test_stopped_in_evaluations_the_rows_and_bits_are_those_of_the_unbroken_run(
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_batch_that_takes_long_is_not_waited_for(runs, tmp_path, monkeypatch):
-    score, asked = scoring.token_nats, []
+def test_a_batch_that_takes_long_is_not_waited_for():
+    """`check` is called while the device is at work, and what it raises leaves the batch behind."""
+    long = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda _, y: jnp.tanh(y @ y), x))
+    made = []
 
-    def slowly(nats):
-        if not asked:
-            asked.append(time.monotonic())
-            os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(4)
-        return nats
+    def scorer(tokens, targets, places):
+        made.append(long(tokens))
+        return made[0], made[0]
 
-    def scored(*arguments, **named):
-        nats, hits = score(*arguments, **named)
-        return jax.pure_callback(slowly, jax.ShapeDtypeStruct(nats.shape, nats.dtype), nats), hits
+    def check():
+        if made:
+            assert not made[0].is_ready()
+            raise Stopped(signal.SIGTERM)
 
-    monkeypatch.setattr(scoring, "token_nats", scored)
+    tokens = jnp.ones((512, 512))
+    jax.block_until_ready(long(tokens))
     with pytest.raises(Stopped):
-        train(measured(runs), tmp_path)
-    assert time.monotonic() - asked[0] < 2
+        during._checking(scorer, check)(tokens, None)
 
 
 def signalled_scorer(patch, scorer_maker, at, number=signal.SIGTERM):

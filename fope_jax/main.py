@@ -7,9 +7,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fope_jax.command_line.parser import build_parser
+from fope_jax.signals import end_with_parent, ended_in_time, has_joined, raising
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,20 +26,37 @@ def main(argv: Sequence[str] | None = None) -> int:
             " (a configuration value is given as --config.train.steps=100)"
         )
     try:
-        with _messages():
+        with _messages(), ended_in_time(), raising():
+            end_with_parent()
             code = arguments.verb(arguments)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        code = getattr(stop, "exit_code", 130)
+        reason = str(stop) or "interrupted"
+        print(f"fope: {reason}; the same command goes on from what has been saved", file=sys.stderr)
+        _tell_others(stop, reason, code)
+        return code
     except Exception as error:
         if not _is_users(error):
+            _tell_others(error, f"{type(error).__name__}: {error}", 1, traceback.print_exc)
             raise
         if arguments.traceback:
             traceback.print_exc()
         else:
             print(f"fope: {error}", file=sys.stderr)
-        return getattr(error, "exit_code", 2)
+        code = getattr(error, "exit_code", 2)
+        _tell_others(error, str(error), code)
+        return code
     return code or 0
+
+
+def _tell_others(
+    error: BaseException, reason: str, code: int, report: Callable[[], None] = lambda: None
+) -> None:
+    """Ends the other processes of the run too, where ``error`` is of this one alone."""
+    if has_joined() and not getattr(error, "in_all_processes", False):
+        from fope_jax.processes import tell_end
+
+        tell_end(reason, code, report)
 
 
 def _is_users(error: Exception) -> bool:

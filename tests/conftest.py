@@ -1,5 +1,9 @@
+import signal
+
 import jax
 import pytest
+
+from fope_jax.signals import SIGNALS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -8,3 +12,15 @@ def _programs_are_let_go():
     a worker that keeps those of the whole suite is killed in the middle of a compilation."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def as_in_a_terminal():
+    """Where the tests themselves run in the background or under nohup, SIGINT or SIGHUP is
+    ignored, and would be in what they test."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

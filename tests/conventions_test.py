@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "fope_jax"
 ROOT = PACKAGE.parent
 
 # One direction only: a row may import what its set names, itself, and the ground floor.
-GROUND = {"typing", "extras", "files", "spelling"}
+GROUND = {"typing", "extras", "files", "signals", "spelling"}
 MAY_IMPORT = {
     **{name: set() for name in GROUND},
     "position": set(),
@@ -55,7 +55,7 @@ MAY_IMPORT = {
         "tpu",
         "sweep",
     },
-    "main": {"command_line"},
+    "main": {"command_line", "processes"},
 }
 JAX_ALONE = {"position": "*.py", "model": "losses.py"}
 

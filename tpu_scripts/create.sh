@@ -13,22 +13,25 @@
 #   --valid-for DURATION  gives the request up when it has waited this long, as in 6h
 #   --timeout SECONDS     how long to wait here (86400); the request stays in the queue
 #   --poll SECONDS        between two looks (60)
+#   --look SECONDS        that gcloud gets to answer one of them (60)
 #   --project PROJECT     gcloud's own default where not given
 #   --dry-run             prints the commands and runs none
 #   --help
 #
-# Ends with 0 when the slice is ACTIVE, 1 when the request has failed or the time is over.
+# Ends with 0 when the slice is ACTIVE, 1 when the request has failed or the time is over, and 3 when
+# it could not be made. A look that gets no answer is said, and taken again.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-accelerator='' runtime='' slices=1 spot='' reserved='' valid_for='' timeout=86400 poll=60
-values=(accelerator runtime slices valid_for timeout poll)
+accelerator='' runtime='' slices=1 spot='' reserved='' valid_for='' timeout=86400 poll=60 look=60
+values=(accelerator runtime slices valid_for timeout poll look)
 flags=(spot reserved)
 parse "$@"
 require name zone accelerator
 count slices
 count timeout
 count poll
+count look
 [[ $spot && $reserved ]] && fail "--spot and --reserved exclude each other"
 
 if [[ -z $runtime ]]; then
@@ -43,7 +46,7 @@ fi
 
 mapfile -t place < <(where)
 command=(gcloud compute tpus queued-resources create "$name" "${place[@]}"
-  --accelerator-type="$accelerator" --runtime-version="$runtime")
+  --accelerator-type="$accelerator" --runtime-version="$runtime" --quiet)
 if ((slices > 1)); then
   command+=(--node-count="$slices" --node-prefix="$name")
 else
@@ -52,5 +55,5 @@ fi
 [[ $spot ]] && command+=(--spot)
 [[ $reserved ]] && command+=(--reserved)
 [[ $valid_for ]] && command+=(--valid-until-duration="$valid_for")
-run "${command[@]}"
-wait_until_active "$timeout" "$poll"
+run "${command[@]}" || exit 3
+wait_until_active "$timeout" "$poll" "$look"

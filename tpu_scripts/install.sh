@@ -27,7 +27,7 @@ if [[ -d $source ]]; then
     pyproject.toml README.md LICENSE constraints.txt fope_jax configs experiments
   mapfile -t place < <(where)
   run gcloud compute tpus queued-resources scp "$archive" "$name:" "${place[@]}" \
-    --node=all --worker=all
+    --node=all --worker=all --quiet
   on_hosts "mkdir -p fope/source && tar -xzf fope-source.tar.gz -C fope/source && cd fope/source \
 && ../venv/bin/pip install --quiet -c constraints.txt -e '.[tpu,buckets]'"
 else

@@ -6,7 +6,12 @@
 #   parse     reads --key value and --flag into variables of the same name (- becomes _)
 #   require   ends with 2 where one of the named variables is empty
 #   run       runs a command, or prints it under --dry-run
-#   ask       the same for a command whose answer is used: nothing is asked under --dry-run
+#   within    runs a command that gets no terminal and a limited time
+#   question  the same for a command whose answer is used
+#   state     the state of the queued resource
+#
+# Every gcloud command has --quiet, no standard input and a time limit: one that waits for an answer
+# to a prompt, or for a network that is gone, would stop the script that waits for it.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
   echo "bash is $BASH_VERSION; these scripts need 5.1 or newer" >&2
@@ -98,12 +103,66 @@ show() {
   printf '%s\n' "${line# }"
 }
 
+COMMAND_SECONDS=3600 # for a command that does something: a slice of many hosts takes a while
+
 run() {
-  if [[ $dry_run ]]; then show "$@"; else "$@"; fi
+  if [[ $dry_run ]]; then show "$@"; else
+    installed "$1" timeout
+    within "$COMMAND_SECONDS" "$@"
+  fi
 }
 
-ask() {
-  if [[ $dry_run ]]; then show "$@" >&2; else "$@"; fi
+installed() {
+  local program
+  for program in "$@"; do
+    command -v "$program" >/dev/null || fail "$program is not installed, or not in PATH"
+  done
+}
+
+child='' asked=''
+# A signal ends the command that is under way too; `timeout` takes its children with it.
+ended() {
+  [[ -z $child ]] || kill "$child" 2>/dev/null || true
+  [[ -z $asked ]] || rm -rf "$asked"
+  exit "$1"
+}
+trap 'ended 129' HUP
+trap 'ended 130' INT
+trap 'ended 143' TERM
+
+# within SECONDS COMMAND...: 124 where it takes longer. In the background, because bash heeds a
+# signal at once only while it waits.
+within() {
+  local seconds=$1 code=0
+  shift
+  timeout --kill-after=10 "$seconds" "$@" </dev/null &
+  child=$!
+  wait "$child" || code=$?
+  child=''
+  return "$code"
+}
+
+pause() {
+  sleep "$1" >/dev/null 2>&1 &
+  child=$!
+  wait "$child"
+  child=''
+}
+
+answer='' complaint=''
+# question SECONDS COMMAND...: what it prints, into `answer`. Where it fails, `complaint` says why.
+question() {
+  local seconds=$1 code=0
+  installed "$2" timeout
+  asked=$(mktemp -d)
+  within "$@" >"$asked/out" 2>"$asked/err" || code=$?
+  answer=$(<"$asked/out")
+  complaint=$(grep -m 1 '^ERROR' "$asked/err" || tail -n 1 "$asked/err")
+  ((code != 124 && code != 137)) || complaint="no answer within $seconds s"
+  [[ $complaint ]] || complaint="it ended with code $code"
+  rm -rf "$asked"
+  asked=''
+  return "$code"
 }
 
 # The options that say which slice.
@@ -113,39 +172,78 @@ where() {
   printf '%s\n' "${words[@]}"
 }
 
-# on_hosts COMMAND: runs a command on every host of every slice.
+# hosts_command COMMAND: into `command`, what runs it on every host of every slice.
+hosts_command() {
+  local place
+  mapfile -t place < <(where)
+  command=(gcloud compute tpus queued-resources ssh "$name" "${place[@]}" --node=all --worker=all
+    --quiet --command="$1")
+}
+
 on_hosts() {
-  local place
-  mapfile -t place < <(where)
-  run gcloud compute tpus queued-resources ssh "$name" "${place[@]}" --node=all --worker=all \
-    --command="$1"
+  local command
+  hosts_command "$1"
+  run "${command[@]}"
 }
 
-# The state of the queued resource: ACTIVE, SUSPENDED, ...; NONE where there is none.
+describe_command() {
+  local place
+  mapfile -t place < <(where)
+  command=(gcloud compute tpus queued-resources describe "$name" "${place[@]}" --quiet
+    --format='value(state.state)')
+}
+
+STATES=(CREATING ACCEPTED WAITING_FOR_RESOURCES PROVISIONING ACTIVE FAILED SUSPENDING SUSPENDED
+  DELETING)
+
+# state SECONDS: into `now`, one of STATES; NONE where the service says that there is no such queued
+# resource. UNKNOWN in every other case, with the reason in `complaint`: a token that has expired, a
+# quota of requests, a network or service that is down, and half an answer say nothing of the slice.
 state() {
-  local place
-  mapfile -t place < <(where)
-  gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
-    --format='value(state.state)' 2>/dev/null || echo NONE
+  local command
+  describe_command
+  now=UNKNOWN
+  if question "$1" "${command[@]}"; then
+    if among "$answer" "${STATES[@]}"; then
+      now=$answer
+    else
+      complaint="its answer is '$answer'"
+    fi
+  elif is_absent; then
+    now=NONE
+  fi
 }
 
-# wait_until_active TIMEOUT POLL (seconds): returns when the slice is there, fails with 1 otherwise.
+# Whether `complaint` says that the queued resource is not there. A project or zone that is not there
+# is a NOT_FOUND too, and an error of the network may have any name in its address.
+is_absent() {
+  local said='^ERROR: (\([a-z.-]+\) )?NOT_FOUND:(.*)'
+  [[ $complaint =~ $said ]] || return 1
+  said=${BASH_REMATCH[2]}
+  [[ $said != *"'projects/"* || $said == *"/queuedResources/$name'"* ]]
+}
+
+# wait_until_active TIMEOUT POLL LOOK (seconds): returns when the slice is there, fails with 1
+# otherwise.
 wait_until_active() {
-  local now place deadline=$((SECONDS + $1))
+  local now command absent=0 deadline=$((SECONDS + $1))
   if [[ $dry_run ]]; then
-    mapfile -t place < <(where)
-    show gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
-      --format='value(state.state)'
+    describe_command
+    show "${command[@]}"
     return
   fi
-  while now=$(state); do
-    printf '%s %s: %s\n' "$(date -u +%H:%M:%S)" "$name" "$now" >&2
+  while true; do
+    state "$3"
+    printf '%s %s: %s%s\n' "$(date -u +%H:%M:%S)" "$name" "$now" \
+      "$([[ $now != UNKNOWN ]] || printf ' (%s)' "$complaint")" >&2
     case $now in
       ACTIVE) return 0 ;;
       FAILED | SUSPENDING | SUSPENDED | DELETING) break ;;
+      NONE) ((++absent < 3)) || break ;; # a new request may not be seen everywhere at once
+      *) absent=0 ;;
     esac
     ((SECONDS < deadline)) || break
-    sleep "$2"
+    pause "$2"
   done
   printf '%s: %s is %s after %d s, not ACTIVE\n' "$(basename "$0")" "$name" "$now" "$SECONDS" >&2
   return 1

@@ -52,7 +52,7 @@ pids=() readers=() running=()
 code=0 signal=''
 
 start() { # start ID: one process, whose exit code goes to a file; `wait -n` may lose one
-  trap : INT TERM
+  trap : INT TERM HUP
   own "$1"
   local own_code=0
   env "${environment[@]}" "${rest[@]}" || own_code=$?
@@ -66,7 +66,8 @@ pass_on() { # pass_on SIGNAL: to the processes that still run
 }
 trap 'rm -rf "$scratch"' EXIT
 trap 'signal=INT; pass_on INT' INT
-trap 'signal=TERM; pass_on TERM' TERM HUP
+trap 'signal=TERM; pass_on TERM' TERM
+trap 'signal=HUP; pass_on HUP' HUP
 
 for ((i = 0; i < processes; i++)); do
   if ((i == 0)); then
@@ -106,6 +107,7 @@ while ((${#running[@]})); do
 done
 for pid in ${readers[@]+"${readers[@]}"}; do wait "$pid" 2>/dev/null || true; done
 case $signal in
+  HUP) exit 129 ;;
   INT) exit 130 ;;
   TERM) exit 143 ;;
   *) exit "$code" ;;

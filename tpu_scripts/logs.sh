@@ -26,5 +26,6 @@ count lines
 follow='-F '
 [[ $once ]] && follow=''
 mapfile -t place < <(where)
-run gcloud compute tpus queued-resources ssh "$name" "${place[@]}" --node="$node" \
-  --worker="$worker" --command="tail ${follow}-n $lines ~/fope/run.log"
+command=(gcloud compute tpus queued-resources ssh "$name" "${place[@]}" --node="$node"
+  --worker="$worker" --quiet --command="tail ${follow}-n $lines ~/fope/run.log")
+if [[ $dry_run ]]; then show "${command[@]}"; else exec "${command[@]}" </dev/null; fi # no limit

@@ -5,34 +5,40 @@
 #   resume.sh --name run1 --zone us-east5-a --accelerator v5litepod-16 --spot -- \
 #     train --config configs/paper/c4_books.py --workdir gs://my-bucket/run1
 #
-#   --limit N          losses after which it gives up (20)
-#   --poll SECONDS     between two looks at the slice and the run (60)
-#   --source, --python as for install.sh
-#   --env              as for launch.sh
+#   --limit N           losses after which it gives up (20)
+#   --poll SECONDS      between two looks at the slice and the run (60)
+#   --look SECONDS      that gcloud gets to answer one of them (60)
+#   --patience SECONDS  without one answer, after which it gives up (3600)
+#   --source, --python  as for install.sh
+#   --env               as for launch.sh
 #   --accelerator, --runtime, --slices, --spot, --reserved, --valid-for, --timeout
-#                      as for create.sh
+#                       as for create.sh
 #   --name, --zone, --project
-#   --dry-run          prints the commands of one round after a loss, and runs none
+#   --dry-run           prints the commands of one round after a loss, and runs none
 #   --help
 #
-# Ends with 0 when the run has ended well on every host, 1 when the limit is reached, and with the
-# run's own code (1 to 127) when it ends with an error of its own, which another slice does not mend.
-# A run that a signal ended on a slice that is still there is launched again, and counts as lost.
+# Ends with 0 when the run has ended well on every host, 1 when the limit or the patience is over, and
+# with the run's own code (1 to 127) when it ends with an error of its own, which another slice does
+# not mend. A run that a signal ended on a slice that is still there is launched again, and counts as
+# lost.
+#
+# A slice is deleted only where the service says that it is SUSPENDING, SUSPENDED or FAILED. Where
+# gcloud gives no answer (a token that has expired, a quota, the network, the service itself),
+# nothing is done but to say so and look again.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # `with` reads these by their names.
 # shellcheck disable=SC2034
 {
-  accelerator='' runtime='' slices='' spot='' reserved='' valid_for='' timeout='' poll=60
-  limit=20 source='' python='' env=''
+  accelerator='' runtime='' slices='' spot='' reserved='' valid_for='' timeout='' poll=60 look=60
+  limit=20 patience=3600 source='' python='' env=''
 }
-values=(accelerator runtime slices valid_for timeout poll limit source python env)
+values=(accelerator runtime slices valid_for timeout poll look limit patience source python env)
 flags=(spot reserved)
 parse "$@"
 require name zone accelerator
-count limit
-count poll
+for key in limit poll look patience; do count "$key"; done
 ((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
 
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -51,24 +57,60 @@ with() {
   done
 }
 
+# other SCRIPT ARGUMENT...: runs another of these scripts; a signal to this one ends it too.
+other() {
+  local script=$1 code=0
+  shift
+  bash "$here/$script.sh" "${common[@]}" "$@" &
+  child=$!
+  wait "$child" || code=$?
+  child=''
+  return "$code"
+}
+
 create() {
   local given
-  with accelerator runtime slices spot reserved valid_for timeout poll
-  bash "$here/create.sh" "${common[@]}" "${given[@]}"
+  with accelerator runtime slices spot reserved valid_for timeout poll look
+  other create "${given[@]}"
 }
 
 install_and_launch() {
   local given
   with source python
-  bash "$here/install.sh" "${common[@]}" ${given[@]+"${given[@]}"} &&
+  other install ${given[@]+"${given[@]}"} &&
     with env &&
-    bash "$here/launch.sh" "${common[@]}" --keep-going ${given[@]+"${given[@]}"} -- "${rest[@]}"
+    other launch --keep-going ${given[@]+"${given[@]}"} -- "${rest[@]}"
 }
 
 # Of each host one line: the exit code of its run, "running", or "none" where no run has begun.
-question='if tmux has-session -t fope 2>/dev/null; then echo FOPE running;'
+ask_hosts='if tmux has-session -t fope 2>/dev/null; then echo FOPE running;'
 # shellcheck disable=SC2016 # the hosts expand it
-question+=' elif test -f fope/run.exit; then echo "FOPE $(cat fope/run.exit)"; else echo FOPE none; fi'
+ask_hosts+=' elif test -f fope/run.exit; then echo "FOPE $(cat fope/run.exit)"; else echo FOPE none; fi'
+
+if [[ $dry_run ]]; then
+  on_hosts "$ask_hosts"
+  other delete
+  create
+  install_and_launch
+  exit 0
+fi
+
+# runs: into `said`, what the hosts say; fails with a `complaint` where one of them says nothing, as
+# while they are being taken away. Of the others "running" is enough to know.
+runs() {
+  local command code=0 line
+  hosts_command "$ask_hosts"
+  question "$look" "${command[@]}" || code=$?
+  said=()
+  while read -r line; do
+    [[ $line =~ ^FOPE\ (running|none|[0-9]+)$ ]] && said+=("${BASH_REMATCH[1]}")
+  done <<<"$answer"
+  among running ${said[@]+"${said[@]}"} && return 0
+  ((code == 0)) || return 1
+  ((${#said[@]})) && ((${#said[@]} == $(grep -c FOPE <<<"$answer"))) && return 0
+  complaint="the hosts answer '${answer//$'\n'/ }'"
+  return 1
+}
 
 lose() {
   if ((lost == limit)); then
@@ -79,26 +121,45 @@ lose() {
   printf 'resume.sh: %s: %s; starting it again (%d of %d)\n' "$name" "$1" "$lost" "$limit" >&2
 }
 
-if [[ $dry_run ]]; then
-  on_hosts "$question"
-  bash "$here/delete.sh" "${common[@]}"
-  create
-  install_and_launch
-  exit 0
-fi
+# unanswered WHAT: what could not be asked or done now is tried again, up to the patience.
+unanswered() {
+  local waited=$((SECONDS - answered))
+  printf 'resume.sh: %s: %s; the slice stays as it is, trying again\n' "$name" "$1" >&2
+  if ((waited >= patience)); then
+    printf 'resume.sh: %s: nothing has worked for %d s (--patience); giving up, see above. ' \
+      "$name" "$waited" >&2
+    printf 'The slice and the run are as they were\n' >&2
+    exit 1
+  fi
+}
 
-lost=0
+# A slice that is lost stays so until there is another request: `lost` counts it once, however often
+# deleting it or asking for another has to be tried.
+lost=0 replacing='' seen='' answered=$SECONDS
+
+replace() {
+  local code=0
+  create || code=$?
+  case $code in
+    0 | 1) replacing='' seen=1 answered=$SECONDS ;; # there is a request; the next look tells the rest
+    2) exit 2 ;;
+    *) unanswered 'no slice could be asked for' ;;
+  esac
+}
+
 while true; do
-  now=$(state)
+  state "$look"
   case $now in
     ACTIVE)
-      # Nothing where the hosts cannot be reached, as while they are being taken away.
-      mapfile -t said < <(on_hosts "$question" 2>/dev/null | sed -n 's/^FOPE //p')
-      if ((${#said[@]} == 0)) || among running "${said[@]}"; then
-        :
+      replacing='' seen=1
+      if ! runs; then
+        unanswered "the hosts could not be asked ($complaint)"
+      elif among running "${said[@]}"; then
+        answered=$SECONDS
       elif among none "${said[@]}"; then
-        install_and_launch || lose 'it could not be launched'
+        if install_and_launch; then answered=$SECONDS; else unanswered 'it could not be launched'; fi
       else
+        answered=$SECONDS
         [[ $(printf '%s\n' "${said[@]}" | sort -u) == 0 ]] && exit 0
         for code in "${said[@]}"; do
           if ((code > 0 && code < 128)); then
@@ -108,14 +169,25 @@ while true; do
           fi
         done
         lose "the run was ended by a signal (codes ${said[*]})"
-        install_and_launch || true
+        install_and_launch || unanswered 'it could not be launched'
       fi
       ;;
-    SUSPENDING | SUSPENDED | FAILED | NONE)
-      lose "the slice is $now"
-      bash "$here/delete.sh" "${common[@]}" || true
-      create || true
+    SUSPENDING | SUSPENDED | FAILED)
+      [[ $replacing ]] || lose "the slice is $now"
+      replacing=1
+      if other delete; then replace; else unanswered 'the lost slice could not be deleted'; fi
       ;;
+    NONE)
+      if [[ $seen && ! $replacing ]]; then
+        lose 'the slice is gone'
+      elif [[ ! $replacing ]]; then
+        printf 'resume.sh: %s: there is no such slice yet; asking for it\n' "$name" >&2
+      fi
+      replacing=1
+      replace
+      ;;
+    UNKNOWN) unanswered "its state is not known ($complaint)" ;;
+    *) seen=1 answered=$SECONDS ;; # the service is at work
   esac
-  sleep "$poll"
+  pause "$poll"
 done

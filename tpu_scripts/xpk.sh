@@ -34,8 +34,9 @@ require name cluster zone
 
 mapfile -t place < <(where)
 if [[ $logs ]]; then
-  run kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$name" --all-containers --prefix \
-    --max-log-requests=256 --follow
+  follow=(kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$name" --all-containers --prefix
+    --max-log-requests=256 --follow)
+  if [[ $dry_run ]]; then show "${follow[@]}"; else exec "${follow[@]}" </dev/null; fi # no limit
   exit
 fi
 if [[ $delete ]]; then
@@ -47,7 +48,8 @@ require accelerator
 count slices
 count max_restarts
 ((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
-command="fope $(show "${rest[@]}")"
+# Without exec, the SIGTERM of a preemption would end the shell that xpk starts, and not reach fope.
+command="exec fope $(show "${rest[@]}")"
 if [[ $image ]]; then
   software=(--docker-image="$image")
 else

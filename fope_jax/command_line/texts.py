@@ -34,8 +34,8 @@ EXIT_CODES = """\
 exit codes:
   0     done
   2     an error that is told in one message; what was trained up to the newest checkpoint is kept
-  130   Ctrl-C
-  143   SIGTERM: the step under way was ended and saved
+  143   SIGTERM, and likewise 130 Ctrl-C and 129 SIGHUP: the step under way was ended and saved; a
+        second Ctrl-C ends at once
   137   SIGKILL, -9: what came after the newest checkpoint is trained again
 
 In each case the same command goes on, with the bits of a run that was never interrupted.

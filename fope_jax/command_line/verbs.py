@@ -35,8 +35,9 @@ def _join(arguments: argparse.Namespace) -> None:
         arguments.process_id,
         arguments.distributed_timeout,
     )
-    from fope_jax.processes import is_first
+    from fope_jax.processes import is_first, listen_for_ends
 
+    listen_for_ends()
     if not is_first():  # one of them tells what all do; warnings and errors come from each
         logging.getLogger("fope_jax").setLevel(logging.WARNING)
 
@@ -67,8 +68,8 @@ def data_inspect(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
+    _join(arguments)  # first, so that whoever refuses tells the others
     check_bucket(arguments.workdir)
-    _join(arguments)
     experiment = _experiment(arguments)
     from fope_jax.train.account import process_age
     from fope_jax.train.loop import train
@@ -81,10 +82,10 @@ def extend(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
+    _join(arguments)
     if not isinstance(arguments.parent, str):
         check_bucket(arguments.parent)
     check_bucket(arguments.workdir)
-    _join(arguments)
     from fope_jax.config import load_config
     from fope_jax.train.extend import extend
 
@@ -110,8 +111,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     require("flax", "train")
     if arguments.report:
         require("matplotlib", "train")
-    check_bucket(arguments.run)
     _join(arguments)
+    check_bucket(arguments.run)
     from fope_jax.evaluate.run import evaluate
     from fope_jax.model.sharding import MeshConfig
     from fope_jax.processes import is_first

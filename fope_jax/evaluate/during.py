@@ -12,18 +12,21 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.perplexity import plain
 from fope_jax.evaluate.run import Protocol, evaluation_graphdef, plan
-from fope_jax.evaluate.scoring import scorer_maker
+from fope_jax.evaluate.scoring import Scorer, scorer_maker
+from fope_jax.signals import has_joined
 
 VALIDATION = "validation"
 _SUMS = ("nats", "tokens", "bytes", "correct")
 
-Measure = Callable[[int, Any, Any], list[Row]]
+Check = Callable[[], None]
+Measure = Callable[[int, Any, Any, Check], list[Row]]
 
 
 def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> Measure:
@@ -39,8 +42,10 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
       mesh: that the arrays lie over.
 
     Returns:
-      (step, params, constants) -> rows: one for each split and context with sums over the
-      documents, and one with the seconds it took. Every process gets the same numbers.
+      (step, params, constants, check) -> rows: one for each split and context with sums over the
+      documents, and one with the seconds it took. Every process gets the same numbers. ``check`` is
+      called before each batch and, in a single process, while it waits for one; what it raises ends
+      the evaluation.
 
     Raises:
       ValueError: nothing to measure, or the ``evaluate`` section asks for what cannot be, see
@@ -59,8 +64,8 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
     make_scorer = scorer_maker(evaluation_graphdef(experiment), mesh)
     tokens_an_update = experiment.train.batch_size * experiment.train.length
 
-    def measure(step: int, params: Any, constants: Any) -> list[Row]:
-        began, scorer = time.perf_counter(), make_scorer(params, constants)
+    def measure(step: int, params: Any, constants: Any, check: Check) -> list[Row]:
+        began, scorer = time.perf_counter(), _checking(make_scorer(params, constants), check)
         ids = {
             "variant": experiment.name,
             "seed": experiment.seed,
@@ -73,6 +78,25 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
         return [*rows, {"kind": "time", "phase": VALIDATION, "step": step, "seconds": seconds}]
 
     return measure
+
+
+def _checking(scorer: Scorer, check: Check) -> Scorer:
+    """``scorer`` with ``check`` called meanwhile.
+
+    While Python waits for an array no signal is heeded, and a batch may take minutes. Several
+    processes have to ask equally often, so they ask between batches alone.
+    """
+
+    def scored(tokens: Any, targets: Any, places: Any = None) -> tuple[Any, Any]:
+        check()
+        scores = scorer(tokens, targets, places)
+        arrays: list[Any] = [] if has_joined() else [x for x in scores if isinstance(x, jax.Array)]
+        while not all(x.is_ready() for x in arrays):
+            check()
+            time.sleep(0.005)
+        return scores
+
+    return scored
 
 
 def _pooled(protocol: Protocol, ids: Row, scorer: Any) -> Iterable[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -41,7 +42,8 @@ from fope_jax.lock import writing
 from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
-from fope_jax.processes import is_first, wait_for_all
+from fope_jax.processes import all_asked_to_stop, is_first, wait_for_all
+from fope_jax.signals import Stopped, has_joined
 
 logger = logging.getLogger(__name__)
 
@@ -331,10 +333,11 @@ def evaluate(
 
     Raises:
       LockError: another process writes into the run.
+      Stopped: one of several processes was asked to end; rows of whole protocols are kept.
       ValueError: an override that cannot be, or is of another section.
     """
     workdir = as_path(workdir)
-    progress = progress or _bars
+    progress = _checking(progress or _bars)
     if not is_first():
         say = _nothing
     experiment = _with_overrides(read_experiment(workdir), overrides)
@@ -444,6 +447,21 @@ def _write_time(path: Path, phase: str, step: int, seconds: float) -> None:
         lambda old: (old.get("kind"), old.get("phase"), old.get("step")) == ("time", phase, step),
         [row],
     )
+
+
+def _checking(progress: Progress) -> Progress:
+    """``progress`` that ends where several processes are asked to: all of them after one batch.
+
+    In a single process a signal needs no looking for, see ``fope_jax.signals``.
+    """
+
+    def checking(batches: Iterable[int], **named: Any) -> Iterable[int]:
+        for batch in progress(batches, **named):
+            if has_joined() and all_asked_to_stop():
+                raise Stopped(signal.SIGTERM, in_all_processes=True)
+            yield batch
+
+    return checking
 
 
 def _bars(batches: Iterable[int], desc: str) -> Iterable[int]:

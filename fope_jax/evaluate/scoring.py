@@ -152,7 +152,7 @@ def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any]
         tokens: np.ndarray,
         targets: np.ndarray,
         places: Places | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[Any, Any]:
         (count, length), scored = tokens.shape, targets.shape[1]
         after = -length % columns
         before = -(scored + after) % columns
@@ -166,7 +166,9 @@ def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any]
             if places is not None:  # what fills a row up is in segment 0
                 places = Places(*(fill(x, 0, after) for x in places))
             scores = together(length, *arrays, *window, places)
-        nats, hits = (np.asarray(x)[:count, before : before + scored] for x in scores)
+        # Left on the devices where one process has all of it, which may do something meanwhile.
+        cut = slice(None, count), slice(before, before + scored)
+        nats, hits = (x[cut] if x.is_fully_addressable else np.asarray(x)[cut] for x in scores)
         return nats, hits
 
     return lambda *arrays: partial(on_mesh, arrays)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from fope_jax.config import build_experiment, changed_numbers, experiment_to_dict
 from fope_jax.fields import ConfigError
 from fope_jax.files import read_json, write_json
+from fope_jax.signals import PARENT, holding
 from fope_jax.sweep.spec import Planned
 
 PROGRAM = (sys.executable, "-m", "fope_jax.main")
@@ -54,6 +55,9 @@ def run_sweep(
       jobs: runs at once. Each has its own share of the processor's cores.
       say: where lines for people go.
 
+    Where it is asked to end, its runs are too, and it waits until they have saved. They notice when
+    it is killed.
+
     Raises:
       ConfigError: a directory holds a run of other numbers than the sweep's.
       SweepError: after everything else has been run, where a run has failed.
@@ -67,7 +71,7 @@ def run_sweep(
     shares = core_shares(jobs)
     running: dict[Future[None], tuple[Planned, list[int]]] = {}
     bar = tqdm(total=len(planned), initial=len(done), desc="sweep", unit="run")
-    with bar, ThreadPoolExecutor(jobs) as pool, _stopped_on_interrupt() as children:
+    with bar, ThreadPoolExecutor(jobs) as pool, _Children() as children:
         while waiting or running:
             for run in [run for run in waiting if run.parent is None or run.parent in done]:
                 if not shares:
@@ -129,22 +133,20 @@ def _plain(values: Any) -> Any:
     return json.loads(json.dumps(values))
 
 
-def _run(run: Planned, workdir: Path, cores: list[int], children: set[subprocess.Popen]) -> None:
+def _run(run: Planned, workdir: Path, cores: list[int], children: _Children) -> None:
     """Trains and evaluates one run; raises SweepError where a command fails."""
     directory, log = workdir / run.name, workdir / f"{run.name}.log"
     os.sched_setaffinity(0, cores)  # of this thread, and so of the processes that it starts
     environment = MEMORY | {"TQDM_MININTERVAL": "30"} | dict(os.environ)  # bars go into the log
     environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.resolve() / ".compiled")
+    environment[PARENT] = str(os.getpid())
     began = time.perf_counter()
     for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
         with log.open("ab") as stream:
-            child = subprocess.Popen(
+            code = children.run(
                 [*PROGRAM, *command],
                 stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment,
             )  # fmt: skip
-            children.add(child)
-            code = child.wait()
-            children.discard(child)
         if code:
             raise SweepError(f"fope {command[0]} ended with code {code}: {_last_line(log)} ({log})")
     stamp = {
@@ -161,13 +163,36 @@ def _last_line(log: Path) -> str:
     return lines[-1] if lines else "no output"
 
 
-@contextlib.contextmanager
-def _stopped_on_interrupt():
-    """The set of running processes; none outlives the sweep."""
-    children: set[subprocess.Popen] = set()
-    try:
-        yield children
-    except BaseException:
-        for child in list(children):
-            child.terminate()
-        raise
+class _Children:
+    """The running processes of a sweep; none outlives it, and none begins when it ends."""
+
+    def __init__(self):
+        self._running: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+        self._ending = False
+
+    def run(self, command: Sequence[str], **options: Any) -> int:
+        """Runs a command to its end; returns its exit code."""
+        with self._lock:
+            if self._ending:
+                raise SweepError("the sweep is ending")
+            child = subprocess.Popen(command, **options)
+            self._running.add(child)
+        code = child.wait()
+        self._running.discard(child)
+        return code
+
+    def __enter__(self) -> _Children:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            return
+        with holding():  # they get the time to save, whatever signals come meanwhile
+            with self._lock:
+                self._ending = True
+                running = list(self._running)
+            for child in running:
+                child.terminate()
+            for child in running:
+                child.wait()

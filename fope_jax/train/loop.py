@@ -19,13 +19,14 @@ from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
 from fope_jax.data.config import Packing
 from fope_jax.data.lessons import AnyLoader, make_loader
-from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
+from fope_jax.evaluate.during import VALIDATION, during_training, told
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.files import as_path
 from fope_jax.lock import RunLock, writing
 from fope_jax.model.sharding import batch_sharding, place
-from fope_jax.processes import is_first, wait_for_all
+from fope_jax.processes import from_first, is_first, wait_for_all
+from fope_jax.signals import Stopped, signal_name
 from fope_jax.train.account import TimeAccount
 from fope_jax.train.bad_steps import check_tokens, keeping_batches
 from fope_jax.train.meter import Meter, TimedIterator
@@ -72,7 +73,8 @@ def train(
       CheckpointError: the checkpoints are of another model, position embedding or corpus, they are
         all damaged or gone, or one cannot be written.
       BadStepError: nothing after the last finite checkpoint has been saved.
-      Preempted: SIGTERM came; the step after which it ended has been saved.
+      Preempted: SIGTERM, SIGINT or SIGHUP came; the step after which it ended has been saved.
+      Stopped: one of them came before the first step, so that there was nothing to save.
       LockError: another process writes into the workdir.
       OSError: the workdir cannot be written, or the token cache is missing or damaged.
     """
@@ -103,7 +105,9 @@ def _train(
         check_not_lost(workdir, found)
     start = found or 0
     stages = [(stage, own) for stage, own in stages if stage.stop > start]
-    if start >= config.steps:
+    # A checkpoint is written before the evaluation of its step, which may have been cut off since.
+    evaluates_first = bool(from_first(_is_evaluation_missing(workdir, experiment, start)))
+    if start >= config.steps and not evaluates_first:
         log.info("%s is finished: %d steps are trained", workdir, start)
         store.close()
         return
@@ -151,7 +155,14 @@ def _train(
     if is_first():
         if lost := _seconds_after(workdir, start):
             account.add("lost", lost)
-        dropped = replace_rows(workdir / METRICS, lambda row: _comes_again(row, start), [])
+        dropped = replace_rows(
+            workdir / METRICS,
+            lambda row: (
+                _comes_again(row, start)
+                or (evaluates_first and _is_validation(row) and row["step"] == start)
+            ),
+            [],
+        )
     if found is not None:
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
     shape = experiment.model.shape
@@ -190,15 +201,51 @@ def _train(
                 if metrics_log:
                     metrics_log.write(row)
 
+        def save(step: int, last: bool) -> bool:
+            with account.phase("save"):
+                done = saver.save(step, state, constants, meter.carry(), metrics_log, last)
+            write_times(step)
+            return done
+
+        def preempted(step: int, number: int) -> Preempted:
+            return Preempted(
+                f"stopped by {signal_name(number)} after step {step}; the same command goes on "
+                f"from checkpoint {store.directory / str(step)}",
+                number,
+            )
+
+        def evaluate(step: int, saved: bool) -> None:
+            # A signal leaves its rows out: the run that goes on from this step makes them first.
+            assert measure
+            where = asked_to_stop.nothing_to_save() if saved else contextlib.nullcontext()
+            try:
+                with where:
+                    rows = measure(step, state.params, constants, asked_to_stop.check)
+            except Stopped as stop:
+                if not saved:
+                    save(step, last=True)
+                if not step:  # there is no checkpoint that anything could go on from
+                    raise
+                raise preempted(step, stop.number) from stop
+            log.info("step %d: validation loss (tokens of context) %s", step, told(rows))
+            if metrics_log:
+                for row in rows:
+                    metrics_log.write(row)
+
+        if not stages:
+            account.started()
+            write_times(start)
+            evaluate(start, saved=True)
         for (stage, own), loader in zip(stages, loaders, strict=True):
             begin = max(start, stage.start)
-            with account.phase("compile"):
+            unsaved = contextlib.nullcontext() if begin > start else asked_to_stop.nothing_to_save()
+            with account.phase("compile"), unsaved:
                 step_function = _compile(own, loader, begin + config.data_start, experiment)
             if begin == start:
                 account.started()
             write_times(begin)
-            if measure and begin == 0:
-                _evaluate(measure, 0, state, constants, metrics_log)
+            if begin == start and evaluates_first:
+                evaluate(start, saved=True)
             remaining = loader.iterate(begin + config.data_start, stage.stop - begin)
             batches = TimedIterator(remaining)
             meter.restart(batches)
@@ -211,8 +258,7 @@ def _train(
                 bar.update()
                 stops = asked_to_stop(step)
                 saves = step % config.save_every == 0 or step == config.steps
-                due = step % (config.evaluate_every or 1) == 0 or step == config.steps
-                measures = measure is not None and due
+                measures = measure is not None and _is_evaluated_after(experiment, step)
                 # A save ends a row, so that a resumed run writes the rows of the unbroken one; so
                 # do a stage and an evaluation, whose clocks are their own. SIGTERM does not: its
                 # checkpoint carries what the row has so far.
@@ -231,40 +277,45 @@ def _train(
                         f"data wait {row['data_wait_fraction']:.1%}",
                         refresh=False,
                     )
-                if measure and due:
-                    _evaluate(measure, step, state, constants, metrics_log)
-                    meter.restart(batches)
+                saved = False
                 if saves or stops:
-                    with account.phase("save"):
-                        last = stops or step == config.steps
-                        saver.save(step, state, constants, meter.carry(), metrics_log, last)
-                    write_times(step)
+                    saved = save(step, last=stops or step == config.steps)
                     meter.restart(batches)
-                if stops and step < config.steps:
-                    raise Preempted(
-                        f"stopped by SIGTERM after step {step}; the same command goes on from "
-                        f"checkpoint {store.directory / str(step)}"
-                    )
+                if stops and (step < config.steps or measures):
+                    raise preempted(step, asked_to_stop.number)
+                if measures:
+                    evaluate(step, saved)
+                    meter.restart(batches)
     store.close()
     log.info("trained %d steps; checkpoint %s", config.steps, store.directory / str(config.steps))
 
 
+def _is_evaluated_after(experiment: Experiment, step: int) -> bool:
+    """Whether the model is measured after ``step`` updates."""
+    every, steps = experiment.train.evaluate_every, experiment.train.steps
+    return every is not None and (step % every == 0 or step == steps)
+
+
+def _is_evaluation_missing(workdir: Path, experiment: Experiment, start: int) -> bool:
+    """Whether a run that goes on after update ``start`` has that step's evaluation to make.
+
+    The row of its time comes last, and says that all others are there.
+    """
+    if not is_first() or not _is_evaluated_after(experiment, start):
+        return False
+    rows = [row for row in read_rows(workdir / METRICS) if row.get("phase") == VALIDATION]
+    return start == 0 or start not in [row["step"] for row in rows]
+
+
+def _is_validation(row: dict[str, Any]) -> bool:
+    return VALIDATION in (row["kind"], row.get("phase"))
+
+
 def _comes_again(row: dict[str, Any], start: int) -> bool:
     """Whether a run that goes on after update ``start`` writes ``row`` itself."""
-    if start == 0 and VALIDATION in (row["kind"], row.get("phase")):
+    if start == 0 and _is_validation(row):
         return True  # that before the first update, which no checkpoint tells to be complete
     return row.get("step", 0) > start
-
-
-def _evaluate(
-    measure: Measure, step: int, state: TrainState, constants: Any, metrics_log: MetricsLog | None
-) -> None:
-    """Measures the model after ``step`` updates and writes the rows."""
-    rows = measure(step, state.params, constants)
-    log.info("step %d: validation loss (tokens of context) %s", step, told(rows))
-    if metrics_log:
-        for row in rows:
-            metrics_log.write(row)
 
 
 def _compile(

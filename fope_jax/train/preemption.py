@@ -1,47 +1,76 @@
-"""SIGTERM while training: the step under way ends, its checkpoint is written, the run stops.
+"""A training that is asked to end: the step under way ends, its checkpoint is written, it stops.
 
-That is how a spot machine, Slurm or Kubernetes announces that it takes a machine away.
+That is how a spot machine, Slurm or Kubernetes announces that it takes a machine away, see
+``fope_jax.signals``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
-import threading
 from collections.abc import Callable, Iterator
 
-import jax
-from jax.experimental import multihost_utils
+from fope_jax.processes import all_asked_to_stop
+from fope_jax.signals import Stopped, has_joined, holding, raising
 
 
 class Preempted(Exception):
     """A run that was asked to stop, and has saved where it stands.
 
-    ``exit_code`` is what the process ends with: 128 + SIGTERM, as a shell reports that signal.
+    Attributes:
+      exit_code: what the process ends with, 128 + the signal's number, as a shell reports it.
     """
 
-    exit_code = 128 + signal.SIGTERM
+    in_all_processes = True
+
+    def __init__(self, message: str, number: int = signal.SIGTERM):
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class Preemption:
+    """Whether a training is to stop.
+
+    Several processes get the same answer at the same place, whichever of them the signal reached;
+    so all of them have to ask equally often.
+    """
+
+    def __init__(self, noted: Callable[[], int | None]):
+        self._noted = noted
+
+    def __call__(self, step: int) -> bool:
+        """Whether to stop after ``step``; asked once after every step."""
+        return all_asked_to_stop() if has_joined() else self._noted() is not None
+
+    def check(self) -> None:
+        """Raises `Stopped` where it is to stop: between two parts of an evaluation."""
+        if self(0):
+            raise Stopped(self.number, in_all_processes=has_joined())
+
+    @property
+    def number(self) -> int:
+        """Of the signal; that which another process got is taken for a SIGTERM."""
+        return self._noted() or signal.SIGTERM
+
+    @contextlib.contextmanager
+    def nothing_to_save(self) -> Iterator[None]:
+        """Where the last step has been saved: a signal ends what is under way, also a compilation.
+
+        Of several processes one alone must not leave; there it waits for the next question.
+        """
+        if has_joined():
+            yield
+            return
+        with raising():
+            self.check()
+            yield
 
 
 @contextlib.contextmanager
-def preemption() -> Iterator[Callable[[int], bool]]:
-    """Catches SIGTERM; what handled it before does so again afterwards.
+def preemption() -> Iterator[Preemption]:
+    """Notes signals; what handled them before does so again afterwards.
 
-    Yields:
-      step -> whether to stop after it; asked once after every step. Several processes get the same
-      answer for the same step, whichever of them the signal reached. A thread that is not the main
-      one cannot catch signals and is never told to stop.
+    A thread that is not the main one cannot catch signals and is never told to stop.
     """
-    if jax.distributed.is_initialized():
-        # JAX has caught it since then, and lets all processes agree on a step in the background.
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    noticed = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
-    try:
-        yield lambda step: noticed.is_set()
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: set by no one in Python
+    with holding() as noted:
+        yield Preemption(noted)

@@ -49,7 +49,7 @@ class Saver:
         carried: dict[str, Any],
         metrics_log: MetricsLog | None,
         last: bool,
-    ) -> None:
+    ) -> bool:
         """Writes one checkpoint, after every row that came before it.
 
         Args:
@@ -58,6 +58,9 @@ class Saver:
           carried: of the row that is under way, from `Meter.carry`.
           metrics_log: in the process that has it.
           last: this process will write no other, so this one must be written.
+
+        Returns:
+          Whether it has been written; False where the run goes on without it.
 
         Raises:
           BadStepError: a parameter is not finite.
@@ -79,6 +82,8 @@ class Saver:
             if not self.tolerant or last:
                 raise
             log.warning("%s; training goes on without (train.on_save_error = continue)", error)
+            return False
+        return True
 
 
 def check_not_lost(workdir: Path, found: int | None) -> None:

@@ -97,6 +97,8 @@ def run(request: Request) -> int:
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
+    # What a shell runs in the background ignores it, and would not hear the Ctrl-C of a trial.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         prepare(request)
         from fope_jax.main import main

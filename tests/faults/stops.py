@@ -64,25 +64,31 @@ def kill_between_rows_and_checkpoint(directory: Path, seed: int) -> None:
 # ---------------------------------------------------------------------------- asked to stop
 
 
-def stop_by_signal(directory: Path, seed: int, **harm: int) -> None:
+def stop_by_signal(
+    directory: Path, seed: int, number: signal.Signals = signal.SIGTERM, **harm: int
+) -> None:
     reference, run = world.unbroken(world.ROW_EVERY), directory / "run"
     pid = world.start(run, world.ROW_EVERY, pace=world.PACE, **harm)
     world.wait_for(lambda: (run / "metrics.jsonl").exists() and world.steps(run))
     time.sleep(random.Random(seed).uniform(0, world.PACE * (STEPS - 12)))
     asked = time.monotonic()
-    os.kill(pid, signal.SIGTERM)
-    assert world.nursery().wait(pid) == 143, world.said(run)
+    os.kill(pid, number)
+    assert world.nursery().wait(pid) == 128 + number, world.said(run)
     assert time.monotonic() - asked < 10
-    assert_stopped(run)
+    assert_stopped(run, number.name)
     code, text = world.train(run, world.ROW_EVERY)
     assert code == 0, text
     world.assert_whole(run, reference)
 
 
-def assert_stopped(run: Path) -> None:
+def stop_by_another_signal(directory: Path, seed: int) -> None:
+    stop_by_signal(directory, seed, (signal.SIGHUP, signal.SIGINT)[seed % 2])
+
+
+def assert_stopped(run: Path, name: str = "SIGTERM") -> None:
     """The run has said where it stopped, and its checkpoint is that step."""
     found = re.search(
-        r"stopped by SIGTERM after step (\d+); the same command goes on from checkpoint (\S+)",
+        rf"stopped by {name} after step (\d+); the same command goes on from checkpoint (\S+)",
         world.said(run),
     )
     assert found, world.said(run)
@@ -159,6 +165,11 @@ FAULTS = [
         "SIGTERM",
         "the step under way is saved, the exit code is 143, rows and bits go on as unbroken",
         stop_by_signal, trials=20, short=1,
+    ),
+    Fault(
+        "SIGHUP or SIGINT",
+        "the same, with the exit codes 129 and 130",
+        stop_by_another_signal, trials=6, short=0,
     ),
     Fault(
         "SIGTERM under jax.distributed, one process",

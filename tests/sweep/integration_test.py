@@ -1,7 +1,13 @@
 """A small sweep on real processes: train, extend, evaluate, report, and nothing twice."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
+from fope_jax.checkpoint import CheckpointStore
 from fope_jax.main import main
 
 SWEEP = """
@@ -57,3 +63,38 @@ def test_a_sweep_from_file_to_page(tmp_path, capsys):
     ]  # fmt: skip
     assert main(["report", *map(str, kept), "-o", str(tmp_path / "page")]) == 0
     assert "goes on from rope" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_ends_leaves_no_run_behind(tmp_path, number):
+    """Killed too: its run notices, saves and ends."""
+    for name in ("train", "validation", "letters"):
+        (tmp_path / f"{name}.txt").write_text(f"Some text to {name} with, over and over. " * 40)
+    path, workdir = tmp_path / "sweep.py", tmp_path / "runs"
+    path.write_text(SWEEP.format(tmp_path).replace("steps=4", "steps=1000000"))
+    tiny = ("data.corpus=text", "data.tokenizer=bytes", f"data.cache_dir={tmp_path}/cache",
+            f"data.train_files={tmp_path}/train.txt", "model.vocab_size=259",
+            f"data.validation_files={tmp_path}/validation.txt")  # fmt: skip
+    config = ["--config", "configs/quickstart.py:position=rope"]
+    assert main(["data", "build", *config, *(f"--config.{line}" for line in tiny)]) == 0
+    command = [sys.executable, "-m", "fope_jax.main", "sweep", path, "--workdir", workdir]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = workdir / "rope_0"
+    wait_for(lambda: (run / "metrics.jsonl").exists() and "train" in read(run / "metrics.jsonl"))
+    process.send_signal(number)
+    assert process.wait(60) == (143 if number == signal.SIGTERM else -number)
+    wait_for(lambda: not (run / "run.lock").exists())
+    assert "fope: stopped by SIGTERM after step" in read(workdir / "rope_0.log")
+    assert CheckpointStore(run / "checkpoints").latest_valid_step()
+
+
+def read(path):
+    return path.read_text() if path.exists() else ""
+
+
+def wait_for(what, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,11 +1,16 @@
 """Runs are made once, in order, beside each other, and a failure stops nothing else."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 
 import pytest
 
 from fope_jax.fields import ConfigError
+from fope_jax.signals import Stopped, raising
 from fope_jax.sweep import queue
 from fope_jax.sweep.queue import SweepError, core_shares, run_sweep
 from fope_jax.sweep.spec import Extend, Train, check_sweep
@@ -14,7 +19,7 @@ QUICK = "configs/quickstart.py:smoke"
 
 # Stands in for `fope`: notes each call, and fails where a file says so.
 FAKE = """
-import json, pathlib, sys, time
+import json, pathlib, signal, sys, time
 calls = pathlib.Path(sys.argv[1])
 arguments = sys.argv[2:]
 at = arguments.index("--run" if arguments[0] == "evaluate" else "--workdir") + 1
@@ -24,6 +29,11 @@ with calls.open("a") as stream:
     stream.write(json.dumps([arguments[0], directory.name, time.time()]) + "\\n")
 if (directory.parent / f"fail-{arguments[0]}-{directory.name}").exists():
     sys.exit("no luck")
+def save(*_):
+    time.sleep(0.3)
+    (directory / "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
 deadline = time.time() + 60
 while (directory.parent / f"{directory.name}-meets").exists() and time.time() < deadline:
     if (directory.parent / (directory.parent / f"{directory.name}-meets").read_text()).is_dir():
@@ -102,6 +112,31 @@ def test_several_at_once_but_never_a_child_before_its_parent(tmp_path, calls):
     order = [(verb, name) for verb, name, _ in calls()]
     assert order.index(("train", "c")) < order.index(("end", "a"))
     assert order.index(("extend", "b")) > order.index(("evaluate", "a"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("as_in_a_terminal")
+def test_a_sweep_that_is_asked_to_end_lets_its_runs_save(tmp_path, calls, number):
+    workdir = tmp_path / "sweep"
+    workdir.mkdir()
+    for name in ("a", "c"):
+        (workdir / f"{name}-meets").write_text("nobody")
+
+    def ask():
+        while sorted(verbs(calls)) != [("train", "a"), ("train", "c")]:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=ask).start()
+    with pytest.raises(Stopped, match=number.name), raising():
+        sweep(workdir, jobs=2)
+    assert (workdir / "a" / "saved").exists() and (workdir / "c" / "saved").exists()
+    assert sorted(verbs(calls)) == [("train", "a"), ("train", "c")], "nothing else has begun"
+    for name in ("a", "c"):
+        (workdir / f"{name}-meets").unlink()
+    sweep(workdir)
+    assert ("evaluate", "b") in verbs(calls)
 
 
 def test_another_run_in_the_way_is_refused_before_anything_is_run(tmp_path, calls):

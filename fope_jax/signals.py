@@ -1,0 +1,212 @@
+"""SIGTERM, SIGINT and SIGHUP: how a process ends that is asked to.
+
+A machine that is taken away, Slurm and Kubernetes send SIGTERM, a terminal sends SIGINT for Ctrl-C
+and SIGHUP when it is closed. They are heeded alike, in one of two ways:
+
+`raising`  the main thread gets `Stopped`, as Python gives it KeyboardInterrupt for Ctrl-C: what is
+           under way cleans up and ends. The program of `fope` runs so.
+`holding`  the signal is noted, and asked for where something can end: training, which saves first.
+
+A second Ctrl-C ends the process at once. A SIGHUP that is ignored, as under nohup, stays so, and so
+does the SIGINT of what a shell runs in the background.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PATIENCE_SECONDS = 10.0
+PARENT = "FOPE_PARENT"  # the process id without which this one is to end, see `end_with_parent`
+
+
+class _Now:
+    """What this process does about signals: one at a time, for all of its threads.
+
+    Attributes:
+      raising: blocks of `raising`, one inside the other.
+      ending: `Stopped` is on its way; a second one would break into what the first cleans up.
+      holding: inside `holding`.
+    """
+
+    raising, ending, holding = 0, False, False
+
+
+_now = _Now()
+
+
+class Stopped(KeyboardInterrupt):
+    """This process was asked to end.
+
+    Attributes:
+      number: of the signal.
+      exit_code: 128 + that number, as a shell reports it.
+      in_all_processes: whether the other processes of the run raise it too, at the same place.
+    """
+
+    def __init__(self, number: int, in_all_processes: bool = False):
+        super().__init__(f"stopped by {signal_name(number)}")
+        self.number = number
+        self.exit_code = 128 + number
+        self.in_all_processes = in_all_processes
+
+
+def signal_name(number: int) -> str:
+    """
+    >>> signal_name(15)
+    'SIGTERM'
+    """
+    return signal.Signals(number).name
+
+
+def has_joined() -> bool:
+    """Whether this process is one of several. JAX has caught SIGTERM since they joined, and must
+    go on to, or they would not agree on a step."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+@contextlib.contextmanager
+def raising() -> Iterator[None]:
+    """Raises `Stopped` in the main thread where a signal comes while it is in the block."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _next_one_kills(number)
+        if not _now.ending:
+            _now.ending = True
+            raise Stopped(number)
+
+    held, _now.holding = _now.holding, False
+    _now.raising += 1
+    try:
+        with _handled(stop):
+            yield
+    finally:
+        _now.holding = held
+        _now.raising -= 1
+        _now.ending = _now.ending and _now.raising > 0
+
+
+@contextlib.contextmanager
+def holding() -> Iterator[Callable[[], int | None]]:
+    """Notes a signal that comes in the block, and lets what is under way go on.
+
+    Yields:
+      What gives the number of the first signal, or None. In a thread that is not the main one,
+      which no signal reaches, always None.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        _next_one_kills(number)
+        if has_joined():
+            os.kill(os.getpid(), signal.SIGTERM)  # for JAX, which tells the other processes
+
+    held, _now.holding = _now.holding, True
+    try:
+        with _handled(note):
+            yield lambda: noted[0] if noted else None
+    finally:
+        _now.holding = held
+
+
+@contextlib.contextmanager
+def ended_in_time(patience_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Ends the process where a signal that is raised has not done so in time.
+
+    Python runs a handler only between two of its own steps, and a program on the device, a
+    compilation or a file system that is gone may take minutes to return to it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    over = threading.Event()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    watcher = threading.Thread(
+        target=_watch, args=(reader, over, patience_seconds), name="signals", daemon=True
+    )
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        over.set()
+        os.write(writer, b"\0")
+        watcher.join()
+        os.close(writer)
+        os.close(reader)
+
+
+def _watch(reader: int, over: threading.Event, patience_seconds: float) -> None:
+    number = 0
+    while number not in SIGNALS:
+        number = os.read(reader, 1)[0]  # of each signal, when the kernel has sent it
+        if over.is_set():
+            return
+    deadline = time.monotonic() + patience_seconds
+    while time.monotonic() < deadline:
+        select.select([reader], [], [], 0.1)
+        if over.wait(0.1):
+            return
+        if _now.holding:  # a save takes the time that it takes
+            deadline = time.monotonic() + patience_seconds
+    line = f"fope: stopped by {signal_name(number)}, in the middle of what was under way\n"
+    os.write(2, line.encode())
+    os._exit(128 + number)
+
+
+def end_with_parent() -> None:
+    """Where FOPE_PARENT names the parent, has the kernel send SIGTERM when that one is gone.
+
+    On Linux alone, in the main thread. The parent's thread that began this process must live on.
+    """
+    parent = os.environ.pop(PARENT, "")  # of this process, not of those that it starts
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
+    if os.getppid() != int(parent):  # it was gone before
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    terminals = [stream for stream in (1, 2) if os.isatty(stream)]
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for stream in terminals:
+            if not os.isatty(stream):  # it is closed: a progress bar would fail before the save
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        handler(number, frame)
+
+    before = {}
+    for number in SIGNALS:
+        ignored = number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN
+        if not ignored and not (number == signal.SIGTERM and has_joined()):
+            before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old or signal.SIG_DFL)  # None: set by no one in Python
+
+
+def _next_one_kills(number: int) -> None:
+    """After a first Ctrl-C. Not after a SIGTERM, which some send twice to end a run once."""
+    if number == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,0 +1,185 @@
+"""A gcloud with one queued resource, its hosts, and all the ways in which the real one fails.
+
+It keeps its world in a JSON file, named in FALSE_GCLOUD:
+
+    state     of the queued resource; None where there is none
+    becomes   states that the next looks find, one a look
+    begun     whether a run has been launched on this slice; until then its hosts say "none"
+    runs      what they say of it then, an answer a question, the last again and again: each
+              "running", "none" or an exit code a host, with commas between them
+    faults    {verb: [FAULT or None, ...]}: how its next calls fail, one a call; [FAULT, "ever"]
+              repeats the last
+    counts    {verb: calls that did what they say}, of "create", "delete", "launch", ...
+
+The texts are those of Google Cloud SDK; `{verb}` stands for the command.
+"""
+
+import json
+import os
+import sys
+import time
+
+NAME, PLACE = "run1", "projects/p/locations/us-east5-a"
+COMMAND = "(gcloud.compute.tpus.queued-resources.{verb})"
+AS = "This command is authenticated as me@example.com"
+LOGIN = (
+    "Please run:\n\n  $ gcloud auth login\n\nto obtain new credentials.\n\nIf you have already "
+    "logged in with a different account, run:\n\n  $ gcloud config set account ACCOUNT\n\nto "
+    "select an already authenticated account to use."
+)
+# What it prints on both streams, and its exit code. Of a NOT_FOUND only the first is one of the
+# queued resource.
+FAULTS = {
+    "absent": (
+        "", f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}/queuedResources/{NAME}' was not found. "
+        f"{AS}", 1,
+    ),
+    "absent without a name": (
+        "", f"ERROR: {COMMAND} NOT_FOUND: Requested entity was not found.", 1,
+    ),
+    "auth": (
+        "", f"ERROR: {COMMAND} There was a problem refreshing your current auth tokens: "
+        f"Reauthentication failed. cannot prompt during non-interactive execution.\n{LOGIN}", 1,
+    ),
+    "no account": (
+        "", f"ERROR: {COMMAND} You do not currently have an active account selected.\n{LOGIN}", 1,
+    ),
+    "unauthenticated": (
+        "", f"ERROR: {COMMAND} UNAUTHENTICATED: Request had invalid authentication credentials. "
+        "Expected OAuth 2 access token, login cookie or other valid authentication credential.", 1,
+    ),
+    "permission": (
+        "", f"ERROR: {COMMAND} PERMISSION_DENIED: Permission denied on 'locations/us-east5-a' (or "
+        f"it may not exist). {AS}", 1,
+    ),
+    "project": (
+        "", f"ERROR: {COMMAND} NOT_FOUND: Resource 'projects/p' was not found. {AS}", 1,
+    ),
+    "location": (
+        "", f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}' was not found. {AS}", 1,
+    ),
+    "other": (
+        "", f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}/queuedResources/{NAME}0' was not "
+        f"found. {AS}", 1,
+    ),
+    "quota": (
+        "", f"ERROR: {COMMAND} RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Requests' and "
+        "limit 'Requests per minute' of service 'tpu.googleapis.com' for consumer "
+        "'project_number:1'.", 1,
+    ),
+    "network": (
+        "", "ERROR: gcloud crashed (ConnectionError): HTTPSConnectionPool(host='tpu.googleapis.com'"
+        f", port=443): Max retries exceeded with url: /v2/{PLACE}/queuedResources/{NAME}?alt=json "
+        "(Caused by NewConnectionError('Temporary failure in name resolution NOT_FOUND'))", 1,
+    ),
+    "connection": (
+        "", "ERROR: gcloud crashed (ConnectionError): ('Connection aborted.', "
+        "RemoteDisconnected('Remote end closed connection without response'))", 1,
+    ),
+    "unavailable": (
+        "", f"ERROR: {COMMAND} UNAVAILABLE: The service is currently unavailable.", 1,
+    ),
+    "internal": ("", f"ERROR: {COMMAND} INTERNAL: Internal error encountered.", 1),
+    "502": (
+        "", f"ERROR: {COMMAND} HTTPError 502: <html><title>Error 502 (Server Error)!!1</title>", 1,
+    ),
+    "half a word": ("SUSP\n", "", 0),
+    "nothing": ("", "", 0),
+    "a word too many": ("SUSPENDED\nFAILED\n", "", 0),
+    "a state and an error": ("FAILED\n", "ERROR: gcloud crashed (BrokenPipeError): Broken pipe", 1),
+    "killed": ("", "", 137),
+    "hosts away": (
+        "", "ssh: connect to host 10.0.0.2 port 22: Connection timed out\n"
+        "##### Command execution on worker 1 failed with exit status 255. Continuing.", 255,
+    ),
+    "one of two hosts": (
+        "FOPE 0\n", "##### Command execution on worker 1 failed with exit status 255.", 255,
+    ),
+    "one not begun": ("FOPE none\n", "##### Command execution on worker 1 failed.", 255),
+    "a code not written yet": ("FOPE 0\nFOPE \n", "", 0),
+    "hosts say nothing": ("", "", 0),
+    "no capacity": (
+        "", f"ERROR: {COMMAND} {{\n  \"code\": 8,\n  \"message\": \"There is no more capacity in "
+        "the zone \\\"us-east5-a\\\"\"\n}", 1,
+    ),
+}  # fmt: skip
+
+
+def main(arguments):
+    with open(os.environ["FALSE_GCLOUD"]) as stream:
+        world = json.load(stream)
+    verb = arguments[3]
+    command = next((a for a in arguments if a.startswith("--command=")), "")
+    if verb == "ssh":
+        verb = "launch" if "new-session" in command else "install"
+        verb = "ask" if "echo FOPE running" in command else verb
+    left = world["faults"].get(verb, [])
+    fault = left[0] if left else None
+    if left and left[1:] != ["ever"]:
+        left.pop(0)
+    code = answer(world, verb, fault)
+    with open(os.environ["FALSE_GCLOUD"], "w") as stream:
+        json.dump(world, stream)
+    if fault == "hang":
+        time.sleep(300)
+    if fault == "prompt":
+        # As gcloud does: --quiet takes the default, and without a terminal it cannot ask.
+        print("API [tpu.googleapis.com] not enabled on project [p]. Would you like to enable and "
+              "retry (this will take a few minutes)? (y/N)?", file=sys.stderr)  # fmt: skip
+        if "--quiet" not in arguments and not sys.stdin.readline():
+            time.sleep(300)
+        return 1
+    return code
+
+
+def answer(world, verb, fault):
+    if fault in FAULTS:
+        out, said, code = FAULTS[fault]
+        sys.stdout.write(out)
+        print(said.replace("{verb}", verb), file=sys.stderr)
+        return code
+    if fault == "done, but cut off":  # the service has done it; the answer is lost
+        do(world, verb)
+        return fail("connection", verb)
+    if fault:
+        return 1  # hang or prompt, see main
+    return do(world, verb)
+
+
+def fail(fault, verb):
+    print(FAULTS[fault][1].replace("{verb}", verb), file=sys.stderr)
+    return 1
+
+
+def do(world, verb):
+    if verb == "describe":
+        if world["becomes"]:
+            world["state"] = world["becomes"].pop(0)
+        if world["state"] is None:
+            return fail("absent", verb)
+        print(world["state"])
+        return 0
+    if verb == "create":
+        if world["state"] is not None:
+            print(f"ERROR: {COMMAND} ALREADY_EXISTS: Resource already exists", file=sys.stderr)
+            return 1
+        world["state"], world["becomes"], world["begun"] = "PROVISIONING", world["then"], False
+    elif world["state"] is None:
+        return fail("absent", verb)
+    elif verb == "delete":
+        world["state"], world["becomes"] = None, []
+    elif world["state"] != "ACTIVE":
+        return fail("hosts away", verb)
+    elif verb == "ask":
+        said = world["runs"][0] if world["begun"] else "none,none"
+        if world["begun"] and len(world["runs"]) > 1:
+            world["runs"].pop(0)
+        print("".join(f"FOPE {one}\n" for one in said.split(",")), end="")
+        return 0
+    world["begun"] = world["begun"] or verb == "launch"
+    world["counts"][verb] = world["counts"].get(verb, 0) + 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

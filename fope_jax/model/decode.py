@@ -253,6 +253,8 @@ def greedy(
 ) -> Array:
     """The ``count`` tokens that follow, each the most likely one, ``[B, count]`` int32.
 
+    Where logits are not finite no token is the most likely: -1 there and in all that follows.
+
     Args:
       model: the model.
       hidden, cache, position: as ``prefill`` gives them, with room for ``count - 1`` tokens.
@@ -260,7 +262,10 @@ def greedy(
     """
 
     def choose(hidden: Array) -> Array:
-        return jnp.argmax(last_logits(model, hidden), axis=-1).astype(jnp.int32)[:, None]
+        logits = last_logits(model, hidden)
+        # argmax alone takes a NaN for the largest, and so writes some token or other.
+        finite = jnp.isfinite(logits).all(axis=-1)
+        return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)[:, None]
 
     def step(carry: tuple[Array, KeyCache, Array], _: None):
         token, cache, position = carry

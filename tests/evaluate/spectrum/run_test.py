@@ -8,6 +8,7 @@ from flax import nnx
 
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import build_experiment, experiment_to_dict
+from fope_jax.evaluate.finite import NonFiniteError
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.spectrum import run as run_module
@@ -43,7 +44,7 @@ def cache():
         yield
 
 
-def save(workdir, method, seed=3, drawn_from=None, steps=(5,)):
+def save(workdir, method, seed=3, drawn_from=None, steps=(5,), change=lambda layers: {}):
     """A run whose checkpoint holds a new model drawn from the seed ``drawn_from``."""
     workdir.mkdir(parents=True, exist_ok=True)
     experiment = build_experiment(
@@ -65,6 +66,7 @@ def save(workdir, method, seed=3, drawn_from=None, steps=(5,)):
     rngs = nnx.Rngs(seed if drawn_from is None else drawn_from)
     model = Transformer(experiment.model, experiment.position, rngs=rngs)
     _, params, constants = split(model)
+    params["layers"] |= change(params["layers"])
     found = position_identity(experiment.position, experiment.model.shape, constants)[1]
     store = CheckpointStore(workdir / "checkpoints")
     for step in steps:
@@ -189,3 +191,26 @@ def test_what_cannot_be_measured_is_refused(rope, tmp_path):
                "num_frequencies": 40}  # fmt: skip
     with pytest.raises(ValueError, match="40 frequencies in a window of 64 tokens: at its resol"):
         quiet(save(tmp_path / "crowded", crowded), multiples=(1,))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda layers: {"key": layers["key"].at[1, 0].set(np.nan)},
+            r"run, step 5: weights that are not finite: layers.key \(16 values\)",
+        ),
+        (
+            lambda layers: {"query": 1e25 * layers["query"], "key": 1e25 * layers["key"]},
+            "activations are not finite at 64 tokens of document 'Emma', though all weights are: "
+            ".*profile",
+        ),
+    ],
+    ids=["weights", "overflow"],
+)
+def test_what_is_not_finite_is_named_and_no_row_is_written(tmp_path, change, told):
+    workdir = save(tmp_path / "run", "nope", change=change)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(NonFiniteError, match=told):
+        quiet(workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == before

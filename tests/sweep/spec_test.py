@@ -94,9 +94,9 @@ def test_options_are_planned_as_the_verb_reads_them(options, changes, tmp_path):
         "import runpy\n"
         f"def get_config(arg=''):\n"
         f"    c = runpy.run_path({str(Path(QUICK).resolve())!r})['get_config']('position=rope')\n"
-        "    c.train.length, c.train.batch_size, c.train.steps = 256, 16, 33\n"
+        "    c.train.length, c.train.batch_size, c.train.steps = 256, 8, 33\n"
         "    c.train.learning_rate = 0.125\n"
-        "    c.position = {'method': 'rope', 'scaling': [{'method': 'yarn', 'factor': 2.0,"
+        "    c.position = {'method': 'rope', 'scaling': [{'scaling': 'yarn', 'factor': 2.0,"
         " 'original_length': 128}]}\n"
         "    return c\n"
     )

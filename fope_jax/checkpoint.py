@@ -176,6 +176,17 @@ class CheckpointStore:
         restored = self._orbax.restore(path, args=ocp.args.Composite(**args)) if args else {}
         return {n: restored[n] if n in wanted else tree for n, tree in abstract_items.items()}
 
+    def as_stored(self, step: int, item: str, abstract: Any) -> Any:
+        """``abstract`` with the dtypes of the arrays of that name in one item of ``step``."""
+        stored = self._content(step)["items"].get(item, {})
+
+        def one(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+            described = stored.get(_name(path), "")
+            dtype = described.partition("[")[0] or leaf.dtype
+            return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+        return jax.tree_util.tree_map_with_path(one, abstract)
+
     def close(self) -> None:
         """Releases Orbax's threads."""
         self._orbax.close()
@@ -271,10 +282,11 @@ def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
 def _describe(tree: Any) -> dict[str, str]:
     """``{"layers/query": "float32[8,64]"}`` for the arrays of a pytree."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in leaves
-    }
+    return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _compare(path: Path, stored: dict, wanted: dict) -> None:

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from fope_jax.command_line.parser import build_parser
+from fope_jax.command_line.parser import build_parser, parse_arguments
 from fope_jax.signals import end_with_parent, ended_in_time, has_joined, raising
 
 
@@ -17,14 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code, see ``EXIT_CODES`` of the texts; 1 where `fope doctor`
     found any."""
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
-    arguments.overrides = [part for part in rest if part.startswith("--config.")]
-    strangers = [part for part in rest if not part.startswith("--config.")]
-    if strangers or (arguments.overrides and not hasattr(arguments, "config")):
-        parser.error(
-            f"unknown argument {(strangers or arguments.overrides)[0]!r}"
-            " (a configuration value is given as --config.train.steps=100)"
-        )
+    arguments = parse_arguments(parser, argv)
     try:
         with _messages(), ended_in_time(), raising():
             end_with_parent()

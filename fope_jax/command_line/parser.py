@@ -7,7 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fope_jax.command_line import texts, verbs
-from fope_jax.files import as_path
+from fope_jax.train.options import (
+    add_accept_position,
+    add_config,
+    add_extend_options,
+    add_processes,
+    add_train_options,
+    directory,
+)
+from fope_jax.train.options import parse_arguments as parse_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         actions, "inspect", verbs.data_inspect, "show sizes, samples and document lengths"
     )
     for verb in (build, inspect):
-        _add_config(verb)
+        add_config(verb)
 
     beam = build.add_argument_group("on many machines, with Apache Beam; the same cache")
     beam.add_argument("--runner", metavar="NAME", help="such as DirectRunner or DataflowRunner")
@@ -51,12 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
         "train, or go on training",
         f"{texts.TRAIN_EXAMPLES}\n{texts.EXIT_CODES}",
     )
-    _add_config(train)
-    _add_processes(train)
-    train.add_argument(
-        "--workdir", type=_directory, required=True, metavar="DIR",
-        help="directory of this run, also in a bucket: gs://BUCKET/PATH",
-    )  # fmt: skip
+    add_train_options(train)
+    add_processes(train)
 
     extend = add(
         known,
@@ -65,39 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
         "go on from a trained run at a longer length",
         texts.EXTEND_EXAMPLES,
     )
-    extend.add_argument(
-        "--from", type=_parent, dest="parent", required=True, metavar="RUN[/STEP]|hf:DIR",
-        help="the run to go on from, its newest checkpoint without a step; or the directory of a "
-        "Hugging Face checkpoint",
-    )  # fmt: skip
-    extend.add_argument("--method", required=True, help="the position embedding to go on with")
-    extend.add_argument("--length", type=int, required=True, help="tokens of a sequence")
-    extend.add_argument(
-        "--workdir", type=_directory, required=True, metavar="DIR", help="of the new run"
-    )
-    extend.add_argument(
-        "--optimizer", choices=("keep", "reset-moments", "reset"), default="reset-moments",
-        help="keep moments and schedule, or begin both anew (the default; with AdamW both resets "
-        "are the same)",
-    )  # fmt: skip
-    extend.add_argument(
-        "--match", choices=("frequency", "index"), default="frequency",
-        help="how FoPE's coefficients find their place among more frequencies",
-    )  # fmt: skip
-    extend.add_argument(
-        "--warn-above", type=float, default=1.2, metavar="RATIO",
-        help="warn where the first loss is more than so many times the parent's (1.2)",
-    )  # fmt: skip
-    extend.add_argument(
-        "--no-evaluate", action="store_true",
-        help="leave out the whole evaluation at the end, `fope evaluate`",
-    )  # fmt: skip
-    extend.add_argument(
-        "--config", metavar="FILE[:ARG]",
-        help="a configuration of the new run; without it its values follow from the parent's. "
-        "--config.SECTION.KEY=VALUE changes one",
-    )  # fmt: skip
-    _add_processes(extend)
+    add_extend_options(extend)
+    add_processes(extend)
 
     evaluate = add(
         known, "evaluate", verbs.evaluate, "measure a trained run against context length",
@@ -105,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     evaluate.add_argument(
         "--run",
-        type=_directory,
+        type=directory,
         required=True,
         metavar="DIR",
         help="the --workdir of `fope train`",
@@ -123,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--mesh", metavar="AXIS=N,...",
         help="how several devices share the work, such as context=8; windows by default",
     )  # fmt: skip
-    _add_processes(evaluate)
+    add_processes(evaluate)
     evaluate.add_argument("--force", action="store_true", help="score again what has been scored")
 
     sweep = add(
@@ -145,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
         "the frequencies that a trained run uses",
         texts.SPECTRUM_EXAMPLES,
     )
-    spectrum.add_argument("run", type=_directory, nargs="?", metavar="RUN", help="a --workdir")
+    spectrum.add_argument("run", type=directory, nargs="?", metavar="RUN", help="a --workdir")
     state = spectrum.add_mutually_exclusive_group()
     state.add_argument("--step", type=int, help="checkpoint; the newest without it")
     state.add_argument(
@@ -161,7 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
     spectrum.add_argument("-o", "--out", type=_local, help="directory of the page (RUN/spectrum)")
 
     plan = add(known, "plan", verbs.plan, "memory, time and bounds of a TPU slice, without one")
-    _add_config(plan)
+    add_config(plan)
     plan.add_argument(
         "--topology", nargs="+", action="extend", required=True, metavar="SLICE",
         help="such as v5e:4x4 v5p:4x4x4 v6e:16x16",
@@ -186,11 +159,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--from", type=Path, required=True, metavar="DIR", dest="source",
         help="directory with config.json and *.safetensors",
     )  # fmt: skip
-    fetch.add_argument("--workdir", type=_directory, required=True, help="directory of the run")
+    fetch.add_argument("--workdir", type=directory, required=True, help="directory of the run")
 
     export = add(known, "export", verbs.export, "write a run as a Hugging Face checkpoint")
     export.add_argument(
-        "--run", type=_directory, required=True, metavar="RUN[/STEP]", help="a --workdir"
+        "--run", type=directory, required=True, metavar="RUN[/STEP]", help="a --workdir"
     )
     export.add_argument("--step", type=int, help="checkpoint; the newest without it")
     export.add_argument(
@@ -199,14 +172,11 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     export.add_argument("-o", "--out", type=Path, required=True, help="directory that is made")
 
-    for verb in (train, extend, evaluate, export):
-        verb.add_argument(
-            "--accept-position", metavar="HASH",
-            help="take weights of another position embedding; the error message tells the hash",
-        )  # fmt: skip
+    for verb in (evaluate, export):
+        add_accept_position(verb)
 
     report = add(known, "report", verbs.report, "one HTML page about any number of runs")
-    report.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
+    report.add_argument("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir")
     report.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
     report.add_argument(
         "--buckets", metavar="TOKENS,...",
@@ -214,7 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
 
     doctor = add(known, "doctor", verbs.doctor, "check runs, and say what is wrong and what to do")
-    doctor.add_argument("runs", type=_directory, nargs="+", metavar="RUN", help="a --workdir")
+    doctor.add_argument("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir")
     doctor.add_argument(
         "--repair", action="store_true",
         help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl without "
@@ -235,39 +205,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _directory(text: str) -> Path:
-    """Of this machine or in a bucket."""
-    try:
-        return as_path(text)
-    except (ValueError, ImportError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _parent(text: str) -> Path | str:
-    return text if text.startswith("hf:") else _directory(text)
-
-
 def _local(text: str) -> Path:
     if "://" in text:  # a Path would make a directory "gs:" here
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
     return Path(text)
-
-
-def _add_config(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--config", required=True, metavar="FILE[:ARG]",
-        help="configuration file and its argument; --config.SECTION.KEY=VALUE changes a value",
-    )  # fmt: skip
-
-
-def _add_processes(verb: argparse.ArgumentParser) -> None:
-    group = verb.add_argument_group(
-        "several processes", "found by itself on a TPU slice; tpu_scripts/local.sh sets all of it"
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="of process 0 (FOPE_COORDINATOR)")
-    group.add_argument("--num-processes", type=int, help="how many (FOPE_NUM_PROCESSES)")
-    group.add_argument("--process-id", type=int, help="which one this is (FOPE_PROCESS_ID)")
-    group.add_argument(
-        "--distributed-timeout", type=float, metavar="SECONDS",
-        help="how long to wait for the others (FOPE_DISTRIBUTED_TIMEOUT)",
-    )  # fmt: skip

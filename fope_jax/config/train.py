@@ -38,8 +38,9 @@ class TrainConfig:
       length: tokens a sequence; the training length of the experiment.
       first_lengths: entries "length=updates", such as ``("512=4000",)``: shorter sequences in the
         first updates, in the order given, and ``length`` in what is left of ``steps``. There are
-        more of them in a batch, so that the tokens of an update stay. A position embedding's
-        training length is ``length`` from the first update on.
+        more of them in a batch, so that the tokens of an update stay. They are cut from windows
+        of ``length`` tokens, so that stages share an epoch and read no token twice. A position
+        embedding's training length is ``length`` from the first update on.
       learning_rate: the peak rate.
       warmup_steps: updates over which the rate grows linearly from 0 to its peak.
       schedule: after the warmup, "cosine" decays to ``final_learning_rate_fraction`` of the peak

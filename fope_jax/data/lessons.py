@@ -83,19 +83,86 @@ class LessonLoader:
 AnyLoader = Loader | LessonLoader
 
 
+def stage_loaders(
+    config: DataConfig,
+    cache: TokenCache,
+    stages: Sequence[tuple[int, int, int, int]],
+    *,
+    seed: int,
+    data_start: int = 0,
+) -> list[AnyLoader]:
+    """The training batches of each stage of a run, which read one stream one after the other.
+
+    The stream is that of the windows of the last stage's length; earlier stages cut them up. A text
+    row in one stage is in no other, and none is left out between two, so that each token of an
+    epoch is an input once.
+
+    Args:
+      config: of the data.
+      cache: its training split.
+      stages: ``TrainConfig.stages``: first update, last update, tokens of a row, rows.
+      seed: of the order.
+      data_start: batches of the last stage's size that are left out before the first one.
+
+    Returns:
+      A loader for each stage, whose batch ``data_start + n`` is that of update ``n``, from 0.
+
+    Raises:
+      ValueError: see ``make_loader``.
+    """
+    *_, window, last_size = stages[-1]
+    last_rows = share_rows(config.task_shares, last_size)
+    taken = data_start * (last_size - sum(last_rows)) * window  # tokens of text so far
+    loaders = []
+    for start, stop, length, size in stages:
+        rows = None  # of tasks: the shares nearest to those that are asked for
+        if window % length == 0:  # the very same shares: whole windows are left for the text
+            rows = [count * (window // length) for count in last_rows]
+        of_tasks = sum(share_rows(config.task_shares, size) if rows is None else rows)
+        tokens = (size - of_tasks) * length
+        loaders.append(
+            make_loader(
+                config, cache, length=length, batch_size=size, seed=seed, rows=rows, window=window,
+                first_token=taken - (data_start + start) * tokens,
+            )
+        )  # fmt: skip
+        taken += (stop - start) * tokens
+    return loaders
+
+
 def make_loader(
-    config: DataConfig, cache: TokenCache, *, length: int, batch_size: int, seed: int
+    config: DataConfig,
+    cache: TokenCache,
+    *,
+    length: int,
+    batch_size: int,
+    seed: int,
+    rows: Sequence[int] | None = None,
+    window: int | None = None,
+    first_token: int = 0,
 ) -> AnyLoader:
-    """The training batches that ``config`` describes.
+    """The training batches that ``config`` describes, all of one length.
+
+    Args:
+      config: of the data.
+      cache: its training split.
+      length: tokens of a row.
+      batch_size: rows of a batch.
+      seed: of the order.
+      rows: of each task; None takes them from their shares.
+      window, first_token: see ``Loader``.
 
     Raises:
       ValueError: a task has too small a share for a row of its own, or does not fit into a window.
     """
-    rows = share_rows(config.task_shares, batch_size)
+    rows = share_rows(config.task_shares, batch_size) if rows is None else rows
     left = batch_size - sum(rows)
     text = None
     if left:
-        text = Loader(cache, length=length, batch_size=left, seed=seed, packing=config.packing)
+        text = Loader(
+            cache, length=length, batch_size=left, seed=seed, packing=config.packing,
+            window=window, first_token=first_token,
+        )  # fmt: skip
     if text is not None and not rows:
         return text
     tasks = [make_task(name, cache.tokenizer) for name, _ in config.task_shares]

@@ -4,6 +4,10 @@ The stream of N tokens is cut into ``ceil(N / T)`` windows; window ``i`` has tok
 ``[i T, (i + 1) T)`` as inputs, and the token after each as its target. Every token of the cache is
 an input in exactly one window. The last window is filled up with the pad token, in segment 0 and
 with weight 0. The last token of the stream has no target, hence weight 0.
+
+A run that trains on shorter sequences first cuts each of these windows up: its order is that of the
+windows of the longest length, whatever is made of them, so that an epoch still has every token
+once, however many lengths share it.
 """
 
 from __future__ import annotations
@@ -32,22 +36,28 @@ class Loader:
 
     Args:
       cache: one split of a token cache.
-      length: tokens of a window T.
-      batch_size: windows of a batch B.
+      length: tokens of a row T.
+      batch_size: rows of a batch B.
       seed: decides the permutations, together with the epoch.
-      packing: "documents": each document in a window is a segment with positions from 0, and an
-        EOS has weight 0, since what follows belongs to another document. "windows": a window is
+      packing: "documents": each document in a row is a segment with positions from 0, and an
+        EOS has weight 0, since what follows belongs to another document. "windows": a row is
         one segment, whatever it holds, and its positions are 0 to T - 1, in padding as well: all
         rows of all batches have the same.
+      window: tokens of the windows that are shuffled; None means T. The windows of an epoch, one
+        after the other in its order, are cut into rows of T tokens. Where T does not divide it a
+        row may hold the end of one window and the beginning of the next, which "documents" tells
+        apart as it does documents.
+      first_token: of batch 0, counted in that order through all epochs; may be negative where the
+        first batches are never asked for.
 
     Attributes:
-      windows_per_epoch: ``ceil(N / T)``.
+      windows_per_epoch: ``ceil(N / window)``.
       steps_per_epoch: the steps that show every window at least once.
     """
 
     def __init__(
         self, cache: TokenCache, *, length: int, batch_size: int, seed: int,
-        packing: Packing = "documents",
+        packing: Packing = "documents", window: int | None = None, first_token: int = 0,
     ):  # fmt: skip
         for name, value in (("length", length), ("batch_size", batch_size)):
             if value < 1:
@@ -61,19 +71,21 @@ class Loader:
                 "the token cache holds no text: corpus = 'none' trains on generated tasks alone"
             )
         self._cache, self._length, self._packing = cache, length, packing
+        self._batch_size, self._first_token = batch_size, first_token
+        self._window = length if window is None else window
         self._pad_id = cache.tokenizer.pad_id
         documents = cache.documents
         self._starts = np.ascontiguousarray(documents["start"])
-        self.windows_per_epoch = math.ceil(cache.num_tokens / length)
-        self.steps_per_epoch = math.ceil(self.windows_per_epoch / batch_size)
+        self.windows_per_epoch = math.ceil(cache.num_tokens / self._window)
+        self.steps_per_epoch = math.ceil(
+            self.windows_per_epoch * self._window / (length * batch_size)
+        )
         self._grain = require("grain", "train")
         # Grain adds the epoch to the seed it is given: spread, or seed 1 would repeat seed 0.
         spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
         windows = self._grain.MapDataset.range(self.windows_per_epoch).shuffle(seed=spread)
         # Without an end grain counts sys.maxsize windows, which batches of one row overflow.
-        epochs = windows.repeat(_MOST_WINDOWS // self.windows_per_epoch)
-        self._numbers = epochs.batch(batch_size)
-        self._batches = self._numbers.map(self.windows)
+        self._order = windows.repeat(_MOST_WINDOWS // self.windows_per_epoch)
 
     @property
     def about(self) -> str:
@@ -82,21 +94,22 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
-        return self._batches[step]
+        return self._rows(self._places(step))
 
     def documents(self, step: int) -> list[dict[str, Any]]:
         """Where the rows of one step's batch come from.
 
         Returns:
-          For each row ``window``, its number, and ``documents``: ``number`` in the order of the
-          stream and ``name`` of every document that has tokens in it.
+          For each row ``window``, the number of the one that it begins in, and ``documents``:
+          ``number`` in the order of the stream and ``name`` of every document that has tokens in
+          it.
         """
         rows, names = [], self._cache.documents["name"]
-        for window in map(int, self._numbers[step]):
-            ends = np.array([window * self._length, (window + 1) * self._length - 1])
-            first, last = np.searchsorted(self._starts, ends, side="right") - 1
-            found = [{"number": n, "name": str(names[n])} for n in range(int(first), int(last) + 1)]
-            rows.append({"window": window, "documents": found})
+        for places in self._places(step):
+            inside = places[places < self._cache.num_tokens]
+            numbers = np.unique(np.searchsorted(self._starts, inside, side="right") - 1)
+            found = [{"number": int(n), "name": str(names[n])} for n in numbers]
+            rows.append({"window": int(places[0] // self._window), "documents": found})
         return rows
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
@@ -105,33 +118,62 @@ class Loader:
         ``num_steps`` None goes on for ever.
         """
         stop = None if num_steps is None else start_step + num_steps
-        options = self._grain.ReadOptions(**READING)
-        return iter(self._batches[start_step:stop].to_iter_dataset(options))
+        steps = self._grain.MapDataset.range(_MOST_WINDOWS).map(self.batch)[start_step:stop]
+        return iter(steps.to_iter_dataset(self._grain.ReadOptions(**READING)))
 
     def windows(self, numbers: np.ndarray) -> Batch:
         """The windows with these numbers ``[B]``, counted from 0 in the order of the stream."""
-        length, size = self._length, self._cache.num_tokens
-        first = numbers.astype(np.int64) * length
-        text = np.full((len(first), length + 1), self._pad_id, np.int32)
-        for row, start in zip(text, first, strict=True):
-            found = self._cache.tokens(start, min(start + length + 1, size))
-            row[: len(found)] = found
-        stream = first[:, None] + np.arange(length)  # [B, T] place of each input in the cache
+        first = numbers.astype(np.int64)[:, None] * self._window
+        return self._rows(first + np.arange(self._window))
+
+    def _places(self, step: int) -> np.ndarray:
+        """``[B, T]`` int64, the place in the stream of each input of a batch."""
+        count = self._batch_size * self._length
+        begin = self._first_token + step * count
+        if begin < 0:
+            raise IndexError(f"step {step} lies before the first token")
+        first, last = begin // self._window, -(-(begin + count) // self._window)
+        numbers = np.array([self._order[index] for index in range(first, last)], np.int64)
+        places = (numbers[:, None] * self._window + np.arange(self._window)).ravel()
+        skipped = begin - first * self._window
+        return places[skipped : skipped + count].reshape(self._batch_size, self._length)
+
+    def _rows(self, places: np.ndarray) -> Batch:
+        """The batch with the tokens at ``places [B, T]`` as inputs."""
+        size = self._cache.num_tokens
+        joins = np.diff(places, axis=1, prepend=places[:, :1] - 1) != 1  # where a window begins
+        joins[:, 0] = True
+        tokens = np.full(places.shape, self._pad_id, np.int32)
+        targets = np.full(places.shape, self._pad_id, np.int32)
+        for row, own in enumerate(places):
+            begins = np.flatnonzero(joins[row])
+            for begin, end in zip(begins, [*begins[1:], len(own)], strict=True):
+                first = own[begin]
+                if first >= size:  # the last window's padding, where it fills whole rows
+                    continue
+                # One more token than inputs: the target of the last of them.
+                found = self._cache.tokens(first, min(first + end - begin + 1, size))
+                known = min(len(found), end - begin)
+                tokens[row, begin : begin + known] = found[:known]
+                targets[row, begin : begin + len(found) - 1] = found[1:]
         if self._packing == "windows":
-            segments = np.ones_like(stream)
-            positions = stream - first[:, None]  # also beyond the end: segments say what is padding
-            scored = stream + 1 < size
+            segments = np.ones_like(places)
+            # Also beyond the end of the stream: segments say what is padding.
+            positions = np.broadcast_to(np.arange(places.shape[1]), places.shape)
+            scored = places + 1 < size
         else:
-            document = np.searchsorted(self._starts, stream, side="right") - 1
-            segments = document - document[:, :1] + 1
-            begin = np.maximum(self._starts[document], first[:, None])
-            positions = np.where(stream < size, stream - begin, 0)
+            document = np.searchsorted(self._starts, places, side="right") - 1
+            changes = np.diff(document, axis=1, prepend=document[:, :1])
+            segments = np.cumsum(np.where(joins, 1, changes), axis=1)
+            begin = np.maximum.accumulate(np.where(joins, np.arange(places.shape[1]), 0), axis=1)
+            begin = np.maximum(self._starts[document], np.take_along_axis(places, begin, axis=1))
+            positions = np.where(places < size, places - begin, 0)
             end = np.append(self._starts[1:], size)[document]
-            scored = stream + 1 < end
-        inside = stream < size
+            scored = places + 1 < end
+        inside = places < size
         return Batch(
-            tokens=text[:, :-1],
-            targets=text[:, 1:],
+            tokens=tokens,
+            targets=targets,
             positions=positions.astype(np.int32),
             segments=np.where(inside, segments, 0).astype(np.int32),
             weights=(inside & scored).astype(np.float32),

@@ -12,6 +12,7 @@ from fope_jax.files import as_path, list_tree, read_json
 from fope_jax.lock import LOCK, is_alive, read_owner
 
 CONFIG, RUN, LINEAGE, CHECKPOINTS = "config.json", "run.json", "lineage.json", "checkpoints"
+IMPORTED = "imported"  # the key that run.json has where `fope import` made the run
 QUARANTINE = "quarantine"
 _TEMPORARY = (".orbax-checkpoint-tmp", ".tmp")
 
@@ -39,7 +40,7 @@ def examine(run: str | Path) -> list[Check]:
     return [
         config,
         checkpoints,
-        check_metrics(run, due, newest),
+        check_metrics(run, due, newest, _is_imported(run)),
         _check_data(run, experiment, metadata),
         _check_lineage(run, done),
         _check_leftovers(run),
@@ -66,6 +67,13 @@ def _check_config(run: Path) -> tuple[Check, Any]:
         findings.append(Finding(str(error), f"move it away: mv {run / RUN} {run / RUN}.bak"))
     summary = f"{experiment.name}, seed {experiment.seed}, {experiment.train.steps:,} steps"
     return Check(name, summary, tuple(findings)), experiment
+
+
+def _is_imported(run: Path) -> bool:
+    try:
+        return IMPORTED in read_json(run / RUN)
+    except (ValueError, OSError, ImportError):  # `_check_config` says what is wrong with it
+        return False
 
 
 def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dict[str, Any]]]:

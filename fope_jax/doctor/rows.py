@@ -64,17 +64,21 @@ def is_train(row: dict[str, Any] | None) -> bool:
     return row is not None and row.get("kind") == "train" and step_of(row) >= 0
 
 
+_TRAINING = ("train", "validation")  # kinds of the rows that training writes
+
+
 def _not_finite(row: dict[str, Any]) -> list[str]:
     return [key for key, x in row.items() if isinstance(x, float) and not math.isfinite(x)]
 
 
-def check_metrics(run: Path, due: Due | None, newest: int | None) -> Check:
+def check_metrics(run: Path, due: Due | None, newest: int | None, imported: bool = False) -> Check:
     """The rows of metrics.jsonl: whole, finite, each step once, none left out.
 
     Args:
       run: the directory.
       due: where train rows end; None does not look for rows that were left out.
       newest: step of the newest sound checkpoint.
+      imported: whether its weights were trained elsewhere.
     """
     path = run / METRICS
     if not path.exists():
@@ -93,10 +97,18 @@ def check_metrics(run: Path, due: Due | None, newest: int | None) -> Check:
     if lines and lines[-1].row is None and not lines[-1].whole:
         add(f"line {lines[-1].number} was cut off", "nothing: the next row replaces it", True)
     rows = [line.row for line in lines if line.row is not None]
-    numbers = [(line.number, k) for line in lines for k in _not_finite(line.row or {})]
-    if numbers:
-        named = [f"{number} ({key})" for number, key in numbers]
-        add(f"numbers that are not finite in line {some(named)}", "lower train.learning_rate")
+    again = f"fope evaluate --run {run} --force names the weights or documents it comes from"
+    if imported:
+        again += "; weights that are not finite have to be imported again from a sound checkpoint"
+    for of_training, advice in ((True, "lower train.learning_rate"), (False, again)):
+        numbers = [
+            f"{line.number} ({key})"
+            for line in lines
+            if (row := line.row) and (row.get("kind") in _TRAINING) == of_training
+            for key in _not_finite(row)
+        ]
+        if numbers:
+            add(f"numbers that are not finite in line {some(numbers)}", advice)
     steps = [step_of(row) for row in rows if is_train(row)]
     twice = sorted(step for step, count in Counter(steps).items() if count > 1)
     if twice:

@@ -28,7 +28,7 @@ class Answerer(Protocol):
 
         Returns:
           written: ``[B, A]`` int32, the most likely token after the prompt, and after each of
-            those written.
+            those written; -1 where the logits are not finite.
           nats: ``[B, R, A]`` float32, of each token of each answer after the prompt.
         """
         ...

@@ -8,6 +8,7 @@ no points of one curve.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,11 +17,14 @@ import jax
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
+from fope_jax.evaluate.finite import non_finite_rows
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.perplexity import plain
 from fope_jax.evaluate.run import Protocol, evaluation_graphdef, plan
 from fope_jax.evaluate.scoring import Scorer, scorer_maker
 from fope_jax.signals import has_joined
+
+log = logging.getLogger(__name__)
 
 VALIDATION = "validation"
 _SUMS = ("nats", "tokens", "bytes", "correct")
@@ -43,9 +47,10 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
 
     Returns:
       (step, params, constants, check) -> rows: one for each split and context with sums over the
-      documents, and one with the seconds it took. Every process gets the same numbers. ``check`` is
-      called before each batch and, in a single process, while it waits for one; what it raises ends
-      the evaluation.
+      documents, and one with the seconds it took. Every process gets the same numbers. Scores that
+      are not finite are warned of and kept as they are: an evaluation ends no training. ``check``
+      is called before each batch and, in a single process, while it waits for one; what it raises
+      ends the evaluation.
 
     Raises:
       ValueError: nothing to measure, or the ``evaluate`` section asks for what cannot be, see
@@ -74,6 +79,12 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
             "tokens_seen": step * tokens_an_update,
         }
         rows = [row for protocol in protocols for row in _pooled(protocol, ids, scorer)]
+        if bad := sorted({row["context"] for row in non_finite_rows(rows)}):
+            log.warning(
+                "step %d: validation loss is not finite at %s tokens of context; the rows say so, "
+                "and whether the run goes on is decided by its steps (train.on_bad_step = %s)",
+                step, ", ".join(map(str, bad)), experiment.train.on_bad_step,
+            )  # fmt: skip
         seconds = round(time.perf_counter() - began, 3)
         return [*rows, {"kind": "time", "phase": VALIDATION, "step": step, "seconds": seconds}]
 

@@ -53,7 +53,7 @@ _IGNORED = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "see
 # whether each target is the most likely token, [B, T].
 RowScorer = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any]]
 # Tokens and segments [B, T] of prompts that end together, and a number of tokens -> [B, count];
-# -1 after a prompt whose hidden states are not finite.
+# -1 from where on logits are not finite.
 Writer = Callable[[np.ndarray, np.ndarray, int], Any]
 
 
@@ -71,11 +71,7 @@ def row_programs(model: Transformer) -> tuple[RowScorer, Writer]:
 
     def write(params: Any, constants: Any, tokens: Array, segments: Array, count: int) -> Array:
         model = merge(graphdef, params, constants)
-        hidden, cache, position = prefill(model, tokens, segments, count)
-        written = greedy(model, hidden, cache, position, count)
-        # argmax of NaN is token 0, which would look like an answer.
-        finite = jnp.isfinite(hidden[:, -1]).all(axis=-1, keepdims=True)
-        return jnp.where(finite, written, -1)
+        return greedy(model, *prefill(model, tokens, segments, count), count)
 
     jitted = jax.jit(write, static_argnums=4)
     return (

@@ -6,7 +6,8 @@ several texts, it is counted besides how many of them are in what was written, i
 
 **Rank.** Long before a model writes an answer it may hold it likely. The right answer is ranked by
 its log-likelihood after the prompt, summed over its tokens, among ``RIVALS`` wrong ones, which each
-task names: rank 1 is the best, chance gives (RIVALS + 2) / 2, and a tie counts against it. Answers
+task names: rank 1 is the best, chance gives (RIVALS + 2) / 2, and a tie counts against it. A trial
+in which a likelihood is not finite has the last rank, and NaN nats. Answers
 of other tokenizers may differ in their number of tokens; sums of nats compare what the texts'
 whole probabilities are.
 
@@ -17,6 +18,7 @@ which is ever trained on (`fope_jax.data.retrieval.base`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -151,13 +153,15 @@ def _answer(
     scores = []
     for trial, own, text, loss in zip(chosen, answers, written, losses, strict=False):
         text = text[: trial.answer]
+        finite = bool(np.isfinite(loss).all() and (text >= 0).all())
         scores.append(
             {
                 "written": text,
-                "correct": int((text == own[0]).all()),
+                "correct": int(finite and (text == own[0]).all()),
                 # A rival that is not less likely stands before the answer; NaN is none less.
-                "rank": 1 + int((~(loss[1:] > loss[0])).sum()),
-                "nats": float(loss[0]),
+                "rank": 1 + int((~(loss[1:] > loss[0])).sum()) if finite else len(loss),
+                # Of a trial in which anything is not finite no number is kept.
+                "nats": float(loss[0]) if finite else math.nan,
                 "tokens": trial.answer,
             }
         )
@@ -168,6 +172,8 @@ def _texts(tokenizer: Any, trial: Trial, written: np.ndarray) -> dict[str, int]:
     """How many texts the answer is made of, and how many of them were written."""
     if not trial.parts:
         return {"asked": 0, "found": 0}
+    if (written < 0).any():  # no tokens: the logits were not finite
+        return {"asked": len(trial.parts), "found": 0}
     text = tokenizer.decode(written)
     return {"asked": len(trial.parts), "found": sum(part in text for part in trial.parts)}
 

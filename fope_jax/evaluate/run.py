@@ -30,6 +30,7 @@ from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
 from fope_jax.evaluate.answering import Answerer, model_answerer
 from fope_jax.evaluate.asking import PASSKEY, RETRIEVAL, retrieval_protocols
+from fope_jax.evaluate.finite import check_rows, check_weights, non_finite_rows
 from fope_jax.evaluate.identity import check_fingerprint
 from fope_jax.evaluate.metrics import METRICS, Row, read_rows, replace_rows
 from fope_jax.evaluate.perplexity import Progress
@@ -334,6 +335,7 @@ def evaluate(
     Raises:
       LockError: another process writes into the run.
       Stopped: one of several processes was asked to end; rows of whole protocols are kept.
+      NonFiniteError: weights or scores are not finite; the message names arrays or documents.
       ValueError: an override that cannot be, or is of another section.
     """
     workdir = as_path(workdir)
@@ -361,6 +363,7 @@ def evaluate(
         started = time.perf_counter()
         devices = _make_mesh(mesh)
         loaded = load_run(workdir, step, devices, accept_position)
+        check_weights(loaded.model, f"{workdir}, step {step}")
         scorer = model_scorer(loaded.model, devices)
         answerer = model_answerer(loaded.model, devices)
         _write_time(path, "evaluate: restore", step, time.perf_counter() - started)
@@ -423,6 +426,7 @@ def _run_one(
         if windows.too_short:
             message += f"; documents too short for them: {len(windows.too_short)}"
     rows = [{"kind": protocol.kind, **protocol.row_fields, **ids, **row} for row in scored]
+    check_rows(rows, f"{path.parent}, step {step}: {protocol.label}", experiment.model.dtype)
     if is_first():
         replace_rows(path, lambda row: protocol.owns(row, step), [*rows, stated])
     _write_time(path, f"evaluate {protocol.label}", step, seconds)
@@ -430,11 +434,10 @@ def _run_one(
 
 
 def _is_done(protocol: Protocol, rows: Iterable[Row], step: int) -> bool:
-    return any(
-        row["kind"] == "protocol"
-        and protocol.owns(row, step)
-        and row.get("settings") == protocol.settings
-        for row in rows
+    own = [row for row in rows if protocol.owns(row, step)]
+    # Earlier versions wrote rows of NaN, with every target counted as a hit.
+    return not non_finite_rows(own) and any(
+        row["kind"] == "protocol" and row.get("settings") == protocol.settings for row in own
     )
 
 

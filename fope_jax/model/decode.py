@@ -280,8 +280,8 @@ def greedy(
 ) -> Array:
     """The ``count`` tokens that follow, each the most likely one, ``[B, count]`` int32.
 
-    Where logits are NaN, because the model is or because the cache has no room left (see ``read``),
-    no token is the most likely: -1.
+    Where logits are not finite, because the model is or because the cache has no room left (see
+    ``read``), no token is the most likely: -1 there and in all that follows.
 
     Args:
       model: the model.
@@ -297,8 +297,9 @@ def greedy(
 
     def choose(hidden: Array) -> Array:
         logits = last_logits(model, hidden)
-        likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # the first NaN, if there is one
-        return jnp.where(jnp.any(jnp.isnan(logits), axis=-1), -1, likeliest)[:, None]
+        # argmax alone takes a NaN for the largest, and so writes some token or other.
+        finite = jnp.isfinite(logits).all(axis=-1)
+        return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)[:, None]
 
     def step(carry: tuple[Array, KeyCache, Array], _: None):
         token, cache, position = carry

@@ -27,11 +27,12 @@ def truncated_normal(key: Array, shape: tuple[int, ...], std: float, dtype: str)
     """Draws ``std * z`` with z standard normal and truncated to |z| <= 3.
 
     The spread is not rescaled for the cut (it comes out at 0.987 ``std``), as in the initialiser
-    of the paper's code.
+    of the paper's code. Drawn in float32 and rounded to ``dtype`` at the end: a draw in bfloat16
+    has few values, and tails that are too heavy.
     """
     # Drawn flat: the same bits, and it compiles ten times faster than a draw of three or four axes.
-    flat = jax.random.truncated_normal(key, -3.0, 3.0, (math.prod(shape),), dtype)
-    return jnp.asarray(std, dtype) * flat.reshape(shape)
+    flat = jax.random.truncated_normal(key, -3.0, 3.0, (math.prod(shape),), jnp.float32)
+    return (jnp.float32(std) * flat.reshape(shape)).astype(dtype)
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:

@@ -25,7 +25,8 @@ class LossSums(NamedTuple):
       nats: weighted sum of ``-log p(target)``.
       tokens: sum of the weights.
       bytes: weighted sum of the UTF-8 bytes that the targets stand for; 0 without ``token_bytes``.
-      correct: weighted count of targets that are the most probable token.
+      correct: weighted count of targets that are the most probable token; none where the logits
+        are not finite.
     """
 
     nats: Array
@@ -57,7 +58,8 @@ def loss_sums(
         forward mode and second derivatives work as well.
 
     Returns:
-      The sums. A target outside the vocabulary makes ``nats`` NaN where its weight is not 0.
+      The sums. A target outside the vocabulary makes ``nats`` and ``bytes`` NaN where its weight is
+      not 0; where it is 0 the target may be anything, such as the -100 of ignored labels.
     """
     weights = weights.astype(jnp.float32)
     check_derivatives(derivatives)
@@ -68,7 +70,10 @@ def loss_sums(
     nats, correct = sums
     lengths = jnp.zeros_like(weights)
     if token_bytes is not None:
-        lengths = jnp.asarray(token_bytes)[targets].astype(jnp.float32)
+        # Plain indexing would take the bytes of another token for a target that is none.
+        lengths = jnp.asarray(token_bytes, jnp.float32).at[targets]
+        lengths = lengths.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        lengths = _zero_where_unscored(lengths, weights)
     return LossSums(nats, jnp.sum(weights), jnp.sum(lengths * weights), correct)
 
 
@@ -85,7 +90,8 @@ def token_nats(
 
     Returns:
       nats: ``[B, T]`` float32, ``-log p(target)``; NaN for a target outside the vocabulary.
-      correct: ``[B, T]`` bool, whether the target is the argmax of the logits.
+      correct: ``[B, T]`` bool, whether the target is the argmax of the logits; False where the nats
+        are not finite.
     """
 
     def local(hidden, unembedding, targets):
@@ -134,7 +140,8 @@ def _terms(hidden, unembedding, targets):
     beaten = jnp.any((logits > chosen) | ((logits == chosen) & earlier), axis=-1)
     if on_mesh:
         beaten = jax.lax.psum(beaten.astype(jnp.int32), TENSOR) > 0
-    return logits, lse, nats, known & ~beaten
+    # No comparison with NaN is true: a target whose logits are NaN is beaten by none.
+    return logits, lse, nats, jnp.isfinite(nats) & ~beaten
 
 
 def _is_target(logits: Array, targets: Array) -> Array:
@@ -191,9 +198,13 @@ def _weighted_sums(time_chunk, hidden, unembedding, targets, weights):
 
 
 def _sums(nats, correct, weights):
-    # An unscored target may be anything; NaN * 0 would be NaN.
-    nats = jnp.where(weights == 0, 0.0, nats)
+    nats = _zero_where_unscored(nats, weights)
     return jnp.sum(nats * weights), jnp.sum(correct.astype(jnp.float32) * weights)
+
+
+def _zero_where_unscored(values, weights):
+    """``values`` with 0 for what is not finite and has no weight: NaN * 0 would be NaN."""
+    return jnp.where((weights == 0) & ~jnp.isfinite(values), 0.0, values)
 
 
 def _weighted_sums_forward(time_chunk, hidden, unembedding, targets, weights):
@@ -221,17 +232,18 @@ def _weighted_sums_forward(time_chunk, hidden, unembedding, targets, weights):
     d_hidden, d_unembedding, nats, correct = _on_mesh(
         local, (HIDDEN, UNEMBEDDING, ROWS, ROWS), (HIDDEN, UNEMBEDDING, ROWS, ROWS)
     )(hidden, unembedding, targets, weights)
-    return _sums(nats, correct, weights), (d_hidden, d_unembedding, nats)
+    d_weights = _zero_where_unscored(nats, weights)
+    return _sums(nats, correct, weights), (d_hidden, d_unembedding, d_weights)
 
 
 def _weighted_sums_backward(time_chunk, saved, cotangents):
-    d_hidden, d_unembedding, nats = saved
+    d_hidden, d_unembedding, d_weights = saved
     d_nats, _ = cotangents
     return (
         (d_hidden.astype(jnp.float32) * d_nats).astype(d_hidden.dtype),
         (d_unembedding.astype(jnp.float32) * d_nats).astype(d_unembedding.dtype),
         None,
-        nats * d_nats,
+        d_weights * d_nats,
     )
 
 

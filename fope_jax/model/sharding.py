@@ -198,17 +198,32 @@ def constrain_gathered(weight: Array, axes: Axes) -> Array:
 # -------------------------------------------------------------------------- trees of arrays
 
 
-def parameter_axes(name: str, position: PositionEmbedding, *, stacked: bool) -> Axes:
-    """Logical axes of one parameter or position variable.
+def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
+    """Logical axes of one weight or position variable.
+
+    Where it lives decides, not its name alone: a method may call its own variables "gate" or
+    "query", as the weights are.
 
     Args:
-      name: as in the tree that ``split`` gives; for a position variable its own name.
+      path: the keys to it in the tree that ``split`` gives.
       position: the model's position embedding.
-      stacked: whether it has the leading axis of the layers, which is not cut.
+
+    >>> from fope_jax.position import ALiBi
+    >>> parameter_axes(("layers", "query"), ALiBi())
+    (None, 'embed', 'heads', None)
+    >>> parameter_axes(("position_model", "slopes"), ALiBi())
+    ('heads',)
     """
-    known = LAYER_PARAMETERS if stacked else PARAMETERS
-    axes = known[name] if name in known else position.variable_axes(name)
-    return (None, *axes) if stacked else axes
+    match path:
+        case ("layers", name):
+            return (None, *LAYER_PARAMETERS[name])
+        case ("position_layers", name):
+            return (None, *position.variable_axes(name))
+        case ("position_model", name):
+            return position.variable_axes(name)
+        case (name,):
+            return PARAMETERS[name]
+    raise ValueError(f"no array of a Transformer lies at {'.'.join(path)}")
 
 
 def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
@@ -224,8 +239,7 @@ def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
     """
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        stacked = path[0].key in ("layers", "position_layers")
-        axes = parameter_axes(path[-1].key, position, stacked=stacked)
+        axes = parameter_axes(tuple(entry.key for entry in path), position)
         axes = axes + (None,) * (len(leaf.shape) - len(axes))
         for size, axis in zip(leaf.shape, axes, strict=True):
             if axis is not None and size % axis_size(mesh, axis):

@@ -88,7 +88,11 @@ class TransformerConfig:
         same argument.
       dtype: of the activations and matrix products, "float32" or "bfloat16". Norms, softmax and
         logits are float32 always.
-      param_dtype: of the parameters.
+      param_dtype: of the weights, "float32" or "bfloat16"; position variables are float32 always.
+        Weights are drawn in float32 and rounded, and gradients, their sums and Adam's moments are
+        float32 whatever it is. A bfloat16 weight has 8 significant bits: an update below 1/512 to
+        1/256 of its size rounds away, which late in training most do. It halves the memory of the
+        weights; to train to the end, keep float32 and set ``dtype`` alone.
     """
 
     vocab_size: int

@@ -12,17 +12,24 @@ A sweep file is Python with a function ``get_sweep(arg)`` that returns a list of
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 import runpy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fope_jax.config import Experiment, build_experiment, load_config
 from fope_jax.fields import ConfigError, nearest
 from fope_jax.train.extend import child_experiment
+from fope_jax.train.options import (
+    add_extend_options,
+    add_processes,
+    add_train_options,
+    parse_arguments,
+)
 
 # ---------------------------------------------------------------------------- combinations
 
@@ -116,13 +123,17 @@ class Planned:
 
     def command(self, workdir: Path) -> list[str]:
         """The arguments of ``fope`` that make the run in ``workdir / name``."""
-        run = self.run
-        directory = ["--workdir", str(workdir / run.name)]
-        overrides = [f"--config.{override}" for override in run.overrides]
-        if isinstance(run, Train):
-            return ["train", "--config", run.config, *directory, *overrides]
-        origin = ["extend", "--from", str(workdir / run.parent), "--method", run.method]
-        return [*origin, "--length", str(run.length), *directory, *run.options, *overrides]
+        return command(self.run, workdir)
+
+
+def command(run: Run, workdir: Path) -> list[str]:
+    """The arguments of ``fope`` that make ``run`` in ``workdir / name``."""
+    directory = ["--workdir", str(workdir / run.name)]
+    overrides = [f"--config.{override}" for override in run.overrides]
+    if isinstance(run, Train):
+        return ["train", "--config", run.config, *directory, *overrides]
+    origin = ["extend", "--from", str(workdir / run.parent), "--method", run.method]
+    return [*origin, "--length", str(run.length), *directory, *run.options, *overrides]
 
 
 # ---------------------------------------------------------------------------- from a file
@@ -168,15 +179,49 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def _experiment(run: Run, before: dict[str, Planned]) -> Experiment:
+    arguments = _parsed(run)
     if isinstance(run, Train):
-        return build_experiment(load_config(run.config, run.overrides))
+        return build_experiment(load_config(arguments.config, arguments.overrides))
     if run.parent not in before:
         raise ConfigError(
             f"its parent {run.parent!r} is no run before it{nearest(run.parent, before)}"
         )
     parent = before[run.parent].experiment
-    options = dict(itertools.pairwise(run.options))
-    optimizer = options.get("--optimizer", "reset-moments")
     return child_experiment(
-        parent, parent.train.steps, run.method, run.length, optimizer, run.overrides
+        parent,
+        parent.train.steps,
+        arguments.method,
+        arguments.length,
+        arguments.optimizer,
+        arguments.overrides,
+        config=load_config(arguments.config) if arguments.config else None,
     )
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors end no program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parsed(run: Run) -> argparse.Namespace:
+    """The options of a run as its verb will read them.
+
+    Raises:
+      ConfigError: the verb would refuse them, or they name another run than the sweep does.
+    """
+    parser = _Parser(allow_abbrev=False, add_help=False)
+    (add_train_options if isinstance(run, Train) else add_extend_options)(parser)
+    add_processes(parser)
+    parser.add_argument("--traceback", action="store_true")
+    workdir = Path("sweep")
+    arguments = parse_arguments(parser, command(run, workdir)[1:])
+    stated = {"workdir": workdir / run.name}
+    if isinstance(run, Extend):
+        stated["parent"] = workdir / run.parent
+    for name, value in stated.items():
+        given = getattr(arguments, name)
+        if given != value:
+            raise ConfigError(f"its options give another {name}, {given}; that is the sweep's")
+    return arguments

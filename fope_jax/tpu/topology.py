@@ -52,10 +52,10 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def num_devices(name: str) -> int:
-    """Devices of a slice: its chips, times the cores of each.
+    """Devices of a slice: its chips, times the devices that each is.
 
-    >>> num_devices("v5p:2x2x1"), num_devices("v4:2x2x1")
-    (4, 8)
+    >>> num_devices("v4:2x2x1"), num_devices("v5p:2x2x1"), num_devices("tpu7x:2x2x1")
+    (4, 4, 8)
     """
     chip, shape = parse_topology(name)
     return math.prod(shape) * chip.cores
@@ -92,8 +92,11 @@ def describe(name: str) -> list[Any]:
         raise TopologyError(f"{', '.join(missing)} must be set before jax is imported")
     from jax.experimental import topologies
 
+    options = {"chip_config_name": chip.config} if chip.config else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, **options
+        ).devices
     except Exception as error:
         raise TopologyError(
             f"topology {name!r}: the compiler does not know this slice: {error}"

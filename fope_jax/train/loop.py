@@ -18,7 +18,7 @@ from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import open_cache
 from fope_jax.data.config import Packing
-from fope_jax.data.lessons import AnyLoader, make_loader
+from fope_jax.data.lessons import AnyLoader, stage_loaders
 from fope_jax.evaluate.during import VALIDATION, during_training, told
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
@@ -42,6 +42,7 @@ from fope_jax.train.state import (
     place_constants,
     place_guard,
     plan_state,
+    restore_arrays,
 )
 from fope_jax.train.step import StepMetrics, TrainState
 from fope_jax.train.workdir import CHECKPOINTS, open_workdir, record_run
@@ -116,16 +117,9 @@ def _train(
     cache = open_cache(experiment.data, "train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
     packing = experiment.data.packing
-    loaders = [
-        make_loader(
-            experiment.data,
-            cache,
-            length=stage.length,
-            batch_size=stage.batch_size,
-            seed=experiment.seed,
-        )
-        for stage, _ in stages
-    ]
+    loaders = stage_loaders(
+        experiment.data, cache, config.stages, seed=experiment.seed, data_start=config.data_start
+    )[-len(stages) :]  # those that are not done yet
     for (stage, _), loader in zip(stages, loaders, strict=True):
         log.info(
             "data: %s; %d x %d tokens a step (steps %d to %d)",
@@ -167,7 +161,7 @@ def _train(
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
     shape = experiment.model.shape
     position, identity = position_identity(experiment.position, shape, constants)
-    identity["data"] = cache.fingerprint
+    identity |= {"data": cache.fingerprint, "window": config.length}
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     log.info("model: %s parameters, position %s", f"{parameters:,}", position.summary)
     log.info("attention: %s (%s)", *plan.attention)
@@ -353,6 +347,7 @@ def _restore(
     accept_position: str | None,
 ) -> tuple[TrainState, Any, dict[str, Any] | None]:
     stored, where = store.metadata(step), str(store.directory / str(step))
+    config = experiment.train
     if stored["data"] != data:
         raise CheckpointError(
             f"{where}: its data fingerprint is {stored['data']}, this run's is {data}; the data"
@@ -360,10 +355,14 @@ def _restore(
         )
     position, shape = experiment.position, experiment.model.shape
     check_fingerprint(stored, position, shape, None, where, accept_position)
-    wanted = plan.state
-    items = {"params": wanted.params, "constants": plan.constants, "optimizer": wanted.optimizer}
-    restored = store.restore(step, items)
+    restored = restore_arrays(store, step, plan)
     check_fingerprint(stored, position, shape, restored["constants"], where, accept_position)
+    if config.first_lengths and 0 < step < config.stages[-1].start and "window" not in stored:
+        log.warning(
+            "%s was written when each length had an order of its own: the rest of "
+            "train.first_lengths is cut from windows of %d tokens, in another order, so that some "
+            "of this epoch's text comes again and some does not come", where, config.length,
+        )  # fmt: skip
     guard = place_guard(stored.get("guard"), plan)
     state = TrainState(restored["params"], restored["optimizer"], guard)
     return state, restored["constants"], stored.get("row")

@@ -6,6 +6,9 @@ decay can reach them.
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -49,12 +52,20 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         g <- g * min(1, clip / |g|)
         p <- p - rate * (m_hat / (sqrt(v_hat) + eps) + weight_decay * p)
 
+    Its state is float32 whatever the dtype of the parameters: in bfloat16 the squares v would not
+    move, since with b2 = 0.999 a step changes them by less than they can resolve.
+
     Reference: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", Algorithm 2.
     """
     clip = config.gradient_clip
-    return optax.chain(
+    adamw = optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count)),
     )
+
+    def init(params: Any) -> Any:
+        return adamw.init(jax.tree.map(lambda x: x.astype(jnp.float32), params))
+
+    return optax.GradientTransformation(init, adamw.update)

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import Experiment, Stage
 from fope_jax.model.backends import Choice, capability_of, choose_backend
 from fope_jax.model.sharding import batch_sharding, make_mesh, place, tree_shardings
@@ -160,6 +162,35 @@ def new_state(experiment: Experiment, plan: StatePlan) -> TrainState:
     )()
     optimizer = jax.jit(plan.optimizer.init, out_shardings=_shardings(state.optimizer))(params)
     return TrainState(params, optimizer, place_guard(None, plan))
+
+
+def restore_arrays(
+    store: CheckpointStore, step: int, plan: StatePlan, with_optimizer: bool = True
+) -> dict[str, Any]:
+    """Parameters, constants and optimizer state of a checkpoint, laid out as ``plan`` says.
+
+    Checkpoints of bfloat16 parameters once had bfloat16 moments; they are read as they are and
+    widened, which changes no number.
+
+    Raises:
+      CheckpointError: see ``CheckpointStore.restore``.
+    """
+    items = {"params": plan.state.params, "constants": plan.constants}
+    if not with_optimizer:
+        return store.restore(step, items)
+    wanted = plan.state.optimizer
+    stored = store.as_stored(step, "optimizer", wanted)
+    narrow = jax.tree.map(
+        lambda old, new: old if (old.dtype, new.dtype) == _NARROW else new, stored, wanted
+    )
+    restored = store.restore(step, items | {"optimizer": narrow})
+    restored["optimizer"] = jax.tree.map(
+        lambda x, leaf: x.astype(leaf.dtype), restored["optimizer"], wanted
+    )
+    return restored
+
+
+_NARROW = (jnp.dtype("bfloat16"), jnp.dtype("float32"))
 
 
 def place_guard(values: Sequence[float] | None, plan: StatePlan) -> Any:

@@ -100,7 +100,11 @@ def gradient_sums(
     into each. Sums and not means: pieces with different numbers of
     scored tokens then add up to the gradient of the whole batch, which the caller divides by the
     weights once.
+
+    The gradient is float32 whatever the dtype of the parameters: rounded to bfloat16, each piece
+    would be good to three digits only, and small ones would be lost in the sum.
     """
+    params = in_float32(params)
 
     def nats(params: Any, piece: Batch) -> tuple[Array, Array]:
         sums = batch_sums(graphdef, params, constants, piece)
@@ -148,7 +152,7 @@ def train_step(
 
     Args:
       graphdef: the model without its arrays, from ``split``.
-      optimizer: from ``make_optimizer``.
+      optimizer: from ``make_optimizer``; it sees gradients and parameters in float32.
       state: parameters and optimizer state; donated, so the caller's copy is gone afterwards.
       constants: position constants, read only.
       batch: leaves ``[B, T]``; positions and segments may be ``[1, T]``, the same for all rows.
@@ -160,8 +164,11 @@ def train_step(
     """
     gradient, nats, tokens = gradient_sums(graphdef, state.params, constants, batch, accumulate)
     gradient = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradient)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
+    wide = in_float32(state.params)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, wide)
+    params = jax.tree.map(
+        lambda old, x, update: (x + update).astype(old.dtype), state.params, wide, updates
+    )
     norm, skipped = global_norm(gradient), jnp.zeros(())
     after = TrainState(params, optimizer_state, state.guard)
     if guard is not None:
@@ -175,6 +182,11 @@ def train_step(
         shardings = state_shardings(optimizer, after, position, mesh)
         after = jax.lax.with_sharding_constraint(after, shardings)
     return after, metrics
+
+
+def in_float32(tree: Any) -> Any:
+    """``tree`` with its arrays in float32; those that are so already are left as they are."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def global_norm(tree: Any) -> Array:

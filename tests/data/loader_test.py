@@ -1,5 +1,6 @@
 """batch = f(seed, step); every token of a cache is an input once an epoch."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -18,7 +19,8 @@ class Stream:
     def __init__(self, lengths):
         ends = np.cumsum(lengths)
         self.num_tokens = int(ends[-1])
-        self.documents = np.zeros(len(lengths), [("start", np.int64), ("length", np.int64)])
+        fields = [("name", "U8"), ("start", np.int64), ("length", np.int64)]
+        self.documents = np.zeros(len(lengths), fields)
         self.documents["start"], self.documents["length"] = ends - lengths, lengths
         self._tokens = np.arange(self.num_tokens, dtype=np.int32) * 3 + 3
 
@@ -178,3 +180,61 @@ def test_a_single_window():
 def test_refuses(fields, message):
     with pytest.raises(ValueError, match=message):
         Loader(Stream([5]), **({"length": 8, "batch_size": 2, "seed": 0} | fields))
+
+
+@pytest.mark.parametrize(
+    ("packing", "digest"), [("documents", "320c36bf7f478296"), ("windows", "83032a89aae1d8e1")]
+)
+def test_the_order_is_what_it_was_in_earlier_versions(packing, digest):
+    """A run that is resumed, or made again, sees the batches it saw then."""
+    found = hashlib.sha256()
+    for length, size in ((16, 4), (7, 3), (217, 2), (1000, 1), (1, 5)):
+        loader = Loader(Stream(LENGTHS), length=length, batch_size=size, seed=5, packing=packing)
+        for batch in loader.iterate(3, 20):
+            for leaf in batch:
+                found.update(str((leaf.dtype, leaf.shape)).encode())
+                found.update(np.ascontiguousarray(leaf).tobytes())
+        found.update(str(loader.steps_per_epoch).encode())
+    assert found.hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_rows_cut_from_longer_windows(packing):
+    """Row by row against a plain loop over the window's own batch."""
+    whole = Loader(Stream(LENGTHS), length=48, batch_size=2, seed=3, packing=packing)
+    cut = Loader(Stream(LENGTHS), length=16, batch_size=6, seed=3, packing=packing, window=48)
+    assert cut.steps_per_epoch == whole.steps_per_epoch
+    for step in range(4):
+        long, short = whole.batch(step), cut.batch(step)
+        for name in ("tokens", "targets", "weights"):
+            wanted = getattr(long, name).reshape(6, 16)
+            np.testing.assert_array_equal(getattr(short, name), wanted, err_msg=name)
+        inside = short.segments > 0
+        np.testing.assert_array_equal(inside, long.segments.reshape(6, 16) > 0)
+        for row in range(6):
+            segments = long.segments.reshape(6, 16)[row]
+            for t in np.flatnonzero(inside[row]):
+                if packing == "windows":
+                    assert (short.segments[row, t], short.positions[row, t]) == (1, t)
+                else:
+                    same = segments[: t + 1] == segments[t]
+                    assert short.positions[row, t] == same.sum() - 1
+                    assert short.segments[row, t] == len(set(segments[: t + 1]))
+        for facts, tokens in zip(cut.documents(step), short.tokens, strict=True):
+            ends = np.cumsum(LENGTHS)
+            numbers = {int(np.searchsorted(ends, (x - 3) // 3, "right")) for x in tokens if x}
+            assert {one["number"] for one in facts["documents"]} == numbers
+
+
+def test_a_length_that_does_not_divide_the_window_tells_windows_apart():
+    loader = Loader(Stream([90]), length=8, batch_size=5, seed=1, window=20)
+    batch = loader.batch(0)  # two windows of 20: the third row has 4 tokens of each
+    first, second = batch.tokens[2, 0], batch.tokens[2, 4]
+    assert batch.tokens[2].tolist() == [
+        *range(first, first + 12, 3),
+        *range(second, second + 12, 3),
+    ]
+    assert batch.segments[2].tolist() == [1] * 4 + [2] * 4
+    assert batch.positions[2].tolist() == [0, 1, 2, 3] * 2
+    np.testing.assert_array_equal(batch.targets, batch.tokens + 3)
+    assert (batch.weights == 1).all()

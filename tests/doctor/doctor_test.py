@@ -184,6 +184,24 @@ def test_lines_that_are_no_rows(run, capsys):
     assert doctor.repair(run) == []
 
 
+@pytest.mark.parametrize("imported", [False, True])
+@pytest.mark.parametrize("kind", ["train", "validation", "perplexity", "position", "passkey"])
+def test_advice_on_numbers_that_are_not_finite_fits_what_wrote_them(run, imported, kind):
+    if imported:
+        write_json(run / "run.json", {"imported": {"directory": "models/x"}})
+    broken = {"kind": kind, "step": 12, "nats": float("nan"), "loss": float("inf")}
+    rows = [train_row(step) for step in TRAIN_STEPS[: -1 if kind == "train" else None]]
+    write_rows(run, [*rows, broken])
+    (problem,), _ = found(run)
+    assert problem.problem.endswith(
+        f"not finite in line {len(rows) + 1} (nats), {len(rows) + 1} (loss)"
+    )
+    trained = kind in ("train", "validation")
+    assert ("learning_rate" in problem.advice) == trained
+    assert (f"fope evaluate --run {run} --force names the weights" in problem.advice) != trained
+    assert ("imported again" in problem.advice) == (imported and not trained)
+
+
 def test_a_repair_keeps_the_last_of_two_rows_and_all_others(run):
     score = {"kind": "perplexity", "step": 8}
     twice = [train_row(3), train_row(6, loss=1.0), score, train_row(4), train_row(6, loss=2.0)]

@@ -22,9 +22,11 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.evaluate.answering import model_answerer
+from fope_jax.evaluate.finite import NonFiniteError, check_weights
 from fope_jax.evaluate.joined import places
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.model.attention import Places
+from fope_jax.model.losses import loss_sums
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
 from fope_jax.position.examples import examples
@@ -70,7 +72,7 @@ def main() -> None:
                 "spread": float(expected.std()),
             }
         )
-    print(json.dumps({"windows": found, "answers": answers(config)}))
+    print(json.dumps({"windows": found, "answers": answers(config), "broken": broken(config)}))
 
 
 def answers(config) -> dict:
@@ -89,6 +91,54 @@ def answers(config) -> dict:
         "shape": on_mesh[0].shape,
         "differ": int((on_mesh[0] != expected[0]).sum()),
         "difference": float(np.abs(on_mesh[1] - expected[1]).max()),
+    }
+
+
+def broken(config) -> dict:
+    """Hits and tokens of a model in which one token, on the second part of the vocabulary, is NaN.
+
+    Its gradient of the loss, of a batch in which one target is none and has no weight, is compared
+    with the one on a single device.
+    """
+    model = Transformer(config, examples(32, 8)["rope"], rngs=nnx.Rngs(0))
+    graphdef, params, constants = split(model)
+    mesh = make_mesh(MeshConfig(tensor=2, context=2, data=2, fsdp=1))
+    rng = np.random.default_rng(3)
+    hidden = rng.standard_normal((4, 8, 32)).astype(np.float32)
+    targets = rng.integers(0, 96, (4, 8)).astype(np.int32)
+    targets[0, :3] = -100, 96, -1
+    weights = np.ones((4, 8), np.float32)
+    weights[0, :3] = 0
+
+    def gradients(unembedding):
+        return jax.jit(jax.grad(
+            lambda *x: loss_sums(x[0], x[1], targets, x[2], time_chunk=3).nats, argnums=(0, 1, 2)
+        ))(hidden, unembedding, weights)  # fmt: skip
+
+    expected = gradients(params["unembedding"])
+    with jax.set_mesh(mesh):
+        on_mesh = gradients(params["unembedding"])
+    difference = max(np.abs(a - b).max() for a, b in zip(on_mesh, expected, strict=True))
+    params["unembedding"] = params["unembedding"].at[3, 90].set(np.nan)
+    placed = [
+        jax.device_put(part, tree_shardings(part, model.position, mesh))
+        for part in (params, constants)
+    ]
+    model = merge(graphdef, *placed)
+    tokens = rng.integers(0, 96, (ROWS, 17)).astype(np.int32)
+    answers = rng.integers(0, 96, (ROWS, 2, 4)).astype(np.int32)
+    nats, hits = model_scorer(model, mesh)(tokens[:, :-1], tokens[:, 1:])
+    written, answer_nats = model_answerer(model, mesh)(tokens, answers)
+    try:
+        check_weights(model, "here")
+    except NonFiniteError as error:
+        message = str(error)
+    return {
+        "gradient": float(difference),
+        "finite": int(np.isfinite(nats).sum() + np.isfinite(answer_nats).sum()),
+        "hits": int(np.sum(hits)),
+        "written": np.unique(written).tolist(),
+        "message": message,
     }
 
 

@@ -104,12 +104,25 @@ def test_only_an_answers_own_tokens_count():
     }
 
 
-def test_nan_is_the_worst_rank():
+@pytest.mark.parametrize("what", ["all", "answer", "one rival", "infinite", "written"])
+def test_a_trial_that_is_not_finite_is_wrong_and_has_the_worst_rank(what):
     def answerer(prompts, answers):
-        return answers[:, 0], np.full(answers.shape, np.nan)
+        nats = np.where(np.arange(answers.shape[1])[:, None] == 0, 0.5, np.ones(answers.shape))
+        nats[:, {"one rival": 3, "answer": 0, "infinite": 0}.get(what, slice(None)), 1:2] *= (
+            1.0 if what == "written" else np.inf if what == "infinite" else np.nan
+        )
+        written = answers[:, 0].copy()
+        if what == "written":
+            written[:, -1] = -1
+        return written, nats
 
     rows = score(answerer, series=SERIES._replace(contexts=(200,)))
-    assert all(row["first"] == 0 and row["rank_sum"] == 6 * (1 + RIVALS) for row in rows)
+    for row in rows:
+        assert (row["correct"], row["first"], row["rank_sum"]) == (0, 0, 6 * (1 + RIVALS))
+        assert np.isnan(row["nats"])
+    (row,) = score(answerer, make_task("multi_value", BYTES), SERIES._replace(contexts=(600,)))
+    assert (row["correct"], row["asked"]) == (0, 72)
+    assert row["found"] == (0 if what == "written" else 72)
 
 
 def test_parts_are_found_in_any_order():

@@ -11,10 +11,12 @@ from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.tokenizer import BytesTokenizer
 from fope_jax.evaluate import run as run_module
+from fope_jax.evaluate.finite import NonFiniteError
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.perplexity import plain
 from fope_jax.evaluate.run import evaluate, load_run
+from fope_jax.main import main
 from fope_jax.model.transformer import Transformer, merge, split
 
 
@@ -503,3 +505,74 @@ def test_other_texts_are_scored_beside_the_splits(tmp_path, cache, scored):
         "letters",
     }
     assert scored == ["same-tokens (validation)", "same-tokens (letters)"]
+
+
+# ---------------------------------------------------------------------------- not finite
+
+
+def break_weights(workdir, name="query", value=np.nan):
+    """Another checkpoint, 8, with one bad weight."""
+    config = json.loads((workdir / "config.json").read_text())
+    _, params, constants = split(new_model(config))
+    array = params["layers"][name]
+    params["layers"][name] = array.at[(0,) * array.ndim].set(value)
+    store = CheckpointStore(workdir / "checkpoints")
+    metadata = {"position": position_hash(new_model(config)), "data": "cache-1"}
+    store.save(8, {"params": params, "constants": constants, "optimizer": {}}, metadata)
+    store.close()
+    return workdir
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_named_before_anything_is_scored(
+    workdir, scored, capsys, value
+):
+    before = (break_weights(workdir, "up", value) / "metrics.jsonl").read_bytes()
+    assert main(["evaluate", "--run", str(workdir), "--protocols", "all"]) == 2
+    told = capsys.readouterr().err
+    assert "run, step 8: weights that are not finite: layers.up (1 value); no score" in told
+    assert "Traceback" not in told and not scored
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    quiet(workdir, step=7)
+    assert len(scored) == 3
+
+
+def overflowing(monkeypatch, where):
+    """A model of finite weights that gives NaN, for windows that ``where`` finds."""
+
+    def scorer(tokens, targets, places=None):
+        bad = where(tokens)[:, None] & np.ones_like(targets, bool)
+        return np.where(bad, np.nan, 1.0).astype(np.float32), ~bad
+
+    def answerer(prompts, answers):
+        bad = where(prompts)
+        written = np.where(bad[:, None], -1, answers[:, 0])
+        return written, np.where(bad[:, None, None], np.nan, answers % 7).astype(np.float32)
+
+    monkeypatch.setattr(run_module, "model_scorer", lambda model, mesh: scorer)
+    monkeypatch.setattr(run_module, "model_answerer", lambda model, mesh: answerer)
+
+
+@pytest.mark.parametrize("protocol", run_module.PROTOCOLS)
+def test_documents_whose_scores_are_not_finite_are_named_in_every_protocol(
+    tmp_path, cache, monkeypatch, protocol
+):
+    config = changed(evaluate={"retrieval_tasks": ("recall",)})
+    workdir = save_run(tmp_path / "run", config)
+    overflowing(monkeypatch, lambda tokens: np.full(len(tokens), tokens.shape[1] >= 64))
+    before = read_rows(workdir / "metrics.jsonl")
+    told = r"step 7: .*\): scores are not finite at context (64|128), d.*model.dtype = float32"
+    with pytest.raises(NonFiniteError, match=told) as error:
+        quiet(workdir, protocols=[protocol])
+    if protocol in run_module.TEXT_PROTOCOLS:
+        assert "document 'Persuasion'" in str(error.value)
+    assert [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] != "time"] == before
+
+
+def test_rows_of_nan_that_an_earlier_version_wrote_are_scored_again(workdir, scored):
+    rows = quiet(workdir)
+    path = workdir / "metrics.jsonl"
+    broken = [row | {"nats": np.nan} if row["kind"] == "passkey" else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in broken))
+    assert quiet(workdir) == rows
+    assert scored[3:] == ["passkey (compact)"]

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from fope_jax.model.decode import empty_cache, greedy, prefill, read
-from fope_jax.model.transformer import Transformer, TransformerConfig
+from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
 from fope_jax.position import METHODS, ByLayer, CoPE, DynamicNTK, FoPE, LongRoPE, NoPE, RoPE
 from fope_jax.position.examples import examples
 
@@ -201,3 +201,14 @@ def test_greedy_of_nan_writes_no_token():
     tokens = jnp.ones((1, 3), jnp.int32)
     written = greedy(model, *prefill(model, tokens, tokens, room=2), 2)
     assert written.tolist() == [[-1, -1]]
+
+
+def test_greedy_writes_no_token_where_the_logits_are_not_finite():
+    graphdef, params, constants = split(new_model(NoPE()))
+    params["embedding"] = params["embedding"].at[5].set(np.nan).at[6].set(np.inf)
+    model = merge(graphdef, params, constants)
+    tokens = np.array([[1, 2, 3], [1, 5, 3], [6, 2, 3]], np.int32)
+    written = jax.jit(
+        lambda model: greedy(model, *prefill(model, tokens, jnp.ones_like(tokens), room=2), 3)
+    )(model)
+    assert (np.asarray(written)[1:] == -1).all() and (np.asarray(written)[0] >= 0).all()

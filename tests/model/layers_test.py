@@ -79,3 +79,15 @@ def test_swiglu_follows_its_equation():
     g = x64 @ gate64
     expected = (g / (1 + np.exp(-g)) * (x64 @ up64)) @ down64
     np.testing.assert_allclose(swiglu(x, gate, up, down), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1000, 300), (7, 5, 3)])
+def test_a_draw_in_a_lower_precision_is_that_of_float32_rounded(shape):
+    wide = truncated_normal(jax.random.key(1), shape, 0.02, "float32")
+    low = truncated_normal(jax.random.key(1), shape, 0.02, "bfloat16")
+    assert (wide.dtype, low.dtype) == (jnp.float32, jnp.bfloat16)
+    np.testing.assert_array_equal(low, wide.astype(jnp.bfloat16))
+    if wide.size > 1000:  # beyond 2.4 sigma: 2 (Phi(3) - Phi(2.4)) / (2 Phi(3) - 1)
+        share = (np.abs(np.asarray(low, np.float32)) > 0.048).mean()
+        assert share == pytest.approx(0.01374, abs=1e-3)
+        assert len(np.unique(np.asarray(low, np.float32))) > 1000

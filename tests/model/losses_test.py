@@ -99,18 +99,65 @@ def test_uniform_logits_cost_ln_v_and_bytes_are_counted():
     assert loss_sums(*zeros, targets, weights).bytes.item() == 0
 
 
-def test_a_target_outside_the_vocabulary_is_nan_where_it_is_scored_and_nothing_elsewhere():
+@pytest.mark.parametrize("outside", [V, -1, -100, 2**31 - 1])
+@pytest.mark.parametrize("time_chunk", [None, 4])
+def test_a_target_outside_the_vocabulary_counts_where_it_is_scored_and_nowhere_else(
+    outside, time_chunk
+):
     hidden, unembedding, targets, weights = example()
     weights[0, :2] = 0, 1
-    clean, clean_gradients = nats_and_gradients(hidden, unembedding, targets, weights)
-    targets[0, 0] = V
-    masked, gradients = nats_and_gradients(hidden, unembedding, targets, weights)
+    token_bytes = np.arange(1, V + 1, dtype=np.int32)
+    arguments = hidden, unembedding, targets, weights
+    clean, (d_hidden, d_unembedding, d_weights) = nats_and_gradients(
+        *arguments, time_chunk=time_chunk
+    )
+    targets[0, 0] = outside
+    masked, gradients = nats_and_gradients(*arguments, time_chunk=time_chunk)
     jax.tree.map(np.testing.assert_array_equal, masked, clean)
-    jax.tree.map(np.testing.assert_array_equal, gradients[:2], clean_gradients[:2])
-    for outside in (V, -1):
-        targets[0, 1] = outside
-        (nats, _), _ = nats_and_gradients(hidden, unembedding, targets, weights)
-        assert np.isnan(nats)
+    np.testing.assert_array_equal(gradients[0], d_hidden)
+    np.testing.assert_array_equal(gradients[1], d_unembedding)
+    expected = np.array(d_weights)
+    expected[0, 0] = 0  # no weight scores a target that does not exist
+    np.testing.assert_array_equal(gradients[2], expected)
+    known = targets.clip(0, V - 1)
+    sums = loss_sums(*arguments, token_bytes=token_bytes, time_chunk=time_chunk)
+    assert sums.bytes.item() == (weights * (known + 1)).sum()
+    targets[0, 1] = outside
+    sums = loss_sums(*arguments, token_bytes=token_bytes, time_chunk=time_chunk)
+    assert np.isnan(sums.nats) and np.isnan(sums.bytes)
+    assert np.isfinite(sums.correct)
+
+
+BAD = [np.nan, np.inf, -np.inf]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "time_chunk"), [("float32", None), ("float32", 4), ("bfloat16", None), ("float16", 4)]
+)
+def test_scores_that_are_not_finite_are_no_hits(dtype, time_chunk):
+    hidden, unembedding, _, _ = example()
+    hidden = np.array(jnp.asarray(hidden, dtype).astype(jnp.float32))
+    targets = np.asarray(logits_of(jnp.asarray(hidden, dtype), unembedding).argmax(-1), np.int32)
+    weights = np.ones((B, T), np.float32)
+    for row, bad in enumerate(BAD):
+        hidden[row, 3] = bad
+        hidden[row, 4, 2] = bad
+    low, broken = jnp.asarray(hidden, dtype), ~np.isfinite(hidden).all(-1)
+    nats, correct = token_nats(low, unembedding, targets, time_chunk=time_chunk)
+    np.testing.assert_array_equal(np.isfinite(nats), ~broken)
+    np.testing.assert_array_equal(correct, ~broken)  # every target is its argmax
+    (_, sums), _ = nats_and_gradients(low, unembedding, targets, weights, time_chunk=time_chunk)
+    assert sums.correct.item() == B * T - 6
+    assert np.isnan(sums.nats)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_an_unembedding_that_is_not_finite_gives_no_hits(bad):
+    hidden, unembedding = np.repeat(normal(0, B, 1, D), V, axis=1), normal(1, D, V)
+    unembedding[3, 7] = bad
+    every = np.broadcast_to(np.arange(V, dtype=np.int32), (B, V))
+    nats, correct = token_nats(hidden, unembedding, every)
+    assert not (np.asarray(correct) & ~np.isfinite(nats)).any()
 
 
 def test_bfloat16_hidden_is_close_and_gradients_keep_their_dtypes():

@@ -1,12 +1,14 @@
 """Meshes: sizes that fit the devices, one rule for each axis, and errors before any array."""
 
 import re
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from fope_jax.config import TrainConfig
 from fope_jax.model import sharding
 from fope_jax.model.sharding import (
     LAYER_PARAMETERS,
@@ -21,8 +23,11 @@ from fope_jax.model.sharding import (
     tree_shardings,
 )
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
-from fope_jax.position import ALiBi, ByLayer, LogitScaling, NoPE
+from fope_jax.position import ALiBi, ByLayer, ByShare, LogitScaling, NoPE
+from fope_jax.position.base import PositionEmbedding, PositionVariables
 from fope_jax.position.examples import examples
+from fope_jax.train.optim import make_optimizer
+from fope_jax.train.step import TrainState, state_shardings
 
 
 @pytest.mark.parametrize(
@@ -91,8 +96,7 @@ def test_every_axis_of_every_parameter_has_a_rule(qk_norm):
         mesh = jax.sharding.AbstractMesh((1, 2, 2, 2), MESH_AXES)
         for tree in model:
             for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-                stacked = path[0].key in ("layers", "position_layers")
-                axes = sharding.parameter_axes(path[-1].key, method, stacked=stacked)
+                axes = sharding.parameter_axes(tuple(entry.key for entry in path), method)
                 assert len(axes) <= len(leaf.shape), (label, path)
                 assert set(axes) <= {None, *RULES}, (label, path)
                 for size, axis in zip(leaf.shape, axes, strict=False):
@@ -148,3 +152,59 @@ def test_a_composition_cuts_the_variables_of_its_methods():
     assert LogitScaling(ALiBi(), form="log_n", training_length=8).variable_axes("slopes") == (
         "heads",
     )
+
+
+@dataclass(frozen=True)
+class NamedAsWeights(PositionEmbedding):
+    """Variables of every name that a weight has; those of the layers count heads, last."""
+
+    def init(self, key, shape):
+        layers = {
+            name: jnp.ones((shape.num_layers, 3, shape.num_heads)) for name in LAYER_PARAMETERS
+        }
+        half = len(LAYER_PARAMETERS) // 2
+        return PositionVariables(
+            model_params={name: jnp.ones((5, 7)) for name in PARAMETERS},
+            layer_params=dict(list(layers.items())[:half]),
+            layer_constants=dict(list(layers.items())[half:]),
+        )
+
+    def variable_axes(self, name):
+        return (None, "heads") if name in LAYER_PARAMETERS else ()
+
+
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [
+        (NamedAsWeights(), 4),
+        (LogitScaling(NamedAsWeights(), form="log_n", training_length=8), 4),
+        (ByLayer((NamedAsWeights(), NoPE())), 2),
+        (ByLayer((NoPE(), LogitScaling(NamedAsWeights(), form="log_n", training_length=8))), 2),
+        (ByShare((NamedAsWeights(), NoPE()), (0.5, 0.5)), 4),
+    ],
+    ids=["alone", "logit_scaling", "by_layer", "by_layer of logit_scaling", "by_share"],
+)
+def test_variables_named_as_weights_are_cut_as_their_method_says(method, layers):
+    config = TransformerConfig(
+        vocab_size=8, d_model=32, num_layers=4, num_heads=4, mlp_dim=8, qk_norm="head"
+    )
+    graphdef, params, constants = jax.eval_shape(
+        lambda: split(Transformer(config, method, rngs=_rngs()))
+    )
+    mesh = jax.sharding.AbstractMesh((1, 2, 1, 2), MESH_AXES)
+    optimizer = make_optimizer(TrainConfig(steps=9, batch_size=1, length=8))
+    state = TrainState(params, jax.eval_shape(optimizer.init, params))
+    cut = state_shardings(optimizer, state, method, mesh)
+    fixed = tree_shardings(constants, method, mesh)
+    moments = next(part for part in cut.optimizer if hasattr(part, "mu"))
+    for tree in (cut.params, moments.mu, moments.nu):
+        of_layers = tree["position_layers"] | fixed["position_layers"]
+        own = {name: s.spec for name, s in of_layers.items() if name.split(".")[-1] != "slopes"}
+        assert len(own) == len(LAYER_PARAMETERS)
+        heads = P(None, None, "tensor")
+        assert {name: spec for name, spec in own.items() if spec != heads} == {}
+        model = {name: s.spec for name, s in tree["position_model"].items()}
+        assert len(model) == len(PARAMETERS)
+        assert all(axis is None for spec in model.values() for axis in spec)
+        assert tree["layers"]["gate"].spec == P(None, ("fsdp", "context"), "tensor")
+        assert tree["embedding"].spec == P("tensor", ("fsdp", "context"))

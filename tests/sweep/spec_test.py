@@ -1,11 +1,16 @@
 """A sweep is checked whole before anything of it is run."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from fope_jax.config import load_config
 from fope_jax.fields import ConfigError
+from fope_jax.main import main
 from fope_jax.sweep.spec import Extend, Train, check_sweep, load_sweep, product, zipped
+from fope_jax.train import extend as extend_module
+from fope_jax.train.extension.child import child_experiment
 
 QUICK = "configs/quickstart.py"
 
@@ -55,6 +60,100 @@ A = Train("a", QUICK)
 def test_mistakes_are_found_before_any_run(runs, message):
     with pytest.raises(ConfigError, match=message):
         check_sweep(runs)
+
+
+KEPT = ("--optimizer", "keep")
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        (("--optimizer", "keep"), {"optimizer": "keep"}),
+        (("--optimizer=keep",), {"optimizer": "keep"}),
+        (("--optimizer=keep", "--optimizer", "reset"), {"optimizer": "reset"}),
+        (("--no-evaluate", *KEPT, "--match=index"), {"optimizer": "keep"}),
+        (("--match", "index", "--warn-above=2", *KEPT, "--traceback"), {"optimizer": "keep"}),
+        (("--config.train.steps=9",), {"overrides": ["train.steps=9"]}),
+        (
+            ("--config.train.steps=9", "--config.train.weight_decay=0.5", *KEPT),
+            {"overrides": ["train.steps=9", "train.weight_decay=0.5"], "optimizer": "keep"},
+        ),
+        (("--length=512",), {"length": 512}),
+        (("--method", "pi"), {"method": "pi"}),
+        (("--config", "FILE"), {"config": "FILE"}),
+        (("--config=FILE", "--optimizer=keep"), {"config": "FILE", "optimizer": "keep"}),
+        (("--config=FILE", "--config.train.steps=9"),
+         {"config": "FILE", "overrides": ["train.steps=9"]}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_options_are_planned_as_the_verb_reads_them(options, changes, tmp_path):
+    """Whatever form they have; run, too, with the verb's own parser, as the verb calls it."""
+    file = tmp_path / "child.py"
+    file.write_text(
+        "import runpy\n"
+        f"def get_config(arg=''):\n"
+        f"    c = runpy.run_path({str(Path(QUICK).resolve())!r})['get_config']('position=rope')\n"
+        "    c.train.length, c.train.batch_size, c.train.steps = 256, 8, 33\n"
+        "    c.train.learning_rate = 0.125\n"
+        "    c.position = {'method': 'rope', 'scaling': [{'scaling': 'yarn', 'factor': 2.0,"
+        " 'original_length': 128}]}\n"
+        "    return c\n"
+    )
+    options = tuple(option.replace("FILE", str(file)) for option in options)
+    changes = {key: str(file) if value == "FILE" else value for key, value in changes.items()}
+    parent = Train("a", f"{QUICK}:position=rope")
+    first, planned = check_sweep([parent, Extend("b", "a", "yarn", 256, options=options)])
+
+    def extend(source, method, length, workdir, *, optimizer, overrides, config, **_):
+        asked.append(
+            child_experiment(
+                first.experiment, first.experiment.train.steps, method, length, optimizer,
+                overrides, config=config,
+            )
+        )  # fmt: skip
+
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extend_module, "extend", extend)
+        assert main(planned.command(tmp_path)) == 0
+    assert asked == [planned.experiment]
+    config = changes.pop("config", None)
+    wanted = {"method": "yarn", "length": 256} | changes
+    assert planned.experiment == child_experiment(
+        first.experiment,
+        first.experiment.train.steps,
+        config=load_config(config) if config else None,
+        **wanted,
+    )
+    if config:
+        assert planned.experiment.train.learning_rate == 0.125
+        assert planned.experiment.train.steps == (9 if "overrides" in changes else 33)
+    start = first.experiment.train.steps if changes.get("optimizer") == "keep" else 0
+    assert planned.experiment.train.schedule_start == start
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--opt=keep",), "unknown argument '--opt=keep'"),
+        (("--optimiser", "keep"), "unknown argument '--optimiser'"),
+        (("--optimizer", "kept"), "argument --optimizer: invalid choice: 'kept'"),
+        (("--optimizer",), "argument --optimizer: expected one argument"),
+        (("--length=x",), "argument --length: invalid int value: 'x'"),
+        (("--help",), "unknown argument '--help'"),
+        (("keep",), "unknown argument 'keep'"),
+        (("--config.train.steps", "9"), "unknown argument '9'"),
+        (("--config.train.stepz=9",), "train.stepz"),
+        (("--config=nowhere.py",), "nowhere.py"),
+        (("--from=elsewhere",), "its options give another parent, elsewhere"),
+        (("--workdir", "elsewhere"), "its options give another workdir, elsewhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_that_the_verb_refuses_are_found_before_any_run(options, message):
+    with pytest.raises(ConfigError, match=f"run 'b': .*{re.escape(message)}"):
+        check_sweep([A, Extend("b", "a", "same", 256, options=options)])
 
 
 def test_files(tmp_path):

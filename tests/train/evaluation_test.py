@@ -1,10 +1,11 @@
 """Evaluation inside training: the numbers of `fope evaluate`, each once, after any interruption."""
 
+import numpy as np
 import pytest
 
 from fope_jax.config import build_experiment, changed_numbers, experiment_to_dict
 from fope_jax.data import lessons
-from fope_jax.evaluate import scoring
+from fope_jax.evaluate import during, scoring
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.main import main
 from fope_jax.train.extension.child import child_experiment
@@ -94,6 +95,27 @@ def test_measuring_changes_no_update(parent, runs, tmp_path):
     ]
     values = (experiment_to_dict(e) for e in (measured, experiment(runs, save_every=2)))
     assert not changed_numbers(*values)
+
+
+def test_scores_that_are_not_finite_are_warned_of_and_end_no_training(
+    runs, tmp_path, monkeypatch, caplog
+):
+    def nan_at_32(*_):
+        def scorer(tokens, targets, places=None):
+            bad = np.full(targets.shape, tokens.shape[1] == 32)
+            return np.where(bad, np.nan, 1.0).astype(np.float32), ~bad
+
+        return lambda params, constants: scorer
+
+    monkeypatch.setattr(during, "scorer_maker", nan_at_32)
+    train(experiment(runs, evaluate_every=4), tmp_path / "run")
+    rows = validation(tmp_path / "run")
+    assert [(row["step"], row["context"], row["correct"]) for row in rows] == [
+        (step, context, 24 if context == 16 else 0) for step in (0, 4) for context in (16, 32)
+    ]
+    assert [np.isnan(row["nats"]) for row in rows] == [False, True] * 2
+    told = "step 4: validation loss is not finite at 32 tokens of context"
+    assert any(told in record.message for record in caplog.records)
 
 
 def test_what_cannot_be_measured_is_said_before_training(runs, tmp_path):

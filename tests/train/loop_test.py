@@ -271,7 +271,7 @@ def test_lengths_one_after_the_other_keep_the_tokens_of_an_update(curriculum, ru
     assert [row["tokens_seen"] for row in rows] == [32 * row["step"] for row in rows]
     cache = open_cache(runs.experiment().data, "train")
     seen = [
-        Loader(cache, length=length, batch_size=size, seed=1).batch(step).weights.sum()
+        Loader(cache, length=length, batch_size=size, seed=1, window=16).batch(step).weights.sum()
         for step in range(12)
         for length, size in [(8, 4) if step < 5 else (16, 2)]
     ]

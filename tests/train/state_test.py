@@ -3,11 +3,15 @@
 import dataclasses
 import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import build_experiment, load_config
 from fope_jax.model.sharding import MeshConfig
-from fope_jax.train.state import check_mesh
+from fope_jax.train.state import check_mesh, new_state, plan_state, restore_arrays
 from tests.train.mesh_runs import experiment
 
 
@@ -38,3 +42,36 @@ def test_the_papers_configs_fit_their_meshes(size, devices):
     setup = build_experiment(load_config(f"configs/paper/c4_books.py:size={size}", []))
     check_mesh(setup, devices)
     check_mesh(dataclasses.replace(setup, mesh=MeshConfig(tensor=4 if devices > 1 else 1)), devices)
+
+
+def test_bfloat16_moments_of_earlier_versions_are_widened_and_other_dtypes_refused(tmp_path):
+    setup = experiment({"method": "rope", "mesh": {}})
+    wide = plan_state(setup)
+    low = dataclasses.replace(setup.model, param_dtype="bfloat16", attention="reference")
+    setup = dataclasses.replace(setup, model=low)
+    plan = plan_state(setup)
+    state = new_state(setup, plan)
+    assert {x.dtype.name for x in jax.tree.leaves(state.optimizer)} == {"float32", "int32"}
+    rng = np.random.default_rng(0)
+
+    def earlier(x, like):
+        """As optax made it of the parameters."""
+        return jnp.asarray(rng.normal(size=x.shape), like.dtype)
+
+    adam = state.optimizer[1]
+    moments = [jax.tree.map(earlier, tree, state.params) for tree in (adam.mu, adam.nu)]
+    adam = adam._replace(mu=moments[0], nu=moments[1])
+    optimizer = (state.optimizer[0], adam, *state.optimizer[2:])
+    store = CheckpointStore(tmp_path)
+    items = {"params": state.params, "constants": {}, "optimizer": optimizer}
+    store.save(3, items, {})
+    restored = restore_arrays(store, 3, plan)
+    jax.tree.map(np.testing.assert_array_equal, restored["optimizer"], optimizer)
+    jax.tree.map(np.testing.assert_array_equal, restored["params"], state.params)
+    for x, leaf in zip(
+        jax.tree.leaves(restored["optimizer"]), jax.tree.leaves(plan.state.optimizer), strict=True
+    ):
+        assert x.dtype == leaf.dtype and x.sharding == leaf.sharding
+    with pytest.raises(CheckpointError, match=r"params/embedding: checkpoint bfloat16.*float32"):
+        restore_arrays(store, 3, wide)
+    store.close()

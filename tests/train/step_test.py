@@ -11,7 +11,7 @@ from fope_jax.config import TrainConfig
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
 from fope_jax.position import make
 from fope_jax.train import step as step_module
-from fope_jax.train.optim import make_optimizer
+from fope_jax.train.optim import learning_rate, make_optimizer
 from fope_jax.train.step import TrainState, all_finite, batch_sums, gradient_sums, train_step
 from fope_jax.typing import Batch
 
@@ -20,6 +20,9 @@ SHAPE = {
     "attention": "reference",
 }  # fmt: skip
 B, T = 8, 24
+CONFIG = TrainConfig(
+    steps=50, batch_size=B, length=T, learning_rate=3e-3, warmup_steps=2, weight_decay=0.5
+)
 
 
 def make_batch(seed=0) -> Batch:
@@ -46,10 +49,7 @@ def make_model():
 @pytest.fixture(scope="module")
 def optimizer():
     """One for all tests: train_step is compiled anew for each optimizer it is given."""
-    config = TrainConfig(
-        steps=50, batch_size=B, length=T, learning_rate=3e-3, warmup_steps=2, weight_decay=0.5
-    )
-    return make_optimizer(config)
+    return make_optimizer(CONFIG)
 
 
 def test_pieces_add_up_to_the_whole_batch():
@@ -127,3 +127,98 @@ def test_one_number_that_is_not_finite_is_found():
     assert all_finite(tree)
     assert not all_finite(tree | {"c": jnp.ones(1000).at[777].set(jnp.inf)})
     assert not all_finite(tree | {"c": jnp.array(jnp.nan)})
+
+
+# ---------------------------------------------------------------------------- bfloat16 parameters
+
+
+LOW = {"param_dtype": "bfloat16"}
+
+
+def low_model(method="fope", **changes):
+    position = make(method, **({"training_length": T} if method == "fope" else {}))
+    config = TransformerConfig(**SHAPE | LOW | changes)
+    return split(Transformer(config, position, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("method", ["fope", "learned", "fire", "t5", "cope"])
+def test_bfloat16_weights_are_those_of_float32_rounded(method):
+    knobs = {"fope": {"training_length": T}, "learned": {"table_length": T}}.get(method, {})
+
+    def drawn(**changes):
+        config = TransformerConfig(**SHAPE | {"qk_norm": "head"} | changes)
+        return jax.jit(
+            lambda: split(Transformer(config, make(method, **knobs), rngs=nnx.Rngs(0)))[1:]
+        )()
+
+    (wide, fixed), (low, own) = drawn(), drawn(**LOW)
+    jax.tree.map(np.testing.assert_array_equal, own, fixed)
+    for path, x in jax.tree_util.tree_leaves_with_path(wide):
+        of_position = "position" in path[0].key
+        y = dict(jax.tree_util.tree_leaves_with_path(low))[path]
+        assert y.dtype == (jnp.float32 if of_position else jnp.bfloat16), path
+        np.testing.assert_array_equal(y, x.astype(y.dtype))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_pieces_add_up_with_bfloat16_parameters_as_with_float32(dtype, tied):
+    graphdef, params, constants = low_model(dtype=dtype, tie_embeddings=tied)
+    sums = jax.jit(gradient_sums, static_argnums=(0, 4))
+    whole, *_ = sums(graphdef, params, constants, make_batch(), 1)
+    pieces, *_ = sums(graphdef, params, constants, make_batch(), 8)
+    for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(pieces), strict=True):
+        assert x.dtype == y.dtype == jnp.float32
+        np.testing.assert_allclose(x, y, rtol=0, atol=3e-6 * float(jnp.abs(x).max()))
+    # The gradient itself is that of the same numbers in float32.
+    wide = split(
+        Transformer(TransformerConfig(**SHAPE | {"dtype": dtype, "tie_embeddings": tied}),
+                    make("fope", training_length=T), rngs=nnx.Rngs(0))
+    )[0]  # fmt: skip
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    expected, *_ = sums(wide, params, constants, make_batch(), 1)
+    for x, y in zip(jax.tree.leaves(whole), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-6 * float(jnp.abs(y).max()))
+
+
+def test_updates_of_bfloat16_parameters_are_made_in_float32_and_rounded(optimizer):
+    """Against AdamW in NumPy, from the step's own gradients; accumulated or not."""
+    graphdef, params, constants = low_model()
+    state = TrainState(params, optimizer.init(params))
+    assert {x.dtype for x in jax.tree.leaves(state.optimizer)} == {
+        jnp.dtype("float32"), jnp.dtype("int32"),
+    }  # fmt: skip
+    sums = jax.jit(gradient_sums, static_argnums=(0, 4))
+    moments = [jax.tree.map(lambda x: np.zeros(x.shape), params) for _ in range(2)]
+    for step in range(3):
+        before = jax.tree.map(np.asarray, state.params)
+        gradient, _, tokens = sums(graphdef, before, constants, make_batch(step), 1)
+        gradient = jax.tree.map(lambda g, n=float(tokens): np.asarray(g, np.float64) / n, gradient)
+        norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
+        clip = min(1, 1 / norm)
+        gradient = jax.tree.map(lambda g, clip=clip: g * clip, gradient)
+        m, v = moments = [
+            jax.tree.map(lambda m, g, b=b, p=p: b * m + (1 - b) * g**p, old, gradient)
+            for old, b, p in zip(moments, (0.9, 0.95), (1, 2), strict=True)
+        ]
+        rate, n = float(learning_rate(CONFIG, step)), step + 1
+
+        def updated(x, m, v, rate=rate, n=n):
+            x = np.asarray(x, np.float64)
+            adam = (m / (1 - 0.9**n)) / (np.sqrt(v / (1 - 0.95**n)) + 1e-8)
+            return x - rate * (adam + 0.5 * x)
+
+        wanted = jax.tree.map(updated, before, m, v)
+        state, _ = train_step(
+            graphdef, optimizer, state, constants, make_batch(step), accumulate=2**step
+        )
+        for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(wanted), strict=True):
+            assert x.dtype in (jnp.bfloat16, jnp.float32)
+            exact = np.asarray(y, x.dtype)
+            differ = np.asarray(x) != exact
+            if x.dtype == jnp.bfloat16:  # but for ties of rounding
+                assert differ.mean() < 0.005
+        for mine, theirs in ((state.optimizer[1].mu, m), (state.optimizer[1].nu, v)):
+            for x, y in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+                assert x.dtype == jnp.float32
+                np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-3 * np.abs(y).max())

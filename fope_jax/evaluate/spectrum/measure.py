@@ -23,7 +23,7 @@ Definitions (``leakage`` has the projection and the null values):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,8 +91,8 @@ class LayerSpectrum:
 
 
 def measure(
-    observe: Callable[[np.ndarray], Seen],
-    windows: Iterable[np.ndarray],
+    length: int,
+    windows: Iterable[Seen],
     layers: list[Series | None],
     *,
     training_length: int,
@@ -101,8 +101,8 @@ def measure(
     """Looks at windows of one length.
 
     Args:
-      observe: see ``capture.observer``.
-      windows: ``[T]`` tokens each.
+      length: tokens of a window T.
+      windows: what ``capture.observer`` saw of each.
       layers: the series of each layer, None where it has none.
       training_length: L, tokens.
       last: the queries at the end of each window that entropy and distance are means over.
@@ -117,10 +117,9 @@ def measure(
     seen: list[list[dict[str, Any]]] = [[] for _ in layers]
     bases: list[_Bases] = []
     sums = np.zeros(())
-    for window in windows:
+    for everything in windows:
         if not bases:
-            bases = [_Bases.of(series, layers, floor, len(window)) for series in layers]
-        everything = observe(window)
+            bases = [_Bases.of(series, layers, floor, length) for series in layers]
         sums = sums + _centred(everything.x)
         for index, (own, found) in enumerate(zip(bases, seen, strict=True)):
             one = Seen(*(x[index] for x in everything))

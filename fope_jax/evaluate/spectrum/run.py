@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ from flax import nnx
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.bos import find_bos
 from fope_jax.data.cache import open_cache
+from fope_jax.evaluate.finite import NonFiniteError, check_weights
 from fope_jax.evaluate.metrics import METRICS, Row, replace_rows
 from fope_jax.evaluate.run import load_run, read_experiment, warn_where_bos_is_unknown
-from fope_jax.evaluate.spectrum.capture import observer
+from fope_jax.evaluate.spectrum.capture import Seen, observer
 from fope_jax.evaluate.spectrum.measure import LayerSpectrum, measure
 from fope_jax.evaluate.spectrum.series import Series, layer_methods, series_of, trained_pairs
 from fope_jax.evaluate.windows import place_windows
 from fope_jax.files import as_path
+from fope_jax.model.finite import describe_non_finite, non_finite_arrays
 from fope_jax.model.transformer import Transformer
 
 MULTIPLES = (1, 2, 4, 8)
@@ -56,6 +58,7 @@ def measure_run(
 
     Raises:
       FileNotFoundError: no config.json or no checkpoint.
+      NonFiniteError: weights or activations are not finite, named with the document.
       ValueError: lengths that the method, the documents or the memory do not allow, or that resolve
         nothing; an untrained model of a run that did not begin with one.
     """
@@ -68,6 +71,7 @@ def measure_run(
     else:
         loaded = load_run(workdir, step)
         model, step = loaded.model, loaded.step
+    check_weights(model, f"{workdir}, step {step}")
     split = next(iter(experiment.evaluate.splits), "validation")
     cache = open_cache(experiment.data, split)
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
@@ -85,14 +89,22 @@ def measure_run(
     for context in contexts:
         layers = _series(model, context)
 
-        def texts(context: int = context) -> Iterator[np.ndarray]:
-            for stop in placed.stop:
-                tokens = np.array(cache.tokens(stop - context, stop))
-                if bos is not None:
-                    tokens[0] = bos.id
-                yield tokens
+        def seen(stop: int, document: int, context: int = context) -> Seen:
+            tokens = np.array(cache.tokens(stop - context, stop))
+            if bos is not None:
+                tokens[0] = bos.id
+            everything = look(tokens)
+            counts = non_finite_arrays(everything._asdict())
+            if counts:
+                raise NonFiniteError(
+                    f"{workdir}, step {step}: activations are not finite at {context} tokens of "
+                    f"document {str(cache.documents['name'][document])!r}, though all weights are: "
+                    f"{describe_non_finite(counts)}. No row was written"
+                )
+            return everything
 
-        found = measure(look, texts(), layers, training_length=length, last=last)
+        seen_windows = map(seen, placed.stop, placed.document)
+        found = measure(context, seen_windows, layers, training_length=length, last=last)
         stated = {"split": split, "context": context, "windows": len(placed.stop), "last": last}
         stated |= {"bos_token": bos.token} if bos else {}
         for index, spectrum in enumerate(found):

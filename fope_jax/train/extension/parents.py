@@ -18,7 +18,7 @@ from fope_jax.interop.families import LENGTH
 from fope_jax.interop.weights import describe, import_weights
 from fope_jax.model.sharding import place
 from fope_jax.train.exchange import TOKENIZER, check_tokens_fit, imported_experiment, tokens_fit
-from fope_jax.train.state import StatePlan
+from fope_jax.train.state import StatePlan, restore_arrays
 from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, run_and_step
 
 WEIGHTS = "hf:"  # what stands before a directory of Hugging Face
@@ -97,14 +97,11 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
         store = CheckpointStore(run / CHECKPOINTS)
         where, shape = f"{run}, step {found}", experiment.model.shape
-        items = {"params": plan.state.params, "constants": plan.constants}
-        if with_optimizer:
-            items["optimizer"] = plan.state.optimizer
         try:
             metadata = store.metadata(found)
             position = experiment.position
             check_fingerprint(metadata, position, shape, None, where, accept_position)
-            arrays = store.restore(found, items)
+            arrays = restore_arrays(store, found, plan, with_optimizer)
         finally:
             store.close()
         check_fingerprint(metadata, position, shape, arrays["constants"], where, accept_position)

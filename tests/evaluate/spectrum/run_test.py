@@ -9,6 +9,7 @@ from flax import nnx
 
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import build_experiment, experiment_to_dict
+from fope_jax.evaluate.finite import NonFiniteError
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.spectrum import run as run_module
@@ -47,7 +48,7 @@ def cache():
         yield
 
 
-def save(workdir, method, seed=3, drawn_from=None, steps=(5,)):
+def save(workdir, method, seed=3, drawn_from=None, steps=(5,), change=lambda layers: {}):
     """A run whose checkpoint holds a new model drawn from the seed ``drawn_from``."""
     workdir.mkdir(parents=True, exist_ok=True)
     experiment = build_experiment(
@@ -69,6 +70,7 @@ def save(workdir, method, seed=3, drawn_from=None, steps=(5,)):
     rngs = nnx.Rngs(seed if drawn_from is None else drawn_from)
     model = Transformer(experiment.model, experiment.position, rngs=rngs)
     _, params, constants = split(model)
+    params["layers"] |= change(params["layers"])
     found = position_identity(experiment.position, experiment.model.shape, constants)[1]
     store = CheckpointStore(workdir / "checkpoints")
     for step in steps:
@@ -201,14 +203,38 @@ def test_windows_begin_with_the_bos_token_of_the_run(tmp_path, monkeypatch):
     config["evaluate"] |= {"bos_token": "<s>", "add_bos_token": True}
     (workdir / "config.json").write_text(json.dumps(config))
 
-    def measure(look, texts, layers, *, training_length, last):
-        seen.extend(texts)
-        return [SimpleNamespace(**dict.fromkeys(run_module.CURVES))]
+    def observer(model):
+        look = run_module_observer(model)
+        return lambda tokens: (seen.append(tokens), look(tokens))[1]
 
-    monkeypatch.setattr(run_module, "measure", measure)
+    run_module_observer = run_module.observer
+    monkeypatch.setattr(run_module, "observer", observer)
     rows = quiet(workdir)["rows"]
     assert {row["bos_token"] for row in rows} == {"<s>"}
     assert {len(window) for window in seen} == {LENGTH, 2 * LENGTH}
     assert {int(window[0]) for window in seen} == {39}
     short, long = seen[0], seen[3]  # in all else the same text
     np.testing.assert_array_equal(short[1:], long[1 - LENGTH :])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda layers: {"key": layers["key"].at[1, 0].set(np.nan)},
+            r"run, step 5: weights that are not finite: layers.key \(16 values\)",
+        ),
+        (
+            lambda layers: {"query": 1e25 * layers["query"], "key": 1e25 * layers["key"]},
+            "activations are not finite at 64 tokens of document 'Emma', though all weights are: "
+            ".*profile",
+        ),
+    ],
+    ids=["weights", "overflow"],
+)
+def test_what_is_not_finite_is_named_and_no_row_is_written(tmp_path, change, told):
+    workdir = save(tmp_path / "run", "nope", change=change)
+    before = (workdir / "metrics.jsonl").read_bytes()
+    with pytest.raises(NonFiniteError, match=told):
+        quiet(workdir)
+    assert (workdir / "metrics.jsonl").read_bytes() == before

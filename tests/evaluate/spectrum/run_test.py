@@ -1,7 +1,6 @@
 """Measuring runs: their rows, before and after training, and what is refused."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest

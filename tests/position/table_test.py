@@ -24,6 +24,7 @@ from fope_jax.position import (
     PRoPE,
     Proportional,
     RoPE,
+    Sinusoidal,
     XPos,
     YaRN,
     angles,
@@ -145,6 +146,27 @@ def test_fingerprint_covers_every_knob_down_to_the_scalings(method):
     assert len(changed) >= 4
     hashes = {fingerprint(variant).hash for variant in changed}
     assert len(hashes) == len(changed) and fingerprint(method).hash not in hashes
+
+
+# Hashes in checkpoints of the code that knew no outputs="official".
+STORED = {
+    "a43b2d659b9cb93c": FoPE(64),
+    "a189d8f0c380efbf": FoPE(64, drop_zero=False),
+    "5d2ab350f1207df8": FoPE(64, clip=False, drop_zero=False),
+    "9894e16696305496": FoPE(64, clip=False, outputs="quarter"),
+    "08845cc059b12bd2": FoPE.equations(64),
+    "53c1cc0560d310f0": ByLayer((FoPE(64), NoPE())),
+    "ddb1e6c30d1c60f9": Sinusoidal(amplitude=1.0),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_fingerprints_of_stored_checkpoints(stored):
+    assert fingerprint(STORED[stored]).hash == stored
+
+
+def test_another_number_of_pairs_has_another_fingerprint():
+    assert fingerprint(FoPE(64, clip=False)).hash not in STORED
 
 
 def test_fingerprint_counts_equal_numbers_as_equal():

@@ -12,7 +12,7 @@ import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.checks import check_above_zero
-from fope_jax.position.rotation import angles, inverse_frequencies
+from fope_jax.position.rotation import angles, inverse_frequencies, token_positions
 from fope_jax.typing import Array
 
 
@@ -55,8 +55,8 @@ class Sinusoidal(PositionEmbedding):
         instead: their ratio is the original's where the two are equal. A configuration without
         an amplitude takes its ``model.init_std``; 1 is for embeddings of standard deviation 1.
 
-    Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.4 and 3.5, and the
-    initial values of their code, tensor2tensor.
+    Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.5; sinusoids scaled to
+    the spread of the embeddings, where they multiply embeddings by sqrt(D) (Section 3.4).
     """
 
     kind: ClassVar[str] = "absolute"
@@ -125,7 +125,7 @@ class Learned(PositionEmbedding):
             )
         rows = (
             variables["table"]
-            .at[positions]
+            .at[token_positions(positions)]
             .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         )
         return (x.astype(jnp.float32) + rows).astype(x.dtype)

@@ -118,7 +118,7 @@ WRAPPED = RoPE(scaling=(LongRoPE((1.0,) * 8, (2.0,) * 8, 64, 4.0), ClipFloor(64)
         WRAPPED,
         FoPE(64),
         XPos(),
-        LogitScaling(WRAPPED, training_length=64),
+        LogitScaling(WRAPPED, training_length=64, within=True),
         ByLayer((NoPE(), WRAPPED)),
     ],
     ids=lambda method: type(method).__name__,
@@ -177,7 +177,8 @@ def test_fingerprint_counts_equal_numbers_as_equal():
 
 
 def test_specifications_go_both_ways():
-    for method in (WRAPPED, LogitScaling(ByLayer((WRAPPED, FoPE(64))), form="yarn", factor=2.0)):
+    mixed = LogitScaling(ByLayer((WRAPPED, FoPE(64))), training_length=64, within=True)
+    for method in (WRAPPED, mixed):
         spec = to_spec(method)
         assert from_spec(json.loads(json.dumps(spec))) == method
 

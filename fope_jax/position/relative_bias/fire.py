@@ -13,7 +13,7 @@ import numpy as np
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.checks import check_above_zero
 from fope_jax.position.relative_bias.base import by_head, by_layer, relative_distance
-from fope_jax.position.rotation import token_positions
+from fope_jax.position.rotation import position_values
 from fope_jax.typing import Array
 
 FIRE_EPSILON = 1e-6
@@ -45,7 +45,7 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
     Context Transformers", Section 3.
     """
     distance = relative_distance(q_positions, k_positions)
-    return _share(distance, token_positions(q_positions)[:, :, None], c, threshold)
+    return _share(distance, position_values(q_positions)[:, :, None], c, threshold)
 
 
 def _share(distance: Array, position: Array, c: Array, threshold: Array) -> Array:

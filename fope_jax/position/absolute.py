@@ -128,4 +128,4 @@ class Learned(PositionEmbedding):
             .at[token_positions(positions)]
             .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         )
-        return (x.astype(jnp.float32) + rows).astype(x.dtype)
+        return (x.astype(jnp.float32) + rows.astype(jnp.float32)).astype(x.dtype)

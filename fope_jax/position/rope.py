@@ -111,7 +111,8 @@ class RoPE(PositionEmbedding):
             return jax.vmap(lambda *row: self._row_phase(*row, head_dim))(positions, lengths)
         inv_freq = self.frequencies(head_dim)
         if self.learnable:
-            inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(variables["log_ratio"])
+            log_ratio = jnp.asarray(variables["log_ratio"], jnp.float32)
+            inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(log_ratio)
         return angles(positions, inv_freq)
 
     def _row_phase(self, positions: Array, length: Array, head_dim: int) -> Array:

@@ -242,7 +242,8 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     fits = cos.shape == sin.shape and cos.ndim == x.ndim and x.shape[-1] % 2 == 0
     if not fits or any(a not in (1, b) for a, b in zip(cos.shape, pairs, strict=True)):
         raise ValueError(f"{given}: expected [B, T, H/2] or [B, T, N, H/2] for x [B, T, N, H]")
-    wide = x.astype(jnp.float32)
+    x = jnp.asarray(x)
+    wide, cos, sin = (jnp.asarray(part).astype(jnp.float32) for part in (x, cos, sin))
     if interleaved:
         first, second = wide[..., 0::2], wide[..., 1::2]
     else:

@@ -40,7 +40,6 @@ from fope_jax.position import (
     PRoPE,
     Proportional,
     RoPE,
-    RotaryFrequencies,
     Scaling,
     Sinusoidal,
     SnapToCycles,
@@ -205,14 +204,26 @@ SETTINGS = {
     "no rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "debug NaN": lambda: jax.debug_nans(True),
 }
+
+
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+def every_row(test):
+    names = [name for name in ROWS if name not in HOST]
+    test = pytest.mark.parametrize("dtype", DTYPES)(test)
+    return pytest.mark.parametrize("name", names)(test)
 
 
 @contextlib.contextmanager
 def plain():
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        with jax.numpy_rank_promotion("allow"), jax.debug_nans(False):
-            yield
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.debug_nans(False),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -241,12 +252,21 @@ class Row:
             given = list(leaves)
             for i, leaf in zip(floating, moving, strict=True):
                 given[i] = leaf
-            out = [x for x in jax.tree.leaves(self.run(*given)) if is_float(x)]
-            return sum(jnp.sum(jnp.square(x.astype(jnp.float32))) for x in out)
+            return sum(weighted(x) for x in jax.tree.leaves(self.run(*given)))
 
         if not floating:
             return ()
         return jax.grad(loss, argnums=tuple(range(len(floating))))(*(leaves[i] for i in floating))
+
+    def both_passes(self, *leaves):
+        return self.run(*leaves), self.gradient(*leaves)
+
+
+def weighted(x):
+    """A number that every entry moves, unlike a norm, which a rotation keeps."""
+    x = jnp.asarray(x, jnp.float32)
+    weights = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
+    return jnp.mean(weights * x) / jax.lax.stop_gradient(jnp.abs(x).max())
 
 
 def is_float(x):
@@ -260,10 +280,6 @@ def row_of(name, dtype):
     return Row(call, leaves, structure)
 
 
-def both_passes(row, *leaves):
-    return row.run(*leaves), row.gradient(*leaves)
-
-
 def same(out, expected, dtype):
     """Equal to the precision of the dtype; x64 may widen what is made on the host alone."""
     rtol = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
@@ -273,29 +289,46 @@ def same(out, expected, dtype):
         np.testing.assert_allclose(a / size, b / size, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_all_settings_together(name):
-    """Outside jit and inside, forwards and backwards: what the plain settings give."""
+# What is computed on the host, in float64, of no array.
+HOST = [name for name, (_, *arguments) in FUNCTIONS.items() if not arguments]
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_on_the_host(name):
+    call = ROWS[name][0]
+    with plain():
+        expected = call()
+    with settings(*SETTINGS):
+        np.testing.assert_array_equal(call(), expected)
+
+
+@every_row
+def test_tracing(name, dtype):
+    """Promotion of dtypes and ranks is an error here already, forwards and backwards."""
+    with plain():
+        row = row_of(name, dtype)
+        expected = jax.eval_shape(row.both_passes, *row.leaves)
+    for chosen in (("x64",), ("strict dtypes",), ("no rank promotion",), tuple(SETTINGS)):
+        with settings(*chosen):
+            traced = jax.eval_shape(row.both_passes, *row.leaves)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), traced) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), expected
+        )
+
+
+QUICK = ("angles", "rotate", "scaled_frequencies", "rope-dynamic-ntk", "learned")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ROWS if name not in (*HOST, *QUICK)]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
+def test_values(name):
+    """All settings together, outside jit and inside: what the plain ones give."""
     for dtype in DTYPES:
         with plain():
             row = row_of(name, dtype)
-            expected = jax.jit(lambda *leaves: both_passes(row, *leaves))(*row.leaves)
+            expected = jax.jit(row.both_passes)(*row.leaves)
         chex.assert_tree_all_finite(jax.tree.map(np.asarray, expected))
         with settings(*SETTINGS):
-            inside = jax.jit(lambda *leaves: both_passes(row, *leaves))(*row.leaves)
+            same(jax.jit(row.both_passes)(*row.leaves), expected, dtype)
             if dtype == "float32":
-                same(both_passes(row, *row.leaves), expected, dtype)
-        same(inside, expected, dtype)
-        dtypes = [[jnp.asarray(x).dtype for x in jax.tree.leaves(t)] for t in (inside, expected)]
-        assert dtypes[0] == dtypes[1]
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_each_setting_alone(name):
-    """Traced only: promotion of dtypes and ranks is an error there already."""
-    for dtype in DTYPES:
-        with plain():
-            row = row_of(name, dtype)
-        for setting in SETTINGS:
-            with settings(setting):
-                jax.eval_shape(lambda *leaves: both_passes(row, *leaves), *row.leaves)
+                same(row.both_passes(*row.leaves), expected, dtype)

@@ -187,4 +187,5 @@ class FIRE(PositionEmbedding):
         return bias
 
     def _threshold(self, values: dict[str, Any]) -> Array:
-        return jnp.abs(values["length_factor"] * np.float32(self.init_length))
+        factor = jnp.asarray(values["length_factor"], jnp.float32)
+        return jnp.abs(factor * np.float32(self.init_length))

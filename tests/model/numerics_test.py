@@ -1,4 +1,4 @@
-"""Loss and gradient under jax's strict settings, as tests/position/numerics_test.py has the hooks."""
+"""Loss and gradient under the strict settings of tests/position/numerics_test.py."""
 
 import contextlib
 
@@ -42,7 +42,7 @@ def case(name, dtype):
         model = merge(graphdef, params, constants)
         hidden = model.hidden(*batch)
         weights = (batch[2] > 0).astype(jnp.float32)
-        sums = loss_sums(hidden, model.unembedding_matrix(), batch[0], weights, weights)
+        sums = loss_sums(hidden, model.unembedding_matrix(), batch[0], weights)
         return sums.nats, model.unembed(hidden)
 
     return jax.value_and_grad(loss, has_aux=True), params

@@ -66,3 +66,17 @@ def test_loss_and_gradient(name, dtype):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, atol=tolerance * (1e-3 + np.abs(b).max()))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint32"])
+def test_positions_of_another_integer_dtype(dtype):
+    """They are int32 before anything is subtracted or masked with them."""
+    config = TransformerConfig(
+        vocab_size=31, d_model=16, num_layers=1, num_heads=2, mlp_dim=24, attention_block=8
+    )
+    model = Transformer(config, ALiBi(), rngs=nnx.Rngs(0))
+    tokens, segments = np.arange(20, dtype=np.int32)[None], np.ones((1, 20), np.int32)
+    positions = np.arange(20)[None]
+    expected = model(tokens, positions.astype(np.int32), segments)
+    found = model(tokens, jnp.asarray(positions, dtype), segments)
+    np.testing.assert_array_equal(found, expected)

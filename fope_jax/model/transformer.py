@@ -249,8 +249,8 @@ class Transformer(nnx.Module):
         Args:
           tokens: ``[B, T]`` int32. One outside the vocabulary gives NaN (``check_batch`` finds it
             on the host).
-          positions: ``[B, T]`` integers, tokens since the start of the segment; ``[1, T]`` where all
-            rows share them, whose tables, masks and biases are then computed and kept once.
+          positions: ``[B, T]`` integers, tokens since the start of the segment; ``[1, T]`` where
+            all rows share them, whose tables, masks and biases are then computed and kept once.
           segments: ``[B, T]`` or ``[1, T]`` int32, counted from 1; 0 is padding.
 
         Returns:

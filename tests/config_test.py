@@ -345,6 +345,32 @@ def test_methods_inside_methods(spec, name):
     assert build_experiment(saved) == experiment
 
 
+SINUSOIDAL = {"method": "sinusoidal"}
+SCALED = {"method": "logit_scaling", "inner": SINUSOIDAL}
+
+
+@pytest.mark.parametrize(
+    ("position", "init_std", "amplitude"),
+    [
+        (SINUSOIDAL, 0.02, 0.02),
+        (SINUSOIDAL, 0.06, 0.06),
+        (SINUSOIDAL | {"amplitude": 1.0}, 0.06, 1.0),  # what configurations from before say
+        (SCALED, 0.06, 0.06),
+    ],
+)
+def test_sinusoids_are_as_large_as_the_embeddings(spec, position, init_std, amplitude):
+    """One file states an amplitude and keeps it; one that states none takes model.init_std."""
+    config = load_config(spec, [f"model.init_std={init_std}"])
+    config.position = ConfigDict(position)
+    experiment = build_experiment(config)
+    method = getattr(experiment.position, "inner", experiment.position)
+    assert method.amplitude == amplitude
+    stored = json.loads(json.dumps(experiment_to_dict(experiment)))
+    # Later changes of init_std change no model that has weights.
+    stored["model"]["init_std"] = 0.5
+    assert build_experiment(stored).position == experiment.position
+
+
 def test_scalings_from_the_command_line(spec):
     text = '[{"scaling": "yarn", "factor": 4, "original_length": 128}]'
     experiment = build(spec, "position.method=rope", f"position.scaling={text}")

@@ -213,7 +213,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     if evaluate.scored_tokens is None:
         scored = max(1, train.length // 2)
         parts["evaluate"] = dataclasses.replace(evaluate, scored_tokens=scored)
-    position = _build_position(values["position"], train.length)
+    position = _build_position(values["position"], train.length, parts["model"].init_std)
     experiment = Experiment(**top, **parts, position=position)
     _cross_check(experiment)
     return experiment
@@ -301,7 +301,7 @@ def _build(name: str, cls: type, values: Mapping[str, Any]) -> Any:
         raise ConfigError(f"config.{name}: {error}") from error
 
 
-def _build_position(values: Mapping[str, Any], length: int) -> PositionEmbedding:
+def _build_position(values: Mapping[str, Any], length: int, init_std: float) -> PositionEmbedding:
     method = values.get("method")
     if method is None:
         raise ConfigError(
@@ -310,23 +310,25 @@ def _build_position(values: Mapping[str, Any], length: int) -> PositionEmbedding
     if not isinstance(method, str):
         raise ConfigError(f"config.position.method = {method!r:.80}; accepted: a name")
     try:
-        return _build_spec("position", values, length)
+        return _build_spec("position", values, length, init_std)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"config.position: {error}") from error
 
 
-def _build_spec(key: str, value: Any, length: int) -> Any:
+def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
     """Methods and scalings from their specifications, each knob checked against its type.
 
-    What has a training length and is given none takes the training's.
+    What has a training length and is given none takes the training's; sinusoids without an
+    amplitude take that of the embeddings they are added to, at the start.
     """
     if isinstance(value, (list, tuple)):
-        return tuple(_build_spec(f"{key}[{i}]", item, length) for i, item in enumerate(value))
+        items = enumerate(value)
+        return tuple(_build_spec(f"{key}[{i}]", item, length, init_std) for i, item in items)
     if not isinstance(value, (Mapping, ConfigDict)):
         return value
-    knobs = {name: _build_spec(f"{key}.{name}", v, length) for name, v in value.items()}
+    knobs = {name: _build_spec(f"{key}.{name}", v, length, init_std) for name, v in value.items()}
     entry, name, knobs = parts_of(knobs)
     if not isinstance(name, str):
         raise ConfigError(
@@ -341,6 +343,8 @@ def _build_spec(key: str, value: Any, length: int) -> Any:
         temperature = knobs.get("form") == "yarn"  # LogitScaling's form without a length
         if knobs.get("training_length") is None and not temperature:
             knobs["training_length"] = length
+    if "amplitude" in kinds:
+        knobs.setdefault("amplitude", init_std)
     knobs = {k: checked(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()}
     return make(name, **knobs)
 

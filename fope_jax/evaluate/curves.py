@@ -18,6 +18,7 @@ import numpy as np
 from fope_jax.position.absolute import Sinusoidal
 from fope_jax.position.base import ModelShape, PositionEmbedding, Variables
 from fope_jax.position.examples import LENGTH, SHAPE, choose
+from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.position.table import name_of
 from fope_jax.typing import Array
@@ -161,6 +162,9 @@ def _logit_lines(
     for index in range(period):
         own, variables, layer_tables = method.of_layer(index, first, tables)
         logits = expected_logits(own, variables, layer_tables, shape, length, reach, mean)
+        if isinstance(own, LogitScaling) and own.has_contextual_bias:
+            # Its factor comes with the bias, which is drawn from other logits below.
+            logits, own = logits * np.asarray(layer_tables[0])[0, -1], own.inner
         layers.append((own, variables, logits))
     turning = any(np.ptp(logits) > 1e-4 * np.abs(logits).max() for *_, logits in layers)
     biased = all(own.has_bias or own.has_contextual_bias for own, *_ in layers)

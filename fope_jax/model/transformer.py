@@ -31,6 +31,7 @@ from fope_jax.position.base import (
     PositionVariables,
     Variables,
 )
+from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
 
 DTYPES = ("float32", "bfloat16")
@@ -261,8 +262,8 @@ class Transformer(nnx.Module):
         Args:
           tokens: ``[B, T]`` int32. One outside the vocabulary gives NaN (``check_batch`` finds it
             on the host).
-          positions: ``[B, T]`` int32, tokens since the start of the segment; ``[1, T]`` where all
-            rows share them, whose tables, masks and biases are then computed and kept once.
+          positions: ``[B, T]`` integers, tokens since the start of the segment; ``[1, T]`` where
+            all rows share them, whose tables, masks and biases are then computed and kept once.
           segments: ``[B, T]`` or ``[1, T]`` int32, counted from 1; 0 is padding.
 
         Returns:
@@ -302,6 +303,7 @@ class Transformer(nnx.Module):
                 f"a window of {tokens.shape[1]} tokens: {type(position).__name__} is defined for "
                 f"at most {limit}"
             )
+        positions = token_positions(positions)
         x = self.embed(tokens, positions)
         tables = position.tables(self.model_variables(), positions, config.shape.head_dim)
         period = position.period(config.num_layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
-from fope_jax.position.rotation import angles, inverse_frequencies
+from fope_jax.position.checks import check_above_zero
+from fope_jax.position.rotation import angles, inverse_frequencies, token_positions
 from fope_jax.typing import Array
 
 
@@ -47,22 +49,26 @@ class Sinusoidal(PositionEmbedding):
 
     Knobs:
       theta: base of the frequencies.
-      amplitude: factor on the sinusoids. The original multiplies token embeddings by sqrt(D)
-        instead; with embeddings drawn at 0.02 and never scaled, 1.0 lets position dominate at
-        the start of training.
+      amplitude: factor on the sinusoids. Vaswani et al. add them as they are to embeddings of
+        standard deviation 1 (drawn at 1 / sqrt(D) and multiplied by sqrt(D)). The models here draw
+        embeddings at ``init_std`` and never scale them, so the sinusoids are scaled to those
+        instead: their ratio is the original's where the two are equal. A configuration without
+        an amplitude takes its ``model.init_std``; 1 is for embeddings of standard deviation 1.
 
-    Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.5.
+    Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.5; sinusoids scaled to
+    the spread of the embeddings, where they multiply embeddings by sqrt(D) (Section 3.4).
     """
 
     kind: ClassVar[str] = "absolute"
     extends: ClassVar[str] = "defined at any length; poorly"
 
     theta: float = 10_000.0
-    amplitude: float = 1.0
+    amplitude: float = 0.02
 
     def __post_init__(self) -> None:
-        if not self.theta > 0:
-            raise ValueError(f"theta={self.theta}: the base of the frequencies must be above 0")
+        check_above_zero("theta", self.theta, "the base of the frequencies")
+        if not math.isfinite(self.amplitude):
+            raise ValueError(f"amplitude={self.amplitude}: it must be finite")
 
     def check(self, shape: ModelShape) -> None:
         if shape.d_model % 2:
@@ -119,7 +125,7 @@ class Learned(PositionEmbedding):
             )
         rows = (
             variables["table"]
-            .at[positions]
+            .at[token_positions(positions)]
             .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         )
-        return (x.astype(jnp.float32) + rows).astype(x.dtype)
+        return (x.astype(jnp.float32) + rows.astype(jnp.float32)).astype(x.dtype)

@@ -8,6 +8,7 @@ seen a phase. What becomes of the arrays is in ``transplant.py``.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -111,7 +112,9 @@ def extended(
 
     A scaling joins the frequencies: of ``factor`` s = length / L, with L the length that the
     frequencies without any stretch were trained on. It takes the place of a stretch that is there
-    already, whose L it keeps: RoPE at 128, then YaRN to 256, then YaRN to 512 ends with s = 4.
+    already, whose L it keeps: RoPE at 128, then YaRN to 256, then YaRN to 512 ends with s = 4. A
+    scaling of the same class keeps the parent's other knobs, such as YaRN's ramp and a temperature
+    left out; an ``attention_factor`` that states what the factor implies goes on to do so.
     ``fope`` puts the floor at the new length, as ``clip`` does; a scaled FoPE leaves YaRN's
     temperature out, as the released code does. ``learned`` makes the table ``length`` long.
     Everything else keeps the parent's knobs.
@@ -213,7 +216,8 @@ def _with_scaling(
     }
     if isinstance(parent, FoPE):
         follows["attention_factor"] = 1.0
-    known = {name: value for name, value in follows.items() if name in names} | given
+    kept_knobs = _same_class_knobs(parent, cls, {*follows} - {"attention_factor"})
+    known = {name: value for name, value in follows.items() if name in names} | kept_knobs | given
     needed = [
         field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
     ]
@@ -238,6 +242,20 @@ def _with_scaling(
         old for old in parent.scaling if not (type(old) is cls or (old.stretches and cls.stretches))
     )
     return (*kept, step)
+
+
+def _same_class_knobs(parent: Any, cls: type[Scaling], follows: set[str]) -> dict[str, Any]:
+    """The optional knobs of the parent's own ``cls``, but for those that follow from lengths."""
+    step: Any = next((step for step in parent.scaling if type(step) is cls), None)
+    if step is None:
+        return {}
+    optional = [f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
+    knobs = {name: getattr(step, name) for name in optional if name not in follows}
+    if knobs.get("attention_factor") is not None:
+        implied = dataclasses.replace(step, attention_factor=None).effective_attention_factor
+        if math.isclose(step.attention_factor, implied, rel_tol=1e-6):
+            knobs["attention_factor"] = None  # the new factor implies another
+    return knobs
 
 
 def _original_length(parent: Any, from_length: int) -> tuple[float, float]:

@@ -39,7 +39,7 @@ from fope_jax.typing import Array
 
 HEADS = ("query", "key_value", "shared")
 FREQUENCIES = ("rope", "grid", "uniform")
-OUTPUTS = ("quarter", "surviving")
+OUTPUTS = ("official", "surviving", "quarter")
 IDENTITIES = ("step", "own")
 SCALING_ORDERS = ("before_clip", "after_clip")
 
@@ -77,10 +77,12 @@ class FoPE(PositionEmbedding):
       normalise: divide each output's coefficients by their sum when applied; the paper's
         pseudo-code does, the code as released does not. Columns without a dominant term, or with
         strong noise, have sums near 0 and give very large tables.
-      drop_zero: remove zero frequencies from the mix; True in both. Kept, they add constants, and
-        every pair of the head gets a series.
-      outputs: how many pairs get a series. ``quarter``: at most H/4 (code); ``surviving``: as many
-        as RoPE has above the floor (paper).
+      drop_zero: remove zero frequencies from the mix; True in both (code, ``fourier_ignore_zero``).
+        Kept, they add constants, and every pair of the head gets a series.
+      outputs: how many pairs get a series where zero frequencies are removed. ``official``: as many
+        as frequencies are mixed, at most H/4, with or without ``clip`` (code); ``surviving``: as
+        many as RoPE has above the floor (paper). ``quarter``, which configurations from before
+        ``official`` hold, is the same as ``official`` with ``clip``; without, all H/2.
       zero_sine: the sine of zero-frequency pairs: 1 (code, intended by its authors), 0 (Eq. 13).
       identity: where the dominant terms stand when D > d. ``step``: see ``step_identity`` (code);
         ``own``: each output at its own RoPE frequency (paper), or the nearest on a ``grid``.
@@ -114,7 +116,7 @@ class FoPE(PositionEmbedding):
     share_layers: bool = False
     normalise: bool = False
     drop_zero: bool = True
-    outputs: str = "quarter"
+    outputs: str = "official"
     zero_sine: float = 1.0
     identity: str = "step"
     learnable: bool = False
@@ -133,6 +135,8 @@ class FoPE(PositionEmbedding):
         check_choice("outputs", self.outputs, OUTPUTS)
         check_choice("identity", self.identity, IDENTITIES)
         check_choice("scaling_order", self.scaling_order, SCALING_ORDERS)
+        if self.outputs == "quarter" and (self.clip or not self.drop_zero):
+            object.__setattr__(self, "outputs", "official")  # two names of one thing are equal
         object.__setattr__(self, "scaling", check_chain(self.scaling))
         for step in self.scaling:
             if step.follows_length:
@@ -204,8 +208,8 @@ class FoPE(PositionEmbedding):
 
     def num_outputs(self, head_dim: int) -> int:
         """d, the pairs of dimensions that follow a series."""
-        if not (self.clip and self.drop_zero):
-            return head_dim // 2  # nothing was dropped, so no pair is left without a series
+        if not self.drop_zero or self.outputs == "quarter":
+            return head_dim // 2
         if self.outputs == "surviving":
             return len(self._mixed(head_dim))
         return min(self._num_mixed(head_dim), head_dim // 4)
@@ -236,7 +240,7 @@ class FoPE(PositionEmbedding):
             )
         if self.num_outputs(head_dim) < 1:
             raise ValueError(
-                f"head_dim={head_dim}: outputs='quarter' leaves no pair with a series; "
+                f"head_dim={head_dim}: outputs='official' leaves no pair with a series; "
                 "head_dim must be 4 or more"
             )
         if self.identity == "own" and self.drop_zero and self.num_outputs(head_dim) > own:

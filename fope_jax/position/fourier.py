@@ -199,7 +199,7 @@ def mix_tables(
         )
 
     def mix(basis: Array, coef: Array, rest: float) -> Array:
-        coef = jnp.asarray(coef, jnp.float32)
+        basis, coef = jnp.asarray(basis, jnp.float32), jnp.asarray(coef, jnp.float32)
         coef = coef[None] if coef.ndim == 2 else coef
         # HIGHEST: a bfloat16 product, the default on TPU, would blur the phases.
         mixed = jnp.einsum("...tf,nfo->...tno", basis, coef, precision=jax.lax.Precision.HIGHEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -12,8 +13,8 @@ import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.checks import check_at_least, check_choice
-from fope_jax.position.rotation import token_positions
-from fope_jax.position.scaling import yarn_temperature
+from fope_jax.position.rotation import position_values
+from fope_jax.position.scaling import Scaling, yarn_temperature
 from fope_jax.typing import Array
 
 KINDS = ("log_n", "yarn")
@@ -43,7 +44,7 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
     Section 5.3; Su 2021, "Attention's scale operation from the invariance of entropy".
     """
     check_at_least("training_length", training_length, 2, "the trained length in tokens")
-    count = (token_positions(positions) + 1).astype(jnp.float32)
+    count = position_values(positions) + 1
     scale = jnp.log(count) / np.float32(math.log(training_length))
     return scale if within else jnp.maximum(scale, 1.0)
 
@@ -55,7 +56,20 @@ class LogitScaling(PositionEmbedding):
         log_n:  q.k -> s(p) q.k,  s as in ``log_n_scale``, p the position of the query
         yarn:   q.k -> (0.1 ln s + 1) ** 2 q.k  at every position
 
-    Only the product of q and k is scaled; a bias of the method is added afterwards, unchanged.
+    Only the product of q and k is scaled; a bias of the method is added afterwards, unchanged:
+
+        logits[i, j] = s(i) q_i.k_j / sqrt(H) + bias[i, j]
+
+    A contextual bias is the one that the method has without the scaling. CoPE's gates are
+    sigmoid(q.k / sqrt(H)) in its paper, from logits without a factor, and its positions are counts
+    that the same query and keys have at any length; with s on the gates they would be other counts
+    beyond L, and s on q would scale its embeddings. There n is the number of keys that the query
+    sees, which is p + 1 where none is left out.
+
+    A scaling of the method's frequencies may have a temperature of its own (YaRN, LongRoPE): with
+    it logits would be sharpened for the same longer length twice, and it is refused. Leave it out
+    with the scaling's ``attention_factor=1.0``, or leave out this. A model that is scaled
+    ``within`` its training length may have both: the first was trained, the second extends it.
 
     Knobs:
       inner: the position embedding whose logits are scaled.
@@ -84,11 +98,30 @@ class LogitScaling(PositionEmbedding):
         if getattr(self, other) is not None:
             raise ValueError(f"{other}={getattr(self, other)}: form={self.form!r} does not use it")
         self._scale(np.zeros((1, 1), np.int32))  # raises where the number is out of range
-        if isinstance(self.inner, LogitScaling):
-            raise ValueError("inner is a LogitScaling itself: logits would be scaled twice")
+        for part in (self.inner, *_parts(self.inner)):
+            if isinstance(part, LogitScaling):
+                where = "is" if part is self.inner else "holds"
+                raise ValueError(
+                    f"inner {where} a LogitScaling itself: logits would be scaled twice"
+                )
+            if not isinstance(part, Scaling) or self.within:
+                continue
+            if part.effective_attention_factor != 1:
+                raise ValueError(
+                    f"inner holds {type(part).__name__}, whose temperature multiplies cosine and "
+                    f"sine by {part.effective_attention_factor:g}: logits would be scaled twice; "
+                    "give it attention_factor=1.0, or leave LogitScaling out"
+                )
 
     def check(self, shape: ModelShape) -> None:
         self.inner.check(shape)
+        for index in range(self.inner.period(shape.num_layers)):
+            own = self.inner.at_layer(index)
+            if own.has_bias and own.has_contextual_bias:
+                raise ValueError(
+                    f"inner={type(own).__name__}: it has a bias and a contextual bias, whose "
+                    "logits hold the bias, so that the product of q and k cannot be scaled alone"
+                )
 
     def max_length(self) -> int | None:
         return self.inner.max_length()
@@ -120,6 +153,8 @@ class LogitScaling(PositionEmbedding):
     ) -> tuple[Array, Array]:
         scale, inner = tables
         q, k = self.inner.rotate(variables, inner, q, k)
+        if self.has_contextual_bias:
+            return q, k  # of which its bias is made; the factor comes with the bias
         return (q.astype(jnp.float32) * scale[:, :, None, None]).astype(q.dtype), k
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array | None:
@@ -143,7 +178,20 @@ class LogitScaling(PositionEmbedding):
         return self.inner.has_head_bias
 
     def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array | None:
-        return self.inner.contextual_bias(variables, q, logits)
+        """The method's own bias, and what the factor adds to ``logits``.
+
+        bias[i, j] + (s(n_i) - 1) logits[i, j],  n_i the keys that query i sees
+        """
+        bias = self.inner.contextual_bias(variables, q, logits)
+        if bias is None:
+            return None
+        seen = logits > -jnp.inf
+        # Padding sees no key: a count of 0 would make the factor infinite.
+        last = jnp.maximum(jnp.sum(seen, axis=-1, dtype=jnp.int32), 1) - 1
+        batch, heads, length, keys = logits.shape
+        scale = self._scale(last.reshape(batch * heads, length))
+        scale = jnp.broadcast_to(scale, (batch * heads, length)).reshape(batch, heads, length, 1)
+        return bias + (scale - 1) * jnp.where(seen, logits, 0.0)
 
     @property
     def has_contextual_bias(self) -> bool:
@@ -170,3 +218,13 @@ class LogitScaling(PositionEmbedding):
         scale, inner = tables
         _, variables, inner = self.inner.of_layer(index, variables, inner)
         return self.at_layer(index), variables, (scale, inner)
+
+
+def _parts(method: Any) -> Iterator[PositionEmbedding | Scaling]:
+    """All methods and scalings that ``method`` is made of, those inside them as well."""
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, (PositionEmbedding, Scaling)):
+                yield part
+                yield from _parts(part)

@@ -108,7 +108,8 @@ class ByShare(PositionEmbedding):
 
         q = [q_1, q_2, ..],  k = [k_1, k_2, ..],  q.k = sum_i (method_i turns q_i).(.. k_i)
 
-    ``ByShare((RoPE(), NoPE()), (0.25, 0.75))`` is partial rotary with a quarter of the head.
+    ``ByShare((RoPE(), NoPE()), (0.25, 0.75))`` is partial rotary with a quarter of the head. A
+    temperature of one method, as YaRN's, is on its own term of the sum alone, as it is there.
 
     Knobs:
       methods: rotations, and NoPE for dimensions without position.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
-from fope_jax.position.rotation import angles, check_head_dim, check_theta, rotate
+from fope_jax.position.rotation import angles, check_head_dim, check_theta, position_values, rotate
 from fope_jax.position.scaling import Scaling, check_chain, scaled_frequencies
 from fope_jax.typing import Array
 
@@ -106,15 +106,17 @@ class RoPE(PositionEmbedding):
     def _phase(self, variables: Variables, positions: Array, head_dim: int) -> Array:
         """Radians ``[B, T, F]``."""
         if self.follows_length:
-            return jax.vmap(lambda row: self._row_phase(row, head_dim))(positions)
+            # Counted in float32: in a small integer dtype the last position + 1 may wrap.
+            lengths = jnp.max(position_values(positions), axis=-1) + 1
+            return jax.vmap(lambda *row: self._row_phase(*row, head_dim))(positions, lengths)
         inv_freq = self.frequencies(head_dim)
         if self.learnable:
-            inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(variables["log_ratio"])
+            log_ratio = jnp.asarray(variables["log_ratio"], jnp.float32)
+            inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(log_ratio)
         return angles(positions, inv_freq)
 
-    def _row_phase(self, positions: Array, head_dim: int) -> Array:
+    def _row_phase(self, positions: Array, length: Array, head_dim: int) -> Array:
         """Radians ``[T, F]`` at the frequencies of this row's own length."""
-        length = jnp.max(positions) + 1
         rotary_dim = self.rotary_dim(head_dim)
         return angles(
             positions, scaled_frequencies(rotary_dim, self.theta, self.scaling, length).inv_freq

@@ -29,20 +29,39 @@ def as_array(x: Array) -> Array:
 
 
 def token_positions(positions: Array) -> Array:
-    """Positions as int32.
+    """Positions as int32: their last 32 bits, where a value inside ``jit`` has more.
+
+    Differences of such positions are right all the same, as long as they fit 32 bits themselves.
 
     Raises:
       TypeError: they are not integers.
       ValueError: a known value does not fit 32 bits.
     """
+    return jnp.asarray(_checked(positions)).astype(jnp.int32)
+
+
+def position_values(positions: Array) -> Array:
+    """Positions as float32, of any integer dtype and the whole of its range.
+
+    Raises:
+      TypeError, ValueError: see ``token_positions``.
+    """
+    return jnp.asarray(_checked(positions)).astype(jnp.float32)
+
+
+def _checked(positions: Array) -> Array:
+    """Positions of an integer dtype; one that is known fits 32 bits."""
     positions = as_array(positions)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(f"positions have dtype {positions.dtype}: they count tokens, pass integers")
-    if isinstance(positions, np.ndarray) and positions.size:
-        farthest = max(int(positions.max()), -int(positions.min()))
+    wide = jnp.iinfo(positions.dtype).max >= 2**31
+    if wide and positions.size and not isinstance(positions, jax.core.Tracer):
+        known = np.asarray(positions)
+        farthest = max(int(known.max()), -int(known.min()))
         if farthest >= 2**31:
             raise ValueError(f"position {farthest} does not fit 32 bits")
-    return jnp.asarray(positions.astype(np.int32))
+        return known.astype(np.int32)
+    return positions
 
 
 def check_head_dim(head_dim: int) -> None:
@@ -115,7 +134,7 @@ def angles(positions: Array, inv_freq: Array) -> Array:
     >>> bool(abs(jnp.cos(phase[0, 2, 0]) - np.cos(1_000_000.0)) < 1e-5)
     True
     """
-    positions, inv_freq = token_positions(positions), as_array(inv_freq)
+    positions, inv_freq = jnp.asarray(_checked(positions)), as_array(inv_freq)
     if inv_freq.ndim != 1:
         raise ValueError(f"inv_freq has shape {inv_freq.shape}: it must be a vector [F]")
     if isinstance(inv_freq, np.ndarray):
@@ -135,9 +154,10 @@ def _phase(positions: Array, inv_freq: Array, whole: Array, rest: Array) -> Arra
     )
     position = positions[..., None]
     count = position.astype(jnp.float32)
-    wrapped = (position * whole.astype(jnp.int32)).astype(jnp.float32)  # overflow is the wrap
+    # Overflow is the wrap, so that the last 32 bits of a position are all that is needed here.
+    wrapped = (position.astype(jnp.int32) * whole.astype(jnp.int32)).astype(jnp.float32)
     remainder = (wrapped + count * rest) * np.float32(2.0 * np.pi / _TURN)
-    short = (position > -_PLAIN_PRODUCT_BELOW) & (position < _PLAIN_PRODUCT_BELOW)
+    short = jnp.abs(count) < _PLAIN_PRODUCT_BELOW
     return jnp.where(short, count * inv_freq, remainder)
 
 
@@ -222,7 +242,8 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     fits = cos.shape == sin.shape and cos.ndim == x.ndim and x.shape[-1] % 2 == 0
     if not fits or any(a not in (1, b) for a, b in zip(cos.shape, pairs, strict=True)):
         raise ValueError(f"{given}: expected [B, T, H/2] or [B, T, N, H/2] for x [B, T, N, H]")
-    wide = x.astype(jnp.float32)
+    x = jnp.asarray(x)
+    wide, cos, sin = (jnp.asarray(part).astype(jnp.float32) for part in (x, cos, sin))
     if interleaved:
         first, second = wide[..., 0::2], wide[..., 1::2]
     else:

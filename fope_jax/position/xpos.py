@@ -16,6 +16,7 @@ from fope_jax.position.rotation import (
     check_head_dim,
     check_theta,
     inverse_frequencies,
+    position_values,
     rotate,
 )
 from fope_jax.typing import Array
@@ -106,9 +107,9 @@ class XPos(PositionEmbedding):
         """
         phase = angles(positions, self.frequencies(head_dim))
         decay = (np.log(xpos_decay(head_dim, self.gamma)) / self.scale_base).astype(np.float32)
-        positions = positions[..., None]
-        amplitude = jnp.exp(positions.astype(jnp.float32) * decay.reshape((1, 1, -1)))
-        inside = jnp.abs(positions) < self.max_length()
+        distance = position_values(positions)[..., None]
+        amplitude = jnp.exp(distance * decay.reshape((1, 1, -1)))
+        inside = jnp.abs(distance) < self.max_length()
         return jnp.cos(phase), jnp.sin(phase), jnp.where(inside, amplitude, jnp.nan)
 
     def rotate(

@@ -236,7 +236,11 @@ WRITING = {
     "scaling": (dict(scaling=(PositionInterpolation(2.0),)), "scaling=.*PositionInterpolation"),
     "query heads": (dict(heads="query"), "heads='query' with 6 query and 2 key-value heads"),
     "layers": (dict(share_layers=False), "share_layers=False with 3 layers"),
-    "outputs": (dict(outputs="quarter", training_length=900), "outputs='quarter' mixes 10 .* 6 p"),
+    "outputs": (
+        dict(outputs="official", training_length=900),
+        "outputs='official' mixes 10 .* 6 p",
+    ),
+    "no floor": (dict(outputs="official", clip=False), "outputs='official' mixes 12 .* 6 p"),
     "zero": (dict(drop_zero=False), "drop_zero=False"),
     "zero_sine": (dict(zero_sine=0.0), "zero_sine=0: .* the 8 pairs without a series with 1"),
     "sigma": (dict(sigma_convention="normal"), "sigma_convention='normal'.*'xavier'"),

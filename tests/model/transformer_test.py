@@ -21,7 +21,15 @@ from fope_jax.model.transformer import (
     merge,
     split,
 )
-from fope_jax.position import ALiBi, FoPE, NoPE, PositionEmbedding, PositionVariables, RoPE
+from fope_jax.position import (
+    ALiBi,
+    FoPE,
+    NoPE,
+    PositionEmbedding,
+    PositionVariables,
+    RoPE,
+    Sinusoidal,
+)
 from fope_jax.position.contextual import CoPE
 from fope_jax.position.mixing import ByLayer
 from fope_jax.position.relative_bias import T5Bias
@@ -544,6 +552,15 @@ def test_constants_are_no_parameters_and_survive_a_round_trip():
     assert again[0] == graphdef and hash(again[0]) == hash(graphdef)
     jax.tree.map(np.testing.assert_array_equal, again[1:], (params, constants))
     assert split(make(NoPE()))[2] == {}
+
+
+def test_two_tokens_at_one_position_differ_where_the_first_layer_reads_them():
+    """Sinusoids at their defaults: cosine 1/3, as with embeddings of deviation 1, not 0.999."""
+    model = make(Sinusoidal(), d_model=256, init_std=TransformerConfig.init_std)
+    tokens = jnp.arange(60, dtype=jnp.int32).reshape(2, 30)
+    one, other = np.asarray(model.embed(tokens, jnp.arange(30, dtype=jnp.int32)[None]))
+    cosine = np.sum(one * other, -1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)
+    np.testing.assert_allclose(cosine.mean(), 1 / 3, atol=0.05)
 
 
 def test_weights_of_a_seed_are_the_same_under_every_method():

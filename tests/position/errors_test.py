@@ -121,7 +121,10 @@ ERRORS = {
         "convention='x'.*'xavier', 'normal'",
     ),
     "heads": (lambda: FoPE(64, heads="all"), "heads='all'.*'query', 'key_value', 'shared'"),
-    "outputs": (lambda: FoPE(64, outputs="half"), "outputs='half'.*'quarter', 'surviving'"),
+    "outputs": (
+        lambda: FoPE(64, outputs="half"),
+        "outputs='half'.*'official', 'surviving', 'quarter'",
+    ),
     "identity": (lambda: FoPE(64, identity="eye"), "identity='eye'.*'step', 'own'"),
     "frequencies": (lambda: FoPE(64, frequencies_from="fft"), "frequencies_from='fft'"),
     "number without a source": (

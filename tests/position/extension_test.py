@@ -28,6 +28,7 @@ from fope_jax.position import (
     T5Bias,
     XPos,
     YaRN,
+    yarn_temperature,
 )
 from fope_jax.position.examples import examples
 from fope_jax.position.extension import (
@@ -103,6 +104,33 @@ def go_on(parent, target, length=1024, from_length=512, **knobs):
             RoPE(scaling=(ClipFloor(512), YaRN(2.0, 512))),
         ),
         (RoPE(scaling=(ClipFloor(512),)), "clip", {}, RoPE(scaling=(ClipFloor(1024),))),
+        # What no length gives goes on: the ramp, and a temperature left out, kept or stated.
+        (
+            RoPE(scaling=(YaRN(2.0, 256, 16.0, 2.0, 1.0, truncate=False),)), "yarn", {},
+            RoPE(scaling=(YaRN(4.0, 256, 16.0, 2.0, 1.0, truncate=False),)),
+        ),
+        (
+            RoPE(scaling=(YaRN(2.0, 256, mscale=1.0, mscale_all_dim=0.5),)), "yarn", {},
+            RoPE(scaling=(YaRN(4.0, 256, mscale=1.0, mscale_all_dim=0.5),)),
+        ),
+        (
+            RoPE(scaling=(YaRN(2.0, 256, attention_factor=yarn_temperature(2.0)),)), "yarn", {},
+            RoPE(scaling=(YaRN(4.0, 256),)),
+        ),
+        (
+            FoPE(512, scaling=(YaRN(2.0, 256),)), "yarn", {},
+            FoPE(1024, scaling=(YaRN(4.0, 256),)),
+        ),
+        (
+            RoPE(scaling=(LongRoPE((2.0,) * 32, SLOW, 256, 2.0, 1.0),)), "longrope",
+            {"long_factor": SLOW},
+            RoPE(scaling=(LongRoPE((1.0,) * 32, SLOW, 256, 4.0, 1.0, length=1024),)),
+        ),
+        (RoPE(scaling=(YaRN(2.0, 256, **CODE),)), "yarn", {"attention_factor": 1.5},
+         RoPE(scaling=(YaRN(4.0, 256, attention_factor=1.5),))),
+        (RoPE(scaling=(ClipFloor(512, 2.0),)), "clip", {}, RoPE(scaling=(ClipFloor(1024, 2.0),))),
+        (RoPE(scaling=(SnapToCycles(512, 0),)), "snap_to_cycles", {},
+         RoPE(scaling=(SnapToCycles(1024, 0),))),
         *(
             (method, "same", {}, method)
             for method in examples().values()

@@ -1,5 +1,7 @@
 """FoPE: its limits, its knobs one by one, and what the equations say at single positions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +42,8 @@ def assert_same(one, other):
 
 
 def test_identity_coefficients_and_no_floor_are_rope():
-    assert_same(FoPE(64, clip=False, sigma=0.0), RoPE())
+    assert_same(FoPE(64, clip=False, sigma=0.0, outputs="surviving"), RoPE())
+    assert_same(FoPE(64, clip=False, sigma=0.0, drop_zero=False), RoPE())
     assert_same(FoPE.equations(10**9, sigma=0.0), RoPE())
 
 
@@ -128,6 +131,24 @@ def test_knobs_shape_the_coefficients():
     assert constants(FoPE.equations(64, num_frequencies=50))["cos_coef"].shape == (2, 4, 50, 5)
     assert set(constants(FoPE(64, separate_sine=False))) == {"cos_coef"}
     assert not constants(FoPE(64, series=False))
+
+
+def test_without_a_floor_no_more_pairs_get_a_series_than_with_one():
+    """The released code: min(D, H/4) of them, or all H/2 where zeros are kept."""
+    for made in (FoPE(64, clip=False), FoPE.official(64, clip=False)):
+        assert constants(made)["cos_coef"].shape == (2, 4, 16, 8)
+    assert constants(dataclasses.replace(FoPE(64), clip=False))["cos_coef"].shape[-1] == 8
+    assert constants(FoPE(64, clip=False, drop_zero=False))["cos_coef"].shape[-1] == 16
+    assert constants(FoPE.equations(64, clip=False))["cos_coef"].shape == (2, 4, 32, 16)
+
+
+def test_configurations_that_hold_outputs_quarter_mean_what_they_meant():
+    """Every pair got a series without the floor; with it the value was ``official``'s."""
+    assert constants(FoPE(64, clip=False, outputs="quarter"))["cos_coef"].shape[-1] == 16
+    assert_same(FoPE(64, clip=False, sigma=0.0, outputs="quarter"), RoPE())
+    for knobs in ({}, {"drop_zero": False}, {"clip": False, "drop_zero": False}):
+        assert FoPE(64, outputs="quarter", **knobs) == FoPE(64, **knobs)
+    assert FoPE(64, clip=False, outputs="quarter") != FoPE(64, clip=False)
 
 
 def test_layers_share_on_request_only():

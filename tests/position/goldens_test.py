@@ -77,12 +77,12 @@ METHODS = {
     "fope_shared_heads": FoPE(LENGTH, heads="shared"),
     "fope_shared_basis": FoPE(LENGTH, separate_sine=False),
     "fope_more_frequencies": FoPE(LENGTH, frequencies_from="grid", num_frequencies=64),
-    "fope_series_only": FoPE(LENGTH, clip=False),
+    # Like "keep_zero" and those after a clip, made with the code's fourier_ignore_zero off.
+    "fope_series_only": FoPE(LENGTH, clip=False, drop_zero=False),
     "fope_eye": FoPE(LENGTH, sigma=0.0),
     "fope_normalised": FoPE(LENGTH, normalise=True),
     "rope_pi": RoPE(scaling=(PI,)),
     "rope_yarn": RoPE(scaling=(YARN,)),
-    # After the clip the code keeps the zeros in the mix.
     "fope_pi_after_clip": FoPE(
         2 * LENGTH, scaling=(PI,), scaling_order="after_clip", drop_zero=False
     ),
@@ -94,10 +94,10 @@ METHODS = {
 }
 
 
-def coefficients(case):
-    if f"{case}/fourier_coef" in GOLDENS:
-        return golden(case, "fourier_coef"), golden(case, "fourier_coef")
-    return golden(case, "cos_coef"), golden(case, "sin_coef")
+def coefficients(case, goldens=GOLDENS):
+    if f"{case}/fourier_coef" in goldens:
+        return (goldens[f"{case}/fourier_coef"],) * 2
+    return goldens[f"{case}/cos_coef"], goldens[f"{case}/sin_coef"]
 
 
 def positions(length):
@@ -157,6 +157,52 @@ def test_methods(case):
     theirs = heads_last(golden(case, "y_160"))
     np.testing.assert_allclose(q, theirs, atol=1e-5, rtol=0)
     np.testing.assert_allclose(k, theirs, atol=1e-5, rtol=0)
+
+
+KNOBS = np.load(Path(__file__).parents[1] / "goldens" / "official_fope_knobs.npz")
+SHORT_YARN = YaRN(4.0, LENGTH // 2, attention_factor=1.0)
+KNOB_METHODS = {
+    # Nothing is clipped, and still at most H/4 pairs get a series; the others stand still.
+    "series_only": FoPE.official(LENGTH, clip=False),
+    "series_only_grid": FoPE(LENGTH, clip=False, frequencies_from="grid", num_frequencies=40),
+    "series_only_normalised": FoPE(LENGTH, clip=False, normalise=True),
+    "series_only_shared": FoPE(LENGTH, clip=False, heads="shared", separate_sine=False),
+    "series_only_normal": FoPE(LENGTH, clip=False, sigma_convention="normal"),
+    "series_only_yarn": FoPE(LENGTH, clip=False, scaling=(SHORT_YARN,)),
+    "clip_grid_keep_zero": FoPE(
+        LENGTH, frequencies_from="grid", num_frequencies=40, drop_zero=False
+    ),
+    "clip_yarn_after": FoPE(LENGTH, scaling=(SHORT_YARN,), scaling_order="after_clip"),
+    "clip_pi_after": FoPE(LENGTH, scaling=(PI,), scaling_order="after_clip"),
+    "clip_ratio": FoPE(LENGTH, floor_ratio=2.5),
+}
+
+
+def test_every_golden_of_a_combination_of_knobs_is_covered():
+    assert {key.partition("/")[0] for key in KNOBS.files} == set(KNOB_METHODS)
+
+
+@pytest.mark.parametrize("case", KNOB_METHODS)
+def test_combinations_of_knobs(case):
+    """Shapes, dominant terms and outputs of the released code with these knobs."""
+    method = KNOB_METHODS[case]
+    shape = ModelShape(64, 1, HEADS, HEADS, HEAD_DIM)
+    method.check(shape)
+    inv_freq = KNOBS[f"{case}/inv_freq"]
+    np.testing.assert_allclose(method.frequencies(HEAD_DIM), inv_freq, rtol=1e-6, atol=0)
+    drawn = method.init(jax.random.key(0), shape).layer_constants
+    given = dict(zip(("cos_coef", "sin_coef"), coefficients(case, KNOBS), strict=True))
+    for name, coef in drawn.items():
+        assert coef.shape[1:] == given[name].shape
+    placed = method.dominant_terms(HEAD_DIM)
+    np.testing.assert_array_equal(placed, step_identity(*given["cos_coef"].shape[-2:]))
+    tables = method.tables({}, positions(24), HEAD_DIM)
+    x = heads_last(KNOBS[f"{case}/x"])
+    q, k = method.rotate(given, tables, x, x)
+    theirs = heads_last(KNOBS[f"{case}/y"])
+    size = np.abs(theirs).max()  # normalised columns may have sums near 0
+    np.testing.assert_allclose(q / size, theirs / size, atol=2e-6, rtol=0)
+    np.testing.assert_allclose(k / size, theirs / size, atol=2e-6, rtol=0)
 
 
 PAPER = {"60m": (8, 64, 0.3), "180m": (8, 128, 0.4), "1200m": (16, 128, 0.6)}

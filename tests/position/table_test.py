@@ -24,6 +24,7 @@ from fope_jax.position import (
     PRoPE,
     Proportional,
     RoPE,
+    Sinusoidal,
     T5Bias,
     XPos,
     YaRN,
@@ -118,7 +119,7 @@ WRAPPED = RoPE(scaling=(LongRoPE((1.0,) * 8, (2.0,) * 8, 64, 4.0), ClipFloor(64)
         WRAPPED,
         FoPE(64),
         XPos(),
-        LogitScaling(WRAPPED, training_length=64),
+        LogitScaling(WRAPPED, training_length=64, within=True),
         ByLayer((NoPE(), WRAPPED)),
     ],
     ids=lambda method: type(method).__name__,
@@ -148,6 +149,27 @@ def test_fingerprint_covers_every_knob_down_to_the_scalings(method):
     assert len(hashes) == len(changed) and fingerprint(method).hash not in hashes
 
 
+# Hashes in checkpoints of the code that knew no outputs="official".
+STORED = {
+    "a43b2d659b9cb93c": FoPE(64),
+    "a189d8f0c380efbf": FoPE(64, drop_zero=False),
+    "5d2ab350f1207df8": FoPE(64, clip=False, drop_zero=False),
+    "9894e16696305496": FoPE(64, clip=False, outputs="quarter"),
+    "08845cc059b12bd2": FoPE.equations(64),
+    "53c1cc0560d310f0": ByLayer((FoPE(64), NoPE())),
+    "ddb1e6c30d1c60f9": Sinusoidal(amplitude=1.0),
+}
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_fingerprints_of_stored_checkpoints(stored):
+    assert fingerprint(STORED[stored]).hash == stored
+
+
+def test_another_number_of_pairs_has_another_fingerprint():
+    assert fingerprint(FoPE(64, clip=False)).hash not in STORED
+
+
 def test_fingerprint_counts_equal_numbers_as_equal():
     assert fingerprint(RoPE(theta=10_000)) == fingerprint(RoPE(theta=np.float64(10_000.0)))
     assert fingerprint(ALiBi(slopes=[1, 2])).hash == fingerprint(ALiBi(slopes=(1.0, 2.0))).hash
@@ -156,7 +178,8 @@ def test_fingerprint_counts_equal_numbers_as_equal():
 
 
 def test_specifications_go_both_ways():
-    for method in (WRAPPED, LogitScaling(ByLayer((WRAPPED, FoPE(64))), form="yarn", factor=2.0)):
+    mixed = LogitScaling(ByLayer((WRAPPED, FoPE(64))), training_length=64, within=True)
+    for method in (WRAPPED, mixed):
         spec = to_spec(method)
         assert from_spec(json.loads(json.dumps(spec))) == method
 

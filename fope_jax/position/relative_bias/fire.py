@@ -13,7 +13,7 @@ import numpy as np
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.checks import check_above_zero
 from fope_jax.position.relative_bias.base import by_head, by_layer, relative_distance
-from fope_jax.position.rotation import token_positions
+from fope_jax.position.rotation import position_values
 from fope_jax.typing import Array
 
 FIRE_EPSILON = 1e-6
@@ -48,8 +48,8 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
     Context Transformers", Section 3.
     """
     distance = relative_distance(q_positions, k_positions)
-    q_positions, k_positions = token_positions(q_positions), token_positions(k_positions)
-    return _share(distance, q_positions[:, :, None], k_positions[:, None, :], c, threshold)
+    q_values, k_values = position_values(q_positions), position_values(k_positions)
+    return _share(distance, q_values[:, :, None], k_values[:, None, :], c, threshold)
 
 
 def _share(distance: Array, i: Array, j: Array, c: Array, threshold: Array) -> Array:
@@ -194,4 +194,5 @@ class FIRE(PositionEmbedding):
         return bias
 
     def _threshold(self, values: dict[str, Any]) -> Array:
-        return jnp.abs(values["length_factor"] * np.float32(self.init_length))
+        factor = jnp.asarray(values["length_factor"], jnp.float32)
+        return jnp.abs(factor * np.float32(self.init_length))

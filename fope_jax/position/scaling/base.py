@@ -45,6 +45,11 @@ class Scaling:
         """Whether the frequencies depend on the length of the sequence at hand."""
         return False
 
+    @property
+    def effective_attention_factor(self) -> float:
+        """The factor that the scaling puts on cosine and sine; logits grow by its square."""
+        return 1.0
+
     def __call__(
         self, frequencies: RotaryFrequencies, length: Array | None = None
     ) -> RotaryFrequencies:

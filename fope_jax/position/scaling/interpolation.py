@@ -143,8 +143,11 @@ class DynamicNTK(Scaling):
             length = self.length
         if length is None:
             return frequencies
-        numpy = np if isinstance(length, (int, np.integer)) else jnp
-        times = numpy.maximum(length, self.original_length) / self.original_length
+        if isinstance(length, (int, np.integer)):
+            times = max(length, self.original_length) / self.original_length
+        else:
+            length = jnp.asarray(length).astype(jnp.float32)
+            times = jnp.maximum(length, self.original_length) / self.original_length
         return _ntk(frequencies, self.factor * times - (self.factor - 1))
 
 
@@ -160,9 +163,10 @@ def _ntk(frequencies: RotaryFrequencies, factor: Array) -> RotaryFrequencies:
 
 def _rebase(frequencies: RotaryFrequencies, ratio: Array) -> RotaryFrequencies:
     """Moves frequencies of base theta to base ``theta * ratio``; index m is m pairs down."""
+    inv_freq = frequencies.inv_freq
     exponent = -np.arange(0, frequencies.head_dim, 2) / frequencies.head_dim
-    if not isinstance(ratio, (int, float, np.number)):
-        exponent = jnp.asarray(exponent, jnp.float32)
+    if not isinstance(ratio, (int, float, np.number)):  # traced: float32, also where x64 is on
+        exponent, inv_freq = (jnp.asarray(row, jnp.float32) for row in (exponent, inv_freq))
     return frequencies._replace(
-        inv_freq=frequencies.inv_freq * ratio**exponent, theta=frequencies.theta * ratio
+        inv_freq=inv_freq * ratio**exponent, theta=frequencies.theta * ratio
     )

@@ -89,8 +89,15 @@ class LongRoPE(Scaling):
             length = 0
         short = frequencies.inv_freq / np.array(self.short_factor)
         long = frequencies.inv_freq / np.array(self.long_factor)
-        numpy = np if isinstance(length, (int, np.integer)) else jnp
+        if isinstance(length, (int, np.integer)):
+            inv_freq = long if length > self.original_length else short
+        else:  # traced: float32, also where x64 is on
+            inv_freq = jnp.where(
+                length > self.original_length,
+                jnp.asarray(long, jnp.float32),
+                jnp.asarray(short, jnp.float32),
+            )
         return frequencies._replace(
-            inv_freq=numpy.where(length > self.original_length, long, short),
+            inv_freq=inv_freq,
             attention_factor=frequencies.attention_factor * self.effective_attention_factor,
         )

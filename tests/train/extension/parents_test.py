@@ -229,7 +229,7 @@ def test_the_papers_smollm_runs_its_whole_course_on_a_small_model(
     knobs = [f"--config.{knob}" for knob in FOPE] if method == "fope" else []
     if method == "fope":  # what an export needs is no part of the paper's
         assert main([*command, *knobs]) == 2
-        told = "--config.position.share_layers=False --config.position.outputs=quarter"
+        told = "--config.position.share_layers=False --config.position.outputs=official"
         assert f"what differs: {told}" in capsys.readouterr().err
     assert main(command) == 0
     experiment = read_experiment(tmp_path / "run")

@@ -1,0 +1,334 @@
+"""Every public function under jax's strict settings: the numbers of the plain ones, or none.
+
+The settings are those of people who look for silent promotion, rank errors and NaN. They are global
+to the process: each is a context manager here.
+"""
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fope_jax import position
+from fope_jax.position import (
+    FIRE,
+    METHODS,
+    SCALINGS,
+    AdjustedBase,
+    ALiBi,
+    ByLayer,
+    ByShare,
+    ClipFloor,
+    CoPE,
+    DynamicNTK,
+    FoPE,
+    Kerple,
+    Learned,
+    Llama3,
+    LogitScaling,
+    LongRoPE,
+    ModelShape,
+    NoPE,
+    NTKAware,
+    PositionEmbedding,
+    PositionInterpolation,
+    PRoPE,
+    Proportional,
+    RoPE,
+    Scaling,
+    Sinusoidal,
+    SnapToCycles,
+    T5Bias,
+    XPos,
+    YaRN,
+)
+
+SHAPE = ModelShape(d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
+RANDOM = np.random.default_rng(5)
+P = np.array([[0, 1, 2, 3, 4], [7, 8, 9, 1500, 1501]], np.int32)
+K = np.array([[0, 1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 12, 14, 1500]], np.int32)
+GRID = position.inverse_frequencies(8)
+
+
+def floats(*shape):
+    return RANDOM.normal(size=shape)
+
+
+SLOPES, TABLE = np.abs(floats(2)) + 0.1, floats(8, 2)
+Q, LOGITS = floats(2, 5, 2, 8), np.where(np.tri(5, 7, 2, dtype=bool), floats(2, 2, 5, 7), -np.inf)
+COS, SIN = np.cos(floats(2, 5, 4)), np.sin(floats(2, 5, 4))
+COEF = floats(2, 3, 2)
+FIRE_ARRAYS = {
+    "c": np.array(0.3), "threshold": np.array(3.0), "hidden_weight": floats(4),
+    "hidden_bias": floats(4), "out_weight": floats(4, 2), "out_bias": floats(2),
+}  # fmt: skip
+KEY = jax.random.key(3)
+
+# Of each function what it is called with; arrays of float64 become the dtype under test.
+FUNCTIONS: dict[str, Any] = {
+    "alibi_bias": (position.alibi_bias, P, K, SLOPES),
+    "alibi_slopes": (lambda: position.alibi_slopes(3),),
+    "angles": (position.angles, P, GRID),
+    "carry_coefficients": (
+        lambda: position.carry_coefficients(COEF, COEF, np.array([0, -1, 1]), COEF[0], COEF[0]),
+    ),
+    "clip_floor": (lambda w: position.clip_floor(w, 30), GRID),
+    "coefficient_std": (lambda: position.coefficient_std(0.3, 2, 3, 4),),
+    "cope_bias": (position.cope_bias, Q, LOGITS, floats(4, 8)),
+    "fire_bias": (lambda p, k, own: position.fire_bias(p, k, **own), P, K, FIRE_ARRAYS),
+    "floor_frequency": (lambda: position.floor_frequency(64),),
+    "fourier_coefficients": (lambda key: position.fourier_coefficients(key, 2, 3, 2, 0.3), KEY),
+    "fourier_tables": (
+        lambda p, cos, sin: position.fourier_tables(p, GRID[:3], cos, sin, head_dim=8),
+        P, COEF, COEF + 1,
+    ),
+    "inverse_frequencies": (lambda: position.inverse_frequencies(8),),
+    "kerple_log_bias": (position.kerple_log_bias, P, K, SLOPES, SLOPES),
+    "kerple_power_bias": (position.kerple_power_bias, P, K, SLOPES, SLOPES),
+    "log_n_scale": (lambda p: position.log_n_scale(p, 4, within=True), P),
+    "match_frequencies": (lambda: position.match_frequencies(GRID, GRID[1:]),),
+    "mix_tables": (
+        lambda c, s, cos, sin: position.mix_tables(c, s, cos, sin, head_dim=8),
+        COS[..., :3], SIN[..., :3], COEF, COEF + 1,
+    ),
+    "normalise_columns": (position.normalise_columns, np.abs(COEF) + 1),
+    "rotate": (lambda x, c, s: position.rotate(x, c, s, interleaved=True), Q, COS, SIN),
+    "scaled_frequencies": (
+        lambda n: position.scaled_frequencies(8, 1e4, (DynamicNTK(4.0, 4),), n)[:2], np.int32(9)
+    ),
+    "sinusoidal_table": (lambda p: position.sinusoidal_table(p, 8), P),
+    "stretch_table": (lambda: position.stretch_table(TABLE, 6, 9),),
+    "t5_bias": (lambda p, k, table: position.t5_bias(p, k, table, max_distance=16), P, K, TABLE),
+    "t5_buckets": (lambda p: position.t5_buckets(p, bidirectional=True), P),
+    "xpos_decay": (lambda: position.xpos_decay(8),),
+    "yarn_temperature": (lambda: position.yarn_temperature(4.0),),
+}  # fmt: skip
+# Of strings, methods and frozen records: no arrays of jax.
+WITHOUT_ARRAYS = {
+    "Fingerprint", "METHODS", "ModelShape", "PositionEmbedding", "PositionVariables", "SCALINGS",
+    "RotaryFrequencies", "Scaling", "extended", "fingerprint", "frequency_changes", "from_spec",
+    "make", "make_scaling", "name_of", "to_spec", "carry_variables",
+}  # fmt: skip
+STEPS: dict[str, Scaling] = {
+    "pi": PositionInterpolation(2.0),
+    "ntk": NTKAware(2.0),
+    "dynamic-ntk": DynamicNTK(4.0, 8),
+    "dynamic-ntk-fixed": DynamicNTK(4.0, 8, length=40),
+    "yarn": YaRN(4.0, 40),
+    "llama3": Llama3(4.0, 40),
+    "longrope": LongRoPE((1.0,) * 4, (2.0,) * 4, 8, 4.0),
+    "longrope-fixed": LongRoPE((1.0,) * 4, (2.0,) * 4, 8, 4.0, length=40),
+    "proportional": Proportional(0.5, 2.0),
+    "adjusted-base": AdjustedBase(5e5),
+    "clip-floor": ClipFloor(30),
+    "snap-to-cycles": SnapToCycles(30),
+    "p-rope": PRoPE(0.5),
+}
+TAMED = (DynamicNTK(4.0, 8), AdjustedBase(5e5), ClipFloor(30), SnapToCycles(30), PRoPE(0.75))
+METHODS_UNDER_TEST: dict[str, PositionEmbedding] = {
+    "nope": NoPE(),
+    "sinusoidal": Sinusoidal(),
+    "learned": Learned(1600),
+    "rope": RoPE(),
+    "rope-learnable": RoPE(learnable=True, interleaved=True, partial_rotary_factor=0.5),
+    "rope-chain": RoPE(scaling=TAMED),
+    "xpos": XPos(scale_base=512.0),
+    "fope": FoPE(64),
+    "fope-equations": FoPE.equations(64, heads="query"),
+    "fope-normalised": FoPE(64, normalise=True, clip=False, learnable=True),
+    "fope-clip": FoPE(64, series=False, scaling=(YaRN(2.0, 32),)),
+    "alibi": ALiBi(),
+    "t5": T5Bias(),
+    "kerple": Kerple(),
+    "kerple-power": Kerple(form="power"),
+    "fire": FIRE(init_length=4.0),
+    "cope": CoPE(4, 0.5),
+    "by_layer": ByLayer((NoPE(), FoPE(64))),
+    "by_share": ByShare((RoPE(), NoPE()), (0.5, 0.5)),
+    "log-n": LogitScaling(ALiBi(), training_length=4),
+    "log-n-cope": LogitScaling(CoPE(4, 0.5), training_length=4, within=True),
+    "temperature": LogitScaling(RoPE(), form="yarn", factor=4.0),
+    **{f"rope-{name}": RoPE(scaling=(step,)) for name, step in STEPS.items()},
+}
+
+
+def every_hook(method):
+    """What each hook of the last layer of a period makes of embeddings, queries and keys."""
+    shape = SHAPE
+
+    def call(x, q, k, trained, positions, key_positions):
+        owned = method.init(KEY, shape)
+        model_params, layer_params = trained
+        model = {**owned.model_constants, **model_params}
+        layer = {name: value[0] for name, value in owned.layer_constants.items()}
+        layer |= {name: value[0] for name, value in layer_params.items()}
+        tables = method.tables(model, positions, shape.head_dim)
+        last = method.period(shape.num_layers) - 1
+        own, variables, own_tables = method.of_layer(last, {**model, **layer}, tables)
+        q, k = own.rotate(variables, own_tables, q, k)
+        out = [method.embed(model, x, positions), q, k]
+        if own.has_bias:
+            out.append(own.bias(variables, positions, key_positions))
+        if own.has_contextual_bias:
+            logits = jnp.where(np.tri(5, dtype=bool)[None, None], 0.5, -jnp.inf)
+            logits = jnp.broadcast_to(logits.astype(jnp.float32), (2, 2, 5, 5))
+            out.append(own.contextual_bias(variables, q, logits))
+        return out
+
+    owned = method.init(KEY, shape)
+    trained = jax.tree.map(
+        lambda x: np.asarray(x, np.float64), (owned.model_params, owned.layer_params)
+    )
+    return call, floats(2, 5, 16), floats(2, 5, 2, 8), floats(2, 5, 1, 8), trained, P, K
+
+
+ROWS = {**FUNCTIONS, **{name: every_hook(m) for name, m in METHODS_UNDER_TEST.items()}}
+
+
+def test_every_public_name_has_a_row():
+    methods = {type(method) for method in METHODS_UNDER_TEST.values()}
+    assert methods == set(METHODS.values())
+    assert {type(step) for step in STEPS.values()} == set(SCALINGS.values())
+    classes = {cls.__name__ for cls in methods | set(SCALINGS.values())}
+    assert set(FUNCTIONS) | WITHOUT_ARRAYS | classes == set(position.__all__)
+
+
+SETTINGS = {
+    "x64": lambda: jax.enable_x64(True),
+    "strict dtypes": lambda: jax.numpy_dtype_promotion("strict"),
+    "no rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "debug NaN": lambda: jax.debug_nans(True),
+}
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def every_row(test):
+    names = [name for name in ROWS if name not in HOST]
+    test = pytest.mark.parametrize("dtype", DTYPES)(test)
+    return pytest.mark.parametrize("name", names)(test)
+
+
+@contextlib.contextmanager
+def plain():
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.debug_nans(False),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def settings(*names):
+    with plain(), contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(SETTINGS[name]())
+        yield
+
+
+@dataclass(frozen=True)
+class Row:
+    """A function, its arrays and which of them are floating."""
+
+    call: Any
+    leaves: list
+    structure: Any
+
+    def run(self, *leaves):
+        return self.call(*jax.tree.unflatten(self.structure, leaves))
+
+    def gradient(self, *leaves):
+        floating = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+
+        def loss(*moving):
+            given = list(leaves)
+            for i, leaf in zip(floating, moving, strict=True):
+                given[i] = leaf
+            return sum(weighted(x) for x in jax.tree.leaves(self.run(*given)))
+
+        if not floating:
+            return ()
+        return jax.grad(loss, argnums=tuple(range(len(floating))))(*(leaves[i] for i in floating))
+
+    def both_passes(self, *leaves):
+        return self.run(*leaves), self.gradient(*leaves)
+
+
+def weighted(x):
+    """A number that every entry moves, unlike a norm, which a rotation keeps."""
+    x = jnp.asarray(x, jnp.float32)
+    weights = jnp.cos(jnp.arange(x.size, dtype=jnp.float32)).reshape(x.shape)
+    return jnp.mean(weights * x) / jax.lax.stop_gradient(jnp.abs(x).max())
+
+
+def is_float(x):
+    return isinstance(x, (np.ndarray, jax.Array)) and jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def row_of(name, dtype):
+    call, *arguments = ROWS[name]
+    leaves, structure = jax.tree.flatten(arguments)
+    leaves = [jnp.asarray(x, dtype) if is_float(x) else jnp.asarray(x) for x in leaves]
+    return Row(call, leaves, structure)
+
+
+def same(out, expected, dtype):
+    """Equal to the precision of the dtype; x64 may widen what is made on the host alone."""
+    rtol = {"float32": 2e-5, "bfloat16": 2e-2, "float16": 2e-3}[dtype]
+    for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        size = np.abs(b[np.isfinite(b)]).max(initial=1e-6)
+        np.testing.assert_allclose(a / size, b / size, rtol=rtol, atol=rtol)
+
+
+# What is computed on the host, in float64, of no array.
+HOST = [name for name, (_, *arguments) in FUNCTIONS.items() if not arguments]
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_on_the_host(name):
+    call = ROWS[name][0]
+    with plain():
+        expected = call()
+    with settings(*SETTINGS):
+        np.testing.assert_array_equal(call(), expected)
+
+
+@every_row
+def test_tracing(name, dtype):
+    """Promotion of dtypes and ranks is an error here already, forwards and backwards."""
+    with plain():
+        row = row_of(name, dtype)
+        expected = jax.eval_shape(row.both_passes, *row.leaves)
+    for chosen in (("x64",), ("strict dtypes",), ("no rank promotion",), tuple(SETTINGS)):
+        with settings(*chosen):
+            traced = jax.eval_shape(row.both_passes, *row.leaves)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), traced) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), expected
+        )
+
+
+QUICK = ("angles", "rotate", "scaled_frequencies", "rope-dynamic-ntk", "learned")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ROWS if name not in (*HOST, *QUICK)]
+
+
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
+def test_values(name):
+    """All settings together, outside jit and inside: what the plain ones give."""
+    for dtype in DTYPES:
+        with plain():
+            row = row_of(name, dtype)
+            expected = jax.jit(row.both_passes)(*row.leaves)
+        chex.assert_tree_all_finite(jax.tree.map(np.asarray, expected))
+        with settings(*SETTINGS):
+            same(jax.jit(row.both_passes)(*row.leaves), expected, dtype)
+            if dtype == "float32":
+                same(row.both_passes(*row.leaves), expected, dtype)

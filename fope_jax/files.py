@@ -114,6 +114,62 @@ def _one_line(place: str) -> Iterator[None]:
         raise OSError(f"{place} refuses or cannot be reached: {reason}") from error
 
 
+def check_writable(directory: Path) -> None:
+    """Finds out whether files can be written to ``directory``, and leaves nothing behind.
+
+    Where it is not there, whether it can be made: whether its nearest parent can be written.
+
+    Raises:
+      OSError: they cannot; the message is the system's.
+    """
+    if in_bucket(directory):
+        make_writable(directory)
+        return
+    # Not `exists`: a parent that is a file, or may not be entered, is told as what it is.
+    for place in (directory, *directory.absolute().parents):
+        with contextlib.suppress(FileNotFoundError), tempfile.TemporaryFile(dir=place):
+            return
+
+
+def check_output(directory: Path, what: str) -> None:
+    """`check_writable` before long work whose result goes there.
+
+    Args:
+      directory: of this machine or in a bucket.
+      what: that is written, for the message: "the report".
+
+    Raises:
+      OSError: in one line, that ``what`` cannot be written there and why.
+    """
+    try:
+        check_writable(directory)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot write {what} to {directory}: {reason}") from error
+
+
+def check_space(directory: Path, size: int, what: str) -> None:
+    """Raises OSError where the disk of ``directory`` has no room for ``size`` bytes of ``what``.
+
+    What a bucket has room for is not known.
+    """
+    if in_bucket(directory):
+        return
+    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise OSError(
+            f"{directory}: {what} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        )
+
+
+def make_directory(directory: Path) -> list[Path]:
+    """Makes ``directory`` with its parents; those that were not there, the innermost first."""
+    made = [place for place in (directory, *directory.parents) if not place.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    return made
+
+
 def make_writable(directory: Path) -> None:
     """Makes ``directory`` and finds out whether files can be written there.
 

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 
-from fope_jax.files import check_bucket, in_bucket, user_cache
+from fope_jax.files import check_bucket, check_output, in_bucket, user_cache
 
 
 def _experiment(arguments: argparse.Namespace):
@@ -67,9 +67,12 @@ def data_inspect(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    check_bucket(arguments.workdir)
     _join(arguments)
-    experiment = _experiment(arguments)
+    from fope_jax.distributed import in_all_processes
+
+    with in_all_processes():
+        check_bucket(arguments.workdir)
+        experiment = _experiment(arguments)
     from fope_jax.train.account import process_age
     from fope_jax.train.loop import train
 
@@ -81,13 +84,16 @@ def extend(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
-    if not isinstance(arguments.parent, str):
-        check_bucket(arguments.parent)
-    check_bucket(arguments.workdir)
     _join(arguments)
     from fope_jax.config import load_config
+    from fope_jax.distributed import in_all_processes
     from fope_jax.train.extend import extend
 
+    with in_all_processes():
+        for place in (arguments.parent, arguments.workdir):
+            if not isinstance(place, str):
+                check_bucket(place)
+        config = load_config(arguments.config) if arguments.config else None
     extend(
         arguments.parent,
         arguments.method,
@@ -97,7 +103,7 @@ def extend(arguments: argparse.Namespace) -> None:
         match=arguments.match,
         warn_above=arguments.warn_above,
         overrides=arguments.overrides,
-        config=load_config(arguments.config) if arguments.config else None,
+        config=config,
         accept_position=arguments.accept_position,
         evaluates=not arguments.no_evaluate,
     )
@@ -110,13 +116,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
     require("flax", "train")
     if arguments.report:
         require("matplotlib", "train")
-    check_bucket(arguments.run)
     _join(arguments)
+    from fope_jax.distributed import in_all_processes
     from fope_jax.evaluate.run import evaluate
     from fope_jax.model.sharding import MeshConfig
     from fope_jax.processes import is_first
 
-    mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
+    with in_all_processes():
+        check_bucket(arguments.run)
+        mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
+        if arguments.report and is_first():
+            check_output(arguments.report, "the report")
     names = None
     if arguments.protocols is not None:
         names = [name.strip() for name in arguments.protocols.split(",")]

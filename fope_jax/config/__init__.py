@@ -22,6 +22,7 @@ from fope_jax.config.experiment import build_experiment as build_experiment
 from fope_jax.config.experiment import changed_numbers as changed_numbers
 from fope_jax.config.experiment import check_vocabulary as check_vocabulary
 from fope_jax.config.experiment import experiment_to_dict as experiment_to_dict
+from fope_jax.config.experiment import flat_values as flat_values
 from fope_jax.config.experiment import load_config as load_config
 from fope_jax.config.experiment import overridden as overridden
 from fope_jax.config.experiment import parse_arg as parse_arg

@@ -227,6 +227,11 @@ def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
     return result | {"position": positions.to_spec(experiment.position)}
 
 
+def flat_values(experiment: Experiment) -> dict[str, Any]:
+    """Every value of an experiment by its key, ``"train.length"``."""
+    return _flat(experiment_to_dict(experiment))
+
+
 # Values that change what is reported, kept or stored, never the numbers a run computes; and what
 # becomes of a bad step, or a run that one has stopped could not go on.
 FREE_SECTIONS = ("evaluate.", "mesh.")

@@ -26,6 +26,8 @@ from fope_jax.config import (
 )
 from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
+from fope_jax.distributed import in_all_processes
+from fope_jax.evaluate.alike import check_alike
 from fope_jax.evaluate.answering import Answerer, model_answerer
 from fope_jax.evaluate.asking import PASSKEY, RETRIEVAL, retrieval_protocols
 from fope_jax.evaluate.identity import check_fingerprint
@@ -269,7 +271,8 @@ def _alone(function: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
     @functools.wraps(function)
     def alone(workdir: str | Path, *arguments: Any, **named: Any) -> list[Row]:
         workdir = as_path(workdir)
-        read_experiment(workdir)  # or the lock would make a directory of a name that is wrong
+        with in_all_processes():
+            read_experiment(workdir)  # or the lock would make a directory of a name that is wrong
         with writing(workdir, "evaluate"):
             return function(workdir, *arguments, **named)
 
@@ -319,11 +322,18 @@ def evaluate(
     progress = progress or _bars
     if not is_first():
         say = _nothing
-    experiment = _with_overrides(read_experiment(workdir), overrides)
+    with in_all_processes():
+        experiment = _with_overrides(read_experiment(workdir), overrides)
+    asked = {
+        "--step": step, "--protocols": protocols, "--mesh": str(mesh), "--force": force,
+        "--accept-position": accept_position,
+    }  # fmt: skip
+    check_alike(experiment, asked, experiment.evaluate.splits)
     store = CheckpointStore(workdir / "checkpoints")
     try:
         step = find_step(workdir, store, step)
-        planned = plan(experiment, store.metadata(step)["data"], protocols)
+        with in_all_processes():
+            planned = plan(experiment, store.metadata(step)["data"], protocols)
     finally:
         store.close()
     path = workdir / METRICS

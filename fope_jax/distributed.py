@@ -59,6 +59,8 @@ _JAX_SETTINGS = (
     "jax_threefry_partitionable", "jax_numpy_dtype_promotion",
 )  # fmt: skip
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+# Where a process dumps its programs is its own affair; devices are compared when they are there.
+_OWN_FLAGS = ("--xla_dump_", "--xla_force_host_platform_device_count")
 
 
 class DistributedError(RuntimeError):
@@ -452,9 +454,9 @@ def software() -> dict[str, Any]:
     found["python"] = platform.python_version()
     found |= {package: _version(package) for package in PACKAGES}
     found |= {name: getattr(jax.config, name, None) for name in _JAX_SETTINGS}
-    for name in _FLAGS:  # where each process dumps its programs is its own affair
+    for name in _FLAGS:
         flags = os.environ.get(name, "").split()
-        found[name] = " ".join(flag for flag in flags if not flag.startswith("--xla_dump_"))
+        found[name] = " ".join(flag for flag in flags if not flag.startswith(_OWN_FLAGS))
     return found
 
 

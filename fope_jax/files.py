@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,13 @@ def make_directory(directory: Path) -> list[Path]:
     made = [place for place in (directory, *directory.parents) if not place.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     return made
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Removes what `make_directory` made, where nothing was begun in it."""
+    with contextlib.suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
 
 
 def make_writable(directory: Path) -> None:

@@ -20,13 +20,20 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.distributed import in_all_processes, verdict
-from fope_jax.files import check_writable, in_bucket, make_directory, make_writable, write_text
+from fope_jax.files import (
+    check_writable,
+    in_bucket,
+    make_directory,
+    make_writable,
+    remove_empty,
+    write_text,
+)
 from fope_jax.processes import is_first
 
 log = logging.getLogger(__name__)
@@ -196,7 +203,7 @@ def writing(
     finally:
         if lock is not None:
             lock.release()
-        _remove_empty(made)
+        remove_empty(made)
 
 
 def _take(directory: Path, own: Owner, lease_seconds: float) -> tuple[RunLock | None, list[Path]]:
@@ -208,20 +215,13 @@ def _take(directory: Path, own: Owner, lease_seconds: float) -> tuple[RunLock | 
             made = make_directory(directory)
         make_writable(directory)
     except OSError as error:
-        _remove_empty(made)
+        remove_empty(made)
         raise OSError(f"cannot write to workdir {directory}: {error.strerror or error}") from error
     if _same_process(read_owner(directory), own):
         return None, made
     lock = RunLock(directory, own)
     lock.acquire(lease_seconds)
     return lock, made
-
-
-def _remove_empty(directories: Sequence[Path]) -> None:
-    """Removes those where nothing was begun, the innermost first."""
-    with contextlib.suppress(OSError):
-        for directory in directories:
-            directory.rmdir()
 
 
 def _check_shared(directory: Path, own: Owner) -> None:

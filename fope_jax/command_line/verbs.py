@@ -158,6 +158,10 @@ def sweep(arguments: argparse.Namespace) -> None:
         for run in planned:
             print(shlex.join(["fope", *run.command(workdir)]))
         return
+    require("matplotlib", "train")  # for the report, after hours
+    check_output(workdir / "report", "the report")
+    if arguments.results:
+        check_output(arguments.results, "the rows of the runs")
     run_sweep(planned, workdir, jobs=arguments.jobs)
     directories = [workdir / run.name for run in planned]
     runs = [read_run(directory) for directory in directories]
@@ -219,6 +223,8 @@ def plan(arguments: argparse.Namespace) -> None:
             f"{row['length']} tokens, {state}", file=sys.stderr,
         )  # fmt: skip
 
+    if arguments.out:
+        check_output(arguments.out, "the plan")
     cache = None if arguments.no_cache else user_cache()
     rows = plan.plan(cases, cache=cache, jobs=arguments.jobs, done=done)
     print(table.markdown(rows))
@@ -239,6 +245,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
     if arguments.demo:
         if arguments.run or not arguments.out:
             raise ValueError("--demo takes no run, and -o for the directory of its page")
+        check_output(arguments.out, "the demo")
         from fope_jax.evaluate.spectrum.demo import demo
 
         print(f"demo in {write_demo(demo(), arguments.out)}")
@@ -249,6 +256,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
     if not arguments.out and in_bucket(arguments.run):
         raise ValueError(f"{arguments.run} is in a bucket: give -o, a directory of this machine")
     check_bucket(arguments.run)
+    check_output(arguments.out or arguments.run / "spectrum", "the spectra")
     from fope_jax.evaluate.spectrum.run import measure_run
 
     measured = measure_run(
@@ -283,10 +291,11 @@ def report(arguments: argparse.Namespace) -> None:
     for run in arguments.runs:
         check_bucket(run)
     runs = read_runs(arguments.runs)
+    buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
+    check_output(arguments.out, "the report")
     for line in lineage_lines(runs):
         print(line)
     print(text_tables(runs))
-    buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
     for table in bucket_tables(runs, buckets) if buckets else ():
         print(f"\n{as_text(table)}")
     print(f"report in {write_report(arguments.runs, arguments.out, buckets=buckets)}")
@@ -330,4 +339,5 @@ def gallery(arguments: argparse.Namespace) -> None:
     from fope_jax.evaluate.curves import gallery_rows
     from fope_jax.report.gallery import write_gallery
 
+    check_output(arguments.out, "the gallery")
     print(f"gallery in {write_gallery(gallery_rows(arguments.methods), arguments.out)}")

@@ -183,7 +183,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     fetch.set_defaults(config=None)  # its values can be changed as those of a file
     fetch.add_argument(
-        "--from", type=Path, required=True, metavar="DIR", dest="source",
+        "--from", type=_local, required=True, metavar="DIR", dest="source",
         help="directory with config.json and *.safetensors",
     )  # fmt: skip
     fetch.add_argument("--workdir", type=_directory, required=True, help="directory of the run")
@@ -197,7 +197,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="of the tensors; that of the import or of the parameters without it",
     )  # fmt: skip
-    export.add_argument("-o", "--out", type=Path, required=True, help="directory that is made")
+    export.add_argument("-o", "--out", type=_local, required=True, help="directory that is made")
 
     for verb in (train, extend, evaluate, export):
         verb.add_argument(
@@ -225,7 +225,7 @@ def build_parser() -> argparse.ArgumentParser:
     methods = add(known, "methods", verbs.methods, "list the position embeddings and their knobs")
     form = methods.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the tables of the README")
-    form.add_argument("--write", type=Path, metavar="FILE", help="bring them up to date in FILE")
+    form.add_argument("--write", type=_local, metavar="FILE", help="bring them up to date in FILE")
 
     gallery = add(known, "gallery", verbs.gallery, "one HTML page with a picture of each embedding")
     gallery.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
@@ -237,6 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _directory(text: str) -> Path:
     """Of this machine or in a bucket."""
+    _check_named(text)
     try:
         return as_path(text)
     except (ValueError, ImportError) as error:
@@ -247,7 +248,17 @@ def _parent(text: str) -> Path | str:
     return text if text.startswith("hf:") else _directory(text)
 
 
+def _check_named(text: str) -> None:
+    if not text.strip():  # an empty shell variable: pathlib would take it for the directory here
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a path")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Orbax and protocol buffers take nothing else
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a path in UTF-8") from None
+
+
 def _local(text: str) -> Path:
+    _check_named(text)
     if "://" in text:  # a Path would make a directory "gs:" here
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
     return Path(text)

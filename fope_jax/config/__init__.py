@@ -19,6 +19,7 @@ Nothing here touches a device, so a mistake is reported before any work is done.
 from fope_jax.config.evaluate import EvaluateConfig as EvaluateConfig
 from fope_jax.config.experiment import Experiment as Experiment
 from fope_jax.config.experiment import build_experiment as build_experiment
+from fope_jax.config.experiment import call_in_file as call_in_file
 from fope_jax.config.experiment import changed_numbers as changed_numbers
 from fope_jax.config.experiment import check_vocabulary as check_vocabulary
 from fope_jax.config.experiment import experiment_to_dict as experiment_to_dict

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import (
+    ConfigError,
     Experiment,
     build_experiment,
     check_vocabulary,
@@ -69,14 +70,42 @@ class LoadedRun(NamedTuple):
 
 
 def read_experiment(workdir: Path) -> Experiment:
-    """The experiment that a run's config.json describes."""
+    """The experiment that a run's config.json describes.
+
+    Raises:
+      FileNotFoundError: there is no run; the message says what is there instead.
+      ConfigError: config.json is not one of ours, or describes what cannot be.
+    """
     path = workdir / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{workdir} is no run: there is no {path.name}; make one with "
-            f"`fope train --config CONFIG --workdir {workdir}`"
+        raise FileNotFoundError(f"{workdir} is no run: {_instead(workdir)}")
+    values = read_json(path)
+    if "model_type" in values:
+        raise ConfigError(
+            f"{workdir} is no run but a checkpoint of Hugging Face; "
+            f"`fope import --from {workdir} --workdir RUN` makes a run of it"
         )
-    return build_experiment(read_json(path))
+    try:
+        return build_experiment(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _instead(path: Path) -> str:
+    """What a directory is that has no config.json, and what to do."""
+    if not path.exists():
+        what = "there is no such directory"
+    elif not path.is_dir():
+        return "it is a file; name the directory of the run, the --workdir of `fope train`"
+    elif path.name.isdecimal() and (path.parent / "config.json").is_file():
+        return f"it is named like a step of {path.parent}; give that run and its step by itself"
+    elif path.name.isdecimal() and (path / "manifest.json").is_file():
+        return f"it is a checkpoint of {path.parent.parent}; give that run and its step by itself"
+    elif (path / "manifest.json").is_file():
+        return "it is a token cache; name the directory of the run, the --workdir of `fope train`"
+    else:
+        what = "there is no config.json"
+    return f"{what}; make one with `fope train --config CONFIG --workdir {path}`"
 
 
 def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:

@@ -114,7 +114,8 @@ def _is_done(run: Planned, workdir: Path) -> bool:
     directory = workdir / run.name
     wanted = _plain(experiment_to_dict(run.experiment))
     config, stamp = directory / "config.json", directory / DONE
-    if config.is_file() and has_checkpoint(directory):  # or nothing but a start that failed
+    # Without either it holds no more than a start that failed.
+    if config.is_file() and (stamp.is_file() or has_checkpoint(directory)):
         there = experiment_to_dict(build_experiment(read_json(config)))
         changes = changed_numbers(_plain(there), wanted)
         if changes:

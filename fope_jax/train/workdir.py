@@ -75,6 +75,7 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
         check_writable(workdir)
     except OSError as error:
         raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
+    _check_not_something_else(workdir)
     if not has_checkpoint(workdir):
         return
     run = workdir / RUN
@@ -95,6 +96,23 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
                 "--config.KEY=VALUE, or use another --workdir. Different:\n"
                 + "\n".join([f"  {change}" for change in changes[:_SHOWN]] + more)
             )
+
+
+def _check_not_something_else(workdir: Path) -> None:
+    """Raises ConfigError where files of another kind would be written over or mixed up."""
+    path, above = workdir / CONFIG, workdir.parent
+    what = None
+    if path.exists():
+        try:
+            build_experiment(read_json(path))
+        except ValueError as error:
+            what = f"has a {CONFIG} that is not of a run ({error})"
+    elif (workdir / MANIFEST).exists():
+        what = f"has a {MANIFEST}: it is a token cache or a checkpoint"
+    if above.name == CHECKPOINTS or ((above / CONFIG).exists() and (above / CHECKPOINTS).exists()):
+        what = "is inside another run"
+    if what:
+        raise ConfigError(f"workdir {workdir} {what}; use another --workdir")
 
 
 def check_room(workdir: Path, plan: StatePlan, config: TrainConfig) -> None:

@@ -14,12 +14,14 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
 from fope_jax.extras import require
 
@@ -27,6 +29,7 @@ ACCEPTED = "a path of this machine, or gs://BUCKET/PATH"
 TRANSFERS = 8  # files read or written at once; one alone does not fill a network
 _BUCKET = "gs://"
 _SECONDS_BETWEEN_WRITES = 10.0
+_ATTEMPTS, _SECONDS_TO_CONNECT = 3, 5.0  # before a bucket's service counts as out of reach
 
 
 # ---------------------------------------------------------------------------- paths
@@ -99,7 +102,21 @@ def check_bucket(path: str | os.PathLike[str]) -> None:
         return
     bucket = os.fspath(path).removeprefix(_BUCKET).partition("/")[0]
     with _one_line(f"{os.fspath(path)}: bucket gs://{bucket}"):
+        _check_reachable(urlsplit(_file_system().base))
         _file_system().call("GET", "b/{}/o", bucket, maxResults="1")
+
+
+def _check_reachable(service: SplitResult) -> None:
+    """Raises OSError where nothing answers; gcsfs alone would try again for a minute."""
+    port = service.port or (80 if service.scheme == "http" else 443)
+    for attempt in range(_ATTEMPTS):
+        try:
+            with socket.create_connection((service.hostname or "", port), _SECONDS_TO_CONNECT):
+                return
+        except OSError as error:
+            if attempt == _ATTEMPTS - 1:
+                raise OSError(f"no connection to {service.hostname}:{port}: {error}") from error
+            time.sleep(1)
 
 
 @contextlib.contextmanager

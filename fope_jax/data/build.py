@@ -217,6 +217,7 @@ def _make_tokenizer(
             f"trained a SentencePiece tokenizer of {tokenizer.vocab_size} tokens in {seconds:.1f} s"
         )
     else:
+        check_bucket(config.tokenizer)
         tokenizer = JsonTokenizer.load(as_path(config.tokenizer))
     tokenizer.save(partial)
     state["tokenizer"] = describe_tokenizer(tokenizer)

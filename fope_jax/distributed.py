@@ -381,10 +381,14 @@ def in_all_processes() -> Iterator[None]:
         error = raised
     problem = (str(error) or type(error).__name__) if error else ""
     failed = verdict(json.dumps([socket.gethostname(), problem]), describe_failures)
-    if error:
-        raise error
     if failed:
-        raise DistributedError(failed)
+        raise _in_all(error or DistributedError(failed))
+
+
+def _in_all(error: Exception) -> Exception:
+    """Marks an error that every process raises, so that none needs to be told of it."""
+    error.in_all_processes = True  # type: ignore[attr-defined]
+    return error
 
 
 def describe_failures(texts: Sequence[str]) -> str:
@@ -411,7 +415,7 @@ def check_same(values: Mapping[str, Any]) -> None:
     """
     text = json.dumps([socket.gethostname(), values], default=str)
     if differences := verdict(text, describe_differences):
-        raise DistributedError(differences)
+        raise _in_all(DistributedError(differences))
 
 
 def describe_differences(texts: Sequence[str]) -> str:

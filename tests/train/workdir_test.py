@@ -39,8 +39,11 @@ def saved_as(run):
     ("changes", "message"),
     [
         ({"data": {"cache_dir": "nowhere"}}, "there is no token cache"),
-        ({"model": {"vocab_size": 9}}, "the tokenizer has 257 tokens"),
-        ({"train": {"evaluate_every": 1}, "evaluate": {"lengths": (10**6,)}}, "evaluate"),
+        (
+            {"model": {"vocab_size": 9}},
+            "the tokenizer has 259 tokens but config.model.vocab_size = 9",
+        ),
+        ({"train": {"evaluate_every": 1}, "evaluate": {"lengths": (10**6,)}}, "no document is"),
         ({"mesh": {"data": 7}}, "mesh"),
         ({"train": {"batch_size": 3}, "mesh": {"tensor": 1}, "data": {"tasks": ("x",)}}, "task"),
     ],

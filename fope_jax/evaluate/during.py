@@ -45,8 +45,8 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
       documents, and one with the seconds it took. Every process gets the same numbers.
 
     Raises:
-      ValueError: nothing to measure, no document for the longest window, or the ``evaluate`` section asks for what cannot be, see
-        ``evaluate.run.plan``.
+      ValueError: nothing to measure, no document for the longest window, or the ``evaluate``
+        section asks for what cannot be, see ``evaluate.run.plan``.
     """
     settings = experiment.evaluate
     few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())

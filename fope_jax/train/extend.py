@@ -34,7 +34,7 @@ from fope_jax.processes import is_first, on_host
 from fope_jax.train.extension.arrays import carry_state
 from fope_jax.train.extension.child import child_experiment
 from fope_jax.train.extension.lineage import check_request, data_changes, read_lineage
-from fope_jax.train.extension.parents import Parent, open_parent
+from fope_jax.train.extension.parents import WEIGHTS, Parent, open_parent
 from fope_jax.train.extension.start import WARN_ABOVE, measure_start
 from fope_jax.train.loop import train
 from fope_jax.train.saves import check_not_lost
@@ -109,7 +109,7 @@ def extend(
         check_request(workdir, begun, lineage, request)
         check_workdir(workdir, child)
         if not begun:  # before anything is written
-            fingerprint = _open_cache(child, workdir).fingerprint
+            fingerprint = _open_cache(child, workdir, parent).fingerprint
             if evaluates:
                 protocols(child, fingerprint)
     check_alike(child, request | {"--accept-position": accept_position})
@@ -142,7 +142,7 @@ def _begin(
         model=dataclasses.replace(parent.experiment.model, **computed),
     )  # fmt: skip
     with in_all_processes():
-        cache, plan = _open_cache(child, workdir), plan_state(child)
+        cache, plan = _open_cache(child, workdir, parent), plan_state(child)
         check_room(workdir, plan, child.train)
     arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
     _check_data(parent.experiment, metadata["data"], child, cache)
@@ -202,14 +202,17 @@ def _stated_tokenizer(config: ConfigDict | None, overrides: Iterable[str]) -> st
     return stated or (config.data.get("tokenizer") if config and "data" in config else None)
 
 
-def _open_cache(child: Experiment, workdir: Path) -> TokenCache:
-    """The child's tokens; where they have not been built, its config.json is there to build them.
+def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
+    """The child's tokens; where they have not been built, the error says of which configuration.
 
-    Of imported weights no configuration file need exist.
+    Of weights of Hugging Face there may be no configuration file: the child's is written for it.
     """
     try:
         return open_cache(child.data, "train")
     except CacheError as error:
+        if not parent.source.startswith(WEIGHTS):
+            path = as_path(parent.source) / CONFIG
+            raise CacheError(f"{error}, such as {path}, with the same --config.data") from error
         if is_first():
             open_workdir(workdir, child)
         raise CacheError(f"{error}, such as {workdir / CONFIG}") from error

@@ -209,6 +209,12 @@ VALUES = {
     "train --config config.py --workdir new --config.mesh.data": ["x", "0", "7", "9" * 30],
     "train --config config.py --workdir new --config.data.corpus": ["x", ""],
     "train --config config.py --workdir new --config.nosuch": ["1"],
+    "data build --config config.py --config.data.cache_dir=new --config.data.train_files": [
+        "nowhere", "emptydir",
+    ],
+    "data build --config config.py --config.data.cache_dir=new --config.data.tokenizer": [
+        "nowhere.json", "file.json", "",
+    ],
     "train --config config.py --workdir new --config.train": ["1"],
 }  # fmt: skip
 

@@ -142,10 +142,14 @@ def check_writable(directory: Path) -> None:
     if in_bucket(directory):
         make_writable(directory)
         return
-    # Not `exists`: a parent that is a file, or may not be entered, is told as what it is.
     for place in (directory, *directory.absolute().parents):
-        with contextlib.suppress(FileNotFoundError), tempfile.TemporaryFile(dir=place):
-            return
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()  # `exists` would pass over a name that is too long, or a loop of links
+            break
+    else:
+        return
+    with tempfile.TemporaryFile(dir=place):
+        pass
 
 
 def check_output(directory: Path, what: str) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from fope_jax.distributed import in_all_processes
 from fope_jax.files import absolute, move_tree, remove_tree, tree_sha256, write_json
 from fope_jax.processes import from_first, is_first, wait_for_all
 
@@ -96,7 +97,7 @@ class CheckpointStore:
     def latest_valid_step(self, set_aside: bool = False) -> int | None:
         """The newest step whose files agree with its manifest; None where nothing was ever saved.
 
-        The first process looks and tells the others. Where it fails it ends, and they with it.
+        The first process looks and tells the others. Where it fails, all of them do.
 
         Warns of each newer step that is damaged, and of saves that were cut off.
 
@@ -108,7 +109,10 @@ class CheckpointStore:
           CheckpointError: there are finished checkpoints and all of them are damaged; going on
             from nothing would throw the run away.
         """
-        found = self._newest_valid(set_aside) if is_first() else None
+        found = None
+        with in_all_processes():
+            if is_first():
+                found = self._newest_valid(set_aside)
         step = from_first(-1 if found is None else found)
         if step >= 0:
             self._verified.add(step)
@@ -147,6 +151,10 @@ class CheckpointStore:
         move_tree(path, target)
         self._verified.discard(step)
         return target
+
+    def newest_step(self) -> int:
+        """The newest step that has a directory, whole or not; -1 where there is none."""
+        return max(self._steps(), default=-1)
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What the caller gave `save` for ``step``."""

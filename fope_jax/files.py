@@ -15,12 +15,14 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
 from fope_jax.extras import require
 
@@ -28,6 +30,7 @@ ACCEPTED = "a path of this machine, or gs://BUCKET/PATH"
 TRANSFERS = 8  # files read or written at once; one alone does not fill a network
 _BUCKET = "gs://"
 _SECONDS_BETWEEN_WRITES = 10.0
+_ATTEMPTS, _SECONDS_TO_CONNECT = 3, 5.0  # before a bucket's service counts as out of reach
 
 
 # ---------------------------------------------------------------------------- paths
@@ -100,7 +103,21 @@ def check_bucket(path: str | os.PathLike[str]) -> None:
         return
     bucket = os.fspath(path).removeprefix(_BUCKET).partition("/")[0]
     with _one_line(f"{os.fspath(path)}: bucket gs://{bucket}"):
+        _check_reachable(urlsplit(_file_system().base))
         _file_system().call("GET", "b/{}/o", bucket, maxResults="1")
+
+
+def _check_reachable(service: SplitResult) -> None:
+    """Raises OSError where nothing answers; gcsfs alone would try again for a minute."""
+    port = service.port or (80 if service.scheme == "http" else 443)
+    for attempt in range(_ATTEMPTS):
+        try:
+            with socket.create_connection((service.hostname or "", port), _SECONDS_TO_CONNECT):
+                return
+        except OSError as error:
+            if attempt == _ATTEMPTS - 1:
+                raise OSError(f"no connection to {service.hostname}:{port}: {error}") from error
+            time.sleep(1)
 
 
 @contextlib.contextmanager
@@ -113,6 +130,73 @@ def _one_line(place: str) -> Iterator[None]:
     except Exception as error:  # of aiohttp, google.auth, gcsfs: only some are OSErrors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"{place} refuses or cannot be reached: {reason}") from error
+
+
+def check_writable(directory: Path) -> None:
+    """Finds out whether files can be written to ``directory``, and leaves nothing behind.
+
+    Where it is not there, whether it can be made: whether its nearest parent can be written.
+
+    Raises:
+      OSError: they cannot; the message is the system's.
+    """
+    if in_bucket(directory):
+        make_writable(directory)
+        return
+    for place in (directory, *directory.absolute().parents):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()  # `exists` would pass over a name that is too long, or a loop of links
+            break
+    else:
+        return
+    with tempfile.TemporaryFile(dir=place):
+        pass
+
+
+def check_output(directory: Path, what: str) -> None:
+    """`check_writable` before long work whose result goes there.
+
+    Args:
+      directory: of this machine or in a bucket.
+      what: that is written, for the message: "the report".
+
+    Raises:
+      OSError: in one line, that ``what`` cannot be written there and why.
+    """
+    try:
+        check_writable(directory)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot write {what} to {directory}: {reason}") from error
+
+
+def check_space(directory: Path, size: int, what: str) -> None:
+    """Raises OSError where the disk of ``directory`` has no room for ``size`` bytes of ``what``.
+
+    What a bucket has room for is not known.
+    """
+    if in_bucket(directory):
+        return
+    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise OSError(
+            f"{directory}: {what} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        )
+
+
+def make_directory(directory: Path) -> list[Path]:
+    """Makes ``directory`` with its parents; those that were not there, the innermost first."""
+    made = [place for place in (directory, *directory.parents) if not place.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Removes what `make_directory` made, where nothing was begun in it."""
+    with contextlib.suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
 
 
 def make_writable(directory: Path) -> None:

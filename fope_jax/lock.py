@@ -25,7 +25,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.files import in_bucket, make_writable, write_text
+from fope_jax.distributed import in_all_processes, verdict
+from fope_jax.files import (
+    check_writable,
+    in_bucket,
+    make_directory,
+    make_writable,
+    remove_empty,
+    write_text,
+)
 from fope_jax.processes import is_first
 
 log = logging.getLogger(__name__)
@@ -33,6 +41,7 @@ log = logging.getLogger(__name__)
 LOCK = "run.lock"
 BEAT_SECONDS = 10.0
 LEASE_SECONDS = 45.0  # without a beat, after which an owner on another machine counts as dead
+SHARED_SECONDS = 20.0  # after which a lock that another process cannot see is in another directory
 _WIDTH = 512  # of the file: always the same, so that it is written over and never cut
 
 
@@ -167,8 +176,9 @@ def writing(
 ) -> Iterator[RunLock | None]:
     """Holds the lock of a run directory, made where it is not there and removed if left empty.
 
-    The first of several processes takes it for all. A process that has it already keeps it: one
-    that evaluates while it trains.
+    The first of several processes takes it for all, and the others look whether they see it: their
+    directory is then the same. A process that has it already keeps it: one that evaluates while it
+    trains.
 
     Args:
       directory: of the run.
@@ -180,29 +190,58 @@ def writing(
 
     Raises:
       LockError: another process writes there.
-      OSError: the directory cannot be written.
+      OSError: the directory cannot be written, or is not the same for all processes.
+      DistributedError: one of these, in the processes where it did not come about.
     """
-    if not is_first():
-        yield None
-        return
+    own, lock, made = _this_process(verb), None, []
+    with in_all_processes():
+        if is_first():
+            lock, made = _take(directory, own, lease_seconds)
     try:
-        made = not in_bucket(directory) and not directory.exists()
-        make_writable(directory)
-    except OSError as error:
-        raise OSError(f"cannot write to workdir {directory}: {error.strerror or error}") from error
-    own = _this_process(verb)
-    if _same_process(read_owner(directory), own):
-        yield None
-        return
-    lock = RunLock(directory, own)
-    lock.acquire(lease_seconds)
-    try:
+        _check_shared(directory, own)
         yield lock
     finally:
-        lock.release()
-        if made:
-            with contextlib.suppress(OSError):  # nothing was begun there, unless it holds anything
-                directory.rmdir()
+        if lock is not None:
+            lock.release()
+        remove_empty(made)
+
+
+def _take(directory: Path, own: Owner, lease_seconds: float) -> tuple[RunLock | None, list[Path]]:
+    """The lock, None where this process has it already; and the directories made for it."""
+    made: list[Path] = []
+    try:
+        if not in_bucket(directory):
+            check_writable(directory)
+            made = make_directory(directory)
+        make_writable(directory)
+    except OSError as error:
+        remove_empty(made)
+        raise OSError(f"cannot write to workdir {directory}: {error.strerror or error}") from error
+    if _same_process(read_owner(directory), own):
+        return None, made
+    lock = RunLock(directory, own)
+    lock.acquire(lease_seconds)
+    return lock, made
+
+
+def _check_shared(directory: Path, own: Owner) -> None:
+    """Raises OSError in every process where not all of them see the lock that the first one holds.
+
+    Orbax would wait for ever for the files of a process that writes into a directory of its own.
+    """
+    first = verdict(json.dumps(own), lambda texts: texts[0])
+    with in_all_processes():
+        holder, deadline = Owner(*json.loads(first)), time.monotonic() + SHARED_SECONDS
+        # A file system of several machines may show a new file late.
+        while not _same_process(read_owner(directory), holder):
+            if time.monotonic() > deadline:
+                raise OSError(
+                    f"workdir {directory} is not the directory of process 0 (host {holder.host}): "
+                    f"the {LOCK} that it holds there is not to be seen here after "
+                    f"{SHARED_SECONDS:g} s. All processes need one directory that they share, on "
+                    "a network file system or in a bucket: --workdir gs://BUCKET/PATH"
+                )
+            time.sleep(0.2)
 
 
 def read_owner(directory: Path) -> Owner | None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from fope_jax.command_line.parser import build_parser, parse_arguments
 from fope_jax.signals import end_with_parent, ended_in_time, has_joined, raising
 
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA raises
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code, see ``EXIT_CODES`` of the texts; 1 where `fope doctor`
@@ -35,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.traceback:
             traceback.print_exc()
         else:
-            print(f"fope: {error}", file=sys.stderr)
+            print(f"fope: {_told(error)}", file=sys.stderr)
         code = getattr(error, "exit_code", 2)
-        _tell_others(error, str(error), code)
+        _tell_others(error, _told(error), code)
         return code
     return code or 0
 
@@ -54,8 +56,20 @@ def _tell_others(
 
 def _is_users(error: Exception) -> bool:
     """Whether a user can put it right; any other is a defect of ours and keeps its traceback."""
-    ours = type(error).__module__.startswith(("fope_jax.", "gcsfs.", "aiohttp."))
-    return ours or isinstance(error, (ValueError, OSError, ImportError))
+    kind = type(error)
+    ours = kind.__module__.startswith(("fope_jax.", "gcsfs.", "aiohttp."))
+    # A model or batch that is too large, or a number beyond what a library takes.
+    too_large = isinstance(error, (MemoryError, OverflowError)) or _OUT_OF_MEMORY in str(error)
+    return ours or too_large or isinstance(error, (ValueError, OSError, ImportError))
+
+
+def _told(error: Exception) -> str:
+    """The message of an error; libraries tell of memory in pages, or by a bare name."""
+    text = str(error)
+    if isinstance(error, MemoryError) or _OUT_OF_MEMORY in text:
+        needed = " ".join(text.split())[:200]
+        return f"out of memory: the model, the batch or the length is too large here ({needed})"
+    return text or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -63,18 +77,20 @@ def _messages():
     """Our own messages on stderr while a verb runs, without those of the libraries below us."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     ours, absl = logging.getLogger("fope_jax"), logging.getLogger("absl")
+    buckets = logging.getLogger("gcsfs")  # prints a traceback for what it also raises
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    before = ours.level, ours.propagate, absl.level
+    before = ours.level, ours.propagate, absl.level, buckets.level
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
     ours.propagate = False  # another library's handler at the root would print them again
     absl.setLevel(logging.ERROR)
+    buckets.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         ours.removeHandler(handler)
-        ours.level, ours.propagate, absl.level = before
+        ours.level, ours.propagate, absl.level, buckets.level = before
 
 
 if __name__ == "__main__":

@@ -1,14 +1,27 @@
 """Settings of several processes, and the rendezvous: who is missing is named, nothing hangs."""
 
+import json
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from fope_jax.distributed import DistributedError, Settings, find_settings, initialize, meet
+from fope_jax.distributed import (
+    DistributedError,
+    Settings,
+    check_same,
+    describe_differences,
+    describe_failures,
+    find_settings,
+    in_all_processes,
+    initialize,
+    meet,
+    software,
+)
 
 
 @pytest.fixture
@@ -163,3 +176,97 @@ def test_two_processes_compute_together(coordinator):
     for process in [start(0), start(1)]:
         out, err = process.communicate(timeout=120)
         assert "SUM 3 2 4" in out, err
+
+
+# ---------------------------------------------------------------------------- what all agree on
+
+
+def said(host, values):
+    return json.dumps([host, values])
+
+
+def test_what_differs_is_named_with_both_values_and_who_has_them():
+    same = {"train.length": 64, "devices": "4 of 8", "jax": "0.10.2"}
+    assert describe_differences([said("a", same), said("b", same)]) == ""
+    other = same | {"train.length": 128, "jax": None}
+    assert describe_differences([said("a", same), said("b", other)]) == (
+        "the processes of one run must be started alike; different: "
+        "train.length = 64 in process 0 (host a), 128 in process 1 (host b); "
+        'jax = "0.10.2" in process 0 (host a), null in process 1 (host b)'
+    )
+
+
+def test_processes_that_say_the_same_are_told_together_and_many_are_counted():
+    texts = [said(f"h{i}", {"seed": int(i == 7)}) for i in range(64)]
+    assert describe_differences(texts).endswith(
+        "seed = 0 in process 0 (host h0), process 1 (host h1), process 2 (host h2) and 60 more, "
+        "1 in process 7 (host h7)"
+    )
+    many = [said("a", {f"k{i:02}": 0 for i in range(20)}), said("b", {})]
+    text = describe_differences(many)
+    assert "k00 = 0 in process 0 (host a), nothing in process 1 (host b); " in text
+    assert text.endswith("; and 8 more") and "\n" not in text
+    failed = [said("a", "")] + [said("b", "no file")] * 5
+    assert describe_failures(failed).splitlines() == [
+        *(f"process {i} (host b): no file" for i in (1, 2, 3)), "and 2 more processes"
+    ]  # fmt: skip
+
+
+def test_alone_a_process_agrees_with_itself():
+    check_same({"seed": 1})
+    with pytest.raises(ZeroDivisionError), in_all_processes():
+        _ = 1 / 0
+
+
+def test_software_is_told_by_its_content(monkeypatch):
+    found = software()
+    assert found == software() and len(found["source of fope_jax, sha256"]) == 16
+    assert found["numpy"] == np.__version__ and found["libtpu"] != "0"
+    flags = "--xla_cpu_enable_fast_math=true"
+    monkeypatch.setenv(
+        "XLA_FLAGS", f"--xla_dump_to=/tmp/3 {flags} --xla_force_host_platform_device_count=3"
+    )
+    assert software()["XLA_FLAGS"] == flags
+
+
+AGREE = """
+import jax
+from fope_jax import distributed
+from fope_jax.distributed import DistributedError, check_same, in_all_processes, verdict
+distributed.initialize(timeout_seconds=60)
+me = jax.process_index()
+for i in range(3):  # as often as a run saves
+    assert verdict(f"{me}{i}", " ".join) == f"0{i} 1{i}"
+check_same({"seed": 0})
+for block in ("one", "all"):
+    try:
+        with in_all_processes():
+            if me == 1 or block == "all":
+                raise OSError(f"no {block} here {me}")
+    except (OSError, DistributedError) as error:
+        print(type(error).__name__, error, sep=": ", end="; ", flush=True)
+check_same({"seed": me})
+"""
+
+
+def test_where_one_fails_all_fail_and_where_one_differs_all_end(coordinator):
+    environment = {
+        "FOPE_COORDINATOR": coordinator, "FOPE_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu",
+        "PATH": "/usr/bin:/bin",
+    }  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", AGREE], env=environment | {"FOPE_PROCESS_ID": str(process)},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for process in (0, 1)
+    ]  # fmt: skip
+    (first, err_0), (second, err_1) = (process.communicate(timeout=120) for process in both)
+    host = socket.gethostname()
+    assert first == (
+        f"DistributedError: process 1 (host {host}): no one here 1; OSError: no all here 0; "
+    ), err_0
+    assert second == "OSError: no one here 1; OSError: no all here 1; ", err_1
+    for process, text in zip(both, (err_0, err_1), strict=True):
+        assert process.returncode == 1
+        assert f"seed = 0 in process 0 (host {host}), 1 in process 1 (host {host})" in text

@@ -4,11 +4,23 @@ import json
 import resource
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fope_jax import files
-from fope_jax.files import LineFile, ObjectLines, as_path, open_lines, write_json
+from fope_jax.files import (
+    LineFile,
+    ObjectLines,
+    as_path,
+    check_output,
+    check_space,
+    check_writable,
+    make_directory,
+    open_lines,
+    remove_empty,
+    write_json,
+)
 
 
 @pytest.mark.parametrize("given", ["runs/x", Path("runs/x"), "/a/b", "."])
@@ -99,3 +111,30 @@ def test_the_cache_of_a_user_has_one_place(monkeypatch, tmp_path):
     assert files.user_cache() == tmp_path / "fope_jax"
     monkeypatch.setenv("FOPE_CACHE", str(tmp_path / "own"))
     assert files.user_cache() == tmp_path / "own"
+
+
+def test_a_place_to_write_is_probed_and_left_as_it_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    for good in (tmp_path, tmp_path / "a", tmp_path / "a" / "b" / "c"):
+        check_writable(good)
+    for bad in ("file", "file/x", "file/x/y", "loop", "loop/x", "dangling/x", "n" * 300):
+        with pytest.raises(OSError, match=f"cannot write the page to {tmp_path}/{bad}: "):
+            check_output(tmp_path / bad, "the page")
+    with pytest.raises(OSError, match="cannot write the page to /proc/x/y"):
+        check_output(Path("/proc/x/y"), "the page")
+    assert sorted(tmp_path.rglob("*")) == before
+    made = make_directory(tmp_path / "a" / "b")
+    assert made == [tmp_path / "a" / "b", tmp_path / "a"]
+    (tmp_path / "a" / "kept").write_text("")
+    remove_empty(made)
+    assert (tmp_path / "a" / "kept").exists() and not (tmp_path / "a" / "b").exists()
+
+
+def test_room_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    check_space(tmp_path / "a" / "b", 10**9, "a checkpoint")
+    with pytest.raises(OSError, match=r"a/b: a checkpoint takes 2 GB, and 1 GB are free"):
+        check_space(tmp_path / "a" / "b", 2 * 10**9, "a checkpoint")

@@ -13,6 +13,7 @@ from fope_jax.train.options import (
     add_extend_options,
     add_processes,
     add_train_options,
+    check_named,
     directory,
 )
 from fope_jax.train.options import parse_arguments as parse_arguments
@@ -156,7 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     fetch.set_defaults(config=None)  # its values can be changed as those of a file
     fetch.add_argument(
-        "--from", type=Path, required=True, metavar="DIR", dest="source",
+        "--from", type=_local, required=True, metavar="DIR", dest="source",
         help="directory with config.json and *.safetensors",
     )  # fmt: skip
     fetch.add_argument("--workdir", type=directory, required=True, help="directory of the run")
@@ -170,7 +171,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16", "float16"),
         help="of the tensors; that of the import or of the parameters without it",
     )  # fmt: skip
-    export.add_argument("-o", "--out", type=Path, required=True, help="directory that is made")
+    export.add_argument("-o", "--out", type=_local, required=True, help="directory that is made")
 
     for verb in (evaluate, export):
         add_accept_position(verb)
@@ -195,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     methods = add(known, "methods", verbs.methods, "list the position embeddings and their knobs")
     form = methods.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print the tables of the README")
-    form.add_argument("--write", type=Path, metavar="FILE", help="bring them up to date in FILE")
+    form.add_argument("--write", type=_local, metavar="FILE", help="bring them up to date in FILE")
 
     gallery = add(known, "gallery", verbs.gallery, "one HTML page with a picture of each embedding")
     gallery.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
@@ -206,6 +207,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _local(text: str) -> Path:
+    check_named(text)
     if "://" in text:  # a Path would make a directory "gs:" here
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
     return Path(text)

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 
-from fope_jax.files import check_bucket, in_bucket, user_cache
+from fope_jax.files import check_bucket, check_output, in_bucket, user_cache
 
 
 def _experiment(arguments: argparse.Namespace):
@@ -69,8 +69,11 @@ def data_inspect(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     _join(arguments)  # first, so that whoever refuses tells the others
-    check_bucket(arguments.workdir)
-    experiment = _experiment(arguments)
+    from fope_jax.distributed import in_all_processes
+
+    with in_all_processes():
+        check_bucket(arguments.workdir)
+        experiment = _experiment(arguments)
     from fope_jax.train.account import process_age
     from fope_jax.train.loop import train
 
@@ -83,12 +86,15 @@ def extend(arguments: argparse.Namespace) -> None:
 
     require("flax", "train")
     _join(arguments)
-    if not isinstance(arguments.parent, str):
-        check_bucket(arguments.parent)
-    check_bucket(arguments.workdir)
     from fope_jax.config import load_config
+    from fope_jax.distributed import in_all_processes
     from fope_jax.train.extend import extend
 
+    with in_all_processes():
+        for place in (arguments.parent, arguments.workdir):
+            if not isinstance(place, str):
+                check_bucket(place)
+        config = load_config(arguments.config) if arguments.config else None
     extend(
         arguments.parent,
         arguments.method,
@@ -98,7 +104,7 @@ def extend(arguments: argparse.Namespace) -> None:
         match=arguments.match,
         warn_above=arguments.warn_above,
         overrides=arguments.overrides,
-        config=load_config(arguments.config) if arguments.config else None,
+        config=config,
         accept_position=arguments.accept_position,
         evaluates=not arguments.no_evaluate,
     )
@@ -112,12 +118,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.report:
         require("matplotlib", "train")
     _join(arguments)
-    check_bucket(arguments.run)
+    from fope_jax.distributed import in_all_processes
     from fope_jax.evaluate.run import evaluate
     from fope_jax.model.sharding import MeshConfig
     from fope_jax.processes import is_first
 
-    mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
+    with in_all_processes():
+        check_bucket(arguments.run)
+        mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
+        if arguments.report and is_first():
+            check_output(arguments.report, "the report")
     names = None
     if arguments.protocols is not None:
         names = [name.strip() for name in arguments.protocols.split(",")]
@@ -149,6 +159,10 @@ def sweep(arguments: argparse.Namespace) -> None:
         for run in planned:
             print(shlex.join(["fope", *run.command(workdir)]))
         return
+    require("matplotlib", "train")  # for the report, after hours
+    check_output(workdir / "report", "the report")
+    if arguments.results:
+        check_output(arguments.results, "the rows of the runs")
     run_sweep(planned, workdir, jobs=arguments.jobs)
     directories = [workdir / run.name for run in planned]
     runs = [read_run(directory) for directory in directories]
@@ -210,6 +224,8 @@ def plan(arguments: argparse.Namespace) -> None:
             f"{row['length']} tokens, {state}", file=sys.stderr,
         )  # fmt: skip
 
+    if arguments.out:
+        check_output(arguments.out, "the plan")
     cache = None if arguments.no_cache else user_cache()
     rows = plan.plan(cases, cache=cache, jobs=arguments.jobs, done=done)
     print(table.markdown(rows))
@@ -230,6 +246,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
     if arguments.demo:
         if arguments.run or not arguments.out:
             raise ValueError("--demo takes no run, and -o for the directory of its page")
+        check_output(arguments.out, "the demo")
         from fope_jax.evaluate.spectrum.demo import demo
 
         print(f"demo in {write_demo(demo(), arguments.out)}")
@@ -240,6 +257,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
     if not arguments.out and in_bucket(arguments.run):
         raise ValueError(f"{arguments.run} is in a bucket: give -o, a directory of this machine")
     check_bucket(arguments.run)
+    check_output(arguments.out or arguments.run / "spectrum", "the spectra")
     from fope_jax.evaluate.spectrum.run import measure_run
 
     measured = measure_run(
@@ -274,10 +292,11 @@ def report(arguments: argparse.Namespace) -> None:
     for run in arguments.runs:
         check_bucket(run)
     runs = read_runs(arguments.runs)
+    buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
+    check_output(arguments.out, "the report")
     for line in lineage_lines(runs):
         print(line)
     print(text_tables(runs))
-    buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
     for table in bucket_tables(runs, buckets) if buckets else ():
         print(f"\n{as_text(table)}")
     print(f"report in {write_report(arguments.runs, arguments.out, buckets=buckets)}")
@@ -321,4 +340,5 @@ def gallery(arguments: argparse.Namespace) -> None:
     from fope_jax.evaluate.curves import gallery_rows
     from fope_jax.report.gallery import write_gallery
 
+    check_output(arguments.out, "the gallery")
     print(f"gallery in {write_gallery(gallery_rows(arguments.methods), arguments.out)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import runpy
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,15 +71,11 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
       ConfigError: a file that is not there or has no get_config, an unknown key, a wrong type.
     """
     path, _, arg = spec.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"configuration file {path!r} does not exist (form: path.py:arg)")
     if path.endswith(".json"):
+        _check_file("configuration", path)
         config = _read_json(Path(path))
     else:
-        get_config = runpy.run_path(path).get("get_config")
-        if get_config is None:
-            raise ConfigError(f"configuration file {path!r} defines no get_config(arg)")
-        config = get_config(arg)
+        config = call_in_file("configuration", path, "get_config", arg)
         if not isinstance(config, ConfigDict):
             raise ConfigError(
                 f"get_config of {path!r} returns {type(config).__name__}; accepted: ConfigDict"
@@ -86,11 +83,47 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     return overridden(config, overrides)
 
 
+def call_in_file(kind: str, path: str, function: str, arg: str) -> Any:
+    """What ``function(arg)`` of a Python file of the user returns.
+
+    Raises:
+      ConfigError: there is no such file or function, or the file raises something; the message
+        names the file, its line and the error.
+    """
+    _check_file(kind, path)
+    try:
+        found = runpy.run_path(path).get(function)
+        if found is not None:
+            return found(arg)
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:
+        lines = [f"line {own.lineno}: " for own in traceback.extract_tb(error.__traceback__)
+                 if own.filename == path]  # fmt: skip
+        where = lines[-1] if lines else ""
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{kind} file {path!r}: {where}{type(error).__name__}: {reason}"
+        ) from error
+    raise ConfigError(f"{kind} file {path!r} defines no {function}(arg)")
+
+
+def _check_file(kind: str, path: str) -> None:
+    if not Path(path).is_file():
+        what = "is no file" if Path(path).exists() else "does not exist"
+        raise ConfigError(f"{kind} file {path!r} {what} (form: path.py:arg)")
+
+
 def _read_json(path: Path) -> ConfigDict:
     try:
         values = read_json(path)
     except ValueError as error:
         raise ConfigError(f"configuration file {error}") from error
+    if "model_type" in values:
+        raise ConfigError(
+            f"configuration file {path} is that of a Hugging Face checkpoint; "
+            "`fope import --from DIR --workdir RUN` makes a run of one"
+        )
     try:
         return ConfigDict(values)
     except (ValueError, KeyError, AttributeError) as error:  # keys that ConfigDict does not take
@@ -225,6 +258,11 @@ def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
     for name in SECTIONS:
         result[name] = _fields(getattr(experiment, name))
     return result | {"position": positions.to_spec(experiment.position)}
+
+
+def flat_values(experiment: Experiment) -> dict[str, Any]:
+    """Every value of an experiment by its key, ``"train.length"``."""
+    return _flat(experiment_to_dict(experiment))
 
 
 # Values that change what is reported, kept or stored, never the numbers a run computes; and what

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -112,8 +113,10 @@ class TrainConfig:
         for name in ("warmup_steps", "schedule_start", "data_start"):
             check_value(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("learning_rate", "eps"):
-            check_value(name, getattr(self, name), getattr(self, name) > 0, "a positive number")
-        check_value("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+            rate = getattr(self, name)
+            check_value(name, rate, 0 < rate < math.inf, "a positive number")
+        decay = self.weight_decay
+        check_value("weight_decay", decay, 0 <= decay < math.inf, "0 or more")
         for name in ("b1", "b2"):
             check_value(name, getattr(self, name), 0 <= getattr(self, name) < 1, "0 <= value < 1")
         fraction = self.final_learning_rate_fraction

@@ -88,6 +88,8 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
         return {split: open_cache(config, split) for split in SPLITS}
     if in_bucket(directory):
         return _build_for_bucket(config, directory, runner)
+    if config.tokenizer.endswith(".json"):  # before anything is written, and before hours of it
+        _load_tokenizer(config)
     with _locked(directory):
         manifest = read_manifest(directory)
         sources = _look_through(config, directory, manifest)
@@ -218,11 +220,16 @@ def _make_tokenizer(
             f"trained a SentencePiece tokenizer of {tokenizer.vocab_size} tokens in {seconds:.1f} s"
         )
     else:
-        tokenizer = JsonTokenizer.load(as_path(config.tokenizer))
+        tokenizer = _load_tokenizer(config)
     tokenizer.save(partial)
     state["tokenizer"] = describe_tokenizer(tokenizer)
     _save_state(partial, state)
     return tokenizer
+
+
+def _load_tokenizer(config: DataConfig) -> JsonTokenizer:
+    check_bucket(config.tokenizer)
+    return JsonTokenizer.load(as_path(config.tokenizer))
 
 
 def _training_texts(config: DataConfig, left_out: Collection[str]) -> Iterator[str]:

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.extras import require
-from fope_jax.files import TRANSFERS, file_sha256, in_bucket, inside, list_tree, user_cache
+from fope_jax.files import (
+    TRANSFERS,
+    file_sha256,
+    in_bucket,
+    inside,
+    list_tree,
+    make_directory,
+    remove_empty,
+    user_cache,
+)
 
 _CHUNK = 2**22
 
@@ -31,18 +40,36 @@ class MirrorError(RuntimeError):
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """One process at a time; the system lets go of the lock of a killed process.
 
+    One that fails leaves neither the lock file nor a directory made for it.
+
     Args:
       path: the lock file; its directory is made.
       waiting: called where another process holds the lock, before waiting for it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    made = make_directory(path.parent)
+    while True:
+        with open(path, "w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if not _is_at(stream.fileno(), path):
+                continue  # its last owner failed and has removed it since
+            try:
+                yield
+            except BaseException:
+                path.unlink(missing_ok=True)
+                remove_empty(made)
+                raise
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def local_directory(path: Path) -> Path:

@@ -17,11 +17,17 @@ def directory_of(config: DataConfig) -> str:
     """The prepared dataset's own directory, read in place: TFDS must not try to make it anew.
 
     Raises:
-      CorpusError: there is none.
+      CorpusError: there is none, or its place cannot be reached.
     """
     name, _, version = config.tfds_name.partition(":")
     directory = "/".join((config.tfds_data_dir.rstrip("/"), name, version)).rstrip("/")
-    if not tf.io.gfile.exists(f"{directory}/dataset_info.json"):
+    try:
+        there = tf.io.gfile.exists(f"{directory}/dataset_info.json")
+    except tf.errors.OpError as error:  # of a bucket that is not there or cannot be reached
+        raise CorpusError(
+            f"tfds_data_dir = {config.tfds_data_dir!r} cannot be read: {reason(error)}"
+        ) from error
+    if not there:
         raise CorpusError(
             f"tfds_data_dir = {config.tfds_data_dir!r} holds no prepared {config.tfds_name}:"
             f" {directory}/dataset_info.json does not exist"

@@ -27,7 +27,8 @@ def examine(run: str | Path) -> list[Check]:
     """
     run = as_path(run)
     if not run.is_dir():
-        raise FileNotFoundError(f"{run} does not exist; name the --workdir of `fope train`")
+        what = "is no directory" if run.exists() else "does not exist"
+        raise FileNotFoundError(f"{run} {what}; name the --workdir of `fope train`")
     config, experiment = _check_config(run)
     checkpoints, metadata = _check_checkpoints(run, experiment)
     newest = max(metadata, default=None)

@@ -17,11 +17,13 @@ import jax
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
+from fope_jax.data.cache import open_cache
 from fope_jax.evaluate.finite import non_finite_rows
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.perplexity import plain
 from fope_jax.evaluate.run import Protocol, evaluation_graphdef, plan
 from fope_jax.evaluate.scoring import Scorer, scorer_maker
+from fope_jax.evaluate.windows import place_windows
 from fope_jax.signals import has_joined
 
 log = logging.getLogger(__name__)
@@ -53,8 +55,8 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
       ends the evaluation.
 
     Raises:
-      ValueError: nothing to measure, or the ``evaluate`` section asks for what cannot be, see
-        ``evaluate.run.plan``.
+      ValueError: nothing to measure, no document for the longest window, or the ``evaluate``
+        section asks for what cannot be, see ``evaluate.run.plan``.
     """
     settings = experiment.evaluate
     few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())
@@ -66,6 +68,13 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
             f"measure: evaluate.lengths = {settings.lengths}, evaluate.splits = {settings.splits}, "
             f"evaluate.training_windows = {settings.training_windows}; None turns it off"
         )
+    for protocol in protocols:  # here, not at the first evaluation of a run that has begun
+        asked = protocol.settings
+        documents = open_cache(experiment.data, protocol.identity["split"]).documents
+        for context in (min(asked["contexts"]), max(asked["contexts"])):
+            place_windows(
+                documents, longest=context, scored=asked["scored"], total=asked["num_windows"]
+            )
     make_scorer = scorer_maker(evaluation_graphdef(experiment), mesh)
     tokens_an_update = experiment.train.batch_size * experiment.train.length
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import (
+    ConfigError,
     Experiment,
     build_experiment,
     check_vocabulary,
@@ -28,6 +29,8 @@ from fope_jax.config import (
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
+from fope_jax.distributed import in_all_processes
+from fope_jax.evaluate.alike import check_alike
 from fope_jax.evaluate.answering import Answerer, model_answerer
 from fope_jax.evaluate.asking import PASSKEY, RETRIEVAL, retrieval_protocols
 from fope_jax.evaluate.finite import check_rows, check_weights, non_finite_rows
@@ -71,14 +74,42 @@ class LoadedRun(NamedTuple):
 
 
 def read_experiment(workdir: Path) -> Experiment:
-    """The experiment that a run's config.json describes."""
+    """The experiment that a run's config.json describes.
+
+    Raises:
+      FileNotFoundError: there is no run; the message says what is there instead.
+      ConfigError: config.json is not one of ours, or describes what cannot be.
+    """
     path = workdir / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{workdir} is no run: there is no {path.name}; make one with "
-            f"`fope train --config CONFIG --workdir {workdir}`"
+        raise FileNotFoundError(f"{workdir} is no run: {_instead(workdir)}")
+    values = read_json(path)
+    if "model_type" in values:
+        raise ConfigError(
+            f"{workdir} is no run but a checkpoint of Hugging Face; "
+            f"`fope import --from {workdir} --workdir RUN` makes a run of it"
         )
-    return build_experiment(read_json(path))
+    try:
+        return build_experiment(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _instead(path: Path) -> str:
+    """What a directory is that has no config.json, and what to do."""
+    if not path.exists():
+        what = "there is no such directory"
+    elif not path.is_dir():
+        return "it is a file; name the directory of the run, the --workdir of `fope train`"
+    elif path.name.isdecimal() and (path.parent / "config.json").is_file():
+        return f"it is named like a step of {path.parent}; give that run and its step by itself"
+    elif path.name.isdecimal() and (path / "manifest.json").is_file():
+        return f"it is a checkpoint of {path.parent.parent}; give that run and its step by itself"
+    elif (path / "manifest.json").is_file():
+        return "it is a token cache; name the directory of the run, the --workdir of `fope train`"
+    else:
+        what = "there is no config.json"
+    return f"{what}; make one with `fope train --config CONFIG --workdir {path}`"
 
 
 def warn_where_bos_is_unknown(workdir: str | Path) -> None:
@@ -290,7 +321,8 @@ def _alone(function: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
     @functools.wraps(function)
     def alone(workdir: str | Path, *arguments: Any, **named: Any) -> list[Row]:
         workdir = as_path(workdir)
-        read_experiment(workdir)  # or the lock would make a directory of a name that is wrong
+        with in_all_processes():
+            read_experiment(workdir)  # or the lock would make a directory of a name that is wrong
         with writing(workdir, "evaluate"):
             return function(workdir, *arguments, **named)
 
@@ -342,13 +374,20 @@ def evaluate(
     progress = _checking(progress or _bars)
     if not is_first():
         say = _nothing
-    experiment = _with_overrides(read_experiment(workdir), overrides)
+    with in_all_processes():
+        experiment = _with_overrides(read_experiment(workdir), overrides)
     if not any("evaluate.add_bos_token=" in override for override in overrides):
         warn_where_bos_is_unknown(workdir)
+    asked = {
+        "--step": step, "--protocols": protocols, "--mesh": str(mesh), "--force": force,
+        "--accept-position": accept_position,
+    }  # fmt: skip
+    check_alike(experiment, asked, experiment.evaluate.splits)
     store = CheckpointStore(workdir / "checkpoints")
     try:
         step = find_step(workdir, store, step)
-        planned = plan(experiment, store.metadata(step)["data"], protocols)
+        with in_all_processes():
+            planned = plan(experiment, store.metadata(step)["data"], protocols)
     finally:
         store.close()
     path = workdir / METRICS

@@ -110,7 +110,10 @@ def write_between_markers(path: Path, markdown: str) -> bool:
       MarkersError: see ``between_markers``; the file is left as it is.
       OSError: the file cannot be read or written.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MarkersError(f"{path} is no text in UTF-8: {error}") from error
     if between_markers(text, str(path)) == markdown:
         return False
     head, _, rest = text.partition(BEGIN)

@@ -20,6 +20,7 @@ from fope_jax.fields import ConfigError
 from fope_jax.files import read_json, write_json
 from fope_jax.signals import PARENT, holding
 from fope_jax.sweep.spec import Planned
+from fope_jax.train.workdir import has_checkpoint
 
 PROGRAM = (sys.executable, "-m", "fope_jax.main")
 DONE = "sweep.json"  # in the directory of a finished run: what it was finished as
@@ -62,13 +63,13 @@ def run_sweep(
       ConfigError: a directory holds a run of other numbers than the sweep's.
       SweepError: after everything else has been run, where a run has failed.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    shares = core_shares(jobs)
     done = {run.name for run in planned if _is_done(run, workdir)}
     if done:
         say(f"{len(done)} of {len(planned)} runs are done and kept")
     waiting = [run for run in planned if run.name not in done]
     failed: dict[str, str] = {}
-    shares = core_shares(jobs)
+    workdir.mkdir(parents=True, exist_ok=True)
     running: dict[Future[None], tuple[Planned, list[int]]] = {}
     bar = tqdm(total=len(planned), initial=len(done), desc="sweep", unit="run")
     with bar, ThreadPoolExecutor(jobs) as pool, _Children() as children:
@@ -117,7 +118,8 @@ def _is_done(run: Planned, workdir: Path) -> bool:
     directory = workdir / run.name
     wanted = _plain(experiment_to_dict(run.experiment))
     config, stamp = directory / "config.json", directory / DONE
-    if config.is_file():
+    # Without either it holds no more than a start that failed.
+    if config.is_file() and (stamp.is_file() or has_checkpoint(directory)):
         there = experiment_to_dict(build_experiment(read_json(config)))
         changes = changed_numbers(_plain(there), wanted)
         if changes:

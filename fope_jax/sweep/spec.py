@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-import runpy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fope_jax.config import Experiment, build_experiment, load_config
+from fope_jax.config import Experiment, build_experiment, call_in_file, load_config
 from fope_jax.fields import ConfigError, nearest
 from fope_jax.train.extend import child_experiment
 from fope_jax.train.options import (
@@ -150,18 +149,18 @@ def load_sweep(spec: str) -> list[Planned]:
         before its child, or a run that cannot be built, by name.
     """
     path, _, arg = spec.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"sweep file {path!r} does not exist (form: path.py:arg)")
-    get_sweep = runpy.run_path(path).get("get_sweep")
-    if get_sweep is None:
-        raise ConfigError(f"sweep file {path!r} defines no get_sweep(arg)")
-    return check_sweep(get_sweep(arg))
+    runs = call_in_file("sweep", path, "get_sweep", arg)
+    if not isinstance(runs, Iterable) or isinstance(runs, (str, bytes)):
+        raise ConfigError(f"get_sweep of {path!r} returns {runs!r:.80}; accepted: a list of runs")
+    return check_sweep(runs)
 
 
 def check_sweep(runs: Iterable[Run]) -> list[Planned]:
     """The runs with their experiments; see `load_sweep`."""
     planned: dict[str, Planned] = {}
     for run in runs:
+        if not isinstance(run, Run):
+            raise ConfigError(f"the sweep has {run!r:.80}; accepted: Train and Extend")
         if not _NAME.fullmatch(run.name):
             raise ConfigError(f"run name {run.name!r}; accepted: letters, digits and _ . + -")
         if run.name in planned:

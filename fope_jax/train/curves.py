@@ -32,8 +32,9 @@ class Curves:
         self._writer: Any = None
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            earlier = start_step or any(directory.iterdir())
             self._writer = self._events.EventsWriter(str(directory / "events"))
-            if start_step:
+            if earlier:
                 event = self._events.event_pb2
                 again = event.SessionLog(status=event.SessionLog.START)
                 self._writer.write_event(event.Event(step=start_step + 1, session_log=again))

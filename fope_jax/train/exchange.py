@@ -28,7 +28,14 @@ from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePiece
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
 from fope_jax.extras import require
-from fope_jax.files import as_path
+from fope_jax.files import (
+    as_path,
+    check_output,
+    check_space,
+    make_directory,
+    remove_empty,
+    remove_tree,
+)
 from fope_jax.interop.families import LENGTH, Described
 from fope_jax.interop.weights import (
     Imported,
@@ -37,11 +44,13 @@ from fope_jax.interop.weights import (
     import_weights,
     position_fingerprint,
 )
+from fope_jax.lock import writing
 from fope_jax.model.transformer import HOW, split
 from fope_jax.train.workdir import (
     CHECKPOINTS,
     IMPORTED,
     KEPT,
+    check_workdir,
     open_workdir,
     record_run,
     run_and_step,
@@ -50,6 +59,7 @@ from fope_jax.train.workdir import (
 log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
+PARTIAL = ".partial"  # in the directory of an export that has not ended
 BESIDE = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -75,14 +85,13 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
     experiment = imported_experiment(source, describe(source), overrides)
     check_tokens_fit(experiment)
+    check_workdir(workdir, experiment)  # before the weights are read, which may take minutes
     imported = import_weights(source)
     shape = imported.config.shape
     position, identity = position_identity(imported.position, shape, imported.constants)
-    open_workdir(workdir, experiment)
-    store = CheckpointStore(workdir / CHECKPOINTS)
     items = {"params": imported.params, "constants": imported.constants}
-    store.save(0, items, identity | {"data": None})
-    store.close()
+    arrays = jax.tree.leaves(items)
+    check_space(workdir, sum(x.size * x.dtype.itemsize for x in arrays), "a checkpoint")
     parameters = sum(x.size for x in jax.tree.leaves(imported.params))
     facts = {
         "name": experiment.name,
@@ -92,7 +101,14 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
         IMPORTED: {"directory": str(source)},
         KEPT: imported.kept,
     }
-    record_run(workdir, facts, 0)
+    with writing(workdir, "import"):
+        open_workdir(workdir, experiment)
+        record_run(workdir, facts, 0)
+        store = CheckpointStore(workdir / CHECKPOINTS)
+        try:  # last: before it is there the workdir holds nothing
+            store.save(0, items, identity | {"data": None})
+        finally:
+            store.close()
     return f"{source}: {parameters:,} parameters, position {position.summary}"
 
 
@@ -211,29 +227,47 @@ def export_run(
       OSError: there is no such run, or the directory cannot be written.
     """
     directory = Path(directory)
+    if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):
+        raise FileExistsError(f"{directory} is not empty: export into a new directory")
+    check_output(directory, "the checkpoint")
     workdir, named = run_and_step(run)
     if named is not None and step is not None and step != named:
         raise ConfigError(f"--run {run} and --step {step}: leave one out")
     run, step = workdir, step if named is None else named
     loaded = load_run(run, step, accept_position=accept_position)
     _, params, constants = split(loaded.model)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    check_space(directory, size // (1 if dtype in (None, "float32") else 2), "the checkpoint")
     kept = loaded.run_info.get(KEPT, {})
     data = loaded.experiment.data
-    export_weights(
-        directory,
-        loaded.model.config,
-        loaded.model.position,
-        params,
-        constants,
-        length=max(loaded.experiment.train.length, kept.get(LENGTH, 0)),
-        kept=kept or {"eos_token_id": _end_of_document(data)},
-        dtype=dtype,
-    )
-    if data.tokenizer.endswith(".json"):
-        for name in BESIDE:
-            path = Path(data.tokenizer).with_name(name)
-            if path.is_file():
-                shutil.copyfile(path, directory / name)
+    eos = None if kept else _end_of_document(data)
+    # What was begun there and not finished is begun anew, and nothing of it is taken for a whole.
+    partial = directory / PARTIAL
+    made = make_directory(directory)
+    remove_tree(partial)
+    try:
+        export_weights(
+            partial,
+            loaded.model.config,
+            loaded.model.position,
+            params,
+            constants,
+            length=max(loaded.experiment.train.length, kept.get(LENGTH, 0)),
+            kept=kept or {"eos_token_id": eos},
+            dtype=dtype,
+        )
+        if data.tokenizer.endswith(".json"):
+            for name in BESIDE:
+                path = Path(data.tokenizer).with_name(name)
+                if path.is_file():
+                    shutil.copyfile(path, partial / name)
+        for path in partial.iterdir():
+            path.rename(directory / path.name)
+        partial.rmdir()
+    except BaseException:
+        remove_tree(partial)
+        remove_empty(made)
+        raise
     model = loaded.model
     summary = position_fingerprint(model.config, model.position, constants).summary
     return f"{run}, step {loaded.step}: position {summary}"

@@ -19,6 +19,8 @@ from ml_collections import ConfigDict
 from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import ConfigError, Experiment, split_override
 from fope_jax.data.cache import CacheError, TokenCache, open_cache
+from fope_jax.distributed import in_all_processes
+from fope_jax.evaluate.alike import check_alike
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run import plan as protocols
@@ -28,16 +30,26 @@ from fope_jax.model.transformer import HOW, position_variables
 from fope_jax.position import PositionVariables
 from fope_jax.position.extension import frequency_changes
 from fope_jax.position.transplant import Transplant, carry_variables
-from fope_jax.processes import is_first, on_host, wait_for_all
+from fope_jax.processes import is_first, on_host
 from fope_jax.train.extension.arrays import carry_state
 from fope_jax.train.extension.child import child_experiment
-from fope_jax.train.extension.lineage import LINEAGE, check_request, data_changes, read_lineage
-from fope_jax.train.extension.parents import Parent, open_parent
+from fope_jax.train.extension.lineage import check_request, data_changes, read_lineage
+from fope_jax.train.extension.parents import WEIGHTS, Parent, open_parent
 from fope_jax.train.extension.start import WARN_ABOVE, measure_start
 from fope_jax.train.loop import train
 from fope_jax.train.saves import check_not_lost
 from fope_jax.train.state import draw_position, plan_state
-from fope_jax.train.workdir import CHECKPOINTS, CONFIG, KEPT, RUN, open_workdir
+from fope_jax.train.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    KEPT,
+    LINEAGE,
+    RUN,
+    check_room,
+    check_workdir,
+    has_checkpoint,
+    open_workdir,
+)
 
 log = logging.getLogger(__name__)
 
@@ -79,22 +91,28 @@ def extend(
       CheckpointError, FileNotFoundError: the parent, see ``open_parent``; and as ``train``.
     """
     workdir, overrides = as_path(workdir), list(overrides)
-    lineage = read_lineage(workdir)
-    step = lineage["request"]["step"] if lineage else None
-    parent = open_parent(source, step, _stated_tokenizer(config, overrides), accept_position)
-    if str(resolved(workdir)) == parent.source:
-        raise ConfigError(f"workdir {workdir} is the parent itself; use another --workdir")
-    request = {
-        "parent": parent.source, "step": parent.step, "method": method, "length": length,
-        "optimizer": optimizer, "match": match,
-    }  # fmt: skip
-    child = child_experiment(
-        parent.experiment, parent.step, method, length, optimizer, overrides,
-        imported=parent.imported, config=config,
-    )  # fmt: skip
-    check_request(workdir, lineage, request)
-    if evaluates and lineage is None:  # before anything is written
-        protocols(child, _open_cache(child, workdir).fingerprint)
+    with in_all_processes():
+        begun = has_checkpoint(workdir)
+        lineage = read_lineage(workdir) if begun else None
+        step = lineage["request"]["step"] if lineage else None
+        parent = open_parent(source, step, _stated_tokenizer(config, overrides), accept_position)
+        if str(resolved(workdir)) == parent.source:
+            raise ConfigError(f"workdir {workdir} is the parent itself; use another --workdir")
+        request = {
+            "parent": parent.source, "step": parent.step, "method": method, "length": length,
+            "optimizer": optimizer, "match": match,
+        }  # fmt: skip
+        child = child_experiment(
+            parent.experiment, parent.step, method, length, optimizer, overrides,
+            imported=parent.imported, config=config,
+        )  # fmt: skip
+        check_request(workdir, begun, lineage, request)
+        check_workdir(workdir, child)
+        if not begun:  # before anything is written
+            fingerprint = _open_cache(child, workdir, parent).fingerprint
+            if evaluates:
+                protocols(child, fingerprint)
+    check_alike(child, request | {"--accept-position": accept_position})
     with writing(workdir, "extend"):
         store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
         try:
@@ -123,14 +141,11 @@ def _begin(
         parent.experiment, mesh=child.mesh,
         model=dataclasses.replace(parent.experiment.model, **computed),
     )  # fmt: skip
-    cache, plan = _open_cache(child, workdir), plan_state(child)
+    with in_all_processes():
+        cache, plan = _open_cache(child, workdir, parent), plan_state(child)
+        check_room(workdir, plan, child.train)
     arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
     _check_data(parent.experiment, metadata["data"], child, cache)
-    if is_first():
-        open_workdir(workdir, child)
-        if parent.kept:
-            write_json(workdir / RUN, {KEPT: parent.kept})  # training adds the rest
-    wait_for_all("workdir")
     trained = jax.tree.map(on_host, position_variables(arrays["params"], arrays["constants"]))
     moved = _move(before, trained, child, request["match"])
     state, constants = carry_state(arrays, moved, plan, request["optimizer"])
@@ -177,8 +192,12 @@ def _begin(
         "data": data,
         "start": start,
     }
-    if is_first():
-        write_json(workdir / LINEAGE, lineage)
+    with in_all_processes():
+        if is_first():
+            open_workdir(workdir, child)
+            if parent.kept:
+                write_json(workdir / RUN, {KEPT: parent.kept})  # training adds the rest
+            write_json(workdir / LINEAGE, lineage)
     items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
     store.save(0, items, identity)
 
@@ -189,14 +208,17 @@ def _stated_tokenizer(config: ConfigDict | None, overrides: Iterable[str]) -> st
     return stated or (config.data.get("tokenizer") if config and "data" in config else None)
 
 
-def _open_cache(child: Experiment, workdir: Path) -> TokenCache:
-    """The child's tokens; where they have not been built, its config.json is there to build them.
+def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
+    """The child's tokens; where they have not been built, the error says of which configuration.
 
-    Of imported weights no configuration file need exist.
+    Of weights of Hugging Face there may be no configuration file: the child's is written for it.
     """
     try:
         return open_cache(child.data, "train")
     except CacheError as error:
+        if not parent.source.startswith(WEIGHTS):
+            path = as_path(parent.source) / CONFIG
+            raise CacheError(f"{error}, such as {path}, with the same --config.data") from error
         if is_first():
             open_workdir(workdir, child)
         raise CacheError(f"{error}, such as {workdir / CONFIG}") from error

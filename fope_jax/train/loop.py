@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -16,16 +16,18 @@ from tqdm import tqdm
 
 from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import Experiment, check_vocabulary
-from fope_jax.data.cache import open_cache
+from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.config import Packing
 from fope_jax.data.lessons import AnyLoader, stage_loaders
-from fope_jax.evaluate.during import VALIDATION, during_training, told
+from fope_jax.distributed import in_all_processes
+from fope_jax.evaluate.alike import check_alike
+from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.files import as_path
 from fope_jax.lock import RunLock, writing
 from fope_jax.model.sharding import batch_sharding, place
-from fope_jax.processes import from_first, is_first, wait_for_all
+from fope_jax.processes import from_first, is_first
 from fope_jax.signals import Stopped, signal_name
 from fope_jax.train.account import TimeAccount
 from fope_jax.train.bad_steps import check_tokens, keeping_batches
@@ -45,7 +47,13 @@ from fope_jax.train.state import (
     restore_arrays,
 )
 from fope_jax.train.step import StepMetrics, TrainState
-from fope_jax.train.workdir import CHECKPOINTS, open_workdir, record_run
+from fope_jax.train.workdir import (
+    CHECKPOINTS,
+    check_room,
+    check_workdir,
+    open_workdir,
+    record_run,
+)
 from fope_jax.typing import Batch
 
 log = logging.getLogger(__name__)
@@ -80,8 +88,37 @@ def train(
       OSError: the workdir cannot be written, or the token cache is missing or damaged.
     """
     workdir = as_path(workdir)
+    splits = ("train", *(experiment.evaluate.splits if experiment.train.evaluate_every else ()))
+    check_alike(experiment, {"--accept-position": accept_position}, splits)
     with writing(workdir, "train") as lock:
         _train(experiment, workdir, accept_position, lock, TimeAccount(seconds_before))
+
+
+class _Data(NamedTuple):
+    """Where the batches come from, and what measures meanwhile, if anything."""
+
+    cache: TokenCache
+    loaders: list[AnyLoader]
+    measure: Measure | None
+
+
+def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
+    """Opens all text that a training reads, a loader for each stage; whatever cannot be is raised.
+
+    Raises:
+      CacheError: the token cache is missing or damaged.
+      ValueError: what is read and the model, the batch or the evaluation do not fit.
+    """
+    config = experiment.train
+    cache = open_cache(experiment.data, "train")
+    check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
+    loaders = stage_loaders(
+        experiment.data, cache, config.stages, seed=experiment.seed, data_start=config.data_start
+    )
+    measure = None
+    if config.evaluate_every is not None:
+        measure = during_training(experiment, cache.fingerprint, mesh)
+    return _Data(cache, loaders, measure)
 
 
 def _train(
@@ -92,43 +129,45 @@ def _train(
     account: TimeAccount,
 ) -> None:
     config = experiment.train
-    stages = [(stage, plan_state(at_stage(experiment, stage))) for stage in config.stages]
-    plan = stages[-1][1]  # state and constants are the same in all of them
+
+    # ------------------------------------------------------------------ what can be checked
+    # Nothing is written before the state is there, and where one process refuses all of them do.
+    store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
+    data = None
+    with in_all_processes():
+        stages = [(stage, plan_state(at_stage(experiment, stage))) for stage in config.stages]
+        plan = stages[-1][1]  # state and constants are the same in all of them
+        if is_first():
+            check_workdir(workdir, experiment)
+        if store.newest_step() < config.steps:  # a run that is finished needs no text any more
+            data = _open_data(experiment, plan.mesh)
+            check_room(workdir, plan, config)
 
     # ------------------------------------------------------------------ what there is already
-    if is_first():
-        open_workdir(workdir, experiment)
-    wait_for_all("workdir")
-    store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
     with account.phase("restore"):
         found = store.latest_valid_step(set_aside=True)
-    if is_first():
-        check_not_lost(workdir, found)
+    with in_all_processes():
+        if is_first():
+            check_not_lost(workdir, found)
     start = found or 0
-    stages = [(stage, own) for stage, own in stages if stage.stop > start]
     # A checkpoint is written before the evaluation of its step, which may have been cut off since.
     evaluates_first = bool(from_first(_is_evaluation_missing(workdir, experiment, start)))
     if start >= config.steps and not evaluates_first:
+        if is_first():
+            open_workdir(workdir, experiment)
         log.info("%s is finished: %d steps are trained", workdir, start)
         store.close()
         return
-
-    # ------------------------------------------------------------------ data
-    cache = open_cache(experiment.data, "train")
-    check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
+    with in_all_processes():
+        cache, loaders, measure = data or _open_data(experiment, plan.mesh)
     packing = experiment.data.packing
-    loaders = stage_loaders(
-        experiment.data, cache, config.stages, seed=experiment.seed, data_start=config.data_start
-    )[-len(stages) :]  # those that are not done yet
+    loaders = [own for own, (stage, _) in zip(loaders, stages, strict=True) if stage.stop > start]
+    stages = [(stage, own) for stage, own in stages if stage.stop > start]
     for (stage, _), loader in zip(stages, loaders, strict=True):
         log.info(
             "data: %s; %d x %d tokens a step (steps %d to %d)",
             loader.about, stage.batch_size, stage.length, stage.start + 1, stage.stop,
         )  # fmt: skip
-
-    measure = None
-    if config.evaluate_every is not None:
-        measure = during_training(experiment, cache.fingerprint, plan.mesh)
 
     def loader_of(step: int) -> AnyLoader:
         behind = sum(stage.stop < step for stage, _ in stages)
@@ -147,6 +186,7 @@ def _train(
     # Later rows are written again as their steps come again; left in place they count twice.
     dropped = 0
     if is_first():
+        open_workdir(workdir, experiment)
         if lost := _seconds_after(workdir, start):
             account.add("lost", lost)
         dropped = replace_rows(

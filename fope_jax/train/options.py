@@ -106,6 +106,7 @@ def parse_arguments(
 
 def directory(text: str) -> Path:
     """Of this machine or in a bucket."""
+    check_named(text)
     try:
         return as_path(text)
     except (ValueError, ImportError) as error:
@@ -115,3 +116,13 @@ def directory(text: str) -> Path:
 def parent_run(text: str) -> Path | str:
     """A run, or the directory of a Hugging Face checkpoint."""
     return text if text.startswith("hf:") else directory(text)
+
+
+def check_named(text: str) -> None:
+    """Raises ArgumentTypeError for a text that cannot name a file or directory."""
+    if not text.strip():  # an empty shell variable: pathlib would take it for the directory here
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a path")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Orbax and protocol buffers take nothing else
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a path in UTF-8") from None

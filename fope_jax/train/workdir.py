@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
@@ -15,16 +16,30 @@ from typing import Any
 
 import jax
 
+from fope_jax.checkpoint import MANIFEST, QUARANTINE
 from fope_jax.config import (
     ConfigError,
     Experiment,
+    TrainConfig,
     build_experiment,
     changed_numbers,
     experiment_to_dict,
 )
-from fope_jax.files import as_path, make_writable, read_json, write_json
+from fope_jax.evaluate.metrics import METRICS, read_rows
+from fope_jax.files import (
+    as_path,
+    check_space,
+    check_writable,
+    make_writable,
+    read_json,
+    write_json,
+)
+from fope_jax.train.state import StatePlan
+
+log = logging.getLogger(__name__)
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
+LINEAGE = "lineage.json"  # of a run that goes on from another
 IMPORTED = "imported"  # the key of run.json that says where the weights of step 0 came from
 KEPT = "kept"  # the key with what the config.json of their checkpoint says besides
 _SHOWN = 12  # keys of another configuration that an error names
@@ -33,30 +48,47 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def open_workdir(workdir: Path, experiment: Experiment) -> None:
-    """Makes ``workdir`` and its config.json, or finds that it holds this very experiment.
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a checkpoint of this run was ever whole, however it is now.
+
+    Before that there is nothing that another start could lose.
+    """
+    for directory in (workdir / CHECKPOINTS, workdir / CHECKPOINTS / QUARANTINE):
+        steps = directory.iterdir() if directory.is_dir() else ()
+        if any((step / MANIFEST).exists() for step in steps):
+            return True
+    rows = read_rows(workdir / METRICS)  # the directories may have been lost
+    return any((row.get("kind"), row.get("phase")) == ("time", "save") for row in rows)
+
+
+def check_workdir(workdir: Path, experiment: Experiment) -> None:
+    """Finds out whether ``experiment`` can be trained in ``workdir``; writes nothing.
+
+    What a start has left that was stopped before its first checkpoint stands in nobody's way.
 
     Raises:
-      OSError: the directory cannot be made or written.
+      OSError: the directory cannot be written.
       ConfigError: it holds a run of another configuration; the message names the keys and both
         values. Or it holds imported weights, which a new run would train over.
     """
     try:
-        make_writable(workdir)
+        check_writable(workdir)
     except OSError as error:
         raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
+    _check_not_something_else(workdir)
+    if not has_checkpoint(workdir):
+        return
     run = workdir / RUN
     if run.exists() and IMPORTED in (facts := read_json(run)):
         raise ConfigError(
             f"workdir {workdir} holds weights imported from {facts[IMPORTED]['directory']}, with "
             "which no run begins; use another --workdir"
         )
-    new = experiment_to_dict(experiment)
     path = workdir / CONFIG
     if path.exists():
         # Built again, so that a value added since the run began counts as its default.
         old = experiment_to_dict(build_experiment(read_json(path)))
-        changes = changed_numbers(old, new)
+        changes = changed_numbers(old, experiment_to_dict(experiment))
         if changes:
             more = [f"  and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
             raise ConfigError(
@@ -64,7 +96,55 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
                 "--config.KEY=VALUE, or use another --workdir. Different:\n"
                 + "\n".join([f"  {change}" for change in changes[:_SHOWN]] + more)
             )
-    write_json(path, new)
+
+
+def _check_not_something_else(workdir: Path) -> None:
+    """Raises ConfigError where files of another kind would be written over or mixed up."""
+    path, above = workdir / CONFIG, workdir.parent
+    what = None
+    if path.exists():
+        try:
+            build_experiment(read_json(path))
+        except ValueError as error:
+            what = f"has a {CONFIG} that is not of a run ({error})"
+    elif (workdir / MANIFEST).exists():
+        what = f"has a {MANIFEST}: it is a token cache or a checkpoint"
+    if above.name == CHECKPOINTS or ((above / CONFIG).exists() and (above / CHECKPOINTS).exists()):
+        what = "is inside another run"
+    if what:
+        raise ConfigError(f"workdir {workdir} {what}; use another --workdir")
+
+
+def check_room(workdir: Path, plan: StatePlan, config: TrainConfig) -> None:
+    """Finds out whether the disk has room for a checkpoint.
+
+    Raises:
+      OSError: it has not, and the run stops where one cannot be written.
+    """
+    arrays = jax.tree.leaves((plan.state.params, plan.state.optimizer, plan.constants))
+    size = sum(x.size * x.dtype.itemsize for x in arrays)
+    try:
+        check_space(workdir, size, "a checkpoint")
+    except OSError as error:
+        if config.on_save_error == "stop":
+            raise
+        log.warning("%s; training begins all the same (train.on_save_error = continue)", error)
+
+
+def open_workdir(workdir: Path, experiment: Experiment) -> None:
+    """Writes config.json, after `check_workdir`; what an earlier start left goes, see there.
+
+    Raises:
+      OSError, ConfigError: see `check_workdir`.
+    """
+    check_workdir(workdir, experiment)
+    if not has_checkpoint(workdir):
+        if (workdir / CONFIG).exists():
+            log.info("%s has no checkpoint yet: it begins anew, by this configuration", workdir)
+        for name in (RUN, LINEAGE):
+            (workdir / name).unlink(missing_ok=True)
+    make_writable(workdir)
+    write_json(workdir / CONFIG, experiment_to_dict(experiment))
 
 
 def run_and_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:

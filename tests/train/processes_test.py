@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +194,100 @@ def assert_same_training(workdir, of):
     assert expected[0] - expected[-1] > 0.5, "there was something to learn"
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert tokens == same_tokens
+
+
+# ---------------------------------------------------------------------------- not started alike
+
+PATIENCE = (
+    "import sys; from fope_jax import lock, main; lock.SHARED_SECONDS = 2; sys.exit(main.main())"
+)
+
+
+def start_apart(lines, environments=({}, {})):
+    """Two processes of one run, each with its own command line; their codes and what they say."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        coordinator = f"127.0.0.1:{server.getsockname()[1]}"
+    shared = {
+        "FOPE_COORDINATOR": coordinator, "FOPE_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }  # fmt: skip
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", PATIENCE, *map(str, line)], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=os.environ | shared | {"FOPE_PROCESS_ID": str(process)} | own,
+        )
+        for process, (line, own) in enumerate(zip(lines, environments, strict=True))
+    ]  # fmt: skip
+    try:
+        return [(process.communicate(timeout=120)[0], process.returncode) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+
+
+# What the second process has otherwise: arguments, environment; what both must say.
+APART = {
+    "a value": (["--config.train.length=32"], {}, "train.length = 64 in process 0"),
+    "no token cache": (["--config.data.cache_dir=nowhere"], {}, "there is no token cache of"),
+    "devices": (
+        [], {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, 'devices = "2 of 3, cpu',
+    ),
+    "a seed": (["--config.seed=2"], {}, "seed = 1 in process 0"),
+    "how often it saves": (["--config.train.save_every=5"], {}, "train.save_every = 10 in process"),
+    "a mesh": (["--config.mesh.tensor=2"], {}, "mesh.tensor = 1 in process 0"),
+    "precision": ([], {"JAX_ENABLE_X64": "1"}, "jax_enable_x64 = false in process 0"),
+    "a value that is none": (["--config.train.stpes=1"], {}, "config.train.stpes is unknown"),
+    "no configuration": (["--config", "nowhere.py"], {}, "'nowhere.py' does not exist"),
+}  # fmt: skip
+FAST = ("a value",)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in APART]
+)
+def test_processes_that_were_not_started_alike_all_end_and_say_why(config, tmp_path, name):
+    arguments, environment, message = APART[name]
+    line = ["train", "--config", config, "--workdir", tmp_path / "run"]
+    for text, code in start_apart([line, [*line, *arguments]], ({}, environment)):
+        assert code == 2, text
+        assert message in text and "Traceback" not in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_token_cache_may_lie_elsewhere_on_each_host(config, tmp_path):
+    """Its content is what must be the same."""
+    copy = shutil.copytree(config.parent / "cache", tmp_path / "cache")
+    line = ["train", "--config", config, "--workdir", tmp_path / "run", "--config.train.steps=2"]
+    both = start_apart([line, [*line, f"--config.data.cache_dir={copy}"]])
+    assert [code for _, code in both] == [0, 0], both
+
+
+def test_a_workdir_that_is_not_shared_is_found_before_the_first_step(config, tmp_path):
+    line = ["train", "--config", config, "--workdir"]
+    both = start_apart([[*line, tmp_path / "here"], [*line, tmp_path / "there"]])
+    for text, code in both:
+        assert code == 2, text
+        assert f"workdir {tmp_path}/there is not the directory of process 0" in text
+        assert "gs://BUCKET/PATH" in text and "Traceback" not in text
+    assert f"process 1 (host {socket.gethostname()}): workdir" in both[0][0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["evaluate", "extend"])
+def test_other_verbs_compare_as_well(config, tmp_path, verb):
+    run = tmp_path / "run"
+    line = ["train", "--config", config, "--workdir", run, "--config.train.steps=2"]
+    launch(1, 1, [*FOPE, *line])
+    given, other = {
+        "evaluate": (["--run", run], ["--protocols", "chunks"]),
+        "extend": (
+            ["--from", run, "--length", 128, "--workdir", tmp_path / "new", "--method", "same"],
+            ["--optimizer", "reset"],
+        ),
+    }[verb]
+    for text, code in start_apart([[verb, *given], [verb, *given, *other]]):
+        assert code == 2 and "started alike; different: " in text, text
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -82,7 +82,12 @@ def child_experiment(
             f"length {length}: an update of the parent has {old.batch_size} x {old.length} = "
             f"{tokens} tokens, which are no whole rows of it"
         )
-    trained = next(stage for stage in parent.train.stages if step <= stage.stop)
+    if not 0 <= step <= old.steps:
+        raise ConfigError(
+            f"step {step} of the parent: it was trained for train.steps = {old.steps}; accepted: "
+            f"a checkpoint of a step up to there"
+        )
+    trained = next(stage for stage in old.stages if step <= stage.stop)
     if trained.length != old.length:
         raise ConfigError(
             f"step {step} of the parent stands in its train.first_lengths, at {trained.length} "

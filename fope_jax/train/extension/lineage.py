@@ -10,9 +10,7 @@ from typing import Any
 from fope_jax.config import ConfigError, Experiment
 from fope_jax.data.cache import TokenCache
 from fope_jax.files import as_path, read_json
-from fope_jax.train.workdir import CHECKPOINTS, CONFIG
-
-LINEAGE = "lineage.json"
+from fope_jax.train.workdir import LINEAGE
 
 
 def data_changes(
@@ -60,15 +58,24 @@ def read_lineage(workdir: str | Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def check_request(workdir: Path, lineage: dict[str, Any] | None, request: dict[str, Any]) -> None:
-    """Raises ConfigError where a workdir holds another run than the one asked for."""
-    if lineage is None:
-        if (workdir / CHECKPOINTS).is_dir() and (workdir / CONFIG).is_file():
-            raise ConfigError(
-                f"workdir {workdir} holds a run that is no extension (it has no {LINEAGE}); use "
-                "another --workdir"
-            )
+def check_request(
+    workdir: Path, begun: bool, lineage: dict[str, Any] | None, request: dict[str, Any]
+) -> None:
+    """Raises ConfigError where a workdir holds another run than the one asked for.
+
+    Args:
+      workdir: of the new run.
+      begun: whether it holds a checkpoint; without one it holds no run.
+      lineage: from `read_lineage`.
+      request: what is asked for, as lineage.json would have it.
+    """
+    if not begun:
         return
+    if lineage is None:
+        raise ConfigError(
+            f"workdir {workdir} holds a run that is no extension (it has no {LINEAGE}); use "
+            "another --workdir"
+        )
     for key, value in request.items():
         if lineage["request"][key] != value:
             raise ConfigError(

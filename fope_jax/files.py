@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fope_jax.extras import require
 
@@ -157,59 +157,73 @@ def user_cache() -> Path:
 
 # ---------------------------------------------------------------------------- what a file holds
 
-_MAGIC = (
-    (b"\x1f\x8b", "gzip data"),
-    (b"\x28\xb5\x2f\xfd", "Zstandard data"),
-    (b"\xfd7zXZ\0", "xz data"),
-    (b"PK\x03\x04", "a zip archive"),
-    (b"PK\x05\x06", "an empty zip archive"),
-    (b"\x04\x22\x4d\x18", "LZ4 data"),
-    (b"PAR1", "a Parquet file"),
-    (b"ARROW1\0\0", "an Arrow file"),
-    (b"\x89HDF\r\n", "an HDF5 file"),
-    (b"%PDF-", "a PDF file"),
-    (b"\xff\xfe\0\0", "text in UTF-32"),
-    (b"\0\0\xfe\xff", "text in UTF-32"),
-    (b"\xff\xfe", "text in UTF-16"),
-    (b"\xfe\xff", "text in UTF-16"),
-)
 UTF8_MARK = b"\xef\xbb\xbf"  # the byte order mark that some editors put before a text
 HEAD_BYTES = 1024
-_POINTER = b"version https://git-lfs.github.com/spec/"
-_MARKUP = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 
-def kind_of_content(head: bytes) -> str:
-    """What a file holds that is no plain text or JSON, by its first ``HEAD_BYTES`` bytes.
+class Content(NamedTuple):
+    """What a file holds, as a noun, and what to do about it, as an order."""
 
-    Returns:
-      What it is and what to do; "" where nothing is known against it.
+    what: str
+    advice: str
 
-    >>> kind_of_content(b"PK\x03\x04...")
-    'a zip archive: unpack it first'
+
+_UNPACK, _CONVERT = "unpack it first", "convert it first"
+_MAGIC = (
+    (rb"version https://git-lfs[^\n]*\noid sha256:",
+     "a Git LFS pointer, not the file that it stands for", "fetch that with `git lfs pull`"),
+    (rb"\x1f\x8b", "gzip data", _UNPACK),
+    (rb"\x28\xb5\x2f\xfd", "Zstandard data", _UNPACK),
+    (rb"\xfd7zXZ\x00", "xz data", _UNPACK),
+    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2 data", _UNPACK),
+    (rb"\x04\x22\x4d\x18", "LZ4 data", _UNPACK),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive", _UNPACK),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (rb".{257}ustar", "a tar archive", _UNPACK),
+    (rb"PAR1\x15", "a Parquet file", _CONVERT),
+    (rb"ARROW1\x00\x00", "an Arrow file", _CONVERT),
+    (rb"\x89HDF\r\n", "an HDF5 file", _CONVERT),
+    (rb"%PDF-", "a PDF file", _CONVERT),
+)  # fmt: skip
+_ENCODINGS = (
+    (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "text in UTF-32", "convert it, as with iconv"),
+    (rb"\xff\xfe|\xfe\xff", "text in UTF-16", "convert it, as with iconv"),
+)
+# What servers send in place of a file that they do not give.
+_MARKUP = (
+    (rb"(\xef\xbb\xbf)?\s*(?i:<!doctype html|<html)", "an HTML page", "fetch it again"),
+    (rb"(\xef\xbb\xbf)?\s*<\?xml", "an XML document", "fetch it again"),
+)
+
+
+def content_of(head: bytes, text: bool = False) -> Content | None:
+    """What a file holds that is neither text nor JSON, by its first ``HEAD_BYTES`` bytes.
+
+    Args:
+      head: the bytes.
+      text: whether any text in UTF-8 is accepted, pages of markup too.
+
+    >>> content_of(b"PK\\3\\4...")
+    Content(what='a zip archive', advice='unpack it first')
     """
-    if head.startswith(_POINTER) and b"\noid sha256:" in head:
-        return "a Git LFS pointer, not the file it stands for: fetch that with `git lfs pull`"
-    if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", head):
-        return "bzip2 data: unpack it first"
-    for magic, name in _MAGIC:
-        if head.startswith(magic):
-            todo = "convert it to UTF-8 first" if "text in" in name else "unpack it first"
-            return f"{name}: {todo if 'file' not in name else 'convert it first'}"
-    if markup := _MARKUP.match(head.removeprefix(UTF8_MARK)):
-        page = "an XML document" if b"?" in markup[1] else "an HTML page"
-        return f"{page}, such as a server sends in place of a file that it does not give: fetch it again"
-    return ""
+    for pattern, what, advice in (*_MAGIC, *_ENCODINGS, *(() if text else _MARKUP)):
+        if re.match(pattern, head, re.DOTALL):
+            return Content(what, advice)
+    return None
 
 
-def foreign_content(path: Path) -> str:
-    """`kind_of_content` of a file, as "it is ..."; "" where that is nothing, or cannot be read."""
+def is_other_encoding(content: Content) -> bool:
+    """Whether a file is text, but not in UTF-8."""
+    return content[:2] in {(what, advice) for _, what, advice in _ENCODINGS}
+
+
+def read_head(path: Path) -> bytes:
+    """The first ``HEAD_BYTES`` bytes of a file; none where it cannot be read."""
     try:
         with path.open("rb") as stream:
-            found = kind_of_content(stream.read(HEAD_BYTES))
+            return stream.read(HEAD_BYTES)
     except OSError:
-        return ""
-    return found and f"it is {found}"
+        return b""
 
 
 # ---------------------------------------------------------------------------- whole files
@@ -397,6 +411,14 @@ def glob_files(pattern: str) -> list[Path]:
         found = _file_system().glob(pattern, detail=True)
         return [as_path(_BUCKET + name) for name, info in found.items() if info["type"] == "file"]
     return [Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
+
+
+def glob_directories(pattern: str) -> list[Path]:
+    """The directories that a glob matches."""
+    if in_bucket(pattern):
+        found = _file_system().glob(pattern, detail=True)
+        return [as_path(_BUCKET + n) for n, info in found.items() if info["type"] == "directory"]
+    return [Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_dir()]
 
 
 def size_and_time(path: Path) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from fope_jax.extras import require
 from fope_jax.files import as_path
 
 _DOCUMENTS_AT_ONCE = 64
-_FORMAT = 2  # of the parts
+_FORMAT = 3  # of the parts
 
 
 class Runner(NamedTuple):
@@ -158,14 +158,15 @@ def tokenize_part(
     documents = read_file(as_path(part.file), skip_bad) if part.file else read_corpus(
         config, part.corpus, part.split
     )  # fmt: skip
-    names, bad, tokens, lengths, sizes = [], [], [], [], []
+    names, bad, tokens, lengths, sizes, changed = [], [], [], [], [], []
     while group := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
-        ids, counts, bytes_of = _encode(tokenizer, group)
+        ids, counts, bytes_of, others = _encode(tokenizer, group)
         names += [document.name for document in group]
         bad += [document.bad for document in group]
         tokens.append(ids.astype(token_dtype(tokenizer.vocab_size)))
         lengths.append(counts)
         sizes.append(bytes_of)
+        changed.append(others)
     empty = np.zeros(0, np.int64)
     columns = {
         "names": np.frombuffer(json.dumps(names).encode(), np.uint8),
@@ -173,6 +174,7 @@ def tokenize_part(
         "tokens": np.concatenate([*tokens, empty.astype(token_dtype(tokenizer.vocab_size))]),
         "lengths": np.concatenate([*lengths, empty]),
         "bytes": np.concatenate([*sizes, empty]),
+        "changed": np.concatenate([*changed, empty.astype(bool)]),
     }
     _write(part.output, columns)
     return part.output
@@ -200,11 +202,11 @@ def _documents_of(parts: Sequence[Part]) -> Iterator[TokenizedDocument]:
         with np.load(content, allow_pickle=False) as columns:
             names = json.loads(columns["names"].tobytes())
             reasons = json.loads(columns["bad"].tobytes())
-            lengths, sizes = columns["lengths"], columns["bytes"]
+            lengths, sizes, changed = columns["lengths"], columns["bytes"], columns["changed"]
             tokens = np.split(columns["tokens"], np.cumsum(lengths)[:-1])
-        columns = names, tokens if names else [], sizes, reasons
-        for name, ids, size, bad in zip(*columns, strict=True):
-            yield TokenizedDocument(part.corpus, name, ids.astype(np.int32), int(size), bad)
+        columns = names, tokens if names else [], sizes, reasons, changed.tolist()
+        for name, ids, size, *rest in zip(*columns, strict=True):
+            yield TokenizedDocument(part.corpus, name, ids.astype(np.int32), int(size), *rest)
 
 
 def _write(path: str, columns: Mapping[str, Any]) -> None:

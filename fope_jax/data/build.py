@@ -40,6 +40,7 @@ from fope_jax.data.sources import (
     is_unchanged,
     list_sources,
     remarks,
+    some,
 )
 from fope_jax.data.tokenizer import (
     TRAINING_TEXT_CHARS,
@@ -258,6 +259,7 @@ def _write_split(
     documents = read(config, tokenizer, split, skip=progress.documents, taken=progress.tokens)
     writer = SplitWriter(
         partial, split, token_bytes=tokenizer.token_bytes, progress=progress, save=save,
+        prefix_bytes=len(tokenizer.prefix.encode()),
         block_tokens=caches.BLOCK_TOKENS, shard_tokens=caches.SHARD_TOKENS,
     )  # fmt: skip
     tqdm = require("tqdm", "train").tqdm
@@ -285,7 +287,7 @@ def _write_split(
     if done.changed_documents:
         _say(
             f"{split}: the tokenizer changes {done.changed_documents:,} documents: their tokens"
-            " stand for another number of bytes than they have"
+            f" decode to another text; {some(done.first_changed, done.changed_documents)}"
         )
 
 
@@ -323,6 +325,7 @@ def _manifest(
                 "bytes": progress.bytes,
                 "empty_documents": progress.empty_documents,
                 "changed_documents": progress.changed_documents,
+                "first_changed": progress.first_changed,
                 "bad_documents": progress.bad["count"],
                 "first_bad": progress.bad["first"],
                 "shards": progress.shards,
@@ -407,6 +410,7 @@ def _describe_split(cache: TokenCache, samples: int) -> list[str]:
         f" changed by the tokenizer: {summary['changed_documents']:,};"
         f" left out as unreadable: {summary.get('bad_documents', 0):,}",
         *(f"    {reason}" for reason in summary.get("first_bad", [])),
+        *(f"    changed: {name}" for name in summary.get("first_changed", [])),
         *(f"  {line}" for line in remarks(cache.sources, cache.split)),
         "  tokens a document      documents        tokens",
     ]

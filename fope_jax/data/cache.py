@@ -96,8 +96,8 @@ class TokenCache:
       directory, split: which cache, which split.
       num_tokens: tokens of the stream, one EOS a document among them.
       fingerprint: hex digest of the corpus's content, the tokenizer, and how the text is split.
-      summary: what the build counted: documents, bytes, empty_documents, changed_documents, and
-        bad_documents where any were left out.
+      summary: what the build counted: documents, bytes, empty_documents, changed_documents with
+        first_changed, and bad_documents where any were left out.
       sources: the files of text of both splits.
     """
 
@@ -287,7 +287,8 @@ def _array_record():
 class TokenizedDocument(NamedTuple):
     """What the writer takes: ``tokens`` end in EOS; ``bytes`` is the size of the text.
 
-    ``bad`` says why a document could not be read; it has no text then.
+    ``bad`` says why a document could not be read; it has no text then. ``changed`` says that its
+    tokens decode to another text.
     """
 
     corpus: str
@@ -295,6 +296,7 @@ class TokenizedDocument(NamedTuple):
     tokens: np.ndarray
     bytes: int
     bad: str = ""
+    changed: bool = False
 
 
 @dataclass
@@ -308,7 +310,8 @@ class Progress:
       inside: tokens of the next document that are in them already.
       bytes: bytes of text of the documents begun in them.
       empty_documents: documents without text; they get no tokens.
-      changed_documents: documents whose tokens stand for another number of bytes than they have.
+      changed_documents: documents whose tokens decode to another text.
+      first_changed: names of the first of them.
       bad: documents that could not be read, see `with_bad`.
       complete: the split has ended.
     """
@@ -320,6 +323,7 @@ class Progress:
     bytes: int = 0
     empty_documents: int = 0
     changed_documents: int = 0
+    first_changed: list[str] = field(default_factory=list)
     bad: dict[str, Any] = field(default_factory=lambda: {"count": 0, "digest": "", "first": []})
     complete: bool = False
 
@@ -335,6 +339,7 @@ class SplitWriter:
       directory: where the shards go.
       split: names them.
       token_bytes: ``[V]``, decides the type tokens are stored in, and counts bytes.
+      prefix_bytes: of what the tokens of every document begin with, which is none of its text.
       progress: where to go on; its documents must not be passed again.
       save: called with the progress when a shard is complete on disk.
       block_tokens, shard_tokens: lengths; a shard is a whole number of blocks.
@@ -343,8 +348,9 @@ class SplitWriter:
     def __init__(
         self, directory: Path, split: str, *, token_bytes: np.ndarray, progress: Progress,
         save: Callable[[Progress], None], block_tokens: int, shard_tokens: int,
+        prefix_bytes: int = 0,
     ):  # fmt: skip
-        self._directory, self._split = directory, split
+        self._directory, self._split, self._prefix_bytes = directory, split, prefix_bytes
         self._token_bytes, self._dtype = token_bytes, token_dtype(len(token_bytes))
         self._saved, self._save = progress, save
         self._block_tokens, self._shard_tokens = block_tokens, shard_tokens
@@ -369,7 +375,9 @@ class SplitWriter:
         if skip == 0:
             self._table.append((document.name, self._position, size, document.bytes))
             now.bytes += document.bytes
-            now.changed_documents += int(self._token_bytes[document.tokens].sum()) != document.bytes
+            if document.changed or self._bytes_of(document) != document.bytes:
+                now.changed_documents += 1
+                now.first_changed = [*now.first_changed, document.name][:_NAMES_SHOWN]
         tokens = document.tokens.astype(self._dtype)
         while skip < size:
             taken = tokens[skip : skip + self._shard_tokens - self._shard_size]
@@ -383,6 +391,9 @@ class SplitWriter:
                 self._close_shard()
                 self._open_shard()
         now.inside = 0
+
+    def _bytes_of(self, document: TokenizedDocument) -> int:
+        return int(self._token_bytes[document.tokens].sum(dtype=np.int64)) - self._prefix_bytes
 
     @property
     def bad(self) -> dict[str, Any]:
@@ -458,7 +469,7 @@ class SplitWriter:
         _sync(path)
 
 
-_BAD_SHOWN = 20
+_NAMES_SHOWN = 20
 
 
 def with_bad(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]:
@@ -472,7 +483,7 @@ def with_bad(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]
     return {
         "count": bad["count"] + 1,
         "digest": hashlib.sha256(names).hexdigest(),
-        "first": [*bad["first"], document.bad][:_BAD_SHOWN],
+        "first": [*bad["first"], document.bad][:_NAMES_SHOWN],
     }
 
 

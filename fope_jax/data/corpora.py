@@ -1,15 +1,17 @@
 """Where text comes from: documents with names, read in a fixed order, without TensorFlow.
 
-Nothing is stripped, joined or normalised: a document's text is the text of its file. What cannot
-be read raises CorpusError with the file and the place in it, or where that is asked for comes as a
-document without text that says why. A damaged .gz file is refused, or left out as a whole: its
-checksum is over all of it, so that nothing in it is known to be right.
+Nothing is stripped, joined or normalised: a document's text is the text of its file, without the
+byte order mark that some editors put before it. What cannot be read raises CorpusError with the
+file and the place in it, or where that is asked for comes as a document without text that says why.
+A damaged .gz file is refused, or left out as a whole: its checksum is over all of it, so that
+nothing in it is known to be right. So is a file that holds something else than its name says.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -22,7 +24,18 @@ from typing import Any, NamedTuple
 
 from fope_jax.data.config import DataConfig
 from fope_jax.data.mirror import local_directory
-from fope_jax.files import as_path, file_sha256, glob_files, size_and_time
+from fope_jax.files import (
+    HEAD_BYTES,
+    UTF8_MARK,
+    as_path,
+    content_of,
+    file_sha256,
+    glob_directories,
+    glob_files,
+    is_other_encoding,
+    read_head,
+    size_and_time,
+)
 
 
 class CorpusError(ValueError):
@@ -160,17 +173,32 @@ def text_files(field: str, patterns: Iterable[str]) -> list[Path]:
     files: set[Path] = set()
     for pattern in patterns:
         matched = glob_files(pattern)
+        for directory in sorted(glob_directories(pattern)):
+            if not any(directory in path.parents for path in matched) and _has_entries(directory):
+                raise CorpusError(
+                    f"{field}: {pattern!r} matches the directory {directory}, and none of the files"
+                    f" in it; name them as well, as in '{directory}/*.txt'"
+                )
         if not matched:
             raise CorpusError(
                 f"{field}: {pattern!r} matches no file (working directory {Path.cwd()})"
             )
         files.update(matched)
     for path in sorted(files):
-        if Path(path.name.removesuffix(".gz")).suffix not in _SUFFIXES:
+        if not is_text_file(path):
             raise CorpusError(
                 f"{field}: {path} is neither {', '.join(_SUFFIXES)} nor one of these with .gz"
             )
     return sorted(files)
+
+
+def is_text_file(path: Path) -> bool:
+    """Whether a file has the name of a text."""
+    return Path(path.name.removesuffix(".gz")).suffix in _SUFFIXES
+
+
+def _has_entries(directory: Path) -> bool:
+    return next(iter(directory.iterdir()), None) is not None
 
 
 LONGEST_DOCUMENT = 2**27  # bytes; a build holds several copies of its longest document in memory
@@ -188,6 +216,8 @@ class _Piece(NamedTuple):
 def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
     """The documents of one file: the whole of a .txt, each line of a .jsonl or .json.
 
+    A byte order mark at its beginning is no text.
+
     Memory is bounded by the longest document, and that by ``LONGEST_DOCUMENT``.
 
     Args:
@@ -195,19 +225,19 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
       skip_bad: yields a document that cannot be read without its text, with ``bad`` set.
 
     Raises:
-      CorpusError: a damaged .gz; and unless ``skip_bad`` is set invalid UTF-8, a line that is no
+      CorpusError: a damaged .gz, or a file that holds something else; and unless ``skip_bad`` is set invalid UTF-8, a line that is no
         JSON object with a string ``text``, or a document that is too long; the message has file
         and offset or file and line.
     """
-    lines = Path(path.name.removesuffix(".gz")).suffix != ".txt"
+    lines = _is_lines(path)
     try:
-        with contextlib.ExitStack() as stack:
-            stream = stack.enter_context(path.open("rb"))
-            if path.name.endswith(".gz"):
-                if _is_empty(path):
-                    raise CorpusError(_incomplete(path, "it is empty"))
-                stream = stack.enter_context(gzip.open(stream))
-            for piece in _lines(path, stream) if lines else _whole(path, stream):
+        with _open(path) as stream:
+            head = stream.peek(HEAD_BYTES)
+            if other := _other_content(path, head):
+                raise CorpusError(other)
+            mark = len(UTF8_MARK) if head.startswith(UTF8_MARK) else 0
+            stream.read(mark)
+            for piece in (_lines if lines else _whole)(path, stream, mark):
                 try:
                     text, bad = _text(piece, lines), ""
                 except CorpusError as error:
@@ -221,11 +251,55 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
         raise CorpusError(f"{path} cannot be read: {error}") from error
 
 
+def _is_lines(path: Path) -> bool:
+    return Path(path.name.removesuffix(".gz")).suffix != ".txt"
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The bytes of a file, unpacked, as a stream that can be looked into before it is read."""
+    with contextlib.ExitStack() as stack:
+        stream: Any = stack.enter_context(path.open("rb"))
+        if path.name.endswith(".gz"):
+            if _is_empty(path):
+                raise CorpusError(_incomplete(path, "it is empty"))
+            stream = stack.enter_context(gzip.open(stream))
+        yield stream if hasattr(stream, "peek") else io.BufferedReader(stream)
+
+
+def starts_with_mark(path: Path) -> bool:
+    """Whether a text begins with a byte order mark; False where it cannot be read."""
+    with contextlib.suppress(CorpusError, OSError, *_GZIP_ERRORS), _open(path) as stream:
+        return stream.read(len(UTF8_MARK)) == UTF8_MARK
+    return False
+
+
+def wrong_content(path: Path) -> str:
+    """Why a file that is not packed holds no text whatever its name says; "" where it may.
+
+    Text in another encoding is none of these: it is a document that cannot be read.
+    """
+    return _other_content(path, read_head(path))
+
+
+def _other_content(path: Path, head: bytes) -> str:
+    found = content_of(head, text=not _is_lines(path))
+    if found is None or is_other_encoding(found):
+        return ""
+    unpacked = ", once it is unpacked" if path.name.endswith(".gz") else ""
+    return f"{path} is no text: it is {found.what}{unpacked}; {found.advice}, or leave it out"
+
+
 _GZIP_ERRORS = gzip.BadGzipFile, EOFError, zlib.error
 
 
 def _incomplete(path: Path, error: object) -> str:
-    return f"{path} is not a complete gzip file: {error}; fetch it again, or leave it out"
+    found = content_of(read_head(path)) if isinstance(error, gzip.BadGzipFile) else None
+    if found is not None and found.what != "gzip data":
+        error, advice = f"it is {found.what}", found.advice
+    else:
+        advice = "fetch it again"
+    return f"{path} is not a complete gzip file: {error}; {advice}, or leave it out"
 
 
 def _is_empty(path: Path) -> bool:
@@ -247,6 +321,8 @@ def gzip_damage(path: Path) -> str:
         if _is_empty(path):
             return _incomplete(path, "it is empty")
         with path.open("rb") as stream, gzip.open(stream) as unpacked:
+            if other := _other_content(path, unpacked.peek(HEAD_BYTES)):
+                return other
             while left >= 0 and (piece := unpacked.read(2**20)):
                 left -= len(piece)
     except _GZIP_ERRORS as error:
@@ -256,13 +332,13 @@ def gzip_damage(path: Path) -> str:
     return ""
 
 
-def _whole(path: Path, stream: Any) -> Iterator[_Piece]:
-    yield _Piece(path.as_posix(), path, 0, stream.read(LONGEST_DOCUMENT + 1))
+def _whole(path: Path, stream: Any, offset: int) -> Iterator[_Piece]:
+    yield _Piece(path.as_posix(), path, offset, stream.read(LONGEST_DOCUMENT + 1))
 
 
-def _lines(path: Path, stream: Any) -> Iterator[_Piece]:
+def _lines(path: Path, stream: Any, offset: int) -> Iterator[_Piece]:
     """The lines of a file; of one that is too long its beginning alone, whatever its length."""
-    offset = number = 0
+    number = 0
     while line := stream.readline(LONGEST_DOCUMENT + 1):
         number += 1
         yield _Piece(f"{path.as_posix()}:{number}", path, offset, line)
@@ -291,11 +367,14 @@ def _text_field(line: str, piece: _Piece) -> str:
     except (ValueError, RecursionError) as error:  # numbers of too many digits, deep nesting
         raise CorpusError(f"{piece.name} is not JSON: {error}; {begin}") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        keys = "no object"
-        if isinstance(value, dict):
+        if not isinstance(value, dict):
+            what = f"it is {_kind(value)}, no object"
+        elif "text" in value:
+            what = f"its 'text' is {_kind(value['text'])}"
+        else:
             more = ", ..." if len(value) > _KEYS_SHOWN else ""
-            keys = f"an object with keys {sorted(value)[:_KEYS_SHOWN]}{more}"
-        raise CorpusError(f"{piece.name} has no string field 'text': it is {keys}; {begin}")
+            what = f"it is an object with keys {sorted(value)[:_KEYS_SHOWN]}{more}"
+        raise CorpusError(f"{piece.name} has no string field 'text': {what}; {begin}")
     try:
         value["text"].encode()
     except UnicodeEncodeError as error:
@@ -308,13 +387,27 @@ def _text_field(line: str, piece: _Piece) -> str:
 _KEYS_SHOWN = 8
 
 
+def _kind(value: Any) -> str:
+    """What a JSON value is, in JSON's words.
+
+    >>> _kind(None), _kind([1]), _kind(True)
+    ('null', 'a list, [1]', 'a boolean, true')
+    """
+    if value is None:
+        return "null"
+    kinds = {bool: "a boolean", str: "a string", list: "a list", dict: "an object"}
+    return f"{kinds.get(type(value), 'a number')}, {json.dumps(value):.40}"
+
+
 def _decode(piece: _Piece) -> str:
     try:
         return piece.data.decode()
     except UnicodeDecodeError as error:
         byte, at = piece.data[error.start], piece.offset + error.start
+        other = content_of(piece.data[:HEAD_BYTES]) if piece.offset == 0 else None
+        reason = f"it is {other.what}" if other and is_other_encoding(other) else error.reason
         raise CorpusError(
-            f"{piece.path} is not UTF-8: byte 0x{byte:02x} at offset {at} ({error.reason});"
+            f"{piece.path} is not UTF-8: byte 0x{byte:02x} at offset {at} ({reason});"
             " convert it first, as with iconv"
         ) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,10 @@ from fope_jax.data.corpora import (
     read_file,
     text_files,
 )
-from fope_jax.data.tokenizer import Tokenizer
+from fope_jax.data.sources import some
+from fope_jax.data.tokenizer import Tokenizer, encode_documents
+
+logger = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------- packages
 
@@ -163,7 +167,7 @@ def _read_files(glob: str) -> Iterator[Document]:
 
 
 def cut(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldOut:
-    """Tokens of ``documents``, in their order.
+    """Tokens of ``documents``, in their order; documents that the tokenizer changes are named.
 
     Raises:
       CorpusError: no document has text.
@@ -171,7 +175,13 @@ def cut(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldO
     kept = [document for document in documents if document.text]
     if not kept:
         raise CorpusError(f"text {name!r} is empty: no document has text")
-    pieces = tokenizer.encode_batch([document.text for document in kept])
+    pieces, changed = encode_documents(tokenizer, [document.text for document in kept])
+    names = [document.name for document, other in zip(kept, changed, strict=True) if other]
+    if names:
+        logger.warning(
+            "text %r: the tokenizer changes documents: their tokens decode to another text; %s",
+            name, some(names),
+        )  # fmt: skip
     lengths = np.array([len(ids) + 1 for ids in pieces], np.int64)
     table = np.zeros(len(kept), DOCUMENT_DTYPE)
     table["name"] = [document.name for document in kept]

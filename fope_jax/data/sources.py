@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.corpora import CorpusError, gzip_damage, source_files
+from fope_jax.data.corpora import (
+    CorpusError,
+    gzip_damage,
+    is_text_file,
+    source_files,
+    starts_with_mark,
+    wrong_content,
+)
 from fope_jax.data.tokenizer import JsonTokenizer
 from fope_jax.extras import require
 from fope_jax.files import as_path, file_sha256, size_and_time
@@ -24,8 +31,9 @@ _DAMAGED_SHOWN = 20
 def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Source]:
     """What the text is made of: each file with its sha256, or a TFDS dataset's identity.
 
-    Every .gz and every TFRecord file of a TFDS dataset is read to its end; its "damaged" says why
-    where it cannot be, and is empty where it can.
+    Every .gz and every TFRecord file of a TFDS dataset is read to its end, every other text looked
+    into; its "damaged" says why it cannot be read or holds something else, and is empty where all
+    is well. "marked" says of a text that it begins with a byte order mark.
 
     Args:
       config: which corpora.
@@ -60,8 +68,10 @@ def _file_source(path: Path, corpus: str, split: str, before: Mapping[Any, Any])
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
     source |= {"corpus": corpus, "split": split, "sha256": digest}
-    if path.name.endswith(".gz"):
-        source["damaged"] = _damage(same, gzip_damage, path)
+    if split and is_text_file(path):
+        find = gzip_damage if path.name.endswith(".gz") else wrong_content
+        source["damaged"] = _damage(same, find, path)
+        source["marked"] = same["marked"] if "marked" in same else starts_with_mark(path)
     return source
 
 
@@ -112,6 +122,8 @@ def content_digest(sources: Sequence[Source]) -> str:
         for s in sources
         if s.get("damaged")
     ]
+    # A cache from when the mark was part of the text is of another text.
+    parts += [["marked", s["split"], s["sha256"]] for s in sources if s.get("marked")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -180,11 +192,11 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
     lines = []
     damaged = [source["damaged"] for source in damaged_files(sources, split)]
     if damaged:
-        lines.append(f"{split}: damaged files, left out, {_some(damaged)}")
+        lines.append(f"{split}: damaged files, left out, {some(damaged)}")
     own = [source for source in sources if source.get("split") == split]
     empty = [s["path"] for s in own if s.get("size") == 0 and not s.get("damaged")]
     if empty:
-        lines.append(f"{split}: empty files, {_some(empty)}")
+        lines.append(f"{split}: empty files, {some(empty)}")
     first: dict[str, str] = {}
     copies = []
     for source in _texts(sources, split):
@@ -193,7 +205,7 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
         if path != original:
             copies.append(f"{path} (as {original})")
     if copies:
-        lines.append(f"{split}: files of the same content, which counts again, {_some(copies)}")
+        lines.append(f"{split}: files of the same content, which counts again, {some(copies)}")
     return lines
 
 
@@ -203,6 +215,12 @@ def _texts(sources: Iterable[Source], split: str) -> Iterable[Source]:
     return (s for s in own if "sha256" in s and not s.get("damaged"))
 
 
-def _some(names: Sequence[str]) -> str:
-    more = ", ..." if len(names) > _SHOWN else ""
-    return f"{len(names):,}: {', '.join(names[:_SHOWN])}{more}"
+def some(names: Sequence[str], count: int | None = None) -> str:
+    """How many names there are, and the first of them.
+
+    >>> some(["a", "b"], 5), some(["a"])
+    ('5: a, b, ...', '1: a')
+    """
+    count = len(names) if count is None else count
+    more = ", ..." if count > len(names[:_SHOWN]) else ""
+    return f"{count:,}: {', '.join(names[:_SHOWN])}{more}"

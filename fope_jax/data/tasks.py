@@ -18,11 +18,11 @@ from fope_jax.data.cache import TokenizedDocument
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, Document, read_corpus
 from fope_jax.data.libraries import seqio, tf
-from fope_jax.data.tokenizer import Tokenizer
+from fope_jax.data.tokenizer import Tokenizer, encode_documents
 
 _DOCUMENTS_AT_ONCE = 64
 _CHARS_AT_ONCE = 4_000_000
-_FEATURES = ("corpus", "name", "bytes", "bad")
+_FEATURES = ("corpus", "name", "bytes", "bad", "changed")
 
 
 # ---------------------------------------------------------------------------- tasks
@@ -52,8 +52,9 @@ def register(
 
     Returns:
       The ``seqio.Task``, or the ``seqio.Mixture``. Examples have ``targets`` (int32, EOS at the
-      end) and, without a sequence length, ``corpus``, ``name``, ``bytes`` and ``bad``, which says
-      why a document could not be read and is empty where it could.
+      end) and, without a sequence length, ``corpus``, ``name``, ``bytes``, ``bad``, which says why
+      a document could not be read and is empty where it could, and ``changed``, whether its tokens
+      decode to another text.
     """
     skip, taken = skip or {}, taken or {}
     failures = [] if failures is None else failures
@@ -139,8 +140,10 @@ def _documents(group: Mapping[str, Any]) -> Iterator[TokenizedDocument]:
     ends = group["targets"].row_splits.numpy()
     tokens = np.split(group["targets"].flat_values.numpy(), ends[1:-1])
     columns = (group[name].numpy() for name in _FEATURES)
-    for corpus, name, size, bad, ids in zip(*columns, tokens, strict=True):
-        yield TokenizedDocument(corpus.decode(), name.decode(), ids, int(size), bad.decode())
+    for corpus, name, size, bad, changed, ids in zip(*columns, tokens, strict=True):
+        yield TokenizedDocument(
+            corpus.decode(), name.decode(), ids, int(size), bad.decode(), bool(changed)
+        )
 
 
 def read_texts(
@@ -246,16 +249,18 @@ def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
             raise
 
     def encode_batch(batch):
-        flat, lengths, sizes = tf.numpy_function(
-            encode, [batch["name"], batch["text"]], (tf.int32, tf.int64, tf.int64), stateful=False
-        )
-        for vector in (flat, lengths, sizes):
+        flat, lengths, sizes, changed = tf.numpy_function(
+            encode, [batch["name"], batch["text"]], (tf.int32, tf.int64, tf.int64, tf.bool),
+            stateful=False,
+        )  # fmt: skip
+        for vector in (flat, lengths, sizes, changed):
             vector.set_shape([None])
         return {
             "corpus": batch["corpus"],
             "name": batch["name"],
             "bad": batch["bad"],
             "bytes": sizes,
+            "changed": changed,
             "targets": tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False),
         }
 
@@ -266,17 +271,21 @@ def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
 
 def encode_group(
     tokenizer: Tokenizer, names: Iterable[bytes], texts: Iterable[bytes]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Tokens of UTF-8 texts one after the other, each with EOS.
 
     Returns:
-      ``tokens [sum of n]`` int32, ``n [D]`` int64 tokens and ``bytes [D]`` int64 of each text.
+      ``tokens [sum of n]`` int32, and of each text: ``n [D]`` int64 tokens, ``bytes [D]`` int64,
+      and ``changed [D]`` bool, whether its tokens decode to another text.
     """
     texts = list(texts)
-    ids = tokenizer.encode_batch([_decode(*pair) for pair in zip(names, texts, strict=True)])
+    ids, changed = encode_documents(
+        tokenizer, [_decode(*pair) for pair in zip(names, texts, strict=True)]
+    )
     tokens = np.concatenate([part for one in ids for part in (one, [tokenizer.eos_id])])
     lengths = np.array([len(one) + 1 for one in ids], np.int64)
-    return tokens.astype(np.int32), lengths, np.array([len(text) for text in texts], np.int64)
+    sizes = np.array([len(text) for text in texts], np.int64)
+    return tokens.astype(np.int32), lengths, sizes, np.array(changed, bool)
 
 
 def _decode(name: bytes, text: bytes) -> str:

@@ -5,9 +5,9 @@ other are a text as well; the end-of-document token is added where documents are
 `encode_documents` begins a document as its tokenizer does. A special token's name inside a text is
 text, and encodes to ordinary tokens.
 
-A token stands for a string of bytes (a special token for none), and decoding joins them. A text that
-does not come back, because the tokenizer normalises it or lacks a character, is counted by whoever
-builds or reads documents.
+A token stands for a string of bytes, a special token for none, and decoding joins them. A text
+that does not come back, because the tokenizer normalises it or lacks a character, is counted by
+whoever cuts documents.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fope_jax.extras import require
-from fope_jax.files import foreign_content, read_json
+from fope_jax.files import content_of, read_head, read_json
 
 
 class TokenizerError(ValueError):
@@ -86,7 +86,7 @@ _TOKENS_AT_ONCE = 2**20  # a list of a long document's tokens would be larger th
 
 
 def _join_bytes(token_texts: Sequence[bytes], ids: Iterable[int]) -> bytes:
-    """The bytes that tokens stand for, one after the other; an id beyond the vocabulary has none."""
+    """The bytes that tokens stand for, joined; an id beyond the vocabulary stands for none."""
     ids = ids if isinstance(ids, np.ndarray) else np.array(list(ids), np.int64)
     ids = ids[(ids >= 0) & (ids < len(token_texts))]
     parts = (ids[i : i + _TOKENS_AT_ONCE].tolist() for i in range(0, len(ids), _TOKENS_AT_ONCE))
@@ -326,7 +326,9 @@ _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 class JsonTokenizer:
-    """A ``tokenizer.json``, such as the paper's GPT-NeoX one; it cuts text as the file says, except:
+    """A ``tokenizer.json``, such as the paper's GPT-NeoX one.
+
+    Text is cut as the file says, but for this:
 
     * What the file puts before a text, or takes from its ends, is left out of `encode`: a piece of
       a text has neither. The space before a text is ``prefix``, with which documents begin.
@@ -386,12 +388,13 @@ class JsonTokenizer:
             content = path.read_bytes().decode("utf-8-sig")
             names = {token["content"] for token in json.loads(content)["added_tokens"]}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = foreign_content(path) or error
+            found = content_of(read_head(path))
+            reason = f"it is {found.what}; {found.advice}" if found else error
             raise TokenizerError(
                 f"tokenizer = {str(path)!r} is no tokenizer.json: {reason}"
             ) from error
-        stated = _stated_tokens(path)
-        eos = stated.get("eos_token") or next((name for name in _EOS_NAMES if name in names), None)
+        stated, control = _stated_tokens(path)
+        eos = stated or next((name for name in _EOS_NAMES if name in names), None)
         if eos is None:
             raise TokenizerError(
                 f"tokenizer = {str(path)!r} has no end-of-document token: no eos_token in"
@@ -399,7 +402,7 @@ class JsonTokenizer:
             )
         try:
             special = {t["content"] for t in json.loads(content)["added_tokens"] if t["special"]}
-            return cls(content, eos, sorted({*stated.values()} - special - {eos}))
+            return cls(content, eos, sorted(control - special - {eos}))
         except TokenizerError:
             raise
         except Exception as error:  # the library's own kind, without the file's name
@@ -485,18 +488,31 @@ class JsonTokenizer:
         (directory / self.filename).write_text(self._content, encoding="utf-8")
 
 
-def _stated_tokens(path: Path) -> dict[str, str]:
-    """Tokens that the configuration beside a tokenizer.json names, by what they are for."""
-    stated = {}
-    for name in reversed(_CONFIGS):
-        beside = path.with_name(name)
-        for key, value in read_json(beside).items() if beside.is_file() else ():
-            several = value if key == "additional_special_tokens" else [value]
-            for number, one in enumerate(several or ()):
-                one = one.get("content") if isinstance(one, dict) else one
-                if key.endswith(("_token", "_tokens")) and isinstance(one, str) and one:
-                    stated[f"{key}{number or ''}"] = one
-    return stated
+def _stated_tokens(path: Path) -> tuple[str | None, set[str]]:
+    """What the configuration beside a tokenizer.json says.
+
+    Returns:
+      The token that ends a document, if any is named; and all that are named for a purpose.
+    """
+    eos, names = None, set()
+    for config in _CONFIGS:
+        beside = path.with_name(config)
+        stated = read_json(beside) if beside.is_file() else {}
+        for key, value in stated.items():
+            if key.endswith("_token"):
+                names |= _names_of([value])
+            elif key in ("additional_special_tokens", "extra_special_tokens"):
+                names |= _names_of(value.values() if isinstance(value, dict) else value or ())
+        for token in (stated.get("added_tokens_decoder") or {}).values():
+            names |= _names_of([token]) if token.get("special") else set()
+        eos = eos or next(iter(_names_of([stated.get("eos_token")])), None)
+    return eos, names
+
+
+def _names_of(tokens: Iterable[Any]) -> set[str]:
+    """Names of tokens, which a configuration writes as strings or as objects."""
+    found = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+    return {name for name in found if isinstance(name, str) and name}
 
 
 def _make_special(rules: dict[str, Any], names: Collection[str]) -> None:

@@ -146,7 +146,8 @@ def _score(
         targets = np.stack([read(i)[1:] for i in range(len(begin))])
         scored = context - 1 if name == "chunks" else context
         shared = {"context": int(context), "scored_per_window": int(scored)}
-        rows += document_rows(shared, document, nats, hits, targets, cache)
+        first = np.isin(at, starts)
+        rows += document_rows(shared, document, nats, hits, targets, cache, first)
     owners = np.searchsorted(starts, blocks, side="right") - 1
     return rows, Windows(blocks + length, owners, ())
 

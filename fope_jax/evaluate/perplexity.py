@@ -61,6 +61,7 @@ def document_rows(
     hits: np.ndarray,
     targets: np.ndarray,
     cache: Any,
+    first: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """One row for each document, with the sums over its targets.
 
@@ -70,6 +71,8 @@ def document_rows(
         of document -1 is not scored.
       nats, hits, targets: ``[W, S]``.
       cache: names the documents, and says the bytes of a token.
+      first: ``[W, S]`` bool, which targets are the first token of their document, where any may be:
+        it stands for the tokenizer's prefix as well, which is none of the document's text.
 
     Returns:
       Rows ``**shared, windows, nats, tokens, bytes, correct, document`` in the order of the cache;
@@ -84,6 +87,8 @@ def document_rows(
             windows = len(np.unique(part // nats.shape[1]))
             scored = nats.ravel()[part], hits.ravel()[part], targets.ravel()[part]
             sums = token_sums(*scored, cache.tokenizer.token_bytes)
+            if first is not None and first.ravel()[part].any():
+                sums["bytes"] -= len(getattr(cache.tokenizer, "prefix", "").encode())
             name = str(cache.documents["name"][index])
             rows.append({**shared, "windows": windows, **sums, "document": name})
     return rows

@@ -364,9 +364,11 @@ def test_groups_of_documents_keep_their_order_and_their_errors():
 
 
 def test_encoding_a_group():
-    tokens, lengths, sizes = tasks.encode_group(BYTES, [b"a", b"b", b"c"], [b"\xc3\xa9", b"", b"x"])
+    texts = [b"\xc3\xa9", b"", b"x"]
+    tokens, lengths, sizes, changed = tasks.encode_group(BYTES, [b"a", b"b", b"c"], texts)
     assert tokens.tolist() == [3 + 0xC3, 3 + 0xA9, 1, 1, 3 + ord("x"), 1]
     assert lengths.tolist() == [3, 1, 2] and sizes.tolist() == [2, 0, 1]
+    assert changed.dtype == bool and not changed.any()
     with pytest.raises(CorpusError, match="document 'b' is not UTF-8: byte 0xff at offset 1"):
         tasks.encode_group(BYTES, [b"a", b"b"], [b"x", b"a\xff"])
 

@@ -225,9 +225,9 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
       skip_bad: yields a document that cannot be read without its text, with ``bad`` set.
 
     Raises:
-      CorpusError: a damaged .gz, or a file that holds something else; and unless ``skip_bad`` is set invalid UTF-8, a line that is no
-        JSON object with a string ``text``, or a document that is too long; the message has file
-        and offset or file and line.
+      CorpusError: a damaged .gz, or a file that holds something else; and unless ``skip_bad`` is
+        set invalid UTF-8, a line that is no JSON object with a string ``text``, or a document that
+        is too long; the message has file and offset or file and line.
     """
     lines = _is_lines(path)
     try:

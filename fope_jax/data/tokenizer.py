@@ -447,7 +447,9 @@ class JsonTokenizer:
         self._control = np.array(sorted(control - {unknown} | {self.eos_id, self.pad_id}))
         names = [re.escape(name) for name, index in vocab.items() if index in {*control, unknown}]
         names += [_BYTE_PIECE.pattern] if bytes_are_pieces else []
-        self._spelled = re.compile(f"(?=({'|'.join(sorted(names, key=len, reverse=True))}))")
+        self._spelled = re.compile(f"(?={'|'.join(names)})")
+        marks = [vocab.get(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
+        self._mark_ids = marks if bytes_are_pieces and None not in marks else []
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0].tolist()
@@ -466,16 +468,25 @@ class JsonTokenizer:
     def _without_control(self, text: str, ids: np.ndarray) -> np.ndarray:
         """``ids`` of ``text``, none of which is a control token.
 
-        Models of the unigram kind look for their control tokens in a text like for any other. A
-        text that has come to one is cut inside the token's name; what is still one is taken out.
+        Models of the unigram kind look for their control tokens in a text like for any other, and
+        for the names of their bytes. A text that has come to one is cut inside the name, and what
+        is still a control token is taken out. A mark in a text is written in bytes, where there
+        are tokens for them: as a piece it would be a space.
         """
         if _join_bytes(self._token_texts, ids) == text.encode():
             return ids
-        starts = [match.start() + 1 for match in self._spelled.finditer(text) if match[1]]
+        starts = [match.start() + 1 for match in self._spelled.finditer(text)]
+        starts += [i for m in re.finditer(_SPACE_MARK, text) if self._mark_ids for i in m.span()]
         if starts:
-            cuts = [0, *starts, len(text)]
+            cuts = sorted({0, *starts, len(text)})
             parts = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
-            again = np.concatenate(self._cut(parts))
+            own = self._cut(parts)
+            if self._mark_ids:
+                own = [
+                    self._mark_ids if part == _SPACE_MARK else one
+                    for part, one in zip(parts, own, strict=True)
+                ]
+            again = np.concatenate(own).astype(np.int32)
             lossless = _join_bytes(self._token_texts, again) == text.encode()
             ids = again if lossless or np.isin(ids, self._control).any() else ids
         return ids[~np.isin(ids, self._control)]

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind: a text comes back and its bytes add up, or it is said that it changes."""
+"""Tokenizers of every kind: a text comes back and its bytes add up, or it is said to change."""
 
 import functools
 import json
@@ -69,7 +69,7 @@ def test_a_text_comes_back_and_its_bytes_add_up_or_it_is_said_to_change(kind, te
     assert not control_ids(made) & set(own.tolist())
     prefix = made.prefix if text else ""
     assert changed == (made.decode(own) != prefix + text)
-    if kind in LOSSLESS or (kind in MARKED and MARK not in text):
+    if kind in LOSSLESS or kind in MARKED:
         assert made.decode(ids) == text and not changed
     if made.decode(ids) == text:
         assert made.token_bytes[ids].sum() == len(text.encode())
@@ -91,7 +91,7 @@ def test_every_kind_is_tried_on_what_it_changes():
     for kind in LOSSY:
         assert encode_documents(tokenizer(kind), [text])[1] == [True], kind
     for kind in MARKED:
-        assert encode_documents(tokenizer(kind), [text, MARK])[1] == [False, True], kind
+        assert encode_documents(tokenizer(kind), [text, MARK])[1] == [False, False], kind
 
 
 @pytest.mark.parametrize("kind", ["bpe, Prepend", "bpe, Metaspace always", "byte-level, prefix"])
@@ -112,7 +112,8 @@ def test_a_document_begins_as_the_library_begins_a_text(kind):
 # ---------------------------------------------------------------------------- retrieval
 
 
-READABLE = [kind for kind in TOKENIZERS if kind != "byte-level, lower case"]
+UNREADABLE = ("byte-level, lower case", "byte-level, tokens that take spaces")
+READABLE = [kind for kind in TOKENIZERS if kind not in UNREADABLE]
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=lambda template: template.name)
@@ -120,15 +121,17 @@ READABLE = [kind for kind in TOKENIZERS if kind != "byte-level, lower case"]
 def test_windows_of_passkeys_read_as_the_template_says(kind, template):
     made = tokenizer(kind)
     task = Passkey.of(made, template)
-    size = task.shortest(np.random.default_rng(0), "test") + 180
-    trial = task.trial(np.random.default_rng(0), size, 0.5, "test")
-    text, (key,) = made.decode(trial.tokens), trial.parts
-    intro = made.decode(made.encode(template.intro)) if template.intro else ""
-    assert text.startswith(intro) and intro.lstrip() == template.intro
-    assert f"{template.needle.format(key=key)}" in text
-    assert text.endswith(f"{template.question} {key}")
-    assert "  " not in text
-    assert not re.search(r"[a-z.][A-Z]", text.replace(template.filler[: len(template.filler)], ""))
+    shortest = task.shortest(np.random.default_rng(0), "test")
+    for more in range(150, 160):  # filler is cut at every kind of place
+        trial = task.trial(np.random.default_rng(0), shortest + more, 0.5, "test")
+        text, (key,) = made.decode(trial.tokens), trial.parts
+        assert len(trial.tokens) == shortest + more
+        assert text.lstrip().startswith(template.intro)
+        assert text.count(template.needle.format(key=key)) == 1
+        assert text.endswith(f"{template.question} {key}")
+        assert "  " not in text
+        before, _, after = text.partition(template.needle.format(key=key))
+        assert before.endswith(template.filler[-20:]) and after.startswith(template.filler[:20])
 
 
 @pytest.mark.parametrize("kind", ["bpe, Prepend", "unigram, words", "sentencepiece, no spaces"])
@@ -217,7 +220,7 @@ def test_only_rules_that_are_left_out_change_a_fingerprint(tmp_path):
 
 
 def test_models_trained_without_a_space_keep_their_ids_and_are_found_out():
-    model = tk._train(list(tk._training_lines(["\u543e\u8f29\u306f\n" * 200])), 290, "0123456789")
+    model = tk._train(list(tk._training_lines(["\u543e\u8f29\u306f\n" * 200])), 276, "0123456789")
     earlier = tk.SentencePieceTokenizer(model)
     assert not earlier.writes_spaces
     (ids,), (changed,) = encode_documents(earlier, ["\u543e \u8f29"])

@@ -129,12 +129,12 @@ STRIP = decoders.Strip(" ", 1, 0)
 PREPEND = {"normalizer": spaces(normalizers.Prepend(MARK)), "decoder": llama_decoder(STRIP)}
 CHINESE = "\u543e\u8f29\u306f\u732b\u3067\u3042\u308b\u3002\n"
 
-# Lossless for any text, or any without the mark that they write for a space.
+# Lossless for any text.
 LOSSLESS = {
     "bytes": BytesTokenizer,
     "sentencepiece": lambda: train_sentencepiece(["The key is blue. The sky.\n" * 40], 300),
-    "sentencepiece, no spaces": lambda: train_sentencepiece([CHINESE * 200], 300),
-    "sentencepiece, one space": lambda: train_sentencepiece([CHINESE * 3000 + "a b"], 300),
+    "sentencepiece, no spaces": lambda: train_sentencepiece([CHINESE * 200], 289),
+    "sentencepiece, one space": lambda: train_sentencepiece([CHINESE * 3000 + "a b"], 289),
     "byte-level": byte_level,
     "byte-level, prefix": lambda: byte_level(add_prefix_space=True),
     "byte-level, added tokens": lambda: byte_level(
@@ -148,6 +148,7 @@ LOSSLESS = {
     ),
     "byte-level, Strip": lambda: byte_level(normalizer=normalizers.Strip()),
 }
+# So are these, although they write a mark for a space.
 MARKED = {
     "bpe, Replace": lambda: bpe(normalizer=spaces(), decoder=llama_decoder()),
     "bpe, runs of spaces added": lambda: bpe(
@@ -159,7 +160,7 @@ MARKED = {
     "bpe, Metaspace always": lambda: bpe(**metaspace("always")),
     "bpe, Metaspace first": lambda: bpe(**metaspace("first")),
     "bpe, Metaspace never": lambda: bpe(**metaspace("never")),
-    "bpe, end token not special": lambda: bpe(**PREPEND, special=[PAD, UNK], more=[(EOS, {})]),
+    "bpe, end token not special": lambda: bpe(**PREPEND, special=[PAD, UNK, BOS], more=[(EOS, {})]),
     "bpe, control tokens named beside": lambda: bpe(
         **PREPEND, special=[EOS], more=[(BOS, {}), ("<|im_start|>", {}), ("<|u|>", {})],
         beside={"bos_token": {"content": BOS}, "eos_token": EOS, "pad_token": PAD,
@@ -169,7 +170,8 @@ MARKED = {
     "unigram, Metaspace always": lambda: unigram(**metaspace("always")),
     "unigram, Metaspace never": lambda: unigram(**metaspace("never")),
     "unigram, no token special": lambda: unigram(
-        **metaspace("first"), special=[], more=[(EOS, {})], beside={"eos_token": EOS}
+        **metaspace("first"), special=[], more=[(EOS, {})],
+        beside={"eos_token": EOS, "bos_token": BOS},
     ),
 }  # fmt: skip
 # These change some texts, and must say which.

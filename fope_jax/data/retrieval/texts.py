@@ -98,26 +98,37 @@ class Noise:
     """A text that is repeated, so that a needle stands between whole sentences.
 
     What is before the first needle loses tokens from its beginning, every later gap from its end.
+    Where the last that is left is the space before a word, the text's last token takes its place:
+    what follows begins with a space of its own.
 
     Attributes:
       text: as it is described.
       tokens: of the text.
+      spaces: those of them that end in a space.
     """
 
     text: str
     tokens: tuple[int, ...]
+    spaces: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, tokenizer: Any, text: str = FILLER) -> Noise:
-        return cls(text, tuple(tokenizer.encode(text)))
+        tokens = tuple(tokenizer.encode(text))
+        ends_in_space = (i for i in set(tokens) if tokenizer.decode([i])[-1:].isspace())
+        return cls(text, tokens, frozenset(ends_in_space))
 
     def gaps(self, rng: np.random.Generator, sizes: Sequence[int]) -> list[np.ndarray]:
         text = np.asarray(self.tokens, np.int32)
         first = np.resize(text, -(-sizes[0] // len(text)) * len(text))
-        return [first[len(first) - sizes[0] :], *(np.resize(text, size) for size in sizes[1:])]
+        later = [np.resize(text, size) for size in sizes[1:]]
+        for gap in later:
+            if len(gap) and int(gap[-1]) in self.spaces:
+                gap[-1] = text[-1]
+        return [first[len(first) - sizes[0] :], *later]
 
     def describe(self) -> dict[str, Any]:
-        return {"haystack": "noise", "filler": self.text}
+        ends = {"ends": "no space"} if self.spaces else {}
+        return {"haystack": "noise", "filler": self.text} | ends
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import hashlib
 import json
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from fope_jax.data import build, cache, corpora, sources
 from fope_jax.data.build import inspect
 from fope_jax.data.corpora import CorpusError, Document, read_file
-from fope_jax.data.manifest import CacheError
+from fope_jax.data.manifest import CacheError, sealed
 from fope_jax.data.sources import check_held_out, remarks
 
 
@@ -267,6 +268,62 @@ def test_what_is_left_out_is_in_the_digest_of_the_text(damaged_config):
     found = sources.list_sources(damaged_config())
     plain = [{k: v for k, v in source.items() if k != "damaged"} for source in found]
     assert sources.content_digest(found) != sources.content_digest(plain)
+
+
+def test_files_that_hold_something_else_are_left_out_whole_within_a_budget(
+    text_config, tmp_path, capsys
+):
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n')
+    (tmp_path / "b.jsonl").write_bytes(gzip.compress(b'{"text": "packed"}\n'))
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(gzip.compress(b'{"text": "twice"}\n')))
+
+    def config(**fields):
+        return text_config(train_files=(f"{tmp_path}/[abc].jsonl*",), **fields)
+
+    with pytest.raises(CorpusError, match="(?s)damaged files of the train split: 2, .*b.jsonl is"):
+        build.build(config(max_bad_documents=9))
+    assert "tokenize" not in capsys.readouterr().err  # before any text is used
+    built = build.build(config(max_damaged_files=2))["train"]
+    assert built.summary["documents"] == 1 and built.summary["bad_documents"] == 0
+    assert "c.jsonl.gz is no text: it is gzip data, once it is unpacked" in inspect(
+        config(max_damaged_files=2)
+    )
+
+
+def test_a_cache_of_text_without_a_mark_stays_and_one_with_it_is_built_again(
+    text_config, tmp_path, capsys
+):
+    folder = tmp_path / "books"
+    config = text_config()
+    build.build(config)
+    path = cache.cache_directory(config) / "manifest.json"
+
+    def as_before():
+        """What a build wrote that took a mark for text, and looked into no plain file."""
+        (tmp_path / "cache").joinpath(f"{path.parent.name}.sources.json").unlink()
+        manifest = json.loads(path.read_text())
+        for one in manifest["sources"]:
+            del one["marked"], one["damaged"]
+        parts = [[s["corpus"], s["split"], s["sha256"], None] for s in manifest["sources"]]
+        manifest["content"] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        path.write_text(json.dumps(sealed(manifest)))
+        return manifest
+
+    capsys.readouterr()
+    before = as_before()
+    built = build.build(config)["train"]
+    assert built.fingerprint == before["fingerprint"]
+    assert capsys.readouterr().err.count("(built before)") == 2
+    marked = b"\xef\xbb\xbf" + (folder / "train0.txt").read_bytes()
+    (folder / "train0.txt").write_bytes(marked)
+    build.build(config)
+    as_before()
+    capsys.readouterr()
+    again = build.build(config)["train"]
+    assert "has changed: building it again" in capsys.readouterr().err
+    assert again.documents["bytes"][0] == len(marked) - 3
+    assert build.build(config)["train"].fingerprint == again.fingerprint != built.fingerprint
+    assert "(built before)" in capsys.readouterr().err
 
 
 def test_a_tokenizer_is_trained_without_damaged_files(damaged_config, monkeypatch):

@@ -1,9 +1,12 @@
 """Documents come as they are in their files; what cannot be read names file and place."""
 
+import bz2
 import dataclasses
 import gzip
 import hashlib
 import json
+import lzma
+import re
 import zipfile
 
 import pytest
@@ -97,7 +100,7 @@ def test_the_default_books_exist():
 
 
 def test_a_text_file_is_one_document_untouched(tmp_path):
-    text = "\ufeff first\r\n\r\nsecond \x00\u2028\n"
+    text = " first\r\n\r\nsecond \ufeff\x00\u2028\n"
     (tmp_path / "a.txt").write_bytes(text.encode())
     with gzip.open(tmp_path / "b.txt.gz", "wb") as stream:
         stream.write(text.encode())
@@ -124,7 +127,14 @@ def test_each_line_of_a_jsonl_file_is_a_document(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', r"a\.jsonl .*0xff at offset 24"),
         ("a.jsonl", b'{"text": "x"}\nnothing\n', r"a\.jsonl:2 is not JSON"),
         ("a.jsonl", b'{"body": "x"}\n', r"a\.jsonl:1 has no string field 'text'.*\['body'\]"),
-        ("a.jsonl", b'["x"]\n', r"a\.jsonl:1 .*no object"),
+        ("a.jsonl", b'["x"]\n', r"""a\.jsonl:1 .*: it is a list, \["x"\], no object"""),
+        ("a.jsonl", b"null\n", r"a\.jsonl:1 .*: it is null, no object"),
+        ("a.jsonl", b'{"text": null}\n', r"a\.jsonl:1 .*: its 'text' is null; the line begins"),
+        ("a.jsonl", b'{"text": 1.5}\n', r"a\.jsonl:1 .*: its 'text' is a number, 1\.5; "),
+        ("a.jsonl", b'{"text": false}\n', r"a\.jsonl:1 .*: its 'text' is a boolean, false; "),
+        ("a.jsonl", b'{"text": ["a", 1]}\n', r"""a\.jsonl:1 .*'text' is a list, \["a", 1\]; """),
+        ("a.jsonl", b'{"text": {"en": "a"}}\n', r"a\.jsonl:1 .*: its 'text' is an object, "),
+        ("a.jsonl", b'{"Text": "x"}\n', r"a\.jsonl:1 .*: it is an object with keys \['Text'\]"),
         ("a.jsonl", b'{"text": "x\\ud800"}\n', r"a\.jsonl:1 has half a surrogate pair.* 1"),
         (
             "a.json.gz",
@@ -138,6 +148,118 @@ def test_what_cannot_be_read_names_its_place(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorpusError, match=message):
         list(corpora.read_file(tmp_path / name))
+
+
+MARK = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, pack):
+    end = ".gz" if pack is gzip.compress else ""
+
+    def texts(name, content):
+        (tmp_path / f"{name}{end}").write_bytes(pack(content))
+        assert corpora.starts_with_mark(tmp_path / f"{name}{end}") == content.startswith(MARK)
+        return [document.text for document in corpora.read_file(tmp_path / f"{name}{end}")]
+
+    assert texts("a.txt", MARK + b"caf\xc3\xa9\r\n") == ["caf\xe9\r\n"]
+    assert texts("b.txt", MARK) == [""]
+    assert texts("c.txt", MARK + MARK + b"x" + MARK) == ["\ufeffx\ufeff"]  # only the first
+    assert texts("d.txt", b"x" + MARK) == ["x\ufeff"]
+    for name in ("a.jsonl", "a.json"):
+        assert texts(name, MARK + b'{"text": "one"}\n{"text": "\\ufefftwo"}') == [
+            "one",
+            "\ufefftwo",
+        ]
+        assert texts(name, MARK + b'\n{"text": "one"}\n') == ["", "one"]
+    # What follows keeps its offset in the file.
+    with pytest.raises(CorpusError, match="byte 0xff at offset 4 "):
+        texts("f.txt", MARK + b"x\xff")
+    with pytest.raises(CorpusError, match="the line begins at offset 19"):
+        texts("f.jsonl", MARK + b'{"text": "one"}\n{\n')
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 9\n" % (b"0" * 64)
+LINES = b'{"text": "x"}\n'
+PAGE = b"<!DOCTYPE html>\n<html><body>404</body></html>"
+ZSTANDARD = b"\x28\xb5\x2f\xfd\x04\x58"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", POINTER, r"a\.txt is no text: it is a Git LFS pointer, .*git lfs pull"),
+        ("a.jsonl", POINTER, r"a\.jsonl is no text: it is a Git LFS pointer"),
+        ("a.json.gz", POINTER, r"a\.json\.gz is not a complete gzip .*: it is a Git LFS pointer"),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(LINES)),
+         r"a\.jsonl\.gz is no text: it is gzip data, once it is unpacked; unpack it first"),
+        ("a.txt.gz", gzip.compress(gzip.compress(b"x")), "it is gzip data, once it is unpacked"),
+        ("a.jsonl", gzip.compress(LINES), r"a\.jsonl is no text: it is gzip data; unpack it"),
+        ("a.txt", gzip.compress(LINES), r"a\.txt is no text: it is gzip data; unpack it first"),
+        ("a.json.gz", PAGE, r"a\.json\.gz is not a complete gzip file: it is an HTML page; fetch"),
+        ("a.jsonl", b"\n <HTML>", r"a\.jsonl is no text: it is an HTML page; fetch it again"),
+        ("a.jsonl.gz", gzip.compress(PAGE), "it is an HTML page, once it is unpacked; fetch"),
+        ("a.json", b'<?xml version="1.0"?><Error>', "it is an XML document; fetch it again"),
+        ("a.txt.gz", ZSTANDARD, r"not a complete gzip file: it is Zstandard data; unpack"),
+        ("a.txt", ZSTANDARD, "it is Zstandard data; unpack it first, or leave it out"),
+        ("a.jsonl.gz", bz2.compress(LINES), "it is bzip2 data; unpack it first"),
+        ("a.jsonl", lzma.compress(LINES), "it is xz data; unpack it first"),
+        ("a.txt", b"PK\x03\x04\x14\0", "it is a zip archive; unpack it first"),
+        ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar\x0000"), "it is a tar archive, once"),
+        ("a.jsonl", b"PAR1\x15\x04", "it is a Parquet file; convert it first"),
+        ("a.txt", b"%PDF-1.7", "it is a PDF file; convert it first"),
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_something_else_is_named_for_what_it_is(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    for skip_bad in (False, True):  # it is not one document that is bad
+        with pytest.raises(CorpusError, match=message):
+            list(corpora.read_file(path, skip_bad=skip_bad))
+    find = corpora.gzip_damage if name.endswith(".gz") else corpora.wrong_content
+    assert re.search(message, find(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be"])
+def test_text_in_another_encoding_is_named(tmp_path, encoding):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffab".encode(encoding))
+    name = encoding[:6].upper()
+    with pytest.raises(CorpusError, match=rf"not UTF-8: byte .*\(it is text in {name}\); convert"):
+        list(corpora.read_file(path))
+    (bad,) = corpora.read_file(path, skip_bad=True)
+    assert bad.text == "" and f"text in {name}" in bad.bad
+
+
+def test_text_that_only_looks_like_something_else_is_text(tmp_path):
+    for text in ("PAR1 is a gene", "<html> is a tag", "version https://git-lfs.github.com/spec/v1",
+                 "BZh9 rolls", "PK", "<?xml?>"):  # fmt: skip
+        (tmp_path / "a.txt").write_text(text)
+        (document,) = corpora.read_file(tmp_path / "a.txt")
+        assert document.text == text
+
+
+def test_directories_where_files_are_meant(tmp_path, text_config):
+    folder = tmp_path / "books"
+    (folder / "empty.txt").mkdir()
+    (folder / "spark.jsonl").mkdir()
+    (folder / "spark.jsonl" / "part-0.json").write_bytes(LINES)
+
+    def names(pattern):
+        return [path.name for path in corpora.text_files("train_files", [pattern])]
+
+    for pattern in (f"{folder}", f"{folder}/", f"{folder}/*.jsonl", f"{folder}/s*"):
+        with pytest.raises(
+            CorpusError,
+            match=rf"train_files: '{re.escape(pattern)}' matches the directory .*, and none of the"
+            " files in it; name them as well, as in '.*txt'",
+        ):
+            names(pattern)
+    assert names(f"{folder}/*/*.json") == ["part-0.json"]
+    assert names(f"{folder}/held*.txt") == ["held0.txt", "held1.txt"]
+    assert "part-0.json" in names(f"{folder}/**")
+    with pytest.raises(CorpusError, match=r"empty\.txt' matches no file"):
+        names(f"{folder}/empty.txt")
 
 
 def test_files_are_matched_in_order_without_repeats(tmp_path, text_config):

@@ -36,7 +36,14 @@ from fope_jax.data.mirror import download
 from fope_jax.data.sources import damaged_files
 from fope_jax.data.tokenizer import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
-from fope_jax.files import as_path, check_bucket, file_sha256, in_bucket
+from fope_jax.files import (
+    as_path,
+    check_bucket,
+    content_of,
+    file_sha256,
+    in_bucket,
+    read_head,
+)
 
 FORMAT = 1
 BLOCK_TOKENS = 2**14
@@ -169,9 +176,11 @@ class TokenCache:
         self._check_present(file)
         actual = file_sha256(self.directory / file)
         if actual != expected:
+            found = content_of(read_head(self.directory / file))
+            what = f"it is {found.what}; " if found else ""
             raise CacheError(
-                f"token cache: {self.directory / file} is damaged: sha256 {actual[:16]}...,"
-                f" expected {expected[:16]}...; {REBUILD}"
+                f"token cache: {self.directory / file} is damaged: {what}sha256 {actual[:16]}...,"
+                f" expected {expected[:16]}...; {found.advice if found else REBUILD}"
             )
 
     def _reader(self, number: int):

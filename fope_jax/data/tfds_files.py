@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.libraries import tf, tfds
+from fope_jax.files import HEAD_BYTES, content_of
 
 
 def directory_of(config: DataConfig) -> str:
@@ -34,7 +35,10 @@ def identity(config: DataConfig) -> list[list[Any]]:
     digest = hashlib.sha256()
     for file in ("dataset_info.json", "features.json"):
         with tf.io.gfile.GFile(f"{directory}/{file}", "rb") as stream:
-            digest.update(stream.read())
+            content = stream.read()
+        if found := content_of(content[:HEAD_BYTES]):
+            raise CorpusError(f"{directory}/{file} is {found.what}; {found.advice}")
+        digest.update(content)
     splits = tfds.builder_from_directory(directory).info.splits
     missing = [split for split in SPLITS if split not in splits]
     if missing:
@@ -111,6 +115,10 @@ def _where(file: File) -> str:
 
     A record is its length (8 bytes) and that number's checksum (4), the data and theirs (4).
     """
+    # Not before it has failed: a sound file begins with a number, which may look like anything.
+    with tf.io.gfile.GFile(file.path, "rb") as stream:
+        if found := content_of(stream.read(HEAD_BYTES)):
+            return f"{file.path} is no TFRecord file: it is {found.what}; {found.advice}"
     number = offset = 0
     try:
         for record in tf.data.TFRecordDataset(file.path).as_numpy_iterator():

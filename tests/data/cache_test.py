@@ -11,6 +11,7 @@ import pytest
 
 from fope_jax.data import build, cache, corpora
 from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, TokenizedDocument
+from fope_jax.data.manifest import read_manifest
 from fope_jax.data.tokenizer import BytesTokenizer, describe
 
 BLOCK, SHARD = 16, 64
@@ -110,6 +111,17 @@ def test_documents_that_the_tokenizer_changes_are_counted(tmp_path):
     documents = make_documents([10, 20])
     documents[1] = documents[1]._replace(bytes=19)
     assert write(tmp_path, documents)[-1].changed_documents == 1
+
+
+def test_pointers_in_place_of_the_files_of_a_cache_are_named(tmp_path):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    found = read(tmp_path, write(tmp_path, make_documents(SIZES))[-1])
+    (tmp_path / "train-00000.array_record").write_bytes(pointer)
+    with pytest.raises(CacheError, match=r"damaged: it is a Git LFS pointer.*`git lfs pull`$"):
+        found.tokens(0, 1)
+    (tmp_path / "manifest.json").write_bytes(pointer)
+    with pytest.raises(CacheError, match=r"damaged: it is a Git LFS pointer.*`git lfs pull`$"):
+        read_manifest(tmp_path)
 
 
 def test_large_vocabularies_are_stored_in_more_bytes():

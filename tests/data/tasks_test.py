@@ -182,6 +182,22 @@ def test_a_damaged_tfds_file_is_left_out_within_a_budget(c4_config, c4_dir, kind
         build.build(strict)
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:%s\nsize 9\n" % (b"0" * 64)
+
+
+def test_pointers_in_place_of_tfds_files_are_named(c4_config, c4_dir):
+    directory, _ = c4_dir
+    config = c4_config(tokenizer="bytes")
+    file = sorted(directory.rglob("c4-train.tfrecord*"))[0]
+    file.write_bytes(POINTER)
+    message = f"{file.name} is no TFRecord file: it is a Git LFS pointer, .*; fetch that with"
+    with pytest.raises(CorpusError, match=message):
+        build.build(config)
+    (directory / "c4" / "en" / "3.0.1" / "dataset_info.json").write_bytes(POINTER)
+    with pytest.raises(CorpusError, match=r"dataset_info\.json is a Git LFS pointer"):
+        build.build(config)
+
+
 def test_a_mixture_that_ends_early_looks_through_all_its_files(text_config, c4_dir):
     directory, _ = c4_dir
     damage(sorted(directory.rglob("c4-train.tfrecord*"))[2], "short")

@@ -184,6 +184,13 @@ def test_eos_comes_from_the_config_beside_it(tmp_path):
     assert tokenizer.eos == "<stop>" and tokenizer.eos_id == 0 and tokenizer.pad_id == 1
 
 
+def test_a_byte_order_mark_before_a_tokenizer_file_is_none_of_it(tmp_path):
+    path = byte_level_json(tmp_path)
+    plain = JsonTokenizer.load(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert JsonTokenizer.load(path).fingerprint == plain.fingerprint
+
+
 def test_byte_fallback_pieces_count_as_one_byte(tmp_path):
     vocab = {"<unk>": 0, "</s>": 1, "<0xC3>": 2, "<0xA9>": 3, "\u2581": 4, "a": 5, "\u2581a": 6}
     content = {
@@ -217,6 +224,15 @@ def test_wrong_tokenizer_files(tmp_path):
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(TokenizerError, match="is no tokenizer.json"):
         JsonTokenizer.load(tmp_path / "list.json")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (tmp_path / "pointer.json").write_bytes(pointer)
+    with pytest.raises(
+        TokenizerError, match=r"pointer\.json.*: it is a Git LFS pointer, .*lfs pull"
+    ):
+        JsonTokenizer.load(tmp_path / "pointer.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(TokenizerError, match=r"folder\.json': it is a directory"):
+        JsonTokenizer.load(tmp_path / "folder.json")
     with pytest.raises(TokenizerError, match="has no end-of-document token"):
         JsonTokenizer.load(byte_level_json(tmp_path, eos="<stop>"))
     with pytest.raises(TokenizerError, match="'<other>' is not in"):

@@ -55,6 +55,26 @@ def test_a_token_is_counted_for_its_own_document():
     assert next(row for row in rows if row["document"] == "document 0")["windows"] == 9
 
 
+def test_a_prefix_before_documents_is_none_of_their_bytes():
+    """Its token is read and scored like any other; the space in it is no text."""
+    cache = TextCache(LENGTHS)
+    plain, _ = chunks(Reader(), cache)
+    cache.tokenizer.prefix = " "
+    rows, _ = chunks(Reader(), cache)
+    starts = np.cumsum(LENGTHS) - LENGTHS
+    for row, before in zip(rows, plain, strict=True):
+        begin = int(starts[int(row["document"].split()[1])])
+        scored = begin % row["context"] > 0  # the first token of a chunk is not
+        assert row["bytes"] == before["bytes"] - scored
+        assert row["nats"] == before["nats"] and row["tokens"] == before["tokens"]
+    for reset in (True, False):  # here no first token of a document is scored
+        with_prefix, _ = resets(Reader(), cache, reset)
+        cache.tokenizer.prefix = ""
+        without, _ = resets(Reader(), cache, reset)
+        cache.tokenizer.prefix = " "
+        assert with_prefix == without
+
+
 def test_a_stride_of_the_context_gives_the_same_nats_as_chunks():
     from fope_jax.evaluate.sliding import slide
 

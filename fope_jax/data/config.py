@@ -43,9 +43,10 @@ class DataConfig:
       max_bad_documents: documents of "text" and "c4" files that may be left out of each split
         because they cannot be read: no UTF-8, no JSON, no ``text``, or too long. 0 stops at the
         first. They are counted in the cache, which a stricter configuration does not open.
-      max_damaged_files: .gz files, and TFRecord files of a TFDS dataset, that may be left out of
-        each split because they are damaged. 0 stops before the first document. They are named in
-        the cache, which a stricter configuration does not open.
+      max_damaged_files: files that may be left out of each split because they are damaged, as .gz
+        files and TFRecord files of a TFDS dataset can be, or hold something else than their name
+        says, such as a Git LFS pointer. 0 stops before the first document. They are named in the
+        cache, which a stricter configuration does not open.
       tokenizer: "sentencepiece" (BPE trained on the training split), "bytes", or the path of a
         ``tokenizer.json``.
       vocab_size: tokens of the "sentencepiece" tokenizer; the others bring their own number.

@@ -85,12 +85,20 @@ def encode_documents(
 _TOKENS_AT_ONCE = 2**20  # a list of a long document's tokens would be larger than its text
 
 
+def _in_parts(ids: Iterable[int]) -> Iterator[np.ndarray]:
+    ids = ids if isinstance(ids, np.ndarray) else np.array(list(ids), np.int64)
+    return (ids[i : i + _TOKENS_AT_ONCE] for i in range(0, len(ids), _TOKENS_AT_ONCE))
+
+
 def _join_bytes(token_texts: Sequence[bytes], ids: Iterable[int]) -> bytes:
     """The bytes that tokens stand for, joined; an id beyond the vocabulary stands for none."""
-    ids = ids if isinstance(ids, np.ndarray) else np.array(list(ids), np.int64)
-    ids = ids[(ids >= 0) & (ids < len(token_texts))]
-    parts = (ids[i : i + _TOKENS_AT_ONCE].tolist() for i in range(0, len(ids), _TOKENS_AT_ONCE))
-    return b"".join([b"".join([token_texts[i] for i in part]) for part in parts])
+    size = len(token_texts)
+    return b"".join(
+        [
+            b"".join([token_texts[i] for i in part.tolist() if 0 <= i < size])
+            for part in _in_parts(ids)
+        ]
+    )
 
 
 def _sizes(token_texts: Sequence[bytes]) -> np.ndarray:
@@ -128,10 +136,11 @@ class BytesTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Special tokens are left out; bytes that are no UTF-8 become U+FFFD."""
-        ids = ids if isinstance(ids, np.ndarray) else np.array(list(ids), np.int64)
-        ordinary = (ids >= self._first) & (ids < self.vocab_size)
-        text = (ids[ordinary] - self._first).astype(np.uint8)
-        return text.tobytes().decode("utf-8", errors="replace")
+        parts = []
+        for part in _in_parts(ids):
+            ordinary = (part >= self._first) & (part < self.vocab_size)
+            parts.append((part[ordinary] - self._first).astype(np.uint8).tobytes())
+        return b"".join(parts).decode(errors="replace")
 
     def save(self, directory: Path) -> None:
         pass  # nothing to keep: the class is the tokenizer
@@ -445,9 +454,10 @@ class JsonTokenizer:
         self.token_bytes = _sizes(texts)
         # An unknown token is what some texts become; it is none that may be taken out of them.
         self._control = np.array(sorted(control - {unknown} | {self.eos_id, self.pad_id}))
-        names = [re.escape(name) for name, index in vocab.items() if index in {*control, unknown}]
-        names += [_BYTE_PIECE.pattern] if bytes_are_pieces else []
-        self._spelled = re.compile(f"(?={'|'.join(names)})")
+        names = [name for name, index in vocab.items() if index in {*control, unknown} and name]
+        spelled = [re.escape(name) for name in sorted(names, key=len, reverse=True)]
+        spelled += [_BYTE_PIECE.pattern] if bytes_are_pieces else []
+        self._spelled = re.compile("|".join(spelled))
         marks = [vocab.get(f"<0x{byte:02X}>") for byte in _SPACE_MARK.encode()]
         self._mark_ids = marks if bytes_are_pieces and None not in marks else []
 

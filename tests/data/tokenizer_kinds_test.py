@@ -14,6 +14,7 @@ from fope_jax.data import tokenizer as tk
 from fope_jax.data.retrieval.names import TASKS
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
 from fope_jax.data.retrieval.table import make_task
+from fope_jax.data.retrieval.texts import Noise
 from fope_jax.data.tokenizer import JsonTokenizer, encode_documents
 from tests.data.tokenizers_of_every_kind import (
     BOS,
@@ -143,6 +144,15 @@ def test_windows_of_every_task_read_as_one_text(kind):
             size = task.shortest(np.random.default_rng(0), "test") + 200
             text = made.decode(task.trial(np.random.default_rng(0), size, 0.5, "test").tokens)
             assert "  " not in text and not re.search(r"\.[A-Z]", text), name
+
+
+def test_windows_that_are_made_otherwise_than_before_say_so():
+    for name in ("passkey", "multi_key"):
+        assert "prefix" not in make_task(name, tokenizer("byte-level")).describe()
+        assert make_task(name, tokenizer("bpe, Prepend")).describe()["prefix"] == "none"
+        assert make_task(name, tokenizer("bytes")).describe()["ends"] == "no space"
+    whole_words = Noise("a b", (1, 2))
+    assert whole_words.describe() == {"haystack": "noise", "filler": "a b"}
 
 
 # ---------------------------------------------------------------------------- builds

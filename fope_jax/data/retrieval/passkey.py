@@ -14,6 +14,7 @@ from fope_jax.data.retrieval.texts import (
     Parts,
     TextTask,
     answer_tokens,
+    describe_pieces,
     draw_numbers,
     rival_tokens,
 )
@@ -112,4 +113,5 @@ class Passkey(TextTask):
 
     def describe(self) -> dict[str, Any]:
         texts = dataclasses.asdict(self.template)
-        return {"texts": texts, "tokenizer": self.tokenizer.fingerprint}
+        ends = self.haystack.ends if isinstance(self.haystack, Noise) else {}
+        return {"texts": texts, **describe_pieces(self.tokenizer), **ends}

@@ -127,8 +127,12 @@ class Noise:
         return [first[len(first) - sizes[0] :], *later]
 
     def describe(self) -> dict[str, Any]:
-        ends = {"ends": "no space"} if self.spaces else {}
-        return {"haystack": "noise", "filler": self.text} | ends
+        return {"haystack": "noise", "filler": self.text} | self.ends
+
+    @property
+    def ends(self) -> dict[str, str]:
+        """What is described where it differs from windows that kept the space before a needle."""
+        return {"ends": "no space"} if self.spaces else {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +199,13 @@ class TextTask(Task):
         return Trial(window, len(parts.answer), rivals, parts.texts)
 
     def describe(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.fingerprint, **self.haystack.describe()}
+        return {**describe_pieces(self.tokenizer), **self.haystack.describe()}
+
+
+def describe_pieces(tokenizer: Any) -> dict[str, Any]:
+    """Of what tokens pieces are made; with a prefix, windows once had it before every piece."""
+    prefix = {"prefix": "none"} if getattr(tokenizer, "prefix", "") else {}
+    return {"tokenizer": tokenizer.fingerprint, **prefix}
 
 
 def draw_number(rng: np.random.Generator, half: str) -> int:

@@ -173,8 +173,9 @@ def text_files(field: str, patterns: Iterable[str]) -> list[Path]:
     files: set[Path] = set()
     for pattern in patterns:
         matched = glob_files(pattern)
-        for directory in sorted(glob_directories(pattern)):
-            if not any(directory in path.parents for path in matched) and _has_entries(directory):
+        with_files = {parent for path in matched for parent in path.parents}
+        for directory in sorted({*glob_directories(pattern)} - with_files):
+            if _has_entries(directory):
                 raise CorpusError(
                     f"{field}: {pattern!r} matches the directory {directory}, and none of the files"
                     f" in it; name them as well, as in '{directory}/*.txt'"

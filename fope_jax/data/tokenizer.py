@@ -430,7 +430,7 @@ class JsonTokenizer:
             )
         model, added = rules["model"], self._tokenizer.get_added_tokens_decoder()
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
-        own = self._tokenizer.get_vocab(with_added_tokens=False)
+        own = {*self._tokenizer.get_vocab(with_added_tokens=False).values()}
         special = {index for index, token in added.items() if token.special}
         control = special | {vocab[name] for name in self.control if name in vocab}
         control |= {self.eos_id, self.pad_id}
@@ -441,7 +441,7 @@ class JsonTokenizer:
             if index in control or index == unknown:
                 continue
             if index in added and (
-                "ByteLevel" in kinds or not (index in own.values() or added[index].normalized)
+                "ByteLevel" in kinds or not (index in own or added[index].normalized)
             ):
                 texts[index] = added[index].content.encode()  # found in the text as it stands
             elif "ByteLevel" in kinds:
@@ -523,15 +523,20 @@ def _stated_tokens(path: Path) -> tuple[str | None, set[str]]:
             if key.endswith("_token"):
                 names |= _names_of([value])
             elif key in ("additional_special_tokens", "extra_special_tokens"):
-                names |= _names_of(value.values() if isinstance(value, dict) else value or ())
-        for token in (stated.get("added_tokens_decoder") or {}).values():
-            names |= _names_of([token]) if token.get("special") else set()
+                names |= _names_of(value)
+            elif key == "added_tokens_decoder" and isinstance(value, dict):
+                tokens = (token for token in value.values() if isinstance(token, dict))
+                names |= _names_of([token for token in tokens if token.get("special")])
         eos = eos or next(iter(_names_of([stated.get("eos_token")])), None)
     return eos, names
 
 
-def _names_of(tokens: Iterable[Any]) -> set[str]:
+def _names_of(tokens: Any) -> set[str]:
     """Names of tokens, which a configuration writes as strings or as objects."""
+    if isinstance(tokens, dict):
+        tokens = tokens.values()
+    elif not isinstance(tokens, list):
+        return set()
     found = (token.get("content") if isinstance(token, dict) else token for token in tokens)
     return {name for name in found if isinstance(name, str) and name}
 

@@ -110,6 +110,21 @@ def test_a_document_begins_as_the_library_begins_a_text(kind):
     assert made.prefix == " " and tokenizer("bpe, Replace").prefix == ""
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [{"bos_token": None, "additional_special_tokens": None, "added_tokens_decoder": None},
+     {"bos_token": [BOS], "additional_special_tokens": "<c>", "added_tokens_decoder": [1]},
+     {"extra_special_tokens": {"image_token": "<c>"}, "added_tokens_decoder": {"7": "x"}},
+     {"extra_special_tokens": ["<c>"], "model_max_length": 1e30}],
+)  # fmt: skip
+def test_what_a_configuration_may_say_of_its_tokens(beside):
+    made = bpe(**PREPEND, more=[("<c>", {})], beside=beside | {"eos_token": {"content": EOS}})
+    named = "extra_special_tokens" in beside
+    assert made.control == (("<c>",) if named else ())
+    ids = made.encode("a<c>b")
+    assert len(ids) == (5 if named else 3) and made.decode(ids) == "a<c>b"
+
+
 # ---------------------------------------------------------------------------- retrieval
 
 

@@ -185,30 +185,35 @@ PAGE = b"<!DOCTYPE html>\n<html><body>404</body></html>"
 ZSTANDARD = b"\x28\xb5\x2f\xfd\x04\x58"
 
 
+def packed(content):
+    return gzip.compress(content, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.txt", POINTER, r"a\.txt is no text: it is a Git LFS pointer, .*git lfs pull"),
         ("a.jsonl", POINTER, r"a\.jsonl is no text: it is a Git LFS pointer"),
         ("a.json.gz", POINTER, r"a\.json\.gz is not a complete gzip .*: it is a Git LFS pointer"),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(LINES)),
+        ("a.jsonl.gz", packed(packed(LINES)),
          r"a\.jsonl\.gz is no text: it is gzip data, once it is unpacked; unpack it first"),
-        ("a.txt.gz", gzip.compress(gzip.compress(b"x")), "it is gzip data, once it is unpacked"),
-        ("a.jsonl", gzip.compress(LINES), r"a\.jsonl is no text: it is gzip data; unpack it"),
-        ("a.txt", gzip.compress(LINES), r"a\.txt is no text: it is gzip data; unpack it first"),
+        ("a.txt.gz", packed(packed(b"x")), "it is gzip data, once it is unpacked"),
+        ("a.jsonl", packed(LINES), r"a\.jsonl is no text: it is gzip data; unpack it"),
+        ("a.txt", packed(LINES), r"a\.txt is no text: it is gzip data; unpack it first"),
         ("a.json.gz", PAGE, r"a\.json\.gz is not a complete gzip file: it is an HTML page; fetch"),
         ("a.jsonl", b"\n <HTML>", r"a\.jsonl is no text: it is an HTML page; fetch it again"),
-        ("a.jsonl.gz", gzip.compress(PAGE), "it is an HTML page, once it is unpacked; fetch"),
+        ("a.jsonl.gz", packed(PAGE), "it is an HTML page, once it is unpacked; fetch"),
         ("a.json", b'<?xml version="1.0"?><Error>', "it is an XML document; fetch it again"),
         ("a.txt.gz", ZSTANDARD, r"not a complete gzip file: it is Zstandard data; unpack"),
         ("a.txt", ZSTANDARD, "it is Zstandard data; unpack it first, or leave it out"),
         ("a.jsonl.gz", bz2.compress(LINES), "it is bzip2 data; unpack it first"),
         ("a.jsonl", lzma.compress(LINES), "it is xz data; unpack it first"),
         ("a.txt", b"PK\x03\x04\x14\0", "it is a zip archive; unpack it first"),
-        ("a.jsonl.gz", gzip.compress(bytes(257) + b"ustar\x0000"), "it is a tar archive, once"),
+        ("a.jsonl.gz", packed(bytes(257) + b"ustar\x0000"), "it is a tar archive, once"),
         ("a.jsonl", b"PAR1\x15\x04", "it is a Parquet file; convert it first"),
         ("a.txt", b"%PDF-1.7", "it is a PDF file; convert it first"),
     ],
+    ids=lambda value: "content" if isinstance(value, bytes) else None,
 )  # fmt: skip
 def test_a_file_that_holds_something_else_is_named_for_what_it_is(tmp_path, name, content, message):
     path = tmp_path / name

@@ -179,7 +179,7 @@ _MAGIC = (
     (rb"\x04\x22\x4d\x18", "LZ4 data", _UNPACK),
     (rb"PK(\x03\x04|\x05\x06)", "a zip archive", _UNPACK),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    (rb".{257}ustar", "a tar archive", _UNPACK),
+    (rb".{257}ustar(\x00|  \x00)", "a tar archive", _UNPACK),
     (rb"PAR1\x15", "a Parquet file", _CONVERT),
     (rb"ARROW1\x00\x00", "an Arrow file", _CONVERT),
     (rb"\x89HDF\r\n", "an HDF5 file", _CONVERT),
@@ -214,7 +214,7 @@ def content_of(head: bytes, text: bool = False) -> Content | None:
 
 def is_other_encoding(content: Content) -> bool:
     """Whether a file is text, but not in UTF-8."""
-    return content[:2] in {(what, advice) for _, what, advice in _ENCODINGS}
+    return content in [Content(what, advice) for _, what, advice in _ENCODINGS]
 
 
 def read_head(path: Path) -> bytes:

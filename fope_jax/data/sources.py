@@ -192,11 +192,11 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
     lines = []
     damaged = [source["damaged"] for source in damaged_files(sources, split)]
     if damaged:
-        lines.append(f"{split}: damaged files, left out, {some(damaged)}")
+        lines.append(f"{split}: damaged files, left out, {count_and_first(damaged)}")
     own = [source for source in sources if source.get("split") == split]
     empty = [s["path"] for s in own if s.get("size") == 0 and not s.get("damaged")]
     if empty:
-        lines.append(f"{split}: empty files, {some(empty)}")
+        lines.append(f"{split}: empty files, {count_and_first(empty)}")
     first: dict[str, str] = {}
     copies = []
     for source in _texts(sources, split):
@@ -205,7 +205,9 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
         if path != original:
             copies.append(f"{path} (as {original})")
     if copies:
-        lines.append(f"{split}: files of the same content, which counts again, {some(copies)}")
+        lines.append(
+            f"{split}: files of the same content, which counts again, {count_and_first(copies)}"
+        )
     return lines
 
 
@@ -215,10 +217,10 @@ def _texts(sources: Iterable[Source], split: str) -> Iterable[Source]:
     return (s for s in own if "sha256" in s and not s.get("damaged"))
 
 
-def some(names: Sequence[str], count: int | None = None) -> str:
+def count_and_first(names: Sequence[str], count: int | None = None) -> str:
     """How many names there are, and the first of them.
 
-    >>> some(["a", "b"], 5), some(["a"])
+    >>> count_and_first(["a", "b"], 5), count_and_first(["a"])
     ('5: a, b, ...', '1: a')
     """
     count = len(names) if count is None else count

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fope_jax.data import build, cache
+from fope_jax.data import build
 from fope_jax.data import tokenizer as tk
+from fope_jax.data.manifest import read_manifest, sealed
 from fope_jax.data.retrieval.names import TASKS
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
 from fope_jax.data.retrieval.table import make_task
@@ -216,8 +217,8 @@ def test_a_manifest_from_before_changed_documents_were_named_is_read(built):
     manifest = json.loads(path.read_text())
     for split in manifest["splits"].values():
         del split["first_changed"]
-    path.write_text(json.dumps(cache.read_manifest.__globals__["sealed"](manifest)))
-    assert cache.read_manifest(found.directory)["splits"]["train"]["changed_documents"] == 0
+    path.write_text(json.dumps(sealed(manifest)))
+    assert read_manifest(found.directory)["splits"]["train"]["changed_documents"] == 0
 
 
 # ---------------------------------------------------------------------------- saved

@@ -36,8 +36,8 @@ from fope_jax.data.sources import (
     check_damage,
     check_held_out,
     content_digest,
-    count_and_first,
     damaged_files,
+    first_names,
     is_unchanged,
     list_sources,
     remarks,
@@ -287,7 +287,7 @@ def _write_split(
     if done.changed_documents:
         _say(
             f"{split}: the tokenizer changes {done.changed_documents:,} documents: their tokens"
-            f" decode to another text; {count_and_first(done.first_changed, done.changed_documents)}"
+            f" decode to another text; {first_names(done.first_changed, done.changed_documents)}"
         )
 
 

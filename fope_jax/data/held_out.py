@@ -29,7 +29,7 @@ from fope_jax.data.corpora import (
     read_file,
     text_files,
 )
-from fope_jax.data.sources import count_and_first
+from fope_jax.data.sources import first_names
 from fope_jax.data.tokenizer import Tokenizer, encode_documents
 
 logger = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def cut(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldO
     if names:
         logger.warning(
             "text %r: the tokenizer changes documents: their tokens decode to another text; %s",
-            name, count_and_first(names),
+            name, first_names(names),
         )  # fmt: skip
     lengths = np.array([len(ids) + 1 for ids in pieces], np.int64)
     table = np.zeros(len(kept), DOCUMENT_DTYPE)

@@ -192,11 +192,11 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
     lines = []
     damaged = [source["damaged"] for source in damaged_files(sources, split)]
     if damaged:
-        lines.append(f"{split}: damaged files, left out, {count_and_first(damaged)}")
+        lines.append(f"{split}: damaged files, left out, {first_names(damaged)}")
     own = [source for source in sources if source.get("split") == split]
     empty = [s["path"] for s in own if s.get("size") == 0 and not s.get("damaged")]
     if empty:
-        lines.append(f"{split}: empty files, {count_and_first(empty)}")
+        lines.append(f"{split}: empty files, {first_names(empty)}")
     first: dict[str, str] = {}
     copies = []
     for source in _texts(sources, split):
@@ -206,7 +206,7 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
             copies.append(f"{path} (as {original})")
     if copies:
         lines.append(
-            f"{split}: files of the same content, which counts again, {count_and_first(copies)}"
+            f"{split}: files of the same content, which counts again, {first_names(copies)}"
         )
     return lines
 
@@ -217,10 +217,10 @@ def _texts(sources: Iterable[Source], split: str) -> Iterable[Source]:
     return (s for s in own if "sha256" in s and not s.get("damaged"))
 
 
-def count_and_first(names: Sequence[str], count: int | None = None) -> str:
+def first_names(names: Sequence[str], count: int | None = None) -> str:
     """How many names there are, and the first of them.
 
-    >>> count_and_first(["a", "b"], 5), count_and_first(["a"])
+    >>> first_names(["a", "b"], 5), first_names(["a"])
     ('5: a, b, ...', '1: a')
     """
     count = len(names) if count is None else count

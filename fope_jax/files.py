@@ -252,10 +252,12 @@ class Content(NamedTuple):
     advice: str
 
 
+POINTER = Content(
+    "a Git LFS pointer, not the file that it stands for", "fetch that with `git lfs pull`"
+)
 _UNPACK, _CONVERT = "unpack it first", "convert it first"
 _MAGIC = (
-    (rb"version https://git-lfs[^\n]*\noid sha256:",
-     "a Git LFS pointer, not the file that it stands for", "fetch that with `git lfs pull`"),
+    (rb"version https://git-lfs[^\n]*\noid sha256:", *POINTER),
     (rb"\x1f\x8b", "gzip data", _UNPACK),
     (rb"\x28\xb5\x2f\xfd", "Zstandard data", _UNPACK),
     (rb"\xfd7zXZ\x00", "xz data", _UNPACK),

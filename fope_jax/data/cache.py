@@ -37,6 +37,7 @@ from fope_jax.data.sources import damaged_files
 from fope_jax.data.tokenizer import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
 from fope_jax.files import (
+    POINTER,
     as_path,
     check_bucket,
     content_of,
@@ -176,11 +177,13 @@ class TokenCache:
         self._check_present(file)
         actual = file_sha256(self.directory / file)
         if actual != expected:
-            found = content_of(read_head(self.directory / file))
-            what = f"it is {found.what}; " if found else ""
+            is_pointer = content_of(read_head(self.directory / file)) == POINTER
+            what, advice = (
+                (f"it is {POINTER.what}; ", POINTER.advice) if is_pointer else ("", REBUILD)
+            )
             raise CacheError(
                 f"token cache: {self.directory / file} is damaged: {what}sha256 {actual[:16]}...,"
-                f" expected {expected[:16]}...; {found.advice if found else REBUILD}"
+                f" expected {expected[:16]}...; {advice}"
             )
 
     def _reader(self, number: int):

@@ -5,12 +5,15 @@ Slow, and with a library that nothing else needs: pip install 'fope-jax[harness]
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fope_jax.data.bos import Bos
 from fope_jax.data.tokenizer import BytesTokenizer
-from fope_jax.evaluate.harness import harness_model, rolling_windows
+from fope_jax.evaluate.harness import TextModel, harness_model, rolling_windows
+from tests.evaluate.harness_test import Pieces
 
 pytestmark = pytest.mark.slow
 
@@ -115,3 +118,41 @@ def test_windows_are_those_of_the_harness():
             make_disjoint_window(pair) for pair in get_rolling_token_windows(tokens, 1, length, 1)
         ]
         assert [tuple(w) for w in rolling_windows(tokens, 1, length)] == [tuple(w) for w in theirs]
+
+
+@pytest.mark.parametrize("added", [None, False, True])
+def test_pairs_are_cut_where_the_harness_cuts_them(added):
+    """But where a token spans the border: there it scores other tokens, or stops."""
+    from lm_eval.api.model import TemplateLM
+
+    pieces = Pieces("a", "b", "c", "ab", "bc", "abc", " a", " b", " ", "\n", "\n\n", "\na", "\t")
+    bos = None if added is None else Bos("<s>", 1)
+
+    class Theirs(TemplateLM):
+        eot_token_id, prefix_token_id = 0, 0 if bos is None else bos.id
+
+        def tok_encode(self, text, add_special_tokens=None):
+            adds = added if add_special_tokens is None else add_special_tokens
+            return [1] * bool(adds) + pieces.encode(text)
+
+        def _loglikelihood_tokens(self, requests, **_):
+            return [(context, target) for _, context, target in requests]
+
+        def loglikelihood_rolling(self, *_): ...
+        def generate_until(self, *_): ...
+
+    ours = TextModel(None, None, pieces, max_length=None, bos=bos, add_bos=bool(added))
+    random, same = np.random.default_rng(0), 0
+    for _ in range(3000):
+        context, target = (
+            "".join(random.choice(list("abc \n\t"), random.integers(least, 6))) for least in (0, 1)
+        )
+        request = SimpleNamespace(args=(context, target))
+        ((before, scored),) = Theirs().loglikelihood([request], disable_tqdm=True)
+        mine = ours._encode(0, context, target)
+        whole = [1] * bool(added) + pieces.encode(context + target)
+        if before and (not context or before + scored == whole):
+            assert mine == (before, scored)
+            same += 1
+        assert mine[1]
+    assert same > 1500

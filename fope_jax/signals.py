@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import signal
 import sys
 import threading
@@ -71,8 +70,9 @@ def signal_name(number: int) -> str:
 def has_joined() -> bool:
     """Whether this process is one of several. JAX has caught SIGTERM since they joined, and must
     go on to, or they would not agree on a step."""
-    jax = sys.modules.get("jax")
-    return jax is not None and jax.distributed.is_initialized()
+    # A signal may come in the middle of importing it.
+    is_initialized = getattr(sys.modules.get("jax.distributed"), "is_initialized", None)
+    return is_initialized is not None and is_initialized()
 
 
 @contextlib.contextmanager
@@ -157,7 +157,6 @@ def _watch(reader: int, over: threading.Event, patience_seconds: float) -> None:
             return
     deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
-        select.select([reader], [], [], 0.1)
         if over.wait(0.1):
             return
         if _now.holding:  # a save takes the time that it takes

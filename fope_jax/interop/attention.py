@@ -249,10 +249,10 @@ def _fitting(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
             f"mask has shape {mask.shape}: expected what broadcasts to {scores}, [batch..., heads, "
             f"queries, keys]{hint}"
         )
-    mask, rows = mask.reshape(shape), shape[:-3]
+    full, rows = mask.reshape(shape), shape[:-3]
     if 1 in rows and set(rows) != {1}:  # Flax makes one axis of several only where they are whole
-        mask = jnp.broadcast_to(mask, (*scores[:-3], *shape[-3:]))
-    return mask
+        return jnp.broadcast_to(full, (*scores[:-3], *shape[-3:]))
+    return full
 
 
 def _check_causal(method: PositionEmbedding, mask: Array | None, is_causal: bool) -> None:

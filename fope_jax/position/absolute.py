@@ -12,7 +12,12 @@ import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.checks import check_above_zero
-from fope_jax.position.rotation import angles, inverse_frequencies, token_positions
+from fope_jax.position.rotation import (
+    angles,
+    inverse_frequencies,
+    position_values,
+    token_positions,
+)
 from fope_jax.typing import Array
 
 
@@ -123,9 +128,11 @@ class Learned(PositionEmbedding):
                 f"sequence of {positions.shape[1]} tokens: the learned table has "
                 f"table_length={self.table_length} positions"
             )
+        # The last 32 bits of a wider position, which has no row, would be those of one that has.
+        inside = position_values(positions) < self.table_length
         rows = (
             variables["table"]
-            .at[token_positions(positions)]
+            .at[jnp.where(inside, token_positions(positions), -1)]
             .get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         )
         return (x.astype(jnp.float32) + rows.astype(jnp.float32)).astype(x.dtype)

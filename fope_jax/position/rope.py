@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -108,7 +109,8 @@ class RoPE(PositionEmbedding):
         if self.follows_length:
             # Counted in float32: in a small integer dtype the last position + 1 may wrap.
             lengths = jnp.max(position_values(positions), axis=-1) + 1
-            return jax.vmap(lambda *row: self._row_phase(*row, head_dim))(positions, lengths)
+            row_phase = functools.partial(self._row_phase, head_dim=head_dim)
+            return jax.vmap(row_phase)(positions, lengths)
         inv_freq = self.frequencies(head_dim)
         if self.learnable:
             log_ratio = jnp.asarray(variables["log_ratio"], jnp.float32)

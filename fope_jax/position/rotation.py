@@ -15,6 +15,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fope_jax.typing import Array
 
@@ -55,7 +56,7 @@ def _checked(positions: Array) -> Array:
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(f"positions have dtype {positions.dtype}: they count tokens, pass integers")
     wide = jnp.iinfo(positions.dtype).max >= 2**31
-    if wide and positions.size and not isinstance(positions, jax.core.Tracer):
+    if wide and positions.size and not isinstance(positions, Tracer):
         known = np.asarray(positions)
         farthest = max(int(known.max()), -int(known.min()))
         if farthest >= 2**31:

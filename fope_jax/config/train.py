@@ -102,7 +102,8 @@ class TrainConfig:
         counts = ("steps", "batch_size", "length", "accumulate", "log_every", "save_every")
         for name in (*counts, "keep", "max_skipped"):
             count = getattr(self, name)
-            check_value(name, count, 1 <= count < _MOST, f"an integer of 1 to {_MOST - 1}")
+            check_value(name, count, count >= 1, "an integer of 1 or more")
+            check_value(name, count, count < _MOST, f"an integer below {_MOST}")
         every, spike = self.evaluate_every, self.spike_factor
         check_value("evaluate_every", every, every is None or every >= 1, "1 or more, or None")
         check_value("spike_factor", spike, spike is None or spike > 1, "a number above 1, or None")

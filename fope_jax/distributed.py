@@ -32,6 +32,7 @@ from jax._src import distributed as jax_distributed
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 300
+TIMEOUT_LIMIT = 1e6  # beyond which sockets and JAX take no timeout
 # Flag, and the environment variable that stands in for it, of each field of `Settings`.
 SOURCES = {
     "coordinator": ("--coordinator", "FOPE_COORDINATOR"),
@@ -103,7 +104,7 @@ def initialize(
     if timeout_seconds is None:
         text = os.environ.get("FOPE_DISTRIBUTED_TIMEOUT", "")
         timeout_seconds = _integer("FOPE_DISTRIBUTED_TIMEOUT", text) if text else TIMEOUT_SECONDS
-    if timeout_seconds <= 0:
+    if not 0 < timeout_seconds < TIMEOUT_LIMIT:  # also where it is no number
         raise DistributedError(f"timeout_seconds = {timeout_seconds}; accepted: above 0")
     settings = find_settings(coordinator, num_processes, process_id, os.environ)
     settings = settings or _of_cluster(timeout_seconds)

@@ -79,7 +79,10 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 def resolved(path: str | os.PathLike[str]) -> Path:
     """`absolute`, the same for all spellings and links of one place of this machine."""
     found = as_path(path)
-    return found if in_bucket(found) else found.resolve()
+    try:
+        return found if in_bucket(found) else found.resolve()
+    except RuntimeError as error:  # what pathlib before Python 3.13 says of a loop of links
+        raise OSError(str(error)) from error
 
 
 def _file_system() -> Any:

@@ -202,6 +202,9 @@ def plan(arguments: argparse.Namespace) -> None:
     from fope_jax.model.sharding import MeshConfig
     from fope_jax.tpu import plan, table
 
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise ValueError(f"--jobs {arguments.jobs}; accepted: 1 or more")
+
     def listed(text: str | None) -> list[str]:
         return [part.strip() for part in text.split(",")] if text else []
 
@@ -209,7 +212,7 @@ def plan(arguments: argparse.Namespace) -> None:
         experiment,
         topologies=arguments.topology,
         methods=listed(arguments.method),
-        lengths=[int(length) for length in listed(arguments.length)],
+        lengths=_whole_numbers("--length", arguments.length) if arguments.length else [],
         sizes=listed(arguments.size),
         mesh=MeshConfig.parse(arguments.mesh) if arguments.mesh else None,
     )

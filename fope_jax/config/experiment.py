@@ -74,6 +74,10 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     if path.endswith(".json"):
         _check_file("configuration", path)
         config = _read_json(Path(path))
+        try:
+            return overridden(config, overrides)
+        except ConfigError as error:  # what is wrong may be as old as the file
+            raise ConfigError(f"configuration file {path}: {error}") from error
     else:
         config = call_in_file("configuration", path, "get_config", arg)
         if not isinstance(config, ConfigDict):

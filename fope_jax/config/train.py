@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from fope_jax.fields import check_value
 
+_MOST = 2**31  # of any count: the step is an int32 on the device
 Schedule = Literal["cosine", "constant"]
 OnBadStep = Literal["stop", "skip"]
 OnSaveError = Literal["stop", "continue"]
@@ -103,6 +104,7 @@ class TrainConfig:
         for name in (*counts, "keep", "max_skipped"):
             count = getattr(self, name)
             check_value(name, count, count >= 1, "an integer of 1 or more")
+            check_value(name, count, count < _MOST, f"an integer below {_MOST}")
         every, spike = self.evaluate_every, self.spike_factor
         check_value("evaluate_every", every, every is None or every >= 1, "1 or more, or None")
         check_value("spike_factor", spike, spike is None or spike > 1, "a number above 1, or None")

@@ -75,7 +75,11 @@ def read_results(path: Path) -> Run:
       ReportError: the file has no such first line, or a malformed row, with its number.
     """
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ReportError(f"{path} is no text in UTF-8: {error}") from error
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:

@@ -152,7 +152,10 @@ def load_sweep(spec: str) -> list[Planned]:
     runs = call_in_file("sweep", path, "get_sweep", arg)
     if not isinstance(runs, Iterable) or isinstance(runs, (str, bytes)):
         raise ConfigError(f"get_sweep of {path!r} returns {runs!r:.80}; accepted: a list of runs")
-    return check_sweep(runs)
+    try:
+        return check_sweep(runs)
+    except ConfigError as error:
+        raise ConfigError(f"sweep file {path!r}: {error}") from error
 
 
 def check_sweep(runs: Iterable[Run]) -> list[Planned]:

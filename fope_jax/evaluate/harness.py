@@ -131,7 +131,7 @@ class TextModel:
         """
         results = []
         for number, text in enumerate(texts):
-            tokens = list(self._tokenizer.encode(self._without_bos(text)))
+            tokens = self._encode_text(text)
             windows = list(rolling_windows(tokens, self._prefix, self.max_length))
             results.append(sum(total for total, _ in self._sums(windows)))
             _check_score(results[-1], f"request {number}, text {_shown(text)}")
@@ -181,10 +181,15 @@ class TextModel:
         """``text`` without a BOS that is written at its beginning: it gets one as a token."""
         return text.removeprefix(self._added.token) if self._added else text
 
+    def _encode_text(self, text: str) -> list[int]:
+        """Tokens of a text from its beginning, with what the tokenizer itself puts before it."""
+        text = self._without_bos(text)
+        return list(self._tokenizer.encode(self._tokenizer.prefix + text)) if text else []
+
     def _encode_context(self, text: str) -> list[int]:
         """Tokens of a text with what stands before every text."""
         before = [self._added.id] if self._added else []
-        return before + list(self._tokenizer.encode(self._without_bos(text)))
+        return before + self._encode_text(text)
 
     def _encode(self, number: int, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Both in the tokens of their joint text.

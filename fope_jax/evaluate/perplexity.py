@@ -253,7 +253,9 @@ def score_from_start(
     )
     owner = np.where(np.arange(1, context + 1) < length[:, None], chosen[:, None], -1)
     too_short = tuple(str(name) for name in documents["name"][lengths < 2])
-    rows = _bucket_rows(context, training_length, owner, nats, hits, texts[:, 1:], cache)
+    begins = np.zeros(owner.shape, bool)
+    begins[:, 0] = bos is not None  # then the first target is the first token of its document
+    rows = _bucket_rows(context, training_length, owner, nats, hits, texts[:, 1:], cache, begins)
     return rows, Windows(start + length - len(before), chosen, too_short)
 
 
@@ -265,9 +267,11 @@ def _bucket_rows(
     hits: np.ndarray,
     targets: np.ndarray,
     cache: Any,
+    first: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     rows = []
     for start, stop in position_buckets(context, training_length):
         shared, part = {"context": int(context), "bucket": [start, stop]}, np.s_[:, start:stop]
-        rows += document_rows(shared, owner[part], nats[part], hits[part], targets[part], cache)
+        scored = owner[part], nats[part], hits[part], targets[part]
+        rows += document_rows(shared, *scored, cache, None if first is None else first[part])
     return rows

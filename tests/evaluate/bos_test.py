@@ -88,6 +88,18 @@ def test_from_start_scores_the_first_token_too(cache):
     assert first["bucket"][0] == 0 and first["tokens"] == 1
 
 
+def test_from_start_leaves_a_prefix_before_documents_out_of_their_bytes():
+    """The token that a document begins with stands for the tokenizer's own space, too."""
+    settings = dict(context=64, training_length=8, num_documents=99, batch_tokens=200, bos=BOS)
+    cache = TextCache(LENGTHS, vocab=BOS)
+    plain, _ = score_from_start(Reader(), cache, **settings)
+    cache.tokenizer.prefix = " "
+    rows, _ = score_from_start(Reader(), cache, **settings)
+    for row, before in zip(rows, plain, strict=True):
+        assert row["bytes"] == before["bytes"] - (row["bucket"][0] == 0)
+        assert row["nats"] == before["nats"] and row["tokens"] == before["tokens"]
+
+
 def test_sliding_window(cache):
     rows, stretches = score_sliding(
         Reader(), cache, stride=3, num_windows=5, bos=BOS, **MANY

@@ -57,7 +57,8 @@ class Pieces:
 
     eos_id = pad_id = 0
 
-    def __init__(self, *pieces):
+    def __init__(self, *pieces, prefix=""):
+        self.prefix = prefix
         self.pieces = ["", "", *sorted(pieces, key=len, reverse=True)]
 
     def encode(self, text):
@@ -117,6 +118,18 @@ def test_white_space_of_any_kind_goes_to_the_continuation():
     pairs = [("Q\n", "A"), ("Q\t ", "A"), ("Q\n\n", "A"), (" \n", "A"), ("Q", " A")]
     assert scored_by(lines, pairs) == [
         ("Q", "\nA"), ("Q", "\t| |A"), ("Q", "\n\n|A"), ("EOS", " |\nA"), ("Q", " |A")
+    ]  # fmt: skip
+
+
+def test_what_the_tokenizer_puts_before_a_text_stands_before_the_context_alone():
+    """As Llama 2's space: once before the joint text, and not before the continuation."""
+    spaced = Pieces(" a", "a", " b", "b", " ", "c", prefix=" ")
+    assert scored_by(spaced, [("a", " b"), ("a", "b"), ("", "b"), ("ab", "c")]) == [
+        (" a", " b"), (" a", "b"), ("EOS", " b"), (" a|b", "c")
+    ]  # fmt: skip
+    bos = Bos("<s>", 1)
+    assert scored_by(spaced, [("a", "b"), ("", "b")], bos=bos, add_bos=True) == [
+        ("BOS| a", "b"), ("BOS", " b")
     ]  # fmt: skip
 
 

@@ -110,7 +110,14 @@ _linear.defvjp(_linear_forward, _linear_backward)
 
 def weight_gradient(x: Array, d_out: Array) -> Array:
     """Gradient ``[D, M]``, float32, of the weight of ``linear`` given that of its output."""
-    return jnp.einsum("btd,btm->dm", x, d_out, preferred_element_type=jnp.float32)
+    out = jnp.einsum("btd,btm->dm", x, d_out, preferred_element_type=jnp.float32)
+    if x.dtype == jnp.bfloat16:
+        # On CPU XLA cannot run a product of bfloat16 that is float32 and transposed afterwards, as
+        # the gradient of tied embeddings is, once it has made one operation of both.
+        out = jax.lax.platform_dependent(
+            out, cpu=jax.lax.optimization_barrier, default=lambda out: out
+        )
+    return out
 
 
 def to_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:

@@ -261,6 +261,10 @@ POINTER = Content(
 _UNPACK, _CONVERT = "unpack it first", "convert it first"
 _MAGIC = (
     (rb"version https://git-lfs[^\n]*\noid sha256:", *POINTER),
+    (
+        rb"(\.\./)*(\.git)?/annex/objects/", "a git-annex pointer, not the file that it stands for",
+        "fetch that with `git annex get`",
+    ),
     (rb"\x1f\x8b", "gzip data", _UNPACK),
     (rb"\x28\xb5\x2f\xfd", "Zstandard data", _UNPACK),
     (rb"\xfd7zXZ\x00", "xz data", _UNPACK),
@@ -273,10 +277,16 @@ _MAGIC = (
     (rb"ARROW1\x00\x00", "an Arrow file", _CONVERT),
     (rb"\x89HDF\r\n", "an HDF5 file", _CONVERT),
     (rb"%PDF-", "a PDF file", _CONVERT),
+    (rb"\0{256}", "a file that begins with zero bytes, as a broken copy does", "fetch it again"),
 )  # fmt: skip
 _ENCODINGS = (
     (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "text in UTF-32", "convert it, as with iconv"),
-    (rb"\xff\xfe|\xfe\xff", "text in UTF-16", "convert it, as with iconv"),
+    (
+        # Without a mark as well: in UTF-8 that would be text with a zero byte after each letter.
+        rb"\xff\xfe|\xfe\xff|([\x01-\x7f]\0){4}|(\0[\x01-\x7f]){4}",
+        "text in UTF-16",
+        "convert it, as with iconv",
+    ),
 )
 # What servers send in place of a file that they do not give.
 _MARKUP = (
@@ -350,10 +360,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: it holds something else; the message names the file.
     """
+    data = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        found = content_of(data[:HEAD_BYTES])
+        reason = f"it is {found.what}; {found.advice}" if found else error
+        raise ValueError(f"{path} is no JSON: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object: {content!r:.60}")
     return content

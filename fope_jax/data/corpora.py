@@ -217,7 +217,8 @@ class _Piece(NamedTuple):
 def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
     """The documents of one file: the whole of a .txt, each line of a .jsonl or .json.
 
-    A byte order mark at its beginning is no text.
+    A byte order mark at its beginning is no text, nor is one before a line of JSON, where files
+    were joined.
 
     Memory is bounded by the longest document, and that by ``LONGEST_DOCUMENT``.
 
@@ -295,11 +296,12 @@ _GZIP_ERRORS = gzip.BadGzipFile, EOFError, zlib.error
 
 
 def _incomplete(path: Path, error: object) -> str:
-    found = content_of(read_head(path)) if isinstance(error, gzip.BadGzipFile) else None
+    head = read_head(path) if isinstance(error, gzip.BadGzipFile) else b""
+    found, advice = content_of(head), "fetch it again"
     if found is not None and found.what != "gzip data":
         error, advice = f"it is {found.what}", found.advice
-    else:
-        advice = "fetch it again"
+    elif head and found is None:
+        error = f"{error}; if it is plain text, take .gz off its name"
     return f"{path} is not a complete gzip file: {error}; {advice}, or leave it out"
 
 
@@ -357,6 +359,8 @@ def _text(piece: _Piece, is_line: bool) -> str:
             f" {LONGEST_DOCUMENT:,} bytes; cut it into several"
         )
     text = _decode(piece)
+    if is_line:
+        text = text.removeprefix("\ufeff")
     # A blank line is an empty document: counted by the build, never an example of its own.
     return (_text_field(text, piece) if text.strip() else "") if is_line else text
 
@@ -366,7 +370,10 @@ def _text_field(line: str, piece: _Piece) -> str:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:  # numbers of too many digits, deep nesting
-        raise CorpusError(f"{piece.name} is not JSON: {error}; {begin}") from error
+        alone = "" if line.strip() not in ("{", "[") else (
+            "; a value of several lines: write one object a line, as `jq -c` does"
+        )  # fmt: skip
+        raise CorpusError(f"{piece.name} is not JSON: {error}; {begin}{alone}") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         if not isinstance(value, dict):
             what = f"it is {_kind(value)}, no object"
@@ -401,16 +408,19 @@ def _kind(value: Any) -> str:
 
 
 def _decode(piece: _Piece) -> str:
+    found = content_of(piece.data[:HEAD_BYTES]) if piece.offset == 0 else None
+    other = f"it is {found.what}" if found and is_other_encoding(found) else ""
     try:
-        return piece.data.decode()
+        text = piece.data.decode()
     except UnicodeDecodeError as error:
         byte, at = piece.data[error.start], piece.offset + error.start
-        other = content_of(piece.data[:HEAD_BYTES]) if piece.offset == 0 else None
-        reason = f"it is {other.what}" if other and is_other_encoding(other) else error.reason
         raise CorpusError(
-            f"{piece.path} is not UTF-8: byte 0x{byte:02x} at offset {at} ({reason});"
-            " convert it first, as with iconv"
+            f"{piece.path} is not UTF-8: byte 0x{byte:02x} at offset {at}"
+            f" ({other or error.reason}); convert it first, as with iconv"
         ) from error
+    if other:
+        raise CorpusError(f"{piece.path} is not UTF-8: {other}; convert it first, as with iconv")
+    return text
 
 
 # ---------------------------------------------------------------------------- any corpus

@@ -420,6 +420,8 @@ class JsonTokenizer:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             found = content_of(read_head(path))
             reason = f"it is {found.what}; {found.advice}" if found else error
+            if isinstance(error, KeyError | TypeError):
+                reason = "it has no list 'added_tokens' of tokens with a 'content'"
             raise TokenizerError(
                 f"tokenizer = {str(path)!r} is no tokenizer.json: {reason}"
             ) from error
@@ -454,6 +456,8 @@ class JsonTokenizer:
         own = {*self._tokenizer.get_vocab(with_added_tokens=False).values()}
         special = {index for index, token in added.items() if token.special}
         control = special | {vocab[name] for name in self.control if name in vocab}
+        # A character of the model's own is text, also where it is named for padding, as "!" is.
+        control -= {index for piece, index in vocab.items() if len(piece) == 1 and index in own}
         control |= {self.eos_id, self.pad_id}
         unknown = model.get("unk_id", vocab.get(model.get("unk_token")))
         bytes_are_pieces = bool(model.get("byte_fallback")) or "ByteFallback" in kinds

@@ -172,6 +172,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path, pack):
             "\ufefftwo",
         ]
         assert texts(name, MARK + b'\n{"text": "one"}\n') == ["", "one"]
+        # Files with one each that were joined, as `cat` does and gzip's members are.
+        assert texts(name, 2 * (MARK + b'{"text": "one"}\r\n') + MARK) == ["one", "one", ""]
     # What follows keeps its offset in the file.
     with pytest.raises(CorpusError, match="byte 0xff at offset 4 "):
         texts("f.txt", MARK + b"x\xff")
@@ -212,6 +214,10 @@ def packed(content):
         ("a.jsonl.gz", packed(bytes(257) + b"ustar\x0000"), "it is a tar archive, once"),
         ("a.jsonl", b"PAR1\x15\x04", "it is a Parquet file; convert it first"),
         ("a.txt", b"%PDF-1.7", "it is a PDF file; convert it first"),
+        ("a.txt", b"/annex/objects/SHA256E-s9--00.txt\n", "a git-annex pointer, .*git annex get"),
+        ("a.txt", bytes(4096), "it is a file that begins with zero bytes, .*; fetch it again"),
+        ("a.jsonl", bytes(4096), "it is a file that begins with zero bytes, .*; fetch it again"),
+        ("a.jsonl.gz", LINES, "if it is plain text, take .gz off its name; fetch it again"),
     ],
     ids=lambda value: "content" if isinstance(value, bytes) else None,
 )  # fmt: skip
@@ -236,9 +242,27 @@ def test_text_in_another_encoding_is_named(tmp_path, encoding):
     assert bad.text == "" and f"text in {name}" in bad.bad
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_text_in_utf_16_without_a_mark_is_named(tmp_path, encoding, name):
+    # It is UTF-8 as well: that of a text with a zero byte at every letter.
+    (tmp_path / name).write_bytes('{"text": "one"}\n'.encode(encoding))
+    with pytest.raises(CorpusError, match=r"not UTF-8: it is text in UTF-16; convert it first"):
+        list(corpora.read_file(tmp_path / name))
+    bad = next(iter(corpora.read_file(tmp_path / name, skip_bad=True)))
+    assert bad.text == "" and "text in UTF-16" in bad.bad
+
+
+@pytest.mark.parametrize("value", [[{"text": "one"}], {"text": "one"}])
+def test_json_over_several_lines_is_named(tmp_path, value):
+    (tmp_path / "a.json").write_text(json.dumps(value, indent=2))
+    with pytest.raises(CorpusError, match=r"a\.json:1 is not JSON: .*write one object a line"):
+        list(corpora.read_file(tmp_path / "a.json"))
+
+
 def test_text_that_only_looks_like_something_else_is_text(tmp_path):
     for text in ("PAR1 is a gene", "<html> is a tag", "version https://git-lfs.github.com/spec/v1",
-                 "BZh9 rolls", "PK", "<?xml?>"):  # fmt: skip
+                 "BZh9 rolls", "PK", "<?xml?>", "\0\0\0", "a\0b\0c"):  # fmt: skip
         (tmp_path / "a.txt").write_text(text)
         (document,) = corpora.read_file(tmp_path / "a.txt")
         assert document.text == text

@@ -221,15 +221,21 @@ def test_byte_fallback_pieces_count_as_one_byte(tmp_path):
 def test_wrong_tokenizer_files(tmp_path):
     with pytest.raises(TokenizerError, match=r"none\.json'.*no such file"):
         JsonTokenizer.load(tmp_path / "none.json")
-    (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(TokenizerError, match="is no tokenizer.json"):
-        JsonTokenizer.load(tmp_path / "list.json")
+    for content in ("[]", '{"a": 1}', '{"added_tokens": null}', '{"added_tokens": [{"id": 1}]}'):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(TokenizerError, match="is no tokenizer.json: it has no list 'added_tok"):
+            JsonTokenizer.load(tmp_path / "other.json")
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     (tmp_path / "pointer.json").write_bytes(pointer)
     with pytest.raises(
         TokenizerError, match=r"pointer\.json.*: it is a Git LFS pointer, .*lfs pull"
     ):
         JsonTokenizer.load(tmp_path / "pointer.json")
+    path = byte_level_json(tmp_path)
+    path.with_name("tokenizer_config.json").write_bytes(pointer)
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json .* Git LFS pointer, .*lfs pull"):
+        JsonTokenizer.load(path)
+    path.with_name("tokenizer_config.json").unlink()
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(TokenizerError, match=r"folder\.json': it is a directory"):
         JsonTokenizer.load(tmp_path / "folder.json")

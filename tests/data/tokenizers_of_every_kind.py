@@ -147,6 +147,9 @@ LOSSLESS = {
         ]  # fmt: skip
     ),
     "byte-level, Strip": lambda: byte_level(normalizer=normalizers.Strip()),
+    "byte-level, pads with a character": lambda: byte_level(
+        special=[EOS, UNK, BOS, "a"], beside={"pad_token": "b", "eos_token": EOS}
+    ),
 }
 # So are these, although they write a mark for a space.
 MARKED = {

@@ -139,7 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
     Weights can be imported, and exported again, without reading their tokenizer.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -211,6 +211,11 @@ class TextModel:
                 f"{where}: the continuation has no tokens of its own, because the tokenizer gives "
                 "the context the same tokens with it and without"
             )
+        if self.max_length is not None and len(joint) - shared > self.max_length:
+            raise ValueError(
+                f"{where}: a continuation of {len(joint) - shared} tokens is longer than "
+                f"max_length = {self.max_length}"
+            )
         return joint[:shared] or [self._prefix], joint[shared:]
 
     def _fitting(
@@ -219,11 +224,6 @@ class TextModel:
         """Rows whose contexts are cut from their beginning to ``max_length`` inputs."""
         if self.max_length is None:
             return list(rows)
-        longest = max((len(target) for _, target in rows), default=0)
-        if longest > self.max_length:
-            raise ValueError(
-                f"a continuation of {longest} tokens is longer than max_length = {self.max_length}"
-            )
         # The last target is no input.
         room = [self.max_length + 1 - len(target) for _, target in rows]
         cut = sum(len(context) > own for (context, _), own in zip(rows, room, strict=True))

@@ -130,6 +130,13 @@ def test_what_a_checkpoint_says_is_read(tmp_path, name):
     assert read_bos(write(tmp_path, **files))[:2] == expected
 
 
+def test_a_byte_order_mark_before_a_file_is_none_of_it(tmp_path, caplog):
+    path = write(tmp_path, config={"add_bos_token": True, "bos_token": "<s>"})
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_bos(path)[:2] == ("<s>", True) and not caplog.text
+
+
 def test_what_contradicts_itself_is_logged(tmp_path, caplog):
     stated = {"bos_token": "<s>"}
     path = write(tmp_path / "a", template("<s>"), stated | {"add_bos_token": False})

@@ -236,8 +236,8 @@ def test_long_contexts_lose_their_beginning_and_it_is_told(caplog):
     model(8, score).loglikelihood([("0123456789", "abc"), ("01", "a")])
     assert {"456789ab"[-8:], "01"} == set(seen)
     assert "1 of 2 contexts are longer than max_length = 8" in caplog.text
-    with pytest.raises(ValueError, match="continuation of 9 tokens is longer than max_length = 8"):
-        model(8).loglikelihood([("a", "x" * 9)])
+    with pytest.raises(ValueError, match=r"request 1, .*'xxxxxxxxx'.* 9 tokens is longer than max"):
+        model(8).loglikelihood([("a", "x"), ("a", "x" * 9)])
 
 
 def test_batches_hold_no_more_tokens_than_allowed():

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.extras import require
-from fope_jax.files import inside, read_json, write_json
+from fope_jax.files import content_of, inside, read_head, read_json, write_json
 from fope_jax.interop.families import Described, from_config, to_config
 from fope_jax.interop.serving import (
     PREFIX,
@@ -293,7 +293,9 @@ class _Files:
             try:
                 self._open[path] = self._safetensors.safe_open(path, framework="np")
             except self._safetensors.SafetensorError as error:
-                raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+                found = content_of(read_head(path))
+                reason = f"it is {found.what}; {found.advice}" if found else error
+                raise ValueError(f"{path} is damaged or no safetensors file: {reason}") from error
         return self._open[path]
 
     def stand_in(self, name: str, absent: str) -> None:

@@ -580,9 +580,7 @@ def test_files_that_are_not_there_or_damaged_are_named(tmp_path):
         import_weights(tmp_path)
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     (tmp_path / "again.safetensors").write_bytes(pointer)
-    with pytest.raises(
-        ValueError, match="again.safetensors is damaged .*: it is a Git LFS"
-    ):
+    with pytest.raises(ValueError, match="again.safetensors is damaged .*: it is a Git LFS"):
         import_weights(tmp_path)
     (tmp_path / "again.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="no .*; pytorch_model.bin: save it as safetensors"):

@@ -350,9 +350,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: it holds something else; the message names the file.
     """
+    stored = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(stored)
     except (ValueError, RecursionError) as error:
+        if found := content_of(stored[:HEAD_BYTES]):
+            raise ValueError(f"{path} is {found.what}; {found.advice}") from error
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object: {content!r:.60}")

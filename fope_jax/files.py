@@ -360,13 +360,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: it holds something else; the message names the file.
     """
-    data = path.read_bytes()
+    stored = path.read_bytes()
     try:
-        content = json.loads(data)
+        content = json.loads(stored)
     except (ValueError, RecursionError) as error:
-        found = content_of(data[:HEAD_BYTES])
-        reason = f"it is {found.what}; {found.advice}" if found else error
-        raise ValueError(f"{path} is no JSON: {reason}") from error
+        if found := content_of(stored[:HEAD_BYTES]):
+            raise ValueError(f"{path} is {found.what}; {found.advice}") from error
+        raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no JSON object: {content!r:.60}")
     return content

@@ -363,6 +363,12 @@ def _rope(
     kind = type_named(parameters.get("rope_type", parameters.get("type")))
     original, extended = given.get(ORIGINAL), None
     if kind == "dynamic":
+        if parameters.get(ORIGINAL, length) != length:
+            raise ValueError(
+                f"{ORIGINAL!r} of rope_type='dynamic' is {parameters[ORIGINAL]!r:.80}, {LENGTH!r} "
+                f"is {length}: Hugging Face takes the latter for the trained length; give it the "
+                "trained length, or leave the former out"
+            )
         original = length
     elif kind in ("yarn", "longrope", "llama3"):
         if original is None and ORIGINAL not in parameters:

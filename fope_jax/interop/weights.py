@@ -218,7 +218,11 @@ def describe(directory: str | Path) -> Described:
     directory = Path(directory)
     path = directory / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: no {CONFIG} in it")
+        what = "there is no such directory, and nothing is downloaded: `hf download REPOSITORY"
+        what += " --local-dir DIR` makes it"
+        if directory.exists():
+            what = f"no {CONFIG} in it" if directory.is_dir() else "it is a file, no directory"
+        raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: {what}")
     values = read_json(path)
     try:
         return from_config(values)
@@ -293,9 +297,9 @@ class _Files:
             try:
                 self._open[path] = self._safetensors.safe_open(path, framework="np")
             except self._safetensors.SafetensorError as error:
-                found = content_of(read_head(path))
-                reason = f"it is {found.what}; {found.advice}" if found else error
-                raise ValueError(f"{path} is damaged or no safetensors file: {reason}") from error
+                if found := content_of(read_head(path)):  # of a clone without Git LFS
+                    raise ValueError(f"{path} is {found.what}; {found.advice}") from error
+                raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
         return self._open[path]
 
     def stand_in(self, name: str, absent: str) -> None:
@@ -328,7 +332,7 @@ def _weight_files(directory: Path) -> list[Path]:
             "into the weights (merge_and_unload of PEFT), or move it elsewhere to do without it"
         )
     index, weights = directory / INDEX, directory / WEIGHTS
-    found = sorted(directory.glob("*.safetensors"))
+    found = sorted(path for path in directory.glob("*.safetensors") if not path.is_dir())
     if weights.is_file():
         chosen = [weights]
     elif index.is_file():
@@ -457,11 +461,11 @@ def export_weights(
       ImportError: safetensors is not installed.
     """
     directory, kept = Path(directory), dict(kept or {})
-    spelling = next((key for key in ("dtype", "torch_dtype") if kept.get(key)), "dtype")
-    dtype = dtype or kept.get(spelling) or config.param_dtype
+    spellings = [key for key in ("dtype", "torch_dtype") if kept.get(key)] or ["dtype"]
+    dtype = dtype or kept.get(spellings[0]) or config.param_dtype
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
-    kept[spelling] = dtype
+    kept |= dict.fromkeys(spellings, dtype)
     identity = position_fingerprint(config, position, constants).hash
     values = to_config(config, position, identity, length=length, kept=kept)
     if directory.is_dir() and any(directory.iterdir()):

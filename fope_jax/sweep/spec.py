@@ -16,7 +16,7 @@ import argparse
 import itertools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -164,6 +164,7 @@ def check_sweep(runs: Iterable[Run]) -> list[Planned]:
     for run in runs:
         if not isinstance(run, Run):
             raise ConfigError(f"the sweep has {run!r:.80}; accepted: Train and Extend")
+        _check_kinds(run)
         if not _NAME.fullmatch(run.name):
             raise ConfigError(f"run name {run.name!r}; accepted: letters, digits and _ . + -")
         if run.name in planned:
@@ -175,6 +176,21 @@ def check_sweep(runs: Iterable[Run]) -> list[Planned]:
     if not planned:
         raise ConfigError("the sweep has no runs")
     return list(planned.values())
+
+
+def _check_kinds(run: Run) -> None:
+    """Raises ConfigError where a field is no text, or no list of texts where it should be one."""
+    for field in fields(run):
+        value = getattr(run, field.name)
+        if field.name in ("overrides", "options"):
+            listed = isinstance(value, (list, tuple)) and all(isinstance(x, str) for x in value)
+            accepted = None if listed else "a list of texts"
+        else:  # a length is read as the verb reads it
+            accepted = None if field.name == "length" or isinstance(value, str) else "a text"
+        if accepted:
+            raise ConfigError(
+                f"run {run.name!r}: {field.name} = {value!r:.80}; accepted: {accepted}"
+            )
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")

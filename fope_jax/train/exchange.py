@@ -32,7 +32,9 @@ from fope_jax.files import (
     as_path,
     check_output,
     check_space,
+    content_of,
     make_directory,
+    read_head,
     remove_empty,
     remove_tree,
 )
@@ -175,7 +177,16 @@ def tokens_fit(imported: Experiment) -> bool:
 
 
 def check_tokens_fit(imported: Experiment) -> None:
-    """Raises ConfigError where the tokenizer has tokens that the imported embedding lacks."""
+    """Raises ConfigError where the tokenizer has tokens that the imported embedding lacks.
+
+    So it does where there is plainly none to compare: no such file, or a Git LFS pointer.
+    """
+    path = Path(imported.data.tokenizer)
+    if path.suffix == ".json":
+        found = content_of(read_head(path))
+        if found or not path.is_file():
+            what = f"it is {found.what}; {found.advice}" if found else "there is no such file"
+            raise ConfigError(f"data.tokenizer = {str(path)!r}: {what}")
     if not tokens_fit(imported):
         size = _vocabulary(imported.data)
         raise ConfigError(

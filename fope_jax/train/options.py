@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
         help="how FoPE's coefficients find their place among more frequencies",
     )  # fmt: skip
     verb.add_argument(
-        "--warn-above", type=float, default=1.2, metavar="RATIO",
+        "--warn-above", type=_ratio, default=1.2, metavar="RATIO",
         help="warn where the first loss is more than so many times the parent's (1.2)",
     )  # fmt: skip
     verb.add_argument(
@@ -111,6 +112,17 @@ def directory(text: str) -> Path:
         return as_path(text)
     except (ValueError, ImportError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _ratio(text: str) -> float:
+    """A number above 0; with NaN no comparison would ever warn."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a number above 0")
+    return value
 
 
 def parent_run(text: str) -> Path | str:

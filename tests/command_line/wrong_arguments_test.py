@@ -167,7 +167,9 @@ VALUES = {
     "extend --from run --method same --workdir new --length": WORDS_OF_NUMBERS,
     "extend --from run --length 32 --workdir new --method": ["x", "", "same,same", "ntk:2", "roap"],
     "extend --from run --method same --length 32 --workdir new --optimizer": ["x", ""],
-    "extend --from run --method same --length 32 --workdir new --warn-above": ["x", "", "1,5"],
+    "extend --from run --method same --length 32 --workdir new --warn-above": [
+        "x", "", "1,5", "nan", "-1", "0",
+    ],
     "extend --from run --method same --length 32 --workdir new --config.train.batch_size": (
         WORDS_OF_NUMBERS
     ),

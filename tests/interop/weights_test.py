@@ -40,6 +40,7 @@ from tests.interop.weights_runs import logits_of_parts
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "weights"
 EMBEDDING = "model.embed_tokens.weight"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 123\n"
 MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3")
 LENGTHS = (12, 40)
 ROPE_TYPES = json.loads((GOLDENS / "rope_types.json").read_text())
@@ -139,6 +140,11 @@ def test_the_dtype_of_the_tensors_can_be_chosen(tmp_path):
     imported.params["final_norm"][0] = 1e6
     with pytest.raises(ValueError, match="dtype='float16': model.norm.weight has numbers beyond"):
         export(tmp_path / "narrow", imported, dtype="float16")
+    both = imported._replace(kept=imported.kept | {"dtype": "float16", "torch_dtype": "float16"})
+    said = json.loads(
+        (export(tmp_path / "both", both, dtype="bfloat16") / "config.json").read_text()
+    )
+    assert said["dtype"] == said["torch_dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="dtype='int8': expected one of float32, bfloat16, float1"):
         export(tmp_path / "unknown", imported, dtype="int8")
 
@@ -497,6 +503,10 @@ def test_fope_of_xtuner_is_read_from_its_dump():
         (older(rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]}),
          "'rope_type' is 'mrope'. Known: default"),
         (older(rope_scaling={"factor": 4.0}), "'factor' of rope_type='default' with the value 4"),
+        (older(rope_scaling={"type": "dynamic", "factor": 4.0,
+                             "original_max_position_embeddings": 8}, max_position_embeddings=32),
+         "'original_max_position_embeddings' of rope_type='dynamic' is 8, 'max_position_embeddings'"
+         " is 32: Hugging Face takes the latter"),
         (older(rope_scaling="linear"), "rope_scaling='linear': expected a mapping of its keys"),
         (older(rope_parameters={"full_attention": YARN_KEYS, "sliding_attention": YARN_KEYS}),
          "nested by 'full_attention', 'sliding_attention': "),
@@ -578,10 +588,6 @@ def test_files_that_are_not_there_or_damaged_are_named(tmp_path):
     (tmp_path / "other.safetensors").unlink()
     with pytest.raises(ValueError, match="again.safetensors is damaged or no safetensors file"):
         import_weights(tmp_path)
-    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
-    (tmp_path / "again.safetensors").write_bytes(pointer)
-    with pytest.raises(ValueError, match="again.safetensors is damaged .*: it is a Git LFS"):
-        import_weights(tmp_path)
     (tmp_path / "again.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="no .*; pytorch_model.bin: save it as safetensors"):
         import_weights(tmp_path)
@@ -591,6 +597,28 @@ def test_files_that_are_not_there_or_damaged_are_named(tmp_path):
     with_config(tmp_path, "qwen3")
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="names model-00002-of-00003.safetensors: there is"):
+        import_weights(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_clone_without_git_lfs_is_named(tmp_path, name):
+    with_config(tmp_path)
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(ValueError, match=f"{name} is a Git LFS pointer, .*`git lfs pull`"):
+        import_weights(tmp_path)
+
+
+def test_what_is_no_directory_of_a_checkpoint_is_told_for_what_it_is(tmp_path):
+    with_config(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"config.json is no .*: it is a file, no directory"
+    ):
+        import_weights(tmp_path / "config.json")
+    with pytest.raises(FileNotFoundError, match="there is no such directory, and nothing is downl"):
+        import_weights("hf:organisation/model")
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(FileNotFoundError, match="has no .*safetensors"):
         import_weights(tmp_path)
 
 

@@ -55,6 +55,19 @@ A = Train("a", QUICK)
         ([A, Extend("b", "a", "same", 100)], "run 'b': length 100: .* no whole rows"),
         ([Train("a", QUICK, ("train.stepz=1",))], r"run 'a': .*train\.stepz.*steps"),
         ([Train("a", "nowhere.py")], "run 'a': .*'nowhere.py' does not exist"),
+        ([Train(3, QUICK)], "run 3: name = 3; accepted: a text"),
+        ([Train("a", Path(QUICK))], "run 'a': config = PosixPath.*; accepted: a text"),
+        ([Train("a", QUICK, "train.steps=9")], "overrides = 'train.steps=9'; accepted: a list of"),
+        ([Train("a", QUICK, {"train.steps": 9})], "overrides = {'train.steps': 9}; accepted: a li"),
+        ([Train("a", QUICK, None)], "run 'a': overrides = None; accepted: a list of texts"),
+        (
+            [A, Extend("b", "a", "yarn", 256, options=("--warn-above", 1.5))],
+            r"run 'b': options = \('--warn-above', 1.5\); accepted: a list of texts",
+        ),
+        ([A, Extend("b", "a", "yarn", 256, options="--no-evaluate")], "options = '--no-evaluate';"),
+        ([A, Extend("b", A, "yarn", 256)], r"run 'b': parent = Train\(.*; accepted: a text"),
+        ([A, Extend("b", "a", None, 256)], "run 'b': method = None; accepted: a text"),
+        ([A, Extend("b", "a", "yarn", 256.0)], "run 'b': argument --length: invalid int value"),
     ],
 )
 def test_mistakes_are_found_before_any_run(runs, message):
@@ -141,6 +154,7 @@ def test_options_are_planned_as_the_verb_reads_them(options, changes, tmp_path):
         (("--optimizer", "kept"), "argument --optimizer: invalid choice: 'kept'"),
         (("--optimizer",), "argument --optimizer: expected one argument"),
         (("--length=x",), "argument --length: invalid int value: 'x'"),
+        (("--warn-above=nan",), "argument --warn-above: 'nan'; accepted: a number above 0"),
         (("--help",), "unknown argument '--help'"),
         (("keep",), "unknown argument 'keep'"),
         (("--config.train.steps", "9"), "unknown argument '9'"),

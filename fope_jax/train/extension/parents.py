@@ -118,11 +118,6 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
 
 
 def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
-    if not directory.is_dir():
-        raise FileNotFoundError(
-            f"{WEIGHTS}{directory}: there is no such directory. It is one of this machine, and "
-            "nothing is downloaded: `hf download REPOSITORY --local-dir DIR` makes it"
-        )
     described = describe(directory)
     stated = [] if tokenizer is None else [f"data.tokenizer={tokenizer}"]
     own = (directory / TOKENIZER).is_file()

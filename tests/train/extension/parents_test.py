@@ -30,7 +30,7 @@ def test_parents_are_found_by_run_and_by_step(rope, tmp_path):
     assert open_parent(str(rope)).step == 12
     for source in (rope / "8", rope / "checkpoints" / "8"):
         assert (open_parent(str(source)).step, open_parent(str(source)).source) == (8, str(rope))
-    with pytest.raises(FileNotFoundError, match="nowhere is no run: there is no config.json"):
+    with pytest.raises(FileNotFoundError, match="nowhere is no run: there is no such dir"):
         open_parent(str(tmp_path / "nowhere"))
     untrained = Path(shutil.copytree(rope, tmp_path / "untrained"))
     shutil.rmtree(untrained / "checkpoints")
@@ -96,7 +96,9 @@ def test_weights_go_on_as_their_imported_run_does_and_are_exported(weights, runs
 
 
 def test_what_weights_do_not_say_is_asked_for(weights, runs, tmp_path):
-    with pytest.raises(FileNotFoundError, match="hf:org/name: there is no such dir.*nothing is do"):
+    with pytest.raises(
+        FileNotFoundError, match="org/name is no .*: there is no such dir.*nothing is do"
+    ):
         open_parent("hf:org/name")
     with pytest.raises(
         ConfigError, match="tiny has no tokenizer.json: say which .*data.tokenizer="
@@ -110,6 +112,25 @@ def test_what_weights_do_not_say_is_asked_for(weights, runs, tmp_path):
     with pytest.raises(ConfigError, match="no optimizer to keep; take reset"):
         parent.load(plan_state(parent.experiment), True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_is_not_there_is_found_before_anything_is_written(weights, tmp_path):
+    """Another that cannot be read is named where text is; these are slips."""
+    directory = Path(shutil.copytree(weights, tmp_path / "tiny"))
+    run, absent = tmp_path / "run", f"{tmp_path}/absent.json"
+    for begin in (
+        lambda: import_run(directory, run, [f"data.tokenizer={absent}"]),
+        lambda: open_parent(f"hf:{directory}", tokenizer=absent),
+    ):
+        with pytest.raises(ConfigError, match=f"data.tokenizer = '{absent}': there is no such fil"):
+            begin()
+    (directory / "tokenizer.json").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 123\n"
+    )
+    for begin in (lambda: import_run(directory, run), lambda: open_parent(f"hf:{directory}")):
+        with pytest.raises(ConfigError, match="tokenizer.json': it is a Git LFS pointer, .*pull"):
+            begin()
+    assert not run.exists()
 
 
 def write_tokenizer(path, size):

@@ -232,6 +232,7 @@ def test_a_value_that_cannot_be(line, refused):
             option.removeprefix("--config.").lstrip("-").rpartition(".")[2].split("-")[0]
             in (said.replace("_", "-").replace("-", "_") + said)
             or value in said
+            or any(repr(part) in said for part in value.split(","))
         ), (value, said)
 
 

@@ -211,7 +211,7 @@ def _begin(
 def _stated_tokenizer(config: ConfigDict | None, overrides: Iterable[str]) -> str | None:
     """``data.tokenizer`` as the command line or else the configuration file states it."""
     stated = dict(map(split_override, overrides)).get("data.tokenizer")
-    return stated or (config.data.get("tokenizer") if config and "data" in config else None)
+    return stated or (config.to_dict().get("data", {}).get("tokenizer") if config else None)
 
 
 def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:

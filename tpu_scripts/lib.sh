@@ -214,13 +214,15 @@ state() {
   fi
 }
 
-# Whether `complaint` says that the queued resource is not there. A project or zone that is not there
-# is a NOT_FOUND too, and an error of the network may have any name in its address.
+# Whether `complaint` says that the queued resource is not there. What else may be missing, such as
+# the project or the zone, is a NOT_FOUND too, and an error of the network may have any name in its
+# address.
 is_absent() {
   local said='^ERROR: (\([a-z.-]+\) )?NOT_FOUND:(.*)'
   [[ $complaint =~ $said ]] || return 1
   said=${BASH_REMATCH[2]}
-  [[ $said != *"'projects/"* || $said == *"/queuedResources/$name'"* ]]
+  [[ ! $said =~ /queuedResources/$name([^a-z0-9-]|$) ]] || return 0
+  [[ ! ${said,,} =~ project|location|zone|consumer|service|account|api|method|email|/queuedresources/ ]]
 }
 
 # wait_until_active TIMEOUT POLL LOOK (seconds): returns when the slice is there, fails with 1

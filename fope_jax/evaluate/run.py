@@ -103,6 +103,8 @@ def _instead(path: Path) -> str:
         return "it is a file; name the directory of the run, the --workdir of `fope train`"
     elif path.name.isdecimal() and (path.parent / "config.json").is_file():
         return f"it is named like a step of {path.parent}; give that run and its step by itself"
+    elif (path.parent / "config.json").is_file():
+        return f"it is inside {path.parent}; name that directory if it is the run"
     elif path.name.isdecimal() and (path / "manifest.json").is_file():
         return f"it is a checkpoint of {path.parent.parent}; give that run and its step by itself"
     elif (path / "manifest.json").is_file():

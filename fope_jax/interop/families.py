@@ -218,6 +218,11 @@ def from_config(values: Mapping[str, Any]) -> Described:
     """
     name = values.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
+        if name is None and {"model", "position", "train"} <= values.keys():
+            raise ValueError(
+                "this is a run of fope_jax, no checkpoint of Hugging Face; `fope evaluate --run` "
+                "and `fope extend --from` take it as it is"
+            )
         raise ValueError(f"model_type={name!r:.80}: expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[name]
     kept, wrong = _kept(values, family)

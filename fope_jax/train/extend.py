@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fope_jax.checkpoint import CheckpointStore
+from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import ConfigError, Experiment, split_override
 from fope_jax.data.cache import CacheError, TokenCache, open_cache
 from fope_jax.distributed import in_all_processes
@@ -26,6 +26,7 @@ from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run import plan as protocols
 from fope_jax.files import as_path, resolved, write_json
 from fope_jax.lock import writing
+from fope_jax.model.finite import describe_non_finite, non_finite_arrays
 from fope_jax.model.transformer import HOW, position_variables
 from fope_jax.position import PositionVariables
 from fope_jax.position.extension import frequency_changes
@@ -145,6 +146,11 @@ def _begin(
         cache, plan = _open_cache(child, workdir, parent), plan_state(child)
         check_room(workdir, plan, child.train)
     arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
+    if counts := non_finite_arrays({name: arrays[name] for name in ("params", "constants")}):
+        raise CheckpointError(
+            f"{parent.source}, step {parent.step}: weights that are not finite, from which no run "
+            f"can go on: {describe_non_finite(counts)}"
+        )
     _check_data(parent.experiment, metadata["data"], child, cache)
     trained = jax.tree.map(on_host, position_variables(arrays["params"], arrays["constants"]))
     moved = _move(before, trained, child, request["match"])
@@ -205,7 +211,7 @@ def _begin(
 def _stated_tokenizer(config: ConfigDict | None, overrides: Iterable[str]) -> str | None:
     """``data.tokenizer`` as the command line or else the configuration file states it."""
     stated = dict(map(split_override, overrides)).get("data.tokenizer")
-    return stated or (config.data.get("tokenizer") if config and "data" in config else None)
+    return stated or (config.to_dict().get("data", {}).get("tokenizer") if config else None)
 
 
 def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:

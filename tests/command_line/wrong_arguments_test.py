@@ -234,6 +234,7 @@ def test_a_value_that_cannot_be(line, refused):
             option.removeprefix("--config.").lstrip("-").rpartition(".")[2].split("-")[0]
             in (said.replace("_", "-").replace("-", "_") + said)
             or value in said
+            or any(repr(part) in said for part in value.split(","))
         ), (value, said)
 
 
@@ -261,11 +262,16 @@ def test_a_run_of_another_kind_is_told_for_what_it_is(refused, place):
         "hf": "is no run but a checkpoint of Hugging Face; `fope import --from hf --workdir RUN`",
         cache: "it is a token cache",
         "run/checkpoints/2": "it is a checkpoint of run; give that run and its step by itself",
+        "run/checkpoints": "it is inside run; name that directory if it is the run",
         "rows.jsonl": "it is a file; name the directory of the run",
         "nowhere": "there is no such directory",
         "object": "object/config.json: config.name is missing",
     }.items():
         assert what in refused(["evaluate", "--run", name])
+    what = "run/config.json: this is a run of fope_jax, no checkpoint of Hugging Face"
+    assert what in refused(["import", "--from", "run", "--workdir", "new"])
+    line = ["--method", "same", "--length", "32", "--workdir", "new"]
+    assert what in refused(["extend", "--from", "hf:run", *line])
 
 
 # ---------------------------------------------------------------------------- buckets

@@ -58,6 +58,20 @@ FAULTS = {
     "location": (
         "", f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}' was not found. {AS}", 1,
     ),
+    "no project": ("", f"ERROR: {COMMAND} NOT_FOUND: Project 'p' not found or deleted.", 1),
+    "no zone": (
+        "", f"ERROR: {COMMAND} NOT_FOUND: Location us-east5-q is not found or access is "
+        "unauthorized.", 1,
+    ),
+    "no such account": (
+        "", f"ERROR: {COMMAND} NOT_FOUND: Failed to impersonate [me@p.iam.gserviceaccount.com]. "
+        "Gaia id not found for email me@p.iam.gserviceaccount.com", 1,
+    ),
+    "certificate": (
+        "", f"ERROR: {COMMAND} There was a problem refreshing your current auth tokens: "
+        "HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max retries exceeded (Caused "
+        "by SSLError(SSLCertVerificationError(1, 'CERTIFICATE_VERIFY_FAILED')))", 1,
+    ),
     "other": (
         "", f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}/queuedResources/{NAME}0' was not "
         f"found. {AS}", 1,

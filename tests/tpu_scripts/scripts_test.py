@@ -305,9 +305,10 @@ def test_a_slice_that_is_there_although_the_service_says_no_stays(gcloud, fault)
 
 
 NO_ANSWER = [
-    "auth", "no account", "unauthenticated", "permission", "project", "location", "other", "quota",
-    "network", "connection", "unavailable", "internal", "502", "half a word", "nothing",
-    "a word too many", "a state and an error", "killed",
+    "auth", "no account", "unauthenticated", "permission", "project", "location", "no project",
+    "no zone", "no such account", "certificate", "other", "quota", "network", "connection",
+    "unavailable", "internal", "502", "half a word", "nothing", "a word too many",
+    "a state and an error", "killed",
 ]  # fmt: skip
 HOSTS = [
     "auth", "hosts away", "one of two hosts", "one not begun", "a code not written yet",

@@ -113,13 +113,15 @@ def train(config, workdir, harm=""):
 
 def test_what_the_first_refuses_ends_the_other_in_a_line(config, tmp_path):
     workdir = tmp_path / "run"
-    workdir.mkdir()
+    (workdir / "checkpoints" / "5").mkdir(parents=True)
+    (workdir / "checkpoints" / "5" / "manifest.json").write_text("{}")
     other = experiment_to_dict(build_experiment(config[1] | {"seed": 5}))
     (workdir / "config.json").write_text(json.dumps(other))
     codes, (first, second) = ends(train(config, workdir))
     assert codes == [2, 2]
     assert f"fope: workdir {workdir} holds a run of another configuration" in first
-    assert f"fope: process 0 has ended: workdir {workdir} holds a run of another" in second
+    assert "fope: process 0 (host " in second
+    assert f"): workdir {workdir} holds a run of another configuration" in second
     assert "seed: 5, now 1" in second.splitlines()[-1]
 
 
@@ -130,7 +132,8 @@ def test_a_workdir_that_another_process_writes(config, tmp_path):
     with writing(tmp_path / "run", "train"):
         codes, (_, second) = ends(train(config, tmp_path / "run"))
     assert codes == [2, 2]
-    assert f"process 0 has ended: {tmp_path / 'run'} is written by another process" in second
+    assert "fope: process 0 (host " in second
+    assert f"): {tmp_path / 'run'} is written by another process" in second
 
 
 @pytest.mark.slow

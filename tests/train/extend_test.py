@@ -5,6 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fope_jax.config import build_experiment
@@ -19,6 +20,7 @@ from fope_jax.train.extend import (
     extend,
     read_lineage,
 )
+from fope_jax.train.extension import parents
 
 
 def rows(workdir):
@@ -153,6 +155,21 @@ def test_a_workdir_of_another_run_is_left_alone(rope, yarn, fope, capsys):
         assert main([*arguments(rope, workdir), *changes]) == 2
         assert message in capsys.readouterr().err
     assert (rows(fope), rows(yarn)) == before
+
+
+def test_a_parent_whose_weights_are_not_finite_is_named(rope, tmp_path, capsys, monkeypatch):
+    restore = parents.restore_arrays
+
+    def broken(*given):
+        arrays = restore(*given)
+        arrays["params"]["embedding"] = arrays["params"]["embedding"].at[5, 3].set(np.nan)
+        return arrays
+
+    monkeypatch.setattr(parents, "restore_arrays", broken)
+    assert main(arguments(rope, tmp_path / "run")) == 2
+    told = capsys.readouterr().err
+    assert "step 12: weights that are not finite" in told and "embedding (1 value)" in told
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_of_another_tokenizer_or_that_changed_is_refused(rope, runs, tmp_path, capsys):

@@ -66,20 +66,30 @@ def check_length(method: PositionEmbedding, length: int) -> None:
         )
 
 
-def as_rows(positions: Array, x: Array, name: str) -> Array:
-    """Positions as ``[1 or B, T]`` int32 for ``x [B, T, ...]``; ``[T]`` is shared by all rows."""
+def as_counts(positions: Array, name: str) -> Array:
+    """Positions as int32.
+
+    Raises:
+      ValueError: they are no integers, or a known one does not fit 32 bits.
+    """
     positions = np.asarray(positions) if _is_known(positions) else positions
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise ValueError(f"{name} has dtype {positions.dtype}: they count tokens, pass integers")
+    if _is_known(positions):
+        token_positions(positions)  # raises where a position does not fit 32 bits
+    return positions.astype(np.int32)
+
+
+def as_rows(positions: Array, x: Array, name: str) -> Array:
+    """Positions as ``[1 or B, T]`` int32 for ``x [B, T, ...]``; ``[T]`` is shared by all rows."""
+    positions = as_counts(positions, name)
     rows = positions[None] if positions.ndim == 1 else positions
     if rows.ndim != 2 or rows.shape[0] not in (1, x.shape[0]) or rows.shape[1] != x.shape[1]:
         raise ValueError(
             f"{name} has shape {positions.shape}: expected {(x.shape[1],)}, {(1, x.shape[1])} or "
             f"{(x.shape[0], x.shape[1])}"
         )
-    if _is_known(rows):
-        token_positions(rows)  # raises where a position does not fit 32 bits
-    return rows.astype(np.int32)
+    return rows
 
 
 def arange(length: int) -> Array:
@@ -161,8 +171,8 @@ def attend(
       mask: broadcast to ``[batch..., N, T, S]``, False where a query does not see a key.
       is_causal: hide the keys at later positions, wherever they are stored. Documents packed into
         one row need a ``mask`` that keeps them apart.
-      positions: of the queries, ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0, which needs
-        T = S.
+      positions: of the queries, ``[T]``, ``[1, T]`` or ``[batch..., T]``; None counts from 0, which
+        needs T = S.
       key_positions: of the keys; None takes those of the queries, or counts from 0.
       decode: a single query is the newest key that the mask shows, of keys that count from 0.
       **options: passed on.
@@ -186,7 +196,13 @@ def attend(
             (*(batch if x.shape[0] == q.shape[0] else (1,) * len(batch)), *x.shape[1:])
         )
 
+    def flat_rows(x: Array | None) -> Array | None:
+        """``[batch..., T]`` as ``[B, T]``; other shapes as they are."""
+        several = x is not None and len(batch) > 1 and np.shape(x)[:-1] == batch
+        return np.reshape(x, (math.prod(batch), -1)) if several else x
+
     q, k = flat(query), flat(key)
+    positions, key_positions = flat_rows(positions), flat_rows(key_positions)
     scores = (*batch, q.shape[2], q.shape[1], k.shape[1])
     mask = _fitting(mask, scores)
     if decode and positions is None and q.shape[1] == 1 and mask is not None:
@@ -227,7 +243,10 @@ def attend(
         options["bias"] = of_batch(bias)
     q = q.reshape(*batch, *q.shape[1:])
     k = k.reshape(*batch, *k.shape[1:])
-    out = attention_fn(q, k, value, **_accepted(attention_fn, {"mask": mask, **options}))
+    # Flax adds a float32 bias to scores of 16 bits, and jax scales these by float32: under strict
+    # promotion of dtypes neither would run.
+    with jax.numpy_dtype_promotion("standard"):
+        out = attention_fn(q, k, value, **_accepted(attention_fn, {"mask": mask, **options}))
     return out if ahead is None else jnp.where(ahead[..., None, None], jnp.nan, out)
 
 

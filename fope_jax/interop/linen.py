@@ -30,8 +30,8 @@ class PositionAttention(nn.Module):
     Attributes:
       method: any method that works inside attention.
       attention_fn: what attends; it must take ``bias`` where the method has one.
-      positions: of the queries, ``[T]``, ``[1, T]`` or ``[B, T]`` tokens since the start of each
-        document; None counts from 0.
+      positions: of the queries, ``[T]``, ``[1, T]`` or ``[batch..., T]`` tokens since the start of
+        each document; None counts from 0.
       key_positions: of the keys, where they are not those of the queries.
       decode: for ``MultiHeadDotProductAttention(decode=True)``: the one query is the newest key
         that the mask shows. A token for which the cache has no place left raises ValueError; under
@@ -155,6 +155,9 @@ class Rotary(nn.Module):
 
 class PositionEmbed(nn.Module):
     """Changes token embeddings, for sinusoidal and learned positions.
+
+    ``Sinusoidal()`` is made for embeddings of standard deviation 0.02. ``nn.Embed`` draws them at
+    D^-1/2: give it ``amplitude=d_model**-0.5``.
 
     Attributes:
       method: an absolute method.

@@ -56,8 +56,8 @@ class PositionAttention(nnx.Module):
           head_dim: H.
           num_kv_heads: key-value heads K; None means N.
           attention_fn: what attends; it must take ``bias`` where the method has one.
-          positions: ``[T]``, ``[1, T]`` or ``[B, T]`` tokens since the start of each document; None
-            counts from 0. Held as state: ``set_positions`` overwrites them.
+          positions: ``[T]``, ``[1, T]`` or ``[batch..., T]`` tokens since the start of each
+            document; None counts from 0. Held as state: ``set_positions`` overwrites them.
           decode: for decoding with Flax's key cache: the one query is the newest key that the
             mask shows, whatever ``is_causal`` is. A token for which the cache has no place left
             raises ValueError; under ``jit``, where that cannot be known, it gives NaN. Not for
@@ -80,7 +80,13 @@ class PositionAttention(nnx.Module):
             self.set_positions(positions)
 
     def set_positions(self, positions: Array | None) -> None:
-        """Sets where the tokens of the next calls stand; None counts from 0."""
+        """Sets where the tokens of the next calls stand; None counts from 0.
+
+        Raises:
+          ValueError: they are no integers, or one does not fit 32 bits.
+        """
+        if positions is not None:  # before jax cuts off what does not fit
+            positions = attention.as_counts(positions, "positions")
         self.positions = None if positions is None else Positions(jnp.asarray(positions))
 
     def __call__(
@@ -186,6 +192,9 @@ class PositionEmbed(nnx.Module):
 
     def __init__(self, method: PositionEmbedding, *, d_model: int, rngs: nnx.Rngs):
         """Draws the method's variables for embeddings ``[B, T, D]``.
+
+        ``Sinusoidal()`` is made for embeddings of standard deviation 0.02. ``nnx.Embed`` draws
+        them at D^-1/2: give it ``amplitude=d_model**-0.5``.
 
         Raises:
           ValueError: the method embeds nothing, or does not fit ``d_model``.

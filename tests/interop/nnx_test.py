@@ -366,6 +366,14 @@ ERRORS = {
         lambda: called(built(RoPE(), positions=jnp.arange(12.0))),
         "positions has dtype float32.*integers",
     ),
+    "positions beyond 32 bits": (
+        lambda: built(RoPE(), positions=np.arange(12) + 2**32),
+        "position 4294967307 does not fit 32 bits",
+    ),
+    "positions beyond 32 bits, set later": (
+        lambda: built(RoPE()).set_positions(np.arange(12, dtype=np.uint64) + 2**63),
+        "does not fit 32 bits",
+    ),
     "keys without queries": (
         lambda: Rotary(RoPE(), num_heads=2, head_dim=8, rngs=nnx.Rngs(0))(
             jnp.ones((1, 3, 2, 8)), jnp.ones((1, 3, 2, 8)), key_positions=jnp.arange(3)
@@ -599,3 +607,13 @@ def test_a_bias_without_heads_is_the_bias_of_all_heads():
 
     with pytest.raises(ValueError, match=r"a bias \(1, 12, 12\) for logits.*\(3, 4, 12, 12\)"):
         attention(WithoutRows())(x, is_causal=True)
+
+
+def test_positions_of_rows_with_two_batch_axes():
+    layer, x = attention(FoPE(LENGTH)), inputs(batch=6)
+    positions = np.arange(LENGTH) + np.arange(6)[:, None]
+    layer.attention_fn.set_positions(positions)
+    flat = layer(x, is_causal=True)
+    layer.attention_fn.set_positions(positions.reshape(2, 3, LENGTH))
+    deep = layer(x.reshape(2, 3, LENGTH, WIDTH), is_causal=True)
+    np.testing.assert_allclose(deep.reshape(flat.shape), flat, atol=1e-5)

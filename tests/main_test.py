@@ -283,7 +283,7 @@ def test_the_spectra_of_a_run_are_measured_and_shown(unbroken, capsys):
         (["--demo"], "--demo takes no run, and -o for the directory of its page"),
         (["run", "--lengths", "1,x"], "--lengths 1,x: 'x' is no whole number"),
         (["gs://bucket/run"], "gs://bucket/run is in a bucket: give -o, a directory of this"),
-        (["nowhere"], "nowhere is no run: there is no config.json"),
+        (["nowhere"], "nowhere is no run: there is no such directory"),
     ],
 )
 def test_spectra_that_cannot_be_measured_say_why(tmp_path, monkeypatch, capsys, arguments, message):

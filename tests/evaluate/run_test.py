@@ -167,7 +167,7 @@ def test_a_checkpoint_of_another_model_is_refused(workdir):
 
 
 def test_missing_parts_of_a_run_are_named(tmp_path, workdir):
-    with pytest.raises(FileNotFoundError, match="nowhere is no run: there is no config.json"):
+    with pytest.raises(FileNotFoundError, match="nowhere is no run: there is no such directory"):
         load_run(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="checkpoints/9 does not exist; there are: 7"):
         load_run(workdir, step=9)

@@ -113,7 +113,7 @@ def test_inside_jit_no_position_wraps(dtype):
         scale = jax.jit(lambda p: log_n_scale(p, 8))(positions)
         np.testing.assert_allclose(scale, np.log(known + 1.0) / np.log(8), rtol=1e-5)
         bias = jax.jit(lambda p: alibi_bias(p, p, np.ones(1)))(positions)
-        np.testing.assert_array_equal(bias[0, 0], [[0, 3], [-3, 0]])
+        np.testing.assert_array_equal(bias[0, 0], [[0, -3], [-3, 0]])
         assert np.isnan(jax.jit(lambda p: XPos().tables({}, p, 8)[2])(positions)).all()
         table = {"table": jnp.zeros((300, 8), jnp.float32)}
         embed = jax.jit(lambda p: Learned(300).embed(table, jnp.zeros((1, 2, 8)), p))

@@ -198,8 +198,9 @@ def attend(
 
     def flat_rows(x: Array | None) -> Array | None:
         """``[batch..., T]`` as ``[B, T]``; other shapes as they are."""
-        several = x is not None and len(batch) > 1 and np.shape(x)[:-1] == batch
-        return np.reshape(x, (math.prod(batch), -1)) if several else x
+        if x is None or len(batch) < 2 or x.shape[:-1] != batch:
+            return x
+        return x.reshape(math.prod(batch), -1)
 
     q, k = flat(query), flat(key)
     positions, key_positions = flat_rows(positions), flat_rows(key_positions)

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from fope_jax.model.attention import check_bias, in_order_of_positions
 from fope_jax.position import ModelShape, PositionEmbedding, PositionVariables
 from fope_jax.position.base import Variables
-from fope_jax.position.rotation import token_positions
+from fope_jax.position.rotation import as_array, token_positions
 from fope_jax.typing import Array
 
 
@@ -198,9 +198,9 @@ def attend(
 
     def flat_rows(x: Array | None) -> Array | None:
         """``[batch..., T]`` as ``[B, T]``; other shapes as they are."""
-        if x is None or len(batch) < 2 or x.shape[:-1] != batch:
+        if x is None or len(batch) < 2 or np.shape(x)[:-1] != batch:
             return x
-        return x.reshape(math.prod(batch), -1)
+        return as_array(x).reshape(math.prod(batch), -1)
 
     q, k = flat(query), flat(key)
     positions, key_positions = flat_rows(positions), flat_rows(key_positions)

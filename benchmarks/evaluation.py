@@ -27,9 +27,9 @@ def score_once(size: str, method: str, length: int, rounds: int) -> dict[str, An
     from flax import nnx
 
     from fope_jax.evaluate.scoring import model_scorer
+    from fope_jax.gallery.examples import examples
     from fope_jax.model.presets import PRESETS
     from fope_jax.model.transformer import Transformer, TransformerConfig
-    from fope_jax.position.examples import examples
 
     config = TransformerConfig(**PRESETS[size])
     position = examples(512, config.shape.head_dim)[method]

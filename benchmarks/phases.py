@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.evaluate.curves import biases
+from fope_jax.gallery.curves import biases
 from fope_jax.position.base import ModelShape, PositionEmbedding
 
 POSITIONS = (1_000, 10_000, 131_072, 1_048_576)

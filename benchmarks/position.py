@@ -25,10 +25,10 @@ from typing import Any
 import jax
 
 from benchmarks import cost, memory, phases, rotation
+from fope_jax.gallery.examples import EXAMPLES, choose, examples
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import ModelShape
-from fope_jax.position.examples import EXAMPLES, choose, examples
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.train.workdir import git_commit
 

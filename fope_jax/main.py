@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from fope_jax.command_line.parser import build_parser, parse_arguments
-from fope_jax.signals import end_with_parent, ended_in_time, has_joined, raising
+from fope_jax.processes.signals import end_with_parent, ended_in_time, has_joined, raising
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA raises
 
@@ -49,7 +49,7 @@ def _tell_others(
 ) -> None:
     """Ends the other processes of the run too, where ``error`` is of this one alone."""
     if has_joined() and not getattr(error, "in_all_processes", False):
-        from fope_jax.processes import tell_end
+        from fope_jax.processes.collectives import tell_end
 
         tell_end(reason, code, report)
 

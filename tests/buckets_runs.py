@@ -21,10 +21,10 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.files import as_path, list_tree
 from fope_jax.main import main
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.storage.files import as_path, list_tree
 from fope_jax.train import loop
 from tests.cloud_storage import FORBIDDEN
 

@@ -3,7 +3,7 @@ import signal
 import jax
 import pytest
 
-from fope_jax.signals import SIGNALS
+from fope_jax.processes.signals import SIGNALS
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.checkpoint import CheckpointStore
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.run import read_experiment
 from fope_jax.interop.weights import export_weights
 from fope_jax.main import main
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import FoPE
+from fope_jax.storage.checkpoint import CheckpointStore
 
 CONFIG = """
 from ml_collections import ConfigDict

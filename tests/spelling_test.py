@@ -2,7 +2,7 @@
 
 import pytest
 
-from fope_jax.fields import nearest
+from fope_jax.config.fields import nearest
 from fope_jax.interop.huggingface import KEYS
 from fope_jax.position import METHODS
 from fope_jax.spelling import likely

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import ConfigError, load_config
 from fope_jax.data import corpora, mirror
 from fope_jax.data.cache import CacheError, TokenCache
 from fope_jax.data.tokenizer import BytesTokenizer, describe
-from fope_jax.files import inside
 from fope_jax.interop import weights
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.storage.files import inside
 
 PACKAGE = Path(__file__).parents[1] / "fope_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))

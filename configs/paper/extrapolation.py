@@ -40,7 +40,7 @@ from fope_jax.config import (
     load_config,
     parse_arg,
 )
-from fope_jax.train.extension.child import child_experiment
+from fope_jax.extend.child import child_experiment
 
 SIGMA = {"60m": 0.3, "180m": 0.4, "1200m": 0.6}
 KNOBS = {

@@ -27,10 +27,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fope_jax.config import experiment_to_dict, parse_arg
+from fope_jax.extend.child import child_experiment
 from fope_jax.interop.families import from_config
+from fope_jax.interop.runs import imported_experiment
 from fope_jax.interop.weights import describe
-from fope_jax.train.exchange import imported_experiment
-from fope_jax.train.extension.child import child_experiment
 
 SMOLLM = {
     "model_type": "llama",

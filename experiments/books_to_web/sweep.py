@@ -17,11 +17,7 @@ def get_sweep(arg=""):
         Train(
             f"{method}_{seed}",
             f"configs/quickstart.py:position={method},seed={seed}",
-            (
-                f"train.steps={arg.steps}",
-                "evaluate.texts=web,news",
-                "evaluate.passkey_trials=0",
-            ),
+            (f"train.steps={arg.steps}", "evaluate.texts=web,news", "evaluate.passkey_trials=0"),
         )
         for seed, method in product(seed=range(arg.seeds), method=("rope", "fope", "alibi", "nope"))
     ]

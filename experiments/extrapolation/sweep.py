@@ -20,11 +20,7 @@ def base(method, seed, steps):
     return Train(
         f"{method}_{seed}",
         f"configs/quickstart.py:position={method},seed={seed}",
-        (
-            f"train.steps={steps}",
-            "evaluate.texts=web,news",
-            "evaluate.passkey_trials=0",
-        ),
+        (f"train.steps={steps}", "evaluate.texts=web,news", "evaluate.passkey_trials=0"),
     )
 
 

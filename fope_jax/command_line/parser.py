@@ -78,11 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         texts.EVALUATE_EXAMPLES,
     )  # fmt: skip
     evaluate.add_argument(
-        "--run",
-        type=directory,
-        required=True,
-        metavar="DIR",
-        help="the --workdir of `fope train`",
+        "--run", type=directory, required=True, metavar="DIR", help="the --workdir of `fope train`"
     )
     evaluate.set_defaults(config=None)  # its section evaluate can be changed
     evaluate.add_argument("--step", type=int, help="checkpoint; the newest without it")

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 
-from fope_jax.files import check_bucket, check_output, in_bucket, user_cache
+from fope_jax.storage.files import check_bucket, check_output, in_bucket, user_cache
 
 
 def _experiment(arguments: argparse.Namespace):
@@ -27,7 +27,7 @@ def _experiment(arguments: argparse.Namespace):
 
 def _join(arguments: argparse.Namespace) -> None:
     """Joins the other processes of the run, where there are any."""
-    from fope_jax.distributed import initialize
+    from fope_jax.processes.initialize import initialize
 
     initialize(
         arguments.coordinator,
@@ -35,7 +35,7 @@ def _join(arguments: argparse.Namespace) -> None:
         arguments.process_id,
         arguments.distributed_timeout,
     )
-    from fope_jax.processes import is_first, listen_for_ends
+    from fope_jax.processes.collectives import is_first, listen_for_ends
 
     listen_for_ends()
     if not is_first():  # one of them tells what all do; warnings and errors come from each
@@ -44,7 +44,7 @@ def _join(arguments: argparse.Namespace) -> None:
 
 def _say(line: str) -> None:
     """Prints what all processes would print, once."""
-    from fope_jax.processes import is_first
+    from fope_jax.processes.collectives import is_first
 
     if is_first():
         print(line)
@@ -69,7 +69,7 @@ def data_inspect(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     _join(arguments)  # first, so that whoever refuses tells the others
-    from fope_jax.distributed import in_all_processes
+    from fope_jax.processes.initialize import in_all_processes
 
     with in_all_processes():
         check_bucket(arguments.workdir)
@@ -87,8 +87,8 @@ def extend(arguments: argparse.Namespace) -> None:
     require("flax", "train")
     _join(arguments)
     from fope_jax.config import load_config
-    from fope_jax.distributed import in_all_processes
-    from fope_jax.train.extend import extend
+    from fope_jax.extend.run import extend
+    from fope_jax.processes.initialize import in_all_processes
 
     with in_all_processes():
         for place in (arguments.parent, arguments.workdir):
@@ -118,10 +118,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.report:
         require("matplotlib", "train")
     _join(arguments)
-    from fope_jax.distributed import in_all_processes
     from fope_jax.evaluate.run import evaluate
     from fope_jax.model.sharding import MeshConfig
-    from fope_jax.processes import is_first
+    from fope_jax.processes.collectives import is_first
+    from fope_jax.processes.initialize import in_all_processes
 
     with in_all_processes():
         check_bucket(arguments.run)
@@ -178,7 +178,7 @@ def import_(arguments: argparse.Namespace) -> None:
 
     require("ml_collections", "train")
     require("flax", "train")
-    from fope_jax.train.exchange import import_run
+    from fope_jax.interop.runs import import_run
 
     print(import_run(arguments.source, arguments.workdir, arguments.overrides))
     print(f"run in {arguments.workdir}")
@@ -188,7 +188,7 @@ def export(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("flax", "train")
-    from fope_jax.train.exchange import export_run
+    from fope_jax.interop.runs import export_run
 
     accept = arguments.accept_position
     print(export_run(arguments.run, arguments.out, arguments.step, arguments.dtype, accept))
@@ -244,13 +244,13 @@ def spectrum(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("matplotlib", "train")
-    from fope_jax.report.spectrum import write_demo, write_spectrum
+    from fope_jax.spectrum.tables import write_demo, write_spectrum
 
     if arguments.demo:
         if arguments.run or not arguments.out:
             raise ValueError("--demo takes no run, and -o for the directory of its page")
         check_output(arguments.out, "the demo")
-        from fope_jax.evaluate.spectrum.demo import demo
+        from fope_jax.spectrum.demo import demo
 
         print(f"demo in {write_demo(demo(), arguments.out)}")
         return
@@ -261,7 +261,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.run} is in a bucket: give -o, a directory of this machine")
     check_bucket(arguments.run)
     check_output(arguments.out or arguments.run / "spectrum", "the spectra")
-    from fope_jax.evaluate.spectrum.run import measure_run
+    from fope_jax.spectrum.run import measure_run
 
     measured = measure_run(
         arguments.run,
@@ -325,8 +325,8 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def methods(arguments: argparse.Namespace) -> None:
-    from fope_jax.position.catalogue import method_entries, scaling_entries
-    from fope_jax.report.methods import methods_markdown, methods_text, write_between_markers
+    from fope_jax.gallery.catalogue import method_entries, scaling_entries
+    from fope_jax.gallery.methods import methods_markdown, methods_text, write_between_markers
 
     entries = method_entries(), scaling_entries()
     if arguments.write is not None:
@@ -340,8 +340,8 @@ def gallery(arguments: argparse.Namespace) -> None:
     from fope_jax.extras import require
 
     require("matplotlib", "train")
-    from fope_jax.evaluate.curves import gallery_rows
-    from fope_jax.report.gallery import write_gallery
+    from fope_jax.gallery.curves import gallery_rows
+    from fope_jax.gallery.page import write_gallery
 
     check_output(arguments.out, "the gallery")
     print(f"gallery in {write_gallery(gallery_rows(arguments.methods), arguments.out)}")

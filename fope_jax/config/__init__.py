@@ -29,6 +29,6 @@ from fope_jax.config.experiment import overridden as overridden
 from fope_jax.config.experiment import parse_arg as parse_arg
 from fope_jax.config.experiment import position_value as position_value
 from fope_jax.config.experiment import split_override as split_override
+from fope_jax.config.fields import ConfigError as ConfigError
 from fope_jax.config.train import Stage as Stage
 from fope_jax.config.train import TrainConfig as TrainConfig
-from fope_jax.fields import ConfigError as ConfigError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from fope_jax.config.fields import check_value
 from fope_jax.data.held_out import name_of
 from fope_jax.data.retrieval.names import TASKS
-from fope_jax.fields import check_value
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from ml_collections import ConfigDict
 
 from fope_jax import position as positions
 from fope_jax.config.evaluate import EvaluateConfig
+from fope_jax.config.fields import NOT_LITERAL, ConfigError, checked, field_types, nearest, parse
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
-from fope_jax.fields import NOT_LITERAL, ConfigError, checked, field_types, nearest, parse
-from fope_jax.files import read_json
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
 from fope_jax.position.table import parts_of
+from fope_jax.storage.files import read_json
 
 
 @dataclass(frozen=True)

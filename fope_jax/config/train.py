@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from fope_jax.fields import check_value
+from fope_jax.config.fields import check_value
 
 _MOST = 2**31  # of any count: the step is an int32 on the device
 Schedule = Literal["cosine", "constant"]

@@ -52,7 +52,7 @@ from fope_jax.data.tokenizer import (
 )
 from fope_jax.data.tokenizer import describe as describe_tokenizer
 from fope_jax.extras import require
-from fope_jax.files import (
+from fope_jax.storage.files import (
     as_path,
     check_bucket,
     in_bucket,

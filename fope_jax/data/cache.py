@@ -36,7 +36,7 @@ from fope_jax.data.mirror import download
 from fope_jax.data.sources import damaged_files
 from fope_jax.data.tokenizer import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
-from fope_jax.files import (
+from fope_jax.storage.files import (
     POINTER,
     as_path,
     check_bucket,

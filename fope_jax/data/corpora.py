@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from fope_jax.data.config import DataConfig
 from fope_jax.data.mirror import local_directory
-from fope_jax.files import (
+from fope_jax.storage.files import (
     HEAD_BYTES,
     UTF8_MARK,
     as_path,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.data.config import SPLITS
-from fope_jax.files import HEAD_BYTES, content_of
+from fope_jax.storage.files import HEAD_BYTES, content_of
 
 MANIFEST = "manifest.json"
 REBUILD = "delete the directory and run `fope data build` again"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.extras import require
-from fope_jax.files import (
+from fope_jax.storage.files import (
     TRANSFERS,
     file_sha256,
     in_bucket,

@@ -20,7 +20,7 @@ from fope_jax.data.corpora import (
 )
 from fope_jax.data.tokenizer import JsonTokenizer
 from fope_jax.extras import require
-from fope_jax.files import as_path, file_sha256, size_and_time
+from fope_jax.storage.files import as_path, file_sha256, size_and_time
 
 Source = dict[str, Any]
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from fope_jax.extras import require
-from fope_jax.files import content_of, read_head, read_json
+from fope_jax.storage.files import content_of, read_head, read_json
 
 
 class TokenizerError(ValueError):

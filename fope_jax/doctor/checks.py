@@ -8,8 +8,8 @@ from typing import Any
 from fope_jax.data import manifest as manifests
 from fope_jax.doctor.findings import Check, Finding, some
 from fope_jax.doctor.rows import Due, check_metrics
-from fope_jax.files import as_path, list_tree, read_json
-from fope_jax.lock import LOCK, is_alive, read_owner
+from fope_jax.storage.files import as_path, list_tree, read_json
+from fope_jax.storage.lock import LOCK, is_alive, read_owner
 
 CONFIG, RUN, LINEAGE, CHECKPOINTS = "config.json", "run.json", "lineage.json", "checkpoints"
 IMPORTED = "imported"  # the key that run.json has where `fope import` made the run
@@ -79,8 +79,8 @@ def _is_imported(run: Path) -> bool:
 
 def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dict[str, Any]]]:
     """The check, and what each sound checkpoint says of itself."""
-    from fope_jax.checkpoint import MANIFEST, CheckpointError, CheckpointStore
     from fope_jax.evaluate.identity import check_fingerprint
+    from fope_jax.storage.checkpoint import MANIFEST, CheckpointError, CheckpointStore
 
     sound: dict[int, dict[str, Any]] = {}
     findings = []

@@ -10,8 +10,8 @@ from pathlib import Path
 from fope_jax.doctor.checks import CHECKPOINTS, QUARANTINE, steps_of
 from fope_jax.doctor.rows import is_train, read_lines, step_of
 from fope_jax.evaluate.metrics import METRICS
-from fope_jax.files import as_path, in_bucket, write_text
-from fope_jax.lock import writing
+from fope_jax.storage.files import as_path, in_bucket, write_text
+from fope_jax.storage.lock import writing
 
 
 def repair(run: str | Path) -> list[str]:
@@ -35,7 +35,7 @@ def repair(run: str | Path) -> list[str]:
 
 
 def _set_aside(run: Path) -> Iterator[str]:
-    from fope_jax.checkpoint import CheckpointError, CheckpointStore
+    from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 
     store = CheckpointStore(run / CHECKPOINTS)
     for step in steps_of(run):

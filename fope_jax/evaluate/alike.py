@@ -13,7 +13,7 @@ import jax
 
 from fope_jax.config import Experiment, flat_values
 from fope_jax.data.cache import open_cache
-from fope_jax.distributed import check_same, software
+from fope_jax.processes.initialize import check_same, software
 
 # A host may keep the token cache in a place of its own: its content is compared.
 _OWN = ("data.cache_dir",)

@@ -24,7 +24,7 @@ from fope_jax.evaluate.perplexity import plain
 from fope_jax.evaluate.run import Protocol, evaluation_graphdef, plan
 from fope_jax.evaluate.scoring import Scorer, scorer_maker
 from fope_jax.evaluate.windows import place_windows
-from fope_jax.signals import has_joined
+from fope_jax.processes.signals import has_joined
 
 log = logging.getLogger(__name__)
 

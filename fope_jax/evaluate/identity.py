@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from fope_jax.checkpoint import CheckpointError
 from fope_jax.model.transformer import position_variables
 from fope_jax.position import Fingerprint, ModelShape, PositionEmbedding, fingerprint
-from fope_jax.processes import on_host
+from fope_jax.processes.collectives import on_host
+from fope_jax.storage.checkpoint import CheckpointError
 
 log = logging.getLogger(__name__)
 

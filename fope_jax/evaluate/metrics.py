@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fope_jax.files import json_lines, write_text
+from fope_jax.storage.files import json_lines, write_text
 
 METRICS = "metrics.jsonl"
 

@@ -25,12 +25,7 @@ from typing import Any
 import numpy as np
 
 from fope_jax.evaluate.scoring import Scorer, score_windows
-from fope_jax.evaluate.windows import (
-    Windows,
-    place_windows,
-    position_buckets,
-    share_evenly,
-)
+from fope_jax.evaluate.windows import Windows, place_windows, position_buckets, share_evenly
 
 Progress = Callable[..., Iterable[int]]
 

@@ -16,7 +16,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import (
     ConfigError,
     Experiment,
@@ -29,7 +28,6 @@ from fope_jax.config import (
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
-from fope_jax.distributed import in_all_processes
 from fope_jax.evaluate.alike import check_alike
 from fope_jax.evaluate.answering import Answerer, model_answerer
 from fope_jax.evaluate.asking import PASSKEY, RETRIEVAL, retrieval_protocols
@@ -41,13 +39,15 @@ from fope_jax.evaluate.protocol import Protocol
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.text import TEXT_PROTOCOLS, text_protocol
 from fope_jax.extras import require
-from fope_jax.files import as_path, read_json
-from fope_jax.lock import writing
 from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
-from fope_jax.processes import all_asked_to_stop, is_first, wait_for_all
-from fope_jax.signals import Stopped, has_joined
+from fope_jax.processes.collectives import all_asked_to_stop, is_first, wait_for_all
+from fope_jax.processes.initialize import in_all_processes
+from fope_jax.processes.signals import Stopped, has_joined
+from fope_jax.storage.checkpoint import CheckpointStore
+from fope_jax.storage.files import as_path, read_json
+from fope_jax.storage.lock import writing
 
 logger = logging.getLogger(__name__)
 
@@ -496,7 +496,7 @@ def _write_time(path: Path, phase: str, step: int, seconds: float) -> None:
 def _checking(progress: Progress) -> Progress:
     """``progress`` that ends where several processes are asked to: all of them after one batch.
 
-    In a single process a signal needs no looking for, see ``fope_jax.signals``.
+    In a single process a signal needs no looking for, see ``fope_jax.processes.signals``.
     """
 
     def checking(batches: Iterable[int], **named: Any) -> Iterable[int]:

@@ -10,17 +10,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fope_jax.interop.huggingface import (
-    from_rope_parameters,
-    inverted_ramp,
-    to_rope_parameters,
-)
+from fope_jax.interop.huggingface import from_rope_parameters, inverted_ramp, to_rope_parameters
 from fope_jax.interop.keys import ORIGINAL, SHARE, THETA, flag, integer, number, type_named
-from fope_jax.interop.serving import (
-    fope_from_rope_parameters,
-    fope_to_rope_parameters,
-    says_fope,
-)
+from fope_jax.interop.serving import fope_from_rope_parameters, fope_to_rope_parameters, says_fope
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position import (
     ByLayer,

@@ -321,11 +321,7 @@ def _said(step: Scaling) -> dict[str, Any]:
         case PositionInterpolation():
             return {"rope_type": "linear", "factor": step.factor}
         case DynamicNTK():
-            return {
-                "rope_type": "dynamic",
-                "factor": step.factor,
-                ORIGINAL: step.original_length,
-            }
+            return {"rope_type": "dynamic", "factor": step.factor, ORIGINAL: step.original_length}
         case YaRN():
             base = YaRN(step.factor, step.original_length)
             names = KEYS["yarn"][2:]

@@ -19,7 +19,6 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.extras import require
-from fope_jax.files import content_of, inside, read_head, read_json, write_json
 from fope_jax.interop.families import Described, from_config, to_config
 from fope_jax.interop.serving import (
     PREFIX,
@@ -36,6 +35,7 @@ from fope_jax.position import (
     PositionVariables,
     fingerprint,
 )
+from fope_jax.storage.files import content_of, inside, read_head, read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from fope_jax.model.sharding import (
-    RULES,
-    Axes,
-    active_mesh,
-    constrain,
-    constrain_gathered,
-    spec,
-)
+from fope_jax.model.sharding import RULES, Axes, active_mesh, constrain, constrain_gathered, spec
 from fope_jax.typing import Array
 
 

@@ -108,10 +108,7 @@ def token_nats(
 def logits_of(hidden: Array, unembedding: Array) -> Array:
     """Logits ``[B, T, V]``, float32, multiplied in the dtype of ``hidden``."""
     return jnp.einsum(
-        "btd,dv->btv",
-        hidden,
-        unembedding.astype(hidden.dtype),
-        preferred_element_type=jnp.float32,
+        "btd,dv->btv", hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32
     )
 
 

@@ -25,12 +25,7 @@ from fope_jax.model.layers import (
 )
 from fope_jax.model.losses import logits_of
 from fope_jax.model.sharding import active_mesh, constrain
-from fope_jax.position.base import (
-    ModelShape,
-    PositionEmbedding,
-    PositionVariables,
-    Variables,
-)
+from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
 

@@ -4,7 +4,6 @@ from fope_jax.position.absolute import Learned, Sinusoidal, sinusoidal_table
 from fope_jax.position.alibi import ALiBi, alibi_bias, alibi_slopes
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding, PositionVariables
 from fope_jax.position.contextual import CoPE, cope_bias
-from fope_jax.position.extension import extended, frequency_changes
 from fope_jax.position.fope import FoPE
 from fope_jax.position.fourier import (
     coefficient_std,
@@ -57,12 +56,6 @@ from fope_jax.position.table import (
     name_of,
     to_spec,
 )
-from fope_jax.position.transplant import (
-    carry_coefficients,
-    carry_variables,
-    match_frequencies,
-    stretch_table,
-)
 from fope_jax.position.xpos import XPos, xpos_decay
 
 __all__ = [
@@ -108,29 +101,23 @@ __all__ = [
     "alibi_bias",
     "alibi_slopes",
     "angles",
-    "carry_coefficients",
-    "carry_variables",
     "clip_floor",
     "coefficient_std",
-    "extended",
     "fingerprint",
     "floor_frequency",
     "fourier_coefficients",
     "fourier_tables",
-    "frequency_changes",
     "from_spec",
     "inverse_frequencies",
     "log_n_scale",
     "make",
     "make_scaling",
-    "match_frequencies",
     "mix_tables",
     "name_of",
     "normalise_columns",
     "rotate",
     "scaled_frequencies",
     "sinusoidal_table",
-    "stretch_table",
     "to_spec",
     "xpos_decay",
     "yarn_temperature",

@@ -12,12 +12,7 @@ import numpy as np
 
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.checks import check_above_zero
-from fope_jax.position.rotation import (
-    angles,
-    inverse_frequencies,
-    position_values,
-    token_positions,
-)
+from fope_jax.position.rotation import angles, inverse_frequencies, position_values, token_positions
 from fope_jax.typing import Array
 
 

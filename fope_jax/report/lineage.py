@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fope_jax.files import resolved
 from fope_jax.report.comparison import labels
 from fope_jax.report.rows import Run
 from fope_jax.report.tables import EMPTY, Table, three
+from fope_jax.storage.files import resolved
 
 
 def parent_of(run: Run, runs: Sequence[Run]) -> Run | None:

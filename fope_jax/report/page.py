@@ -14,12 +14,7 @@ from typing import Any, NamedTuple
 
 from fope_jax.report import during, plots, protocols, ranking
 from fope_jax.report.comparison import PARTS, Comparison, comparisons, labels
-from fope_jax.report.correlation import (
-    correlation_figure,
-    correlation_table,
-    points,
-    run_table,
-)
+from fope_jax.report.correlation import correlation_figure, correlation_table, points, run_table
 from fope_jax.report.goodput import goodput_table
 from fope_jax.report.length_buckets import bucket_tables
 from fope_jax.report.lineage import lineage_lines, lineage_table

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fope_jax.files import resolved, write_text
 from fope_jax.report.rows import ReportError, Row, Run, check_row
+from fope_jax.storage.files import resolved, write_text
 
 KIND = "run"
 FACTS = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fope_jax.files import as_path, json_lines, read_json
+from fope_jax.storage.files import as_path, json_lines, read_json
 
 Row = dict[str, Any]
 

@@ -16,9 +16,9 @@ from typing import Any
 from tqdm import tqdm
 
 from fope_jax.config import build_experiment, changed_numbers, experiment_to_dict
-from fope_jax.fields import ConfigError
-from fope_jax.files import read_json, write_json
-from fope_jax.signals import PARENT, holding
+from fope_jax.config.fields import ConfigError
+from fope_jax.processes.signals import PARENT, holding
+from fope_jax.storage.files import read_json, write_json
 from fope_jax.sweep.spec import Planned
 from fope_jax.train.workdir import has_checkpoint
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fope_jax.config import Experiment, build_experiment, call_in_file, load_config
-from fope_jax.fields import ConfigError, nearest
-from fope_jax.train.extend import child_experiment
+from fope_jax.config.fields import ConfigError, nearest
+from fope_jax.extend.run import child_experiment
 from fope_jax.train.options import (
     add_extend_options,
     add_processes,

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.config import Experiment, experiment_to_dict
+from fope_jax.gallery.examples import choose, examples
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
-from fope_jax.position.examples import choose, examples
 from fope_jax.tpu.topology import ENVIRONMENT, libtpu_version, num_devices
 
 GB_A_COMPILATION = 6  # of the host: the largest that was seen took 4

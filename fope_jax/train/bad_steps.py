@@ -13,9 +13,9 @@ import numpy as np
 
 from fope_jax.config import TrainConfig
 from fope_jax.data.lessons import AnyLoader
-from fope_jax.files import write_json
 from fope_jax.model.transformer import check_batch
-from fope_jax.processes import is_first
+from fope_jax.processes.collectives import is_first
+from fope_jax.storage.files import write_json
 from fope_jax.typing import Batch
 
 log = logging.getLogger(__name__)

@@ -14,21 +14,21 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.config import Packing
 from fope_jax.data.lessons import AnyLoader, stage_loaders
-from fope_jax.distributed import in_all_processes
 from fope_jax.evaluate.alike import check_alike
 from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
-from fope_jax.files import as_path
-from fope_jax.lock import RunLock, writing
 from fope_jax.model.sharding import batch_sharding, place
-from fope_jax.processes import from_first, is_first
-from fope_jax.signals import Stopped, signal_name
+from fope_jax.processes.collectives import from_first, is_first
+from fope_jax.processes.initialize import in_all_processes
+from fope_jax.processes.signals import Stopped, signal_name
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.storage.files import as_path
+from fope_jax.storage.lock import RunLock, writing
 from fope_jax.train.account import TimeAccount
 from fope_jax.train.bad_steps import check_tokens, keeping_batches
 from fope_jax.train.meter import Meter, TimedIterator
@@ -47,13 +47,7 @@ from fope_jax.train.state import (
     restore_arrays,
 )
 from fope_jax.train.step import StepMetrics, TrainState
-from fope_jax.train.workdir import (
-    CHECKPOINTS,
-    check_room,
-    check_workdir,
-    open_workdir,
-    record_run,
-)
+from fope_jax.train.workdir import CHECKPOINTS, check_room, check_workdir, open_workdir, record_run
 from fope_jax.typing import Batch
 
 log = logging.getLogger(__name__)

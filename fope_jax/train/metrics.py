@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from fope_jax.evaluate.metrics import METRICS
-from fope_jax.files import in_bucket, open_lines
+from fope_jax.storage.files import in_bucket, open_lines
 from fope_jax.train.curves import Curves
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """A training that is asked to end: the step under way ends, its checkpoint is written, it stops.
 
 That is how a spot machine, Slurm or Kubernetes announces that it takes a machine away, see
-``fope_jax.signals``.
+``fope_jax.processes.signals``.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-from fope_jax.processes import all_asked_to_stop
-from fope_jax.signals import Stopped, has_joined, holding, raising
+from fope_jax.processes.collectives import all_asked_to_stop
+from fope_jax.processes.signals import Stopped, has_joined, holding, raising
 
 
 class Preempted(Exception):

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import TrainConfig
 from fope_jax.evaluate.metrics import METRICS, read_rows
-from fope_jax.lock import RunLock
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.storage.lock import RunLock
 from fope_jax.train.bad_steps import ADVICE, BadStepError
 from fope_jax.train.metrics import MetricsLog
 from fope_jax.train.step import TrainState, all_finite

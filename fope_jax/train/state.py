@@ -17,12 +17,12 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import Experiment, Stage
 from fope_jax.model.backends import Choice, capability_of, choose_backend
 from fope_jax.model.sharding import batch_sharding, make_mesh, place, tree_shardings
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import PositionVariables
+from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.train.guard import Guard, make_guard
 from fope_jax.train.optim import make_optimizer
 from fope_jax.train.step import TrainState, state_shardings, train_step

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 
-from fope_jax.checkpoint import MANIFEST, QUARANTINE
 from fope_jax.config import (
     ConfigError,
     Experiment,
@@ -26,7 +25,8 @@ from fope_jax.config import (
     experiment_to_dict,
 )
 from fope_jax.evaluate.metrics import METRICS, read_rows
-from fope_jax.files import (
+from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
+from fope_jax.storage.files import (
     as_path,
     check_space,
     check_writable,

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import cost, memory, phases
 from benchmarks.position import main
+from fope_jax.gallery.examples import EXAMPLES
 from fope_jax.position import ALiBi, ModelShape, NoPE, RoPE
-from fope_jax.position.examples import EXAMPLES
 
 SHAPE = ModelShape(d_model=64, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=16)
 

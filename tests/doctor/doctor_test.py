@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax import doctor, lock
-from fope_jax.checkpoint import CheckpointStore
+from fope_jax import doctor
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.build import build
 from fope_jax.data.cache import cache_directory
 from fope_jax.doctor.rows import Due
 from fope_jax.evaluate.identity import position_identity
-from fope_jax.files import write_json
 from fope_jax.main import main
+from fope_jax.storage import lock
+from fope_jax.storage.checkpoint import CheckpointStore
+from fope_jax.storage.files import write_json
 
 LOG_EVERY, SAVE_EVERY, STEPS = 3, 4, 12
 TRAIN_STEPS = [3, 4, 6, 8, 9, 12]

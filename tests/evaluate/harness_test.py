@@ -284,10 +284,7 @@ def test_the_harness_gets_its_methods():
     assert lm.loglikelihood_rolling([Request("abc")]) == model().loglikelihood_rolling(["abc"])
     assert lm.generate_until(
         [Request("ab", {"until": "f"}), Request("a", {"max_gen_toks": 2})]
-    ) == [
-        "cde",
-        "bc",
-    ]
+    ) == ["cde", "bc"]
     greedy = {"do_sample": False, "temperature": 0.7, "top_p": 0.9, "num_beams": 1}
     settings = [
         (greedy | {"max_new_tokens": 1}, "b"), ({"max_tokens": 2, "until": None}, "bc"),

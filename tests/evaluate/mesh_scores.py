@@ -25,11 +25,11 @@ from fope_jax.evaluate.answering import model_answerer
 from fope_jax.evaluate.finite import NonFiniteError, check_weights
 from fope_jax.evaluate.joined import places
 from fope_jax.evaluate.scoring import model_scorer
+from fope_jax.gallery.examples import examples
 from fope_jax.model.attention import Places
 from fope_jax.model.losses import loss_sums
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
-from fope_jax.position.examples import examples
 
 ROWS, LENGTH = 3, 41  # nothing divides
 # Method, mesh, targets scored, whether positions begin anew at each document.

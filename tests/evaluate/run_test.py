@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.tokenizer import BytesTokenizer
 from fope_jax.evaluate import run as run_module
@@ -18,6 +17,7 @@ from fope_jax.evaluate.perplexity import plain
 from fope_jax.evaluate.run import evaluate, load_run
 from fope_jax.main import main
 from fope_jax.model.transformer import Transformer, merge, split
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 
 
 class Bytes:

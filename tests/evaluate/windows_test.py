@@ -5,12 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fope_jax.evaluate.windows import (
-    place_blocks,
-    place_windows,
-    position_buckets,
-    share_evenly,
-)
+from fope_jax.evaluate.windows import place_blocks, place_windows, position_buckets, share_evenly
 
 
 def documents(lengths):
@@ -44,10 +39,7 @@ def test_windows_fit_their_document_and_never_score_a_target_twice(lengths, long
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    capacity=st.lists(st.integers(0, 50), min_size=1, max_size=10),
-    total=st.integers(0, 300),
-)
+@given(capacity=st.lists(st.integers(0, 50), min_size=1, max_size=10), total=st.integers(0, 300))
 def test_shares_differ_by_at_most_one_where_there_is_room(capacity, total):
     shares = share_evenly(np.array(capacity), total)
     assert shares.sum() == min(total, sum(capacity))

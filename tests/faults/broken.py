@@ -52,7 +52,7 @@ def a_bit_changes_in_restoring() -> None:
 
 
 def a_manifest_comes_first() -> None:
-    from fope_jax import checkpoint
+    from fope_jax.storage import checkpoint
 
     write = checkpoint.write_json
 
@@ -66,19 +66,19 @@ def a_manifest_comes_first() -> None:
 
 
 def damage_by_manifest_alone(store, step: int) -> str | None:
-    from fope_jax.checkpoint import MANIFEST
+    from fope_jax.storage.checkpoint import MANIFEST
 
     return None if (store.directory / str(step) / MANIFEST).exists() else "no manifest"
 
 
 def damage_is_not_looked_for() -> None:
-    from fope_jax.checkpoint import CheckpointStore
+    from fope_jax.storage.checkpoint import CheckpointStore
 
     CheckpointStore._damage = damage_by_manifest_alone
 
 
 def no_checkpoint_is_no_error() -> None:
-    from fope_jax.checkpoint import CheckpointStore
+    from fope_jax.storage.checkpoint import CheckpointStore
     from fope_jax.train import loop
 
     CheckpointStore._check_none_finished = lambda self, damaged: None
@@ -98,7 +98,7 @@ def the_row_under_way_is_forgotten() -> None:
 
 
 def a_full_disk_is_not_told() -> None:
-    from fope_jax.checkpoint import CheckpointStore
+    from fope_jax.storage.checkpoint import CheckpointStore
 
     save = CheckpointStore.save
 
@@ -128,7 +128,7 @@ def spikes_are_missed() -> None:
 
 
 def the_lock_is_open() -> None:
-    from fope_jax import lock
+    from fope_jax.storage import lock
 
     @contextlib.contextmanager
     def writing(*arguments, **named):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.distributed import initialize
+from fope_jax.processes.initialize import initialize
 
 
 class Enough(Exception):

@@ -76,8 +76,9 @@ offset = [0]  # of the wall clock
 
 
 def serve() -> None:
+    from fope_jax.extend import run  # noqa: F401
     from fope_jax.main import main  # noqa: F401
-    from fope_jax.train import extend, loop  # noqa: F401
+    from fope_jax.train import loop  # noqa: F401
 
     for line in sys.stdin:
         question = json.loads(line)
@@ -127,7 +128,7 @@ def prepare(request: Request) -> None:
         name, call, seconds = request["die"]
         wrap(name, call, lambda: kill_after(seconds))
     for call in request.get("full_at", ()):
-        wrap("fope_jax.checkpoint.CheckpointStore.save", call, no_file_can_grow)
+        wrap("fope_jax.storage.checkpoint.CheckpointStore.save", call, no_file_can_grow)
     if "clock" in request:
         now = time.time
         time.time = lambda: now() + offset[0]

@@ -32,11 +32,11 @@ def kill_at_a_random_time(directory: Path, seed: int) -> None:
 
 # In the order in which a save comes to them; the numbers are those of the call in it.
 IN_A_SAVE = (
-    ("fope_jax.checkpoint.CheckpointStore._remove_unfinished", 1, 1),
+    ("fope_jax.storage.checkpoint.CheckpointStore._remove_unfinished", 1, 1),
     ("orbax.checkpoint.Checkpointer.save", 1, 1),
-    ("fope_jax.checkpoint.write_json", 1, 2),
-    ("fope_jax.checkpoint.tree_sha256", 1, 1),
-    ("fope_jax.checkpoint.write_json", 2, 2),
+    ("fope_jax.storage.checkpoint.write_json", 1, 2),
+    ("fope_jax.storage.checkpoint.tree_sha256", 1, 1),
+    ("fope_jax.storage.checkpoint.write_json", 2, 2),
     ("fope_jax.train.account.TimeAccount.rows", 2, 1),  # its first call is after the compilation
 )
 
@@ -55,7 +55,7 @@ def kill_in_a_save(directory: Path, seed: int) -> None:
 def kill_between_rows_and_checkpoint(directory: Path, seed: int) -> None:
     reference, run = world.unbroken(), directory / "run"
     call = 1 + random.Random(seed).randrange(STEPS // SAVE_EVERY)
-    code, text = world.train(run, die=["fope_jax.checkpoint.CheckpointStore.save", call, 0])
+    code, text = world.train(run, die=["fope_jax.storage.checkpoint.CheckpointStore.save", call, 0])
     assert code == -signal.SIGKILL, text
     assert max(world.steps(run)) == call * SAVE_EVERY, "its row was there"
     world.resume_killed(run, reference)

@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from fope_jax.checkpoint import CheckpointStore
+from fope_jax.storage.checkpoint import CheckpointStore
 from tests.cloud_storage import Storage, serving
 from tests.faults import world
 from tests.faults.fault import Fault

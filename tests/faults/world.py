@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.checkpoint import CheckpointStore
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.storage.checkpoint import CheckpointStore
 from tests.faults.nursery import Nursery, Request
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import ConfigError, build_experiment
 from fope_jax.config import experiment as configs
 from fope_jax.data import DataConfig, corpora
@@ -23,7 +22,6 @@ from fope_jax.data.manifest import CacheError, read_manifest
 from fope_jax.data.tokenizer import BytesTokenizer, TokenizerError, describe, load_saved
 from fope_jax.doctor import as_json, examine, table
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.files import inside
 from fope_jax.interop import weights
 from fope_jax.interop.families import from_config
 from fope_jax.interop.huggingface import from_rope_parameters
@@ -32,6 +30,8 @@ from fope_jax.model.sharding import MeshConfig
 from fope_jax.position import from_spec
 from fope_jax.report import rows as report
 from fope_jax.report.rows import ReportError
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.storage.files import inside
 from fope_jax.tpu.topology import TopologyError, parse_topology
 from tests.fuzz.damage import changed, damaged
 

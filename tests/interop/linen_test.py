@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from fope_jax.gallery.examples import examples
 from fope_jax.interop.linen import PositionAttention, PositionEmbed, Rotary
 from fope_jax.position import (
     ALiBi,
@@ -24,7 +25,6 @@ from fope_jax.position import (
     T5Bias,
     YaRN,
 )
-from fope_jax.position.examples import examples
 
 HEADS, HEAD_DIM, WIDTH, LENGTH = 4, 8, 32, 12
 CASES = {
@@ -237,11 +237,7 @@ def test_a_missing_collection_is_drawn_where_it_may_be():
     x, layer = inputs(), attention(FoPE(LENGTH))
     params = attention(NoPE()).init(jax.random.key(1), x, mask=CAUSAL)["params"]
     out, drawn = layer.apply(
-        {"params": params},
-        x,
-        mask=CAUSAL,
-        mutable=["position"],
-        rngs={"params": jax.random.key(3)},
+        {"params": params}, x, mask=CAUSAL, mutable=["position"], rngs={"params": jax.random.key(3)}
     )
     again = layer.apply({"params": params, **drawn}, x, mask=CAUSAL)
     np.testing.assert_allclose(out, again, atol=1e-6)

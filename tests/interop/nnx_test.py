@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import nnx
 
+from fope_jax.gallery.examples import examples
 from fope_jax.interop.nnx import PositionAttention, PositionEmbed, Rotary
 from fope_jax.model.transformer import PositionConstant
 from fope_jax.position import (
@@ -28,7 +29,6 @@ from fope_jax.position import (
     XPos,
     YaRN,
 )
-from fope_jax.position.examples import examples
 
 HEADS, KV_HEADS, HEAD_DIM, WIDTH, LENGTH = 4, 2, 8, 32, 12
 CASES = {

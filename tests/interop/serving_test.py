@@ -168,10 +168,7 @@ def test_other_spellings_and_strict_floor():
     assert method == SERVED
     intern = {"rope_type": "default", "fope_sep_head": True, "fope_init_factor": 0.5}
     method = fope_from_rope_parameters(
-        intern | {"num_inv_freq": None},
-        head_dim=128,
-        training_length=262_144,
-        rope_theta=5_000_000,
+        intern | {"num_inv_freq": None}, head_dim=128, training_length=262_144, rope_theta=5_000_000
     )
     assert method.num_outputs(128) == 45
 

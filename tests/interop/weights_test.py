@@ -13,12 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from fope_jax.interop.families import FAMILIES, KEPT, from_config
-from fope_jax.interop.weights import (
-    export_weights,
-    import_weights,
-    places,
-    position_fingerprint,
-)
+from fope_jax.interop.weights import export_weights, import_weights, places, position_fingerprint
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import (
     AdjustedBase,

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from fope_jax.gallery.examples import EXAMPLES
 from fope_jax.model import attention
 from fope_jax.model.attention import Places, visible, visible_blocks
 from fope_jax.position.base import ModelShape
-from fope_jax.position.examples import EXAMPLES
 
 attend = jax.jit(attention.attend, static_argnames=("bias_fn", "backend", "block"))
 

@@ -128,10 +128,7 @@ def packed(batch, length, heads, kv_heads, head_dim):
 
 @pytest.mark.parametrize(
     "kernel",
-    [
-        lambda *x: fused.splash(*x, interpret=True),
-        lambda *x: fused.cudnn(*x, implementation="xla"),
-    ],
+    [lambda *x: fused.splash(*x, interpret=True), lambda *x: fused.cudnn(*x, implementation="xla")],
     ids=["splash", "cudnn"],
 )
 def test_fused_kernels_equal_the_reference_with_gradients(kernel):

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fope_jax.gallery.examples import examples
 from fope_jax.model.attention import Places, attend
 from fope_jax.model.bias_kernel import attend_in_kernel
 from fope_jax.position.base import ModelShape, PositionEmbedding
-from fope_jax.position.examples import examples
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.relative_bias import T5Bias
 from tests.model.backends_test import packed

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fope_jax.gallery.examples import examples
 from fope_jax.model.decode import empty_cache, greedy, prefill, read
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
 from fope_jax.position import METHODS, ByLayer, CoPE, DynamicNTK, FoPE, LongRoPE, NoPE, RoPE
-from fope_jax.position.examples import examples
 
 LENGTH, PROMPT, VOCAB = 21, 9, 53
 METHOD_EXAMPLES = {

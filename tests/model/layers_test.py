@@ -3,14 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax.model.layers import (
-    from_heads,
-    linear,
-    rms_norm,
-    swiglu,
-    to_heads,
-    truncated_normal,
-)
+from fope_jax.model.layers import from_heads, linear, rms_norm, swiglu, to_heads, truncated_normal
 
 
 def normal(seed, *shape):

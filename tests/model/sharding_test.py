@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from fope_jax.config import TrainConfig
+from fope_jax.gallery.examples import examples
 from fope_jax.model import sharding
 from fope_jax.model.sharding import (
     LAYER_PARAMETERS,
@@ -25,7 +26,6 @@ from fope_jax.model.sharding import (
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import ALiBi, ByLayer, ByShare, LogitScaling, NoPE
 from fope_jax.position.base import PositionEmbedding, PositionVariables
-from fope_jax.position.examples import examples
 from fope_jax.train.optim import make_optimizer
 from fope_jax.train.step import TrainState, state_shardings
 

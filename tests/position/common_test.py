@@ -83,10 +83,7 @@ CASES = {
     ),
     "rope-dynamic-ntk-fixed": Case(RoPE(theta=100.0, scaling=(DynamicNTK(4.0, 8, length=40),))),
     "rope-longrope": Case(
-        RoPE(
-            theta=100.0,
-            scaling=(LongRoPE((1.0,) * 12, tuple(range(1, 13)), 18, 4.0),),
-        ),
+        RoPE(theta=100.0, scaling=(LongRoPE((1.0,) * 12, tuple(range(1, 13)), 18, 4.0),)),
         fails=(NORM, ORIGIN, CAUSAL, PACKED, DECODE),
     ),
     "rope-llama3": Case(RoPE(theta=100.0, scaling=(Llama3(4.0, 40),))),
@@ -157,8 +154,7 @@ CASES = {
     "fope-clip-only": Case(FoPE(40, series=False)),
     "fope-yarn": Case(FoPE(160, scaling=(YaRN(4.0, 40),)), fails=(SHIFT, NORM, ORIGIN)),
     "fope-yarn-after": Case(
-        FoPE(160, scaling=(YaRN(4.0, 40),), scaling_order="after_clip"),
-        fails=(SHIFT, NORM, ORIGIN),
+        FoPE(160, scaling=(YaRN(4.0, 40),), scaling_order="after_clip"), fails=(SHIFT, NORM, ORIGIN)
     ),
     "fope-no-noise": Case(FoPE(40, sigma=0.0, zero_sine=0.0)),
     "fope-no-noise-sine": Case(FoPE(40, sigma=0.0), fails=(NORM, ORIGIN)),

@@ -149,10 +149,7 @@ ERRORS = {
     "head too small": (lambda: FoPE(64).check(shape(head_dim=2)), "head_dim=2.*4 or more"),
     "no heads": (lambda: alibi_slopes(0), "num_heads=0"),
     "slopes": (lambda: ALiBi(slopes=(1.0,)).check(shape()), "slopes has 1 entries.*4 heads"),
-    "count": (
-        lambda: fourier_coefficients(jax.random.key(0), 2, 0, 2, 0.3),
-        "num_frequencies=0",
-    ),
+    "count": (lambda: fourier_coefficients(jax.random.key(0), 2, 0, 2, 0.3), "num_frequencies=0"),
     "identity shape": (
         lambda: fourier_coefficients(jax.random.key(0), 2, 3, 2, 0.3, identity=np.eye(2)),
         r"identity has shape \(2, 2\).*\(3, 2\)",

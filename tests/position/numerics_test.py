@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from fope_jax import position
+from fope_jax.extend import coefficients
 from fope_jax.position import (
     FIRE,
     METHODS,
@@ -75,7 +76,7 @@ FUNCTIONS: dict[str, Any] = {
     "alibi_slopes": (lambda: position.alibi_slopes(3),),
     "angles": (position.angles, P, GRID),
     "carry_coefficients": (
-        lambda: position.carry_coefficients(COEF, COEF, np.array([0, -1, 1]), COEF[0], COEF[0]),
+        lambda: coefficients.carry_coefficients(COEF, COEF, np.array([0, -1, 1]), COEF[0], COEF[0]),
     ),
     "clip_floor": (lambda w: position.clip_floor(w, 30), GRID),
     "coefficient_std": (lambda: position.coefficient_std(0.3, 2, 3, 4),),
@@ -91,7 +92,7 @@ FUNCTIONS: dict[str, Any] = {
     "kerple_log_bias": (position.kerple_log_bias, P, K, SLOPES, SLOPES),
     "kerple_power_bias": (position.kerple_power_bias, P, K, SLOPES, SLOPES),
     "log_n_scale": (lambda p: position.log_n_scale(p, 4, within=True), P),
-    "match_frequencies": (lambda: position.match_frequencies(GRID, GRID[1:]),),
+    "match_frequencies": (lambda: coefficients.match_frequencies(GRID, GRID[1:]),),
     "mix_tables": (
         lambda c, s, cos, sin: position.mix_tables(c, s, cos, sin, head_dim=8),
         COS[..., :3], SIN[..., :3], COEF, COEF + 1,
@@ -102,7 +103,7 @@ FUNCTIONS: dict[str, Any] = {
         lambda n: position.scaled_frequencies(8, 1e4, (DynamicNTK(4.0, 4),), n)[:2], np.int32(9)
     ),
     "sinusoidal_table": (lambda p: position.sinusoidal_table(p, 8), P),
-    "stretch_table": (lambda: position.stretch_table(TABLE, 6, 9),),
+    "stretch_table": (lambda: coefficients.stretch_table(TABLE, 6, 9),),
     "t5_bias": (lambda p, k, table: position.t5_bias(p, k, table, max_distance=16), P, K, TABLE),
     "t5_buckets": (lambda p: position.t5_buckets(p, bidirectional=True), P),
     "xpos_decay": (lambda: position.xpos_decay(8),),
@@ -190,12 +191,15 @@ def every_hook(method):
 ROWS = {**FUNCTIONS, **{name: every_hook(m) for name, m in METHODS_UNDER_TEST.items()}}
 
 
+CARRIED = ("carry_coefficients", "match_frequencies", "stretch_table")  # of fope_jax.extend
+
+
 def test_every_public_name_has_a_row():
     methods = {type(method) for method in METHODS_UNDER_TEST.values()}
     assert methods == set(METHODS.values())
     assert {type(step) for step in STEPS.values()} == set(SCALINGS.values())
     classes = {cls.__name__ for cls in methods | set(SCALINGS.values())}
-    assert set(FUNCTIONS) | WITHOUT_ARRAYS | classes == set(position.__all__)
+    assert set(FUNCTIONS) | WITHOUT_ARRAYS | classes == set(position.__all__) | set(CARRIED)
 
 
 SETTINGS = {

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from fope_jax.checkpoint import CheckpointStore
 from fope_jax.main import main
+from fope_jax.storage.checkpoint import CheckpointStore
 
 SWEEP = """
 from fope_jax.sweep.spec import Extend, Train

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from fope_jax.config import load_config
-from fope_jax.fields import ConfigError
+from fope_jax.config.fields import ConfigError
+from fope_jax.extend import run as extend_module
+from fope_jax.extend.child import child_experiment
 from fope_jax.main import main
 from fope_jax.sweep.spec import Extend, Train, check_sweep, load_sweep, product, zipped
-from fope_jax.train import extend as extend_module
-from fope_jax.train.extension.child import child_experiment
 
 QUICK = "configs/quickstart.py"
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import build_experiment
 from fope_jax.data.build import build
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.train import loop
 from fope_jax.train.loop import train
 

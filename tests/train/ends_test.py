@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 HARMED = """
 import sys, time
 from fope_jax.main import main
-from fope_jax.processes import is_first
+from fope_jax.processes.collectives import is_first
 {harm}
 sys.exit(main(sys.argv[1:]))
 """
 SAVE_FAILS = """
-from fope_jax import checkpoint
+from fope_jax.storage import checkpoint
 write = checkpoint.write_json
 def written(path, content):
     if path.name == "manifest.json":
@@ -127,7 +127,7 @@ def test_what_the_first_refuses_ends_the_other_in_a_line(config, tmp_path):
 
 @pytest.mark.slow
 def test_a_workdir_that_another_process_writes(config, tmp_path):
-    from fope_jax.lock import writing
+    from fope_jax.storage.lock import writing
 
     with writing(tmp_path / "run", "train"):
         codes, (_, second) = ends(train(config, tmp_path / "run"))

@@ -7,8 +7,8 @@ from fope_jax.config import build_experiment, changed_numbers, experiment_to_dic
 from fope_jax.data import lessons
 from fope_jax.evaluate import during, scoring
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.extend.child import child_experiment
 from fope_jax.main import main
-from fope_jax.train.extension.child import child_experiment
 from fope_jax.train.loop import train
 
 EVALUATE = {

@@ -11,18 +11,18 @@ import jax
 import numpy as np
 import pytest
 
-from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import ConfigError, build_experiment
 from fope_jax.data import lessons
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.run import evaluate, load_run
+from fope_jax.extend.parents import open_parent
+from fope_jax.extend.run import extend
+from fope_jax.interop.runs import export_run
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.train import loop
 from fope_jax.train.bad_steps import BadStepError
-from fope_jax.train.exchange import export_run
-from fope_jax.train.extend import extend
-from fope_jax.train.extension.parents import open_parent
 from fope_jax.train.loop import train
 from fope_jax.train.state import plan_state
 from fope_jax.train.workdir import git_commit

@@ -26,10 +26,10 @@ import numpy as np
 
 from fope_jax.config import Experiment, TrainConfig
 from fope_jax.data import DataConfig
+from fope_jax.gallery.examples import examples
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
-from fope_jax.position.examples import examples
 from fope_jax.train.loop import put
 from fope_jax.train.state import (
     draw_constants,

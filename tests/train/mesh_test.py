@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fope_jax.position.examples import examples
+from fope_jax.gallery.examples import examples
 
 ROOT = Path(__file__).parents[2]
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import build_experiment
 from fope_jax.evaluate import during
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.lock import LockError
-from fope_jax.signals import SIGNALS, Stopped
+from fope_jax.processes.signals import SIGNALS, Stopped
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.storage.lock import LockError
 from fope_jax.train import loop
 from fope_jax.train.loop import train
 from fope_jax.train.preemption import Preempted, preemption

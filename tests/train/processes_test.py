@@ -199,7 +199,8 @@ def assert_same_training(workdir, of):
 # ---------------------------------------------------------------------------- not started alike
 
 PATIENCE = (
-    "import sys; from fope_jax import lock, main; lock.SHARED_SECONDS = 2; sys.exit(main.main())"
+    "import sys; from fope_jax import main; from fope_jax.storage import lock; "
+    "lock.SHARED_SECONDS = 2; sys.exit(main.main())"
 )
 
 

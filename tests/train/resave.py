@@ -10,13 +10,13 @@ import json
 import sys
 from pathlib import Path
 
-from fope_jax.distributed import initialize
+from fope_jax.processes.initialize import initialize
 
 if __name__ == "__main__":
     initialize()
-    from fope_jax.checkpoint import CheckpointStore
     from fope_jax.evaluate.run import read_experiment
     from fope_jax.model.sharding import MeshConfig
+    from fope_jax.storage.checkpoint import CheckpointStore
     from fope_jax.train.state import plan_state
     from fope_jax.train.workdir import CHECKPOINTS
 

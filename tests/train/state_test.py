@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.config import build_experiment, load_config
 from fope_jax.model.sharding import MeshConfig
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.train.state import check_mesh, new_state, plan_state, restore_arrays
 from tests.train.mesh_runs import experiment
 

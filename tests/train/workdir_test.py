@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from fope_jax import files
-from fope_jax.checkpoint import CheckpointStore
 from fope_jax.config import ConfigError
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.main import main
+from fope_jax.storage import files
+from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.train import exchange, extend, loop, workdir
 from fope_jax.train.workdir import check_workdir, has_checkpoint, open_workdir
 

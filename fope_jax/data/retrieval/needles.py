@@ -16,13 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fope_jax.data.retrieval.base import RIVALS, Trial, check_place, half_of
-from fope_jax.data.retrieval.texts import (
-    Parts,
-    TextTask,
-    answer_tokens,
-    draw_numbers,
-    rival_tokens,
-)
+from fope_jax.data.retrieval.texts import Parts, TextTask, answer_tokens, draw_numbers, rival_tokens
 
 NEEDLES = 4  # in a window: keys, values, questions or variables
 

@@ -1,0 +1,75 @@
+"""The arrays that a model goes on with: weights, position arrays, optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from fope_jax.extend.coefficients import Transplant
+from fope_jax.model.sharding import place
+from fope_jax.train.state import StatePlan
+from fope_jax.train.step import TrainState
+
+
+def carry_state(
+    parent: Mapping[str, Any], moved: Transplant, plan: StatePlan, optimizer: str
+) -> tuple[TrainState, Any]:
+    """State and position constants of the child before its first update.
+
+    Args:
+      parent: its ``params``, ``constants`` and, for "keep", ``optimizer``.
+      moved: the position arrays.
+      plan: of the child's state.
+      optimizer: "keep" takes the moments and Adam's count, for a position array only where it is
+        the parent's; the count of the schedule begins anew, and ``train.schedule_start`` says where
+        the schedule stands. "reset-moments" and "reset" begin with moments and counts of zero,
+        which with AdamW is the same; neither reads the parent's.
+    """
+    own = moved.variables
+    params = _with_position(parent["params"], own.model_params, own.layer_params, plan.state.params)
+    constants = _with_position({}, own.model_constants, own.layer_constants, plan.constants)
+    shardings = jax.tree.map(lambda x: x.sharding, plan.state.optimizer)
+    state = jax.jit(plan.optimizer.init, out_shardings=shardings)(params)
+    if optimizer == "keep":
+        state = _kept_optimizer(state, parent["optimizer"], moved.carried)
+    return TrainState(params, state), constants
+
+
+_POSITION = ("position_model", "position_layers")
+
+
+def _with_position(
+    tree: Mapping[str, Any], model: Mapping[str, Any], layers: Mapping[str, Any], wanted: Any
+) -> dict[str, Any]:
+    """``tree`` with the position arrays of the child, in the places of ``wanted``."""
+    result = {name: part for name, part in tree.items() if name not in _POSITION}
+    for name, arrays in zip(_POSITION, (model, layers), strict=True):
+        if name in wanted:
+            result[name] = {
+                key: place(np.asarray(arrays[key]), leaf.sharding)
+                for key, leaf in wanted[name].items()
+            }
+    return result
+
+
+def _kept_optimizer(fresh: Any, old: Any, carried: frozenset[str]) -> Any:
+    """``fresh`` with the leaves of ``old``, but for schedules and arrays that are not carried."""
+
+    def part(new: Any, known: Any) -> Any:
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        leaves = dict(jax.tree_util.tree_flatten_with_path(known)[0])
+
+        def choose(path: tuple[Any, ...], leaf: Any) -> Any:
+            keys = [getattr(entry, "key", None) for entry in path]
+            if any(name in _POSITION for name in keys) and keys[-1] not in carried:
+                return leaf
+            return leaves[path]
+
+        return jax.tree_util.tree_map_with_path(choose, new)
+
+    return tuple(part(new, known) for new, known in zip(fresh, old, strict=True))

@@ -1,0 +1,84 @@
+"""Where an extended run comes from and what was changed: its lineage.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from fope_jax.config import ConfigError, Experiment
+from fope_jax.data.cache import TokenCache
+from fope_jax.storage.files import as_path, read_json
+from fope_jax.train.workdir import LINEAGE
+
+
+def data_changes(
+    parent: Experiment, child: Experiment, cache: TokenCache, imported: bool
+) -> dict[str, Any]:
+    """How the stream of tokens is cut for the child, and where in it the child begins.
+
+    Args:
+      parent: the parent's experiment.
+      child: the child's.
+      cache: the child's training tokens.
+      imported: the parent was trained elsewhere, on text that is not known.
+    """
+    old, new = parent.train, child.train
+    windows = [math.ceil(cache.num_tokens / config.length) for config in (old, new)]
+    cut = f"{cache.num_tokens} tokens, in {windows[1]} windows of {new.length}"
+    update = f"{new.batch_size} rows an update"
+    tokens = f"{new.batch_size * new.length} tokens"
+    begins = f"begins at batch {new.data_start} of its shuffled windows"
+    if imported:
+        text = f"{cut}; {update}, {tokens}; {begins}; what the imported weights saw is not known"
+    elif dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) != child.data:
+        text = f"not the parent's: {cut}; {update}, {tokens} as before; {begins}"
+    else:
+        text = (
+            f"the documents in their order, {cut} in place of {windows[0]} of {old.length}; "
+            f"{update} in place of {old.batch_size}, {tokens} as before; {begins}"
+        )
+        if new.length != old.length:
+            text += ", another order than the parent's, so that some were seen by it and some not"
+    return {
+        "text": text,
+        "tokens": cache.num_tokens,
+        "windows": windows,
+        "lengths": [old.length, new.length],
+        "rows": [old.batch_size, new.batch_size],
+        "tokens_an_update": new.batch_size * new.length,
+        "first_batch": new.data_start,
+    }
+
+
+def read_lineage(workdir: str | Path) -> dict[str, Any] | None:
+    """lineage.json of a run; None of a run that was trained from the beginning."""
+    path = as_path(workdir) / LINEAGE
+    return read_json(path) if path.is_file() else None
+
+
+def check_request(
+    workdir: Path, begun: bool, lineage: dict[str, Any] | None, request: dict[str, Any]
+) -> None:
+    """Raises ConfigError where a workdir holds another run than the one asked for.
+
+    Args:
+      workdir: of the new run.
+      begun: whether it holds a checkpoint; without one it holds no run.
+      lineage: from `read_lineage`.
+      request: what is asked for, as lineage.json would have it.
+    """
+    if not begun:
+        return
+    if lineage is None:
+        raise ConfigError(
+            f"workdir {workdir} holds a run that is no extension (it has no {LINEAGE}); use "
+            "another --workdir"
+        )
+    for key, value in request.items():
+        if lineage["request"][key] != value:
+            raise ConfigError(
+                f"workdir {workdir} holds an extension with {key} = {lineage['request'][key]}, now "
+                f"{value}; use another --workdir"
+            )

@@ -1,0 +1,260 @@
+"""A trained model goes on at a longer length, with another position embedding: `fope extend`.
+
+The new run begins with a checkpoint of step 0: the parent's weights, and position arrays and
+optimizer state carried over. From there on it is a run like any other, and needs no parent.
+``lineage.json`` beside its config.json says where it comes from and what was changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from fope_jax.config import ConfigError, Experiment, split_override
+from fope_jax.data.cache import CacheError, TokenCache, open_cache
+from fope_jax.evaluate.alike import check_alike
+from fope_jax.evaluate.identity import position_identity
+from fope_jax.evaluate.run import evaluate
+from fope_jax.evaluate.run import plan as protocols
+from fope_jax.extend.arrays import carry_state
+from fope_jax.extend.child import child_experiment
+from fope_jax.extend.coefficients import Transplant, carry_variables
+from fope_jax.extend.lineage import check_request, data_changes, read_lineage
+from fope_jax.extend.methods import frequency_changes
+from fope_jax.extend.parents import WEIGHTS, Parent, open_parent
+from fope_jax.extend.start import WARN_ABOVE, measure_start
+from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.transformer import HOW, position_variables
+from fope_jax.position import PositionVariables
+from fope_jax.processes.collectives import is_first, on_host
+from fope_jax.processes.initialize import in_all_processes
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.storage.files import as_path, resolved, write_json
+from fope_jax.storage.lock import writing
+from fope_jax.train.loop import train
+from fope_jax.train.saves import check_not_lost
+from fope_jax.train.state import draw_position, plan_state
+from fope_jax.train.workdir import (
+    CHECKPOINTS,
+    CONFIG,
+    KEPT,
+    LINEAGE,
+    RUN,
+    check_room,
+    check_workdir,
+    has_checkpoint,
+    open_workdir,
+)
+
+log = logging.getLogger(__name__)
+
+
+def extend(
+    source: str | Path,
+    method: str,
+    length: int,
+    workdir: str | Path,
+    *,
+    optimizer: str = "reset-moments",
+    match: str = "frequency",
+    warn_above: float = WARN_ABOVE,
+    overrides: Iterable[str] = (),
+    config: ConfigDict | None = None,
+    accept_position: str | None = None,
+    evaluates: bool = False,
+) -> None:
+    """Makes a run that goes on from another one, and trains it to its last step.
+
+    Called again after an interruption it goes on as ``train`` does, to the same bits.
+
+    Args:
+      source: the parent, ``runs/a``, ``runs/a/STEP`` or ``hf:DIR``, see ``open_parent``.
+      method: the position embedding to go on with, see ``position.extension.target_parts``.
+      length: tokens of the new sequences.
+      workdir: of the new run.
+      optimizer: what becomes of the optimizer's state, see ``carry_state``.
+      match: how FoPE's coefficients find their frequency, see ``position.transplant``.
+      warn_above: see ``measure_start``.
+      overrides: see ``child_experiment``.
+      config: see ``child_experiment``.
+      accept_position: of the parent, see ``check_fingerprint``.
+      evaluates: whether `fope evaluate` follows the last step; what it cannot do is said first.
+
+    Raises:
+      ConfigError: see ``child_experiment`` and ``open_parent``; or the workdir holds another run.
+      ValueError: the method cannot follow the parent's.
+      CheckpointError, FileNotFoundError: the parent, see ``open_parent``; and as ``train``.
+    """
+    workdir, overrides = as_path(workdir), list(overrides)
+    with in_all_processes():
+        begun = has_checkpoint(workdir)
+        lineage = read_lineage(workdir) if begun else None
+        step = lineage["request"]["step"] if lineage else None
+        parent = open_parent(source, step, _stated_tokenizer(config, overrides), accept_position)
+        if str(resolved(workdir)) == parent.source:
+            raise ConfigError(f"workdir {workdir} is the parent itself; use another --workdir")
+        request = {
+            "parent": parent.source, "step": parent.step, "method": method, "length": length,
+            "optimizer": optimizer, "match": match,
+        }  # fmt: skip
+        child = child_experiment(
+            parent.experiment, parent.step, method, length, optimizer, overrides,
+            imported=parent.imported, config=config,
+        )  # fmt: skip
+        check_request(workdir, begun, lineage, request)
+        check_workdir(workdir, child)
+        if not begun:  # before anything is written
+            fingerprint = _open_cache(child, workdir, parent).fingerprint
+            if evaluates:
+                protocols(child, fingerprint)
+    check_alike(child, request | {"--accept-position": accept_position})
+    with writing(workdir, "extend"):
+        store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
+        try:
+            if store.latest_valid_step(set_aside=True) is None:
+                check_not_lost(workdir, None)
+                _begin(parent, child, workdir, store, request, warn_above)
+        finally:
+            store.close()
+    train(child, workdir)
+    if evaluates:
+        evaluate(workdir)
+
+
+def _begin(
+    parent: Parent,
+    child: Experiment,
+    workdir: Path,
+    store: CheckpointStore,
+    request: dict[str, Any],
+    warn_above: float,
+) -> None:
+    """Writes config.json, lineage.json and the checkpoint of step 0."""
+    # The parent's model, computed as the child is and on its devices.
+    computed = {name: getattr(child.model, name) for name in HOW}
+    before = dataclasses.replace(
+        parent.experiment, mesh=child.mesh,
+        model=dataclasses.replace(parent.experiment.model, **computed),
+    )  # fmt: skip
+    with in_all_processes():
+        cache, plan = _open_cache(child, workdir, parent), plan_state(child)
+        check_room(workdir, plan, child.train)
+    arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
+    if counts := non_finite_arrays({name: arrays[name] for name in ("params", "constants")}):
+        raise CheckpointError(
+            f"{parent.source}, step {parent.step}: weights that are not finite, from which no run "
+            f"can go on: {describe_non_finite(counts)}"
+        )
+    _check_data(parent.experiment, metadata["data"], child, cache)
+    trained = jax.tree.map(on_host, position_variables(arrays["params"], arrays["constants"]))
+    moved = _move(before, trained, child, request["match"])
+    state, constants = carry_state(arrays, moved, plan, request["optimizer"])
+
+    fingerprint, identity = position_identity(child.position, child.model.shape, constants)
+    identity["data"] = cache.fingerprint
+    head_dim = child.model.shape.head_dim
+    frequencies = frequency_changes(before.position, child.position, head_dim)
+    data = data_changes(before, child, cache, parent.imported)
+    log.info("%s, step %d, goes on as %s", parent.source, parent.step, child.name)
+    if frequencies is not None:
+        log.info("frequencies: %s", frequencies.text)
+    if moved.text:
+        log.info("position arrays: %s", moved.text)
+    log.info("data: %s", data["text"])
+    if child.evaluate.add_bos_token:
+        log.info(
+            "BOS token: training text has none, its documents are joined by their end-of-document "
+            "token; windows that are evaluated begin with %s (evaluate.add_bos_token)",
+            child.evaluate.bos_token,
+        )
+    start = measure_start(before, arrays, child, state, constants, warn_above)
+    update = before.train.batch_size * before.train.length
+    lineage = {
+        "request": request,
+        "parent": {
+            "run": parent.source,
+            "step": parent.step,
+            "name": before.name,
+            "length": before.train.length,
+            "tokens_seen": (before.train.data_start + parent.step) * update,
+            "position": {"hash": metadata["position"], "summary": metadata.get("position_summary")},
+        },
+        "child": {
+            "name": child.name,
+            "length": child.train.length,
+            "position": {"hash": fingerprint.hash, "summary": fingerprint.summary},
+        },
+        "frequencies": frequencies and {"text": frequencies.text, **frequencies._asdict()},
+        "arrays": moved.text,
+        "data": data,
+        "start": start,
+    }
+    with in_all_processes():
+        if is_first():
+            open_workdir(workdir, child)
+            if parent.kept:
+                write_json(workdir / RUN, {KEPT: parent.kept})  # training adds the rest
+            write_json(workdir / LINEAGE, lineage)
+    items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
+    store.save(0, items, identity)
+
+
+def _stated_tokenizer(config: ConfigDict | None, overrides: Iterable[str]) -> str | None:
+    """``data.tokenizer`` as the command line or else the configuration file states it."""
+    stated = dict(map(split_override, overrides)).get("data.tokenizer")
+    return stated or (config.to_dict().get("data", {}).get("tokenizer") if config else None)
+
+
+def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
+    """The child's tokens; where they have not been built, the error says of which configuration.
+
+    Of weights of Hugging Face there may be no configuration file: the child's is written for it.
+    """
+    try:
+        return open_cache(child.data, "train")
+    except CacheError as error:
+        if not parent.source.startswith(WEIGHTS):
+            path = as_path(parent.source) / CONFIG
+            raise CacheError(f"{error}, such as {path}, with the same --config.data") from error
+        if is_first():
+            open_workdir(workdir, child)
+        raise CacheError(f"{error}, such as {workdir / CONFIG}") from error
+
+
+def _move(
+    parent: Experiment, trained: PositionVariables, child: Experiment, match: str
+) -> Transplant:
+    return carry_variables(
+        parent.position, trained, child.position, draw_position(child),
+        child.model.shape.head_dim, from_length=parent.train.length, match=match,
+    )  # fmt: skip
+
+
+def _check_data(parent: Experiment, fingerprint: str, child: Experiment, cache: TokenCache) -> None:
+    """Raises ConfigError where tokens would mean something else to the model."""
+    if fingerprint is None:  # imported: there need be no cache of its own configuration
+        if child.data.tokenizer != parent.data.tokenizer:
+            raise ConfigError(
+                f"config.data.tokenizer = {child.data.tokenizer!r}: the parent's is "
+                f"{parent.data.tokenizer!r}, and its model reads tokens of no other"
+            )
+        return
+    same = dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) == child.data
+    if same and cache.fingerprint != fingerprint:
+        raise ConfigError(
+            f"the parent was trained on a token cache with fingerprint {fingerprint}, but the one "
+            f"in {child.data.cache_dir} has {cache.fingerprint}: corpus or tokenizer has changed"
+        )
+    if not same:
+        known = open_cache(parent.data, "train").tokenizer.fingerprint
+        if cache.tokenizer.fingerprint != known:
+            raise ConfigError(
+                f"config.data: its tokenizer has fingerprint {cache.tokenizer.fingerprint}, the "
+                f"parent's {known}; the parent's model reads tokens of its own tokenizer only"
+            )

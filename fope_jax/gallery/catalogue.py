@@ -1,0 +1,129 @@
+"""What a reader asks of each method and scaling, read off the code: for the table of methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+
+from fope_jax.gallery.examples import EXAMPLES, SHAPE
+from fope_jax.position.base import ModelShape, PositionEmbedding
+from fope_jax.position.table import METHODS, SCALINGS
+
+
+class Entry(NamedTuple):
+    """A method or a scaling, in words.
+
+    Attributes:
+      name: in ``METHODS`` or ``SCALINGS``.
+      kind: of a method; ``scaling`` for the others.
+      knobs: ``name=default``, or ``name`` where it is required.
+      learnable: ``no``, ``always``, ``with learnable=True`` or ``as its methods``.
+      extends: what a method claims for lengths beyond training; empty for a scaling.
+      about: what it is, one sentence.
+      source: its reference.
+    """
+
+    name: str
+    kind: str
+    knobs: list[str]
+    learnable: str
+    extends: str
+    about: str
+    source: str
+
+
+def method_entries() -> list[Entry]:
+    """An entry for each method, in the order of ``METHODS``.
+
+    >>> {entry.name: entry.learnable for entry in method_entries()}["learned"]
+    'always'
+    """
+    first = {type(method): method for method in reversed(EXAMPLES.values())}
+    return [
+        Entry(
+            name, cls.kind, knobs(cls), learnable(first[cls]), cls.extends, about(cls), source(cls)
+        )
+        for name, cls in METHODS.items()
+    ]
+
+
+def scaling_entries() -> list[Entry]:
+    """An entry for each scaling of rotary frequencies, in the order of ``SCALINGS``.
+
+    >>> {entry.name: entry.knobs for entry in scaling_entries()}["clip_floor"]
+    ['training_length', 'ratio=1']
+    """
+    return [
+        Entry(name, "scaling", knobs(cls), "no", "", about(cls), source(cls))
+        for name, cls in SCALINGS.items()
+    ]
+
+
+def knobs(cls: Any) -> list[str]:
+    """The fields of a dataclass with their defaults.
+
+    >>> from fope_jax.position.xpos import XPos
+    >>> knobs(XPos)
+    ['theta=10000', 'scale_base=512', 'gamma=0.4', 'interleaved=False']
+    """
+    shown = []
+    for field in dataclasses.fields(cls):
+        default = field.default
+        value = f"{default:g}" if isinstance(default, float) else repr(default)
+        shown.append(field.name if default is dataclasses.MISSING else f"{field.name}={value}")
+    return shown
+
+
+def learnable(method: PositionEmbedding, shape: ModelShape = SHAPE) -> str:
+    """Whether ``init`` gives the method anything to train; see ``Entry``.
+
+    >>> learnable(EXAMPLES["fope"])
+    'with learnable=True'
+    """
+    values = [getattr(method, field.name) for field in dataclasses.fields(method)]
+    parts = [part for value in values for part in (value if isinstance(value, tuple) else [value])]
+    if any(isinstance(part, PositionEmbedding) for part in parts):
+        return "as its methods"
+    if _trains(method, shape):
+        return "always"
+    if any(field.name == "learnable" for field in dataclasses.fields(method)):
+        anything: Any = method  # whose knobs the type checker cannot know
+        if _trains(dataclasses.replace(anything, learnable=True), shape):
+            return "with learnable=True"
+    return "no"
+
+
+def _trains(method: PositionEmbedding, shape: ModelShape) -> bool:
+    owned = jax.eval_shape(lambda: method.init(jax.random.key(0), shape))
+    return bool(owned.model_params or owned.layer_params)
+
+
+def about(cls: type) -> str:
+    """The first paragraph of the docstring, without its full stop.
+
+    >>> about(METHODS["alibi"])
+    'Attention with linear biases: distant keys are penalised, each head at its own rate'
+    """
+    return " ".join(_docstring(cls).partition("\n\n")[0].split()).removesuffix(".")
+
+
+def source(cls: type) -> str:
+    """What the docstring names as reference; the nearest base class's where it has none.
+
+    >>> source(METHODS["alibi"])
+    'Press et al. 2022, "Train Short, Test Long", Section 3'
+
+    Raises:
+      ValueError: no class in its line has a reference.
+    """
+    for base in cls.__mro__:
+        text = _docstring(base).partition("Reference:")[2].partition("\n\n")[0]
+        if text:
+            return " ".join(text.split()).removesuffix(".")
+    raise ValueError(f"{cls.__name__}: its docstring has no 'Reference:'")
+
+
+def _docstring(cls: type) -> str:
+    return cls.__doc__ or ""

@@ -1,0 +1,164 @@
+"""`fope spectrum`: the spectra of a run's checkpoint, as rows and as curves for its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from fope_jax.config import Experiment, check_vocabulary
+from fope_jax.data.bos import find_bos
+from fope_jax.data.cache import open_cache
+from fope_jax.evaluate.finite import NonFiniteError, check_weights
+from fope_jax.evaluate.metrics import METRICS, Row, replace_rows
+from fope_jax.evaluate.run import load_run, read_experiment, warn_where_bos_is_unknown
+from fope_jax.evaluate.windows import place_windows
+from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.transformer import Transformer
+from fope_jax.spectrum.capture import Seen, observer
+from fope_jax.spectrum.measure import LayerSpectrum, measure
+from fope_jax.spectrum.series import Series, layer_methods, series_of, trained_pairs
+from fope_jax.storage.files import as_path
+
+MULTIPLES = (1, 2, 4, 8)
+WINDOWS = 8
+
+# Fields of LayerSpectrum that are curves: for figures, not for rows.
+CURVES = ("own", "profile", "logits_power", "hidden_power", "q_power", "k_power")
+
+
+def measure_run(
+    workdir: str | Path,
+    step: int | None = None,
+    *,
+    untrained: bool = False,
+    multiples: Sequence[int] = MULTIPLES,
+    windows: int = WINDOWS,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measures one checkpoint, and writes its rows of kind "spectrum" in place of earlier ones.
+
+    Every context length ends in the same tokens of the first split that the run is evaluated on.
+    Windows begin with the run's BOS token where ``evaluate.add_bos_token`` says so.
+
+    Args:
+      workdir: a run.
+      step: which checkpoint; None takes the newest valid one, 0 means ``untrained``.
+      untrained: the parameters that training began with, drawn from the run's seed again.
+      multiples: context lengths, in training lengths.
+      windows: of each length.
+      say: where one line for each length goes.
+
+    Returns:
+      JSON values: ``rows``; the ids of the run; ``curves``, one dict for each row with the fields
+      ``CURVES``; and ``pairs``, what each pair of dimensions of the first layer saw in training.
+
+    Raises:
+      FileNotFoundError: no config.json or no checkpoint.
+      NonFiniteError: weights or activations are not finite, named with the document.
+      ValueError: lengths that the method, the documents or the memory do not allow, or that resolve
+        nothing; an untrained model of a run that did not begin with one.
+    """
+    workdir = as_path(workdir)
+    experiment = read_experiment(workdir)
+    length = experiment.train.length
+    contexts = _contexts(experiment, multiples)
+    if untrained or step == 0:
+        model, step = _untrained(workdir, experiment), 0
+    else:
+        loaded = load_run(workdir, step)
+        model, step = loaded.model, loaded.step
+    check_weights(model, f"{workdir}, step {step}")
+    split = next(iter(experiment.evaluate.splits), "validation")
+    cache = open_cache(experiment.data, split)
+    check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
+    warn_where_bos_is_unknown(workdir)
+    settings = experiment.evaluate
+    bos = find_bos(cache.tokenizer, settings.bos_token) if settings.add_bos_token else None
+    last = max(1, length // 2)
+    placed = place_windows(cache.documents, longest=contexts[-1], scored=last, total=windows)
+    look = observer(model)
+    ids = {
+        "variant": experiment.name, "seed": experiment.seed, "step": step,
+        "training_length": length,
+    }  # fmt: skip
+    rows, curves = [], []
+    for context in contexts:
+        layers = _series(model, context)
+
+        def seen(stop: int, document: int, context: int = context) -> Seen:
+            tokens = np.array(cache.tokens(stop - context, stop))
+            if bos is not None:
+                tokens[0] = bos.id
+            everything = look(tokens)
+            counts = non_finite_arrays(everything._asdict())
+            if counts:
+                raise NonFiniteError(
+                    f"{workdir}, step {step}: activations are not finite at {context} tokens of "
+                    f"document {str(cache.documents['name'][document])!r}, though all weights are: "
+                    f"{describe_non_finite(counts)}. No row was written"
+                )
+            return everything
+
+        seen_windows = map(seen, placed.stop, placed.document)
+        found = measure(context, seen_windows, layers, training_length=length, last=last)
+        stated = {"split": split, "context": context, "windows": len(placed.stop), "last": last}
+        stated |= {"bos_token": bos.token} if bos else {}
+        for index, spectrum in enumerate(found):
+            rows.append({"kind": "spectrum", **ids, **stated, "layer": index, **_row(spectrum)})
+            curves.append({name: _plain(getattr(spectrum, name)) for name in CURVES})
+        say(f"{experiment.name}, step {step}: {len(placed.stop)} windows of {context} tokens")
+    replace_rows(
+        workdir / METRICS,
+        lambda row: row.get("kind") == "spectrum" and row.get("step") == step,
+        rows,
+    )
+    first = _series(model, length)[0]
+    pairs = [pair._asdict() for pair in trained_pairs(first, length)] if first else []
+    return {**ids, "rows": rows, "curves": curves, "pairs": pairs}
+
+
+def _contexts(experiment: Experiment, multiples: Sequence[int]) -> list[int]:
+    wrong = [multiple for multiple in multiples if multiple < 1]
+    if wrong or not multiples:
+        raise ValueError(f"lengths {list(multiples)}: accepted are training lengths, 1 or more")
+    contexts = sorted({experiment.train.length * multiple for multiple in multiples})
+    limit = experiment.position.max_length()
+    if limit is not None and contexts[-1] > limit:
+        raise ValueError(
+            f"lengths reach {contexts[-1]} tokens, but {type(experiment.position).__name__} is "
+            f"defined for at most {limit}; give multiples of {experiment.train.length} up to "
+            f"{limit // experiment.train.length}"
+        )
+    return contexts
+
+
+def _untrained(workdir: Path, experiment: Experiment) -> Transformer:
+    """The model that training began with."""
+    if (workdir / "lineage.json").is_file():
+        raise ValueError(
+            f"{workdir} goes on from another run and did not begin untrained: measure its parent"
+        )
+    return Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(experiment.seed))
+
+
+def _series(model: Transformer, context: int) -> list[Series | None]:
+    shape = model.config.shape
+    return [series_of(m, variables, shape, context) for m, variables in layer_methods(model)]
+
+
+def _row(spectrum: LayerSpectrum) -> Row:
+    fields = vars(spectrum)
+    return {name: _plain(value) for name, value in fields.items() if name not in CURVES}
+
+
+def _plain(value: Any) -> Any:
+    """JSON values at six digits; what is no number there (NaN) is None."""
+    if value is None:
+        return None
+    if np.ndim(value):
+        return [_plain(item) for item in value]
+    return float(f"{float(value):.6g}") if np.isfinite(value) else None

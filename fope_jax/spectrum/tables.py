@@ -1,0 +1,202 @@
+"""Pages of `fope spectrum`: a run's spectra before and after training, and the theory's demo."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fope_jax.report.page import details, embedded_figure, paragraph, section, write_page
+from fope_jax.report.rows import ReportError
+from fope_jax.report.tables import EMPTY, Table, as_html
+from fope_jax.spectrum import figures
+
+Measured = dict[str, Any]
+
+READING = (
+    "Leakage is the share of a signal's energy that is not at the method's own frequencies: the "
+    "projection on their cosines and sines is taken off, and what is left is divided by the whole. "
+    "0 is a signal of own frequencies alone; white noise has the null value, which is below 1 as "
+    "frequencies nearer than 2 pi / T fill a part of a window of T tokens. Of the logits it is the "
+    "leakage of their mean at each distance, weighed by the number of pairs of tokens, without the "
+    "constant, which attention does not see. Of q and k, after the rotation, it is that of each "
+    "pair of dimensions from the frequencies of that pair. Floor energy is the share under 2 pi / "
+    "L, L the training length; undertrained energy that of the squared Fourier coefficients of the "
+    "logits, of pairs of a query and a key, at frequencies between 0 and 2 pi / L. The "
+    "position-locked share of the hidden states is what is the same at a position whatever the "
+    "text. Methods without frequencies have neither leakage nor undertrained energy (-)."
+)
+
+
+def write_spectrum(measured: Measured, out: str | Path) -> Path:
+    """Writes what ``measure_run`` gave, and the page of all steps of the run measured into ``out``.
+
+    Args:
+      measured: of one step; it replaces an earlier one.
+      out: a directory of this run, made where it does not exist.
+
+    Returns:
+      The path of index.html.
+
+    Raises:
+      ReportError: the directory cannot be written, or holds another run.
+    """
+    out = Path(out)
+    earlier = [json.loads(path.read_text()) for path in out.glob("spectrum-*.json")]
+    others = {(s["variant"], s["seed"]) for s in earlier} - {
+        (measured["variant"], measured["seed"])
+    }
+    if others:
+        names = ", ".join(f"{variant} (seed {seed})" for variant, seed in sorted(others))
+        raise ReportError(
+            f"{out} holds spectra of {names}; give {measured['variant']} (seed "
+            f"{measured['seed']}) a directory of its own"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
+    except OSError as error:
+        raise ReportError(f"cannot write the spectra to {out}: {error.strerror}") from error
+    states = [state for state in earlier if state["step"] != measured["step"]] + [measured]
+    states.sort(key=lambda state: state["step"])
+    title = f"Spectra of {measured['variant']}, seed {measured['seed']}"
+    compared = [states[0], states[-1]] if len(states) > 1 else states
+    return write_page(
+        out, title, paragraph(READING, "note"),
+        *map(_undertrained, states[-1:]),
+        _numbers(states),
+        _attention(compared, out),
+        *(_energy(state, out) for state in reversed(states)),
+    )  # fmt: skip
+
+
+def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
+    """Writes the figures of ``evaluate.spectrum.demo``, demo.json and a page of them."""
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "demo.json").write_text(json.dumps(demo))
+    except OSError as error:
+        raise ReportError(f"cannot write the demo to {out}: {error.strerror}") from error
+    alt = "The numbers are in demo.json."
+    damage = embedded_figure(
+        figures.damage_figure(demo), out, "damage", alt,
+        "Lines: measured over 4,096 tokens; crosses: predicted amplitudes. Bottom right: a tone "
+        "seen for 64 tokens, with periods that do and do not fit.",
+    )  # fmt: skip
+    extension = embedded_figure(
+        figures.extension_figure(demo), out, "extension", alt,
+        "Fitted within the training length by the frequencies that a dimension carries, then "
+        "extended; root-mean-square errors within and beyond.",
+    )  # fmt: skip
+    decay = embedded_figure(
+        figures.decay_figure(demo), out, "decay", alt,
+        "The mean of q.k under RoPE by distance: the decay is that of the means of q and k.",
+    )  # fmt: skip
+    return write_page(
+        out, "Spectrum damage, on signals made for it",
+        section("Leakage, distortion and truncation", damage),
+        section("Periodic extension", extension, as_html(_extension_table(demo))),
+        section("Decay with distance", decay),
+    )  # fmt: skip
+
+
+def _extension_table(demo: dict[str, Any]) -> Table:
+    columns = ["linear, within", "linear, beyond", "GELU, within", "GELU, beyond"]
+    table = Table("Root-mean-square error of the extension", "a dimension carries", columns)
+    cases = demo["extension"]["cases"]
+    for label in cases["linear"]["errors"]:
+        cells = [f"{x:.3f}" for case in cases.values() for x in case["errors"][label]]
+        table.rows.append((label, cells))
+    return table
+
+
+# ---------------------------------------------------------------------------- sections of a run
+
+
+def _undertrained(state: Measured) -> str:
+    pairs, length = state["pairs"], state["training_length"]
+    if not pairs:
+        text = "The first layer's method has no frequencies."
+        return section("Undertrained frequencies", paragraph(text))
+    columns = ["frequency (rad/token)", "period (tokens)", f"turns in {length:,} tokens", ""]
+    table = Table("Pairs of dimensions of the first layer", "dimensions", columns)
+    for pair in pairs:
+        moves = pair["frequency"] > 0
+        note = "undertrained" if pair["undertrained"] else "" if moves else "stands still"
+        cells = [f"{pair['frequency']:.4g}", f"{pair['period']:,.1f}" if moves else EMPTY,
+                 f"{pair['turns']:.2f}" if moves else EMPTY, note]  # fmt: skip
+        table.rows.append((f"{pair['dims'][0]}, {pair['dims'][1]}", cells))
+    slow = sum(pair["undertrained"] for pair in pairs)
+    still = sum(pair["frequency"] == 0 for pair in pairs)
+    text = (
+        f"{slow} of {len(pairs)} pairs of dimensions never turned fully in training, {still} stand "
+        f"still. The floor is 2 pi / {length:,} = {2 * math.pi / length:.4g} radians per token; of "
+        "a pair that follows a series the strongest term counts."
+    )
+    return section(
+        "Undertrained frequencies", paragraph(text), details(table.title, as_html(table))
+    )
+
+
+def _numbers(states: Sequence[Measured]) -> str:
+    columns = [
+        "logits' leakage", "null", "q leakage", "k leakage", "null", "hidden leakage", "null",
+        "floor energy", "null", "undertrained energy", "position-locked", "entropy (nats)",
+        "distance (tokens)",
+    ]  # fmt: skip
+    table = Table(
+        "Means over heads", "step, context, layer", columns, note="null: what white noise has"
+    )
+    for state in states:
+        for row in state["rows"]:
+            name = f"{figures._state(state)}, {row['context']:,}, {row['layer']}"
+            values = [
+                head_mean(row[key])
+                for key in ("leakage", "leakage_null", "q_leakage", "k_leakage", "pair_null",
+                            "hidden_leakage", "hidden_null", "floor_energy", "floor_null",
+                            "undertrained_energy", "hidden_locked", "entropy", "distance")
+            ]  # fmt: skip
+            table.rows.append((name, [EMPTY if x is None else f"{x:.3g}" for x in values]))
+    return section("Numbers", as_html(table))
+
+
+def head_mean(value: Any) -> float | None:
+    """A number, or the mean of those of the heads; None where there is none."""
+    if not isinstance(value, list):
+        return value
+    known = [x for x in value if x is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _attention(states: Sequence[Measured], out: Path) -> str:
+    sizes = embedded_figure(
+        figures.sizes_figure(states), out, "sizes",
+        "Mean size of q and k by dimension of the head, before and after training.",
+        "Mean |q| and |k| over tokens and heads, by dimension, at the training length.",
+    )  # fmt: skip
+    attention = embedded_figure(
+        figures.attention_figure(states), out, "attention",
+        "Entropy and mean distance of attention by context length; numbers in the table above.",
+        f"The last {states[-1]['rows'][0]['last']:,} queries of each window; dotted: every key the "
+        "same weight.",
+    )  # fmt: skip
+    return section("q, k and attention", sizes, attention)
+
+
+def _energy(state: Measured, out: Path) -> str:
+    stem = f"step-{state['step']}"
+    heat = embedded_figure(
+        figures.energy_figure(state), out, f"energy-{stem}",
+        "Energy of logits, q, k and hidden states by layer and frequency.",
+        "Hann windows. Each row is relative to its largest, the constant left out; q and k are "
+        "those after the rotation.",
+    )  # fmt: skip
+    profile = embedded_figure(
+        figures.profile_figure(state), out, f"profile-{stem}",
+        "Mean attention logit by distance, one line a layer.",
+        "The mean logit of all pairs of tokens at a distance, bias included.",
+    )  # fmt: skip
+    return section(f"Energy by frequency ({figures._state(state)})", heat, profile)

@@ -1,0 +1,315 @@
+"""The one door to Orbax: checkpoints that are whole, verified and of the right model.
+
+    <directory>/<step>/<item>/        arrays as Orbax writes them ("params", "optimizer", ...)
+    <directory>/<step>/metadata.json  what the caller said; path, dtype and shape of each array
+    <directory>/<step>/manifest.json  sha256 and size of every file above; written last
+    <directory>/quarantine/<step>     a damaged step that training has moved out of its way
+
+A step counts only with a manifest that its files agree with. Orbax alone casts a wrong dtype,
+loads flipped bits and takes a stray empty directory for the newest step, each without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from fope_jax.processes.collectives import from_first, is_first, wait_for_all
+from fope_jax.processes.initialize import in_all_processes
+from fope_jax.storage.files import absolute, move_tree, remove_tree, tree_sha256, write_json
+
+log = logging.getLogger(__name__)
+
+MANIFEST, METADATA, QUARANTINE = "manifest.json", "metadata.json", "quarantine"
+_ATTEMPTS, _SECONDS_BETWEEN = 20, 0.1  # to remove what a failed save has left
+_REASON = 400  # characters of what a library said; some say it in pages
+_SHOWN = 3  # differing arrays named in an error; the count says how many there are
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, of another model, or cannot be written."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in ``directory``; the newest ``keep`` stay.
+
+    The directory may be in a bucket. Checking a step then reads all of it from there.
+
+    One run writes, all its processes together and into one directory that all of them see; any
+    number may read, also while it writes. Arrays may lie over other devices when they are read
+    than when they were written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
+        self.directory = absolute(directory)
+        self.keep = keep
+        self._verified: set[int] = set()
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+
+    def save(self, step: int, items: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+        """Writes one step; returns when every file and the manifest are on disk.
+
+        Args:
+          step: optimizer updates done.
+          items: pytrees of arrays by name; one without arrays is remembered and takes no space.
+          metadata: JSON values.
+
+        Raises:
+          CheckpointError: nothing of this step counts afterwards; earlier steps are untouched.
+        """
+        path, begun = self.directory / str(step), False
+        try:
+            if is_first():
+                self._remove_unfinished()
+                if path.is_dir() and any(path.iterdir()):
+                    log.warning("%s was there before: moved to %s", path, self._move_aside(step))
+            wait_for_all(f"save {step}")
+            begun = True
+            args = {name: ocp.args.StandardSave(tree) for name, tree in _filled(items).items()}
+            # Without force Orbax refuses an empty directory of that name.
+            self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
+            described = {name: _describe(tree) for name, tree in items.items()}
+            content = {"step": step, "metadata": dict(metadata), "items": described}
+            if is_first():
+                write_json(path / METADATA, content)
+                write_json(path / MANIFEST, {"files": tree_sha256(path, skip=MANIFEST)})
+            wait_for_all(f"saved {step}")
+        except Exception as error:
+            if is_first():
+                self._remove_failed(path if begun else None)
+            reason = " ".join(str(error).split())[:_REASON]
+            raise CheckpointError(f"cannot save checkpoint {path}: {reason}") from error
+        self._verified.add(step)
+        if is_first():
+            self._remove_older(step)
+
+    def latest_valid_step(self, set_aside: bool = False) -> int | None:
+        """The newest step whose files agree with its manifest; None where nothing was ever saved.
+
+        The first process looks and tells the others. Where it fails, all of them do.
+
+        Warns of each newer step that is damaged, and of saves that were cut off.
+
+        Args:
+          set_aside: moves those steps into ``quarantine``, where nothing removes them. For the one
+            that writes: to others a save that is under way looks like one that was cut off.
+
+        Raises:
+          CheckpointError: there are finished checkpoints and all of them are damaged; going on
+            from nothing would throw the run away.
+        """
+        found = None
+        with in_all_processes():
+            if is_first():
+                found = self._newest_valid(set_aside)
+        step = from_first(-1 if found is None else found)
+        if step >= 0:
+            self._verified.add(step)
+        return None if step < 0 else step
+
+    def _newest_valid(self, set_aside: bool) -> int | None:
+        damaged: dict[int, str] = {}
+        for step in self._steps():
+            damage = self._damage(step)
+            if damage is None:
+                break
+            damaged[step] = damage
+        else:
+            step = None
+            self._check_none_finished(damaged)
+        for bad, damage in damaged.items():
+            path = self.directory / str(bad)
+            what = f"moved to {self._move_aside(bad)}" if set_aside else "skipped"
+            warnings.warn(f"checkpoint {path} is damaged: {damage}; {what}", stacklevel=3)
+        return step
+
+    def _check_none_finished(self, damaged: Mapping[int, str]) -> None:
+        """Raises CheckpointError where a step was whole once, of which none is now."""
+        paths = {self.directory / str(step): damage for step, damage in damaged.items()}
+        if any((path / MANIFEST).exists() for path in paths):
+            raise CheckpointError(
+                "no valid checkpoint is left; bring one back, or move the whole run away to start"
+                " over:\n" + "\n".join(f"  {path}: {damage}" for path, damage in paths.items())
+            )
+
+    def _move_aside(self, step: int) -> Path:
+        """Moves a step into the quarantine, under a name that is free there."""
+        path, quarantine = self.directory / str(step), self.directory / QUARANTINE
+        names = (str(step) if n == 1 else f"{step}.{n}" for n in itertools.count(1))
+        target = next(quarantine / name for name in names if not (quarantine / name).exists())
+        move_tree(path, target)
+        self._verified.discard(step)
+        return target
+
+    def newest_step(self) -> int:
+        """The newest step that has a directory, whole or not; -1 where there is none."""
+        return max(self._steps(), default=-1)
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What the caller gave `save` for ``step``."""
+        return self._content(step)["metadata"]
+
+    def restore(self, step: int, abstract_items: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads items of ``step``, bit for bit as they were saved.
+
+        Args:
+          abstract_items: for each item wanted, a pytree of arrays or ShapeDtypeStructs; a
+            sharding there says where the array goes.
+
+        Raises:
+          CheckpointError: damaged files, or arrays of other names, shapes or dtypes than wanted,
+            found before any array is read.
+        """
+        path = self.directory / str(step)
+        stored = self._content(step)["items"]
+        for name in abstract_items:
+            if name not in stored:
+                raise CheckpointError(
+                    f"checkpoint {path} has no item {name!r}; it has {', '.join(stored)}"
+                )
+        _compare(path, stored, {name: _describe(tree) for name, tree in abstract_items.items()})
+        wanted = _filled(abstract_items)
+        args = {n: ocp.args.StandardRestore(jax.tree.map(_placed, t)) for n, t in wanted.items()}
+        restored = self._orbax.restore(path, args=ocp.args.Composite(**args)) if args else {}
+        return {n: restored[n] if n in wanted else tree for n, tree in abstract_items.items()}
+
+    def as_stored(self, step: int, item: str, abstract: Any) -> Any:
+        """``abstract`` with the dtypes of the arrays of that name in one item of ``step``."""
+        stored = self._content(step)["items"].get(item, {})
+
+        def one(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+            described = stored.get(_name(path), "")
+            dtype = described.partition("[")[0] or leaf.dtype
+            return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+
+        return jax.tree_util.tree_map_with_path(one, abstract)
+
+    def close(self) -> None:
+        """Releases Orbax's threads."""
+        self._orbax.close()
+
+    def _steps(self) -> list[int]:
+        """Steps that have a directory, newest first."""
+        if not self.directory.is_dir():
+            return []
+        found = [p for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
+        return sorted((int(p.name) for p in found), reverse=True)
+
+    def _content(self, step: int) -> dict[str, Any]:
+        path = self.directory / str(step)
+        if step not in self._steps():
+            steps = ", ".join(map(str, sorted(self._steps()))) or "none"
+            raise CheckpointError(f"checkpoint {path} does not exist; there are: {steps}")
+        damage = self._damage(step)
+        if damage is not None:
+            raise CheckpointError(f"checkpoint {path} is damaged: {damage}")
+        return json.loads((path / METADATA).read_text())
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with the files of ``step``; None where they agree with the manifest."""
+        path = self.directory / str(step)
+        if step in self._verified:
+            return None
+        try:
+            expected = json.loads((path / MANIFEST).read_text())["files"]
+        except FileNotFoundError:
+            if not any(path.iterdir()):
+                return "it is empty"
+            return "no manifest (the save was cut off, or is under way)"
+        except (ValueError, KeyError, TypeError, RecursionError):
+            expected = None
+        if not isinstance(expected, dict):
+            return f"{MANIFEST} cannot be read"
+        found = tree_sha256(path, skip=MANIFEST)
+        for name in sorted(expected.keys() | found.keys()):
+            if name not in found:
+                return f"{name} is missing"
+            if expected.get(name) != found[name]:
+                return f"{name} has changed (sha256)" if name in expected else f"{name} was added"
+        self._verified.add(step)
+        return None
+
+    def _remove_older(self, step: int) -> None:
+        """Removes all but the newest ``keep`` steps up to this one.
+
+        A later step is none of this run's: it must not count against those that are.
+        """
+        try:
+            written = [known for known in self._steps() if known <= step]
+            for old in written[self.keep :]:
+                remove_tree(self.directory / str(old))
+        except Exception as error:  # of any library of buckets; what had to be saved has been
+            log.warning("older checkpoints in %s cannot be removed: %s", self.directory, error)
+
+    def _remove_failed(self, path: Path | None) -> None:
+        """Removes what a save has left that failed, and which threads may still be writing."""
+        left: list[Path] = []
+        for _ in range(_ATTEMPTS):
+            self._remove_unfinished()
+            with contextlib.suppress(OSError):
+                remove_tree(path) if path else None
+            time.sleep(_SECONDS_BETWEEN)
+            with contextlib.suppress(OSError):
+                left = [p for p in self.directory.glob("*") if _TEMPORARY in p.name or p == path]
+            if not left:
+                return
+        log.warning("left by a save that failed, and in use: %s", ", ".join(map(str, left)))
+
+    def _remove_unfinished(self) -> None:
+        with contextlib.suppress(OSError):  # what stands in the way is told by the save itself
+            for path in self.directory.glob(f"*{_TEMPORARY}*"):
+                remove_tree(path)
+
+
+_TEMPORARY = ".orbax-checkpoint-tmp"
+
+
+def _filled(items: Mapping[str, Any]) -> dict[str, Any]:
+    """The items that hold arrays: Orbax refuses to write an empty tree."""
+    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+
+
+def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _describe(tree: Any) -> dict[str, str]:
+    """``{"layers/query": "float32[8,64]"}`` for the arrays of a pytree."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _compare(path: Path, stored: dict, wanted: dict) -> None:
+    """Raises CheckpointError with the first differing arrays and both sides of each."""
+    differences, count = [], 0
+    for item, arrays in wanted.items():
+        names = sorted(arrays.keys() | stored[item].keys())
+        count += len(names)
+        for name in names:
+            there, here = stored[item].get(name, "nothing"), arrays.get(name, "nothing")
+            if there != here:
+                differences.append(f"  {item}/{name}: checkpoint {there}, this model {here}")
+    if differences:
+        more = ["  ..."] if len(differences) > _SHOWN else []
+        raise CheckpointError(
+            f"{path} is a checkpoint of another model; {len(differences)} of {count} arrays"
+            " differ:\n" + "\n".join(differences[:_SHOWN] + more)
+        )

@@ -1,0 +1,72 @@
+"""The arrays of a child: what is carried over, to the bit, and what begins anew."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fope_jax.extend import run as extend_module
+from fope_jax.extend.arrays import carry_state
+from fope_jax.extend.child import child_experiment
+from fope_jax.extend.parents import open_parent
+from fope_jax.model.transformer import merge, position_variables
+from fope_jax.position import FoPE, PositionInterpolation, RoPE
+from fope_jax.train.state import plan_state
+
+
+def carried(run, method, length, **arguments):
+    """Experiments and models, float32, of a parent and of its child before any update."""
+    parent = open_parent(str(run))
+    child = child_experiment(parent.experiment, parent.step, method, length, **arguments)
+    before, after = plan_state(parent.experiment), plan_state(child)
+    arrays = parent.load(before, True).items
+    trained = position_variables(arrays["params"], arrays["constants"])
+    moved = extend_module._move(parent.experiment, trained, child, "frequency")
+    optimizer = arguments.get("optimizer", "reset-moments")
+    state, constants = carry_state(arrays, moved, after, optimizer)
+    models = (
+        merge(before.graphdef, arrays["params"], arrays["constants"]),
+        merge(after.graphdef, state.params, constants),
+    )
+    return models, arrays["optimizer"], state.optimizer
+
+
+@pytest.mark.parametrize(
+    ("run", "method", "expected"),
+    [
+        ("rope", "pi", RoPE(scaling=(PositionInterpolation(1.0),))),
+        ("rope", "same", RoPE()),
+        ("fope", "fope", FoPE(16, theta=100.0, learnable=True)),
+    ],
+)
+def test_the_first_forward_pass_of_a_change_that_is_none_has_the_same_bits(
+    run, method, expected, request
+):
+    models, *_ = carried(request.getfixturevalue(run), method, 16)
+    assert models[1].position == expected
+    tokens = jnp.arange(48).reshape(2, 24) % 17
+    positions = jnp.broadcast_to(jnp.arange(24), (2, 24))
+    before, after = (
+        np.asarray(model(tokens, positions, jnp.ones_like(tokens))) for model in models
+    )
+    assert np.isfinite(before).all() and before.tobytes() == after.tobytes()
+
+
+def test_moments_are_kept_for_what_is_carried_and_begin_anew_for_what_is_not(fope):
+    """FoPE from 16 to 32 tokens: one frequency more, so its coefficients are other arrays."""
+    _, old, kept = carried(fope, "fope", 32, optimizer="keep")
+    _, _, reset = carried(fope, "fope", 32)
+    adam, trained = kept[1], old[1]
+    assert isinstance(adam, optax.ScaleByAdamState)
+    assert (int(adam.count), int(kept[3].count)) == (1, 0)
+    query = adam.mu["layers"]["query"]
+    assert np.asarray(query).tobytes() == np.asarray(trained.mu["layers"]["query"]).tobytes()
+    coefficients = adam.nu["position_layers"]["cos_coef"]
+    assert coefficients.shape != trained.nu["position_layers"]["cos_coef"].shape
+    assert not coefficients.any() and query.any()
+    assert not any(leaf.any() for leaf in jax.tree.leaves(reset))
+    _, _, same = carried(fope, "fope", 16, optimizer="keep")
+    assert (
+        same[1].nu["position_layers"]["cos_coef"] == trained.nu["position_layers"]["cos_coef"]
+    ).all()

@@ -1,0 +1,153 @@
+"""The experiment of a child: what follows, what is stated, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fope_jax.config import ConfigError, build_experiment, experiment_to_dict
+from fope_jax.extend import run as extend_module
+from fope_jax.extend.child import OPTIMIZERS, child_experiment
+from fope_jax.extend.parents import open_parent
+from fope_jax.extend.start import WARN_ABOVE
+from fope_jax.interop.runs import import_run
+from fope_jax.position import ALiBi, FoPE, Learned, NoPE, RoPE, YaRN
+
+
+def parent_of(runs, method="rope", **changes):
+    settings = {"steps": 100, "batch_size": 8, "length": 16, "warmup_steps": 30} | changes
+    values = runs.values(method=method, **settings)
+    return build_experiment(values | {"evaluate": {"lengths": (1, 2, 4), "passkey_lengths": (1,)}})
+
+
+def test_what_follows_from_the_parent_and_the_length(runs):
+    parent = parent_of(runs, accumulate=4)
+    child = child_experiment(parent, 80, "yarn", 32)
+    assert child.name == "fope+yarn-32" and child.seed == parent.seed
+    assert child.position == RoPE(scaling=(YaRN(2.0, 16),))
+    assert child.model == parent.model and child.data == parent.data
+    assert (child.train.length, child.train.batch_size, child.train.accumulate) == (32, 4, 4)
+    assert (child.train.steps, child.train.warmup_steps) == (10, 1)
+    assert (child.train.schedule_start, child.train.data_start) == (0, 80)
+    assert child.train.learning_rate == parent.train.learning_rate
+    # The same tokens at the same contexts, where they are multiples of the new length.
+    assert child.evaluate.lengths == (1, 2) and child.evaluate.passkey_lengths == (1,)
+    assert child.evaluate.scored_tokens == parent.evaluate.scored_tokens == 8
+    assert build_experiment(json.loads(json.dumps(experiment_to_dict(child)))) == child
+    again = child_experiment(child, 10, "yarn", 64, "keep", ["train.steps=3"])
+    assert again.position == RoPE(scaling=(YaRN(4.0, 16),))
+    assert (again.train.schedule_start, again.train.data_start) == (10, 90)
+    assert (again.train.batch_size, again.train.warmup_steps) == (2, 1)
+    thirds = child_experiment(parent_of(runs, batch_size=12, accumulate=4), 1, "pi", 64)
+    assert (thirds.train.batch_size, thirds.train.accumulate) == (3, 1)
+
+
+def test_overrides_go_where_they_belong(runs):
+    child = child_experiment(
+        parent_of(runs, "fope"), 100, "yarn", 32,
+        overrides=[
+            "--config.train.steps=50", "--config.train.learning_rate=1e-4", "--config.name=mine",
+            "--config.position.factor=16", "--config.position.scaling_order=after_clip",
+            "--config.position.attention_factor=2", "--config.train.first_lengths=16=10",
+            "--config.model.remat=full", "--config.train.warmup_steps=7",
+        ],
+    )  # fmt: skip
+    yarn = YaRN(16.0, 16, attention_factor=2.0)
+    assert child.position == FoPE(32, scaling=(yarn,), scaling_order="after_clip")
+    assert (child.name, child.train.steps, child.train.warmup_steps) == ("mine", 50, 7)
+    assert child.train.stages == ((0, 10, 16, 8), (10, 50, 32, 4))
+    assert child.model.remat == "full"
+    literal = child_experiment(
+        parent_of(runs), 100, "rope", 32,
+        overrides=['position.scaling=[{"scaling": "clip_floor", "training_length": 20}]'],
+    )  # fmt: skip
+    assert literal.position.scaling[0].training_length == 20
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "expected"),
+    [
+        ("alibi", "alibi", ALiBi()),
+        ("rope", "nope", NoPE()),
+        ({"method": "learned", "table_length": 16}, "learned", Learned(32)),
+        ("fope", "same", FoPE(16)),
+    ],
+)
+def test_a_child_of_each_kind(runs, method, target, expected):
+    child = child_experiment(parent_of(runs, method), 5, target, 32)
+    assert child.position == expected
+    assert child.evaluate.lengths == ((1,) if expected.max_length() else (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("method", "length", "changes", "message"),
+    [
+        ("yarm", 32, {}, "unknown method 'yarm'; did you mean 'yarn'"),
+        ("alibi", 32, {}, "rope to alibi: attention was trained with rotation"),
+        ("yarn", 48, {}, "length 48: an update of the parent has 8 x 16 = 128 tokens, which are"),
+        ("yarn", 0, {}, "length 0: an update of the parent has"),
+        ("yarn", 8, {}, "length=8: shorter than the 16 tokens the parent was trained on"),
+        ("fope", 16, {}, "length=16: not longer than the 16 tokens .* and fope would change its"),
+        ("yarn", 32, {"optimizer": "forget"}, "optimizer 'forget'; accepted: keep, reset-moments"),
+        ("yarn", 32, {"train.length": 64}, "config.train.length = 64: an extension takes it from"),
+        ("yarn", 32, {"position.method": "fope"}, "position.method = fope: .* it from --method"),
+        ("yarn", 32, {"position.factor": "x"}, "config.position.factor = 'x' is str; accepted: fl"),
+        ("yarn", 32, {"position.beta": 1}, "unknown knob 'beta' of RoPE"),
+        ("yarn", 32, {"model.d_model": 32}, "config.model.d_model: 16, now 32; an extension keeps"),
+        ("yarn", 32, {"train.batch_size": 8}, "would have 256 tokens, the parent's has 128; 4 row"),
+        ("yarn", 32, {"train.stpes": 8}, "config.train.stpes is unknown"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(runs, method, length, changes, message):
+    optimizer = changes.pop("optimizer", "reset")
+    overrides = [f"--config.{key}={value}" for key, value in changes.items()]
+    with pytest.raises(ValueError, match=message):
+        child_experiment(parent_of(runs), 5, method, length, optimizer, overrides)
+
+
+def test_a_parent_that_is_still_at_a_shorter_length_is_refused(runs):
+    parent = parent_of(runs, first_lengths=("8=40",))
+    with pytest.raises(ConfigError, match="step 40 .* at 8 tokens; .* on its 16, from step 41 on"):
+        child_experiment(parent, 40, "yarn", 32)
+    child = child_experiment(parent, 41, "yarn", 32)
+    assert child.train.stages == ((0, 10, 32, 4),)
+
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "weights"
+
+
+def test_imported_weights_go_on_from_the_length_that_they_were_trained_on(tmp_path):
+    """The run counts in windows of 8 tokens; the checkpoint says what training was."""
+    override = ["data.tokenizer=sentencepiece", "data.vocab_size=40", "train.length=8"]
+    import_run(GOLDENS / "smollm", tmp_path / "smollm", override)
+    stated = json.loads((GOLDENS / "smollm/config.json").read_text())["max_position_embeddings"]
+    parent = open_parent(tmp_path / "smollm")
+    assert (parent.imported, parent.step, parent.experiment.train.length) == (True, 0, stated)
+
+    def go_on(*overrides, optimizer="reset"):
+        return child_experiment(
+            parent.experiment, 0, "yarn", 2 * stated, optimizer, overrides, imported=True
+        )
+
+    child = go_on("train.batch_size=3", "train.steps=50")
+    assert child.position.scaling == (YaRN(2.0, stated),)
+    assert (child.train.batch_size, child.train.warmup_steps, child.train.data_start) == (3, 5, 0)
+    with pytest.raises(ConfigError, match="imported weights have no train.batch_size; give --conf"):
+        go_on("train.steps=50")
+    with pytest.raises(ConfigError, match="have no optimizer to keep; take reset"):
+        go_on("train.batch_size=3", "train.steps=50", optimizer="keep")
+    other = go_on("train.batch_size=3", "train.steps=50", "data.tokenizer=bytes")
+    with pytest.raises(ConfigError, match="data.tokenizer = 'bytes': the parent's is 'sentencep"):
+        extend_module._check_data(parent.experiment, None, other, None)
+    assert extend_module._check_data(parent.experiment, None, child, None) is None
+
+
+def test_every_choice_of_the_command_line_is_one_of_ours():
+    from fope_jax.command_line.parser import build_parser
+
+    verbs = build_parser()._subparsers._group_actions[0].choices
+    options = {action.dest: action for action in verbs["extend"]._actions}
+    assert tuple(options["optimizer"].choices) == OPTIMIZERS
+    assert options["warn_above"].default == WARN_ABOVE
+    with pytest.raises(ConfigError, match="accepted: keep, reset-moments, reset"):
+        child_experiment(None, 0, "yarn", 1, "none")

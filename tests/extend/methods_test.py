@@ -1,0 +1,264 @@
+"""Which position embedding a model goes on with, which not and why, and what that changes."""
+
+import math
+
+import numpy as np
+import pytest
+
+from fope_jax.extend.methods import extended, frequency_changes, pair_frequencies, target_parts
+from fope_jax.gallery.examples import examples
+from fope_jax.position import (
+    FIRE,
+    METHODS,
+    ALiBi,
+    ByLayer,
+    ClipFloor,
+    CoPE,
+    DynamicNTK,
+    FoPE,
+    Kerple,
+    Learned,
+    Llama3,
+    LongRoPE,
+    NoPE,
+    NTKAware,
+    PositionInterpolation,
+    PRoPE,
+    RoPE,
+    Sinusoidal,
+    SnapToCycles,
+    T5Bias,
+    XPos,
+    YaRN,
+    yarn_temperature,
+)
+
+HEAD_DIM = 64
+PI = PositionInterpolation
+CODE = {"attention_factor": 1.0}  # the released code leaves YaRN's temperature out
+SLOW = tuple(1.0 + i / 8 for i in range(HEAD_DIM // 2))
+
+
+def go_on(parent, target, length=1024, from_length=512, **knobs):
+    return extended(
+        parent, target, from_length=from_length, length=length, head_dim=HEAD_DIM, knobs=knobs
+    )
+
+
+@pytest.mark.parametrize(
+    ("parent", "target", "knobs", "expected"),
+    [
+        (RoPE(), "pi", {}, RoPE(scaling=(PI(2.0),))),
+        (RoPE(), "position_interpolation", {}, RoPE(scaling=(PI(2.0),))),
+        (RoPE(), "ntk", {}, RoPE(scaling=(NTKAware(2.0),))),
+        (RoPE(), "dynamic_ntk", {}, RoPE(scaling=(DynamicNTK(2.0, 512, length=1024),))),
+        (RoPE(), "llama3", {}, RoPE(scaling=(Llama3(2.0, 512),))),
+        (
+            RoPE(), "longrope", {"long_factor": SLOW},
+            RoPE(scaling=(LongRoPE((1.0,) * 32, SLOW, 512, 2.0, length=1024),)),
+        ),
+        (RoPE(), "clip", {}, RoPE(scaling=(ClipFloor(1024),))),
+        (RoPE(), "p_rope", {"share": 0.5}, RoPE(scaling=(PRoPE(0.5),))),
+        (RoPE(theta=500.0), "snap_to_cycles", {}, RoPE(theta=500.0, scaling=(SnapToCycles(1024),))),
+        # The paper's own: YaRN with a factor of 16 for twice the length.
+        (RoPE(), "yarn", {"factor": 16.0}, RoPE(scaling=(YaRN(16.0, 512),))),
+        # A knob of the scaling goes there, one of the method to the method.
+        (
+            RoPE(), "yarn", {"beta_fast": 8.0, "theta": 99.0},
+            RoPE(theta=99.0, scaling=(YaRN(2.0, 512, beta_fast=8.0),)),
+        ),
+        (RoPE(), "adjusted_base", {"theta": 9e5}, None),
+        (RoPE(interleaved=True), "pi", {}, RoPE(interleaved=True, scaling=(PI(2.0),))),
+        (RoPE(), "nope", {}, NoPE()),
+        (RoPE(), "rope", {}, RoPE()),
+        (RoPE(), "same", {}, RoPE()),
+        (RoPE(theta=99.0), "fope", {"sigma": 0.5}, FoPE(1024, theta=99.0, sigma=0.5)),
+        (RoPE(), "fope", {"preset": "equations"}, FoPE.equations(1024)),
+        (
+            RoPE(scaling=(ClipFloor(512), YaRN(2.0, 256))), "fope", {},
+            FoPE(1024, scaling=(YaRN(2.0, 256),)),
+        ),
+        (FoPE(512, sigma=0.1), "fope", {}, FoPE(1024, sigma=0.1)),
+        (FoPE(512), "same", {}, FoPE(512)),
+        (FoPE(512), "nope", {}, NoPE()),
+        (
+            FoPE(512), "yarn", {},
+            FoPE(1024, scaling=(YaRN(2.0, 512, attention_factor=1.0),)),
+        ),
+        (
+            FoPE(512), "yarn", {"scaling_order": "after_clip", "factor": 16.0},
+            FoPE(1024, scaling=(YaRN(16.0, 512, **CODE),), scaling_order="after_clip"),
+        ),
+        (Learned(512), "learned", {}, Learned(1024)),
+        (Learned(2048), "same", {}, Learned(2048)),
+        # Stretched again: from the length that the unscaled frequencies were trained on.
+        (RoPE(scaling=(YaRN(2.0, 256),)), "yarn", {}, RoPE(scaling=(YaRN(4.0, 256),))),
+        (RoPE(scaling=(PI(2.0),)), "yarn", {}, RoPE(scaling=(YaRN(4.0, 256),))),
+        (
+            RoPE(scaling=(ClipFloor(512),)), "yarn", {},
+            RoPE(scaling=(ClipFloor(512), YaRN(2.0, 512))),
+        ),
+        (RoPE(scaling=(ClipFloor(512),)), "clip", {}, RoPE(scaling=(ClipFloor(1024),))),
+        # What no length gives goes on: the ramp, and a temperature left out, kept or stated.
+        (
+            RoPE(scaling=(YaRN(2.0, 256, 16.0, 2.0, 1.0, truncate=False),)), "yarn", {},
+            RoPE(scaling=(YaRN(4.0, 256, 16.0, 2.0, 1.0, truncate=False),)),
+        ),
+        (
+            RoPE(scaling=(YaRN(2.0, 256, mscale=1.0, mscale_all_dim=0.5),)), "yarn", {},
+            RoPE(scaling=(YaRN(4.0, 256, mscale=1.0, mscale_all_dim=0.5),)),
+        ),
+        (
+            RoPE(scaling=(YaRN(2.0, 256, attention_factor=yarn_temperature(2.0)),)), "yarn", {},
+            RoPE(scaling=(YaRN(4.0, 256),)),
+        ),
+        (
+            FoPE(512, scaling=(YaRN(2.0, 256),)), "yarn", {},
+            FoPE(1024, scaling=(YaRN(4.0, 256),)),
+        ),
+        (
+            RoPE(scaling=(LongRoPE((2.0,) * 32, SLOW, 256, 2.0, 1.0),)), "longrope",
+            {"long_factor": SLOW},
+            RoPE(scaling=(LongRoPE((1.0,) * 32, SLOW, 256, 4.0, 1.0, length=1024),)),
+        ),
+        (RoPE(scaling=(YaRN(2.0, 256, **CODE),)), "yarn", {"attention_factor": 1.5},
+         RoPE(scaling=(YaRN(4.0, 256, attention_factor=1.5),))),
+        (RoPE(scaling=(ClipFloor(512, 2.0),)), "clip", {}, RoPE(scaling=(ClipFloor(1024, 2.0),))),
+        (RoPE(scaling=(SnapToCycles(512, 0),)), "snap_to_cycles", {},
+         RoPE(scaling=(SnapToCycles(1024, 0),))),
+        *(
+            (method, "same", {}, method)
+            for method in examples().values()
+            if method.max_length() is None
+        ),
+        *(
+            (method, name, {}, method)
+            for method, name in (
+                (ALiBi(), "alibi"), (T5Bias(), "t5"), (Kerple(), "kerple"), (FIRE(), "fire"),
+                (CoPE(), "cope"), (XPos(), "xpos"), (NoPE(), "nope"), (Sinusoidal(), "sinusoidal"),
+                (ByLayer((RoPE(), NoPE())), "by_layer"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_model_goes_on_with(parent, target, knobs, expected):
+    child = go_on(parent, target, **knobs)
+    if expected is None:
+        np.testing.assert_allclose(
+            pair_frequencies(child, HEAD_DIM).inv_freq, RoPE(9e5).frequencies(HEAD_DIM), rtol=1e-12
+        )
+    else:
+        assert child == expected
+
+
+ROTATION = "attention was never trained with rotation"
+
+
+@pytest.mark.parametrize(
+    ("parent", "target", "reason"),
+    [
+        (ALiBi(), "rope", f"alibi to rope: {ROTATION}: a bias ordered its scores; accepted: same"),
+        (ALiBi(), "yarn", f"alibi to yarn: {ROTATION}"),
+        (T5Bias(), "fope", f"t5 to fope: {ROTATION}"),
+        (Kerple(), "alibi", f"kerple to alibi: {ROTATION}: a bias ordered its scores"),
+        (NoPE(), "rope", f"nope to rope: {ROTATION}: its queries and keys hold no phase"),
+        (CoPE(), "rope", "it counts positions from its scores"),
+        (Learned(512), "rope", "positions stand in the token embeddings"),
+        (Sinusoidal(), "pi", "positions stand in the token embeddings"),
+        (ByLayer((RoPE(), NoPE())), "yarn", "it is made of several methods: extend it as it is"),
+        (RoPE(), "alibi", "queries and keys hold phases, and alibi was never part of what it lear"),
+        (RoPE(), "xpos", "queries and keys hold phases; accepted: same, rope"),
+        (XPos(), "yarn", "queries and keys hold phases; accepted: same, xpos"),
+        (FoPE(512), "rope", "its zero-frequency pairs were never trained with rotation"),
+        (FoPE(512), "clip", "FoPE clips by itself"),
+        (RoPE(interleaved=True), "fope", "interleaved=True, which FoPE does not know"),
+        (RoPE(partial_rotary_factor=0.5), "fope", "partial_rotary_factor=0.5, which FoPE"),
+        (RoPE(learnable=True), "fope", "learnable=True, which FoPE does not know"),
+    ],
+)  # fmt: skip
+def test_pairs_that_make_no_sense_say_why(parent, target, reason):
+    with pytest.raises(ValueError, match=reason):
+        go_on(parent, target)
+
+
+def test_every_pair_of_methods_is_decided():
+    """Of all pairs of methods only the ones named here change the method."""
+    allowed = set()
+    for method in examples().values():
+        for name in METHODS:
+            try:
+                cls, scaling = target_parts(method, name)
+            except ValueError as error:
+                assert " to " in str(error)
+            else:
+                assert scaling is None and cls is METHODS[name]
+                allowed |= {(type(method), cls)} if type(method) is not cls else set()
+    assert allowed == {(RoPE, FoPE), (RoPE, NoPE), (FoPE, NoPE)}
+
+
+@pytest.mark.parametrize(
+    ("parent", "target", "arguments", "message"),
+    [
+        (RoPE(), "yarm", {}, "unknown method 'yarm'; did you mean 'yarn'. Known: same, nope"),
+        (RoPE(), "pi", {"length": 256}, "length=256: shorter than the 512 tokens the parent was"),
+        (RoPE(), "fope", {"length": 512}, "length=512: not longer than the 512 .*RoPE.* to FoPE"),
+        (RoPE(), "clip", {"length": 512}, "only a change that is none, such as same, keeps the l"),
+        (RoPE(), "yarn", {"length": 512, "factor": 4.0}, "length=512: not longer"),
+        (ALiBi(), "alibi", {"length": 512, "slopes": (0.1, 0.2)}, "length=512: not longer"),
+        (RoPE(), "longrope", {}, "LongRoPE needs the knob 'long_factor', which no length gives"),
+        (RoPE(), "yarn", {"beta": 3.0}, "unknown knob 'beta' of RoPE. Known: theta, "),
+        (RoPE(), "fope", {"preset": "paper"}, "preset='paper': expected official or equations"),
+        (FoPE(512), "fope", {"preset": "equations"}, "the parent's FoPE has its knobs already"),
+        (Learned(512), "same", {}, "table_length=512: the learned table ends before length=1024"),
+        (Learned(512), "learned", {"table_length": 700}, "table_length=700: .* ends before length"),
+        (
+            RoPE(scaling=(YaRN(8.0, 512),)), "pi", {},
+            "parent stretches its 512 tokens by 8 already, more than to 1024; give a factor, or",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(parent, target, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        go_on(parent, target, **arguments)
+
+
+@pytest.mark.parametrize("target", ["pi", "ntk", "yarn", "llama3", "same", "rope"])
+def test_at_the_same_length_a_stretch_changes_nothing(target):
+    child = go_on(RoPE(), target, length=512)
+    before, after = pair_frequencies(RoPE(), HEAD_DIM), pair_frequencies(child, HEAD_DIM)
+    np.testing.assert_allclose(after.inv_freq, before.inv_freq, rtol=1e-12)
+    assert after.attention_factor == 1
+    if target == "pi":  # where every number is the same, not nearly
+        assert after.inv_freq.tobytes() == before.inv_freq.tobytes()
+
+
+def test_a_stretch_of_partial_rotary_counts_the_pairs_that_rotate():
+    child = go_on(RoPE(partial_rotary_factor=0.25), "longrope", long_factor=SLOW[:8])
+    assert child.scaling[0].short_factor == (1.0,) * 8
+    np.testing.assert_allclose(
+        child.frequencies(HEAD_DIM) * SLOW[:8], RoPE(partial_rotary_factor=0.25).frequencies(64)
+    )
+
+
+def test_changes_of_frequencies_are_counted():
+    """The paper's 60M model: 16 of 32 pairs turn within 512 tokens, 18 within 1,024."""
+    assert frequency_changes(RoPE(), FoPE(1024), HEAD_DIM).text == (
+        "of 32 frequencies 18 kept, 14 zeroed, 0 new"
+    )
+    grown = frequency_changes(FoPE(512), FoPE(1024), HEAD_DIM)
+    assert grown.text == "of 32 frequencies 16 kept, 0 zeroed, 2 new, 14 zero before and after"
+    assert frequency_changes(RoPE(), go_on(RoPE(), "pi"), HEAD_DIM).text == (
+        "of 32 frequencies 0 kept, 32 divided by 2, 0 zeroed, 0 new"
+    )
+    dropped = frequency_changes(RoPE(), NoPE(), HEAD_DIM)
+    assert (dropped.zeroed, dropped.kept, dropped.least) == (32, 0, None)
+    yarn = frequency_changes(RoPE(), go_on(RoPE(), "yarn", length=4096), HEAD_DIM)
+    # Faster than 32 turns in 512 tokens: kept; slower than one: divided by 8, the ramp between.
+    low = math.floor(64 * math.log(512 / (32 * 2 * math.pi)) / (2 * math.log(10_000)))
+    assert yarn.kept == low + 1 and yarn.changed == 32 - yarn.kept
+    assert 1 < yarn.least < 2 and yarn.most == pytest.approx(8)
+    assert "cosine and sine times 1.208" in yarn.text
+    assert frequency_changes(RoPE(), ALiBi(), HEAD_DIM) is None
+    assert frequency_changes(RoPE(partial_rotary_factor=0.5), NoPE(), HEAD_DIM).text == (
+        "of 32 frequencies 0 kept, 16 zeroed, 0 new, 16 zero before and after"
+    )

@@ -1,0 +1,170 @@
+"""A method's Fourier series against its own rotation, and the logits as a sum over frequencies."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fope_jax.position import (
+    ALiBi,
+    ByShare,
+    CoPE,
+    DynamicNTK,
+    FoPE,
+    LogitScaling,
+    ModelShape,
+    NoPE,
+    RoPE,
+    XPos,
+    YaRN,
+)
+from fope_jax.spectrum import (
+    attention_coefficients,
+    components,
+    extend,
+    factors,
+    fit,
+    series_of,
+    trained_pairs,
+)
+
+SHAPE = ModelShape(d_model=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16)
+METHODS = {
+    "rope": RoPE(theta=500.0),
+    "rope, interleaved": RoPE(interleaved=True),
+    "rope, partial and YaRN": RoPE(partial_rotary_factor=0.5, scaling=(YaRN(4.0, 64),)),
+    "rope, learnable": RoPE(learnable=True),
+    "xpos": XPos(scale_base=64.0, interleaved=True),
+    "fope": FoPE(64, sigma=0.5),
+    "fope, equations": FoPE.equations(64, sigma=0.2, num_frequencies=12, heads="query"),
+    "fope, one matrix": FoPE(64, separate_sine=False, heads="shared", normalise=True, sigma=0.05),
+    "fope, clipped alone": FoPE(64, series=False),
+    "by share": ByShare((FoPE(64), NoPE(), RoPE()), (0.5, 0.25, 0.25)),
+    "scaled logits": LogitScaling(RoPE(), training_length=1024),  # at 1 within its length
+}
+
+
+def drawn(method):
+    """A layer's variables with the model's, none of them at a special value."""
+    made = method.init(jax.random.key(1), SHAPE)
+    layer = {**made.layer_params, **made.layer_constants}
+    model = {**made.model_params, **made.model_constants}
+    variables = {name: x[0] for name, x in layer.items()} | model
+    if "log_ratio" in variables:
+        variables["log_ratio"] = jnp.linspace(-0.3, 0.5, SHAPE.head_dim // 2)
+    return variables
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def turned(request):
+    """A method's series, q and k before its rotation, and after it at positions of their own."""
+    method = METHODS[request.param]
+    variables = drawn(method)
+    rng = np.random.default_rng(0)
+    positions = np.array([[0, 1, 3, 9, 17, 30]], np.int32)  # float32 phases to 1e-5
+    shape = (1, positions.size, SHAPE.num_heads, SHAPE.head_dim)
+    q = 0.5 * rng.standard_normal(shape).astype(np.float32)
+    k = 0.5 * rng.standard_normal(shape)[:, :, : SHAPE.num_kv_heads].astype(np.float32)
+    tables = method.tables(variables, jnp.asarray(positions), SHAPE.head_dim)
+    after = method.rotate(variables, tables, jnp.asarray(q), jnp.asarray(k))
+    group = SHAPE.num_heads // SHAPE.num_kv_heads
+    k = np.repeat(k, group, axis=2)
+    after = [np.asarray(x, np.float64) for x in after]
+    if after[1].shape[2] < SHAPE.num_heads:
+        after[1] = np.repeat(after[1], group, axis=2)
+    series = series_of(method, variables, SHAPE)
+    return series, positions[0], q[0], k[0], after[0][0], after[1][0]
+
+
+def test_the_series_is_what_the_method_does_to_q_and_k(turned):
+    series, positions, q, k, turned_q, turned_k = turned
+    assert sorted(series.pairs.ravel().tolist()) == list(range(SHAPE.head_dim))
+    for before, after, of_keys in ((q, turned_q, False), (k, turned_k, True)):
+        u = factors(series, positions, of_keys)
+        moved = (before[..., series.pairs[:, 0]] + 1j * before[..., series.pairs[:, 1]]) * u
+        np.testing.assert_allclose(after[..., series.pairs[:, 0]], moved.real, atol=1e-5)
+        np.testing.assert_allclose(after[..., series.pairs[:, 1]], moved.imag, atol=1e-5)
+
+
+def test_logits_are_the_sum_over_own_frequencies(turned):
+    """Eq. 1-5 for every pair of positions: the key fixed, the query anywhere."""
+    series, positions, q, k, turned_q, turned_k = turned
+    for key in range(len(positions)):
+        coefficients = attention_coefficients(series, q, k[key], positions[key])
+        found = components(series, coefficients, positions).sum(axis=-2)  # [q, N, position]
+        found = found[np.arange(len(positions)), :, np.arange(len(positions))]
+        expected = np.einsum("tnh,nh->tn", turned_q, turned_k[key])
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_each_frequency_is_periodic_and_a_damaged_one_is_not():
+    """Eq. 5 at periods that are no whole tokens; Eq. 6 with a second frequency."""
+    series = series_of(RoPE(), {}, SHAPE)
+    rng = np.random.default_rng(2)
+    q, k = rng.standard_normal((2, SHAPE.num_heads, SHAPE.head_dim))
+    coefficients = attention_coefficients(series, q, k)
+    at = np.array([0.0, 3.0, 20.5])
+    for index, w in enumerate(series.frequencies):
+        own = components(series, coefficients, at)[:, index]
+        later = components(series, coefficients, at + 2 * np.pi / w)[:, index]
+        np.testing.assert_allclose(later, own, atol=1e-8)
+    whole = components(series, coefficients, at).sum(axis=1)
+    later = components(series, coefficients, at + 2 * np.pi / series.frequencies[1]).sum(axis=1)
+    assert np.abs(later - whole).max() > 0.1
+
+
+def test_rope_has_the_products_of_q_and_k_alone():
+    series = series_of(RoPE(), {}, SHAPE)
+    q, k = np.random.default_rng(3).standard_normal((2, SHAPE.num_heads, SHAPE.head_dim))
+    half = SHAPE.head_dim // 2
+    products = (q[:, :half] + 1j * q[:, half:]) * (k[:, :half] - 1j * k[:, half:])
+    np.testing.assert_allclose(attention_coefficients(series, q, k), products, atol=1e-12)
+
+
+def test_a_scaling_that_follows_the_length_has_the_frequencies_of_each():
+    method = RoPE(scaling=(DynamicNTK(4.0, 64),))
+    short, long = (series_of(method, {}, SHAPE, length).frequencies for length in (64, 256))
+    np.testing.assert_allclose(short, RoPE().frequencies(SHAPE.head_dim), rtol=1e-6)
+    assert long[-1] < 0.5 * short[-1]
+
+
+@pytest.mark.parametrize("method", [NoPE(), ALiBi(), CoPE(), ByShare((NoPE(),), (1.0,))])
+def test_methods_without_frequencies_have_no_series(method):
+    assert series_of(method, {}, SHAPE) is None
+
+
+def test_undertrained_dimensions():
+    """Turns within L = 64: the pairs under the floor are those that clipping removes."""
+    pairs = trained_pairs(series_of(RoPE(), {}, SHAPE), training_length=64)
+    clipped = FoPE(64, series=False)
+    kept = clipped.frequencies(SHAPE.head_dim) > 0
+    assert [pair.undertrained for pair in pairs] == (~kept).tolist()
+    assert 0 < kept.sum() < len(kept)
+    assert pairs[1].dims == (1, 9)
+    assert pairs[1].turns == pytest.approx(64 * 10 ** (-0.5) / (2 * np.pi))
+    assert pairs[1].period == pytest.approx(2 * np.pi * 10**0.5)
+    still = trained_pairs(series_of(clipped, {}, SHAPE), 64)
+    assert not any(pair.undertrained for pair in still)
+    assert [pair.turns for pair in still if pair.frequency == 0] == [0.0] * int((~kept).sum())
+
+
+def test_interleaved_pairs_are_neighbours_and_series_count_by_their_strongest_term():
+    pairs = trained_pairs(series_of(RoPE(interleaved=True), {}, SHAPE), 64)
+    assert [pair.dims for pair in pairs[:2]] == [(0, 1), (2, 3)]
+    method = FoPE.equations(64, sigma=0.05)
+    found = trained_pairs(series_of(method, drawn(method), SHAPE), 64)
+    own = method.frequencies(SHAPE.head_dim)
+    np.testing.assert_allclose([p.frequency for p in found[: len(own)]], own, rtol=1e-6)
+    assert all(pair.frequency == 0 for pair in found[len(own) :])
+
+
+def test_a_signal_of_own_frequencies_is_extended_exactly():
+    frequencies = np.array([0.2, 0.9, 1.7])
+    amplitudes = np.array([1 - 0.5j, 0.3j, -2.0])
+    seen = extend(amplitudes, frequencies, np.arange(64))
+    found = fit(seen, frequencies)
+    np.testing.assert_allclose(found, amplitudes, atol=1e-10)
+    far = np.arange(1000, 1100)
+    np.testing.assert_allclose(
+        extend(found, frequencies, far), extend(amplitudes, frequencies, far), atol=1e-9
+    )

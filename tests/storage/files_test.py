@@ -1,0 +1,140 @@
+"""Files on disk and the paths that a user may give; buckets themselves are in buckets_test.py."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from fope_jax.storage import files
+from fope_jax.storage.files import (
+    LineFile,
+    ObjectLines,
+    as_path,
+    check_output,
+    check_space,
+    check_writable,
+    make_directory,
+    open_lines,
+    remove_empty,
+    write_json,
+)
+
+
+@pytest.mark.parametrize("given", ["runs/x", Path("runs/x"), "/a/b", "."])
+def test_a_path_of_this_machine_is_that_of_pathlib(given):
+    assert as_path(given) == Path(given) and type(as_path(given)) is type(Path())
+
+
+@pytest.mark.parametrize("given", ["s3://bucket/run", "http://host/x", "gs://", "gs:///x"])
+def test_another_scheme_is_refused_with_what_is_accepted(given):
+    with pytest.raises(ValueError, match="accepted: a path of this machine, or gs://BUCKET/PATH"):
+        as_path(given)
+
+
+def test_a_bucket_without_its_package_names_the_pip_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ImportError, match=r"pip install 'fope-jax\[buckets\]'"):
+        as_path("gs://bucket/run")
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_on_disk(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"], "its own temporary file is gone"
+
+
+def test_a_line_that_does_not_fit_is_kept_and_the_file_ends_in_a_whole_one(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = open_lines(path)
+    lines.write("first")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"cannot write {path}: File too large"):
+            lines.write("second, of which four bytes fit")
+        assert path.read_text() == "first\n"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    lines.write("third")
+    assert path.read_text() == "first\nsecond, of which four bytes fit\nthird\n"
+    lines.close()
+
+
+def test_lines_on_disk_are_in_the_file_at_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("first\n")
+    lines = open_lines(path)
+    assert type(lines) is LineFile
+    lines.write("second")
+    assert path.read_text() == "first\nsecond\n"
+    lines.close()
+
+
+def test_lines_in_a_bucket_wait_for_the_clock_or_a_flush(tmp_path, monkeypatch):
+    now, written = 100.0, []
+    monkeypatch.setattr(files.time, "monotonic", lambda: now)
+    monkeypatch.setattr(files, "write_text", lambda path, text: written.append(text))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("old\n")
+    lines = ObjectLines(path, seconds=10)
+    lines.write("a")
+    now = 109.0
+    lines.write("b")
+    assert written == []
+    lines.flush()
+    lines.flush()
+    assert written == ["old\na\nb\n"]  # once: nothing was new the second time
+    now = 118.0
+    lines.write("c")
+    now = 119.0
+    lines.write("d")
+    assert written[1:] == ["old\na\nb\nc\nd\n"]
+    lines.write("e")
+    lines.close()
+    assert written[2:] == ["old\na\nb\nc\nd\ne\n"]
+
+
+def test_the_cache_of_a_user_has_one_place(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("FOPE_CACHE", raising=False)
+    assert files.user_cache() == tmp_path / "fope_jax"
+    monkeypatch.setenv("FOPE_CACHE", str(tmp_path / "own"))
+    assert files.user_cache() == tmp_path / "own"
+
+
+def test_a_place_to_write_is_probed_and_left_as_it_is(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    before = sorted(tmp_path.rglob("*"))
+    for good in (tmp_path, tmp_path / "a", tmp_path / "a" / "b" / "c"):
+        check_writable(good)
+    for bad in ("file", "file/x", "file/x/y", "loop", "loop/x", "dangling/x", "n" * 300):
+        with pytest.raises(OSError, match=f"cannot write the page to {tmp_path}/{bad}: "):
+            check_output(tmp_path / bad, "the page")
+    with pytest.raises(OSError, match="cannot write the page to /proc/x/y"):
+        check_output(Path("/proc/x/y"), "the page")
+    assert sorted(tmp_path.rglob("*")) == before
+    made = make_directory(tmp_path / "a" / "b")
+    assert made == [tmp_path / "a" / "b", tmp_path / "a"]
+    (tmp_path / "a" / "kept").write_text("")
+    remove_empty(made)
+    assert (tmp_path / "a" / "kept").exists() and not (tmp_path / "a" / "b").exists()
+
+
+def test_room_on_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    check_space(tmp_path / "a" / "b", 10**9, "a checkpoint")
+    with pytest.raises(OSError, match=r"a/b: a checkpoint takes 2 GB, and 1 GB are free"):
+        check_space(tmp_path / "a" / "b", 2 * 10**9, "a checkpoint")

@@ -76,9 +76,12 @@ def consume(experiment: Experiment, cache: TokenCache, steps: int) -> list[float
 def _loader(experiment: Experiment, cache: TokenCache) -> Loader:
     train = experiment.train
     return Loader(
-        cache, length=train.length, batch_size=train.batch_size, seed=experiment.seed,
+        cache,
+        length=train.length,
+        batch_size=train.batch_size,
+        seed=experiment.seed,
         packing=experiment.data.packing,
-    )  # fmt: skip
+    )
 
 
 def render(result: dict[str, Any]) -> str:

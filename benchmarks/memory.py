@@ -37,13 +37,18 @@ def temporary_bytes(method: PositionEmbedding, shape: ModelShape, length: int) -
     def loss(q, k, v, trained, constants):
         places = jnp.arange(length, dtype=jnp.int32)[None]
         out = attend(
-            q, k, v,
-            q_positions=places, k_positions=places,
-            q_segments=jnp.ones_like(places), k_segments=jnp.ones_like(places),
+            q,
+            k,
+            v,
+            q_positions=places,
+            k_positions=places,
+            q_segments=jnp.ones_like(places),
+            k_segments=jnp.ones_like(places),
             bias_fn=method.bias if method.has_bias else None,
             contextual_fn=method.contextual_bias if method.has_contextual_bias else None,
-            bias_variables=trained, bias_constants=constants,
-        )  # fmt: skip
+            bias_variables=trained,
+            bias_constants=constants,
+        )
         return jnp.sum(out)
 
     q = jax.ShapeDtypeStruct((1, length, shape.num_heads, shape.head_dim), jnp.float32)

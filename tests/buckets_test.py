@@ -129,18 +129,35 @@ def test_two_processes_write_one_run_in_a_bucket(story, storage, service, tmp_pa
     command = ["bash", ROOT / "tpu_scripts/local.sh", "--processes", "2", "--", sys.executable]
     verb = ["-m", "fope_jax.main", "train", "--config", tmp_path / "config.py"]
     rebuilt = subprocess.run(
-        [sys.executable, "-m", "fope_jax.main", "data", "build", "--config",
-         tmp_path / "config.py", "--config.data.cache_dir=gs://bucket/shared"],
-        capture_output=True, text=True, cwd=ROOT,
+        [
+            sys.executable,
+            "-m",
+            "fope_jax.main",
+            "data",
+            "build",
+            "--config",
+            tmp_path / "config.py",
+            "--config.data.cache_dir=gs://bucket/shared",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env=os.environ | service | {"FOPE_CACHE": str(tmp_path / "a")},
-    )  # fmt: skip
+    )
     assert rebuilt.returncode == 0, rebuilt.stderr[-3000:]
     done = subprocess.run(
-        [*command, *verb, "--workdir", "gs://bucket/runs/two",
-         "--config.data.cache_dir=gs://bucket/shared"],
-        capture_output=True, text=True, cwd=ROOT,
+        [
+            *command,
+            *verb,
+            "--workdir",
+            "gs://bucket/runs/two",
+            "--config.data.cache_dir=gs://bucket/shared",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
         env=os.environ | service | {"FOPE_CACHE": str(tmp_path / "b")},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(list((tmp_path / "b" / "mirrors").glob("*/manifest.json"))) == 1
     objects = storage.buckets["bucket"]

@@ -48,12 +48,17 @@ class Refusal(Exception):
 
 def described(bucket: str, name: str, found: Object) -> dict[str, Any]:
     return {
-        "kind": "storage#object", "bucket": bucket, "name": name, "size": str(len(found.content)),
-        "generation": str(found.generation), "metageneration": "1", "storageClass": "STANDARD",
+        "kind": "storage#object",
+        "bucket": bucket,
+        "name": name,
+        "size": str(len(found.content)),
+        "generation": str(found.generation),
+        "metageneration": "1",
+        "storageClass": "STANDARD",
         "timeCreated": "2025-01-01T00:00:00.000Z",
         # Another time for each version: clients tell by it whether an object has changed.
         "updated": datetime.fromtimestamp(found.generation, UTC).strftime("%FT%T.000Z"),
-    }  # fmt: skip
+    }
 
 
 class Handler(BaseHTTPRequestHandler):

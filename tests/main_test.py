@@ -189,13 +189,21 @@ def checkpoint(tmp_path) -> Path:
 def import_command(config: str, checkpoint: Path, workdir: Path) -> list[str]:
     corpus = Path(config).parent
     return [
-        "import", "--from", str(checkpoint), "--workdir", str(workdir),
-        "--config.data.corpus=text", "--config.data.tokenizer=bytes",
-        f"--config.data.cache_dir={corpus}/cache", f"--config.data.train_files={corpus}/train.txt",
+        "import",
+        "--from",
+        str(checkpoint),
+        "--workdir",
+        str(workdir),
+        "--config.data.corpus=text",
+        "--config.data.tokenizer=bytes",
+        f"--config.data.cache_dir={corpus}/cache",
+        f"--config.data.train_files={corpus}/train.txt",
         f"--config.data.validation_files={corpus}/validation.txt",
-        "--config.evaluate.lengths=2", "--config.evaluate.num_windows=4",
-        "--config.evaluate.position_windows=0", "--config.evaluate.passkey_trials=0",
-    ]  # fmt: skip
+        "--config.evaluate.lengths=2",
+        "--config.evaluate.num_windows=4",
+        "--config.evaluate.position_windows=0",
+        "--config.evaluate.passkey_trials=0",
+    ]
 
 
 def test_a_checkpoint_of_hugging_face_becomes_a_run_and_a_checkpoint_again(
@@ -237,8 +245,11 @@ def test_a_tokenizer_goes_with_its_weights(checkpoint, tmp_path):
     assert (experiment.train.length, experiment.model.qk_norm) == (16, "head")
     assert main(["export", "--run", str(workdir), "-o", str(out), "--dtype", "bfloat16"]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     assert (out / "tokenizer.json").read_text() == "tokenizer.json"
 
 
@@ -450,8 +461,10 @@ def test_a_gallery_of_the_methods_named(tmp_path, capsys):
     assert shown.out == f"gallery in {out}/index.html\n" and shown.err == "alibi\nnope\n"
     assert "<h2>alibi</h2>" in (out / "index.html").read_text()
     assert sorted(path.name for path in out.glob("*.png")) == [
-        "alibi.png", "nope.png", "overview.png"
-    ]  # fmt: skip
+        "alibi.png",
+        "nope.png",
+        "overview.png",
+    ]
 
 
 def test_help_and_a_report_need_no_jax():

@@ -41,7 +41,7 @@ ROPE_KEYS = sorted({key for keys in KEYS.values() for key in keys} | {"rope_thet
         ("anything", [], None),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_only_slips_of_the_hand_are_hinted_at(name, known, meant):
     assert likely(name, known) == meant
 

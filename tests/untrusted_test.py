@@ -45,10 +45,14 @@ def test_no_source_unpickles_or_runs_text(path):
     tree = ast.parse(path.read_text())
     imported = {
         alias.name.split(".")[0]
-        for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
-    } | {(node.module or "").split(".")[0]
-         for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    } | {
+        (node.module or "").split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+    }
     assert not imported & UNPICKLERS
     assert "runpy" not in imported or path in NAMED_BY_THE_USER
     for owner, name, keywords in calls(tree):
@@ -82,11 +86,20 @@ def test_a_pickle_in_a_table_of_documents_is_not_loaded(tmp_path):
     assert b"pickle" in pickle.dumps(Trap(mark)) or table.stat().st_size > 0
     (tmp_path / "train-00000.array_record").write_bytes(b"")
     digest = hashlib.sha256(table.read_bytes()).hexdigest()
-    shard = {"file": "train-00000.array_record", "tokens": 2, "sha256": "0" * 64,
-             "documents": {"file": table.name, "count": 1, "sha256": digest}}  # fmt: skip
-    manifest = {"fingerprint": "f", "tokenizer": describe(BytesTokenizer()), "dtype": "<u2",
-                "block_tokens": 16, "shard_tokens": 64,
-                "splits": {"train": {"shards": [shard]}}}  # fmt: skip
+    shard = {
+        "file": "train-00000.array_record",
+        "tokens": 2,
+        "sha256": "0" * 64,
+        "documents": {"file": table.name, "count": 1, "sha256": digest},
+    }
+    manifest = {
+        "fingerprint": "f",
+        "tokenizer": describe(BytesTokenizer()),
+        "dtype": "<u2",
+        "block_tokens": 16,
+        "shard_tokens": 64,
+        "splits": {"train": {"shards": [shard]}},
+    }
     cache = TokenCache(tmp_path, manifest, "train")
     with pytest.raises(CacheError, match=r"documents\.npz is no table of ours: .*allow_pickle"):
         _ = cache.documents

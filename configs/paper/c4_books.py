@@ -49,12 +49,21 @@ CORPUS = {
 
 def get_config(arg: str = "") -> ConfigDict:
     arg = parse_arg(
-        arg, size="60m", length=512, data="c4", batch="code", position="fope", seed=6198,
+        arg,
+        size="60m",
+        length=512,
+        data="c4",
+        batch="code",
+        position="fope",
+        seed=6198,
         smoke=False,
-    )  # fmt: skip
+    )
     for name, accepted in (
-        ("size", SIGMA), ("length", BATCH_SIZE["code"]), ("data", CORPUS), ("batch", BATCH_SIZE),
-    ):  # fmt: skip
+        ("size", SIGMA),
+        ("length", BATCH_SIZE["code"]),
+        ("data", CORPUS),
+        ("batch", BATCH_SIZE),
+    ):
         if arg[name] not in accepted:
             raise ConfigError(f"argument {name} = {arg[name]!r}; accepted: {list(accepted)}")
     batch_size = 8 if arg.smoke else BATCH_SIZE[arg.batch][arg.length]

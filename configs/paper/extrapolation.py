@@ -65,7 +65,11 @@ def get_config(arg: str = "") -> ConfigDict:
     settings = {f"position.{knob}": value for knob, value in knobs.items()}
     settings["train.warmup_steps"] = parent.train.warmup_steps
     child = child_experiment(
-        parent, parent.train.steps, arg.method, 1024, "reset",
+        parent,
+        parent.train.steps,
+        arg.method,
+        1024,
+        "reset",
         [f"{key}={value}" for key, value in settings.items()],
-    )  # fmt: skip
+    )
     return ConfigDict(experiment_to_dict(child))

@@ -75,7 +75,12 @@ def get_config(arg: str = "") -> ConfigDict:
         "evaluate.passkey_lengths": "(1, 2, 4)",
     }
     child = child_experiment(
-        parent, 0, arg.method, 2 * parent.train.length, "reset",
-        [f"{key}={value}" for key, value in settings.items()], imported=True,
-    )  # fmt: skip
+        parent,
+        0,
+        arg.method,
+        2 * parent.train.length,
+        "reset",
+        [f"{key}={value}" for key, value in settings.items()],
+        imported=True,
+    )
     return ConfigDict(experiment_to_dict(child))

@@ -30,9 +30,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(to, name: str, run: Callable, description: str, epilog: str = ""):
         verb = to.add_parser(
-            name, help=description, description=description, epilog=epilog,
-            formatter_class=formatter, allow_abbrev=False,
-        )  # fmt: skip
+            name,
+            help=description,
+            description=description,
+            epilog=epilog,
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
         verb.set_defaults(verb=run)
         verb.add_argument("--traceback", action="store_true", help="show where an error arose")
         return verb
@@ -74,25 +78,30 @@ def build_parser() -> argparse.ArgumentParser:
     add_processes(extend)
 
     evaluate = add(
-        known, "evaluate", verbs.evaluate, "measure a trained run against context length",
+        known,
+        "evaluate",
+        verbs.evaluate,
+        "measure a trained run against context length",
         texts.EVALUATE_EXAMPLES,
-    )  # fmt: skip
+    )
     evaluate.add_argument(
         "--run", type=directory, required=True, metavar="DIR", help="the --workdir of `fope train`"
     )
     evaluate.set_defaults(config=None)  # its section evaluate can be changed
     evaluate.add_argument("--step", type=int, help="checkpoint; the newest without it")
     evaluate.add_argument(
-        "--protocols", metavar="NAME,...",
+        "--protocols",
+        metavar="NAME,...",
         help="what to measure, or all; what the run's evaluate.protocols says without it",
-    )  # fmt: skip
+    )
     evaluate.add_argument(
         "--report", type=_local, metavar="DIR", help="write the page of `fope report` there as well"
     )
     evaluate.add_argument(
-        "--mesh", metavar="AXIS=N,...",
+        "--mesh",
+        metavar="AXIS=N,...",
         help="how several devices share the work, such as context=8; windows by default",
-    )  # fmt: skip
+    )
     add_processes(evaluate)
     evaluate.add_argument("--force", action="store_true", help="score again what has been scored")
 
@@ -133,9 +142,13 @@ def build_parser() -> argparse.ArgumentParser:
     plan = add(known, "plan", verbs.plan, "memory, time and bounds of a TPU slice, without one")
     add_config(plan)
     plan.add_argument(
-        "--topology", nargs="+", action="extend", required=True, metavar="SLICE",
+        "--topology",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="SLICE",
         help="such as v5e:4x4 v5p:4x4x4 v6e:16x16",
-    )  # fmt: skip
+    )
     plan.add_argument("--method", metavar="LABEL,...", help="such as rope,fope; the config's own")
     plan.add_argument("--length", metavar="TOKENS,...", help="such as 512,4096; the config's own")
     plan.add_argument("--size", metavar="PRESET,...", help="such as 60m,1200m; the config's own")
@@ -153,9 +166,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     fetch.set_defaults(config=None)  # its values can be changed as those of a file
     fetch.add_argument(
-        "--from", type=_local, required=True, metavar="DIR", dest="source",
+        "--from",
+        type=_local,
+        required=True,
+        metavar="DIR",
+        dest="source",
         help="directory with config.json and *.safetensors",
-    )  # fmt: skip
+    )
     fetch.add_argument("--workdir", type=directory, required=True, help="directory of the run")
 
     export = add(known, "export", verbs.export, "write a run as a Hugging Face checkpoint")
@@ -164,9 +181,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--step", type=int, help="checkpoint; the newest without it")
     export.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"),
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
         help="of the tensors; that of the import or of the parameters without it",
-    )  # fmt: skip
+    )
     export.add_argument("-o", "--out", type=_local, required=True, help="directory that is made")
 
     for verb in (evaluate, export):
@@ -176,17 +194,19 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir")
     report.add_argument("-o", "--out", type=_local, required=True, help="directory of the page")
     report.add_argument(
-        "--buckets", metavar="TOKENS,...",
+        "--buckets",
+        metavar="TOKENS,...",
         help="also show scores in ranges of length, as LongBench does: 4k,8k",
-    )  # fmt: skip
+    )
 
     doctor = add(known, "doctor", verbs.doctor, "check runs, and say what is wrong and what to do")
     doctor.add_argument("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir")
     doctor.add_argument(
-        "--repair", action="store_true",
+        "--repair",
+        action="store_true",
         help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl without "
         "damaged lines after copying it; deletes nothing",
-    )  # fmt: skip
+    )
     doctor.add_argument("--json", action="store_true", help="for programs, one object a line")
 
     methods = add(known, "methods", verbs.methods, "list the position embeddings and their knobs")

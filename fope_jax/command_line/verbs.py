@@ -132,9 +132,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     if arguments.protocols is not None:
         names = [name.strip() for name in arguments.protocols.split(",")]
     rows = evaluate(
-        arguments.run, arguments.step, protocols=names, mesh=mesh, force=arguments.force,
-        accept_position=arguments.accept_position, overrides=arguments.overrides,
-    )  # fmt: skip
+        arguments.run,
+        arguments.step,
+        protocols=names,
+        mesh=mesh,
+        force=arguments.force,
+        accept_position=arguments.accept_position,
+        overrides=arguments.overrides,
+    )
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
     if arguments.report and is_first():
         from fope_jax.report.page import write_report
@@ -224,8 +229,9 @@ def plan(arguments: argparse.Namespace) -> None:
         state = "from the cache" if row.get("cached") else f"{row.get('compile_seconds', 0):.0f} s"
         print(
             f"{count} of {len(cases)}: {case.topology} {case.size} {case.method} "
-            f"{row['length']} tokens, {state}", file=sys.stderr,
-        )  # fmt: skip
+            f"{row['length']} tokens, {state}",
+            file=sys.stderr,
+        )
 
     if arguments.out:
         check_output(arguments.out, "the plan")

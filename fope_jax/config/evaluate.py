@@ -84,13 +84,17 @@ class EvaluateConfig:
         check_value("retrieval_tasks", self.retrieval_tasks, not wrong, f"some of {tasks}")
         named = self.bos_token is not None or not self.add_bos_token
         check_value(
-            "add_bos_token", self.add_bos_token, named, "False where bos_token is None: name the "
-            "token, such as bos_token = '<s>'",
-        )  # fmt: skip
+            "add_bos_token",
+            self.add_bos_token,
+            named,
+            "False where bos_token is None: name the token, such as bos_token = '<s>'",
+        )
         haystacks = ("corpus", "noise")
         check_value(
-            "needle_haystack", self.needle_haystack, self.needle_haystack in haystacks,
+            "needle_haystack",
+            self.needle_haystack,
+            self.needle_haystack in haystacks,
             f"one of {haystacks}",
-        )  # fmt: skip
+        )
         names = [name_of(source) for source in self.texts]
         check_value("texts", self.texts, len(set(names)) == len(names), "each name once")

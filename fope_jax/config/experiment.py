@@ -102,8 +102,11 @@ def call_in_file(kind: str, path: str, function: str, arg: str) -> Any:
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
-        lines = [f"line {own.lineno}: " for own in traceback.extract_tb(error.__traceback__)
-                 if own.filename == path]  # fmt: skip
+        lines = [
+            f"line {own.lineno}: "
+            for own in traceback.extract_tb(error.__traceback__)
+            if own.filename == path
+        ]
         where = lines[-1] if lines else ""
         reason = " ".join(str(error).split())
         raise ConfigError(
@@ -273,10 +276,19 @@ def flat_values(experiment: Experiment) -> dict[str, Any]:
 # becomes of a bad step, or a run that one has stopped could not go on.
 FREE_SECTIONS = ("evaluate.", "mesh.")
 FREE_KEYS = (
-    "name", "train.log_every", "train.save_every", "train.keep", "train.evaluate_every",
-    "train.on_save_error", "train.on_bad_step", "train.max_skipped", "train.spike_factor",
-    "data.cache_dir", "data.max_bad_documents", "data.max_damaged_files",
-)  # fmt: skip
+    "name",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "train.evaluate_every",
+    "train.on_save_error",
+    "train.on_bad_step",
+    "train.max_skipped",
+    "train.spike_factor",
+    "data.cache_dir",
+    "data.max_bad_documents",
+    "data.max_damaged_files",
+)
 
 
 def changed_numbers(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

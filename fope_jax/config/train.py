@@ -109,9 +109,11 @@ class TrainConfig:
         check_value("evaluate_every", every, every is None or every >= 1, "1 or more, or None")
         check_value("spike_factor", spike, spike is None or spike > 1, "a number above 1, or None")
         check_value(
-            "accumulate", self.accumulate, self.batch_size % self.accumulate == 0,
+            "accumulate",
+            self.accumulate,
+            self.batch_size % self.accumulate == 0,
             f"a divisor of batch_size = {self.batch_size}",
-        )  # fmt: skip
+        )
         for name in ("warmup_steps", "schedule_start", "data_start"):
             check_value(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         for name in ("learning_rate", "eps"):
@@ -126,8 +128,10 @@ class TrainConfig:
         clip = self.gradient_clip
         check_value("gradient_clip", clip, clip is None or clip > 0, "a positive number or None")
         for name, kind in (
-            ("schedule", Schedule), ("on_bad_step", OnBadStep), ("on_save_error", OnSaveError),
-        ):  # fmt: skip
+            ("schedule", Schedule),
+            ("on_bad_step", OnBadStep),
+            ("on_save_error", OnSaveError),
+        ):
             names = typing.get_args(kind)
             check_value(name, getattr(self, name), getattr(self, name) in names, f"one of {names}")
         object.__setattr__(self, "first_lengths", tuple(self.first_lengths))
@@ -135,22 +139,28 @@ class TrainConfig:
             self._check_first_length(entry)
         used = sum(steps for _, steps in map(_length_and_steps, self.first_lengths))
         check_value(
-            "first_lengths", self.first_lengths, used < self.steps,
+            "first_lengths",
+            self.first_lengths,
+            used < self.steps,
             f"fewer updates than steps = {self.steps}; these are {used}",
-        )  # fmt: skip
+        )
 
     def _check_first_length(self, entry: str) -> None:
         length, steps = _length_and_steps(entry)
         check_value(
-            "first_lengths", entry, 1 <= length < self.length and steps >= 1,
+            "first_lengths",
+            entry,
+            1 <= length < self.length and steps >= 1,
             f"'length=updates', 1 update or more of sequences shorter than length = {self.length}",
-        )  # fmt: skip
+        )
         tokens, pieces = self.batch_size * self.length, length * self.accumulate
         check_value(
-            "first_lengths", entry, tokens % pieces == 0,
+            "first_lengths",
+            entry,
+            tokens % pieces == 0,
             f"a length of which whole rows, and a multiple of accumulate = {self.accumulate} of "
             f"them, make up the {self.batch_size} * {self.length} = {tokens} tokens of an update",
-        )  # fmt: skip
+        )
 
     @property
     def stages(self) -> tuple[Stage, ...]:

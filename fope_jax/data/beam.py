@@ -106,9 +106,13 @@ def _example(document: TokenizedDocument) -> dict[str, Any]:
 
 
 def list_parts(
-    config: DataConfig, tokenizer: Tokenizer, split: str, directory: str, content: str,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    split: str,
+    directory: str,
+    content: str,
     left_out: Collection[str] = (),
-) -> list[Part]:  # fmt: skip
+) -> list[Part]:
     """The parts of a split in the order of their documents.
 
     Their names hold a digest of the text and the tokenizer, so that a directory can be shared.
@@ -138,8 +142,9 @@ def run(parts: Sequence[Part], work: Callable[[Part], str], runner: Runner) -> N
     missing = [part for part in parts if not _files().exists(part.output)]
     print(
         f"beam: {len(missing)} of {len(parts)} parts to tokenize with {runner.name}",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+        file=sys.stderr,
+        flush=True,
+    )
     if not missing:
         return
     flags = [f"--{option.lstrip('-')}" for option in runner.options]
@@ -155,9 +160,11 @@ def tokenize_part(
     """A worker's work: tokens of one part into its file, which appears whole or not at all."""
     tokenizer = _load(json.dumps(description), tuple(sorted(saved.items())))
     skip_bad = config.max_bad_documents > 0
-    documents = read_file(as_path(part.file), skip_bad) if part.file else read_corpus(
-        config, part.corpus, part.split
-    )  # fmt: skip
+    documents = (
+        read_file(as_path(part.file), skip_bad)
+        if part.file
+        else read_corpus(config, part.corpus, part.split)
+    )
     names, bad, tokens, lengths, sizes, changed = [], [], [], [], [], []
     while group := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
         ids, counts, bytes_of, others = _encode(tokenizer, group)

@@ -106,8 +106,11 @@ def read_bos(path: Path) -> StatedBos:
             log.warning(
                 "%s: %s, but the post-processor of %s puts %s before a text; the former counts, "
                 "and evaluate.add_bos_token can change it",
-                path.parent, source, path.name, ", ".join(first) or "nothing",
-            )  # fmt: skip
+                path.parent,
+                source,
+                path.name,
+                ", ".join(first) or "nothing",
+            )
     elif first is not None:
         added, source = bool(first), f"the post-processor of {path.name}"
     elif "add_bos_token" not in config and by_default and token:
@@ -117,8 +120,11 @@ def read_bos(path: Path) -> StatedBos:
     if first and len(first) > 1:
         log.warning(
             "%s puts %d tokens before a text (%s): one alone can be added, the one that "
-            "evaluate.bos_token names", path, len(first), ", ".join(first),
-        )  # fmt: skip
+            "evaluate.bos_token names",
+            path,
+            len(first),
+            ", ".join(first),
+        )
     if added and token is None:
         token = first[0] if first else _name_of(content, model.get("bos_token_id"))
     if added and token is None:

@@ -265,10 +265,15 @@ def _write_split(
 
     documents = read(config, tokenizer, split, skip=progress.documents, taken=progress.tokens)
     writer = SplitWriter(
-        partial, split, token_bytes=tokenizer.token_bytes, progress=progress, save=save,
+        partial,
+        split,
+        token_bytes=tokenizer.token_bytes,
+        progress=progress,
+        save=save,
         prefix_bytes=len(tokenizer.prefix.encode()),
-        block_tokens=caches.BLOCK_TOKENS, shard_tokens=caches.SHARD_TOKENS,
-    )  # fmt: skip
+        block_tokens=caches.BLOCK_TOKENS,
+        shard_tokens=caches.SHARD_TOKENS,
+    )
     tqdm = require("tqdm", "train").tqdm
     with tqdm(desc=f"tokenize {split}", unit=" tokens", unit_scale=True) as bar:
         for number, document in enumerate(documents, 1):

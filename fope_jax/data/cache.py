@@ -358,10 +358,17 @@ class SplitWriter:
     """
 
     def __init__(
-        self, directory: Path, split: str, *, token_bytes: np.ndarray, progress: Progress,
-        save: Callable[[Progress], None], block_tokens: int, shard_tokens: int,
+        self,
+        directory: Path,
+        split: str,
+        *,
+        token_bytes: np.ndarray,
+        progress: Progress,
+        save: Callable[[Progress], None],
+        block_tokens: int,
+        shard_tokens: int,
         prefix_bytes: int = 0,
-    ):  # fmt: skip
+    ):
         self._directory, self._split, self._prefix_bytes = directory, split, prefix_bytes
         self._token_bytes, self._dtype = token_bytes, token_dtype(len(token_bytes))
         self._saved, self._save = progress, save

@@ -102,14 +102,17 @@ class DataConfig:
             paths = [value] if isinstance(value, str) else value
             _require(self, name, all(map(is_accepted, paths)), ACCEPTED)
         _require(
-            self, "tokenizer",
+            self,
+            "tokenizer",
             self.tokenizer in ("sentencepiece", "bytes") or self.tokenizer.endswith(".json"),
             "'sentencepiece', 'bytes' or the path of a tokenizer.json",
-        )  # fmt: skip
+        )
         _require(
-            self, "mixture", bool(self.mixture) == (self.corpus == "mixture"),
+            self,
+            "mixture",
+            bool(self.mixture) == (self.corpus == "mixture"),
             "entries 'corpus=weight' with corpus = 'mixture', nothing otherwise",
-        )  # fmt: skip
+        )
         corpora = [name for name, _ in self.components]
         _require(self, "mixture", len(set(corpora)) == len(corpora), "each corpus once")
         for name in corpora:
@@ -132,9 +135,11 @@ class DataConfig:
         name, share = _name_and_share(entry)
         single = [name for name in typing.get_args(Corpus) if name not in ("mixture", "none")]
         _require(
-            self, "mixture", name in single and 0 < share < float("inf"),
+            self,
+            "mixture",
+            name in single and 0 < share < float("inf"),
             f"entries 'corpus=weight', a corpus of {single} and a positive weight",
-        )  # fmt: skip
+        )
         return name, share
 
     @property

@@ -370,9 +370,11 @@ def _text_field(line: str, piece: _Piece) -> str:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:  # numbers of too many digits, deep nesting
-        alone = "" if line.strip() not in ("{", "[") else (
-            "; a value of several lines: write one object a line, as `jq -c` does"
-        )  # fmt: skip
+        alone = (
+            ""
+            if line.strip() not in ("{", "[")
+            else ("; a value of several lines: write one object a line, as `jq -c` does")
+        )
         raise CorpusError(f"{piece.name} is not JSON: {error}; {begin}{alone}") from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         if not isinstance(value, dict):

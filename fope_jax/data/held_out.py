@@ -180,8 +180,9 @@ def cut(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldO
     if names:
         logger.warning(
             "text %r: the tokenizer changes documents: their tokens decode to another text; %s",
-            name, first_names(names),
-        )  # fmt: skip
+            name,
+            first_names(names),
+        )
     lengths = np.array([len(ids) + 1 for ids in pieces], np.int64)
     table = np.zeros(len(kept), DOCUMENT_DTYPE)
     table["name"] = [document.name for document in kept]

@@ -33,9 +33,14 @@ class LessonLoader:
     """
 
     def __init__(
-        self, text: Loader | None, tasks: Sequence[tuple[Task, int]], *, length: int, seed: int,
+        self,
+        text: Loader | None,
+        tasks: Sequence[tuple[Task, int]],
+        *,
+        length: int,
+        seed: int,
         answers_only: bool,
-    ):  # fmt: skip
+    ):
         self._text, self._length, self._seed = text, length, seed
         self._answers_only = answers_only
         self._rows = [task for task, count in tasks for _ in range(count)]
@@ -122,10 +127,16 @@ def stage_loaders(
         tokens = (size - of_tasks) * length
         loaders.append(
             make_loader(
-                config, cache, length=length, batch_size=size, seed=seed, rows=rows, window=window,
+                config,
+                cache,
+                length=length,
+                batch_size=size,
+                seed=seed,
+                rows=rows,
+                window=window,
                 first_token=taken - (data_start + start) * tokens,
             )
-        )  # fmt: skip
+        )
         taken += (stop - start) * tokens
     return loaders
 
@@ -160,9 +171,14 @@ def make_loader(
     text = None
     if left:
         text = Loader(
-            cache, length=length, batch_size=left, seed=seed, packing=config.packing,
-            window=window, first_token=first_token,
-        )  # fmt: skip
+            cache,
+            length=length,
+            batch_size=left,
+            seed=seed,
+            packing=config.packing,
+            window=window,
+            first_token=first_token,
+        )
     if text is not None and not rows:
         return text
     tasks = [make_task(name, cache.tokenizer) for name, _ in config.task_shares]
@@ -174,9 +190,12 @@ def make_loader(
                 f"train.length = {length} gives {length + 1}"
             )
     return LessonLoader(
-        text, list(zip(tasks, rows, strict=True)), length=length, seed=seed,
+        text,
+        list(zip(tasks, rows, strict=True)),
+        length=length,
+        seed=seed,
         answers_only=config.task_targets == "answers",
-    )  # fmt: skip
+    )
 
 
 def share_rows(shares: Sequence[tuple[str, float]], batch_size: int) -> list[int]:

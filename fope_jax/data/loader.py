@@ -56,9 +56,16 @@ class Loader:
     """
 
     def __init__(
-        self, cache: TokenCache, *, length: int, batch_size: int, seed: int,
-        packing: Packing = "documents", window: int | None = None, first_token: int = 0,
-    ):  # fmt: skip
+        self,
+        cache: TokenCache,
+        *,
+        length: int,
+        batch_size: int,
+        seed: int,
+        packing: Packing = "documents",
+        window: int | None = None,
+        first_token: int = 0,
+    ):
         for name, value in (("length", length), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} = {value}; accepted: an integer of 1 or more")

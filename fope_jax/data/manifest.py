@@ -24,13 +24,23 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 _FIELDS = {
-    "fingerprint": str, "content": str, "config": dict, "tokenizer": dict, "dtype": str,
-    "block_tokens": int, "shard_tokens": int, "splits": dict, "sources": list,
-}  # fmt: skip
+    "fingerprint": str,
+    "content": str,
+    "config": dict,
+    "tokenizer": dict,
+    "dtype": str,
+    "block_tokens": int,
+    "shard_tokens": int,
+    "splits": dict,
+    "sources": list,
+}
 _SPLIT = {
-    "documents": int, "bytes": int, "empty_documents": int, "changed_documents": int,
+    "documents": int,
+    "bytes": int,
+    "empty_documents": int,
+    "changed_documents": int,
     "shards": list,
-}  # fmt: skip
+}
 _LATER = {"bad_documents": int, "first_bad": list, "first_changed": list}  # not in older caches
 _SHARD = {"file": str, "tokens": int, "sha256": str, "documents": dict}
 _TABLE = {"file": str, "count": int, "sha256": str}

@@ -250,9 +250,11 @@ def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
 
     def encode_batch(batch):
         flat, lengths, sizes, changed = tf.numpy_function(
-            encode, [batch["name"], batch["text"]], (tf.int32, tf.int64, tf.int64, tf.bool),
+            encode,
+            [batch["name"], batch["text"]],
+            (tf.int32, tf.int64, tf.int64, tf.bool),
             stateful=False,
-        )  # fmt: skip
+        )
         for vector in (flat, lengths, sizes, changed):
             vector.set_shape([None])
         return {

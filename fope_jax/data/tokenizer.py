@@ -310,7 +310,10 @@ def _train(lines: Sequence[str], vocab_size: int, required_chars: str) -> bytes:
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
-            pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -322,7 +325,7 @@ def _train(lines: Sequence[str], vocab_size: int, required_chars: str) -> bytes:
             max_sentence_length=8 * _TRAINING_CHARS,  # bytes; longer ones would be skipped
             num_threads=1,  # the model stores the number, and more threads do not train faster
             minloglevel=2,
-        )  # fmt: skip
+        )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
         raise TokenizerError(

@@ -73,6 +73,7 @@ def _rewrite_metrics(run: Path) -> Iterator[str]:
 
 def _free(path: Path, mark: str, first: int = 0) -> Path:
     """``path``, or with a number after it, under a name that nothing has."""
-    names = (path.with_name(f"{path.name}{mark}{n}" if n else path.name)
-             for n in itertools.count(first))  # fmt: skip
+    names = (
+        path.with_name(f"{path.name}{mark}{n}" if n else path.name) for n in itertools.count(first)
+    )
     return next(name for name in names if not name.exists())

@@ -96,6 +96,11 @@ def _task(
     if bos is None:
         return Protocol(kind, identity, stated, run, answers=True)
     return Protocol(
-        kind, identity, stated | {"bos_token": bos.token}, run, answers=True,
-        bos=f"every prompt begins with {bos.token}", bos_token=bos.token,
-    )  # fmt: skip
+        kind,
+        identity,
+        stated | {"bos_token": bos.token},
+        run,
+        answers=True,
+        bos=f"every prompt begins with {bos.token}",
+        bos_token=bos.token,
+    )

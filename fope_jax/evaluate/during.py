@@ -92,8 +92,10 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
             log.warning(
                 "step %d: validation loss is not finite at %s tokens of context; the rows say so, "
                 "and whether the run goes on is decided by its steps (train.on_bad_step = %s)",
-                step, ", ".join(map(str, bad)), experiment.train.on_bad_step,
-            )  # fmt: skip
+                step,
+                ", ".join(map(str, bad)),
+                experiment.train.on_bad_step,
+            )
         seconds = round(time.perf_counter() - began, 3)
         return [*rows, {"kind": "time", "phase": VALIDATION, "step": step, "seconds": seconds}]
 
@@ -126,10 +128,15 @@ def _pooled(protocol: Protocol, ids: Row, scorer: Any) -> Iterable[Row]:
         sums = contexts.setdefault(
             row["context"],
             {
-                "kind": VALIDATION, **protocol.row_fields, **ids, "context": row["context"],
-                "scored_per_window": row["scored_per_window"], "windows": 0,
-            } | dict.fromkeys(_SUMS, 0),
-        )  # fmt: skip
+                "kind": VALIDATION,
+                **protocol.row_fields,
+                **ids,
+                "context": row["context"],
+                "scored_per_window": row["scored_per_window"],
+                "windows": 0,
+            }
+            | dict.fromkeys(_SUMS, 0),
+        )
         for name in ("windows", *_SUMS):
             sums[name] += row[name]
     return contexts.values()

@@ -101,10 +101,16 @@ class TextModel:
     """
 
     def __init__(
-        self, score: RowScorer, write: Writer, tokenizer: Tokenizer, *,
-        max_length: int | None, batch_tokens: int = 16_384, bos: Bos | None = None,
+        self,
+        score: RowScorer,
+        write: Writer,
+        tokenizer: Tokenizer,
+        *,
+        max_length: int | None,
+        batch_tokens: int = 16_384,
+        bos: Bos | None = None,
         add_bos: bool = False,
-    ):  # fmt: skip
+    ):
         self._score, self._write, self._tokenizer = score, write, tokenizer
         self.max_length, self._batch_tokens = max_length, batch_tokens
         self._prefix = tokenizer.eos_id if bos is None else bos.id
@@ -158,8 +164,10 @@ class TextModel:
                 )
             log.warning(
                 "a prompt of %d tokens loses its beginning: with %d to write, max_length is %d",
-                len(tokens), count, self.max_length,
-            )  # fmt: skip
+                len(tokens),
+                count,
+                self.max_length,
+            )
             tokens = tokens[count - self.max_length :]
         most = None if self.max_length is None else self.max_length - count
         size = _room(len(tokens), most)
@@ -230,8 +238,10 @@ class TextModel:
         if cut:
             log.warning(
                 "%d of %d contexts are longer than max_length = %d and lose their beginning",
-                cut, len(rows), self.max_length,
-            )  # fmt: skip
+                cut,
+                len(rows),
+                self.max_length,
+            )
         return [
             (context[max(0, len(context) - own) :], target)
             for (context, target), own in zip(rows, room, strict=True)

@@ -125,8 +125,9 @@ def warn_where_bos_is_unknown(workdir: str | Path) -> None:
             "%s: its weights were imported by an older version, which did not keep whether they "
             "were trained with a token for the beginning of a sequence; none is added. Where they "
             "were: --config.evaluate.bos_token=TOKEN --config.evaluate.add_bos_token=true, or "
-            "import them again", workdir,
-        )  # fmt: skip
+            "import them again",
+            workdir,
+        )
 
 
 def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
@@ -381,9 +382,12 @@ def evaluate(
     if not any("evaluate.add_bos_token=" in override for override in overrides):
         warn_where_bos_is_unknown(workdir)
     asked = {
-        "--step": step, "--protocols": protocols, "--mesh": str(mesh), "--force": force,
+        "--step": step,
+        "--protocols": protocols,
+        "--mesh": str(mesh),
+        "--force": force,
         "--accept-position": accept_position,
-    }  # fmt: skip
+    }
     check_alike(experiment, asked, experiment.evaluate.splits)
     store = CheckpointStore(workdir / "checkpoints")
     try:

@@ -136,9 +136,13 @@ def text_protocol(
 
     def run(scorer: Scorer, progress: Progress) -> Any:
         return made.score(
-            scorer, cache, **settings, batch_tokens=experiment.evaluate.batch_tokens,
-            progress=progress, bos=bos and bos.id,
-        )  # fmt: skip
+            scorer,
+            cache,
+            **settings,
+            batch_tokens=experiment.evaluate.batch_tokens,
+            progress=progress,
+            bos=bos and bos.id,
+        )
 
     identity = {"protocol": name, "split": split}
     stated = settings | {"cache": cache.fingerprint}

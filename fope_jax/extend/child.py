@@ -96,9 +96,13 @@ def child_experiment(
         )
     knobs = _position_knobs(parent, method, pairs)
     position = extended(
-        parent.position, method, from_length=old.length, length=length,
-        head_dim=parent.model.shape.head_dim, knobs=knobs,
-    )  # fmt: skip
+        parent.position,
+        method,
+        from_length=old.length,
+        length=length,
+        head_dim=parent.model.shape.head_dim,
+        knobs=knobs,
+    )
     if config is not None:
         _check_file(build_experiment(config), position, method, length)
 

@@ -75,8 +75,10 @@ def target_parts(
 
 def _check_rope_to_fope(parent: RoPE) -> None:
     for knob, accepted in (
-        ("interleaved", False), ("partial_rotary_factor", 1.0), ("learnable", False),
-    ):  # fmt: skip
+        ("interleaved", False),
+        ("partial_rotary_factor", 1.0),
+        ("learnable", False),
+    ):
         value = getattr(parent, knob)
         if value != accepted:
             raise ValueError(

@@ -100,13 +100,23 @@ def extend(
         if str(resolved(workdir)) == parent.source:
             raise ConfigError(f"workdir {workdir} is the parent itself; use another --workdir")
         request = {
-            "parent": parent.source, "step": parent.step, "method": method, "length": length,
-            "optimizer": optimizer, "match": match,
-        }  # fmt: skip
+            "parent": parent.source,
+            "step": parent.step,
+            "method": method,
+            "length": length,
+            "optimizer": optimizer,
+            "match": match,
+        }
         child = child_experiment(
-            parent.experiment, parent.step, method, length, optimizer, overrides,
-            imported=parent.imported, config=config,
-        )  # fmt: skip
+            parent.experiment,
+            parent.step,
+            method,
+            length,
+            optimizer,
+            overrides,
+            imported=parent.imported,
+            config=config,
+        )
         check_request(workdir, begun, lineage, request)
         check_workdir(workdir, child)
         if not begun:  # before anything is written
@@ -139,9 +149,10 @@ def _begin(
     # The parent's model, computed as the child is and on its devices.
     computed = {name: getattr(child.model, name) for name in HOW}
     before = dataclasses.replace(
-        parent.experiment, mesh=child.mesh,
+        parent.experiment,
+        mesh=child.mesh,
         model=dataclasses.replace(parent.experiment.model, **computed),
-    )  # fmt: skip
+    )
     with in_all_processes():
         cache, plan = _open_cache(child, workdir, parent), plan_state(child)
         check_room(workdir, plan, child.train)
@@ -231,9 +242,14 @@ def _move(
     parent: Experiment, trained: PositionVariables, child: Experiment, match: str
 ) -> Transplant:
     return carry_variables(
-        parent.position, trained, child.position, draw_position(child),
-        child.model.shape.head_dim, from_length=parent.train.length, match=match,
-    )  # fmt: skip
+        parent.position,
+        trained,
+        child.position,
+        draw_position(child),
+        child.model.shape.head_dim,
+        from_length=parent.train.length,
+        match=match,
+    )
 
 
 def _check_data(parent: Experiment, fingerprint: str, child: Experiment, cache: TokenCache) -> None:

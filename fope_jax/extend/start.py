@@ -102,9 +102,13 @@ def measure_start(
     log.info(
         "before the first update: loss %.4f with the parent's position embedding at %d tokens, "
         "%s at %d, %.4f with the new one (%d validation tokens)",
-        before, parent.train.length, "undefined" if longer is None else f"{longer:.4f}",
-        child.train.length, after, tokens,
-    )  # fmt: skip
+        before,
+        parent.train.length,
+        "undefined" if longer is None else f"{longer:.4f}",
+        child.train.length,
+        after,
+        tokens,
+    )
     if not after <= warn_above * before:  # also where it is no number
         result["warning"] = (
             f"the child starts at a loss of {after:.4f}, {after / before:.2f} times the parent's "

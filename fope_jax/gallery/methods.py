@@ -47,9 +47,7 @@ def methods_text(methods: Sequence[Any], scalings: Sequence[Any]) -> str:
 
 
 def _item(name: str, text: str) -> list[str]:
-    return textwrap.wrap(
-        f"{name:16}{text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 18
-    )  # fmt: skip
+    return textwrap.wrap(f"{name:16}{text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 18)
 
 
 def methods_markdown(methods: Sequence[Any], scalings: Sequence[Any]) -> str:

@@ -153,18 +153,28 @@ def _curves(axes: Axes, row: Row, small: bool = False) -> None:
         count = len(line["value"])
         if "low" in line:
             axes.fill_between(
-                range(count), line["low"], line["high"],
-                color="#888888", alpha=0.3, linewidth=0, rasterized=True,
-            )  # fmt: skip
+                range(count),
+                line["low"],
+                line["high"],
+                color="#888888",
+                alpha=0.3,
+                linewidth=0,
+                rasterized=True,
+            )
         style = looks[line["label"]]._asdict()
         if small or len(row["lines"]) == 1:
             style["marker"] = None
         start = index * count // (10 * len(row["lines"]))  # markers of different lines apart
         axes.plot(
-            range(count), line["value"], label=line["label"],
-            linewidth=0.9 if small else 1.3, markersize=5, rasterized=True,
-            markevery=(start, max(1, count // 10)), **style,
-        )  # fmt: skip
+            range(count),
+            line["value"],
+            label=line["label"],
+            linewidth=0.9 if small else 1.3,
+            markersize=5,
+            rasterized=True,
+            markevery=(start, max(1, count // 10)),
+            **style,
+        )
     values = [value for line in row["lines"] for value in (*line["value"], *line.get("low", ()))]
     if max(values) - min(values) < 1e-3 * max(map(abs, values)):  # noise must not look like a curve
         axes.set_ylim(min(0, 1.5 * values[0]), max(0, 1.5 * values[0]))
@@ -204,21 +214,37 @@ def _periods(axes: Axes, row: Row) -> None:
         axes.vlines(pairs, low / 1.6, periods, color="#bbbbbb", linewidth=0.8)
         moving = [i for i in pairs if series["values"][i] > 0]
         axes.plot(
-            moving, [periods[i] for i in moving], linestyle="none", marker=look.marker,
-            color=look.color, markersize=4.5, label=series["label"],
-        )  # fmt: skip
+            moving,
+            [periods[i] for i in moving],
+            linestyle="none",
+            marker=look.marker,
+            color=look.color,
+            markersize=4.5,
+            label=series["label"],
+        )
         still = [i for i in pairs if not series["values"][i] > 0]
         if still:
             axes.plot(
-                still, [top] * len(still), linestyle="none", marker="x", color="black",
-                markersize=5, label=f"never turns ({len(still)})",
-            )  # fmt: skip
+                still,
+                [top] * len(still),
+                linestyle="none",
+                marker="x",
+                color="black",
+                markersize=5,
+                label=f"never turns ({len(still)})",
+            )
     axes.axhline(row["training_length"], color=LIMIT, linewidth=1.2, linestyle=(0, (2, 2)))
     axes.annotate(
-        f"training length {row['training_length']:,}", (1, row["training_length"]),
-        xycoords=axes.get_yaxis_transform(), xytext=(0, 3), textcoords="offset points",
-        ha="right", va="bottom", fontsize=8.5, color="#444444",
-    )  # fmt: skip
+        f"training length {row['training_length']:,}",
+        (1, row["training_length"]),
+        xycoords=axes.get_yaxis_transform(),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=8.5,
+        color="#444444",
+    )
     ticker = require("matplotlib.ticker", "train")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -254,6 +280,12 @@ def _parameters(axes: Axes, row: Row) -> None:
 def _mark(axes: Axes, length: int) -> None:
     axes.axvline(length, color=LIMIT, linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
     axes.annotate(
-        f"training length {length:,}", (length, 1), xycoords=axes.get_xaxis_transform(),
-        xytext=(-3, 3), textcoords="offset points", va="bottom", fontsize=8.5, color="#444444",
-    )  # fmt: skip
+        f"training length {length:,}",
+        (length, 1),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(-3, 3),
+        textcoords="offset points",
+        va="bottom",
+        fontsize=8.5,
+        color="#444444",
+    )

@@ -246,8 +246,10 @@ def _yarn(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
         log.warning(
             "'attn_factor' is %g: passed over, as Hugging Face does; cosine and sine grow by %.9g. "
             "Engines such as vLLM multiply by it: with 'attention_factor': %.9g they grow by that",
-            other, factor, other * factor,
-        )  # fmt: skip
+            other,
+            factor,
+            other * factor,
+        )
     return (yarn,)
 
 

@@ -350,9 +350,10 @@ def _weight_files(directory: Path) -> list[Path]:
     if shards or (weights.is_file() and index.is_file()):
         log.warning(
             "%s: read from %s, as transformers does; %s left aside",
-            directory, ", ".join(path.name for path in chosen),
+            directory,
+            ", ".join(path.name for path in chosen),
             ", ".join([INDEX] * (weights.is_file() and index.is_file()) + shards),
-        )  # fmt: skip
+        )
     return chosen
 
 

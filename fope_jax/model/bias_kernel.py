@@ -277,9 +277,17 @@ def _queries_program(kernel, first, last, numbers, q, k, v, *refs):
     def _():
         places, keys = [ref[0] for ref in places_refs], k[0, 0]
         _, d_scores, pull = _gradient_of_scores(
-            kernel, numbers, head, q[0, 0], keys, v[0, 0], places, d_out[0, 0], lse[0, 0],
+            kernel,
+            numbers,
+            head,
+            q[0, 0],
+            keys,
+            v[0, 0],
+            places,
+            d_out[0, 0],
+            lse[0, 0],
             delta[0, 0],
-        )  # fmt: skip
+        )
         if pull is not None:
             (gradient,) = pull(d_scores)
             lane = jax.lax.broadcasted_iota(jnp.int32, d_numbers.shape[2:], 1)
@@ -321,9 +329,8 @@ def _keys_program(kernel, first, last, numbers, q, k, v, *refs):
         places, queries, d_outs = [ref[0] for ref in places_refs], q[0, 0], d_out[0, 0]
         head = kv_head * pl.num_programs(3) + member
         weights, d_scores, _ = _gradient_of_scores(
-            kernel, numbers, head, queries, k[0, 0], v[0, 0], places, d_outs, lse[0, 0],
-            delta[0, 0],
-        )  # fmt: skip
+            kernel, numbers, head, queries, k[0, 0], v[0, 0], places, d_outs, lse[0, 0], delta[0, 0]
+        )
         summed_k[...] += _dot(d_scores.astype(queries.dtype), queries, (1, 0))
         summed_v[...] += _dot(weights.astype(d_outs.dtype), d_outs, (1, 0))
 

@@ -156,9 +156,17 @@ def read(
         kept = []
         for index, own in enumerate(unstacked(weights, len(memories))):
             x, memory = _layer(
-                model, index, own, (trained, constants), (tables, k_tables), memories[index],
-                cache, x, positions, segments,
-            )  # fmt: skip
+                model,
+                index,
+                own,
+                (trained, constants),
+                (tables, k_tables),
+                memories[index],
+                cache,
+                x,
+                positions,
+                segments,
+            )
             kept.append(memory)
         return x, tuple(kept)
 

@@ -45,10 +45,15 @@ def splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = F
     segments = jnp.broadcast_to(segments, (batch, length))
     block = _BLOCK if length % _BLOCK == 0 else LANES
     sizes = kernel.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block,
-        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-        block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * num_heads)
     attend = kernel.make_splash_mha(
         mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret

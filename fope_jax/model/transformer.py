@@ -32,9 +32,7 @@ from fope_jax.typing import Array
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
 # Fields of TransformerConfig that say how a model with weights is computed, not what it computes.
-HOW = (
-    "scan_layers", "remat", "attention", "attention_block", "derivatives", "dtype", "init_std",
-)  # fmt: skip
+HOW = ("scan_layers", "remat", "attention", "attention_block", "derivatives", "dtype", "init_std")
 NORMS = ("pre", "post")
 QK_NORMS = ("none", "head", "width")
 

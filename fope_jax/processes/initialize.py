@@ -42,8 +42,11 @@ SOURCES = {
 # JAX can also ask Kubernetes, through a package of its own that we do not need; a TPU slice there
 # has what it takes in its environment.
 _CLUSTERS = (
-    clusters.OmpiCluster, clusters.SlurmCluster, clusters.GkeTpuCluster, clusters.GceTpuCluster,
-)  # fmt: skip
+    clusters.OmpiCluster,
+    clusters.SlurmCluster,
+    clusters.GkeTpuCluster,
+    clusters.GceTpuCluster,
+)
 _GO, _RETRY_SECONDS, _LINE_BYTES = "go", 0.2, 65536
 # Longer than any host needs to copy its token cache out of a bucket.
 AGREE_SECONDS = 3600
@@ -52,13 +55,28 @@ _NAMED = 3  # processes that a message names of those that say the same
 _exchanges = itertools.count()  # a key of the store is written once
 # What decides the program that is compiled, and so whether the processes' programs fit together.
 PACKAGES = (
-    "fope-jax", "jax", "jaxlib", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin", "flax",
-    "optax", "orbax-checkpoint", "tensorstore", "grain", "array-record", "numpy", "ml-dtypes",
-)  # fmt: skip
+    "fope-jax",
+    "jax",
+    "jaxlib",
+    "libtpu",
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorstore",
+    "grain",
+    "array-record",
+    "numpy",
+    "ml-dtypes",
+)
 _JAX_SETTINGS = (
-    "jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl",
-    "jax_threefry_partitionable", "jax_numpy_dtype_promotion",
-)  # fmt: skip
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+)
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 # Where a process dumps its programs is its own affair; devices are compared when they are there.
 _OWN_FLAGS = ("--xla_dump_", "--xla_force_host_platform_device_count")
@@ -202,8 +220,11 @@ def meet(settings: Settings, timeout_seconds: float) -> None:
     deadline = time.monotonic() + timeout_seconds
     log.info(
         "process %d of %d: waiting for the others at %s, %g s at most",
-        settings.process_id, settings.num_processes, settings.coordinator, timeout_seconds,
-    )  # fmt: skip
+        settings.process_id,
+        settings.num_processes,
+        settings.coordinator,
+        timeout_seconds,
+    )
     if settings.process_id == 0:
         _receive(settings, deadline, timeout_seconds)
     else:

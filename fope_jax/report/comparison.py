@@ -15,9 +15,14 @@ from fope_jax.report.sums import Spread, Sums, add_up, group, spread
 
 # The order in which protocols are shown; others follow.
 ORDER = (
-    "same-tokens", "sliding-window", "chunks", "document-resets", "no-resets", "long-window",
+    "same-tokens",
+    "sliding-window",
+    "chunks",
+    "document-resets",
+    "no-resets",
+    "long-window",
     "from-start",
-)  # fmt: skip
+)
 SCORED_DIFFERS = ("chunks",)  # protocols whose contexts do not score the same tokens
 
 
@@ -251,9 +256,10 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
         for (protocol, name), rows in groups.items():
             key = what_was_scored(kind, rows)
             stated = [
-                row for row in run.of("protocol")
+                row
+                for row in run.of("protocol")
                 if row["protocol"] == protocol and row.get(part) == name
-            ]  # fmt: skip
+            ]
             new = Comparison(kind, name, {}, {}, *stated[:1])
             comparison = found.setdefault(key, new)
             comparison.curves.setdefault(names[run.path], []).append(rows)

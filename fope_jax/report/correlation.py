@@ -256,10 +256,13 @@ def correlation_table(found: Sequence[Point]) -> Table:
             [x for _, x, _ in pairs], [y for *_, y in pairs], [p.label for p, *_ in pairs]
         )
         cells = [
-            _signed(own.pearson), _between(own.pearson_interval),
-            _signed(own.spearman), _between(own.spearman_interval),
-            str(own.runs), str(own.variants),
-        ]  # fmt: skip
+            _signed(own.pearson),
+            _between(own.pearson_interval),
+            _signed(own.spearman),
+            _between(own.spearman_interval),
+            str(own.runs),
+            str(own.variants),
+        ]
         table.rows.append((measure.name, cells))
     return table
 

@@ -86,8 +86,9 @@ def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, st
     >>> sorted(holm({("a", "b"): d(0.01), ("a", "c"): d(0.04), ("b", "c"): d(0.03)}))
     [('a', 'b')]
     """
-    ranked = sorted(differences, key=lambda pair: (math.isnan(differences[pair].p),
-                                                   differences[pair].p))  # fmt: skip
+    ranked = sorted(
+        differences, key=lambda pair: (math.isnan(differences[pair].p), differences[pair].p)
+    )
     found = set()
     for index, pair in enumerate(ranked):
         if not differences[pair].p <= (1 - LEVEL) / (len(ranked) - index):
@@ -138,8 +139,17 @@ def ranks(numbers: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
 
 
 # What runs may differ in and still have seen the same batches and done the same work.
-_FREE = ("name", "seed", "position.", "evaluate.", "mesh.", "train.log_every", "train.save_every",
-         "train.keep", "data.cache_dir")  # fmt: skip
+_FREE = (
+    "name",
+    "seed",
+    "position.",
+    "evaluate.",
+    "mesh.",
+    "train.log_every",
+    "train.save_every",
+    "train.keep",
+    "data.cache_dir",
+)
 
 
 def unmatched(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -49,10 +49,13 @@ def goodput_table(runs: Sequence[Run]) -> Table:
         for title, own in accounts.items()
     ]
     return Table(
-        "Where the time went (seconds, share)", "run", [*phases, "total", "goodput"], rows,
+        "Where the time went (seconds, share)",
+        "run",
+        [*phases, "total", "goodput"],
+        rows,
         "goodput is the share of steps; lost is what a killed process had trained after its last "
         "checkpoint",
-    )  # fmt: skip
+    )
 
 
 def _cell(seconds: dict[str, float], phase: str) -> str:

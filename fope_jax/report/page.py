@@ -257,11 +257,14 @@ def _during(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> li
         if scored.bos_token:
             text += f" Every window begins with {scored.bos_token}."
         figure = embedded_figure(
-            during.during_figure(shown, looks), out, f"during-{index}", during.in_words(shown),
+            during.during_figure(shown, looks),
+            out,
+            f"during-{index}",
+            during.in_words(shown),
             "Loss of the same tokens against tokens seen (k: thousand, M: million, G: billion), "
             "those of a parent included. A dashed line: where a run goes on from another, changed "
             "but not yet trained.",
-        )  # fmt: skip
+        )
         table = details("Every loss", as_html(during.during_table(shown)))
         sections.append(
             section(f"Loss during training ({scored.split})", paragraph(text), figure, table)
@@ -332,18 +335,17 @@ def _resets(comparison: Comparison, others: Sequence[Comparison]) -> list[Table]
 def _ranking(comparison: Comparison, place: Place, runs: Sequence[Run], out: Path) -> str:
     names, name = labels(runs), ranking.measure_of(comparison).name
     own = [run for run in runs if names[run.path] in comparison.curves]
-    parts = [
-        paragraph(ranking.matched_in_words(own)), as_html(ranking.ranking_table(comparison)),
-    ]  # fmt: skip
+    parts = [paragraph(ranking.matched_in_words(own)), as_html(ranking.ranking_table(comparison))]
     for contexts in ranking.shown_contexts(comparison):
         ends = dict.fromkeys((min(contexts), max(contexts)))
         figure = embedded_figure(
-            ranking.difference_figure(comparison, contexts), out,
+            ranking.difference_figure(comparison, contexts),
+            out,
             f"differences-{place.stem}-{'-'.join(map(str, ends))}",
             f"Differences of {name} at {ranking.at(contexts)}; every number is in the table below.",
             f"{name.capitalize()} of the row minus that of the column; a star where the "
             "difference is resolved.",
-        )  # fmt: skip
+        )
         table = as_html(ranking.difference_table(comparison, contexts))
         parts += [paragraph(ranking.in_words(comparison, contexts)), figure, table]
     what = place.heading.replace("_", " ")
@@ -434,14 +436,17 @@ def _spectra(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> l
         "each run."
     )
     figure = embedded_figure(
-        correlation_figure(found, looks), out, "spectra-correlation",
+        correlation_figure(found, looks),
+        out,
+        "spectra-correlation",
         "Generalization gap against numbers of the spectrum; every point is in the table below.",
         "A point is a run: what its loss at the longest context has over that at the training "
         "length, against numbers of its spectrum.",
-    )  # fmt: skip
+    )
     tables = (correlation_table(found), run_table(found))
-    return [section("Spectra and length generalization", paragraph(text), figure,
-                    *map(as_html, tables))]  # fmt: skip
+    return [
+        section("Spectra and length generalization", paragraph(text), figure, *map(as_html, tables))
+    ]
 
 
 ASKED = {
@@ -491,9 +496,14 @@ def _trials_in_words(comparison: Comparison) -> str:
 
 def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> str:
     columns = [
-        "seed", "updates", "tokens seen", "last loss (nats/token)", "tokens/s",
-        "waiting for data", "hours",
-    ]  # fmt: skip
+        "seed",
+        "updates",
+        "tokens seen",
+        "last loss (nats/token)",
+        "tokens/s",
+        "waiting for data",
+        "hours",
+    ]
     table = Table("Training, at the last row of each run", "variant", columns)
     names = labels(runs)
     for run in runs:
@@ -502,21 +512,26 @@ def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> 
             last = rows[-1]
             wait = last.get("data_wait_fraction")
             cells = [
-                run.seed, f"{last['step']:,}", f"{last['tokens_seen']:,}", three(last["loss"]),
+                run.seed,
+                f"{last['step']:,}",
+                f"{last['tokens_seen']:,}",
+                three(last["loss"]),
                 f"{last['tokens_per_second']:,.0f}" if "tokens_per_second" in last else EMPTY,
                 EMPTY if wait is None else f"{wait:.1%}",
                 number(last["seconds"] / 3600) if "seconds" in last else EMPTY,
-            ]  # fmt: skip
+            ]
             table.rows.append((names[run.path], [str(cell) for cell in cells]))
     if not table.rows:
         return section("Training", paragraph("The runs have no training rows."))
     last = "; ".join(f"{label}: {cells[3]} nats per token" for label, cells in table.rows)
     figure = embedded_figure(
-        plots.training_figure(runs, looks), out, "training",
+        plots.training_figure(runs, looks),
+        out,
+        "training",
         f"Training loss against tokens seen. At the end: {last}.",
         "Training loss against tokens seen, both as logged; a run that goes on from another begins "
         "with the tokens that its parent saw.",
-    )  # fmt: skip
+    )
     return section("Training", figure, as_html(table))
 
 

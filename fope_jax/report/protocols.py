@@ -13,9 +13,11 @@ from fope_jax.report.sums import add_up
 FEW_DOCUMENTS = 20  # below it an interval over documents is rough, and says so
 NAMES_SHOWN = 8
 UNITS = {  # what a protocol places; others place windows
-    "sliding-window": "stretch", "chunks": "block", "document-resets": "block",
+    "sliding-window": "stretch",
+    "chunks": "block",
+    "document-resets": "block",
     "no-resets": "block",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ WORDS = {
         "predicts it: {amount}. Far buckets hold the longer documents alone; the table tells how "
         "many.",
     ),
-}  # fmt: skip
+}
 
 
 def words(comparison: Comparison) -> Words:
@@ -110,9 +112,11 @@ def how_scored(comparison: Comparison) -> str:
         shown = stated.get("too_short_names", [])
         rest = stated["too_short"] - len(shown)
         more = f" and {rest} more" if rest > 0 else ""
-        what = "to have a second token" if comparison.protocol == "from-start" else (
-            "for the longest window"
-        )  # fmt: skip
+        what = (
+            "to have a second token"
+            if comparison.protocol == "from-start"
+            else ("for the longest window")
+        )
         text += f" Too short {what}, and so not scored: {', '.join(shown)}{more}."
     return f"{text} {bos(comparison)}."
 

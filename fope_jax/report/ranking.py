@@ -112,9 +112,11 @@ def ranking_table(comparison: Comparison) -> Table:
     return Table(
         f"{measure.name.capitalize()} in {measure.unit} ({comparison.name}), mean ± standard "
         "error over seeds, and mean rank in brackets",
-        "context (tokens)", ["seeds", *(f"{context:,}" for context in contexts)], rows,
+        "context (tokens)",
+        ["seeds", *(f"{context:,}" for context in contexts)],
+        rows,
         f"rank 1 has the least {measure.name} of a seed",
-    )  # fmt: skip
+    )
 
 
 def with_error(values: Sequence[float], digits: int = 3) -> str:
@@ -159,10 +161,12 @@ def difference_table(comparison: Comparison, contexts: Sequence[int]) -> Table:
     return Table(
         f"Paired differences of {measure.name} at {at(contexts)} ({comparison.name}, row minus "
         f"column, {measure.unit})",
-        "variant", order[:-1], [(one, [cell(one, o) for o in order[:-1]]) for one in order[1:]],
+        "variant",
+        order[:-1],
+        [(one, [cell(one, o) for o in order[:-1]]) for one in order[1:]],
         f"mean ± half width of the {LEVEL:.0%} interval over seeds; * resolved: the interval "
         "leaves out 0; ** also with all pairs taken together (Holm)",
-    )  # fmt: skip
+    )
 
 
 def in_words(comparison: Comparison, contexts: Sequence[int]) -> str:

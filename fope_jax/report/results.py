@@ -17,9 +17,18 @@ from fope_jax.storage.files import resolved, write_text
 
 KIND = "run"
 FACTS = (
-    "name", "seed", "parameters", "position", "data", "started", "commit", "versions", "machine",
-    "cpus", "devices",
-)  # fmt: skip
+    "name",
+    "seed",
+    "parameters",
+    "position",
+    "data",
+    "started",
+    "commit",
+    "versions",
+    "machine",
+    "cpus",
+    "devices",
+)
 DOCUMENTS_KEPT = 20  # with more of them, a split's rows are added up over documents
 _SUMS = ("windows", "nats", "tokens", "bytes", "correct")
 

@@ -122,8 +122,11 @@ def perplexity_tables(comparison: Comparison) -> list[Table]:
     scored = protocols.in_brief(comparison)
     return [
         _by_context(
-            f"Perplexity ({where})", comparison, comparison.numbers(_perplexity),
-            note=scored, intervals=comparison.intervals(_perplexity),
+            f"Perplexity ({where})",
+            comparison,
+            comparison.numbers(_perplexity),
+            note=scored,
+            intervals=comparison.intervals(_perplexity),
         ),
         _by_context(
             f"Perplexity relative to the training length ({protocol})",
@@ -133,10 +136,14 @@ def perplexity_tables(comparison: Comparison) -> list[Table]:
             intervals=comparison.ratio_intervals(_perplexity),
         ),
         _by_context(
-            f"Bits per byte ({protocol})", comparison, comparison.numbers(_bits_per_byte), three,
-            note=scored, intervals=comparison.intervals(_bits_per_byte),
+            f"Bits per byte ({protocol})",
+            comparison,
+            comparison.numbers(_bits_per_byte),
+            three,
+            note=scored,
+            intervals=comparison.intervals(_bits_per_byte),
         ),
-    ]  # fmt: skip
+    ]
 
 
 def what_was_asked(comparison: Comparison) -> tuple[str, str]:
@@ -293,9 +300,19 @@ def text_tables(runs: Sequence[Run]) -> str:
 def document_table(comparison: Comparison) -> Table:
     """One row for each run, document and context, with its sums."""
     columns = [
-        "seed", "step", "document", "context", "windows", "tokens", "bytes", "nats",
-        "nats per token", "perplexity", "bits per byte", "tokens right",
-    ]  # fmt: skip
+        "seed",
+        "step",
+        "document",
+        "context",
+        "windows",
+        "tokens",
+        "bytes",
+        "nats",
+        "nats per token",
+        "perplexity",
+        "bits per byte",
+        "tokens right",
+    ]
     title = f"Every row of the {comparison.name} split (protocol {comparison.protocol})"
     found = _each_row(comparison)
     more = f"the first {MOST_ROWS:,} of {len(found):,} rows; all are in metrics.jsonl"
@@ -304,11 +321,19 @@ def document_table(comparison: Comparison) -> Table:
     for label, row in found[:MOST_ROWS]:
         sums = add_up([row])
         cells = [
-            row["seed"], row["step"], row["document"] or EMPTY, f"{row['context']:,}",
-            f"{row['windows']:,}", f"{sums.tokens:,}", f"{sums.bytes:,}", f"{sums.nats:,.2f}",
-            three(sums.loss), number(sums.perplexity), three(sums.bits_per_byte),
+            row["seed"],
+            row["step"],
+            row["document"] or EMPTY,
+            f"{row['context']:,}",
+            f"{row['windows']:,}",
+            f"{sums.tokens:,}",
+            f"{sums.bytes:,}",
+            f"{sums.nats:,.2f}",
+            three(sums.loss),
+            number(sums.perplexity),
+            three(sums.bits_per_byte),
             f"{100 * sums.token_accuracy:.1f}%",
-        ]  # fmt: skip
+        ]
         table.rows.append((label, [str(cell) for cell in cells]))
     return table
 
@@ -321,10 +346,13 @@ def depth_table(comparison: Comparison) -> Table:
     for label, row in _each_row(comparison):
         sums = add_up([row])
         cells = [
-            row["seed"], row["step"], f"{row['context']:,}",
+            row["seed"],
+            row["step"],
+            f"{row['context']:,}",
             EMPTY if row["depth"] is None else f"{row['depth']:g}",
-            f"{row['correct']}/{row['total']}", three(sums.loss),
-        ]  # fmt: skip
+            f"{row['correct']}/{row['total']}",
+            three(sums.loss),
+        ]
         table.rows.append((label, [str(cell) for cell in cells]))
     return table
 

@@ -169,6 +169,4 @@ def _decay(samples: int = 1000, head_dim: int = 128, reach: int = 4096) -> dict[
                 "error": math.sqrt(head_dim * (1 + 2 * mean**2) / samples),
             }
         )
-    return {
-        "distances": distances.tolist(), "samples": samples, "head_dim": head_dim, "rows": rows,
-    }  # fmt: skip
+    return {"distances": distances.tolist(), "samples": samples, "head_dim": head_dim, "rows": rows}

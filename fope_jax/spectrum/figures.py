@@ -62,9 +62,14 @@ def damage_figure(demo: dict[str, Any]) -> Figure:
             lines = damage[f"{name}_lines"]
             seen = [k for k, height in enumerate(lines["predicted"]) if height > 1e-4]
             axes.plot(
-                [lines["at"][k] for k in seen], [lines["predicted"][k] for k in seen],
-                linestyle="none", marker="x", color="black", markersize=7, label="predicted",
-            )  # fmt: skip
+                [lines["at"][k] for k in seen],
+                [lines["predicted"][k] for k in seen],
+                linestyle="none",
+                marker="x",
+                color="black",
+                markersize=7,
+                label="predicted",
+            )
             axes.legend(frameon=False, fontsize=9)
         axes.set_yscale("log")
         axes.set_ylim(1e-4, 2)
@@ -76,24 +81,39 @@ def damage_figure(demo: dict[str, Any]) -> Figure:
             axes.axvline(tone, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
             side = 1 if tone == max(damage["tones"]) else -1
             axes.annotate(
-                f"w{k + 1}", (tone, 1), xycoords=axes.get_xaxis_transform(), fontsize=8.5,
-                xytext=(4 * side, -2), textcoords="offset points", va="top",
+                f"w{k + 1}",
+                (tone, 1),
+                xycoords=axes.get_xaxis_transform(),
+                fontsize=8.5,
+                xytext=(4 * side, -2),
+                textcoords="offset points",
+                va="top",
                 ha="left" if side > 0 else "right",
-            )  # fmt: skip
+            )
     looks = plots.styles(f"period {row['period']:g} tokens" for row in cut["tones"])
     for row, (label, look) in zip(cut["tones"], looks.items(), strict=True):
         style = look._asdict() | {"marker": None}
         label += f", {row['whole']} whole in {cut['length']}"
         truncated.plot(cut["at"], row["numeric"], label=label, linewidth=1.4, **style)
         truncated.plot(
-            cut["at"][::12], row["analytic"][::12], linestyle="none", marker="x", color="black",
+            cut["at"][::12],
+            row["analytic"][::12],
+            linestyle="none",
+            marker="x",
+            color="black",
             markersize=4,
-        )  # fmt: skip
+        )
     truncated.axvline(cut["floor"], color=LIMIT, linewidth=1.2, linestyle=FLOOR, zorder=0)
     truncated.annotate(
-        "floor 2 pi / N", (cut["floor"], 1), xycoords=truncated.get_xaxis_transform(),
-        xytext=(3, -2), textcoords="offset points", fontsize=8.5, va="bottom", color="#444444",
-    )  # fmt: skip
+        "floor 2 pi / N",
+        (cut["floor"], 1),
+        xycoords=truncated.get_xaxis_transform(),
+        xytext=(3, -2),
+        textcoords="offset points",
+        fontsize=8.5,
+        va="bottom",
+        color="#444444",
+    )
     truncated.set_xlabel("frequency (radians per token)")
     truncated.set_ylabel("|X| / N")
     truncated.set_ylim(-0.03, 1.3)
@@ -121,9 +141,12 @@ def extension_figure(demo: dict[str, Any]) -> Figure:
             style = looks[label]._asdict() | {"marker": None}
             within, beyond = case["errors"][label]
             axes.plot(
-                case["lines"][label], linewidth=1.3, zorder=2, **style,
+                case["lines"][label],
+                linewidth=1.3,
+                zorder=2,
+                **style,
                 label=f"{label}: error {within:.2f}, beyond {beyond:.2f}",
-            )  # fmt: skip
+            )
         _mark_length(axes, extension["length"])
         axes.set_ylabel("value")
         axes.set_title(titles[name], fontsize=10, loc="left")
@@ -141,15 +164,29 @@ def decay_figure(demo: dict[str, Any]) -> Figure:
     for axes, row in zip(panels[0], decay["rows"], strict=True):
         expected, error = row["expected"], 2 * row["error"]
         axes.fill_between(
-            decay["distances"], [x - error for x in expected], [x + error for x in expected],
-            color="#bbbbbb", alpha=0.6, linewidth=0, label="expected ± 2 standard errors",
-        )  # fmt: skip
+            decay["distances"],
+            [x - error for x in expected],
+            [x + error for x in expected],
+            color="#bbbbbb",
+            alpha=0.6,
+            linewidth=0,
+            label="expected ± 2 standard errors",
+        )
         axes.plot(
-            decay["distances"], row["measured"], color=plots.COLOURS[0], linewidth=1.0,
+            decay["distances"],
+            row["measured"],
+            color=plots.COLOURS[0],
+            linewidth=1.0,
             label=f"mean of {decay['samples']:,} draws",
-        )  # fmt: skip
-        axes.plot(decay["distances"], expected, color="black", linestyle="--", linewidth=1.0,
-                  label="expected")  # fmt: skip
+        )
+        axes.plot(
+            decay["distances"],
+            expected,
+            color="black",
+            linestyle="--",
+            linewidth=1.0,
+            label="expected",
+        )
         axes.set_title(f"entries of q and k from N({row['mean']:g}, 1)", fontsize=10)
         axes.set_xlabel("distance (tokens)")
         _grid(axes)
@@ -179,10 +216,24 @@ def energy_figure(measured: Measured) -> Figure:
             axes.axvline(floor, color="black", linewidth=1.2, linestyle=FLOOR)
             for layer, curve in enumerate(curves):
                 own = [w for w in curve["own"] or () if w > 2 * math.pi / context / 2]
-                axes.plot(own, [layer] * len(own), linestyle="none", marker="|", markersize=9,
-                          color="white", markeredgewidth=2.6)  # fmt: skip
-                axes.plot(own, [layer] * len(own), linestyle="none", marker="|", markersize=8,
-                          color="black", markeredgewidth=1.1)  # fmt: skip
+                axes.plot(
+                    own,
+                    [layer] * len(own),
+                    linestyle="none",
+                    marker="|",
+                    markersize=9,
+                    color="white",
+                    markeredgewidth=2.6,
+                )
+                axes.plot(
+                    own,
+                    [layer] * len(own),
+                    linestyle="none",
+                    marker="|",
+                    markersize=8,
+                    color="black",
+                    markeredgewidth=1.1,
+                )
             axes.set_title(f"{name}, windows of {context:,} tokens", fontsize=9, loc="left")
             if column == 0:
                 axes.set_ylabel("layer", fontsize=9)
@@ -207,9 +258,14 @@ def _heatmap(axes: Axes, powers: Sequence[Sequence[float]], context: int) -> Any
         top = max(max(power[1:]), 1e-300)
         values.append([max(-DECADES, math.log10(max(x / top, 1e-300))) for x in power[1:]])
     image = axes.pcolormesh(
-        edges, [k - 0.5 for k in range(len(powers) + 1)], values, cmap="cividis",
-        vmin=-DECADES, vmax=0, rasterized=True,
-    )  # fmt: skip
+        edges,
+        [k - 0.5 for k in range(len(powers) + 1)],
+        values,
+        cmap="cividis",
+        vmin=-DECADES,
+        vmax=0,
+        rasterized=True,
+    )
     axes.set_xscale("log")
     axes.set_yticks(range(len(powers)))
     return image
@@ -224,8 +280,12 @@ def profile_figure(measured: Measured) -> Figure:
     looks = plots.styles(f"layer {layer}" for layer in range(len(curves)))
     for (label, look), curve in zip(looks.items(), curves, strict=True):
         far = int(0.95 * context)  # a mean over a few pairs at the very end
-        axes.plot(curve["profile"][:far], label=label, linewidth=1.2,
-                  **(look._asdict() | {"marker": None}))  # fmt: skip
+        axes.plot(
+            curve["profile"][:far],
+            label=label,
+            linewidth=1.2,
+            **(look._asdict() | {"marker": None}),
+        )
     _mark_length(axes, measured["training_length"])
     axes.set_xlabel("distance from query to key (tokens)")
     axes.set_ylabel("mean logit, heads' mean")
@@ -245,10 +305,22 @@ def sizes_figure(states: Sequence[Measured]) -> Figure:
             across = list(zip(*rows, strict=True))
             dims = range(len(across))
             look = looks[_state(measured)]
-            axes.fill_between(dims, [min(x) for x in across], [max(x) for x in across],
-                              color=look.color, alpha=0.15, linewidth=0)  # fmt: skip
-            axes.plot(dims, [sum(x) / len(x) for x in across], label=_state(measured),
-                      linewidth=1.2, markersize=3.5, **look._asdict())  # fmt: skip
+            axes.fill_between(
+                dims,
+                [min(x) for x in across],
+                [max(x) for x in across],
+                color=look.color,
+                alpha=0.15,
+                linewidth=0,
+            )
+            axes.plot(
+                dims,
+                [sum(x) / len(x) for x in across],
+                label=_state(measured),
+                linewidth=1.2,
+                markersize=3.5,
+                **look._asdict(),
+            )
         slow = [d for p in states[-1]["pairs"] if p["undertrained"] for d in p["dims"]]
         for dim in slow:
             axes.axvspan(dim - 0.5, dim + 0.5, color="#e6e6e6", zorder=0, linewidth=0)
@@ -265,8 +337,10 @@ def attention_figure(states: Sequence[Measured]) -> Figure:
     """Entropy and mean distance of attention by context length, range over layers and heads."""
     figure, panels = _figure(1, 2, 10.0, 3.8)
     looks = plots.styles([*(_state(measured) for measured in states), "all keys alike"])
-    parts = (("entropy", "entropy of attention (nats)"),
-             ("distance", "mean distance of attention (tokens)"))  # fmt: skip
+    parts = (
+        ("entropy", "entropy of attention (nats)"),
+        ("distance", "mean distance of attention (tokens)"),
+    )
     for axes, (key, name) in zip(panels[0], parts, strict=True):
         for measured in states:
             contexts = sorted({row["context"] for row in measured["rows"]})
@@ -276,8 +350,16 @@ def attention_figure(states: Sequence[Measured]) -> Figure:
                 [m - min(x) for m, x in zip(means, heads, strict=True)],
                 [max(x) - m for m, x in zip(means, heads, strict=True)],
             ]
-            axes.errorbar(contexts, means, yerr=around, capsize=3, linewidth=1.5, markersize=5,
-                          label=_state(measured), **looks[_state(measured)]._asdict())  # fmt: skip
+            axes.errorbar(
+                contexts,
+                means,
+                yerr=around,
+                capsize=3,
+                linewidth=1.5,
+                markersize=5,
+                label=_state(measured),
+                **looks[_state(measured)]._asdict(),
+            )
         seen = [[c - j for j in range(states[0]["rows"][0]["last"])] for c in contexts]
         even = [
             sum(math.log(n) if key == "entropy" else (n - 1) / 2 for n in own) / len(own)
@@ -320,6 +402,12 @@ def _title(measured: Measured) -> str:
 def _mark_length(axes: Axes, length: int) -> None:
     axes.axvline(length, color=LIMIT, linewidth=1.2, linestyle=FLOOR, zorder=0)
     axes.annotate(
-        f"training length {length:,}", (length, 0), xycoords=axes.get_xaxis_transform(),
-        xytext=(3, 3), textcoords="offset points", va="bottom", fontsize=8.5, color="#444444",
-    )  # fmt: skip
+        f"training length {length:,}",
+        (length, 0),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(3, 3),
+        textcoords="offset points",
+        va="bottom",
+        fontsize=8.5,
+        color="#444444",
+    )

@@ -224,9 +224,19 @@ def _over_windows(
     centre = mean["profile"] @ counts / counts.sum()
     variance = mean["square"] - centre**2
     numbers: dict[str, Any] = dict.fromkeys(
-        ("leakage", "leakage_null", "undertrained_energy", "undertrained_null", "q_leakage",
-         "k_leakage", "pair_null", "hidden_leakage", "hidden_null", "own")
-    )  # fmt: skip
+        (
+            "leakage",
+            "leakage_null",
+            "undertrained_energy",
+            "undertrained_null",
+            "q_leakage",
+            "k_leakage",
+            "pair_null",
+            "hidden_leakage",
+            "hidden_null",
+            "own",
+        )
+    )
     if bases.hidden is not None:
         numbers["hidden_leakage"] = _elsewhere(mean["hidden"])
         numbers["hidden_null"] = 1 - bases.hidden.null

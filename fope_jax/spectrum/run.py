@@ -82,9 +82,11 @@ def measure_run(
     placed = place_windows(cache.documents, longest=contexts[-1], scored=last, total=windows)
     look = observer(model)
     ids = {
-        "variant": experiment.name, "seed": experiment.seed, "step": step,
+        "variant": experiment.name,
+        "seed": experiment.seed,
+        "step": step,
         "training_length": length,
-    }  # fmt: skip
+    }
     rows, curves = [], []
     for context in contexts:
         layers = _series(model, context)

@@ -64,12 +64,14 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
     title = f"Spectra of {measured['variant']}, seed {measured['seed']}"
     compared = [states[0], states[-1]] if len(states) > 1 else states
     return write_page(
-        out, title, paragraph(READING, "note"),
+        out,
+        title,
+        paragraph(READING, "note"),
         *map(_undertrained, states[-1:]),
         _numbers(states),
         _attention(compared, out),
         *(_energy(state, out) for state in reversed(states)),
-    )  # fmt: skip
+    )
 
 
 def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
@@ -82,25 +84,35 @@ def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
         raise ReportError(f"cannot write the demo to {out}: {error.strerror}") from error
     alt = "The numbers are in demo.json."
     damage = embedded_figure(
-        figures.damage_figure(demo), out, "damage", alt,
+        figures.damage_figure(demo),
+        out,
+        "damage",
+        alt,
         "Lines: measured over 4,096 tokens; crosses: predicted amplitudes. Bottom right: a tone "
         "seen for 64 tokens, with periods that do and do not fit.",
-    )  # fmt: skip
+    )
     extension = embedded_figure(
-        figures.extension_figure(demo), out, "extension", alt,
+        figures.extension_figure(demo),
+        out,
+        "extension",
+        alt,
         "Fitted within the training length by the frequencies that a dimension carries, then "
         "extended; root-mean-square errors within and beyond.",
-    )  # fmt: skip
+    )
     decay = embedded_figure(
-        figures.decay_figure(demo), out, "decay", alt,
+        figures.decay_figure(demo),
+        out,
+        "decay",
+        alt,
         "The mean of q.k under RoPE by distance: the decay is that of the means of q and k.",
-    )  # fmt: skip
+    )
     return write_page(
-        out, "Spectrum damage, on signals made for it",
+        out,
+        "Spectrum damage, on signals made for it",
         section("Leakage, distortion and truncation", damage),
         section("Periodic extension", extension, as_html(_extension_table(demo))),
         section("Decay with distance", decay),
-    )  # fmt: skip
+    )
 
 
 def _extension_table(demo: dict[str, Any]) -> Table:
@@ -126,8 +138,12 @@ def _undertrained(state: Measured) -> str:
     for pair in pairs:
         moves = pair["frequency"] > 0
         note = "undertrained" if pair["undertrained"] else "" if moves else "stands still"
-        cells = [f"{pair['frequency']:.4g}", f"{pair['period']:,.1f}" if moves else EMPTY,
-                 f"{pair['turns']:.2f}" if moves else EMPTY, note]  # fmt: skip
+        cells = [
+            f"{pair['frequency']:.4g}",
+            f"{pair['period']:,.1f}" if moves else EMPTY,
+            f"{pair['turns']:.2f}" if moves else EMPTY,
+            note,
+        ]
         table.rows.append((f"{pair['dims'][0]}, {pair['dims'][1]}", cells))
     slow = sum(pair["undertrained"] for pair in pairs)
     still = sum(pair["frequency"] == 0 for pair in pairs)
@@ -143,10 +159,20 @@ def _undertrained(state: Measured) -> str:
 
 def _numbers(states: Sequence[Measured]) -> str:
     columns = [
-        "logits' leakage", "null", "q leakage", "k leakage", "null", "hidden leakage", "null",
-        "floor energy", "null", "undertrained energy", "position-locked", "entropy (nats)",
+        "logits' leakage",
+        "null",
+        "q leakage",
+        "k leakage",
+        "null",
+        "hidden leakage",
+        "null",
+        "floor energy",
+        "null",
+        "undertrained energy",
+        "position-locked",
+        "entropy (nats)",
         "distance (tokens)",
-    ]  # fmt: skip
+    ]
     table = Table(
         "Means over heads", "step, context, layer", columns, note="null: what white noise has"
     )
@@ -155,10 +181,22 @@ def _numbers(states: Sequence[Measured]) -> str:
             name = f"{figures._state(state)}, {row['context']:,}, {row['layer']}"
             values = [
                 head_mean(row[key])
-                for key in ("leakage", "leakage_null", "q_leakage", "k_leakage", "pair_null",
-                            "hidden_leakage", "hidden_null", "floor_energy", "floor_null",
-                            "undertrained_energy", "hidden_locked", "entropy", "distance")
-            ]  # fmt: skip
+                for key in (
+                    "leakage",
+                    "leakage_null",
+                    "q_leakage",
+                    "k_leakage",
+                    "pair_null",
+                    "hidden_leakage",
+                    "hidden_null",
+                    "floor_energy",
+                    "floor_null",
+                    "undertrained_energy",
+                    "hidden_locked",
+                    "entropy",
+                    "distance",
+                )
+            ]
             table.rows.append((name, [EMPTY if x is None else f"{x:.3g}" for x in values]))
     return section("Numbers", as_html(table))
 
@@ -173,30 +211,38 @@ def head_mean(value: Any) -> float | None:
 
 def _attention(states: Sequence[Measured], out: Path) -> str:
     sizes = embedded_figure(
-        figures.sizes_figure(states), out, "sizes",
+        figures.sizes_figure(states),
+        out,
+        "sizes",
         "Mean size of q and k by dimension of the head, before and after training.",
         "Mean |q| and |k| over tokens and heads, by dimension, at the training length.",
-    )  # fmt: skip
+    )
     attention = embedded_figure(
-        figures.attention_figure(states), out, "attention",
+        figures.attention_figure(states),
+        out,
+        "attention",
         "Entropy and mean distance of attention by context length; numbers in the table above.",
         f"The last {states[-1]['rows'][0]['last']:,} queries of each window; dotted: every key the "
         "same weight.",
-    )  # fmt: skip
+    )
     return section("q, k and attention", sizes, attention)
 
 
 def _energy(state: Measured, out: Path) -> str:
     stem = f"step-{state['step']}"
     heat = embedded_figure(
-        figures.energy_figure(state), out, f"energy-{stem}",
+        figures.energy_figure(state),
+        out,
+        f"energy-{stem}",
         "Energy of logits, q, k and hidden states by layer and frequency.",
         "Hann windows. Each row is relative to its largest, the constant left out; q and k are "
         "those after the rotation.",
-    )  # fmt: skip
+    )
     profile = embedded_figure(
-        figures.profile_figure(state), out, f"profile-{stem}",
+        figures.profile_figure(state),
+        out,
+        f"profile-{stem}",
         "Mean attention logit by distance, one line a layer.",
         "The mean logit of all pairs of tokens at a distance, bias included.",
-    )  # fmt: skip
+    )
     return section(f"Energy by frequency ({figures._state(state)})", heat, profile)

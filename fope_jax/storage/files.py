@@ -262,7 +262,8 @@ _UNPACK, _CONVERT = "unpack it first", "convert it first"
 _MAGIC = (
     (rb"version https://git-lfs[^\n]*\noid sha256:", *POINTER),
     (
-        rb"(\.\./)*(\.git)?/annex/objects/", "a git-annex pointer, not the file that it stands for",
+        rb"(\.\./)*(\.git)?/annex/objects/",
+        "a git-annex pointer, not the file that it stands for",
         "fetch that with `git annex get`",
     ),
     (rb"\x1f\x8b", "gzip data", _UNPACK),
@@ -278,7 +279,7 @@ _MAGIC = (
     (rb"\x89HDF\r\n", "an HDF5 file", _CONVERT),
     (rb"%PDF-", "a PDF file", _CONVERT),
     (rb"\0{256}", "a file that begins with zero bytes, as a broken copy does", "fetch it again"),
-)  # fmt: skip
+)
 _ENCODINGS = (
     (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "text in UTF-32", "convert it, as with iconv"),
     (

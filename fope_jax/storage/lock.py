@@ -132,8 +132,10 @@ class RunLock:
             return
         log.info(
             "%s is held from another machine (%s); watching it for %g s",
-            self.path, last.text, lease_seconds,
-        )  # fmt: skip
+            self.path,
+            last.text,
+            lease_seconds,
+        )
         before, deadline = self._read(), time.monotonic() + lease_seconds
         while time.monotonic() < deadline:
             time.sleep(min(1.0, lease_seconds / 4))

@@ -147,8 +147,11 @@ def _run(run: Planned, workdir: Path, cores: list[int], children: _Children) -> 
         with log.open("ab") as stream:
             code = children.run(
                 [*PROGRAM, *command],
-                stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment,
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=environment,
+            )
         if code:
             raise SweepError(f"fope {command[0]} ended with code {code}: {_last_line(log)} ({log})")
     stamp = {

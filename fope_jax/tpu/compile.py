@@ -67,8 +67,11 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
         needed, limit = sizes
         seconds = time.perf_counter() - began
         return row | {
-            "fits": False, "needed_bytes": needed, "limit_bytes": limit, "compile_seconds": seconds,
-        }  # fmt: skip
+            "fits": False,
+            "needed_bytes": needed,
+            "limit_bytes": limit,
+            "compile_seconds": seconds,
+        }
     row["compile_seconds"] = time.perf_counter() - began
     memory = compiled.memory_analysis()
     classes = {

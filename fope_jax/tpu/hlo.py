@@ -20,9 +20,21 @@ _OPERAND = re.compile(r"%([\w.\-]+)")
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Names for a value, or work that is counted where it is done.
 _FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
-    "call", "after-all", "partition-id", "replica-id", "iota", "opt-barrier", "add-dependency",
-}  # fmt: skip
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+    "after-all",
+    "partition-id",
+    "replica-id",
+    "iota",
+    "opt-barrier",
+    "add-dependency",
+}
 
 
 class Array(NamedTuple):
@@ -174,9 +186,10 @@ def _trips(line: Line, condition: list[Line], dynamic_trips: float) -> float:
     if stated:
         return float(stated[1])
     constants = {
-        x.name: int(x.rest.split(")")[0]) for x in condition
+        x.name: int(x.rest.split(")")[0])
+        for x in condition
         if x.op == "constant" and re.match(r"-?\d+\)", x.rest)
-    }  # fmt: skip
+    }
     compares = [x for x in condition if x.op == "compare" and "direction=LT" in x.rest]
     bounds = [constants[n] for x in compares for n in x.operands if n in constants]
     if not compares and len(constants) == 1:  # the comparison lies in a fusion

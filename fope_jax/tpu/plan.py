@@ -76,9 +76,12 @@ def make_cases(
                 chosen = choose(methods, known) if methods else {}
                 for method, position in (chosen or {"": experiment.position}).items():
                     changed = dataclasses.replace(
-                        experiment, model=model, train=train, position=position,
+                        experiment,
+                        model=model,
+                        train=train,
+                        position=position,
                         mesh=mesh or _mesh(experiment, train.batch_size, devices),
-                    )  # fmt: skip
+                    )
                     name = method or experiment.name
                     cases.append(Case(size or _size_of(model), name, topology, changed))
     return cases
@@ -159,11 +162,17 @@ def plan(
             found["advice"] = _advice(case, versions, cache)
         train, model = case.experiment.train, case.experiment.model
         row = {
-            "topology": case.topology, "size": case.size, "method": case.method,
-            "length": train.length, "batch": train.batch_size, "accumulate": train.accumulate,
-            "remat": model.remat, "dtype": model.dtype,
-            "versions": versions, **found,
-        }  # fmt: skip
+            "topology": case.topology,
+            "size": case.size,
+            "method": case.method,
+            "length": train.length,
+            "batch": train.batch_size,
+            "accumulate": train.accumulate,
+            "remat": model.remat,
+            "dtype": model.dtype,
+            "versions": versions,
+            **found,
+        }
         done(case, row)
         return row
 
@@ -191,9 +200,10 @@ def answer(
     run = subprocess.run(
         [sys.executable, "-m", "fope_jax.tpu.compile"],
         input=json.dumps([experiment_to_dict(experiment), topology]).encode(),
-        capture_output=True, check=False,
+        capture_output=True,
+        check=False,
         env=os.environ | ENVIRONMENT,
-    )  # fmt: skip
+    )
     if run.returncode:
         tail = run.stderr.decode(errors="replace").strip().splitlines()[-3:]
         raise PlanError(f"{topology}: the compilation failed:\n" + "\n".join(tail))

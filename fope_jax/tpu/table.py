@@ -9,11 +9,25 @@ from typing import Any
 
 Row = dict[str, Any]
 HEADINGS = (
-    "slice", "size", "method", "T", "rows", "mesh", "attention", "memory GB", "TFLOP",
+    "slice",
+    "size",
+    "method",
+    "T",
+    "rows",
+    "mesh",
+    "attention",
+    "memory GB",
+    "TFLOP",
     "of the model",
-    "HBM GB", "network GB", "compute ms", "HBM ms", "network ms", "bound", "MFU at most",
+    "HBM GB",
+    "network GB",
+    "compute ms",
+    "HBM ms",
+    "network ms",
+    "bound",
+    "MFU at most",
     "compiled s",
-)  # fmt: skip
+)
 NOTE = (
     "Per device and step. Memory: what the program needs of a device. TFLOP: products of the "
     "program; of the model: the share that the model asks for, the rest is computed again or for "
@@ -26,9 +40,14 @@ def cells(row: Row) -> list[str]:
     """One row of the table, in the order of ``HEADINGS``."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in row.get("mesh", {}).items() if size > 1)
     names = [
-        row["topology"], row["size"], row["method"], f"{row['length']:,}", f"{row['batch']:,}",
-        mesh or "1", row.get("attention", ""),
-    ]  # fmt: skip
+        row["topology"],
+        row["size"],
+        row["method"],
+        f"{row['length']:,}",
+        f"{row['batch']:,}",
+        mesh or "1",
+        row.get("attention", ""),
+    ]
     if "error" in row:
         return [*names, f"not possible: {row['error']}"]
     needed = row["needed_bytes"] / 1e9
@@ -41,10 +60,17 @@ def cells(row: Row) -> list[str]:
     seconds, network = row["seconds"], sum(row["collective_bytes"].values())
     times = [f"{1e3 * seconds[name]:.1f}" for name in ("compute", "hbm", "ici")]
     return [
-        *names, f"{needed:.2f}", flops, share, f"{row['hbm_bytes'] / 1e9:.1f}",
-        f"{network / 1e9:.2f}", *times, row["bound"], f"{row['mfu_bound']:.0%}",
+        *names,
+        f"{needed:.2f}",
+        flops,
+        share,
+        f"{row['hbm_bytes'] / 1e9:.1f}",
+        f"{network / 1e9:.2f}",
+        *times,
+        row["bound"],
+        f"{row['mfu_bound']:.0%}",
         f"{row['compile_seconds']:.0f}",
-    ]  # fmt: skip
+    ]
 
 
 def beside(rows: Sequence[Row], method: str = "fope", base: str = "rope") -> list[str]:

@@ -160,8 +160,12 @@ def _train(
     for (stage, _), loader in zip(stages, loaders, strict=True):
         log.info(
             "data: %s; %d x %d tokens a step (steps %d to %d)",
-            loader.about, stage.batch_size, stage.length, stage.start + 1, stage.stop,
-        )  # fmt: skip
+            loader.about,
+            stage.batch_size,
+            stage.length,
+            stage.start + 1,
+            stage.stop,
+        )
 
     def loader_of(step: int) -> AnyLoader:
         behind = sum(stage.stop < step for stage, _ in stages)
@@ -213,16 +217,20 @@ def _train(
     meter = Meter(experiment, _last_seconds(workdir), carried)
     saver = Saver(store, config, identity, lock)
     with (
-        MetricsLog(workdir, start, tolerant=saver.tolerant) if is_first()
+        MetricsLog(workdir, start, tolerant=saver.tolerant)
+        if is_first()
         else contextlib.nullcontext() as metrics_log,
         tqdm(
-            total=config.steps, initial=start, desc=experiment.name, unit="step",
+            total=config.steps,
+            initial=start,
+            desc=experiment.name,
+            unit="step",
             disable=not is_first(),
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
         ) as bar,
         keeping_batches(workdir, loader_of, config.data_start),
         preemption() as asked_to_stop,
-    ):  # fmt: skip
+    ):
 
         def write_times(step: int) -> None:
             for row in account.rows(step):
@@ -395,8 +403,10 @@ def _restore(
         log.warning(
             "%s was written when each length had an order of its own: the rest of "
             "train.first_lengths is cut from windows of %d tokens, in another order, so that some "
-            "of this epoch's text comes again and some does not come", where, config.length,
-        )  # fmt: skip
+            "of this epoch's text comes again and some does not come",
+            where,
+            config.length,
+        )
     guard = place_guard(stored.get("guard"), plan)
     state = TrainState(restored["params"], restored["optimizer"], guard)
     return state, restored["constants"], stored.get("row")

@@ -14,63 +14,82 @@ def add_train_options(verb: argparse.ArgumentParser) -> None:
     """The options of `fope train`, but for those of several processes."""
     add_config(verb)
     verb.add_argument(
-        "--workdir", type=directory, required=True, metavar="DIR",
+        "--workdir",
+        type=directory,
+        required=True,
+        metavar="DIR",
         help="directory of this run, also in a bucket: gs://BUCKET/PATH",
-    )  # fmt: skip
+    )
     add_accept_position(verb)
 
 
 def add_extend_options(verb: argparse.ArgumentParser) -> None:
     """The options of `fope extend`, but for those of several processes."""
     verb.add_argument(
-        "--from", type=parent_run, dest="parent", required=True, metavar="RUN[/STEP]|hf:DIR",
+        "--from",
+        type=parent_run,
+        dest="parent",
+        required=True,
+        metavar="RUN[/STEP]|hf:DIR",
         help="the run to go on from, its newest checkpoint without a step; or the directory of a "
         "Hugging Face checkpoint",
-    )  # fmt: skip
+    )
     verb.add_argument("--method", required=True, help="the position embedding to go on with")
     verb.add_argument("--length", type=int, required=True, help="tokens of a sequence")
     verb.add_argument(
         "--workdir", type=directory, required=True, metavar="DIR", help="of the new run"
     )
     verb.add_argument(
-        "--optimizer", choices=("keep", "reset-moments", "reset"), default="reset-moments",
+        "--optimizer",
+        choices=("keep", "reset-moments", "reset"),
+        default="reset-moments",
         help="keep moments and schedule, or begin both anew (the default; with AdamW both resets "
         "are the same)",
-    )  # fmt: skip
+    )
     verb.add_argument(
-        "--match", choices=("frequency", "index"), default="frequency",
+        "--match",
+        choices=("frequency", "index"),
+        default="frequency",
         help="how FoPE's coefficients find their place among more frequencies",
-    )  # fmt: skip
+    )
     verb.add_argument(
-        "--warn-above", type=_ratio, default=1.2, metavar="RATIO",
+        "--warn-above",
+        type=_ratio,
+        default=1.2,
+        metavar="RATIO",
         help="warn where the first loss is more than so many times the parent's (1.2)",
-    )  # fmt: skip
+    )
     verb.add_argument(
-        "--no-evaluate", action="store_true",
+        "--no-evaluate",
+        action="store_true",
         help="leave out the whole evaluation at the end, `fope evaluate`",
-    )  # fmt: skip
+    )
     verb.add_argument(
-        "--config", metavar="FILE[:ARG]",
+        "--config",
+        metavar="FILE[:ARG]",
         help="a configuration of the new run; without it its values follow from the parent's. "
         "--config.SECTION.KEY=VALUE changes one",
-    )  # fmt: skip
+    )
     add_accept_position(verb)
 
 
 def add_config(verb: argparse.ArgumentParser) -> None:
     """``--config`` of verbs that cannot do without."""
     verb.add_argument(
-        "--config", required=True, metavar="FILE[:ARG]",
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
         help="configuration file and its argument; --config.SECTION.KEY=VALUE changes a value",
-    )  # fmt: skip
+    )
 
 
 def add_accept_position(verb: argparse.ArgumentParser) -> None:
     """``--accept-position`` of verbs that read checkpoints."""
     verb.add_argument(
-        "--accept-position", metavar="HASH",
+        "--accept-position",
+        metavar="HASH",
         help="take weights of another position embedding; the error message tells the hash",
-    )  # fmt: skip
+    )
 
 
 def add_processes(verb: argparse.ArgumentParser) -> None:
@@ -82,9 +101,11 @@ def add_processes(verb: argparse.ArgumentParser) -> None:
     group.add_argument("--num-processes", type=int, help="how many (FOPE_NUM_PROCESSES)")
     group.add_argument("--process-id", type=int, help="which one this is (FOPE_PROCESS_ID)")
     group.add_argument(
-        "--distributed-timeout", type=float, metavar="SECONDS",
+        "--distributed-timeout",
+        type=float,
+        metavar="SECONDS",
         help="how long to wait for the others (FOPE_DISTRIBUTED_TIMEOUT)",
-    )  # fmt: skip
+    )
 
 
 def parse_arguments(

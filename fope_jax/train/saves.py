@@ -105,5 +105,7 @@ def check_not_lost(workdir: Path, found: int | None) -> None:
     if found is not None and found < newest:
         log.warning(
             "checkpoint %d of %s is gone; going on from %d, the newest valid one",
-            newest, workdir, found,
-        )  # fmt: skip
+            newest,
+            workdir,
+            found,
+        )

@@ -43,9 +43,7 @@ LINEAGE = "lineage.json"  # of a run that goes on from another
 IMPORTED = "imported"  # the key of run.json that says where the weights of step 0 came from
 KEPT = "kept"  # the key with what the config.json of their checkpoint says besides
 _SHOWN = 12  # keys of another configuration that an error names
-PACKAGES = (
-    "fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
-)  # fmt: skip
+PACKAGES = ("fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def has_checkpoint(workdir: Path) -> bool:

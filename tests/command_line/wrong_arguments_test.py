@@ -34,8 +34,9 @@ def place(tmp_path_factory):
     assert main([*train, *SMALL]) == 0
     model = Transformer(
         TransformerConfig(vocab_size=300, d_model=16, num_layers=1, num_heads=2, mlp_dim=32),
-        RoPE(theta=100.0), rngs=nnx.Rngs(0),
-    )  # fmt: skip
+        RoPE(theta=100.0),
+        rngs=nnx.Rngs(0),
+    )
     _, params, constants = split(model)
     export_weights(root / "hf", model.config, model.position, params, constants, length=16)
     (root / "file.txt").write_text("hello\n")
@@ -45,16 +46,22 @@ def place(tmp_path_factory):
     (root / "emptydir").mkdir()
     (root / "loop").symlink_to("loop")
     for name, content in {
-        "cut": b'{"name": "x", ', "list": b"[1]", "object": b"{}", "utf16": b"\xff\xfe{",
-    }.items():  # fmt: skip
+        "cut": b'{"name": "x", ',
+        "list": b"[1]",
+        "object": b"{}",
+        "utf16": b"\xff\xfe{",
+    }.items():
         (root / name).mkdir()
         (root / name / "config.json").write_bytes(content)
     for name, text in {
         "raises": "def get_config(arg):\n    return 1 / 0\nget_sweep = get_config\n",
-        "syntax": "def (:\n", "nothing": "x = 1\n", "exits": "raise SystemExit(0)\n",
-        "imports": "import nowhere_at_all\n", "no_arg": "def get_config(): pass\n",
+        "syntax": "def (:\n",
+        "nothing": "x = 1\n",
+        "exits": "raise SystemExit(0)\n",
+        "imports": "import nowhere_at_all\n",
+        "no_arg": "def get_config(): pass\n",
         "wrong": "def get_config(arg): return 7\ndef get_sweep(arg): return [7]\n",
-    }.items():  # fmt: skip
+    }.items():
         (root / f"{name}.py").write_text(text)
     return root
 
@@ -96,9 +103,17 @@ PARTS = ["run/checkpoints", "run/checkpoints/2", "run/2", "run/99", "run/config.
 ANY = [*MISSING, *FILES, *STRANGE]
 
 CONFIGS = [
-    *ANY, *DIRECTORIES, *SCHEMES, *PROGRAMS, "wrong.py", "run", "run/checkpoints", "hf/config.json",
-    "rows.jsonl", *(f"{name}/config.json" for name in DAMAGED),
-]  # fmt: skip
+    *ANY,
+    *DIRECTORIES,
+    *SCHEMES,
+    *PROGRAMS,
+    "wrong.py",
+    "run",
+    "run/checkpoints",
+    "hf/config.json",
+    "rows.jsonl",
+    *(f"{name}/config.json" for name in DAMAGED),
+]
 RUNS = [*ANY, *DIRECTORIES, *SCHEMES, *DAMAGED, *PARTS, "raises.py", "config.py"]
 OUTPUTS = ["file.txt", "file.txt/x", "loop/x", "/dev/null", "/proc/x", "", "a" * 300]
 # What stands in the place "@": whatever of these is right there is left out.
@@ -109,10 +124,12 @@ PLACES = {
     "plan --config @ --topology v5e:2x2": (CONFIGS, ()),
     "extend --from run --method same --length 32 --workdir new --config @": (
         # It says "not stated" in a shell: without --config the values follow from the parent.
-        CONFIGS, [""],
+        CONFIGS,
+        [""],
     ),
     "extend --from @ --method same --length 32 --workdir new": (
-        RUNS, ["run/2", "run/checkpoints/2"],
+        RUNS,
+        ["run/2", "run/checkpoints/2"],
     ),
     "evaluate --run @": (RUNS, ()),
     "spectrum @ -o new": (RUNS, ()),
@@ -120,7 +137,8 @@ PLACES = {
     "report @ -o new": ([name for name in RUNS if name not in ("hf",)], ()),
     "doctor @": (RUNS, ()),
     "import --from @ --workdir new --config.data.tokenizer=bytes": (
-        [*ANY, *DIRECTORIES, *SCHEMES, *DAMAGED, *PARTS, "run"], ["hf"],
+        [*ANY, *DIRECTORIES, *SCHEMES, *DAMAGED, *PARTS, "run"],
+        ["hf"],
     ),
     "sweep @ --workdir new": ([*CONFIGS, "run/config.json"], ()),
     "train --config config.py --workdir @": (
@@ -128,10 +146,12 @@ PLACES = {
         (),
     ),
     "extend --from run --method same --length 32 --workdir @": (
-        [*OUTPUTS, "hf", CACHE, "run", "run/2", "run/checkpoints/9", *DAMAGED, STRANGE[3]], (),
+        [*OUTPUTS, "hf", CACHE, "run", "run/2", "run/checkpoints/9", *DAMAGED, STRANGE[3]],
+        (),
     ),
     "import --from hf --config.data.tokenizer=bytes --workdir @": (
-        [*OUTPUTS, "hf", CACHE, "run", "run/2", *DAMAGED, STRANGE[3]], (),
+        [*OUTPUTS, "hf", CACHE, "run", "run/2", *DAMAGED, STRANGE[3]],
+        (),
     ),
     "export --run run -o @": ([*OUTPUTS, "run", "hf", "cut", *SCHEMES[:3]], ()),
     "evaluate --run run --report @": ([*OUTPUTS, *SCHEMES[:3]], ()),
@@ -141,7 +161,7 @@ PLACES = {
     "plan --config config.py --topology v5e:2x2 -o @": ([*OUTPUTS, *SCHEMES[:3]], ()),
     "gallery --methods nope -o @": ([*OUTPUTS, *SCHEMES[:3]], ()),
     "methods --write @": ([*ANY, *DIRECTORIES, *SCHEMES], ()),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("line", PLACES)
@@ -168,7 +188,12 @@ VALUES = {
     "extend --from run --length 32 --workdir new --method": ["x", "", "same,same", "ntk:2", "roap"],
     "extend --from run --method same --length 32 --workdir new --optimizer": ["x", ""],
     "extend --from run --method same --length 32 --workdir new --warn-above": [
-        "x", "", "1,5", "nan", "-1", "0",
+        "x",
+        "",
+        "1,5",
+        "nan",
+        "-1",
+        "0",
     ],
     "extend --from run --method same --length 32 --workdir new --config.train.batch_size": (
         WORDS_OF_NUMBERS
@@ -186,7 +211,16 @@ VALUES = {
     "export --run run -o new --dtype": ["x", "", "int8"],
     "report run -o new --buckets": ["x", "0", "-1", "4q", "4k,2k", "nan"],
     "plan --config config.py --topology": [
-        "x", "", "v5e", "v5e:", "v5e:0x0", "v5e:-1x2", "v5e:2x", "v99:2x2", ":", "v5e:2x2x2",
+        "x",
+        "",
+        "v5e",
+        "v5e:",
+        "v5e:0x0",
+        "v5e:-1x2",
+        "v5e:2x",
+        "v99:2x2",
+        ":",
+        "v5e:2x2x2",
     ],
     "plan --config config.py --topology v5e:2x2 --method": ["x", "roap"],
     "plan --config config.py --topology v5e:2x2 --length": ["x", "0", "-1", "nan", "1.5"],
@@ -215,13 +249,16 @@ VALUES = {
     "train --config config.py --workdir new --config.data.corpus": ["x", ""],
     "train --config config.py --workdir new --config.nosuch": ["1"],
     "data build --config config.py --config.data.cache_dir=new --config.data.train_files": [
-        "nowhere", "emptydir",
+        "nowhere",
+        "emptydir",
     ],
     "data build --config config.py --config.data.cache_dir=new --config.data.tokenizer": [
-        "nowhere.json", "file.json", "",
+        "nowhere.json",
+        "file.json",
+        "",
     ],
     "train --config config.py --workdir new --config.train": ["1"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("line", VALUES)

@@ -219,9 +219,13 @@ def test_what_changes_the_numbers_is_told_with_both_values(spec):
     old = experiment_to_dict(build(spec))
     assert changed_numbers(old, old) == []
     free = build(
-        spec, "train.save_every=3", "train.keep=9", "evaluate.num_windows=1",
-        "data.cache_dir=elsewhere", "name=other",
-    )  # fmt: skip
+        spec,
+        "train.save_every=3",
+        "train.keep=9",
+        "evaluate.num_windows=1",
+        "data.cache_dir=elsewhere",
+        "name=other",
+    )
     assert changed_numbers(old, experiment_to_dict(free)) == []
     other = build(spec, "train.length=64", "position.method=rope", "seed=4")
     lines = changed_numbers(old, experiment_to_dict(other))

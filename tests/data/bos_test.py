@@ -12,8 +12,12 @@ from fope_jax.data.tokenizer import (
     train_sentencepiece,
 )
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
-              "use_regex": True}  # fmt: skip
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": True,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 
 
 def template(*first, last=()):
@@ -27,23 +31,46 @@ def template(*first, last=()):
 def write(directory, processor=None, config=None, names=None, model=None, tokens=("<s>", "</s>")):
     """The files of a tokenizer whose added tokens have the ids 0, 1, ..."""
     added = [
-        {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True}
+        {
+            "id": i,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for i, name in enumerate(tokens)
-    ]  # fmt: skip
+    ]
     vocab = {name: i for i, name in enumerate([*tokens, "a", "b"])}
     content = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
-        "normalizer": None, "pre_tokenizer": None, "post_processor": processor,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": processor,
         "decoder": {k: v for k, v in BYTE_LEVEL.items()},
-        "model": {"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False,
-                  "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": []},
-    }  # fmt: skip
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "fuse_unk": False,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": vocab,
+            "merges": [],
+        },
+    }
     files = {
-        "tokenizer.json": content, "tokenizer_config.json": config,
-        "special_tokens_map.json": names, "config.json": model,
-    }  # fmt: skip
+        "tokenizer.json": content,
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": names,
+        "config.json": model,
+    }
     directory.mkdir(parents=True, exist_ok=True)
     for name, values in files.items():
         if values is not None:
@@ -62,26 +89,35 @@ CASES = {
     "named alone": (dict(config={"bos_token": "<s>"}), ("<s>", False)),
     # Qwen: its config.json has a bos_token_id that no text begins with.
     "none": (
-        dict(config={"add_bos_token": False, "bos_token": None}, processor=BYTE_LEVEL,
-             model={"bos_token_id": 0}),
+        dict(
+            config={"add_bos_token": False, "bos_token": None},
+            processor=BYTE_LEVEL,
+            model={"bos_token_id": 0},
+        ),
         (None, False),
     ),
     "no files": (dict(model={"bos_token_id": 0}), (None, False)),
     "GPT-NeoX, SmolLM2": (
-        dict(config={"bos_token": "</s>", "eos_token": "</s>", "tokenizer_class": "GPT2Tokenizer"},
-             processor=BYTE_LEVEL),
+        dict(
+            config={"bos_token": "</s>", "eos_token": "</s>", "tokenizer_class": "GPT2Tokenizer"},
+            processor=BYTE_LEVEL,
+        ),
         ("</s>", False),
     ),
     "a template": (
-        dict(processor=template("<s>"), config={"bos_token": "<s>",
-                                                "tokenizer_class": "PreTrainedTokenizerFast"}),
+        dict(
+            processor=template("<s>"),
+            config={"bos_token": "<s>", "tokenizer_class": "PreTrainedTokenizerFast"},
+        ),
         ("<s>", True),
     ),
     "Llama 3": (dict(processor=LLAMA_3, config={"bos_token": "<s>"}), ("<s>", True)),
     "a template alone": (dict(processor=template("<s>", last=("</s>",))), ("<s>", True)),
     "a template without": (
-        dict(processor=template(last=("</s>",)),
-             config={"bos_token": "<s>", "tokenizer_class": "LlamaTokenizer"}),
+        dict(
+            processor=template(last=("</s>",)),
+            config={"bos_token": "<s>", "tokenizer_class": "LlamaTokenizer"},
+        ),
         ("<s>", False),
     ),
     "RoBERTa's": (
@@ -93,35 +129,42 @@ CASES = {
         ("<s>", True),
     ),
     "null is no default": (
-        dict(config={"add_bos_token": None, "bos_token": "<s>",
-                     "tokenizer_class": "LlamaTokenizer"}),
+        dict(
+            config={"add_bos_token": None, "bos_token": "<s>", "tokenizer_class": "LlamaTokenizer"}
+        ),
         ("<s>", False),
     ),
     "LlamaTokenizer adds by default": (
-        dict(config={"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>"}), ("<s>", True)
+        dict(config={"tokenizer_class": "LlamaTokenizerFast", "bos_token": "<s>"}),
+        ("<s>", True),
     ),
     "and has a default token": (dict(config={"tokenizer_class": "LlamaTokenizer"}), ("<s>", True)),
     "unless it is not there": (
-        dict(config={"tokenizer_class": "LlamaTokenizer"}, tokens=("</s>",)), (None, False)
+        dict(config={"tokenizer_class": "LlamaTokenizer"}, tokens=("</s>",)),
+        (None, False),
     ),
     "the class in config.json": (dict(model={"tokenizer_class": "LlamaTokenizer"}), ("<s>", True)),
     "special_tokens_map.json": (
-        dict(config={"add_bos_token": True}, names={"bos_token": AS_OBJECT}), ("<s>", True)
+        dict(config={"add_bos_token": True}, names={"bos_token": AS_OBJECT}),
+        ("<s>", True),
     ),
     "it counts before": (
         dict(config={"add_bos_token": True, "bos_token": "</s>"}, names={"bos_token": "<s>"}),
         ("<s>", True),
     ),
     "but not with a decoder": (
-        dict(config={"add_bos_token": True, "bos_token": "</s>"} | DECODER,
-             names={"bos_token": "<s>"}),
+        dict(
+            config={"add_bos_token": True, "bos_token": "</s>"} | DECODER,
+            names={"bos_token": "<s>"},
+        ),
         ("</s>", True),
     ),
     "named by its id": (
-        dict(config={"add_bos_token": True}, model={"bos_token_id": 1}), ("</s>", True)
+        dict(config={"add_bos_token": True}, model={"bos_token_id": 1}),
+        ("</s>", True),
     ),
     "named nowhere": (dict(config={"add_bos_token": True}), (None, False)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

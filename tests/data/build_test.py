@@ -177,9 +177,8 @@ def test_killed_while_it_writes(text_config, tmp_path, story, monkeypatch, capsy
         f"build.build({config!r})\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     assert process.stdout is not None
     for _ in range(12):
         assert process.stdout.readline() == "saved\n"

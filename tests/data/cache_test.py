@@ -35,11 +35,16 @@ def write(directory, documents, progress=None, stop=None, block=BLOCK, shard=SHA
     progress = progress or Progress()
     skip = sum(progress.documents.values())
     writer = SplitWriter(
-        directory, "train", token_bytes=BYTES.token_bytes, progress=progress,
-        save=lambda now: saved.append(dataclasses.replace(
-            now, documents=dict(now.documents), tokens=dict(now.tokens))),
-        block_tokens=block, shard_tokens=shard,
-    )  # fmt: skip
+        directory,
+        "train",
+        token_bytes=BYTES.token_bytes,
+        progress=progress,
+        save=lambda now: saved.append(
+            dataclasses.replace(now, documents=dict(now.documents), tokens=dict(now.tokens))
+        ),
+        block_tokens=block,
+        shard_tokens=shard,
+    )
     for document in documents[skip:stop]:
         writer.add(document)
     if stop is None:
@@ -49,10 +54,13 @@ def write(directory, documents, progress=None, stop=None, block=BLOCK, shard=SHA
 
 def read(directory, progress, block=BLOCK, shard=SHARD):
     manifest = {
-        "fingerprint": "f", "tokenizer": describe(BYTES), "dtype": "<u2",
-        "block_tokens": block, "shard_tokens": shard,
+        "fingerprint": "f",
+        "tokenizer": describe(BYTES),
+        "dtype": "<u2",
+        "block_tokens": block,
+        "shard_tokens": shard,
         "splits": {"train": {"shards": progress.shards}},
-    }  # fmt: skip
+    }
     return TokenCache(directory, manifest, "train")
 
 

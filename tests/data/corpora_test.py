@@ -197,8 +197,11 @@ def packed(content):
         ("a.txt", POINTER, r"a\.txt is no text: it is a Git LFS pointer, .*git lfs pull"),
         ("a.jsonl", POINTER, r"a\.jsonl is no text: it is a Git LFS pointer"),
         ("a.json.gz", POINTER, r"a\.json\.gz is not a complete gzip .*: it is a Git LFS pointer"),
-        ("a.jsonl.gz", packed(packed(LINES)),
-         r"a\.jsonl\.gz is no text: it is gzip data, once it is unpacked; unpack it first"),
+        (
+            "a.jsonl.gz",
+            packed(packed(LINES)),
+            r"a\.jsonl\.gz is no text: it is gzip data, once it is unpacked; unpack it first",
+        ),
         ("a.txt.gz", packed(packed(b"x")), "it is gzip data, once it is unpacked"),
         ("a.jsonl", packed(LINES), r"a\.jsonl is no text: it is gzip data; unpack it"),
         ("a.txt", packed(LINES), r"a\.txt is no text: it is gzip data; unpack it first"),
@@ -220,7 +223,7 @@ def packed(content):
         ("a.jsonl.gz", LINES, "if it is plain text, take .gz off its name; fetch it again"),
     ],
     ids=lambda value: "content" if isinstance(value, bytes) else None,
-)  # fmt: skip
+)
 def test_a_file_that_holds_something_else_is_named_for_what_it_is(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
@@ -261,8 +264,16 @@ def test_json_over_several_lines_is_named(tmp_path, value):
 
 
 def test_text_that_only_looks_like_something_else_is_text(tmp_path):
-    for text in ("PAR1 is a gene", "<html> is a tag", "version https://git-lfs.github.com/spec/v1",
-                 "BZh9 rolls", "PK", "<?xml?>", "\0\0\0", "a\0b\0c"):  # fmt: skip
+    for text in (
+        "PAR1 is a gene",
+        "<html> is a tag",
+        "version https://git-lfs.github.com/spec/v1",
+        "BZh9 rolls",
+        "PK",
+        "<?xml?>",
+        "\0\0\0",
+        "a\0b\0c",
+    ):
         (tmp_path / "a.txt").write_text(text)
         (document,) = corpora.read_file(tmp_path / "a.txt")
         assert document.text == text

@@ -18,9 +18,11 @@ def test_a_sealed_manifest_comes_back_and_names_its_files(tmp_path):
     manifest = read_manifest(written(tmp_path, sealed(MANIFEST)))
     assert manifest == sealed(MANIFEST)
     assert sorted(hashes(manifest)) == [
-        "train-00000.array_record", "train-00000.documents.npz",
-        "validation-00000.array_record", "validation-00000.documents.npz",
-    ]  # fmt: skip
+        "train-00000.array_record",
+        "train-00000.documents.npz",
+        "validation-00000.array_record",
+        "validation-00000.documents.npz",
+    ]
     assert read_manifest(tmp_path / "elsewhere") is None
 
 

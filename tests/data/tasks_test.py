@@ -31,11 +31,14 @@ def c4_dir(tmp_path):
     keys = ("text", "timestamp", "url", "content-type", "content-length")
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
-            name="c4", config_name="en", version=tfds.core.Version("3.0.1"), module_name="",
+            name="c4",
+            config_name="en",
+            version=tfds.core.Version("3.0.1"),
+            module_name="",
             data_dir=str(directory),
         ),
         features=tfds.features.FeaturesDict({key: tfds.features.Text() for key in keys}),
-    )  # fmt: skip
+    )
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=15)
     writer.initialize_splits(list(splits))
     for split, texts in splits.items():

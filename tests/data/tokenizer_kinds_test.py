@@ -32,15 +32,49 @@ from tests.data.tokenizers_of_every_kind import (
     llama_decoder,
     metaspace,
     spaces,
-)  # fmt: skip
+)
 
 CONTROL = [EOS, PAD, BOS, UNK, "<|im_start|>", "<|u|>", "<|endoftext|>"]
 STRANGE = [
-    " ", "  ", "    ", "\t", "\n", "\n\n", "\r", "\r\n", "\0", MARK, "\u2047", "\ufeff", "\u200d",
-    "\u0301", "e\u0301", "\xe9", "\ufb01", "\u0120", "\u010a", "\U0001f600", "\U0001f468\u200d",
-    "\u732b", "a", "b", "ab", "xx", "<c>", "7", "the", " the", "The key", "<0x41>", "<0xE2>", "<",
-    "s>", "ffff", "<<s>s>", *CONTROL,
-]  # fmt: skip
+    " ",
+    "  ",
+    "    ",
+    "\t",
+    "\n",
+    "\n\n",
+    "\r",
+    "\r\n",
+    "\0",
+    MARK,
+    "\u2047",
+    "\ufeff",
+    "\u200d",
+    "\u0301",
+    "e\u0301",
+    "\xe9",
+    "\ufb01",
+    "\u0120",
+    "\u010a",
+    "\U0001f600",
+    "\U0001f468\u200d",
+    "\u732b",
+    "a",
+    "b",
+    "ab",
+    "xx",
+    "<c>",
+    "7",
+    "the",
+    " the",
+    "The key",
+    "<0x41>",
+    "<0xE2>",
+    "<",
+    "s>",
+    "ffff",
+    "<<s>s>",
+    *CONTROL,
+]
 TEXTS = st.lists(
     st.sampled_from(STRANGE) | st.characters(exclude_categories=["Cs"]), max_size=12
 ).map("".join)
@@ -113,11 +147,13 @@ def test_a_document_begins_as_the_library_begins_a_text(kind):
 
 @pytest.mark.parametrize(
     "beside",
-    [{"bos_token": None, "additional_special_tokens": None, "added_tokens_decoder": None},
-     {"bos_token": [BOS], "additional_special_tokens": "<c>", "added_tokens_decoder": [1]},
-     {"extra_special_tokens": {"image_token": "<c>"}, "added_tokens_decoder": {"7": "x"}},
-     {"extra_special_tokens": ["<c>"], "model_max_length": 1e30}],
-)  # fmt: skip
+    [
+        {"bos_token": None, "additional_special_tokens": None, "added_tokens_decoder": None},
+        {"bos_token": [BOS], "additional_special_tokens": "<c>", "added_tokens_decoder": [1]},
+        {"extra_special_tokens": {"image_token": "<c>"}, "added_tokens_decoder": {"7": "x"}},
+        {"extra_special_tokens": ["<c>"], "model_max_length": 1e30},
+    ],
+)
 def test_what_a_configuration_may_say_of_its_tokens(beside):
     made = bpe(**PREPEND, more=[("<c>", {})], beside=beside | {"eos_token": {"content": EOS}})
     named = "extra_special_tokens" in beside
@@ -262,8 +298,10 @@ def test_old_forms_of_metaspace_are_understood():
     rules = {"pre_tokenizer": {"type": "Metaspace", "replacement": MARK, "add_prefix_space": True}}
     assert tk._take_edges(rules) == " "
     assert rules["pre_tokenizer"] == {
-        "type": "Metaspace", "replacement": MARK, "prepend_scheme": "never",
-    }  # fmt: skip
+        "type": "Metaspace",
+        "replacement": MARK,
+        "prepend_scheme": "never",
+    }
     rules["pre_tokenizer"]["add_prefix_space"] = False
     del rules["pre_tokenizer"]["prepend_scheme"]
     assert tk._take_edges(rules) == ""

@@ -15,10 +15,19 @@ TRAINING = [
     "Caf\xe9 na\xefve\r\n" * 30,
 ]
 HARD = [
-    "", " ", "  a  b ", "\n", "\n\n\n\n\n", "\r\n\r\n", "a\u2581b \u2581 \u2581\u2581", "\0\t\x1a",
-    "</s><pad><unk><0x41>\u2047", "12 3456 007",
-    "\u65e5\u672c \U0001f600 e\u0301 \xe9 \ufeff", "x" * 5000,
-]  # fmt: skip
+    "",
+    " ",
+    "  a  b ",
+    "\n",
+    "\n\n\n\n\n",
+    "\r\n\r\n",
+    "a\u2581b \u2581 \u2581\u2581",
+    "\0\t\x1a",
+    "</s><pad><unk><0x41>\u2047",
+    "12 3456 007",
+    "\u65e5\u672c \U0001f600 e\u0301 \xe9 \ufeff",
+    "x" * 5000,
+]
 
 
 def byte_level_json(tmp_path, eos="<|endoftext|>", decoder="ByteLevel", **config):
@@ -114,8 +123,10 @@ def test_saved_in_a_cache_and_loaded_the_same(tokenizer, tmp_path):
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.encode(TRAINING[0]) == tokenizer.encode(TRAINING[0])
     assert (loaded.vocab_size, loaded.eos_id, loaded.pad_id) == (
-        tokenizer.vocab_size, tokenizer.eos_id, tokenizer.pad_id,
-    )  # fmt: skip
+        tokenizer.vocab_size,
+        tokenizer.eos_id,
+        tokenizer.pad_id,
+    )
 
 
 def test_a_changed_tokenizer_file_is_named(sentencepiece, tmp_path):
@@ -194,21 +205,41 @@ def test_a_byte_order_mark_before_a_tokenizer_file_is_none_of_it(tmp_path):
 def test_byte_fallback_pieces_count_as_one_byte(tmp_path):
     vocab = {"<unk>": 0, "</s>": 1, "<0xC3>": 2, "<0xA9>": 3, "\u2581": 4, "a": 5, "\u2581a": 6}
     content = {
-        "version": "1.0", "truncation": None, "padding": None, "post_processor": None,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "post_processor": None,
         "added_tokens": [
-            {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True}
+            {
+                "id": i,
+                "content": name,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
             for i, name in enumerate(["<unk>", "</s>"])
         ],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
         "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"},
-        ]},
-        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True,
-                  "vocab": vocab, "merges": [["\u2581", "a"]]},
-    }  # fmt: skip
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "vocab": vocab,
+            "merges": [["\u2581", "a"]],
+        },
+    }
     path = tmp_path / "tokenizer.json"
     path.write_text(json.dumps(content))
     tokenizer = JsonTokenizer.load(path)

@@ -55,10 +55,12 @@ def bpe(byte_fallback=True, words=tuple(MARK + word for word in WORDS), **rules)
     tokenizer = Tokenizer(
         models.BPE(
             vocab={piece: index for index, piece in enumerate(pieces)},
-            merges=list(dict.fromkeys(merges)), unk_token=UNK, fuse_unk=True,
+            merges=list(dict.fromkeys(merges)),
+            unk_token=UNK,
+            fuse_unk=True,
             byte_fallback=byte_fallback,
         )
-    )  # fmt: skip
+    )
     return finish(tokenizer, **rules)
 
 
@@ -144,7 +146,7 @@ LOSSLESS = {
             ("\u0120x", {}),
             ("ab", {"normalized": True}),
             ("<c>", {"single_word": True}),
-        ]  # fmt: skip
+        ]
     ),
     "byte-level, Strip": lambda: byte_level(normalizer=normalizers.Strip()),
     "byte-level, pads with a character": lambda: byte_level(
@@ -155,7 +157,8 @@ LOSSLESS = {
 MARKED = {
     "bpe, Replace": lambda: bpe(normalizer=spaces(), decoder=llama_decoder()),
     "bpe, runs of spaces added": lambda: bpe(
-        normalizer=spaces(), decoder=llama_decoder(),
+        normalizer=spaces(),
+        decoder=llama_decoder(),
         more=[(MARK * 2, {}), (MARK * 4, {}), ("\n\n", {}), ("a b", {"normalized": True})],
     ),
     "bpe, Prepend": lambda: bpe(**PREPEND),
@@ -165,18 +168,26 @@ MARKED = {
     "bpe, Metaspace never": lambda: bpe(**metaspace("never")),
     "bpe, end token not special": lambda: bpe(**PREPEND, special=[PAD, UNK, BOS], more=[(EOS, {})]),
     "bpe, control tokens named beside": lambda: bpe(
-        **PREPEND, special=[EOS], more=[(BOS, {}), ("<|im_start|>", {}), ("<|u|>", {})],
-        beside={"bos_token": {"content": BOS}, "eos_token": EOS, "pad_token": PAD,
-                "additional_special_tokens": ["<|im_start|>"],
-                "added_tokens_decoder": {"9": {"content": "<|u|>", "special": True}}},
+        **PREPEND,
+        special=[EOS],
+        more=[(BOS, {}), ("<|im_start|>", {}), ("<|u|>", {})],
+        beside={
+            "bos_token": {"content": BOS},
+            "eos_token": EOS,
+            "pad_token": PAD,
+            "additional_special_tokens": ["<|im_start|>"],
+            "added_tokens_decoder": {"9": {"content": "<|u|>", "special": True}},
+        },
     ),
     "unigram, Metaspace always": lambda: unigram(**metaspace("always")),
     "unigram, Metaspace never": lambda: unigram(**metaspace("never")),
     "unigram, no token special": lambda: unigram(
-        **metaspace("first"), special=[], more=[(EOS, {})],
+        **metaspace("first"),
+        special=[],
+        more=[(EOS, {})],
         beside={"eos_token": EOS, "bos_token": BOS},
     ),
-}  # fmt: skip
+}
 # These change some texts, and must say which.
 LOSSY = {
     "bpe, no byte fallback": lambda: bpe(byte_fallback=False, **PREPEND),

@@ -34,16 +34,34 @@ def sound_run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("sound")
     for name in ("train", "held"):
         (directory / f"{name}.txt").write_text(f"{name} " + "some words " * 50)
-    experiment = build_experiment({
-        "name": "rope", "seed": 1,
-        "model": {"vocab_size": 300, "d_model": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16},
-        "position": {"method": "rope"},
-        "data": {"corpus": "text", "train_files": [f"{directory}/train.txt"],
-                 "validation_files": [f"{directory}/held.txt"], "tokenizer": "bytes",
-                 "cache_dir": f"{directory}/cache"},
-        "train": {"steps": STEPS, "batch_size": 2, "length": 16, "log_every": LOG_EVERY,
-                  "save_every": SAVE_EVERY},
-    })  # fmt: skip
+    experiment = build_experiment(
+        {
+            "name": "rope",
+            "seed": 1,
+            "model": {
+                "vocab_size": 300,
+                "d_model": 16,
+                "num_layers": 1,
+                "num_heads": 2,
+                "mlp_dim": 16,
+            },
+            "position": {"method": "rope"},
+            "data": {
+                "corpus": "text",
+                "train_files": [f"{directory}/train.txt"],
+                "validation_files": [f"{directory}/held.txt"],
+                "tokenizer": "bytes",
+                "cache_dir": f"{directory}/cache",
+            },
+            "train": {
+                "steps": STEPS,
+                "batch_size": 2,
+                "length": 16,
+                "log_every": LOG_EVERY,
+                "save_every": SAVE_EVERY,
+            },
+        }
+    )
     cache = build(experiment.data)["train"]
     run = directory / "run"
     run.mkdir()
@@ -210,8 +228,13 @@ def test_a_repair_keeps_the_last_of_two_rows_and_all_others(run):
     (run / "metrics.jsonl.bak-1").write_text("an earlier copy")
     assert len(doctor.repair(run)) == 1
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert rows == [train_row(3), score, train_row(4), train_row(6, loss=2.0),
-                    *(train_row(step) for step in (8, 9, 12))]  # fmt: skip
+    assert rows == [
+        train_row(3),
+        score,
+        train_row(4),
+        train_row(6, loss=2.0),
+        *(train_row(step) for step in (8, 9, 12)),
+    ]
     assert (run / "metrics.jsonl.bak-1").read_text() == "an earlier copy"
     assert (run / "metrics.jsonl.bak-2").read_text().count("\n") == 8
     assert found(run) == ([], [])
@@ -245,8 +268,9 @@ def test_the_token_cache(run):
     shutil.rmtree(directory)
     problems, _ = found(run)
     assert [p.problem[:38] for p in problems] == [
-        "train: there is no token cache of corp", "validation: there is no token cache of",
-    ]  # fmt: skip
+        "train: there is no token cache of corp",
+        "validation: there is no token cache of",
+    ]
 
 
 def hold(run, **process):
@@ -292,8 +316,9 @@ def test_output_for_programs_and_no_run(run, capsys):
     assert main(["doctor", str(run), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["exit_code"] == 0 and [c["name"] for c in told["checks"]][:2] == [
-        "config", "checkpoints",
-    ]  # fmt: skip
+        "config",
+        "checkpoints",
+    ]
     assert main(["doctor", "/nowhere/run"]) == 2
     assert "/nowhere/run does not exist" in capsys.readouterr().err
 

@@ -101,9 +101,7 @@ def test_from_start_leaves_a_prefix_before_documents_out_of_their_bytes():
 
 
 def test_sliding_window(cache):
-    rows, stretches = score_sliding(
-        Reader(), cache, stride=3, num_windows=5, bos=BOS, **MANY
-    )  # fmt: skip
+    rows, stretches = score_sliding(Reader(), cache, stride=3, num_windows=5, bos=BOS, **MANY)
     for n in CONTEXTS:
         expected = []
         for begin in stretches.stop - 33:

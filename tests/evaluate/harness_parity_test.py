@@ -88,8 +88,14 @@ def test_tasks_of_every_kind_give_the_adapters_own_numbers(run, tmp_path, monkey
         scores = model.loglikelihood([Ask(question, choice) for choice in choices])
         best = int(np.argmax([total for total, _ in scores]))
         (written,) = model.generate_until([Ask(question, {"until": ["."], "max_gen_toks": 7})])
-        docs.append({"question": question, "choices": choices, "written": written,
-                     "gold": best if i else (best + 1) % 3})  # fmt: skip
+        docs.append(
+            {
+                "question": question,
+                "choices": choices,
+                "written": written,
+                "gold": best if i else (best + 1) % 3,
+            }
+        )
     data = tmp_path / "docs.jsonl"
     data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     for name, text in (("choice", CHOICE), ("rolling", ROLLING), ("writing", WRITING)):

@@ -89,8 +89,10 @@ def scored_by(tokenizer, pairs, **settings):
         text.loglikelihood([pair])
         ((read, aims),) = rows
         assert [*read, aims[-1]] == context + target
-        named = ["|".join({0: "EOS", 1: "BOS"}.get(i, tokenizer.pieces[i]) for i in ids)
-                 for ids in (context, target)]  # fmt: skip
+        named = [
+            "|".join({0: "EOS", 1: "BOS"}.get(i, tokenizer.pieces[i]) for i in ids)
+            for ids in (context, target)
+        ]
         found.append(tuple(named))
     return found
 
@@ -99,38 +101,53 @@ def test_tokens_across_the_border_belong_to_the_continuation():
     ans = Pieces("Answer", "Ans", "A", "n", "s", "w", "e", "r", "x")
     pairs = [("Ans", "wer"), ("Ans", "x"), ("An", "swer"), ("xAn", "swerx"), ("", "Answer")]
     assert scored_by(ans, pairs) == [
-        ("EOS", "Answer"), ("Ans", "x"), ("EOS", "Answer"), ("x", "Answer|x"), ("EOS", "Answer")
-    ]  # fmt: skip
+        ("EOS", "Answer"),
+        ("Ans", "x"),
+        ("EOS", "Answer"),
+        ("x", "Answer|x"),
+        ("EOS", "Answer"),
+    ]
     # What follows is cut otherwise from the second of four tokens of the context on.
     far = Pieces("a", "b", "c", "d", "e", "bcde", "bcd")
     assert scored_by(far, [("abc", "de"), ("abc", "dea"), ("abc", "ea")]) == [
-        ("a", "bcde"), ("a", "bcde|a"), ("a|b|c", "e|a")
-    ]  # fmt: skip
+        ("a", "bcde"),
+        ("a", "bcde|a"),
+        ("a|b|c", "e|a"),
+    ]
     # As many tokens as the context alone, and as many as before: the harness would score "!" alone.
     world = Pieces("hello", " wor", " world", "ld", "!", " ")
     assert scored_by(world, [("hello wor", "ld!"), ("hello", " world!")]) == [
-        ("hello", " world|!"), ("hello", " world|!")
-    ]  # fmt: skip
+        ("hello", " world|!"),
+        ("hello", " world|!"),
+    ]
 
 
 def test_white_space_of_any_kind_goes_to_the_continuation():
     lines = Pieces("Q", "A", "\n", "\n\n", "\t", " ", "\nA")
     pairs = [("Q\n", "A"), ("Q\t ", "A"), ("Q\n\n", "A"), (" \n", "A"), ("Q", " A")]
     assert scored_by(lines, pairs) == [
-        ("Q", "\nA"), ("Q", "\t| |A"), ("Q", "\n\n|A"), ("EOS", " |\nA"), ("Q", " |A")
-    ]  # fmt: skip
+        ("Q", "\nA"),
+        ("Q", "\t| |A"),
+        ("Q", "\n\n|A"),
+        ("EOS", " |\nA"),
+        ("Q", " |A"),
+    ]
 
 
 def test_what_the_tokenizer_puts_before_a_text_stands_before_the_context_alone():
     """As Llama 2's space: once before the joint text, and not before the continuation."""
     spaced = Pieces(" a", "a", " b", "b", " ", "c", prefix=" ")
     assert scored_by(spaced, [("a", " b"), ("a", "b"), ("", "b"), ("ab", "c")]) == [
-        (" a", " b"), (" a", "b"), ("EOS", " b"), (" a|b", "c")
-    ]  # fmt: skip
+        (" a", " b"),
+        (" a", "b"),
+        ("EOS", " b"),
+        (" a|b", "c"),
+    ]
     bos = Bos("<s>", 1)
     assert scored_by(spaced, [("a", "b"), ("", "b")], bos=bos, add_bos=True) == [
-        ("BOS| a", "b"), ("BOS", " b")
-    ]  # fmt: skip
+        ("BOS| a", "b"),
+        ("BOS", " b"),
+    ]
 
 
 def test_a_continuation_without_tokens_is_an_error_by_name():
@@ -174,8 +191,12 @@ def test_texts_begin_with_bos_where_it_is_added():
     pieces, bos = Pieces("a", "b", "ab", " ", "<s>"), Bos("<s>", 1)
     pairs = [("a", " b"), ("a", "b"), ("", "a"), (" ", "a"), ("<s>a", " b")]
     assert scored_by(pieces, pairs, bos=bos, add_bos=True) == [
-        ("BOS|a", " |b"), ("BOS", "ab"), ("BOS", "a"), ("BOS", " |a"), ("BOS|a", " |b")
-    ]  # fmt: skip
+        ("BOS|a", " |b"),
+        ("BOS", "ab"),
+        ("BOS", "a"),
+        ("BOS", " |a"),
+        ("BOS|a", " |b"),
+    ]
     # A token that texts do not begin with still stands where there is no context.
     assert scored_by(pieces, pairs[:3], bos=bos) == [("a", " |b"), ("BOS", "ab"), ("BOS", "a")]
     assert scored_by(pieces, pairs[:3]) == [("a", " |b"), ("EOS", "ab"), ("EOS", "a")]
@@ -287,10 +308,11 @@ def test_the_harness_gets_its_methods():
     ) == ["cde", "bc"]
     greedy = {"do_sample": False, "temperature": 0.7, "top_p": 0.9, "num_beams": 1}
     settings = [
-        (greedy | {"max_new_tokens": 1}, "b"), ({"max_tokens": 2, "until": None}, "bc"),
-        ({"max_completion_tokens": 3, "until": ["c", "b"]}, ""), ({"temperature": 0.0,
-         "max_new_tokens": 5, "max_gen_toks": 1}, "b"),
-    ]  # fmt: skip
+        (greedy | {"max_new_tokens": 1}, "b"),
+        ({"max_tokens": 2, "until": None}, "bc"),
+        ({"max_completion_tokens": 3, "until": ["c", "b"]}, ""),
+        ({"temperature": 0.0, "max_new_tokens": 5, "max_gen_toks": 1}, "b"),
+    ]
     for asked, written in settings:
         assert lm.generate_until([Request("a", asked)]) == [written]
 

@@ -20,14 +20,24 @@ def experiment(directory, method):
             "seed": 0,
             "model": dict(vocab_size=260, d_model=16, num_layers=2, num_heads=2, mlp_dim=32),
             "position": {"method": method},
-            "data": dict(corpus="text", tokenizer="bytes", cache_dir=str(directory / "cache"),
-                         train_files=[f"{directory}/train*.txt"],
-                         validation_files=[f"{directory}/held-out*.txt"]),
+            "data": dict(
+                corpus="text",
+                tokenizer="bytes",
+                cache_dir=str(directory / "cache"),
+                train_files=[f"{directory}/train*.txt"],
+                validation_files=[f"{directory}/held-out*.txt"],
+            ),
             "train": dict(steps=4, batch_size=2, length=32, warmup_steps=1, save_every=2),
-            "evaluate": dict(lengths=(1, 4), num_windows=8, position_windows=2, passkey_trials=2,
-                             passkey_lengths=(4,), passkey_templates=("compact",)),
+            "evaluate": dict(
+                lengths=(1, 4),
+                num_windows=8,
+                position_windows=2,
+                passkey_trials=2,
+                passkey_lengths=(4,),
+                passkey_templates=("compact",),
+            ),
         }
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.slow

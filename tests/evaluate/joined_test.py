@@ -82,9 +82,14 @@ def test_a_stride_of_the_context_gives_the_same_nats_as_chunks():
     rows, _ = chunks(Reader(), cache, num_blocks=10)
     for context in CONTEXTS:
         nats, _ = slide(
-            Reader(), lambda i, start, stop: cache.stream[start:stop], 1,
-            length=320, context=context, stride=context, batch_tokens=300,
-        )  # fmt: skip
+            Reader(),
+            lambda i, start, stop: cache.stream[start:stop],
+            1,
+            length=320,
+            context=context,
+            stride=context,
+            batch_tokens=300,
+        )
         inside = np.arange(1, 321) % context > 0  # all but the first token of the next chunk
         expected = nats[0][inside].sum(dtype=np.float64)
         assert sums_of(rows, context=context)[0] == pytest.approx(expected, rel=1e-12)
@@ -131,9 +136,14 @@ def test_resets_are_the_documents_alone():
 def test_resets_of_a_model_are_the_documents_alone(position):
     cache = TextCache((30, 21, 77), vocab=23)
     config = TransformerConfig(
-        vocab_size=23, d_model=16, num_layers=2, num_heads=2, mlp_dim=24, attention_block=16,
+        vocab_size=23,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        mlp_dim=24,
+        attention_block=16,
         init_std=0.5,
-    )  # fmt: skip
+    )
     model = Transformer(config, position, rngs=nnx.Rngs(3))
     rows, _ = resets(model_scorer(model), cache, True, contexts=(64,), num_blocks=1)
     for index, start, stop in ((0, 0, 30), (1, 30, 51)):

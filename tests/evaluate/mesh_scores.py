@@ -44,9 +44,14 @@ DOCUMENTS = np.array([0, 17, 36])  # where they begin
 
 def main() -> None:
     config = TransformerConfig(
-        vocab_size=96, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=48,
+        vocab_size=96,
+        d_model=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        mlp_dim=48,
         init_std=0.3,
-    )  # fmt: skip
+    )
     tokens = np.random.default_rng(0).integers(0, 96, (ROWS, LENGTH + 1)).astype(np.int32)
     found = []
     for method, sizes, scored, reset in CASES:
@@ -111,9 +116,12 @@ def broken(config) -> dict:
     weights[0, :3] = 0
 
     def gradients(unembedding):
-        return jax.jit(jax.grad(
-            lambda *x: loss_sums(x[0], x[1], targets, x[2], time_chunk=3).nats, argnums=(0, 1, 2)
-        ))(hidden, unembedding, weights)  # fmt: skip
+        return jax.jit(
+            jax.grad(
+                lambda *x: loss_sums(x[0], x[1], targets, x[2], time_chunk=3).nats,
+                argnums=(0, 1, 2),
+            )
+        )(hidden, unembedding, weights)
 
     expected = gradients(params["unembedding"])
     with jax.set_mesh(mesh):

@@ -8,8 +8,11 @@ def test_windows_score_the_same_on_every_mesh():
     """Rows and tokens that no axis divides, for a rotation, a bias and a contextual method."""
     run = subprocess.run(
         [sys.executable, "-m", "tests.evaluate.mesh_scores"],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     printed = json.loads(run.stdout)
     found, answers = printed["windows"], printed["answers"]

@@ -19,9 +19,13 @@ def test_replacing_keeps_the_rest_in_order(tmp_path):
     )
     assert replaced == 1
     assert read_rows(path) == [
-        {"kind": "a", "step": 1}, {"kind": "b", "step": 1}, {"kind": "c", "step": 1},
-        {"kind": "a", "step": 2}, {"kind": "c", "step": 2}, {"kind": "new", "nats": 0.1},
-    ]  # fmt: skip
+        {"kind": "a", "step": 1},
+        {"kind": "b", "step": 1},
+        {"kind": "c", "step": 1},
+        {"kind": "a", "step": 2},
+        {"kind": "c", "step": 2},
+        {"kind": "new", "nats": 0.1},
+    ]
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 

@@ -138,9 +138,7 @@ def test_documents_too_short_are_named():
 def test_one_shape_a_context_whatever_the_remainder():
     model = Bigram()
     same_tokens(model, num_windows=17, batch_tokens=800)
-    assert model.shapes == {
-        ((17, 25), (17, 20)), ((8, 100), (8, 20)), ((2, 400), (2, 20)),
-    }  # fmt: skip
+    assert model.shapes == {((17, 25), (17, 20)), ((8, 100), (8, 20)), ((2, 400), (2, 20))}
 
 
 def test_batching_does_not_change_the_sums():
@@ -204,8 +202,12 @@ def test_distances_are_from_the_start_of_the_document():
         start = cache.documents["start"][index]
         targets = cache.stream[start + 1 : start + 1 + scored]
         sums = sums_of(rows, document=f"document {index}")
-        assert sums == [scored * (scored + 1) / 2, scored, TOKEN_BYTES[targets].sum(),
-                        (targets > 25).sum()]  # fmt: skip
+        assert sums == [
+            scored * (scored + 1) / 2,
+            scored,
+            TOKEN_BYTES[targets].sum(),
+            (targets > 25).sum(),
+        ]
     for start, stop in {tuple(row["bucket"]) for row in rows}:
         reached = [min(stop, n) - start for n in (29, 64, 64, 1) if n > start]
         assert sums_of(rows, bucket=[start, stop])[1] == sum(reached)
@@ -246,8 +248,12 @@ def test_rows_of_documents_add_up_to_what_is_scored():
     for index, row in enumerate(rows):
         own = document == index
         expected = token_sums(nats[own], hits[own], targets[own], TOKEN_BYTES)
-        assert row == {"context": 30, "windows": own.any(axis=1).sum(), **expected,
-                       "document": f"document {index}"}  # fmt: skip
+        assert row == {
+            "context": 30,
+            "windows": own.any(axis=1).sum(),
+            **expected,
+            "document": f"document {index}",
+        }
     assert sum(row["tokens"] for row in rows) == (document >= 0).sum()
 
 

@@ -153,9 +153,15 @@ def test_a_context_shorter_than_the_template_names_the_minimum():
 
 def test_a_real_model_is_decoded_and_ranked_as_its_full_logits_say():
     config = TransformerConfig(
-        vocab_size=259, d_model=16, num_layers=2, num_heads=2, mlp_dim=16, init_std=0.6,
-        attention_block=32, tie_embeddings=True,
-    )  # fmt: skip
+        vocab_size=259,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        mlp_dim=16,
+        init_std=0.6,
+        attention_block=32,
+        tie_embeddings=True,
+    )
     model = Transformer(config, FoPE(16), rngs=nnx.Rngs(3))
     task = make_task("copy", BYTES)
     draw = [task.trial(np.random.default_rng(i), 41, 0.5, "test") for i in range(2)]
@@ -165,8 +171,9 @@ def test_a_real_model_is_decoded_and_ranked_as_its_full_logits_say():
 
     def logits(texts):
         positions = np.arange(texts.shape[1], dtype=np.int32)[None]
-        return np.asarray(nnx.jit(lambda model, x: model(x, positions, np.ones_like(positions)))(
-            model, texts))  # fmt: skip
+        return np.asarray(
+            nnx.jit(lambda model, x: model(x, positions, np.ones_like(positions)))(model, texts)
+        )
 
     greedy = logits(np.concatenate([prompts, written], axis=1))
     np.testing.assert_array_equal(greedy[:, -9:-1].argmax(axis=-1), written)

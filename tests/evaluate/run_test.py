@@ -54,13 +54,24 @@ CONFIG = {
     "seed": 4,
     "model": dict(vocab_size=256, d_model=16, num_layers=2, num_heads=2, mlp_dim=32),
     "position": {"method": "fope"},
-    "data": {"corpus": "text", "tokenizer": "bytes",
-             "train_files": ["train.txt"], "validation_files": ["validation.txt"]},
+    "data": {
+        "corpus": "text",
+        "tokenizer": "bytes",
+        "train_files": ["train.txt"],
+        "validation_files": ["validation.txt"],
+    },
     "train": dict(steps=10, batch_size=2, length=32),
-    "evaluate": dict(lengths=(1, 2, 4), num_windows=9, position_windows=2, passkey_lengths=(4,),
-                     passkey_depths=(0.0, 1.0), passkey_trials=3, passkey_templates=("compact",),
-                     batch_tokens=256),
-}  # fmt: skip
+    "evaluate": dict(
+        lengths=(1, 2, 4),
+        num_windows=9,
+        position_windows=2,
+        passkey_lengths=(4,),
+        passkey_depths=(0.0, 1.0),
+        passkey_trials=3,
+        passkey_templates=("compact",),
+        batch_tokens=256,
+    ),
+}
 
 
 def changed(**sections):
@@ -188,8 +199,10 @@ def test_every_protocol_writes_its_rows_with_the_same_ids(workdir):
     assert kinds.count("perplexity") == 3 * 2
     assert kinds.count("passkey") == 2
     assert kinds.count("protocol") == 3
-    tokens = {c: sum(r["tokens"] for r in rows if r["kind"] == "perplexity" and r["context"] == c)
-              for c in (32, 64, 128)}  # fmt: skip
+    tokens = {
+        c: sum(r["tokens"] for r in rows if r["kind"] == "perplexity" and r["context"] == c)
+        for c in (32, 64, 128)
+    }
     assert set(tokens.values()) == {9 * 16}
     buckets = [row["bucket"] for row in rows if row["kind"] == "position"]
     assert (buckets[0][0], buckets[-1][1]) == (0, 128)
@@ -277,8 +290,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(workdir, scored):
     with pytest.raises(KeyboardInterrupt):
         quiet(workdir, progress=interrupt)
     quiet(workdir)
-    assert scored == ["same-tokens (validation)", "long-window (validation)",
-                      "long-window (validation)", "passkey (compact)"]  # fmt: skip
+    assert scored == [
+        "same-tokens (validation)",
+        "long-window (validation)",
+        "long-window (validation)",
+        "passkey (compact)",
+    ]
 
 
 def test_protocols_can_be_left_out(tmp_path):
@@ -292,10 +309,15 @@ def test_all_protocols_run_by_name_and_the_rest_stays(workdir, scored):
     assert scored == ["chunks (validation)", "from-start (validation)"]
     rows = quiet(workdir, protocols=["all"])
     assert scored[2:] == [
-        "same-tokens (validation)", "sliding-window (validation)", "document-resets (validation)",
-        "no-resets (validation)", "long-window (validation)", "passkey (compact)",
-        "retrieval (recall)", "retrieval (copy)",  # the others do not fit
-    ]  # fmt: skip
+        "same-tokens (validation)",
+        "sliding-window (validation)",
+        "document-resets (validation)",
+        "no-resets (validation)",
+        "long-window (validation)",
+        "passkey (compact)",
+        "retrieval (recall)",
+        "retrieval (copy)",  # the others do not fit
+    ]
     stated = {row["protocol"]: row for row in rows if row["kind"] == "protocol"}
     names = ("chunks", "from-start", *(name.split()[0] for name in scored[2:]))
     assert tuple(stated) == tuple(dict.fromkeys(names))
@@ -402,8 +424,9 @@ def test_what_cannot_run_is_an_error_by_name_and_a_warning_among_all(
     assert not any("resets" in name for name in scored)
     warned = [record.message for record in caplog.records if told in record.message]
     assert [text.split(" is left out: ")[0] for text in warned] == [
-        "document-resets (validation)", "no-resets (validation)"
-    ]  # fmt: skip
+        "document-resets (validation)",
+        "no-resets (validation)",
+    ]
     assert len(scored) == 8
 
 
@@ -416,8 +439,9 @@ def test_windows_of_a_named_protocol_must_be_wanted(tmp_path):
 
 
 def test_the_configuration_names_protocols_too(tmp_path, scored):
-    workdir = save_run(tmp_path / "run", changed(evaluate={"protocols": ("sliding-window",),
-                                                           "stride": 7}))  # fmt: skip
+    workdir = save_run(
+        tmp_path / "run", changed(evaluate={"protocols": ("sliding-window",), "stride": 7})
+    )
     rows = quiet(workdir)
     assert scored == ["sliding-window (validation)"]
     assert {row["scored_per_window"] for row in rows if row["kind"] == "perplexity"} == {7}
@@ -432,8 +456,13 @@ def test_the_bar_of_the_command_line_shows_the_length(workdir, scored, capsys):
 
 def test_retrieval_tasks_are_protocols_of_their_own(tmp_path, cache, scored):
     cache.tokenizer, cache.num_tokens, cache.split = BytesTokenizer(), 860, "validation"
-    changes = dict(num_windows=0, position_windows=0, passkey_trials=2, passkey_lengths=(8,),
-                   retrieval_tasks=("recall", "variable_tracking"))  # fmt: skip
+    changes = dict(
+        num_windows=0,
+        position_windows=0,
+        passkey_trials=2,
+        passkey_lengths=(8,),
+        retrieval_tasks=("recall", "variable_tracking"),
+    )
     config = changed(model={"vocab_size": 259}, evaluate=changes)
     rows = quiet(save_run(tmp_path / "run", config))
     assert scored == ["passkey (compact)", "retrieval (recall)", "retrieval (variable_tracking)"]
@@ -442,8 +471,9 @@ def test_retrieval_tasks_are_protocols_of_their_own(tmp_path, cache, scored):
         for task in ("recall", "variable_tracking")
     )
     assert [(row["context"], row["depth"], row["total"]) for row in recall] == [
-        (256, 0.0, 2), (256, 1.0, 2),
-    ]  # fmt: skip
+        (256, 0.0, 2),
+        (256, 1.0, 2),
+    ]
     assert [(row["depth"], row["total"], row["asked"]) for row in tracking] == [(None, 4, 16)]
     stated = [row["settings"] for row in rows if row["kind"] == "protocol"]
     assert [s.get("haystack") for s in stated] == [None, None, "validation"]

@@ -15,8 +15,18 @@ VOCAB = 23
 
 
 def small_model(position, **changes):
-    config = dict(vocab_size=VOCAB, d_model=16, num_layers=2, num_heads=2, mlp_dim=24,
-                  attention_block=16, init_std=0.5) | changes  # fmt: skip
+    config = (
+        dict(
+            vocab_size=VOCAB,
+            d_model=16,
+            num_layers=2,
+            num_heads=2,
+            mlp_dim=24,
+            attention_block=16,
+            init_std=0.5,
+        )
+        | changes
+    )
     return Transformer(TransformerConfig(**config), position, rngs=nnx.Rngs(3))
 
 
@@ -57,9 +67,13 @@ def test_each_window_shape_is_traced_once(monkeypatch):
     for _ in range(2):
         for context in (16, 32):
             score_windows(
-                scorer, lambda i, c=context: stream[i, : c + 1], 10,
-                context=context, scored=8, batch_tokens=128,
-            )  # fmt: skip
+                scorer,
+                lambda i, c=context: stream[i, : c + 1],
+                10,
+                context=context,
+                scored=8,
+                batch_tokens=128,
+            )
     assert traced == [(8, 16), (4, 32)]
 
 

@@ -13,9 +13,14 @@ SETTINGS = dict(contexts=(16, 32, 96), stride=10, num_windows=3, batch_tokens=20
 def slid(stream, context, stride, scorer=None):
     """Nats and hits of one stretch that is the whole stream."""
     nats, hits = slide(
-        scorer or Reader(), lambda i, start, stop: stream[start:stop], 1,
-        length=len(stream) - 1, context=context, stride=stride, batch_tokens=300,
-    )  # fmt: skip
+        scorer or Reader(),
+        lambda i, start, stop: stream[start:stop],
+        1,
+        length=len(stream) - 1,
+        context=context,
+        stride=stride,
+        batch_tokens=300,
+    )
     return nats[0], hits[0]
 
 

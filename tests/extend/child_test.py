@@ -44,23 +44,34 @@ def test_what_follows_from_the_parent_and_the_length(runs):
 
 def test_overrides_go_where_they_belong(runs):
     child = child_experiment(
-        parent_of(runs, "fope"), 100, "yarn", 32,
+        parent_of(runs, "fope"),
+        100,
+        "yarn",
+        32,
         overrides=[
-            "--config.train.steps=50", "--config.train.learning_rate=1e-4", "--config.name=mine",
-            "--config.position.factor=16", "--config.position.scaling_order=after_clip",
-            "--config.position.attention_factor=2", "--config.train.first_lengths=16=10",
-            "--config.model.remat=full", "--config.train.warmup_steps=7",
+            "--config.train.steps=50",
+            "--config.train.learning_rate=1e-4",
+            "--config.name=mine",
+            "--config.position.factor=16",
+            "--config.position.scaling_order=after_clip",
+            "--config.position.attention_factor=2",
+            "--config.train.first_lengths=16=10",
+            "--config.model.remat=full",
+            "--config.train.warmup_steps=7",
         ],
-    )  # fmt: skip
+    )
     yarn = YaRN(16.0, 16, attention_factor=2.0)
     assert child.position == FoPE(32, scaling=(yarn,), scaling_order="after_clip")
     assert (child.name, child.train.steps, child.train.warmup_steps) == ("mine", 50, 7)
     assert child.train.stages == ((0, 10, 16, 8), (10, 50, 32, 4))
     assert child.model.remat == "full"
     literal = child_experiment(
-        parent_of(runs), 100, "rope", 32,
+        parent_of(runs),
+        100,
+        "rope",
+        32,
         overrides=['position.scaling=[{"scaling": "clip_floor", "training_length": 20}]'],
-    )  # fmt: skip
+    )
     assert literal.position.scaling[0].training_length == 20
 
 

@@ -175,9 +175,8 @@ def test_the_series_of_kept_frequencies_is_the_parents(head_dim, length, times, 
 @pytest.mark.parametrize("order", ["before_clip", "after_clip"])
 def test_a_scaled_frequency_counts_as_the_one_it_was(order):
     child = extended(
-        FoPE(512), "yarn", from_length=512, length=1024, head_dim=64,
-        knobs={"scaling_order": order},
-    )  # fmt: skip
+        FoPE(512), "yarn", from_length=512, length=1024, head_dim=64, knobs={"scaling_order": order}
+    )
     assert len(child.frequencies(64)) == {"before_clip": 16, "after_clip": 18}[order]
     assert np.isin(child.frequencies(64), FoPE(512).frequencies(64)).sum() < 8
     old, _, new, _ = move(FoPE(512), child)

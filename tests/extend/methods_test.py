@@ -54,7 +54,9 @@ def go_on(parent, target, length=1024, from_length=512, **knobs):
         (RoPE(), "dynamic_ntk", {}, RoPE(scaling=(DynamicNTK(2.0, 512, length=1024),))),
         (RoPE(), "llama3", {}, RoPE(scaling=(Llama3(2.0, 512),))),
         (
-            RoPE(), "longrope", {"long_factor": SLOW},
+            RoPE(),
+            "longrope",
+            {"long_factor": SLOW},
             RoPE(scaling=(LongRoPE((1.0,) * 32, SLOW, 512, 2.0, length=1024),)),
         ),
         (RoPE(), "clip", {}, RoPE(scaling=(ClipFloor(1024),))),
@@ -64,7 +66,9 @@ def go_on(parent, target, length=1024, from_length=512, **knobs):
         (RoPE(), "yarn", {"factor": 16.0}, RoPE(scaling=(YaRN(16.0, 512),))),
         # A knob of the scaling goes there, one of the method to the method.
         (
-            RoPE(), "yarn", {"beta_fast": 8.0, "theta": 99.0},
+            RoPE(),
+            "yarn",
+            {"beta_fast": 8.0, "theta": 99.0},
             RoPE(theta=99.0, scaling=(YaRN(2.0, 512, beta_fast=8.0),)),
         ),
         (RoPE(), "adjusted_base", {"theta": 9e5}, None),
@@ -75,18 +79,19 @@ def go_on(parent, target, length=1024, from_length=512, **knobs):
         (RoPE(theta=99.0), "fope", {"sigma": 0.5}, FoPE(1024, theta=99.0, sigma=0.5)),
         (RoPE(), "fope", {"preset": "equations"}, FoPE.equations(1024)),
         (
-            RoPE(scaling=(ClipFloor(512), YaRN(2.0, 256))), "fope", {},
+            RoPE(scaling=(ClipFloor(512), YaRN(2.0, 256))),
+            "fope",
+            {},
             FoPE(1024, scaling=(YaRN(2.0, 256),)),
         ),
         (FoPE(512, sigma=0.1), "fope", {}, FoPE(1024, sigma=0.1)),
         (FoPE(512), "same", {}, FoPE(512)),
         (FoPE(512), "nope", {}, NoPE()),
+        (FoPE(512), "yarn", {}, FoPE(1024, scaling=(YaRN(2.0, 512, attention_factor=1.0),))),
         (
-            FoPE(512), "yarn", {},
-            FoPE(1024, scaling=(YaRN(2.0, 512, attention_factor=1.0),)),
-        ),
-        (
-            FoPE(512), "yarn", {"scaling_order": "after_clip", "factor": 16.0},
+            FoPE(512),
+            "yarn",
+            {"scaling_order": "after_clip", "factor": 16.0},
             FoPE(1024, scaling=(YaRN(16.0, 512, **CODE),), scaling_order="after_clip"),
         ),
         (Learned(512), "learned", {}, Learned(1024)),
@@ -95,37 +100,51 @@ def go_on(parent, target, length=1024, from_length=512, **knobs):
         (RoPE(scaling=(YaRN(2.0, 256),)), "yarn", {}, RoPE(scaling=(YaRN(4.0, 256),))),
         (RoPE(scaling=(PI(2.0),)), "yarn", {}, RoPE(scaling=(YaRN(4.0, 256),))),
         (
-            RoPE(scaling=(ClipFloor(512),)), "yarn", {},
+            RoPE(scaling=(ClipFloor(512),)),
+            "yarn",
+            {},
             RoPE(scaling=(ClipFloor(512), YaRN(2.0, 512))),
         ),
         (RoPE(scaling=(ClipFloor(512),)), "clip", {}, RoPE(scaling=(ClipFloor(1024),))),
         # What no length gives goes on: the ramp, and a temperature left out, kept or stated.
         (
-            RoPE(scaling=(YaRN(2.0, 256, 16.0, 2.0, 1.0, truncate=False),)), "yarn", {},
+            RoPE(scaling=(YaRN(2.0, 256, 16.0, 2.0, 1.0, truncate=False),)),
+            "yarn",
+            {},
             RoPE(scaling=(YaRN(4.0, 256, 16.0, 2.0, 1.0, truncate=False),)),
         ),
         (
-            RoPE(scaling=(YaRN(2.0, 256, mscale=1.0, mscale_all_dim=0.5),)), "yarn", {},
+            RoPE(scaling=(YaRN(2.0, 256, mscale=1.0, mscale_all_dim=0.5),)),
+            "yarn",
+            {},
             RoPE(scaling=(YaRN(4.0, 256, mscale=1.0, mscale_all_dim=0.5),)),
         ),
         (
-            RoPE(scaling=(YaRN(2.0, 256, attention_factor=yarn_temperature(2.0)),)), "yarn", {},
+            RoPE(scaling=(YaRN(2.0, 256, attention_factor=yarn_temperature(2.0)),)),
+            "yarn",
+            {},
             RoPE(scaling=(YaRN(4.0, 256),)),
         ),
+        (FoPE(512, scaling=(YaRN(2.0, 256),)), "yarn", {}, FoPE(1024, scaling=(YaRN(4.0, 256),))),
         (
-            FoPE(512, scaling=(YaRN(2.0, 256),)), "yarn", {},
-            FoPE(1024, scaling=(YaRN(4.0, 256),)),
-        ),
-        (
-            RoPE(scaling=(LongRoPE((2.0,) * 32, SLOW, 256, 2.0, 1.0),)), "longrope",
+            RoPE(scaling=(LongRoPE((2.0,) * 32, SLOW, 256, 2.0, 1.0),)),
+            "longrope",
             {"long_factor": SLOW},
             RoPE(scaling=(LongRoPE((1.0,) * 32, SLOW, 256, 4.0, 1.0, length=1024),)),
         ),
-        (RoPE(scaling=(YaRN(2.0, 256, **CODE),)), "yarn", {"attention_factor": 1.5},
-         RoPE(scaling=(YaRN(4.0, 256, attention_factor=1.5),))),
+        (
+            RoPE(scaling=(YaRN(2.0, 256, **CODE),)),
+            "yarn",
+            {"attention_factor": 1.5},
+            RoPE(scaling=(YaRN(4.0, 256, attention_factor=1.5),)),
+        ),
         (RoPE(scaling=(ClipFloor(512, 2.0),)), "clip", {}, RoPE(scaling=(ClipFloor(1024, 2.0),))),
-        (RoPE(scaling=(SnapToCycles(512, 0),)), "snap_to_cycles", {},
-         RoPE(scaling=(SnapToCycles(1024, 0),))),
+        (
+            RoPE(scaling=(SnapToCycles(512, 0),)),
+            "snap_to_cycles",
+            {},
+            RoPE(scaling=(SnapToCycles(1024, 0),)),
+        ),
         *(
             (method, "same", {}, method)
             for method in examples().values()
@@ -134,13 +153,19 @@ def go_on(parent, target, length=1024, from_length=512, **knobs):
         *(
             (method, name, {}, method)
             for method, name in (
-                (ALiBi(), "alibi"), (T5Bias(), "t5"), (Kerple(), "kerple"), (FIRE(), "fire"),
-                (CoPE(), "cope"), (XPos(), "xpos"), (NoPE(), "nope"), (Sinusoidal(), "sinusoidal"),
+                (ALiBi(), "alibi"),
+                (T5Bias(), "t5"),
+                (Kerple(), "kerple"),
+                (FIRE(), "fire"),
+                (CoPE(), "cope"),
+                (XPos(), "xpos"),
+                (NoPE(), "nope"),
+                (Sinusoidal(), "sinusoidal"),
                 (ByLayer((RoPE(), NoPE())), "by_layer"),
             )
         ),
     ],
-)  # fmt: skip
+)
 def test_what_a_model_goes_on_with(parent, target, knobs, expected):
     child = go_on(parent, target, **knobs)
     if expected is None:
@@ -175,7 +200,7 @@ ROTATION = "attention was never trained with rotation"
         (RoPE(partial_rotary_factor=0.5), "fope", "partial_rotary_factor=0.5, which FoPE"),
         (RoPE(learnable=True), "fope", "learnable=True, which FoPE does not know"),
     ],
-)  # fmt: skip
+)
 def test_pairs_that_make_no_sense_say_why(parent, target, reason):
     with pytest.raises(ValueError, match=reason):
         go_on(parent, target)
@@ -212,11 +237,13 @@ def test_every_pair_of_methods_is_decided():
         (Learned(512), "same", {}, "table_length=512: the learned table ends before length=1024"),
         (Learned(512), "learned", {"table_length": 700}, "table_length=700: .* ends before length"),
         (
-            RoPE(scaling=(YaRN(8.0, 512),)), "pi", {},
+            RoPE(scaling=(YaRN(8.0, 512),)),
+            "pi",
+            {},
             "parent stretches its 512 tokens by 8 already, more than to 1024; give a factor, or",
         ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(parent, target, arguments, message):
     with pytest.raises(ValueError, match=message):
         go_on(parent, target, **arguments)

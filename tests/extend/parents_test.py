@@ -237,16 +237,33 @@ def test_the_papers_smollm_runs_its_whole_course_on_a_small_model(
         if key != "tokenizer"
     ]
     small = [
-        "train.steps=2", "train.batch_size=4", "train.accumulate=2", "train.evaluate_every=1",
-        "model.dtype=float32", "evaluate.num_windows=2", "evaluate.position_windows=0",
-        "evaluate.passkey_trials=0", "evaluate.lengths=(1, 2)", "evaluate.training_windows=2",
-    ]  # fmt: skip
+        "train.steps=2",
+        "train.batch_size=4",
+        "train.accumulate=2",
+        "train.evaluate_every=1",
+        "model.dtype=float32",
+        "evaluate.num_windows=2",
+        "evaluate.position_windows=0",
+        "evaluate.passkey_trials=0",
+        "evaluate.lengths=(1, 2)",
+        "evaluate.training_windows=2",
+    ]
     changes = [*data, *(f"--config.{change}" for change in small)]
     assert main(["data", "build", "--config", config, *data]) == 0
     command = [
-        "extend", "--from", f"hf:{directory}", "--method", method, "--length", "32",
-        "--config", config, "--workdir", str(tmp_path / "run"), *changes,
-    ]  # fmt: skip
+        "extend",
+        "--from",
+        f"hf:{directory}",
+        "--method",
+        method,
+        "--length",
+        "32",
+        "--config",
+        config,
+        "--workdir",
+        str(tmp_path / "run"),
+        *changes,
+    ]
     knobs = [f"--config.{knob}" for knob in FOPE] if method == "fope" else []
     if method == "fope":  # what an export needs is no part of the paper's
         assert main([*command, *knobs]) == 2
@@ -267,7 +284,9 @@ def test_the_papers_smollm_runs_its_whole_course_on_a_small_model(
         out = tmp_path / "out"
         assert main(["export", "--run", str(tmp_path / "run"), "-o", str(out)]) == 0
         assert json.loads((out / "config.json").read_text())["rope_parameters"] | {} == {
-            "rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0,
+            "rope_type": "yarn",
+            "rope_theta": 100.0,
+            "factor": 2.0,
             "original_max_position_embeddings": 16,
-        }  # fmt: skip
+        }
         assert (out / "tokenizer.json").is_file()

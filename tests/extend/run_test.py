@@ -33,9 +33,14 @@ def test_going_on_unchanged_with_the_optimizer_is_the_parents_own_training(
     """From update 8 of 12, same method, length and schedule: updates 9 to 12 to the bit."""
     with caplog.at_level(logging.INFO, logger="fope_jax"):
         extend(
-            str(rope / "8"), "same", 16, tmp_path / "run", optimizer="keep", warn_above=0.9,
+            str(rope / "8"),
+            "same",
+            16,
+            tmp_path / "run",
+            optimizer="keep",
+            warn_above=0.9,
             overrides=["--config.train.steps=4"],
-        )  # fmt: skip
+        )
     child, parent = runs.arrays(tmp_path / "run", 4), runs.arrays(rope, 12)
     schedule = [name for name in parent if child[name] != parent[name]]
     assert schedule == ["['optimizer'][3]['count']"], "counted anew; train.schedule_start goes on"
@@ -56,10 +61,21 @@ def test_going_on_unchanged_with_the_optimizer_is_the_parents_own_training(
 
 def arguments(parent, workdir, *overrides):
     return [
-        "extend", "--from", str(parent), "--method", "yarn", "--length", "32", "--workdir",
-        str(workdir), "--config.train.steps=5", "--config.train.save_every=2",
-        "--config.train.evaluate_every=none", "--no-evaluate", *overrides,
-    ]  # fmt: skip
+        "extend",
+        "--from",
+        str(parent),
+        "--method",
+        "yarn",
+        "--length",
+        "32",
+        "--workdir",
+        str(workdir),
+        "--config.train.steps=5",
+        "--config.train.save_every=2",
+        "--config.train.evaluate_every=none",
+        "--no-evaluate",
+        *overrides,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +88,13 @@ def yarn(rope, tmp_path_factory):
 def test_the_run_says_where_it_comes_from_and_what_was_changed(yarn, rope, runs):
     lineage = read_lineage(yarn)
     assert lineage["request"] == {
-        "parent": str(rope.resolve()), "step": 12, "method": "yarn", "length": 32,
-        "optimizer": "reset-moments", "match": "frequency",
-    }  # fmt: skip
+        "parent": str(rope.resolve()),
+        "step": 12,
+        "method": "yarn",
+        "length": 32,
+        "optimizer": "reset-moments",
+        "match": "frequency",
+    }
     parent, child = (json.loads((run / "run.json").read_text()) for run in (rope, yarn))
     assert lineage["parent"]["position"] == parent["position"]
     assert lineage["child"]["position"] == child["position"]
@@ -120,9 +140,11 @@ def test_an_extended_run_is_evaluated_and_reported_beside_its_parent(yarn, rope,
         copy = Path(shutil.copytree(run, tmp_path / run.name))
         config = json.loads((copy / "config.json").read_text())
         config["evaluate"] |= {
-            "lengths": [2] if run is rope else [1], "num_windows": 4, "position_windows": 0,
+            "lengths": [2] if run is rope else [1],
+            "num_windows": 4,
+            "position_windows": 0,
             "passkey_trials": 0,
-        }  # fmt: skip
+        }
         (copy / "config.json").write_text(json.dumps(config))
         assert evaluate(copy, progress=plain, say=lambda line: None)
     lineage = json.loads((tmp_path / "yarn/lineage.json").read_text())

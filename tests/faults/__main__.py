@@ -55,9 +55,10 @@ def main() -> int:
     parser.add_argument("--match", default="", help="only faults with this in their name")
     parser.add_argument("--short", action="store_true", help="the trials of the fast suite")
     parser.add_argument(
-        "--broken", action="store_true",
+        "--broken",
+        action="store_true",
         help="try the trials: break each promise on purpose and see that its trial finds it",
-    )  # fmt: skip
+    )
     arguments = parser.parse_args()
     if arguments.broken:
         return try_the_trials(arguments.match)

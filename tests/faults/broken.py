@@ -186,12 +186,13 @@ BREAKS = {
         Break(the_lock_is_open, "two trainers in one workdir"),
         Break(
             configurations_are_not_compared,
-            "another model, dtype, position embedding, tokenizer, length or seed", 4,
+            "another model, dtype, position embedding, tokenizer, length or seed",
+            4,
         ),
         Break(tokens_are_not_looked_at, "a token beyond the vocabulary"),
         Break(time_is_the_walls, "a clock that jumps"),
     )
-}  # fmt: skip
+}
 
 
 def finds(broken: Break, faults: Iterable[Fault]) -> str | None:

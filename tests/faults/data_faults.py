@@ -36,9 +36,14 @@ from tests.faults.fault import Fault
 DOCUMENTS = 12
 # Each is no document: a start byte without its rest, no JSON, no text, half a surrogate pair.
 BAD_LINES = (
-    b'{"text": "caf\xe9 "}', b'{"text": "cut off', b'["no object"]', b'{"body": "no text"}',
-    b'{"text": 7}', b'{"text": "\\ud800"}', b"[" * 3000,
-)  # fmt: skip
+    b'{"text": "caf\xe9 "}',
+    b'{"text": "cut off',
+    b'["no object"]',
+    b'{"body": "no text"}',
+    b'{"text": 7}',
+    b'{"text": "\\ud800"}',
+    b"[" * 3000,
+)
 
 
 def lines(random_: random.Random, count: int = DOCUMENTS) -> list[bytes]:
@@ -52,13 +57,16 @@ def text_config(directory: Path, content: bytes, **fields: Any) -> DataConfig:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "train.jsonl").write_bytes(content)
     (directory / "held.jsonl").write_bytes(b'{"text": "held out"}\n')
-    return DataConfig(**{
-        "corpus": "text",
-        "train_files": (f"{directory}/train.jsonl",),
-        "validation_files": (f"{directory}/held.jsonl",),
-        "tokenizer": "bytes",
-        "cache_dir": f"{directory}/cache",
-    } | fields)  # fmt: skip
+    return DataConfig(
+        **{
+            "corpus": "text",
+            "train_files": (f"{directory}/train.jsonl",),
+            "validation_files": (f"{directory}/held.jsonl",),
+            "tokenizer": "bytes",
+            "cache_dir": f"{directory}/cache",
+        }
+        | fields
+    )
 
 
 def quietly(work: Callable[[], Any]) -> str:
@@ -155,15 +163,18 @@ def alike_and_empty(directory: Path, seed: int) -> None:
     draw = random.Random(seed)
     content = b"\n".join(lines(draw))
     config = text_config(
-        directory, content, train_files=(f"{directory}/t*.jsonl",),
+        directory,
+        content,
+        train_files=(f"{directory}/t*.jsonl",),
         validation_files=(f"{directory}/h*.jsonl",),
-    )  # fmt: skip
+    )
     (directory / "train2.jsonl").write_bytes(content)
     (directory / "train3.jsonl").write_bytes(b"")
     said = quietly(lambda: build(config))
     for text in (said, inspect(config)):
-        assert re.search(r"same content, which counts again, 1: \S+train2.jsonl \(as \S+/train.jso",
-                         text), text  # fmt: skip
+        assert re.search(
+            r"same content, which counts again, 1: \S+train2.jsonl \(as \S+/train.jso", text
+        ), text
         assert re.search(r"train: empty files, 1: \S+train3.jsonl", text), text
     assert open_cache(config, "train").summary["documents"] == 2 * DOCUMENTS
     (directory / "held2.jsonl").write_bytes(content)
@@ -217,9 +228,11 @@ def broken_tfrecord(directory: Path, seed: int) -> None:
 
     draw = random.Random(seed)
     config = DataConfig(
-        corpus="c4", tfds_data_dir=str(prepared_c4(directory, 8)), tokenizer="bytes",
+        corpus="c4",
+        tfds_data_dir=str(prepared_c4(directory, 8)),
+        tokenizer="bytes",
         cache_dir=f"{directory}/cache",
-    )  # fmt: skip
+    )
     files = sorted((directory / "tfds").rglob("c4-train.tfrecord*"))
     path = draw.choice(files)
     texts = [text for file in files if file != path for text in texts_of(file)]
@@ -333,9 +346,18 @@ def added_shard(directory: Path, seed: int) -> None:
 
 
 OUTSIDE = (
-    "../{name}", "/{path}", "..\\{name}", "a/../../{name}", "./{name}", "", "C:{name}", ".", "..",
-    "a\0b", "{name}\n",
-)  # fmt: skip
+    "../{name}",
+    "/{path}",
+    "..\\{name}",
+    "a/../../{name}",
+    "./{name}",
+    "",
+    "C:{name}",
+    ".",
+    "..",
+    "a\0b",
+    "{name}\n",
+)
 
 
 def hostile_manifest(directory: Path, seed: int) -> None:
@@ -361,53 +383,67 @@ FAULTS = [
         "bad line of text",
         "A line that is no document stops the build with file and offset; with max_bad_documents "
         "it is left out, counted, and changes the fingerprint.",
-        bad_line, trials=60, short=3,
+        bad_line,
+        trials=60,
+        short=3,
     ),
     Fault(
         "more bad documents than allowed",
         "One more than max_bad_documents stops the build and names them.",
-        too_many_bad, trials=20, short=1,
+        too_many_bad,
+        trials=20,
+        short=1,
     ),
     Fault(
         "line longer than a document may be",
         "It is refused by name or passed over, and memory stays below three times the limit.",
-        long_line, trials=4, short=1,
+        long_line,
+        trials=4,
+        short=1,
     ),
     Fault(
         "empty and duplicate files",
         "They are named; the same text in both splits stops the build.",
-        alike_and_empty, trials=10, short=1,
+        alike_and_empty,
+        trials=10,
+        short=1,
     ),
     Fault(
         "damaged .gz file",
         "The build stops before the first document and names it; with max_damaged_files it is left "
         "out whole, and the others give what they give alone.",
-        damaged_gzip, trials=60, short=2,
+        damaged_gzip,
+        trials=60,
+        short=2,
     ),
     Fault(
         "broken TFRecord",
         "The build stops before the first document and names file, record and offset, also where a "
         "file ends early between two records; with max_damaged_files it is left out whole.",
-        broken_tfrecord, trials=30, short=3,
+        broken_tfrecord,
+        trials=30,
+        short=3,
     ),
     Fault(
         "token-cache file damaged",
         "A flipped bit, a cut or a missing file is found when it is read, and the file is named.",
-        damaged_cache, trials=400, short=12,
+        damaged_cache,
+        trials=400,
+        short=12,
     ),
     Fault(
         "token-cache shard damaged while it is open",
         "Tokens are those that were written, or the record is named.",
-        damaged_after_opening, trials=60, short=3,
+        damaged_after_opening,
+        trials=60,
+        short=3,
     ),
-    Fault(
-        "file added to a token cache",
-        "It is never read.",
-        added_shard, trials=10, short=1,
-    ),
+    Fault("file added to a token cache", "It is never read.", added_shard, trials=10, short=1),
     Fault(
         "token-cache manifest from a stranger",
         "A file outside the cache's directory is never opened.",
-        hostile_manifest, trials=60, short=4,
+        hostile_manifest,
+        trials=60,
+        short=4,
     ),
-]  # fmt: skip
+]

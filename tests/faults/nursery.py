@@ -49,9 +49,12 @@ class Nursery:
 
     def __init__(self, environment: dict[str, str]):
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], env=environment,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", __name__],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def start(self, request: Request) -> int:
         """Returns the process id."""

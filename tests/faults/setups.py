@@ -75,10 +75,21 @@ def other_processes_in_mid_run(directory: Path, seed: int) -> None:
     setups = ((1, 1, 12, "data=1"), (2, 2, 18, "data=4"), (1, 4, STEPS, "data=2,tensor=2"))
     for processes, devices, stop, mesh in setups:
         command = [
-            ROOT / "tpu_scripts/local.sh", "--processes", str(processes),
-            "--devices", str(devices), "--", "python", "-m", "tests.faults.examples",
-            str(out), world.config(), str(run), str(stop + (stop < STEPS)), mesh,
-        ]  # fmt: skip
+            ROOT / "tpu_scripts/local.sh",
+            "--processes",
+            str(processes),
+            "--devices",
+            str(devices),
+            "--",
+            "python",
+            "-m",
+            "tests.faults.examples",
+            str(out),
+            world.config(),
+            str(run),
+            str(stop + (stop < STEPS)),
+            mesh,
+        ]
         environment = world.environment() | {"PATH": path}
         subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
     assert world.steps(run) == list(range(1, STEPS + 1))
@@ -113,16 +124,22 @@ FAULTS = [
     Fault(
         "two trainers in one workdir",
         "the second stops at once and names the first, which goes on; a dead one's lock is taken",
-        two_trainers, trials=4, short=0,
+        two_trainers,
+        trials=4,
+        short=0,
     ),
     Fault(
         "another model, dtype, position embedding, tokenizer, length or seed",
         "one error with both values and the flag, before a device does anything",
-        another_configuration, trials=len(OTHERS), short=1,
+        another_configuration,
+        trials=len(OTHERS),
+        short=1,
     ),
     Fault(
         "other processes and another mesh in mid-run",
         "every row of every batch holds the example that one process would have had there",
-        other_processes_in_mid_run, trials=1, short=0,
+        other_processes_in_mid_run,
+        trials=1,
+        short=0,
     ),
-]  # fmt: skip
+]

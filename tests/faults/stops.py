@@ -120,9 +120,19 @@ def launch(run: Path, processes: int, devices: int, **harm: float) -> subprocess
     request = world.request(run, world.ROW_EVERY, "train.batch_size=4", **harm)
     del request["log"]
     command = [
-        ROOT / "tpu_scripts/local.sh", "--processes", str(processes), "--devices", str(devices),
-        "--grace", "60", "--", "python", "-m", "tests.faults.nursery", json.dumps(request),
-    ]  # fmt: skip
+        ROOT / "tpu_scripts/local.sh",
+        "--processes",
+        str(processes),
+        "--devices",
+        str(devices),
+        "--grace",
+        "60",
+        "--",
+        "python",
+        "-m",
+        "tests.faults.nursery",
+        json.dumps(request),
+    ]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     run.parent.mkdir(parents=True, exist_ok=True)
     with run.with_suffix(".log").open("ab") as log:
@@ -149,36 +159,50 @@ FAULTS = [
         "kill -9 at a random time",
         "every loss and array has the bits of the unbroken run, no step is missing or twice, and "
         "at most one save interval is trained again",
-        kill_at_a_random_time, trials=100, short=1,
+        kill_at_a_random_time,
+        trials=100,
+        short=1,
     ),
     Fault(
         "kill -9 inside a save",
         "the same, whichever file was being written",
-        kill_in_a_save, trials=24, short=1,
+        kill_in_a_save,
+        trials=24,
+        short=1,
     ),
     Fault(
         "kill -9 between metrics and checkpoint",
         "the same: rows without a checkpoint are dropped and come again",
-        kill_between_rows_and_checkpoint, trials=4, short=0,
+        kill_between_rows_and_checkpoint,
+        trials=4,
+        short=0,
     ),
     Fault(
         "SIGTERM",
         "the step under way is saved, the exit code is 143, rows and bits go on as unbroken",
-        stop_by_signal, trials=20, short=1,
+        stop_by_signal,
+        trials=20,
+        short=1,
     ),
     Fault(
         "SIGHUP or SIGINT",
         "the same, with the exit codes 129 and 130",
-        stop_by_another_signal, trials=6, short=0,
+        stop_by_another_signal,
+        trials=6,
+        short=0,
     ),
     Fault(
         "SIGTERM under jax.distributed, one process",
         "the same",
-        stop_a_distributed_process, trials=2, short=0,
+        stop_a_distributed_process,
+        trials=2,
+        short=0,
     ),
     Fault(
         "SIGTERM under jax.distributed, two processes",
         "the same: both agree on the step",
-        stop_several_processes, trials=1, short=0,
+        stop_several_processes,
+        trials=1,
+        short=0,
     ),
-]  # fmt: skip
+]

@@ -159,8 +159,10 @@ def train_in_a_bucket(directory: Path, storage: Storage) -> tuple[int, str]:
         request["argv"][request["argv"].index("run")] = "gs://bucket/run"
         done = subprocess.run(
             [sys.executable, "-m", "tests.faults.nursery", json.dumps(request)],
-            cwd=ROOT, env=world.environment() | service, timeout=500,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=world.environment() | service,
+            timeout=500,
+        )
     return done.returncode, (directory / "log").read_text()
 
 
@@ -203,41 +205,57 @@ FAULTS = [
     Fault(
         "newest checkpoint damaged",
         "found, told, moved to quarantine; the step before it is used and the bits come again",
-        damage_the_newest, trials=20, short=1,
+        damage_the_newest,
+        trials=20,
+        short=1,
     ),
     Fault(
         "20 random bit flips in a checkpoint",
         "each one is found, before an array is read",
-        flip_twenty_bits, trials=5, short=1,
+        flip_twenty_bits,
+        trials=5,
+        short=1,
     ),
     Fault(
         "every checkpoint damaged or gone",
         "an error; never a silent start from 0, and no file is touched",
-        damage_all, trials=4, short=0,
+        damage_all,
+        trials=4,
+        short=0,
     ),
     Fault(
         "no space for a checkpoint, on_save_error = stop",
         "told at once; earlier checkpoints stay, no temporary files do",
-        fill_the_disk, trials=4, short=1,
+        fill_the_disk,
+        trials=4,
+        short=1,
     ),
     Fault(
         "no space for a checkpoint, on_save_error = continue",
         "told at once; training goes on to the same bits, and the last one must be written",
-        fill_the_disk_and_go_on, trials=3, short=0,
+        fill_the_disk_and_go_on,
+        trials=3,
+        short=0,
     ),
     Fault(
         "a bucket that refuses 3% of all requests",
         "each is tried again; the numbers are those of the run on disk",
-        a_bucket_that_fails_now_and_then, trials=1, short=0,
+        a_bucket_that_fails_now_and_then,
+        trials=1,
+        short=0,
     ),
     Fault(
         "a bucket that is lost after the first checkpoint",
         "tried again with limits, then an error; the same command goes on",
-        a_bucket_that_is_lost, trials=1, short=0,
+        a_bucket_that_is_lost,
+        trials=1,
+        short=0,
     ),
     Fault(
         "a directory without the right to write",
         "one line that names it, before any work",
-        a_directory_without_rights, trials=2, short=0,
+        a_directory_without_rights,
+        trials=2,
+        short=0,
     ),
-]  # fmt: skip
+]

@@ -16,11 +16,14 @@ def prepared_c4(directory: Path, pages: int) -> Path:
     keys = (*PAGE, "text", "url")
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
-            name="c4", config_name="en", version=tfds.core.Version("3.0.1"), module_name="",
+            name="c4",
+            config_name="en",
+            version=tfds.core.Version("3.0.1"),
+            module_name="",
             data_dir=str(own),
         ),
         features=tfds.features.FeaturesDict({key: tfds.features.Text() for key in keys}),
-    )  # fmt: skip
+    )
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=3)
     writer.initialize_splits(["train", "validation"])
     for split, count in (("train", pages), ("validation", 2)):

@@ -9,17 +9,46 @@ from hypothesis import strategies as st
 
 # Numbers that break arithmetic, keys that ConfigDict reserves, and names that leave a directory.
 STRANGE = [
-    None, True, False, 0, -1, 1, 2**63, 10**400, -0.5, 1e308, float("nan"), float("inf"), "", "x",
-    "../../etc/passwd", "/etc/passwd", "rope", "none", "\ud800", [], {}, [[]], [None], {"": 1},
-    {"method": "rope"}, {"scaling": []}, {"a.b": 1}, "9" * 50, [1, 2], ["1=2"], {"get": 0},
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**63,
+    10**400,
+    -0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "rope",
+    "none",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": 1},
+    {"method": "rope"},
+    {"scaling": []},
+    {"a.b": 1},
+    "9" * 50,
+    [1, 2],
+    ["1=2"],
+    {"get": 0},
+]
 
 values = st.recursive(
     st.sampled_from(STRANGE).map(copy.deepcopy) | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner,
-                                                               max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 def paths(value, prefix=()):

@@ -36,49 +36,119 @@ from fope_jax.tpu.topology import TopologyError, parse_topology
 from tests.fuzz.damage import changed, damaged
 
 EXPERIMENT = {
-    "name": "fope", "seed": 1,
+    "name": "fope",
+    "seed": 1,
     "model": {"vocab_size": 300, "d_model": 16, "num_layers": 2, "num_heads": 2, "mlp_dim": 16},
-    "position": {"method": "by_layer", "methods": [
-        {"method": "fope", "training_length": 16},
-        {"method": "rope", "scaling": [
-            {"scaling": "yarn", "factor": 4.0, "original_length": 16}]}]},
-    "data": {"corpus": "text", "train_files": ["a/*.txt"], "validation_files": ["b/*.txt"],
-             "tokenizer": "bytes", "cache_dir": "cache"},
+    "position": {
+        "method": "by_layer",
+        "methods": [
+            {"method": "fope", "training_length": 16},
+            {
+                "method": "rope",
+                "scaling": [{"scaling": "yarn", "factor": 4.0, "original_length": 16}],
+            },
+        ],
+    },
+    "data": {
+        "corpus": "text",
+        "train_files": ["a/*.txt"],
+        "validation_files": ["b/*.txt"],
+        "tokenizer": "bytes",
+        "cache_dir": "cache",
+    },
     "train": {"steps": 12, "batch_size": 2, "length": 16, "first_lengths": ["8=4"]},
     "evaluate": {"lengths": [1, 2], "passkey_depths": [0.5]},
     "mesh": {"data": 1, "fsdp": -1},
-}  # fmt: skip
+}
 TABLE = {"file": "train-00000.documents.npz", "count": 2, "sha256": "b" * 64}
 SHARD = {"file": "train-00000.array_record", "tokens": 40, "sha256": "a" * 64, "documents": TABLE}
-COUNTS = {"documents": 2, "bytes": 38, "empty_documents": 0, "changed_documents": 0,
-          "bad_documents": 0, "first_bad": []}  # fmt: skip
-HELD_OUT = {"file": "validation-00000.array_record", "tokens": 40, "sha256": "a" * 64,
-            "documents": TABLE | {"file": "validation-00000.documents.npz"}}  # fmt: skip
+COUNTS = {
+    "documents": 2,
+    "bytes": 38,
+    "empty_documents": 0,
+    "changed_documents": 0,
+    "bad_documents": 0,
+    "first_bad": [],
+}
+HELD_OUT = {
+    "file": "validation-00000.array_record",
+    "tokens": 40,
+    "sha256": "a" * 64,
+    "documents": TABLE | {"file": "validation-00000.documents.npz"},
+}
 MANIFEST = {
-    "fingerprint": "f" * 64, "content": "c" * 64, "config": {}, "dtype": "<u2",
-    "tokenizer": describe(BytesTokenizer()), "block_tokens": 16, "shard_tokens": 64,
-    "splits": {"train": COUNTS | {"shards": [SHARD]},
-               "validation": COUNTS | {"shards": [HELD_OUT]}},
-    "sources": [{"path": "a.txt", "size": 3, "mtime_ns": 1, "corpus": "text", "split": "train",
-                 "sha256": "d" * 64}],
-}  # fmt: skip
+    "fingerprint": "f" * 64,
+    "content": "c" * 64,
+    "config": {},
+    "dtype": "<u2",
+    "tokenizer": describe(BytesTokenizer()),
+    "block_tokens": 16,
+    "shard_tokens": 64,
+    "splits": {
+        "train": COUNTS | {"shards": [SHARD]},
+        "validation": COUNTS | {"shards": [HELD_OUT]},
+    },
+    "sources": [
+        {
+            "path": "a.txt",
+            "size": 3,
+            "mtime_ns": 1,
+            "corpus": "text",
+            "split": "train",
+            "sha256": "d" * 64,
+        }
+    ],
+}
 IDS = {"variant": "rope", "seed": 0, "step": 10, "training_length": 16}
 METRICS = [
     {"kind": "train", "step": 10, "tokens_seen": 320, "loss": 2.5},
-    {"kind": "perplexity", "protocol": "same_tokens", "split": "validation", "context": 16,
-     "scored_per_window": 8, "windows": 2, "document": None, "nats": 40.0, "tokens": 16,
-     "bytes": 30, "correct": 3} | IDS,
-    {"kind": "passkey", "template": "compact", "context": 16, "depth": 0.5, "correct": 0,
-     "total": 2, "nats": 3.0, "tokens": 4} | IDS,
-]  # fmt: skip
+    {
+        "kind": "perplexity",
+        "protocol": "same_tokens",
+        "split": "validation",
+        "context": 16,
+        "scored_per_window": 8,
+        "windows": 2,
+        "document": None,
+        "nats": 40.0,
+        "tokens": 16,
+        "bytes": 30,
+        "correct": 3,
+    }
+    | IDS,
+    {
+        "kind": "passkey",
+        "template": "compact",
+        "context": 16,
+        "depth": 0.5,
+        "correct": 0,
+        "total": 2,
+        "nats": 3.0,
+        "tokens": 4,
+    }
+    | IDS,
+]
 LLAMA = {
-    "model_type": "smollm3", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32,
-    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-    "max_position_embeddings": 128, "no_rope_layers": [1, 0], "layer_types": ["full_attention"] * 2,
-    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4,
-                     "original_max_position_embeddings": 32},
-    "rms_norm_eps": 1e-6, "hidden_act": "silu", "head_dim": 8,
-}  # fmt: skip
+    "model_type": "smollm3",
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "no_rope_layers": [1, 0],
+    "layer_types": ["full_attention"] * 2,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "rope_theta": 1e4,
+        "original_max_position_embeddings": 32,
+    },
+    "rms_norm_eps": 1e-6,
+    "hidden_act": "silu",
+    "head_dim": 8,
+}
 YARN = {"scaling": "yarn", "factor": 4.0, "original_length": 32}
 EXPORTED = LLAMA | {
     "fope_jax": {
@@ -89,10 +159,21 @@ EXPORTED = LLAMA | {
         },
     }
 }
-ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0, 1.0],
-        "long_factor": [2.0, 4.0], "original_max_position_embeddings": 32}  # fmt: skip
-FOPE = {"rope_type": "default", "rope_theta": 1e4, "num_inv_freq": 2, "fope_sep_head": True,
-        "fope_init_factor": 0.1}  # fmt: skip
+ROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "short_factor": [1.0, 1.0],
+    "long_factor": [2.0, 4.0],
+    "original_max_position_embeddings": 32,
+}
+FOPE = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "num_inv_freq": 2,
+    "fope_sep_head": True,
+    "fope_init_factor": 0.1,
+}
 INDEX = {"metadata": {"total_size": 4}, "weight_map": {"a": "model-1.safetensors"}}
 
 
@@ -146,24 +227,42 @@ metrics = damaged(LINES) | st.lists(
     st.sampled_from(METRICS).flatmap(lambda row: changed(row)), max_size=3
 ).map(lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode())
 keys = st.sampled_from(
-    [f"{section}.{field}" for section, cls in configs.SECTIONS.items()
-     for field in configs.field_types(cls)]
+    [
+        f"{section}.{field}"
+        for section, cls in configs.SECTIONS.items()
+        for field in configs.field_types(cls)
+    ]
     + ["name", "seed", "position.method", "position.scaling", "position.theta", "position", "x"]
-)  # fmt: skip
+)
 texts = st.text(max_size=12) | st.sampled_from(
-    ["[{'scaling': 'yarn'}]", "{[]: 1}", "(" * 300, "[" * 5000, "1" * 5000, "none", "true", "nan",
-     "[[[]]]", "{'method': {}}", "[None]", "-1", "1e999", "()"]
-)  # fmt: skip
+    [
+        "[{'scaling': 'yarn'}]",
+        "{[]: 1}",
+        "(" * 300,
+        "[" * 5000,
+        "1" * 5000,
+        "none",
+        "true",
+        "nan",
+        "[[[]]]",
+        "{'method': {}}",
+        "[None]",
+        "-1",
+        "1e999",
+        "()",
+    ]
+)
 overrides = st.builds("{}={}".format, keys, texts) | st.text(max_size=12)
 sizes = st.sampled_from(["1", "-1", "0", "2", "16", "9" * 20, "\u0663", "1.5", "", "x"])
 axes = st.lists(
     st.builds("{}={}".format, st.sampled_from(["data", "fsdp", "tensor", "date"]), sizes),
     max_size=4,
-).map(",".join) | st.text(max_size=12)  # fmt: skip
+).map(",".join) | st.text(max_size=12)
 slices = st.builds(
-    "{}:{}".format, st.sampled_from(["v5e", "v5p", "v6e", "v4", "v9", ""]),
+    "{}:{}".format,
+    st.sampled_from(["v5e", "v5p", "v6e", "v4", "v9", ""]),
     st.lists(sizes, max_size=3).map("x".join),
-) | st.text(max_size=12)  # fmt: skip
+) | st.text(max_size=12)
 
 
 def override(_, text):
@@ -171,8 +270,11 @@ def override(_, text):
     return configs.overridden(config, [text])
 
 
-FILES = {"files": {"metadata.json": {
-    "sha256": hashlib.sha256(b'{"metadata": {}}').hexdigest(), "bytes": 16}}}  # fmt: skip
+FILES = {
+    "files": {
+        "metadata.json": {"sha256": hashlib.sha256(b'{"metadata": {}}').hexdigest(), "bytes": 16}
+    }
+}
 
 
 def checkpoint(directory, content):
@@ -228,13 +330,19 @@ READERS = {
         json_of(MANIFEST), file("manifest.json", lambda p: read_manifest(p.parent)), (CacheError,)
     ),
     "cache tokenizer": Reader(
-        damaged(b"\x0a\x07<model>"), file("tokenizer.model", lambda p: load_saved(
-            p.parent, {"kind": "sentencepiece", "fingerprint": "0"})), (TokenizerError,)
+        damaged(b"\x0a\x07<model>"),
+        file(
+            "tokenizer.model",
+            lambda p: load_saved(p.parent, {"kind": "sentencepiece", "fingerprint": "0"}),
+        ),
+        (TokenizerError,),
     ),
     "tokenizer.json": Reader(
         json_of({"added_tokens": [{"content": "</s>"}], "model": {"type": "BPE"}}),
-        file("tokenizer.json", lambda p: load_saved(
-            p.parent, {"kind": "json", "fingerprint": "0"})), (TokenizerError,)
+        file(
+            "tokenizer.json", lambda p: load_saved(p.parent, {"kind": "json", "fingerprint": "0"})
+        ),
+        (TokenizerError,),
     ),
     "data section": Reader(
         changed(EXPERIMENT["data"]),
@@ -242,23 +350,30 @@ READERS = {
         (ConfigError,),
     ),
     "lines of text": Reader(
-        damaged(b'{"text": "one"}\n\n{"text": "two\\u00e9"}\n'), file("a.jsonl", documents),
+        damaged(b'{"text": "one"}\n\n{"text": "two\\u00e9"}\n'),
+        file("a.jsonl", documents),
         (CorpusError,),
     ),
     "compressed text": Reader(
         damaged(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03K\xccI,\x02\x00"),
-        file("a.txt.gz", documents), (CorpusError,),
+        file("a.txt.gz", documents),
+        (CorpusError,),
     ),
-    "rope_parameters": Reader(changed(ROPE), lambda _, x: from_rope_parameters(
-        x, head_dim=4), (ValueError,)),
-    "rope_parameters of FoPE": Reader(changed(FOPE), lambda _, x: fope_from_rope_parameters(
-        x, head_dim=8, training_length=None), (ValueError,)),
+    "rope_parameters": Reader(
+        changed(ROPE), lambda _, x: from_rope_parameters(x, head_dim=4), (ValueError,)
+    ),
+    "rope_parameters of FoPE": Reader(
+        changed(FOPE),
+        lambda _, x: fope_from_rope_parameters(x, head_dim=8, training_length=None),
+        (ValueError,),
+    ),
     "Hugging Face config.json": Reader(changed(LLAMA), lambda _, x: from_config(x), (ValueError,)),
     "config.json of our export": Reader(
         changed(EXPORTED), lambda _, x: from_config(x), (ValueError,)
     ),
     "safetensors index": Reader(
-        json_of(INDEX), file(weights.INDEX, lambda p: weights._weight_files(p.parent)),
+        json_of(INDEX),
+        file(weights.INDEX, lambda p: weights._weight_files(p.parent)),
         (ValueError, FileNotFoundError),
     ),
     "mesh": Reader(axes, lambda _, x: MeshConfig.parse(x), (ValueError,)),
@@ -273,7 +388,7 @@ READERS = {
         json_of({"host": "box", "pid": 12}), doctored("run.lock"), ()
     ),
     "file name": Reader(st.text(), lambda directory, x: inside(directory, x), (ValueError,)),
-}  # fmt: skip
+}
 
 
 def attack(name, directory, examples):
@@ -281,9 +396,12 @@ def attack(name, directory, examples):
     reader = READERS[name]
 
     @settings(
-        max_examples=examples, derandomize=True, deadline=None, database=None,
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(reader.given)
     def one(content):
         try:
@@ -309,16 +427,26 @@ def test_a_reader_raises_errors_of_ours_alone_at_length(name, tmp_path):
 def test_the_good_input_is_read(name, tmp_path):
     """What the changes begin from is valid, or the fuzzing above would test its first check."""
     good = {
-        "configuration": EXPERIMENT, "config.json": EXPERIMENT, "override": "train.steps=30",
-        "position specification": EXPERIMENT["position"], "metrics.jsonl": LINES,
-        "metrics.jsonl in the report": LINES, "config.json in the report": EXPERIMENT,
-        "run.json in the report": {}, "cache manifest": MANIFEST, 
+        "configuration": EXPERIMENT,
+        "config.json": EXPERIMENT,
+        "override": "train.steps=30",
+        "position specification": EXPERIMENT["position"],
+        "metrics.jsonl": LINES,
+        "metrics.jsonl in the report": LINES,
+        "config.json in the report": EXPERIMENT,
+        "run.json in the report": {},
+        "cache manifest": MANIFEST,
         "data section": EXPERIMENT["data"],
-        "lines of text": b'{"text": "one"}\n', "rope_parameters": ROPE, "mesh": "data=2,fsdp=-1",
+        "lines of text": b'{"text": "one"}\n',
+        "rope_parameters": ROPE,
+        "mesh": "data=2,fsdp=-1",
         "rope_parameters of FoPE": FOPE,
-        "Hugging Face config.json": LLAMA, "config.json of our export": EXPORTED,
-        "topology": "v5e:4x4", "file name": "a/b", "checkpoint manifest": FILES,
-    }  # fmt: skip
+        "Hugging Face config.json": LLAMA,
+        "config.json of our export": EXPORTED,
+        "topology": "v5e:4x4",
+        "file name": "a/b",
+        "checkpoint manifest": FILES,
+    }
     if name in good:
         READERS[name].read(tmp_path, good[name])
     assert isinstance(DataConfig(), DataConfig)

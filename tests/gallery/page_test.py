@@ -49,18 +49,26 @@ FLAT = make_row(
 RANGED = make_row(
     "ranged",
     lines=[
-        {"label": "mean over heads", "value": [1.0] * 5 + [3.0] * 60, "low": [0.0] * 65,
-         "high": [4.0] * 65}
+        {
+            "label": "mean over heads",
+            "value": [1.0] * 5 + [3.0] * 60,
+            "low": [0.0] * 65,
+            "high": [4.0] * 65,
+        }
     ],
-)  # fmt: skip
+)
 
 
 def test_the_page_holds_every_method_and_needs_no_network(tmp_path):
     page = write_gallery([make_row(), ALIBI, FLAT, RANGED], tmp_path / "new" / "gallery")
     text = page.read_text()
     assert re.findall("<h2>(.*?)</h2>", text) == [
-        "Overview", "turning", "penalty", "flat/one", "ranged"
-    ]  # fmt: skip
+        "Overview",
+        "turning",
+        "penalty",
+        "flat/one",
+        "ranged",
+    ]
     assert text.count('<img src="data:image/svg+xml;base64,') == 5
     assert not re.search(r'(src|href)="https?:', text)
     assert "RoPE(theta=&lt;5&gt;)" in text and "table: 2 x 2" in text
@@ -115,8 +123,12 @@ def test_a_flat_line_does_not_look_like_noise_and_an_early_one_gets_room():
 def test_the_overview_has_a_panel_for_each_method():
     panels = overview_figure([make_row(), ALIBI, FLAT, RANGED, make_row("last")]).axes
     assert [axes.get_title() for axes in panels][:5] == [
-        "turning", "penalty", "flat/one", "ranged", "last"
-    ]  # fmt: skip
+        "turning",
+        "penalty",
+        "flat/one",
+        "ranged",
+        "last",
+    ]
     assert [axes.axison for axes in panels] == [True] * 5 + [False] * 3
 
 

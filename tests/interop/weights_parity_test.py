@@ -117,10 +117,15 @@ def test_random_rope_parameters_turn_as_in_transformers():
                 keys[name] = (keys[name] * round(1 / share))[: head_dim // 2]
         original = keys.get(ORIGINAL, 2048)
         values = {
-            "model_type": "llama", "vocab_size": 8, "hidden_size": 2 * head_dim,
-            "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
-            "head_dim": head_dim, "max_position_embeddings": original,
-        }  # fmt: skip
+            "model_type": "llama",
+            "vocab_size": 8,
+            "hidden_size": 2 * head_dim,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "head_dim": head_dim,
+            "max_position_embeddings": original,
+        }
         if keys["rope_type"] == "llama3":
             values["max_position_embeddings"] = 16 * original
         if number % 2:
@@ -138,9 +143,10 @@ def test_random_rope_parameters_turn_as_in_transformers():
         theirs(torch.zeros(1, 2, head_dim), ids)
         steps = tuple(
             dataclasses.replace(step, length=length)
-            if isinstance(step, DynamicNTK | LongRoPE) else step
+            if isinstance(step, DynamicNTK | LongRoPE)
+            else step
             for step in method.scaling
-        )  # fmt: skip
+        )
         ours = dataclasses.replace(method, scaling=steps)
         expected = theirs.inv_freq.numpy()
         np.testing.assert_allclose(

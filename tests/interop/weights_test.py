@@ -40,9 +40,14 @@ MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3")
 LENGTHS = (12, 40)
 ROPE_TYPES = json.loads((GOLDENS / "rope_types.json").read_text())
 SIZES = {
-    "vocab_size": 40, "d_model": 16, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
-    "mlp_dim": 24, "init_std": 0.3,
-}  # fmt: skip
+    "vocab_size": 40,
+    "d_model": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "mlp_dim": 24,
+    "init_std": 0.3,
+}
 SERVED = FoPE(40, theta=100.0, share_layers=True, outputs="surviving")
 
 
@@ -206,9 +211,13 @@ def test_fope_goes_out_as_serving_engines_read_it(tmp_path):
     values = json.loads((tmp_path / "config.json").read_text())
     count = len(SERVED.frequencies(4))
     assert values["rope_parameters"] == {
-        "rope_type": "default", "rope_theta": 100.0, "use_fope": True, "num_inv_freq": count,
-        "fope_sep_head": True, "fope_init_factor": 0.3,
-    }  # fmt: skip
+        "rope_type": "default",
+        "rope_theta": 100.0,
+        "use_fope": True,
+        "num_inv_freq": count,
+        "fope_sep_head": True,
+        "fope_init_factor": 0.3,
+    }
     written = tensors(tmp_path)
     for name in ("model.rotary_emb.cos_coef", "model.rotary_emb.sin_coef"):
         assert (written[name].shape, str(written[name].dtype)) == ((2, count, count), "float32")
@@ -283,10 +292,7 @@ def older(**changes):
         ),
         # Without the trained length it is max_position_embeddings; with another length beside it
         # the factor counts.
-        (
-            older(rope_scaling={"rope_type": "yarn", "factor": 4.0}),
-            RoPE(scaling=(YaRN(4.0, 16),)),
-        ),
+        (older(rope_scaling={"rope_type": "yarn", "factor": 4.0}), RoPE(scaling=(YaRN(4.0, 16),))),
         (
             older(
                 max_position_embeddings=40_960,
@@ -306,25 +312,35 @@ def older(**changes):
             ),
             RoPE(scaling=(YaRN(4.0, 16),)),
         ),
-        ({key: x for key, x in SMOLLM3.items() if key != "rope_parameters"}
-         | {"no_rope_layers": None, "no_rope_layer_interval": 2},
-         ByLayer((RoPE(2e6), NoPE()))),
-        (SMOLLM3 | {"no_rope_layers": [0, 1, 1, 0]},
-         ByLayer((NoPE(), RoPE(100.0), RoPE(100.0), NoPE()))),
+        (
+            {key: x for key, x in SMOLLM3.items() if key != "rope_parameters"}
+            | {"no_rope_layers": None, "no_rope_layer_interval": 2},
+            ByLayer((RoPE(2e6), NoPE())),
+        ),
+        (
+            SMOLLM3 | {"no_rope_layers": [0, 1, 1, 0]},
+            ByLayer((NoPE(), RoPE(100.0), RoPE(100.0), NoPE())),
+        ),
         (SMOLLM3 | {"no_rope_layers": [1, 1, 1, 1]}, RoPE(100.0)),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_positions_of_older_spellings_and_defaults(values, position):
     assert from_config(values).position == position
 
 
 def test_what_changes_no_number_is_kept():
     changes = {
-        "torch_dtype": "bfloat16", "_name_or_path": "somewhere", "transformers_version": "4.40.0",
-        "transformers.js_config": {"dtype": "q4"}, "is_llama_config": True, "sliding_window": None,
-        "rope_interleaved": False, "quantization_config": None, "max_position_embeddings": 99,
-    }  # fmt: skip
+        "torch_dtype": "bfloat16",
+        "_name_or_path": "somewhere",
+        "transformers_version": "4.40.0",
+        "transformers.js_config": {"dtype": "q4"},
+        "is_llama_config": True,
+        "sliding_window": None,
+        "rope_interleaved": False,
+        "quantization_config": None,
+        "max_position_embeddings": 99,
+    }
     kept = from_config(LLAMA | changes).kept
     assert changes.items() <= kept.items()
     assert not {"vocab_size", "rope_parameters", "model_type"} & kept.keys()
@@ -373,9 +389,12 @@ def test_all_unknown_keys_of_a_file_are_named_at_once_with_their_values():
     with pytest.raises(ValueError) as caught:
         from_config(values | {"rope_parameters": scaled})
     for named in (
-        "'logit_scale' with the value 0.5", "mlp_bias=True", "'quantization' with the value {'bi",
-        "'alpha' of rope_type='linear' with the value 8", "'betas' of rope_type='linear' .* [1, 2]",
-    ):  # fmt: skip
+        "'logit_scale' with the value 0.5",
+        "mlp_bias=True",
+        "'quantization' with the value {'bi",
+        "'alpha' of rope_type='linear' with the value 8",
+        "'betas' of rope_type='linear' .* [1, 2]",
+    ):
         key, _, value = named.partition(" .* ")
         assert key in str(caught.value) and value in str(caught.value)
     assert "chunk_size_feed_forward" not in str(caught.value)
@@ -383,10 +402,23 @@ def test_all_unknown_keys_of_a_file_are_named_at_once_with_their_values():
 
 YARN_KEYS = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 XTUNER = dict.fromkeys(
-    ("original_max_position_embeddings", "factor", "beta_fast", "beta_slow", "short_factor",
-     "long_factor", "low_freq_factor", "high_freq_factor", "mscale", "mscale_all_dim",
-     "mrope_section", "fope_init_factor", "fope_sep_head", "num_inv_freq")
-) | {"truncate": False, "partial_rotary_factor": 1.0, "rope_theta": 100.0}  # fmt: skip
+    (
+        "original_max_position_embeddings",
+        "factor",
+        "beta_fast",
+        "beta_slow",
+        "short_factor",
+        "long_factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "mscale",
+        "mscale_all_dim",
+        "mrope_section",
+        "fope_init_factor",
+        "fope_sep_head",
+        "num_inv_freq",
+    )
+) | {"truncate": False, "partial_rotary_factor": 1.0, "rope_theta": 100.0}
 
 
 @pytest.mark.parametrize(
@@ -395,10 +427,7 @@ XTUNER = dict.fromkeys(
         ({"rope_parameters": XTUNER | {"rope_type": "default"}}, RoPE(100.0)),
         ({"rope_parameters": XTUNER | {"rope_type": "default", "use_fope": False}}, RoPE(100.0)),
         # Its older form: type, the base outside, a factor of 1 beside the plain type.
-        (
-            {"rope_theta": 100.0, "rope_scaling": {"type": "default", "factor": 1.0}},
-            RoPE(100.0),
-        ),
+        ({"rope_theta": 100.0, "rope_scaling": {"type": "default", "factor": 1.0}}, RoPE(100.0)),
         (
             {"rope_parameters": XTUNER | {"rope_type": "linear", "factor": 2.0}},
             RoPE(100.0, scaling=(PositionInterpolation(2.0),)),
@@ -408,42 +437,56 @@ XTUNER = dict.fromkeys(
             RoPE(100.0, scaling=(YaRN(4.0, 16, truncate=False),)),
         ),
         (
-            {"rope_parameters": XTUNER | {
-                "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-                "high_freq_factor": 1.0, "original_max_position_embeddings": 16,
-            }, "max_position_embeddings": 64},
+            {
+                "rope_parameters": XTUNER
+                | {
+                    "rope_type": "llama3",
+                    "factor": 8.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 1.0,
+                    "original_max_position_embeddings": 16,
+                },
+                "max_position_embeddings": 64,
+            },
             RoPE(100.0, scaling=(Llama3(8.0, 16, 1.0, 1.0),)),
         ),
         # Nous Research's YaRN of Llama 2, of its own code.
         ({"rope_scaling": YARN_KEYS | {"finetuned": True}}, RoPE(scaling=(YaRN(4.0, 16),))),
         ({"rope_scaling": YARN_KEYS | {"rope_type": "yarn"}}, RoPE(scaling=(YaRN(4.0, 16),))),
-        (
-            {"rope_scaling": YARN_KEYS | {"attn_factor": 0.5}},
-            RoPE(scaling=(YaRN(4.0, 16),)),
-        ),
+        ({"rope_scaling": YARN_KEYS | {"attn_factor": 0.5}}, RoPE(scaling=(YaRN(4.0, 16),))),
         # A fact about the training, beside types that do not read it.
         (
-            {"rope_scaling": {
-                "type": "linear", "factor": 2.0, "original_max_position_embeddings": 8,
-            }},
+            {
+                "rope_scaling": {
+                    "type": "linear",
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 8,
+                }
+            },
             RoPE(scaling=(PositionInterpolation(2.0),)),
         ),
         (
-            {"rope_scaling": {"type": "su", "short_factor": [1] * 4, "long_factor": [2] * 4},
-             "original_max_position_embeddings": 8, "max_position_embeddings": 32},
+            {
+                "rope_scaling": {"type": "su", "short_factor": [1] * 4, "long_factor": [2] * 4},
+                "original_max_position_embeddings": 8,
+                "max_position_embeddings": 32,
+            },
             RoPE(scaling=(LongRoPE((1,) * 4, (2,) * 4, 8, 4.0),)),
         ),
         # Both names of one thing, and neither of them saying anything.
         (
-            {"rope_theta": 100.0, "rope_scaling": YARN_KEYS,
-             "rope_parameters": {**YARN_KEYS, "rope_type": "yarn", "rope_theta": 100.0}},
+            {
+                "rope_theta": 100.0,
+                "rope_scaling": YARN_KEYS,
+                "rope_parameters": {**YARN_KEYS, "rope_type": "yarn", "rope_theta": 100.0},
+            },
             RoPE(100.0, scaling=(YaRN(4.0, 16),)),
         ),
         ({"rope_scaling": {}, "rope_parameters": None}, RoPE()),
         ({"rope_scaling": {"type": None, "factor": None}}, RoPE()),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_rope_parameters_as_people_have_them(rope, position):
     assert from_config(older(max_position_embeddings=64) | rope).position == position
 
@@ -468,8 +511,10 @@ def test_fope_of_xtuner_is_read_from_its_dump():
         (LLAMA | {"attention_dropout": 0.1}, "attention_dropout=0.1: .* with 0 only"),
         (LLAMA | {"sliding_window": 4096}, "sliding_window=4096: .* with None only"),
         (QWEN3 | {"use_sliding_window": True}, "use_sliding_window=True: .* with False only"),
-        (QWEN3 | {"layer_types": ["full_attention", "sliding_attention"]},
-         "layer_types holds sliding_attention: only 'full_attention'"),
+        (
+            QWEN3 | {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types holds sliding_attention: only 'full_attention'",
+        ),
         (LLAMA | {"logit_scale": 0.5}, "unknown key 'logit_scale' with the value 0.5: it may cha"),
         (LLAMA | {"quantization_config": {"bits": 4}}, "unknown key 'quantization_config'"),
         (LLAMA | {"chunk_size_feed_forward": 64}, "chunk_size_feed_forward=64: .* with 0 only"),
@@ -489,37 +534,70 @@ def test_fope_of_xtuner_is_read_from_its_dump():
         (LLAMA | {"num_key_value_heads": 3}, "num_kv_heads=3: expected a divisor of num_heads=4"),
         (LLAMA | {"rope_parameters": {"rope_type": "axial"}}, "'rope_type' is 'axial'"),
         (LLAMA | {"rope_theta": 5.0}, "'rope_theta' is 100, rope_theta=5.0: leave one out"),
-        (LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
-         "rope_parameters=.*, rope_scaling=.*: leave one out"),
-        (older(rope_theta=5.0, rope_parameters=YARN_KEYS,
-               rope_scaling=YARN_KEYS | {"rope_theta": 6.0}), "rope_parameters=.*: leave one out"),
-        (older(rope_scaling={"type": "yarn", "rope_type": "linear", "factor": 4.0}),
-         "'rope_type' is 'linear', 'type' is 'yarn': leave one out"),
-        (older(rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]}),
-         "'rope_type' is 'mrope'. Known: default"),
+        (
+            LLAMA | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_parameters=.*, rope_scaling=.*: leave one out",
+        ),
+        (
+            older(
+                rope_theta=5.0,
+                rope_parameters=YARN_KEYS,
+                rope_scaling=YARN_KEYS | {"rope_theta": 6.0},
+            ),
+            "rope_parameters=.*: leave one out",
+        ),
+        (
+            older(rope_scaling={"type": "yarn", "rope_type": "linear", "factor": 4.0}),
+            "'rope_type' is 'linear', 'type' is 'yarn': leave one out",
+        ),
+        (
+            older(rope_scaling={"type": "mrope", "mrope_section": [1, 1, 2]}),
+            "'rope_type' is 'mrope'. Known: default",
+        ),
         (older(rope_scaling={"factor": 4.0}), "'factor' of rope_type='default' with the value 4"),
-        (older(rope_scaling={"type": "dynamic", "factor": 4.0,
-                             "original_max_position_embeddings": 8}, max_position_embeddings=32),
-         "'original_max_position_embeddings' of rope_type='dynamic' is 8, 'max_position_embeddings'"
-         " is 32: Hugging Face takes the latter"),
+        (
+            older(
+                rope_scaling={
+                    "type": "dynamic",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 8,
+                },
+                max_position_embeddings=32,
+            ),
+            "'original_max_position_embeddings' of rope_type='dynamic' is 8, "
+            "'max_position_embeddings' is 32: Hugging Face takes the latter",
+        ),
         (older(rope_scaling="linear"), "rope_scaling='linear': expected a mapping of its keys"),
-        (older(rope_parameters={"full_attention": YARN_KEYS, "sliding_attention": YARN_KEYS}),
-         "nested by 'full_attention', 'sliding_attention': "),
-        (older(rope_scaling=YARN_KEYS | {"original_max_position_embeddings": 1, "beta_slow": 8}),
-         "YaRN interpolates all 4 frequencies, Hugging Face keeps them: change these keys"),
-        (older(rope_theta=2.0, rope_scaling=YARN_KEYS
-               | {"original_max_position_embeddings": 10**6, "beta_fast": 1.5}),
-         "YaRN keeps all 4 frequencies, Hugging Face interpolates them"),
+        (
+            older(rope_parameters={"full_attention": YARN_KEYS, "sliding_attention": YARN_KEYS}),
+            "nested by 'full_attention', 'sliding_attention': ",
+        ),
+        (
+            older(rope_scaling=YARN_KEYS | {"original_max_position_embeddings": 1, "beta_slow": 8}),
+            "YaRN interpolates all 4 frequencies, Hugging Face keeps them: change these keys",
+        ),
+        (
+            older(
+                rope_theta=2.0,
+                rope_scaling=YARN_KEYS
+                | {"original_max_position_embeddings": 10**6, "beta_fast": 1.5},
+            ),
+            "YaRN keeps all 4 frequencies, Hugging Face interpolates them",
+        ),
         (older(partial_rotary_factor=0.5), "partial_rotary_factor=0.5: these models turn the wh"),
-        (LLAMA | {"partial_rotary_factor": 0.5, "rope_parameters": ENGINES},
-         "partial_rotary_factor=0.5: these models"),
+        (
+            LLAMA | {"partial_rotary_factor": 0.5, "rope_parameters": ENGINES},
+            "partial_rotary_factor=0.5: these models",
+        ),
         (SMOLLM3 | {"rope_parameters": ENGINES}, r"no_rope_layers=\[1, 1, 1, 0\]: FoPE is in all"),
-        (SMOLLM3 | {"no_rope_layers": None, "no_rope_layer_interval": 0},
-         "no_rope_layer_interval=0: expected 1 or more"),
+        (
+            SMOLLM3 | {"no_rope_layers": None, "no_rope_layer_interval": 0},
+            "no_rope_layer_interval=0: expected 1 or more",
+        ),
         (SMOLLM3 | {"no_rope_layers": [1, 0]}, r"no_rope_layers=\[1, 0\]: .* each of 4 layers"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_what_cannot_be_represented_is_named_with_its_value(values, message):
     with pytest.raises(ValueError, match=message):
         from_config(values)
@@ -619,8 +697,9 @@ def test_what_is_no_directory_of_a_checkpoint_is_told_for_what_it_is(tmp_path):
 
 def marked(directory, name, value, source="qwen3"):
     """A file with all tensors of a golden directory, each of them full of ``value``."""
-    save_file({k: np.full_like(x, value) for k, x in tensors(GOLDENS / source).items()},
-              directory / name)  # fmt: skip
+    save_file(
+        {k: np.full_like(x, value) for k, x in tensors(GOLDENS / source).items()}, directory / name
+    )
 
 
 def embedding_of(directory):

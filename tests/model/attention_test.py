@@ -228,9 +228,17 @@ def test_a_contextual_bias_is_its_definition(name, backend):
     q, k, v, places, block = arrays(name)
     own, contextual = bias_variables(q.shape[2]), contextual_variables(*q.shape[2:])
     out, _ = value_and_gradients(
-        q, k, v, own | contextual, q, places,
-        bias_fn=bias_fn, contextual_fn=contextual_fn, backend=backend, block=block,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        own | contextual,
+        q,
+        places,
+        bias_fn=bias_fn,
+        contextual_fn=contextual_fn,
+        backend=backend,
+        block=block,
+    )
     bias = bias_fn(own, places["q_positions"], places["k_positions"])
     expected = oracle(q, k, v, **places, bias=bias, contextual=contextual)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
@@ -241,9 +249,16 @@ def test_contextual_rows_in_blocks_have_the_gradients_of_the_reference(name):
     q, k, v, places, block = arrays(name)
     variables = bias_variables(q.shape[2]) | contextual_variables(*q.shape[2:])
     both = functools.partial(
-        value_and_gradients, q, k, v, variables, normal(3, *q.shape), places,
-        bias_fn=bias_fn, contextual_fn=contextual_fn,
-    )  # fmt: skip
+        value_and_gradients,
+        q,
+        k,
+        v,
+        variables,
+        normal(3, *q.shape),
+        places,
+        bias_fn=bias_fn,
+        contextual_fn=contextual_fn,
+    )
     assert_same(both(backend="chunked", block=block), both(backend="reference"))
 
 
@@ -323,9 +338,16 @@ def test_constants_have_no_gradient_whatever_their_dtype(backend):
 
     def total(rate, power):
         out = attention.attend(
-            q, k, v, **places, bias_fn=bias_fn, bias_variables={"rate": rate},
-            bias_constants={"power": power, "furthest": furthest}, backend=backend, block=block,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            **places,
+            bias_fn=bias_fn,
+            bias_variables={"rate": rate},
+            bias_constants={"power": power, "furthest": furthest},
+            backend=backend,
+            block=block,
+        )
         return (out * normal(3, *q.shape)).sum()
 
     d_rate, d_power = jax.jit(jax.grad(total, (0, 1)))(variables["rate"], power)
@@ -417,9 +439,16 @@ def test_a_query_that_sees_no_key_gives_zeros_and_finite_gradients(backend, cont
         "k_segments": k_segments,
     }
     out, gradients = value_and_gradients(
-        q, k, v, contextual_variables(2, 4) if contextual else {}, np.ones_like(q), places,
-        contextual_fn=contextual_fn if contextual else None, backend=backend, block=2,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        contextual_variables(2, 4) if contextual else {},
+        np.ones_like(q),
+        places,
+        contextual_fn=contextual_fn if contextual else None,
+        backend=backend,
+        block=2,
+    )
     assert np.all(np.asarray(out[:, 2:]) == 0) and np.abs(out[:, :2]).min() > 0
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
     for gradient in gradients[:3]:
@@ -477,9 +506,16 @@ def test_a_bias_may_be_the_same_along_any_axis(axes, backend):
         return jnp.broadcast_to(same(variables, q_positions, k_positions), shape)
 
     both = functools.partial(
-        value_and_gradients, q, k, v, {"rate": np.float32(0.7)}, normal(3, *q.shape), places,
-        backend=backend, block=4,
-    )  # fmt: skip
+        value_and_gradients,
+        q,
+        k,
+        v,
+        {"rate": np.float32(0.7)},
+        normal(3, *q.shape),
+        places,
+        backend=backend,
+        block=4,
+    )
     out, gradients = both(bias_fn=same)
     expected, expected_gradients = both(bias_fn=written_out)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
@@ -499,10 +535,15 @@ def test_a_contextual_bias_may_be_the_same_for_all_heads():
         return jnp.broadcast_to(first_head(variables, q, logits), logits.shape)
 
     def run(contextual_fn):
-        return jax.jit(functools.partial(
-            attention.attend, **places, contextual_fn=contextual_fn, block=block,
-            bias_variables=contextual_variables(4, 8),
-        ))(q, k, v)  # fmt: skip
+        return jax.jit(
+            functools.partial(
+                attention.attend,
+                **places,
+                contextual_fn=contextual_fn,
+                block=block,
+                bias_variables=contextual_variables(4, 8),
+            )
+        )(q, k, v)
 
     np.testing.assert_allclose(run(first_head), run(written_out), rtol=1e-6, atol=1e-6)
 
@@ -514,9 +555,7 @@ def test_a_bias_of_another_shape_is_named(shape, backend):
     places = dict.fromkeys(("q_positions", "k_positions"), positions)
     places |= dict.fromkeys(("q_segments", "k_segments"), segments)
     with pytest.raises(ValueError, match=r"a bias \(.*for logits \[B, N, T, S\] = \(3, 4, 5, 5\)"):
-        attention.attend(
-            q, q, q, **places, bias_fn=lambda *_: jnp.zeros(shape), backend=backend
-        )  # fmt: skip
+        attention.attend(q, q, q, **places, bias_fn=lambda *_: jnp.zeros(shape), backend=backend)
 
 
 def test_scores_of_contextual_methods_go_by_positions_not_by_storage():
@@ -543,10 +582,15 @@ def test_all_derivatives_of_the_default_attention():
 
     def total(arrays, derivatives="all", backend="chunked"):
         out = attention.attend(
-            *arrays[:3], **places, bias_fn=bias_fn, bias_variables=arrays[3],
-            bias_constants={"furthest": np.int32(20)}, derivatives=derivatives, backend=backend,
+            *arrays[:3],
+            **places,
+            bias_fn=bias_fn,
+            bias_variables=arrays[3],
+            bias_constants={"furthest": np.int32(20)},
+            derivatives=derivatives,
+            backend=backend,
             block=block,
-        )  # fmt: skip
+        )
         return jnp.sum(jnp.sin(out))
 
     point = (q, k, v, variables)
@@ -576,9 +620,15 @@ def test_unknown_derivatives_are_named():
     q, (positions, segments) = normal(0, 1, 5, 4, 8), in_order(1, 5)
     with pytest.raises(ValueError, match="derivatives='forward': expected one of reverse, all"):
         attention.attend(
-            q, q, q, q_positions=positions, k_positions=positions, q_segments=segments,
-            k_segments=segments, derivatives="forward",
-        )  # fmt: skip
+            q,
+            q,
+            q,
+            q_positions=positions,
+            k_positions=positions,
+            q_segments=segments,
+            k_segments=segments,
+            derivatives="forward",
+        )
 
 
 # ---------------------------------------------------------------------------- every method
@@ -627,9 +677,16 @@ def test_every_bias_in_blocks_equals_its_reference(label, shared):
     def run(backend):
         def attended(q, k, v, trained):
             return attention.attend(
-                q, k, v, **places, **functions, bias_variables=trained, bias_constants=constants,
-                backend=backend, block=block,
-            )  # fmt: skip
+                q,
+                k,
+                v,
+                **places,
+                **functions,
+                bias_variables=trained,
+                bias_constants=constants,
+                backend=backend,
+                block=block,
+            )
 
         out, pull = jax.vjp(attended, q, k, v, trained)
         return out, pull(cotangent)

@@ -102,11 +102,16 @@ def test_a_pattern_of_layers_is_chosen_for_as_a_whole():
 def test_no_backend_leaves_a_bias_out():
     with pytest.raises(ValueError, match="attention='splash' cannot add this method's bias"):
         attend_on_mesh(
-            *[jnp.ones((1, 128, 1, 8))] * 3, positions=jnp.arange(128)[None],
-            segments=jnp.ones((1, 128), jnp.int32), variables={}, constants={},
-            axes_of=ALiBi().variable_axes, head_bias=ALiBi().head_bias, bias_fn=ALiBi().bias,
+            *[jnp.ones((1, 128, 1, 8))] * 3,
+            positions=jnp.arange(128)[None],
+            segments=jnp.ones((1, 128), jnp.int32),
+            variables={},
+            constants={},
+            axes_of=ALiBi().variable_axes,
+            head_bias=ALiBi().head_bias,
+            bias_fn=ALiBi().bias,
             backend="splash",
-        )  # fmt: skip
+        )
 
 
 def packed(batch, length, heads, kv_heads, head_dim):
@@ -146,9 +151,15 @@ def test_fused_kernels_equal_the_reference_with_gradients(kernel):
 
     def reference(q, k, v):
         return attend(
-            q, k, v, q_positions=positions, k_positions=positions,
-            q_segments=segments, k_segments=segments, backend="reference",
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            q_positions=positions,
+            k_positions=positions,
+            q_segments=segments,
+            k_segments=segments,
+            backend="reference",
+        )
 
     out, gradient = both(lambda q, k, v: kernel(q, k, v, segments))
     expected, expected_gradient = both(reference)
@@ -189,9 +200,14 @@ def test_a_forced_kernel_that_does_not_fit_a_length_is_named_by_the_model(
     attention, length, message
 ):
     config = TransformerConfig(
-        vocab_size=8, d_model=16, num_layers=1, num_heads=2, mlp_dim=8, attention=attention,
+        vocab_size=8,
+        d_model=16,
+        num_layers=1,
+        num_heads=2,
+        mlp_dim=8,
+        attention=attention,
         dtype="bfloat16",
-    )  # fmt: skip
+    )
     model = Transformer(config, RoPE(), rngs=nnx.Rngs(0))
     ones = jnp.ones((1, length), jnp.int32)
     with pytest.raises(ValueError, match=f"attention='{attention}' cannot run: {message}"):
@@ -229,9 +245,17 @@ def test_tokens_stored_in_another_order_are_nan_and_not_another_number(monkeypat
     def attended(backend, order):
         q, k, v, at, of = (x[:, order] for x in (*arrays, positions, segments))
         return attend_on_mesh(
-            q, k, v, positions=at, segments=of, variables={}, constants={},
-            axes_of=RoPE().variable_axes, head_bias=None, backend=backend,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            positions=at,
+            segments=of,
+            variables={},
+            constants={},
+            axes_of=RoPE().variable_axes,
+            head_bias=None,
+            backend=backend,
+        )
 
     stored = attended("reference", np.arange(64))
     np.testing.assert_allclose(attended("cudnn", np.arange(64)), stored, atol=3e-6)

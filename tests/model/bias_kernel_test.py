@@ -38,18 +38,31 @@ def axes_of_heads(method: PositionEmbedding, names) -> dict[str, int | None]:
 
 def kernel(method, q, k, v, own, q_places, k_places):
     return attend_in_kernel(
-        q, k, v, q_places=q_places, k_places=k_places,
-        head_bias=method.head_bias if method.has_head_bias else None, variables=own,
-        heads_axes=axes_of_heads(method, own), interpret=True,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        q_places=q_places,
+        k_places=k_places,
+        head_bias=method.head_bias if method.has_head_bias else None,
+        variables=own,
+        heads_axes=axes_of_heads(method, own),
+        interpret=True,
+    )
 
 
 def reference(method, q, k, v, own, q_places, k_places):
     return attend(
-        q, k, v, q_positions=q_places.positions, k_positions=k_places.positions,
-        q_segments=q_places.segments, k_segments=k_places.segments, backend="reference",
-        bias_fn=method.bias if method.has_bias else None, bias_variables=own,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        q_positions=q_places.positions,
+        k_positions=k_places.positions,
+        q_segments=q_places.segments,
+        k_segments=k_places.segments,
+        backend="reference",
+        bias_fn=method.bias if method.has_bias else None,
+        bias_variables=own,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -102,9 +115,12 @@ def test_queries_of_one_device_see_the_keys_of_all(name):
     segments = np.where(np.arange(512) < 200, 1, 2).astype(np.int32)[None]
     q_places = Places(positions[:, 256:], segments[:, 256:])
     assert_same(
-        METHODS[name], (q[:, 256:], k, v), q_places, Places(positions, segments),
+        METHODS[name],
+        (q[:, 256:], k, v),
+        q_places,
+        Places(positions, segments),
         idle=("out_bias", "length_factor"),  # no position is below FIRE's threshold
-    )  # fmt: skip
+    )
 
 
 def test_a_query_that_sees_no_key_gives_zeros():
@@ -134,9 +150,15 @@ def test_lengths_of_no_whole_lanes_are_named(t, s, message):
     places = [Places(*[jnp.ones((1, n), jnp.int32)] * 2) for n in (t, s)]
     with pytest.raises(ValueError, match=f"{message} tokens: the kernel takes multiples of 128"):
         attend_in_kernel(
-            q, k, k, q_places=places[0], k_places=places[1], head_bias=None, variables={},
+            q,
+            k,
+            k,
+            q_places=places[0],
+            k_places=places[1],
+            head_bias=None,
+            variables={},
             heads_axes={},
-        )  # fmt: skip
+        )
 
 
 BOTH_WAYS = T5Bias(num_buckets=8, max_distance=24, init_std=1.0, bidirectional=True)

@@ -24,9 +24,20 @@ FAST = {"learned", "fire", "by_layer-mixed"}
 
 
 def new_model(position, **changes):
-    config = dict(vocab_size=VOCAB, d_model=24, num_layers=2, num_heads=4, num_kv_heads=2,
-                  head_dim=8, mlp_dim=32, init_std=0.4,
-                  attention="reference") | changes  # fmt: skip
+    config = (
+        dict(
+            vocab_size=VOCAB,
+            d_model=24,
+            num_layers=2,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=8,
+            mlp_dim=32,
+            init_std=0.4,
+            attention="reference",
+        )
+        | changes
+    )
     return Transformer(TransformerConfig(**config), position, rngs=nnx.Rngs(1))
 
 

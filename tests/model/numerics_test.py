@@ -29,9 +29,18 @@ SETTINGS = {
 def case(name, dtype):
     """A loss with its logits as a function of the parameters: packed documents and padding."""
     config = TransformerConfig(
-        vocab_size=31, d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, mlp_dim=24,
-        dtype=dtype, attention="chunked", attention_block=8, qk_norm="head", init_std=0.3,
-    )  # fmt: skip
+        vocab_size=31,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        mlp_dim=24,
+        dtype=dtype,
+        attention="chunked",
+        attention_block=8,
+        qk_norm="head",
+        init_std=0.3,
+    )
     graphdef, params, constants = split(Transformer(config, METHODS[name], rngs=nnx.Rngs(0)))
     tokens = np.random.default_rng(0).integers(0, 31, (2, LENGTH)).astype(np.int32)
     positions = np.concatenate([np.arange(12), np.arange(LENGTH - 12)])[None].astype(np.int32)

@@ -665,9 +665,13 @@ def test_all_derivatives_of_the_model_and_its_loss(position):
             model = merge(graphdef, params, constants)
             hidden = model.hidden(tokens[:, :-1], at, jnp.ones_like(at))
             return loss_sums(
-                hidden, model.unembedding_matrix(), tokens[:, 1:], jnp.ones((2, 11)), time_chunk=4,
+                hidden,
+                model.unembedding_matrix(),
+                tokens[:, 1:],
+                jnp.ones((2, 11)),
+                time_chunk=4,
                 derivatives=derivatives,
-            ).nats  # fmt: skip
+            ).nats
 
         return loss, params
 

@@ -251,9 +251,18 @@ def difference(a, b):
 # Defined for keys at the query's position or before it only: CoPE counts up to the query, xPos
 # grows after it, T5's causal buckets end there, log_n takes a position for a number of keys.
 NEED_A_CAUSAL_MASK = {
-    "xpos", "xpos-interleaved", "t5", "t5-layers", "cope", "cope-heads", "by-layer-cope", "log-n",
-    "log-n-alibi", "log-n-sinusoidal", "log-n-cope",
-}  # fmt: skip
+    "xpos",
+    "xpos-interleaved",
+    "t5",
+    "t5-layers",
+    "cope",
+    "cope-heads",
+    "by-layer-cope",
+    "log-n",
+    "log-n-alibi",
+    "log-n-sinusoidal",
+    "log-n-cope",
+}
 
 
 @every_case

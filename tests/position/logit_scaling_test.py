@@ -143,9 +143,17 @@ def test_attention():
     expected = expected_logits(inner, "log_n", q, k)
     q, k = own.rotate(variables, tables, q, k)
     out = attend(
-        q, k, v, q_positions=positions, k_positions=positions, q_segments=segments,
-        k_segments=segments, contextual_fn=own.contextual_bias, bias_variables=variables, block=7,
-    )  # fmt: skip
+        q,
+        k,
+        v,
+        q_positions=positions,
+        k_positions=positions,
+        q_segments=segments,
+        k_segments=segments,
+        contextual_fn=own.contextual_bias,
+        bias_variables=variables,
+        block=7,
+    )
     weights = np.exp(expected - expected.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     wide = np.repeat(np.asarray(v), SHAPE.num_heads // v.shape[2], axis=2)

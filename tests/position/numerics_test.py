@@ -65,9 +65,13 @@ Q, LOGITS = floats(2, 5, 2, 8), np.where(np.tri(5, 7, 2, dtype=bool), floats(2, 
 COS, SIN = np.cos(floats(2, 5, 4)), np.sin(floats(2, 5, 4))
 COEF = floats(2, 3, 2)
 FIRE_ARRAYS = {
-    "c": np.array(0.3), "threshold": np.array(3.0), "hidden_weight": floats(4),
-    "hidden_bias": floats(4), "out_weight": floats(4, 2), "out_bias": floats(2),
-}  # fmt: skip
+    "c": np.array(0.3),
+    "threshold": np.array(3.0),
+    "hidden_weight": floats(4),
+    "hidden_bias": floats(4),
+    "out_weight": floats(4, 2),
+    "out_bias": floats(2),
+}
 KEY = jax.random.key(3)
 
 # Of each function what it is called with; arrays of float64 become the dtype under test.
@@ -86,7 +90,9 @@ FUNCTIONS: dict[str, Any] = {
     "fourier_coefficients": (lambda key: position.fourier_coefficients(key, 2, 3, 2, 0.3), KEY),
     "fourier_tables": (
         lambda p, cos, sin: position.fourier_tables(p, GRID[:3], cos, sin, head_dim=8),
-        P, COEF, COEF + 1,
+        P,
+        COEF,
+        COEF + 1,
     ),
     "inverse_frequencies": (lambda: position.inverse_frequencies(8),),
     "kerple_log_bias": (position.kerple_log_bias, P, K, SLOPES, SLOPES),
@@ -95,12 +101,16 @@ FUNCTIONS: dict[str, Any] = {
     "match_frequencies": (lambda: coefficients.match_frequencies(GRID, GRID[1:]),),
     "mix_tables": (
         lambda c, s, cos, sin: position.mix_tables(c, s, cos, sin, head_dim=8),
-        COS[..., :3], SIN[..., :3], COEF, COEF + 1,
+        COS[..., :3],
+        SIN[..., :3],
+        COEF,
+        COEF + 1,
     ),
     "normalise_columns": (position.normalise_columns, np.abs(COEF) + 1),
     "rotate": (lambda x, c, s: position.rotate(x, c, s, interleaved=True), Q, COS, SIN),
     "scaled_frequencies": (
-        lambda n: position.scaled_frequencies(8, 1e4, (DynamicNTK(4.0, 4),), n)[:2], np.int32(9)
+        lambda n: position.scaled_frequencies(8, 1e4, (DynamicNTK(4.0, 4),), n)[:2],
+        np.int32(9),
     ),
     "sinusoidal_table": (lambda p: position.sinusoidal_table(p, 8), P),
     "stretch_table": (lambda: coefficients.stretch_table(TABLE, 6, 9),),
@@ -108,13 +118,27 @@ FUNCTIONS: dict[str, Any] = {
     "t5_buckets": (lambda p: position.t5_buckets(p, bidirectional=True), P),
     "xpos_decay": (lambda: position.xpos_decay(8),),
     "yarn_temperature": (lambda: position.yarn_temperature(4.0),),
-}  # fmt: skip
+}
 # Of strings, methods and frozen records: no arrays of jax.
 WITHOUT_ARRAYS = {
-    "Fingerprint", "METHODS", "ModelShape", "PositionEmbedding", "PositionVariables", "SCALINGS",
-    "RotaryFrequencies", "Scaling", "extended", "fingerprint", "frequency_changes", "from_spec",
-    "make", "make_scaling", "name_of", "to_spec", "carry_variables",
-}  # fmt: skip
+    "Fingerprint",
+    "METHODS",
+    "ModelShape",
+    "PositionEmbedding",
+    "PositionVariables",
+    "SCALINGS",
+    "RotaryFrequencies",
+    "Scaling",
+    "extended",
+    "fingerprint",
+    "frequency_changes",
+    "from_spec",
+    "make",
+    "make_scaling",
+    "name_of",
+    "to_spec",
+    "carry_variables",
+}
 STEPS: dict[str, Scaling] = {
     "pi": PositionInterpolation(2.0),
     "ntk": NTKAware(2.0),

@@ -186,9 +186,9 @@ def test_llama3_with_equal_ends_is_a_step():
     np.testing.assert_array_equal(scout, np.r_[grid[:35], grid[35:] / 16])
     # A pair that turns exactly so often is kept, as from high_freq_factor on where there is a ramp.
     exact = RotaryFrequencies(np.array([1.0, 2 * math.pi / 32, 0.1]), 1e4)
-    np.testing.assert_array_equal(Llama3(4.0, 64, 2.0, 2.0)(exact).inv_freq[1:], [
-        2 * math.pi / 32, 0.1 / 4
-    ])  # fmt: skip
+    np.testing.assert_array_equal(
+        Llama3(4.0, 64, 2.0, 2.0)(exact).inv_freq[1:], [2 * math.pi / 32, 0.1 / 4]
+    )
 
 
 @pytest.mark.parametrize("truncate", [True, False])

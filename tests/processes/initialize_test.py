@@ -169,9 +169,12 @@ def test_two_processes_compute_together(coordinator):
             "PATH": "/usr/bin:/bin",
         }
         return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, "-c", PROGRAM],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
     for process in [start(0), start(1)]:
         out, err = process.communicate(timeout=120)
@@ -208,8 +211,9 @@ def test_processes_that_say_the_same_are_told_together_and_many_are_counted():
     assert text.endswith("; and 8 more") and "\n" not in text
     failed = [said("a", "")] + [said("b", "no file")] * 5
     assert describe_failures(failed).splitlines() == [
-        *(f"process {i} (host b): no file" for i in (1, 2, 3)), "and 2 more processes"
-    ]  # fmt: skip
+        *(f"process {i} (host b): no file" for i in (1, 2, 3)),
+        "and 2 more processes",
+    ]
 
 
 def test_alone_a_process_agrees_with_itself():
@@ -251,16 +255,21 @@ check_same({"seed": me})
 
 def test_where_one_fails_all_fail_and_where_one_differs_all_end(coordinator):
     environment = {
-        "FOPE_COORDINATOR": coordinator, "FOPE_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu",
+        "FOPE_COORDINATOR": coordinator,
+        "FOPE_NUM_PROCESSES": "2",
+        "JAX_PLATFORMS": "cpu",
         "PATH": "/usr/bin:/bin",
-    }  # fmt: skip
+    }
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", AGREE], env=environment | {"FOPE_PROCESS_ID": str(process)},
-            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-c", AGREE],
+            env=environment | {"FOPE_PROCESS_ID": str(process)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for process in (0, 1)
-    ]  # fmt: skip
+    ]
     (first, err_0), (second, err_1) = (process.communicate(timeout=120) for process in both)
     host = socket.gethostname()
     assert first == (

@@ -99,9 +99,12 @@ def run(body, number, **options):
     """Runs a program, sends it a signal when it is ready, and returns the code and its output."""
     imports = "from fope_jax.processes.signals import *\nimport hashlib, os, sys, threading, time\n"
     process = subprocess.Popen(
-        [sys.executable, "-c", imports + body], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
+        [sys.executable, "-c", imports + body],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **options,
+    )
     assert process.stdout and process.stdout.readline() == "ready\n"
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
@@ -144,8 +147,11 @@ def test_a_terminal_that_is_closed_stops_nothing_that_is_said(tmp_path):
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, tmp_path / "file"],
-        stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-    )  # fmt: skip
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
     os.close(slave)
     assert b"ready" in os.read(master, 100)
     os.close(master)

@@ -47,9 +47,14 @@ def test_a_ratio_of_sums_agrees_with_scipy():
     own = documents(30)
     low, high = intervals({0: own}, ratio)[0]
     theirs = stats.bootstrap(
-        tuple(own.T), lambda nats, tokens, axis: nats.sum(axis) / tokens.sum(axis), paired=True,
-        vectorized=True, method="percentile", n_resamples=20_000, rng=np.random.default_rng(5),
-    ).confidence_interval  # fmt: skip
+        tuple(own.T),
+        lambda nats, tokens, axis: nats.sum(axis) / tokens.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(5),
+    ).confidence_interval
     assert (low, high) == pytest.approx(tuple(theirs), abs=0.07 * (high - low))
     pooled = own[:, 0].sum() / own[:, 1].sum()
     assert low < pooled < high

@@ -31,42 +31,86 @@ def rows_of(variant, seed, *, length=128, tokens=BOOKS, step=1000, shift=0.0):
     for i in range(1, 41):
         loss = 8 * (i * 25) ** -0.14 + shift
         rows.append(
-            {"kind": "train", "step": i * 25, "tokens_seen": i * 25 * 4096, "nats": loss * 4096.0,
-             "tokens": 4096.0, "loss": loss, "grad_norm": 1.0, "learning_rate": 1e-3,
-             "tokens_per_second": 21_345.0, "data_wait_fraction": 0.012, "seconds": i * 4.5}
-        )  # fmt: skip
+            {
+                "kind": "train",
+                "step": i * 25,
+                "tokens_seen": i * 25 * 4096,
+                "nats": loss * 4096.0,
+                "tokens": 4096.0,
+                "loss": loss,
+                "grad_norm": 1.0,
+                "learning_rate": 1e-3,
+                "tokens_per_second": 21_345.0,
+                "data_wait_fraction": 0.012,
+                "seconds": i * 4.5,
+            }
+        )
     for context, loss in zip(CONTEXTS, LOSSES[variant], strict=True):
         for book, count in tokens.items():
             rows.append(
-                {"kind": "perplexity", "protocol": "same-tokens", "split": "validation", **ids,
-                 "context": context, "scored_per_window": 64, "windows": count // 64,
-                 "nats": (loss + shift) * count, "tokens": count, "bytes": 3 * count,
-                 "correct": count // 4, "document": book}
-            )  # fmt: skip
+                {
+                    "kind": "perplexity",
+                    "protocol": "same-tokens",
+                    "split": "validation",
+                    **ids,
+                    "context": context,
+                    "scored_per_window": 64,
+                    "windows": count // 64,
+                    "nats": (loss + shift) * count,
+                    "tokens": count,
+                    "bytes": 3 * count,
+                    "correct": count // 4,
+                    "document": book,
+                }
+            )
     edges = [0, *(2**k for k in range(2, 12))]
     for start, stop in zip(edges, edges[1:], strict=False):
         place = max(0.0, math.log2(stop / length)) / 4
         loss = LOSSES[variant][0] + (LOSSES[variant][-1] - LOSSES[variant][0]) * place
         loss += 2.0 / stop**0.5
         rows.append(
-            {"kind": "position", "protocol": "long-window", "split": "validation", **ids,
-             "context": 2048, "windows": 8, "bucket": [start, stop],
-             "nats": loss * 8 * (stop - start), "tokens": 8 * (stop - start),
-             "bytes": 25 * (stop - start), "correct": stop - start}
-        )  # fmt: skip
+            {
+                "kind": "position",
+                "protocol": "long-window",
+                "split": "validation",
+                **ids,
+                "context": 2048,
+                "windows": 8,
+                "bucket": [start, stop],
+                "nats": loss * 8 * (stop - start),
+                "tokens": 8 * (stop - start),
+                "bytes": 25 * (stop - start),
+                "correct": stop - start,
+            }
+        )
     for context, share in zip(CONTEXTS, ACCURACY[variant], strict=True):
         for depth in DEPTHS:
             right = round(20 * min(1, share * (0.7 + 0.6 * depth)))
             rows.append(
-                {"kind": "passkey", "template": "compact", **ids, "context": context,
-                 "depth": depth, "correct": right, "total": 20,
-                 "nats": 100 * (2.5 - 2 * share), "tokens": 100}
-            )  # fmt: skip
+                {
+                    "kind": "passkey",
+                    "template": "compact",
+                    **ids,
+                    "context": context,
+                    "depth": depth,
+                    "correct": right,
+                    "total": 20,
+                    "nats": 100 * (2.5 - 2 * share),
+                    "tokens": 100,
+                }
+            )
     rows.append(
-        {"kind": "protocol", "protocol": "same-tokens", "split": "validation", **ids,
-         "settings": {"contexts": list(CONTEXTS)}, "windows": 150, "too_short": 1,
-         "too_short_names": ["Bryant's <Stories>"]}
-    )  # fmt: skip
+        {
+            "kind": "protocol",
+            "protocol": "same-tokens",
+            "split": "validation",
+            **ids,
+            "settings": {"contexts": list(CONTEXTS)},
+            "windows": 150,
+            "too_short": 1,
+            "too_short_names": ["Bryant's <Stories>"],
+        }
+    )
     rows.append({"kind": "time", "phase": "compile", "step": 0, "seconds": 3.25})
     return rows
 
@@ -74,15 +118,22 @@ def rows_of(variant, seed, *, length=128, tokens=BOOKS, step=1000, shift=0.0):
 def config_of(variant, seed, length=128):
     position = {"method": variant} | ({"theta": 10000.0} if variant in ("rope", "fope") else {})
     return {
-        "name": variant, "seed": seed, "model": {"d_model": 64, "num_layers": 4},
-        "position": position, "train": {"length": length, "steps": 1000},
-    }  # fmt: skip
+        "name": variant,
+        "seed": seed,
+        "model": {"d_model": 64, "num_layers": 4},
+        "position": position,
+        "train": {"length": length, "steps": 1000},
+    }
 
 
 INFO = {
-    "commit": "0123abc", "versions": {"jax": "0.10.2", "flax": "0.12.8"}, "host": "box",
-    "devices": "1 x cpu (cpu)", "parameters": 1234567, "command": ["fope", "train"],
-}  # fmt: skip
+    "commit": "0123abc",
+    "versions": {"jax": "0.10.2", "flax": "0.12.8"},
+    "host": "box",
+    "devices": "1 x cpu (cpu)",
+    "parameters": 1234567,
+    "command": ["fope", "train"],
+}
 
 
 def write_run(path, variant, seed=0, *, rows=None, length=128, **changes):

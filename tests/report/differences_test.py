@@ -132,8 +132,11 @@ def test_answers_beyond_the_training_length_are_compared_together(synthetic, mak
     ]
     cells = dict(difference_table(comparison, contexts).rows)
     assert cells["rope"] == ["+50.0 ± 0.0 **"]
-    same = [make_run(v, seed, name=f"{v}{seed}", rows=synthetic.rows_of("rope", seed))
-            for v in ("rope", "fope") for seed in (0, 1)]  # fmt: skip
+    same = [
+        make_run(v, seed, name=f"{v}{seed}", rows=synthetic.rows_of("rope", seed))
+        for v in ("rope", "fope")
+        for seed in (0, 1)
+    ]
     (comparison,) = comparisons(read_runs(same), "passkey")
     assert not is_ranked(comparison)
 

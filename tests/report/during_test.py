@@ -19,15 +19,25 @@ def validation(variant, length, losses, *, step=100, contexts=(128, 256), tokens
     """Rows of every ``step`` updates from 0 on; ``losses[i][j]`` at step i and context j."""
     return [
         {
-            "kind": "validation", "protocol": "same-tokens", "split": "validation",
-            "variant": variant, "seed": 0, "step": i * step, "training_length": length,
-            "tokens_seen": i * step * UPDATE, "context": context, "scored_per_window": 64,
-            "windows": tokens // 64, "nats": loss * tokens, "tokens": tokens, "bytes": 3 * tokens,
+            "kind": "validation",
+            "protocol": "same-tokens",
+            "split": "validation",
+            "variant": variant,
+            "seed": 0,
+            "step": i * step,
+            "training_length": length,
+            "tokens_seen": i * step * UPDATE,
+            "context": context,
+            "scored_per_window": 64,
+            "windows": tokens // 64,
+            "nats": loss * tokens,
+            "tokens": tokens,
+            "bytes": 3 * tokens,
             "correct": 9,
         }
         for i, own in enumerate(losses)
         for context, loss in zip(contexts, own, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def add(run, rows):

@@ -7,10 +7,19 @@ from fope_jax.report.page import write_report
 from fope_jax.report.rows import read_run
 
 SECONDS = [
-    ("start", 4.0), ("compile", 6.0), ("data", 1.0), ("step", 50.0), ("save", 2.0),
-    ("lost", 5.0), ("start", 3.0), ("restore", 1.0), ("compile", 4.0), ("step", 20.0),
-    ("evaluate: restore", 1.0), ("evaluate same-tokens (validation)", 3.0),
-]  # fmt: skip
+    ("start", 4.0),
+    ("compile", 6.0),
+    ("data", 1.0),
+    ("step", 50.0),
+    ("save", 2.0),
+    ("lost", 5.0),
+    ("start", 3.0),
+    ("restore", 1.0),
+    ("compile", 4.0),
+    ("step", 20.0),
+    ("evaluate: restore", 1.0),
+    ("evaluate same-tokens (validation)", 3.0),
+]
 
 
 @pytest.fixture
@@ -26,14 +35,28 @@ def run(make_run, synthetic):
 def test_phases_add_up_over_all_starts_of_a_run(run):
     seconds = seconds_by_phase(read_run(run))
     assert seconds == {
-        "start": 7.0, "compile": 10.0, "data": 1.0, "step": 70.0, "save": 2.0, "lost": 5.0,
-        "restore": 1.0, "evaluation": 4.0,
-    }  # fmt: skip
+        "start": 7.0,
+        "compile": 10.0,
+        "data": 1.0,
+        "step": 70.0,
+        "save": 2.0,
+        "lost": 5.0,
+        "restore": 1.0,
+        "evaluation": 4.0,
+    }
     table = goodput_table([read_run(run)])
     assert table.columns == [
-        "start", "compile", "restore", "data", "step", "save", "evaluation", "lost", "total",
+        "start",
+        "compile",
+        "restore",
+        "data",
+        "step",
+        "save",
+        "evaluation",
+        "lost",
+        "total",
         "goodput",
-    ]  # fmt: skip
+    ]
     ((title, cells),) = table.rows
     assert title == "rope"
     assert cells[4] == "70.0 (70.0%)"

@@ -39,8 +39,18 @@ def test_a_range_without_windows_is_empty(runs):
 def test_each_task_counts_alike_in_the_mean(make_run):
     def of(task, total, correct):
         ids = {"variant": "rope", "seed": 0, "step": 1, "training_length": 64, "depth": None}
-        shared = {"kind": "retrieval", "protocol": "retrieval", "task": task, **ids, "nats": 1.0,
-                  "found": 0, "asked": 0, "first": 0, "rank_sum": 0, "candidates": 10}  # fmt: skip
+        shared = {
+            "kind": "retrieval",
+            "protocol": "retrieval",
+            "task": task,
+            **ids,
+            "nats": 1.0,
+            "found": 0,
+            "asked": 0,
+            "first": 0,
+            "rank_sum": 0,
+            "candidates": 10,
+        }
         return [
             {**shared, "context": context, "tokens": total, "total": total, "correct": right}
             for context, right in zip((64, 4096, 8192), correct, strict=True)

@@ -18,20 +18,29 @@ def lineage(parent, **changes):
     return {
         "request": {"parent": str(parent.resolve()), "step": 1000, "optimizer": "keep"},
         "parent": {
-            "run": str(parent.resolve()), "step": 1000, "name": "rope", "length": 128,
-            "tokens_seen": 4_096_000, "position": {"hash": "0", "summary": "rope(before)"},
+            "run": str(parent.resolve()),
+            "step": 1000,
+            "name": "rope",
+            "length": 128,
+            "tokens_seen": 4_096_000,
+            "position": {"hash": "0", "summary": "rope(before)"},
         },
         "child": {
-            "name": "nope", "length": 256, "position": {"hash": "1", "summary": "rope(after)"},
+            "name": "nope",
+            "length": 256,
+            "position": {"hash": "1", "summary": "rope(after)"},
         },
         "frequencies": {"text": FREQUENCIES},
         "arrays": "coefficients of 9 kept",
         "data": {"text": "8 rows an update in place of 16"},
         "start": {
-            "parent": 3.125, "parent_at_new_length": 3.625, "child": 3.25, "ratio": 1.04,
+            "parent": 3.125,
+            "parent_at_new_length": 3.625,
+            "child": 3.25,
+            "ratio": 1.04,
             "warning": None,
         },
-    } | changes  # fmt: skip
+    } | changes
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def drawn(axes):
     """``{label: [x, y]}`` of the curves."""
     return {
         bars.get_label(): np.asarray(bars.lines[0].get_data(), float) for bars in axes.containers
-    }  # fmt: skip
+    }
 
 
 def test_perplexity_curves_are_the_numbers(synthetic, four_runs, looks):
@@ -71,8 +71,11 @@ def test_bands_are_the_intervals(synthetic, make_run):
 
 @pytest.mark.parametrize("kind", ["perplexity", "position", "passkey"])
 def test_the_training_length_is_marked(four_runs, looks, kind):
-    draw = {"perplexity": plots.perplexity_figure, "position": plots.position_figure,
-            "passkey": plots.passkey_figure}[kind]  # fmt: skip
+    draw = {
+        "perplexity": plots.perplexity_figure,
+        "position": plots.position_figure,
+        "passkey": plots.passkey_figure,
+    }[kind]
     (comparison,) = comparisons(read_runs(four_runs), kind)
     (axes,) = draw(comparison, looks).axes
     assert "training length 128" in [text.get_text() for text in axes.texts]
@@ -128,8 +131,10 @@ def test_curves_differ_without_colour(looks):
     many = plots.styles(f"variant {i}" for i in range(12))
     assert len({(style.marker, str(style.linestyle)) for style in many.values()}) == 12
     assert len({style.color for style in looks.values()}) == 4
-    greys = [int(c[1:3], 16) * 0.3 + int(c[3:5], 16) * 0.59 + int(c[5:], 16) * 0.11
-             for c in plots.COLOURS]  # fmt: skip
+    greys = [
+        int(c[1:3], 16) * 0.3 + int(c[3:5], 16) * 0.59 + int(c[5:], 16) * 0.11
+        for c in plots.COLOURS
+    ]
     assert max(greys) < 200  # none vanishes on white paper
 
 
@@ -168,8 +173,11 @@ def test_any_number_of_panels_fits(four_runs, count, tmp_path):
 
 
 def test_a_cell_that_was_not_run_stays_empty(synthetic, make_run):
-    rows = [row for row in synthetic.rows_of("rope", 0)
-            if (row.get("context"), row.get("depth")) != (512, 0.5)]  # fmt: skip
+    rows = [
+        row
+        for row in synthetic.rows_of("rope", 0)
+        if (row.get("context"), row.get("depth")) != (512, 0.5)
+    ]
     (comparison,) = comparisons(read_runs([make_run("rope", rows=rows)]), "passkey")
     values = plots.depth_figure(comparison).axes[0].images[0].get_array()
     assert np.ma.getmaskarray(values).sum() == 1

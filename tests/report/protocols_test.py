@@ -14,26 +14,54 @@ FIRST = "no BOS token is added; the first token of a window is read and not scor
 def all_protocols(synthetic, make_run):
     """A run with rows of every protocol, two documents each."""
     rows = synthetic.rows_of("rope", 0)
-    ids = {"split": "validation", "variant": "rope", "seed": 0, "step": 1000,
-           "training_length": 128}  # fmt: skip
+    ids = {
+        "split": "validation",
+        "variant": "rope",
+        "seed": 0,
+        "step": 1000,
+        "training_length": 128,
+    }
     sums = {"nats": 1.0, "bytes": 300, "correct": 10}
-    for name, share in (("sliding-window", 1), ("chunks", 1), ("document-resets", 1),
-                        ("no-resets", 2)):  # fmt: skip
+    for name, share in (
+        ("sliding-window", 1),
+        ("chunks", 1),
+        ("document-resets", 1),
+        ("no-resets", 2),
+    ):
         for context in (128, 2048):
             for document, tokens in (("Emma", 100), ("Moby Dick", 200)):
                 less = tokens - 128 * (name == "chunks") // context
                 rows.append(
-                    {"kind": "perplexity", "protocol": name, **ids, "context": context,
-                     "scored_per_window": 64, "windows": 1, **sums,
-                     "nats": share * 3.0 * less, "tokens": less, "document": document}
-                )  # fmt: skip
+                    {
+                        "kind": "perplexity",
+                        "protocol": name,
+                        **ids,
+                        "context": context,
+                        "scored_per_window": 64,
+                        "windows": 1,
+                        **sums,
+                        "nats": share * 3.0 * less,
+                        "tokens": less,
+                        "document": document,
+                    }
+                )
     for name in ("from-start",):
         for bucket, names in (([0, 128], ("Emma", "Moby Dick")), ([128, 2048], ("Emma",))):
             rows += [
-                {"kind": "position", "protocol": name, **ids, "context": 2048, "bucket": bucket,
-                 "windows": 1, **sums, "nats": 300.0, "tokens": 100, "document": document}
+                {
+                    "kind": "position",
+                    "protocol": name,
+                    **ids,
+                    "context": 2048,
+                    "bucket": bucket,
+                    "windows": 1,
+                    **sums,
+                    "nats": 300.0,
+                    "tokens": 100,
+                    "document": document,
+                }
                 for document in names
-            ]  # fmt: skip
+            ]
     rows += [
         {"kind": "protocol", "protocol": name, **ids, "settings": {}, "windows": 3, "bos": FIRST}
         for name in protocols.WORDS

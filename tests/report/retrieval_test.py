@@ -15,29 +15,65 @@ def rows_of(variant, seed=0, right=(20, 5), ranks=True):
     """A task by depth and one without, at two lengths."""
     rows = []
     for context, correct in zip((64, 1024), right, strict=True):
-        shared = {"kind": "retrieval", "protocol": "retrieval", "variant": variant, "seed": seed,
-                  **IDS, "context": context, "candidates": 10, "nats": 40.0}  # fmt: skip
+        shared = {
+            "kind": "retrieval",
+            "protocol": "retrieval",
+            "variant": variant,
+            "seed": seed,
+            **IDS,
+            "context": context,
+            "candidates": 10,
+            "nats": 40.0,
+        }
         for depth in (0.0, 1.0):
             rows.append(
-                {**shared, "task": "recall", "depth": depth, "correct": correct, "total": 20,
-                 "found": 0, "asked": 0, "first": correct, "rank_sum": 20 * 2 if ranks else 0,
-                 "tokens": 20}
-            )  # fmt: skip
+                {
+                    **shared,
+                    "task": "recall",
+                    "depth": depth,
+                    "correct": correct,
+                    "total": 20,
+                    "found": 0,
+                    "asked": 0,
+                    "first": correct,
+                    "rank_sum": 20 * 2 if ranks else 0,
+                    "tokens": 20,
+                }
+            )
         rows.append(
-            {**shared, "task": "multi_value", "depth": None, "correct": 2, "total": 40,
-             "found": 4 * correct, "asked": 160, "first": 3, "rank_sum": 40 * 5, "tokens": 800}
-        )  # fmt: skip
+            {
+                **shared,
+                "task": "multi_value",
+                "depth": None,
+                "correct": 2,
+                "total": 40,
+                "found": 4 * correct,
+                "asked": 160,
+                "first": 3,
+                "rank_sum": 40 * 5,
+                "tokens": 800,
+            }
+        )
     rows.append(
-        {"kind": "protocol", "protocol": "retrieval", "task": "multi_value", "variant": variant,
-         "seed": seed, **IDS, "settings": {"haystack": "validation"}}
-    )  # fmt: skip
+        {
+            "kind": "protocol",
+            "protocol": "retrieval",
+            "task": "multi_value",
+            "variant": variant,
+            "seed": seed,
+            **IDS,
+            "settings": {"haystack": "validation"},
+        }
+    )
     return rows
 
 
 @pytest.fixture
 def runs(make_run):
-    return [make_run("rope", rows=rows_of("rope")),
-            make_run("fope", rows=rows_of("fope", right=(20, 15)))]  # fmt: skip
+    return [
+        make_run("rope", rows=rows_of("rope")),
+        make_run("fope", rows=rows_of("fope", right=(20, 15))),
+    ]
 
 
 def cells(table):
@@ -74,8 +110,10 @@ def test_the_page_shows_each_task_and_how_it_was_asked(runs, tmp_path):
     assert "20 trials at each length and each of 2 depths" in page
     files = {path.name for path in (tmp_path / "report").glob("retrieval*.png")}
     assert files == {
-        "retrieval-multi_value.png", "retrieval-recall.png", "retrieval-depth-recall.png",
-    }  # fmt: skip
+        "retrieval-multi_value.png",
+        "retrieval-recall.png",
+        "retrieval-depth-recall.png",
+    }
 
 
 def test_a_row_without_its_rank_is_named(make_run):

@@ -34,9 +34,12 @@ def test_a_run_holds_the_rows_of_its_newest_evaluation(synthetic, make_run):
     [
         (None, "{nats: 3}", r"is no JSON object: '\{nats: 3\}"),
         (None, "[1]", r"is no JSON object: '\[1\]'"),
-        (None, '{"kinds": "train"}', "an object with a string \"kind\""),
-        ("perplexity", {"nats": "many"},
-         "'nats' of a 'perplexity' row is 'many'; accepted: int or float"),
+        (None, '{"kinds": "train"}', 'an object with a string "kind"'),
+        (
+            "perplexity",
+            {"nats": "many"},
+            "'nats' of a 'perplexity' row is 'many'; accepted: int or float",
+        ),
         ("perplexity", {"bytes": ...}, "row has no 'bytes'"),
         ("perplexity", {"context": 128.5}, "'context' .* is 128.5; accepted: int"),
         ("perplexity", {"correct": True}, "'correct' .* is True; accepted"),
@@ -44,7 +47,7 @@ def test_a_run_holds_the_rows_of_its_newest_evaluation(synthetic, make_run):
         ("passkey", {"total": 0}, "'total' of a 'passkey' row is 0; accepted: > 0"),
         ("passkey", {"depth": None}, "'depth' .* is None; accepted: int or float"),
     ],
-)  # fmt: skip
+)
 def test_malformed_rows_are_named_by_file_and_line(synthetic, make_run, kind, line, message):
     path = make_run("rope") / "metrics.jsonl"
     if kind:  # a good row with the changes in ``line``; ... takes a field out
@@ -144,9 +147,7 @@ def test_runs_scored_on_different_tokens_are_never_in_one_comparison(make_run):
 
 def test_protocols_of_one_run_are_compared_apart_and_refused_together(synthetic, make_run):
     rows = synthetic.rows_of("rope", 0)
-    rows += [
-        row | {"protocol": "sliding-window"} for row in rows if row["kind"] == "perplexity"
-    ]  # fmt: skip
+    rows += [row | {"protocol": "sliding-window"} for row in rows if row["kind"] == "perplexity"]
     one, other = comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
     assert (one.protocol, other.protocol) == ("same-tokens", "sliding-window")
     mixed = Comparison("perplexity", "validation", {"rope": [one.first + other.first]}, {})
@@ -202,9 +203,10 @@ def test_committed_rows_are_still_readable():
 
 def test_contexts_scored_on_different_tokens_are_refused(synthetic, make_run):
     rows = [
-        row for row in synthetic.rows_of("rope", 0)
+        row
+        for row in synthetic.rows_of("rope", 0)
         if not (row.get("document") == "Emma" and row["context"] == 512)
-    ]  # fmt: skip
+    ]
     with pytest.raises(ReportError, match=r"'rope' \(seed 0.*not scored on the same .*512: 3200"):
         comparisons(read_runs([make_run("rope", rows=rows)]), "perplexity")
 

@@ -73,8 +73,23 @@ def test_every_document_has_its_row(synthetic, four_runs):
     (comparison,) = comparisons(read_runs(four_runs), "perplexity")
     table = document_table(comparison)
     assert len(table.rows) == 4 * len(synthetic.CONTEXTS) * 2
-    assert ("rope", ["0", "1000", "Emma", "128", "100", "6,400", "19,200", "19,840.00", "3.100",
-                     "22.20", "1.491", "25.0%"]) in table.rows  # fmt: skip
+    assert (
+        "rope",
+        [
+            "0",
+            "1000",
+            "Emma",
+            "128",
+            "100",
+            "6,400",
+            "19,200",
+            "19,840.00",
+            "3.100",
+            "22.20",
+            "1.491",
+            "25.0%",
+        ],
+    ) in table.rows
 
 
 def test_terminal_tables_align_and_name_what_is_missing(four_runs, make_run):

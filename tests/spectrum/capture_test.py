@@ -21,9 +21,15 @@ METHODS = {
 
 def make(method, **changes):
     config = TransformerConfig(
-        vocab_size=50, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, mlp_dim=24,
-        init_std=0.3, **changes,
-    )  # fmt: skip
+        vocab_size=50,
+        d_model=16,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        mlp_dim=24,
+        init_std=0.3,
+        **changes,
+    )
     return Transformer(config, method, rngs=nnx.Rngs(0))
 
 

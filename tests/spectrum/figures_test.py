@@ -24,18 +24,36 @@ def spectrum_row(variant, seed, step, context, layer):
     own = LEAKAGE.get(variant)
     share = [0.2, 0.6] if step else [0.5, 0.5]
     return {
-        "kind": "spectrum", "variant": variant, "seed": seed, "step": step,
-        "training_length": 128, "split": "validation", "context": context, "windows": 4,
-        "last": 64, "layer": layer,
-        "leakage": own and [own + 0.1 * layer, 0.9], "leakage_null": own and 0.95,
-        "floor_energy": [0.3 if context > 128 else 0.1, None], "floor_null": 0.01,
-        "profile_energy": [1.0, 0.0], "profile_share": [0.5, 0.0], "noise_share": [0.1, None],
-        "undertrained_energy": own and share, "undertrained_null": own and 0.6,
-        "q_leakage": own and 0.5, "k_leakage": own and 0.7, "pair_null": own and 0.98,
-        "hidden_leakage": own and 0.9, "hidden_null": own and 0.9, "hidden_locked": 0.0,
-        "entropy": [3.0, 4.0], "distance": [10.0, 20.0],
-        "q_size": [0.1, 0.2, 0.3, 0.4], "k_size": [0.4, 0.3, 0.2, 0.1],
-    }  # fmt: skip
+        "kind": "spectrum",
+        "variant": variant,
+        "seed": seed,
+        "step": step,
+        "training_length": 128,
+        "split": "validation",
+        "context": context,
+        "windows": 4,
+        "last": 64,
+        "layer": layer,
+        "leakage": own and [own + 0.1 * layer, 0.9],
+        "leakage_null": own and 0.95,
+        "floor_energy": [0.3 if context > 128 else 0.1, None],
+        "floor_null": 0.01,
+        "profile_energy": [1.0, 0.0],
+        "profile_share": [0.5, 0.0],
+        "noise_share": [0.1, None],
+        "undertrained_energy": own and share,
+        "undertrained_null": own and 0.6,
+        "q_leakage": own and 0.5,
+        "k_leakage": own and 0.7,
+        "pair_null": own and 0.98,
+        "hidden_leakage": own and 0.9,
+        "hidden_null": own and 0.9,
+        "hidden_locked": 0.0,
+        "entropy": [3.0, 4.0],
+        "distance": [10.0, 20.0],
+        "q_size": [0.1, 0.2, 0.3, 0.4],
+        "k_size": [0.4, 0.3, 0.2, 0.1],
+    }
 
 
 def spectrum_rows(variant, seed, step):
@@ -163,9 +181,13 @@ def measured(variant="rope", seed=0, step=1000):
 def test_a_page_shows_a_run_before_and_after_training(tmp_path):
     write_spectrum(measured(step=0), tmp_path)
     page = write_spectrum(measured(), tmp_path).read_text()
-    for text in ("1 of 2 pairs of dimensions never turned fully", "untrained, 128, 0",
-                 "step 1,000, 512, 1", "Energy by frequency (step 1,000)",
-                 "Energy by frequency (untrained)"):  # fmt: skip
+    for text in (
+        "1 of 2 pairs of dimensions never turned fully",
+        "untrained, 128, 0",
+        "step 1,000, 512, 1",
+        "Energy by frequency (step 1,000)",
+        "Energy by frequency (untrained)",
+    ):
         assert text in page
     assert page.count("<figure>") == 6
     assert json.loads((tmp_path / "spectrum-1000.json").read_text()) == measured()

@@ -54,15 +54,17 @@ def save(workdir, method, seed=3, drawn_from=None, steps=(5,), change=lambda lay
         {
             "name": method if isinstance(method, str) else method["method"],
             "seed": seed,
-            "model": dict(vocab_size=40, d_model=16, num_layers=2, num_heads=2, mlp_dim=16,
-                          init_std=0.2),
+            "model": dict(
+                vocab_size=40, d_model=16, num_layers=2, num_heads=2, mlp_dim=16, init_std=0.2
+            ),
             "position": {"method": method} if isinstance(method, str) else method,
-            "data": dict(corpus="text", tokenizer="bytes", train_files=["a"],
-                         validation_files=["b"]),
+            "data": dict(
+                corpus="text", tokenizer="bytes", train_files=["a"], validation_files=["b"]
+            ),
             "train": dict(steps=5, batch_size=1, length=LENGTH),
             "evaluate": {},
         }
-    )  # fmt: skip
+    )
     (workdir / "config.json").write_text(json.dumps(experiment_to_dict(experiment)))
     row = {"kind": "train", "step": 5, "tokens_seen": 9, "loss": 5.5}
     (workdir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
@@ -190,8 +192,12 @@ def test_what_cannot_be_measured_is_refused(rope, tmp_path):
     (untrained / "lineage.json").write_text("{}")
     with pytest.raises(ValueError, match="goes on from another run and did not begin untrained"):
         quiet(untrained, untrained=True)
-    crowded = {"method": "fope", "preset": "equations", "training_length": 64,
-               "num_frequencies": 40}  # fmt: skip
+    crowded = {
+        "method": "fope",
+        "preset": "equations",
+        "training_length": 64,
+        "num_frequencies": 40,
+    }
     with pytest.raises(ValueError, match="40 frequencies in a window of 64 tokens: at its resol"):
         quiet(save(tmp_path / "crowded", crowded), multiples=(1,))
 

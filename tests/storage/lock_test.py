@@ -30,8 +30,10 @@ def holder(tmp_path):
     """Another process that holds the lock of ``tmp_path / "run"``."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path / "run")],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "held\n"
     yield process
     process.kill()

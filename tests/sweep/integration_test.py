@@ -42,10 +42,15 @@ def test_a_sweep_from_file_to_page(tmp_path, capsys):
     config = ["--config", "configs/quickstart.py:position=rope"]
     overrides = [
         f"--config.{line}"
-        for line in ("data.corpus=text", "data.tokenizer=bytes", f"data.cache_dir={tmp_path}/cache",
-                     f"data.train_files={tmp_path}/train.txt", "model.vocab_size=259",
-                     f"data.validation_files={tmp_path}/validation.txt")
-    ]  # fmt: skip
+        for line in (
+            "data.corpus=text",
+            "data.tokenizer=bytes",
+            f"data.cache_dir={tmp_path}/cache",
+            f"data.train_files={tmp_path}/train.txt",
+            "model.vocab_size=259",
+            f"data.validation_files={tmp_path}/validation.txt",
+        )
+    ]
     assert main(["data", "build", *config, *overrides]) == 0
     command = ["sweep", str(path), "--workdir", str(workdir), "--jobs", "2"]
     command += ["--results", str(tmp_path / "results")]
@@ -59,8 +64,11 @@ def test_a_sweep_from_file_to_page(tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in workdir.glob("*/sweep.json")} == stamps
     kept = sorted((tmp_path / "results").iterdir())
     assert [p.name for p in kept] == [
-        "rope_0.jsonl", "rope_1.jsonl", "rope_yarn_0.jsonl", "rope_yarn_1.jsonl",
-    ]  # fmt: skip
+        "rope_0.jsonl",
+        "rope_1.jsonl",
+        "rope_yarn_0.jsonl",
+        "rope_yarn_1.jsonl",
+    ]
     assert main(["report", *map(str, kept), "-o", str(tmp_path / "page")]) == 0
     assert "goes on from rope" in capsys.readouterr().out
 
@@ -73,9 +81,14 @@ def test_a_sweep_that_ends_leaves_no_run_behind(tmp_path, number):
         (tmp_path / f"{name}.txt").write_text(f"Some text to {name} with, over and over. " * 40)
     path, workdir = tmp_path / "sweep.py", tmp_path / "runs"
     path.write_text(SWEEP.format(tmp_path).replace("steps=4", "steps=1000000"))
-    tiny = ("data.corpus=text", "data.tokenizer=bytes", f"data.cache_dir={tmp_path}/cache",
-            f"data.train_files={tmp_path}/train.txt", "model.vocab_size=259",
-            f"data.validation_files={tmp_path}/validation.txt")  # fmt: skip
+    tiny = (
+        "data.corpus=text",
+        "data.tokenizer=bytes",
+        f"data.cache_dir={tmp_path}/cache",
+        f"data.train_files={tmp_path}/train.txt",
+        "model.vocab_size=259",
+        f"data.validation_files={tmp_path}/validation.txt",
+    )
     config = ["--config", "configs/quickstart.py:position=rope"]
     assert main(["data", "build", *config, *(f"--config.{line}" for line in tiny)]) == 0
     command = [sys.executable, "-m", "fope_jax.main", "sweep", path, "--workdir", workdir]

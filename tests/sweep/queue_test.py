@@ -74,9 +74,13 @@ def test_each_run_is_trained_and_evaluated_once(tmp_path, calls):
     workdir = tmp_path / "sweep"
     assert sweep(workdir) == []
     assert verbs(calls) == [
-        ("train", "a"), ("evaluate", "a"), ("extend", "b"), ("evaluate", "b"),
-        ("train", "c"), ("evaluate", "c"),
-    ]  # fmt: skip
+        ("train", "a"),
+        ("evaluate", "a"),
+        ("extend", "b"),
+        ("evaluate", "b"),
+        ("train", "c"),
+        ("evaluate", "c"),
+    ]
     assert sweep(workdir) == ["3 of 3 runs are done and kept"]
     assert len(verbs(calls)) == 6
     # Another question about one run asks only about that one again.
@@ -96,9 +100,7 @@ def test_a_failure_spares_the_others_and_its_children_wait(tmp_path, calls):
         f"  a: fope evaluate ended with code 1: no luck ({workdir}/a.log)\n"
         "  b: its parent a has failed"
     )
-    assert verbs(calls) == [
-        ("train", "a"), ("evaluate", "a"), ("train", "c"), ("evaluate", "c"),
-    ]  # fmt: skip
+    assert verbs(calls) == [("train", "a"), ("evaluate", "a"), ("train", "c"), ("evaluate", "c")]
     (workdir / "fail-evaluate-a").unlink()
     assert sweep(workdir) == ["1 of 3 runs are done and kept"]
     assert ("extend", "b") in verbs(calls)

@@ -32,13 +32,27 @@ def test_every_run_has_its_experiment_and_its_command():
     assert second.experiment.train.steps == 7
     assert second.experiment.train.data_start == 40  # where the parent will have stopped
     assert first.command(Path("w")) == [
-        "train", "--config", f"{QUICK}:position=rope,seed=3", "--workdir", "w/a",
+        "train",
+        "--config",
+        f"{QUICK}:position=rope,seed=3",
+        "--workdir",
+        "w/a",
         "--config.train.steps=40",
-    ]  # fmt: skip
+    ]
     assert second.command(Path("w")) == [
-        "extend", "--from", "w/a", "--method", "yarn", "--length", "256", "--workdir", "w/b",
-        "--match", "index", "--config.train.steps=7",
-    ]  # fmt: skip
+        "extend",
+        "--from",
+        "w/a",
+        "--method",
+        "yarn",
+        "--length",
+        "256",
+        "--workdir",
+        "w/b",
+        "--match",
+        "index",
+        "--config.train.steps=7",
+    ]
 
 
 A = Train("a", QUICK)
@@ -95,11 +109,13 @@ KEPT = ("--optimizer", "keep")
         (("--method", "pi"), {"method": "pi"}),
         (("--config", "FILE"), {"config": "FILE"}),
         (("--config=FILE", "--optimizer=keep"), {"config": "FILE", "optimizer": "keep"}),
-        (("--config=FILE", "--config.train.steps=9"),
-         {"config": "FILE", "overrides": ["train.steps=9"]}),
+        (
+            ("--config=FILE", "--config.train.steps=9"),
+            {"config": "FILE", "overrides": ["train.steps=9"]},
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
-)  # fmt: skip
+)
 def test_options_are_planned_as_the_verb_reads_them(options, changes, tmp_path):
     """Whatever form they have; run, too, with the verb's own parser, as the verb calls it."""
     file = tmp_path / "child.py"
@@ -121,10 +137,15 @@ def test_options_are_planned_as_the_verb_reads_them(options, changes, tmp_path):
     def extend(source, method, length, workdir, *, optimizer, overrides, config, **_):
         asked.append(
             child_experiment(
-                first.experiment, first.experiment.train.steps, method, length, optimizer,
-                overrides, config=config,
+                first.experiment,
+                first.experiment.train.steps,
+                method,
+                length,
+                optimizer,
+                overrides,
+                config=config,
             )
-        )  # fmt: skip
+        )
 
     asked = []
     with pytest.MonkeyPatch.context() as patch:

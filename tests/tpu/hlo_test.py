@@ -130,11 +130,15 @@ def test_collectives_of_a_sharded_program():
         "print(traffic(run.lower(x, w).compile().as_text(), 1).collectives)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
         cwd=Path(__file__).parents[2],
         env={
-            "PATH": "", "JAX_PLATFORMS": "cpu",
+            "PATH": "",
+            "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
         },
-    )  # fmt: skip
+    )
     assert done.stdout.strip() == str({"all-reduce": 2 * 64 * 32 * 4 * 3 / 4})

@@ -36,9 +36,12 @@ def test_an_unknown_slice_is_named_with_those_that_are_known(name, message):
 
 def test_cases_are_all_combinations(experiment):
     cases = make_cases(
-        experiment, topologies=["v5e:4x4", "v5p:4x4x4"], methods=["rope", "fope"],
-        lengths=[512, 32768], sizes=["60m", "1200m"],
-    )  # fmt: skip
+        experiment,
+        topologies=["v5e:4x4", "v5p:4x4x4"],
+        methods=["rope", "fope"],
+        lengths=[512, 32768],
+        sizes=["60m", "1200m"],
+    )
     assert len(cases) == 16
     tokens = experiment.train.batch_size * experiment.train.length
     for case in cases:
@@ -76,13 +79,20 @@ def test_without_the_compiler_the_pip_line_is_named(capsys, monkeypatch):
 
 
 ROW = {
-    "devices": 16, "attention": "splash",
-    "mesh": {"data": 1, "fsdp": 16, "context": 1, "tensor": 1}, "flops": 2.2e12,
-    "model_flops": 2.0e12, "fits": True, "needed_bytes": 13_000_000_000, "hbm_bytes": 4e9,
-    "collective_bytes": {"all-gather": 1e9, "all-reduce": 5e8}, "bound": "compute",
-    "seconds": {"compute": 0.011, "hbm": 0.005, "ici": 0.0075}, "mfu_bound": 0.91,
+    "devices": 16,
+    "attention": "splash",
+    "mesh": {"data": 1, "fsdp": 16, "context": 1, "tensor": 1},
+    "flops": 2.2e12,
+    "model_flops": 2.0e12,
+    "fits": True,
+    "needed_bytes": 13_000_000_000,
+    "hbm_bytes": 4e9,
+    "collective_bytes": {"all-gather": 1e9, "all-reduce": 5e8},
+    "bound": "compute",
+    "seconds": {"compute": 0.011, "hbm": 0.005, "ici": 0.0075},
+    "mfu_bound": 0.91,
     "compile_seconds": 60.0,
-}  # fmt: skip
+}
 
 
 def test_the_cheapest_change_that_fits_is_found_and_answers_are_kept(

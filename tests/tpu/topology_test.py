@@ -65,9 +65,13 @@ def test_the_compilers_own_devices():
         "print(json.dumps(kinds))"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(list(SLICES)),
-        capture_output=True, text=True, check=True, env=os.environ | ENVIRONMENT,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        input=json.dumps(list(SLICES)),
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | ENVIRONMENT,
+    )
     cores = {"v4": 2, "v5p": 2}
     for name, found in json.loads(run.stdout).items():
         version = name.partition(":")[0]

@@ -31,71 +31,92 @@ LOGIN = (
 # queued resource.
 FAULTS = {
     "absent": (
-        "", f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}/queuedResources/{NAME}' was not found. "
-        f"{AS}", 1,
+        "",
+        f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}/queuedResources/{NAME}' was not found. "
+        f"{AS}",
+        1,
     ),
     "absent without a name": (
-        "", f"ERROR: {COMMAND} NOT_FOUND: Requested entity was not found.", 1,
+        "",
+        f"ERROR: {COMMAND} NOT_FOUND: Requested entity was not found.",
+        1,
     ),
     "auth": (
-        "", f"ERROR: {COMMAND} There was a problem refreshing your current auth tokens: "
-        f"Reauthentication failed. cannot prompt during non-interactive execution.\n{LOGIN}", 1,
+        "",
+        f"ERROR: {COMMAND} There was a problem refreshing your current auth tokens: "
+        f"Reauthentication failed. cannot prompt during non-interactive execution.\n{LOGIN}",
+        1,
     ),
     "no account": (
-        "", f"ERROR: {COMMAND} You do not currently have an active account selected.\n{LOGIN}", 1,
+        "",
+        f"ERROR: {COMMAND} You do not currently have an active account selected.\n{LOGIN}",
+        1,
     ),
     "unauthenticated": (
-        "", f"ERROR: {COMMAND} UNAUTHENTICATED: Request had invalid authentication credentials. "
-        "Expected OAuth 2 access token, login cookie or other valid authentication credential.", 1,
+        "",
+        f"ERROR: {COMMAND} UNAUTHENTICATED: Request had invalid authentication credentials. "
+        "Expected OAuth 2 access token, login cookie or other valid authentication credential.",
+        1,
     ),
     "permission": (
-        "", f"ERROR: {COMMAND} PERMISSION_DENIED: Permission denied on 'locations/us-east5-a' (or "
-        f"it may not exist). {AS}", 1,
+        "",
+        f"ERROR: {COMMAND} PERMISSION_DENIED: Permission denied on 'locations/us-east5-a' (or "
+        f"it may not exist). {AS}",
+        1,
     ),
-    "project": (
-        "", f"ERROR: {COMMAND} NOT_FOUND: Resource 'projects/p' was not found. {AS}", 1,
-    ),
-    "location": (
-        "", f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}' was not found. {AS}", 1,
-    ),
+    "project": ("", f"ERROR: {COMMAND} NOT_FOUND: Resource 'projects/p' was not found. {AS}", 1),
+    "location": ("", f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}' was not found. {AS}", 1),
     "no project": ("", f"ERROR: {COMMAND} NOT_FOUND: Project 'p' not found or deleted.", 1),
     "no zone": (
-        "", f"ERROR: {COMMAND} NOT_FOUND: Location us-east5-q is not found or access is "
-        "unauthorized.", 1,
+        "",
+        f"ERROR: {COMMAND} NOT_FOUND: Location us-east5-q is not found or access is unauthorized.",
+        1,
     ),
     "no such account": (
-        "", f"ERROR: {COMMAND} NOT_FOUND: Failed to impersonate [me@p.iam.gserviceaccount.com]. "
-        "Gaia id not found for email me@p.iam.gserviceaccount.com", 1,
+        "",
+        f"ERROR: {COMMAND} NOT_FOUND: Failed to impersonate [me@p.iam.gserviceaccount.com]. "
+        "Gaia id not found for email me@p.iam.gserviceaccount.com",
+        1,
     ),
     "certificate": (
-        "", f"ERROR: {COMMAND} There was a problem refreshing your current auth tokens: "
+        "",
+        f"ERROR: {COMMAND} There was a problem refreshing your current auth tokens: "
         "HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max retries exceeded (Caused "
-        "by SSLError(SSLCertVerificationError(1, 'CERTIFICATE_VERIFY_FAILED')))", 1,
+        "by SSLError(SSLCertVerificationError(1, 'CERTIFICATE_VERIFY_FAILED')))",
+        1,
     ),
     "other": (
-        "", f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}/queuedResources/{NAME}0' was not "
-        f"found. {AS}", 1,
+        "",
+        f"ERROR: {COMMAND} NOT_FOUND: Resource '{PLACE}/queuedResources/{NAME}0' was not "
+        f"found. {AS}",
+        1,
     ),
     "quota": (
-        "", f"ERROR: {COMMAND} RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Requests' and "
+        "",
+        f"ERROR: {COMMAND} RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Requests' and "
         "limit 'Requests per minute' of service 'tpu.googleapis.com' for consumer "
-        "'project_number:1'.", 1,
+        "'project_number:1'.",
+        1,
     ),
     "network": (
-        "", "ERROR: gcloud crashed (ConnectionError): HTTPSConnectionPool(host='tpu.googleapis.com'"
+        "",
+        "ERROR: gcloud crashed (ConnectionError): HTTPSConnectionPool(host='tpu.googleapis.com'"
         f", port=443): Max retries exceeded with url: /v2/{PLACE}/queuedResources/{NAME}?alt=json "
-        "(Caused by NewConnectionError('Temporary failure in name resolution NOT_FOUND'))", 1,
+        "(Caused by NewConnectionError('Temporary failure in name resolution NOT_FOUND'))",
+        1,
     ),
     "connection": (
-        "", "ERROR: gcloud crashed (ConnectionError): ('Connection aborted.', "
-        "RemoteDisconnected('Remote end closed connection without response'))", 1,
+        "",
+        "ERROR: gcloud crashed (ConnectionError): ('Connection aborted.', "
+        "RemoteDisconnected('Remote end closed connection without response'))",
+        1,
     ),
-    "unavailable": (
-        "", f"ERROR: {COMMAND} UNAVAILABLE: The service is currently unavailable.", 1,
-    ),
+    "unavailable": ("", f"ERROR: {COMMAND} UNAVAILABLE: The service is currently unavailable.", 1),
     "internal": ("", f"ERROR: {COMMAND} INTERNAL: Internal error encountered.", 1),
     "502": (
-        "", f"ERROR: {COMMAND} HTTPError 502: <html><title>Error 502 (Server Error)!!1</title>", 1,
+        "",
+        f"ERROR: {COMMAND} HTTPError 502: <html><title>Error 502 (Server Error)!!1</title>",
+        1,
     ),
     "half a word": ("SUSP\n", "", 0),
     "nothing": ("", "", 0),
@@ -103,20 +124,26 @@ FAULTS = {
     "a state and an error": ("FAILED\n", "ERROR: gcloud crashed (BrokenPipeError): Broken pipe", 1),
     "killed": ("", "", 137),
     "hosts away": (
-        "", "ssh: connect to host 10.0.0.2 port 22: Connection timed out\n"
-        "##### Command execution on worker 1 failed with exit status 255. Continuing.", 255,
+        "",
+        "ssh: connect to host 10.0.0.2 port 22: Connection timed out\n"
+        "##### Command execution on worker 1 failed with exit status 255. Continuing.",
+        255,
     ),
     "one of two hosts": (
-        "FOPE 0\n", "##### Command execution on worker 1 failed with exit status 255.", 255,
+        "FOPE 0\n",
+        "##### Command execution on worker 1 failed with exit status 255.",
+        255,
     ),
     "one not begun": ("FOPE none\n", "##### Command execution on worker 1 failed.", 255),
     "a code not written yet": ("FOPE 0\nFOPE \n", "", 0),
     "hosts say nothing": ("", "", 0),
     "no capacity": (
-        "", f"ERROR: {COMMAND} {{\n  \"code\": 8,\n  \"message\": \"There is no more capacity in "
-        "the zone \\\"us-east5-a\\\"\"\n}", 1,
+        "",
+        f'ERROR: {COMMAND} {{\n  "code": 8,\n  "message": "There is no more capacity in '
+        'the zone \\"us-east5-a\\""\n}',
+        1,
     ),
-}  # fmt: skip
+}
 
 
 def main(arguments):
@@ -138,8 +165,11 @@ def main(arguments):
         time.sleep(300)
     if fault == "prompt":
         # As gcloud does: --quiet takes the default, and without a terminal it cannot ask.
-        print("API [tpu.googleapis.com] not enabled on project [p]. Would you like to enable and "
-              "retry (this will take a few minutes)? (y/N)?", file=sys.stderr)  # fmt: skip
+        print(
+            "API [tpu.googleapis.com] not enabled on project [p]. Would you like to enable and "
+            "retry (this will take a few minutes)? (y/N)?",
+            file=sys.stderr,
+        )
         if "--quiet" not in arguments and not sys.stdin.readline():
             time.sleep(300)
         return 1

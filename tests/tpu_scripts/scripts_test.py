@@ -29,8 +29,11 @@ def run(name, *arguments, **environment):
     return subprocess.run(
         ["bash", SCRIPTS / f"{name}.sh", *arguments],
         env={"PATH": os.environ["PATH"], "TMPDIR": "/tmp"} | environment,
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def dry_run(name, *arguments):
@@ -119,20 +122,27 @@ def test_create():
         describe,
     ]
     assert dry_run(
-        "create", *PLACE, "--accelerator=v4-32", "--slices=2", "--reserved", "--valid-for", "6h",
-        "--project", "p", "--runtime", "r",
+        "create",
+        *PLACE,
+        "--accelerator=v4-32",
+        "--slices=2",
+        "--reserved",
+        "--valid-for",
+        "6h",
+        "--project",
+        "p",
+        "--runtime",
+        "r",
     ) == [
         f"{TPUS} create run1 --zone=us-east5-a --project=p --accelerator-type=v4-32"
         " --runtime-version=r --quiet --node-count=2 --node-prefix=run1 --reserved"
         " --valid-until-duration=6h",
         describe.replace("us-east5-a", "us-east5-a --project=p"),
-    ]  # fmt: skip
+    ]
 
 
 INSTALL = [
-    on_hosts(
-        "python3 -m venv fope/venv && fope/venv/bin/pip install --quiet --upgrade pip"
-    ),
+    on_hosts("python3 -m venv fope/venv && fope/venv/bin/pip install --quiet --upgrade pip"),
     f"tar -czf /tmp/fope-source.tar.gz --exclude=__pycache__ -C {ROOT} pyproject.toml README.md"
     " LICENSE constraints.txt fope_jax configs experiments",
     f"{TPUS} scp /tmp/fope-source.tar.gz run1: --zone=us-east5-a --node=all --worker=all --quiet",
@@ -141,7 +151,7 @@ INSTALL = [
         r" && ../venv/bin/pip install --quiet -c constraints.txt -e '\''.[tpu,buckets]'\''"
     ),
     on_hosts("fope/venv/bin/fope methods > /dev/null && hostname"),
-]  # fmt: skip
+]
 
 
 def test_install():
@@ -187,9 +197,7 @@ def test_resume_is_the_other_scripts_in_turn():
     lines = dry_run("resume", *PLACE, "--accelerator", "v6e-64", "--spot", *RUN)
     assert "tmux has-session -t fope" in lines.pop(0)
     created = dry_run("create", *PLACE, "--accelerator", "v6e-64", "--spot")
-    assert lines == [
-        *dry_run("delete", *PLACE), *created, *INSTALL, LAUNCH
-    ]  # fmt: skip
+    assert lines == [*dry_run("delete", *PLACE), *created, *INSTALL, LAUNCH]
 
 
 def test_xpk():
@@ -241,16 +249,26 @@ class Gcloud:
 
     def has(self, state="ACTIVE", runs=("running", "0,0"), becomes=(), **faults):
         """Begins a world; a new request is there at the third look."""
-        self.world.write_text(json.dumps({
-            "state": state, "becomes": list(becomes), "then": ["PROVISIONING", "ACTIVE"],
-            "begun": state == "ACTIVE", "runs": list(runs), "faults": faults, "counts": {},
-        }))  # fmt: skip
+        self.world.write_text(
+            json.dumps(
+                {
+                    "state": state,
+                    "becomes": list(becomes),
+                    "then": ["PROVISIONING", "ACTIVE"],
+                    "begun": state == "ACTIVE",
+                    "runs": list(runs),
+                    "faults": faults,
+                    "counts": {},
+                }
+            )
+        )
 
     def environment(self):
         return {
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "TMPDIR": str(self.folder),
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+            "TMPDIR": str(self.folder),
             "FALSE_GCLOUD": str(self.world),
-        }  # fmt: skip
+        }
 
     def resume(self, *options):
         """Watches to the end; returns the code, what was said, the state and what was done."""
@@ -305,15 +323,37 @@ def test_a_slice_that_is_there_although_the_service_says_no_stays(gcloud, fault)
 
 
 NO_ANSWER = [
-    "auth", "no account", "unauthenticated", "permission", "project", "location", "no project",
-    "no zone", "no such account", "certificate", "other", "quota", "network", "connection",
-    "unavailable", "internal", "502", "half a word", "nothing", "a word too many",
-    "a state and an error", "killed",
-]  # fmt: skip
+    "auth",
+    "no account",
+    "unauthenticated",
+    "permission",
+    "project",
+    "location",
+    "no project",
+    "no zone",
+    "no such account",
+    "certificate",
+    "other",
+    "quota",
+    "network",
+    "connection",
+    "unavailable",
+    "internal",
+    "502",
+    "half a word",
+    "nothing",
+    "a word too many",
+    "a state and an error",
+    "killed",
+]
 HOSTS = [
-    "auth", "hosts away", "one of two hosts", "one not begun", "a code not written yet",
+    "auth",
+    "hosts away",
+    "one of two hosts",
+    "one not begun",
+    "a code not written yet",
     "hosts say nothing",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("fault", NO_ANSWER)
@@ -420,9 +460,10 @@ def test_a_signal_ends_the_watch_and_leaves_the_slice(gcloud, number):
     gcloud.has(describe=["hang"])
     process = subprocess.Popen(
         ["bash", SCRIPTS / "resume.sh", *PLACE, "--accelerator", "v4-8", *RUN],
-        env=gcloud.environment(), stderr=subprocess.PIPE,
+        env=gcloud.environment(),
+        stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     while "hang" in gcloud.world.read_text():
         time.sleep(0.02)
     process.send_signal(number)
@@ -469,9 +510,11 @@ def test_launch_lets_the_earlier_run_end_before_the_next_begins(tmp_path):
     stand_in.write_text('#!/bin/bash\nfor a; do [[ $a != --command=* ]] || bash -c "${a#*=}"; done')
     stand_in.chmod(0o755)
     environment = {
-        "HOME": str(tmp_path), "TMUX_TMPDIR": str(tmp_path), "SHELL": "/bin/bash",
+        "HOME": str(tmp_path),
+        "TMUX_TMPDIR": str(tmp_path),
+        "SHELL": "/bin/bash",
         "PATH": f"{stand_in.parent}:{os.environ['PATH']}",
-    }  # fmt: skip
+    }
 
     def says(line):
         deadline = time.monotonic() + 20
@@ -512,14 +555,21 @@ def test_local_stops_the_others_after_a_failure():
 )
 def test_local_passes_signals_on(number, code):
     process = subprocess.Popen(
-        ["bash", SCRIPTS / "local.sh", "--", "bash", "-c",
-         "trap 'echo got INT; exit 1' INT; trap 'echo got TERM; exit 1' TERM;"
-         "trap 'echo got HUP; exit 1' HUP; echo ready;"
-         "for i in {1..200}; do sleep 0.1; done"],
-        stdout=subprocess.PIPE, text=True,
+        [
+            "bash",
+            SCRIPTS / "local.sh",
+            "--",
+            "bash",
+            "-c",
+            "trap 'echo got INT; exit 1' INT; trap 'echo got TERM; exit 1' TERM;"
+            "trap 'echo got HUP; exit 1' HUP; echo ready;"
+            "for i in {1..200}; do sleep 0.1; done",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
         # Where the tests themselves run in the background, Ctrl-C is ignored, and would be here.
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     lines = [process.stdout.readline() for _ in range(2)]
     assert sorted(lines) == ["[1] ready\n", "ready\n"]
     process.send_signal(number)
@@ -539,8 +589,16 @@ def test_local_starts_jax_processes_that_meet(tmp_path):
         "print(jax.process_index(), jax.process_count(), jax.device_count())\n"
     )
     result = run(
-        "local", "--processes", "2", "--devices", "3", "--port", str(port), "--",
-        sys.executable, str(program),
-    )  # fmt: skip
+        "local",
+        "--processes",
+        "2",
+        "--devices",
+        "3",
+        "--port",
+        str(port),
+        "--",
+        sys.executable,
+        str(program),
+    )
     assert result.returncode == 0, result.stderr
     assert sorted(result.stdout.split("\n")) == ["", "0 2 6", "[1] 1 2 6"], result.stdout

@@ -47,9 +47,12 @@ def checkpoint(tmp_path_factory):
 
 
 SMALL = [
-    "evaluate.lengths=1", "evaluate.num_windows=2", "evaluate.scored_tokens=4",
-    "evaluate.training_windows=2", "model.attention=reference",
-]  # fmt: skip
+    "evaluate.lengths=1",
+    "evaluate.num_windows=2",
+    "evaluate.scored_tokens=4",
+    "evaluate.training_windows=2",
+    "model.attention=reference",
+]
 
 
 @pytest.fixture(scope="module")

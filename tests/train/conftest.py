@@ -33,16 +33,26 @@ class Runs:
             "name": "fope",
             "seed": 1,
             "model": {
-                "vocab_size": 300, "d_model": 16, "num_layers": 1, "num_heads": 2, "mlp_dim": 16,
+                "vocab_size": 300,
+                "d_model": 16,
+                "num_layers": 1,
+                "num_heads": 2,
+                "mlp_dim": 16,
                 "attention": "reference",
             },
             "position": {"method": method} if isinstance(method, str) else method,
             "data": data or self.data,
             "train": {
-                "steps": 12, "batch_size": 2, "length": 16, "learning_rate": 1e-2,
-                "warmup_steps": 2, "log_every": 3, "save_every": 4,
-            } | train_changes,
-        }  # fmt: skip
+                "steps": 12,
+                "batch_size": 2,
+                "length": 16,
+                "learning_rate": 1e-2,
+                "warmup_steps": 2,
+                "log_every": 3,
+                "save_every": 4,
+            }
+            | train_changes,
+        }
 
     def experiment(self, data=None, **changes):
         return build_experiment(self.values(data, **changes))

@@ -67,11 +67,14 @@ perplexity.score_windows = scored
 def config(runs, tmp_path):
     values = runs.values(steps=40, save_every=20, log_every=1) | {
         "evaluate": {
-            "lengths": (1,), "num_windows": 200, "position_windows": 0, "passkey_trials": 0,
+            "lengths": (1,),
+            "num_windows": 200,
+            "position_windows": 0,
+            "passkey_trials": 0,
             "batch_tokens": 16,
         },
         "mesh": {"data": 2},
-    }  # fmt: skip
+    }
     path = tmp_path / "config.py"
     path.write_text(
         "from ml_collections import ConfigDict\n"
@@ -85,17 +88,24 @@ def start(*arguments, harm=""):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "FOPE_COORDINATOR": f"127.0.0.1:{port}", "FOPE_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
+        "JAX_PLATFORMS": "cpu",
+        "FOPE_COORDINATOR": f"127.0.0.1:{port}",
+        "FOPE_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(ROOT),
+    }
     return [
         subprocess.Popen(
             [sys.executable, "-c", HARMED.format(harm=harm), *map(str, arguments)],
-            env=environment | {"FOPE_PROCESS_ID": str(i)}, cwd=ROOT, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            env=environment | {"FOPE_PROCESS_ID": str(i)},
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
         )
         for i in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def ends(processes, seconds=60):

@@ -12,9 +12,13 @@ from fope_jax.main import main
 from fope_jax.train.loop import train
 
 EVALUATE = {
-    "lengths": (1, 2), "num_windows": 3, "training_windows": 3, "position_windows": 0,
-    "passkey_trials": 0, "batch_tokens": 64,
-}  # fmt: skip
+    "lengths": (1, 2),
+    "num_windows": 3,
+    "training_windows": 3,
+    "position_windows": 0,
+    "passkey_trials": 0,
+    "batch_tokens": 64,
+}
 
 
 def experiment(runs, **train_changes):
@@ -31,10 +35,19 @@ def parent(runs, tmp_path_factory):
 
 def extension(parent, workdir):
     return [
-        "extend", "--from", str(parent), "--method", "yarn", "--length", "32", "--workdir",
-        str(workdir), "--config.train.steps=5", "--config.train.save_every=2",
+        "extend",
+        "--from",
+        str(parent),
+        "--method",
+        "yarn",
+        "--length",
+        "32",
+        "--workdir",
+        str(workdir),
+        "--config.train.steps=5",
+        "--config.train.save_every=2",
         "--config.train.evaluate_every=3",
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -103,8 +103,13 @@ def test_skipped_steps_are_counted_and_use_up_no_learning_rate(runs, tmp_path, m
         train(runs.experiment(on_bad_step="skip", max_skipped=3), tmp_path)
     rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
     assert [(row["step"], row["skipped"]) for row in rows] == [
-        (3, 0), (4, 1), (6, 1), (8, 0), (9, 1), (12, 0),
-    ]  # fmt: skip
+        (3, 0),
+        (4, 1),
+        (6, 1),
+        (8, 0),
+        (9, 1),
+        (12, 0),
+    ]
     assert np.isnan(rows[1]["loss"]) and rows[1]["tokens"] == 0
     assert all(np.isfinite(row["loss"]) for row in rows if row["step"] not in (4, 9))
     expected = [made - 1 for made in (3, 4, 4, 6, 7, 9)]  # updates before the newest step

@@ -56,9 +56,14 @@ class OneBias(PositionEmbedding):
 def experiment(case: dict[str, Any]) -> Experiment:
     # Heads that share keys, blocks that do not divide a device's share of the tokens.
     model = {
-        "vocab_size": VOCAB, "d_model": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2,
-        "mlp_dim": 96, "attention_block": 24,
-    } | case.get("model", {})  # fmt: skip
+        "vocab_size": VOCAB,
+        "d_model": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "mlp_dim": 96,
+        "attention_block": 24,
+    } | case.get("model", {})
     train = {"steps": 100, "batch_size": BATCH, "length": LENGTH, "warmup_steps": 2}
     train |= {"learning_rate": 3e-3, "accumulate": case.get("accumulate", 1)}
     return Experiment(

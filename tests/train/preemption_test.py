@@ -91,9 +91,13 @@ def measured(runs):
     """Evaluations after 0, 4, 8 and 12 steps, of which the last two come with a checkpoint."""
     values = runs.values(method="rope", evaluate_every=4, save_every=8)
     evaluate = {
-        "lengths": (1, 2), "num_windows": 3, "training_windows": 3, "position_windows": 0,
-        "passkey_trials": 0, "batch_tokens": 64,
-    }  # fmt: skip
+        "lengths": (1, 2),
+        "num_windows": 3,
+        "training_windows": 3,
+        "position_windows": 0,
+        "passkey_trials": 0,
+        "batch_tokens": 64,
+    }
     return build_experiment(values | {"evaluate": evaluate})
 
 

@@ -52,8 +52,10 @@ def config(tmp_path_factory):
     (folder / "config.py").write_text(CONFIG.format(folder))
     done = subprocess.run(
         [*FOPE, "data", "build", "--config", folder / "config.py"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return folder / "config.py"
 
@@ -64,8 +66,12 @@ def launch(processes, devices, arguments):
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(
         [str(part) for part in [*command, "--", *arguments]],
-        capture_output=True, text=True, check=False, env=environment, timeout=500,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -209,17 +215,21 @@ def start_apart(lines, environments=({}, {})):
     with socket.create_server(("127.0.0.1", 0)) as server:
         coordinator = f"127.0.0.1:{server.getsockname()[1]}"
     shared = {
-        "FOPE_COORDINATOR": coordinator, "FOPE_NUM_PROCESSES": "2", "JAX_PLATFORMS": "cpu",
+        "FOPE_COORDINATOR": coordinator,
+        "FOPE_NUM_PROCESSES": "2",
+        "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }  # fmt: skip
+    }
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", PATIENCE, *map(str, line)], text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, "-c", PATIENCE, *map(str, line)],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=os.environ | shared | {"FOPE_PROCESS_ID": str(process)} | own,
         )
         for process, (line, own) in enumerate(zip(lines, environments, strict=True))
-    ]  # fmt: skip
+    ]
     try:
         return [(process.communicate(timeout=120)[0], process.returncode) for process in both]
     finally:
@@ -232,7 +242,9 @@ APART = {
     "a value": (["--config.train.length=32"], {}, "train.length = 64 in process 0"),
     "no token cache": (["--config.data.cache_dir=nowhere"], {}, "there is no token cache of"),
     "devices": (
-        [], {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, 'devices = "2 of 3, cpu',
+        [],
+        {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
+        'devices = "2 of 3, cpu',
     ),
     "a seed": (["--config.seed=2"], {}, "seed = 1 in process 0"),
     "how often it saves": (["--config.train.save_every=5"], {}, "train.save_every = 10 in process"),
@@ -240,7 +252,7 @@ APART = {
     "precision": ([], {"JAX_ENABLE_X64": "1"}, "jax_enable_x64 = false in process 0"),
     "a value that is none": (["--config.train.stpes=1"], {}, "config.train.stpes is unknown"),
     "no configuration": (["--config", "nowhere.py"], {}, "'nowhere.py' does not exist"),
-}  # fmt: skip
+}
 FAST = ("a value",)
 
 

@@ -18,17 +18,25 @@ from tests.train.mesh_runs import experiment
 @pytest.mark.parametrize(
     ("mesh", "train", "devices", "message"),
     [
-        ({"fsdp": 16}, {}, 16,
-         "train.batch_size / train.accumulate = 8: expected a multiple of "
-         "mesh.data * mesh.fsdp = 16"),
+        (
+            {"fsdp": 16},
+            {},
+            16,
+            "train.batch_size / train.accumulate = 8: expected a multiple of "
+            "mesh.data * mesh.fsdp = 16",
+        ),
         ({"fsdp": 4}, {"accumulate": 4}, 4, "train.batch_size / train.accumulate = 2"),
         ({"fsdp": 1, "context": 3}, {}, 3, "train.length = 64: expected a multiple of mesh"),
-        ({"fsdp": 1, "tensor": 8}, {}, 8,
-         "model.num_heads = 4: expected a multiple of mesh.tensor = 8"),
+        (
+            {"fsdp": 1, "tensor": 8},
+            {},
+            8,
+            "model.num_heads = 4: expected a multiple of mesh.tensor = 8",
+        ),
         ({"fsdp": 1, "tensor": 4}, {}, 4, "model.num_kv_heads = 2: expected a multiple of"),
         ({"fsdp": 1, "context": 2}, {}, 1, "needs 2 devices, there are 1"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_divide_is_named(mesh, train, devices, message):
     setup = experiment({"method": "rope", "mesh": mesh})
     setup = dataclasses.replace(setup, train=dataclasses.replace(setup.train, **train))

@@ -16,9 +16,13 @@ from fope_jax.train.step import TrainState, all_finite, batch_sums, gradient_sum
 from fope_jax.typing import Batch
 
 SHAPE = {
-    "vocab_size": 61, "d_model": 32, "num_layers": 2, "num_heads": 4, "mlp_dim": 48,
+    "vocab_size": 61,
+    "d_model": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "mlp_dim": 48,
     "attention": "reference",
-}  # fmt: skip
+}
 B, T = 8, 24
 CONFIG = TrainConfig(
     steps=50, batch_size=B, length=T, learning_rate=3e-3, warmup_steps=2, weight_decay=0.5
@@ -36,9 +40,12 @@ def make_batch(seed=0) -> Batch:
         weights[row, row * 2 + 4 :] = 0.0
         segments[row, 22:] = 0
     return Batch(
-        ids[:, :-1], ids[:, 1:], np.broadcast_to(positions, (B, T)).astype(np.int32),
-        segments.astype(np.int32), weights,
-    )  # fmt: skip
+        ids[:, :-1],
+        ids[:, 1:],
+        np.broadcast_to(positions, (B, T)).astype(np.int32),
+        segments.astype(np.int32),
+        weights,
+    )
 
 
 def make_model():
@@ -192,8 +199,9 @@ def test_updates_of_bfloat16_parameters_are_made_in_float32_and_rounded(optimize
     graphdef, params, constants = low_model()
     state = TrainState(params, optimizer.init(params))
     assert {x.dtype for x in jax.tree.leaves(state.optimizer)} == {
-        jnp.dtype("float32"), jnp.dtype("int32"),
-    }  # fmt: skip
+        jnp.dtype("float32"),
+        jnp.dtype("int32"),
+    }
     sums = jax.jit(gradient_sums, static_argnums=(0, 4))
     moments = [jax.tree.map(lambda x: np.zeros(x.shape), params) for _ in range(2)]
     for step in range(3):

@@ -49,8 +49,9 @@ def test_a_window_has_exactly_the_tokens_asked_for(task):
 
 
 def test_the_same_is_asked_at_every_length_and_depth(task):
-    trials = [task.trial(rng(5), context, depth, "test") for context in (600, 900)
-              for depth in DEPTHS]  # fmt: skip
+    trials = [
+        task.trial(rng(5), context, depth, "test") for context in (600, 900) for depth in DEPTHS
+    ]
     asked = {tuple(trial.tokens[-trial.answer :]) for trial in trials}
     if not isinstance(task, Copy):  # what is asked of a copy is another part of the source
         assert len(asked) == 1

@@ -42,12 +42,14 @@ from fope_jax.extras import require
 from fope_jax.model.backends import FUSED
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
-from fope_jax.processes.collectives import all_asked_to_stop, is_first, wait_for_all
-from fope_jax.processes.initialize import in_all_processes
-from fope_jax.processes.signals import Stopped, has_joined
+from fope_jax.processes.agreement import fail_together
+from fope_jax.processes.collectives import is_main_process, wait_for_processes
+from fope_jax.processes.ending import reached_preemption
+from fope_jax.processes.signals import Stopped, is_distributed
 from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.storage.files import as_path, read_json
-from fope_jax.storage.lock import writing
+from fope_jax.storage.files import read_json
+from fope_jax.storage.lock import lock_run
+from fope_jax.storage.paths import as_path
 
 logger = logging.getLogger(__name__)
 
@@ -324,9 +326,9 @@ def _alone(function: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
     @functools.wraps(function)
     def alone(workdir: str | Path, *arguments: Any, **named: Any) -> list[Row]:
         workdir = as_path(workdir)
-        with in_all_processes():
+        with fail_together():
             read_experiment(workdir)  # or the lock would make a directory of a name that is wrong
-        with writing(workdir, "evaluate"):
+        with lock_run(workdir, "evaluate"):
             return function(workdir, *arguments, **named)
 
     return alone
@@ -375,9 +377,9 @@ def evaluate(
     """
     workdir = as_path(workdir)
     progress = _checking(progress or _bars)
-    if not is_first():
+    if not is_main_process():
         say = _nothing
-    with in_all_processes():
+    with fail_together():
         experiment = _with_overrides(read_experiment(workdir), overrides)
     if not any("evaluate.add_bos_token=" in override for override in overrides):
         warn_where_bos_is_unknown(workdir)
@@ -392,7 +394,7 @@ def evaluate(
     store = CheckpointStore(workdir / "checkpoints")
     try:
         step = find_step(workdir, store, step)
-        with in_all_processes():
+        with fail_together():
             planned = plan(experiment, store.metadata(step)["data"], protocols)
     finally:
         store.close()
@@ -415,7 +417,7 @@ def evaluate(
         for protocol in missing:
             reader = answerer if protocol.answers else scorer
             _run_one(protocol, reader, experiment, step, path, progress, say)
-        wait_for_all("evaluated")
+        wait_for_processes("evaluated")
     return [row for row in read_rows(path) if any(p.owns(row, step) for p in planned)]
 
 
@@ -472,7 +474,7 @@ def _run_one(
             message += f"; documents too short for them: {len(windows.too_short)}"
     rows = [{"kind": protocol.kind, **protocol.row_fields, **ids, **row} for row in scored]
     check_rows(rows, f"{path.parent}, step {step}: {protocol.label}", experiment.model.dtype)
-    if is_first():
+    if is_main_process():
         replace_rows(path, lambda row: protocol.owns(row, step), [*rows, stated])
     _write_time(path, f"evaluate {protocol.label}", step, seconds)
     say(message)
@@ -487,7 +489,7 @@ def _is_done(protocol: Protocol, rows: Iterable[Row], step: int) -> bool:
 
 
 def _write_time(path: Path, phase: str, step: int, seconds: float) -> None:
-    if not is_first():
+    if not is_main_process():
         return
     row = {"kind": "time", "phase": phase, "step": step, "seconds": round(seconds, 3)}
     replace_rows(
@@ -505,8 +507,8 @@ def _checking(progress: Progress) -> Progress:
 
     def checking(batches: Iterable[int], **named: Any) -> Iterable[int]:
         for batch in progress(batches, **named):
-            if has_joined() and all_asked_to_stop():
-                raise Stopped(signal.SIGTERM, in_all_processes=True)
+            if is_distributed() and reached_preemption():
+                raise Stopped(signal.SIGTERM, is_in_all_processes=True)
             yield batch
 
     return checking
@@ -514,7 +516,7 @@ def _checking(progress: Progress) -> Progress:
 
 def _bars(batches: Iterable[int], desc: str) -> Iterable[int]:
     tqdm = require("tqdm", "train").tqdm
-    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=not is_first())
+    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=not is_main_process())
 
 
 def _nothing(_: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 
 from fope_jax.config import ConfigError, Experiment
-from fope_jax.evaluate.identity import check_fingerprint, position_identity
-from fope_jax.evaluate.run import find_step, read_experiment
+from fope_jax.evaluate.fingerprint import check_fingerprint, checkpoint_fingerprint
+from fope_jax.evaluate.restore import find_step, read_experiment
 from fope_jax.interop.families import LENGTH
 from fope_jax.interop.runs import TOKENIZER, check_tokens_fit, imported_experiment, tokens_fit
 from fope_jax.interop.weights import describe, import_weights
@@ -131,7 +131,7 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
             raise ConfigError(f"{WEIGHTS}{directory} holds no optimizer to keep; take reset")
         imported = import_weights(directory)
         position, shape = imported.position, imported.config.shape
-        _, identity = position_identity(position, shape, imported.constants)
+        _, identity = checkpoint_fingerprint(position, shape, imported.constants)
         items = {
             "params": _placed(imported.params, plan.state.params),
             "constants": _placed(imported.constants, plan.constants),

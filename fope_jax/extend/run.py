@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 
 from fope_jax.config import ConfigError, Experiment, split_override
 from fope_jax.data.cache import CacheError, TokenCache, open_cache
-from fope_jax.evaluate.alike import check_alike
-from fope_jax.evaluate.identity import position_identity
+from fope_jax.evaluate.agreement import check_processes_agree
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
+from fope_jax.evaluate.protocols import plan_protocols
 from fope_jax.evaluate.run import evaluate
-from fope_jax.evaluate.run import plan as protocols
 from fope_jax.extend.arrays import carry_state
 from fope_jax.extend.child import child_experiment
 from fope_jax.extend.coefficients import Transplant, carry_variables
@@ -122,8 +122,8 @@ def extend(
         if not begun:  # before anything is written
             fingerprint = _open_cache(child, workdir, parent).fingerprint
             if evaluates:
-                protocols(child, fingerprint)
-    check_alike(child, request | {"--accept-position": accept_position})
+                plan_protocols(child, fingerprint)
+    check_processes_agree(child, request | {"--accept-position": accept_position})
     with writing(workdir, "extend"):
         store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
         try:
@@ -167,7 +167,7 @@ def _begin(
     moved = _move(before, trained, child, request["match"])
     state, constants = carry_state(arrays, moved, plan, request["optimizer"])
 
-    fingerprint, identity = position_identity(child.position, child.model.shape, constants)
+    fingerprint, identity = checkpoint_fingerprint(child.position, child.model.shape, constants)
     identity["data"] = cache.fingerprint
     head_dim = child.model.shape.head_dim
     frequencies = frequency_changes(before.position, child.position, head_dim)

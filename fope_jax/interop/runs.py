@@ -24,8 +24,8 @@ from fope_jax.config import (
 from fope_jax.data import DataConfig
 from fope_jax.data.bos import StatedBos, read_bos
 from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
-from fope_jax.evaluate.identity import position_identity
-from fope_jax.evaluate.run import load_run
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
+from fope_jax.evaluate.restore import load_run
 from fope_jax.extras import require
 from fope_jax.interop.families import LENGTH, Described
 from fope_jax.interop.weights import (
@@ -90,7 +90,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     check_workdir(workdir, experiment)  # before the weights are read, which may take minutes
     imported = import_weights(source)
     shape = imported.config.shape
-    position, identity = position_identity(imported.position, shape, imported.constants)
+    position, identity = checkpoint_fingerprint(imported.position, shape, imported.constants)
     items = {"params": imported.params, "constants": imported.constants}
     arrays = jax.tree.leaves(items)
     check_space(workdir, sum(x.size * x.dtype.itemsize for x in arrays), "a checkpoint")

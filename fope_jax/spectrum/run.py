@@ -12,9 +12,14 @@ from flax import nnx
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.bos import find_bos
 from fope_jax.data.cache import open_cache
-from fope_jax.evaluate.finite import NonFiniteError, check_weights
 from fope_jax.evaluate.metrics import METRICS, Row, replace_rows
-from fope_jax.evaluate.run import load_run, read_experiment, warn_where_bos_is_unknown
+from fope_jax.evaluate.restore import (
+    NonFiniteError,
+    check_weights,
+    load_run,
+    read_experiment,
+    warn_where_bos_is_unknown,
+)
 from fope_jax.evaluate.windows import place_windows
 from fope_jax.model.finite import describe_non_finite, non_finite_arrays
 from fope_jax.model.transformer import Transformer

@@ -18,10 +18,10 @@ from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.config import Packing
 from fope_jax.data.lessons import AnyLoader, stage_loaders
-from fope_jax.evaluate.alike import check_alike
-from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
-from fope_jax.evaluate.identity import check_fingerprint, position_identity
+from fope_jax.evaluate.agreement import check_processes_agree
+from fope_jax.evaluate.fingerprint import check_fingerprint, checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
+from fope_jax.evaluate.validation import VALIDATION, ValidationFn, format_losses, make_validation_fn
 from fope_jax.model.sharding import batch_sharding, place
 from fope_jax.processes.collectives import from_first, is_first
 from fope_jax.processes.initialize import in_all_processes
@@ -83,7 +83,7 @@ def train(
     """
     workdir = as_path(workdir)
     splits = ("train", *(experiment.evaluate.splits if experiment.train.evaluate_every else ()))
-    check_alike(experiment, {"--accept-position": accept_position}, splits)
+    check_processes_agree(experiment, {"--accept-position": accept_position}, splits)
     with writing(workdir, "train") as lock:
         _train(experiment, workdir, accept_position, lock, TimeAccount(seconds_before))
 
@@ -93,7 +93,7 @@ class _Data(NamedTuple):
 
     cache: TokenCache
     loaders: list[AnyLoader]
-    measure: Measure | None
+    measure: ValidationFn | None
 
 
 def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
@@ -111,7 +111,7 @@ def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
     )
     measure = None
     if config.evaluate_every is not None:
-        measure = during_training(experiment, cache.fingerprint, mesh)
+        measure = make_validation_fn(experiment, cache.fingerprint, mesh)
     return _Data(cache, loaders, measure)
 
 
@@ -198,7 +198,7 @@ def _train(
     if found is not None:
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
     shape = experiment.model.shape
-    position, identity = position_identity(experiment.position, shape, constants)
+    position, identity = checkpoint_fingerprint(experiment.position, shape, constants)
     identity |= {"data": cache.fingerprint, "window": config.length}
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     log.info("model: %s parameters, position %s", f"{parameters:,}", position.summary)
@@ -263,7 +263,7 @@ def _train(
                 if not step:  # there is no checkpoint that anything could go on from
                     raise
                 raise preempted(step, stop.number) from stop
-            log.info("step %d: validation loss (tokens of context) %s", step, told(rows))
+            log.info("step %d: validation loss (tokens of context) %s", step, format_losses(rows))
             if metrics_log:
                 for row in rows:
                     metrics_log.write(row)

@@ -293,7 +293,7 @@ def report(arguments: argparse.Namespace) -> None:
 
     require("matplotlib", "train")
     from fope_jax.report.length_buckets import bucket_tables, parse_edges
-    from fope_jax.report.lineage import lineage_lines
+    from fope_jax.report.lineage import lineage_sentences
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
     from fope_jax.report.tables import as_text, text_tables
@@ -303,7 +303,7 @@ def report(arguments: argparse.Namespace) -> None:
     runs = read_runs(arguments.runs)
     buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
     check_output(arguments.out, "the report")
-    for line in lineage_lines(runs):
+    for line in lineage_sentences(runs):
         print(line)
     print(text_tables(runs))
     for table in bucket_tables(runs, buckets) if buckets else ():

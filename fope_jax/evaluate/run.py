@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 from fope_jax.config import (
     ConfigError,
     Experiment,
+    apply_overrides,
     build_experiment,
     check_vocabulary,
     experiment_to_dict,
-    overridden,
     split_override,
 )
 from fope_jax.data.bos import Bos, find_bos
@@ -430,7 +430,7 @@ def _with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
             )
     if not overrides:
         return experiment
-    return build_experiment(overridden(ConfigDict(experiment_to_dict(experiment)), overrides))
+    return build_experiment(apply_overrides(ConfigDict(experiment_to_dict(experiment)), overrides))
 
 
 def _make_mesh(config: MeshConfig | None) -> Mesh | None:

@@ -16,9 +16,9 @@ from fope_jax.config import (
     EvaluateConfig,
     Experiment,
     TrainConfig,
+    apply_overrides,
     build_experiment,
     experiment_to_dict,
-    overridden,
     split_override,
 )
 from fope_jax.data import DataConfig
@@ -54,8 +54,8 @@ from fope_jax.train.workdir import (
     KEPT,
     check_workdir,
     open_workdir,
-    record_run,
-    run_and_step,
+    split_step,
+    write_run_info,
 )
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     }
     with writing(workdir, "import"):
         open_workdir(workdir, experiment)
-        record_run(workdir, facts, 0)
+        write_run_info(workdir, facts, 0)
         store = CheckpointStore(workdir / CHECKPOINTS)
         try:  # last: before it is there the workdir holds nothing
             store.save(0, items, identity | {"data": None})
@@ -143,7 +143,7 @@ def imported_experiment(
         train=TrainConfig(steps=1, batch_size=1, length=length, warmup_steps=0),
         evaluate=EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added),
     )
-    config = overridden(ConfigDict(experiment_to_dict(base)), overrides)
+    config = apply_overrides(ConfigDict(experiment_to_dict(base)), overrides)
     experiment = build_experiment(config)
     chosen = {name: getattr(experiment.model, name) for name in HOW}
     for name, old, new in (
@@ -241,7 +241,7 @@ def export_run(
     if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty: export into a new directory")
     check_output(directory, "the checkpoint")
-    workdir, named = run_and_step(run)
+    workdir, named = split_step(run)
     if named is not None and step is not None and step != named:
         raise ConfigError(f"--run {run} and --step {step}: leave one out")
     run, step = workdir, step if named is None else named

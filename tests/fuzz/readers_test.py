@@ -267,7 +267,7 @@ slices = st.builds(
 
 def override(_, text):
     config = configs.ConfigDict(EXPERIMENT | {"position": {"method": "rope", "theta": 1e4}})
-    return configs.overridden(config, [text])
+    return configs.apply_overrides(config, [text])
 
 
 FILES = {

@@ -93,7 +93,7 @@ def test_an_extension_that_is_refused_writes_nothing(rope, tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(loop, "record_run"), (loop, "MetricsLog"), (CheckpointStore, "save")],
+    [(loop, "write_run_info"), (loop, "MetricsWriter"), (CheckpointStore, "save")],
     ids=["config.json", "run.json", "the first save"],
 )
 def test_a_run_killed_before_its_first_checkpoint_gives_way(runs, tmp_path, module, function):
@@ -223,9 +223,9 @@ def test_what_is_no_run_is_not_written_over(rope, runs, weights, tmp_path):
 
 def test_the_sweeps_of_a_start_that_failed_go_on(runs, tmp_path):
     from fope_jax.sweep import queue
-    from fope_jax.sweep.spec import Planned, Train
+    from fope_jax.sweep.runs import PlannedRun, Train
 
-    run = Planned(Train("a", "x.py"), runs.experiment(steps=2))
+    run = PlannedRun(Train("a", "x.py"), runs.experiment(steps=2))
     open_workdir(tmp_path / "a", runs.experiment(steps=3))
     assert not queue._is_done(run, tmp_path)
 

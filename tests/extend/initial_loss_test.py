@@ -5,7 +5,7 @@ import pytest
 
 from fope_jax.data.cache import open_cache
 from fope_jax.extend import start as start_module
-from fope_jax.extend.start import stream_loss
+from fope_jax.extend.initial_loss import stream_loss
 from fope_jax.model.losses import LossSums
 from fope_jax.train.state import plan_state
 

@@ -19,7 +19,7 @@ from fope_jax.model.sharding import place
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import read_json, resolved
 from fope_jax.train.state import StatePlan, restore_arrays
-from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, run_and_step
+from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, split_step
 
 WEIGHTS = "hf:"  # what stands before a directory of Hugging Face
 
@@ -85,7 +85,7 @@ def open_parent(
 
 
 def _open_run(source: str | Path, step: int | None, accept_position: str | None) -> Parent:
-    run, named = run_and_step(source)
+    run, named = split_step(source)
     step = step if named is None else named
     experiment = read_experiment(run)
     if step is None:

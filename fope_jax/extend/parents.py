@@ -15,7 +15,7 @@ from fope_jax.evaluate.run import find_step, read_experiment
 from fope_jax.interop.families import LENGTH
 from fope_jax.interop.runs import TOKENIZER, check_tokens_fit, imported_experiment, tokens_fit
 from fope_jax.interop.weights import describe, import_weights
-from fope_jax.model.sharding import place
+from fope_jax.model.sharding import device_put_sharded
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import read_json, resolved
 from fope_jax.train.state import StatePlan, restore_arrays
@@ -143,4 +143,4 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
 
 
 def _placed(arrays: Any, wanted: Any) -> Any:
-    return jax.tree.map(lambda x, leaf: place(x, leaf.sharding), arrays, wanted)
+    return jax.tree.map(lambda x, leaf: device_put_sharded(x, leaf.sharding), arrays, wanted)

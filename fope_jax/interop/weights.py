@@ -25,7 +25,7 @@ from fope_jax.interop.serving import (
     fope_coefficients_from_serving,
     fope_coefficients_to_serving,
 )
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import (
     Fingerprint,
@@ -314,7 +314,7 @@ class _Files:
         """One tensor, in the dtype it is stored in."""
         stored = self._same.get(name, name)
         tensor = self._of(self._files[name]).get_tensor(stored)
-        self.non_finite |= non_finite_arrays({stored: tensor})
+        self.non_finite |= count_non_finite({stored: tensor})
         return tensor
 
 
@@ -505,7 +505,7 @@ def _check_finite(tensors: Iterator[tuple[str, np.ndarray]], dtype: str | None) 
     """Raises ValueError with the tensors that are not finite, or not in ``dtype``."""
     counts: dict[str, int] = {}
     for name, tensor in tensors:
-        counts |= non_finite_arrays({name: tensor})
+        counts |= count_non_finite({name: tensor})
     if not counts:
         return
     listed = describe_non_finite(counts)

@@ -1,8 +1,8 @@
 """Which axis of which array lies along which axis of the device mesh, in one table.
 
 Arrays are described by logical axes ("batch", "embed", "heads"), and ``AXIS_RULES`` says over which
-mesh axes each is cut. The mesh is the one set with ``jax.set_mesh``; without one, or with one device,
-every function here leaves its arrays as they are, so the same model runs in a notebook.
+mesh axes each is cut. The mesh is the one set with ``jax.set_mesh``; without one, or with one
+device, every function here leaves its arrays as they are, so the same model runs in a notebook.
 
   data     copies of the model, each with rows of the batch of its own
   fsdp     rows of the batch too, and the parameters are cut up and gathered layer by layer

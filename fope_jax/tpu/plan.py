@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 class PlanError(RuntimeError):
-    """A compilation that ended without an compile_cached; the message has its last lines."""
+    """A compilation that ended without an answer; the message has its last lines."""
 
 
 class Case(NamedTuple):
@@ -137,11 +137,11 @@ def plan(
     advise: bool = True,
     done: Callable[[Case, Row], None] = lambda *_: None,
 ) -> list[Row]:
-    """Compiles every case that the cache has no compile_cached for, several at once.
+    """Compiles every case that the cache has no answer for, several at once.
 
     Args:
       cases: from ``make_cases``.
-      cache: directory of one JSON file an compile_cached; None keeps none.
+      cache: directory of one JSON file a program; None keeps none.
       jobs: compilations at once; None takes what cores and memory allow.
       advise: compiles what does not fit again with other knobs, and says which would fit.
       done: called with each case and its row, as they come.

@@ -83,7 +83,7 @@ def compare_methods(rows: Sequence[Row], method: str = "fope", base: str = "rope
             continue
         more = {key: row[key] / other[key] - 1 for key in ("flops", "hbm_bytes", "needed_bytes")}
         lines.append(
-            f"{topology} {size} T = {length:,}: {method} compare_methods {base} "
+            f"{topology} {size} T = {length:,}: {method} beside {base} "
             f"{more['flops']:+.2%} flops, {more['hbm_bytes']:+.2%} bytes of HBM, "
             f"{more['needed_bytes']:+.2%} memory"
         )

@@ -119,7 +119,7 @@ def test_the_cheapest_change_that_fits_is_found_and_answers_are_kept(
     assert "DOES NOT FIT, 4.0 too much. model.remat=full fits" in table.to_markdown([row])
     (again,) = plan(cases, cache=tmp_path, jobs=1)
     assert len(asked) == 3 and again["cached"]
-    # Another program is another compile_cached.
+    # Another program is compiled anew.
     longer = dataclasses.replace(experiment.train, b1=0.8)
     other = cases[0]._replace(experiment=dataclasses.replace(experiment, train=longer))
     plan([other], cache=tmp_path, jobs=1, advise=False)
@@ -151,7 +151,7 @@ def test_tables_say_how_much_more_fope_takes(tmp_path):
     fope = rope | {"method": "fope", "flops": 2.244e12}
     bad = names | {"method": "alibi", "error": "heads", "versions": {"jax": "1"}}
     text = table.to_markdown([rope, fope, bad])
-    assert "fope compare_methods rope +2.00% flops, +0.00% bytes of HBM" in text
+    assert "fope beside rope +2.00% flops, +0.00% bytes of HBM" in text
     assert "| 13.00 | 2.20 | 91% | 4.0 | 1.50 | 11.0 | 5.0 | 7.5 | compute | 91% | 60 |" in text
     assert "not possible: heads" in text
     table.write_page([rope, fope, bad], tmp_path / "plan.html")

@@ -237,12 +237,12 @@ def plan(arguments: argparse.Namespace) -> None:
         check_output(arguments.out, "the plan")
     cache = None if arguments.no_cache else user_cache()
     rows = plan.plan(cases, cache=cache, jobs=arguments.jobs, done=done)
-    print(table.markdown(rows))
+    print(table.to_markdown(rows))
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (arguments.out / "plan.jsonl").write_text(lines)
-        (arguments.out / "plan.md").write_text(table.markdown(rows) + "\n")
+        (arguments.out / "plan.md").write_text(table.to_markdown(rows) + "\n")
         table.write_page(rows, arguments.out / "plan.html")
 
 

@@ -39,7 +39,7 @@ from fope_jax.evaluate.protocol import Protocol
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.text import TEXT_PROTOCOLS, text_protocol
 from fope_jax.extras import require
-from fope_jax.model.backends import FUSED
+from fope_jax.model.backends import FUSED_BACKENDS
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.processes.collectives import all_asked_to_stop, is_first, wait_for_all
@@ -197,7 +197,7 @@ def evaluation_graphdef(experiment: Experiment) -> nnx.GraphDef:
 
 def _described(experiment: Experiment) -> tuple[nnx.GraphDef, Any, Any]:
     config = experiment.model
-    if config.attention in FUSED:  # the platform and lengths of training
+    if config.attention in FUSED_BACKENDS:  # the platform and lengths of training
         config = dataclasses.replace(config, attention="auto")
     return split(nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0))))
 

@@ -29,7 +29,7 @@ from fope_jax.extend.initial_loss import WARN_ABOVE, compare_initial_losses
 from fope_jax.extend.lineage import check_request, data_changes, read_lineage
 from fope_jax.extend.methods import frequency_changes
 from fope_jax.extend.parent import WEIGHTS, Parent, open_parent
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import HOW, position_variables
 from fope_jax.position import PositionVariables
 from fope_jax.processes.collectives import is_first, on_host
@@ -157,7 +157,7 @@ def _begin(
         cache, plan = _open_cache(child, workdir, parent), plan_state(child)
         check_disk_space(workdir, plan, child.train)
     arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
-    if counts := non_finite_arrays({name: arrays[name] for name in ("params", "constants")}):
+    if counts := count_non_finite({name: arrays[name] for name in ("params", "constants")}):
         raise CheckpointError(
             f"{parent.source}, step {parent.step}: weights that are not finite, from which no run "
             f"can go on: {describe_non_finite(counts)}"

@@ -27,11 +27,11 @@ from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePiece
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
 from fope_jax.extras import require
-from fope_jax.interop.families import LENGTH, Described
+from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig
 from fope_jax.interop.weights import (
-    Imported,
-    describe,
+    ImportedModel,
     export_weights,
+    import_config,
     import_weights,
     position_fingerprint,
 )
@@ -85,8 +85,8 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       OSError: a file is missing, or the workdir cannot be written.
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
-    experiment = imported_experiment(source, describe(source), overrides)
-    check_tokens_fit(experiment)
+    experiment = imported_experiment(source, import_config(source), overrides)
+    check_tokenizer(experiment)
     check_workdir(workdir, experiment)  # before the weights are read, which may take minutes
     imported = import_weights(source)
     shape = imported.config.shape
@@ -115,7 +115,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
 
 
 def imported_experiment(
-    source: Path, imported: Imported | Described, overrides: Iterable[str] = ()
+    source: Path, imported: ImportedModel | ImportedConfig, overrides: Iterable[str] = ()
 ) -> Experiment:
     """The experiment that a checkpoint of Hugging Face in ``source`` stands for, of no update.
 
@@ -131,7 +131,7 @@ def imported_experiment(
             f" --config.data.tokenizer=PATH/{TOKENIZER}"
         )
     data = DataConfig(tokenizer=str(tokenizer)) if tokenizer.is_file() else DataConfig()
-    length = imported.kept[LENGTH]
+    length = imported.kept[MAX_POSITIONS]
     bos = read_bos(Path(stated.get("data.tokenizer", tokenizer)))
     base = Experiment(
         name=source.resolve().name,
@@ -167,7 +167,7 @@ def _log_bos(settings: EvaluateConfig, stated: StatedBos) -> None:
     log.info("BOS token: %s (%s)", does, source)
 
 
-def tokens_fit(imported: Experiment) -> bool:
+def is_tokenizer_compatible(imported: Experiment) -> bool:
     """Whether the embedding has a row for each token; more rows are padding, and fine.
 
     A file that is no tokenizer is named where text is read; weights can do without.
@@ -176,7 +176,7 @@ def tokens_fit(imported: Experiment) -> bool:
     return size is None or size <= imported.model.vocab_size
 
 
-def check_tokens_fit(imported: Experiment) -> None:
+def check_tokenizer(imported: Experiment) -> None:
     """Raises ConfigError where the tokenizer has tokens that the imported embedding lacks.
 
     So it does where there is plainly none to compare: no such file, or a Git LFS pointer.
@@ -187,7 +187,7 @@ def check_tokens_fit(imported: Experiment) -> None:
         if found or not path.is_file():
             what = f"it is {found.what}; {found.advice}" if found else "there is no such file"
             raise ConfigError(f"data.tokenizer = {str(path)!r}: {what}")
-    if not tokens_fit(imported):
+    if not is_tokenizer_compatible(imported):
         size = _vocabulary(imported.data)
         raise ConfigError(
             f"the tokenizer {imported.data.tokenizer} has {size:,} tokens, the embedding of "
@@ -263,7 +263,7 @@ def export_run(
             loaded.model.position,
             params,
             constants,
-            length=max(loaded.experiment.train.length, kept.get(LENGTH, 0)),
+            length=max(loaded.experiment.train.length, kept.get(MAX_POSITIONS, 0)),
             kept=kept or {"eos_token_id": eos},
             dtype=dtype,
         )

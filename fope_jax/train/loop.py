@@ -22,7 +22,7 @@ from fope_jax.evaluate.alike import check_alike
 from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
 from fope_jax.evaluate.identity import check_fingerprint, position_identity
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
-from fope_jax.model.sharding import batch_sharding, place
+from fope_jax.model.sharding import batch_sharding, device_put_sharded
 from fope_jax.processes.collectives import from_first, is_first
 from fope_jax.processes.initialize import in_all_processes
 from fope_jax.processes.signals import Stopped, signal_name
@@ -377,7 +377,7 @@ def _compile(
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """A host batch, cut up over the devices of all processes."""
-    return jax.tree.map(lambda x: place(x, batch_sharding(x, mesh)), batch)
+    return jax.tree.map(lambda x: device_put_sharded(x, batch_sharding(x, mesh)), batch)
 
 
 def share_positions(batch: Batch, packing: Packing) -> Batch:

@@ -18,8 +18,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment, Stage
-from fope_jax.model.backends import Choice, capability_of, choose_backend
-from fope_jax.model.sharding import batch_sharding, make_mesh, place, tree_shardings
+from fope_jax.model.backends import BackendChoice, choose_backend, gpu_compute_capability
+from fope_jax.model.sharding import batch_sharding, device_put_sharded, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import PositionVariables
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -47,7 +47,7 @@ class StatePlan(NamedTuple):
     state: TrainState
     constants: Any
     mesh: Mesh
-    attention: Choice
+    attention: BackendChoice
     guard: Guard | None
 
 
@@ -86,7 +86,7 @@ def experiment_at_stage(experiment: Experiment, stage: Stage) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **sizes))
 
 
-def _choose_attention(experiment: Experiment, mesh: Mesh) -> Choice:
+def _choose_attention(experiment: Experiment, mesh: Mesh) -> BackendChoice:
     position = experiment.position
     layers = range(position.period(experiment.model.num_layers))
     device = mesh.devices.flat[0]
@@ -98,14 +98,14 @@ def _choose_attention(experiment: Experiment, mesh: Mesh) -> Choice:
         head_dim=experiment.model.shape.head_dim,
         dtype=experiment.model.dtype,
         context=mesh.shape["context"],
-        compute_capability=capability_of(device),
+        compute_capability=gpu_compute_capability(device),
         derivatives=experiment.model.derivatives,
     )
 
 
 def check_mesh(experiment: Experiment, num_devices: int) -> None:
     """Raises ValueError where model or batch cannot be cut over the mesh, naming the field."""
-    sizes = experiment.mesh.sizes(num_devices)
+    sizes = experiment.mesh.axis_sizes(num_devices)
     config, train, shape = experiment.model, experiment.train, experiment.model.shape
     rows, tokens = ("data", "fsdp"), ("context",)
     check_multiples(
@@ -128,7 +128,7 @@ def check_multiples(
     """Raises ValueError where a number is not a multiple of the mesh axes it is cut over.
 
     Args:
-      mesh_sizes: from ``MeshConfig.sizes``.
+      mesh_sizes: from ``MeshConfig.axis_sizes``.
       numbers: a field's name to its number and its mesh axes.
 
     >>> check_multiples({"tensor": 4}, {"model.num_heads": (6, ("tensor",))})
@@ -198,12 +198,12 @@ def init_guard_state(values: Sequence[float] | None, plan: StatePlan) -> Any:
     if plan.guard is None:
         return ()
     state = plan.guard.state(values) if values else plan.guard.state()
-    return jax.tree.map(place, state, _shardings(plan.state.guard))
+    return jax.tree.map(device_put_sharded, state, _shardings(plan.state.guard))
 
 
 def shard_constants(constants: Any, plan: StatePlan) -> Any:
     """Position constants of the host over the devices of the plan."""
-    return jax.tree.map(place, constants, _shardings(plan.constants))
+    return jax.tree.map(device_put_sharded, constants, _shardings(plan.constants))
 
 
 def trace_step(experiment: Experiment, devices: Sequence[Any] | None = None) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fope_jax.evaluate.metrics import Row
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer, split
 
 _SHOWN = 3  # places named in a message; the count says how many there are
@@ -25,7 +25,7 @@ def check_weights(model: Transformer, where: str) -> None:
       where: the checkpoint, for people.
     """
     _, params, constants = split(model)
-    counts = non_finite_arrays(params) | non_finite_arrays(constants)
+    counts = count_non_finite(params) | count_non_finite(constants)
     if counts:
         raise NonFiniteError(
             f"{where}: weights that are not finite: {describe_non_finite(counts)}; no score of "

@@ -19,10 +19,10 @@ from ml_collections import ConfigDict
 from fope_jax.config import (
     ConfigError,
     Experiment,
+    apply_overrides,
     build_experiment,
     check_vocabulary,
     experiment_to_dict,
-    overridden,
     split_override,
 )
 from fope_jax.data.bos import Bos, find_bos
@@ -39,7 +39,7 @@ from fope_jax.evaluate.protocol import Protocol
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.evaluate.text import TEXT_PROTOCOLS, text_protocol
 from fope_jax.extras import require
-from fope_jax.model.backends import FUSED
+from fope_jax.model.backends import FUSED_BACKENDS
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.processes.collectives import all_asked_to_stop, is_first, wait_for_all
@@ -197,7 +197,7 @@ def evaluation_graphdef(experiment: Experiment) -> nnx.GraphDef:
 
 def _described(experiment: Experiment) -> tuple[nnx.GraphDef, Any, Any]:
     config = experiment.model
-    if config.attention in FUSED:  # the platform and lengths of training
+    if config.attention in FUSED_BACKENDS:  # the platform and lengths of training
         config = dataclasses.replace(config, attention="auto")
     return split(nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0))))
 
@@ -430,7 +430,7 @@ def _with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
             )
     if not overrides:
         return experiment
-    return build_experiment(overridden(ConfigDict(experiment_to_dict(experiment)), overrides))
+    return build_experiment(apply_overrides(ConfigDict(experiment_to_dict(experiment)), overrides))
 
 
 def _make_mesh(config: MeshConfig | None) -> Mesh | None:

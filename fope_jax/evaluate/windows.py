@@ -63,7 +63,7 @@ def _evenly_spaced(size: int, count: int) -> np.ndarray:
 
 
 def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: int) -> Windows:
-    """Places windows of up to ``longest`` tokens inside single documents.
+    """TokenIndex windows of up to ``longest`` tokens inside single documents.
 
     A document of ``n`` tokens is divided into slots of ``scored`` targets, beginning with the
     first target that has ``longest - scored`` tokens of the document before the slot's inputs;
@@ -109,7 +109,7 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
 def place_blocks(
     documents: np.ndarray, *, length: int, total: int, meeting: bool = False
 ) -> np.ndarray:
-    """Places blocks of the joined documents, whatever documents they hold.
+    """TokenIndex blocks of the joined documents, whatever documents they hold.
 
     The stream is cut at multiples of ``length`` from its beginning, and evenly spaced blocks are
     taken. The tail, from the last whole block with a token after it, is left.

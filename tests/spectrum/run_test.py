@@ -11,6 +11,7 @@ from fope_jax.evaluate.finite import NonFiniteError
 from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.model.transformer import Transformer, split
+from fope_jax.report.correlation import spectrum_points
 from fope_jax.report.rows import read_runs
 from fope_jax.spectrum import run as run_module
 from fope_jax.spectrum.run import measure_run

@@ -31,7 +31,7 @@ import numpy as np
 from fope_jax.evaluate.perplexity import Progress, document_rows, no_progress
 from fope_jax.evaluate.scoring import Scorer, score_windows
 from fope_jax.evaluate.windows import Windows, place_blocks
-from fope_jax.model.attention import Places
+from fope_jax.model.attention import TokenIndex
 
 
 def score_chunks(
@@ -131,7 +131,7 @@ def _score(
         def read(i: int, begin=begin, context=context) -> np.ndarray:
             return cache.tokens(begin[i], begin[i] + context + 1)
 
-        def locate(i: int, begin=begin, context=context) -> Places:
+        def locate(i: int, begin=begin, context=context) -> TokenIndex:
             # With a BOS token a document begins one token earlier, where that stands.
             return packed_positions(starts - (bos is not None), begin[i], context)
 
@@ -163,7 +163,7 @@ def _score(
     return rows, Windows(blocks + length, owners, ())
 
 
-def packed_positions(starts: np.ndarray, begin: int, context: int) -> Places:
+def packed_positions(starts: np.ndarray, begin: int, context: int) -> TokenIndex:
     """Positions and segments of a chunk whose documents each begin anew, as in training.
 
     Args:
@@ -182,4 +182,4 @@ def packed_positions(starts: np.ndarray, begin: int, context: int) -> Places:
     at = begin + np.arange(context)
     document = np.searchsorted(starts, at, side="right") - 1
     positions = at - np.maximum(starts[document], begin)
-    return Places(positions.astype(np.int32), (document - document[0] + 1).astype(np.int32))
+    return TokenIndex(positions.astype(np.int32), (document - document[0] + 1).astype(np.int32))

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 
 from fope_jax.config import ConfigError, Experiment, build_experiment
 from fope_jax.evaluate.fingerprint import check_fingerprint
-from fope_jax.model.backends import FUSED
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.backends import FUSED_BACKENDS
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.sharding import tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -163,7 +163,7 @@ def evaluation_graphdef(experiment: Experiment) -> nnx.GraphDef:
 
 def _abstract_model(experiment: Experiment) -> tuple[nnx.GraphDef, Any, Any]:
     config = experiment.model
-    if config.attention in FUSED:  # made for the platform and lengths of training
+    if config.attention in FUSED_BACKENDS:  # made for the platform and lengths of training
         config = dataclasses.replace(config, attention="auto")
     return split(nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0))))
 
@@ -176,7 +176,7 @@ def check_weights(model: Transformer, where: str) -> None:
       where: the checkpoint, for the message.
     """
     _, params, constants = split(model)
-    if counts := non_finite_arrays(params) | non_finite_arrays(constants):
+    if counts := count_non_finite(params) | count_non_finite(constants):
         raise NonFiniteError(
             f"{where}: weights that are not finite: {describe_non_finite(counts)}; no score of "
             "such a model means anything, and none was written. Name another checkpoint with "

@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from fope_jax.config import (
     Experiment,
+    apply_overrides,
     build_experiment,
     experiment_to_dict,
-    overridden,
     split_override,
 )
 from fope_jax.evaluate.agreement import check_processes_agree
@@ -143,7 +143,7 @@ def _with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
             )
     if not overrides:
         return experiment
-    return build_experiment(overridden(ConfigDict(experiment_to_dict(experiment)), overrides))
+    return build_experiment(apply_overrides(ConfigDict(experiment_to_dict(experiment)), overrides))
 
 
 def _is_done(protocol: Protocol, rows: Iterable[Row], step: int) -> bool:

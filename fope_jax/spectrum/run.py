@@ -21,7 +21,7 @@ from fope_jax.evaluate.restore import (
     warn_where_bos_is_unknown,
 )
 from fope_jax.evaluate.windows import place_windows
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer
 from fope_jax.spectrum.capture import Seen, observer
 from fope_jax.spectrum.measure import LayerSpectrum, measure
@@ -101,7 +101,7 @@ def measure_run(
             if bos is not None:
                 tokens[0] = bos.id
             everything = look(tokens)
-            counts = non_finite_arrays(everything._asdict())
+            counts = count_non_finite(everything._asdict())
             if counts:
                 raise NonFiniteError(
                     f"{workdir}, step {step}: activations are not finite at {context} tokens of "

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fope_jax.config import build_experiment, changed_numbers, experiment_to_dict
+from fope_jax.config import build_experiment, experiment_to_dict, incompatible_changes
 from fope_jax.data import lessons
 from fope_jax.evaluate import scoring, validation
 from fope_jax.evaluate.metrics import read_rows
@@ -107,7 +107,7 @@ def test_measuring_changes_no_update(parent, runs, tmp_path):
         (step, context) for step in (0, 2, 4) for context in (16, 32)
     ]
     values = (experiment_to_dict(e) for e in (measured, experiment(runs, save_every=2)))
-    assert not changed_numbers(*values)
+    assert not incompatible_changes(*values)
 
 
 def test_scores_that_are_not_finite_are_warned_of_and_end_no_training(

@@ -24,14 +24,14 @@ pytestmark = pytest.mark.usefixtures("as_in_a_terminal")
 
 def signalled(monkeypatch, at, number=signal.SIGTERM):
     """Sends a signal to this process while batch ``at`` of a training is placed, from 1."""
-    put, calls = loop.put, iter(range(1000))
+    shard_batch, calls = loop.shard_batch, iter(range(1000))
 
     def placed(batch, mesh):
         if next(calls) == at:  # the first call compiles
             os.kill(os.getpid(), number)
-        return put(batch, mesh)
+        return shard_batch(batch, mesh)
 
-    monkeypatch.setattr(loop, "put", placed)
+    monkeypatch.setattr(loop, "shard_batch", placed)
 
 
 @pytest.fixture(scope="module")
@@ -202,16 +202,16 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(runs, unbroken, tmp
 
 
 def test_a_run_that_is_taken_over_stops_before_its_next_checkpoint(runs, tmp_path, monkeypatch):
-    put, calls = loop.put, iter(range(1000))
+    shard_batch, calls = loop.shard_batch, iter(range(1000))
 
     def taken_over(batch, mesh):
         if next(calls) == 2:
             lock = tmp_path / "run.lock"
             owner = json.loads(lock.read_text()) | {"host": "elsewhere", "verb": "train"}
             lock.write_text(json.dumps(owner).ljust(511) + "\n")
-        return put(batch, mesh)
+        return shard_batch(batch, mesh)
 
-    monkeypatch.setattr(loop, "put", taken_over)
+    monkeypatch.setattr(loop, "shard_batch", taken_over)
     with pytest.raises(LockError, match="belongs to another process now .*host elsewhere"):
         train(runs.experiment(), tmp_path)
     assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() is None

@@ -159,7 +159,7 @@ def describe_failures(texts: Sequence[str]) -> str:
     return "\n".join(failed[:_NAMED] + more)
 
 
-def check_processes_agree(values: Mapping[str, Any]) -> None:
+def check_equal_across_processes(values: Mapping[str, Any]) -> None:
     """Raises DistributedError in every process where the processes' values are not the same.
 
     Args:

@@ -35,12 +35,12 @@ class _Now:
     """What this process does about signals: one at a time, for all of its threads.
 
     Attributes:
-      raising: blocks of `raise_on_signal`, one inside the other.
+      raise_on_signal: blocks of `raise_on_signal`, one inside the other.
       ending: `Stopped` is on its way; a second one would break into what the first cleans up.
-      holding: inside `defer_signals`.
+      defer_signals: inside `defer_signals`.
     """
 
-    raising, ending, holding = 0, False, False
+    raise_on_signal, ending, holding = 0, False, False
 
 
 _now = _Now()

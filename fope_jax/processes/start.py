@@ -22,7 +22,11 @@ from typing import NamedTuple
 import jax
 from jax._src import clusters
 
-from fope_jax.processes.agreement import DistributedError, check_processes_agree, software_versions
+from fope_jax.processes.agreement import (
+    DistributedError,
+    check_equal_across_processes,
+    software_versions,
+)
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +93,7 @@ def initialize(
         return
     meet(settings, timeout_seconds)
     jax.distributed.initialize(*settings, initialization_timeout=max(1, round(timeout_seconds)))
-    check_processes_agree(
+    check_equal_across_processes(
         software_versions()
     )  # before the devices of different versions look for each other
 

@@ -12,7 +12,7 @@ import pytest
 
 from fope_jax.processes.agreement import (
     DistributedError,
-    check_processes_agree,
+    check_equal_across_processes,
     describe_differences,
     describe_failures,
     fail_together,
@@ -214,7 +214,7 @@ def test_processes_that_say_the_same_are_told_together_and_many_are_counted():
 
 
 def test_alone_a_process_agrees_with_itself():
-    check_processes_agree({"seed": 1})
+    check_equal_across_processes({"seed": 1})
     with pytest.raises(ZeroDivisionError), fail_together():
         _ = 1 / 0
 
@@ -234,12 +234,12 @@ AGREE = """
 import jax
 from fope_jax.processes import start
 from fope_jax.processes.agreement import (
-    DistributedError, agree, check_processes_agree, fail_together)
+    DistributedError, agree, check_equal_across_processes, fail_together)
 start.initialize(timeout_seconds=60)
 me = jax.process_index()
 for i in range(3):  # as often as a run saves
     assert agree(f"{me}{i}", " ".join) == f"0{i} 1{i}"
-check_processes_agree({"seed": 0})
+check_equal_across_processes({"seed": 0})
 for block in ("one", "all"):
     try:
         with fail_together():
@@ -247,7 +247,7 @@ for block in ("one", "all"):
                 raise OSError(f"no {block} here {me}")
     except (OSError, DistributedError) as error:
         print(type(error).__name__, error, sep=": ", end="; ", flush=True)
-check_processes_agree({"seed": me})
+check_equal_across_processes({"seed": me})
 """
 
 

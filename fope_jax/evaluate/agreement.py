@@ -13,13 +13,13 @@ import jax
 
 from fope_jax.config import Experiment, flat_values
 from fope_jax.data.cache import open_cache
-from fope_jax.processes.agreement import check_processes_agree, software_versions
+from fope_jax.processes.agreement import check_equal_across_processes, software_versions
 
 # A host may keep the token cache in a place of its own: its content is compared.
 _OWN = ("data.cache_dir",)
 
 
-def check_alike(
+def check_processes_agree(
     experiment: Experiment, request: Mapping[str, Any], splits: Iterable[str] = ("train",)
 ) -> None:
     """Compares what all processes must share; a single process has nothing to compare.
@@ -39,7 +39,7 @@ def check_alike(
     values: dict[str, Any] = software_versions() | {"devices": _devices()} | dict(request)
     values |= {k: v for k, v in flat_values(experiment).items() if k not in _OWN}
     values |= {f"token cache, {split}": _content(experiment, split) for split in splits}
-    check_processes_agree(values)
+    check_equal_across_processes(values)
 
 
 def _devices() -> str:

@@ -35,12 +35,12 @@ class _Now:
     """What this process does about signals: one at a time, for all of its threads.
 
     Attributes:
-      raise_on_signal: blocks of `raise_on_signal`, one inside the other.
+      raising: blocks of `raise_on_signal`, one inside the other.
       ending: `Stopped` is on its way; a second one would break into what the first cleans up.
-      defer_signals: inside `defer_signals`.
+      holding: inside `defer_signals`.
     """
 
-    raise_on_signal, ending, holding = 0, False, False
+    raising, ending, holding = 0, False, False
 
 
 _now = _Now()

@@ -37,9 +37,7 @@ def _join(arguments: argparse.Namespace) -> None:
         arguments.distributed_timeout,
     )
     from fope_jax.processes.collectives import is_main_process
-    from fope_jax.processes.ending import watch_for_failures
 
-    watch_for_failures()
     if not is_main_process():  # one of them tells what all do; warnings and errors come from each
         logging.getLogger("fope_jax").setLevel(logging.WARNING)
 

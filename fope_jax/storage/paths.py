@@ -132,6 +132,14 @@ def _check_reachable(service: SplitResult) -> None:
             time.sleep(1)
 
 
+def create_object(path: Path, text: str) -> bool:
+    """Writes an object of a bucket where it is absent; whether it was, decided by the service."""
+    with bucket_errors(os.fspath(path)), contextlib.suppress(FileExistsError):
+        gcs_file_system().pipe_file(os.fspath(path), text.encode(), mode="create")
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def bucket_errors(place: str) -> Iterator[None]:
     """Whatever a bucket's libraries raise, as one OSError that begins with ``place``."""

@@ -18,7 +18,7 @@ from fope_jax.config import (
     parse_knob,
     split_override,
 )
-from fope_jax.config.fields import convert, field_types, parse_value
+from fope_jax.config.fields import field_types, parse_value
 from fope_jax.extend.methods import extend_position, target_classes
 from fope_jax.model.transformer import HOW
 from fope_jax.position import PositionEmbedding, from_spec, to_spec
@@ -162,7 +162,7 @@ def _check_imported(stated: Container[str], optimizer: str) -> None:
 def _batch_size(file: Mapping[str, Any], texts: Mapping[str, str]) -> int:
     if "train.batch_size" not in texts:
         return file["train"]["batch_size"]
-    return convert("train.batch_size", parse_value(texts["train.batch_size"], int), int)
+    return parse_value("train.batch_size", texts["train.batch_size"], int)
 
 
 def _check_file(wanted: Experiment, position: PositionEmbedding, method: str, length: int) -> None:

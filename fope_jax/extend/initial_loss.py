@@ -14,9 +14,8 @@ import numpy as np
 from fope_jax.config import Experiment
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.loader import Loader
-from fope_jax.train.loop import shard_batch, share_positions
-from fope_jax.train.state import StatePlan, plan_state
-from fope_jax.train.step import TrainState, batch_sums
+from fope_jax.train.state import StatePlan, plan_state, shard_batch, share_positions
+from fope_jax.train.step import TrainState, batch_loss
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def stream_loss(
     config, packing = experiment.train, experiment.data.packing
     rows, count = config.batch_size // config.accumulate, math.ceil(tokens / config.length)
     loader = Loader(cache, length=config.length, batch_size=rows, seed=0, packing=packing)
-    score = jax.jit(lambda *arrays: batch_sums(plan.graphdef, *arrays))
+    score = jax.jit(lambda params, *rest: batch_loss(params, plan.graphdef, *rest))
     nats, scored = 0.0, 0.0
     with jax.set_mesh(plan.mesh):
         for start in range(0, count, rows):
@@ -57,8 +56,9 @@ def stream_loss(
             batch = loader.windows(np.minimum(numbers, count - 1))
             inside = (numbers < count).astype(np.float32)[:, None]
             batch = batch._replace(weights=batch.weights * inside)
-            sums = score(params, constants, shard_batch(share_positions(batch, packing), plan.mesh))
-            nats, scored = nats + float(sums.nats), scored + float(sums.tokens)
+            batch = shard_batch(share_positions(batch, packing), plan.mesh)
+            batch_nats, batch_tokens = score(params, constants, batch)
+            nats, scored = nats + float(batch_nats), scored + float(batch_tokens)
     return nats / scored
 
 

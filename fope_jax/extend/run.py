@@ -114,7 +114,7 @@ def extend(
             length,
             optimizer,
             overrides,
-            imported=parent.imported,
+            imported=parent.is_imported,
             config=config,
         )
         check_request(workdir, begun, lineage, request)
@@ -171,7 +171,7 @@ def _begin(
     identity["data"] = cache.fingerprint
     head_dim = child.model.shape.head_dim
     frequencies = frequency_changes(before.position, child.position, head_dim)
-    data = data_changes(before, child, cache, parent.imported)
+    data = data_changes(before, child, cache, parent.is_imported)
     log.info("%s, step %d, goes on as %s", parent.source, parent.step, child.name)
     if frequencies is not None:
         log.info("frequencies: %s", frequencies.text)

@@ -35,25 +35,25 @@ class Preemption:
     so all of them have to ask equally often.
     """
 
-    def __init__(self, noted: Callable[[], int | None]):
-        self._noted = noted
+    def __init__(self, received_signal: Callable[[], int | None]):
+        self._received_signal = received_signal
 
-    def __call__(self, step: int) -> bool:
-        """Whether to stop after ``step``; asked once after every step."""
-        return all_asked_to_stop() if has_joined() else self._noted() is not None
+    def is_requested(self) -> bool:
+        """Whether to stop; asked once after every step."""
+        return all_asked_to_stop() if has_joined() else self._received_signal() is not None
 
-    def check(self) -> None:
+    def raise_if_requested(self) -> None:
         """Raises `Stopped` where it is to stop: between two parts of an evaluation."""
-        if self(0):
-            raise Stopped(self.number, in_all_processes=has_joined())
+        if self.is_requested():
+            raise Stopped(self.signal_number, in_all_processes=has_joined())
 
     @property
-    def number(self) -> int:
+    def signal_number(self) -> int:
         """Of the signal; that which another process got is taken for a SIGTERM."""
-        return self._noted() or signal.SIGTERM
+        return self._received_signal() or signal.SIGTERM
 
     @contextlib.contextmanager
-    def nothing_to_save(self) -> Iterator[None]:
+    def stop_at_once(self) -> Iterator[None]:
         """Where the last step has been saved: a signal ends what is under way, also a compilation.
 
         Of several processes one alone must not leave; there it waits for the next question.
@@ -62,7 +62,7 @@ class Preemption:
             yield
             return
         with raising():
-            self.check()
+            self.raise_if_requested()
             yield
 
 
@@ -70,7 +70,7 @@ class Preemption:
 def preemption() -> Iterator[Preemption]:
     """Notes signals; what handled them before does so again afterwards.
 
-    A thread that is not the main one cannot catch signals and is never told to stop.
+    A thread that is not the main one cannot catch signals and is never asked to stop.
     """
-    with holding() as noted:
-        yield Preemption(noted)
+    with holding() as received_signal:
+        yield Preemption(received_signal)

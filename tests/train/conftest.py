@@ -106,17 +106,22 @@ def compile_fast(compiled):
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in changes}
-    lower = loop.lower_step
+    trace = loop.trace_step
 
-    class Lowered:
+    class Traced:
         def __init__(self, *arguments):
-            self.lowered = lower(*arguments)
+            self.traced = trace(*arguments)
+
+        def lower(self):
+            return self
 
         def compile(self):
-            return self.lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+            return self.traced.lower().compile(
+                compiler_options={"xla_backend_optimization_level": 0}
+            )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "lower_step", Lowered)
+        patch.setattr(loop, "trace_step", Traced)
         _configure(changes)
         yield
         _configure(before)

@@ -12,7 +12,7 @@ from fope_jax.model.transformer import Transformer, TransformerConfig, merge, sp
 from fope_jax.position import make
 from fope_jax.train import step as step_module
 from fope_jax.train.optim import learning_rate, make_optimizer
-from fope_jax.train.step import TrainState, all_finite, batch_sums, gradient_sums, train_step
+from fope_jax.train.step import TrainState, all_finite, batch_loss, gradient_sums, train_step
 from fope_jax.typing import Batch
 
 SHAPE = {
@@ -122,10 +122,10 @@ def test_the_state_is_donated(optimizer):
 def test_logits_in_pieces_give_the_same_sums(monkeypatch):
     graphdef, params, constants = make_model()
     batch = make_batch()
-    whole = jax.jit(batch_sums, static_argnums=0)(graphdef, params, constants, batch)
+    whole = jax.jit(batch_loss, static_argnums=1)(params, graphdef, constants, batch)
     monkeypatch.setattr(step_module, "LOGITS_IN_MEMORY", B * SHAPE["vocab_size"] * 5)
     jax.clear_caches()  # the size is read while tracing
-    pieces = jax.jit(batch_sums, static_argnums=0)(graphdef, params, constants, batch)
+    pieces = jax.jit(batch_loss, static_argnums=1)(params, graphdef, constants, batch)
     np.testing.assert_allclose(whole, pieces, rtol=1e-6)
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from fope_jax.config import TrainConfig
 from fope_jax.data.lessons import AnyLoader
 from fope_jax.model.transformer import check_batch
-from fope_jax.processes.collectives import is_first
+from fope_jax.processes.collectives import is_main_process
 from fope_jax.storage.files import write_json
 from fope_jax.typing import Array, Batch
 
@@ -173,7 +173,7 @@ def dump_batches_of_bad_steps(
     try:
         yield
     except BadStepError as error:
-        if not is_first() or not error.steps:
+        if not is_main_process() or not error.steps:
             raise
         directory = workdir / BAD_STEPS
         directory.mkdir(parents=True, exist_ok=True)

@@ -145,7 +145,7 @@ def restore_arrays(
     wanted = plan.state.optimizer
     stored = jax.tree.map(
         lambda old, new: old if (old.dtype, new.dtype) == _WIDENED else new,
-        store.as_stored(step, "optimizer", wanted),
+        store.with_stored_dtypes(step, "optimizer", wanted),
         wanted,
     )
     arrays = store.restore(step, items | {"optimizer": stored})

@@ -20,12 +20,12 @@ from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.evaluate.validation import VALIDATION, ValidationFn, format_losses, make_validation_fn
-from fope_jax.processes.collectives import from_first, is_first
-from fope_jax.processes.initialize import in_all_processes
+from fope_jax.processes.agreement import fail_together
+from fope_jax.processes.collectives import broadcast_from_process_0, is_main_process
 from fope_jax.processes.signals import Stopped, signal_name
 from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.storage.files import as_path
-from fope_jax.storage.lock import writing
+from fope_jax.storage.lock import lock_run
+from fope_jax.storage.paths import as_path
 from fope_jax.train.bad_steps import check_tokens, dump_batches_of_bad_steps
 from fope_jax.train.checkpoints import (
     check_checkpoints_present,
@@ -109,19 +109,19 @@ def train(
     splits = ("train", *(experiment.evaluate.splits if config.evaluate_every else ()))
     check_processes_agree(experiment, {"--accept-position": accept_position}, splits)
     with contextlib.ExitStack() as stack:
-        lock, timer = stack.enter_context(writing(workdir, "train")), PhaseTimer(seconds_before)
+        lock, timer = stack.enter_context(lock_run(workdir, "train")), PhaseTimer(seconds_before)
 
         # -------------------------------------------------------------- what can be checked
         # Nothing is written before the state is there, and where one process refuses all of them do
         store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
         data = None
-        with in_all_processes():
+        with fail_together():
             stages = [
                 (stage, plan_state(experiment_at_stage(experiment, stage)))
                 for stage in config.stages
             ]
             plan = stages[-1][1]  # state and constants are the same in all of them
-            if is_first():
+            if is_main_process():
                 check_workdir(workdir, experiment)
             if store.newest_step() < config.steps:  # a finished run needs no text any more
                 data = _open_data(experiment, plan.mesh)
@@ -129,22 +129,26 @@ def train(
 
         # -------------------------------------------------------------- what there is already
         with timer.phase("restore"):
-            newest_valid = store.latest_valid_step(set_aside=True)
+            newest_valid = store.latest_valid_step(quarantine=True)
         start, rows = newest_valid or 0, []
-        with in_all_processes():
-            if is_first():
+        with fail_together():
+            if is_main_process():
                 check_checkpoints_present(workdir, newest_valid)
                 rows = read_rows(workdir / METRICS)
         # A checkpoint is written before the evaluation of its step, which may have been cut off.
-        must_evaluate = events_after(start, config, config.stages[-1]).is_eval_step and is_first()
-        must_evaluate = bool(from_first(must_evaluate and not _has_evaluation(rows, start)))
+        must_evaluate = (
+            events_after(start, config, config.stages[-1]).is_eval_step and is_main_process()
+        )
+        must_evaluate = bool(
+            broadcast_from_process_0(must_evaluate and not _has_evaluation(rows, start))
+        )
         if start >= config.steps and not must_evaluate:
-            if is_first():
+            if is_main_process():
                 open_workdir(workdir, experiment)
             log.info("%s is finished: %d steps are trained", workdir, start)
             store.close()
             return
-        with in_all_processes():
+        with fail_together():
             cache, loaders, measure = data or _open_data(experiment, plan.mesh)
         packing = experiment.data.packing
         stages = [
@@ -173,7 +177,7 @@ def train(
                 )
         seconds = [(row["step"], row["seconds"]) for row in rows if row["kind"] == "train"]
         kept_seconds = max((s for step, s in seconds if step <= start), default=0.0)
-        if is_first():
+        if is_main_process():
             open_workdir(workdir, experiment)
             if seconds and seconds[-1][0] > start:
                 timer.add("lost", seconds[-1][1] - kept_seconds)
@@ -190,7 +194,7 @@ def train(
         num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("model: %s parameters, position %s", f"{num_parameters:,}", position.summary)
         log.info("attention: %s (%s)", *plan.attention)
-        if is_first():
+        if is_main_process():
             facts = {
                 "name": experiment.name,
                 "seed": experiment.seed,
@@ -204,7 +208,7 @@ def train(
         # The processes of one run would have to agree on what could be written.
         is_tolerant = config.on_save_error == "continue" and jax.process_count() == 1
         buffer, writer = MetricsBuffer(experiment, kept_seconds, saved_row), None
-        if is_first():
+        if is_main_process():
             writer = stack.enter_context(MetricsWriter(workdir, start, is_tolerant))
         bar = stack.enter_context(
             tqdm(
@@ -212,7 +216,7 @@ def train(
                 initial=start,
                 desc=experiment.name,
                 unit="step",
-                disable=not is_first(),
+                disable=not is_main_process(),
                 mininterval=0.5 if sys.stderr.isatty() else 15.0,
             )
         )

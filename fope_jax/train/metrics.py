@@ -16,7 +16,8 @@ import numpy as np
 from fope_jax.config import Experiment
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.extras import require
-from fope_jax.storage.files import in_bucket, open_lines
+from fope_jax.storage.files import open_line_writer
+from fope_jax.storage.paths import is_in_bucket
 from fope_jax.train.bad_steps import BadStep, BadStepCounter
 from fope_jax.train.optim import learning_rate
 from fope_jax.train.step import StepMetrics
@@ -143,9 +144,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, start_step: int, is_tolerant: bool = False):
         self._is_tolerant = is_tolerant
-        self._lines = open_lines(workdir / METRICS)
+        self._lines = open_line_writer(workdir / METRICS)
         self._tensorboard = None
-        if in_bucket(workdir):
+        if is_in_bucket(workdir):
             log.info("no TensorBoard files in a bucket; %s has every number", workdir / METRICS)
         else:
             self._tensorboard = TensorBoardWriter(workdir / "tensorboard", start_step)

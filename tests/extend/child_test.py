@@ -137,7 +137,7 @@ def test_imported_weights_go_on_from_the_length_that_they_were_trained_on(tmp_pa
 
     def go_on(*overrides, optimizer="reset"):
         return child_experiment(
-            parent.experiment, 0, "yarn", 2 * stated, optimizer, overrides, imported=True
+            parent.experiment, 0, "yarn", 2 * stated, optimizer, overrides, is_imported=True
         )
 
     child = go_on("train.batch_size=3", "train.steps=50")

@@ -28,6 +28,6 @@ def test_the_loss_before_the_start_scores_the_same_targets_at_every_length(
     data = runs.data | {"packing": packing}
     experiment = runs.experiment(data, method="rope", length=length, batch_size=96 // length)
     cache = open_cache(experiment.data, "validation")
-    loss = stream_loss(experiment, plan_state(experiment), {}, {}, cache, tokens)
+    loss = stream_loss(plan_state(experiment), {}, {}, cache, tokens)
     scored = cache.tokens(1, min(tokens + 1, cache.num_tokens))
     assert loss == pytest.approx(scored.mean(), rel=1e-6)

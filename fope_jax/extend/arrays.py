@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import optax
 
-from fope_jax.extend.coefficients import Transplant
+from fope_jax.extend.coefficients import CarriedArrays
 from fope_jax.model.sharding import device_put_sharded
 from fope_jax.train.state import StatePlan
 from fope_jax.train.step import TrainState
 
 
-def carry_state(
-    parent: Mapping[str, Any], moved: Transplant, plan: StatePlan, optimizer: str
+def carry_train_state(
+    parent: Mapping[str, Any], moved: CarriedArrays, plan: StatePlan, optimizer: str
 ) -> tuple[TrainState, Any]:
     """State and position constants of the child before its first update.
 

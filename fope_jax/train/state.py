@@ -80,7 +80,7 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     )
 
 
-def at_stage(experiment: Experiment, stage: Stage) -> Experiment:
+def experiment_at_stage(experiment: Experiment, stage: Stage) -> Experiment:
     """``experiment`` as if all of it had the sequences of one stage."""
     sizes = {"length": stage.length, "batch_size": stage.batch_size, "first_lengths": ()}
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **sizes))
@@ -143,25 +143,25 @@ def check_multiples(
             raise ValueError(f"{field} = {number}: expected a multiple of {names} = {count}")
 
 
-def draw_constants(experiment: Experiment) -> Any:
+def init_constants(experiment: Experiment) -> Any:
     """The position constants on the host, drawn on one device: the same bits on every mesh."""
     return jax.tree.map(np.asarray, jax.jit(lambda: split(_new_model(experiment))[2])())
 
 
-def draw_position(experiment: Experiment) -> PositionVariables:
+def init_position_arrays(experiment: Experiment) -> PositionVariables:
     """All arrays of a new model's position embedding, on the host; no other array is made."""
     drawn = jax.jit(lambda: position_variables(*split(_new_model(experiment))[1:]))()
     return jax.tree.map(np.asarray, drawn)
 
 
-def new_state(experiment: Experiment, plan: StatePlan) -> TrainState:
+def init_train_state(experiment: Experiment, plan: StatePlan) -> TrainState:
     """The state before the first step, each device making its own part."""
     state = plan.state
     params = jax.jit(
         lambda: split(_new_model(experiment))[1], out_shardings=_shardings(state.params)
     )()
     optimizer = jax.jit(plan.optimizer.init, out_shardings=_shardings(state.optimizer))(params)
-    return TrainState(params, optimizer, place_guard(None, plan))
+    return TrainState(params, optimizer, init_guard_state(None, plan))
 
 
 def restore_arrays(
@@ -179,7 +179,7 @@ def restore_arrays(
     if not with_optimizer:
         return store.restore(step, items)
     wanted = plan.state.optimizer
-    stored = store.as_stored(step, "optimizer", wanted)
+    stored = store.with_stored_dtypes(step, "optimizer", wanted)
     narrow = jax.tree.map(
         lambda old, new: old if (old.dtype, new.dtype) == _NARROW else new, stored, wanted
     )
@@ -193,7 +193,7 @@ def restore_arrays(
 _NARROW = (jnp.dtype("bfloat16"), jnp.dtype("float32"))
 
 
-def place_guard(values: Sequence[float] | None, plan: StatePlan) -> Any:
+def init_guard_state(values: Sequence[float] | None, plan: StatePlan) -> Any:
     """The guard's state over the devices, new or with the ``values`` of a checkpoint."""
     if plan.guard is None:
         return ()
@@ -201,7 +201,7 @@ def place_guard(values: Sequence[float] | None, plan: StatePlan) -> Any:
     return jax.tree.map(device_put_sharded, state, _shardings(plan.state.guard))
 
 
-def place_constants(constants: Any, plan: StatePlan) -> Any:
+def shard_constants(constants: Any, plan: StatePlan) -> Any:
     """Position constants of the host over the devices of the plan."""
     return jax.tree.map(device_put_sharded, constants, _shardings(plan.constants))
 
@@ -229,7 +229,7 @@ def trace_step(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     return _trace(plan, batch, train.accumulate)
 
 
-def lower_planned(plan: StatePlan, batch: Batch, accumulate: int) -> Any:
+def lower_step(plan: StatePlan, batch: Batch, accumulate: int) -> Any:
     """``train_step`` lowered for the shapes and places of ``plan`` and ``batch``."""
     return _trace(plan, batch, accumulate).lower()
 

@@ -31,9 +31,8 @@ def data_changes(
     update = f"{new.batch_size} rows an update"
     begins = f"begins at batch {new.data_start} of its shuffled windows"
     if is_imported:
-        text = (
-            f"{cut}; {update}, {tokens} tokens; {begins}; the imported weights' text is not known"
-        )
+        unknown = "what the imported weights saw is not known"
+        text = f"{cut}; {update}, {tokens} tokens; {begins}; {unknown}"
     elif not has_same_data(parent, child):
         text = f"not the parent's: {cut}; {update}, {tokens} tokens as before; {begins}"
     else:

@@ -36,18 +36,12 @@ def save_checkpoint(
     lock: RunLock | None,
     may_fail: bool,
 ) -> bool:
-    """Writes one checkpoint, after every row that came before it.
+    """Writes one checkpoint, after every row that came before it, and says whether it could.
 
     Args:
-      store: where.
-      step: updates done.
-      state, constants: its arrays.
-      metadata: what is kept beside them; the guard's state is added.
+      metadata: what is kept beside the arrays; the guard's state is added.
       writer, lock: of the run directory, in the process that has them.
       may_fail: where it cannot be written the run goes on without.
-
-    Returns:
-      Whether it has been written.
 
     Raises:
       BadStepError: a parameter is not finite.

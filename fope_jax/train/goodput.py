@@ -1,12 +1,7 @@
 """Where the time of a run goes: rows of kind "time", which the report adds up.
 
-start     from the start of the process to the first step, but for the next two
-compile   the program of a step
-restore   reading the checkpoint
-data      waiting for batches
-step      the steps themselves
-save      checkpoints
-lost      what an earlier process had trained after its last checkpoint
+Phases: "start", to the first step but for "compile" and "restore" of a checkpoint; "data", waiting
+for batches; "step"; "save"; and "lost", what an earlier process had trained after its last save.
 """
 
 from __future__ import annotations

@@ -322,16 +322,10 @@ def train(
         )
 
 
-class _Data(NamedTuple):
-    """Where the batches come from, a loader for each stage, and what evaluates, if anything."""
-
-    cache: TokenCache
-    loaders: list[AnyLoader]
-    measure: ValidationFn | None
-
-
-def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
-    """Opens all text that a training reads.
+def _open_data(
+    experiment: Experiment, mesh: Mesh
+) -> tuple[TokenCache, list[AnyLoader], ValidationFn | None]:
+    """All text that a training reads, a loader for each stage, and what evaluates, if anything.
 
     Raises:
       CacheError: the token cache is missing or damaged.
@@ -345,7 +339,7 @@ def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
     measure = None
     if config.evaluate_every is not None:
         measure = make_validation_fn(experiment, cache.fingerprint, mesh)
-    return _Data(cache, loaders, measure)
+    return cache, loaders, measure
 
 
 def _has_evaluation(rows: list[dict[str, Any]], step: int) -> bool:

@@ -29,9 +29,8 @@ log = logging.getLogger(__name__)
 class MetricsBuffer:
     """Collects the metrics of steps on the device and turns them into one row.
 
-    Fetching them every step would make the host wait for the device each time. A checkpoint in the
-    middle of a row carries what it has so far, so that the row of a resumed run is the unbroken
-    one's.
+    Fetching them every step would make the host wait for the device. A checkpoint in the middle of
+    a row carries what it has so far, so that a resumed run writes the row of the unbroken one.
 
     Args:
       experiment: of the run.

@@ -1,8 +1,4 @@
-"""A training that is asked to end: the step under way ends, its checkpoint is written, it stops.
-
-That is how a spot machine, Slurm or Kubernetes announces that it takes a machine away, see
-``fope_jax.processes.signals``.
-"""
+"""A signal asks a training to end: it ends its step, saves and stops. See `processes.signals`."""
 
 from __future__ import annotations
 

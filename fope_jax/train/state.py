@@ -198,12 +198,8 @@ def abstract_batch(plan: StatePlan) -> Batch:
 def trace_step(plan: StatePlan, batch: Batch | None = None) -> jax.stages.Traced:
     """``train_step`` traced for ``plan``, whose devices may be descriptions.
 
-    Args:
-      plan: from `plan_state`.
-      batch: like those that it will be called with; by default of the plan's experiment.
-
-    Returns:
-      Its ``jaxpr``, and with ``lower().compile()`` the program that ``train`` runs.
+    ``batch`` is like those that it will be called with, by default of the plan's experiment. Its
+    ``lower().compile()`` is the program that ``train`` runs.
     """
     with jax.set_mesh(plan.mesh):
         return train_step.trace(

@@ -92,14 +92,11 @@ def gradient_sums(
     """The gradient of the summed nats, the nats and the weights of a whole batch.
 
     The batch is cut into ``accumulate`` pieces along B, every so many rows, so that each device
-    has rows of every piece; a leaf ``[1, T]`` goes into each. Sums and not means: pieces with
-    different numbers of scored tokens then add up to the gradient of the whole batch, which the
-    caller divides by the weights once.
-
-    The gradient is float32 whatever the dtype of the parameters: rounded to bfloat16, each piece
-    would be good to three digits only, and small ones would be lost in the sum.
+    has rows of every piece; a leaf ``[1, T]`` goes into each. Sums, not means: pieces have
+    different numbers of scored tokens. Float32 whatever the dtype of the parameters: in bfloat16
+    each piece would be good to three digits only, and small ones would be lost in the sum.
     """
-    params, rows = in_float32(params), batch.tokens.shape[0] // accumulate
+    params, rows = optax.tree.cast(params, jnp.float32), batch.tokens.shape[0] // accumulate
     loss_and_gradient = jax.value_and_grad(batch_loss, has_aux=True)
     if accumulate == 1:
         (nats, tokens), gradient = loss_and_gradient(params, graphdef, constants, batch)
@@ -151,12 +148,12 @@ def train_step(
     """
     gradient, nats, tokens = gradient_sums(graphdef, state.params, constants, batch, accumulate)
     gradient = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradient)
-    params = in_float32(state.params)
+    params = optax.tree.cast(state.params, jnp.float32)
     updates, moments = optimizer.update(gradient, state.optimizer, params)
     params = jax.tree.map(
         lambda old, x, update: (x + update).astype(old.dtype), state.params, params, updates
     )
-    norm, skipped = global_norm(gradient), jnp.zeros(())
+    norm, skipped = optax.tree.norm(gradient), jnp.zeros(())
     after = TrainState(params, moments, state.guard)
     if guard is not None:
         is_good, means = guard.judge(state.guard, nats / tokens, norm)
@@ -168,17 +165,6 @@ def train_step(
         shardings = state_shardings(optimizer, after, position, mesh)
         after = jax.lax.with_sharding_constraint(after, shardings)
     return after, StepMetrics(nats, tokens, norm, skipped)
-
-
-def in_float32(tree: Any) -> Any:
-    """``tree`` with its arrays in float32; those that are so already are left as they are."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-
-def global_norm(tree: Any) -> Array:
-    """The Euclidean norm of all numbers in a pytree of arrays, float32."""
-    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares))
 
 
 @jax.jit

@@ -156,7 +156,7 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
 def _unlisted(directory: Path) -> list[str]:
     """Files of a cache that nothing reads."""
     manifest = manifests.read_manifest(directory)
-    named = manifests.hashes(manifest) if manifest else {}
+    named = manifests.file_hashes(manifest) if manifest else {}
     known = {manifests.MANIFEST, "tokenizer.model", "tokenizer.json", *named}
     return sorted(list_tree(directory).keys() - known)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from fope_jax.config import Experiment
 from fope_jax.data.bos import Bos
+from fope_jax.data.retrieval import TASKS
 from fope_jax.data.retrieval.base import Task
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
-from fope_jax.data.retrieval.table import TASKS, make_task
-from fope_jax.data.retrieval.texts import CorpusText
+from fope_jax.data.retrieval.registry import make_task
+from fope_jax.data.retrieval.text_task import CorpusHaystack
 from fope_jax.evaluate.answering import Answerer
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.perplexity import Progress
@@ -49,12 +50,12 @@ def retrieval_protocols(
             raise ValueError(
                 f"evaluate.passkey_templates names {name!r}; accepted: {', '.join(TEMPLATES)}"
             )
-        task = Passkey.of(tokenizer, TEMPLATES[name])
+        task = Passkey.from_tokenizer(tokenizer, TEMPLATES[name])
         identity = {"protocol": PASSKEY, "template": name}
         protocols.append(_task("passkey", identity, task, series, tokenizer, experiment, bos))
     tasks = settings.retrieval_tasks if RETRIEVAL in names else ()
     every = not tasks and RETRIEVAL in names and asked is not settings.protocols
-    haystack = CorpusText(cache) if settings.needle_haystack == "corpus" else None
+    haystack = CorpusHaystack(cache) if settings.needle_haystack == "corpus" else None
     for name in [task for task in TASKS if task != PASSKEY] if every else tasks:
         identity = {"protocol": RETRIEVAL, "task": name}
         try:

@@ -15,8 +15,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import RIVALS, Trial, check_place, half_of
-from fope_jax.data.retrieval.texts import Parts, TextTask, answer_tokens, draw_numbers, rival_tokens
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Trial, check_trial_fits, split_of
+from fope_jax.data.retrieval.text_task import (
+    Pieces,
+    TextTask,
+    answer_tokens,
+    distractor_tokens,
+    draw_numbers,
+)
 
 NEEDLES = 4  # in a window: keys, values, questions or variables
 
@@ -68,21 +74,21 @@ WORDS = (
 )
 
 
-def listed(texts: Any) -> str:
+def join_with_and(texts: Any) -> str:
     """A list as it stands in a sentence.
 
-    >>> listed(["a", "b", "c"]), listed(["a"])
+    >>> join_with_and(["a", "b", "c"]), join_with_and(["a"])
     ('a, b and c', 'a')
     """
     texts = [str(text) for text in texts]
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
-def _others(rng: np.random.Generator, half: str, count: int, taken: list[int]) -> list[list[int]]:
-    """``RIVALS`` lists of ``count`` numbers that do not begin with a taken one."""
+def _others(rng: np.random.Generator, split: str, count: int, taken: list[int]) -> list[list[int]]:
+    """``NUM_DISTRACTORS`` lists of ``count`` numbers that do not begin with a taken one."""
     lists: list[list[int]] = []
-    while len(lists) < RIVALS:
-        numbers = draw_numbers(rng, count, half)
+    while len(lists) < NUM_DISTRACTORS:
+        numbers = draw_numbers(rng, count, split)
         if numbers[0] not in taken:
             lists.append(numbers)
     return lists
@@ -94,7 +100,7 @@ def _sorted_depths(rng: np.random.Generator, count: int) -> list[float | None]:
 
 @dataclass(frozen=True, eq=False)
 class Needles(TextTask):
-    """A task of needles, and what they have in common: the assembly of ``Parts``."""
+    """A task of needles, and what they have in common: the assembly of ``Pieces``."""
 
     def assemble(
         self,
@@ -102,20 +108,20 @@ class Needles(TextTask):
         depths: list[float | None],
         question: str,
         answer: str,
-        rivals: list[str],
+        distractors: list[str],
         texts: list[str],
-    ) -> Parts:
+    ) -> Pieces:
         """Pieces in tokens of pieces in text."""
         encode = self.tokenizer.encode
         asked, answered = answer_tokens(self.tokenizer, self.name, question, answer, texts)
-        return Parts(
+        return Pieces(
             intro=[],
             needles=[list(encode(needle)) for needle in needles],
             depths=depths,
             question=asked,
             answer=answered,
-            rivals=rival_tokens(self.tokenizer, self.name, question, rivals),
-            texts=tuple(texts),
+            distractors=distractor_tokens(self.tokenizer, self.name, question, distractors),
+            answer_texts=tuple(texts),
         )
 
 
@@ -127,9 +133,9 @@ class MultiKey(Needles):
 
     name: ClassVar[str] = "multi_key"
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
         words = rng.choice(WORDS, NEEDLES, replace=False)
-        numbers = draw_numbers(rng, NEEDLES + RIVALS, half)
+        numbers = draw_numbers(rng, NEEDLES + NUM_DISTRACTORS, split)
         pairs = list(zip(words, numbers, strict=False))
         return self.assemble(
             [f" The number of the {word} is {number}." for word, number in pairs],
@@ -145,17 +151,17 @@ class MultiValue(Needles):
     """One word has several numbers, each in a needle of its own, and all are asked for."""
 
     name: ClassVar[str] = "multi_value"
-    by_depth: ClassVar[bool] = False
+    has_depth: ClassVar[bool] = False
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
         word = rng.choice(WORDS)
-        numbers = draw_numbers(rng, NEEDLES, half)
+        numbers = draw_numbers(rng, NEEDLES, split)
         return self.assemble(
             [f" A number of the {word} is {number}." for number in numbers],
             _sorted_depths(rng, NEEDLES),
             f" The numbers of the {word} are",
-            f" {listed(numbers)}",
-            [f" {listed(others)}" for others in _others(rng, half, NEEDLES, numbers)],
+            f" {join_with_and(numbers)}",
+            [f" {join_with_and(others)}" for others in _others(rng, split, NEEDLES, numbers)],
             list(map(str, numbers)),
         )
 
@@ -164,20 +170,20 @@ class MultiQuery(Needles):
     """Several words have a number each, and all are asked for."""
 
     name: ClassVar[str] = "multi_query"
-    by_depth: ClassVar[bool] = False
+    has_depth: ClassVar[bool] = False
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
         words = rng.choice(WORDS, NEEDLES, replace=False)
-        numbers = draw_numbers(rng, NEEDLES, half)
+        numbers = draw_numbers(rng, NEEDLES, split)
         return self.assemble(
             [
                 f" The number of the {word} is {number}."
                 for word, number in zip(words, numbers, strict=True)
             ],
             _sorted_depths(rng, NEEDLES),
-            f" The numbers of the {listed(words)} are",
-            f" {listed(numbers)}",
-            [f" {listed(others)}" for others in _others(rng, half, NEEDLES, numbers)],
+            f" The numbers of the {join_with_and(words)} are",
+            f" {join_with_and(numbers)}",
+            [f" {join_with_and(others)}" for others in _others(rng, split, NEEDLES, numbers)],
             list(map(str, numbers)),
         )
 
@@ -190,11 +196,11 @@ class VariableTracking(Needles):
     """
 
     name: ClassVar[str] = "variable_tracking"
-    by_depth: ClassVar[bool] = False
+    has_depth: ClassVar[bool] = False
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
-        numbers = draw_numbers(rng, 2, half)
-        names = _draw_names(rng, (1 + RIVALS) * NEEDLES)
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
+        numbers = draw_numbers(rng, 2, split)
+        names = _draw_names(rng, (1 + NUM_DISTRACTORS) * NEEDLES)
         chains = [names[i : i + NEEDLES] for i in range(0, len(names), NEEDLES)]
         needles, depths = [], []
         for chain, number in zip(chains[:2], numbers, strict=True):
@@ -205,8 +211,8 @@ class VariableTracking(Needles):
             needles,
             depths,
             f" The variables with the value {numbers[0]} are",
-            f" {listed(chains[0])}",
-            [f" {listed(chain)}" for chain in chains[1:]],
+            f" {join_with_and(chains[0])}",
+            [f" {join_with_and(chain)}" for chain in chains[1:]],
             chains[0],
         )
 
@@ -228,27 +234,29 @@ class CommonWords(Needles):
     """
 
     name: ClassVar[str] = "common_words"
-    by_depth: ClassVar[bool] = False
+    has_depth: ClassVar[bool] = False
     COMMON: ClassVar[int] = 3
     OTHERS: ClassVar[int] = 24
 
-    def _draw(self, rng: np.random.Generator, half: str) -> tuple[list[str], list[str], Parts]:
+    def _draw(self, rng: np.random.Generator, split: str) -> tuple[list[str], list[str], Pieces]:
         """The common words, the others, and the trial without its list."""
         while True:
             words = rng.choice(WORDS, self.COMMON + self.OTHERS, replace=False).tolist()
             common, others = sorted(words[: self.COMMON]), words[self.COMMON :]
-            if half_of(" ".join(common).encode()) == half:
+            if split_of(" ".join(common).encode()) == split:
                 break
-        rivals = [rng.choice(others, self.COMMON, replace=False) for _ in range(RIVALS)]
-        parts = self.assemble(
+        distractors = [
+            rng.choice(others, self.COMMON, replace=False) for _ in range(NUM_DISTRACTORS)
+        ]
+        pieces = self.assemble(
             [],
             [],
             " The most common words are",
-            f" {listed(common)}",
-            [f" {listed(sorted(words))}" for words in rivals],
+            f" {join_with_and(common)}",
+            [f" {join_with_and(sorted(words))}" for words in distractors],
             common,
         )
-        return common, others, parts
+        return common, others, pieces
 
     def _rounds(
         self, rng: np.random.Generator, common: list[str], others: list[str]
@@ -261,22 +269,24 @@ class CommonWords(Needles):
     def _encoded(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text))
 
-    def shortest(self, rng: np.random.Generator, half: str) -> int:
+    def min_length(self, rng: np.random.Generator, split: str) -> int:
         """With two whole rounds, below which no word is more common than another."""
-        common, others, parts = self._draw(rng, half)
+        common, others, pieces = self._draw(rng, split)
         rounds = self._rounds(rng, common, others)
-        return parts.fixed + len(next(rounds)) + len(next(rounds))
+        return pieces.fixed + len(next(rounds)) + len(next(rounds))
 
-    def trial(self, rng: np.random.Generator, context: int, depth: float, half: str) -> Trial:
-        common, others, parts = self._draw(rng, half)
+    def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
+        common, others, pieces = self._draw(rng, split)
         kept: list[int] = []
-        room = context - parts.fixed
+        room = context - pieces.fixed
         for number, words in enumerate(self._rounds(rng, common, others)):
             kept = words + kept
             if number == 1:
-                check_place(self.name, context, parts.fixed + len(kept), depth)
+                check_trial_fits(self.name, context, pieces.fixed + len(kept), depth)
             if number >= 1 and len(kept) >= room:
                 break
-        window = [*kept[len(kept) - room :], *parts.question, *parts.answer]
-        rivals = tuple(np.asarray(rival, np.int32) for rival in parts.rivals)
-        return Trial(np.asarray(window, np.int32), len(parts.answer), rivals, parts.texts)
+        window = [*kept[len(kept) - room :], *pieces.question, *pieces.answer]
+        distractors = tuple(np.asarray(distractor, np.int32) for distractor in pieces.distractors)
+        return Trial(
+            np.asarray(window, np.int32), len(pieces.answer), distractors, pieces.answer_texts
+        )

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import RIVALS
-from fope_jax.data.retrieval.texts import (
-    Noise,
-    Parts,
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS
+from fope_jax.data.retrieval.text_task import (
+    NoiseHaystack,
+    Pieces,
     TextTask,
     answer_tokens,
     describe_pieces,
+    distractor_tokens,
     draw_numbers,
-    rival_tokens,
 )
 
 
@@ -55,7 +55,7 @@ STANDARD = Template(
 )
 """The template of Mohtashami and Jaggi 2023 (arXiv:2305.16300), as the YaRN evaluation words it.
 
-Parts are joined by spaces where that script has line breaks: a tokenizer trained on books may
+Pieces are joined by spaces where that script has line breaks: a tokenizer trained on books may
 have no token for a break.
 """
 
@@ -82,18 +82,18 @@ class Passkey(TextTask):
     template: Template = COMPACT
 
     @classmethod
-    def of(cls, tokenizer: Any, template: Template = COMPACT) -> Passkey:
-        return cls(tokenizer, Noise.of(tokenizer, template.filler), template)
+    def from_tokenizer(cls, tokenizer: Any, template: Template = COMPACT) -> Passkey:
+        return cls(tokenizer, NoiseHaystack.from_tokenizer(tokenizer, template.filler), template)
 
     @property
     def name(self) -> str:
         return f"passkey ({self.template.name})"
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
-        keys = draw_numbers(rng, 1 + RIVALS, half)
-        return self.parts_of(keys[0], keys[1:])
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
+        keys = draw_numbers(rng, 1 + NUM_DISTRACTORS, split)
+        return self.pieces_for_key(keys[0], keys[1:])
 
-    def parts_of(self, key: int, others: list[int]) -> Parts:
+    def pieces_for_key(self, key: int, others: list[int]) -> Pieces:
         """The pieces of a trial with this key, ranked among these."""
         template, tokenizer = self.template, self.tokenizer
         told = f"passkey template {template.name!r}"
@@ -101,17 +101,17 @@ class Passkey(TextTask):
             tokenizer, told, template.question, template.answer.format(key=key), [str(key)]
         )
         texts = [template.answer.format(key=other) for other in others]
-        return Parts(
+        return Pieces(
             intro=list(tokenizer.encode(template.intro)) if template.intro else [],
             needles=[list(tokenizer.encode(template.needle.format(key=key)))],
             depths=[None],
             question=question,
             answer=answer,
-            rivals=rival_tokens(tokenizer, told, template.question, texts),
-            texts=(str(key),),
+            distractors=distractor_tokens(tokenizer, told, template.question, texts),
+            answer_texts=(str(key),),
         )
 
     def describe(self) -> dict[str, Any]:
         texts = dataclasses.asdict(self.template)
-        ends = self.haystack.ends if isinstance(self.haystack, Noise) else {}
+        ends = self.haystack.ends if isinstance(self.haystack, NoiseHaystack) else {}
         return {"texts": texts, **describe_pieces(self.tokenizer), **ends}

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import RIVALS, Task, Trial, check_place, half_of
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial, check_trial_fits, split_of
 
 FILLER = " The sky is blue. The grass is green. The sun is yellow. There and back again."
 
 
-class Parts(NamedTuple):
+class Pieces(NamedTuple):
     """A trial in tokens, without the haystack.
 
     Attributes:
@@ -26,8 +26,8 @@ class Parts(NamedTuple):
       depths: where each stands, 0 to 1; None at the depth of the trial.
       question: before the answer.
       answer: what the model must write.
-      rivals: wrong answers.
-      texts: what the answer is made of.
+      distractors: wrong answers.
+      answer_texts: what the answer is made of.
     """
 
     intro: list[int]
@@ -35,8 +35,8 @@ class Parts(NamedTuple):
     depths: list[float | None]
     question: list[int]
     answer: list[int]
-    rivals: list[list[int]]
-    texts: tuple[str, ...]
+    distractors: list[list[int]]
+    answer_texts: tuple[str, ...]
 
     @property
     def fixed(self) -> int:
@@ -94,7 +94,7 @@ class Haystack(Protocol):
 
 
 @dataclass(frozen=True)
-class Noise:
+class NoiseHaystack:
     """A text that is repeated, so that a needle stands between whole sentences.
 
     What is before the first needle loses tokens from its beginning, every later gap from its end.
@@ -112,7 +112,7 @@ class Noise:
     spaces: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, tokenizer: Any, text: str = FILLER) -> Noise:
+    def from_tokenizer(cls, tokenizer: Any, text: str = FILLER) -> NoiseHaystack:
         tokens = tuple(tokenizer.encode(text))
         ends_in_space = (i for i in set(tokens) if tokenizer.decode([i])[-1:].isspace())
         return cls(text, tokens, frozenset(ends_in_space))
@@ -136,7 +136,7 @@ class Noise:
 
 
 @dataclass(frozen=True, eq=False)
-class CorpusText:
+class CorpusHaystack:
     """A stretch of a token cache, anywhere in it; needles cut it where they stand.
 
     Attributes:
@@ -176,27 +176,27 @@ class TextTask(Task):
     tokenizer: Any
     haystack: Haystack
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
         """Draws the pieces of a trial."""
         raise NotImplementedError
 
-    def shortest(self, rng: np.random.Generator, half: str) -> int:
-        return self.parts(rng, half).fixed
+    def min_length(self, rng: np.random.Generator, split: str) -> int:
+        return self.draw_pieces(rng, split).fixed
 
-    def trial(self, rng: np.random.Generator, context: int, depth: float, half: str) -> Trial:
-        parts = self.parts(rng, half)
-        check_place(self.name, context, parts.fixed, depth)
-        room = context - parts.fixed
-        depths = [depth if own is None else own for own in parts.depths]
+    def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
+        pieces = self.draw_pieces(rng, split)
+        check_trial_fits(self.name, context, pieces.fixed, depth)
+        room = context - pieces.fixed
+        depths = [depth if own is None else own for own in pieces.depths]
         order = np.argsort(depths, kind="stable")
         places = [round(depths[i] * room) for i in order]
         gaps = self.haystack.gaps(rng, np.diff([0, *places, room]).tolist())
-        pieces: list[Any] = [parts.intro, gaps[0]]
+        pieces: list[Any] = [pieces.intro, gaps[0]]
         for index, gap in zip(order, gaps[1:], strict=True):
-            pieces += [parts.needles[index], gap]
-        window = np.concatenate([*pieces, parts.question, parts.answer]).astype(np.int32)
-        rivals = tuple(np.asarray(rival, np.int32) for rival in parts.rivals)
-        return Trial(window, len(parts.answer), rivals, parts.texts)
+            pieces += [pieces.needles[index], gap]
+        window = np.concatenate([*pieces, pieces.question, pieces.answer]).astype(np.int32)
+        distractors = tuple(np.asarray(distractor, np.int32) for distractor in pieces.distractors)
+        return Trial(window, len(pieces.answer), distractors, pieces.answer_texts)
 
     def describe(self) -> dict[str, Any]:
         return {**describe_pieces(self.tokenizer), **self.haystack.describe()}
@@ -208,7 +208,7 @@ def describe_pieces(tokenizer: Any) -> dict[str, Any]:
     return {"tokenizer": tokenizer.fingerprint, **prefix}
 
 
-def draw_number(rng: np.random.Generator, half: str) -> int:
+def draw_number(rng: np.random.Generator, split: str) -> int:
     """A number of five digits of one half.
 
     The script that made the passkey test common draws ``randint(1, 50000)``; here every number has
@@ -216,22 +216,22 @@ def draw_number(rng: np.random.Generator, half: str) -> int:
     """
     while True:
         number = int(rng.integers(10_000, 100_000))
-        if half_of(str(number).encode()) == half:
+        if split_of(str(number).encode()) == split:
             return number
 
 
-def draw_numbers(rng: np.random.Generator, count: int, half: str) -> list[int]:
+def draw_numbers(rng: np.random.Generator, count: int, split: str) -> list[int]:
     """``count`` different numbers of one half."""
     numbers: list[int] = []
     while len(numbers) < count:
-        number = draw_number(rng, half)
+        number = draw_number(rng, split)
         if number not in numbers:
             numbers.append(number)
     return numbers
 
 
-def rival_tokens(
+def distractor_tokens(
     tokenizer: Any, name: str, question: str, answers: Sequence[str]
 ) -> list[list[int]]:
-    """The first ``RIVALS`` of ``answers`` in tokens, each as it would follow the question."""
-    return [answer_tokens(tokenizer, name, question, a, ())[1] for a in answers[:RIVALS]]
+    """The first ``NUM_DISTRACTORS`` of ``answers`` in tokens, each as after the question."""
+    return [answer_tokens(tokenizer, name, question, a, ())[1] for a in answers[:NUM_DISTRACTORS]]

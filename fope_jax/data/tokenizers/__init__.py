@@ -230,7 +230,7 @@ class SentencePieceTokenizer:
         for text in texts:
             span: list[int | None] = []
             for number, part in enumerate(text.split(_SPACE_MARK)):
-                cut = list(cut_lines(part, _PIECE_CHARS))
+                cut = list(split_after_newlines(part, _PIECE_CHARS))
                 span += [None] if number else []
                 span += range(len(pieces), len(pieces) + len(cut))
                 pieces += cut
@@ -264,10 +264,10 @@ def _join(ids: list[list[int]]) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.int32) for part in [[], *ids]])
 
 
-def cut_lines(text: str, chars: int) -> Iterator[str]:
+def split_after_newlines(text: str, chars: int) -> Iterator[str]:
     """Cuts after the first end of a run of newlines that is ``chars`` or more characters on.
 
-    >>> list(cut_lines("one\\ntwo\\n\\nthree\\n", 4))
+    >>> list(split_after_newlines("one\\ntwo\\n\\nthree\\n", 4))
     ['one\\ntwo\\n\\n', 'three\\n']
     """
     start = 0
@@ -656,8 +656,8 @@ def _of_byte_alphabet(piece: str) -> bytes:
 # ---------------------------------------------------------------------------- in a cache
 
 
-def describe(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a cache's manifest says of its tokenizer; the inverse is `load_saved`."""
+def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a cache's manifest says of its tokenizer; the inverse is `load_tokenizer`."""
     description = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
     if isinstance(tokenizer, JsonTokenizer):
         description["eos"] = tokenizer.eos
@@ -665,7 +665,7 @@ def describe(tokenizer: Tokenizer) -> dict[str, Any]:
     return description | {"fingerprint": tokenizer.fingerprint}
 
 
-def load_saved(directory: Path, description: dict[str, Any]) -> Tokenizer:
+def load_tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer:
     """The tokenizer saved in a cache.
 
     Raises:

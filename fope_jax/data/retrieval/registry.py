@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fope_jax.data.retrieval import TASKS
 from fope_jax.data.retrieval.base import Task
-from fope_jax.data.retrieval.names import TASKS
 from fope_jax.data.retrieval.needles import (
     CommonWords,
     MultiKey,
@@ -14,8 +14,8 @@ from fope_jax.data.retrieval.needles import (
     VariableTracking,
 )
 from fope_jax.data.retrieval.passkey import Passkey
-from fope_jax.data.retrieval.symbols import Copy, Recall
-from fope_jax.data.retrieval.texts import Haystack, Noise
+from fope_jax.data.retrieval.text_task import Haystack, NoiseHaystack
+from fope_jax.data.retrieval.token_tasks import Copy, Recall
 
 ALONE: dict[str, Any] = {"recall": Recall, "copy": Copy, "passkey": Passkey}
 NEEDLES = {
@@ -37,5 +37,5 @@ def make_task(name: str, tokenizer: Any, haystack: Haystack | None = None) -> Ta
     if name not in TASKS:
         raise ValueError(f"retrieval task {name!r}; accepted: {', '.join(TASKS)}")
     if name in ALONE:
-        return ALONE[name].of(tokenizer)
-    return NEEDLES[name](tokenizer, haystack or Noise.of(tokenizer))
+        return ALONE[name].from_tokenizer(tokenizer)
+    return NEEDLES[name](tokenizer, haystack or NoiseHaystack.from_tokenizer(tokenizer))

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fope_jax.data import build
-from fope_jax.data import tokenizer as tk
-from fope_jax.data.manifest import read_manifest, sealed
-from fope_jax.data.retrieval.names import TASKS
+from fope_jax.data import tokenizers as tk
+from fope_jax.data.manifest import add_digest, read_manifest
+from fope_jax.data.retrieval import TASKS
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
-from fope_jax.data.retrieval.table import make_task
-from fope_jax.data.retrieval.texts import Noise
-from fope_jax.data.tokenizer import JsonTokenizer, encode_documents
-from tests.data.tokenizers_of_every_kind import (
+from fope_jax.data.retrieval.registry import make_task
+from fope_jax.data.retrieval.text_task import NoiseHaystack
+from fope_jax.data.tokenizers import JsonTokenizer, encode_documents
+from tests.data.tokenizers.examples import (
     BOS,
     EOS,
     LOSSLESS,
@@ -173,7 +173,7 @@ READABLE = [kind for kind in TOKENIZERS if kind not in UNREADABLE]
 @pytest.mark.parametrize("kind", READABLE)
 def test_windows_of_passkeys_read_as_the_template_says(kind, template):
     made = tokenizer(kind)
-    task = Passkey.of(made, template)
+    task = Passkey.from_tokenizer(made, template)
     shortest = task.shortest(np.random.default_rng(0), "test")
     for more in range(150, 160):  # filler is cut at every kind of place
         trial = task.trial(np.random.default_rng(0), shortest + more, 0.5, "test")
@@ -203,7 +203,7 @@ def test_windows_that_are_made_otherwise_than_before_say_so():
         assert "prefix" not in make_task(name, tokenizer("byte-level")).describe()
         assert make_task(name, tokenizer("bpe, Prepend")).describe()["prefix"] == "none"
         assert make_task(name, tokenizer("bytes")).describe()["ends"] == "no space"
-    whole_words = Noise("a b", (1, 2))
+    whole_words = NoiseHaystack("a b", (1, 2))
     assert whole_words.describe() == {"haystack": "noise", "filler": "a b"}
 
 
@@ -253,7 +253,7 @@ def test_a_manifest_from_before_changed_documents_were_named_is_read(built):
     manifest = json.loads(path.read_text())
     for split in manifest["splits"].values():
         del split["first_changed"]
-    path.write_text(json.dumps(sealed(manifest)))
+    path.write_text(json.dumps(add_digest(manifest)))
     assert read_manifest(found.directory)["splits"]["train"]["changed_documents"] == 0
 
 
@@ -264,7 +264,7 @@ def test_a_manifest_from_before_changed_documents_were_named_is_read(built):
 def test_saved_in_a_cache_and_loaded_the_same(kind, tmp_path):
     made = tokenizer(kind)
     made.save(tmp_path)
-    loaded = tk.load_saved(tmp_path, json.loads(json.dumps(tk.describe(made))))
+    loaded = tk.load_tokenizer(tmp_path, json.loads(json.dumps(tk.describe_tokenizer(made))))
     text = f"the key {BOS}{EOS}  caf\xe9 <|im_start|>"
     assert loaded.encode(text) == made.encode(text)
     assert (loaded.fingerprint, loaded.prefix) == (made.fingerprint, made.prefix)
@@ -277,8 +277,8 @@ def test_only_rules_that_are_left_out_change_a_fingerprint(tmp_path):
     assert prepended.fingerprint != earlier
     # A cache of before says the earlier one, and is read all the same.
     prepended.save(tmp_path)
-    description = tk.describe(prepended) | {"fingerprint": earlier}
-    assert tk.load_saved(tmp_path, description).fingerprint == earlier
+    description = tk.describe_tokenizer(prepended) | {"fingerprint": earlier}
+    assert tk.load_tokenizer(tmp_path, description).fingerprint == earlier
 
 
 def test_models_trained_without_a_space_keep_their_ids_and_are_found_out():

@@ -340,9 +340,8 @@ def test_many_small_documents_and_empty_ones(text_config, tmp_path):
     documents = read(config, "train")
     assert [BYTES.decode(d.tokens) for d in documents] == texts
     assert [d.bytes for d in documents] == [len(t) for t in texts]
-    dataset = seqio_tasks.register(config, BYTES).get_dataset(
-        {"targets": 100}, "train", shuffle=False
-    )
+    task = seqio_tasks.register(config, BYTES)
+    dataset = task.get_dataset({"targets": 100}, "train", shuffle=False)
     stream = np.concatenate([x["targets"] for x in dataset.as_numpy_iterator()])
     assert (stream == BYTES.eos_id).sum() == len([t for t in texts if t])  # none stands alone
 

@@ -1,4 +1,4 @@
-"""What every retrieval task is: trials for tests, lessons for training, and a wall between them."""
+"""What every retrieval task has: test trials, training windows, and no item that is in both."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 NUM_DISTRACTORS = 9  # wrong answers that the right one is ranked among
 
-# What makes an item - a key, a dictionary, the beginning of a text to copy - has a checksum, and
-# its last bit says whether the item is drawn in training or in tests. Both halves are drawn alike,
-# so there is nothing to learn from the rule, and no list of used items has to be kept.
+# A checksum of what makes an item (a key, a dictionary, the beginning of a text to copy) puts it
+# into one split. Both splits are drawn alike, so there is nothing to learn from the rule, and no
+# list of used items has to be kept.
 ITEM_SPLITS = ("training", "test")
 
 
@@ -43,20 +43,17 @@ class Trial(NamedTuple):
 class Task:
     """A kind of trial. Everything is drawn from the generator that is passed in.
 
-    Class attributes:
+    Attributes:
+      name: in rows and reports.
       has_depth: whether what is asked for stands at one place, the depth: a share of the window's
         free tokens, 0 its beginning and 1 its end.
     """
 
+    name: Any
     has_depth: ClassVar[bool] = True
 
-    @property
-    def name(self) -> str:
-        """What rows and reports call it."""
-        raise NotImplementedError
-
     def min_length(self, rng: np.random.Generator, split: str) -> int:
-        """Tokens of the min_length window that holds the trial which ``rng`` would draw."""
+        """Tokens of the shortest window that holds the trial which ``rng`` would draw."""
         raise NotImplementedError
 
     def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
@@ -69,7 +66,7 @@ class Task:
           split: of ``ITEM_SPLITS``.
 
         Raises:
-          ValueError: the trial does not fit, or the depth is none.
+          ValueError: the trial does not fit, or the depth is outside 0 to 1.
         """
         raise NotImplementedError
 
@@ -91,6 +88,6 @@ def check_trial_fits(name: str, context: int, min_length: int, depth: float) -> 
         raise ValueError(f"{name} depth is {depth}; accepted: 0 to 1")
     if context < min_length:
         raise ValueError(
-            f"a {name} trial does not fit into a context of {context} tokens; the min_length that "
+            f"a {name} trial does not fit into a context of {context} tokens; the shortest that "
             f"holds it has {min_length}"
         )

@@ -36,8 +36,8 @@ class Recall(Task):
     A window has a dictionary of ``entries`` keys and as many different values. In a trial the key
     that is asked for at the end stands once before, at the depth; all others come again and again,
     so that a window of any length takes no more symbols. In training all keys come again and again,
-    and every value whose key was there before is an answer. A dictionary belongs to one half.
-    Rivals are the values of other keys of the window.
+    and every value whose key was there before is an answer. A dictionary belongs to one
+    split. Distractors are the values of other keys of the window.
 
     Attributes:
       keys, values: ids, ``[M]`` each, without a common one.
@@ -106,11 +106,11 @@ class Copy(Task):
     """Copying: ``source mark source mark``, the second time written by the model.
 
     A trial asks for ``span`` tokens of the copy; the depth is the share of the source copied before
-    them. The longer the source, the farther back its tokens, and a window is as full at every
-    depth: source, mark, and the copy up to the answer's end. Sources of lessons have random
-    lengths, as far as a trial's in a window of the same length, so that no fixed distance leads to
-    the answer and the first tokens of the longest source are asked for as well. A source belongs to
-    one half by its first ``span`` tokens. Rivals are as many tokens of the source in random order.
+    them. A window is as full at every depth: source, mark, and the copy up to the answer's end.
+    Sources of training have random lengths, as far as a trial's in a window of the same length, so
+    that no fixed distance leads to the answer and the first tokens of the longest source are asked
+    for as well. A source belongs to one split by its first ``span`` tokens. Distractors are as many
+    tokens of the source in random order.
 
     Attributes:
       symbols: ids of the source, ``[M]``.

@@ -86,7 +86,7 @@ class NoDigits:
 
 def test_a_tokenizer_that_loses_digits_is_named():
     task = Passkey.from_tokenizer(NoDigits())
-    with pytest.raises(ValueError, match=r"template 'compact': .* answer \d{5} as ' \?{5}'"):
+    with pytest.raises(ValueError, match=r"passkey .compact.: .* answer \d{5} as ' \?{5}'"):
         task.draw_trial(np.random.default_rng(0), 200, 0.5, "test")
 
 

@@ -6,7 +6,7 @@ import pytest
 from fope_jax.data.retrieval import TASKS, registry
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, split_of
 from fope_jax.data.retrieval.needles import NEEDLES, WORDS, CommonWords
-from fope_jax.data.retrieval.registry import ALONE, make_task
+from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.retrieval.text_task import FILLER, CorpusHaystack, NoiseHaystack
 from fope_jax.data.retrieval.token_tasks import Copy, Recall
 from fope_jax.data.tokenizers import BytesTokenizer
@@ -258,4 +258,4 @@ def test_an_unknown_task_is_named():
 
 
 def test_every_name_has_its_task():
-    assert sorted(TASKS) == sorted([*ALONE, *registry.NEEDLES])
+    assert sorted(TASKS) == sorted([*registry.WITH_HAYSTACK, *registry.WITHOUT_HAYSTACK])

@@ -43,7 +43,6 @@ from fope_jax.data.sources import (
     source_warnings,
 )
 from fope_jax.data.tokenizers import (
-    TRAINING_TEXT_CHARS,
     BytesTokenizer,
     JsonTokenizer,
     Tokenizer,
@@ -51,6 +50,7 @@ from fope_jax.data.tokenizers import (
     load_tokenizer,
     train_sentencepiece,
 )
+from fope_jax.data.tokenizers.sentencepiece import TRAINING_TEXT_CHARS
 from fope_jax.extras import require
 from fope_jax.storage.files import (
     as_path,

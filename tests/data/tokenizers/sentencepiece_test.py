@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fope_jax.data import tokenizers as tk
 from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, TokenizerError
+from fope_jax.data.tokenizers.sentencepiece import split_after_newlines
 
 TRAINING = [
     "It was 1816.  The whale, the sea; Emma said: \u201cno\u201d.\n\n  Indented\tline 2047\n" * 40,
@@ -150,7 +151,7 @@ def test_cutting_a_document_changes_no_token(sentencepiece):
     """The tokens of the pieces are those of one call on the whole document."""
     text = "\n".join(TRAINING) * 20 + "\n\n\nend"
     whole = sentencepiece._processor.encode(text)
-    pieces = list(tk.split_after_newlines(text, 64))
+    pieces = list(split_after_newlines(text, 64))
     assert len(pieces) > 100 and "".join(pieces) == text
     assert sum((sentencepiece._processor.encode(p) for p in pieces), []) == whole
     assert sentencepiece.encode(text) == whole

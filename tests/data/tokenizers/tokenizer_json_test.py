@@ -16,7 +16,7 @@ from fope_jax.data.retrieval import TASKS
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
 from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.retrieval.text_task import NoiseHaystack
-from fope_jax.data.tokenizers import JsonTokenizer, encode_documents
+from fope_jax.data.tokenizers import JsonTokenizer, encode_documents, sentencepiece, tokenizer_json
 from tests.data.tokenizers.examples import (
     BOS,
     EOS,
@@ -174,10 +174,10 @@ READABLE = [kind for kind in TOKENIZERS if kind not in UNREADABLE]
 def test_windows_of_passkeys_read_as_the_template_says(kind, template):
     made = tokenizer(kind)
     task = Passkey.from_tokenizer(made, template)
-    shortest = task.shortest(np.random.default_rng(0), "test")
+    shortest = task.min_length(np.random.default_rng(0), "test")
     for more in range(150, 160):  # filler is cut at every kind of place
-        trial = task.trial(np.random.default_rng(0), shortest + more, 0.5, "test")
-        text, (key,) = made.decode(trial.tokens), trial.parts
+        trial = task.draw_trial(np.random.default_rng(0), shortest + more, 0.5, "test")
+        text, (key,) = made.decode(trial.tokens), trial.answer_texts
         assert len(trial.tokens) == shortest + more
         assert text.lstrip().startswith(template.intro)
         assert text.count(template.needle.format(key=key)) == 1
@@ -193,8 +193,8 @@ def test_windows_of_every_task_read_as_one_text(kind):
     for name in TASKS:
         if name not in ("recall", "copy"):
             task = make_task(name, made)
-            size = task.shortest(np.random.default_rng(0), "test") + 200
-            text = made.decode(task.trial(np.random.default_rng(0), size, 0.5, "test").tokens)
+            size = task.min_length(np.random.default_rng(0), "test") + 200
+            text = made.decode(task.draw_trial(np.random.default_rng(0), size, 0.5, "test").tokens)
             assert "  " not in text and not re.search(r"\.[A-Z]", text), name
 
 
@@ -282,7 +282,9 @@ def test_only_rules_that_are_left_out_change_a_fingerprint(tmp_path):
 
 
 def test_models_trained_without_a_space_keep_their_ids_and_are_found_out():
-    model = tk._train(list(tk._training_lines(["\u543e\u8f29\u306f\n" * 200])), 276, "0123456789")
+    model = sentencepiece._train(
+        list(sentencepiece._training_lines(["\u543e\u8f29\u306f\n" * 200])), 276, "0123456789"
+    )
     earlier = tk.SentencePieceTokenizer(model)
     assert not earlier.writes_spaces
     (ids,), (changed,) = encode_documents(earlier, ["\u543e \u8f29"])
@@ -290,13 +292,13 @@ def test_models_trained_without_a_space_keep_their_ids_and_are_found_out():
 
 
 def test_text_with_spaces_trains_the_model_that_it_always_did():
-    lines = list(tk._training_lines(["The key is blue. The sky.\n" * 40]))
-    assert tokenizer("sentencepiece")._model == tk._train(lines, 300, "0123456789")
+    lines = list(sentencepiece._training_lines(["The key is blue. The sky.\n" * 40]))
+    assert tokenizer("sentencepiece")._model == sentencepiece._train(lines, 300, "0123456789")
 
 
 def test_old_forms_of_metaspace_are_understood():
     rules = {"pre_tokenizer": {"type": "Metaspace", "replacement": MARK, "add_prefix_space": True}}
-    assert tk._take_edges(rules) == " "
+    assert tokenizer_json._remove_edge_rules(rules) == " "
     assert rules["pre_tokenizer"] == {
         "type": "Metaspace",
         "replacement": MARK,
@@ -304,5 +306,5 @@ def test_old_forms_of_metaspace_are_understood():
     }
     rules["pre_tokenizer"]["add_prefix_space"] = False
     del rules["pre_tokenizer"]["prepend_scheme"]
-    assert tk._take_edges(rules) == ""
+    assert tokenizer_json._remove_edge_rules(rules) == ""
     assert metaspace("never")["pre_tokenizer"].prepend_scheme == "never"

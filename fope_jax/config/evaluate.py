@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fope_jax.config.fields import check_fields
-from fope_jax.data.held_out import name_of
-from fope_jax.data.retrieval.names import TASKS
+from fope_jax.data.held_out import text_name
+from fope_jax.data.retrieval import TASKS
 
 
 @dataclass(frozen=True)
@@ -86,5 +86,9 @@ class EvaluateConfig:
                 lambda adds: not adds or self.bos_token is not None,
                 "False where bos_token is None: name the token, such as bos_token = '<s>'",
             ),
-            ("texts", lambda texts: len(set(map(name_of, texts))) == len(texts), "each name once"),
+            (
+                "texts",
+                lambda texts: len(set(map(text_name, texts))) == len(texts),
+                "each name once",
+            ),
         )

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.config import TrainConfig
-from fope_jax.data.lessons import AnyLoader
+from fope_jax.data.task_mixture import BatchLoader
 from fope_jax.model.transformer import check_batch
 from fope_jax.processes.collectives import is_main_process
 from fope_jax.storage.files import write_json
@@ -158,7 +158,7 @@ class BadStepCounter:
 
 @contextlib.contextmanager
 def dump_batches_of_bad_steps(
-    workdir: Path, loader_at: Callable[[int], AnyLoader], data_start: int
+    workdir: Path, loader_at: Callable[[int], BatchLoader], data_start: int
 ) -> Iterator[None]:
     """Where bad steps end what is done inside, writes their batches into the run.
 
@@ -187,7 +187,7 @@ def dump_batches_of_bad_steps(
                 "batch": number,
                 "loss": str(bad.loss),  # JSON has no word for nan
                 "grad_norm": str(bad.norm),
-                "rows": loader.documents(number),
+                "rows": loader.row_sources(number),
             }
             write_json(directory / f"{bad.step}.json", facts)
         names = ", ".join(f"{bad.step}.npz" for bad in error.steps[-3:])

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fope_jax.config import Experiment, Stage, TrainConfig, check_vocabulary
 from fope_jax.data.cache import TokenCache, open_cache
-from fope_jax.data.lessons import AnyLoader, stage_loaders
+from fope_jax.data.task_mixture import BatchLoader, make_stage_loaders
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
@@ -159,7 +159,7 @@ def train(
         for stage, _, loader in stages:
             log.info(
                 "data: %s; %d x %d tokens a step (steps %d to %d)",
-                loader.about,
+                loader.summary,
                 stage.batch_size,
                 stage.length,
                 stage.start + 1,
@@ -262,7 +262,7 @@ def train(
             log.info("step %d: validation loss (tokens of context) %s", step, format_losses(rows))
             write(rows)
 
-        def loader_at(step: int) -> AnyLoader:
+        def loader_at(step: int) -> BatchLoader:
             return next(loader for stage, _, loader in stages if step <= stage.stop)
 
         # -------------------------------------------------------------- steps
@@ -324,7 +324,7 @@ def train(
 
 def _open_data(
     experiment: Experiment, mesh: Mesh
-) -> tuple[TokenCache, list[AnyLoader], ValidationFn | None]:
+) -> tuple[TokenCache, list[BatchLoader], ValidationFn | None]:
     """All text that a training reads, a loader for each stage, and what evaluates, if anything.
 
     Raises:
@@ -333,7 +333,7 @@ def _open_data(
     """
     config, cache = experiment.train, open_cache(experiment.data, "train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
-    loaders = stage_loaders(
+    loaders = make_stage_loaders(
         experiment.data, cache, config.stages, seed=experiment.seed, data_start=config.data_start
     )
     measure = None

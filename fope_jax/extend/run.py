@@ -67,7 +67,7 @@ def extend(
     overrides: Iterable[str] = (),
     config: ConfigDict | None = None,
     accept_position: str | None = None,
-    evaluates: bool = False,
+    should_evaluate: bool = False,
 ) -> None:
     """Makes a run that goes on from another one, and trains it to its last step.
 
@@ -84,7 +84,7 @@ def extend(
       overrides: see ``child_experiment``.
       config: see ``child_experiment``.
       accept_position: of the parent, see ``check_fingerprint``.
-      evaluates: whether `fope evaluate` follows the last step; what it cannot do is said first.
+      should_evaluate: whether `fope evaluate` follows the last step; what it cannot do is said first.
 
     Raises:
       ConfigError: see ``child_experiment`` and ``open_parent``; or the workdir holds another run.
@@ -125,7 +125,7 @@ def extend(
         check_workdir(workdir, child)
         if not has_begun:  # before anything is written
             fingerprint = _open_cache(child, workdir, parent).fingerprint
-            if evaluates:
+            if should_evaluate:
                 plan_protocols(child, fingerprint)
     check_processes_agree(child, request | {"--accept-position": accept_position})
     with lock_run(workdir, "extend"):
@@ -137,7 +137,7 @@ def extend(
         finally:
             store.close()
     train(child, workdir)
-    if evaluates:
+    if should_evaluate:
         evaluate(workdir)
 
 

@@ -99,9 +99,15 @@ def compiled(tmp_path_factory):
     return tmp_path_factory.mktemp("compiled")
 
 
+PROGRAMS = {}  # compiled steps, by experiment and shapes of a batch
+
+
 @contextlib.contextmanager
 def fast_compilation(directory):
-    """Steps of such small models take longer to compile than to run; the bits are as fixed."""
+    """Steps of such small models take longer to compile than to run; the bits are as fixed.
+
+    One of the same experiment is not even traced again, however many runs make it.
+    """
     from fope_jax.train import loop
 
     trace = loop.trace_step
@@ -112,15 +118,20 @@ def fast_compilation(directory):
     before = {name: getattr(jax.config, name) for name in changes}
 
     class Traced:
-        def __init__(self, *arguments):
-            self.traced = trace(*arguments)
+        def __init__(self, plan, batch):
+            self.plan, self.batch = plan, batch
 
         def lower(self):
             return self
 
         def compile(self):
-            options = {"xla_backend_optimization_level": 0}
-            return self.traced.lower().compile(compiler_options=options)
+            shapes = tuple((x.shape, str(x.dtype)) for x in self.batch)
+            key = (self.plan.experiment, self.plan.mesh, shapes)
+            if key not in PROGRAMS:
+                options = {"xla_backend_optimization_level": 0}
+                lowered = trace(self.plan, self.batch).lower()
+                PROGRAMS[key] = lowered.compile(compiler_options=options)
+            return PROGRAMS[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "trace_step", Traced)

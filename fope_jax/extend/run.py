@@ -84,7 +84,7 @@ def extend(
       overrides: see ``child_experiment``.
       config: see ``child_experiment``.
       accept_position: of the parent, see ``check_fingerprint``.
-      should_evaluate: whether `fope evaluate` follows the last step; what it cannot do is said first.
+      should_evaluate: whether `fope evaluate` follows; what it cannot do is said first.
 
     Raises:
       ConfigError: see ``child_experiment`` and ``open_parent``; or the workdir holds another run.

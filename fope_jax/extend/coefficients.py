@@ -25,15 +25,11 @@ def match_frequencies(old: Array, new: Array, *, by: str = "frequency") -> np.nd
         rows[i] = -1  elsewhere: a frequency that is new
 
     Args:
-      old: ``[D]`` radians per token, no two within 1e-6 of one another.
-      new: ``[D']`` radians per token.
+      old, new: ``[D]`` and ``[D']`` radians per token; no two old ones within 1e-6 of one another.
       by: ``frequency``, or ``index`` as the released code of FoPE does.
 
     Returns:
       ``[D']`` integers.
-
-    Raises:
-      ValueError: another ``by``.
 
     >>> match_frequencies(np.array([1.0, 0.1]), np.array([1.0, 0.3, 0.1, 0.03])).tolist()
     [0, -1, 1, -1]
@@ -76,9 +72,8 @@ def carry_coefficients(
     Args:
       old: ``[..., D, d]``.
       drawn: ``[..., D', d']``, new draws with their dominant terms.
-      rows: ``[D']``, see ``match_frequencies``.
+      rows: ``[D']``, from ``match_frequencies`` with the same ``by``.
       old_dominant, new_dominant: ``[D, d]`` and ``[D', d']``, see ``FoPE.dominant_terms``.
-      by: as for ``rows``.
 
     Returns:
       ``[..., D', d']`` float32.

@@ -116,11 +116,10 @@ class PlannedRun:
 
     def command(self, workdir: Path) -> list[str]:
         """The arguments of ``fope`` that make the run in ``workdir / name``."""
-        return command(self.run, workdir)
+        return _command(self.run, workdir)
 
 
-def command(run: Run, workdir: Path) -> list[str]:
-    """The arguments of ``fope`` that make ``run`` in ``workdir / name``."""
+def _command(run: Run, workdir: Path) -> list[str]:
     directory = ["--workdir", str(workdir / run.name)]
     overrides = [f"--config.{override}" for override in run.overrides]
     if isinstance(run, Train):
@@ -194,7 +193,7 @@ def _build(run: Run, earlier: dict[str, PlannedRun]) -> Experiment:
     (add_train_options if isinstance(run, Train) else add_extend_options)(parser)
     add_processes(parser)
     parser.add_argument("--traceback", action="store_true")
-    options = parse_arguments(parser, command(run, workdir)[1:])
+    options = parse_arguments(parser, _command(run, workdir)[1:])
     stated = {"workdir": workdir / run.name}
     if isinstance(run, Extend):
         stated["parent"] = workdir / run.parent

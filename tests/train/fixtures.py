@@ -108,9 +108,8 @@ def fast_compilation(directory):
 
     One of the same experiment is not even traced again, however many runs make it.
     """
-    from fope_jax.train import loop
+    from fope_jax.train import loop, state
 
-    trace = loop.trace_step
     changes = {
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -129,7 +128,7 @@ def fast_compilation(directory):
             key = (self.plan.experiment, self.plan.mesh, shapes)
             if key not in PROGRAMS:
                 options = {"xla_backend_optimization_level": 0}
-                lowered = trace(self.plan, self.batch).lower()
+                lowered = state.trace_step(self.plan, self.batch).lower()
                 PROGRAMS[key] = lowered.compile(compiler_options=options)
             return PROGRAMS[key]
 

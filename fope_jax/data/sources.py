@@ -20,7 +20,8 @@ from fope_jax.data.corpora import (
 )
 from fope_jax.data.tokenizer import JsonTokenizer
 from fope_jax.extras import require
-from fope_jax.storage.files import as_path, file_sha256, size_and_time
+from fope_jax.storage.files import file_sha256, size_and_mtime
+from fope_jax.storage.paths import as_path
 
 Source = dict[str, Any]
 
@@ -63,7 +64,7 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
 
 def _file_source(path: Path, corpus: str, split: str, before: Mapping[Any, Any]) -> Source:
     try:
-        source, same = _met_before(str(path), size_and_time(path), before)
+        source, same = _met_before(str(path), size_and_mtime(path), before)
         digest = same.get("sha256") or file_sha256(path)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
@@ -82,17 +83,17 @@ def _tfds_sources(config: DataConfig, before: Mapping[Any, Any]) -> list[Source]
     for split in SPLITS:
         files = tfds_files.files_of(config, split)
         for file in _with_progress(files, f"look through c4 {split}"):
-            source, same = _met_before(file.path, tfds_files.size_and_time(file), before)
+            source, same = _met_before(file.path, tfds_files.size_and_mtime(file), before)
             source |= {"corpus": "c4", "split": split, "shard": file.shard}
             sources.append(source | {"damaged": _damage(same, tfds_files.damage_of, file)})
     return sources
 
 
 def _met_before(
-    path: str, size_and_time: tuple[int, int], before: Mapping[Any, Source]
+    path: str, size_and_mtime: tuple[int, int], before: Mapping[Any, Source]
 ) -> tuple[Source, Source]:
     """What tells a file from others, and what an earlier result says of it, or nothing."""
-    size, changed = size_and_time
+    size, changed = size_and_mtime
     return (
         {"path": path, "size": size, "mtime_ns": changed},
         before.get((path, size, changed), {}),

@@ -24,7 +24,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from fope_jax.extras import require
-from fope_jax.storage.files import content_of, read_head, read_json
+from fope_jax.storage.content import detect_content, read_head
+from fope_jax.storage.files import read_json
 
 
 class TokenizerError(ValueError):
@@ -421,8 +422,8 @@ class JsonTokenizer:
             content = path.read_bytes().decode("utf-8-sig")
             names = {token["content"] for token in json.loads(content)["added_tokens"]}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            found = content_of(read_head(path))
-            reason = f"it is {found.what}; {found.advice}" if found else error
+            found = detect_content(read_head(path))
+            reason = f"it is {found.kind}; {found.advice}" if found else error
             if isinstance(error, KeyError | TypeError):
                 reason = "it has no list 'added_tokens' of tokens with a 'content'"
             raise TokenizerError(

@@ -31,7 +31,7 @@ from fope_jax.config import check_vocabulary
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.data.tokenizer import Tokenizer
-from fope_jax.evaluate.run import load_run, warn_where_bos_is_unknown
+from fope_jax.evaluate.restore import load_run, warn_where_bos_is_unknown
 from fope_jax.extras import require
 from fope_jax.model.decode import greedy_decode, prefill
 from fope_jax.model.finite import count_non_finite, describe_non_finite

@@ -95,12 +95,12 @@ def score_windows(
 
 
 def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
-    """The scorer of a Transformer, see ``scorer_maker``."""
+    """The scorer of a Transformer, see ``scorer_factory``."""
     graphdef, params, constants = split(model)
-    return scorer_maker(graphdef, mesh)(params, constants)
+    return scorer_factory(graphdef, mesh)(params, constants)
 
 
-def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any], Scorer]:
+def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any], Scorer]:
     """Makes scorers of one model with any arrays: one jitted forward pass for all of them.
 
     It is traced once for each window shape, however often the arrays change.

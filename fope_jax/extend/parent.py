@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 
 from fope_jax.config import ConfigError, Experiment
-from fope_jax.evaluate.identity import check_fingerprint, position_identity
-from fope_jax.evaluate.run import find_step, read_experiment
+from fope_jax.evaluate.fingerprint import check_fingerprint, checkpoint_fingerprint
+from fope_jax.evaluate.restore import find_step, read_experiment
 from fope_jax.interop.huggingface import MAX_POSITIONS
 from fope_jax.interop.runs import (
     TOKENIZER,
@@ -22,7 +22,8 @@ from fope_jax.interop.runs import (
 from fope_jax.interop.weights import import_config, import_weights
 from fope_jax.model.sharding import device_put_sharded
 from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.storage.files import read_json, resolved
+from fope_jax.storage.files import read_json
+from fope_jax.storage.paths import resolve_path
 from fope_jax.train.state import StatePlan, restore_arrays
 from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, split_step
 
@@ -119,7 +120,7 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
         trained = kept.get(MAX_POSITIONS, experiment.train.length)
         train_config = dataclasses.replace(experiment.train, length=trained)
         experiment = dataclasses.replace(experiment, train=train_config)
-    return Parent(str(resolved(run)), experiment, step, IMPORTED in facts, kept, load)
+    return Parent(str(resolve_path(run)), experiment, step, IMPORTED in facts, kept, load)
 
 
 def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
@@ -136,7 +137,7 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
             raise ConfigError(f"{WEIGHTS}{directory} holds no optimizer to keep; take reset")
         imported = import_weights(directory)
         position, shape = imported.position, imported.config.shape
-        _, identity = position_identity(position, shape, imported.constants)
+        _, identity = checkpoint_fingerprint(position, shape, imported.constants)
         items = {
             "params": _placed(imported.params, plan.state.params),
             "constants": _placed(imported.constants, plan.constants),

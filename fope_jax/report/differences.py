@@ -84,12 +84,10 @@ def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, st
     >>> sorted(holm({("a", "b"): d(0.01), ("a", "c"): d(0.04), ("b", "c"): d(0.03)}))
     [('a', 'b')]
     """
-    by_p = sorted(
-        differences, key=lambda pair: (math.isnan(differences[pair].p), differences[pair].p)
-    )
+    p_values = {pair: own.p for pair, own in differences.items() if not math.isnan(own.p)}
     significant = set()
-    for index, pair in enumerate(by_p):
-        if not differences[pair].p <= (1 - LEVEL) / (len(by_p) - index):
+    for index, pair in enumerate(sorted(p_values, key=lambda pair: p_values[pair])):
+        if p_values[pair] > (1 - LEVEL) / (len(differences) - index):
             break
         significant.add(pair)
     return significant

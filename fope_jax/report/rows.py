@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fope_jax.storage.files import as_path, json_lines, read_json, resolved
+from fope_jax.storage.files import read_json, read_json_lines
+from fope_jax.storage.paths import as_path, resolve_path
 
 Row = dict[str, Any]
 
@@ -147,7 +148,7 @@ def _read_results(path: Path) -> Run:
     lineage = head["lineage"]
     if lineage:  # the parent is another file beside it
         parent = path.with_name(f"{lineage['parent']['run']}.jsonl")
-        lineage["parent"]["run"] = str(resolved(parent))
+        lineage["parent"]["run"] = str(resolve_path(parent))
     step = max((row["step"] for row in rows if row["kind"] not in ("train", "time")), default=None)
     return Run(path, head["config"], head["info"], tuple(rows), step, lineage)
 
@@ -184,7 +185,7 @@ def read_rows(path: Path) -> list[Row]:
         raise ReportError(f"{path.parent} has no {path.name}: the run has not been trained yet")
     rows = []
     try:
-        for number, row in json_lines(path):
+        for number, row in read_json_lines(path):
             check_row(row, f"{path}, line {number}")
             if row["kind"] in REQUIRED:
                 rows.append(row)

@@ -21,9 +21,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fope_jax.evaluate.answering import model_answerer
-from fope_jax.evaluate.finite import NonFiniteError, check_weights
-from fope_jax.evaluate.joined import places
+from fope_jax.evaluate.generation import model_answerer
+from fope_jax.evaluate.packed import packed_positions
+from fope_jax.evaluate.restore import NonFiniteError, check_weights
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.gallery.examples import examples
 from fope_jax.model.attention import TokenIndex
@@ -63,7 +63,7 @@ def main() -> None:
         ]
         window = tokens[:, :-1], tokens[:, -scored:]
         if reset:
-            own = [places(DOCUMENTS, begin, LENGTH) for begin in range(ROWS)]
+            own = [packed_positions(DOCUMENTS, begin, LENGTH) for begin in range(ROWS)]
             window = *window, TokenIndex(*map(np.stack, zip(*own, strict=True)))
         on_mesh = model_scorer(merge(graphdef, *placed), mesh)(*window)
         nats, hits = (np.asarray(x) for x in on_mesh)

@@ -13,7 +13,7 @@ from fope_jax.data import lessons
 from fope_jax.data.build import build
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
-from fope_jax.evaluate.perplexity import plain
+from fope_jax.evaluate.perplexity import no_progress
 from fope_jax.evaluate.run import evaluate
 from fope_jax.extend import parent as parent_module
 from fope_jax.extend.run import extend, read_lineage
@@ -146,7 +146,7 @@ def test_an_extended_run_is_evaluated_and_reported_beside_its_parent(yarn, rope,
             "passkey_trials": 0,
         }
         (copy / "config.json").write_text(json.dumps(config))
-        assert evaluate(copy, progress=plain, say=lambda line: None)
+        assert evaluate(copy, progress=no_progress, say=lambda line: None)
     lineage = json.loads((tmp_path / "yarn/lineage.json").read_text())
     lineage["parent"]["run"] = str((tmp_path / "rope").resolve())
     (tmp_path / "yarn/lineage.json").write_text(json.dumps(lineage))

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from fope_jax.config import build_experiment, experiment_to_dict
-from fope_jax.evaluate.finite import NonFiniteError
-from fope_jax.evaluate.identity import position_identity
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.evaluate.restore import NonFiniteError
 from fope_jax.model.transformer import Transformer, split
 from fope_jax.report.correlation import spectrum_points
 from fope_jax.report.rows import read_runs
@@ -72,7 +72,7 @@ def save(workdir, method, seed=3, drawn_from=None, steps=(5,), change=lambda lay
     model = Transformer(experiment.model, experiment.position, rngs=rngs)
     _, params, constants = split(model)
     params["layers"] |= change(params["layers"])
-    found = position_identity(experiment.position, experiment.model.shape, constants)[1]
+    found = checkpoint_fingerprint(experiment.position, experiment.model.shape, constants)[1]
     store = CheckpointStore(workdir / "checkpoints")
     for step in steps:
         items = {"params": params, "constants": constants, "optimizer": {}}

@@ -16,7 +16,8 @@ from fope_jax.data import lessons
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.evaluate.run import evaluate, load_run
+from fope_jax.evaluate.restore import load_run
+from fope_jax.evaluate.run import evaluate
 from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
 from fope_jax.interop.runs import export_run

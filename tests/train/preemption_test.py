@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from fope_jax.config import build_experiment
-from fope_jax.evaluate import during
+from fope_jax.evaluate import validation
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.processes.signals import SIGNALS, Stopped
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
@@ -107,7 +107,7 @@ def test_stopped_in_evaluations_the_rows_and_bits_are_those_of_the_unbroken_run(
     """An evaluation is left at once, with its step in a checkpoint, and made by the next start."""
     experiment = measured(runs)
     train(experiment, tmp_path / "unbroken")
-    workdir, score = tmp_path / "run", during.scorer_maker
+    workdir, score = tmp_path / "run", validation.scorer_factory
     with pytest.raises(Stopped), monkeypatch.context() as patch:
         signalled_scorer(patch, score, at=2)
         train(experiment, workdir)
@@ -156,15 +156,15 @@ def test_a_batch_that_takes_long_is_not_waited_for():
     tokens = jnp.ones((512, 512))
     jax.block_until_ready(long(tokens))
     with pytest.raises(Stopped):
-        during._checking(scorer, check)(tokens, None)
+        validation._checking(scorer, check)(tokens, None)
 
 
-def signalled_scorer(patch, scorer_maker, at, number=signal.SIGTERM):
+def signalled_scorer(patch, scorer_factory, at, number=signal.SIGTERM):
     """Sends a signal while the ``at``-th batch is scored, from 1."""
     calls = iter(range(1, 1000))
 
     def maker(*arguments):
-        make = scorer_maker(*arguments)
+        make = scorer_factory(*arguments)
 
         def made(*arrays):
             score = make(*arrays)
@@ -178,7 +178,7 @@ def signalled_scorer(patch, scorer_maker, at, number=signal.SIGTERM):
 
         return made
 
-    patch.setattr(during, "scorer_maker", maker)
+    patch.setattr(validation, "scorer_factory", maker)
 
 
 def test_in_another_thread_no_signal_is_caught():

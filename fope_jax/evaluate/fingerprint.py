@@ -10,7 +10,7 @@ import jax
 
 from fope_jax.model.transformer import position_variables
 from fope_jax.position import Fingerprint, ModelShape, PositionEmbedding, fingerprint
-from fope_jax.processes.collectives import on_host
+from fope_jax.processes.collectives import gather_to_host
 from fope_jax.storage.checkpoint import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ TO_CHANGE = (
 )
 
 
-def position_identity(
+def checkpoint_fingerprint(
     position: PositionEmbedding, shape: ModelShape, constants: Any
 ) -> tuple[Fingerprint, dict[str, str]]:
     """The fingerprint of a model's effective position embedding, and what checkpoints keep of it.
@@ -36,7 +36,7 @@ def position_identity(
       The fingerprint, and metadata: ``position``, its hash; ``position_summary``; and
       ``position_method``, the hash without the constants.
     """
-    variables = position_variables({}, jax.tree.map(on_host, constants))
+    variables = position_variables({}, jax.tree.map(gather_to_host, constants))
     found = fingerprint(position, shape, variables)
     method = fingerprint(position, shape).hash
     return found, {
@@ -70,7 +70,7 @@ def check_fingerprint(
         key, found, parts = "position_method", fingerprint(position, shape), "the configuration"
     else:
         key, parts = "position", "the configuration and the restored constants"
-        found, _ = position_identity(position, shape, constants)
+        found, _ = checkpoint_fingerprint(position, shape, constants)
     if metadata.get(key, found.hash) == found.hash:
         return
     if accept is not None and accept in (found.hash, fingerprint(position, shape).hash):

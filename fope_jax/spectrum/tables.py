@@ -95,12 +95,12 @@ def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
         alt,
         "The mean of q.k under RoPE by distance: the decay is that of the means of q and k.",
     )
-    return write_page(
-        "Spectrum damage, on signals made for it",
-        section("Leakage, distortion and truncation", damage),
-        section("Periodic extension", extension, as_html(_extension_table(demo))),
-        section("Decay with distance", decay),
-    )
+    parts = [
+        Section("Leakage, distortion and truncation", [damage]),
+        Section("Periodic extension", [extension, _extension_table(demo)]),
+        Section("Decay with distance", [decay]),
+    ]
+    return write_page(out, "Spectrum damage, on signals made for it", parts)
 
 
 def _extension_table(demo: dict[str, Any]) -> Table:

@@ -158,7 +158,7 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
 def _unlisted(directory: Path) -> list[str]:
     """Files of a cache that nothing reads."""
     manifest = manifests.read_manifest(directory)
-    named = manifests.hashes(manifest) if manifest else {}
+    named = manifests.file_hashes(manifest) if manifest else {}
     known = {manifests.MANIFEST, "tokenizer.model", "tokenizer.json", *named}
     return sorted(list_file_sizes(directory).keys() - known)
 

@@ -14,9 +14,14 @@ from scipy.special import erf
 
 from fope_jax.position import ModelShape, RoPE, clip_floor, floor_frequency, inverse_frequencies
 from fope_jax.spectrum.damage import intermodulation, leaked_amplitudes, predicted_lines
-from fope_jax.spectrum.nudft import attention_coefficients, components, extend, fit
-from fope_jax.spectrum.series import series_of
-from fope_jax.spectrum.transform import dirichlet, nudft, truncation
+from fope_jax.spectrum.series import attention_coefficients, frequency_components, series_of
+from fope_jax.spectrum.transform import (
+    dirichlet,
+    extrapolate,
+    fit_amplitudes,
+    nudft,
+    truncated_tone,
+)
 
 LENGTH = 64  # tokens that the toy is fitted on
 REACH = 256  # tokens that it is extended to
@@ -95,7 +100,7 @@ def _truncation() -> dict[str, Any]:
     rows = []
     for period in (20.0, 100.0):
         tone = 2 * np.pi / period
-        whole, spread = truncation(tone, LENGTH, at)
+        whole, spread = truncated_tone(tone, LENGTH, at)
         cut = np.exp(1j * tone * np.arange(LENGTH))
         rows.append(
             {
@@ -137,7 +142,9 @@ def _extension() -> dict[str, Any]:
     for name, truth in (("linear", mixed), ("activation", gelu(mixed))):
         lines, errors = {}, {}
         for label, sets in carried.items():
-            extended = np.array([extend(fit(truth[:LENGTH], own), own, n) for own in sets])
+            extended = np.array(
+                [extrapolate(fit_amplitudes(truth[:LENGTH], own), own, n) for own in sets]
+            )
             squares = (extended - truth) ** 2
             parts = (squares[:, :LENGTH], squares[:, LENGTH:])
             lines[label] = extended[0].tolist()
@@ -164,7 +171,9 @@ def _decay(samples: int = 1000, head_dim: int = 128, reach: int = 4096) -> dict[
         rows.append(
             {
                 "mean": mean,
-                "measured": components(series, coefficients, distances).sum(axis=0).tolist(),
+                "measured": frequency_components(series, coefficients, distances)
+                .sum(axis=0)
+                .tolist(),
                 "expected": (2 * mean**2 * waves.sum(axis=1)).tolist(),
                 "error": math.sqrt(head_dim * (1 + 2 * mean**2) / samples),
             }

@@ -5,7 +5,17 @@ All of them multiply the pair, read as a complex number, by
 
     u_m(p) = sum_f c_mf exp((i w_f + g_f) p)
 
-and with that form the attention logits are an explicit non-uniform Fourier sum (``nudft``).
+so that attention logits are a non-uniform Fourier sum. For a query q at position p and a key k at
+position r, both before the rotation and read as complex numbers,
+
+    q.k after the rotation = Re sum_f G_f exp((i w_f + g_f) p)
+    G_f = sum_m q_m conj(k_m) conj(u_m(r)) c_mf
+
+With the key at position 0, RoPE's coefficients are the products q_m conj(k_m) alone and p is the
+distance: the paper's h(n) = sum_m H_m exp(i w_m n). FoPE's depend on r: its logits are a function
+of both positions.
+
+Reference: Hua et al. 2025, "Fourier Position Embedding", Eq. 1-5.
 """
 
 from __future__ import annotations
@@ -50,7 +60,7 @@ class Series(NamedTuple):
     pairs: np.ndarray
 
     @property
-    def own(self) -> np.ndarray:
+    def distinct_frequencies(self) -> np.ndarray:
         """The different frequencies without sign and without 0, rising."""
         return np.unique(np.abs(self.frequencies[self.frequencies != 0]))
 
@@ -60,7 +70,7 @@ class Series(NamedTuple):
         return np.unique(np.abs(self.frequencies[used]))
 
 
-def factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.ndarray:
+def rotation_factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.ndarray:
     """``u_m(p)`` of q, or of k.
 
     Args:
@@ -74,6 +84,52 @@ def factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.
     growth = -series.growth if of_keys else series.growth
     waves = np.exp(np.multiply.outer(positions, 1j * series.frequencies + growth))
     return np.einsum("...f,npf->...np", waves, series.coefficients)
+
+
+def attention_coefficients(
+    series: Series, q: np.ndarray, k: np.ndarray, key_positions: np.ndarray | int = 0
+) -> np.ndarray:
+    """G_f of pairs of a query and a key.
+
+    Args:
+      series: of their layer.
+      q: ``[..., N, H]`` before the rotation.
+      k: ``[..., N, H]`` before the rotation, key-value heads repeated.
+      key_positions: ``[...]`` tokens, r.
+
+    Returns:
+      ``[..., N, F]`` complex.
+    """
+    q, k = as_complex(series, q), as_complex(series, k)
+    turned = rotation_factors(series, np.asarray(key_positions), of_keys=True)
+    return np.einsum("...nm,nmf->...nf", q * np.conj(k * turned), series.coefficients)
+
+
+def as_complex(series: Series, x: np.ndarray) -> np.ndarray:
+    """Pairs of dimensions of ``x [..., H]`` as complex numbers ``[..., P]``."""
+    x = np.asarray(x, np.float64)
+    return x[..., series.pairs[:, 0]] + 1j * x[..., series.pairs[:, 1]]
+
+
+def frequency_components(
+    series: Series, coefficients: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """The part h_f of the logits that each frequency carries.
+
+        h_f(p) = Re G_f exp((i w_f + g_f) p),  and without growth h_f(p + 2 pi / w_f) = h_f(p)
+
+    Args:
+      series: of the layer.
+      coefficients: ``[..., F]`` from ``attention_coefficients``.
+      positions: ``[T]`` of the query, not necessarily whole, so that a period can be met exactly.
+
+    Returns:
+      ``[..., F, T]``; their sum over F is q.k, before it is divided by sqrt(H).
+
+    Reference: Hua et al. 2025, Eq. 4-5.
+    """
+    waves = np.exp(np.multiply.outer(1j * series.frequencies + series.growth, positions))
+    return np.real(coefficients[..., None] * waves)
 
 
 # ---------------------------------------------------------------------------- methods

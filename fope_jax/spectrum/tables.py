@@ -13,8 +13,22 @@ from fope_jax.report.rows import ReportError
 from fope_jax.report.tables import EMPTY, Table, as_html
 from fope_jax.spectrum import figures
 
-Measured = dict[str, Any]
-
+Measured = dict[str, Any]  # what ``measure_run`` returns
+COLUMNS = {
+    "leakage": "logits' leakage",
+    "leakage_null": "null",
+    "q_leakage": "q leakage",
+    "k_leakage": "k leakage",
+    "pair_null": "null",
+    "hidden_leakage": "hidden leakage",
+    "hidden_null": "null",
+    "floor_energy": "floor energy",
+    "floor_null": "null",
+    "undertrained_energy": "undertrained energy",
+    "hidden_locked": "position-locked",
+    "entropy": "entropy (nats)",
+    "distance": "distance (tokens)",
+}
 READING = (
     "Leakage is the share of a signal's energy that is not at the method's own frequencies: the "
     "projection on their cosines and sines is taken off, and what is left is divided by the whole. "
@@ -31,7 +45,7 @@ READING = (
 
 
 def write_spectrum(measured: Measured, out: str | Path) -> Path:
-    """Writes what ``measure_run`` gave, and the page of all steps of the run measured into ``out``.
+    """Writes what ``measure_run`` returned, and a page of all measured steps of the run.
 
     Args:
       measured: of one step; it replaces an earlier one.
@@ -45,104 +59,83 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
     """
     out = Path(out)
     earlier = [json.loads(path.read_text()) for path in out.glob("spectrum-*.json")]
-    others = {(s["variant"], s["seed"]) for s in earlier} - {
-        (measured["variant"], measured["seed"])
-    }
+    variant, seed = measured["variant"], measured["seed"]
+    others = {(s["variant"], s["seed"]) for s in earlier} - {(variant, seed)}
     if others:
         names = ", ".join(f"{variant} (seed {seed})" for variant, seed in sorted(others))
         raise ReportError(
-            f"{out} holds spectra of {names}; give {measured['variant']} (seed "
-            f"{measured['seed']}) a directory of its own"
+            f"{out} holds spectra of {names}; give {variant} (seed {seed}) a directory of its own"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
-    except OSError as error:
-        raise ReportError(f"cannot write the spectra to {out}: {error.strerror}") from error
+    _write_json(out, f"spectrum-{measured['step']}.json", measured, "spectra")
     states = [state for state in earlier if state["step"] != measured["step"]] + [measured]
     states.sort(key=lambda state: state["step"])
-    title = f"Spectra of {measured['variant']}, seed {measured['seed']}"
-    compared = [states[0], states[-1]] if len(states) > 1 else states
     return write_page(
         out,
-        title,
+        f"Spectra of {variant}, seed {seed}",
         paragraph(READING, "note"),
-        *map(_undertrained, states[-1:]),
-        _numbers(states),
-        _attention(compared, out),
-        *(_energy(state, out) for state in reversed(states)),
+        _undertrained_section(states[-1]),
+        section("Numbers", as_html(_numbers_table(states))),
+        _attention_section([states[0], states[-1]] if len(states) > 1 else states, out),
+        *(_energy_section(state, out) for state in reversed(states)),
     )
 
 
 def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
-    """Writes the figures of ``evaluate.spectrum.demo``, demo.json and a page of them."""
+    """Writes the figures of ``spectrum.demo``, demo.json and a page of them."""
     out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "demo.json").write_text(json.dumps(demo))
-    except OSError as error:
-        raise ReportError(f"cannot write the demo to {out}: {error.strerror}") from error
+    _write_json(out, "demo.json", demo, "demo")
+    captions = {
+        "damage": "Lines: measured over 4,096 tokens; crosses: predicted amplitudes. Bottom right: "
+        "a tone seen for 64 tokens, with periods that do and do not fit.",
+        "extension": "Fitted within the training length by the frequencies that a dimension "
+        "carries, then extended; root-mean-square errors within and beyond.",
+        "decay": "The mean of q.k under RoPE by distance: the decay is that of the means of q and "
+        "k.",
+    }
     alt = "The numbers are in demo.json."
-    damage = embedded_figure(
-        figures.damage_figure(demo),
-        out,
-        "damage",
-        alt,
-        "Lines: measured over 4,096 tokens; crosses: predicted amplitudes. Bottom right: a tone "
-        "seen for 64 tokens, with periods that do and do not fit.",
-    )
-    extension = embedded_figure(
-        figures.extension_figure(demo),
-        out,
-        "extension",
-        alt,
-        "Fitted within the training length by the frequencies that a dimension carries, then "
-        "extended; root-mean-square errors within and beyond.",
-    )
-    decay = embedded_figure(
-        figures.decay_figure(demo),
-        out,
-        "decay",
-        alt,
-        "The mean of q.k under RoPE by distance: the decay is that of the means of q and k.",
-    )
-    return write_page(
-        out,
-        "Spectrum damage, on signals made for it",
-        section("Leakage, distortion and truncation", damage),
-        section("Periodic extension", extension, as_html(_extension_table(demo))),
-        section("Decay with distance", decay),
-    )
-
-
-def _extension_table(demo: dict[str, Any]) -> Table:
+    drawn = {
+        stem: embedded_figure(getattr(figures, f"{stem}_figure")(demo), out, stem, alt, text)
+        for stem, text in captions.items()
+    }
     columns = ["linear, within", "linear, beyond", "GELU, within", "GELU, beyond"]
     table = Table("Root-mean-square error of the extension", "a dimension carries", columns)
     cases = demo["extension"]["cases"]
     for label in cases["linear"]["errors"]:
         cells = [f"{x:.3f}" for case in cases.values() for x in case["errors"][label]]
         table.rows.append((label, cells))
-    return table
+    return write_page(
+        out,
+        "Spectrum damage, on signals made for it",
+        section("Leakage, distortion and truncation", drawn["damage"]),
+        section("Periodic extension", drawn["extension"], as_html(table)),
+        section("Decay with distance", drawn["decay"]),
+    )
+
+
+def _write_json(out: Path, name: str, values: Any, what: str) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(json.dumps(values))
+    except OSError as error:
+        raise ReportError(f"cannot write the {what} to {out}: {error.strerror}") from error
 
 
 # ---------------------------------------------------------------------------- sections of a run
 
 
-def _undertrained(state: Measured) -> str:
-    pairs, length = state["pairs"], state["training_length"]
+def _undertrained_section(state: Measured) -> str:
+    pairs, length, title = state["pairs"], state["training_length"], "Undertrained frequencies"
     if not pairs:
-        text = "The first layer's method has no frequencies."
-        return section("Undertrained frequencies", paragraph(text))
+        return section(title, paragraph("The first layer's method has no frequencies."))
     columns = ["frequency (rad/token)", "period (tokens)", f"turns in {length:,} tokens", ""]
     table = Table("Pairs of dimensions of the first layer", "dimensions", columns)
     for pair in pairs:
         moves = pair["frequency"] > 0
-        note = "undertrained" if pair["undertrained"] else "" if moves else "stands still"
         cells = [
             f"{pair['frequency']:.4g}",
             f"{pair['period']:,.1f}" if moves else EMPTY,
             f"{pair['turns']:.2f}" if moves else EMPTY,
-            note,
+            "undertrained" if pair["undertrained"] else "" if moves else "stands still",
         ]
         table.rows.append((f"{pair['dims'][0]}, {pair['dims'][1]}", cells))
     slow = sum(pair["undertrained"] for pair in pairs)
@@ -152,53 +145,18 @@ def _undertrained(state: Measured) -> str:
         f"still. The floor is 2 pi / {length:,} = {2 * math.pi / length:.4g} radians per token; of "
         "a pair that follows a series the strongest term counts."
     )
-    return section(
-        "Undertrained frequencies", paragraph(text), details(table.title, as_html(table))
-    )
+    return section(title, paragraph(text), details(table.title, as_html(table)))
 
 
-def _numbers(states: Sequence[Measured]) -> str:
-    columns = [
-        "logits' leakage",
-        "null",
-        "q leakage",
-        "k leakage",
-        "null",
-        "hidden leakage",
-        "null",
-        "floor energy",
-        "null",
-        "undertrained energy",
-        "position-locked",
-        "entropy (nats)",
-        "distance (tokens)",
-    ]
-    table = Table(
-        "Means over heads", "step, context, layer", columns, note="null: what white noise has"
-    )
+def _numbers_table(states: Sequence[Measured]) -> Table:
+    note = "null: what white noise has"
+    table = Table("Means over heads", "step, context, layer", list(COLUMNS.values()), note=note)
     for state in states:
         for row in state["rows"]:
-            name = f"{figures._state(state)}, {row['context']:,}, {row['layer']}"
-            values = [
-                head_mean(row[key])
-                for key in (
-                    "leakage",
-                    "leakage_null",
-                    "q_leakage",
-                    "k_leakage",
-                    "pair_null",
-                    "hidden_leakage",
-                    "hidden_null",
-                    "floor_energy",
-                    "floor_null",
-                    "undertrained_energy",
-                    "hidden_locked",
-                    "entropy",
-                    "distance",
-                )
-            ]
+            name = f"{figures.state_name(state)}, {row['context']:,}, {row['layer']}"
+            values = [head_mean(row[key]) for key in COLUMNS]
             table.rows.append((name, [EMPTY if x is None else f"{x:.3g}" for x in values]))
-    return section("Numbers", as_html(table))
+    return table
 
 
 def head_mean(value: Any) -> float | None:
@@ -209,7 +167,7 @@ def head_mean(value: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _attention(states: Sequence[Measured], out: Path) -> str:
+def _attention_section(states: Sequence[Measured], out: Path) -> str:
     sizes = embedded_figure(
         figures.sizes_figure(states),
         out,
@@ -228,12 +186,11 @@ def _attention(states: Sequence[Measured], out: Path) -> str:
     return section("q, k and attention", sizes, attention)
 
 
-def _energy(state: Measured, out: Path) -> str:
-    stem = f"step-{state['step']}"
-    heat = embedded_figure(
+def _energy_section(state: Measured, out: Path) -> str:
+    energy = embedded_figure(
         figures.energy_figure(state),
         out,
-        f"energy-{stem}",
+        f"energy-step-{state['step']}",
         "Energy of logits, q, k and hidden states by layer and frequency.",
         "Hann windows. Each row is relative to its largest, the constant left out; q and k are "
         "those after the rotation.",
@@ -241,8 +198,8 @@ def _energy(state: Measured, out: Path) -> str:
     profile = embedded_figure(
         figures.profile_figure(state),
         out,
-        f"profile-{stem}",
+        f"profile-step-{state['step']}",
         "Mean attention logit by distance, one line a layer.",
         "The mean logit of all pairs of tokens at a distance, bias included.",
     )
-    return section(f"Energy by frequency ({figures._state(state)})", heat, profile)
+    return section(f"Energy by frequency ({figures.state_name(state)})", energy, profile)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from fope_jax.spectrum import (
+from fope_jax.spectrum.damage import (
     damaged_tone,
     harmonics,
     intermodulation,

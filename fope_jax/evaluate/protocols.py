@@ -20,14 +20,9 @@ from fope_jax.data.retrieval.texts import CorpusText
 from fope_jax.evaluate.generation import Answerer
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.packed import check_chunks, score_chunks, score_resets
-from fope_jax.evaluate.perplexity import (
-    Progress,
-    score_from_start,
-    score_positions,
-    score_same_tokens,
-)
+from fope_jax.evaluate.perplexity import score_from_start, score_positions, score_same_tokens
 from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
-from fope_jax.evaluate.scoring import Scorer
+from fope_jax.evaluate.scoring import Progress, Scorer
 from fope_jax.evaluate.sliding import check_stride, score_sliding
 from fope_jax.evaluate.windows import Windows, place_blocks
 

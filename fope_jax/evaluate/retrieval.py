@@ -26,7 +26,7 @@ import numpy as np
 
 from fope_jax.data.retrieval.base import RIVALS, Task, Trial
 from fope_jax.evaluate.generation import Answerer
-from fope_jax.evaluate.perplexity import Progress, no_progress
+from fope_jax.evaluate.scoring import Progress, no_progress
 
 
 class TrialGrid(NamedTuple):

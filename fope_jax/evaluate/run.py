@@ -21,7 +21,6 @@ from fope_jax.config import (
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.generation import Answerer, model_answerer
 from fope_jax.evaluate.metrics import METRICS, Row, non_finite_rows, read_rows, replace_rows
-from fope_jax.evaluate.perplexity import Progress
 from fope_jax.evaluate.protocols import Protocol, plan_protocols
 from fope_jax.evaluate.restore import (
     NonFiniteError,
@@ -31,7 +30,7 @@ from fope_jax.evaluate.restore import (
     read_experiment,
     warn_where_bos_is_unknown,
 )
-from fope_jax.evaluate.scoring import Scorer, model_scorer
+from fope_jax.evaluate.scoring import Progress, Scorer, model_scorer
 from fope_jax.extras import require
 from fope_jax.model.sharding import MeshConfig, make_mesh
 from fope_jax.processes.collectives import all_asked_to_stop, is_first, wait_for_all

@@ -19,10 +19,9 @@ from jax.sharding import Mesh
 from fope_jax.config import Experiment
 from fope_jax.data.cache import open_cache
 from fope_jax.evaluate.metrics import Row, non_finite_rows
-from fope_jax.evaluate.perplexity import no_progress
 from fope_jax.evaluate.protocols import Protocol, plan_protocols
 from fope_jax.evaluate.restore import evaluation_graphdef
-from fope_jax.evaluate.scoring import Scorer, scorer_factory
+from fope_jax.evaluate.scoring import Scorer, no_progress, scorer_factory
 from fope_jax.evaluate.windows import place_windows
 from fope_jax.processes.signals import has_joined
 

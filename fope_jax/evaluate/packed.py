@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 
 from fope_jax.evaluate.metrics import Row
-from fope_jax.evaluate.perplexity import document_rows
-from fope_jax.evaluate.scoring import Scorer, score_windows
+from fope_jax.evaluate.perplexity import document_rows, score_in_cache
+from fope_jax.evaluate.scoring import Scorer
 from fope_jax.evaluate.windows import Windows, place_blocks
 from fope_jax.model.attention import TokenIndex
 
@@ -101,42 +101,29 @@ def _score_blocks(
     contexts: Sequence[int],
     *,
     bos: int | None = None,
-    **batching: Any,
+    **settings: Any,
 ) -> tuple[list[Row], Windows]:
     length, starts = math.lcm(*contexts), np.asarray(cache.documents["start"], np.int64)
     rows = []
     for context in sorted(contexts):
         begin = (blocks[:, None] + np.arange(0, length, context)).ravel()
 
-        def read(i: int, begin=begin, context=context) -> np.ndarray:
-            return cache.tokens(begin[i], begin[i] + context + 1)
-
         def locate(i: int, begin=begin, context=context) -> TokenIndex:
             # With a BOS token a document begins one token earlier, where that stands.
             return packed_positions(starts - (bos is not None), begin[i], context)
 
-        nats, hits = score_windows(
-            scorer,
-            read,
-            len(begin),
-            context=context,
-            scored=context,
-            locate=locate if name == "document-resets" else None,
-            bos=bos,
-            desc=f"{name}, context {context}",
-            **batching,
-        )
+        settings["locate"] = locate if name == "document-resets" else None
+        settings |= {"bos": bos, "desc": f"{name}, context {context}"}
+        scores = score_in_cache(scorer, cache, begin, context, context, **settings)
         at = begin[:, None] + 1 + np.arange(context)  # [W, T] index of each target in the cache
         document = np.searchsorted(starts, at, side="right") - 1
         if name == "chunks":  # the last token of a chunk has no target in it
             document[:, -1] = -1
         else:
             document[starts[document] == at] = -1
-        targets = np.stack([read(i)[1:] for i in range(len(begin))])
         scored = context - 1 if name == "chunks" else context
         fields = {"context": int(context), "scored_per_window": int(scored)}
-        first = np.isin(at, starts)
-        rows += document_rows(fields, document, nats, hits, targets, cache, first)
+        rows += document_rows(fields, document, *scores, cache, np.isin(at, starts))
     documents = np.searchsorted(starts, blocks, side="right") - 1
     return rows, Windows(blocks + length, documents, ())
 

@@ -20,9 +20,9 @@ All protocols on text, those of ``sliding`` and ``packed`` as well, take
 
 - ``scorer``, the model, and ``cache``: ``documents``, ``tokens(start, stop)`` and ``tokenizer``
   with ``token_bytes``;
-- ``bos``, the token that windows begin with; None takes the text's own tokens;
-- ``batch_tokens``, an upper bound of the tokens in one forward pass, and ``progress``, called as
-  ``progress(batches, desc=...)`` (``tqdm``), both passed on to ``score_windows``;
+- ``settings`` of ``score_windows``: ``batch_tokens``, an upper bound of the tokens in one forward
+  pass; ``progress``, called as ``progress(batches, desc=...)`` (``tqdm``); and ``bos``, the token
+  that windows begin with, None for the text's own tokens;
 
 and return rows with the sums of each document, ``windows, nats, tokens, bytes, correct, document``
 beside fields of their own, and the ``Windows``, which name the documents too short.
@@ -97,6 +97,39 @@ def document_rows(
     return rows
 
 
+def bucket_rows(
+    context: int,
+    training_length: int,
+    document: np.ndarray,
+    nats: np.ndarray,
+    hits: np.ndarray,
+    targets: np.ndarray,
+    cache: Any,
+    first: np.ndarray | None = None,
+) -> list[Row]:
+    """``document_rows`` of each bucket of positions; the fields are ``context`` and ``bucket``."""
+    rows = []
+    document = np.broadcast_to(document.reshape(len(nats), -1), nats.shape)
+    for start, stop in position_buckets(context, training_length):
+        fields, part = {"context": int(context), "bucket": [start, stop]}, np.s_[:, start:stop]
+        scored = document[part], nats[part], hits[part], targets[part]
+        rows += document_rows(fields, *scored, cache, None if first is None else first[part])
+    return rows
+
+
+def score_in_cache(
+    scorer: Scorer, cache: Any, begin: np.ndarray, context: int, scored: int, **settings: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``score_windows`` of those that begin at ``begin [W]`` in a cache: nats, hits, targets."""
+
+    def read(i: int) -> np.ndarray:
+        return cache.tokens(begin[i], begin[i] + context + 1)
+
+    count = len(begin)
+    nats, hits = score_windows(scorer, read, count, context=context, scored=scored, **settings)
+    return nats, hits, np.stack([read(i)[-scored:] for i in range(count)])
+
+
 def score_same_tokens(
     scorer: Scorer,
     cache: Any,
@@ -104,8 +137,7 @@ def score_same_tokens(
     contexts: Sequence[int],
     scored: int,
     num_windows: int,
-    bos: int | None = None,
-    **batching: Any,
+    **settings: Any,
 ) -> tuple[list[Row], Windows]:
     """Scores the same targets with each number of tokens before them.
 
@@ -128,21 +160,12 @@ def score_same_tokens(
         )
     longest = max(contexts)
     windows = place_windows(cache.documents, longest=longest, scored=scored, total=num_windows)
-    targets = np.stack([cache.tokens(stop - scored, stop) for stop in windows.stop])
     rows = []
     for context in sorted(contexts):
-        nats, hits = score_windows(
-            scorer,
-            lambda i, context=context: cache.tokens(windows.stop[i] - context - 1, windows.stop[i]),
-            len(windows.stop),
-            context=context,
-            scored=scored,
-            bos=bos,
-            desc=f"same tokens, context {context}",
-            **batching,
-        )
+        begin, desc = windows.stop - context - 1, f"same tokens, context {context}"
+        scores = score_in_cache(scorer, cache, begin, context, scored, desc=desc, **settings)
         fields = {"context": int(context), "scored_per_window": int(scored)}
-        rows += document_rows(fields, windows.document, nats, hits, targets, cache)
+        rows += document_rows(fields, windows.document, *scores, cache)
     return rows, windows
 
 
@@ -153,8 +176,7 @@ def score_positions(
     context: int,
     training_length: int,
     num_windows: int,
-    bos: int | None = None,
-    **batching: Any,
+    **settings: Any,
 ) -> tuple[list[Row], Windows]:
     """Scores every target of long windows, and sums by position of the token that predicts it.
 
@@ -167,24 +189,9 @@ def score_positions(
       Rows for each bucket of positions ``[start, stop)`` and document with ``context, bucket``.
     """
     windows = place_windows(cache.documents, longest=context, scored=context, total=num_windows)
-    nats, hits = score_windows(
-        scorer,
-        lambda i: cache.tokens(windows.stop[i] - context - 1, windows.stop[i]),
-        len(windows.stop),
-        context=context,
-        scored=context,
-        bos=bos,
-        desc=f"by position, window {context}",
-        **batching,
-    )
-    targets = np.stack([cache.tokens(stop - context, stop) for stop in windows.stop])
-    document = np.broadcast_to(windows.document[:, None], nats.shape)
-    rows = []
-    for start, stop in position_buckets(context, training_length):
-        fields, bucket = {"context": int(context), "bucket": [start, stop]}, np.s_[:, start:stop]
-        scored = document[bucket], nats[bucket], hits[bucket], targets[bucket]
-        rows += document_rows(fields, *scored, cache)
-    return rows, windows
+    begin, desc = windows.stop - context - 1, f"by position, window {context}"
+    scores = score_in_cache(scorer, cache, begin, context, context, desc=desc, **settings)
+    return bucket_rows(context, training_length, windows.document, *scores, cache), windows
 
 
 def score_from_start(
@@ -195,7 +202,7 @@ def score_from_start(
     training_length: int,
     num_documents: int,
     bos: int | None = None,
-    **batching: Any,
+    **settings: Any,
 ) -> tuple[list[Row], Windows]:
     """Scores documents from their beginning, and sums by distance since it.
 
@@ -224,22 +231,14 @@ def score_from_start(
     texts = np.zeros((len(chosen), context + 1), np.int32)  # what fills a row up is not scored
     for row, begin, size in zip(texts, start, length, strict=True):
         row[:size] = [*before, *cache.tokens(begin, begin + size - len(before))]
+    sizes, desc = {"context": context, "scored": context}, f"from the start, window {context}"
     nats, hits = score_windows(
-        scorer,
-        lambda i: texts[i],
-        len(chosen),
-        context=context,
-        scored=context,
-        desc=f"from the start, window {context}",
-        **batching,
+        scorer, lambda i: texts[i], len(texts), **sizes, desc=desc, **settings
     )
     document = np.where(np.arange(1, context + 1) < length[:, None], chosen[:, None], -1)
     first = np.zeros(document.shape, bool)
     first[:, 0] = bos is not None  # then the first target is the first token of its document
-    rows = []
-    for begin, stop in position_buckets(context, training_length):
-        fields, bucket = {"context": int(context), "bucket": [begin, stop]}, np.s_[:, begin:stop]
-        scored = document[bucket], nats[bucket], hits[bucket], texts[:, 1:][bucket]
-        rows += document_rows(fields, *scored, cache, first[bucket])
+    scores = nats, hits, texts[:, 1:]
+    rows = bucket_rows(context, training_length, document, *scores, cache, first)
     too_short = tuple(str(name) for name in documents["name"][lengths < 2])
     return rows, Windows(start + length - len(before), chosen, too_short)

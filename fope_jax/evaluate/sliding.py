@@ -36,7 +36,7 @@ def score_sliding(
     contexts: Sequence[int],
     stride: int,
     num_windows: int,
-    **batching: Any,
+    **settings: Any,
 ) -> tuple[list[Row], Windows]:
     """Scores every target of stretches as long as the longest context, with each context.
 
@@ -69,7 +69,7 @@ def score_sliding(
             context=context,
             stride=stride,
             desc=f"sliding window, context {context}",
-            **batching,
+            **settings,
         )
         fields = {"context": int(context), "scored_per_window": int(stride)}
         rows += document_rows(fields, stretches.document, nats, hits, targets, cache)
@@ -84,7 +84,7 @@ def slide(
     length: int,
     context: int,
     stride: int,
-    **batching: Any,
+    **settings: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slides a window over ``count`` stretches.
 
@@ -95,7 +95,7 @@ def slide(
       length: targets of a stretch N; its tokens ``[0, N)`` are inputs.
       context: tokens of the window, at most N.
       stride: tokens that it moves by.
-      **batching: passed on to ``score_windows``.
+      **settings: passed on to ``score_windows``.
 
     Returns:
       nats ``[W, N]`` float32 and hits ``[W, N]`` bool: entry ``i`` is of token ``i + 1``.
@@ -113,7 +113,7 @@ def slide(
             return read(stretch, stops[number] - context, stops[number] + 1)
 
         scores = score_windows(
-            scorer, read_window, count * len(stops), context=context, scored=scored, **batching
+            scorer, read_window, count * len(stops), context=context, scored=scored, **settings
         )
         for whole, part in zip((nats, hits), scores, strict=True):
             part = part.reshape(count, len(stops), scored)

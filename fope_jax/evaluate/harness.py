@@ -21,11 +21,11 @@ import math
 import os.path
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.config import check_vocabulary
@@ -33,9 +33,10 @@ from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.data.tokenizer import Tokenizer
 from fope_jax.evaluate.restore import check_weights, load_run, warn_where_bos_is_unknown
+from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.extras import require
+from fope_jax.model.attention import TokenIndex
 from fope_jax.model.decode import greedy_decode, prefill
-from fope_jax.model.losses import token_nats
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
@@ -60,25 +61,19 @@ Row = tuple[list[int], list[int]]  # a context, and the tokens that are scored a
 
 def row_programs(model: Transformer) -> tuple[RowScorer, Writer]:
     """The two programs that a model answers the harness with, jitted once a shape."""
+    scorer = model_scorer(model)
     graphdef, params, constants = split(model)
 
-    @jax.jit
-    def score(params: Any, constants: Any, tokens: Array, segments: Array, targets: Array):
-        model = merge(graphdef, params, constants)
-        positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
-        hidden = model.hidden(tokens, positions, segments)
-        # One position's logits at a time are small beside the hidden states of the rows.
-        return token_nats(hidden, model.unembedding_matrix(), targets, time_chunk=64)
+    def score(tokens: np.ndarray, segments: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
+        positions = np.maximum(np.cumsum(segments, axis=1, dtype=np.int32) - 1, 0)
+        return scorer(tokens, targets, TokenIndex(positions, segments))
 
+    @partial(jax.jit, static_argnums=4)
     def write(params: Any, constants: Any, tokens: Array, segments: Array, count: int) -> Array:
         model = merge(graphdef, params, constants)
         return greedy_decode(model, *prefill(model, tokens, segments, count), count)
 
-    jitted = jax.jit(write, static_argnums=4)
-    return (
-        lambda *rows: score(params, constants, *rows),
-        lambda tokens, segments, count: jitted(params, constants, tokens, segments, count),
-    )
+    return score, partial(write, params, constants)
 
 
 @dataclass(frozen=True)

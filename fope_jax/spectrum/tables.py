@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fope_jax.report.page import details, embedded_figure, paragraph, section, write_page
 from fope_jax.report.rows import ReportError
 from fope_jax.report.tables import EMPTY, Table, as_html
@@ -115,7 +117,7 @@ def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
 def _write_json(out: Path, name: str, values: Any, what: str) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(json.dumps(values))
+        (out / name).write_text(json.dumps(values, default=np.ndarray.tolist))
     except OSError as error:
         raise ReportError(f"cannot write the {what} to {out}: {error.strerror}") from error
 

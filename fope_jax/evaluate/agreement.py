@@ -13,7 +13,7 @@ import jax
 
 from fope_jax.config import Experiment, flat_values
 from fope_jax.data.cache import open_cache
-from fope_jax.processes.initialize import check_same, software
+from fope_jax.processes.agreement import check_equal_across_processes, software_versions
 
 
 def check_processes_agree(
@@ -34,7 +34,7 @@ def check_processes_agree(
     if jax.process_count() == 1:  # it would read all of our source at each start for nothing
         return
     first = jax.local_devices()[0]
-    values: dict[str, Any] = software() | dict(request)
+    values: dict[str, Any] = software_versions() | dict(request)
     values["devices"] = (
         f"{jax.local_device_count()} of {jax.device_count()}, {first.device_kind} "
         f"({first.platform}), in {jax.process_count()} processes"
@@ -46,4 +46,4 @@ def check_processes_agree(
             values[f"token cache, {split}"] = open_cache(experiment.data, split).fingerprint
         except (ValueError, OSError, ImportError, RuntimeError) as error:
             values[f"token cache, {split}"] = str(error)
-    check_same(values)
+    check_equal_across_processes(values)

@@ -31,7 +31,7 @@ import numpy as np
 from fope_jax.config import check_vocabulary
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
-from fope_jax.data.tokenizer import Tokenizer
+from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.restore import check_weights, load_run, warn_where_bos_is_unknown
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.extras import require

@@ -13,10 +13,11 @@ from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
+from fope_jax.data.retrieval import TASKS
 from fope_jax.data.retrieval.base import Task
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
-from fope_jax.data.retrieval.table import TASKS, make_task
-from fope_jax.data.retrieval.texts import CorpusText
+from fope_jax.data.retrieval.registry import make_task
+from fope_jax.data.retrieval.text_task import CorpusHaystack
 from fope_jax.evaluate.generation import Answerer
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.packed import check_chunks, score_chunks, score_resets
@@ -287,9 +288,9 @@ def _trial_protocol(
         )
     task: Task
     if kind == PASSKEY:
-        task = Passkey.of(tokenizer, TEMPLATES[name])
+        task = Passkey.from_tokenizer(tokenizer, TEMPLATES[name])
     else:
-        haystack = CorpusText(cache) if settings.needle_haystack == "corpus" else None
+        haystack = CorpusHaystack(cache) if settings.needle_haystack == "corpus" else None
         task = make_task(name, tokenizer, haystack)
     depths, trials = settings.passkey_depths, settings.passkey_trials
     grid = TrialGrid(contexts, depths, trials, TRIAL_SEED, bos and bos.id)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from fope_jax.config import build_experiment, experiment_to_dict
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate import protocols as protocols_module
 from fope_jax.evaluate import run as run_module
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint

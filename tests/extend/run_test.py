@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fope_jax.config import build_experiment
-from fope_jax.data import lessons
+from fope_jax.data import task_mixture
 from fope_jax.data.build import build
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
@@ -125,7 +125,7 @@ def test_the_same_command_goes_on_to_the_same_bits_without_the_parents_arrays(
 ):
     parent = Path(shutil.copytree(rope, tmp_path / "rope"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
-        runs.interrupt(lessons, patch, at=12 + 3)
+        runs.interrupt(task_mixture, patch, at=12 + 3)
         main(arguments(parent, tmp_path / "run"))
     shutil.rmtree(parent / "checkpoints")
     with caplog.at_level(logging.INFO, logger="fope_jax"):

@@ -25,13 +25,13 @@ def rows_are_kept() -> None:
 
 
 def a_batch_is_left_out() -> None:
-    from fope_jax.data import lessons
+    from fope_jax.data import task_mixture
 
-    class Loader(lessons.Loader):
+    class Loader(task_mixture.Loader):
         def iterate(self, start_step=0, num_steps=None):
             return super().iterate(start_step + bool(start_step), num_steps)
 
-    lessons.Loader = Loader
+    task_mixture.Loader = Loader
 
 
 def a_bit_changes_in_restoring() -> None:
@@ -131,12 +131,12 @@ def the_lock_is_open() -> None:
     from fope_jax.storage import lock
 
     @contextlib.contextmanager
-    def writing(*arguments, **named):
+    def lock_run(*arguments, **named):
         yield None
 
     from fope_jax.train import loop
 
-    lock.writing = loop.writing = writing
+    lock.lock_run = loop.lock_run = lock_run
 
 
 def configurations_are_not_compared() -> None:

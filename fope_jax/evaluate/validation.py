@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
 from fope_jax.data.cache import open_cache
-from fope_jax.evaluate.metrics import Row, non_finite_rows
+from fope_jax.evaluate.metrics import Row, non_finite_rows, row_ids
 from fope_jax.evaluate.protocols import Protocol, plan_protocols
 from fope_jax.evaluate.restore import evaluation_graphdef
 from fope_jax.evaluate.scoring import Scorer, no_progress, scorer_factory
@@ -76,13 +76,8 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
 
     def validate(step: int, params: Any, constants: Any, check: Check) -> list[Row]:
         started, scorer = time.perf_counter(), _checking(make_scorer(params, constants), check)
-        ids = {
-            "variant": experiment.name,
-            "seed": experiment.seed,
-            "step": step,
-            "training_length": experiment.train.length,
-            "tokens_seen": step * experiment.train.batch_size * experiment.train.length,
-        }
+        tokens_seen = step * experiment.train.batch_size * experiment.train.length
+        ids = row_ids(experiment, step) | {"tokens_seen": tokens_seen}
         rows = [row for protocol in protocols for row in _sum_documents(protocol, ids, scorer)]
         if bad := sorted({row["context"] for row in non_finite_rows(rows)}):
             log.warning(

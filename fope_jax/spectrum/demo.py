@@ -69,12 +69,15 @@ def _damage(tones: np.ndarray) -> dict[str, Any]:
         return {"at": where, "predicted": predicted, "measured": amplitudes(signal, where)}
 
     leaked = leaked_amplitudes(WEIGHT, np.ones(2))[0]
+    before, linear, activation = amplitudes(
+        np.stack([np.cos(tones[0] * n), mixed, gelu(mixed)]), at
+    )
     return {
         "tones": tones,
         "at": at,
-        "before": amplitudes(np.cos(tones[0] * n), at),
-        "linear": amplitudes(mixed, at),
-        "activation": amplitudes(gelu(mixed), at),
+        "before": before,
+        "linear": linear,
+        "activation": activation,
         "linear_lines": predictions(mixed, tones, leaked),
         "activation_lines": predictions(gelu(mixed), lines, np.abs(heights)),
     }

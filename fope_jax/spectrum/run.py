@@ -12,7 +12,7 @@ from flax import nnx
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.bos import find_bos
 from fope_jax.data.cache import open_cache
-from fope_jax.evaluate.metrics import METRICS, replace_rows
+from fope_jax.evaluate.metrics import METRICS, replace_rows, row_ids
 from fope_jax.evaluate.restore import (
     NonFiniteError,
     check_weights,
@@ -105,12 +105,7 @@ def measure_run(
                 )
             yield seen
 
-    ids = {
-        "variant": experiment.name,
-        "seed": experiment.seed,
-        "step": step,
-        "training_length": length,
-    }
+    ids = row_ids(experiment, step)
     rows, curves = [], []
     for context in contexts:
         layers = _layer_series(model, context)

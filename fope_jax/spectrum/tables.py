@@ -170,6 +170,7 @@ def head_mean(value: Any) -> float | None:
 
 
 def _attention_section(states: Sequence[Measured], out: Path) -> str:
+    last = states[-1]["rows"][0]["last"]
     sizes = embedded_figure(
         figures.sizes_figure(states),
         out,
@@ -182,8 +183,7 @@ def _attention_section(states: Sequence[Measured], out: Path) -> str:
         out,
         "attention",
         "Entropy and mean distance of attention by context length; numbers in the table above.",
-        f"The last {states[-1]['rows'][0]['last']:,} queries of each window; dotted: every key the "
-        "same weight.",
+        f"The last {last:,} queries of each window; dotted: every key the same weight.",
     )
     return section("q, k and attention", sizes, attention)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.report.page import details, embedded_figure, paragraph, section, write_page
+from fope_jax.report.html import Details, Note, Picture, Section, make_output, write_page
 from fope_jax.report.rows import ReportError
-from fope_jax.report.tables import EMPTY, Table, as_html
+from fope_jax.report.tables import EMPTY, Table
 from fope_jax.spectrum import figures
 
 Measured = dict[str, Any]  # what ``measure_run`` returns
@@ -68,24 +68,24 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
         raise ReportError(
             f"{out} holds spectra of {names}; give {variant} (seed {seed}) a directory of its own"
         )
-    _write_json(out, f"spectrum-{measured['step']}.json", measured, "spectra")
+    make_output(out, "the spectra")
+    (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
     states = [state for state in earlier if state["step"] != measured["step"]] + [measured]
     states.sort(key=lambda state: state["step"])
-    return write_page(
-        out,
-        f"Spectra of {variant}, seed {seed}",
-        paragraph(READING, "note"),
+    parts = [
+        Note(READING),
         _undertrained_section(states[-1]),
-        section("Numbers", as_html(_numbers_table(states))),
-        _attention_section([states[0], states[-1]] if len(states) > 1 else states, out),
-        *(_energy_section(state, out) for state in reversed(states)),
-    )
+        Section("Numbers", [_numbers_table(states)]),
+        _attention_section([states[0], states[-1]] if len(states) > 1 else states),
+        *map(_energy_section, reversed(states)),
+    ]
+    return write_page(out, f"Spectra of {variant}, seed {seed}", parts)
 
 
 def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
     """Writes the figures of ``spectrum.demo``, demo.json and a page of them."""
-    out = Path(out)
-    _write_json(out, "demo.json", demo, "demo")
+    out = make_output(out, "the demo")
+    (out / "demo.json").write_text(json.dumps(demo, default=np.ndarray.tolist))
     captions = {
         "damage": "Lines: measured over 4,096 tokens; crosses: predicted amplitudes. Bottom right: "
         "a tone seen for 64 tokens, with periods that do and do not fit.",
@@ -95,40 +95,31 @@ def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
         "k.",
     }
     alt = "The numbers are in demo.json."
-    drawn = {
-        stem: embedded_figure(getattr(figures, f"{stem}_figure")(demo), out, stem, alt, text)
+    damage, extension, decay = (
+        Picture(getattr(figures, f"{stem}_figure")(demo), stem, alt, text)
         for stem, text in captions.items()
-    }
+    )
     columns = ["linear, within", "linear, beyond", "GELU, within", "GELU, beyond"]
     table = Table("Root-mean-square error of the extension", "a dimension carries", columns)
     cases = demo["extension"]["cases"]
     for label in cases["linear"]["errors"]:
         cells = [f"{x:.3f}" for case in cases.values() for x in case["errors"][label]]
         table.rows.append((label, cells))
-    return write_page(
-        out,
-        "Spectrum damage, on signals made for it",
-        section("Leakage, distortion and truncation", drawn["damage"]),
-        section("Periodic extension", drawn["extension"], as_html(table)),
-        section("Decay with distance", drawn["decay"]),
-    )
-
-
-def _write_json(out: Path, name: str, values: Any, what: str) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(json.dumps(values, default=np.ndarray.tolist))
-    except OSError as error:
-        raise ReportError(f"cannot write the {what} to {out}: {error.strerror}") from error
+    parts = [
+        Section("Leakage, distortion and truncation", [damage]),
+        Section("Periodic extension", [extension, table]),
+        Section("Decay with distance", [decay]),
+    ]
+    return write_page(out, "Spectrum damage, on signals made for it", parts)
 
 
 # ---------------------------------------------------------------------------- sections of a run
 
 
-def _undertrained_section(state: Measured) -> str:
+def _undertrained_section(state: Measured) -> Section:
     pairs, length, title = state["pairs"], state["training_length"], "Undertrained frequencies"
     if not pairs:
-        return section(title, paragraph("The first layer's method has no frequencies."))
+        return Section(title, ["The first layer's method has no frequencies."])
     columns = ["frequency (rad/token)", "period (tokens)", f"turns in {length:,} tokens", ""]
     table = Table("Pairs of dimensions of the first layer", "dimensions", columns)
     for pair in pairs:
@@ -147,7 +138,7 @@ def _undertrained_section(state: Measured) -> str:
         f"still. The floor is 2 pi / {length:,} = {2 * math.pi / length:.4g} radians per token; of "
         "a pair that follows a series the strongest term counts."
     )
-    return section(title, paragraph(text), details(table.title, as_html(table)))
+    return Section(title, [text, Details(table.title, [table])])
 
 
 def _numbers_table(states: Sequence[Measured]) -> Table:
@@ -169,39 +160,35 @@ def head_mean(value: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _attention_section(states: Sequence[Measured], out: Path) -> str:
+def _attention_section(states: Sequence[Measured]) -> Section:
     last = states[-1]["rows"][0]["last"]
-    sizes = embedded_figure(
+    sizes = Picture(
         figures.sizes_figure(states),
-        out,
         "sizes",
         "Mean size of q and k by dimension of the head, before and after training.",
         "Mean |q| and |k| over tokens and heads, by dimension, at the training length.",
     )
-    attention = embedded_figure(
+    attention = Picture(
         figures.attention_figure(states),
-        out,
         "attention",
         "Entropy and mean distance of attention by context length; numbers in the table above.",
         f"The last {last:,} queries of each window; dotted: every key the same weight.",
     )
-    return section("q, k and attention", sizes, attention)
+    return Section("q, k and attention", [sizes, attention])
 
 
-def _energy_section(state: Measured, out: Path) -> str:
-    energy = embedded_figure(
+def _energy_section(state: Measured) -> Section:
+    energy = Picture(
         figures.energy_figure(state),
-        out,
         f"energy-step-{state['step']}",
         "Energy of logits, q, k and hidden states by layer and frequency.",
         "Hann windows. Each row is relative to its largest, the constant left out; q and k are "
         "those after the rotation.",
     )
-    profile = embedded_figure(
+    profile = Picture(
         figures.profile_figure(state),
-        out,
         f"profile-step-{state['step']}",
         "Mean attention logit by distance, one line a layer.",
         "The mean logit of all pairs of tokens at a distance, bias included.",
     )
-    return section(f"Energy by frequency ({figures.state_name(state)})", energy, profile)
+    return Section(f"Energy by frequency ({figures.state_name(state)})", [energy, profile])

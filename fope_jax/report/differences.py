@@ -69,12 +69,11 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
         return Difference(mean, math.nan, math.nan, count)
     from scipy import stats  # here, because it takes longer to import than a page to write
 
-    student = stats.t(count - 1)
     error = deviation / math.sqrt(count)
     if not error:
         return Difference(mean, 0.0, float(mean == 0), count)
-    p = 2 * float(student.sf(abs(mean) / error))
-    return Difference(mean, error * float(student.ppf((1 + LEVEL) / 2)), p, count)
+    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
+    return Difference(mean, error * float(stats.t.ppf((1 + LEVEL) / 2, count - 1)), p, count)
 
 
 def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, str]]:

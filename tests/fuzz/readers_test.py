@@ -26,7 +26,7 @@ from fope_jax.data.tokenizers import (
     describe_tokenizer,
     load_tokenizer,
 )
-from fope_jax.doctor import as_json, examine, table
+from fope_jax.doctor import as_json, as_text, examine
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.interop import weights
 from fope_jax.interop.huggingface import from_config
@@ -306,7 +306,7 @@ def doctored(name):
         checks = examine(path.parent)
         assert len(checks) == 6
         json.dumps(as_json(path.parent, checks))
-        return table(path.parent, checks)
+        return as_text(path.parent, checks)
 
     return file(name, read)
 

@@ -9,24 +9,28 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from fope_jax.command_line.parser import build_parser, parse_arguments
+from fope_jax.command_line.parser import build_parser
+from fope_jax.extras import require
 from fope_jax.processes.signals import (
     end_with_parent,
     exit_after_grace_period,
     is_distributed,
     raise_on_signal,
 )
+from fope_jax.train.options import parse_arguments
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA raises
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code, see ``EXIT_CODES`` of the texts; 1 where `fope doctor`
-    found any."""
+    """Runs one verb; returns the exit code, see `fope train --help`; 1 where `fope doctor` found
+    any."""
     arguments = parse_arguments(build_parser(), argv)
     try:
         with _log_messages(), exit_after_grace_period(), raise_on_signal():
             end_with_parent()
+            for library in arguments.needs:
+                require(library, "train")
             return arguments.verb(arguments) or 0
     except KeyboardInterrupt as stop:
         reason = str(stop) or "interrupted"

@@ -183,7 +183,7 @@ def test_the_child_of_a_parent_that_is_killed_gets_sigterm():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_program_says_what_ended_it(monkeypatch, capsys, number):
-    monkeypatch.setattr("fope_jax.command_line.verbs.methods", lambda arguments: send(number))
+    monkeypatch.setattr("fope_jax.command_line.report.methods", lambda arguments: send(number))
     assert program.main(["methods"]) == 128 + number
     assert capsys.readouterr().err == (
         f"fope: stopped by {number.name}; the same command goes on from what has been saved\n"

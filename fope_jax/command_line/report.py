@@ -1,0 +1,113 @@
+"""`fope report`, `doctor`, `methods` and `gallery`: what is known of runs and of methods."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from fope_jax.command_line.common import add_out, add_verb, local_path
+from fope_jax.storage.directories import check_output
+from fope_jax.storage.paths import check_bucket
+from fope_jax.train.options import directory
+
+
+def add_report(verbs: Any) -> None:
+    verb = add_verb(verbs, report, "one HTML page about any number of runs", needs="matplotlib")
+    add = verb.add_argument
+    add("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir")
+    add_out(verb, "directory of the page")
+    add(
+        "--buckets",
+        metavar="TOKENS,...",
+        help="also show scores in ranges of length, as LongBench does: 4k,8k",
+    )
+
+
+def report(arguments: argparse.Namespace) -> None:
+    from fope_jax.report.length_buckets import bucket_tables, parse_edges
+    from fope_jax.report.lineage import lineage_sentences
+    from fope_jax.report.page import write_report
+    from fope_jax.report.rows import read_runs
+    from fope_jax.report.tables import as_text, text_tables
+
+    for run in arguments.runs:
+        check_bucket(run)
+    runs = read_runs(arguments.runs)
+    buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
+    check_output(arguments.out, "the report")
+    for line in lineage_sentences(runs):
+        print(line)
+    print(text_tables(runs))
+    for table in bucket_tables(runs, buckets) if buckets else ():
+        print(f"\n{as_text(table)}")
+    print(f"report in {write_report(arguments.runs, arguments.out, buckets=buckets)}")
+
+
+def add_doctor(verbs: Any) -> None:
+    verb = add_verb(verbs, doctor, "check runs, and say what is wrong and what to do")
+    add = verb.add_argument
+    add("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir")
+    add(
+        "--repair",
+        action="store_true",
+        help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl without "
+        "damaged lines after copying it; deletes nothing",
+    )
+    add("--json", action="store_true", help="for programs, one object a line")
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from fope_jax import doctor
+
+    worst = 0
+    for run in arguments.runs:
+        check_bucket(run)
+        if arguments.repair:
+            for line in doctor.repair(run):
+                print(line, file=sys.stderr)
+        checks = doctor.examine(run)
+        shown = doctor.as_json(run, checks) if arguments.json else None
+        print(json.dumps(shown) if shown else doctor.as_text(run, checks))
+        worst = max(worst, doctor.exit_code(checks))
+    return worst
+
+
+def add_methods(verbs: Any) -> None:
+    verb = add_verb(verbs, methods, "list the position embeddings and their knobs", needs="")
+    form = verb.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print the tables of the README")
+    form.add_argument(
+        "--write", type=local_path, metavar="FILE", help="bring them up to date in FILE"
+    )
+
+
+def methods(arguments: argparse.Namespace) -> None:
+    from fope_jax.gallery.catalogue import method_entries, scaling_entries
+    from fope_jax.gallery.methods import methods_markdown, methods_text, write_between_markers
+
+    entries = method_entries(), scaling_entries()
+    if arguments.write is not None:
+        changed = write_between_markers(arguments.write, methods_markdown(*entries))
+        print(f"{arguments.write} {'is up to date now' if changed else 'was up to date'}")
+    else:
+        print((methods_markdown if arguments.markdown else methods_text)(*entries))
+
+
+def add_gallery(verbs: Any) -> None:
+    verb = add_verb(
+        verbs, gallery, "one HTML page with a picture of each embedding", needs="matplotlib"
+    )
+    add_out(verb, "directory of the page")
+    verb.add_argument(
+        "--methods", nargs="+", metavar="LABEL", help="only these, such as rope fope rope+yarn"
+    )
+
+
+def gallery(arguments: argparse.Namespace) -> None:
+    from fope_jax.gallery.curves import gallery_rows
+    from fope_jax.gallery.page import write_gallery
+
+    check_output(arguments.out, "the gallery")
+    print(f"gallery in {write_gallery(gallery_rows(arguments.methods), arguments.out)}")

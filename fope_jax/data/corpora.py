@@ -32,7 +32,7 @@ from fope_jax.storage.content import (
     read_head,
 )
 from fope_jax.storage.files import file_sha256, size_and_mtime
-from fope_jax.storage.paths import as_path, glob_directories, glob_files
+from fope_jax.storage.paths import as_path, glob_paths
 
 
 class CorpusError(ValueError):
@@ -169,9 +169,9 @@ def text_files(field: str, patterns: Iterable[str]) -> list[Path]:
     """
     files: set[Path] = set()
     for pattern in patterns:
-        matched = glob_files(pattern)
+        matched = glob_paths(pattern)
         with_files = {parent for path in matched for parent in path.parents}
-        for directory in sorted({*glob_directories(pattern)} - with_files):
+        for directory in sorted({*glob_paths(pattern, "directory")} - with_files):
             if _has_entries(directory):
                 raise CorpusError(
                     f"{field}: {pattern!r} matches the directory {directory}, and none of the files"

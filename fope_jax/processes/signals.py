@@ -31,19 +31,19 @@ PARENT_VARIABLE = (
 )
 
 
-class _Now:
+class _State:
     """What this process does about signals: one at a time, for all of its threads.
 
     Attributes:
       raising: blocks of `raise_on_signal`, one inside the other.
-      ending: `Stopped` is on its way; a second one would break into what the first cleans up.
-      holding: inside `defer_signals`.
+      is_ending: `Stopped` is on its way; a second one would break into what the first cleans up.
+      is_deferring: inside `defer_signals`.
     """
 
-    raising, ending, holding = 0, False, False
+    raising, is_ending, is_deferring = 0, False, False
 
 
-_now = _Now()
+_state = _State()
 
 
 class Stopped(KeyboardInterrupt):
@@ -84,19 +84,19 @@ def raise_on_signal() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         _next_one_kills(number)
-        if not _now.ending:
-            _now.ending = True
+        if not _state.is_ending:
+            _state.is_ending = True
             raise Stopped(number)
 
-    held, _now.holding = _now.holding, False
-    _now.raising += 1
+    was_deferring, _state.is_deferring = _state.is_deferring, False
+    _state.raising += 1
     try:
         with _handled(stop):
             yield
     finally:
-        _now.holding = held
-        _now.raising -= 1
-        _now.ending = _now.ending and _now.raising > 0
+        _state.is_deferring = was_deferring
+        _state.raising -= 1
+        _state.is_ending = _state.is_ending and _state.raising > 0
 
 
 @contextlib.contextmanager
@@ -115,12 +115,12 @@ def defer_signals() -> Iterator[Callable[[], int | None]]:
         if is_distributed():
             os.kill(os.getpid(), signal.SIGTERM)  # for JAX, which tells the other processes
 
-    held, _now.holding = _now.holding, True
+    was_deferring, _state.is_deferring = _state.is_deferring, True
     try:
         with _handled(note):
             yield lambda: noted[0] if noted else None
     finally:
-        _now.holding = held
+        _state.is_deferring = was_deferring
 
 
 @contextlib.contextmanager
@@ -162,7 +162,7 @@ def _watch(reader: int, over: threading.Event, grace_seconds: float) -> None:
     while time.monotonic() < deadline:
         if over.wait(0.1):
             return
-        if _now.holding:  # a save takes the time that it takes
+        if _state.is_deferring:  # a save takes the time that it takes
             deadline = time.monotonic() + grace_seconds
     line = f"fope: stopped by {signal_name(number)}, in the middle of what was under way\n"
     os.write(2, line.encode())

@@ -222,12 +222,12 @@ def training_figure(runs: Sequence[Run], styles: dict[str, Style]) -> Figure:
 def _draw_bands(axes: Axes, bands: Bands, styles: dict[str, Style]) -> None:
     """The interval of each curve, edged in its line style so that bands differ without colour."""
     for label, band in bands.items():
-        finite = {x: own for x, own in band.items() if all(map(math.isfinite, own))}
+        finite = {x: interval for x, interval in band.items() if all(map(math.isfinite, interval))}
         style = styles[label]
         axes.fill_between(
             list(finite),
-            [own.low for own in finite.values()],
-            [own.high for own in finite.values()],
+            [interval.low for interval in finite.values()],
+            [interval.high for interval in finite.values()],
             facecolor=(style.color, 0.10),
             edgecolor=(style.color, 0.45),
             linestyle=style.linestyle,
@@ -277,7 +277,9 @@ def depth_figure(comparison: Comparison) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     panels: list[Any] = list(grid.flat)
     for axes, (label, seeds) in zip(panels, comparison.curves.items(), strict=False):
-        pools = group((r for own in seeds for r in own), lambda r: (r["context"], r["depth"]))
+        pools = group(
+            (r for seed_rows in seeds for r in seed_rows), lambda r: (r["context"], r["depth"])
+        )
         percent = {key: add_up(pool).accuracy() for key, pool in pools.items()}
         depths = sorted({depth for _, depth in percent})
         values = [[percent.get((c, d), math.nan) for c in contexts] for d in depths]
@@ -364,12 +366,12 @@ def _perplexity_axis(
     Where they differ by less than a tenth the axis still spans a tenth, so that noise looks small.
     Curves ``outside`` leave it at the top.
     """
-    inside = [own for label, own in curves.items() if label not in outside]
+    inside = [values for label, values in curves.items() if label not in outside]
     spreads = [v for values in inside for v in values.values() if math.isfinite(v.mean)]
     if not spreads:
         return
-    shown = [own for label, own in bands.items() if label not in outside]
-    ends = [end for own in shown for band in own.values() for end in band]
+    inside_bands = [values for label, values in bands.items() if label not in outside]
+    ends = [end for values in inside_bands for band in values.values() for end in band]
     drawn = [*(v.mean for v in spreads), *filter(math.isfinite, ends)]
     low, high = min(drawn), max(drawn)
     is_noisy = any(v.deviation > 0.04 * v.mean for v in spreads)

@@ -91,7 +91,7 @@ class Comparison:
     @property
     def documents(self) -> list[str]:
         """Names of the documents with a scored token; empty where the rows do not tell."""
-        return sorted({row["document"] for row in self.first_rows if row.get("document")})
+        return sorted({row.get("document") for row in self.first_rows} - {None})
 
     @property
     def num_seeds(self) -> int:

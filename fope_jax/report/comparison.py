@@ -91,7 +91,9 @@ class Comparison:
     @property
     def documents(self) -> list[str]:
         """Names of the documents with a scored token; empty where the rows do not tell."""
-        return sorted({row.get("document") for row in self.first_rows} - {None})
+        return sorted(
+            {row["document"] for row in self.first_rows if row.get("document") is not None}
+        )
 
     @property
     def num_seeds(self) -> int:
@@ -240,7 +242,7 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
             comparison = by_key.setdefault(scored_key(kind, rows), new)
             comparison.curves.setdefault(labels[run.path], []).append(rows)
             comparison.training_lengths[labels[run.path]] = run.training_length
-    order = {protocol: index for index, protocol in enumerate(ORDER)}
+    order: dict[Hashable, int] = {protocol: index for index, protocol in enumerate(ORDER)}
     return [by_key[key] for key in sorted(by_key, key=lambda k: (order.get(k[0], 99), str(k)))]
 
 

@@ -84,25 +84,29 @@ def style_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def mark_length(axes: Axes, length: int, text: str = "", **position: Any) -> None:
+def mark_length(
+    axes: Axes, length: int, text: str = "", xytext: tuple[float, float] = (-3, 3), ha: str = "left"
+) -> None:
     """A dashed line at the training length, with its text beside the upper end of the line.
 
     Args:
       axes: with tokens on the horizontal axis.
       length: tokens.
       text: by default "training length 512".
-      **position: of `Axes.annotate`.
+      xytext: points from the end of the line to the text.
+      ha: which part of the text is there, see `Axes.annotate`.
     """
     axes.axvline(length, color=GREY, linewidth=1.2, linestyle=DASHES, zorder=0)
     axes.annotate(
         text or f"training length {length:,}",
         (length, 1),
         xycoords=axes.get_xaxis_transform(),
+        xytext=xytext,
         textcoords="offset points",
+        ha=ha,
         va="bottom",
         fontsize=8.5,
         color=DARK_GREY,
-        **({"xytext": (-3, 3)} | position),
     )
 
 

@@ -144,7 +144,7 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
         return ParentArrays(items, identity | {"data": None})
 
     source = f"{WEIGHTS}{directory.resolve()}"
-    return Parent(source, experiment, 0, True, described.kept, load)
+    return Parent(source, experiment, 0, True, described.extra_keys, load)
 
 
 def _placed(arrays: Any, wanted: Any) -> Any:

@@ -28,13 +28,7 @@ from fope_jax.evaluate.identity import position_identity
 from fope_jax.evaluate.run import load_run
 from fope_jax.extras import require
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig
-from fope_jax.interop.weights import (
-    ImportedModel,
-    export_weights,
-    import_config,
-    import_weights,
-    position_fingerprint,
-)
+from fope_jax.interop.weights import ImportedModel, export_weights, import_config, import_weights
 from fope_jax.model.transformer import HOW, split
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import (
@@ -101,7 +95,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
         "parameters": parameters,
         "position": {"hash": position.hash, "summary": position.summary},
         IMPORTED: {"directory": str(source)},
-        KEPT: imported.kept,
+        KEPT: imported.extra_keys,
     }
     with writing(workdir, "import"):
         open_workdir(workdir, experiment)
@@ -131,7 +125,7 @@ def imported_experiment(
             f" --config.data.tokenizer=PATH/{TOKENIZER}"
         )
     data = DataConfig(tokenizer=str(tokenizer)) if tokenizer.is_file() else DataConfig()
-    length = imported.kept[MAX_POSITIONS]
+    length = imported.extra_keys[MAX_POSITIONS]
     bos = read_bos(Path(stated.get("data.tokenizer", tokenizer)))
     base = Experiment(
         name=source.resolve().name,
@@ -264,7 +258,7 @@ def export_run(
             params,
             constants,
             length=max(loaded.experiment.train.length, kept.get(MAX_POSITIONS, 0)),
-            kept=kept or {"eos_token_id": eos},
+            extra_keys=kept or {"eos_token_id": eos},
             dtype=dtype,
         )
         if data.tokenizer.endswith(".json"):
@@ -280,8 +274,8 @@ def export_run(
         remove_empty(made)
         raise
     model = loaded.model
-    summary = position_fingerprint(model.config, model.position, constants).summary
-    return f"{run}, step {loaded.step}: position {summary}"
+    identity, _ = position_identity(model.position, model.config.shape, constants)
+    return f"{run}, step {loaded.step}: position {identity.summary}"
 
 
 def _end_of_document(data: DataConfig) -> int | None:

@@ -26,10 +26,12 @@ from fope_jax.interop.serving import (
     fope_coefficients_from_serving,
     fope_coefficients_to_serving,
 )
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer, TransformerConfig, position_variables, split
 from fope_jax.position import FoPE, PositionEmbedding, fingerprint
-from fope_jax.storage.files import content_of, inside, read_head, read_json, write_json
+from fope_jax.storage.content import detect_content, read_head
+from fope_jax.storage.files import read_json, write_json
+from fope_jax.storage.paths import path_within
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +148,7 @@ def import_weights(directory: str | Path) -> ImportedModel:
 
     def read(name: str) -> np.ndarray:
         tensor = stored[name].file.get_tensor(stored[name].name)
-        non_finite.update(non_finite_arrays({stored[name].name: tensor}))
+        non_finite.update(count_non_finite({stored[name].name: tensor}))
         return tensor
 
     for name, view in views.items():
@@ -222,8 +224,8 @@ def _open_tensors(directory: Path) -> dict[str, _StoredTensor]:
         try:
             file = safetensors.safe_open(path, framework="np")
         except safetensors.SafetensorError as error:
-            if found := content_of(read_head(path)):  # of a clone without Git LFS
-                raise ValueError(f"{path} is {found.what}; {found.advice}") from error
+            if found := detect_content(read_head(path)):  # of a clone without Git LFS
+                raise ValueError(f"{path} is {found.kind}; {found.advice}") from error
             raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
         for name in file.keys():  # noqa: SIM118, no mapping
             if name in tensors:
@@ -282,7 +284,7 @@ def _indexed_files(index: Path) -> list[Path]:
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{index}: weight_map = {weight_map!r:.80}; accepted: tensor to file name")
     try:
-        paths = [inside(index.parent, name) for name in sorted(set(names))]
+        paths = [path_within(index.parent, name) for name in sorted(set(names))]
     except ValueError as error:
         raise ValueError(f"{index}: weight_map: {error}") from error
     missing = [path.name for path in paths if not path.is_file()]
@@ -391,8 +393,8 @@ def export_weights(
 
     non_finite, too_large = {}, {}
     for name, tensor in tensors.items():
-        non_finite |= non_finite_arrays({name: tensor})
-        too_large |= non_finite_arrays({name: cast(name)})
+        non_finite |= count_non_finite({name: tensor})
+        too_large |= count_non_finite({name: cast(name)})
     if non_finite:
         raise ValueError(f"NaN or infinite, not exported: {describe_non_finite(non_finite)}")
     if too_large:

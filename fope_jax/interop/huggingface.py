@@ -91,18 +91,8 @@ _SIZES = {
     "head_dim": "head_dim",
 }
 _MOST_LAYERS = 10_000  # lists of so many layers are made
-_OTHER_KEYS_READ = {
-    "model_type",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    MAX_POSITIONS,
-    "rope_parameters",
-    "rope_scaling",
-    THETA,
-    PARTIAL,
-    ORIGINAL,
-    EXPORTED,
-}
+_ROPE_KEYS = {"rope_parameters", "rope_scaling", THETA, PARTIAL, ORIGINAL, MAX_POSITIONS}
+_KEYS_READ = {*_SIZES, *_ROPE_KEYS, "model_type", "rms_norm_eps", "tie_word_embeddings", EXPORTED}
 # Keys with the values that this model can represent.
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
@@ -194,9 +184,8 @@ def from_config(values: Mapping[str, Any]) -> ImportedConfig:
             )
         raise ValueError(f"model_type={name!r:.80}: expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[name]
-    keys_read = _OTHER_KEYS_READ | _SIZES.keys()
-    if family.by_layer:
-        keys_read |= {"no_rope_layers", "no_rope_layer_interval"}
+    by_layer_keys = {"no_rope_layers", "no_rope_layer_interval"}
+    keys_read = _KEYS_READ | (by_layer_keys if family.by_layer else set())
     problems = [
         problem
         for key, value in values.items()
@@ -401,8 +390,8 @@ def to_config(
       config: the model.
       position: its position embedding.
       fingerprint: of the position embedding with the model's constants.
-      length: tokens that the model is for, its ``max_position_embeddings``; ``DynamicNTK`` needs
-        the trained length there and gets it.
+      length: the model's ``max_position_embeddings``; ``DynamicNTK`` needs the trained length there
+        and gets it.
       extra_keys: of ``from_config``, where the model came from there.
 
     Raises:

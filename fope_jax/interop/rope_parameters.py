@@ -101,11 +101,9 @@ def from_rope_parameters(
 ) -> RoPE:
     """The method of a Hugging Face model with these ``rope_parameters``.
 
-    All unknown keys raise at once. Ignored are keys that change no number, such as ``truncate``
-    beside types that do not round, and with a warning ``attn_factor`` of ``yarn``: transformers
-    does not read it, serving engines multiply by it. The older ``rope_scaling``, with ``type`` and
-    ``su`` for ``longrope``, is read too: pass the base beside it as ``rope_theta``. None counts as
-    not given.
+    Keys that change no number are ignored, and with a warning ``attn_factor`` of ``yarn``:
+    transformers does not read it, serving engines multiply by it. The older ``rope_scaling``, with
+    ``type`` and ``su`` for ``longrope``, is read too. None counts as not given.
 
     Args:
       parameters: ``rope_parameters`` or ``rope_scaling`` of a configuration; where it is nested by
@@ -123,8 +121,8 @@ def from_rope_parameters(
       transformers follows the longest row of the batch.
 
     Raises:
-      ValueError: a key is unknown, missing, of the wrong kind, or contradicts another or an
-        argument.
+      ValueError: keys that are unknown, all of them at once; a key is missing, of the wrong kind,
+        or contradicts another or an argument.
 
     >>> keys = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0}
     >>> from_rope_parameters(keys).scaling
@@ -192,20 +190,15 @@ def from_rope_parameters(
 def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
     """The ``rope_parameters`` with which a Hugging Face model uses this method.
 
-    Two lengths stand elsewhere in its configuration, as ``max_position_embeddings``: the trained
-    length for ``dynamic`` (also written here, where transformers does not look for it), the
-    extended one for ``yarn``, ``longrope`` and ``llama3``.
-
-    Args:
-      method: RoPE. ``PRoPE`` is written as ``proportional``, ``AdjustedBase`` as the base.
+    ``PRoPE`` is written as ``proportional``, ``AdjustedBase`` as the base. The configuration's
+    ``max_position_embeddings`` must be the trained length for ``dynamic``, the extended one for
+    ``yarn``, ``longrope`` and ``llama3``.
 
     Raises:
       ValueError: the method, or a part of it, has no form there.
 
     >>> to_rope_parameters(RoPE(500_000.0, scaling=(Llama3(8.0, 8192),)))["rope_type"]
     'llama3'
-
-    Reference: as ``from_rope_parameters``.
     """
     if not isinstance(method, RoPE):
         hint = "; use fope_to_rope_parameters" if isinstance(method, FoPE) else ""

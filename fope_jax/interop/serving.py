@@ -43,9 +43,8 @@ def fope_from_rope_parameters(
 
         cos[t, h, m] = sum_w cos_coef[h, w, m] cos(w t)  for m < D,  else 1;  the sine likewise
 
-    They mix the first ``num_inv_freq`` frequencies, or those above the floor of
-    ``max_position_embeddings``, into as many pairs (D = d), with one matrix for each key-value
-    head that all layers share. Coefficients come from ``fope_coefficients_from_serving``.
+    The first ``num_inv_freq`` frequencies, or those above the floor of ``max_position_embeddings``,
+    are mixed into as many pairs (D = d) by a matrix for each key-value head, shared by all layers.
 
     Args:
       parameters: with ``fope_sep_head`` and ``fope_init_factor``; ``num_inv_freq`` is optional.
@@ -166,8 +165,6 @@ def fope_to_rope_parameters(method: FoPE, shape: ModelShape) -> dict[str, Any]:
     >>> fope = FoPE(512, share_layers=True, outputs="surviving")
     >>> fope_to_rope_parameters(fope, shape)["num_inv_freq"]
     16
-
-    Reference: as ``fope_from_rope_parameters``.
     """
     check_served(method, shape)
     return {
@@ -224,7 +221,7 @@ def fope_coefficients_to_serving(
 
     Args:
       method: FoPE.
-      variables: what ``method.init`` drew, or a checkpoint restored.
+      variables: of the model.
       shape: of the model.
       prefix: of the names; multimodal models have ``"model.language_model.rotary_emb."``.
 
@@ -234,8 +231,6 @@ def fope_coefficients_to_serving(
 
     Raises:
       ValueError: a knob that the engines do not have, or layers that differ.
-
-    Reference: as ``fope_from_rope_parameters``.
     """
     check_served(method, shape)
     stored = variables.layer_constants | variables.layer_params
@@ -251,22 +246,11 @@ def fope_coefficients_to_serving(
 def fope_coefficients_from_serving(
     method: FoPE, tensors: Mapping[str, Any], shape: ModelShape, prefix: str = PREFIX
 ) -> PositionVariables:
-    """FoPE's variables from the tensors of a checkpoint for serving engines.
-
-    Args:
-      method: FoPE, as ``fope_from_rope_parameters`` gives it.
-      tensors: names to arrays; others than the two are ignored.
-      shape: of the model.
-      prefix: see ``fope_coefficients_to_serving``.
-
-    Returns:
-      Variables in place of what ``method.init`` draws.
+    """The inverse of ``fope_coefficients_to_serving``: variables as ``method.init`` draws them.
 
     Raises:
       ValueError: a tensor is missing or has another shape than the method's, or the two differ
         where the method has one for both.
-
-    Reference: as ``fope_from_rope_parameters``.
     """
     check_served(method, shape)
     count = method.num_outputs(shape.head_dim)

@@ -33,6 +33,8 @@ def pytest_configure(config):
         if size > LARGEST_CACHE:
             shutil.rmtree(PROGRAMS)
 
+pytest_plugins = ("tests.train.fixtures",)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_are_let_go():

@@ -33,6 +33,7 @@ def pytest_configure(config):
         if size > LARGEST_CACHE:
             shutil.rmtree(PROGRAMS)
 
+
 pytest_plugins = ("tests.train.fixtures",)
 
 

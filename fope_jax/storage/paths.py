@@ -53,7 +53,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{text!r}; accepted: {SUPPORTED_PATHS}")
     if not is_in_bucket(text):
         return Path(path)
-    gcs_file_system()
+    _import_fsspec()
     return require("etils.epath", "buckets").Path(text)
 
 
@@ -96,13 +96,17 @@ def user_cache_dir() -> Path:
 
 def gcs_file_system() -> Any:
     """The gcsfs file system that epath uses as well."""
+    return _import_fsspec().filesystem("gcs")
+
+
+def _import_fsspec() -> Any:
     require("gcsfs", "buckets")
     # epath would rather import TensorFlow where it is installed; that takes seconds, and memory.
     os.environ.setdefault("EPATH_USE_TF", "0")
     fsspec: Any = require("fsspec", "buckets")
     # TensorStore and other processes write too: a remembered listing would miss their objects.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    return fsspec.filesystem("gcs")
+    return fsspec
 
 
 def bucket_name(path: str | os.PathLike[str]) -> str:

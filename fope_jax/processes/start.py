@@ -23,6 +23,9 @@ SOURCES = {
     "num_processes": ("--num-processes", "FOPE_NUM_PROCESSES"),
     "process_id": ("--process-id", "FOPE_PROCESS_ID"),
 }
+# What JAX says where it finds no cluster, and in a notebook that has used a device before. There a
+# cluster's other processes are kept out by the lock of the run.
+_ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
 # With one task JAX would join nothing, but leave the task one GPU of those it has.
 _TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
@@ -89,11 +92,9 @@ def initialize(
             initialization_timeout=round(timeout_seconds) + 10,  # `alarm` comes first
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except ValueError as error:
-        if settings is None and "coordinator_address should be defined" in str(error):
-            return  # no cluster
-        raise
-    except RuntimeError as error:
+    except (ValueError, RuntimeError) as error:
+        if settings is None and any(reason in str(error) for reason in _ALONE):
+            return
         raise DistributedError(f"cannot join the other processes: {error}") from error
     finally:
         alarm.cancel()

@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _log_messages(), exit_after_grace_period(), raise_on_signal():
             end_with_parent()
-            for library in arguments.needs:
+            for library in arguments.verb.needs:
                 require(library, "train")
-            return arguments.verb(arguments) or 0
+            return arguments.verb.run(arguments) or 0
     except KeyboardInterrupt as stop:
         reason = str(stop) or "interrupted"
         print(f"fope: {reason}; the same command goes on from what has been saved", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What the verbs of `fope` share: how one is added, the start of its processes, its experiment.
+"""How a verb of `fope` is declared, and what the verbs share.
 
 Each verb imports what it needs when it runs: `fope report` starts without jax.
 """
@@ -9,44 +9,54 @@ import argparse
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fope_jax.train.options import check_named
 
+Option = Callable[[Any], Any]  # adds something to a parser
 
-def add_verb(
-    verbs: Any,
-    run: Callable[[argparse.Namespace], int | None],
-    description: str,
-    epilog: str = "",
-    needs: str = "ml_collections,flax",
-) -> argparse.ArgumentParser:
-    """Adds the verb of the name of ``run``, and returns its parser.
 
-    Args:
-      verbs: the subparsers.
-      run: what it does; returns the exit code, None for 0.
-      description: of a line.
-      epilog: examples, shown under its options.
-      needs: modules of the extra [train], by commas, without which it does not begin.
+class Verb(NamedTuple):
+    """``run`` does it and returns the exit code, None for 0. ``needs`` are modules of the extra
+    [train] without which it does not begin."""
+
+    run: Callable[[argparse.Namespace], int | None]
+    options: tuple[Option, ...]
+    needs: tuple[str, ...]
+
+
+VERBS: dict[str, Verb] = {}
+
+
+def verb(*options: Option, name: str = "", needs: tuple[str, ...] = ("ml_collections", "flax")):
+    """Declares the verb that a function runs.
+
+    The first line of its docstring is the verb's description, the rest stands under its options.
     """
-    formatter = argparse.RawDescriptionHelpFormatter
-    options: Any = dict(description=description, epilog=epilog, formatter_class=formatter)
-    name = run.__name__.strip("_")  # "import" is a word of Python
-    verb = verbs.add_parser(name, help=description, allow_abbrev=False, **options)
-    verb.set_defaults(verb=run, needs=split_commas(needs or None))
-    verb.add_argument("--traceback", action="store_true", help="show where an error arose")
-    return verb
+
+    def declare(run: Callable[[argparse.Namespace], int | None]):
+        VERBS[name or run.__name__] = Verb(run, options, needs)
+        return run
+
+    return declare
 
 
-def add_out(verb: argparse.ArgumentParser, description: str, required: bool = True) -> None:
-    """``-o`` of verbs that write a page or files."""
-    verb.add_argument("-o", "--out", type=local_path, required=required, help=description)
+def option(*names: str, **settings: Any) -> Option:
+    """One argument, as `argparse.ArgumentParser.add_argument` takes it."""
+    return lambda parser: parser.add_argument(*names, **settings)
 
 
-def add_step(verb: Any) -> None:
-    """``--step`` of verbs that read one checkpoint."""
-    verb.add_argument("--step", type=int, help="checkpoint; the newest without it")
+def group(title: str, *options: Option) -> Option:
+    """Options under a title of their own; without a title, of which at most one is given."""
+
+    def add_all(parser: Any) -> None:
+        parent = (
+            parser.add_argument_group(title) if title else parser.add_mutually_exclusive_group()
+        )
+        for add in options:
+            add(parent)
+
+    return add_all
 
 
 def local_path(text: str) -> Path:
@@ -55,6 +65,14 @@ def local_path(text: str) -> Path:
     if "://" in text:  # a Path would make a directory "gs:" here
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
     return Path(text)
+
+
+STEP = option("--step", type=int, help="checkpoint; the newest without it")
+
+
+def out(description: str, required: bool = True) -> Option:
+    """``-o`` of verbs that write a page or files."""
+    return option("-o", "--out", type=local_path, required=required, help=description)
 
 
 def split_commas(text: str | None) -> list[str]:

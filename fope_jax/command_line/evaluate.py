@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from fope_jax.command_line.common import (
-    add_out,
-    add_step,
-    add_verb,
+    STEP,
+    group,
     join_processes,
     local_path,
+    option,
+    out,
     print_once,
     split_commas,
+    verb,
     whole_numbers,
 )
 from fope_jax.extras import require
@@ -20,67 +21,53 @@ from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket, is_in_bucket
 from fope_jax.train.options import add_accept_position, add_processes, directory
 
-EVALUATE_EXAMPLES = """\
-examples:
-  fope evaluate --run runs/fope
-  fope evaluate --run runs/fope --protocols all --report runs/fope/report
-  fope evaluate --run runs/fope --protocols sliding-window,chunks
-  fope evaluate --run runs/fope --config.evaluate.texts=web,news
-  fope evaluate --run runs/fope --config.evaluate.texts=mails=letters/*.txt
 
-protocols (without --protocols: same-tokens, long-window, passkey, about half the time of all):
-  same-tokens      the same tokens at every length, with ever more text before them
-  sliding-window   every token of a stretch, by a window that moves by evaluate.stride
-  chunks           joined documents cut every so many tokens, as the paper's code does
-  document-resets  joined documents whose positions begin anew at each document
-  no-resets        the same tokens without
-  long-window      loss by position in the longest window
-  from-start       loss by distance since the document's start
-  passkey          a key hidden in filler
-  retrieval        the tasks of evaluate.retrieval_tasks; all that fit where it names none
-
-Rows that exist for the same checkpoint and settings are kept; --force scores them again. Any value
-of the run's evaluate section can be changed for one call, as above; config.json stays as it is.
-"""
-SPECTRUM_EXAMPLES = """\
-examples:
-  fope spectrum runs/fope --untrained        before training
-  fope spectrum runs/fope                    and after: both on one page, runs/fope/spectrum
-  fope report runs/* -o runs/report          what they say about generalization, over all runs
-  fope spectrum --demo -o runs/theory
-"""
-
-
-def add_evaluate(verbs: Any) -> None:
-    verb = add_verb(
-        verbs, evaluate, "measure a trained run against context length", EVALUATE_EXAMPLES
-    )
-    add = verb.add_argument
-    add("--run", type=directory, required=True, metavar="DIR", help="the --workdir of `fope train`")
-    verb.set_defaults(config=None)  # its section evaluate can be changed
-    add_step(verb)
-    add(
+@verb(
+    option("--run", type=directory, required=True, metavar="DIR", help="the --workdir of a run"),
+    lambda parser: parser.set_defaults(config=None),  # its section evaluate can be changed
+    STEP,
+    option(
         "--protocols",
         metavar="NAME,...",
         help="what to measure, or all; what the run's evaluate.protocols says without it",
-    )
-    add(
-        "--report",
-        type=local_path,
-        metavar="DIR",
-        help="write the page of `fope report` there as well",
-    )
-    add(
+    ),
+    option(
+        "--report", type=local_path, metavar="DIR", help="write the page of `fope report` there"
+    ),
+    option(
         "--mesh",
         metavar="AXIS=N,...",
         help="how several devices share the work, such as context=8; windows by default",
-    )
-    add_processes(verb)
-    add("--force", action="store_true", help="score again what has been scored")
-    add_accept_position(verb)
-
-
+    ),
+    add_processes,
+    option("--force", action="store_true", help="score again what has been scored"),
+    add_accept_position,
+)
 def evaluate(arguments: argparse.Namespace) -> None:
+    """measure a trained run against context length
+
+    examples:
+      fope evaluate --run runs/fope
+      fope evaluate --run runs/fope --protocols all --report runs/fope/report
+      fope evaluate --run runs/fope --protocols sliding-window,chunks
+      fope evaluate --run runs/fope --config.evaluate.texts=web,news
+      fope evaluate --run runs/fope --config.evaluate.texts=mails=letters/*.txt
+
+    protocols (without --protocols: same-tokens, long-window, passkey, about half the time of all):
+      same-tokens      the same tokens at every length, with ever more text before them
+      sliding-window   every token of a stretch, by a window that moves by evaluate.stride
+      chunks           joined documents cut every so many tokens, as the paper's code does
+      document-resets  joined documents whose positions begin anew at each document
+      no-resets        the same tokens without
+      long-window      loss by position in the longest window
+      from-start       loss by distance since the document's start
+      passkey          a key hidden in filler
+      retrieval        the tasks of evaluate.retrieval_tasks; all that fit where it names none
+
+    Rows that exist for the same checkpoint and settings are kept; --force scores them again. Any
+    value of the run's evaluate section can be changed for one call, as above; config.json stays as
+    it is.
+    """
     if arguments.report:
         require("matplotlib", "train")
     join_processes(arguments)
@@ -110,26 +97,30 @@ def evaluate(arguments: argparse.Namespace) -> None:
         print(f"report in {write_report([arguments.run], arguments.report)}")
 
 
-def add_spectrum(verbs: Any) -> None:
-    verb = add_verb(
-        verbs, spectrum, "the frequencies that a trained run uses", SPECTRUM_EXAMPLES, "matplotlib"
-    )
-    add = verb.add_argument
-    add("run", type=directory, nargs="?", metavar="RUN", help="a --workdir")
-    state = verb.add_mutually_exclusive_group()
-    add_step(state)
-    state.add_argument(
-        "--untrained", action="store_true", help="the parameters that training began with"
-    )
-    state.add_argument(
-        "--demo", action="store_true", help="the theory on signals made for it, without a run"
-    )
-    add("--lengths", default="1,2,4,8", metavar="N,...", help="in training lengths (1,2,4,8)")
-    add("--windows", type=int, default=8, help="of each length (8)")
-    add_out(verb, "directory of the page (RUN/spectrum)", required=False)
-
-
+@verb(
+    option("run", type=directory, nargs="?", metavar="RUN", help="a --workdir"),
+    group(
+        "",
+        STEP,
+        option("--untrained", action="store_true", help="the parameters that training began with"),
+        option(
+            "--demo", action="store_true", help="the theory on signals made for it, without a run"
+        ),
+    ),
+    option("--lengths", default="1,2,4,8", metavar="N,...", help="in training lengths (1,2,4,8)"),
+    option("--windows", type=int, default=8, help="of each length (8)"),
+    out("directory of the page (RUN/spectrum)", required=False),
+    needs=("matplotlib",),
+)
 def spectrum(arguments: argparse.Namespace) -> None:
+    """the frequencies that a trained run uses
+
+    examples:
+      fope spectrum runs/fope --untrained        before training
+      fope spectrum runs/fope                    and after: both on one page, runs/fope/spectrum
+      fope report runs/* -o runs/report          what they say about generalization, over all runs
+      fope spectrum --demo -o runs/theory
+    """
     from fope_jax.spectrum.tables import write_demo, write_spectrum
 
     run, out = arguments.run, arguments.out

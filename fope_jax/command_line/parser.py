@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 
-from fope_jax.command_line import evaluate, plan, report, train, weights
+from fope_jax.command_line import evaluate, plan, report, train, weights  # noqa: F401
+from fope_jax.command_line.common import VERBS
 
 DESCRIPTION = """\
 Train one transformer with any position embedding, and measure it beyond its training length.
@@ -29,31 +31,35 @@ Train one transformer with any position embedding, and measure it beyond its tra
 """
 
 
+# In the order of the help.
+_VERBS = ("train", "extend", "evaluate", "sweep", "spectrum", "plan", "import", "export", "report")
+_VERBS += ("doctor", "methods", "gallery")
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; each sets ``verb`` to the function that runs it, and ``needs`` to
-    the libraries without which it does not begin."""
+    """The parser of all verbs; each sets ``verb`` to its declaration."""
+    formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="fope",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        prog="fope", description=DESCRIPTION, formatter_class=formatter, allow_abbrev=False
     )
     parser.set_defaults(traceback=False)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for add in (
-        train.add_data,
-        train.add_train,
-        train.add_extend,
-        evaluate.add_evaluate,
-        train.add_sweep,
-        evaluate.add_spectrum,
-        plan.add_plan,
-        weights.add_import,
-        weights.add_export,
-        report.add_report,
-        report.add_doctor,
-        report.add_methods,
-        report.add_gallery,
-    ):
-        add(verbs)
+    data = verbs.add_parser("data", help="build or inspect the token cache", allow_abbrev=False)
+    actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
+    parents = {"data build": actions, "data inspect": actions} | dict.fromkeys(_VERBS, verbs)
+    for name, parent in parents.items():
+        verb = VERBS[name]
+        description, _, epilog = inspect.cleandoc(verb.run.__doc__ or "").partition("\n")
+        added = parent.add_parser(
+            name.split()[-1],
+            help=description,
+            description=description,
+            epilog=epilog.strip() + "\n" if epilog else "",
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
+        added.set_defaults(verb=verb)
+        added.add_argument("--traceback", action="store_true", help="show where an error arose")
+        for add in verb.options:
+            add(added)
     return parser

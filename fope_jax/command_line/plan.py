@@ -6,13 +6,13 @@ import argparse
 import json
 import os
 import sys
-from typing import Any
 
 from fope_jax.command_line.common import (
-    add_out,
-    add_verb,
     load_experiment,
+    option,
+    out,
     split_commas,
+    verb,
     whole_numbers,
 )
 from fope_jax.storage.directories import check_output
@@ -20,28 +20,26 @@ from fope_jax.storage.paths import user_cache_dir
 from fope_jax.train.options import add_config
 
 
-def add_plan(verbs: Any) -> None:
-    verb = add_verb(verbs, plan, "memory, time and bounds of a TPU slice, without one")
-    add = verb.add_argument
-    add_config(verb)
-    add(
+@verb(
+    add_config,
+    option(
         "--topology",
         nargs="+",
         action="extend",
         required=True,
         metavar="SLICE",
         help="such as v5e:4x4 v5p:4x4x4 v6e:16x16",
-    )
-    add("--method", metavar="LABEL,...", help="such as rope,fope; the config's own")
-    add("--length", metavar="TOKENS,...", help="such as 512,4096; the config's own")
-    add("--size", metavar="PRESET,...", help="such as 60m,1200m; the config's own")
-    add("--mesh", metavar="AXIS=N,...", help="in place of the config's")
-    add("--jobs", type=int, help="compilations at once; what the machine can take")
-    add("--no-cache", action="store_true", help="compile what was compiled before")
-    add_out(verb, "directory for plan.md, .jsonl and .html", required=False)
-
-
+    ),
+    option("--method", metavar="LABEL,...", help="such as rope,fope; the config's own"),
+    option("--length", metavar="TOKENS,...", help="such as 512,4096; the config's own"),
+    option("--size", metavar="PRESET,...", help="such as 60m,1200m; the config's own"),
+    option("--mesh", metavar="AXIS=N,...", help="in place of the config's"),
+    option("--jobs", type=int, help="compilations at once; what the machine can take"),
+    option("--no-cache", action="store_true", help="compile what was compiled before"),
+    out("directory for plan.md, .jsonl and .html", required=False),
+)
 def plan(arguments: argparse.Namespace) -> None:
+    """memory, time and bounds of a TPU slice, without one"""
     # Here and in every compilation: with the TPU compiler installed, jax would look for a TPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     experiment = load_experiment(arguments)

@@ -5,27 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import Any
 
-from fope_jax.command_line.common import add_out, add_verb, local_path
+from fope_jax.command_line.common import group, local_path, option, out, verb
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket
 from fope_jax.train.options import directory
 
 
-def add_report(verbs: Any) -> None:
-    verb = add_verb(verbs, report, "one HTML page about any number of runs", needs="matplotlib")
-    add = verb.add_argument
-    add("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir")
-    add_out(verb, "directory of the page")
-    add(
+@verb(
+    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    out("directory of the page"),
+    option(
         "--buckets",
         metavar="TOKENS,...",
         help="also show scores in ranges of length, as LongBench does: 4k,8k",
-    )
-
-
+    ),
+    needs=("matplotlib",),
+)
 def report(arguments: argparse.Namespace) -> None:
+    """one HTML page about any number of runs"""
     from fope_jax.report.length_buckets import bucket_tables, parse_edges
     from fope_jax.report.lineage import lineage_sentences
     from fope_jax.report.page import write_report
@@ -45,20 +43,18 @@ def report(arguments: argparse.Namespace) -> None:
     print(f"report in {write_report(arguments.runs, arguments.out, buckets=buckets)}")
 
 
-def add_doctor(verbs: Any) -> None:
-    verb = add_verb(verbs, doctor, "check runs, and say what is wrong and what to do")
-    add = verb.add_argument
-    add("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir")
-    add(
+@verb(
+    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    option(
         "--repair",
         action="store_true",
         help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl without "
         "damaged lines after copying it; deletes nothing",
-    )
-    add("--json", action="store_true", help="for programs, one object a line")
-
-
+    ),
+    option("--json", action="store_true", help="for programs, one object a line"),
+)
 def doctor(arguments: argparse.Namespace) -> int:
+    """check runs, and say what is wrong and what to do"""
     from fope_jax import doctor
 
     worst = 0
@@ -74,16 +70,16 @@ def doctor(arguments: argparse.Namespace) -> int:
     return worst
 
 
-def add_methods(verbs: Any) -> None:
-    verb = add_verb(verbs, methods, "list the position embeddings and their knobs", needs="")
-    form = verb.add_mutually_exclusive_group()
-    form.add_argument("--markdown", action="store_true", help="print the tables of the README")
-    form.add_argument(
-        "--write", type=local_path, metavar="FILE", help="bring them up to date in FILE"
-    )
-
-
+@verb(
+    group(
+        "",
+        option("--markdown", action="store_true", help="print the tables of the README"),
+        option("--write", type=local_path, metavar="FILE", help="bring them up to date in FILE"),
+    ),
+    needs=(),
+)
 def methods(arguments: argparse.Namespace) -> None:
+    """list the position embeddings and their knobs"""
     from fope_jax.gallery.catalogue import method_entries, scaling_entries
     from fope_jax.gallery.methods import methods_markdown, methods_text, write_between_markers
 
@@ -95,17 +91,13 @@ def methods(arguments: argparse.Namespace) -> None:
         print((methods_markdown if arguments.markdown else methods_text)(*entries))
 
 
-def add_gallery(verbs: Any) -> None:
-    verb = add_verb(
-        verbs, gallery, "one HTML page with a picture of each embedding", needs="matplotlib"
-    )
-    add_out(verb, "directory of the page")
-    verb.add_argument(
-        "--methods", nargs="+", metavar="LABEL", help="only these, such as rope fope rope+yarn"
-    )
-
-
+@verb(
+    out("directory of the page"),
+    option("--methods", nargs="+", metavar="LABEL", help="only these, such as rope fope rope+yarn"),
+    needs=("matplotlib",),
+)
 def gallery(arguments: argparse.Namespace) -> None:
+    """one HTML page with a picture of each embedding"""
     from fope_jax.gallery.curves import gallery_rows
     from fope_jax.gallery.page import write_gallery
 

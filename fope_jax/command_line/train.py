@@ -130,7 +130,7 @@ def extend(arguments: argparse.Namespace) -> None:
 @verb(
     option("sweep", metavar="SWEEP.py[:ARG]", help="a file with get_sweep(arg)"),
     option(
-        "--workdir", type=local_path, required=True, metavar="DIR", help="here, a directory a run"
+        "--workdir", type=local_path, required=True, metavar="DIR", help="each run gets one here"
     ),
     option("--jobs", type=int, default=1, help="runs at once; they share the cores (1)"),
     option(

@@ -259,7 +259,7 @@ def plan(
     passkey_lengths = settings.passkey_lengths if answered else ()
     contexts = sorted({length * multiple for multiple in lengths})
     passkey_contexts = sorted({length * multiple for multiple in passkey_lengths})
-    limit = experiment.position.max_length()
+    limit = experiment.position.limits.max_length
     longest = max([*contexts, *passkey_contexts], default=0)
     if limit is not None and longest > limit:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 Splash takes no bias, and a bias that lies in memory as ``[N, T, S]`` is what long sequences cannot
 have. Here each block of the score matrix computes the bias of its positions
-(``PositionEmbedding.head_bias``) in on-chip memory, forward and backward, gradients of what is
+(``PositionEmbedding.bias``) in on-chip memory, forward and backward, gradients of what is
 learned included. Masks come from positions and segments too, so queries and keys need not be the
 same tokens: the kernel serves devices that share the tokens of a row as well.
 
@@ -41,13 +41,13 @@ class _Kernel(NamedTuple):
     """What is known when the kernel is built.
 
     Attributes:
-      head_bias: of the method, or None.
+      bias_fn: of the method, or None.
       shapes: name and shape of each variable, without its axis of heads.
       block: queries and keys in a block.
       interpret: whether the kernel's program runs on any platform, slowly.
     """
 
-    head_bias: HeadBias | None
+    bias_fn: HeadBias | None
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     block: int
     interpret: bool
@@ -59,9 +59,9 @@ class _Kernel(NamedTuple):
             size = math.prod(shape)
             own = numbers[start : start + size]
             values[name], start = (tuple(own) if shape else own[0]), start + size
-        assert self.head_bias
+        assert self.bias_fn
         shape = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
-        return jnp.broadcast_to(self.head_bias(values, q_positions, k_positions), shape)
+        return jnp.broadcast_to(self.bias_fn(values, q_positions, k_positions), shape)
 
     @property
     def count(self) -> int:
@@ -75,7 +75,7 @@ def attend_in_kernel(
     *,
     q_places: Places,
     k_places: Places,
-    head_bias: HeadBias | None,
+    bias: HeadBias | None,
     variables: dict[str, Array],
     heads_axes: dict[str, int | None],
     interpret: bool = False,
@@ -88,7 +88,7 @@ def attend_in_kernel(
       v: ``[B, S, K, H]``.
       q_places: ``[B, T]`` or ``[1, T]`` int32 each.
       k_places: ``[B, S]`` or ``[1, S]`` int32 each.
-      head_bias: see ``PositionEmbedding.head_bias``; None adds nothing.
+      bias: see ``PositionEmbedding.bias``; None adds nothing.
       variables: of the bias, floating, with gradients.
       heads_axes: for each, its axis of query heads; None where it has none.
       interpret: runs the kernel's program on any platform, slowly.
@@ -103,7 +103,7 @@ def attend_in_kernel(
         if length % LANES:
             raise ValueError(f"{name} = {length} tokens: the kernel takes multiples of {LANES}")
     num_heads = q.shape[2]
-    names = sorted(variables) if head_bias else []
+    names = sorted(variables) if bias else []
     columns, shapes = [], []
     for name in names:
         x, axis = variables[name].astype(jnp.float32), heads_axes[name]
@@ -118,7 +118,7 @@ def attend_in_kernel(
     count = sum(column.shape[0] for column in columns)
     sizes = _BLOCKS if count <= _MANY else _BLOCKS_OF_MANY
     block = next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0)
-    kernel = _Kernel(head_bias, tuple(shapes), block, interpret)
+    kernel = _Kernel(bias, tuple(shapes), block, interpret)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     out: Any = _attention(kernel, q, k, v, numbers, q_places, k_places)
     return out.swapaxes(1, 2)
@@ -190,7 +190,7 @@ def _numbers_of(kernel: _Kernel, numbers: Any, head: Array) -> list[Array]:
 
 
 def _bias(kernel: _Kernel, numbers: Any, head: Array, places: Any) -> Array | None:
-    if kernel.head_bias is None:
+    if kernel.bias_fn is None:
         return None
     return kernel.bias(_numbers_of(kernel, numbers, head), places[0], places[1])
 
@@ -250,7 +250,7 @@ def _forward(kernel, q, k, v, numbers, q_places, k_places):
 
 def _gradient_of_scores(kernel, numbers, head, q, k, v, places, d_out, lse, delta):
     """The weights and the gradient of the scores, ``[s, t]``, and the pull of the bias."""
-    if kernel.head_bias is None:
+    if kernel.bias_fn is None:
         bias, pull = None, None
     else:
         own = _numbers_of(kernel, numbers, head)

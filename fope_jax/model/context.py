@@ -10,16 +10,16 @@ Models", Section 3.3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fope_jax.model.attention import Places, attend
-from fope_jax.model.bias_kernel import HeadBias, attend_in_kernel
+from fope_jax.model.attention import Places, attend, bias_functions, scale_queries
+from fope_jax.model.bias_kernel import attend_in_kernel
 from fope_jax.model.fused import cudnn, in_stored_order, splash
 from fope_jax.model.sharding import RULES, Axes, active_mesh, spec
+from fope_jax.position.base import Layer, overrides
 from fope_jax.typing import Array
 
 CONTEXT = RULES["length"]
@@ -37,8 +37,7 @@ def attend_on_mesh(
     segments: Array,
     variables: dict[str, Array],
     constants: dict[str, Array],
-    axes_of: Callable[[str], Axes],
-    head_bias: HeadBias | None,
+    position: Layer,
     backend: str,
     **settings: Any,
 ) -> Array:
@@ -50,10 +49,9 @@ def attend_on_mesh(
       v: ``[B, T, K, H]``.
       positions: ``[B, T]`` or ``[1, T]``.
       segments: ``[B, T]`` or ``[1, T]``.
-      variables: of the bias, with gradients.
-      constants: of the bias, without.
-      axes_of: the logical axes of a variable, by name; a bias sees the heads of its device only.
-      head_bias: the bias in the form of a kernel, None where there is none.
+      variables: of the layer's method, with gradients; a bias sees the heads of its device only.
+      constants: of the layer's method, without.
+      position: the layer's method and the scale of its logits.
       backend: one of ``backends.BACKENDS`` that ``choose_backend`` chose.
       **settings: for ``attend``.
 
@@ -64,11 +62,14 @@ def attend_on_mesh(
     Raises:
       ValueError: a backend that would leave out the bias.
     """
-    biased = settings.get("bias_fn") or settings.get("contextual_fn")
-    if biased and (backend in _FUSED or (backend == "pallas" and head_bias is None)):
+    method = position.method
+    biased, contextual = overrides(method, "bias"), overrides(method, "contextual_bias")
+    if contextual and (backend in _FUSED or backend == "pallas") or biased and backend in _FUSED:
         raise ValueError(f"attention={backend!r} cannot add this method's bias to the logits")
 
     def local(q, k, v, positions, segments, variables, constants):
+        if position.logit_scale is not None and not contextual:
+            q = scale_queries(q, position.logit_scale(positions))
         if backend in _FUSED:  # chosen only where a device has all tokens of its rows
             out = _FUSED[backend](q, k, v, segments)
             in_order = in_stored_order(positions, segments)
@@ -80,16 +81,16 @@ def attend_on_mesh(
                 for x in (k, v, positions, segments)
             )
         if backend == "pallas":
-            of_bias = {**variables, **jax.lax.stop_gradient(constants)} if head_bias else {}
+            of_bias = {**variables, **jax.lax.stop_gradient(constants)} if biased else {}
             return attend_in_kernel(
                 q,
                 k,
                 v,
                 q_places=Places(positions, segments),
                 k_places=Places(k_positions, k_segments),
-                head_bias=head_bias,
+                bias=method.bias if biased else None,
                 variables=of_bias,
-                heads_axes={name: _axis_of_heads(axes_of(name)) for name in of_bias},
+                heads_axes={name: _axis_of_heads(method.variable_axes(name)) for name in of_bias},
             )
         return attend(
             q,
@@ -101,6 +102,11 @@ def attend_on_mesh(
             k_segments=k_segments,
             bias_variables=variables,
             bias_constants=constants,
+            **(
+                bias_functions(position)
+                if contextual
+                else {**bias_functions(position), "logit_scale": None}
+            ),
             backend=backend,
             **settings,
         )
@@ -118,8 +124,8 @@ def attend_on_mesh(
             heads,
             _rows(positions),
             _rows(segments),
-            {name: spec(axes_of(name)) for name in variables},
-            {name: spec(axes_of(name)) for name in constants},
+            {name: spec(method.variable_axes(name)) for name in variables},
+            {name: spec(method.variable_axes(name)) for name in constants},
         ),
         out_specs=heads,
         check_vma=False,

@@ -17,13 +17,7 @@ import numpy as np
 
 from fope_jax.gallery.examples import LENGTH, SHAPE, choose
 from fope_jax.position.absolute import Sinusoidal
-from fope_jax.position.base import (
-    ModelShape,
-    PositionEmbedding,
-    Variables,
-    bias_of_heads,
-    overrides,
-)
+from fope_jax.position.base import ModelShape, PositionEmbedding, Variables, bias_of_heads, has_hook
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.position.table import name_of
 from fope_jax.typing import Array
@@ -97,7 +91,7 @@ def gallery_row(
     model = {**drawn.model_params, **drawn.model_constants}
     first = drawn.at_layer(0)
     layer = method.layers()[0]
-    if overrides(layer.method, "embed"):
+    if has_hook(layer.method, "embed"):
         quantity = SIMILARITY
         lines = [_similarity(layer.method, layer.select(model), shape, length, reach)]
         note = RANGE
@@ -171,7 +165,7 @@ def _logit_lines(
         )
         layers.append((own, variables, logits))
     turning = any(np.ptp(logits) > 1e-4 * np.abs(logits).max() for *_, logits in layers)
-    biased = all(overrides(own, "bias") or overrides(own, "contextual_bias") for own, *_ in layers)
+    biased = all(has_hook(own, "bias") or has_hook(own, "contextual_bias") for own, *_ in layers)
     only_bias = biased and not turning
     notes = [] if only_bias else [f"closed form for independent q, k of N({mean:g}, 1)"]
     lines = []
@@ -179,15 +173,15 @@ def _logit_lines(
         prefix = f"layer {index + 1} of {period}, " if period > 1 else ""
         if only_bias:
             logits = np.zeros_like(logits)
-        if overrides(own, "bias"):
+        if has_hook(own, "bias"):
             logits = logits + biases(own, variables, reach * length, reach * length)[:, None]
-        if overrides(own, "contextual_bias"):
+        if has_hook(own, "contextual_bias"):
             notes.append(f"mean over {DRAWS} random rows; every entry of q is {mean:g}")
             for gate in GATES:
                 added = contextual_biases(own, variables, shape, reach * length, mean, seed, gate)
                 lines += _head_lines(f"{prefix}gates of N({gate:g}, 1), ", logits + added)
             continue
-        lines += _head_lines(prefix, logits, each=overrides(own, "bias"))
+        lines += _head_lines(prefix, logits, each=has_hook(own, "bias"))
         if only_bias:
             within = biases(own, variables, length, length)[:, None]
             far = logits[..., : length + 1]

@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from fope_jax.model.attention import check_bias, in_order_of_positions, scale_queries
 from fope_jax.position import ModelShape, PositionEmbedding, PositionVariables
-from fope_jax.position.base import Variables, bias_of_heads, overrides
+from fope_jax.position.base import Variables, bias_of_heads, has_hook
 from fope_jax.position.rotation import as_array, token_positions
 from fope_jax.typing import Array
 
@@ -42,7 +42,7 @@ def check_method(method: PositionEmbedding, shape: ModelShape) -> None:
 
 def acts_on_embeddings(method: PositionEmbedding) -> bool:
     """Whether ``method`` changes token embeddings."""
-    return any(overrides(layer.method, "embed") for layer in method.layers())
+    return any(has_hook(layer.method, "embed") for layer in method.layers())
 
 
 def check_embeds(method: PositionEmbedding) -> None:
@@ -248,9 +248,9 @@ def attend(
         options["is_causal"] = True
     bias = None
     q_rows, k_rows = jnp.asarray(q_places), jnp.asarray(k_places)
-    if overrides(own, "bias"):
+    if has_hook(own, "bias"):
         bias = bias_of_heads(own, variables, q_rows, k_rows)
-    if overrides(own, "contextual_bias"):
+    if has_hook(own, "contextual_bias"):
         visible = _visible(mask, is_causal, scores).reshape(q.shape[0], *scores[-3:])
         contextual = own.contextual_bias
         if not _is_increasing(k_places):
@@ -458,7 +458,7 @@ def check_rotates(method: PositionEmbedding, shape: ModelShape) -> None:
     """Raises ValueError unless rotating q and k is all that ``method`` does."""
     check_method(method, shape)
     own = method.layers()[0].method
-    if overrides(own, "bias") or overrides(own, "contextual_bias"):
+    if has_hook(own, "bias") or has_hook(own, "contextual_bias"):
         raise ValueError(
             f"{method}: it has a bias, which rotating q and k would leave out; "
             "use PositionAttention"

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from fope_jax.model.layers import check_derivatives
-from fope_jax.position.base import Layer, bias_of_heads, overrides
+from fope_jax.position.base import Layer, bias_of_heads, has_hook
 from fope_jax.typing import Array
 
 BACKENDS = ("chunked", "reference")
@@ -157,9 +157,9 @@ def attend(
 def bias_functions(position: Layer) -> dict[str, Any]:
     """The arguments of ``attend`` that a layer's position embedding decides."""
     method = position.method
-    contextual = overrides(method, "contextual_bias")
+    contextual = has_hook(method, "contextual_bias")
     return {
-        "bias_fn": functools.partial(bias_of_heads, method) if overrides(method, "bias") else None,
+        "bias_fn": functools.partial(bias_of_heads, method) if has_hook(method, "bias") else None,
         "contextual_fn": method.contextual_bias if contextual else None,
         "logit_scale": position.logit_scale,
     }

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fope_jax.position.base import PositionEmbedding, overrides
+from fope_jax.position.base import PositionEmbedding, has_hook
 
 BACKENDS = ("auto", "reference", "chunked", "splash", "pallas", "cudnn")
 PLATFORMS = {"splash": "tpu", "pallas": "tpu", "cudnn": "gpu"}  # of the fused kernels
@@ -120,7 +120,7 @@ def _against_pallas(
     platform: str, methods: Sequence[PositionEmbedding], length: int, context: int
 ) -> list[str]:
     found = _against_platform("tpu", platform)
-    contextual = {type(m).__name__ for m in methods if overrides(m, "contextual_bias")}
+    contextual = {type(m).__name__ for m in methods if has_hook(m, "contextual_bias")}
     found += [f"{name} needs whole rows of scores" for name in sorted(contextual)]
     return found + _against_lanes(length, context)
 
@@ -169,7 +169,7 @@ def _against_platform(needed: str, platform: str) -> list[str]:
 def _against_biases(needed: str, platform: str, methods: Sequence[PositionEmbedding]) -> list[str]:
     found = _against_platform(needed, platform)
     hooks = ("bias", "contextual_bias")
-    biased = {type(m).__name__ for m in methods if any(overrides(m, hook) for hook in hooks)}
+    biased = {type(m).__name__ for m in methods if any(has_hook(m, hook) for hook in hooks)}
     return found + [f"{name} adds a bias to the logits" for name in sorted(biased)]
 
 

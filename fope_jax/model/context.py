@@ -19,7 +19,7 @@ from fope_jax.model.attention import Places, attend, bias_functions, scale_queri
 from fope_jax.model.bias_kernel import attend_in_kernel
 from fope_jax.model.fused import cudnn, in_stored_order, splash
 from fope_jax.model.sharding import RULES, Axes, active_mesh, spec
-from fope_jax.position.base import Layer, overrides
+from fope_jax.position.base import Layer, has_hook
 from fope_jax.typing import Array
 
 CONTEXT = RULES["length"]
@@ -63,7 +63,7 @@ def attend_on_mesh(
       ValueError: a backend that would leave out the bias.
     """
     method = position.method
-    biased, contextual = overrides(method, "bias"), overrides(method, "contextual_bias")
+    biased, contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")
     if contextual and (backend in _FUSED or backend == "pallas") or biased and backend in _FUSED:
         raise ValueError(f"attention={backend!r} cannot add this method's bias to the logits")
 

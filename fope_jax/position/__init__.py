@@ -10,7 +10,7 @@ from fope_jax.position.base import (
     PositionEmbedding,
     PositionVariables,
     bias_of_heads,
-    overrides,
+    has_hook,
 )
 from fope_jax.position.contextual import CoPE, cope_bias
 from fope_jax.position.fope import FoPE
@@ -127,7 +127,7 @@ __all__ = [
     "mix_tables",
     "name_of",
     "normalise_columns",
-    "overrides",
+    "has_hook",
     "rotate",
     "scaled_frequencies",
     "sinusoidal_table",

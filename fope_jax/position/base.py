@@ -158,7 +158,7 @@ class PositionEmbedding:
           k_positions: the same, such as ``[B, 1, s]``.
 
         Returns:
-          float32 of the shape that both positions broadcast to.
+          float32 that broadcasts to the shape of the block.
         """
         return jnp.zeros((), jnp.float32)
 
@@ -216,7 +216,7 @@ def select(variables: Variables, scope: str) -> Variables:
     }
 
 
-def overrides(method: PositionEmbedding, hook: str) -> bool:
+def has_hook(method: PositionEmbedding, hook: str) -> bool:
     """Whether the method has a hook of its own, such as "bias", known without calling it."""
     return getattr(type(method), hook) is not getattr(PositionEmbedding, hook)
 
@@ -252,8 +252,10 @@ def bias_of_heads(
         for name in variables
     }
 
+    block = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
+
     def of_one_head(own: Variables) -> Array:
-        return method.bias(own, q_positions, k_positions)
+        return jnp.broadcast_to(method.bias(own, q_positions, k_positions), block)
 
     if all(axis is None for axis in heads.values()):
         return of_one_head(variables)[:, None]

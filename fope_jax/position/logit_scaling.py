@@ -17,7 +17,7 @@ from fope_jax.position.base import (
     ModelShape,
     PositionEmbedding,
     PositionVariables,
-    overrides,
+    has_hook,
 )
 from fope_jax.position.checks import check_at_least, check_choice
 from fope_jax.position.mixing import Composition
@@ -123,7 +123,7 @@ class LogitScaling(Composition):
         self.inner.check(shape)
         for layer in self.inner.layers():
             method = layer.method
-            if overrides(method, "bias") and overrides(method, "contextual_bias"):
+            if has_hook(method, "bias") and has_hook(method, "contextual_bias"):
                 raise ValueError(
                     f"inner={type(method).__name__}: it has a bias and a contextual bias, whose "
                     "logits hold the bias, so that the product of q and k cannot be scaled alone"

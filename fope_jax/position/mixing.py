@@ -17,7 +17,7 @@ from fope_jax.position.base import (
     PositionEmbedding,
     PositionVariables,
     Variables,
-    overrides,
+    has_hook,
     select,
 )
 from fope_jax.typing import Array
@@ -128,7 +128,7 @@ class ByShare(PositionEmbedding):
         object.__setattr__(self, "methods", _methods(self.methods))
         object.__setattr__(self, "shares", tuple(self.shares))
         for method in self.methods:
-            biased = overrides(method, "bias") or overrides(method, "contextual_bias")
+            biased = has_hook(method, "bias") or has_hook(method, "contextual_bias")
             if biased or method.layers() != (Layer(method),):
                 raise ValueError(
                     f"methods holds {type(method).__name__}: only a method that rotates dimensions "
@@ -208,7 +208,7 @@ def _methods(methods: Any) -> tuple[PositionEmbedding, ...]:
     for method in methods:
         if not isinstance(method, PositionEmbedding):
             raise ValueError(f"methods holds {method!r}: expected methods such as RoPE()")
-        if any(overrides(layer.method, "embed") for layer in method.layers()):
+        if any(has_hook(layer.method, "embed") for layer in method.layers()):
             raise ValueError(
                 f"methods holds {type(method).__name__}: it changes the token embeddings, which "
                 "no layer and no dimension of a head has to itself"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -107,7 +107,8 @@ class XPos(PositionEmbedding):
         decay = (np.log(xpos_decay(head_dim, self.gamma)) / self.scale_base).astype(np.float32)
         distance = position_values(positions)[..., None]
         amplitude = jnp.exp(distance * decay.reshape((1, 1, -1)))
-        inside = jnp.abs(distance) < self.limits.max_length
+        longest: Any = self.limits.max_length
+        inside = jnp.abs(distance) < longest
         return jnp.cos(phase), jnp.sin(phase), jnp.where(inside, amplitude, jnp.nan)
 
     def rotate(

@@ -24,18 +24,15 @@ from typing import Any, NamedTuple
 
 from fope_jax.data.config import DataConfig
 from fope_jax.data.mirror import local_directory
-from fope_jax.storage.files import (
+from fope_jax.storage.content import (
     HEAD_BYTES,
-    UTF8_MARK,
-    as_path,
-    content_of,
-    file_sha256,
-    glob_directories,
-    glob_files,
+    UTF8_BOM,
+    detect_content,
     is_other_encoding,
     read_head,
-    size_and_time,
 )
+from fope_jax.storage.files import file_sha256, size_and_mtime
+from fope_jax.storage.paths import as_path, glob_directories, glob_files
 
 
 class CorpusError(ValueError):
@@ -237,7 +234,7 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
             head = stream.peek(HEAD_BYTES)
             if other := _other_content(path, head):
                 raise CorpusError(other)
-            mark = len(UTF8_MARK) if head.startswith(UTF8_MARK) else 0
+            mark = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
             stream.read(mark)
             for piece in (_lines if lines else _whole)(path, stream, mark):
                 try:
@@ -272,7 +269,7 @@ def _open(path: Path) -> Iterator[Any]:
 def starts_with_mark(path: Path) -> bool:
     """Whether a text begins with a byte order mark; False where it cannot be read."""
     with contextlib.suppress(CorpusError, OSError, *_GZIP_ERRORS), _open(path) as stream:
-        return stream.read(len(UTF8_MARK)) == UTF8_MARK
+        return stream.read(len(UTF8_BOM)) == UTF8_BOM
     return False
 
 
@@ -285,11 +282,11 @@ def wrong_content(path: Path) -> str:
 
 
 def _other_content(path: Path, head: bytes) -> str:
-    found = content_of(head, text=not _is_lines(path))
+    found = detect_content(head, text=not _is_lines(path))
     if found is None or is_other_encoding(found):
         return ""
     unpacked = ", once it is unpacked" if path.name.endswith(".gz") else ""
-    return f"{path} is no text: it is {found.what}{unpacked}; {found.advice}, or leave it out"
+    return f"{path} is no text: it is {found.kind}{unpacked}; {found.advice}, or leave it out"
 
 
 _GZIP_ERRORS = gzip.BadGzipFile, EOFError, zlib.error
@@ -297,9 +294,9 @@ _GZIP_ERRORS = gzip.BadGzipFile, EOFError, zlib.error
 
 def _incomplete(path: Path, error: object) -> str:
     head = read_head(path) if isinstance(error, gzip.BadGzipFile) else b""
-    found, advice = content_of(head), "fetch it again"
-    if found is not None and found.what != "gzip data":
-        error, advice = f"it is {found.what}", found.advice
+    found, advice = detect_content(head), "fetch it again"
+    if found is not None and found.kind != "gzip data":
+        error, advice = f"it is {found.kind}", found.advice
     elif head and found is None:
         error = f"{error}; if it is plain text, take .gz off its name"
     return f"{path} is not a complete gzip file: {error}; {advice}, or leave it out"
@@ -307,7 +304,7 @@ def _incomplete(path: Path, error: object) -> str:
 
 def _is_empty(path: Path) -> bool:
     """No error to Python's gzip, but what a failed download leaves."""
-    return not size_and_time(path)[0]
+    return not size_and_mtime(path)[0]
 
 
 def gzip_damage(path: Path) -> str:
@@ -410,8 +407,8 @@ def _kind(value: Any) -> str:
 
 
 def _decode(piece: _Piece) -> str:
-    found = content_of(piece.data[:HEAD_BYTES]) if piece.offset == 0 else None
-    other = f"it is {found.what}" if found and is_other_encoding(found) else ""
+    found = detect_content(piece.data[:HEAD_BYTES]) if piece.offset == 0 else None
+    other = f"it is {found.kind}" if found and is_other_encoding(found) else ""
     try:
         text = piece.data.decode()
     except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.data.config import SPLITS
-from fope_jax.storage.files import HEAD_BYTES, content_of
+from fope_jax.storage.content import HEAD_BYTES, detect_content
 
 MANIFEST = "manifest.json"
 REBUILD = "delete the directory and run `fope data build` again"
@@ -59,7 +59,7 @@ class _Problem(Exception):
     """What is wrong with a manifest, and where in it."""
 
 
-def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def add_digest(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest with its own digest."""
     return {**manifest, _DIGEST: _digest(manifest)}
 
@@ -85,13 +85,13 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         manifest = json.loads(content)
         _check(manifest)
     except (ValueError, RecursionError, _Problem) as error:
-        found = content_of(content[:HEAD_BYTES])
-        what, advice = (f"it is {found.what}", found.advice) if found else (error, REBUILD)
+        found = detect_content(content[:HEAD_BYTES])
+        what, advice = (f"it is {found.kind}", found.advice) if found else (error, REBUILD)
         raise CacheError(f"token cache: {path} is damaged: {what}; {advice}") from error
     return manifest
 
 
-def hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The sha256 of every shard and table, by file name."""
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     files = [*shards, *(shard["documents"] for shard in shards)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fope_jax.storage.files import json_lines, write_text
+from fope_jax.storage.files import read_json_lines, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -22,7 +23,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       ValueError: another line is no JSON object, with its number.
     """
-    return [row for _, row in json_lines(path)] if path.exists() else []
+    return [row for _, row in read_json_lines(path)] if path.exists() else []
 
 
 def replace_rows(
@@ -40,3 +41,8 @@ def replace_rows(
     kept = [row for row in before if not replaced(row)]
     write_text(path, "".join(json.dumps(row) + "\n" for row in [*kept, *rows]))
     return len(before) - len(kept)
+
+
+def non_finite_rows(rows: Iterable[Row]) -> list[Row]:
+    """The rows whose sum of nats is not finite."""
+    return [row for row in rows if not math.isfinite(row.get("nats", 0.0))]

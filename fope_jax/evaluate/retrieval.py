@@ -5,9 +5,9 @@ answer's tokens. What the model would write after them is not looked at. Where a
 several texts, it is counted besides how many of them are in what was written, in any order.
 
 **Rank.** Long before a model writes an answer it may hold it likely. The right answer is ranked by
-its log-likelihood after the prompt, summed over its tokens, among ``RIVALS`` wrong ones, which each
-task names: rank 1 is the best, chance gives (RIVALS + 2) / 2, and a tie counts against it. A trial
-in which a likelihood is not finite has the last rank, and NaN nats. Answers
+its log-likelihood after the prompt, summed over its tokens, among ``NUM_DISTRACTORS`` wrong ones,
+which each task names: rank 1 is the best, chance gives (NUM_DISTRACTORS + 2) / 2, and a tie counts
+against it. A trial in which a likelihood is not finite has the last rank, and NaN nats. Answers
 of other tokenizers may differ in their number of tokens; sums of nats compare what the texts'
 whole probabilities are.
 
@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import RIVALS, Task, Trial
-from fope_jax.evaluate.answering import Answerer
-from fope_jax.evaluate.perplexity import Progress, plain
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial
+from fope_jax.evaluate.generation import Answerer
+from fope_jax.evaluate.perplexity import Progress, no_progress
 
 
-class Series(NamedTuple):
+class TrialGrid(NamedTuple):
     """Which trials are made.
 
     Attributes:
@@ -50,7 +50,7 @@ class Series(NamedTuple):
         """One of the ``len(depths) * trials`` trials of a context."""
         depth = self.depths[number // self.trials]
         before = [] if self.bos is None else [np.int32(self.bos)]
-        trial = task.trial(self.generator(number), context - len(before), depth, "test")
+        trial = task.draw_trial(self.generator(number), context - len(before), depth, "test")
         return trial._replace(tokens=np.concatenate([before, trial.tokens]).astype(np.int32))
 
     def generator(self, number: int) -> np.random.Generator:
@@ -63,11 +63,13 @@ class Series(NamedTuple):
         return len(self.depths) * self.trials
 
 
-def check_series(task: Task, series: Series) -> None:
+def check_trials(task: Task, series: TrialGrid) -> None:
     """Raises ValueError, naming the shortest length that fits, where a context is too short."""
     if series.trials < 1:
         raise ValueError(f"passkey_trials is {series.trials}; accepted: 1 or more")
-    minimum = max(task.shortest(series.generator(number), "test") for number in range(series.count))
+    minimum = max(
+        task.min_length(series.generator(number), "test") for number in range(series.count)
+    )
     minimum += series.bos is not None
     if min(series.contexts) < minimum:
         raise ValueError(
@@ -81,10 +83,10 @@ def score_task(
     answerer: Answerer,
     task: Task,
     tokenizer: Any,
-    series: Series,
+    series: TrialGrid,
     *,
     batch_tokens: int,
-    progress: Progress = plain,
+    progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
     """Runs the trials of a task.
 
@@ -104,12 +106,12 @@ def score_task(
     Raises:
       ValueError: a context is shorter than a trial, with the shortest that fits.
     """
-    check_series(task, series)
+    check_trials(task, series)
     rows = []
     for context in sorted(series.contexts):
         trials = [series.draw(task, number, context) for number in range(series.count)]
         size = min(len(trials), max(1, batch_tokens // context))
-        length = max(max(trial.answer, *map(len, trial.rivals)) for trial in trials)
+        length = max(max(trial.answer_length, *map(len, trial.distractors)) for trial in trials)
         scores: list[dict[str, Any]] = [{}] * len(trials)
         batches = _batches(trials, size)
         for index in progress(range(len(batches)), desc=f"{task.name}, context {context}"):
@@ -118,7 +120,7 @@ def score_task(
             for number, score in zip(batch, found, strict=True):
                 scores[number] = score | _texts(tokenizer, trials[number], score["written"])
         groups: dict[float | None, list[dict[str, Any]]] = {None: scores}
-        if task.by_depth:
+        if task.has_depth:
             n = series.trials
             groups = {float(d): scores[i * n : i * n + n] for i, d in enumerate(series.depths)}
         rows += [_row(context, depth, own) for depth, own in groups.items()]
@@ -128,8 +130,8 @@ def score_task(
 def _batches(trials: Sequence[Trial], size: int) -> list[list[int]]:
     """Numbers of trials in batches of ``size`` or fewer whose prompts end at one place."""
     batches = []
-    for answer in sorted({trial.answer for trial in trials}):
-        own = [i for i, trial in enumerate(trials) if trial.answer == answer]
+    for answer in sorted({trial.answer_length for trial in trials}):
+        own = [i for i, trial in enumerate(trials) if trial.answer_length == answer]
         batches += [own[start : start + size] for start in range(0, len(own), size)]
     return batches
 
@@ -142,27 +144,27 @@ def _answer(
     The batch is filled up to ``size`` rows with copies and its answers to ``length`` tokens, so
     that a program is compiled once for a length of prompts; nothing filled in is counted.
     """
-    answers = [[trial.tokens[-trial.answer :], *trial.rivals] for trial in chosen]
+    answers = [[trial.tokens[-trial.answer_length :], *trial.distractors] for trial in chosen]
     lengths = np.array([[len(answer) for answer in own] for own in answers])
     filled = np.stack([[np.resize(answer, length) for answer in own] for own in answers])
-    prompts = np.stack([trial.tokens[: -trial.answer] for trial in chosen])
+    prompts = np.stack([trial.tokens[: -trial.answer_length] for trial in chosen])
     rows = np.resize(np.arange(len(chosen)), size)
     written, nats = (np.asarray(x) for x in answerer(prompts[rows], filled[rows].astype(np.int32)))
     inside = np.arange(length) < lengths[..., None]
     losses = np.where(inside, nats[: len(chosen)], 0).sum(axis=-1, dtype=np.float64)  # [B, R]
     scores = []
     for trial, own, text, loss in zip(chosen, answers, written, losses, strict=False):
-        text = text[: trial.answer]
+        text = text[: trial.answer_length]
         finite = bool(np.isfinite(loss).all() and (text >= 0).all())
         scores.append(
             {
                 "written": text,
                 "correct": int(finite and (text == own[0]).all()),
-                # A rival that is not less likely stands before the answer; NaN is none less.
+                # A distractor that is not less likely stands before the answer; NaN is none less.
                 "rank": 1 + int((~(loss[1:] > loss[0])).sum()) if finite else len(loss),
                 # Of a trial in which anything is not finite no number is kept.
                 "nats": float(loss[0]) if finite else math.nan,
-                "tokens": trial.answer,
+                "tokens": trial.answer_length,
             }
         )
     return scores
@@ -170,12 +172,15 @@ def _answer(
 
 def _texts(tokenizer: Any, trial: Trial, written: np.ndarray) -> dict[str, int]:
     """How many texts the answer is made of, and how many of them were written."""
-    if not trial.parts:
+    if not trial.answer_texts:
         return {"asked": 0, "found": 0}
     if (written < 0).any():  # no tokens: the logits were not finite
-        return {"asked": len(trial.parts), "found": 0}
+        return {"asked": len(trial.answer_texts), "found": 0}
     text = tokenizer.decode(written)
-    return {"asked": len(trial.parts), "found": sum(part in text for part in trial.parts)}
+    return {
+        "asked": len(trial.answer_texts),
+        "found": sum(part in text for part in trial.answer_texts),
+    }
 
 
 def _row(context: int, depth: float | None, scores: list[dict[str, Any]]) -> dict[str, Any]:
@@ -191,7 +196,7 @@ def _row(context: int, depth: float | None, scores: list[dict[str, Any]]) -> dic
         "asked": total("asked"),
         "first": sum(score["rank"] == 1 for score in scores),
         "rank_sum": total("rank"),
-        "candidates": 1 + RIVALS,
+        "candidates": 1 + NUM_DISTRACTORS,
         "nats": total("nats"),
         "tokens": total("tokens"),
     }

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from fope_jax.model.sharding import RULES, Axes, active_mesh, constrain, constrain_gathered, spec
+from fope_jax.model.sharding import (
+    AXIS_RULES,
+    Axes,
+    active_mesh,
+    constrain,
+    constrain_gathered,
+    partition_spec,
+)
 from fope_jax.typing import Array
 
 
@@ -50,7 +57,7 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return (x32 * inverse_rms * scale32).astype(x.dtype)
 
 
-PRODUCT = "product"  # name of what ``linear`` gives, for rematerialisation to keep
+LINEAR_OUTPUT = "linear_output"  # name of what ``linear`` gives, for rematerialisation to keep
 # "reverse" is what training needs, by gradients written out; "all" leaves them to JAX.
 DERIVATIVES = ("reverse", "all")
 
@@ -64,32 +71,30 @@ def check_derivatives(derivatives: str) -> None:
 def linear(
     x: Array, weight: Array, axes: Axes = (None, None), derivatives: str = "reverse"
 ) -> Array:
-    """The product ``x weight`` of ``[B, T, D]`` and ``[D, M]``, ``[B, T, M]`` in the dtype of x.
+    """The product of ``x [B, T, D]`` and ``weight [D, M]``: ``[B, T, M]`` in the dtype of x.
 
-    The gradient of the weight is accumulated in the weight's dtype. It is written out because the
-    derived one forms its transpose first, which on CPU costs a copy of the activations and up to
-    twice the time of the product.
+    With ``derivatives="reverse"`` the gradient is written out, and has no forward mode. That of the
+    weight is then accumulated in float32 also where x is bfloat16. JAX's own forms its transpose
+    first, which on CPU costs a copy of the activations (benchmarks/README.md).
 
-    ``axes`` are the logical axes of the weight (``sharding.RULES``). On a mesh it is gathered along
-    "embed" in the dtype of x, for each pass again, and never kept so; the gradient is reduced to
-    where the weight lies.
-
-    What is written out has no forward mode: with ``derivatives="all"`` the derived one is taken.
+    ``axes`` are the logical axes of the weight (``sharding.AXIS_RULES``). On a mesh it is gathered
+    along "embed" in the dtype of x, for each pass again, and never kept so; the gradient is reduced
+    to where the weight lies.
     """
     check_derivatives(derivatives)
-    product = _linear if derivatives == "reverse" else _plain_linear
-    return checkpoint_name(product(x, weight, axes), PRODUCT)
+    product = _linear if derivatives == "reverse" else _derived_linear
+    return checkpoint_name(product(x, weight, axes), LINEAR_OUTPUT)
 
 
-def _plain_linear(x: Array, weight: Array, axes: Axes) -> Array:
+def _derived_linear(x: Array, weight: Array, axes: Axes) -> Array:
     return jnp.einsum("btd,dm->btm", x, constrain_gathered(weight.astype(x.dtype), axes))
 
 
-_linear = jax.custom_vjp(_plain_linear, nondiff_argnums=(2,))
+_linear = jax.custom_vjp(_derived_linear, nondiff_argnums=(2,))
 
 
 def _linear_forward(x, weight, axes):
-    return _plain_linear(x, weight, axes), (x, weight)
+    return _derived_linear(x, weight, axes), (x, weight)
 
 
 def _linear_backward(axes, saved, d_out):
@@ -113,7 +118,7 @@ def weight_gradient(x: Array, d_out: Array) -> Array:
     return out
 
 
-def to_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
+def project_to_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
     """Projects ``x [B, T, D]`` with ``weight [D, N, H]`` to ``[B, T, N, H]``."""
     flat = weight.reshape(weight.shape[0], -1)
     out: Any = linear(x, flat, ("embed", "heads"), derivatives)
@@ -121,7 +126,7 @@ def to_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
     return constrain(out, ("batch", "length", "heads", None))
 
 
-def from_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
+def project_from_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
     """Projects ``x [B, T, N, H]`` with ``weight [N, H, D]`` to ``[B, T, D]``."""
     weight = weight.reshape(-1, weight.shape[-1])
     out = linear(x.reshape(*x.shape[:2], -1), weight, ("heads", "embed"), derivatives)
@@ -150,27 +155,28 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array, derivatives: str = "re
     return constrain(out, ("batch", "length", None))
 
 
-def look_up(embedding: Array, tokens: Array) -> Array:
+def lookup_embedding(embedding: Array, tokens: Array) -> Array:
     """Rows ``[B, T, D]`` of ``embedding [V, D]``; NaN for a token that has none.
 
     On a mesh each device looks up the rows it holds, and the rows meet in a sum.
     """
-    mesh = active_mesh()
-    if mesh is None:
+    if active_mesh() is None:
         rows = embedding.at[tokens]
         return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-    vocabulary = embedding.shape[0]
+    vocab_size, tensor = embedding.shape[0], AXIS_RULES["vocab"]
 
-    def local(embedding, tokens):
-        rows = jax.lax.all_gather(embedding, RULES["embed"], axis=1, tiled=True)
-        own = tokens - jax.lax.axis_index(RULES["vocab"]) * rows.shape[0]
-        found = rows.at[jnp.where(own < 0, rows.shape[0], own)].get(mode="fill", fill_value=0.0)
-        known = (tokens >= 0) & (tokens < vocabulary)
-        return jnp.where(known[..., None], jax.lax.psum(found, RULES["vocab"]), jnp.nan)
+    def on_device(embedding, tokens):
+        rows = jax.lax.all_gather(embedding, AXIS_RULES["embed"], axis=1, tiled=True)
+        index = tokens - jax.lax.axis_index(tensor) * rows.shape[0]
+        # Rows of other devices are zeros here, those before this device's too.
+        index = jnp.where(index < 0, rows.shape[0], index)
+        local = rows.at[index].get(mode="fill", fill_value=0.0)
+        is_known = (tokens >= 0) & (tokens < vocab_size)
+        return jnp.where(is_known[..., None], jax.lax.psum(local, tensor), jnp.nan)
 
     return jax.shard_map(
-        local,
-        in_specs=(spec(("vocab", "embed")), spec(("batch", "length"))),
-        out_specs=spec(("batch", "length", None)),
+        on_device,
+        in_specs=(partition_spec(("vocab", "embed")), partition_spec(("batch", "length"))),
+        out_specs=partition_spec(("batch", "length", None)),
         check_vma=False,
     )(embedding, tokens)

@@ -1,8 +1,8 @@
 """Which axis of which array lies along which axis of the device mesh, in one table.
 
-Arrays are described by logical axes ("batch", "embed", "heads"), and ``RULES`` says over which mesh
-axes each is cut. The mesh is the one set with ``jax.set_mesh``; without one, or with one device,
-every function here leaves its arrays as they are, so the same model runs in a notebook.
+Arrays are described by logical axes ("batch", "embed", "heads"), and ``AXIS_RULES`` says over which
+mesh axes each is cut. The mesh is the one set with ``jax.set_mesh``; without one, or with one
+device, every function here leaves its arrays as they are, so the same model runs in a notebook.
 
   data     copies of the model, each with rows of the batch of its own
   fsdp     rows of the batch too, and the parameters are cut up and gathered layer by layer
@@ -31,7 +31,7 @@ MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 Axes = tuple[str | None, ...]
 
-RULES: dict[str, tuple[str, ...]] = {
+AXIS_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("context",),
     "embed": ("fsdp", "context"),
@@ -42,12 +42,12 @@ RULES: dict[str, tuple[str, ...]] = {
 
 # The parameters of Transformer. "embed" is d_model as an axis of a parameter; that of activations
 # has no name and is not cut.
-PARAMETERS: dict[str, Axes] = {
+PARAMETER_AXES: dict[str, Axes] = {
     "embedding": ("vocab", "embed"),
     "unembedding": ("embed", "vocab"),
     "final_norm": (None,),
 }
-LAYER_PARAMETERS: dict[str, Axes] = {
+LAYER_PARAMETER_AXES: dict[str, Axes] = {
     "attention_norm": (None,),
     "query": ("embed", "heads", None),
     "key": ("embed", "heads", None),
@@ -84,9 +84,9 @@ class MeshConfig:
                 raise ValueError(
                     f"mesh.{name}={size}: expected 1 or more, or -1 for all devices that are left"
                 )
-        left = [name for name, size in asdict(self).items() if size == -1]
-        if len(left) > 1:
-            raise ValueError(f"mesh.{left[0]}=-1 and mesh.{left[1]}=-1: only one axis may be -1")
+        open_axes = [f"mesh.{name}=-1" for name, size in asdict(self).items() if size == -1]
+        if len(open_axes) > 1:
+            raise ValueError(f"{' and '.join(open_axes)}: only one axis may be -1")
 
     @classmethod
     def parse(cls, text: str) -> MeshConfig:
@@ -110,43 +110,41 @@ class MeshConfig:
             sizes[name] = int(size)
         return cls(**sizes)
 
-    def sizes(self, num_devices: int) -> dict[str, int]:
+    def axis_sizes(self, num_devices: int) -> dict[str, int]:
         """Devices along each axis, by name in the order of ``MESH_AXES``.
 
         Raises:
           ValueError: the sizes do not multiply to ``num_devices``.
 
-        >>> MeshConfig(tensor=2).sizes(8)
+        >>> MeshConfig(tensor=2).axis_sizes(8)
         {'data': 1, 'fsdp': 4, 'context': 1, 'tensor': 2}
         """
         sizes = asdict(self)
         given = math.prod(size for size in sizes.values() if size != -1)
         text = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        if -1 in sizes.values():
-            if num_devices % given:
-                raise ValueError(
-                    f"mesh: {text}: the sizes that are given need a multiple of {given} devices, "
-                    f"there are {num_devices}"
-                )
-            return {n: num_devices // given if s == -1 else s for n, s in sizes.items()}
-        if given != num_devices:
+        if -1 not in sizes.values() and given != num_devices:
             raise ValueError(f"mesh: {text}: needs {given} devices, there are {num_devices}")
-        return sizes
+        if num_devices % given:
+            raise ValueError(
+                f"mesh: {text}: the sizes that are given need a multiple of {given} devices, "
+                f"there are {num_devices}"
+            )
+        return {n: num_devices // given if size == -1 else size for n, size in sizes.items()}
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of ``devices`` (all of ``jax.devices()`` by default), laid out for their network.
 
-    An axis that is no product of axes of the slice, such as 2 on a slice of 4 x 4, shares one of
-    them with another; ``jax.make_mesh`` refuses it on most chips.
+    A mesh axis that is not a product of physical axes, such as 2 on a slice of 4 x 4, shares one
+    with another mesh axis; ``jax.make_mesh`` refuses that on most chips.
 
     Raises:
-      ValueError: see ``MeshConfig.sizes``.
+      ValueError: see ``MeshConfig.axis_sizes``.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = tuple(config.sizes(len(devices)).values())
-    laid_out = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    sizes = tuple(config.axis_sizes(len(devices)).values())
+    grid = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def active_mesh() -> Any:
@@ -166,36 +164,30 @@ def axis_size(mesh: Any, axis: str) -> int:
     >>> axis_size(jax.sharding.AbstractMesh((2, 4, 1, 1), MESH_AXES), "batch")
     8
     """
-    return math.prod(mesh.shape[name] for name in RULES[axis])
+    return math.prod(mesh.shape[name] for name in AXIS_RULES[axis])
 
 
-def spec(axes: Axes) -> P:
+def partition_spec(axes: Axes) -> P:
     """The partition of an array whose axes have these logical names.
 
-    >>> tuple(spec(("batch", "length", None)))
+    >>> tuple(partition_spec(("batch", "length", None)))
     (('data', 'fsdp'), 'context', None)
     """
-    return P(*(None if axis is None else _one_or_all(RULES[axis]) for axis in axes))
-
-
-def _one_or_all(names: tuple[str, ...]) -> str | tuple[str, ...]:
-    return names[0] if len(names) == 1 else names
+    names = [AXIS_RULES[axis] if axis else (None,) for axis in axes]
+    return P(*(name[0] if len(name) == 1 else name for name in names))
 
 
 def constrain(x: Array, axes: Axes) -> Array:
     """``x``, laid out over the active mesh as ``axes`` say; an axis of size 1 is left whole."""
     if active_mesh() is None:
         return x
-    whole = tuple(None if size == 1 else axis for size, axis in zip(x.shape, axes, strict=True))
-    return jax.lax.with_sharding_constraint(x, spec(whole))
+    axes = tuple(None if size == 1 else axis for size, axis in zip(x.shape, axes, strict=True))
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
 def constrain_gathered(weight: Array, axes: Axes) -> Array:
     """A parameter whole along "embed", as a matrix product wants it."""
     return constrain(weight, tuple(None if axis == "embed" else axis for axis in axes))
-
-
-# -------------------------------------------------------------------------- trees of arrays
 
 
 def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
@@ -216,13 +208,13 @@ def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
     """
     match path:
         case ("layers", name):
-            return (None, *LAYER_PARAMETERS[name])
+            return (None, *LAYER_PARAMETER_AXES[name])
         case ("position_layers", name):
             return (None, *position.variable_axes(name))
         case ("position_model", name):
             return position.variable_axes(name)
         case (name,):
-            return PARAMETERS[name]
+            return PARAMETER_AXES[name]
     raise ValueError(f"no array of a Transformer lies at {'.'.join(path)}")
 
 
@@ -238,7 +230,7 @@ def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
       ValueError: an axis is not a multiple of the devices that it is cut over.
     """
 
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         axes = parameter_axes(tuple(entry.key for entry in path), position)
         axes = axes + (None,) * (len(leaf.shape) - len(axes))
         for size, axis in zip(leaf.shape, axes, strict=True):
@@ -246,19 +238,24 @@ def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
                 raise ValueError(
                     f"{jax.tree_util.keystr(path, simple=True, separator='.')} {leaf.shape}: its "
                     f"axis {axis!r} of {size} is not a multiple of mesh "
-                    f"{' * '.join(RULES[axis])} = {axis_size(mesh, axis)}"
+                    f"{' * '.join(AXIS_RULES[axis])} = {axis_size(mesh, axis)}"
                 )
-        return NamedSharding(mesh, spec(axes))
+        return NamedSharding(mesh, partition_spec(axes))
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def batch_sharding(x: Any, mesh: Mesh) -> NamedSharding:
-    """Where a leaf ``[B, T]`` or ``[1, T]`` of a batch lies."""
-    return NamedSharding(mesh, spec(("batch" if x.shape[0] > 1 else None, "length")))
+    """The sharding of a leaf ``[B, T]`` or ``[1, T]`` of a batch."""
+    return NamedSharding(mesh, batch_partition(x))
 
 
-def place(x: Any, sharding: NamedSharding) -> Array:
+def batch_partition(x: Any) -> P:
+    """The partition of ``[B, T]``, or of ``[1, T]`` that all rows share."""
+    return partition_spec(("batch" if x.shape[0] > 1 else None, "length"))
+
+
+def device_put_sharded(x: Any, sharding: NamedSharding) -> Array:
     """A host array that every process holds whole, laid out over devices of all processes."""
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -116,8 +116,8 @@ class PositionEmbedding:
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
         """What the axes of a variable of ``init`` count, the axis of the layers left out.
 
-        Names are those of ``fope_jax.model.sharding.RULES``: "heads" for query or key-value heads,
-        "embed" for d_model. Axes that are not named are not cut over devices.
+        Names are those of ``fope_jax.model.sharding.AXIS_RULES``: "heads" for query or key-value
+        heads, "embed" for d_model. Axes that are not named are not cut over devices.
         """
         return ()
 

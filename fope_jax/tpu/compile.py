@@ -19,19 +19,19 @@ import jax
 
 from fope_jax.config import Experiment, build_experiment
 from fope_jax.tpu.flops import model_flops, program_flops
-from fope_jax.tpu.hlo import traffic
-from fope_jax.tpu.topology import describe, parse_topology
+from fope_jax.tpu.hlo import measure_traffic
+from fope_jax.tpu.topology import parse_topology, topology_devices
 from fope_jax.train.state import plan_state, trace_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 # The compiler's two ways to say it; the second where temporaries alone are too many.
-_TOO_MUCH = (
+_OUT_OF_MEMORY = (
     re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm"),
     re.compile(r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)"),
 )
 
 
-def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
+def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
     """The program of one training step: what it needs and what bounds it.
 
     Returns:
@@ -39,7 +39,7 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
       ``memory`` by class, ``flops``, ``hbm_bytes`` and ``collective_bytes`` of a device and a step,
       ``seconds`` that each takes at the chip's peak, and what follows from the longest of them.
     """
-    devices = describe(topology)
+    devices = topology_devices(topology)
     chip, _ = parse_topology(topology)
     train = experiment.train
     began = time.perf_counter()
@@ -54,24 +54,17 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
         "attention": attention.name,
         "attention_reason": attention.reason,
         "device_kind": devices[0].device_kind,
-        "mesh": experiment.mesh.sizes(len(devices)),
+        "mesh": experiment.mesh.axis_sizes(len(devices)),
         "flops": flops,
         "model_flops": useful,
     }
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        sizes = too_much(str(error))
-        if sizes is None:
+        if (sizes := parse_out_of_memory(str(error))) is None:
             raise
-        needed, limit = sizes
-        seconds = time.perf_counter() - began
-        return row | {
-            "fits": False,
-            "needed_bytes": needed,
-            "limit_bytes": limit,
-            "compile_seconds": seconds,
-        }
+        row |= {"fits": False, "needed_bytes": sizes[0], "limit_bytes": sizes[1]}
+        return row | {"compile_seconds": time.perf_counter() - began}
     row["compile_seconds"] = time.perf_counter() - began
     memory = compiled.memory_analysis()
     classes = {
@@ -80,7 +73,7 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
         "temporaries": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
-    moved = traffic(compiled.as_text(), trips)
+    moved = measure_traffic(compiled.as_text(), trips)
     seconds = {
         "compute": flops / (chip.flops / chip.cores),
         "hbm": moved.hbm / (chip.hbm_bandwidth / chip.cores),
@@ -99,28 +92,26 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
     }
 
 
-def too_much(message: str) -> tuple[int, int] | None:
+def parse_out_of_memory(message: str) -> tuple[int, int] | None:
     """Bytes needed and there, from the compiler's message; None where it says something else.
 
-    >>> too_much("Ran out of memory in memory space hbm. Used 58.4G of 15.7G hbm.")
+    >>> parse_out_of_memory("Ran out of memory in memory space hbm. Used 58.4G of 15.7G hbm.")
     (62706522522, 16857746637)
     """
-    for pattern in _TOO_MUCH:
+    for pattern in _OUT_OF_MEMORY:
         if found := pattern.search(message):
-            number, unit, limit, limit_unit = found.groups()
-            return _bytes(number, unit), _bytes(limit, limit_unit)
+            needed, unit, limit, limit_unit = found.groups()
+            needed_bytes = round(float(needed) * _UNITS[unit])
+            return needed_bytes, round(float(limit) * _UNITS[limit_unit])
     return None
 
 
-def _bytes(number: str, unit: str) -> int:
-    return round(float(number) * _UNITS[unit])
-
-
 if __name__ == "__main__":
+    # What jax or the compiler prints must not mix with the answer.
     answer, sys.stdout = sys.stdout, sys.stderr
     try:
         values, topology = json.load(sys.stdin)
-        result = measure(build_experiment(values), topology)
+        result = measure_step(build_experiment(values), topology)
     except ValueError as error:
         result = {"error": str(error)}
     json.dump(result, answer)

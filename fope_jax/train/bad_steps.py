@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fope_jax.config import TrainConfig
-from fope_jax.data.lessons import AnyLoader
+from fope_jax.data.task_mixture import BatchLoader
 from fope_jax.model.transformer import check_batch
-from fope_jax.processes.collectives import is_first
+from fope_jax.processes.collectives import is_main_process
 from fope_jax.storage.files import write_json
 from fope_jax.typing import Batch
 
@@ -87,8 +87,8 @@ class BadSteps:
         log.warning("%s; skipped (%s)", told, count)
 
 
-def keep_batches(
-    workdir: Path, error: BadStepError, loader_of: Callable[[int], AnyLoader], data_start: int
+def dump_batches(
+    workdir: Path, error: BadStepError, loader_of: Callable[[int], BatchLoader], data_start: int
 ) -> BadStepError:
     """Writes the batches of ``error.steps`` into the run, so that a person can look at them.
 
@@ -118,7 +118,7 @@ def keep_batches(
             "batch": number,
             "loss": str(bad.loss),  # JSON has no word for nan
             "grad_norm": str(bad.norm),
-            "rows": loader.documents(number),
+            "rows": loader.row_sources(number),
         }
         write_json(directory / f"{bad.step}.json", facts)
     names = ", ".join(f"{bad.step}.npz" for bad in error.steps[-3:])
@@ -128,16 +128,16 @@ def keep_batches(
 
 
 @contextlib.contextmanager
-def keeping_batches(
-    workdir: Path, loader_of: Callable[[int], AnyLoader], data_start: int
+def dump_batches_of_bad_steps(
+    workdir: Path, loader_of: Callable[[int], BatchLoader], data_start: int
 ) -> Iterator[None]:
-    """Where bad steps end what is done inside, leaves their batches, see `keep_batches`."""
+    """Where bad steps end what is done inside, leaves their batches, see `dump_batches`."""
     try:
         yield
     except BadStepError as error:
-        if not is_first():
+        if not is_main_process():
             raise
-        raise keep_batches(workdir, error, loader_of, data_start) from None
+        raise dump_batches(workdir, error, loader_of, data_start) from None
 
 
 def check_tokens(batch: Batch, step: int, vocab_size: int) -> None:

@@ -17,37 +17,43 @@ from tqdm import tqdm
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.config import Packing
-from fope_jax.data.lessons import AnyLoader, stage_loaders
-from fope_jax.evaluate.alike import check_alike
-from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
-from fope_jax.evaluate.identity import check_fingerprint, position_identity
+from fope_jax.data.task_mixture import BatchLoader, make_stage_loaders
+from fope_jax.evaluate.agreement import check_processes_agree
+from fope_jax.evaluate.fingerprint import check_fingerprint, checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
-from fope_jax.model.sharding import batch_sharding, place
-from fope_jax.processes.collectives import from_first, is_first
-from fope_jax.processes.initialize import in_all_processes
+from fope_jax.evaluate.validation import VALIDATION, ValidationFn, format_losses, make_validation_fn
+from fope_jax.model.sharding import batch_sharding, device_put_sharded
+from fope_jax.processes.agreement import fail_together
+from fope_jax.processes.collectives import broadcast_from_process_0, is_main_process
 from fope_jax.processes.signals import Stopped, signal_name
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.storage.files import as_path
-from fope_jax.storage.lock import RunLock, writing
-from fope_jax.train.account import TimeAccount
-from fope_jax.train.bad_steps import check_tokens, keeping_batches
-from fope_jax.train.meter import Meter, TimedIterator
-from fope_jax.train.metrics import MetricsLog
+from fope_jax.storage.lock import RunLock, lock_run
+from fope_jax.storage.paths import as_path
+from fope_jax.train.bad_steps import check_tokens, dump_batches_of_bad_steps
+from fope_jax.train.checkpoints import Saver, check_checkpoints_present
+from fope_jax.train.goodput import PhaseTimer
+from fope_jax.train.meter import MetricsBuffer, TimedIterator
+from fope_jax.train.metrics import MetricsWriter
 from fope_jax.train.preemption import Preempted, preemption
-from fope_jax.train.saves import Saver, check_not_lost
 from fope_jax.train.state import (
     StatePlan,
-    at_stage,
-    draw_constants,
-    lower_planned,
-    new_state,
-    place_constants,
-    place_guard,
+    experiment_at_stage,
+    init_constants,
+    init_guard_state,
+    init_train_state,
+    lower_step,
     plan_state,
     restore_arrays,
+    shard_constants,
 )
 from fope_jax.train.step import StepMetrics, TrainState
-from fope_jax.train.workdir import CHECKPOINTS, check_room, check_workdir, open_workdir, record_run
+from fope_jax.train.workdir import (
+    CHECKPOINTS,
+    check_disk_space,
+    check_workdir,
+    open_workdir,
+    write_run_info,
+)
 from fope_jax.typing import Batch
 
 log = logging.getLogger(__name__)
@@ -83,17 +89,17 @@ def train(
     """
     workdir = as_path(workdir)
     splits = ("train", *(experiment.evaluate.splits if experiment.train.evaluate_every else ()))
-    check_alike(experiment, {"--accept-position": accept_position}, splits)
-    with writing(workdir, "train") as lock:
-        _train(experiment, workdir, accept_position, lock, TimeAccount(seconds_before))
+    check_processes_agree(experiment, {"--accept-position": accept_position}, splits)
+    with lock_run(workdir, "train") as lock:
+        _train(experiment, workdir, accept_position, lock, PhaseTimer(seconds_before))
 
 
 class _Data(NamedTuple):
     """Where the batches come from, and what measures meanwhile, if anything."""
 
     cache: TokenCache
-    loaders: list[AnyLoader]
-    measure: Measure | None
+    loaders: list[BatchLoader]
+    measure: ValidationFn | None
 
 
 def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
@@ -106,12 +112,12 @@ def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
     config = experiment.train
     cache = open_cache(experiment.data, "train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
-    loaders = stage_loaders(
+    loaders = make_stage_loaders(
         experiment.data, cache, config.stages, seed=experiment.seed, data_start=config.data_start
     )
     measure = None
     if config.evaluate_every is not None:
-        measure = during_training(experiment, cache.fingerprint, mesh)
+        measure = make_validation_fn(experiment, cache.fingerprint, mesh)
     return _Data(cache, loaders, measure)
 
 
@@ -120,7 +126,7 @@ def _train(
     workdir: Path,
     accept_position: str | None,
     lock: RunLock | None,
-    account: TimeAccount,
+    account: PhaseTimer,
 ) -> None:
     config = experiment.train
 
@@ -128,31 +134,35 @@ def _train(
     # Nothing is written before the state is there, and where one process refuses all of them do.
     store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
     data = None
-    with in_all_processes():
-        stages = [(stage, plan_state(at_stage(experiment, stage))) for stage in config.stages]
+    with fail_together():
+        stages = [
+            (stage, plan_state(experiment_at_stage(experiment, stage))) for stage in config.stages
+        ]
         plan = stages[-1][1]  # state and constants are the same in all of them
-        if is_first():
+        if is_main_process():
             check_workdir(workdir, experiment)
         if store.newest_step() < config.steps:  # a run that is finished needs no text any more
             data = _open_data(experiment, plan.mesh)
-            check_room(workdir, plan, config)
+            check_disk_space(workdir, plan, config)
 
     # ------------------------------------------------------------------ what there is already
     with account.phase("restore"):
-        found = store.latest_valid_step(set_aside=True)
-    with in_all_processes():
-        if is_first():
-            check_not_lost(workdir, found)
+        found = store.latest_valid_step(quarantine=True)
+    with fail_together():
+        if is_main_process():
+            check_checkpoints_present(workdir, found)
     start = found or 0
     # A checkpoint is written before the evaluation of its step, which may have been cut off since.
-    evaluates_first = bool(from_first(_is_evaluation_missing(workdir, experiment, start)))
+    evaluates_first = bool(
+        broadcast_from_process_0(_is_evaluation_missing(workdir, experiment, start))
+    )
     if start >= config.steps and not evaluates_first:
-        if is_first():
+        if is_main_process():
             open_workdir(workdir, experiment)
         log.info("%s is finished: %d steps are trained", workdir, start)
         store.close()
         return
-    with in_all_processes():
+    with fail_together():
         cache, loaders, measure = data or _open_data(experiment, plan.mesh)
     packing = experiment.data.packing
     loaders = [own for own, (stage, _) in zip(loaders, stages, strict=True) if stage.stop > start]
@@ -160,22 +170,22 @@ def _train(
     for (stage, _), loader in zip(stages, loaders, strict=True):
         log.info(
             "data: %s; %d x %d tokens a step (steps %d to %d)",
-            loader.about,
+            loader.summary,
             stage.batch_size,
             stage.length,
             stage.start + 1,
             stage.stop,
         )
 
-    def loader_of(step: int) -> AnyLoader:
+    def loader_of(step: int) -> BatchLoader:
         behind = sum(stage.stop < step for stage, _ in stages)
         return loaders[behind]
 
     # ------------------------------------------------------------------ model and optimizer
     carried = None
     if found is None:
-        constants = place_constants(draw_constants(experiment), plan)
-        state = new_state(experiment, plan)
+        constants = shard_constants(init_constants(experiment), plan)
+        state = init_train_state(experiment, plan)
     else:
         with account.phase("restore"):
             state, constants, carried = _restore(
@@ -183,7 +193,7 @@ def _train(
             )
     # Later rows are written again as their steps come again; left in place they count twice.
     dropped = 0
-    if is_first():
+    if is_main_process():
         open_workdir(workdir, experiment)
         if lost := _seconds_after(workdir, start):
             account.add("lost", lost)
@@ -198,7 +208,7 @@ def _train(
     if found is not None:
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
     shape = experiment.model.shape
-    position, identity = position_identity(experiment.position, shape, constants)
+    position, identity = checkpoint_fingerprint(experiment.position, shape, constants)
     identity |= {"data": cache.fingerprint, "window": config.length}
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     log.info("model: %s parameters, position %s", f"{parameters:,}", position.summary)
@@ -210,25 +220,25 @@ def _train(
         "position": {"hash": position.hash, "summary": position.summary},
         "data": {"fingerprint": cache.fingerprint, "tokens": cache.num_tokens},
     }
-    if is_first():
-        record_run(workdir, facts, start)
+    if is_main_process():
+        write_run_info(workdir, facts, start)
 
     # ------------------------------------------------------------------ steps
-    meter = Meter(experiment, _last_seconds(workdir), carried)
+    meter = MetricsBuffer(experiment, _last_seconds(workdir), carried)
     saver = Saver(store, config, identity, lock)
     with (
-        MetricsLog(workdir, start, tolerant=saver.tolerant)
-        if is_first()
+        MetricsWriter(workdir, start, tolerant=saver.tolerant)
+        if is_main_process()
         else contextlib.nullcontext() as metrics_log,
         tqdm(
             total=config.steps,
             initial=start,
             desc=experiment.name,
             unit="step",
-            disable=not is_first(),
+            disable=not is_main_process(),
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
         ) as bar,
-        keeping_batches(workdir, loader_of, config.data_start),
+        dump_batches_of_bad_steps(workdir, loader_of, config.data_start),
         preemption() as asked_to_stop,
     ):
 
@@ -263,7 +273,7 @@ def _train(
                 if not step:  # there is no checkpoint that anything could go on from
                     raise
                 raise preempted(step, stop.number) from stop
-            log.info("step %d: validation loss (tokens of context) %s", step, told(rows))
+            log.info("step %d: validation loss (tokens of context) %s", step, format_losses(rows))
             if metrics_log:
                 for row in rows:
                     metrics_log.write(row)
@@ -288,7 +298,7 @@ def _train(
             for step, batch in enumerate(batches, start=begin + 1):
                 check_tokens(batch, step, experiment.model.vocab_size)
                 state, metrics = step_function(
-                    state, constants, put(share_positions(batch, packing), own.mesh)
+                    state, constants, shard_batch(share_positions(batch, packing), own.mesh)
                 )
                 meter.add(metrics)
                 bar.update()
@@ -337,7 +347,7 @@ def _is_evaluation_missing(workdir: Path, experiment: Experiment, start: int) ->
 
     The row of its time comes last, and says that all others are there.
     """
-    if not is_first() or not _is_evaluated_after(experiment, start):
+    if not is_main_process() or not _is_evaluated_after(experiment, start):
         return False
     rows = [row for row in read_rows(workdir / METRICS) if row.get("phase") == VALIDATION]
     return start == 0 or start not in [row["step"] for row in rows]
@@ -355,19 +365,21 @@ def _comes_again(row: dict[str, Any], start: int) -> bool:
 
 
 def _compile(
-    plan: StatePlan, loader: AnyLoader, step: int, experiment: Experiment
+    plan: StatePlan, loader: BatchLoader, step: int, experiment: Experiment
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The program of a step like batch ``step`` of ``loader``."""
     batch = share_positions(loader.batch(step), experiment.data.packing)
     began = time.perf_counter()
-    compiled = lower_planned(plan, put(batch, plan.mesh), experiment.train.accumulate).compile()
+    compiled = lower_step(
+        plan, shard_batch(batch, plan.mesh), experiment.train.accumulate
+    ).compile()
     log.info("compiled in %.1f s", time.perf_counter() - began)
     return compiled
 
 
-def put(batch: Batch, mesh: Mesh) -> Batch:
+def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """A host batch, cut up over the devices of all processes."""
-    return jax.tree.map(lambda x: place(x, batch_sharding(x, mesh)), batch)
+    return jax.tree.map(lambda x: device_put_sharded(x, batch_sharding(x, mesh)), batch)
 
 
 def share_positions(batch: Batch, packing: Packing) -> Batch:
@@ -407,7 +419,7 @@ def _restore(
             where,
             config.length,
         )
-    guard = place_guard(stored.get("guard"), plan)
+    guard = init_guard_state(stored.get("guard"), plan)
     state = TrainState(restored["params"], restored["optimizer"], guard)
     return state, restored["constants"], stored.get("row")
 

@@ -10,13 +10,14 @@ from types import TracebackType
 from typing import Any
 
 from fope_jax.evaluate.metrics import METRICS
-from fope_jax.storage.files import in_bucket, open_lines
-from fope_jax.train.curves import Curves
+from fope_jax.storage.files import open_line_writer
+from fope_jax.storage.paths import is_in_bucket
+from fope_jax.train.tensorboard import TensorBoardWriter
 
 log = logging.getLogger(__name__)
 
 
-class MetricsLog:
+class MetricsWriter:
     """Appends rows to ``workdir/metrics.jsonl`` and the numbers of train rows to TensorBoard.
 
     There is no TensorBoard in a bucket, where nothing can be added to a file.
@@ -29,12 +30,12 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, start_step: int, tolerant: bool = False):
         self._tolerant = tolerant
-        self._lines = open_lines(workdir / METRICS)
+        self._lines = open_line_writer(workdir / METRICS)
         self._curves = None
-        if in_bucket(workdir):
+        if is_in_bucket(workdir):
             log.info("no TensorBoard files in a bucket; %s has every number", workdir / METRICS)
         else:
-            self._curves = Curves(workdir / "tensorboard", start_step)
+            self._curves = TensorBoardWriter(workdir / "tensorboard", start_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds one row; on disk it is on its way to the file when this returns."""
@@ -52,7 +53,7 @@ class MetricsLog:
         """Returns when every row is in the file."""
         self._lines.flush()
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(

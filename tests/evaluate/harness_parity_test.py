@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fope_jax.data.bos import Bos
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate.harness import TextModel, harness_model, rolling_windows
 from tests.evaluate.harness_test import Pieces
 

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from fope_jax.data.bos import Bos
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate import harness
 from fope_jax.evaluate.harness import TextModel, as_harness_model, rolling_windows, row_programs
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split

@@ -19,19 +19,24 @@ from fope_jax.config import experiment as configs
 from fope_jax.data import DataConfig, corpora
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.manifest import CacheError, read_manifest
-from fope_jax.data.tokenizer import BytesTokenizer, TokenizerError, describe, load_saved
+from fope_jax.data.tokenizers import (
+    BytesTokenizer,
+    TokenizerError,
+    describe_tokenizer,
+    load_tokenizer,
+)
 from fope_jax.doctor import as_json, examine, table
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.interop import weights
-from fope_jax.interop.families import from_config
-from fope_jax.interop.huggingface import from_rope_parameters
+from fope_jax.interop.huggingface import from_config
+from fope_jax.interop.rope_parameters import from_rope_parameters
 from fope_jax.interop.serving import fope_from_rope_parameters
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position import from_spec
 from fope_jax.report import rows as report
 from fope_jax.report.rows import ReportError
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.storage.files import inside
+from fope_jax.storage.paths import path_within
 from fope_jax.tpu.topology import TopologyError, parse_topology
 from tests.fuzz.damage import changed, damaged
 
@@ -81,7 +86,7 @@ MANIFEST = {
     "content": "c" * 64,
     "config": {},
     "dtype": "<u2",
-    "tokenizer": describe(BytesTokenizer()),
+    "tokenizer": describe_tokenizer(BytesTokenizer()),
     "block_tokens": 16,
     "shard_tokens": 64,
     "splits": {
@@ -267,7 +272,7 @@ slices = st.builds(
 
 def override(_, text):
     config = configs.ConfigDict(EXPERIMENT | {"position": {"method": "rope", "theta": 1e4}})
-    return configs.overridden(config, [text])
+    return configs.apply_overrides(config, [text])
 
 
 FILES = {
@@ -333,14 +338,15 @@ READERS = {
         damaged(b"\x0a\x07<model>"),
         file(
             "tokenizer.model",
-            lambda p: load_saved(p.parent, {"kind": "sentencepiece", "fingerprint": "0"}),
+            lambda p: load_tokenizer(p.parent, {"kind": "sentencepiece", "fingerprint": "0"}),
         ),
         (TokenizerError,),
     ),
     "tokenizer.json": Reader(
         json_of({"added_tokens": [{"content": "</s>"}], "model": {"type": "BPE"}}),
         file(
-            "tokenizer.json", lambda p: load_saved(p.parent, {"kind": "json", "fingerprint": "0"})
+            "tokenizer.json",
+            lambda p: load_tokenizer(p.parent, {"kind": "json", "fingerprint": "0"}),
         ),
         (TokenizerError,),
     ),
@@ -387,7 +393,7 @@ READERS = {
     "run.lock under the doctor": Reader(
         json_of({"host": "box", "pid": 12}), doctored("run.lock"), ()
     ),
-    "file name": Reader(st.text(), lambda directory, x: inside(directory, x), (ValueError,)),
+    "file name": Reader(st.text(), lambda directory, x: path_within(directory, x), (ValueError,)),
 }
 
 

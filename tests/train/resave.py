@@ -10,11 +10,11 @@ import json
 import sys
 from pathlib import Path
 
-from fope_jax.processes.initialize import initialize
+from fope_jax.processes.start import initialize
 
 if __name__ == "__main__":
     initialize()
-    from fope_jax.evaluate.run import read_experiment
+    from fope_jax.evaluate.restore import read_experiment
     from fope_jax.model.sharding import MeshConfig
     from fope_jax.storage.checkpoint import CheckpointStore
     from fope_jax.train.state import plan_state

@@ -1,0 +1,356 @@
+"""Corpora as seqio Tasks. They bring TensorFlow in, so only the build imports this module.
+
+A Task gives whole documents when no sequence length is asked for, which is how the cache is
+built, and windows that keep every token when one is, as seqio's own trainers ask. seqio alone
+would give the first window of each document and drop the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fope_jax.data import tfds_files
+from fope_jax.data.cache import TokenizedDocument
+from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.corpora import CorpusError, Document, read_corpus
+from fope_jax.data.tf_libraries import seqio, tf
+from fope_jax.data.tokenizers import Tokenizer, encode_documents
+
+_DOCUMENTS_AT_ONCE = 64
+_CHARS_AT_ONCE = 4_000_000
+_FEATURES = ("corpus", "name", "bytes", "bad", "changed")
+
+
+# ---------------------------------------------------------------------------- tasks
+
+
+def register(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    skip: Mapping[str, int] | None = None,
+    taken: Mapping[str, int] | None = None,
+    left_out: Collection[str] = (),
+    failures: list[Exception] | None = None,
+):
+    """Registers a seqio Task for each corpus of ``config``, and a Mixture over them where asked.
+
+    A name that is registered already is registered anew: the registry is the process's, the
+    config is the caller's.
+
+    Args:
+      config: which corpora.
+      tokenizer: cuts their text.
+      skip: documents of each corpus to pass over, before any work is spent on them.
+      taken: tokens of each corpus that a mixture has given before those.
+      left_out: paths of files that are not read.
+      failures: gets the exceptions that TensorFlow would turn into text.
+
+    Returns:
+      The ``seqio.Task``, or the ``seqio.Mixture``. Examples have ``targets`` (int32, EOS at the
+      end) and, without a sequence length, ``corpus``, ``name``, ``bytes``, ``bad``, which says why
+      a document could not be read and is empty where it could, and ``changed``, whether its tokens
+      decode to another text.
+    """
+    skip, taken = skip or {}, taken or {}
+    failures = [] if failures is None else failures
+    tasks = []
+    for corpus, _ in config.components:
+        name = f"fope_{corpus}"
+        seqio.TaskRegistry.remove(name)
+        tasks.append(
+            seqio.TaskRegistry.add(
+                name,
+                source=_source(config, corpus, failures, left_out),
+                preprocessors=[
+                    functools.partial(_label, corpus=corpus),
+                    functools.partial(_skip, count=skip.get(corpus, 0)),
+                    functools.partial(tokenize, tokenizer=tokenizer, failures=failures),
+                    concatenate_and_split,
+                ],
+                output_features={
+                    "targets": seqio.Feature(
+                        seqio.PassThroughVocabulary(tokenizer.vocab_size, tokenizer.eos_id),
+                        add_eos=False,  # the documents end in it already
+                    )
+                },
+            )
+        )
+    if config.corpus != "mixture":
+        return tasks[0]
+    seqio.MixtureRegistry.remove("fope_mixture")
+    return seqio.MixtureRegistry.add(
+        "fope_mixture",
+        list(zip([task.name for task in tasks], [w for _, w in config.components], strict=True)),
+        # seqio sorts tasks by name, as the components are.
+        sample_fn=functools.partial(
+            sample_by_tokens, taken=[taken.get(corpus, 0) for corpus, _ in config.components]
+        ),
+    )
+
+
+def read_documents(
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    split: str,
+    *,
+    skip: Mapping[str, int] | None = None,
+    taken: Mapping[str, int] | None = None,
+    left_out: Collection[str] = (),
+) -> Iterator[TokenizedDocument]:
+    """The documents of one split with their tokens, through the Tasks, in a fixed order.
+
+    A mixture's training documents come in the shares of its weights; its validation documents
+    corpus by corpus, all of them.
+
+    Raises:
+      CorpusError: text that cannot be read, beyond what ``config.max_bad_documents`` lets pass as
+        documents without text; or files of a TFDS dataset that end too early.
+    """
+    failures: list[Exception] = []
+    provider = register(
+        config, tokenizer, skip=skip, taken=taken, left_out=left_out, failures=failures
+    )
+    if config.corpus == "mixture" and split == "train":
+        datasets = [
+            provider.get_dataset(
+                None, split=split, shuffle=False, num_epochs=1, passthrough_features=_FEATURES
+            )
+        ]
+    else:
+        tasks = provider.tasks if config.corpus == "mixture" else [provider]
+        datasets = [
+            task.get_dataset(None, split=split, shuffle=False, try_in_mem_cache=False)
+            for task in tasks
+        ]
+    try:
+        for dataset in datasets:
+            # In groups, as each step out of TensorFlow takes up to a millisecond too.
+            for group in dataset.ragged_batch(_DOCUMENTS_AT_ONCE):
+                yield from _documents(group)
+    except tf.errors.OpError as error:
+        raise _readable(error, failures, config, split) from error
+
+
+def _documents(group: Mapping[str, Any]) -> Iterator[TokenizedDocument]:
+    ends = group["targets"].row_splits.numpy()
+    tokens = np.split(group["targets"].flat_values.numpy(), ends[1:-1])
+    columns = (group[name].numpy() for name in _FEATURES)
+    for corpus, name, size, bad, changed, ids in zip(*columns, tokens, strict=True):
+        yield TokenizedDocument(
+            corpus.decode(), name.decode(), ids, int(size), bad.decode(), bool(changed)
+        )
+
+
+def read_texts(
+    config: DataConfig, corpus: str, split: str, left_out: Collection[str] = ()
+) -> Iterator[str]:
+    """The bare texts of a corpus, to train a tokenizer on."""
+    failures: list[Exception] = []
+    try:
+        dataset = _source(config, corpus, failures, left_out).get_dataset(
+            split=split, shuffle=False
+        )
+        for group in dataset.batch(_DOCUMENTS_AT_ONCE).as_numpy_iterator():
+            names = group["name" if "name" in group else "url"]
+            for name, text in zip(names, group["text"], strict=True):
+                yield _decode(name, text)
+    except tf.errors.OpError as error:
+        raise _readable(error, failures, config, split) from error
+
+
+# ---------------------------------------------------------------------------- sources
+
+
+def _source(config: DataConfig, corpus: str, failures: list[Exception], left_out: Collection[str]):
+    if corpus == "c4" and config.tfds_data_dir:
+        splits = {s: tfds_files.split_without(config, s, left_out) for s in SPLITS}
+        return seqio.TfdsDataSource(
+            tfds_data_dir=tfds_files.directory_of(config), splits=splits, read_only=True
+        )
+
+    def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
+        del shuffle_files, seed  # the loader shuffles windows; documents keep their order
+        documents = functools.partial(read_corpus, config, corpus, split, left_out)
+        return tf.data.Dataset.from_generator(
+            functools.partial(_as_examples, documents, failures),
+            output_signature={name: tf.TensorSpec((None,), tf.string) for name in Document._fields},
+        ).unbatch()
+
+    return seqio.FunctionDataSource(dataset_fn, splits=SPLITS)
+
+
+def _as_examples(
+    documents: Callable[[], Iterator[Document]], failures: list[Exception]
+) -> Iterator[dict[str, list[str]]]:
+    """Documents in groups, as each step from Python into TensorFlow takes up to a millisecond."""
+    try:
+        group, size = [], 0
+        for document in documents():
+            group.append(document)
+            size += len(document.text)
+            if len(group) == _DOCUMENTS_AT_ONCE or size >= _CHARS_AT_ONCE:
+                yield _columns(group)
+                group, size = [], 0
+        if group:
+            yield _columns(group)
+    except Exception as error:  # TensorFlow keeps the text of an exception, not the exception
+        failures.append(error)
+        raise
+
+
+def _columns(group: list[Document]) -> dict[str, list[str]]:
+    return {name: [getattr(one, name) for one in group] for name in Document._fields}
+
+
+def _readable(error: Exception, failures: list[Exception], config: DataConfig, split: str):
+    """The exception to raise in place of TensorFlow's, which names no file."""
+    if failures:
+        return failures[0]
+    for file in tfds_files.files_of(config, split) if config.tfds_data_dir else ():
+        if damage := tfds_files.damage_of(file):  # since the build looked through them
+            return CorpusError(damage)
+    said = tfds_files.reason(error)
+    return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {said}")
+
+
+# ---------------------------------------------------------------------------- preprocessors
+
+
+def _label(dataset, corpus: str):
+    """Keeps text and name; the pages of TFDS's C4 are named by their URL."""
+    return dataset.map(
+        lambda example: {
+            "corpus": tf.constant(corpus),
+            "name": example["name"] if "name" in example else example["url"],
+            "text": example["text"],
+            "bad": example["bad"] if "bad" in example else tf.constant(""),
+        }
+    )
+
+
+def _skip(dataset, count: int):
+    return dataset.skip(count)
+
+
+def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
+    """``text`` -> ``targets``, the document's tokens and EOS; several documents at a time, so
+    that the tokenizer can use every core."""
+
+    def encode(names: np.ndarray, texts: np.ndarray):
+        try:
+            return encode_group(tokenizer, names, texts)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    def encode_batch(batch):
+        flat, lengths, sizes, changed = tf.numpy_function(
+            encode,
+            [batch["name"], batch["text"]],
+            (tf.int32, tf.int64, tf.int64, tf.bool),
+            stateful=False,
+        )
+        for vector in (flat, lengths, sizes, changed):
+            vector.set_shape([None])
+        return {
+            "corpus": batch["corpus"],
+            "name": batch["name"],
+            "bad": batch["bad"],
+            "bytes": sizes,
+            "changed": changed,
+            "targets": tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False),
+        }
+
+    # Read ahead of the tokenizer and tokenize ahead of the writer.
+    batches = dataset.batch(_DOCUMENTS_AT_ONCE).prefetch(2).map(encode_batch).prefetch(2)
+    return batches.unbatch().map(lambda x: x | {"targets": tf.convert_to_tensor(x["targets"])})
+
+
+def encode_group(
+    tokenizer: Tokenizer, names: Iterable[bytes], texts: Iterable[bytes]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of UTF-8 texts one after the other, each with EOS.
+
+    Returns:
+      ``tokens [sum of n]`` int32, and of each text: ``n [D]`` int64 tokens, ``bytes [D]`` int64,
+      and ``changed [D]`` bool, whether its tokens decode to another text.
+    """
+    texts = list(texts)
+    ids, changed = encode_documents(
+        tokenizer, [_decode(*pair) for pair in zip(names, texts, strict=True)]
+    )
+    tokens = np.concatenate([part for one in ids for part in (one, [tokenizer.eos_id])])
+    lengths = np.array([len(one) + 1 for one in ids], np.int64)
+    sizes = np.array([len(text) for text in texts], np.int64)
+    return tokens.astype(np.int32), lengths, sizes, np.array(changed, bool)
+
+
+def _decode(name: bytes, text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"document {name.decode(errors='replace')!r} is not UTF-8: byte"
+            f" 0x{text[error.start]:02x} at offset {error.start} ({error.reason})"
+        ) from error
+
+
+def concatenate_and_split(dataset, sequence_length: Mapping[str, int] | None = None):
+    """Joins documents and cuts the stream into ``sequence_length["targets"]`` tokens.
+
+    Every token is kept: the last example is what is left. A document without text leaves none.
+    Without a length, documents pass as they are.
+    """
+    if not sequence_length:
+        return dataset
+    length = sequence_length["targets"]
+    dataset = dataset.filter(lambda x: x["bytes"] > 0)
+    tokens = dataset.flat_map(lambda x: tf.data.Dataset.from_tensor_slices(x["targets"]))
+    return tokens.batch(length).map(lambda window: {"targets": window})
+
+
+def sample_by_tokens(
+    datasets: Sequence[Any], rates: Sequence[float], seed: int | None, *, taken: Sequence[int]
+):
+    """Mixes examples so that the corpora's shares of tokens follow ``rates``; nothing is random.
+
+    The next example comes from the corpus with the fewest tokens for its rate, and the mixture
+    ends where that corpus has ended. By tokens, because a book has as many as 500 web pages.
+
+    Args:
+      datasets, rates: one each a corpus.
+      seed: seqio passes one; it is not used.
+      taken: tokens of each corpus that have gone before, to go on from them.
+    """
+    del seed
+
+    def generate():
+        return take_turns([dataset.as_numpy_iterator() for dataset in datasets], rates, taken)
+
+    return tf.data.Dataset.from_generator(generate, output_signature=datasets[0].element_spec)
+
+
+def take_turns(
+    sources: Sequence[Iterator[Mapping[str, Any]]], rates: Sequence[float], taken: Sequence[int]
+) -> Iterator[Mapping[str, Any]]:
+    """The order of `sample_by_tokens`.
+
+    >>> pages = iter([{"targets": "aa"}] * 9)
+    >>> books = iter([{"targets": "bbbb"}] * 2)
+    >>> " ".join(x["targets"] for x in take_turns([pages, books], [1, 1], [0, 0]))
+    'aa bbbb aa aa bbbb aa aa'
+    """
+    tokens = list(taken)
+    while True:
+        turn = min(range(len(rates)), key=lambda i: tokens[i] / rates[i])
+        example = next(sources[turn], None)
+        if example is None:
+            return
+        # An empty document moves no share: the writer leaves its lone EOS out.
+        tokens[turn] += len(example["targets"]) if example.get("bytes", 1) else 0
+        yield example

@@ -1,0 +1,83 @@
+"""Which position embedding a checkpoint was trained with: what it keeps, and the comparison."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from fope_jax.model.transformer import position_variables
+from fope_jax.position import Fingerprint, ModelShape, PositionEmbedding, fingerprint
+from fope_jax.processes.collectives import gather_to_host
+from fope_jax.storage.checkpoint import CheckpointError
+
+log = logging.getLogger(__name__)
+
+TO_CHANGE = (
+    "Put back the configuration it was trained with; to go on with another position embedding or "
+    "length: fope extend --from RUN --method METHOD --length TOKENS --workdir NEW. To take the "
+    "weights with this one all the same: --accept-position"
+)
+
+
+def checkpoint_fingerprint(
+    position: PositionEmbedding, shape: ModelShape, constants: Any
+) -> tuple[Fingerprint, dict[str, str]]:
+    """The fingerprint of a model's effective position embedding, and what checkpoints keep of it.
+
+    Args:
+      position: the method.
+      shape: of the model.
+      constants: the model's, from ``split``, drawn or restored; they may lie over several devices.
+
+    Returns:
+      The fingerprint, and metadata: ``position``, its hash; ``position_summary``; and
+      ``position_method``, the hash without the constants.
+    """
+    variables = position_variables({}, jax.tree.map(gather_to_host, constants))
+    found = fingerprint(position, shape, variables)
+    method = fingerprint(position, shape).hash
+    return found, {
+        "position": found.hash,
+        "position_method": method,
+        "position_summary": found.summary,
+    }
+
+
+def check_fingerprint(
+    metadata: Mapping[str, Any],
+    position: PositionEmbedding,
+    shape: ModelShape,
+    constants: Any,
+    where: str,
+    accept: str | None = None,
+) -> None:
+    """Raises CheckpointError where a checkpoint was trained with another position embedding.
+
+    Args:
+      metadata: of the checkpoint.
+      position: of the configuration.
+      shape: of the model.
+      constants: restored from the checkpoint; None compares method, knobs and frequencies alone,
+        before arrays are read whose shapes depend on them.
+      where: the checkpoint, for people.
+      accept: hash of another position embedding that it may be read with, of method, knobs and
+        frequencies or of the arrays too; it is told, as one who knows asks for it.
+    """
+    if constants is None:
+        key, found, parts = "position_method", fingerprint(position, shape), "the configuration"
+    else:
+        key, parts = "position", "the configuration and the restored constants"
+        found, _ = checkpoint_fingerprint(position, shape, constants)
+    if metadata.get(key, found.hash) == found.hash:
+        return
+    if accept is not None and accept in (found.hash, fingerprint(position, shape).hash):
+        log.warning("%s: position fingerprint %s, accepted as %s", where, metadata[key], found.hash)
+        return
+    raise CheckpointError(
+        f"{where}: the checkpoint was trained with position fingerprint {metadata[key]} "
+        f"({metadata.get('position_summary', 'no summary was kept')}), but {parts} give "
+        f"{found.hash} ({found.summary}), another position embedding. {TO_CHANGE} {found.hash}"
+    )

@@ -1,0 +1,153 @@
+"""The same tokens at every length, scored while a model is being trained.
+
+Protocol ``same-tokens`` of `fope evaluate` with few windows, on the parameters as they are. Its
+rows have a kind of their own, ``validation``: `fope evaluate` scores more tokens, and the two are
+no points of one curve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from fope_jax.config import Experiment
+from fope_jax.data.cache import open_cache
+from fope_jax.evaluate.metrics import Row, non_finite_rows
+from fope_jax.evaluate.perplexity import no_progress
+from fope_jax.evaluate.protocols import Protocol, plan_protocols
+from fope_jax.evaluate.restore import evaluation_graphdef
+from fope_jax.evaluate.scoring import Scorer, scorer_factory
+from fope_jax.evaluate.windows import place_windows
+from fope_jax.processes.signals import is_distributed
+
+log = logging.getLogger(__name__)
+
+VALIDATION = "validation"
+_SUMS = ("nats", "tokens", "bytes", "correct")
+
+Check = Callable[[], None]
+ValidationFn = Callable[[int, Any, Any, Check], list[Row]]
+
+
+def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> ValidationFn:
+    """What measures a model in the loop of its training.
+
+    At each length of ``evaluate.lengths``, ``evaluate.training_windows`` windows of each of
+    ``evaluate.splits``, placed as those of `fope evaluate` are. No program is compiled again when
+    the parameters change.
+
+    Args:
+      experiment: of the run.
+      data_fingerprint: of the token cache of training.
+      mesh: that the arrays lie over.
+
+    Returns:
+      (step, params, constants, check) -> rows: one for each split and context with sums over the
+      documents, and one with the seconds it took. Every process gets the same numbers. Scores that
+      are not finite are warned of and kept as they are: an evaluation ends no training. ``check``
+      is called before each batch and, in a single process, while it waits for one; what it raises
+      ends the evaluation.
+
+    Raises:
+      ValueError: nothing to measure, no document for the longest window, or the ``evaluate``
+        section asks for what cannot be, see ``evaluate.protocols.plan_protocols``.
+    """
+    settings = experiment.evaluate
+    few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())
+    cheap = dataclasses.replace(experiment, evaluate=few)
+    protocols = plan_protocols(cheap, data_fingerprint, ("same-tokens",)) if few.num_windows else []
+    if not protocols:
+        raise ValueError(
+            f"train.evaluate_every = {experiment.train.evaluate_every}, but there is nothing to "
+            f"measure: evaluate.lengths = {settings.lengths}, evaluate.splits = {settings.splits}, "
+            f"evaluate.training_windows = {settings.training_windows}; None turns it off"
+        )
+    for protocol in protocols:  # here, not at the first evaluation of a run that has begun
+        asked = protocol.settings
+        documents = open_cache(experiment.data, protocol.identity["split"]).documents
+        for context in (min(asked["contexts"]), max(asked["contexts"])):
+            place_windows(
+                documents, longest=context, scored=asked["scored"], total=asked["num_windows"]
+            )
+    make_scorer = scorer_factory(evaluation_graphdef(experiment), mesh)
+    tokens_an_update = experiment.train.batch_size * experiment.train.length
+
+    def measure(step: int, params: Any, constants: Any, check: Check) -> list[Row]:
+        began, scorer = time.perf_counter(), _checking(make_scorer(params, constants), check)
+        ids = {
+            "variant": experiment.name,
+            "seed": experiment.seed,
+            "step": step,
+            "training_length": experiment.train.length,
+            "tokens_seen": step * tokens_an_update,
+        }
+        rows = [row for protocol in protocols for row in _pooled(protocol, ids, scorer)]
+        if bad := sorted({row["context"] for row in non_finite_rows(rows)}):
+            log.warning(
+                "step %d: validation loss is not finite at %s tokens of context; the rows say so, "
+                "and whether the run goes on is decided by its steps (train.on_bad_step = %s)",
+                step,
+                ", ".join(map(str, bad)),
+                experiment.train.on_bad_step,
+            )
+        seconds = round(time.perf_counter() - began, 3)
+        return [*rows, {"kind": "time", "phase": VALIDATION, "step": step, "seconds": seconds}]
+
+    return measure
+
+
+def _checking(scorer: Scorer, check: Check) -> Scorer:
+    """``scorer`` with ``check`` called meanwhile.
+
+    While Python waits for an array no signal is heeded, and a batch may take minutes. Several
+    processes have to ask equally often, so they ask between batches alone.
+    """
+
+    def scored(tokens: Any, targets: Any, places: Any = None) -> tuple[Any, Any]:
+        check()
+        scores = scorer(tokens, targets, places)
+        arrays: list[Any] = (
+            [] if is_distributed() else [x for x in scores if isinstance(x, jax.Array)]
+        )
+        while not all(x.is_ready() for x in arrays):
+            check()
+            time.sleep(0.005)
+        return scores
+
+    return scored
+
+
+def _pooled(protocol: Protocol, ids: Row, scorer: Any) -> Iterable[Row]:
+    """The protocol's rows with the documents of each context added up."""
+    contexts: dict[int, Row] = {}
+    for row in protocol.run(scorer, no_progress)[0]:
+        sums = contexts.setdefault(
+            row["context"],
+            {
+                "kind": VALIDATION,
+                **protocol.row_fields,
+                **ids,
+                "context": row["context"],
+                "scored_per_window": row["scored_per_window"],
+                "windows": 0,
+            }
+            | dict.fromkeys(_SUMS, 0),
+        )
+        for name in ("windows", *_SUMS):
+            sums[name] += row[name]
+    return contexts.values()
+
+
+def format_losses(rows: Iterable[Row]) -> str:
+    """For people: ``3.21 at 128, 3.40 at 256``, nats a token by tokens of context."""
+    return ", ".join(
+        f"{row['nats'] / row['tokens']:.3f} at {row['context']}"
+        for row in rows
+        if row["kind"] == VALIDATION
+    )

@@ -1,0 +1,121 @@
+"""Loss at each context length while a model was being trained: rows of kind ``validation``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from fope_jax.extras import require
+from fope_jax.report.comparison import context_of, run_labels
+from fope_jax.report.lineage import tokens_before
+from fope_jax.report.plots import DASHES, GREY, WIDTH, Style, legend_below, new_figure
+from fope_jax.report.rows import Row, Run
+from fope_jax.report.sums import add_up, group
+from fope_jax.report.tables import EMPTY, Table, format_loss
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RunRows = Sequence[tuple[Run, list[Row]]]  # runs that share axes
+
+
+class Scored(NamedTuple):
+    """What runs that may share axes were scored on: the same tokens, in windows of some lengths,
+    which begin with the BOS token or with none."""
+
+    split: str
+    scored_per_window: int
+    tokens: int
+    bytes: int
+    bos_token: str | None = None
+
+
+def validation_groups(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]]]]:
+    """Runs with their rows, by what was scored; a run that changed it is in several."""
+    groups: dict[Scored, list[tuple[Run, list[Row]]]] = {}
+    for run in runs:
+        pools = group(
+            run.of("validation"),
+            lambda row: Scored(**{key: row[key] for key in Scored._fields if key in row}),
+        )
+        for scored, rows in pools.items():
+            groups.setdefault(scored, []).append((run, rows))
+    return groups
+
+
+def _contexts(shown: RunRows) -> list[int]:
+    return sorted({row["context"] for _, rows in shown for row in rows})
+
+
+def _tokens_seen(run: Run, row: Row) -> int:
+    return tokens_before(run) + row["tokens_seen"]
+
+
+def validation_figure(shown: RunRows, styles: dict[str, Style]) -> Figure:
+    """Loss against tokens seen, one panel a context length, parent and child on one axis.
+
+    Where a run goes on from another, the axis begins twice its length before it: the rest of the
+    parent's training would leave no room for the child's.
+    """
+    contexts, labels = _contexts(shown), run_labels([run for run, _ in shown])
+    children = [(run, rows) for run, rows in shown if run.lineage]
+    start = 0
+    if children:
+        longest = max(row["tokens_seen"] for _, rows in children for row in rows)
+        start = max(0, min(tokens_before(run) for run, _ in children) - 2 * longest)
+    columns = min(3, len(contexts))
+    lines = math.ceil(len(contexts) / columns)
+    size = (WIDTH, 1.1 + 2.1 * lines)
+    figure, panels = new_figure(*size, lines, columns, sharex=True, sharey=True)
+    ticker, handles = require("matplotlib.ticker", "train"), {}
+    for axes, context in zip(panels, contexts, strict=False):
+        for run, rows in shown:
+            label = labels[run.path]
+            points = [
+                (_tokens_seen(run, row), add_up([row]).loss())
+                for row in rows
+                if row["context"] == context and _tokens_seen(run, row) >= start
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                style = styles[label]._asdict()
+                (handles[label],) = axes.plot(x, y, linewidth=1.3, markersize=4, **style)
+            if run.lineage:
+                axes.axvline(tokens_before(run), color=GREY, linewidth=1, linestyle=DASHES)
+        axes.set_title(f"context {context:,}", fontsize=10)
+        axes.set_xlabel("tokens seen", fontsize=9)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
+        axes.tick_params(labelsize=8, labelbottom=True)
+    for axes in panels[len(contexts) :]:
+        axes.axis("off")
+    legend_below(figure, list(handles.values()), list(handles))
+    figure.supylabel("loss (nats per token)", fontsize=10)
+    figure.suptitle("Loss at each context length during training", fontsize=11)
+    return figure
+
+
+def validation_table(shown: RunRows) -> Table:
+    """Every loss: a row for each run and step, a column for each context."""
+    contexts, labels = _contexts(shown), run_labels([run for run, _ in shown])
+    columns = ["updates", "tokens seen", *(f"{context:,}" for context in contexts)]
+    table = Table("Loss during training (nats/token), by context (tokens)", "variant", columns)
+    for run, rows in shown:
+        for step, own in group(rows, lambda row: row["step"]).items():
+            losses = {c: format_loss(add_up(r).loss()) for c, r in group(own, context_of).items()}
+            cells = [f"{step:,}", f"{_tokens_seen(run, own[0]):,}"]
+            cells += [losses.get(context, EMPTY) for context in contexts]
+            table.rows.append((labels[run.path], cells))
+    return table
+
+
+def alt_text(shown: RunRows) -> str:
+    """The first and the last loss of each run at its shortest and its longest context."""
+    labels, texts = run_labels([run for run, _ in shown]), []
+    for run, rows in shown:
+        pools = group(rows, context_of)
+        for context in dict.fromkeys((min(pools), max(pools))):
+            first, *_, last = [format_loss(add_up([row]).loss()) for row in pools[context]] * 2
+            texts.append(f"{labels[run.path]} at {context:,} tokens: {first}, then {last}")
+    return f"Loss during training. {'; '.join(texts)}."

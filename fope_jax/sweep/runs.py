@@ -1,0 +1,245 @@
+"""A sweep as data: which runs there are, of which configuration, and which goes on from which.
+
+A sweep file is Python with a function ``get_sweep(arg)`` that returns a list of ``Train`` and
+``Extend``, in the order they are to be run:
+
+    def get_sweep(arg=""):
+        return [
+            Train(f"{method}_{seed}", f"configs/quickstart.py:position={method},seed={seed}")
+            for seed, method in product(seed=range(3), method=("rope", "fope"))
+        ]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fope_jax.config import Experiment, build_experiment, call_in_file, load_config
+from fope_jax.config.fields import ConfigError, nearest
+from fope_jax.extend.run import child_experiment
+from fope_jax.train.options import (
+    add_extend_options,
+    add_processes,
+    add_train_options,
+    parse_arguments,
+)
+
+# ---------------------------------------------------------------------------- combinations
+
+
+def product(**axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Every combination of the values, in the order of the axes, the last one fastest.
+
+    >>> product(seed=(0, 1), method=("rope", "fope"))
+    [(0, 'rope'), (0, 'fope'), (1, 'rope'), (1, 'fope')]
+    """
+    return list(itertools.product(*axes.values()))
+
+
+def zipped(**axes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """The first values together, then the second, ...
+
+    Raises:
+      ValueError: axes of different lengths.
+
+    >>> zipped(length=(64, 128), batch_size=(32, 16))
+    [(64, 32), (128, 16)]
+    """
+    sizes = {name: len(values) for name, values in axes.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"axes of different lengths cannot be zipped: {sizes}")
+    return list(zip(*axes.values(), strict=True))
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class Train:
+    """A run of `fope train`.
+
+    Attributes:
+      name: of its directory; letters, digits, ``_ . + -``.
+      config: configuration file and argument.
+      overrides: ``"train.steps=100"``, as after ``--config.``.
+    """
+
+    name: str
+    config: str
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Extend:
+    """A run of `fope extend`, from the last step of another run of the sweep.
+
+    Attributes:
+      name: of its directory.
+      parent: name of the run that it goes on from.
+      method: the position embedding to go on with.
+      length: tokens of a sequence.
+      overrides: as of ``Train``.
+      options: more of the command line, such as ``("--match", "index")``.
+    """
+
+    name: str
+    parent: str
+    method: str
+    length: int
+    overrides: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+
+Run = Train | Extend
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run that has been checked.
+
+    Attributes:
+      run: as the sweep states it.
+      experiment: what it will be; nothing of it is left to find out later.
+    """
+
+    run: Run
+    experiment: Experiment
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def parent(self) -> str | None:
+        """The run that has to be finished before this one."""
+        return self.run.parent if isinstance(self.run, Extend) else None
+
+    def command(self, workdir: Path) -> list[str]:
+        """The arguments of ``fope`` that make the run in ``workdir / name``."""
+        return command(self.run, workdir)
+
+
+def command(run: Run, workdir: Path) -> list[str]:
+    """The arguments of ``fope`` that make ``run`` in ``workdir / name``."""
+    directory = ["--workdir", str(workdir / run.name)]
+    overrides = [f"--config.{override}" for override in run.overrides]
+    if isinstance(run, Train):
+        return ["train", "--config", run.config, *directory, *overrides]
+    origin = ["extend", "--from", str(workdir / run.parent), "--method", run.method]
+    return [*origin, "--length", str(run.length), *directory, *run.options, *overrides]
+
+
+# ---------------------------------------------------------------------------- from a file
+
+
+def load_sweep(spec: str) -> list[PlannedRun]:
+    """Reads a sweep file and builds every experiment in it, before any is run.
+
+    Args:
+      spec: ``"path.py"`` or ``"path.py:arg"``; ``arg`` goes to the file's ``get_sweep``.
+
+    Raises:
+      ConfigError: no such file or function, two runs of one name, a parent that does not come
+        before its child, or a run that cannot be built, by name.
+    """
+    path, _, arg = spec.partition(":")
+    runs = call_in_file("sweep", path, "get_sweep", arg)
+    if not isinstance(runs, Iterable) or isinstance(runs, (str, bytes)):
+        raise ConfigError(f"get_sweep of {path!r} returns {runs!r:.80}; accepted: a list of runs")
+    try:
+        return check_sweep(runs)
+    except ConfigError as error:
+        raise ConfigError(f"sweep file {path!r}: {error}") from error
+
+
+def check_sweep(runs: Iterable[Run]) -> list[PlannedRun]:
+    """The runs with their experiments; see `load_sweep`."""
+    planned: dict[str, PlannedRun] = {}
+    for run in runs:
+        if not isinstance(run, Run):
+            raise ConfigError(f"the sweep has {run!r:.80}; accepted: Train and Extend")
+        _check_kinds(run)
+        if not _NAME.fullmatch(run.name):
+            raise ConfigError(f"run name {run.name!r}; accepted: letters, digits and _ . + -")
+        if run.name in planned:
+            raise ConfigError(f"two runs are called {run.name!r}")
+        try:
+            planned[run.name] = PlannedRun(run, _experiment(run, planned))
+        except ValueError as error:
+            raise ConfigError(f"run {run.name!r}: {error}") from error
+    if not planned:
+        raise ConfigError("the sweep has no runs")
+    return list(planned.values())
+
+
+def _check_kinds(run: Run) -> None:
+    """Raises ConfigError where a field is no text, or no list of texts where it should be one."""
+    for field in fields(run):
+        value = getattr(run, field.name)
+        if field.name in ("overrides", "options"):
+            listed = isinstance(value, (list, tuple)) and all(isinstance(x, str) for x in value)
+            accepted = None if listed else "a list of texts"
+        else:  # a length is read as the verb reads it
+            accepted = None if field.name == "length" or isinstance(value, str) else "a text"
+        if accepted:
+            raise ConfigError(
+                f"run {run.name!r}: {field.name} = {value!r:.80}; accepted: {accepted}"
+            )
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+
+
+def _experiment(run: Run, before: dict[str, PlannedRun]) -> Experiment:
+    arguments = _parsed(run)
+    if isinstance(run, Train):
+        return build_experiment(load_config(arguments.config, arguments.overrides))
+    if run.parent not in before:
+        raise ConfigError(
+            f"its parent {run.parent!r} is no run before it{nearest(run.parent, before)}"
+        )
+    parent = before[run.parent].experiment
+    return child_experiment(
+        parent,
+        parent.train.steps,
+        arguments.method,
+        arguments.length,
+        arguments.optimizer,
+        arguments.overrides,
+        config=load_config(arguments.config) if arguments.config else None,
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors end no program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parsed(run: Run) -> argparse.Namespace:
+    """The options of a run as its verb will read them.
+
+    Raises:
+      ConfigError: the verb would refuse them, or they name another run than the sweep does.
+    """
+    parser = _Parser(allow_abbrev=False, add_help=False)
+    (add_train_options if isinstance(run, Train) else add_extend_options)(parser)
+    add_processes(parser)
+    parser.add_argument("--traceback", action="store_true")
+    workdir = Path("sweep")
+    arguments = parse_arguments(parser, command(run, workdir)[1:])
+    stated = {"workdir": workdir / run.name}
+    if isinstance(run, Extend):
+        stated["parent"] = workdir / run.parent
+    for name, value in stated.items():
+        given = getattr(arguments, name)
+        if given != value:
+            raise ConfigError(f"its options give another {name}, {given}; that is the sweep's")
+    return arguments

@@ -45,9 +45,7 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "dynamic_ntk": scaling.DynamicNTK(4.0, length, length=4 * length),
         "yarn": scaling.YaRN(4.0, length),
         "llama3": scaling.Llama3(4.0, length),
-        "longrope": scaling.LongRoPE(
-            (1.0,) * (head_dim // 2), slow, length, 4.0, length=4 * length
-        ),
+        "longrope": scaling.LongRoPE(fast, slow, length, 4.0, length=4 * length),
         "proportional": scaling.Proportional(0.5, factor=4.0),
         "adjusted_base": scaling.AdjustedBase(500_000.0),
         "clip_floor": scaling.ClipFloor(length),

@@ -60,10 +60,9 @@ def score_windows(
     locate: Callable[[int], TokenIndex] | None = None,
     bos: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores the last ``scored`` targets of ``count`` windows.
+    """Scores the last ``scored`` targets of ``count`` windows, in batches of one shape.
 
-    All batches have one shape, so a jitted scorer compiles once: the last batch is filled up with
-    copies of its first window, and the results of the copies are left out.
+    The last batch is filled up with copies, whose results are left out.
 
     Args:
       scorer: the model.
@@ -112,15 +111,14 @@ def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
 def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any], Scorer]:
     """Makes scorers of one model with any arrays: one jitted forward pass for all of them.
 
-    It is traced once for each window shape, however often the arrays change. Only the scored
-    positions are projected to the vocabulary, in pieces of at most ``LOGITS_IN_MEMORY`` logits, so
-    a window costs memory for its hidden states, not ``T * V``.
+    Only the scored positions are projected to the vocabulary, in pieces of at most
+    ``LOGITS_IN_MEMORY`` logits, so a window costs memory for its hidden states, not ``T * V``.
 
     Args:
       graphdef: the model without its arrays.
-      mesh: devices that share the work, of all processes, over which the arrays lie. Rows and
-        tokens are filled up to multiples of its axes, rows with copies and windows with padding
-        after their end, which no token of theirs sees; the scores of both are left out.
+      mesh: devices of all processes, over which the arrays lie. Rows and tokens are filled up to
+        multiples of its axes, rows with copies and windows with padding after their end, which no
+        token of theirs sees; the scores of both are left out.
 
     Returns:
       (params, constants) -> scorer.

@@ -17,7 +17,7 @@ def damaged_tone(share: float, own: float, other: float, positions: np.ndarray) 
 
         h(n) = (1 - s) exp(i w_m n) + s exp(i w_o n)
 
-    for the share s that leaked in, w_m = ``own`` and w_o = ``other`` in radians per token. It has no
+    for the share s that leaked in, w_m = ``own`` and w_o = ``other``, radians per token. It has no
     period 2 pi / w_m any more, unless w_o is a multiple of w_m. Returns ``[T]`` complex.
     """
     return (1 - share) * np.exp(1j * own * positions) + share * np.exp(1j * other * positions)

@@ -12,15 +12,18 @@ import numpy as np
 Activation = Callable[[np.ndarray], np.ndarray]
 
 
-def damaged_tone(share: float, own: float, other: float, positions: np.ndarray) -> np.ndarray:
+def damaged_tone(
+    share: float, frequency: float, leaked: float, positions: np.ndarray
+) -> np.ndarray:
     """A dimension that should carry one frequency and carries some of another (Eq. 6).
 
         h(n) = (1 - s) exp(i w_m n) + s exp(i w_o n)
 
-    for the share s that leaked in, w_m = ``own`` and w_o = ``other``, radians per token. It has no
-    period 2 pi / w_m any more, unless w_o is a multiple of w_m. Returns ``[T]`` complex.
+    for the share s that leaked in, w_m = ``frequency`` and w_o = ``leaked``, radians per token. It
+    has no period 2 pi / w_m any more, unless w_o is a multiple of w_m. Returns ``[T]`` complex.
     """
-    return (1 - share) * np.exp(1j * own * positions) + share * np.exp(1j * other * positions)
+    tones = np.exp(1j * np.multiply.outer([frequency, leaked], positions))
+    return np.array([1 - share, share]) @ tones
 
 
 def leaked_amplitudes(weight: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ def style_axes(
     ylabel: str = "",
     title: str = "",
     *,
-    grid: str = "both",
+    grid: Any = "both",
     legend: dict[str, Any] | None = None,
     **title_settings: Any,
 ) -> None:
@@ -53,7 +53,7 @@ def style_axes(
     if title:
         axes.set_title(title, fontsize=10, **title_settings)
     if grid:
-        axes.grid(True, axis=grid, color="#dddddd", linewidth=0.7)  # type: ignore[arg-type]
+        axes.grid(True, axis=grid, color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
     if legend is not None:
         axes.legend(**{"frameon": False, "fontsize": 8.5} | legend)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.signal
 from scipy.special import diric
@@ -43,7 +45,8 @@ def periodogram(signal: np.ndarray, window: str = "boxcar") -> np.ndarray:
     The sum over k is the mean square of ``x`` with the rectangular window (Parseval), and in
     expectation with any window for white noise. ``window`` as for ``nudft``.
     """
-    density = scipy.signal.periodogram(signal, window=window, detrend=False)[1]
+    keep_mean: Any = False  # scipy documents False, its types know only names
+    density = scipy.signal.periodogram(signal, window=window, detrend=keep_mean)[1]
     return density / np.shape(signal)[-1]
 
 

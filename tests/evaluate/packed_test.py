@@ -81,15 +81,7 @@ def test_a_stride_of_the_context_gives_the_same_nats_as_chunks():
     cache = TextCache((337,))
     rows, _ = chunks(Reader(), cache, num_blocks=10)
     for context in CONTEXTS:
-        nats, _ = slide(
-            Reader(),
-            lambda i, start, stop: cache.stream[start:stop],
-            1,
-            length=320,
-            context=context,
-            stride=context,
-            batch_tokens=300,
-        )
+        nats, _, _ = slide(Reader(), cache, np.array([0]), 320, context, context, batch_tokens=300)
         inside = np.arange(1, 321) % context > 0  # all but the first token of the next chunk
         expected = nats[0][inside].sum(dtype=np.float64)
         assert sums_of(rows, context=context)[0] == pytest.approx(expected, rel=1e-12)

@@ -83,7 +83,7 @@ def raise_on_signal() -> Iterator[None]:
     """Raises `Stopped` in the main thread where a signal comes while it is in the block."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        _next_one_kills(number)
+        _let_the_next_one_kill(number)
         if not _state.is_ending:
             _state.is_ending = True
             raise Stopped(number)
@@ -91,7 +91,7 @@ def raise_on_signal() -> Iterator[None]:
     was_deferring, _state.is_deferring = _state.is_deferring, False
     _state.raising += 1
     try:
-        with _handled(stop):
+        with _handle_signals(stop):
             yield
     finally:
         _state.is_deferring = was_deferring
@@ -111,13 +111,13 @@ def defer_signals() -> Iterator[Callable[[], int | None]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
-        _next_one_kills(number)
+        _let_the_next_one_kill(number)
         if is_distributed():
             os.kill(os.getpid(), signal.SIGTERM)  # for JAX, which tells the other processes
 
     was_deferring, _state.is_deferring = _state.is_deferring, True
     try:
-        with _handled(note):
+        with _handle_signals(note):
             yield lambda: noted[0] if noted else None
     finally:
         _state.is_deferring = was_deferring
@@ -138,7 +138,7 @@ def exit_after_grace_period(grace_seconds: float = GRACE_SECONDS) -> Iterator[No
     over = threading.Event()
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watcher = threading.Thread(
-        target=_watch, args=(reader, over, grace_seconds), name="signals", daemon=True
+        target=_exit_when_late, args=(reader, over, grace_seconds), name="signals", daemon=True
     )
     watcher.start()
     try:
@@ -152,7 +152,7 @@ def exit_after_grace_period(grace_seconds: float = GRACE_SECONDS) -> Iterator[No
         os.close(reader)
 
 
-def _watch(reader: int, over: threading.Event, grace_seconds: float) -> None:
+def _exit_when_late(reader: int, over: threading.Event, grace_seconds: float) -> None:
     number = 0
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]  # of each signal, when the kernel has sent it
@@ -184,7 +184,7 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -208,7 +208,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, old or signal.SIG_DFL)  # None: set by no one in Python
 
 
-def _next_one_kills(number: int) -> None:
+def _let_the_next_one_kill(number: int) -> None:
     """After a first Ctrl-C. Not after a SIGTERM, which some send twice to end a run once."""
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fope_jax.gallery.examples import EXAMPLES, SHAPE
+from fope_jax.gallery.examples import EXAMPLES, SHAPE, registered_examples
 from fope_jax.position.base import ModelShape, PositionEmbedding
 from fope_jax.position.table import METHODS, SCALINGS
 
@@ -30,13 +30,14 @@ def method_entries() -> list[Entry]:
     >>> {entry.name: entry.learnable for entry in method_entries()}["learned"]
     'always'
     """
-    first = {type(method): method for method in reversed(EXAMPLES.values())}
-    return [
-        Entry(
-            name, cls.kind, knobs(cls), learnable(first[cls]), cls.extends, about(cls), source(cls)
-        )
-        for name, cls in METHODS.items()
-    ]
+    known = [*EXAMPLES.values(), *registered_examples().values()]
+    first = {type(method): method for method in reversed(known)}
+    entries = []
+    for name, cls in METHODS.items():
+        trains = learnable(first[cls]) if cls in first else "unknown"  # it has a required knob
+        fields = (cls.kind, knobs(cls), trains, cls.extends, about(cls), source(cls))
+        entries.append(Entry(name, *fields))
+    return entries
 
 
 def scaling_entries() -> list[Entry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from fope_jax.position import scaling
@@ -15,6 +16,7 @@ from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
+from fope_jax.position.table import METHODS
 from fope_jax.position.xpos import XPos
 
 LENGTH = 512  # tokens, the training length of the examples
@@ -77,6 +79,17 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
 EXAMPLES = examples()
 
 
+def registered_examples() -> dict[str, PositionEmbedding]:
+    """Methods that others have registered, at their defaults, where every knob has one."""
+    ours, others = {type(method) for method in EXAMPLES.values()}, {}
+    for name, cls in METHODS.items():
+        defaults = ((field.default, field.default_factory) for field in dataclasses.fields(cls))
+        is_required = [both == (dataclasses.MISSING, dataclasses.MISSING) for both in defaults]
+        if cls not in ours and not any(is_required):
+            others[name] = cls()
+    return others
+
+
 def choose(
     labels: Iterable[str] | None, known: dict[str, PositionEmbedding] | None = None
 ) -> dict[str, PositionEmbedding]:
@@ -84,7 +97,7 @@ def choose(
 
     Args:
       labels: keys of ``known``.
-      known: what to choose from; None takes ``EXAMPLES``.
+      known: what to choose from; None takes ``EXAMPLES`` and ``registered_examples``.
 
     Raises:
       ValueError: a label that is none, with the nearest.
@@ -92,7 +105,7 @@ def choose(
     >>> choose(["nope"])
     {'nope': NoPE()}
     """
-    known = EXAMPLES if known is None else known
+    known = EXAMPLES | registered_examples() if known is None else known
     if labels is None:
         return known
     return {label: find("example", label, known) for label in labels}

@@ -31,8 +31,16 @@ from fope_jax.typing import Array
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
-# Fields of TransformerConfig that say how a model with weights is computed, not what it computes.
-HOW = ("scan_layers", "remat", "attention", "attention_block", "derivatives", "dtype", "init_std")
+# Fields of TransformerConfig that may change after training.
+CHANGEABLE_FIELDS = (
+    "scan_layers",
+    "remat",
+    "attention",
+    "attention_block",
+    "derivatives",
+    "dtype",
+    "init_std",
+)
 NORMS = ("pre", "post")
 QK_NORMS = ("none", "head", "width")
 

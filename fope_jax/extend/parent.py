@@ -138,4 +138,4 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
         return ParentArrays(items, identity | {"data": None})
 
     source = f"{WEIGHTS}{directory.resolve()}"
-    return Parent(source, experiment, 0, True, config.kept, load)
+    return Parent(source, experiment, 0, True, config.extra_keys, load)

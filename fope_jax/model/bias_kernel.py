@@ -40,12 +40,8 @@ HeadBias = Callable[[dict[str, Any], Array, Array], Array]
 class _Settings(NamedTuple):
     """What is known when the kernel is built.
 
-    Attributes:
-      bias_fn: maps the numbers of one head, positions of queries ``[1, t]`` and of keys ``[s, 1]``
-        to ``[s, t]``; None where there is no bias.
-      num_numbers: how many numbers ``bias_fn`` takes.
-      block: queries and keys in a block.
-      interpret: whether the kernel's program runs on any platform, slowly.
+    ``bias_fn`` maps ``num_numbers`` numbers of one head, positions of queries ``[1, t]`` and of
+    keys ``[s, 1]`` to ``[s, t]``; None is no bias. A ``block`` has as many queries and keys.
     """
 
     bias_fn: Callable[[list[Array], Array, Array], Array] | None
@@ -194,9 +190,8 @@ def _gradient_of_scores(settings, numbers, q, k, v, tokens, d_out, lse, delta):
 
 # ---------------------------------------------------------------------------- kernels
 #
-# Each kernel gets the blocks that its BlockSpecs name for one step of the grid; the last axis of
-# the grid goes over the blocks that are summed. Blocks are fetched ahead, so a step outside the
-# visible range of its row names the nearest block in it, which then is there already.
+# A kernel gets the blocks that its BlockSpecs name for one step of the grid; the last axis of the
+# grid goes over the blocks that are summed.
 
 
 def _forward(settings, q, k, v, numbers, q_index, k_index):
@@ -259,7 +254,14 @@ def _forward(settings, q, k, v, numbers, q_index, k_index):
             ],
         ),
         interpret=settings.interpret,
-    )(*_key_ranges(block, q_index, k_index), numbers, q, k, v, *_token_arrays(q_index, k_index))
+    )(
+        *_ranges(block, q_index, k_index, by_query=True),
+        numbers,
+        q,
+        k,
+        v,
+        *_token_arrays(q_index, k_index),
+    )
 
 
 def _backward_queries(settings, q, k, v, numbers, q_index, k_index, d_out, lse, delta):
@@ -319,7 +321,7 @@ def _backward_queries(settings, q, k, v, numbers, q_index, k_index, d_out, lse, 
         ),
         interpret=settings.interpret,
     )(
-        *_key_ranges(block, q_index, k_index),
+        *_ranges(block, q_index, k_index, by_query=True),
         *(numbers, q, k, v),
         *_token_arrays(q_index, k_index),
         *(d_out, lse, delta),
@@ -384,7 +386,7 @@ def _backward_keys(settings, q, k, v, numbers, q_index, k_index, d_out, lse, del
         ),
         interpret=settings.interpret,
     )(
-        *_query_ranges(block, q_index, k_index),
+        *_ranges(block, q_index, k_index, by_query=False),
         *(numbers, q, k, v),
         *_token_arrays(q_index, k_index),
         *(d_out, lse, delta),
@@ -410,7 +412,7 @@ def _specs_by_query(block: int, group: int, head_dim: int) -> list[pl.BlockSpec]
 
 
 def _clip(row, block, step, first, last):
-    """The block for a step of the grid: the nearest that ``block`` has to visit."""
+    """The nearest to ``step`` of those that ``block`` has to visit: it is there already."""
     return jnp.clip(step, first[row, block], jnp.maximum(last[row, block], 0))
 
 
@@ -425,27 +427,16 @@ def _token_arrays(q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
     ]
 
 
-def _key_ranges(block: int, q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
-    """First and last block of keys that each block of queries visits, ``[B, Q]`` int32 each.
+def _ranges(block: int, q_index: TokenIndex, k_index: TokenIndex, *, by_query: bool) -> list[Array]:
+    """First and last block that each block visits, int32 each: ``[B, Q]``, or ``[B, P]`` of keys.
 
     Where it visits none, the first lies behind the last.
     """
-    return _ranges(_block_mask(block, q_index, k_index))
-
-
-def _query_ranges(block: int, q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
-    """First and last block of queries that each block of keys visits, ``[B, P]`` int32 each."""
-    return _ranges(_block_mask(block, q_index, k_index).swapaxes(0, 1))
-
-
-def _block_mask(block: int, *indexes: TokenIndex) -> Array:
-    return visible_block_mask(
-        *jax.tree.map(lambda x: x.reshape(x.shape[0], -1, block).swapaxes(0, 1), indexes)
+    blocks = jax.tree.map(
+        lambda x: x.reshape(x.shape[0], -1, block).swapaxes(0, 1), (q_index, k_index)
     )
-
-
-def _ranges(mask: Array) -> list[Array]:
-    """Of ``mask [Q, P, B]``, the first and last along P: ``[B, Q]`` each."""
+    mask = visible_block_mask(*blocks)
+    mask = mask if by_query else mask.swapaxes(0, 1)
     index = jnp.arange(mask.shape[1], dtype=jnp.int32)[:, None]
     first = jnp.min(jnp.where(mask, index, mask.shape[1]), axis=1)
     last = jnp.max(jnp.where(mask, index, -1), axis=1)

@@ -13,7 +13,7 @@ from fope_jax.model.attention import TokenIndex, attend
 from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.position.base import ModelShape, PositionEmbedding
 from fope_jax.position.logit_scaling import LogitScaling
-from fope_jax.position.relative_bias import T5Bias
+from fope_jax.position.relative_bias import FIRE, T5Bias
 from tests.model.backends_test import packed
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 24
@@ -101,10 +101,12 @@ def test_values_and_gradients_are_those_of_the_reference(name):
     """Several documents a row, padding, grouped heads, a head_dim of no whole lanes."""
     arrays, positions, segments = packed(2, 384, HEADS, KV_HEADS, HEAD_DIM)
     places = TokenIndex(positions, segments)
-    assert_same(METHODS[name], arrays, places, places)
+    # A narrower network of FIRE's: the kernel's program has a line for each of its numbers.
+    method = FIRE(mlp_width=4) if name == "fire" else METHODS[name]
+    assert_same(method, arrays, places, places)
 
 
-@pytest.mark.parametrize("name", ["alibi", "fire"])
+@pytest.mark.parametrize("name", ["alibi", pytest.param("fire", marks=pytest.mark.slow)])
 def test_queries_of_one_device_see_the_keys_of_all(name):
     """As where devices share the tokens of a row, far from position 0, with places all rows share.
 

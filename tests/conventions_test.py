@@ -73,7 +73,7 @@ def test_tensorflow_is_imported_in_one_module():
         if {name.split(".")[0] for name in imports(path)}
         & {"tensorflow", "tensorflow_datasets", "seqio"}
     }
-    assert users <= {"data/libraries.py"}
+    assert users <= {"data/tf_libraries.py"}
 
 
 @pytest.mark.parametrize("folder", ["report", "data"])

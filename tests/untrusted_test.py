@@ -14,7 +14,7 @@ import pytest
 from fope_jax.config import ConfigError, load_config
 from fope_jax.data import corpora, mirror
 from fope_jax.data.cache import CacheError, TokenCache
-from fope_jax.data.tokenizer import BytesTokenizer, describe
+from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.interop import weights
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.storage.paths import path_within
@@ -94,7 +94,7 @@ def test_a_pickle_in_a_table_of_documents_is_not_loaded(tmp_path):
     }
     manifest = {
         "fingerprint": "f",
-        "tokenizer": describe(BytesTokenizer()),
+        "tokenizer": describe_tokenizer(BytesTokenizer()),
         "dtype": "<u2",
         "block_tokens": 16,
         "shard_tokens": 64,

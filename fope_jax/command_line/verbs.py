@@ -327,7 +327,7 @@ def doctor(arguments: argparse.Namespace) -> int:
                 print(line, file=sys.stderr)
         checks = doctor.examine(run)
         shown = doctor.as_json(run, checks) if arguments.json else None
-        print(json.dumps(shown) if shown else doctor.table(run, checks))
+        print(json.dumps(shown) if shown else doctor.as_text(run, checks))
         worst = max(worst, doctor.exit_code(checks))
     return worst
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fope_jax.config.fields import check_value
-from fope_jax.data.held_out import name_of
-from fope_jax.data.retrieval.names import TASKS
+from fope_jax.data.held_out import text_name
+from fope_jax.data.retrieval import TASKS
 
 
 @dataclass(frozen=True)
@@ -96,5 +96,5 @@ class EvaluateConfig:
             self.needle_haystack in haystacks,
             f"one of {haystacks}",
         )
-        names = [name_of(source) for source in self.texts]
+        names = [text_name(source) for source in self.texts]
         check_value("texts", self.texts, len(set(names)) == len(names), "each name once")

@@ -28,7 +28,7 @@ from fope_jax.data import DataConfig
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
-from fope_jax.position.table import parts_of
+from fope_jax.position.table import pieces_for_key
 from fope_jax.storage.files import read_json
 
 
@@ -390,7 +390,7 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
     if not isinstance(value, (Mapping, ConfigDict)):
         return value
     knobs = {name: _build_spec(f"{key}.{name}", v, length, init_std) for name, v in value.items()}
-    entry, name, knobs = parts_of(knobs)
+    entry, name, knobs = pieces_for_key(knobs)
     if not isinstance(name, str):
         raise ConfigError(
             f"config.{key} = {dict(value)}: expected a 'method', or a 'scaling' by its name"

@@ -26,7 +26,7 @@ import numpy as np
 from fope_jax.data.cache import TokenizedDocument, token_dtype
 from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import CorpusError, Document, match_files, read_corpus, read_file
-from fope_jax.data.tokenizer import Tokenizer, describe, load_saved
+from fope_jax.data.tokenizers import Tokenizer, describe_tokenizer, load_tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.paths import as_path
 
@@ -70,7 +70,7 @@ def read_documents(
     content: str,
     partial: Path,
 ) -> Iterator[TokenizedDocument]:
-    """What `fope_jax.data.tasks.read_documents` yields, with the tokens made by ``runner``.
+    """What `fope_jax.data.seqio_tasks.read_documents` yields, with the tokens made by ``runner``.
 
     Args:
       content: digest of the text; parts of other text are never taken for these.
@@ -86,7 +86,11 @@ def read_documents(
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(Path(scratch))
         saved = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
-    run(parts, functools.partial(tokenize_part, config, describe(tokenizer), saved), runner)
+    run(
+        parts,
+        functools.partial(tokenize_part, config, describe_tokenizer(tokenizer), saved),
+        runner,
+    )
     streams = []
     for corpus, _ in config.components:
         own = _documents_of([part for part in parts if part.corpus == corpus])
@@ -199,7 +203,7 @@ def _load(description: str, saved: tuple[tuple[str, bytes], ...]) -> Tokenizer:
     with tempfile.TemporaryDirectory() as scratch:
         for name, content in saved:
             (Path(scratch) / name).write_bytes(content)
-        return load_saved(Path(scratch), json.loads(description))
+        return load_tokenizer(Path(scratch), json.loads(description))
 
 
 def _documents_of(parts: Sequence[Part]) -> Iterator[TokenizedDocument]:
@@ -245,4 +249,4 @@ def _files() -> Any:
 
 def _tasks() -> Any:
     """Imported where it is used, because TensorFlow takes seconds."""
-    return importlib.import_module("fope_jax.data.tasks")
+    return importlib.import_module("fope_jax.data.seqio_tasks")

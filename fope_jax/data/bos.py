@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.data.tokenizer import Tokenizer, TokenizerError
+from fope_jax.data.tokenizers import Tokenizer, TokenizerError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def find_bos(tokenizer: Tokenizer, token: str | None) -> Bos | None:
     return Bos(token, index)
 
 
-class StatedBos(NamedTuple):
+class CheckpointBos(NamedTuple):
     """What a checkpoint says.
 
     Attributes:
@@ -60,7 +60,7 @@ class StatedBos(NamedTuple):
     source: str
 
 
-def read_bos(path: Path) -> StatedBos:
+def read_bos(path: Path) -> CheckpointBos:
     """What the files beside a tokenizer.json say of BOS, and the file itself.
 
     The token is ``bos_token`` of tokenizer_config.json or, where that has no
@@ -81,10 +81,10 @@ def read_bos(path: Path) -> StatedBos:
     ``models/*/tokenization_*.py`` of Hugging Face transformers 5.24.0 and 4.57.1.
     """
     if not path.is_file():  # "bytes" and "sentencepiece" are no files
-        return StatedBos(None, False, "no tokenizer.json")
+        return CheckpointBos(None, False, "no tokenizer.json")
     content = _read(path)
     if not content:
-        return StatedBos(None, False, f"{path.name} cannot be read")
+        return CheckpointBos(None, False, f"{path.name} cannot be read")
     config, names, model = (
         _read(path.with_name(name))
         for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")
@@ -136,7 +136,7 @@ def read_bos(path: Path) -> StatedBos:
                 f"{path.parent}: {source}, but its bos_token {token!r} is not in {path.name}"
             )
         token = None
-    return StatedBos(token, added, source)
+    return CheckpointBos(token, added, source)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -30,27 +30,27 @@ from fope_jax.data.cache import (
 )
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus
-from fope_jax.data.manifest import MANIFEST, read_manifest, sealed
-from fope_jax.data.mirror import local_directory, locked, upload
+from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
+from fope_jax.data.mirror import exclusive_lock, local_directory, upload
 from fope_jax.data.sources import (
     check_damage,
     check_held_out,
     content_digest,
     damaged_files,
-    first_names,
+    examples_line,
     is_unchanged,
     list_sources,
-    remarks,
+    source_warnings,
 )
-from fope_jax.data.tokenizer import (
-    TRAINING_TEXT_CHARS,
+from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,
     Tokenizer,
-    load_saved,
+    describe_tokenizer,
+    load_tokenizer,
     train_sentencepiece,
 )
-from fope_jax.data.tokenizer import describe as describe_tokenizer
+from fope_jax.data.tokenizers.sentencepiece import TRAINING_TEXT_CHARS
 from fope_jax.extras import require
 from fope_jax.storage.directories import make_writable
 from fope_jax.storage.files import read_json, write_json
@@ -93,7 +93,7 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
             check_damage(sources, config)
         else:
             sources = kept["sources"]
-        for remark in (line for split in SPLITS for line in remarks(sources, split)):
+        for remark in (line for split in SPLITS for line in source_warnings(sources, split)):
             _say(remark)
         if kept is None:
             check_held_out(sources)
@@ -174,7 +174,7 @@ def _build(
             _write_split(config, partial, state, tokenizer, split, read)
     shutil.rmtree(partial / "parts", ignore_errors=True)
     manifest = _manifest(config, sources, state, tokenizer)
-    write_json(partial / MANIFEST, sealed(manifest))
+    write_json(partial / MANIFEST, add_digest(manifest))
     (partial / "progress.json").unlink()
     _replace(partial, directory)
 
@@ -204,7 +204,7 @@ def _make_tokenizer(
     config: DataConfig, partial: Path, state: dict[str, Any], left_out: Collection[str]
 ) -> Tokenizer:
     if state["tokenizer"]:
-        return load_saved(partial, state["tokenizer"])
+        return load_tokenizer(partial, state["tokenizer"])
     if config.tokenizer == "bytes":
         tokenizer = BytesTokenizer()
     elif config.tokenizer == "sentencepiece":
@@ -294,7 +294,7 @@ def _write_split(
     if done.changed_documents:
         _say(
             f"{split}: the tokenizer changes {done.changed_documents:,} documents: their tokens"
-            f" decode to another text; {first_names(done.first_changed, done.changed_documents)}"
+            f" decode to another text; {examples_line(done.first_changed, done.changed_documents)}"
         )
 
 
@@ -313,7 +313,7 @@ def _manifest(
 ) -> dict[str, Any]:
     content = content_digest(sources)
     identity = [content, tokenizer.fingerprint, config.components, caches.FORMAT]
-    fields = caches.describe(config)
+    fields = caches.cache_identity(config)
     identity += [fields.get("validation_books"), fields.get("excluded_books")]
     bad = {split: progress.bad for split, progress in state["splits"].items()}
     if any(one["count"] for one in bad.values()):
@@ -357,7 +357,7 @@ def _replace(partial: Path, directory: Path) -> None:
 def _locked(directory: Path) -> Iterator[None]:
     """One build of a cache at a time."""
     with contextlib.ExitStack() as stack:
-        lock = locked(
+        lock = exclusive_lock(
             directory.with_name(directory.name + ".lock"),
             lambda: _say(f"another process builds {directory}: waiting for it"),
         )
@@ -372,7 +372,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _tasks():
     """Imported here, because TensorFlow takes seconds that reading a built cache should not."""
-    return importlib.import_module("fope_jax.data.tasks")
+    return importlib.import_module("fope_jax.data.seqio_tasks")
 
 
 def _say(line: str) -> None:
@@ -418,7 +418,7 @@ def _describe_split(cache: TokenCache, samples: int) -> list[str]:
         f" left out as unreadable: {summary.get('bad_documents', 0):,}",
         *(f"    {reason}" for reason in summary.get("first_bad", [])),
         *(f"    changed: {name}" for name in summary.get("first_changed", [])),
-        *(f"  {line}" for line in remarks(cache.sources, cache.split)),
+        *(f"  {line}" for line in source_warnings(cache.sources, cache.split)),
         "  tokens a document      documents        tokens",
     ]
     lines += _histogram(documents["length"])

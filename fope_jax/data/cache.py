@@ -29,12 +29,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fope_jax.data import tokenizer as tokenizers
+from fope_jax.data import tokenizers
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.manifest import MANIFEST, REBUILD, CacheError, hashes, read_manifest
+from fope_jax.data.manifest import MANIFEST, REBUILD, CacheError, file_hashes, read_manifest
 from fope_jax.data.mirror import download
 from fope_jax.data.sources import damaged_files
-from fope_jax.data.tokenizer import BytesTokenizer, Tokenizer
+from fope_jax.data.tokenizers import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.content import GIT_LFS_POINTER, detect_content, read_head
 from fope_jax.storage.files import file_sha256
@@ -60,14 +60,14 @@ def cache_directory(config: DataConfig) -> Path:
     Its name has a digest of every field that decides the tokens, so two configs never meet in one
     directory; packing and training length are not among them.
     """
-    digest = hashlib.sha256(json.dumps(describe(config), sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(cache_identity(config), sort_keys=True).encode()).hexdigest()
     label = config.tokenizer
     if label == "sentencepiece":
         label += str(config.vocab_size)
     return as_path(config.cache_dir) / f"{config.corpus}-{Path(label).stem}-{digest[:12]}"
 
 
-def describe(config: DataConfig) -> dict[str, Any]:
+def cache_identity(config: DataConfig) -> dict[str, Any]:
     """The fields of ``config`` that decide the tokens."""
     fields: dict[str, Any] = {"components": [list(part) for part in config.components]}
     corpora = [name for name, _ in config.components]
@@ -151,7 +151,7 @@ class TokenCache:
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that wrote the cache."""
-        return tokenizers.load_saved(self.directory, self._tokenizer_description)
+        return tokenizers.load_tokenizer(self.directory, self._tokenizer_description)
 
     def verify(self) -> None:
         """Reads every file of the split.
@@ -263,7 +263,7 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
             " run `fope data build` again, or accept so many"
         )
     if is_in_bucket(directory):
-        directory = download(directory, MANIFEST, hashes(manifest))
+        directory = download(directory, MANIFEST, file_hashes(manifest))
     return TokenCache(directory, manifest, split)
 
 
@@ -272,7 +272,7 @@ def _no_text(tokenizer: Tokenizer) -> dict[str, Any]:
     none = {"documents": 0, "bytes": 0, "empty_documents": 0, "changed_documents": 0, "shards": []}
     return {
         "fingerprint": hashlib.sha256(f"no text {tokenizer.fingerprint}".encode()).hexdigest(),
-        "tokenizer": tokenizers.describe(tokenizer),
+        "tokenizer": tokenizers.describe_tokenizer(tokenizer),
         "dtype": token_dtype(tokenizer.vocab_size).str,
         "block_tokens": BLOCK_TOKENS,
         "shard_tokens": SHARD_TOKENS,

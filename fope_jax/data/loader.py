@@ -95,7 +95,7 @@ class Loader:
         self._order = windows.repeat(_MOST_WINDOWS // self.windows_per_epoch)
 
     @property
-    def about(self) -> str:
+    def summary(self) -> str:
         """For people: how much text there is."""
         return f"{self._cache.num_tokens:,} tokens, an epoch is {self.steps_per_epoch:,} steps"
 
@@ -103,7 +103,7 @@ class Loader:
         """The batch of one step, counted from 0."""
         return self._rows(self._places(step))
 
-    def documents(self, step: int) -> list[dict[str, Any]]:
+    def row_sources(self, step: int) -> list[dict[str, Any]]:
         """Where the rows of one step's batch come from.
 
         Returns:

@@ -59,7 +59,7 @@ class _Problem(Exception):
     """What is wrong with a manifest, and where in it."""
 
 
-def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def add_digest(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest with its own digest."""
     return {**manifest, _DIGEST: _digest(manifest)}
 
@@ -91,7 +91,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The sha256 of every shard and table, by file name."""
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     files = [*shards, *(shard["documents"] for shard in shards)]

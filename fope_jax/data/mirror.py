@@ -35,7 +35,7 @@ class MirrorError(RuntimeError):
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """One process at a time; the system lets go of the lock of a killed process.
 
     One that fails leaves neither the lock file nor a directory made for it.
@@ -107,7 +107,7 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
     def waiting() -> None:
         _say(f"another process downloads {remote}: waiting for it")
 
-    with locked(local.with_name(local.name + ".lock"), waiting):
+    with exclusive_lock(local.with_name(local.name + ".lock"), waiting):
         if not local.is_dir():
             partial = local.with_name(local.name + ".partial")
             sizes = {

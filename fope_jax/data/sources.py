@@ -18,7 +18,7 @@ from fope_jax.data.corpora import (
     starts_with_mark,
     wrong_content,
 )
-from fope_jax.data.tokenizer import JsonTokenizer
+from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.extras import require
 from fope_jax.storage.files import file_sha256, size_and_mtime
 from fope_jax.storage.paths import as_path
@@ -64,7 +64,7 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
 
 def _file_source(path: Path, corpus: str, split: str, before: Mapping[Any, Any]) -> Source:
     try:
-        source, same = _met_before(str(path), size_and_mtime(path), before)
+        source, same = _cached_source(str(path), size_and_mtime(path), before)
         digest = same.get("sha256") or file_sha256(path)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
@@ -83,13 +83,13 @@ def _tfds_sources(config: DataConfig, before: Mapping[Any, Any]) -> list[Source]
     for split in SPLITS:
         files = tfds_files.files_of(config, split)
         for file in _with_progress(files, f"look through c4 {split}"):
-            source, same = _met_before(file.path, tfds_files.size_and_mtime(file), before)
+            source, same = _cached_source(file.path, tfds_files.size_and_mtime(file), before)
             source |= {"corpus": "c4", "split": split, "shard": file.shard}
             sources.append(source | {"damaged": _damage(same, tfds_files.damage_of, file)})
     return sources
 
 
-def _met_before(
+def _cached_source(
     path: str, size_and_mtime: tuple[int, int], before: Mapping[Any, Source]
 ) -> tuple[Source, Source]:
     """What tells a file from others, and what an earlier result says of it, or nothing."""
@@ -185,7 +185,7 @@ def check_held_out(sources: Iterable[Source]) -> None:
             )
 
 
-def remarks(sources: Sequence[Source], split: str) -> list[str]:
+def source_warnings(sources: Sequence[Source], split: str) -> list[str]:
     """Lines about files of a split that are damaged, empty, or copies of others.
 
     Copies stay: a text may be meant to count twice, and only its owner knows.
@@ -193,11 +193,11 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
     lines = []
     damaged = [source["damaged"] for source in damaged_files(sources, split)]
     if damaged:
-        lines.append(f"{split}: damaged files, left out, {first_names(damaged)}")
+        lines.append(f"{split}: damaged files, left out, {examples_line(damaged)}")
     own = [source for source in sources if source.get("split") == split]
     empty = [s["path"] for s in own if s.get("size") == 0 and not s.get("damaged")]
     if empty:
-        lines.append(f"{split}: empty files, {first_names(empty)}")
+        lines.append(f"{split}: empty files, {examples_line(empty)}")
     first: dict[str, str] = {}
     copies = []
     for source in _texts(sources, split):
@@ -207,7 +207,7 @@ def remarks(sources: Sequence[Source], split: str) -> list[str]:
             copies.append(f"{path} (as {original})")
     if copies:
         lines.append(
-            f"{split}: files of the same content, which counts again, {first_names(copies)}"
+            f"{split}: files of the same content, which counts again, {examples_line(copies)}"
         )
     return lines
 
@@ -218,10 +218,10 @@ def _texts(sources: Iterable[Source], split: str) -> Iterable[Source]:
     return (s for s in own if "sha256" in s and not s.get("damaged"))
 
 
-def first_names(names: Sequence[str], count: int | None = None) -> str:
+def examples_line(names: Sequence[str], count: int | None = None) -> str:
     """How many names there are, and the first of them.
 
-    >>> first_names(["a", "b"], 5), first_names(["a"])
+    >>> examples_line(["a", "b"], 5), examples_line(["a"])
     ('5: a, b, ...', '1: a')
     """
     count = len(names) if count is None else count

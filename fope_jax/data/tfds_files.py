@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError
-from fope_jax.data.libraries import tf, tfds
+from fope_jax.data.tf_libraries import tf, tfds
 from fope_jax.storage.content import HEAD_BYTES, detect_content
 
 

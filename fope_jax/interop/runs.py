@@ -22,8 +22,8 @@ from fope_jax.config import (
     split_override,
 )
 from fope_jax.data import DataConfig
-from fope_jax.data.bos import StatedBos, read_bos
-from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
+from fope_jax.data.bos import CheckpointBos, read_bos
+from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import load_run
 from fope_jax.extras import require
@@ -158,7 +158,7 @@ def imported_experiment(
     return experiment
 
 
-def _log_bos(settings: EvaluateConfig, stated: StatedBos) -> None:
+def _log_bos(settings: EvaluateConfig, stated: CheckpointBos) -> None:
     token, added = settings.bos_token, settings.add_bos_token
     does = f"{token} is {'added' if added else 'not added'} to evaluated texts" if token else "none"
     changed = (token, added) != (stated.token, stated.added)

@@ -121,7 +121,7 @@ def from_spec(value: Any) -> Any:
     ByLayer(methods=(RoPE(...), NoPE()))
     """
     if isinstance(value, Mapping):
-        key, name, knobs = parts_of(value)
+        key, name, knobs = pieces_for_key(value)
         if name is None:
             raise ValueError(
                 f"{dict(value)}: expected 'method', or 'scaling' with the name of a scaling"
@@ -132,10 +132,10 @@ def from_spec(value: Any) -> Any:
     return value
 
 
-def parts_of(spec: Any) -> tuple[str, Any, dict[str, Any]]:
+def pieces_for_key(spec: Any) -> tuple[str, Any, dict[str, Any]]:
     """``method`` or ``scaling``, its name, None where there is none, and the knobs.
 
-    >>> parts_of({"scaling": "ntk", "factor": 4.0})
+    >>> pieces_for_key({"scaling": "ntk", "factor": 4.0})
     ('scaling', 'ntk', {'factor': 4.0})
     """
     knobs = dict(spec)
@@ -277,7 +277,7 @@ def _text(spec: Any) -> str:
         return f"{spec:g}"
     if not isinstance(spec, dict):
         return str(spec)
-    _, name, knobs = parts_of(spec)
+    _, name, knobs = pieces_for_key(spec)
     return f"{name}({', '.join(f'{knob}={_text(value)}' for knob, value in knobs.items())})"
 
 

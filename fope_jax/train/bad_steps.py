@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fope_jax.config import TrainConfig
-from fope_jax.data.lessons import AnyLoader
+from fope_jax.data.task_mixture import BatchLoader
 from fope_jax.model.transformer import check_batch
 from fope_jax.processes.collectives import is_main_process
 from fope_jax.storage.files import write_json
@@ -88,7 +88,7 @@ class BadSteps:
 
 
 def dump_batches(
-    workdir: Path, error: BadStepError, loader_of: Callable[[int], AnyLoader], data_start: int
+    workdir: Path, error: BadStepError, loader_of: Callable[[int], BatchLoader], data_start: int
 ) -> BadStepError:
     """Writes the batches of ``error.steps`` into the run, so that a person can look at them.
 
@@ -118,7 +118,7 @@ def dump_batches(
             "batch": number,
             "loss": str(bad.loss),  # JSON has no word for nan
             "grad_norm": str(bad.norm),
-            "rows": loader.documents(number),
+            "rows": loader.row_sources(number),
         }
         write_json(directory / f"{bad.step}.json", facts)
     names = ", ".join(f"{bad.step}.npz" for bad in error.steps[-3:])
@@ -129,7 +129,7 @@ def dump_batches(
 
 @contextlib.contextmanager
 def dump_batches_of_bad_steps(
-    workdir: Path, loader_of: Callable[[int], AnyLoader], data_start: int
+    workdir: Path, loader_of: Callable[[int], BatchLoader], data_start: int
 ) -> Iterator[None]:
     """Where bad steps end what is done inside, leaves their batches, see `dump_batches`."""
     try:

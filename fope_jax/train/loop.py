@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.config import Packing
-from fope_jax.data.lessons import AnyLoader, stage_loaders
+from fope_jax.data.task_mixture import BatchLoader, make_stage_loaders
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import check_fingerprint, checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
@@ -98,7 +98,7 @@ class _Data(NamedTuple):
     """Where the batches come from, and what measures meanwhile, if anything."""
 
     cache: TokenCache
-    loaders: list[AnyLoader]
+    loaders: list[BatchLoader]
     measure: ValidationFn | None
 
 
@@ -112,7 +112,7 @@ def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
     config = experiment.train
     cache = open_cache(experiment.data, "train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
-    loaders = stage_loaders(
+    loaders = make_stage_loaders(
         experiment.data, cache, config.stages, seed=experiment.seed, data_start=config.data_start
     )
     measure = None
@@ -170,14 +170,14 @@ def _train(
     for (stage, _), loader in zip(stages, loaders, strict=True):
         log.info(
             "data: %s; %d x %d tokens a step (steps %d to %d)",
-            loader.about,
+            loader.summary,
             stage.batch_size,
             stage.length,
             stage.start + 1,
             stage.stop,
         )
 
-    def loader_of(step: int) -> AnyLoader:
+    def loader_of(step: int) -> BatchLoader:
         behind = sum(stage.stop < step for stage, _ in stages)
         return loaders[behind]
 
@@ -365,7 +365,7 @@ def _comes_again(row: dict[str, Any], start: int) -> bool:
 
 
 def _compile(
-    plan: StatePlan, loader: AnyLoader, step: int, experiment: Experiment
+    plan: StatePlan, loader: BatchLoader, step: int, experiment: Experiment
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The program of a step like batch ``step`` of ``loader``."""
     batch = share_positions(loader.batch(step), experiment.data.packing)

@@ -11,8 +11,8 @@ import pytest
 from fope_jax.data import build, cache, corpora, sources
 from fope_jax.data.build import inspect
 from fope_jax.data.corpora import CorpusError, Document, read_file
-from fope_jax.data.manifest import CacheError, sealed
-from fope_jax.data.sources import check_held_out, remarks
+from fope_jax.data.manifest import CacheError, add_digest
+from fope_jax.data.sources import check_held_out, source_warnings
 
 
 def file_of(tmp_path, content, name="a.jsonl"):
@@ -306,7 +306,7 @@ def test_a_cache_of_text_without_a_mark_stays_and_one_with_it_is_built_again(
             del one["marked"], one["damaged"]
         parts = [[s["corpus"], s["split"], s["sha256"], None] for s in manifest["sources"]]
         manifest["content"] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        path.write_text(json.dumps(sealed(manifest)))
+        path.write_text(json.dumps(add_digest(manifest)))
         return manifest
 
     capsys.readouterr()
@@ -369,12 +369,12 @@ def source(path, split, digest, size=3):
 def test_copies_and_empty_files_are_told_and_shared_text_is_refused():
     sources = [source(f"{n}.txt", "train", digest) for n, digest in enumerate("aabaa")]
     sources += [source("e.txt", "train", "empty", 0), source("f.txt", "validation", "empty", 0)]
-    assert remarks(sources, "train") == [
+    assert source_warnings(sources, "train") == [
         "train: empty files, 1: e.txt",
         "train: files of the same content, which counts again, 3: 1.txt (as 0.txt),"
         " 3.txt (as 0.txt), 4.txt (as 0.txt)",
     ]
-    assert remarks(sources, "validation") == ["validation: empty files, 1: f.txt"]
+    assert source_warnings(sources, "validation") == ["validation: empty files, 1: f.txt"]
     check_held_out(sources)  # that both have an empty file says nothing
     check_held_out([source("w.whl", "train", "w"), source("w.whl", "validation", "w")])
     message = "held.txt has the same content as training file 2.txt"

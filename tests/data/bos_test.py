@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fope_jax.data.bos import Bos, find_bos, read_bos
-from fope_jax.data.tokenizer import (
+from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,
     TokenizerError,

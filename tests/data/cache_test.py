@@ -12,7 +12,7 @@ import pytest
 from fope_jax.data import build, cache, corpora
 from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, TokenizedDocument
 from fope_jax.data.manifest import read_manifest
-from fope_jax.data.tokenizer import BytesTokenizer, describe
+from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 
 BLOCK, SHARD = 16, 64
 BYTES = BytesTokenizer()
@@ -55,7 +55,7 @@ def write(directory, documents, progress=None, stop=None, block=BLOCK, shard=SHA
 def read(directory, progress, block=BLOCK, shard=SHARD):
     manifest = {
         "fingerprint": "f",
-        "tokenizer": describe(BYTES),
+        "tokenizer": describe_tokenizer(BYTES),
         "dtype": "<u2",
         "block_tokens": block,
         "shard_tokens": shard,

@@ -9,8 +9,8 @@ import pytest
 
 from fope_jax.data import DataConfig, held_out
 from fope_jax.data.corpora import CorpusError, Document
-from fope_jax.data.held_out import cut, name_of, read_held_out
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.held_out import read_held_out, text_name, tokenize_texts
+from fope_jax.data.tokenizers import BytesTokenizer
 
 BYTES = BytesTokenizer()
 CONFIG = DataConfig(tokenizer="bytes")
@@ -18,7 +18,7 @@ CONFIG = DataConfig(tokenizer="bytes")
 
 def test_documents_stand_one_after_the_other_each_with_its_end():
     texts = ["naïve", "", "x\n\ny"]
-    own = cut("mine", [Document(f"d{i}", text) for i, text in enumerate(texts)], BYTES)
+    own = tokenize_texts("mine", [Document(f"d{i}", text) for i, text in enumerate(texts)], BYTES)
     assert own.documents["name"].tolist() == ["d0", "d2"]  # the empty one has no tokens
     assert own.documents["bytes"].tolist() == [6, 4]
     assert own.documents["length"].tolist() == [7, 5]
@@ -34,7 +34,7 @@ def test_documents_stand_one_after_the_other_each_with_its_end():
 
 def test_the_fingerprint_is_that_of_text_boundaries_and_tokenizer():
     def fingerprint(*texts):
-        return cut("n", [Document("d", text) for text in texts], BYTES).fingerprint
+        return tokenize_texts("n", [Document("d", text) for text in texts], BYTES).fingerprint
 
     assert fingerprint("ab", "c") == fingerprint("ab", "c")
     assert len({fingerprint("ab", "c"), fingerprint("a", "bc"), fingerprint("abc")}) == 3
@@ -74,4 +74,4 @@ def test_packages_are_read_as_they_are(tmp_path, monkeypatch):
 @pytest.mark.parametrize("source", ["c4", "web=x.txt", "validation=x.txt", "a b=x.txt", "a="])
 def test_what_is_no_text_is_refused(source):
     with pytest.raises(ValueError, match=r"text '.*'; accepted: web, news, or NAME=GLOB"):
-        name_of(source)
+        text_name(source)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fope_jax.data.loader import Loader
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.typing import Batch
 
 
@@ -220,7 +220,7 @@ def test_rows_cut_from_longer_windows(packing):
                     same = segments[: t + 1] == segments[t]
                     assert short.positions[row, t] == same.sum() - 1
                     assert short.segments[row, t] == len(set(segments[: t + 1]))
-        for facts, tokens in zip(cut.documents(step), short.tokens, strict=True):
+        for facts, tokens in zip(cut.row_sources(step), short.tokens, strict=True):
             ends = np.cumsum(LENGTHS)
             numbers = {int(np.searchsorted(ends, (x - 3) // 3, "right")) for x in tokens if x}
             assert {one["number"] for one in facts["documents"]} == numbers

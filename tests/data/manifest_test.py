@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fope_jax.data.manifest import CacheError, hashes, read_manifest, sealed
+from fope_jax.data.manifest import CacheError, add_digest, file_hashes, read_manifest
 from tests.fuzz.readers_test import MANIFEST
 
 
@@ -15,9 +15,9 @@ def written(directory, manifest):
 
 
 def test_a_sealed_manifest_comes_back_and_names_its_files(tmp_path):
-    manifest = read_manifest(written(tmp_path, sealed(MANIFEST)))
-    assert manifest == sealed(MANIFEST)
-    assert sorted(hashes(manifest)) == [
+    manifest = read_manifest(written(tmp_path, add_digest(MANIFEST)))
+    assert manifest == add_digest(MANIFEST)
+    assert sorted(file_hashes(manifest)) == [
         "train-00000.array_record",
         "train-00000.documents.npz",
         "validation-00000.array_record",
@@ -28,7 +28,7 @@ def test_a_sealed_manifest_comes_back_and_names_its_files(tmp_path):
 
 def test_every_changed_character_of_a_sealed_manifest_is_found(tmp_path):
     """Valid JSON of the right form too: another digit in a count or a name."""
-    text = json.dumps(sealed(MANIFEST))
+    text = json.dumps(add_digest(MANIFEST))
     changed = 0
     for at in range(0, len(text), 3):
         other = text[:at] + ("7" if text[at] != "7" else "8") + text[at + 1 :]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fope_jax.data.retrieval.names import TASKS
-from fope_jax.data.retrieval.table import make_task
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.retrieval import TASKS
+from fope_jax.data.retrieval.registry import make_task
+from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate.packed import score_chunks, score_resets
 from fope_jax.evaluate.perplexity import (
     score_from_start,
@@ -157,7 +157,7 @@ def test_prompts_begin_with_bos_and_are_as_long(name):
             trial, other = series.draw(task, number, context), plain.draw(task, number, context - 1)
             assert trial.tokens.dtype == np.int32 and len(trial.tokens) == context
             assert trial.tokens.tolist() == [2, *other.tokens]
-            assert trial.answer == other.answer
+            assert trial.answer_length == other.answer_length
 
 
 def test_a_context_must_hold_bos_as_well():

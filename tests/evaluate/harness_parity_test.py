@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fope_jax.data.bos import Bos
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate.harness import TextModel, harness_model, rolling_windows
 from tests.evaluate.harness_test import Pieces
 
@@ -155,7 +155,7 @@ def test_pairs_are_cut_where_the_harness_cuts_them(added):
         )
         request = SimpleNamespace(args=(context, target))
         ((before, scored),) = Theirs().loglikelihood([request], disable_tqdm=True)
-        mine = ours._encode(0, context, target)
+        mine = ours._encode(context, target, "")
         whole = [1] * bool(added) + pieces.encode(context + target)
         if before and (not context or before + scored == whole):
             assert mine == (before, scored)

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from fope_jax.data.bos import Bos
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate import harness
 from fope_jax.evaluate.harness import TextModel, as_harness_model, rolling_windows, row_programs
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
@@ -85,7 +85,7 @@ def scored_by(tokenizer, pairs, **settings):
     for pair in pairs:
         rows.clear()
         text = TextModel(score, None, tokenizer, max_length=None, **settings)
-        context, target = text._encode(0, *pair)
+        context, target = text._encode(*pair, "")
         text.loglikelihood([pair])
         ((read, aims),) = rows
         assert [*read, aims[-1]] == context + target

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.data.retrieval.base import RIVALS, Task, Trial
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial
 from fope_jax.data.retrieval.passkey import COMPACT, STANDARD, Passkey
-from fope_jax.data.retrieval.table import make_task
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.retrieval.registry import make_task
+from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate.generation import model_answerer
 from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
 from fope_jax.model.transformer import Transformer, TransformerConfig
@@ -36,13 +36,13 @@ def sees(window):
 
 
 def score(answerer, task=None, series=SERIES, batch_tokens=4_000, **kwargs):
-    task = task or Passkey.of(BYTES)
+    task = task or Passkey.from_tokenizer(BYTES)
     return score_task(answerer, task, BYTES, series, batch_tokens=batch_tokens, **kwargs)
 
 
 def test_a_model_with_a_known_window_gets_exactly_its_accuracy():
     """The needle begins `room * (1 - depth)` + question + needle before the answer."""
-    fixed = Passkey.of(BYTES).parts_of(12345, []).fixed
+    fixed = Passkey.from_tokenizer(BYTES).pieces_for_key(12345, []).fixed
     for window in (20, 120, 250, 500, 10_000):
         rows = score(sees(window))
         for row in rows:
@@ -55,8 +55,10 @@ def test_a_model_with_a_known_window_gets_exactly_its_accuracy():
             assert row["tokens"] == 6 * len(" 12345")
             assert row["nats"] == row["tokens"] * (0.25 if right else 2.0)
             # Where all are equally likely, every tie counts against the answer.
-            assert (row["first"], row["rank_sum"]) == ((6, 6) if right else (0, 6 * (1 + RIVALS)))
-            assert row["candidates"] == 1 + RIVALS
+            assert (row["first"], row["rank_sum"]) == (
+                (6, 6) if right else (0, 6 * (1 + NUM_DISTRACTORS))
+            )
+            assert row["candidates"] == 1 + NUM_DISTRACTORS
         assert len(rows) == 2 * 3
     assert {row["correct"] for row in score(sees(250))} == {0, 6}
 
@@ -64,25 +66,27 @@ def test_a_model_with_a_known_window_gets_exactly_its_accuracy():
 class Fixed(Task):
     """Answers of given lengths; the model below knows the first of each trial's number."""
 
-    name, by_depth = "fixed", False
+    name, has_depth = "fixed", False
 
-    def __init__(self, answers, rivals):
-        self.answers, self.rivals = answers, rivals
+    def __init__(self, answers, distractors):
+        self.answers, self.distractors = answers, distractors
 
-    def shortest(self, rng, half):
+    def min_length(self, rng, half):
         return 5
 
-    def trial(self, rng, context, depth, half):
+    def draw_trial(self, rng, context, depth, half):
         number = int(rng.integers(0, len(self.answers)))
         answer = np.full(self.answers[number], number)
-        rivals = tuple(np.full(size, 99) for size in self.rivals)
+        distractors = tuple(np.full(size, 99) for size in self.distractors)
         prompt = np.full(context - len(answer), 50)
         parts = (BYTES.decode(answer[:1]),)
-        return Trial(np.concatenate([prompt, answer]).astype(np.int32), len(answer), rivals, parts)
+        return Trial(
+            np.concatenate([prompt, answer]).astype(np.int32), len(answer), distractors, parts
+        )
 
 
 def test_only_an_answers_own_tokens_count():
-    """Filled up with copies, answers of 1, 2 and 3 tokens at 1 nat each, rivals at 1.5."""
+    """Filled up with copies, answers of 1, 2 and 3 tokens at 1 nat each, distractors at 1.5."""
     seen = []
 
     def answerer(prompts, answers):
@@ -90,25 +94,25 @@ def test_only_an_answers_own_tokens_count():
         return answers[:, 0], np.where(answers == 99, 1.5, 1.0).astype(np.float32)
 
     series = TrialGrid(contexts=(20,), depths=(0.1, 0.9), trials=20, seed=1)
-    (row,) = score(answerer, Fixed((1, 2, 3), (2,) * RIVALS), series, batch_tokens=140)
-    lengths = [series.draw(Fixed((1, 2, 3), (2,)), n, 20).answer for n in range(40)]
+    (row,) = score(answerer, Fixed((1, 2, 3), (2,) * NUM_DISTRACTORS), series, batch_tokens=140)
+    lengths = [series.draw(Fixed((1, 2, 3), (2,)), n, 20).answer_length for n in range(40)]
     assert row["depth"] is None
     assert row["correct"] == row["total"] == 40
     assert row["nats"] == row["tokens"] == sum(lengths)
-    # 3 nats for two tokens of a rival: better than none, as good as an answer of three.
+    # 3 nats for two tokens of a distractor: better than none, as good as an answer of three.
     assert row["first"] == lengths.count(1) + lengths.count(2)
-    assert row["rank_sum"] == row["first"] + lengths.count(3) * (1 + RIVALS)
+    assert row["rank_sum"] == row["first"] + lengths.count(3) * (1 + NUM_DISTRACTORS)
     assert {prompt[0] for prompt, _ in seen} == {7}  # one shape of batches for each answer length
     assert {(prompt[1], answer) for prompt, answer in seen} == {
-        (20 - n, (7, 1 + RIVALS, 3)) for n in (1, 2, 3)
+        (20 - n, (7, 1 + NUM_DISTRACTORS, 3)) for n in (1, 2, 3)
     }
 
 
-@pytest.mark.parametrize("what", ["all", "answer", "one rival", "infinite", "written"])
+@pytest.mark.parametrize("what", ["all", "answer", "one distractor", "infinite", "written"])
 def test_a_trial_that_is_not_finite_is_wrong_and_has_the_worst_rank(what):
     def answerer(prompts, answers):
         nats = np.where(np.arange(answers.shape[1])[:, None] == 0, 0.5, np.ones(answers.shape))
-        nats[:, {"one rival": 3, "answer": 0, "infinite": 0}.get(what, slice(None)), 1:2] *= (
+        nats[:, {"one distractor": 3, "answer": 0, "infinite": 0}.get(what, slice(None)), 1:2] *= (
             1.0 if what == "written" else np.inf if what == "infinite" else np.nan
         )
         written = answers[:, 0].copy()
@@ -118,7 +122,7 @@ def test_a_trial_that_is_not_finite_is_wrong_and_has_the_worst_rank(what):
 
     rows = score(answerer, series=SERIES._replace(contexts=(200,)))
     for row in rows:
-        assert (row["correct"], row["first"], row["rank_sum"]) == (0, 0, 6 * (1 + RIVALS))
+        assert (row["correct"], row["first"], row["rank_sum"]) == (0, 0, 6 * (1 + NUM_DISTRACTORS))
         assert np.isnan(row["nats"])
     (row,) = score(answerer, make_task("multi_value", BYTES), SERIES._replace(contexts=(600,)))
     assert (row["correct"], row["asked"]) == (0, 72)
@@ -142,7 +146,7 @@ def test_parts_are_found_in_any_order():
 
 
 def test_a_context_shorter_than_the_template_names_the_minimum():
-    task = Passkey.of(BYTES, STANDARD)
+    task = Passkey.from_tokenizer(BYTES, STANDARD)
     minimum = len(STANDARD.intro + STANDARD.needle.format(key=12345) + STANDARD.question) + 6
     told = rf"passkey_lengths gives .* 200 tokens, too short for 'passkey \(standard\)'.* {minimum}"
     with pytest.raises(ValueError, match=told):
@@ -164,9 +168,9 @@ def test_a_real_model_is_decoded_and_ranked_as_its_full_logits_say():
     )
     model = Transformer(config, FoPE(16), rngs=nnx.Rngs(3))
     task = make_task("copy", BYTES)
-    draw = [task.trial(np.random.default_rng(i), 41, 0.5, "test") for i in range(2)]
+    draw = [task.draw_trial(np.random.default_rng(i), 41, 0.5, "test") for i in range(2)]
     prompts = np.stack([trial.tokens[:-8] for trial in draw])
-    answers = np.stack([[trial.tokens[-8:], *trial.rivals[:2]] for trial in draw])
+    answers = np.stack([[trial.tokens[-8:], *trial.distractors[:2]] for trial in draw])
     written, nats = map(np.asarray, model_answerer(model)(prompts, answers))
 
     def logits(texts):

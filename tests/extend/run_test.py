@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fope_jax.config import build_experiment
-from fope_jax.data import lessons
+from fope_jax.data import task_mixture
 from fope_jax.data.build import build
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
-from fope_jax.evaluate.perplexity import no_progress
 from fope_jax.evaluate.run import evaluate
+from fope_jax.evaluate.scoring import no_progress
 from fope_jax.extend import parent as parent_module
 from fope_jax.extend.run import extend, read_lineage
 from fope_jax.main import main
@@ -125,7 +125,7 @@ def test_the_same_command_goes_on_to_the_same_bits_without_the_parents_arrays(
 ):
     parent = Path(shutil.copytree(rope, tmp_path / "rope"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
-        runs.interrupt(lessons, patch, at=12 + 3)
+        runs.interrupt(task_mixture, patch, at=12 + 3)
         main(arguments(parent, tmp_path / "run"))
     shutil.rmtree(parent / "checkpoints")
     with caplog.at_level(logging.INFO, logger="fope_jax"):

@@ -25,13 +25,13 @@ def rows_are_kept() -> None:
 
 
 def a_batch_is_left_out() -> None:
-    from fope_jax.data import lessons
+    from fope_jax.data import task_mixture
 
-    class Loader(lessons.Loader):
+    class Loader(task_mixture.Loader):
         def iterate(self, start_step=0, num_steps=None):
             return super().iterate(start_step + bool(start_step), num_steps)
 
-    lessons.Loader = Loader
+    task_mixture.Loader = Loader
 
 
 def a_bit_changes_in_restoring() -> None:

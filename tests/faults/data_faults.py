@@ -30,7 +30,7 @@ from fope_jax.data.cache import cache_directory, open_cache
 from fope_jax.data.config import SPLITS
 from fope_jax.data.corpora import LONGEST_DOCUMENT, CorpusError, read_file
 from fope_jax.data.manifest import CacheError
-from fope_jax.data.tokenizer import TokenizerError
+from fope_jax.data.tokenizers import TokenizerError
 from tests.faults.fault import Fault
 
 DOCUMENTS = 12
@@ -362,7 +362,7 @@ OUTSIDE = (
 
 def hostile_manifest(directory: Path, seed: int) -> None:
     """A manifest that names files elsewhere, with their right hashes, is refused."""
-    from fope_jax.data.manifest import sealed
+    from fope_jax.data.manifest import add_digest
 
     draw = random.Random(seed)
     config, place = cache_in(directory)
@@ -373,7 +373,7 @@ def hostile_manifest(directory: Path, seed: int) -> None:
     (place / entry["file"]).rename(outside)
     name = draw.choice(OUTSIDE).format(name=outside.name, path=outside)
     entry["file"] = name
-    (place / "manifest.json").write_text(json.dumps(sealed(manifest)))
+    (place / "manifest.json").write_text(json.dumps(add_digest(manifest)))
     message = error_of(lambda: list(read_all(config)), CacheError)
     assert "accepted: a name in this directory" in message and repr(name)[:40] in message, message
 

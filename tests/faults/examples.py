@@ -28,13 +28,13 @@ def main() -> None:
     import jax
 
     from fope_jax.config import build_experiment, load_config
-    from fope_jax.data import lessons
+    from fope_jax.data import task_mixture
     from fope_jax.train import loop
 
     overrides = [f"mesh.{part}" for part in mesh.split(",")]
     experiment = build_experiment(load_config(config, overrides))
     seen: list[dict[str, Any]] = []
-    shard_batch, iterate = loop.shard_batch, lessons.Loader.iterate
+    shard_batch, iterate = loop.shard_batch, task_mixture.Loader.iterate
 
     def counted(self: Any, start_step: int = 0, num_steps: int | None = None):
         for step, batch in enumerate(iterate(self, start_step, num_steps), start_step):
@@ -52,7 +52,7 @@ def main() -> None:
         return placed
 
     calls = [0]
-    loop.shard_batch, lessons.Loader.iterate = kept, counted
+    loop.shard_batch, task_mixture.Loader.iterate = kept, counted
     with contextlib.suppress(Enough):
         loop.train(experiment, workdir)
     path = Path(out) / f"{stop}-{jax.process_index()}.json"

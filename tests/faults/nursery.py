@@ -120,13 +120,13 @@ def run(request: Request) -> int:
 
 
 def prepare(request: Request) -> None:
-    from fope_jax.data import lessons
+    from fope_jax.data import task_mixture
 
     if "broken" in request:
         from tests.faults.broken import BREAKS
 
         BREAKS[request["broken"]].make()
-    lessons.Loader = harmed_loader(lessons.Loader, request)
+    task_mixture.Loader = harmed_loader(task_mixture.Loader, request)
     if "die" in request:
         name, call, seconds = request["die"]
         wrap(name, call, lambda: kill_after(seconds))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fope_jax.data.libraries import tf, tfds
+from fope_jax.data.tf_libraries import tf, tfds
 
 PAGE = {"content-type": "text/plain", "content-length": "1", "timestamp": "2019-04-25"}
 

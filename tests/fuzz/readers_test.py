@@ -19,8 +19,13 @@ from fope_jax.config import experiment as configs
 from fope_jax.data import DataConfig, corpora
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.manifest import CacheError, read_manifest
-from fope_jax.data.tokenizer import BytesTokenizer, TokenizerError, describe, load_saved
-from fope_jax.doctor import as_json, examine, table
+from fope_jax.data.tokenizers import (
+    BytesTokenizer,
+    TokenizerError,
+    describe_tokenizer,
+    load_tokenizer,
+)
+from fope_jax.doctor import as_json, as_text, examine
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.interop import weights
 from fope_jax.interop.huggingface import from_config
@@ -81,7 +86,7 @@ MANIFEST = {
     "content": "c" * 64,
     "config": {},
     "dtype": "<u2",
-    "tokenizer": describe(BytesTokenizer()),
+    "tokenizer": describe_tokenizer(BytesTokenizer()),
     "block_tokens": 16,
     "shard_tokens": 64,
     "splits": {
@@ -300,7 +305,7 @@ def doctored(name):
         checks = examine(path.parent)
         assert len(checks) == 6
         json.dumps(as_json(path.parent, checks))
-        return table(path.parent, checks)
+        return as_text(path.parent, checks)
 
     return file(name, read)
 
@@ -333,14 +338,15 @@ READERS = {
         damaged(b"\x0a\x07<model>"),
         file(
             "tokenizer.model",
-            lambda p: load_saved(p.parent, {"kind": "sentencepiece", "fingerprint": "0"}),
+            lambda p: load_tokenizer(p.parent, {"kind": "sentencepiece", "fingerprint": "0"}),
         ),
         (TokenizerError,),
     ),
     "tokenizer.json": Reader(
         json_of({"added_tokens": [{"content": "</s>"}], "model": {"type": "BPE"}}),
         file(
-            "tokenizer.json", lambda p: load_saved(p.parent, {"kind": "json", "fingerprint": "0"})
+            "tokenizer.json",
+            lambda p: load_tokenizer(p.parent, {"kind": "json", "fingerprint": "0"}),
         ),
         (TokenizerError,),
     ),

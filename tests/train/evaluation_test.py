@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fope_jax.config import build_experiment, experiment_to_dict, incompatible_changes
-from fope_jax.data import lessons
+from fope_jax.data import task_mixture
 from fope_jax.evaluate import scoring, validation
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.extend.child import child_experiment
@@ -90,7 +90,7 @@ def test_one_command_measures_before_during_and_after(child):
 def test_rows_beyond_the_restart_come_again_and_none_twice(parent, child, runs, tmp_path, at):
     """Stopped after the evaluation of step 0, and of step 3, whose newest checkpoint is 2."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
-        runs.interrupt(lessons, patch, at=4 + at)
+        runs.interrupt(task_mixture, patch, at=4 + at)
         main(extension(parent, tmp_path / "run"))
     assert [row["step"] for row in validation_rows(tmp_path / "run")] == ([0, 3] if at else [0])
     assert main(extension(parent, tmp_path / "run")) == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fope_jax.config import TrainConfig
-from fope_jax.data import lessons
+from fope_jax.data import task_mixture
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
@@ -96,13 +96,13 @@ def test_a_skipped_step_leaves_every_bit_and_a_good_one_is_that_without_a_guard(
 
 
 def poison(monkeypatch, *steps):
-    class Poisoned(lessons.Loader):
+    class Poisoned(task_mixture.Loader):
         def iterate(self, start, count):
             for step, batch in enumerate(super().iterate(start, count), start + 1):
                 bad = np.float32(np.nan if step in steps else 1)
                 yield batch._replace(weights=batch.weights * bad)
 
-    monkeypatch.setattr(lessons, "Loader", Poisoned)
+    monkeypatch.setattr(task_mixture, "Loader", Poisoned)
 
 
 def test_skipped_steps_are_counted_and_use_up_no_learning_rate(runs, tmp_path, monkeypatch, caplog):
@@ -146,7 +146,7 @@ def test_too_many_in_a_row_end_the_run_with_their_batches_and_documents(
         assert (kept["tokens"] == loader.batch(6).tokens).all()
     facts = json.loads((tmp_path / "bad_steps/7.json").read_text())
     assert (facts["step"], facts["batch"], facts["loss"]) == (7, 6, "nan")
-    assert facts["rows"] == loader.documents(6)
+    assert facts["rows"] == loader.row_sources(6)
     names = {d["name"] for row in facts["rows"] for d in row["documents"]}
     assert names and all("train_" in name for name in names)
 

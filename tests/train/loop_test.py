@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fope_jax.config import ConfigError, build_experiment
-from fope_jax.data import lessons
+from fope_jax.data import task_mixture
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
@@ -74,7 +74,7 @@ def half_done(runs, tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("runs") / "half_done"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
-        runs.interrupt(lessons, patch, at=10)
+        runs.interrupt(task_mixture, patch, at=10)
         train(runs.experiment(), workdir)
     return workdir
 
@@ -133,12 +133,12 @@ def test_windows_pass_their_positions_once_and_train_the_same_model(runs, tmp_pa
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(runs, tmp_path, monkeypatch):
-    class Loader(lessons.Loader):
+    class Loader(task_mixture.Loader):
         def iterate(self, start, count):
             for step, batch in enumerate(super().iterate(start, count), start + 1):
                 yield batch._replace(weights=batch.weights * np.float32(np.nan if step == 5 else 1))
 
-    monkeypatch.setattr(lessons, "Loader", Loader)
+    monkeypatch.setattr(task_mixture, "Loader", Loader)
     with pytest.raises(BadStepError, match="step 5: loss is nan.*nothing has been saved since"):
         train(runs.experiment(), tmp_path)
     assert runs.losses(tmp_path)[-1][0] == 4
@@ -290,7 +290,7 @@ def test_a_curriculum_resumed_in_every_stage_has_the_bits_of_the_unbroken_run(
 ):
     for at, saved in ((4, 3), (7, 6)):  # in the first stage, and again in the second
         with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
-            runs.interrupt(lessons, patch, at=at)
+            runs.interrupt(task_mixture, patch, at=at)
             train(runs.experiment(**LENGTHS), tmp_path)
         assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() == saved
     train(runs.experiment(**LENGTHS), tmp_path)

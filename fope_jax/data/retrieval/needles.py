@@ -10,204 +10,135 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import RIVALS, Trial, check_place, half_of
-from fope_jax.data.retrieval.texts import Parts, TextTask, answer_tokens, draw_numbers, rival_tokens
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Trial, check_trial_fits, split_of
+from fope_jax.data.retrieval.text_task import Pieces, TextTask, draw_numbers
 
 NEEDLES = 4  # in a window: keys, values, questions or variables
 
-WORDS = (
-    "apple",
-    "arrow",
-    "basket",
-    "bottle",
-    "bridge",
-    "candle",
-    "castle",
-    "circle",
-    "cloud",
-    "corner",
-    "door",
-    "engine",
-    "farmer",
-    "feather",
-    "flower",
-    "forest",
-    "garden",
-    "glass",
-    "hammer",
-    "harbour",
-    "horse",
-    "island",
-    "kitchen",
-    "ladder",
-    "lamp",
-    "letter",
-    "market",
-    "mirror",
-    "mountain",
-    "needle",
-    "orange",
-    "paper",
-    "pencil",
-    "pillow",
-    "river",
-    "saddle",
-    "shadow",
-    "silver",
-    "stone",
-    "table",
-    "tower",
-    "valley",
-    "window",
-    "winter",
-)
+_WORD_LIST = """
+apple arrow basket bottle bridge candle castle circle cloud corner door engine farmer feather
+flower forest garden glass hammer harbour horse island kitchen ladder lamp letter market mirror
+mountain needle orange paper pencil pillow river saddle shadow silver stone table tower valley
+window winter
+"""
+WORDS = _WORD_LIST.split()
 
 
-def listed(texts: Any) -> str:
+def join_with_and(texts: Any) -> str:
     """A list as it stands in a sentence.
 
-    >>> listed(["a", "b", "c"]), listed(["a"])
+    >>> join_with_and(["a", "b", "c"]), join_with_and(["a"])
     ('a, b and c', 'a')
     """
     texts = [str(text) for text in texts]
     return " and ".join(filter(None, [", ".join(texts[:-1]), texts[-1]]))
 
 
-def _others(rng: np.random.Generator, half: str, count: int, taken: list[int]) -> list[list[int]]:
-    """``RIVALS`` lists of ``count`` numbers that do not begin with a taken one."""
-    lists: list[list[int]] = []
-    while len(lists) < RIVALS:
-        numbers = draw_numbers(rng, count, half)
-        if numbers[0] not in taken:
-            lists.append(numbers)
-    return lists
-
-
-def _sorted_depths(rng: np.random.Generator, count: int) -> list[float | None]:
+def _sorted_depths(rng: np.random.Generator, count: int) -> list[float]:
     return np.sort(rng.random(count)).tolist()
 
 
-@dataclass(frozen=True, eq=False)
-class Needles(TextTask):
-    """A task of needles, and what they have in common: the assembly of ``Parts``."""
-
-    def assemble(
-        self,
-        needles: list[str],
-        depths: list[float | None],
-        question: str,
-        answer: str,
-        rivals: list[str],
-        texts: list[str],
-    ) -> Parts:
-        """Pieces in tokens of pieces in text."""
-        encode = self.tokenizer.encode
-        asked, answered = answer_tokens(self.tokenizer, self.name, question, answer, texts)
-        return Parts(
-            intro=[],
-            needles=[list(encode(needle)) for needle in needles],
-            depths=depths,
-            question=asked,
-            answer=answered,
-            rivals=rival_tokens(self.tokenizer, self.name, question, rivals),
-            texts=tuple(texts),
-        )
+def _other_answers(rng: np.random.Generator, split: str, numbers: list[int]) -> list[str]:
+    """Lists of as many numbers, none of which begins with one of ``numbers``."""
+    answers: list[str] = []
+    while len(answers) < NUM_DISTRACTORS:
+        drawn = draw_numbers(rng, len(numbers), split)
+        if drawn[0] not in numbers:
+            answers.append(f" {join_with_and(drawn)}")
+    return answers
 
 
-class MultiKey(Needles):
+class MultiKey(TextTask):
     """Several words have a number each, and one of them is asked for; its needle is at the depth.
 
-    Rivals are the numbers of the other words first, then numbers that are not in the window.
+    Distractors are the numbers of the other words first, then numbers that are not in the window.
     """
 
     name: ClassVar[str] = "multi_key"
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
         words = rng.choice(WORDS, NEEDLES, replace=False)
-        numbers = draw_numbers(rng, NEEDLES + RIVALS, half)
-        pairs = list(zip(words, numbers, strict=False))
-        return self.assemble(
-            [f" The number of the {word} is {number}." for word, number in pairs],
-            [None, *rng.random(NEEDLES - 1).tolist()],
-            f" The number of the {words[0]} is",
-            f" {numbers[0]}",
-            [f" {number}" for number in numbers[1:]],
-            [str(numbers[0])],
+        numbers = draw_numbers(rng, NEEDLES + NUM_DISTRACTORS, split)
+        pairs = zip(words, numbers, strict=False)
+        return self.encode_pieces(
+            needles=[f" The number of the {word} is {number}." for word, number in pairs],
+            depths=[None, *rng.random(NEEDLES - 1).tolist()],
+            question=f" The number of the {words[0]} is",
+            answer=f" {numbers[0]}",
+            distractors=[f" {number}" for number in numbers[1:]],
+            answer_texts=[str(numbers[0])],
         )
 
 
-class MultiValue(Needles):
+class MultiValue(TextTask):
     """One word has several numbers, each in a needle of its own, and all are asked for."""
 
     name: ClassVar[str] = "multi_value"
-    by_depth: ClassVar[bool] = False
+    has_depth: ClassVar[bool] = False
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
         word = rng.choice(WORDS)
-        numbers = draw_numbers(rng, NEEDLES, half)
-        return self.assemble(
-            [f" A number of the {word} is {number}." for number in numbers],
-            _sorted_depths(rng, NEEDLES),
-            f" The numbers of the {word} are",
-            f" {listed(numbers)}",
-            [f" {listed(others)}" for others in _others(rng, half, NEEDLES, numbers)],
-            list(map(str, numbers)),
+        numbers = draw_numbers(rng, NEEDLES, split)
+        return self.encode_pieces(
+            needles=[f" A number of the {word} is {number}." for number in numbers],
+            depths=_sorted_depths(rng, NEEDLES),
+            question=f" The numbers of the {word} are",
+            answer=f" {join_with_and(numbers)}",
+            distractors=_other_answers(rng, split, numbers),
+            answer_texts=list(map(str, numbers)),
         )
 
 
-class MultiQuery(Needles):
+class MultiQuery(TextTask):
     """Several words have a number each, and all are asked for."""
 
     name: ClassVar[str] = "multi_query"
-    by_depth: ClassVar[bool] = False
+    has_depth: ClassVar[bool] = False
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
         words = rng.choice(WORDS, NEEDLES, replace=False)
-        numbers = draw_numbers(rng, NEEDLES, half)
-        return self.assemble(
-            [
-                f" The number of the {word} is {number}."
-                for word, number in zip(words, numbers, strict=True)
-            ],
-            _sorted_depths(rng, NEEDLES),
-            f" The numbers of the {listed(words)} are",
-            f" {listed(numbers)}",
-            [f" {listed(others)}" for others in _others(rng, half, NEEDLES, numbers)],
-            list(map(str, numbers)),
+        numbers = draw_numbers(rng, NEEDLES, split)
+        pairs = zip(words, numbers, strict=True)
+        return self.encode_pieces(
+            needles=[f" The number of the {word} is {number}." for word, number in pairs],
+            depths=_sorted_depths(rng, NEEDLES),
+            question=f" The numbers of the {join_with_and(words)} are",
+            answer=f" {join_with_and(numbers)}",
+            distractors=_other_answers(rng, split, numbers),
+            answer_texts=list(map(str, numbers)),
         )
 
 
-class VariableTracking(Needles):
+class VariableTracking(TextTask):
     """A chain of assignments, and another beside it; all variables of one value are asked for.
 
-    Each chain stands in its order, so that a variable is set before it is used. Rivals are the
-    variables of the other chain first, then names that are not in the window.
+    Each chain stands in its order, so that a variable is set before it is used. Distractors
+    are the variables of the other chain first, then names that are not in the window.
     """
 
     name: ClassVar[str] = "variable_tracking"
-    by_depth: ClassVar[bool] = False
+    has_depth: ClassVar[bool] = False
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
-        numbers = draw_numbers(rng, 2, half)
-        names = _draw_names(rng, (1 + RIVALS) * NEEDLES)
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
+        numbers = draw_numbers(rng, 2, split)
+        names = _draw_names(rng, (1 + NUM_DISTRACTORS) * NEEDLES)
         chains = [names[i : i + NEEDLES] for i in range(0, len(names), NEEDLES)]
         needles, depths = [], []
         for chain, number in zip(chains[:2], numbers, strict=True):
             values = [number, *(f"VAR {name}" for name in chain)]
             needles += [f" VAR {a} = {b}." for a, b in zip(chain, values, strict=False)]
             depths += _sorted_depths(rng, NEEDLES)
-        return self.assemble(
-            needles,
-            depths,
-            f" The variables with the value {numbers[0]} are",
-            f" {listed(chains[0])}",
-            [f" {listed(chain)}" for chain in chains[1:]],
-            chains[0],
+        return self.encode_pieces(
+            needles=needles,
+            depths=depths,
+            question=f" The variables with the value {numbers[0]} are",
+            answer=f" {join_with_and(chains[0])}",
+            distractors=[f" {join_with_and(chain)}" for chain in chains[1:]],
+            answer_texts=chains[0],
         )
 
 
@@ -218,65 +149,57 @@ def _draw_names(rng: np.random.Generator, count: int) -> list[str]:
     return ["".join(letters[[code // 676, code // 26 % 26, code % 26]]) for code in codes]
 
 
-@dataclass(frozen=True, eq=False)
-class CommonWords(Needles):
+class CommonWords(TextTask):
     """A list of words in which some come eight times as often as any other; these are asked for.
 
     The list is the haystack: rounds of ``COMMON`` common words and as many of ``OTHERS`` others by
-    turns, in random order. Its first round loses tokens from its beginning, to the length. Rivals
-    are other words of the list.
+    turns, in random order. Its first round loses tokens from its beginning, to the length.
+    Distractors are other words of the list.
     """
 
     name: ClassVar[str] = "common_words"
-    by_depth: ClassVar[bool] = False
+    has_depth: ClassVar[bool] = False
     COMMON: ClassVar[int] = 3
     OTHERS: ClassVar[int] = 24
 
-    def _draw(self, rng: np.random.Generator, half: str) -> tuple[list[str], list[str], Parts]:
-        """The common words, the others, and the trial without its list."""
+    def _draw(
+        self, rng: np.random.Generator, split: str
+    ) -> tuple[Pieces, Iterator[list[int]], list[int]]:
+        """The trial without its list; the rounds of the list in tokens, the last one first; and
+        the two last rounds, in a window of which the common words are already the most common."""
         while True:
             words = rng.choice(WORDS, self.COMMON + self.OTHERS, replace=False).tolist()
             common, others = sorted(words[: self.COMMON]), words[self.COMMON :]
-            if half_of(" ".join(common).encode()) == half:
+            if split_of(" ".join(common).encode()) == split:
                 break
-        rivals = [rng.choice(others, self.COMMON, replace=False) for _ in range(RIVALS)]
-        parts = self.assemble(
-            [],
-            [],
-            " The most common words are",
-            f" {listed(common)}",
-            [f" {listed(sorted(words))}" for words in rivals],
-            common,
+        wrong = [rng.choice(others, self.COMMON, replace=False) for _ in range(NUM_DISTRACTORS)]
+        pieces = self.encode_pieces(
+            needles=[],
+            depths=[],
+            question=" The most common words are",
+            answer=f" {join_with_and(common)}",
+            distractors=[f" {join_with_and(sorted(words))}" for words in wrong],
+            answer_texts=common,
         )
-        return common, others, parts
 
-    def _rounds(
-        self, rng: np.random.Generator, common: list[str], others: list[str]
-    ) -> Iterator[list[int]]:
-        """The list in tokens, round by round, the last one first."""
-        for turn in itertools.count(0, self.COMMON):
-            words = [*common, *(others[(turn + i) % self.OTHERS] for i in range(self.COMMON))]
-            yield [token for word in rng.permutation(words) for token in self._encoded(f" {word},")]
+        def rounds() -> Iterator[list[int]]:
+            for turn in itertools.count(0, self.COMMON):
+                rare = [others[(turn + i) % self.OTHERS] for i in range(self.COMMON)]
+                order = rng.permutation([*common, *rare])
+                yield [token for word in order for token in self.tokenizer.encode(f" {word},")]
 
-    def _encoded(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text))
+        earlier = rounds()
+        last = next(earlier)
+        return pieces, earlier, next(earlier) + last
 
-    def shortest(self, rng: np.random.Generator, half: str) -> int:
-        """With two whole rounds, below which no word is more common than another."""
-        common, others, parts = self._draw(rng, half)
-        rounds = self._rounds(rng, common, others)
-        return parts.fixed + len(next(rounds)) + len(next(rounds))
+    def min_length(self, rng: np.random.Generator, split: str) -> int:
+        pieces, _, two_rounds = self._draw(rng, split)
+        return pieces.fixed + len(two_rounds)
 
-    def trial(self, rng: np.random.Generator, context: int, depth: float, half: str) -> Trial:
-        common, others, parts = self._draw(rng, half)
-        kept: list[int] = []
-        room = context - parts.fixed
-        for number, words in enumerate(self._rounds(rng, common, others)):
-            kept = words + kept
-            if number == 1:
-                check_place(self.name, context, parts.fixed + len(kept), depth)
-            if number >= 1 and len(kept) >= room:
-                break
-        window = [*kept[len(kept) - room :], *parts.question, *parts.answer]
-        rivals = tuple(np.asarray(rival, np.int32) for rival in parts.rivals)
-        return Trial(np.asarray(window, np.int32), len(parts.answer), rivals, parts.texts)
+    def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
+        pieces, earlier, words = self._draw(rng, split)
+        check_trial_fits(self.name, context, pieces.fixed + len(words), depth)
+        room = context - pieces.fixed
+        while len(words) < room:
+            words = next(earlier) + words
+        return pieces.trial([words[len(words) - room :]])

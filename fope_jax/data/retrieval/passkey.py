@@ -8,16 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import RIVALS
-from fope_jax.data.retrieval.texts import (
-    Noise,
-    Parts,
-    TextTask,
-    answer_tokens,
-    describe_pieces,
-    draw_numbers,
-    rival_tokens,
-)
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS
+from fope_jax.data.retrieval.text_task import NoiseHaystack, Pieces, TextTask, draw_numbers
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ STANDARD = Template(
 )
 """The template of Mohtashami and Jaggi 2023 (arXiv:2305.16300), as the YaRN evaluation words it.
 
-Parts are joined by spaces where that script has line breaks: a tokenizer trained on books may
+Pieces are joined by spaces where that script has line breaks: a tokenizer trained on books may
 have no token for a break.
 """
 
@@ -76,42 +68,37 @@ class Passkey(TextTask):
     """A key in filler: ``intro + filler * a + needle + filler * b + question + answer``.
 
     The filler before the needle loses tokens from its beginning and the filler after it from its
-    end, so the needle stands between whole sentences. Rivals are other keys of the same half.
+    end, so the needle stands between whole sentences. Distractors are other keys of the same split.
     """
 
     template: Template = COMPACT
 
     @classmethod
-    def of(cls, tokenizer: Any, template: Template = COMPACT) -> Passkey:
-        return cls(tokenizer, Noise.of(tokenizer, template.filler), template)
+    def from_tokenizer(cls, tokenizer: Any, template: Template = COMPACT) -> Passkey:
+        """The task with the filler of ``template`` as its haystack."""
+        return cls(tokenizer, NoiseHaystack.from_tokenizer(tokenizer, template.filler), template)
 
     @property
     def name(self) -> str:
         return f"passkey ({self.template.name})"
 
-    def parts(self, rng: np.random.Generator, half: str) -> Parts:
-        keys = draw_numbers(rng, 1 + RIVALS, half)
-        return self.parts_of(keys[0], keys[1:])
+    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
+        key, *others = draw_numbers(rng, 1 + NUM_DISTRACTORS, split)
+        return self.pieces_for_key(key, others)
 
-    def parts_of(self, key: int, others: list[int]) -> Parts:
+    def pieces_for_key(self, key: int, others: list[int]) -> Pieces:
         """The pieces of a trial with this key, ranked among these."""
-        template, tokenizer = self.template, self.tokenizer
-        told = f"passkey template {template.name!r}"
-        question, answer = answer_tokens(
-            tokenizer, told, template.question, template.answer.format(key=key), [str(key)]
-        )
-        texts = [template.answer.format(key=other) for other in others]
-        return Parts(
-            intro=list(tokenizer.encode(template.intro)) if template.intro else [],
-            needles=[list(tokenizer.encode(template.needle.format(key=key)))],
+        template = self.template
+        return self.encode_pieces(
+            needles=[template.needle.format(key=key)],
             depths=[None],
-            question=question,
-            answer=answer,
-            rivals=rival_tokens(tokenizer, told, template.question, texts),
-            texts=(str(key),),
+            question=template.question,
+            answer=template.answer.format(key=key),
+            distractors=[template.answer.format(key=other) for other in others],
+            answer_texts=[str(key)],
+            intro=template.intro,
         )
 
     def describe(self) -> dict[str, Any]:
-        texts = dataclasses.asdict(self.template)
-        ends = self.haystack.ends if isinstance(self.haystack, Noise) else {}
-        return {"texts": texts, **describe_pieces(self.tokenizer), **ends}
+        stated = super().describe() | {"texts": dataclasses.asdict(self.template)}
+        return {key: stated[key] for key in stated if key not in ("haystack", "filler")}

@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 
-from fope_jax.data.retrieval import table
-from fope_jax.data.retrieval.base import RIVALS, half_of
-from fope_jax.data.retrieval.names import TASKS
+from fope_jax.data.retrieval import TASKS, registry
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS, split_of
 from fope_jax.data.retrieval.needles import NEEDLES, WORDS, CommonWords
-from fope_jax.data.retrieval.symbols import Copy, Recall
-from fope_jax.data.retrieval.table import ALONE, make_task
-from fope_jax.data.retrieval.texts import FILLER, CorpusText, Noise
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.retrieval.registry import make_task
+from fope_jax.data.retrieval.text_task import FILLER, CorpusHaystack, NoiseHaystack
+from fope_jax.data.retrieval.token_tasks import Copy, Recall
+from fope_jax.data.tokenizers import BytesTokenizer
 
 BYTES = BytesTokenizer()
 DEPTHS = (0.0, 0.4, 1.0)
@@ -30,40 +29,42 @@ def rng(*seed):
 
 @pytest.fixture(params=TASKS)
 def task(request):
-    return make_task(request.param, BYTES, CorpusText(Corpus()))
+    return make_task(request.param, BYTES, CorpusHaystack(Corpus()))
 
 
 def test_a_window_has_exactly_the_tokens_asked_for(task):
-    shortest = task.shortest(rng(7), "test")
+    shortest = task.min_length(rng(7), "test")
     for context in (shortest, shortest + 1, 2 * shortest + 5, 1500):
         for depth in DEPTHS:
-            trial = task.trial(rng(7), context, depth, "test")
+            trial = task.draw_trial(rng(7), context, depth, "test")
             assert trial.tokens.shape == (context,)
             assert trial.tokens.dtype == np.int32
-            assert 1 <= trial.answer < context
-            answer = trial.tokens[-trial.answer :].tolist()
-            assert len(trial.rivals) == RIVALS
-            assert answer not in [rival.tolist() for rival in trial.rivals]
+            assert 1 <= trial.answer_length < context
+            answer = trial.tokens[-trial.answer_length :].tolist()
+            assert len(trial.distractors) == NUM_DISTRACTORS
+            assert answer not in [distractor.tolist() for distractor in trial.distractors]
     with pytest.raises(ValueError, match=rf"of {shortest - 1} tokens; .* has {shortest}$"):
-        task.trial(rng(7), shortest - 1, 0.5, "test")
+        task.draw_trial(rng(7), shortest - 1, 0.5, "test")
 
 
 def test_the_same_is_asked_at_every_length_and_depth(task):
     trials = [
-        task.trial(rng(5), context, depth, "test") for context in (600, 900) for depth in DEPTHS
+        task.draw_trial(rng(5), context, depth, "test")
+        for context in (600, 900)
+        for depth in DEPTHS
     ]
-    asked = {tuple(trial.tokens[-trial.answer :]) for trial in trials}
+    asked = {tuple(trial.tokens[-trial.answer_length :]) for trial in trials}
     if not isinstance(task, Copy):  # what is asked of a copy is another part of the source
         assert len(asked) == 1
-    again = [task.trial(rng(5), 600, 0.3, "test").tokens for _ in range(2)]
+    again = [task.draw_trial(rng(5), 600, 0.3, "test").tokens for _ in range(2)]
     np.testing.assert_array_equal(*again)
-    other = task.trial(rng(6), 600, 0.3, "test").tokens
+    other = task.draw_trial(rng(6), 600, 0.3, "test").tokens
     assert (again[0] != other).any()
 
 
 @pytest.mark.parametrize("length", [300, 301])
 def test_lessons_are_windows_with_answers(task, length):
-    tokens, answers = task.lesson(rng(1), length)
+    tokens, answers = task.draw_training_window(rng(1), length)
     assert tokens.shape == answers.shape == (length,)
     assert answers.dtype == bool
     assert 0 < answers.sum() < length
@@ -82,20 +83,20 @@ def dictionary(tokens, task):
 @pytest.mark.parametrize("context", [64, 65])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_the_key_asked_for_stands_once_before_at_its_depth(context, depth):
-    task = Recall.of(BYTES)
+    task = Recall.from_tokenizer(BYTES)
     for seed in range(20):
-        trial = task.trial(rng(seed), context, depth, "test")
+        trial = task.draw_trial(rng(seed), context, depth, "test")
         key, value = trial.tokens[-2:]
         (place,) = np.flatnonzero(trial.tokens[:-2] == key)
         assert trial.tokens[place + 1] == value
         assert (place - context % 2) // 2 == round(depth * ((context - 2) // 2 - 1))
         shown = dictionary(trial.tokens, task)
-        assert {int(v[0]) for v in trial.rivals} & {shown[key]} == set()
+        assert {int(v[0]) for v in trial.distractors} & {shown[key]} == set()
 
 
 def test_a_lesson_asks_for_every_value_whose_key_was_there():
-    task = Recall.of(BYTES)
-    tokens, answers = task.lesson(rng(2), 129)
+    task = Recall.from_tokenizer(BYTES)
+    tokens, answers = task.draw_training_window(rng(2), 129)
     pairs = dictionary(tokens, task)
     seen = set()
     for place in range(0, 128, 2):
@@ -110,8 +111,8 @@ def test_a_lesson_asks_for_every_value_whose_key_was_there():
 @pytest.mark.parametrize("context", [64, 65, 333])
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_the_answer_of_a_copy_follows_what_was_copied(context, depth):
-    task = Copy.of(BYTES)
-    tokens = task.trial(rng(3), context, depth, "test").tokens
+    task = Copy.from_tokenizer(BYTES)
+    tokens = task.draw_trial(rng(3), context, depth, "test").tokens
     (mark,) = np.flatnonzero(tokens == task.mark)
     source, copy = tokens[:mark], tokens[mark + 1 :]
     np.testing.assert_array_equal(copy, source[: len(copy)])
@@ -120,16 +121,16 @@ def test_the_answer_of_a_copy_follows_what_was_copied(context, depth):
 
 
 def test_a_lesson_of_copying_repeats_its_source_at_random_distances():
-    task, distances = Copy.of(BYTES), set()
+    task, distances = Copy.from_tokenizer(BYTES), set()
     for seed in range(30):
-        tokens, answers = task.lesson(rng(seed), 65)
+        tokens, answers = task.draw_training_window(rng(seed), 65)
         first = int(np.flatnonzero(tokens == task.mark)[0])
         np.testing.assert_array_equal(answers, np.arange(65) > first)
         np.testing.assert_array_equal(tokens[first + 1 :], tokens[: 65 - first - 1])
         distances.add(first + 1)
     assert len(distances) > 12
     assert min(distances) > task.span
-    longest = task.trial(rng(0), 64, 0.0, "test").tokens
+    longest = task.draw_trial(rng(0), 64, 0.0, "test").tokens
     assert max(distances) <= int(np.flatnonzero(longest == task.mark)[0]) + 1 < max(distances) + 5
 
 
@@ -137,7 +138,7 @@ def test_too_few_tokens_for_symbols_are_named(pieces):
     few = pieces(r".")
     few.token_bytes = np.ones(100, np.int32)
     with pytest.raises(ValueError, match="take 128 tokens that stand for text; .* has 100"):
-        Recall.of(few)
+        Recall.from_tokenizer(few)
 
 
 # ---------------------------------------------------------------------------- halves
@@ -158,8 +159,8 @@ def items(task, window):
 
 def test_train_and_test_items_never_overlap(task):
     """Drawn from equal seeds, as the worst case is."""
-    lessons = [task.lesson(rng(seed), 400)[0] for seed in range(150)]
-    trials = [task.trial(rng(seed), 400, 0.5, "test").tokens for seed in range(150)]
+    lessons = [task.draw_training_window(rng(seed), 400)[0] for seed in range(150)]
+    trials = [task.draw_trial(rng(seed), 400, 0.5, "test").tokens for seed in range(150)]
     trained = set().union(*(items(task, window) for window in lessons))
     tested = set().union(*(items(task, window) for window in trials))
     assert len(trained) > 100 and len(tested) > 100
@@ -167,7 +168,7 @@ def test_train_and_test_items_never_overlap(task):
 
 
 def test_halves_are_of_one_size():
-    share = np.mean([half_of(str(n).encode()) == "test" for n in range(10_000, 100_000)])
+    share = np.mean([split_of(str(n).encode()) == "test" for n in range(10_000, 100_000)])
     assert share == pytest.approx(0.5, abs=0.01)
 
 
@@ -176,28 +177,28 @@ def test_halves_are_of_one_size():
 
 def text_of(name, context=1200, haystack=None, seed=4, depth=0.5, tokenizer=BYTES):
     task = make_task(name, tokenizer, haystack)
-    trial = task.trial(rng(seed), context, depth, "test")
+    trial = task.draw_trial(rng(seed), context, depth, "test")
     return tokenizer.decode(trial.tokens), trial
 
 
 def test_needles_are_whole_in_any_tokens_and_any_haystack(tokenizer):
-    for haystack in (None, Noise.of(tokenizer, " ...")):
+    for haystack in (None, NoiseHaystack.from_tokenizer(tokenizer, " ...")):
         for name in ("multi_key", "multi_value", "multi_query", "variable_tracking"):
             text, trial = text_of(name, 700, haystack, tokenizer=tokenizer)
             question, _, answer = text.rpartition(" are " if name != "multi_key" else " is ")
-            found = [text.index(f" {part}") for part in trial.parts]
+            found = [text.index(f" {part}") for part in trial.answer_texts]
             assert all(place < len(question) - 40 for place in found)
-            assert [part for part in trial.parts if part not in answer] == []
+            assert [part for part in trial.answer_texts if part not in answer] == []
 
 
 def test_the_needle_asked_for_stands_at_the_depth():
     for depth in DEPTHS:
-        text, trial = text_of("multi_key", 3000, CorpusText(Corpus()), depth=depth)
+        text, trial = text_of("multi_key", 3000, CorpusHaystack(Corpus()), depth=depth)
         sentence = text.rpartition(" The number of the ")[2]
         (place,) = [i for i in range(len(text)) if text.startswith(sentence + ".", i)]
         assert text.count(" The number of the ") == NEEDLES + 1
         assert place / 2900 == pytest.approx(depth, abs=0.07)
-        others = [BYTES.decode(rival) for rival in trial.rivals]
+        others = [BYTES.decode(distractor) for distractor in trial.distractors]
         assert all(f" is{other}." in text for other in others[: NEEDLES - 1])
         assert not any(other in text for other in others[NEEDLES - 1 :])
 
@@ -205,17 +206,17 @@ def test_the_needle_asked_for_stands_at_the_depth():
 def test_several_answers_are_in_the_order_of_their_needles():
     for name in ("multi_value", "multi_query", "variable_tracking"):
         text, trial = text_of(name, seed=9)
-        assert len(trial.parts) == NEEDLES
-        assert text.endswith(f" {', '.join(trial.parts[:-1])} and {trial.parts[-1]}")
+        assert len(trial.answer_texts) == NEEDLES
+        assert text.endswith(f" {', '.join(trial.answer_texts[:-1])} and {trial.answer_texts[-1]}")
         if name == "multi_value":
-            places = [text.index(part) for part in trial.parts]
+            places = [text.index(part) for part in trial.answer_texts]
             assert places == sorted(places)
 
 
 def test_variables_lead_back_to_their_value():
     text, trial = text_of("variable_tracking", seed=9)
     value = text.rpartition(" value ")[2].split()[0]
-    chain = trial.parts
+    chain = trial.answer_texts
     for earlier, later in zip(chain, chain[1:], strict=False):
         assert f" VAR {later} = VAR {earlier}." in text
     assert f" VAR {chain[0]} = {value}." in text
@@ -225,18 +226,18 @@ def test_variables_lead_back_to_their_value():
 @pytest.mark.parametrize("context", [None, 777, 2000])
 def test_common_words_are_the_most_common(context):
     task = make_task("common_words", BYTES)
-    shortest = task.shortest(rng(4), "test")
+    shortest = task.min_length(rng(4), "test")
     text, trial = text_of("common_words", context or shortest)
-    listed = text.rpartition(" The most common")[0]
-    counts = {word: listed.count(f" {word},") for word in WORDS}
+    words_text = text.rpartition(" The most common")[0]
+    counts = {word: words_text.count(f" {word},") for word in WORDS}
     top = sorted(counts, key=counts.get, reverse=True)
-    assert set(top[:3]) == set(trial.parts)
+    assert set(top[:3]) == set(trial.answer_texts)
     assert counts[top[2]] > counts[top[3]]
-    assert list(trial.parts) == sorted(trial.parts)
+    assert list(trial.answer_texts) == sorted(trial.answer_texts)
 
 
 def test_a_haystack_of_the_corpus_is_one_stretch_of_it():
-    haystack = CorpusText(Corpus())
+    haystack = CorpusHaystack(Corpus())
     gaps = haystack.gaps(rng(1), [5, 0, 7])
     assert [len(gap) for gap in gaps] == [5, 0, 7]
     joined = np.concatenate(gaps)
@@ -246,7 +247,7 @@ def test_a_haystack_of_the_corpus_is_one_stretch_of_it():
 
 
 def test_noise_is_whole_sentences_around_a_needle():
-    first, second = Noise.of(BYTES).gaps(rng(0), [200, 150])
+    first, second = NoiseHaystack.from_tokenizer(BYTES).gaps(rng(0), [200, 150])
     assert BYTES.decode(first).endswith(FILLER)
     assert BYTES.decode(second).startswith(FILLER)
 
@@ -257,4 +258,4 @@ def test_an_unknown_task_is_named():
 
 
 def test_every_name_has_its_task():
-    assert sorted(TASKS) == sorted([*ALONE, *table.NEEDLES])
+    assert sorted(TASKS) == sorted([*registry.WITH_HAYSTACK, *registry.WITHOUT_HAYSTACK])

@@ -16,12 +16,12 @@ from fope_jax.data.cache import TokenCache
 from fope_jax.data.config import DataConfig
 from fope_jax.data.loader import READING, Loader
 from fope_jax.data.retrieval.base import Task
-from fope_jax.data.retrieval.table import make_task
+from fope_jax.data.retrieval.registry import make_task
 from fope_jax.extras import require
 from fope_jax.typing import Batch
 
 
-class LessonLoader:
+class MixtureLoader:
     """Batches ``[B, T]`` of text and lessons.
 
     Args:
@@ -45,8 +45,8 @@ class LessonLoader:
         self._answers_only = answers_only
         self._rows = [task for task, count in tasks for _ in range(count)]
         rows = ", ".join(f"{count} of {task.name}" for task, count in tasks)
-        text_is = f"{text.about} of its rows; " if text else ""
-        self.about = f"{text_is}rows of tasks: {rows}"
+        text_is = f"{text.summary} of its rows; " if text else ""
+        self.summary = f"{text_is}rows of tasks: {rows}"
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
@@ -63,14 +63,16 @@ class LessonLoader:
         steps = grain.MapDataset.range(2**53).map(self.batch)[start_step:stop]
         return iter(steps.to_iter_dataset(grain.ReadOptions(**READING)))
 
-    def documents(self, step: int) -> list[dict[str, Any]]:
-        """Of each row of a batch, where its text is from, as ``Loader.documents``, or its task."""
-        text = self._text.documents(step) if self._text else []
+    def row_sources(self, step: int) -> list[dict[str, Any]]:
+        """Where each row's text is from, as ``Loader.row_sources``, or which task it is of."""
+        text = self._text.row_sources(step) if self._text else []
         return [*text, *({"task": task.name} for task in self._rows)]
 
     def _lessons(self, step: int) -> Batch:
         drawn = [
-            task.lesson(np.random.default_rng([self._seed, step, row]), self._length + 1)
+            task.draw_training_window(
+                np.random.default_rng([self._seed, step, row]), self._length + 1
+            )
             for row, task in enumerate(self._rows)
         ]
         windows, answers = (np.stack(column) for column in zip(*drawn, strict=True))
@@ -85,17 +87,17 @@ class LessonLoader:
         )
 
 
-AnyLoader = Loader | LessonLoader
+BatchLoader = Loader | MixtureLoader
 
 
-def stage_loaders(
+def make_stage_loaders(
     config: DataConfig,
     cache: TokenCache,
     stages: Sequence[tuple[int, int, int, int]],
     *,
     seed: int,
     data_start: int = 0,
-) -> list[AnyLoader]:
+) -> list[BatchLoader]:
     """The training batches of each stage of a run, which read one stream one after the other.
 
     The stream is that of the windows of the last stage's length; earlier stages cut them up. A text
@@ -151,7 +153,7 @@ def make_loader(
     rows: Sequence[int] | None = None,
     window: int | None = None,
     first_token: int = 0,
-) -> AnyLoader:
+) -> BatchLoader:
     """The training batches that ``config`` describes, all of one length.
 
     Args:
@@ -183,13 +185,13 @@ def make_loader(
         return text
     tasks = [make_task(name, cache.tokenizer) for name, _ in config.task_shares]
     for task in tasks:
-        shortest = max(task.shortest(np.random.default_rng(i), "training") for i in range(16))
-        if length + 1 < shortest:
+        min_length = max(task.min_length(np.random.default_rng(i), "training") for i in range(16))
+        if length + 1 < min_length:
             raise ValueError(
-                f"data.tasks: a lesson of {task.name} takes {shortest} tokens or more; "
+                f"data.tasks: a lesson of {task.name} takes {min_length} tokens or more; "
                 f"train.length = {length} gives {length + 1}"
             )
-    return LessonLoader(
+    return MixtureLoader(
         text,
         list(zip(tasks, rows, strict=True)),
         length=length,

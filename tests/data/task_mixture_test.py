@@ -8,9 +8,9 @@ import pytest
 from fope_jax.config import TrainConfig
 from fope_jax.data.cache import open_cache
 from fope_jax.data.config import DataConfig
-from fope_jax.data.lessons import LessonLoader, make_loader, share_rows, stage_loaders
 from fope_jax.data.loader import Loader
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.task_mixture import MixtureLoader, make_loader, make_stage_loaders, share_rows
+from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.typing import Batch
 
 MIXED = DataConfig(tasks=("recall=0.25", "copy=0.25"))
@@ -124,7 +124,7 @@ def test_stages_read_every_token_of_an_epoch_once(name, tasks, packing):
         grow = 8
         stages = tuple(stage._replace(length=stage.length * grow) for stage in stages)
         size = (size + 37) * grow - 37
-    loaders = stage_loaders(config, Counted(size), stages, seed=7, data_start=train.data_start)
+    loaders = make_stage_loaders(config, Counted(size), stages, seed=7, data_start=train.data_start)
     read = []
     for stage, loader in zip(stages, loaders, strict=True):
         for step in range(stage.start, stage.stop):
@@ -140,7 +140,7 @@ def test_stages_read_every_token_of_an_epoch_once(name, tasks, packing):
 
 def test_without_first_lengths_the_stage_is_the_loader_of_before():
     for config in (DataConfig(), MIXED):
-        (alone,) = stage_loaders(config, Stream(), [(0, 9, 80, 8)], seed=5, data_start=4)
+        (alone,) = make_stage_loaders(config, Stream(), [(0, 9, 80, 8)], seed=5, data_start=4)
         known = make_loader(config, Stream(), length=80, batch_size=8, seed=5)
         assert all(equal(alone.batch(step), known.batch(step)) for step in (0, 4, 11))
 
@@ -149,8 +149,8 @@ def test_no_tasks_is_the_loader_of_text():
     plain = make_loader(DataConfig(), Stream(), length=16, batch_size=4, seed=1)
     assert type(plain) is Loader
     assert equal(plain.batch(7), Loader(Stream(), length=16, batch_size=4, seed=1).batch(7))
-    assert isinstance(loader(), LessonLoader)
-    assert "4 of" not in plain.about and "2 of recall, 2 of copy" in loader().about
+    assert isinstance(loader(), MixtureLoader)
+    assert "4 of" not in plain.summary and "2 of recall, 2 of copy" in loader().summary
 
 
 def test_a_lesson_that_does_not_fit_is_named():

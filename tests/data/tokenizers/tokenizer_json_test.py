@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fope_jax.data import build
-from fope_jax.data import tokenizer as tk
-from fope_jax.data.manifest import read_manifest, sealed
-from fope_jax.data.retrieval.names import TASKS
+from fope_jax.data import tokenizers as tk
+from fope_jax.data.manifest import add_digest, read_manifest
+from fope_jax.data.retrieval import TASKS
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
-from fope_jax.data.retrieval.table import make_task
-from fope_jax.data.retrieval.texts import Noise
-from fope_jax.data.tokenizer import JsonTokenizer, encode_documents
-from tests.data.tokenizers_of_every_kind import (
+from fope_jax.data.retrieval.registry import make_task
+from fope_jax.data.retrieval.text_task import NoiseHaystack
+from fope_jax.data.tokenizers import JsonTokenizer, encode_documents, sentencepiece, tokenizer_json
+from tests.data.tokenizers.examples import (
     BOS,
     EOS,
     LOSSLESS,
@@ -173,11 +173,11 @@ READABLE = [kind for kind in TOKENIZERS if kind not in UNREADABLE]
 @pytest.mark.parametrize("kind", READABLE)
 def test_windows_of_passkeys_read_as_the_template_says(kind, template):
     made = tokenizer(kind)
-    task = Passkey.of(made, template)
-    shortest = task.shortest(np.random.default_rng(0), "test")
+    task = Passkey.from_tokenizer(made, template)
+    shortest = task.min_length(np.random.default_rng(0), "test")
     for more in range(150, 160):  # filler is cut at every kind of place
-        trial = task.trial(np.random.default_rng(0), shortest + more, 0.5, "test")
-        text, (key,) = made.decode(trial.tokens), trial.parts
+        trial = task.draw_trial(np.random.default_rng(0), shortest + more, 0.5, "test")
+        text, (key,) = made.decode(trial.tokens), trial.answer_texts
         assert len(trial.tokens) == shortest + more
         assert text.lstrip().startswith(template.intro)
         assert text.count(template.needle.format(key=key)) == 1
@@ -193,8 +193,8 @@ def test_windows_of_every_task_read_as_one_text(kind):
     for name in TASKS:
         if name not in ("recall", "copy"):
             task = make_task(name, made)
-            size = task.shortest(np.random.default_rng(0), "test") + 200
-            text = made.decode(task.trial(np.random.default_rng(0), size, 0.5, "test").tokens)
+            size = task.min_length(np.random.default_rng(0), "test") + 200
+            text = made.decode(task.draw_trial(np.random.default_rng(0), size, 0.5, "test").tokens)
             assert "  " not in text and not re.search(r"\.[A-Z]", text), name
 
 
@@ -203,7 +203,7 @@ def test_windows_that_are_made_otherwise_than_before_say_so():
         assert "prefix" not in make_task(name, tokenizer("byte-level")).describe()
         assert make_task(name, tokenizer("bpe, Prepend")).describe()["prefix"] == "none"
         assert make_task(name, tokenizer("bytes")).describe()["ends"] == "no space"
-    whole_words = Noise("a b", (1, 2))
+    whole_words = NoiseHaystack("a b", (1, 2))
     assert whole_words.describe() == {"haystack": "noise", "filler": "a b"}
 
 
@@ -253,7 +253,7 @@ def test_a_manifest_from_before_changed_documents_were_named_is_read(built):
     manifest = json.loads(path.read_text())
     for split in manifest["splits"].values():
         del split["first_changed"]
-    path.write_text(json.dumps(sealed(manifest)))
+    path.write_text(json.dumps(add_digest(manifest)))
     assert read_manifest(found.directory)["splits"]["train"]["changed_documents"] == 0
 
 
@@ -264,7 +264,7 @@ def test_a_manifest_from_before_changed_documents_were_named_is_read(built):
 def test_saved_in_a_cache_and_loaded_the_same(kind, tmp_path):
     made = tokenizer(kind)
     made.save(tmp_path)
-    loaded = tk.load_saved(tmp_path, json.loads(json.dumps(tk.describe(made))))
+    loaded = tk.load_tokenizer(tmp_path, json.loads(json.dumps(tk.describe_tokenizer(made))))
     text = f"the key {BOS}{EOS}  caf\xe9 <|im_start|>"
     assert loaded.encode(text) == made.encode(text)
     assert (loaded.fingerprint, loaded.prefix) == (made.fingerprint, made.prefix)
@@ -277,12 +277,14 @@ def test_only_rules_that_are_left_out_change_a_fingerprint(tmp_path):
     assert prepended.fingerprint != earlier
     # A cache of before says the earlier one, and is read all the same.
     prepended.save(tmp_path)
-    description = tk.describe(prepended) | {"fingerprint": earlier}
-    assert tk.load_saved(tmp_path, description).fingerprint == earlier
+    description = tk.describe_tokenizer(prepended) | {"fingerprint": earlier}
+    assert tk.load_tokenizer(tmp_path, description).fingerprint == earlier
 
 
 def test_models_trained_without_a_space_keep_their_ids_and_are_found_out():
-    model = tk._train(list(tk._training_lines(["\u543e\u8f29\u306f\n" * 200])), 276, "0123456789")
+    model = sentencepiece._train(
+        list(sentencepiece._training_lines(["\u543e\u8f29\u306f\n" * 200])), 276, "0123456789"
+    )
     earlier = tk.SentencePieceTokenizer(model)
     assert not earlier.writes_spaces
     (ids,), (changed,) = encode_documents(earlier, ["\u543e \u8f29"])
@@ -290,13 +292,13 @@ def test_models_trained_without_a_space_keep_their_ids_and_are_found_out():
 
 
 def test_text_with_spaces_trains_the_model_that_it_always_did():
-    lines = list(tk._training_lines(["The key is blue. The sky.\n" * 40]))
-    assert tokenizer("sentencepiece")._model == tk._train(lines, 300, "0123456789")
+    lines = list(sentencepiece._training_lines(["The key is blue. The sky.\n" * 40]))
+    assert tokenizer("sentencepiece")._model == sentencepiece._train(lines, 300, "0123456789")
 
 
 def test_old_forms_of_metaspace_are_understood():
     rules = {"pre_tokenizer": {"type": "Metaspace", "replacement": MARK, "add_prefix_space": True}}
-    assert tk._take_edges(rules) == " "
+    assert tokenizer_json._remove_edge_rules(rules) == " "
     assert rules["pre_tokenizer"] == {
         "type": "Metaspace",
         "replacement": MARK,
@@ -304,5 +306,5 @@ def test_old_forms_of_metaspace_are_understood():
     }
     rules["pre_tokenizer"]["add_prefix_space"] = False
     del rules["pre_tokenizer"]["prepend_scheme"]
-    assert tk._take_edges(rules) == ""
+    assert tokenizer_json._remove_edge_rules(rules) == ""
     assert metaspace("never")["pre_tokenizer"].prepend_scheme == "never"

@@ -9,11 +9,11 @@ import re
 import numpy as np
 import pytest
 
-from fope_jax.data import build, cache, corpora, tasks, tfds_files
+from fope_jax.data import build, cache, corpora, seqio_tasks, tfds_files
 from fope_jax.data.corpora import CorpusError
-from fope_jax.data.libraries import seqio, tf, tfds
 from fope_jax.data.manifest import CacheError
-from fope_jax.data.tokenizer import BytesTokenizer
+from fope_jax.data.tf_libraries import seqio, tf, tfds
+from fope_jax.data.tokenizers import BytesTokenizer
 
 BYTES = BytesTokenizer()
 
@@ -63,7 +63,7 @@ def c4_config(text_config, c4_dir):
 
 
 def read(config, split, **state):
-    return list(tasks.read_documents(config, BYTES, split, **state))
+    return list(seqio_tasks.read_documents(config, BYTES, split, **state))
 
 
 def check(documents, texts):
@@ -88,7 +88,7 @@ def test_c4_as_tfds_prepares_it(c4_config, c4_dir, split):
     assert [d.name for d in read(config, split)] == [d.name for d in documents]
     rest = read(config, split, skip={"c4": 4})
     assert [d.name for d in rest] == [d.name for d in documents[4:]]
-    assert sorted(tasks.read_texts(config, "c4", split)) == sorted(texts[split])
+    assert sorted(seqio_tasks.read_texts(config, "c4", split)) == sorted(texts[split])
 
 
 def test_c4_as_public_json_gz_files(text_config, tmp_path):
@@ -122,7 +122,7 @@ def test_c4_in_a_bucket_is_left_to_tfds(c4_config, monkeypatch):
     asked = []
     monkeypatch.setattr(tf.io.gfile, "exists", lambda path: asked.append(path) or True)
     monkeypatch.setattr(seqio, "TfdsDataSource", lambda **named: named)
-    source = tasks._source(config, "c4", [], ())
+    source = seqio_tasks._source(config, "c4", [], ())
     assert source["tfds_data_dir"] == f"{place}/c4/en/1.0"
     assert asked == [f"{place}/c4/en/1.0/dataset_info.json"]
 
@@ -180,7 +180,7 @@ def test_a_damaged_tfds_file_is_left_out_within_a_budget(c4_config, c4_dir, kind
     assert built["train"].documents["name"].tolist() == kept
     assert built["validation"].summary["documents"] == len(texts["validation"])
     assert f"train: damaged files, left out, 1: {expected}" in capsys.readouterr().err
-    assert len(list(tasks.read_texts(lenient, "c4", "train", {str(file)}))) == 40 - count
+    assert len(list(seqio_tasks.read_texts(lenient, "c4", "train", {str(file)}))) == 40 - count
     with pytest.raises(CacheError, match="lacks 1 train files that were damaged"):
         build.build(strict)
 
@@ -330,7 +330,7 @@ def test_a_users_own_files(text_config):
     documents = read(config, "train")
     check(documents, texts)
     assert [BYTES.decode(d.tokens) for d in documents] == texts  # in the order of the files
-    assert list(tasks.read_texts(config, "text", "train")) == texts
+    assert list(seqio_tasks.read_texts(config, "text", "train")) == texts
 
 
 def test_many_small_documents_and_empty_ones(text_config, tmp_path):
@@ -340,7 +340,8 @@ def test_many_small_documents_and_empty_ones(text_config, tmp_path):
     documents = read(config, "train")
     assert [BYTES.decode(d.tokens) for d in documents] == texts
     assert [d.bytes for d in documents] == [len(t) for t in texts]
-    dataset = tasks.register(config, BYTES).get_dataset({"targets": 100}, "train", shuffle=False)
+    task = seqio_tasks.register(config, BYTES)
+    dataset = task.get_dataset({"targets": 100}, "train", shuffle=False)
     stream = np.concatenate([x["targets"] for x in dataset.as_numpy_iterator()])
     assert (stream == BYTES.eos_id).sum() == len([t for t in texts if t])  # none stands alone
 
@@ -350,7 +351,7 @@ def test_an_error_in_a_file_comes_out_as_it_was_raised(text_config, tmp_path):
     with pytest.raises(CorpusError, match=r"train2\.txt is not UTF-8: byte 0xff at offset 2"):
         read(text_config(), "train")
     with pytest.raises(CorpusError, match=r"train2\.txt is not UTF-8"):
-        list(tasks.read_texts(text_config(), "text", "train"))
+        list(seqio_tasks.read_texts(text_config(), "text", "train"))
 
 
 def test_text_of_a_dataset_that_is_not_utf8_names_the_document():
@@ -358,19 +359,19 @@ def test_text_of_a_dataset_that_is_not_utf8_names_the_document():
     dataset = tf.data.Dataset.from_tensors(page)
     failures = []
     with pytest.raises(tf.errors.OpError):
-        list(tasks.tokenize(dataset, BYTES, failures))
+        list(seqio_tasks.tokenize(dataset, BYTES, failures))
     assert "'page 7' is not UTF-8: byte 0xff at offset 1" in str(failures[0])
 
 
 def test_groups_of_documents_keep_their_order_and_their_errors():
     """What TensorFlow runs in threads of its own, run here."""
     documents = [corpora.Document(f"d{i}", "x" * (i % 3)) for i in range(150)]
-    groups = list(tasks._as_examples(lambda: iter(documents), []))
+    groups = list(seqio_tasks._as_examples(lambda: iter(documents), []))
     assert len(groups) > 1
     assert [n for g in groups for n in g["name"]] == [d.name for d in documents]
     assert [t for g in groups for t in g["text"]] == [d.text for d in documents]
     large = [corpora.Document("d", "x" * 3_000_000)] * 3
-    assert [len(g["name"]) for g in tasks._as_examples(lambda: iter(large), [])] == [2, 1]
+    assert [len(g["name"]) for g in seqio_tasks._as_examples(lambda: iter(large), [])] == [2, 1]
 
     def broken():
         yield documents[0]
@@ -378,18 +379,18 @@ def test_groups_of_documents_keep_their_order_and_their_errors():
 
     failures = []
     with pytest.raises(CorpusError):
-        list(tasks._as_examples(broken, failures))
+        list(seqio_tasks._as_examples(broken, failures))
     assert str(failures[0]) == "no more"
 
 
 def test_encoding_a_group():
     texts = [b"\xc3\xa9", b"", b"x"]
-    tokens, lengths, sizes, changed = tasks.encode_group(BYTES, [b"a", b"b", b"c"], texts)
+    tokens, lengths, sizes, changed = seqio_tasks.encode_group(BYTES, [b"a", b"b", b"c"], texts)
     assert tokens.tolist() == [3 + 0xC3, 3 + 0xA9, 1, 1, 3 + ord("x"), 1]
     assert lengths.tolist() == [3, 1, 2] and sizes.tolist() == [2, 0, 1]
     assert changed.dtype == bool and not changed.any()
     with pytest.raises(CorpusError, match="document 'b' is not UTF-8: byte 0xff at offset 1"):
-        tasks.encode_group(BYTES, [b"a", b"b"], [b"x", b"a\xff"])
+        seqio_tasks.encode_group(BYTES, [b"a", b"b"], [b"x", b"a\xff"])
 
 
 # ---------------------------------------------------------------------------- windows
@@ -398,7 +399,7 @@ def test_encoding_a_group():
 def test_a_document_of_5000_words_keeps_every_token_at_length_512(text_config, tmp_path, story):
     (tmp_path / "long.txt").write_text(story(5000))
     config = text_config(train_files=(f"{tmp_path}/long.txt", f"{tmp_path}/books/train*.txt"))
-    task = tasks.register(config, BYTES)
+    task = seqio_tasks.register(config, BYTES)
     assert isinstance(task, seqio.Task) and seqio.get_mixture_or_task("fope_text") is task
     dataset = task.get_dataset({"targets": 512}, split="train", shuffle=False)
     windows = [example["targets"] for example in dataset.as_numpy_iterator()]
@@ -423,7 +424,7 @@ def mixture(text_config, c4_dir):
 def test_a_mixture_follows_its_weights_in_tokens(mixture):
     config, texts, own = mixture
     documents = read(config, "train")
-    assert isinstance(tasks.register(config, BYTES), seqio.Mixture)
+    assert isinstance(seqio_tasks.register(config, BYTES), seqio.Mixture)
     tokens = {c: sum(len(d.tokens) for d in documents if d.corpus == c) for c in ("c4", "text")}
     longest = max(len(d.tokens) for d in documents)
     assert abs(tokens["c4"] / 3 - tokens["text"]) <= longest

@@ -17,8 +17,8 @@ from fope_jax.data import tfds_files
 from fope_jax.data.cache import TokenizedDocument
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, Document, read_corpus
-from fope_jax.data.libraries import seqio, tf
-from fope_jax.data.tokenizer import Tokenizer, encode_documents
+from fope_jax.data.tf_libraries import seqio, tf
+from fope_jax.data.tokenizers import Tokenizer, encode_documents
 
 _DOCUMENTS_AT_ONCE = 64
 _CHARS_AT_ONCE = 4_000_000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, train_sentencepiece
+from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, train_sentencepiece
 
 MARK = "\u2581"
 EOS, PAD, BOS, UNK = "</s>", "<pad>", "<s>", "<unk>"

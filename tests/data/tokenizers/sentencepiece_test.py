@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fope_jax.data import tokenizer as tk
-from fope_jax.data.tokenizer import BytesTokenizer, JsonTokenizer, TokenizerError
+from fope_jax.data import tokenizers as tk
+from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, TokenizerError
+from fope_jax.data.tokenizers.sentencepiece import split_after_newlines
 
 TRAINING = [
     "It was 1816.  The whale, the sea; Emma said: \u201cno\u201d.\n\n  Indented\tline 2047\n" * 40,
@@ -118,8 +119,8 @@ def test_batches_are_the_texts_one_by_one(tokenizer):
 
 def test_saved_in_a_cache_and_loaded_the_same(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
-    description = json.loads(json.dumps(tk.describe(tokenizer)))
-    loaded = tk.load_saved(tmp_path, description)
+    description = json.loads(json.dumps(tk.describe_tokenizer(tokenizer)))
+    loaded = tk.load_tokenizer(tmp_path, description)
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.encode(TRAINING[0]) == tokenizer.encode(TRAINING[0])
     assert (loaded.vocab_size, loaded.eos_id, loaded.pad_id) == (
@@ -133,7 +134,7 @@ def test_a_changed_tokenizer_file_is_named(sentencepiece, tmp_path):
     sentencepiece.save(tmp_path)
     tk.train_sentencepiece(TRAINING, vocab_size=340).save(tmp_path)
     with pytest.raises(TokenizerError, match=r"tokenizer\.model is damaged"):
-        tk.load_saved(tmp_path, tk.describe(sentencepiece))
+        tk.load_tokenizer(tmp_path, tk.describe_tokenizer(sentencepiece))
 
 
 # ---------------------------------------------------------------------------- SentencePiece
@@ -150,7 +151,7 @@ def test_cutting_a_document_changes_no_token(sentencepiece):
     """The tokens of the pieces are those of one call on the whole document."""
     text = "\n".join(TRAINING) * 20 + "\n\n\nend"
     whole = sentencepiece._processor.encode(text)
-    pieces = list(tk.cut_lines(text, 64))
+    pieces = list(split_after_newlines(text, 64))
     assert len(pieces) > 100 and "".join(pieces) == text
     assert sum((sentencepiece._processor.encode(p) for p in pieces), []) == whole
     assert sentencepiece.encode(text) == whole

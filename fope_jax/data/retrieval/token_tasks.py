@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fope_jax.data.retrieval.base import RIVALS, Task, Trial, check_place, half_of
-from fope_jax.data.tokenizer import Tokenizer
+from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial, check_trial_fits, split_of
+from fope_jax.data.tokenizers import Tokenizer
 
 
-def draw_symbols(tokenizer: Tokenizer, count: int) -> np.ndarray:
+def choose_symbols(tokenizer: Tokenizer, count: int) -> np.ndarray:
     """``count`` ids of tokens that stand for text, evenly spaced, ``[count]`` int32.
 
     Raises:
@@ -35,13 +35,13 @@ class Recall(Task):
 
     A window has a dictionary of ``entries`` keys and as many different values. In a trial the key
     that is asked for at the end stands once before, at the depth; all others come again and again,
-    so that a window of any length takes no more symbols. In a lesson all keys come again and again,
-    and every value whose key was there before is an answer. A dictionary belongs to one half.
-    Rivals are the values of other keys of the window.
+    so that a window of any length takes no more symbols. In training all keys come again and again,
+    and every value whose key was there before is an answer. A dictionary belongs to one
+    split. Distractors are the values of other keys of the window.
 
     Attributes:
       keys, values: ids, ``[M]`` each, without a common one.
-      entries: keys of a window, more than ``RIVALS``.
+      entries: keys of a window, more than ``NUM_DISTRACTORS``.
 
     Reference: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language
     Models", Section 3, for recall of many keys in one window.
@@ -55,28 +55,30 @@ class Recall(Task):
     entries: int = 16
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Recall:
+    def from_tokenizer(cls, tokenizer: Tokenizer) -> Recall:
         """With half of the symbols as keys, half as values."""
-        keys, values = draw_symbols(tokenizer, cls.symbols).reshape(-1, 2).T
+        keys, values = choose_symbols(tokenizer, cls.symbols).reshape(-1, 2).T
         return cls(keys, values)
 
-    def shortest(self, rng: np.random.Generator, half: str) -> int:
+    def min_length(self, rng: np.random.Generator, split: str) -> int:
         return 4
 
-    def trial(self, rng: np.random.Generator, context: int, depth: float, half: str) -> Trial:
-        check_place(self.name, context, 4, depth)
-        keys, values = self._dictionary(rng, half)
-        chosen = rng.choice(np.arange(1, self.entries), RIVALS, replace=False)
-        rivals = tuple(values[i : i + 1] for i in chosen)
+    def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
+        check_trial_fits(self.name, context, 4, depth)
+        keys, values = self._dictionary(rng, split)
+        chosen = rng.choice(np.arange(1, self.entries), NUM_DISTRACTORS, replace=False)
+        distractors = tuple(values[i : i + 1] for i in chosen)
         pairs = (context - 2) // 2
         order = rng.integers(1, self.entries, pairs)
         order[round(depth * (pairs - 1))] = 0
         stream = np.stack([keys[order], values[order]], axis=1).ravel()
         # Of an odd context the first token is the end of a pair that began before it.
         before = values[rng.integers(1, self.entries, context % 2)]
-        return Trial(np.concatenate([before, stream, keys[:1], values[:1]]), 1, rivals)
+        return Trial(np.concatenate([before, stream, keys[:1], values[:1]]), 1, distractors)
 
-    def lesson(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw_training_window(
+        self, rng: np.random.Generator, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         keys, values = self._dictionary(rng, "training")
         order = rng.integers(0, self.entries, length // 2 + 1)
         _, first = np.unique(order, return_index=True)
@@ -86,13 +88,13 @@ class Recall(Task):
         answers = np.stack([np.zeros_like(again), again], axis=1).ravel()
         return stream[:length], answers[:length]
 
-    def _dictionary(self, rng: np.random.Generator, half: str) -> tuple[np.ndarray, np.ndarray]:
+    def _dictionary(self, rng: np.random.Generator, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values ``[entries]``, int32; the first key is the one asked for."""
         while True:
             keys = rng.choice(self.keys, self.entries, replace=False)
             values = rng.choice(self.values, self.entries, replace=False)
             order = np.argsort(keys)  # a dictionary is the same in any order
-            if half_of(np.stack([keys, values])[:, order].astype("<i4").tobytes()) == half:
+            if split_of(np.stack([keys, values])[:, order].astype("<i4").tobytes()) == split:
                 return keys, values
 
     def describe(self) -> dict[str, Any]:
@@ -104,11 +106,11 @@ class Copy(Task):
     """Copying: ``source mark source mark``, the second time written by the model.
 
     A trial asks for ``span`` tokens of the copy; the depth is the share of the source copied before
-    them. The longer the source, the farther back its tokens, and a window is as full at every
-    depth: source, mark, and the copy up to the answer's end. Sources of lessons have random
-    lengths, as far as a trial's in a window of the same length, so that no fixed distance leads to
-    the answer and the first tokens of the longest source are asked for as well. A source belongs to
-    one half by its first ``span`` tokens. Rivals are as many tokens of the source in random order.
+    them. A window is as full at every depth: source, mark, and the copy up to the answer's end.
+    Sources of training have random lengths, as far as a trial's in a window of the same length, so
+    that no fixed distance leads to the answer and the first tokens of the longest source are asked
+    for as well. A source belongs to one split by its first ``span`` tokens. Distractors are as many
+    tokens of the source in random order.
 
     Attributes:
       symbols: ids of the source, ``[M]``.
@@ -126,39 +128,41 @@ class Copy(Task):
     span: int = 8
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer) -> Copy:
+    def from_tokenizer(cls, tokenizer: Tokenizer) -> Copy:
         """With the symbols of ``Recall``, and the end of a document as the mark."""
-        return cls(draw_symbols(tokenizer, Recall.symbols), tokenizer.eos_id)
+        return cls(choose_symbols(tokenizer, Recall.symbols), tokenizer.eos_id)
 
-    def shortest(self, rng: np.random.Generator, half: str) -> int:
+    def min_length(self, rng: np.random.Generator, split: str) -> int:
         return 2 * self.span + 1
 
-    def trial(self, rng: np.random.Generator, context: int, depth: float, half: str) -> Trial:
-        check_place(self.name, context, 2 * self.span + 1, depth)
+    def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
+        check_trial_fits(self.name, context, 2 * self.span + 1, depth)
         room = context - 1 - self.span  # source, and what is copied of it before the answer
         size = round((room + depth * self.span) / (1 + depth))
         size = min(max(size, context // 2), room)
-        source = self._source(rng, size, half)
+        source = self._source(rng, size, split)
         done = room - size
         answer = source[done : done + self.span]
-        rivals = []
-        while len(rivals) < RIVALS:
+        distractors = []
+        while len(distractors) < NUM_DISTRACTORS:
             other = rng.permutation(source)[: self.span]
             if (other != answer).any():
-                rivals.append(other)
+                distractors.append(other)
         tokens = np.concatenate([source, [self.mark], source[: done + self.span]])
-        return Trial(tokens.astype(np.int32), self.span, tuple(rivals))
+        return Trial(tokens.astype(np.int32), self.span, tuple(distractors))
 
-    def lesson(self, rng: np.random.Generator, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw_training_window(
+        self, rng: np.random.Generator, length: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         size = int(rng.integers(self.span, max(self.span, length - 1 - self.span) + 1))
         period = np.append(self._source(rng, size, "training"), self.mark)
         tokens = np.resize(period, length).astype(np.int32)
         return tokens, np.arange(length) > size
 
-    def _source(self, rng: np.random.Generator, size: int, half: str) -> np.ndarray:
+    def _source(self, rng: np.random.Generator, size: int, split: str) -> np.ndarray:
         while True:
             source = rng.choice(self.symbols, size)
-            if half_of(source[: self.span].astype("<i4").tobytes()) == half:
+            if split_of(source[: self.span].astype("<i4").tobytes()) == split:
                 return source
 
     def describe(self) -> dict[str, Any]:

@@ -1,0 +1,142 @@
+"""What every tokenizer has, and the one that needs no library: bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+# SentencePiece writes spaces as this character. One that is in a text would come back as a space.
+SPACE_MARK = "\u2581"
+_IDS_AT_ONCE = 2**20  # what is needed for each is larger than the text of a long document
+
+
+class TokenizerError(ValueError):
+    """A tokenizer that cannot be trained or read; the message names the value to change."""
+
+
+class Tokenizer:
+    """The interface of all tokenizers.
+
+    Attributes:
+      kind: "sentencepiece", "bytes" or "json".
+      vocab_size: tokens V, special ones included.
+      eos_id: ends every document.
+      pad_id: fills windows; never scored.
+      token_bytes: ``[V]`` int32, UTF-8 bytes of text that a token stands for; special tokens 0.
+        Summed over a text's tokens it is the text's size, so bits per byte need no decoding.
+      prefix: text that stands before every document and is none of its text: a space with Llama 2's
+        tokenizer, which writes a document's first word as it writes any other; mostly "".
+      fingerprint: hex digest of everything that decides how a text is cut.
+    """
+
+    kind: str
+    vocab_size: int
+    eos_id: int
+    pad_id: int
+    prefix: str = ""
+    fingerprint: str
+    token_texts: TokenTexts
+
+    @property
+    def token_bytes(self) -> np.ndarray:
+        return self.token_texts.sizes
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text, none of which is a control token."""
+        return self.encode_batch([text])[0].tolist()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens ``[n]`` int32 of each text."""
+        raise NotImplementedError
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Special tokens are left out; bytes that are no UTF-8 become U+FFFD."""
+        return self.token_texts.join(ids).decode(errors="replace")
+
+    def token_id(self, name: str) -> int | None:
+        """The token of a name, such as ``"<s>"``."""
+        return None
+
+    def save(self, directory: Path) -> None:
+        """Writes the tokenizer's file, if it has one, into a token cache."""
+
+
+def encode_documents(
+    tokenizer: Tokenizer, texts: Sequence[str]
+) -> tuple[list[np.ndarray], list[bool]]:
+    """Tokens of whole documents, without the one that ends them.
+
+    Returns:
+      For each document its tokens ``[n]`` int32, which begin with those of ``tokenizer.prefix``,
+      and none where it has no text; and whether the tokenizer changes it, that is, whether its
+      tokens decode to another text.
+    """
+    whole = [tokenizer.prefix + text if text else "" for text in texts]
+    tokens = tokenizer.encode_batch(whole)
+    changed = [tokenizer.decode(ids) != text for ids, text in zip(tokens, whole, strict=True)]
+    return tokens, changed
+
+
+class TokenTexts:
+    """The bytes that each token stands for, ``[V]``, and those of a text's tokens joined.
+
+    >>> texts = TokenTexts([b"", b"a ", b"b"])
+    >>> texts.sizes.tolist(), texts.join([1, 0, 2, 7])
+    ([0, 2, 1], b'a b')
+    """
+
+    def __init__(self, texts: Sequence[bytes]):
+        self.sizes = np.array([len(text) for text in texts], np.int32)
+        self._start = np.cumsum(self.sizes, dtype=np.int64) - self.sizes
+        self._bytes = np.frombuffer(b"".join(texts), np.uint8)
+
+    def join(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ``ids``; one beyond the vocabulary stands for none."""
+        ids = ids if isinstance(ids, np.ndarray) else np.array(list(ids), np.int64)
+        return b"".join(map(self._join, _slices(ids)))
+
+    def _join(self, ids: np.ndarray) -> bytes:
+        ids = ids[(ids >= 0) & (ids < len(self.sizes))]
+        sizes = self.sizes[ids]
+        ends = np.cumsum(sizes, dtype=np.int64)
+        # Of each byte its place among the tokens' bytes: a loop in Python takes five times as
+        # long, and would hold up a build on many cores.
+        offsets = np.repeat(self._start[ids] - (ends - sizes), sizes)
+        return self._bytes[offsets + np.arange(len(offsets))].tobytes()
+
+
+def _slices(ids: np.ndarray) -> Iterator[np.ndarray]:
+    return (ids[i : i + _IDS_AT_ONCE] for i in range(0, len(ids), _IDS_AT_ONCE))
+
+
+def byte_of_piece(piece: str) -> bytes:
+    """
+    >>> byte_of_piece("<0xE2>")
+    b'\\xe2'
+    """
+    return bytes.fromhex(piece[3:5])
+
+
+class BytesTokenizer(Tokenizer):
+    """UTF-8 bytes after three special tokens: token ``3 + b`` is byte ``b``. V is 259.
+
+    >>> BytesTokenizer().encode("a\\n")
+    [100, 13]
+    """
+
+    kind = "bytes"
+    vocab_size = 259
+    pad_id, eos_id = 0, 1
+    _first = 3
+    fingerprint = hashlib.sha256(b"bytes after pad, eos, unk").hexdigest()
+
+    def __init__(self):
+        self.token_texts = TokenTexts([b""] * self._first + [bytes([b]) for b in range(256)])
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [
+            np.frombuffer(text.encode(), np.uint8).astype(np.int32) + self._first for text in texts
+        ]

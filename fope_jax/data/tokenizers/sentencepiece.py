@@ -1,0 +1,180 @@
+"""A SentencePiece BPE, trained on the corpus itself: lossless, and the same from the same text."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fope_jax.data.tokenizers.base import (
+    SPACE_MARK,
+    Tokenizer,
+    TokenizerError,
+    TokenTexts,
+    byte_of_piece,
+)
+from fope_jax.extras import require
+
+_LINE_END = re.compile(r"\n(?!\n)")
+_PIECE_CHARS = 2048
+_TRAINING_CHARS = 1000
+TRAINING_TEXT_CHARS = 16_000_000
+_DIGITS = "0123456789"
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model as `train_sentencepiece` makes it: lossless, pad 0, eos 1, unk 2.
+
+    Runs of newlines are symbols that no other piece reaches into. A text cut after such a run thus
+    gives the same tokens as the whole, in time that does not grow with the length of its
+    documents, and on every core.
+    """
+
+    kind = "sentencepiece"
+    pad_id, eos_id = 0, 1
+    filename = "tokenizer.model"
+
+    def __init__(self, model: bytes):
+        self._model = model
+        self._processor = require("sentencepiece", "train").SentencePieceProcessor(
+            model_proto=model
+        )
+        self.vocab_size = self._processor.vocab_size()
+        self.fingerprint = self.fingerprint_of(model)
+        self.token_texts = TokenTexts([self._token_text(i) for i in range(self.vocab_size)])
+        self._mark_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
+
+    @property
+    def writes_spaces(self) -> bool:
+        """Whether a space has a piece of its own; models trained before this was asked may not."""
+        return not self._processor.is_unknown(self._processor.piece_to_id(SPACE_MARK))
+
+    @staticmethod
+    def fingerprint_of(model: bytes) -> str:
+        """The fingerprint of a serialised model, found without loading it."""
+        return hashlib.sha256(b"sentencepiece" + model).hexdigest()
+
+    def _token_text(self, index: int) -> bytes:
+        processor, piece = self._processor, self._processor.id_to_piece(index)
+        if processor.is_control(index) or processor.is_unknown(index):
+            return b""
+        if processor.is_byte(index):
+            return byte_of_piece(piece)
+        return piece.replace(SPACE_MARK, " ").encode()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        pieces = [
+            [
+                piece
+                for part in re.split(f"({SPACE_MARK})", text)
+                for piece in split_after_newlines(part, _PIECE_CHARS)
+            ]
+            for text in texts
+        ]
+        flat = [piece for of_text in pieces for piece in of_text]
+        encoded = iter(self._processor.encode(flat, num_threads=os.cpu_count() or 1))
+        return [
+            _join(
+                self._mark_ids if piece == SPACE_MARK else ids
+                # The pieces come first: zip takes nothing from the others once they have ended.
+                for piece, ids in zip(of_text, encoded, strict=False)
+            )
+            for of_text in pieces
+        ]
+
+    def token_id(self, name: str) -> int | None:
+        index = self._processor.piece_to_id(name)
+        return index if self._processor.id_to_piece(index) == name else None
+
+    def save(self, directory: Path) -> None:
+        (directory / self.filename).write_bytes(self._model)
+
+
+def _join(ids: Iterable[list[int]]) -> np.ndarray:
+    return np.array([index for part in ids for index in part], np.int32)
+
+
+def split_after_newlines(text: str, chars: int) -> Iterator[str]:
+    """Cuts after the first end of a run of newlines that is ``chars`` or more characters on.
+
+    >>> list(split_after_newlines("one\\ntwo\\n\\nthree\\n", 4))
+    ['one\\ntwo\\n\\n', 'three\\n']
+    """
+    start = 0
+    while start < len(text):
+        end = _LINE_END.search(text, start + chars)
+        stop = end.end() if end else len(text)
+        yield text[start:stop]
+        start = stop
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+    """Trains a lossless BPE with single digits and byte fallback; the same texts, the same model.
+
+    Args:
+      texts: documents; the first 16 million characters count.
+      vocab_size: tokens V, with pad, eos, unk, 256 bytes and two newline symbols among them.
+
+    Raises:
+      TokenizerError: no text, or a vocabulary too large or too small for it.
+    """
+    lines = list(_training_lines(texts))
+    if not lines:
+        raise TokenizerError("the training text has no characters to train a tokenizer on")
+    tokenizer = SentencePieceTokenizer(_train(lines, vocab_size, _DIGITS))
+    if not tokenizer.writes_spaces:
+        # Spaces are rare in this text. Without a piece of its own a space would be the three bytes
+        # of its mark. Text with spaces keeps the model that it always gave, to the byte.
+        tokenizer = SentencePieceTokenizer(_train(lines, vocab_size, _DIGITS + SPACE_MARK))
+    return tokenizer
+
+
+def _train(lines: Sequence[str], vocab_size: int, required_chars: str) -> bytes:
+    model = io.BytesIO()
+    try:
+        require("sentencepiece", "train").SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            user_defined_symbols=["\n", "\n\n"],
+            byte_fallback=True,
+            split_digits=True,
+            required_chars=required_chars,
+            max_sentence_length=8 * _TRAINING_CHARS,  # bytes; longer ones would be skipped
+            num_threads=1,  # the model stores the number, and more threads do not train faster
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
+        raise TokenizerError(
+            f"vocab_size = {vocab_size} does not fit the training text of"
+            f" {sum(map(len, lines))} characters: {reason}"
+        ) from error
+    return model.getvalue()
+
+
+def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    """Lines of at most 1,000 characters, cut at spaces; SentencePiece skips lines with tabs."""
+    budget = TRAINING_TEXT_CHARS
+    for text in texts:
+        text, budget = text[:budget], budget - len(text)
+        for line in re.split(rf"[\n\t\0{SPACE_MARK}]", text):
+            yield from re.findall(
+                rf".{{1,{_TRAINING_CHARS}}}(?= |$)|.{{1,{_TRAINING_CHARS}}}", line
+            )
+        if budget <= 0:
+            return

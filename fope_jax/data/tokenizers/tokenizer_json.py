@@ -1,0 +1,309 @@
+"""Any ``tokenizer.json``, as the library of Hugging Face reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fope_jax.data.tokenizers.base import (
+    SPACE_MARK,
+    Tokenizer,
+    TokenizerError,
+    TokenTexts,
+    byte_of_piece,
+)
+from fope_jax.extras import require
+from fope_jax.storage.content import detect_content, read_head
+from fope_jax.storage.files import read_json
+
+_EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "[SEP]")
+_PAD_NAMES = ("<|padding|>", "<pad>", "[PAD]")
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_DECODERS = {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}
+_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
+
+
+class JsonTokenizer(Tokenizer):
+    """A ``tokenizer.json``, such as the paper's GPT-NeoX one.
+
+    Text is cut as the file says, but for this:
+
+    * What the file puts before a text, or takes from its ends, is left out of `encode`: a piece of
+      a text has neither. The space before a text is ``prefix``, with which documents begin.
+    * No text becomes a control token, whatever the file calls special: the end of a document, and
+      every token that the configuration beside the file names for a purpose, such as ``bos_token``.
+
+    ``decode(encode(text)) == text`` as far as the file's own rules leave text unchanged; where
+    they lower its case, normalise it, or have no token for a character, `encode_documents` says so.
+
+    Args:
+      content: the file's text.
+      eos: name of the token that ends a document.
+      control: names of other tokens that no text may become, beside those that the file calls
+        special.
+
+    Raises:
+      TokenizerError: ``eos`` is no token, or the decoder does not say how many bytes a token is.
+    """
+
+    kind = "json"
+    filename = "tokenizer.json"
+
+    def __init__(self, content: str, eos: str, control: Sequence[str] = ()):
+        self._content, self.eos, self.control = content, eos, tuple(control)
+        rules = json.loads(content)
+        self.prefix = _remove_edge_rules(rules)
+        # What is called special is not looked for in a text.
+        for token in rules.get("added_tokens") or []:
+            token["special"] = token["special"] or token["content"] in {eos, *control}
+        unchanged = rules == json.loads(content)
+        used = content if unchanged else json.dumps(rules, ensure_ascii=False)
+        self._tokenizer = require("tokenizers", "train").Tokenizer.from_str(used)
+        self._tokenizer.encode_special_tokens = True  # a special token's name in a text is text
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        eos_id = self._tokenizer.token_to_id(eos)
+        if eos_id is None:
+            raise TokenizerError(f"the end-of-document token {eos!r} is not in the tokenizer.json")
+        self.eos_id: int = eos_id
+        pads = [self._tokenizer.token_to_id(name) for name in _PAD_NAMES]
+        self.pad_id: int = next((i for i in pads if i is not None), eos_id)
+        self.fingerprint = self.fingerprint_of(used, eos)
+        self._find_token_texts(rules)
+
+    @staticmethod
+    def fingerprint_of(content: str, eos: str) -> str:
+        """The fingerprint of a file whose rules are used as they stand."""
+        return hashlib.sha256(f"json {eos} {content}".encode()).hexdigest()
+
+    @classmethod
+    def load(cls, path: Path) -> JsonTokenizer:
+        """Reads a file; the end-of-document token is what ``tokenizer_config.json`` beside it
+        says, or a usual name."""
+        if not path.is_file():
+            what = "it is a directory" if path.is_dir() else "there is no such file"
+            raise TokenizerError(f"tokenizer = {str(path)!r}: {what}")
+        try:
+            content = path.read_bytes().decode("utf-8-sig")
+            added = json.loads(content)["added_tokens"]
+            names = {token["content"] for token in added}
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            found = detect_content(read_head(path))
+            reason = f"it is {found.kind}; {found.advice}" if found else error
+            if isinstance(error, KeyError | TypeError):
+                reason = "it has no list 'added_tokens' of tokens with a 'content'"
+            raise _not_a_tokenizer(path, reason) from error
+        stated_eos, control = _stated_tokens(path)
+        eos = stated_eos or next((name for name in _EOS_NAMES if name in names), None)
+        if eos is None:
+            raise TokenizerError(
+                f"tokenizer = {str(path)!r} has no end-of-document token: no eos_token in"
+                f" {_CONFIGS[0]} beside it, and none of {', '.join(_EOS_NAMES)} is an added token"
+            )
+        try:
+            special = {token["content"] for token in added if token["special"]}
+            return cls(content, eos, sorted(control - special - {eos}))
+        except TokenizerError:
+            raise
+        except Exception as error:  # the library's own kind, without the file's name
+            raise _not_a_tokenizer(path, error) from error
+
+    def _find_token_texts(self, rules: dict[str, Any]) -> None:
+        """Which tokens are control tokens, and what every other token stands for."""
+        decoders = _flatten(rules.get("decoder"), "decoders")
+        kinds = {decoder["type"] for decoder in decoders}
+        if not kinds & _DECODERS:
+            raise TokenizerError(
+                f"the tokenizer.json has decoder {sorted(kinds)}; accepted: ByteLevel, or"
+                " Metaspace or ByteFallback, which say how many bytes of text a token stands for"
+            )
+        model, added = rules["model"], self._tokenizer.get_added_tokens_decoder()
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        model_ids = {*self._tokenizer.get_vocab(with_added_tokens=False).values()}
+        control = {index for index, token in added.items() if token.special}
+        control |= {vocab[name] for name in self.control if name in vocab}
+        # A character of the model's own is text, also where it is named for padding, as "!" is.
+        control -= {i for piece, i in vocab.items() if len(piece) == 1 and i in model_ids}
+        control |= {self.eos_id, self.pad_id}
+        unknown = model.get("unk_id", vocab.get(model.get("unk_token")))
+        has_byte_pieces = bool(model.get("byte_fallback")) or "ByteFallback" in kinds
+        is_byte_level = "ByteLevel" in kinds
+        texts = [b""] * self.vocab_size
+        for piece, index in vocab.items():
+            if index in control or index == unknown:
+                continue
+            is_literal = index not in model_ids and not (index in added and added[index].normalized)
+            if index in added and (is_byte_level or is_literal):
+                texts[index] = added[index].content.encode()  # looked for in the text as it stands
+            elif is_byte_level:
+                texts[index] = _byte_level_bytes(piece)
+            elif has_byte_pieces and _BYTE_PIECE.fullmatch(piece):
+                texts[index] = byte_of_piece(piece)
+            else:
+                texts[index] = _decode_piece(piece, decoders).encode()
+        self.token_texts = TokenTexts(texts)
+        # An unknown token is what some texts become; it is none that may be taken out of them.
+        self._control = np.array(sorted(control - {unknown} | {self.eos_id, self.pad_id}))
+        names = [name for name, index in vocab.items() if index in {*control, unknown} and name]
+        patterns = [re.escape(name) for name in sorted(names, key=len, reverse=True)]
+        patterns += [_BYTE_PIECE.pattern] if has_byte_pieces else []
+        self._control_names = re.compile("|".join(patterns))
+        mark_ids = [vocab.get(f"<0x{byte:02X}>") for byte in SPACE_MARK.encode()]
+        self._mark_ids = mark_ids if has_byte_pieces and None not in mark_ids else []
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self._encode_raw(texts)
+        return [self._without_control(*pair) for pair in zip(texts, encoded, strict=True)]
+
+    def _encode_raw(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(one.ids, np.int32) for one in encoded]
+
+    def _without_control(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """``ids`` of ``text``, none of which is a control token.
+
+        Models of the unigram kind look for their control tokens in a text like for any other, and
+        for the names of their bytes. A text that has come to one is cut inside the name, and what
+        is still a control token is taken out. A mark in a text is written in bytes, where there
+        are tokens for them: as a piece it would be a space.
+        """
+        if self.token_texts.join(ids) == text.encode():
+            return ids
+        cuts = {match.start() + 1 for match in self._control_names.finditer(text)}
+        if self._mark_ids:
+            cuts |= {i for mark in re.finditer(SPACE_MARK, text) for i in mark.span()}
+        if cuts:
+            edges = sorted({0, *cuts, len(text)})
+            parts = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+            pieces = [
+                self._mark_ids if part == SPACE_MARK and self._mark_ids else part_ids
+                for part, part_ids in zip(parts, self._encode_raw(parts), strict=True)
+            ]
+            again = np.concatenate(pieces).astype(np.int32)
+            lossless = self.token_texts.join(again) == text.encode()
+            ids = again if lossless or np.isin(ids, self._control).any() else ids
+        return ids[~np.isin(ids, self._control)]
+
+    def token_id(self, name: str) -> int | None:
+        return self._tokenizer.token_to_id(name)
+
+    def save(self, directory: Path) -> None:
+        (directory / self.filename).write_text(self._content, encoding="utf-8")
+
+
+def _not_a_tokenizer(path: Path, reason: object) -> TokenizerError:
+    return TokenizerError(f"tokenizer = {str(path)!r} is no tokenizer.json: {reason}")
+
+
+def _stated_tokens(path: Path) -> tuple[str | None, set[str]]:
+    """What the configuration beside a tokenizer.json says.
+
+    Returns:
+      The token that ends a document, if any is named; and all that are named for a purpose.
+    """
+    eos, names = None, set()
+    for config in _CONFIGS:
+        beside = path.with_name(config)
+        stated = read_json(beside) if beside.is_file() else {}
+        for key, value in stated.items():
+            if key.endswith("_token"):
+                names |= _names_of([value])
+            elif key in ("additional_special_tokens", "extra_special_tokens"):
+                names |= _names_of(value)
+            elif key == "added_tokens_decoder" and isinstance(value, dict):
+                tokens = (token for token in value.values() if isinstance(token, dict))
+                names |= _names_of([token for token in tokens if token.get("special")])
+        eos = eos or next(iter(_names_of([stated.get("eos_token")])), None)
+    return eos, names
+
+
+def _names_of(tokens: Any) -> set[str]:
+    """Names of tokens, which a configuration writes as strings or as objects."""
+    if isinstance(tokens, dict):
+        tokens = tokens.values()
+    elif not isinstance(tokens, list):
+        return set()
+    found = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+    return {name for name in found if isinstance(name, str) and name}
+
+
+_DROP_CHARACTERS = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit"}
+
+
+def _remove_edge_rules(rules: dict[str, Any]) -> str:
+    """Takes out of the rules what is done to the ends of a text alone.
+
+    Returns:
+      What the rules put before a text.
+
+    >>> rules = {"normalizer": {"type": "Prepend", "prepend": "\u2581"}, "pre_tokenizer": None}
+    >>> _remove_edge_rules(rules), rules["normalizer"]
+    (' ', None)
+    """
+    prefix = ""
+    kept = []
+    for rule in _flatten(rules.get("normalizer"), "normalizers"):
+        if rule["type"] == "Prepend":
+            prefix = rule["prepend"].replace(SPACE_MARK, " ")
+        elif rule["type"] != "Strip":
+            kept.append(rule)
+    if len(kept) < len(_flatten(rules.get("normalizer"), "normalizers")):
+        rules["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
+    words = False
+    for rule in _flatten(rules.get("pre_tokenizer"), "pretokenizers"):
+        words |= rule["type"] in _DROP_CHARACTERS or rule.get("behavior") == "Removed"
+        scheme = "never" if rule.get("add_prefix_space") is False else "always"
+        if rule["type"] == "Metaspace" and rule.get("prepend_scheme", scheme) != "never":
+            prefix = " "
+            if not words:  # after spaces have been dropped, this is what writes them
+                rule.pop("add_prefix_space", None)
+                rule["prepend_scheme"] = "never"
+        elif rule["type"] == "ByteLevel" and rule.get("add_prefix_space", True):
+            prefix = " "
+            if not words:
+                rule["add_prefix_space"] = False
+    return prefix
+
+
+def _flatten(rule: dict[str, Any] | None, of_sequence: str) -> list[dict[str, Any]]:
+    """A rule, or those of a sequence, in their order."""
+    if not rule:
+        return []
+    if rule["type"] != "Sequence":
+        return [rule]
+    return [one for inner in rule[of_sequence] for one in _flatten(inner, of_sequence)]
+
+
+def _decode_piece(piece: str, decoders: Sequence[dict[str, Any]]) -> str:
+    """A piece as the decoders write it inside a text."""
+    for rule in decoders:
+        if rule["type"] == "Metaspace":
+            piece = piece.replace(rule.get("replacement", SPACE_MARK), " ")
+        elif rule["type"] == "Replace" and "String" in rule["pattern"]:
+            piece = piece.replace(rule["pattern"]["String"], rule["content"])
+    return piece
+
+
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
+_BYTE_ALPHABET = {chr(byte): byte for byte in _PRINTED} | {
+    chr(256 + number): byte for number, byte in enumerate(_OTHERS)
+}
+
+
+def _byte_level_bytes(piece: str) -> bytes:
+    """The bytes of a piece in GPT-2's alphabet, which writes each as a character that shows.
+
+    >>> _byte_level_bytes("\u0120caf\u00c3\u00a9").decode()
+    ' caf\u00e9'
+    """
+    if not all(character in _BYTE_ALPHABET for character in piece):
+        return piece.encode()
+    return bytes(_BYTE_ALPHABET[character] for character in piece)

@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from fope_jax.model.attention import TokenIndex, visible_block_mask
+from fope_jax.position.base import PositionEmbedding, has_hook
 from fope_jax.typing import Array
 
 LANES = 128
@@ -33,8 +34,6 @@ NAME = "bias_attention"  # what the names of the three kernels begin with
 _LOWEST = -1e30  # finite, so that a query without keys gives no NaN
 # A bias of many numbers keeps one block of its derivative for each.
 _BLOCKS, _BLOCKS_OF_MANY, _MANY = (512, 256, 128), (128,), 8
-
-HeadBias = Callable[[dict[str, Any], Array, Array], Array]
 
 
 class _Settings(NamedTuple):
@@ -57,9 +56,8 @@ def pallas_attention(
     *,
     q_index: TokenIndex,
     k_index: TokenIndex,
-    bias: HeadBias | None,
+    method: PositionEmbedding,
     variables: dict[str, Array],
-    heads_axes: dict[str, int | None],
     interpret: bool = False,
 ) -> Array:
     """``attention.attend`` as a TPU kernel.
@@ -70,9 +68,8 @@ def pallas_attention(
       v: ``[B, S, K, H]``.
       q_index: ``[B, T]`` or ``[1, T]`` int32 each.
       k_index: ``[B, S]`` or ``[1, S]`` int32 each.
-      bias: see ``PositionEmbedding.bias``; None adds nothing.
-      variables: of the bias, floating, with gradients.
-      heads_axes: for each, its axis of query heads; None where it has none.
+      method: of the layer; its ``bias`` is computed inside the kernel, if it has one.
+      variables: the layer's and the model's, floating, with gradients.
       interpret: runs the kernel's program on any platform, slowly.
 
     Returns:
@@ -84,11 +81,12 @@ def pallas_attention(
     for name, length in (("T", q.shape[1]), ("S", k.shape[1])):
         if length % LANES:
             raise ValueError(f"{name} = {length} tokens: the kernel takes multiples of {LANES}")
-    num_heads = q.shape[2]
+    num_heads, has_bias = q.shape[2], has_hook(method, "bias")
+    # The kernel reads plain numbers: those of each head are a row of one array.
     shapes, columns = {}, []
-    for name in sorted(variables) if bias else []:
-        x, axis = variables[name].astype(jnp.float32), heads_axes[name]
-        x = x[..., None] if axis is None else jnp.moveaxis(x, axis, -1)
+    for name in sorted(variables) if has_bias else []:
+        x, axes = variables[name].astype(jnp.float32), method.variable_axes(name)
+        x = jnp.moveaxis(x, axes.index("heads"), -1) if "heads" in axes else x[..., None]
         shapes[name] = x.shape[:-1]
         columns.append(jnp.broadcast_to(x, (*x.shape[:-1], num_heads)).reshape(-1, num_heads))
     numbers = jnp.concatenate(columns).T if columns else jnp.zeros((num_heads, 1), jnp.float32)
@@ -98,14 +96,13 @@ def pallas_attention(
         for name, shape in shapes.items():
             size = math.prod(shape)
             values[name], rest = (tuple(rest[:size]) if shape else rest[0]), rest[size:]
-        assert bias
         shape = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
-        return jnp.broadcast_to(bias(values, q_positions, k_positions), shape)
+        return jnp.broadcast_to(method.bias(values, q_positions, k_positions), shape)
 
     count = sum(math.prod(shape) for shape in shapes.values())
     sizes = _BLOCKS if count <= _MANY else _BLOCKS_OF_MANY
     block = next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0)
-    settings = _Settings(bias_fn if bias else None, count, block, interpret)
+    settings = _Settings(bias_fn if has_bias else None, count, block, interpret)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q_index, k_index = (
         TokenIndex(*(jnp.broadcast_to(x, (q.shape[0], x.shape[1])) for x in index))

@@ -11,6 +11,7 @@ import pytest
 from fope_jax.gallery.examples import examples
 from fope_jax.model.attention import TokenIndex, attend, bias_functions
 from fope_jax.model.bias_kernel import pallas_attention
+from fope_jax.position import NoPE
 from fope_jax.position.base import ModelShape, PositionEmbedding, bias_of_heads, has_hook
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.relative_bias import FIRE, T5Bias
@@ -36,15 +37,7 @@ def axes_of_heads(method: PositionEmbedding, names) -> dict[str, int | None]:
 
 def kernel(method, q, k, v, own, q_index, k_index):
     return pallas_attention(
-        q,
-        k,
-        v,
-        q_index=q_index,
-        k_index=k_index,
-        bias=method.bias if has_hook(method, "bias") else None,
-        variables=own,
-        heads_axes=axes_of_heads(method, own),
-        interpret=True,
+        q, k, v, q_index=q_index, k_index=k_index, method=method, variables=own, interpret=True
     )
 
 
@@ -149,9 +142,7 @@ def test_lengths_of_no_whole_lanes_are_named(t, s, message):
     q, k = jnp.ones((1, t, 2, 8)), jnp.ones((1, s, 2, 8))
     places = [TokenIndex(*[jnp.ones((1, n), jnp.int32)] * 2) for n in (t, s)]
     with pytest.raises(ValueError, match=f"{message} tokens: the kernel takes multiples of 128"):
-        pallas_attention(
-            q, k, k, q_index=places[0], k_index=places[1], bias=None, variables={}, heads_axes={}
-        )
+        pallas_attention(q, k, k, q_index=places[0], k_index=places[1], method=NoPE(), variables={})
 
 
 BOTH_WAYS = T5Bias(num_buckets=8, max_distance=24, init_std=1.0, bidirectional=True)

@@ -279,11 +279,12 @@ def flat_values(experiment: Experiment) -> dict[str, Any]:
     return _flat(experiment_to_dict(experiment))
 
 
-# Values that change what is reported, kept or stored, never the numbers a run computes; and what
-# becomes of a bad step, or a run that one has stopped could not go on.
+# Values that change what is reported, kept or stored, never the numbers a run computes but for
+# their rounding; and what becomes of a bad step, or a run that one has stopped could not go on.
 CHANGEABLE_SECTIONS = ("evaluate.", "mesh.")
 CHANGEABLE_KEYS = (
     "name",
+    "model.attention_block",
     "train.log_every",
     "train.save_every",
     "train.keep",

@@ -65,7 +65,7 @@ def attend(
     bias_variables: dict[str, Array] | None = None,
     bias_constants: dict[str, Array] | None = None,
     backend: str = "chunked",
-    block: int = 280,
+    block: int | None = None,
     derivatives: str = "reverse",
 ) -> Array:
     """Attention of each query to the keys of its segment at its position or before.
@@ -95,7 +95,7 @@ def attend(
         have gradients.
       bias_constants: what they get besides, under other names, and has none.
       backend: "chunked" or "reference" (which holds ``[B, N, T, S]``).
-      block: queries and keys in a block of the chunked form.
+      block: queries and keys in a block of the chunked form; None is ``default_block()``.
       derivatives: "reverse", what ``jax.grad`` needs; "all", forward mode and second derivatives as
         well, for which the chunked form holds a block of queries with all keys.
 
@@ -107,6 +107,7 @@ def attend(
     """
     q_index, k_index = TokenIndex(q_positions, q_segments), TokenIndex(k_positions, k_segments)
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})
+    block = default_block() if block is None else block
     check_derivatives(derivatives)
     _check(q, k, v, q_index, k_index, trained, constants, backend, block)
     batch, length, num_heads, head_dim = q.shape
@@ -141,6 +142,15 @@ def attend(
         )
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_heads, head_dim)
     return out[:, :length]
+
+
+def default_block() -> int:
+    """Queries and keys in a block of the chunked form, for the default platform.
+
+    On CPU blocks a power of two long compete for the same cache lines (benchmarks/README.md);
+    matrix units elsewhere work on whole tiles.
+    """
+    return 280 if jax.default_backend() == "cpu" else 512
 
 
 def bias_functions(position: Layer) -> dict[str, Any]:

@@ -75,30 +75,30 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
             f"{limit}"
         )
     config, shape = model.config, model.config.shape
-    tables = model.tables(jnp.zeros((1, 1), jnp.int32))
-    _, trained, constants = jax.tree.map(lambda x: x[0], model.groups())
 
-    def rotate_keys(index: int) -> Array:
-        layer, *variables = model.of_layer(index, trained, constants)
-        q, k = (
-            jnp.zeros((1, 1, heads, shape.head_dim), config.dtype)
-            for heads in (shape.num_heads, shape.num_kv_heads)
-        )
-        if layer.method.limits.follows_length:
-            return k
-        return layer.method.rotate(variables[0] | variables[1], tables[index], q, k)[1]
+    def rotated_keys() -> list[Array]:
+        """One key of each layer of a period: a method may make a head for each query head."""
+        tables = model.tables(jnp.zeros((1, 1), jnp.int32))
+        _, trained, constants = jax.tree.map(lambda x: x[0], model.groups())
+        keys = []
+        for index in range(len(tables)):
+            layer, trained_here, constants_here = model.of_layer(index, trained, constants)
+            q = jnp.zeros((1, 1, shape.num_heads, shape.head_dim), config.dtype)
+            k = jnp.zeros((1, 1, shape.num_kv_heads, shape.head_dim), config.dtype)
+            if not layer.method.limits.follows_length:
+                _, k = layer.method.rotate(trained_here | constants_here, tables[index], q, k)
+            keys.append(k)
+        return keys
 
-    layers = []
-    for index in range(len(tables)):
-        # A method with a rotation a query head makes a key of each.
-        key_heads = jax.eval_shape(lambda index=index: rotate_keys(index)).shape[2]
-        sizes = (config.num_layers // len(tables), batch, size)
-        layers.append(
-            LayerCache(
-                jnp.zeros((*sizes, key_heads, shape.head_dim), config.dtype),
-                jnp.zeros((*sizes, shape.num_kv_heads, shape.head_dim), config.dtype),
-            )
+    keys = jax.eval_shape(rotated_keys)
+    sizes = (config.num_layers // len(keys), batch, size)
+    layers = [
+        LayerCache(
+            jnp.zeros((*sizes, key.shape[2], shape.head_dim), config.dtype),
+            jnp.zeros((*sizes, shape.num_kv_heads, shape.head_dim), config.dtype),
         )
+        for key in keys
+    ]
     zeros = jnp.zeros((batch, size), jnp.int32)
     return KVCache(tuple(layers), zeros, zeros, np.int32(0))
 

@@ -658,17 +658,21 @@ def test_the_position_embedding_is_asked_about_the_shape():
 
 
 @pytest.mark.parametrize(
-    "position",
-    [FoPE(8), pytest.param(CoPE(init_std=0.5), marks=pytest.mark.slow)],
-    ids=["fope", "cope"],
+    ("position", "attention"),
+    [
+        (FoPE(8), "reference"),
+        pytest.param(FoPE(8), "chunked", marks=pytest.mark.slow),
+        pytest.param(CoPE(init_std=0.5), "chunked", marks=pytest.mark.slow),
+    ],
+    ids=["fope", "fope, chunked", "cope, chunked"],
 )
-def test_all_derivatives_of_the_model_and_its_loss(position):
-    """With the default attention: forward mode is the gradient's, and the Hessian symmetric."""
+def test_all_derivatives_of_the_model_and_its_loss(position, attention):
+    """Forward mode is the gradient's, and the Hessian symmetric."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 12)), jnp.int32)
     at = jnp.arange(11, dtype=jnp.int32)[None]
 
     def loss_of(derivatives):
-        changes = {"derivatives": derivatives, "num_layers": 1, "attention": "chunked"}
+        changes = {"derivatives": derivatives, "num_layers": 1, "attention": attention}
         model = Transformer(TransformerConfig(**SIZES | changes), position, rngs=nnx.Rngs(1))
         graphdef, params, constants = split(model)
 

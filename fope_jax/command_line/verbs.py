@@ -108,7 +108,7 @@ def extend(arguments: argparse.Namespace) -> None:
         overrides=arguments.overrides,
         config=config,
         accept_position=arguments.accept_position,
-        evaluates=not arguments.no_evaluate,
+        should_evaluate=not arguments.no_evaluate,
     )
     _say(f"run in {arguments.workdir}")
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fope_jax.config import ConfigError, build_experiment
 from fope_jax.config import experiment as configs
+from fope_jax.config import files as config_files
 from fope_jax.data import DataConfig, corpora
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.manifest import CacheError, read_manifest
@@ -272,7 +273,7 @@ slices = st.builds(
 
 def override(_, text):
     config = configs.ConfigDict(EXPERIMENT | {"position": {"method": "rope", "theta": 1e4}})
-    return configs.apply_overrides(config, [text])
+    return config_files.apply_overrides(config, [text])
 
 
 FILES = {
@@ -317,7 +318,9 @@ def documents(path):
 READERS = {
     "configuration": Reader(changed(EXPERIMENT), lambda _, x: build_experiment(x), (ConfigError,)),
     "config.json": Reader(
-        json_of(EXPERIMENT), file("c.json", lambda p: configs.load_config(str(p))), (ConfigError,)
+        json_of(EXPERIMENT),
+        file("c.json", lambda p: config_files.load_config(str(p))),
+        (ConfigError,),
     ),
     "override": Reader(overrides, override, (ConfigError,)),
     "position specification": Reader(

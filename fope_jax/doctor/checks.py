@@ -58,8 +58,8 @@ def as_text(run: str | Path, checks: Iterable[Check]) -> str:
         for finding in check.findings:
             mark = "note" if finding.harmless else "PROBLEM"
             state = mark if mark == "PROBLEM" else state
-            told = [f"{mark}: {finding.problem}", f"  do: {finding.advice}"]
-            (notes if finding.harmless else problems).extend(told)
+            advised = [f"{mark}: {finding.problem}", f"  do: {finding.advice}"]
+            (notes if finding.harmless else problems).extend(advised)
         lines.append(f"  {check.name:<12} {state:<8} {check.summary}")
     # A name from a damaged file may hold what no terminal can show.
     return "\n".join([*lines, *problems, *notes]).encode(errors="backslashreplace").decode()

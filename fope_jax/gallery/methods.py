@@ -39,10 +39,10 @@ def methods_text(methods: Sequence[Entry], scalings: Sequence[Entry]) -> str:
 
 
 def _paragraph(entry: Entry, fields: dict[str, str]) -> list[str]:
-    lines = [f"{entry.name}: {entry.about}"]
+    lines, indent = [f"{entry.name}: {entry.about}"], " " * 18
     for name, text in fields.items():
-        indents = {"initial_indent": "  ", "subsequent_indent": " " * 18}
-        lines += textwrap.wrap(f"{name:16}{text}", WIDTH, **indents)
+        field = f"  {name:16}{text}"
+        lines += textwrap.wrap(field, WIDTH, subsequent_indent=indent)
     return lines
 
 

@@ -88,8 +88,8 @@ def alt_text(row: Row) -> str:
     for line in row["lines"]:
         value = line["value"]
         at = [d for d in (0, length, len(value) - 1) if d < len(value)]
-        shown = ", ".join(f"{format_number(value[d])} at {d:,}" for d in dict.fromkeys(at))
-        lines.append(f"{line['label']}: {shown}")
+        ends = ", ".join(f"{format_number(value[d])} at {d:,}" for d in dict.fromkeys(at))
+        lines.append(f"{line['label']}: {ends}")
     counts = [
         f"{sum(map(bool, s['values']))} frequencies ({s['label']}), {s['values'].count(0)} at zero"
         for s in row["frequencies"]
@@ -164,7 +164,7 @@ def _draw_curves(axes: Axes, row: Row, is_small: bool = False) -> None:
     if max(values) - min(values) < 1e-3 * max(map(abs, values)):  # noise must not look like a curve
         axes.set_ylim(min(0, 1.5 * values[0]), max(0, 1.5 * values[0]))
     steps = [[abs(b - a) for a, b in itertools.pairwise(line["value"])] for line in lines]
-    early = sum(sum(own[: far // 10]) for own in steps)
+    early = sum(sum(line_steps[: far // 10]) for line_steps in steps)
     if early > 0.95 * sum(map(sum, steps)) > 0:  # nearly all at the first tenth of the distances
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set_xticks([0, *(2**k for k in range(0, far.bit_length(), 2))])
@@ -191,11 +191,11 @@ def _draw_periods(axes: Axes, row: Row) -> None:
         still = [i for i, w in enumerate(series["values"]) if not w > 0]
         ends = [periods.get(i, top) for i in range(len(series["values"]))]
         axes.vlines(range(len(ends)), low / 1.6, ends, color="#bbbbbb", linewidth=0.8)
-        shown = {"linestyle": "none", "marker": marker, "color": color, "markersize": 4.5}
-        axes.plot(list(periods), list(periods.values()), label=series["label"], **shown)
+        style = {"linestyle": "none", "marker": marker, "color": color, "markersize": 4.5}
+        axes.plot(list(periods), list(periods.values()), label=series["label"], **style)
         if still:
-            shown = {"linestyle": "none", "marker": "x", "color": "black", "markersize": 5}
-            axes.plot(still, [top] * len(still), label=f"never turns ({len(still)})", **shown)
+            style = {"linestyle": "none", "marker": "x", "color": "black", "markersize": 5}
+            axes.plot(still, [top] * len(still), label=f"never turns ({len(still)})", **style)
     axes.axhline(length, color=plots.GREY, linewidth=1.2, linestyle=plots.DASHES)
     axes.annotate(
         f"training length {length:,}",
@@ -225,12 +225,14 @@ def _draw_parameters(axes: Axes, row: Row) -> None:
         text = "\n".join(row["others"]) or "no frequencies, no parameters"
         axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=10)
         return
-    styles = plots.line_styles(own["label"] for own in series)
+    styles = plots.line_styles(heads_values["label"] for heads_values in series)
     heads = list(range(1, len(series[0]["values"]) + 1))
-    for own in series:
-        style = styles[own["label"]]._replace(linestyle=":")._asdict()
-        axes.plot(heads, own["values"], label=own["label"], linewidth=0.9, **style)
-    values = [value for own in series for value in own["values"]]
+    for heads_values in series:
+        style = styles[heads_values["label"]]._replace(linestyle=":")._asdict()
+        axes.plot(
+            heads, heads_values["values"], label=heads_values["label"], linewidth=0.9, **style
+        )
+    values = [value for heads_values in series for value in heads_values["values"]]
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     axes.set_xticks(heads)

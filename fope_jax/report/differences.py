@@ -83,7 +83,11 @@ def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, st
     >>> sorted(holm({("a", "b"): d(0.01), ("a", "c"): d(0.04), ("b", "c"): d(0.03)}))
     [('a', 'b')]
     """
-    p_values = {pair: own.p for pair, own in differences.items() if not math.isnan(own.p)}
+    p_values = {
+        pair: difference.p
+        for pair, difference in differences.items()
+        if not math.isnan(difference.p)
+    }
     significant = set()
     for index, pair in enumerate(sorted(p_values, key=lambda pair: p_values[pair])):
         if p_values[pair] > (1 - LEVEL) / (len(differences) - index):
@@ -111,7 +115,7 @@ def all_differences(numbers: Numbers) -> dict[tuple[str, str], Difference]:
         (one, other): paired_difference(numbers[one], numbers[other])
         for one, other in itertools.combinations(numbers, 2)
     }
-    return {pair: own for pair, own in differences.items() if own is not None}
+    return {pair: difference for pair, difference in differences.items() if difference is not None}
 
 
 def ranks(numbers: Numbers) -> dict[str, float]:
@@ -120,12 +124,12 @@ def ranks(numbers: Numbers) -> dict[str, float]:
     >>> ranks({"a": {0: 1.0, 1: 1.0}, "b": {0: 2.0, 1: 0.5}})
     {'a': 1.5, 'b': 1.5}
     """
-    seeds = set.intersection(*(set(own) for own in numbers.values()))
+    seeds = set.intersection(*(set(by_seed) for by_seed in numbers.values()))
     if not seeds:
         return dict.fromkeys(numbers, math.nan)
     from scipy import stats
 
-    values = [[own[seed] for seed in seeds] for own in numbers.values()]
+    values = [[by_seed[seed] for seed in seeds] for by_seed in numbers.values()]
     return dict(zip(numbers, stats.rankdata(values, axis=0).mean(axis=1).tolist(), strict=True))
 
 

@@ -12,7 +12,7 @@ from fope_jax.gallery.examples import examples
 from fope_jax.model.attention import TokenIndex, attend, bias_functions
 from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.position import NoPE
-from fope_jax.position.base import ModelShape, PositionEmbedding, bias_of_heads, has_hook
+from fope_jax.position.base import ModelShape, PositionEmbedding, bias_of_heads
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.relative_bias import FIRE, T5Bias
 from tests.model.backends_test import packed

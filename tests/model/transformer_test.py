@@ -114,11 +114,7 @@ def packed(lengths, length):
     return tokens.astype(np.int32), positions, segments, (segments != 0).astype(np.float32)
 
 
-# Half of this file's time would be LLVM's, on programs that run for milliseconds. Each comparison
-# is of two programs compiled alike; attention_test and the position tests compile as a user does.
-compiled = functools.partial(
-    jax.jit, static_argnames="graphdef", compiler_options={"xla_backend_optimization_level": 0}
-)
+compiled = functools.partial(jax.jit, static_argnames="graphdef")
 
 
 @compiled

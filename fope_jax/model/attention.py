@@ -317,7 +317,9 @@ def _whole_logits(bias_fn, contextual_fn, logit_scale, q, k, variables, q_index,
         queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
         bias = contextual_fn(variables, queries, logits.reshape(batch, -1, *logits.shape[3:]))
         if logit_scale is not None:
-            logits = logits * logit_scale(q_index.positions)[:, None, None, :, None]
+            scale = logit_scale(q_index.positions)[:, None, None, :, None]
+            is_visible = logits > -jnp.inf  # times a scale of 0 it would be NaN
+            logits = jnp.where(is_visible, jnp.where(is_visible, logits, 0.0) * scale, -jnp.inf)
         logits = _add_bias(logits, bias)
     return logits
 

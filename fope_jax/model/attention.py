@@ -417,11 +417,10 @@ def visible_block_mask(q_index: TokenIndex, k_index: TokenIndex) -> Array:
     order these are the blocks above the diagonal and those of other documents, and no pair that
     attends is ever left out, whatever the order in which tokens are stored.
     """
-    q_first, _, q_last, q_last_position = _first_and_last(q_index)
-    k_first, k_first_position, k_last, _ = _first_and_last(k_index)
-    q_last, q_last_position = q_last[:, None], q_last_position[:, None]
+    q_first, _, q_last, q_last_position = (x[:, None] for x in _first_and_last(q_index))
+    k_first, k_first_position, k_last, _ = (x[None] for x in _first_and_last(k_index))
     is_after = (k_first > q_last) | ((k_first == q_last) & (k_first_position > q_last_position))
-    return ~is_after & (k_last >= q_first[:, None])
+    return ~is_after & (k_last >= q_first)
 
 
 def _first_and_last(index: TokenIndex) -> tuple[Array, Array, Array, Array]:

@@ -249,17 +249,16 @@ def test_every_way_to_run_the_layers_gives_the_same(looped, changes):
 
 
 def test_tied_embeddings_have_the_gradient_of_both_uses():
-    """Also after norms of the other kinds, in a loop over the layers as in a scan."""
-    batch, changes = packed([20, 17], 40), {"norm": "post", "qk_norm": "width"}
+    """Also after norms of the other kinds, in a loop over the layers."""
+    batch = packed([20, 17], 40)
+    changes = {"norm": "post", "qk_norm": "width", "scan_layers": False}
     tied = make(RoPE(), tie_embeddings=True, **changes)
     loss, gradient = loss_and_gradient(*split(tied), *batch)
     assert "unembedding" not in gradient
-    again = split(make(RoPE(), tie_embeddings=True, scan_layers=False, **changes))
-    assert_close(loss_and_gradient(*again, *batch), (loss, gradient))
     smallest = min(np.abs(x).max() for x in jax.tree.leaves(gradient))
     assert smallest > 1e-3
 
-    graphdef, params, constants = split(make(RoPE(), **changes))
+    graphdef, params, constants = split(make(RoPE(), **changes | {"scan_layers": True}))
     params |= split(tied)[1] | {"unembedding": tied.embedding[...].T}
     expected, both = loss_and_gradient(graphdef, params, constants, *batch)
     both["embedding"] += both.pop("unembedding").T
@@ -329,8 +328,12 @@ def test_positions_that_all_rows_share_may_be_given_once(position):
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, SIZES["vocab_size"], (3, 40)).astype(np.int32)
     positions, segments, weights = (np.repeat(x, 3, axis=0) for x in packed([20, 17], 40)[1:])
-    expected = loss_and_gradient(*parts, tokens, positions, segments, weights)
-    shared = loss_and_gradient(*parts, tokens, positions[:1], segments, weights)
+    if isinstance(position, EveryHook) or getattr(position, "learnable", False):
+        expected = loss_and_gradient(*parts, tokens, positions, segments, weights)
+        shared = loss_and_gradient(*parts, tokens, positions[:1], segments, weights)
+    else:
+        expected = hidden_of(*parts, tokens, positions, segments)
+        shared = hidden_of(*parts, tokens, positions[:1], segments)
     assert_close(shared, expected, atol=2e-5)
 
 
@@ -357,24 +360,36 @@ class Tilt(PositionEmbedding):
 
 
 MIXES = {
-    "two kinds of bias": ((Tilt(), RoPE()), {"scan_layers": False}),
-    "matrices": ((FoPE(16, learnable=True), CoPE(init_std=0.5)), {"remat": "full"}),
+    "two kinds of bias": (Tilt(), RoPE()),
+    "matrices": (FoPE(16, learnable=True), CoPE(init_std=0.5)),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("two kinds of bias", {"scan_layers": False}),
+        pytest.param("two kinds of bias", {"remat": "full"}, marks=pytest.mark.slow),
+        pytest.param("matrices", {"scan_layers": False}, marks=pytest.mark.slow),
+        pytest.param("matrices", {"remat": "full"}, marks=pytest.mark.slow),
+    ],
+)
+def test_mixed_layers_have_the_same_gradients_however_they_are_run(name, changes):
+    batch, mixed = packed([20, 17], 40), ByLayer(MIXES[name])
+    loss, gradient = loss_and_gradient(*split(make(mixed, num_layers=4, init_std=0.3)), *batch)
+    smallest = min(np.abs(x).max() for x in jax.tree.leaves(gradient))
+    assert smallest > 1e-4
+    other = split(make(mixed, num_layers=4, init_std=0.3, **changes))
+    assert_close(loss_and_gradient(*other, *batch), (loss, gradient))
 
 
 @pytest.mark.parametrize("name", MIXES)
 def test_methods_mixed_over_layers_are_those_methods(name):
-    """Scanned groups equal a loop over groups, and a loop over the layers written here."""
-    methods = MIXES[name][0]
-    mixed = ByLayer(methods)
+    """Scanned periods equal a loop over the layers written here."""
+    methods = MIXES[name]
     batch = packed([20, 17], 40)
-    model = make(mixed, num_layers=4, init_std=0.3)
+    model = make(ByLayer(methods), num_layers=4, init_std=0.3)
     graphdef, params, constants = split(model)
-    loss, gradient = loss_and_gradient(graphdef, params, constants, *batch)
-    smallest = min(np.abs(x).max() for x in jax.tree.leaves(gradient))
-    assert smallest > 1e-4
-    other = split(make(mixed, num_layers=4, init_std=0.3, **MIXES[name][1]))
-    assert_close(loss_and_gradient(*other, *batch), (loss, gradient))
 
     def own(index, level):
         """The variables of the method of layer ``index``, as its init named them."""

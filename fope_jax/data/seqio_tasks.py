@@ -170,7 +170,7 @@ def _source(config: DataConfig, corpus: str, failures: list[Exception], left_out
     if corpus == "c4" and config.tfds_data_dir:
         splits = {s: tfds_files.split_without(config, s, left_out) for s in SPLITS}
         return seqio.TfdsDataSource(
-            tfds_data_dir=tfds_files.directory_of(config), splits=splits, read_only=True
+            tfds_data_dir=tfds_files.dataset_directory(config), splits=splits, read_only=True
         )
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
@@ -211,10 +211,10 @@ def _readable(error: Exception, failures: list[Exception], config: DataConfig, s
     """The exception to raise in place of TensorFlow's, which names no file."""
     if failures:
         return failures[0]
-    for file in tfds_files.files_of(config, split) if config.tfds_data_dir else ():
-        if damage := tfds_files.damage_of(file):  # since the build looked through them
+    for file in tfds_files.list_files(config, split) if config.tfds_data_dir else ():
+        if damage := tfds_files.find_damage(file):  # since the build looked through them
             return CorpusError(damage)
-    said = tfds_files.reason(error)
+    said = tfds_files.error_text(error)
     return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {said}")
 
 

@@ -113,7 +113,7 @@ def test_c4_that_is_not_there(c4_config, tmp_path):
     with pytest.raises(CorpusError, match=message):
         read(config, "train")
     with pytest.raises(CorpusError, match=message):
-        tfds_files.identity(config)
+        tfds_files.dataset_identity(config)
 
 
 def test_c4_in_a_bucket_is_left_to_tfds(c4_config, monkeypatch):
@@ -135,20 +135,20 @@ def test_c4_without_a_validation_split(c4_config, c4_dir):
     file.write_text(json.dumps(content))
     config = c4_config()
     with pytest.raises(CorpusError, match=r"has no split \['validation'\]; it has \['train'\]"):
-        tfds_files.identity(config)
+        tfds_files.dataset_identity(config)
 
 
 def test_a_damaged_tfds_file_is_named(c4_config, c4_dir):
     directory, _ = c4_dir
     config = c4_config()
-    before = tfds_files.identity(config)
+    before = tfds_files.dataset_identity(config)
     damaged = sorted(directory.rglob("c4-train.tfrecord*"))[1]
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
     with pytest.raises(CorpusError, match=f"{damaged.name} is damaged"):
         read(config, "train")
-    assert tfds_files.identity(config) == before
+    assert tfds_files.dataset_identity(config) == before
 
 
 def damage(file, kind):
@@ -171,8 +171,8 @@ def test_a_damaged_tfds_file_is_left_out_within_a_budget(c4_config, c4_dir, kind
     expected = f"{file} has {count - 1} records; dataset_info.json says {count}: fetch it again"
     if kind == "broken":
         expected = f"{file} is damaged: record {count - 1} of {count}, which begins at offset "
-    (own,) = (f for f in tfds_files.files_of(strict, "train") if f.path == str(file))
-    assert own == (1, str(file), count) and tfds_files.damage_of(own).startswith(expected)
+    (own,) = (f for f in tfds_files.list_files(strict, "train") if f.path == str(file))
+    assert own == (1, str(file), count) and tfds_files.find_damage(own).startswith(expected)
     with pytest.raises(CorpusError, match=re.escape(expected)):
         build.build(strict)
     assert "tokenize" not in capsys.readouterr().err
@@ -269,9 +269,9 @@ def _stop_after(save, calls):
 def test_tfds_files_are_looked_through_once(c4_config, c4_dir, monkeypatch):
     directory, _ = c4_dir
     config = c4_config()
-    looked, whole = [], tfds_files.damage_of
+    looked, whole = [], tfds_files.find_damage
     monkeypatch.setattr(
-        tfds_files, "damage_of", lambda file: looked.append(file.path) or whole(file)
+        tfds_files, "find_damage", lambda file: looked.append(file.path) or whole(file)
     )
     build.build(config)
     files = [str(file) for file in sorted(directory.rglob("c4-*.tfrecord*"))]
@@ -283,11 +283,11 @@ def test_tfds_files_are_looked_through_once(c4_config, c4_dir, monkeypatch):
 def test_tfds_files_of_another_format_are_left_to_tfds(c4_config, c4_dir):
     directory, _ = c4_dir
     config = c4_config()
-    assert len(tfds_files.files_of(config, "train")) == 3
+    assert len(tfds_files.list_files(config, "train")) == 3
     file = directory / "c4" / "en" / "3.0.1" / "dataset_info.json"
     content = json.loads(file.read_text()) | {"fileFormat": "riegeli"}
     file.write_text(json.dumps(content))
-    assert tfds_files.files_of(config, "train") == []
+    assert tfds_files.list_files(config, "train") == []
 
 
 def test_a_file_that_cannot_be_reached_is_not_damaged(c4_config, c4_dir, monkeypatch):
@@ -319,7 +319,7 @@ def test_a_tfds_split_of_which_nothing_is_left(c4_config, c4_dir):
 
 def urls_of(config, file):
     """The names of the documents of one TFDS file."""
-    builder = tfds.builder_from_directory(tfds_files.directory_of(config))
+    builder = tfds.builder_from_directory(tfds_files.dataset_directory(config))
     raw = tf.data.TFRecordDataset(str(file)).map(builder.info.features.deserialize_example)
     return [page["url"].decode() for page in raw.as_numpy_iterator()]
 

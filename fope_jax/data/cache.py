@@ -137,10 +137,7 @@ class TokenCache:
           IndexError: the range is not within ``[0, num_tokens]``.
           CacheError: a shard that holds some of it is damaged.
         """
-        if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(
-                f"tokens [{start}, {stop}) of {self.split}; accepted: within [0, {self.num_tokens}]"
-            )
+        check_token_range(start, stop, self.num_tokens, self.split)
         if start == stop:
             return np.zeros(0, np.int32)
         first, last = start // self._block, (stop - 1) // self._block
@@ -226,6 +223,12 @@ class TokenCache:
                 f"token cache: {path} is no table of ours: {error}; {REBUILD}"
             ) from error
         return table
+
+
+def check_token_range(start: int, stop: int, num_tokens: int, split: str) -> None:
+    """Raises IndexError where ``[start, stop)`` is not within ``[0, num_tokens]``."""
+    if not 0 <= start <= stop <= num_tokens:
+        raise IndexError(f"tokens [{start}, {stop}) of {split}; accepted: within [0, {num_tokens}]")
 
 
 def open_cache(config: DataConfig, split: str) -> TokenCache:

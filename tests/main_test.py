@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.evaluate.run import read_experiment
+from fope_jax.evaluate.restore import read_experiment
 from fope_jax.interop.weights import export_weights
 from fope_jax.main import main
 from fope_jax.model.transformer import Transformer, TransformerConfig, split

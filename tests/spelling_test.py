@@ -3,7 +3,7 @@
 import pytest
 
 from fope_jax.config.fields import nearest
-from fope_jax.interop.huggingface import KEYS
+from fope_jax.interop.rope_parameters import KEYS
 from fope_jax.position import METHODS
 from fope_jax.spelling import likely
 

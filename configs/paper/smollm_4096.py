@@ -28,9 +28,9 @@ from ml_collections import ConfigDict
 
 from fope_jax.config import experiment_to_dict, parse_arg
 from fope_jax.extend.child import child_experiment
-from fope_jax.interop.families import from_config
+from fope_jax.interop.huggingface import from_config
 from fope_jax.interop.runs import imported_experiment
-from fope_jax.interop.weights import describe
+from fope_jax.interop.weights import import_config
 
 SMOLLM = {
     "model_type": "llama",
@@ -51,9 +51,9 @@ SAMPLES, BATCH = 350_000, 128
 def get_config(arg: str = "") -> ConfigDict:
     arg = parse_arg(arg, weights="", method="fope", seed=0)
     directory = Path(arg.weights or "models/SmolLM-1.7B")
-    described = describe(directory) if arg.weights else from_config(SMOLLM)
+    config = import_config(directory) if arg.weights else from_config(SMOLLM)
     overrides = [] if arg.weights else [f"data.tokenizer={directory}/tokenizer.json"]
-    parent = imported_experiment(directory, described, overrides)
+    parent = imported_experiment(directory, config, overrides)
     steps = SAMPLES // BATCH
     settings = {
         "seed": arg.seed,

@@ -8,7 +8,7 @@ are those of that sweep, and only ALiBi and NoPE are trained.
 """
 
 from fope_jax.config import parse_arg
-from fope_jax.sweep.spec import Train, product
+from fope_jax.sweep import Train, product
 
 
 def get_sweep(arg=""):

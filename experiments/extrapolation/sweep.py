@@ -7,7 +7,7 @@ Arguments: seeds=3, steps=1000 (updates at L; a tenth of them follow at 2L).
 """
 
 from fope_jax.config import parse_arg
-from fope_jax.sweep.spec import Extend, Train, product
+from fope_jax.sweep import Extend, Train, product
 
 LENGTH = 128
 # What a model of each kind goes on with at twice its length. "same" changes nothing but the length:

@@ -8,7 +8,7 @@ the same workdir.
 """
 
 from fope_jax.config import parse_arg
-from fope_jax.sweep.spec import Train, product
+from fope_jax.sweep import Train, product
 
 FOPE, ROPE = ("position.method=fope",), ("position.method=rope",)
 UNIFORM = (*FOPE, "position.preset=equations")

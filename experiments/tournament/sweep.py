@@ -11,7 +11,7 @@ length (experiments/extrapolation).
 """
 
 from fope_jax.config import parse_arg
-from fope_jax.sweep.spec import Train, product
+from fope_jax.sweep import Train, product
 
 ROPE, NOPE, FOPE = ({"method": name} for name in ("rope", "nope", "fope"))
 

@@ -74,7 +74,7 @@ def train(arguments: argparse.Namespace) -> None:
     with in_all_processes():
         check_bucket(arguments.workdir)
         experiment = _experiment(arguments)
-    from fope_jax.train.account import process_age
+    from fope_jax.train.goodput import process_age
     from fope_jax.train.loop import train
 
     train(experiment, arguments.workdir, arguments.accept_position, seconds_before=process_age())
@@ -157,7 +157,7 @@ def sweep(arguments: argparse.Namespace) -> None:
     from fope_jax.report.rows import read_run
     from fope_jax.report.tables import text_tables
     from fope_jax.sweep.queue import run_sweep
-    from fope_jax.sweep.spec import load_sweep
+    from fope_jax.sweep.runs import load_sweep
 
     planned, workdir = load_sweep(arguments.sweep), arguments.workdir
     if arguments.dry_run:
@@ -237,12 +237,12 @@ def plan(arguments: argparse.Namespace) -> None:
         check_output(arguments.out, "the plan")
     cache = None if arguments.no_cache else user_cache()
     rows = plan.plan(cases, cache=cache, jobs=arguments.jobs, done=done)
-    print(table.markdown(rows))
+    print(table.to_markdown(rows))
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (arguments.out / "plan.jsonl").write_text(lines)
-        (arguments.out / "plan.md").write_text(table.markdown(rows) + "\n")
+        (arguments.out / "plan.md").write_text(table.to_markdown(rows) + "\n")
         table.write_page(rows, arguments.out / "plan.html")
 
 
@@ -293,7 +293,7 @@ def report(arguments: argparse.Namespace) -> None:
 
     require("matplotlib", "train")
     from fope_jax.report.length_buckets import bucket_tables, parse_edges
-    from fope_jax.report.lineage import lineage_lines
+    from fope_jax.report.lineage import lineage_sentences
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
     from fope_jax.report.tables import as_text, text_tables
@@ -303,7 +303,7 @@ def report(arguments: argparse.Namespace) -> None:
     runs = read_runs(arguments.runs)
     buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
     check_output(arguments.out, "the report")
-    for line in lineage_lines(runs):
+    for line in lineage_sentences(runs):
         print(line)
     print(text_tables(runs))
     for table in bucket_tables(runs, buckets) if buckets else ():

@@ -15,7 +15,14 @@ from ml_collections import ConfigDict
 
 from fope_jax import position as positions
 from fope_jax.config.evaluate import EvaluateConfig
-from fope_jax.config.fields import NOT_LITERAL, ConfigError, checked, field_types, nearest, parse
+from fope_jax.config.fields import (
+    NOT_LITERAL,
+    ConfigError,
+    convert,
+    field_types,
+    nearest,
+    parse_value,
+)
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
 from fope_jax.model.sharding import MeshConfig
@@ -75,7 +82,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
         _check_file("configuration", path)
         config = _read_json(Path(path))
         try:
-            return overridden(config, overrides)
+            return apply_overrides(config, overrides)
         except ConfigError as error:  # what is wrong may be as old as the file
             raise ConfigError(f"configuration file {path}: {error}") from error
     else:
@@ -84,7 +91,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
             raise ConfigError(
                 f"get_config of {path!r} returns {type(config).__name__}; accepted: ConfigDict"
             )
-    return overridden(config, overrides)
+    return apply_overrides(config, overrides)
 
 
 def call_in_file(kind: str, path: str, function: str, arg: str) -> Any:
@@ -137,7 +144,7 @@ def _read_json(path: Path) -> ConfigDict:
         raise ConfigError(f"configuration file {path}: {error}") from error
 
 
-def overridden(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
+def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     """``config`` with the overrides of `load_config` in it, checked that it can be built.
 
     Raises:
@@ -162,7 +169,7 @@ def split_override(override: str) -> tuple[str, str]:
     return key, text
 
 
-def position_value(key: str, text: str, kind: Any) -> Any:
+def parse_knob(key: str, text: str, kind: Any) -> Any:
     """A knob's value: a literal list or mapping of specifications, or what ``kind`` makes of it."""
     return _literal_spec(key, text) if text.startswith(("[", "{")) else _value(key, text, kind)
 
@@ -182,7 +189,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
                 f" accepted: {', '.join(defaults)}"
             )
         kind = type(defaults[key])
-        values[key] = checked(f"argument {key}", parse(text, kind) if equals else True, kind)
+        values[key] = convert(f"argument {key}", parse_value(text, kind) if equals else True, kind)
     return ConfigDict(values)
 
 
@@ -201,7 +208,7 @@ def _override(config: ConfigDict, override: str) -> None:
         kind = _TOP.get(key)
     if kind is None:
         raise _unknown_key(key)
-    value = (position_value if section == "position" else _value)(key, text, kind)
+    value = (parse_knob if section == "position" else _value)(key, text, kind)
     # The type is checked against the field; ConfigDict would check it against the old value.
     with config.ignore_type():
         if values is None:
@@ -211,7 +218,7 @@ def _override(config: ConfigDict, override: str) -> None:
 
 
 def _value(key: str, text: str, kind: Any) -> Any:
-    return checked(key, parse(text, kind), kind)
+    return convert(key, parse_value(text, kind), kind)
 
 
 def _literal_spec(key: str, text: str) -> Any:
@@ -247,7 +254,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
             raise ConfigError(
                 f"config.{key} = {values[key]!r:.80}; accepted: a mapping of its keys"
             )
-    top = {key: checked(key, values[key], kind) for key, kind in _TOP.items()}
+    top = {key: convert(key, values[key], kind) for key, kind in _TOP.items()}
     parts = {name: _build(name, cls, values.get(name, {})) for name, cls in SECTIONS.items()}
     train, evaluate = parts["train"], parts["evaluate"]
     if evaluate.scored_tokens is None:
@@ -274,8 +281,8 @@ def flat_values(experiment: Experiment) -> dict[str, Any]:
 
 # Values that change what is reported, kept or stored, never the numbers a run computes; and what
 # becomes of a bad step, or a run that one has stopped could not go on.
-FREE_SECTIONS = ("evaluate.", "mesh.")
-FREE_KEYS = (
+CHANGEABLE_SECTIONS = ("evaluate.", "mesh.")
+CHANGEABLE_KEYS = (
     "name",
     "train.log_every",
     "train.save_every",
@@ -291,14 +298,14 @@ FREE_KEYS = (
 )
 
 
-def changed_numbers(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Which values that decide a run's numbers differ between two config.json dicts.
 
     Returns:
       One line a key, ``"train.length: 128, now 256"``; empty where a run may go on.
     """
     before, after = _flat(old), _flat(new)
-    free: set[str] = set(FREE_KEYS)
+    free: set[str] = set(CHANGEABLE_KEYS)
     if before.get("train.schedule") == after.get("train.schedule") == "constant":
         free.add("train.steps")  # a constant rate does not know where the run ends
     return [
@@ -306,7 +313,7 @@ def changed_numbers(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
         and key not in free
-        and not key.startswith(FREE_SECTIONS)
+        and not key.startswith(CHANGEABLE_SECTIONS)
     ]
 
 
@@ -338,7 +345,7 @@ def _build(name: str, cls: type, values: Mapping[str, Any]) -> Any:
     for key in values:
         if key not in kinds:
             raise _unknown_key(f"{name}.{key}")
-    values = {key: checked(f"{name}.{key}", value, kinds[key]) for key, value in values.items()}
+    values = {key: convert(f"{name}.{key}", value, kinds[key]) for key, value in values.items()}
     missing = [
         field.name
         for field in dataclasses.fields(cls)
@@ -399,7 +406,7 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
             knobs["training_length"] = length
     if "amplitude" in kinds:
         knobs.setdefault("amplitude", init_std)
-    knobs = {k: checked(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()}
+    knobs = {k: convert(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()}
     return make(name, **knobs)
 
 

@@ -24,7 +24,7 @@ def field_types(cls: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
 
 
-def parse(text: str, kind: Any) -> Any:
+def parse_value(text: str, kind: Any) -> Any:
     """The value that ``text`` stands for in a field of type ``kind``; checked by the caller."""
     options = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
     if type(None) in options and text.lower() == "none":
@@ -55,7 +55,7 @@ NOT_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 _UNIONS = (Union, types.UnionType)
 
 
-def checked(key: str, value: Any, kind: Any) -> Any:
+def convert(key: str, value: Any, kind: Any) -> Any:
     """Returns ``value`` as ``kind``: a list becomes a tuple, an int may stand for a float."""
     accepted, result = _convert(value, kind)
     if not accepted:

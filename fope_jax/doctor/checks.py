@@ -79,7 +79,7 @@ def _is_imported(run: Path) -> bool:
 
 def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dict[str, Any]]]:
     """The check, and what each sound checkpoint says of itself."""
-    from fope_jax.evaluate.identity import check_fingerprint
+    from fope_jax.evaluate.fingerprint import check_fingerprint
     from fope_jax.storage.checkpoint import MANIFEST, CheckpointError, CheckpointStore
 
     sound: dict[int, dict[str, Any]] = {}

@@ -31,10 +31,10 @@ from fope_jax.config import check_vocabulary
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.data.tokenizers import Tokenizer
-from fope_jax.evaluate.run import load_run, warn_where_bos_is_unknown
+from fope_jax.evaluate.restore import load_run, warn_where_bos_is_unknown
 from fope_jax.extras import require
-from fope_jax.model.decode import greedy, prefill
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.decode import greedy_decode, prefill
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.losses import token_nats
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
@@ -71,7 +71,7 @@ def row_programs(model: Transformer) -> tuple[RowScorer, Writer]:
 
     def write(params: Any, constants: Any, tokens: Array, segments: Array, count: int) -> Array:
         model = merge(graphdef, params, constants)
-        return greedy(model, *prefill(model, tokens, segments, count), count)
+        return greedy_decode(model, *prefill(model, tokens, segments, count), count)
 
     jitted = jax.jit(write, static_argnums=4)
     return (
@@ -360,7 +360,7 @@ def load_text_model(
             f"most {limit}"
         )
     _, params, constants = split(loaded.model)
-    if counts := non_finite_arrays({"params": params, "constants": constants}):
+    if counts := count_non_finite({"params": params, "constants": constants}):
         raise ValueError(
             f"{workdir}, step {loaded.step}: weights are not finite (NaN or infinity), so that no "
             f"score means anything: {describe_non_finite(counts)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,8 @@ def replace_rows(
     kept = [row for row in before if not replaced(row)]
     write_text(path, "".join(json.dumps(row) + "\n" for row in [*kept, *rows]))
     return len(before) - len(kept)
+
+
+def non_finite_rows(rows: Iterable[Row]) -> list[Row]:
+    """The rows whose sum of nats is not finite."""
+    return [row for row in rows if not math.isfinite(row.get("nats", 0.0))]

@@ -30,7 +30,7 @@ from fope_jax.evaluate.windows import Windows, place_windows, position_buckets, 
 Progress = Callable[..., Iterable[int]]
 
 
-def plain(batches: Iterable[int], **_: Any) -> Iterable[int]:
+def no_progress(batches: Iterable[int], **_: Any) -> Iterable[int]:
     """The progress bar that shows nothing."""
     return batches
 
@@ -99,7 +99,7 @@ def score_same_tokens(
     scored: int,
     num_windows: int,
     batch_tokens: int,
-    progress: Progress = plain,
+    progress: Progress = no_progress,
     bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores the same targets with each number of tokens before them.
@@ -157,7 +157,7 @@ def score_positions(
     training_length: int,
     num_windows: int,
     batch_tokens: int,
-    progress: Progress = plain,
+    progress: Progress = no_progress,
     bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores every target of long windows, and sums by position of the token that predicts it.
@@ -201,7 +201,7 @@ def score_from_start(
     training_length: int,
     num_documents: int,
     batch_tokens: int,
-    progress: Progress = plain,
+    progress: Progress = no_progress,
     bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores documents from their beginning, and sums by distance since it.

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial
-from fope_jax.evaluate.answering import Answerer
-from fope_jax.evaluate.perplexity import Progress, plain
+from fope_jax.evaluate.generation import Answerer
+from fope_jax.evaluate.perplexity import Progress, no_progress
 
 
-class Series(NamedTuple):
+class TrialGrid(NamedTuple):
     """Which trials are made.
 
     Attributes:
@@ -63,7 +63,7 @@ class Series(NamedTuple):
         return len(self.depths) * self.trials
 
 
-def check_series(task: Task, series: Series) -> None:
+def check_trials(task: Task, series: TrialGrid) -> None:
     """Raises ValueError, naming the shortest length that fits, where a context is too short."""
     if series.trials < 1:
         raise ValueError(f"passkey_trials is {series.trials}; accepted: 1 or more")
@@ -83,10 +83,10 @@ def score_task(
     answerer: Answerer,
     task: Task,
     tokenizer: Any,
-    series: Series,
+    series: TrialGrid,
     *,
     batch_tokens: int,
-    progress: Progress = plain,
+    progress: Progress = no_progress,
 ) -> list[dict[str, Any]]:
     """Runs the trials of a task.
 
@@ -106,7 +106,7 @@ def score_task(
     Raises:
       ValueError: a context is shorter than a trial, with the shortest that fits.
     """
-    check_series(task, series)
+    check_trials(task, series)
     rows = []
     for context in sorted(series.contexts):
         trials = [series.draw(task, number, context) for number in range(series.count)]

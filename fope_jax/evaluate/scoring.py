@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fope_jax.model.attention import Places
+from fope_jax.model.attention import TokenIndex
 from fope_jax.model.losses import token_nats
-from fope_jax.model.sharding import axis_size, batch_sharding, place
+from fope_jax.model.sharding import axis_size, batch_sharding, device_put_sharded
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
@@ -24,7 +24,7 @@ class Scorer(Protocol):
     """What a protocol asks of a model."""
 
     def __call__(
-        self, tokens: np.ndarray, targets: np.ndarray, places: Places | None = None
+        self, tokens: np.ndarray, targets: np.ndarray, places: TokenIndex | None = None
     ) -> tuple[Any, Any]:
         """Scores the last targets of each window.
 
@@ -49,7 +49,7 @@ def score_windows(
     scored: int,
     batch_tokens: int,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    locate: Callable[[int], Places] | None = None,
+    locate: Callable[[int], TokenIndex] | None = None,
     bos: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores the last ``scored`` targets of ``count`` windows.
@@ -85,7 +85,7 @@ def score_windows(
         places, positions = (), np.arange(context)
         if locate is not None:
             positions, segments = map(np.stack, zip(*map(locate, filled), strict=True))
-            places = (Places(positions, segments),)
+            places = (TokenIndex(positions, segments),)
         if bos is not None:
             inputs = np.where(positions == 0, np.int32(bos), inputs)
         batch_nats, batch_hits = scorer(inputs, targets, *places)
@@ -95,12 +95,12 @@ def score_windows(
 
 
 def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
-    """The scorer of a Transformer, see ``scorer_maker``."""
+    """The scorer of a Transformer, see ``scorer_factory``."""
     graphdef, params, constants = split(model)
-    return scorer_maker(graphdef, mesh)(params, constants)
+    return scorer_factory(graphdef, mesh)(params, constants)
 
 
-def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any], Scorer]:
+def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any], Scorer]:
     """Makes scorers of one model with any arrays: one jitted forward pass for all of them.
 
     It is traced once for each window shape, however often the arrays change.
@@ -124,12 +124,12 @@ def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any]
         constants: Any,
         tokens: Array,
         targets: Array,
-        places: Places | None,
+        places: TokenIndex | None,
     ) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
         if places is None:
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1, T]: for all rows
-            places = Places(positions, (positions < length).astype(jnp.int32))
+            places = TokenIndex(positions, (positions < length).astype(jnp.int32))
         hidden = model.hidden(tokens, places.positions, places.segments)
         scored = targets.shape[1]
         unembedding = model.unembedding_matrix()
@@ -151,7 +151,7 @@ def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any]
         arrays: tuple[Any, Any],
         tokens: np.ndarray,
         targets: np.ndarray,
-        places: Places | None = None,
+        places: TokenIndex | None = None,
     ) -> tuple[Any, Any]:
         (count, length), scored = tokens.shape, targets.shape[1]
         after = -length % columns
@@ -159,12 +159,12 @@ def scorer_maker(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any]
 
         def fill(x: np.ndarray, *sides: int) -> Array:
             x = np.pad(x[np.resize(np.arange(count), count + -count % rows)], ((0, 0), sides))
-            return place(x, batch_sharding(x, mesh))
+            return device_put_sharded(x, batch_sharding(x, mesh))
 
         with jax.set_mesh(mesh):
             window = fill(tokens, 0, after), fill(targets, before, after)
             if places is not None:  # what fills a row up is in segment 0
-                places = Places(*(fill(x, 0, after) for x in places))
+                places = TokenIndex(*(fill(x, 0, after) for x in places))
             scores = together(length, *arrays, *window, places)
         # Left on the devices where one process has all of it, which may do something meanwhile.
         cut = slice(None, count), slice(before, before + scored)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.evaluate.perplexity import Progress, document_rows, plain
+from fope_jax.evaluate.perplexity import Progress, document_rows, no_progress
 from fope_jax.evaluate.scoring import Scorer, score_windows
 from fope_jax.evaluate.windows import Windows, place_windows
 
@@ -36,7 +36,7 @@ def score_sliding(
     stride: int,
     num_windows: int,
     batch_tokens: int,
-    progress: Progress = plain,
+    progress: Progress = no_progress,
     bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores every target of stretches as long as the longest context, with each context.

@@ -107,7 +107,7 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
 
 
 def place_blocks(
-    documents: np.ndarray, *, length: int, total: int, meeting: bool = False
+    documents: np.ndarray, *, length: int, total: int, require_boundary: bool = False
 ) -> np.ndarray:
     """Places blocks of the joined documents, whatever documents they hold.
 
@@ -118,8 +118,8 @@ def place_blocks(
       documents: as in ``place_windows``.
       length: tokens of a block.
       total: blocks wanted; fewer are placed where there are no more.
-      meeting: take only blocks in which a document begins after the first token, so that the end
-        of one and the beginning of another meet.
+      require_boundary: take only blocks in which a document begins after the first token, so that
+        documents meet inside.
 
     Returns:
       ``[W]`` int64, index in the cache of each block's first token.
@@ -137,7 +137,7 @@ def place_blocks(
             f"the {len(starts)} documents joined have {size} tokens, and a block of {length} takes "
             f"{length + 1}; evaluate shorter lengths, or such that the longest is a multiple of all"
         )
-    if meeting:
+    if require_boundary:
         inside = starts[(starts % length > 0) & (starts // length < len(blocks))]
         blocks = np.unique(inside // length)
         if not len(blocks):

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import optax
 
-from fope_jax.extend.coefficients import Transplant
-from fope_jax.model.sharding import place
+from fope_jax.extend.coefficients import CarriedArrays
+from fope_jax.model.sharding import device_put_sharded
 from fope_jax.train.state import StatePlan
 from fope_jax.train.step import TrainState
 
 
-def carry_state(
-    parent: Mapping[str, Any], moved: Transplant, plan: StatePlan, optimizer: str
+def carry_train_state(
+    parent: Mapping[str, Any], moved: CarriedArrays, plan: StatePlan, optimizer: str
 ) -> tuple[TrainState, Any]:
     """State and position constants of the child before its first update.
 
@@ -50,7 +50,7 @@ def _with_position(
     for name, arrays in zip(_POSITION, (model, layers), strict=True):
         if name in wanted:
             result[name] = {
-                key: place(np.asarray(arrays[key]), leaf.sharding)
+                key: device_put_sharded(np.asarray(arrays[key]), leaf.sharding)
                 for key, leaf in wanted[name].items()
             }
     return result

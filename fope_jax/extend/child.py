@@ -12,14 +12,14 @@ from ml_collections import ConfigDict
 from fope_jax.config import (
     ConfigError,
     Experiment,
+    apply_overrides,
     build_experiment,
     experiment_to_dict,
-    overridden,
-    position_value,
+    parse_knob,
     split_override,
 )
-from fope_jax.config.fields import checked, field_types, parse
-from fope_jax.extend.methods import extended, target_parts
+from fope_jax.config.fields import convert, field_types, parse_value
+from fope_jax.extend.methods import extend_position, target_classes
 from fope_jax.model.transformer import HOW
 from fope_jax.position import PositionEmbedding, from_spec, to_spec
 
@@ -50,7 +50,7 @@ def child_experiment(
     Args:
       parent: the parent's experiment.
       step: updates the parent had done.
-      method: see ``position.extension.target_parts``.
+      method: see ``position.extension.target_classes``.
       length: tokens of the new sequences.
       optimizer: one of ``OPTIMIZERS``.
       overrides: ``"--config.train.steps=100"``; ``position.KNOB`` is a knob of the scaling that
@@ -95,7 +95,7 @@ def child_experiment(
             f"{parent.train.stages[-1].start + 1} on"
         )
     knobs = _position_knobs(parent, method, pairs)
-    position = extended(
+    position = extend_position(
         parent.position,
         method,
         from_length=old.length,
@@ -126,7 +126,7 @@ def child_experiment(
         values[section] = values[section] | own if isinstance(own, dict) else own
     values["position"], values["train"]["length"] = to_spec(position), length
     child = build_experiment(
-        overridden(
+        apply_overrides(
             ConfigDict(values),
             [f"{key}={text}" for key, text in pairs if not key.startswith("position.")],
         )
@@ -162,7 +162,7 @@ def _check_imported(stated: Container[str], optimizer: str) -> None:
 def _batch_size(file: Mapping[str, Any], texts: Mapping[str, str]) -> int:
     if "train.batch_size" not in texts:
         return file["train"]["batch_size"]
-    return checked("train.batch_size", parse(texts["train.batch_size"], int), int)
+    return convert("train.batch_size", parse_value(texts["train.batch_size"], int), int)
 
 
 def _check_file(wanted: Experiment, position: PositionEmbedding, method: str, length: int) -> None:
@@ -199,13 +199,13 @@ def _check_overrides(pairs: Iterable[tuple[str, str]]) -> None:
 def _position_knobs(
     parent: Experiment, method: str, pairs: Iterable[tuple[str, str]]
 ) -> dict[str, Any]:
-    cls, scaling = target_parts(parent.position, method)
+    cls, scaling = target_classes(parent.position, method)
     kinds = {"preset": str} | field_types(cls) | (field_types(scaling) if scaling else {})
     knobs = {}
     for key, text in pairs:
         section, _, knob = key.partition(".")
         if section == "position":
-            knobs[knob] = from_spec(position_value(key, text, kinds.get(knob, Any)))
+            knobs[knob] = from_spec(parse_knob(key, text, kinds.get(knob, Any)))
     return knobs
 
 

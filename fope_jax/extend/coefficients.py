@@ -117,7 +117,7 @@ def carry_coefficients(
     return carried
 
 
-def stretch_table(table: Array, trained: int, length: int) -> np.ndarray:
+def interpolate_table(table: Array, trained: int, length: int) -> np.ndarray:
     """A learned table for ``length`` positions, interpolated between its trained rows.
 
         new[p] = (1 - w) old[floor(x)] + w old[floor(x) + 1],  x = p (trained - 1) / (length - 1)
@@ -132,7 +132,7 @@ def stretch_table(table: Array, trained: int, length: int) -> np.ndarray:
     Returns:
       ``[length, D]`` of the dtype of ``table``.
 
-    >>> stretch_table(np.array([[0.0], [2.0], [9.0]]), trained=2, length=3).tolist()
+    >>> interpolate_table(np.array([[0.0], [2.0], [9.0]]), trained=2, length=3).tolist()
     [[0.0], [1.0], [2.0]]
 
     Reference: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", Section 3.2, in one
@@ -146,7 +146,7 @@ def stretch_table(table: Array, trained: int, length: int) -> np.ndarray:
     return (1 - share) * table[low] + share * table[high]
 
 
-class Transplant(NamedTuple):
+class CarriedArrays(NamedTuple):
     """Arrays for a child, and where they come from.
 
     Attributes:
@@ -169,7 +169,7 @@ def carry_variables(
     *,
     from_length: int,
     match: str = "frequency",
-) -> Transplant:
+) -> CarriedArrays:
     """The position arrays with which a model of ``parent`` goes on under ``child``.
 
     Between two FoPEs coefficients go with their frequency, where a scaled frequency counts as the
@@ -195,7 +195,7 @@ def carry_variables(
         new = {name: x for group in GROUPS for name, x in getattr(drawn, group).items()}
         changed, text = _carry_series(parent, old, child, new, head_dim, match)
     elif isinstance(parent, Learned) and isinstance(child, Learned) and parent != child:
-        changed = {"table": stretch_table(old["table"], from_length, child.table_length)}
+        changed = {"table": interpolate_table(old["table"], from_length, child.table_length)}
         text = f"table of {from_length} trained positions stretched to {child.table_length}"
 
     variables, carried = PositionVariables(), set()
@@ -218,7 +218,7 @@ def carry_variables(
         parts = [f"{', '.join(sorted(carried))} kept"] if carried else []
         parts += [f"{', '.join(fresh)} drawn"] if fresh else []
         text = "; ".join(parts)
-    return Transplant(variables, frozenset(carried), text)
+    return CarriedArrays(variables, frozenset(carried), text)
 
 
 def _carry_series(

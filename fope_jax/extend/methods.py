@@ -36,7 +36,7 @@ _LACKS = {
 }
 
 
-def target_parts(
+def target_classes(
     parent: PositionEmbedding, target: str
 ) -> tuple[type[PositionEmbedding], type[Scaling] | None]:
     """The classes that ``target`` stands for, seen from ``parent``.
@@ -51,7 +51,7 @@ def target_parts(
     Raises:
       ValueError: no such name (with the nearest), or a pair that makes no sense, with the reason.
 
-    >>> [cls.__name__ for cls in target_parts(RoPE(), "pi")]
+    >>> [cls.__name__ for cls in target_classes(RoPE(), "pi")]
     ['RoPE', 'PositionInterpolation']
     """
     name = ALIASES.get(target, target)
@@ -101,7 +101,7 @@ def _reason(parent: PositionEmbedding, name: str) -> str:
     return f"{why}; accepted: {SAME}, {name_of(parent)}"
 
 
-def extended(
+def extend_position(
     parent: PositionEmbedding,
     target: str,
     *,
@@ -123,7 +123,7 @@ def extended(
 
     Args:
       parent: what the model was trained with.
-      target: see ``target_parts``.
+      target: see ``target_classes``.
       from_length: tokens the parent was trained on.
       length: tokens the model is to be trained on.
       head_dim: H.
@@ -131,12 +131,12 @@ def extended(
         else of the method.
 
     Raises:
-      ValueError: see ``target_parts``; ``length`` is below ``from_length``, or equal to it for a
+      ValueError: see ``target_classes``; ``length`` is below ``from_length``, or equal to it for a
         change that is not none; a knob is unknown, missing or out of range.
 
-    >>> extended(RoPE(), "ntk", from_length=128, length=512, head_dim=64).scaling
+    >>> extend_position(RoPE(), "ntk", from_length=128, length=512, head_dim=64).scaling
     (NTKAware(factor=4.0),)
-    >>> extended(FoPE(128), "fope", from_length=128, length=512, head_dim=64).training_length
+    >>> extend_position(FoPE(128), "fope", from_length=128, length=512, head_dim=64).training_length
     512
 
     Reference: Hua et al. 2025 (FoPE), Section 5.3, for FoPE after RoPE, FoPE after FoPE and YaRN.
@@ -145,7 +145,7 @@ def extended(
         raise ValueError(
             f"length={length}: shorter than the {from_length} tokens the parent was trained on"
         )
-    cls, scaling_cls = target_parts(parent, target)
+    cls, scaling_cls = target_classes(parent, target)
     knobs = dict(knobs or {})
     changes: dict[str, Any] = {}
     if scaling_cls is not None:
@@ -345,7 +345,7 @@ def frequency_changes(
 ) -> FrequencyChanges | None:
     """What an extension does to the frequencies; None where parent or child has none.
 
-    >>> child = extended(RoPE(theta=100.0), "clip", from_length=8, length=16, head_dim=4)
+    >>> child = extend_position(RoPE(theta=100.0), "clip", from_length=8, length=16, head_dim=4)
     >>> frequency_changes(RoPE(theta=100.0), child, head_dim=4).text
     'of 2 frequencies 1 kept, 1 zeroed, 0 new'
     """

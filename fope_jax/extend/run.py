@@ -18,18 +18,18 @@ from ml_collections import ConfigDict
 
 from fope_jax.config import ConfigError, Experiment, split_override
 from fope_jax.data.cache import CacheError, TokenCache, open_cache
-from fope_jax.evaluate.alike import check_alike
-from fope_jax.evaluate.identity import position_identity
+from fope_jax.evaluate.agreement import check_processes_agree
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
+from fope_jax.evaluate.protocols import plan_protocols
 from fope_jax.evaluate.run import evaluate
-from fope_jax.evaluate.run import plan as protocols
-from fope_jax.extend.arrays import carry_state
+from fope_jax.extend.arrays import carry_train_state
 from fope_jax.extend.child import child_experiment
-from fope_jax.extend.coefficients import Transplant, carry_variables
+from fope_jax.extend.coefficients import CarriedArrays, carry_variables
+from fope_jax.extend.initial_loss import WARN_ABOVE, compare_initial_losses
 from fope_jax.extend.lineage import check_request, data_changes, read_lineage
 from fope_jax.extend.methods import frequency_changes
-from fope_jax.extend.parents import WEIGHTS, Parent, open_parent
-from fope_jax.extend.start import WARN_ABOVE, measure_start
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.extend.parent import WEIGHTS, Parent, open_parent
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import HOW, position_variables
 from fope_jax.position import PositionVariables
 from fope_jax.processes.collectives import is_first, on_host
@@ -37,16 +37,16 @@ from fope_jax.processes.initialize import in_all_processes
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.storage.files import as_path, resolved, write_json
 from fope_jax.storage.lock import writing
+from fope_jax.train.checkpoints import check_checkpoints_present
 from fope_jax.train.loop import train
-from fope_jax.train.saves import check_not_lost
-from fope_jax.train.state import draw_position, plan_state
+from fope_jax.train.state import init_position_arrays, plan_state
 from fope_jax.train.workdir import (
     CHECKPOINTS,
     CONFIG,
     KEPT,
     LINEAGE,
     RUN,
-    check_room,
+    check_disk_space,
     check_workdir,
     has_checkpoint,
     open_workdir,
@@ -75,12 +75,12 @@ def extend(
 
     Args:
       source: the parent, ``runs/a``, ``runs/a/STEP`` or ``hf:DIR``, see ``open_parent``.
-      method: the position embedding to go on with, see ``position.extension.target_parts``.
+      method: the position embedding to go on with, see ``position.extension.target_classes``.
       length: tokens of the new sequences.
       workdir: of the new run.
-      optimizer: what becomes of the optimizer's state, see ``carry_state``.
+      optimizer: what becomes of the optimizer's state, see ``carry_train_state``.
       match: how FoPE's coefficients find their frequency, see ``position.transplant``.
-      warn_above: see ``measure_start``.
+      warn_above: see ``compare_initial_losses``.
       overrides: see ``child_experiment``.
       config: see ``child_experiment``.
       accept_position: of the parent, see ``check_fingerprint``.
@@ -122,13 +122,13 @@ def extend(
         if not begun:  # before anything is written
             fingerprint = _open_cache(child, workdir, parent).fingerprint
             if evaluates:
-                protocols(child, fingerprint)
-    check_alike(child, request | {"--accept-position": accept_position})
+                plan_protocols(child, fingerprint)
+    check_processes_agree(child, request | {"--accept-position": accept_position})
     with writing(workdir, "extend"):
         store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
         try:
             if store.latest_valid_step(set_aside=True) is None:
-                check_not_lost(workdir, None)
+                check_checkpoints_present(workdir, None)
                 _begin(parent, child, workdir, store, request, warn_above)
         finally:
             store.close()
@@ -155,9 +155,9 @@ def _begin(
     )
     with in_all_processes():
         cache, plan = _open_cache(child, workdir, parent), plan_state(child)
-        check_room(workdir, plan, child.train)
+        check_disk_space(workdir, plan, child.train)
     arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
-    if counts := non_finite_arrays({name: arrays[name] for name in ("params", "constants")}):
+    if counts := count_non_finite({name: arrays[name] for name in ("params", "constants")}):
         raise CheckpointError(
             f"{parent.source}, step {parent.step}: weights that are not finite, from which no run "
             f"can go on: {describe_non_finite(counts)}"
@@ -165,9 +165,9 @@ def _begin(
     _check_data(parent.experiment, metadata["data"], child, cache)
     trained = jax.tree.map(on_host, position_variables(arrays["params"], arrays["constants"]))
     moved = _move(before, trained, child, request["match"])
-    state, constants = carry_state(arrays, moved, plan, request["optimizer"])
+    state, constants = carry_train_state(arrays, moved, plan, request["optimizer"])
 
-    fingerprint, identity = position_identity(child.position, child.model.shape, constants)
+    fingerprint, identity = checkpoint_fingerprint(child.position, child.model.shape, constants)
     identity["data"] = cache.fingerprint
     head_dim = child.model.shape.head_dim
     frequencies = frequency_changes(before.position, child.position, head_dim)
@@ -184,7 +184,7 @@ def _begin(
             "token; windows that are evaluated begin with %s (evaluate.add_bos_token)",
             child.evaluate.bos_token,
         )
-    start = measure_start(before, arrays, child, state, constants, warn_above)
+    start = compare_initial_losses(before, arrays, child, state, constants, warn_above)
     update = before.train.batch_size * before.train.length
     lineage = {
         "request": request,
@@ -240,12 +240,12 @@ def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
 
 def _move(
     parent: Experiment, trained: PositionVariables, child: Experiment, match: str
-) -> Transplant:
+) -> CarriedArrays:
     return carry_variables(
         parent.position,
         trained,
         child.position,
-        draw_position(child),
+        init_position_arrays(child),
         child.model.shape.head_dim,
         from_length=parent.train.length,
         match=match,

@@ -76,14 +76,14 @@ def _method(row: Row, out: Path) -> str:
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in row["label"])
     caption = f"{row['quantity']}, against distance in tokens"
     caption += f" ({row['note']})." if row["note"] else "."
-    parts = [embedded_figure(method_figure(row), out, stem, in_words(row), caption)]
+    parts = [embedded_figure(method_figure(row), out, stem, alt_text(row), caption)]
     if row["others"]:
         listed = "\n".join(f"<li>{html.escape(text)}</li>" for text in row["others"])
         parts.append(details("Further variables of the first layer", f"<ul>{listed}</ul>"))
     return section(row["label"], paragraph(row["summary"], "note"), *parts)
 
 
-def in_words(row: Row) -> str:
+def alt_text(row: Row) -> str:
     """The text alternative of a method's figure: each line at distance 0, L and the end."""
     length, lines = row["training_length"], []
     for line in row["lines"]:
@@ -148,7 +148,7 @@ def overview_figure(rows: Sequence[Row], columns: int = 4) -> Figure:
 
 def _curves(axes: Axes, row: Row, small: bool = False) -> None:
     """Every line; dense ones become pixels, which keeps the page small."""
-    looks = plots.styles(line["label"] for line in row["lines"])
+    styles = plots.line_styles(line["label"] for line in row["lines"])
     for index, line in enumerate(row["lines"]):
         count = len(line["value"])
         if "low" in line:
@@ -161,7 +161,7 @@ def _curves(axes: Axes, row: Row, small: bool = False) -> None:
                 linewidth=0,
                 rasterized=True,
             )
-        style = looks[line["label"]]._asdict()
+        style = styles[line["label"]]._asdict()
         if small or len(row["lines"]) == 1:
             style["marker"] = None
         start = index * count // (10 * len(row["lines"]))  # markers of different lines apart
@@ -201,14 +201,14 @@ def _is_over_early(row: Row) -> bool:
 
 def _periods(axes: Axes, row: Row) -> None:
     """Periods in tokens by pair of dimensions, fast ones below; zero frequencies on top."""
-    looks = plots.styles(series["label"] for series in row["frequencies"])
+    styles = plots.line_styles(series["label"] for series in row["frequencies"])
     turning = [2 * math.pi / w for s in row["frequencies"] for w in s["values"] if w > 0]
     low, high = min(turning, default=1.0), max([*turning, row["training_length"]])
     top = high * (high / low) ** 0.12
     axes.set_yscale("log")
     axes.set_ylim(low / 1.6, top * 1.5)
     for series in row["frequencies"]:
-        look = looks[series["label"]]
+        look = styles[series["label"]]
         periods = [2 * math.pi / w if w > 0 else top for w in series["values"]]
         pairs = list(range(len(periods)))
         axes.vlines(pairs, low / 1.6, periods, color="#bbbbbb", linewidth=0.8)
@@ -256,10 +256,10 @@ def _periods(axes: Axes, row: Row) -> None:
 
 def _parameters(axes: Axes, row: Row) -> None:
     """What each head owns; the shapes of everything else in words."""
-    looks = plots.styles(series["label"] for series in row["parameters"])
+    styles = plots.line_styles(series["label"] for series in row["parameters"])
     for series in row["parameters"]:
         heads = list(range(1, len(series["values"]) + 1))
-        style = looks[series["label"]]._replace(linestyle=":")._asdict()
+        style = styles[series["label"]]._replace(linestyle=":")._asdict()
         axes.plot(heads, series["values"], label=series["label"], linewidth=0.9, **style)
     values = [abs(v) for series in row["parameters"] for v in series["values"]]
     if values:

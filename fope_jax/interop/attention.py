@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fope_jax.model.attention import check_bias, in_order_of_positions
+from fope_jax.model.attention import check_bias_shape, contextual_bias_by_position
 from fope_jax.position import ModelShape, PositionEmbedding, PositionVariables
 from fope_jax.position.base import Variables
 from fope_jax.position.rotation import as_array, token_positions
@@ -236,11 +236,11 @@ def attend(
             visible = _visible(mask, is_causal, scores).reshape(q.shape[0], *scores[-3:])
             contextual = layer_method.contextual_bias
             if not _is_increasing(k_places):
-                contextual = functools.partial(in_order_of_positions, contextual, k_rows)
+                contextual = functools.partial(contextual_bias_by_position, contextual, k_rows)
             context = contextual(layer, q, _logits(q, k, bias, visible))
             bias = context if bias is None or context is None else bias + context
     if bias is not None:
-        check_bias(bias, (q.shape[0], *scores[-3:]))
+        check_bias_shape(bias, (q.shape[0], *scores[-3:]))
         options["bias"] = of_batch(bias)
     q = q.reshape(*batch, *q.shape[1:])
     k = k.reshape(*batch, *k.shape[1:])

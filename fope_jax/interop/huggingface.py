@@ -1,361 +1,585 @@
-"""Hugging Face's ``rope_parameters`` to methods and back; for FoPE see ``serving``.
+"""The config.json of Hugging Face's Llama, Qwen 3, OLMo 2 and SmolLM 3 to ours and back.
 
-A configuration there has one ``max_position_embeddings`` with two meanings: for ``dynamic`` it is
-the length that the model was trained on, for ``yarn``, ``longrope`` and ``llama3`` the length that
-it was extended to. Here they are two arguments, ``original_length`` and ``extended_length``.
+Every key is accounted for: it is read, it is known to change no number and kept as it stands, or it
+raises. A model of ours goes by the family whose layers it has.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fope_jax.interop.keys import (
-    ORIGINAL,
-    SHARE,
-    THETA,
-    Given,
-    either,
-    flag,
-    integer,
-    number,
-    numbers,
-    uniform,
-)
-from fope_jax.interop.serving import FOPE_KEYS, SPELLINGS, says_fope
+from fope_jax.interop.keys import ORIGINAL, SHARE, THETA, flag, integer, number, type_named
+from fope_jax.interop.rope_parameters import from_rope_parameters, inverted_ramp, to_rope_parameters
+from fope_jax.interop.serving import fope_from_rope_parameters, fope_to_rope_parameters, says_fope
+from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position import (
-    AdjustedBase,
+    ByLayer,
     DynamicNTK,
     FoPE,
-    Llama3,
-    LongRoPE,
     ModelShape,
-    NTKAware,
+    NoPE,
     PositionEmbedding,
-    PositionInterpolation,
-    PRoPE,
-    Proportional,
     RoPE,
-    Scaling,
-    YaRN,
+    from_spec,
+    name_of,
+    to_spec,
 )
 
-log = logging.getLogger(__name__)
+OURS = "fope_jax"
+MAX_POSITIONS = "max_position_embeddings"
 
-# What each type reads, besides its name, the base and the share of dimensions that rotate.
-KEYS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor", ORIGINAL),
-    "yarn": (
-        "factor",
-        ORIGINAL,
-        "attention_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
+
+class Family(NamedTuple):
+    """One ``model_type`` of Hugging Face.
+
+    Attributes:
+      architecture: its class there.
+      norm: as in ``TransformerConfig``.
+      qk_norm: as in ``TransformerConfig``.
+      defaults: what its configuration takes where a key is left out; None is a value too.
+      theta: the base where none is given.
+      by_layer: whether it names layers without a position embedding.
+    """
+
+    architecture: str
+    norm: str
+    qk_norm: str
+    defaults: dict[str, Any]
+    theta: float = 10_000.0
+    by_layer: bool = False
+
+
+_HEADS = {"num_key_value_heads": None, "head_dim": None}
+_DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+# Where several have the same layers the first is what such a model is exported as.
+FAMILIES: dict[str, Family] = {
+    "llama": Family("LlamaForCausalLM", "pre", "none", _DEFAULTS | _HEADS),
+    "qwen3": Family("Qwen3ForCausalLM", "pre", "head", _DEFAULTS),
+    "olmo2": Family(
+        "Olmo2ForCausalLM", "post", "width", _DEFAULTS | _HEADS | {"rms_norm_eps": 1e-5}
     ),
-    "longrope": ("short_factor", "long_factor", ORIGINAL, "factor", "attention_factor"),
-    "llama3": ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor"),
-    "proportional": ("factor",),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        "pre",
+        "none",
+        _DEFAULTS | {"head_dim": None, "tie_word_embeddings": True},
+        theta=2_000_000.0,
+        by_layer=True,
+    ),
 }
-# What stands beside a type that transformers passes over there, and so does this.
-PASSED_OVER: dict[str, tuple[str, ...]] = {
-    "default": (ORIGINAL,),  # a fact about the training that these two have no use for
-    "linear": (ORIGINAL,),
-    "yarn": ("attn_factor",),  # with a warning, as engines multiply by it
+
+_MOST_LAYERS = 10_000
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "mlp_dim",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+}
+_ROPE = ("rope_parameters", "rope_scaling", THETA, SHARE, ORIGINAL)
+_READ = {*_SIZES, *_ROPE, "model_type", "rms_norm_eps", "tie_word_embeddings", MAX_POSITIONS, OURS}
+_BY_LAYER = ("no_rope_layers", "no_rope_layer_interval")
+
+# Keys with values that this model can do without; any other value would change numbers.
+_ACCEPTED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu", "swish"),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "attention_dropout": (0,),
+    "use_sliding_window": (False,),
+    "use_mrope": (False,),
+    "rope_interleaved": (False,),
+    # Of every model of transformers, whether it reads them or not; a full dump has their defaults.
+    "add_cross_attention": (False,),
+    "chunk_size_feed_forward": (0,),
+    "is_encoder_decoder": (False,),
+    "per_layer_config": ({},),
+    "pruned_heads": ({}, []),
+    "tie_encoder_decoder": (False,),
 }
 
+# Keys that change no number of the model. What they say is kept and written back. How text is drawn
+# from its logits stood in config.json before generation_config.json, and still may.
+_GENERATION = frozenset(
+    {
+        "assistant_confidence_threshold",
+        "assistant_lookbehind",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "cache_implementation",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "encoder_repetition_penalty",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "max_length",
+        "max_new_tokens",
+        "min_length",
+        "min_new_tokens",
+        "min_p",
+        "no_repeat_ngram_size",
+        "num_assistant_tokens",
+        "num_assistant_tokens_schedule",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_scores",
+        "remove_invalid_values",
+        "renormalize_logits",
+        "repetition_penalty",
+        "return_dict_in_generate",
+        "suppress_tokens",
+        "target_lookbehind",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+        "use_cache",
+    }
+)
+KEPT = _GENERATION | {
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+    "_flash_attn_2_enabled",
+    "_name_or_path",
+    "_output_attentions",
+    "architectures",
+    "attn_implementation",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "experts_implementation",
+    "finetuning_task",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_range",
+    "is_decoder",  # these are, whatever it says
+    "is_llama_config",
+    "label2id",
+    "max_window_layers",  # read with use_sliding_window alone
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "prefix",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "sep_token_id",
+    "task_specific_params",
+    "tf_legacy_loss",
+    "tie_last_hidden_states",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers.js_config",
+    "transformers_version",
+    "unk_token_id",
+    "use_bfloat16",  # of TensorFlow
+    "use_return_dict",
+    "xla_device",
+}
+_KEPT_PREFIX = "unsloth_"  # what Unsloth notes: unsloth_fixed, unsloth_version, ...
 
-def from_rope_parameters(
-    parameters: Mapping[str, Any],
-    *,
-    head_dim: int | None = None,
-    original_length: int | None = None,
-    extended_length: int | None = None,
-    rope_theta: float | None = None,
-    partial_rotary_factor: float | None = None,
-) -> RoPE:
-    """The method that a model of Hugging Face with these ``rope_parameters`` uses.
 
-    What Hugging Face assumes or overlooks with a warning raises here, all unknown keys at once.
-    Passed over is what changes no number, such as ``truncate`` beside types that do not round, and
-    with a warning yarn's ``attn_factor``: Hugging Face does not read it, engines multiply by it.
-    The older ``rope_scaling``, whose type may be spelled ``type`` and longrope ``su``, is read as
-    well: pass the base that stands beside it in the configuration as ``rope_theta``. An entry of
-    None counts as not given.
+class ImportedConfig(NamedTuple):
+    """What a config.json says of a model.
+
+    Attributes:
+      config: the model.
+      position: its position embedding.
+      kept: keys that change no number, as they stand there.
+      fingerprint: of the position embedding, where our export stored it.
+    """
+
+    config: TransformerConfig
+    position: PositionEmbedding
+    kept: dict[str, Any]
+    fingerprint: str | None
+
+
+# ---------------------------------------------------------------------------- from Hugging Face
+
+
+def from_config(values: Mapping[str, Any]) -> ImportedConfig:
+    """Our configuration of the model that a config.json describes.
 
     Args:
-      parameters: ``rope_parameters`` or ``rope_scaling`` of a configuration; of one that is nested
-        by layer type, one entry.
-      head_dim: H; given, the method is checked to fit it.
-      original_length: tokens trained on, where the parameters do not hold it: the configuration's
-        ``max_position_embeddings`` for ``dynamic``, its ``original_max_position_embeddings`` for
-        Phi-3.
-      extended_length: tokens extended to, the configuration's ``max_position_embeddings`` for
-        ``yarn``, ``longrope`` and ``llama3``. Gives a ``factor`` that the parameters do not hold,
-        and is compared with one that they do hold.
-      rope_theta: the base, where the parameters do not hold it.
-      partial_rotary_factor: the share of dimensions that rotate, where they do not hold it.
-
-    Returns:
-      RoPE with at most one scaling. ``dynamic`` and ``longrope`` follow the length of each row;
-      Hugging Face follows the longest row of the batch, and ``dynamic`` stays stretched until a
-      sequence within the trained length comes.
+      values: the file's content.
 
     Raises:
-      ValueError: a key is unknown, missing, of the wrong kind, or contradicts another or an
-        argument.
+      ValueError: a model, key or value that cannot be represented here, or a key that is missing.
 
-    >>> keys = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0}
-    >>> from_rope_parameters(keys).scaling
-    (PositionInterpolation(factor=4.0),)
+    >>> sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32}
+    >>> sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+    >>> described = from_config(
+    ...     {"model_type": "llama", "max_position_embeddings": 128, "rope_theta": 5e5, **sizes}
+    ... )
+    >>> described.config.mlp_dim, described.config.qk_norm, described.position.theta
+    (32, 'none', 500000.0)
 
-    Reference: ``ROPE_INIT_FUNCTIONS`` of Hugging Face transformers 5.23.0.
+    Reference: ``LlamaConfig``, ``Qwen3Config``, ``Olmo2Config`` and ``SmolLM3Config`` of Hugging
+    Face transformers 5.24.0.
     """
-    nested = [key for key, value in parameters.items() if isinstance(value, Mapping)]
-    if nested:
-        raise ValueError(
-            f"rope_parameters is nested by {', '.join(map(repr, nested))}: pass the entry of "
-            "one layer type, and combine the methods with ByLayer"
-        )
-    fourier = [key for key in parameters if SPELLINGS.get(key, key) in FOPE_KEYS]
+    name = values.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        if name is None and {"model", "position", "train"} <= values.keys():
+            raise ValueError(
+                "this is a run of fope_jax, no checkpoint of Hugging Face; `fope evaluate --run` "
+                "and `fope extend --from` take it as it is"
+            )
+        raise ValueError(f"model_type={name!r:.80}: expected one of {', '.join(FAMILIES)}")
+    family = FAMILIES[name]
+    kept, wrong = _kept(values, family)
+    try:
+        described = _described(values, family, kept)
+    except ValueError as error:
+        raise ValueError("\n  ".join([*wrong, str(error)])) from error
+    if wrong:
+        raise ValueError("\n  ".join(wrong))
+    return described
+
+
+def _described(values: Mapping[str, Any], family: Family, kept: dict[str, Any]) -> ImportedConfig:
+    """What the keys that are read say."""
+    given = family.defaults | {key: x for key, x in values.items() if x is not None}
+    for key in (*_SIZES, MAX_POSITIONS):
+        if key not in given:
+            raise ValueError(f"{key!r} is missing: Hugging Face takes a default of the model")
+    sizes: dict[str, Any] = {
+        ours: None if given[key] is None else _size(key, given[key]) for key, ours in _SIZES.items()
+    }
+    config = TransformerConfig(
+        **sizes,
+        norm=family.norm,
+        qk_norm=family.qk_norm,
+        tie_embeddings=flag("tie_word_embeddings", given["tie_word_embeddings"]),
+        norm_eps=number("rms_norm_eps", given["rms_norm_eps"]),
+    )
+    shape = config.shape
+    config = dataclasses.replace(config, num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim)
+    position = _position(given, family, shape)
+    ours = values.get(OURS)
+    if ours is None:
+        return ImportedConfig(config, position, kept, None)
+    own = _exported(ours, position, shape, family.by_layer)
+    return ImportedConfig(config, own, kept, ours["fingerprint"])
+
+
+def _size(key: str, value: Any) -> int:
+    """A size that can be counted to: what follows makes lists of so many layers."""
+    most = _MOST_LAYERS if key == "num_hidden_layers" else 2**31 - 1
+    if not 1 <= integer(key, value) <= most:
+        raise ValueError(f"{key!r} is {value!r:.80}: expected 1 to {most:,}")
+    return integer(key, value)
+
+
+def _kept(values: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
+    """The keys that change no number, and what is to say of those that may, all of them."""
+    read = _READ | set(_BY_LAYER if family.by_layer else ())
+    accepted = dict(_ACCEPTED)
+    if "use_sliding_window" not in values:  # where it is there it decides, and must be False
+        accepted["sliding_window"] = ()
+    known = read | KEPT | _ACCEPTED.keys() | {"sliding_window", "layer_types"}
+    kept, wrong = {}, []
+    for key, value in values.items():
+        if value is None:
+            pass
+        elif key == "layer_types":
+            if not isinstance(value, list | tuple):
+                wrong.append(f"{key}={value!r:.80}: expected a list")
+            elif other := sorted({str(entry) for entry in value} - {"full_attention"}):
+                wrong.append(f"{key} holds {', '.join(other)}: only 'full_attention' is known")
+        elif key in accepted and value not in accepted[key]:
+            expected = " or ".join(map(repr, accepted[key])) or "None"
+            wrong.append(f"{key}={value!r:.80}: the model here can be built with {expected} only")
+        elif key not in known and not key.startswith(_KEPT_PREFIX):
+            wrong.append(
+                f"unknown key {key!r} with the value {value!r:.80}: it may change numbers; remove "
+                "it where it does not"
+            )
+        if key == MAX_POSITIONS or key not in read:
+            kept[key] = value
+    return kept, wrong
+
+
+def _stated_rope(given: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """``rope_parameters`` or the older ``rope_scaling``, without entries of None.
+
+    Raises:
+      ValueError: it is no mapping, or both are there and differ by more than their spelling.
+    """
+    found = {}
+    for name in ("rope_parameters", "rope_scaling"):
+        stated = given.get(name)
+        if stated is None:
+            continue
+        if not isinstance(stated, Mapping):
+            raise ValueError(f"{name}={stated!r:.80}: expected a mapping of its keys")
+        entries = {key: x for key, x in stated.items() if x is not None}
+        if entries:
+            found[name] = entries
+    first, *second = found.values() or [{}]
+    theta = given.get(THETA, family.theta)
+    if second and _one_spelling(first, theta) != _one_spelling(second[0], theta):
+        both = ", ".join(f"{name}={entries}" for name, entries in found.items())
+        raise ValueError(f"{both}: leave one out")
+    return first
+
+
+def _one_spelling(entries: dict[str, Any], theta: float) -> dict[str, Any]:
+    """Entries with their type under one name, and with the base where it stands outside."""
+    kind = type_named(entries.get("rope_type", entries.get("type", "default")))
+    others = {key: x for key, x in entries.items() if key != "type"}
+    return {THETA: theta} | others | {"rope_type": kind}
+
+
+def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> PositionEmbedding:
+    """The position embedding, of keys without those whose value is None."""
+    parameters = _stated_rope(given, family)
+    if not {"rope_type", "type"} & parameters.keys():
+        parameters["rope_type"] = "default"
+    share = parameters.get(SHARE, given.get(SHARE, 1))
+    if share != 1 and "proportional" not in parameters.values():
+        raise ValueError(f"{SHARE}={share}: these models turn the whole head, 1")
+    theta = given.get(THETA, None if THETA in parameters else family.theta)
+    length = integer(MAX_POSITIONS, given[MAX_POSITIONS])
     if says_fope(parameters):
-        raise ValueError(f"{fourier[0]!r} is a key of FoPE: use fope_from_rope_parameters")
-    plain = {key: value for key, value in parameters.items() if key not in fourier}
-    known = {kind: (*keys, *PASSED_OVER.get(kind, ())) for kind, keys in KEYS.items()}
-    given = uniform(plain, tuple(KEYS), known)
-    theta = given.theta(rope_theta)
-    share = either(given, SHARE, partial_rotary_factor, "partial_rotary_factor")
-    share = 1.0 if share is None else share
-    lengths = _Lengths(original_length, extended_length)
-    scaling = _SCALINGS[given.rope_type](given, lengths, share)
-    if given.rope_type == "proportional":
-        share = 1.0
-    method = RoPE(theta, partial_rotary_factor=share, scaling=scaling)
-    if head_dim is not None:
-        method.check(ModelShape(head_dim, 1, 1, 1, head_dim))
-        if difference := inverted_ramp(method, head_dim):
-            log.warning("%s; this is YaRN", difference)
+        fixed = parameters.get("num_inv_freq", parameters.get("fope_num_inv_freq"))
+        method: PositionEmbedding = fope_from_rope_parameters(
+            parameters,
+            head_dim=shape.head_dim,
+            training_length=length if fixed is None else None,
+            rope_theta=theta,
+        )
+    else:
+        method = _rope(parameters, given, theta, length, shape.head_dim)
+    if not family.by_layer:
+        return method
+    rotates = _rotates(given, shape.num_layers)
+    if isinstance(method, FoPE) and not all(rotates):
+        raise ValueError(f"no_rope_layers={given.get(_BY_LAYER[0])}: FoPE is in all layers or none")
+    return _over_layers(method, rotates)
+
+
+def _rope(
+    parameters: dict[str, Any],
+    given: Mapping[str, Any],
+    theta: float | None,
+    length: int,
+    head_dim: int,
+) -> RoPE:
+    """RoPE, each type with the meaning that ``max_position_embeddings`` has for it."""
+    kind = type_named(parameters.get("rope_type", parameters.get("type")))
+    original, extended = given.get(ORIGINAL), None
+    if kind == "dynamic":
+        if parameters.get(ORIGINAL, length) != length:
+            raise ValueError(
+                f"{ORIGINAL!r} of rope_type='dynamic' is {parameters[ORIGINAL]!r:.80}, "
+                f"{MAX_POSITIONS!r} is {length}: Hugging Face takes the latter for the trained "
+                "length; give it the trained length, or leave the former out"
+            )
+        original = length
+    elif kind in ("yarn", "longrope", "llama3"):
+        if original is None and ORIGINAL not in parameters:
+            original = length
+        if "factor" not in parameters and kind != "llama3":
+            extended = length
+    else:
+        original = None
+    method = from_rope_parameters(
+        parameters,
+        head_dim=head_dim,
+        original_length=original,
+        extended_length=extended,
+        rope_theta=theta,
+        partial_rotary_factor=given.get(SHARE) if SHARE not in parameters else None,
+    )
+    if difference := inverted_ramp(method, head_dim):
+        raise ValueError(f"{difference}: change these keys so that the two agree")
     return method
 
 
-def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
-    """The ``rope_parameters`` with which a model of Hugging Face uses this method.
+def _rotates(given: Mapping[str, Any], num_layers: int) -> list[bool]:
+    """Which layers have a position embedding."""
+    layers = given.get("no_rope_layers")
+    if layers is None:
+        interval = integer("no_rope_layer_interval", given.get("no_rope_layer_interval", 4))
+        if interval < 1:
+            raise ValueError(f"no_rope_layer_interval={interval}: expected 1 or more")
+        return [(index + 1) % interval != 0 for index in range(num_layers)]
+    listed = isinstance(layers, list | tuple) and len(layers) == num_layers
+    if not listed or not all(layer in (0, 1) for layer in layers):
+        raise ValueError(
+            f"no_rope_layers={layers!r:.80}: expected a 0 or a 1 for each of {num_layers} layers"
+        )
+    return [bool(layer) for layer in layers]
 
-    Two lengths stand elsewhere in its configuration, as ``max_position_embeddings``: the trained
-    length for ``dynamic`` (also written here, where Hugging Face does not look for it), the
-    extended one for ``yarn``, ``longrope`` and ``llama3``.
+
+def _over_layers(method: PositionEmbedding, rotates: list[bool]) -> PositionEmbedding:
+    """``method`` in the layers that have one, as the shortest pattern that repeats."""
+    count = len(rotates)
+    period = next(
+        size
+        for size in range(1, count + 1)
+        if count % size == 0 and rotates == rotates[:size] * (count // size)
+    )
+    methods = tuple(method if rotate else NoPE() for rotate in rotates[:period])
+    return methods[0] if period == 1 else ByLayer(methods)
+
+
+def _exported(
+    ours: Any, position: PositionEmbedding, shape: ModelShape, by_layer: bool
+) -> PositionEmbedding:
+    """The position embedding that our export stored, compared with what the other keys say."""
+    if not isinstance(ours, Mapping) or not {"position", "fingerprint"} <= ours.keys():
+        raise ValueError(f"{OURS}={ours!r}: expected 'position' and 'fingerprint', as exported")
+    try:
+        own = from_spec(ours["position"])
+        stored, said = (to_position_keys(method, shape, by_layer) for method in (own, position))
+    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:  # of values of any kind
+        raise ValueError(
+            f"{OURS}.position={ours['position']!r:.80} is no position embedding: {error}"
+        ) from error
+    if stored != said:
+        raise ValueError(
+            f"rope_parameters say {said}, but {OURS}.position, which was exported with them, says "
+            f"{stored}: one of them has been changed; without the key {OURS!r} the former count"
+        )
+    return own
+
+
+# ---------------------------------------------------------------------------- to Hugging Face
+
+
+def to_config(
+    config: TransformerConfig,
+    position: PositionEmbedding,
+    position_hash: str,
+    *,
+    length: int,
+    kept: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The config.json of a model of ours.
 
     Args:
-      method: RoPE. Scalings with another name there go by it: ``PRoPE`` as ``proportional``,
-        ``AdjustedBase`` as the base.
+      config: the model.
+      position: its position embedding.
+      position_hash: of ``fingerprint`` with the model's constants.
+      length: tokens that the model is for, its ``max_position_embeddings``; ``DynamicNTK`` needs
+        the trained length there and gets it.
+      kept: what ``from_config`` kept, where the model came from there.
 
     Raises:
-      ValueError: the method, or a part of it, cannot be said there.
-
-    >>> to_rope_parameters(RoPE(500_000.0, scaling=(Llama3(8.0, 8192),)))["rope_type"]
-    'llama3'
-
-    Reference: as ``from_rope_parameters``.
+      ValueError: naming the field that Hugging Face's families cannot say.
     """
-    if not isinstance(method, RoPE):
-        hint = "; use fope_to_rope_parameters" if isinstance(method, FoPE) else ""
-        raise ValueError(f"{method}: rope_parameters can say RoPE only{hint}")
-    for knob in ("interleaved", "learnable"):
-        if getattr(method, knob):
-            raise ValueError(f"{knob}=True: rope_parameters cannot say it")
-    theta, chain = method.theta, method.scaling
-    if chain and isinstance(chain[0], AdjustedBase):
-        theta, chain = chain[0].theta, chain[1:]
-    if len(chain) > 1:
-        names = ", ".join(type(step).__name__ for step in chain)
-        raise ValueError(f"scaling holds {names}: rope_parameters can say one")
-    said: dict[str, Any] = _said(chain[0]) if chain else {"rope_type": "default"}
-    if method.partial_rotary_factor != 1:
-        if said["rope_type"] == "proportional":
-            raise ValueError(
-                f"partial_rotary_factor={method.partial_rotary_factor}: with rope_type="
-                "'proportional' this key is the share of the frequencies kept; RoPE's must be 1"
-            )
-        said[SHARE] = method.partial_rotary_factor
-    return said | {THETA: theta}
+    name = family_of(config, position)
+    shape = config.shape
+    said = {"model_type": name, "architectures": [FAMILIES[name].architecture]}
+    said |= {
+        "vocab_size": config.vocab_size,
+        "hidden_size": shape.d_model,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "tie_word_embeddings": config.tie_embeddings,
+        MAX_POSITIONS: _length(position, length),
+    }
+    unset = {key: None for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    stored = {"position": to_spec(position), "fingerprint": position_hash}
+    own = {**said, **to_position_keys(position, shape, FAMILIES[name].by_layer), OURS: stored}
+    return unset | {key: x for key, x in kept.items() if key not in own} | own
 
 
-class _Lengths(NamedTuple):
-    """The two lengths that ``max_position_embeddings`` may mean, in tokens, where known."""
+def family_of(config: TransformerConfig, position: PositionEmbedding) -> str:
+    """The ``model_type`` with the layers of a model of ours.
 
-    original: int | None
-    extended: int | None
+    Raises:
+      ValueError: none has them.
 
-    def trained(self, given: Given) -> int:
-        """The trained length, of the parameters or the argument."""
-        length = either(given, ORIGINAL, self.original, "original_length")
-        if length is None:
-            length = given.number(ORIGINAL, "pass original_length, the tokens trained on")
-        name = ORIGINAL if ORIGINAL in given.entries else "original_length"
-        if integer(name, length) < 1:
-            raise ValueError(f"{name!r} is {length}: the trained length in tokens is 1 or more")
-        return int(length)
-
-    def factor(self, given: Given) -> float:
-        """``factor``, or the extended length over the trained one; both must agree."""
-        trained = self.trained(given)
-        if self.extended is None:
-            return given.number("factor", "or pass extended_length, the tokens extended to")
-        implied = number("extended_length", self.extended) / trained
-        factor = given.number("factor") if "factor" in given.entries else implied
-        if not math.isclose(factor, implied, rel_tol=1e-6):
-            raise ValueError(
-                f"'factor' is {factor:g}, extended_length={self.extended} over {trained} trained "
-                f"tokens is {implied:g}: Hugging Face would take {factor:g}; leave one out"
-            )
-        return factor
-
-
-def _linear(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    if lengths.original is None:
-        return (PositionInterpolation(given.number("factor")),)
-    return (PositionInterpolation(lengths.factor(given)),)
-
-
-def _dynamic(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    if lengths.extended is not None:
-        raise ValueError(
-            f"extended_length={lengths.extended}: rope_type='dynamic' stretches to any length; "
-            "max_position_embeddings is the trained length here, pass original_length"
-        )
-    return (DynamicNTK(given.number("factor"), lengths.trained(given)),)
-
-
-def _yarn(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    names = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-    yarn = YaRN(
-        lengths.factor(given),
-        lengths.trained(given),
-        **given.numbers(*names),
-        truncate=flag("truncate", given.entries.get("truncate", True)),
-    )
-    other = given.numbers("attn_factor").get("attn_factor", 1)
-    if other != 1:
-        factor = yarn.effective_attention_factor
-        log.warning(
-            "'attn_factor' is %g: passed over, as Hugging Face does; cosine and sine grow by %.9g. "
-            "Engines such as vLLM multiply by it: with 'attention_factor': %.9g they grow by that",
-            other,
-            factor,
-            other * factor,
-        )
-    return (yarn,)
-
-
-def inverted_ramp(method: RoPE, head_dim: int) -> str | None:
-    """What to say where YaRN's ramp is beyond the frequencies: there Hugging Face inverts it.
-
-    It cuts either end at the grid, so that an end that lies outside comes behind the other.
+    >>> sizes = dict(vocab_size=8, d_model=8, num_layers=2, num_heads=2, mlp_dim=8)
+    >>> family_of(TransformerConfig(**sizes, qk_norm="head"), RoPE())
+    'qwen3'
     """
-    dims = round(head_dim * method.partial_rotary_factor)
-    for step in method.scaling:
-        if isinstance(step, YaRN):
-            low, high = step.ramp_ends(dims, method.theta)
-            if high < 0 or low > dims - 1:
-                does, other = ("interpolates", "keeps") if high < 0 else ("keeps", "interpolates")
-                return (
-                    f"beta_fast={step.beta_fast:g}, beta_slow={step.beta_slow:g}, {ORIGINAL}="
-                    f"{step.original_length}, {THETA}={method.theta:g}: YaRN {does} all "
-                    f"{dims // 2} frequencies, Hugging Face {other} them"
+    by_layer = isinstance(position, ByLayer | NoPE)
+    for name, family in FAMILIES.items():
+        layers = family.norm, family.qk_norm, family.by_layer
+        if layers == (config.norm, config.qk_norm, by_layer):
+            if name == "llama" and config.d_model % config.num_heads:
+                raise ValueError(
+                    f"d_model={config.d_model}: Llama needs a multiple of "
+                    f"num_heads={config.num_heads}"
                 )
-    return None
-
-
-def _longrope(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    return (
-        LongRoPE(
-            numbers("short_factor", given.value("short_factor")),
-            numbers("long_factor", given.value("long_factor")),
-            lengths.trained(given),
-            lengths.factor(given),
-            given.numbers("attention_factor").get("attention_factor"),
-        ),
+            return name
+    known = "; ".join(
+        f"{name}: {family.norm!r}, {family.qk_norm!r}" + " by layer" * family.by_layer
+        for name, family in FAMILIES.items()
+    )
+    raise ValueError(
+        f"norm={config.norm!r}, qk_norm={config.qk_norm!r} with position.method="
+        f"{name_of(position)!r}: no family of Hugging Face has these ({known})"
     )
 
 
-def _llama3(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    trained = lengths.trained(given)
-    # Llama 3.1 extends by 16 with a factor of 8, so the two need not agree.
-    if lengths.extended is not None and lengths.extended <= trained:
+def to_position_keys(
+    position: PositionEmbedding, shape: ModelShape, by_layer: bool
+) -> dict[str, Any]:
+    """``rope_parameters`` and, of a family that has methods by layer, ``no_rope_layers``.
+
+    Raises:
+      ValueError: Hugging Face's models and serving engines have no form of the method.
+    """
+    methods = position.methods if isinstance(position, ByLayer) else (position,)
+    rotating = [method for method in methods if type(method) is not NoPE]
+    if any(method != rotating[0] for method in rotating):
         raise ValueError(
-            f"extended_length={lengths.extended}: rope_type='llama3' extends beyond the {trained} "
-            "tokens trained on"
+            f"position.methods={methods}: Hugging Face knows layers with one RoPE and layers "
+            "without position"
         )
-    low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
-    return (Llama3(given.number("factor"), trained, low, high),)
-
-
-def _proportional(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    return (Proportional(share, **given.numbers("factor")),)
-
-
-_SCALINGS: dict[str, Callable[[Given, _Lengths, float], tuple[Scaling, ...]]] = {
-    "default": lambda given, lengths, share: (),
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "yarn": _yarn,
-    "longrope": _longrope,
-    "llama3": _llama3,
-    "proportional": _proportional,
-}
-
-
-def _said(step: Scaling) -> dict[str, Any]:
-    """The type of one scaling and its keys, those at their defaults left out where they may be."""
-    length = getattr(step, "length", None)
-    if length is not None:
+    method = rotating[0] if rotating else RoPE()
+    if type(method) is FoPE and not by_layer:
+        parameters = fope_to_rope_parameters(method, shape)
+    elif type(method) is RoPE:
+        parameters = to_rope_parameters(method)
+    else:
         raise ValueError(
-            f"length={length}: rope_parameters cannot fix the length, which "
-            "Hugging Face takes from each batch"
+            f"position.method={name_of(method)!r}: models of Hugging Face have no form of it; they "
+            "have RoPE, RoPE with layers of NoPE, and FoPE as serving engines compute it"
         )
-    match step:
-        case PositionInterpolation():
-            return {"rope_type": "linear", "factor": step.factor}
-        case DynamicNTK():
-            return {"rope_type": "dynamic", "factor": step.factor, ORIGINAL: step.original_length}
-        case YaRN():
-            base = YaRN(step.factor, step.original_length)
-            names = KEYS["yarn"][2:]
-            changed = [name for name in names if getattr(step, name) != getattr(base, name)]
-            said = {"rope_type": "yarn", "factor": step.factor, ORIGINAL: step.original_length}
-            return said | {name: getattr(step, name) for name in changed}
-        case LongRoPE():
-            said = {
-                "rope_type": "longrope",
-                "short_factor": list(step.short_factor),
-                "long_factor": list(step.long_factor),
-                ORIGINAL: step.original_length,
-                "factor": step.factor,
-            }
-            if step.attention_factor is not None:
-                said["attention_factor"] = step.attention_factor
-            return said
-        case Llama3():
-            return {
-                "rope_type": "llama3",
-                "factor": step.factor,
-                ORIGINAL: step.original_length,
-                "low_freq_factor": step.low_freq_factor,
-                "high_freq_factor": step.high_freq_factor,
-            }
-        case Proportional() | PRoPE():
-            said = {"rope_type": "proportional", SHARE: step.share}
-            factor = getattr(step, "factor", 1.0)
-            return said if factor == 1 else said | {"factor": factor}
-        case NTKAware():
-            raise ValueError(
-                f"scaling={step}: rope_parameters cannot say it; the same frequencies come from "
-                f"theta * {step.factor:g} ** (H / (H - 2)) for H dimensions that rotate"
-            )
-    raise ValueError(f"scaling={step}: rope_parameters cannot say it")
+    if parameters.get(SHARE, 1) != 1 and parameters["rope_type"] != "proportional":
+        raise ValueError(f"{SHARE}={parameters[SHARE]}: these models turn the whole head, 1")
+    keys: dict[str, Any] = {"rope_parameters": parameters}
+    if by_layer:
+        pattern = [int(type(method) is not NoPE) for method in methods]
+        keys["no_rope_layers"] = pattern * (shape.num_layers // len(pattern))
+    return keys
+
+
+def _length(position: PositionEmbedding, length: int) -> int:
+    """``max_position_embeddings``: ``length``, but for ``dynamic`` the trained length counts."""
+    methods = position.methods if isinstance(position, ByLayer) else (position,)
+    for step in (step for method in methods for step in getattr(method, "scaling", ())):
+        if isinstance(step, DynamicNTK):
+            return step.original_length
+    return length

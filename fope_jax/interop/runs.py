@@ -16,22 +16,22 @@ from fope_jax.config import (
     EvaluateConfig,
     Experiment,
     TrainConfig,
+    apply_overrides,
     build_experiment,
     experiment_to_dict,
-    overridden,
     split_override,
 )
 from fope_jax.data import DataConfig
 from fope_jax.data.bos import CheckpointBos, read_bos
 from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
-from fope_jax.evaluate.identity import position_identity
-from fope_jax.evaluate.run import load_run
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
+from fope_jax.evaluate.restore import load_run
 from fope_jax.extras import require
-from fope_jax.interop.families import LENGTH, Described
+from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig
 from fope_jax.interop.weights import (
-    Imported,
-    describe,
+    ImportedModel,
     export_weights,
+    import_config,
     import_weights,
     position_fingerprint,
 )
@@ -54,8 +54,8 @@ from fope_jax.train.workdir import (
     KEPT,
     check_workdir,
     open_workdir,
-    record_run,
-    run_and_step,
+    split_step,
+    write_run_info,
 )
 
 log = logging.getLogger(__name__)
@@ -85,12 +85,12 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       OSError: a file is missing, or the workdir cannot be written.
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
-    experiment = imported_experiment(source, describe(source), overrides)
-    check_tokens_fit(experiment)
+    experiment = imported_experiment(source, import_config(source), overrides)
+    check_tokenizer(experiment)
     check_workdir(workdir, experiment)  # before the weights are read, which may take minutes
     imported = import_weights(source)
     shape = imported.config.shape
-    position, identity = position_identity(imported.position, shape, imported.constants)
+    position, identity = checkpoint_fingerprint(imported.position, shape, imported.constants)
     items = {"params": imported.params, "constants": imported.constants}
     arrays = jax.tree.leaves(items)
     check_space(workdir, sum(x.size * x.dtype.itemsize for x in arrays), "a checkpoint")
@@ -105,7 +105,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     }
     with writing(workdir, "import"):
         open_workdir(workdir, experiment)
-        record_run(workdir, facts, 0)
+        write_run_info(workdir, facts, 0)
         store = CheckpointStore(workdir / CHECKPOINTS)
         try:  # last: before it is there the workdir holds nothing
             store.save(0, items, identity | {"data": None})
@@ -115,7 +115,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
 
 
 def imported_experiment(
-    source: Path, imported: Imported | Described, overrides: Iterable[str] = ()
+    source: Path, imported: ImportedModel | ImportedConfig, overrides: Iterable[str] = ()
 ) -> Experiment:
     """The experiment that a checkpoint of Hugging Face in ``source`` stands for, of no update.
 
@@ -131,7 +131,7 @@ def imported_experiment(
             f" --config.data.tokenizer=PATH/{TOKENIZER}"
         )
     data = DataConfig(tokenizer=str(tokenizer)) if tokenizer.is_file() else DataConfig()
-    length = imported.kept[LENGTH]
+    length = imported.kept[MAX_POSITIONS]
     bos = read_bos(Path(stated.get("data.tokenizer", tokenizer)))
     base = Experiment(
         name=source.resolve().name,
@@ -143,7 +143,7 @@ def imported_experiment(
         train=TrainConfig(steps=1, batch_size=1, length=length, warmup_steps=0),
         evaluate=EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added),
     )
-    config = overridden(ConfigDict(experiment_to_dict(base)), overrides)
+    config = apply_overrides(ConfigDict(experiment_to_dict(base)), overrides)
     experiment = build_experiment(config)
     chosen = {name: getattr(experiment.model, name) for name in HOW}
     for name, old, new in (
@@ -167,7 +167,7 @@ def _log_bos(settings: EvaluateConfig, stated: CheckpointBos) -> None:
     log.info("BOS token: %s (%s)", does, source)
 
 
-def tokens_fit(imported: Experiment) -> bool:
+def is_tokenizer_compatible(imported: Experiment) -> bool:
     """Whether the embedding has a row for each token; more rows are padding, and fine.
 
     A file that is no tokenizer is named where text is read; weights can do without.
@@ -176,7 +176,7 @@ def tokens_fit(imported: Experiment) -> bool:
     return size is None or size <= imported.model.vocab_size
 
 
-def check_tokens_fit(imported: Experiment) -> None:
+def check_tokenizer(imported: Experiment) -> None:
     """Raises ConfigError where the tokenizer has tokens that the imported embedding lacks.
 
     So it does where there is plainly none to compare: no such file, or a Git LFS pointer.
@@ -187,7 +187,7 @@ def check_tokens_fit(imported: Experiment) -> None:
         if found or not path.is_file():
             what = f"it is {found.what}; {found.advice}" if found else "there is no such file"
             raise ConfigError(f"data.tokenizer = {str(path)!r}: {what}")
-    if not tokens_fit(imported):
+    if not is_tokenizer_compatible(imported):
         size = _vocabulary(imported.data)
         raise ConfigError(
             f"the tokenizer {imported.data.tokenizer} has {size:,} tokens, the embedding of "
@@ -241,7 +241,7 @@ def export_run(
     if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty: export into a new directory")
     check_output(directory, "the checkpoint")
-    workdir, named = run_and_step(run)
+    workdir, named = split_step(run)
     if named is not None and step is not None and step != named:
         raise ConfigError(f"--run {run} and --step {step}: leave one out")
     run, step = workdir, step if named is None else named
@@ -263,7 +263,7 @@ def export_run(
             loaded.model.position,
             params,
             constants,
-            length=max(loaded.experiment.train.length, kept.get(LENGTH, 0)),
+            length=max(loaded.experiment.train.length, kept.get(MAX_POSITIONS, 0)),
             kept=kept or {"eos_token_id": eos},
             dtype=dtype,
         )

@@ -19,13 +19,13 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.extras import require
-from fope_jax.interop.families import Described, from_config, to_config
+from fope_jax.interop.huggingface import ImportedConfig, from_config, to_config
 from fope_jax.interop.serving import (
     PREFIX,
     fope_coefficients_from_serving,
     fope_coefficients_to_serving,
 )
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import (
     Fingerprint,
@@ -54,7 +54,7 @@ _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.b
 _COEFFICIENTS = tuple(PREFIX + name for name in ("cos_coef", "sin_coef"))
 
 
-class Imported(NamedTuple):
+class ImportedModel(NamedTuple):
     """A model of Hugging Face as one of ours.
 
     Attributes:
@@ -72,7 +72,7 @@ class Imported(NamedTuple):
     kept: dict[str, Any]
 
 
-class Place(NamedTuple):
+class TensorMap(NamedTuple):
     """Where a tensor of Hugging Face is in our parameters.
 
     Attributes:
@@ -124,23 +124,25 @@ _LAYER_NORMS = {
 _QK_NORMS = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
 
 
-def places(config: TransformerConfig) -> Iterator[Place]:
+def tensor_maps(config: TransformerConfig) -> Iterator[TensorMap]:
     """Every tensor of a model, in the order in which it runs."""
     norms = _LAYER_NORMS[config.norm] | (_QK_NORMS if config.qk_norm != "none" else {})
-    yield Place(_EMBEDDING, ("embedding",), None, 0)
+    yield TensorMap(_EMBEDDING, ("embedding",), None, 0)
     for layer in range(config.num_layers):
         of_layer = _MATRICES | {theirs: (ours, 0) for theirs, ours in norms.items()}
         for theirs, (ours, inputs) in of_layer.items():
-            yield Place(f"model.layers.{layer}.{theirs}.weight", ("layers", ours), layer, inputs)
-    yield Place("model.norm.weight", ("final_norm",), None, 0)
+            yield TensorMap(
+                f"model.layers.{layer}.{theirs}.weight", ("layers", ours), layer, inputs
+            )
+    yield TensorMap("model.norm.weight", ("final_norm",), None, 0)
     if not config.tie_embeddings:
-        yield Place(_UNEMBEDDING, ("unembedding",), None, 1)
+        yield TensorMap(_UNEMBEDDING, ("unembedding",), None, 1)
 
 
 # ---------------------------------------------------------------------------- import
 
 
-def import_weights(directory: str | Path) -> Imported:
+def import_weights(directory: str | Path) -> ImportedModel:
     """Reads a checkpoint of Llama, Qwen 3, OLMo 2, SmolLM or SmolLM 3.
 
     The arrays stay on the host; ``merge`` with the graph definition of a ``Transformer`` of this
@@ -162,7 +164,7 @@ def import_weights(directory: str | Path) -> Imported:
       ImportError: safetensors is not installed.
     """
     directory = Path(directory)
-    described = describe(directory)
+    described = import_config(directory)
     config, position = described.config, described.position
     shapes = nnx.eval_shape(lambda: Transformer(config, position, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), split(shapes)[1])
@@ -171,7 +173,7 @@ def import_weights(directory: str | Path) -> Imported:
     if config.tie_embeddings:
         files.stand_in(_UNEMBEDDING, _EMBEDDING)
     _check_tensors(directory, files, config, params, _COEFFICIENTS if fope else ())
-    for place in places(config):
+    for place in tensor_maps(config):
         array = _at(params, place)
         array[...] = place.to_ours(files.read(place.name), array.shape)
     unembedding = files.read(_UNEMBEDDING) if _UNEMBEDDING in files.shapes else None
@@ -195,7 +197,7 @@ def import_weights(directory: str | Path) -> Imported:
                 f"{directory}: the position embedding was exported with fingerprint "
                 f"{described.fingerprint}, but its coefficients and config.json give {found}"
             )
-    return Imported(config, position, params, constants, described.kept)
+    return ImportedModel(config, position, params, constants, described.kept)
 
 
 def position_fingerprint(
@@ -209,7 +211,7 @@ def position_fingerprint(
     return fingerprint(position, config.shape, variables)
 
 
-def describe(directory: str | Path) -> Described:
+def import_config(directory: str | Path) -> ImportedConfig:
     """What config.json says of a checkpoint; no tensor is read.
 
     Raises:
@@ -230,7 +232,7 @@ def describe(directory: str | Path) -> Described:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _at(tree: dict[str, Any], place: Place) -> Any:
+def _at(tree: dict[str, Any], place: TensorMap) -> Any:
     """The array of one place, of its layer where it has one."""
     array: Any = tree
     for key in place.path:
@@ -314,7 +316,7 @@ class _Files:
         """One tensor, in the dtype it is stored in."""
         stored = self._same.get(name, name)
         tensor = self._of(self._files[name]).get_tensor(stored)
-        self.non_finite |= non_finite_arrays({stored: tensor})
+        self.non_finite |= count_non_finite({stored: tensor})
         return tensor
 
 
@@ -381,7 +383,7 @@ def _check_tensors(
     others: tuple[str, ...],
 ) -> None:
     """Raises ValueError where the tensors are not those of the model, naming them with shapes."""
-    wanted = {place.name: place.shape(_at(params, place).shape) for place in places(config)}
+    wanted = {place.name: place.shape(_at(params, place).shape) for place in tensor_maps(config)}
     known = wanted.keys() | set(others)
     if config.tie_embeddings and _UNEMBEDDING in files.shapes:
         wanted |= {_UNEMBEDDING: wanted[_EMBEDDING]}
@@ -488,7 +490,7 @@ def _tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the checkpoint, made when it is asked for; None leaves the dtype."""
     arrays = jax.tree.map(np.asarray, dict(params))
-    for place in places(config):
+    for place in tensor_maps(config):
         array = _at(arrays, place)
         with np.errstate(over="ignore"):
             cast = array if dtype is None else array.astype(DTYPES[dtype])
@@ -505,7 +507,7 @@ def _check_finite(tensors: Iterator[tuple[str, np.ndarray]], dtype: str | None) 
     """Raises ValueError with the tensors that are not finite, or not in ``dtype``."""
     counts: dict[str, int] = {}
     for name, tensor in tensors:
-        counts |= non_finite_arrays({name: tensor})
+        counts |= count_non_finite({name: tensor})
     if not counts:
         return
     listed = describe_non_finite(counts)

@@ -35,7 +35,7 @@ _SCORES_IN_ROWS = 2**22
 _LOWEST = -1e30
 
 
-class Places(NamedTuple):
+class TokenIndex(NamedTuple):
     """Where the tokens of one side stand: all that the mask and the bias depend on.
 
     Attributes:
@@ -69,7 +69,7 @@ def attend(
 
     ``softmax(q k / sqrt(H) + bias) v`` with the softmax in float32. A query that no key is visible
     to, padding above all, gives zeros. Tokens may be stored in any order; where they are stored in
-    order of segment and position, blocks above the diagonal cost nothing (``visible_blocks``).
+    order of segment and position, blocks above the diagonal cost nothing (``visible_key_blocks``).
 
     Args:
       q: ``[B, T, N, H]``.
@@ -102,16 +102,16 @@ def attend(
     Raises:
       ValueError: shapes that do not fit, an unknown ``backend`` or ``derivatives``.
     """
-    q_places, k_places = Places(q_positions, q_segments), Places(k_positions, k_segments)
+    q_index, k_index = TokenIndex(q_positions, q_segments), TokenIndex(k_positions, k_segments)
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})
     check_derivatives(derivatives)
-    _check(q, k, v, q_places, k_places, trained, constants, backend, block)
+    _check(q, k, v, q_index, k_index, trained, constants, backend, block)
     batch, length, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
     if contextual_fn is not None or (backend == "chunked" and derivatives == "all"):
         if contextual_fn is not None:
-            k, v, k_places = _in_order(k, v, k_places)
+            k, v, k_index = _in_order(k, v, k_index)
         rows = length if backend == "reference" else min(block, _SCORES_IN_ROWS // k.shape[1])
         out = _by_rows(
             functools.partial(_reference, bias_fn, contextual_fn),
@@ -119,8 +119,8 @@ def attend(
             k.transpose(0, 2, 1, 3),
             v.transpose(0, 2, 1, 3),
             {**trained, **constants},
-            _place_blocks(q_places, max(1, rows)),
-            k_places,
+            _place_blocks(q_index, max(1, rows)),
+            k_index,
         )
     elif backend == "reference":
         out = _reference(
@@ -130,8 +130,8 @@ def attend(
             k.transpose(0, 2, 1, 3),
             v.transpose(0, 2, 1, 3),
             {**trained, **constants},
-            q_places,
-            k_places,
+            q_index,
+            k_index,
         )[None]
     else:
         out: Any = _chunked(
@@ -141,14 +141,14 @@ def attend(
             _to_blocks(v, block).transpose(1, 0, 3, 2, 4),
             trained if bias_fn else {},
             constants if bias_fn else {},
-            _place_blocks(q_places, block),
-            _place_blocks(k_places, block),
+            _place_blocks(q_index, block),
+            _place_blocks(k_index, block),
         )
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_heads, head_dim)
     return out[:, :length]
 
 
-def _check(q, k, v, q_places, k_places, trained, constants, backend, block) -> None:
+def _check(q, k, v, q_index, k_index, trained, constants, backend, block) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: expected one of {', '.join(BACKENDS)}")
     if block < 1:
@@ -158,7 +158,7 @@ def _check(q, k, v, q_places, k_places, trained, constants, backend, block) -> N
             f"q {q.shape}, k {k.shape}, v {v.shape}: expected [B, T, N, H] and twice [B, S, K, H] "
             "with N a multiple of K"
         )
-    for side, places, x in (("q", q_places, q), ("k", k_places, k)):
+    for side, places, x in (("q", q_index, q), ("k", k_index, k)):
         for name, place in places._asdict().items():
             rows, length = x.shape[:2]
             if place.shape not in ((rows, length), (1, length)):
@@ -177,7 +177,7 @@ def _check(q, k, v, q_places, k_places, trained, constants, backend, block) -> N
         raise ValueError(f"bias_variables and bias_constants both hold {clash}: names must differ")
 
 
-def _in_order(k: Array, v: Array, places: Places) -> tuple[Array, Array, Places]:
+def _in_order(k: Array, v: Array, places: TokenIndex) -> tuple[Array, Array, TokenIndex]:
     """Keys, values and places in the order of positions, row by row; ties stay as stored."""
     positions, segments = jnp.broadcast_arrays(*places)
     order = jnp.argsort(positions, axis=1, stable=True)
@@ -189,11 +189,11 @@ def _in_order(k: Array, v: Array, places: Places) -> tuple[Array, Array, Places]
     return (
         sort(k, all_rows),
         sort(v, all_rows),
-        Places(sort(positions, order), sort(segments, order)),
+        TokenIndex(sort(positions, order), sort(segments, order)),
     )
 
 
-def in_order_of_positions(
+def contextual_bias_by_position(
     contextual_fn: ContextualFn, k_positions: Array, variables: Any, q: Array, logits: Array
 ) -> Array:
     """``contextual_fn`` for keys that are stored in any order.
@@ -221,7 +221,7 @@ def in_order_of_positions(
     return taken(jnp.broadcast_to(bias, logits.shape), back)
 
 
-def _place_blocks(places: Places, block: int) -> Places:
+def _place_blocks(places: TokenIndex, block: int) -> TokenIndex:
     """``[B, T]`` to ``[Q, B, t]``."""
     return jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), places)
 
@@ -245,8 +245,8 @@ def _logits(
     q: Array,
     k: Array,
     variables: dict[str, Array],
-    q_places: Places,
-    k_places: Places,
+    q_index: TokenIndex,
+    k_index: TokenIndex,
 ) -> Array:
     """Scaled, biased and masked scores of one block.
 
@@ -255,29 +255,29 @@ def _logits(
       q: ``[B, K, G, t, H]`` with G = N / K query heads to a key-value head.
       k: ``[B, K, s, H]``.
       variables: what ``bias_fn`` gets.
-      q_places: ``[B, t]`` or ``[1, t]``.
-      k_places: ``[B, s]`` or ``[1, s]``.
+      q_index: ``[B, t]`` or ``[1, t]``.
+      k_index: ``[B, s]`` or ``[1, s]``.
 
     Returns:
       ``[B, K, G, t, s]`` float32, -inf where the query does not see the key.
     """
     logits = _dot("bkgth,bksh->bkgts", q, k) * q.shape[-1] ** -0.5
     if bias_fn is not None:
-        bias = bias_fn(variables, q_places.positions, k_places.positions)
+        bias = bias_fn(variables, q_index.positions, k_index.positions)
         logits = _add_bias(logits, bias)
-    mask = visible(q_places, k_places)
+    mask = attention_mask(q_index, k_index)
     return jnp.where(mask[:, None, None], logits, -jnp.inf)
 
 
 def _add_bias(logits: Array, bias: Array) -> Array:
-    """``logits [B, K, G, t, s]`` and a bias as ``check_bias`` accepts it."""
+    """``logits [B, K, G, t, s]`` and a bias as ``check_bias_shape`` accepts it."""
     batch, kv_heads, group, *block = logits.shape
-    check_bias(bias, (batch, kv_heads * group, *block))
+    check_bias_shape(bias, (batch, kv_heads * group, *block))
     heads = (1, 1) if bias.shape[1] == 1 else (kv_heads, group)
     return logits + bias.reshape(bias.shape[0], *heads, *bias.shape[2:]).astype(jnp.float32)
 
 
-def check_bias(bias: Array, shape: tuple[int, ...]) -> None:
+def check_bias_shape(bias: Array, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless ``bias`` is ``shape``, or 1 on axes along which it is the same.
 
     Args:
@@ -291,23 +291,23 @@ def check_bias(bias: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def visible(q_places: Places, k_places: Places) -> Array:
+def attention_mask(q_index: TokenIndex, k_index: TokenIndex) -> Array:
     """Whether each query of ``[B, t]`` may attend to each key of ``[B, s]``: ``[B, t, s]`` bool.
 
     The batch axis is 1 where all places have it.
     """
-    earlier = k_places.positions[:, None, :] <= q_places.positions[:, :, None]
-    same = k_places.segments[:, None, :] == q_places.segments[:, :, None]
-    return earlier & same & (q_places.segments != 0)[:, :, None]
+    earlier = k_index.positions[:, None, :] <= q_index.positions[:, :, None]
+    same = k_index.segments[:, None, :] == q_index.segments[:, :, None]
+    return earlier & same & (q_index.segments != 0)[:, :, None]
 
 
 def _dot(spec: str, x: Array, y: Array) -> Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _whole_logits(bias_fn, contextual_fn, q, k, variables, q_places, k_places):
+def _whole_logits(bias_fn, contextual_fn, q, k, variables, q_index, k_index):
     """``_logits`` with the contextual bias, which needs all keys."""
-    logits = _logits(bias_fn, q, k, variables, q_places, k_places)
+    logits = _logits(bias_fn, q, k, variables, q_index, k_index)
     if contextual_fn is not None:
         batch, kv_heads, group, length, head_dim = q.shape
         queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
@@ -341,9 +341,9 @@ def attention_logits(
       ``[B, N, T, T]`` float32, -inf where the query does not see the key.
     """
     batch, length, num_heads, head_dim = q.shape
-    places = Places(positions, segments)
+    places = TokenIndex(positions, segments)
     if contextual_fn is not None:
-        contextual_fn = functools.partial(in_order_of_positions, contextual_fn, positions)
+        contextual_fn = functools.partial(contextual_bias_by_position, contextual_fn, positions)
     grouped = q.reshape(batch, length, k.shape[2], -1, head_dim).transpose(0, 2, 3, 1, 4)
     logits = _whole_logits(
         bias_fn, contextual_fn, grouped, k.transpose(0, 2, 1, 3), variables, places, places
@@ -351,9 +351,9 @@ def attention_logits(
     return logits.reshape(batch, num_heads, length, length)
 
 
-def _reference(bias_fn, contextual_fn, q, k, v, variables, q_places, k_places):
+def _reference(bias_fn, contextual_fn, q, k, v, variables, q_index, k_index):
     """Attention with all scores at once; shapes as in ``_logits``, returns ``[B, K, G, T, H]``."""
-    logits = _whole_logits(bias_fn, contextual_fn, q, k, variables, q_places, k_places)
+    logits = _whole_logits(bias_fn, contextual_fn, q, k, variables, q_index, k_index)
     highest = jnp.max(logits, axis=-1, keepdims=True, initial=_LOWEST)
     weights = jnp.exp(logits - jax.lax.stop_gradient(highest))
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -361,7 +361,7 @@ def _reference(bias_fn, contextual_fn, q, k, v, variables, q_places, k_places):
     return _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v).astype(q.dtype)
 
 
-def _by_rows(attention, q, k, v, variables, q_places, k_places):
+def _by_rows(attention, q, k, v, variables, q_index, k_index):
     """``attention`` for one block of queries after the other, each with all keys.
 
     The gradient computes each block again, so that only one block's scores exist at a time.
@@ -372,8 +372,8 @@ def _by_rows(attention, q, k, v, variables, q_places, k_places):
       k: ``[B, K, S, H]``.
       v: ``[B, K, S, H]``.
       variables: what the functions get.
-      q_places: ``[Q, B, t]``.
-      k_places: ``[B, S]``.
+      q_index: ``[Q, B, t]``.
+      k_index: ``[B, S]``.
 
     Returns:
       ``[Q, B, K, G, t, H]``.
@@ -382,12 +382,12 @@ def _by_rows(attention, q, k, v, variables, q_places, k_places):
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def rows(block):
         q_i, q_places_i = block
-        return attention(q_i, k, v, variables, q_places_i, k_places)
+        return attention(q_i, k, v, variables, q_places_i, k_index)
 
-    return jax.lax.map(rows, (q, q_places))
+    return jax.lax.map(rows, (q, q_index))
 
 
-def visible_blocks(q_places: Places, k_places: Places) -> tuple[Array, Array]:
+def visible_key_blocks(q_index: TokenIndex, k_index: TokenIndex) -> tuple[Array, Array]:
     """Lists for each block of queries the blocks of keys that any of its queries may attend to.
 
     Tokens are ordered by (segment, position). A block of keys is left out where its first token
@@ -396,22 +396,22 @@ def visible_blocks(q_places: Places, k_places: Places) -> tuple[Array, Array]:
     attends is ever left out, whatever the order in which tokens are stored.
 
     Args:
-      q_places: ``[Q, B, t]``, Q blocks of queries.
-      k_places: ``[P, B, s]``, P blocks of keys.
+      q_index: ``[Q, B, t]``, Q blocks of queries.
+      k_index: ``[P, B, s]``, P blocks of keys.
 
     Returns:
       ``order [Q, P]`` int32, a permutation of the key blocks with the listed ones first, in their
       stored order; and ``count [Q]`` int32, how many are listed.
     """
-    listed = jnp.any(listed_blocks(q_places, k_places), axis=-1)
+    listed = jnp.any(visible_block_mask(q_index, k_index), axis=-1)
     order = jnp.argsort(~listed, axis=-1, stable=True).astype(jnp.int32)
     return order, jnp.sum(listed, axis=-1, dtype=jnp.int32)
 
 
-def listed_blocks(q_places: Places, k_places: Places) -> Array:
-    """Which blocks ``visible_blocks`` lists, row by row: ``[Q, P, B]`` bool."""
-    q_first, _, q_last, q_last_position = _extent(q_places)
-    k_first, k_first_position, k_last, _ = _extent(k_places)
+def visible_block_mask(q_index: TokenIndex, k_index: TokenIndex) -> Array:
+    """Which blocks ``visible_key_blocks`` lists, row by row: ``[Q, P, B]`` bool."""
+    q_first, _, q_last, q_last_position = _extent(q_index)
+    k_first, k_first_position, k_last, _ = _extent(k_index)
     not_after = (k_first[None] < q_last[:, None]) | (
         (k_first[None] == q_last[:, None]) & (k_first_position[None] <= q_last_position[:, None])
     )
@@ -419,7 +419,7 @@ def listed_blocks(q_places: Places, k_places: Places) -> Array:
     return not_after & not_before
 
 
-def _extent(places: Places) -> tuple[Array, Array, Array, Array]:
+def _extent(places: TokenIndex) -> tuple[Array, Array, Array, Array]:
     """First and last (segment, position) of each block and row, padding left out: 4 * [Q, B]."""
     positions, segments = places
     none = jnp.iinfo(jnp.int32).max
@@ -431,7 +431,7 @@ def _extent(places: Places) -> tuple[Array, Array, Array, Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked(bias_fn, q, k, v, trained, constants, q_places, k_places):
+def _chunked(bias_fn, q, k, v, trained, constants, q_index, k_index):
     """Attention block by block.
 
     Args:
@@ -441,16 +441,16 @@ def _chunked(bias_fn, q, k, v, trained, constants, q_places, k_places):
       v: ``[P, B, K, s, H]``.
       trained: the ``bias_variables`` of ``attend``.
       constants: its ``bias_constants``.
-      q_places: ``[Q, B, t]``.
-      k_places: ``[P, B, s]``.
+      q_index: ``[Q, B, t]``.
+      k_index: ``[P, B, s]``.
 
     Returns:
       ``[Q, B, K, G, t, H]``.
     """
-    return _forward(bias_fn, q, k, v, trained, constants, q_places, k_places)[0]
+    return _forward(bias_fn, q, k, v, trained, constants, q_index, k_index)[0]
 
 
-def _forward(bias_fn, q, k, v, trained, constants, q_places, k_places):
+def _forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
     """The output of ``_chunked`` and the log-sum-exp of each query, ``[Q, B, K, G, t]``."""
     variables = {**trained, **constants}
 
@@ -459,7 +459,7 @@ def _forward(bias_fn, q, k, v, trained, constants, q_places, k_places):
 
         def key_block(step, carry):
             highest, total, out = carry
-            k_j, v_j, k_places_j = _take((k, v, k_places), order[step])
+            k_j, v_j, k_places_j = _take((k, v, k_index), order[step])
             logits = _logits(bias_fn, q_i, k_j, variables, q_places_i, k_places_j)
             new_highest = jnp.maximum(highest, jnp.max(logits, axis=-1))
             weights = jnp.exp(logits - new_highest[..., None])
@@ -480,7 +480,7 @@ def _forward(bias_fn, q, k, v, trained, constants, q_places, k_places):
         out = out / jnp.where(total == 0, 1.0, total)[..., None]
         return out.astype(q.dtype), lse
 
-    return jax.lax.map(query_block, (q, q_places, *visible_blocks(q_places, k_places)))
+    return jax.lax.map(query_block, (q, q_index, *visible_key_blocks(q_index, k_index)))
 
 
 def _forward_rule(bias_fn, *arguments):
@@ -494,7 +494,7 @@ def _backward_rule(bias_fn, saved, d_out):
     With ``p = exp(logits - lse)`` and ``delta = sum(out * d_out)`` the gradient of the logits is
     ``p * (d_out v - delta)``, and each block needs no other.
     """
-    q, k, v, trained, constants, q_places, k_places, out, lse = saved
+    q, k, v, trained, constants, q_index, k_index, out, lse = saved
     variables = {**trained, **constants}
     scale = q.shape[-1] ** -0.5
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
@@ -505,7 +505,7 @@ def _backward_rule(bias_fn, saved, d_out):
         def key_block(step, carry):
             dq_i, dk, dv, d_bias = carry
             j = order[step]
-            k_j, v_j, k_places_j = _take((k, v, k_places), j)
+            k_j, v_j, k_places_j = _take((k, v, k_index), j)
             logits = _logits(bias_fn, q_i, k_j, variables, q_places_i, k_places_j)
             weights = jnp.exp(logits - lse_i[..., None])
             d_weights = _dot("bkgth,bksh->bkgts", d_out_i, v_j)
@@ -529,22 +529,22 @@ def _backward_rule(bias_fn, saved, d_out):
     def zeros(x):
         return jnp.zeros(x.shape, jnp.float32)
 
-    order, count = visible_blocks(q_places, k_places)
+    order, count = visible_key_blocks(q_index, k_index)
     (dk, dv, d_bias), dq = jax.lax.scan(
         query_block,
         (zeros(k), zeros(v), jax.tree.map(zeros, trained)),
-        (q, d_out, lse, delta, q_places, order, count),
+        (q, d_out, lse, delta, q_index, order, count),
     )
     d_bias = jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), d_bias, trained)
     dk, dv = (dk * scale).astype(k.dtype), dv.astype(v.dtype)
     return dq, dk, dv, d_bias, None, None, None
 
 
-def _bias_gradient(bias_fn, trained, constants, q_places, k_places, d_logits):
+def _bias_gradient(bias_fn, trained, constants, q_index, k_index, d_logits):
     """Gradient of the trained variables, float32, given that of one block's logits."""
 
     def bias_of(trained):
-        bias = bias_fn({**trained, **constants}, q_places.positions, k_places.positions)
+        bias = bias_fn({**trained, **constants}, q_index.positions, k_index.positions)
         return bias.astype(jnp.float32)
 
     bias, pull = jax.vjp(bias_of, trained)

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 from fope_jax.position.base import PositionEmbedding
 
 BACKENDS = ("auto", "reference", "chunked", "splash", "pallas", "cudnn")
-PLATFORMS = {"splash": "tpu", "pallas": "tpu", "cudnn": "gpu"}  # of the fused kernels
-FUSED = tuple(PLATFORMS)
+# Backends that are one kernel, and the platform that each runs on.
+FUSED_BACKENDS = {"splash": "tpu", "pallas": "tpu", "cudnn": "gpu"}
 LANES = 128  # kernels for TPU work on blocks of tokens that are multiples of it
-FULL_MASK_TOKENS = 8192  # cudnn is given a mask of a byte a pair of tokens
+CUDNN_MAX_LENGTH = 8192  # cudnn is given a mask of a byte a pair of tokens
 
 
-class Choice(NamedTuple):
+class BackendChoice(NamedTuple):
     """A backend that can run, and why it is this one."""
 
     name: str
@@ -45,7 +45,7 @@ def choose_backend(
     context: int = 1,
     compute_capability: str | None = None,
     derivatives: str = "reverse",
-) -> Choice:
+) -> BackendChoice:
     """The backend for one program, decided before anything is computed.
 
     Args:
@@ -56,7 +56,7 @@ def choose_backend(
       head_dim: of a head.
       dtype: of queries and keys.
       context: devices that share the tokens of a row.
-      compute_capability: of a GPU, such as "9.0" (``capability_of``); None where it is not known.
+      compute_capability: of a GPU, such as "9.0"; None where it is not known.
       derivatives: "reverse", or "all" where forward mode is wanted too.
 
     Raises:
@@ -72,7 +72,7 @@ def choose_backend(
     if requested not in BACKENDS:
         raise ValueError(f"attention={requested!r}: expected one of {', '.join(BACKENDS)}")
     if requested in ("reference", "chunked"):
-        return Choice(requested, "as configured")
+        return BackendChoice(requested, "as configured")
     against = {
         "splash": _against_splash(platform, methods, length, context),
         "pallas": _against_pallas(platform, methods, length, context),
@@ -91,19 +91,21 @@ def choose_backend(
                 f"attention={requested!r} cannot run: {'; '.join(against[requested])}. "
                 "attention='auto' takes what can"
             )
-        return Choice(requested, "as configured")
+        return BackendChoice(requested, "as configured")
     candidates = {"tpu": ("splash", "pallas"), "gpu": ("cudnn",)}.get(platform, ())
     if not candidates:
-        return Choice("chunked", f"platform {platform} has no fused kernel")
+        return BackendChoice("chunked", f"platform {platform} has no fused kernel")
     passed = []
     for name in candidates:
         if not against[name]:
-            return Choice(name, "; ".join([f"the fused kernel of platform {platform}", *passed]))
+            return BackendChoice(
+                name, "; ".join([f"the fused kernel of platform {platform}", *passed])
+            )
         passed.append(f"{name} cannot run: {', '.join(against[name])}")
-    return Choice("chunked", "; ".join(passed))
+    return BackendChoice("chunked", "; ".join(passed))
 
 
-def capability_of(device: Any) -> str | None:
+def gpu_compute_capability(device: Any) -> str | None:
     """The compute capability of a GPU, such as "9.0"; None of other devices."""
     return getattr(device, "compute_capability", None) if device.platform == "gpu" else None
 
@@ -157,8 +159,8 @@ def _against_cudnn(
         found.append(f"head_dim={head_dim}: it takes multiples of 8 up to {largest}")
     if length % 2:
         found.append(f"{length} tokens a row: it takes even numbers, for the gradient of a mask")
-    if length > FULL_MASK_TOKENS:
-        found.append(f"the mask of {length} tokens is quadratic; up to {FULL_MASK_TOKENS}")
+    if length > CUDNN_MAX_LENGTH:
+        found.append(f"the mask of {length} tokens is quadratic; up to {CUDNN_MAX_LENGTH}")
     return found
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fope_jax.model.attention import Places, listed_blocks
+from fope_jax.model.attention import TokenIndex, visible_block_mask
 from fope_jax.typing import Array
 
 LANES = 128
@@ -68,13 +68,13 @@ class _Kernel(NamedTuple):
         return sum(math.prod(shape) for _, shape in self.shapes)
 
 
-def attend_in_kernel(
+def pallas_attention(
     q: Array,
     k: Array,
     v: Array,
     *,
-    q_places: Places,
-    k_places: Places,
+    q_index: TokenIndex,
+    k_index: TokenIndex,
     head_bias: HeadBias | None,
     variables: dict[str, Array],
     heads_axes: dict[str, int | None],
@@ -86,8 +86,8 @@ def attend_in_kernel(
       q: ``[B, T, N, H]``, T a multiple of 128.
       k: ``[B, S, K, H]``, S a multiple of 128.
       v: ``[B, S, K, H]``.
-      q_places: ``[B, T]`` or ``[1, T]`` int32 each.
-      k_places: ``[B, S]`` or ``[1, S]`` int32 each.
+      q_index: ``[B, T]`` or ``[1, T]`` int32 each.
+      k_index: ``[B, S]`` or ``[1, S]`` int32 each.
       head_bias: see ``PositionEmbedding.head_bias``; None adds nothing.
       variables: of the bias, floating, with gradients.
       heads_axes: for each, its axis of query heads; None where it has none.
@@ -120,14 +120,14 @@ def attend_in_kernel(
     block = next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0)
     kernel = _Kernel(head_bias, tuple(shapes), block, interpret)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    out: Any = _attention(kernel, q, k, v, numbers, q_places, k_places)
+    out: Any = _attention(kernel, q, k, v, numbers, q_index, k_index)
     return out.swapaxes(1, 2)
 
 
-def visible_share(grid: tuple[int, ...]) -> float:
+def computed_fraction(grid: tuple[int, ...]) -> float:
     """How many of the blocks in a kernel's grid are computed where a row is one document.
 
-    >>> visible_share((1, 1, 4, 4))
+    >>> computed_fraction((1, 1, 4, 4))
     0.625
     """
     blocks = max(grid[2], grid[-1])
@@ -135,20 +135,20 @@ def visible_share(grid: tuple[int, ...]) -> float:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(kernel, q, k, v, numbers, q_places, k_places):
+def _attention(kernel, q, k, v, numbers, q_index, k_index):
     """Attention of ``q [B, N, T, H]`` to ``k, v [B, K, S, H]``; ``numbers [N, P]`` of the bias."""
-    return _forward(kernel, q, k, v, numbers, q_places, k_places)[0]
+    return _forward(kernel, q, k, v, numbers, q_index, k_index)[0]
 
 
-def _forward_rule(kernel, q, k, v, numbers, q_places, k_places):
-    out, lse = _forward(kernel, q, k, v, numbers, q_places, k_places)
-    return out, (q, k, v, numbers, q_places, k_places, out, lse)
+def _forward_rule(kernel, q, k, v, numbers, q_index, k_index):
+    out, lse = _forward(kernel, q, k, v, numbers, q_index, k_index)
+    return out, (q, k, v, numbers, q_index, k_index, out, lse)
 
 
 def _backward_rule(kernel, saved, d_out):
-    q, k, v, numbers, q_places, k_places, out, lse = saved
+    q, k, v, numbers, q_index, k_index, out, lse = saved
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)[:, :, None]
-    arguments = (kernel, q, k, v, numbers, q_places, k_places, d_out, lse, delta)
+    arguments = (kernel, q, k, v, numbers, q_index, k_index, d_out, lse, delta)
     dq, d_numbers = _backward_of_queries(*arguments)
     dk, dv = _backward_of_keys(*arguments)
     d_numbers = jnp.sum(d_numbers[:, :, 0, : numbers.shape[1]], axis=0)
@@ -232,9 +232,9 @@ def _forward_program(kernel, first, last, numbers, q, k, v, *refs):
         lse[0, 0] = jnp.where(nothing, -_LOWEST, highest[...] + jnp.log(sums))
 
 
-def _forward(kernel, q, k, v, numbers, q_places, k_places):
+def _forward(kernel, q, k, v, numbers, q_index, k_index):
     """The output ``[B, N, T, H]`` and each query's log-sum-exp ``[B, N, 1, T]``."""
-    call = _Call(kernel, q, k, v, numbers, q_places, k_places, by_query=True)
+    call = _Call(kernel, q, k, v, numbers, q_index, k_index, by_query=True)
     batch, num_heads, length, head_dim = q.shape
     lse = jax.ShapeDtypeStruct((batch, num_heads, 1, length), jnp.float32)
     return call(
@@ -300,9 +300,9 @@ def _queries_program(kernel, first, last, numbers, q, k, v, *refs):
         dq[0, 0] = (summed[...] * (1 / math.sqrt(q.shape[-1]))).astype(dq.dtype)
 
 
-def _backward_of_queries(kernel, q, k, v, numbers, q_places, k_places, *gradients):
+def _backward_of_queries(kernel, q, k, v, numbers, q_index, k_index, *gradients):
     """Gradients of ``q`` and, ``[B, N, 1, P]``, of the numbers of the bias."""
-    call = _Call(kernel, q, k, v, numbers, q_places, k_places, by_query=True)
+    call = _Call(kernel, q, k, v, numbers, q_index, k_index, by_query=True)
     lanes = math.ceil(numbers.shape[1] / LANES) * LANES
     of_head = pl.BlockSpec((1, 1, 1, lanes), lambda row, head, *_: (row, head, 0, 0))
     d_numbers = jax.ShapeDtypeStruct((*q.shape[:2], 1, lanes), jnp.float32)
@@ -340,9 +340,9 @@ def _keys_program(kernel, first, last, numbers, q, k, v, *refs):
         dv[0, 0] = summed_v[...].astype(dv.dtype)
 
 
-def _backward_of_keys(kernel, q, k, v, numbers, q_places, k_places, *gradients):
+def _backward_of_keys(kernel, q, k, v, numbers, q_index, k_index, *gradients):
     """Gradients of ``k`` and ``v``, summed over the query heads that read each of theirs."""
-    call = _Call(kernel, q, k, v, numbers, q_places, k_places, by_query=False)
+    call = _Call(kernel, q, k, v, numbers, q_index, k_index, by_query=False)
     return call(
         _keys_program,
         "backward_keys",
@@ -364,7 +364,7 @@ class _Call:
     which then is there already.
     """
 
-    def __init__(self, kernel, q, k, v, numbers, q_places, k_places, *, by_query: bool):
+    def __init__(self, kernel, q, k, v, numbers, q_index, k_index, *, by_query: bool):
         batch, num_heads, length, head_dim = q.shape
         num_kv_heads, group = k.shape[1], num_heads // k.shape[1]
         size = kernel.block
@@ -400,8 +400,8 @@ class _Call:
         )
         self.rows = pl.BlockSpec((1, 1, 1, size), _index(query, "row", "head", 0, "block"))
         places, specs = [], []
-        for name in Places._fields:
-            of_queries, of_keys = getattr(q_places, name), getattr(k_places, name)
+        for name in TokenIndex._fields:
+            of_queries, of_keys = getattr(q_index, name), getattr(k_index, name)
             places += [of_queries[:, None], of_keys[:, :, None]]
             rows = ["row" if x.shape[0] > 1 else 0 for x in (of_queries, of_keys)]
             specs += [
@@ -411,7 +411,7 @@ class _Call:
         self.specs = [pl.BlockSpec(memory_space=pltpu.SMEM), self.queries, self.keys, self.keys]
         self.specs += specs
         self.arrays = [numbers, q, k, v, *places]
-        self.ranges = _ranges(batch, size, q_places, k_places, by_query)
+        self.ranges = _ranges(batch, size, q_index, k_index, by_query)
 
     def __call__(self, program, name, outputs, scratch, gradients=()):
         """Runs ``program``; ``outputs`` are pairs of a like array and a spec."""
@@ -441,16 +441,16 @@ def _index(where: Callable, *axes: str | int) -> Callable:
     return index
 
 
-def _ranges(batch, size, q_places, k_places, by_query) -> list[Array]:
+def _ranges(batch, size, q_index, k_index, by_query) -> list[Array]:
     """First and last block that each block meets, ``[B, Q]`` or ``[B, P]`` int32 each.
 
     Where it meets none, the first lies behind the last.
     """
 
-    def blocks(places: Places) -> Places:
+    def blocks(places: TokenIndex) -> TokenIndex:
         return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, size).swapaxes(0, 1), places)
 
-    listed = listed_blocks(blocks(q_places), blocks(k_places))
+    listed = visible_block_mask(blocks(q_index), blocks(k_index))
     listed = listed if by_query else listed.swapaxes(0, 1)
     index = jnp.arange(listed.shape[1], dtype=jnp.int32)[:, None]
     first = jnp.min(jnp.where(listed, index, listed.shape[1]), axis=1)

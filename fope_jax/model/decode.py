@@ -34,7 +34,7 @@ from fope_jax.position.base import Variables
 from fope_jax.typing import Array
 
 
-class Memory(NamedTuple):
+class LayerCache(NamedTuple):
     """Keys and values of one layer of each period.
 
     Attributes:
@@ -46,24 +46,24 @@ class Memory(NamedTuple):
     values: Array
 
 
-class KeyCache(NamedTuple):
+class KVCache(NamedTuple):
     """What a model remembers of the tokens that it has read.
 
     Attributes:
-      layers: a ``Memory`` for each of the P layers of a period.
+      layers: a ``LayerCache`` for each of the P layers of a period.
       positions: ``[B, S]`` int32, of each key.
       segments: ``[B, S]`` int32; 0 where nothing is stored yet, and for padding.
       filled: int32, how many of the S places are used; the same for all rows. A NumPy number for as
         long as it is known, also where a program is traced.
     """
 
-    layers: tuple[Memory, ...]
+    layers: tuple[LayerCache, ...]
     positions: Array
     segments: Array
     filled: Array
 
 
-def empty_cache(model: Transformer, batch: int, size: int) -> KeyCache:
+def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
     """A cache for ``batch`` rows of at most ``size`` tokens.
 
     Raises:
@@ -82,13 +82,13 @@ def empty_cache(model: Transformer, batch: int, size: int) -> KeyCache:
         heads = _key_heads(model, index)
         sizes = (config.num_layers // period, batch, size)
         layers.append(
-            Memory(
+            LayerCache(
                 jnp.zeros((*sizes, heads, shape.head_dim), config.dtype),
                 jnp.zeros((*sizes, shape.num_kv_heads, shape.head_dim), config.dtype),
             )
         )
     nothing = jnp.zeros((batch, size), jnp.int32)
-    return KeyCache(tuple(layers), nothing, nothing, np.int32(0))
+    return KVCache(tuple(layers), nothing, nothing, np.int32(0))
 
 
 def _key_heads(model: Transformer, index: int) -> int:
@@ -119,9 +119,9 @@ def _tables(model: Transformer, positions: Array) -> Any:
     return model.position.tables(model.model_variables(), positions, head_dim)
 
 
-def read(
-    model: Transformer, cache: KeyCache, tokens: Array, positions: Array, segments: Array
-) -> tuple[Array, KeyCache]:
+def forward_cached(
+    model: Transformer, cache: KVCache, tokens: Array, positions: Array, segments: Array
+) -> tuple[Array, KVCache]:
     """Reads the next T tokens of each row.
 
     Args:
@@ -151,7 +151,7 @@ def read(
     # Of all keys, at the length reached: what they are rotated by anew.
     k_tables = _tables(model, cache.positions) if model.position.follows_length else None
 
-    def body(x: Array, group: Any) -> tuple[Array, tuple[Memory, ...]]:
+    def body(x: Array, group: Any) -> tuple[Array, tuple[LayerCache, ...]]:
         (weights, trained, constants), memories = group
         kept = []
         for index, own in enumerate(unstacked(weights, len(memories))):
@@ -177,7 +177,7 @@ def read(
     return hidden, cache._replace(layers=layers, filled=filled)
 
 
-def _check_room(cache: KeyCache, count: int) -> Any:
+def _check_room(cache: KVCache, count: int) -> Any:
     """How many places are used with ``count`` tokens more.
 
     Raises:
@@ -200,20 +200,20 @@ def _layer(
     weights: dict[str, Array],
     variables: tuple[Variables, Variables],
     tables: tuple[Any, Any],
-    memory: Memory,
-    cache: KeyCache,
+    memory: LayerCache,
+    cache: KVCache,
     x: Array,
     positions: Array,
     segments: Array,
-) -> tuple[Array, Memory]:
-    """One layer of ``read``: its output ``[B, T, D]``, and its memory with T more keys."""
+) -> tuple[Array, LayerCache]:
+    """One layer of ``forward_cached``: its output ``[B, T, D]``, and the cache with T more keys."""
     config = model.config
     method, trained, constants, own = model.of_layer(index, *variables, tables[0])
     both = {**trained, **constants}
     q, k, v = to_attention(config, weights, x)
     rotated, turned = method.rotate(both, own, q, k)
     again = method.follows_length
-    memory = Memory(
+    memory = LayerCache(
         _append(memory.keys, k if again else turned, jnp.asarray(cache.filled)),
         _append(memory.values, v, jnp.asarray(cache.filled)),
     )
@@ -265,7 +265,7 @@ def last_logits(model: Transformer, hidden: Array) -> Array:
 
 def prefill(
     model: Transformer, tokens: Array, segments: Array, room: int
-) -> tuple[Array, KeyCache, Array]:
+) -> tuple[Array, KVCache, Array]:
     """Reads prompts that end together.
 
     Args:
@@ -278,18 +278,18 @@ def prefill(
       hidden ``[B, T, D]``, the cache, and the position ``[B, 1]`` of the next token.
     """
     positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
-    cache = empty_cache(model, tokens.shape[0], tokens.shape[1] + room)
-    hidden, cache = read(model, cache, tokens, positions, segments)
+    cache = init_cache(model, tokens.shape[0], tokens.shape[1] + room)
+    hidden, cache = forward_cached(model, cache, tokens, positions, segments)
     return hidden, cache, positions[:, -1:] + 1
 
 
-def greedy(
-    model: Transformer, hidden: Array, cache: KeyCache, position: Array, count: int
+def greedy_decode(
+    model: Transformer, hidden: Array, cache: KVCache, position: Array, count: int
 ) -> Array:
     """The ``count`` tokens that follow, each the most likely one, ``[B, count]`` int32.
 
     Where logits are not finite, because the model is or because the cache has no room left (see
-    ``read``), no token is the most likely: -1 there and in all that follows.
+    ``forward_cached``), no token is the most likely: -1 there and in all that follows.
 
     Args:
       model: the model.
@@ -309,9 +309,9 @@ def greedy(
         finite = jnp.isfinite(logits).all(axis=-1)
         return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)[:, None]
 
-    def step(carry: tuple[Array, KeyCache, Array], _: None):
+    def step(carry: tuple[Array, KVCache, Array], _: None):
         token, cache, position = carry
-        hidden, cache = read(model, cache, token, position, jnp.ones_like(position))
+        hidden, cache = forward_cached(model, cache, token, position, jnp.ones_like(position))
         token = choose(hidden)
         return (token, cache, position + 1), token[:, 0]
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def non_finite_arrays(arrays: Any) -> dict[str, int]:
+def count_non_finite(arrays: Any) -> dict[str, int]:
     """How many values are NaN or infinite in each array of a pytree that has any.
 
     Integers and booleans are always finite. Arrays of JAX are counted where they live.
 
-    >>> non_finite_arrays({"a": np.ones(2), "layers": [np.array([1.0, np.nan, np.inf])]})
+    >>> count_non_finite({"a": np.ones(2), "layers": [np.array([1.0, np.nan, np.inf])]})
     {'layers.0': 2}
     """
     counts = {}
@@ -30,7 +30,7 @@ def non_finite_arrays(arrays: Any) -> dict[str, int]:
 
 
 def describe_non_finite(counts: dict[str, int], shown: int = 5) -> str:
-    """`non_finite_arrays` in a line for a message: the first names with their counts.
+    """`count_non_finite` in a line for a message: the first names with their counts.
 
     >>> describe_non_finite({"a": 3, "b": 1, "c": 2}, shown=2)
     'a (3 values), b (1 value) and 1 more'

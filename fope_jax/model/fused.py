@@ -1,8 +1,9 @@
 """Attention through kernels of others: splash on TPU, cuDNN on GPU.
 
 Both see the index of a token only, so tokens must be stored in the order of their positions, rows
-of several documents one document after the other, as the loader makes them (``in_stored_order``).
-Then the keys at or before a query in its segment are those that ``attention.attend`` shows it.
+of several documents one document after the other, as the loader makes them; see
+``is_stored_in_order``. Then the keys at or before a query in its segment are those that
+``attention.attend`` shows it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from fope_jax.typing import Array
 _BLOCK = 512  # tokens, where the length is a multiple of it
 
 
-def splash(q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = False) -> Array:
+def splash_attention(
+    q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = False
+) -> Array:
     """Causal attention within segments by the splash kernel.
 
     Args:
@@ -71,7 +74,7 @@ def _to_lanes(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -x.shape[-1] % LANES)))
 
 
-def in_stored_order(positions: Array, segments: Array) -> Array:
+def is_stored_in_order(positions: Array, segments: Array) -> Array:
     """Whether tokens are stored as these kernels take them to be, ``[B]`` bool (or ``[1]``).
 
     Segments grow along the row, positions within a segment, and padding, segment 0, stands between
@@ -87,7 +90,9 @@ def in_stored_order(positions: Array, segments: Array) -> Array:
     return jnp.all((segments == 0) | new | next_one, axis=1)
 
 
-def cudnn(q: Array, k: Array, v: Array, segments: Array, *, implementation: Any = "cudnn") -> Array:
+def cudnn_attention(
+    q: Array, k: Array, v: Array, segments: Array, *, implementation: Any = "cudnn"
+) -> Array:
     """Causal attention within segments by cuDNN, with a mask ``[B or 1, 1, T, T]``.
 
     Args:

@@ -12,7 +12,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from fope_jax.model.sharding import RULES, Axes, active_mesh, constrain, constrain_gathered, spec
+from fope_jax.model.sharding import (
+    AXIS_RULES,
+    Axes,
+    active_mesh,
+    constrain,
+    constrain_gathered,
+    partition_spec,
+)
 from fope_jax.typing import Array
 
 
@@ -50,7 +57,7 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return (x32 * inverse_rms * scale32).astype(x.dtype)
 
 
-PRODUCT = "product"  # name of what ``linear`` gives, for rematerialisation to keep
+LINEAR_OUTPUT = "product"  # name of what ``linear`` gives, for rematerialisation to keep
 # "reverse" is what training needs, by gradients written out; "all" leaves them to JAX.
 DERIVATIVES = ("reverse", "all")
 
@@ -70,15 +77,15 @@ def linear(
     derived one forms its transpose first, which on CPU costs a copy of the activations and up to
     twice the time of the product.
 
-    ``axes`` are the logical axes of the weight (``sharding.RULES``). On a mesh it is gathered along
-    "embed" in the dtype of x, for each pass again, and never kept so; the gradient is reduced to
-    where the weight lies.
+    ``axes`` are the logical axes of the weight (``sharding.AXIS_RULES``). On a mesh it is gathered
+    along "embed" in the dtype of x, for each pass again, and never kept so; the gradient is reduced
+    to where the weight lies.
 
     What is written out has no forward mode: with ``derivatives="all"`` the derived one is taken.
     """
     check_derivatives(derivatives)
     product = _linear if derivatives == "reverse" else _plain_linear
-    return checkpoint_name(product(x, weight, axes), PRODUCT)
+    return checkpoint_name(product(x, weight, axes), LINEAR_OUTPUT)
 
 
 def _plain_linear(x: Array, weight: Array, axes: Axes) -> Array:
@@ -113,7 +120,7 @@ def weight_gradient(x: Array, d_out: Array) -> Array:
     return out
 
 
-def to_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
+def project_to_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
     """Projects ``x [B, T, D]`` with ``weight [D, N, H]`` to ``[B, T, N, H]``."""
     flat = weight.reshape(weight.shape[0], -1)
     out: Any = linear(x, flat, ("embed", "heads"), derivatives)
@@ -121,7 +128,7 @@ def to_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
     return constrain(out, ("batch", "length", "heads", None))
 
 
-def from_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
+def project_from_heads(x: Array, weight: Array, derivatives: str = "reverse") -> Array:
     """Projects ``x [B, T, N, H]`` with ``weight [N, H, D]`` to ``[B, T, D]``."""
     weight = weight.reshape(-1, weight.shape[-1])
     out = linear(x.reshape(*x.shape[:2], -1), weight, ("heads", "embed"), derivatives)
@@ -150,7 +157,7 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array, derivatives: str = "re
     return constrain(out, ("batch", "length", None))
 
 
-def look_up(embedding: Array, tokens: Array) -> Array:
+def lookup_embedding(embedding: Array, tokens: Array) -> Array:
     """Rows ``[B, T, D]`` of ``embedding [V, D]``; NaN for a token that has none.
 
     On a mesh each device looks up the rows it holds, and the rows meet in a sum.
@@ -162,15 +169,15 @@ def look_up(embedding: Array, tokens: Array) -> Array:
     vocabulary = embedding.shape[0]
 
     def local(embedding, tokens):
-        rows = jax.lax.all_gather(embedding, RULES["embed"], axis=1, tiled=True)
-        own = tokens - jax.lax.axis_index(RULES["vocab"]) * rows.shape[0]
+        rows = jax.lax.all_gather(embedding, AXIS_RULES["embed"], axis=1, tiled=True)
+        own = tokens - jax.lax.axis_index(AXIS_RULES["vocab"]) * rows.shape[0]
         found = rows.at[jnp.where(own < 0, rows.shape[0], own)].get(mode="fill", fill_value=0.0)
         known = (tokens >= 0) & (tokens < vocabulary)
-        return jnp.where(known[..., None], jax.lax.psum(found, RULES["vocab"]), jnp.nan)
+        return jnp.where(known[..., None], jax.lax.psum(found, AXIS_RULES["vocab"]), jnp.nan)
 
     return jax.shard_map(
         local,
-        in_specs=(spec(("vocab", "embed")), spec(("batch", "length"))),
-        out_specs=spec(("batch", "length", None)),
+        in_specs=(partition_spec(("vocab", "embed")), partition_spec(("batch", "length"))),
+        out_specs=partition_spec(("batch", "length", None)),
         check_vma=False,
     )(embedding, tokens)

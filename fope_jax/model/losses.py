@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fope_jax.model.layers import check_derivatives, weight_gradient
-from fope_jax.model.sharding import RULES, Axes, active_mesh, spec
+from fope_jax.model.sharding import AXIS_RULES, Axes, active_mesh, partition_spec
 from fope_jax.typing import Array
 
 
@@ -105,7 +105,7 @@ def token_nats(
     return _on_mesh(local, (HIDDEN, UNEMBEDDING, ROWS), (ROWS, ROWS))(hidden, unembedding, targets)
 
 
-def logits_of(hidden: Array, unembedding: Array) -> Array:
+def compute_logits(hidden: Array, unembedding: Array) -> Array:
     """Logits ``[B, T, V]``, float32, multiplied in the dtype of ``hidden``."""
     return jnp.einsum(
         "btd,dv->btv", hidden, unembedding.astype(hidden.dtype), preferred_element_type=jnp.float32
@@ -117,7 +117,7 @@ def _terms(hidden, unembedding, targets):
 
     On a mesh the logits are this device's part of the vocabulary, the rest is of all of it.
     """
-    logits = logits_of(hidden, unembedding)
+    logits = compute_logits(hidden, unembedding)
     on_mesh = active_mesh() is not None
     if on_mesh:
         largest = jax.lax.pmax(jax.lax.stop_gradient(logits.max(-1)), TENSOR)
@@ -155,9 +155,9 @@ def _vocabulary(logits: Array, targets: Array) -> Array:
 
 # -------------------------------------------------------------------------- on a mesh
 
-TENSOR = RULES["vocab"]
-EMBED = RULES["embed"]
-COPIES = tuple(axis for axis in RULES["batch"] if axis not in EMBED)
+TENSOR = AXIS_RULES["vocab"]
+EMBED = AXIS_RULES["embed"]
+COPIES = tuple(axis for axis in AXIS_RULES["batch"] if axis not in EMBED)
 HIDDEN: Axes = ("batch", "length", None)
 ROWS: Axes = ("batch", "length")
 UNEMBEDDING: Axes = ("embed", "vocab")
@@ -169,8 +169,8 @@ def _on_mesh(function, inputs, outputs):
         return function
     return jax.shard_map(
         function,
-        in_specs=tuple(spec(axes) for axes in inputs),
-        out_specs=tuple(spec(axes) for axes in outputs),
+        in_specs=tuple(partition_spec(axes) for axes in inputs),
+        out_specs=tuple(partition_spec(axes) for axes in outputs),
         check_vma=False,
     )
 

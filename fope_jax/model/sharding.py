@@ -1,8 +1,8 @@
 """Which axis of which array lies along which axis of the device mesh, in one table.
 
-Arrays are described by logical axes ("batch", "embed", "heads"), and ``RULES`` says over which mesh
-axes each is cut. The mesh is the one set with ``jax.set_mesh``; without one, or with one device,
-every function here leaves its arrays as they are, so the same model runs in a notebook.
+Arrays are described by logical axes ("batch", "embed", "heads"), and ``AXIS_RULES`` says over which
+mesh axes each is cut. The mesh is the one set with ``jax.set_mesh``; without one, or with one
+device, every function here leaves its arrays as they are, so the same model runs in a notebook.
 
   data     copies of the model, each with rows of the batch of its own
   fsdp     rows of the batch too, and the parameters are cut up and gathered layer by layer
@@ -31,7 +31,7 @@ MESH_AXES = ("data", "fsdp", "context", "tensor")
 
 Axes = tuple[str | None, ...]
 
-RULES: dict[str, tuple[str, ...]] = {
+AXIS_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "length": ("context",),
     "embed": ("fsdp", "context"),
@@ -42,12 +42,12 @@ RULES: dict[str, tuple[str, ...]] = {
 
 # The parameters of Transformer. "embed" is d_model as an axis of a parameter; that of activations
 # has no name and is not cut.
-PARAMETERS: dict[str, Axes] = {
+PARAMETER_AXES: dict[str, Axes] = {
     "embedding": ("vocab", "embed"),
     "unembedding": ("embed", "vocab"),
     "final_norm": (None,),
 }
-LAYER_PARAMETERS: dict[str, Axes] = {
+LAYER_PARAMETER_AXES: dict[str, Axes] = {
     "attention_norm": (None,),
     "query": ("embed", "heads", None),
     "key": ("embed", "heads", None),
@@ -110,13 +110,13 @@ class MeshConfig:
             sizes[name] = int(size)
         return cls(**sizes)
 
-    def sizes(self, num_devices: int) -> dict[str, int]:
+    def axis_sizes(self, num_devices: int) -> dict[str, int]:
         """Devices along each axis, by name in the order of ``MESH_AXES``.
 
         Raises:
           ValueError: the sizes do not multiply to ``num_devices``.
 
-        >>> MeshConfig(tensor=2).sizes(8)
+        >>> MeshConfig(tensor=2).axis_sizes(8)
         {'data': 1, 'fsdp': 4, 'context': 1, 'tensor': 2}
         """
         sizes = asdict(self)
@@ -141,10 +141,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     them with another; ``jax.make_mesh`` refuses it on most chips.
 
     Raises:
-      ValueError: see ``MeshConfig.sizes``.
+      ValueError: see ``MeshConfig.axis_sizes``.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = tuple(config.sizes(len(devices)).values())
+    sizes = tuple(config.axis_sizes(len(devices)).values())
     laid_out = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
@@ -166,16 +166,16 @@ def axis_size(mesh: Any, axis: str) -> int:
     >>> axis_size(jax.sharding.AbstractMesh((2, 4, 1, 1), MESH_AXES), "batch")
     8
     """
-    return math.prod(mesh.shape[name] for name in RULES[axis])
+    return math.prod(mesh.shape[name] for name in AXIS_RULES[axis])
 
 
-def spec(axes: Axes) -> P:
+def partition_spec(axes: Axes) -> P:
     """The partition of an array whose axes have these logical names.
 
-    >>> tuple(spec(("batch", "length", None)))
+    >>> tuple(partition_spec(("batch", "length", None)))
     (('data', 'fsdp'), 'context', None)
     """
-    return P(*(None if axis is None else _one_or_all(RULES[axis]) for axis in axes))
+    return P(*(None if axis is None else _one_or_all(AXIS_RULES[axis]) for axis in axes))
 
 
 def _one_or_all(names: tuple[str, ...]) -> str | tuple[str, ...]:
@@ -187,7 +187,7 @@ def constrain(x: Array, axes: Axes) -> Array:
     if active_mesh() is None:
         return x
     whole = tuple(None if size == 1 else axis for size, axis in zip(x.shape, axes, strict=True))
-    return jax.lax.with_sharding_constraint(x, spec(whole))
+    return jax.lax.with_sharding_constraint(x, partition_spec(whole))
 
 
 def constrain_gathered(weight: Array, axes: Axes) -> Array:
@@ -216,13 +216,13 @@ def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
     """
     match path:
         case ("layers", name):
-            return (None, *LAYER_PARAMETERS[name])
+            return (None, *LAYER_PARAMETER_AXES[name])
         case ("position_layers", name):
             return (None, *position.variable_axes(name))
         case ("position_model", name):
             return position.variable_axes(name)
         case (name,):
-            return PARAMETERS[name]
+            return PARAMETER_AXES[name]
     raise ValueError(f"no array of a Transformer lies at {'.'.join(path)}")
 
 
@@ -246,19 +246,19 @@ def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
                 raise ValueError(
                     f"{jax.tree_util.keystr(path, simple=True, separator='.')} {leaf.shape}: its "
                     f"axis {axis!r} of {size} is not a multiple of mesh "
-                    f"{' * '.join(RULES[axis])} = {axis_size(mesh, axis)}"
+                    f"{' * '.join(AXIS_RULES[axis])} = {axis_size(mesh, axis)}"
                 )
-        return NamedSharding(mesh, spec(axes))
+        return NamedSharding(mesh, partition_spec(axes))
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
 def batch_sharding(x: Any, mesh: Mesh) -> NamedSharding:
     """Where a leaf ``[B, T]`` or ``[1, T]`` of a batch lies."""
-    return NamedSharding(mesh, spec(("batch" if x.shape[0] > 1 else None, "length")))
+    return NamedSharding(mesh, partition_spec(("batch" if x.shape[0] > 1 else None, "length")))
 
 
-def place(x: Any, sharding: NamedSharding) -> Array:
+def device_put_sharded(x: Any, sharding: NamedSharding) -> Array:
     """A host array that every process holds whole, laid out over devices of all processes."""
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fope_jax.model.backends import BACKENDS, PLATFORMS, capability_of, choose_backend
-from fope_jax.model.context import attend_on_mesh
+from fope_jax.model.backends import BACKENDS, FUSED_BACKENDS, choose_backend, gpu_compute_capability
+from fope_jax.model.context_parallel import sharded_attention
 from fope_jax.model.layers import (
     DERIVATIVES,
-    PRODUCT,
-    from_heads,
-    look_up,
+    LINEAR_OUTPUT,
+    lookup_embedding,
+    project_from_heads,
+    project_to_heads,
     rms_norm,
     swiglu,
-    to_heads,
     truncated_normal,
 )
-from fope_jax.model.losses import logits_of
+from fope_jax.model.losses import compute_logits
 from fope_jax.model.sharding import active_mesh, constrain
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.rotation import token_positions
@@ -38,7 +38,7 @@ QK_NORMS = ("none", "head", "width")
 
 
 _KEPT = {
-    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    "dots": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -338,7 +338,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: Array, positions: Array) -> Array:
         """What the first layer reads, ``[B, T, D]`` in the compute dtype."""
-        x = look_up(self.embedding[...], tokens).astype(self.config.dtype)
+        x = lookup_embedding(self.embedding[...], tokens).astype(self.config.dtype)
         x = self.position.embed(self.model_variables(), x, positions).astype(self.config.dtype)
         return constrain(x, ("batch", "length", None))
 
@@ -370,7 +370,7 @@ class Transformer(nnx.Module):
 
     def unembed(self, hidden: Array) -> Array:
         """Logits ``[B, T, V]`` float32 of ``hidden [B, T, D]``."""
-        return logits_of(hidden, self.unembedding_matrix())
+        return compute_logits(hidden, self.unembedding_matrix())
 
     def unembedding_matrix(self) -> Array:
         """``[D, V]``: the unembedding, or the embedding transposed where they are tied."""
@@ -418,7 +418,7 @@ def layer(
     seen = None
     if observer is not None:
         seen = observer(Activations(position, variables, x, *before, q, k, v))
-    attended = attend_on_mesh(
+    attended = sharded_attention(
         q,
         k,
         v,
@@ -442,7 +442,9 @@ def to_attention(
 ) -> tuple[Array, Array, Array]:
     """q ``[B, T, N, H]``, k and v ``[B, T, K, H]`` of a layer, before any rotation."""
     y = _normed(config, "pre", x, weights["attention_norm"])
-    q, k, v = (to_heads(y, weights[name], config.derivatives) for name in ("query", "key", "value"))
+    q, k, v = (
+        project_to_heads(y, weights[name], config.derivatives) for name in ("query", "key", "value")
+    )
     if config.qk_norm != "none":
         q = _heads_normed(q, weights["query_norm"], config.norm_eps)
         k = _heads_normed(k, weights["key_norm"], config.norm_eps)
@@ -458,7 +460,7 @@ def from_attention(
     config: TransformerConfig, weights: dict[str, Array], x: Array, attended: Array
 ) -> Array:
     """What a layer makes of its input ``x [B, T, D]`` and its heads' ``attended [B, T, N, H]``."""
-    y = from_heads(attended, weights["out"], config.derivatives)
+    y = project_from_heads(attended, weights["out"], config.derivatives)
     x = x + _normed(config, "post", y, weights["attention_norm"])
     y = _normed(config, "pre", x, weights["mlp_norm"])
     y = swiglu(y, weights["gate"], weights["up"], weights["down"], config.derivatives)
@@ -488,13 +490,13 @@ def _backend(config: TransformerConfig, position: PositionEmbedding, length: int
     mesh = active_mesh()
     return choose_backend(
         config.attention,
-        platform=PLATFORMS.get(config.attention, jax.default_backend()),
+        platform=FUSED_BACKENDS.get(config.attention, jax.default_backend()),
         methods=[position],
         length=length,
         head_dim=config.shape.head_dim,
         dtype=config.dtype,
         context=1 if mesh is None else mesh.shape["context"],
-        compute_capability=capability_of(jax.devices()[0]),
+        compute_capability=gpu_compute_capability(jax.devices()[0]),
         derivatives=config.derivatives,
     ).name
 

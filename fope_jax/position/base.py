@@ -89,7 +89,7 @@ class PositionEmbedding:
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
         """How a variable of ``init`` is cut over devices, the axis of the layers left out.
 
-        Names are those of ``fope_jax.model.sharding.RULES``: "heads" for an axis that counts query
+        Names are those of ``model.sharding.AXIS_RULES``: "heads" for an axis that counts query
         or key-value heads, "embed" for d_model. Axes that are not named are not cut.
         """
         return ()

@@ -26,7 +26,7 @@ ORDER = (
 SCORED_DIFFERS = ("chunks",)  # protocols whose contexts do not score the same tokens
 
 
-def labels(runs: Sequence[Run]) -> dict[Path, str]:
+def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
     """What each run is called in tables and plots; runs with one label are seeds of one variant.
 
     The variant's name, and the training length where one name was trained on several.
@@ -42,12 +42,12 @@ def labels(runs: Sequence[Run]) -> dict[Path, str]:
     }
 
 
-def by_context(row: Row) -> int:
+def context_of(row: Row) -> int:
     """Tokens of the row's window."""
     return row["context"]
 
 
-def over_seeds(seeds: Sequence[dict[Any, float]]) -> dict[Any, Spread]:
+def spreads_over_seeds(seeds: Sequence[dict[Any, float]]) -> dict[Any, Spread]:
     """Spread of the numbers of each key, over the seeds that have it."""
     keys = sorted({key for own in seeds for key in own})
     return {key: spread([own[key] for own in seeds if key in own]) for key in keys}
@@ -74,7 +74,7 @@ def document_sums(
     return {key: x for key, x in sums.items() if (x.any(axis=(1, 2))).sum() > 1}
 
 
-def numbers_of(
+def metrics_of_seeds(
     pooled: dict[Any, list[list[float]]], number: Callable[[Sums], float]
 ) -> dict[Any, list[float]]:
     """``{key: number of each seed}`` for the keys that every seed has a token for."""
@@ -136,13 +136,15 @@ class Comparison:
         }
 
     def numbers(
-        self, number: Callable[[Sums], float], by: Callable[[Row], Any] = by_context
+        self, number: Callable[[Sums], float], by: Callable[[Row], Any] = context_of
     ) -> dict[str, dict[Any, Spread]]:
         """``{label: {value of by: Spread over seeds}}``."""
-        return {label: over_seeds(seeds) for label, seeds in self.per_seed(number, by).items()}
+        return {
+            label: spreads_over_seeds(seeds) for label, seeds in self.per_seed(number, by).items()
+        }
 
     def intervals(
-        self, number: Callable[[Sums], float], by: Callable[[Row], Any] = by_context
+        self, number: Callable[[Sums], float], by: Callable[[Row], Any] = context_of
     ) -> dict[str, dict[Any, Interval]]:
         """``{label: {value of by: interval, over documents, of the mean over seeds}}``.
 
@@ -150,7 +152,7 @@ class Comparison:
         """
 
         def means(pooled: dict[Any, list[list[float]]]) -> dict[Any, float]:
-            return {k: sum(own) / len(own) for k, own in numbers_of(pooled, number).items()}
+            return {k: sum(own) / len(own) for k, own in metrics_of_seeds(pooled, number).items()}
 
         return {
             label: intervals(document_sums(seeds, by), means)
@@ -162,7 +164,7 @@ class Comparison:
 
         def means_from(base: int) -> Callable[[dict[int, list[list[float]]]], dict[int, float]]:
             def means(pooled: dict[int, list[list[float]]]) -> dict[int, float]:
-                numbers = numbers_of(pooled, number)
+                numbers = metrics_of_seeds(pooled, number)
                 return {
                     key: sum(x / y for x, y in zip(own, numbers[base], strict=True)) / len(own)
                     for key, own in numbers.items()
@@ -173,7 +175,7 @@ class Comparison:
 
         return {
             label: intervals(
-                document_sums(seeds, by_context), means_from(self.training_lengths[label])
+                document_sums(seeds, context_of), means_from(self.training_lengths[label])
             )
             for label, seeds in self.curves.items()
         }
@@ -184,9 +186,9 @@ class Comparison:
         Empty for a label that was not scored there.
         """
         table = {}
-        for label, seeds in self.per_seed(number, by_context).items():
+        for label, seeds in self.per_seed(number, context_of).items():
             base = self.training_lengths[label]
-            table[label] = over_seeds(
+            table[label] = spreads_over_seeds(
                 [{key: x / own[base] for key, x in own.items()} for own in seeds if base in own]
             )
         return table
@@ -202,7 +204,7 @@ class Comparison:
 PARTS = {"passkey": "template", "retrieval": "task"}
 
 
-def what_was_scored(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
+def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     """A key that the rows of comparable runs share.
 
     Perplexities compare where the same tokens were scored: protocol, split, tokens and bytes, at
@@ -229,7 +231,7 @@ def _what_was_scored(kind: str, rows: Sequence[Row], part: str) -> tuple[Hashabl
         cells = group(rows, lambda row: (row["context"], row["depth"]))
         largest = max((add_up(own) for own in cells.values()), key=lambda sums: sums.total)
         return (first["kind"], first[part], largest.total, largest.tokens)
-    scored = {context: add_up(own) for context, own in group(rows, by_context).items()}
+    scored = {context: add_up(own) for context, own in group(rows, context_of).items()}
     sizes = {(sums.tokens, sums.bytes) for sums in scored.values()}
     if first["protocol"] in SCORED_DIFFERS:
         each = ((context, sums.tokens, sums.bytes) for context, sums in scored.items())
@@ -249,12 +251,12 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
 
     Runs that were scored on different tokens end up in different comparisons, never in one.
     """
-    names, found = labels(runs), {}
+    names, found = run_labels(runs), {}
     part = PARTS.get(kind, "split")
     for run in runs:
         groups = group(run.of(kind), lambda row: (row.get("protocol") or kind, row[part]))
         for (protocol, name), rows in groups.items():
-            key = what_was_scored(kind, rows)
+            key = scored_key(kind, rows)
             stated = [
                 row
                 for row in run.of("protocol")
@@ -275,7 +277,7 @@ def check_comparable(comparison: Comparison) -> None:
     keys: dict[Hashable, str] = {}
     for label, seeds in comparison.curves.items():
         for rows in seeds:
-            keys.setdefault(what_was_scored(comparison.kind, rows), label)
+            keys.setdefault(scored_key(comparison.kind, rows), label)
     if len(keys) > 1:
         (one, first), (other, second), *_ = keys.items()
         raise ReportError(

@@ -20,7 +20,7 @@ from scipy.stats import rankdata
 
 from fope_jax.extras import require
 from fope_jax.report import plots
-from fope_jax.report.comparison import by_context, labels
+from fope_jax.report.comparison import context_of, run_labels
 from fope_jax.report.rows import Row, Run
 from fope_jax.report.sums import add_up, group
 from fope_jax.report.tables import EMPTY, Table, three
@@ -92,9 +92,9 @@ class Correlation(NamedTuple):
 # ---------------------------------------------------------------------------- numbers
 
 
-def points(runs: Sequence[Run]) -> list[Point]:
+def spectrum_points(runs: Sequence[Run]) -> list[Point]:
     """The runs that have rows of kind "spectrum"; of several steps the newest counts."""
-    names, found = labels(runs), []
+    names, found = run_labels(runs), []
     for run in runs:
         by_step = group(run.of("spectrum"), lambda row: row["step"])
         if not by_step:
@@ -119,7 +119,7 @@ def generalization_gap(run: Run, split: str) -> float | None:
         for row in run.of("perplexity")
         if (row["protocol"], row["split"]) == ("same-tokens", split)
     ]
-    losses = {context: add_up(own).loss for context, own in group(rows, by_context).items()}
+    losses = {context: add_up(own).loss for context, own in group(rows, context_of).items()}
     longest = max(losses, default=0)
     if run.training_length not in losses or longest == run.training_length:
         return None
@@ -275,7 +275,7 @@ def _between(interval: tuple[float, float]) -> str:
     return EMPTY if math.isnan(interval[0]) else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
 
 
-def correlation_figure(found: Sequence[Point], looks: dict[str, plots.Style]) -> Figure:
+def correlation_figure(found: Sequence[Point], styles: dict[str, plots.Style]) -> Figure:
     """The generalization gap against each number, a point a run."""
     figure = require("matplotlib.figure", "train").Figure(figsize=(10.0, 7.4), layout="constrained")
     shown: dict[str, Any] = {}
@@ -284,7 +284,7 @@ def correlation_figure(found: Sequence[Point], looks: dict[str, plots.Style]) ->
     limit = _off_the_chart(gaps)
     for axes, measure in zip(grid.flat, MEASURES, strict=True):
         for point, x, gap in _pairs(found, measure.name):
-            look = looks[point.label]
+            look = styles[point.label]
             (shown[point.label],) = axes.plot(
                 x, gap, linestyle="none", marker=look.marker, color=look.color, markersize=7
             )
@@ -304,7 +304,7 @@ def correlation_figure(found: Sequence[Point], looks: dict[str, plots.Style]) ->
     if len(drawn) < len(gaps):
         room = 0.06 * (max(drawn) - min(drawn))
         grid[0, 0].set_ylim(min(drawn) - room, max(drawn) + 2 * room)
-    named = [label for label in looks if label in shown]
+    named = [label for label in styles if label in shown]
     plots.legend_below(figure, [shown[label] for label in named], named)
     return figure
 

@@ -152,7 +152,7 @@ _FREE = (
 )
 
 
-def unmatched(runs: Sequence[Run]) -> dict[str, list[str]]:
+def config_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """What else differs between runs of one seed than their position embedding.
 
     Returns:

@@ -13,12 +13,12 @@ from fope_jax.report.sums import add_up, group
 from fope_jax.report.tables import (
     EMPTY,
     Table,
+    format_spread,
     percent,
+    retrieval_names,
     share,
     three,
     training_lengths,
-    what_was_asked,
-    with_spread,
 )
 
 MACRO = "Right answers by length, mean over tasks"
@@ -77,7 +77,7 @@ def _by_length(edges: Sequence[int]) -> Callable[[Row], int]:
 
 
 def _answers(comparison: Comparison, edges: Sequence[int]) -> Table:
-    _, where = what_was_asked(comparison)
+    _, where = retrieval_names(comparison)
     title = f"Right answers by length ({where}, {training_lengths(comparison)})"
     table = Table(title, "window (tokens)", bucket_names(edges), note=_contexts([comparison]))
     for label, seeds in comparison.curves.items():
@@ -119,7 +119,7 @@ def _losses(comparison: Comparison, edges: Sequence[int]) -> Table:
     title = f"Nats per token by position (protocol {comparison.protocol}, {comparison.name} split)"
     table = Table(title, "position (tokens)", bucket_names(edges), note="pooled over tokens")
     for label, values in numbers.items():
-        cells = [with_spread(values.get(bucket), three) for bucket in range(len(edges) + 1)]
+        cells = [format_spread(values.get(bucket), three) for bucket in range(len(edges) + 1)]
         table.rows.append((label, cells))
     return table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fope_jax.report.comparison import labels
+from fope_jax.report.comparison import run_labels
 from fope_jax.report.rows import Run
 from fope_jax.report.tables import EMPTY, Table, three
 from fope_jax.storage.files import resolved
@@ -25,7 +25,7 @@ def lineage_table(runs: Sequence[Run]) -> Table:
     """One row for each run that goes on from another; no rows where none does."""
     columns = ["goes on from", "fact", "value"]
     table = Table("What was changed before a run went on from another", "variant", columns)
-    names = labels(runs)
+    names = run_labels(runs)
     for run in runs:
         if run.lineage:
             name, whole = names[run.path], run.lineage
@@ -65,9 +65,9 @@ def _facts(run: Run, parent: Run | None) -> list[tuple[str, str]]:
     return facts
 
 
-def lineage_lines(runs: Sequence[Run]) -> list[str]:
+def lineage_sentences(runs: Sequence[Run]) -> list[str]:
     """One sentence for each run that goes on from another."""
-    names, lines = labels(runs), []
+    names, lines = run_labels(runs), []
     for run in runs:
         if run.lineage:
             parent, whole = parent_of(run, runs), run.lineage

@@ -12,12 +12,17 @@ from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
-from fope_jax.report import during, plots, protocols, ranking
-from fope_jax.report.comparison import PARTS, Comparison, comparisons, labels
-from fope_jax.report.correlation import correlation_figure, correlation_table, points, run_table
+from fope_jax.report import plots, protocols, ranking, validation
+from fope_jax.report.comparison import PARTS, Comparison, comparisons, run_labels
+from fope_jax.report.correlation import (
+    correlation_figure,
+    correlation_table,
+    run_table,
+    spectrum_points,
+)
 from fope_jax.report.goodput import goodput_table
 from fope_jax.report.length_buckets import bucket_tables
-from fope_jax.report.lineage import lineage_lines, lineage_table
+from fope_jax.report.lineage import lineage_sentences, lineage_table
 from fope_jax.report.provenance import config_tables, provenance_table, run_titles
 from fope_jax.report.rows import ReportError, Run, read_runs
 from fope_jax.report.sums import add_up
@@ -28,12 +33,12 @@ from fope_jax.report.tables import (
     depth_table,
     document_table,
     number,
-    passkey_tables,
     perplexity_tables,
     position_tables,
     reset_table,
+    retrieval_names,
+    retrieval_tables,
     three,
-    what_was_asked,
 )
 
 PAGE = Template("""<!DOCTYPE html>
@@ -108,28 +113,28 @@ def write_report(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReportError(f"cannot write the report to {out}: {error.strerror}") from error
-    looks = plots.styles(labels(loaded).values())
+    styles = plots.line_styles(run_labels(loaded).values())
     perplexities = comparisons(loaded, "perplexity")
     answered = [*comparisons(loaded, "passkey"), *comparisons(loaded, "retrieval")]
     sections = [
         *_lineage(loaded),
-        *_during(loaded, looks, out),
-        *(_perplexity(*c, perplexities, looks, out) for c in _places(perplexities)),
+        *_during(loaded, styles, out),
+        *(_perplexity(*c, perplexities, styles, out) for c in _places(perplexities)),
         *(
             _ranking(*c, loaded, out)
             for c in _places(perplexities)
             if c[0].protocol == "same-tokens" and ranking.is_ranked(c[0])
         ),
-        *(_positions(*c, looks, out) for c in _places(comparisons(loaded, "position"))),
-        *(_retrieval(*c, loaded, looks, out) for c in _places(answered)),
+        *(_positions(*c, styles, out) for c in _places(comparisons(loaded, "position"))),
+        *(_retrieval(*c, loaded, styles, out) for c in _places(answered)),
         *(_ranking(*c, loaded, out) for c in _places(answered) if ranking.is_ranked(c[0])),
         *_length_buckets(loaded, buckets),
-        *_spectra(loaded, looks, out),
-        _training(loaded, looks, out),
+        *_spectra(loaded, styles, out),
+        _training(loaded, styles, out),
         *_time(loaded),
         _runs(loaded),
     ]
-    names = list(dict.fromkeys(labels(loaded).values()))
+    names = list(dict.fromkeys(run_labels(loaded).values()))
     title = f"Length generalization: {', '.join(names)}"
     return write_page(out, title, _introduction(loaded, names), *sections)
 
@@ -242,13 +247,13 @@ def _lineage(runs: Sequence[Run]) -> list[str]:
     table = lineage_table(runs)
     if not table.rows:
         return []
-    told = [paragraph(line) for line in lineage_lines(runs)]
+    told = [paragraph(line) for line in lineage_sentences(runs)]
     return [section("Lineage", *told, details(table.title, _texts(table)))]
 
 
-def _during(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> list[str]:
+def _during(runs: Sequence[Run], styles: dict[str, plots.Style], out: Path) -> list[str]:
     sections = []
-    for index, (scored, shown) in enumerate(during.scored_during(runs).items(), start=1):
+    for index, (scored, shown) in enumerate(validation.validation_groups(runs).items(), start=1):
         text = (
             f"Measured inside training, on the parameters as they were: {scored.tokens:,} tokens "
             f"of the {scored.split} split, the same at every context length and every step. "
@@ -257,15 +262,15 @@ def _during(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> li
         if scored.bos_token:
             text += f" Every window begins with {scored.bos_token}."
         figure = embedded_figure(
-            during.during_figure(shown, looks),
+            validation.validation_figure(shown, styles),
             out,
             f"during-{index}",
-            during.in_words(shown),
+            validation.alt_text(shown),
             "Loss of the same tokens against tokens seen (k: thousand, M: million, G: billion), "
             "those of a parent included. A dashed line: where a run goes on from another, changed "
             "but not yet trained.",
         )
-        table = details("Every loss", as_html(during.during_table(shown)))
+        table = details("Every loss", as_html(validation.validation_table(shown)))
         sections.append(
             section(f"Loss during training ({scored.split})", paragraph(text), figure, table)
         )
@@ -276,24 +281,27 @@ def _perplexity(
     comparison: Comparison,
     place: Place,
     others: Sequence[Comparison],
-    looks: dict[str, plots.Style],
+    styles: dict[str, plots.Style],
     out: Path,
 ) -> str:
-    title, brief = protocols.words(comparison).title, protocols.in_brief(comparison, "bands")
-    protocol, sure = f"Protocol {comparison.protocol}", protocols.how_sure(comparison)
+    title, brief = (
+        protocols.words(comparison).title,
+        protocols.protocol_caption(comparison, "bands"),
+    )
+    protocol, sure = f"Protocol {comparison.protocol}", protocols.interval_note(comparison)
     figures = [
         embedded_figure(
-            plots.perplexity_figure(comparison, looks),
+            plots.perplexity_figure(comparison, styles),
             out,
             f"perplexity-{place.stem}",
-            plots.in_words(comparison, title),
+            plots.alt_text(comparison, title),
             f"{title}. {protocol}: {brief}. {sure}",
         )
     ]
     if any(len(values) > 1 for values in comparison.ratios(lambda s: s.perplexity).values()):
         figures.append(
             embedded_figure(
-                plots.ratio_figure(comparison, looks),
+                plots.ratio_figure(comparison, styles),
                 out,
                 f"perplexity-ratio-{place.stem}",
                 f"{title}, relative to that at the training length; every number is in the "
@@ -311,7 +319,7 @@ def _perplexity(
     note = paragraph(f"Not finite and so not drawn: {', '.join(infinite)}.") if infinite else ""
     return section(
         f"{title} ({place.heading})",
-        paragraph(protocols.how_scored(comparison)),
+        paragraph(protocols.protocol_paragraph(comparison)),
         *figures,
         note,
         *map(as_html, [*perplexity_tables(comparison), *_resets(comparison, others)]),
@@ -333,9 +341,9 @@ def _resets(comparison: Comparison, others: Sequence[Comparison]) -> list[Table]
 
 
 def _ranking(comparison: Comparison, place: Place, runs: Sequence[Run], out: Path) -> str:
-    names, name = labels(runs), ranking.measure_of(comparison).name
+    names, name = run_labels(runs), ranking.measure_of(comparison).name
     own = [run for run in runs if names[run.path] in comparison.curves]
-    parts = [paragraph(ranking.matched_in_words(own)), as_html(ranking.ranking_table(comparison))]
+    parts = [paragraph(ranking.matched_note(own)), as_html(ranking.ranking_table(comparison))]
     for contexts in ranking.shown_contexts(comparison):
         ends = dict.fromkeys((min(contexts), max(contexts)))
         figure = embedded_figure(
@@ -347,27 +355,27 @@ def _ranking(comparison: Comparison, place: Place, runs: Sequence[Run], out: Pat
             "difference is resolved.",
         )
         table = as_html(ranking.difference_table(comparison, contexts))
-        parts += [paragraph(ranking.in_words(comparison, contexts)), figure, table]
+        parts += [paragraph(ranking.ranking_summary(comparison, contexts)), figure, table]
     what = place.heading.replace("_", " ")
     return section(f"Which differences are resolved ({what})", *parts)
 
 
 def _positions(
-    comparison: Comparison, place: Place, looks: dict[str, plots.Style], out: Path
+    comparison: Comparison, place: Place, styles: dict[str, plots.Style], out: Path
 ) -> str:
-    title, sure = protocols.words(comparison).title, protocols.how_sure(comparison)
-    brief = f"Protocol {comparison.protocol}: {protocols.in_brief(comparison, 'bands')}."
+    title, sure = protocols.words(comparison).title, protocols.interval_note(comparison)
+    brief = f"Protocol {comparison.protocol}: {protocols.protocol_caption(comparison, 'bands')}."
     figure = embedded_figure(
-        plots.position_figure(comparison, looks),
+        plots.position_figure(comparison, styles),
         out,
         f"position-{place.stem}",
-        plots.in_words(comparison, title),
+        plots.alt_text(comparison, title),
         f"{title}, {max(comparison.contexts):,} tokens. {brief} {sure}",
     )
     tables = "\n".join(map(as_html, position_tables(comparison)))
     return section(
         f"{title} ({place.heading})",
-        paragraph(protocols.how_scored(comparison)),
+        paragraph(protocols.protocol_paragraph(comparison)),
         figure,
         details("Loss and bits per byte in each bucket", tables),
     )
@@ -377,17 +385,17 @@ def _retrieval(
     comparison: Comparison,
     place: Place,
     runs: Sequence[Run],
-    looks: dict[str, plots.Style],
+    styles: dict[str, plots.Style],
     out: Path,
 ) -> str:
-    counted, _ = what_was_asked(comparison)
+    counted, _ = retrieval_names(comparison)
     passkey, by_depth = comparison.kind == "passkey", plots.has_depths(comparison)
     figures = [
         embedded_figure(
-            plots.passkey_figure(comparison, looks),
+            plots.accuracy_figure(comparison, styles),
             out,
             f"{comparison.kind}-{place.stem}",
-            plots.in_words(comparison, f"{counted.capitalize()} against context length"),
+            plots.alt_text(comparison, f"{counted.capitalize()} against context length"),
             f"Share of {counted}{', over all depths,' if by_depth else ''} against context length.",
         )
     ]
@@ -406,7 +414,7 @@ def _retrieval(
         f"{'Passkey retrieval' if passkey else 'Retrieval'} ({place.heading.replace('_', ' ')})",
         paragraph(words(comparison, runs)),
         *figures,
-        *map(as_html, passkey_tables(comparison)),
+        *map(as_html, retrieval_tables(comparison)),
         details("Every row: length and depth", as_html(depth_table(comparison))),
     )
 
@@ -422,8 +430,8 @@ def passkey_in_words(comparison: Comparison, runs: Sequence[Run]) -> str:
     return text
 
 
-def _spectra(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> list[str]:
-    found = points(runs)
+def _spectra(runs: Sequence[Run], styles: dict[str, plots.Style], out: Path) -> list[str]:
+    found = spectrum_points(runs)
     if not found:
         return []
     text = (
@@ -436,7 +444,7 @@ def _spectra(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> l
         "each run."
     )
     figure = embedded_figure(
-        correlation_figure(found, looks),
+        correlation_figure(found, styles),
         out,
         "spectra-correlation",
         "Generalization gap against numbers of the spectrum; every point is in the table below.",
@@ -494,7 +502,7 @@ def _trials_in_words(comparison: Comparison) -> str:
     )
 
 
-def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> str:
+def _training(runs: Sequence[Run], styles: dict[str, plots.Style], out: Path) -> str:
     columns = [
         "seed",
         "updates",
@@ -505,7 +513,7 @@ def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> 
         "hours",
     ]
     table = Table("Training, at the last row of each run", "variant", columns)
-    names = labels(runs)
+    names = run_labels(runs)
     for run in runs:
         rows = run.of("train")
         if rows:
@@ -525,7 +533,7 @@ def _training(runs: Sequence[Run], looks: dict[str, plots.Style], out: Path) -> 
         return section("Training", paragraph("The runs have no training rows."))
     last = "; ".join(f"{label}: {cells[3]} nats per token" for label, cells in table.rows)
     figure = embedded_figure(
-        plots.training_figure(runs, looks),
+        plots.training_figure(runs, styles),
         out,
         "training",
         f"Training loss against tokens seen. At the end: {last}.",

@@ -18,11 +18,11 @@ import numpy as np
 from fope_jax.extras import require
 from fope_jax.report import protocols
 from fope_jax.report.bootstrap import Interval
-from fope_jax.report.comparison import PARTS, Comparison, by_context, check_comparable, labels
+from fope_jax.report.comparison import PARTS, Comparison, check_comparable, context_of, run_labels
 from fope_jax.report.lineage import tokens_before
 from fope_jax.report.rows import Run
 from fope_jax.report.sums import Spread, Sums, add_up, group
-from fope_jax.report.tables import number, percent, what_was_asked
+from fope_jax.report.tables import number, percent, retrieval_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ class Style(NamedTuple):
     linestyle: Any
 
 
-def styles(names: Iterable[str]) -> dict[str, Style]:
+def line_styles(names: Iterable[str]) -> dict[str, Style]:
     """A style for each label, in the order given; repeats only after hundreds."""
     return {
         name: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
@@ -66,15 +66,15 @@ def save(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]:
 # ---------------------------------------------------------------------------- curves
 
 
-def perplexity_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
+def perplexity_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
     """Perplexity against context length, with bits per byte on the right."""
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.numbers(lambda sums: sums.perplexity)
     bands = _shown(comparison, comparison.intervals(lambda sums: sums.perplexity))
-    _bands(axes, bands, looks)
+    _bands(axes, bands, styles)
     outside = _off_the_chart(curves)
-    _curves(axes, curves, looks, without_whiskers=outside)
+    _curves(axes, curves, styles, without_whiskers=outside)
     words = protocols.words(comparison)
     _length_axis(axes, comparison.contexts, words.x)
     _mark_training_lengths(axes, comparison)
@@ -86,15 +86,15 @@ def perplexity_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure
     return figure
 
 
-def ratio_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
+def ratio_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
     """Perplexity over that of the same seed, and the same documents, at the training length."""
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.ratios(lambda sums: sums.perplexity)
     bands = _shown(comparison, comparison.ratio_intervals(lambda sums: sums.perplexity))
-    _bands(axes, bands, looks)
+    _bands(axes, bands, styles)
     outside = _off_the_chart(curves)
-    _curves(axes, curves, looks, without_whiskers=outside)
+    _curves(axes, curves, styles, without_whiskers=outside)
     axes.axhline(1, color="#555555", linewidth=0.8, zorder=0)
     _length_axis(axes, comparison.contexts, protocols.words(comparison).x)
     _mark_training_lengths(axes, comparison)
@@ -106,14 +106,14 @@ def ratio_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
     return figure
 
 
-def position_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
+def position_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
     """Loss against position inside a long window, or since the document's start."""
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.numbers(lambda sums: sums.loss, by=_bucket_centre)
     bands = _shown(comparison, comparison.intervals(lambda sums: sums.loss, by=_bucket_centre))
-    _bands(axes, bands, looks)
-    _curves(axes, curves, looks)
+    _bands(axes, bands, styles)
+    _curves(axes, curves, styles)
     longest, words = max(comparison.contexts), protocols.words(comparison)
     ticks = [longest // 2**k for k in range(10, -1, -1) if longest // 2**k >= 1]
     _length_axis(axes, ticks, words.x)
@@ -130,13 +130,13 @@ def _bucket_centre(row: dict[str, Any]) -> float:
     return math.sqrt(max(start, stop / 2) * stop)
 
 
-def passkey_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
+def accuracy_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
     """Share of passkeys found or answers right, all depths, against context length."""
-    counted, where = what_was_asked(comparison)
+    counted, where = retrieval_names(comparison)
     check_comparable(comparison)
     figure, axes = _figure()
     curves = comparison.numbers(lambda sums: 100 * sums.accuracy)
-    _curves(axes, curves, looks)
+    _curves(axes, curves, styles)
     _length_axis(axes, comparison.contexts, "context length (tokens)")
     axes.set_ylim(-4, 104)
     _mark_training_lengths(axes, comparison)
@@ -146,10 +146,10 @@ def passkey_figure(comparison: Comparison, looks: dict[str, Style]) -> Figure:
     return figure
 
 
-def training_figure(runs: Sequence[Run], looks: dict[str, Style]) -> Figure:
+def training_figure(runs: Sequence[Run], styles: dict[str, Style]) -> Figure:
     """Training loss against tokens seen, those before the run included, one line a run."""
     figure, axes = _figure()
-    names, seen = labels(runs), set()
+    names, seen = run_labels(runs), set()
     for run in runs:
         rows, label = run.of("train"), names[run.path]
         if rows:
@@ -160,7 +160,7 @@ def training_figure(runs: Sequence[Run], looks: dict[str, Style]) -> Figure:
                 linewidth=1.3,
                 markersize=5,
                 markevery=max(1, len(rows) // 8),
-                **looks[label]._asdict(),
+                **styles[label]._asdict(),
             )
             seen.add(label)
     axes.set_xscale("log")
@@ -176,14 +176,14 @@ def training_figure(runs: Sequence[Run], looks: dict[str, Style]) -> Figure:
 
 
 def _shown(comparison: Comparison, found: dict[str, dict[Any, Interval]]) -> dict[str, Any]:
-    return found if protocols.bands_fit(comparison) else {}
+    return found if protocols.has_bands(comparison) else {}
 
 
-def _bands(axes: Axes, intervals: dict[str, dict[Any, Interval]], looks: dict[str, Style]) -> None:
+def _bands(axes: Axes, intervals: dict[str, dict[Any, Interval]], styles: dict[str, Style]) -> None:
     """The interval of each curve, edged in its line style so that bands differ without colour."""
     for label, found in intervals.items():
         drawn = {x: own for x, own in found.items() if all(map(math.isfinite, own))}
-        look = looks[label]
+        look = styles[label]
         axes.fill_between(
             list(drawn),
             [own.low for own in drawn.values()],
@@ -199,7 +199,7 @@ def _bands(axes: Axes, intervals: dict[str, dict[Any, Interval]], looks: dict[st
 def _curves(
     axes: Axes,
     curves: dict[str, dict[Any, Spread]],
-    looks: dict[str, Style],
+    styles: dict[str, Style],
     without_whiskers: Iterable[str] = (),
 ) -> None:
     for label, values in curves.items():
@@ -212,7 +212,7 @@ def _curves(
             label=label,
             linewidth=1.6,
             markersize=6,
-            **looks[label]._asdict(),
+            **styles[label]._asdict(),
         )
 
 
@@ -230,7 +230,7 @@ def has_depths(comparison: Comparison) -> bool:
 
 def depth_figure(comparison: Comparison) -> Figure:
     """Share of passkeys found or answers right by context length and depth, one panel a label."""
-    counted, where = what_was_asked(comparison)
+    counted, where = retrieval_names(comparison)
     check_comparable(comparison)
     count = len(comparison.curves)
     columns = min(2, count)
@@ -306,7 +306,7 @@ def _title(
     outside: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """The title and, smaller, what was scored: a picture is cut out of its page sooner or later."""
-    brief = f"protocol {comparison.protocol}: {protocols.in_brief(comparison, 'bands')}"
+    brief = f"protocol {comparison.protocol}: {protocols.protocol_caption(comparison, 'bands')}"
     if outside:
         left = (f"{label} (up to {number(top)})" for label, top in outside.items())
         brief += f"; above the picture: {', '.join(left)}"
@@ -353,7 +353,7 @@ def _ratio_axis(
 ) -> None:
     """A y axis for perplexities: logarithmic where they differ by more than a factor of 3.
 
-    Where they differ by less than a tenth the axis still spans a tenth, so that noise looks small.
+    Where they differ by less than a tenth the axis still spans a tenth, so that noise styles small.
     Curves ``outside`` leave it at the top.
     """
     spreads = [
@@ -441,14 +441,14 @@ def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -
 # ---------------------------------------------------------------------------- in words
 
 
-def in_words(comparison: Comparison, what: str) -> str:
+def alt_text(comparison: Comparison, what: str) -> str:
     """The text alternative of a figure of curves: the first and last number of each."""
     if comparison.kind in PARTS:
         curves, show = comparison.numbers(lambda sums: sums.accuracy), percent
     elif comparison.kind == "position":
         curves, show = comparison.numbers(lambda sums: sums.loss, by=_bucket_centre), number
     else:
-        curves, show = comparison.numbers(lambda sums: sums.perplexity, by=by_context), number
+        curves, show = comparison.numbers(lambda sums: sums.perplexity, by=context_of), number
     parts = []
     for label, values in curves.items():
         (first, low), (last, high) = list(values.items())[0], list(values.items())[-1]

@@ -104,7 +104,7 @@ def words(comparison: Comparison) -> Words:
     return WORDS.get(name, Words(f"{comparison.kind.capitalize()} ({name})", "tokens", "{amount}"))
 
 
-def how_scored(comparison: Comparison) -> str:
+def protocol_paragraph(comparison: Comparison) -> str:
     """The protocol as it was run, in a paragraph, with what was left out."""
     text = words(comparison).how.format_map(_fields(comparison))
     stated = comparison.stated
@@ -165,12 +165,12 @@ def bos(comparison: Comparison) -> str:
 MOST_BANDS = 4  # more of them hide each other, and the tables have every interval
 
 
-def bands_fit(comparison: Comparison) -> bool:
+def has_bands(comparison: Comparison) -> bool:
     """Whether a figure of so many variants shows intervals as bands."""
     return len(comparison.curves) <= MOST_BANDS
 
 
-def in_brief(comparison: Comparison, intervals: str = "in brackets") -> str:
+def protocol_caption(comparison: Comparison, intervals: str = "in brackets") -> str:
     """What a table or figure shows, for one that is cut out of the page.
 
     Args:
@@ -200,7 +200,7 @@ def in_brief(comparison: Comparison, intervals: str = "in brackets") -> str:
         comparison.stated.get("bos", NO_BOS),
         "1 seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds",
     ]
-    if count > 1 and (intervals != "bands" or bands_fit(comparison)):
+    if count > 1 and (intervals != "bands" or has_bands(comparison)):
         parts.append(f"{intervals}: {COVERAGE:.0%} interval over documents")
     return "; ".join(parts)
 
@@ -209,7 +209,7 @@ def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "es" if what.endswith("ch") else "s")
 
 
-def how_sure(comparison: Comparison) -> str:
+def interval_note(comparison: Comparison) -> str:
     """What the intervals are; why there are none, where there are none."""
     count = len(comparison.documents)
     if not count:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from fope_jax.report.comparison import labels
+from fope_jax.report.comparison import run_labels
 from fope_jax.report.rows import Run
 from fope_jax.report.tables import EMPTY, Table
 
@@ -28,7 +28,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
     """A title for each run: its label, with the seed where a label has several runs."""
-    names = [labels(runs)[run.path] for run in runs]
+    names = [run_labels(runs)[run.path] for run in runs]
     titles = [
         f"{name}, seed {run.seed}" if names.count(name) > 1 else name
         for name, run in zip(names, runs, strict=True)

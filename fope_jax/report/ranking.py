@@ -15,9 +15,9 @@ from fope_jax.report.differences import (
     Difference,
     all_differences,
     by_seed,
+    config_differences,
     holm,
     ranks,
-    unmatched,
 )
 from fope_jax.report.rows import Run
 from fope_jax.report.sums import Sums, spread
@@ -106,7 +106,7 @@ def ranking_table(comparison: Comparison) -> Table:
             own = numbers[context].get(label)
             place = places[context].get(label, math.nan)
             rank = "" if math.isnan(place) else f" ({place:.1f})"
-            shown = EMPTY if own is None else with_error(list(own.values()), measure.digits)
+            shown = EMPTY if own is None else format_error(list(own.values()), measure.digits)
             cells.append(shown + rank)
         rows.append((label, [str(len(first[label])), *cells]))
     return Table(
@@ -119,10 +119,10 @@ def ranking_table(comparison: Comparison) -> Table:
     )
 
 
-def with_error(values: Sequence[float], digits: int = 3) -> str:
+def format_error(values: Sequence[float], digits: int = 3) -> str:
     """``mean ± standard error``; the mean alone of one value.
 
-    >>> with_error([1.0, 2.0, 3.0])
+    >>> format_error([1.0, 2.0, 3.0])
     '2.000 ± 0.577'
     """
     mean, deviation, count = spread(values)
@@ -169,7 +169,7 @@ def difference_table(comparison: Comparison, contexts: Sequence[int]) -> Table:
     )
 
 
-def in_words(comparison: Comparison, contexts: Sequence[int]) -> str:
+def ranking_summary(comparison: Comparison, contexts: Sequence[int]) -> str:
     """How many pairs are resolved there, and which neighbours in the ranking are not."""
     order, found = compared(comparison, contexts)
     resolved = [pair for pair, difference in found.items() if difference.resolved]
@@ -187,9 +187,9 @@ def in_words(comparison: Comparison, contexts: Sequence[int]) -> str:
     return text
 
 
-def matched_in_words(runs: Sequence[Run]) -> str:
+def matched_note(runs: Sequence[Run]) -> str:
     """Whether the runs of one seed differ in their position embedding alone."""
-    found = unmatched(runs)
+    found = config_differences(runs)
     if not found:
         return (
             "Runs of one seed read the same batches in the same order and do the same number of "

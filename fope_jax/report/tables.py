@@ -13,7 +13,7 @@ from typing import Any
 
 from fope_jax.report import protocols
 from fope_jax.report.bootstrap import Interval
-from fope_jax.report.comparison import Comparison, by_context, comparisons, over_seeds
+from fope_jax.report.comparison import Comparison, comparisons, context_of, spreads_over_seeds
 from fope_jax.report.rows import Row, Run
 from fope_jax.report.sums import Spread, Sums, add_up, group
 
@@ -56,7 +56,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.2f}"
 
 
-def with_spread(value: Spread | None, show: Callable[[float], str] = number) -> str:
+def format_spread(value: Spread | None, show: Callable[[float], str] = number) -> str:
     """``mean``, or ``mean ± deviation`` over several seeds."""
     if value is None:
         return EMPTY
@@ -66,7 +66,7 @@ def with_spread(value: Spread | None, show: Callable[[float], str] = number) -> 
     return f"{show(value.mean)} ± {'<0.01' if small else show(value.deviation)}"
 
 
-def with_interval(text: str, interval: Interval | None, show: Callable[[float], str]) -> str:
+def append_interval(text: str, interval: Interval | None, show: Callable[[float], str]) -> str:
     """A number's text, and below it the interval where there is one."""
     return text if interval is None else f"{text}\n[{show(interval.low)}, {show(interval.high)}]"
 
@@ -96,7 +96,7 @@ def _by_context(
         (
             label,
             [
-                with_interval(with_spread(values.get(c), show), own.get(label, {}).get(c), show)
+                append_interval(format_spread(values.get(c), show), own.get(label, {}).get(c), show)
                 for c in columns
             ],
         )
@@ -119,7 +119,7 @@ def perplexity_tables(comparison: Comparison) -> list[Table]:
     """Perplexity, its ratio to that at the training length, and bits per byte, by context."""
     protocol = f"protocol {comparison.protocol}"
     where = f"{protocol}, {comparison.name} split, {training_lengths(comparison)}"
-    scored = protocols.in_brief(comparison)
+    scored = protocols.protocol_caption(comparison)
     return [
         _by_context(
             f"Perplexity ({where})",
@@ -146,10 +146,10 @@ def perplexity_tables(comparison: Comparison) -> list[Table]:
     ]
 
 
-def what_was_asked(comparison: Comparison) -> tuple[str, str]:
+def retrieval_names(comparison: Comparison) -> tuple[str, str]:
     """What is counted in a comparison of retrieval, and of what.
 
-    >>> what_was_asked(Comparison("retrieval", "multi_key", {}, {}))
+    >>> retrieval_names(Comparison("retrieval", "multi_key", {}, {}))
     ('right answers', 'multi key')
     """
     if comparison.kind == "passkey":
@@ -170,9 +170,9 @@ def reset_table(resets: Comparison, none: Comparison) -> Table:
 
     Both must have scored the same tokens. The ratio is taken within each seed.
     """
-    with_resets, without = (c.per_seed(_perplexity, by_context) for c in (resets, none))
+    with_resets, without = (c.per_seed(_perplexity, context_of) for c in (resets, none))
     cells = {
-        label: over_seeds(
+        label: spreads_over_seeds(
             [
                 {context: own[context] / other[context] for context in own}
                 for own, other in zip(seeds, without[label], strict=True)
@@ -186,14 +186,14 @@ def reset_table(resets: Comparison, none: Comparison) -> Table:
         resets,
         cells,
         three,
-        note="below 1: the documents before it do harm; " + protocols.in_brief(resets),
+        note="below 1: the documents before it do harm; " + protocols.protocol_caption(resets),
     )
 
 
-def passkey_tables(comparison: Comparison) -> list[Table]:
+def retrieval_tables(comparison: Comparison) -> list[Table]:
     """Right answers of trials, over all depths and seeds; parts of answers, where they have any;
     the rank of the answer, where it was taken; and the loss on answer tokens."""
-    counted, where = what_was_asked(comparison)
+    counted, where = retrieval_names(comparison)
     counts = {
         label: {
             context: add_up(row for rows in seeds for row in rows if row["context"] == context)
@@ -262,11 +262,11 @@ def _by_bucket(title: str, comparison: Comparison, value: Callable[[Sums], float
     intervals = comparison.intervals(value, by=_bucket)
     own = {bucket: rows for bucket, rows in group(comparison.first, _bucket).items()}
     table = Table(title, "position", ["tokens", "documents", *cells])
-    table = dataclasses.replace(table, note=protocols.in_brief(comparison))
+    table = dataclasses.replace(table, note=protocols.protocol_caption(comparison))
     for bucket in sorted({bucket for values in cells.values() for bucket in values}):
         numbers = [
-            with_interval(
-                with_spread(cells[label].get(bucket), three), intervals[label].get(bucket), three
+            append_interval(
+                format_spread(cells[label].get(bucket), three), intervals[label].get(bucket), three
             )
             for label in cells
         ]
@@ -286,7 +286,7 @@ def text_tables(runs: Sequence[Run]) -> str:
     """The tables that `fope report` prints."""
     tables = [table for c in comparisons(runs, "perplexity") for table in perplexity_tables(c)]
     for kind in ("passkey", "retrieval"):
-        tables += [passkey_tables(comparison)[0] for comparison in comparisons(runs, kind)]
+        tables += [retrieval_tables(comparison)[0] for comparison in comparisons(runs, kind)]
     missing = [str(run.path) for run in runs if run.step is None]
     texts = [as_text(table) for table in tables]
     if missing:
@@ -316,7 +316,7 @@ def document_table(comparison: Comparison) -> Table:
     title = f"Every row of the {comparison.name} split (protocol {comparison.protocol})"
     found = _each_row(comparison)
     more = f"the first {MOST_ROWS:,} of {len(found):,} rows; all are in metrics.jsonl"
-    note = more if len(found) > MOST_ROWS else protocols.in_brief(comparison)
+    note = more if len(found) > MOST_ROWS else protocols.protocol_caption(comparison)
     table = Table(title, "variant", columns, note=note)
     for label, row in found[:MOST_ROWS]:
         sums = add_up([row])
@@ -341,7 +341,7 @@ def document_table(comparison: Comparison) -> Table:
 def depth_table(comparison: Comparison) -> Table:
     """One row for each run, context and depth of a passkey template or a retrieval task."""
     columns = ["seed", "step", "context", "depth", "right / trials", "nats per answer token"]
-    _, where = what_was_asked(comparison)
+    _, where = retrieval_names(comparison)
     table = Table(f"Every row ({where})", "variant", columns)
     for label, row in _each_row(comparison):
         sums = add_up([row])
@@ -362,7 +362,7 @@ def _each_row(comparison: Comparison) -> list[tuple[str, dict[str, Any]]]:
         (label, row)
         for label, seeds in comparison.curves.items()
         for rows in seeds
-        for row in sorted(rows, key=by_context)
+        for row in sorted(rows, key=context_of)
     ]
 
 

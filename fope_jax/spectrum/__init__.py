@@ -11,7 +11,7 @@ from fope_jax.spectrum.damage import (
     leaked_amplitudes,
     predicted_lines,
 )
-from fope_jax.spectrum.leakage import Basis, energies, floor_basis, leakage, own_basis
+from fope_jax.spectrum.leakage import Basis, energies, floor_basis, frequency_basis, leakage
 from fope_jax.spectrum.nudft import attention_coefficients, components, extend, fit
 from fope_jax.spectrum.series import (
     Series,
@@ -43,7 +43,7 @@ __all__ = [
     "leaked_amplitudes",
     "leakage",
     "nudft",
-    "own_basis",
+    "frequency_basis",
     "periodogram",
     "predicted_lines",
     "series_of",

@@ -90,7 +90,7 @@ def damage_figure(demo: dict[str, Any]) -> Figure:
                 va="top",
                 ha="left" if side > 0 else "right",
             )
-    looks = plots.styles(f"period {row['period']:g} tokens" for row in cut["tones"])
+    looks = plots.line_styles(f"period {row['period']:g} tokens" for row in cut["tones"])
     for row, (label, look) in zip(cut["tones"], looks.items(), strict=True):
         style = look._asdict() | {"marker": None}
         label += f", {row['whole']} whole in {cut['length']}"
@@ -134,7 +134,7 @@ def extension_figure(demo: dict[str, Any]) -> Figure:
         "activation": "Dimension 1 after a linear layer and GELU",
     }
     drawn = ("RoPE", "FoPE", "frequency-matched")
-    looks = plots.styles(drawn)
+    looks = plots.line_styles(drawn)
     for axes, (name, case) in zip(panels[:, 0], extension["cases"].items(), strict=True):
         axes.plot(case["truth"], color="#999999", linewidth=3.5, label="truth", zorder=1)
         for label in drawn:
@@ -277,7 +277,7 @@ def profile_figure(measured: Measured) -> Figure:
     axes = panels[0, 0]
     context = max(row["context"] for row in measured["rows"])
     curves = _curves(measured, context)
-    looks = plots.styles(f"layer {layer}" for layer in range(len(curves)))
+    looks = plots.line_styles(f"layer {layer}" for layer in range(len(curves)))
     for (label, look), curve in zip(looks.items(), curves, strict=True):
         far = int(0.95 * context)  # a mean over a few pairs at the very end
         axes.plot(
@@ -298,7 +298,7 @@ def profile_figure(measured: Measured) -> Figure:
 def sizes_figure(states: Sequence[Measured]) -> Figure:
     """Mean |q| and |k| by dimension of a head; those that never turned fully are shaded."""
     figure, panels = _figure(1, 2, 10.0, 3.8, sharey=True)
-    looks = plots.styles(_state(measured) for measured in states)
+    looks = plots.line_styles(_state(measured) for measured in states)
     for axes, key, name in zip(panels[0], ("q_size", "k_size"), ("|q|", "|k|"), strict=True):
         for measured in states:
             rows = [r[key] for r in _rows(measured, measured["training_length"])]
@@ -336,7 +336,7 @@ def sizes_figure(states: Sequence[Measured]) -> Figure:
 def attention_figure(states: Sequence[Measured]) -> Figure:
     """Entropy and mean distance of attention by context length, range over layers and heads."""
     figure, panels = _figure(1, 2, 10.0, 3.8)
-    looks = plots.styles([*(_state(measured) for measured in states), "all keys alike"])
+    looks = plots.line_styles([*(_state(measured) for measured in states), "all keys alike"])
     parts = (
         ("entropy", "entropy of attention (nats)"),
         ("distance", "mean distance of attention (tokens)"),

@@ -47,7 +47,7 @@ class Basis(NamedTuple):
         return len(self.rows) / (len(self.scale) - self.centred)
 
 
-def own_basis(
+def frequency_basis(
     frequencies: np.ndarray, length: int, weights: np.ndarray | None = None, centred: bool = True
 ) -> Basis:
     """Cosines and sines of ``frequencies [F]`` (radians per token) over T = ``length`` samples.
@@ -134,7 +134,7 @@ def leakage(signal: np.ndarray, basis: Basis) -> np.ndarray:
     """``1 - <P x, P x> / <x, x>`` of ``signal [..., T]``; NaN of a constant.
 
     >>> n = np.arange(64)
-    >>> basis = own_basis(np.array([0.3, 0.7]), 64)
+    >>> basis = frequency_basis(np.array([0.3, 0.7]), 64)
     >>> abs(leakage(np.cos(0.3 * n) - 2 * np.sin(0.7 * n) + 5, basis).item()) < 1e-12
     True
     """

@@ -31,7 +31,7 @@ import numpy as np
 
 from fope_jax.position import floor_frequency
 from fope_jax.spectrum.capture import Seen
-from fope_jax.spectrum.leakage import Basis, energies, floor_basis, own_basis
+from fope_jax.spectrum.leakage import Basis, energies, floor_basis, frequency_basis
 from fope_jax.spectrum.nudft import attention_coefficients
 from fope_jax.spectrum.series import Series
 from fope_jax.spectrum.transform import periodogram
@@ -144,17 +144,17 @@ class _Bases:
         counts = np.arange(length, 0, -1)  # pairs at each distance
         under = floor_basis(floor, length, counts)
         known = [layer.own for layer in layers if layer is not None]
-        hidden = own_basis(np.unique(np.concatenate(known)), length) if known else None
+        hidden = frequency_basis(np.unique(np.concatenate(known)), length) if known else None
         if series is None:
             return cls(under, None, hidden, [])
         made: dict[bytes, Basis] = {}
         of_pairs = []
         for pair in range(len(series.pairs)):
-            own = series.own_of_pair(pair)
+            own = series.pair_frequencies(pair)
             if own.tobytes() not in made:
-                made[own.tobytes()] = own_basis(own, length, centred=False)
+                made[own.tobytes()] = frequency_basis(own, length, centred=False)
             of_pairs.append(made[own.tobytes()])
-        return cls(under, own_basis(series.own, length, counts), hidden, of_pairs)
+        return cls(under, frequency_basis(series.own, length, counts), hidden, of_pairs)
 
 
 def _one_window(

@@ -12,11 +12,16 @@ from flax import nnx
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.bos import find_bos
 from fope_jax.data.cache import open_cache
-from fope_jax.evaluate.finite import NonFiniteError, check_weights
 from fope_jax.evaluate.metrics import METRICS, Row, replace_rows
-from fope_jax.evaluate.run import load_run, read_experiment, warn_where_bos_is_unknown
+from fope_jax.evaluate.restore import (
+    NonFiniteError,
+    check_weights,
+    load_run,
+    read_experiment,
+    warn_where_bos_is_unknown,
+)
 from fope_jax.evaluate.windows import place_windows
-from fope_jax.model.finite import describe_non_finite, non_finite_arrays
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer
 from fope_jax.spectrum.capture import Seen, observer
 from fope_jax.spectrum.measure import LayerSpectrum, measure
@@ -96,7 +101,7 @@ def measure_run(
             if bos is not None:
                 tokens[0] = bos.id
             everything = look(tokens)
-            counts = non_finite_arrays(everything._asdict())
+            counts = count_non_finite(everything._asdict())
             if counts:
                 raise NonFiniteError(
                     f"{workdir}, step {step}: activations are not finite at {context} tokens of "

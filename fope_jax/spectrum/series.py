@@ -54,7 +54,7 @@ class Series(NamedTuple):
         """The different frequencies without sign and without 0, rising."""
         return np.unique(np.abs(self.frequencies[self.frequencies != 0]))
 
-    def own_of_pair(self, pair: int) -> np.ndarray:
+    def pair_frequencies(self, pair: int) -> np.ndarray:
         """``own`` of one pair of dimensions; 0 is among them where a term of it stands still."""
         used = np.any(self.coefficients[:, pair] != 0, axis=0)
         return np.unique(np.abs(self.frequencies[used]))

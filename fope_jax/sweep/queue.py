@@ -15,11 +15,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fope_jax.config import build_experiment, changed_numbers, experiment_to_dict
+from fope_jax.config import build_experiment, experiment_to_dict, incompatible_changes
 from fope_jax.config.fields import ConfigError
 from fope_jax.processes.signals import PARENT, holding
 from fope_jax.storage.files import read_json, write_json
-from fope_jax.sweep.spec import Planned
+from fope_jax.sweep.runs import PlannedRun
 from fope_jax.train.workdir import has_checkpoint
 
 PROGRAM = (sys.executable, "-m", "fope_jax.main")
@@ -39,7 +39,7 @@ class SweepError(RuntimeError):
 
 
 def run_sweep(
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedRun],
     workdir: Path,
     *,
     jobs: int = 1,
@@ -70,7 +70,7 @@ def run_sweep(
     waiting = [run for run in planned if run.name not in done]
     failed: dict[str, str] = {}
     workdir.mkdir(parents=True, exist_ok=True)
-    running: dict[Future[None], tuple[Planned, list[int]]] = {}
+    running: dict[Future[None], tuple[PlannedRun, list[int]]] = {}
     bar = tqdm(total=len(planned), initial=len(done), desc="sweep", unit="run")
     with bar, ThreadPoolExecutor(jobs) as pool, _Children() as children:
         while waiting or running:
@@ -114,14 +114,14 @@ def core_shares(jobs: int) -> list[list[int]]:
     return [cores[i::jobs] or [cores[i % len(cores)]] for i in range(jobs)]
 
 
-def _is_done(run: Planned, workdir: Path) -> bool:
+def _is_done(run: PlannedRun, workdir: Path) -> bool:
     directory = workdir / run.name
     wanted = _plain(experiment_to_dict(run.experiment))
     config, stamp = directory / "config.json", directory / DONE
     # Without either it holds no more than a start that failed.
     if config.is_file() and (stamp.is_file() or has_checkpoint(directory)):
         there = experiment_to_dict(build_experiment(read_json(config)))
-        changes = changed_numbers(_plain(there), wanted)
+        changes = incompatible_changes(_plain(there), wanted)
         if changes:
             raise ConfigError(
                 f"{directory} holds another run than the sweep's; use another --workdir."
@@ -135,7 +135,7 @@ def _plain(values: Any) -> Any:
     return json.loads(json.dumps(values))
 
 
-def _run(run: Planned, workdir: Path, cores: list[int], children: _Children) -> None:
+def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) -> None:
     """Trains and evaluates one run; raises SweepError where a command fails."""
     directory, log = workdir / run.name, workdir / f"{run.name}.log"
     os.sched_setaffinity(0, cores)  # of this thread, and so of the processes that it starts

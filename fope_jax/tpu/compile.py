@@ -19,8 +19,8 @@ import jax
 
 from fope_jax.config import Experiment, build_experiment
 from fope_jax.tpu.flops import model_flops, program_flops
-from fope_jax.tpu.hlo import traffic
-from fope_jax.tpu.topology import describe, parse_topology
+from fope_jax.tpu.hlo import measure_traffic
+from fope_jax.tpu.topology import parse_topology, topology_devices
 from fope_jax.train.state import plan_state, trace_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
@@ -31,7 +31,7 @@ _TOO_MUCH = (
 )
 
 
-def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
+def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
     """The program of one training step: what it needs and what bounds it.
 
     Returns:
@@ -39,7 +39,7 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
       ``memory`` by class, ``flops``, ``hbm_bytes`` and ``collective_bytes`` of a device and a step,
       ``seconds`` that each takes at the chip's peak, and what follows from the longest of them.
     """
-    devices = describe(topology)
+    devices = topology_devices(topology)
     chip, _ = parse_topology(topology)
     train = experiment.train
     began = time.perf_counter()
@@ -54,14 +54,14 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
         "attention": attention.name,
         "attention_reason": attention.reason,
         "device_kind": devices[0].device_kind,
-        "mesh": experiment.mesh.sizes(len(devices)),
+        "mesh": experiment.mesh.axis_sizes(len(devices)),
         "flops": flops,
         "model_flops": useful,
     }
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        sizes = too_much(str(error))
+        sizes = parse_out_of_memory(str(error))
         if sizes is None:
             raise
         needed, limit = sizes
@@ -80,7 +80,7 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
         "temporaries": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
-    moved = traffic(compiled.as_text(), trips)
+    moved = measure_traffic(compiled.as_text(), trips)
     seconds = {
         "compute": flops / (chip.flops / chip.cores),
         "hbm": moved.hbm / (chip.hbm_bandwidth / chip.cores),
@@ -99,10 +99,10 @@ def measure(experiment: Experiment, topology: str) -> dict[str, Any]:
     }
 
 
-def too_much(message: str) -> tuple[int, int] | None:
+def parse_out_of_memory(message: str) -> tuple[int, int] | None:
     """Bytes needed and there, from the compiler's message; None where it says something else.
 
-    >>> too_much("Ran out of memory in memory space hbm. Used 58.4G of 15.7G hbm.")
+    >>> parse_out_of_memory("Ran out of memory in memory space hbm. Used 58.4G of 15.7G hbm.")
     (62706522522, 16857746637)
     """
     for pattern in _TOO_MUCH:
@@ -120,7 +120,7 @@ if __name__ == "__main__":
     answer, sys.stdout = sys.stdout, sys.stderr
     try:
         values, topology = json.load(sys.stdin)
-        result = measure(build_experiment(values), topology)
+        result = measure_step(build_experiment(values), topology)
     except ValueError as error:
         result = {"error": str(error)}
     json.dump(result, answer)

@@ -72,7 +72,7 @@ def _of_equation(eqn: Any, trips: float) -> float:
     if name == "pallas_call":
         grid = params["grid_mapping"].grid
         ours = str(params.get("name", "")).startswith(bias_kernel.NAME)
-        return math.prod(grid) * inner * (bias_kernel.visible_share(grid) if ours else 1.0)
+        return math.prod(grid) * inner * (bias_kernel.computed_fraction(grid) if ours else 1.0)
     return inner
 
 

@@ -37,19 +37,19 @@ _FREE = {
 }
 
 
-class Array(NamedTuple):
+class Buffer(NamedTuple):
     bytes: int
     in_hbm: bool
 
 
-class Line(NamedTuple):
+class Instruction(NamedTuple):
     """One instruction: its name, the arrays it makes, what it does, and the rest of its text.
 
     ``root`` is set where its value is that of the computation.
     """
 
     name: str
-    arrays: list[Array]
+    arrays: list[Buffer]
     op: str
     rest: str
     root: bool = False
@@ -82,14 +82,14 @@ class Traffic(NamedTuple):
     hbm: float
 
 
-def traffic(text: str, dynamic_trips: float) -> Traffic:
+def measure_traffic(text: str, dynamic_trips: float) -> Traffic:
     """What a program moves, with every loop counted as often as it runs.
 
     Args:
       text: ``compiled.as_text()``.
       dynamic_trips: for loops whose count is only known at run time, see ``program_flops``.
     """
-    computations, entry = read(text)
+    computations, entry = parse_program(text)
     executions = _executions(computations, entry, dynamic_trips)
     collectives: dict[str, float] = defaultdict(float)
     hbm = 0.0
@@ -112,7 +112,9 @@ def traffic(text: str, dynamic_trips: float) -> Traffic:
     return Traffic(dict(collectives), hbm)
 
 
-def _keep_least(fused: dict[str, tuple[float, str, float]], line: Line, times: float) -> None:
+def _keep_least(
+    fused: dict[str, tuple[float, str, float]], line: Instruction, times: float
+) -> None:
     """Notes a collective inside a fusion.
 
     The compiler spreads one over several fusions that begin it, go on with it beside other work and
@@ -124,9 +126,9 @@ def _keep_least(fused: dict[str, tuple[float, str, float]], line: Line, times: f
         fused[channel] = times, line.op, _sent(line.op, line)
 
 
-def read(text: str) -> tuple[dict[str, list[Line]], str]:
+def parse_program(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The computations of a program by name, and which one is the entry."""
-    computations: dict[str, list[Line]] = {}
+    computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for row in text.splitlines():
         if row == "}":
@@ -138,13 +140,13 @@ def read(text: str) -> tuple[dict[str, list[Line]], str]:
                 entry = header[2] if header[1] else entry
         elif current is not None and (found := _LINE.match(row)):
             root, name, shapes, op, rest = found.groups()
-            current.append(Line(name, _arrays(shapes), op, rest, bool(root)))
+            current.append(Instruction(name, _arrays(shapes), op, rest, bool(root)))
     if not entry:
         raise ValueError("no ENTRY computation in the program's text")
     return computations, entry
 
 
-def _arrays(text: str) -> list[Array]:
+def _arrays(text: str) -> list[Buffer]:
     found = []
     for kind, sizes, layout in _ARRAY.findall(text):
         width = _BYTES.get(kind)
@@ -152,7 +154,7 @@ def _arrays(text: str) -> list[Array]:
             bits = re.search(r"\d+", kind)
             width = int(bits[0]) / 8 if bits else 0
         count = math.prod(int(size) for size in sizes.split(",") if size)
-        found.append(Array(math.ceil(count * width), "S(1)" not in layout))
+        found.append(Buffer(math.ceil(count * width), "S(1)" not in layout))
     return found
 
 
@@ -181,7 +183,7 @@ def _executions(computations, entry: str, dynamic_trips: float) -> dict[str, flo
     return times
 
 
-def _trips(line: Line, condition: list[Line], dynamic_trips: float) -> float:
+def _trips(line: Instruction, condition: list[Instruction], dynamic_trips: float) -> float:
     stated = re.search(r'known_trip_count[^}]*?"?n"?\s*[:=]\s*"?(\d+)', line.rest)
     if stated:
         return float(stated[1])
@@ -197,7 +199,7 @@ def _trips(line: Line, condition: list[Line], dynamic_trips: float) -> float:
     return float(bounds[0]) if len(bounds) == 1 else dynamic_trips
 
 
-def _group(line: Line) -> int:
+def _group(line: Instruction) -> int:
     """How many devices take part in one group of a collective."""
     named = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line.rest)
     if named:
@@ -210,7 +212,7 @@ def _group(line: Line) -> int:
     return len(listed[1].split(",")) if listed else 1
 
 
-def _sent(kind: str, line: Line) -> float:
+def _sent(kind: str, line: Instruction) -> float:
     """Bytes that a device sends: of the ring algorithm, which is the least there can be."""
     group = _group(line)
     sizes = [array.bytes for array in line.arrays]
@@ -223,7 +225,7 @@ def _sent(kind: str, line: Line) -> float:
     return size * {"all-reduce": 2 * share, "reduce-scatter": float(group - 1)}.get(kind, share)
 
 
-def _moved(line: Line, made: dict[str, Line], computations) -> float:
+def _moved(line: Instruction, made: dict[str, Instruction], computations) -> float:
     """Bytes that an instruction reads and writes in memory."""
     if line.op in ("dynamic-slice", "slice", "gather"):
         return 2.0 * sum(x.bytes for x in line.arrays if x.in_hbm)
@@ -241,7 +243,7 @@ def _moved(line: Line, made: dict[str, Line], computations) -> float:
     return total
 
 
-def _taken(inside: list[Line], index: int, whole: float) -> float:
+def _taken(inside: list[Instruction], index: int, whole: float) -> float:
     """How much of its operand a fusion reads: slices of it, where it does nothing else with it."""
     parameter = next(
         (x for x in inside if x.op == "parameter" and x.rest.startswith(f"{index})")), None
@@ -261,7 +263,7 @@ def _taken(inside: list[Line], index: int, whole: float) -> float:
     return taken
 
 
-def _written(line: Line, inside: list[Line]) -> float:
+def _written(line: Instruction, inside: list[Instruction]) -> float:
     """Bytes of its results, and of those that update an array in place the new part only."""
     root = next((x for x in inside if x.root), None)
     if root is None:

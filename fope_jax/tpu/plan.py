@@ -20,7 +20,7 @@ from fope_jax.gallery.examples import choose, examples
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
-from fope_jax.tpu.topology import ENVIRONMENT, libtpu_version, num_devices
+from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, libtpu_version, num_devices
 
 GB_A_COMPILATION = 6  # of the host: the largest that was seen took 4
 Row = dict[str, Any]
@@ -119,7 +119,7 @@ def _at_length(experiment: Experiment, length: int) -> Any:
 
 
 def _mesh(experiment: Experiment, rows: int, devices: int) -> MeshConfig:
-    sizes = experiment.mesh.sizes(devices)
+    sizes = experiment.mesh.axis_sizes(devices)
     if experiment.train.accumulate == 1 and (sizes["data"] * sizes["fsdp"]) > rows:
         context = sizes["data"] * sizes["fsdp"] * sizes["context"] // rows
         return dataclasses.replace(experiment.mesh, data=1, fsdp=-1, context=context)
@@ -141,7 +141,7 @@ def plan(
 
     Args:
       cases: from ``make_cases``.
-      cache: directory of one JSON file an answer; None keeps none.
+      cache: directory of one JSON file a program; None keeps none.
       jobs: compilations at once; None takes what cores and memory allow.
       advise: compiles what does not fit again with other knobs, and says which would fit.
       done: called with each case and its row, as they come.
@@ -157,7 +157,7 @@ def plan(
     versions |= {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
 
     def one(case: Case) -> Row:
-        found = answer(case.experiment, case.topology, versions, cache)
+        found = compile_cached(case.experiment, case.topology, versions, cache)
         if advise and found.get("fits") is False:
             found["advice"] = _advice(case, versions, cache)
         train, model = case.experiment.train, case.experiment.model
@@ -187,7 +187,7 @@ def _jobs() -> int:
     return max(1, min(cores or 1, int(memory // GB_A_COMPILATION)))
 
 
-def answer(
+def compile_cached(
     experiment: Experiment, topology: str, versions: dict[str, str], cache: Path | None
 ) -> Row:
     """What ``tpu.compile`` says of one program, from the cache where it was asked before."""
@@ -202,7 +202,7 @@ def answer(
         input=json.dumps([experiment_to_dict(experiment), topology]).encode(),
         capture_output=True,
         check=False,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | COMPILER_ENVIRONMENT,
     )
     if run.returncode:
         tail = run.stderr.decode(errors="replace").strip().splitlines()[-3:]
@@ -229,7 +229,7 @@ def _sources() -> str:
 def _advice(case: Case, versions: dict[str, str], cache: Path | None) -> str:
     """The first change that fits, found by compiling it; the cheapest in time comes first."""
     for text, changed in _changes(case.experiment):
-        if answer(changed, case.topology, versions, cache).get("fits"):
+        if compile_cached(changed, case.topology, versions, cache).get("fits"):
             return f"{text} fits"
     return "no remat or accumulation fits: take a larger slice, or fewer rows a step"
 

@@ -36,7 +36,7 @@ NOTE = (
 )
 
 
-def cells(row: Row) -> list[str]:
+def format_row(row: Row) -> list[str]:
     """One row of the table, in the order of ``HEADINGS``."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in row.get("mesh", {}).items() if size > 1)
     names = [
@@ -73,7 +73,7 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def beside(rows: Sequence[Row], method: str = "fope", base: str = "rope") -> list[str]:
+def compare_methods(rows: Sequence[Row], method: str = "fope", base: str = "rope") -> list[str]:
     """Lines saying how much more ``method`` takes than ``base`` in the same case."""
     found = {(r["topology"], r["size"], r["length"], r["method"]): r for r in rows}
     lines = []
@@ -90,13 +90,13 @@ def beside(rows: Sequence[Row], method: str = "fope", base: str = "rope") -> lis
     return lines
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def to_markdown(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
     for row in rows:
-        own = cells(row)
+        own = format_row(row)
         lines.append("| " + " | ".join(own + [""] * (len(HEADINGS) - len(own))) + " |")
     versions = sorted({f"{n} {v}" for row in rows for n, v in row["versions"].items()})
-    text = ["", NOTE, "", *beside(rows), "", f"Compiled with {', '.join(versions)}."]
+    text = ["", NOTE, "", *compare_methods(rows), "", f"Compiled with {', '.join(versions)}."]
     return "\n".join(lines + text)
 
 
@@ -105,13 +105,13 @@ def write_page(rows: Sequence[Row], path: Path) -> None:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADINGS)
     body = []
     for row in rows:
-        own = cells(row)
+        own = format_row(row)
         last = f' colspan="{len(HEADINGS) - len(own) + 1}"' if len(own) < len(HEADINGS) else ""
         filled = "".join(f"<td>{html.escape(cell)}</td>" for cell in own[:-1])
         fits = "" if row.get("fits") else ' class="no"'
         body.append(f"<tr{fits}>{filled}<td{last}>{html.escape(own[-1])}</td></tr>")
     versions = sorted({f"{n} {v}" for row in rows for n, v in row["versions"].items()})
-    more = "".join(f"<li>{html.escape(line)}</li>" for line in beside(rows))
+    more = "".join(f"<li>{html.escape(line)}</li>" for line in compare_methods(rows))
     path.write_text(
         '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>fope plan</title><style>'
         "body{font:1rem/1.5 system-ui,sans-serif;margin:2rem}div{overflow-x:auto}"

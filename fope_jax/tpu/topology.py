@@ -11,14 +11,14 @@ from fope_jax.tpu.chips import CHIPS, Chip
 
 # The compiler looks for a machine around it unless it is told that there is none, and lets only
 # one process load it unless it is told that several may.
-ENVIRONMENT = {
+COMPILER_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-PIP_LINE = "pip install 'fope-jax[tpu-compiler]'"
+INSTALL_COMMAND = "pip install 'fope-jax[tpu-compiler]'"
 _EXAMPLES = {2: "4x4", 3: "4x4x4"}
 
 
@@ -73,21 +73,21 @@ def libtpu_version() -> str:
         return version("libtpu")
     except PackageNotFoundError:
         raise TopologyError(
-            f"the TPU compiler is not installed: {PIP_LINE} (no TPU is needed)"
+            f"the TPU compiler is not installed: {INSTALL_COMMAND} (no TPU is needed)"
         ) from None
 
 
-def describe(name: str) -> list[Any]:
+def topology_devices(name: str) -> list[Any]:
     """The devices of a slice, as descriptions that a program can be compiled for.
 
-    Must run in a process whose environment has ``ENVIRONMENT`` since before jax was imported.
+    Must run in a process whose environment has had ``COMPILER_ENVIRONMENT`` since jax was imported.
 
     Raises:
       TopologyError: an unknown slice, or one that the compiler refuses.
     """
     chip, shape = parse_topology(name)
     libtpu_version()
-    missing = [key for key in ENVIRONMENT if key not in os.environ]
+    missing = [key for key in COMPILER_ENVIRONMENT if key not in os.environ]
     if missing:
         raise TopologyError(f"{', '.join(missing)} must be set before jax is imported")
     from jax.experimental import topologies

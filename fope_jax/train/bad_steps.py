@@ -87,7 +87,7 @@ class BadSteps:
         log.warning("%s; skipped (%s)", told, count)
 
 
-def keep_batches(
+def dump_batches(
     workdir: Path, error: BadStepError, loader_of: Callable[[int], BatchLoader], data_start: int
 ) -> BadStepError:
     """Writes the batches of ``error.steps`` into the run, so that a person can look at them.
@@ -128,16 +128,16 @@ def keep_batches(
 
 
 @contextlib.contextmanager
-def keeping_batches(
+def dump_batches_of_bad_steps(
     workdir: Path, loader_of: Callable[[int], BatchLoader], data_start: int
 ) -> Iterator[None]:
-    """Where bad steps end what is done inside, leaves their batches, see `keep_batches`."""
+    """Where bad steps end what is done inside, leaves their batches, see `dump_batches`."""
     try:
         yield
     except BadStepError as error:
         if not is_first():
             raise
-        raise keep_batches(workdir, error, loader_of, data_start) from None
+        raise dump_batches(workdir, error, loader_of, data_start) from None
 
 
 def check_tokens(batch: Batch, step: int, vocab_size: int) -> None:

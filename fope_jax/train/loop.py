@@ -18,36 +18,42 @@ from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.config import Packing
 from fope_jax.data.task_mixture import BatchLoader, make_stage_loaders
-from fope_jax.evaluate.alike import check_alike
-from fope_jax.evaluate.during import VALIDATION, Measure, during_training, told
-from fope_jax.evaluate.identity import check_fingerprint, position_identity
+from fope_jax.evaluate.agreement import check_processes_agree
+from fope_jax.evaluate.fingerprint import check_fingerprint, checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
-from fope_jax.model.sharding import batch_sharding, place
+from fope_jax.evaluate.validation import VALIDATION, ValidationFn, format_losses, make_validation_fn
+from fope_jax.model.sharding import batch_sharding, device_put_sharded
 from fope_jax.processes.collectives import from_first, is_first
 from fope_jax.processes.initialize import in_all_processes
 from fope_jax.processes.signals import Stopped, signal_name
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.storage.files import as_path
 from fope_jax.storage.lock import RunLock, writing
-from fope_jax.train.account import TimeAccount
-from fope_jax.train.bad_steps import check_tokens, keeping_batches
-from fope_jax.train.meter import Meter, TimedIterator
-from fope_jax.train.metrics import MetricsLog
+from fope_jax.train.bad_steps import check_tokens, dump_batches_of_bad_steps
+from fope_jax.train.checkpoints import Saver, check_checkpoints_present
+from fope_jax.train.goodput import PhaseTimer
+from fope_jax.train.meter import MetricsBuffer, TimedIterator
+from fope_jax.train.metrics import MetricsWriter
 from fope_jax.train.preemption import Preempted, preemption
-from fope_jax.train.saves import Saver, check_not_lost
 from fope_jax.train.state import (
     StatePlan,
-    at_stage,
-    draw_constants,
-    lower_planned,
-    new_state,
-    place_constants,
-    place_guard,
+    experiment_at_stage,
+    init_constants,
+    init_guard_state,
+    init_train_state,
+    lower_step,
     plan_state,
     restore_arrays,
+    shard_constants,
 )
 from fope_jax.train.step import StepMetrics, TrainState
-from fope_jax.train.workdir import CHECKPOINTS, check_room, check_workdir, open_workdir, record_run
+from fope_jax.train.workdir import (
+    CHECKPOINTS,
+    check_disk_space,
+    check_workdir,
+    open_workdir,
+    write_run_info,
+)
 from fope_jax.typing import Batch
 
 log = logging.getLogger(__name__)
@@ -83,9 +89,9 @@ def train(
     """
     workdir = as_path(workdir)
     splits = ("train", *(experiment.evaluate.splits if experiment.train.evaluate_every else ()))
-    check_alike(experiment, {"--accept-position": accept_position}, splits)
+    check_processes_agree(experiment, {"--accept-position": accept_position}, splits)
     with writing(workdir, "train") as lock:
-        _train(experiment, workdir, accept_position, lock, TimeAccount(seconds_before))
+        _train(experiment, workdir, accept_position, lock, PhaseTimer(seconds_before))
 
 
 class _Data(NamedTuple):
@@ -93,7 +99,7 @@ class _Data(NamedTuple):
 
     cache: TokenCache
     loaders: list[BatchLoader]
-    measure: Measure | None
+    measure: ValidationFn | None
 
 
 def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
@@ -111,7 +117,7 @@ def _open_data(experiment: Experiment, mesh: Mesh) -> _Data:
     )
     measure = None
     if config.evaluate_every is not None:
-        measure = during_training(experiment, cache.fingerprint, mesh)
+        measure = make_validation_fn(experiment, cache.fingerprint, mesh)
     return _Data(cache, loaders, measure)
 
 
@@ -120,7 +126,7 @@ def _train(
     workdir: Path,
     accept_position: str | None,
     lock: RunLock | None,
-    account: TimeAccount,
+    account: PhaseTimer,
 ) -> None:
     config = experiment.train
 
@@ -129,20 +135,22 @@ def _train(
     store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
     data = None
     with in_all_processes():
-        stages = [(stage, plan_state(at_stage(experiment, stage))) for stage in config.stages]
+        stages = [
+            (stage, plan_state(experiment_at_stage(experiment, stage))) for stage in config.stages
+        ]
         plan = stages[-1][1]  # state and constants are the same in all of them
         if is_first():
             check_workdir(workdir, experiment)
         if store.newest_step() < config.steps:  # a run that is finished needs no text any more
             data = _open_data(experiment, plan.mesh)
-            check_room(workdir, plan, config)
+            check_disk_space(workdir, plan, config)
 
     # ------------------------------------------------------------------ what there is already
     with account.phase("restore"):
         found = store.latest_valid_step(set_aside=True)
     with in_all_processes():
         if is_first():
-            check_not_lost(workdir, found)
+            check_checkpoints_present(workdir, found)
     start = found or 0
     # A checkpoint is written before the evaluation of its step, which may have been cut off since.
     evaluates_first = bool(from_first(_is_evaluation_missing(workdir, experiment, start)))
@@ -174,8 +182,8 @@ def _train(
     # ------------------------------------------------------------------ model and optimizer
     carried = None
     if found is None:
-        constants = place_constants(draw_constants(experiment), plan)
-        state = new_state(experiment, plan)
+        constants = shard_constants(init_constants(experiment), plan)
+        state = init_train_state(experiment, plan)
     else:
         with account.phase("restore"):
             state, constants, carried = _restore(
@@ -198,7 +206,7 @@ def _train(
     if found is not None:
         log.info("resuming %s at step %d (%d later rows dropped)", workdir, start, dropped)
     shape = experiment.model.shape
-    position, identity = position_identity(experiment.position, shape, constants)
+    position, identity = checkpoint_fingerprint(experiment.position, shape, constants)
     identity |= {"data": cache.fingerprint, "window": config.length}
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     log.info("model: %s parameters, position %s", f"{parameters:,}", position.summary)
@@ -211,13 +219,13 @@ def _train(
         "data": {"fingerprint": cache.fingerprint, "tokens": cache.num_tokens},
     }
     if is_first():
-        record_run(workdir, facts, start)
+        write_run_info(workdir, facts, start)
 
     # ------------------------------------------------------------------ steps
-    meter = Meter(experiment, _last_seconds(workdir), carried)
+    meter = MetricsBuffer(experiment, _last_seconds(workdir), carried)
     saver = Saver(store, config, identity, lock)
     with (
-        MetricsLog(workdir, start, tolerant=saver.tolerant)
+        MetricsWriter(workdir, start, tolerant=saver.tolerant)
         if is_first()
         else contextlib.nullcontext() as metrics_log,
         tqdm(
@@ -228,7 +236,7 @@ def _train(
             disable=not is_first(),
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
         ) as bar,
-        keeping_batches(workdir, loader_of, config.data_start),
+        dump_batches_of_bad_steps(workdir, loader_of, config.data_start),
         preemption() as asked_to_stop,
     ):
 
@@ -263,7 +271,7 @@ def _train(
                 if not step:  # there is no checkpoint that anything could go on from
                     raise
                 raise preempted(step, stop.number) from stop
-            log.info("step %d: validation loss (tokens of context) %s", step, told(rows))
+            log.info("step %d: validation loss (tokens of context) %s", step, format_losses(rows))
             if metrics_log:
                 for row in rows:
                     metrics_log.write(row)
@@ -288,7 +296,7 @@ def _train(
             for step, batch in enumerate(batches, start=begin + 1):
                 check_tokens(batch, step, experiment.model.vocab_size)
                 state, metrics = step_function(
-                    state, constants, put(share_positions(batch, packing), own.mesh)
+                    state, constants, shard_batch(share_positions(batch, packing), own.mesh)
                 )
                 meter.add(metrics)
                 bar.update()
@@ -360,14 +368,16 @@ def _compile(
     """The program of a step like batch ``step`` of ``loader``."""
     batch = share_positions(loader.batch(step), experiment.data.packing)
     began = time.perf_counter()
-    compiled = lower_planned(plan, put(batch, plan.mesh), experiment.train.accumulate).compile()
+    compiled = lower_step(
+        plan, shard_batch(batch, plan.mesh), experiment.train.accumulate
+    ).compile()
     log.info("compiled in %.1f s", time.perf_counter() - began)
     return compiled
 
 
-def put(batch: Batch, mesh: Mesh) -> Batch:
+def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     """A host batch, cut up over the devices of all processes."""
-    return jax.tree.map(lambda x: place(x, batch_sharding(x, mesh)), batch)
+    return jax.tree.map(lambda x: device_put_sharded(x, batch_sharding(x, mesh)), batch)
 
 
 def share_positions(batch: Batch, packing: Packing) -> Batch:
@@ -407,7 +417,7 @@ def _restore(
             where,
             config.length,
         )
-    guard = place_guard(stored.get("guard"), plan)
+    guard = init_guard_state(stored.get("guard"), plan)
     state = TrainState(restored["params"], restored["optimizer"], guard)
     return state, restored["constants"], stored.get("row")
 

@@ -34,7 +34,7 @@ class TimedIterator:
             self.waited += time.perf_counter() - began
 
 
-class Meter:
+class MetricsBuffer:
     """Collects the metrics of steps on the device and turns them into one row.
 
     Fetching them every step would make the host wait for the device each time. A checkpoint in the

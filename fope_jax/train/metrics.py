@@ -11,12 +11,12 @@ from typing import Any
 
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.storage.files import in_bucket, open_lines
-from fope_jax.train.curves import Curves
+from fope_jax.train.tensorboard import TensorBoardWriter
 
 log = logging.getLogger(__name__)
 
 
-class MetricsLog:
+class MetricsWriter:
     """Appends rows to ``workdir/metrics.jsonl`` and the numbers of train rows to TensorBoard.
 
     There is no TensorBoard in a bucket, where nothing can be added to a file.
@@ -34,7 +34,7 @@ class MetricsLog:
         if in_bucket(workdir):
             log.info("no TensorBoard files in a bucket; %s has every number", workdir / METRICS)
         else:
-            self._curves = Curves(workdir / "tensorboard", start_step)
+            self._curves = TensorBoardWriter(workdir / "tensorboard", start_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds one row; on disk it is on its way to the file when this returns."""
@@ -52,7 +52,7 @@ class MetricsLog:
         """Returns when every row is in the file."""
         self._lines.flush()
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(

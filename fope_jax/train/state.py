@@ -18,8 +18,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment, Stage
-from fope_jax.model.backends import Choice, capability_of, choose_backend
-from fope_jax.model.sharding import batch_sharding, make_mesh, place, tree_shardings
+from fope_jax.model.backends import BackendChoice, choose_backend, gpu_compute_capability
+from fope_jax.model.sharding import batch_sharding, device_put_sharded, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import PositionVariables
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -47,7 +47,7 @@ class StatePlan(NamedTuple):
     state: TrainState
     constants: Any
     mesh: Mesh
-    attention: Choice
+    attention: BackendChoice
     guard: Guard | None
 
 
@@ -80,13 +80,13 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     )
 
 
-def at_stage(experiment: Experiment, stage: Stage) -> Experiment:
+def experiment_at_stage(experiment: Experiment, stage: Stage) -> Experiment:
     """``experiment`` as if all of it had the sequences of one stage."""
     sizes = {"length": stage.length, "batch_size": stage.batch_size, "first_lengths": ()}
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **sizes))
 
 
-def _choose_attention(experiment: Experiment, mesh: Mesh) -> Choice:
+def _choose_attention(experiment: Experiment, mesh: Mesh) -> BackendChoice:
     position = experiment.position
     layers = range(position.period(experiment.model.num_layers))
     device = mesh.devices.flat[0]
@@ -98,14 +98,14 @@ def _choose_attention(experiment: Experiment, mesh: Mesh) -> Choice:
         head_dim=experiment.model.shape.head_dim,
         dtype=experiment.model.dtype,
         context=mesh.shape["context"],
-        compute_capability=capability_of(device),
+        compute_capability=gpu_compute_capability(device),
         derivatives=experiment.model.derivatives,
     )
 
 
 def check_mesh(experiment: Experiment, num_devices: int) -> None:
     """Raises ValueError where model or batch cannot be cut over the mesh, naming the field."""
-    sizes = experiment.mesh.sizes(num_devices)
+    sizes = experiment.mesh.axis_sizes(num_devices)
     config, train, shape = experiment.model, experiment.train, experiment.model.shape
     rows, tokens = ("data", "fsdp"), ("context",)
     check_multiples(
@@ -128,7 +128,7 @@ def check_multiples(
     """Raises ValueError where a number is not a multiple of the mesh axes it is cut over.
 
     Args:
-      mesh_sizes: from ``MeshConfig.sizes``.
+      mesh_sizes: from ``MeshConfig.axis_sizes``.
       numbers: a field's name to its number and its mesh axes.
 
     >>> check_multiples({"tensor": 4}, {"model.num_heads": (6, ("tensor",))})
@@ -143,25 +143,25 @@ def check_multiples(
             raise ValueError(f"{field} = {number}: expected a multiple of {names} = {count}")
 
 
-def draw_constants(experiment: Experiment) -> Any:
+def init_constants(experiment: Experiment) -> Any:
     """The position constants on the host, drawn on one device: the same bits on every mesh."""
     return jax.tree.map(np.asarray, jax.jit(lambda: split(_new_model(experiment))[2])())
 
 
-def draw_position(experiment: Experiment) -> PositionVariables:
+def init_position_arrays(experiment: Experiment) -> PositionVariables:
     """All arrays of a new model's position embedding, on the host; no other array is made."""
     drawn = jax.jit(lambda: position_variables(*split(_new_model(experiment))[1:]))()
     return jax.tree.map(np.asarray, drawn)
 
 
-def new_state(experiment: Experiment, plan: StatePlan) -> TrainState:
+def init_train_state(experiment: Experiment, plan: StatePlan) -> TrainState:
     """The state before the first step, each device making its own part."""
     state = plan.state
     params = jax.jit(
         lambda: split(_new_model(experiment))[1], out_shardings=_shardings(state.params)
     )()
     optimizer = jax.jit(plan.optimizer.init, out_shardings=_shardings(state.optimizer))(params)
-    return TrainState(params, optimizer, place_guard(None, plan))
+    return TrainState(params, optimizer, init_guard_state(None, plan))
 
 
 def restore_arrays(
@@ -193,17 +193,17 @@ def restore_arrays(
 _NARROW = (jnp.dtype("bfloat16"), jnp.dtype("float32"))
 
 
-def place_guard(values: Sequence[float] | None, plan: StatePlan) -> Any:
+def init_guard_state(values: Sequence[float] | None, plan: StatePlan) -> Any:
     """The guard's state over the devices, new or with the ``values`` of a checkpoint."""
     if plan.guard is None:
         return ()
     state = plan.guard.state(values) if values else plan.guard.state()
-    return jax.tree.map(place, state, _shardings(plan.state.guard))
+    return jax.tree.map(device_put_sharded, state, _shardings(plan.state.guard))
 
 
-def place_constants(constants: Any, plan: StatePlan) -> Any:
+def shard_constants(constants: Any, plan: StatePlan) -> Any:
     """Position constants of the host over the devices of the plan."""
-    return jax.tree.map(place, constants, _shardings(plan.constants))
+    return jax.tree.map(device_put_sharded, constants, _shardings(plan.constants))
 
 
 def trace_step(experiment: Experiment, devices: Sequence[Any] | None = None) -> Any:
@@ -229,7 +229,7 @@ def trace_step(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     return _trace(plan, batch, train.accumulate)
 
 
-def lower_planned(plan: StatePlan, batch: Batch, accumulate: int) -> Any:
+def lower_step(plan: StatePlan, batch: Batch, accumulate: int) -> Any:
     """``train_step`` lowered for the shapes and places of ``plan`` and ``batch``."""
     return _trace(plan, batch, accumulate).lower()
 

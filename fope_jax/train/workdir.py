@@ -21,8 +21,8 @@ from fope_jax.config import (
     Experiment,
     TrainConfig,
     build_experiment,
-    changed_numbers,
     experiment_to_dict,
+    incompatible_changes,
 )
 from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
@@ -86,7 +86,7 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
     if path.exists():
         # Built again, so that a value added since the run began counts as its default.
         old = experiment_to_dict(build_experiment(read_json(path)))
-        changes = changed_numbers(old, experiment_to_dict(experiment))
+        changes = incompatible_changes(old, experiment_to_dict(experiment))
         if changes:
             more = [f"  and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
             raise ConfigError(
@@ -113,7 +113,7 @@ def _check_not_something_else(workdir: Path) -> None:
         raise ConfigError(f"workdir {workdir} {what}; use another --workdir")
 
 
-def check_room(workdir: Path, plan: StatePlan, config: TrainConfig) -> None:
+def check_disk_space(workdir: Path, plan: StatePlan, config: TrainConfig) -> None:
     """Finds out whether the disk has room for a checkpoint.
 
     Raises:
@@ -145,7 +145,7 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
     write_json(workdir / CONFIG, experiment_to_dict(experiment))
 
 
-def run_and_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
+def split_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     """A run, and the step where ``path`` names a checkpoint of it: ``runs/a/500``, else None."""
     run = as_path(path)
     if not run.name.isdecimal() or (run / CONFIG).is_file():
@@ -154,7 +154,7 @@ def run_and_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     return (parent, int(run.name)) if (parent / CONFIG).is_file() else (run, None)
 
 
-def record_run(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
+def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
     """Writes run.json at the first start; each later start is added to its ``resumed`` list.
 
     Args:

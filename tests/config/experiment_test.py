@@ -11,9 +11,9 @@ from fope_jax.config import (
     EvaluateConfig,
     TrainConfig,
     build_experiment,
-    changed_numbers,
     check_vocabulary,
     experiment_to_dict,
+    incompatible_changes,
     load_config,
     parse_arg,
 )
@@ -217,7 +217,7 @@ def test_config_json_is_a_configuration_file_too(spec, tmp_path):
 
 def test_what_changes_the_numbers_is_told_with_both_values(spec):
     old = experiment_to_dict(build(spec))
-    assert changed_numbers(old, old) == []
+    assert incompatible_changes(old, old) == []
     free = build(
         spec,
         "train.save_every=3",
@@ -226,9 +226,9 @@ def test_what_changes_the_numbers_is_told_with_both_values(spec):
         "data.cache_dir=elsewhere",
         "name=other",
     )
-    assert changed_numbers(old, experiment_to_dict(free)) == []
+    assert incompatible_changes(old, experiment_to_dict(free)) == []
     other = build(spec, "train.length=64", "position.method=rope", "seed=4")
-    lines = changed_numbers(old, experiment_to_dict(other))
+    lines = incompatible_changes(old, experiment_to_dict(other))
     assert "train.length: 128, now 64" in lines
     assert "position.method: 'fope', now 'rope'" in lines
     assert "seed: 3, now 4" in lines
@@ -240,7 +240,7 @@ def test_more_steps_change_the_numbers_of_a_schedule_that_ends(spec):
             experiment_to_dict(build(spec, f"train.schedule={schedule}", f"train.steps={steps}"))
             for steps in (10, 20)
         )
-        assert changed_numbers(short, long) == expected
+        assert incompatible_changes(short, long) == expected
 
 
 def test_a_vocabulary_larger_than_the_embedding_is_refused(spec):
@@ -307,7 +307,7 @@ def test_rows_of_a_shorter_length_are_a_multiple_of_the_pieces(spec):
 
 
 def test_the_paths_that_never_change_numbers_exist():
-    for key in experiment_module.FREE_KEYS:
+    for key in experiment_module.CHANGEABLE_KEYS:
         section, _, field = key.rpartition(".")
         cls = experiment_module.SECTIONS.get(section)
         assert field in (experiment_module._TOP if cls is None else field_types(cls))

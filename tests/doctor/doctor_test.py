@@ -18,7 +18,7 @@ from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.build import build
 from fope_jax.data.cache import cache_directory
 from fope_jax.doctor.rows import Due
-from fope_jax.evaluate.identity import position_identity
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.main import main
 from fope_jax.storage import lock
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -67,7 +67,7 @@ def sound_run(tmp_path_factory):
     run.mkdir()
     write_json(run / "config.json", experiment_to_dict(experiment))
     write_json(run / "run.json", {"name": "rope"})
-    _, identity = position_identity(experiment.position, experiment.model.shape, {})
+    _, identity = checkpoint_fingerprint(experiment.position, experiment.model.shape, {})
     store = CheckpointStore(run / "checkpoints")
     for step in (8, 12):
         items = {"params": {"w": jnp.full(64, step, jnp.float32)}}

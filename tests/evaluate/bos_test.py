@@ -6,14 +6,14 @@ import pytest
 from fope_jax.data.retrieval import TASKS
 from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.tokenizers import BytesTokenizer
-from fope_jax.evaluate.joined import score_chunks, score_resets
+from fope_jax.evaluate.packed import score_chunks, score_resets
 from fope_jax.evaluate.perplexity import (
     score_from_start,
     score_positions,
     score_same_tokens,
     token_sums,
 )
-from fope_jax.evaluate.retrieval import Series, check_series
+from fope_jax.evaluate.retrieval import TrialGrid, check_trials
 from fope_jax.evaluate.sliding import score_sliding
 from tests.evaluate.text_cache import TOKEN_BYTES, VOCAB, Reader, TextCache, sums_of
 
@@ -150,7 +150,7 @@ BYTES = BytesTokenizer()
 @pytest.mark.parametrize("name", TASKS)
 def test_prompts_begin_with_bos_and_are_as_long(name):
     task, contexts = make_task(name, BYTES), (1000, 2001)
-    series = Series(contexts, (0.0, 0.7), 2, 3, bos=2)
+    series = TrialGrid(contexts, (0.0, 0.7), 2, 3, bos=2)
     plain = series._replace(bos=None)
     for number in range(series.count):
         for context in contexts:
@@ -162,6 +162,6 @@ def test_prompts_begin_with_bos_and_are_as_long(name):
 
 def test_a_context_must_hold_bos_as_well():
     task = make_task("recall", BYTES)
-    check_series(task, Series((4,), (0.5,), 1, 0))
+    check_trials(task, TrialGrid((4,), (0.5,), 1, 0))
     with pytest.raises(ValueError, match="context of 4 tokens, too short for 'recall', .* least 5"):
-        check_series(task, Series((4,), (0.5,), 1, 0, bos=2))
+        check_trials(task, TrialGrid((4,), (0.5,), 1, 0, bos=2))

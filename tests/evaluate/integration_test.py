@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fope_jax.config import build_experiment
-from fope_jax.evaluate.perplexity import plain
-from fope_jax.evaluate.run import evaluate, load_run
+from fope_jax.evaluate.perplexity import no_progress
+from fope_jax.evaluate.restore import load_run
+from fope_jax.evaluate.run import evaluate
 from fope_jax.report.page import write_report
 from fope_jax.report.rows import read_runs
 from fope_jax.report.tables import text_tables
@@ -57,7 +58,7 @@ def test_from_text_to_a_report(tmp_path):
         assert loaded.step == 4
         assert loaded.run_info["seed"] == 0
         assert len({loaded.run_info["position"]["hash"]}) == 1
-        rows = evaluate(run, progress=plain)
+        rows = evaluate(run, progress=no_progress)
         assert {row["kind"] for row in rows} == {"perplexity", "position", "passkey", "protocol"}
     page = write_report(runs, tmp_path / "report").read_text()
     text = text_tables(read_runs(runs))

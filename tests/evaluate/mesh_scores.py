@@ -21,12 +21,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from fope_jax.evaluate.answering import model_answerer
-from fope_jax.evaluate.finite import NonFiniteError, check_weights
-from fope_jax.evaluate.joined import places
+from fope_jax.evaluate.generation import model_answerer
+from fope_jax.evaluate.packed import packed_positions
+from fope_jax.evaluate.restore import NonFiniteError, check_weights
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.gallery.examples import examples
-from fope_jax.model.attention import Places
+from fope_jax.model.attention import TokenIndex
 from fope_jax.model.losses import loss_sums
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
@@ -63,8 +63,8 @@ def main() -> None:
         ]
         window = tokens[:, :-1], tokens[:, -scored:]
         if reset:
-            own = [places(DOCUMENTS, begin, LENGTH) for begin in range(ROWS)]
-            window = *window, Places(*map(np.stack, zip(*own, strict=True)))
+            own = [packed_positions(DOCUMENTS, begin, LENGTH) for begin in range(ROWS)]
+            window = *window, TokenIndex(*map(np.stack, zip(*own, strict=True)))
         on_mesh = model_scorer(merge(graphdef, *placed), mesh)(*window)
         nats, hits = (np.asarray(x) for x in on_mesh)
         expected, right = (np.asarray(x) for x in model_scorer(model)(*window))

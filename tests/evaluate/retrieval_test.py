@@ -8,13 +8,13 @@ from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial
 from fope_jax.data.retrieval.passkey import COMPACT, STANDARD, Passkey
 from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.tokenizers import BytesTokenizer
-from fope_jax.evaluate.answering import model_answerer
-from fope_jax.evaluate.retrieval import Series, check_series, score_task
+from fope_jax.evaluate.generation import model_answerer
+from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
 from fope_jax.model.transformer import Transformer, TransformerConfig
 from fope_jax.position import FoPE
 
 BYTES = BytesTokenizer()
-SERIES = Series(contexts=(200, 800), depths=(0.0, 0.5, 1.0), trials=6, seed=5)
+SERIES = TrialGrid(contexts=(200, 800), depths=(0.0, 0.5, 1.0), trials=6, seed=5)
 
 
 def sees(window):
@@ -93,7 +93,7 @@ def test_only_an_answers_own_tokens_count():
         seen.append((prompts.shape, answers.shape))
         return answers[:, 0], np.where(answers == 99, 1.5, 1.0).astype(np.float32)
 
-    series = Series(contexts=(20,), depths=(0.1, 0.9), trials=20, seed=1)
+    series = TrialGrid(contexts=(20,), depths=(0.1, 0.9), trials=20, seed=1)
     (row,) = score(answerer, Fixed((1, 2, 3), (2,) * NUM_DISTRACTORS), series, batch_tokens=140)
     lengths = [series.draw(Fixed((1, 2, 3), (2,)), n, 20).answer_length for n in range(40)]
     assert row["depth"] is None
@@ -152,7 +152,7 @@ def test_a_context_shorter_than_the_template_names_the_minimum():
     with pytest.raises(ValueError, match=told):
         score(sees(9), task)
     with pytest.raises(ValueError, match="passkey_trials is 0; accepted: 1"):
-        check_series(task, SERIES._replace(trials=0))
+        check_trials(task, SERIES._replace(trials=0))
 
 
 def test_a_real_model_is_decoded_and_ranked_as_its_full_logits_say():

@@ -9,12 +9,13 @@ from flax import nnx
 
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.tokenizers import BytesTokenizer
+from fope_jax.evaluate import protocols as protocols_module
 from fope_jax.evaluate import run as run_module
-from fope_jax.evaluate.finite import NonFiniteError
-from fope_jax.evaluate.identity import position_identity
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.evaluate.perplexity import plain
-from fope_jax.evaluate.run import evaluate, load_run
+from fope_jax.evaluate.perplexity import no_progress
+from fope_jax.evaluate.restore import NonFiniteError, load_run
+from fope_jax.evaluate.run import evaluate
 from fope_jax.main import main
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
@@ -87,7 +88,7 @@ def new_model(config):
 
 
 def position_hash(model):
-    return position_identity(model.position, model.config.shape, split(model)[2])[0].hash
+    return checkpoint_fingerprint(model.position, model.config.shape, split(model)[2])[0].hash
 
 
 def save_run(workdir, config=CONFIG, steps=(7,), fingerprint=None, data="cache-1"):
@@ -109,7 +110,7 @@ def save_run(workdir, config=CONFIG, steps=(7,), fingerprint=None, data="cache-1
 @pytest.fixture(autouse=True)
 def cache(monkeypatch):
     cache = Cache()
-    monkeypatch.setattr(run_module, "open_cache", lambda config, split: cache)
+    monkeypatch.setattr(protocols_module, "open_cache", lambda config, split: cache)
     return cache
 
 
@@ -119,13 +120,13 @@ def workdir(tmp_path):
 
 
 def quiet(workdir, **arguments):
-    return evaluate(workdir, **{"progress": plain, "say": lambda line: None} | arguments)
+    return evaluate(workdir, **{"progress": no_progress, "say": lambda line: None} | arguments)
 
 
 @pytest.fixture
 def scored(monkeypatch):
     """Counts the protocols that are run, on a scorer that needs no compilation."""
-    seen, run_one = [], run_module._run_one
+    seen, run_protocol = [], run_module._run_protocol
 
     def scorer(tokens, targets, places=None):
         return (targets % 7).astype(np.float32), targets > 100
@@ -136,7 +137,7 @@ def scored(monkeypatch):
     monkeypatch.setattr(run_module, "model_scorer", lambda model, mesh: scorer)
     monkeypatch.setattr(run_module, "model_answerer", lambda model, mesh: answerer)
     monkeypatch.setattr(
-        run_module, "_run_one", lambda p, *rest: (seen.append(p.label), run_one(p, *rest))
+        run_module, "_run_protocol", lambda p, *rest: (seen.append(p.label), run_protocol(p, *rest))
     )
     return seen
 
@@ -321,7 +322,7 @@ def test_all_protocols_run_by_name_and_the_rest_stays(workdir, scored):
     stated = {row["protocol"]: row for row in rows if row["kind"] == "protocol"}
     names = ("chunks", "from-start", *(name.split()[0] for name in scored[2:]))
     assert tuple(stated) == tuple(dict.fromkeys(names))
-    assert set(stated) == set(run_module.PROTOCOLS)
+    assert set(stated) == set(protocols_module.PROTOCOLS)
     assert all(row["bos"].startswith("no BOS token is added") for row in stated.values())
     assert stated["sliding-window"]["settings"]["stride"] == 16
     assert (stated["document-resets"]["windows"], stated["from-start"]["windows"]) == (2, 2)
@@ -355,7 +356,7 @@ def test_every_protocol_follows_the_bos_token_of_the_run(tmp_path, first_tokens)
     assert first_tokens == {200}
     assert {row["bos_token"] for row in rows} == {"<s>"}
     stated = {row["protocol"]: row for row in rows if row["kind"] == "protocol"}
-    assert set(stated) == set(run_module.PROTOCOLS)
+    assert set(stated) == set(protocols_module.PROTOCOLS)
     assert all(row["settings"]["bos_token"] == "<s>" for row in stated.values())
     assert stated["same-tokens"]["bos"] == (
         "every window begins with <s>, in place of its first token; it is read and not scored"
@@ -583,7 +584,7 @@ def overflowing(monkeypatch, where):
     monkeypatch.setattr(run_module, "model_answerer", lambda model, mesh: answerer)
 
 
-@pytest.mark.parametrize("protocol", run_module.PROTOCOLS)
+@pytest.mark.parametrize("protocol", protocols_module.PROTOCOLS)
 def test_documents_whose_scores_are_not_finite_are_named_in_every_protocol(
     tmp_path, cache, monkeypatch, protocol
 ):
@@ -594,7 +595,7 @@ def test_documents_whose_scores_are_not_finite_are_named_in_every_protocol(
     told = r"step 7: .*\): scores are not finite at context (64|128), d.*model.dtype = float32"
     with pytest.raises(NonFiniteError, match=told) as error:
         quiet(workdir, protocols=[protocol])
-    if protocol in run_module.TEXT_PROTOCOLS:
+    if protocol in protocols_module.TEXT_PROTOCOLS:
         assert "document 'Persuasion'" in str(error.value)
     assert [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] != "time"] == before
 

@@ -86,21 +86,23 @@ def test_buckets_cover_the_window_once_with_the_training_length_as_an_edge(
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=8),
     length=st.integers(1, 60),
     total=st.integers(1, 20),
-    meeting=st.booleans(),
+    require_boundary=st.booleans(),
 )
-def test_blocks_lie_inside_the_stream_and_hold_what_is_asked_for(lengths, length, total, meeting):
+def test_blocks_lie_inside_the_stream_and_hold_what_is_asked_for(
+    lengths, length, total, require_boundary
+):
     table = documents([*lengths, 1, 2 * length])
     size = table["length"].sum()
     inner = [s for s in table["start"] if s % length and s // length < (size - 1) // length]
-    if meeting and not inner:
+    if require_boundary and not inner:
         with pytest.raises(ValueError, match="no two documents meet inside a block"):
-            place_blocks(table, length=length, total=total, meeting=True)
+            place_blocks(table, length=length, total=total, require_boundary=True)
         return
-    blocks = place_blocks(table, length=length, total=total, meeting=meeting)
-    there = len({s // length for s in inner}) if meeting else (size - 1) // length
+    blocks = place_blocks(table, length=length, total=total, require_boundary=require_boundary)
+    there = len({s // length for s in inner}) if require_boundary else (size - 1) // length
     assert len(blocks) == min(total, there)
     assert (blocks % length == 0).all()
     assert (np.diff(blocks) >= length).all()
     assert blocks[-1] + length + 1 <= size
-    if meeting:
+    if require_boundary:
         assert all(any(b < s < b + length for s in table["start"]) for b in blocks)

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from fope_jax.extend import run as extend_module
-from fope_jax.extend.arrays import carry_state
+from fope_jax.extend.arrays import carry_train_state
 from fope_jax.extend.child import child_experiment
-from fope_jax.extend.parents import open_parent
+from fope_jax.extend.parent import open_parent
 from fope_jax.model.transformer import merge, position_variables
 from fope_jax.position import FoPE, PositionInterpolation, RoPE
 from fope_jax.train.state import plan_state
@@ -24,7 +24,7 @@ def carried(run, method, length, **arguments):
     trained = position_variables(arrays["params"], arrays["constants"])
     moved = extend_module._move(parent.experiment, trained, child, "frequency")
     optimizer = arguments.get("optimizer", "reset-moments")
-    state, constants = carry_state(arrays, moved, after, optimizer)
+    state, constants = carry_train_state(arrays, moved, after, optimizer)
     models = (
         merge(before.graphdef, arrays["params"], arrays["constants"]),
         merge(after.graphdef, state.params, constants),

@@ -8,8 +8,8 @@ import pytest
 from fope_jax.config import ConfigError, build_experiment, experiment_to_dict
 from fope_jax.extend import run as extend_module
 from fope_jax.extend.child import OPTIMIZERS, child_experiment
-from fope_jax.extend.parents import open_parent
-from fope_jax.extend.start import WARN_ABOVE
+from fope_jax.extend.initial_loss import WARN_ABOVE
+from fope_jax.extend.parent import open_parent
 from fope_jax.interop.runs import import_run
 from fope_jax.position import ALiBi, FoPE, Learned, NoPE, RoPE, YaRN
 

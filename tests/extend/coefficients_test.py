@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from fope_jax.extend.coefficients import (
     carry_coefficients,
     carry_variables,
+    interpolate_table,
     match_frequencies,
-    stretch_table,
 )
-from fope_jax.extend.methods import extended
+from fope_jax.extend.methods import extend_position
 from fope_jax.gallery.examples import examples
 from fope_jax.position import FoPE, Learned, ModelShape, NoPE, RoPE, T5Bias, YaRN, fourier_tables
 
@@ -174,7 +174,7 @@ def test_the_series_of_kept_frequencies_is_the_parents(head_dim, length, times, 
 
 @pytest.mark.parametrize("order", ["before_clip", "after_clip"])
 def test_a_scaled_frequency_counts_as_the_one_it_was(order):
-    child = extended(
+    child = extend_position(
         FoPE(512), "yarn", from_length=512, length=1024, head_dim=64, knobs={"scaling_order": order}
     )
     assert len(child.frequencies(64)) == {"before_clip": 16, "after_clip": 18}[order]
@@ -259,5 +259,5 @@ def test_a_learned_table_is_stretched_between_its_trained_rows():
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_a_table_of_the_same_length_keeps_its_bits(length):
     table = np.random.default_rng(0).normal(size=(length, 3)).astype(np.float32)
-    stretched = stretch_table(table, length, length)
+    stretched = interpolate_table(table, length, length)
     assert stretched.dtype == np.float32 and stretched.tobytes() == table.tobytes()

@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from fope_jax.extend.methods import extended, frequency_changes, pair_frequencies, target_parts
+from fope_jax.extend.methods import (
+    extend_position,
+    frequency_changes,
+    pair_frequencies,
+    target_classes,
+)
 from fope_jax.gallery.examples import examples
 from fope_jax.position import (
     FIRE,
@@ -40,7 +45,7 @@ SLOW = tuple(1.0 + i / 8 for i in range(HEAD_DIM // 2))
 
 
 def go_on(parent, target, length=1024, from_length=512, **knobs):
-    return extended(
+    return extend_position(
         parent, target, from_length=from_length, length=length, head_dim=HEAD_DIM, knobs=knobs
     )
 
@@ -212,7 +217,7 @@ def test_every_pair_of_methods_is_decided():
     for method in examples().values():
         for name in METHODS:
             try:
-                cls, scaling = target_parts(method, name)
+                cls, scaling = target_classes(method, name)
             except ValueError as error:
                 assert " to " in str(error)
             else:

@@ -82,7 +82,7 @@ def no_checkpoint_is_no_error() -> None:
     from fope_jax.train import loop
 
     CheckpointStore._check_none_finished = lambda self, damaged: None
-    loop.check_not_lost = lambda workdir, found: None
+    loop.check_checkpoints_present = lambda workdir, found: None
 
 
 def the_signal_is_not_heeded() -> None:
@@ -92,9 +92,9 @@ def the_signal_is_not_heeded() -> None:
 
 
 def the_row_under_way_is_forgotten() -> None:
-    from fope_jax.train.meter import Meter
+    from fope_jax.train.meter import MetricsBuffer
 
-    Meter.carry = lambda self: None
+    MetricsBuffer.carry = lambda self: None
 
 
 def a_full_disk_is_not_told() -> None:
@@ -142,7 +142,7 @@ def the_lock_is_open() -> None:
 def configurations_are_not_compared() -> None:
     from fope_jax.train import workdir
 
-    workdir.changed_numbers = lambda old, new: []
+    workdir.incompatible_changes = lambda old, new: []
 
 
 def tokens_are_not_looked_at() -> None:

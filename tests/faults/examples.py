@@ -34,7 +34,7 @@ def main() -> None:
     overrides = [f"mesh.{part}" for part in mesh.split(",")]
     experiment = build_experiment(load_config(config, overrides))
     seen: list[dict[str, Any]] = []
-    put, iterate = loop.put, task_mixture.Loader.iterate
+    shard_batch, iterate = loop.shard_batch, task_mixture.Loader.iterate
 
     def counted(self: Any, start_step: int = 0, num_steps: int | None = None):
         for step, batch in enumerate(iterate(self, start_step, num_steps), start_step):
@@ -43,7 +43,7 @@ def main() -> None:
             yield batch
 
     def kept(batch: Any, on: Any) -> Any:
-        placed = put(batch, on)
+        placed = shard_batch(batch, on)
         for shard in placed.tokens.addressable_shards:
             first = shard.index[0].start or 0
             for row, tokens in enumerate(np.asarray(shard.data), start=first):
@@ -52,7 +52,7 @@ def main() -> None:
         return placed
 
     calls = [0]
-    loop.put, task_mixture.Loader.iterate = kept, counted
+    loop.shard_batch, task_mixture.Loader.iterate = kept, counted
     with contextlib.suppress(Enough):
         loop.train(experiment, workdir)
     path = Path(out) / f"{stop}-{jax.process_index()}.json"

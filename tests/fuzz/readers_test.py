@@ -28,8 +28,8 @@ from fope_jax.data.tokenizers import (
 from fope_jax.doctor import as_json, examine, table
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.interop import weights
-from fope_jax.interop.families import from_config
-from fope_jax.interop.huggingface import from_rope_parameters
+from fope_jax.interop.huggingface import from_config
+from fope_jax.interop.rope_parameters import from_rope_parameters
 from fope_jax.interop.serving import fope_from_rope_parameters
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position import from_spec
@@ -272,7 +272,7 @@ slices = st.builds(
 
 def override(_, text):
     config = configs.ConfigDict(EXPERIMENT | {"position": {"method": "rope", "theta": 1e4}})
-    return configs.overridden(config, [text])
+    return configs.apply_overrides(config, [text])
 
 
 FILES = {

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fope_jax.gallery.page import in_words, method_figure, overview_figure, write_gallery
+from fope_jax.gallery.page import alt_text, method_figure, overview_figure, write_gallery
 from fope_jax.report.rows import ReportError
 
 LENGTH, REACH = 16, 4
@@ -84,11 +84,11 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
 
 
 def test_the_text_alternative_has_the_numbers():
-    words = in_words(make_row())
+    words = alt_text(make_row())
     assert f"all heads: 4.00 at 0, {4 * math.cos(16 / 3):.2f} at 16" in words
     assert "2 frequencies (fixed), 2 at zero" in words
     short = make_row(lines=[{"label": "table", "value": [1.0, 0.5]}])
-    assert "table: 1.00 at 0, 0.50 at 1;" in in_words(short)
+    assert "table: 1.00 at 0, 0.50 at 1;" in alt_text(short)
 
 
 def test_axes_say_what_and_in_which_unit():

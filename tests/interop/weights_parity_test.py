@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fope_jax.interop.families import from_config
+from fope_jax.interop.huggingface import from_config
 from fope_jax.interop.weights import export_weights, import_weights
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import ByLayer, DynamicNTK, Llama3, LongRoPE, NoPE, Proportional, RoPE, YaRN

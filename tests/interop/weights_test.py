@@ -12,8 +12,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fope_jax.interop.families import FAMILIES, KEPT, from_config
-from fope_jax.interop.weights import export_weights, import_weights, places, position_fingerprint
+from fope_jax.interop.huggingface import FAMILIES, KEPT, from_config
+from fope_jax.interop.weights import (
+    export_weights,
+    import_weights,
+    position_fingerprint,
+    tensor_maps,
+)
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
 from fope_jax.position import (
     AdjustedBase,
@@ -150,7 +155,7 @@ def test_the_dtype_of_the_tensors_can_be_chosen(tmp_path):
 
 
 def own_model(position, **changes):
-    """Parts of a model of ours, in the order of ``Imported``."""
+    """Parts of a model of ours, in the order of ``ImportedModel``."""
     config = TransformerConfig(**(SIZES | changes))
     _, params, constants = split(Transformer(config, position, rngs=nnx.Rngs(2)))
     return config, position, params, constants
@@ -890,6 +895,6 @@ def test_a_directory_that_holds_something_is_left_alone(tmp_path):
 
 def test_places_are_all_parameters_of_a_model():
     config, _, params, _ = own_model(RoPE(), norm="post", qk_norm="width")
-    reached = {place.path for place in places(config)}
+    reached = {place.path for place in tensor_maps(config)}
     own = jax.tree_util.tree_flatten_with_path(params)[0]
     assert reached == {tuple(key.key for key in path) for path, _ in own}

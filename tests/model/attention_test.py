@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fope_jax.gallery.examples import EXAMPLES
 from fope_jax.model import attention
-from fope_jax.model.attention import Places, visible, visible_blocks
+from fope_jax.model.attention import TokenIndex, attention_mask, visible_key_blocks
 from fope_jax.position.base import ModelShape
 
 attend = jax.jit(attention.attend, static_argnames=("bias_fn", "backend", "block"))
@@ -139,15 +139,15 @@ CASES = {
 
 
 def arrays(name):
-    batch, heads, kv_heads, head_dim, block, q_places, k_places = CASES[name]
-    q = normal(0, batch, q_places[0].shape[1], heads, head_dim) * 2
-    k = normal(1, batch, k_places[0].shape[1], kv_heads, head_dim) * 2
-    v = normal(2, batch, k_places[0].shape[1], kv_heads, head_dim)
+    batch, heads, kv_heads, head_dim, block, q_index, k_index = CASES[name]
+    q = normal(0, batch, q_index[0].shape[1], heads, head_dim) * 2
+    k = normal(1, batch, k_index[0].shape[1], kv_heads, head_dim) * 2
+    v = normal(2, batch, k_index[0].shape[1], kv_heads, head_dim)
     places = {
-        "q_positions": q_places[0],
-        "q_segments": q_places[1],
-        "k_positions": k_places[0],
-        "k_segments": k_places[1],
+        "q_positions": q_index[0],
+        "q_segments": q_index[1],
+        "k_positions": k_index[0],
+        "k_segments": k_index[1],
     }
     return q, k, v, places, block
 
@@ -385,12 +385,12 @@ def test_chunked_equals_reference_for_any_layout(seed, sizes, num_segments, furt
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-find_blocks = jax.jit(visible_blocks)
+find_blocks = jax.jit(visible_key_blocks)
 
 
 @jax.jit
-def any_visible(q_places, k_places):
-    return jax.vmap(lambda q: jax.vmap(lambda k: visible(q, k).any())(k_places))(q_places)
+def any_visible(q_index, k_index):
+    return jax.vmap(lambda q: jax.vmap(lambda k: attention_mask(q, k).any())(k_index))(q_index)
 
 
 def as_blocks(x, size):
@@ -406,10 +406,10 @@ def test_no_block_with_a_visible_key_is_left_out(seed, ordered, highest):
     if ordered:
         order = np.lexsort((positions, segments), axis=-1)
         segments, positions = (np.take_along_axis(x, order, 1) for x in (segments, positions))
-    q_places = Places(as_blocks(positions, 4), as_blocks(segments, 4))
-    k_places = Places(as_blocks(positions, 3), as_blocks(segments, 3))
-    order, count = (np.asarray(x) for x in find_blocks(q_places, k_places))
-    seen = np.asarray(any_visible(q_places, k_places))
+    q_index = TokenIndex(as_blocks(positions, 4), as_blocks(segments, 4))
+    k_index = TokenIndex(as_blocks(positions, 3), as_blocks(segments, 3))
+    order, count = (np.asarray(x) for x in find_blocks(q_index, k_index))
+    seen = np.asarray(any_visible(q_index, k_index))
     for i in range(6):
         listed = order[i, : count[i]].tolist()
         assert sorted(order[i].tolist()) == list(range(8)) and listed == sorted(listed)
@@ -417,9 +417,9 @@ def test_no_block_with_a_visible_key_is_left_out(seed, ordered, highest):
 
 
 def test_blocks_above_the_diagonal_and_of_other_documents_are_left_out():
-    places = Places(*(as_blocks(x, 8) for x in in_order(3, 40)))
+    places = TokenIndex(*(as_blocks(x, 8) for x in in_order(3, 40)))
     assert find_blocks(places, places)[1].tolist() == [1, 2, 3, 4, 5]
-    places = Places(*(as_blocks(x, 8) for x in packed([[16, 8, 8]], 40)))
+    places = TokenIndex(*(as_blocks(x, 8) for x in packed([[16, 8, 8]], 40)))
     order, count = find_blocks(places, places)
     assert count.tolist() == [1, 2, 1, 1, 0]
     assert [order[i, : count[i]].tolist() for i in range(5)] == [[0], [0, 1], [2], [3], []]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.model import context, fused
+from fope_jax.model import context_parallel, fused
 from fope_jax.model.attention import attend
 from fope_jax.model.backends import choose_backend
-from fope_jax.model.context import attend_on_mesh
+from fope_jax.model.context_parallel import sharded_attention
 from fope_jax.model.transformer import Transformer, TransformerConfig
 from fope_jax.position import ALiBi, ByLayer, FoPE, RoPE
 from fope_jax.position.contextual import CoPE
@@ -101,7 +101,7 @@ def test_a_pattern_of_layers_is_chosen_for_as_a_whole():
 
 def test_no_backend_leaves_a_bias_out():
     with pytest.raises(ValueError, match="attention='splash' cannot add this method's bias"):
-        attend_on_mesh(
+        sharded_attention(
             *[jnp.ones((1, 128, 1, 8))] * 3,
             positions=jnp.arange(128)[None],
             segments=jnp.ones((1, 128), jnp.int32),
@@ -133,7 +133,10 @@ def packed(batch, length, heads, kv_heads, head_dim):
 
 @pytest.mark.parametrize(
     "kernel",
-    [lambda *x: fused.splash(*x, interpret=True), lambda *x: fused.cudnn(*x, implementation="xla")],
+    [
+        lambda *x: fused.splash_attention(*x, interpret=True),
+        lambda *x: fused.cudnn_attention(*x, implementation="xla"),
+    ],
     ids=["splash", "cudnn"],
 )
 def test_fused_kernels_equal_the_reference_with_gradients(kernel):
@@ -171,15 +174,15 @@ def test_fused_kernels_equal_the_reference_with_gradients(kernel):
 
 def test_one_row_of_segments_serves_all_rows():
     arrays, _, segments = packed(2, 128, 2, 2, 16)
-    found = fused.splash(*arrays, segments[:1], interpret=True)
-    expected = fused.splash(*arrays, np.repeat(segments[:1], 2, axis=0), interpret=True)
+    found = fused.splash_attention(*arrays, segments[:1], interpret=True)
+    expected = fused.splash_attention(*arrays, np.repeat(segments[:1], 2, axis=0), interpret=True)
     np.testing.assert_array_equal(found, expected)
 
 
 def test_splash_refuses_a_length_of_no_whole_lanes():
     arrays, _, segments = packed(1, 100, 2, 2, 16)
     with pytest.raises(ValueError, match="100 tokens: splash takes multiples of 128"):
-        fused.splash(*arrays, segments)
+        fused.splash_attention(*arrays, segments)
 
 
 def test_rotations_are_what_reaches_a_fused_kernel():
@@ -189,7 +192,7 @@ def test_rotations_are_what_reaches_a_fused_kernel():
 def test_cudnn_refuses_an_odd_length_before_the_gradient():
     arrays, _, segments = packed(1, 99, 2, 2, 16)
     with pytest.raises(ValueError, match="99 tokens: cudnn takes even numbers"):
-        fused.cudnn(*arrays, segments)
+        fused.cudnn_attention(*arrays, segments)
 
 
 @pytest.mark.parametrize(
@@ -230,21 +233,21 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_which_rows_are_stored_as_fused_kernels_take_them(name):
     positions, segments, right = ROWS[name]
-    found = fused.in_stored_order(jnp.array([positions]), jnp.array([segments] * 2))
+    found = fused.is_stored_in_order(jnp.array([positions]), jnp.array([segments] * 2))
     assert found.tolist() == [right] * 2
 
 
 def test_tokens_stored_in_another_order_are_nan_and_not_another_number(monkeypatch):
     """The kernel sees the index of a token; the reference its position, whatever the order."""
-    xla = functools.partial(fused.cudnn, implementation="xla")
-    monkeypatch.setitem(context._FUSED, "cudnn", xla)
+    xla = functools.partial(fused.cudnn_attention, implementation="xla")
+    monkeypatch.setitem(context_parallel._FUSED, "cudnn", xla)
     arrays, positions, segments = packed(2, 64, 2, 2, 8)
     order = np.arange(64)
     order[[3, 4]] = 4, 3
 
     def attended(backend, order):
         q, k, v, at, of = (x[:, order] for x in (*arrays, positions, segments))
-        return attend_on_mesh(
+        return sharded_attention(
             q,
             k,
             v,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fope_jax.gallery.examples import examples
-from fope_jax.model.attention import Places, attend
-from fope_jax.model.bias_kernel import attend_in_kernel
+from fope_jax.model.attention import TokenIndex, attend
+from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.position.base import ModelShape, PositionEmbedding
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.relative_bias import T5Bias
@@ -36,13 +36,13 @@ def axes_of_heads(method: PositionEmbedding, names) -> dict[str, int | None]:
     return {name: own.index("heads") if "heads" in own else None for name, own in axes.items()}
 
 
-def kernel(method, q, k, v, own, q_places, k_places):
-    return attend_in_kernel(
+def kernel(method, q, k, v, own, q_index, k_index):
+    return pallas_attention(
         q,
         k,
         v,
-        q_places=q_places,
-        k_places=k_places,
+        q_index=q_index,
+        k_index=k_index,
         head_bias=method.head_bias if method.has_head_bias else None,
         variables=own,
         heads_axes=axes_of_heads(method, own),
@@ -50,15 +50,15 @@ def kernel(method, q, k, v, own, q_places, k_places):
     )
 
 
-def reference(method, q, k, v, own, q_places, k_places):
+def reference(method, q, k, v, own, q_index, k_index):
     return attend(
         q,
         k,
         v,
-        q_positions=q_places.positions,
-        k_positions=k_places.positions,
-        q_segments=q_places.segments,
-        k_segments=k_places.segments,
+        q_positions=q_index.positions,
+        k_positions=k_index.positions,
+        q_segments=q_index.segments,
+        k_segments=k_index.segments,
         backend="reference",
         bias_fn=method.bias if method.has_bias else None,
         bias_variables=own,
@@ -66,21 +66,21 @@ def reference(method, q, k, v, own, q_places, k_places):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def value_and_gradients(attention, method, q, k, v, own, q_places, k_places):
+def value_and_gradients(attention, method, q, k, v, own, q_index, k_index):
     direction = jax.random.normal(jax.random.key(1), q.shape)
 
     def loss(q, k, v, own):
-        out = attention(method, q, k, v, own, q_places, k_places)
+        out = attention(method, q, k, v, own, q_index, k_index)
         return jnp.sum(out * direction), out
 
     (_, out), gradients = jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(q, k, v, own)
     return out, gradients
 
 
-def assert_same(method, arrays, q_places, k_places, idle=("out_bias",)):
+def assert_same(method, arrays, q_index, k_index, idle=("out_bias",)):
     """``idle``: variables without effect, such as a constant of all keys."""
     own = variables_of(method)
-    case = (method, *arrays, own, q_places, k_places)
+    case = (method, *arrays, own, q_index, k_index)
     out, gradients = value_and_gradients(kernel, *case)
     expected, expected_gradients = value_and_gradients(reference, *case)
     assert jnp.abs(expected).max() > 0.1
@@ -100,7 +100,7 @@ def assert_same(method, arrays, q_places, k_places, idle=("out_bias",)):
 def test_values_and_gradients_are_those_of_the_reference(name):
     """Several documents a row, padding, grouped heads, a head_dim of no whole lanes."""
     arrays, positions, segments = packed(2, 384, HEADS, KV_HEADS, HEAD_DIM)
-    places = Places(positions, segments)
+    places = TokenIndex(positions, segments)
     assert_same(METHODS[name], arrays, places, places)
 
 
@@ -113,20 +113,20 @@ def test_queries_of_one_device_see_the_keys_of_all(name):
     (q, k, v), _, _ = packed(2, 512, HEADS, KV_HEADS, HEAD_DIM)
     positions = (1_000_000 + np.arange(512, dtype=np.int32))[None]
     segments = np.where(np.arange(512) < 200, 1, 2).astype(np.int32)[None]
-    q_places = Places(positions[:, 256:], segments[:, 256:])
+    q_index = TokenIndex(positions[:, 256:], segments[:, 256:])
     assert_same(
         METHODS[name],
         (q[:, 256:], k, v),
-        q_places,
-        Places(positions, segments),
+        q_index,
+        TokenIndex(positions, segments),
         idle=("out_bias", "length_factor"),  # no position is below FIRE's threshold
     )
 
 
 def test_a_query_that_sees_no_key_gives_zeros():
     (q, k, v), _, _ = packed(1, 128, HEADS, KV_HEADS, HEAD_DIM)
-    here = Places(np.zeros((1, 128), np.int32), np.ones((1, 128), np.int32))
-    elsewhere = Places(here.positions, here.segments + 1)
+    here = TokenIndex(np.zeros((1, 128), np.int32), np.ones((1, 128), np.int32))
+    elsewhere = TokenIndex(here.positions, here.segments + 1)
     method = METHODS["alibi"]
     own = variables_of(method)
     case = (method, q, k, v, own, here, elsewhere)
@@ -137,7 +137,7 @@ def test_a_query_that_sees_no_key_gives_zeros():
 def test_bfloat16_is_the_reference_in_bfloat16():
     arrays, positions, segments = packed(1, 256, HEADS, KV_HEADS, HEAD_DIM)
     arrays = tuple(jnp.asarray(x, jnp.bfloat16) for x in arrays)
-    places, method = Places(positions, segments), METHODS["alibi"]
+    places, method = TokenIndex(positions, segments), METHODS["alibi"]
     out = kernel(method, *arrays, variables_of(method), places, places)
     expected = reference(method, *arrays, variables_of(method), places, places)
     assert out.dtype == jnp.bfloat16
@@ -147,14 +147,14 @@ def test_bfloat16_is_the_reference_in_bfloat16():
 @pytest.mark.parametrize(("t", "s", "message"), [(100, 128, "T = 100"), (128, 200, "S = 200")])
 def test_lengths_of_no_whole_lanes_are_named(t, s, message):
     q, k = jnp.ones((1, t, 2, 8)), jnp.ones((1, s, 2, 8))
-    places = [Places(*[jnp.ones((1, n), jnp.int32)] * 2) for n in (t, s)]
+    places = [TokenIndex(*[jnp.ones((1, n), jnp.int32)] * 2) for n in (t, s)]
     with pytest.raises(ValueError, match=f"{message} tokens: the kernel takes multiples of 128"):
-        attend_in_kernel(
+        pallas_attention(
             q,
             k,
             k,
-            q_places=places[0],
-            k_places=places[1],
+            q_index=places[0],
+            k_index=places[1],
             head_bias=None,
             variables={},
             heads_axes={},
@@ -206,7 +206,7 @@ class Recency(PositionEmbedding):
 
 def test_a_bias_without_heads_and_queries_is_spread_over_them():
     (q, k, v), positions, segments = packed(1, 128, HEADS, KV_HEADS, HEAD_DIM)
-    places = Places(positions, segments)
+    places = TokenIndex(positions, segments)
     case = (Recency(), q, k, v, {"slope": jnp.float32(1.5)}, places, places)
     out, gradients = value_and_gradients(kernel, *case)
     expected, expected_gradients = value_and_gradients(reference, *case)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from fope_jax.gallery.examples import examples
-from fope_jax.model.decode import empty_cache, greedy, prefill, read
+from fope_jax.model.decode import forward_cached, greedy_decode, init_cache, prefill
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
 from fope_jax.position import METHODS, ByLayer, CoPE, DynamicNTK, FoPE, LongRoPE, NoPE, RoPE
 
@@ -50,11 +50,11 @@ def read_in_pieces(model, tokens, start):
     rows, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), tokens.shape)
     ones = jnp.ones_like(positions)
-    cache = empty_cache(model, rows, length + 3)  # places that stay empty are not seen
-    first, cache = read(model, cache, *(x[:, :start] for x in (tokens, positions, ones)))
+    cache = init_cache(model, rows, length + 3)  # places that stay empty are not seen
+    first, cache = forward_cached(model, cache, *(x[:, :start] for x in (tokens, positions, ones)))
 
     def step(cache, column):
-        hidden, cache = read(model, cache, *(x[:, None] for x in column))
+        hidden, cache = forward_cached(model, cache, *(x[:, None] for x in column))
         return cache, hidden[:, 0]
 
     columns = tuple(x[:, start:].T for x in (tokens, positions, ones))
@@ -144,7 +144,7 @@ def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
 
     @jax.jit
     def write(tokens, segments):
-        return greedy(model, *prefill(model, tokens, segments, room=5), 6)
+        return greedy_decode(model, *prefill(model, tokens, segments, room=5), 6)
 
     written = write(prompts, segments)
     assert written.shape == (3, 6)
@@ -160,7 +160,7 @@ def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
 def test_a_method_that_ends_says_so():
     model = new_model(METHODS["learned"](table_length=16))
     with pytest.raises(ValueError, match="a cache of 17 tokens: Learned is defined for at most 16"):
-        empty_cache(model, 1, 17)
+        init_cache(model, 1, 17)
 
 
 def places(start, count, rows=2):
@@ -172,18 +172,19 @@ def places(start, count, rows=2):
 def test_a_full_cache_refuses_another_token():
     """Before anything is computed: one token too many, too many at once, and in greedy decoding."""
     model = new_model(RoPE(), num_layers=1)
-    cache = empty_cache(model, 2, 4)
+    cache = init_cache(model, 2, 4)
     with pytest.raises(ValueError, match="5 tokens more: the key cache has 4 places, 0 of them"):
-        read(model, cache, *places(0, 5))
-    hidden, cache = read(model, cache, *places(0, 4))
+        forward_cached(model, cache, *places(0, 5))
+    hidden, cache = forward_cached(model, cache, *places(0, 4))
     assert np.isfinite(hidden).all() and cache.filled == 4
     with pytest.raises(ValueError, match="1 tokens more: the key cache has 4 places, 4 of them"):
-        read(model, cache, *places(4, 1))
+        forward_cached(model, cache, *places(4, 1))
 
     def written(count):
         tokens = jnp.ones((1, 3), jnp.int32)
         return jax.eval_shape(
-            lambda tokens: greedy(model, *prefill(model, tokens, tokens, room=2), count), tokens
+            lambda tokens: greedy_decode(model, *prefill(model, tokens, tokens, room=2), count),
+            tokens,
         )
 
     assert written(3).shape == (1, 3)
@@ -196,8 +197,8 @@ def test_a_full_cache_refuses_another_token():
 def test_a_full_cache_gives_nan_where_it_cannot_be_known_before():
     """Under jit the number of used places is a traced number; what is read beyond it is NaN."""
     model = new_model(RoPE(), num_layers=1)
-    step = jax.jit(lambda cache, *rows: read(model, cache, *rows))
-    cache = empty_cache(model, 2, 3)
+    step = jax.jit(lambda cache, *rows: forward_cached(model, cache, *rows))
+    cache = init_cache(model, 2, 3)
     for index in range(5):
         hidden, cache = step(cache, *places(index, 1))
         assert np.isnan(hidden).all() if index >= 3 else np.isfinite(hidden).all()
@@ -210,7 +211,7 @@ def test_greedy_of_nan_writes_no_token():
     model = new_model(RoPE(), num_layers=1)
     model.final_norm[...] = model.final_norm[...] * jnp.nan
     tokens = jnp.ones((1, 3), jnp.int32)
-    written = greedy(model, *prefill(model, tokens, tokens, room=2), 2)
+    written = greedy_decode(model, *prefill(model, tokens, tokens, room=2), 2)
     assert written.tolist() == [[-1, -1]]
 
 
@@ -220,6 +221,8 @@ def test_greedy_writes_no_token_where_the_logits_are_not_finite():
     model = merge(graphdef, params, constants)
     tokens = np.array([[1, 2, 3], [1, 5, 3], [6, 2, 3]], np.int32)
     written = jax.jit(
-        lambda model: greedy(model, *prefill(model, tokens, jnp.ones_like(tokens), room=2), 3)
+        lambda model: greedy_decode(
+            model, *prefill(model, tokens, jnp.ones_like(tokens), room=2), 3
+        )
     )(model)
     assert (np.asarray(written)[1:] == -1).all() and (np.asarray(written)[0] >= 0).all()

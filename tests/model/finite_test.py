@@ -3,7 +3,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fope_jax.model.finite import non_finite_arrays
+from fope_jax.model.finite import count_non_finite
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -19,4 +19,4 @@ def test_counts_every_value_that_is_not_finite(library, dtype, bad):
         "norm": library.ones(3, kind),
         "ids": library.arange(4),
     }
-    assert non_finite_arrays(tree) == {"layers.attention": 2}
+    assert count_non_finite(tree) == {"layers.attention": 2}

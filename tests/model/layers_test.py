@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax.model.layers import from_heads, linear, rms_norm, swiglu, to_heads, truncated_normal
+from fope_jax.model.layers import (
+    linear,
+    project_from_heads,
+    project_to_heads,
+    rms_norm,
+    swiglu,
+    truncated_normal,
+)
 
 
 def normal(seed, *shape):
@@ -58,12 +65,12 @@ def test_linear_keeps_the_gradient_of_a_float32_weight_in_float32():
 
 def test_heads_are_slices_of_one_projection():
     x, weight = normal(0, 2, 3, 8), normal(1, 8, 4, 5)
-    heads = to_heads(x, weight)
+    heads = project_to_heads(x, weight)
     for n in range(4):
         np.testing.assert_allclose(heads[:, :, n], x @ weight[:, n], rtol=1e-5, atol=1e-5)
     back = normal(2, 4, 5, 8)
     expected = sum(heads[:, :, n] @ back[n] for n in range(4))
-    np.testing.assert_allclose(from_heads(heads, back), expected, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(project_from_heads(heads, back), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_swiglu_follows_its_equation():

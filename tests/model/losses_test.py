@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax.model.losses import logits_of, loss_sums, token_nats
+from fope_jax.model.losses import compute_logits, loss_sums, token_nats
 
 B, T, D, V = 3, 11, 8, 37
 
@@ -137,7 +137,9 @@ BAD = [np.nan, np.inf, -np.inf]
 def test_scores_that_are_not_finite_are_no_hits(dtype, time_chunk):
     hidden, unembedding, _, _ = example()
     hidden = np.array(jnp.asarray(hidden, dtype).astype(jnp.float32))
-    targets = np.asarray(logits_of(jnp.asarray(hidden, dtype), unembedding).argmax(-1), np.int32)
+    targets = np.asarray(
+        compute_logits(jnp.asarray(hidden, dtype), unembedding).argmax(-1), np.int32
+    )
     weights = np.ones((B, T), np.float32)
     for row, bad in enumerate(BAD):
         hidden[row, 3] = bad
@@ -205,7 +207,7 @@ def test_chunks_keep_all_logits_from_existing(function):
 
 def test_logits_are_float32_and_chunks_need_a_token():
     hidden, unembedding, targets, _ = example()
-    logits = logits_of(jnp.asarray(hidden, jnp.bfloat16), unembedding)
+    logits = compute_logits(jnp.asarray(hidden, jnp.bfloat16), unembedding)
     assert logits.dtype == jnp.float32 and logits.shape == (B, T, V)
     with pytest.raises(ValueError, match="time_chunk=0: expected 1 or more"):
         token_nats(hidden, unembedding, targets, time_chunk=0)

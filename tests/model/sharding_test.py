@@ -12,15 +12,15 @@ from fope_jax.config import TrainConfig
 from fope_jax.gallery.examples import examples
 from fope_jax.model import sharding
 from fope_jax.model.sharding import (
-    LAYER_PARAMETERS,
+    AXIS_RULES,
+    LAYER_PARAMETER_AXES,
     MESH_AXES,
-    PARAMETERS,
-    RULES,
+    PARAMETER_AXES,
     MeshConfig,
     active_mesh,
     axis_size,
     constrain,
-    spec,
+    partition_spec,
     tree_shardings,
 )
 from fope_jax.model.transformer import Transformer, TransformerConfig, split
@@ -40,7 +40,7 @@ from fope_jax.train.step import TrainState, state_shardings
     ],
 )
 def test_one_axis_takes_the_devices_that_are_left(config, devices, expected):
-    assert config.sizes(devices) == dict(zip(MESH_AXES, expected, strict=True))
+    assert config.axis_sizes(devices) == dict(zip(MESH_AXES, expected, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_sizes_that_no_mesh_has(values, message):
 )
 def test_more_or_fewer_devices_than_there_are(config, devices, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        config.sizes(devices)
+        config.axis_sizes(devices)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_every_axis_of_every_parameter_has_a_rule(qk_norm):
             for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
                 axes = sharding.parameter_axes(tuple(entry.key for entry in path), method)
                 assert len(axes) <= len(leaf.shape), (label, path)
-                assert set(axes) <= {None, *RULES}, (label, path)
+                assert set(axes) <= {None, *AXIS_RULES}, (label, path)
                 for size, axis in zip(leaf.shape, axes, strict=False):
                     assert axis is None or size % axis_size(mesh, axis) == 0, (label, path)
 
@@ -121,9 +121,9 @@ def test_a_parameter_that_cannot_be_cut_is_named():
 
 
 def test_every_large_parameter_is_cut_over_both_kinds_of_axes():
-    for axes in (*PARAMETERS.values(), *LAYER_PARAMETERS.values()):
+    for axes in (*PARAMETER_AXES.values(), *LAYER_PARAMETER_AXES.values()):
         if len(axes) > 1:
-            cut = {name for axis in axes if axis for name in RULES[axis]}
+            cut = {name for axis in axes if axis for name in AXIS_RULES[axis]}
             assert cut == {"fsdp", "context", "tensor"}
 
 
@@ -143,7 +143,7 @@ def test_a_mesh_with_other_axes_is_refused():
 
 
 def test_a_row_that_all_share_is_not_cut():
-    assert spec((None, "length")) == P(None, "context")
+    assert partition_spec((None, "length")) == P(None, "context")
 
 
 def test_a_composition_cuts_the_variables_of_its_methods():
@@ -160,17 +160,17 @@ class NamedAsWeights(PositionEmbedding):
 
     def init(self, key, shape):
         layers = {
-            name: jnp.ones((shape.num_layers, 3, shape.num_heads)) for name in LAYER_PARAMETERS
+            name: jnp.ones((shape.num_layers, 3, shape.num_heads)) for name in LAYER_PARAMETER_AXES
         }
-        half = len(LAYER_PARAMETERS) // 2
+        half = len(LAYER_PARAMETER_AXES) // 2
         return PositionVariables(
-            model_params={name: jnp.ones((5, 7)) for name in PARAMETERS},
+            model_params={name: jnp.ones((5, 7)) for name in PARAMETER_AXES},
             layer_params=dict(list(layers.items())[:half]),
             layer_constants=dict(list(layers.items())[half:]),
         )
 
     def variable_axes(self, name):
-        return (None, "heads") if name in LAYER_PARAMETERS else ()
+        return (None, "heads") if name in LAYER_PARAMETER_AXES else ()
 
 
 @pytest.mark.parametrize(
@@ -200,11 +200,11 @@ def test_variables_named_as_weights_are_cut_as_their_method_says(method, layers)
     for tree in (cut.params, moments.mu, moments.nu):
         of_layers = tree["position_layers"] | fixed["position_layers"]
         own = {name: s.spec for name, s in of_layers.items() if name.split(".")[-1] != "slopes"}
-        assert len(own) == len(LAYER_PARAMETERS)
+        assert len(own) == len(LAYER_PARAMETER_AXES)
         heads = P(None, None, "tensor")
         assert {name: spec for name, spec in own.items() if spec != heads} == {}
         model = {name: s.spec for name, s in tree["position_model"].items()}
-        assert len(model) == len(PARAMETERS)
+        assert len(model) == len(PARAMETER_AXES)
         assert all(axis is None for spec in model.values() for axis in spec)
         assert tree["layers"]["gate"].spec == P(None, ("fsdp", "context"), "tensor")
         assert tree["embedding"].spec == P("tensor", ("fsdp", "context"))

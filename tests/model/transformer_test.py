@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.model import context
+from fope_jax.model import context_parallel
 from fope_jax.model.layers import rms_norm
 from fope_jax.model.losses import loss_sums
 from fope_jax.model.presets import PRESETS
@@ -398,14 +398,14 @@ def test_methods_mixed_over_layers_are_those_methods(name):
 
 def test_only_parameters_reach_attention_as_trained(monkeypatch):
     seen = []
-    real = context.attend
+    real = context_parallel.attend
 
     def recorder(*args, **kwargs):
         names = [sorted(kwargs[side]) for side in ("bias_variables", "bias_constants")]
         seen.append(names)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(context, "attend", recorder)
+    monkeypatch.setattr(context_parallel, "attend", recorder)
     batch = packed([12], 12)[:3]
     for position in (ALiBi(), ByLayer((ALiBi(), Tilt()))):
         model = make(position)

@@ -113,7 +113,7 @@ FUNCTIONS: dict[str, Any] = {
         np.int32(9),
     ),
     "sinusoidal_table": (lambda p: position.sinusoidal_table(p, 8), P),
-    "stretch_table": (lambda: coefficients.stretch_table(TABLE, 6, 9),),
+    "interpolate_table": (lambda: coefficients.interpolate_table(TABLE, 6, 9),),
     "t5_bias": (lambda p, k, table: position.t5_bias(p, k, table, max_distance=16), P, K, TABLE),
     "t5_buckets": (lambda p: position.t5_buckets(p, bidirectional=True), P),
     "xpos_decay": (lambda: position.xpos_decay(8),),
@@ -129,7 +129,7 @@ WITHOUT_ARRAYS = {
     "SCALINGS",
     "RotaryFrequencies",
     "Scaling",
-    "extended",
+    "extend_position",
     "fingerprint",
     "frequency_changes",
     "from_spec",
@@ -215,7 +215,7 @@ def every_hook(method):
 ROWS = {**FUNCTIONS, **{name: every_hook(m) for name, m in METHODS_UNDER_TEST.items()}}
 
 
-CARRIED = ("carry_coefficients", "match_frequencies", "stretch_table")  # of fope_jax.extend
+CARRIED = ("carry_coefficients", "match_frequencies", "interpolate_table")  # of fope_jax.extend
 
 
 def test_every_public_name_has_a_row():

@@ -10,17 +10,17 @@ from fope_jax.report.comparison import comparisons
 from fope_jax.report.differences import (
     Difference,
     all_differences,
+    config_differences,
     holm,
     paired_difference,
     ranks,
-    unmatched,
 )
 from fope_jax.report.page import write_report
 from fope_jax.report.ranking import (
     difference_table,
-    in_words,
     is_ranked,
-    matched_in_words,
+    matched_note,
+    ranking_summary,
     ranking_table,
     shown_contexts,
 )
@@ -98,7 +98,7 @@ def test_the_tables_show_what_was_put_in(runs, synthetic):
     assert cells["rope"][0].startswith("+2.139 ± 0.001 **")
     assert cells["alibi"][1] == ""
     assert not cells["alibi"][0].endswith("*")
-    text = in_words(comparison, [2048])
+    text = ranking_summary(comparison, [2048])
     assert text.startswith("At 2,048 tokens 1 of 3 differences between two variants are resolved")
     assert "not told apart: fope and alibi; alibi and rope" in text
     assert all_differences({"a": {0: 1.0}, "b": {1: 1.0}}) == {}
@@ -143,13 +143,13 @@ def test_answers_beyond_the_training_length_are_compared_together(synthetic, mak
 
 def test_what_is_not_matched_is_told(make_run):
     matched = read_runs([make_run("rope"), make_run("fope")])
-    assert unmatched(matched) == {}
-    assert "differ in their position embedding alone" in matched_in_words(matched)
+    assert config_differences(matched) == {}
+    assert "differ in their position embedding alone" in matched_note(matched)
     longer = read_runs([make_run("rope", name="a"), make_run("fope", name="b", length=256)])
-    assert unmatched(longer) == {"train.length": ["128", "256"]}
-    assert "more than their position embedding: train.length (128, 256)" in matched_in_words(longer)
+    assert config_differences(longer) == {"train.length": ["128", "256"]}
+    assert "more than their position embedding: train.length (128, 256)" in matched_note(longer)
     seeds = read_runs([make_run("alibi", name="c"), make_run("alibi", 1, name="d", length=256)])
-    assert unmatched(seeds) == {}  # runs of different seeds need not be
+    assert config_differences(seeds) == {}  # runs of different seeds need not be
 
 
 def test_the_page_ranks_where_seeds_are_shared(runs, make_run, tmp_path):

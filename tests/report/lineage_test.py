@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from fope_jax.report.comparison import labels
-from fope_jax.report.lineage import lineage_lines, lineage_table, parent_of, tokens_before
+from fope_jax.report.comparison import run_labels
+from fope_jax.report.lineage import lineage_sentences, lineage_table, parent_of, tokens_before
 from fope_jax.report.page import write_report
-from fope_jax.report.plots import styles, training_figure
+from fope_jax.report.plots import line_styles, training_figure
 from fope_jax.report.rows import read_runs
 
 FREQUENCIES = "of 16 frequencies 9 kept, 7 divided by 1.2 to 2, 0 zeroed, 0 new"
@@ -54,7 +54,7 @@ def pair(make_run):
 
 def test_both_sides_are_told(pair):
     runs = read_runs(pair)
-    assert lineage_lines(runs) == [
+    assert lineage_sentences(runs) == [
         f"nope goes on from rope, step 1,000, at 256 tokens in place of 128: {FREQUENCIES}; "
         "coefficients of 9 kept."
     ]
@@ -74,7 +74,7 @@ def test_both_sides_are_told(pair):
 def test_the_childs_curve_begins_where_the_parents_ends(pair):
     runs = read_runs(pair)
     assert [tokens_before(run) for run in runs] == [0, 4_096_000]
-    figure = training_figure(runs, styles(labels(runs).values()))
+    figure = training_figure(runs, line_styles(run_labels(runs).values()))
     before, after = (line.get_xdata() for line in figure.axes[0].lines)
     assert before[-1] == 1000 * 4096 == after[0] - 25 * 4096
 
@@ -93,7 +93,7 @@ def test_a_parent_that_is_not_shown_and_a_loud_start(pair):
     changed = lineage(parent, frequencies=None, arrays="table stretched", start=start)
     (child / "lineage.json").write_text(json.dumps(changed))
     runs = read_runs([child])
-    assert lineage_lines(runs) == [
+    assert lineage_sentences(runs) == [
         f"nope goes on from {parent.resolve()} (not shown), step 1,000, at 256 tokens in place of "
         "128: table stretched."
     ]
@@ -102,10 +102,10 @@ def test_a_parent_that_is_not_shown_and_a_loud_start(pair):
     assert facts[-1] == ["", "parent", f"{parent.resolve()}, not in this report"]
     assert "- as the parent at 256" in str(facts)
     (child / "lineage.json").write_text(json.dumps(changed | {"arrays": ""}))
-    assert lineage_lines(read_runs([child]))[0].endswith("in place of 128.")
+    assert lineage_sentences(read_runs([child]))[0].endswith("in place of 128.")
 
 
 def test_runs_from_the_beginning_have_no_lineage(four_runs, tmp_path):
     runs = read_runs(four_runs)
-    assert not lineage_table(runs).rows and not lineage_lines(runs)
+    assert not lineage_table(runs).rows and not lineage_sentences(runs)
     assert "Lineage" not in write_report(four_runs, tmp_path / "report").read_text()

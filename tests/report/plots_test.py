@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from fope_jax.report import plots
-from fope_jax.report.comparison import Comparison, comparisons, labels
+from fope_jax.report.comparison import Comparison, comparisons, run_labels
 from fope_jax.report.rows import ReportError, read_runs
 
 
 @pytest.fixture
-def looks(synthetic):
-    return plots.styles(synthetic.LOSSES)
+def styles(synthetic):
+    return plots.line_styles(synthetic.LOSSES)
 
 
 def drawn(axes):
@@ -22,9 +22,9 @@ def drawn(axes):
     }
 
 
-def test_perplexity_curves_are_the_numbers(synthetic, four_runs, looks):
+def test_perplexity_curves_are_the_numbers(synthetic, four_runs, styles):
     (comparison,) = comparisons(read_runs(four_runs), "perplexity")
-    (axes,) = plots.perplexity_figure(comparison, looks).axes
+    (axes,) = plots.perplexity_figure(comparison, styles).axes
     curves = drawn(axes)
     assert list(curves) == list(synthetic.LOSSES)
     for variant, (x, y) in curves.items():
@@ -38,9 +38,9 @@ def test_perplexity_curves_are_the_numbers(synthetic, four_runs, looks):
     assert axes.get_ylabel() == "perplexity (per token)"
 
 
-def test_bits_per_byte_are_the_right_axis(four_runs, looks):
+def test_bits_per_byte_are_the_right_axis(four_runs, styles):
     (comparison,) = comparisons(read_runs(four_runs), "perplexity")
-    figure = plots.perplexity_figure(comparison, looks)
+    figure = plots.perplexity_figure(comparison, styles)
     (right,) = figure.axes[0].child_axes
     figure.draw_without_rendering()
     assert right.get_ylabel() == "bits per byte"
@@ -59,7 +59,7 @@ def test_bands_are_the_intervals(synthetic, make_run):
         (plots.perplexity_figure, math.exp(3.09), math.exp(3.59)),
         (plots.ratio_figure, 1.0, 1.0),
     ):
-        (axes,) = draw(comparison, plots.styles(["fope"])).axes
+        (axes,) = draw(comparison, plots.line_styles(["fope"])).axes
         (band,) = axes.collections[:1]
         corners = band.get_paths()[0].vertices
         at_128 = corners[corners[:, 0] == 128, 1]
@@ -70,14 +70,14 @@ def test_bands_are_the_intervals(synthetic, make_run):
 
 
 @pytest.mark.parametrize("kind", ["perplexity", "position", "passkey"])
-def test_the_training_length_is_marked(four_runs, looks, kind):
+def test_the_training_length_is_marked(four_runs, styles, kind):
     draw = {
         "perplexity": plots.perplexity_figure,
         "position": plots.position_figure,
-        "passkey": plots.passkey_figure,
+        "passkey": plots.accuracy_figure,
     }[kind]
     (comparison,) = comparisons(read_runs(four_runs), kind)
-    (axes,) = draw(comparison, looks).axes
+    (axes,) = draw(comparison, styles).axes
     assert "training length 128" in [text.get_text() for text in axes.texts]
     assert any(list(line.get_xdata()) == [128, 128] for line in axes.lines)
 
@@ -95,7 +95,7 @@ def test_a_curve_far_above_all_others_leaves_the_picture_in_words(synthetic, mak
         config.write_text(config.read_text().replace('"name": "alibi"', f'"name": "{name}"'))
     (comparison,) = comparisons(read_runs(runs), "perplexity")
     for draw in (plots.perplexity_figure, plots.ratio_figure):
-        (axes,) = draw(comparison, plots.styles(names)).axes
+        (axes,) = draw(comparison, plots.line_styles(names)).axes
         curves = drawn(axes)
         assert list(curves) == names
         _, top = axes.get_ylim()
@@ -119,18 +119,18 @@ def test_a_long_legend_leaves_the_curves_their_height(count):
     assert legend.get_window_extent().y1 < axes.get_window_extent().y0
 
 
-def test_near_curves_get_a_linear_axis(make_run, looks):
+def test_near_curves_get_a_linear_axis(make_run, styles):
     (comparison,) = comparisons(read_runs([make_run("alibi")]), "perplexity")
-    (axes,) = plots.perplexity_figure(comparison, looks).axes
+    (axes,) = plots.perplexity_figure(comparison, styles).axes
     assert axes.get_yscale() == "linear"
     low, high = axes.get_ylim()
     assert high > 1.1 * low  # 3% between the contexts does not fill the axis
 
 
-def test_curves_differ_without_colour(looks):
-    many = plots.styles(f"variant {i}" for i in range(12))
+def test_curves_differ_without_colour(styles):
+    many = plots.line_styles(f"variant {i}" for i in range(12))
     assert len({(style.marker, str(style.linestyle)) for style in many.values()}) == 12
-    assert len({style.color for style in looks.values()}) == 4
+    assert len({style.color for style in styles.values()}) == 4
     greys = [
         int(c[1:3], 16) * 0.3 + int(c[3:5], 16) * 0.59 + int(c[5:], 16) * 0.11
         for c in plots.COLOURS
@@ -138,9 +138,9 @@ def test_curves_differ_without_colour(looks):
     assert max(greys) < 200  # none vanishes on white paper
 
 
-def test_positions_lie_inside_their_buckets(four_runs, looks):
+def test_positions_lie_inside_their_buckets(four_runs, styles):
     (comparison,) = comparisons(read_runs(four_runs), "position")
-    x, _ = drawn(plots.position_figure(comparison, looks).axes[0])["rope"]
+    x, _ = drawn(plots.position_figure(comparison, styles).axes[0])["rope"]
     edges = [0, *(2**k for k in range(2, 12))]
     assert all(start < at < stop for start, at, stop in zip(edges, x, edges[1:], strict=False))
 
@@ -148,7 +148,7 @@ def test_positions_lie_inside_their_buckets(four_runs, looks):
 def test_seeds_are_drawn_with_their_spread(make_run):
     runs = read_runs([make_run("fope", seed, shift=0.4 * seed) for seed in (0, 1)])
     (comparison,) = comparisons(runs, "perplexity")
-    figure = plots.perplexity_figure(comparison, plots.styles(["fope"]))
+    figure = plots.perplexity_figure(comparison, plots.line_styles(["fope"]))
     (bars,) = figure.axes[0].containers
     low, high = bars.lines[2][0].get_segments()[0][:, 1]
     one, two = math.exp(3.09), math.exp(3.49)
@@ -186,14 +186,14 @@ def test_a_cell_that_was_not_run_stays_empty(synthetic, make_run):
 
 def test_training_curves_are_one_line_a_run_and_one_label_a_variant(make_run):
     runs = read_runs([make_run("fope", 0), make_run("fope", 1), make_run("rope")])
-    (axes,) = plots.training_figure(runs, plots.styles(labels(runs).values())).axes
+    (axes,) = plots.training_figure(runs, plots.line_styles(run_labels(runs).values())).axes
     assert len(axes.lines) == 3
     assert axes.get_legend_handles_labels()[1] == ["fope", "rope"]
     assert axes.lines[0].get_xdata()[-1] == 1000 * 4096
 
 
 @pytest.mark.parametrize("draw", [plots.perplexity_figure, plots.position_figure])
-def test_rows_scored_on_different_things_are_refused_in_one_plot(synthetic, make_run, looks, draw):
+def test_rows_scored_on_different_things_are_refused_in_one_plot(synthetic, make_run, styles, draw):
     kind = "perplexity" if draw is plots.perplexity_figure else "position"
     (one,) = comparisons(read_runs([make_run("rope")]), kind)
     rows = synthetic.rows_of("alibi", 0)
@@ -205,16 +205,16 @@ def test_rows_scored_on_different_things_are_refused_in_one_plot(synthetic, make
         kind, "validation", one.curves | other.curves, one.training_lengths | other.training_lengths
     )
     with pytest.raises(ReportError, match="'rope' and 'alibi' were scored on different things"):
-        draw(mixed, looks)
+        draw(mixed, styles)
 
 
-def test_files_are_the_same_bytes_each_time(four_runs, looks, tmp_path):
+def test_files_are_the_same_bytes_each_time(four_runs, styles, tmp_path):
     (comparison,) = comparisons(read_runs(four_runs), "perplexity")
     first, second = (
         [path.read_bytes() for path in plots.save(figure, tmp_path, name)]
         for name, figure in (
-            ("a", plots.perplexity_figure(comparison, looks)),
-            ("b", plots.perplexity_figure(comparison, looks)),
+            ("a", plots.perplexity_figure(comparison, styles)),
+            ("b", plots.perplexity_figure(comparison, styles)),
         )
     )
     assert first == second

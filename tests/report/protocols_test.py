@@ -94,7 +94,7 @@ def test_every_table_names_protocol_tokens_documents_and_bos(all_protocols):
 
 def test_what_was_scored_is_said(all_protocols):
     own = found(all_protocols)
-    text = {name: protocols.how_scored(comparison) for name, comparison in own.items()}
+    text = {name: protocols.protocol_paragraph(comparison) for name, comparison in own.items()}
     assert "3 stretches of 2,048 tokens is scored once: 300 tokens" in text["sliding-window"]
     assert "298 tokens, 600 bytes of text at 128" in text["chunks"]
     assert "among those in which documents meet" in text["no-resets"]
@@ -104,23 +104,27 @@ def test_what_was_scored_is_said(all_protocols):
     assert text["same-tokens"].endswith("No BOS token is added.")  # rows that do not say
 
 
-def test_in_brief_tells_contexts_that_differ_from_those_that_do_not(all_protocols):
+def test_captions_tell_contexts_that_differ_from_those_that_do_not(all_protocols):
     own = found(all_protocols)
-    assert protocols.in_brief(own["chunks"]).startswith("298 to 300 tokens of 2 documents in 3 bl")
-    assert protocols.in_brief(own["no-resets"], "bands") == (
+    assert protocols.protocol_caption(own["chunks"]).startswith(
+        "298 to 300 tokens of 2 documents in 3 bl"
+    )
+    assert protocols.protocol_caption(own["no-resets"], "bands") == (
         f"the same 300 tokens of 2 documents in 3 blocks at every context; {FIRST}; 1 seed; "
         "bands: 95% interval over documents"
     )
-    assert protocols.in_brief(own["from-start"]).startswith("300 tokens of 2 documents; no BOS")
+    assert protocols.protocol_caption(own["from-start"]).startswith(
+        "300 tokens of 2 documents; no BOS"
+    )
 
 
 def test_how_sure_says_why_there_is_no_interval(all_protocols):
     own = found(all_protocols)
-    assert "2 documents drawn with replacement 1,000 times (seed 0)" in protocols.how_sure(
+    assert "2 documents drawn with replacement 1,000 times (seed 0)" in protocols.interval_note(
         own["chunks"]
     )
-    assert "they are rough" in protocols.how_sure(own["chunks"])
-    assert protocols.how_sure(own["long-window"]) == (
+    assert "they are rough" in protocols.interval_note(own["chunks"])
+    assert protocols.interval_note(own["long-window"]) == (
         "No intervals: these rows do not tell documents apart."
     )
 

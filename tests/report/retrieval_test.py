@@ -6,7 +6,7 @@ from fope_jax.report import plots
 from fope_jax.report.comparison import comparisons
 from fope_jax.report.page import write_report
 from fope_jax.report.rows import ReportError, read_run, read_runs
-from fope_jax.report.tables import passkey_tables, text_tables
+from fope_jax.report.tables import retrieval_tables, text_tables
 
 IDS = {"step": 1000, "training_length": 64}
 
@@ -83,13 +83,13 @@ def cells(table):
 def test_tables_count_answers_parts_and_ranks(runs):
     several, recall = comparisons(read_runs(runs), "retrieval")
     assert (several.name, recall.name) == ("multi_value", "recall")
-    right, rank, loss = passkey_tables(recall)
+    right, rank, loss = retrieval_tables(recall)
     assert right.title == "Right answers (recall, trained on 128 tokens)"
     assert cells(right)["fope"] == {"64": "40/40 (100%)", "1,024": "30/40 (75%)"}
     assert cells(rank)["rope"] == {"64": "2.00", "1,024": "2.00"}
     assert "among 10 answers; 1 is the best, 5.5 is chance" in rank.note
     assert cells(loss)["rope"]["64"] == "2.000"
-    right, parts, *_ = passkey_tables(several)
+    right, parts, *_ = retrieval_tables(several)
     assert cells(right)["rope"]["64"] == "2/40 (5%)"
     assert cells(parts)["fope"] == {"64": "80/160 (50%)", "1,024": "60/160 (38%)"}
     assert "Right answers (multi value" in text_tables(read_runs(runs))
@@ -131,7 +131,7 @@ def test_passkeys_have_ranks_where_they_were_taken(synthetic, make_run):
             row |= {"candidates": 10, "rank_sum": 30, "first": 12, "found": 1, "asked": 20}
     runs = [make_run("alibi"), make_run("fope", rows=ranked)]
     (comparison,) = comparisons(read_runs(runs), "passkey")
-    _, rank, _ = map(cells, passkey_tables(comparison))
+    _, rank, _ = map(cells, retrieval_tables(comparison))
     assert (rank["fope"]["128"], rank["alibi"]["128"]) == ("1.50", "-")
     wrong = next(row for row in ranked if row["kind"] == "passkey")
     wrong["first"] = 1.5

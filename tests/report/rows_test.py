@@ -10,8 +10,8 @@ from fope_jax.report.comparison import (
     Comparison,
     check_comparable,
     comparisons,
-    labels,
-    what_was_scored,
+    run_labels,
+    scored_key,
 )
 from fope_jax.report.rows import ReportError, read_rows, read_run, read_runs
 from fope_jax.report.sums import Sums, add_up, group, spread
@@ -198,7 +198,7 @@ def test_committed_rows_are_still_readable():
     path = Path(__file__).parents[2] / "experiments/quickstart/results/fope_0.jsonl"
     rows = read_rows(path)
     assert {row["protocol"] for row in rows} >= {"same-tokens", "long-window"}
-    assert what_was_scored("perplexity", [r for r in rows if r["kind"] == "perplexity"])
+    assert scored_key("perplexity", [r for r in rows if r["kind"] == "perplexity"])
 
 
 def test_contexts_scored_on_different_tokens_are_refused(synthetic, make_run):
@@ -241,7 +241,7 @@ def test_rows_of_one_run_with_and_without_bos_are_refused(synthetic, make_run):
 
 def test_one_name_trained_on_two_lengths_is_two_labels(make_run):
     runs = read_runs([make_run("rope"), make_run("rope", name="long", length=512)])
-    assert sorted(labels(runs).values()) == ["rope (trained on 128)", "rope (trained on 512)"]
+    assert sorted(run_labels(runs).values()) == ["rope (trained on 128)", "rope (trained on 512)"]
     (comparison,) = comparisons(runs, "perplexity")  # the same tokens, so one plot
     ratios = comparison.ratios(lambda sums: sums.perplexity)
     assert ratios["rope (trained on 128)"][128].mean == 1

@@ -13,12 +13,12 @@ from fope_jax.report.tables import (
     as_text,
     depth_table,
     document_table,
+    format_spread,
     number,
-    passkey_tables,
     perplexity_tables,
     position_tables,
+    retrieval_tables,
     text_tables,
-    with_spread,
 )
 
 
@@ -47,7 +47,7 @@ def test_perplexity_ratio_and_bits_of_every_variant_and_context(synthetic, four_
 
 def test_passkeys_are_counted_over_depths(synthetic, four_runs):
     (comparison,) = comparisons(read_runs(four_runs), "passkey")
-    found, loss = map(cells, passkey_tables(comparison))
+    found, loss = map(cells, retrieval_tables(comparison))
     for variant, shares in synthetic.ACCURACY.items():
         for context, share in zip(synthetic.CONTEXTS, shares, strict=True):
             right = sum(
@@ -119,10 +119,10 @@ def test_too_many_rows_are_cut_with_a_word(four_runs, monkeypatch):
 
 
 def test_spread_shows_only_over_seeds():
-    assert with_spread(spread([2.0])) == "2.00"
-    assert with_spread(spread([2.0, 4.0])) == "3.00 ± 1.41"
-    assert with_spread(spread([2.0, 2.0 + 1e-12])) == "2.00 ± <0.01"
-    assert with_spread(None) == "-"
+    assert format_spread(spread([2.0])) == "2.00"
+    assert format_spread(spread([2.0, 4.0])) == "3.00 ± 1.41"
+    assert format_spread(spread([2.0, 2.0 + 1e-12])) == "2.00 ± <0.01"
+    assert format_spread(None) == "-"
 
 
 class Outline(HTMLParser):

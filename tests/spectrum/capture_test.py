@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.model.layers import from_heads, rms_norm, swiglu
+from fope_jax.model.layers import project_from_heads, rms_norm, swiglu
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
 from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, RoPE
 from fope_jax.spectrum.capture import by_distance, logits_of, observer
@@ -55,7 +55,7 @@ def test_the_logits_that_are_seen_are_those_the_model_attends_with(name):
             weights = {name: value[...][index] for name, value in model.layers.items()}
             values = jnp.repeat(v[index], 4 // v.shape[3], axis=2)
             attended = jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(logits[index]), values)
-            y = x[index] + from_heads(attended, weights["out"])
+            y = x[index] + project_from_heads(attended, weights["out"])
             inner = rms_norm(y, weights["mlp_norm"], 1e-6)
             ends.append(y + swiglu(inner, weights["gate"], weights["up"], weights["down"]))
         plain = model.hidden(tokens, positions, segments)

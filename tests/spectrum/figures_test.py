@@ -10,8 +10,8 @@ from fope_jax.report.correlation import (
     correlate,
     correlation_table,
     generalization_gap,
-    points,
     run_table,
+    spectrum_points,
 )
 from fope_jax.report.page import write_report
 from fope_jax.report.rows import ReportError, read_runs
@@ -75,7 +75,7 @@ def runs(make_run, synthetic):
 
 
 def test_points_hold_a_runs_numbers_before_and_after(runs, synthetic):
-    found = {point.label: point for point in points(read_runs(runs))}
+    found = {point.label: point for point in spectrum_points(read_runs(runs))}
     assert set(found) == {"rope", "fope", "alibi"}
     rope = found["rope"]
     assert rope.trained_at == 1000
@@ -114,7 +114,7 @@ def test_a_gap_is_of_the_same_tokens(make_run, synthetic):
 
 
 def test_tables_say_what_was_measured(runs):
-    found = points(read_runs(runs))
+    found = spectrum_points(read_runs(runs))
     rows = dict(run_table(found).rows)
     assert rows["rope"][:4] == ["0", "1,000", "+2.510", "0.450 → 0.450"]
     assert rows["rope"][5] == "0.500 → 0.400"

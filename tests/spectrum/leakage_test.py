@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fope_jax.position import inverse_frequencies
-from fope_jax.spectrum import dirichlet, energies, floor_basis, leakage, own_basis
+from fope_jax.spectrum import dirichlet, energies, floor_basis, frequency_basis, leakage
 
 T = 128
 N = np.arange(T)
@@ -15,7 +15,7 @@ ROPE = inverse_frequencies(32)
 @pytest.mark.parametrize("weights", [None, PAIRS], ids=["even", "pairs"])
 def test_a_pure_own_tone_does_not_leak(weights):
     """Fast, slow, and slower than the window, with any constant; and so do their sums."""
-    basis = own_basis(ROPE, T, weights)
+    basis = frequency_basis(ROPE, T, weights)
     tones = np.cos(np.multiply.outer(ROPE, N) + 0.4) + 3
     assert leakage(tones, basis).max() < 1e-5
     assert leakage(tones.sum(axis=0), basis) < 1e-5
@@ -31,7 +31,7 @@ def test_a_tone_beside_its_own_frequency_leaks_what_the_kernel_says(steps):
         np.exp(0.3j) * dirichlet(own - other, T) + np.exp(-0.3j) * dirichlet(own + other, T)
     ) / 2
     expected = 1 - 2 * abs(line) ** 2 / T / np.sum((x - x.mean()) ** 2)
-    found = leakage(x, own_basis(np.array([own]), T))
+    found = leakage(x, frequency_basis(np.array([own]), T))
     assert found == pytest.approx(expected, abs=1e-9)
     alone = 1 - abs(dirichlet(steps * 2 * np.pi / T, T) / T) ** 2
     assert found == pytest.approx(alone, abs=0.03)  # as for a complex tone, up to w + w'
@@ -39,9 +39,9 @@ def test_a_tone_beside_its_own_frequency_leaks_what_the_kernel_says(steps):
 
 def test_white_noise_has_the_null_value():
     noise = np.random.default_rng(0).standard_normal((4000, T))
-    for basis in (own_basis(ROPE, T), own_basis(ROPE, T, centred=False)):
+    for basis in (frequency_basis(ROPE, T), frequency_basis(ROPE, T, centred=False)):
         assert leakage(noise, basis).mean() == pytest.approx(1 - basis.null, abs=2e-3)
-    weighted = own_basis(ROPE, T, PAIRS)
+    weighted = frequency_basis(ROPE, T, PAIRS)
     assert leakage(noise / np.sqrt(PAIRS), weighted).mean() == pytest.approx(
         1 - weighted.null, abs=2e-3
     )
@@ -49,7 +49,7 @@ def test_white_noise_has_the_null_value():
 
 def test_energy_is_split_in_two():
     x = np.random.default_rng(1).standard_normal((5, T))
-    basis = own_basis(ROPE, T, PAIRS)
+    basis = frequency_basis(ROPE, T, PAIRS)
     inside, whole = energies(x, basis)
     mean = (x * PAIRS).sum(axis=1, keepdims=True) / PAIRS.sum()
     np.testing.assert_allclose(whole, np.sum(PAIRS * (x - mean) ** 2, axis=1), rtol=1e-12)
@@ -60,7 +60,7 @@ def test_energy_is_split_in_two():
 
 def test_close_frequencies_span_fewer_directions_than_there_are_of_them():
     """RoPE's ten frequencies under 2 pi / 128 are as good as a polynomial there."""
-    basis = own_basis(ROPE, T)
+    basis = frequency_basis(ROPE, T)
     assert len(basis.rows) < 2 * 9
     np.testing.assert_allclose(basis.rows @ basis.rows.T, np.eye(len(basis.rows)), atol=1e-10)
     assert np.isnan(leakage(np.full(T, 2.0), basis))
@@ -89,6 +89,6 @@ def test_within_the_training_length_only_a_trend_is_under_the_floor():
 
 def test_windows_that_resolve_nothing_are_refused():
     with pytest.raises(ValueError, match="40 frequencies in a window of 64 tokens: at its "):
-        own_basis(np.linspace(0.05, 3.0, 40), 64)
+        frequency_basis(np.linspace(0.05, 3.0, 40), 64)
     with pytest.raises(ValueError, match=r"a window of 64 tokens holds 0.50 periods .* 128 tokens"):
         floor_basis(2 * np.pi / 128, 64)

@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from fope_jax.config import build_experiment, experiment_to_dict
-from fope_jax.evaluate.finite import NonFiniteError
-from fope_jax.evaluate.identity import position_identity
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.evaluate.restore import NonFiniteError
 from fope_jax.model.transformer import Transformer, split
-from fope_jax.report.correlation import points
+from fope_jax.report.correlation import spectrum_points
 from fope_jax.report.rows import read_runs
 from fope_jax.spectrum import run as run_module
 from fope_jax.spectrum.run import measure_run
@@ -72,7 +72,7 @@ def save(workdir, method, seed=3, drawn_from=None, steps=(5,), change=lambda lay
     model = Transformer(experiment.model, experiment.position, rngs=rngs)
     _, params, constants = split(model)
     params["layers"] |= change(params["layers"])
-    found = position_identity(experiment.position, experiment.model.shape, constants)[1]
+    found = checkpoint_fingerprint(experiment.position, experiment.model.shape, constants)[1]
     store = CheckpointStore(workdir / "checkpoints")
     for step in steps:
         items = {"params": params, "constants": constants, "optimizer": {}}
@@ -108,7 +108,7 @@ def test_rows_of_each_length_and_layer_are_written_and_read(rope):
     assert seen == [(s, c, layer, 3) for s in (5, 0) for c in (64, 128) for layer in (0, 1)]
     (run,) = read_runs([workdir])  # checked by the report, the untrained ones kept
     assert len(run.of("spectrum")) == 8
-    (point,) = points([run])
+    (point,) = spectrum_points([run])
     assert point.trained_at == 5 and point.gap is None
     assert 0 < point.numbers["undertrained energy"] < 1
     assert point.before["undertrained energy"] != point.numbers["undertrained energy"]

@@ -11,7 +11,7 @@ from fope_jax.main import main
 from fope_jax.storage.checkpoint import CheckpointStore
 
 SWEEP = """
-from fope_jax.sweep.spec import Extend, Train
+from fope_jax.sweep.runs import Extend, Train
 
 TINY = (
     "data.corpus=text", "data.tokenizer=bytes", "data.cache_dir={0}/cache",

@@ -13,7 +13,7 @@ from fope_jax.config.fields import ConfigError
 from fope_jax.processes.signals import Stopped, raising
 from fope_jax.sweep import queue
 from fope_jax.sweep.queue import SweepError, core_shares, run_sweep
-from fope_jax.sweep.spec import Extend, Train, check_sweep
+from fope_jax.sweep.runs import Extend, Train, check_sweep
 
 QUICK = "configs/quickstart.py:smoke"
 

@@ -71,7 +71,7 @@ def test_bad_questions_are_refused_before_any_work(experiment, asked, message):
 
 def test_without_the_compiler_the_pip_line_is_named(capsys, monkeypatch):
     def absent(name):
-        raise topology.TopologyError(f"not installed: {topology.PIP_LINE}")
+        raise topology.TopologyError(f"not installed: {topology.INSTALL_COMMAND}")
 
     monkeypatch.setattr(planning, "libtpu_version", lambda: absent("libtpu"))
     assert main(["plan", "--config", CONFIG, "--topology", "v5e:2x2"]) == 2
@@ -116,10 +116,10 @@ def test_the_cheapest_change_that_fits_is_found_and_answers_are_kept(
     (row,) = plan(cases, cache=tmp_path, jobs=1)
     assert asked == ["none", "dots", "full"]
     assert row["advice"] == "model.remat=full fits" and not row["cached"]
-    assert "DOES NOT FIT, 4.0 too much. model.remat=full fits" in table.markdown([row])
+    assert "DOES NOT FIT, 4.0 too much. model.remat=full fits" in table.to_markdown([row])
     (again,) = plan(cases, cache=tmp_path, jobs=1)
     assert len(asked) == 3 and again["cached"]
-    # Another program is another answer.
+    # Another program is compiled anew.
     longer = dataclasses.replace(experiment.train, b1=0.8)
     other = cases[0]._replace(experiment=dataclasses.replace(experiment, train=longer))
     plan([other], cache=tmp_path, jobs=1, advise=False)
@@ -150,7 +150,7 @@ def test_tables_say_how_much_more_fope_takes(tmp_path):
     rope = names | ROW | {"method": "rope", "versions": {"jax": "1"}}
     fope = rope | {"method": "fope", "flops": 2.244e12}
     bad = names | {"method": "alibi", "error": "heads", "versions": {"jax": "1"}}
-    text = table.markdown([rope, fope, bad])
+    text = table.to_markdown([rope, fope, bad])
     assert "fope beside rope +2.00% flops, +0.00% bytes of HBM" in text
     assert "| 13.00 | 2.20 | 91% | 4.0 | 1.50 | 11.0 | 5.0 | 7.5 | compute | 91% | 60 |" in text
     assert "not possible: heads" in text

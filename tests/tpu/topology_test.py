@@ -11,7 +11,7 @@ import pytest
 
 from fope_jax.tpu import topology
 from fope_jax.tpu.chips import CHIPS
-from fope_jax.tpu.topology import ENVIRONMENT, TopologyError, describe, num_devices
+from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, TopologyError, num_devices, topology_devices
 
 # Chips, and devices of each on the machines of Google Cloud: jax.devices() of a v4-8, a v5p-8 and a
 # v5litepod-4 lists 4, that of a tpu7x-8 (4 chips) lists 8. A v4 chip is one device of two cores.
@@ -43,12 +43,12 @@ def test_the_compiler_is_asked_for_the_devices_that_machines_have(name, monkeypa
 
     monkeypatch.setattr(topologies, "get_topology_desc", compiler)
     monkeypatch.setattr(topology, "libtpu_version", lambda: "0")
-    for key, value in ENVIRONMENT.items():
+    for key, value in COMPILER_ENVIRONMENT.items():
         monkeypatch.setenv(key, value)
-    assert len(describe(name)) == SLICES[name]
+    assert len(topology_devices(name)) == SLICES[name]
     monkeypatch.setattr(topologies, "get_topology_desc", lambda **_: compiler("v4:1x1x1", ""))
     with pytest.raises(TopologyError, match=f"lists 2 devices, expected {SLICES[name]}"):
-        describe(name)
+        topology_devices(name)
 
 
 @pytest.mark.slow
@@ -59,8 +59,8 @@ def test_the_compiler_is_asked_for_the_devices_that_machines_have(name, monkeypa
 def test_the_compilers_own_devices():
     code = (
         "import json, sys\n"
-        "from fope_jax.tpu.topology import describe\n"
-        "found = {name: describe(name) for name in json.load(sys.stdin)}\n"
+        "from fope_jax.tpu.topology import topology_devices\n"
+        "found = {name: topology_devices(name) for name in json.load(sys.stdin)}\n"
         "kinds = {n: [len(d), d[0].device_kind, d[0].num_cores] for n, d in found.items()}\n"
         "print(json.dumps(kinds))"
     )
@@ -70,7 +70,7 @@ def test_the_compilers_own_devices():
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | ENVIRONMENT,
+        env=os.environ | COMPILER_ENVIRONMENT,
     )
     cores = {"v4": 2, "v5p": 2}
     for name, found in json.loads(run.stdout).items():

@@ -13,8 +13,9 @@ from fope_jax.data.cache import open_cache
 from fope_jax.evaluate import harness
 from fope_jax.evaluate.harness import load_text_model
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.evaluate.run import evaluate, load_run, read_experiment
-from fope_jax.extend.parents import open_parent
+from fope_jax.evaluate.restore import load_run, read_experiment
+from fope_jax.evaluate.run import evaluate
+from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
 from fope_jax.interop.runs import import_run
 from fope_jax.interop.weights import export_weights

@@ -106,7 +106,7 @@ def compile_fast(compiled):
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
     before = {name: getattr(jax.config, name) for name in changes}
-    lower = loop.lower_planned
+    lower = loop.lower_step
 
     class Lowered:
         def __init__(self, *arguments):
@@ -116,7 +116,7 @@ def compile_fast(compiled):
             return self.lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "lower_planned", Lowered)
+        patch.setattr(loop, "lower_step", Lowered)
         _configure(changes)
         yield
         _configure(before)

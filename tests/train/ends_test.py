@@ -34,21 +34,21 @@ checkpoint.write_json = written
 """
 SECOND_FAILS = """
 from fope_jax.train import loop
-put, calls = loop.put, []
+shard_batch, calls = loop.shard_batch, []
 def placed(batch, mesh):
     calls.append(1)
     if len(calls) == 3 and not is_first():
         raise ZeroDivisionError("a defect")
-    return put(batch, mesh)
-loop.put = placed
+    return shard_batch(batch, mesh)
+loop.shard_batch = placed
 """
 SLOW_STEPS = """
 from fope_jax.train import loop
-put = loop.put
+shard_batch = loop.shard_batch
 def placed(batch, mesh):
     time.sleep(0.3)
-    return put(batch, mesh)
-loop.put = placed
+    return shard_batch(batch, mesh)
+loop.shard_batch = placed
 """
 SLOW_BATCHES = """
 from fope_jax.evaluate import perplexity

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fope_jax.config import build_experiment, changed_numbers, experiment_to_dict
+from fope_jax.config import build_experiment, experiment_to_dict, incompatible_changes
 from fope_jax.data import task_mixture
-from fope_jax.evaluate import during, scoring
+from fope_jax.evaluate import scoring, validation
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.extend.child import child_experiment
 from fope_jax.main import main
@@ -62,12 +62,12 @@ def child(parent, tmp_path_factory):
     return workdir
 
 
-def validation(workdir):
+def validation_rows(workdir):
     return [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] == "validation"]
 
 
 def test_one_command_measures_before_during_and_after(child):
-    rows = validation(child)
+    rows = validation_rows(child)
     assert [row["step"] for row in rows] == [0, 3, 5]
     assert [row["tokens_seen"] for row in rows] == [0, 96, 160]
     assert {(row["context"], row["training_length"], row["windows"]) for row in rows} == {
@@ -92,9 +92,9 @@ def test_rows_beyond_the_restart_come_again_and_none_twice(parent, child, runs, 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(runs.Interrupted):
         runs.interrupt(task_mixture, patch, at=4 + at)
         main(extension(parent, tmp_path / "run"))
-    assert [row["step"] for row in validation(tmp_path / "run")] == ([0, 3] if at else [0])
+    assert [row["step"] for row in validation_rows(tmp_path / "run")] == ([0, 3] if at else [0])
     assert main(extension(parent, tmp_path / "run")) == 0
-    assert validation(tmp_path / "run") == validation(child)
+    assert validation_rows(tmp_path / "run") == validation_rows(child)
     assert runs.arrays(tmp_path / "run", 5) == runs.arrays(child, 5)
 
 
@@ -102,12 +102,12 @@ def test_measuring_changes_no_update(parent, runs, tmp_path):
     measured = experiment(runs, save_every=2, evaluate_every=2)
     train(measured, tmp_path / "run")
     assert runs.arrays(tmp_path / "run", 4) == runs.arrays(parent, 4)
-    rows = validation(tmp_path / "run")
+    rows = validation_rows(tmp_path / "run")
     assert [(row["step"], row["context"]) for row in rows] == [
         (step, context) for step in (0, 2, 4) for context in (16, 32)
     ]
     values = (experiment_to_dict(e) for e in (measured, experiment(runs, save_every=2)))
-    assert not changed_numbers(*values)
+    assert not incompatible_changes(*values)
 
 
 def test_scores_that_are_not_finite_are_warned_of_and_end_no_training(
@@ -120,9 +120,9 @@ def test_scores_that_are_not_finite_are_warned_of_and_end_no_training(
 
         return lambda params, constants: scorer
 
-    monkeypatch.setattr(during, "scorer_maker", nan_at_32)
+    monkeypatch.setattr(validation, "scorer_factory", nan_at_32)
     train(experiment(runs, evaluate_every=4), tmp_path / "run")
-    rows = validation(tmp_path / "run")
+    rows = validation_rows(tmp_path / "run")
     assert [(row["step"], row["context"], row["correct"]) for row in rows] == [
         (step, context, 24 if context == 16 else 0) for step in (0, 4) for context in (16, 32)
     ]

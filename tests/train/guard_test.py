@@ -18,7 +18,13 @@ from fope_jax.train.bad_steps import BadStep, BadStepError, BadSteps, check_toke
 from fope_jax.train.guard import WARMUP, WINDOW, Guard, make_guard
 from fope_jax.train.loop import train
 from fope_jax.train.optim import learning_rate
-from fope_jax.train.state import at_stage, draw_constants, lower_planned, new_state, plan_state
+from fope_jax.train.state import (
+    experiment_at_stage,
+    init_constants,
+    init_train_state,
+    lower_step,
+    plan_state,
+)
 
 
 def config(**changes):
@@ -69,15 +75,17 @@ def test_a_skipped_step_leaves_every_bit_and_a_good_one_is_that_without_a_guard(
     bad = good._replace(weights=good.weights * np.float32(np.nan))
 
     def step(experiment):
-        plan = plan_state(at_stage(experiment, experiment.train.stages[0]))
-        run = lower_planned(plan, loop.put(good, plan.mesh), 1).compile()
-        constants = loop.place_constants(draw_constants(experiment), plan)
-        return lambda batch: run(new_state(experiment, plan), constants, loop.put(batch, plan.mesh))
+        plan = plan_state(experiment_at_stage(experiment, experiment.train.stages[0]))
+        run = lower_step(plan, loop.shard_batch(good, plan.mesh), 1).compile()
+        constants = loop.shard_constants(init_constants(experiment), plan)
+        return lambda batch: run(
+            init_train_state(experiment, plan), constants, loop.shard_batch(batch, plan.mesh)
+        )
 
     def bits(tree):
         return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
-    before = new_state(guarded, plan_state(guarded))
+    before = init_train_state(guarded, plan_state(guarded))
     state, metrics = step(guarded)(bad)
     assert bits(state) == bits(before)
     assert float(metrics.skipped) == 1 and np.isnan(float(metrics.nats))

@@ -16,8 +16,9 @@ from fope_jax.data import task_mixture
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.evaluate.run import evaluate, load_run
-from fope_jax.extend.parents import open_parent
+from fope_jax.evaluate.restore import load_run
+from fope_jax.evaluate.run import evaluate
+from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
 from fope_jax.interop.runs import export_run
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
@@ -184,7 +185,7 @@ def test_a_workdir_that_cannot_be_written_is_named(runs, tmp_path):
 
 
 def test_a_vocabulary_larger_than_the_embedding_fails_before_the_model(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "new_state", lambda *a, **k: pytest.fail("a model was made"))
+    monkeypatch.setattr(loop, "init_train_state", lambda *a, **k: pytest.fail("a model was made"))
     small = runs.values()
     small["model"]["vocab_size"] = 100
     with pytest.raises(ConfigError, match=r"tokenizer has \d+ tokens but .*vocab_size = 100"):

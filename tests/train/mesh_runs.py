@@ -30,13 +30,13 @@ from fope_jax.gallery.examples import examples
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
-from fope_jax.train.loop import put
+from fope_jax.train.loop import shard_batch
 from fope_jax.train.state import (
-    draw_constants,
-    lower_planned,
-    new_state,
-    place_constants,
+    init_constants,
+    init_train_state,
+    lower_step,
     plan_state,
+    shard_constants,
 )
 from fope_jax.typing import Batch
 
@@ -109,10 +109,10 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     devices = jax.devices()[: case.get("devices", 8)]
     setup = experiment(case)
     plan = plan_state(setup, devices)
-    state = new_state(setup, plan)
-    constants = place_constants(draw_constants(setup), plan)
+    state = init_train_state(setup, plan)
+    constants = shard_constants(init_constants(setup), plan)
     data = batches(case.get("packed", True), case.get("steps", 3))
-    step = lower_planned(plan, put(data[0], plan.mesh), setup.train.accumulate).compile()
+    step = lower_step(plan, shard_batch(data[0], plan.mesh), setup.train.accumulate).compile()
     whole = []
     for name, tree, shardings in (
         ("in", (state, constants), step.input_shardings[0][:2]),
@@ -124,7 +124,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
                 whole.append(f"{name} {jax.tree_util.keystr(path)} {leaf.shape}")
     losses, norms = [], []
     for batch in data:
-        state, metrics = step(state, constants, put(batch, plan.mesh))
+        state, metrics = step(state, constants, shard_batch(batch, plan.mesh))
         losses.append(float(metrics.nats / metrics.tokens))
         norms.append(float(metrics.grad_norm))
     return {

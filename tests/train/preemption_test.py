@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from fope_jax.config import build_experiment
-from fope_jax.evaluate import during
+from fope_jax.evaluate import validation
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.processes.signals import SIGNALS, Stopped
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.usefixtures("as_in_a_terminal")
 
 def signalled(monkeypatch, at, number=signal.SIGTERM):
     """Sends a signal to this process while batch ``at`` of a training is placed, from 1."""
-    put, calls = loop.put, iter(range(1000))
+    shard_batch, calls = loop.shard_batch, iter(range(1000))
 
     def placed(batch, mesh):
         if next(calls) == at:  # the first call compiles
             os.kill(os.getpid(), number)
-        return put(batch, mesh)
+        return shard_batch(batch, mesh)
 
-    monkeypatch.setattr(loop, "put", placed)
+    monkeypatch.setattr(loop, "shard_batch", placed)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_stopped_in_evaluations_the_rows_and_bits_are_those_of_the_unbroken_run(
     """An evaluation is left at once, with its step in a checkpoint, and made by the next start."""
     experiment = measured(runs)
     train(experiment, tmp_path / "unbroken")
-    workdir, score = tmp_path / "run", during.scorer_maker
+    workdir, score = tmp_path / "run", validation.scorer_factory
     with pytest.raises(Stopped), monkeypatch.context() as patch:
         signalled_scorer(patch, score, at=2)
         train(experiment, workdir)
@@ -156,15 +156,15 @@ def test_a_batch_that_takes_long_is_not_waited_for():
     tokens = jnp.ones((512, 512))
     jax.block_until_ready(long(tokens))
     with pytest.raises(Stopped):
-        during._checking(scorer, check)(tokens, None)
+        validation._checking(scorer, check)(tokens, None)
 
 
-def signalled_scorer(patch, scorer_maker, at, number=signal.SIGTERM):
+def signalled_scorer(patch, scorer_factory, at, number=signal.SIGTERM):
     """Sends a signal while the ``at``-th batch is scored, from 1."""
     calls = iter(range(1, 1000))
 
     def maker(*arguments):
-        make = scorer_maker(*arguments)
+        make = scorer_factory(*arguments)
 
         def made(*arrays):
             score = make(*arrays)
@@ -178,7 +178,7 @@ def signalled_scorer(patch, scorer_maker, at, number=signal.SIGTERM):
 
         return made
 
-    patch.setattr(during, "scorer_maker", maker)
+    patch.setattr(validation, "scorer_factory", maker)
 
 
 def test_in_another_thread_no_signal_is_caught():
@@ -202,16 +202,16 @@ def test_a_run_whose_checkpoints_are_gone_is_not_begun_again(runs, unbroken, tmp
 
 
 def test_a_run_that_is_taken_over_stops_before_its_next_checkpoint(runs, tmp_path, monkeypatch):
-    put, calls = loop.put, iter(range(1000))
+    shard_batch, calls = loop.shard_batch, iter(range(1000))
 
     def taken_over(batch, mesh):
         if next(calls) == 2:
             lock = tmp_path / "run.lock"
             owner = json.loads(lock.read_text()) | {"host": "elsewhere", "verb": "train"}
             lock.write_text(json.dumps(owner).ljust(511) + "\n")
-        return put(batch, mesh)
+        return shard_batch(batch, mesh)
 
-    monkeypatch.setattr(loop, "put", taken_over)
+    monkeypatch.setattr(loop, "shard_batch", taken_over)
     with pytest.raises(LockError, match="belongs to another process now .*host elsewhere"):
         train(runs.experiment(), tmp_path)
     assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() is None

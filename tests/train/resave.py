@@ -14,7 +14,7 @@ from fope_jax.processes.initialize import initialize
 
 if __name__ == "__main__":
     initialize()
-    from fope_jax.evaluate.run import read_experiment
+    from fope_jax.evaluate.restore import read_experiment
     from fope_jax.model.sharding import MeshConfig
     from fope_jax.storage.checkpoint import CheckpointStore
     from fope_jax.train.state import plan_state

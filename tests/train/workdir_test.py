@@ -9,10 +9,12 @@ import pytest
 
 from fope_jax.config import ConfigError
 from fope_jax.evaluate.metrics import read_rows
+from fope_jax.extend import run as extend_run
+from fope_jax.interop import runs as interop_runs
 from fope_jax.main import main
 from fope_jax.storage import files
 from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.train import exchange, extend, loop, workdir
+from fope_jax.train import loop, workdir
 from fope_jax.train.workdir import check_workdir, has_checkpoint, open_workdir
 
 
@@ -81,10 +83,10 @@ def test_an_extension_that_is_refused_writes_nothing(rope, tmp_path):
         ((rope, "fope", 10**9), "length"),
     ):
         with pytest.raises(ValueError, match=message):
-            extend.extend(*arguments[:1], *arguments[1:], tmp_path / "new" / "run")
+            extend_run.extend(*arguments[:1], *arguments[1:], tmp_path / "new" / "run")
         assert not tree(tmp_path) and tree(rope) == before
     with pytest.raises(RuntimeError, match=f"no token cache .* such as {rope}/config.json, with"):
-        extend.extend(rope, "same", 32, tmp_path / "run", overrides=["data.cache_dir=nowhere"])
+        extend_run.extend(rope, "same", 32, tmp_path / "run", overrides=["data.cache_dir=nowhere"])
     assert not tree(tmp_path)
 
 
@@ -93,7 +95,7 @@ def test_an_extension_that_is_refused_writes_nothing(rope, tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(loop, "record_run"), (loop, "MetricsLog"), (CheckpointStore, "save")],
+    [(loop, "write_run_info"), (loop, "MetricsWriter"), (CheckpointStore, "save")],
     ids=["config.json", "run.json", "the first save"],
 )
 def test_a_run_killed_before_its_first_checkpoint_gives_way(runs, tmp_path, module, function):
@@ -110,7 +112,7 @@ def test_a_run_killed_before_its_first_checkpoint_gives_way(runs, tmp_path, modu
 
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(extend, "write_json"), (CheckpointStore, "save")],
+    [(extend_run, "write_json"), (CheckpointStore, "save")],
     ids=["lineage.json", "the first save"],
 )
 def test_an_extension_killed_before_its_first_checkpoint_gives_way(
@@ -119,15 +121,15 @@ def test_an_extension_killed_before_its_first_checkpoint_gives_way(
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(module, function, kill)
-        extend.extend(rope, "yarn", 32, run, overrides=["train.steps=2"])
+        extend_run.extend(rope, "yarn", 32, run, overrides=["train.steps=2"])
     assert not has_checkpoint(run)
     shorter = Path(shutil.copytree(run, tmp_path / "plain"))
-    extend.extend(rope / "8", "pi", 32, run, overrides=["train.steps=1"])
-    lineage = extend.read_lineage(run)
+    extend_run.extend(rope / "8", "pi", 32, run, overrides=["train.steps=1"])
+    lineage = extend_run.read_lineage(run)
     assert (lineage["request"]["method"], lineage["request"]["step"]) == ("pi", 8)
     # No extension at all: what an earlier one has left must not be told of this run.
     loop.train(runs.experiment(steps=1), shorter)
-    assert extend.read_lineage(shorter) is None
+    assert extend_run.read_lineage(shorter) is None
 
 
 @pytest.fixture(scope="module")
@@ -151,28 +153,28 @@ def test_an_import_killed_before_its_checkpoint_gives_way(weights, tmp_path):
     run, bytes_ = tmp_path / "run", "data.tokenizer=bytes"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(CheckpointStore, "save", kill)
-        exchange.import_run(weights, run, [bytes_])
+        interop_runs.import_run(weights, run, [bytes_])
     assert not has_checkpoint(run)
-    exchange.import_run(weights, run, [bytes_, "name=other"])
+    interop_runs.import_run(weights, run, [bytes_, "name=other"])
     assert saved_as(run)["name"] == "other" and has_checkpoint(run)
     with pytest.raises(ConfigError, match="holds weights imported from"):
-        exchange.import_run(weights, run, [bytes_])
+        interop_runs.import_run(weights, run, [bytes_])
 
 
 def test_an_export_that_fails_or_is_killed_does_not_stand_in_its_own_way(weights, tmp_path):
     run, out = tmp_path / "run", tmp_path / "new" / "out"
-    exchange.import_run(weights, run, ["data.tokenizer=bytes"])
+    interop_runs.import_run(weights, run, ["data.tokenizer=bytes"])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(exchange, "export_weights", kill)
-        exchange.export_run(run, out)
+        patch.setattr(interop_runs, "export_weights", kill)
+        interop_runs.export_run(run, out)
     assert not (tmp_path / "new").exists()
-    (out / exchange.PARTIAL).mkdir(parents=True)  # as SIGKILL leaves it
-    (out / exchange.PARTIAL / "shard-0").write_text("cut off")
-    exchange.export_run(run, out)
+    (out / interop_runs.PARTIAL).mkdir(parents=True)  # as SIGKILL leaves it
+    (out / interop_runs.PARTIAL / "shard-0").write_text("cut off")
+    interop_runs.export_run(run, out)
     assert {"config.json", "model.safetensors"} == tree(out)
     assert (out / "model.safetensors").read_bytes() == (weights / "model.safetensors").read_bytes()
     with pytest.raises(FileExistsError, match="is not empty"):
-        exchange.export_run(run, out)
+        interop_runs.export_run(run, out)
 
 
 # ---------------------------------------------------------------------------- what is kept
@@ -223,9 +225,9 @@ def test_what_is_no_run_is_not_written_over(rope, runs, weights, tmp_path):
 
 def test_the_sweeps_of_a_start_that_failed_go_on(runs, tmp_path):
     from fope_jax.sweep import queue
-    from fope_jax.sweep.spec import Planned, Train
+    from fope_jax.sweep.runs import PlannedRun, Train
 
-    run = Planned(Train("a", "x.py"), runs.experiment(steps=2))
+    run = PlannedRun(Train("a", "x.py"), runs.experiment(steps=2))
     open_workdir(tmp_path / "a", runs.experiment(steps=3))
     assert not queue._is_done(run, tmp_path)
 

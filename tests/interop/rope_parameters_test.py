@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fope_jax.interop.huggingface import (
+from fope_jax.interop.rope_parameters import (
     KEYS,
     from_rope_parameters,
     inverted_ramp,

@@ -10,16 +10,21 @@ from typing import Any, NamedTuple
 import jax
 
 from fope_jax.config import ConfigError, Experiment
-from fope_jax.evaluate.identity import check_fingerprint, position_identity
-from fope_jax.evaluate.run import find_step, read_experiment
-from fope_jax.interop.families import LENGTH
-from fope_jax.interop.runs import TOKENIZER, check_tokens_fit, imported_experiment, tokens_fit
-from fope_jax.interop.weights import describe, import_weights
-from fope_jax.model.sharding import place
+from fope_jax.evaluate.fingerprint import check_fingerprint, checkpoint_fingerprint
+from fope_jax.evaluate.restore import find_step, read_experiment
+from fope_jax.interop.huggingface import MAX_POSITIONS
+from fope_jax.interop.runs import (
+    TOKENIZER,
+    check_tokenizer,
+    imported_experiment,
+    is_tokenizer_compatible,
+)
+from fope_jax.interop.weights import import_config, import_weights
+from fope_jax.model.sharding import device_put_sharded
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import read_json, resolved
 from fope_jax.train.state import StatePlan, restore_arrays
-from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, run_and_step
+from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, split_step
 
 WEIGHTS = "hf:"  # what stands before a directory of Hugging Face
 
@@ -85,7 +90,7 @@ def open_parent(
 
 
 def _open_run(source: str | Path, step: int | None, accept_position: str | None) -> Parent:
-    run, named = run_and_step(source)
+    run, named = split_step(source)
     step = step if named is None else named
     experiment = read_experiment(run)
     if step is None:
@@ -111,27 +116,27 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
     facts = read_json(info) if info.is_file() else {}
     kept = facts.get(KEPT, {})
     if IMPORTED in facts:  # there train.length is what evaluation counts in
-        trained = kept.get(LENGTH, experiment.train.length)
+        trained = kept.get(MAX_POSITIONS, experiment.train.length)
         train_config = dataclasses.replace(experiment.train, length=trained)
         experiment = dataclasses.replace(experiment, train=train_config)
     return Parent(str(resolved(run)), experiment, step, IMPORTED in facts, kept, load)
 
 
 def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
-    described = describe(directory)
+    described = import_config(directory)
     stated = [] if tokenizer is None else [f"data.tokenizer={tokenizer}"]
     own = (directory / TOKENIZER).is_file()
     experiment = imported_experiment(directory, described, [] if own else stated)
-    if own and stated and not tokens_fit(experiment):  # then it cannot be the model's
+    if own and stated and not is_tokenizer_compatible(experiment):  # then it cannot be the model's
         experiment = imported_experiment(directory, described, stated)
-    check_tokens_fit(experiment)
+    check_tokenizer(experiment)
 
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
         if with_optimizer:
             raise ConfigError(f"{WEIGHTS}{directory} holds no optimizer to keep; take reset")
         imported = import_weights(directory)
         position, shape = imported.position, imported.config.shape
-        _, identity = position_identity(position, shape, imported.constants)
+        _, identity = checkpoint_fingerprint(position, shape, imported.constants)
         items = {
             "params": _placed(imported.params, plan.state.params),
             "constants": _placed(imported.constants, plan.constants),
@@ -143,4 +148,4 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
 
 
 def _placed(arrays: Any, wanted: Any) -> Any:
-    return jax.tree.map(lambda x, leaf: place(x, leaf.sharding), arrays, wanted)
+    return jax.tree.map(lambda x, leaf: device_put_sharded(x, leaf.sharding), arrays, wanted)

@@ -19,7 +19,7 @@ from fope_jax.processes.initialize import check_same, software
 _OWN = ("data.cache_dir",)
 
 
-def check_alike(
+def check_processes_agree(
     experiment: Experiment, request: Mapping[str, Any], splits: Iterable[str] = ("train",)
 ) -> None:
     """Compares what all processes must share; a single process has nothing to compare.

@@ -100,7 +100,7 @@ Run = Train | Extend
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """A run that has been checked.
 
     Attributes:
@@ -138,7 +138,7 @@ def command(run: Run, workdir: Path) -> list[str]:
 # ---------------------------------------------------------------------------- from a file
 
 
-def load_sweep(spec: str) -> list[Planned]:
+def load_sweep(spec: str) -> list[PlannedRun]:
     """Reads a sweep file and builds every experiment in it, before any is run.
 
     Args:
@@ -158,9 +158,9 @@ def load_sweep(spec: str) -> list[Planned]:
         raise ConfigError(f"sweep file {path!r}: {error}") from error
 
 
-def check_sweep(runs: Iterable[Run]) -> list[Planned]:
+def check_sweep(runs: Iterable[Run]) -> list[PlannedRun]:
     """The runs with their experiments; see `load_sweep`."""
-    planned: dict[str, Planned] = {}
+    planned: dict[str, PlannedRun] = {}
     for run in runs:
         if not isinstance(run, Run):
             raise ConfigError(f"the sweep has {run!r:.80}; accepted: Train and Extend")
@@ -170,7 +170,7 @@ def check_sweep(runs: Iterable[Run]) -> list[Planned]:
         if run.name in planned:
             raise ConfigError(f"two runs are called {run.name!r}")
         try:
-            planned[run.name] = Planned(run, _experiment(run, planned))
+            planned[run.name] = PlannedRun(run, _experiment(run, planned))
         except ValueError as error:
             raise ConfigError(f"run {run.name!r}: {error}") from error
     if not planned:
@@ -196,7 +196,7 @@ def _check_kinds(run: Run) -> None:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
-def _experiment(run: Run, before: dict[str, Planned]) -> Experiment:
+def _experiment(run: Run, before: dict[str, PlannedRun]) -> Experiment:
     arguments = _parsed(run)
     if isinstance(run, Train):
         return build_experiment(load_config(arguments.config, arguments.overrides))

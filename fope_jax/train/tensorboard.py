@@ -14,7 +14,7 @@ from fope_jax.extras import require
 log = logging.getLogger(__name__)
 
 
-class Curves:
+class TensorBoardWriter:
     """Writes scalars into an event file, and gives up with one warning where that fails.
 
     tensorboardX's own SummaryWriter hands them to a thread through a short queue. Where the disk is

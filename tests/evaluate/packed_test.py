@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.evaluate.joined import places, score_chunks, score_resets
+from fope_jax.evaluate.packed import packed_positions, score_chunks, score_resets
 from fope_jax.evaluate.perplexity import token_sums
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.model.transformer import Transformer, TransformerConfig
@@ -177,7 +177,7 @@ def test_places_are_those_of_training():
     loader = Loader(cache, length=32, batch_size=2, seed=0, packing="documents")
     batch = loader.windows(np.array([2, 6]))
     for row, begin in enumerate((64, 192)):
-        positions, segments = places(cache.documents["start"], begin, 32)
+        positions, segments = packed_positions(cache.documents["start"], begin, 32)
         np.testing.assert_array_equal(positions, batch.positions[row])
         np.testing.assert_array_equal(segments, batch.segments[row])
 

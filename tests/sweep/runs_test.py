@@ -10,7 +10,7 @@ from fope_jax.config.fields import ConfigError
 from fope_jax.extend import run as extend_module
 from fope_jax.extend.child import child_experiment
 from fope_jax.main import main
-from fope_jax.sweep.spec import Extend, Train, check_sweep, load_sweep, product, zipped
+from fope_jax.sweep.runs import Extend, Train, check_sweep, load_sweep, product, zipped
 
 QUICK = "configs/quickstart.py"
 

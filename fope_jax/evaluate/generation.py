@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fope_jax.model.decode import greedy, prefill, read
+from fope_jax.model.decode import forward_cached, greedy_decode, prefill
 from fope_jax.model.losses import token_nats
-from fope_jax.model.sharding import axis_size, place, spec
+from fope_jax.model.sharding import axis_size, device_put_sharded, partition_spec
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
@@ -60,25 +60,25 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
                 positions = position + jnp.arange(count - 1, dtype=jnp.int32)
                 ones = jnp.ones_like(positions)
                 last = jnp.concatenate(
-                    [last, read(model, cache, answer[:, :-1], positions, ones)[0]], axis=1
+                    [last, forward_cached(model, cache, answer[:, :-1], positions, ones)[0]], axis=1
                 )
             return token_nats(last, unembedding, answer)[0]
 
         nats = jax.lax.map(nats_of, answers.swapaxes(0, 1)).swapaxes(0, 1)
-        return greedy(model, hidden, cache, position, count), nats
+        return greedy_decode(model, hidden, cache, position, count), nats
 
     if mesh is None:
         alone = jax.jit(answer)
         return lambda prompts, answers: alone(params, constants, prompts, answers)
     whole = NamedSharding(mesh, PartitionSpec())
     together = jax.jit(answer, out_shardings=(whole, whole))
-    by_rows = NamedSharding(mesh, spec(("batch",)))
+    by_rows = NamedSharding(mesh, partition_spec(("batch",)))
     rows = axis_size(mesh, "batch")
 
     def on_mesh(prompts: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = len(prompts)
         filled = np.resize(np.arange(count), count + -count % rows)
-        placed = [place(x[filled], by_rows) for x in (prompts, answers)]
+        placed = [device_put_sharded(x[filled], by_rows) for x in (prompts, answers)]
         written, nats = together(params, constants, *placed)
         return np.asarray(written)[:count], np.asarray(nats)[:count]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fope_jax.extras import require
-from fope_jax.report.comparison import labels
+from fope_jax.report.comparison import run_labels
 from fope_jax.report.lineage import tokens_before
 from fope_jax.report.plots import WIDTH, Style, legend_below
 from fope_jax.report.rows import Row, Run
@@ -30,7 +30,7 @@ class Scored(NamedTuple):
     bos_token: str | None = None
 
 
-def scored_during(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]]]]:
+def validation_groups(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]]]]:
     """Runs with their rows, by what was scored; a run that changed it is in several."""
     found: dict[Scored, list[tuple[Run, list[Row]]]] = {}
     for run in runs:
@@ -43,14 +43,14 @@ def scored_during(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]
     return found
 
 
-def during_figure(shown: Sequence[tuple[Run, list[Row]]], looks: dict[str, Style]) -> Figure:
+def validation_figure(shown: Sequence[tuple[Run, list[Row]]], styles: dict[str, Style]) -> Figure:
     """Loss against tokens seen, one panel a context length, parent and child on one axis.
 
     Where a run goes on from another, the axis begins twice its length before it: the rest of the
     parent's training would leave no room for the child's.
     """
     contexts = sorted({row["context"] for _, rows in shown for row in rows})
-    names = labels([run for run, _ in shown])
+    names = run_labels([run for run, _ in shown])
     columns = min(3, len(contexts))
     lines = math.ceil(len(contexts) / columns)
     figure = require("matplotlib.figure", "train").Figure(
@@ -71,7 +71,7 @@ def during_figure(shown: Sequence[tuple[Run, list[Row]]], looks: dict[str, Style
                     *zip(*points, strict=True),
                     linewidth=1.3,
                     markersize=4,
-                    **looks[label]._asdict(),
+                    **styles[label]._asdict(),
                 )[0]
                 if points
                 else drawn.get(label)
@@ -115,12 +115,12 @@ def _dress(panel: Axes, title: str) -> None:
     panel.tick_params(labelsize=8, labelbottom=True)
 
 
-def during_table(shown: Sequence[tuple[Run, list[Row]]]) -> Table:
+def validation_table(shown: Sequence[tuple[Run, list[Row]]]) -> Table:
     """Every loss: a row for each run and step, a column for each context."""
     contexts = sorted({row["context"] for _, rows in shown for row in rows})
     columns = ["updates", "tokens seen", *(f"{context:,}" for context in contexts)]
     table = Table("Loss during training (nats/token), by context (tokens)", "variant", columns)
-    names = labels([run for run, _ in shown])
+    names = run_labels([run for run, _ in shown])
     for run, rows in shown:
         for step, own in group(rows, lambda row: row["step"]).items():
             losses = {row["context"]: three(row["nats"] / row["tokens"]) for row in own}
@@ -130,9 +130,9 @@ def during_table(shown: Sequence[tuple[Run, list[Row]]]) -> Table:
     return table
 
 
-def in_words(shown: Sequence[tuple[Run, list[Row]]]) -> str:
+def alt_text(shown: Sequence[tuple[Run, list[Row]]]) -> str:
     """The first and the last loss of each run at its shortest and its longest context."""
-    names, parts = labels([run for run, _ in shown]), []
+    names, parts = run_labels([run for run, _ in shown]), []
     for run, rows in shown:
         contexts = sorted({row["context"] for row in rows})
         for context in dict.fromkeys((contexts[0], contexts[-1])):

@@ -14,7 +14,7 @@ import numpy as np
 from fope_jax.config import Experiment
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.loader import Loader
-from fope_jax.train.loop import put, share_positions
+from fope_jax.train.loop import shard_batch, share_positions
 from fope_jax.train.state import StatePlan, plan_state
 from fope_jax.train.step import TrainState, batch_sums
 
@@ -57,12 +57,12 @@ def stream_loss(
             batch = loader.windows(np.minimum(numbers, count - 1))
             inside = (numbers < count).astype(np.float32)[:, None]
             batch = batch._replace(weights=batch.weights * inside)
-            sums = score(params, constants, put(share_positions(batch, packing), plan.mesh))
+            sums = score(params, constants, shard_batch(share_positions(batch, packing), plan.mesh))
             nats, scored = nats + float(sums.nats), scored + float(sums.tokens)
     return nats / scored
 
 
-def measure_start(
+def compare_initial_losses(
     parent: Experiment,
     arrays: Mapping[str, Any],
     child: Experiment,

@@ -22,7 +22,7 @@ TO_CHANGE = (
 )
 
 
-def position_identity(
+def checkpoint_fingerprint(
     position: PositionEmbedding, shape: ModelShape, constants: Any
 ) -> tuple[Fingerprint, dict[str, str]]:
     """The fingerprint of a model's effective position embedding, and what checkpoints keep of it.
@@ -70,7 +70,7 @@ def check_fingerprint(
         key, found, parts = "position_method", fingerprint(position, shape), "the configuration"
     else:
         key, parts = "position", "the configuration and the restored constants"
-        found, _ = position_identity(position, shape, constants)
+        found, _ = checkpoint_fingerprint(position, shape, constants)
     if metadata.get(key, found.hash) == found.hash:
         return
     if accept is not None and accept in (found.hash, fingerprint(position, shape).hash):

@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
 from fope_jax.data.cache import open_cache
-from fope_jax.evaluate.finite import non_finite_rows
-from fope_jax.evaluate.metrics import Row
-from fope_jax.evaluate.perplexity import plain
-from fope_jax.evaluate.run import Protocol, evaluation_graphdef, plan
-from fope_jax.evaluate.scoring import Scorer, scorer_maker
+from fope_jax.evaluate.metrics import Row, non_finite_rows
+from fope_jax.evaluate.perplexity import no_progress
+from fope_jax.evaluate.protocols import Protocol, plan_protocols
+from fope_jax.evaluate.restore import evaluation_graphdef
+from fope_jax.evaluate.scoring import Scorer, scorer_factory
 from fope_jax.evaluate.windows import place_windows
 from fope_jax.processes.signals import has_joined
 
@@ -32,10 +32,10 @@ VALIDATION = "validation"
 _SUMS = ("nats", "tokens", "bytes", "correct")
 
 Check = Callable[[], None]
-Measure = Callable[[int, Any, Any, Check], list[Row]]
+ValidationFn = Callable[[int, Any, Any, Check], list[Row]]
 
 
-def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> Measure:
+def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> ValidationFn:
     """What measures a model in the loop of its training.
 
     At each length of ``evaluate.lengths``, ``evaluate.training_windows`` windows of each of
@@ -56,12 +56,12 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
 
     Raises:
       ValueError: nothing to measure, no document for the longest window, or the ``evaluate``
-        section asks for what cannot be, see ``evaluate.run.plan``.
+        section asks for what cannot be, see ``evaluate.protocols.plan_protocols``.
     """
     settings = experiment.evaluate
     few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())
     cheap = dataclasses.replace(experiment, evaluate=few)
-    protocols = plan(cheap, data_fingerprint, ("same-tokens",)) if few.num_windows else []
+    protocols = plan_protocols(cheap, data_fingerprint, ("same-tokens",)) if few.num_windows else []
     if not protocols:
         raise ValueError(
             f"train.evaluate_every = {experiment.train.evaluate_every}, but there is nothing to "
@@ -75,7 +75,7 @@ def during_training(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -
             place_windows(
                 documents, longest=context, scored=asked["scored"], total=asked["num_windows"]
             )
-    make_scorer = scorer_maker(evaluation_graphdef(experiment), mesh)
+    make_scorer = scorer_factory(evaluation_graphdef(experiment), mesh)
     tokens_an_update = experiment.train.batch_size * experiment.train.length
 
     def measure(step: int, params: Any, constants: Any, check: Check) -> list[Row]:
@@ -124,7 +124,7 @@ def _checking(scorer: Scorer, check: Check) -> Scorer:
 def _pooled(protocol: Protocol, ids: Row, scorer: Any) -> Iterable[Row]:
     """The protocol's rows with the documents of each context added up."""
     contexts: dict[int, Row] = {}
-    for row in protocol.run(scorer, plain)[0]:
+    for row in protocol.run(scorer, no_progress)[0]:
         sums = contexts.setdefault(
             row["context"],
             {
@@ -142,7 +142,7 @@ def _pooled(protocol: Protocol, ids: Row, scorer: Any) -> Iterable[Row]:
     return contexts.values()
 
 
-def told(rows: Iterable[Row]) -> str:
+def format_losses(rows: Iterable[Row]) -> str:
     """For people: ``3.21 at 128, 3.40 at 256``, nats a token by tokens of context."""
     return ", ".join(
         f"{row['nats'] / row['tokens']:.3f} at {row['context']}"

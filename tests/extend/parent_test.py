@@ -13,9 +13,9 @@ from fope_jax.config import ConfigError, build_experiment
 from fope_jax.data.build import build
 from fope_jax.data.cache import CacheError
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.evaluate.run import load_run, read_experiment
+from fope_jax.evaluate.restore import load_run, read_experiment
 from fope_jax.extend.lineage import read_lineage
-from fope_jax.extend.parents import open_parent
+from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
 from fope_jax.interop.runs import export_run, import_run
 from fope_jax.interop.weights import export_weights, import_weights

@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.evaluate.perplexity import Progress, document_rows, plain
+from fope_jax.evaluate.perplexity import Progress, document_rows, no_progress
 from fope_jax.evaluate.scoring import Scorer, score_windows
 from fope_jax.evaluate.windows import Windows, place_blocks
-from fope_jax.model.attention import Places
+from fope_jax.model.attention import TokenIndex
 
 
 def score_chunks(
@@ -41,7 +41,7 @@ def score_chunks(
     contexts: Sequence[int],
     num_blocks: int,
     batch_tokens: int,
-    progress: Progress = plain,
+    progress: Progress = no_progress,
     bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores blocks of the stream in chunks of each context, as the paper's code does.
@@ -76,7 +76,7 @@ def score_resets(
     num_blocks: int,
     reset: bool,
     batch_tokens: int,
-    progress: Progress = plain,
+    progress: Progress = no_progress,
     bos: int | None = None,
 ) -> tuple[list[dict[str, Any]], Windows]:
     """Scores blocks in which documents meet, with or without a new beginning at each document.
@@ -99,7 +99,7 @@ def score_resets(
       ValueError: no block in which documents meet.
     """
     length = math.lcm(*contexts)
-    blocks = place_blocks(cache.documents, length=length, total=num_blocks, meeting=True)
+    blocks = place_blocks(cache.documents, length=length, total=num_blocks, require_boundary=True)
     name = "document-resets" if reset else "no-resets"
     return _score(scorer, cache, blocks, contexts, batch_tokens, progress, name, bos)
 
@@ -131,9 +131,9 @@ def _score(
         def read(i: int, begin=begin, context=context) -> np.ndarray:
             return cache.tokens(begin[i], begin[i] + context + 1)
 
-        def locate(i: int, begin=begin, context=context) -> Places:
+        def locate(i: int, begin=begin, context=context) -> TokenIndex:
             # With a BOS token a document begins one token earlier, where that stands.
-            return places(starts - (bos is not None), begin[i], context)
+            return packed_positions(starts - (bos is not None), begin[i], context)
 
         nats, hits = score_windows(
             scorer,
@@ -163,7 +163,7 @@ def _score(
     return rows, Windows(blocks + length, owners, ())
 
 
-def places(starts: np.ndarray, begin: int, context: int) -> Places:
+def packed_positions(starts: np.ndarray, begin: int, context: int) -> TokenIndex:
     """Positions and segments of a chunk whose documents each begin anew, as in training.
 
     Args:
@@ -175,11 +175,11 @@ def places(starts: np.ndarray, begin: int, context: int) -> Places:
       ``[T]`` int32 each; positions count from the beginning of the document or, where that lies
       before the chunk, of the chunk.
 
-    >>> positions, segments = places(np.array([0, 12, 14]), 10, 6)
+    >>> positions, segments = packed_positions(np.array([0, 12, 14]), 10, 6)
     >>> positions.tolist(), segments.tolist()
     ([0, 1, 0, 1, 0, 1], [1, 1, 2, 2, 3, 3])
     """
     at = begin + np.arange(context)
     document = np.searchsorted(starts, at, side="right") - 1
     positions = at - np.maximum(starts[document], begin)
-    return Places(positions.astype(np.int32), (document - document[0] + 1).astype(np.int32))
+    return TokenIndex(positions.astype(np.int32), (document - document[0] + 1).astype(np.int32))

@@ -13,7 +13,7 @@ from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.storage.lock import RunLock
 from fope_jax.train.bad_steps import ADVICE, BadStepError
-from fope_jax.train.metrics import MetricsLog
+from fope_jax.train.metrics import MetricsWriter
 from fope_jax.train.step import TrainState, all_finite
 from fope_jax.train.workdir import CHECKPOINTS
 
@@ -47,7 +47,7 @@ class Saver:
         state: TrainState,
         constants: Any,
         carried: dict[str, Any],
-        metrics_log: MetricsLog | None,
+        metrics_log: MetricsWriter | None,
         last: bool,
     ) -> bool:
         """Writes one checkpoint, after every row that came before it.
@@ -55,7 +55,7 @@ class Saver:
         Args:
           step: updates done.
           state, constants: its arrays.
-          carried: of the row that is under way, from `Meter.carry`.
+          carried: of the row that is under way, from `MetricsBuffer.carry`.
           metrics_log: in the process that has it.
           last: this process will write no other, so this one must be written.
 
@@ -86,7 +86,7 @@ class Saver:
         return True
 
 
-def check_not_lost(workdir: Path, found: int | None) -> None:
+def check_checkpoints_present(workdir: Path, found: int | None) -> None:
     """Compares the newest valid checkpoint with the newest one that was ever written.
 
     Warns where an older one is left.

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 
-class TimeAccount:
+class PhaseTimer:
     """Seconds by phase since the last rows.
 
     Args:

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 from fope_jax.data.cache import open_cache
-from fope_jax.extend import start as start_module
-from fope_jax.extend.start import stream_loss
+from fope_jax.extend import initial_loss
+from fope_jax.extend.initial_loss import stream_loss
 from fope_jax.model.losses import LossSums
 from fope_jax.train.state import plan_state
 
@@ -25,7 +25,7 @@ def test_the_loss_before_the_start_scores_the_same_targets_at_every_length(
         scored = jnp.sum(batch.weights)
         return LossSums(jnp.sum(batch.weights * batch.targets), scored, scored, scored)
 
-    monkeypatch.setattr(start_module, "batch_sums", sums)
+    monkeypatch.setattr(initial_loss, "batch_sums", sums)
     data = runs.data | {"packing": packing}
     experiment = runs.experiment(data, method="rope", length=length, batch_size=96 // length)
     cache = open_cache(experiment.data, "validation")

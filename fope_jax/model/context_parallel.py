@@ -16,19 +16,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fope_jax.model.attention import Places, attend
-from fope_jax.model.bias_kernel import HeadBias, attend_in_kernel
-from fope_jax.model.fused import cudnn, in_stored_order, splash
-from fope_jax.model.sharding import RULES, Axes, active_mesh, spec
+from fope_jax.model.attention import TokenIndex, attend
+from fope_jax.model.bias_kernel import HeadBias, pallas_attention
+from fope_jax.model.fused import cudnn_attention, is_stored_in_order, splash_attention
+from fope_jax.model.sharding import AXIS_RULES, Axes, active_mesh, partition_spec
 from fope_jax.typing import Array
 
-CONTEXT = RULES["length"]
+CONTEXT = AXIS_RULES["length"]
 
 
-_FUSED = {"splash": splash, "cudnn": cudnn}
+_FUSED = {"splash": splash_attention, "cudnn": cudnn_attention}
 
 
-def attend_on_mesh(
+def sharded_attention(
     q: Array,
     k: Array,
     v: Array,
@@ -71,7 +71,7 @@ def attend_on_mesh(
     def local(q, k, v, positions, segments, variables, constants):
         if backend in _FUSED:  # chosen only where a device has all tokens of its rows
             out = _FUSED[backend](q, k, v, segments)
-            in_order = in_stored_order(positions, segments)
+            in_order = is_stored_in_order(positions, segments)
             return jnp.where(in_order[:, None, None, None], out, jnp.nan)
         k_positions, k_segments = positions, segments
         if context > 1:
@@ -81,12 +81,12 @@ def attend_on_mesh(
             )
         if backend == "pallas":
             of_bias = {**variables, **jax.lax.stop_gradient(constants)} if head_bias else {}
-            return attend_in_kernel(
+            return pallas_attention(
                 q,
                 k,
                 v,
-                q_places=Places(positions, segments),
-                k_places=Places(k_positions, k_segments),
+                q_index=TokenIndex(positions, segments),
+                k_index=TokenIndex(k_positions, k_segments),
                 head_bias=head_bias,
                 variables=of_bias,
                 heads_axes={name: _axis_of_heads(axes_of(name)) for name in of_bias},
@@ -109,7 +109,7 @@ def attend_on_mesh(
     context = 1 if mesh is None else mesh.shape["context"]
     if mesh is None:
         return local(q, k, v, positions, segments, variables, constants)
-    heads = spec(("batch", "length", "heads", None))
+    heads = partition_spec(("batch", "length", "heads", None))
     return jax.shard_map(
         local,
         in_specs=(
@@ -118,8 +118,8 @@ def attend_on_mesh(
             heads,
             _rows(positions),
             _rows(segments),
-            {name: spec(axes_of(name)) for name in variables},
-            {name: spec(axes_of(name)) for name in constants},
+            {name: partition_spec(axes_of(name)) for name in variables},
+            {name: partition_spec(axes_of(name)) for name in constants},
         ),
         out_specs=heads,
         check_vma=False,
@@ -127,7 +127,7 @@ def attend_on_mesh(
 
 
 def _rows(x: Array) -> Any:
-    return spec(("batch" if x.shape[0] > 1 else None, "length"))
+    return partition_spec(("batch" if x.shape[0] > 1 else None, "length"))
 
 
 def _axis_of_heads(axes: Axes) -> int | None:

@@ -5,11 +5,16 @@ import json
 import pytest
 
 from fope_jax.report import page
-from fope_jax.report.comparison import labels
-from fope_jax.report.during import during_figure, during_table, in_words, scored_during
+from fope_jax.report.comparison import run_labels
 from fope_jax.report.page import write_report
-from fope_jax.report.plots import styles
+from fope_jax.report.plots import line_styles
 from fope_jax.report.rows import read_runs
+from fope_jax.report.validation import (
+    alt_text,
+    validation_figure,
+    validation_groups,
+    validation_table,
+)
 from tests.report.lineage_test import lineage
 
 UPDATE = 4096
@@ -60,19 +65,19 @@ def test_windows_with_a_bos_token_have_axes_of_their_own(pair, make_run, tmp_pat
     third = make_run("alibi")
     rows = validation("alibi", 128, [(8.0, 8.0), (3.0, 3.0)])
     add(third, [row | {"bos_token": "<s>"} for row in rows])
-    found = scored_during(read_runs([*pair, third]))
+    found = validation_groups(read_runs([*pair, third]))
     shown = {scored.bos_token: [run.variant for run, _ in own] for scored, own in found.items()}
     assert shown == {None: ["rope", "nope"], "<s>": ["alibi"]}
     runs = read_runs([third])
-    (section,) = page._during(runs, styles(labels(runs).values()), tmp_path)
+    (section,) = page._during(runs, line_styles(run_labels(runs).values()), tmp_path)
     assert "Every window begins with &lt;s&gt;." in section
 
 
 def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):
     runs = read_runs(pair)
-    ((scored, shown),) = scored_during(runs).items()
+    ((scored, shown),) = validation_groups(runs).items()
     assert (scored.tokens, scored.scored_per_window, scored.split) == (640, 64, "validation")
-    figure = during_figure(shown, styles(labels(runs).values()))
+    figure = validation_figure(shown, line_styles(run_labels(runs).values()))
     short, long, *_ = figure.axes
     assert (short.get_title(), long.get_title()) == ("context 128", "context 256")
     before, after, line = long.lines
@@ -86,12 +91,12 @@ def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):
 
 
 def test_every_loss_is_in_the_table_and_the_ends_in_words(pair):
-    ((_, shown),) = scored_during(read_runs(pair)).items()
-    table = during_table(shown)
+    ((_, shown),) = validation_groups(read_runs(pair)).items()
+    table = validation_table(shown)
     assert table.columns == ["updates", "tokens seen", "128", "256"]
     assert table.rows[1] == ("rope", ["250", "1,024,000", "5.000", "6.000"])
     assert table.rows[-1] == ("nope", ["200", "4,915,200", "-", "3.000"])
-    assert in_words(shown) == (
+    assert alt_text(shown) == (
         "Loss during training. rope at 128 tokens: 8.000, then 3.250; rope at 256 tokens: 8.000, "
         "then 5.000; nope at 256 tokens: 3.500, then 3.000."
     )
@@ -105,4 +110,4 @@ def test_other_tokens_are_other_figures_and_no_rows_none(pair, make_run, tmp_pat
     assert "640 tokens of the validation split" in page and "1,280 tokens of the" in page
     assert (tmp_path / "report/during-2.png").is_file()
     without = make_run("alibi")
-    assert not scored_during(read_runs([without]))
+    assert not validation_groups(read_runs([without]))

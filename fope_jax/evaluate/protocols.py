@@ -1,0 +1,325 @@
+"""The nine protocols: what each measures, and which of them an experiment asks for."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from fope_jax.config import Experiment, check_vocabulary
+from fope_jax.data.bos import Bos, find_bos
+from fope_jax.data.cache import open_cache
+from fope_jax.data.held_out import read_held_out
+from fope_jax.data.retrieval import TASKS
+from fope_jax.data.retrieval.base import Task
+from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
+from fope_jax.data.retrieval.registry import make_task
+from fope_jax.data.retrieval.text_task import CorpusHaystack
+from fope_jax.evaluate.generation import Answerer
+from fope_jax.evaluate.metrics import Row
+from fope_jax.evaluate.packed import check_chunks, score_chunks, score_resets
+from fope_jax.evaluate.perplexity import (
+    Progress,
+    score_from_start,
+    score_positions,
+    score_same_tokens,
+)
+from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
+from fope_jax.evaluate.scoring import Scorer
+from fope_jax.evaluate.sliding import check_stride, score_sliding
+from fope_jax.evaluate.windows import Windows, place_blocks
+
+log = logging.getLogger(__name__)
+
+NO_BOS = "no BOS token is added"
+FIRST_TOKEN = f"{NO_BOS}; the first token of a window is read and not scored"
+PASSKEY, RETRIEVAL = "passkey", "retrieval"
+TRIAL_SEED = 0  # one seed for all runs: every variant is asked the same
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Something to measure on one checkpoint.
+
+    Attributes:
+      kind: of its rows.
+      identity: fields that all its rows share and no other protocol's of that kind.
+      settings: everything else that its numbers depend on, JSON values.
+      run: scorer -> (rows, where its windows are or None).
+      is_generative: ``run`` gets an ``Answerer`` in place of a scorer.
+      bos: what stands before the first token of a window, in words.
+      bos_token: the name of the BOS token that windows begin with; None where there is none.
+    """
+
+    kind: str
+    identity: dict[str, Any]
+    settings: dict[str, Any]
+    run: Callable[[Any, Progress], tuple[list[Row], Windows | None]]
+    is_generative: bool = False
+    bos: str = NO_BOS
+    bos_token: str | None = None
+
+    @property
+    def row_fields(self) -> dict[str, Any]:
+        """Fields of all its rows; a curve has only rows with a BOS token or only rows without."""
+        return self.identity | ({"bos_token": self.bos_token} if self.bos_token else {})
+
+    @property
+    def label(self) -> str:
+        """For messages: ``same-tokens (validation)``."""
+        return "{} ({})".format(*self.identity.values())
+
+    def owns(self, row: Row, step: int) -> bool:
+        """Whether ``row`` is one of this protocol's at ``step``, with or without a BOS token."""
+        return (
+            row.get("kind") in (self.kind, "protocol")
+            and row.get("step") == step
+            and all(row.get(key) == value for key, value in self.identity.items())
+        )
+
+
+# ---------------------------------------------------------------------------- the table
+
+
+def _same_tokens(experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
+    settings = experiment.evaluate
+    scored, windows = settings.scored_tokens, settings.num_windows
+    return {"contexts": contexts, "scored": scored, "num_windows": windows}
+
+
+def _sliding_window(experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
+    settings = experiment.evaluate
+    stride = settings.stride or max(1, experiment.train.length // 2)
+    check_stride(stride, contexts)
+    return {"contexts": contexts, "stride": stride, "num_windows": settings.position_windows}
+
+
+def _chunks(experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
+    check_chunks(contexts)
+    return {"contexts": contexts, "num_blocks": experiment.evaluate.position_windows}
+
+
+def _resets(reset: bool, experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
+    blocks = experiment.evaluate.position_windows
+    place_blocks(cache.documents, length=math.lcm(*contexts), total=blocks, require_boundary=True)
+    return {"contexts": contexts, "num_blocks": blocks, "reset": reset}
+
+
+def _longest(count: str, experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
+    length, windows = experiment.train.length, experiment.evaluate.position_windows
+    return {"context": max(contexts), "training_length": length, count: windows}
+
+
+class TextProtocol(NamedTuple):
+    """How a protocol on text is made.
+
+    Attributes:
+      kind: of its rows.
+      score: (scorer, cache, **settings, batch_tokens, progress, bos) -> (rows, windows).
+      settings: (experiment, cache, contexts) -> what ``score`` depends on, checked before any
+        device work.
+      amount: the field of ``EvaluateConfig`` that counts its windows; 0 leaves the protocol out.
+      beginning: what stands before the first token of a window where a BOS token is added.
+    """
+
+    kind: str
+    score: Callable[..., Any]
+    settings: Callable[[Experiment, Any, list[int]], dict[str, Any]]
+    amount: str = "position_windows"
+    beginning: str = "every window begins with {}, in place of its first token"
+
+
+TEXT_PROTOCOLS = {
+    "same-tokens": TextProtocol("perplexity", score_same_tokens, _same_tokens, "num_windows"),
+    "sliding-window": TextProtocol("perplexity", score_sliding, _sliding_window),
+    "chunks": TextProtocol("perplexity", score_chunks, _chunks),
+    "document-resets": TextProtocol(
+        "perplexity",
+        score_resets,
+        functools.partial(_resets, True),
+        beginning="every chunk begins with {}, in place of its first token, and every document in "
+        "it, in place of the end-of-document token before it",
+    ),
+    "no-resets": TextProtocol("perplexity", score_resets, functools.partial(_resets, False)),
+    "long-window": TextProtocol(
+        "position", score_positions, functools.partial(_longest, "num_windows")
+    ),
+    "from-start": TextProtocol(
+        "position",
+        score_from_start,
+        functools.partial(_longest, "num_documents"),
+        beginning="every document is read after {}",
+    ),
+}
+PROTOCOLS = (*TEXT_PROTOCOLS, PASSKEY, RETRIEVAL)
+
+
+def protocol_names(wanted: Sequence[str]) -> tuple[str, ...]:
+    """The names in ``wanted``, each once and in the order of ``PROTOCOLS``; "all" stands for all.
+
+    >>> protocol_names(("passkey", "chunks"))
+    ('chunks', 'passkey')
+
+    Raises:
+      ValueError: a name that is none.
+    """
+    for name in wanted:
+        if name not in (*PROTOCOLS, "all"):
+            raise ValueError(
+                f"{name!r} is no protocol; accepted: {', '.join(PROTOCOLS)}, or all of them: all"
+            )
+    return PROTOCOLS if "all" in wanted else tuple(p for p in PROTOCOLS if p in wanted)
+
+
+# ---------------------------------------------------------------------------- planning
+
+
+def plan_protocols(
+    experiment: Experiment, data_fingerprint: str | None, wanted: Sequence[str] | None = None
+) -> list[Protocol]:
+    """The protocols that an experiment's ``evaluate`` section asks for, checked before any work.
+
+    Args:
+      experiment: of the run.
+      data_fingerprint: of the token cache that the model was trained on; None for imported
+        weights, which were trained elsewhere.
+      wanted: names of ``PROTOCOLS`` or "all", in place of ``evaluate.protocols``. What cannot run
+        is an error where it is named, and a warning where it is one of "all". "retrieval" without
+        ``evaluate.retrieval_tasks`` is all tasks that fit.
+
+    Raises:
+      ValueError: an unknown protocol, a length beyond what the position embedding is defined for,
+        or too short for a protocol, or a token cache that is not the one of training.
+    """
+    settings, length = experiment.evaluate, experiment.train.length
+    asked = settings.protocols if wanted is None else wanted
+    names = protocol_names(asked)
+    text_names = [name for name in names if name in TEXT_PROTOCOLS]
+    contexts = sorted({length * n for n in settings.lengths}) if text_names else []
+    has_trials = len(names) > len(text_names)
+    trial_contexts = sorted({length * n for n in settings.passkey_lengths}) if has_trials else []
+    limit = experiment.position.max_length()
+    longest = max([*contexts, *trial_contexts], default=0)
+    if limit is not None and longest > limit:
+        raise ValueError(
+            f"evaluate.lengths and passkey_lengths reach {longest} tokens, but "
+            f"{type(experiment.position).__name__} is defined for at most {limit}; evaluate "
+            f"multiples of train.length = {length} up to {limit // length}"
+        )
+    caches = {name: open_cache(experiment.data, name) for name in settings.splits or ("train",)}
+    cache = next(iter(caches.values()))
+    if data_fingerprint is not None and cache.fingerprint != data_fingerprint:
+        raise ValueError(
+            f"the model was trained on a token cache with fingerprint {data_fingerprint}, but the "
+            f"one in {experiment.data.cache_dir} has {cache.fingerprint}: its corpus or tokenizer "
+            "has changed, and its tokens mean something else to the model"
+        )
+    tokenizer = cache.tokenizer
+    check_vocabulary(tokenizer.vocab_size, experiment.model)
+    bos = find_bos(tokenizer, settings.bos_token) if settings.add_bos_token else None
+
+    # Protocols in order: label, whether it must run, and how it is made.
+    planned: list[tuple[str, bool, Callable[[], Protocol]]] = []
+    texts = {name: caches[name] for name in settings.splits}
+    held_out = [read_held_out(source, tokenizer, experiment.data) for source in settings.texts]
+    texts |= {text.split: text for text in held_out}
+    for split, text in texts.items() if contexts else ():
+        for name in text_names:
+            make = functools.partial(_text_protocol, name, experiment, text, split, contexts, bos)
+            if getattr(settings, TEXT_PROTOCOLS[name].amount):
+                planned.append((f"{name} ({split})", name in asked, make))
+            elif name in asked and wanted is not None:
+                raise ValueError(
+                    f"protocol {name} is asked for, but this run's configuration has "
+                    "evaluate.num_windows or evaluate.position_windows = 0, none of its windows"
+                )
+    if trial_contexts and settings.passkey_trials and settings.passkey_depths:
+        tasks = [(PASSKEY, name, True) for name in settings.passkey_templates if PASSKEY in names]
+        if RETRIEVAL in names and (settings.retrieval_tasks or wanted is None):
+            tasks += [(RETRIEVAL, name, True) for name in settings.retrieval_tasks]
+        elif RETRIEVAL in names:
+            tasks += [(RETRIEVAL, name, False) for name in TASKS if name != PASSKEY]
+        for kind, name, is_required in tasks:
+            make = functools.partial(
+                _trial_protocol, kind, name, experiment, cache, trial_contexts, bos
+            )
+            planned.append((f"{kind} ({name})", is_required, make))
+
+    protocols = []
+    for label, is_required, make in planned:
+        try:
+            protocols.append(make())
+        except ValueError as error:
+            if is_required:
+                raise
+            log.warning("%s is left out: %s", label, error)
+    return protocols
+
+
+def _text_protocol(
+    name: str, experiment: Experiment, cache: Any, split: str, contexts: list[int], bos: Bos | None
+) -> Protocol:
+    """A protocol on one text; ValueError where its settings or the text do not allow it."""
+    kind, score, make_settings, _, beginning = TEXT_PROTOCOLS[name]
+    settings = make_settings(experiment, cache, contexts)
+    batch_tokens = experiment.evaluate.batch_tokens
+
+    def run(scorer: Scorer, progress: Progress) -> tuple[list[Row], Windows]:
+        first = bos and bos.id
+        return score(
+            scorer, cache, **settings, batch_tokens=batch_tokens, progress=progress, bos=first
+        )
+
+    identity = {"protocol": name, "split": split}
+    recorded = settings | {"cache": cache.fingerprint}
+    if bos is None:
+        return Protocol(kind, identity, recorded, run, bos=FIRST_TOKEN)
+    recorded["bos_token"] = bos.token
+    words = f"{beginning.format(bos.token)}; it is read and not scored"
+    return Protocol(kind, identity, recorded, run, bos=words, bos_token=bos.token)
+
+
+def _trial_protocol(
+    kind: str, name: str, experiment: Experiment, cache: Any, contexts: list[int], bos: Bos | None
+) -> Protocol:
+    """A passkey template or a retrieval task; ValueError where it does not fit."""
+    settings, tokenizer = experiment.evaluate, cache.tokenizer
+    if kind == PASSKEY and name not in TEMPLATES:
+        raise ValueError(
+            f"evaluate.passkey_templates names {name!r}; accepted: {', '.join(TEMPLATES)}"
+        )
+    task: Task
+    if kind == PASSKEY:
+        task = Passkey.from_tokenizer(tokenizer, TEMPLATES[name])
+    else:
+        haystack = CorpusHaystack(cache) if settings.needle_haystack == "corpus" else None
+        task = make_task(name, tokenizer, haystack)
+    depths, trials = settings.passkey_depths, settings.passkey_trials
+    grid = TrialGrid(contexts, depths, trials, TRIAL_SEED, bos and bos.id)
+    check_trials(task, grid)
+
+    def run(answerer: Answerer, progress: Progress) -> tuple[list[Row], None]:
+        batch_tokens = settings.batch_tokens
+        return score_task(
+            answerer, task, tokenizer, grid, batch_tokens=batch_tokens, progress=progress
+        ), None
+
+    identity = {"protocol": kind, "template" if kind == PASSKEY else "task": name}
+    recorded = {
+        "contexts": list(contexts),
+        "depths": list(depths),
+        "trials": trials,
+        "seed": TRIAL_SEED,
+        "half": "test",
+        **task.describe(),
+    }
+    if bos is None:
+        return Protocol(kind, identity, recorded, run, is_generative=True)
+    recorded["bos_token"] = bos.token
+    words = f"every prompt begins with {bos.token}"
+    return Protocol(
+        kind, identity, recorded, run, is_generative=True, bos=words, bos_token=bos.token
+    )

@@ -1,0 +1,184 @@
+"""From the directory of a run to its trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from fope_jax.config import ConfigError, Experiment, build_experiment
+from fope_jax.evaluate.fingerprint import check_fingerprint
+from fope_jax.model.backends import FUSED_BACKENDS
+from fope_jax.model.finite import count_non_finite, describe_non_finite
+from fope_jax.model.sharding import tree_shardings
+from fope_jax.model.transformer import Transformer, merge, split
+from fope_jax.storage.checkpoint import CheckpointStore
+from fope_jax.storage.files import as_path, read_json
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteError(FloatingPointError):
+    """Weights, activations or scores hold NaN or an infinity."""
+
+
+class LoadedRun(NamedTuple):
+    """A trained model and where it comes from.
+
+    Attributes:
+      experiment: rebuilt from config.json.
+      model: with the parameters and constants of the checkpoint.
+      step: optimizer updates done.
+      run_info: run.json as a dict.
+    """
+
+    experiment: Experiment
+    model: Transformer
+    step: int
+    run_info: dict[str, Any]
+
+
+def read_experiment(workdir: Path) -> Experiment:
+    """The experiment that a run's config.json describes.
+
+    Raises:
+      FileNotFoundError: there is no run; the message says what is there instead.
+      ConfigError: config.json is not one of ours, or holds a value that is not accepted.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} is no run: {_describe_other_path(workdir)}")
+    values = read_json(path)
+    if "model_type" in values:
+        raise ConfigError(
+            f"{workdir} is no run but a checkpoint of Hugging Face; "
+            f"`fope import --from {workdir} --workdir RUN` makes a run of it"
+        )
+    try:
+        return build_experiment(values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _describe_other_path(path: Path) -> str:
+    """What a path without a config.json is, and what to do."""
+    parent_is_run = (path.parent / "config.json").is_file()
+    has_manifest = (path / "manifest.json").is_file()
+    if path.exists() and not path.is_dir():
+        return "it is a file; name the directory of the run, the --workdir of `fope train`"
+    if path.exists() and parent_is_run and path.name.isdecimal():
+        return f"it is named like a step of {path.parent}; give that run and its step by itself"
+    if path.exists() and parent_is_run:
+        return f"it is inside {path.parent}; name that directory if it is the run"
+    if has_manifest and path.name.isdecimal():
+        return f"it is a checkpoint of {path.parent.parent}; give that run and its step by itself"
+    if has_manifest:
+        return "it is a token cache; name the directory of the run, the --workdir of `fope train`"
+    what = "there is no config.json" if path.exists() else "there is no such directory"
+    return f"{what}; make one with `fope train --config CONFIG --workdir {path}`"
+
+
+def warn_where_bos_is_unknown(workdir: str | Path) -> None:
+    """Warns of weights imported before it was kept whether they were trained with a BOS token."""
+    workdir = as_path(workdir)
+    info = workdir / "run.json"
+    if not (info.is_file() and "kept" in read_json(info)):  # the key of imported weights
+        return
+    if "add_bos_token" not in read_json(workdir / "config.json").get("evaluate", {}):
+        log.warning(
+            "%s: its weights were imported by an older version, which did not keep whether they "
+            "were trained with a token for the beginning of a sequence; none is added. Where they "
+            "were: --config.evaluate.bos_token=TOKEN --config.evaluate.add_bos_token=true, or "
+            "import them again",
+            workdir,
+        )
+
+
+def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
+    """``step``, or the newest valid one where it is None."""
+    step = store.latest_valid_step() if step is None else step
+    if step is None:
+        raise FileNotFoundError(
+            f"{workdir} has no valid checkpoint; train it with "
+            f"`fope train --config CONFIG --workdir {workdir}`"
+        )
+    return step
+
+
+def load_run(
+    workdir: str | Path,
+    step: int | None = None,
+    mesh: Mesh | None = None,
+    accept_position: str | None = None,
+) -> LoadedRun:
+    """Rebuilds the model of a run from its directory alone.
+
+    Args:
+      workdir: directory with config.json, run.json and checkpoints.
+      step: which checkpoint; None takes the newest valid one.
+      mesh: devices that its arrays are laid out over; None puts all on the first one.
+      accept_position: see ``check_fingerprint``.
+
+    Raises:
+      FileNotFoundError: no config.json, or no valid checkpoint.
+      CheckpointError: arrays that do not fit the model that config.json describes, or the
+        checkpoint's position fingerprint is not that of the restored model.
+      ValueError: the model cannot be cut over the mesh.
+    """
+    workdir = as_path(workdir)
+    experiment = read_experiment(workdir)
+    store = CheckpointStore(workdir / "checkpoints")
+    try:
+        step = find_step(workdir, store, step)
+        metadata, where = store.metadata(step), f"{workdir}, step {step}"
+        position, shape = experiment.position, experiment.model.shape
+        # Before arrays are read whose shapes depend on the position embedding.
+        check_fingerprint(metadata, position, shape, None, where, accept_position)
+        graphdef, params, constants = _abstract_model(experiment)
+        arrays = {"params": params, "constants": constants}
+        if mesh is not None:
+            arrays = jax.tree.map(
+                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                arrays,
+                {name: tree_shardings(tree, position, mesh) for name, tree in arrays.items()},
+            )
+        arrays = store.restore(step, arrays)
+    finally:
+        store.close()
+    model = merge(graphdef, arrays["params"], arrays["constants"])
+    check_fingerprint(metadata, position, shape, split(model)[2], where, accept_position)
+    info = workdir / "run.json"
+    return LoadedRun(experiment, model, step, read_json(info) if info.is_file() else {})
+
+
+def evaluation_graphdef(experiment: Experiment) -> nnx.GraphDef:
+    """The model of ``experiment`` without its arrays, as evaluation runs it."""
+    return _abstract_model(experiment)[0]
+
+
+def _abstract_model(experiment: Experiment) -> tuple[nnx.GraphDef, Any, Any]:
+    config = experiment.model
+    if config.attention in FUSED_BACKENDS:  # made for the platform and lengths of training
+        config = dataclasses.replace(config, attention="auto")
+    return split(nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0))))
+
+
+def check_weights(model: Transformer, where: str) -> None:
+    """Raises NonFiniteError where an array of a model is not finite, naming each.
+
+    Args:
+      model: its arrays may lie over the devices of all processes.
+      where: the checkpoint, for the message.
+    """
+    _, params, constants = split(model)
+    if counts := count_non_finite(params) | count_non_finite(constants):
+        raise NonFiniteError(
+            f"{where}: weights that are not finite: {describe_non_finite(counts)}; no score of "
+            "such a model means anything, and none was written. Name another checkpoint with "
+            "--step, or bring weights in that are finite"
+        )

@@ -154,7 +154,7 @@ def test_no_tasks_is_the_loader_of_text():
 
 
 def test_a_lesson_that_does_not_fit_is_named():
-    with pytest.raises(ValueError, match=r"a lesson of passkey \(compact\) takes \d+ .* gives 21"):
+    with pytest.raises(ValueError, match=r"a window of passkey \(compact\) takes \d+ .* gives 21"):
         loader(ALONE, length=20)
 
 

@@ -10,7 +10,12 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from fope_jax.command_line.parser import build_parser, parse_arguments
-from fope_jax.processes.signals import end_with_parent, ended_in_time, has_joined, raising
+from fope_jax.processes.signals import (
+    end_with_parent,
+    exit_after_grace_period,
+    is_distributed,
+    raise_on_signal,
+)
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA raises
 
@@ -21,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parse_arguments(parser, argv)
     try:
-        with _messages(), ended_in_time(), raising():
+        with _messages(), exit_after_grace_period(), raise_on_signal():
             end_with_parent()
             code = arguments.verb(arguments)
     except KeyboardInterrupt as stop:
@@ -48,10 +53,10 @@ def _tell_others(
     error: BaseException, reason: str, code: int, report: Callable[[], None] = lambda: None
 ) -> None:
     """Ends the other processes of the run too, where ``error`` is of this one alone."""
-    if has_joined() and not getattr(error, "in_all_processes", False):
-        from fope_jax.processes.collectives import tell_end
+    if is_distributed() and not getattr(error, "is_in_all_processes", False):
+        from fope_jax.processes.ending import announce_failure
 
-        tell_end(reason, code, report)
+        announce_failure(reason, code, report)
 
 
 def _is_users(error: Exception) -> bool:

@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.main import main
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.storage.files import as_path, list_tree
+from fope_jax.storage.directories import list_file_sizes
+from fope_jax.storage.paths import as_path
 from fope_jax.train import loop
 from tests.cloud_storage import FORBIDDEN
 
@@ -120,13 +121,13 @@ def resume(bucket: str, scratch: Path) -> dict[str, Any]:
     found["perplexity"] = rows(run, "perplexity")
     succeed("report", run, "-o", str(scratch / "report"))
     found["report"] = (scratch / "report" / "index.html").exists()
-    found["files"] = list(list_tree(as_path(run)))
+    found["files"] = list(list_file_sizes(as_path(run)))
 
     found["another_config"] = fope(
         "train", "--config", config, "--workdir", run, "--config.train.steps=13"
     )
     steps = as_path(run) / "checkpoints"
-    payload = max(list_tree(steps / "12").items(), key=lambda item: item[1])[0]
+    payload = max(list_file_sizes(steps / "12").items(), key=lambda item: item[1])[0]
     found["damaged"] = f"checkpoints/12/{payload}"
     content = bytearray((steps / "12" / payload).read_bytes())
     content[len(content) // 2] ^= 1
@@ -146,7 +147,7 @@ def resume(bucket: str, scratch: Path) -> dict[str, Any]:
         succeed("train", "--config", config, "--workdir", run)
     found["train_again"] = rows(run)
 
-    (cache,) = {path.partition("/")[0] for path in list_tree(as_path(bucket) / "caches")}
+    (cache,) = {path.partition("/")[0] for path in list_file_sizes(as_path(bucket) / "caches")}
     shard = as_path(bucket) / "caches" / cache / "train-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     os.environ["FOPE_CACHE"] = str(scratch / "another_machine")
@@ -173,7 +174,7 @@ def extend(bucket: str, scratch: Path) -> dict[str, Any]:
     command = ("extend", "--from", f"{bucket}/runs/x", "--method", "fope", "--length", "32")
     command += ("--workdir", run, cache, "--config.train.steps=3", "--config.evaluate.lengths=1")
     found: dict[str, Any] = {"said": succeed(*command), "again": succeed(*command)}
-    found["files"] = list(list_tree(as_path(run)))
+    found["files"] = list(list_file_sizes(as_path(run)))
     found["lineage"] = json.loads((as_path(run) / "lineage.json").read_text())
     found["steps"] = {
         kind: [

@@ -17,7 +17,7 @@ from fope_jax.data.cache import CacheError, TokenCache
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.interop import weights
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.storage.files import inside
+from fope_jax.storage.paths import path_within
 
 PACKAGE = Path(__file__).parents[1] / "fope_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -123,8 +123,8 @@ OUTSIDE = ["../x", "/x", "a/../../x", "..\\x", "", "..", "a//x", "C:/x", "a\0b",
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_name_that_leads_out(name, tmp_path):
     with pytest.raises(ValueError, match="is no path within"):
-        inside(tmp_path, name)
-    assert inside(tmp_path, "sub/..x").parent == tmp_path / "sub"
+        path_within(tmp_path, name)
+    assert path_within(tmp_path, "sub/..x").parent == tmp_path / "sub"
 
 
 def test_an_index_of_weights_that_names_files_elsewhere(tmp_path):
@@ -147,7 +147,7 @@ def test_a_bucket_whose_objects_are_called_after_places_elsewhere(tmp_path, monk
     remote = tmp_path / "remote"
     remote.mkdir()
     (remote / "manifest.json").write_text("{}")
-    monkeypatch.setattr(mirror, "list_tree", lambda _: {"../../../outside": 4})
+    monkeypatch.setattr(mirror, "list_file_sizes", lambda _: {"../../../outside": 4})
     (tmp_path / "outside").write_text("mine")
     with pytest.raises(ValueError, match=r"'\.\./\.\./\.\./outside' is no path within"):
         mirror.download(remote, "manifest.json", {})

@@ -12,7 +12,8 @@ import os
 import shlex
 import sys
 
-from fope_jax.storage.files import check_bucket, check_output, in_bucket, user_cache
+from fope_jax.storage.directories import check_output
+from fope_jax.storage.paths import check_bucket, is_in_bucket, user_cache_dir
 
 
 def _experiment(arguments: argparse.Namespace):
@@ -27,7 +28,7 @@ def _experiment(arguments: argparse.Namespace):
 
 def _join(arguments: argparse.Namespace) -> None:
     """Joins the other processes of the run, where there are any."""
-    from fope_jax.processes.initialize import initialize
+    from fope_jax.processes.start import initialize
 
     initialize(
         arguments.coordinator,
@@ -35,18 +36,19 @@ def _join(arguments: argparse.Namespace) -> None:
         arguments.process_id,
         arguments.distributed_timeout,
     )
-    from fope_jax.processes.collectives import is_first, listen_for_ends
+    from fope_jax.processes.collectives import is_main_process
+    from fope_jax.processes.ending import watch_for_failures
 
-    listen_for_ends()
-    if not is_first():  # one of them tells what all do; warnings and errors come from each
+    watch_for_failures()
+    if not is_main_process():  # one of them tells what all do; warnings and errors come from each
         logging.getLogger("fope_jax").setLevel(logging.WARNING)
 
 
 def _say(line: str) -> None:
     """Prints what all processes would print, once."""
-    from fope_jax.processes.collectives import is_first
+    from fope_jax.processes.collectives import is_main_process
 
-    if is_first():
+    if is_main_process():
         print(line)
 
 
@@ -69,9 +71,9 @@ def data_inspect(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     _join(arguments)  # first, so that whoever refuses tells the others
-    from fope_jax.processes.initialize import in_all_processes
+    from fope_jax.processes.agreement import fail_together
 
-    with in_all_processes():
+    with fail_together():
         check_bucket(arguments.workdir)
         experiment = _experiment(arguments)
     from fope_jax.train.goodput import process_age
@@ -88,9 +90,9 @@ def extend(arguments: argparse.Namespace) -> None:
     _join(arguments)
     from fope_jax.config import load_config
     from fope_jax.extend.run import extend
-    from fope_jax.processes.initialize import in_all_processes
+    from fope_jax.processes.agreement import fail_together
 
-    with in_all_processes():
+    with fail_together():
         for place in (arguments.parent, arguments.workdir):
             if not isinstance(place, str):
                 check_bucket(place)
@@ -120,13 +122,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     _join(arguments)
     from fope_jax.evaluate.run import evaluate
     from fope_jax.model.sharding import MeshConfig
-    from fope_jax.processes.collectives import is_first
-    from fope_jax.processes.initialize import in_all_processes
+    from fope_jax.processes.agreement import fail_together
+    from fope_jax.processes.collectives import is_main_process
 
-    with in_all_processes():
+    with fail_together():
         check_bucket(arguments.run)
         mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
-        if arguments.report and is_first():
+        if arguments.report and is_main_process():
             check_output(arguments.report, "the report")
     names = None
     if arguments.protocols is not None:
@@ -141,7 +143,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         overrides=arguments.overrides,
     )
     _say(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
-    if arguments.report and is_first():
+    if arguments.report and is_main_process():
         from fope_jax.report.page import write_report
 
         print(f"report in {write_report([arguments.run], arguments.report)}")
@@ -235,7 +237,7 @@ def plan(arguments: argparse.Namespace) -> None:
 
     if arguments.out:
         check_output(arguments.out, "the plan")
-    cache = None if arguments.no_cache else user_cache()
+    cache = None if arguments.no_cache else user_cache_dir()
     rows = plan.plan(cases, cache=cache, jobs=arguments.jobs, done=done)
     print(table.to_markdown(rows))
     if arguments.out:
@@ -263,7 +265,7 @@ def spectrum(arguments: argparse.Namespace) -> None:
     if not arguments.run:
         raise ValueError("name a run, or --demo")
     require("flax", "train")
-    if not arguments.out and in_bucket(arguments.run):
+    if not arguments.out and is_in_bucket(arguments.run):
         raise ValueError(f"{arguments.run} is in a bucket: give -o, a directory of this machine")
     check_bucket(arguments.run)
     check_output(arguments.out or arguments.run / "spectrum", "the spectra")

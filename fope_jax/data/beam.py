@@ -28,7 +28,7 @@ from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import CorpusError, Document, match_files, read_corpus, read_file
 from fope_jax.data.tokenizers import Tokenizer, describe_tokenizer, load_tokenizer
 from fope_jax.extras import require
-from fope_jax.storage.files import as_path
+from fope_jax.storage.paths import as_path
 
 _DOCUMENTS_AT_ONCE = 64
 _FORMAT = 3  # of the parts

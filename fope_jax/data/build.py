@@ -51,14 +51,9 @@ from fope_jax.data.tokenizers import (
 )
 from fope_jax.data.tokenizers.sentencepiece import TRAINING_TEXT_CHARS
 from fope_jax.extras import require
-from fope_jax.storage.files import (
-    as_path,
-    check_bucket,
-    in_bucket,
-    make_writable,
-    read_json,
-    write_json,
-)
+from fope_jax.storage.directories import make_writable
+from fope_jax.storage.files import read_json, write_json
+from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
 
 # ---------------------------------------------------------------------------- build
 
@@ -85,7 +80,7 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
     if config.corpus == "none":
         _say("corpus 'none': there is nothing to build")
         return {split: open_cache(config, split) for split in SPLITS}
-    if in_bucket(directory):
+    if is_in_bucket(directory):
         return _build_for_bucket(config, directory, runner)
     if config.tokenizer.endswith(".json"):  # before anything is written, and before hours of it
         _load_tokenizer(config)

@@ -36,15 +36,9 @@ from fope_jax.data.mirror import download
 from fope_jax.data.sources import damaged_files
 from fope_jax.data.tokenizers import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
-from fope_jax.storage.files import (
-    POINTER,
-    as_path,
-    check_bucket,
-    content_of,
-    file_sha256,
-    in_bucket,
-    read_head,
-)
+from fope_jax.storage.content import GIT_LFS_POINTER, detect_content, read_head
+from fope_jax.storage.files import file_sha256
+from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
 
 FORMAT = 1
 BLOCK_TOKENS = 2**14
@@ -175,9 +169,11 @@ class TokenCache:
         self._check_present(file)
         actual = file_sha256(self.directory / file)
         if actual != expected:
-            is_pointer = content_of(read_head(self.directory / file)) == POINTER
+            is_pointer = detect_content(read_head(self.directory / file)) == GIT_LFS_POINTER
             what, advice = (
-                (f"it is {POINTER.what}; ", POINTER.advice) if is_pointer else ("", REBUILD)
+                (f"it is {GIT_LFS_POINTER.kind}; ", GIT_LFS_POINTER.advice)
+                if is_pointer
+                else ("", REBUILD)
             )
             raise CacheError(
                 f"token cache: {self.directory / file} is damaged: {what}sha256 {actual[:16]}...,"
@@ -273,7 +269,7 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
             f"token cache: {directory} lacks {problem} run `fope data build` again, or accept so"
             " many"
         )
-    if in_bucket(directory):
+    if is_in_bucket(directory):
         directory = download(directory, MANIFEST, file_hashes(manifest))
     return TokenCache(directory, manifest, split)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fope_jax.data.retrieval import TASKS
-from fope_jax.storage.files import ACCEPTED, is_accepted
+from fope_jax.storage.paths import SUPPORTED_PATHS, is_supported_path
 
 Corpus = Literal["gutenberg", "c4", "text", "mixture", "none"]
 Packing = Literal["documents", "windows"]
@@ -96,7 +96,7 @@ class DataConfig:
         for name in ("cache_dir", "tokenizer", "train_files", "validation_files"):
             value = getattr(self, name)
             paths = [value] if isinstance(value, str) else value
-            self._require(name, all(map(is_accepted, paths)), ACCEPTED)
+            self._require(name, all(map(is_supported_path, paths)), SUPPORTED_PATHS)
         self._require(
             "tokenizer",
             self.tokenizer in ("sentencepiece", "bytes") or self.tokenizer.endswith(".json"),

@@ -24,18 +24,15 @@ from typing import Any, NamedTuple
 
 from fope_jax.data.config import DataConfig
 from fope_jax.data.mirror import local_directory
-from fope_jax.storage.files import (
+from fope_jax.storage.content import (
     HEAD_BYTES,
-    UTF8_MARK,
-    as_path,
-    content_of,
-    file_sha256,
-    glob_directories,
-    glob_files,
+    UTF8_BOM,
+    detect_content,
     is_other_encoding,
     read_head,
-    size_and_time,
 )
+from fope_jax.storage.files import file_sha256, size_and_mtime
+from fope_jax.storage.paths import as_path, glob_directories, glob_files
 
 
 class CorpusError(ValueError):
@@ -225,7 +222,7 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
             head = stream.peek(HEAD_BYTES)
             if other := _other_content(path, head):
                 raise CorpusError(other)
-            offset = len(UTF8_MARK) if head.startswith(UTF8_MARK) else 0
+            offset = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
             stream.read(offset)
             for raw in _raw_documents(path, stream, offset):
                 try:
@@ -259,7 +256,7 @@ def examine_text_file(path: Path) -> tuple[str, bool]:
     try:
         with _open(path) as stream:
             head = stream.peek(HEAD_BYTES)
-            has_mark = head.startswith(UTF8_MARK)
+            has_mark = head.startswith(UTF8_BOM)
             if other := _other_content(path, head):
                 return other, has_mark
             left = float("inf") if _is_lines(path) else LONGEST_DOCUMENT
@@ -278,7 +275,7 @@ def _open(path: Path) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         stream: Any = stack.enter_context(path.open("rb"))
         if path.name.endswith(".gz"):
-            if not size_and_time(path)[0]:  # no error to Python, but what a failed download leaves
+            if not size_and_mtime(path)[0]:  # no error to Python, but what a failed download leaves
                 raise EOFError("it is empty")
             stream = stack.enter_context(gzip.open(stream))
         yield stream if hasattr(stream, "peek") else io.BufferedReader(stream)
@@ -286,18 +283,18 @@ def _open(path: Path) -> Iterator[Any]:
 
 def _other_content(path: Path, head: bytes) -> str:
     """Why a file that begins so holds no text; "" where it may."""
-    found = content_of(head, text=not _is_lines(path))
+    found = detect_content(head, text=not _is_lines(path))
     if found is None or is_other_encoding(found):
         return ""
     unpacked = ", once it is unpacked" if path.name.endswith(".gz") else ""
-    return f"{path} is no text: it is {found.what}{unpacked}; {found.advice}, or leave it out"
+    return f"{path} is no text: it is {found.kind}{unpacked}; {found.advice}, or leave it out"
 
 
 def _gzip_problem(path: Path, error: object) -> str:
     head = read_head(path) if isinstance(error, gzip.BadGzipFile) else b""
-    found, advice = content_of(head), "fetch it again"
-    if found is not None and found.what != "gzip data":
-        error, advice = f"it is {found.what}", found.advice
+    found, advice = detect_content(head), "fetch it again"
+    if found is not None and found.kind != "gzip data":
+        error, advice = f"it is {found.kind}", found.advice
     elif head and found is None:
         error = f"{error}; if it is plain text, take .gz off its name"
     return f"{path} is not a complete gzip file: {error}; {advice}, or leave it out"
@@ -335,8 +332,8 @@ def _text(raw: _RawDocument) -> str:
             f"{raw.name} (offset {raw.offset}) is a document of more than"
             f" {LONGEST_DOCUMENT:,} bytes; cut it into several"
         )
-    found = content_of(raw.data[:HEAD_BYTES]) if raw.offset == 0 else None
-    problem = f"it is {found.what}" if found and is_other_encoding(found) else ""
+    found = detect_content(raw.data[:HEAD_BYTES]) if raw.offset == 0 else None
+    problem = f"it is {found.kind}" if found and is_other_encoding(found) else ""
     try:
         text = raw.data.decode()
     except UnicodeDecodeError as error:

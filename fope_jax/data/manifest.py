@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.data.config import SPLITS
-from fope_jax.storage.files import HEAD_BYTES, content_of
+from fope_jax.storage.content import HEAD_BYTES, detect_content
 
 MANIFEST = "manifest.json"
 REBUILD = "delete the directory and run `fope data build` again"
@@ -73,8 +73,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         manifest = json.loads(content)
         _check(manifest)
     except (ValueError, RecursionError) as error:
-        found = content_of(content[:HEAD_BYTES])
-        what, advice = (f"it is {found.what}", found.advice) if found else (error, REBUILD)
+        found = detect_content(content[:HEAD_BYTES])
+        what, advice = (f"it is {found.kind}", found.advice) if found else (error, REBUILD)
         raise CacheError(f"token cache: {path} is damaged: {what}; {advice}") from error
     return manifest
 

@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.extras import require
-from fope_jax.storage.files import (
-    TRANSFERS,
-    file_sha256,
-    in_bucket,
-    inside,
-    list_tree,
+from fope_jax.storage.directories import (
+    PARALLEL_TRANSFERS,
+    list_file_sizes,
     make_directory,
-    remove_empty,
-    user_cache,
+    remove_empty_directories,
 )
+from fope_jax.storage.files import file_sha256
+from fope_jax.storage.paths import is_in_bucket, path_within, user_cache_dir
 
 _CHUNK = 2**22
 
@@ -60,7 +58,7 @@ def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
                 yield
             except BaseException:
                 path.unlink(missing_ok=True)
-                remove_empty(made)
+                remove_empty_directories(made)
                 raise
             return
 
@@ -77,10 +75,10 @@ def local_directory(path: Path) -> Path:
 
     A local directory is its own. No other directory of any bucket has the same place.
     """
-    if not in_bucket(path):
+    if not is_in_bucket(path):
         return path
     digest = hashlib.sha256(str(path).rstrip("/").encode()).hexdigest()
-    return user_cache() / "buckets" / digest[:12]
+    return user_cache_dir() / "buckets" / digest[:12]
 
 
 def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
@@ -102,7 +100,7 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
     """
     text = (remote / manifest).read_bytes()
     digest = hashlib.sha256(text + json.dumps(sorted(hashes.items())).encode()).hexdigest()
-    local = user_cache() / "mirrors" / f"{remote.name}-{digest[:12]}"
+    local = user_cache_dir() / "mirrors" / f"{remote.name}-{digest[:12]}"
     if local.is_dir():
         return local
 
@@ -113,13 +111,13 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
         if local.is_dir():
             return local
         partial = local.with_name(local.name + ".partial")
-        sizes = {name: size for name, size in list_tree(remote).items() if name != manifest}
+        sizes = {name: size for name, size in list_file_sizes(remote).items() if name != manifest}
         absent = sorted(hashes.keys() - sizes.keys())
         if absent:
             raise MirrorError(f"{remote / absent[0]} is missing")
 
         def copy(name: str, progress: Callable[[int], Any]) -> None:
-            target, expected = inside(partial, name), hashes.get(name)
+            target, expected = path_within(partial, name), hashes.get(name)
             if expected and target.is_file() and file_sha256(target) == expected:
                 progress(target.stat().st_size)
                 return
@@ -145,8 +143,8 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
 def upload(local: Path, remote: Path, manifest: str) -> None:
     """Copies the directory ``local`` to ``remote``; what else was there is removed."""
     (remote / manifest).unlink(missing_ok=True)
-    sizes = {name: size for name, size in list_tree(local).items() if name != manifest}
-    for name in list_tree(remote).keys() - sizes.keys():
+    sizes = {name: size for name, size in list_file_sizes(local).items() if name != manifest}
+    for name in list_file_sizes(remote).keys() - sizes.keys():
         (remote / name).unlink()
 
     def copy(name: str, progress: Callable[[int], Any]) -> None:
@@ -171,7 +169,7 @@ def _transfer(
     tqdm = require("tqdm", "train").tqdm
     with (
         tqdm(desc=label, total=sum(sizes.values()), unit="B", unit_scale=True) as bar,
-        ThreadPoolExecutor(TRANSFERS) as pool,
+        ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool,
     ):
         for _ in pool.map(lambda name: copy(name, bar.update), sizes):
             pass  # waits for each, and raises the first exception

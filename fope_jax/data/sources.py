@@ -12,7 +12,8 @@ from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, corpus_files, examine_text_file, has_text_suffix
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.extras import require
-from fope_jax.storage.files import as_path, file_sha256, size_and_time
+from fope_jax.storage.files import file_sha256, size_and_mtime
+from fope_jax.storage.paths import as_path
 
 Source = dict[str, Any]
 
@@ -65,7 +66,7 @@ def _with_progress(files: Sequence[Any], corpus: str, split: str) -> Iterable[An
 
 def _file_source(path: Path, corpus: str, split: str, cached: Mapping[Any, Source]) -> Source:
     try:
-        source, earlier = _cached_source(str(path), size_and_time(path), cached)
+        source, earlier = _cached_source(str(path), size_and_mtime(path), cached)
         digest = earlier.get("sha256") or file_sha256(path)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
@@ -81,17 +82,17 @@ def _file_source(path: Path, corpus: str, split: str, cached: Mapping[Any, Sourc
 def _tfds_source(file: Any, split: str, cached: Mapping[Any, Source]) -> Source:
     from fope_jax.data import tfds_files
 
-    source, earlier = _cached_source(file.path, tfds_files.size_and_time(file), cached)
+    source, earlier = _cached_source(file.path, tfds_files.size_and_mtime(file), cached)
     source |= {"corpus": "c4", "split": split, "shard": file.shard}
     damage = earlier["damaged"] if "damaged" in earlier else tfds_files.find_damage(file)
     return source | {"damaged": damage}
 
 
 def _cached_source(
-    path: str, size_and_time: tuple[int, int], cached: Mapping[Any, Source]
+    path: str, size_and_mtime: tuple[int, int], cached: Mapping[Any, Source]
 ) -> tuple[Source, Source]:
     """What tells a file from others, and what an earlier result says of it, or nothing."""
-    size, changed = size_and_time
+    size, changed = size_and_mtime
     source = {"path": path, "size": size, "mtime_ns": changed}
     return source, cached.get((path, size, changed), {})
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.tf_libraries import tf, tfds
-from fope_jax.storage.files import HEAD_BYTES, content_of
+from fope_jax.storage.content import HEAD_BYTES, detect_content
 
 
 def dataset_directory(config: DataConfig) -> str:
@@ -42,8 +42,8 @@ def dataset_identity(config: DataConfig) -> list[list[Any]]:
     for file in ("dataset_info.json", "features.json"):
         with tf.io.gfile.GFile(f"{directory}/{file}", "rb") as stream:
             content = stream.read()
-        if found := content_of(content[:HEAD_BYTES]):
-            raise CorpusError(f"{directory}/{file} is {found.what}; {found.advice}")
+        if found := detect_content(content[:HEAD_BYTES]):
+            raise CorpusError(f"{directory}/{file} is {found.kind}; {found.advice}")
         digest.update(content)
     splits = tfds.builder_from_directory(directory).info.splits
     missing = [split for split in SPLITS if split not in splits]
@@ -72,7 +72,7 @@ def list_files(config: DataConfig, split: str) -> list[TfdsFile]:
     return [TfdsFile(shard, path, count) for shard, (path, count) in enumerate(pairs) if count]
 
 
-def size_and_time(file: TfdsFile) -> tuple[int, int]:
+def size_and_mtime(file: TfdsFile) -> tuple[int, int]:
     """Bytes, and nanoseconds of the last change; CorpusError where it cannot be seen."""
     try:
         status = tf.io.gfile.stat(file.path)
@@ -108,8 +108,8 @@ def find_damage(file: TfdsFile) -> str:
 def _describe_damage(file: TfdsFile) -> str:
     # Not before it has failed: a sound file begins with a number, which may look like anything.
     with tf.io.gfile.GFile(file.path, "rb") as stream:
-        if found := content_of(stream.read(HEAD_BYTES)):
-            return f"{file.path} is no TFRecord file: it is {found.what}; {found.advice}"
+        if found := detect_content(stream.read(HEAD_BYTES)):
+            return f"{file.path} is no TFRecord file: it is {found.kind}; {found.advice}"
     number = offset = 0
     try:
         for record in tf.data.TFRecordDataset(file.path).as_numpy_iterator():

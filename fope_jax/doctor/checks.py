@@ -8,8 +8,10 @@ from typing import Any
 from fope_jax.data import manifest as manifests
 from fope_jax.doctor.findings import Check, Finding, some
 from fope_jax.doctor.rows import Due, check_metrics
-from fope_jax.storage.files import as_path, list_tree, read_json
-from fope_jax.storage.lock import LOCK, is_alive, read_owner
+from fope_jax.storage.directories import list_file_sizes
+from fope_jax.storage.files import read_json
+from fope_jax.storage.lock import LOCK, is_owner_alive, read_lock_owner
+from fope_jax.storage.paths import as_path
 
 CONFIG, RUN, LINEAGE, CHECKPOINTS = "config.json", "run.json", "lineage.json", "checkpoints"
 IMPORTED = "imported"  # the key that run.json has where `fope import` made the run
@@ -158,7 +160,7 @@ def _unlisted(directory: Path) -> list[str]:
     manifest = manifests.read_manifest(directory)
     named = manifests.file_hashes(manifest) if manifest else {}
     known = {manifests.MANIFEST, "tokenizer.model", "tokenizer.json", *named}
-    return sorted(list_tree(directory).keys() - known)
+    return sorted(list_file_sizes(directory).keys() - known)
 
 
 def _check_lineage(run: Path, done: bool) -> Check:
@@ -200,8 +202,8 @@ def _check_leftovers(run: Path) -> Check:
 
 def lock_owner(run: Path) -> str | None:
     """Who writes into a run directory now, as far as can be told from here; None where nobody."""
-    owner = read_owner(run)
-    return f"written by {owner.text}" if owner is not None and is_alive(owner) else None
+    owner = read_lock_owner(run)
+    return f"written by {owner.text}" if owner is not None and is_owner_alive(owner) else None
 
 
 def steps_of(run: Path) -> list[int]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from fope_jax.doctor.checks import CHECKPOINTS, QUARANTINE, steps_of
 from fope_jax.doctor.rows import is_train, read_lines, step_of
 from fope_jax.evaluate.metrics import METRICS
-from fope_jax.storage.files import as_path, in_bucket, write_text
-from fope_jax.storage.lock import writing
+from fope_jax.storage.files import write_text
+from fope_jax.storage.lock import lock_run
+from fope_jax.storage.paths import as_path, is_in_bucket
 
 
 def repair(run: str | Path) -> list[str]:
@@ -28,9 +29,9 @@ def repair(run: str | Path) -> list[str]:
       LockError: a process writes into it.
     """
     run = as_path(run)
-    if in_bucket(run):
+    if is_in_bucket(run):
         raise ValueError(f"{run} is in a bucket: repair a copy on this machine and upload it")
-    with writing(run, "doctor"):
+    with lock_run(run, "doctor"):
         return [*_set_aside(run), *_rewrite_metrics(run)]
 
 

@@ -13,7 +13,7 @@ import jax
 
 from fope_jax.config import Experiment, flat_values
 from fope_jax.data.cache import open_cache
-from fope_jax.processes.initialize import check_same, software
+from fope_jax.processes.agreement import check_equal_across_processes, software_versions
 
 # A host may keep the token cache in a place of its own: its content is compared.
 _OWN = ("data.cache_dir",)
@@ -36,10 +36,10 @@ def check_processes_agree(
     """
     if jax.process_count() == 1:  # it would read all of our source at each start for nothing
         return
-    values: dict[str, Any] = software() | {"devices": _devices()} | dict(request)
+    values: dict[str, Any] = software_versions() | {"devices": _devices()} | dict(request)
     values |= {k: v for k, v in flat_values(experiment).items() if k not in _OWN}
     values |= {f"token cache, {split}": _content(experiment, split) for split in splits}
-    check_same(values)
+    check_equal_across_processes(values)
 
 
 def _devices() -> str:

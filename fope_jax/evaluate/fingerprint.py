@@ -10,7 +10,7 @@ import jax
 
 from fope_jax.model.transformer import position_variables
 from fope_jax.position import Fingerprint, ModelShape, PositionEmbedding, fingerprint
-from fope_jax.processes.collectives import on_host
+from fope_jax.processes.collectives import gather_to_host
 from fope_jax.storage.checkpoint import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def checkpoint_fingerprint(
       The fingerprint, and metadata: ``position``, its hash; ``position_summary``; and
       ``position_method``, the hash without the constants.
     """
-    variables = position_variables({}, jax.tree.map(on_host, constants))
+    variables = position_variables({}, jax.tree.map(gather_to_host, constants))
     found = fingerprint(position, shape, variables)
     method = fingerprint(position, shape).hash
     return found, {

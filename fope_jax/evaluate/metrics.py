@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fope_jax.storage.files import json_lines, write_text
+from fope_jax.storage.files import read_json_lines, write_text
 
 METRICS = "metrics.jsonl"
 
@@ -23,7 +23,7 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       ValueError: another line is no JSON object, with its number.
     """
-    return [row for _, row in json_lines(path)] if path.exists() else []
+    return [row for _, row in read_json_lines(path)] if path.exists() else []
 
 
 def replace_rows(

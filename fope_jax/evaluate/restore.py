@@ -18,7 +18,8 @@ from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.sharding import tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.storage.files import as_path, read_json
+from fope_jax.storage.files import read_json
+from fope_jax.storage.paths import as_path
 
 log = logging.getLogger(__name__)
 

@@ -34,12 +34,13 @@ from fope_jax.evaluate.restore import (
 from fope_jax.evaluate.scoring import Scorer, model_scorer
 from fope_jax.extras import require
 from fope_jax.model.sharding import MeshConfig, make_mesh
-from fope_jax.processes.collectives import all_asked_to_stop, is_first, wait_for_all
-from fope_jax.processes.initialize import in_all_processes
-from fope_jax.processes.signals import Stopped, has_joined
+from fope_jax.processes.agreement import fail_together
+from fope_jax.processes.collectives import is_main_process, wait_for_processes
+from fope_jax.processes.ending import reached_preemption
+from fope_jax.processes.signals import Stopped, is_distributed
 from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.storage.files import as_path
-from fope_jax.storage.lock import writing
+from fope_jax.storage.lock import lock_run
+from fope_jax.storage.paths import as_path
 
 NAMES_SHOWN = 20  # documents too short that a row names; its count is of all
 
@@ -86,11 +87,11 @@ def evaluate(
     """
     workdir = as_path(workdir)
     progress = _stopping(progress or _progress_bar)
-    say = say if is_first() else lambda line: None
-    with in_all_processes():
+    say = say if is_main_process() else lambda line: None
+    with fail_together():
         # Before the lock, which would make a directory of a name that is wrong.
         experiment = _with_overrides(read_experiment(workdir), overrides)
-    with writing(workdir, "evaluate"):
+    with lock_run(workdir, "evaluate"):
         if not any("evaluate.add_bos_token=" in override for override in overrides):
             warn_where_bos_is_unknown(workdir)
         request = {
@@ -106,7 +107,7 @@ def evaluate(
         store = CheckpointStore(workdir / "checkpoints")
         try:
             step = find_step(workdir, store, step)
-            with in_all_processes():
+            with fail_together():
                 planned = plan_protocols(experiment, store.metadata(step)["data"], protocols)
         finally:
             store.close()
@@ -128,7 +129,7 @@ def evaluate(
             for protocol in missing:
                 reader = answerer if protocol.is_generative else scorer
                 _run_protocol(protocol, reader, experiment, step, path, progress, say)
-            wait_for_all("evaluated")
+            wait_for_processes("evaluated")
         return [row for row in read_rows(path) if any(p.owns(row, step) for p in planned)]
 
 
@@ -187,7 +188,7 @@ def _run_protocol(
         message += f", {len(windows.stop)} windows"
         if windows.too_short:
             message += f"; documents too short for them: {len(windows.too_short)}"
-    if is_first():
+    if is_main_process():
         replace_rows(path, lambda row: protocol.owns(row, step), [*rows, summary])
     _write_time(path, f"evaluate {protocol.label}", step, seconds)
     say(message)
@@ -213,7 +214,7 @@ def _check_rows(rows: Iterable[Row], label: str, dtype: str) -> None:
 
 
 def _write_time(path: Path, phase: str, step: int, seconds: float) -> None:
-    if is_first():
+    if is_main_process():
         key = {"kind": "time", "phase": phase, "step": step}
         row = key | {"seconds": round(seconds, 3)}
         replace_rows(path, lambda old: old.items() >= key.items(), [row])
@@ -227,8 +228,8 @@ def _stopping(progress: Progress) -> Progress:
 
     def stopping(batches: Iterable[int], **named: Any) -> Iterable[int]:
         for batch in progress(batches, **named):
-            if has_joined() and all_asked_to_stop():
-                raise Stopped(signal.SIGTERM, in_all_processes=True)
+            if is_distributed() and reached_preemption():
+                raise Stopped(signal.SIGTERM, is_in_all_processes=True)
             yield batch
 
     return stopping
@@ -236,4 +237,4 @@ def _stopping(progress: Progress) -> Progress:
 
 def _progress_bar(batches: Iterable[int], desc: str) -> Iterable[int]:
     tqdm = require("tqdm", "train").tqdm
-    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=not is_first())
+    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=not is_main_process())

@@ -24,7 +24,7 @@ from fope_jax.evaluate.protocols import Protocol, plan_protocols
 from fope_jax.evaluate.restore import evaluation_graphdef
 from fope_jax.evaluate.scoring import Scorer, scorer_factory
 from fope_jax.evaluate.windows import place_windows
-from fope_jax.processes.signals import has_joined
+from fope_jax.processes.signals import is_distributed
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,9 @@ def _checking(scorer: Scorer, check: Check) -> Scorer:
     def scored(tokens: Any, targets: Any, places: Any = None) -> tuple[Any, Any]:
         check()
         scores = scorer(tokens, targets, places)
-        arrays: list[Any] = [] if has_joined() else [x for x in scores if isinstance(x, jax.Array)]
+        arrays: list[Any] = (
+            [] if is_distributed() else [x for x in scores if isinstance(x, jax.Array)]
+        )
         while not all(x.is_ready() for x in arrays):
             check()
             time.sleep(0.005)

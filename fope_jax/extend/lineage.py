@@ -9,7 +9,8 @@ from typing import Any
 
 from fope_jax.config import ConfigError, Experiment
 from fope_jax.data.cache import TokenCache
-from fope_jax.storage.files import as_path, read_json
+from fope_jax.storage.files import read_json
+from fope_jax.storage.paths import as_path
 from fope_jax.train.workdir import LINEAGE
 
 

@@ -22,7 +22,8 @@ from fope_jax.interop.runs import (
 from fope_jax.interop.weights import import_config, import_weights
 from fope_jax.model.sharding import device_put_sharded
 from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.storage.files import read_json, resolved
+from fope_jax.storage.files import read_json
+from fope_jax.storage.paths import resolve_path
 from fope_jax.train.state import StatePlan, restore_arrays
 from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, split_step
 
@@ -119,7 +120,7 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
         trained = kept.get(MAX_POSITIONS, experiment.train.length)
         train_config = dataclasses.replace(experiment.train, length=trained)
         experiment = dataclasses.replace(experiment, train=train_config)
-    return Parent(str(resolved(run)), experiment, step, IMPORTED in facts, kept, load)
+    return Parent(str(resolve_path(run)), experiment, step, IMPORTED in facts, kept, load)
 
 
 def _open_weights(directory: Path, tokenizer: str | None) -> Parent:

@@ -32,11 +32,12 @@ from fope_jax.extend.parent import WEIGHTS, Parent, open_parent
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import HOW, position_variables
 from fope_jax.position import PositionVariables
-from fope_jax.processes.collectives import is_first, on_host
-from fope_jax.processes.initialize import in_all_processes
+from fope_jax.processes.agreement import fail_together
+from fope_jax.processes.collectives import gather_to_host, is_main_process
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.storage.files import as_path, resolved, write_json
-from fope_jax.storage.lock import writing
+from fope_jax.storage.files import write_json
+from fope_jax.storage.lock import lock_run
+from fope_jax.storage.paths import as_path, resolve_path
 from fope_jax.train.checkpoints import check_checkpoints_present
 from fope_jax.train.loop import train
 from fope_jax.train.state import init_position_arrays, plan_state
@@ -92,12 +93,12 @@ def extend(
       CheckpointError, FileNotFoundError: the parent, see ``open_parent``; and as ``train``.
     """
     workdir, overrides = as_path(workdir), list(overrides)
-    with in_all_processes():
+    with fail_together():
         begun = has_checkpoint(workdir)
         lineage = read_lineage(workdir) if begun else None
         step = lineage["request"]["step"] if lineage else None
         parent = open_parent(source, step, _stated_tokenizer(config, overrides), accept_position)
-        if str(resolved(workdir)) == parent.source:
+        if str(resolve_path(workdir)) == parent.source:
             raise ConfigError(f"workdir {workdir} is the parent itself; use another --workdir")
         request = {
             "parent": parent.source,
@@ -124,10 +125,10 @@ def extend(
             if evaluates:
                 plan_protocols(child, fingerprint)
     check_processes_agree(child, request | {"--accept-position": accept_position})
-    with writing(workdir, "extend"):
+    with lock_run(workdir, "extend"):
         store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
         try:
-            if store.latest_valid_step(set_aside=True) is None:
+            if store.latest_valid_step(quarantine=True) is None:
                 check_checkpoints_present(workdir, None)
                 _begin(parent, child, workdir, store, request, warn_above)
         finally:
@@ -153,7 +154,7 @@ def _begin(
         mesh=child.mesh,
         model=dataclasses.replace(parent.experiment.model, **computed),
     )
-    with in_all_processes():
+    with fail_together():
         cache, plan = _open_cache(child, workdir, parent), plan_state(child)
         check_disk_space(workdir, plan, child.train)
     arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
@@ -163,7 +164,9 @@ def _begin(
             f"can go on: {describe_non_finite(counts)}"
         )
     _check_data(parent.experiment, metadata["data"], child, cache)
-    trained = jax.tree.map(on_host, position_variables(arrays["params"], arrays["constants"]))
+    trained = jax.tree.map(
+        gather_to_host, position_variables(arrays["params"], arrays["constants"])
+    )
     moved = _move(before, trained, child, request["match"])
     state, constants = carry_train_state(arrays, moved, plan, request["optimizer"])
 
@@ -206,8 +209,8 @@ def _begin(
         "data": data,
         "start": start,
     }
-    with in_all_processes():
-        if is_first():
+    with fail_together():
+        if is_main_process():
             open_workdir(workdir, child)
             if parent.kept:
                 write_json(workdir / RUN, {KEPT: parent.kept})  # training adds the rest
@@ -233,7 +236,7 @@ def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
         if not parent.source.startswith(WEIGHTS):
             path = as_path(parent.source) / CONFIG
             raise CacheError(f"{error}, such as {path}, with the same --config.data") from error
-        if is_first():
+        if is_main_process():
             open_workdir(workdir, child)
         raise CacheError(f"{error}, such as {workdir / CONFIG}") from error
 

@@ -37,17 +37,16 @@ from fope_jax.interop.weights import (
 )
 from fope_jax.model.transformer import HOW, split
 from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.storage.files import (
-    as_path,
+from fope_jax.storage.content import detect_content, read_head
+from fope_jax.storage.directories import (
     check_output,
     check_space,
-    content_of,
     make_directory,
-    read_head,
-    remove_empty,
+    remove_empty_directories,
     remove_tree,
 )
-from fope_jax.storage.lock import writing
+from fope_jax.storage.lock import lock_run
+from fope_jax.storage.paths import as_path
 from fope_jax.train.workdir import (
     CHECKPOINTS,
     IMPORTED,
@@ -103,7 +102,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
         IMPORTED: {"directory": str(source)},
         KEPT: imported.kept,
     }
-    with writing(workdir, "import"):
+    with lock_run(workdir, "import"):
         open_workdir(workdir, experiment)
         write_run_info(workdir, facts, 0)
         store = CheckpointStore(workdir / CHECKPOINTS)
@@ -183,9 +182,9 @@ def check_tokenizer(imported: Experiment) -> None:
     """
     path = Path(imported.data.tokenizer)
     if path.suffix == ".json":
-        found = content_of(read_head(path))
+        found = detect_content(read_head(path))
         if found or not path.is_file():
-            what = f"it is {found.what}; {found.advice}" if found else "there is no such file"
+            what = f"it is {found.kind}; {found.advice}" if found else "there is no such file"
             raise ConfigError(f"data.tokenizer = {str(path)!r}: {what}")
     if not is_tokenizer_compatible(imported):
         size = _vocabulary(imported.data)
@@ -277,7 +276,7 @@ def export_run(
         partial.rmdir()
     except BaseException:
         remove_tree(partial)
-        remove_empty(made)
+        remove_empty_directories(made)
         raise
     model = loaded.model
     summary = position_fingerprint(model.config, model.position, constants).summary

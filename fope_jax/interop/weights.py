@@ -35,7 +35,9 @@ from fope_jax.position import (
     PositionVariables,
     fingerprint,
 )
-from fope_jax.storage.files import content_of, inside, read_head, read_json, write_json
+from fope_jax.storage.content import detect_content, read_head
+from fope_jax.storage.files import read_json, write_json
+from fope_jax.storage.paths import path_within
 
 log = logging.getLogger(__name__)
 
@@ -299,8 +301,8 @@ class _Files:
             try:
                 self._open[path] = self._safetensors.safe_open(path, framework="np")
             except self._safetensors.SafetensorError as error:
-                if found := content_of(read_head(path)):  # of a clone without Git LFS
-                    raise ValueError(f"{path} is {found.what}; {found.advice}") from error
+                if found := detect_content(read_head(path)):  # of a clone without Git LFS
+                    raise ValueError(f"{path} is {found.kind}; {found.advice}") from error
                 raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
         return self._open[path]
 
@@ -366,7 +368,7 @@ def _indexed_files(directory: Path, weight_map: Any) -> list[Path]:
     if not files or not all(isinstance(file, str) for file in files):
         raise ValueError(f"{index}: weight_map = {weight_map!r:.80}; accepted: tensor to file name")
     try:
-        paths = [inside(directory, name) for name in sorted(set(files))]
+        paths = [path_within(directory, name) for name in sorted(set(files))]
     except ValueError as error:
         raise ValueError(f"{index}: weight_map: {error}") from error
     missing = [path.name for path in paths if not path.is_file()]

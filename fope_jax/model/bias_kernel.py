@@ -1,10 +1,10 @@
 """Attention on TPU with the bias computed inside the kernel, a block of scores at a time.
 
 Splash takes no bias, and a bias that lies in memory as ``[N, T, S]`` is what long sequences cannot
-have. Here each block of the score matrix computes the bias of its positions
-(``PositionEmbedding.head_bias``) in on-chip memory, forward and backward, gradients of what is
-learned included. Masks come from positions and segments too, so queries and keys need not be the
-same tokens: the kernel serves devices that share the tokens of a row as well.
+have. Here each block of the score matrix computes the bias of its positions in on-chip memory,
+forward and backward, gradients of what is learned included. Masks come from positions and segments
+too, so queries and keys need not be the same tokens: the kernel serves devices that share the
+tokens of a row as well.
 
 Scores are kept transposed, ``[s, t]``: what belongs to a query is then a row, which lies in lanes
 as it does in memory. Blocks that no query sees are neither fetched nor computed, where tokens are
@@ -37,35 +37,21 @@ _BLOCKS, _BLOCKS_OF_MANY, _MANY = (512, 256, 128), (128,), 8
 HeadBias = Callable[[dict[str, Any], Array, Array], Array]
 
 
-class _Kernel(NamedTuple):
+class _Settings(NamedTuple):
     """What is known when the kernel is built.
 
     Attributes:
-      head_bias: of the method, or None.
-      shapes: name and shape of each variable, without its axis of heads.
+      bias_fn: maps the numbers of one head, positions of queries ``[1, t]`` and of keys ``[s, 1]``
+        to ``[s, t]``; None where there is no bias.
+      num_numbers: how many numbers ``bias_fn`` takes.
       block: queries and keys in a block.
       interpret: whether the kernel's program runs on any platform, slowly.
     """
 
-    head_bias: HeadBias | None
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    bias_fn: Callable[[list[Array], Array, Array], Array] | None
+    num_numbers: int
     block: int
     interpret: bool
-
-    def bias(self, numbers: list[Array], q_positions: Array, k_positions: Array) -> Array:
-        """The bias ``[s, t]`` from the numbers of one head, spread over axes it is the same on."""
-        values, start = {}, 0
-        for name, shape in self.shapes:
-            size = math.prod(shape)
-            own = numbers[start : start + size]
-            values[name], start = (tuple(own) if shape else own[0]), start + size
-        assert self.head_bias
-        shape = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
-        return jnp.broadcast_to(self.head_bias(values, q_positions, k_positions), shape)
-
-    @property
-    def count(self) -> int:
-        return sum(math.prod(shape) for _, shape in self.shapes)
 
 
 def pallas_attention(
@@ -103,29 +89,38 @@ def pallas_attention(
         if length % LANES:
             raise ValueError(f"{name} = {length} tokens: the kernel takes multiples of {LANES}")
     num_heads = q.shape[2]
-    names = sorted(variables) if head_bias else []
-    columns, shapes = [], []
-    for name in names:
+    shapes, columns = {}, []
+    for name in sorted(variables) if head_bias else []:
         x, axis = variables[name].astype(jnp.float32), heads_axes[name]
-        if axis is not None:
-            x = jnp.moveaxis(x, axis, -1)
-            shapes.append((name, x.shape[:-1]))
-        else:
-            shapes.append((name, x.shape))
-            x = x[..., None]
+        x = x[..., None] if axis is None else jnp.moveaxis(x, axis, -1)
+        shapes[name] = x.shape[:-1]
         columns.append(jnp.broadcast_to(x, (*x.shape[:-1], num_heads)).reshape(-1, num_heads))
     numbers = jnp.concatenate(columns).T if columns else jnp.zeros((num_heads, 1), jnp.float32)
-    count = sum(column.shape[0] for column in columns)
+
+    def bias_fn(numbers: list[Array], q_positions: Array, k_positions: Array) -> Array:
+        values, rest = {}, list(numbers)
+        for name, shape in shapes.items():
+            size = math.prod(shape)
+            values[name], rest = (tuple(rest[:size]) if shape else rest[0]), rest[size:]
+        assert head_bias
+        shape = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
+        return jnp.broadcast_to(head_bias(values, q_positions, k_positions), shape)
+
+    count = sum(math.prod(shape) for shape in shapes.values())
     sizes = _BLOCKS if count <= _MANY else _BLOCKS_OF_MANY
     block = next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0)
-    kernel = _Kernel(head_bias, tuple(shapes), block, interpret)
+    settings = _Settings(bias_fn if head_bias else None, count, block, interpret)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
-    out: Any = _attention(kernel, q, k, v, numbers, q_index, k_index)
+    q_index, k_index = (
+        TokenIndex(*(jnp.broadcast_to(x, (q.shape[0], x.shape[1])) for x in index))
+        for index in (q_index, k_index)
+    )
+    out: Any = _attention(settings, q, k, v, numbers, q_index, k_index)
     return out.swapaxes(1, 2)
 
 
 def computed_fraction(grid: tuple[int, ...]) -> float:
-    """How many of the blocks in a kernel's grid are computed where a row is one document.
+    """The fraction of the blocks in a kernel's grid that are computed in rows of one document.
 
     >>> computed_fraction((1, 1, 4, 4))
     0.625
@@ -135,23 +130,21 @@ def computed_fraction(grid: tuple[int, ...]) -> float:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(kernel, q, k, v, numbers, q_index, k_index):
+def _attention(settings, q, k, v, numbers, q_index, k_index):
     """Attention of ``q [B, N, T, H]`` to ``k, v [B, K, S, H]``; ``numbers [N, P]`` of the bias."""
-    return _forward(kernel, q, k, v, numbers, q_index, k_index)[0]
+    return _forward(settings, q, k, v, numbers, q_index, k_index)[0]
 
 
-def _forward_rule(kernel, q, k, v, numbers, q_index, k_index):
-    out, lse = _forward(kernel, q, k, v, numbers, q_index, k_index)
-    return out, (q, k, v, numbers, q_index, k_index, out, lse)
+def _forward_rule(settings, *arrays):
+    out, lse = _forward(settings, *arrays)
+    return out, (*arrays, out, lse)
 
 
-def _backward_rule(kernel, saved, d_out):
-    q, k, v, numbers, q_index, k_index, out, lse = saved
+def _backward_rule(settings, saved, d_out):
+    *arrays, out, lse = saved
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)[:, :, None]
-    arguments = (kernel, q, k, v, numbers, q_index, k_index, d_out, lse, delta)
-    dq, d_numbers = _backward_of_queries(*arguments)
-    dk, dv = _backward_of_keys(*arguments)
-    d_numbers = jnp.sum(d_numbers[:, :, 0, : numbers.shape[1]], axis=0)
+    dq, d_numbers = _backward_queries(settings, *arrays, d_out, lse, delta)
+    dk, dv = _backward_keys(settings, *arrays, d_out, lse, delta)
     return dq, dk, dv, d_numbers, None, None
 
 
@@ -161,298 +154,299 @@ _attention.defvjp(_forward_rule, _backward_rule)
 # ---------------------------------------------------------------------------- one block
 
 
-def _precision(dtype: Any) -> Any:
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-
-
-def _dot(x: Array, y: Array, contract: tuple[int, int]) -> Array:
-    dims = (((contract[0],), (contract[1],)), ((), ()))
+def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
+    """Sums the product over one axis of each matrix, in float32."""
+    precision = "highest" if x.dtype == jnp.float32 else "default"
+    dims = (((x_axis,), (y_axis,)), ((), ()))
     return jax.lax.dot_general(
-        x, y, dims, precision=_precision(x.dtype), preferred_element_type=jnp.float32
+        x, y, dims, precision=jax.lax.Precision(precision), preferred_element_type=jnp.float32
     )
 
 
-def _scores(q: Array, k: Array, bias: Array | None, places: Any):
-    """Scaled and biased scores ``[s, t]`` float32 of a block, and which of them are seen.
+def _head_numbers(settings: _Settings, numbers: Any, head: Array) -> list[Array]:
+    return [numbers[head, index] for index in range(settings.num_numbers)]
 
-    ``places``: positions of queries ``[1, t]`` and keys ``[s, 1]``, then their segments.
+
+def _masked_scores(
+    q: Array, k: Array, bias: Array | None, tokens: list[Array]
+) -> tuple[Array, Array]:
+    """Scaled and biased scores ``[s, t]`` float32 of a block, and which of them are visible.
+
+    ``tokens``: positions of queries ``[1, t]`` and keys ``[s, 1]``, then their segments.
     """
-    q_positions, k_positions, q_segments, k_segments = places
-    scores = _dot(k, q, (1, 1)) * (1 / math.sqrt(q.shape[-1]))
+    q_positions, k_positions, q_segments, k_segments = tokens
+    scores = _dot(k, q, 1, 1) * (1 / math.sqrt(q.shape[-1]))
     if bias is not None:
         scores += bias
-    seen = (k_positions <= q_positions) & (k_segments == q_segments) & (q_segments != 0)
-    return scores, seen
+    mask = (k_positions <= q_positions) & (k_segments == q_segments) & (q_segments != 0)
+    return scores, mask
 
 
-def _numbers_of(kernel: _Kernel, numbers: Any, head: Array) -> list[Array]:
-    return [numbers[head, index] for index in range(kernel.count)]
-
-
-def _bias(kernel: _Kernel, numbers: Any, head: Array, places: Any) -> Array | None:
-    if kernel.head_bias is None:
-        return None
-    return kernel.bias(_numbers_of(kernel, numbers, head), places[0], places[1])
-
-
-# ---------------------------------------------------------------------------- forward
-
-
-def _forward_program(kernel, first, last, numbers, q, k, v, *refs):
-    places_refs, (out, lse, highest, total, summed) = refs[:4], refs[4:]
-    row, head, block, step = (pl.program_id(axis) for axis in range(4))
-
-    @pl.when(step == 0)
-    def _():
-        highest[...] = jnp.full(highest.shape, _LOWEST, jnp.float32)
-        total[...] = jnp.zeros(total.shape, jnp.float32)
-        summed[...] = jnp.zeros(summed.shape, jnp.float32)
-
-    @pl.when((step >= first[row, block]) & (step <= last[row, block]))
-    def _():
-        places = [ref[0] for ref in places_refs]
-        bias = _bias(kernel, numbers, head, places)
-        scores, seen = _scores(q[0, 0], k[0, 0], bias, places)
-        before = highest[...]
-        largest = jnp.max(jnp.where(seen, scores, _LOWEST), axis=0, keepdims=True)
-        now = jnp.maximum(before, largest)
-        weights = jnp.where(seen, jnp.exp(scores - now), 0.0)
-        shrink = jnp.exp(before - now)
-        highest[...] = now
-        total[...] = total[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
-        values = v[0, 0]
-        part = _dot(values, weights.astype(values.dtype), (0, 0))
-        summed[...] = summed[...] * shrink + part
-
-    @pl.when(step == pl.num_programs(3) - 1)
-    def _():
-        sums = total[...]
-        nothing = sums == 0
-        out[0, 0] = (summed[...] / jnp.where(nothing, 1.0, sums)).T.astype(out.dtype)
-        lse[0, 0] = jnp.where(nothing, -_LOWEST, highest[...] + jnp.log(sums))
-
-
-def _forward(kernel, q, k, v, numbers, q_index, k_index):
-    """The output ``[B, N, T, H]`` and each query's log-sum-exp ``[B, N, 1, T]``."""
-    call = _Call(kernel, q, k, v, numbers, q_index, k_index, by_query=True)
-    batch, num_heads, length, head_dim = q.shape
-    lse = jax.ShapeDtypeStruct((batch, num_heads, 1, length), jnp.float32)
-    return call(
-        _forward_program,
-        "forward",
-        [(q, call.queries), (lse, call.rows)],
-        [(1, kernel.block), (1, kernel.block), (head_dim, kernel.block)],
-    )
-
-
-# ---------------------------------------------------------------------------- backward
-
-
-def _gradient_of_scores(kernel, numbers, head, q, k, v, places, d_out, lse, delta):
+def _gradient_of_scores(settings, numbers, q, k, v, tokens, d_out, lse, delta):
     """The weights and the gradient of the scores, ``[s, t]``, and the pull of the bias."""
-    if kernel.head_bias is None:
-        bias, pull = None, None
-    else:
-        own = _numbers_of(kernel, numbers, head)
-        bias, pull = jax.vjp(lambda own: kernel.bias(own, places[0], places[1]), own)
-    scores, seen = _scores(q, k, bias, places)
-    weights = jnp.where(seen, jnp.exp(scores - lse), 0.0)
-    d_weights = _dot(v, d_out, (1, 1))
-    return weights, weights * (d_weights - delta), pull
+    bias, pull = None, None
+    if settings.bias_fn is not None:
+        bias, pull = jax.vjp(lambda numbers: settings.bias_fn(numbers, *tokens[:2]), numbers)
+    scores, mask = _masked_scores(q, k, bias, tokens)
+    weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
+    return weights, weights * (_dot(v, d_out, 1, 1) - delta), pull
 
 
-def _queries_program(kernel, first, last, numbers, q, k, v, *refs):
-    places_refs, (d_out, lse, delta, dq, d_numbers, summed) = refs[:4], refs[4:]
-    row, head, block, step = (pl.program_id(axis) for axis in range(4))
-
-    @pl.when((block == 0) & (step == 0))
-    def _():
-        d_numbers[...] = jnp.zeros(d_numbers.shape, jnp.float32)
-
-    @pl.when(step == 0)
-    def _():
-        summed[...] = jnp.zeros(summed.shape, jnp.float32)
-
-    @pl.when((step >= first[row, block]) & (step <= last[row, block]))
-    def _():
-        places, keys = [ref[0] for ref in places_refs], k[0, 0]
-        _, d_scores, pull = _gradient_of_scores(
-            kernel,
-            numbers,
-            head,
-            q[0, 0],
-            keys,
-            v[0, 0],
-            places,
-            d_out[0, 0],
-            lse[0, 0],
-            delta[0, 0],
-        )
-        if pull is not None:
-            (gradient,) = pull(d_scores)
-            lane = jax.lax.broadcasted_iota(jnp.int32, d_numbers.shape[2:], 1)
-            for index, number in enumerate(gradient):
-                d_numbers[0, 0] += jnp.where(lane == index, number, 0.0)
-        summed[...] += _dot(d_scores.astype(keys.dtype), keys, (0, 0))
-
-    @pl.when(step == pl.num_programs(3) - 1)
-    def _():
-        dq[0, 0] = (summed[...] * (1 / math.sqrt(q.shape[-1]))).astype(dq.dtype)
+# ---------------------------------------------------------------------------- kernels
+#
+# Each kernel gets the blocks that its BlockSpecs name for one step of the grid; the last axis of
+# the grid goes over the blocks that are summed. Blocks are fetched ahead, so a step outside the
+# visible range of its row names the nearest block in it, which then is there already.
 
 
-def _backward_of_queries(kernel, q, k, v, numbers, q_index, k_index, *gradients):
-    """Gradients of ``q`` and, ``[B, N, 1, P]``, of the numbers of the bias."""
-    call = _Call(kernel, q, k, v, numbers, q_index, k_index, by_query=True)
+def _forward(settings, q, k, v, numbers, q_index, k_index):
+    """The output ``[B, N, T, H]`` and each query's log-sum-exp ``[B, N, 1, T]``."""
+    batch, num_heads, length, head_dim = q.shape
+    block, group = settings.block, num_heads // k.shape[1]
+
+    def kernel(first, last, numbers, q, k, v, *refs):
+        token_refs, (out, lse, highest, total, summed) = refs[:4], refs[4:]
+        row, head, q_block, step = (pl.program_id(axis) for axis in range(4))
+
+        @pl.when(step == 0)
+        def _():
+            highest[...] = jnp.full(highest.shape, _LOWEST, jnp.float32)
+            total[...] = jnp.zeros(total.shape, jnp.float32)
+            summed[...] = jnp.zeros(summed.shape, jnp.float32)
+
+        @pl.when((step >= first[row, q_block]) & (step <= last[row, q_block]))
+        def _():
+            tokens, bias = [ref[0] for ref in token_refs], None
+            if settings.bias_fn is not None:
+                bias = settings.bias_fn(_head_numbers(settings, numbers, head), *tokens[:2])
+            scores, mask = _masked_scores(q[0, 0], k[0, 0], bias, tokens)
+            before = highest[...]
+            block_highest = jnp.max(jnp.where(mask, scores, _LOWEST), axis=0, keepdims=True)
+            now = jnp.maximum(before, block_highest)
+            weights = jnp.where(mask, jnp.exp(scores - now), 0.0)
+            shrink = jnp.exp(before - now)
+            highest[...] = now
+            total[...] = total[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
+            values = v[0, 0]
+            summed[...] = summed[...] * shrink + _dot(values, weights.astype(values.dtype), 0, 0)
+
+        @pl.when(step == pl.num_programs(3) - 1)
+        def _():
+            sums = total[...]
+            is_empty = sums == 0
+            out[0, 0] = (summed[...] / jnp.where(is_empty, 1.0, sums)).T.astype(out.dtype)
+            lse[0, 0] = jnp.where(is_empty, -_LOWEST, highest[...] + jnp.log(sums))
+
+    return pl.pallas_call(
+        kernel,
+        name=f"{NAME}_forward",
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((batch, num_heads, 1, length), jnp.float32),
+        ],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, num_heads, length // block, k.shape[2] // block),
+            in_specs=_specs_by_query(block, group, head_dim),
+            out_specs=[
+                pl.BlockSpec((1, 1, block, head_dim), lambda b, n, i, j, *_: (b, n, i, 0)),
+                pl.BlockSpec((1, 1, 1, block), lambda b, n, i, j, *_: (b, n, 0, i)),
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((1, block), jnp.float32),
+                pltpu.VMEM((1, block), jnp.float32),
+                pltpu.VMEM((head_dim, block), jnp.float32),
+            ],
+        ),
+        interpret=settings.interpret,
+    )(*_key_ranges(block, q_index, k_index), numbers, q, k, v, *_token_arrays(q_index, k_index))
+
+
+def _backward_queries(settings, q, k, v, numbers, q_index, k_index, d_out, lse, delta):
+    """Gradients of ``q`` and of the numbers ``[N, P]`` of the bias."""
+    batch, num_heads, length, head_dim = q.shape
+    block, group = settings.block, num_heads // k.shape[1]
     lanes = math.ceil(numbers.shape[1] / LANES) * LANES
-    of_head = pl.BlockSpec((1, 1, 1, lanes), lambda row, head, *_: (row, head, 0, 0))
-    d_numbers = jax.ShapeDtypeStruct((*q.shape[:2], 1, lanes), jnp.float32)
-    return call(
-        _queries_program,
-        "backward_queries",
-        [(q, call.queries), (d_numbers, of_head)],
-        [(kernel.block, q.shape[-1])],
-        gradients,
+
+    def kernel(first, last, numbers, q, k, v, *refs):
+        token_refs, (d_out, lse, delta, dq, d_numbers, summed) = refs[:4], refs[4:]
+        row, head, q_block, step = (pl.program_id(axis) for axis in range(4))
+
+        @pl.when((q_block == 0) & (step == 0))
+        def _():
+            d_numbers[...] = jnp.zeros(d_numbers.shape, jnp.float32)
+
+        @pl.when(step == 0)
+        def _():
+            summed[...] = jnp.zeros(summed.shape, jnp.float32)
+
+        @pl.when((step >= first[row, q_block]) & (step <= last[row, q_block]))
+        def _():
+            keys, head_numbers = k[0, 0], _head_numbers(settings, numbers, head)
+            blocks = (q[0, 0], keys, v[0, 0], [ref[0] for ref in token_refs])
+            _, d_scores, pull = _gradient_of_scores(
+                settings, head_numbers, *blocks, d_out[0, 0], lse[0, 0], delta[0, 0]
+            )
+            if pull is not None:
+                (gradient,) = pull(d_scores)
+                lane = jax.lax.broadcasted_iota(jnp.int32, d_numbers.shape[2:], 1)
+                for index, number in enumerate(gradient):
+                    d_numbers[0, 0] += jnp.where(lane == index, number, 0.0)
+            summed[...] += _dot(d_scores.astype(keys.dtype), keys, 0, 0)
+
+        @pl.when(step == pl.num_programs(3) - 1)
+        def _():
+            dq[0, 0] = (summed[...] * (1 / math.sqrt(head_dim))).astype(dq.dtype)
+
+    query_spec = pl.BlockSpec((1, 1, block, head_dim), lambda b, n, i, j, *_: (b, n, i, 0))
+    row_spec = pl.BlockSpec((1, 1, 1, block), lambda b, n, i, j, *_: (b, n, 0, i))
+    dq, d_numbers = pl.pallas_call(
+        kernel,
+        name=f"{NAME}_backward_queries",
+        out_shape=[
+            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((batch, num_heads, 1, lanes), jnp.float32),
+        ],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, num_heads, length // block, k.shape[2] // block),
+            in_specs=[*_specs_by_query(block, group, head_dim), query_spec, row_spec, row_spec],
+            out_specs=[
+                query_spec,
+                pl.BlockSpec((1, 1, 1, lanes), lambda b, n, i, j, *_: (b, n, 0, 0)),
+            ],
+            scratch_shapes=[pltpu.VMEM((block, head_dim), jnp.float32)],
+        ),
+        interpret=settings.interpret,
+    )(
+        *_key_ranges(block, q_index, k_index),
+        *(numbers, q, k, v),
+        *_token_arrays(q_index, k_index),
+        *(d_out, lse, delta),
     )
+    return dq, jnp.sum(d_numbers[:, :, 0, : numbers.shape[1]], axis=0)
 
 
-def _keys_program(kernel, first, last, numbers, q, k, v, *refs):
-    places_refs, (d_out, lse, delta, dk, dv, summed_k, summed_v) = refs[:4], refs[4:]
-    row, kv_head, block, member, step = (pl.program_id(axis) for axis in range(5))
-
-    @pl.when((member == 0) & (step == 0))
-    def _():
-        summed_k[...] = jnp.zeros(summed_k.shape, jnp.float32)
-        summed_v[...] = jnp.zeros(summed_v.shape, jnp.float32)
-
-    @pl.when((step >= first[row, block]) & (step <= last[row, block]))
-    def _():
-        places, queries, d_outs = [ref[0] for ref in places_refs], q[0, 0], d_out[0, 0]
-        head = kv_head * pl.num_programs(3) + member
-        weights, d_scores, _ = _gradient_of_scores(
-            kernel, numbers, head, queries, k[0, 0], v[0, 0], places, d_outs, lse[0, 0], delta[0, 0]
-        )
-        summed_k[...] += _dot(d_scores.astype(queries.dtype), queries, (1, 0))
-        summed_v[...] += _dot(weights.astype(d_outs.dtype), d_outs, (1, 0))
-
-    @pl.when((member == pl.num_programs(3) - 1) & (step == pl.num_programs(4) - 1))
-    def _():
-        dk[0, 0] = (summed_k[...] * (1 / math.sqrt(q.shape[-1]))).astype(dk.dtype)
-        dv[0, 0] = summed_v[...].astype(dv.dtype)
-
-
-def _backward_of_keys(kernel, q, k, v, numbers, q_index, k_index, *gradients):
+def _backward_keys(settings, q, k, v, numbers, q_index, k_index, d_out, lse, delta):
     """Gradients of ``k`` and ``v``, summed over the query heads that read each of theirs."""
-    call = _Call(kernel, q, k, v, numbers, q_index, k_index, by_query=False)
-    return call(
-        _keys_program,
-        "backward_keys",
-        [(k, call.keys), (v, call.keys)],
-        [(kernel.block, q.shape[-1])] * 2,
-        gradients,
+    batch, num_kv_heads, num_keys, head_dim = k.shape
+    block, group = settings.block, q.shape[1] // num_kv_heads
+
+    def kernel(first, last, numbers, q, k, v, *refs):
+        token_refs, (d_out, lse, delta, dk, dv, summed_k, summed_v) = refs[:4], refs[4:]
+        row, kv_head, k_block, member, step = (pl.program_id(axis) for axis in range(5))
+
+        @pl.when((member == 0) & (step == 0))
+        def _():
+            summed_k[...] = jnp.zeros(summed_k.shape, jnp.float32)
+            summed_v[...] = jnp.zeros(summed_v.shape, jnp.float32)
+
+        @pl.when((step >= first[row, k_block]) & (step <= last[row, k_block]))
+        def _():
+            queries, d_outs = q[0, 0], d_out[0, 0]
+            head_numbers = _head_numbers(settings, numbers, kv_head * group + member)
+            blocks = (queries, k[0, 0], v[0, 0], [ref[0] for ref in token_refs])
+            weights, d_scores, _ = _gradient_of_scores(
+                settings, head_numbers, *blocks, d_outs, lse[0, 0], delta[0, 0]
+            )
+            summed_k[...] += _dot(d_scores.astype(queries.dtype), queries, 1, 0)
+            summed_v[...] += _dot(weights.astype(d_outs.dtype), d_outs, 1, 0)
+
+        @pl.when((member == group - 1) & (step == pl.num_programs(4) - 1))
+        def _():
+            dk[0, 0] = (summed_k[...] * (1 / math.sqrt(head_dim))).astype(dk.dtype)
+            dv[0, 0] = summed_v[...].astype(dv.dtype)
+
+    # Row, key-value head, block of keys, query head that reads it, block of queries.
+    query_spec = pl.BlockSpec(
+        (1, 1, block, head_dim), lambda b, n, i, g, j, *r: (b, n * group + g, _clip(b, i, j, *r), 0)
+    )
+    row_spec = pl.BlockSpec(
+        (1, 1, 1, block), lambda b, n, i, g, j, *r: (b, n * group + g, 0, _clip(b, i, j, *r))
+    )
+    key_spec = pl.BlockSpec((1, 1, block, head_dim), lambda b, n, i, g, j, *_: (b, n, i, 0))
+    token_specs = [
+        pl.BlockSpec((1, 1, block), lambda b, n, i, g, j, *r: (b, 0, _clip(b, i, j, *r))),
+        pl.BlockSpec((1, block, 1), lambda b, n, i, g, j, *_: (b, i, 0)),
+    ] * 2
+    numbers_spec = pl.BlockSpec(memory_space=pltpu.SMEM)
+    return pl.pallas_call(
+        kernel,
+        name=f"{NAME}_backward_keys",
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, num_kv_heads, num_keys // block, group, q.shape[2] // block),
+            in_specs=[numbers_spec, query_spec, key_spec, key_spec]
+            + [*token_specs, query_spec, row_spec, row_spec],
+            out_specs=[key_spec, key_spec],
+            scratch_shapes=[pltpu.VMEM((block, head_dim), jnp.float32)] * 2,
+        ),
+        interpret=settings.interpret,
+    )(
+        *_query_ranges(block, q_index, k_index),
+        *(numbers, q, k, v),
+        *_token_arrays(q_index, k_index),
+        *(d_out, lse, delta),
     )
 
 
-# ---------------------------------------------------------------------------- grid
+def _specs_by_query(block: int, group: int, head_dim: int) -> list[pl.BlockSpec]:
+    """Where numbers, q, k, v and tokens are read: row, head, block of queries, block of keys."""
+    key_spec = pl.BlockSpec(
+        (1, 1, block, head_dim), lambda b, n, i, j, *r: (b, n // group, _clip(b, i, j, *r), 0)
+    )
+    token_specs = [
+        pl.BlockSpec((1, 1, block), lambda b, n, i, j, *_: (b, 0, i)),
+        pl.BlockSpec((1, block, 1), lambda b, n, i, j, *r: (b, _clip(b, i, j, *r), 0)),
+    ] * 2
+    return [
+        pl.BlockSpec(memory_space=pltpu.SMEM),
+        pl.BlockSpec((1, 1, block, head_dim), lambda b, n, i, j, *_: (b, n, i, 0)),
+        key_spec,
+        key_spec,
+        *token_specs,
+    ]
 
 
-class _Call:
-    """The grid of one kernel, and which block of each array a step of it reads.
+def _clip(row, block, step, first, last):
+    """The block for a step of the grid: the nearest that ``block`` has to visit."""
+    return jnp.clip(step, first[row, block], jnp.maximum(last[row, block], 0))
 
-    ``by_query``: grid ``[B, N, Q, P]``; each block of queries meets its blocks of keys. Otherwise
-    ``[B, K, P, N / K, Q]``; each block of keys meets its blocks of queries, of all heads that read
-    it. Blocks are prefetched, so a step outside the range of its row names the nearest block in it,
-    which then is there already.
+
+def _token_arrays(q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
+    """Positions of queries ``[B, 1, T]`` and keys ``[B, S, 1]``, then their segments."""
+    (q_positions, q_segments), (k_positions, k_segments) = q_index, k_index
+    return [
+        q_positions[:, None],
+        k_positions[..., None],
+        q_segments[:, None],
+        k_segments[..., None],
+    ]
+
+
+def _key_ranges(block: int, q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
+    """First and last block of keys that each block of queries visits, ``[B, Q]`` int32 each.
+
+    Where it visits none, the first lies behind the last.
     """
-
-    def __init__(self, kernel, q, k, v, numbers, q_index, k_index, *, by_query: bool):
-        batch, num_heads, length, head_dim = q.shape
-        num_kv_heads, group = k.shape[1], num_heads // k.shape[1]
-        size = kernel.block
-        num_queries, num_keys = length // size, k.shape[2] // size
-
-        def clipped(row, block, step, first, last):
-            return jnp.clip(step, first[row, block], jnp.maximum(last[row, block], 0))
-
-        def query(*index):
-            *grid, first, last = index
-            if by_query:
-                row, head, block, _ = grid
-                return row, head, block
-            row, kv_head, block, member, step = grid
-            return row, kv_head * group + member, clipped(row, block, step, first, last)
-
-        def key(*index):
-            *grid, first, last = index
-            if by_query:
-                row, head, block, step = grid
-                return row, head // group, clipped(row, block, step, first, last)
-            row, kv_head, block, *_ = grid
-            return row, kv_head, block
-
-        self.kernel = kernel
-        if by_query:
-            self.grid = (batch, num_heads, num_queries, num_keys)
-        else:
-            self.grid = (batch, num_kv_heads, num_keys, group, num_queries)
-        self.queries, self.keys = (
-            pl.BlockSpec((1, 1, size, head_dim), _index(side, "row", "head", "block", 0))
-            for side in (query, key)
-        )
-        self.rows = pl.BlockSpec((1, 1, 1, size), _index(query, "row", "head", 0, "block"))
-        places, specs = [], []
-        for name in TokenIndex._fields:
-            of_queries, of_keys = getattr(q_index, name), getattr(k_index, name)
-            places += [of_queries[:, None], of_keys[:, :, None]]
-            rows = ["row" if x.shape[0] > 1 else 0 for x in (of_queries, of_keys)]
-            specs += [
-                pl.BlockSpec((1, 1, size), _index(query, rows[0], 0, "block")),
-                pl.BlockSpec((1, size, 1), _index(key, rows[1], "block", 0)),
-            ]
-        self.specs = [pl.BlockSpec(memory_space=pltpu.SMEM), self.queries, self.keys, self.keys]
-        self.specs += specs
-        self.arrays = [numbers, q, k, v, *places]
-        self.ranges = _ranges(batch, size, q_index, k_index, by_query)
-
-    def __call__(self, program, name, outputs, scratch, gradients=()):
-        """Runs ``program``; ``outputs`` are pairs of a like array and a spec."""
-        more = [self.queries, self.rows, self.rows] if gradients else []
-        return pl.pallas_call(
-            functools.partial(program, self.kernel),
-            out_shape=[jax.ShapeDtypeStruct(like.shape, like.dtype) for like, _ in outputs],
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=2,
-                grid=self.grid,
-                in_specs=self.specs + more,
-                out_specs=[spec for _, spec in outputs],
-                scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-            ),
-            interpret=self.kernel.interpret,
-            name=f"{NAME}_{name}",
-        )(*self.ranges, *self.arrays, *gradients)
+    return _ranges(_block_mask(block, q_index, k_index))
 
 
-def _index(where: Callable, *axes: str | int) -> Callable:
-    """An index map with the row, the head and the block that ``where`` gives on the named axes."""
-
-    def index(*grid):
-        found: Any = dict(zip(("row", "head", "block"), where(*grid), strict=True))
-        return tuple(found.get(axis, 0) for axis in axes)
-
-    return index
+def _query_ranges(block: int, q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
+    """First and last block of queries that each block of keys visits, ``[B, P]`` int32 each."""
+    return _ranges(_block_mask(block, q_index, k_index).swapaxes(0, 1))
 
 
-def _ranges(batch, size, q_index, k_index, by_query) -> list[Array]:
-    """First and last block that each block meets, ``[B, Q]`` or ``[B, P]`` int32 each.
+def _block_mask(block: int, *indexes: TokenIndex) -> Array:
+    return visible_block_mask(
+        *jax.tree.map(lambda x: x.reshape(x.shape[0], -1, block).swapaxes(0, 1), indexes)
+    )
 
-    Where it meets none, the first lies behind the last.
-    """
 
-    def blocks(places: TokenIndex) -> TokenIndex:
-        return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, size).swapaxes(0, 1), places)
-
-    listed = visible_block_mask(blocks(q_index), blocks(k_index))
-    listed = listed if by_query else listed.swapaxes(0, 1)
-    index = jnp.arange(listed.shape[1], dtype=jnp.int32)[:, None]
-    first = jnp.min(jnp.where(listed, index, listed.shape[1]), axis=1)
-    last = jnp.max(jnp.where(listed, index, -1), axis=1)
-    return [jnp.broadcast_to(x.T, (batch, x.shape[0])) for x in (first, last)]
+def _ranges(mask: Array) -> list[Array]:
+    """Of ``mask [Q, P, B]``, the first and last along P: ``[B, Q]`` each."""
+    index = jnp.arange(mask.shape[1], dtype=jnp.int32)[:, None]
+    first = jnp.min(jnp.where(mask, index, mask.shape[1]), axis=1)
+    last = jnp.max(jnp.where(mask, index, -1), axis=1)
+    return [first.T, last.T]

@@ -57,7 +57,7 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return (x32 * inverse_rms * scale32).astype(x.dtype)
 
 
-LINEAR_OUTPUT = "product"  # name of what ``linear`` gives, for rematerialisation to keep
+LINEAR_OUTPUT = "linear_output"  # name of what ``linear`` gives, for rematerialisation to keep
 # "reverse" is what training needs, by gradients written out; "all" leaves them to JAX.
 DERIVATIVES = ("reverse", "all")
 
@@ -71,32 +71,30 @@ def check_derivatives(derivatives: str) -> None:
 def linear(
     x: Array, weight: Array, axes: Axes = (None, None), derivatives: str = "reverse"
 ) -> Array:
-    """The product ``x weight`` of ``[B, T, D]`` and ``[D, M]``, ``[B, T, M]`` in the dtype of x.
+    """The product of ``x [B, T, D]`` and ``weight [D, M]``: ``[B, T, M]`` in the dtype of x.
 
-    The gradient of the weight is accumulated in the weight's dtype. It is written out because the
-    derived one forms its transpose first, which on CPU costs a copy of the activations and up to
-    twice the time of the product.
+    With ``derivatives="reverse"`` the gradient is written out, and has no forward mode. That of the
+    weight is then accumulated in float32 also where x is bfloat16. JAX's own forms its transpose
+    first, which on CPU costs a copy of the activations (benchmarks/README.md).
 
     ``axes`` are the logical axes of the weight (``sharding.AXIS_RULES``). On a mesh it is gathered
     along "embed" in the dtype of x, for each pass again, and never kept so; the gradient is reduced
     to where the weight lies.
-
-    What is written out has no forward mode: with ``derivatives="all"`` the derived one is taken.
     """
     check_derivatives(derivatives)
-    product = _linear if derivatives == "reverse" else _plain_linear
+    product = _linear if derivatives == "reverse" else _derived_linear
     return checkpoint_name(product(x, weight, axes), LINEAR_OUTPUT)
 
 
-def _plain_linear(x: Array, weight: Array, axes: Axes) -> Array:
+def _derived_linear(x: Array, weight: Array, axes: Axes) -> Array:
     return jnp.einsum("btd,dm->btm", x, constrain_gathered(weight.astype(x.dtype), axes))
 
 
-_linear = jax.custom_vjp(_plain_linear, nondiff_argnums=(2,))
+_linear = jax.custom_vjp(_derived_linear, nondiff_argnums=(2,))
 
 
 def _linear_forward(x, weight, axes):
-    return _plain_linear(x, weight, axes), (x, weight)
+    return _derived_linear(x, weight, axes), (x, weight)
 
 
 def _linear_backward(axes, saved, d_out):
@@ -162,21 +160,22 @@ def lookup_embedding(embedding: Array, tokens: Array) -> Array:
 
     On a mesh each device looks up the rows it holds, and the rows meet in a sum.
     """
-    mesh = active_mesh()
-    if mesh is None:
+    if active_mesh() is None:
         rows = embedding.at[tokens]
         return rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-    vocabulary = embedding.shape[0]
+    vocab_size, tensor = embedding.shape[0], AXIS_RULES["vocab"]
 
-    def local(embedding, tokens):
+    def on_device(embedding, tokens):
         rows = jax.lax.all_gather(embedding, AXIS_RULES["embed"], axis=1, tiled=True)
-        own = tokens - jax.lax.axis_index(AXIS_RULES["vocab"]) * rows.shape[0]
-        found = rows.at[jnp.where(own < 0, rows.shape[0], own)].get(mode="fill", fill_value=0.0)
-        known = (tokens >= 0) & (tokens < vocabulary)
-        return jnp.where(known[..., None], jax.lax.psum(found, AXIS_RULES["vocab"]), jnp.nan)
+        index = tokens - jax.lax.axis_index(tensor) * rows.shape[0]
+        # Rows of other devices are zeros here, those before this device's too.
+        index = jnp.where(index < 0, rows.shape[0], index)
+        local = rows.at[index].get(mode="fill", fill_value=0.0)
+        is_known = (tokens >= 0) & (tokens < vocab_size)
+        return jnp.where(is_known[..., None], jax.lax.psum(local, tensor), jnp.nan)
 
     return jax.shard_map(
-        local,
+        on_device,
         in_specs=(partition_spec(("vocab", "embed")), partition_spec(("batch", "length"))),
         out_specs=partition_spec(("batch", "length", None)),
         check_vma=False,

@@ -17,6 +17,13 @@ from fope_jax.model.layers import check_derivatives, weight_gradient
 from fope_jax.model.sharding import AXIS_RULES, Axes, active_mesh, partition_spec
 from fope_jax.typing import Array
 
+TENSOR = AXIS_RULES["vocab"]
+EMBED = AXIS_RULES["embed"]
+COPIES = tuple(axis for axis in AXIS_RULES["batch"] if axis not in EMBED)
+HIDDEN: Axes = ("batch", "length", None)
+ROWS: Axes = ("batch", "length")
+UNEMBEDDING: Axes = ("embed", "vocab")
+
 
 class LossSums(NamedTuple):
     """Float32 scalars; ratios are taken where they are reported.
@@ -94,15 +101,18 @@ def token_nats(
         are not finite.
     """
 
-    def local(hidden, unembedding, targets):
+    def on_device(hidden, unembedding, targets):
         @jax.checkpoint
-        def body(whole, hidden, targets):
-            _, _, nats, correct = _terms(hidden, whole, targets)
-            return whole, (nats, correct)
+        def score(unembedding, hidden, targets):
+            _, nats, correct = _score(hidden, unembedding, targets)
+            return unembedding, (nats, correct)
 
-        return _over_time(body, _whole(unembedding, hidden), (hidden, targets), time_chunk)[1]
+        unembedding = _gather(unembedding, hidden.dtype)
+        return _scan_time(score, unembedding, (hidden, targets), time_chunk)[1]
 
-    return _on_mesh(local, (HIDDEN, UNEMBEDDING, ROWS), (ROWS, ROWS))(hidden, unembedding, targets)
+    return _on_mesh(on_device, (HIDDEN, UNEMBEDDING, ROWS), (ROWS, ROWS))(
+        hidden, unembedding, targets
+    )
 
 
 def compute_logits(hidden: Array, unembedding: Array) -> Array:
@@ -112,72 +122,51 @@ def compute_logits(hidden: Array, unembedding: Array) -> Array:
     )
 
 
-def _terms(hidden, unembedding, targets):
-    """Logits ``[B, T, V]`` and, ``[B, T]``, their log-sum-exp, the nats and the hits.
+def _score(hidden: Array, unembedding: Array, targets: Array) -> tuple[Array, ...]:
+    """Targets ``[B, T]`` scored by the logits, on one device of the mesh if there is one.
 
-    On a mesh the logits are this device's part of the vocabulary, the rest is of all of it.
+    Returns:
+      d_nats: ``[B, T, V]``, the gradient of the nats with respect to this device's logits.
+      nats, correct: ``[B, T]``, see ``token_nats``.
     """
     logits = compute_logits(hidden, unembedding)
+    ids = jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
+    size = logits.shape[-1]
     on_mesh = active_mesh() is not None
     if on_mesh:
+        ids += jax.lax.axis_index(TENSOR) * size
+        size = jax.lax.psum(size, TENSOR)
         largest = jax.lax.pmax(jax.lax.stop_gradient(logits.max(-1)), TENSOR)
         total = jnp.sum(jnp.exp(logits - largest[..., None]), axis=-1)
         lse = largest + jnp.log(jax.lax.psum(total, TENSOR))
-        size = jax.lax.psum(logits.shape[-1], TENSOR)
-        at_target = jnp.where(_is_target(logits, targets), logits, 0.0)
+        at_target = jnp.where(ids == targets[..., None], logits, 0.0)
         chosen = jax.lax.psum(jnp.sum(at_target, axis=-1, keepdims=True), TENSOR)
     else:
         lse = jax.nn.logsumexp(logits, axis=-1)
-        size = logits.shape[-1]
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    known = (targets >= 0) & (targets < size)
-    nats = jnp.where(known, lse - chosen[..., 0], jnp.nan)
+    is_known = (targets >= 0) & (targets < size)
+    nats = jnp.where(is_known, lse - chosen[..., 0], jnp.nan)
     # The first of the largest, as argmax has it, in one pass that fuses with the sum above.
-    earlier = _vocabulary(logits, targets) < targets[..., None]
-    beaten = jnp.any((logits > chosen) | ((logits == chosen) & earlier), axis=-1)
+    is_larger = (logits > chosen) | ((logits == chosen) & (ids < targets[..., None]))
+    is_beaten = jnp.any(is_larger, axis=-1)
     if on_mesh:
-        beaten = jax.lax.psum(beaten.astype(jnp.int32), TENSOR) > 0
+        is_beaten = jax.lax.psum(is_beaten.astype(jnp.int32), TENSOR) > 0
+    d_nats = jnp.exp(logits - lse[..., None]) - (ids == targets[..., None]).astype(jnp.float32)
     # No comparison with NaN is true: a target whose logits are NaN is beaten by none.
-    return logits, lse, nats, jnp.isfinite(nats) & ~beaten
+    return d_nats, nats, jnp.isfinite(nats) & ~is_beaten
 
 
-def _is_target(logits: Array, targets: Array) -> Array:
-    return _vocabulary(logits, targets) == targets[..., None]
-
-
-def _vocabulary(logits: Array, targets: Array) -> Array:
-    """The token id of each logit, ``[1, 1, V]``."""
-    ids = jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
-    if active_mesh() is None:
-        return ids
-    return ids + jax.lax.axis_index(TENSOR) * logits.shape[-1]
-
-
-# -------------------------------------------------------------------------- on a mesh
-
-TENSOR = AXIS_RULES["vocab"]
-EMBED = AXIS_RULES["embed"]
-COPIES = tuple(axis for axis in AXIS_RULES["batch"] if axis not in EMBED)
-HIDDEN: Axes = ("batch", "length", None)
-ROWS: Axes = ("batch", "length")
-UNEMBEDDING: Axes = ("embed", "vocab")
-
-
-def _on_mesh(function, inputs, outputs):
+def _on_mesh(function, inputs: tuple[Axes, ...], outputs: tuple[Axes, ...]):
     """``function`` on the part of each array that a device has; as it is without a mesh."""
     if active_mesh() is None:
         return function
-    return jax.shard_map(
-        function,
-        in_specs=tuple(partition_spec(axes) for axes in inputs),
-        out_specs=tuple(partition_spec(axes) for axes in outputs),
-        check_vma=False,
-    )
+    in_specs, out_specs = (tuple(map(partition_spec, axes)) for axes in (inputs, outputs))
+    return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
-def _whole(unembedding, hidden):
-    """The unembedding in the dtype of ``hidden``, gathered along D."""
-    unembedding = unembedding.astype(hidden.dtype)
+def _gather(unembedding: Array, dtype: Any) -> Array:
+    """The unembedding in ``dtype``, gathered along D."""
+    unembedding = unembedding.astype(dtype)
     if active_mesh() is None:
         return unembedding
     return jax.lax.all_gather(unembedding, EMBED, axis=0, tiled=True)
@@ -205,20 +194,18 @@ def _zero_where_unscored(values, weights):
 
 
 def _weighted_sums_forward(time_chunk, hidden, unembedding, targets, weights):
-    def local(hidden, unembedding, targets, weights):
-        whole = _whole(unembedding, hidden)
+    def on_device(hidden, unembedding, targets, weights):
+        gathered = _gather(unembedding, hidden.dtype)
 
-        def body(d_unembedding, hidden, targets, weights):
-            logits, lse, nats, correct = _terms(hidden, whole, targets)
-            at_target = _is_target(logits, targets).astype(jnp.float32)
-            d_logits = (jnp.exp(logits - lse[..., None]) - at_target) * weights[..., None]
-            d_logits = d_logits.astype(hidden.dtype)
-            d_hidden = jnp.einsum("btv,dv->btd", d_logits, whole)
+        def score(d_unembedding, hidden, targets, weights):
+            d_nats, nats, correct = _score(hidden, gathered, targets)
+            d_logits = (d_nats * weights[..., None]).astype(hidden.dtype)
+            d_hidden = jnp.einsum("btv,dv->btd", d_logits, gathered)
             return d_unembedding + weight_gradient(hidden, d_logits), (d_hidden, nats, correct)
 
-        zeros = jnp.zeros(whole.shape, jnp.float32)
-        d_unembedding, (d_hidden, nats, correct) = _over_time(
-            body, zeros, (hidden, targets, weights), time_chunk
+        zeros = jnp.zeros(gathered.shape, jnp.float32)
+        d_unembedding, (d_hidden, nats, correct) = _scan_time(
+            score, zeros, (hidden, targets, weights), time_chunk
         )
         if active_mesh() is not None:
             d_hidden = jax.lax.psum(d_hidden, TENSOR)
@@ -226,28 +213,26 @@ def _weighted_sums_forward(time_chunk, hidden, unembedding, targets, weights):
             d_unembedding = jax.lax.psum(d_unembedding, COPIES)
         return d_hidden, d_unembedding.astype(unembedding.dtype), nats, correct
 
-    d_hidden, d_unembedding, nats, correct = _on_mesh(
-        local, (HIDDEN, UNEMBEDDING, ROWS, ROWS), (HIDDEN, UNEMBEDDING, ROWS, ROWS)
-    )(hidden, unembedding, targets, weights)
+    axes = (HIDDEN, UNEMBEDDING, ROWS, ROWS)
+    d_hidden, d_unembedding, nats, correct = _on_mesh(on_device, axes, axes)(
+        hidden, unembedding, targets, weights
+    )
     d_weights = _zero_where_unscored(nats, weights)
     return _sums(nats, correct, weights), (d_hidden, d_unembedding, d_weights)
 
 
-def _weighted_sums_backward(time_chunk, saved, cotangents):
-    d_hidden, d_unembedding, d_weights = saved
-    d_nats, _ = cotangents
-    return (
-        (d_hidden.astype(jnp.float32) * d_nats).astype(d_hidden.dtype),
-        (d_unembedding.astype(jnp.float32) * d_nats).astype(d_unembedding.dtype),
-        None,
-        d_weights * d_nats,
+def _weighted_sums_backward(time_chunk, gradients, cotangents):
+    d_hidden, d_unembedding, d_weights = (
+        (gradient.astype(jnp.float32) * cotangents[0]).astype(gradient.dtype)
+        for gradient in gradients
     )
+    return d_hidden, d_unembedding, None, d_weights
 
 
 _weighted_sums.defvjp(_weighted_sums_forward, _weighted_sums_backward)
 
 
-def _over_time(body, carry, rows, time_chunk):
+def _scan_time(body, carry, rows, time_chunk):
     """Runs ``carry, out = body(carry, *rows)`` over chunks of the time axis of ``[B, T, ...]``.
 
     Returns the last carry and the outputs, put together along the time axis.
@@ -267,6 +252,6 @@ def _over_time(body, carry, rows, time_chunk):
         return x.swapaxes(0, 1).reshape(batch, -1, *x.shape[3:])[:, :length]
 
     carry, out = jax.lax.scan(
-        lambda carry, chunk: body(carry, *chunk), carry, tuple(split(x) for x in rows)
+        lambda carry, chunk: body(carry, *chunk), carry, jax.tree.map(split, rows)
     )
     return carry, jax.tree.map(join, out)

@@ -84,9 +84,9 @@ class MeshConfig:
                 raise ValueError(
                     f"mesh.{name}={size}: expected 1 or more, or -1 for all devices that are left"
                 )
-        left = [name for name, size in asdict(self).items() if size == -1]
-        if len(left) > 1:
-            raise ValueError(f"mesh.{left[0]}=-1 and mesh.{left[1]}=-1: only one axis may be -1")
+        open_axes = [f"mesh.{name}=-1" for name, size in asdict(self).items() if size == -1]
+        if len(open_axes) > 1:
+            raise ValueError(f"{' and '.join(open_axes)}: only one axis may be -1")
 
     @classmethod
     def parse(cls, text: str) -> MeshConfig:
@@ -122,31 +122,29 @@ class MeshConfig:
         sizes = asdict(self)
         given = math.prod(size for size in sizes.values() if size != -1)
         text = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        if -1 in sizes.values():
-            if num_devices % given:
-                raise ValueError(
-                    f"mesh: {text}: the sizes that are given need a multiple of {given} devices, "
-                    f"there are {num_devices}"
-                )
-            return {n: num_devices // given if s == -1 else s for n, s in sizes.items()}
-        if given != num_devices:
+        if -1 not in sizes.values() and given != num_devices:
             raise ValueError(f"mesh: {text}: needs {given} devices, there are {num_devices}")
-        return sizes
+        if num_devices % given:
+            raise ValueError(
+                f"mesh: {text}: the sizes that are given need a multiple of {given} devices, "
+                f"there are {num_devices}"
+            )
+        return {n: num_devices // given if size == -1 else size for n, size in sizes.items()}
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh of ``devices`` (all of ``jax.devices()`` by default), laid out for their network.
 
-    An axis that is no product of axes of the slice, such as 2 on a slice of 4 x 4, shares one of
-    them with another; ``jax.make_mesh`` refuses it on most chips.
+    A mesh axis that is not a product of physical axes, such as 2 on a slice of 4 x 4, shares one
+    with another mesh axis; ``jax.make_mesh`` refuses that on most chips.
 
     Raises:
       ValueError: see ``MeshConfig.axis_sizes``.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = tuple(config.axis_sizes(len(devices)).values())
-    laid_out = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(laid_out, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    grid = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def active_mesh() -> Any:
@@ -175,27 +173,21 @@ def partition_spec(axes: Axes) -> P:
     >>> tuple(partition_spec(("batch", "length", None)))
     (('data', 'fsdp'), 'context', None)
     """
-    return P(*(None if axis is None else _one_or_all(AXIS_RULES[axis]) for axis in axes))
-
-
-def _one_or_all(names: tuple[str, ...]) -> str | tuple[str, ...]:
-    return names[0] if len(names) == 1 else names
+    names = [AXIS_RULES[axis] if axis else (None,) for axis in axes]
+    return P(*(name[0] if len(name) == 1 else name for name in names))
 
 
 def constrain(x: Array, axes: Axes) -> Array:
     """``x``, laid out over the active mesh as ``axes`` say; an axis of size 1 is left whole."""
     if active_mesh() is None:
         return x
-    whole = tuple(None if size == 1 else axis for size, axis in zip(x.shape, axes, strict=True))
-    return jax.lax.with_sharding_constraint(x, partition_spec(whole))
+    axes = tuple(None if size == 1 else axis for size, axis in zip(x.shape, axes, strict=True))
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes))
 
 
 def constrain_gathered(weight: Array, axes: Axes) -> Array:
     """A parameter whole along "embed", as a matrix product wants it."""
     return constrain(weight, tuple(None if axis == "embed" else axis for axis in axes))
-
-
-# -------------------------------------------------------------------------- trees of arrays
 
 
 def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
@@ -238,7 +230,7 @@ def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
       ValueError: an axis is not a multiple of the devices that it is cut over.
     """
 
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         axes = parameter_axes(tuple(entry.key for entry in path), position)
         axes = axes + (None,) * (len(leaf.shape) - len(axes))
         for size, axis in zip(leaf.shape, axes, strict=True):
@@ -250,12 +242,17 @@ def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
                 )
         return NamedSharding(mesh, partition_spec(axes))
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def batch_sharding(x: Any, mesh: Mesh) -> NamedSharding:
-    """Where a leaf ``[B, T]`` or ``[1, T]`` of a batch lies."""
-    return NamedSharding(mesh, partition_spec(("batch" if x.shape[0] > 1 else None, "length")))
+    """The sharding of a leaf ``[B, T]`` or ``[1, T]`` of a batch."""
+    return NamedSharding(mesh, batch_partition(x))
+
+
+def batch_partition(x: Any) -> P:
+    """The partition of ``[B, T]``, or of ``[1, T]`` that all rows share."""
+    return partition_spec(("batch" if x.shape[0] > 1 else None, "length"))
 
 
 def device_put_sharded(x: Any, sharding: NamedSharding) -> Array:

@@ -3,9 +3,10 @@
 A machine that is taken away, Slurm and Kubernetes send SIGTERM, a terminal sends SIGINT for Ctrl-C
 and SIGHUP when it is closed. They are heeded alike, in one of two ways:
 
-`raising`  the main thread gets `Stopped`, as Python gives it KeyboardInterrupt for Ctrl-C: what is
-           under way cleans up and ends. The program of `fope` runs so.
-`holding`  the signal is noted, and asked for where something can end: training, which saves first.
+`raise_on_signal`: the main thread gets `Stopped`, as Python gives it KeyboardInterrupt for Ctrl-C.
+What is under way cleans up and ends. Every verb of `fope` runs so.
+
+`defer_signals`: the signal is noted, for what asks where it can end: training, which saves first.
 
 A second Ctrl-C ends the process at once. A SIGHUP that is ignored, as under nohup, stays so, and so
 does the SIGINT of what a shell runs in the background.
@@ -24,17 +25,19 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE_SECONDS = 10.0
-PARENT = "FOPE_PARENT"  # the process id without which this one is to end, see `end_with_parent`
+GRACE_SECONDS = 10.0
+PARENT_VARIABLE = (
+    "FOPE_PARENT"  # the process id without which this one is to end, see `end_with_parent`
+)
 
 
 class _Now:
     """What this process does about signals: one at a time, for all of its threads.
 
     Attributes:
-      raising: blocks of `raising`, one inside the other.
+      raising: blocks of `raise_on_signal`, one inside the other.
       ending: `Stopped` is on its way; a second one would break into what the first cleans up.
-      holding: inside `holding`.
+      holding: inside `defer_signals`.
     """
 
     raising, ending, holding = 0, False, False
@@ -49,14 +52,14 @@ class Stopped(KeyboardInterrupt):
     Attributes:
       number: of the signal.
       exit_code: 128 + that number, as a shell reports it.
-      in_all_processes: whether the other processes of the run raise it too, at the same place.
+      is_in_all_processes: whether the other processes of the run raise it too, at the same place.
     """
 
-    def __init__(self, number: int, in_all_processes: bool = False):
+    def __init__(self, number: int, is_in_all_processes: bool = False):
         super().__init__(f"stopped by {signal_name(number)}")
         self.number = number
         self.exit_code = 128 + number
-        self.in_all_processes = in_all_processes
+        self.is_in_all_processes = is_in_all_processes
 
 
 def signal_name(number: int) -> str:
@@ -67,7 +70,7 @@ def signal_name(number: int) -> str:
     return signal.Signals(number).name
 
 
-def has_joined() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several. JAX has caught SIGTERM since they joined, and must
     go on to, or they would not agree on a step."""
     # A signal may come in the middle of importing it.
@@ -76,7 +79,7 @@ def has_joined() -> bool:
 
 
 @contextlib.contextmanager
-def raising() -> Iterator[None]:
+def raise_on_signal() -> Iterator[None]:
     """Raises `Stopped` in the main thread where a signal comes while it is in the block."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -97,7 +100,7 @@ def raising() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def holding() -> Iterator[Callable[[], int | None]]:
+def defer_signals() -> Iterator[Callable[[], int | None]]:
     """Notes a signal that comes in the block, and lets what is under way go on.
 
     Yields:
@@ -109,7 +112,7 @@ def holding() -> Iterator[Callable[[], int | None]]:
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
         _next_one_kills(number)
-        if has_joined():
+        if is_distributed():
             os.kill(os.getpid(), signal.SIGTERM)  # for JAX, which tells the other processes
 
     held, _now.holding = _now.holding, True
@@ -121,7 +124,7 @@ def holding() -> Iterator[Callable[[], int | None]]:
 
 
 @contextlib.contextmanager
-def ended_in_time(patience_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
+def exit_after_grace_period(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
     """Ends the process where a signal that is raised has not done so in time.
 
     Python runs a handler only between two of its own steps, and a program on the device, a
@@ -135,7 +138,7 @@ def ended_in_time(patience_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
     over = threading.Event()
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watcher = threading.Thread(
-        target=_watch, args=(reader, over, patience_seconds), name="signals", daemon=True
+        target=_watch, args=(reader, over, grace_seconds), name="signals", daemon=True
     )
     watcher.start()
     try:
@@ -149,18 +152,18 @@ def ended_in_time(patience_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
         os.close(reader)
 
 
-def _watch(reader: int, over: threading.Event, patience_seconds: float) -> None:
+def _watch(reader: int, over: threading.Event, grace_seconds: float) -> None:
     number = 0
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]  # of each signal, when the kernel has sent it
         if over.is_set():
             return
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + grace_seconds
     while time.monotonic() < deadline:
         if over.wait(0.1):
             return
         if _now.holding:  # a save takes the time that it takes
-            deadline = time.monotonic() + patience_seconds
+            deadline = time.monotonic() + grace_seconds
     line = f"fope: stopped by {signal_name(number)}, in the middle of what was under way\n"
     os.write(2, line.encode())
     os._exit(128 + number)
@@ -171,7 +174,7 @@ def end_with_parent() -> None:
 
     On Linux alone, in the main thread. The parent's thread that began this process must live on.
     """
-    parent = os.environ.pop(PARENT, "")  # of this process, not of those that it starts
+    parent = os.environ.pop(PARENT_VARIABLE, "")  # of this process, not of those that it starts
     if not parent or not sys.platform.startswith("linux"):
         return
     pr_set_pdeathsig = 1
@@ -196,7 +199,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
     before = {}
     for number in SIGNALS:
         ignored = number != signal.SIGTERM and signal.getsignal(number) is signal.SIG_IGN
-        if not ignored and not (number == signal.SIGTERM and has_joined()):
+        if not ignored and not (number == signal.SIGTERM and is_distributed()):
             before[number] = signal.signal(number, handle)
     try:
         yield

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from fope_jax.report.comparison import run_labels
 from fope_jax.report.rows import Run
 from fope_jax.report.tables import EMPTY, Table, three
-from fope_jax.storage.files import resolved
+from fope_jax.storage.paths import resolve_path
 
 
 def parent_of(run: Run, runs: Sequence[Run]) -> Run | None:
     """The run among ``runs`` that ``run`` goes on from."""
     source = run.lineage["parent"]["run"] if run.lineage else None
-    return next((other for other in runs if str(resolved(other.path)) == source), None)
+    return next((other for other in runs if str(resolve_path(other.path)) == source), None)
 
 
 def tokens_before(run: Run) -> int:

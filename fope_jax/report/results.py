@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fope_jax.report.rows import ReportError, Row, Run, check_row
-from fope_jax.storage.files import resolved, write_text
+from fope_jax.storage.files import write_text
+from fope_jax.storage.paths import resolve_path
 
 KIND = "run"
 FACTS = (
@@ -104,6 +105,6 @@ def read_results(path: Path) -> Run:
     lineage = head["lineage"]
     if lineage:
         parent = path.with_name(f"{lineage['parent']['run']}.jsonl")
-        lineage["parent"]["run"] = str(resolved(parent))
+        lineage["parent"]["run"] = str(resolve_path(parent))
     steps = [row["step"] for row in rows if row["kind"] != "train"]
     return Run(path, head["config"], head["info"], tuple(rows), max(steps, default=None), lineage)

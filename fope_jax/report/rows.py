@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fope_jax.storage.files import as_path, json_lines, read_json
+from fope_jax.storage.files import read_json, read_json_lines
+from fope_jax.storage.paths import as_path
 
 Row = dict[str, Any]
 
@@ -170,7 +171,7 @@ def read_rows(path: Path) -> list[Row]:
         raise ReportError(f"{path.parent} has no {path.name}: the run has not been trained yet")
     rows = []
     try:
-        for number, row in json_lines(path):
+        for number, row in read_json_lines(path):
             check_row(row, f"{path}, line {number}")
             if row["kind"] in FIELDS:
                 rows.append(row)

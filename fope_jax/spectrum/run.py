@@ -26,7 +26,7 @@ from fope_jax.model.transformer import Transformer
 from fope_jax.spectrum.capture import Seen, observer
 from fope_jax.spectrum.measure import LayerSpectrum, measure
 from fope_jax.spectrum.series import Series, layer_methods, series_of, trained_pairs
-from fope_jax.storage.files import as_path
+from fope_jax.storage.paths import as_path
 
 MULTIPLES = (1, 2, 4, 8)
 WINDOWS = 8

@@ -25,9 +25,15 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fope_jax.processes.collectives import from_first, is_first, wait_for_all
-from fope_jax.processes.initialize import in_all_processes
-from fope_jax.storage.files import absolute, move_tree, remove_tree, tree_sha256, write_json
+from fope_jax.processes.agreement import fail_together
+from fope_jax.processes.collectives import (
+    broadcast_from_process_0,
+    is_main_process,
+    wait_for_processes,
+)
+from fope_jax.storage.directories import move_tree, remove_tree, tree_sha256
+from fope_jax.storage.files import write_json
+from fope_jax.storage.paths import absolute_path
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +58,7 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
-        self.directory = absolute(directory)
+        self.directory = absolute_path(directory)
         self.keep = keep
         self._verified: set[int] = set()
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
@@ -70,31 +76,31 @@ class CheckpointStore:
         """
         path, begun = self.directory / str(step), False
         try:
-            if is_first():
+            if is_main_process():
                 self._remove_unfinished()
                 if path.is_dir() and any(path.iterdir()):
                     log.warning("%s was there before: moved to %s", path, self._move_aside(step))
-            wait_for_all(f"save {step}")
+            wait_for_processes(f"save {step}")
             begun = True
             args = {name: ocp.args.StandardSave(tree) for name, tree in _filled(items).items()}
             # Without force Orbax refuses an empty directory of that name.
             self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
             described = {name: _describe(tree) for name, tree in items.items()}
             content = {"step": step, "metadata": dict(metadata), "items": described}
-            if is_first():
+            if is_main_process():
                 write_json(path / METADATA, content)
                 write_json(path / MANIFEST, {"files": tree_sha256(path, skip=MANIFEST)})
-            wait_for_all(f"saved {step}")
+            wait_for_processes(f"saved {step}")
         except Exception as error:
-            if is_first():
+            if is_main_process():
                 self._remove_failed(path if begun else None)
             reason = " ".join(str(error).split())[:_REASON]
             raise CheckpointError(f"cannot save checkpoint {path}: {reason}") from error
         self._verified.add(step)
-        if is_first():
+        if is_main_process():
             self._remove_older(step)
 
-    def latest_valid_step(self, set_aside: bool = False) -> int | None:
+    def latest_valid_step(self, quarantine: bool = False) -> int | None:
         """The newest step whose files agree with its manifest; None where nothing was ever saved.
 
         The first process looks and tells the others. Where it fails, all of them do.
@@ -102,7 +108,7 @@ class CheckpointStore:
         Warns of each newer step that is damaged, and of saves that were cut off.
 
         Args:
-          set_aside: moves those steps into ``quarantine``, where nothing removes them. For the one
+          quarantine: moves those steps into ``quarantine``, where nothing removes them. For the one
             that writes: to others a save that is under way looks like one that was cut off.
 
         Raises:
@@ -110,15 +116,15 @@ class CheckpointStore:
             from nothing would throw the run away.
         """
         found = None
-        with in_all_processes():
-            if is_first():
-                found = self._newest_valid(set_aside)
-        step = from_first(-1 if found is None else found)
+        with fail_together():
+            if is_main_process():
+                found = self._newest_valid(quarantine)
+        step = broadcast_from_process_0(-1 if found is None else found)
         if step >= 0:
             self._verified.add(step)
         return None if step < 0 else step
 
-    def _newest_valid(self, set_aside: bool) -> int | None:
+    def _newest_valid(self, quarantine: bool) -> int | None:
         damaged: dict[int, str] = {}
         for step in self._steps():
             damage = self._damage(step)
@@ -130,7 +136,7 @@ class CheckpointStore:
             self._check_none_finished(damaged)
         for bad, damage in damaged.items():
             path = self.directory / str(bad)
-            what = f"moved to {self._move_aside(bad)}" if set_aside else "skipped"
+            what = f"moved to {self._move_aside(bad)}" if quarantine else "skipped"
             warnings.warn(f"checkpoint {path} is damaged: {damage}; {what}", stacklevel=3)
         return step
 
@@ -184,7 +190,7 @@ class CheckpointStore:
         restored = self._orbax.restore(path, args=ocp.args.Composite(**args)) if args else {}
         return {n: restored[n] if n in wanted else tree for n, tree in abstract_items.items()}
 
-    def as_stored(self, step: int, item: str, abstract: Any) -> Any:
+    def with_stored_dtypes(self, step: int, item: str, abstract: Any) -> Any:
         """``abstract`` with the dtypes of the arrays of that name in one item of ``step``."""
         stored = self._content(step)["items"].get(item, {})
 

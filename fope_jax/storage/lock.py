@@ -25,16 +25,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.processes.collectives import is_first
-from fope_jax.processes.initialize import in_all_processes, verdict
-from fope_jax.storage.files import (
+from fope_jax.processes.agreement import agree, fail_together
+from fope_jax.processes.collectives import is_main_process
+from fope_jax.storage.directories import (
     check_writable,
-    in_bucket,
     make_directory,
     make_writable,
-    remove_empty,
-    write_text,
+    remove_empty_directories,
 )
+from fope_jax.storage.files import write_text
+from fope_jax.storage.paths import is_in_bucket
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class LockError(OSError):
     """Another process writes into the run directory; the message names it."""
 
 
-class Owner(NamedTuple):
+class LockOwner(NamedTuple):
     """Who writes into a run directory.
 
     Attributes:
@@ -76,7 +76,7 @@ class Owner(NamedTuple):
 class RunLock:
     """The right to write into one run directory, held until `release`."""
 
-    def __init__(self, directory: Path, owner: Owner):
+    def __init__(self, directory: Path, owner: LockOwner):
         self.path = directory / LOCK
         self.owner = owner
         self._descriptor: int | None = None
@@ -90,7 +90,7 @@ class RunLock:
         Raises:
           LockError: its owner is alive.
         """
-        if not in_bucket(self.path):
+        if not is_in_bucket(self.path):
             self._descriptor = _locked_file(self.path)
         try:
             last = _owner(self._read())
@@ -123,10 +123,10 @@ class RunLock:
                 self.path.unlink()
         self._close()
 
-    def _judge(self, last: Owner, lease_seconds: float) -> None:
+    def _judge(self, last: LockOwner, lease_seconds: float) -> None:
         """Returns where ``last``, whom the file names, is dead."""
         if last.host == self.owner.host:
-            if is_alive(last):
+            if is_owner_alive(last):
                 raise LockError(_refusal(self.path, last))
             log.warning("taking over %s: its process is gone (%s)", self.path, last.text)
             return
@@ -173,7 +173,7 @@ class RunLock:
 
 
 @contextlib.contextmanager
-def writing(
+def lock_run(
     directory: Path, verb: str, lease_seconds: float = LEASE_SECONDS
 ) -> Iterator[RunLock | None]:
     """Holds the lock of a run directory, made where it is not there and removed if left empty.
@@ -196,8 +196,8 @@ def writing(
       DistributedError: one of these, in the processes where it did not come about.
     """
     own, lock, made = _this_process(verb), None, []
-    with in_all_processes():
-        if is_first():
+    with fail_together():
+        if is_main_process():
             lock, made = _take(directory, own, lease_seconds)
     try:
         _check_shared(directory, own)
@@ -205,37 +205,39 @@ def writing(
     finally:
         if lock is not None:
             lock.release()
-        remove_empty(made)
+        remove_empty_directories(made)
 
 
-def _take(directory: Path, own: Owner, lease_seconds: float) -> tuple[RunLock | None, list[Path]]:
+def _take(
+    directory: Path, own: LockOwner, lease_seconds: float
+) -> tuple[RunLock | None, list[Path]]:
     """The lock, None where this process has it already; and the directories made for it."""
     made: list[Path] = []
     try:
-        if not in_bucket(directory):
+        if not is_in_bucket(directory):
             check_writable(directory)
             made = make_directory(directory)
         make_writable(directory)
     except OSError as error:
-        remove_empty(made)
+        remove_empty_directories(made)
         raise OSError(f"cannot write to workdir {directory}: {error.strerror or error}") from error
-    if _same_process(read_owner(directory), own):
+    if _same_process(read_lock_owner(directory), own):
         return None, made
     lock = RunLock(directory, own)
     lock.acquire(lease_seconds)
     return lock, made
 
 
-def _check_shared(directory: Path, own: Owner) -> None:
+def _check_shared(directory: Path, own: LockOwner) -> None:
     """Raises OSError in every process where not all of them see the lock that the first one holds.
 
     Orbax would wait for ever for the files of a process that writes into a directory of its own.
     """
-    first = verdict(json.dumps(own), lambda texts: texts[0])
-    with in_all_processes():
-        holder, deadline = Owner(*json.loads(first)), time.monotonic() + SHARED_SECONDS
+    first = agree(json.dumps(own), lambda texts: texts[0])
+    with fail_together():
+        holder, deadline = LockOwner(*json.loads(first)), time.monotonic() + SHARED_SECONDS
         # A file system of several machines may show a new file late.
-        while not _same_process(read_owner(directory), holder):
+        while not _same_process(read_lock_owner(directory), holder):
             if time.monotonic() > deadline:
                 raise OSError(
                     f"workdir {directory} is not the directory of process 0 (host {holder.host}): "
@@ -246,31 +248,31 @@ def _check_shared(directory: Path, own: Owner) -> None:
             time.sleep(0.2)
 
 
-def read_owner(directory: Path) -> Owner | None:
+def read_lock_owner(directory: Path) -> LockOwner | None:
     """Who holds the lock of a run directory, dead or alive; None where nobody does."""
     path = directory / LOCK
     return _owner(path.read_bytes().decode(errors="replace")) if path.exists() else None
 
 
-def is_alive(owner: Owner) -> bool:
+def is_owner_alive(owner: LockOwner) -> bool:
     """Whether that process is there; True for one on another machine, which cannot be seen."""
     return owner.host != socket.gethostname() or _began(owner.pid) == owner.began
 
 
-def _same_process(one: Owner | None, other: Owner) -> bool:
+def _same_process(one: LockOwner | None, other: LockOwner) -> bool:
     return one is not None and one[:3] == other[:3]
 
 
-def _this_process(verb: str) -> Owner:
+def _this_process(verb: str) -> LockOwner:
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    return Owner(socket.gethostname(), os.getpid(), _began(os.getpid()) or 0, started, verb)
+    return LockOwner(socket.gethostname(), os.getpid(), _began(os.getpid()) or 0, started, verb)
 
 
-def _owner(text: str) -> Owner | None:
+def _owner(text: str) -> LockOwner | None:
     """Whom the content of the file names; None where it is empty or was cut off."""
     try:
         content: dict[str, Any] = json.loads(text)
-        return Owner(**{name: content[name] for name in Owner._fields})
+        return LockOwner(**{name: content[name] for name in LockOwner._fields})
     except (ValueError, KeyError, TypeError, RecursionError):  # nested too deeply is not ours
         return None
 
@@ -315,7 +317,7 @@ def _locked_file(path: Path) -> int:
         os.close(descriptor)
 
 
-def _refusal(path: Path, owner: Owner | None) -> str:
+def _refusal(path: Path, owner: LockOwner | None) -> str:
     who = f"another process ({owner.text})" if owner else "another process"
     return (
         f"{path.parent} is written by {who}; wait for it or end it, or use another --workdir. "

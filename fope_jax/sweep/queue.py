@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fope_jax.config import build_experiment, experiment_to_dict, incompatible_changes
 from fope_jax.config.fields import ConfigError
-from fope_jax.processes.signals import PARENT, holding
+from fope_jax.processes.signals import PARENT_VARIABLE, defer_signals
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.sweep.runs import PlannedRun
 from fope_jax.train.workdir import has_checkpoint
@@ -141,7 +141,7 @@ def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) 
     os.sched_setaffinity(0, cores)  # of this thread, and so of the processes that it starts
     environment = MEMORY | {"TQDM_MININTERVAL": "30"} | dict(os.environ)  # bars go into the log
     environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.resolve() / ".compiled")
-    environment[PARENT] = str(os.getpid())
+    environment[PARENT_VARIABLE] = str(os.getpid())
     began = time.perf_counter()
     for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
         with log.open("ab") as stream:
@@ -193,7 +193,7 @@ class _Children:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is None:
             return
-        with holding():  # they get the time to save, whatever signals come meanwhile
+        with defer_signals():  # they get the time to save, whatever signals come meanwhile
             with self._lock:
                 self._ending = True
                 running = list(self._running)

@@ -25,7 +25,7 @@ from fope_jax.train.state import plan_state, trace_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 # The compiler's two ways to say it; the second where temporaries alone are too many.
-_TOO_MUCH = (
+_OUT_OF_MEMORY = (
     re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm"),
     re.compile(r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)"),
 )
@@ -61,17 +61,10 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
-        sizes = parse_out_of_memory(str(error))
-        if sizes is None:
+        if (sizes := parse_out_of_memory(str(error))) is None:
             raise
-        needed, limit = sizes
-        seconds = time.perf_counter() - began
-        return row | {
-            "fits": False,
-            "needed_bytes": needed,
-            "limit_bytes": limit,
-            "compile_seconds": seconds,
-        }
+        row |= {"fits": False, "needed_bytes": sizes[0], "limit_bytes": sizes[1]}
+        return row | {"compile_seconds": time.perf_counter() - began}
     row["compile_seconds"] = time.perf_counter() - began
     memory = compiled.memory_analysis()
     classes = {
@@ -105,18 +98,16 @@ def parse_out_of_memory(message: str) -> tuple[int, int] | None:
     >>> parse_out_of_memory("Ran out of memory in memory space hbm. Used 58.4G of 15.7G hbm.")
     (62706522522, 16857746637)
     """
-    for pattern in _TOO_MUCH:
+    for pattern in _OUT_OF_MEMORY:
         if found := pattern.search(message):
-            number, unit, limit, limit_unit = found.groups()
-            return _bytes(number, unit), _bytes(limit, limit_unit)
+            needed, unit, limit, limit_unit = found.groups()
+            needed_bytes = round(float(needed) * _UNITS[unit])
+            return needed_bytes, round(float(limit) * _UNITS[limit_unit])
     return None
 
 
-def _bytes(number: str, unit: str) -> int:
-    return round(float(number) * _UNITS[unit])
-
-
 if __name__ == "__main__":
+    # What jax or the compiler prints must not mix with the answer.
     answer, sys.stdout = sys.stdout, sys.stderr
     try:
         values, topology = json.load(sys.stdin)

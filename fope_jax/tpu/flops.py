@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
+
 from fope_jax.model import bias_kernel
 from fope_jax.model.transformer import TransformerConfig
 
@@ -35,7 +37,7 @@ def program_flops(jaxpr: Any, dynamic_trips: float) -> float:
     """Operations of all matrix products of a program, over all devices.
 
     Args:
-      jaxpr: closed, such as ``jax.jit(f).trace(...).jaxpr``.
+      jaxpr: such as ``jax.jit(f).trace(...).jaxpr``.
       dynamic_trips: how often a loop runs whose count is only known at run time. In a training step
         these are the loops of chunked attention over the blocks of keys that a block of queries
         sees.
@@ -47,40 +49,29 @@ def program_flops(jaxpr: Any, dynamic_trips: float) -> float:
     >>> program_flops(f.trace(x).jaxpr, 1) / (2 * 8**3)
     5.0
     """
-    return _count(getattr(jaxpr, "jaxpr", jaxpr), dynamic_trips)
-
-
-def _count(jaxpr: Any, trips: float) -> float:
-    return sum(_of_equation(eqn, trips) for eqn in jaxpr.eqns)
-
-
-def _of_equation(eqn: Any, trips: float) -> float:
-    name, params = eqn.primitive.name, eqn.params
-    if name == "dot_general":
-        (contracting, _), _ = params["dimension_numbers"]
-        left = eqn.invars[0].aval.shape
-        return 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(left[i] for i in contracting)
-    if name == "cond":
-        return max(_count(branch.jaxpr, trips) for branch in params["branches"])
-    inner = sum(_count(sub, trips) for sub in _programs(params))
-    if name == "scan":
-        return params["length"] * inner
-    if name == "while":
-        return trips * inner
-    if name == "shard_map":  # its program is what one device does
-        return params["mesh"].size * inner
-    if name == "pallas_call":
-        grid = params["grid_mapping"].grid
-        ours = str(params.get("name", "")).startswith(bias_kernel.NAME)
-        return math.prod(grid) * inner * (bias_kernel.computed_fraction(grid) if ours else 1.0)
-    return inner
-
-
-def _programs(params: dict[str, Any]) -> list[Any]:
-    found = []
-    for value in params.values():
-        for leaf in value if isinstance(value, tuple | list) else (value,):
-            leaf = getattr(leaf, "jaxpr", leaf)
-            if hasattr(leaf, "eqns"):
-                found.append(leaf)
-    return found
+    total = 0.0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        name, params = equation.primitive.name, equation.params
+        # Programs inside this one: the body of a loop, the branches of a condition.
+        leaves = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(params.values()))]
+        inner = [program_flops(leaf, dynamic_trips) for leaf in leaves if hasattr(leaf, "eqns")]
+        if name == "dot_general":
+            (contracting, _), _ = params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            total += 2.0 * math.prod(out) * math.prod(left[axis] for axis in contracting)
+        elif name == "cond":
+            total += max(inner)
+        elif name == "scan":
+            total += params["length"] * sum(inner)
+        elif name == "while":
+            total += dynamic_trips * sum(inner)
+        elif name == "shard_map":  # its program is what one device does
+            total += params["mesh"].size * sum(inner)
+        elif name == "pallas_call":
+            grid = params["grid_mapping"].grid
+            is_ours = str(params.get("name", "")).startswith(bias_kernel.NAME)
+            computed = bias_kernel.computed_fraction(grid) if is_ours else 1.0
+            total += math.prod(grid) * computed * sum(inner)
+        else:
+            total += sum(inner)
+    return total

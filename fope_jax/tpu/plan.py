@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -15,14 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.config import Experiment, experiment_to_dict
+from fope_jax.config import Experiment, TrainConfig, experiment_to_dict
 from fope_jax.gallery.examples import choose, examples
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
-from fope_jax.model.transformer import TransformerConfig
+from fope_jax.model.transformer import REMAT, TransformerConfig
 from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, libtpu_version, num_devices
 
-GB_A_COMPILATION = 6  # of the host: the largest that was seen took 4
+GB_PER_COMPILATION = 6  # of the host: the largest that was seen took 4
 Row = dict[str, Any]
 
 
@@ -65,32 +66,25 @@ def make_cases(
     Raises:
       ValueError: an unknown name, naming those that are known.
     """
+    if unknown := [size for size in sizes if size not in PRESETS]:
+        raise ValueError(f"size {unknown[0]!r}; accepted: {', '.join(PRESETS)}")
+    models = {size: dataclasses.replace(experiment.model, **PRESETS[size]) for size in sizes}
+    models = models or {_size_of(experiment.model): experiment.model}
+    lengths = lengths or (experiment.train.length,)
     cases = []
-    for topology in topologies:
-        devices = num_devices(topology)
-        for size in sizes or ("",):
-            model = _resized(experiment.model, size) if size else experiment.model
-            for length in lengths or (experiment.train.length,):
-                train = _at_length(experiment, length)
-                known = examples(length, model.shape.head_dim)
-                chosen = choose(methods, known) if methods else {}
-                for method, position in (chosen or {"": experiment.position}).items():
-                    changed = dataclasses.replace(
-                        experiment,
-                        model=model,
-                        train=train,
-                        position=position,
-                        mesh=mesh or _mesh(experiment, train.batch_size, devices),
-                    )
-                    name = method or experiment.name
-                    cases.append(Case(size or _size_of(model), name, topology, changed))
+    for topology, (size, model), length in itertools.product(topologies, models.items(), lengths):
+        train = _with_length(experiment.train, length)
+        chosen = choose(methods, examples(length, model.shape.head_dim)) if methods else None
+        for method, position in (chosen or {experiment.name: experiment.position}).items():
+            changed = dataclasses.replace(
+                experiment,
+                model=model,
+                train=train,
+                position=position,
+                mesh=mesh or _fitting_mesh(experiment, train.batch_size, num_devices(topology)),
+            )
+            cases.append(Case(size, method, topology, changed))
     return cases
-
-
-def _resized(model: TransformerConfig, size: str) -> TransformerConfig:
-    if size not in PRESETS:
-        raise ValueError(f"size {size!r}; accepted: {', '.join(PRESETS)}")
-    return dataclasses.replace(model, **PRESETS[size])
 
 
 def _size_of(model: TransformerConfig) -> str:
@@ -101,32 +95,28 @@ def _size_of(model: TransformerConfig) -> str:
     return f"{model.num_layers} x {model.d_model}"
 
 
-def _at_length(experiment: Experiment, length: int) -> Any:
-    train = experiment.train
-    if length < 1 or (train.batch_size * train.length) % length:
+def _with_length(train: TrainConfig, length: int) -> TrainConfig:
+    tokens = train.batch_size * train.length
+    if length < 1 or tokens % length:
         raise ValueError(
             f"length {length}: a step of the config has {train.batch_size} x {train.length} = "
-            f"{train.batch_size * train.length} tokens, which are no whole rows of it"
+            f"{tokens} tokens, which are no whole rows of it"
         )
-    rows = train.batch_size * train.length // length
+    rows = tokens // length
+    accumulate = math.gcd(train.accumulate, rows)
     return dataclasses.replace(
-        train,
-        length=length,
-        batch_size=rows,
-        first_lengths=(),
-        accumulate=math.gcd(train.accumulate, rows),
+        train, length=length, batch_size=rows, first_lengths=(), accumulate=accumulate
     )
 
 
-def _mesh(experiment: Experiment, rows: int, devices: int) -> MeshConfig:
+def _fitting_mesh(experiment: Experiment, rows: int, devices: int) -> MeshConfig:
+    """The mesh of the config; with ``context`` devices to a row where rows are too few."""
     sizes = experiment.mesh.axis_sizes(devices)
-    if experiment.train.accumulate == 1 and (sizes["data"] * sizes["fsdp"]) > rows:
-        context = sizes["data"] * sizes["fsdp"] * sizes["context"] // rows
-        return dataclasses.replace(experiment.mesh, data=1, fsdp=-1, context=context)
-    return experiment.mesh
-
-
-# ---------------------------------------------------------------------------- answers
+    copies = sizes["data"] * sizes["fsdp"]
+    if experiment.train.accumulate > 1 or copies <= rows:
+        return experiment.mesh
+    context = copies * sizes["context"] // rows
+    return dataclasses.replace(experiment.mesh, data=1, fsdp=-1, context=context)
 
 
 def plan(
@@ -156,10 +146,10 @@ def plan(
     versions = {"libtpu": libtpu_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
 
-    def one(case: Case) -> Row:
-        found = compile_cached(case.experiment, case.topology, versions, cache)
-        if advise and found.get("fits") is False:
-            found["advice"] = _advice(case, versions, cache)
+    def plan_case(case: Case) -> Row:
+        answer = compile_cached(case.experiment, case.topology, versions, cache)
+        if advise and answer.get("fits") is False:
+            answer["advice"] = _advice(case, versions, cache)
         train, model = case.experiment.train, case.experiment.model
         row = {
             "topology": case.topology,
@@ -171,28 +161,34 @@ def plan(
             "remat": model.remat,
             "dtype": model.dtype,
             "versions": versions,
-            **found,
+            **answer,
         }
         done(case, row)
         return row
 
-    with ThreadPoolExecutor(jobs or _jobs()) as pool:
-        return list(pool.map(one, cases))
+    with ThreadPoolExecutor(jobs or _default_jobs()) as pool:
+        return list(pool.map(plan_case, cases))
 
 
-def _jobs() -> int:
+def _default_jobs() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pages = os.sysconf("SC_AVPHYS_PAGES") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
     memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return max(1, min(cores or 1, int(memory // GB_A_COMPILATION)))
+    return max(1, min(cores or 1, int(memory // GB_PER_COMPILATION)))
 
 
 def compile_cached(
     experiment: Experiment, topology: str, versions: dict[str, str], cache: Path | None
 ) -> Row:
     """What ``tpu.compile`` says of one program, from the cache where it was asked before."""
+    # Whatever makes the program: the package's code too.
+    sources = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for room in ("model", "position", "train", "tpu"):
+        for path in sorted((package / room).rglob("*.py")):
+            sources.update(path.read_bytes())
     parts = (experiment.model, experiment.position, experiment.train, experiment.mesh)
-    identity = [topology, versions, _sources(), experiment.data.packing, *map(repr, parts)]
+    identity = [topology, versions, sources.hexdigest(), experiment.data.packing, *map(repr, parts)]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     path = cache / f"{key}.json" if cache else None
     if path and path.is_file():
@@ -207,23 +203,13 @@ def compile_cached(
     if run.returncode:
         tail = run.stderr.decode(errors="replace").strip().splitlines()[-3:]
         raise PlanError(f"{topology}: the compilation failed:\n" + "\n".join(tail))
-    found = json.loads(run.stdout)
-    if path and "error" not in found:
+    answer = json.loads(run.stdout)
+    if path and "error" not in answer:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(found))
+        partial.write_text(json.dumps(answer))
         partial.replace(path)
-    return found | {"cached": False}
-
-
-def _sources() -> str:
-    """A digest of the code that makes the program."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for room in ("model", "position", "train", "tpu"):
-        for path in sorted((root / room).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return answer | {"cached": False}
 
 
 def _advice(case: Case, versions: dict[str, str], cache: Path | None) -> str:
@@ -235,20 +221,17 @@ def _advice(case: Case, versions: dict[str, str], cache: Path | None) -> str:
 
 
 def _changes(experiment: Experiment) -> Iterable[tuple[str, Experiment]]:
+    """What may make a step fit, in words and as experiments."""
     model, train, mesh = experiment.model, experiment.train, experiment.mesh
     if mesh.data != 1:  # copies of the model, which devices could share
         spread = dataclasses.replace(mesh, data=1, fsdp=-1)
         yield "mesh.data=1 with mesh.fsdp=-1", dataclasses.replace(experiment, mesh=spread)
-    recompute = model
-    for remat in ("dots", "full"):
-        if model.remat == "none" or (model.remat, remat) == ("dots", "full"):
-            recompute = dataclasses.replace(model, remat=remat)
-            yield f"model.remat={remat}", dataclasses.replace(experiment, model=recompute)
+    for remat in REMAT[REMAT.index(model.remat) + 1 :]:
+        model = dataclasses.replace(model, remat=remat)
+        yield f"model.remat={remat}", dataclasses.replace(experiment, model=model)
     for times in (4, 16):
         pieces = train.accumulate * times
         if train.batch_size % pieces == 0:
             smaller = dataclasses.replace(train, accumulate=pieces)
-            yield (
-                f"model.remat={recompute.remat} with train.accumulate={pieces}",
-                dataclasses.replace(experiment, model=recompute, train=smaller),
-            )
+            text = f"model.remat={model.remat} with train.accumulate={pieces}"
+            yield text, dataclasses.replace(experiment, model=model, train=smaller)

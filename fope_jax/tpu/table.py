@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-HEADINGS = (
+HEADINGS = [
     "slice",
     "size",
     "method",
@@ -27,98 +27,85 @@ HEADINGS = (
     "bound",
     "MFU at most",
     "compiled s",
-)
+]
 NOTE = (
     "Per device and step. Memory: what the program needs of a device. TFLOP: products of the "
     "program; of the model: the share that the model asks for, the rest is computed again or for "
     "keys that are masked. Milliseconds: at the chip's peak; the longest bounds the step from "
     "below, and so the model-flops utilisation (MFU) from above."
 )
+_STYLE = (
+    "body{font:1rem/1.5 system-ui,sans-serif;margin:2rem}div{overflow-x:auto}"
+    "table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}"
+    "th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
+    "td:nth-child(-n+3){text-align:left}.no{background:#eee;font-weight:600}"
+)
 
 
 def format_row(row: Row) -> list[str]:
-    """One row of the table, in the order of ``HEADINGS``."""
+    """The cells of one row under ``HEADINGS``; fewer where there was no answer, or no room."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in row.get("mesh", {}).items() if size > 1)
-    names = [
-        row["topology"],
-        row["size"],
-        row["method"],
-        f"{row['length']:,}",
-        f"{row['batch']:,}",
-        mesh or "1",
-        row.get("attention", ""),
-    ]
+    cells = [row["topology"], row["size"], row["method"], f"{row['length']:,}", f"{row['batch']:,}"]
+    cells += [mesh or "1", row.get("attention", "")]
     if "error" in row:
-        return [*names, f"not possible: {row['error']}"]
-    needed = row["needed_bytes"] / 1e9
-    flops = f"{row['flops'] / 1e12:.2f}"
-    share = f"{row['model_flops'] / row['flops']:.0%}"
+        return [*cells, f"not possible: {row['error']}"]
+    flops = [f"{row['flops'] / 1e12:.2f}", f"{row['model_flops'] / row['flops']:.0%}"]
     if not row["fits"]:
-        over = (row["needed_bytes"] - row["limit_bytes"]) / 1e9
+        needed, over = row["needed_bytes"] / 1e9, (row["needed_bytes"] - row["limit_bytes"]) / 1e9
         text = f"{needed:.1f}: DOES NOT FIT, {over:.1f} too much. {row.get('advice', '')}"
-        return [*names, text.strip(), flops, share]
-    seconds, network = row["seconds"], sum(row["collective_bytes"].values())
-    times = [f"{1e3 * seconds[name]:.1f}" for name in ("compute", "hbm", "ici")]
-    return [
-        *names,
-        f"{needed:.2f}",
-        flops,
-        share,
-        f"{row['hbm_bytes'] / 1e9:.1f}",
-        f"{network / 1e9:.2f}",
-        *times,
-        row["bound"],
-        f"{row['mfu_bound']:.0%}",
-        f"{row['compile_seconds']:.0f}",
-    ]
+        return [*cells, text.strip(), *flops]
+    cells += [f"{row['needed_bytes'] / 1e9:.2f}", *flops, f"{row['hbm_bytes'] / 1e9:.1f}"]
+    cells += [f"{sum(row['collective_bytes'].values()) / 1e9:.2f}"]
+    cells += [f"{1e3 * row['seconds'][name]:.1f}" for name in ("compute", "hbm", "ici")]
+    return [*cells, row["bound"], f"{row['mfu_bound']:.0%}", f"{row['compile_seconds']:.0f}"]
 
 
 def compare_methods(rows: Sequence[Row], method: str = "fope", base: str = "rope") -> list[str]:
     """Lines saying how much more ``method`` takes than ``base`` in the same case."""
-    found = {(r["topology"], r["size"], r["length"], r["method"]): r for r in rows}
+    fitting = {
+        (r["topology"], r["size"], r["length"], r["method"]): r for r in rows if r.get("fits")
+    }
     lines = []
-    for (topology, size, length, name), row in found.items():
-        other = found.get((topology, size, length, base))
-        if name != method or not other or not (row.get("fits") and other.get("fits")):
-            continue
-        more = {key: row[key] / other[key] - 1 for key in ("flops", "hbm_bytes", "needed_bytes")}
-        lines.append(
-            f"{topology} {size} T = {length:,}: {method} beside {base} "
-            f"{more['flops']:+.2%} flops, {more['hbm_bytes']:+.2%} bytes of HBM, "
-            f"{more['needed_bytes']:+.2%} memory"
-        )
+    for (topology, size, length, name), row in fitting.items():
+        other = fitting.get((topology, size, length, base))
+        if name == method and other:
+            flops, moved, memory = (
+                f"{row[key] / other[key] - 1:+.2%}"
+                for key in ("flops", "hbm_bytes", "needed_bytes")
+            )
+            lines.append(
+                f"{topology} {size} T = {length:,}: {method} beside {base} {flops} flops, "
+                f"{moved} bytes of HBM, {memory} memory"
+            )
     return lines
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    for row in rows:
-        own = format_row(row)
-        lines.append("| " + " | ".join(own + [""] * (len(HEADINGS) - len(own))) + " |")
+def _compiled_with(rows: Sequence[Row]) -> str:
     versions = sorted({f"{n} {v}" for row in rows for n, v in row["versions"].items()})
-    text = ["", NOTE, "", *compare_methods(rows), "", f"Compiled with {', '.join(versions)}."]
-    return "\n".join(lines + text)
+    return f"Compiled with {', '.join(versions)}."
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    table = [HEADINGS, ["---"] * len(HEADINGS), *map(format_row, rows)]
+    table = [[*cells, *[""] * (len(HEADINGS) - len(cells))] for cells in table]
+    lines = ["| " + " | ".join(cells) + " |" for cells in table]
+    return "\n".join([*lines, "", NOTE, "", *compare_methods(rows), "", _compiled_with(rows)])
 
 
 def write_page(rows: Sequence[Row], path: Path) -> None:
     """The table as a self-contained HTML page."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADINGS)
     body = []
     for row in rows:
-        own = format_row(row)
-        last = f' colspan="{len(HEADINGS) - len(own) + 1}"' if len(own) < len(HEADINGS) else ""
-        filled = "".join(f"<td>{html.escape(cell)}</td>" for cell in own[:-1])
+        *cells, last = map(html.escape, format_row(row))
+        columns = len(HEADINGS) - len(cells)
         fits = "" if row.get("fits") else ' class="no"'
-        body.append(f"<tr{fits}>{filled}<td{last}>{html.escape(own[-1])}</td></tr>")
-    versions = sorted({f"{n} {v}" for row in rows for n, v in row["versions"].items()})
-    more = "".join(f"<li>{html.escape(line)}</li>" for line in compare_methods(rows))
+        filled = "".join(f"<td>{cell}</td>" for cell in cells)
+        body.append(f"<tr{fits}>{filled}<td colspan={columns}>{last}</td></tr>")
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in HEADINGS)
+    comparison = "".join(f"<li>{html.escape(line)}</li>" for line in compare_methods(rows))
     path.write_text(
-        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>fope plan</title><style>'
-        "body{font:1rem/1.5 system-ui,sans-serif;margin:2rem}div{overflow-x:auto}"
-        "table{border-collapse:collapse;font-size:.9rem;font-variant-numeric:tabular-nums}"
-        "th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:right}"
-        "td:nth-child(-n+3){text-align:left}.no{background:#eee;font-weight:600}</style>"
-        f"<h1>fope plan</h1><div><table><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div><p>{html.escape(NOTE)}</p><ul>{more}</ul>"
-        f"<p>Compiled with {html.escape(', '.join(versions))}.</p></html>\n"
+        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>fope plan</title>'
+        f"<style>{_STYLE}</style><h1>fope plan</h1><div><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div><p>{html.escape(NOTE)}</p>"
+        f"<ul>{comparison}</ul><p>{html.escape(_compiled_with(rows))}</p></html>\n"
     )

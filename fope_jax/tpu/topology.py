@@ -1,13 +1,11 @@
-"""Descriptions of TPU slices that are not there, from the compiler that knows them."""
+"""TPU chips with their figures, and slices that are not there, as the TPU compiler lists them."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from typing import Any
-
-from fope_jax.tpu.chips import CHIPS, Chip
+from typing import Any, NamedTuple
 
 # The compiler looks for a machine around it unless it is told that there is none, and lets only
 # one process load it unless it is told that several may.
@@ -20,6 +18,47 @@ COMPILER_ENVIRONMENT = {
 }
 INSTALL_COMMAND = "pip install 'fope-jax[tpu-compiler]'"
 _EXAMPLES = {2: "4x4", 3: "4x4x4"}
+
+
+class Chip(NamedTuple):
+    """What one chip has; a roofline divides by these.
+
+    Attributes:
+      name: as in topology names, "v5e".
+      kind: the compiler's name, ``device_kind``.
+      flops: bfloat16 operations a second.
+      hbm_bandwidth: bytes a second.
+      ici_bandwidth: bytes a second over all links of the chip to its neighbours.
+      cores: devices that the compiler lists for a chip; each has that part of the figures.
+      num_axes: of the grid of chips in a topology name.
+      config: the compiler's name for the way in which machines set the chip up; "" is its default.
+        By default it lists the two cores of a v4 chip as two devices, but machines join them into
+        one ("megacore"), which has the memory of both. v5p is joined by default.
+    """
+
+    name: str
+    kind: str
+    flops: float
+    hbm_bandwidth: float
+    ici_bandwidth: float
+    cores: int
+    num_axes: int
+    config: str = ""
+
+
+# Google Cloud documentation, "TPU architecture", the pages of each version: peak compute per chip
+# (bf16), HBM bandwidth per chip, and inter-chip interconnect bandwidth per chip (there in Gbit/s
+# for most). Memory is not here: how much of it a program may use, the compiler itself says.
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", "TPU v4", 275e12, 1228e9, 300e9, 1, 3, "megacore"),
+        Chip("v5e", "TPU v5 lite", 197e12, 819e9, 200e9, 1, 2),
+        Chip("v5p", "TPU v5", 459e12, 2765e9, 600e9, 1, 3),
+        Chip("v6e", "TPU v6 lite", 918e12, 1640e9, 448e9, 1, 2),
+        Chip("tpu7x", "TPU7x", 2307e12, 7380e9, 1200e9, 2, 3),
+    )
+}
 
 
 class TopologyError(ValueError):
@@ -36,19 +75,17 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
     (4, 4)
     """
     version, _, shape = name.partition(":")
-    known = ", ".join(f"{c.name}:{_EXAMPLES[c.grid]}" for c in CHIPS.values())
     if version not in CHIPS:
+        known = ", ".join(f"{c.name}:{_EXAMPLES[c.num_axes]}" for c in CHIPS.values())
         raise TopologyError(f"topology {name!r}: unknown TPU version {version!r}; such as {known}")
     chip = CHIPS[version]
-    if (
-        not re.fullmatch(r"[1-9][0-9]{0,5}(x[1-9][0-9]{0,5})*", shape)
-        or shape.count("x") != chip.grid - 1
-    ):
+    sizes = shape.split("x")
+    if len(sizes) != chip.num_axes or not all(re.fullmatch("[1-9][0-9]{0,5}", n) for n in sizes):
         raise TopologyError(
-            f"topology {name!r}: a slice of {version} has {chip.grid} axes of chips, such as "
-            f"{version}:{_EXAMPLES[chip.grid]}"
+            f"topology {name!r}: a slice of {version} has {chip.num_axes} axes of chips, such as "
+            f"{version}:{_EXAMPLES[chip.num_axes]}"
         )
-    return chip, tuple(int(size) for size in shape.split("x"))
+    return chip, tuple(int(size) for size in sizes)
 
 
 def num_devices(name: str) -> int:
@@ -85,25 +122,22 @@ def topology_devices(name: str) -> list[Any]:
     Raises:
       TopologyError: an unknown slice, or one that the compiler refuses.
     """
-    chip, shape = parse_topology(name)
+    chip, _ = parse_topology(name)
     libtpu_version()
-    missing = [key for key in COMPILER_ENVIRONMENT if key not in os.environ]
-    if missing:
-        raise TopologyError(f"{', '.join(missing)} must be set before jax is imported")
+    if missing := COMPILER_ENVIRONMENT.keys() - os.environ.keys():
+        raise TopologyError(f"{', '.join(sorted(missing))} must be set before jax is imported")
     from jax.experimental import topologies
 
     options = {"chip_config_name": chip.config} if chip.config else {}
     try:
-        devices = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, **options
-        ).devices
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:
         raise TopologyError(
             f"topology {name!r}: the compiler does not know this slice: {error}"
         ) from error
-    if len(devices) != math.prod(shape) * chip.cores:
+    if len(found.devices) != num_devices(name):
         raise TopologyError(
-            f"topology {name!r}: the compiler lists {len(devices)} devices, expected "
-            f"{math.prod(shape) * chip.cores}"
+            f"topology {name!r}: the compiler lists {len(found.devices)} devices, expected "
+            f"{num_devices(name)}"
         )
-    return list(devices)
+    return list(found.devices)

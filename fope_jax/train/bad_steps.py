@@ -14,7 +14,7 @@ import numpy as np
 from fope_jax.config import TrainConfig
 from fope_jax.data.task_mixture import BatchLoader
 from fope_jax.model.transformer import check_batch
-from fope_jax.processes.collectives import is_first
+from fope_jax.processes.collectives import is_main_process
 from fope_jax.storage.files import write_json
 from fope_jax.typing import Batch
 
@@ -135,7 +135,7 @@ def dump_batches_of_bad_steps(
     try:
         yield
     except BadStepError as error:
-        if not is_first():
+        if not is_main_process():
             raise
         raise dump_batches(workdir, error, loader_of, data_start) from None
 

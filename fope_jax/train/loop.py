@@ -23,12 +23,12 @@ from fope_jax.evaluate.fingerprint import check_fingerprint, checkpoint_fingerpr
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.evaluate.validation import VALIDATION, ValidationFn, format_losses, make_validation_fn
 from fope_jax.model.sharding import batch_sharding, device_put_sharded
-from fope_jax.processes.collectives import from_first, is_first
-from fope_jax.processes.initialize import in_all_processes
+from fope_jax.processes.agreement import fail_together
+from fope_jax.processes.collectives import broadcast_from_process_0, is_main_process
 from fope_jax.processes.signals import Stopped, signal_name
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.storage.files import as_path
-from fope_jax.storage.lock import RunLock, writing
+from fope_jax.storage.lock import RunLock, lock_run
+from fope_jax.storage.paths import as_path
 from fope_jax.train.bad_steps import check_tokens, dump_batches_of_bad_steps
 from fope_jax.train.checkpoints import Saver, check_checkpoints_present
 from fope_jax.train.goodput import PhaseTimer
@@ -90,7 +90,7 @@ def train(
     workdir = as_path(workdir)
     splits = ("train", *(experiment.evaluate.splits if experiment.train.evaluate_every else ()))
     check_processes_agree(experiment, {"--accept-position": accept_position}, splits)
-    with writing(workdir, "train") as lock:
+    with lock_run(workdir, "train") as lock:
         _train(experiment, workdir, accept_position, lock, PhaseTimer(seconds_before))
 
 
@@ -134,12 +134,12 @@ def _train(
     # Nothing is written before the state is there, and where one process refuses all of them do.
     store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
     data = None
-    with in_all_processes():
+    with fail_together():
         stages = [
             (stage, plan_state(experiment_at_stage(experiment, stage))) for stage in config.stages
         ]
         plan = stages[-1][1]  # state and constants are the same in all of them
-        if is_first():
+        if is_main_process():
             check_workdir(workdir, experiment)
         if store.newest_step() < config.steps:  # a run that is finished needs no text any more
             data = _open_data(experiment, plan.mesh)
@@ -147,20 +147,22 @@ def _train(
 
     # ------------------------------------------------------------------ what there is already
     with account.phase("restore"):
-        found = store.latest_valid_step(set_aside=True)
-    with in_all_processes():
-        if is_first():
+        found = store.latest_valid_step(quarantine=True)
+    with fail_together():
+        if is_main_process():
             check_checkpoints_present(workdir, found)
     start = found or 0
     # A checkpoint is written before the evaluation of its step, which may have been cut off since.
-    evaluates_first = bool(from_first(_is_evaluation_missing(workdir, experiment, start)))
+    evaluates_first = bool(
+        broadcast_from_process_0(_is_evaluation_missing(workdir, experiment, start))
+    )
     if start >= config.steps and not evaluates_first:
-        if is_first():
+        if is_main_process():
             open_workdir(workdir, experiment)
         log.info("%s is finished: %d steps are trained", workdir, start)
         store.close()
         return
-    with in_all_processes():
+    with fail_together():
         cache, loaders, measure = data or _open_data(experiment, plan.mesh)
     packing = experiment.data.packing
     loaders = [own for own, (stage, _) in zip(loaders, stages, strict=True) if stage.stop > start]
@@ -191,7 +193,7 @@ def _train(
             )
     # Later rows are written again as their steps come again; left in place they count twice.
     dropped = 0
-    if is_first():
+    if is_main_process():
         open_workdir(workdir, experiment)
         if lost := _seconds_after(workdir, start):
             account.add("lost", lost)
@@ -218,7 +220,7 @@ def _train(
         "position": {"hash": position.hash, "summary": position.summary},
         "data": {"fingerprint": cache.fingerprint, "tokens": cache.num_tokens},
     }
-    if is_first():
+    if is_main_process():
         write_run_info(workdir, facts, start)
 
     # ------------------------------------------------------------------ steps
@@ -226,14 +228,14 @@ def _train(
     saver = Saver(store, config, identity, lock)
     with (
         MetricsWriter(workdir, start, tolerant=saver.tolerant)
-        if is_first()
+        if is_main_process()
         else contextlib.nullcontext() as metrics_log,
         tqdm(
             total=config.steps,
             initial=start,
             desc=experiment.name,
             unit="step",
-            disable=not is_first(),
+            disable=not is_main_process(),
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
         ) as bar,
         dump_batches_of_bad_steps(workdir, loader_of, config.data_start),
@@ -345,7 +347,7 @@ def _is_evaluation_missing(workdir: Path, experiment: Experiment, start: int) ->
 
     The row of its time comes last, and says that all others are there.
     """
-    if not is_first() or not _is_evaluated_after(experiment, start):
+    if not is_main_process() or not _is_evaluated_after(experiment, start):
         return False
     rows = [row for row in read_rows(workdir / METRICS) if row.get("phase") == VALIDATION]
     return start == 0 or start not in [row["step"] for row in rows]

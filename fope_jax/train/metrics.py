@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import Any
 
 from fope_jax.evaluate.metrics import METRICS
-from fope_jax.storage.files import in_bucket, open_lines
+from fope_jax.storage.files import open_line_writer
+from fope_jax.storage.paths import is_in_bucket
 from fope_jax.train.tensorboard import TensorBoardWriter
 
 log = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ class MetricsWriter:
 
     def __init__(self, workdir: Path, start_step: int, tolerant: bool = False):
         self._tolerant = tolerant
-        self._lines = open_lines(workdir / METRICS)
+        self._lines = open_line_writer(workdir / METRICS)
         self._curves = None
-        if in_bucket(workdir):
+        if is_in_bucket(workdir):
             log.info("no TensorBoard files in a bucket; %s has every number", workdir / METRICS)
         else:
             self._curves = TensorBoardWriter(workdir / "tensorboard", start_step)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from fope_jax.storage.files import as_path
+from fope_jax.storage.paths import as_path
 
 
 def add_train_options(verb: argparse.ArgumentParser) -> None:

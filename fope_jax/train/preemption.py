@@ -10,8 +10,8 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-from fope_jax.processes.collectives import all_asked_to_stop
-from fope_jax.processes.signals import Stopped, has_joined, holding, raising
+from fope_jax.processes.ending import reached_preemption
+from fope_jax.processes.signals import Stopped, defer_signals, is_distributed, raise_on_signal
 
 
 class Preempted(Exception):
@@ -21,7 +21,7 @@ class Preempted(Exception):
       exit_code: what the process ends with, 128 + the signal's number, as a shell reports it.
     """
 
-    in_all_processes = True
+    is_in_all_processes = True
 
     def __init__(self, message: str, number: int = signal.SIGTERM):
         super().__init__(message)
@@ -40,12 +40,12 @@ class Preemption:
 
     def __call__(self, step: int) -> bool:
         """Whether to stop after ``step``; asked once after every step."""
-        return all_asked_to_stop() if has_joined() else self._noted() is not None
+        return reached_preemption() if is_distributed() else self._noted() is not None
 
     def check(self) -> None:
         """Raises `Stopped` where it is to stop: between two parts of an evaluation."""
         if self(0):
-            raise Stopped(self.number, in_all_processes=has_joined())
+            raise Stopped(self.number, is_in_all_processes=is_distributed())
 
     @property
     def number(self) -> int:
@@ -58,10 +58,10 @@ class Preemption:
 
         Of several processes one alone must not leave; there it waits for the next question.
         """
-        if has_joined():
+        if is_distributed():
             yield
             return
-        with raising():
+        with raise_on_signal():
             self.check()
             yield
 
@@ -72,5 +72,5 @@ def preemption() -> Iterator[Preemption]:
 
     A thread that is not the main one cannot catch signals and is never told to stop.
     """
-    with holding() as noted:
+    with defer_signals() as noted:
         yield Preemption(noted)

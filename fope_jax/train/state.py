@@ -179,7 +179,7 @@ def restore_arrays(
     if not with_optimizer:
         return store.restore(step, items)
     wanted = plan.state.optimizer
-    stored = store.as_stored(step, "optimizer", wanted)
+    stored = store.with_stored_dtypes(step, "optimizer", wanted)
     narrow = jax.tree.map(
         lambda old, new: old if (old.dtype, new.dtype) == _NARROW else new, stored, wanted
     )

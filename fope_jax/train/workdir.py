@@ -26,14 +26,9 @@ from fope_jax.config import (
 )
 from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
-from fope_jax.storage.files import (
-    as_path,
-    check_space,
-    check_writable,
-    make_writable,
-    read_json,
-    write_json,
-)
+from fope_jax.storage.directories import check_space, check_writable, make_writable
+from fope_jax.storage.files import read_json, write_json
+from fope_jax.storage.paths import as_path
 from fope_jax.train.state import StatePlan
 
 log = logging.getLogger(__name__)

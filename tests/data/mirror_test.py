@@ -79,7 +79,9 @@ def test_an_interrupted_download_goes_on(remote, copies, monkeypatch):
     monkeypatch.setattr(mirror, "_copy", stopped)
     with pytest.raises(OSError, match="connection lost"):
         download(remote, MANIFEST, hashes(remote))
-    assert not [p for p in (mirror.user_cache() / "mirrors").iterdir() if (p / MANIFEST).exists()]
+    assert not [
+        p for p in (mirror.user_cache_dir() / "mirrors").iterdir() if (p / MANIFEST).exists()
+    ]
     monkeypatch.setattr(mirror, "_copy", counted)
     local = download(remote, MANIFEST, hashes(remote))
     assert content(local) == content(remote)

@@ -131,12 +131,12 @@ def the_lock_is_open() -> None:
     from fope_jax.storage import lock
 
     @contextlib.contextmanager
-    def writing(*arguments, **named):
+    def lock_run(*arguments, **named):
         yield None
 
     from fope_jax.train import loop
 
-    lock.writing = loop.writing = writing
+    lock.lock_run = loop.lock_run = lock_run
 
 
 def configurations_are_not_compared() -> None:

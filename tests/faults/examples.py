@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.processes.initialize import initialize
+from fope_jax.processes.start import initialize
 
 
 class Enough(Exception):

@@ -36,7 +36,7 @@ from fope_jax.position import from_spec
 from fope_jax.report import rows as report
 from fope_jax.report.rows import ReportError
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.storage.files import inside
+from fope_jax.storage.paths import path_within
 from fope_jax.tpu.topology import TopologyError, parse_topology
 from tests.fuzz.damage import changed, damaged
 
@@ -393,7 +393,7 @@ READERS = {
     "run.lock under the doctor": Reader(
         json_of({"host": "box", "pid": 12}), doctored("run.lock"), ()
     ),
-    "file name": Reader(st.text(), lambda directory, x: inside(directory, x), (ValueError,)),
+    "file name": Reader(st.text(), lambda directory, x: path_within(directory, x), (ValueError,)),
 }
 
 

@@ -11,7 +11,13 @@ import time
 import pytest
 
 from fope_jax import main as program
-from fope_jax.processes.signals import SIGNALS, Stopped, ended_in_time, holding, raising
+from fope_jax.processes.signals import (
+    SIGNALS,
+    Stopped,
+    defer_signals,
+    exit_after_grace_period,
+    raise_on_signal,
+)
 
 pytestmark = pytest.mark.usefixtures("as_in_a_terminal")
 
@@ -23,7 +29,7 @@ def send(number):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_what_is_under_way_is_left_and_cleans_up(number):
     before, done = [signal.getsignal(n) for n in SIGNALS], []
-    with pytest.raises(Stopped) as caught, raising():
+    with pytest.raises(Stopped) as caught, raise_on_signal():
         try:
             send(number)
             time.sleep(5)
@@ -37,7 +43,7 @@ def test_what_is_under_way_is_left_and_cleans_up(number):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_what_must_go_on_is_told(number):
-    with holding() as noted:
+    with defer_signals() as noted:
         assert noted() is None
         send(number)
         time.sleep(0)
@@ -45,14 +51,14 @@ def test_what_must_go_on_is_told(number):
         if number != signal.SIGINT:
             send(number)  # some send it twice
         assert noted() == number
-    with pytest.raises(Stopped), raising():
-        with holding() as noted:
+    with pytest.raises(Stopped), raise_on_signal():
+        with defer_signals() as noted:
             send(signal.SIGTERM)
             assert noted()
         send(signal.SIGTERM)
 
 
-@pytest.mark.parametrize("how", [raising, holding])
+@pytest.mark.parametrize("how", [raise_on_signal, defer_signals])
 def test_a_signal_that_is_ignored_stays_so_and_a_second_ctrl_c_kills(how):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # in the background of a shell
@@ -60,7 +66,7 @@ def test_a_signal_that_is_ignored_stays_so_and_a_second_ctrl_c_kills(how):
         send(signal.SIGHUP)
         send(signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(Stopped) if how is raising else holding(), how():
+    with pytest.raises(Stopped) if how is raise_on_signal else defer_signals(), how():
         try:
             send(signal.SIGINT)
         finally:
@@ -71,9 +77,9 @@ def test_a_signal_that_is_ignored_stays_so_and_a_second_ctrl_c_kills(how):
 def test_what_cleans_up_is_not_broken_into(number):
     done = []
     for _ in range(2):
-        with pytest.raises(Stopped, match="SIGTERM"), raising():
+        with pytest.raises(Stopped, match="SIGTERM"), raise_on_signal():
             try:
-                with raising():
+                with raise_on_signal():
                     send(signal.SIGTERM)
             finally:
                 send(number)
@@ -86,7 +92,7 @@ def test_in_another_thread_nothing_is_caught():
     seen = []
 
     def elsewhere():
-        with ended_in_time(), raising(), holding() as noted:
+        with exit_after_grace_period(), raise_on_signal(), defer_signals() as noted:
             seen.extend([noted(), [signal.getsignal(n) for n in SIGNALS]])
 
     thread = threading.Thread(target=elsewhere)
@@ -113,7 +119,7 @@ def run(body, number, **options):
 
 def test_a_process_that_python_does_not_come_back_to_is_ended():
     body = (
-        "with ended_in_time(0.3), raising():\n"
+        "with exit_after_grace_period(0.3), raise_on_signal():\n"
         "    threading.Timer(0.2, lambda: print('ready', flush=True)).start()\n"
         "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)\n"
     )
@@ -124,7 +130,7 @@ def test_a_process_that_python_does_not_come_back_to_is_ended():
 
 def test_one_that_saves_is_not():
     body = (
-        "with ended_in_time(0.2), raising(), holding() as noted:\n"
+        "with exit_after_grace_period(0.2), raise_on_signal(), defer_signals() as noted:\n"
         "    print('ready', flush=True)\n"
         "    while not noted(): time.sleep(0.01)\n"
         "    time.sleep(1)\n"
@@ -137,9 +143,9 @@ def test_a_terminal_that_is_closed_stops_nothing_that_is_said(tmp_path):
     """What kills a run when ssh breaks off is a progress bar that can no longer be written."""
     master, slave = pty.openpty()
     code = (
-        "import fcntl, sys, termios, time; from fope_jax.processes.signals import holding\n"
+        "import fcntl, sys, termios, time; from fope_jax.processes.signals import defer_signals\n"
         "fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
-        "with holding() as noted:\n"
+        "with defer_signals() as noted:\n"
         "    print('ready', flush=True)\n"
         "    while not noted(): time.sleep(0.01)\n"
         "    print('a bar', flush=True); print('a line', file=sys.stderr, flush=True)\n"
@@ -161,15 +167,15 @@ def test_a_terminal_that_is_closed_stops_nothing_that_is_said(tmp_path):
 
 def test_the_child_of_a_parent_that_is_killed_gets_sigterm():
     child = (
-        "import os, time; from fope_jax.processes.signals import end_with_parent, holding\n"
-        "with holding() as noted:\n"
+        "import os, time; from fope_jax.processes.signals import end_with_parent, defer_signals\n"
+        "with defer_signals() as noted:\n"
         "    end_with_parent(); print('ready', flush=True)\n"
         "    while not noted(): time.sleep(0.01)\n"
         "    print('asked to end by', noted())\n"
     )
     body = (
         "import subprocess\n"
-        "os.environ[PARENT] = str(os.getpid())\n"
+        "os.environ[PARENT_VARIABLE] = str(os.getpid())\n"
         f"subprocess.run([sys.executable, '-c', {child!r}])\n"
     )
     assert run(body, signal.SIGKILL)[:2] == (-signal.SIGKILL, "asked to end by 15\n")

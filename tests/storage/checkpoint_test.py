@@ -175,9 +175,9 @@ def test_the_writer_moves_damaged_steps_aside_and_deletes_none(store):
         other = CheckpointStore(store.directory)
         target = store.directory / "quarantine" / ("20" if seed == 1 else "20.2")
         with pytest.warns(UserWarning, match=f"has changed .sha256.; moved to {target}$"):
-            assert other.latest_valid_step(set_aside=True) == 10
+            assert other.latest_valid_step(quarantine=True) == 10
         assert harmed in [p.read_bytes() for p in target.rglob("*") if p.is_file()]
-        assert other.latest_valid_step(set_aside=True) == 10, "and there is nothing to warn of"
+        assert other.latest_valid_step(quarantine=True) == 10, "and there is nothing to warn of"
 
 
 def test_a_step_that_is_written_over_is_moved_aside(store, caplog):
@@ -245,7 +245,7 @@ def test_starting_over_is_refused_where_every_finished_step_is_damaged(store):
     for step in (10, 20):
         (store.directory / str(step) / "metadata.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"(?s)no valid checkpoint is left.*/20: .*/10: "):
-        CheckpointStore(store.directory).latest_valid_step(set_aside=True)
+        CheckpointStore(store.directory).latest_valid_step(quarantine=True)
     assert sorted(p.name for p in store.directory.iterdir()) == ["10", "20"], "all stay in place"
 
 

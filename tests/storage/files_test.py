@@ -8,19 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from fope_jax.storage import files
-from fope_jax.storage.files import (
-    LineFile,
-    ObjectLines,
-    as_path,
+from fope_jax.storage import directories, files, paths
+from fope_jax.storage.directories import (
     check_output,
     check_space,
     check_writable,
     make_directory,
-    open_lines,
-    remove_empty,
-    write_json,
+    remove_empty_directories,
 )
+from fope_jax.storage.files import BucketLineWriter, LineWriter, open_line_writer, write_json
+from fope_jax.storage.paths import as_path
 
 
 @pytest.mark.parametrize("given", ["runs/x", Path("runs/x"), "/a/b", "."])
@@ -56,7 +53,7 @@ def test_a_file_is_the_old_one_until_the_new_one_is_on_disk(tmp_path, monkeypatc
 
 def test_a_line_that_does_not_fit_is_kept_and_the_file_ends_in_a_whole_one(tmp_path):
     path = tmp_path / "rows.jsonl"
-    lines = open_lines(path)
+    lines = open_line_writer(path)
     lines.write("first")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
@@ -74,8 +71,8 @@ def test_a_line_that_does_not_fit_is_kept_and_the_file_ends_in_a_whole_one(tmp_p
 def test_lines_on_disk_are_in_the_file_at_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("first\n")
-    lines = open_lines(path)
-    assert type(lines) is LineFile
+    lines = open_line_writer(path)
+    assert type(lines) is LineWriter
     lines.write("second")
     assert path.read_text() == "first\nsecond\n"
     lines.close()
@@ -87,7 +84,7 @@ def test_lines_in_a_bucket_wait_for_the_clock_or_a_flush(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "write_text", lambda path, text: written.append(text))
     path = tmp_path / "rows.jsonl"
     path.write_text("old\n")
-    lines = ObjectLines(path, seconds=10)
+    lines = BucketLineWriter(path, seconds=10)
     lines.write("a")
     now = 109.0
     lines.write("b")
@@ -108,9 +105,9 @@ def test_lines_in_a_bucket_wait_for_the_clock_or_a_flush(tmp_path, monkeypatch):
 def test_the_cache_of_a_user_has_one_place(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("FOPE_CACHE", raising=False)
-    assert files.user_cache() == tmp_path / "fope_jax"
+    assert paths.user_cache_dir() == tmp_path / "fope_jax"
     monkeypatch.setenv("FOPE_CACHE", str(tmp_path / "own"))
-    assert files.user_cache() == tmp_path / "own"
+    assert paths.user_cache_dir() == tmp_path / "own"
 
 
 def test_a_place_to_write_is_probed_and_left_as_it_is(tmp_path):
@@ -129,12 +126,12 @@ def test_a_place_to_write_is_probed_and_left_as_it_is(tmp_path):
     made = make_directory(tmp_path / "a" / "b")
     assert made == [tmp_path / "a" / "b", tmp_path / "a"]
     (tmp_path / "a" / "kept").write_text("")
-    remove_empty(made)
+    remove_empty_directories(made)
     assert (tmp_path / "a" / "kept").exists() and not (tmp_path / "a" / "b").exists()
 
 
 def test_room_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
+    monkeypatch.setattr(directories.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
     check_space(tmp_path / "a" / "b", 10**9, "a checkpoint")
     with pytest.raises(OSError, match=r"a/b: a checkpoint takes 2 GB, and 1 GB are free"):
         check_space(tmp_path / "a" / "b", 2 * 10**9, "a checkpoint")

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fope_jax.config.fields import ConfigError
-from fope_jax.processes.signals import Stopped, raising
+from fope_jax.processes.signals import Stopped, raise_on_signal
 from fope_jax.sweep import queue
 from fope_jax.sweep.queue import SweepError, core_shares, run_sweep
 from fope_jax.sweep.runs import Extend, Train, check_sweep
@@ -131,7 +131,7 @@ def test_a_sweep_that_is_asked_to_end_lets_its_runs_save(tmp_path, calls, number
         os.kill(os.getpid(), number)
 
     threading.Thread(target=ask).start()
-    with pytest.raises(Stopped, match=number.name), raising():
+    with pytest.raises(Stopped, match=number.name), raise_on_signal():
         sweep(workdir, jobs=2)
     assert (workdir / "a" / "saved").exists() and (workdir / "c" / "saved").exists()
     assert sorted(verbs(calls)) == [("train", "a"), ("train", "c")], "nothing else has begun"

@@ -10,8 +10,13 @@ import sys
 import pytest
 
 from fope_jax.tpu import topology
-from fope_jax.tpu.chips import CHIPS
-from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, TopologyError, num_devices, topology_devices
+from fope_jax.tpu.topology import (
+    CHIPS,
+    COMPILER_ENVIRONMENT,
+    TopologyError,
+    num_devices,
+    topology_devices,
+)
 
 # Chips, and devices of each on the machines of Google Cloud: jax.devices() of a v4-8, a v5p-8 and a
 # v5litepod-4 lists 4, that of a tpu7x-8 (4 chips) lists 8. A v4 chip is one device of two cores.

@@ -584,7 +584,7 @@ def test_local_starts_jax_processes_that_meet(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "import jax\n"
-        "from fope_jax.processes.initialize import initialize\n"
+        "from fope_jax.processes.start import initialize\n"
         "initialize()\n"
         "print(jax.process_index(), jax.process_count(), jax.device_count())\n"
     )

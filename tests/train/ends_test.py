@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 HARMED = """
 import sys, time
 from fope_jax.main import main
-from fope_jax.processes.collectives import is_first
+from fope_jax.processes.collectives import is_main_process
 {harm}
 sys.exit(main(sys.argv[1:]))
 """
@@ -37,7 +37,7 @@ from fope_jax.train import loop
 shard_batch, calls = loop.shard_batch, []
 def placed(batch, mesh):
     calls.append(1)
-    if len(calls) == 3 and not is_first():
+    if len(calls) == 3 and not is_main_process():
         raise ZeroDivisionError("a defect")
     return shard_batch(batch, mesh)
 loop.shard_batch = placed
@@ -137,9 +137,9 @@ def test_what_the_first_refuses_ends_the_other_in_a_line(config, tmp_path):
 
 @pytest.mark.slow
 def test_a_workdir_that_another_process_writes(config, tmp_path):
-    from fope_jax.storage.lock import writing
+    from fope_jax.storage.lock import lock_run
 
-    with writing(tmp_path / "run", "train"):
+    with lock_run(tmp_path / "run", "train"):
         codes, (_, second) = ends(train(config, tmp_path / "run"))
     assert codes == [2, 2]
     assert "fope: process 0 (host " in second

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from fope_jax.processes.initialize import initialize
+from fope_jax.processes.start import initialize
 
 if __name__ == "__main__":
     initialize()

@@ -12,7 +12,7 @@ from fope_jax.evaluate.metrics import read_rows
 from fope_jax.extend import run as extend_run
 from fope_jax.interop import runs as interop_runs
 from fope_jax.main import main
-from fope_jax.storage import files
+from fope_jax.storage import directories
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.train import loop, workdir
 from fope_jax.train.workdir import check_workdir, has_checkpoint, open_workdir
@@ -65,7 +65,7 @@ def test_a_start_that_is_refused_writes_nothing(runs, tmp_path, changes, message
 
 def test_a_disk_without_room_for_a_checkpoint_is_refused(runs, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(
-        files.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 99, 99)
+        directories.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 99, 99)
     )
     with pytest.raises(OSError, match=r"a checkpoint takes .* GB, and 9.9e-08 GB are free"):
         loop.train(runs.experiment(), tmp_path / "run")

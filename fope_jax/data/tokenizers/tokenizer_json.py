@@ -19,7 +19,8 @@ from fope_jax.data.tokenizers.base import (
     byte_of_piece,
 )
 from fope_jax.extras import require
-from fope_jax.storage.files import content_of, read_head, read_json
+from fope_jax.storage.content import detect_content, read_head
+from fope_jax.storage.files import read_json
 
 _EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "[SEP]")
 _PAD_NAMES = ("<|padding|>", "<pad>", "[PAD]")
@@ -94,8 +95,8 @@ class JsonTokenizer(Tokenizer):
             added = json.loads(content)["added_tokens"]
             names = {token["content"] for token in added}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            found = content_of(read_head(path))
-            reason = f"it is {found.what}; {found.advice}" if found else error
+            found = detect_content(read_head(path))
+            reason = f"it is {found.kind}; {found.advice}" if found else error
             if isinstance(error, KeyError | TypeError):
                 reason = "it has no list 'added_tokens' of tokens with a 'content'"
             raise _not_a_tokenizer(path, reason) from error

@@ -10,18 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from fope_jax.processes.initialize import (
+from fope_jax.processes.agreement import (
     DistributedError,
-    Settings,
-    check_same,
+    check_equal_across_processes,
     describe_differences,
     describe_failures,
-    find_settings,
-    in_all_processes,
-    initialize,
-    meet,
-    software,
+    fail_together,
+    software_versions,
 )
+from fope_jax.processes.start import Settings, find_settings, initialize, meet
 
 
 @pytest.fixture
@@ -149,7 +146,7 @@ def test_a_port_in_use_and_a_stranger(coordinator):
 
 PROGRAM = """
 import jax
-from fope_jax.processes.initialize import initialize
+from fope_jax.processes.start import initialize
 initialize(timeout_seconds=60)
 initialize(timeout_seconds=60)
 from jax.experimental import multihost_utils
@@ -217,39 +214,40 @@ def test_processes_that_say_the_same_are_told_together_and_many_are_counted():
 
 
 def test_alone_a_process_agrees_with_itself():
-    check_same({"seed": 1})
-    with pytest.raises(ZeroDivisionError), in_all_processes():
+    check_equal_across_processes({"seed": 1})
+    with pytest.raises(ZeroDivisionError), fail_together():
         _ = 1 / 0
 
 
 def test_software_is_told_by_its_content(monkeypatch):
-    found = software()
-    assert found == software() and len(found["source of fope_jax, sha256"]) == 16
+    found = software_versions()
+    assert found == software_versions() and len(found["source of fope_jax, sha256"]) == 16
     assert found["numpy"] == np.__version__ and found["libtpu"] != "0"
     flags = "--xla_cpu_enable_fast_math=true"
     monkeypatch.setenv(
         "XLA_FLAGS", f"--xla_dump_to=/tmp/3 {flags} --xla_force_host_platform_device_count=3"
     )
-    assert software()["XLA_FLAGS"] == flags
+    assert software_versions()["XLA_FLAGS"] == flags
 
 
 AGREE = """
 import jax
-from fope_jax.processes import initialize as distributed
-from fope_jax.processes.initialize import DistributedError, check_same, in_all_processes, verdict
-distributed.initialize(timeout_seconds=60)
+from fope_jax.processes import start
+from fope_jax.processes.agreement import (
+    DistributedError, agree, check_equal_across_processes, fail_together)
+start.initialize(timeout_seconds=60)
 me = jax.process_index()
 for i in range(3):  # as often as a run saves
-    assert verdict(f"{me}{i}", " ".join) == f"0{i} 1{i}"
-check_same({"seed": 0})
+    assert agree(f"{me}{i}", " ".join) == f"0{i} 1{i}"
+check_equal_across_processes({"seed": 0})
 for block in ("one", "all"):
     try:
-        with in_all_processes():
+        with fail_together():
             if me == 1 or block == "all":
                 raise OSError(f"no {block} here {me}")
     except (OSError, DistributedError) as error:
         print(type(error).__name__, error, sep=": ", end="; ", flush=True)
-check_same({"seed": me})
+check_equal_across_processes({"seed": me})
 """
 
 

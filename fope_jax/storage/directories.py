@@ -1,0 +1,145 @@
+"""Directories on this machine and in buckets, where an object's name merely has slashes in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from fope_jax.storage.files import file_sha256
+from fope_jax.storage.paths import BUCKET_SCHEME, bucket_errors, gcs_file_system, is_in_bucket
+
+PARALLEL_TRANSFERS = 8  # files read or written at once; one alone does not fill a network
+
+
+def check_writable(directory: Path) -> None:
+    """Finds out whether files can be written to ``directory``, and leaves nothing behind.
+
+    Where it is not there, whether it can be made: whether its nearest parent can be written.
+
+    Raises:
+      OSError: they cannot; the message is the system's.
+    """
+    if is_in_bucket(directory):
+        make_writable(directory)
+        return
+    for place in (directory, *directory.absolute().parents):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            place.lstat()  # `exists` would pass over a name that is too long, or a loop of links
+            break
+    else:
+        return
+    with tempfile.TemporaryFile(dir=place):
+        pass
+
+
+def make_writable(directory: Path) -> None:
+    """Makes ``directory`` and finds out whether files can be written there.
+
+    Raises:
+      OSError: they cannot.
+    """
+    if is_in_bucket(directory):
+        bucket = os.fspath(directory).removeprefix(BUCKET_SCHEME).partition("/")[0]
+        with bucket_errors(f"bucket gs://{bucket}"):
+            probe = directory / ".writable"
+            probe.write_bytes(b"?")
+            probe.unlink()
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
+
+
+def check_output(directory: Path, what: str) -> None:
+    """`check_writable` before long work whose result goes there.
+
+    Args:
+      directory: of this machine or in a bucket.
+      what: that is written, for the message: "the report".
+
+    Raises:
+      OSError: in one line, that ``what`` cannot be written there and why.
+    """
+    try:
+        check_writable(directory)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"cannot write {what} to {directory}: {reason}") from error
+
+
+def check_space(directory: Path, size: int, what: str) -> None:
+    """Raises OSError where the disk of ``directory`` has no room for ``size`` bytes of ``what``.
+
+    What a bucket has room for is not known.
+    """
+    if is_in_bucket(directory):
+        return
+    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise OSError(
+            f"{directory}: {what} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+        )
+
+
+def make_directory(directory: Path) -> list[Path]:
+    """Makes ``directory`` with its parents; those that were not there, the innermost first."""
+    made = [place for place in (directory, *directory.parents) if not place.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def remove_empty_directories(directories: Iterable[Path]) -> None:
+    """Removes what `make_directory` made, where nothing was begun in it."""
+    with contextlib.suppress(OSError):
+        for directory in directories:
+            directory.rmdir()
+
+
+def list_file_sizes(directory: Path) -> dict[str, int]:
+    """Sizes of all files below ``directory`` by their path within it, sorted."""
+    if is_in_bucket(directory):
+        top = os.fspath(directory).removeprefix(BUCKET_SCHEME).rstrip("/") + "/"
+        found = gcs_file_system().find(top, detail=True)
+        sizes = {name.removeprefix(top): info["size"] for name, info in found.items()}
+    else:
+        files = (path for path in directory.rglob("*") if path.is_file())
+        sizes = {path.relative_to(directory).as_posix(): path.stat().st_size for path in files}
+    return dict(sorted(sizes.items()))
+
+
+def tree_sha256(directory: Path, skip: str) -> dict[str, dict[str, Any]]:
+    """sha256 and bytes of all files below ``directory`` but the one called ``skip``."""
+    sizes = {name: size for name, size in list_file_sizes(directory).items() if name != skip}
+    with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
+        digests = pool.map(file_sha256, (directory / name for name in sizes))
+        return {
+            name: {"sha256": digest, "bytes": size}
+            for (name, size), digest in zip(sizes.items(), digests, strict=True)
+        }
+
+
+def remove_tree(directory: Path) -> None:
+    """Removes ``directory`` with all below it, where it is there."""
+    if is_in_bucket(directory):
+        with contextlib.suppress(FileNotFoundError):
+            directory.rmtree()  # type: ignore[attr-defined]
+    elif directory.exists():
+        shutil.rmtree(directory)
+
+
+def move_tree(directory: Path, target: Path) -> None:
+    """Gives ``directory`` another name, which is free; in a bucket, objects are copied there."""
+    if is_in_bucket(directory):
+        for name in list_file_sizes(directory):
+            gcs_file_system().cp_file(os.fspath(directory / name), os.fspath(target / name))
+        remove_tree(directory)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        directory.rename(target)

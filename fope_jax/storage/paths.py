@@ -1,0 +1,165 @@
+"""Paths on this machine and in buckets.
+
+A path in a bucket (``gs://BUCKET/NAME``) is an `etils.epath.Path`, which has the methods of pathlib
+and which Orbax takes as well; gcsfs does the work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from fope_jax.extras import require
+
+SUPPORTED_PATHS = "a path of this machine, or gs://BUCKET/PATH"
+BUCKET_SCHEME = "gs://"
+_ATTEMPTS, _SECONDS_TO_CONNECT = 3, 5.0  # before a bucket's service counts as out of reach
+
+
+def is_in_bucket(path: str | os.PathLike[str]) -> bool:
+    """Whether a path leads into a bucket."""
+    return os.fspath(path).startswith(BUCKET_SCHEME)
+
+
+def is_supported_path(path: str) -> bool:
+    """Whether `as_path` takes a path.
+
+    >>> [is_supported_path(path) for path in ("runs/x", "gs://b/x", "gs:///x", "s3://b/x")]
+    [True, True, False, False]
+    """
+    scheme, mark, rest = path.partition("://")
+    return not mark or (f"{scheme}{mark}" == BUCKET_SCHEME and bool(rest.partition("/")[0]))
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path of this machine as it is, one in a bucket with the same methods.
+
+    pathlib's own ``Path("gs://b/x")`` is a local directory ``gs:``, so this is what makes a path
+    of everything that a user may give.
+
+    Raises:
+      ValueError: another scheme, such as ``s3://``.
+      ImportError: a bucket, and gcsfs is not installed; the message holds the pip line.
+    """
+    text = os.fspath(path)
+    if not is_supported_path(text):
+        raise ValueError(f"{text!r}; accepted: {SUPPORTED_PATHS}")
+    if not is_in_bucket(text):
+        return Path(path)
+    gcs_file_system()
+    return require("etils.epath", "buckets").Path(text)
+
+
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """`as_path`, independent of the working directory."""
+    found = as_path(path)
+    return found if is_in_bucket(found) else found.absolute()
+
+
+def resolve_path(path: str | os.PathLike[str]) -> Path:
+    """`absolute_path`, the same for all spellings and links of one place of this machine."""
+    found = as_path(path)
+    try:
+        return found if is_in_bucket(found) else found.resolve()
+    except RuntimeError as error:  # what pathlib before Python 3.13 says of a loop of links
+        raise OSError(str(error)) from error
+
+
+def path_within(directory: Path, name: Any) -> Path:
+    """``directory / name``, for a name that comes from a file and not from the user.
+
+    Raises:
+      ValueError: it is no relative path, or leads out of the directory.
+
+    >>> path_within(Path("runs"), "a/b.txt").as_posix()
+    'runs/a/b.txt'
+    """
+    parts = name.replace("\\", "/").split("/") if isinstance(name, str) else [""]
+    if any(part in ("", "..") for part in parts) or ":" in parts[0] or "\0" in name:
+        raise ValueError(f"{name!r:.80} is no path within {directory}")
+    return directory / name
+
+
+def user_cache_dir() -> Path:
+    """What is kept between runs of this user: $FOPE_CACHE, or the user's cache directory."""
+    own = os.environ.get("FOPE_CACHE")
+    root = os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else (Path(root) if root else Path.home() / ".cache") / "fope_jax"
+
+
+def gcs_file_system() -> Any:
+    """The gcsfs file system that epath uses as well."""
+    require("gcsfs", "buckets")
+    # epath would rather import TensorFlow where it is installed; that takes seconds, and memory.
+    os.environ.setdefault("EPATH_USE_TF", "0")
+    fsspec: Any = require("fsspec", "buckets")
+    # TensorStore and other processes write too: a remembered listing would miss their objects.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    return fsspec.filesystem("gcs")
+
+
+def check_bucket(path: str | os.PathLike[str]) -> None:
+    """Asks for one object, so that a wrong bucket is found before any work; local paths pass.
+
+    Raises:
+      OSError: in one line, that there is no such bucket or that it refuses.
+    """
+    if not is_in_bucket(path):
+        return
+    bucket = os.fspath(path).removeprefix(BUCKET_SCHEME).partition("/")[0]
+    with bucket_errors(f"{os.fspath(path)}: bucket gs://{bucket}"):
+        _check_reachable(urlsplit(gcs_file_system().base))
+        gcs_file_system().call("GET", "b/{}/o", bucket, maxResults="1")
+
+
+def _check_reachable(service: SplitResult) -> None:
+    """Raises OSError where nothing answers; gcsfs alone would try again for a minute."""
+    port = service.port or (80 if service.scheme == "http" else 443)
+    for attempt in range(_ATTEMPTS):
+        try:
+            with socket.create_connection((service.hostname or "", port), _SECONDS_TO_CONNECT):
+                return
+        except OSError as error:
+            if attempt == _ATTEMPTS - 1:
+                raise OSError(f"no connection to {service.hostname}:{port}: {error}") from error
+            time.sleep(1)
+
+
+@contextlib.contextmanager
+def bucket_errors(place: str) -> Iterator[None]:
+    """Whatever a bucket's libraries raise, as one OSError that begins with ``place``."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{place} does not exist") from error
+    except Exception as error:  # of aiohttp, google.auth, gcsfs: only some are OSErrors
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"{place} refuses or cannot be reached: {reason}") from error
+
+
+def glob_files(pattern: str) -> list[Path]:
+    """The files that a glob matches; ``**`` stands for any number of directories."""
+    if is_in_bucket(pattern):
+        check_bucket(pattern)
+        found = gcs_file_system().glob(pattern, detail=True)
+        return [
+            as_path(BUCKET_SCHEME + name) for name, info in found.items() if info["type"] == "file"
+        ]
+    return [Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
+
+
+def glob_directories(pattern: str) -> list[Path]:
+    """The directories that a glob matches."""
+    if is_in_bucket(pattern):
+        found = gcs_file_system().glob(pattern, detail=True)
+        return [
+            as_path(BUCKET_SCHEME + n) for n, info in found.items() if info["type"] == "directory"
+        ]
+    return [Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_dir()]

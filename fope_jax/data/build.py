@@ -19,14 +19,7 @@ import numpy as np
 from fope_jax.data import beam
 from fope_jax.data import cache as caches
 from fope_jax.data.beam import Runner
-from fope_jax.data.cache import (
-    CacheError,
-    Progress,
-    SplitWriter,
-    TokenCache,
-    TokenizedDocument,
-    open_cache,
-)
+from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, open_cache
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
@@ -41,6 +34,7 @@ from fope_jax.data.sources import (
     list_sources,
     source_warnings,
 )
+from fope_jax.data.tokenized import TokenizedDocument
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,

@@ -25,7 +25,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.manifest import MANIFEST, REBUILD, CacheError, file_hashes, read_manifest
 from fope_jax.data.mirror import download
 from fope_jax.data.sources import damaged_files
+from fope_jax.data.tokenized import TokenizedDocument
 from fope_jax.data.tokenizers import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.content import GIT_LFS_POINTER, detect_content, read_head
@@ -297,21 +298,6 @@ def _array_record():
 
 
 # ---------------------------------------------------------------------------- writing
-
-
-class TokenizedDocument(NamedTuple):
-    """What the writer takes: ``tokens`` end in EOS; ``bytes`` is the size of the text.
-
-    ``bad`` says why a document could not be read; it has no text then. ``changed`` says that its
-    tokens decode to another text.
-    """
-
-    corpus: str
-    name: str
-    tokens: np.ndarray
-    bytes: int
-    bad: str = ""
-    changed: bool = False
 
 
 @dataclass

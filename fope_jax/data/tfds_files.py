@@ -90,9 +90,9 @@ def find_damage(file: TfdsFile) -> str:
     Raises:
       CorpusError: the file cannot be read for another reason.
     """
-    records = tf.data.TFRecordDataset(file.path)
     try:
-        count = sum(int(tf.size(batch)) for batch in records.batch(256))
+        batches = tf.data.TFRecordDataset(file.path).batch(256)
+        count = sum(int(tf.size(batch)) for batch in batches)
     except tf.errors.DataLossError:
         return _describe_damage(file)
     except tf.errors.OpError as error:

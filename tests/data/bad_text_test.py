@@ -14,6 +14,8 @@ from fope_jax.data.corpora import CorpusError, Document, read_file
 from fope_jax.data.manifest import CacheError, add_digest
 from fope_jax.data.sources import check_held_out, source_warnings
 
+pytestmark = pytest.mark.usefixtures("without_tensorflow")
+
 
 def file_of(tmp_path, content, name="a.jsonl"):
     (tmp_path / name).write_bytes(content)

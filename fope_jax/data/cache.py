@@ -93,15 +93,13 @@ def cache_identity(config: DataConfig) -> dict[str, Any]:
 class TokenCache:
     """One split of a token cache.
 
-    Every shard's sha256 is checked when it is first read; `verify` checks all of them. A shard that
-    is damaged after that is found by ArrayRecord's own checksum of each block.
+    Every shard's sha256 is checked when it is first read, by ArrayRecord that of each block later.
 
     Attributes:
       directory, split: which cache, which split.
       num_tokens: tokens of the stream, one EOS a document among them.
       fingerprint: hex digest of the corpus's content, the tokenizer, and how the text is split.
-      summary: what the build counted: documents, bytes, empty_documents, changed_documents with
-        first_changed, and bad_documents where any were left out.
+      summary: what the build counted, see `Progress`.
       sources: the files of text of both splits.
     """
 
@@ -124,10 +122,7 @@ class TokenCache:
                 self._check_present(file)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens ``[start, stop)`` of the stream.
-
-        Returns:
-          ``[stop - start]`` int32.
+        """Tokens ``[start, stop)`` of the stream, int32.
 
         Raises:
           IndexError: the range is not within ``[0, num_tokens]``.
@@ -153,11 +148,7 @@ class TokenCache:
         return tokenizers.load_tokenizer(self.directory, self._tokenizer_description)
 
     def verify(self) -> None:
-        """Reads every file of the split.
-
-        Raises:
-          CacheError: a file's sha256 is not the manifest's; the message names it.
-        """
+        """Reads every file of the split; CacheError names one that is damaged."""
         for shard in self._shards:
             for entry in (shard, shard["documents"]):
                 self._check(entry["file"], entry["sha256"])
@@ -306,14 +297,12 @@ class Progress:
 
     Attributes:
       shards: manifest entries of the complete shards.
-      documents: documents of each corpus that are wholly in them (or were empty).
-      tokens: tokens of those documents, by corpus.
+      documents, tokens: of each corpus, documents that are wholly in them (or were empty).
       inside: tokens of the next document that are in them already.
       bytes: bytes of text of the documents begun in them.
       empty_documents: documents without text; they get no tokens.
-      changed_documents: documents whose tokens decode to another text.
-      first_changed: names of the first of them.
-      bad: documents that could not be read, see `with_bad`.
+      changed_documents, first_changed: whose tokens decode to another text; names of some.
+      bad: documents that could not be read, see `add_bad_document`.
       complete: the split has ended.
     """
 
@@ -374,7 +363,7 @@ class SplitWriter:
         written, self._skip = self._skip, 0
         if document.bytes == 0:
             if document.bad:
-                now.bad = with_bad(now.bad, document)
+                now.bad = add_bad_document(now.bad, document)
             else:
                 now.empty_documents += 1
             now.documents[corpus] = now.documents.get(corpus, 0) + 1
@@ -402,7 +391,7 @@ class SplitWriter:
 
     @property
     def bad(self) -> dict[str, Any]:
-        """What `with_bad` made of the documents so far."""
+        """What `add_bad_document` made of the documents so far."""
         return self._now.bad
 
     def finish(self) -> Progress:
@@ -461,7 +450,7 @@ class SplitWriter:
 _NAMES_SHOWN = 20
 
 
-def with_bad(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]:
+def add_bad_document(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]:
     """Adds a document to those that could not be read.
 
     Returns:

@@ -43,12 +43,10 @@ def register_tasks(
 ):
     """Registers a seqio Task for each corpus of ``config``, and a Mixture over them where asked.
 
-    A name that is registered already is registered anew: the registry is the process's, the
-    config is the caller's.
+    A name that is registered already is registered anew.
 
     Args:
-      config: which corpora.
-      tokenizer: cuts their text.
+      config, tokenizer: which corpora, and what cuts their text.
       skip: documents of each corpus to pass over, before any work is spent on them.
       taken: tokens of each corpus that a mixture has given before those.
       left_out: paths of files that are not read.

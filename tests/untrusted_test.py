@@ -101,7 +101,9 @@ def test_a_pickle_in_a_table_of_documents_is_not_loaded(tmp_path):
         "splits": {"train": {"shards": [shard]}},
     }
     cache = TokenCache(tmp_path, manifest, "train")
-    with pytest.raises(CacheError, match=r"documents\.npz is no table of documents: .*allow_pickle"):
+    with pytest.raises(
+        CacheError, match=r"documents\.npz is no table of documents: .*allow_pickle"
+    ):
         _ = cache.documents
     assert not mark.exists()
 

@@ -106,83 +106,44 @@ def make_stage_loaders(
       A loader for each stage, whose batch ``data_start + n`` is that of update ``n``, from 0.
 
     Raises:
-      ValueError: see ``make_loader``.
+      ValueError: a task has too small a share for a row of its own, or does not fit into a window.
     """
     *_, window, last_size = stages[-1]
     last_rows = share_rows(config.task_shares, last_size)
     tokens_read = data_start * (last_size - sum(last_rows)) * window  # of text, so far
-    loaders = []
+    tasks = [make_task(name, cache.tokenizer) for name, _ in config.task_shares]
+    loaders: list[BatchLoader] = []
     for start, stop, length, size in stages:
         if window % length == 0:  # the very same shares: whole windows are left for the text
             rows = [count * (window // length) for count in last_rows]
         else:
             rows = share_rows(config.task_shares, size)
-        batch_tokens = (size - sum(rows)) * length
-        loaders.append(
-            make_loader(
-                config,
+        text, text_rows = None, size - sum(rows)
+        batch_tokens = text_rows * length
+        if text_rows:
+            text = Loader(
                 cache,
                 length=length,
-                batch_size=size,
+                batch_size=text_rows,
                 seed=seed,
-                rows=rows,
+                packing=config.packing,
                 window=window,
                 first_token=tokens_read - (data_start + start) * batch_tokens,
             )
-        )
         tokens_read += (stop - start) * batch_tokens
+        if text is not None and not tasks:
+            loaders.append(text)
+            continue
+        for task in tasks:
+            shortest = max(task.min_length(np.random.default_rng(i), "training") for i in range(16))
+            if length + 1 < shortest:
+                raise ValueError(
+                    f"data.tasks: a window of {task.name} takes {shortest} tokens or more; "
+                    f"train.length = {length} gives {length + 1}"
+                )
+        counted, only = list(zip(tasks, rows, strict=True)), config.task_targets == "answers"
+        loaders.append(MixtureLoader(text, counted, length=length, seed=seed, answers_only=only))
     return loaders
-
-
-def make_loader(
-    config: DataConfig,
-    cache: TokenCache,
-    *,
-    length: int,
-    batch_size: int,
-    seed: int,
-    rows: Sequence[int] | None = None,
-    window: int | None = None,
-    first_token: int = 0,
-) -> BatchLoader:
-    """The training batches that ``config`` describes, all of one length.
-
-    Args:
-      config: of the data.
-      cache: its training split.
-      length, batch_size: tokens of a row, rows of a batch.
-      seed: of the order.
-      rows: of each task; None takes them from their shares.
-      window, first_token: see ``Loader``.
-
-    Raises:
-      ValueError: a task has too small a share for a row of its own, or does not fit into a window.
-    """
-    rows = share_rows(config.task_shares, batch_size) if rows is None else rows
-    text_rows = batch_size - sum(rows)
-    text = None
-    if text_rows:
-        text = Loader(
-            cache,
-            length=length,
-            batch_size=text_rows,
-            seed=seed,
-            packing=config.packing,
-            window=window,
-            first_token=first_token,
-        )
-        if not rows:
-            return text
-    tasks = [make_task(name, cache.tokenizer) for name, _ in config.task_shares]
-    for task in tasks:
-        shortest = max(task.min_length(np.random.default_rng(i), "training") for i in range(16))
-        if length + 1 < shortest:
-            raise ValueError(
-                f"data.tasks: a window of {task.name} takes {shortest} tokens or more; "
-                f"train.length = {length} gives {length + 1}"
-            )
-    answers_only, counted = config.task_targets == "answers", list(zip(tasks, rows, strict=True))
-    return MixtureLoader(text, counted, length=length, seed=seed, answers_only=answers_only)
 
 
 def share_rows(shares: Sequence[tuple[str, float]], batch_size: int) -> list[int]:

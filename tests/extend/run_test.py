@@ -177,14 +177,14 @@ def test_a_workdir_of_another_run_is_left_alone(rope, yarn, fope, capsys):
 
 
 def test_a_parent_whose_weights_are_not_finite_is_named(rope, tmp_path, capsys, monkeypatch):
-    restore = parent_module.restore_arrays
+    restore = parent_module.restore_checked
 
     def broken(*given):
         arrays = restore(*given)
         arrays["params"]["embedding"] = arrays["params"]["embedding"].at[5, 3].set(np.nan)
         return arrays
 
-    monkeypatch.setattr(parent_module, "restore_arrays", broken)
+    monkeypatch.setattr(parent_module, "restore_checked", broken)
     assert main(arguments(rope, tmp_path / "run")) == 2
     told = capsys.readouterr().err
     assert "step 12: weights that are not finite" in told and "embedding (1 value)" in told

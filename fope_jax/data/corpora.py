@@ -95,9 +95,7 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
     """The documents of one file: the whole of a .txt, each line of a .jsonl or .json.
 
     A byte order mark at its beginning is no text, nor is one before a line of JSON, where files
-    were joined.
-
-    Memory is bounded by the longest document, and that by ``LONGEST_DOCUMENT``.
+    were joined. Memory is bounded by the longest document, and that by ``LONGEST_DOCUMENT``.
 
     Args:
       path: of the file.

@@ -5,9 +5,8 @@ The stream of N tokens is cut into ``ceil(N / T)`` windows; window ``i`` has tok
 an input in exactly one window. The last window is filled up with the pad token, in segment 0 and
 with weight 0. The last token of the stream has no target, hence weight 0.
 
-A run that trains on shorter sequences first cuts each of these windows up: its order is that of the
-windows of the longest length, whatever is made of them, so that an epoch still has every token
-once, however many lengths share it.
+A run that trains on shorter sequences first cuts these windows up, in the same order, so that an
+epoch still has every token once, however many lengths share it.
 """
 
 from __future__ import annotations
@@ -52,10 +51,9 @@ class Loader:
         EOS has weight 0, since what follows belongs to another document. "windows": a row is
         one segment, whatever it holds, and its positions are 0 to T - 1, in padding as well: all
         rows of all batches have the same.
-      window: tokens of the windows that are shuffled; None means T. The windows of an epoch, one
-        after the other in its order, are cut into rows of T tokens. Where T does not divide it a
-        row may hold the end of one window and the beginning of the next, which "documents" tells
-        apart as it does documents.
+      window: tokens of the windows that are shuffled, and then cut into rows of T tokens; None
+        means T. Where T does not divide it a row may hold the end of one window and the beginning
+        of the next, which "documents" tells apart as it does documents.
       first_token: of batch 0, counted in that order through all epochs; may be negative where the
         first batches are never asked for.
 
@@ -116,10 +114,8 @@ class Loader:
     def row_sources(self, step: int) -> list[dict[str, Any]]:
         """Where the rows of one step's batch come from.
 
-        Returns:
-          For each row ``window``, the number of the one that it begins in, and ``documents``:
-          ``number`` in the order of the stream and ``name`` of every document that has tokens in
-          it.
+        For each row ``window``, the number of the one that it begins in, and ``documents``:
+        ``number`` in the order of the stream and ``name`` of every document with tokens in it.
         """
         rows, names = [], self._cache.documents["name"]
         for offsets in self._offsets(step):

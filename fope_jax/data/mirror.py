@@ -92,9 +92,6 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
       manifest: name of the file that says what the others are.
       hashes: sha256 of files by name; those that are not named here are copied unchecked.
 
-    Returns:
-      The local directory.
-
     Raises:
       MirrorError: a file is missing or its sha256 is another.
     """

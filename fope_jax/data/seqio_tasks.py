@@ -105,8 +105,8 @@ def read_documents(
 ) -> Iterator[TokenizedDocument]:
     """The documents of one split with their tokens, through the Tasks, in a fixed order.
 
-    A mixture's training documents come in the shares of its weights; its validation documents
-    corpus by corpus, all of them.
+    A mixture's training documents come in the shares of its weights, all its validation documents
+    corpus by corpus.
 
     Raises:
       CorpusError: text that cannot be read, beyond what ``config.max_bad_documents`` lets pass as

@@ -166,8 +166,9 @@ def _build(
     for split in SPLITS:
         done: Progress = state["splits"][split]
         if not done.complete:
-            resume = {"skip": done.documents, "taken": done.tokens}
-            documents = read(config, tokenizer, split, left_out=left_out, **resume)
+            documents = read(
+                config, tokenizer, split, skip=done.documents, taken=done.tokens, left_out=left_out
+            )
             _write_split(config, partial, state, tokenizer, split, documents)
     shutil.rmtree(partial / "parts", ignore_errors=True)
     manifest = _manifest(config, sources, state, tokenizer)

@@ -167,7 +167,8 @@ def tokenize_part(
         else read_corpus(config, part.corpus, part.split)
     )
     names, bad = [], []
-    groups = [(np.zeros(0, dtype), np.zeros(0, int), np.zeros(0, int), np.zeros(0, bool))]
+    empty = (np.zeros(0, dtype), np.zeros(0, int), np.zeros(0, int), np.zeros(0, bool))
+    groups: list[tuple[np.ndarray, ...]] = [empty]
     while group := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
         names += [document.name for document in group]
         bad += [document.bad for document in group]

@@ -23,7 +23,7 @@ from fope_jax.evaluate.restore import (
 from fope_jax.evaluate.windows import place_windows
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer
-from fope_jax.spectrum.capture import Seen, observer
+from fope_jax.spectrum.capture import WindowCapture, observer
 from fope_jax.spectrum.measure import measure_layers
 from fope_jax.spectrum.series import Series, layer_methods, series_of, trained_pairs
 from fope_jax.storage.paths import as_path
@@ -93,19 +93,19 @@ def measure_run(
     placed = place_windows(cache.documents, longest=contexts[-1], scored=last, total=windows)
     observe = observer(model)
 
-    def observe_windows(context: int) -> Iterator[Seen]:
+    def observe_windows(context: int) -> Iterator[WindowCapture]:
         for stop, document in zip(placed.stop, placed.document, strict=True):
             tokens = np.array(cache.tokens(stop - context, stop))
             if bos is not None:
                 tokens[0] = bos.id
-            seen = observe(tokens)
-            if counts := count_non_finite(seen._asdict()):
+            capture = observe(tokens)
+            if counts := count_non_finite(capture._asdict()):
                 raise NonFiniteError(
                     f"{workdir}, step {step}: activations are not finite at {context} tokens of "
                     f"document {str(cache.documents['name'][document])!r}, though all weights are: "
                     f"{describe_non_finite(counts)}. No row was written"
                 )
-            yield seen
+            yield capture
 
     ids = row_ids(experiment, step)
     rows, curves = [], []

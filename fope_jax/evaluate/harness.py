@@ -325,7 +325,7 @@ def load_text_model(
         of more tokens than the model, or a BOS token that is none.
     """
     experiment, model, step, _ = load_run(workdir, step)
-    limit = experiment.position.max_length()
+    limit = experiment.position.limits.max_length
     if limit is not None and max_length is not None and max_length > limit:
         raise ValueError(
             f"max_length = {max_length}: {type(experiment.position).__name__} is defined for at "

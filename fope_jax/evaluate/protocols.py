@@ -27,7 +27,7 @@ from fope_jax.evaluate.perplexity import score_from_start, score_positions, scor
 from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
 from fope_jax.evaluate.scoring import Progress, Scorer
 from fope_jax.evaluate.sliding import check_stride, score_sliding
-from fope_jax.evaluate.windows import Windows, place_blocks
+from fope_jax.evaluate.windows import Windows, context_lengths, place_blocks
 
 log = logging.getLogger(__name__)
 
@@ -175,21 +175,14 @@ def plan_protocols(
       ValueError: an unknown protocol, a length beyond what the position embedding is defined for,
         or too short for a protocol, or a token cache that is not the one of training.
     """
-    settings, length = experiment.evaluate, experiment.train.length
+    settings = experiment.evaluate
     asked = settings.protocols if wanted is None else wanted
     names = protocol_names(asked)
     text_names = [name for name in names if name in TEXT_PROTOCOLS]
-    contexts = sorted({length * n for n in settings.lengths}) if text_names else []
-    has_trials = len(names) > len(text_names)
-    trial_contexts = sorted({length * n for n in settings.passkey_lengths}) if has_trials else []
-    limit = experiment.position.limits.max_length
-    longest = max([*contexts, *trial_contexts], default=0)
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"evaluate.lengths and passkey_lengths reach {longest} tokens, but "
-            f"{type(experiment.position).__name__} is defined for at most {limit}; evaluate "
-            f"multiples of train.length = {length} up to {limit // length}"
-        )
+    multiples = settings.lengths if text_names else ()
+    contexts = context_lengths(experiment, multiples, "evaluate.lengths")
+    multiples = settings.passkey_lengths if len(names) > len(text_names) else ()
+    trial_contexts = context_lengths(experiment, multiples, "evaluate.passkey_lengths")
     caches = {name: open_cache(experiment.data, name) for name in settings.splits or ("train",)}
     cache = next(iter(caches.values()))
     if data_fingerprint is not None and cache.fingerprint != data_fingerprint:

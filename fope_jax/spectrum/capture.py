@@ -43,16 +43,16 @@ class WindowCapture(NamedTuple):
     distance: Array
 
 
-def logits_of(seen: Activations) -> Array:
+def layer_logits(activations: Activations) -> Array:
     """The logits ``[B, N, T, T]`` of one document that fills the window, -inf after the query."""
-    positions = jnp.arange(seen.x.shape[1], dtype=jnp.int32)[None]
+    positions = jnp.arange(activations.x.shape[1], dtype=jnp.int32)[None]
     return attention_logits(
-        seen.turned_q,
-        seen.turned_k,
+        activations.turned_q,
+        activations.turned_k,
         positions=positions,
         segments=jnp.ones_like(positions),
-        variables=seen.variables,
-        **bias_functions(seen.position),
+        variables=activations.variables,
+        **bias_functions(activations.position),
     )
 
 
@@ -66,7 +66,7 @@ def mean_by_distance(logits: Array) -> Array:
 
 
 def _capture_layer(activations: Activations) -> WindowCapture:
-    logits = logits_of(activations)[0]
+    logits = layer_logits(activations)[0]
     positions = jnp.arange(logits.shape[-1])
     distances = positions[:, None] - positions
     is_visible = distances >= 0

@@ -9,7 +9,7 @@ from flax import nnx
 from fope_jax.model.layers import project_from_heads, rms_norm, swiglu
 from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
 from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, RoPE
-from fope_jax.spectrum.capture import logits_of, mean_by_distance, observer
+from fope_jax.spectrum.capture import layer_logits, mean_by_distance, observer
 
 METHODS = {
     "fope": (FoPE(32, heads="query"), {}),
@@ -48,7 +48,7 @@ def test_the_logits_that_are_seen_are_those_the_model_attends_with(name):
     def look(arrays):
         model = merge(graphdef, *arrays)
         hidden, (x, logits, v) = model.observe(
-            tokens, positions, segments, lambda a: (a.x, logits_of(a), a.v)
+            tokens, positions, segments, lambda a: (a.x, layer_logits(a), a.v)
         )
         ends = []
         for index in range(2):

@@ -10,20 +10,19 @@ Models", Section 3.3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fope_jax.model.attention import TokenIndex, attend
-from fope_jax.model.bias_kernel import HeadBias, pallas_attention
+from fope_jax.model.attention import TokenIndex, attend, bias_functions, scale_queries
+from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.model.fused import cudnn_attention, is_stored_in_order, splash_attention
-from fope_jax.model.sharding import AXIS_RULES, Axes, active_mesh, partition_spec
+from fope_jax.model.sharding import AXIS_RULES, active_mesh, batch_partition, partition_spec
+from fope_jax.position.base import Layer, has_hook
 from fope_jax.typing import Array
 
 CONTEXT = AXIS_RULES["length"]
-
 
 _FUSED = {"splash": splash_attention, "cudnn": cudnn_attention}
 
@@ -37,8 +36,7 @@ def sharded_attention(
     segments: Array,
     variables: dict[str, Array],
     constants: dict[str, Array],
-    axes_of: Callable[[str], Axes],
-    head_bias: HeadBias | None,
+    position: Layer,
     backend: str,
     **settings: Any,
 ) -> Array:
@@ -50,10 +48,9 @@ def sharded_attention(
       v: ``[B, T, K, H]``.
       positions: ``[B, T]`` or ``[1, T]``.
       segments: ``[B, T]`` or ``[1, T]``.
-      variables: of the bias, with gradients.
-      constants: of the bias, without.
-      axes_of: the logical axes of a variable, by name; a bias sees the heads of its device only.
-      head_bias: the bias in the form of a kernel, None where there is none.
+      variables: of the layer's method, with gradients; a bias sees the heads of its device only.
+      constants: of the layer's method, without.
+      position: the layer's method and the scale of its logits.
       backend: one of ``backends.BACKENDS`` that ``choose_backend`` chose.
       **settings: for ``attend``.
 
@@ -64,32 +61,38 @@ def sharded_attention(
     Raises:
       ValueError: a backend that would leave out the bias.
     """
-    biased = settings.get("bias_fn") or settings.get("contextual_fn")
-    if biased and (backend in _FUSED or (backend == "pallas" and head_bias is None)):
+    method, mesh = position.method, active_mesh()
+    has_bias, is_contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")
+    is_left_out = (has_bias and backend in _FUSED) or (
+        is_contextual and backend in (*_FUSED, "pallas")
+    )
+    if is_left_out:
         raise ValueError(f"attention={backend!r} cannot add this method's bias to the logits")
 
-    def local(q, k, v, positions, segments, variables, constants):
+    def on_device(q, k, v, positions, segments, variables, constants):
+        functions = bias_functions(position)
+        if position.logit_scale is not None and not is_contextual:
+            q = scale_queries(q, position.logit_scale(positions))
+            functions["logit_scale"] = None
         if backend in _FUSED:  # chosen only where a device has all tokens of its rows
             out = _FUSED[backend](q, k, v, segments)
-            in_order = is_stored_in_order(positions, segments)
-            return jnp.where(in_order[:, None, None, None], out, jnp.nan)
+            is_in_order = is_stored_in_order(positions, segments)
+            return jnp.where(is_in_order[:, None, None, None], out, jnp.nan)
         k_positions, k_segments = positions, segments
-        if context > 1:
+        if mesh is not None and mesh.shape["context"] > 1:
             k, v, k_positions, k_segments = (
                 jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True)
                 for x in (k, v, positions, segments)
             )
         if backend == "pallas":
-            of_bias = {**variables, **jax.lax.stop_gradient(constants)} if head_bias else {}
             return pallas_attention(
                 q,
                 k,
                 v,
                 q_index=TokenIndex(positions, segments),
                 k_index=TokenIndex(k_positions, k_segments),
-                head_bias=head_bias,
-                variables=of_bias,
-                heads_axes={name: _axis_of_heads(axes_of(name)) for name in of_bias},
+                method=method,
+                variables={**variables, **jax.lax.stop_gradient(constants)},
             )
         return attend(
             q,
@@ -102,33 +105,22 @@ def sharded_attention(
             bias_variables=variables,
             bias_constants=constants,
             backend=backend,
+            **functions,
             **settings,
         )
 
-    mesh = active_mesh()
-    context = 1 if mesh is None else mesh.shape["context"]
+    arrays = (q, k, v, positions, segments, variables, constants)
     if mesh is None:
-        return local(q, k, v, positions, segments, variables, constants)
+        return on_device(*arrays)
     heads = partition_spec(("batch", "length", "heads", None))
+    of_variables = [
+        {name: partition_spec(method.variable_axes(name)) for name in names}
+        for names in (variables, constants)
+    ]
+    rows = (batch_partition(positions), batch_partition(segments))
     return jax.shard_map(
-        local,
-        in_specs=(
-            heads,
-            heads,
-            heads,
-            _rows(positions),
-            _rows(segments),
-            {name: partition_spec(axes_of(name)) for name in variables},
-            {name: partition_spec(axes_of(name)) for name in constants},
-        ),
+        on_device,
+        in_specs=(heads, heads, heads, *rows, *of_variables),
         out_specs=heads,
         check_vma=False,
-    )(q, k, v, positions, segments, variables, constants)
-
-
-def _rows(x: Array) -> Any:
-    return partition_spec(("batch" if x.shape[0] > 1 else None, "length"))
-
-
-def _axis_of_heads(axes: Axes) -> int | None:
-    return axes.index("heads") if "heads" in axes else None
+    )(*arrays)

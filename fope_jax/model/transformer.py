@@ -25,7 +25,14 @@ from fope_jax.model.layers import (
 )
 from fope_jax.model.losses import compute_logits
 from fope_jax.model.sharding import active_mesh, constrain
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    Layer,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+    embed_tokens,
+)
 from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
 
@@ -82,8 +89,8 @@ class TransformerConfig:
         the matrix products with parameters; "full", each layer from its input.
       attention: which program computes it, see ``model/backends.py``; "auto" takes the fastest that
         can run on the default platform.
-      attention_block: queries and keys in a block of the chunked attention. Not 256: blocks a power
-        of two long compete for the same cache lines of a CPU (benchmarks/README.md).
+      attention_block: queries and keys in a block of the chunked attention; None takes what suits
+        the default platform (``attention.default_block``).
       derivatives: "reverse", what training needs; "all": ``jax.jvp``, Hessian-vector products and
         other second derivatives work as well. Products with weights and the attention then leave
         their gradients to JAX, which takes more time and, on a mesh, memory. ``loss_sums`` has the
@@ -112,7 +119,7 @@ class TransformerConfig:
     scan_layers: bool = True
     remat: str = "none"
     attention: str = "auto"
-    attention_block: int = 280
+    attention_block: int | None = None
     derivatives: str = "reverse"
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -122,10 +129,9 @@ class TransformerConfig:
             object.__setattr__(self, "qk_norm", "head" if self.qk_norm else "none")
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "mlp_dim"):
             _at_least_one(name, getattr(self, name))
-        for name in ("num_kv_heads", "head_dim"):
+        for name in ("num_kv_heads", "head_dim", "attention_block"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
-        _at_least_one("attention_block", self.attention_block)
         if self.head_dim is None and self.d_model % self.num_heads:
             raise ValueError(
                 f"d_model={self.d_model}: expected a multiple of num_heads={self.num_heads}, "
@@ -174,7 +180,7 @@ class Activations(NamedTuple):
     """What a layer has at hand when it attends, for ``Transformer.observe``.
 
     Attributes:
-      position: this layer's method, see ``PositionEmbedding.of_layer``.
+      position: this layer's method and the scale of its logits.
       variables: its variables and the model's.
       x: ``[B, T, D]``, what the layer reads.
       q: ``[B, T, N, H]``, before the rotation and after a norm of q.
@@ -184,7 +190,7 @@ class Activations(NamedTuple):
       v: ``[B, T, K or N, H]``.
     """
 
-    position: PositionEmbedding
+    position: Layer
     variables: Variables
     x: Array
     q: Array
@@ -208,8 +214,8 @@ class Transformer(nnx.Module):
         self, config: TransformerConfig, position: PositionEmbedding, *, rngs: nnx.Rngs
     ) -> None:
         position.check(config.shape)
-        period = position.period(config.num_layers)
-        if period < 1 or config.num_layers % period:
+        period = len(position.layers())
+        if config.num_layers % period:
             raise ValueError(
                 f"{type(position).__name__} repeats after {period} layers: "
                 f"num_layers={config.num_layers} is not a multiple of it"
@@ -298,7 +304,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Array, Any]:
         """The one forward pass, observed or not."""
         config, position = self.config, self.position
-        limit = position.max_length()
+        limit = position.limits.max_length
         if limit is not None and tokens.shape[1] > limit:
             raise ValueError(
                 f"a window of {tokens.shape[1]} tokens: {type(position).__name__} is defined for "
@@ -306,13 +312,22 @@ class Transformer(nnx.Module):
             )
         positions = token_positions(positions)
         x = self.embed(tokens, positions)
-        tables = position.tables(self.model_variables(), positions, config.shape.head_dim)
-        period = position.period(config.num_layers)
+        tables = self.tables(positions)
+        period = len(tables)
 
         def run(index, weights, trained, constants, x):
-            method, trained, constants, own = self.of_layer(index, trained, constants, tables)
+            own, trained, constants = self.of_layer(index, trained, constants)
             return layer(
-                config, method, weights, trained, constants, own, x, positions, segments, observer
+                config,
+                own,
+                weights,
+                trained,
+                constants,
+                tables[index],
+                x,
+                positions,
+                segments,
+                observer,
             )
 
         if config.remat != "none":
@@ -347,8 +362,17 @@ class Transformer(nnx.Module):
     def embed(self, tokens: Array, positions: Array) -> Array:
         """What the first layer reads, ``[B, T, D]`` in the compute dtype."""
         x = lookup_embedding(self.embedding[...], tokens).astype(self.config.dtype)
-        x = self.position.embed(self.model_variables(), x, positions).astype(self.config.dtype)
+        x = embed_tokens(self.position, self.model_variables(), x, positions)
+        x = x.astype(self.config.dtype)
         return constrain(x, ("batch", "length", None))
+
+    def tables(self, positions: Array) -> list[Any]:
+        """The tables of each layer of a period."""
+        variables, head_dim = self.model_variables(), self.config.shape.head_dim
+        return [
+            layer.method.tables(layer.select(variables), positions, head_dim)
+            for layer in self.position.layers()
+        ]
 
     def model_variables(self) -> Variables:
         """The position variables that exist once a model."""
@@ -358,23 +382,22 @@ class Transformer(nnx.Module):
         """Weights ``[L / P, P, ...]`` of the layers (``[L, ...]`` where the period P is 1), and
         the position variables ``[L / P, ...]`` that are trained and those that are not."""
         return (
-            _stacked(_values(self.layers), self.position.period(self.config.num_layers)),
+            _stacked(_values(self.layers), len(self.position.layers())),
             _trained(self.position_layers),
             _constant(self.position_layers),
         )
 
     def of_layer(
-        self, index: int, trained: Variables, constants: Variables, tables: Any
-    ) -> tuple[PositionEmbedding, Variables, Variables, Any]:
-        """Method, variables and tables of layer ``index`` within a period.
+        self, index: int, trained: Variables, constants: Variables
+    ) -> tuple[Layer, Variables, Variables]:
+        """Layer ``index`` of a period, its trained position variables and its constants.
 
         ``trained`` and ``constants`` are those of one period; the model's are added.
         """
-        position = self.position
+        own = self.position.layers()[index]
         trained = {**trained, **_trained(self.position_model)}
         constants = {**constants, **_constant(self.position_model)}
-        method, trained, own = position.of_layer(index, trained, tables)
-        return method, trained, position.of_layer(index, constants, tables)[1], own
+        return own, own.select(trained), own.select(constants)
 
     def unembed(self, hidden: Array) -> Array:
         """Logits ``[B, T, V]`` float32 of ``hidden [B, T, D]``."""
@@ -389,7 +412,7 @@ class Transformer(nnx.Module):
 
 def layer(
     config: TransformerConfig,
-    position: PositionEmbedding,
+    position: Layer,
     weights: dict[str, Array],
     trained: Variables,
     constants: Variables,
@@ -406,11 +429,11 @@ def layer(
 
     Args:
       config: the model's.
-      position: this layer's, see ``PositionEmbedding.of_layer``.
+      position: this layer's.
       weights: one layer's, under the names that ``Transformer`` gives them.
       trained: the position variables of this layer and of the model that have gradients.
       constants: those that have none.
-      tables: ``position.tables`` of these positions.
+      tables: the method's, of these positions.
       x: ``[B, T, D]``.
       positions: ``[B, T]`` or ``[1, T]``.
       segments: ``[B, T]`` or ``[1, T]``.
@@ -421,7 +444,8 @@ def layer(
     """
     q, k, v = to_attention(config, weights, x)
     before, variables = (q, k), {**trained, **constants}
-    q, k = position.rotate(variables, tables, q, k)
+    method = position.method
+    q, k = method.rotate(variables, tables, q, k)
     v = repeat_heads(v, k)
     seen = None
     if observer is not None:
@@ -434,11 +458,8 @@ def layer(
         segments=segments,
         variables=trained,
         constants=constants,
-        axes_of=position.variable_axes,
-        bias_fn=position.bias if position.has_bias else None,
-        contextual_fn=position.contextual_bias if position.has_contextual_bias else None,
-        head_bias=position.head_bias if position.has_head_bias else None,
-        backend=_backend(config, position, q.shape[1]),
+        position=position,
+        backend=_backend(config, method, q.shape[1]),
         block=config.attention_block,
         derivatives=config.derivatives,
     )

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from fope_jax.position import floor_frequency
-from fope_jax.spectrum.capture import Seen
+from fope_jax.spectrum.capture import WindowCapture
 from fope_jax.spectrum.leakage import Basis, energies, floor_basis, frequency_basis
 from fope_jax.spectrum.series import Series, attention_coefficients
 from fope_jax.spectrum.transform import periodogram
@@ -55,7 +55,7 @@ class LayerSpectrum:
       entropy: ``[N]`` nats, mean over the last queries.
       distance: ``[N]`` tokens, mean over the last queries.
       q_size, k_size: ``[H]`` mean of |q|, |k| over tokens and heads, before the rotation.
-      own: ``[F]`` the layer's frequencies, radians per token.
+      frequencies: ``[F]`` of the layer, radians per token.
       profile: ``[T]`` mean over the heads.
       logits_power, hidden_power, q_power, k_power: ``[T // 2 + 1]`` shares of the energy at
         ``transform.bin_frequencies``, Hann window; of heads, dimensions and windows the mean. q and
@@ -81,7 +81,7 @@ class LayerSpectrum:
     distance: np.ndarray
     q_size: np.ndarray
     k_size: np.ndarray
-    own: np.ndarray | None = None
+    frequencies: np.ndarray | None = None
     profile: np.ndarray
     logits_power: np.ndarray
     hidden_power: np.ndarray
@@ -91,7 +91,7 @@ class LayerSpectrum:
 
 def measure_layers(
     length: int,
-    windows: Iterable[Seen],
+    windows: Iterable[WindowCapture],
     layers: list[Series | None],
     *,
     training_length: int,
@@ -120,7 +120,7 @@ def measure_layers(
     for window in windows:
         hidden_sums = hidden_sums + _centred(window.x)
         for index, series in enumerate(layers):
-            layer = Seen(*(x[index] for x in window))
+            layer = WindowCapture(*(x[index] for x in window))
             measured[index].append(_measure_window(layer, series, of_pairs[index], hidden, last))
 
     spectra = []
@@ -140,7 +140,7 @@ def measure_layers(
             slow = (np.abs(series.frequencies) > 0) & (np.abs(series.frequencies) < floor)
             strongest = np.argmax(np.abs(series.coefficients).mean(axis=0), axis=-1)
             values |= {
-                "own": series.distinct_frequencies,
+                "frequencies": series.distinct_frequencies,
                 "leakage": 1 - energies(mean["profile"], basis)[0] / safe,
                 "leakage_null": 1 - basis.null,
                 "undertrained_energy": mean["coefficients"][:, slow].sum(-1)
@@ -176,33 +176,37 @@ def _pair_bases(series: Series | None, length: int) -> list[Basis]:
     if series is None:
         return []
     frequencies = [series.pair_frequencies(pair) for pair in range(len(series.pairs))]
-    different = {own.tobytes(): own for own in frequencies}
-    bases = {key: frequency_basis(own, length, centred=False) for key, own in different.items()}
-    return [bases[own.tobytes()] for own in frequencies]
+    different = {each.tobytes(): each for each in frequencies}
+    bases = {key: frequency_basis(each, length, centred=False) for key, each in different.items()}
+    return [bases[each.tobytes()] for each in frequencies]
 
 
 def _measure_window(
-    seen: Seen, series: Series | None, of_pairs: list[Basis], hidden: Basis | None, last: int
+    capture: WindowCapture,
+    series: Series | None,
+    of_pairs: list[Basis],
+    hidden: Basis | None,
+    last: int,
 ) -> dict[str, Any]:
     """One layer on one window: numbers whose means over windows are reported."""
     measured: dict[str, Any] = {
-        "profile": seen.profile.astype(np.float64),
-        "square": seen.square,
-        "entropy": seen.entropy[:, -last:].mean(axis=-1),
-        "distance": seen.distance[:, -last:].mean(axis=-1),
-        "q_size": np.abs(seen.q).mean(axis=(0, 1)),
-        "k_size": np.abs(seen.k).mean(axis=(0, 1)),
-        "hidden_energy": np.sum(_centred(seen.x) ** 2, dtype=np.float64),
-        "hidden_power": _power(seen.x.T),
-        "q_power": _power(np.moveaxis(seen.turned_q, 0, -1)),
-        "k_power": _power(np.moveaxis(seen.turned_k, 0, -1)),
+        "profile": capture.profile.astype(np.float64),
+        "square": capture.square,
+        "entropy": capture.entropy[:, -last:].mean(axis=-1),
+        "distance": capture.distance[:, -last:].mean(axis=-1),
+        "q_size": np.abs(capture.q).mean(axis=(0, 1)),
+        "k_size": np.abs(capture.k).mean(axis=(0, 1)),
+        "hidden_energy": np.sum(_centred(capture.x) ** 2, dtype=np.float64),
+        "hidden_power": _power(capture.x.T),
+        "q_power": _power(np.moveaxis(capture.turned_q, 0, -1)),
+        "k_power": _power(np.moveaxis(capture.turned_k, 0, -1)),
     }
     if hidden is not None:
-        measured["hidden"] = np.array(energies(seen.x.T, hidden)).sum(axis=-1)
+        measured["hidden"] = np.array(energies(capture.x.T, hidden)).sum(axis=-1)
     if series is not None:
-        measured["q"] = _pair_energies(seen.turned_q, series, of_pairs)
-        measured["k"] = _pair_energies(seen.turned_k, series, of_pairs)
-        measured["coefficients"] = _coefficient_energies(seen, series)
+        measured["q"] = _pair_energies(capture.turned_q, series, of_pairs)
+        measured["k"] = _pair_energies(capture.turned_k, series, of_pairs)
+        measured["coefficients"] = _coefficient_energies(capture, series)
     return measured
 
 
@@ -221,12 +225,14 @@ def _pair_energies(x: np.ndarray, series: Series, bases: list[Basis]) -> np.ndar
     return total
 
 
-def _coefficient_energies(seen: Seen, series: Series) -> np.ndarray:
+def _coefficient_energies(capture: WindowCapture, series: Series) -> np.ndarray:
     """``[N, F]``: the mean of |G_f| ** 2 over random pairs of a query and an earlier key."""
-    length, heads = seen.q.shape[:2]
+    length, heads = capture.q.shape[:2]
     drawn = np.sort(np.random.default_rng(SEED).integers(0, length, (PAIRS, 2)), axis=1)
-    k = np.repeat(seen.k, heads // seen.k.shape[1], axis=1)
-    coefficients = attention_coefficients(series, seen.q[drawn[:, 1]], k[drawn[:, 0]], drawn[:, 0])
+    k = np.repeat(capture.k, heads // capture.k.shape[1], axis=1)
+    coefficients = attention_coefficients(
+        series, capture.q[drawn[:, 1]], k[drawn[:, 0]], drawn[:, 0]
+    )
     if series.growth.any():  # of both sides, at the query: what it is worth in the logits
         growth = np.exp(np.multiply.outer(drawn[:, 1], series.growth))
         coefficients = coefficients * growth[:, None]

@@ -25,8 +25,8 @@ from fope_jax.config.fields import (
 )
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.sharding import MeshConfig
-from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
 from fope_jax.position.table import pieces_for_key
 from fope_jax.storage.files import read_json

@@ -20,7 +20,7 @@ from fope_jax.config import (
 )
 from fope_jax.config.fields import convert, field_types, parse_value
 from fope_jax.extend.methods import extend_position, target_classes
-from fope_jax.model.transformer import HOW
+from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.position import PositionEmbedding, from_spec, to_spec
 
 OPTIMIZERS = ("keep", "reset-moments", "reset")
@@ -214,7 +214,7 @@ def _position_knobs(
 def _check_same_model(parent: Experiment, child: Experiment) -> None:
     before, after = dataclasses.asdict(parent.model), dataclasses.asdict(child.model)
     for key in before:
-        if key not in HOW and before[key] != after[key]:
+        if key not in RUNTIME_FIELDS and before[key] != after[key]:
             raise ConfigError(
                 f"config.model.{key}: {before[key]!r}, now {after[key]!r}; an extension keeps the "
                 "model and changes its position embedding alone"

@@ -29,8 +29,9 @@ from fope_jax.extend.initial_loss import WARN_ABOVE, compare_initial_losses
 from fope_jax.extend.lineage import check_request, data_changes, read_lineage
 from fope_jax.extend.methods import frequency_changes
 from fope_jax.extend.parent import WEIGHTS, Parent, open_parent
+from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.finite import count_non_finite, describe_non_finite
-from fope_jax.model.transformer import HOW, position_variables
+from fope_jax.model.transformer import position_variables
 from fope_jax.position import PositionVariables
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import gather_to_host, is_main_process
@@ -148,7 +149,7 @@ def _begin(
 ) -> None:
     """Writes config.json, lineage.json and the checkpoint of step 0."""
     # The parent's model, computed as the child is and on its devices.
-    computed = {name: getattr(child.model, name) for name in HOW}
+    computed = {name: getattr(child.model, name) for name in RUNTIME_FIELDS}
     before = dataclasses.replace(
         parent.experiment,
         mesh=child.mesh,

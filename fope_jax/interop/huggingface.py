@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fope_jax.interop.keys import ORIGINAL, SHARE, THETA, flag, integer, number, type_named
 from fope_jax.interop.rope_parameters import from_rope_parameters, inverted_ramp, to_rope_parameters
 from fope_jax.interop.serving import fope_from_rope_parameters, fope_to_rope_parameters, says_fope
-from fope_jax.model.transformer import TransformerConfig
+from fope_jax.model.config import TransformerConfig
 from fope_jax.position import (
     ByLayer,
     DynamicNTK,

@@ -35,7 +35,8 @@ from fope_jax.interop.weights import (
     import_weights,
     position_fingerprint,
 )
-from fope_jax.model.transformer import HOW, split
+from fope_jax.model.config import RUNTIME_FIELDS
+from fope_jax.model.transformer import split
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.content import detect_content, read_head
 from fope_jax.storage.directories import (
@@ -144,7 +145,7 @@ def imported_experiment(
     )
     config = apply_overrides(ConfigDict(experiment_to_dict(base)), overrides)
     experiment = build_experiment(config)
-    chosen = {name: getattr(experiment.model, name) for name in HOW}
+    chosen = {name: getattr(experiment.model, name) for name in RUNTIME_FIELDS}
     for name, old, new in (
         ("model", dataclasses.replace(imported.config, **chosen), experiment.model),
         ("position", imported.position, experiment.position),
@@ -152,7 +153,7 @@ def imported_experiment(
         if old != new:
             raise ConfigError(
                 f"config.{name} = {new}, but the weights are of {old}; an import can change "
-                f"{', '.join(f'model.{how}' for how in HOW)} only"
+                f"{', '.join(f'model.{how}' for how in RUNTIME_FIELDS)} only"
             )
     _log_bos(experiment.evaluate, bos)
     return experiment

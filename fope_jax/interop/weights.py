@@ -25,8 +25,9 @@ from fope_jax.interop.serving import (
     fope_coefficients_from_serving,
     fope_coefficients_to_serving,
 )
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.finite import count_non_finite, describe_non_finite
-from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import (
     Fingerprint,
     FoPE,

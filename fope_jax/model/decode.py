@@ -25,10 +25,10 @@ from fope_jax.model.attention import attend, bias_functions
 from fope_jax.model.layers import rms_norm
 from fope_jax.model.transformer import (
     Transformer,
-    from_attention,
+    attention_to_output,
+    project_qkv,
     repeat_heads,
-    to_attention,
-    unstacked,
+    split_period,
 )
 from fope_jax.position.base import Variables
 from fope_jax.typing import Array
@@ -98,9 +98,9 @@ def _key_heads(model: Transformer, index: int) -> int:
         return shape.num_kv_heads
 
     def rotated() -> Array:
-        _, trained, constants = _first(model.groups())
+        _, trained, constants = _first(model.period_arrays())
         tables = model.tables(jnp.zeros((1, 1), jnp.int32))[index]
-        layer, trained, constants = model.of_layer(index, trained, constants)
+        layer, trained, constants = model.layer_position(index, trained, constants)
         q, k = (
             jnp.zeros((1, 1, heads, shape.head_dim), model.config.dtype)
             for heads in (shape.num_heads, shape.num_kv_heads)
@@ -150,7 +150,7 @@ def forward_cached(
     def body(x: Array, group: Any) -> tuple[Array, tuple[LayerCache, ...]]:
         (weights, trained, constants), memories = group
         kept = []
-        for index, own in enumerate(unstacked(weights, len(memories))):
+        for index, own in enumerate(split_period(weights, len(memories))):
             x, memory = _layer(
                 model,
                 index,
@@ -166,7 +166,7 @@ def forward_cached(
             kept.append(memory)
         return x, tuple(kept)
 
-    x, layers = jax.lax.scan(body, x, (model.groups(), cache.layers))
+    x, layers = jax.lax.scan(body, x, (model.period_arrays(), cache.layers))
     hidden = rms_norm(x, model.final_norm[...], model.config.norm_eps)
     # Beyond the end the write above has replaced the last keys.
     hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)
@@ -204,9 +204,9 @@ def _layer(
 ) -> tuple[Array, LayerCache]:
     """One layer of ``forward_cached``: its output ``[B, T, D]``, and the cache with T more keys."""
     config = model.config
-    layer, trained, constants = model.of_layer(index, *variables)
+    layer, trained, constants = model.layer_position(index, *variables)
     both = {**trained, **constants}
-    q, k, v = to_attention(config, weights, x)
+    q, k, v = project_qkv(config, weights, x)
     rotated, turned = layer.method.rotate(both, tables[0], q, k)
     again = layer.method.limits.follows_length
     memory = LayerCache(
@@ -229,7 +229,7 @@ def _layer(
         backend="reference" if x.shape[1] == 1 or config.attention == "reference" else "chunked",
         block=config.attention_block,
     )
-    return from_attention(config, weights, x, attended), memory
+    return attention_to_output(config, weights, x, attended), memory
 
 
 def _append(kept: Array, new: Array, filled: Array) -> Array:
@@ -245,7 +245,7 @@ def _turn_all(
     keys: Array,
 ) -> Array:
     """All keys of a layer rotated for the length that the sequences have now."""
-    layer, trained, constants = model.of_layer(index, *variables)
+    layer, trained, constants = model.layer_position(index, *variables)
     queries = jnp.zeros((*keys.shape[:2], model.config.num_heads, keys.shape[-1]), keys.dtype)
     return layer.method.rotate({**trained, **constants}, k_tables, queries, keys)[1]
 

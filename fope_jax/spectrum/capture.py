@@ -47,8 +47,8 @@ def logits_of(seen: Activations) -> Array:
     """The logits ``[B, N, T, T]`` of one document that fills the window, -inf after the query."""
     positions = jnp.arange(seen.x.shape[1], dtype=jnp.int32)[None]
     return attention_logits(
-        seen.turned_q,
-        seen.turned_k,
+        seen.rotated_q,
+        seen.rotated_k,
         positions=positions,
         segments=jnp.ones_like(positions),
         variables=seen.variables,
@@ -76,7 +76,7 @@ def _observe(activations: Activations) -> Seen:
     far = jnp.where(known, place[:, None] - place[None], 0).astype(jnp.float32)
     a = activations
     return Seen(
-        *(x[0].astype(jnp.float32) for x in (a.x, a.q, a.k, a.turned_q, a.turned_k)),
+        *(x[0].astype(jnp.float32) for x in (a.x, a.q, a.k, a.rotated_q, a.rotated_k)),
         profile=by_distance(logits),
         square=jnp.where(known, logits**2, 0.0).sum(axis=(-1, -2)) / known.sum(),
         entropy=surprise.sum(axis=-1),
@@ -97,7 +97,7 @@ def observer(model: Transformer) -> Callable[[np.ndarray], Seen]:
     def look(params, constants, tokens):
         positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
         model = merge(graphdef, params, constants)
-        return model.observe(tokens[None], positions, jnp.ones_like(positions), _observe)[1]
+        return model.forward(tokens[None], positions, jnp.ones_like(positions), _observe)[1]
 
     def observe(tokens: np.ndarray) -> Seen:
         length = len(tokens)

@@ -19,7 +19,8 @@ from fope_jax.interop.weights import (
     position_fingerprint,
     tensor_maps,
 )
-from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import (
     AdjustedBase,
     ALiBi,

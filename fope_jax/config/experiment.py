@@ -28,7 +28,6 @@ from fope_jax.data import DataConfig
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position.base import PositionEmbedding
-from fope_jax.position.table import pieces_for_key
 from fope_jax.storage.files import read_json
 
 
@@ -390,16 +389,12 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
     if not isinstance(value, (Mapping, ConfigDict)):
         return value
     knobs = {name: _build_spec(f"{key}.{name}", v, length, init_std) for name, v in value.items()}
-    entry, name, knobs = pieces_for_key(knobs)
+    entry, name, knobs = positions.split_spec(knobs)
     if not isinstance(name, str):
         raise ConfigError(
             f"config.{key} = {dict(value)}: expected a 'method', or a 'scaling' by its name"
         )
-    known, make = {
-        "method": (positions.METHODS, positions.make),
-        "scaling": (positions.SCALINGS, positions.make_scaling),
-    }[entry]
-    kinds = _knob_types(known.get(name))
+    kinds = _knob_types(positions.find_class(entry, name))
     if "training_length" in kinds:
         temperature = knobs.get("form") == "yarn"  # LogitScaling's form without a length
         if knobs.get("training_length") is None and not temperature:
@@ -407,15 +402,19 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
     if "amplitude" in kinds:
         knobs.setdefault("amplitude", init_std)
     knobs = {k: convert(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()}
+    make = positions.make if entry == "method" else positions.make_scaling
     return make(name, **knobs)
 
 
 def _position_types(method: Any) -> dict[str, Any]:
-    return _knob_types(positions.METHODS.get(method) if isinstance(method, str) else None)
+    try:
+        return _knob_types(positions.find_class("method", method))
+    except (AttributeError, ValueError):  # said by build_experiment
+        return {}
 
 
-def _knob_types(cls: type | None) -> dict[str, Any]:
-    return {"preset": str | None} | field_types(cls) if cls else {}
+def _knob_types(cls: type) -> dict[str, Any]:
+    return {"preset": str | None} | field_types(cls)
 
 
 def _fields(part: Any) -> dict[str, Any]:

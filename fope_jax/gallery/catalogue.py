@@ -9,7 +9,7 @@ import jax
 
 from fope_jax.gallery.examples import EXAMPLES, SHAPE
 from fope_jax.position.base import ModelShape, PositionEmbedding
-from fope_jax.position.table import METHODS, SCALINGS
+from fope_jax.position.registry import METHODS, SCALINGS
 
 
 class Entry(NamedTuple):

@@ -13,6 +13,7 @@ from fope_jax.position.base import (
     has_hook,
 )
 from fope_jax.position.contextual import CoPE, cope_bias
+from fope_jax.position.fingerprints import Fingerprint, fingerprint
 from fope_jax.position.fope import FoPE
 from fope_jax.position.fourier import (
     coefficient_std,
@@ -23,6 +24,19 @@ from fope_jax.position.fourier import (
 )
 from fope_jax.position.logit_scaling import LogitScaling, log_n_scale
 from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.registry import (
+    METHODS,
+    SCALINGS,
+    find_class,
+    from_spec,
+    import_module,
+    make,
+    make_scaling,
+    name_of,
+    register,
+    split_spec,
+    to_spec,
+)
 from fope_jax.position.relative_bias import (
     FIRE,
     Kerple,
@@ -53,17 +67,6 @@ from fope_jax.position.scaling import (
     floor_frequency,
     scaled_frequencies,
     yarn_temperature,
-)
-from fope_jax.position.table import (
-    METHODS,
-    SCALINGS,
-    Fingerprint,
-    fingerprint,
-    from_spec,
-    make,
-    make_scaling,
-    name_of,
-    to_spec,
 )
 from fope_jax.position.xpos import XPos, xpos_decay
 
@@ -115,11 +118,13 @@ __all__ = [
     "bias_of_heads",
     "clip_floor",
     "coefficient_std",
+    "find_class",
     "fingerprint",
     "floor_frequency",
     "fourier_coefficients",
     "fourier_tables",
     "from_spec",
+    "import_module",
     "inverse_frequencies",
     "log_n_scale",
     "make",
@@ -128,9 +133,11 @@ __all__ = [
     "name_of",
     "normalise_columns",
     "has_hook",
+    "register",
     "rotate",
     "scaled_frequencies",
     "sinusoidal_table",
+    "split_spec",
     "to_spec",
     "xpos_decay",
     "yarn_temperature",

@@ -16,9 +16,9 @@ from fope_jax.gallery.catalogue import (
 from fope_jax.gallery.examples import EXAMPLES, SHAPE, choose, examples
 from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import NoPE, PositionEmbedding
+from fope_jax.position.registry import METHODS, SCALINGS
 from fope_jax.position.relative_bias import Kerple
 from fope_jax.position.rope import RoPE
-from fope_jax.position.table import METHODS, SCALINGS
 
 KINDS = {"none", "rotation", "bias", "absolute", "contextual", "composition"}
 

@@ -89,9 +89,6 @@ class PositionEmbedding:
     Class attributes, for the table of methods:
       kind: ``none``, ``rotation``, ``bias``, ``absolute``, ``contextual`` or ``composition``.
       extends: whether the method is meant for lengths beyond training, and how, in a few words.
-
-    Reference: Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization
-    in Transformers".
     """
 
     kind: ClassVar[str] = "none"
@@ -290,4 +287,8 @@ def is_in_kernel(variable: Any) -> bool:
 
 @dataclass(frozen=True)
 class NoPE(PositionEmbedding):
-    """No position embedding: the causal mask is the only source of order (see the base class)."""
+    """No position embedding: the causal mask is the only source of order (see the base class).
+
+    Reference: Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization
+    in Transformers".
+    """

@@ -210,16 +210,23 @@ def _build_knobs(
     name: str, cls: type, knobs: Mapping[str, Any], allow: Collection[str] | None
 ) -> dict[str, Any]:
     """The knobs with nested specifications built."""
-    fields: Any = [field for field in dataclasses.fields(cls) if field.init]
-    names = [field.name for field in fields]
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
     for knob in knobs:
         if knob not in names:
             raise ValueError(f"unknown knob {knob!r} of {name}{nearest(knob, names)}")
-    for field in fields:
-        required = field.default is field.default_factory is dataclasses.MISSING
-        if required and field.name not in knobs:
-            raise ValueError(f"{name} needs the knob {field.name!r}")
+    for knob in required_knobs(cls):
+        if knob not in knobs:
+            raise ValueError(f"{name} needs the knob {knob!r}")
     return {knob: from_spec(value, allow) for knob, value in knobs.items()}
+
+
+def required_knobs(cls: Any) -> list[str]:
+    """The fields of a method or scaling that have no default."""
+    return [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.init and field.default is field.default_factory is dataclasses.MISSING
+    ]
 
 
 def from_spec(value: Any, allow: Collection[str] | None = ()) -> Any:

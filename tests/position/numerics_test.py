@@ -6,7 +6,6 @@ to the process: each is a context manager here.
 
 import contextlib
 import inspect
-import inspect
 from dataclasses import dataclass
 from typing import Any
 

@@ -30,9 +30,6 @@ def contextual_positions(logits: Array, max_position: int) -> Array:
         not see the key, whose gate is then 0.
       max_position: positions there are embeddings for.
 
-    Returns:
-      ``[..., S]`` float32, not growing from left to right.
-
     >>> contextual_positions(jnp.array([0.0, jnp.inf, 0.0, -jnp.inf]), 8).tolist()
     [2.0, 1.5, 0.5, 0.0]
 
@@ -105,10 +102,8 @@ class CoPE(PositionEmbedding):
         g[i, k] = sigmoid(q_i . k_k / sqrt(H)),  p[i, j] = sum_{k = j .. i} g[i, k]
         bias[i, j] = q_i . e[p[i, j]]
 
-    A position is a count of tokens where all gates are open, of sentences or the like where they
-    learn to be. The count goes from a key up to the query, so keys after it have none: attention
-    must be causal. Every row of scores is needed whole, so attention cannot go block by block over
-    keys. Weight decay pulls the embeddings to 0, which is NoPE.
+    The count goes from a key up to the query: attention must be causal. Every row of scores is
+    needed whole, so attention cannot go block by block over keys. Weight decay pulls to NoPE.
 
     Knobs:
       max_position: position embeddings P; counts beyond P - 1 use the last one. Far less than the

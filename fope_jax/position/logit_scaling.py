@@ -68,15 +68,10 @@ class LogitScaling(Composition):
 
         logits[i, j] = s(i) q_i.k_j / sqrt(H) + bias[i, j]
 
-    A contextual bias is the one that the method has without the scaling. CoPE's gates are
-    sigmoid(q.k / sqrt(H)) in its paper, from logits without a factor, and its positions are counts
-    that the same query and keys have at any length; with s on the gates they would be other counts
-    beyond L, and s on q would scale its embeddings.
-
-    A scaling of the method's frequencies may have a temperature of its own (YaRN, LongRoPE): with
-    it logits would be sharpened for the same longer length twice, and it is refused. Leave it out
-    with the scaling's ``attention_factor=1.0``, or leave out this. A model that is scaled
-    ``within`` its training length may have both: the first was trained, the second extends it.
+    A contextual bias is made of logits without the factor: CoPE's counts stay the same at any
+    length. A temperature of the method's own scaling (YaRN, LongRoPE) would sharpen the logits for
+    the same longer length twice and is refused: leave it out with ``attention_factor=1.0``. A model
+    that is scaled ``within`` its training length may have both: one was trained, one extends it.
 
     Knobs:
       inner: the position embedding whose logits are scaled.

@@ -20,7 +20,7 @@ from fope_jax.position.base import (
     has_hook,
 )
 from fope_jax.position.checks import check_at_least, check_choice
-from fope_jax.position.mixing import Composition
+from fope_jax.position.mixing import WithoutHooks
 from fope_jax.position.rotation import position_values
 from fope_jax.position.scaling import Scaling, yarn_temperature
 from fope_jax.typing import Array
@@ -58,7 +58,7 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
 
 
 @dataclass(frozen=True)
-class LogitScaling(Composition):
+class LogitScaling(WithoutHooks, PositionEmbedding):
     """Multiplies the attention logits of another method by a factor that grows with length.
 
         log_n:  q.k -> s(p) q.k,  s as in ``log_n_scale``, p the position of the query
@@ -83,6 +83,7 @@ class LogitScaling(Composition):
     Reference: Chiang and Cholak 2022, Section 5.3; Peng et al. 2023, "YaRN", Eq. 21-22.
     """
 
+    kind: ClassVar[str] = "composition"
     extends: ClassVar[str] = "helps the method it wraps"
 
     inner: PositionEmbedding

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -73,6 +73,9 @@ class Limits(NamedTuple):
     max_length: int | None = None
     needs_causal_mask: bool = False
     follows_length: bool = False
+
+
+GROUPS = tuple(field.name for field in fields(PositionVariables))
 
 
 @dataclass(frozen=True)

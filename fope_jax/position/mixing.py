@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import (
+    GROUPS,
     Layer,
     Limits,
     ModelShape,
@@ -78,11 +79,10 @@ class _Mixture(PositionEmbedding):
         return Limits(min(known, default=None), any(causal), any(following))
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
-        groups = [field.name for field in fields(PositionVariables)]
-        merged: dict[str, Variables] = {group: {} for group in groups}
+        merged: dict[str, Variables] = {group: {} for group in GROUPS}
         for index, (method, own) in enumerate(zip(self.methods, self.shapes(shape), strict=True)):
             drawn = method.init(None if key is None else jax.random.fold_in(key, index), own)
-            for group in groups:
+            for group in GROUPS:
                 variables = getattr(drawn, group).items()
                 merged[group] |= {f"{index}.{name}": value for name, value in variables}
         return PositionVariables(**merged)

@@ -70,7 +70,13 @@ def cope_bias(q: Array, logits: Array, position_table: Array) -> Array:
     Reference: Golovneva et al. 2024, "Contextual Position Encoding: Learning to Count What's
     Important", Eq. 3-6 and the code in its appendix.
     """
-    _check_shapes(q, logits, position_table)
+    given = f"q {q.shape}, logits {logits.shape}, position_table {position_table.shape}"
+    heads = position_table.shape[:-2]
+    fits = q.ndim == logits.ndim == 4 and position_table.ndim in (2, 3)
+    fits = fits and logits.shape[:3] == (q.shape[0], q.shape[2], q.shape[1])
+    if not fits or position_table.shape[-1] != q.shape[-1] or heads not in ((), q.shape[2:3]):
+        expected = "expected [B, T, N, H], [B, N, T, S] and [P, H] or [N, P, H]"
+        raise ValueError(f"{given}: {expected}")
     size = position_table.shape[-2]
     heads = "nph" if position_table.ndim == 3 else "ph"
     q, table = q.astype(jnp.float32), position_table.astype(jnp.float32)
@@ -82,17 +88,6 @@ def cope_bias(q: Array, logits: Array, position_table: Array) -> Array:
     high = jnp.minimum(low + 1, size - 1)
     below, above = (jnp.take_along_axis(scores, at, axis=-1, mode="clip") for at in (low, high))
     return below + share * (above - below)
-
-
-def _check_shapes(q: Array, logits: Array, table: Array) -> None:
-    given = f"q {q.shape}, logits {logits.shape}, position_table {table.shape}"
-    expected = "expected [B, T, N, H], [B, N, T, S] and [P, H] or [N, P, H]"
-    if q.ndim != 4 or logits.ndim != 4 or table.ndim not in (2, 3):
-        raise ValueError(f"{given}: {expected}")
-    batch, length, num_heads, head_dim = q.shape
-    fits = logits.shape[:3] == (batch, num_heads, length) and table.shape[-1] == head_dim
-    if not fits or table.shape[:-2] not in ((), (num_heads,)):
-        raise ValueError(f"{given}: {expected}")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,14 @@
 import pytest
 
 from fope_jax.config.fields import nearest
-from fope_jax.interop.rope_parameters import KEYS
+from fope_jax.interop.rope_parameters import ROPE_TYPES
 from fope_jax.position import METHODS
 from fope_jax.spelling import likely
 
-ROPE_KEYS = sorted({key for keys in KEYS.values() for key in keys} | {"rope_theta", "rope_type"})
+ROPE_KEYS = sorted(
+    {key for each in ROPE_TYPES.values() for key in each.required + each.optional}
+    | {"rope_theta", "rope_type"}
+)
 
 
 @pytest.mark.parametrize(
@@ -16,9 +19,9 @@ ROPE_KEYS = sorted({key for keys in KEYS.values() for key in keys} | {"rope_thet
         ("beta_fats", ROPE_KEYS, "beta_fast"),
         ("original_max_position_embedding", ROPE_KEYS, "original_max_position_embeddings"),
         ("low_freq_facter", ROPE_KEYS, "low_freq_factor"),
-        ("yearn", KEYS, "yarn"),
-        ("longrop", KEYS, "longrope"),
-        ("Linear", KEYS, "linear"),
+        ("yearn", ROPE_TYPES, "yarn"),
+        ("longrop", ROPE_TYPES, "longrope"),
+        ("Linear", ROPE_TYPES, "linear"),
         ("roap", METHODS, "rope"),
         ("alibbi", METHODS, "alibi"),
         ("train.stps", ["train.steps", "train.length"], "train.steps"),
@@ -29,10 +32,10 @@ ROPE_KEYS = sorted({key for keys in KEYS.values() for key in keys} | {"rope_thet
         ("low_factor", ROPE_KEYS, None),
         ("rope_base", ROPE_KEYS, None),
         ("alpha", ROPE_KEYS, None),
-        ("su", KEYS, None),
-        ("mrope", KEYS, None),
-        ("llama2", KEYS, None),
-        ("ntk", KEYS, None),
+        ("su", ROPE_TYPES, None),
+        ("mrope", ROPE_TYPES, None),
+        ("llama2", ROPE_TYPES, None),
+        ("ntk", ROPE_TYPES, None),
         *((name, METHODS, None) for name in ("hope", "pope", "drope", "mrope", "rope++", "cable")),
         ("beta", ["theta", "scaling"], None),
         ("seed_1", ["seed_0", "seed_2"], None),

@@ -1,7 +1,7 @@
 """The config.json of Hugging Face's Llama, Qwen 3, OLMo 2 and SmolLM 3 to ours and back.
 
-Every key is accounted for: it is read, it is known to change no number and kept as it stands, or it
-raises. A model of ours goes by the family whose layers it has.
+Every key is read, known to change no number and passed through, or refused. A model of ours is
+written as the family whose layers it has.
 """
 
 from __future__ import annotations
@@ -10,9 +10,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fope_jax.interop.keys import ORIGINAL, SHARE, THETA, flag, integer, number, type_named
-from fope_jax.interop.rope_parameters import from_rope_parameters, inverted_ramp, to_rope_parameters
-from fope_jax.interop.serving import fope_from_rope_parameters, fope_to_rope_parameters, says_fope
+from fope_jax.interop.rope_parameters import (
+    ORIGINAL,
+    PARTIAL,
+    THETA,
+    canonical_type,
+    flag,
+    from_rope_parameters,
+    integer,
+    inverted_ramp_message,
+    is_fope,
+    number,
+    to_rope_parameters,
+)
+from fope_jax.interop.serving import fope_from_rope_parameters, fope_to_rope_parameters
 from fope_jax.model.config import TransformerConfig
 from fope_jax.position import (
     ByLayer,
@@ -27,7 +38,7 @@ from fope_jax.position import (
     to_spec,
 )
 
-OURS = "fope_jax"
+EXPORTED = "fope_jax"  # what ``to_config`` adds: the position embedding and its fingerprint
 MAX_POSITIONS = "max_position_embeddings"
 
 
@@ -38,7 +49,7 @@ class Family(NamedTuple):
       architecture: its class there.
       norm: as in ``TransformerConfig``.
       qk_norm: as in ``TransformerConfig``.
-      defaults: what its configuration takes where a key is left out; None is a value too.
+      defaults: values of keys that may be left out; None is a value too.
       theta: the base where none is given.
       by_layer: whether it names layers without a position embedding.
     """
@@ -51,10 +62,10 @@ class Family(NamedTuple):
     by_layer: bool = False
 
 
-_HEADS = {"num_key_value_heads": None, "head_dim": None}
 _DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+_HEADS = {"num_key_value_heads": None, "head_dim": None}
 # Where several have the same layers the first is what such a model is exported as.
-FAMILIES: dict[str, Family] = {
+FAMILIES = {
     "llama": Family("LlamaForCausalLM", "pre", "none", _DEFAULTS | _HEADS),
     "qwen3": Family("Qwen3ForCausalLM", "pre", "head", _DEFAULTS),
     "olmo2": Family(
@@ -70,7 +81,6 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-_MOST_LAYERS = 10_000
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
@@ -80,11 +90,10 @@ _SIZES = {
     "num_key_value_heads": "num_kv_heads",
     "head_dim": "head_dim",
 }
-_ROPE = ("rope_parameters", "rope_scaling", THETA, SHARE, ORIGINAL)
-_READ = {*_SIZES, *_ROPE, "model_type", "rms_norm_eps", "tie_word_embeddings", MAX_POSITIONS, OURS}
-_BY_LAYER = ("no_rope_layers", "no_rope_layer_interval")
-
-# Keys with values that this model can do without; any other value would change numbers.
+_MOST_LAYERS = 10_000  # lists of so many layers are made
+_ROPE_KEYS = {"rope_parameters", "rope_scaling", THETA, PARTIAL, ORIGINAL, MAX_POSITIONS}
+_KEYS_READ = {*_SIZES, *_ROPE_KEYS, "model_type", "rms_norm_eps", "tie_word_embeddings", EXPORTED}
+# Keys with the values that this model can represent.
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False,),
@@ -101,101 +110,32 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, []),
     "tie_encoder_decoder": (False,),
 }
+# Keys that change no number. The first paragraph is how text is drawn from logits, which stood in
+# config.json before generation_config.json. ``max_window_layers`` is read with
+# ``use_sliding_window`` alone, ``use_bfloat16`` is TensorFlow's.
+_PASSED_THROUGH_NAMES = """
+    assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens
+    cache_implementation decoder_start_token_id diversity_penalty do_sample early_stopping
+    encoder_no_repeat_ngram_size encoder_repetition_penalty epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty
+    max_length max_new_tokens min_length min_new_tokens min_p no_repeat_ngram_size
+    num_assistant_tokens num_assistant_tokens_schedule num_beam_groups num_beams
+    num_return_sequences output_scores remove_invalid_values renormalize_logits repetition_penalty
+    return_dict_in_generate suppress_tokens target_lookbehind temperature top_k top_p typical_p
+    use_cache
 
-# Keys that change no number of the model. What they say is kept and written back. How text is drawn
-# from its logits stood in config.json before generation_config.json, and still may.
-_GENERATION = frozenset(
-    {
-        "assistant_confidence_threshold",
-        "assistant_lookbehind",
-        "bad_words_ids",
-        "begin_suppress_tokens",
-        "cache_implementation",
-        "decoder_start_token_id",
-        "diversity_penalty",
-        "do_sample",
-        "early_stopping",
-        "encoder_no_repeat_ngram_size",
-        "encoder_repetition_penalty",
-        "epsilon_cutoff",
-        "eta_cutoff",
-        "exponential_decay_length_penalty",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "length_penalty",
-        "max_length",
-        "max_new_tokens",
-        "min_length",
-        "min_new_tokens",
-        "min_p",
-        "no_repeat_ngram_size",
-        "num_assistant_tokens",
-        "num_assistant_tokens_schedule",
-        "num_beam_groups",
-        "num_beams",
-        "num_return_sequences",
-        "output_scores",
-        "remove_invalid_values",
-        "renormalize_logits",
-        "repetition_penalty",
-        "return_dict_in_generate",
-        "suppress_tokens",
-        "target_lookbehind",
-        "temperature",
-        "top_k",
-        "top_p",
-        "typical_p",
-        "use_cache",
-    }
-)
-KEPT = _GENERATION | {
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_attn_implementation_internal",
-    "_commit_hash",
-    "_experts_implementation",
-    "_experts_implementation_internal",
-    "_flash_attn_2_enabled",
-    "_name_or_path",
-    "_output_attentions",
-    "architectures",
-    "attn_implementation",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "experts_implementation",
-    "finetuning_task",
-    "gradient_checkpointing",
-    "id2label",
-    "initializer_range",
-    "is_decoder",  # these are, whatever it says
-    "is_llama_config",
-    "label2id",
-    "max_window_layers",  # read with use_sliding_window alone
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "output_hidden_states",
-    "pad_token_id",
-    "prefix",
-    "pretraining_tp",
-    "problem_type",
-    "return_dict",
-    "sep_token_id",
-    "task_specific_params",
-    "tf_legacy_loss",
-    "tie_last_hidden_states",
-    "tokenizer_class",
-    "torch_dtype",
-    "torchscript",
-    "transformers.js_config",
-    "transformers_version",
-    "unk_token_id",
-    "use_bfloat16",  # of TensorFlow
-    "use_return_dict",
-    "xla_device",
-}
-_KEPT_PREFIX = "unsloth_"  # what Unsloth notes: unsloth_fixed, unsloth_version, ...
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+    _experts_implementation _experts_implementation_internal _flash_attn_2_enabled _name_or_path
+    _output_attentions architectures attn_implementation bos_token_id dtype eos_token_id
+    experts_implementation finetuning_task gradient_checkpointing id2label initializer_range
+    is_decoder is_llama_config label2id max_window_layers name_or_path num_labels
+    output_attentions output_hidden_states pad_token_id prefix pretraining_tp problem_type
+    return_dict sep_token_id task_specific_params tf_legacy_loss tie_last_hidden_states
+    tokenizer_class torch_dtype torchscript transformers.js_config transformers_version
+    unk_token_id use_bfloat16 use_return_dict xla_device
+"""
+PASSED_THROUGH = frozenset(_PASSED_THROUGH_NAMES.split())
+_PASSED_THROUGH_PREFIX = "unsloth_"  # notes of Unsloth: unsloth_fixed, unsloth_version, ...
 
 
 class ImportedConfig(NamedTuple):
@@ -204,13 +144,13 @@ class ImportedConfig(NamedTuple):
     Attributes:
       config: the model.
       position: its position embedding.
-      kept: keys that change no number, as they stand there.
+      extra_keys: keys that change no number, and ``max_position_embeddings``, as they stand there.
       fingerprint: of the position embedding, where our export stored it.
     """
 
     config: TransformerConfig
     position: PositionEmbedding
-    kept: dict[str, Any]
+    extra_keys: dict[str, Any]
     fingerprint: str | None
 
 
@@ -218,20 +158,18 @@ class ImportedConfig(NamedTuple):
 
 
 def from_config(values: Mapping[str, Any]) -> ImportedConfig:
-    """Our configuration of the model that a config.json describes.
-
-    Args:
-      values: the file's content.
+    """Our configuration of the model that the content of a config.json describes.
 
     Raises:
-      ValueError: a model, key or value that cannot be represented here, or a key that is missing.
+      ValueError: a model, key or value that cannot be represented here, or a key that is missing;
+        all of them at once.
 
     >>> sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32}
     >>> sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
-    >>> described = from_config(
+    >>> config = from_config(
     ...     {"model_type": "llama", "max_position_embeddings": 128, "rope_theta": 5e5, **sizes}
     ... )
-    >>> described.config.mlp_dim, described.config.qk_norm, described.position.theta
+    >>> config.config.mlp_dim, config.config.qk_norm, config.position.theta
     (32, 'none', 500000.0)
 
     Reference: ``LlamaConfig``, ``Qwen3Config``, ``Olmo2Config`` and ``SmolLM3Config`` of Hugging
@@ -246,25 +184,62 @@ def from_config(values: Mapping[str, Any]) -> ImportedConfig:
             )
         raise ValueError(f"model_type={name!r:.80}: expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[name]
-    kept, wrong = _kept(values, family)
+    by_layer_keys = {"no_rope_layers", "no_rope_layer_interval"}
+    keys_read = _KEYS_READ | (by_layer_keys if family.by_layer else set())
+    problems = [
+        problem
+        for key, value in values.items()
+        if value is not None and key not in keys_read
+        if (problem := _problem(key, value, "use_sliding_window" in values))
+    ]
+    given = family.defaults | {key: value for key, value in values.items() if value is not None}
     try:
-        described = _described(values, family, kept)
+        config = _model_config(given, family)
+        position = _position(given, family, config.shape)
+        exported = given.get(EXPORTED)
+        if exported is not None:
+            position = _exported_position(exported, position, config.shape, family.by_layer)
     except ValueError as error:
-        raise ValueError("\n  ".join([*wrong, str(error)])) from error
-    if wrong:
-        raise ValueError("\n  ".join(wrong))
-    return described
+        raise ValueError("\n  ".join([*problems, str(error)])) from error
+    if problems:
+        raise ValueError("\n  ".join(problems))
+    extra_keys = {k: x for k, x in values.items() if k == MAX_POSITIONS or k not in keys_read}
+    return ImportedConfig(config, position, extra_keys, exported and exported["fingerprint"])
 
 
-def _described(values: Mapping[str, Any], family: Family, kept: dict[str, Any]) -> ImportedConfig:
-    """What the keys that are read say."""
-    given = family.defaults | {key: x for key, x in values.items() if x is not None}
+def _problem(key: str, value: Any, states_sliding_window: bool) -> str | None:
+    """Why a key that is not read cannot be passed through."""
+    if key == "layer_types":
+        if not isinstance(value, list | tuple):
+            return f"{key}={value!r:.80}: expected a list"
+        if other := sorted({str(entry) for entry in value} - {"full_attention"}):
+            return f"{key} holds {', '.join(other)}: only 'full_attention' is known"
+        return None
+    accepted = _ACCEPTED.get(key)
+    if key == "sliding_window":  # ``use_sliding_window`` decides where it is there
+        accepted = (value,) if states_sliding_window else ()
+    if accepted is not None:
+        expected = " or ".join(map(repr, accepted)) or "None"
+        message = f"{key}={value!r:.80}: the model here can be built with {expected} only"
+        return None if value in accepted else message
+    if key in PASSED_THROUGH or key.startswith(_PASSED_THROUGH_PREFIX):
+        return None
+    return (
+        f"unknown key {key!r} with the value {value!r:.80}: it may change numbers; remove it where "
+        "it does not"
+    )
+
+
+def _model_config(given: Mapping[str, Any], family: Family) -> TransformerConfig:
     for key in (*_SIZES, MAX_POSITIONS):
         if key not in given:
             raise ValueError(f"{key!r} is missing: Hugging Face takes a default of the model")
-    sizes: dict[str, Any] = {
-        ours: None if given[key] is None else _size(key, given[key]) for key, ours in _SIZES.items()
-    }
+    sizes: dict[str, Any] = {}
+    for key, field in _SIZES.items():
+        most = _MOST_LAYERS if field == "num_layers" else 2**31 - 1
+        if given[key] is not None and not 1 <= integer(key, given[key]) <= most:
+            raise ValueError(f"{key!r} is {given[key]!r:.80}: expected 1 to {most:,}")
+        sizes[field] = given[key] if given[key] is None else integer(key, given[key])
     config = TransformerConfig(
         **sizes,
         norm=family.norm,
@@ -273,196 +248,129 @@ def _described(values: Mapping[str, Any], family: Family, kept: dict[str, Any]) 
         norm_eps=number("rms_norm_eps", given["rms_norm_eps"]),
     )
     shape = config.shape
-    config = dataclasses.replace(config, num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim)
-    position = _position(given, family, shape)
-    ours = values.get(OURS)
-    if ours is None:
-        return ImportedConfig(config, position, kept, None)
-    own = _exported(ours, position, shape, family.by_layer)
-    return ImportedConfig(config, own, kept, ours["fingerprint"])
+    return dataclasses.replace(config, num_kv_heads=shape.num_kv_heads, head_dim=shape.head_dim)
 
 
-def _size(key: str, value: Any) -> int:
-    """A size that can be counted to: what follows makes lists of so many layers."""
-    most = _MOST_LAYERS if key == "num_hidden_layers" else 2**31 - 1
-    if not 1 <= integer(key, value) <= most:
-        raise ValueError(f"{key!r} is {value!r:.80}: expected 1 to {most:,}")
-    return integer(key, value)
+def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> PositionEmbedding:
+    """The position embedding, each type with its meaning of ``max_position_embeddings``."""
+    parameters = _stated_rope(given, family.theta)
+    if not {"rope_type", "type"} & parameters.keys():
+        parameters["rope_type"] = "default"
+    rope_type = canonical_type(parameters.get("rope_type", parameters.get("type")))
+    partial = parameters.get(PARTIAL, given.get(PARTIAL, 1))
+    if partial != 1 and rope_type != "proportional":
+        raise ValueError(f"{PARTIAL}={partial}: these models rotate the whole head, 1")
+    theta = given.get(THETA, None if THETA in parameters else family.theta)
+    length = integer(MAX_POSITIONS, given[MAX_POSITIONS])
+    if is_fope(parameters):
+        count = parameters.get("num_inv_freq", parameters.get("fope_num_inv_freq"))
+        method: PositionEmbedding = fope_from_rope_parameters(
+            parameters,
+            head_dim=shape.head_dim,
+            training_length=length if count is None else None,
+            rope_theta=theta,
+        )
+    else:
+        original, extended = None, None
+        if rope_type == "dynamic":
+            if parameters.get(ORIGINAL, length) != length:
+                raise ValueError(
+                    f"{ORIGINAL!r} of rope_type='dynamic' is {parameters[ORIGINAL]!r:.80}, "
+                    f"{MAX_POSITIONS!r} is {length}: Hugging Face takes the latter for the trained "
+                    "length; give it the trained length, or leave the former out"
+                )
+            original = length
+        elif rope_type in ("yarn", "longrope", "llama3"):
+            original = given.get(ORIGINAL, None if ORIGINAL in parameters else length)
+            extended = None if "factor" in parameters or rope_type == "llama3" else length
+        method = from_rope_parameters(
+            parameters,
+            head_dim=shape.head_dim,
+            original_length=original,
+            extended_length=extended,
+            rope_theta=theta,
+            partial_rotary_factor=None if PARTIAL in parameters else given.get(PARTIAL),
+        )
+        if difference := inverted_ramp_message(method, shape.head_dim):
+            raise ValueError(f"{difference}: change these keys so that the two agree")
+    return _by_layer(method, given, shape.num_layers) if family.by_layer else method
 
 
-def _kept(values: Mapping[str, Any], family: Family) -> tuple[dict[str, Any], list[str]]:
-    """The keys that change no number, and what is to say of those that may, all of them."""
-    read = _READ | set(_BY_LAYER if family.by_layer else ())
-    accepted = dict(_ACCEPTED)
-    if "use_sliding_window" not in values:  # where it is there it decides, and must be False
-        accepted["sliding_window"] = ()
-    known = read | KEPT | _ACCEPTED.keys() | {"sliding_window", "layer_types"}
-    kept, wrong = {}, []
-    for key, value in values.items():
-        if value is None:
-            pass
-        elif key == "layer_types":
-            if not isinstance(value, list | tuple):
-                wrong.append(f"{key}={value!r:.80}: expected a list")
-            elif other := sorted({str(entry) for entry in value} - {"full_attention"}):
-                wrong.append(f"{key} holds {', '.join(other)}: only 'full_attention' is known")
-        elif key in accepted and value not in accepted[key]:
-            expected = " or ".join(map(repr, accepted[key])) or "None"
-            wrong.append(f"{key}={value!r:.80}: the model here can be built with {expected} only")
-        elif key not in known and not key.startswith(_KEPT_PREFIX):
-            wrong.append(
-                f"unknown key {key!r} with the value {value!r:.80}: it may change numbers; remove "
-                "it where it does not"
-            )
-        if key == MAX_POSITIONS or key not in read:
-            kept[key] = value
-    return kept, wrong
-
-
-def _stated_rope(given: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def _stated_rope(given: Mapping[str, Any], theta: float) -> dict[str, Any]:
     """``rope_parameters`` or the older ``rope_scaling``, without entries of None.
 
     Raises:
       ValueError: it is no mapping, or both are there and differ by more than their spelling.
     """
-    found = {}
+    stated = {}
     for name in ("rope_parameters", "rope_scaling"):
-        stated = given.get(name)
-        if stated is None:
-            continue
-        if not isinstance(stated, Mapping):
-            raise ValueError(f"{name}={stated!r:.80}: expected a mapping of its keys")
-        entries = {key: x for key, x in stated.items() if x is not None}
-        if entries:
-            found[name] = entries
-    first, *second = found.values() or [{}]
-    theta = given.get(THETA, family.theta)
-    if second and _one_spelling(first, theta) != _one_spelling(second[0], theta):
-        both = ", ".join(f"{name}={entries}" for name, entries in found.items())
+        value = given.get(name, {})
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name}={value!r:.80}: expected a mapping of its keys")
+        if entries := {key: x for key, x in value.items() if x is not None}:
+            stated[name] = entries
+
+    def canonical(entries: dict[str, Any]) -> dict[str, Any]:
+        rope_type = canonical_type(entries.get("rope_type", entries.get("type", "default")))
+        others = {key: x for key, x in entries.items() if key != "type"}
+        return {THETA: given.get(THETA, theta)} | others | {"rope_type": rope_type}
+
+    first, *second = stated.values() or [{}]
+    if second and canonical(first) != canonical(second[0]):
+        both = ", ".join(f"{name}={entries}" for name, entries in stated.items())
         raise ValueError(f"{both}: leave one out")
     return first
 
 
-def _one_spelling(entries: dict[str, Any], theta: float) -> dict[str, Any]:
-    """Entries with their type under one name, and with the base where it stands outside."""
-    kind = type_named(entries.get("rope_type", entries.get("type", "default")))
-    others = {key: x for key, x in entries.items() if key != "type"}
-    return {THETA: theta} | others | {"rope_type": kind}
-
-
-def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> PositionEmbedding:
-    """The position embedding, of keys without those whose value is None."""
-    parameters = _stated_rope(given, family)
-    if not {"rope_type", "type"} & parameters.keys():
-        parameters["rope_type"] = "default"
-    share = parameters.get(SHARE, given.get(SHARE, 1))
-    if share != 1 and "proportional" not in parameters.values():
-        raise ValueError(f"{SHARE}={share}: these models turn the whole head, 1")
-    theta = given.get(THETA, None if THETA in parameters else family.theta)
-    length = integer(MAX_POSITIONS, given[MAX_POSITIONS])
-    if says_fope(parameters):
-        fixed = parameters.get("num_inv_freq", parameters.get("fope_num_inv_freq"))
-        method: PositionEmbedding = fope_from_rope_parameters(
-            parameters,
-            head_dim=shape.head_dim,
-            training_length=length if fixed is None else None,
-            rope_theta=theta,
-        )
-    else:
-        method = _rope(parameters, given, theta, length, shape.head_dim)
-    if not family.by_layer:
-        return method
-    rotates = _rotates(given, shape.num_layers)
-    if isinstance(method, FoPE) and not all(rotates):
-        raise ValueError(f"no_rope_layers={given.get(_BY_LAYER[0])}: FoPE is in all layers or none")
-    return _over_layers(method, rotates)
-
-
-def _rope(
-    parameters: dict[str, Any],
-    given: Mapping[str, Any],
-    theta: float | None,
-    length: int,
-    head_dim: int,
-) -> RoPE:
-    """RoPE, each type with the meaning that ``max_position_embeddings`` has for it."""
-    kind = type_named(parameters.get("rope_type", parameters.get("type")))
-    original, extended = given.get(ORIGINAL), None
-    if kind == "dynamic":
-        if parameters.get(ORIGINAL, length) != length:
-            raise ValueError(
-                f"{ORIGINAL!r} of rope_type='dynamic' is {parameters[ORIGINAL]!r:.80}, "
-                f"{MAX_POSITIONS!r} is {length}: Hugging Face takes the latter for the trained "
-                "length; give it the trained length, or leave the former out"
-            )
-        original = length
-    elif kind in ("yarn", "longrope", "llama3"):
-        if original is None and ORIGINAL not in parameters:
-            original = length
-        if "factor" not in parameters and kind != "llama3":
-            extended = length
-    else:
-        original = None
-    method = from_rope_parameters(
-        parameters,
-        head_dim=head_dim,
-        original_length=original,
-        extended_length=extended,
-        rope_theta=theta,
-        partial_rotary_factor=given.get(SHARE) if SHARE not in parameters else None,
-    )
-    if difference := inverted_ramp(method, head_dim):
-        raise ValueError(f"{difference}: change these keys so that the two agree")
-    return method
-
-
-def _rotates(given: Mapping[str, Any], num_layers: int) -> list[bool]:
-    """Which layers have a position embedding."""
-    layers = given.get("no_rope_layers")
+def _by_layer(
+    method: PositionEmbedding, given: Mapping[str, Any], num_layers: int
+) -> PositionEmbedding:
+    """``method`` in the layers that have one, as the shortest pattern that repeats."""
+    layers = given.get("no_rope_layers")  # 1 where a layer has it, in spite of the name
     if layers is None:
         interval = integer("no_rope_layer_interval", given.get("no_rope_layer_interval", 4))
         if interval < 1:
             raise ValueError(f"no_rope_layer_interval={interval}: expected 1 or more")
-        return [(index + 1) % interval != 0 for index in range(num_layers)]
-    listed = isinstance(layers, list | tuple) and len(layers) == num_layers
-    if not listed or not all(layer in (0, 1) for layer in layers):
+        layers = [int((index + 1) % interval != 0) for index in range(num_layers)]
+    is_list = isinstance(layers, list | tuple) and len(layers) == num_layers
+    if not is_list or not all(layer in (0, 1) for layer in layers):
         raise ValueError(
             f"no_rope_layers={layers!r:.80}: expected a 0 or a 1 for each of {num_layers} layers"
         )
-    return [bool(layer) for layer in layers]
-
-
-def _over_layers(method: PositionEmbedding, rotates: list[bool]) -> PositionEmbedding:
-    """``method`` in the layers that have one, as the shortest pattern that repeats."""
-    count = len(rotates)
+    if isinstance(method, FoPE) and not all(layers):
+        raise ValueError(f"no_rope_layers={layers}: FoPE is in all layers or none")
     period = next(
         size
-        for size in range(1, count + 1)
-        if count % size == 0 and rotates == rotates[:size] * (count // size)
+        for size in range(1, num_layers + 1)
+        if num_layers % size == 0 and layers == layers[:size] * (num_layers // size)
     )
-    methods = tuple(method if rotate else NoPE() for rotate in rotates[:period])
+    methods = tuple(method if layer else NoPE() for layer in layers[:period])
     return methods[0] if period == 1 else ByLayer(methods)
 
 
-def _exported(
-    ours: Any, position: PositionEmbedding, shape: ModelShape, by_layer: bool
+def _exported_position(
+    exported: Any, position: PositionEmbedding, shape: ModelShape, by_layer: bool
 ) -> PositionEmbedding:
     """The position embedding that our export stored, compared with what the other keys say."""
-    if not isinstance(ours, Mapping) or not {"position", "fingerprint"} <= ours.keys():
-        raise ValueError(f"{OURS}={ours!r}: expected 'position' and 'fingerprint', as exported")
+    if not isinstance(exported, Mapping) or not {"position", "fingerprint"} <= exported.keys():
+        raise ValueError(
+            f"{EXPORTED}={exported!r}: expected 'position' and 'fingerprint', as exported"
+        )
+    spec = exported["position"]
     try:
-        own = from_spec(ours["position"])
-        stored, said = (to_position_keys(method, shape, by_layer) for method in (own, position))
+        stored = from_spec(spec)
+        expected, stated = (to_position_keys(x, shape, by_layer) for x in (stored, position))
     except (TypeError, AttributeError, KeyError, ArithmeticError) as error:  # of values of any kind
         raise ValueError(
-            f"{OURS}.position={ours['position']!r:.80} is no position embedding: {error}"
+            f"{EXPORTED}.position={spec!r:.80} is no position embedding: {error}"
         ) from error
-    if stored != said:
+    if expected != stated:
         raise ValueError(
-            f"rope_parameters say {said}, but {OURS}.position, which was exported with them, says "
-            f"{stored}: one of them has been changed; without the key {OURS!r} the former count"
+            f"rope_parameters say {stated}, but {EXPORTED}.position, which was exported with them, "
+            f"says {expected}: one of them has been changed; without the key {EXPORTED!r} the "
+            "former count"
         )
-    return own
+    return stored
 
 
 # ---------------------------------------------------------------------------- to Hugging Face
@@ -471,28 +379,31 @@ def _exported(
 def to_config(
     config: TransformerConfig,
     position: PositionEmbedding,
-    position_hash: str,
+    fingerprint: str,
     *,
     length: int,
-    kept: Mapping[str, Any],
+    extra_keys: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The config.json of a model of ours.
 
     Args:
       config: the model.
       position: its position embedding.
-      position_hash: of ``fingerprint`` with the model's constants.
-      length: tokens that the model is for, its ``max_position_embeddings``; ``DynamicNTK`` needs
-        the trained length there and gets it.
-      kept: what ``from_config`` kept, where the model came from there.
+      fingerprint: of the position embedding with the model's constants.
+      length: the model's ``max_position_embeddings``; ``DynamicNTK`` needs the trained length there
+        and gets it.
+      extra_keys: of ``from_config``, where the model came from there.
 
     Raises:
-      ValueError: naming the field that Hugging Face's families cannot say.
+      ValueError: naming the field that no family of Hugging Face has.
     """
     name = family_of(config, position)
     shape = config.shape
-    said = {"model_type": name, "architectures": [FAMILIES[name].architecture]}
-    said |= {
+    for step in (s for m in _methods(position) for s in getattr(m, "scaling", ())):
+        length = step.original_length if isinstance(step, DynamicNTK) else length
+    values = {
+        "model_type": name,
+        "architectures": [FAMILIES[name].architecture],
         "vocab_size": config.vocab_size,
         "hidden_size": shape.d_model,
         "intermediate_size": config.mlp_dim,
@@ -504,12 +415,12 @@ def to_config(
         "hidden_act": "silu",
         "attention_bias": False,
         "tie_word_embeddings": config.tie_embeddings,
-        MAX_POSITIONS: _length(position, length),
+        MAX_POSITIONS: length,
+        **to_position_keys(position, shape, FAMILIES[name].by_layer),
+        EXPORTED: {"position": to_spec(position), "fingerprint": fingerprint},
     }
-    unset = {key: None for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    stored = {"position": to_spec(position), "fingerprint": position_hash}
-    own = {**said, **to_position_keys(position, shape, FAMILIES[name].by_layer), OURS: stored}
-    return unset | {key: x for key, x in kept.items() if key not in own} | own
+    unset = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    return unset | {key: x for key, x in extra_keys.items() if key not in values} | values
 
 
 def family_of(config: TransformerConfig, position: PositionEmbedding) -> str:
@@ -522,10 +433,9 @@ def family_of(config: TransformerConfig, position: PositionEmbedding) -> str:
     >>> family_of(TransformerConfig(**sizes, qk_norm="head"), RoPE())
     'qwen3'
     """
-    by_layer = isinstance(position, ByLayer | NoPE)
+    layers = (config.norm, config.qk_norm, isinstance(position, ByLayer | NoPE))
     for name, family in FAMILIES.items():
-        layers = family.norm, family.qk_norm, family.by_layer
-        if layers == (config.norm, config.qk_norm, by_layer):
+        if layers == (family.norm, family.qk_norm, family.by_layer):
             if name == "llama" and config.d_model % config.num_heads:
                 raise ValueError(
                     f"d_model={config.d_model}: Llama needs a multiple of "
@@ -550,14 +460,14 @@ def to_position_keys(
     Raises:
       ValueError: Hugging Face's models and serving engines have no form of the method.
     """
-    methods = position.methods if isinstance(position, ByLayer) else (position,)
-    rotating = [method for method in methods if type(method) is not NoPE]
+    methods = _methods(position)
+    rotating = [method for method in methods if type(method) is not NoPE] or [RoPE()]
     if any(method != rotating[0] for method in rotating):
         raise ValueError(
             f"position.methods={methods}: Hugging Face knows layers with one RoPE and layers "
             "without position"
         )
-    method = rotating[0] if rotating else RoPE()
+    method = rotating[0]
     if type(method) is FoPE and not by_layer:
         parameters = fope_to_rope_parameters(method, shape)
     elif type(method) is RoPE:
@@ -567,8 +477,8 @@ def to_position_keys(
             f"position.method={name_of(method)!r}: models of Hugging Face have no form of it; they "
             "have RoPE, RoPE with layers of NoPE, and FoPE as serving engines compute it"
         )
-    if parameters.get(SHARE, 1) != 1 and parameters["rope_type"] != "proportional":
-        raise ValueError(f"{SHARE}={parameters[SHARE]}: these models turn the whole head, 1")
+    if parameters.get(PARTIAL, 1) != 1 and parameters["rope_type"] != "proportional":
+        raise ValueError(f"{PARTIAL}={parameters[PARTIAL]}: these models rotate the whole head, 1")
     keys: dict[str, Any] = {"rope_parameters": parameters}
     if by_layer:
         pattern = [int(type(method) is not NoPE) for method in methods]
@@ -576,10 +486,5 @@ def to_position_keys(
     return keys
 
 
-def _length(position: PositionEmbedding, length: int) -> int:
-    """``max_position_embeddings``: ``length``, but for ``dynamic`` the trained length counts."""
-    methods = position.methods if isinstance(position, ByLayer) else (position,)
-    for step in (step for method in methods for step in getattr(method, "scaling", ())):
-        if isinstance(step, DynamicNTK):
-            return step.original_length
-    return length
+def _methods(position: PositionEmbedding) -> tuple[PositionEmbedding, ...]:
+    return position.methods if isinstance(position, ByLayer) else (position,)

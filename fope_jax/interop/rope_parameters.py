@@ -1,30 +1,21 @@
 """Hugging Face's ``rope_parameters`` to methods and back; for FoPE see ``serving``.
 
-A configuration there has one ``max_position_embeddings`` with two meanings: for ``dynamic`` it is
-the length that the model was trained on, for ``yarn``, ``longrope`` and ``llama3`` the length that
-it was extended to. Here they are two arguments, ``original_length`` and ``extended_length``.
+``max_position_embeddings`` there has two meanings: the length trained on for ``dynamic``, the
+length extended to for ``yarn``, ``longrope`` and ``llama3``. Here they are two arguments,
+``original_length`` and ``extended_length``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from fope_jax.interop.keys import (
-    ORIGINAL,
-    SHARE,
-    THETA,
-    Given,
-    either,
-    flag,
-    integer,
-    number,
-    numbers,
-    uniform,
-)
-from fope_jax.interop.serving import FOPE_KEYS, SPELLINGS, says_fope
+import numpy as np
+
 from fope_jax.position import (
     AdjustedBase,
     DynamicNTK,
@@ -41,33 +32,61 @@ from fope_jax.position import (
     Scaling,
     YaRN,
 )
+from fope_jax.position.checks import nearest
+from fope_jax.spelling import likely
 
 log = logging.getLogger(__name__)
 
-# What each type reads, besides its name, the base and the share of dimensions that rotate.
-KEYS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "dynamic": ("factor", ORIGINAL),
-    "yarn": (
-        "factor",
-        ORIGINAL,
-        "attention_factor",
-        "beta_fast",
-        "beta_slow",
-        "mscale",
-        "mscale_all_dim",
-        "truncate",
+THETA = "rope_theta"
+PARTIAL = "partial_rotary_factor"
+ORIGINAL = "original_max_position_embeddings"
+FOPE_KEYS = ("use_fope", "num_inv_freq", "fope_sep_head", "fope_init_factor")
+FOPE_SPELLINGS = {"fope_num_inv_freq": "num_inv_freq", "fope_sep_heads": "fope_sep_head"}
+
+
+class RopeType(NamedTuple):
+    """One ``rope_type`` and the scaling that it names.
+
+    Attributes:
+      scaling: None for plain RoPE.
+      required: keys that must be given, or follow from the lengths.
+      optional: keys with the defaults of ``scaling``.
+      ignored: keys that may be given and that transformers does not read.
+    """
+
+    scaling: type[Scaling] | None
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+ROPE_TYPES = {
+    "default": RopeType(None, ignored=(ORIGINAL,)),
+    "linear": RopeType(PositionInterpolation, ("factor",), ignored=(ORIGINAL,)),
+    "dynamic": RopeType(DynamicNTK, ("factor", ORIGINAL)),
+    "yarn": RopeType(
+        YaRN,
+        ("factor", ORIGINAL),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+        ignored=("attn_factor",),  # with a warning: serving engines multiply by it
     ),
-    "longrope": ("short_factor", "long_factor", ORIGINAL, "factor", "attention_factor"),
-    "llama3": ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor"),
-    "proportional": ("factor",),
+    "longrope": RopeType(
+        LongRoPE, ("short_factor", "long_factor", ORIGINAL, "factor"), ("attention_factor",)
+    ),
+    "llama3": RopeType(Llama3, ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor")),
+    "proportional": RopeType(Proportional, (PARTIAL,), ("factor",)),
 }
-# What stands beside a type that transformers passes over there, and so does this.
-PASSED_OVER: dict[str, tuple[str, ...]] = {
-    "default": (ORIGINAL,),  # a fact about the training that these two have no use for
-    "linear": (ORIGINAL,),
-    "yarn": ("attn_factor",),  # with a warning, as engines multiply by it
+# Fields of the scalings whose names are not those of the keys.
+_FIELDS = {ORIGINAL: "original_length", PARTIAL: "share"}
+
+# Keys that trainers write beside any type, with the values that change no frequency.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "truncate": (True, False),
+    "finetuned": (True, False),
+    "factor": (1,),
+    "attention_factor": (1,),
+    "attn_factor": (1,),
+    "extrapolation_factor": (1,),
 }
 
 
@@ -80,36 +99,30 @@ def from_rope_parameters(
     rope_theta: float | None = None,
     partial_rotary_factor: float | None = None,
 ) -> RoPE:
-    """The method that a model of Hugging Face with these ``rope_parameters`` uses.
+    """The method of a Hugging Face model with these ``rope_parameters``.
 
-    What Hugging Face assumes or overlooks with a warning raises here, all unknown keys at once.
-    Passed over is what changes no number, such as ``truncate`` beside types that do not round, and
-    with a warning yarn's ``attn_factor``: Hugging Face does not read it, engines multiply by it.
-    The older ``rope_scaling``, whose type may be spelled ``type`` and longrope ``su``, is read as
-    well: pass the base that stands beside it in the configuration as ``rope_theta``. An entry of
-    None counts as not given.
+    Keys that change no number are ignored, and with a warning ``attn_factor`` of ``yarn``:
+    transformers does not read it, serving engines multiply by it. The older ``rope_scaling``, with
+    ``type`` and ``su`` for ``longrope``, is read too. None counts as not given.
 
     Args:
-      parameters: ``rope_parameters`` or ``rope_scaling`` of a configuration; of one that is nested
-        by layer type, one entry.
-      head_dim: H; given, the method is checked to fit it.
-      original_length: tokens trained on, where the parameters do not hold it: the configuration's
-        ``max_position_embeddings`` for ``dynamic``, its ``original_max_position_embeddings`` for
-        Phi-3.
-      extended_length: tokens extended to, the configuration's ``max_position_embeddings`` for
-        ``yarn``, ``longrope`` and ``llama3``. Gives a ``factor`` that the parameters do not hold,
-        and is compared with one that they do hold.
+      parameters: ``rope_parameters`` or ``rope_scaling`` of a configuration; where it is nested by
+        layer type, one entry.
+      head_dim: H; where given, the method is checked against it.
+      original_length: tokens trained on, where the parameters do not hold it:
+        ``max_position_embeddings`` for ``dynamic``, ``original_max_position_embeddings`` for Phi-3.
+      extended_length: tokens extended to, ``max_position_embeddings`` for ``yarn``, ``longrope``
+        and ``llama3``. Gives a missing ``factor``; a given one must agree.
       rope_theta: the base, where the parameters do not hold it.
-      partial_rotary_factor: the share of dimensions that rotate, where they do not hold it.
+      partial_rotary_factor: the share of dimensions that rotate, likewise.
 
     Returns:
       RoPE with at most one scaling. ``dynamic`` and ``longrope`` follow the length of each row;
-      Hugging Face follows the longest row of the batch, and ``dynamic`` stays stretched until a
-      sequence within the trained length comes.
+      transformers follows the longest row of the batch.
 
     Raises:
-      ValueError: a key is unknown, missing, of the wrong kind, or contradicts another or an
-        argument.
+      ValueError: keys that are unknown, all of them at once; a key is missing, of the wrong kind,
+        or contradicts another or an argument.
 
     >>> keys = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0}
     >>> from_rope_parameters(keys).scaling
@@ -123,45 +136,69 @@ def from_rope_parameters(
             f"rope_parameters is nested by {', '.join(map(repr, nested))}: pass the entry of "
             "one layer type, and combine the methods with ByLayer"
         )
-    fourier = [key for key in parameters if SPELLINGS.get(key, key) in FOPE_KEYS]
-    if says_fope(parameters):
-        raise ValueError(f"{fourier[0]!r} is a key of FoPE: use fope_from_rope_parameters")
-    plain = {key: value for key, value in parameters.items() if key not in fourier}
-    known = {kind: (*keys, *PASSED_OVER.get(kind, ())) for kind, keys in KEYS.items()}
-    given = uniform(plain, tuple(KEYS), known)
-    theta = given.theta(rope_theta)
-    share = either(given, SHARE, partial_rotary_factor, "partial_rotary_factor")
-    share = 1.0 if share is None else share
-    lengths = _Lengths(original_length, extended_length)
-    scaling = _SCALINGS[given.rope_type](given, lengths, share)
-    if given.rope_type == "proportional":
-        share = 1.0
-    method = RoPE(theta, partial_rotary_factor=share, scaling=scaling)
+    fope_keys = [key for key in parameters if FOPE_SPELLINGS.get(key, key) in FOPE_KEYS]
+    if is_fope(parameters):
+        raise ValueError(f"{fope_keys[0]!r} is a key of FoPE: use fope_from_rope_parameters")
+    rope_type, entries = read_keys(
+        {key: value for key, value in parameters.items() if key not in fope_keys},
+        {name: (*t.required, *t.optional, *t.ignored) for name, t in ROPE_TYPES.items()},
+    )
+    scaling, required, optional, _ = ROPE_TYPES[rope_type]
+    theta = read_theta(entries, rope_theta)
+    _add_argument(entries, PARTIAL, partial_rotary_factor, "partial_rotary_factor")
+    _add_argument(entries, ORIGINAL, original_length, "original_length")
+    reads_lengths = ORIGINAL in required or rope_type == "linear" and original_length is not None
+    if extended_length is not None and reads_lengths:
+        _add_factor(entries, rope_type, extended_length)
+    partial = entries.setdefault(PARTIAL, 1.0)
+    for key in required:
+        if key not in entries:
+            advice = ""
+            if key == ORIGINAL:
+                advice = "; pass original_length, the tokens trained on"
+            elif key == "factor" and rope_type in ("yarn", "longrope"):
+                advice = "; or pass extended_length, the tokens extended to"
+            raise ValueError(f"{key!r} is missing: rope_type={rope_type!r} needs it{advice}")
+    knobs = {
+        _FIELDS.get(key, key): _convert(key, entries[key])
+        for key in (*required, *optional)
+        if key in entries
+    }
+    step = None if scaling is None else scaling(**knobs)
+    attn_factor = number("attn_factor", entries.get("attn_factor", 1))
+    if isinstance(step, YaRN) and attn_factor != 1:
+        factor = step.effective_attention_factor
+        log.warning(
+            "'attn_factor' is %g: ignored, as Hugging Face does; cosine and sine grow by %.9g. "
+            "Engines such as vLLM multiply by it: with 'attention_factor': %.9g they grow by that",
+            attn_factor,
+            factor,
+            attn_factor * factor,
+        )
+    method = RoPE(
+        theta,
+        partial_rotary_factor=1.0 if PARTIAL in required else number(PARTIAL, partial),
+        scaling=() if step is None else (step,),
+    )
     if head_dim is not None:
         method.check(ModelShape(head_dim, 1, 1, 1, head_dim))
-        if difference := inverted_ramp(method, head_dim):
+        if difference := inverted_ramp_message(method, head_dim):
             log.warning("%s; this is YaRN", difference)
     return method
 
 
 def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
-    """The ``rope_parameters`` with which a model of Hugging Face uses this method.
+    """The ``rope_parameters`` with which a Hugging Face model uses this method.
 
-    Two lengths stand elsewhere in its configuration, as ``max_position_embeddings``: the trained
-    length for ``dynamic`` (also written here, where Hugging Face does not look for it), the
-    extended one for ``yarn``, ``longrope`` and ``llama3``.
-
-    Args:
-      method: RoPE. Scalings with another name there go by it: ``PRoPE`` as ``proportional``,
-        ``AdjustedBase`` as the base.
+    ``PRoPE`` is written as ``proportional``, ``AdjustedBase`` as the base. The configuration's
+    ``max_position_embeddings`` must be the trained length for ``dynamic``, the extended one for
+    ``yarn``, ``longrope`` and ``llama3``.
 
     Raises:
-      ValueError: the method, or a part of it, cannot be said there.
+      ValueError: the method, or a part of it, has no form there.
 
     >>> to_rope_parameters(RoPE(500_000.0, scaling=(Llama3(8.0, 8192),)))["rope_type"]
     'llama3'
-
-    Reference: as ``from_rope_parameters``.
     """
     if not isinstance(method, RoPE):
         hint = "; use fope_to_rope_parameters" if isinstance(method, FoPE) else ""
@@ -175,187 +212,198 @@ def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
     if len(chain) > 1:
         names = ", ".join(type(step).__name__ for step in chain)
         raise ValueError(f"scaling holds {names}: rope_parameters can say one")
-    said: dict[str, Any] = _said(chain[0]) if chain else {"rope_type": "default"}
+    parameters = _scaling_parameters(chain[0]) if chain else {"rope_type": "default"}
     if method.partial_rotary_factor != 1:
-        if said["rope_type"] == "proportional":
+        if PARTIAL in parameters:
             raise ValueError(
                 f"partial_rotary_factor={method.partial_rotary_factor}: with rope_type="
                 "'proportional' this key is the share of the frequencies kept; RoPE's must be 1"
             )
-        said[SHARE] = method.partial_rotary_factor
-    return said | {THETA: theta}
+        parameters[PARTIAL] = method.partial_rotary_factor
+    return parameters | {THETA: theta}
 
 
-class _Lengths(NamedTuple):
-    """The two lengths that ``max_position_embeddings`` may mean, in tokens, where known."""
-
-    original: int | None
-    extended: int | None
-
-    def trained(self, given: Given) -> int:
-        """The trained length, of the parameters or the argument."""
-        length = either(given, ORIGINAL, self.original, "original_length")
-        if length is None:
-            length = given.number(ORIGINAL, "pass original_length, the tokens trained on")
-        name = ORIGINAL if ORIGINAL in given.entries else "original_length"
-        if integer(name, length) < 1:
-            raise ValueError(f"{name!r} is {length}: the trained length in tokens is 1 or more")
-        return int(length)
-
-    def factor(self, given: Given) -> float:
-        """``factor``, or the extended length over the trained one; both must agree."""
-        trained = self.trained(given)
-        if self.extended is None:
-            return given.number("factor", "or pass extended_length, the tokens extended to")
-        implied = number("extended_length", self.extended) / trained
-        factor = given.number("factor") if "factor" in given.entries else implied
-        if not math.isclose(factor, implied, rel_tol=1e-6):
-            raise ValueError(
-                f"'factor' is {factor:g}, extended_length={self.extended} over {trained} trained "
-                f"tokens is {implied:g}: Hugging Face would take {factor:g}; leave one out"
-            )
-        return factor
-
-
-def _linear(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    if lengths.original is None:
-        return (PositionInterpolation(given.number("factor")),)
-    return (PositionInterpolation(lengths.factor(given)),)
-
-
-def _dynamic(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    if lengths.extended is not None:
-        raise ValueError(
-            f"extended_length={lengths.extended}: rope_type='dynamic' stretches to any length; "
-            "max_position_embeddings is the trained length here, pass original_length"
-        )
-    return (DynamicNTK(given.number("factor"), lengths.trained(given)),)
-
-
-def _yarn(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    names = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
-    yarn = YaRN(
-        lengths.factor(given),
-        lengths.trained(given),
-        **given.numbers(*names),
-        truncate=flag("truncate", given.entries.get("truncate", True)),
-    )
-    other = given.numbers("attn_factor").get("attn_factor", 1)
-    if other != 1:
-        factor = yarn.effective_attention_factor
-        log.warning(
-            "'attn_factor' is %g: passed over, as Hugging Face does; cosine and sine grow by %.9g. "
-            "Engines such as vLLM multiply by it: with 'attention_factor': %.9g they grow by that",
-            other,
-            factor,
-            other * factor,
-        )
-    return (yarn,)
-
-
-def inverted_ramp(method: RoPE, head_dim: int) -> str | None:
-    """What to say where YaRN's ramp is beyond the frequencies: there Hugging Face inverts it.
-
-    It cuts either end at the grid, so that an end that lies outside comes behind the other.
-    """
-    dims = round(head_dim * method.partial_rotary_factor)
-    for step in method.scaling:
-        if isinstance(step, YaRN):
-            low, high = step.ramp_ends(dims, method.theta)
-            if high < 0 or low > dims - 1:
-                does, other = ("interpolates", "keeps") if high < 0 else ("keeps", "interpolates")
-                return (
-                    f"beta_fast={step.beta_fast:g}, beta_slow={step.beta_slow:g}, {ORIGINAL}="
-                    f"{step.original_length}, {THETA}={method.theta:g}: YaRN {does} all "
-                    f"{dims // 2} frequencies, Hugging Face {other} them"
-                )
-    return None
-
-
-def _longrope(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    return (
-        LongRoPE(
-            numbers("short_factor", given.value("short_factor")),
-            numbers("long_factor", given.value("long_factor")),
-            lengths.trained(given),
-            lengths.factor(given),
-            given.numbers("attention_factor").get("attention_factor"),
-        ),
-    )
-
-
-def _llama3(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    trained = lengths.trained(given)
-    # Llama 3.1 extends by 16 with a factor of 8, so the two need not agree.
-    if lengths.extended is not None and lengths.extended <= trained:
-        raise ValueError(
-            f"extended_length={lengths.extended}: rope_type='llama3' extends beyond the {trained} "
-            "tokens trained on"
-        )
-    low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
-    return (Llama3(given.number("factor"), trained, low, high),)
-
-
-def _proportional(given: Given, lengths: _Lengths, share: float) -> tuple[Scaling, ...]:
-    return (Proportional(share, **given.numbers("factor")),)
-
-
-_SCALINGS: dict[str, Callable[[Given, _Lengths, float], tuple[Scaling, ...]]] = {
-    "default": lambda given, lengths, share: (),
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "yarn": _yarn,
-    "longrope": _longrope,
-    "llama3": _llama3,
-    "proportional": _proportional,
-}
-
-
-def _said(step: Scaling) -> dict[str, Any]:
-    """The type of one scaling and its keys, those at their defaults left out where they may be."""
+def _scaling_parameters(step: Scaling) -> dict[str, Any]:
+    """The type and keys of one scaling, without optional keys at their defaults."""
+    if isinstance(step, PRoPE):
+        step = Proportional(step.share)
     length = getattr(step, "length", None)
     if length is not None:
         raise ValueError(
             f"length={length}: rope_parameters cannot fix the length, which "
             "Hugging Face takes from each batch"
         )
-    match step:
-        case PositionInterpolation():
-            return {"rope_type": "linear", "factor": step.factor}
-        case DynamicNTK():
-            return {"rope_type": "dynamic", "factor": step.factor, ORIGINAL: step.original_length}
-        case YaRN():
-            base = YaRN(step.factor, step.original_length)
-            names = KEYS["yarn"][2:]
-            changed = [name for name in names if getattr(step, name) != getattr(base, name)]
-            said = {"rope_type": "yarn", "factor": step.factor, ORIGINAL: step.original_length}
-            return said | {name: getattr(step, name) for name in changed}
-        case LongRoPE():
-            said = {
-                "rope_type": "longrope",
-                "short_factor": list(step.short_factor),
-                "long_factor": list(step.long_factor),
-                ORIGINAL: step.original_length,
-                "factor": step.factor,
-            }
-            if step.attention_factor is not None:
-                said["attention_factor"] = step.attention_factor
-            return said
-        case Llama3():
-            return {
-                "rope_type": "llama3",
-                "factor": step.factor,
-                ORIGINAL: step.original_length,
-                "low_freq_factor": step.low_freq_factor,
-                "high_freq_factor": step.high_freq_factor,
-            }
-        case Proportional() | PRoPE():
-            said = {"rope_type": "proportional", SHARE: step.share}
-            factor = getattr(step, "factor", 1.0)
-            return said if factor == 1 else said | {"factor": factor}
-        case NTKAware():
-            raise ValueError(
-                f"scaling={step}: rope_parameters cannot say it; the same frequencies come from "
-                f"theta * {step.factor:g} ** (H / (H - 2)) for H dimensions that rotate"
+    names = [name for name, known in ROPE_TYPES.items() if known.scaling is type(step)]
+    if not names:
+        advice = ""
+        if isinstance(step, NTKAware):
+            advice = (
+                f"; the same frequencies come from theta * {step.factor:g} ** (H / (H - 2)) for H "
+                "dimensions that rotate"
             )
-    raise ValueError(f"scaling={step}: rope_parameters cannot say it")
+        raise ValueError(f"scaling={step}: rope_parameters cannot say it{advice}")
+    _, required, optional, _ = ROPE_TYPES[names[0]]
+    defaults = {field.name: field.default for field in dataclasses.fields(step)}
+    parameters: dict[str, Any] = {"rope_type": names[0]}
+    for key in (*required, *optional):
+        name = _FIELDS.get(key, key)
+        value = getattr(step, name)
+        if key in required or value != defaults[name]:
+            parameters[key] = list(value) if isinstance(value, tuple) else value
+    return parameters
+
+
+def is_fope(parameters: Mapping[str, Any]) -> bool:
+    """Whether ``rope_parameters`` have a key of FoPE; ``"use_fope": False`` turns them off.
+
+    >>> is_fope({"num_inv_freq": 16}), is_fope({"num_inv_freq": 16, "use_fope": False})
+    (True, False)
+    """
+    given = {FOPE_SPELLINGS.get(key, key) for key, value in parameters.items() if value is not None}
+    return bool(given.intersection(FOPE_KEYS)) and parameters.get("use_fope") is not False
+
+
+def inverted_ramp_message(method: RoPE, head_dim: int) -> str | None:
+    """How transformers differs from YaRN where the ramp lies beyond the frequencies, or None.
+
+    It cuts either end of the ramp at the grid, so that an end outside comes after the other.
+    """
+    dims = round(head_dim * method.partial_rotary_factor)
+    for step in method.scaling:
+        if isinstance(step, YaRN):
+            low, high = step.ramp_ends(dims, method.theta)
+            if high < 0 or low > dims - 1:
+                here, there = ("interpolates", "keeps") if high < 0 else ("keeps", "interpolates")
+                return (
+                    f"beta_fast={step.beta_fast:g}, beta_slow={step.beta_slow:g}, {ORIGINAL}="
+                    f"{step.original_length}, {THETA}={method.theta:g}: YaRN {here} all "
+                    f"{dims // 2} frequencies, Hugging Face {there} them"
+                )
+    return None
+
+
+# ---------------------------------------------------------------------------- keys and values
+
+
+def canonical_type(name: Any) -> Any:
+    """The type of a name: ``su`` is what Phi-3 first called ``longrope``."""
+    return "longrope" if name == "su" else name
+
+
+def read_keys(
+    parameters: Mapping[str, Any], types: Mapping[str, Iterable[str]]
+) -> tuple[str, dict[str, Any]]:
+    """The type and the other keys of ``rope_parameters`` that are given and not neutral.
+
+    Args:
+      parameters: entries of None count as not given.
+      types: the keys of each type, besides the base and the share of dimensions that rotate.
+
+    Raises:
+      ValueError: no type or an unknown one, or keys that the type does not have, all of them.
+    """
+    entries = {key: value for key, value in parameters.items() if value is not None}
+    names = [canonical_type(entries.pop(key)) for key in ("rope_type", "type") if key in entries]
+    if not names:
+        raise ValueError("'rope_type' is missing: pass 'default' for plain RoPE")
+    if len(names) > 1 and names[0] != names[1]:
+        raise ValueError(f"'rope_type' is {names[0]!r}, 'type' is {names[1]!r}: leave one out")
+    rope_type = names[0]
+    if rope_type not in tuple(types):  # of a tuple: it may be of a kind without a hash
+        raise ValueError(f"'rope_type' is {rope_type!r}{nearest(rope_type, types)}")
+    known = list(dict.fromkeys(("rope_type", THETA, PARTIAL, *types[rope_type])))
+    problems = [
+        f"unknown key {key!r} of rope_type={rope_type!r} with the value {value!r:.80}"
+        + (f" (did you mean {meant!r}?)" if (meant := likely(key, known)) else "")
+        for key, value in entries.items()
+        if key not in known and value not in _NEUTRAL.get(key, ())
+    ]
+    if problems:
+        raise ValueError(f"{'; '.join(problems)}. Known: {', '.join(known)}")
+    return rope_type, {key: value for key, value in entries.items() if key in known}
+
+
+def read_theta(entries: dict[str, Any], rope_theta: float | None) -> float:
+    """The base, of the keys or the argument."""
+    _add_argument(entries, THETA, rope_theta, "rope_theta")
+    if THETA not in entries:
+        raise ValueError(
+            f"{THETA!r} is missing: Hugging Face takes a default of the model; pass rope_theta"
+        )
+    return number(THETA, entries[THETA])
+
+
+def _add_argument(entries: dict[str, Any], key: str, argument: Any, name: str) -> None:
+    """Adds a value that came as an argument; where the key is given both must agree."""
+    if argument is None:
+        return
+    if key in entries and (given := number(key, entries[key])) != argument:
+        raise ValueError(f"{key!r} is {given:g}, {name}={argument}: leave one out")
+    _convert(key, argument, name)
+    entries.setdefault(key, argument)
+
+
+def _add_factor(entries: dict[str, Any], rope_type: str, extended_length: Any) -> None:
+    """Adds the factor that the lengths imply; a given one must agree."""
+    extended = number("extended_length", extended_length)
+    if rope_type == "dynamic":
+        raise ValueError(
+            f"extended_length={extended}: rope_type='dynamic' stretches to any length; "
+            "max_position_embeddings is the trained length here, pass original_length"
+        )
+    if ORIGINAL not in entries:
+        return
+    trained = _convert(ORIGINAL, entries[ORIGINAL])
+    if rope_type == "llama3":  # Llama 3.1 extends by 16 with a factor of 8: they need not agree
+        if extended <= trained:
+            raise ValueError(
+                f"extended_length={extended}: rope_type='llama3' extends beyond the {trained} "
+                "tokens trained on"
+            )
+        return
+    factor = number("factor", entries.setdefault("factor", extended / trained))
+    if not math.isclose(factor, extended / trained, rel_tol=1e-6):
+        raise ValueError(
+            f"'factor' is {factor:g}, extended_length={extended} over {trained} trained tokens is "
+            f"{extended / trained:g}: Hugging Face would take {factor:g}; leave one out"
+        )
+
+
+def _convert(key: str, value: Any, name: str | None = None) -> Any:
+    """``value`` as the kind that ``key`` needs; ``name`` is what messages call it."""
+    name = name or key
+    if key == ORIGINAL:
+        if (length := integer(name, value)) < 1:
+            raise ValueError(f"{name!r} is {length}: the trained length in tokens is 1 or more")
+        return length
+    if key == "truncate":
+        return flag(name, value)
+    if key in ("short_factor", "long_factor"):
+        if isinstance(value, str) or not isinstance(value, Iterable):
+            raise ValueError(f"{name!r} is {value!r}: expected a list of numbers, one a frequency")
+        return tuple(number(f"{name}[{index}]", entry) for index, entry in enumerate(value))
+    return number(name, value)
+
+
+def number(name: str, value: Any) -> float:
+    """``value``, or ValueError unless it is a finite number."""
+    value = value.item() if isinstance(value, np.number) else value
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # An integer of a JSON file may be beyond every float.
+    if not is_number or not abs(value) <= sys.float_info.max:
+        raise ValueError(f"{name!r} is {value!r}: expected a finite number")
+    return value
+
+
+def integer(name: str, value: Any) -> int:
+    """``value``, or ValueError unless it is a whole number."""
+    if number(name, value) != int(value):
+        raise ValueError(f"{name!r} is {value!r}: expected a whole number")
+    return int(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value``, or ValueError unless it is True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name!r} is {value!r}: expected True or False")
+    return bool(value)

@@ -22,19 +22,13 @@ from fope_jax.config import (
     split_override,
 )
 from fope_jax.data import DataConfig
-from fope_jax.data.bos import CheckpointBos, read_bos
+from fope_jax.data.bos import read_bos
 from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import load_run
 from fope_jax.extras import require
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig
-from fope_jax.interop.weights import (
-    ImportedModel,
-    export_weights,
-    import_config,
-    import_weights,
-    position_fingerprint,
-)
+from fope_jax.interop.weights import ImportedModel, export_weights, import_config, import_weights
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.transformer import split
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -62,7 +56,12 @@ log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
 PARTIAL = ".partial"  # in the directory of an export that has not ended
-BESIDE = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+TOKENIZER_FILES = (
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+)
 
 
 def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str] = ()) -> str:
@@ -89,11 +88,11 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     check_tokenizer(experiment)
     check_workdir(workdir, experiment)  # before the weights are read, which may take minutes
     imported = import_weights(source)
-    shape = imported.config.shape
-    position, identity = checkpoint_fingerprint(imported.position, shape, imported.constants)
+    position, fingerprints = checkpoint_fingerprint(
+        imported.position, imported.config.shape, imported.constants
+    )
     items = {"params": imported.params, "constants": imported.constants}
-    arrays = jax.tree.leaves(items)
-    check_space(workdir, sum(x.size * x.dtype.itemsize for x in arrays), "a checkpoint")
+    check_space(workdir, sum(x.nbytes for x in jax.tree.leaves(items)), "a checkpoint")
     parameters = sum(x.size for x in jax.tree.leaves(imported.params))
     facts = {
         "name": experiment.name,
@@ -101,14 +100,14 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
         "parameters": parameters,
         "position": {"hash": position.hash, "summary": position.summary},
         IMPORTED: {"directory": str(source)},
-        KEPT: imported.kept,
+        KEPT: imported.extra_keys,
     }
     with lock_run(workdir, "import"):
         open_workdir(workdir, experiment)
         write_run_info(workdir, facts, 0)
         store = CheckpointStore(workdir / CHECKPOINTS)
         try:  # last: before it is there the workdir holds nothing
-            store.save(0, items, identity | {"data": None})
+            store.save(0, items, fingerprints | {"data": None})
         finally:
             store.close()
     return f"{source}: {parameters:,} parameters, position {position.summary}"
@@ -124,63 +123,57 @@ def imported_experiment(
     """
     overrides = list(overrides)
     tokenizer = source / TOKENIZER
-    stated = dict(map(split_override, overrides))
-    if not tokenizer.is_file() and "data.tokenizer" not in stated:
+    given_tokenizer = dict(map(split_override, overrides)).get("data.tokenizer")
+    if not tokenizer.is_file() and given_tokenizer is None:
         raise ConfigError(
             f"{source} has no {TOKENIZER}: say which one its tokens are of, such as"
             f" --config.data.tokenizer=PATH/{TOKENIZER}"
         )
     data = DataConfig(tokenizer=str(tokenizer)) if tokenizer.is_file() else DataConfig()
-    length = imported.kept[MAX_POSITIONS]
-    bos = read_bos(Path(stated.get("data.tokenizer", tokenizer)))
+    bos = read_bos(Path(given_tokenizer or tokenizer))
     base = Experiment(
         name=source.resolve().name,
         seed=0,
         model=imported.config,
         position=imported.position,
         data=data,
-        # Step 0 is all there is; the length is what evaluation goes by.
-        train=TrainConfig(steps=1, batch_size=1, length=length, warmup_steps=0),
+        # There is step 0 alone; evaluation takes multiples of the length.
+        train=TrainConfig(
+            steps=1, batch_size=1, length=imported.extra_keys[MAX_POSITIONS], warmup_steps=0
+        ),
         evaluate=EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added),
     )
-    config = apply_overrides(ConfigDict(experiment_to_dict(base)), overrides)
-    experiment = build_experiment(config)
-    chosen = {name: getattr(experiment.model, name) for name in RUNTIME_FIELDS}
+    experiment = build_experiment(apply_overrides(ConfigDict(experiment_to_dict(base)), overrides))
+    changeable = {name: getattr(experiment.model, name) for name in RUNTIME_FIELDS}
     for name, old, new in (
-        ("model", dataclasses.replace(imported.config, **chosen), experiment.model),
+        ("model", dataclasses.replace(imported.config, **changeable), experiment.model),
         ("position", imported.position, experiment.position),
     ):
         if old != new:
             raise ConfigError(
                 f"config.{name} = {new}, but the weights are of {old}; an import can change "
-                f"{', '.join(f'model.{how}' for how in RUNTIME_FIELDS)} only"
+                f"{', '.join(f'model.{field}' for field in RUNTIME_FIELDS)} only"
             )
-    _log_bos(experiment.evaluate, bos)
+    token, added = experiment.evaluate.bos_token, experiment.evaluate.add_bos_token
+    log.info(
+        "BOS token: %s (%s)",
+        f"{token} is {'added' if added else 'not added'} to evaluated texts" if token else "none",
+        bos.source if (token, added) == (bos.token, bos.added) else "as the configuration has it",
+    )
     return experiment
-
-
-def _log_bos(settings: EvaluateConfig, stated: CheckpointBos) -> None:
-    token, added = settings.bos_token, settings.add_bos_token
-    does = f"{token} is {'added' if added else 'not added'} to evaluated texts" if token else "none"
-    changed = (token, added) != (stated.token, stated.added)
-    source = "as the configuration has it" if changed else stated.source
-    log.info("BOS token: %s (%s)", does, source)
 
 
 def is_tokenizer_compatible(imported: Experiment) -> bool:
     """Whether the embedding has a row for each token; more rows are padding, and fine.
 
-    A file that is no tokenizer is named where text is read; weights can do without.
+    So it is where the tokenizer cannot be read: that is an error where text is read.
     """
-    size = _vocabulary(imported.data)
+    size = _vocab_size(imported.data)
     return size is None or size <= imported.model.vocab_size
 
 
 def check_tokenizer(imported: Experiment) -> None:
-    """Raises ConfigError where the tokenizer has tokens that the imported embedding lacks.
-
-    So it does where there is plainly none to compare: no such file, or a Git LFS pointer.
-    """
+    """Raises ConfigError where the embedding lacks tokens of the tokenizer, or there is none."""
     path = Path(imported.data.tokenizer)
     if path.suffix == ".json":
         found = detect_content(read_head(path))
@@ -188,7 +181,7 @@ def check_tokenizer(imported: Experiment) -> None:
             what = f"it is {found.kind}; {found.advice}" if found else "there is no such file"
             raise ConfigError(f"data.tokenizer = {str(path)!r}: {what}")
     if not is_tokenizer_compatible(imported):
-        size = _vocabulary(imported.data)
+        size = _vocab_size(imported.data)
         raise ConfigError(
             f"the tokenizer {imported.data.tokenizer} has {size:,} tokens, the embedding of "
             f"{imported.name} has {imported.model.vocab_size:,}, and an import does not change it: "
@@ -198,7 +191,7 @@ def check_tokenizer(imported: Experiment) -> None:
         )
 
 
-def _vocabulary(data: DataConfig) -> int | None:
+def _vocab_size(data: DataConfig) -> int | None:
     """How many tokens a tokenizer has, as its largest id says; None where it cannot be read."""
     if data.tokenizer == "bytes":
         return BytesTokenizer.vocab_size
@@ -241,34 +234,33 @@ def export_run(
     if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty: export into a new directory")
     check_output(directory, "the checkpoint")
-    workdir, named = split_step(run)
-    if named is not None and step is not None and step != named:
-        raise ConfigError(f"--run {run} and --step {step}: leave one out")
-    run, step = workdir, step if named is None else named
+    run, step_in_name = split_step(run)
+    if None not in (step, step_in_name) and step != step_in_name:
+        raise ConfigError(f"--run {run}/{step_in_name} and --step {step}: leave one out")
+    step = step if step_in_name is None else step_in_name
     loaded = load_run(run, step, accept_position=accept_position)
-    _, params, constants = split(loaded.model)
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+    model, data = loaded.model, loaded.experiment.data
+    _, params, constants = split(model)
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
     check_space(directory, size // (1 if dtype in (None, "float32") else 2), "the checkpoint")
-    kept = loaded.run_info.get(KEPT, {})
-    data = loaded.experiment.data
-    eos = None if kept else _end_of_document(data)
-    # What was begun there and not finished is begun anew, and nothing of it is taken for a whole.
+    extra_keys = loaded.run_info.get(KEPT) or {"eos_token_id": _eos_id(data)}
+    # Written in a directory of its own, so that one cut off is not taken for whole.
     partial = directory / PARTIAL
     made = make_directory(directory)
     remove_tree(partial)
     try:
         export_weights(
             partial,
-            loaded.model.config,
-            loaded.model.position,
+            model.config,
+            model.position,
             params,
             constants,
-            length=max(loaded.experiment.train.length, kept.get(MAX_POSITIONS, 0)),
-            kept=kept or {"eos_token_id": eos},
+            length=max(loaded.experiment.train.length, extra_keys.get(MAX_POSITIONS, 0)),
+            extra_keys=extra_keys,
             dtype=dtype,
         )
         if data.tokenizer.endswith(".json"):
-            for name in BESIDE:
+            for name in TOKENIZER_FILES:
                 path = Path(data.tokenizer).with_name(name)
                 if path.is_file():
                     shutil.copyfile(path, partial / name)
@@ -279,15 +271,15 @@ def export_run(
         remove_tree(partial)
         remove_empty_directories(made)
         raise
-    model = loaded.model
-    summary = position_fingerprint(model.config, model.position, constants).summary
-    return f"{run}, step {loaded.step}: position {summary}"
+    position, _ = checkpoint_fingerprint(model.position, model.config.shape, constants)
+    return f"{run}, step {loaded.step}: position {position.summary}"
 
 
-def _end_of_document(data: DataConfig) -> int | None:
-    """The token that ends a document, where the tokenizer is there to ask."""
-    own = {"bytes": BytesTokenizer.eos_id, "sentencepiece": SentencePieceTokenizer.eos_id}
-    if data.tokenizer in own:
-        return own[data.tokenizer]
+def _eos_id(data: DataConfig) -> int | None:
+    """The token that ends a document; None where the tokenizer is not there to ask."""
+    if data.tokenizer == "bytes":
+        return BytesTokenizer.eos_id
+    if data.tokenizer == "sentencepiece":
+        return SentencePieceTokenizer.eos_id
     path = Path(data.tokenizer)
     return JsonTokenizer.load(path).eos_id if path.is_file() else None

@@ -55,7 +55,7 @@ def weights(tmp_path_factory):
     model = Transformer(config, RoPE(theta=100.0), rngs=nnx.Rngs(3))
     _, params, constants = split(model)
     kept = {"eos_token_id": 7, "bos_token_id": 5}
-    export_weights(directory, config, model.position, params, constants, length=16, kept=kept)
+    export_weights(directory, config, model.position, params, constants, length=16, extra_keys=kept)
     return directory
 
 
@@ -84,7 +84,9 @@ def test_weights_go_on_as_their_imported_run_does_and_are_exported(weights, runs
         assert own["kept"]["eos_token_id"] == 7 and "imported" not in own
     export_run(tmp_path / "a", tmp_path / "out")
     again, exported = import_weights(tmp_path / "out"), load_run(tmp_path / "a").model
-    assert again.kept["bos_token_id"] == 5 and again.kept["max_position_embeddings"] == 32
+    assert (
+        again.extra_keys["bos_token_id"] == 5 and again.extra_keys["max_position_embeddings"] == 32
+    )
     assert (
         again.position
         == exported.position
@@ -106,7 +108,7 @@ def test_what_weights_do_not_say_is_asked_for(weights, runs, tmp_path):
     ):
         open_parent(f"hf:{weights}")
     parent = open_parent(f"hf:{weights}", tokenizer="bytes")
-    assert (parent.imported, parent.step, parent.experiment.train.length) == (True, 0, 16)
+    assert (parent.is_imported, parent.step, parent.experiment.train.length) == (True, 0, 16)
     assert parent.experiment.data.tokenizer == "bytes" and parent.kept["eos_token_id"] == 7
     with pytest.raises(ConfigError, match="imported weights have no train.batch_size; give --co"):
         extend(f"hf:{weights}", "yarn", 32, tmp_path / "run", overrides=["data.tokenizer=bytes"])

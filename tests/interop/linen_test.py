@@ -37,6 +37,14 @@ CASES["fope-learnable"] = FoPE(LENGTH, learnable=True)
 CASES["by-layer-of-one"] = ByLayer((FoPE(LENGTH),))
 
 
+SOME = ("fope", "alibi", "fire", "xpos", "cope", "fope-learnable")  # of each kind of hook
+
+
+def slow_but(fast, names=CASES):
+    """All cases; the slow ones go the way of the fast ones, and nnx_test has all of them."""
+    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in names]
+
+
 class Before(nn.Module):
     """A language model of Flax's own layers."""
 
@@ -152,7 +160,7 @@ def through(method, variables, expected, x, positions, mask=CAUSAL):
     return jnp.einsum("btnh,nhd->btd", out, params["out"]["kernel"]) + params["out"]["bias"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(SOME))
 def test_equals_the_hooks(name, expected):
     """Positions counted, and row-wise ones of packed documents; jit gives the same."""
     method, x = CASES[name], inputs()
@@ -173,7 +181,7 @@ def test_equals_the_hooks(name, expected):
     np.testing.assert_allclose(packed(variables, positions), right, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["fope", "alibi", "cope", "logit_scaling"])
+@pytest.mark.parametrize("name", ["fope", "cope"])
 def test_decoding_with_the_key_cache_of_flax(name):
     """One token at a time, in a cache longer than the sequence, equals all at once."""
     x = inputs()
@@ -196,7 +204,7 @@ def test_decoding_with_the_key_cache_of_flax(name):
     np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(("fope-learnable", "t5", "cope")))
 def test_bfloat16_gradients_and_what_is_drawn(name):
     """Gradients reach all that is trained; constants and parameters are those of ``init``."""
     method, x = CASES[name], inputs()

@@ -42,6 +42,14 @@ CASES["fope-learnable"] = FoPE(LENGTH, learnable=True)
 CASES["by-layer-of-one"] = ByLayer((FoPE(LENGTH),))
 
 
+SOME = ("fope-query", "alibi", "fire", "xpos", "cope", "logit_scaling")  # of each kind of hook
+
+
+def slow_but(fast, names=CASES):
+    """All cases; those of which no other test shows the same are fast."""
+    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in names]
+
+
 class Before(nnx.Module):
     """A language model of Flax's own layers."""
 
@@ -182,7 +190,7 @@ def test_equals_the_hooks(name, expected):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(SOME))
 def test_packed_documents(name, expected):
     """Positions that start anew, other ones in each row, held as state that jit passes on."""
     layer, x = attention(CASES[name], positions=jnp.arange(LENGTH)), inputs()
@@ -207,7 +215,10 @@ def test_packed_documents(name, expected):
 
 @pytest.mark.parametrize(
     ("name", "is_causal"),
-    [*((name, True) for name in CASES), *((name, False) for name in ("fope", "alibi", "cope"))],
+    [
+        *(pytest.param(*case.values, True, marks=case.marks) for case in slow_but(SOME)),
+        *((name, False) for name in ("fope", "cope")),
+    ],
 )
 def test_decoding_with_the_key_cache_of_flax(name, is_causal):
     """One token at a time, in a cache longer than the sequence, equals all at once.
@@ -222,7 +233,10 @@ def test_decoding_with_the_key_cache_of_flax(name, is_causal):
     np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["fope", "fope-query", "fope-learnable", "alibi", "t5", "cope"])
+@pytest.mark.parametrize(
+    "name",
+    slow_but(("fope-query", "t5"), ("fope", "fope-query", "fope-learnable", "alibi", "t5", "cope")),
+)
 def test_bfloat16_and_gradients(name):
     """Gradients reach all that is trained and nothing else; 8 bits change little."""
     layer, x = attention(CASES[name]), inputs()
@@ -455,10 +469,7 @@ def test_another_attention_function():
     assert seen["is_causal"] and seen["bias"].shape == (1, HEADS, LENGTH, LENGTH)
 
 
-SOME = ["fope-query", "alibi", "fire", "xpos", "cope"]  # one of each kind of hook
-
-
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", slow_but(("fope-query", "fire", "cope"), SOME[:5]))
 def test_a_permutation_of_tokens_and_positions_permutes_the_output(name):
     """Packed documents and a token of padding too; by a mask, and by the flag with a mask."""
     layer, x = attention(CASES[name]), inputs()

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fope_jax.interop.rope_parameters import (
-    KEYS,
+    ROPE_TYPES,
     from_rope_parameters,
-    inverted_ramp,
+    inverted_ramp_message,
     to_rope_parameters,
 )
 from fope_jax.position import (
@@ -72,7 +72,7 @@ def test_golden_parameters_round_trip(name):
 
 def test_goldens_have_every_type_but_the_plain_one():
     types = {case["rope_parameters"]["rope_type"] for case in CASES.values()}
-    assert types == set(KEYS) - {"default"}
+    assert types == set(ROPE_TYPES) - {"default"}
 
 
 def floats(low, high):
@@ -300,7 +300,7 @@ def test_attn_factor_is_passed_over_with_a_warning_and_is_no_attention_factor(ca
     assert not caplog.text
     given = from_rope_parameters(keys | {"attn_factor": 0.8782488562869419}, head_dim=128)
     assert given == plain and given.attention_factor(128) == pytest.approx(1.138629436)
-    assert "'attn_factor' is 0.878249: passed over, as Hugging Face" in caplog.text
+    assert "'attn_factor' is 0.878249: ignored, as Hugging Face" in caplog.text
     assert "'attention_factor': 1 they grow" in caplog.text
     for kind, other in (("longrope", LONG), ("llama3", LLAMA)):
         with pytest.raises(ValueError, match=f"'attn_factor' of rope_type='{kind}'") as caught:
@@ -393,7 +393,7 @@ def test_random_parameters_give_what_the_formulas_of_transformers_give():
         head_dim, length, keys = random_parameters(rng)
         notes = {"truncate": False} if keys["rope_type"] != "yarn" else {"finetuned": True}
         method = from_rope_parameters(keys | notes, head_dim=head_dim)
-        if inverted_ramp(method, head_dim):
+        if inverted_ramp_message(method, head_dim):
             continue
         kinds.add(keys["rope_type"])
         if keys["rope_type"] in ("dynamic", "longrope"):
@@ -403,7 +403,7 @@ def test_random_parameters_give_what_the_formulas_of_transformers_give():
             method.frequencies(head_dim), expected, rtol=1e-9, atol=0, err_msg=str(keys)
         )
         assert method.attention_factor(head_dim) == pytest.approx(factor, rel=1e-12), keys
-    assert kinds == set(KEYS) - {"proportional"}
+    assert kinds == set(ROPE_TYPES) - {"proportional"}
 
 
 WRITING = {

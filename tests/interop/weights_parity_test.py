@@ -56,9 +56,9 @@ def test_every_family_with_every_rope_type_at_every_length(tmp_path, name, rope)
     imported = import_weights(tmp_path / "theirs")
     assert_parity(imported, model, 1e-4)
 
-    kept = imported.kept
-    length = kept["max_position_embeddings"]
-    export_weights(tmp_path / "ours", *imported[:4], length=length, kept=kept)
+    extra_keys = imported.extra_keys
+    length = extra_keys["max_position_embeddings"]
+    export_weights(tmp_path / "ours", *imported[:4], length=length, extra_keys=extra_keys)
     again = load(tmp_path / "ours")
     before, after = model.state_dict(), again.state_dict()
     assert before.keys() == after.keys()

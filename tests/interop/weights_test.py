@@ -12,15 +12,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fope_jax.interop.huggingface import FAMILIES, KEPT, from_config
-from fope_jax.interop.weights import (
-    export_weights,
-    import_weights,
-    position_fingerprint,
-    tensor_maps,
-)
+from fope_jax.interop.huggingface import FAMILIES, PASSED_THROUGH, from_config
+from fope_jax.interop.weights import export_weights, import_weights, tensor_views
 from fope_jax.model.config import TransformerConfig
-from fope_jax.model.transformer import Transformer, split
+from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import (
     AdjustedBase,
     ALiBi,
@@ -35,6 +30,7 @@ from fope_jax.position import (
     RoPE,
     T5Bias,
     YaRN,
+    fingerprint,
     from_spec,
 )
 from tests.interop.weights_runs import logits_of_parts
@@ -95,7 +91,9 @@ def test_every_rope_type_within_the_trained_length_and_beyond(logits, tmp_path, 
 
 
 def export(directory, imported, **options):
-    export_weights(directory, *imported[:4], **{"length": 16, "kept": imported.kept} | options)
+    export_weights(
+        directory, *imported[:4], **{"length": 16, "extra_keys": imported.extra_keys} | options
+    )
     return directory
 
 
@@ -127,7 +125,10 @@ def test_export_gives_back_every_bit_and_every_key(tmp_path, name):
         key: value for key, value in before.items() if key != "no_rope_layer_interval"
     }
     assert after["fope_jax"].keys() == {"position", "fingerprint"}
-    assert again.kept == {**imported.kept, **{k: v for k, v in again.kept.items() if v is None}}
+    assert again.extra_keys == {
+        **imported.extra_keys,
+        **{k: v for k, v in again.extra_keys.items() if v is None},
+    }
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == original.keys()
     assert len(set(index["weight_map"].values())) == len(list(out.glob("*.safetensors"))) > 1
@@ -146,13 +147,20 @@ def test_the_dtype_of_the_tensors_can_be_chosen(tmp_path):
     imported.params["final_norm"][0] = 1e6
     with pytest.raises(ValueError, match="dtype='float16': model.norm.weight has numbers beyond"):
         export(tmp_path / "narrow", imported, dtype="float16")
-    both = imported._replace(kept=imported.kept | {"dtype": "float16", "torch_dtype": "float16"})
+    both = imported._replace(
+        extra_keys=imported.extra_keys | {"dtype": "float16", "torch_dtype": "float16"}
+    )
     said = json.loads(
         (export(tmp_path / "both", both, dtype="bfloat16") / "config.json").read_text()
     )
     assert said["dtype"] == said["torch_dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="dtype='int8': expected one of float32, bfloat16, float1"):
         export(tmp_path / "unknown", imported, dtype="int8")
+
+
+def fingerprint_of(parts):
+    config, position, _, constants = parts
+    return fingerprint(position, config.shape, position_variables({}, constants)).hash
 
 
 def own_model(position, **changes):
@@ -198,7 +206,7 @@ def test_models_of_our_own_go_out_as_their_family_and_come_back_the_same(tmp_pat
     for ours, back in zip(parts[2:], imported[2:4], strict=True):
         jax.tree.map(np.testing.assert_array_equal, ours, back)
     # The fingerprint is that of checkpoints and covers FoPE's coefficients.
-    assert values["fope_jax"]["fingerprint"] == position_fingerprint(parts[0], *parts[1::2]).hash
+    assert values["fope_jax"]["fingerprint"] == fingerprint_of(parts)
     assert from_spec(values["fope_jax"]["position"]) == position
 
 
@@ -248,7 +256,7 @@ def test_changed_coefficients_are_refused_with_both_fingerprints(tmp_path):
     parts = own_model(SERVED)
     export_weights(tmp_path, *parts, length=40)
     change_tensors(tmp_path, lambda t: t["model.rotary_emb.cos_coef"].__setitem__((0, 0, 0), 1.5))
-    own = position_fingerprint(parts[0], parts[1], parts[3]).hash
+    own = fingerprint_of(parts)
     with pytest.raises(ValueError, match=f"exported with fingerprint {own}, but .* [0-9a-f]{{16}}"):
         import_weights(tmp_path)
 
@@ -347,11 +355,13 @@ def test_what_changes_no_number_is_kept():
         "quantization_config": None,
         "max_position_embeddings": 99,
     }
-    kept = from_config(LLAMA | changes).kept
+    kept = from_config(LLAMA | changes).extra_keys
     assert changes.items() <= kept.items()
     assert not {"vocab_size", "rope_parameters", "model_type"} & kept.keys()
-    assert KEPT & LLAMA.keys() <= kept.keys()
-    kept = from_config(QWEN3 | {"sliding_window": 4096}).kept  # use_sliding_window is False there
+    assert PASSED_THROUGH & LLAMA.keys() <= kept.keys()
+    kept = from_config(
+        QWEN3 | {"sliding_window": 4096}
+    ).extra_keys  # use_sliding_window is False there
     assert kept["sliding_window"] == 4096
 
 
@@ -386,7 +396,7 @@ def test_full_dumps_and_notes_of_trainers_are_read_past(values):
     notes = UNSLOTH | {"temperature": 0.6, "max_length": 4096, "_commit_hash": "0a1b"}
     full = from_config(values | FULL_DUMP | notes)
     assert full[:2] == plain[:2]
-    assert (FULL_DUMP | notes).items() <= full.kept.items()
+    assert (FULL_DUMP | notes).items() <= full.extra_keys.items()
 
 
 def test_all_unknown_keys_of_a_file_are_named_at_once_with_their_values():
@@ -590,7 +600,7 @@ def test_fope_of_xtuner_is_read_from_its_dump():
             ),
             "YaRN keeps all 4 frequencies, Hugging Face interpolates them",
         ),
-        (older(partial_rotary_factor=0.5), "partial_rotary_factor=0.5: these models turn the wh"),
+        (older(partial_rotary_factor=0.5), "partial_rotary_factor=0.5: these models rotate the wh"),
         (
             LLAMA | {"partial_rotary_factor": 0.5, "rope_parameters": ENGINES},
             "partial_rotary_factor=0.5: these models",
@@ -719,7 +729,7 @@ def test_the_files_are_those_that_transformers_reads(tmp_path, caplog):
     for name in ("consolidated.safetensors", "model-00004-of-00004.safetensors"):
         marked(tmp_path, name, 5)
     assert embedding_of(tmp_path) == old  # what the index does not name is not read
-    assert "model-00004-of-00004.safetensors left aside" in caplog.text
+    assert "model-00004-of-00004.safetensors ignored" in caplog.text
     assert "consolidated" not in caplog.text
     caplog.clear()
     marked(tmp_path, "model.safetensors", 7)
@@ -870,7 +880,7 @@ def test_untied_weights_need_both(tmp_path):
         (LogitScaling(RoPE(), training_length=16), {}, "position.method='logit_scaling'"),
         (RoPE(interleaved=True), {}, "interleaved=True: rope_parameters cannot say it"),
         (RoPE(learnable=True), {}, "learnable=True: rope_parameters cannot say it"),
-        (RoPE(partial_rotary_factor=0.5), {}, "partial_rotary_factor=0.5: these models turn the"),
+        (RoPE(partial_rotary_factor=0.5), {}, "partial_rotary_factor=0.5: these models rotate the"),
         (ByLayer((RoPE(), RoPE(5e5))), {}, "position.methods=.* layers with one RoPE and layers"),
         (ByLayer((SERVED, NoPE())), {}, "position.method='fope'"),
         (FoPE(40), {}, "share_layers=False with 2 layers"),
@@ -894,8 +904,9 @@ def test_a_directory_that_holds_something_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_places_are_all_parameters_of_a_model():
+def test_every_parameter_is_in_one_tensor():
     config, _, params, _ = own_model(RoPE(), norm="post", qk_norm="width")
-    reached = {place.path for place in tensor_maps(config)}
-    own = jax.tree_util.tree_flatten_with_path(params)[0]
-    assert reached == {tuple(key.key for key in path) for path, _ in own}
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
+    for view in tensor_views(config, params).values():
+        view += 1
+    assert all((x == 1).all() for x in jax.tree.leaves(params))

@@ -14,9 +14,9 @@ from fope_jax.position.base import (
     PositionEmbedding,
     PositionVariables,
     Variables,
-    block_positions,
+    bias_of_heads,
 )
-from fope_jax.position.relative_bias.base import by_head, relative_distance
+from fope_jax.position.relative_bias.base import relative_distance
 from fope_jax.position.rotation import as_array
 from fope_jax.typing import Array
 
@@ -76,12 +76,7 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
     slopes = as_array(slopes)
     if slopes.ndim != 1:
         raise ValueError(f"slopes {slopes.shape}: expected [N], one a head")
-    distance = relative_distance(*block_positions(q_positions, k_positions))
-    return _penalty(distance[:, None], by_head(slopes))
-
-
-def _penalty(distance: Array, slope: Array) -> Array:
-    return -slope * jnp.abs(distance).astype(jnp.float32)
+    return bias_of_heads(ALiBi(), {"slopes": slopes}, q_positions, k_positions)
 
 
 @dataclass(frozen=True)
@@ -119,4 +114,5 @@ class ALiBi(PositionEmbedding):
         return ("heads",)
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
-        return _penalty(relative_distance(q_positions, k_positions), variables["slopes"])
+        distance = jnp.abs(relative_distance(q_positions, k_positions)).astype(jnp.float32)
+        return -jnp.asarray(variables["slopes"], jnp.float32) * distance

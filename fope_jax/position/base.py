@@ -247,11 +247,11 @@ def bias_of_heads(
       no variable differs by head.
     """
     q_positions, k_positions = block_positions(q_positions, k_positions)
+    variables = {name: as_array(value) for name, value in variables.items()}
     heads = {
         name: axes.index("heads") if "heads" in (axes := method.variable_axes(name)) else None
         for name in variables
     }
-
     block = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
 
     def of_one_head(own: Variables) -> Array:
@@ -265,12 +265,8 @@ def bias_of_heads(
 def block_positions(q_positions: Array, k_positions: Array) -> tuple[Array, Array]:
     """``[B, T, 1]`` and ``[B, 1, S]``, which broadcast over a block of scores.
 
-    Args:
-      q_positions: ``[B, T]`` or ``[1, T]``.
-      k_positions: ``[B, S]`` or ``[1, S]``.
-
     Raises:
-      ValueError: other shapes.
+      ValueError: they are not ``[B or 1, T]`` and ``[B or 1, S]``.
     """
     q_positions, k_positions = as_array(q_positions), as_array(k_positions)
     shapes = q_positions.shape, k_positions.shape

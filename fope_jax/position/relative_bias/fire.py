@@ -15,7 +15,7 @@ from fope_jax.position.base import (
     PositionEmbedding,
     PositionVariables,
     Variables,
-    block_positions,
+    bias_of_heads,
     is_in_kernel,
 )
 from fope_jax.position.checks import check_above_zero
@@ -103,13 +103,10 @@ def fire_bias(
 
     Reference: Li et al. 2023 (FIRE), Section 3 and the code in its appendix.
     """
-    share = fire_distance(*block_positions(q_positions, k_positions), c, threshold)
-
-    def of_one_head(weight: Array, offset: Array) -> Array:
-        return _network(share, hidden_weight, hidden_bias, weight) + offset
-
-    own = (jnp.asarray(x, jnp.float32) for x in (out_weight, out_bias))
-    return jax.vmap(of_one_head, in_axes=(1, 0), out_axes=1)(*own)
+    network = {"hidden_weight": hidden_weight, "hidden_bias": hidden_bias}
+    network |= {"out_weight": out_weight, "out_bias": out_bias}
+    variables = {"c": c, "length_factor": threshold} | network
+    return bias_of_heads(FIRE(init_length=1.0), variables, q_positions, k_positions)
 
 
 @dataclass(frozen=True)
@@ -177,8 +174,8 @@ class FIRE(PositionEmbedding):
         factor = jnp.asarray(variables["length_factor"], jnp.float32)
         threshold = jnp.abs(factor * np.float32(self.init_length))
         share = fire_distance(q_positions, k_positions, variables["c"], threshold)
-        network = ("hidden_weight", "hidden_bias", "out_weight")
-        return _network(share, *(variables[name] for name in network)) + variables["out_bias"]
+        network = (variables[name] for name in ("hidden_weight", "hidden_bias", "out_weight"))
+        return _network(share, *network) + jnp.asarray(variables["out_bias"], jnp.float32)
 
 
 def _network(share: Array, hidden_weight: Any, hidden_bias: Any, out_weight: Any) -> Array:

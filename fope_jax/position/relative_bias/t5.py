@@ -17,7 +17,7 @@ from fope_jax.position.base import (
     PositionEmbedding,
     PositionVariables,
     Variables,
-    block_positions,
+    bias_of_heads,
     is_in_kernel,
 )
 from fope_jax.position.checks import check_spread
@@ -131,12 +131,8 @@ def t5_bias(
 
     Reference: Raffel et al. 2020 (T5), Section 2.1.
     """
-    relative = -relative_distance(*block_positions(q_positions, k_positions))
-
-    def of_one_head(values: Array) -> Array:
-        return _look_up(values, relative, max_distance, bidirectional)
-
-    return jax.vmap(of_one_head, in_axes=1, out_axes=1)(jnp.asarray(table))
+    method = T5Bias(len(table), max_distance, bidirectional=bidirectional)
+    return bias_of_heads(method, {"bias_table": table}, q_positions, k_positions)
 
 
 @dataclass(frozen=True)
@@ -196,7 +192,13 @@ class T5Bias(PositionEmbedding):
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         distance, table = relative_distance(q_positions, k_positions), variables["bias_table"]
         if not is_in_kernel(table):
-            return _look_up(table, -distance, self.max_distance, self.bidirectional)
+            buckets = t5_buckets(
+                -distance,
+                num_buckets=self.num_buckets,
+                max_distance=self.max_distance,
+                bidirectional=self.bidirectional,
+            )
+            return jnp.take(jnp.asarray(table, jnp.float32), buckets, mode="clip")
         if not self.bidirectional:
             return self._select(distance, table)
         half = self.num_buckets // 2
@@ -211,11 +213,3 @@ class T5Bias(PositionEmbedding):
         for edge, value in zip(edges, values[1:], strict=True):
             bias = jnp.where(distance >= edge, value, bias)
         return bias
-
-
-def _look_up(table: Array, relative: Array, max_distance: int, bidirectional: bool) -> Array:
-    """The values of ``table [num_buckets]`` for each relative position."""
-    buckets = t5_buckets(
-        relative, num_buckets=table.shape[0], max_distance=max_distance, bidirectional=bidirectional
-    )
-    return jnp.take(jnp.asarray(table, jnp.float32), buckets, mode="clip")

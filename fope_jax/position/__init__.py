@@ -30,6 +30,7 @@ from fope_jax.position.registry import (
     find_class,
     from_spec,
     import_module,
+    import_modules,
     make,
     make_scaling,
     name_of,

@@ -153,6 +153,25 @@ def import_module(module: str) -> None:
         ) from error
 
 
+def import_modules(spec: Any) -> None:
+    """Imports the modules that a specification names: for one that its reader has written.
+
+    >>> import_modules({"method": "fope_jax.position.rope:RoPE"})
+
+    Raises:
+      ValueError: see ``import_module``.
+    """
+    if isinstance(spec, Mapping):
+        _, name, knobs = split_spec(spec)
+        module, colon, _ = str(name).partition(":")
+        if colon:
+            import_module(module)
+        import_modules(list(knobs.values()))
+    elif isinstance(spec, (list, tuple)):
+        for item in spec:
+            import_modules(item)
+
+
 def _check_class(name: str, cls: Any, key: str) -> None:
     base = _BASES[key]
     if not (isinstance(cls, type) and issubclass(cls, base)):

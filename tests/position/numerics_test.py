@@ -146,6 +146,7 @@ WITHOUT_ARRAYS = {
     "from_spec",
     "has_hook",
     "import_module",
+    "import_modules",
     "make",
     "make_scaling",
     "name_of",

@@ -33,6 +33,7 @@ from fope_jax.position import (
     fingerprint,
     fourier_tables,
     from_spec,
+    import_modules,
     make,
     name_of,
     register,
@@ -304,6 +305,12 @@ def test_a_method_of_others_is_imported_only_where_that_is_allowed(stranger):
     assert stranger not in sys.modules and "damped" not in METHODS
     assert from_spec(nested, ["stranger"]).methods[0].rate == 2
     assert from_spec(spec).rate == 2, "what has been imported needs no leave"
+
+
+def test_what_a_specification_names_can_be_imported_beforehand(stranger):
+    spec = {"method": "logit_scaling", "training_length": 8, "inner": {"method": "stranger:Damped"}}
+    import_modules(spec)
+    assert name_of(from_spec(spec).inner) == "damped"
 
 
 def test_methods_and_scalings_of_others_go_both_ways(stranger):

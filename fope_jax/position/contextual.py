@@ -47,9 +47,6 @@ def cope_bias(q: Array, logits: Array, position_table: Array) -> Array:
         bias[i, j] = (1 - w) z[i, floor(p)] + w z[i, floor(p) + 1]
         z[i, m] = q_i . e_m,  p = p[i, j],  w = p - floor(p)
 
-    Linear interpolation of q.e equals q times the interpolated embedding, and needs P products a
-    query in place of S.
-
     Args:
       q: ``[B, T, N, H]``, unscaled: the factor 1 / sqrt(H) is on ``logits`` alone.
       logits: ``[B, N, T, S]``, scaled, with all keys in the order of their positions; -inf where

@@ -81,13 +81,8 @@ def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> np.ndarray:
 
         w_m = theta ** (-2 m / H),  m = 0 .. H/2 - 1
 
-    Args:
-      head_dim: head dim H, even.
-      theta: the base; the slowest pair turns once in about ``2 * pi * theta`` tokens.
-
     Returns:
-      ``[H/2]`` radians per token, falling from 1. A float64 NumPy constant, so that ``angles`` can
-      keep phases accurate at long positions; JAX rounds it to float32 wherever else it is used.
+      ``[H/2]`` radians per token, falling from 1; float64 NumPy, for the accuracy of ``angles``.
 
     Raises:
       ValueError: ``head_dim`` is odd or not positive, or ``theta`` is not above 0.

@@ -34,8 +34,7 @@ class YaRN(Scaling):
         g_m = 1 - clamp((m - low) / (high - low), 0, 1)
         low, high = H ln(L / (2 pi beta)) / (2 ln theta)  at beta_fast, beta_slow
 
-    The ramp runs over the index m of a grid of base theta, with zeros where a floor has clipped it.
-    Where its ends fall on one index it is a step after that index.
+    Where the ramp's ends fall on one index it is a step after that index.
 
     Knobs:
       factor: s, the new length over the trained one.

@@ -31,7 +31,7 @@ SHAPES = {"methods": [FoPE(512)], "length": 1024, "head_dim": 64, "dtype": "bflo
         ("gpu", {}, "cudnn", "the fused kernel of platform gpu"),
         ("tpu", {"methods": [ALiBi()]}, "pallas", "splash cannot run: ALiBi adds a bias"),
         ("tpu", {"methods": [RoPE(), ALiBi()]}, "pallas", "ALiBi adds a bias"),
-        ("tpu", {"methods": [RoPE(), CoPE()]}, "chunked", "CoPE has no form of its bias for one"),
+        ("tpu", {"methods": [RoPE(), CoPE()]}, "chunked", "CoPE needs whole rows of scores"),
         ("tpu", {"length": 1000}, "chunked", "1000 tokens a row are no multiple of 128"),
         ("tpu", {"context": 4}, "pallas", "mesh.context=4"),
         ("tpu", {"context": 16}, "chunked", "no multiple of 128 on each of mesh.context=16"),

@@ -60,8 +60,8 @@ class TransformerConfig:
         the matrix products with parameters; "full", each layer from its input.
       attention: which program computes it, see ``model/backends.py``; "auto" takes the fastest that
         can run on the default platform.
-      attention_block: queries and keys in a block of the chunked attention. Not 256: blocks a power
-        of two long compete for the same cache lines of a CPU (benchmarks/README.md).
+      attention_block: queries and keys in a block of the chunked attention; None takes what suits
+        the default platform (``attention.default_block``).
       derivatives: "reverse", what training needs; "all": ``jax.jvp``, Hessian-vector products and
         other second derivatives work as well. Products with weights and the attention then leave
         their gradients to JAX, which takes more time and, on a mesh, memory. ``loss_sums`` has the
@@ -90,7 +90,7 @@ class TransformerConfig:
     scan_layers: bool = True
     remat: str = "none"
     attention: str = "auto"
-    attention_block: int = 280
+    attention_block: int | None = None
     derivatives: str = "reverse"
     dtype: str = "float32"
     param_dtype: str = "float32"

@@ -469,8 +469,8 @@ def _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
             weights = jnp.exp(logits - new_highest[..., None])
             shrink = jnp.exp(highest - new_highest)
             total = total * shrink + jnp.sum(weights, axis=-1)
-            part = _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v_j)
-            return new_highest, total, out * shrink[..., None] + part
+            new_out = _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v_j)
+            return new_highest, total, out * shrink[..., None] + new_out
 
         rows = q_i.shape[:-1]
         start = (
@@ -541,11 +541,11 @@ def _bias_gradient(bias_fn, trained, constants, q_index, k_index, d_logits):
         bias = bias_fn({**trained, **constants}, q_index.positions, k_index.positions)
         return bias.astype(jnp.float32)
 
-    bias, pull = jax.vjp(bias_of, trained)
+    bias, bias_vjp = jax.vjp(bias_of, trained)
     batch, kv_heads, group, *block = d_logits.shape
     d_bias = d_logits.reshape(batch, kv_heads * group, *block)
     shared = [axis for axis in range(4) if bias.shape[axis] < d_bias.shape[axis]]
-    (gradient,) = pull(jnp.sum(d_bias, axis=shared, keepdims=True))
+    (gradient,) = bias_vjp(jnp.sum(d_bias, axis=shared, keepdims=True))
     return jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
 
 

@@ -52,7 +52,7 @@ class KVCache(NamedTuple):
       layers: a ``LayerCache`` for each of the P layers of a period.
       positions: ``[B, S]`` int32, of each key.
       segments: ``[B, S]`` int32; 0 where nothing is stored yet, and for padding.
-      filled: int32, how many of the S places are used; the same for all rows. A NumPy number for as
+      filled: int32, how many of the S slots are used; the same for all rows. A NumPy number for as
         long as it is known, also where a program is traced.
     """
 
@@ -188,7 +188,7 @@ def forward_cached(
 
 
 def _filled_after(cache: KVCache, count: int) -> Any:
-    """How many places are used with ``count`` tokens more.
+    """How many slots are used with ``count`` tokens more.
 
     Raises:
       ValueError: it is known that there are not as many.
@@ -198,7 +198,7 @@ def _filled_after(cache: KVCache, count: int) -> Any:
     used = int(cache.filled) if is_known else 0
     if used + count > size:
         raise ValueError(
-            f"{count} tokens more: the key cache has {size} places, {used} of them are used"
+            f"{count} tokens more: the key cache has {size} slots, {used} of them are used"
             + ("" if is_known else " or more")
         )
     return np.int32(used + count) if is_known else cache.filled + count
@@ -213,7 +213,7 @@ def prefill(
       model: the model.
       tokens: ``[B, T]`` int32; a shorter prompt stands at the end of its row.
       segments: ``[B, T]`` int32: 1 where the prompt is, 0 before it.
-      room: places for tokens to come.
+      room: slots for tokens to come.
 
     Returns:
       hidden ``[B, T, D]``, the cache, and the position ``[B, 1]`` of the next token.

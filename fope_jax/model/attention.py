@@ -139,6 +139,7 @@ def attend(
             {**trained, **constants},
             TokenIndex(*(_to_blocks(x, rows) for x in q_index)),
             k_index,
+            recompute=backend == "chunked" or contextual_fn is not None,
         )
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_heads, head_dim)
     return out[:, :length]
@@ -335,17 +336,18 @@ def _attend_whole(bias_fn, contextual_fn, logit_scale, q, k, v, variables, q_ind
     return _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v).astype(q.dtype)
 
 
-def _attend_rows(attend_whole, q, k, v, variables, q_index, k_index):
+def _attend_rows(attend_whole, q, k, v, variables, q_index, k_index, *, recompute):
     """``attend_whole`` for one block of queries ``[Q, B, ...]`` after the other, with all keys.
 
-    The gradient computes each block again, so that only one block's scores exist at a time.
+    With ``recompute`` the gradient computes each block again, so that only one block's scores exist
+    at a time; without it there is one block.
     """
 
     def attend_block(block):
         q_i, q_index_i = block
         return attend_whole(q_i, k, v, variables, q_index_i, k_index)
 
-    if len(q) == 1:
+    if not recompute:
         return attend_block(jax.tree.map(lambda x: x[0], (q, q_index)))[None]
     return jax.lax.map(jax.checkpoint(attend_block, prevent_cse=False), (q, q_index))
 
@@ -469,8 +471,8 @@ def _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
             weights = jnp.exp(logits - new_highest[..., None])
             shrink = jnp.exp(highest - new_highest)
             total = total * shrink + jnp.sum(weights, axis=-1)
-            part = _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v_j)
-            return new_highest, total, out * shrink[..., None] + part
+            new_out = _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v_j)
+            return new_highest, total, out * shrink[..., None] + new_out
 
         rows = q_i.shape[:-1]
         start = (
@@ -541,11 +543,11 @@ def _bias_gradient(bias_fn, trained, constants, q_index, k_index, d_logits):
         bias = bias_fn({**trained, **constants}, q_index.positions, k_index.positions)
         return bias.astype(jnp.float32)
 
-    bias, pull = jax.vjp(bias_of, trained)
+    bias, bias_vjp = jax.vjp(bias_of, trained)
     batch, kv_heads, group, *block = d_logits.shape
     d_bias = d_logits.reshape(batch, kv_heads * group, *block)
     shared = [axis for axis in range(4) if bias.shape[axis] < d_bias.shape[axis]]
-    (gradient,) = pull(jnp.sum(d_bias, axis=shared, keepdims=True))
+    (gradient,) = bias_vjp(jnp.sum(d_bias, axis=shared, keepdims=True))
     return jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
 
 

@@ -26,10 +26,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from fope_jax.model.attention import TokenIndex, visible_block_mask
+from fope_jax.model.backends import LANES
 from fope_jax.position.base import PositionEmbedding, has_hook
 from fope_jax.typing import Array
 
-LANES = 128
 NAME = "bias_attention"  # what the names of the three kernels begin with
 _LOWEST = -1e30  # finite, so that a query without keys gives no NaN
 # A bias of many numbers keeps one block of its derivative for each.
@@ -176,13 +176,13 @@ def _masked_scores(
 
 
 def _gradient_of_scores(settings, numbers, q, k, v, tokens, d_out, lse, delta):
-    """The weights and the gradient of the scores, ``[s, t]``, and the pull of the bias."""
-    bias, pull = None, None
+    """The weights and the gradient of the scores, ``[s, t]``, and the pullback of the bias."""
+    bias, bias_vjp = None, None
     if settings.bias_fn is not None:
-        bias, pull = jax.vjp(lambda numbers: settings.bias_fn(numbers, *tokens[:2]), numbers)
+        bias, bias_vjp = jax.vjp(lambda numbers: settings.bias_fn(numbers, *tokens[:2]), numbers)
     scores, mask = _masked_scores(q, k, bias, tokens)
     weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
-    return weights, weights * (_dot(v, d_out, 1, 1) - delta), pull
+    return weights, weights * (_dot(v, d_out, 1, 1) - delta), bias_vjp
 
 
 # ---------------------------------------------------------------------------- kernels
@@ -283,11 +283,11 @@ def _backward_queries(settings, q, k, v, numbers, q_index, k_index, d_out, lse, 
         def _():
             keys, head_numbers = k[0, 0], _head_numbers(settings, numbers, head)
             blocks = (q[0, 0], keys, v[0, 0], [ref[0] for ref in token_refs])
-            _, d_scores, pull = _gradient_of_scores(
+            _, d_scores, bias_vjp = _gradient_of_scores(
                 settings, head_numbers, *blocks, d_out[0, 0], lse[0, 0], delta[0, 0]
             )
-            if pull is not None:
-                (gradient,) = pull(d_scores)
+            if bias_vjp is not None:
+                (gradient,) = bias_vjp(d_scores)
                 lane = jax.lax.broadcasted_iota(jnp.int32, d_numbers.shape[2:], 1)
                 for index, number in enumerate(gradient):
                     d_numbers[0, 0] += jnp.where(lane == index, number, 0.0)

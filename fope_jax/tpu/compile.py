@@ -100,8 +100,8 @@ def parse_out_of_memory(message: str) -> tuple[int, int] | None:
     (62706522522, 16857746637)
     """
     for pattern in _OUT_OF_MEMORY:
-        if found := pattern.search(message):
-            needed, unit, limit, limit_unit = found.groups()
+        if match := pattern.search(message):
+            needed, unit, limit, limit_unit = match.groups()
             needed_bytes = round(float(needed) * _UNITS[unit])
             return needed_bytes, round(float(limit) * _UNITS[limit_unit])
     return None

@@ -25,8 +25,8 @@ from fope_jax.position.base import (
     bias_of_heads,
     has_hook,
 )
+from fope_jax.position.registry import name_of
 from fope_jax.position.rotation import inverse_frequencies
-from fope_jax.position.table import name_of
 from fope_jax.typing import Array
 
 logger = logging.getLogger(__name__)

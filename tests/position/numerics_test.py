@@ -254,12 +254,13 @@ SETTINGS = {
 }
 
 
-DTYPES = ("float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow))
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def every_row(test):
     names = [name for name in ROWS if name not in HOST]
-    test = pytest.mark.parametrize("dtype", DTYPES)(test)
+    float16 = pytest.param("float16", marks=pytest.mark.slow)
+    test = pytest.mark.parametrize("dtype", ["float32", "bfloat16", float16])(test)
     return pytest.mark.parametrize("name", names)(test)
 
 

@@ -113,8 +113,8 @@ def find_class(key: str, name: str, allow: Collection[str] | None = ()) -> type:
             )
         import_module(module)
     cls: Any = sys.modules[module]
-    for part in path.split("."):
-        cls = getattr(cls, part, None)
+    for name_in_module in path.split("."):
+        cls = getattr(cls, name_in_module, None)
     if cls is None:
         raise ValueError(f"{key} {name!r}: the module {module!r} has no {path!r}")
     try:

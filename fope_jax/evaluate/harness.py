@@ -378,10 +378,8 @@ def as_harness_model(base: Any, model: TextModel) -> Any:
             return model.loglikelihood_rolling([request.args[0] for request in requests])
 
         def generate_until(self, requests: Any) -> list[str]:
-            arguments = (request.args for request in requests)
-            return [
-                model.generate(text, *generation_settings(kwargs)) for text, kwargs in arguments
-            ]
+            pairs = (request.args for request in requests)
+            return [model.generate(text, *generation_settings(kwargs)) for text, kwargs in pairs]
 
     return RunLM()
 

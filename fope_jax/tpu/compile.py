@@ -60,7 +60,7 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
         "model_flops": useful,
     }
     try:
-        compiled = traced.lower().compile()
+        compiled: Any = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if (sizes := parse_out_of_memory(str(error))) is None:
             raise

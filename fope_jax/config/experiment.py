@@ -328,7 +328,7 @@ def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:
 
 
 def _cross_check(experiment: Experiment) -> None:
-    longest, length = experiment.position.max_length(), experiment.train.length
+    longest, length = experiment.position.limits.max_length, experiment.train.length
     if longest is not None and length > longest:
         raise ConfigError(
             f"config.train.length = {length} is beyond the longest sequence of position method"

@@ -353,7 +353,7 @@ def load_text_model(
     """
     loaded = load_run(workdir, step)
     experiment = loaded.experiment
-    limit = experiment.position.max_length()
+    limit = experiment.position.limits.max_length
     if limit is not None and max_length is not None and max_length > limit:
         raise ValueError(
             f"max_length = {max_length}: {type(experiment.position).__name__} is defined for at "

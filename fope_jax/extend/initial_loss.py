@@ -87,7 +87,7 @@ def compare_initial_losses(
 
     trained = arrays["params"], arrays["constants"]
     before, after = loss(parent, *trained), loss(child, state.params, constants)
-    limit, longer = parent.position.max_length(), None
+    limit, longer = parent.position.limits.max_length, None
     if limit is None or limit >= child.train.length:
         longer = loss(dataclasses.replace(parent, train=child.train), *trained)
     result = {

@@ -6,7 +6,6 @@ frequencies or parameters. Rows come from ``fope_jax.gallery.curves``.
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Sequence
@@ -15,9 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from fope_jax.extras import require
 from fope_jax.report import plots
-from fope_jax.report.page import details, embedded_figure, paragraph, section, write_page
-from fope_jax.report.rows import ReportError
-from fope_jax.report.tables import number
+from fope_jax.report.html import (
+    Details,
+    Note,
+    Part,
+    Picture,
+    Section,
+    file_stem,
+    make_output,
+    write_page,
+)
+from fope_jax.report.tables import format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,37 +57,29 @@ def write_gallery(rows: Sequence[Row], out: str | Path) -> Path:
     Raises:
       ReportError: the directory cannot be written.
     """
-    out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "gallery.json").write_text(json.dumps(list(rows)), encoding="utf-8")
-    except OSError as error:
-        raise ReportError(f"cannot write the gallery to {out}: {error.strerror}") from error
-    overview = embedded_figure(
+    out = make_output(out, "the gallery")
+    (out / "gallery.json").write_text(json.dumps(list(rows)), encoding="utf-8")
+    overview = Picture(
         overview_figure(rows),
-        out,
         "overview",
         "Small multiples of the curves that follow, one a method.",
         "All methods: attention against distance in tokens. Each panel has a vertical scale of "
         "its own.",
     )
-    sections = [_method(row, out) for row in rows]
-    title = "Position embeddings: a gallery"
-    source = paragraph("The numbers of all figures are in gallery.json.", "note")
-    return write_page(
-        out, title, paragraph(INTRODUCTION), source, section("Overview", overview), *sections
-    )
-
-
-def _method(row: Row, out: Path) -> str:
-    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in row["label"])
-    caption = f"{row['quantity']}, against distance in tokens"
-    caption += f" ({row['note']})." if row["note"] else "."
-    parts = [embedded_figure(method_figure(row), out, stem, alt_text(row), caption)]
-    if row["others"]:
-        listed = "\n".join(f"<li>{html.escape(text)}</li>" for text in row["others"])
-        parts.append(details("Further variables of the first layer", f"<ul>{listed}</ul>"))
-    return section(row["label"], paragraph(row["summary"], "note"), *parts)
+    parts: list[Part] = [
+        INTRODUCTION,
+        Note("The numbers of all figures are in gallery.json."),
+        Section("Overview", [overview]),
+    ]
+    for row in rows:
+        note = f" ({row['note']})" if row["note"] else ""
+        caption = f"{row['quantity']}, against distance in tokens{note}."
+        picture = Picture(method_figure(row), file_stem(row["label"]), alt_text(row), caption)
+        section: list[Part] = [Note(row["summary"]), picture]
+        if row["others"]:
+            section.append(Details("Further variables of the first layer", row["others"]))
+        parts.append(Section(row["label"], section))
+    return write_page(out, "Position embeddings: a gallery", parts)
 
 
 def alt_text(row: Row) -> str:
@@ -89,7 +88,7 @@ def alt_text(row: Row) -> str:
     for line in row["lines"]:
         value = line["value"]
         at = [d for d in (0, length, len(value) - 1) if d < len(value)]
-        shown = ", ".join(f"{number(value[d])} at {d:,}" for d in dict.fromkeys(at))
+        shown = ", ".join(f"{format_number(value[d])} at {d:,}" for d in dict.fromkeys(at))
         lines.append(f"{line['label']}: {shown}")
     counts = [
         f"{sum(map(bool, s['values']))} frequencies ({s['label']}), {s['values'].count(0)} at zero"

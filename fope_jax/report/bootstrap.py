@@ -1,20 +1,20 @@
 """How much a number would move with other documents: percentile bootstrap of pooled sums.
 
-Tokens of one document are not independent, so documents are drawn with replacement, whole, and
+Tokens of one document are not independent, so whole documents are drawn with replacement, and
 every ratio is taken of the sums over what was drawn:
 
     ratio*_r = sum_d c_rd nats_d / sum_d c_rd tokens_d,    c_r ~ Multinomial(D, 1/D)
 
 The interval goes from the 2.5th to the 97.5th percentile of ``ratio*``. The draws depend on the
-number of documents alone, so numbers that are taken of several contexts, or of several seeds on the
-same documents, are paired.
+number of documents alone: numbers of several contexts, or of several seeds, of the same documents
+are paired. (`scipy.stats.bootstrap` draws anew for each number.)
 
 Reference: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", Chapter 13.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,15 +39,16 @@ def draws(documents: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.nd
 
 
 def intervals(
-    sums: Mapping[Any, np.ndarray], statistic: Callable[[dict[Any, Any]], Mapping[Any, float]]
+    sums: Mapping[Any, np.ndarray],
+    statistic: Callable[[dict[Any, np.ndarray]], Mapping[Any, np.ndarray]],
 ) -> dict[Any, Interval]:
     """An interval for each key of what ``statistic`` gives.
 
     Args:
       sums: key -> ``[D, ...]`` sums of each document, all of the same D documents; a document with
         none has zeros.
-      statistic: pooled sums ``[...]`` by key, as lists -> numbers by key. A key that it leaves out
-        of a resample, as where that has no token, is not counted there.
+      statistic: pooled sums by key, ``[R, ...]``, the first axis over R resamples -> numbers by
+        key, ``[R]``. NaN, as of a resample without a token, is not counted.
 
     Returns:
       ``{key: Interval}``; empty where there are fewer than two documents.
@@ -55,16 +56,14 @@ def intervals(
     count = len(next(iter(sums.values()), ()))
     if count < 2:
         return {}
-    chosen = draws(count).astype(np.float64)
-    pooled = {key: np.tensordot(chosen, own, axes=1).tolist() for key, own in sums.items()}
-    found: dict[Any, list[float]] = {}
-    for index in range(len(chosen)):
-        for key, value in statistic({key: own[index] for key, own in pooled.items()}).items():
-            found.setdefault(key, []).append(value)
-    return {key: percentiles(values) for key, values in found.items()}
+    drawn = draws(count).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        numbers = statistic({key: np.tensordot(drawn, own, axes=1) for key, own in sums.items()})
+    known = {key: values[~np.isnan(values)] for key, values in numbers.items()}
+    return {key: percentiles(values) for key, values in known.items() if len(values)}
 
 
-def percentiles(values: Sequence[float]) -> Interval:
+def percentiles(values: Any) -> Interval:
     """The middle ``COVERAGE`` of ``values``, from one of them to another.
 
     >>> percentiles(range(1, 1001))

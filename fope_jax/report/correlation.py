@@ -12,18 +12,17 @@ drawn again, each with all its seeds: seeds of one variant are no independent ev
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.stats import rankdata
 
-from fope_jax.extras import require
-from fope_jax.report import plots
 from fope_jax.report.comparison import context_of, run_labels
+from fope_jax.report.plots import Style, legend_below, new_figure
 from fope_jax.report.rows import Row, Run
 from fope_jax.report.sums import add_up, group
-from fope_jax.report.tables import EMPTY, Table, three
+from fope_jax.report.tables import EMPTY, Table, format_loss, table_of_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,15 +38,15 @@ class Measure(NamedTuple):
     Attributes:
       name: for axes and tables.
       fields: of the rows of kind "spectrum" that it is the mean of, over layers and heads.
-      pooled: heads weigh as much as the energy of their logits' profile: ratios of energies are
+      is_pooled: heads weigh as much as the energy of their logits' profile: ratios of energies are
         then those of all heads together, and a head that ignores distance says little.
-      beyond: taken at the longest measured context, else at the training length.
+      is_beyond: taken at the longest measured context, else at the training length.
     """
 
     name: str
     fields: tuple[str, ...]
-    pooled: bool
-    beyond: bool
+    is_pooled: bool
+    is_beyond: bool
 
 
 MEASURES = (
@@ -94,18 +93,17 @@ class Correlation(NamedTuple):
 
 def spectrum_points(runs: Sequence[Run]) -> list[Point]:
     """The runs that have rows of kind "spectrum"; of several steps the newest counts."""
-    names, found = run_labels(runs), []
+    labels, points = run_labels(runs), []
+    unmeasured: dict[str, float | None] = {measure.name: None for measure in MEASURES}
     for run in runs:
         by_step = group(run.of("spectrum"), lambda row: row["step"])
-        if not by_step:
-            continue
-        newest = max(by_step)
-        empty: dict[str, float | None] = {measure.name: None for measure in MEASURES}
-        numbers = _numbers(run, by_step[newest]) if newest else empty
-        before = _numbers(run, by_step[0]) if 0 in by_step else empty
-        gap = generalization_gap(run, by_step[newest][0]["split"])
-        found.append(Point(names[run.path], run.seed, gap, numbers, before, newest))
-    return found
+        if by_step:
+            step = max(by_step)
+            numbers = _spectrum_numbers(run, by_step[step]) if step else unmeasured
+            before = _spectrum_numbers(run, by_step[0]) if 0 in by_step else unmeasured
+            gap = generalization_gap(run, by_step[step][0]["split"])
+            points.append(Point(labels[run.path], run.seed, gap, numbers, before, step))
+    return points
 
 
 def generalization_gap(run: Run, split: str) -> float | None:
@@ -114,41 +112,30 @@ def generalization_gap(run: Run, split: str) -> float | None:
     Of the protocol that scores the same tokens at every context, on the split that the spectra are
     of.
     """
-    rows = [
-        row
-        for row in run.of("perplexity")
-        if (row["protocol"], row["split"]) == ("same-tokens", split)
-    ]
-    losses = {context: add_up(own).loss for context, own in group(rows, context_of).items()}
+    scored = ("same-tokens", split)
+    rows = [row for row in run.of("perplexity") if (row["protocol"], row["split"]) == scored]
+    losses = {context: add_up(own).loss() for context, own in group(rows, context_of).items()}
     longest = max(losses, default=0)
     if run.training_length not in losses or longest == run.training_length:
         return None
     return losses[longest] - losses[run.training_length]
 
 
-def _numbers(run: Run, rows: Sequence[Row]) -> dict[str, float | None]:
-    contexts = {row["context"] for row in rows}
-    inside = run.training_length if run.training_length in contexts else min(contexts)
-    found: dict[str, float | None] = {}
+def _spectrum_numbers(run: Run, rows: Sequence[Row]) -> dict[str, float | None]:
+    by_context = group(rows, context_of)
+    within = run.training_length if run.training_length in by_context else min(by_context)
+    numbers: dict[str, float | None] = {}
     for measure in MEASURES:
-        context = max(contexts) if measure.beyond else inside
-        own = [row for row in rows if row["context"] == context]
-        found[measure.name] = _mean(own, measure)
-    return found
-
-
-def _mean(rows: Sequence[Row], measure: Measure) -> float | None:
-    total = weights = 0.0
-    for row in rows:
-        for name in measure.fields:
-            if row[name] is None:
-                continue
-            values = row[name] if isinstance(row[name], list) else [row[name]]
-            heads = row["profile_energy"] if measure.pooled else [1.0] * len(values)
-            for value, weight in zip(values, heads, strict=True):
-                if value is not None:
-                    total, weights = total + weight * value, weights + weight
-    return total / weights if weights else None
+        total = weights = 0.0
+        for row in by_context[max(by_context) if measure.is_beyond else within]:
+            for values in (row[name] for name in measure.fields if row[name] is not None):
+                values = values if isinstance(values, list) else [values]
+                heads = row["profile_energy"] if measure.is_pooled else [1.0] * len(values)
+                for value, weight in zip(values, heads, strict=True):
+                    if value is not None:
+                        total, weights = total + weight * value, weights + weight
+        numbers[measure.name] = total / weights if weights else None
+    return numbers
 
 
 def correlate(x: Sequence[float], y: Sequence[float], variants: Sequence[str]) -> Correlation:
@@ -166,17 +153,19 @@ def correlate(x: Sequence[float], y: Sequence[float], variants: Sequence[str]) -
     xs, ys = np.asarray(x, float), np.asarray(y, float)
     names = sorted(set(variants))
     groups = [np.flatnonzero(np.asarray(variants) == name) for name in names]
-    none = (math.nan, math.nan)
-    intervals = [none, none]
+    intervals = [(math.nan, math.nan)] * 2
     if len(names) >= LEAST_VARIANTS:
         rng = np.random.default_rng(SEED)
         drawn = [
             np.concatenate([groups[k] for k in rng.integers(0, len(groups), len(groups))])
             for _ in range(DRAWS)
         ]
-        intervals = [
-            _interval([own(xs[runs], ys[runs]) for runs in drawn]) for own in (pearson, spearman)
-        ]
+        for index, coefficient in enumerate((pearson, spearman)):
+            values = np.asarray([coefficient(xs[runs], ys[runs]) for runs in drawn])
+            known = values[np.isfinite(values)]
+            if len(known):
+                low, high = np.percentile(known, [2.5, 97.5])
+                intervals[index] = (float(low), float(high))
     return Correlation(
         pearson(xs, ys), intervals[0], spearman(xs, ys), intervals[1], len(xs), len(names)
     )
@@ -194,53 +183,51 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rho: Pearson's r of the ranks, ties sharing their mean.
-
-    >>> round(spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 10.0, 100.0])), 6)
-    1.0
-    """
+    """Spearman's rho: Pearson's r of the ranks, ties sharing their mean."""
     return pearson(rankdata(x), rankdata(y))
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    known = np.asarray(values)[np.isfinite(values)]
-    if not len(known):
-        return math.nan, math.nan
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _pairs(found: Sequence[Point], name: str) -> list[tuple[Point, float, float]]:
+def _pairs(points: Sequence[Point], name: str) -> list[tuple[Point, float, float]]:
     """Points with a gap and this number."""
-    pairs = ((point, point.numbers[name], point.gap) for point in found)
-    return [(p, x, gap) for p, x, gap in pairs if x is not None and gap is not None]
+    pairs = ((point, point.numbers[name], point.gap) for point in points)
+    return [(point, x, gap) for point, x, gap in pairs if x is not None and gap is not None]
 
 
 # ---------------------------------------------------------------------------- shown
 
 
-def run_table(found: Sequence[Point]) -> Table:
+def run_table(points: Sequence[Point]) -> Table:
     """Each run's numbers, before and after training."""
-    table = Table(
-        "Spectra and generalization gap, a run a row",
-        "variant",
-        ["seed", "step", "gap (nats/token)", *(measure.name for measure in MEASURES)],
-        note="untrained → trained; - where the method has no frequencies, or was not measured",
-    )
-    for point in found:
-        cells = [_cell(point.before[m.name], point.numbers[m.name], three) for m in MEASURES]
-        gap = EMPTY if point.gap is None else f"{point.gap:+.3f}"
-        table.rows.append((point.label, [str(point.seed), f"{point.trained_at:,}", gap, *cells]))
-    return table
+
+    def change(before: float | None, after: float | None) -> str:
+        last = EMPTY if after is None else format_loss(after)
+        return last if before is None else f"{format_loss(before)} → {last}"
+
+    records = [
+        (
+            point.label,
+            {
+                "seed": point.seed,
+                "step": f"{point.trained_at:,}",
+                "gap (nats/token)": EMPTY if point.gap is None else f"{point.gap:+.3f}",
+                **{m.name: change(point.before[m.name], point.numbers[m.name]) for m in MEASURES},
+            },
+        )
+        for point in points
+    ]
+    note = "untrained → trained; - where the method has no frequencies, or was not measured"
+    return table_of_records("Spectra and generalization gap, a run a row", "variant", records, note)
 
 
-def _cell(before: float | None, after: float | None, show: Callable[[float], str]) -> str:
-    last = EMPTY if after is None else show(after)
-    return last if before is None else f"{show(before)} → {last}"
-
-
-def correlation_table(found: Sequence[Point]) -> Table:
+def correlation_table(points: Sequence[Point]) -> Table:
     """Correlation of each number with the generalization gap."""
+
+    def signed(value: float) -> str:
+        return EMPTY if math.isnan(value) else f"{value:+.2f}"
+
+    def between(low: float, high: float) -> str:
+        return EMPTY if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
+
     table = Table(
         "Correlation with the generalization gap, over runs",
         "number",
@@ -248,72 +235,43 @@ def correlation_table(found: Sequence[Point]) -> Table:
         note=f"intervals: bootstrap over variants, from {LEAST_VARIANTS} variants on",
     )
     for measure in MEASURES:
-        pairs = _pairs(found, measure.name)
-        if not pairs:
-            table.rows.append((measure.name, [EMPTY] * 4 + ["0", "0"]))
-            continue
-        own = correlate(
-            [x for _, x, _ in pairs], [y for *_, y in pairs], [p.label for p, *_ in pairs]
-        )
-        cells = [
-            _signed(own.pearson),
-            _between(own.pearson_interval),
-            _signed(own.spearman),
-            _between(own.spearman_interval),
-            str(own.runs),
-            str(own.variants),
-        ]
+        cells = [EMPTY] * 4 + ["0", "0"]
+        if pairs := _pairs(points, measure.name):
+            found, x, gaps = zip(*pairs, strict=True)
+            own = correlate(x, gaps, [point.label for point in found])
+            pearson_cells = [signed(own.pearson), between(*own.pearson_interval)]
+            spearman_cells = [signed(own.spearman), between(*own.spearman_interval)]
+            cells = [*pearson_cells, *spearman_cells, str(own.runs), str(own.variants)]
         table.rows.append((measure.name, cells))
     return table
 
 
-def _signed(value: float) -> str:
-    return EMPTY if math.isnan(value) else f"{value:+.2f}"
-
-
-def _between(interval: tuple[float, float]) -> str:
-    return EMPTY if math.isnan(interval[0]) else f"{interval[0]:+.2f} to {interval[1]:+.2f}"
-
-
-def correlation_figure(found: Sequence[Point], styles: dict[str, plots.Style]) -> Figure:
+def correlation_figure(points: Sequence[Point], styles: dict[str, Style]) -> Figure:
     """The generalization gap against each number, a point a run."""
-    figure = require("matplotlib.figure", "train").Figure(figsize=(10.0, 7.4), layout="constrained")
-    shown: dict[str, Any] = {}
-    grid = figure.subplots(2, 2, sharey=True)
-    gaps = [point.gap for point in found if point.gap is not None]
-    limit = _off_the_chart(gaps)
-    for axes, measure in zip(grid.flat, MEASURES, strict=True):
-        for point, x, gap in _pairs(found, measure.name):
-            look = styles[point.label]
-            (shown[point.label],) = axes.plot(
-                x, gap, linestyle="none", marker=look.marker, color=look.color, markersize=7
+    figure, panels = new_figure(10.0, 7.4, 2, 2, sharey=True)
+    gaps = [point.gap for point in points if point.gap is not None]
+    # One run that fails would press all others into a line: it is named in words.
+    limit = 5 * float(np.median(np.abs(gaps))) if len(gaps) > 3 else math.inf
+    handles: dict[str, Any] = {}
+    for axes, measure in zip(panels, MEASURES, strict=True):
+        above = []
+        for point, x, gap in _pairs(points, measure.name):
+            color, marker, _ = styles[point.label]
+            (handles[point.label],) = axes.plot(
+                x, gap, linestyle="none", marker=marker, color=color, markersize=7
             )
-        above = [
-            f"{p.label} {gap:+.2g}" for p, _, gap in _pairs(found, measure.name) if gap > limit
-        ]
+            if gap > limit:
+                above.append(f"{point.label} {gap:+.2g}")
         if above:
             axes.set_title("above: " + ", ".join(above), fontsize=8, loc="right")
         axes.axhline(0, color="#999999", linewidth=1, zorder=0)
         axes.set_xlabel(measure.name)
-        axes.grid(True, color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in grid[:, 0]:
+    for axes in panels[::2]:
         axes.set_ylabel("loss at the longest context\n- at the training length (nats/token)")
     drawn = [gap for gap in gaps if gap <= limit]
     if len(drawn) < len(gaps):
         room = 0.06 * (max(drawn) - min(drawn))
-        grid[0, 0].set_ylim(min(drawn) - room, max(drawn) + 2 * room)
-    named = [label for label in styles if label in shown]
-    plots.legend_below(figure, [shown[label] for label in named], named)
+        panels[0].set_ylim(min(drawn) - room, max(drawn) + 2 * room)
+    names = [label for label in styles if label in handles]
+    legend_below(figure, [handles[label] for label in names], names)
     return figure
-
-
-def _off_the_chart(gaps: Sequence[float]) -> float:
-    """The gap above which a run is named in words: five times the usual one. One run that fails
-    would press all others into a line.
-
-    >>> _off_the_chart([0.1, 0.2, 0.3, 4.6])
-    1.25
-    """
-    return 5 * float(np.median(np.abs(gaps))) if len(gaps) > 3 else math.inf

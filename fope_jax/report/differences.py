@@ -1,4 +1,4 @@
-"""Which differences between variants are resolved: paired by seed, with intervals and ranks.
+"""Which differences between variants are significant: paired by seed, with intervals and ranks.
 
 Runs of one seed start from the same draws and read the same batches, so their difference has less
 noise than either. With n seeds the mean difference d has the interval
@@ -6,23 +6,24 @@ noise than either. With n seeds the mean difference d has the interval
     d  ±  t(0.975, n - 1) * s / sqrt(n),      s the sample standard deviation of the n differences,
 
 which holds the true difference in 95 of 100 such experiments if the differences are normal. A
-difference is called resolved where that interval leaves out 0. Many pairs are compared at once, so
-some of a hundred will seem resolved by chance: `holm` marks those that hold for all pairs together.
+difference is significant at 95% where that interval leaves out 0. Of a hundred pairs that are
+compared at once some will seem so by chance: `holm` finds those that hold for all pairs together.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fope_jax.report.comparison import Comparison
 from fope_jax.report.provenance import flatten
 from fope_jax.report.rows import Run
-from fope_jax.report.sums import Sums, add_up, spread
+from fope_jax.report.sums import Metric, add_up, spread
 
 LEVEL = 0.95
+Numbers = Mapping[str, Mapping[int, float]]  # label -> seed -> number
 
 
 @dataclass(frozen=True)
@@ -42,25 +43,22 @@ class Difference:
     seeds: int
 
     @property
-    def resolved(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval leaves out 0."""
         return abs(self.mean) > self.half_width  # False where that is NaN
 
-    def __str__(self) -> str:
-        return self.rounded(3)
-
-    def rounded(self, digits: int) -> str:
-        """``mean ± half width``, starred where the difference is resolved."""
+    def text(self, digits: int = 3) -> str:
+        """``mean ± half width``, starred where the difference is significant."""
         if math.isnan(self.half_width):
             return f"{self.mean:+.{digits}f}"
-        star = " *" if self.resolved else ""
+        star = " *" if self.is_significant else ""
         return f"{self.mean:+.{digits}f} ± {self.half_width:.{digits}f}{star}"
 
 
 def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
     """The difference ``one - other`` over the seeds that both have; None where they share none.
 
-    >>> str(paired_difference({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.9, 1: 1.9, 2: 3.0}))
+    >>> paired_difference({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.9, 1: 1.9, 2: 3.0}).text()
     '+0.067 ± 0.143'
     """
     pairs = [one[seed] - other[seed] for seed in sorted(one.keys() & other.keys())]
@@ -86,60 +84,54 @@ def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, st
     >>> sorted(holm({("a", "b"): d(0.01), ("a", "c"): d(0.04), ("b", "c"): d(0.03)}))
     [('a', 'b')]
     """
-    ranked = sorted(
-        differences, key=lambda pair: (math.isnan(differences[pair].p), differences[pair].p)
-    )
-    found = set()
-    for index, pair in enumerate(ranked):
-        if not differences[pair].p <= (1 - LEVEL) / (len(ranked) - index):
+    p_values = {pair: own.p for pair, own in differences.items() if not math.isnan(own.p)}
+    significant = set()
+    for index, pair in enumerate(sorted(p_values, key=lambda pair: p_values[pair])):
+        if p_values[pair] > (1 - LEVEL) / (len(differences) - index):
             break
-        found.add(pair)
-    return found
+        significant.add(pair)
+    return significant
 
 
-def by_seed(
-    comparison: Comparison, number: Callable[[Sums], float], contexts: Collection[int]
+def metric_by_seed(
+    comparison: Comparison, metric: Metric, contexts: Collection[int]
 ) -> dict[str, dict[int, float]]:
-    """``{label: {seed: number of the rows at these contexts, pooled}}``."""
+    """``{label: {seed: metric of the rows at these contexts, pooled}}``."""
     table: dict[str, dict[int, float]] = {}
     for label, seeds in comparison.curves.items():
         for rows in seeds:
-            own = [row for row in rows if row["context"] in contexts]
-            if own:
-                table.setdefault(label, {})[own[0]["seed"]] = number(add_up(own))
+            pooled = [row for row in rows if row["context"] in contexts]
+            if pooled:
+                table.setdefault(label, {})[pooled[0]["seed"]] = metric(add_up(pooled))
     return table
 
 
-def all_differences(
-    numbers: Mapping[str, Mapping[int, float]],
-) -> dict[tuple[str, str], Difference]:
+def all_differences(numbers: Numbers) -> dict[tuple[str, str], Difference]:
     """The paired difference of every two labels that share a seed, in the order of ``numbers``."""
-    found = {
+    differences = {
         (one, other): paired_difference(numbers[one], numbers[other])
         for one, other in itertools.combinations(numbers, 2)
     }
-    return {pair: difference for pair, difference in found.items() if difference is not None}
+    return {pair: own for pair, own in differences.items() if own is not None}
 
 
-def ranks(numbers: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
-    """Mean rank over the seeds that all labels have, 1 for the smallest number.
+def ranks(numbers: Numbers) -> dict[str, float]:
+    """Mean rank over the seeds that all labels have, 1 for the smallest number; ties share one.
 
     >>> ranks({"a": {0: 1.0, 1: 1.0}, "b": {0: 2.0, 1: 0.5}})
     {'a': 1.5, 'b': 1.5}
     """
-    shared = set.intersection(*(set(own) for own in numbers.values()))
-    places = {label: 0.0 for label in numbers}
-    for seed in shared:
-        values = {label: own[seed] for label, own in numbers.items()}
-        for label, value in values.items():
-            smaller = sum(other < value for other in values.values())
-            equal = sum(other == value for other in values.values())
-            places[label] += (smaller + (equal + 1) / 2) / len(shared)
-    return places if shared else {label: math.nan for label in numbers}
+    seeds = set.intersection(*(set(own) for own in numbers.values()))
+    if not seeds:
+        return dict.fromkeys(numbers, math.nan)
+    from scipy import stats
+
+    values = [[own[seed] for seed in seeds] for own in numbers.values()]
+    return dict(zip(numbers, stats.rankdata(values, axis=0).mean(axis=1).tolist(), strict=True))
 
 
 # What runs may differ in and still have seen the same batches and done the same work.
-_FREE = (
+_IGNORED = (
     "name",
     "seed",
     "position.",
@@ -158,11 +150,11 @@ def config_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     Returns:
       ``{"train.length": ["128", "256"]}``; empty where data order and compute are matched.
     """
-    found: dict[str, set[str]] = {}
-    for seed in sorted({run.seed for run in runs}):
-        flat = [flatten(run.config) for run in runs if run.seed == seed]
-        for key in {key for config in flat for key in config}:
-            values = {str(config.get(key)) for config in flat}
-            if len(values) > 1 and not key.startswith(_FREE):
-                found.setdefault(key, set()).update(values)
-    return {key: sorted(values) for key, values in sorted(found.items())}
+    differing: dict[str, set[str]] = {}
+    for seed in {run.seed for run in runs}:
+        configs = [flatten(run.config) for run in runs if run.seed == seed]
+        for key in {key for config in configs for key in config}:
+            values = {str(config.get(key)) for config in configs}
+            if len(values) > 1 and not key.startswith(_IGNORED):
+                differing.setdefault(key, set()).update(values)
+    return {key: sorted(values) for key, values in sorted(differing.items())}

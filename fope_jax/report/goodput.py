@@ -9,61 +9,41 @@ from fope_jax.report.rows import Run
 from fope_jax.report.tables import EMPTY, Table
 
 PHASES = ("start", "compile", "restore", "data", "step", "save", "evaluation", "lost")
-EVALUATION = "evaluat"  # "evaluate same-tokens (validation)", "evaluation": all such phases
 
 
 def seconds_by_phase(run: Run) -> dict[str, float]:
     """Seconds of a run in each phase that it has rows of, over all its starts.
 
-    A phase that is not in ``PHASES`` keeps its own name.
+    "evaluate same-tokens (validation)" and the like are one phase, evaluation; others that are not
+    in ``PHASES`` keep their names.
     """
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for row in run.of("time"):
-        phase = "evaluation" if row["phase"].startswith(EVALUATION) else row["phase"]
-        found[phase] = found.get(phase, 0.0) + row["seconds"]
-    return found
-
-
-def goodput(seconds: dict[str, float]) -> float | None:
-    """The share of the time that went into steps whose work was kept; None without any time.
-
-    >>> goodput({"start": 10.0, "step": 80.0, "lost": 10.0})
-    0.8
-    """
-    total = sum(seconds.values())
-    return seconds.get("step", 0.0) / total if total else None
+        phase = "evaluation" if row["phase"].startswith("evaluat") else row["phase"]
+        seconds[phase] = seconds.get(phase, 0.0) + row["seconds"]
+    return seconds
 
 
 def goodput_table(runs: Sequence[Run]) -> Table:
-    """Seconds and shares by phase, one row a run that has trained with an account of its time."""
-    accounts = {
-        title: seconds_by_phase(run) for title, run in zip(run_titles(runs), runs, strict=True)
-    }
-    accounts = {title: seconds for title, seconds in accounts.items() if "step" in seconds}
-    others = sorted({phase for own in accounts.values() for phase in own} - set(PHASES))
-    phases = [
-        phase for phase in (*PHASES, *others) if any(phase in own for own in accounts.values())
-    ]
-    rows = [
-        (title, [*(_cell(own, phase) for phase in phases), *_sums(own)])
-        for title, own in accounts.items()
-    ]
-    return Table(
-        "Where the time went (seconds, share)",
-        "run",
-        [*phases, "total", "goodput"],
-        rows,
+    """Seconds and shares by phase, one row a run that kept an account of its time in training."""
+    runs_seconds = dict(zip(run_titles(runs), map(seconds_by_phase, runs), strict=True))
+    runs_seconds = {title: own for title, own in runs_seconds.items() if "step" in own}
+    measured = {phase for own in runs_seconds.values() for phase in own}
+    phases = [*(p for p in PHASES if p in measured), *sorted(measured - set(PHASES))]
+    rows = []
+    for title, seconds in runs_seconds.items():
+        total = sum(seconds.values())
+        cells = [
+            f"{seconds[phase]:,.1f} ({seconds[phase] / (total or 1.0):.1%})"
+            if phase in seconds
+            else EMPTY
+            for phase in phases
+        ]
+        goodput = f"{seconds['step'] / total:.1%}" if total else EMPTY
+        rows.append((title, [*cells, f"{total:,.1f}", goodput]))
+    note = (
         "goodput is the share of steps; lost is what a killed process had trained after its last "
-        "checkpoint",
+        "checkpoint"
     )
-
-
-def _cell(seconds: dict[str, float], phase: str) -> str:
-    if phase not in seconds:
-        return EMPTY
-    return f"{seconds[phase]:,.1f} ({seconds[phase] / (sum(seconds.values()) or 1.0):.1%})"
-
-
-def _sums(seconds: dict[str, float]) -> list[str]:
-    share = goodput(seconds)
-    return [f"{sum(seconds.values()):,.1f}", EMPTY if share is None else f"{share:.1%}"]
+    columns = [*phases, "total", "goodput"]
+    return Table("Where the time went (seconds, share)", "run", columns, rows, note)

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from fope_jax.report.comparison import Comparison, comparisons
 from fope_jax.report.rows import ReportError, Row, Run
-from fope_jax.report.sums import add_up, group
+from fope_jax.report.sums import Spread, Sums, add_up, group
 from fope_jax.report.tables import (
     EMPTY,
     Table,
+    format_loss,
+    format_percent,
+    format_share,
     format_spread,
-    percent,
     retrieval_names,
-    share,
-    three,
     training_lengths,
 )
 
-MACRO = "Right answers by length, mean over tasks"
+WINDOW = "window (tokens)"
 
 
 def parse_edges(text: str) -> tuple[int, ...]:
@@ -33,10 +33,9 @@ def parse_edges(text: str) -> tuple[int, ...]:
     Raises:
       ReportError: no lengths, or not in rising order.
     """
-    parts = [part.strip() for part in text.split(",")]
-    found = [re.fullmatch(r"([1-9]\d*)(k?)", part) for part in parts]
-    edges = [int(m[1]) * (1024 if m[2] else 1) for m in found if m]
-    if len(edges) < len(parts) or any(a >= b for a, b in pairwise(edges)):
+    matches = [re.fullmatch(r"\s*([1-9]\d*)(k?)\s*", length) for length in text.split(",")]
+    edges = [int(m[1]) * (1024 if m[2] else 1) for m in matches if m]
+    if len(edges) < len(matches) or any(a >= b for a, b in pairwise(edges)):
         raise ReportError(
             f"--buckets {text}; accepted: rising lengths in tokens, such as 4k,8k or 512,2048"
         )
@@ -65,66 +64,59 @@ def bucket_tables(runs: Sequence[Run], edges: Sequence[int]) -> list[Table]:
     Raises:
       ReportError: a range of positions that rows hold as one lies on both sides of an edge.
     """
-    asked = [c for kind in ("passkey", "retrieval") for c in comparisons(runs, kind)]
-    tables = [_answers(comparison, edges) for comparison in asked]
-    if len(asked) > 1:
-        tables.append(_mean_over_tasks(asked, edges))
-    return tables + [_losses(comparison, edges) for comparison in comparisons(runs, "position")]
 
+    def bucket_of_context(row: Row) -> int:
+        return bisect.bisect_left(edges, row["context"])
 
-def _by_length(edges: Sequence[int]) -> Callable[[Row], int]:
-    return lambda row: bisect.bisect_left(edges, row["context"])
-
-
-def _answers(comparison: Comparison, edges: Sequence[int]) -> Table:
-    _, where = retrieval_names(comparison)
-    title = f"Right answers by length ({where}, {training_lengths(comparison)})"
-    table = Table(title, "window (tokens)", bucket_names(edges), note=_contexts([comparison]))
-    for label, seeds in comparison.curves.items():
-        own = group((row for rows in seeds for row in rows), _by_length(edges))
-        cells = [add_up(own.get(bucket, [])) for bucket in range(len(edges) + 1)]
-        table.rows.append((label, [share(s.correct, s.total) for s in cells]))
-    return table
-
-
-def _mean_over_tasks(asked: Sequence[Comparison], edges: Sequence[int]) -> Table:
-    """Each task counts alike, however many trials it has; only labels that were asked all."""
-    shares = [c.numbers(lambda sums: sums.accuracy, by=_by_length(edges)) for c in asked]
-    table = Table(MACRO, "window (tokens)", bucket_names(edges), note=_contexts(asked))
-    for label in shares[0]:
-        if not all(label in own for own in shares):
-            continue
-        cells = []
-        for bucket in range(len(edges) + 1):
-            values = [own[label][bucket].mean for own in shares if bucket in own[label]]
-            whole = len(values) == len(shares)
-            cells.append(percent(sum(values) / len(values)) if whole else EMPTY)
-        table.rows.append((label, cells))
-    return table
-
-
-def _losses(comparison: Comparison, edges: Sequence[int]) -> Table:
-    def bucket_of(row: Row) -> int:
+    def bucket_of_position(row: Row) -> int:
         start, stop = row["bucket"]
         first, last = bisect.bisect_right(edges, start), bisect.bisect_left(edges, stop)
         if first != last:
             raise ReportError(
-                f"--buckets: {comparison.protocol} has one number for positions {start:,} to "
+                f"--buckets: {row['protocol']} has one number for positions {start:,} to "
                 f"{stop - 1:,}, which lie on both sides of {edges[first]:,}; an edge at "
                 f"{start:,} or {stop:,} would not cut them"
             )
         return first
 
-    numbers = comparison.numbers(lambda sums: sums.loss, by=bucket_of)
-    title = f"Nats per token by position (protocol {comparison.protocol}, {comparison.name} split)"
-    table = Table(title, "position (tokens)", bucket_names(edges), note="pooled over tokens")
-    for label, values in numbers.items():
-        cells = [format_spread(values.get(bucket), three) for bucket in range(len(edges) + 1)]
-        table.rows.append((label, cells))
-    return table
+    names, buckets, tables = bucket_names(edges), range(len(edges) + 1), []
+    asked = [c for kind in ("passkey", "retrieval") for c in comparisons(runs, kind)]
+    for comparison in asked:
+        what = f"{retrieval_names(comparison)[1]}, {training_lengths(comparison)}"
+        table = Table(
+            f"Right answers by length ({what})", WINDOW, names, note=_windows([comparison])
+        )
+        for label, seeds in comparison.curves.items():
+            pools = group((row for rows in seeds for row in rows), bucket_of_context)
+            sums = [add_up(pools.get(bucket, [])) for bucket in buckets]
+            table.rows.append((label, [format_share(s.correct, s.total) for s in sums]))
+        tables.append(table)
+    if len(asked) > 1:  # the mean over tasks, for labels that were asked all of them
+        title = "Right answers by length, mean over tasks"
+        table = Table(title, WINDOW, names, note=_windows(asked))
+        tasks = [comparison.spreads(Sums.accuracy, bucket_of_context) for comparison in asked]
+        for label in tasks[0]:
+            if all(label in task for task in tasks):
+                values = [[task[label].get(b) for task in tasks] for b in buckets]
+                table.rows.append((label, [_mean_percent(own) for own in values]))
+        tables.append(table)
+    for comparison in comparisons(runs, "position"):
+        where = f"protocol {comparison.protocol}, {comparison.name} split"
+        title, note = f"Nats per token by position ({where})", "pooled over tokens"
+        table = Table(title, "position (tokens)", names, note=note)
+        for label, own in comparison.spreads(Sums.loss, bucket_of_position).items():
+            table.rows.append((label, [format_spread(own.get(b), format_loss) for b in buckets]))
+        tables.append(table)
+    return tables
 
 
-def _contexts(asked: Sequence[Comparison]) -> str:
+def _mean_percent(values: Sequence[Spread | None]) -> str:
+    """The mean over tasks, each of which counts alike; empty where one was not asked."""
+    known = [value.mean for value in values if value is not None]
+    return format_percent(sum(known) / len(known)) if len(known) == len(values) else EMPTY
+
+
+def _windows(asked: Sequence[Comparison]) -> str:
     """Which windows there are, since a bucket is only as good as what was asked in it."""
     lengths = sorted({context for comparison in asked for context in comparison.contexts})
     return "windows of " + ", ".join(f"{length:,}" for length in lengths) + " tokens"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fope_jax.report.comparison import run_labels
 from fope_jax.report.rows import Run
-from fope_jax.report.tables import EMPTY, Table, three
+from fope_jax.report.tables import EMPTY, Table, format_loss
 from fope_jax.storage.paths import resolve_path
 
 
@@ -22,61 +22,54 @@ def tokens_before(run: Run) -> int:
 
 
 def lineage_table(runs: Sequence[Run]) -> Table:
-    """One row for each run that goes on from another; no rows where none does."""
-    columns = ["goes on from", "fact", "value"]
-    table = Table("What was changed before a run went on from another", "variant", columns)
-    names = run_labels(runs)
+    """What was changed for each run that goes on from another; no rows where none does."""
+    title = "What was changed before a run went on from another"
+    table = Table(title, "variant", ["goes on from", "fact", "value"], is_prose=True)
+    labels = run_labels(runs)
     for run in runs:
-        if run.lineage:
-            name, whole = names[run.path], run.lineage
-            parent = parent_of(run, runs)
-            told = names[parent.path] if parent else whole["parent"]["name"]
-            origin = f"{told}, step {whole['parent']['step']:,}"
-            for index, (fact, value) in enumerate(_facts(run, parent)):
-                table.rows.append((name if not index else "", [origin, fact, value]))
-                origin = ""
+        if not run.lineage:
+            continue
+        before, after, start = (run.lineage[key] for key in ("parent", "child", "start"))
+        parent, longer = parent_of(run, runs), start["parent_at_new_length"]
+        frequencies = run.lineage["frequencies"]
+        facts = {
+            "warning": start["warning"],
+            "training length": f"{before['length']:,} tokens, then {after['length']:,}",
+            "frequencies": frequencies["text"] if frequencies else EMPTY,
+            "position arrays": run.lineage["arrays"] or EMPTY,
+            "position before": before["position"]["summary"],
+            "position after": after["position"]["summary"],
+            "loss before the first update (nats/token)": (
+                f"{format_loss(start['parent'])} as the parent at {before['length']:,} tokens; "
+                f"{EMPTY if longer is None else format_loss(longer)} as the parent at "
+                f"{after['length']:,}; {format_loss(start['child'])} as changed at "
+                f"{after['length']:,}, {start['ratio']:.2f} times the first"
+            ),
+            "optimizer": run.lineage["request"]["optimizer"],
+            "data": run.lineage["data"]["text"],
+            "parent": None if parent else f"{before['run']}, not in this report",
+        }
+        name = labels[parent.path] if parent else before["name"]
+        header, origin = labels[run.path], f"{name}, step {before['step']:,}"
+        for fact, value in facts.items():
+            if value:
+                table.rows.append((header, [origin, fact, value]))
+                header = origin = ""
     return table
-
-
-def _facts(run: Run, parent: Run | None) -> list[tuple[str, str]]:
-    whole, start = run.lineage, run.lineage["start"]
-    lengths = whole["parent"]["length"], whole["child"]["length"]
-    longer = start["parent_at_new_length"]
-    facts = [
-        ("training length", f"{lengths[0]:,} tokens, then {lengths[1]:,}"),
-        ("frequencies", whole["frequencies"]["text"] if whole["frequencies"] else EMPTY),
-        ("position arrays", whole["arrays"] or EMPTY),
-        ("position before", f"{whole['parent']['position']['summary']}"),
-        ("position after", whole["child"]["position"]["summary"]),
-        (
-            "loss before the first update (nats/token)",
-            f"{three(start['parent'])} as the parent at {lengths[0]:,} tokens; "
-            f"{EMPTY if longer is None else three(longer)} as the parent at {lengths[1]:,}; "
-            f"{three(start['child'])} as changed at {lengths[1]:,}, "
-            f"{start['ratio']:.2f} times the first",
-        ),
-        ("optimizer", whole["request"]["optimizer"]),
-        ("data", whole["data"]["text"]),
-    ]
-    if start["warning"]:
-        facts.insert(0, ("warning", start["warning"]))
-    if parent is None:
-        facts.append(("parent", f"{whole['parent']['run']}, not in this report"))
-    return facts
 
 
 def lineage_sentences(runs: Sequence[Run]) -> list[str]:
     """One sentence for each run that goes on from another."""
-    names, lines = run_labels(runs), []
+    labels, sentences = run_labels(runs), []
     for run in runs:
         if run.lineage:
-            parent, whole = parent_of(run, runs), run.lineage
-            told = names[parent.path] if parent else f"{whole['parent']['run']} (not shown)"
-            frequencies = whole["frequencies"]["text"] if whole["frequencies"] else ""
-            changed = "; ".join(filter(None, [frequencies, whole["arrays"]]))
-            lines.append(
-                f"{names[run.path]} goes on from {told}, step {whole['parent']['step']:,}, at "
-                f"{whole['child']['length']:,} tokens in place of {whole['parent']['length']:,}"
-                + (f": {changed}." if changed else ".")
+            parent, before = parent_of(run, runs), run.lineage["parent"]
+            name = labels[parent.path] if parent else f"{before['run']} (not shown)"
+            frequencies = (run.lineage["frequencies"] or {}).get("text", "")
+            changes = "; ".join(filter(None, [frequencies, run.lineage["arrays"]]))
+            sentences.append(
+                f"{labels[run.path]} goes on from {name}, step {before['step']:,}, at "
+                f"{run.lineage['child']['length']:,} tokens in place of {before['length']:,}"
+                + (f": {changes}." if changes else ".")
             )
-    return lines
+    return sentences

@@ -1,17 +1,17 @@
-"""Protocols in words: what was scored, out of what, what was left, and how sure a number is."""
+"""Protocols in words: what was scored, out of what, what was left out, and what intervals are."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fope_jax.report.bootstrap import COVERAGE, RESAMPLES, SEED
 from fope_jax.report.comparison import Comparison
-from fope_jax.report.rows import NO_BOS, Row
-from fope_jax.report.sums import add_up
+from fope_jax.report.rows import NO_BOS
 
 FEW_DOCUMENTS = 20  # below it an interval over documents is rough, and says so
 NAMES_SHOWN = 8
+MOST_BANDS = 4
 UNITS = {  # what a protocol places; others place windows
     "sliding-window": "stretch",
     "chunks": "block",
@@ -20,19 +20,18 @@ UNITS = {  # what a protocol places; others place windows
 }
 
 
-@dataclass(frozen=True)
-class Words:
-    """How a protocol is spoken of.
+class Description(NamedTuple):
+    """How a protocol is described.
 
     Attributes:
-      title: heading of its section and figure.
+      title: of its section and figure.
       x: what the horizontal axis holds.
-      how: one paragraph with ``{fields}`` of ``_fields``.
+      paragraph: with the ``{fields}`` that `protocol_paragraph` fills in.
     """
 
     title: str
     x: str
-    how: str
+    paragraph: str
 
 
 _CHUNKS = (
@@ -41,8 +40,8 @@ _CHUNKS = (
     "length. A chunk is read by itself"
 )
 
-WORDS = {
-    "same-tokens": Words(
+DESCRIPTIONS = {
+    "same-tokens": Description(
         "Perplexity against context length",
         "context length (tokens)",
         "The last {scored_per_window:,} tokens of {windows:,} windows are scored: {amount}. They "
@@ -50,7 +49,7 @@ WORDS = {
         "window lies inside one document, windows are spaced evenly over it, and no token is "
         "scored twice.",
     ),
-    "sliding-window": Words(
+    "sliding-window": Description(
         "Perplexity with a sliding window",
         "window (tokens)",
         "Every token of {windows:,} stretches of {longest:,} tokens is scored once: {amount}. A "
@@ -59,7 +58,7 @@ WORDS = {
         "context - {scored_per_window:,} tokens, and at most the context. The same tokens are "
         "scored at every context length.",
     ),
-    "chunks": Words(
+    "chunks": Description(
         "Perplexity of chunks, as in the paper's code",
         "chunk (tokens)",
         _CHUNKS + ", as the paper's released code does: positions begin at 0 in it, and documents "
@@ -67,27 +66,27 @@ WORDS = {
         "fewer tokens ({amount}), and more of theirs have little text before them: part of any "
         "fall with length is that alone. The released code cuts everything but the tail.",
     ),
-    "document-resets": Words(
+    "document-resets": Description(
         "Perplexity with resets at each document",
         "chunk (tokens)",
         _CHUNKS + ", and each document in it by itself: positions begin anew and no document sees "
         "another. The same tokens are scored at every context length, all but the first of a "
         "document: {amount}.",
     ),
-    "no-resets": Words(
+    "no-resets": Description(
         "Perplexity without resets",
         "chunk (tokens)",
         _CHUNKS + " as one sequence: positions run on through documents, which see those before "
         "them. What is scored is what document-resets scores: {amount}.",
     ),
-    "long-window": Words(
+    "long-window": Description(
         "Loss by position",
         "position in the window (tokens)",
         "Every token of {windows:,} windows of {longest:,} tokens is scored once, by the position "
         "of the token before it, in half-octave buckets: {amount}. Buckets hold different tokens: "
         "compare variants at one position rather than positions of one variant.",
     ),
-    "from-start": Words(
+    "from-start": Description(
         "Loss by distance since the document's start",
         "tokens since the document's start",
         "{windows:,} documents are read from their first token, at most {longest:,} tokens of "
@@ -98,75 +97,56 @@ WORDS = {
 }
 
 
-def words(comparison: Comparison) -> Words:
-    """The words of its protocol; those of another are its name."""
+def describe(comparison: Comparison) -> Description:
+    """The description of its protocol; that of an unknown one is its name."""
     name = comparison.protocol
-    return WORDS.get(name, Words(f"{comparison.kind.capitalize()} ({name})", "tokens", "{amount}"))
+    unknown = Description(f"{comparison.kind.capitalize()} ({name})", "tokens", "{amount}")
+    return DESCRIPTIONS.get(name, unknown)
 
 
 def protocol_paragraph(comparison: Comparison) -> str:
-    """The protocol as it was run, in a paragraph, with what was left out."""
-    text = words(comparison).how.format_map(_fields(comparison))
-    stated = comparison.stated
-    if stated.get("too_short"):
-        shown = stated.get("too_short_names", [])
-        rest = stated["too_short"] - len(shown)
-        more = f" and {rest} more" if rest > 0 else ""
-        what = (
-            "to have a second token"
-            if comparison.protocol == "from-start"
-            else ("for the longest window")
-        )
-        text += f" Too short {what}, and so not scored: {', '.join(shown)}{more}."
-    return f"{text} {bos(comparison)}."
-
-
-def _fields(comparison: Comparison) -> dict[str, object]:
-    rows = _at_one_context(comparison)
-    sums, documents = add_up(rows), comparison.documents
+    """The protocol as it was run, with the documents that were too short for it."""
+    protocol, stated = comparison.protocol, comparison.protocol_row
+    documents, contexts = comparison.documents, comparison.contexts
+    sums = comparison.sums_by_context[contexts[0]]
     amount = f"{sums.tokens:,.0f} tokens, {sums.bytes:,.0f} bytes of text"
-    if len(comparison.contexts) > 1 and comparison.protocol == "chunks":
-        amount += f" at {rows[0]['context']:,}"
+    if len(contexts) > 1 and protocol == "chunks":
+        amount += f" at {contexts[0]:,}"
     if documents:
-        named = f": {', '.join(documents)}" if len(documents) <= NAMES_SHOWN else ""
+        names = f": {', '.join(documents)}" if len(documents) <= NAMES_SHOWN else ""
         held_out = "held-out " if comparison.name == "validation" else ""
-        amount += f", in {len(documents):,} {held_out}documents{named}"
-    resets = comparison.protocol in ("document-resets", "no-resets")
-    return {
-        "amount": amount,
-        "windows": windows(comparison),
-        "scored_per_window": rows[0].get("scored_per_window", 0),
-        "longest": math.lcm(*comparison.contexts),
-        "of_which": " among those in which documents meet" if resets else "",
-    }
+        amount += f", in {len(documents):,} {held_out}documents{names}"
+    has_resets = protocol in ("document-resets", "no-resets")
+    text = describe(comparison).paragraph.format(
+        amount=amount,
+        windows=num_windows(comparison),
+        scored_per_window=comparison.first_rows[0].get("scored_per_window", 0),
+        longest=math.lcm(*contexts),
+        of_which=" among those in which documents meet" if has_resets else "",
+    )
+    if stated.get("too_short"):
+        names = ", ".join(stated.get("too_short_names", []))
+        rest = stated["too_short"] - len(stated.get("too_short_names", []))
+        more = f" and {rest} more" if rest > 0 else ""
+        need = "to have a second token" if protocol == "from-start" else "for the longest window"
+        text += f" Too short {need}, and so not scored: {names}{more}."
+    bos = stated.get("bos", NO_BOS)
+    return f"{text} {bos[:1].upper()}{bos[1:]}."
 
 
-def _at_one_context(comparison: Comparison) -> list[Row]:
-    shortest = min(comparison.contexts)
-    return [row for row in comparison.first if row["context"] == shortest]
-
-
-def windows(comparison: Comparison) -> int:
+def num_windows(comparison: Comparison) -> int:
     """Windows, stretches, blocks or documents: as the protocol's row counts them, else its rows."""
-    if "windows" in comparison.stated:
-        return comparison.stated["windows"]
-    rows = _at_one_context(comparison)
+    if "windows" in comparison.protocol_row:
+        return comparison.protocol_row["windows"]
+    shortest = comparison.contexts[0]
+    rows = [row for row in comparison.first_rows if row["context"] == shortest]
     if comparison.kind == "position":
         rows = [row for row in rows if row["bucket"] == rows[0]["bucket"]]
     return sum(row.get("windows", 0) for row in rows)
 
 
-def bos(comparison: Comparison) -> str:
-    """What stands before the first token of a window, as a sentence without its full stop."""
-    text = comparison.stated.get("bos", NO_BOS)
-    return text[:1].upper() + text[1:]
-
-
-MOST_BANDS = 4  # more of them hide each other, and the tables have every interval
-
-
 def has_bands(comparison: Comparison) -> bool:
-    """Whether a figure of so many variants shows intervals as bands."""
+    """Whether a figure shows intervals as bands: more than a few would hide each other."""
     return len(comparison.curves) <= MOST_BANDS
 
 
@@ -175,38 +155,37 @@ def protocol_caption(comparison: Comparison, intervals: str = "in brackets") -> 
 
     Args:
       comparison: what is shown.
-      intervals: where it shows the intervals.
+      intervals: where it shows the intervals; "bands" where `has_bands`.
 
     Returns:
       Scored tokens, documents and windows; BOS; seeds; what the intervals are.
     """
-    sums = [add_up([r for r in comparison.first if r["context"] == c]) for c in comparison.contexts]
-    low, high = min(s.tokens for s in sums), max(s.tokens for s in sums)
+    counts = [sums.tokens for sums in comparison.sums_by_context.values()]
+    low, high = min(counts), max(counts)
+    is_same = len(counts) > 1 and low == high
     tokens = f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
-    same = len(sums) > 1 and low == high
-    scored = [f"{'the same ' if same else ''}{tokens} tokens"]
-    count = len(comparison.documents)
-    if count:
-        scored.append(f"of {_counted(count, 'document')}")
+    scored = f"{'the same ' if is_same else ''}{tokens} tokens"
+    documents = len(comparison.documents)
+    if documents:
+        scored += f" of {_count(documents, 'document')}"
     if comparison.protocol != "from-start":
-        scored.append(
-            f"in {_counted(windows(comparison), UNITS.get(comparison.protocol, 'window'))}"
-        )
-    if same:
-        scored.append("at every context")
-    seeds = comparison.seeds
+        unit = UNITS.get(comparison.protocol, "window")
+        scored += f" in {_count(num_windows(comparison), unit)}"
+    if is_same:
+        scored += " at every context"
+    seeds = comparison.num_seeds
     parts = [
-        " ".join(scored),
-        comparison.stated.get("bos", NO_BOS),
+        scored,
+        comparison.protocol_row.get("bos", NO_BOS),
         "1 seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds",
     ]
-    if count > 1 and (intervals != "bands" or has_bands(comparison)):
+    if documents > 1 and (intervals != "bands" or has_bands(comparison)):
         parts.append(f"{intervals}: {COVERAGE:.0%} interval over documents")
     return "; ".join(parts)
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "es" if what.endswith("ch") else "s")
+def _count(count: int, unit: str) -> str:
+    return f"{count:,} {unit}" + ("" if count == 1 else "es" if unit.endswith("ch") else "s")
 
 
 def interval_note(comparison: Comparison) -> str:
@@ -217,7 +196,7 @@ def interval_note(comparison: Comparison) -> str:
     if count == 1:
         return "No intervals: all scored tokens are of one document."
     rough = " With so few documents they are rough." if count < FEW_DOCUMENTS else ""
-    mean = "" if comparison.seeds == 1 else " of the mean over seeds"
+    mean = "" if comparison.num_seeds == 1 else " of the mean over seeds"
     return (
         f"{COVERAGE:.0%} intervals{mean}: percentile bootstrap, {count:,} documents drawn with "
         f"replacement {RESAMPLES:,} times (seed {SEED}), the same draws for every number.{rough}"

@@ -8,55 +8,60 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.storage.files import read_json, read_json_lines
-from fope_jax.storage.paths import as_path
+from fope_jax.storage.paths import as_path, resolve_path
 
 Row = dict[str, Any]
 
+NO_BOS = "no BOS token is added"  # of rows from before evaluation stated it
+RESULTS_KIND = "run"  # of the first row of a results file
+
 _NUMBER = (int, float)
+_NUMBER_OR_NONE = (int, float, type(None))
 _IDS = {"variant": str, "seed": int, "step": int, "training_length": int}
-NO_BOS = "no BOS token is added"  # where the rows are older than the statement
 _SUMS = {"nats": _NUMBER, "tokens": _NUMBER, "bytes": _NUMBER, "correct": _NUMBER}
+_SPLIT = {"split": str, "context": int}
+_TRIALS = {"correct": int, "total": int, "nats": _NUMBER, "tokens": int}
+_ANSWERS = dict.fromkeys(("found", "asked", "first", "rank_sum", "candidates"), int)
 
-_ANSWERS: dict[str, Any] = dict.fromkeys(("found", "asked", "first", "rank_sum", "candidates"), int)
-
-# What a row of each kind must have; kinds that are not listed belong to someone else's report.
-FIELDS: dict[str, dict[str, Any]] = {
+# What a row of each kind must have; rows of other kinds belong to someone else's report.
+REQUIRED: dict[str, dict[str, Any]] = {
     "train": {"step": int, "tokens_seen": int, "loss": _NUMBER},
-    "perplexity": _IDS
-    | _SUMS
-    | {
+    "perplexity": {
+        **_IDS,
+        **_SUMS,
+        **_SPLIT,
         "protocol": str,
-        "split": str,
-        "context": int,
         "scored_per_window": int,
         "windows": int,
         "document": (str, type(None)),
     },
-    "validation": _IDS
-    | _SUMS
-    | {"split": str, "context": int, "scored_per_window": int, "tokens_seen": int},
-    "position": _IDS | _SUMS | {"protocol": str, "split": str, "context": int, "bucket": list},
-    "passkey": _IDS
-    | {"template": str, "context": int, "depth": _NUMBER}
-    | {"correct": int, "total": int, "nats": _NUMBER, "tokens": int},
-    "spectrum": _IDS
-    | {"split": str, "context": int, "layer": int, "floor_energy": list, "profile_energy": list}
-    | {name: (list, type(None)) for name in ("leakage", "undertrained_energy")}
-    | {name: (*_NUMBER, type(None)) for name in ("q_leakage", "k_leakage", "hidden_leakage")},
-    "retrieval": _IDS
-    | {"task": str, "context": int, "depth": (*_NUMBER, type(None))}
-    | {"correct": int, "total": int, "nats": _NUMBER, "tokens": int}
-    | _ANSWERS,
-    "protocol": _IDS | {"protocol": str, "settings": dict},
+    "validation": {**_IDS, **_SUMS, **_SPLIT, "scored_per_window": int, "tokens_seen": int},
+    "position": {**_IDS, **_SUMS, **_SPLIT, "protocol": str, "bucket": list},
+    "passkey": {**_IDS, **_TRIALS, "template": str, "context": int, "depth": _NUMBER},
+    "retrieval": {
+        **_IDS,
+        **_TRIALS,
+        **_ANSWERS,
+        "task": str,
+        "context": int,
+        "depth": _NUMBER_OR_NONE,
+    },
+    "spectrum": {
+        **_IDS,
+        **_SPLIT,
+        "layer": int,
+        "floor_energy": list,
+        "profile_energy": list,
+        **dict.fromkeys(("leakage", "undertrained_energy"), (list, type(None))),
+        **dict.fromkeys(("q_leakage", "k_leakage", "hidden_leakage"), _NUMBER_OR_NONE),
+    },
+    "protocol": {**_IDS, "protocol": str, "settings": dict},
     "time": {"phase": str, "seconds": _NUMBER},
-    "run": {"config": dict, "info": dict, "lineage": dict},
+    RESULTS_KIND: {"config": dict, "info": dict, "lineage": dict},
 }
-
-
-# What a row may have: those of runs that were evaluated before it was measured do not, and those of
-# windows that begin with no BOS token name none.
+# What a row may have: an older evaluation did not measure it, or no BOS token begins the windows.
 _BOS = {"bos_token": str}
-OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(FIELDS, _BOS) | {"passkey": _ANSWERS | _BOS}
+OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _BOS) | {"passkey": _ANSWERS | _BOS}
 
 
 class ReportError(ValueError):
@@ -117,43 +122,52 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 def read_run(path: Path) -> Run:
     """Reads one run: its directory, or the file that `report.results` keeps of it."""
     if path.is_file():
-        from fope_jax.report.results import read_results
-
-        return read_results(path)
-    config = _read_json(path / "config.json", required=True)
+        return _read_results(path)
+    if not (path / "config.json").is_file():
+        raise ReportError(f"{path} is no run: there is no config.json")
+    config = _read_json(path / "config.json")
     _check_config(config, path / "config.json")
     rows = read_rows(path / "metrics.jsonl")
-    evaluated = [
-        row["step"]
-        for row in rows
-        if row["kind"] in ("perplexity", "position", "passkey", "retrieval")
-    ]
-    step = max(evaluated, default=None)
-    kept = ("train", "time", "validation", "spectrum")
-    current = [row for row in rows if row["kind"] in kept or row["step"] == step]
-    info, lineage = (_read_json(path / n, required=False) for n in ("run.json", "lineage.json"))
-    return Run(path, config, info, tuple(current), step, lineage)
+    evaluations = ("perplexity", "position", "passkey", "retrieval")
+    step = max((row["step"] for row in rows if row["kind"] in evaluations), default=None)
+    of_all_steps = ("train", "time", "validation", "spectrum")
+    rows = [row for row in rows if row["kind"] in of_all_steps or row["step"] == step]
+    info, lineage = (_read_json(path / name) for name in ("run.json", "lineage.json"))
+    return Run(path, config, info, tuple(rows), step, lineage)
+
+
+def _read_results(path: Path) -> Run:
+    head, *rows = read_rows(path) or [{"kind": "nothing"}]
+    if head["kind"] != RESULTS_KIND:
+        raise ReportError(
+            f"{path} is no results file: its first line has no kind {RESULTS_KIND!r}; "
+            "`fope sweep --results` writes such files"
+        )
+    if not path.read_bytes().endswith(b"\n"):
+        raise ReportError(f"{path}: the last line was cut off; bring the file back")
+    lineage = head["lineage"]
+    if lineage:  # the parent is another file beside it
+        parent = path.with_name(f"{lineage['parent']['run']}.jsonl")
+        lineage["parent"]["run"] = str(resolve_path(parent))
+    step = max((row["step"] for row in rows if row["kind"] not in ("train", "time")), default=None)
+    return Run(path, head["config"], head["info"], tuple(rows), step, lineage)
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:
     train = config.get("train")
-    needed = {"name": config.get("name"), "seed": config.get("seed")}
-    needed["train.length"] = train.get("length") if isinstance(train, dict) else None
+    values = {"name": config.get("name"), "seed": config.get("seed")}
+    values["train.length"] = train.get("length") if isinstance(train, dict) else None
     for key, kind in {"name": str, "seed": int, "train.length": int}.items():
-        value = needed[key]
+        value = values[key]
         if value is None:
             raise ReportError(f"{path} has no {key!r}")
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ReportError(f"{path}: {key} = {value!r:.60}; accepted: {kind.__name__}")
 
 
-def _read_json(path: Path, required: bool) -> dict[str, Any]:
-    if not path.is_file():
-        if required:
-            raise ReportError(f"{path.parent} is no run: there is no {path.name}")
-        return {}
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return read_json(path)
+        return read_json(path) if path.is_file() else {}
     except ValueError as error:
         raise ReportError(str(error)) from error
 
@@ -173,33 +187,30 @@ def read_rows(path: Path) -> list[Row]:
     try:
         for number, row in read_json_lines(path):
             check_row(row, f"{path}, line {number}")
-            if row["kind"] in FIELDS:
+            if row["kind"] in REQUIRED:
                 rows.append(row)
     except ReportError:
         raise
-    except ValueError as error:
+    except ValueError as error:  # a line that is no JSON object
         raise ReportError(str(error)) from error
     return rows
 
 
-def check_row(row: Any, where: str) -> None:
+def check_row(row: Row, where: str) -> None:
     """Raises ReportError, with ``where``, for a row that has not what its kind must have."""
-    if not isinstance(row, dict) or not isinstance(row.get("kind"), str):
+    kind = row.get("kind")
+    if not isinstance(kind, str):
         raise ReportError(f'{where}: a row is an object with a string "kind"; got {row!r:.60}')
-    kind = row["kind"]
-    optional = {name: t for name, t in OPTIONAL.get(kind, {}).items() if name in row}
-    for name, accepted in (FIELDS.get(kind, {}) | optional).items():
+    required = REQUIRED.get(kind, {})
+    optional = {name: types for name, types in OPTIONAL.get(kind, {}).items() if name in row}
+    for name, types in (required | optional).items():
         if name not in row:
             raise ReportError(f"{where}: a {kind!r} row has no {name!r}")
-        value = row[name]
+        value, accepted = row[name], types if isinstance(types, tuple) else (types,)
         if not isinstance(value, accepted) or isinstance(value, bool):
-            names = accepted if isinstance(accepted, tuple) else (accepted,)
-            expected = " or ".join(t.__name__ for t in names)
+            expected = " or ".join(t.__name__ for t in accepted)
             raise ReportError(
                 f"{where}: {name!r} of a {kind!r} row is {value!r}; accepted: {expected}"
             )
-    for name in ("tokens", "total", "context"):
-        if name in FIELDS.get(kind, {}) and row[name] <= 0:
-            raise ReportError(
-                f"{where}: {name!r} of a {kind!r} row is {row[name]!r}; accepted: > 0"
-            )
+        if name in ("tokens", "total", "context") and name in required and value <= 0:
+            raise ReportError(f"{where}: {name!r} of a {kind!r} row is {value!r}; accepted: > 0")

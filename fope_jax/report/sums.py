@@ -9,57 +9,58 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fope_jax.report.rows import Row
 
 
 class Sums(NamedTuple):
-    """Sums over rows; ratios are properties and never clipped."""
+    """Sums over rows: numbers, or arrays of them. Ratios are methods and never clipped."""
 
-    nats: float = 0.0
-    tokens: float = 0
-    bytes: float = 0
-    correct: float = 0
-    total: float = 0
-    found: float = 0
-    asked: float = 0
-    rank_sum: float = 0
+    nats: Any = 0.0
+    tokens: Any = 0
+    bytes: Any = 0
+    correct: Any = 0
+    total: Any = 0
+    found: Any = 0
+    asked: Any = 0
+    rank_sum: Any = 0
 
-    @property
-    def loss(self) -> float:
+    def loss(self) -> Any:
         """Nats a token."""
         return self.nats / self.tokens
 
-    @property
-    def perplexity(self) -> float:
+    def perplexity(self) -> Any:
         """``exp(nats / tokens)``; infinite where that is beyond a float.
 
-        >>> round(Sums(nats=20.794415, tokens=10).perplexity, 3)
-        8.0
+        >>> f"{Sums(nats=20.794415, tokens=10).perplexity():.3f}"
+        '8.000'
         """
-        try:
-            return math.exp(self.loss)
-        except OverflowError:
-            return math.inf
+        with np.errstate(over="ignore"):
+            return np.exp(self.loss())
 
-    @property
-    def bits_per_byte(self) -> float:
+    def bits_per_byte(self) -> Any:
         """Bits a UTF-8 byte of the text; NaN where no byte was scored."""
-        return self.nats / math.log(2) / self.bytes if self.bytes else math.nan
+        return self.nats / math.log(2) / np.where(self.bytes, self.bytes, math.nan)
 
-    @property
-    def accuracy(self) -> float:
-        """Share of trials that were right."""
-        return self.correct / self.total
+    def accuracy(self) -> Any:
+        """Percent of trials that were right."""
+        return 100 * (self.correct / self.total)
 
-    @property
-    def mean_rank(self) -> float:
+    def error_rate(self) -> Any:
+        """Percent of trials that were wrong."""
+        return 100 * (1 - self.correct / self.total)
+
+    def mean_rank(self) -> Any:
         """Rank of the right answer among the candidates; NaN where none was taken."""
         return self.rank_sum / self.total if self.rank_sum else math.nan
 
-    @property
-    def token_accuracy(self) -> float:
-        """Share of tokens that the model holds most likely."""
-        return self.correct / self.tokens
+    def token_accuracy(self) -> Any:
+        """Percent of tokens that the model holds most likely."""
+        return 100 * (self.correct / self.tokens)
+
+
+Metric = Callable[[Sums], Any]
 
 
 def add_up(rows: Iterable[Row]) -> Sums:

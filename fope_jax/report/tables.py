@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import html
 import itertools
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fope_jax.report import protocols
 from fope_jax.report.bootstrap import Interval
-from fope_jax.report.comparison import Comparison, comparisons, context_of, spreads_over_seeds
+from fope_jax.report.comparison import Comparison, comparisons, spreads_over_seeds
+from fope_jax.report.protocols import describe, protocol_caption
 from fope_jax.report.rows import Row, Run
 from fope_jax.report.sums import Spread, Sums, add_up, group
 
 EMPTY = "-"
 MOST_ROWS = 500  # of a table that has every row; more are in metrics.jsonl alone
+Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Table:
       columns: headers of the other columns.
       rows: header and cells of each row; a second line of a cell is shown smaller.
       note: what a reader must know to read the numbers.
+      is_prose: whether cells hold texts, which wrap, rather than numbers.
     """
 
     title: str
@@ -38,16 +38,27 @@ class Table:
     columns: list[str]
     rows: list[tuple[str, list[str]]] = field(default_factory=list)
     note: str = ""
+    is_prose: bool = False
+
+
+def table_of_records(
+    title: str, corner: str, records: Iterable[tuple[str, Mapping[str, Any]]], note: str = ""
+) -> Table:
+    """A table of rows ``header, {column: value}`` that all have the columns of the first."""
+    rows = [(header, dict(record)) for header, record in records]
+    columns = list(rows[0][1]) if rows else []
+    cells = [(header, [str(record[name]) for name in columns]) for header, record in rows]
+    return Table(title, corner, columns, cells, note)
 
 
 # ---------------------------------------------------------------------------- numbers as text
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A positive number at a width that a table bears, never rounded to nothing.
 
-    >>> number(23.456), number(123456.7), number(3.2e9), number(math.inf), number(0.00012)
-    ('23.46', '123,457', '3.20e+09', 'inf', '1.20e-04')
+    >>> [format_number(x) for x in (23.456, 123456.7, 3.2e9, math.inf, 0.00012)]
+    ['23.46', '123,457', '3.20e+09', 'inf', '1.20e-04']
     """
     if not math.isfinite(value):
         return str(value)
@@ -56,98 +67,101 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.2f}"
 
 
-def format_spread(value: Spread | None, show: Callable[[float], str] = number) -> str:
-    """``mean``, or ``mean ± deviation`` over several seeds."""
+def format_loss(value: float) -> str:
+    """Three decimals, as differences of losses are small."""
+    return f"{value:.3f}"
+
+
+def format_percent(value: float) -> str:
+    return f"{value:.0f}%"
+
+
+def format_share(count: float, total: float) -> str:
+    return f"{count:g}/{total:g} ({format_percent(100 * (count / total))})" if total else EMPTY
+
+
+def format_spread(
+    value: Spread | None, show: Format = format_number, interval: Interval | None = None
+) -> str:
+    """``mean``, or ``mean ± deviation`` over several seeds; on a second line the interval."""
     if value is None:
         return EMPTY
-    if value.count == 1:
-        return show(value.mean)
-    small = abs(value.mean) < 1_000 and value.deviation < 0.01 and show is number
-    return f"{show(value.mean)} ± {'<0.01' if small else show(value.deviation)}"
-
-
-def append_interval(text: str, interval: Interval | None, show: Callable[[float], str]) -> str:
-    """A number's text, and below it the interval where there is one."""
+    text = show(value.mean)
+    if value.count > 1:
+        is_tiny = abs(value.mean) < 1_000 and value.deviation < 0.01 and show is format_number
+        text += f" ± {'<0.01' if is_tiny else show(value.deviation)}"
     return text if interval is None else f"{text}\n[{show(interval.low)}, {show(interval.high)}]"
-
-
-def percent(value: float) -> str:
-    return f"{100 * value:.0f}%"
-
-
-def three(value: float) -> str:
-    """Three decimals: for losses and bits, whose differences are small."""
-    return f"{value:.3f}"
 
 
 # ---------------------------------------------------------------------------- evaluation
 
 
-def _by_context(
+def context_table(
     title: str,
     comparison: Comparison,
-    cells: dict[str, dict[int, Spread]],
-    show: Callable[[float], str] = number,
+    spreads: dict[str, dict[int, Spread]],
+    show: Format = format_number,
     note: str = "",
     intervals: dict[str, dict[int, Interval]] | None = None,
 ) -> Table:
-    columns, own = comparison.contexts, intervals or {}
-    rows = [
-        (
-            label,
-            [
-                append_interval(format_spread(values.get(c), show), own.get(label, {}).get(c), show)
-                for c in columns
-            ],
-        )
-        for label, values in cells.items()
-    ]
-    return Table(title, "context (tokens)", [f"{c:,}" for c in columns], rows, note)
+    """A row for each label, a column for each context."""
+    contexts, rows = comparison.contexts, []
+    for label, values in spreads.items():
+        own = (intervals or {}).get(label, {})
+        rows.append((label, [format_spread(values.get(c), show, own.get(c)) for c in contexts]))
+    return Table(title, "context (tokens)", [f"{c:,}" for c in contexts], rows, note)
 
 
 def training_lengths(comparison: Comparison) -> str:
     """``trained on 128 tokens``, or each label's length where they differ."""
-    lengths = sorted(set(comparison.training_lengths.values()))
-    if len(lengths) == 1:
-        return f"trained on {lengths[0]:,} tokens"
-    return "trained on " + ", ".join(
-        f"{length:,} ({label})" for label, length in comparison.training_lengths.items()
-    )
+    lengths = comparison.training_lengths
+    if len(set(lengths.values())) == 1:
+        return f"trained on {next(iter(lengths.values())):,} tokens"
+    return "trained on " + ", ".join(f"{length:,} ({label})" for label, length in lengths.items())
 
 
 def perplexity_tables(comparison: Comparison) -> list[Table]:
     """Perplexity, its ratio to that at the training length, and bits per byte, by context."""
-    protocol = f"protocol {comparison.protocol}"
+    protocol, note = f"protocol {comparison.protocol}", protocol_caption(comparison)
     where = f"{protocol}, {comparison.name} split, {training_lengths(comparison)}"
-    scored = protocols.protocol_caption(comparison)
+    ratio = f"Perplexity relative to the training length ({protocol})"
+    ratio_note = f"below 1: the longer context helps; above 1: it hurts; {note}"
+
+    def table(title: str, metric: Any, show: Format, note: str, relative: bool = False) -> Table:
+        spreads = comparison.spreads(metric, relative=relative)
+        intervals = comparison.intervals(metric, relative=relative)
+        return context_table(title, comparison, spreads, show, note, intervals)
+
     return [
-        _by_context(
-            f"Perplexity ({where})",
-            comparison,
-            comparison.numbers(_perplexity),
-            note=scored,
-            intervals=comparison.intervals(_perplexity),
-        ),
-        _by_context(
-            f"Perplexity relative to the training length ({protocol})",
-            comparison,
-            comparison.ratios(_perplexity),
-            note=f"below 1: the longer context helps; above 1: it hurts; {scored}",
-            intervals=comparison.ratio_intervals(_perplexity),
-        ),
-        _by_context(
-            f"Bits per byte ({protocol})",
-            comparison,
-            comparison.numbers(_bits_per_byte),
-            three,
-            note=scored,
-            intervals=comparison.intervals(_bits_per_byte),
-        ),
+        table(f"Perplexity ({where})", Sums.perplexity, format_number, note),
+        table(ratio, Sums.perplexity, format_number, ratio_note, relative=True),
+        table(f"Bits per byte ({protocol})", Sums.bits_per_byte, format_loss, note),
     ]
 
 
+def reset_table(resets: Comparison, no_resets: Comparison) -> Table:
+    """Perplexity with resets at each document over that without, by context.
+
+    Both must have scored the same tokens. The ratio is taken within each seed.
+    """
+    numbers, without = (c.numbers(Sums.perplexity) for c in (resets, no_resets))
+    spreads = {
+        label: spreads_over_seeds(
+            [
+                {context: value / base[context] for context, value in own.items()}
+                for own, base in zip(seeds, without[label], strict=True)
+            ]
+        )
+        for label, seeds in numbers.items()
+        if len(without.get(label, ())) == len(seeds)
+    }
+    title = "Perplexity with resets over that without (protocols document-resets and no-resets)"
+    note = "below 1: the documents before it do harm; " + protocol_caption(resets)
+    return context_table(title, resets, spreads, format_loss, note)
+
+
 def retrieval_names(comparison: Comparison) -> tuple[str, str]:
-    """What is counted in a comparison of retrieval, and of what.
+    """What is counted in a comparison of retrieval, and of which template or task.
 
     >>> retrieval_names(Comparison("retrieval", "multi_key", {}, {}))
     ('right answers', 'multi key')
@@ -157,127 +171,74 @@ def retrieval_names(comparison: Comparison) -> tuple[str, str]:
     return "right answers", comparison.name.replace("_", " ")
 
 
-def _perplexity(sums: Sums) -> float:
-    return sums.perplexity
-
-
-def _bits_per_byte(sums: Sums) -> float:
-    return sums.bits_per_byte
-
-
-def reset_table(resets: Comparison, none: Comparison) -> Table:
-    """Perplexity with resets at each document over that without, by context.
-
-    Both must have scored the same tokens. The ratio is taken within each seed.
-    """
-    with_resets, without = (c.per_seed(_perplexity, context_of) for c in (resets, none))
-    cells = {
-        label: spreads_over_seeds(
-            [
-                {context: own[context] / other[context] for context in own}
-                for own, other in zip(seeds, without[label], strict=True)
-            ]
-        )
-        for label, seeds in with_resets.items()
-        if len(without.get(label, ())) == len(seeds)
-    }
-    return _by_context(
-        "Perplexity with resets over that without (protocols document-resets and no-resets)",
-        resets,
-        cells,
-        three,
-        note="below 1: the documents before it do harm; " + protocols.protocol_caption(resets),
-    )
-
-
 def retrieval_tables(comparison: Comparison) -> list[Table]:
     """Right answers of trials, over all depths and seeds; parts of answers, where they have any;
     the rank of the answer, where it was taken; and the loss on answer tokens."""
-    counted, where = retrieval_names(comparison)
-    counts = {
-        label: {
-            context: add_up(row for rows in seeds for row in rows if row["context"] == context)
+    counted, name = retrieval_names(comparison)
+    rows = comparison.labelled_rows()
+    sums = {
+        label: [
+            add_up(row for own, row in rows if own == label and row["context"] == context)
             for context in comparison.contexts
-        }
-        for label, seeds in comparison.curves.items()
-    }
-    sums = [own for by_length in counts.values() for own in by_length.values()]
-    several = any(own.asked > own.total for own in sums)
-    columns = [f"{context:,}" for context in comparison.contexts]
-
-    def shares(title: str, part: str, whole: str, note: str) -> Table:
-        rows = [
-            (label, [share(getattr(s, part), getattr(s, whole)) for s in by_length.values()])
-            for label, by_length in counts.items()
         ]
-        return Table(title, "context (tokens)", columns, rows, note)
+        for label in comparison.curves
+    }
 
-    title = f"{counted.capitalize()} ({where}, {training_lengths(comparison)})"
+    def shares(title: str, count: str, total: str, note: str) -> Table:
+        cells = {
+            label: [format_share(getattr(s, count), getattr(s, total)) for s in own]
+            for label, own in sums.items()
+        }
+        columns = [f"{context:,}" for context in comparison.contexts]
+        return Table(title, "context (tokens)", columns, list(cells.items()), note)
+
+    title = f"{counted.capitalize()} ({name}, {training_lengths(comparison)})"
     tables = [shares(title, "correct", "total", "right answers / trials, all depths")]
-    if several:
-        title, note = f"Parts of the answer found ({where})", "in any order, in what was written"
+    if any(s.asked > s.total for own in sums.values() for s in own):
+        title, note = f"Parts of the answer found ({name})", "in any order, in what was written"
         tables.append(shares(title, "found", "asked", note))
-    candidates = max(row.get("candidates", 0) for _, row in _each_row(comparison))
+    candidates = max(row.get("candidates", 0) for _, row in rows)
     if candidates:
-        tables.append(
-            _by_context(
-                f"Mean rank of the right answer ({where})",
-                comparison,
-                {
-                    label: {c: rank for c, rank in ranks.items() if not math.isnan(rank.mean)}
-                    for label, ranks in comparison.numbers(lambda s: s.mean_rank).items()
-                },
-                note=f"by log-likelihood among {candidates} answers; 1 is the best, "
-                f"{(candidates + 1) / 2:g} is chance",
-            )
-        )
-    tables.append(
-        _by_context(
-            f"Loss on the answer ({where}, nats per answer token)",
-            comparison,
-            comparison.numbers(lambda s: s.loss),
-            three,
-            note="falls before answers become right",
-        )
-    )
+        ranks = {
+            label: {c: rank for c, rank in own.items() if not math.isnan(rank.mean)}
+            for label, own in comparison.spreads(Sums.mean_rank).items()
+        }
+        chance = (candidates + 1) / 2
+        note = f"by log-likelihood among {candidates} answers; 1 is the best, {chance:g} is chance"
+        title = f"Mean rank of the right answer ({name})"
+        tables.append(context_table(title, comparison, ranks, note=note))
+    title, note = f"Loss on the answer ({name}, nats per answer token)", "falls before answers "
+    losses = comparison.spreads(Sums.loss)
+    tables.append(context_table(title, comparison, losses, format_loss, note + "become right"))
     return tables
-
-
-def share(part: float, whole: float) -> str:
-    return f"{part:g}/{whole:g} ({percent(part / whole)})" if whole else EMPTY
 
 
 def position_tables(comparison: Comparison) -> list[Table]:
     """Nats per token and bits per byte in each bucket of positions, buckets as rows."""
-    title = protocols.words(comparison).title
+    title = describe(comparison).title
     where = f"protocol {comparison.protocol}, {comparison.name} split"
-    return [
-        _by_bucket(f"{title} ({where}, nats per token)", comparison, lambda s: s.loss),
-        _by_bucket(f"{title} ({where}, bits per byte)", comparison, _bits_per_byte),
-    ]
+    units = {"nats per token": Sums.loss, "bits per byte": Sums.bits_per_byte}
+    first = group(comparison.first_rows, bucket_of)
+    tables = []
+    for unit, metric in units.items():
+        spreads = comparison.spreads(metric, bucket_of)
+        intervals = comparison.intervals(metric, bucket_of)
+        rows = []
+        for bucket in sorted({bucket for own in spreads.values() for bucket in own}):
+            documents = {row.get("document") for row in first.get(bucket, [])} - {None}
+            cells = [f"{add_up(first.get(bucket, [])).tokens:,.0f}"]
+            cells.append(f"{len(documents):,}" if documents else EMPTY)
+            for label, own in spreads.items():
+                interval = intervals[label].get(bucket)
+                cells.append(format_spread(own.get(bucket), format_loss, interval))
+            rows.append((f"{bucket[0]:,} to {bucket[1] - 1:,}", cells))
+        columns, note = ["tokens", "documents", *spreads], protocol_caption(comparison)
+        tables.append(Table(f"{title} ({where}, {unit})", "position", columns, rows, note))
+    return tables
 
 
-def _by_bucket(title: str, comparison: Comparison, value: Callable[[Sums], float]) -> Table:
-    cells = comparison.numbers(value, by=_bucket)
-    intervals = comparison.intervals(value, by=_bucket)
-    own = {bucket: rows for bucket, rows in group(comparison.first, _bucket).items()}
-    table = Table(title, "position", ["tokens", "documents", *cells])
-    table = dataclasses.replace(table, note=protocols.protocol_caption(comparison))
-    for bucket in sorted({bucket for values in cells.values() for bucket in values}):
-        numbers = [
-            append_interval(
-                format_spread(cells[label].get(bucket), three), intervals[label].get(bucket), three
-            )
-            for label in cells
-        ]
-        rows = own.get(bucket, [])
-        names = {row.get("document") for row in rows} - {None}
-        counts = [f"{add_up(rows).tokens:,.0f}", f"{len(names):,}" if names else EMPTY]
-        table.rows.append((f"{bucket[0]:,} to {bucket[1] - 1:,}", [*counts, *numbers]))
-    return table
-
-
-def _bucket(row: Row) -> tuple[int, int]:
+def bucket_of(row: Row) -> tuple[int, int]:
+    """The first position of the row's bucket, and that after its last."""
     start, stop = row["bucket"]
     return start, stop
 
@@ -287,93 +248,18 @@ def text_tables(runs: Sequence[Run]) -> str:
     tables = [table for c in comparisons(runs, "perplexity") for table in perplexity_tables(c)]
     for kind in ("passkey", "retrieval"):
         tables += [retrieval_tables(comparison)[0] for comparison in comparisons(runs, kind)]
-    missing = [str(run.path) for run in runs if run.step is None]
     texts = [as_text(table) for table in tables]
+    missing = [str(run.path) for run in runs if run.step is None]
     if missing:
         texts.append(f"not evaluated yet (`fope evaluate` does it): {', '.join(missing)}")
     return "\n\n".join(texts)
 
 
-# ---------------------------------------------------------------------------- every number
-
-
-def document_table(comparison: Comparison) -> Table:
-    """One row for each run, document and context, with its sums."""
-    columns = [
-        "seed",
-        "step",
-        "document",
-        "context",
-        "windows",
-        "tokens",
-        "bytes",
-        "nats",
-        "nats per token",
-        "perplexity",
-        "bits per byte",
-        "tokens right",
-    ]
-    title = f"Every row of the {comparison.name} split (protocol {comparison.protocol})"
-    found = _each_row(comparison)
-    more = f"the first {MOST_ROWS:,} of {len(found):,} rows; all are in metrics.jsonl"
-    note = more if len(found) > MOST_ROWS else protocols.protocol_caption(comparison)
-    table = Table(title, "variant", columns, note=note)
-    for label, row in found[:MOST_ROWS]:
-        sums = add_up([row])
-        cells = [
-            row["seed"],
-            row["step"],
-            row["document"] or EMPTY,
-            f"{row['context']:,}",
-            f"{row['windows']:,}",
-            f"{sums.tokens:,}",
-            f"{sums.bytes:,}",
-            f"{sums.nats:,.2f}",
-            three(sums.loss),
-            number(sums.perplexity),
-            three(sums.bits_per_byte),
-            f"{100 * sums.token_accuracy:.1f}%",
-        ]
-        table.rows.append((label, [str(cell) for cell in cells]))
-    return table
-
-
-def depth_table(comparison: Comparison) -> Table:
-    """One row for each run, context and depth of a passkey template or a retrieval task."""
-    columns = ["seed", "step", "context", "depth", "right / trials", "nats per answer token"]
-    _, where = retrieval_names(comparison)
-    table = Table(f"Every row ({where})", "variant", columns)
-    for label, row in _each_row(comparison):
-        sums = add_up([row])
-        cells = [
-            row["seed"],
-            row["step"],
-            f"{row['context']:,}",
-            EMPTY if row["depth"] is None else f"{row['depth']:g}",
-            f"{row['correct']}/{row['total']}",
-            three(sums.loss),
-        ]
-        table.rows.append((label, [str(cell) for cell in cells]))
-    return table
-
-
-def _each_row(comparison: Comparison) -> list[tuple[str, dict[str, Any]]]:
-    return [
-        (label, row)
-        for label, seeds in comparison.curves.items()
-        for rows in seeds
-        for row in sorted(rows, key=context_of)
-    ]
-
-
-# ---------------------------------------------------------------------------- rendering
-
-
 def as_text(table: Table) -> str:
     """Plain text with aligned columns; a cell's second line stands below its first."""
     lines = [[table.corner, *table.columns]]
-    for head, cells in table.rows:
-        parts = [[head], *(cell.split("\n") for cell in cells)]
+    for header, cells in table.rows:
+        parts = [[header], *(cell.split("\n") for cell in cells)]
         lines += [list(line) for line in itertools.zip_longest(*parts, fillvalue="")]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
@@ -384,26 +270,51 @@ def as_text(table: Table) -> str:
     return "\n".join([table.title, *note, text[0], "-" * len(text[0]), *text[1:]])
 
 
-def as_html(table: Table) -> str:
-    """An HTML table whose headers name their scope, in a region that scrolls sideways."""
-    heads = "".join(
-        f'<th scope="col">{html.escape(c)}</th>' for c in [table.corner, *table.columns]
-    )
-    body = "\n".join(
-        f'<tr><th scope="row">{html.escape(head)}</th>'
-        + "".join(f"<td>{_cell(cell)}</td>" for cell in cells)
-        + "</tr>"
-        for head, cells in table.rows
-    )
-    title = html.escape(table.title)
-    note = f" <small>({html.escape(table.note)})</small>" if table.note else ""
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">\n'
-        f"<table>\n<caption>{title}{note}</caption>\n<thead><tr>{heads}</tr></thead>\n"
-        f"<tbody>\n{body}\n</tbody>\n</table>\n</div>"
-    )
+# ---------------------------------------------------------------------------- every number
 
 
-def _cell(text: str) -> str:
-    first, *second = html.escape(text).split("\n", 1)
-    return first + "".join(f"<br><small>{line}</small>" for line in second)
+def document_table(comparison: Comparison) -> Table:
+    """One row for each run, document and context, with its sums."""
+
+    def record(row: Row) -> dict[str, Any]:
+        sums = add_up([row])
+        return {
+            "seed": row["seed"],
+            "step": row["step"],
+            "document": row["document"] or EMPTY,
+            "context": f"{row['context']:,}",
+            "windows": f"{row['windows']:,}",
+            "tokens": f"{sums.tokens:,}",
+            "bytes": f"{sums.bytes:,}",
+            "nats": f"{sums.nats:,.2f}",
+            "nats per token": format_loss(sums.loss()),
+            "perplexity": format_number(sums.perplexity()),
+            "bits per byte": format_loss(sums.bits_per_byte()),
+            "tokens right": f"{sums.token_accuracy():.1f}%",
+        }
+
+    rows = comparison.labelled_rows()
+    title = f"Every row of the {comparison.name} split (protocol {comparison.protocol})"
+    note = protocol_caption(comparison)
+    if len(rows) > MOST_ROWS:
+        note = f"the first {MOST_ROWS:,} of {len(rows):,} rows; all are in metrics.jsonl"
+    records = [(label, record(row)) for label, row in rows[:MOST_ROWS]]
+    return table_of_records(title, "variant", records, note)
+
+
+def depth_table(comparison: Comparison) -> Table:
+    """One row for each run, context and depth of a passkey template or a retrieval task."""
+
+    def record(row: Row) -> dict[str, Any]:
+        return {
+            "seed": row["seed"],
+            "step": row["step"],
+            "context": f"{row['context']:,}",
+            "depth": EMPTY if row["depth"] is None else f"{row['depth']:g}",
+            "right / trials": f"{row['correct']}/{row['total']}",
+            "nats per answer token": format_loss(add_up([row]).loss()),
+        }
+
+    records = [(label, record(row)) for label, row in comparison.labelled_rows()]
+    title = f"Every row ({retrieval_names(comparison)[1]})"
+    return table_of_records(title, "variant", records)

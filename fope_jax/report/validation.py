@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fope_jax.extras import require
-from fope_jax.report.comparison import run_labels
+from fope_jax.report.comparison import context_of, run_labels
 from fope_jax.report.lineage import tokens_before
-from fope_jax.report.plots import WIDTH, Style, legend_below
+from fope_jax.report.plots import DASHES, GREY, WIDTH, Style, legend_below, new_figure
 from fope_jax.report.rows import Row, Run
-from fope_jax.report.sums import group
-from fope_jax.report.tables import EMPTY, Table, three
+from fope_jax.report.sums import add_up, group
+from fope_jax.report.tables import EMPTY, Table, format_loss
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+RunRows = Sequence[tuple[Run, list[Row]]]  # runs that share axes
 
 
 class Scored(NamedTuple):
@@ -32,113 +33,89 @@ class Scored(NamedTuple):
 
 def validation_groups(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]]]]:
     """Runs with their rows, by what was scored; a run that changed it is in several."""
-    found: dict[Scored, list[tuple[Run, list[Row]]]] = {}
+    groups: dict[Scored, list[tuple[Run, list[Row]]]] = {}
     for run in runs:
-        scored = group(
+        pools = group(
             run.of("validation"),
             lambda row: Scored(**{key: row[key] for key in Scored._fields if key in row}),
         )
-        for key, rows in scored.items():
-            found.setdefault(key, []).append((run, rows))
-    return found
+        for scored, rows in pools.items():
+            groups.setdefault(scored, []).append((run, rows))
+    return groups
 
 
-def validation_figure(shown: Sequence[tuple[Run, list[Row]]], styles: dict[str, Style]) -> Figure:
+def _contexts(shown: RunRows) -> list[int]:
+    return sorted({row["context"] for _, rows in shown for row in rows})
+
+
+def _tokens_seen(run: Run, row: Row) -> int:
+    return tokens_before(run) + row["tokens_seen"]
+
+
+def validation_figure(shown: RunRows, styles: dict[str, Style]) -> Figure:
     """Loss against tokens seen, one panel a context length, parent and child on one axis.
 
     Where a run goes on from another, the axis begins twice its length before it: the rest of the
     parent's training would leave no room for the child's.
     """
-    contexts = sorted({row["context"] for _, rows in shown for row in rows})
-    names = run_labels([run for run, _ in shown])
+    contexts, labels = _contexts(shown), run_labels([run for run, _ in shown])
+    children = [(run, rows) for run, rows in shown if run.lineage]
+    start = 0
+    if children:
+        longest = max(row["tokens_seen"] for _, rows in children for row in rows)
+        start = max(0, min(tokens_before(run) for run, _ in children) - 2 * longest)
     columns = min(3, len(contexts))
     lines = math.ceil(len(contexts) / columns)
-    figure = require("matplotlib.figure", "train").Figure(
-        figsize=(WIDTH, 1.1 + 2.1 * lines), layout="constrained"
-    )
-    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat)
-    first, drawn = _first_drawn(shown), {}
-    for panel, context in zip(panels, contexts, strict=False):
+    size = (WIDTH, 1.1 + 2.1 * lines)
+    figure, panels = new_figure(*size, lines, columns, sharex=True, sharey=True)
+    ticker, handles = require("matplotlib.ticker", "train"), {}
+    for axes, context in zip(panels, contexts, strict=False):
         for run, rows in shown:
+            label = labels[run.path]
             points = [
-                (_seen(run, row), row["nats"] / row["tokens"])
+                (_tokens_seen(run, row), add_up([row]).loss())
                 for row in rows
-                if row["context"] == context and _seen(run, row) >= first
+                if row["context"] == context and _tokens_seen(run, row) >= start
             ]
-            label = names[run.path]
-            drawn[label] = (
-                panel.plot(
-                    *zip(*points, strict=True),
-                    linewidth=1.3,
-                    markersize=4,
-                    **styles[label]._asdict(),
-                )[0]
-                if points
-                else drawn.get(label)
-            )
+            if points:
+                x, y = zip(*points, strict=True)
+                style = styles[label]._asdict()
+                (handles[label],) = axes.plot(x, y, linewidth=1.3, markersize=4, **style)
             if run.lineage:
-                panel.axvline(
-                    tokens_before(run), color="#555555", linewidth=1, linestyle=(0, (2, 2))
-                )
-        _dress(panel, f"context {context:,}")
-    for panel in panels[len(contexts) :]:
-        panel.axis("off")
-    found = {label: line for label, line in drawn.items() if line is not None}
-    legend_below(figure, list(found.values()), list(found))
+                axes.axvline(tokens_before(run), color=GREY, linewidth=1, linestyle=DASHES)
+        axes.set_title(f"context {context:,}", fontsize=10)
+        axes.set_xlabel("tokens seen", fontsize=9)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
+        axes.tick_params(labelsize=8, labelbottom=True)
+    for axes in panels[len(contexts) :]:
+        axes.axis("off")
+    legend_below(figure, list(handles.values()), list(handles))
     figure.supylabel("loss (nats per token)", fontsize=10)
     figure.suptitle("Loss at each context length during training", fontsize=11)
     return figure
 
 
-def _seen(run: Run, row: Row) -> int:
-    return tokens_before(run) + row["tokens_seen"]
-
-
-def _first_drawn(shown: Sequence[tuple[Run, list[Row]]]) -> int:
-    """Tokens seen where the axis begins."""
-    children = [(run, rows) for run, rows in shown if run.lineage]
-    if not children:
-        return 0
-    longest = max(row["tokens_seen"] for _, rows in children for row in rows)
-    return max(0, min(tokens_before(run) for run, _ in children) - 2 * longest)
-
-
-def _dress(panel: Axes, title: str) -> None:
-    ticker = require("matplotlib.ticker", "train")
-    panel.grid(True, color="#dddddd", linewidth=0.7)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.set_title(title, fontsize=10)
-    panel.set_xlabel("tokens seen", fontsize=9)
-    panel.xaxis.set_major_locator(ticker.MaxNLocator(4))
-    panel.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
-    panel.tick_params(labelsize=8, labelbottom=True)
-
-
-def validation_table(shown: Sequence[tuple[Run, list[Row]]]) -> Table:
+def validation_table(shown: RunRows) -> Table:
     """Every loss: a row for each run and step, a column for each context."""
-    contexts = sorted({row["context"] for _, rows in shown for row in rows})
+    contexts, labels = _contexts(shown), run_labels([run for run, _ in shown])
     columns = ["updates", "tokens seen", *(f"{context:,}" for context in contexts)]
     table = Table("Loss during training (nats/token), by context (tokens)", "variant", columns)
-    names = run_labels([run for run, _ in shown])
     for run, rows in shown:
         for step, own in group(rows, lambda row: row["step"]).items():
-            losses = {row["context"]: three(row["nats"] / row["tokens"]) for row in own}
-            cells = [f"{step:,}", f"{_seen(run, own[0]):,}"]
+            losses = {c: format_loss(add_up(r).loss()) for c, r in group(own, context_of).items()}
+            cells = [f"{step:,}", f"{_tokens_seen(run, own[0]):,}"]
             cells += [losses.get(context, EMPTY) for context in contexts]
-            table.rows.append((names[run.path], cells))
+            table.rows.append((labels[run.path], cells))
     return table
 
 
-def alt_text(shown: Sequence[tuple[Run, list[Row]]]) -> str:
+def alt_text(shown: RunRows) -> str:
     """The first and the last loss of each run at its shortest and its longest context."""
-    names, parts = run_labels([run for run, _ in shown]), []
+    labels, texts = run_labels([run for run, _ in shown]), []
     for run, rows in shown:
-        contexts = sorted({row["context"] for row in rows})
-        for context in dict.fromkeys((contexts[0], contexts[-1])):
-            first, *_, last = [row for row in rows if row["context"] == context] * 2
-            parts.append(
-                f"{names[run.path]} at {context:,} tokens: {three(first['nats'] / first['tokens'])}"
-                f", then {three(last['nats'] / last['tokens'])}"
-            )
-    return f"Loss during training. {'; '.join(parts)}."
+        pools = group(rows, context_of)
+        for context in dict.fromkeys((min(pools), max(pools))):
+            first, *_, last = [format_loss(add_up([row]).loss()) for row in pools[context]] * 2
+            texts.append(f"{labels[run.path]} at {context:,} tokens: {first}, then {last}")
+    return f"Loss during training. {'; '.join(texts)}."

@@ -133,7 +133,7 @@ def _contexts(experiment: Experiment, multiples: Sequence[int]) -> list[int]:
     if wrong or not multiples:
         raise ValueError(f"lengths {list(multiples)}: accepted are training lengths, 1 or more")
     contexts = sorted({experiment.train.length * multiple for multiple in multiples})
-    limit = experiment.position.max_length()
+    limit = experiment.position.limits.max_length
     if limit is not None and contexts[-1] > limit:
         raise ValueError(
             f"lengths reach {contexts[-1]} tokens, but {type(experiment.position).__name__} is "

@@ -11,7 +11,7 @@ and with that form the attention logits are an explicit non-uniform Fourier sum 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def series_of(
     """The series of one layer's method, None where it has no frequencies.
 
     Args:
-      method: of one layer (``PositionEmbedding.of_layer``).
+      method: of one layer (``PositionEmbedding.layers``).
       variables: its own and the model's, without the layer axis.
       shape: of the model.
       length: tokens of the sequence, for a scaling that follows it; None is the trained length.
@@ -102,7 +102,7 @@ def series_of(
 def _(method: RoPE, variables, shape, length=None) -> Series:
     dims = method.rotary_dim(shape.head_dim)
     scaled = scaled_frequencies(
-        dims, method.theta, method.scaling, length if method.follows_length else None
+        dims, method.theta, method.scaling, length if method.limits.follows_length else None
     )
     frequencies = np.asarray(scaled.inv_freq, np.float64)
     if method.learnable:  # in float32, as the model has them
@@ -213,15 +213,14 @@ def _of_heads(coef: np.ndarray, shape: ModelShape) -> np.ndarray:
 
 def layer_methods(model: Transformer) -> list[tuple[PositionEmbedding, Variables]]:
     """Each layer's method, and its variables with the model's, on the host."""
-    position, layers = model.position, model.config.num_layers
-    period = position.period(layers)
+    layers = model.position.layers()
     shared = {name: np.asarray(x[...]) for name, x in model.position_model.items()}
     stacked = {name: np.asarray(x[...]) for name, x in model.position_layers.items()}
-    tables: Any = position.tables(shared, np.zeros((1, 1), np.int32), model.config.shape.head_dim)
     found = []
-    for layer in range(layers):
-        group = {name: x[layer // period] for name, x in stacked.items()}
-        found.append(position.of_layer(layer % period, {**group, **shared}, tables)[:2])
+    for number in range(model.config.num_layers):
+        layer = layers[number % len(layers)]
+        own = {name: x[number // len(layers)] for name, x in stacked.items()}
+        found.append((layer.method, layer.select({**own, **shared})))
     return found
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fope_jax.report.page import details, embedded_figure, paragraph, section, write_page
+from fope_jax.report.html import Details, Note, Picture, Section, make_output, write_page
 from fope_jax.report.rows import ReportError
-from fope_jax.report.tables import EMPTY, Table, as_html
+from fope_jax.report.tables import EMPTY, Table
 from fope_jax.spectrum import figures
 
 Measured = dict[str, Any]
@@ -54,65 +54,53 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
             f"{out} holds spectra of {names}; give {measured['variant']} (seed "
             f"{measured['seed']}) a directory of its own"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
-    except OSError as error:
-        raise ReportError(f"cannot write the spectra to {out}: {error.strerror}") from error
+    make_output(out, "the spectra")
+    (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
     states = [state for state in earlier if state["step"] != measured["step"]] + [measured]
     states.sort(key=lambda state: state["step"])
     title = f"Spectra of {measured['variant']}, seed {measured['seed']}"
     compared = [states[0], states[-1]] if len(states) > 1 else states
-    return write_page(
-        out,
-        title,
-        paragraph(READING, "note"),
-        *map(_undertrained, states[-1:]),
+    parts = [
+        Note(READING),
+        _undertrained(states[-1]),
         _numbers(states),
-        _attention(compared, out),
-        *(_energy(state, out) for state in reversed(states)),
-    )
+        _attention(compared),
+        *(_energy(state) for state in reversed(states)),
+    ]
+    return write_page(out, title, parts)
 
 
 def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
     """Writes the figures of ``evaluate.spectrum.demo``, demo.json and a page of them."""
-    out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "demo.json").write_text(json.dumps(demo))
-    except OSError as error:
-        raise ReportError(f"cannot write the demo to {out}: {error.strerror}") from error
+    out = make_output(out, "the demo")
+    (out / "demo.json").write_text(json.dumps(demo))
     alt = "The numbers are in demo.json."
-    damage = embedded_figure(
+    damage = Picture(
         figures.damage_figure(demo),
-        out,
         "damage",
         alt,
         "Lines: measured over 4,096 tokens; crosses: predicted amplitudes. Bottom right: a tone "
         "seen for 64 tokens, with periods that do and do not fit.",
     )
-    extension = embedded_figure(
+    extension = Picture(
         figures.extension_figure(demo),
-        out,
         "extension",
         alt,
         "Fitted within the training length by the frequencies that a dimension carries, then "
         "extended; root-mean-square errors within and beyond.",
     )
-    decay = embedded_figure(
+    decay = Picture(
         figures.decay_figure(demo),
-        out,
         "decay",
         alt,
         "The mean of q.k under RoPE by distance: the decay is that of the means of q and k.",
     )
-    return write_page(
-        out,
-        "Spectrum damage, on signals made for it",
-        section("Leakage, distortion and truncation", damage),
-        section("Periodic extension", extension, as_html(_extension_table(demo))),
-        section("Decay with distance", decay),
-    )
+    parts = [
+        Section("Leakage, distortion and truncation", [damage]),
+        Section("Periodic extension", [extension, _extension_table(demo)]),
+        Section("Decay with distance", [decay]),
+    ]
+    return write_page(out, "Spectrum damage, on signals made for it", parts)
 
 
 def _extension_table(demo: dict[str, Any]) -> Table:
@@ -128,11 +116,11 @@ def _extension_table(demo: dict[str, Any]) -> Table:
 # ---------------------------------------------------------------------------- sections of a run
 
 
-def _undertrained(state: Measured) -> str:
+def _undertrained(state: Measured) -> Section:
     pairs, length = state["pairs"], state["training_length"]
     if not pairs:
         text = "The first layer's method has no frequencies."
-        return section("Undertrained frequencies", paragraph(text))
+        return Section("Undertrained frequencies", [text])
     columns = ["frequency (rad/token)", "period (tokens)", f"turns in {length:,} tokens", ""]
     table = Table("Pairs of dimensions of the first layer", "dimensions", columns)
     for pair in pairs:
@@ -152,12 +140,10 @@ def _undertrained(state: Measured) -> str:
         f"still. The floor is 2 pi / {length:,} = {2 * math.pi / length:.4g} radians per token; of "
         "a pair that follows a series the strongest term counts."
     )
-    return section(
-        "Undertrained frequencies", paragraph(text), details(table.title, as_html(table))
-    )
+    return Section("Undertrained frequencies", [text, Details(table.title, [table])])
 
 
-def _numbers(states: Sequence[Measured]) -> str:
+def _numbers(states: Sequence[Measured]) -> Section:
     columns = [
         "logits' leakage",
         "null",
@@ -198,7 +184,7 @@ def _numbers(states: Sequence[Measured]) -> str:
                 )
             ]
             table.rows.append((name, [EMPTY if x is None else f"{x:.3g}" for x in values]))
-    return section("Numbers", as_html(table))
+    return Section("Numbers", [table])
 
 
 def head_mean(value: Any) -> float | None:
@@ -209,40 +195,36 @@ def head_mean(value: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _attention(states: Sequence[Measured], out: Path) -> str:
-    sizes = embedded_figure(
+def _attention(states: Sequence[Measured]) -> Section:
+    sizes = Picture(
         figures.sizes_figure(states),
-        out,
         "sizes",
         "Mean size of q and k by dimension of the head, before and after training.",
         "Mean |q| and |k| over tokens and heads, by dimension, at the training length.",
     )
-    attention = embedded_figure(
+    attention = Picture(
         figures.attention_figure(states),
-        out,
         "attention",
         "Entropy and mean distance of attention by context length; numbers in the table above.",
         f"The last {states[-1]['rows'][0]['last']:,} queries of each window; dotted: every key the "
         "same weight.",
     )
-    return section("q, k and attention", sizes, attention)
+    return Section("q, k and attention", [sizes, attention])
 
 
-def _energy(state: Measured, out: Path) -> str:
+def _energy(state: Measured) -> Section:
     stem = f"step-{state['step']}"
-    heat = embedded_figure(
+    heat = Picture(
         figures.energy_figure(state),
-        out,
         f"energy-{stem}",
         "Energy of logits, q, k and hidden states by layer and frequency.",
         "Hann windows. Each row is relative to its largest, the constant left out; q and k are "
         "those after the rotation.",
     )
-    profile = embedded_figure(
+    profile = Picture(
         figures.profile_figure(state),
-        out,
         f"profile-{stem}",
         "Mean attention logit by distance, one line a layer.",
         "The mean logit of all pairs of tokens at a distance, bias included.",
     )
-    return section(f"Energy by frequency ({figures._state(state)})", heat, profile)
+    return Section(f"Energy by frequency ({figures._state(state)})", [heat, profile])

@@ -87,13 +87,11 @@ def experiment_at_stage(experiment: Experiment, stage: Stage) -> Experiment:
 
 
 def _choose_attention(experiment: Experiment, mesh: Mesh) -> BackendChoice:
-    position = experiment.position
-    layers = range(position.period(experiment.model.num_layers))
     device = mesh.devices.flat[0]
     return choose_backend(
         experiment.model.attention,
         platform=device.platform,
-        methods=[position.at_layer(index) for index in layers],
+        methods=[layer.method for layer in experiment.position.layers()],
         length=experiment.train.length,
         head_dim=experiment.model.shape.head_dim,
         dtype=experiment.model.dtype,

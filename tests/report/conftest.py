@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from fope_jax.report import html
+
 CONTEXTS = (128, 256, 512, 1024, 2048)
 # Nats a token at each context: what a curve of each kind looks like.
 LOSSES = {
@@ -156,6 +158,22 @@ def synthetic():
         rows_of=rows_of,
         write_run=write_run,
     )
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures of pages are made but not drawn, which takes most of the time of a report.
+
+    Fixtures of a module come before this one, and have whole figures.
+    """
+
+    def save_figure(_, directory, stem):
+        paths = directory / f"{stem}.png", directory / f"{stem}.svg"
+        for path in paths:
+            path.write_bytes(b"")
+        return paths
+
+    monkeypatch.setattr(html, "save_figure", save_figure)
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from fope_jax.report.ranking import (
 )
 from fope_jax.report.rows import read_runs
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_the_interval_is_that_of_the_paired_t_test():
     draw = np.random.default_rng(0)
@@ -55,9 +57,9 @@ def test_only_shared_seeds_are_paired():
     assert paired_difference({0: 1.0}, {1: 1.0}) is None
     single = paired_difference({0: 1.0}, {0: 0.5})
     assert math.isnan(single.half_width)
-    assert not single.resolved
+    assert not single.is_significant
     equal = paired_difference({0: 1.0, 1: 1.0}, {0: 1.0, 1: 1.0})
-    assert not equal.resolved
+    assert not equal.is_significant
 
 
 def test_holm_allows_less_than_each_pair_alone():
@@ -99,7 +101,9 @@ def test_the_tables_show_what_was_put_in(runs, synthetic):
     assert cells["alibi"][1] == ""
     assert not cells["alibi"][0].endswith("*")
     text = ranking_summary(comparison, [2048])
-    assert text.startswith("At 2,048 tokens 1 of 3 differences between two variants are resolved")
+    assert text.startswith(
+        "At 2,048 tokens 1 of 3 differences between two variants are significant"
+    )
     assert "not told apart: fope and alibi; alibi and rope" in text
     assert all_differences({"a": {0: 1.0}, "b": {1: 1.0}}) == {}
 
@@ -154,7 +158,7 @@ def test_what_is_not_matched_is_told(make_run):
 
 def test_the_page_ranks_where_seeds_are_shared(runs, make_run, tmp_path):
     page = write_report([run.path for run in runs], tmp_path / "out").read_text()
-    assert "Which differences are resolved (validation)" in page
+    assert "Which differences are significant (validation)" in page
     assert (tmp_path / "out" / "differences-validation-2048.png").exists()
     alone = write_report([make_run("rope", name="x")], tmp_path / "alone").read_text()
-    assert "Which differences are resolved" not in alone
+    assert "Which differences are significant" not in alone

@@ -6,6 +6,8 @@ from fope_jax.report.goodput import goodput_table, seconds_by_phase
 from fope_jax.report.page import write_report
 from fope_jax.report.rows import read_run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SECONDS = [
     ("start", 4.0),
     ("compile", 6.0),

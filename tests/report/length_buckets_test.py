@@ -7,6 +7,8 @@ from fope_jax.report.length_buckets import bucket_names, bucket_tables, parse_ed
 from fope_jax.report.page import write_report
 from fope_jax.report.rows import ReportError, read_run, read_runs
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def cells(table):
     return {head: dict(zip(table.columns, row, strict=True)) for head, row in table.rows}

@@ -10,6 +10,8 @@ from fope_jax.report.page import write_report
 from fope_jax.report.plots import line_styles, training_figure
 from fope_jax.report.rows import read_runs
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FREQUENCIES = "of 16 frequencies 9 kept, 7 divided by 1.2 to 2, 0 zeroed, 0 new"
 
 

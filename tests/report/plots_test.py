@@ -1,5 +1,6 @@
 """Figures: what is drawn is what was measured, and grey print keeps the curves apart."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from fope_jax.report import plots
 from fope_jax.report.comparison import Comparison, comparisons, run_labels
 from fope_jax.report.rows import ReportError, read_runs
+
+ratio_figure = functools.partial(plots.perplexity_figure, relative=True)
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def test_bands_are_the_intervals(synthetic, make_run):
     (comparison,) = comparisons(read_runs([make_run("fope", rows=rows)]), "perplexity")
     for draw, low, high in (
         (plots.perplexity_figure, math.exp(3.09), math.exp(3.59)),
-        (plots.ratio_figure, 1.0, 1.0),
+        (ratio_figure, 1.0, 1.0),
     ):
         (axes,) = draw(comparison, plots.line_styles(["fope"])).axes
         (band,) = axes.collections[:1]
@@ -94,7 +97,7 @@ def test_a_curve_far_above_all_others_leaves_the_picture_in_words(synthetic, mak
         config = runs[-1] / "config.json"
         config.write_text(config.read_text().replace('"name": "alibi"', f'"name": "{name}"'))
     (comparison,) = comparisons(read_runs(runs), "perplexity")
-    for draw in (plots.perplexity_figure, plots.ratio_figure):
+    for draw in (plots.perplexity_figure, ratio_figure):
         (axes,) = draw(comparison, plots.line_styles(names)).axes
         curves = drawn(axes)
         assert list(curves) == names
@@ -107,7 +110,7 @@ def test_a_curve_far_above_all_others_leaves_the_picture_in_words(synthetic, mak
 
 @pytest.mark.parametrize("count", [1, 4, 21, 60])
 def test_a_long_legend_leaves_the_curves_their_height(count):
-    figure, axes = plots._figure()
+    figure, (axes,) = plots.new_figure(plots.WIDTH, plots.HEIGHT)
     for i in range(count):
         axes.plot([128, 2048], [3.0, 4.0], label=f"a-long-variant-{i}")
     plots.legend_below(figure, *axes.get_legend_handles_labels())
@@ -169,7 +172,7 @@ def test_depth_panels_hold_the_accuracies(synthetic, four_runs):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_any_number_of_panels_fits(four_runs, count, tmp_path):
     (comparison,) = comparisons(read_runs(four_runs[:count]), "passkey")
-    plots.save(plots.depth_figure(comparison), tmp_path, "depth")
+    plots.save_figure(plots.depth_figure(comparison), tmp_path, "depth")
 
 
 def test_a_cell_that_was_not_run_stays_empty(synthetic, make_run):
@@ -211,7 +214,7 @@ def test_rows_scored_on_different_things_are_refused_in_one_plot(synthetic, make
 def test_files_are_the_same_bytes_each_time(four_runs, styles, tmp_path):
     (comparison,) = comparisons(read_runs(four_runs), "perplexity")
     first, second = (
-        [path.read_bytes() for path in plots.save(figure, tmp_path, name)]
+        [path.read_bytes() for path in plots.save_figure(figure, tmp_path, name)]
         for name, figure in (
             ("a", plots.perplexity_figure(comparison, styles)),
             ("b", plots.perplexity_figure(comparison, styles)),

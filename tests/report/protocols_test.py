@@ -64,7 +64,7 @@ def all_protocols(synthetic, make_run):
             ]
     rows += [
         {"kind": "protocol", "protocol": name, **ids, "settings": {}, "windows": 3, "bos": FIRST}
-        for name in protocols.WORDS
+        for name in protocols.DESCRIPTIONS
         if name != "same-tokens"
     ]
     return make_run("rope", rows=rows)
@@ -77,7 +77,7 @@ def found(run):
 
 
 def test_every_protocol_is_a_comparison_of_its_own_in_one_order(all_protocols):
-    assert tuple(found(all_protocols)) == tuple(protocols.WORDS)
+    assert tuple(found(all_protocols)) == tuple(protocols.DESCRIPTIONS)
 
 
 def test_every_table_names_protocol_tokens_documents_and_bos(all_protocols):

@@ -6,9 +6,11 @@ import pytest
 
 from fope_jax.report.comparison import comparisons
 from fope_jax.report.page import write_report
-from fope_jax.report.results import add_up_documents, read_results, write_results
+from fope_jax.report.results import add_up_documents, write_results
 from fope_jax.report.rows import ReportError, read_run
 from fope_jax.report.sums import add_up
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_the_file_stands_for_the_directory(make_run, tmp_path):
@@ -66,16 +68,21 @@ def test_added_up_runs_are_compared_with_whole_ones(make_run, tmp_path):
     assert [list(comparison.curves) for comparison in found] == [["rope", "fope"]]
 
 
+HEAD = '{"kind": "run", "config": {}, "info": {}, "lineage": {}}'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is no file of results: its first line has no kind 'run'"),
-        ('{"kind": "time", "phase": "a", "seconds": 1}\n', "is no file of results"),
-        ("{\n", "line 1: no JSON"),
+        ("", "is no results file: its first line has no kind 'run'"),
+        ('{"kind": "time", "phase": "a", "seconds": 1}\n', "is no results file"),
+        ("{\n", "line 1 is no JSON object"),
+        (HEAD, "the last line was cut off"),
+        (HEAD + '\n{"kind": "perpl', "the last line was cut off"),
         ('{"kind": "run", "config": 3}\n', "line 1: 'config' of a 'run' row is 3"),
     ],
 )
 def test_other_files_are_refused(tmp_path, text, message):
     (tmp_path / "x.jsonl").write_text(text)
     with pytest.raises(ReportError, match=message):
-        read_results(tmp_path / "x.jsonl")
+        read_run(tmp_path / "x.jsonl")

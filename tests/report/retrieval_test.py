@@ -8,6 +8,8 @@ from fope_jax.report.page import write_report
 from fope_jax.report.rows import ReportError, read_run, read_runs
 from fope_jax.report.tables import retrieval_tables, text_tables
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 IDS = {"step": 1000, "training_length": 64}
 
 

@@ -5,16 +5,16 @@ from html.parser import HTMLParser
 
 from fope_jax.report import tables
 from fope_jax.report.comparison import comparisons
+from fope_jax.report.html import write_page
 from fope_jax.report.rows import read_runs
 from fope_jax.report.sums import spread
 from fope_jax.report.tables import (
     Table,
-    as_html,
     as_text,
     depth_table,
     document_table,
+    format_number,
     format_spread,
-    number,
     perplexity_tables,
     position_tables,
     retrieval_tables,
@@ -40,8 +40,8 @@ def test_perplexity_ratio_and_bits_of_every_variant_and_context(synthetic, four_
     for variant, losses in synthetic.LOSSES.items():
         for context, loss in zip(synthetic.CONTEXTS, losses, strict=True):
             column = f"{context:,}"
-            assert perplexity[variant][column] == number(math.exp(loss))
-            assert ratio[variant][column] == number(math.exp(loss - losses[0]))
+            assert perplexity[variant][column] == format_number(math.exp(loss))
+            assert ratio[variant][column] == format_number(math.exp(loss - losses[0]))
             assert bits[variant][column] == f"{loss / math.log(2) / 3:.3f}"
 
 
@@ -143,9 +143,9 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_html_tables_escape_and_name_the_scope_of_their_headers():
+def test_html_tables_escape_and_name_the_scope_of_their_headers(tmp_path):
     table = Table("a < b", "variant", ["1 & 2"], [("<script>", ["3\n[<2, 4]"])], note="x > y")
-    html = as_html(table)
+    html = write_page(tmp_path, "A table", [table]).read_text()
     assert "<script>" not in html
     assert "a &lt; b" in html
     assert "<td>3<br><small>[&lt;2, 4]</small></td>" in html

@@ -17,6 +17,8 @@ from fope_jax.report.validation import (
 )
 from tests.report.lineage_test import lineage
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 UPDATE = 4096
 
 
@@ -69,8 +71,8 @@ def test_windows_with_a_bos_token_have_axes_of_their_own(pair, make_run, tmp_pat
     shown = {scored.bos_token: [run.variant for run, _ in own] for scored, own in found.items()}
     assert shown == {None: ["rope", "nope"], "<s>": ["alibi"]}
     runs = read_runs([third])
-    (section,) = page._during(runs, line_styles(run_labels(runs).values()), tmp_path)
-    assert "Every window begins with &lt;s&gt;." in section
+    (section,) = page._validation(runs, line_styles(run_labels(runs).values()))
+    assert section.parts[0].endswith("Every window begins with <s>.")
 
 
 def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):

@@ -1,0 +1,109 @@
+"""Text, tables and figures as one HTML page, complete by itself; figures as files beside it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fope_jax.extras import require
+from fope_jax.report.plots import save_figure
+from fope_jax.report.rows import ReportError
+from fope_jax.report.tables import Table
+
+
+class Note(str):
+    """A paragraph in small print."""
+
+
+class Listing(str):
+    """Text that keeps its lines, such as JSON."""
+
+
+class Picture(NamedTuple):
+    """A figure, shown as SVG inside the page, and saved as PNG and SVG.
+
+    Attributes:
+      figure: of matplotlib.
+      stem: of its file names.
+      alt: the text for those who cannot see it.
+      caption: below it.
+    """
+
+    figure: Any
+    stem: str
+    alt: str
+    caption: str
+
+
+class Details(NamedTuple):
+    """Parts that are folded away under ``summary``."""
+
+    summary: str
+    parts: Sequence[Part]
+
+
+class Section(NamedTuple):
+    """Parts under a heading."""
+
+    title: str
+    parts: Sequence[Part]
+
+    @property
+    def id(self) -> str:
+        """The anchor of its heading."""
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+Part = str | Note | Listing | Table | Picture | Details | Section  # a str is a paragraph
+
+
+def write_page(out: Path, title: str, parts: Sequence[Part]) -> Path:
+    """Writes ``out/index.html`` and every figure in ``parts``; returns the path of the page."""
+    images = {}
+    for picture in _pictures(parts):
+        _, svg = save_figure(picture.figure, out, picture.stem)
+        images[picture.stem] = base64.b64encode(svg.read_bytes()).decode()
+    sections = [part for part in parts if isinstance(part, Section)]
+    page = out / "index.html"
+    jinja2 = require("jinja2", "train")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("page.html").render(
+        title=title, parts=parts, sections=sections, images=images
+    )
+    page.write_text(text.lstrip(), encoding="utf-8")
+    return page
+
+
+def make_output(out: str | Path, what: str) -> Path:
+    """Makes the directory ``out``.
+
+    Raises:
+      ReportError: it cannot be made; the message names it and ``what`` should go there.
+    """
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ReportError(f"cannot write {what} to {out}: {error.strerror}") from error
+    return Path(out)
+
+
+def file_stem(name: str) -> str:
+    """``name`` with an underscore for what a file name should not hold."""
+    return re.sub(r"[^\w-]", "_", name)
+
+
+def _pictures(parts: Sequence[Part]) -> Iterator[Picture]:
+    for part in parts:
+        if isinstance(part, Picture):
+            yield part
+        elif isinstance(part, Section | Details):
+            yield from _pictures(part.parts)

@@ -28,7 +28,7 @@ from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import load_run
 from fope_jax.extras import require
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig
-from fope_jax.interop.weights import ImportedModel, export_weights, import_config, import_weights
+from fope_jax.interop.weights import export_weights, import_config, import_weights
 from fope_jax.model.transformer import HOW, split
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.content import detect_content, read_head
@@ -67,8 +67,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     """Makes a run directory with the weights of a Hugging Face checkpoint as step 0.
 
     Args:
-      source: directory of the checkpoint, see ``import_weights``. Its tokenizer.json, where it has
-        one, becomes ``data.tokenizer``.
+      source: directory of the checkpoint; its tokenizer.json becomes ``data.tokenizer``.
       workdir: of the run.
       overrides: as of ``load_config``. ``train.length``, of which evaluation takes multiples, is
         the checkpoint's ``max_position_embeddings`` unless given.
@@ -77,8 +76,8 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       One line about the model.
 
     Raises:
-      ConfigError: an override that cannot be or would change the model, no tokenizer or one of more
-        tokens than the embedding, or a workdir that holds something else.
+      ConfigError: an override that is unknown or would change the model, no tokenizer or one of
+        more tokens than the embedding, or a workdir that holds something else.
       ValueError: see ``import_weights``.
       OSError: a file is missing, or the workdir cannot be written.
     """
@@ -113,7 +112,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
 
 
 def imported_experiment(
-    source: Path, imported: ImportedModel | ImportedConfig, overrides: Iterable[str] = ()
+    source: Path, imported: ImportedConfig, overrides: Iterable[str] = ()
 ) -> Experiment:
     """The experiment that a checkpoint of Hugging Face in ``source`` stands for, of no update.
 
@@ -215,7 +214,7 @@ def export_run(
     """Writes one checkpoint of a run as a Hugging Face checkpoint, its tokenizer.json with it.
 
     Args:
-      run: a run directory, or one with a step behind it: ``runs/fope/500``.
+      run: a run directory, or one with a step: ``runs/fope/500``.
       directory: made.
       step: which checkpoint; None takes the newest valid one.
       dtype: of the tensors, see ``export_weights``.
@@ -225,7 +224,7 @@ def export_run(
       One line about the model.
 
     Raises:
-      ValueError: the run has what Hugging Face cannot say, naming the field.
+      ValueError: Hugging Face has no form of the model; the field is named.
       CheckpointError: the checkpoint was trained with another position embedding.
       OSError: there is no such run, or the directory cannot be written.
     """

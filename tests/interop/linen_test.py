@@ -41,7 +41,7 @@ SOME = ("fope", "alibi", "fire", "xpos", "cope", "fope-learnable")  # of each ki
 
 
 def slow_but(fast, names=CASES):
-    """All cases; the slow ones go the way of the fast ones, and nnx_test has all of them."""
+    """Fast cases, and slow ones of methods that go the same way as one of them."""
     return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in names]
 
 

@@ -24,13 +24,13 @@ from fope_jax.config import Experiment, build_experiment, load_config
 from fope_jax.data.build import build
 from fope_jax.data.cache import TokenCache
 from fope_jax.data.loader import Loader
-from fope_jax.train.loop import shard_batch, share_positions
 from fope_jax.train.state import (
     init_constants,
     init_train_state,
-    lower_step,
     plan_state,
-    shard_constants,
+    shard_batch,
+    share_positions,
+    trace_step,
 )
 
 
@@ -59,12 +59,10 @@ def read(experiment: Experiment, cache: TokenCache, steps: int) -> float:
 def consume(experiment: Experiment, cache: TokenCache, steps: int) -> list[float]:
     """Tokens a second of each training step after the first two."""
     train, plan = experiment.train, plan_state(experiment)
-    constants = shard_constants(init_constants(experiment), plan)
-    state = init_train_state(experiment, plan)
-    step, found = None, []
+    state, constants = init_train_state(plan), init_constants(plan)
+    step, found = trace_step(plan).lower().compile(), []
     for index, batch in enumerate(_loader(experiment, cache).iterate(0, steps + 2)):
         placed = shard_batch(share_positions(batch, experiment.data.packing), plan.mesh)
-        step = step or lower_step(plan, placed, train.accumulate).compile()
         began = time.perf_counter()
         state, metrics = step(state, constants, placed)
         jax.block_until_ready((state, metrics))

@@ -5,6 +5,8 @@ import pytest
 
 from fope_jax.processes.signals import SIGNALS
 
+pytest_plugins = ("tests.train.fixtures",)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs_are_let_go():

@@ -81,6 +81,6 @@ def get_config(arg: str = "") -> ConfigDict:
         2 * parent.train.length,
         "reset",
         [f"{key}={value}" for key, value in settings.items()],
-        imported=True,
+        is_imported=True,
     )
     return ConfigDict(experiment_to_dict(child))

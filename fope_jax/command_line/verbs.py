@@ -108,7 +108,7 @@ def extend(arguments: argparse.Namespace) -> None:
         overrides=arguments.overrides,
         config=config,
         accept_position=arguments.accept_position,
-        evaluates=not arguments.no_evaluate,
+        should_evaluate=not arguments.no_evaluate,
     )
     _say(f"run in {arguments.workdir}")
 
@@ -327,7 +327,7 @@ def doctor(arguments: argparse.Namespace) -> int:
                 print(line, file=sys.stderr)
         checks = doctor.examine(run)
         shown = doctor.as_json(run, checks) if arguments.json else None
-        print(json.dumps(shown) if shown else doctor.table(run, checks))
+        print(json.dumps(shown) if shown else doctor.as_text(run, checks))
         worst = max(worst, doctor.exit_code(checks))
     return worst
 

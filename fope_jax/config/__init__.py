@@ -18,17 +18,17 @@ Nothing here touches a device, so a mistake is reported before any work is done.
 
 from fope_jax.config.evaluate import EvaluateConfig as EvaluateConfig
 from fope_jax.config.experiment import Experiment as Experiment
-from fope_jax.config.experiment import apply_overrides as apply_overrides
 from fope_jax.config.experiment import build_experiment as build_experiment
-from fope_jax.config.experiment import call_in_file as call_in_file
 from fope_jax.config.experiment import check_vocabulary as check_vocabulary
 from fope_jax.config.experiment import experiment_to_dict as experiment_to_dict
 from fope_jax.config.experiment import flat_values as flat_values
 from fope_jax.config.experiment import incompatible_changes as incompatible_changes
-from fope_jax.config.experiment import load_config as load_config
-from fope_jax.config.experiment import parse_arg as parse_arg
-from fope_jax.config.experiment import parse_knob as parse_knob
-from fope_jax.config.experiment import split_override as split_override
 from fope_jax.config.fields import ConfigError as ConfigError
+from fope_jax.config.files import apply_overrides as apply_overrides
+from fope_jax.config.files import call_in_file as call_in_file
+from fope_jax.config.files import load_config as load_config
+from fope_jax.config.files import parse_arg as parse_arg
+from fope_jax.config.files import parse_knob as parse_knob
+from fope_jax.config.files import split_override as split_override
 from fope_jax.config.train import Stage as Stage
 from fope_jax.config.train import TrainConfig as TrainConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fope_jax.config.fields import check_value
+from fope_jax.config.fields import check_fields
 from fope_jax.data.held_out import text_name
 from fope_jax.data.retrieval import TASKS
 
@@ -16,8 +16,7 @@ class EvaluateConfig:
 
     Attributes:
       protocols: what runs, by name, or "all". Of text: "same-tokens", "sliding-window", "chunks",
-        "document-resets", "no-resets", "long-window", "from-start"; and "passkey" and
-        "retrieval". All of text take about twice as long as the default ones.
+        "document-resets", "no-resets", "long-window", "from-start"; and "passkey" and "retrieval".
       lengths: contexts of the protocols on text.
       scored_tokens: scored at the end of each window; None is half the training length.
       stride: tokens that the sliding window moves by; None is half the training length.
@@ -36,14 +35,13 @@ class EvaluateConfig:
       batch_tokens: upper bound of the tokens in one forward pass.
       splits: the corpus splits perplexity is measured on.
       bos_token: name of the tokenizer's token for the beginning of a sequence, BOS. `fope import`
-        takes it from the files of the checkpoint; None where there is none, as in models that were
-        trained here on documents which an end-of-document token joins.
-      add_bos_token: whether every window, document and prompt that is evaluated begins with it, as
-        in the training of imported models whose files say so. It takes the place of the window's
-        first token. What it is makes rows of their own: they are compared with their like alone.
-      texts: other text that it is measured on, cut by the tokenizer of the run: "web" (119 pages
-        labelled C4), "news" (3,824 articles), both downloaded once, or ``NAME=GLOB`` of your own
-        .txt or .jsonl files.
+        takes it from the checkpoint; None where there is none, as in models trained here, whose
+        documents an end-of-document token joins.
+      add_bos_token: whether every window, document and prompt begins with it, in place of the first
+        token, as in the training of imported models whose files say so. Its rows are compared with
+        their like alone.
+      texts: further text, cut by the tokenizer of the run: "web" (119 pages labelled C4), "news"
+        (3,824 articles), both downloaded once, or ``NAME=GLOB`` of your own .txt or .jsonl files.
     """
 
     protocols: tuple[str, ...] = ("same-tokens", "long-window", "passkey", "retrieval")
@@ -66,35 +64,31 @@ class EvaluateConfig:
     texts: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in ("lengths", "passkey_lengths"):
-            value = getattr(self, name)
-            check_value(name, value, all(n >= 1 for n in value), "multiples of 1 or more")
-        for name in ("num_windows", "training_windows", "position_windows", "passkey_trials"):
-            check_value(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
-        check_value("batch_tokens", self.batch_tokens, self.batch_tokens >= 1, "1 or more")
-        for name in ("scored_tokens", "stride"):
-            value = getattr(self, name)
-            check_value(name, value, value is None or value >= 1, "1 or more, or None")
-        depths = self.passkey_depths
-        check_value(
-            "passkey_depths", depths, all(0 <= d <= 1 for d in depths), "each 0 <= value <= 1"
-        )
         tasks = [name for name in TASKS if name != "passkey"]  # which passkey_templates measure
-        wrong = [name for name in self.retrieval_tasks if name not in tasks]
-        check_value("retrieval_tasks", self.retrieval_tasks, not wrong, f"some of {tasks}")
-        named = self.bos_token is not None or not self.add_bos_token
-        check_value(
-            "add_bos_token",
-            self.add_bos_token,
-            named,
-            "False where bos_token is None: name the token, such as bos_token = '<s>'",
+        check_fields(
+            self,
+            (
+                "lengths passkey_lengths",
+                lambda ns: all(n >= 1 for n in ns),
+                "multiples of 1 or more",
+            ),
+            (
+                "num_windows training_windows position_windows passkey_trials",
+                lambda n: n >= 0,
+                "0 or more",
+            ),
+            ("batch_tokens", lambda n: n >= 1, "1 or more"),
+            ("scored_tokens stride", lambda n: n is None or n >= 1, "1 or more, or None"),
+            ("passkey_depths", lambda xs: all(0 <= x <= 1 for x in xs), "each 0 <= value <= 1"),
+            ("retrieval_tasks", lambda names: set(names) <= set(tasks), f"some of {tasks}"),
+            (
+                "add_bos_token",
+                lambda adds: not adds or self.bos_token is not None,
+                "False where bos_token is None: name the token, such as bos_token = '<s>'",
+            ),
+            (
+                "texts",
+                lambda texts: len(set(map(text_name, texts))) == len(texts),
+                "each name once",
+            ),
         )
-        haystacks = ("corpus", "noise")
-        check_value(
-            "needle_haystack",
-            self.needle_haystack,
-            self.needle_haystack in haystacks,
-            f"one of {haystacks}",
-        )
-        names = [text_name(source) for source in self.texts]
-        check_value("texts", self.texts, len(set(names)) == len(names), "each name once")

@@ -7,10 +7,14 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Union
 
 from fope_jax.spelling import likely
+
+_UNIONS = (Union, types.UnionType)
+# What `ast.literal_eval` raises, for text that is nested too deeply or hashes a list too.
+NOT_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 class ConfigError(ValueError):
@@ -24,18 +28,22 @@ def field_types(cls: type) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
 
 
-def parse_value(text: str, kind: Any) -> Any:
-    """The value that ``text`` stands for in a field of type ``kind``; checked by the caller."""
+def parse_value(key: str, text: str, kind: Any) -> Any:
+    """The value that ``text`` stands for in a field of type ``kind``, checked by `convert`."""
+    return convert(key, _parse(text, kind), kind)
+
+
+def _parse(text: str, kind: Any) -> Any:
     options = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
-    if type(None) in options and text.lower() == "none":
+    origins, word = [typing.get_origin(option) for option in options], text.lower()
+    is_text = str in options or Literal in origins
+    if word == "none" and type(None) in options:
         return None
-    if bool in options and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if str in options or any(typing.get_origin(option) is Literal for option in options):
+    if word in ("true", "false") and (bool in options or not is_text):
+        return word == "true"
+    if is_text:
         return text
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if any(typing.get_origin(option) is tuple for option in options):
+    if tuple in origins:
         items = [item.strip() for item in text.strip("()[] ").split(",")]
         return tuple(_literal(item) for item in items if item)
     return _literal(text)
@@ -48,20 +56,17 @@ def _literal(text: str) -> Any:
         return text
 
 
-# What `ast.literal_eval` raises, for text that is nested too deeply or hashes a list too.
-NOT_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
-
-
-_UNIONS = (Union, types.UnionType)
-
-
 def convert(key: str, value: Any, kind: Any) -> Any:
-    """Returns ``value`` as ``kind``: a list becomes a tuple, an int may stand for a float."""
-    accepted, result = _convert(value, kind)
-    if not accepted:
+    """Returns ``value`` as ``kind``: a list becomes a tuple, an int may stand for a float.
+
+    Raises:
+      ConfigError: it is of another type; the message has both.
+    """
+    is_accepted, result = _convert(value, kind)
+    if not is_accepted:
         name = getattr(kind, "__name__", "") if isinstance(kind, type) else ""
-        text = name or str(kind).replace("typing.", "").replace("NoneType", "None")
-        raise ConfigError(f"config.{key} = {value!r} is {type(value).__name__}; accepted: {text}")
+        name = name or str(kind).replace("typing.", "").replace("NoneType", "None")
+        raise ConfigError(f"config.{key} = {value!r} is {type(value).__name__}; accepted: {name}")
     return result
 
 
@@ -79,21 +84,38 @@ def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
             return False, value
         items = [_convert(item, args[0] if args else Any) for item in value]
         return all(ok for ok, _ in items), tuple(item for _, item in items)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, bool) and kind in (int, float):
+        return False, value
+    if kind is float and isinstance(value, int):
         try:
             return True, float(value)
         except OverflowError:  # an integer of more than 308 digits
             return False, value
-    if kind is int and isinstance(value, bool):
-        return False, value
     plain = origin or kind
     return (not isinstance(plain, type) or isinstance(value, plain)), value
 
 
-def check_value(name: str, value: Any, condition: bool, accepted: str) -> None:
-    """Raises ValueError "name = value; accepted: ..." where ``condition`` does not hold."""
-    if not condition:
+def check_value(name: str, value: Any, is_accepted: bool, accepted: str) -> None:
+    """Raises ValueError "name = value; accepted: ..." where it is not accepted."""
+    if not is_accepted:
         raise ValueError(f"{name} = {value!r}; accepted: {accepted}")
+
+
+def check_fields(config: Any, *rules: tuple[str, Callable[[Any], bool], str]) -> None:
+    """Raises ValueError for the first field of a dataclass that breaks a rule, see `check_value`.
+
+    Args:
+      config: the dataclass; a field of a ``Literal`` type has to be one of its values.
+      rules: names of fields, whether a value is accepted, and what is in words.
+    """
+    for name, kind in field_types(type(config)).items():
+        if typing.get_origin(kind) is Literal:
+            values, value = typing.get_args(kind), getattr(config, name)
+            check_value(name, value, value in values, f"one of {values}")
+    for names, is_accepted, accepted in rules:
+        for name in names.split():
+            value = getattr(config, name)
+            check_value(name, value, is_accepted(value), accepted)
 
 
 def nearest(key: str, known: Iterable[str]) -> str:

@@ -4,8 +4,8 @@
 second, explicit step.
 """
 
+from fope_jax.doctor.checks import as_json as as_json
+from fope_jax.doctor.checks import as_text as as_text
 from fope_jax.doctor.checks import examine as examine
-from fope_jax.doctor.findings import as_json as as_json
-from fope_jax.doctor.findings import exit_code as exit_code
-from fope_jax.doctor.findings import table as table
+from fope_jax.doctor.checks import exit_code as exit_code
 from fope_jax.doctor.repairs import repair as repair

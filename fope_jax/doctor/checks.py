@@ -1,22 +1,88 @@
-"""Everything that a run consists of, looked at one after the other; nothing is changed."""
+"""Checks of everything that a run consists of; nothing is changed."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from fope_jax.data import manifest as manifests
-from fope_jax.doctor.findings import Check, Finding, some
-from fope_jax.doctor.rows import Due, check_metrics
+from fope_jax.evaluate.metrics import METRICS
 from fope_jax.storage.directories import list_file_sizes
 from fope_jax.storage.files import read_json
 from fope_jax.storage.lock import LOCK, is_owner_alive, read_lock_owner
 from fope_jax.storage.paths import as_path
 
 CONFIG, RUN, LINEAGE, CHECKPOINTS = "config.json", "run.json", "lineage.json", "checkpoints"
-IMPORTED = "imported"  # the key that run.json has where `fope import` made the run
-QUARANTINE = "quarantine"
+QUARANTINE = "quarantine"  # of damaged checkpoints, below the sound ones
+_IMPORTED = "imported"  # the key that run.json has where `fope import` made the run
 _TEMPORARY = (".orbax-checkpoint-tmp", ".tmp")
+_SHOWN = 5
+
+
+class Finding(NamedTuple):
+    """One thing that is not as it should be.
+
+    Attributes:
+      problem: what, with the file.
+      advice: what to do, with the command.
+      harmless: the next `fope train` or a reader copes with it by itself.
+    """
+
+    problem: str
+    advice: str
+    harmless: bool = False
+
+
+class Check(NamedTuple):
+    """One part of a run: what it is called, what was seen, and what is wrong with it."""
+
+    name: str
+    summary: str
+    findings: Sequence[Finding] = ()
+
+
+def exit_code(checks: Iterable[Check]) -> int:
+    """0 where a run is sound, 1 where it is not; what is harmless does not count."""
+    return int(any(not finding.harmless for check in checks for finding in check.findings))
+
+
+def as_text(run: str | Path, checks: Iterable[Check]) -> str:
+    """A table of the checks, and below it what was found with what to do."""
+    lines, notes, problems = [str(run)], [], []
+    for check in checks:
+        state = "note" if check.findings else "sound"
+        for finding in check.findings:
+            mark = "note" if finding.harmless else "PROBLEM"
+            state = mark if mark == "PROBLEM" else state
+            advised = [f"{mark}: {finding.problem}", f"  do: {finding.advice}"]
+            (notes if finding.harmless else problems).extend(advised)
+        lines.append(f"  {check.name:<12} {state:<8} {check.summary}")
+    # A name from a damaged file may hold what no terminal can show.
+    return "\n".join([*lines, *problems, *notes]).encode(errors="backslashreplace").decode()
+
+
+def as_json(run: str | Path, checks: Iterable[Check]) -> dict[str, Any]:
+    """The same for programs."""
+    described = [
+        {"name": c.name, "summary": c.summary, "findings": [f._asdict() for f in c.findings]}
+        for c in checks
+    ]
+    return {"run": str(run), "exit_code": exit_code(checks), "checks": described}
+
+
+def first_few(values: Iterable[Any]) -> str:
+    """The first few of the values, and how many more there are.
+
+    >>> first_few(range(7))
+    '0, 1, 2, 3, 4 and 2 more'
+    """
+    values = list(values)
+    more = f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+    return ", ".join(map(str, values[:_SHOWN])) + more
 
 
 def examine(run: str | Path) -> list[Check]:
@@ -33,50 +99,180 @@ def examine(run: str | Path) -> list[Check]:
         raise FileNotFoundError(f"{run} {what}; name the --workdir of `fope train`")
     config, experiment = _check_config(run)
     checkpoints, metadata = _check_checkpoints(run, experiment)
-    newest = max(metadata, default=None)
-    due = None
+    newest, schedule = max(metadata, default=0), None
     if experiment is not None:
-        train = experiment.train
-        stops = tuple(stage.stop for stage in train.stages)
-        due = Due(train.log_every, train.save_every, stops)
-    done = due is not None and newest is not None and newest >= due.stops[-1]
+        stops = tuple(stage.stop for stage in experiment.train.stages)
+        schedule = RowSchedule(experiment.train.log_every, experiment.train.save_every, stops)
     return [
         config,
         checkpoints,
-        check_metrics(run, due, newest, _is_imported(run)),
+        _check_metrics(run, schedule, newest),
         _check_data(run, experiment, metadata),
-        _check_lineage(run, done),
+        _check_lineage(run, is_finished=schedule is not None and newest >= schedule.stops[-1]),
         _check_leftovers(run),
     ]
 
 
 def _check_config(run: Path) -> tuple[Check, Any]:
+    """The check, and the experiment where it can be built."""
     from fope_jax.config import build_experiment
 
-    path, name = run / CONFIG, "config"
+    path = run / CONFIG
     if not path.is_file():
         advice = f"name a --workdir, or bring {CONFIG} back: fope train --config CONFIG makes it"
-        return Check(name, "missing", (Finding(f"{path} does not exist", advice),)), None
+        return Check("config", "missing", [Finding(f"{path} does not exist", advice)]), None
     try:
         experiment = build_experiment(read_json(path))
     except ValueError as error:
-        told = str(error) if str(path) in str(error) else f"{path}: {error}"
-        advice = "bring the file back, or put the value right"
-        return Check(name, "cannot be built", (Finding(told, advice),)), None
+        problem = str(error) if str(path) in str(error) else f"{path}: {error}"
+        finding = Finding(problem, "bring the file back, or put the value right")
+        return Check("config", "cannot be built", [finding]), None
     findings = []
     try:
         read_json(run / RUN) if (run / RUN).exists() else None
     except ValueError as error:
         findings.append(Finding(str(error), f"move it away: mv {run / RUN} {run / RUN}.bak"))
     summary = f"{experiment.name}, seed {experiment.seed}, {experiment.train.steps:,} steps"
-    return Check(name, summary, tuple(findings)), experiment
+    return Check("config", summary, findings), experiment
+
+
+# ---------------------------------------------------------------------------- metrics.jsonl
+
+
+class RowSchedule(NamedTuple):
+    """When training writes a train row: every so many steps, at saves, at the ends of stages."""
+
+    log_every: int
+    save_every: int
+    stops: tuple[int, ...]
+
+    def next_step(self, step: int) -> int | None:
+        """The step of the row that follows one of ``step``; None after the last.
+
+        >>> schedule = RowSchedule(log_every=3, save_every=4, stops=(5, 10))
+        >>> [schedule.next_step(step) for step in (0, 3, 4, 5, 9, 10)]
+        [3, 4, 5, 6, 10, None]
+        """
+        if step >= self.stops[-1]:
+            return None
+        ends = [stop for stop in self.stops if stop > step]
+        return min(*(step - step % n + n for n in (self.log_every, self.save_every)), *ends)
+
+
+class Line(NamedTuple):
+    """A line of a file: its number, its object or None, and whether it has an end."""
+
+    number: int
+    row: dict[str, Any] | None
+    is_whole: bool
+    text: bytes
+
+    @property
+    def step(self) -> int:
+        """The step of its row; -1 where it has none."""
+        step = (self.row or {}).get("step")
+        return step if isinstance(step, int) else -1
+
+    @property
+    def is_train(self) -> bool:
+        """Whether it holds a train row with its step."""
+        return self.row is not None and self.row.get("kind") == "train" and self.step >= 0
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The lines of a file, those that cannot be read too."""
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        try:
+            row = json.loads(text)
+        except (ValueError, RecursionError):
+            row = None
+        yield Line(number, row if isinstance(row, dict) else None, text.endswith(b"\n"), text)
+
+
+def _check_metrics(run: Path, schedule: RowSchedule | None, newest: int) -> Check:
+    """Rows are whole, finite, each step once, none left out up to the newest checkpoint."""
+    path, findings = run / METRICS, []
+    if not path.exists():
+        findings = [Finding(f"{path} does not exist", "bring it back")] if newest else []
+        return Check("metrics", "no rows", findings)
+
+    def add(problem: str, advice: str, harmless: bool = False) -> None:
+        findings.append(Finding(f"{path}: {problem}", advice, harmless))
+
+    lines = list(read_lines(path))
+    repair = f"fope doctor {run} --repair"
+    if bad := [line.number for line in lines if line.row is None and line.is_whole]:
+        add(f"no JSON object in line {first_few(bad)}", repair)
+    if lines and lines[-1].row is None and not lines[-1].is_whole:
+        add(f"line {lines[-1].number} was cut off", "nothing: the next row replaces it", True)
+
+    evaluate = f"fope evaluate --run {run} --force names the weights or documents it comes from"
+    if _is_imported(run):
+        evaluate += (
+            "; weights that are not finite have to be imported again from a sound checkpoint"
+        )
+    rows = [line for line in lines if line.row is not None]
+    for of_training, advice in ((True, "lower train.learning_rate"), (False, evaluate)):
+        numbers = [
+            f"{line.number} ({key})"
+            for line in rows
+            if ((line.row or {}).get("kind") in ("train", "validation")) == of_training
+            for key, value in (line.row or {}).items()
+            if isinstance(value, float) and not math.isfinite(value)
+        ]
+        if numbers:
+            add(f"numbers that are not finite in line {first_few(numbers)}", advice)
+
+    steps = [line.step for line in rows if line.is_train]
+    if repeated := sorted(step for step, count in Counter(steps).items() if count > 1):
+        add(f"several train rows of step {first_few(repeated)}", repair)
+    if early := [step for before, step in itertools.pairwise(steps) if step < before]:
+        add(f"train rows out of order at step {first_few(early)}", repair)
+    if schedule is not None:
+        missing = []
+        for before, step in itertools.pairwise([0, *sorted(set(steps))]):
+            expected = schedule.next_step(before)
+            if expected is not None and step > expected:
+                missing.append(f"after step {before}")
+        last = max(steps, default=0)
+        if last < newest:
+            missing.append(f"from step {last} to the checkpoint {newest}")
+        if missing:
+            every = f"(one every {schedule.log_every} steps)"
+            add(
+                f"train rows are missing {first_few(missing)} {every}",
+                "bring the file back from a copy; nothing else has these numbers. Where "
+                "train.log_every was larger then, nothing is missing",
+            )
+    if later := sorted({line.step for line in rows if line.step > newest}):
+        saved = f"the newest checkpoint, {newest}" if newest else "any checkpoint"
+        problem = f"rows of steps beyond {saved}: {first_few(later)}"
+        add(problem, "nothing: training again writes them again", harmless=True)
+    summary = f"{len(rows):,} rows" + (f", train rows to step {max(steps):,}" if steps else "")
+    return Check("metrics", summary, findings)
 
 
 def _is_imported(run: Path) -> bool:
     try:
-        return IMPORTED in read_json(run / RUN)
+        return _IMPORTED in read_json(run / RUN)
     except (ValueError, OSError, ImportError):  # `_check_config` says what is wrong with it
         return False
+
+
+# ---------------------------------------------------------------------------- the other parts
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps whose checkpoints have a directory."""
+    directory = run / CHECKPOINTS
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return sorted(int(path.name) for path in paths if path.name.isdecimal() and path.is_dir())
+
+
+def lock_owner(run: Path) -> str | None:
+    """Who writes into a run directory now, as far as can be told from here; None where nobody."""
+    owner = read_lock_owner(run)
+    return f"written by {owner.text}" if owner is not None and is_owner_alive(owner) else None
 
 
 def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dict[str, Any]]]:
@@ -87,38 +283,35 @@ def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dic
     sound: dict[int, dict[str, Any]] = {}
     findings = []
     store = CheckpointStore(run / CHECKPOINTS)
-    for step in steps_of(run):
-        where = run / CHECKPOINTS / str(step)
+    for step in checkpoint_steps(run):
+        path = run / CHECKPOINTS / str(step)
         try:
             sound[step] = store.metadata(step)
         except CheckpointError as error:
-            under_way = lock_owner(run) is not None and not (where / MANIFEST).exists()
-            findings.append(Finding(str(error), f"fope doctor {run} --repair", under_way))
+            is_being_written = lock_owner(run) is not None and not (path / MANIFEST).exists()
+            findings.append(Finding(str(error), f"fope doctor {run} --repair", is_being_written))
             continue
         if experiment is not None:
+            position, shape = experiment.position, experiment.model.shape
             try:
-                check_fingerprint(
-                    sound[step], experiment.position, experiment.model.shape, None, str(where)
-                )
+                check_fingerprint(sound[step], position, shape, None, str(path))
             except CheckpointError as error:
                 findings.append(Finding(str(error), f"bring the run's own {CONFIG} back"))
     store.close()
-    if len(hashes_of := {one.get("position") for one in sound.values()}) > 1:
-        told = ", ".join(map(str, sorted(map(str, hashes_of))))
-        findings.append(
-            Finding(
-                f"{run / CHECKPOINTS}: checkpoints of several position embeddings, {told}",
-                "move those of other runs away",
-            )
-        )
+    hashes = sorted({str(metadata.get("position")) for metadata in sound.values()})
+    if len(hashes) > 1:
+        problem = f"{run / CHECKPOINTS}: checkpoints of several position embeddings, "
+        findings.append(Finding(problem + ", ".join(hashes), "move those of other runs away"))
     if findings and not sound:
         advice = "bring one back from a copy: without one the run cannot go on"
         findings = [finding._replace(advice=advice) for finding in findings]
-    summary = f"{len(sound)} sound ({some(sorted(sound))})" if sound else "none that is sound"
-    return Check("checkpoints", summary, tuple(findings)), sound
+    summary = f"{len(sound)} sound ({first_few(sorted(sound))})" if sound else "none that is sound"
+    return Check("checkpoints", summary, findings), sound
 
 
 def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]]) -> Check:
+    """The token cache of each split is whole, and that which checkpoints were trained on."""
+    from fope_jax.data import manifest as manifests
     from fope_jax.data.cache import open_cache
     from fope_jax.data.config import SPLITS
 
@@ -135,35 +328,27 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
         except (RuntimeError, ValueError, OSError) as error:  # of cache, mirror and tokenizer
             findings.append(Finding(f"{split}: {error}", build))
     if not caches:
-        return Check("data", "no sound token cache", tuple(findings))
-    cache = caches[0]
+        return Check("data", "no sound token cache", findings)
+    directory, fingerprint = caches[0].directory, caches[0].fingerprint
     for step, stored in metadata.items():
-        own = stored.get("data")
-        if own is not None and own != cache.fingerprint:
-            findings.append(
-                Finding(
-                    f"{run / CHECKPOINTS / str(step)}: its data fingerprint is {own}, that of"
-                    f" {cache.directory} is {cache.fingerprint}: the text has changed",
-                    f"bring the text back that it was trained on, then: {build}",
-                )
+        if stored.get("data") not in (None, fingerprint):
+            problem = (
+                f"{run / CHECKPOINTS / str(step)}: its data fingerprint is {stored['data']}, that "
+                f"of {directory} is {fingerprint}: the text has changed"
             )
-    strange = _unlisted(cache.directory)
-    if strange:
-        problem = f"{cache.directory}: files that its manifest does not name: {some(strange)}"
-        findings.append(Finding(problem, "nothing: they are never read", True))
-    told = ", ".join(f"{one.split} {one.num_tokens:,} tokens" for one in caches)
-    return Check("data", f"{told} in {cache.directory}", tuple(findings))
-
-
-def _unlisted(directory: Path) -> list[str]:
-    """Files of a cache that nothing reads."""
+            advice = f"bring the text back that it was trained on, then: {build}"
+            findings.append(Finding(problem, advice))
     manifest = manifests.read_manifest(directory)
-    named = manifests.file_hashes(manifest) if manifest else {}
-    known = {manifests.MANIFEST, "tokenizer.model", "tokenizer.json", *named}
-    return sorted(list_file_sizes(directory).keys() - known)
+    known = {manifests.MANIFEST, "tokenizer.model", "tokenizer.json"}
+    known |= manifests.file_hashes(manifest).keys() if manifest else set()
+    if unknown := sorted(list_file_sizes(directory).keys() - known):
+        problem = f"{directory}: files that its manifest does not name: {first_few(unknown)}"
+        findings.append(Finding(problem, "nothing: they are never read", harmless=True))
+    tokens = ", ".join(f"{cache.split} {cache.num_tokens:,} tokens" for cache in caches)
+    return Check("data", f"{tokens} in {directory}", findings)
 
 
-def _check_lineage(run: Path, done: bool) -> Check:
+def _check_lineage(run: Path, is_finished: bool) -> Check:
     path = run / LINEAGE
     if not path.exists():
         return Check("lineage", "trained from the beginning")
@@ -172,44 +357,29 @@ def _check_lineage(run: Path, done: bool) -> Check:
         source = parent.get("run") if isinstance(parent, dict) else None
         if not isinstance(source, str):
             raise ValueError(f"{path} names no run under parent.run")
-        there = (as_path(source) / CONFIG).is_file()
+        has_parent = (as_path(source) / CONFIG).is_file()
     except (ValueError, OSError, ImportError) as error:
-        return Check("lineage", "cannot be read", (Finding(str(error), "bring the file back"),))
-    if there:
+        return Check("lineage", "cannot be read", [Finding(str(error), "bring the file back")])
+    if has_parent:
         return Check("lineage", f"goes on from {source}")
-    finding = Finding(
-        f"{path}: its parent {source} is not there",
-        "bring it back before `fope extend` goes on; a finished run needs it for the report alone",
-        harmless=done,
-    )
-    return Check("lineage", "the parent is missing", (finding,))
+    problem = f"{path}: its parent {source} is not there"
+    advice = "bring it back before `fope extend` goes on; a finished run needs it for the report "
+    finding = Finding(problem, advice + "alone", harmless=is_finished)
+    return Check("lineage", "the parent is missing", [finding])
 
 
 def _check_leftovers(run: Path) -> Check:
-    directory, owner, found = run / CHECKPOINTS, lock_owner(run), []
-    entries = [*run.iterdir(), *(directory.iterdir() if directory.is_dir() else ())]
-    temporary = sorted(p.name for p in entries if any(mark in p.name for mark in _TEMPORARY))
-    if temporary and owner is None:
-        problem = f"{run}: left by a process that was killed: {some(temporary)}"
-        found.append(Finding(problem, "nothing: the next save removes or replaces them", True))
+    """What killed processes left, and who writes there now."""
+    directory, owner, findings = run / CHECKPOINTS, lock_owner(run), []
+    paths = [*run.iterdir(), *(directory.iterdir() if directory.is_dir() else ())]
+    names = sorted(p.name for p in paths if any(mark in p.name for mark in _TEMPORARY))
+    if names and owner is None:
+        problem = f"{run}: left by a process that was killed: {first_few(names)}"
+        advice = "nothing: the next save removes or replaces them"
+        findings.append(Finding(problem, advice, harmless=True))
     if owner is None and (run / LOCK).exists():
         problem = f"{run / LOCK}: its owner is gone"
-        found.append(Finding(problem, "nothing: the next run takes it over", True))
+        findings.append(Finding(problem, "nothing: the next run takes it over", harmless=True))
     aside = directory / QUARANTINE
     quarantined = f"{len(list(aside.iterdir()))} in {aside}, " if aside.is_dir() else ""
-    return Check("leftovers", f"{quarantined}{owner or 'nobody writes there'}", tuple(found))
-
-
-def lock_owner(run: Path) -> str | None:
-    """Who writes into a run directory now, as far as can be told from here; None where nobody."""
-    owner = read_lock_owner(run)
-    return f"written by {owner.text}" if owner is not None and is_owner_alive(owner) else None
-
-
-def steps_of(run: Path) -> list[int]:
-    """Steps whose checkpoints have a directory."""
-    directory = run / CHECKPOINTS
-    if not directory.is_dir():
-        return []
-    found = (path for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
-    return sorted(int(path.name) for path in found)
+    return Check("leftovers", f"{quarantined}{owner or 'nobody writes there'}", findings)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-from fope_jax.doctor.checks import CHECKPOINTS, QUARANTINE, steps_of
-from fope_jax.doctor.rows import is_train, read_lines, step_of
+from fope_jax.doctor.checks import CHECKPOINTS, QUARANTINE, checkpoint_steps, read_lines
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.storage.files import write_text
 from fope_jax.storage.lock import lock_run
@@ -32,49 +30,44 @@ def repair(run: str | Path) -> list[str]:
     if is_in_bucket(run):
         raise ValueError(f"{run} is in a bucket: repair a copy on this machine and upload it")
     with lock_run(run, "doctor"):
-        return [*_set_aside(run), *_rewrite_metrics(run)]
+        return [*_quarantine_checkpoints(run), *_repair_metrics(run / METRICS)]
 
 
-def _set_aside(run: Path) -> Iterator[str]:
+def _quarantine_checkpoints(run: Path) -> list[str]:
     from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 
-    store = CheckpointStore(run / CHECKPOINTS)
-    for step in steps_of(run):
+    store, done = CheckpointStore(run / CHECKPOINTS), []
+    for step in checkpoint_steps(run):
         path = run / CHECKPOINTS / str(step)
         try:
             store.metadata(step)
         except CheckpointError:
-            target = _free(run / CHECKPOINTS / QUARANTINE / str(step), ".")
-            target.parent.mkdir(exist_ok=True)
+            aside = run / CHECKPOINTS / QUARANTINE
+            aside.mkdir(exist_ok=True)
+            names = (f"{step}.{n}" if n else str(step) for n in itertools.count())
+            target = next(aside / name for name in names if not (aside / name).exists())
             path.rename(target)
-            yield f"moved {path} to {target}"
+            done.append(f"moved {path} to {target}")
     store.close()
+    return done
 
 
-def _rewrite_metrics(run: Path) -> Iterator[str]:
-    path = run / METRICS
+def _repair_metrics(path: Path) -> list[str]:
+    """Leaves out lines without a row and earlier train rows of one step, and sorts train rows."""
     lines = list(read_lines(path)) if path.exists() else []
-    rows = [(line.number, line.row, line.text) for line in lines if line.row is not None]
-    last = {step_of(row): number for number, row, _ in rows if is_train(row)}
+    last = {line.step: line.number for line in lines if line.is_train}
     kept = [
-        (number, row, text)
-        for number, row, text in rows
-        if not is_train(row) or last[step_of(row)] == number
+        line
+        for line in lines
+        if line.row is not None and (not line.is_train or last[line.step] == line.number)
     ]
-    train = iter(sorted((one for one in kept if is_train(one[1])), key=lambda one: step_of(one[1])))
-    ordered = [next(train) if is_train(one[1]) else one for one in kept]
-    if [number for number, *_ in ordered] == [line.number for line in lines]:
-        return
-    copy = _free(path.with_name(f"{path.name}.bak"), "-", first=1)
+    train = iter(sorted((line for line in kept if line.is_train), key=lambda line: line.step))
+    ordered = [next(train) if line.is_train else line for line in kept]
+    if ordered == lines:
+        return []
+    names = (path.with_name(f"{path.name}.bak-{n}") for n in itertools.count(1))
+    copy = next(name for name in names if not name.exists())
     shutil.copy2(path, copy)
-    write_text(path, "".join(text.decode().rstrip() + "\n" for *_, text in ordered))
+    write_text(path, "".join(line.text.decode().rstrip() + "\n" for line in ordered))
     dropped = len(lines) - len(ordered)
-    yield f"copied {path} to {copy}; {dropped} of {len(lines)} lines are left out of it now"
-
-
-def _free(path: Path, mark: str, first: int = 0) -> Path:
-    """``path``, or with a number after it, under a name that nothing has."""
-    names = (
-        path.with_name(f"{path.name}{mark}{n}" if n else path.name) for n in itertools.count(first)
-    )
-    return next(name for name in names if not name.exists())
+    return [f"copied {path} to {copy}; {dropped} of {len(lines)} lines are left out of it now"]

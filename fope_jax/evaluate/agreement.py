@@ -1,7 +1,7 @@
-"""Whether the processes of one run were started alike: asked before the first step of any of them.
+"""Whether the processes of a run were started alike, asked before the first step of any of them.
 
-Hosts that differ would train together all the same: each feeds its rows of another batch into one
-program, or waits for ever in an operation that the others never come to.
+Hosts that differ would train together all the same: each would feed its rows of another batch into
+one program, or wait for ever in an operation that the others never come to.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ import jax
 from fope_jax.config import Experiment, flat_values
 from fope_jax.data.cache import open_cache
 from fope_jax.processes.agreement import check_equal_across_processes, software_versions
-
-# A host may keep the token cache in a place of its own: its content is compared.
-_OWN = ("data.cache_dir",)
 
 
 def check_processes_agree(
@@ -36,23 +33,17 @@ def check_processes_agree(
     """
     if jax.process_count() == 1:  # it would read all of our source at each start for nothing
         return
-    values: dict[str, Any] = software_versions() | {"devices": _devices()} | dict(request)
-    values |= {k: v for k, v in flat_values(experiment).items() if k not in _OWN}
-    values |= {f"token cache, {split}": _content(experiment, split) for split in splits}
-    check_equal_across_processes(values)
-
-
-def _devices() -> str:
     first = jax.local_devices()[0]
-    return (
+    values: dict[str, Any] = software_versions() | dict(request)
+    values["devices"] = (
         f"{jax.local_device_count()} of {jax.device_count()}, {first.device_kind} "
         f"({first.platform}), in {jax.process_count()} processes"
     )
-
-
-def _content(experiment: Experiment, split: str) -> str:
-    """The cache's fingerprint, or why there is none."""
-    try:
-        return open_cache(experiment.data, split).fingerprint
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        return str(error)
+    values |= flat_values(experiment)
+    values.pop("data.cache_dir")  # a host may keep the token cache elsewhere: content is compared
+    for split in splits:
+        try:
+            values[f"token cache, {split}"] = open_cache(experiment.data, split).fingerprint
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            values[f"token cache, {split}"] = str(error)
+    check_equal_across_processes(values)

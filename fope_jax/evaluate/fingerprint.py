@@ -1,4 +1,4 @@
-"""Which position embedding a checkpoint was trained with: what it keeps, and the comparison."""
+"""The position fingerprint of a checkpoint: what is kept of it, and how it is compared."""
 
 from __future__ import annotations
 
@@ -37,12 +37,11 @@ def checkpoint_fingerprint(
       ``position_method``, the hash without the constants.
     """
     variables = position_variables({}, jax.tree.map(gather_to_host, constants))
-    found = fingerprint(position, shape, variables)
-    method = fingerprint(position, shape).hash
-    return found, {
-        "position": found.hash,
-        "position_method": method,
-        "position_summary": found.summary,
+    effective = fingerprint(position, shape, variables)
+    return effective, {
+        "position": effective.hash,
+        "position_method": fingerprint(position, shape).hash,
+        "position_summary": effective.summary,
     }
 
 
@@ -62,22 +61,25 @@ def check_fingerprint(
       shape: of the model.
       constants: restored from the checkpoint; None compares method, knobs and frequencies alone,
         before arrays are read whose shapes depend on them.
-      where: the checkpoint, for people.
+      where: the checkpoint, for the message.
       accept: hash of another position embedding that it may be read with, of method, knobs and
-        frequencies or of the arrays too; it is told, as one who knows asks for it.
+        frequencies or of the arrays too; a warning takes the place of the error.
     """
     if constants is None:
-        key, found, parts = "position_method", fingerprint(position, shape), "the configuration"
+        key, expected = "position_method", fingerprint(position, shape)
     else:
-        key, parts = "position", "the configuration and the restored constants"
-        found, _ = checkpoint_fingerprint(position, shape, constants)
-    if metadata.get(key, found.hash) == found.hash:
+        key, expected = "position", checkpoint_fingerprint(position, shape, constants)[0]
+    if metadata.get(key, expected.hash) == expected.hash:
         return
-    if accept is not None and accept in (found.hash, fingerprint(position, shape).hash):
-        log.warning("%s: position fingerprint %s, accepted as %s", where, metadata[key], found.hash)
+    if accept is not None and accept in (expected.hash, fingerprint(position, shape).hash):
+        log.warning(
+            "%s: position fingerprint %s, accepted as %s", where, metadata[key], expected.hash
+        )
         return
+    source = "the configuration" + ("" if constants is None else " and the restored constants")
     raise CheckpointError(
         f"{where}: the checkpoint was trained with position fingerprint {metadata[key]} "
-        f"({metadata.get('position_summary', 'no summary was kept')}), but {parts} give "
-        f"{found.hash} ({found.summary}), another position embedding. {TO_CHANGE} {found.hash}"
+        f"({metadata.get('position_summary', 'no summary was kept')}), but {source} give "
+        f"{expected.hash} ({expected.summary}), another position embedding. {TO_CHANGE} "
+        f"{expected.hash}"
     )

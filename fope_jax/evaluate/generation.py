@@ -1,4 +1,4 @@
-"""From a model to its answers: what it writes, and how likely it holds other answers."""
+"""From a model to its answers: greedy decoding, and the nats of given answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Answerer(Protocol):
     """What a retrieval protocol asks of a model."""
 
     def __call__(self, prompts: np.ndarray, answers: np.ndarray) -> tuple[Any, Any]:
-        """Goes on with prompts, and reads answers that are given.
+        """Continues prompts, and scores given answers to them.
 
         Args:
           prompts: ``[B, T]`` int32, whole prompts.
@@ -53,33 +53,32 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
         hidden, cache, position = prefill(model, prompts, jnp.ones_like(prompts), max(1, count - 1))
         unembedding = model.unembedding_matrix()
 
-        def nats_of(answer: Array) -> Array:
+        def answer_nats(answer: Array) -> Array:
             """``[B, A]`` of one answer to each prompt."""
-            last = hidden[:, -1:]
+            states = hidden[:, -1:]
             if count > 1:
                 positions = position + jnp.arange(count - 1, dtype=jnp.int32)
-                ones = jnp.ones_like(positions)
-                last = jnp.concatenate(
-                    [last, forward_cached(model, cache, answer[:, :-1], positions, ones)[0]], axis=1
-                )
-            return token_nats(last, unembedding, answer)[0]
+                segments = jnp.ones_like(positions)
+                after, _ = forward_cached(model, cache, answer[:, :-1], positions, segments)
+                states = jnp.concatenate([states, after], axis=1)
+            return token_nats(states, unembedding, answer)[0]
 
-        nats = jax.lax.map(nats_of, answers.swapaxes(0, 1)).swapaxes(0, 1)
+        nats = jax.lax.map(answer_nats, answers.swapaxes(0, 1)).swapaxes(0, 1)
         return greedy_decode(model, hidden, cache, position, count), nats
 
     if mesh is None:
-        alone = jax.jit(answer)
-        return lambda prompts, answers: alone(params, constants, prompts, answers)
-    whole = NamedSharding(mesh, PartitionSpec())
-    together = jax.jit(answer, out_shardings=(whole, whole))
+        jitted = jax.jit(answer)
+        return lambda prompts, answers: jitted(params, constants, prompts, answers)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    sharded = jax.jit(answer, out_shardings=(replicated, replicated))
     by_rows = NamedSharding(mesh, partition_spec(("batch",)))
     rows = axis_size(mesh, "batch")
 
     def on_mesh(prompts: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = len(prompts)
         filled = np.resize(np.arange(count), count + -count % rows)
-        placed = [device_put_sharded(x[filled], by_rows) for x in (prompts, answers)]
-        written, nats = together(params, constants, *placed)
+        arrays = [device_put_sharded(x[filled], by_rows) for x in (prompts, answers)]
+        written, nats = sharded(params, constants, *arrays)
         return np.asarray(written)[:count], np.asarray(nats)[:count]
 
     return on_mesh

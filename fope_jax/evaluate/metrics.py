@@ -6,9 +6,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fope_jax.storage.files import read_json_lines, write_text
+
+if TYPE_CHECKING:
+    from fope_jax.config import Experiment
 
 METRICS = "metrics.jsonl"
 
@@ -41,6 +44,16 @@ def replace_rows(
     kept = [row for row in before if not replaced(row)]
     write_text(path, "".join(json.dumps(row) + "\n" for row in [*kept, *rows]))
     return len(before) - len(kept)
+
+
+def row_ids(experiment: Experiment, step: int) -> Row:
+    """The fields that all rows of an evaluation share."""
+    return {
+        "variant": experiment.name,
+        "seed": experiment.seed,
+        "step": step,
+        "training_length": experiment.train.length,
+    }
 
 
 def non_finite_rows(rows: Iterable[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Perplexity of joined documents: chunks as in the paper's code, and what resets change.
+"""Perplexity of packed documents: chunks as in the paper's code, and what resets change.
 
 The documents of a split lie one after the other, each with its end-of-document token. The stream
 is cut into blocks, and each block into chunks of ``context`` tokens, for every context.
@@ -28,80 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.evaluate.perplexity import Progress, document_rows, no_progress
-from fope_jax.evaluate.scoring import Scorer, score_windows
+from fope_jax.evaluate.metrics import Row
+from fope_jax.evaluate.perplexity import document_rows, score_in_cache
+from fope_jax.evaluate.scoring import Scorer
 from fope_jax.evaluate.windows import Windows, place_blocks
 from fope_jax.model.attention import TokenIndex
-
-
-def score_chunks(
-    scorer: Scorer,
-    cache: Any,
-    *,
-    contexts: Sequence[int],
-    num_blocks: int,
-    batch_tokens: int,
-    progress: Progress = no_progress,
-    bos: int | None = None,
-) -> tuple[list[dict[str, Any]], Windows]:
-    """Scores blocks of the stream in chunks of each context, as the paper's code does.
-
-    Args:
-      scorer: the model.
-      cache: a token cache, as in ``score_same_tokens``.
-      contexts: tokens of a chunk. A block has as many as their least common multiple.
-      num_blocks: blocks wanted, evenly spaced; more than there are takes all.
-      batch_tokens: upper bound of tokens in one forward pass.
-      progress: called as ``progress(batches, desc=...)``.
-      bos: what a chunk begins with; None takes the text's own tokens.
-
-    Returns:
-      One row for each context and document: ``context, scored_per_window, windows, nats, tokens,
-      bytes, correct, document``, where ``windows`` counts chunks with a scored token of the
-      document; and the blocks.
-
-    Raises:
-      ValueError: a context below 2 tokens, or the stream has no whole block.
-    """
-    blocks = place_blocks(cache.documents, length=math.lcm(*contexts), total=num_blocks)
-    check_chunks(contexts)
-    return _score(scorer, cache, blocks, contexts, batch_tokens, progress, "chunks", bos)
-
-
-def score_resets(
-    scorer: Scorer,
-    cache: Any,
-    *,
-    contexts: Sequence[int],
-    num_blocks: int,
-    reset: bool,
-    batch_tokens: int,
-    progress: Progress = no_progress,
-    bos: int | None = None,
-) -> tuple[list[dict[str, Any]], Windows]:
-    """Scores blocks in which documents meet, with or without a new beginning at each document.
-
-    Args:
-      scorer: the model.
-      cache: a token cache, as in ``score_same_tokens``.
-      contexts: tokens of a chunk, as in ``score_chunks``.
-      num_blocks: blocks wanted, evenly spaced among those in which documents meet.
-      reset: whether each document in a chunk is a segment with positions from 0, which sees no
-        other; otherwise the chunk is one segment.
-      batch_tokens: upper bound of tokens in one forward pass.
-      progress: called as ``progress(batches, desc=...)``.
-      bos: what a chunk begins with; None takes the text's own tokens.
-
-    Returns:
-      Rows as of ``score_chunks``, and the blocks.
-
-    Raises:
-      ValueError: no block in which documents meet.
-    """
-    length = math.lcm(*contexts)
-    blocks = place_blocks(cache.documents, length=length, total=num_blocks, require_boundary=True)
-    name = "document-resets" if reset else "no-resets"
-    return _score(scorer, cache, blocks, contexts, batch_tokens, progress, name, bos)
 
 
 def check_chunks(contexts: Sequence[int]) -> None:
@@ -113,54 +44,88 @@ def check_chunks(contexts: Sequence[int]) -> None:
         )
 
 
-def _score(
+def score_chunks(
+    scorer: Scorer, cache: Any, *, contexts: Sequence[int], num_blocks: int, **settings: Any
+) -> tuple[list[Row], Windows]:
+    """Scores blocks of the stream in chunks of each context, as the paper's code does.
+
+    Arguments that all protocols take are described in ``perplexity``.
+
+    Args:
+      contexts: tokens of a chunk. A block has as many as their least common multiple.
+      num_blocks: blocks wanted, evenly spaced; more than there are takes all.
+
+    Returns:
+      Rows for each context and document with ``context, scored_per_window``, where ``windows``
+      counts chunks with a scored token of the document; and the blocks.
+
+    Raises:
+      ValueError: a context below 2 tokens, or the stream has no whole block.
+    """
+    check_chunks(contexts)
+    blocks = place_blocks(cache.documents, length=math.lcm(*contexts), total=num_blocks)
+    return _score_blocks("chunks", scorer, cache, blocks, contexts, **settings)
+
+
+def score_resets(
+    scorer: Scorer,
+    cache: Any,
+    *,
+    contexts: Sequence[int],
+    num_blocks: int,
+    reset: bool,
+    **settings: Any,
+) -> tuple[list[Row], Windows]:
+    """Scores blocks in which documents meet, with or without a new beginning at each document.
+
+    As ``score_chunks``, with ``num_blocks`` of the blocks in which documents meet.
+
+    Args:
+      reset: whether each document in a chunk is a segment with positions from 0, which sees no
+        other; otherwise the chunk is one segment.
+
+    Raises:
+      ValueError: no block in which documents meet.
+    """
+    length = math.lcm(*contexts)
+    blocks = place_blocks(cache.documents, length=length, total=num_blocks, require_boundary=True)
+    name = "document-resets" if reset else "no-resets"
+    return _score_blocks(name, scorer, cache, blocks, contexts, **settings)
+
+
+def _score_blocks(
+    name: str,
     scorer: Scorer,
     cache: Any,
     blocks: np.ndarray,
     contexts: Sequence[int],
-    batch_tokens: int,
-    progress: Progress,
-    name: str,
-    bos: int | None,
-) -> tuple[list[dict[str, Any]], Windows]:
+    *,
+    bos: int | None = None,
+    **settings: Any,
+) -> tuple[list[Row], Windows]:
     length, starts = math.lcm(*contexts), np.asarray(cache.documents["start"], np.int64)
     rows = []
     for context in sorted(contexts):
         begin = (blocks[:, None] + np.arange(0, length, context)).ravel()
 
-        def read(i: int, begin=begin, context=context) -> np.ndarray:
-            return cache.tokens(begin[i], begin[i] + context + 1)
-
         def locate(i: int, begin=begin, context=context) -> TokenIndex:
             # With a BOS token a document begins one token earlier, where that stands.
             return packed_positions(starts - (bos is not None), begin[i], context)
 
-        nats, hits = score_windows(
-            scorer,
-            read,
-            len(begin),
-            context=context,
-            scored=context,
-            batch_tokens=batch_tokens,
-            progress=lambda batches, context=context: progress(
-                batches, desc=f"{name}, context {context}"
-            ),
-            locate=locate if name == "document-resets" else None,
-            bos=bos,
-        )
-        at = begin[:, None] + 1 + np.arange(context)  # [W, T] place of each target in the cache
+        settings["locate"] = locate if name == "document-resets" else None
+        settings |= {"bos": bos, "desc": f"{name}, context {context}"}
+        scores = score_in_cache(scorer, cache, begin, context, context, **settings)
+        at = begin[:, None] + 1 + np.arange(context)  # [W, T] index of each target in the cache
         document = np.searchsorted(starts, at, side="right") - 1
         if name == "chunks":  # the last token of a chunk has no target in it
             document[:, -1] = -1
         else:
             document[starts[document] == at] = -1
-        targets = np.stack([read(i)[1:] for i in range(len(begin))])
         scored = context - 1 if name == "chunks" else context
-        shared = {"context": int(context), "scored_per_window": int(scored)}
-        first = np.isin(at, starts)
-        rows += document_rows(shared, document, nats, hits, targets, cache, first)
-    owners = np.searchsorted(starts, blocks, side="right") - 1
-    return rows, Windows(blocks + length, owners, ())
+        fields = {"context": int(context), "scored_per_window": int(scored)}
+        rows += document_rows(fields, document, *scores, cache, np.isin(at, starts))
+    documents = np.searchsorted(starts, blocks, side="right") - 1
+    return rows, Windows(blocks + length, documents, ())
 
 
 def packed_positions(starts: np.ndarray, begin: int, context: int) -> TokenIndex:

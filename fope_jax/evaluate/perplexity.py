@@ -15,24 +15,29 @@ Windows begin with a token of the text, which is read and not scored. With ``bos
 beginning of a sequence, they begin with that in its place, so that a window has as many tokens and
 the same ones are scored; only ``from-start`` puts it before the text, and scores all of that. The
 end-of-document token is a token of the text, of 0 bytes.
+
+All protocols on text, those of ``sliding`` and ``packed`` as well, take
+
+- ``scorer``, the model, and ``cache``: ``documents``, ``tokens(start, stop)`` and ``tokenizer``
+  with ``token_bytes``;
+- ``settings`` of ``score_windows``: ``batch_tokens``, an upper bound of the tokens in one forward
+  pass; ``progress``, called as ``progress(batches, desc=...)`` (``tqdm``); and ``bos``, the token
+  that windows begin with, None for the text's own tokens;
+
+and return rows with the sums of each document, ``windows, nats, tokens, bytes, correct, document``
+beside fields of their own, and the ``Windows``, which name the documents too short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.scoring import Scorer, score_windows
 from fope_jax.evaluate.windows import Windows, place_windows, position_buckets, share_evenly
-
-Progress = Callable[..., Iterable[int]]
-
-
-def no_progress(batches: Iterable[int], **_: Any) -> Iterable[int]:
-    """The progress bar that shows nothing."""
-    return batches
 
 
 def token_sums(
@@ -52,18 +57,18 @@ def token_sums(
 
 
 def document_rows(
-    shared: dict[str, Any],
+    fields: dict[str, Any],
     document: np.ndarray,
     nats: np.ndarray,
     hits: np.ndarray,
     targets: np.ndarray,
     cache: Any,
     first: np.ndarray | None = None,
-) -> list[dict[str, Any]]:
-    """One row for each document, with the sums over its targets.
+) -> list[Row]:
+    """One row for each document, with the sums over its targets, in the order of the cache.
 
     Args:
-      shared: fields of every row.
+      fields: of every row.
       document: ``[W]`` or ``[W, S]`` int, index of the document of each window or target; a target
         of document -1 is not scored.
       nats, hits, targets: ``[W, S]``.
@@ -72,23 +77,57 @@ def document_rows(
         it stands for the tokenizer's prefix as well, which is none of the document's text.
 
     Returns:
-      Rows ``**shared, windows, nats, tokens, bytes, correct, document`` in the order of the cache;
-      ``windows`` counts those with a scored target of the document.
+      Rows ``**fields, windows, nats, tokens, bytes, correct, document``; ``windows`` counts those
+      with a scored target of the document.
     """
-    own = np.broadcast_to(document.reshape(len(nats), -1), nats.shape)
-    order = np.argsort(own, axis=None, kind="stable")
-    found, begin = np.unique(own.ravel()[order], return_index=True)
+    owners = np.broadcast_to(document.reshape(len(nats), -1), nats.shape).ravel()
+    order = np.argsort(owners, kind="stable")
+    indices, begin = np.unique(owners[order], return_index=True)
     rows = []
-    for index, part in zip(found, np.split(order, begin[1:]), strict=True):
-        if index >= 0:
-            windows = len(np.unique(part // nats.shape[1]))
-            scored = nats.ravel()[part], hits.ravel()[part], targets.ravel()[part]
-            sums = token_sums(*scored, cache.tokenizer.token_bytes)
-            if first is not None and first.ravel()[part].any():
-                sums["bytes"] -= len(getattr(cache.tokenizer, "prefix", "").encode())
-            name = str(cache.documents["name"][index])
-            rows.append({**shared, "windows": windows, **sums, "document": name})
+    for index, chosen in zip(indices, np.split(order, begin[1:]), strict=True):
+        if index < 0:
+            continue
+        scored = nats.ravel()[chosen], hits.ravel()[chosen], targets.ravel()[chosen]
+        sums = token_sums(*scored, cache.tokenizer.token_bytes)
+        if first is not None and first.ravel()[chosen].any():
+            sums["bytes"] -= len(getattr(cache.tokenizer, "prefix", "").encode())
+        windows = len(np.unique(chosen // nats.shape[1]))
+        name = str(cache.documents["name"][index])
+        rows.append({**fields, "windows": windows, **sums, "document": name})
     return rows
+
+
+def bucket_rows(
+    context: int,
+    training_length: int,
+    document: np.ndarray,
+    nats: np.ndarray,
+    hits: np.ndarray,
+    targets: np.ndarray,
+    cache: Any,
+    first: np.ndarray | None = None,
+) -> list[Row]:
+    """``document_rows`` of each bucket of positions; the fields are ``context`` and ``bucket``."""
+    rows = []
+    document = np.broadcast_to(document.reshape(len(nats), -1), nats.shape)
+    for start, stop in position_buckets(context, training_length):
+        fields, part = {"context": int(context), "bucket": [start, stop]}, np.s_[:, start:stop]
+        scored = document[part], nats[part], hits[part], targets[part]
+        rows += document_rows(fields, *scored, cache, None if first is None else first[part])
+    return rows
+
+
+def score_in_cache(
+    scorer: Scorer, cache: Any, begin: np.ndarray, context: int, scored: int, **settings: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``score_windows`` of those that begin at ``begin [W]`` in a cache: nats, hits, targets."""
+
+    def read(i: int) -> np.ndarray:
+        return cache.tokens(begin[i], begin[i] + context + 1)
+
+    count = len(begin)
+    nats, hits = score_windows(scorer, read, count, context=context, scored=scored, **settings)
+    return nats, hits, np.stack([read(i)[-scored:] for i in range(count)])
 
 
 def score_same_tokens(
@@ -98,26 +137,18 @@ def score_same_tokens(
     contexts: Sequence[int],
     scored: int,
     num_windows: int,
-    batch_tokens: int,
-    progress: Progress = no_progress,
-    bos: int | None = None,
-) -> tuple[list[dict[str, Any]], Windows]:
+    **settings: Any,
+) -> tuple[list[Row], Windows]:
     """Scores the same targets with each number of tokens before them.
 
     Args:
-      scorer: the model.
-      cache: a token cache: ``documents``, ``tokens(start, stop)`` and ``tokenizer.token_bytes``.
       contexts: window lengths in tokens. Targets are chosen so that the longest fits into their
         document.
       scored: targets scored at the end of each window, at most the shortest context.
       num_windows: windows wanted over all documents.
-      batch_tokens: upper bound of tokens in one forward pass.
-      progress: called as ``progress(batches, desc=...)``, e.g. ``tqdm``.
-      bos: what windows begin with; None takes the text's own tokens.
 
     Returns:
-      One row for each context and document: ``context, scored_per_window, windows, nats, tokens,
-      bytes, correct, document``; and the windows, which name the documents too short.
+      Rows for each context and document with ``context, scored_per_window``.
 
     Raises:
       ValueError: no document holds the longest window, or ``scored`` exceeds the shortest.
@@ -129,23 +160,12 @@ def score_same_tokens(
         )
     longest = max(contexts)
     windows = place_windows(cache.documents, longest=longest, scored=scored, total=num_windows)
-    targets = np.stack([cache.tokens(stop - scored, stop) for stop in windows.stop])
     rows = []
     for context in sorted(contexts):
-        nats, hits = score_windows(
-            scorer,
-            lambda i, context=context: cache.tokens(windows.stop[i] - context - 1, windows.stop[i]),
-            len(windows.stop),
-            context=context,
-            scored=scored,
-            batch_tokens=batch_tokens,
-            progress=lambda batches, context=context: progress(
-                batches, desc=f"same tokens, context {context}"
-            ),
-            bos=bos,
-        )
-        shared = {"context": int(context), "scored_per_window": int(scored)}
-        rows += document_rows(shared, windows.document, nats, hits, targets, cache)
+        begin, desc = windows.stop - context - 1, f"same tokens, context {context}"
+        scores = score_in_cache(scorer, cache, begin, context, scored, desc=desc, **settings)
+        fields = {"context": int(context), "scored_per_window": int(scored)}
+        rows += document_rows(fields, windows.document, *scores, cache)
     return rows, windows
 
 
@@ -156,41 +176,22 @@ def score_positions(
     context: int,
     training_length: int,
     num_windows: int,
-    batch_tokens: int,
-    progress: Progress = no_progress,
-    bos: int | None = None,
-) -> tuple[list[dict[str, Any]], Windows]:
+    **settings: Any,
+) -> tuple[list[Row], Windows]:
     """Scores every target of long windows, and sums by position of the token that predicts it.
 
     Args:
-      scorer: the model.
-      cache: a token cache, as in ``score_same_tokens``.
       context: tokens of a window.
       training_length: tokens the model was trained on; an edge between two buckets.
       num_windows: windows wanted over all documents; none overlap.
-      batch_tokens: upper bound of tokens in one forward pass.
-      progress: called as ``progress(batches, desc=...)``.
-      bos: as of ``score_same_tokens``.
 
     Returns:
-      One row for each bucket of positions ``[start, stop)`` and document: ``context, bucket,
-      windows, nats, tokens, bytes, correct, document``; and the windows, which name the documents
-      too short.
+      Rows for each bucket of positions ``[start, stop)`` and document with ``context, bucket``.
     """
     windows = place_windows(cache.documents, longest=context, scored=context, total=num_windows)
-    nats, hits = score_windows(
-        scorer,
-        lambda i: cache.tokens(windows.stop[i] - context - 1, windows.stop[i]),
-        len(windows.stop),
-        context=context,
-        scored=context,
-        batch_tokens=batch_tokens,
-        progress=lambda batches: progress(batches, desc=f"by position, window {context}"),
-        bos=bos,
-    )
-    targets = np.stack([cache.tokens(stop - context, stop) for stop in windows.stop])
-    owner = np.broadcast_to(windows.document[:, None], nats.shape)
-    return _bucket_rows(context, training_length, owner, nats, hits, targets, cache), windows
+    begin, desc = windows.stop - context - 1, f"by position, window {context}"
+    scores = score_in_cache(scorer, cache, begin, context, context, desc=desc, **settings)
+    return bucket_rows(context, training_length, windows.document, *scores, cache), windows
 
 
 def score_from_start(
@@ -200,21 +201,15 @@ def score_from_start(
     context: int,
     training_length: int,
     num_documents: int,
-    batch_tokens: int,
-    progress: Progress = no_progress,
     bos: int | None = None,
-) -> tuple[list[dict[str, Any]], Windows]:
+    **settings: Any,
+) -> tuple[list[Row], Windows]:
     """Scores documents from their beginning, and sums by distance since it.
 
     Args:
-      scorer: the model.
-      cache: a token cache, as in ``score_same_tokens``.
       context: tokens read of a document at most; the rest of a longer one is not scored.
       training_length: tokens the model was trained on; an edge between two buckets.
       num_documents: documents wanted, evenly spaced; more than there are takes all.
-      batch_tokens: upper bound of tokens in one forward pass.
-      progress: called as ``progress(batches, desc=...)``.
-      bos: as of ``score_same_tokens``.
 
     Returns:
       Rows as of ``score_positions``, for the buckets that a document reaches; and a window for
@@ -227,46 +222,23 @@ def score_from_start(
     before = [] if bos is None else [bos]
     lengths = np.asarray(documents["length"], np.int64) + len(before)
     lengths = np.minimum(lengths, context + 1)
-    shares = share_evenly(lengths >= 2, num_documents)
-    chosen = np.flatnonzero(shares)
+    chosen = np.flatnonzero(share_evenly(lengths >= 2, num_documents))
     if not len(chosen):
         raise ValueError(
             f"none of {len(documents)} documents has 2 tokens, one to read and one to score"
         )
     start, length = np.asarray(documents["start"], np.int64)[chosen], lengths[chosen]
     texts = np.zeros((len(chosen), context + 1), np.int32)  # what fills a row up is not scored
-    for row, first, size in zip(texts, start, length, strict=True):
-        row[:size] = [*before, *cache.tokens(first, first + size - len(before))]
+    for row, begin, size in zip(texts, start, length, strict=True):
+        row[:size] = [*before, *cache.tokens(begin, begin + size - len(before))]
+    sizes, desc = {"context": context, "scored": context}, f"from the start, window {context}"
     nats, hits = score_windows(
-        scorer,
-        lambda i: texts[i],
-        len(chosen),
-        context=context,
-        scored=context,
-        batch_tokens=batch_tokens,
-        progress=lambda batches: progress(batches, desc=f"from the start, window {context}"),
+        scorer, lambda i: texts[i], len(texts), **sizes, desc=desc, **settings
     )
-    owner = np.where(np.arange(1, context + 1) < length[:, None], chosen[:, None], -1)
+    document = np.where(np.arange(1, context + 1) < length[:, None], chosen[:, None], -1)
+    first = np.zeros(document.shape, bool)
+    first[:, 0] = bos is not None  # then the first target is the first token of its document
+    scores = nats, hits, texts[:, 1:]
+    rows = bucket_rows(context, training_length, document, *scores, cache, first)
     too_short = tuple(str(name) for name in documents["name"][lengths < 2])
-    begins = np.zeros(owner.shape, bool)
-    begins[:, 0] = bos is not None  # then the first target is the first token of its document
-    rows = _bucket_rows(context, training_length, owner, nats, hits, texts[:, 1:], cache, begins)
     return rows, Windows(start + length - len(before), chosen, too_short)
-
-
-def _bucket_rows(
-    context: int,
-    training_length: int,
-    owner: np.ndarray,
-    nats: np.ndarray,
-    hits: np.ndarray,
-    targets: np.ndarray,
-    cache: Any,
-    first: np.ndarray | None = None,
-) -> list[dict[str, Any]]:
-    rows = []
-    for start, stop in position_buckets(context, training_length):
-        shared, part = {"context": int(context), "bucket": [start, stop]}, np.s_[:, start:stop]
-        scored = owner[part], nats[part], hits[part], targets[part]
-        rows += document_rows(shared, *scored, cache, None if first is None else first[part])
-    return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -21,14 +22,9 @@ from fope_jax.data.retrieval.text_task import CorpusHaystack
 from fope_jax.evaluate.generation import Answerer
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.packed import check_chunks, score_chunks, score_resets
-from fope_jax.evaluate.perplexity import (
-    Progress,
-    score_from_start,
-    score_positions,
-    score_same_tokens,
-)
+from fope_jax.evaluate.perplexity import score_from_start, score_positions, score_same_tokens
 from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
-from fope_jax.evaluate.scoring import Scorer
+from fope_jax.evaluate.scoring import Progress, Scorer
 from fope_jax.evaluate.sliding import check_stride, score_sliding
 from fope_jax.evaluate.windows import Windows, place_blocks
 
@@ -71,6 +67,14 @@ class Protocol:
     def label(self) -> str:
         """For messages: ``same-tokens (validation)``."""
         return "{} ({})".format(*self.identity.values())
+
+    def with_bos(self, bos: Bos | None, beginning: str) -> Protocol:
+        """With windows that begin with a BOS token, as ``beginning`` says, where there is one."""
+        if bos is None:
+            return self
+        settings = self.settings | {"bos_token": bos.token}
+        words = beginning.format(bos.token)
+        return dataclasses.replace(self, settings=settings, bos=words, bos_token=bos.token)
 
     def owns(self, row: Row, step: int) -> bool:
         """Whether ``row`` is one of this protocol's at ``step``, with or without a BOS token."""
@@ -275,11 +279,8 @@ def _text_protocol(
 
     identity = {"protocol": name, "split": split}
     recorded = settings | {"cache": cache.fingerprint}
-    if bos is None:
-        return Protocol(kind, identity, recorded, run, bos=FIRST_TOKEN)
-    recorded["bos_token"] = bos.token
-    words = f"{beginning.format(bos.token)}; it is read and not scored"
-    return Protocol(kind, identity, recorded, run, bos=words, bos_token=bos.token)
+    protocol = Protocol(kind, identity, recorded, run, bos=FIRST_TOKEN)
+    return protocol.with_bos(bos, f"{beginning}; it is read and not scored")
 
 
 def _trial_protocol(
@@ -316,10 +317,5 @@ def _trial_protocol(
         "half": "test",
         **task.describe(),
     }
-    if bos is None:
-        return Protocol(kind, identity, recorded, run, is_generative=True)
-    recorded["bos_token"] = bos.token
-    words = f"every prompt begins with {bos.token}"
-    return Protocol(
-        kind, identity, recorded, run, is_generative=True, bos=words, bos_token=bos.token
-    )
+    protocol = Protocol(kind, identity, recorded, run, is_generative=True)
+    return protocol.with_bos(bos, "every prompt begins with {}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from pathlib import Path
@@ -133,8 +134,7 @@ def load_run(
     """
     workdir = as_path(workdir)
     experiment = read_experiment(workdir)
-    store = CheckpointStore(workdir / "checkpoints")
-    try:
+    with contextlib.closing(CheckpointStore(workdir / "checkpoints")) as store:
         step = find_step(workdir, store, step)
         metadata, where = store.metadata(step), f"{workdir}, step {step}"
         position, shape = experiment.position, experiment.model.shape
@@ -149,8 +149,6 @@ def load_run(
                 {name: tree_shardings(tree, position, mesh) for name, tree in arrays.items()},
             )
         arrays = store.restore(step, arrays)
-    finally:
-        store.close()
     model = merge(graphdef, arrays["params"], arrays["constants"])
     check_fingerprint(metadata, position, shape, split(model)[2], where, accept_position)
     info = workdir / "run.json"

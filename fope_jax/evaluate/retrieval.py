@@ -7,9 +7,9 @@ several texts, it is counted besides how many of them are in what was written, i
 **Rank.** Long before a model writes an answer it may hold it likely. The right answer is ranked by
 its log-likelihood after the prompt, summed over its tokens, among ``NUM_DISTRACTORS`` wrong ones,
 which each task names: rank 1 is the best, chance gives (NUM_DISTRACTORS + 2) / 2, and a tie counts
-against it. A trial in which a likelihood is not finite has the last rank, and NaN nats. Answers
-of other tokenizers may differ in their number of tokens; sums of nats compare what the texts'
-whole probabilities are.
+against it. A trial in which a likelihood is not finite has the last rank, and NaN nats. Answers of
+other tokenizers may differ in their number of tokens; sums of nats compare what the texts' whole
+probabilities are.
 
 **Items.** Trial i of a depth is drawn from (seed, depth's index, i), so every variant is asked the
 same at every length: only length and place differ. All of it is of the test half of items, none of
@@ -26,7 +26,8 @@ import numpy as np
 
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Task, Trial
 from fope_jax.evaluate.generation import Answerer
-from fope_jax.evaluate.perplexity import Progress, no_progress
+from fope_jax.evaluate.metrics import Row
+from fope_jax.evaluate.scoring import Progress, no_progress
 
 
 class TrialGrid(NamedTuple):
@@ -34,7 +35,7 @@ class TrialGrid(NamedTuple):
 
     Attributes:
       contexts: tokens of a window, answer included.
-      depths: places of what is asked for, 0 to 1.
+      depths: where what is asked for stands, 0 to 1.
       trials: at each length and depth. A task without a depth has as many in all.
       seed: of what is asked for.
       bos: token that a window begins with, one of its ``context`` tokens; None adds none.
@@ -63,17 +64,15 @@ class TrialGrid(NamedTuple):
         return len(self.depths) * self.trials
 
 
-def check_trials(task: Task, series: TrialGrid) -> None:
+def check_trials(task: Task, grid: TrialGrid) -> None:
     """Raises ValueError, naming the shortest length that fits, where a context is too short."""
-    if series.trials < 1:
-        raise ValueError(f"passkey_trials is {series.trials}; accepted: 1 or more")
-    minimum = max(
-        task.min_length(series.generator(number), "test") for number in range(series.count)
-    )
-    minimum += series.bos is not None
-    if min(series.contexts) < minimum:
+    if grid.trials < 1:
+        raise ValueError(f"passkey_trials is {grid.trials}; accepted: 1 or more")
+    minimum = max(task.min_length(grid.generator(number), "test") for number in range(grid.count))
+    minimum += grid.bos is not None
+    if min(grid.contexts) < minimum:
         raise ValueError(
-            f"passkey_lengths gives a context of {min(series.contexts)} tokens, too short for "
+            f"passkey_lengths gives a context of {min(grid.contexts)} tokens, too short for "
             f"{task.name!r}, which takes at least {minimum} with this tokenizer; evaluate longer "
             "contexts or leave it out"
         )
@@ -83,18 +82,18 @@ def score_task(
     answerer: Answerer,
     task: Task,
     tokenizer: Any,
-    series: TrialGrid,
+    grid: TrialGrid,
     *,
     batch_tokens: int,
     progress: Progress = no_progress,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Runs the trials of a task.
 
     Args:
       answerer: the model.
       task: what is asked.
       tokenizer: ``decode``, for answers that are made of texts.
-      series: lengths, depths, trials.
+      grid: lengths, depths, trials.
       batch_tokens: upper bound of tokens in one forward pass; one window is always allowed.
       progress: called as ``progress(batches, desc=...)``.
 
@@ -106,97 +105,69 @@ def score_task(
     Raises:
       ValueError: a context is shorter than a trial, with the shortest that fits.
     """
-    check_trials(task, series)
+    check_trials(task, grid)
     rows = []
-    for context in sorted(series.contexts):
-        trials = [series.draw(task, number, context) for number in range(series.count)]
+    for context in sorted(grid.contexts):
+        trials = [grid.draw(task, number, context) for number in range(grid.count)]
+        # Batches of one shape, of trials whose prompts end together.
         size = min(len(trials), max(1, batch_tokens // context))
         length = max(max(trial.answer_length, *map(len, trial.distractors)) for trial in trials)
+        batches = []
+        for answer in sorted({trial.answer_length for trial in trials}):
+            numbers = [i for i, trial in enumerate(trials) if trial.answer_length == answer]
+            batches += [numbers[start : start + size] for start in range(0, len(numbers), size)]
         scores: list[dict[str, Any]] = [{}] * len(trials)
-        batches = _batches(trials, size)
         for index in progress(range(len(batches)), desc=f"{task.name}, context {context}"):
-            batch = batches[index]
-            found = _answer(answerer, [trials[number] for number in batch], size, length)
-            for number, score in zip(batch, found, strict=True):
-                scores[number] = score | _texts(tokenizer, trials[number], score["written"])
+            chosen = [trials[number] for number in batches[index]]
+            batch = _score_batch(answerer, tokenizer, chosen, size, length)
+            for number, score in zip(batches[index], batch, strict=True):
+                scores[number] = score
         groups: dict[float | None, list[dict[str, Any]]] = {None: scores}
         if task.has_depth:
-            n = series.trials
-            groups = {float(d): scores[i * n : i * n + n] for i, d in enumerate(series.depths)}
-        rows += [_row(context, depth, own) for depth, own in groups.items()]
+            n = grid.trials
+            groups = {float(d): scores[i * n : i * n + n] for i, d in enumerate(grid.depths)}
+        for depth, group in groups.items():
+            total = {name: sum(score[name] for score in group) for name in group[0]}
+            fixed = {"total": len(group), "candidates": 1 + NUM_DISTRACTORS}
+            rows.append({"context": int(context), "depth": depth, **fixed, **total})
     return rows
 
 
-def _batches(trials: Sequence[Trial], size: int) -> list[list[int]]:
-    """Numbers of trials in batches of ``size`` or fewer whose prompts end at one place."""
-    batches = []
-    for answer in sorted({trial.answer_length for trial in trials}):
-        own = [i for i, trial in enumerate(trials) if trial.answer_length == answer]
-        batches += [own[start : start + size] for start in range(0, len(own), size)]
-    return batches
-
-
-def _answer(
-    answerer: Answerer, chosen: Sequence[Trial], size: int, length: int
+def _score_batch(
+    answerer: Answerer, tokenizer: Any, trials: Sequence[Trial], size: int, length: int
 ) -> list[dict[str, Any]]:
-    """What the model makes of the trials of a batch.
+    """What is added up of each trial.
 
     The batch is filled up to ``size`` rows with copies and its answers to ``length`` tokens, so
     that a program is compiled once for a length of prompts; nothing filled in is counted.
     """
-    answers = [[trial.tokens[-trial.answer_length :], *trial.distractors] for trial in chosen]
-    lengths = np.array([[len(answer) for answer in own] for own in answers])
-    filled = np.stack([[np.resize(answer, length) for answer in own] for own in answers])
-    prompts = np.stack([trial.tokens[: -trial.answer_length] for trial in chosen])
-    rows = np.resize(np.arange(len(chosen)), size)
+    answers = [[trial.tokens[-trial.answer_length :], *trial.distractors] for trial in trials]
+    lengths = np.array([[len(answer) for answer in candidates] for candidates in answers])
+    filled = np.stack(
+        [[np.resize(answer, length) for answer in candidates] for candidates in answers]
+    )
+    prompts = np.stack([trial.tokens[: -trial.answer_length] for trial in trials])
+    rows = np.resize(np.arange(len(trials)), size)
     written, nats = (np.asarray(x) for x in answerer(prompts[rows], filled[rows].astype(np.int32)))
-    inside = np.arange(length) < lengths[..., None]
-    losses = np.where(inside, nats[: len(chosen)], 0).sum(axis=-1, dtype=np.float64)  # [B, R]
+    is_inside = np.arange(length) < lengths[..., None]
+    losses = np.where(is_inside, nats[: len(trials)], 0).sum(axis=-1, dtype=np.float64)  # [B, R]
     scores = []
-    for trial, own, text, loss in zip(chosen, answers, written, losses, strict=False):
-        text = text[: trial.answer_length]
-        finite = bool(np.isfinite(loss).all() and (text >= 0).all())
+    for trial, candidates, tokens, loss in zip(trials, answers, written, losses, strict=False):
+        tokens = tokens[: trial.answer_length]
+        has_tokens = bool((tokens >= 0).all())  # not where logits were not finite
+        is_finite = bool(np.isfinite(loss).all()) and has_tokens
+        text = tokenizer.decode(tokens) if trial.answer_texts and has_tokens else ""
+        # A distractor that is not less likely stands before the answer.
+        rank = 1 + int((~(loss[1:] > loss[0])).sum()) if is_finite else len(loss)
         scores.append(
             {
-                "written": text,
-                "correct": int(finite and (text == own[0]).all()),
-                # A distractor that is not less likely stands before the answer; NaN is none less.
-                "rank": 1 + int((~(loss[1:] > loss[0])).sum()) if finite else len(loss),
-                # Of a trial in which anything is not finite no number is kept.
-                "nats": float(loss[0]) if finite else math.nan,
+                "correct": int(is_finite and (tokens == candidates[0]).all()),
+                "found": sum(part in text for part in trial.answer_texts),
+                "asked": len(trial.answer_texts),
+                "first": int(rank == 1),
+                "rank_sum": rank,
+                "nats": float(loss[0]) if is_finite else math.nan,
                 "tokens": trial.answer_length,
             }
         )
     return scores
-
-
-def _texts(tokenizer: Any, trial: Trial, written: np.ndarray) -> dict[str, int]:
-    """How many texts the answer is made of, and how many of them were written."""
-    if not trial.answer_texts:
-        return {"asked": 0, "found": 0}
-    if (written < 0).any():  # no tokens: the logits were not finite
-        return {"asked": len(trial.answer_texts), "found": 0}
-    text = tokenizer.decode(written)
-    return {
-        "asked": len(trial.answer_texts),
-        "found": sum(part in text for part in trial.answer_texts),
-    }
-
-
-def _row(context: int, depth: float | None, scores: list[dict[str, Any]]) -> dict[str, Any]:
-    def total(name: str) -> Any:
-        return sum(score[name] for score in scores)
-
-    return {
-        "context": int(context),
-        "depth": depth,
-        "correct": total("correct"),
-        "total": len(scores),
-        "found": total("found"),
-        "asked": total("asked"),
-        "first": sum(score["rank"] == 1 for score in scores),
-        "rank_sum": total("rank"),
-        "candidates": 1 + NUM_DISTRACTORS,
-        "nats": total("nats"),
-        "tokens": total("tokens"),
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -20,8 +21,14 @@ from fope_jax.config import (
 )
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.generation import Answerer, model_answerer
-from fope_jax.evaluate.metrics import METRICS, Row, non_finite_rows, read_rows, replace_rows
-from fope_jax.evaluate.perplexity import Progress
+from fope_jax.evaluate.metrics import (
+    METRICS,
+    Row,
+    non_finite_rows,
+    read_rows,
+    replace_rows,
+    row_ids,
+)
 from fope_jax.evaluate.protocols import Protocol, plan_protocols
 from fope_jax.evaluate.restore import (
     NonFiniteError,
@@ -31,7 +38,7 @@ from fope_jax.evaluate.restore import (
     read_experiment,
     warn_where_bos_is_unknown,
 )
-from fope_jax.evaluate.scoring import Scorer, model_scorer
+from fope_jax.evaluate.scoring import Progress, Scorer, model_scorer
 from fope_jax.extras import require
 from fope_jax.model.sharding import MeshConfig, make_mesh
 from fope_jax.processes.agreement import fail_together
@@ -104,13 +111,10 @@ def evaluate(
         check_processes_agree(experiment, request, experiment.evaluate.splits)
 
         # ------------------------------------------------------------ what is missing
-        store = CheckpointStore(workdir / "checkpoints")
-        try:
+        with contextlib.closing(CheckpointStore(workdir / "checkpoints")) as store:
             step = find_step(workdir, store, step)
             with fail_together():
                 planned = plan_protocols(experiment, store.metadata(step)["data"], protocols)
-        finally:
-            store.close()
         path = workdir / METRICS
         rows = read_rows(path)
         missing = [p for p in planned if force or not _is_done(p, rows, step)]
@@ -168,12 +172,7 @@ def _run_protocol(
     started = time.perf_counter()
     scores, windows = protocol.run(reader, progress)
     seconds = time.perf_counter() - started
-    ids = {
-        "variant": experiment.name,
-        "seed": experiment.seed,
-        "step": step,
-        "training_length": experiment.train.length,
-    }
+    ids = row_ids(experiment, step)
     rows = [{"kind": protocol.kind, **protocol.row_fields, **ids, **row} for row in scores]
     _check_rows(rows, f"{path.parent}, step {step}: {protocol.label}", experiment.model.dtype)
     summary = {"kind": "protocol", **protocol.row_fields, **ids, "settings": protocol.settings}

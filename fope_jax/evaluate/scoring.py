@@ -19,19 +19,26 @@ from fope_jax.typing import Array
 
 LOGITS_IN_MEMORY = 2**24  # 64 MB of float32: small against the weights of any model worth scoring
 
+Progress = Callable[..., Iterable[int]]
+
+
+def no_progress(batches: Iterable[int], **_: Any) -> Iterable[int]:
+    """The progress bar that shows nothing."""
+    return batches
+
 
 class Scorer(Protocol):
     """What a protocol asks of a model."""
 
     def __call__(
-        self, tokens: np.ndarray, targets: np.ndarray, places: TokenIndex | None = None
+        self, tokens: np.ndarray, targets: np.ndarray, index: TokenIndex | None = None
     ) -> tuple[Any, Any]:
         """Scores the last targets of each window.
 
         Args:
           tokens: ``[B, T]`` int32, whole windows.
           targets: ``[B, S]`` int32, what follows each of the last ``S`` tokens.
-          places: positions and segments ``[B, T]`` int32; None makes each window one segment with
+          index: positions and segments ``[B, T]`` int32; None makes each window one segment with
             positions from 0, and is how a scorer that knows no others is called.
 
         Returns:
@@ -48,7 +55,8 @@ def score_windows(
     context: int,
     scored: int,
     batch_tokens: int,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    progress: Progress = no_progress,
+    desc: str = "",
     locate: Callable[[int], TokenIndex] | None = None,
     bos: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -59,13 +67,14 @@ def score_windows(
 
     Args:
       scorer: the model.
-      read: window index -> ``[context + 1]`` tokens.
+      read: window number -> ``[context + 1]`` tokens.
       count: number of windows W.
       context: tokens of a window T.
       scored: targets S scored at its end.
       batch_tokens: upper bound of tokens in a batch; one window is always allowed.
-      progress: wraps the iterable of batches, e.g. a progress bar.
-      locate: window index -> positions and segments ``[context]``; None leaves them to the scorer.
+      progress: called as ``progress(batches, desc=desc)``, e.g. ``tqdm``.
+      desc: what a progress bar shows.
+      locate: window number -> positions and segments ``[context]``; None leaves them to the scorer.
       bos: token that stands in place of what a window, or each segment of it, begins with; targets
         stay as they are. None changes nothing.
 
@@ -75,22 +84,22 @@ def score_windows(
     size = min(count, max(1, batch_tokens // context))
     nats = np.empty((count, scored), np.float32)
     hits = np.empty((count, scored), bool)
-    for start in progress(range(0, count, size)):
-        indices = np.arange(start, min(start + size, count))
-        filled = np.resize(indices, size).tolist()
+    for start in progress(range(0, count, size), desc=desc):
+        numbers = np.arange(start, min(start + size, count))
+        filled = np.resize(numbers, size).tolist()
         rows = np.stack([read(i) for i in filled]).astype(np.int32)
         if rows.shape[1] != context + 1:
             raise ValueError(f"read() gave {rows.shape[1]} tokens; expected {context + 1}")
         inputs, targets = rows[:, :-1], rows[:, -scored:]
-        places, positions = (), np.arange(context)
+        index, positions = (), np.arange(context)
         if locate is not None:
-            positions, segments = map(np.stack, zip(*map(locate, filled), strict=True))
-            places = (TokenIndex(positions, segments),)
+            index = (TokenIndex(*map(np.stack, zip(*map(locate, filled), strict=True))),)
+            positions = index[0].positions
         if bos is not None:
             inputs = np.where(positions == 0, np.int32(bos), inputs)
-        batch_nats, batch_hits = scorer(inputs, targets, *places)
-        nats[indices] = np.asarray(batch_nats)[: len(indices)]
-        hits[indices] = np.asarray(batch_hits)[: len(indices)]
+        batch_nats, batch_hits = scorer(inputs, targets, *index)
+        nats[numbers] = np.asarray(batch_nats)[: len(numbers)]
+        hits[numbers] = np.asarray(batch_hits)[: len(numbers)]
     return nats, hits
 
 
@@ -103,10 +112,9 @@ def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
 def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any], Scorer]:
     """Makes scorers of one model with any arrays: one jitted forward pass for all of them.
 
-    It is traced once for each window shape, however often the arrays change.
-
-    Only the scored positions are projected to the vocabulary, in pieces of at most
-    ``LOGITS_IN_MEMORY`` logits, so a window costs memory for its hidden states, not ``T * V``.
+    It is traced once for each window shape, however often the arrays change. Only the scored
+    positions are projected to the vocabulary, in pieces of at most ``LOGITS_IN_MEMORY`` logits, so
+    a window costs memory for its hidden states, not ``T * V``.
 
     Args:
       graphdef: the model without its arrays.
@@ -124,48 +132,48 @@ def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, An
         constants: Any,
         tokens: Array,
         targets: Array,
-        places: TokenIndex | None,
+        index: TokenIndex | None,
     ) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
-        if places is None:
+        if index is None:
             positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1, T]: for all rows
-            places = TokenIndex(positions, (positions < length).astype(jnp.int32))
-        hidden = model.hidden(tokens, places.positions, places.segments)
+            index = TokenIndex(positions, (positions < length).astype(jnp.int32))
+        hidden = model.hidden(tokens, index.positions, index.segments)
         scored = targets.shape[1]
         unembedding = model.unembedding_matrix()
         chunk = max(1, LOGITS_IN_MEMORY // (tokens.shape[0] * unembedding.shape[1]))
         return token_nats(hidden[:, -scored:], unembedding, targets, time_chunk=min(chunk, scored))
 
     if mesh is None:
-        alone = jax.jit(score, static_argnums=0)
+        jitted = jax.jit(score, static_argnums=0)
 
-        def on_one(arrays, tokens, targets, places=None):
-            return alone(tokens.shape[1], *arrays, tokens, targets, places)
+        def on_one_device(arrays, tokens, targets, index=None):
+            return jitted(tokens.shape[1], *arrays, tokens, targets, index)
 
-        return lambda *arrays: partial(on_one, arrays)
-    whole = NamedSharding(mesh, PartitionSpec())
-    together = jax.jit(score, static_argnums=0, out_shardings=(whole, whole))
+        return lambda *arrays: partial(on_one_device, arrays)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    sharded = jax.jit(score, static_argnums=0, out_shardings=(replicated, replicated))
     rows, columns = axis_size(mesh, "batch"), axis_size(mesh, "length")
 
     def on_mesh(
         arrays: tuple[Any, Any],
         tokens: np.ndarray,
         targets: np.ndarray,
-        places: TokenIndex | None = None,
+        index: TokenIndex | None = None,
     ) -> tuple[Any, Any]:
         (count, length), scored = tokens.shape, targets.shape[1]
         after = -length % columns
         before = -(scored + after) % columns
 
-        def fill(x: np.ndarray, *sides: int) -> Array:
+        def pad(x: np.ndarray, *sides: int) -> Array:
             x = np.pad(x[np.resize(np.arange(count), count + -count % rows)], ((0, 0), sides))
             return device_put_sharded(x, batch_sharding(x, mesh))
 
         with jax.set_mesh(mesh):
-            window = fill(tokens, 0, after), fill(targets, before, after)
-            if places is not None:  # what fills a row up is in segment 0
-                places = TokenIndex(*(fill(x, 0, after) for x in places))
-            scores = together(length, *arrays, *window, places)
+            window = pad(tokens, 0, after), pad(targets, before, after)
+            if index is not None:  # padding is in segment 0
+                index = TokenIndex(*(pad(x, 0, after) for x in index))
+            scores = sharded(length, *arrays, *window, index)
         # Left on the devices where one process has all of it, which may do something meanwhile.
         cut = slice(None, count), slice(before, before + scored)
         nats, hits = (x[cut] if x.is_fully_addressable else np.asarray(x)[cut] for x in scores)

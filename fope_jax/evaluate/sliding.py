@@ -9,12 +9,13 @@ scored tokens are those of the stretch, the same at every context.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from fope_jax.evaluate.perplexity import Progress, document_rows, no_progress
+from fope_jax.evaluate.metrics import Row
+from fope_jax.evaluate.perplexity import document_rows
 from fope_jax.evaluate.scoring import Scorer, score_windows
 from fope_jax.evaluate.windows import Windows, place_windows
 
@@ -35,26 +36,20 @@ def score_sliding(
     contexts: Sequence[int],
     stride: int,
     num_windows: int,
-    batch_tokens: int,
-    progress: Progress = no_progress,
-    bos: int | None = None,
-) -> tuple[list[dict[str, Any]], Windows]:
+    **settings: Any,
+) -> tuple[list[Row], Windows]:
     """Scores every target of stretches as long as the longest context, with each context.
 
+    Arguments that all protocols take are described in ``perplexity``.
+
     Args:
-      scorer: the model.
-      cache: a token cache, as in ``score_same_tokens``.
       contexts: tokens of the window.
       stride: tokens that it moves by, at most the shortest context.
       num_windows: stretches wanted over all documents; none overlap.
-      batch_tokens: upper bound of tokens in one forward pass.
-      progress: called as ``progress(batches, desc=...)``.
-      bos: what each window begins with, in place of its first token; None changes nothing.
 
     Returns:
-      One row for each context and document: ``context, scored_per_window, windows, nats, tokens,
-      bytes, correct, document``, where ``windows`` counts stretches; and the stretches, which
-      name the documents too short.
+      Rows for each context and document with ``context, scored_per_window``, where ``windows``
+      counts stretches; and the stretches.
 
     Raises:
       ValueError: no document holds a stretch, or the stride is out of range.
@@ -73,14 +68,11 @@ def score_sliding(
             length=longest,
             context=context,
             stride=stride,
-            batch_tokens=batch_tokens,
-            progress=lambda batches, context=context: progress(
-                batches, desc=f"sliding window, context {context}"
-            ),
-            bos=bos,
+            desc=f"sliding window, context {context}",
+            **settings,
         )
-        shared = {"context": int(context), "scored_per_window": int(stride)}
-        rows += document_rows(shared, stretches.document, nats, hits, targets, cache)
+        fields = {"context": int(context), "scored_per_window": int(stride)}
+        rows += document_rows(fields, stretches.document, nats, hits, targets, cache)
     return rows, stretches
 
 
@@ -92,9 +84,7 @@ def slide(
     length: int,
     context: int,
     stride: int,
-    batch_tokens: int,
-    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
-    bos: int | None = None,
+    **settings: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Slides a window over ``count`` stretches.
 
@@ -105,36 +95,30 @@ def slide(
       length: targets of a stretch N; its tokens ``[0, N)`` are inputs.
       context: tokens of the window, at most N.
       stride: tokens that it moves by.
-      batch_tokens: upper bound of tokens in one forward pass.
-      progress: wraps the iterable of batches.
-      bos: as of ``score_sliding``.
+      **settings: passed on to ``score_windows``.
 
     Returns:
       nats ``[W, N]`` float32 and hits ``[W, N]`` bool: entry ``i`` is of token ``i + 1``.
     """
     nats, hits = np.empty((count, length), np.float32), np.empty((count, length), bool)
+    ends = window_ends(length, context, stride)
+    # The first window scores all of its targets, later ones another number: two shapes.
+    for group, scored in ((slice(0, 1), context), (slice(1, None), stride)):
+        stops, starts = ends[group], [0, *ends[:-1]][group]
+        if not stops:
+            continue
 
-    def score(ends: np.ndarray, scored: int) -> list[np.ndarray]:
-        found = score_windows(
-            scorer,
-            lambda i: read(i // len(ends), ends[i % len(ends)] - context, ends[i % len(ends)] + 1),
-            count * len(ends),
-            context=context,
-            scored=scored,
-            batch_tokens=batch_tokens,
-            progress=progress,
-            bos=bos,
+        def read_window(i: int, stops=stops) -> np.ndarray:
+            stretch, number = divmod(i, len(stops))
+            return read(stretch, stops[number] - context, stops[number] + 1)
+
+        scores = score_windows(
+            scorer, read_window, count * len(stops), context=context, scored=scored, **settings
         )
-        return [x.reshape(count, len(ends), scored) for x in found]
-
-    first, *later = window_ends(length, context, stride)
-    for whole, part in zip((nats, hits), score(np.array([first]), context), strict=True):
-        whole[:, :first] = part[:, 0]
-    if later:
-        parts = score(np.array(later), stride)
-        for index, (before, end) in enumerate(zip([first, *later], later, strict=False)):
-            for whole, part in zip((nats, hits), parts, strict=True):
-                whole[:, before:end] = part[:, index, stride - (end - before) :]
+        for whole, part in zip((nats, hits), scores, strict=True):
+            part = part.reshape(count, len(stops), scored)
+            for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+                whole[:, start:stop] = part[:, number, scored - (stop - start) :]
     return nats, hits
 
 

@@ -1,8 +1,8 @@
 """The same tokens at every length, scored while a model is being trained.
 
 Protocol ``same-tokens`` of `fope evaluate` with few windows, on the parameters as they are. Its
-rows have a kind of their own, ``validation``: `fope evaluate` scores more tokens, and the two are
-no points of one curve.
+rows have a kind of their own, ``validation``: `fope evaluate` scores more tokens, so a curve holds
+only rows of one of the two.
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
 from fope_jax.data.cache import open_cache
-from fope_jax.evaluate.metrics import Row, non_finite_rows
-from fope_jax.evaluate.perplexity import no_progress
+from fope_jax.evaluate.metrics import Row, non_finite_rows, row_ids
 from fope_jax.evaluate.protocols import Protocol, plan_protocols
 from fope_jax.evaluate.restore import evaluation_graphdef
-from fope_jax.evaluate.scoring import Scorer, scorer_factory
+from fope_jax.evaluate.scoring import Scorer, no_progress, scorer_factory
 from fope_jax.evaluate.windows import place_windows
 from fope_jax.processes.signals import is_distributed
 
 log = logging.getLogger(__name__)
 
 VALIDATION = "validation"
-_SUMS = ("nats", "tokens", "bytes", "correct")
+SUMS = ("windows", "nats", "tokens", "bytes", "correct")
 
 Check = Callable[[], None]
 ValidationFn = Callable[[int, Any, Any, Check], list[Row]]
 
 
 def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> ValidationFn:
-    """What measures a model in the loop of its training.
+    """Makes the function that measures a model in the loop of its training.
 
     At each length of ``evaluate.lengths``, ``evaluate.training_windows`` windows of each of
     ``evaluate.splits``, placed as those of `fope evaluate` are. No program is compiled again when
@@ -55,8 +54,8 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
       ends the evaluation.
 
     Raises:
-      ValueError: nothing to measure, no document for the longest window, or the ``evaluate``
-        section asks for what cannot be, see ``evaluate.protocols.plan_protocols``.
+      ValueError: nothing to measure, no document for the longest window, or a value of the
+        ``evaluate`` section that is refused, see ``plan_protocols``.
     """
     settings = experiment.evaluate
     few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())
@@ -69,25 +68,17 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
             f"evaluate.training_windows = {settings.training_windows}; None turns it off"
         )
     for protocol in protocols:  # here, not at the first evaluation of a run that has begun
-        asked = protocol.settings
         documents = open_cache(experiment.data, protocol.identity["split"]).documents
-        for context in (min(asked["contexts"]), max(asked["contexts"])):
-            place_windows(
-                documents, longest=context, scored=asked["scored"], total=asked["num_windows"]
-            )
+        scored, total = protocol.settings["scored"], protocol.settings["num_windows"]
+        for context in protocol.settings["contexts"]:
+            place_windows(documents, longest=context, scored=scored, total=total)
     make_scorer = scorer_factory(evaluation_graphdef(experiment), mesh)
-    tokens_an_update = experiment.train.batch_size * experiment.train.length
 
-    def measure(step: int, params: Any, constants: Any, check: Check) -> list[Row]:
-        began, scorer = time.perf_counter(), _checking(make_scorer(params, constants), check)
-        ids = {
-            "variant": experiment.name,
-            "seed": experiment.seed,
-            "step": step,
-            "training_length": experiment.train.length,
-            "tokens_seen": step * tokens_an_update,
-        }
-        rows = [row for protocol in protocols for row in _pooled(protocol, ids, scorer)]
+    def validate(step: int, params: Any, constants: Any, check: Check) -> list[Row]:
+        started, scorer = time.perf_counter(), _checking(make_scorer(params, constants), check)
+        tokens_seen = step * experiment.train.batch_size * experiment.train.length
+        ids = row_ids(experiment, step) | {"tokens_seen": tokens_seen}
+        rows = [row for protocol in protocols for row in _sum_documents(protocol, ids, scorer)]
         if bad := sorted({row["context"] for row in non_finite_rows(rows)}):
             log.warning(
                 "step %d: validation loss is not finite at %s tokens of context; the rows say so, "
@@ -96,22 +87,22 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
                 ", ".join(map(str, bad)),
                 experiment.train.on_bad_step,
             )
-        seconds = round(time.perf_counter() - began, 3)
+        seconds = round(time.perf_counter() - started, 3)
         return [*rows, {"kind": "time", "phase": VALIDATION, "step": step, "seconds": seconds}]
 
-    return measure
+    return validate
 
 
 def _checking(scorer: Scorer, check: Check) -> Scorer:
     """``scorer`` with ``check`` called meanwhile.
 
-    While Python waits for an array no signal is heeded, and a batch may take minutes. Several
-    processes have to ask equally often, so they ask between batches alone.
+    While Python waits for an array no signal handler runs, and a batch may take minutes. Several
+    processes have to call it equally often, so they do between batches alone.
     """
 
-    def scored(tokens: Any, targets: Any, places: Any = None) -> tuple[Any, Any]:
+    def score(tokens: Any, targets: Any, index: Any = None) -> tuple[Any, Any]:
         check()
-        scores = scorer(tokens, targets, places)
+        scores = scorer(tokens, targets, index)
         arrays: list[Any] = (
             [] if is_distributed() else [x for x in scores if isinstance(x, jax.Array)]
         )
@@ -120,32 +111,24 @@ def _checking(scorer: Scorer, check: Check) -> Scorer:
             time.sleep(0.005)
         return scores
 
-    return scored
+    return score
 
 
-def _pooled(protocol: Protocol, ids: Row, scorer: Any) -> Iterable[Row]:
+def _sum_documents(protocol: Protocol, ids: Row, scorer: Scorer) -> Iterable[Row]:
     """The protocol's rows with the documents of each context added up."""
-    contexts: dict[int, Row] = {}
+    sums: dict[int, Row] = {}
     for row in protocol.run(scorer, no_progress)[0]:
-        sums = contexts.setdefault(
-            row["context"],
-            {
-                "kind": VALIDATION,
-                **protocol.row_fields,
-                **ids,
-                "context": row["context"],
-                "scored_per_window": row["scored_per_window"],
-                "windows": 0,
-            }
-            | dict.fromkeys(_SUMS, 0),
-        )
-        for name in ("windows", *_SUMS):
-            sums[name] += row[name]
-    return contexts.values()
+        context = row["context"]
+        fields = {"kind": VALIDATION, **protocol.row_fields, **ids, "context": context}
+        fields |= {"scored_per_window": row["scored_per_window"]} | dict.fromkeys(SUMS, 0)
+        total = sums.setdefault(context, fields)
+        for name in SUMS:
+            total[name] += row[name]
+    return sums.values()
 
 
 def format_losses(rows: Iterable[Row]) -> str:
-    """For people: ``3.21 at 128, 3.40 at 256``, nats a token by tokens of context."""
+    """``3.21 at 128, 3.40 at 256``: nats a token by tokens of context."""
     return ", ".join(
         f"{row['nats'] / row['tokens']:.3f} at {row['context']}"
         for row in rows

@@ -1,4 +1,4 @@
-"""Which tokens of a cache are scored: windows inside single documents or of joined ones.
+"""Which tokens of a cache are scored: windows inside single documents or of packed ones.
 
 Every choice here is a function of the documents' lengths alone, so all variants trained on one
 token cache are scored on the same tokens.
@@ -6,6 +6,7 @@ token cache are scored on the same tokens.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -28,17 +29,11 @@ class Windows(NamedTuple):
 
 
 def share_evenly(capacity: np.ndarray, total: int) -> np.ndarray:
-    """Shares ``total`` windows over documents, as equally as their capacities allow.
+    """Shares ``total`` windows over documents, as equally as their capacities ``[D]`` allow.
 
     Equal shares keep one long document from deciding the average. Where there are fewer windows
-    than documents, evenly spaced documents get one each.
-
-    Args:
-      capacity: ``[D]`` ints, how many windows fit into each document.
-      total: windows wanted; more than ``capacity.sum()`` gives every window there is.
-
-    Returns:
-      ``[D]`` int64, windows of each document.
+    than documents, evenly spaced documents get one each; where there are too few places for
+    ``total``, all are taken.
 
     >>> share_evenly(np.array([2, 100, 100]), 12)
     array([2, 5, 5])
@@ -47,12 +42,11 @@ def share_evenly(capacity: np.ndarray, total: int) -> np.ndarray:
     shares = np.zeros_like(capacity)
     remaining = min(int(total), int(capacity.sum()))
     while remaining:
-        room = np.flatnonzero(shares < capacity)
-        if remaining < len(room):
-            room = room[_evenly_spaced(len(room), remaining)]
-        step = max(1, remaining // len(room))
-        added = np.minimum(step, capacity[room] - shares[room])
-        shares[room] += added
+        free = np.flatnonzero(shares < capacity)
+        if remaining < len(free):
+            free = free[_evenly_spaced(len(free), remaining)]
+        added = np.minimum(max(1, remaining // len(free)), capacity[free] - shares[free])
+        shares[free] += added
         remaining -= int(added.sum())
     return shares
 
@@ -65,19 +59,15 @@ def _evenly_spaced(size: int, count: int) -> np.ndarray:
 def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: int) -> Windows:
     """Places windows of up to ``longest`` tokens inside single documents.
 
-    A document of ``n`` tokens is divided into slots of ``scored`` targets, beginning with the
-    first target that has ``longest - scored`` tokens of the document before the slot's inputs;
-    the tail shorter than a slot is left. Windows take evenly spaced slots, so no target is scored
-    twice.
+    A document is divided into slots of ``scored`` targets, beginning with the first target that has
+    ``longest - scored`` tokens of the document before the slot's inputs; the tail shorter than a
+    slot is left. Windows take evenly spaced slots, so no target is scored twice.
 
     Args:
       documents: structured array with fields ``name``, ``start`` and ``length`` (tokens).
       longest: tokens of the longest window.
       scored: targets scored at the end of each window, at most ``longest``.
       total: windows wanted; fewer are placed where the documents have no more.
-
-    Returns:
-      The windows, with the names of the documents too short to hold one.
 
     Raises:
       ValueError: no document has ``longest + 1`` tokens, or ``scored`` or ``total`` is out of
@@ -97,19 +87,17 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
             f"{longest + 1}, and the longest of {len(lengths)} documents has "
             f"{lengths.max(initial=0)}; evaluate shorter lengths or longer documents"
         )
-    stops, owners = [], []
-    for index, count in enumerate(share_evenly(capacity, total)):
-        slots = _evenly_spaced(capacity[index], count)
-        stops.append(starts[index] + longest + 1 + slots * scored)
-        owners.append(np.full(count, index, dtype=np.int64))
-    too_short = tuple(str(name) for name in documents["name"][capacity == 0])
-    return Windows(np.concatenate(stops), np.concatenate(owners), too_short)
+    shares = share_evenly(capacity, total)
+    slots = [_evenly_spaced(*pair) for pair in zip(capacity, shares, strict=True)]
+    document = np.repeat(np.arange(len(shares)), shares)
+    stop = starts[document] + longest + 1 + np.concatenate(slots) * scored
+    return Windows(stop, document, tuple(str(name) for name in documents["name"][capacity == 0]))
 
 
 def place_blocks(
     documents: np.ndarray, *, length: int, total: int, require_boundary: bool = False
 ) -> np.ndarray:
-    """Places blocks of the joined documents, whatever documents they hold.
+    """Places blocks of the packed documents, whatever documents they hold.
 
     The stream is cut at multiples of ``length`` from its beginning, and evenly spaced blocks are
     taken. The tail, from the last whole block with a token after it, is left.
@@ -160,4 +148,4 @@ def position_buckets(context: int, training_length: int) -> list[tuple[int, int]
     octaves = np.arange(-10, 2 * np.log2(max(1.0, context / training_length)) + 1)
     edges = np.round(training_length * 2.0 ** (octaves / 2)).astype(np.int64)
     edges = np.unique(np.concatenate([[0], edges[(edges > 0) & (edges < context)], [context]]))
-    return [(int(start), int(stop)) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return list(itertools.pairwise(edges.tolist()))

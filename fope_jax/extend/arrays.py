@@ -14,39 +14,40 @@ from fope_jax.model.sharding import device_put_sharded
 from fope_jax.train.state import StatePlan
 from fope_jax.train.step import TrainState
 
+_POSITION = ("position_model", "position_layers")
+
 
 def carry_train_state(
-    parent: Mapping[str, Any], moved: CarriedArrays, plan: StatePlan, optimizer: str
+    parent: Mapping[str, Any], carried: CarriedArrays, plan: StatePlan, optimizer: str
 ) -> tuple[TrainState, Any]:
     """State and position constants of the child before its first update.
 
     Args:
       parent: its ``params``, ``constants`` and, for "keep", ``optimizer``.
-      moved: the position arrays.
+      carried: the position arrays.
       plan: of the child's state.
       optimizer: "keep" takes the moments and Adam's count, for a position array only where it is
         the parent's; the count of the schedule begins anew, and ``train.schedule_start`` says where
         the schedule stands. "reset-moments" and "reset" begin with moments and counts of zero,
         which with AdamW is the same; neither reads the parent's.
     """
-    own = moved.variables
-    params = _with_position(parent["params"], own.model_params, own.layer_params, plan.state.params)
-    constants = _with_position({}, own.model_constants, own.layer_constants, plan.constants)
+    arrays = carried.variables
+    params = _with_position(
+        parent["params"], arrays.model_params, arrays.layer_params, plan.state.params
+    )
+    constants = _with_position({}, arrays.model_constants, arrays.layer_constants, plan.constants)
     shardings = jax.tree.map(lambda x: x.sharding, plan.state.optimizer)
-    state = jax.jit(plan.optimizer.init, out_shardings=shardings)(params)
+    moments = jax.jit(plan.optimizer.init, out_shardings=shardings)(params)
     if optimizer == "keep":
-        state = _kept_optimizer(state, parent["optimizer"], moved.carried)
-    return TrainState(params, state), constants
-
-
-_POSITION = ("position_model", "position_layers")
+        moments = _keep_moments(moments, parent["optimizer"], carried.names)
+    return TrainState(params, moments), constants
 
 
 def _with_position(
     tree: Mapping[str, Any], model: Mapping[str, Any], layers: Mapping[str, Any], wanted: Any
 ) -> dict[str, Any]:
-    """``tree`` with the position arrays of the child, in the places of ``wanted``."""
-    result = {name: part for name, part in tree.items() if name not in _POSITION}
+    """``tree`` with the position arrays of the child, cut as ``wanted`` is."""
+    result = {name: leaves for name, leaves in tree.items() if name not in _POSITION}
     for name, arrays in zip(_POSITION, (model, layers), strict=True):
         if name in wanted:
             result[name] = {
@@ -56,20 +57,19 @@ def _with_position(
     return result
 
 
-def _kept_optimizer(fresh: Any, old: Any, carried: frozenset[str]) -> Any:
+def _keep_moments(fresh: Any, old: Any, carried: frozenset[str]) -> Any:
     """``fresh`` with the leaves of ``old``, but for schedules and arrays that are not carried."""
 
-    def part(new: Any, known: Any) -> Any:
+    def keep(new: Any, trained: Any) -> Any:
         if isinstance(new, optax.ScaleByScheduleState):
             return new
-        leaves = dict(jax.tree_util.tree_flatten_with_path(known)[0])
+        leaves = dict(jax.tree_util.tree_flatten_with_path(trained)[0])
 
         def choose(path: tuple[Any, ...], leaf: Any) -> Any:
             keys = [getattr(entry, "key", None) for entry in path]
-            if any(name in _POSITION for name in keys) and keys[-1] not in carried:
-                return leaf
-            return leaves[path]
+            is_position = any(name in _POSITION for name in keys)
+            return leaf if is_position and keys[-1] not in carried else leaves[path]
 
         return jax.tree_util.tree_map_with_path(choose, new)
 
-    return tuple(part(new, known) for new, known in zip(fresh, old, strict=True))
+    return tuple(keep(new, trained) for new, trained in zip(fresh, old, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -18,13 +18,13 @@ from fope_jax.config import (
     parse_knob,
     split_override,
 )
-from fope_jax.config.fields import convert, field_types, parse_value
+from fope_jax.config.fields import field_types, parse_value
 from fope_jax.extend.methods import extend_position, target_classes
 from fope_jax.model.transformer import HOW
 from fope_jax.position import PositionEmbedding, from_spec, to_spec
 
 OPTIMIZERS = ("keep", "reset-moments", "reset")
-MEASURED = 5  # evaluations during the training, where train.evaluate_every says nothing
+EVALUATIONS = 5  # during the training, where train.evaluate_every says nothing
 
 
 def child_experiment(
@@ -35,7 +35,7 @@ def child_experiment(
     optimizer: str = "reset-moments",
     overrides: Iterable[str] = (),
     *,
-    imported: bool = False,
+    is_imported: bool = False,
     config: ConfigDict | None = None,
 ) -> Experiment:
     """The experiment of a model that goes on from update ``step`` of ``parent``.
@@ -44,18 +44,18 @@ def child_experiment(
     parent's updates (the paper's 1 B after 10 B tokens), a tenth of them warmup and no more than
     the parent's; the parent's peak rate, seed and settings; the contexts of its evaluation, as far
     as they are multiples of the new length and the method is defined there, scored before the first
-    update, ``MEASURED`` times meanwhile and after the last; data from where the parent stopped.
+    update, ``EVALUATIONS`` times meanwhile and after the last; data from where the parent stopped.
     With ``optimizer`` "keep" the schedule goes on where the parent's stood.
 
     Args:
       parent: the parent's experiment.
       step: updates the parent had done.
-      method: see ``position.extension.target_classes``.
+      method: see ``extend.methods.target_classes``.
       length: tokens of the new sequences.
       optimizer: one of ``OPTIMIZERS``.
       overrides: ``"--config.train.steps=100"``; ``position.KNOB`` is a knob of the scaling that
         the method adds, where it has it, else of the method.
-      imported: the parent's updates were made elsewhere, so that its batch, steps and optimizer
+      is_imported: the parent's updates were made elsewhere, so that its batch, steps and optimizer
         say nothing: ``train.batch_size`` and ``train.steps`` must be stated.
       config: a whole experiment, whose values count before what would follow from the parent. Its
         length and position embedding must be those that come out, and its model the parent's.
@@ -68,15 +68,24 @@ def child_experiment(
     """
     if optimizer not in OPTIMIZERS:
         raise ConfigError(f"optimizer {optimizer!r}; accepted: {', '.join(OPTIMIZERS)}")
-    pairs = [split_override(override) for override in overrides]
-    _check_overrides(pairs)
+    texts = dict(map(split_override, overrides))
+    for key, option in (("train.length", "--length"), ("position.method", "--method")):
+        if key in texts:
+            raise ConfigError(f"config.{key} = {texts[key]}: an extension takes it from {option}")
     file = config.to_dict() if config is not None else {}
-    stated = {f"train.{key}" for key in file.get("train", {})} | {key for key, _ in pairs}
-    old = parent.train
+    stated = {f"train.{key}" for key in file.get("train", {})} | texts.keys()
+
+    # ------------------------------------------------------------------ where the parent stands
+    old, keeps_optimizer = parent.train, optimizer == "keep"
     tokens = old.batch_size * old.length
-    if imported:
-        _check_imported(stated, optimizer)
-        tokens = length * _batch_size(file, dict(pairs))
+    if is_imported:
+        for key in ("train.batch_size", "train.steps"):
+            if key not in stated:
+                raise ConfigError(f"imported weights have no {key}; give --config.{key}")
+        if keeps_optimizer:
+            raise ConfigError("imported weights have no optimizer to keep; take reset")
+        text, key = texts.get("train.batch_size"), "train.batch_size"
+        tokens = length * (parse_value(key, text, int) if text else file["train"]["batch_size"])
     if length < 1 or tokens % length:
         raise ConfigError(
             f"length {length}: an update of the parent has {old.batch_size} x {old.length} = "
@@ -85,16 +94,26 @@ def child_experiment(
     if not 0 <= step <= old.steps:
         raise ConfigError(
             f"step {step} of the parent: it was trained for train.steps = {old.steps}; accepted: "
-            f"a checkpoint of a step up to there"
+            "a checkpoint of a step up to there"
         )
-    trained = next(stage for stage in old.stages if step <= stage.stop)
-    if trained.length != old.length:
+    stage = next(stage for stage in old.stages if step <= stage.stop)
+    if stage.length != old.length:
         raise ConfigError(
-            f"step {step} of the parent stands in its train.first_lengths, at {trained.length} "
+            f"step {step} of the parent stands in its train.first_lengths, at {stage.length} "
             f"tokens; it can be extended once it has trained on its {old.length}, from step "
-            f"{parent.train.stages[-1].start + 1} on"
+            f"{old.stages[-1].start + 1} on"
         )
-    knobs = _position_knobs(parent, method, pairs)
+
+    # ------------------------------------------------------------------ position embedding
+    cls, scaling = target_classes(parent.position, method)
+    kinds = {"preset": str} | field_types(cls) | (field_types(scaling) if scaling else {})
+    knobs = {
+        key.removeprefix("position."): from_spec(
+            parse_knob(key, text, kinds.get(key.removeprefix("position."), Any))
+        )
+        for key, text in texts.items()
+        if key.startswith("position.")
+    }
     position = extend_position(
         parent.position,
         method,
@@ -106,15 +125,15 @@ def child_experiment(
     if config is not None:
         _check_file(build_experiment(config), position, method, length)
 
-    rows, keeps = tokens // length, optimizer == "keep"
-    values = experiment_to_dict(parent)
+    # ------------------------------------------------------------------ what follows
+    rows, values = tokens // length, experiment_to_dict(parent)
     values["name"] = f"{parent.name}+{method}-{length}"
     values["train"] |= {
         "steps": max(1, old.steps // 10),
         "batch_size": rows,
         "accumulate": math.gcd(old.accumulate, rows),
         "first_lengths": (),
-        "schedule_start": old.schedule_start + step if keeps else 0,
+        "schedule_start": old.schedule_start + step if keeps_optimizer else 0,
         "data_start": old.data_start + step,
         "evaluate_every": None,
     }
@@ -124,94 +143,20 @@ def child_experiment(
             n for n in contexts if n <= (position.limits.max_length or n) and n % length == 0
         ]
         values["evaluate"][key] = [n // length for n in defined] or ([1] if contexts else [])
-    for section, own in file.items():
-        values[section] = values[section] | own if isinstance(own, dict) else own
+    for section, stated_values in file.items():
+        is_section = isinstance(stated_values, dict)
+        values[section] = values[section] | stated_values if is_section else stated_values
     values["position"], values["train"]["length"] = to_spec(position), length
-    child = build_experiment(
-        apply_overrides(
-            ConfigDict(values),
-            [f"{key}={text}" for key, text in pairs if not key.startswith("position.")],
-        )
-    )
-    train = child.train
-    if not keeps and "train.warmup_steps" not in stated:
+    others = [f"{key}={text}" for key, text in texts.items() if not key.startswith("position.")]
+    child = build_experiment(apply_overrides(ConfigDict(values), others))
+    train, evaluate = child.train, child.evaluate
+    if not keeps_optimizer and "train.warmup_steps" not in stated:
         tenth = train.steps // 10
-        warmup = tenth if imported else min(old.warmup_steps, tenth)
+        warmup = tenth if is_imported else min(old.warmup_steps, tenth)
         train = dataclasses.replace(train, warmup_steps=warmup)
-    scored = child.evaluate
-    measurable = scored.lengths and scored.splits and scored.training_windows
-    if "train.evaluate_every" not in stated and measurable:
-        train = dataclasses.replace(train, evaluate_every=math.ceil(train.steps / MEASURED))
-    child = dataclasses.replace(child, train=train)
-    _check_same_model(parent, child)
-    if train.batch_size * train.length != tokens:
-        raise ConfigError(
-            f"config.train.batch_size = {train.batch_size}: an update would have "
-            f"{train.batch_size * train.length} tokens, the parent's has {tokens}; "
-            f"{rows} rows of {length} tokens keep them"
-        )
-    return child
-
-
-def _check_imported(stated: Container[str], optimizer: str) -> None:
-    for key in ("train.batch_size", "train.steps"):
-        if key not in stated:
-            raise ConfigError(f"imported weights have no {key}; give --config.{key}")
-    if optimizer == "keep":
-        raise ConfigError("imported weights have no optimizer to keep; take reset")
-
-
-def _batch_size(file: Mapping[str, Any], texts: Mapping[str, str]) -> int:
-    if "train.batch_size" not in texts:
-        return file["train"]["batch_size"]
-    return convert("train.batch_size", parse_value(texts["train.batch_size"], int), int)
-
-
-def _check_file(wanted: Experiment, position: PositionEmbedding, method: str, length: int) -> None:
-    """Raises ConfigError where a configuration file describes another child."""
-    if wanted.train.length != length:
-        raise ConfigError(f"config.train.length = {wanted.train.length}, but --length is {length}")
-    if wanted.position != position:
-        flags = " ".join(
-            f"--config.position.{knob}={value}"
-            for knob, value in _knobs(wanted.position).items()
-            if _knobs(position).get(knob) != value
-        )
-        raise ConfigError(
-            f"config.position = {wanted.position}, but --method {method} at {length} tokens makes "
-            f"{position} of the parent's. Knobs of an extension are given on the command line; "
-            f"what differs: {flags}"
-        )
-
-
-def _knobs(position: PositionEmbedding) -> dict[str, Any]:
-    """A method's knobs and those of the scaling that came last."""
-    spec = to_spec(position)
-    *_, last = [{}, *spec.pop("scaling", [])]
-    return spec | last
-
-
-def _check_overrides(pairs: Iterable[tuple[str, str]]) -> None:
-    for key, text in pairs:
-        for own, option in (("train.length", "--length"), ("position.method", "--method")):
-            if key == own:
-                raise ConfigError(f"config.{key} = {text}: an extension takes it from {option}")
-
-
-def _position_knobs(
-    parent: Experiment, method: str, pairs: Iterable[tuple[str, str]]
-) -> dict[str, Any]:
-    cls, scaling = target_classes(parent.position, method)
-    kinds = {"preset": str} | field_types(cls) | (field_types(scaling) if scaling else {})
-    knobs = {}
-    for key, text in pairs:
-        section, _, knob = key.partition(".")
-        if section == "position":
-            knobs[knob] = from_spec(parse_knob(key, text, kinds.get(knob, Any)))
-    return knobs
-
-
-def _check_same_model(parent: Experiment, child: Experiment) -> None:
+    can_evaluate = evaluate.lengths and evaluate.splits and evaluate.training_windows
+    if "train.evaluate_every" not in stated and can_evaluate:
+        train = dataclasses.replace(train, evaluate_every=math.ceil(train.steps / EVALUATIONS))
     before, after = dataclasses.asdict(parent.model), dataclasses.asdict(child.model)
     for key in before:
         if key not in HOW and before[key] != after[key]:
@@ -219,3 +164,36 @@ def _check_same_model(parent: Experiment, child: Experiment) -> None:
                 f"config.model.{key}: {before[key]!r}, now {after[key]!r}; an extension keeps the "
                 "model and changes its position embedding alone"
             )
+    if train.batch_size * train.length != tokens:
+        raise ConfigError(
+            f"config.train.batch_size = {train.batch_size}: an update would have "
+            f"{train.batch_size * train.length} tokens, the parent's has {tokens}; "
+            f"{rows} rows of {length} tokens keep them"
+        )
+    return dataclasses.replace(child, train=train)
+
+
+def _check_file(stated: Experiment, position: PositionEmbedding, method: str, length: int) -> None:
+    """Raises ConfigError where a configuration file describes another child."""
+    if stated.train.length != length:
+        raise ConfigError(f"config.train.length = {stated.train.length}, but --length is {length}")
+    if stated.position == position:
+        return
+
+    def knobs(method: PositionEmbedding) -> dict[str, Any]:
+        """A method's knobs and those of the scaling that came last."""
+        spec = to_spec(method)
+        *_, last = [{}, *spec.pop("scaling", [])]
+        return spec | last
+
+    known = knobs(position)
+    flags = " ".join(
+        f"--config.position.{knob}={value}"
+        for knob, value in knobs(stated.position).items()
+        if known.get(knob) != value
+    )
+    raise ConfigError(
+        f"config.position = {stated.position}, but --method {method} at {length} tokens makes "
+        f"{position} of the parent's. Knobs of an extension are given on the command line; what "
+        f"differs: {flags}"
+    )

@@ -25,15 +25,11 @@ def match_frequencies(old: Array, new: Array, *, by: str = "frequency") -> np.nd
         rows[i] = -1  elsewhere: a frequency that is new
 
     Args:
-      old: ``[D]`` radians per token, no two within 1e-6 of one another.
-      new: ``[D']`` radians per token.
+      old, new: ``[D]`` and ``[D']`` radians per token; no two old ones within 1e-6 of one another.
       by: ``frequency``, or ``index`` as the released code of FoPE does.
 
     Returns:
       ``[D']`` integers.
-
-    Raises:
-      ValueError: another ``by``.
 
     >>> match_frequencies(np.array([1.0, 0.1]), np.array([1.0, 0.3, 0.1, 0.03])).tolist()
     [0, -1, 1, -1]
@@ -76,9 +72,8 @@ def carry_coefficients(
     Args:
       old: ``[..., D, d]``.
       drawn: ``[..., D', d']``, new draws with their dominant terms.
-      rows: ``[D']``, see ``match_frequencies``.
+      rows: ``[D']``, from ``match_frequencies`` with the same ``by``.
       old_dominant, new_dominant: ``[D, d]`` and ``[D', d']``, see ``FoPE.dominant_terms``.
-      by: as for ``rows``.
 
     Returns:
       ``[..., D', d']`` float32.
@@ -104,16 +99,15 @@ def carry_coefficients(
         height = min(old.shape[-2], carried.shape[-2])
         carried[..., :height, :columns] = old[..., :height, :columns]
         return carried
-    known = rows >= 0
-    lost = old_dominant[:, :columns].astype(bool)
-    lost[rows[known]] = False
-    kept = np.flatnonzero(~lost.any(axis=0))
-    whole = np.where(
-        known[:, None],
+    is_known = rows >= 0
+    is_lost = old_dominant[:, :columns].astype(bool)
+    is_lost[rows[is_known]] = False
+    kept = np.flatnonzero(~is_lost.any(axis=0))
+    carried[..., kept] = np.where(
+        is_known[:, None],
         old[..., np.maximum(rows, 0), :][..., kept],
         (carried - new_dominant)[..., kept],
     )
-    carried[..., kept] = whole
     return carried
 
 
@@ -139,11 +133,11 @@ def interpolate_table(table: Array, trained: int, length: int) -> np.ndarray:
     dimension.
     """
     table = np.asarray(table)[:trained]
-    place = np.arange(length) * (len(table) - 1) / max(1, length - 1)
-    low = np.floor(place).astype(int)
+    x = np.arange(length) * (len(table) - 1) / max(1, length - 1)
+    low = np.floor(x).astype(int)
     high = np.minimum(low + 1, len(table) - 1)
-    share = (place - low)[:, None].astype(table.dtype)
-    return (1 - share) * table[low] + share * table[high]
+    weight = (x - low)[:, None].astype(table.dtype)
+    return (1 - weight) * table[low] + weight * table[high]
 
 
 class CarriedArrays(NamedTuple):
@@ -151,12 +145,12 @@ class CarriedArrays(NamedTuple):
 
     Attributes:
       variables: in the groups and shapes of what was drawn for the child.
-      carried: names of the arrays that are the parent's, bit for bit.
+      names: of the arrays that are the parent's, bit for bit.
       text: one line for people; empty where there are no arrays.
     """
 
     variables: PositionVariables
-    carried: frozenset[str]
+    names: frozenset[str]
     text: str
 
 
@@ -188,37 +182,32 @@ def carry_variables(
       ValueError: an array of the parent does not fit the child; the message names it.
     """
     check_choice("match", match, MATCHES)
-    old = {name: x for group in GROUPS for name, x in getattr(trained, group).items()}
-    changed: Variables = {}
-    text = ""
-    if isinstance(parent, FoPE) and isinstance(child, FoPE) and parent.series and child.series:
-        new = {name: x for group in GROUPS for name, x in getattr(drawn, group).items()}
-        changed, text = _carry_series(parent, old, child, new, head_dim, match)
-    elif isinstance(parent, Learned) and isinstance(child, Learned) and parent != child:
-        changed = {"table": interpolate_table(old["table"], from_length, child.table_length)}
-        text = f"table of {from_length} trained positions stretched to {child.table_length}"
-
-    variables, carried = PositionVariables(), set()
-    for group in GROUPS:
-        for name, array in getattr(drawn, group).items():
-            if type(parent) is type(child) and name not in changed:
-                if name not in old or old[name].shape != array.shape:
-                    there = old[name].shape if name in old else "nothing"
-                    raise ValueError(
-                        f"position array {name!r}: the parent has {there}, the child needs "
-                        f"{array.shape}; the knobs that shape it must stay as they are"
-                    )
-                changed[name] = old[name]
-            chosen = changed.get(name, array)
-            same = name in old and np.array_equal(old[name], chosen)
-            carried |= {name} if same else set()
-            getattr(variables, group)[name] = jnp.asarray(chosen, array.dtype)
-    fresh = sorted({name for group in GROUPS for name in getattr(drawn, group)} - carried)
-    if not text and (carried or fresh):
-        parts = [f"{', '.join(sorted(carried))} kept"] if carried else []
-        parts += [f"{', '.join(fresh)} drawn"] if fresh else []
-        text = "; ".join(parts)
-    return CarriedArrays(variables, frozenset(carried), text)
+    old, new = (
+        {name: x for group in GROUPS for name, x in getattr(arrays, group).items()}
+        for arrays in (trained, drawn)
+    )
+    chosen, text = dict(new), ""
+    if type(parent) is type(child):
+        changed: Variables = {}
+        if isinstance(parent, FoPE) and isinstance(child, FoPE) and parent.series and child.series:
+            changed, text = _carry_series(parent, old, child, new, head_dim, match)
+        elif isinstance(parent, Learned) and isinstance(child, Learned) and parent != child:
+            changed = {"table": interpolate_table(old["table"], from_length, child.table_length)}
+            text = f"table of {from_length} trained positions stretched to {child.table_length}"
+        for name, array in new.items():
+            if name not in changed and (name not in old or old[name].shape != array.shape):
+                there = old[name].shape if name in old else "nothing"
+                raise ValueError(
+                    f"position array {name!r}: the parent has {there}, the child needs "
+                    f"{array.shape}; the knobs that shape it must stay as they are"
+                )
+            chosen[name] = jnp.asarray(changed.get(name, old.get(name)), array.dtype)
+    carried = {name for name, x in chosen.items() if name in old and np.array_equal(old[name], x)}
+    if not text:
+        lists = {"kept": sorted(carried), "drawn": sorted(chosen.keys() - carried)}
+        text = "; ".join(f"{', '.join(names)} {verb}" for verb, names in lists.items() if names)
+    groups = {group: {name: chosen[name] for name in getattr(drawn, group)} for group in GROUPS}
+    return CarriedArrays(PositionVariables(**groups), frozenset(carried), text)
 
 
 def _carry_series(
@@ -234,9 +223,8 @@ def _carry_series(
     changed: Variables = {}
     if "extra_frequencies" in drawn:
         extra, fresh = np.asarray(old["extra_frequencies"]), np.asarray(drawn["extra_frequencies"])
-        extra_after = np.concatenate([extra[: len(fresh)], fresh[len(extra) :]])
-        changed["extra_frequencies"] = extra_after
-        before, after = np.append(before, extra), np.append(after, extra_after)
+        changed["extra_frequencies"] = np.concatenate([extra[: len(fresh)], fresh[len(extra) :]])
+        before, after = np.append(before, extra), np.append(after, changed["extra_frequencies"])
     rows = match_frequencies(before, after, by=match)
     terms = parent.dominant_terms(head_dim), child.dominant_terms(head_dim)
     for name in ("cos_coef", "sin_coef"):

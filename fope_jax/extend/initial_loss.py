@@ -14,31 +14,24 @@ import numpy as np
 from fope_jax.config import Experiment
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.loader import Loader
-from fope_jax.train.loop import shard_batch, share_positions
-from fope_jax.train.state import StatePlan, plan_state
-from fope_jax.train.step import TrainState, batch_sums
+from fope_jax.train.state import StatePlan, plan_state, shard_batch, share_positions
+from fope_jax.train.step import TrainState, batch_loss
 
 log = logging.getLogger(__name__)
 
-WARN_ABOVE = 1.2  # loss at the start over the parent's
-CHECKED_UPDATES = 4  # the start is measured on the tokens of so many updates
+WARN_ABOVE = 1.2  # child's loss over the parent's
+NUM_UPDATES = 4  # losses are measured on the tokens of so many updates
 
 
 def stream_loss(
-    experiment: Experiment,
-    plan: StatePlan,
-    params: Any,
-    constants: Any,
-    cache: TokenCache,
-    tokens: int,
+    plan: StatePlan, params: Any, constants: Any, cache: TokenCache, tokens: int
 ) -> float:
     """The loss of the first ``tokens`` tokens of a split, in windows of the training length.
 
     At every length the same targets are scored, each with what stands before it in its window.
 
     Args:
-      experiment: gives length, rows of a forward pass and packing.
-      plan: of its state, ``plan_state(experiment)``.
+      plan: ``plan_state(experiment)``, which gives length, rows of a forward pass and packing.
       params, constants: arrays of the model.
       cache: the split.
       tokens: a multiple of the length, or all that there are.
@@ -46,20 +39,20 @@ def stream_loss(
     Returns:
       Nats a token.
     """
-    config, packing = experiment.train, experiment.data.packing
+    config, packing = plan.experiment.train, plan.experiment.data.packing
     rows, count = config.batch_size // config.accumulate, math.ceil(tokens / config.length)
     loader = Loader(cache, length=config.length, batch_size=rows, seed=0, packing=packing)
-    score = jax.jit(lambda *arrays: batch_sums(plan.graphdef, *arrays))
-    nats, scored = 0.0, 0.0
+    score = jax.jit(lambda params, *rest: batch_loss(params, plan.graphdef, *rest))
+    total, scored = 0.0, 0.0
     with jax.set_mesh(plan.mesh):
         for start in range(0, count, rows):
             numbers = np.arange(start, start + rows)
             batch = loader.windows(np.minimum(numbers, count - 1))
-            inside = (numbers < count).astype(np.float32)[:, None]
-            batch = batch._replace(weights=batch.weights * inside)
-            sums = score(params, constants, shard_batch(share_positions(batch, packing), plan.mesh))
-            nats, scored = nats + float(sums.nats), scored + float(sums.tokens)
-    return nats / scored
+            is_counted = (numbers < count).astype(np.float32)[:, None]
+            batch = share_positions(batch._replace(weights=batch.weights * is_counted), packing)
+            nats, weights = score(params, constants, shard_batch(batch, plan.mesh))
+            total, scored = total + float(nats), scored + float(weights)
+    return total / scored
 
 
 def compare_initial_losses(
@@ -80,40 +73,38 @@ def compare_initial_losses(
     """
     cache = open_cache(child.data, "validation")
     update = child.train.batch_size * child.train.length
-    tokens = update * min(CHECKED_UPDATES, cache.num_tokens // update) or cache.num_tokens
-
-    def loss(experiment: Experiment, params: Any, constants: Any) -> float:
-        return stream_loss(experiment, plan_state(experiment), params, constants, cache, tokens)
-
+    tokens = update * min(NUM_UPDATES, cache.num_tokens // update) or cache.num_tokens
     trained = arrays["params"], arrays["constants"]
-    before, after = loss(parent, *trained), loss(child, state.params, constants)
-    limit, longer = parent.position.limits.max_length, None
+    before = stream_loss(plan_state(parent), *trained, cache, tokens)
+    after = stream_loss(plan_state(child), state.params, constants, cache, tokens)
+    limit, at_new_length = parent.position.limits.max_length, None
     if limit is None or limit >= child.train.length:
-        longer = loss(dataclasses.replace(parent, train=child.train), *trained)
-    result = {
-        "tokens": tokens,
-        "parent": before,
-        "parent_at_new_length": longer,
-        "child": after,
-        "ratio": after / before,
-        "warn_above": warn_above,
-        "warning": None,
-    }
+        longer = dataclasses.replace(parent, train=child.train)
+        at_new_length = stream_loss(plan_state(longer), *trained, cache, tokens)
     log.info(
         "before the first update: loss %.4f with the parent's position embedding at %d tokens, "
         "%s at %d, %.4f with the new one (%d validation tokens)",
         before,
         parent.train.length,
-        "undefined" if longer is None else f"{longer:.4f}",
+        "undefined" if at_new_length is None else f"{at_new_length:.4f}",
         child.train.length,
         after,
         tokens,
     )
-    if not after <= warn_above * before:  # also where it is no number
-        result["warning"] = (
+    warning = None
+    if not after <= warn_above * before:  # also where it is not finite
+        warning = (
             f"the child starts at a loss of {after:.4f}, {after / before:.2f} times the parent's "
             f"{before:.4f}, more than {warn_above:g} times: the change breaks more than it keeps, "
             "and much of the training will be spent on mending it"
         )
-        log.warning("WARNING: %s", result["warning"])
-    return result
+        log.warning("WARNING: %s", warning)
+    return {
+        "tokens": tokens,
+        "parent": before,
+        "parent_at_new_length": at_new_length,
+        "child": after,
+        "ratio": after / before,
+        "warn_above": warn_above,
+        "warning": warning,
+    }

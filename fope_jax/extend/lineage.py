@@ -15,42 +15,47 @@ from fope_jax.train.workdir import LINEAGE
 
 
 def data_changes(
-    parent: Experiment, child: Experiment, cache: TokenCache, imported: bool
+    parent: Experiment, child: Experiment, cache: TokenCache, is_imported: bool
 ) -> dict[str, Any]:
     """How the stream of tokens is cut for the child, and where in it the child begins.
 
     Args:
-      parent: the parent's experiment.
-      child: the child's.
+      parent, child: their experiments.
       cache: the child's training tokens.
-      imported: the parent was trained elsewhere, on text that is not known.
+      is_imported: the parent was trained elsewhere, on text that is not known.
     """
-    old, new = parent.train, child.train
-    windows = [math.ceil(cache.num_tokens / config.length) for config in (old, new)]
-    cut = f"{cache.num_tokens} tokens, in {windows[1]} windows of {new.length}"
+    old, new, total = parent.train, child.train, cache.num_tokens
+    windows = [math.ceil(total / config.length) for config in (old, new)]
+    tokens = new.batch_size * new.length
+    cut = f"{total} tokens, in {windows[1]} windows of {new.length}"
     update = f"{new.batch_size} rows an update"
-    tokens = f"{new.batch_size * new.length} tokens"
     begins = f"begins at batch {new.data_start} of its shuffled windows"
-    if imported:
-        text = f"{cut}; {update}, {tokens}; {begins}; what the imported weights saw is not known"
-    elif dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) != child.data:
-        text = f"not the parent's: {cut}; {update}, {tokens} as before; {begins}"
+    if is_imported:
+        unknown = "what the imported weights saw is not known"
+        text = f"{cut}; {update}, {tokens} tokens; {begins}; {unknown}"
+    elif not has_same_data(parent, child):
+        text = f"not the parent's: {cut}; {update}, {tokens} tokens as before; {begins}"
     else:
         text = (
             f"the documents in their order, {cut} in place of {windows[0]} of {old.length}; "
-            f"{update} in place of {old.batch_size}, {tokens} as before; {begins}"
+            f"{update} in place of {old.batch_size}, {tokens} tokens as before; {begins}"
         )
         if new.length != old.length:
             text += ", another order than the parent's, so that some were seen by it and some not"
     return {
         "text": text,
-        "tokens": cache.num_tokens,
+        "tokens": total,
         "windows": windows,
         "lengths": [old.length, new.length],
         "rows": [old.batch_size, new.batch_size],
-        "tokens_an_update": new.batch_size * new.length,
+        "tokens_an_update": tokens,
         "first_batch": new.data_start,
     }
+
+
+def has_same_data(parent: Experiment, child: Experiment) -> bool:
+    """Whether both read the same text in the same tokens, wherever their caches lie."""
+    return dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) == child.data
 
 
 def read_lineage(workdir: str | Path) -> dict[str, Any] | None:
@@ -59,19 +64,14 @@ def read_lineage(workdir: str | Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def check_request(
-    workdir: Path, begun: bool, lineage: dict[str, Any] | None, request: dict[str, Any]
-) -> None:
-    """Raises ConfigError where a workdir holds another run than the one asked for.
+def check_request(workdir: Path, lineage: dict[str, Any] | None, request: dict[str, Any]) -> None:
+    """Raises ConfigError where a workdir with checkpoints holds another run than the one asked for.
 
     Args:
       workdir: of the new run.
-      begun: whether it holds a checkpoint; without one it holds no run.
       lineage: from `read_lineage`.
       request: what is asked for, as lineage.json would have it.
     """
-    if not begun:
-        return
     if lineage is None:
         raise ConfigError(
             f"workdir {workdir} holds a run that is no extension (it has no {LINEAGE}); use "

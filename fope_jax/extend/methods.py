@@ -1,8 +1,8 @@
 """From a position embedding to the one that a trained model goes on with at a longer length.
 
-Which changes make sense is decided here: a model can be told other frequencies for the phases its
+Which changes make sense is decided here: a model can be given other frequencies for the phases its
 attention knows, and a bias goes on as it is, but attention that was trained with biases has never
-seen a phase. What becomes of the arrays is in ``transplant.py``.
+seen a phase. What becomes of the arrays is in ``coefficients.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fope_jax.position.checks import nearest
 from fope_jax.position.fope import FoPE
 from fope_jax.position.rope import RoPE
 from fope_jax.position.scaling import ClipFloor, RotaryFrequencies, Scaling, scaled_frequencies
-from fope_jax.position.table import METHODS, SCALINGS, make_scaling, name_of
+from fope_jax.position.table import METHODS, SCALINGS, name_of
 
 SAME = "same"
 ALIASES = {"pi": "position_interpolation", "clip": "clip_floor"}
@@ -54,51 +54,37 @@ def target_classes(
     >>> [cls.__name__ for cls in target_classes(RoPE(), "pi")]
     ['RoPE', 'PositionInterpolation']
     """
-    name = ALIASES.get(target, target)
-    own = type(parent)
-    if name == SAME or METHODS.get(name) is own:
-        return own, None
-    if name in SCALINGS:
-        if isinstance(parent, (RoPE, FoPE)):
-            return own, SCALINGS[name]
-    elif name in METHODS:
-        if isinstance(parent, RoPE) and METHODS[name] is FoPE:
-            _check_rope_to_fope(parent)
-            return FoPE, None
-        if isinstance(parent, (RoPE, FoPE)) and METHODS[name] is NoPE:
-            return NoPE, None
-    else:
+    name, is_rotary = ALIASES.get(target, target), isinstance(parent, (RoPE, FoPE))
+    cls = METHODS.get(name)
+    if name == SAME or cls is type(parent):
+        return type(parent), None
+    if cls is None and name not in SCALINGS:
         known = [SAME, *METHODS, *SCALINGS, *ALIASES]
         raise ValueError(f"unknown method {target!r}{nearest(target, known)}")
-    raise ValueError(f"{name_of(parent)} to {target}: {_reason(parent, name)}")
-
-
-def _check_rope_to_fope(parent: RoPE) -> None:
-    for knob, accepted in (
-        ("interleaved", False),
-        ("partial_rotary_factor", 1.0),
-        ("learnable", False),
-    ):
-        value = getattr(parent, knob)
-        if value != accepted:
-            raise ValueError(
-                f"rope to fope: the parent has {knob}={value}, which FoPE does not know; it "
-                f"follows from rope with {knob}={accepted}"
-            )
-
-
-def _reason(parent: PositionEmbedding, name: str) -> str:
+    if is_rotary and name in SCALINGS:
+        return type(parent), SCALINGS[name]
+    if is_rotary and cls is NoPE:
+        return NoPE, None
+    if isinstance(parent, RoPE) and cls is FoPE:
+        accepted = {"interleaved": False, "partial_rotary_factor": 1.0, "learnable": False}
+        for knob, value in accepted.items():
+            if getattr(parent, knob) != value:
+                raise ValueError(
+                    f"rope to fope: the parent has {knob}={getattr(parent, knob)}, which FoPE does "
+                    f"not know; it follows from rope with {knob}={value}"
+                )
+        return FoPE, None
     if isinstance(parent, FoPE) and name == "rope":
-        return (
+        reason = (
             "its zero-frequency pairs were never trained with rotation; scale what it has "
             "(yarn, pi, ntk, ...) or drop it (nope)"
         )
-    to_rotation = name in SCALINGS or METHODS[name].kind == "rotation"
-    if parent.kind != "rotation" or to_rotation:
-        why = _LACKS[parent.kind]
     else:
-        why = f"{_LACKS['rotation']}, and {name} was never part of what it learned"
-    return f"{why}; accepted: {SAME}, {name_of(parent)}"
+        reason = _LACKS[parent.kind]
+        if parent.kind == "rotation" and cls is not None and cls.kind != "rotation":
+            reason += f", and {name} was never part of what it learned"
+        reason += f"; accepted: {SAME}, {name_of(parent)}"
+    raise ValueError(f"{name_of(parent)} to {target}: {reason}")
 
 
 def extend_position(
@@ -146,13 +132,12 @@ def extend_position(
             f"length={length}: shorter than the {from_length} tokens the parent was trained on"
         )
     cls, scaling_cls = target_classes(parent, target)
-    knobs = dict(knobs or {})
-    changes: dict[str, Any] = {}
+    knobs, changes = dict(knobs or {}), {}
     if scaling_cls is not None:
-        own = {field.name for field in dataclasses.fields(scaling_cls)}
-        given = {name: knobs.pop(name) for name in list(knobs) if name in own}
-        changes["scaling"] = _with_scaling(
-            parent, scaling_cls, from_length, length, head_dim, given
+        names = {field.name for field in dataclasses.fields(scaling_cls)}
+        stated = {name: knobs.pop(name) for name in list(knobs) if name in names}
+        changes["scaling"] = _extend_scaling(
+            parent, scaling_cls, from_length, length, head_dim, stated
         )
     if target != SAME and cls is FoPE:
         changes["training_length"] = length
@@ -177,8 +162,7 @@ def extend_position(
 def _build(
     parent: PositionEmbedding, cls: type, changes: dict[str, Any], knobs: dict[str, Any]
 ) -> PositionEmbedding:
-    names = [field.name for field in dataclasses.fields(cls) if field.init]
-    preset = knobs.pop("preset", None)
+    names, preset = [f.name for f in dataclasses.fields(cls) if f.init], knobs.pop("preset", None)
     for knob in knobs:
         if knob not in names:
             raise ValueError(f"unknown knob {knob!r} of {cls.__name__}{nearest(knob, names)}")
@@ -190,92 +174,78 @@ def _build(
         return dataclasses.replace(parent, **changes | knobs)
     if isinstance(parent, RoPE) and cls is FoPE:
         kept = tuple(step for step in parent.scaling if not isinstance(step, ClipFloor))
-        changes = {"theta": parent.theta, "scaling": kept} | changes
         presets = {None: FoPE, "official": FoPE.official, "equations": FoPE.equations}
         if preset not in presets:
             raise ValueError(f"preset={preset!r}: expected official or equations")
-        return presets[preset](**changes | knobs)
+        return presets[preset](**{"theta": parent.theta, "scaling": kept} | changes | knobs)
     return cls(**changes | knobs)
 
 
-def _with_scaling(
+def _extend_scaling(
     parent: Any,
     cls: type[Scaling],
     from_length: int,
     length: int,
     head_dim: int,
-    given: dict[str, Any],
+    stated: dict[str, Any],
 ) -> tuple[Scaling, ...]:
-    original, before = _original_length(parent, from_length)
-    rotary_dim = parent.rotary_dim(head_dim) if isinstance(parent, RoPE) else head_dim
-    names = [field.name for field in dataclasses.fields(cls)]
-    follows = {
+    """The parent's scalings with one of ``cls`` in place of its own or of another stretch."""
+    # The length that the frequencies without their stretch belong to, and the stretch's factor.
+    original, stretched = from_length, 1.0
+    if (stretch := next((step for step in parent.scaling if step.stretches), None)) is not None:
+        stretched = stretch.factor
+        original = getattr(stretch, "original_length", None) or from_length / stretched
+    num_pairs = (parent.rotary_dim(head_dim) if isinstance(parent, RoPE) else head_dim) // 2
+    fields = dataclasses.fields(cls)
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    known: dict[str, Any] = {
         "factor": length / original,
         "original_length": round(original),
         "training_length": length,
         "length": length,
-        "short_factor": (1.0,) * (rotary_dim // 2),
+        "short_factor": (1.0,) * num_pairs,
     }
+    previous: Any = next((step for step in parent.scaling if type(step) is cls), None)
+    kept = [f.name for f in fields if previous and f.name not in (*known, *needed)]
     if isinstance(parent, FoPE):
-        follows["attention_factor"] = 1.0
-    kept_knobs = _same_class_knobs(parent, cls, {*follows} - {"attention_factor"})
-    known = {name: value for name, value in follows.items() if name in names} | kept_knobs | given
-    needed = [
-        field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
-    ]
-    missing = [name for name in needed if name not in known]
-    if missing:
-        searched = (
-            f" (a divisor for each of the {rotary_dim // 2} frequencies, found by search; a "
-            "checkpoint of Hugging Face has them in its rope_parameters)"
-        )
+        known["attention_factor"] = 1.0
+    known |= {name: getattr(previous, name) for name in kept}
+    if previous and known.get("attention_factor") is not None and "attention_factor" in kept:
+        implied = dataclasses.replace(previous, attention_factor=None).effective_attention_factor
+        if math.isclose(previous.attention_factor, implied, rel_tol=1e-6):
+            known["attention_factor"] = None  # the new factor implies another
+    known = {field.name: known[field.name] for field in fields if field.name in known} | stated
+    for name in needed:
+        if name not in known:
+            searched = (
+                f" (a divisor for each of the {num_pairs} frequencies, found by search; a "
+                "checkpoint of Hugging Face has them in its rope_parameters)"
+            )
+            raise ValueError(
+                f"{cls.__name__} needs the knob {name!r}, which no length gives"
+                f"{searched if name == 'long_factor' else ''}: state it, on the command line as "
+                f"--config.position.{name}=VALUE"
+            )
+    if cls.stretches and "factor" not in stated and known["factor"] < stretched:
         raise ValueError(
-            f"{cls.__name__} needs the knob {missing[0]!r}, which no length gives"
-            f"{searched if missing[0] == 'long_factor' else ''}: state it, on the command line as "
-            f"--config.position.{missing[0]}=VALUE"
-        )
-    if cls.stretches and "factor" not in given and known["factor"] < before:
-        raise ValueError(
-            f"length={length}: the parent stretches its {round(original)} tokens by {before:g} "
+            f"length={length}: the parent stretches its {round(original)} tokens by {stretched:g} "
             f"already, more than to {length}; give a factor, or keep the scaling with {SAME}"
         )
-    step = make_scaling(next(n for n, known_cls in SCALINGS.items() if known_cls is cls), **known)
-    kept = tuple(
-        old for old in parent.scaling if not (type(old) is cls or (old.stretches and cls.stretches))
-    )
-    return (*kept, step)
-
-
-def _same_class_knobs(parent: Any, cls: type[Scaling], follows: set[str]) -> dict[str, Any]:
-    """The optional knobs of the parent's own ``cls``, but for those that follow from lengths."""
-    step: Any = next((step for step in parent.scaling if type(step) is cls), None)
-    if step is None:
-        return {}
-    optional = [f.name for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING]
-    knobs = {name: getattr(step, name) for name in optional if name not in follows}
-    if knobs.get("attention_factor") is not None:
-        implied = dataclasses.replace(step, attention_factor=None).effective_attention_factor
-        if math.isclose(step.attention_factor, implied, rel_tol=1e-6):
-            knobs["attention_factor"] = None  # the new factor implies another
-    return knobs
-
-
-def _original_length(parent: Any, from_length: int) -> tuple[float, float]:
-    """The length that the frequencies without their stretch belong to, and the stretch's factor."""
-    for step in parent.scaling:
-        if step.stretches:
-            return getattr(step, "original_length", None) or from_length / step.factor, step.factor
-    return from_length, 1.0
+    others = [
+        step
+        for step in parent.scaling
+        if type(step) is not cls and not (step.stretches and cls.stretches)
+    ]
+    return (*others, cls(**known))
 
 
 def _is_identity(parent: PositionEmbedding, child: PositionEmbedding, head_dim: int) -> bool:
     """Whether the child does what the parent does, up to the rounding of frequencies."""
     if not (isinstance(parent, (RoPE, FoPE)) and isinstance(child, (RoPE, FoPE))):
         return parent == child
-    if dataclasses.replace(child, scaling=parent.scaling) != parent:
-        return False
     changes = frequency_changes(parent, child, head_dim)
-    assert changes is not None
+    if changes is None or dataclasses.replace(child, scaling=parent.scaling) != parent:
+        return False
     before, after = changes.attention_factor
     return changes.kept + changes.still == changes.pairs and before == after
 
@@ -353,16 +323,14 @@ def frequency_changes(
     if one is None or two is None:
         return None
     size = max(len(one.inv_freq), len(two.inv_freq))
-    old, new = (
-        np.resize(f.inv_freq, size) * (np.arange(size) < len(f.inv_freq)) for f in (one, two)
-    )
+    old, new = (np.pad(f.inv_freq, (0, size - len(f.inv_freq))) for f in (one, two))
     both = (old > 0) & (new > 0)
     ratio = np.divide(old, new, out=np.ones(size), where=both)
-    same = both & (np.abs(ratio - 1) < 1e-12)
-    changed = ratio[both & ~same]
+    is_kept = both & (np.abs(ratio - 1) < 1e-12)
+    changed = ratio[both & ~is_kept]
     return FrequencyChanges(
         pairs=size,
-        kept=int(same.sum()),
+        kept=int(is_kept.sum()),
         changed=len(changed),
         least=float(changed.min()) if len(changed) else None,
         most=float(changed.max()) if len(changed) else None,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from fope_jax.config import ConfigError, Experiment
-from fope_jax.evaluate.fingerprint import check_fingerprint, checkpoint_fingerprint
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import find_step, read_experiment
 from fope_jax.interop.huggingface import MAX_POSITIONS
 from fope_jax.interop.runs import (
@@ -24,30 +24,11 @@ from fope_jax.model.sharding import device_put_sharded
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import resolve_path
-from fope_jax.train.state import StatePlan, restore_arrays
+from fope_jax.train.checkpoints import restore_checked
+from fope_jax.train.state import StatePlan
 from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, split_step
 
 WEIGHTS = "hf:"  # what stands before a directory of Hugging Face
-
-
-class Parent(NamedTuple):
-    """A trained model to go on from.
-
-    Attributes:
-      source: where it is, for people and for lineage.json.
-      experiment: that it was trained in; of imported weights ``train.length`` is theirs.
-      step: updates done.
-      imported: whether its weights come from elsewhere, with no optimizer and no data of ours.
-      kept: what the config.json of imported weights says besides, for an export.
-      load: plan of its state, whether the optimizer is wanted -> its arrays.
-    """
-
-    source: str
-    experiment: Experiment
-    step: int
-    imported: bool
-    kept: dict[str, Any]
-    load: Callable[[StatePlan, bool], ParentArrays]
 
 
 class ParentArrays(NamedTuple):
@@ -62,13 +43,33 @@ class ParentArrays(NamedTuple):
     metadata: dict[str, Any]
 
 
+class Parent(NamedTuple):
+    """A trained model to go on from.
+
+    Attributes:
+      source: where it is, for people and for lineage.json.
+      experiment: that it was trained in; of imported weights ``train.length`` is theirs.
+      step: updates done.
+      is_imported: whether its weights come from elsewhere, with no optimizer and no data of ours.
+      kept: what the config.json of imported weights says besides, for an export.
+      load: plan of its state, whether the optimizer is wanted -> its arrays.
+    """
+
+    source: str
+    experiment: Experiment
+    step: int
+    is_imported: bool
+    kept: dict[str, Any]
+    load: Callable[[StatePlan, bool], ParentArrays]
+
+
 def open_parent(
     source: str | Path,
     step: int | None = None,
     tokenizer: str | None = None,
     accept_position: str | None = None,
 ) -> Parent:
-    """Finds a parent; no array is read before ``load``. Whatever else can be one is found here.
+    """Finds a parent; no array is read before ``load``. Whatever else can be wrong is found here.
 
     Args:
       source: a run, as ``runs/a``; one of its checkpoints, as ``runs/a/500``; or a directory of
@@ -84,69 +85,57 @@ def open_parent(
       ValueError: see ``import_weights``.
       CheckpointError: from ``load``: the step named is missing or damaged.
     """
-    text = str(source)
-    if text.startswith(WEIGHTS):
-        return _open_weights(Path(text.removeprefix(WEIGHTS)), tokenizer)
+    if str(source).startswith(WEIGHTS):
+        return _open_weights(Path(str(source).removeprefix(WEIGHTS)), tokenizer)
     return _open_run(source, step, accept_position)
 
 
 def _open_run(source: str | Path, step: int | None, accept_position: str | None) -> Parent:
-    run, named = split_step(source)
-    step = step if named is None else named
+    run, named_step = split_step(source)
     experiment = read_experiment(run)
+    step = step if named_step is None else named_step
     if step is None:
         store = CheckpointStore(run / CHECKPOINTS)
         step = find_step(run, store, None)
         store.close()
-    found = step
 
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
         store = CheckpointStore(run / CHECKPOINTS)
-        where, shape = f"{run}, step {found}", experiment.model.shape
         try:
-            metadata = store.metadata(found)
-            position = experiment.position
-            check_fingerprint(metadata, position, shape, None, where, accept_position)
-            arrays = restore_arrays(store, found, plan, with_optimizer)
+            arrays = restore_checked(store, step, experiment, plan, accept_position, with_optimizer)
+            return ParentArrays(arrays, store.metadata(step))
         finally:
             store.close()
-        check_fingerprint(metadata, position, shape, arrays["constants"], where, accept_position)
-        return ParentArrays(arrays, metadata)
 
-    info = run / RUN
-    facts = read_json(info) if info.is_file() else {}
-    kept = facts.get(KEPT, {})
+    facts = read_json(run / RUN) if (run / RUN).is_file() else {}
+    kept, trained = facts.get(KEPT, {}), experiment
     if IMPORTED in facts:  # there train.length is what evaluation counts in
-        trained = kept.get(MAX_POSITIONS, experiment.train.length)
-        train_config = dataclasses.replace(experiment.train, length=trained)
-        experiment = dataclasses.replace(experiment, train=train_config)
-    return Parent(str(resolve_path(run)), experiment, step, IMPORTED in facts, kept, load)
+        length = kept.get(MAX_POSITIONS, experiment.train.length)
+        config = dataclasses.replace(experiment.train, length=length)
+        trained = dataclasses.replace(experiment, train=config)
+    return Parent(str(resolve_path(run)), trained, step, IMPORTED in facts, kept, load)
 
 
 def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
-    described = import_config(directory)
-    stated = [] if tokenizer is None else [f"data.tokenizer={tokenizer}"]
-    own = (directory / TOKENIZER).is_file()
-    experiment = imported_experiment(directory, described, [] if own else stated)
-    if own and stated and not is_tokenizer_compatible(experiment):  # then it cannot be the model's
-        experiment = imported_experiment(directory, described, stated)
+    config = import_config(directory)
+    overrides = [] if tokenizer is None else [f"data.tokenizer={tokenizer}"]
+    has_tokenizer = (directory / TOKENIZER).is_file()
+    experiment = imported_experiment(directory, config, [] if has_tokenizer else overrides)
+    if has_tokenizer and overrides and not is_tokenizer_compatible(experiment):
+        experiment = imported_experiment(directory, config, overrides)  # its own is not the model's
     check_tokenizer(experiment)
 
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
         if with_optimizer:
             raise ConfigError(f"{WEIGHTS}{directory} holds no optimizer to keep; take reset")
-        imported = import_weights(directory)
-        position, shape = imported.position, imported.config.shape
-        _, identity = checkpoint_fingerprint(position, shape, imported.constants)
-        items = {
-            "params": _placed(imported.params, plan.state.params),
-            "constants": _placed(imported.constants, plan.constants),
-        }
+        model = import_weights(directory)
+        _, identity = checkpoint_fingerprint(model.position, model.config.shape, model.constants)
+        items = jax.tree.map(
+            lambda x, leaf: device_put_sharded(x, leaf.sharding),
+            {"params": model.params, "constants": model.constants},
+            {"params": plan.state.params, "constants": plan.constants},
+        )
         return ParentArrays(items, identity | {"data": None})
 
     source = f"{WEIGHTS}{directory.resolve()}"
-    return Parent(source, experiment, 0, True, described.extra_keys, load)
-
-
-def _placed(arrays: Any, wanted: Any) -> Any:
-    return jax.tree.map(lambda x, leaf: device_put_sharded(x, leaf.sharding), arrays, wanted)
+    return Parent(source, experiment, 0, True, config.extra_keys, load)

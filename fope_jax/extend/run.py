@@ -24,14 +24,13 @@ from fope_jax.evaluate.protocols import plan_protocols
 from fope_jax.evaluate.run import evaluate
 from fope_jax.extend.arrays import carry_train_state
 from fope_jax.extend.child import child_experiment
-from fope_jax.extend.coefficients import CarriedArrays, carry_variables
+from fope_jax.extend.coefficients import carry_variables
 from fope_jax.extend.initial_loss import WARN_ABOVE, compare_initial_losses
-from fope_jax.extend.lineage import check_request, data_changes, read_lineage
+from fope_jax.extend.lineage import check_request, data_changes, has_same_data, read_lineage
 from fope_jax.extend.methods import frequency_changes
 from fope_jax.extend.parent import WEIGHTS, Parent, open_parent
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import HOW, position_variables
-from fope_jax.position import PositionVariables
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import gather_to_host, is_main_process
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
@@ -68,7 +67,7 @@ def extend(
     overrides: Iterable[str] = (),
     config: ConfigDict | None = None,
     accept_position: str | None = None,
-    evaluates: bool = False,
+    should_evaluate: bool = False,
 ) -> None:
     """Makes a run that goes on from another one, and trains it to its last step.
 
@@ -76,16 +75,16 @@ def extend(
 
     Args:
       source: the parent, ``runs/a``, ``runs/a/STEP`` or ``hf:DIR``, see ``open_parent``.
-      method: the position embedding to go on with, see ``position.extension.target_classes``.
+      method: the position embedding to go on with, see ``methods.target_classes``.
       length: tokens of the new sequences.
       workdir: of the new run.
       optimizer: what becomes of the optimizer's state, see ``carry_train_state``.
-      match: how FoPE's coefficients find their frequency, see ``position.transplant``.
+      match: how FoPE's coefficients find their frequency, see ``coefficients.match_frequencies``.
       warn_above: see ``compare_initial_losses``.
       overrides: see ``child_experiment``.
       config: see ``child_experiment``.
       accept_position: of the parent, see ``check_fingerprint``.
-      evaluates: whether `fope evaluate` follows the last step; what it cannot do is said first.
+      should_evaluate: whether `fope evaluate` follows; what it cannot do is said first.
 
     Raises:
       ConfigError: see ``child_experiment`` and ``open_parent``; or the workdir holds another run.
@@ -93,11 +92,14 @@ def extend(
       CheckpointError, FileNotFoundError: the parent, see ``open_parent``; and as ``train``.
     """
     workdir, overrides = as_path(workdir), list(overrides)
+    tokenizer = dict(map(split_override, overrides)).get("data.tokenizer")
+    if not tokenizer and config:
+        tokenizer = config.to_dict().get("data", {}).get("tokenizer")
     with fail_together():
-        begun = has_checkpoint(workdir)
-        lineage = read_lineage(workdir) if begun else None
+        has_begun = has_checkpoint(workdir)
+        lineage = read_lineage(workdir) if has_begun else None
         step = lineage["request"]["step"] if lineage else None
-        parent = open_parent(source, step, _stated_tokenizer(config, overrides), accept_position)
+        parent = open_parent(source, step, tokenizer, accept_position)
         if str(resolve_path(workdir)) == parent.source:
             raise ConfigError(f"workdir {workdir} is the parent itself; use another --workdir")
         request = {
@@ -115,14 +117,15 @@ def extend(
             length,
             optimizer,
             overrides,
-            imported=parent.imported,
+            is_imported=parent.is_imported,
             config=config,
         )
-        check_request(workdir, begun, lineage, request)
+        if has_begun:
+            check_request(workdir, lineage, request)
         check_workdir(workdir, child)
-        if not begun:  # before anything is written
+        if not has_begun:  # before anything is written
             fingerprint = _open_cache(child, workdir, parent).fingerprint
-            if evaluates:
+            if should_evaluate:
                 plan_protocols(child, fingerprint)
     check_processes_agree(child, request | {"--accept-position": accept_position})
     with lock_run(workdir, "extend"):
@@ -130,15 +133,15 @@ def extend(
         try:
             if store.latest_valid_step(quarantine=True) is None:
                 check_checkpoints_present(workdir, None)
-                _begin(parent, child, workdir, store, request, warn_above)
+                _save_step_0(parent, child, workdir, store, request, warn_above)
         finally:
             store.close()
     train(child, workdir)
-    if evaluates:
+    if should_evaluate:
         evaluate(workdir)
 
 
-def _begin(
+def _save_step_0(
     parent: Parent,
     child: Experiment,
     workdir: Path,
@@ -147,13 +150,11 @@ def _begin(
     warn_above: float,
 ) -> None:
     """Writes config.json, lineage.json and the checkpoint of step 0."""
-    # The parent's model, computed as the child is and on its devices.
-    computed = {name: getattr(child.model, name) for name in HOW}
-    before = dataclasses.replace(
-        parent.experiment,
-        mesh=child.mesh,
-        model=dataclasses.replace(parent.experiment.model, **computed),
-    )
+    # ------------------------------------------------------------------ the parent's arrays
+    # Its model is computed as the child is and on its devices.
+    changes = {name: getattr(child.model, name) for name in HOW}
+    model = dataclasses.replace(parent.experiment.model, **changes)
+    before = dataclasses.replace(parent.experiment, mesh=child.mesh, model=model)
     with fail_together():
         cache, plan = _open_cache(child, workdir, parent), plan_state(child)
         check_disk_space(workdir, plan, child.train)
@@ -164,22 +165,30 @@ def _begin(
             f"can go on: {describe_non_finite(counts)}"
         )
     _check_data(parent.experiment, metadata["data"], child, cache)
-    trained = jax.tree.map(
-        gather_to_host, position_variables(arrays["params"], arrays["constants"])
-    )
-    moved = _move(before, trained, child, request["match"])
-    state, constants = carry_train_state(arrays, moved, plan, request["optimizer"])
 
-    fingerprint, identity = checkpoint_fingerprint(child.position, child.model.shape, constants)
-    identity["data"] = cache.fingerprint
+    # ------------------------------------------------------------------ the child's arrays
     head_dim = child.model.shape.head_dim
+    trained = position_variables(arrays["params"], arrays["constants"])
+    carried = carry_variables(
+        before.position,
+        jax.tree.map(gather_to_host, trained),
+        child.position,
+        init_position_arrays(child),
+        head_dim,
+        from_length=before.train.length,
+        match=request["match"],
+    )
+    state, constants = carry_train_state(arrays, carried, plan, request["optimizer"])
+
+    # ------------------------------------------------------------------ what has changed
+    fingerprint, identity = checkpoint_fingerprint(child.position, child.model.shape, constants)
     frequencies = frequency_changes(before.position, child.position, head_dim)
-    data = data_changes(before, child, cache, parent.imported)
+    data = data_changes(before, child, cache, parent.is_imported)
     log.info("%s, step %d, goes on as %s", parent.source, parent.step, child.name)
     if frequencies is not None:
         log.info("frequencies: %s", frequencies.text)
-    if moved.text:
-        log.info("position arrays: %s", moved.text)
+    if carried.text:
+        log.info("position arrays: %s", carried.text)
     log.info("data: %s", data["text"])
     if child.evaluate.add_bos_token:
         log.info(
@@ -205,10 +214,12 @@ def _begin(
             "position": {"hash": fingerprint.hash, "summary": fingerprint.summary},
         },
         "frequencies": frequencies and {"text": frequencies.text, **frequencies._asdict()},
-        "arrays": moved.text,
+        "arrays": carried.text,
         "data": data,
         "start": start,
     }
+
+    # ------------------------------------------------------------------ files
     with fail_together():
         if is_main_process():
             open_workdir(workdir, child)
@@ -216,13 +227,7 @@ def _begin(
                 write_json(workdir / RUN, {KEPT: parent.kept})  # training adds the rest
             write_json(workdir / LINEAGE, lineage)
     items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
-    store.save(0, items, identity)
-
-
-def _stated_tokenizer(config: ConfigDict | None, overrides: Iterable[str]) -> str | None:
-    """``data.tokenizer`` as the command line or else the configuration file states it."""
-    stated = dict(map(split_override, overrides)).get("data.tokenizer")
-    return stated or (config.to_dict().get("data", {}).get("tokenizer") if config else None)
+    store.save(0, items, identity | {"data": cache.fingerprint})
 
 
 def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
@@ -241,20 +246,6 @@ def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
         raise CacheError(f"{error}, such as {workdir / CONFIG}") from error
 
 
-def _move(
-    parent: Experiment, trained: PositionVariables, child: Experiment, match: str
-) -> CarriedArrays:
-    return carry_variables(
-        parent.position,
-        trained,
-        child.position,
-        init_position_arrays(child),
-        child.model.shape.head_dim,
-        from_length=parent.train.length,
-        match=match,
-    )
-
-
 def _check_data(parent: Experiment, fingerprint: str, child: Experiment, cache: TokenCache) -> None:
     """Raises ConfigError where tokens would mean something else to the model."""
     if fingerprint is None:  # imported: there need be no cache of its own configuration
@@ -263,14 +254,14 @@ def _check_data(parent: Experiment, fingerprint: str, child: Experiment, cache: 
                 f"config.data.tokenizer = {child.data.tokenizer!r}: the parent's is "
                 f"{parent.data.tokenizer!r}, and its model reads tokens of no other"
             )
-        return
-    same = dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) == child.data
-    if same and cache.fingerprint != fingerprint:
-        raise ConfigError(
-            f"the parent was trained on a token cache with fingerprint {fingerprint}, but the one "
-            f"in {child.data.cache_dir} has {cache.fingerprint}: corpus or tokenizer has changed"
-        )
-    if not same:
+    elif has_same_data(parent, child):
+        if cache.fingerprint != fingerprint:
+            raise ConfigError(
+                f"the parent was trained on a token cache with fingerprint {fingerprint}, but the "
+                f"one in {child.data.cache_dir} has {cache.fingerprint}: corpus or tokenizer has "
+                "changed"
+            )
+    else:
         known = open_cache(parent.data, "train").tokenizer.fingerprint
         if cache.tokenizer.fingerprint != known:
             raise ConfigError(

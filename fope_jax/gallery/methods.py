@@ -5,7 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fope_jax.gallery.catalogue import Entry
 
 BEGIN, END = "<!-- methods: begin -->", "<!-- methods: end -->"
 COMMAND = "fope methods --write"
@@ -16,72 +19,65 @@ class MarkersError(ValueError):
     """A file that does not say where the tables go."""
 
 
-def methods_text(methods: Sequence[Any], scalings: Sequence[Any]) -> str:
-    """Both tables for the terminal: a paragraph for each entry, so that nothing is cut.
-
-    Args:
-      methods: entries with ``name kind knobs learnable extends about source``, see
-        ``fope_jax.gallery.catalogue``.
-      scalings: the same, of the scalings of rotary frequencies.
-    """
+def methods_text(methods: Sequence[Entry], scalings: Sequence[Entry]) -> str:
+    """Both tables for the terminal: a paragraph for each entry, so that nothing is cut."""
     lines = ["Methods (--config.position.method=NAME)", ""]
     for entry in methods:
-        lines += [
-            f"{entry.name}: {entry.about}",
-            *_item("kind", entry.kind),
-            *_item("knobs", ", ".join(entry.knobs) or "none"),
-            *_item("learnable", entry.learnable),
-            *_item("beyond training", entry.extends),
-            *_item("source", entry.source),
-            "",
-        ]
+        fields = {
+            "kind": entry.kind,
+            "knobs": ", ".join(entry.knobs) or "none",
+            "learnable": entry.learnable,
+            "beyond training": entry.extends,
+            "source": entry.source,
+        }
+        lines += [*_paragraph(entry, fields), ""]
     lines += ["Scalings of rotary frequencies (the knob scaling of rope and fope)", ""]
     for entry in scalings:
-        lines += [
-            f"{entry.name}: {entry.about}",
-            *_item("knobs", ", ".join(entry.knobs) or "none"),
-            *_item("source", entry.source),
-            "",
-        ]
+        fields = {"knobs": ", ".join(entry.knobs) or "none", "source": entry.source}
+        lines += [*_paragraph(entry, fields), ""]
     return "\n".join(lines).rstrip()
 
 
-def _item(name: str, text: str) -> list[str]:
-    return textwrap.wrap(f"{name:16}{text}", WIDTH, initial_indent="  ", subsequent_indent=" " * 18)
+def _paragraph(entry: Entry, fields: dict[str, str]) -> list[str]:
+    lines, indent = [f"{entry.name}: {entry.about}"], " " * 18
+    for name, text in fields.items():
+        field = f"  {name:16}{text}"
+        lines += textwrap.wrap(field, WIDTH, subsequent_indent=indent)
+    return lines
 
 
-def methods_markdown(methods: Sequence[Any], scalings: Sequence[Any]) -> str:
-    """Both tables as markdown; arguments as for ``methods_text``."""
-    columns = ["method", "kind", "knobs", "learnable", "beyond training", "source"]
-    rows = [
-        [f"`{e.name}`", e.kind, _code(e.knobs), _short(e.learnable), e.extends, e.source]
-        for e in methods
-    ]
-    steps = [[f"`{e.name}`", e.about, _code(e.knobs), e.source] for e in scalings]
-    return "\n\n".join(
-        [
-            _markdown(columns, rows),
-            "Scalings of the frequencies, in the knob `scaling` of `rope` and `fope`:",
-            _markdown(["scaling", "what it does", "knobs", "source"], steps),
-        ]
+def methods_markdown(methods: Sequence[Entry], scalings: Sequence[Entry]) -> str:
+    """Both tables as markdown."""
+
+    def code(knobs: Sequence[str]) -> str:
+        return " ".join(f"`{knob}`" for knob in knobs) or "none"
+
+    def table(*rows: Sequence[str]) -> str:
+        lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+        # A bar inside a cell would end it.
+        cells = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines]
+        return "\n".join(f"| {line} |" for line in cells)
+
+    of_methods = table(
+        ["method", "kind", "knobs", "learnable", "beyond training", "source"],
+        *(
+            [
+                f"`{e.name}`",
+                e.kind,
+                code(e.knobs),
+                e.learnable.replace("learnable=True", "`learnable=True`"),
+                e.extends,
+                e.source,
+            ]
+            for e in methods
+        ),
     )
-
-
-def _short(learnable: str) -> str:
-    """Code font for the knob in ``with learnable=True``."""
-    head, equals, value = learnable.rpartition("learnable=")
-    return f"{head}`{equals}{value}`" if equals else learnable
-
-
-def _code(knobs: Sequence[str]) -> str:
-    return " ".join(f"`{knob}`" for knob in knobs) or "none"
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    bar = "\\|"  # a bar inside a cell would end it
-    lines = [columns, ["---"] * len(columns), *rows]
-    cells = [" | ".join(cell.replace("|", bar) for cell in line) for line in lines]
-    return "\n".join(f"| {line} |" for line in cells)
+    of_scalings = table(
+        ["scaling", "what it does", "knobs", "source"],
+        *([f"`{e.name}`", e.about, code(e.knobs), e.source] for e in scalings),
+    )
+    between = "Scalings of the frequencies, in the knob `scaling` of `rope` and `fope`:"
+    return "\n\n".join([of_methods, between, of_scalings])
 
 
 def between_markers(text: str, name: str = "text") -> str:
@@ -112,7 +108,8 @@ def write_between_markers(path: Path, markdown: str) -> bool:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise MarkersError(f"{path} is no text in UTF-8: {error}") from error
-    if between_markers(text, str(path)) == markdown:
+    old = between_markers(text, str(path))
+    if old == markdown:
         return False
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]

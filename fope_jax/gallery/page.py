@@ -6,6 +6,7 @@ frequencies or parameters. Rows come from ``fope_jax.gallery.curves``.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-LIMIT = "#555555"  # of marks at the training length
 INTRODUCTION = (
     "Every method and every scaling as it is before training, for a head of 64 dimensions. Left: "
     "what position alone does to attention, out to four times the training length (dashed line). "
@@ -88,8 +88,8 @@ def alt_text(row: Row) -> str:
     for line in row["lines"]:
         value = line["value"]
         at = [d for d in (0, length, len(value) - 1) if d < len(value)]
-        shown = ", ".join(f"{format_number(value[d])} at {d:,}" for d in dict.fromkeys(at))
-        lines.append(f"{line['label']}: {shown}")
+        ends = ", ".join(f"{format_number(value[d])} at {d:,}" for d in dict.fromkeys(at))
+        lines.append(f"{line['label']}: {ends}")
     counts = [
         f"{sum(map(bool, s['values']))} frequencies ({s['label']}), {s['values'].count(0)} at zero"
         for s in row["frequencies"]
@@ -102,24 +102,19 @@ def alt_text(row: Row) -> str:
 
 def method_figure(row: Row) -> Figure:
     """The two panels of one method."""
-    figure = require("matplotlib.figure", "train").Figure(figsize=(10.0, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
-    for axes in (left, right):
-        axes.grid(True, color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-    _curves(left, row)
+    figure, (left, right) = plots.new_figure(10.0, 4.2, 1, 2, width_ratios=[1.35, 1])
+    _draw_curves(left, row)
     left.set_ylabel(row["quantity"])
     left.set_xlabel("distance from query to key (tokens)")
-    _mark(left, row["training_length"])
+    plots.mark_length(left, row["training_length"])
     handles, labels = left.get_legend_handles_labels()
     if len(labels) > 1:
         columns = 2 if len(labels) > 5 else 1
         left.legend(handles, labels, fontsize=8, handlelength=3.2, ncols=columns, framealpha=0.85)
     if row["frequencies"]:
-        _periods(right, row)
+        _draw_periods(right, row)
     else:
-        _parameters(right, row)
+        _draw_parameters(right, row)
     figure.suptitle(row["label"], fontsize=12)
     return figure
 
@@ -127,17 +122,14 @@ def method_figure(row: Row) -> Figure:
 def overview_figure(rows: Sequence[Row], columns: int = 4) -> Figure:
     """The left panel of every method, small."""
     lines = math.ceil(len(rows) / columns)
-    figure = require("matplotlib.figure", "train").Figure(
-        figsize=(11.0, 0.6 + 1.75 * lines), layout="constrained"
-    )
-    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    figure, panels = plots.new_figure(11.0, 0.6 + 1.75 * lines, lines, columns)
     for axes, row in zip(panels, rows, strict=False):
-        _curves(axes, row, small=True)
+        axes.grid(False)
+        _draw_curves(axes, row, is_small=True)
         length = row["training_length"]
-        axes.axvline(length, color=LIMIT, linewidth=1, linestyle=(0, (2, 2)), zorder=0)
+        axes.axvline(length, color=plots.GREY, linewidth=1, linestyle=plots.DASHES, zorder=0)
         axes.set_title(row["label"], fontsize=9)
         axes.tick_params(labelsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(rows) :]:
         axes.axis("off")
     figure.supxlabel("distance from query to key (tokens); dashed: the training length", fontsize=9)
@@ -145,104 +137,76 @@ def overview_figure(rows: Sequence[Row], columns: int = 4) -> Figure:
     return figure
 
 
-def _curves(axes: Axes, row: Row, small: bool = False) -> None:
+def _draw_curves(axes: Axes, row: Row, is_small: bool = False) -> None:
     """Every line; dense ones become pixels, which keeps the page small."""
-    styles = plots.line_styles(line["label"] for line in row["lines"])
-    for index, line in enumerate(row["lines"]):
-        count = len(line["value"])
+    lines, far = row["lines"], row["reach"] * row["training_length"]
+    styles = plots.line_styles(line["label"] for line in lines)
+    for index, line in enumerate(lines):
+        x = range(len(line["value"]))
         if "low" in line:
-            axes.fill_between(
-                range(count),
-                line["low"],
-                line["high"],
-                color="#888888",
-                alpha=0.3,
-                linewidth=0,
-                rasterized=True,
-            )
+            grey = {"color": "#888888", "alpha": 0.3, "linewidth": 0}
+            axes.fill_between(x, line["low"], line["high"], rasterized=True, **grey)
         style = styles[line["label"]]._asdict()
-        if small or len(row["lines"]) == 1:
+        if is_small or len(lines) == 1:
             style["marker"] = None
-        start = index * count // (10 * len(row["lines"]))  # markers of different lines apart
+        start = index * len(x) // (10 * len(lines))  # markers of different lines apart
         axes.plot(
-            range(count),
+            x,
             line["value"],
             label=line["label"],
-            linewidth=0.9 if small else 1.3,
+            linewidth=0.9 if is_small else 1.3,
             markersize=5,
             rasterized=True,
-            markevery=(start, max(1, count // 10)),
+            markevery=(start, max(1, len(x) // 10)),
             **style,
         )
-    values = [value for line in row["lines"] for value in (*line["value"], *line.get("low", ()))]
+    values = [value for line in lines for value in (*line["value"], *line.get("low", ()))]
     if max(values) - min(values) < 1e-3 * max(map(abs, values)):  # noise must not look like a curve
         axes.set_ylim(min(0, 1.5 * values[0]), max(0, 1.5 * values[0]))
-    far, length = row["reach"] * row["training_length"], row["training_length"]
-    if _is_over_early(row):
+    steps = [[abs(b - a) for a, b in itertools.pairwise(line["value"])] for line in lines]
+    early = sum(sum(line_steps[: far // 10]) for line_steps in steps)
+    if early > 0.95 * sum(map(sum, steps)) > 0:  # nearly all at the first tenth of the distances
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set_xticks([0, *(2**k for k in range(0, far.bit_length(), 2))])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.minorticks_off()
-    elif small:
-        axes.set_xticks([0, length, far], ["0", f"{length:,}", f"{far:,}"])
+    elif is_small:
+        ticks = [0, row["training_length"], far]
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_xlim(0, far)
 
 
-def _is_over_early(row: Row) -> bool:
-    """Whether nearly all that the lines do happens at the first tenth of the distances."""
-    early = whole = 0.0
-    for line in row["lines"]:
-        steps = [abs(b - a) for a, b in zip(line["value"], line["value"][1:], strict=False)]
-        early += sum(steps[: row["reach"] * row["training_length"] // 10])
-        whole += sum(steps)
-    return early > 0.95 * whole > 0
-
-
-def _periods(axes: Axes, row: Row) -> None:
+def _draw_periods(axes: Axes, row: Row) -> None:
     """Periods in tokens by pair of dimensions, fast ones below; zero frequencies on top."""
+    length = row["training_length"]
     styles = plots.line_styles(series["label"] for series in row["frequencies"])
     turning = [2 * math.pi / w for s in row["frequencies"] for w in s["values"] if w > 0]
-    low, high = min(turning, default=1.0), max([*turning, row["training_length"]])
+    low, high = min(turning, default=1.0), max([*turning, length])
     top = high * (high / low) ** 0.12
     axes.set_yscale("log")
     axes.set_ylim(low / 1.6, top * 1.5)
     for series in row["frequencies"]:
-        look = styles[series["label"]]
-        periods = [2 * math.pi / w if w > 0 else top for w in series["values"]]
-        pairs = list(range(len(periods)))
-        axes.vlines(pairs, low / 1.6, periods, color="#bbbbbb", linewidth=0.8)
-        moving = [i for i in pairs if series["values"][i] > 0]
-        axes.plot(
-            moving,
-            [periods[i] for i in moving],
-            linestyle="none",
-            marker=look.marker,
-            color=look.color,
-            markersize=4.5,
-            label=series["label"],
-        )
-        still = [i for i in pairs if not series["values"][i] > 0]
+        color, marker, _ = styles[series["label"]]
+        periods = {i: 2 * math.pi / w for i, w in enumerate(series["values"]) if w > 0}
+        still = [i for i, w in enumerate(series["values"]) if not w > 0]
+        ends = [periods.get(i, top) for i in range(len(series["values"]))]
+        axes.vlines(range(len(ends)), low / 1.6, ends, color="#bbbbbb", linewidth=0.8)
+        style = {"linestyle": "none", "marker": marker, "color": color, "markersize": 4.5}
+        axes.plot(list(periods), list(periods.values()), label=series["label"], **style)
         if still:
-            axes.plot(
-                still,
-                [top] * len(still),
-                linestyle="none",
-                marker="x",
-                color="black",
-                markersize=5,
-                label=f"never turns ({len(still)})",
-            )
-    axes.axhline(row["training_length"], color=LIMIT, linewidth=1.2, linestyle=(0, (2, 2)))
+            style = {"linestyle": "none", "marker": "x", "color": "black", "markersize": 5}
+            axes.plot(still, [top] * len(still), label=f"never turns ({len(still)})", **style)
+    axes.axhline(length, color=plots.GREY, linewidth=1.2, linestyle=plots.DASHES)
     axes.annotate(
-        f"training length {row['training_length']:,}",
-        (1, row["training_length"]),
+        f"training length {length:,}",
+        (1, length),
         xycoords=axes.get_yaxis_transform(),
         xytext=(0, 3),
         textcoords="offset points",
         ha="right",
         va="bottom",
         fontsize=8.5,
-        color="#444444",
+        color=plots.DARK_GREY,
     )
     ticker = require("matplotlib.ticker", "train")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
@@ -253,38 +217,25 @@ def _periods(axes: Axes, row: Row) -> None:
         axes.legend(fontsize=8, loc="lower right", framealpha=0.85)
 
 
-def _parameters(axes: Axes, row: Row) -> None:
+def _draw_parameters(axes: Axes, row: Row) -> None:
     """What each head owns; the shapes of everything else in words."""
-    styles = plots.line_styles(series["label"] for series in row["parameters"])
-    for series in row["parameters"]:
-        heads = list(range(1, len(series["values"]) + 1))
-        style = styles[series["label"]]._replace(linestyle=":")._asdict()
-        axes.plot(heads, series["values"], label=series["label"], linewidth=0.9, **style)
-    values = [abs(v) for series in row["parameters"] for v in series["values"]]
-    if values:
-        if min(v for s in row["parameters"] for v in s["values"]) > 0 and max(values) > 20 * min(
-            values
-        ):
-            axes.set_yscale("log")
-        axes.set_xticks(range(1, len(row["parameters"][0]["values"]) + 1))
-        axes.set_xlabel("head")
-        axes.set_ylabel("parameters of the first layer")
-        axes.legend(fontsize=8, framealpha=0.85)
-    else:
+    series = row["parameters"]
+    if not series:
         axes.axis("off")
-        own = "\n".join(row["others"]) or "no frequencies, no parameters"
-        axes.text(0.5, 0.5, own, ha="center", va="center", transform=axes.transAxes, fontsize=10)
-
-
-def _mark(axes: Axes, length: int) -> None:
-    axes.axvline(length, color=LIMIT, linewidth=1.2, linestyle=(0, (2, 2)), zorder=0)
-    axes.annotate(
-        f"training length {length:,}",
-        (length, 1),
-        xycoords=axes.get_xaxis_transform(),
-        xytext=(-3, 3),
-        textcoords="offset points",
-        va="bottom",
-        fontsize=8.5,
-        color="#444444",
-    )
+        text = "\n".join(row["others"]) or "no frequencies, no parameters"
+        axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=10)
+        return
+    styles = plots.line_styles(heads_values["label"] for heads_values in series)
+    heads = list(range(1, len(series[0]["values"]) + 1))
+    for heads_values in series:
+        style = styles[heads_values["label"]]._replace(linestyle=":")._asdict()
+        axes.plot(
+            heads, heads_values["values"], label=heads_values["label"], linewidth=0.9, **style
+        )
+    values = [value for heads_values in series for value in heads_values["values"]]
+    if min(values) > 0 and max(values) > 20 * min(values):
+        axes.set_yscale("log")
+    axes.set_xticks(heads)
+    axes.set_xlabel("head")
+    axes.set_ylabel("parameters of the first layer")
+    axes.legend(fontsize=8, framealpha=0.85)

@@ -58,7 +58,7 @@ def intervals(
         return {}
     drawn = draws(count).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        numbers = statistic({key: np.tensordot(drawn, own, axes=1) for key, own in sums.items()})
+        numbers = statistic({key: np.tensordot(drawn, x, axes=1) for key, x in sums.items()})
     known = {key: values[~np.isnan(values)] for key, values in numbers.items()}
     return {key: percentiles(values) for key, values in known.items() if len(values)}
 

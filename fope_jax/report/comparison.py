@@ -91,7 +91,9 @@ class Comparison:
     @property
     def documents(self) -> list[str]:
         """Names of the documents with a scored token; empty where the rows do not tell."""
-        return sorted({row["document"] for row in self.first_rows if row.get("document")})
+        return sorted(
+            {row["document"] for row in self.first_rows if row.get("document") is not None}
+        )
 
     @property
     def num_seeds(self) -> int:
@@ -128,9 +130,9 @@ class Comparison:
             if relative:
                 base = self.training_lengths[label]
                 numbers = [
-                    {k: value / own[base] for k, value in own.items()}
-                    for own in numbers
-                    if base in own
+                    {k: value / values[base] for k, value in values.items()}
+                    for values in numbers
+                    if base in values
                 ]
             table[label] = numbers
         return table
@@ -150,18 +152,18 @@ class Comparison:
         What fewer than two documents have tokens for is without an interval.
         """
 
-        found = {}
+        table = {}
         for label, seeds in self.curves.items():
             base = self.training_lengths.get(label)
 
             def means(sums: dict[Any, np.ndarray], base: Any = base) -> dict[Any, np.ndarray]:
-                values = {k: metric(Sums(*np.moveaxis(own, -1, 0))) for k, own in sums.items()}
+                values = {k: metric(Sums(*np.moveaxis(x, -1, 0))) for k, x in sums.items()}
                 if relative:
                     values = {k: x / values[base] for k, x in values.items() if base in values}
-                return {k: own.mean(axis=1) for k, own in values.items()}  # over seeds
+                return {k: x.mean(axis=1) for k, x in values.items()}  # over seeds
 
-            found[label] = intervals(document_sums(seeds, key), means)
-        return found
+            table[label] = intervals(document_sums(seeds, key), means)
+        return table
 
 
 def document_sums(seeds: Sequence[Sequence[Row]], key: Key) -> dict[Any, np.ndarray]:
@@ -171,14 +173,14 @@ def document_sums(seeds: Sequence[Sequence[Row]], key: Key) -> dict[Any, np.ndar
       ``{key: [D, seeds, fields of Sums]}``, without what fewer than two documents have; empty where
       a row does not name its document.
     """
-    rows = [row for own in seeds for row in own]
+    rows = [row for seed_rows in seeds for row in seed_rows]
     if any(row.get("document") is None for row in rows):
         return {}
     index = {name: i for i, name in enumerate(sorted({row["document"] for row in rows}))}
     keys = sorted({key(row) for row in rows})
     sums = {k: np.zeros((len(index), len(seeds), len(Sums._fields))) for k in keys}
-    for seed, own in enumerate(seeds):
-        for row in own:
+    for seed, seed_rows in enumerate(seeds):
+        for row in seed_rows:
             sums[key(row)][index[row["document"]], seed] += add_up([row])
     return {k: x for k, x in sums.items() if x.any(axis=(1, 2)).sum() > 1}
 
@@ -206,7 +208,7 @@ def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
         cells = group(rows, lambda row: (row["context"], row["depth"]))
         largest = max(map(add_up, cells.values()), key=lambda sums: sums.total)
         return (kind, first[name], largest.total, largest.tokens, bos)
-    scored = {context: add_up(own) for context, own in group(rows, context_of).items()}
+    scored = {context: add_up(pool) for context, pool in group(rows, context_of).items()}
     sizes = {(sums.tokens, sums.bytes) for sums in scored.values()}
     if first["protocol"] in SCORED_DIFFERS:
         each = ((context, sums.tokens, sums.bytes) for context, sums in scored.items())
@@ -227,7 +229,7 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
     Runs that were scored on different tokens end up in different comparisons, never in one.
     """
     labels, name = run_labels(runs), TASK_FIELD.get(kind, "split")
-    found: dict[tuple[Hashable, ...], Comparison] = {}
+    by_key: dict[tuple[Hashable, ...], Comparison] = {}
     for run in runs:
         groups = group(run.of(kind), lambda row: (row.get("protocol") or kind, row[name]))
         for (protocol, what), rows in groups.items():
@@ -237,11 +239,11 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
                 if row["protocol"] == protocol and row.get(name) == what
             ]
             new = Comparison(kind, what, {}, {}, *stated[:1])
-            comparison = found.setdefault(scored_key(kind, rows), new)
+            comparison = by_key.setdefault(scored_key(kind, rows), new)
             comparison.curves.setdefault(labels[run.path], []).append(rows)
             comparison.training_lengths[labels[run.path]] = run.training_length
-    order = {protocol: index for index, protocol in enumerate(ORDER)}
-    return [found[key] for key in sorted(found, key=lambda k: (order.get(k[0], 99), str(k)))]
+    order: dict[Hashable, int] = {protocol: index for index, protocol in enumerate(ORDER)}
+    return [by_key[key] for key in sorted(by_key, key=lambda k: (order.get(k[0], 99), str(k)))]
 
 
 def check_comparable(comparison: Comparison) -> None:

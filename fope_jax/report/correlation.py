@@ -114,7 +114,7 @@ def generalization_gap(run: Run, split: str) -> float | None:
     """
     scored = ("same-tokens", split)
     rows = [row for row in run.of("perplexity") if (row["protocol"], row["split"]) == scored]
-    losses = {context: add_up(own).loss() for context, own in group(rows, context_of).items()}
+    losses = {context: add_up(pool).loss() for context, pool in group(rows, context_of).items()}
     longest = max(losses, default=0)
     if run.training_length not in losses or longest == run.training_length:
         return None
@@ -237,11 +237,11 @@ def correlation_table(points: Sequence[Point]) -> Table:
     for measure in MEASURES:
         cells = [EMPTY] * 4 + ["0", "0"]
         if pairs := _pairs(points, measure.name):
-            found, x, gaps = zip(*pairs, strict=True)
-            own = correlate(x, gaps, [point.label for point in found])
-            pearson_cells = [signed(own.pearson), between(*own.pearson_interval)]
-            spearman_cells = [signed(own.spearman), between(*own.spearman_interval)]
-            cells = [*pearson_cells, *spearman_cells, str(own.runs), str(own.variants)]
+            measured, x, gaps = zip(*pairs, strict=True)
+            result = correlate(x, gaps, [point.label for point in measured])
+            pearson_cells = [signed(result.pearson), between(*result.pearson_interval)]
+            spearman_cells = [signed(result.spearman), between(*result.spearman_interval)]
+            cells = [*pearson_cells, *spearman_cells, str(result.runs), str(result.variants)]
         table.rows.append((measure.name, cells))
     return table
 

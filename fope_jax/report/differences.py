@@ -69,12 +69,11 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
         return Difference(mean, math.nan, math.nan, count)
     from scipy import stats  # here, because it takes longer to import than a page to write
 
-    student = stats.t(count - 1)
     error = deviation / math.sqrt(count)
     if not error:
         return Difference(mean, 0.0, float(mean == 0), count)
-    p = 2 * float(student.sf(abs(mean) / error))
-    return Difference(mean, error * float(student.ppf((1 + LEVEL) / 2)), p, count)
+    p = 2 * float(stats.t.sf(abs(mean) / error, count - 1))
+    return Difference(mean, error * float(stats.t.ppf((1 + LEVEL) / 2, count - 1)), p, count)
 
 
 def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, str]]:
@@ -84,7 +83,11 @@ def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, st
     >>> sorted(holm({("a", "b"): d(0.01), ("a", "c"): d(0.04), ("b", "c"): d(0.03)}))
     [('a', 'b')]
     """
-    p_values = {pair: own.p for pair, own in differences.items() if not math.isnan(own.p)}
+    p_values = {
+        pair: difference.p
+        for pair, difference in differences.items()
+        if not math.isnan(difference.p)
+    }
     significant = set()
     for index, pair in enumerate(sorted(p_values, key=lambda pair: p_values[pair])):
         if p_values[pair] > (1 - LEVEL) / (len(differences) - index):
@@ -112,7 +115,7 @@ def all_differences(numbers: Numbers) -> dict[tuple[str, str], Difference]:
         (one, other): paired_difference(numbers[one], numbers[other])
         for one, other in itertools.combinations(numbers, 2)
     }
-    return {pair: own for pair, own in differences.items() if own is not None}
+    return {pair: difference for pair, difference in differences.items() if difference is not None}
 
 
 def ranks(numbers: Numbers) -> dict[str, float]:
@@ -121,12 +124,12 @@ def ranks(numbers: Numbers) -> dict[str, float]:
     >>> ranks({"a": {0: 1.0, 1: 1.0}, "b": {0: 2.0, 1: 0.5}})
     {'a': 1.5, 'b': 1.5}
     """
-    seeds = set.intersection(*(set(own) for own in numbers.values()))
+    seeds = set.intersection(*(set(by_seed) for by_seed in numbers.values()))
     if not seeds:
         return dict.fromkeys(numbers, math.nan)
     from scipy import stats
 
-    values = [[own[seed] for seed in seeds] for own in numbers.values()]
+    values = [[by_seed[seed] for seed in seeds] for by_seed in numbers.values()]
     return dict(zip(numbers, stats.rankdata(values, axis=0).mean(axis=1).tolist(), strict=True))
 
 

@@ -27,8 +27,8 @@ def seconds_by_phase(run: Run) -> dict[str, float]:
 def goodput_table(runs: Sequence[Run]) -> Table:
     """Seconds and shares by phase, one row a run that kept an account of its time in training."""
     runs_seconds = dict(zip(run_titles(runs), map(seconds_by_phase, runs), strict=True))
-    runs_seconds = {title: own for title, own in runs_seconds.items() if "step" in own}
-    measured = {phase for own in runs_seconds.values() for phase in own}
+    runs_seconds = {title: seconds for title, seconds in runs_seconds.items() if "step" in seconds}
+    measured = {phase for seconds in runs_seconds.values() for phase in seconds}
     phases = [*(p for p in PHASES if p in measured), *sorted(measured - set(PHASES))]
     rows = []
     for title, seconds in runs_seconds.items():

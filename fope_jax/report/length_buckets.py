@@ -80,8 +80,8 @@ def bucket_tables(runs: Sequence[Run], edges: Sequence[int]) -> list[Table]:
         return first
 
     names, buckets, tables = bucket_names(edges), range(len(edges) + 1), []
-    asked = [c for kind in ("passkey", "retrieval") for c in comparisons(runs, kind)]
-    for comparison in asked:
+    retrievals = [c for kind in ("passkey", "retrieval") for c in comparisons(runs, kind)]
+    for comparison in retrievals:
         what = f"{retrieval_names(comparison)[1]}, {training_lengths(comparison)}"
         table = Table(
             f"Right answers by length ({what})", WINDOW, names, note=_windows([comparison])
@@ -91,21 +91,23 @@ def bucket_tables(runs: Sequence[Run], edges: Sequence[int]) -> list[Table]:
             sums = [add_up(pools.get(bucket, [])) for bucket in buckets]
             table.rows.append((label, [format_share(s.correct, s.total) for s in sums]))
         tables.append(table)
-    if len(asked) > 1:  # the mean over tasks, for labels that were asked all of them
+    if len(retrievals) > 1:  # the mean over tasks, for labels that were asked all of them
         title = "Right answers by length, mean over tasks"
-        table = Table(title, WINDOW, names, note=_windows(asked))
-        tasks = [comparison.spreads(Sums.accuracy, bucket_of_context) for comparison in asked]
+        table = Table(title, WINDOW, names, note=_windows(retrievals))
+        tasks = [comparison.spreads(Sums.accuracy, bucket_of_context) for comparison in retrievals]
         for label in tasks[0]:
             if all(label in task for task in tasks):
                 values = [[task[label].get(b) for task in tasks] for b in buckets]
-                table.rows.append((label, [_mean_percent(own) for own in values]))
+                table.rows.append((label, [_mean_percent(means) for means in values]))
         tables.append(table)
     for comparison in comparisons(runs, "position"):
         where = f"protocol {comparison.protocol}, {comparison.name} split"
         title, note = f"Nats per token by position ({where})", "pooled over tokens"
         table = Table(title, "position (tokens)", names, note=note)
-        for label, own in comparison.spreads(Sums.loss, bucket_of_position).items():
-            table.rows.append((label, [format_spread(own.get(b), format_loss) for b in buckets]))
+        for label, spreads in comparison.spreads(Sums.loss, bucket_of_position).items():
+            table.rows.append(
+                (label, [format_spread(spreads.get(b), format_loss) for b in buckets])
+            )
         tables.append(table)
     return tables
 
@@ -116,7 +118,7 @@ def _mean_percent(values: Sequence[Spread | None]) -> str:
     return format_percent(sum(known) / len(known)) if len(known) == len(values) else EMPTY
 
 
-def _windows(asked: Sequence[Comparison]) -> str:
+def _windows(retrievals: Sequence[Comparison]) -> str:
     """Which windows there are, since a bucket is only as good as what was asked in it."""
-    lengths = sorted({context for comparison in asked for context in comparison.contexts})
+    lengths = sorted({context for comparison in retrievals for context in comparison.contexts})
     return "windows of " + ", ".join(f"{length:,}" for length in lengths) + " tokens"

@@ -103,14 +103,14 @@ class Named(NamedTuple):
     heading: str
 
 
-def name_comparisons(found: Sequence[Comparison]) -> list[Named]:
+def name_comparisons(listed: Sequence[Comparison]) -> list[Named]:
     """Names each comparison; those of one protocol and split are numbered and name variants.
 
     Runs that were scored on different things land in different comparisons of one name.
     """
-    keys = [(comparison.protocol, comparison.name) for comparison in found]
+    keys = [(comparison.protocol, comparison.name) for comparison in listed]
     named = []
-    for index, comparison in enumerate(found):
+    for index, comparison in enumerate(listed):
         stem, heading = file_stem(comparison.name), comparison.name
         if comparison.protocol not in ("same-tokens", "long-window", comparison.kind):
             stem = f"{comparison.protocol}-{stem}"
@@ -149,7 +149,7 @@ def _lineage(runs: Sequence[Run]) -> list[Part]:
 
 def _validation(runs: Sequence[Run], styles: Styles) -> list[Part]:
     sections: list[Part] = []
-    for scored, shown in validation.validation_groups(runs).items():
+    for scored, run_rows in validation.validation_groups(runs).items():
         text = (
             f"Measured inside training, on the parameters as they were: {scored.tokens:,} tokens "
             f"of the {scored.split} split, the same at every context length and every step. "
@@ -158,14 +158,14 @@ def _validation(runs: Sequence[Run], styles: Styles) -> list[Part]:
         if scored.bos_token:
             text += f" Every window begins with {scored.bos_token}."
         picture = Picture(
-            validation.validation_figure(shown, styles),
+            validation.validation_figure(run_rows, styles),
             f"during-{len(sections) + 1}",
-            validation.alt_text(shown),
+            validation.alt_text(run_rows),
             "Loss of the same tokens against tokens seen (k: thousand, M: million, G: billion), "
             "those of a parent included. A dashed line: where a run goes on from another, changed "
             "but not yet trained.",
         )
-        table = Details("Every loss", [validation.validation_table(shown)])
+        table = Details("Every loss", [validation.validation_table(run_rows)])
         title = f"Loss during training ({scored.split})"
         sections.append(Section(title, [text, picture, table]))
     return sections
@@ -185,7 +185,7 @@ def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Sectio
         ),
     ]
     ratios = comparison.numbers(Sums.perplexity, relative=True)
-    if any(len(own) > 1 for seeds in ratios.values() for own in seeds):
+    if any(len(by_context) > 1 for seeds in ratios.values() for by_context in seeds):
         alt = f"{title}, relative to that at the training length; every number is in the second "
         text = "Perplexity over that of the same seed and documents at the training length. "
         figure = plots.perplexity_figure(comparison, styles, relative=True)

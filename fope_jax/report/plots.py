@@ -84,25 +84,29 @@ def style_axes(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def mark_length(axes: Axes, length: int, text: str = "", **position: Any) -> None:
+def mark_length(
+    axes: Axes, length: int, text: str = "", xytext: tuple[float, float] = (-3, 3), ha: str = "left"
+) -> None:
     """A dashed line at the training length, with its text beside the upper end of the line.
 
     Args:
       axes: with tokens on the horizontal axis.
       length: tokens.
       text: by default "training length 512".
-      **position: of `Axes.annotate`.
+      xytext: points from the end of the line to the text.
+      ha: which part of the text is there, see `Axes.annotate`.
     """
     axes.axvline(length, color=GREY, linewidth=1.2, linestyle=DASHES, zorder=0)
     axes.annotate(
         text or f"training length {length:,}",
         (length, 1),
         xycoords=axes.get_xaxis_transform(),
+        xytext=xytext,
         textcoords="offset points",
+        ha=ha,
         va="bottom",
         fontsize=8.5,
         color=DARK_GREY,
-        **({"xytext": (-3, 3)} | position),
     )
 
 
@@ -222,12 +226,12 @@ def training_figure(runs: Sequence[Run], styles: dict[str, Style]) -> Figure:
 def _draw_bands(axes: Axes, bands: Bands, styles: dict[str, Style]) -> None:
     """The interval of each curve, edged in its line style so that bands differ without colour."""
     for label, band in bands.items():
-        finite = {x: own for x, own in band.items() if all(map(math.isfinite, own))}
+        finite = {x: interval for x, interval in band.items() if all(map(math.isfinite, interval))}
         style = styles[label]
         axes.fill_between(
             list(finite),
-            [own.low for own in finite.values()],
-            [own.high for own in finite.values()],
+            [interval.low for interval in finite.values()],
+            [interval.high for interval in finite.values()],
             facecolor=(style.color, 0.10),
             edgecolor=(style.color, 0.45),
             linestyle=style.linestyle,
@@ -277,7 +281,9 @@ def depth_figure(comparison: Comparison) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     panels: list[Any] = list(grid.flat)
     for axes, (label, seeds) in zip(panels, comparison.curves.items(), strict=False):
-        pools = group((r for own in seeds for r in own), lambda r: (r["context"], r["depth"]))
+        pools = group(
+            (r for seed_rows in seeds for r in seed_rows), lambda r: (r["context"], r["depth"])
+        )
         percent = {key: add_up(pool).accuracy() for key, pool in pools.items()}
         depths = sorted({depth for _, depth in percent})
         values = [[percent.get((c, d), math.nan) for c in contexts] for d in depths]
@@ -364,12 +370,12 @@ def _perplexity_axis(
     Where they differ by less than a tenth the axis still spans a tenth, so that noise looks small.
     Curves ``outside`` leave it at the top.
     """
-    inside = [own for label, own in curves.items() if label not in outside]
+    inside = [values for label, values in curves.items() if label not in outside]
     spreads = [v for values in inside for v in values.values() if math.isfinite(v.mean)]
     if not spreads:
         return
-    shown = [own for label, own in bands.items() if label not in outside]
-    ends = [end for own in shown for band in own.values() for end in band]
+    inside_bands = [values for label, values in bands.items() if label not in outside]
+    ends = [end for values in inside_bands for band in values.values() for end in band]
     drawn = [*(v.mean for v in spreads), *filter(math.isfinite, ends)]
     low, high = min(drawn), max(drawn)
     is_noisy = any(v.deviation > 0.04 * v.mean for v in spreads)

@@ -71,7 +71,9 @@ def compare_pairs(comparison: Comparison, contexts: Sequence[int]) -> Pairs:
 def is_ranked(comparison: Comparison) -> bool:
     """Whether two variants share two seeds and differ, without which nothing is significant."""
     pairs = compare_pairs(comparison, shown_contexts(comparison)[0])
-    return any(own.seeds > 1 and own.mean for own in pairs.differences.values())
+    return any(
+        difference.seeds > 1 and difference.mean for difference in pairs.differences.values()
+    )
 
 
 def shown_contexts(comparison: Comparison) -> list[tuple[int, ...]]:
@@ -110,11 +112,11 @@ def ranking_table(comparison: Comparison) -> Table:
     """
     measure, contexts = measure_of(comparison), comparison.contexts
     numbers = {c: metric_by_seed(comparison, measure.metric, [c]) for c in contexts}
-    rank_at = {context: ranks(own) for context, own in numbers.items()}
-    shown = shown_contexts(comparison)[0]
-    seeds = metric_by_seed(comparison, measure.metric, shown)
+    rank_at = {context: ranks(by_seed) for context, by_seed in numbers.items()}
+    compared = shown_contexts(comparison)[0]
+    seeds = metric_by_seed(comparison, measure.metric, compared)
     rows = []
-    for label in compare_pairs(comparison, shown).labels:
+    for label in compare_pairs(comparison, compared).labels:
         cells = [str(len(seeds[label]))]
         for context in contexts:
             if label not in numbers[context]:
@@ -165,7 +167,7 @@ def difference_table(comparison: Comparison, contexts: Sequence[int]) -> Table:
 def ranking_summary(comparison: Comparison, contexts: Sequence[int]) -> str:
     """How many pairs differ significantly there, and which neighbours in the ranking do not."""
     labels, differences = compare_pairs(comparison, contexts)
-    significant = sum(own.is_significant for own in differences.values())
+    significant = sum(difference.is_significant for difference in differences.values())
     text = (
         f"At {contexts_text(contexts)} {significant} of {len(differences)} differences between two "
         f"variants are significant at {LEVEL:.0%}, {len(holm(differences))} with all pairs taken "

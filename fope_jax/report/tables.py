@@ -107,8 +107,10 @@ def context_table(
     """A row for each label, a column for each context."""
     contexts, rows = comparison.contexts, []
     for label, values in spreads.items():
-        own = (intervals or {}).get(label, {})
-        rows.append((label, [format_spread(values.get(c), show, own.get(c)) for c in contexts]))
+        label_intervals = (intervals or {}).get(label, {})
+        rows.append(
+            (label, [format_spread(values.get(c), show, label_intervals.get(c)) for c in contexts])
+        )
     return Table(title, "context (tokens)", [f"{c:,}" for c in contexts], rows, note)
 
 
@@ -148,8 +150,8 @@ def reset_table(resets: Comparison, no_resets: Comparison) -> Table:
     spreads = {
         label: spreads_over_seeds(
             [
-                {context: value / base[context] for context, value in own.items()}
-                for own, base in zip(seeds, without[label], strict=True)
+                {context: value / base[context] for context, value in values.items()}
+                for values, base in zip(seeds, without[label], strict=True)
             ]
         )
         for label, seeds in numbers.items()
@@ -178,7 +180,9 @@ def retrieval_tables(comparison: Comparison) -> list[Table]:
     rows = comparison.labelled_rows()
     sums = {
         label: [
-            add_up(row for own, row in rows if own == label and row["context"] == context)
+            add_up(
+                row for row_label, row in rows if row_label == label and row["context"] == context
+            )
             for context in comparison.contexts
         ]
         for label in comparison.curves
@@ -186,22 +190,22 @@ def retrieval_tables(comparison: Comparison) -> list[Table]:
 
     def shares(title: str, count: str, total: str, note: str) -> Table:
         cells = {
-            label: [format_share(getattr(s, count), getattr(s, total)) for s in own]
-            for label, own in sums.items()
+            label: [format_share(getattr(s, count), getattr(s, total)) for s in by_context]
+            for label, by_context in sums.items()
         }
         columns = [f"{context:,}" for context in comparison.contexts]
         return Table(title, "context (tokens)", columns, list(cells.items()), note)
 
     title = f"{counted.capitalize()} ({name}, {training_lengths(comparison)})"
     tables = [shares(title, "correct", "total", "right answers / trials, all depths")]
-    if any(s.asked > s.total for own in sums.values() for s in own):
+    if any(s.asked > s.total for by_context in sums.values() for s in by_context):
         title, note = f"Parts of the answer found ({name})", "in any order, in what was written"
         tables.append(shares(title, "found", "asked", note))
     candidates = max(row.get("candidates", 0) for _, row in rows)
     if candidates:
         ranks = {
-            label: {c: rank for c, rank in own.items() if not math.isnan(rank.mean)}
-            for label, own in comparison.spreads(Sums.mean_rank).items()
+            label: {c: rank for c, rank in by_context.items() if not math.isnan(rank.mean)}
+            for label, by_context in comparison.spreads(Sums.mean_rank).items()
         }
         chance = (candidates + 1) / 2
         note = f"by log-likelihood among {candidates} answers; 1 is the best, {chance:g} is chance"
@@ -224,13 +228,13 @@ def position_tables(comparison: Comparison) -> list[Table]:
         spreads = comparison.spreads(metric, bucket_of)
         intervals = comparison.intervals(metric, bucket_of)
         rows = []
-        for bucket in sorted({bucket for own in spreads.values() for bucket in own}):
+        for bucket in sorted({bucket for values in spreads.values() for bucket in values}):
             documents = {row.get("document") for row in first.get(bucket, [])} - {None}
             cells = [f"{add_up(first.get(bucket, [])).tokens:,.0f}"]
             cells.append(f"{len(documents):,}" if documents else EMPTY)
-            for label, own in spreads.items():
+            for label, values in spreads.items():
                 interval = intervals[label].get(bucket)
-                cells.append(format_spread(own.get(bucket), format_loss, interval))
+                cells.append(format_spread(values.get(bucket), format_loss, interval))
             rows.append((f"{bucket[0]:,} to {bucket[1] - 1:,}", cells))
         columns, note = ["tokens", "documents", *spreads], protocol_caption(comparison)
         tables.append(Table(f"{title} ({where}, {unit})", "position", columns, rows, note))

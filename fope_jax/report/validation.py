@@ -44,22 +44,22 @@ def validation_groups(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[
     return groups
 
 
-def _contexts(shown: RunRows) -> list[int]:
-    return sorted({row["context"] for _, rows in shown for row in rows})
+def _contexts(run_rows: RunRows) -> list[int]:
+    return sorted({row["context"] for _, rows in run_rows for row in rows})
 
 
 def _tokens_seen(run: Run, row: Row) -> int:
     return tokens_before(run) + row["tokens_seen"]
 
 
-def validation_figure(shown: RunRows, styles: dict[str, Style]) -> Figure:
+def validation_figure(run_rows: RunRows, styles: dict[str, Style]) -> Figure:
     """Loss against tokens seen, one panel a context length, parent and child on one axis.
 
     Where a run goes on from another, the axis begins twice its length before it: the rest of the
     parent's training would leave no room for the child's.
     """
-    contexts, labels = _contexts(shown), run_labels([run for run, _ in shown])
-    children = [(run, rows) for run, rows in shown if run.lineage]
+    contexts, labels = _contexts(run_rows), run_labels([run for run, _ in run_rows])
+    children = [(run, rows) for run, rows in run_rows if run.lineage]
     start = 0
     if children:
         longest = max(row["tokens_seen"] for _, rows in children for row in rows)
@@ -70,7 +70,7 @@ def validation_figure(shown: RunRows, styles: dict[str, Style]) -> Figure:
     figure, panels = new_figure(*size, lines, columns, sharex=True, sharey=True)
     ticker, handles = require("matplotlib.ticker", "train"), {}
     for axes, context in zip(panels, contexts, strict=False):
-        for run, rows in shown:
+        for run, rows in run_rows:
             label = labels[run.path]
             points = [
                 (_tokens_seen(run, row), add_up([row]).loss())
@@ -96,24 +96,26 @@ def validation_figure(shown: RunRows, styles: dict[str, Style]) -> Figure:
     return figure
 
 
-def validation_table(shown: RunRows) -> Table:
+def validation_table(run_rows: RunRows) -> Table:
     """Every loss: a row for each run and step, a column for each context."""
-    contexts, labels = _contexts(shown), run_labels([run for run, _ in shown])
+    contexts, labels = _contexts(run_rows), run_labels([run for run, _ in run_rows])
     columns = ["updates", "tokens seen", *(f"{context:,}" for context in contexts)]
     table = Table("Loss during training (nats/token), by context (tokens)", "variant", columns)
-    for run, rows in shown:
-        for step, own in group(rows, lambda row: row["step"]).items():
-            losses = {c: format_loss(add_up(r).loss()) for c, r in group(own, context_of).items()}
-            cells = [f"{step:,}", f"{_tokens_seen(run, own[0]):,}"]
+    for run, rows in run_rows:
+        for step, step_rows in group(rows, lambda row: row["step"]).items():
+            losses = {
+                c: format_loss(add_up(r).loss()) for c, r in group(step_rows, context_of).items()
+            }
+            cells = [f"{step:,}", f"{_tokens_seen(run, step_rows[0]):,}"]
             cells += [losses.get(context, EMPTY) for context in contexts]
             table.rows.append((labels[run.path], cells))
     return table
 
 
-def alt_text(shown: RunRows) -> str:
+def alt_text(run_rows: RunRows) -> str:
     """The first and the last loss of each run at its shortest and its longest context."""
-    labels, texts = run_labels([run for run, _ in shown]), []
-    for run, rows in shown:
+    labels, texts = run_labels([run for run, _ in run_rows]), []
+    for run, rows in run_rows:
         pools = group(rows, context_of)
         for context in dict.fromkeys((min(pools), max(pools))):
             first, *_, last = [format_loss(add_up([row]).loss()) for row in pools[context]] * 2

@@ -14,9 +14,14 @@ from scipy.special import erf
 
 from fope_jax.position import ModelShape, RoPE, clip_floor, floor_frequency, inverse_frequencies
 from fope_jax.spectrum.damage import intermodulation, leaked_amplitudes, predicted_lines
-from fope_jax.spectrum.nudft import attention_coefficients, components, extend, fit
-from fope_jax.spectrum.series import series_of
-from fope_jax.spectrum.transform import dirichlet, nudft, truncation
+from fope_jax.spectrum.series import attention_coefficients, frequency_components, series_of
+from fope_jax.spectrum.transform import (
+    dirichlet,
+    extrapolate,
+    fit_amplitudes,
+    nudft,
+    truncated_tone,
+)
 
 LENGTH = 64  # tokens that the toy is fitted on
 REACH = 256  # tokens that it is extended to
@@ -34,55 +39,47 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def demo() -> dict[str, Any]:
-    """All parts, JSON values; each is described in its own function."""
+    """All parts, numbers and arrays; each is described in its own function."""
+    tones = inverse_frequencies(HEAD_DIM)[[2, 3]]  # above the floor, no multiples of each other
     return {
-        "damage": _damage(),
+        "damage": _damage(tones),
         "truncation": _truncation(),
-        "extension": _extension(),
+        "extension": _extension(tones),
         "decay": _decay(),
     }
 
 
-def _tones() -> np.ndarray:
-    """Two of RoPE's frequencies above the floor, radians per token, not multiples of each other."""
-    return inverse_frequencies(HEAD_DIM)[[2, 3]]
-
-
-def _damage() -> dict[str, Any]:
+def _damage(tones: np.ndarray) -> dict[str, Any]:
     """Two dimensions of one tone each, after a linear layer and after GELU: lines and predictions.
 
     Amplitudes are those of cosines. ``predicted`` are Eq. 7 and the products of Eq. 8 to ``ORDER``.
     """
-    tones = _tones()
     n = np.arange(TOKENS)
-    mixed = WEIGHT @ np.cos(np.multiply.outer(tones, n))
+    mixed = (WEIGHT @ np.cos(np.multiply.outer(tones, n)))[0]
     at = np.linspace(0, np.pi, 4000)
-    leaked = leaked_amplitudes(WEIGHT, np.ones(2))[0]
     products = intermodulation(gelu, (float(WEIGHT[0, 0]), float(WEIGHT[0, 1])), ORDER)
     lines, heights = predicted_lines(products, *tones.tolist())
-    after = gelu(mixed[0])
 
-    def measured(signal: np.ndarray, where: np.ndarray) -> list[float]:
+    def amplitudes(signal: np.ndarray, where: np.ndarray) -> np.ndarray:
         # A cosine is two turning numbers, a constant one: of that, the whole line of the window.
         double = np.where(where > 8 * np.pi / TOKENS, 2, 1)
-        return (double * np.abs(nudft(signal, where, "blackmanharris"))).tolist()
+        return double * np.abs(nudft(signal, where, "blackmanharris"))
 
+    def predictions(signal: np.ndarray, where: np.ndarray, predicted: np.ndarray) -> dict:
+        return {"at": where, "predicted": predicted, "measured": amplitudes(signal, where)}
+
+    leaked = leaked_amplitudes(WEIGHT, np.ones(2))[0]
+    before, linear, activation = amplitudes(
+        np.stack([np.cos(tones[0] * n), mixed, gelu(mixed)]), at
+    )
     return {
-        "tones": tones.tolist(),
-        "at": at.tolist(),
-        "before": measured(np.cos(tones[0] * n), at),
-        "linear": measured(mixed[0], at),
-        "activation": measured(after, at),
-        "linear_lines": {
-            "at": tones.tolist(),
-            "predicted": leaked.tolist(),
-            "measured": measured(mixed[0], tones),
-        },
-        "activation_lines": {
-            "at": lines.tolist(),
-            "predicted": np.abs(heights).tolist(),
-            "measured": measured(after, lines),
-        },
+        "tones": tones,
+        "at": at,
+        "before": before,
+        "linear": linear,
+        "activation": activation,
+        "linear_lines": predictions(mixed, tones, leaked),
+        "activation_lines": predictions(gelu(mixed), lines, np.abs(heights)),
     }
 
 
@@ -95,21 +92,15 @@ def _truncation() -> dict[str, Any]:
     rows = []
     for period in (20.0, 100.0):
         tone = 2 * np.pi / period
-        whole, spread = truncation(tone, LENGTH, at)
-        cut = np.exp(1j * tone * np.arange(LENGTH))
-        rows.append(
-            {
-                "period": period,
-                "numeric": np.abs(nudft(cut, at)).tolist(),
-                "analytic": (np.abs(dirichlet(at - tone, LENGTH)) / LENGTH).tolist(),
-                "whole": whole,
-                "spread": np.abs(spread).tolist(),
-            }
-        )
-    return {"at": at.tolist(), "length": LENGTH, "floor": floor_frequency(LENGTH), "tones": rows}
+        whole, spread = truncated_tone(tone, LENGTH, at)
+        numeric = np.abs(nudft(np.exp(1j * tone * np.arange(LENGTH)), at))
+        analytic = np.abs(dirichlet(at - tone, LENGTH)) / LENGTH
+        row = {"period": period, "numeric": numeric, "analytic": analytic}
+        rows.append(row | {"whole": whole, "spread": np.abs(spread)})
+    return {"at": at, "length": LENGTH, "floor": floor_frequency(LENGTH), "tones": rows}
 
 
-def _extension() -> dict[str, Any]:
+def _extension(tones: np.ndarray) -> dict[str, Any]:
     """A dimension after a linear layer, and after GELU, seen for ``LENGTH`` tokens and extended.
 
     Each line is the least-squares fit of the training length by what the dimension may carry, and a
@@ -118,7 +109,6 @@ def _extension() -> dict[str, Any]:
     tones and second-order products that are there. Errors are root mean squares within and beyond
     the training length; of ``FoPE, drawn`` the medians over ``DRAWS``.
     """
-    tones = _tones()
     n = np.arange(REACH)
     mixed = WEIGHT[0] @ np.cos(np.multiply.outer(tones, n))
     products = intermodulation(gelu, (float(WEIGHT[0, 0]), float(WEIGHT[0, 1])), 2)
@@ -137,12 +127,13 @@ def _extension() -> dict[str, Any]:
     for name, truth in (("linear", mixed), ("activation", gelu(mixed))):
         lines, errors = {}, {}
         for label, sets in carried.items():
-            extended = np.array([extend(fit(truth[:LENGTH], own), own, n) for own in sets])
+            fits = [(fit_amplitudes(truth[:LENGTH], own), own) for own in sets]
+            extended = np.array([extrapolate(*fit, n) for fit in fits])
             squares = (extended - truth) ** 2
             parts = (squares[:, :LENGTH], squares[:, LENGTH:])
-            lines[label] = extended[0].tolist()
+            lines[label] = extended[0]
             errors[label] = [float(np.median(np.sqrt(part.mean(axis=1)))) for part in parts]
-        cases[name] = {"truth": truth.tolist(), "lines": lines, "errors": errors}
+        cases[name] = {"truth": truth, "lines": lines, "errors": errors}
     return {"length": LENGTH, "cases": cases}
 
 
@@ -151,22 +142,17 @@ def _decay(samples: int = 1000, head_dim: int = 128, reach: int = 4096) -> dict[
 
     E[q.k](d) = 2 mu^2 sum_m cos(w_m d),  with standard error sqrt(H (1 + 2 mu^2) / samples)
     """
-    shape = ModelShape(head_dim, 1, 1, 1, head_dim)
-    series = series_of(RoPE(), {}, shape)
+    series = series_of(RoPE(), {}, ModelShape(head_dim, 1, 1, 1, head_dim))
     assert series is not None
     distances = np.arange(0, reach + 1, 8)
     random = np.random.default_rng(SEED)
+    waves = np.cos(np.multiply.outer(distances, series.frequencies)).sum(axis=1)
     rows = []
     for mean in (0.0, 0.1, 1.0):
         q, k = mean + random.standard_normal((2, samples, 1, head_dim))
         coefficients = attention_coefficients(series, q, k).mean(axis=(0, 1))
-        waves = np.cos(np.multiply.outer(distances, series.frequencies))
-        rows.append(
-            {
-                "mean": mean,
-                "measured": components(series, coefficients, distances).sum(axis=0).tolist(),
-                "expected": (2 * mean**2 * waves.sum(axis=1)).tolist(),
-                "error": math.sqrt(head_dim * (1 + 2 * mean**2) / samples),
-            }
-        )
-    return {"distances": distances.tolist(), "samples": samples, "head_dim": head_dim, "rows": rows}
+        measured = frequency_components(series, coefficients, distances).sum(axis=0)
+        error = math.sqrt(head_dim * (1 + 2 * mean**2) / samples)
+        row = {"mean": mean, "measured": measured, "expected": 2 * mean**2 * waves}
+        rows.append(row | {"error": error})
+    return {"distances": distances, "samples": samples, "head_dim": head_dim, "rows": rows}

@@ -1,13 +1,12 @@
-"""Figures of spectra: the theory on signals made for it, and what a run's checkpoint does.
-
-Rows and curves come from ``fope_jax.spectrum``.
-"""
+"""Figures of spectra: the theory on signals made for it, and what a run's checkpoint does."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fope_jax.extras import require
 from fope_jax.report import plots
@@ -16,9 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Measured = dict[str, Any]
-LIMIT = "#555555"  # of marks at the training length and the floor
-FLOOR = (0, (2, 2))
+Measured = dict[str, Any]  # what ``measure_run`` returns
+DASHES = (0, (2, 2))  # of marks at the training length and the floor
 DECADES = 4  # of energy that a heatmap spans below its largest
 SIGNALS = {
     "logits_power": "logits, over distance",
@@ -26,21 +24,60 @@ SIGNALS = {
     "k_power": "k, over position",
     "hidden_power": "hidden states, over position",
 }
+FREQUENCY = "frequency (radians per token)"
 
 
-def _figure(rows: int, columns: int, width: float, height: float, **settings: Any) -> Any:
-    figure = require("matplotlib.figure", "train").Figure(
-        figsize=(width, height), layout="constrained"
-    )
+def _panels(rows: int, columns: int, width: float, height: float, **settings: Any) -> Any:
+    """A figure and its axes ``[rows, columns]``."""
+    figures = require("matplotlib.figure", "train")
+    figure = figures.Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, **settings)
     for axes in panels.flat:
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
 
 
-def _grid(axes: Axes) -> None:
-    axes.grid(True, color="#dddddd", linewidth=0.7)
-    axes.set_axisbelow(True)
+def style_axes(
+    axes: Axes,
+    xlabel: str = "",
+    ylabel: str = "",
+    title: str = "",
+    *,
+    grid: str = "both",
+    legend: dict[str, Any] | None = None,
+    **title_settings: Any,
+) -> None:
+    """Labels, title, grid ("both", "y" or "") and, with settings for it, a legend."""
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    if title:
+        axes.set_title(title, fontsize=10, **title_settings)
+    if grid:
+        axes.grid(True, axis=grid, color="#dddddd", linewidth=0.7)  # type: ignore[arg-type]
+        axes.set_axisbelow(True)
+    if legend is not None:
+        axes.legend(**{"frameon": False, "fontsize": 8.5} | legend)
+
+
+def _mark(axes: Axes, x: float, text: str, y: float, offset: tuple[int, int], **settings: Any):
+    """A vertical line with a text at the height ``y``, 0 to 1."""
+    axes.axvline(x, color="#555555", linewidth=1.2, linestyle=DASHES, zorder=0)
+    style = {"va": "bottom", "fontsize": 8.5, "color": "#444444"} | settings
+    place = axes.get_xaxis_transform()
+    axes.annotate(text, (x, y), xycoords=place, xytext=offset, textcoords="offset points", **style)
+
+
+def _mark_length(axes: Axes, length: int) -> None:
+    _mark(axes, length, f"training length {length:,}", 0, (3, 3))
+
+
+def _line(look: plots.Style) -> dict[str, Any]:
+    """A style without markers, for curves of many points."""
+    return look._asdict() | {"marker": None, "linewidth": 1.3}
+
+
+def _crosses(axes: Axes, x: Any, y: Any, size: float, **settings: Any) -> None:
+    axes.plot(x, y, linestyle="none", marker="x", color="black", markersize=size, **settings)
 
 
 # ---------------------------------------------------------------------------- theory
@@ -48,111 +85,57 @@ def _grid(axes: Axes) -> None:
 
 def damage_figure(demo: dict[str, Any]) -> Figure:
     """A tone, after a linear layer, after an activation and cut off: spectra with predictions."""
-    figure, panels = _figure(2, 2, 10.0, 7.0)
-    damage, cut = demo["damage"], demo["truncation"]
-    (before, linear), (activation, truncated) = panels
-    titles = (
-        (before, "before", "One tone in each dimension: dimension 1"),
-        (linear, "linear", "After a linear layer: both tones leak in (Eq. 7)"),
-        (activation, "activation", "After GELU: harmonics and products (Eq. 8)"),
-    )
-    for axes, name, title in titles:
+    figure, panels = _panels(2, 2, 10.0, 7.0)
+    damage, truncation = demo["damage"], demo["truncation"]
+    titles = {
+        "before": "One tone in each dimension: dimension 1",
+        "linear": "After a linear layer: both tones leak in (Eq. 7)",
+        "activation": "After GELU: harmonics and products (Eq. 8)",
+    }
+    for axes, (name, title) in zip(panels.flat, titles.items(), strict=False):
         axes.plot(damage["at"], damage[name], color=plots.COLOURS[0], linewidth=1.2)
         if f"{name}_lines" in damage:
             lines = damage[f"{name}_lines"]
-            seen = [k for k, height in enumerate(lines["predicted"]) if height > 1e-4]
-            axes.plot(
-                [lines["at"][k] for k in seen],
-                [lines["predicted"][k] for k in seen],
-                linestyle="none",
-                marker="x",
-                color="black",
-                markersize=7,
-                label="predicted",
-            )
+            heights = np.array(lines["predicted"])
+            shown = heights > 1e-4
+            _crosses(axes, np.array(lines["at"])[shown], heights[shown], 7, label="predicted")
             axes.legend(frameon=False, fontsize=9)
-        axes.set_yscale("log")
-        axes.set_ylim(1e-4, 2)
-        axes.set_xlim(-0.05, 2)
-        axes.set_xlabel("frequency (radians per token)")
-        axes.set_ylabel("amplitude of the cosine")
-        axes.set_title(title, fontsize=10)
+        axes.set(yscale="log", ylim=(1e-4, 2), xlim=(-0.05, 2))
+        style_axes(axes, FREQUENCY, "amplitude of the cosine", title, grid="")
         for k, tone in enumerate(damage["tones"]):
-            axes.axvline(tone, color="#bbbbbb", linewidth=0.8, linestyle=":", zorder=0)
-            side = 1 if tone == max(damage["tones"]) else -1
-            axes.annotate(
-                f"w{k + 1}",
-                (tone, 1),
-                xycoords=axes.get_xaxis_transform(),
-                fontsize=8.5,
-                xytext=(4 * side, -2),
-                textcoords="offset points",
-                va="top",
-                ha="left" if side > 0 else "right",
-            )
-    looks = plots.line_styles(f"period {row['period']:g} tokens" for row in cut["tones"])
-    for row, (label, look) in zip(cut["tones"], looks.items(), strict=True):
-        style = look._asdict() | {"marker": None}
-        label += f", {row['whole']} whole in {cut['length']}"
-        truncated.plot(cut["at"], row["numeric"], label=label, linewidth=1.4, **style)
-        truncated.plot(
-            cut["at"][::12],
-            row["analytic"][::12],
-            linestyle="none",
-            marker="x",
-            color="black",
-            markersize=4,
-        )
-    truncated.axvline(cut["floor"], color=LIMIT, linewidth=1.2, linestyle=FLOOR, zorder=0)
-    truncated.annotate(
-        "floor 2 pi / N",
-        (cut["floor"], 1),
-        xycoords=truncated.get_xaxis_transform(),
-        xytext=(3, -2),
-        textcoords="offset points",
-        fontsize=8.5,
-        va="bottom",
-        color="#444444",
-    )
-    truncated.set_xlabel("frequency (radians per token)")
-    truncated.set_ylabel("|X| / N")
-    truncated.set_ylim(-0.03, 1.3)
-    truncated.set_title(
-        f"Seen for {cut['length']} tokens (Eq. 9-10); crosses: analytic", fontsize=10, pad=14
-    )
-    truncated.legend(frameon=False, fontsize=8.5, loc="upper right")
-    _grid(truncated)
+            side, align = (1, "left") if tone == max(damage["tones"]) else (-1, "right")
+            _mark(axes, tone, f"w{k + 1}", 1, (4 * side, -2), va="top", ha=align)
+    axes = panels[1, 1]
+    looks = plots.line_styles(f"period {row['period']:g} tokens" for row in truncation["tones"])
+    for row, (label, look) in zip(truncation["tones"], looks.items(), strict=True):
+        label += f", {row['whole']} whole in {truncation['length']}"
+        axes.plot(truncation["at"], row["numeric"], label=label, **_line(look))
+        _crosses(axes, truncation["at"][::12], row["analytic"][::12], 4)
+    _mark(axes, truncation["floor"], "floor 2 pi / N", 1, (3, -2))
+    axes.set_ylim(-0.03, 1.3)
+    title = f"Seen for {truncation['length']} tokens (Eq. 9-10); crosses: analytic"
+    style_axes(axes, FREQUENCY, "|X| / N", title, legend={"loc": "upper right"}, pad=14)
     return figure
 
 
 def extension_figure(demo: dict[str, Any]) -> Figure:
     """What a dimension may carry, fitted within the training length and extended beyond it."""
     extension = demo["extension"]
-    figure, panels = _figure(2, 1, 9.0, 6.4, sharex=True)
-    titles = {
-        "linear": "Dimension 1 after a linear layer",
-        "activation": "Dimension 1 after a linear layer and GELU",
-    }
-    drawn = ("RoPE", "FoPE", "frequency-matched")
-    looks = plots.line_styles(drawn)
-    for axes, (name, case) in zip(panels[:, 0], extension["cases"].items(), strict=True):
+    figure, panels = _panels(2, 1, 9.0, 6.4, sharex=True)
+    titles = ("Dimension 1 after a linear layer", "Dimension 1 after a linear layer and GELU")
+    looks = plots.line_styles(["RoPE", "FoPE", "frequency-matched"])
+    legend = {"frameon": True, "loc": "upper right", "fontsize": 8, "ncols": 2, "handlelength": 3}
+    cases = extension["cases"].values()
+    for axes, case, title in zip(panels[:, 0], cases, titles, strict=True):
         axes.plot(case["truth"], color="#999999", linewidth=3.5, label="truth", zorder=1)
-        for label in drawn:
-            style = looks[label]._asdict() | {"marker": None}
+        for label, look in looks.items():
             within, beyond = case["errors"][label]
-            axes.plot(
-                case["lines"][label],
-                linewidth=1.3,
-                zorder=2,
-                **style,
-                label=f"{label}: error {within:.2f}, beyond {beyond:.2f}",
-            )
+            text = f"{label}: error {within:.2f}, beyond {beyond:.2f}"
+            axes.plot(case["lines"][label], label=text, zorder=2, **_line(look))
         _mark_length(axes, extension["length"])
-        axes.set_ylabel("value")
-        axes.set_title(titles[name], fontsize=10, loc="left")
-        axes.legend(loc="upper right", fontsize=8, ncols=2, framealpha=0.85, handlelength=3)
         low, high = min(case["truth"]), max(case["truth"])
         axes.set_ylim(low - 0.5 * (high - low), high + 0.65 * (high - low))
+        style_axes(axes, "", "value", title, grid="", legend=legend, loc="left")
     panels[-1, 0].set_xlabel("position (tokens)")
     return figure
 
@@ -160,36 +143,22 @@ def extension_figure(demo: dict[str, Any]) -> Figure:
 def decay_figure(demo: dict[str, Any]) -> Figure:
     """RoPE's decay with distance, which the mean of the entries makes."""
     decay = demo["decay"]
-    figure, panels = _figure(1, len(decay["rows"]), 11.0, 3.6)
+    figure, panels = _panels(1, len(decay["rows"]), 11.0, 3.6)
     for axes, row in zip(panels[0], decay["rows"], strict=True):
-        expected, error = row["expected"], 2 * row["error"]
+        expected, error = np.array(row["expected"]), 2 * row["error"]
         axes.fill_between(
             decay["distances"],
-            [x - error for x in expected],
-            [x + error for x in expected],
+            expected - error,
+            expected + error,
             color="#bbbbbb",
             alpha=0.6,
             linewidth=0,
             label="expected ± 2 standard errors",
         )
-        axes.plot(
-            decay["distances"],
-            row["measured"],
-            color=plots.COLOURS[0],
-            linewidth=1.0,
-            label=f"mean of {decay['samples']:,} draws",
-        )
-        axes.plot(
-            decay["distances"],
-            expected,
-            color="black",
-            linestyle="--",
-            linewidth=1.0,
-            label="expected",
-        )
-        axes.set_title(f"entries of q and k from N({row['mean']:g}, 1)", fontsize=10)
-        axes.set_xlabel("distance (tokens)")
-        _grid(axes)
+        drawn = {"color": plots.COLOURS[0], "label": f"mean of {decay['samples']:,} draws"}
+        axes.plot(decay["distances"], row["measured"], linewidth=1.0, **drawn)
+        axes.plot(decay["distances"], expected, "k--", linewidth=1.0, label="expected")
+        style_axes(axes, "distance (tokens)", "", f"entries of q and k from N({row['mean']:g}, 1)")
     panels[0, 0].set_ylabel(f"q.k, head of {decay['head_dim']} dimensions")
     panels[0, -1].legend(frameon=False, fontsize=8)
     return figure
@@ -203,175 +172,109 @@ def energy_figure(measured: Measured) -> Figure:
     contexts = sorted({row["context"] for row in measured["rows"]})
     ends = list(dict.fromkeys([contexts[0], contexts[-1]]))
     layers = len({row["layer"] for row in measured["rows"]})
-    figure, panels = _figure(
-        4, len(ends), 5.4 * len(ends), 4 * (0.95 + 0.16 * layers) + 1.6, sharey=True
-    )
-    floor = 2 * math.pi / measured["training_length"]
+    height = 4 * (0.95 + 0.16 * layers) + 1.6
+    figure, panels = _panels(4, len(ends), 5.4 * len(ends), height, sharey=True)
+    length = measured["training_length"]
     for column, context in enumerate(ends):
         curves = _curves(measured, context)
-        for line, (key, name) in enumerate(SIGNALS.items()):
-            axes = panels[line, column]
-            image = _heatmap(axes, [curve[key] for curve in curves], context)
+        for axes, (key, name) in zip(panels[:, column], SIGNALS.items(), strict=True):
+            image = _heatmap(axes, np.array([curve[key] for curve in curves]), context)
+            floor = 2 * math.pi / length
             axes.axvline(floor, color="white", linewidth=2.4)
-            axes.axvline(floor, color="black", linewidth=1.2, linestyle=FLOOR)
+            axes.axvline(floor, color="black", linewidth=1.2, linestyle=DASHES)
             for layer, curve in enumerate(curves):
-                own = [w for w in curve["own"] or () if w > 2 * math.pi / context / 2]
-                axes.plot(
-                    own,
-                    [layer] * len(own),
-                    linestyle="none",
-                    marker="|",
-                    markersize=9,
-                    color="white",
-                    markeredgewidth=2.6,
-                )
-                axes.plot(
-                    own,
-                    [layer] * len(own),
-                    linestyle="none",
-                    marker="|",
-                    markersize=8,
-                    color="black",
-                    markeredgewidth=1.1,
-                )
+                own = [w for w in curve["own"] or () if w > math.pi / context]
+                for color, size, width in (("white", 9, 2.6), ("black", 8, 1.1)):
+                    bars = {"color": color, "markersize": size, "markeredgewidth": width}
+                    axes.plot(own, [layer] * len(own), linestyle="none", marker="|", **bars)
             axes.set_title(f"{name}, windows of {context:,} tokens", fontsize=9, loc="left")
             if column == 0:
                 axes.set_ylabel("layer", fontsize=9)
-        panels[-1, column].set_xlabel("frequency (radians per token)")
-    figure.colorbar(
-        image, ax=panels, shrink=0.6, label="log10 of the energy per radian, largest of a row 0"
-    )
-    figure.suptitle(
-        f"{_title(measured)}\nbars: own frequencies; dashes: floor 2 pi / "
-        f"{measured['training_length']:,}",
-        fontsize=11,
-    )
+        panels[-1, column].set_xlabel(FREQUENCY)
+    label = "log10 of the energy per radian, largest of a row 0"
+    figure.colorbar(image, ax=panels, shrink=0.6, label=label)
+    note = f"bars: own frequencies; dashes: floor 2 pi / {length:,}"
+    figure.suptitle(f"{_title(measured)}\n{note}", fontsize=11)
     return figure
 
 
-def _heatmap(axes: Axes, powers: Sequence[Sequence[float]], context: int) -> Any:
+def _heatmap(axes: Axes, powers: np.ndarray, context: int) -> Any:
     """A row a layer, without the constant: a logarithmic axis has no place for frequency 0."""
-    step = 2 * math.pi / context
-    edges = [(k - 0.5) * step for k in range(1, len(powers[0]) + 1)]
-    values = []
-    for power in powers:
-        top = max(max(power[1:]), 1e-300)
-        values.append([max(-DECADES, math.log10(max(x / top, 1e-300))) for x in power[1:]])
-    image = axes.pcolormesh(
-        edges,
-        [k - 0.5 for k in range(len(powers) + 1)],
-        values,
-        cmap="cividis",
-        vmin=-DECADES,
-        vmax=0,
-        rasterized=True,
-    )
+    layers, bins = powers.shape
+    relative = powers[:, 1:] / np.maximum(powers[:, 1:].max(axis=1, keepdims=True), 1e-300)
+    values = np.maximum(np.log10(np.maximum(relative, 1e-300)), -DECADES)
+    edges = (np.arange(1, bins + 1) - 0.5) * 2 * math.pi / context
+    rows = np.arange(layers + 1) - 0.5
+    scale = {"cmap": "cividis", "vmin": -DECADES, "vmax": 0}
+    image = axes.pcolormesh(edges, rows, values, rasterized=True, **scale)
     axes.set_xscale("log")
-    axes.set_yticks(range(len(powers)))
+    axes.set_yticks(range(layers))
     return image
 
 
 def profile_figure(measured: Measured) -> Figure:
     """The mean logit at each distance, of the longest windows, one line a layer."""
-    figure, panels = _figure(1, 1, 8.0, 3.8)
+    figure, panels = _panels(1, 1, 8.0, 3.8)
     axes = panels[0, 0]
     context = max(row["context"] for row in measured["rows"])
     curves = _curves(measured, context)
     looks = plots.line_styles(f"layer {layer}" for layer in range(len(curves)))
     for (label, look), curve in zip(looks.items(), curves, strict=True):
-        far = int(0.95 * context)  # a mean over a few pairs at the very end
-        axes.plot(
-            curve["profile"][:far],
-            label=label,
-            linewidth=1.2,
-            **(look._asdict() | {"marker": None}),
-        )
+        far = int(0.95 * context)  # the last distances are means over a few pairs
+        axes.plot(curve["profile"][:far], label=label, **_line(look))
     _mark_length(axes, measured["training_length"])
-    axes.set_xlabel("distance from query to key (tokens)")
-    axes.set_ylabel("mean logit, heads' mean")
-    axes.set_title(_title(measured), fontsize=10, loc="left")
-    axes.legend(frameon=False, fontsize=8.5, ncols=4, handlelength=3)
-    _grid(axes)
+    legend = {"ncols": 4, "handlelength": 3}
+    x, y = "distance from query to key (tokens)", "mean logit, heads' mean"
+    style_axes(axes, x, y, _title(measured), legend=legend, loc="left")
     return figure
 
 
 def sizes_figure(states: Sequence[Measured]) -> Figure:
     """Mean |q| and |k| by dimension of a head; those that never turned fully are shaded."""
-    figure, panels = _figure(1, 2, 10.0, 3.8, sharey=True)
-    looks = plots.line_styles(_state(measured) for measured in states)
+    figure, panels = _panels(1, 2, 10.0, 3.8, sharey=True)
+    looks = plots.line_styles(state_name(measured) for measured in states)
+    slow = [d for p in states[-1]["pairs"] if p["undertrained"] for d in p["dims"]]
     for axes, key, name in zip(panels[0], ("q_size", "k_size"), ("|q|", "|k|"), strict=True):
         for measured in states:
-            rows = [r[key] for r in _rows(measured, measured["training_length"])]
-            across = list(zip(*rows, strict=True))
-            dims = range(len(across))
-            look = looks[_state(measured)]
-            axes.fill_between(
-                dims,
-                [min(x) for x in across],
-                [max(x) for x in across],
-                color=look.color,
-                alpha=0.15,
-                linewidth=0,
-            )
-            axes.plot(
-                dims,
-                [sum(x) / len(x) for x in across],
-                label=_state(measured),
-                linewidth=1.2,
-                markersize=3.5,
-                **look._asdict(),
-            )
-        slow = [d for p in states[-1]["pairs"] if p["undertrained"] for d in p["dims"]]
+            sizes = np.array([row[key] for row in _rows(measured, measured["training_length"])])
+            dims, look = range(sizes.shape[1]), looks[state_name(measured)]
+            low, high = sizes.min(axis=0), sizes.max(axis=0)
+            axes.fill_between(dims, low, high, color=look.color, alpha=0.15, linewidth=0)
+            style = look._asdict() | {"linewidth": 1.2, "markersize": 3.5}
+            axes.plot(dims, sizes.mean(axis=0), label=state_name(measured), **style)
         for dim in slow:
             axes.axvspan(dim - 0.5, dim + 0.5, color="#e6e6e6", zorder=0, linewidth=0)
-        axes.set_xlabel("dimension of the head")
-        axes.set_ylabel(f"mean {name}, before the rotation")
-        axes.grid(True, axis="y", color="#dddddd", linewidth=0.7)
+        style_axes(axes, "dimension of the head", f"mean {name}, before the rotation", grid="y")
     panels[0, 1].legend(frameon=False, fontsize=8.5)
-    told = "; grey: undertrained dimensions" if slow else "; no dimension is undertrained"
-    figure.suptitle(f"{_title(states[-1])}: mean and range over layers{told}", fontsize=10)
+    note = "grey: undertrained dimensions" if slow else "no dimension is undertrained"
+    figure.suptitle(f"{_title(states[-1])}: mean and range over layers; {note}", fontsize=10)
     return figure
 
 
 def attention_figure(states: Sequence[Measured]) -> Figure:
     """Entropy and mean distance of attention by context length, range over layers and heads."""
-    figure, panels = _figure(1, 2, 10.0, 3.8)
-    looks = plots.line_styles([*(_state(measured) for measured in states), "all keys alike"])
-    parts = (
-        ("entropy", "entropy of attention (nats)"),
-        ("distance", "mean distance of attention (tokens)"),
-    )
-    for axes, (key, name) in zip(panels[0], parts, strict=True):
+    figure, panels = _panels(1, 2, 10.0, 3.8)
+    looks = plots.line_styles([*(state_name(measured) for measured in states), "all keys alike"])
+    names = {
+        "entropy": "entropy of attention (nats)",
+        "distance": "mean distance of attention (tokens)",
+    }
+    for axes, (key, name) in zip(panels[0], names.items(), strict=True):
         for measured in states:
             contexts = sorted({row["context"] for row in measured["rows"]})
-            heads = [[x for r in _rows(measured, c) for x in r[key]] for c in contexts]
-            means = [sum(x) / len(x) for x in heads]
-            around = [
-                [m - min(x) for m, x in zip(means, heads, strict=True)],
-                [max(x) - m for m, x in zip(means, heads, strict=True)],
-            ]
-            axes.errorbar(
-                contexts,
-                means,
-                yerr=around,
-                capsize=3,
-                linewidth=1.5,
-                markersize=5,
-                label=_state(measured),
-                **looks[_state(measured)]._asdict(),
-            )
-        seen = [[c - j for j in range(states[0]["rows"][0]["last"])] for c in contexts]
-        even = [
-            sum(math.log(n) if key == "entropy" else (n - 1) / 2 for n in own) / len(own)
-            for own in seen
-        ]
-        axes.plot(contexts, even, color="black", linewidth=1, linestyle=":", label="all keys alike")
+            heads = [np.concatenate([r[key] for r in _rows(measured, c)]) for c in contexts]
+            means = np.array([x.mean() for x in heads])
+            around = [means - [x.min() for x in heads], [x.max() for x in heads] - means]
+            look = looks[state_name(measured)]._asdict() | {"linewidth": 1.5, "markersize": 5}
+            label = state_name(measured)
+            axes.errorbar(contexts, means, yerr=around, capsize=3, label=label, **look)
+        keys = [c - np.arange(states[0]["rows"][0]["last"]) for c in contexts]
+        even = [(np.log(n) if key == "entropy" else (n - 1) / 2).mean() for n in keys]
+        axes.plot(contexts, even, "k:", linewidth=1, label="all keys alike")
         axes.set_xscale("log", base=2)
         axes.set_xticks(contexts, [f"{c:,}" for c in contexts])
         axes.minorticks_off()
-        axes.set_xlabel("context length (tokens)")
-        axes.set_ylabel(name)
-        _grid(axes)
+        style_axes(axes, "context length (tokens)", name)
     panels[0, 1].set_yscale("log", base=2)
     panels[0, 1].yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     panels[0, 0].legend(frameon=False, fontsize=8.5)
@@ -391,23 +294,9 @@ def _curves(measured: Measured, context: int) -> list[dict[str, Any]]:
     return [curve for row, curve in pairs if row["context"] == context]
 
 
-def _state(measured: Measured) -> str:
+def state_name(measured: Measured) -> str:
     return f"step {measured['step']:,}" if measured["step"] else "untrained"
 
 
 def _title(measured: Measured) -> str:
-    return f"{measured['variant']}, seed {measured['seed']}, {_state(measured)}"
-
-
-def _mark_length(axes: Axes, length: int) -> None:
-    axes.axvline(length, color=LIMIT, linewidth=1.2, linestyle=FLOOR, zorder=0)
-    axes.annotate(
-        f"training length {length:,}",
-        (length, 0),
-        xycoords=axes.get_xaxis_transform(),
-        xytext=(3, 3),
-        textcoords="offset points",
-        va="bottom",
-        fontsize=8.5,
-        color="#444444",
-    )
+    return f"{measured['variant']}, seed {measured['seed']}, {state_name(measured)}"

@@ -63,8 +63,8 @@ def frequency_basis(
     """
     scale = _scale(length, weights)
     phase = np.multiply.outer(frequencies, np.arange(length))
-    rows = _units(np.concatenate([np.cos(phase), np.sin(phase)]) * scale)
-    rows = _orthonormal(_centred(rows, scale) if centred else rows)
+    rows = _unit_rows(np.concatenate([np.cos(phase), np.sin(phase)]) * scale)
+    rows = _orthonormal(_remove_constant(rows, scale) if centred else rows)
     if len(rows) > (length - centred) / 2:
         raise ValueError(
             f"{len(frequencies)} frequencies in a window of {length} tokens: at its resolution of "
@@ -94,17 +94,17 @@ def floor_basis(floor: float, length: int, weights: np.ndarray | None = None) ->
             f"takes {np.ceil(2 * np.pi / floor):.0f} tokens or more to resolve what is under it"
         )
     scale = _scale(length, weights)
-    rows = _orthonormal(_units(np.asarray(dpss(length, turns, round(2 * turns))) * scale))
-    # Centring would keep, of the direction nearest to the constant, a rest that lies elsewhere.
-    beside = null_space((rows @ scale)[None])
-    return Basis(beside.T @ rows, scale, centred=True)
+    rows = _orthonormal(_unit_rows(np.asarray(dpss(length, turns, round(2 * turns))) * scale))
+    # Removing the constant instead would leave, of the direction nearest to it, energy elsewhere.
+    orthogonal = null_space((rows @ scale)[None])
+    return Basis(orthogonal.T @ rows, scale, centred=True)
 
 
 def _scale(length: int, weights: np.ndarray | None) -> np.ndarray:
     return np.sqrt(np.ones(length) if weights is None else np.asarray(weights, np.float64))
 
 
-def _units(rows: np.ndarray) -> np.ndarray:
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
     sizes = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(sizes == 0, 1.0, sizes)
 
@@ -114,19 +114,19 @@ def _orthonormal(rows: np.ndarray) -> np.ndarray:
     return directions[values > TOLERANCE * values.max(initial=0.0)]
 
 
+def _remove_constant(scaled: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    constant = scale / np.linalg.norm(scale)
+    return scaled - (scaled @ constant)[..., None] * constant
+
+
 def energies(signal: np.ndarray, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
-    """Energy in the basis and in all.
+    """``<P x, P x>`` and ``<x, x>``, ``[...]`` each, of a real ``signal [..., T]``.
 
-    Args:
-      signal: ``[..., T]`` real.
-      basis: for T samples.
-
-    Returns:
-      ``<P x, P x>`` and ``<x, x>``, ``[...]`` each, the constant removed where the basis says so.
+    The constant is removed where the basis says so.
     """
     scaled = np.asarray(signal, np.float64) * basis.scale
     if basis.centred:
-        scaled = _centred(scaled, basis.scale)
+        scaled = _remove_constant(scaled, basis.scale)
     return np.sum((scaled @ basis.rows.T) ** 2, axis=-1), np.sum(scaled**2, axis=-1)
 
 
@@ -141,9 +141,3 @@ def leakage(signal: np.ndarray, basis: Basis) -> np.ndarray:
     inside, whole = energies(signal, basis)
     given = np.sum((np.asarray(signal, np.float64) * basis.scale) ** 2, axis=-1)
     return 1 - inside / np.where(whole <= 1e-24 * given, np.nan, whole)  # rounding alone is left
-
-
-def _centred(scaled: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Removes what is along the constant."""
-    constant = scale / np.linalg.norm(scale)
-    return scaled - (scaled @ constant)[..., None] * constant

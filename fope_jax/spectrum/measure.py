@@ -10,7 +10,7 @@ Definitions (``leakage`` has the projection and the null values):
   distance alone decides.
 - Noise share: the part of the profile's energy that a mean over so few windows has by chance,
   from the spread between windows.
-- Undertrained energy: sum |G_f|^2 over 0 < |w_f| < 2 pi / L, over the sum of all (``nudft``), for
+- Undertrained energy: sum |G_f|^2 over 0 < |w_f| < 2 pi / L, over the sum of all (``series``), for
   pairs of a query and a key drawn at random.
 - Leakage of q and k, after the rotation: the share of a pair of dimensions' energy over position
   that is not at the frequencies of that pair. Content that changes from token to token lies
@@ -32,15 +32,14 @@ import numpy as np
 from fope_jax.position import floor_frequency
 from fope_jax.spectrum.capture import Seen
 from fope_jax.spectrum.leakage import Basis, energies, floor_basis, frequency_basis
-from fope_jax.spectrum.nudft import attention_coefficients
-from fope_jax.spectrum.series import Series
+from fope_jax.spectrum.series import Series, attention_coefficients
 from fope_jax.spectrum.transform import periodogram
 
-PAIRS = 512  # of a query and a key that the own frequencies' energy is a mean over, a window
+PAIRS = 512  # pairs of a query and a key in each window that undertrained energy is a mean over
 SEED = 0  # of drawing them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerSpectrum:
     """One layer at one context length. ``[N]`` are heads; None where a method has no frequencies.
 
@@ -59,30 +58,30 @@ class LayerSpectrum:
       own: ``[F]`` the layer's frequencies, radians per token.
       profile: ``[T]`` mean over the heads.
       logits_power, hidden_power, q_power, k_power: ``[T // 2 + 1]`` shares of the energy at
-        ``transform.bins``, Hann window; of heads, dimensions and windows the mean. q and k after
-        the rotation.
+        ``transform.bin_frequencies``, Hann window; of heads, dimensions and windows the mean. q and
+        k after the rotation.
     """
 
-    leakage: np.ndarray | None
-    leakage_null: float | None
+    leakage: np.ndarray | None = None
+    leakage_null: float | None = None
     floor_energy: np.ndarray
     floor_null: float
     profile_energy: np.ndarray
     profile_share: np.ndarray
     noise_share: np.ndarray
-    undertrained_energy: np.ndarray | None
-    undertrained_null: float | None
-    q_leakage: float | None
-    k_leakage: float | None
-    pair_null: float | None
-    hidden_leakage: float | None
-    hidden_null: float | None
+    undertrained_energy: np.ndarray | None = None
+    undertrained_null: float | None = None
+    q_leakage: float | None = None
+    k_leakage: float | None = None
+    pair_null: float | None = None
+    hidden_leakage: float | None = None
+    hidden_null: float | None = None
     hidden_locked: float
     entropy: np.ndarray
     distance: np.ndarray
     q_size: np.ndarray
     k_size: np.ndarray
-    own: np.ndarray | None
+    own: np.ndarray | None = None
     profile: np.ndarray
     logits_power: np.ndarray
     hidden_power: np.ndarray
@@ -90,7 +89,7 @@ class LayerSpectrum:
     k_power: np.ndarray
 
 
-def measure(
+def measure_layers(
     length: int,
     windows: Iterable[Seen],
     layers: list[Series | None],
@@ -98,7 +97,7 @@ def measure(
     training_length: int,
     last: int,
 ) -> list[LayerSpectrum]:
-    """Looks at windows of one length.
+    """Measures windows of one length; one ``LayerSpectrum`` for each layer.
 
     Args:
       length: tokens of a window T.
@@ -107,60 +106,86 @@ def measure(
       training_length: L, tokens.
       last: the queries at the end of each window that entropy and distance are means over.
 
-    Returns:
-      One for each layer.
-
     Raises:
       ValueError: windows too short to resolve the frequencies, or shorter than in training.
     """
     floor = floor_frequency(training_length)
-    seen: list[list[dict[str, Any]]] = [[] for _ in layers]
-    bases: list[_Bases] = []
-    sums = np.zeros(())
-    for everything in windows:
-        if not bases:
-            bases = [_Bases.of(series, layers, floor, length) for series in layers]
-        sums = sums + _centred(everything.x)
-        for index, (own, found) in enumerate(zip(bases, seen, strict=True)):
-            one = Seen(*(x[index] for x in everything))
-            found.append(_one_window(one, own, layers[index], floor, last))
-    parts = zip(bases, layers, seen, sums, strict=True)
-    return [_over_windows(own, series, floor, found, x) for own, series, found, x in parts]
+    counts = np.arange(length, 0, -1)  # pairs of tokens at each distance
+    under_floor = floor_basis(floor, length, counts)
+    known = [layer.distinct_frequencies for layer in layers if layer is not None]
+    hidden = frequency_basis(np.unique(np.concatenate(known)), length) if known else None
+    of_pairs = [_pair_bases(series, length) for series in layers]
+    measured: list[list[dict[str, Any]]] = [[] for _ in layers]
+    hidden_sums = np.zeros(())
+    for window in windows:
+        hidden_sums = hidden_sums + _centred(window.x)
+        for index, series in enumerate(layers):
+            layer = Seen(*(x[index] for x in window))
+            measured[index].append(_measure_window(layer, series, of_pairs[index], hidden, last))
+
+    spectra = []
+    for index, series in enumerate(layers):
+        values: dict[str, Any] = {}
+        mean = {
+            name: np.mean([one[name] for one in measured[index]], axis=0)
+            for name in measured[index][0]
+        }
+        inside, energy = energies(mean["profile"], under_floor)
+        safe = np.where(energy == 0, np.nan, energy)
+        if hidden is not None:
+            values["hidden_leakage"] = _off_basis_fraction(mean["hidden"])
+            values["hidden_null"] = 1 - hidden.null
+        if series is not None:
+            basis = frequency_basis(series.distinct_frequencies, length, counts)
+            slow = (np.abs(series.frequencies) > 0) & (np.abs(series.frequencies) < floor)
+            strongest = np.argmax(np.abs(series.coefficients).mean(axis=0), axis=-1)
+            values |= {
+                "own": series.distinct_frequencies,
+                "leakage": 1 - energies(mean["profile"], basis)[0] / safe,
+                "leakage_null": 1 - basis.null,
+                "undertrained_energy": mean["coefficients"][:, slow].sum(-1)
+                / mean["coefficients"].sum(-1),
+                "undertrained_null": float(slow[strongest].mean()),
+                "q_leakage": _off_basis_fraction(mean["q"]),
+                "k_leakage": _off_basis_fraction(mean["k"]),
+                "pair_null": float(1 - np.mean([one.null for one in of_pairs[index]])),
+            }
+        centre = mean["profile"] @ counts / counts.sum()
+        noise = _noise_energy([one["profile"] for one in measured[index]], under_floor)
+        hidden_energy, windows_seen = float(mean["hidden_energy"]), len(measured[index])
+        spectra.append(
+            LayerSpectrum(
+                floor_energy=inside / safe,
+                floor_null=under_floor.null,
+                profile_energy=energy / counts.sum(),
+                profile_share=energy / counts.sum() / (mean["square"] - centre**2),
+                noise_share=noise / safe,
+                hidden_locked=_locked_share(hidden_sums[index], hidden_energy, windows_seen),
+                profile=mean["profile"].mean(axis=0),
+                logits_power=_shares(_power(mean["profile"])),
+                **{name: _shares(mean[name]) for name in ("hidden_power", "q_power", "k_power")},
+                **{name: mean[name] for name in ("entropy", "distance", "q_size", "k_size")},
+                **values,
+            )
+        )
+    return spectra
 
 
-@dataclass(frozen=True)
-class _Bases:
-    """The bases of one layer at one length."""
-
-    floor: Basis
-    own: Basis | None
-    hidden: Basis | None
-    of_pairs: list[Basis]
-
-    @classmethod
-    def of(
-        cls, series: Series | None, layers: list[Series | None], floor: float, length: int
-    ) -> _Bases:
-        counts = np.arange(length, 0, -1)  # pairs at each distance
-        under = floor_basis(floor, length, counts)
-        known = [layer.own for layer in layers if layer is not None]
-        hidden = frequency_basis(np.unique(np.concatenate(known)), length) if known else None
-        if series is None:
-            return cls(under, None, hidden, [])
-        made: dict[bytes, Basis] = {}
-        of_pairs = []
-        for pair in range(len(series.pairs)):
-            own = series.pair_frequencies(pair)
-            if own.tobytes() not in made:
-                made[own.tobytes()] = frequency_basis(own, length, centred=False)
-            of_pairs.append(made[own.tobytes()])
-        return cls(under, frequency_basis(series.own, length, counts), hidden, of_pairs)
+def _pair_bases(series: Series | None, length: int) -> list[Basis]:
+    """The basis of each pair of dimensions; pairs of the same frequencies share one."""
+    if series is None:
+        return []
+    frequencies = [series.pair_frequencies(pair) for pair in range(len(series.pairs))]
+    different = {own.tobytes(): own for own in frequencies}
+    bases = {key: frequency_basis(own, length, centred=False) for key, own in different.items()}
+    return [bases[own.tobytes()] for own in frequencies]
 
 
-def _one_window(
-    seen: Seen, bases: _Bases, series: Series | None, floor: float, last: int
+def _measure_window(
+    seen: Seen, series: Series | None, of_pairs: list[Basis], hidden: Basis | None, last: int
 ) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    """One layer on one window: numbers whose means over windows are reported."""
+    measured: dict[str, Any] = {
         "profile": seen.profile.astype(np.float64),
         "square": seen.square,
         "entropy": seen.entropy[:, -last:].mean(axis=-1),
@@ -172,23 +197,20 @@ def _one_window(
         "q_power": _power(np.moveaxis(seen.turned_q, 0, -1)),
         "k_power": _power(np.moveaxis(seen.turned_k, 0, -1)),
     }
-    if bases.hidden is not None:
-        found["hidden"] = np.array(energies(seen.x.T, bases.hidden)).sum(axis=-1)
+    if hidden is not None:
+        measured["hidden"] = np.array(energies(seen.x.T, hidden)).sum(axis=-1)
     if series is not None:
-        for name, x in (("q", seen.turned_q), ("k", seen.turned_k)):
-            found[name] = _pair_energies(x, series, bases.of_pairs)
-        found["coefficients"] = _coefficient_energy(seen, series)
-    return found
+        measured["q"] = _pair_energies(seen.turned_q, series, of_pairs)
+        measured["k"] = _pair_energies(seen.turned_k, series, of_pairs)
+        measured["coefficients"] = _coefficient_energies(seen, series)
+    return measured
 
 
 def _power(signals: np.ndarray) -> np.ndarray:
     """Energy of ``[..., T]`` at the bins, their means removed, summed over the signals."""
     centred = signals - signals.mean(axis=-1, keepdims=True)
-    return (
-        periodogram(centred.astype(np.float64), "hann")
-        .reshape(-1, centred.shape[-1] // 2 + 1)
-        .sum(0)
-    )
+    power = periodogram(centred.astype(np.float64), "hann")
+    return power.reshape(-1, power.shape[-1]).sum(0)
 
 
 def _pair_energies(x: np.ndarray, series: Series, bases: list[Basis]) -> np.ndarray:
@@ -199,86 +221,25 @@ def _pair_energies(x: np.ndarray, series: Series, bases: list[Basis]) -> np.ndar
     return total
 
 
-def _coefficient_energy(seen: Seen, series: Series) -> np.ndarray:
+def _coefficient_energies(seen: Seen, series: Series) -> np.ndarray:
     """``[N, F]``: the mean of |G_f| ** 2 over random pairs of a query and an earlier key."""
     length, heads = seen.q.shape[:2]
     drawn = np.sort(np.random.default_rng(SEED).integers(0, length, (PAIRS, 2)), axis=1)
     k = np.repeat(seen.k, heads // seen.k.shape[1], axis=1)
-    found = attention_coefficients(series, seen.q[drawn[:, 1]], k[drawn[:, 0]], drawn[:, 0])
+    coefficients = attention_coefficients(series, seen.q[drawn[:, 1]], k[drawn[:, 0]], drawn[:, 0])
     if series.growth.any():  # of both sides, at the query: what it is worth in the logits
-        found = found * np.exp(np.multiply.outer(drawn[:, 1], series.growth))[:, None]
-    return np.mean(np.abs(found) ** 2, axis=0)
+        growth = np.exp(np.multiply.outer(drawn[:, 1], series.growth))
+        coefficients = coefficients * growth[:, None]
+    return np.mean(np.abs(coefficients) ** 2, axis=0)
 
 
-def _over_windows(
-    bases: _Bases,
-    series: Series | None,
-    floor: float,
-    found: list[dict[str, Any]],
-    hidden_sum: np.ndarray,
-) -> LayerSpectrum:
-    mean = {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
-    under, energy = energies(mean["profile"], bases.floor)
-    safe = np.where(energy == 0, np.nan, energy)
-    counts = bases.floor.scale**2
-    centre = mean["profile"] @ counts / counts.sum()
-    variance = mean["square"] - centre**2
-    numbers: dict[str, Any] = dict.fromkeys(
-        (
-            "leakage",
-            "leakage_null",
-            "undertrained_energy",
-            "undertrained_null",
-            "q_leakage",
-            "k_leakage",
-            "pair_null",
-            "hidden_leakage",
-            "hidden_null",
-            "own",
-        )
-    )
-    if bases.hidden is not None:
-        numbers["hidden_leakage"] = _elsewhere(mean["hidden"])
-        numbers["hidden_null"] = 1 - bases.hidden.null
-    if series is not None and bases.own is not None:
-        inside, _ = energies(mean["profile"], bases.own)
-        slow = (np.abs(series.frequencies) > 0) & (np.abs(series.frequencies) < floor)
-        moving = np.abs(series.coefficients).mean(axis=0)
-        dominant = slow[np.argmax(moving, axis=-1)]
-        numbers |= {
-            "own": series.own,
-            "leakage": 1 - inside / safe,
-            "leakage_null": 1 - bases.own.null,
-            "undertrained_energy": mean["coefficients"][:, slow].sum(-1)
-            / mean["coefficients"].sum(-1),
-            "undertrained_null": float(dominant.mean()),
-            "q_leakage": _elsewhere(mean["q"]),
-            "k_leakage": _elsewhere(mean["k"]),
-            "pair_null": float(1 - np.mean([basis.null for basis in bases.of_pairs])),
-        }
-    return LayerSpectrum(
-        floor_energy=under / safe,
-        floor_null=bases.floor.null,
-        profile_energy=energy / counts.sum(),
-        profile_share=energy / counts.sum() / variance,
-        noise_share=_noise(found, bases.floor) / safe,
-        logits_power=_share(_power(mean["profile"])),
-        **{name: _share(mean[name]) for name in ("hidden_power", "q_power", "k_power")},
-        hidden_locked=_locked(hidden_sum, float(mean["hidden_energy"]), len(found)),
-        profile=mean["profile"].mean(axis=0),
-        **{name: mean[name] for name in ("entropy", "distance", "q_size", "k_size")},
-        **numbers,
-    )
-
-
-def _noise(found: list[dict[str, Any]], basis: Basis) -> np.ndarray:
+def _noise_energy(profiles: list[np.ndarray], basis: Basis) -> np.ndarray:
     """Energy that the mean profile has by chance: variance between windows over their number."""
-    if len(found) < 2:
-        return np.full(len(found[0]["profile"]), np.nan)
-    profiles = np.array([one["profile"] for one in found])
-    mean = profiles.mean(axis=0)
-    apart = energies(profiles - mean, basis)[1].sum(axis=0)
-    return apart / (len(found) - 1) / len(found)
+    count = len(profiles)
+    if count < 2:
+        return np.full(len(profiles[0]), np.nan)
+    differences = np.array(profiles) - np.array(profiles).mean(axis=0)
+    return energies(differences, basis)[1].sum(axis=0) / (count - 1) / count
 
 
 def _centred(x: np.ndarray) -> np.ndarray:
@@ -286,7 +247,7 @@ def _centred(x: np.ndarray) -> np.ndarray:
     return x - x.mean(axis=-2, keepdims=True)
 
 
-def _locked(summed: np.ndarray, energy: float, count: int) -> float:
+def _locked_share(summed: np.ndarray, energy: float, count: int) -> float:
     """Mean product of two different windows' hidden states, over the mean energy of one.
 
     Args:
@@ -300,10 +261,10 @@ def _locked(summed: np.ndarray, energy: float, count: int) -> float:
     return float((squares / count - energy) / (count - 1) / energy)
 
 
-def _elsewhere(energy: np.ndarray) -> float:
+def _off_basis_fraction(energy: np.ndarray) -> float:
     """The leakage of ``energy``, what is inside and the whole; NaN where there is none."""
     return float(1 - energy[0] / energy[1]) if energy[1] else float("nan")
 
 
-def _share(power: np.ndarray) -> np.ndarray:
+def _shares(power: np.ndarray) -> np.ndarray:
     return power / power.sum() if power.any() else power

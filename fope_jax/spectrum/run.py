@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from flax import nnx
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.bos import find_bos
 from fope_jax.data.cache import open_cache
-from fope_jax.evaluate.metrics import METRICS, Row, replace_rows
+from fope_jax.evaluate.metrics import METRICS, replace_rows, row_ids
 from fope_jax.evaluate.restore import (
     NonFiniteError,
     check_weights,
@@ -24,7 +24,7 @@ from fope_jax.evaluate.windows import place_windows
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer
 from fope_jax.spectrum.capture import Seen, observer
-from fope_jax.spectrum.measure import LayerSpectrum, measure
+from fope_jax.spectrum.measure import measure_layers
 from fope_jax.spectrum.series import Series, layer_methods, series_of, trained_pairs
 from fope_jax.storage.paths import as_path
 
@@ -69,68 +69,69 @@ def measure_run(
     """
     workdir = as_path(workdir)
     experiment = read_experiment(workdir)
-    length = experiment.train.length
+    length, settings = experiment.train.length, experiment.evaluate
     contexts = _contexts(experiment, multiples)
     if untrained or step == 0:
-        model, step = _untrained(workdir, experiment), 0
+        if (workdir / "lineage.json").is_file():
+            raise ValueError(
+                f"{workdir} goes on from another run and did not begin untrained: measure its "
+                "parent"
+            )
+        rngs = nnx.Rngs(experiment.seed)
+        model, step = Transformer(experiment.model, experiment.position, rngs=rngs), 0
     else:
-        loaded = load_run(workdir, step)
-        model, step = loaded.model, loaded.step
+        _, model, step, _ = load_run(workdir, step)
     check_weights(model, f"{workdir}, step {step}")
-    split = next(iter(experiment.evaluate.splits), "validation")
+    split = next(iter(settings.splits), "validation")
     cache = open_cache(experiment.data, split)
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
     warn_where_bos_is_unknown(workdir)
-    settings = experiment.evaluate
     bos = find_bos(cache.tokenizer, settings.bos_token) if settings.add_bos_token else None
     last = max(1, length // 2)
     placed = place_windows(cache.documents, longest=contexts[-1], scored=last, total=windows)
-    look = observer(model)
-    ids = {
-        "variant": experiment.name,
-        "seed": experiment.seed,
-        "step": step,
-        "training_length": length,
-    }
-    rows, curves = [], []
-    for context in contexts:
-        layers = _series(model, context)
+    observe = observer(model)
 
-        def seen(stop: int, document: int, context: int = context) -> Seen:
+    def observe_windows(context: int) -> Iterator[Seen]:
+        for stop, document in zip(placed.stop, placed.document, strict=True):
             tokens = np.array(cache.tokens(stop - context, stop))
             if bos is not None:
                 tokens[0] = bos.id
-            everything = look(tokens)
-            counts = count_non_finite(everything._asdict())
-            if counts:
+            seen = observe(tokens)
+            if counts := count_non_finite(seen._asdict()):
                 raise NonFiniteError(
                     f"{workdir}, step {step}: activations are not finite at {context} tokens of "
                     f"document {str(cache.documents['name'][document])!r}, though all weights are: "
                     f"{describe_non_finite(counts)}. No row was written"
                 )
-            return everything
+            yield seen
 
-        seen_windows = map(seen, placed.stop, placed.document)
-        found = measure(context, seen_windows, layers, training_length=length, last=last)
-        stated = {"split": split, "context": context, "windows": len(placed.stop), "last": last}
-        stated |= {"bos_token": bos.token} if bos else {}
-        for index, spectrum in enumerate(found):
-            rows.append({"kind": "spectrum", **ids, **stated, "layer": index, **_row(spectrum)})
-            curves.append({name: _plain(getattr(spectrum, name)) for name in CURVES})
+    ids = row_ids(experiment, step)
+    rows, curves = [], []
+    for context in contexts:
+        layers = _layer_series(model, context)
+        measured = measure_layers(
+            context, observe_windows(context), layers, training_length=length, last=last
+        )
+        fields = {"split": split, "context": context, "windows": len(placed.stop), "last": last}
+        fields |= {"bos_token": bos.token} if bos else {}
+        for index, spectrum in enumerate(measured):
+            values = {name: _to_json(value) for name, value in vars(spectrum).items()}
+            curves.append({name: values.pop(name) for name in CURVES})
+            rows.append({"kind": "spectrum", **ids, **fields, "layer": index, **values})
         say(f"{experiment.name}, step {step}: {len(placed.stop)} windows of {context} tokens")
     replace_rows(
         workdir / METRICS,
         lambda row: row.get("kind") == "spectrum" and row.get("step") == step,
         rows,
     )
-    first = _series(model, length)[0]
+    first = _layer_series(model, length)[0]
     pairs = [pair._asdict() for pair in trained_pairs(first, length)] if first else []
     return {**ids, "rows": rows, "curves": curves, "pairs": pairs}
 
 
 def _contexts(experiment: Experiment, multiples: Sequence[int]) -> list[int]:
-    wrong = [multiple for multiple in multiples if multiple < 1]
-    if wrong or not multiples:
+    """Context lengths in tokens; ValueError where the method is not defined for them."""
+    if not multiples or min(multiples) < 1:
         raise ValueError(f"lengths {list(multiples)}: accepted are training lengths, 1 or more")
     contexts = sorted({experiment.train.length * multiple for multiple in multiples})
     limit = experiment.position.limits.max_length
@@ -143,29 +144,15 @@ def _contexts(experiment: Experiment, multiples: Sequence[int]) -> list[int]:
     return contexts
 
 
-def _untrained(workdir: Path, experiment: Experiment) -> Transformer:
-    """The model that training began with."""
-    if (workdir / "lineage.json").is_file():
-        raise ValueError(
-            f"{workdir} goes on from another run and did not begin untrained: measure its parent"
-        )
-    return Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(experiment.seed))
-
-
-def _series(model: Transformer, context: int) -> list[Series | None]:
+def _layer_series(model: Transformer, context: int) -> list[Series | None]:
     shape = model.config.shape
     return [series_of(m, variables, shape, context) for m, variables in layer_methods(model)]
 
 
-def _row(spectrum: LayerSpectrum) -> Row:
-    fields = vars(spectrum)
-    return {name: _plain(value) for name, value in fields.items() if name not in CURVES}
-
-
-def _plain(value: Any) -> Any:
-    """JSON values at six digits; what is no number there (NaN) is None."""
+def _to_json(value: Any) -> Any:
+    """JSON values at six digits; NaN, which JSON does not have, is None."""
     if value is None:
         return None
     if np.ndim(value):
-        return [_plain(item) for item in value]
+        return [_to_json(item) for item in value]
     return float(f"{float(value):.6g}") if np.isfinite(value) else None

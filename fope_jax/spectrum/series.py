@@ -5,7 +5,17 @@ All of them multiply the pair, read as a complex number, by
 
     u_m(p) = sum_f c_mf exp((i w_f + g_f) p)
 
-and with that form the attention logits are an explicit non-uniform Fourier sum (``nudft``).
+so that attention logits are a non-uniform Fourier sum. For a query q at position p and a key k at
+position r, both before the rotation and read as complex numbers,
+
+    q.k after the rotation = Re sum_f G_f exp((i w_f + g_f) p)
+    G_f = sum_m q_m conj(k_m) conj(u_m(r)) c_mf
+
+With the key at position 0, RoPE's coefficients are the products q_m conj(k_m) alone and p is the
+distance: the paper's h(n) = sum_m H_m exp(i w_m n). FoPE's depend on r: its logits are a function
+of both positions.
+
+Reference: Hua et al. 2025, "Fourier Position Embedding", Eq. 1-5.
 """
 
 from __future__ import annotations
@@ -14,6 +24,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from scipy.linalg import block_diag
 
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import (
@@ -50,18 +61,18 @@ class Series(NamedTuple):
     pairs: np.ndarray
 
     @property
-    def own(self) -> np.ndarray:
+    def distinct_frequencies(self) -> np.ndarray:
         """The different frequencies without sign and without 0, rising."""
         return np.unique(np.abs(self.frequencies[self.frequencies != 0]))
 
     def pair_frequencies(self, pair: int) -> np.ndarray:
-        """``own`` of one pair of dimensions; 0 is among them where a term of it stands still."""
+        """Those of one pair of dimensions, rising; 0 is among them where a term stands still."""
         used = np.any(self.coefficients[:, pair] != 0, axis=0)
         return np.unique(np.abs(self.frequencies[used]))
 
 
-def factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.ndarray:
-    """``u_m(p)`` of q, or of k.
+def rotation_factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.ndarray:
+    """``u_m(p)`` of q, or of k, which grows the other way.
 
     Args:
       series: of a layer.
@@ -74,6 +85,46 @@ def factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.
     growth = -series.growth if of_keys else series.growth
     waves = np.exp(np.multiply.outer(positions, 1j * series.frequencies + growth))
     return np.einsum("...f,npf->...np", waves, series.coefficients)
+
+
+def attention_coefficients(
+    series: Series, q: np.ndarray, k: np.ndarray, key_positions: np.ndarray | int = 0
+) -> np.ndarray:
+    """G_f of pairs of a query and a key, see the module.
+
+    Args:
+      series: of their layer.
+      q: ``[..., N, H]`` before the rotation.
+      k: ``[..., N, H]`` before the rotation, key-value heads repeated.
+      key_positions: ``[...]`` tokens, r.
+
+    Returns:
+      ``[..., N, F]`` complex.
+    """
+    q, k = (np.asarray(x, np.float64)[..., series.pairs] @ [1, 1j] for x in (q, k))
+    rotated = k * rotation_factors(series, np.asarray(key_positions), of_keys=True)
+    return np.einsum("...nm,nmf->...nf", q * np.conj(rotated), series.coefficients)
+
+
+def frequency_components(
+    series: Series, coefficients: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """The part h_f of the logits that each frequency carries.
+
+        h_f(p) = Re G_f exp((i w_f + g_f) p),  and without growth h_f(p + 2 pi / w_f) = h_f(p)
+
+    Args:
+      series: of the layer.
+      coefficients: ``[..., F]`` from ``attention_coefficients``.
+      positions: ``[T]`` of the query, not necessarily whole, so that a period can be met exactly.
+
+    Returns:
+      ``[..., F, T]``; their sum over F is q.k, before it is divided by sqrt(H).
+
+    Reference: Hua et al. 2025, Eq. 4-5.
+    """
+    waves = np.exp(np.multiply.outer(1j * series.frequencies + series.growth, positions))
+    return np.real(coefficients[..., None] * waves)
 
 
 # ---------------------------------------------------------------------------- methods
@@ -108,59 +159,56 @@ def _(method: RoPE, variables, shape, length=None) -> Series:
     if method.learnable:  # in float32, as the model has them
         ratio = np.exp(np.asarray(variables["log_ratio"], np.float32))
         frequencies = frequencies.astype(np.float32) * ratio
-    pairs = np.arange(dims).reshape((-1, 2) if method.interleaved else (2, -1))
-    turning = _single(
-        frequencies, pairs if method.interleaved else pairs.T, shape, scaled.attention_factor
-    )
+    pairs = _pairs(dims, method.interleaved)
+    rotated = _one_frequency_a_pair(frequencies, pairs, shape, scaled.attention_factor)
     if dims == shape.head_dim:
-        return turning
-    return _joined([turning, _still(shape.head_dim - dims, shape)], [0, dims])
+        return rotated
+    return _side_by_side([rotated, _unrotated(shape.head_dim - dims, shape)], [0, dims])
 
 
 @series_of.register
 def _(method: XPos, variables, shape, length=None) -> Series:
-    pairs = np.arange(shape.head_dim).reshape((-1, 2) if method.interleaved else (2, -1))
-    series = _single(
-        method.frequencies(shape.head_dim), pairs if method.interleaved else pairs.T, shape
-    )
+    pairs = _pairs(shape.head_dim, method.interleaved)
+    series = _one_frequency_a_pair(method.frequencies(shape.head_dim), pairs, shape)
     growth = np.log(xpos_decay(shape.head_dim, method.gamma)) / method.scale_base
     return series._replace(growth=growth)
 
 
 @series_of.register
 def _(method: FoPE, variables, shape, length=None) -> Series:
-    pairs = np.arange(shape.head_dim).reshape(2, -1).T
-    scaled = method.pairs(shape.head_dim)
+    pairs, scaled = _pairs(shape.head_dim, False), method.pairs(shape.head_dim)
     if not method.series:
-        return _single(scaled.inv_freq, pairs, shape, scaled.attention_factor)
+        return _one_frequency_a_pair(scaled.inv_freq, pairs, shape, scaled.attention_factor)
     mixed = np.asarray(method.frequencies(shape.head_dim), np.float64)
     mixed = np.concatenate([mixed, np.asarray(variables.get("extra_frequencies", ()), np.float64)])
-    cos_coef, sin_coef = variables["cos_coef"], variables.get("sin_coef", variables["cos_coef"])
-    if method.normalise:
-        cos_coef, sin_coef = normalise_columns(cos_coef), normalise_columns(sin_coef)
-    cos, sin = (_of_heads(np.asarray(x, np.float64), shape) for x in (cos_coef, sin_coef))
+    matrices = []
+    for matrix in (variables["cos_coef"], variables.get("sin_coef", variables["cos_coef"])):
+        matrix = normalise_columns(matrix) if method.normalise else matrix
+        matrix = np.asarray(matrix, np.float64)
+        matrix = matrix[None] if matrix.ndim == 2 else matrix  # one for all heads
+        matrices.append(np.repeat(matrix, shape.num_heads // len(matrix), axis=0))
+    cos, sin = matrices  # [N, D, d]
     # C cos(w p) + i S sin(w p) = (C + S)/2 exp(i w p) + (C - S)/2 exp(-i w p)
     moving = np.concatenate([(cos + sin) / 2, (cos - sin) / 2], axis=1).swapaxes(1, 2)
     coefficients = np.zeros((shape.num_heads, len(pairs), 2 * len(mixed) + 1), complex)
     coefficients[:, : moving.shape[1], :-1] = moving
     coefficients[:, moving.shape[1] :, -1] = 1 + 1j * method.zero_sine
     frequencies = np.concatenate([mixed, -mixed, [0.0]])
-    return Series(
-        frequencies, np.zeros(len(frequencies)), scaled.attention_factor * coefficients, pairs
-    )
+    growth = np.zeros(len(frequencies))
+    return Series(frequencies, growth, scaled.attention_factor * coefficients, pairs)
 
 
 @series_of.register
 def _(method: ByShare, variables, shape, length=None) -> Series | None:
     parts, dims = [], method.dims(shape.head_dim)
-    for index, (inner, own) in enumerate(zip(method.methods, dims, strict=True)):
-        prefix = f"{index}."
-        named = {n.removeprefix(prefix): x for n, x in variables.items() if n.startswith(prefix)}
-        part = series_of(inner, named, shape._replace(head_dim=own), length)
-        parts.append(_still(own, shape) if isinstance(inner, NoPE) else part)
+    for index, (inner, size) in enumerate(zip(method.methods, dims, strict=True)):
+        scope = f"{index}."
+        named = {n.removeprefix(scope): x for n, x in variables.items() if n.startswith(scope)}
+        part = series_of(inner, named, shape._replace(head_dim=size), length)
+        parts.append(_unrotated(size, shape) if isinstance(inner, NoPE) else part)
     if method.frequencies(shape.head_dim) is None or any(part is None for part in parts):
         return None
-    return _joined(parts, np.cumsum([0, *dims[:-1]]).tolist())
+    return _side_by_side(parts, np.cumsum([0, *dims[:-1]]).tolist())
 
 
 @series_of.register
@@ -168,47 +216,37 @@ def _(method: LogitScaling, variables, shape, length=None) -> Series | None:
     return series_of(method.inner, variables, shape, length)
 
 
-def _single(
+def _pairs(dims: int, interleaved: bool) -> np.ndarray:
+    """``[P, 2]``, the dimensions of each pair: neighbours, or half a head apart."""
+    numbers = np.arange(dims - dims % 2)
+    return numbers.reshape(-1, 2) if interleaved else numbers.reshape(2, -1).T
+
+
+def _one_frequency_a_pair(
     frequencies: np.ndarray, pairs: np.ndarray, shape: ModelShape, factor: float = 1.0
 ) -> Series:
-    """One frequency a pair."""
-    own = np.broadcast_to(
-        factor * np.eye(len(pairs), dtype=complex), (shape.num_heads, *[len(pairs)] * 2)
-    )
-    return Series(np.asarray(frequencies, np.float64), np.zeros(len(pairs)), own, pairs)
+    coefficients = factor * np.eye(len(pairs), dtype=complex)
+    coefficients = np.broadcast_to(coefficients, (shape.num_heads, *coefficients.shape))
+    return Series(np.asarray(frequencies, np.float64), np.zeros(len(pairs)), coefficients, pairs)
 
 
-def _still(dims: int, shape: ModelShape) -> Series:
+def _unrotated(dims: int, shape: ModelShape) -> Series:
     """Dimensions that carry no position, in pairs as they come."""
-    pairs = np.arange(dims - dims % 2).reshape(-1, 2)
-    return Series(
-        np.zeros(1), np.zeros(1), np.ones((shape.num_heads, len(pairs), 1), complex), pairs
-    )
+    pairs = _pairs(dims, interleaved=True)
+    coefficients = np.ones((shape.num_heads, len(pairs), 1), complex)
+    return Series(np.zeros(1), np.zeros(1), coefficients, pairs)
 
 
-def _joined(parts: list[Series], first_dims: list[int]) -> Series:
-    """Series of parts of a head, side by side."""
-    heads = parts[0].coefficients.shape[0]
-    whole = np.zeros(
-        (heads, sum(len(p.pairs) for p in parts), sum(len(p.frequencies) for p in parts)), complex
-    )
-    row = column = 0
-    for part in parts:
-        rows, columns = part.coefficients.shape[1:]
-        whole[:, row : row + rows, column : column + columns] = part.coefficients
-        row, column = row + rows, column + columns
+def _side_by_side(parts: list[Series], first_dims: list[int]) -> Series:
+    """The series of a head of which ``parts`` act on consecutive dimensions."""
+    heads = zip(*(part.coefficients for part in parts), strict=True)
+    coefficients = np.array([block_diag(*blocks) for blocks in heads])
     return Series(
         np.concatenate([p.frequencies for p in parts]),
         np.concatenate([p.growth for p in parts]),
-        whole,
+        coefficients,
         np.concatenate([p.pairs + d for p, d in zip(parts, first_dims, strict=True)]),
     )
-
-
-def _of_heads(coef: np.ndarray, shape: ModelShape) -> np.ndarray:
-    """``[D, d]`` or ``[K or N, D, d]`` as ``[N, D, d]``."""
-    coef = coef[None] if coef.ndim == 2 else coef
-    return np.repeat(coef, shape.num_heads // len(coef), axis=0)
 
 
 def layer_methods(model: Transformer) -> list[tuple[PositionEmbedding, Variables]]:
@@ -263,10 +301,9 @@ def trained_pairs(series: Series, training_length: int) -> list[TrainedPair]:
     floor = floor_frequency(training_length)
     strongest = np.argmax(np.abs(series.coefficients).mean(axis=0), axis=-1)
     rows = []
-    for dims, term in zip(series.pairs.tolist(), strongest.tolist(), strict=True):
+    for (real, imaginary), term in zip(series.pairs.tolist(), strongest, strict=True):
         w = abs(float(series.frequencies[term]))
         period = 2 * np.pi / w if w else np.inf
-        rows.append(
-            TrainedPair((dims[0], dims[1]), w, period, training_length / period, 0 < w < floor)
-        )
+        turns = training_length / period
+        rows.append(TrainedPair((real, imaginary), w, period, turns, 0 < w < floor))
     return rows

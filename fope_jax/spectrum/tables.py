@@ -8,13 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fope_jax.report.html import Details, Note, Picture, Section, make_output, write_page
 from fope_jax.report.rows import ReportError
 from fope_jax.report.tables import EMPTY, Table
 from fope_jax.spectrum import figures
 
-Measured = dict[str, Any]
-
+Measured = dict[str, Any]  # what ``measure_run`` returns
+COLUMNS = {
+    "leakage": "logits' leakage",
+    "leakage_null": "null",
+    "q_leakage": "q leakage",
+    "k_leakage": "k leakage",
+    "pair_null": "null",
+    "hidden_leakage": "hidden leakage",
+    "hidden_null": "null",
+    "floor_energy": "floor energy",
+    "floor_null": "null",
+    "undertrained_energy": "undertrained energy",
+    "hidden_locked": "position-locked",
+    "entropy": "entropy (nats)",
+    "distance": "distance (tokens)",
+}
 READING = (
     "Leakage is the share of a signal's energy that is not at the method's own frequencies: the "
     "projection on their cosines and sines is taken off, and what is left is divided by the whole. "
@@ -31,7 +47,7 @@ READING = (
 
 
 def write_spectrum(measured: Measured, out: str | Path) -> Path:
-    """Writes what ``measure_run`` gave, and the page of all steps of the run measured into ``out``.
+    """Writes what ``measure_run`` returned, and a page of all measured steps of the run.
 
     Args:
       measured: of one step; it replaces an earlier one.
@@ -45,92 +61,74 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
     """
     out = Path(out)
     earlier = [json.loads(path.read_text()) for path in out.glob("spectrum-*.json")]
-    others = {(s["variant"], s["seed"]) for s in earlier} - {
-        (measured["variant"], measured["seed"])
-    }
+    variant, seed = measured["variant"], measured["seed"]
+    others = {(s["variant"], s["seed"]) for s in earlier} - {(variant, seed)}
     if others:
         names = ", ".join(f"{variant} (seed {seed})" for variant, seed in sorted(others))
         raise ReportError(
-            f"{out} holds spectra of {names}; give {measured['variant']} (seed "
-            f"{measured['seed']}) a directory of its own"
+            f"{out} holds spectra of {names}; give {variant} (seed {seed}) a directory of its own"
         )
     make_output(out, "the spectra")
     (out / f"spectrum-{measured['step']}.json").write_text(json.dumps(measured))
     states = [state for state in earlier if state["step"] != measured["step"]] + [measured]
     states.sort(key=lambda state: state["step"])
-    title = f"Spectra of {measured['variant']}, seed {measured['seed']}"
-    compared = [states[0], states[-1]] if len(states) > 1 else states
     parts = [
         Note(READING),
-        _undertrained(states[-1]),
-        _numbers(states),
-        _attention(compared),
-        *(_energy(state) for state in reversed(states)),
+        _undertrained_section(states[-1]),
+        Section("Numbers", [_numbers_table(states)]),
+        _attention_section([states[0], states[-1]] if len(states) > 1 else states),
+        *map(_energy_section, reversed(states)),
     ]
-    return write_page(out, title, parts)
+    return write_page(out, f"Spectra of {variant}, seed {seed}", parts)
 
 
 def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
-    """Writes the figures of ``evaluate.spectrum.demo``, demo.json and a page of them."""
+    """Writes the figures of ``spectrum.demo``, demo.json and a page of them."""
     out = make_output(out, "the demo")
-    (out / "demo.json").write_text(json.dumps(demo))
+    (out / "demo.json").write_text(json.dumps(demo, default=np.ndarray.tolist))
+    captions = {
+        "damage": "Lines: measured over 4,096 tokens; crosses: predicted amplitudes. Bottom right: "
+        "a tone seen for 64 tokens, with periods that do and do not fit.",
+        "extension": "Fitted within the training length by the frequencies that a dimension "
+        "carries, then extended; root-mean-square errors within and beyond.",
+        "decay": "The mean of q.k under RoPE by distance: the decay is that of the means of q and "
+        "k.",
+    }
     alt = "The numbers are in demo.json."
-    damage = Picture(
-        figures.damage_figure(demo),
-        "damage",
-        alt,
-        "Lines: measured over 4,096 tokens; crosses: predicted amplitudes. Bottom right: a tone "
-        "seen for 64 tokens, with periods that do and do not fit.",
+    damage, extension, decay = (
+        Picture(getattr(figures, f"{stem}_figure")(demo), stem, alt, text)
+        for stem, text in captions.items()
     )
-    extension = Picture(
-        figures.extension_figure(demo),
-        "extension",
-        alt,
-        "Fitted within the training length by the frequencies that a dimension carries, then "
-        "extended; root-mean-square errors within and beyond.",
-    )
-    decay = Picture(
-        figures.decay_figure(demo),
-        "decay",
-        alt,
-        "The mean of q.k under RoPE by distance: the decay is that of the means of q and k.",
-    )
-    parts = [
-        Section("Leakage, distortion and truncation", [damage]),
-        Section("Periodic extension", [extension, _extension_table(demo)]),
-        Section("Decay with distance", [decay]),
-    ]
-    return write_page(out, "Spectrum damage, on signals made for it", parts)
-
-
-def _extension_table(demo: dict[str, Any]) -> Table:
     columns = ["linear, within", "linear, beyond", "GELU, within", "GELU, beyond"]
     table = Table("Root-mean-square error of the extension", "a dimension carries", columns)
     cases = demo["extension"]["cases"]
     for label in cases["linear"]["errors"]:
         cells = [f"{x:.3f}" for case in cases.values() for x in case["errors"][label]]
         table.rows.append((label, cells))
-    return table
+    parts = [
+        Section("Leakage, distortion and truncation", [damage]),
+        Section("Periodic extension", [extension, table]),
+        Section("Decay with distance", [decay]),
+    ]
+    return write_page(out, "Spectrum damage, on signals made for it", parts)
 
 
 # ---------------------------------------------------------------------------- sections of a run
 
 
-def _undertrained(state: Measured) -> Section:
-    pairs, length = state["pairs"], state["training_length"]
+def _undertrained_section(state: Measured) -> Section:
+    pairs, length, title = state["pairs"], state["training_length"], "Undertrained frequencies"
     if not pairs:
-        text = "The first layer's method has no frequencies."
-        return Section("Undertrained frequencies", [text])
+        return Section(title, ["The first layer's method has no frequencies."])
     columns = ["frequency (rad/token)", "period (tokens)", f"turns in {length:,} tokens", ""]
     table = Table("Pairs of dimensions of the first layer", "dimensions", columns)
     for pair in pairs:
         moves = pair["frequency"] > 0
-        note = "undertrained" if pair["undertrained"] else "" if moves else "stands still"
         cells = [
             f"{pair['frequency']:.4g}",
             f"{pair['period']:,.1f}" if moves else EMPTY,
             f"{pair['turns']:.2f}" if moves else EMPTY,
-            note,
+            "undertrained" if pair["undertrained"] else "" if moves else "stands still",
         ]
         table.rows.append((f"{pair['dims'][0]}, {pair['dims'][1]}", cells))
     slow = sum(pair["undertrained"] for pair in pairs)
@@ -140,51 +138,18 @@ def _undertrained(state: Measured) -> Section:
         f"still. The floor is 2 pi / {length:,} = {2 * math.pi / length:.4g} radians per token; of "
         "a pair that follows a series the strongest term counts."
     )
-    return Section("Undertrained frequencies", [text, Details(table.title, [table])])
+    return Section(title, [text, Details(table.title, [table])])
 
 
-def _numbers(states: Sequence[Measured]) -> Section:
-    columns = [
-        "logits' leakage",
-        "null",
-        "q leakage",
-        "k leakage",
-        "null",
-        "hidden leakage",
-        "null",
-        "floor energy",
-        "null",
-        "undertrained energy",
-        "position-locked",
-        "entropy (nats)",
-        "distance (tokens)",
-    ]
-    table = Table(
-        "Means over heads", "step, context, layer", columns, note="null: what white noise has"
-    )
+def _numbers_table(states: Sequence[Measured]) -> Table:
+    note = "null: what white noise has"
+    table = Table("Means over heads", "step, context, layer", list(COLUMNS.values()), note=note)
     for state in states:
         for row in state["rows"]:
-            name = f"{figures._state(state)}, {row['context']:,}, {row['layer']}"
-            values = [
-                head_mean(row[key])
-                for key in (
-                    "leakage",
-                    "leakage_null",
-                    "q_leakage",
-                    "k_leakage",
-                    "pair_null",
-                    "hidden_leakage",
-                    "hidden_null",
-                    "floor_energy",
-                    "floor_null",
-                    "undertrained_energy",
-                    "hidden_locked",
-                    "entropy",
-                    "distance",
-                )
-            ]
+            name = f"{figures.state_name(state)}, {row['context']:,}, {row['layer']}"
+            values = [head_mean(row[key]) for key in COLUMNS]
             table.rows.append((name, [EMPTY if x is None else f"{x:.3g}" for x in values]))
-    return Section("Numbers", [table])
+    return table
 
 
 def head_mean(value: Any) -> float | None:
@@ -195,7 +160,8 @@ def head_mean(value: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _attention(states: Sequence[Measured]) -> Section:
+def _attention_section(states: Sequence[Measured]) -> Section:
+    last = states[-1]["rows"][0]["last"]
     sizes = Picture(
         figures.sizes_figure(states),
         "sizes",
@@ -206,25 +172,23 @@ def _attention(states: Sequence[Measured]) -> Section:
         figures.attention_figure(states),
         "attention",
         "Entropy and mean distance of attention by context length; numbers in the table above.",
-        f"The last {states[-1]['rows'][0]['last']:,} queries of each window; dotted: every key the "
-        "same weight.",
+        f"The last {last:,} queries of each window; dotted: every key the same weight.",
     )
     return Section("q, k and attention", [sizes, attention])
 
 
-def _energy(state: Measured) -> Section:
-    stem = f"step-{state['step']}"
-    heat = Picture(
+def _energy_section(state: Measured) -> Section:
+    energy = Picture(
         figures.energy_figure(state),
-        f"energy-{stem}",
+        f"energy-step-{state['step']}",
         "Energy of logits, q, k and hidden states by layer and frequency.",
         "Hann windows. Each row is relative to its largest, the constant left out; q and k are "
         "those after the rotation.",
     )
     profile = Picture(
         figures.profile_figure(state),
-        f"profile-{stem}",
+        f"profile-step-{state['step']}",
         "Mean attention logit by distance, one line a layer.",
         "The mean logit of all pairs of tokens at a distance, bias included.",
     )
-    return Section(f"Energy by frequency ({figures._state(state)})", [heat, profile])
+    return Section(f"Energy by frequency ({figures.state_name(state)})", [energy, profile])

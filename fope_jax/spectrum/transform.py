@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import get_window
+import scipy.signal
+from scipy.special import diric
 
 
 def nudft(signal: np.ndarray, frequencies: np.ndarray, window: str = "boxcar") -> np.ndarray:
@@ -24,36 +25,26 @@ def nudft(signal: np.ndarray, frequencies: np.ndarray, window: str = "boxcar") -
     [(3+0j)]
     """
     length = np.shape(signal)[-1]
-    taper = np.asarray(get_window(window, length))
+    taper = np.asarray(scipy.signal.get_window(window, length))
     waves = np.exp(-1j * np.multiply.outer(np.arange(length), frequencies))
     return (signal * taper) @ waves / taper.sum()
 
 
-def bins(length: int) -> np.ndarray:
+def bin_frequencies(length: int) -> np.ndarray:
     """The frequencies ``2 pi k / T``, k = 0 .. T // 2, of a window of T tokens."""
     return 2 * np.pi * np.arange(length // 2 + 1) / length
 
 
 def periodogram(signal: np.ndarray, window: str = "boxcar") -> np.ndarray:
-    """One-sided energy of a real signal at ``bins``.
+    """One-sided energy of a real signal ``[..., T]`` at ``bin_frequencies``, ``[..., T // 2 + 1]``.
 
         P_k = (1 or 2) |sum_n v(n) x(n) exp(-2 pi i k n / T)| ** 2 / (T sum_n v(n) ** 2)
 
     The sum over k is the mean square of ``x`` with the rectangular window (Parseval), and in
-    expectation with any window for white noise.
-
-    Args:
-      signal: ``[..., T]`` real.
-      window: see ``nudft``.
-
-    Returns:
-      ``[..., T // 2 + 1]``.
+    expectation with any window for white noise. ``window`` as for ``nudft``.
     """
-    length = np.shape(signal)[-1]
-    taper = np.asarray(get_window(window, length))
-    power = np.abs(np.fft.rfft(signal * taper, axis=-1)) ** 2 / (length * np.sum(taper**2))
-    power[..., 1 : (length + 1) // 2] *= 2  # each stands for the negative frequency as well
-    return power
+    density = scipy.signal.periodogram(signal, window=window, detrend=False)[1]
+    return density / np.shape(signal)[-1]
 
 
 # ---------------------------------------------------------------------------- truncation
@@ -75,21 +66,17 @@ def dirichlet(offset: np.ndarray, length: int) -> np.ndarray:
     Reference: Hua et al. 2025, Eq. 9-10, of whose sinc this is the form for whole tokens.
     """
     offset = np.asarray(offset, np.float64)
-    offset = offset - 2 * np.pi * np.round(offset / (2 * np.pi))  # a turn more is the same tone
-    half = np.sin(offset / 2)
-    near = np.abs(half) < 1e-12
-    ratio = np.where(near, length, np.sin(length * offset / 2) / np.where(near, 1.0, half))
-    return np.exp(-0.5j * offset * (length - 1)) * ratio
+    return length * diric(offset, length) * np.exp(-0.5j * offset * (length - 1))
 
 
-def truncation(frequency: float, length: int, at: np.ndarray) -> tuple[int, np.ndarray]:
+def truncated_tone(frequency: float, length: int, at: np.ndarray) -> tuple[int, np.ndarray]:
     """The two terms of a truncated tone as the paper writes them (Eq. 10).
 
         X(w) = a delta(w - w_m) + sin(R (w - w_m)) / (w - w_m)
         a = floor(N / N_m) whole periods,  R = N - a N_m tokens beyond them,  N_m = 2 pi / w_m
 
-    The tone of whole periods is only itself; what is spread is the cut-off rest. A frequency whose
-    period is longer than the window has a = 0: all of it is spread.
+    The tone of whole periods is only itself; the cut-off rest is spread. A frequency whose period
+    is longer than the window has a = 0: all of it is spread.
 
     Args:
       frequency: w_m, radians per token, above 0.
@@ -108,3 +95,33 @@ def truncation(frequency: float, length: int, at: np.ndarray) -> tuple[int, np.n
     rest = length - whole * period
     # np.sinc(x) is sin(pi x) / (pi x)
     return whole, rest * np.sinc(rest * (np.asarray(at) - frequency) / np.pi)
+
+
+# ---------------------------------------------------------------------------- extrapolation
+
+
+def fit_amplitudes(signal: np.ndarray, frequencies: np.ndarray, cutoff: float = 0.1) -> np.ndarray:
+    """Least-squares amplitudes of a real signal over ``frequencies``: what a training length shows.
+
+        signal(n) ~ Re sum_f a_f exp(i w_f n),  n = 0 .. T - 1
+
+    Args:
+      signal: ``[T]``.
+      frequencies: ``[F]`` radians per token.
+      cutoff: directions below this part of the largest singular value stay unused: the signal
+        hardly determines them, and extrapolated they would outgrow everything.
+
+    Returns:
+      ``[F]`` complex.
+    """
+    phase = np.multiply.outer(np.arange(len(signal)), frequencies)
+    basis = np.concatenate([np.cos(phase), -np.sin(phase)], axis=1)
+    solution = np.linalg.lstsq(basis, signal, rcond=cutoff)[0]
+    return solution[: len(frequencies)] + 1j * solution[len(frequencies) :]
+
+
+def extrapolate(
+    amplitudes: np.ndarray, frequencies: np.ndarray, positions: np.ndarray
+) -> np.ndarray:
+    """The periodic extension ``Re sum_f a_f exp(i w_f n)`` at any positions ``[T]``."""
+    return np.real(np.exp(1j * np.multiply.outer(positions, frequencies)) @ amplitudes)

@@ -20,7 +20,7 @@ from fope_jax.config.fields import ConfigError
 from fope_jax.processes.signals import PARENT_VARIABLE, defer_signals
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.sweep.runs import PlannedRun
-from fope_jax.train.workdir import has_checkpoint
+from fope_jax.train.workdir import CONFIG, has_checkpoint
 
 PROGRAM = (sys.executable, "-m", "fope_jax.main")
 DONE = "sweep.json"  # in the directory of a finished run: what it was finished as
@@ -49,15 +49,14 @@ def run_sweep(
 
     A run is done when its directory says so in ``sweep.json``, with the experiment that it was
     done as. Interrupted, the same call goes on: a half-trained run from its newest checkpoint.
+    Where it is asked to end, its runs are too, and it waits until they have saved. They notice when
+    it is killed.
 
     Args:
       planned: from `load_sweep`; a parent comes before its children.
       workdir: of the sweep; also holds a log a run, ``name.log``.
       jobs: runs at once. Each has its own share of the processor's cores.
       say: where lines for people go.
-
-    Where it is asked to end, its runs are too, and it waits until they have saved. They notice when
-    it is killed.
 
     Raises:
       ConfigError: a directory holds a run of other numbers than the sweep's.
@@ -74,31 +73,28 @@ def run_sweep(
     bar = tqdm(total=len(planned), initial=len(done), desc="sweep", unit="run")
     with bar, ThreadPoolExecutor(jobs) as pool, _Children() as children:
         while waiting or running:
-            for run in [run for run in waiting if run.parent is None or run.parent in done]:
-                if not shares:
-                    break
+            ready = [run for run in waiting if run.parent is None or run.parent in done]
+            for run in ready[: len(shares)]:
                 waiting.remove(run)
                 cores = shares.pop()
                 running[pool.submit(_run, run, workdir, cores, children)] = run, cores
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 run, cores = running.pop(future)
                 shares.append(cores)
-                error = future.exception()
-                if error is None:
+                if (error := future.exception()) is None:
                     done.add(run.name)
                     bar.update()
                 else:
                     failed[run.name] = str(error)
                     say(f"failed: {run.name}: {error}")
-            orphans = [run for run in waiting if run.parent in failed]
-            for run in orphans:
+            for run in [run for run in waiting if run.parent in failed]:
                 waiting.remove(run)
                 failed[run.name] = f"its parent {run.parent} has failed"
     if failed:
-        told = "\n".join(f"  {name}: {why}" for name, why in failed.items())
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
         raise SweepError(
             f"{len(failed)} of {len(planned)} runs have failed; the same command runs them again:\n"
-            f"{told}"
+            f"{reasons}"
         )
 
 
@@ -115,24 +111,20 @@ def core_shares(jobs: int) -> list[list[int]]:
 
 
 def _is_done(run: PlannedRun, workdir: Path) -> bool:
-    directory = workdir / run.name
-    wanted = _plain(experiment_to_dict(run.experiment))
-    config, stamp = directory / "config.json", directory / DONE
+    def as_json(values: Any) -> Any:
+        return json.loads(json.dumps(values))  # lists in place of tuples
+
+    directory, wanted = workdir / run.name, as_json(experiment_to_dict(run.experiment))
+    config, stamp = directory / CONFIG, directory / DONE
     # Without either it holds no more than a start that failed.
     if config.is_file() and (stamp.is_file() or has_checkpoint(directory)):
-        there = experiment_to_dict(build_experiment(read_json(config)))
-        changes = incompatible_changes(_plain(there), wanted)
-        if changes:
+        there = as_json(experiment_to_dict(build_experiment(read_json(config))))
+        if changes := incompatible_changes(there, wanted):
             raise ConfigError(
                 f"{directory} holds another run than the sweep's; use another --workdir."
                 " Different:\n" + "\n".join(f"  {change}" for change in changes)
             )
     return stamp.is_file() and read_json(stamp)["experiment"] == wanted
-
-
-def _plain(values: Any) -> Any:
-    """As JSON gives it back: lists in place of tuples."""
-    return json.loads(json.dumps(values))
 
 
 def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) -> None:
@@ -145,15 +137,10 @@ def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) 
     began = time.perf_counter()
     for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
         with log.open("ab") as stream:
-            code = children.run(
-                [*PROGRAM, *command],
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=environment,
-            )
+            code = children.run([*PROGRAM, *command], stdout=stream, stderr=stream, env=environment)
         if code:
-            raise SweepError(f"fope {command[0]} ended with code {code}: {_last_line(log)} ({log})")
+            lines = log.read_bytes().decode(errors="replace").strip().splitlines() or ["no output"]
+            raise SweepError(f"fope {command[0]} ended with code {code}: {lines[-1]} ({log})")
     stamp = {
         "experiment": experiment_to_dict(run.experiment),
         "commands": [run.command(workdir)],
@@ -163,25 +150,20 @@ def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) 
     write_json(directory / DONE, stamp)
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_bytes().decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "no output"
-
-
 class _Children:
     """The running processes of a sweep; none outlives it, and none begins when it ends."""
 
     def __init__(self):
         self._running: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
-        self._ending = False
+        self._is_ending = False
 
     def run(self, command: Sequence[str], **options: Any) -> int:
         """Runs a command to its end; returns its exit code."""
         with self._lock:
-            if self._ending:
+            if self._is_ending:
                 raise SweepError("the sweep is ending")
-            child = subprocess.Popen(command, **options)
+            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
             self._running.add(child)
         code = child.wait()
         self._running.discard(child)
@@ -195,7 +177,7 @@ class _Children:
             return
         with defer_signals():  # they get the time to save, whatever signals come meanwhile
             with self._lock:
-                self._ending = True
+                self._is_ending = True
                 running = list(self._running)
             for child in running:
                 child.terminate()

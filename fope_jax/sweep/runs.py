@@ -3,6 +3,8 @@
 A sweep file is Python with a function ``get_sweep(arg)`` that returns a list of ``Train`` and
 ``Extend``, in the order they are to be run:
 
+    from fope_jax.sweep import Train, product
+
     def get_sweep(arg=""):
         return [
             Train(f"{method}_{seed}", f"configs/quickstart.py:position={method},seed={seed}")
@@ -22,7 +24,7 @@ from typing import Any, NoReturn
 
 from fope_jax.config import Experiment, build_experiment, call_in_file, load_config
 from fope_jax.config.fields import ConfigError, nearest
-from fope_jax.extend.run import child_experiment
+from fope_jax.extend.child import child_experiment
 from fope_jax.train.options import (
     add_extend_options,
     add_processes,
@@ -30,7 +32,7 @@ from fope_jax.train.options import (
     parse_arguments,
 )
 
-# ---------------------------------------------------------------------------- combinations
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def product(**axes: Iterable[Any]) -> list[tuple[Any, ...]]:
@@ -55,9 +57,6 @@ def zipped(**axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     if len(set(sizes.values())) > 1:
         raise ValueError(f"axes of different lengths cannot be zipped: {sizes}")
     return list(zip(*axes.values(), strict=True))
-
-
-# ---------------------------------------------------------------------------- runs
 
 
 @dataclass(frozen=True)
@@ -101,12 +100,7 @@ Run = Train | Extend
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that has been checked.
-
-    Attributes:
-      run: as the sweep states it.
-      experiment: what it will be; nothing of it is left to find out later.
-    """
+    """A run that has been checked, as the sweep states it, and the experiment that it will be."""
 
     run: Run
     experiment: Experiment
@@ -122,20 +116,16 @@ class PlannedRun:
 
     def command(self, workdir: Path) -> list[str]:
         """The arguments of ``fope`` that make the run in ``workdir / name``."""
-        return command(self.run, workdir)
+        return _command(self.run, workdir)
 
 
-def command(run: Run, workdir: Path) -> list[str]:
-    """The arguments of ``fope`` that make ``run`` in ``workdir / name``."""
+def _command(run: Run, workdir: Path) -> list[str]:
     directory = ["--workdir", str(workdir / run.name)]
     overrides = [f"--config.{override}" for override in run.overrides]
     if isinstance(run, Train):
         return ["train", "--config", run.config, *directory, *overrides]
     origin = ["extend", "--from", str(workdir / run.parent), "--method", run.method]
     return [*origin, "--length", str(run.length), *directory, *run.options, *overrides]
-
-
-# ---------------------------------------------------------------------------- from a file
 
 
 def load_sweep(spec: str) -> list[PlannedRun]:
@@ -164,56 +154,26 @@ def check_sweep(runs: Iterable[Run]) -> list[PlannedRun]:
     for run in runs:
         if not isinstance(run, Run):
             raise ConfigError(f"the sweep has {run!r:.80}; accepted: Train and Extend")
-        _check_kinds(run)
+        for field in fields(run):
+            value, accepted = getattr(run, field.name), "a text"
+            is_accepted = isinstance(value, str) or field.name == "length"  # which the verb reads
+            if field.name in ("overrides", "options"):
+                accepted, is_list = "a list of texts", isinstance(value, (list, tuple))
+                is_accepted = is_list and all(isinstance(item, str) for item in value)
+            if not is_accepted:
+                name = f"run {run.name!r}: {field.name}"
+                raise ConfigError(f"{name} = {value!r:.80}; accepted: {accepted}")
         if not _NAME.fullmatch(run.name):
             raise ConfigError(f"run name {run.name!r}; accepted: letters, digits and _ . + -")
         if run.name in planned:
             raise ConfigError(f"two runs are called {run.name!r}")
         try:
-            planned[run.name] = PlannedRun(run, _experiment(run, planned))
+            planned[run.name] = PlannedRun(run, _build(run, planned))
         except ValueError as error:
             raise ConfigError(f"run {run.name!r}: {error}") from error
     if not planned:
         raise ConfigError("the sweep has no runs")
     return list(planned.values())
-
-
-def _check_kinds(run: Run) -> None:
-    """Raises ConfigError where a field is no text, or no list of texts where it should be one."""
-    for field in fields(run):
-        value = getattr(run, field.name)
-        if field.name in ("overrides", "options"):
-            listed = isinstance(value, (list, tuple)) and all(isinstance(x, str) for x in value)
-            accepted = None if listed else "a list of texts"
-        else:  # a length is read as the verb reads it
-            accepted = None if field.name == "length" or isinstance(value, str) else "a text"
-        if accepted:
-            raise ConfigError(
-                f"run {run.name!r}: {field.name} = {value!r:.80}; accepted: {accepted}"
-            )
-
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-
-
-def _experiment(run: Run, before: dict[str, PlannedRun]) -> Experiment:
-    arguments = _parsed(run)
-    if isinstance(run, Train):
-        return build_experiment(load_config(arguments.config, arguments.overrides))
-    if run.parent not in before:
-        raise ConfigError(
-            f"its parent {run.parent!r} is no run before it{nearest(run.parent, before)}"
-        )
-    parent = before[run.parent].experiment
-    return child_experiment(
-        parent,
-        parent.train.steps,
-        arguments.method,
-        arguments.length,
-        arguments.optimizer,
-        arguments.overrides,
-        config=load_config(arguments.config) if arguments.config else None,
-    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -223,23 +183,35 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
 
-def _parsed(run: Run) -> argparse.Namespace:
-    """The options of a run as its verb will read them.
+def _build(run: Run, earlier: dict[str, PlannedRun]) -> Experiment:
+    """The experiment of a run, from its options as its verb will read them.
 
     Raises:
       ConfigError: the verb would refuse them, or they name another run than the sweep does.
     """
-    parser = _Parser(allow_abbrev=False, add_help=False)
+    parser, workdir = _Parser(allow_abbrev=False, add_help=False), Path("sweep")
     (add_train_options if isinstance(run, Train) else add_extend_options)(parser)
     add_processes(parser)
     parser.add_argument("--traceback", action="store_true")
-    workdir = Path("sweep")
-    arguments = parse_arguments(parser, command(run, workdir)[1:])
+    options = parse_arguments(parser, _command(run, workdir)[1:])
     stated = {"workdir": workdir / run.name}
     if isinstance(run, Extend):
         stated["parent"] = workdir / run.parent
     for name, value in stated.items():
-        given = getattr(arguments, name)
-        if given != value:
+        if (given := getattr(options, name)) != value:
             raise ConfigError(f"its options give another {name}, {given}; that is the sweep's")
-    return arguments
+    if isinstance(run, Train):
+        return build_experiment(load_config(options.config, options.overrides))
+    if run.parent not in earlier:
+        hint = nearest(run.parent, earlier)
+        raise ConfigError(f"its parent {run.parent!r} is no run before it{hint}")
+    parent = earlier[run.parent].experiment
+    return child_experiment(
+        parent,
+        parent.train.steps,
+        options.method,
+        options.length,
+        options.optimizer,
+        options.overrides,
+        config=load_config(options.config) if options.config else None,
+    )

@@ -43,16 +43,16 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
     chip, _ = parse_topology(topology)
     train = experiment.train
     began = time.perf_counter()
-    attention = plan_state(experiment, devices).attention
-    traced = trace_step(experiment, devices)
+    plan = plan_state(experiment, devices)
+    traced = trace_step(plan)
     blocks = math.ceil(train.length / experiment.model.attention_block)
     trips = (blocks + 1) / 2  # blocks of keys that a block of queries sees, on average
     flops = program_flops(traced.jaxpr, trips) / len(devices)
     useful = model_flops(experiment.model, train.batch_size, train.length) / len(devices)
     row: dict[str, Any] = {
         "devices": len(devices),
-        "attention": attention.name,
-        "attention_reason": attention.reason,
+        "attention": plan.attention.name,
+        "attention_reason": plan.attention.reason,
         "device_kind": devices[0].device_kind,
         "mesh": experiment.mesh.axis_sizes(len(devices)),
         "flops": flops,

@@ -1,4 +1,12 @@
-"""Steps with a loss or gradient that cannot be used: counted, told, and their batches kept."""
+"""Steps whose loss or gradient cannot be used: found on the device, counted on the host.
+
+A loss or gradient norm that is not finite is bad. With a spike factor c so is one beyond c times
+its running mean over the good steps so far:
+
+    m_k = m_(k-1) + (x_k - m_(k-1)) / min(k, WINDOW)         bad where x > c m_k and k >= WARMUP
+
+The means belong to the training state, so that a resumed run judges as the unbroken one does.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +14,11 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.config import TrainConfig
@@ -16,15 +26,78 @@ from fope_jax.data.task_mixture import BatchLoader
 from fope_jax.model.transformer import check_batch
 from fope_jax.processes.collectives import is_main_process
 from fope_jax.storage.files import write_json
-from fope_jax.typing import Batch
+from fope_jax.typing import Array, Batch
 
 log = logging.getLogger(__name__)
 
-BAD_STEPS = "bad_steps"
+WINDOW = 100  # steps that a running mean goes back, about
+WARMUP = 20  # good steps before a mean can call anything a spike
+BAD_STEPS = "bad_steps"  # directory of their batches
 ADVICE = (
     "nothing has been saved since the last checkpoint; a lower train.learning_rate may help, and "
     "--config.train.on_bad_step=skip leaves such steps out"
 )
+
+
+# ---------------------------------------------------------------------------- on the device
+
+
+class RunningMeans(NamedTuple):
+    """Of the good steps so far: float32 means of loss and gradient norm, and int32 their number."""
+
+    loss: Array
+    norm: Array
+    steps: Array
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Keeps updates of bad steps out.
+
+    Attributes:
+      spike_factor: c; None judges by what is finite alone and keeps no state.
+    """
+
+    spike_factor: float | None = None
+
+    def state(self, values: Sequence[float] = (0.0, 0.0, 0)) -> RunningMeans | tuple[()]:
+        """The state before the first step, or the one with the ``values`` of a checkpoint."""
+        if self.spike_factor is None:
+            return ()
+        loss, norm, steps = values
+        return RunningMeans(np.float32(loss), np.float32(norm), np.int32(steps))
+
+    def judge(
+        self, state: RunningMeans | tuple[()], loss: Array, norm: Array
+    ) -> tuple[Array, RunningMeans | tuple[()]]:
+        """Whether a step is good, and the state after it if it is.
+
+        Args:
+          state: from `state` or the step before.
+          loss, norm: float32 scalars of this step.
+        """
+        is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        if self.spike_factor is None or not isinstance(state, RunningMeans):
+            return is_good, ()
+        factor = jnp.float32(self.spike_factor)
+        is_spike = (loss > factor * state.loss) | (norm > factor * state.norm)
+        weight = 1.0 / jnp.minimum(state.steps + 1, WINDOW).astype(jnp.float32)
+        updated = RunningMeans(
+            state.loss + (loss - state.loss) * weight,
+            state.norm + (norm - state.norm) * weight,
+            state.steps + 1,
+        )
+        return is_good & ~(is_spike & (state.steps >= WARMUP)), updated
+
+
+def make_guard(config: TrainConfig) -> Guard | None:
+    """The guard that a configuration asks for; None where every update is made."""
+    if config.on_bad_step == "stop" and config.spike_factor is None:
+        return None
+    return Guard(config.spike_factor)
+
+
+# ---------------------------------------------------------------------------- on the host
 
 
 class BadStep(NamedTuple):
@@ -34,14 +107,9 @@ class BadStep(NamedTuple):
     loss: float
     norm: float
 
-    @property
-    def text(self) -> str:
-        """For people: ``step 5: loss is nan, gradient norm nan``."""
-        return f"step {self.step}: loss is {self.loss:.6g}, gradient norm {self.norm:.6g}"
-
 
 class BadStepError(FloatingPointError):
-    """A run that bad steps, or parameters that are no numbers, have ended.
+    """Bad steps, or parameters that are not finite, have ended a run.
 
     Attributes:
       steps: those whose batches are worth a look.
@@ -52,7 +120,7 @@ class BadStepError(FloatingPointError):
         self.steps = tuple(steps)
 
 
-class BadSteps:
+class BadStepCounter:
     """The bad steps of a run so far.
 
     Attributes:
@@ -64,84 +132,72 @@ class BadSteps:
         self._config = config
         self.total, self.in_a_row = total, list(in_a_row)
 
-    def see(self, step: int, loss: float, norm: float, skipped: bool) -> None:
+    def record(self, step: int, loss: float, norm: float, is_skipped: bool) -> None:
         """Takes note of one more step.
 
         Raises:
           BadStepError: it ends the run.
         """
-        finite = np.isfinite(loss) and np.isfinite(norm)
-        if finite and not skipped:
+        config, is_finite = self._config, np.isfinite(loss) and np.isfinite(norm)
+        if is_finite and not is_skipped:
             self.in_a_row = []
             return
-        bad, config = BadStep(step, loss, norm), self._config
-        spike = f", beyond train.spike_factor = {config.spike_factor} times the running mean"
-        told = bad.text + (spike if finite else "")
+        text = f"step {step}: loss is {loss:.6g}, gradient norm {norm:.6g}"
+        if is_finite:
+            text += f", beyond train.spike_factor = {config.spike_factor} times the running mean"
+        bad = BadStep(step, loss, norm)
         if config.on_bad_step == "stop":
-            raise BadStepError(f"{told}; {ADVICE}", [bad])
+            raise BadStepError(f"{text}; {ADVICE}", [bad])
         self.in_a_row.append(bad)
         self.total += 1
         count = f"{len(self.in_a_row)} in a row, train.max_skipped = {config.max_skipped}"
         if len(self.in_a_row) >= config.max_skipped:
-            raise BadStepError(f"{told}; bad steps: {count}", self.in_a_row)
-        log.warning("%s; skipped (%s)", told, count)
-
-
-def dump_batches(
-    workdir: Path, error: BadStepError, loader_of: Callable[[int], BatchLoader], data_start: int
-) -> BadStepError:
-    """Writes the batches of ``error.steps`` into the run, so that a person can look at them.
-
-    ``bad_steps/STEP.npz`` has the arrays of the batch, ``bad_steps/STEP.json`` the loss and, for
-    each row, its window and documents.
-
-    Args:
-      workdir: of the run.
-      error: what ended it.
-      loader_of: step -> the loader of its stage.
-      data_start: batches of the stream before the first step.
-
-    Returns:
-      The error to raise, which says where they are.
-    """
-    if not error.steps:
-        return error
-    directory = workdir / BAD_STEPS
-    directory.mkdir(parents=True, exist_ok=True)
-    for bad in error.steps:
-        loader, number = loader_of(bad.step), bad.step - 1 + data_start
-        content = io.BytesIO()
-        np.savez(content, **loader.batch(number)._asdict())
-        (directory / f"{bad.step}.npz").write_bytes(content.getvalue())
-        facts = {
-            "step": bad.step,
-            "batch": number,
-            "loss": str(bad.loss),  # JSON has no word for nan
-            "grad_norm": str(bad.norm),
-            "rows": loader.row_sources(number),
-        }
-        write_json(directory / f"{bad.step}.json", facts)
-    names = ", ".join(f"{bad.step}.npz" for bad in error.steps[-3:])
-    more = " and more" if len(error.steps) > 3 else ""
-    where = f"its batch and documents are in {directory}: {names}{more}, and .json beside"
-    return BadStepError(f"{error}; {where}", error.steps)
+            raise BadStepError(f"{text}; bad steps: {count}", self.in_a_row)
+        log.warning("%s; skipped (%s)", text, count)
 
 
 @contextlib.contextmanager
 def dump_batches_of_bad_steps(
-    workdir: Path, loader_of: Callable[[int], BatchLoader], data_start: int
+    workdir: Path, loader_at: Callable[[int], BatchLoader], data_start: int
 ) -> Iterator[None]:
-    """Where bad steps end what is done inside, leaves their batches, see `dump_batches`."""
+    """Where bad steps end what is done inside, writes their batches into the run.
+
+    ``bad_steps/STEP.npz`` has the arrays of the batch, ``bad_steps/STEP.json`` the loss and, for
+    each row, its window and documents. The error then says where they are.
+
+    Args:
+      workdir: of the run.
+      loader_at: step -> the loader of its stage.
+      data_start: batches of the stream before the first step.
+    """
     try:
         yield
     except BadStepError as error:
-        if not is_main_process():
+        if not is_main_process() or not error.steps:
             raise
-        raise dump_batches(workdir, error, loader_of, data_start) from None
+        directory = workdir / BAD_STEPS
+        directory.mkdir(parents=True, exist_ok=True)
+        for bad in error.steps:
+            loader, number = loader_at(bad.step), bad.step - 1 + data_start
+            content = io.BytesIO()
+            np.savez(content, **loader.batch(number)._asdict())
+            (directory / f"{bad.step}.npz").write_bytes(content.getvalue())
+            facts = {
+                "step": bad.step,
+                "batch": number,
+                "loss": str(bad.loss),  # JSON has no word for nan
+                "grad_norm": str(bad.norm),
+                "rows": loader.row_sources(number),
+            }
+            write_json(directory / f"{bad.step}.json", facts)
+        names = ", ".join(f"{bad.step}.npz" for bad in error.steps[-3:])
+        names += " and more" if len(error.steps) > 3 else ""
+        where = f"its batch and documents are in {directory}: {names}, and .json beside"
+        raise BadStepError(f"{error}; {where}", error.steps) from None
 
 
 def check_tokens(batch: Batch, step: int, vocab_size: int) -> None:
-    """Raises ValueError where a token of the batch of ``step`` has no place in the model."""
+    """Raises ValueError where a token of the batch of ``step`` is not in the model's vocabulary."""
     for name, tokens in (("tokens", batch.tokens), ("targets", batch.targets)):
         try:
             check_batch(tokens, vocab_size)

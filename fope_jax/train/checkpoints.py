@@ -1,4 +1,4 @@
-"""When a checkpoint is written, what goes into it, and whether those that were are still there."""
+"""Checkpoints of a training: written, restored, and missed where they are gone."""
 
 from __future__ import annotations
 
@@ -7,86 +7,149 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from fope_jax.config import TrainConfig
+from fope_jax.config import Experiment
+from fope_jax.evaluate.fingerprint import check_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.storage.lock import RunLock
 from fope_jax.train.bad_steps import ADVICE, BadStepError
 from fope_jax.train.metrics import MetricsWriter
+from fope_jax.train.state import StatePlan, init_guard_state
 from fope_jax.train.step import TrainState, all_finite
-from fope_jax.train.workdir import CHECKPOINTS
+from fope_jax.train.workdir import CHECKPOINTS, is_save_row
 
 log = logging.getLogger(__name__)
 
+_WIDENED = (jnp.dtype("bfloat16"), jnp.dtype("float32"))
 
-class Saver:
-    """Writes the checkpoints of one run.
+
+def save_checkpoint(
+    store: CheckpointStore,
+    step: int,
+    state: TrainState,
+    constants: Any,
+    metadata: dict[str, Any],
+    *,
+    writer: MetricsWriter | None,
+    lock: RunLock | None,
+    may_fail: bool,
+) -> bool:
+    """Writes one checkpoint, after every row that came before it, and says whether it could.
 
     Args:
-      store: where.
-      config: says what becomes of a run whose checkpoint cannot be written.
-      identity: what the metadata of every checkpoint says.
-      lock: of the run directory, in the process that has it.
+      metadata: what is kept beside the arrays; the guard's state is added.
+      writer, lock: of the run directory, in the process that has them.
+      may_fail: where it cannot be written the run goes on without.
+
+    Raises:
+      BadStepError: a parameter is not finite.
+      CheckpointError, OSError: it cannot be written, and the run must not go on without.
+      LockError: another process has taken the run over.
     """
-
-    def __init__(
-        self,
-        store: CheckpointStore,
-        config: TrainConfig,
-        identity: dict[str, Any],
-        lock: RunLock | None,
-    ):
-        self._store, self._identity, self._lock = store, identity, lock
-        # The processes of one run would have to agree on what could be written.
-        self.tolerant = config.on_save_error == "continue" and jax.process_count() == 1
-
-    def save(
-        self,
-        step: int,
-        state: TrainState,
-        constants: Any,
-        carried: dict[str, Any],
-        metrics_log: MetricsWriter | None,
-        last: bool,
-    ) -> bool:
-        """Writes one checkpoint, after every row that came before it.
-
-        Args:
-          step: updates done.
-          state, constants: its arrays.
-          carried: of the row that is under way, from `MetricsBuffer.carry`.
-          metrics_log: in the process that has it.
-          last: this process will write no other, so this one must be written.
-
-        Returns:
-          Whether it has been written; False where the run goes on without it.
-
-        Raises:
-          BadStepError: a parameter is not finite.
-          CheckpointError, OSError: it cannot be written, and the run must not go on without.
-          LockError: another process has taken the run over.
-        """
-        if not all_finite(state):
-            raise BadStepError(f"a parameter is not finite after step {step}; {ADVICE}")
-        if self._lock:
-            self._lock.check()
-        items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
-        means = [x.item() for x in jax.device_get(tuple(state.guard))]
-        metadata = self._identity | {"row": carried, "guard": means}
-        try:
-            if metrics_log:
-                metrics_log.flush()
-            self._store.save(step, items, metadata)
-        except (CheckpointError, OSError) as error:
-            if not self.tolerant or last:
-                raise
-            log.warning("%s; training goes on without (train.on_save_error = continue)", error)
-            return False
-        return True
+    if not all_finite(state):
+        raise BadStepError(f"a parameter is not finite after step {step}; {ADVICE}")
+    if lock:
+        lock.check()
+    items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
+    guard = [x.item() for x in jax.device_get(tuple(state.guard))]
+    try:
+        if writer:
+            writer.flush()
+        store.save(step, items, metadata | {"guard": guard})
+    except (CheckpointError, OSError) as error:
+        if not may_fail:
+            raise
+        log.warning("%s; training goes on without (train.on_save_error = continue)", error)
+        return False
+    return True
 
 
-def check_checkpoints_present(workdir: Path, found: int | None) -> None:
+def restore_checkpoint(
+    store: CheckpointStore,
+    step: int,
+    experiment: Experiment,
+    plan: StatePlan,
+    data_fingerprint: str,
+    accept_position: str | None,
+) -> tuple[TrainState, Any, dict[str, Any] | None]:
+    """State, constants and the row under way (``MetricsBuffer.state``) of a run's checkpoint.
+
+    Raises:
+      CheckpointError: it is of another model, position embedding or corpus.
+    """
+    metadata, where = store.metadata(step), store.directory / str(step)
+    if metadata["data"] != data_fingerprint:
+        raise CheckpointError(
+            f"{where}: its data fingerprint is {metadata['data']}, this run's is "
+            f"{data_fingerprint}; the data has changed since the checkpoint was written"
+        )
+    arrays = restore_checked(store, step, experiment, plan, accept_position)
+    config = experiment.train
+    if config.first_lengths and 0 < step < config.stages[-1].start and "window" not in metadata:
+        log.warning(
+            "%s was written when each length had an order of its own: the rest of "
+            "train.first_lengths is cut from windows of %d tokens, in another order, so that some "
+            "of this epoch's text comes again and some does not come",
+            where,
+            config.length,
+        )
+    guard = init_guard_state(plan, metadata.get("guard"))
+    state = TrainState(arrays["params"], arrays["optimizer"], guard)
+    return state, arrays["constants"], metadata.get("row")
+
+
+def restore_checked(
+    store: CheckpointStore,
+    step: int,
+    experiment: Experiment,
+    plan: StatePlan,
+    accept_position: str | None,
+    with_optimizer: bool = True,
+) -> dict[str, Any]:
+    """Arrays of a checkpoint that was trained with the position embedding of ``experiment``.
+
+    Raises:
+      CheckpointError: it was trained with another, or see ``CheckpointStore.restore``.
+    """
+    metadata, where = store.metadata(step), str(store.directory / str(step))
+    position, shape = experiment.position, experiment.model.shape
+    # Twice: before arrays are read whose shapes depend on the method, then with its constants.
+    check_fingerprint(metadata, position, shape, None, where, accept_position)
+    arrays = restore_arrays(store, step, plan, with_optimizer)
+    check_fingerprint(metadata, position, shape, arrays["constants"], where, accept_position)
+    return arrays
+
+
+def restore_arrays(
+    store: CheckpointStore, step: int, plan: StatePlan, with_optimizer: bool = True
+) -> dict[str, Any]:
+    """Parameters, constants and optimizer state of a checkpoint, laid out as ``plan`` says.
+
+    Checkpoints of bfloat16 parameters once had bfloat16 moments; they are read as they are and
+    widened, which changes no number.
+
+    Raises:
+      CheckpointError: see ``CheckpointStore.restore``.
+    """
+    items = {"params": plan.state.params, "constants": plan.constants}
+    if not with_optimizer:
+        return store.restore(step, items)
+    wanted = plan.state.optimizer
+    stored = jax.tree.map(
+        lambda old, new: old if (old.dtype, new.dtype) == _WIDENED else new,
+        store.with_stored_dtypes(step, "optimizer", wanted),
+        wanted,
+    )
+    arrays = store.restore(step, items | {"optimizer": stored})
+    arrays["optimizer"] = jax.tree.map(
+        lambda x, leaf: x.astype(leaf.dtype), arrays["optimizer"], wanted
+    )
+    return arrays
+
+
+def check_checkpoints_present(workdir: Path, newest_valid: int | None) -> None:
     """Compares the newest valid checkpoint with the newest one that was ever written.
 
     Warns where an older one is left.
@@ -94,18 +157,18 @@ def check_checkpoints_present(workdir: Path, found: int | None) -> None:
     Raises:
       CheckpointError: none is left; beginning again from nothing would throw the run away.
     """
-    rows = read_rows(workdir / METRICS)
-    saved = [r["step"] for r in rows if (r.get("kind"), r.get("phase")) == ("time", "save")]
-    newest = max(saved, default=0)
-    if found is None and newest:
+    saved = max(
+        (row["step"] for row in read_rows(workdir / METRICS) if is_save_row(row)), default=0
+    )
+    if newest_valid is None and saved:
         raise CheckpointError(
-            f"{workdir} has trained {newest} steps and saved them, but no valid checkpoint is left "
+            f"{workdir} has trained {saved} steps and saved them, but no valid checkpoint is left "
             f"in {workdir / CHECKPOINTS}; bring one back, or move {workdir} away to start over"
         )
-    if found is not None and found < newest:
+    if newest_valid is not None and newest_valid < saved:
         log.warning(
             "checkpoint %d of %s is gone; going on from %d, the newest valid one",
-            newest,
+            saved,
             workdir,
-            found,
+            newest_valid,
         )

@@ -1,12 +1,7 @@
 """Where the time of a run goes: rows of kind "time", which the report adds up.
 
-start     from the start of the process to the first step, but for the next two
-compile   the program of a step
-restore   reading the checkpoint
-data      waiting for batches
-step      the steps themselves
-save      checkpoints
-lost      what an earlier process had trained after its last checkpoint
+Phases: "start", to the first step but for "compile" and "restore" of a checkpoint; "data", waiting
+for batches; "step"; "save"; and "lost", what an earlier process had trained after its last save.
 """
 
 from __future__ import annotations
@@ -14,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,16 +19,16 @@ class PhaseTimer:
     """Seconds by phase since the last rows.
 
     Args:
-      before: seconds that this process has spent on the run already, for "start".
+      seconds_before: that this process has spent on the run already, for "start".
     """
 
-    def __init__(self, before: float = 0.0):
-        self._seconds: dict[str, float] = {}
-        self._began = time.perf_counter() - before
+    def __init__(self, seconds_before: float = 0.0):
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._began = time.perf_counter() - seconds_before
 
     def add(self, phase: str, seconds: float) -> None:
         """Adds to a phase."""
-        self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
+        self._seconds[phase] += seconds
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -43,19 +39,20 @@ class PhaseTimer:
         finally:
             self.add(name, time.perf_counter() - began)
 
-    def started(self) -> None:
-        """Ends "start": what no other phase has had so far."""
-        now, others = time.perf_counter(), self._seconds.items()
-        known = sum(seconds for name, seconds in others if name != "lost")
-        self.add("start", max(0.0, now - self._began - known))
+    def end_startup(self) -> None:
+        """Counts as "start" what no other phase has had so far."""
+        elapsed = time.perf_counter() - self._began
+        known = sum(seconds for name, seconds in self._seconds.items() if name != "lost")
+        self.add("start", max(0.0, elapsed - known))
 
-    def rows(self, step: int) -> list[dict[str, Any]]:
+    def take_rows(self, step: int) -> list[dict[str, Any]]:
         """A row for each phase; begins anew."""
-        found, self._seconds = self._seconds, {}
-        return [
+        rows = [
             {"kind": "time", "phase": phase, "step": step, "seconds": round(seconds, 4)}
-            for phase, seconds in found.items()
+            for phase, seconds in self._seconds.items()
         ]
+        self._seconds.clear()
+        return rows
 
 
 def process_age() -> float:

@@ -4,17 +4,130 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+import jax
+import numpy as np
+
+from fope_jax.config import Experiment
 from fope_jax.evaluate.metrics import METRICS
+from fope_jax.extras import require
 from fope_jax.storage.files import open_line_writer
 from fope_jax.storage.paths import is_in_bucket
-from fope_jax.train.tensorboard import TensorBoardWriter
+from fope_jax.train.bad_steps import BadStep, BadStepCounter
+from fope_jax.train.optim import learning_rate
+from fope_jax.train.step import StepMetrics
+from fope_jax.typing import Batch
 
 log = logging.getLogger(__name__)
+
+
+class MetricsBuffer:
+    """Collects the metrics of steps on the device and turns them into one row.
+
+    Fetching them every step would make the host wait for the device. A checkpoint in the middle of
+    a row carries what it has so far, so that a resumed run writes the row of the unbroken one.
+
+    Args:
+      experiment: of the run.
+      seconds_before: the clock of the run at its last row.
+      saved: what `state` gave to the checkpoint that the run goes on from.
+    """
+
+    def __init__(
+        self, experiment: Experiment, seconds_before: float, saved: Mapping[str, Any] | None
+    ):
+        self._config = experiment.train
+        self._on_device: list[StepMetrics] = []
+        saved = saved or {"steps": [], "seconds": 0.0, "waited": 0.0, "skipped": 0, "bad": []}
+        self._steps = np.array(saved["steps"], np.float64).reshape(-1, 4)
+        bad_steps = [BadStep(*bad) for bad in saved["bad"]]
+        self._bad_steps = BadStepCounter(self._config, saved["skipped"], bad_steps)
+        self._seconds, self._waited = saved["seconds"], saved["waited"]  # of the row so far
+        self.restart_clock()
+        self._run_began = self._began - seconds_before - self._seconds
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Remembers the metrics of one more step, without fetching them."""
+        self._on_device.append(metrics)
+
+    def restart_clock(self) -> None:
+        """Goes on with the clock now: what came before, such as a save, is not training."""
+        self._waited_now, self._began = 0.0, time.perf_counter()
+
+    def time_waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Hands on batches and counts the seconds spent waiting for them."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited_now += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def fetch(self, step: int) -> tuple[float, float]:
+        """Waits for the steps up to ``step`` and looks at their losses and gradients.
+
+        Returns:
+          Seconds since the last call or `restart_clock`: waiting for data, and all others.
+
+        Raises:
+          BadStepError: one of them ends the run; the message names it.
+        """
+        new = np.asarray(jax.device_get(self._on_device), np.float64).reshape(-1, 4)
+        elapsed, waited = time.perf_counter() - self._began, self._waited_now
+        self._on_device = []
+        self.restart_clock()
+        for number, (nats, tokens, norm, skipped) in enumerate(new, start=step - len(new) + 1):
+            loss = float(nats / tokens) if tokens else float("nan")
+            self._bad_steps.record(number, loss, float(norm), bool(skipped))
+        self._steps = np.concatenate([self._steps, new])
+        self._seconds += elapsed
+        self._waited += waited
+        return waited, elapsed - waited
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the row that is under way, as JSON values; after `fetch`."""
+        return {
+            "steps": self._steps.tolist(),
+            "seconds": self._seconds,
+            "waited": self._waited,
+            "skipped": self._bad_steps.total,
+            "bad": [list(bad) for bad in self._bad_steps.in_a_row],
+        }
+
+    def take_row(self, step: int) -> dict[str, Any]:
+        """The train row of the steps since the last row, of which ``step`` is the newest.
+
+        After `fetch`. Sums and ``grad_norm``, a mean, are over the steps that were not skipped; of
+        a row with none the loss is nan. ``learning_rate`` is that of the newest.
+        """
+        config, sequences = self._config, len(self._steps) * self._config.batch_size
+        good = self._steps[self._steps[:, 3] == 0]
+        nats, tokens, norms, _ = good.T
+        skipped_before = self._bad_steps.total - int(self._steps[-1, 3])
+        total = float(tokens.sum())
+        row = {
+            "kind": "train",
+            "step": step,
+            "tokens_seen": step * config.batch_size * config.length,
+            "nats": float(nats.sum()),
+            "tokens": total,
+            "loss": float(nats.sum() / total) if total else float("nan"),
+            "grad_norm": float(norms.mean()) if len(good) else float("nan"),
+            "learning_rate": float(learning_rate(config, step - 1 - skipped_before)),
+            "tokens_per_second": sequences * config.length / self._seconds,
+            "data_wait_fraction": self._waited / self._seconds,
+            "seconds": self._began - self._run_began,
+        }
+        if config.on_bad_step == "skip":
+            row["skipped"] = len(self._steps) - len(good)
+        self._steps, self._seconds, self._waited = self._steps[:0], 0.0, 0.0
+        return row
 
 
 class MetricsWriter:
@@ -25,29 +138,29 @@ class MetricsWriter:
     Args:
       workdir: of the run.
       start_step: updates done before.
-      tolerant: a row that cannot be written is kept until it can; `flush` still raises.
+      is_tolerant: a row that cannot be written is kept until it can; `flush` still raises.
     """
 
-    def __init__(self, workdir: Path, start_step: int, tolerant: bool = False):
-        self._tolerant = tolerant
+    def __init__(self, workdir: Path, start_step: int, is_tolerant: bool = False):
+        self._is_tolerant = is_tolerant
         self._lines = open_line_writer(workdir / METRICS)
-        self._curves = None
+        self._tensorboard = None
         if is_in_bucket(workdir):
             log.info("no TensorBoard files in a bucket; %s has every number", workdir / METRICS)
         else:
-            self._curves = TensorBoardWriter(workdir / "tensorboard", start_step)
+            self._tensorboard = TensorBoardWriter(workdir / "tensorboard", start_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds one row; on disk it is on its way to the file when this returns."""
         try:
             self._lines.write(json.dumps(row))
         except OSError as error:
-            if not self._tolerant:
+            if not self._is_tolerant:
                 raise
             log.warning("%s; the row is kept and written later", error)
-        if self._curves and row["kind"] == "train":
+        if self._tensorboard and row["kind"] == "train":
             values = {name: x for name, x in row.items() if name not in ("kind", "step")}
-            self._curves.add(row["step"], values)
+            self._tensorboard.write(row["step"], values)
 
     def flush(self) -> None:
         """Returns when every row is in the file."""
@@ -56,12 +169,62 @@ class MetricsWriter:
     def __enter__(self) -> MetricsWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._curves:
-            self._curves.close()
+    def __exit__(self, *_: object) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()
         self._lines.close()
+
+
+class TensorBoardWriter:
+    """Writes scalars into an event file, and gives up with one warning where that fails.
+
+    tensorboardX's own SummaryWriter hands them to a thread through a short queue. Where the disk is
+    full, or the clock is set back by a month, that thread ends and training waits for it for ever.
+
+    Args:
+      directory: of the event files.
+      start_step: updates done before; what an earlier, killed process wrote for later ones is
+        hidden, since those steps come again.
+    """
+
+    def __init__(self, directory: Path, start_step: int):
+        self._events: Any = require("tensorboardX.event_file_writer", "train")
+        self._summary: Any = require("tensorboardX.summary", "train")
+        self._writer: Any = None
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            has_earlier = start_step or any(directory.iterdir())
+            self._writer = self._events.EventsWriter(str(directory / "events"))
+            if has_earlier:
+                event = self._events.event_pb2
+                session = event.SessionLog(status=event.SessionLog.START)
+                self._writer.write_event(event.Event(step=start_step + 1, session_log=session))
+        except OSError as error:
+            self._give_up(error)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one point to each of the named curves; a gap where a value is not finite."""
+        if self._writer is None:
+            return
+        event_class = self._events.event_pb2.Event
+        try:
+            for name, value in values.items():
+                if math.isfinite(value):
+                    summary = self._summary.scalar(f"train/{name}", value)
+                    event = event_class(wall_time=time.time(), step=step, summary=summary)
+                    self._writer.write_event(event)
+            self._writer.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Closes the file."""
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("no TensorBoard files from here on (%s); metrics.jsonl goes on", error)
+        self._writer = None

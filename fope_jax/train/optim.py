@@ -6,9 +6,6 @@ decay can reach them.
 
 from __future__ import annotations
 
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -64,8 +61,6 @@ def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(lambda count: learning_rate(config, count)),
     )
-
-    def init(params: Any) -> Any:
-        return adamw.init(jax.tree.map(lambda x: x.astype(jnp.float32), params))
-
-    return optax.GradientTransformation(init, adamw.update)
+    return optax.GradientTransformation(
+        lambda params: adamw.init(optax.tree.cast(params, jnp.float32)), adamw.update
+    )

@@ -13,13 +13,7 @@ from fope_jax.storage.paths import as_path
 def add_train_options(verb: argparse.ArgumentParser) -> None:
     """The options of `fope train`, but for those of several processes."""
     add_config(verb)
-    verb.add_argument(
-        "--workdir",
-        type=directory,
-        required=True,
-        metavar="DIR",
-        help="directory of this run, also in a bucket: gs://BUCKET/PATH",
-    )
+    _add_workdir(verb)
     add_accept_position(verb)
 
 
@@ -27,7 +21,7 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
     """The options of `fope extend`, but for those of several processes."""
     verb.add_argument(
         "--from",
-        type=parent_run,
+        type=lambda text: text if text.startswith("hf:") else directory(text),
         dest="parent",
         required=True,
         metavar="RUN[/STEP]|hf:DIR",
@@ -36,9 +30,7 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--method", required=True, help="the position embedding to go on with")
     verb.add_argument("--length", type=int, required=True, help="tokens of a sequence")
-    verb.add_argument(
-        "--workdir", type=directory, required=True, metavar="DIR", help="of the new run"
-    )
+    _add_workdir(verb)
     verb.add_argument(
         "--optimizer",
         choices=("keep", "reset-moments", "reset"),
@@ -71,6 +63,16 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
         "--config.SECTION.KEY=VALUE changes one",
     )
     add_accept_position(verb)
+
+
+def _add_workdir(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--workdir",
+        type=directory,
+        required=True,
+        metavar="DIR",
+        help="directory of this run, also in a bucket: gs://BUCKET/PATH",
+    )
 
 
 def add_config(verb: argparse.ArgumentParser) -> None:
@@ -144,11 +146,6 @@ def _ratio(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a number above 0")
     return value
-
-
-def parent_run(text: str) -> Path | str:
-    """A run, or the directory of a Hugging Face checkpoint."""
-    return text if text.startswith("hf:") else directory(text)
 
 
 def check_named(text: str) -> None:

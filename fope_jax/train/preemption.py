@@ -1,8 +1,4 @@
-"""A training that is asked to end: the step under way ends, its checkpoint is written, it stops.
-
-That is how a spot machine, Slurm or Kubernetes announces that it takes a machine away, see
-``fope_jax.processes.signals``.
-"""
+"""A signal asks a training to end: it ends its step, saves and stops. See `processes.signals`."""
 
 from __future__ import annotations
 
@@ -35,25 +31,25 @@ class Preemption:
     so all of them have to ask equally often.
     """
 
-    def __init__(self, noted: Callable[[], int | None]):
-        self._noted = noted
+    def __init__(self, received_signal: Callable[[], int | None]):
+        self._received_signal = received_signal
 
-    def __call__(self, step: int) -> bool:
-        """Whether to stop after ``step``; asked once after every step."""
-        return reached_preemption() if is_distributed() else self._noted() is not None
+    def is_requested(self) -> bool:
+        """Whether to stop; asked once after every step."""
+        return reached_preemption() if is_distributed() else self._received_signal() is not None
 
-    def check(self) -> None:
+    def raise_if_requested(self) -> None:
         """Raises `Stopped` where it is to stop: between two parts of an evaluation."""
-        if self(0):
-            raise Stopped(self.number, is_in_all_processes=is_distributed())
+        if self.is_requested():
+            raise Stopped(self.signal_number, is_in_all_processes=is_distributed())
 
     @property
-    def number(self) -> int:
+    def signal_number(self) -> int:
         """Of the signal; that which another process got is taken for a SIGTERM."""
-        return self._noted() or signal.SIGTERM
+        return self._received_signal() or signal.SIGTERM
 
     @contextlib.contextmanager
-    def nothing_to_save(self) -> Iterator[None]:
+    def stop_at_once(self) -> Iterator[None]:
         """Where the last step has been saved: a signal ends what is under way, also a compilation.
 
         Of several processes one alone must not leave; there it waits for the next question.
@@ -62,7 +58,7 @@ class Preemption:
             yield
             return
         with raise_on_signal():
-            self.check()
+            self.raise_if_requested()
             yield
 
 
@@ -70,7 +66,7 @@ class Preemption:
 def preemption() -> Iterator[Preemption]:
     """Notes signals; what handled them before does so again afterwards.
 
-    A thread that is not the main one cannot catch signals and is never told to stop.
+    A thread that is not the main one cannot catch signals and is never asked to stop.
     """
-    with defer_signals() as noted:
-        yield Preemption(noted)
+    with defer_signals() as received_signal:
+        yield Preemption(received_signal)

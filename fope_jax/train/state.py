@@ -1,4 +1,4 @@
-"""The state of training on a mesh: what it looks like, where it lies, and a new one.
+"""The state of training on a mesh: its shapes and shardings, a new one, and a step compiled for it.
 
 A state is described before it is made, so that each device makes its own part of it only, and so
 that a step can be compiled for machines that are not there.
@@ -7,32 +7,33 @@ that a step can be compiled for machines that are not there.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment, Stage
+from fope_jax.data.config import Packing
 from fope_jax.model.backends import BackendChoice, choose_backend, gpu_compute_capability
 from fope_jax.model.sharding import batch_sharding, device_put_sharded, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import PositionVariables
-from fope_jax.storage.checkpoint import CheckpointStore
-from fope_jax.train.guard import Guard, make_guard
+from fope_jax.train.bad_steps import Guard, make_guard
 from fope_jax.train.optim import make_optimizer
 from fope_jax.train.step import TrainState, state_shardings, train_step
 from fope_jax.typing import Batch
 
 
 class StatePlan(NamedTuple):
-    """Shapes and places of everything that a step reads, without an array.
+    """Shapes and shardings of everything that a step reads, without an array.
 
     Attributes:
+      experiment: what it is for.
       graphdef: the model without its arrays.
       optimizer: of the experiment.
       state: ShapeDtypeStructs with the sharding of each leaf.
@@ -42,6 +43,7 @@ class StatePlan(NamedTuple):
       guard: what keeps bad steps out; None where nothing does.
     """
 
+    experiment: Experiment
     graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
     state: TrainState
@@ -57,27 +59,42 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     Raises:
       ValueError: the mesh does not fit the devices, or the model or the batch not the mesh.
     """
-    count = len(jax.devices() if devices is None else devices)
-    check_mesh(experiment, count)
-    mesh = make_mesh(experiment.mesh, devices)
-    attention = _choose_attention(experiment, mesh)
-    changed = dataclasses.replace(experiment.model, attention=attention.name)
-    experiment = dataclasses.replace(experiment, model=changed)
-    model = nnx.eval_shape(lambda: _new_model(experiment))
-    graphdef, params, constants = split(model)
+    check_mesh(experiment, len(jax.devices() if devices is None else devices))
+    mesh, position, model = (
+        make_mesh(experiment.mesh, devices),
+        experiment.position,
+        experiment.model,
+    )
+    device = mesh.devices.flat[0]
+    attention = choose_backend(
+        model.attention,
+        platform=device.platform,
+        methods=[layer.method for layer in position.layers()],
+        length=experiment.train.length,
+        head_dim=model.shape.head_dim,
+        dtype=model.dtype,
+        context=mesh.shape["context"],
+        compute_capability=gpu_compute_capability(device),
+        derivatives=model.derivatives,
+    )
+    model = dataclasses.replace(model, attention=attention.name)
+    graphdef, params, constants = split(
+        nnx.eval_shape(lambda: _new_model(dataclasses.replace(experiment, model=model)))
+    )
     optimizer, guard = make_optimizer(experiment.train), make_guard(experiment.train)
-    state = TrainState(
-        params, jax.eval_shape(optimizer.init, params), guard.state() if guard else ()
-    )
-    return StatePlan(
-        graphdef,
-        optimizer,
-        _at(state, state_shardings(optimizer, state, experiment.position, mesh)),
-        _at(constants, tree_shardings(constants, experiment.position, mesh)),
-        mesh,
-        attention,
-        guard,
-    )
+    moments = jax.eval_shape(optimizer.init, params)
+    state = TrainState(params, moments, guard.state() if guard else ())
+
+    def with_shardings(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            tree,
+            shardings,
+        )
+
+    state = with_shardings(state, state_shardings(optimizer, state, position, mesh))
+    constants = with_shardings(constants, tree_shardings(constants, position, mesh))
+    return StatePlan(experiment, graphdef, optimizer, state, constants, mesh, attention, guard)
 
 
 def experiment_at_stage(experiment: Experiment, stage: Stage) -> Experiment:
@@ -86,64 +103,45 @@ def experiment_at_stage(experiment: Experiment, stage: Stage) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **sizes))
 
 
-def _choose_attention(experiment: Experiment, mesh: Mesh) -> BackendChoice:
-    device = mesh.devices.flat[0]
-    return choose_backend(
-        experiment.model.attention,
-        platform=device.platform,
-        methods=[layer.method for layer in experiment.position.layers()],
-        length=experiment.train.length,
-        head_dim=experiment.model.shape.head_dim,
-        dtype=experiment.model.dtype,
-        context=mesh.shape["context"],
-        compute_capability=gpu_compute_capability(device),
-        derivatives=experiment.model.derivatives,
-    )
-
-
 def check_mesh(experiment: Experiment, num_devices: int) -> None:
     """Raises ValueError where model or batch cannot be cut over the mesh, naming the field."""
     sizes = experiment.mesh.axis_sizes(num_devices)
     config, train, shape = experiment.model, experiment.train, experiment.model.shape
-    rows, tokens = ("data", "fsdp"), ("context",)
-    check_multiples(
-        sizes,
-        {
-            "train.batch_size / train.accumulate": (train.batch_size // train.accumulate, rows),
-            "train.length": (train.length, tokens),
-            "model.num_heads": (shape.num_heads, ("tensor",)),
-            "model.num_kv_heads": (shape.num_kv_heads, ("tensor",)),
-            "model.mlp_dim": (config.mlp_dim, ("tensor",)),
-            "model.vocab_size": (config.vocab_size, ("tensor",)),
-            "model.d_model": (config.d_model, ("fsdp", "context")),
-        },
-    )
-
-
-def check_multiples(
-    mesh_sizes: dict[str, int], numbers: dict[str, tuple[int, tuple[str, ...]]]
-) -> None:
-    """Raises ValueError where a number is not a multiple of the mesh axes it is cut over.
-
-    Args:
-      mesh_sizes: from ``MeshConfig.axis_sizes``.
-      numbers: a field's name to its number and its mesh axes.
-
-    >>> check_multiples({"tensor": 4}, {"model.num_heads": (6, ("tensor",))})
-    Traceback (most recent call last):
-        ...
-    ValueError: model.num_heads = 6: expected a multiple of mesh.tensor = 4
-    """
-    for field, (number, axes) in numbers.items():
-        count = int(np.prod([mesh_sizes[axis] for axis in axes]))
+    for field, number, axes in (
+        ("train.batch_size / train.accumulate", train.batch_size // train.accumulate, "data fsdp"),
+        ("train.length", train.length, "context"),
+        ("model.num_heads", shape.num_heads, "tensor"),
+        ("model.num_kv_heads", shape.num_kv_heads, "tensor"),
+        ("model.mlp_dim", config.mlp_dim, "tensor"),
+        ("model.vocab_size", config.vocab_size, "tensor"),
+        ("model.d_model", config.d_model, "fsdp context"),
+    ):
+        count = math.prod(sizes[axis] for axis in axes.split())
         if number % count:
-            names = " * ".join(f"mesh.{axis}" for axis in axes)
+            names = " * ".join(f"mesh.{axis}" for axis in axes.split())
             raise ValueError(f"{field} = {number}: expected a multiple of {names} = {count}")
 
 
-def init_constants(experiment: Experiment) -> Any:
-    """The position constants on the host, drawn on one device: the same bits on every mesh."""
-    return jax.tree.map(np.asarray, jax.jit(lambda: split(_new_model(experiment))[2])())
+# ---------------------------------------------------------------------------- arrays
+
+
+def init_train_state(plan: StatePlan) -> TrainState:
+    """The state before the first step, each device making its own part."""
+    params = jax.jit(
+        lambda: split(_new_model(plan.experiment))[1], out_shardings=_shardings(plan.state.params)
+    )()
+    moments = jax.jit(plan.optimizer.init, out_shardings=_shardings(plan.state.optimizer))(params)
+    return TrainState(params, moments, init_guard_state(plan))
+
+
+def init_constants(plan: StatePlan) -> Any:
+    """The position constants, drawn on one device: the same bits on every mesh."""
+    constants = jax.jit(lambda: split(_new_model(plan.experiment))[2])()
+    return jax.tree.map(
+        lambda x, sharding: device_put_sharded(np.asarray(x), sharding),
+        constants,
+        _shardings(plan.constants),
+    )
 
 
 def init_position_arrays(experiment: Experiment) -> PositionVariables:
@@ -152,46 +150,7 @@ def init_position_arrays(experiment: Experiment) -> PositionVariables:
     return jax.tree.map(np.asarray, drawn)
 
 
-def init_train_state(experiment: Experiment, plan: StatePlan) -> TrainState:
-    """The state before the first step, each device making its own part."""
-    state = plan.state
-    params = jax.jit(
-        lambda: split(_new_model(experiment))[1], out_shardings=_shardings(state.params)
-    )()
-    optimizer = jax.jit(plan.optimizer.init, out_shardings=_shardings(state.optimizer))(params)
-    return TrainState(params, optimizer, init_guard_state(None, plan))
-
-
-def restore_arrays(
-    store: CheckpointStore, step: int, plan: StatePlan, with_optimizer: bool = True
-) -> dict[str, Any]:
-    """Parameters, constants and optimizer state of a checkpoint, laid out as ``plan`` says.
-
-    Checkpoints of bfloat16 parameters once had bfloat16 moments; they are read as they are and
-    widened, which changes no number.
-
-    Raises:
-      CheckpointError: see ``CheckpointStore.restore``.
-    """
-    items = {"params": plan.state.params, "constants": plan.constants}
-    if not with_optimizer:
-        return store.restore(step, items)
-    wanted = plan.state.optimizer
-    stored = store.with_stored_dtypes(step, "optimizer", wanted)
-    narrow = jax.tree.map(
-        lambda old, new: old if (old.dtype, new.dtype) == _NARROW else new, stored, wanted
-    )
-    restored = store.restore(step, items | {"optimizer": narrow})
-    restored["optimizer"] = jax.tree.map(
-        lambda x, leaf: x.astype(leaf.dtype), restored["optimizer"], wanted
-    )
-    return restored
-
-
-_NARROW = (jnp.dtype("bfloat16"), jnp.dtype("float32"))
-
-
-def init_guard_state(values: Sequence[float] | None, plan: StatePlan) -> Any:
+def init_guard_state(plan: StatePlan, values: Sequence[float] | None = None) -> Any:
     """The guard's state over the devices, new or with the ``values`` of a checkpoint."""
     if plan.guard is None:
         return ()
@@ -199,63 +158,56 @@ def init_guard_state(values: Sequence[float] | None, plan: StatePlan) -> Any:
     return jax.tree.map(device_put_sharded, state, _shardings(plan.state.guard))
 
 
-def shard_constants(constants: Any, plan: StatePlan) -> Any:
-    """Position constants of the host over the devices of the plan."""
-    return jax.tree.map(device_put_sharded, constants, _shardings(plan.constants))
+def _new_model(experiment: Experiment) -> Transformer:
+    return Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(experiment.seed))
 
 
-def trace_step(experiment: Experiment, devices: Sequence[Any] | None = None) -> Any:
-    """The training step of ``experiment``, traced for ``devices``, which may be descriptions.
+def _shardings(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)
 
-    Returns:
-      ``jax.stages.Traced``: its ``jaxpr``, and with ``lower().compile()`` the program that
-      ``train`` runs.
 
-    Raises:
-      ValueError: see ``plan_state``.
+# ---------------------------------------------------------------------------- batches, the program
+
+
+def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """A host batch, cut up over the devices of all processes."""
+    return jax.tree.map(lambda x: device_put_sharded(x, batch_sharding(x, mesh)), batch)
+
+
+def share_positions(batch: Batch, packing: Packing) -> Batch:
+    """Positions as ``[1, T]`` where the packing makes those of all rows the same.
+
+    Everything that depends on positions alone is then computed once a batch, not once a row.
     """
-    plan = plan_state(experiment, devices)
-    train, shared = experiment.train, experiment.data.packing == "windows"
+    return batch._replace(positions=batch.positions[:1]) if packing == "windows" else batch
+
+
+def abstract_batch(plan: StatePlan) -> Batch:
+    """Shapes, dtypes and shardings of the batches of ``plan.experiment``."""
+    train, packing = plan.experiment.train, plan.experiment.data.packing
     rows = (train.batch_size, train.length)
-
-    def leaf(dtype: Any, shape: tuple[int, int] = rows) -> jax.ShapeDtypeStruct:
-        x = jax.ShapeDtypeStruct(shape, dtype)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(x, plan.mesh))
-
-    positions = leaf(np.int32, (1, train.length) if shared else rows)
-    batch = Batch(leaf(np.int32), leaf(np.int32), positions, leaf(np.int32), leaf(np.float32))
-    return _trace(plan, batch, train.accumulate)
-
-
-def lower_step(plan: StatePlan, batch: Batch, accumulate: int) -> Any:
-    """``train_step`` lowered for the shapes and places of ``plan`` and ``batch``."""
-    return _trace(plan, batch, accumulate).lower()
+    ids, weights = (jax.ShapeDtypeStruct(rows, dtype) for dtype in (np.int32, np.float32))
+    shared = jax.ShapeDtypeStruct((1, train.length), np.int32)
+    batch = Batch(ids, ids, shared if packing == "windows" else ids, ids, weights)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(x, plan.mesh)),
+        batch,
+    )
 
 
-def _trace(plan: StatePlan, batch: Batch, accumulate: int) -> Any:
+def trace_step(plan: StatePlan, batch: Batch | None = None) -> jax.stages.Traced:
+    """``train_step`` traced for ``plan``, whose devices may be descriptions.
+
+    ``batch`` is like those that it will be called with, by default of the plan's experiment. Its
+    ``lower().compile()`` is the program that ``train`` runs.
+    """
     with jax.set_mesh(plan.mesh):
         return train_step.trace(
             plan.graphdef,
             plan.optimizer,
             plan.state,
             plan.constants,
-            batch,
-            accumulate=accumulate,
+            abstract_batch(plan) if batch is None else batch,
+            accumulate=plan.experiment.train.accumulate,
             guard=plan.guard,
         )
-
-
-def _new_model(experiment: Experiment) -> Transformer:
-    return Transformer(experiment.model, experiment.position, rngs=nnx.Rngs(experiment.seed))
-
-
-def _at(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )
-
-
-def _shardings(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.sharding, tree)

@@ -11,11 +11,11 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fope_jax.model.losses import LossSums, loss_sums
+from fope_jax.model.losses import loss_sums
 from fope_jax.model.sharding import active_mesh, axis_size, tree_shardings
 from fope_jax.model.transformer import merge
 from fope_jax.position.base import PositionEmbedding
-from fope_jax.train.guard import Guard
+from fope_jax.train.bad_steps import Guard
 from fope_jax.typing import Array, Batch
 
 LOGITS_IN_MEMORY = 2**26  # 256 MB of float32; more are computed in pieces along the sequence
@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
     Attributes:
       params: the parameters.
       optimizer: its state.
-      guard: what bad steps are told by, see ``Guard``; empty without one.
+      guard: running means that bad steps are judged by, see ``Guard``; empty without one.
     """
 
     params: Any
@@ -41,17 +41,17 @@ def state_shardings(
     position: PositionEmbedding,
     mesh: Any,
 ) -> TrainState:
-    """A NamedSharding for each leaf: moments lie where their parameters do, counts everywhere."""
+    """A NamedSharding for each leaf: moments are cut as their parameters, counts replicated."""
     params = tree_shardings(state.params, position, mesh)
-    everywhere = NamedSharding(mesh, P())
+    replicated = NamedSharding(mesh, P())
     moments = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
         state.optimizer,
         params,
-        transform_non_params=lambda _: everywhere,
+        transform_non_params=lambda _: replicated,
     )
-    return TrainState(params, moments, jax.tree.map(lambda _: everywhere, state.guard))
+    return TrainState(params, moments, jax.tree.map(lambda _: replicated, state.guard))
 
 
 class StepMetrics(NamedTuple):
@@ -69,8 +69,8 @@ class StepMetrics(NamedTuple):
     skipped: Array
 
 
-def batch_sums(graphdef: Any, params: Any, constants: Any, batch: Batch) -> LossSums:
-    """Runs the model on ``batch`` and sums its loss; the forward pass of training."""
+def batch_loss(params: Any, graphdef: Any, constants: Any, batch: Batch) -> tuple[Array, Array]:
+    """Summed nats of ``batch``, and the weights they are summed with: training's forward pass."""
     model = merge(graphdef, params, constants)
     hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
     unembedding = model.unembedding_matrix()
@@ -81,13 +81,9 @@ def batch_sums(graphdef: Any, params: Any, constants: Any, batch: Batch) -> Loss
         length //= axis_size(mesh, "length")
         vocabulary //= axis_size(mesh, "vocab")
     fitting = LOGITS_IN_MEMORY // (size * vocabulary)
-    return loss_sums(
-        hidden,
-        unembedding,
-        batch.targets,
-        batch.weights,
-        time_chunk=None if fitting >= length else max(1, fitting),
-    )
+    chunk = None if fitting >= length else max(1, fitting)
+    sums = loss_sums(hidden, unembedding, batch.targets, batch.weights, time_chunk=chunk)
+    return sums.nats, sums.tokens
 
 
 def gradient_sums(
@@ -96,39 +92,27 @@ def gradient_sums(
     """The gradient of the summed nats, the nats and the weights of a whole batch.
 
     The batch is cut into ``accumulate`` pieces along B, every so many rows, so that each device
-    has rows of every piece. Their sums are added up one after the other; a leaf ``[1, T]`` goes
-    into each. Sums and not means: pieces with different numbers of
-    scored tokens then add up to the gradient of the whole batch, which the caller divides by the
-    weights once.
-
-    The gradient is float32 whatever the dtype of the parameters: rounded to bfloat16, each piece
-    would be good to three digits only, and small ones would be lost in the sum.
+    has rows of every piece; a leaf ``[1, T]`` goes into each. Sums, not means: pieces have
+    different numbers of scored tokens. Float32 whatever the dtype of the parameters: in bfloat16
+    each piece would be good to three digits only, and small ones would be lost in the sum.
     """
-    params = in_float32(params)
-
-    def nats(params: Any, piece: Batch) -> tuple[Array, Array]:
-        sums = batch_sums(graphdef, params, constants, piece)
-        return sums.nats, sums.tokens
-
-    def piece_sums(piece: Batch) -> tuple[Any, Array, Array]:
-        (total, tokens), gradient = jax.value_and_grad(nats, has_aux=True)(params, piece)
-        return gradient, total, tokens
-
+    params, rows = optax.tree.cast(params, jnp.float32), batch.tokens.shape[0] // accumulate
+    loss_and_gradient = jax.value_and_grad(batch_loss, has_aux=True)
     if accumulate == 1:
-        return piece_sums(batch)
-    rows = batch.tokens.shape[0] // accumulate
+        (nats, tokens), gradient = loss_and_gradient(params, graphdef, constants, batch)
+        return gradient, nats, tokens
 
     def cut(x: Array) -> Array:
         if x.shape[0] == 1:
             return jnp.broadcast_to(x, (accumulate, *x.shape))
         return x.reshape(rows, accumulate, *x.shape[1:]).swapaxes(0, 1)
 
-    pieces = jax.tree.map(cut, batch)
+    def add_piece(sums: tuple[Any, Array, Array], piece: Batch) -> tuple[Any, None]:
+        (nats, tokens), gradient = loss_and_gradient(params, graphdef, constants, piece)
+        return jax.tree.map(jnp.add, sums, (gradient, nats, tokens)), None
+
     zeros = (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()), jnp.zeros(()))
-    total, _ = jax.lax.scan(
-        lambda sums, piece: (jax.tree.map(jnp.add, sums, piece_sums(piece)), None), zeros, pieces
-    )
-    return total
+    return jax.lax.scan(add_piece, zeros, jax.tree.map(cut, batch))[0]
 
 
 @partial(
@@ -164,35 +148,23 @@ def train_step(
     """
     gradient, nats, tokens = gradient_sums(graphdef, state.params, constants, batch, accumulate)
     gradient = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradient)
-    wide = in_float32(state.params)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, wide)
+    params = optax.tree.cast(state.params, jnp.float32)
+    updates, moments = optimizer.update(gradient, state.optimizer, params)
     params = jax.tree.map(
-        lambda old, x, update: (x + update).astype(old.dtype), state.params, wide, updates
+        lambda old, x, update: (x + update).astype(old.dtype), state.params, params, updates
     )
-    norm, skipped = global_norm(gradient), jnp.zeros(())
-    after = TrainState(params, optimizer_state, state.guard)
+    norm, skipped = optax.tree.norm(gradient), jnp.zeros(())
+    after = TrainState(params, moments, state.guard)
     if guard is not None:
-        accepted, seen = guard.judge(state.guard, nats / tokens, norm)
-        after = after._replace(guard=seen)
-        after = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), after, state)
-        skipped = 1.0 - accepted.astype(jnp.float32)
-    metrics = StepMetrics(nats, tokens, norm, skipped)
+        is_good, means = guard.judge(state.guard, nats / tokens, norm)
+        after = after._replace(guard=means)
+        after = jax.tree.map(lambda new, old: jnp.where(is_good, new, old), after, state)
+        skipped = 1.0 - is_good.astype(jnp.float32)
     if (mesh := active_mesh()) is not None:
         position = merge(graphdef, state.params, constants).position
         shardings = state_shardings(optimizer, after, position, mesh)
         after = jax.lax.with_sharding_constraint(after, shardings)
-    return after, metrics
-
-
-def in_float32(tree: Any) -> Any:
-    """``tree`` with its arrays in float32; those that are so already are left as they are."""
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-
-def global_norm(tree: Any) -> Array:
-    """The Euclidean norm of all numbers in a pytree of arrays, float32."""
-    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares))
+    return after, StepMetrics(nats, tokens, norm, skipped)
 
 
 @jax.jit

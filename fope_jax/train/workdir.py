@@ -41,23 +41,13 @@ _SHOWN = 12  # keys of another configuration that an error names
 PACKAGES = ("fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether a checkpoint of this run was ever whole, however it is now.
-
-    Before that there is nothing that another start could lose.
-    """
-    for directory in (workdir / CHECKPOINTS, workdir / CHECKPOINTS / QUARANTINE):
-        steps = directory.iterdir() if directory.is_dir() else ()
-        if any((step / MANIFEST).exists() for step in steps):
-            return True
-    rows = read_rows(workdir / METRICS)  # the directories may have been lost
-    return any((row.get("kind"), row.get("phase")) == ("time", "save") for row in rows)
+# ---------------------------------------------------------------------------- checks
 
 
 def check_workdir(workdir: Path, experiment: Experiment) -> None:
-    """Finds out whether ``experiment`` can be trained in ``workdir``; writes nothing.
+    """Checks that ``experiment`` can be trained in ``workdir``; writes nothing.
 
-    What a start has left that was stopped before its first checkpoint stands in nobody's way.
+    What a start left that was stopped before its first checkpoint is no obstacle.
 
     Raises:
       OSError: the directory cannot be written.
@@ -68,64 +58,70 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
         check_writable(workdir)
     except OSError as error:
         raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
-    _check_not_something_else(workdir)
+    config, parent, problem, old = workdir / CONFIG, workdir.parent, None, None
+    if config.exists():
+        try:  # built again, so that a value added since the run began counts as its default
+            old = experiment_to_dict(build_experiment(read_json(config)))
+        except ValueError as error:
+            problem = f"has a {CONFIG} that is not of a run ({error})"
+    elif (workdir / MANIFEST).exists():
+        problem = f"has a {MANIFEST}: it is a token cache or a checkpoint"
+    is_run = (parent / CONFIG).exists() and (parent / CHECKPOINTS).exists()
+    if parent.name == CHECKPOINTS or is_run:
+        problem = "is inside another run"
+    if problem:
+        raise ConfigError(f"workdir {workdir} {problem}; use another --workdir")
     if not has_checkpoint(workdir):
         return
-    run = workdir / RUN
-    if run.exists() and IMPORTED in (facts := read_json(run)):
+    run = read_json(workdir / RUN) if (workdir / RUN).exists() else {}
+    if IMPORTED in run:
         raise ConfigError(
-            f"workdir {workdir} holds weights imported from {facts[IMPORTED]['directory']}, with "
+            f"workdir {workdir} holds weights imported from {run[IMPORTED]['directory']}, with "
             "which no run begins; use another --workdir"
         )
-    path = workdir / CONFIG
-    if path.exists():
-        # Built again, so that a value added since the run began counts as its default.
-        old = experiment_to_dict(build_experiment(read_json(path)))
-        changes = incompatible_changes(old, experiment_to_dict(experiment))
-        if changes:
-            more = [f"  and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
-            raise ConfigError(
-                f"workdir {workdir} holds a run of another configuration; put these back with "
-                "--config.KEY=VALUE, or use another --workdir. Different:\n"
-                + "\n".join([f"  {change}" for change in changes[:_SHOWN]] + more)
-            )
+    changes = incompatible_changes(old, experiment_to_dict(experiment)) if old else []
+    if changes:
+        more = [f"and {len(changes) - _SHOWN} more"] if len(changes) > _SHOWN else []
+        raise ConfigError(
+            f"workdir {workdir} holds a run of another configuration; put these back with "
+            "--config.KEY=VALUE, or use another --workdir. Different:\n  "
+            + "\n  ".join([*changes[:_SHOWN], *more])
+        )
 
 
-def _check_not_something_else(workdir: Path) -> None:
-    """Raises ConfigError where files of another kind would be written over or mixed up."""
-    path, above = workdir / CONFIG, workdir.parent
-    what = None
-    if path.exists():
-        try:
-            build_experiment(read_json(path))
-        except ValueError as error:
-            what = f"has a {CONFIG} that is not of a run ({error})"
-    elif (workdir / MANIFEST).exists():
-        what = f"has a {MANIFEST}: it is a token cache or a checkpoint"
-    if above.name == CHECKPOINTS or ((above / CONFIG).exists() and (above / CHECKPOINTS).exists()):
-        what = "is inside another run"
-    if what:
-        raise ConfigError(f"workdir {workdir} {what}; use another --workdir")
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a checkpoint of this run was ever whole, however it is now.
+
+    Before that there is nothing that another start could lose.
+    """
+    for directory in (workdir / CHECKPOINTS, workdir / CHECKPOINTS / QUARANTINE):
+        steps = directory.iterdir() if directory.is_dir() else ()
+        if any((step / MANIFEST).exists() for step in steps):
+            return True
+    return any(map(is_save_row, read_rows(workdir / METRICS)))  # their directories may be lost
+
+
+def is_save_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row of metrics.jsonl tells of a checkpoint that was written."""
+    return (row.get("kind"), row.get("phase")) == ("time", "save")
 
 
 def check_disk_space(workdir: Path, plan: StatePlan, config: TrainConfig) -> None:
-    """Finds out whether the disk has room for a checkpoint.
-
-    Raises:
-      OSError: it has not, and the run stops where one cannot be written.
-    """
+    """Raises OSError where the disk has no room for a checkpoint; see ``train.on_save_error``."""
     arrays = jax.tree.leaves((plan.state.params, plan.state.optimizer, plan.constants))
-    size = sum(x.size * x.dtype.itemsize for x in arrays)
     try:
-        check_space(workdir, size, "a checkpoint")
+        check_space(workdir, sum(x.size * x.dtype.itemsize for x in arrays), "a checkpoint")
     except OSError as error:
         if config.on_save_error == "stop":
             raise
         log.warning("%s; training begins all the same (train.on_save_error = continue)", error)
 
 
+# ---------------------------------------------------------------------------- files
+
+
 def open_workdir(workdir: Path, experiment: Experiment) -> None:
-    """Writes config.json, after `check_workdir`; what an earlier start left goes, see there.
+    """Writes config.json, after `check_workdir`, and removes what an unsaved start has left.
 
     Raises:
       OSError, ConfigError: see `check_workdir`.
@@ -158,15 +154,14 @@ def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
       step: updates done before this start.
     """
     path = workdir / RUN
-    start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step}
-    if step and path.exists():
-        run = read_json(path)
-        run["resumed"].append(start | provenance())
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    run = read_json(path) if path.exists() else {}
+    if step and run:
+        run["resumed"].append({"time": now, "step": step} | provenance())
     else:
         # What an extension of imported weights left here: an export needs it.
-        kept = read_json(path).get(KEPT) if path.exists() else None
-        run = {KEPT: kept} if kept else {}
-        run |= dict(facts) | {"started": start["time"]} | provenance() | {"resumed": []}
+        kept = {KEPT: run[KEPT]} if run.get(KEPT) else {}
+        run = kept | dict(facts) | {"started": now} | provenance() | {"resumed": []}
     write_json(path, run)
 
 
@@ -189,17 +184,17 @@ def git_commit(directory: Path) -> str | None:
 
     None where it is no git checkout or git is not installed.
     """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(directory), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
     try:
-        commit = _git(directory, "rev-parse", "HEAD")
-        changes = _git(directory, "status", "--porcelain", "--untracked-files=no")
+        commit = git("rev-parse", "HEAD")
+        changes = git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changes else commit
-
-
-def _git(directory: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(directory), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _version(package: str) -> str | None:

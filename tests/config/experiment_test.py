@@ -311,7 +311,7 @@ def test_the_paths_that_never_change_numbers_exist():
     for key in experiment_module.CHANGEABLE_KEYS:
         section, _, field = key.rpartition(".")
         cls = experiment_module.SECTIONS.get(section)
-        assert field in (experiment_module._TOP if cls is None else field_types(cls))
+        assert field in (experiment_module.TOP_LEVEL if cls is None else field_types(cls))
     assert TransformerConfig in experiment_module.SECTIONS.values()
 
 

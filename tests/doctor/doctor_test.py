@@ -17,7 +17,7 @@ from fope_jax import doctor
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.build import build
 from fope_jax.data.cache import cache_directory
-from fope_jax.doctor.rows import Due
+from fope_jax.doctor.checks import RowSchedule
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.main import main
 from fope_jax.storage import lock
@@ -324,9 +324,9 @@ def test_output_for_programs_and_no_run(run, capsys):
 
 
 def test_rows_are_due_where_training_writes_them():
-    due = Due(LOG_EVERY, SAVE_EVERY, (STEPS,))
+    schedule = RowSchedule(LOG_EVERY, SAVE_EVERY, (STEPS,))
     steps = [0]
-    while (after := due.after(steps[-1])) is not None:
+    while (after := schedule.next_step(steps[-1])) is not None:
         steps.append(after)
     assert steps[1:] == TRAIN_STEPS
     assert np.all(np.diff(steps) > 0)

@@ -155,7 +155,7 @@ def test_pairs_are_cut_where_the_harness_cuts_them(added):
         )
         request = SimpleNamespace(args=(context, target))
         ((before, scored),) = Theirs().loglikelihood([request], disable_tqdm=True)
-        mine = ours._encode(0, context, target)
+        mine = ours._encode(context, target, "")
         whole = [1] * bool(added) + pieces.encode(context + target)
         if before and (not context or before + scored == whole):
             assert mine == (before, scored)

@@ -34,7 +34,6 @@ from fope_jax.model.transformer import Transformer, TransformerConfig, merge, sp
 ROWS, LENGTH = 3, 41  # nothing divides
 # Method, mesh, targets scored, whether positions begin anew at each document.
 CASES = (
-    ("fope", {"fsdp": 8}, 5, False),
     ("fope", {"tensor": 2, "context": 2, "data": 2, "fsdp": 1}, 41, True),
     ("cope", {"context": 4, "fsdp": 2}, 5, False),
     ("t5", {"tensor": 2, "context": 2, "data": 2, "fsdp": 1}, 5, True),

@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from fope_jax.extend import run as extend_module
 from fope_jax.extend.arrays import carry_train_state
 from fope_jax.extend.child import child_experiment
+from fope_jax.extend.coefficients import carry_variables
 from fope_jax.extend.parent import open_parent
 from fope_jax.model.transformer import merge, position_variables
 from fope_jax.position import FoPE, PositionInterpolation, RoPE
-from fope_jax.train.state import plan_state
+from fope_jax.train.state import init_position_arrays, plan_state
 
 
 def carried(run, method, length, **arguments):
@@ -22,7 +22,14 @@ def carried(run, method, length, **arguments):
     before, after = plan_state(parent.experiment), plan_state(child)
     arrays = parent.load(before, True).items
     trained = position_variables(arrays["params"], arrays["constants"])
-    moved = extend_module._move(parent.experiment, trained, child, "frequency")
+    moved = carry_variables(
+        parent.experiment.position,
+        trained,
+        child.position,
+        init_position_arrays(child),
+        child.model.shape.head_dim,
+        from_length=parent.experiment.train.length,
+    )
     optimizer = arguments.get("optimizer", "reset-moments")
     state, constants = carry_train_state(arrays, moved, after, optimizer)
     models = (

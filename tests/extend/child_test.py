@@ -133,11 +133,11 @@ def test_imported_weights_go_on_from_the_length_that_they_were_trained_on(tmp_pa
     import_run(GOLDENS / "smollm", tmp_path / "smollm", override)
     stated = json.loads((GOLDENS / "smollm/config.json").read_text())["max_position_embeddings"]
     parent = open_parent(tmp_path / "smollm")
-    assert (parent.imported, parent.step, parent.experiment.train.length) == (True, 0, stated)
+    assert (parent.is_imported, parent.step, parent.experiment.train.length) == (True, 0, stated)
 
     def go_on(*overrides, optimizer="reset"):
         return child_experiment(
-            parent.experiment, 0, "yarn", 2 * stated, optimizer, overrides, imported=True
+            parent.experiment, 0, "yarn", 2 * stated, optimizer, overrides, is_imported=True
         )
 
     child = go_on("train.batch_size=3", "train.steps=50")

@@ -82,7 +82,7 @@ def test_the_papers_60m_model_from_512_to_1024_tokens():
         "series of 16 frequencies into 18: coefficients of 16 kept (by frequency), of 2 drawn; "
         "16 pairs with a series before, 16 after"
     )
-    assert moved.carried == frozenset()
+    assert moved.names == frozenset()
 
 
 def test_by_index_is_what_the_released_code_does():
@@ -217,7 +217,7 @@ def test_what_becomes_learnable_keeps_its_coefficients():
     trained, _, new, moved = move(FoPE(512), FoPE(512, learnable=True))
     assert moved.variables.layer_params.keys() == {"cos_coef", "sin_coef"}
     assert new["cos_coef"].tobytes() == trained["cos_coef"].tobytes()
-    assert moved.carried == {"cos_coef", "sin_coef"}
+    assert moved.names == {"cos_coef", "sin_coef"}
 
 
 # ---------------------------------------------------------------------------- the others
@@ -228,14 +228,14 @@ def test_a_method_that_stays_keeps_every_bit(label):
     method = examples(head_dim=64)[label]
     shape = SHAPE._replace(num_layers=2)
     old, _, new, moved = move(method, method, shape)
-    assert old.keys() == new.keys() == moved.carried
+    assert old.keys() == new.keys() == moved.names
     assert all(new[name].tobytes() == old[name].tobytes() for name in old)
 
 
 def test_from_rope_coefficients_are_drawn_and_to_nope_nothing_is_left():
     _, drawn, new, moved = move(RoPE(), FoPE(1024))
     np.testing.assert_array_equal(new["cos_coef"], drawn["cos_coef"])
-    assert moved.text == "cos_coef, sin_coef drawn" and not moved.carried
+    assert moved.text == "cos_coef, sin_coef drawn" and not moved.names
     assert move(FoPE(512), NoPE())[3].text == "" == move(RoPE(), RoPE())[3].text
     assert move(T5Bias(), T5Bias())[3].text == "bias_table kept"
 
@@ -250,7 +250,7 @@ def test_a_learned_table_is_stretched_between_its_trained_rows():
     np.testing.assert_array_equal(new["table"][::2], old["table"])
     between = (old["table"][:-1] + old["table"][1:]) / 2
     np.testing.assert_allclose(new["table"][1::2], between, rtol=1e-6, atol=1e-9)
-    assert moved.text == "table of 64 trained positions stretched to 127" and not moved.carried
+    assert moved.text == "table of 64 trained positions stretched to 127" and not moved.names
     # Rows that training never reached are left out.
     old, _, new, _ = move(Learned(64), Learned(63), from_length=32)
     np.testing.assert_array_equal(new["table"][[0, -1]], old["table"][[0, 31]])

@@ -1,3 +1,6 @@
-"""Runs to extend: the same small ones that the tests of training use."""
+import pytest
 
-from tests.train.conftest import *  # noqa: F403
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast(compile_fast):
+    """For every module of this folder."""

@@ -6,7 +6,6 @@ import pytest
 from fope_jax.data.cache import open_cache
 from fope_jax.extend import initial_loss
 from fope_jax.extend.initial_loss import stream_loss
-from fope_jax.model.losses import LossSums
 from fope_jax.train.state import plan_state
 
 
@@ -21,14 +20,14 @@ def test_the_loss_before_the_start_scores_the_same_targets_at_every_length(
     3,160 tokens are all that there are, no multiple of a window, and the last has no target.
     """
 
-    def sums(graphdef, params, constants, batch):
+    def loss(params, graphdef, constants, batch):
         scored = jnp.sum(batch.weights)
-        return LossSums(jnp.sum(batch.weights * batch.targets), scored, scored, scored)
+        return jnp.sum(batch.weights * batch.targets), scored
 
-    monkeypatch.setattr(initial_loss, "batch_sums", sums)
+    monkeypatch.setattr(initial_loss, "batch_loss", loss)
     data = runs.data | {"packing": packing}
     experiment = runs.experiment(data, method="rope", length=length, batch_size=96 // length)
     cache = open_cache(experiment.data, "validation")
-    loss = stream_loss(experiment, plan_state(experiment), {}, {}, cache, tokens)
+    loss = stream_loss(plan_state(experiment), {}, {}, cache, tokens)
     scored = cache.tokens(1, min(tokens + 1, cache.num_tokens))
     assert loss == pytest.approx(scored.mean(), rel=1e-6)

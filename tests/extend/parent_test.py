@@ -107,7 +107,7 @@ def test_what_weights_do_not_say_is_asked_for(weights, runs, tmp_path):
     ):
         open_parent(f"hf:{weights}")
     parent = open_parent(f"hf:{weights}", tokenizer="bytes")
-    assert (parent.imported, parent.step, parent.experiment.train.length) == (True, 0, 16)
+    assert (parent.is_imported, parent.step, parent.experiment.train.length) == (True, 0, 16)
     assert parent.experiment.data.tokenizer == "bytes" and parent.kept["eos_token_id"] == 7
     with pytest.raises(ConfigError, match="imported weights have no train.batch_size; give --co"):
         extend(f"hf:{weights}", "yarn", 32, tmp_path / "run", overrides=["data.tokenizer=bytes"])

@@ -13,8 +13,8 @@ from fope_jax.data import task_mixture
 from fope_jax.data.build import build
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
-from fope_jax.evaluate.perplexity import no_progress
 from fope_jax.evaluate.run import evaluate
+from fope_jax.evaluate.scoring import no_progress
 from fope_jax.extend import parent as parent_module
 from fope_jax.extend.run import extend, read_lineage
 from fope_jax.main import main
@@ -177,14 +177,14 @@ def test_a_workdir_of_another_run_is_left_alone(rope, yarn, fope, capsys):
 
 
 def test_a_parent_whose_weights_are_not_finite_is_named(rope, tmp_path, capsys, monkeypatch):
-    restore = parent_module.restore_arrays
+    restore = parent_module.restore_checked
 
     def broken(*given):
         arrays = restore(*given)
         arrays["params"]["embedding"] = arrays["params"]["embedding"].at[5, 3].set(np.nan)
         return arrays
 
-    monkeypatch.setattr(parent_module, "restore_arrays", broken)
+    monkeypatch.setattr(parent_module, "restore_checked", broken)
     assert main(arguments(rope, tmp_path / "run")) == 2
     told = capsys.readouterr().err
     assert "step 12: weights that are not finite" in told and "embedding (1 value)" in told

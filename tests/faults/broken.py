@@ -21,7 +21,7 @@ from tests.faults.fault import Fault
 def rows_are_kept() -> None:
     from fope_jax.train import loop
 
-    loop._comes_again = lambda row, start: False
+    loop._is_rewritten = lambda row, start, must_evaluate: False
 
 
 def a_batch_is_left_out() -> None:
@@ -40,7 +40,7 @@ def a_bit_changes_in_restoring() -> None:
 
     from fope_jax.train import loop
 
-    restore = loop._restore
+    restore = loop.restore_checkpoint
 
     def restored(*arguments):
         state, *rest = restore(*arguments)
@@ -48,7 +48,7 @@ def a_bit_changes_in_restoring() -> None:
         leaves[0] = jnp.nextafter(leaves[0], jnp.inf)
         return state._replace(params=tree.unflatten(leaves)), *rest
 
-    loop._restore = restored
+    loop.restore_checkpoint = restored
 
 
 def a_manifest_comes_first() -> None:
@@ -88,13 +88,13 @@ def no_checkpoint_is_no_error() -> None:
 def the_signal_is_not_heeded() -> None:
     from fope_jax.train.preemption import Preemption
 
-    Preemption.__call__ = lambda self, step: False
+    Preemption.is_requested = lambda self: False
 
 
 def the_row_under_way_is_forgotten() -> None:
-    from fope_jax.train.meter import MetricsBuffer
+    from fope_jax.train.metrics import MetricsBuffer
 
-    MetricsBuffer.carry = lambda self: None
+    MetricsBuffer.state = lambda self: None
 
 
 def a_full_disk_is_not_told() -> None:
@@ -110,7 +110,7 @@ def a_full_disk_is_not_told() -> None:
 
 
 def bad_steps_are_made() -> None:
-    from fope_jax.train.guard import Guard
+    from fope_jax.train.bad_steps import Guard
 
     judge = Guard.judge
 
@@ -122,9 +122,9 @@ def bad_steps_are_made() -> None:
 
 
 def spikes_are_missed() -> None:
-    from fope_jax.train import guard
+    from fope_jax.train import bad_steps
 
-    guard.WARMUP = 10**6
+    bad_steps.WARMUP = 10**6
 
 
 def the_lock_is_open() -> None:

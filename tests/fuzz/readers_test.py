@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fope_jax.config import ConfigError, build_experiment
 from fope_jax.config import experiment as configs
+from fope_jax.config import files as config_files
 from fope_jax.data import DataConfig, corpora
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.manifest import CacheError, read_manifest
@@ -25,7 +26,7 @@ from fope_jax.data.tokenizers import (
     describe_tokenizer,
     load_tokenizer,
 )
-from fope_jax.doctor import as_json, examine, table
+from fope_jax.doctor import as_json, as_text, examine
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.interop import weights
 from fope_jax.interop.huggingface import from_config
@@ -272,7 +273,7 @@ slices = st.builds(
 
 def override(_, text):
     config = configs.ConfigDict(EXPERIMENT | {"position": {"method": "rope", "theta": 1e4}})
-    return configs.apply_overrides(config, [text])
+    return config_files.apply_overrides(config, [text])
 
 
 FILES = {
@@ -305,7 +306,7 @@ def doctored(name):
         checks = examine(path.parent)
         assert len(checks) == 6
         json.dumps(as_json(path.parent, checks))
-        return table(path.parent, checks)
+        return as_text(path.parent, checks)
 
     return file(name, read)
 
@@ -317,7 +318,9 @@ def documents(path):
 READERS = {
     "configuration": Reader(changed(EXPERIMENT), lambda _, x: build_experiment(x), (ConfigError,)),
     "config.json": Reader(
-        json_of(EXPERIMENT), file("c.json", lambda p: configs.load_config(str(p))), (ConfigError,)
+        json_of(EXPERIMENT),
+        file("c.json", lambda p: config_files.load_config(str(p))),
+        (ConfigError,),
     ),
     "override": Reader(overrides, override, (ConfigError,)),
     "position specification": Reader(

@@ -78,7 +78,7 @@ def test_the_page_holds_every_method_and_needs_no_network(tmp_path):
     assert json.loads((page.parent / "gallery.json").read_text())[1] == ALIBI
 
 
-def test_the_same_rows_give_the_same_bytes(tmp_path):
+def test_the_same_rows_give_the_same_bytes(undrawn, tmp_path):
     first, second = (write_gallery([make_row(), ALIBI], tmp_path / name) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
 

@@ -19,7 +19,7 @@ from tests.model.backends_test import packed
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 24
 SHAPE = ModelShape(96, 1, HEADS, KV_HEADS, HEAD_DIM)
 METHODS = {
-    name: method for name, method in examples(100, HEAD_DIM).items() if has_hook(method, "bias")
+    name: method for name, method in examples(100, HEAD_DIM).items() if method.kind == "bias"
 } | {"nope": examples(100, HEAD_DIM)["nope"]}
 
 

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from fope_jax.spectrum import (
+from fope_jax.spectrum.damage import (
     damaged_tone,
     harmonics,
     intermodulation,
     leaked_amplitudes,
     predicted_lines,
 )
-from fope_jax.spectrum.demo import demo
 
 T = 512
 N = np.arange(T)
@@ -107,22 +106,17 @@ def test_a_square_gives_sum_and_difference():
 # ---------------------------------------------------------------------------- the demo's numbers
 
 
-@pytest.fixture(scope="module")
-def shown():
-    return demo()
-
-
-def test_what_the_demo_shows_is_what_is_predicted(shown):
+def test_what_the_demo_shows_is_what_is_predicted(demo_numbers):
     for name in ("linear_lines", "activation_lines"):
-        lines = shown["damage"][name]
+        lines = demo_numbers["damage"][name]
         np.testing.assert_allclose(lines["measured"], lines["predicted"], atol=1e-4)
-    for tone in shown["truncation"]["tones"]:
+    for tone in demo_numbers["truncation"]["tones"]:
         np.testing.assert_allclose(tone["numeric"], tone["analytic"], atol=1e-9)
-    assert [tone["whole"] for tone in shown["truncation"]["tones"]] == [3, 0]
+    assert [tone["whole"] for tone in demo_numbers["truncation"]["tones"]] == [3, 0]
 
 
-def test_one_frequency_does_not_extend_a_damaged_dimension(shown):
-    cases = shown["extension"]["cases"]
+def test_one_frequency_does_not_extend_a_damaged_dimension(demo_numbers):
+    cases = demo_numbers["extension"]["cases"]
     linear, activation = (cases[name]["errors"] for name in ("linear", "activation"))
     assert max(linear["FoPE"]) < 1e-9 < 0.3 < min(linear["RoPE"])
     # A new frequency is none of FoPE's either: better than one, far from those that are there.
@@ -130,8 +124,8 @@ def test_one_frequency_does_not_extend_a_damaged_dimension(shown):
     assert 0.15 < activation["FoPE"][1] < activation["RoPE"][1]
 
 
-def test_decay_is_that_of_the_means(shown):
-    rows = {row["mean"]: row for row in shown["decay"]["rows"]}
+def test_decay_is_that_of_the_means(demo_numbers):
+    rows = {row["mean"]: row for row in demo_numbers["decay"]["rows"]}
     for row in rows.values():
         apart = np.abs(np.subtract(row["measured"], row["expected"])) / row["error"]
         assert apart.max() < 4.5  # standard errors, over 513 distances

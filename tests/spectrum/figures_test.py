@@ -179,7 +179,7 @@ def measured(variant="rope", seed=0, step=1000):
 
 
 def test_a_page_shows_a_run_before_and_after_training(tmp_path):
-    write_spectrum(measured(step=0), tmp_path)
+    (tmp_path / "spectrum-0.json").write_text(json.dumps(measured(step=0)))
     page = write_spectrum(measured(), tmp_path).read_text()
     for text in (
         "1 of 2 pairs of dimensions never turned fully",
@@ -202,10 +202,8 @@ def test_means_over_heads_leave_out_what_is_not_known():
     assert head_mean([None]) is None and head_mean(None) is None and head_mean(0.5) == 0.5
 
 
-def test_the_page_of_the_theory(tmp_path):
-    from fope_jax.spectrum.demo import demo
-
-    page = write_demo(demo(), tmp_path).read_text()
+def test_the_page_of_the_theory(demo_numbers, tmp_path):
+    page = write_demo(demo_numbers, tmp_path).read_text()
     assert page.count("<figure>") == 3
     assert "FoPE, drawn" in page
     for stem in ("damage", "extension", "decay"):

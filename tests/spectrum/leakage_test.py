@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fope_jax.position import inverse_frequencies
-from fope_jax.spectrum import dirichlet, energies, floor_basis, frequency_basis, leakage
+from fope_jax.spectrum.leakage import energies, floor_basis, frequency_basis, leakage
+from fope_jax.spectrum.transform import dirichlet
 
 T = 128
 N = np.arange(T)

@@ -18,15 +18,14 @@ from fope_jax.position import (
     XPos,
     YaRN,
 )
-from fope_jax.spectrum import (
+from fope_jax.spectrum.series import (
     attention_coefficients,
-    components,
-    extend,
-    factors,
-    fit,
+    frequency_components,
+    rotation_factors,
     series_of,
     trained_pairs,
 )
+from fope_jax.spectrum.transform import extrapolate, fit_amplitudes
 
 SHAPE = ModelShape(d_model=32, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=16)
 METHODS = {
@@ -80,7 +79,7 @@ def test_the_series_is_what_the_method_does_to_q_and_k(turned):
     series, positions, q, k, turned_q, turned_k = turned
     assert sorted(series.pairs.ravel().tolist()) == list(range(SHAPE.head_dim))
     for before, after, of_keys in ((q, turned_q, False), (k, turned_k, True)):
-        u = factors(series, positions, of_keys)
+        u = rotation_factors(series, positions, of_keys)
         moved = (before[..., series.pairs[:, 0]] + 1j * before[..., series.pairs[:, 1]]) * u
         np.testing.assert_allclose(after[..., series.pairs[:, 0]], moved.real, atol=1e-5)
         np.testing.assert_allclose(after[..., series.pairs[:, 1]], moved.imag, atol=1e-5)
@@ -91,7 +90,7 @@ def test_logits_are_the_sum_over_own_frequencies(turned):
     series, positions, q, k, turned_q, turned_k = turned
     for key in range(len(positions)):
         coefficients = attention_coefficients(series, q, k[key], positions[key])
-        found = components(series, coefficients, positions).sum(axis=-2)  # [q, N, position]
+        found = frequency_components(series, coefficients, positions).sum(axis=-2)
         found = found[np.arange(len(positions)), :, np.arange(len(positions))]
         expected = np.einsum("tnh,nh->tn", turned_q, turned_k[key])
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
@@ -105,11 +104,12 @@ def test_each_frequency_is_periodic_and_a_damaged_one_is_not():
     coefficients = attention_coefficients(series, q, k)
     at = np.array([0.0, 3.0, 20.5])
     for index, w in enumerate(series.frequencies):
-        own = components(series, coefficients, at)[:, index]
-        later = components(series, coefficients, at + 2 * np.pi / w)[:, index]
+        own = frequency_components(series, coefficients, at)[:, index]
+        later = frequency_components(series, coefficients, at + 2 * np.pi / w)[:, index]
         np.testing.assert_allclose(later, own, atol=1e-8)
-    whole = components(series, coefficients, at).sum(axis=1)
-    later = components(series, coefficients, at + 2 * np.pi / series.frequencies[1]).sum(axis=1)
+    whole = frequency_components(series, coefficients, at).sum(axis=1)
+    at = at + 2 * np.pi / series.frequencies[1]
+    later = frequency_components(series, coefficients, at).sum(axis=1)
     assert np.abs(later - whole).max() > 0.1
 
 
@@ -161,10 +161,10 @@ def test_interleaved_pairs_are_neighbours_and_series_count_by_their_strongest_te
 def test_a_signal_of_own_frequencies_is_extended_exactly():
     frequencies = np.array([0.2, 0.9, 1.7])
     amplitudes = np.array([1 - 0.5j, 0.3j, -2.0])
-    seen = extend(amplitudes, frequencies, np.arange(64))
-    found = fit(seen, frequencies)
+    seen = extrapolate(amplitudes, frequencies, np.arange(64))
+    found = fit_amplitudes(seen, frequencies)
     np.testing.assert_allclose(found, amplitudes, atol=1e-10)
     far = np.arange(1000, 1100)
     np.testing.assert_allclose(
-        extend(found, frequencies, far), extend(amplitudes, frequencies, far), atol=1e-9
+        extrapolate(found, frequencies, far), extrapolate(amplitudes, frequencies, far), atol=1e-9
     )

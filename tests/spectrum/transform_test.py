@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from fope_jax.spectrum import bins, dirichlet, nudft, periodogram, truncation
+from fope_jax.spectrum.transform import (
+    bin_frequencies,
+    dirichlet,
+    nudft,
+    periodogram,
+    truncated_tone,
+)
 
 
 @pytest.mark.parametrize("window", ["boxcar", "hann", "blackmanharris"])
@@ -14,7 +20,7 @@ def test_a_tone_has_its_amplitude_at_its_frequency(window):
 
 def test_the_transform_at_the_bins_is_the_fft():
     signal = np.random.default_rng(0).standard_normal((3, 50))
-    found = nudft(signal, bins(50))
+    found = nudft(signal, bin_frequencies(50))
     np.testing.assert_allclose(found, np.fft.rfft(signal) / 50, atol=1e-12)
 
 
@@ -32,7 +38,7 @@ def test_a_window_keeps_the_energy_of_noise_and_narrows_a_tone():
     noise = periodogram(rng.standard_normal((4000, 64)), "hann").sum(axis=-1)
     assert abs(noise.mean() - 1) < 0.02
     tone = np.cos(1.0 * np.arange(256))  # between two bins
-    far = np.abs(bins(256) - 1.0) > 0.3
+    far = np.abs(bin_frequencies(256) - 1.0) > 0.3
     boxcar, hann = (periodogram(tone, window)[far].sum() for window in ("boxcar", "hann"))
     assert hann < 1e-3 * boxcar
 
@@ -55,19 +61,19 @@ def test_truncation_splits_a_tone_into_whole_periods_and_a_rest():
     period, length = 400.0, 1000.0
     w = 2 * np.pi / period
     at = np.array([2.0, 3.0, 7.0]) * w
-    whole, _ = truncation(w, 1000, at)
+    whole, _ = truncated_tone(w, 1000, at)
     assert whole == 2
     fine = np.arange(0, length, 0.01)
     numeric = np.abs(np.exp(1j * np.multiply.outer(w - at, fine)).sum(axis=-1) * 0.01)
-    _, half = truncation(w, 900, at)  # a rest of 100 on each side
+    _, half = truncated_tone(w, 900, at)  # a rest of 100 on each side
     np.testing.assert_allclose(numeric, 2 * np.abs(half), atol=0.05)
 
 
 def test_a_tone_slower_than_the_window_is_all_spread():
-    whole, spread = truncation(2 * np.pi / 100, 64, np.array([2 * np.pi / 100]))
+    whole, spread = truncated_tone(2 * np.pi / 100, 64, np.array([2 * np.pi / 100]))
     assert (whole, spread.item()) == (0, 64.0)
-    whole, spread = truncation(2 * np.pi / 16, 64, np.array([0.1, 2 * np.pi / 16]))
+    whole, spread = truncated_tone(2 * np.pi / 16, 64, np.array([0.1, 2 * np.pi / 16]))
     assert whole == 4
     np.testing.assert_allclose(spread, 0, atol=1e-9)  # periods that fit spread nothing
     with pytest.raises(ValueError, match="frequency=0: a tone that is cut off has one above 0"):
-        truncation(0, 64, np.array([0.1]))
+        truncated_tone(0, 64, np.array([0.1]))

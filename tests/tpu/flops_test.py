@@ -6,7 +6,7 @@ import pytest
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.tpu.flops import model_flops, program_flops
-from fope_jax.train.state import trace_step
+from fope_jax.train.state import plan_state, trace_step
 from tests.train.mesh_runs import experiment
 
 
@@ -15,7 +15,7 @@ def of_step(changes, **train):
     setup = experiment(case)
     setup = dataclasses.replace(setup, train=dataclasses.replace(setup.train, **train))
     blocks = -(-setup.train.length // setup.model.attention_block)
-    found = program_flops(trace_step(setup, jax.devices()[:1]).jaxpr, (blocks + 1) / 2)
+    found = program_flops(trace_step(plan_state(setup, jax.devices()[:1])).jaxpr, (blocks + 1) / 2)
     return found, model_flops(setup.model, setup.train.batch_size, setup.train.length)
 
 

@@ -14,16 +14,24 @@ from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.train import loop
-from fope_jax.train.bad_steps import BadStep, BadStepError, BadSteps, check_tokens
-from fope_jax.train.guard import WARMUP, WINDOW, Guard, make_guard
+from fope_jax.train.bad_steps import (
+    WARMUP,
+    WINDOW,
+    BadStep,
+    BadStepCounter,
+    BadStepError,
+    Guard,
+    check_tokens,
+    make_guard,
+)
 from fope_jax.train.loop import train
 from fope_jax.train.optim import learning_rate
 from fope_jax.train.state import (
     experiment_at_stage,
     init_constants,
     init_train_state,
-    lower_step,
     plan_state,
+    trace_step,
 )
 
 
@@ -76,16 +84,15 @@ def test_a_skipped_step_leaves_every_bit_and_a_good_one_is_that_without_a_guard(
 
     def step(experiment):
         plan = plan_state(experiment_at_stage(experiment, experiment.train.stages[0]))
-        run = lower_step(plan, loop.shard_batch(good, plan.mesh), 1).compile()
-        constants = loop.shard_constants(init_constants(experiment), plan)
+        run, constants = trace_step(plan).lower().compile(), init_constants(plan)
         return lambda batch: run(
-            init_train_state(experiment, plan), constants, loop.shard_batch(batch, plan.mesh)
+            init_train_state(plan), constants, loop.shard_batch(batch, plan.mesh)
         )
 
     def bits(tree):
         return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
-    before = init_train_state(guarded, plan_state(guarded))
+    before = init_train_state(plan_state(guarded))
     state, metrics = step(guarded)(bad)
     assert bits(state) == bits(before)
     assert float(metrics.skipped) == 1 and np.isnan(float(metrics.nats))
@@ -152,19 +159,21 @@ def test_too_many_in_a_row_end_the_run_with_their_batches_and_documents(
 
 
 def test_a_spike_is_told_as_one():
-    bad = BadSteps(config(spike_factor=4.0))
-    bad.see(1, 3.0, 1.0, False)
+    bad = BadStepCounter(config(spike_factor=4.0))
+    bad.record(1, 3.0, 1.0, False)
     with pytest.raises(BadStepError, match="step 2: loss is 90, gradient norm 7, beyond train.spi"):
-        bad.see(2, 90.0, 7.0, True)
+        bad.record(2, 90.0, 7.0, True)
 
 
 def test_a_good_step_between_bad_ones_begins_the_count_anew():
-    bad = BadSteps(config(on_bad_step="skip", max_skipped=2), total=5, in_a_row=[BadStep(1, 1, 1)])
-    bad.see(2, 3.0, 1.0, False)
-    bad.see(3, float("nan"), 1.0, True)
+    bad = BadStepCounter(
+        config(on_bad_step="skip", max_skipped=2), total=5, in_a_row=[BadStep(1, 1, 1)]
+    )
+    bad.record(2, 3.0, 1.0, False)
+    bad.record(3, float("nan"), 1.0, True)
     assert bad.total == 6
     with pytest.raises(BadStepError, match="step 4: .*bad steps: 2 in a row") as caught:
-        bad.see(4, float("nan"), 1.0, True)
+        bad.record(4, float("nan"), 1.0, True)
     assert [step.step for step in caught.value.steps] == [3, 4]
 
 

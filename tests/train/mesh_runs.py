@@ -30,13 +30,12 @@ from fope_jax.gallery.examples import examples
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
-from fope_jax.train.loop import shard_batch
 from fope_jax.train.state import (
     init_constants,
     init_train_state,
-    lower_step,
     plan_state,
-    shard_constants,
+    shard_batch,
+    trace_step,
 )
 from fope_jax.typing import Batch
 
@@ -108,10 +107,9 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     devices = jax.devices()[: case.get("devices", 8)]
     setup = experiment(case)
     plan = plan_state(setup, devices)
-    state = init_train_state(setup, plan)
-    constants = shard_constants(init_constants(setup), plan)
+    state, constants = init_train_state(plan), init_constants(plan)
     data = batches(case.get("packed", True), case.get("steps", 3))
-    step = lower_step(plan, shard_batch(data[0], plan.mesh), setup.train.accumulate).compile()
+    step = trace_step(plan, shard_batch(data[0], plan.mesh)).lower().compile()
     whole = []
     for name, tree, shardings in (
         ("in", (state, constants), step.input_shardings[0][:2]),

@@ -22,6 +22,12 @@ MESHES = {
 }
 # A rotation by head, a bias by head with an MLP, and whole rows of scores.
 QUICK = ("fope", "fire", "cope")
+QUICK_PAIRS = {f"packed {method}": {"method": method} for method in QUICK} | {
+    "norms": {
+        "method": "rope",
+        "model": {"norm": "post", "qk_norm": "width", "tie_embeddings": True},
+    }
+}
 
 
 def results(cases: list[dict]) -> list[dict]:
@@ -32,40 +38,44 @@ def results(cases: list[dict]) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def on_meshes() -> dict[str, dict]:
-    """FoPE for 20 steps on one device and on every mesh."""
+def fast() -> dict[str, dict]:
+    """In one process: FoPE for 20 steps on one device and on every mesh, and the quick pairs."""
     base = {"method": "fope", "steps": 20}
     cases = {"one": base | {"devices": 1, "mesh": ONE}}
     cases |= {name: base | {"mesh": mesh} for name, mesh in MESHES.items()}
+    for name, case in QUICK_PAIRS.items():
+        cases |= {name: case | {"mesh": MESHES["all"]}}
+        cases |= {f"{name} on one": case | {"devices": 1, "mesh": ONE}}
     return dict(zip(cases, results(list(cases.values())), strict=True))
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_losses_over_20_steps_are_those_of_one_device(on_meshes, mesh):
-    np.testing.assert_allclose(
-        on_meshes[mesh]["losses"], on_meshes["one"]["losses"], rtol=1e-5, atol=0
-    )
-    np.testing.assert_allclose(on_meshes[mesh]["norms"], on_meshes["one"]["norms"], rtol=2e-4)
-    assert on_meshes["one"]["losses"][-1] < on_meshes["one"]["losses"][0] - 0.1
+def test_losses_over_20_steps_are_those_of_one_device(fast, mesh):
+    np.testing.assert_allclose(fast[mesh]["losses"], fast["one"]["losses"], rtol=1e-5, atol=0)
+    np.testing.assert_allclose(fast[mesh]["norms"], fast["one"]["norms"], rtol=2e-4)
+    assert fast["one"]["losses"][-1] < fast["one"]["losses"][0] - 0.1
 
 
 @pytest.mark.parametrize("mesh", [name for name in MESHES if name != "data"])
-def test_no_large_array_is_kept_whole_on_every_device(on_meshes, mesh):
+def test_no_large_array_is_kept_whole_on_every_device(fast, mesh):
     # The mesh of data alone keeps copies of the model on purpose; the check must see them.
-    assert on_meshes["data"]["whole"]
-    assert on_meshes[mesh]["whole"] == []
+    assert fast["data"]["whole"]
+    assert fast[mesh]["whole"] == []
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-def test_a_device_of_eight_needs_far_less_memory_for_the_step(on_meshes, mesh):
-    share = on_meshes[mesh]["temporary_bytes"] / on_meshes["one"]["temporary_bytes"]
+def test_a_device_of_eight_needs_far_less_memory_for_the_step(fast, mesh):
+    share = fast[mesh]["temporary_bytes"] / fast["one"]["temporary_bytes"]
     assert share < 0.5, share
 
 
 def pair(method: str, **changes) -> None:
     """One device against every kind of axis at once."""
     case = {"method": method, "mesh": MESHES["all"]} | changes
-    ours, one = results([case, case | {"devices": 1, "mesh": ONE}])
+    assert_alike(*results([case, case | {"devices": 1, "mesh": ONE}]))
+
+
+def assert_alike(ours: dict, one: dict) -> None:
     np.testing.assert_allclose(ours["losses"], one["losses"], rtol=1e-5, atol=0)
     np.testing.assert_allclose(ours["norms"], one["norms"], rtol=2e-4)
 
@@ -78,8 +88,12 @@ def pair(method: str, **changes) -> None:
         if "+" not in method
     ],
 )
-def test_every_method_on_packed_rows(method):
-    pair(method)
+def test_every_method_on_packed_rows(method, request):
+    if method in QUICK:
+        fast = request.getfixturevalue("fast")
+        assert_alike(fast[f"packed {method}"], fast[f"packed {method} on one"])
+    else:
+        pair(method)
 
 
 @pytest.mark.slow
@@ -105,6 +119,6 @@ def test_every_way_to_compute_the_step(changes):
     pair(**{"method": "fope"} | changes)
 
 
-def test_norms_over_all_heads_and_tied_embeddings():
-    """A mean over heads of several devices, and one array that meets the tokens and the logits."""
-    pair("rope", model={"norm": "post", "qk_norm": "width", "tie_embeddings": True})
+def test_norms_over_all_heads_and_tied_embeddings(fast):
+    """A mean over heads of several devices, and one array for the tokens and for the logits."""
+    assert_alike(fast["norms"], fast["norms on one"])

@@ -186,7 +186,7 @@ def test_in_another_thread_no_signal_is_caught():
 
     def ask():
         with preemption() as asked:
-            told.append(asked(1))
+            told.append(asked.is_requested())
 
     thread = threading.Thread(target=ask)
     thread.start()

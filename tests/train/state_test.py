@@ -11,7 +11,8 @@ import pytest
 from fope_jax.config import build_experiment, load_config
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
-from fope_jax.train.state import check_mesh, init_train_state, plan_state, restore_arrays
+from fope_jax.train.checkpoints import restore_arrays
+from fope_jax.train.state import check_mesh, init_train_state, plan_state
 from tests.train.mesh_runs import experiment
 
 
@@ -58,7 +59,7 @@ def test_bfloat16_moments_of_earlier_versions_are_widened_and_other_dtypes_refus
     low = dataclasses.replace(setup.model, param_dtype="bfloat16", attention="reference")
     setup = dataclasses.replace(setup, model=low)
     plan = plan_state(setup)
-    state = init_train_state(setup, plan)
+    state = init_train_state(plan)
     assert {x.dtype.name for x in jax.tree.leaves(state.optimizer)} == {"float32", "int32"}
     rng = np.random.default_rng(0)
 

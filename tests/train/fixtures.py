@@ -1,0 +1,198 @@
+"""A small text corpus, experiments on it, and what tests read of the runs they make.
+
+A plugin of pytest, so that the folders that use it share one corpus; it imports nothing heavy
+before a test asks for it.
+"""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+TEXT = "It was the best of times, it was the worst of times, it was the age of wisdom.\n"
+
+
+class Interrupted(Exception):
+    """What `Runs.interrupt` raises in the middle of training."""
+
+
+class Runs:
+    """Experiments on one corpus, and the numbers of runs."""
+
+    Interrupted = Interrupted
+
+    def __init__(self, data):
+        self.data = data
+
+    def values(self, data=None, method="fope", **train_changes):
+        """A configuration as a dict; ``method`` is a name or a mapping with its knobs."""
+        return {
+            "name": "fope",
+            "seed": 1,
+            "model": {
+                "vocab_size": 300,
+                "d_model": 16,
+                "num_layers": 1,
+                "num_heads": 2,
+                "mlp_dim": 16,
+                "attention": "reference",
+            },
+            "position": {"method": method} if isinstance(method, str) else method,
+            "data": data or self.data,
+            "train": {
+                "steps": 12,
+                "batch_size": 2,
+                "length": 16,
+                "learning_rate": 1e-2,
+                "warmup_steps": 2,
+                "log_every": 3,
+                "save_every": 4,
+            }
+            | train_changes,
+        }
+
+    def experiment(self, data=None, **changes):
+        from fope_jax.config import build_experiment
+
+        return build_experiment(self.values(data, **changes))
+
+    @staticmethod
+    def arrays(workdir, step):
+        """Every array of a checkpoint as bytes, through Orbax and not through our own restore."""
+        from fope_jax.storage.checkpoint import CheckpointStore
+
+        tree = CheckpointStore(workdir / "checkpoints")._orbax.restore(
+            workdir.absolute() / "checkpoints" / str(step)
+        )
+        leaves = jax.tree_util.tree_flatten_with_path(dict(tree.items()))[0]
+        return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+    @staticmethod
+    def losses(workdir):
+        from fope_jax.evaluate.metrics import read_rows
+
+        rows = read_rows(workdir / "metrics.jsonl")
+        return [
+            (r["step"], r["nats"], r["tokens"], r["grad_norm"])
+            for r in rows
+            if r["kind"] == "train"
+        ]
+
+    @staticmethod
+    def interrupt(module, patch, at):
+        """Makes training raise Interrupted before it sees batch ``at`` of the stream."""
+
+        class Loader(module.Loader):
+            def iterate(self, start, count):
+                for step, batch in enumerate(super().iterate(start, count), start):
+                    if step == at:
+                        raise Interrupted
+                    yield batch
+
+        patch.setattr(module, "Loader", Loader)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Where programs are kept that several tests of this folder need."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+PROGRAMS = {}  # compiled steps, by experiment and shapes of a batch
+
+
+@contextlib.contextmanager
+def fast_compilation(directory):
+    """Steps of such small models take longer to compile than to run; the bits are as fixed.
+
+    One of the same experiment is not even traced again, however many runs make it.
+    """
+    from fope_jax.train import loop, state
+
+    changes = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in changes}
+
+    class Traced:
+        def __init__(self, plan, batch):
+            self.plan, self.batch = plan, batch
+
+        def lower(self):
+            return self
+
+        def compile(self):
+            shapes = tuple((x.shape, str(x.dtype)) for x in self.batch)
+            key = (self.plan.experiment, self.plan.mesh, shapes)
+            if key not in PROGRAMS:
+                options = {"xla_backend_optimization_level": 0}
+                lowered = state.trace_step(self.plan, self.batch).lower()
+                PROGRAMS[key] = lowered.compile(compiler_options=options)
+            return PROGRAMS[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "trace_step", Traced)
+        _configure(changes)
+        yield
+        _configure(before)
+
+
+@pytest.fixture(scope="module")
+def compile_fast(compiled):
+    """Not for modules that compare with programs of other processes."""
+    with fast_compilation(compiled):
+        yield
+
+
+def _configure(values):
+    from jax.experimental.compilation_cache import compilation_cache
+
+    for name, value in values.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # or it stays what it was at the first compilation
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    from fope_jax.data.build import build
+
+    directory = tmp_path_factory.mktemp("text")
+    rng = np.random.default_rng(0)
+    for name in ("train_0", "train_1", "validation"):
+        words = rng.permutation(TEXT.split() * 40)
+        (directory / f"{name}.txt").write_text(" ".join(words))
+    config = {
+        "corpus": "text",
+        "train_files": [f"{directory}/train_*.txt"],
+        "validation_files": [f"{directory}/validation.txt"],
+        "tokenizer": "bytes",
+        "cache_dir": str(directory / "cache"),
+    }
+    made = Runs(config)
+    build(made.experiment().data)
+    return made
+
+
+@pytest.fixture(scope="session")
+def rope(runs, compiled, tmp_path_factory):
+    """12 updates of RoPE at 16 tokens, the checkpoints of 8 and 12 kept."""
+    from fope_jax.train.loop import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "rope"
+    with fast_compilation(compiled):
+        train(runs.experiment(method="rope"), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="session")
+def fope(runs, compiled, tmp_path_factory):
+    """One update of FoPE whose coefficients are trained."""
+    from fope_jax.train.loop import train
+
+    workdir = tmp_path_factory.mktemp("runs") / "fope"
+    method = {"method": "fope", "theta": 100.0, "learnable": True}
+    with fast_compilation(compiled):
+        train(runs.experiment(method=method, steps=1), workdir)
+    return workdir

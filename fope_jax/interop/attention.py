@@ -82,11 +82,7 @@ def _has_embed(method: PositionEmbedding) -> bool:
 
 
 def int32_positions(positions: Array, name: str) -> Array:
-    """Positions as int32.
-
-    Raises:
-      ValueError: they are no integers, or a known one does not fit 32 bits.
-    """
+    """Positions as int32; ValueError for other than integers of 32 bits, as far as known."""
     positions = np.asarray(positions) if _is_known(positions) else positions
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise ValueError(f"{name} has dtype {positions.dtype}: they count tokens, pass integers")
@@ -347,11 +343,7 @@ def _newest_key(mask: Array, axis: tuple[int, ...] | None = None) -> Array:
 
 
 def _flat_mask(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
-    """``mask`` as ``[1 or B, 1 or N, 1 or T, 1 or S]``, for scores ``[batch..., N, T, S]``.
-
-    Raises:
-      ValueError: it does not broadcast to them.
-    """
+    """``mask`` as ``[1 or B, 1 or N, 1 or T, 1 or S]``, for scores ``[batch..., N, T, S]``."""
     if mask is None:
         return None
     shape = (1,) * (len(scores) - mask.ndim) + mask.shape
@@ -380,11 +372,7 @@ def _is_later(q_positions: Array, k_positions: Array) -> Array:
 
 
 def _sees_later(method: PositionEmbedding, mask: Array | None, is_later: Array) -> Array | None:
-    """Which queries ``[1 or B, T]`` see a later key; None where it is known that none does.
-
-    Raises:
-      ValueError: it is known that one does.
-    """
+    """Which queries ``[1 or B, T]`` see a later key; None where none does, ValueError if known."""
     problem = "mask is None and is_causal is not set"
     if mask is not None:
         if not _is_known(mask) or not _is_known(is_later):
@@ -411,11 +399,7 @@ def _logits(q: Array, k: Array, bias: Array | None, mask: Array | None, is_causa
 
 
 def _accepted(attention_fn: Callable[..., Array], options: dict[str, Any]) -> dict[str, Any]:
-    """The options that ``attention_fn`` takes; Flax leaves out the others too.
-
-    Raises:
-      ValueError: it would ignore a mask or a bias.
-    """
+    """The options that ``attention_fn`` takes, as Flax does it; ValueError where one matters."""
     known = inspect.signature(attention_fn).parameters
     if any(known[name].kind is inspect.Parameter.VAR_KEYWORD for name in known):
         return options

@@ -45,19 +45,12 @@ FOPE_SPELLINGS = {"fope_num_inv_freq": "num_inv_freq", "fope_sep_heads": "fope_s
 
 
 class RopeType(NamedTuple):
-    """One ``rope_type`` and the scaling that it names.
-
-    Attributes:
-      scaling: None for plain RoPE.
-      required: keys that must be given, or follow from the lengths.
-      optional: keys with the defaults of ``scaling``.
-      ignored: keys that may be given and that transformers does not read.
-    """
+    """One ``rope_type``: the scaling that it names, None for plain RoPE, and its keys."""
 
     scaling: type[Scaling] | None
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()  # transformers does not read them
 
 
 ROPE_TYPES = {

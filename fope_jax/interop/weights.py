@@ -69,21 +69,13 @@ _QK_NORMS = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
 
 
 class ImportedModel(NamedTuple):
-    """A model of Hugging Face as one of ours.
+    """A model of Hugging Face as one of ours; trees of NumPy arrays as ``split`` gives them."""
 
-    Attributes:
-      config: float32, with the defaults of this package for how it is computed.
-      position: its position embedding.
-      params: NumPy arrays in the tree that ``model.transformer.split`` gives.
-      constants: the position constants, likewise; empty unless it is FoPE.
-      extra_keys: keys of its config.json that change no number, for ``export_weights``.
-    """
-
-    config: TransformerConfig
+    config: TransformerConfig  # float32
     position: PositionEmbedding
     params: dict[str, Any]
-    constants: dict[str, Any]
-    extra_keys: dict[str, Any]
+    constants: dict[str, Any]  # empty unless the position embedding is FoPE
+    extra_keys: dict[str, Any]  # of config.json that change no number, for ``export_weights``
 
 
 def tensor_views(config: TransformerConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -237,12 +229,7 @@ def _open_tensors(directory: Path) -> dict[str, _StoredTensor]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """The files that transformers reads.
-
-    Raises:
-      ValueError: an adapter lies beside them.
-      FileNotFoundError: there are none, or some that the index names are missing.
-    """
+    """The files that transformers reads, unless an adapter lies beside them."""
     adapter = [name for name in _ADAPTER if (directory / name).is_file()]
     if adapter:
         raise ValueError(

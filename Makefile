@@ -50,7 +50,7 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2 --cov=fope_jax --cov-report=
+	$(BIN)/pytest -n 2 --durations=10 --cov=fope_jax --cov-report=
 	$(BIN)/coverage report --fail-under=90 --skip-covered
 	$(BIN)/coverage report --fail-under=100 --include='fope_jax/position/*'
 
@@ -87,4 +87,4 @@ lint: $(INSTALLED)
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) $(VENV)-beam $(VENV)-parity $(VENV)-harness runs data_cache
+	rm -rf $(VENV) $(VENV)-beam $(VENV)-parity $(VENV)-harness runs data_cache .pytest_cache

@@ -1,9 +1,38 @@
+"""What all tests share: how programs are compiled, and where they are kept.
+
+Most of the suite's time would be compilation. XLA's optimizations are off, which changes no
+promise that a test states, and every program is kept in `.pytest_cache/programs`: for the other
+workers, for the modules that come later, and for the next run. `make clean` removes it.
+"""
+
+import os
+import shutil
 import signal
+from pathlib import Path
 
-import jax
-import pytest
+PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+LARGEST_CACHE = 4e9  # bytes
+for name, value in {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_COMPILATION_CACHE_DIR": str(PROGRAMS),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}.items():
+    os.environ.setdefault(name, value)
 
-from fope_jax.processes.signals import SIGNALS
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from fope_jax.processes.signals import SIGNALS  # noqa: E402
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput") and PROGRAMS.exists():  # before workers start
+        size = sum(path.stat().st_size for path in PROGRAMS.iterdir())
+        if size > LARGEST_CACHE:
+            shutil.rmtree(PROGRAMS)
+
 
 pytest_plugins = ("tests.train.fixtures",)
 

@@ -336,7 +336,9 @@ def _whole_logits(bias_fn, contextual_fn, logit_scale, q, k, variables, q_index,
         scores = logits.reshape(batch, kv_heads * group, length, -1)
         bias = contextual_fn(variables, queries, scores)
         if logit_scale is not None:
-            logits = logits * logit_scale(q_index.positions)[:, None, None, :, None]
+            scale = logit_scale(q_index.positions)[:, None, None, :, None]
+            seen = logits > -jnp.inf  # times a scale of 0 it would be NaN
+            logits = jnp.where(seen, jnp.where(seen, logits, 0.0) * scale, -jnp.inf)
         logits = _add_bias(logits, bias)
     return logits
 

@@ -72,15 +72,9 @@ class Series(NamedTuple):
 
 
 def rotation_factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.ndarray:
-    """``u_m(p)`` of q, or of k, which grows the other way.
+    """``u_m(p)``, complex ``[..., N, P]``, of q or of k, which grows the other way.
 
-    Args:
-      series: of a layer.
-      positions: ``[...]`` tokens, not necessarily whole.
-      of_keys: the growth of k in place of q's.
-
-    Returns:
-      ``[..., N, P]`` complex.
+    ``positions [...]`` are tokens, not necessarily whole.
     """
     growth = -series.growth if of_keys else series.growth
     waves = np.exp(np.multiply.outer(positions, 1j * series.frequencies + growth))
@@ -90,16 +84,12 @@ def rotation_factors(series: Series, positions: np.ndarray, of_keys: bool = Fals
 def attention_coefficients(
     series: Series, q: np.ndarray, k: np.ndarray, key_positions: np.ndarray | int = 0
 ) -> np.ndarray:
-    """G_f of pairs of a query and a key, see the module.
+    """G_f, complex ``[..., N, F]``, of pairs of a query and a key.
 
     Args:
       series: of their layer.
-      q: ``[..., N, H]`` before the rotation.
-      k: ``[..., N, H]`` before the rotation, key-value heads repeated.
+      q, k: ``[..., N, H]`` before the rotation, key-value heads repeated.
       key_positions: ``[...]`` tokens, r.
-
-    Returns:
-      ``[..., N, F]`` complex.
     """
     q, k = (np.asarray(x, np.float64)[..., series.pairs] @ [1, 1j] for x in (q, k))
     rotated = k * rotation_factors(series, np.asarray(key_positions), of_keys=True)
@@ -116,12 +106,10 @@ def frequency_components(
     Args:
       series: of the layer.
       coefficients: ``[..., F]`` from ``attention_coefficients``.
-      positions: ``[T]`` of the query, not necessarily whole, so that a period can be met exactly.
+      positions: ``[T]`` of the query, not necessarily whole.
 
     Returns:
       ``[..., F, T]``; their sum over F is q.k, before it is divided by sqrt(H).
-
-    Reference: Hua et al. 2025, Eq. 4-5.
     """
     waves = np.exp(np.multiply.outer(1j * series.frequencies + series.growth, positions))
     return np.real(coefficients[..., None] * waves)
@@ -288,9 +276,7 @@ def trained_pairs(series: Series, training_length: int) -> list[TrainedPair]:
 
         turns = L w / 2 pi,   undertrained where 0 < w < 2 pi / L
 
-    Args:
-      series: of a layer; of several heads with terms of their own, their mean decides.
-      training_length: L, tokens.
+    Where heads have terms of their own, their mean decides.
 
     >>> shape = ModelShape(4, 1, 1, 1, head_dim=4)
     >>> [pair.turns for pair in trained_pairs(series_of(RoPE(), {}, shape), 100)]

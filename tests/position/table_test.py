@@ -195,7 +195,7 @@ def test_specifications_go_both_ways():
     "environment",
     [
         {"PYTHONHASHSEED": "7"},
-        {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"},
         {"JAX_ENABLE_X64": "1"},
         {"JAX_DISABLE_JIT": "1"},
     ],

@@ -115,7 +115,7 @@ def position_rows(
             f"{name} has shape {positions.shape}: expected {(length,)}, {(1, length)} or "
             f"{(rows, length)}"
         )
-    return positions.reshape(-1, length)
+    return positions[None] if positions.ndim == 1 else positions
 
 
 def query_and_key_positions(

@@ -166,7 +166,7 @@ class PositionEmbed(nn.Module):
 
 
 def _variables(module: nn.Module, method: PositionEmbedding, shape: ModelShape) -> Variables:
-    """The module's own variables by name, drawn where they are not there yet."""
+    """The module's variables by name, drawn where they are not there yet."""
 
     def draw(key: Array) -> tuple[Variables, Variables]:
         return attention.draw_layer(method, key, shape)

@@ -174,10 +174,13 @@ def check_tokenizer(imported: Experiment) -> None:
     """Raises ConfigError where the embedding lacks tokens of the tokenizer, or there is none."""
     path = Path(imported.data.tokenizer)
     if path.suffix == ".json":
-        found = detect_content(read_head(path))
-        if found or not path.is_file():
-            what = f"it is {found.kind}; {found.advice}" if found else "there is no such file"
-            raise ConfigError(f"data.tokenizer = {str(path)!r}: {what}")
+        content = detect_content(read_head(path))
+        if content:
+            raise ConfigError(
+                f"data.tokenizer = {str(path)!r}: it is {content.kind}; {content.advice}"
+            )
+        if not path.is_file():
+            raise ConfigError(f"data.tokenizer = {str(path)!r}: there is no such file")
     if not is_tokenizer_compatible(imported):
         size = _vocab_size(imported.data)
         raise ConfigError(
@@ -199,7 +202,7 @@ def _vocab_size(data: DataConfig) -> int | None:
         stored = require("tokenizers", "train").Tokenizer.from_file(data.tokenizer)
     except ImportError:
         raise
-    except Exception:  # the library's own kind: no such file, or no tokenizer
+    except Exception:  # of the library: no such file, or no tokenizer
         return None
     return max(stored.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 

@@ -101,7 +101,7 @@ def position_rows(
     Raises:
       ValueError: they do not fit, or ``x`` is longer than the method is defined for.
     """
-    rows, length = x.shape[:2]
+    num_rows, length = x.shape[:2]
     if positions is None:
         longest = method.limits.max_length
         if longest is not None and length > longest:
@@ -109,13 +109,13 @@ def position_rows(
                 f"a sequence of {length} tokens: {method} is defined for {longest} at most"
             )
         return np.arange(length, dtype=np.int32)[None]  # known under ``jit`` too
-    positions = int32_positions(positions, name)
-    if positions.shape not in ((length,), (1, length), (rows, length)):
+    rows = int32_positions(positions, name)
+    if rows.shape not in ((length,), (1, length), (num_rows, length)):
         raise ValueError(
-            f"{name} has shape {positions.shape}: expected {(length,)}, {(1, length)} or "
-            f"{(rows, length)}"
+            f"{name} has shape {rows.shape}: expected {(length,)}, {(1, length)} or "
+            f"{(num_rows, length)}"
         )
-    return positions[None] if positions.ndim == 1 else positions
+    return rows[None] if rows.ndim == 1 else rows
 
 
 def query_and_key_positions(

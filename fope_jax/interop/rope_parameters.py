@@ -205,7 +205,9 @@ def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
     if len(chain) > 1:
         names = ", ".join(type(step).__name__ for step in chain)
         raise ValueError(f"scaling holds {names}: rope_parameters can say one")
-    parameters = _scaling_parameters(chain[0]) if chain else {"rope_type": "default"}
+    parameters: dict[str, Any] = {"rope_type": "default"}
+    if chain:
+        parameters = _scaling_parameters(chain[0])
     if method.partial_rotary_factor != 1:
         if PARTIAL in parameters:
             raise ValueError(

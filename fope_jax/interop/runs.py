@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -244,7 +245,7 @@ def export_run(
     _, params, constants = split(model)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     check_space(directory, size // (1 if dtype in (None, "float32") else 2), "the checkpoint")
-    extra_keys = loaded.run_info.get(KEPT) or {"eos_token_id": _eos_id(data)}
+    extra_keys: dict[str, Any] = loaded.run_info.get(KEPT) or {"eos_token_id": _eos_id(data)}
     # Written in a directory of its own, so that one cut off is not taken for whole.
     partial = directory / PARTIAL
     made = make_directory(directory)

@@ -29,9 +29,6 @@ _CHARS_AT_ONCE = 4_000_000
 _FEATURES = ("corpus", "name", "bytes", "bad", "changed")
 
 
-# ---------------------------------------------------------------------------- tasks
-
-
 def register_tasks(
     config: DataConfig,
     tokenizer: Tokenizer,
@@ -154,9 +151,6 @@ def read_texts(
         raise _corpus_error(error, failures, config, split) from error
 
 
-# ---------------------------------------------------------------------------- sources
-
-
 def _source(config: DataConfig, corpus: str, failures: list[Exception], left_out: Collection[str]):
     if corpus == "c4" and config.tfds_data_dir:
         splits = {s: tfds_files.split_without(config, s, left_out) for s in SPLITS}
@@ -207,9 +201,6 @@ def _corpus_error(error: Exception, failures: list[Exception], config: DataConfi
             return CorpusError(damage)
     said = tfds_files.error_text(error)
     return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {said}")
-
-
-# ---------------------------------------------------------------------------- preprocessors
 
 
 def _label_and_skip(dataset, corpus: str, skip: int):

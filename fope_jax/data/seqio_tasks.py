@@ -33,8 +33,8 @@ def register_tasks(
     config: DataConfig,
     tokenizer: Tokenizer,
     *,
-    skip: Mapping[str, int] | None = None,
-    taken: Mapping[str, int] | None = None,
+    skip: Mapping[str, int] = {},
+    taken: Mapping[str, int] = {},
     left_out: Collection[str] = (),
     failures: list[Exception] | None = None,
 ):
@@ -55,7 +55,6 @@ def register_tasks(
       a document could not be read and is empty where it could, and ``changed``, whether its tokens
       decode to another text.
     """
-    skip, taken = skip or {}, taken or {}
     failures = [] if failures is None else failures
     tasks = []
     for corpus, _ in config.components:
@@ -96,8 +95,8 @@ def read_documents(
     tokenizer: Tokenizer,
     split: str,
     *,
-    skip: Mapping[str, int] | None = None,
-    taken: Mapping[str, int] | None = None,
+    skip: Mapping[str, int] = {},
+    taken: Mapping[str, int] = {},
     left_out: Collection[str] = (),
 ) -> Iterator[TokenizedDocument]:
     """The documents of one split with their tokens, through the Tasks, in a fixed order.

@@ -52,6 +52,7 @@ TOP_LEVEL = {"name": str, "seed": int}
 CHANGEABLE_SECTIONS = ("evaluate.", "mesh.")
 CHANGEABLE_KEYS = (
     "name",
+    "model.attention_block",
     "train.log_every",
     "train.save_every",
     "train.keep",

@@ -81,8 +81,8 @@ class TransformerConfig:
         the matrix products with parameters; "full", each layer from its input.
       attention: which program computes it, see ``model/backends.py``; "auto" takes the fastest that
         can run on the default platform.
-      attention_block: queries and keys in a block of the chunked attention. Not 256: blocks a power
-        of two long compete for the same cache lines of a CPU (benchmarks/README.md).
+      attention_block: queries and keys in a block of the chunked attention; None takes what suits
+        the default platform (``attention.default_block``).
       derivatives: "reverse", what training needs; "all": ``jax.jvp``, Hessian-vector products and
         other second derivatives work as well. Products with weights and the attention then leave
         their gradients to JAX, which takes more time and, on a mesh, memory. ``loss_sums`` has the
@@ -111,7 +111,7 @@ class TransformerConfig:
     scan_layers: bool = True
     remat: str = "none"
     attention: str = "auto"
-    attention_block: int = 280
+    attention_block: int | None = None
     derivatives: str = "reverse"
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -121,10 +121,9 @@ class TransformerConfig:
             object.__setattr__(self, "qk_norm", "head" if self.qk_norm else "none")
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "mlp_dim"):
             _at_least_one(name, getattr(self, name))
-        for name in ("num_kv_heads", "head_dim"):
+        for name in ("num_kv_heads", "head_dim", "attention_block"):
             if getattr(self, name) is not None:
                 _at_least_one(name, getattr(self, name))
-        _at_least_one("attention_block", self.attention_block)
         if self.head_dim is None and self.d_model % self.num_heads:
             raise ValueError(
                 f"d_model={self.d_model}: expected a multiple of num_heads={self.num_heads}, "

@@ -470,9 +470,8 @@ def test_positions_to_a_million(name):
     limit = method.limits.max_length
     if limit is not None:
         assert limit < FAR
-        if not has_hook(
-            method.layers()[0].method, "embed"
-        ):  # Learned refuses in embed, see errors_test
+        # Learned refuses in embed, see errors_test.
+        if not has_hook(method.layers()[0].method, "embed"):
             assert np.isnan(logits(method, variables, x, q, k, far)).any()
         return
     result = logits(method, variables, x, q, k, far)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from fope_jax import position as positions
@@ -14,10 +15,9 @@ from fope_jax.config.evaluate import EvaluateConfig
 from fope_jax.config.fields import ConfigError, convert, field_types, nearest
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.sharding import MeshConfig
-from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
-from fope_jax.position.table import pieces_for_key
 
 
 @dataclass(frozen=True)
@@ -117,15 +117,14 @@ def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
     """The inverse of `build_experiment`: plain values for config.json, nothing left implicit."""
     result: dict[str, Any] = {"name": experiment.name, "seed": experiment.seed}
     for name in SECTIONS:
-        section = getattr(experiment, name)
-        values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.init}
+        values = dataclasses.asdict(getattr(experiment, name))
         result[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
     return result | {"position": positions.to_spec(experiment.position)}
 
 
 def flat_values(experiment: Experiment) -> dict[str, Any]:
     """Every value of an experiment by its key, ``"train.length"``."""
-    return _flatten(experiment_to_dict(experiment))
+    return flatten_dict(experiment_to_dict(experiment), sep=".")
 
 
 def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -134,7 +133,7 @@ def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     Returns:
       One line a key, ``"train.length: 128, now 256"``; empty where a run may go on.
     """
-    before, after = _flatten(old), _flatten(new)
+    before, after = (flatten_dict(dict(values), sep=".") for values in (old, new))
     changeable = {*CHANGEABLE_KEYS}
     if before.get("train.schedule") == after.get("train.schedule") == "constant":
         changeable.add("train.steps")  # a constant rate does not know where the run ends
@@ -159,8 +158,10 @@ def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:
 
 def knob_types(method: Any) -> dict[str, Any]:
     """The type of each knob of a method, by its name in a configuration; none of an unknown one."""
-    cls = positions.METHODS.get(method) if isinstance(method, str) else None
-    return {"preset": str | None} | field_types(cls) if cls else {}
+    try:
+        return {"preset": str | None} | field_types(positions.find_class("method", method))
+    except (AttributeError, ValueError):  # the experiment that is built says what is wrong
+        return {}
 
 
 def unknown_key(key: str) -> ConfigError:
@@ -200,15 +201,14 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
     if not isinstance(value, (Mapping, ConfigDict)):
         return value
     knobs = {name: _build_spec(f"{key}.{name}", v, length, init_std) for name, v in value.items()}
-    entry, name, knobs = pieces_for_key(knobs)
+    entry, name, knobs = positions.split_spec(knobs)
     if not isinstance(name, str):
         raise ConfigError(
             f"config.{key} = {dict(value)}: expected a 'method', or a 'scaling' by its name"
         )
     is_scaling = entry == "scaling"
     make = positions.make_scaling if is_scaling else positions.make
-    cls = positions.SCALINGS.get(name) if is_scaling else None
-    kinds = field_types(cls) if cls else knob_types(None if is_scaling else name)
+    kinds = {"preset": str | None} | field_types(positions.find_class(entry, name))
     # LogitScaling's form "yarn" is a temperature without a length.
     needs_length = "training_length" in kinds and knobs.get("form") != "yarn"
     if needs_length and knobs.get("training_length") is None:
@@ -216,11 +216,3 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
     if "amplitude" in kinds:
         knobs.setdefault("amplitude", init_std)
     return make(name, **{k: convert(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()})
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping)
-        flat |= {f"{key}.{k}": v for k, v in _flatten(value).items()} if nested else {key: value}
-    return flat

@@ -25,10 +25,10 @@ from fope_jax.model.attention import attend, bias_functions
 from fope_jax.model.layers import rms_norm
 from fope_jax.model.transformer import (
     Transformer,
-    from_attention,
+    attention_to_output,
+    project_qkv,
     repeat_heads,
-    to_attention,
-    unstacked,
+    split_period,
 )
 from fope_jax.typing import Array
 
@@ -79,10 +79,10 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
     def rotated_keys() -> list[Array]:
         """One key of each layer of a period: a method may make a head for each query head."""
         tables = model.tables(jnp.zeros((1, 1), jnp.int32))
-        _, trained, constants = jax.tree.map(lambda x: x[0], model.groups())
+        _, trained, constants = jax.tree.map(lambda x: x[0], model.period_arrays())
         keys = []
         for index in range(len(tables)):
-            layer, trained_here, constants_here = model.of_layer(index, trained, constants)
+            layer, trained_here, constants_here = model.layer_position(index, trained, constants)
             q = jnp.zeros((1, 1, shape.num_heads, shape.head_dim), config.dtype)
             k = jnp.zeros((1, 1, shape.num_kv_heads, shape.head_dim), config.dtype)
             if not layer.method.limits.follows_length:
@@ -141,9 +141,9 @@ def forward_cached(
     k_tables = model.tables(cache.positions) if follows_length else [None] * len(tables)
 
     def run_layer(index, weights, trained, constants, stored, x):
-        layer, trained, constants = model.of_layer(index, trained, constants)
+        layer, trained, constants = model.layer_position(index, trained, constants)
         variables = {**trained, **constants}
-        q, k, v = to_attention(config, weights, x)
+        q, k, v = project_qkv(config, weights, x)
         rotated_q, rotated_k = layer.method.rotate(variables, tables[index], q, k)
         values = append(stored.values, v)
         if layer.method.limits.follows_length:
@@ -169,18 +169,18 @@ def forward_cached(
             backend="reference" if is_whole else "chunked",
             block=config.attention_block,
         )
-        return from_attention(config, weights, x, attended), stored
+        return attention_to_output(config, weights, x, attended), stored
 
     def run_period(x: Array, group: Any) -> tuple[Array, tuple[LayerCache, ...]]:
         (weights, trained, constants), layers = group
         new_layers = []
-        for index, layer_weights in enumerate(unstacked(weights, len(layers))):
+        for index, layer_weights in enumerate(split_period(weights, len(layers))):
             x, layer = run_layer(index, layer_weights, trained, constants, layers[index], x)
             new_layers.append(layer)
         return x, tuple(new_layers)
 
     x = model.embed(tokens, positions)
-    x, layers = jax.lax.scan(run_period, x, (model.groups(), cache.layers))
+    x, layers = jax.lax.scan(run_period, x, (model.period_arrays(), cache.layers))
     hidden = rms_norm(x, model.final_norm[...], config.norm_eps)
     # Beyond the end, appending has replaced the last keys.
     hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)

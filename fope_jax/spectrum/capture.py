@@ -47,8 +47,8 @@ def layer_logits(activations: Activations) -> Array:
     """The logits ``[B, N, T, T]`` of one document that fills the window, -inf after the query."""
     positions = jnp.arange(activations.x.shape[1], dtype=jnp.int32)[None]
     return attention_logits(
-        activations.turned_q,
-        activations.turned_k,
+        activations.rotated_q,
+        activations.rotated_k,
         positions=positions,
         segments=jnp.ones_like(positions),
         variables=activations.variables,
@@ -74,7 +74,7 @@ def _capture_layer(activations: Activations) -> WindowCapture:
     log_weights = jnp.log(jnp.where(weights > 0, weights, 1.0))
     a = activations
     return WindowCapture(
-        *(x[0].astype(jnp.float32) for x in (a.x, a.q, a.k, a.turned_q, a.turned_k)),
+        *(x[0].astype(jnp.float32) for x in (a.x, a.q, a.k, a.rotated_q, a.rotated_k)),
         profile=mean_by_distance(logits),
         square=jnp.where(is_visible, logits**2, 0.0).sum(axis=(-1, -2)) / is_visible.sum(),
         entropy=jnp.where(weights > 0, -weights * log_weights, 0.0).sum(axis=-1),
@@ -95,7 +95,7 @@ def observer(model: Transformer) -> Callable[[np.ndarray], WindowCapture]:
     def forward(params, constants, tokens):
         positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
         model = merge(graphdef, params, constants)
-        return model.observe(tokens[None], positions, jnp.ones_like(positions), _capture_layer)[1]
+        return model.forward(tokens[None], positions, jnp.ones_like(positions), _capture_layer)[1]
 
     def observe(tokens: np.ndarray) -> WindowCapture:
         length = len(tokens)

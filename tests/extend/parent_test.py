@@ -20,7 +20,8 @@ from fope_jax.extend.run import extend
 from fope_jax.interop.runs import export_run, import_run
 from fope_jax.interop.weights import export_weights, import_weights
 from fope_jax.main import main
-from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import FoPE, RoPE, YaRN
 from fope_jax.storage.checkpoint import CheckpointError
 from fope_jax.train.state import plan_state
@@ -218,7 +219,8 @@ def test_a_cache_that_is_missing_can_be_built_from_the_new_runs_config(weights, 
 SMOLLM = Path(__file__).parents[2] / "configs/paper/smollm_4096.py"
 
 
-@pytest.mark.parametrize("method", ["fope", pytest.param("yarn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fope", "yarn"])
 def test_the_papers_smollm_runs_its_whole_course_on_a_small_model(
     weights, runs, tmp_path, capsys, method
 ):

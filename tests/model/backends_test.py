@@ -11,8 +11,9 @@ from flax import nnx
 from fope_jax.model import context_parallel, fused
 from fope_jax.model.attention import attend
 from fope_jax.model.backends import choose_backend
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.context_parallel import sharded_attention
-from fope_jax.model.transformer import Transformer, TransformerConfig
+from fope_jax.model.transformer import Transformer
 from fope_jax.position import ALiBi, ByLayer, FoPE, RoPE
 from fope_jax.position.base import Layer, has_hook
 from fope_jax.position.contextual import CoPE

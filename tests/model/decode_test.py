@@ -7,8 +7,9 @@ import pytest
 from flax import nnx
 
 from fope_jax.gallery.examples import examples
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.decode import forward_cached, greedy_decode, init_cache, prefill
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import METHODS, ByLayer, CoPE, DynamicNTK, FoPE, LongRoPE, NoPE, RoPE
 
 LENGTH, PROMPT, VOCAB = 21, 9, 53

@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 
 from fope_jax.model import context_parallel
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.layers import rms_norm
 from fope_jax.model.losses import loss_sums
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.transformer import (
     PositionConstant,
     Transformer,
-    TransformerConfig,
     check_batch,
     layer,
     merge,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.layers import project_from_heads, rms_norm, swiglu
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, RoPE
 from fope_jax.spectrum.capture import layer_logits, mean_by_distance, observer
 
@@ -47,7 +48,7 @@ def test_the_logits_that_are_seen_are_those_the_model_attends_with(name):
     @jax.jit
     def look(arrays):
         model = merge(graphdef, *arrays)
-        hidden, (x, logits, v) = model.observe(
+        hidden, (x, logits, v) = model.forward(
             tokens, positions, segments, lambda a: (a.x, layer_logits(a), a.v)
         )
         ends = []

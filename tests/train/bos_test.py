@@ -19,7 +19,8 @@ from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
 from fope_jax.interop.runs import import_run
 from fope_jax.interop.weights import export_weights
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import RoPE
 
 LENGTH = 16

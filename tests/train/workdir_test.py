@@ -138,7 +138,8 @@ def weights(tmp_path_factory):
     from flax import nnx
 
     from fope_jax.interop.weights import export_weights
-    from fope_jax.model.transformer import Transformer, TransformerConfig, split
+    from fope_jax.model.config import TransformerConfig
+    from fope_jax.model.transformer import Transformer, split
     from fope_jax.position import RoPE
 
     config = TransformerConfig(vocab_size=300, d_model=16, num_layers=1, num_heads=2, mlp_dim=32)
@@ -197,8 +198,8 @@ def test_a_run_that_has_saved_is_never_taken_for_a_start_that_failed(rope, runs,
     store = CheckpointStore(run / "checkpoints")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        store._move_aside(8)
-        store._move_aside(12)
+        store._quarantine(8)
+        store._quarantine(12)
     refused(run)
     shutil.rmtree(run / "checkpoints")  # metrics.jsonl says that there were some
     refused(run)

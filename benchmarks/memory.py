@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fope_jax.model.attention import attend
+from fope_jax.model.attention import attend, bias_functions
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables
 
 
@@ -33,6 +33,8 @@ def temporary_bytes(method: PositionEmbedding, shape: ModelShape, length: int) -
     """
     drawn = jax.eval_shape(lambda: method.init(jax.random.key(0), shape))
     trained, constants = _one_layer(drawn)
+    layer = method.layers()[0]
+    trained, constants = layer.select(trained), layer.select(constants)
 
     def loss(q, k, v, trained, constants):
         places = jnp.arange(length, dtype=jnp.int32)[None]
@@ -44,8 +46,7 @@ def temporary_bytes(method: PositionEmbedding, shape: ModelShape, length: int) -
             k_positions=places,
             q_segments=jnp.ones_like(places),
             k_segments=jnp.ones_like(places),
-            bias_fn=method.bias if method.has_bias else None,
-            contextual_fn=method.contextual_bias if method.has_contextual_bias else None,
+            **bias_functions(layer),
             bias_variables=trained,
             bias_constants=constants,
         )

@@ -30,22 +30,23 @@ def phase_errors(label: str, method: PositionEmbedding, shape: ModelShape) -> Er
 
     Args:
       label: the method's.
-      method: one with fixed frequencies; NaN at positions beyond its ``max_length``.
+      method: one with fixed frequencies; NaN at positions beyond its ``limits``.
       shape: the model it serves.
     """
     inv_freq = method.frequencies(shape.head_dim)
     assert inv_freq is not None
     drawn = method.init(jax.random.key(0), shape)
-    variables = {**drawn.model_params, **drawn.model_constants}
+    layers = [(layer.method, layer.select(drawn.at_layer(0))) for layer in method.layers()]
 
     @jax.jit
     def table(positions):
-        leaves = jax.tree.leaves(method.tables(variables, positions, shape.head_dim))
+        tables = [own.tables(variables, positions, shape.head_dim) for own, variables in layers]
+        leaves = jax.tree.leaves(tables)
         cos, sin = [x for x in leaves if x.ndim == 3 and x.shape[-1] >= inv_freq.size][:2]
         both = jnp.stack([cos, sin])[..., : inv_freq.size]  # random frequencies come after
         return both / jnp.sqrt(jnp.sum(both**2, axis=0, keepdims=True))
 
-    return Errors(label, _worst(table, inv_freq, method.max_length()))
+    return Errors(label, _worst(table, inv_freq, method.limits.max_length))
 
 
 def plain_errors(inv_freq: np.ndarray) -> Errors:
@@ -91,9 +92,7 @@ def bias_errors(label: str, method: PositionEmbedding, shape: ModelShape) -> Err
     can. None where the bias depends on the position by design.
     """
     drawn = method.init(jax.random.key(0), shape)
-    layers = {**drawn.layer_params, **drawn.layer_constants}
-    variables = {name: value[0] for name, value in layers.items()}
-    variables |= {**drawn.model_params, **drawn.model_constants}
+    variables = drawn.at_layer(0)
     near = biases(method, variables, DISTANCES, DISTANCES)
     size = np.abs(near).max(axis=1, keepdims=True)
     found = []

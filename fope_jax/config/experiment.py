@@ -98,7 +98,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
         raise ConfigError(f"config.position.method = {method!r:.80}; accepted: a name")
     try:
         position = _build_spec("position", values["position"], length, model.init_std)
-        longest = position.max_length()
+        longest = position.limits.max_length
         if longest is not None and length > longest:
             raise ConfigError(
                 f"config.train.length = {length} is beyond the longest sequence of position "

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import io
 import itertools
 import json
@@ -23,14 +22,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fope_jax.data.cache import TokenizedDocument, token_dtype
+from fope_jax.data.cache import token_dtype
 from fope_jax.data.config import DataConfig
-from fope_jax.data.corpora import CorpusError, Document, match_files, read_corpus, read_file
+from fope_jax.data.corpora import CorpusError, match_files, read_corpus, read_file
+from fope_jax.data.documents import (
+    DOCUMENTS_AT_ONCE,
+    TokenizedDocument,
+    encode_group,
+    interleave_by_tokens,
+)
 from fope_jax.data.tokenizers import Tokenizer, describe_tokenizer, load_tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.paths import as_path
 
-_DOCUMENTS_AT_ONCE = 64
 _FORMAT = 3  # of the parts
 
 
@@ -72,9 +76,7 @@ def read_documents(
 ) -> Iterator[TokenizedDocument]:
     """What `fope_jax.data.seqio_tasks.read_documents` yields, with the tokens made by ``runner``.
 
-    Args:
-      content: digest of the text; parts of other text are never taken for these.
-      partial: directory of the unfinished cache.
+    Parts of another ``content``, the text's digest, are never taken for these.
 
     Raises:
       CorpusError: text that cannot be read, or C4 from TFDS, whose order is that of its reader.
@@ -86,27 +88,23 @@ def read_documents(
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer.save(Path(scratch))
         saved = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
-    run(
-        parts,
-        functools.partial(tokenize_part, config, describe_tokenizer(tokenizer), saved),
-        runner,
-    )
+    description = describe_tokenizer(tokenizer)
+    run(parts, functools.partial(tokenize_part, config, description, saved), runner)
     streams = []
     for corpus, _ in config.components:
-        own = _documents_of([part for part in parts if part.corpus == corpus])
-        streams.append(itertools.islice(own, (skip or {}).get(corpus, 0), None))
+        documents = _read_parts([part for part in parts if part.corpus == corpus])
+        streams.append(itertools.islice(documents, (skip or {}).get(corpus, 0), None))
     if config.corpus != "mixture" or split != "train":
         yield from itertools.chain(*streams)
         return
-    examples = [map(_example, stream) for stream in streams]
+    examples = [
+        ({"targets": one.tokens, "bytes": one.bytes, "document": one} for one in stream)
+        for stream in streams
+    ]
     rates = [rate for _, rate in config.components]
     before = [(taken or {}).get(corpus, 0) for corpus, _ in config.components]
-    for example in _tasks().take_turns(examples, rates, before):
+    for example in interleave_by_tokens(examples, rates, before):
         yield example["document"]
-
-
-def _example(document: TokenizedDocument) -> dict[str, Any]:
-    return {"targets": document.tokens, "bytes": document.bytes, "document": document}
 
 
 def list_parts(
@@ -142,7 +140,7 @@ def list_parts(
 def run(parts: Sequence[Part], work: Callable[[Part], str], runner: Runner) -> None:
     """Has ``runner`` do ``work`` for every part that is not there yet."""
     beam: Any = require("apache_beam", "beam")
-    options: Any = importlib.import_module("apache_beam.options.pipeline_options")
+    options: Any = require("apache_beam.options.pipeline_options", "beam")
     missing = [part for part in parts if not _files().exists(part.output)]
     print(
         f"beam: {len(missing)} of {len(parts)} parts to tokenize with {runner.name}",
@@ -151,8 +149,7 @@ def run(parts: Sequence[Part], work: Callable[[Part], str], runner: Runner) -> N
     )
     if not missing:
         return
-    flags = [f"--{option.lstrip('-')}" for option in runner.options]
-    flags = [f"--runner={runner.name}", *flags]
+    flags = [f"--runner={runner.name}", *(f"--{o.lstrip('-')}" for o in runner.options)]
     with beam.Pipeline(options=options.PipelineOptions(flags)) as pipeline:
         # Reshuffled, or a runner may fuse the list with the work and do all of it in one place.
         _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.Map(work)
@@ -163,38 +160,31 @@ def tokenize_part(
 ) -> str:
     """A worker's work: tokens of one part into its file, which appears whole or not at all."""
     tokenizer = _load(json.dumps(description), tuple(sorted(saved.items())))
-    skip_bad = config.max_bad_documents > 0
+    dtype, skip_bad = token_dtype(tokenizer.vocab_size), config.max_bad_documents > 0
     documents = (
         read_file(as_path(part.file), skip_bad)
         if part.file
         else read_corpus(config, part.corpus, part.split)
     )
-    names, bad, tokens, lengths, sizes, changed = [], [], [], [], [], []
-    while group := list(itertools.islice(documents, _DOCUMENTS_AT_ONCE)):
-        ids, counts, bytes_of, others = _encode(tokenizer, group)
+    names, bad = [], []
+    empty = (np.zeros(0, dtype), np.zeros(0, int), np.zeros(0, int), np.zeros(0, bool))
+    groups: list[tuple[np.ndarray, ...]] = [empty]
+    while group := list(itertools.islice(documents, DOCUMENTS_AT_ONCE)):
         names += [document.name for document in group]
         bad += [document.bad for document in group]
-        tokens.append(ids.astype(token_dtype(tokenizer.vocab_size)))
-        lengths.append(counts)
-        sizes.append(bytes_of)
-        changed.append(others)
-    empty = np.zeros(0, np.int64)
+        ids, *columns = encode_group(tokenizer, [document.text for document in group])
+        groups.append((ids.astype(dtype), *columns))
+    tokens, lengths, sizes, changed = map(np.concatenate, zip(*groups, strict=True))
     columns = {
         "names": np.frombuffer(json.dumps(names).encode(), np.uint8),
         "bad": np.frombuffer(json.dumps(bad).encode(), np.uint8),
-        "tokens": np.concatenate([*tokens, empty.astype(token_dtype(tokenizer.vocab_size))]),
-        "lengths": np.concatenate([*lengths, empty]),
-        "bytes": np.concatenate([*sizes, empty]),
-        "changed": np.concatenate([*changed, empty.astype(bool)]),
+        "tokens": tokens,
+        "lengths": lengths,
+        "bytes": sizes,
+        "changed": changed,
     }
     _write(part.output, columns)
     return part.output
-
-
-def _encode(tokenizer: Tokenizer, group: Sequence[Document]):
-    return _tasks().encode_group(
-        tokenizer, [d.name.encode() for d in group], [d.text.encode() for d in group]
-    )
 
 
 @functools.cache
@@ -206,18 +196,16 @@ def _load(description: str, saved: tuple[tuple[str, bytes], ...]) -> Tokenizer:
         return load_tokenizer(Path(scratch), json.loads(description))
 
 
-def _documents_of(parts: Sequence[Part]) -> Iterator[TokenizedDocument]:
+def _read_parts(parts: Sequence[Part]) -> Iterator[TokenizedDocument]:
     for part in parts:
         with _files().open(part.output) as stream:
             content = io.BytesIO(stream.read())
         with np.load(content, allow_pickle=False) as columns:
-            names = json.loads(columns["names"].tobytes())
-            reasons = json.loads(columns["bad"].tobytes())
-            lengths, sizes, changed = columns["lengths"], columns["bytes"], columns["changed"]
-            tokens = np.split(columns["tokens"], np.cumsum(lengths)[:-1])
-        columns = names, tokens if names else [], sizes, reasons, changed.tolist()
-        for name, ids, size, *rest in zip(*columns, strict=True):
-            yield TokenizedDocument(part.corpus, name, ids.astype(np.int32), int(size), *rest)
+            names, reasons = (json.loads(columns[key].tobytes()) for key in ("names", "bad"))
+            sizes, changed = columns["bytes"].tolist(), columns["changed"].tolist()
+            tokens = np.split(columns["tokens"].astype(np.int32), np.cumsum(columns["lengths"]))
+        rows = zip(names, tokens[:-1], sizes, reasons, changed, strict=True)
+        yield from (TokenizedDocument(part.corpus, *row) for row in rows)
 
 
 def _write(path: str, columns: Mapping[str, Any]) -> None:
@@ -243,10 +231,4 @@ def _write(path: str, columns: Mapping[str, Any]) -> None:
 
 def _files() -> Any:
     """Beam's own files: local ones, ``gs://``, ``s3://``, ``hdfs://``."""
-    require("apache_beam", "beam")
-    return importlib.import_module("apache_beam.io.filesystems").FileSystems
-
-
-def _tasks() -> Any:
-    """Imported where it is used, because TensorFlow takes seconds."""
-    return importlib.import_module("fope_jax.data.seqio_tasks")
+    return require("apache_beam.io.filesystems", "beam").FileSystems

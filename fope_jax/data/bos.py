@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,19 +85,23 @@ def read_bos(path: Path) -> CheckpointBos:
     content = _read(path)
     if not content:
         return CheckpointBos(None, False, f"{path.name} cannot be read")
-    config, names, model = (
-        _read(path.with_name(name))
-        for name in ("tokenizer_config.json", "special_tokens_map.json", "config.json")
-    )
+    files = ("tokenizer_config.json", "special_tokens_map.json", "config.json")
+    config, names, model = (_read(path.with_name(name)) for name in files)
     try:
-        first, known = _first_tokens(content.get("post_processor")), set(_names(content))
+        first = _first_tokens(content.get("post_processor"))
+        added_tokens = content.get("added_tokens") or ()
+        vocabulary = content.get("model", {}).get("vocab", {})
+        known = {entry if isinstance(entry, str) else entry[0] for entry in vocabulary}
+        known |= {token["content"] for token in added_tokens}
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise TokenizerError(f"{path} is no tokenizer.json: {error!r}") from error
     if "added_tokens_decoder" not in config and "bos_token" in names:
         config = config | {"bos_token": names["bos_token"]}
     kind = str(config.get("tokenizer_class") or model.get("tokenizer_class")).removesuffix("Fast")
-    by_default = ADDED_BY_DEFAULT.get(kind)
-    token = _content(config.get("bos_token", by_default if by_default in known else None))
+    default = ADDED_BY_DEFAULT.get(kind)
+    token = config.get("bos_token", default if default in known else None)
+    token = token.get("content") if isinstance(token, Mapping) else token
+    token = token if isinstance(token, str) and token else None
 
     added = config.get("add_bos_token")
     if isinstance(added, bool):
@@ -113,7 +117,7 @@ def read_bos(path: Path) -> CheckpointBos:
             )
     elif first is not None:
         added, source = bool(first), f"the post-processor of {path.name}"
-    elif "add_bos_token" not in config and by_default and token:
+    elif "add_bos_token" not in config and default and token:
         added, source = True, f"the default of {kind}"
     else:
         added, source = False, "nothing beside the tokenizer says that it is"
@@ -126,10 +130,12 @@ def read_bos(path: Path) -> CheckpointBos:
             ", ".join(first),
         )
     if added and token is None:
-        token = first[0] if first else _name_of(content, model.get("bos_token_id"))
-    if added and token is None:
-        log.warning("%s: %s, but no file names a bos_token; none is added", path.parent, source)
-        added = False
+        bos_id = model.get("bos_token_id")
+        named = [entry["content"] for entry in added_tokens if entry.get("id") == bos_id]
+        token = next(iter(first or named), None)
+        if token is None:
+            log.warning("%s: %s, but no file names a bos_token; none is added", path.parent, source)
+            added = False
     if token is not None and token not in known:
         if added:
             raise TokenizerError(
@@ -154,20 +160,14 @@ def _read(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _content(token: Any) -> str | None:
-    """The name of a token that stands as a text or as an object."""
-    name = token.get("content") if isinstance(token, Mapping) else token
-    return name if isinstance(name, str) and name else None
-
-
 def _first_tokens(processor: Any) -> list[str] | None:
     """The tokens that a post-processor puts before a text; None of one that is no template."""
     if not isinstance(processor, Mapping):
         return None
     kind = processor.get("type")
     if kind == "Sequence":
-        found = [_first_tokens(part) for part in processor.get("processors", ())]
-        templates = [tokens for tokens in found if tokens is not None]
+        of_each = map(_first_tokens, processor.get("processors", ()))
+        templates = [tokens for tokens in of_each if tokens is not None]
         # Each is put before what those before it made.
         return [token for tokens in reversed(templates) for token in tokens] if templates else None
     if kind == "TemplateProcessing":
@@ -179,18 +179,3 @@ def _first_tokens(processor: Any) -> list[str] | None:
     if kind in ("BertProcessing", "RobertaProcessing"):
         return [str(processor["cls"][0])]
     return None
-
-
-def _names(content: Mapping[str, Any]) -> Iterable[str]:
-    """The names of all tokens of a tokenizer.json."""
-    vocabulary = content.get("model", {}).get("vocab", {})
-    for entry in vocabulary:
-        yield entry if isinstance(entry, str) else entry[0]
-    for token in content.get("added_tokens") or ():
-        yield token["content"]
-
-
-def _name_of(content: Mapping[str, Any], index: Any) -> str | None:
-    """The added token with an id."""
-    added = content.get("added_tokens") or ()
-    return next((token["content"] for token in added if token.get("id") == index), None)

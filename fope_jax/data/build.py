@@ -6,12 +6,11 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,10 @@ import numpy as np
 from fope_jax.data import beam
 from fope_jax.data import cache as caches
 from fope_jax.data.beam import Runner
-from fope_jax.data.cache import (
-    CacheError,
-    Progress,
-    SplitWriter,
-    TokenCache,
-    TokenizedDocument,
-    open_cache,
-)
+from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, open_cache
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus
+from fope_jax.data.documents import TokenizedDocument
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
 from fope_jax.data.mirror import exclusive_lock, local_directory, upload
 from fope_jax.data.sources import (
@@ -87,20 +80,20 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
         _load_tokenizer(config)
     with _locked(directory):
         manifest = read_manifest(directory)
-        sources = _look_through(config, directory, manifest)
-        kept = manifest if manifest and is_unchanged(manifest, sources) else None
-        if kept is None:
-            check_damage(sources, config)
+        sources = _examine_sources(config, directory, manifest)
+        is_kept = manifest is not None and is_unchanged(manifest, sources)
+        if manifest is not None and is_kept:
+            sources = manifest["sources"]
         else:
-            sources = kept["sources"]
-        for remark in (line for split in SPLITS for line in source_warnings(sources, split)):
-            _say(remark)
-        if kept is None:
+            check_damage(sources, config)
+        for warning in (line for split in SPLITS for line in source_warnings(sources, split)):
+            _say(warning)
+        if not is_kept:
             check_held_out(sources)
             if manifest is not None:
                 _say(f"the text of {directory} has changed: building it again")
             _build(config, directory, sources, runner)
-        return _checked(config, directory, " (built before)" if kept else "")
+        return _open_verified(config, directory, " (built before)" if is_kept else "")
 
 
 def _build_for_bucket(
@@ -113,27 +106,28 @@ def _build_for_bucket(
     check_bucket(directory)
     cache_dir = local_directory(as_path(config.cache_dir))
     local = dataclasses.replace(config, cache_dir=str(cache_dir))
-    manifest = read_manifest(directory)
-    looked = caches.cache_directory(local)
-    if manifest is not None and is_unchanged(manifest, _look_through(local, looked, manifest)):
-        return _checked(config, directory, " (built before)")
+    local_cache, manifest = caches.cache_directory(local), read_manifest(directory)
+    if manifest is not None:
+        sources = _examine_sources(local, local_cache, manifest)
+        if is_unchanged(manifest, sources):
+            return _open_verified(config, directory, " (built before)")
     make_writable(directory)  # before the work, not after it
     result = build(local, runner)
-    upload(caches.cache_directory(local), directory, MANIFEST)
+    upload(local_cache, directory, MANIFEST)
     _say(f"uploaded to {directory}")
     return result
 
 
-def _look_through(
+def _examine_sources(
     config: DataConfig, directory: Path, manifest: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """The text's files; what was found is kept beside the cache, so that none is read twice for it.
+    """The text's files; the list is kept beside the cache, so that no file is read twice for it.
 
     The cache itself may be unfinished, in a bucket, or older than a file that has changed.
     """
     path = directory.with_name(directory.name + ".sources.json")
     before = []
-    # What is unreadable is of no build of ours: the files are read.
+    # A list that cannot be parsed was not written by a build: the files are read again.
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         before = [dict(source) for source in read_json(path)["sources"]]
     sources = list_sources(config, [*(manifest["sources"] if manifest else []), *before])
@@ -143,7 +137,7 @@ def _look_through(
     return sources
 
 
-def _checked(config: DataConfig, directory: Path, remark: str) -> dict[str, TokenCache]:
+def _open_verified(config: DataConfig, directory: Path, remark: str) -> dict[str, TokenCache]:
     """Opens, checks and describes a complete cache."""
     result = {split: open_cache(config, split) for split in SPLITS}
     for split, cache in result.items():
@@ -163,25 +157,35 @@ def _build(
     state = _resume(partial, content_digest(sources))
     left_out = {source["path"] for split in SPLITS for source in damaged_files(sources, split)}
     tokenizer = _make_tokenizer(config, partial, state, left_out)
-    read = _tasks().read_documents
-    if runner is not None:
+    if runner is None:
+        from fope_jax.data.seqio_tasks import read_documents as read  # TensorFlow takes seconds
+    else:
         read = functools.partial(
             beam.read_documents, runner=runner, content=state["content"], partial=partial
         )
-    read = functools.partial(read, left_out=left_out)
     for split in SPLITS:
-        if not state["splits"][split].complete:
-            _write_split(config, partial, state, tokenizer, split, read)
+        done: Progress = state["splits"][split]
+        if not done.complete:
+            documents = read(
+                config, tokenizer, split, skip=done.documents, taken=done.tokens, left_out=left_out
+            )
+            _write_split(config, partial, state, tokenizer, split, documents)
     shutil.rmtree(partial / "parts", ignore_errors=True)
     manifest = _manifest(config, sources, state, tokenizer)
     write_json(partial / MANIFEST, add_digest(manifest))
     (partial / "progress.json").unlink()
-    _replace(partial, directory)
+    # A reader of an older cache keeps its open files.
+    old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    partial.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _resume(partial: Path, content: str) -> dict[str, Any]:
     """What an interrupted build of the same text has left; anything else is removed."""
-    # What cannot be read is of no build of ours: it begins anew.
+    # A state that cannot be parsed was not written by a build: this one begins anew.
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         state = read_json(partial / "progress.json")
         if state["content"] == content and "tokenizer" in state:
@@ -230,18 +234,18 @@ def _load_tokenizer(config: DataConfig) -> JsonTokenizer:
 def _training_texts(config: DataConfig, left_out: Collection[str]) -> Iterator[str]:
     """The beginning of every corpus's training split, in equal parts."""
     for corpus, _ in config.components:
+        if corpus == "c4" and config.tfds_data_dir:
+            from fope_jax.data import seqio_tasks
+
+            texts = seqio_tasks.read_texts(config, corpus, "train", left_out)
+        else:
+            texts = (d.text for d in read_corpus(config, corpus, "train", left_out))
         left = TRAINING_TEXT_CHARS // len(config.components)
-        for text in _texts(config, corpus, left_out):
+        for text in texts:
             yield text[:left]
             left -= len(text)
             if left <= 0:
                 break
-
-
-def _texts(config: DataConfig, corpus: str, left_out: Collection[str]) -> Iterable[str]:
-    if corpus == "c4" and config.tfds_data_dir:
-        return _tasks().read_texts(config, corpus, "train", left_out)
-    return (document.text for document in read_corpus(config, corpus, "train", left_out))
 
 
 def _write_split(
@@ -250,20 +254,17 @@ def _write_split(
     state: dict[str, Any],
     tokenizer: Tokenizer,
     split: str,
-    read: Callable[..., Iterator[TokenizedDocument]],
+    documents: Iterable[TokenizedDocument],
 ) -> None:
-    progress: Progress = state["splits"][split]
-
     def save(now: Progress) -> None:
         state["splits"][split] = now
         _save_state(partial, state)
 
-    documents = read(config, tokenizer, split, skip=progress.documents, taken=progress.tokens)
     writer = SplitWriter(
         partial,
         split,
         token_bytes=tokenizer.token_bytes,
-        progress=progress,
+        progress=state["splits"][split],
         save=save,
         prefix_bytes=len(tokenizer.prefix.encode()),
         block_tokens=caches.BLOCK_TOKENS,
@@ -275,49 +276,42 @@ def _write_split(
             writer.add(document)
             bar.set_postfix_str(f"{number:,} documents", refresh=False)
             bar.update(len(document.tokens))
-            if document.bad:
-                _check_bad(config, split, writer.bad)
+            if document.bad and writer.bad["count"] > config.max_bad_documents:
+                raise CorpusError(
+                    f"{writer.bad['count']} documents of the {split} split cannot be read, more"
+                    f" than max_bad_documents = {config.max_bad_documents}; the first of them:\n  "
+                    + "\n  ".join(writer.bad["first"])
+                )
     done = writer.finish()
+    bad, changed = done.bad["count"], done.changed_documents
     if not done.num_tokens:
         raise CorpusError(
             f"the {split} split of corpus {config.corpus!r} is empty:"
-            f" {done.empty_documents + done.bad['count']} documents, none with text"
+            f" {done.empty_documents + bad} documents, none with text"
         )
     if done.empty_documents:
         _say(f"{split}: {done.empty_documents:,} documents have no text; they get no tokens")
-    if done.bad["count"]:
+    if bad:
         _say(
-            f"{split}: {done.bad['count']:,} documents cannot be read and are left out"
-            f" (max_bad_documents = {config.max_bad_documents}); the first:"
-            f" {done.bad['first'][0]}"
+            f"{split}: {bad:,} documents cannot be read and are left out (max_bad_documents ="
+            f" {config.max_bad_documents}); the first: {done.bad['first'][0]}"
         )
-    if done.changed_documents:
+    if changed:
         _say(
-            f"{split}: the tokenizer changes {done.changed_documents:,} documents: their tokens"
-            f" decode to another text; {examples_line(done.first_changed, done.changed_documents)}"
-        )
-
-
-def _check_bad(config: DataConfig, split: str, bad: dict[str, Any]) -> None:
-    """Raises CorpusError where more documents are bad than may be."""
-    if bad["count"] > config.max_bad_documents:
-        raise CorpusError(
-            f"{bad['count']} documents of the {split} split cannot be read, more than"
-            f" max_bad_documents = {config.max_bad_documents}; the first of them:\n  "
-            + "\n  ".join(bad["first"])
+            f"{split}: the tokenizer changes {changed:,} documents: their tokens decode to another"
+            f" text; {examples_line(done.first_changed, changed)}"
         )
 
 
 def _manifest(
     config: DataConfig, sources: list[dict[str, Any]], state: dict[str, Any], tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    content = content_digest(sources)
+    content, fields = content_digest(sources), caches.cache_identity(config)
     identity = [content, tokenizer.fingerprint, config.components, caches.FORMAT]
-    fields = caches.cache_identity(config)
     identity += [fields.get("validation_books"), fields.get("excluded_books")]
-    bad = {split: progress.bad for split, progress in state["splits"].items()}
-    if any(one["count"] for one in bad.values()):
-        identity.append([bad[split]["digest"] for split in SPLITS])
+    splits: dict[str, Progress] = state["splits"]
+    if any(progress.bad["count"] for progress in splits.values()):
+        identity.append([splits[split].bad["digest"] for split in SPLITS])
     return {
         "fingerprint": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
         "content": content,
@@ -337,30 +331,20 @@ def _manifest(
                 "first_bad": progress.bad["first"],
                 "shards": progress.shards,
             }
-            for split, progress in state["splits"].items()
+            for split, progress in splits.items()
         },
         "sources": sources,
     }
 
 
-def _replace(partial: Path, directory: Path) -> None:
-    """Puts the finished cache in its place; a reader of an older one keeps its open files."""
-    old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    partial.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """One build of a cache at a time."""
+    lock = exclusive_lock(
+        directory.with_name(directory.name + ".lock"),
+        lambda: _say(f"another process builds {directory}: waiting for it"),
+    )
     with contextlib.ExitStack() as stack:
-        lock = exclusive_lock(
-            directory.with_name(directory.name + ".lock"),
-            lambda: _say(f"another process builds {directory}: waiting for it"),
-        )
         try:
             stack.enter_context(lock)
         except OSError as error:
@@ -368,11 +352,6 @@ def _locked(directory: Path) -> Iterator[None]:
                 f"cache_dir = {str(directory.parent)!r} cannot be written: {error}"
             ) from error
         yield
-
-
-def _tasks():
-    """Imported here, because TensorFlow takes seconds that reading a built cache should not."""
-    return importlib.import_module("fope_jax.data.seqio_tasks")
 
 
 def _say(line: str) -> None:
@@ -391,25 +370,26 @@ def inspect(config: DataConfig, samples: int = 3) -> str:
     """
     if config.corpus == "none":
         return f"no text; tasks of the training batches: {', '.join(config.tasks)}"
-    parts = []
+    lines = []
     for split in SPLITS:
         cache = open_cache(config, split)
         cache.verify()
-        if not parts:
+        if not lines:
             tokenizer = cache.tokenizer
-            parts += [
+            lines = [
                 f"token cache  {cache.directory}",
                 f"fingerprint  {cache.fingerprint}",
                 f"tokenizer    {tokenizer.kind}, {tokenizer.vocab_size:,} tokens,"
                 f" {tokenizer.fingerprint[:16]}...",
             ]
-        parts += ["", *_describe_split(cache, samples)]
-    return "\n".join(parts)
+        lines += ["", *_describe_split(cache, samples)]
+    return "\n".join(lines)
 
 
 def _describe_split(cache: TokenCache, samples: int) -> list[str]:
     documents, summary = cache.documents, cache.summary
     text_tokens = cache.num_tokens - len(documents)
+    longest = np.argsort(-documents["length"], kind="stable")[:5]
     lines = [
         f"{cache.split}: {cache.num_tokens:,} tokens, {len(documents):,} documents,"
         f" {summary['bytes']:,} bytes, {summary['bytes'] / text_tokens:.3f} bytes a token",
@@ -420,10 +400,9 @@ def _describe_split(cache: TokenCache, samples: int) -> list[str]:
         *(f"    changed: {name}" for name in summary.get("first_changed", [])),
         *(f"  {line}" for line in source_warnings(cache.sources, cache.split)),
         "  tokens a document      documents        tokens",
+        *_histogram(documents["length"]),
+        *(f"  {documents['length'][i]:>10,} tokens  {documents['name'][i]}" for i in longest),
     ]
-    lines += _histogram(documents["length"])
-    longest = np.argsort(-documents["length"], kind="stable")[:5]
-    lines += [f"  {documents['length'][i]:>10,} tokens  {documents['name'][i]}" for i in longest]
     for start in np.linspace(0, max(0, cache.num_tokens - 64), samples).astype(int):
         ids = cache.tokens(start, min(start + 64, cache.num_tokens))
         lines.append(f"  at {start:,}: {cache.tokenizer.decode(ids)!r}")
@@ -440,7 +419,7 @@ def _histogram(lengths: np.ndarray) -> list[str]:
     power = np.frexp(lengths.astype(np.float64))[1] - 1
     lines = []
     for exponent in np.unique(power):
-        own = lengths[power == exponent]
+        inside = lengths[power == exponent]
         label = f"{2**exponent:,} to {2 ** (exponent + 1) - 1:,}"
-        lines.append(f"  {label:<20} {len(own):>11,} {own.sum():>13,}")
+        lines.append(f"  {label:<20} {len(inside):>11,} {inside.sum():>13,}")
     return lines

@@ -25,12 +25,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fope_jax.data import tokenizers
 from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.documents import TokenizedDocument
 from fope_jax.data.manifest import MANIFEST, REBUILD, CacheError, file_hashes, read_manifest
 from fope_jax.data.mirror import download
 from fope_jax.data.sources import damaged_files
@@ -60,28 +61,29 @@ def cache_directory(config: DataConfig) -> Path:
     Its name has a digest of every field that decides the tokens, so two configs never meet in one
     directory; packing and training length are not among them.
     """
-    digest = hashlib.sha256(json.dumps(cache_identity(config), sort_keys=True).encode()).hexdigest()
-    label = config.tokenizer
-    if label == "sentencepiece":
-        label += str(config.vocab_size)
-    return as_path(config.cache_dir) / f"{config.corpus}-{Path(label).stem}-{digest[:12]}"
+    identity = json.dumps(cache_identity(config), sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    size = str(config.vocab_size) if config.tokenizer == "sentencepiece" else ""
+    label = Path(config.tokenizer + size).stem
+    return as_path(config.cache_dir) / f"{config.corpus}-{label}-{digest[:12]}"
 
 
 def cache_identity(config: DataConfig) -> dict[str, Any]:
     """The fields of ``config`` that decide the tokens."""
-    fields: dict[str, Any] = {"components": [list(part) for part in config.components]}
     corpora = [name for name, _ in config.components]
+    fields = {"components": [list(part) for part in config.components]}
+    names = ["tokenizer"]
     if "gutenberg" in corpora:
-        fields["validation_books"] = sorted(config.validation_books)
-        fields["excluded_books"] = sorted(config.excluded_books)
+        names += ["validation_books", "excluded_books"]
     if "c4" in corpora and config.tfds_data_dir:
-        fields |= {"tfds_name": config.tfds_name, "tfds_data_dir": config.tfds_data_dir}
+        names += ["tfds_name", "tfds_data_dir"]
     if config.train_files:
-        fields["train_files"] = sorted(config.train_files)
-        fields["validation_files"] = sorted(config.validation_files)
-    fields["tokenizer"] = config.tokenizer
+        names += ["train_files", "validation_files"]
     if config.tokenizer == "sentencepiece":
-        fields["vocab_size"] = config.vocab_size
+        names += ["vocab_size"]
+    for name in names:
+        value = getattr(config, name)
+        fields[name] = sorted(value) if isinstance(value, tuple) else value
     return fields | {"format": FORMAT}
 
 
@@ -91,15 +93,13 @@ def cache_identity(config: DataConfig) -> dict[str, Any]:
 class TokenCache:
     """One split of a token cache.
 
-    Every shard's sha256 is checked when it is first read; `verify` checks all of them. A shard that
-    is damaged after that is found by ArrayRecord's own checksum of each block.
+    Every shard's sha256 is checked when it is first read, by ArrayRecord that of each block later.
 
     Attributes:
       directory, split: which cache, which split.
       num_tokens: tokens of the stream, one EOS a document among them.
       fingerprint: hex digest of the corpus's content, the tokenizer, and how the text is split.
-      summary: what the build counted: documents, bytes, empty_documents, changed_documents with
-        first_changed, and bad_documents where any were left out.
+      summary: what the build counted, see `Progress`.
       sources: the files of text of both splits.
     """
 
@@ -115,26 +115,20 @@ class TokenCache:
         self.num_tokens: int = sum(shard["tokens"] for shard in self._shards)
         # Bound to the instance, so that a cache that is dropped takes its blocks with it.
         self._read_block = functools.lru_cache(maxsize=_BLOCKS_IN_MEMORY)(self._read_block)
-        self._reader = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._reader)
+        self._open_reader = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open_reader)
         self._check = functools.cache(self._check)
         for shard in self._shards:
             for file in (shard["file"], shard["documents"]["file"]):
                 self._check_present(file)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens ``[start, stop)`` of the stream.
-
-        Returns:
-          ``[stop - start]`` int32.
+        """Tokens ``[start, stop)`` of the stream, int32.
 
         Raises:
           IndexError: the range is not within ``[0, num_tokens]``.
           CacheError: a shard that holds some of it is damaged.
         """
-        if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(
-                f"tokens [{start}, {stop}) of {self.split}; accepted: within [0, {self.num_tokens}]"
-            )
+        check_token_range(start, stop, self.num_tokens, self.split)
         if start == stop:
             return np.zeros(0, np.int32)
         first, last = start // self._block, (stop - 1) // self._block
@@ -145,7 +139,7 @@ class TokenCache:
     @functools.cached_property
     def documents(self) -> np.ndarray:
         """``[D]`` with fields name, start, length (tokens, with the EOS) and bytes (of text)."""
-        tables = [self._documents_of(i) for i in range(len(self._shards))]
+        tables = [self._read_table(shard["documents"]) for shard in self._shards]
         return np.concatenate([np.zeros(0, DOCUMENT_DTYPE), *tables])
 
     @functools.cached_property
@@ -154,14 +148,10 @@ class TokenCache:
         return tokenizers.load_tokenizer(self.directory, self._tokenizer_description)
 
     def verify(self) -> None:
-        """Reads every file of the split.
-
-        Raises:
-          CacheError: a file's sha256 is not the manifest's; the message names it.
-        """
+        """Reads every file of the split; CacheError names one that is damaged."""
         for shard in self._shards:
-            self._check(shard["file"], shard["sha256"])
-            self._check(shard["documents"]["file"], shard["documents"]["sha256"])
+            for entry in (shard, shard["documents"]):
+                self._check(entry["file"], entry["sha256"])
 
     def _check_present(self, file: str) -> None:
         if not (self.directory / file).is_file():
@@ -182,7 +172,7 @@ class TokenCache:
                 f" expected {expected[:16]}...; {advice}"
             )
 
-    def _reader(self, number: int):
+    def _open_reader(self, number: int):
         shard = self._shards[number]
         self._check(shard["file"], shard["sha256"])
         # Without read-ahead and helper threads: a window needs one record, anywhere.
@@ -195,7 +185,7 @@ class TokenCache:
     def _read_block(self, number: int) -> np.ndarray:
         shard, record = divmod(number, self._shard // self._block)
         size = min(self._block, self.num_tokens - number * self._block)
-        reader = self._reader(shard)
+        reader = self._open_reader(shard)
         try:
             block = np.frombuffer(reader.read([record])[0], self._dtype)
             if len(block) != size:
@@ -207,8 +197,7 @@ class TokenCache:
             ) from error
         return block
 
-    def _documents_of(self, number: int) -> np.ndarray:
-        entry = self._shards[number]["documents"]
+    def _read_table(self, entry: dict[str, Any]) -> np.ndarray:
         self._check(entry["file"], entry["sha256"])
         path = self.directory / entry["file"]
         try:
@@ -219,9 +208,15 @@ class TokenCache:
                 table["name"] = json.loads(columns["names"].tobytes())
         except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise CacheError(
-                f"token cache: {path} is no table of ours: {error}; {REBUILD}"
+                f"token cache: {path} is no table of documents: {error}; {REBUILD}"
             ) from error
         return table
+
+
+def check_token_range(start: int, stop: int, num_tokens: int, split: str) -> None:
+    """Raises IndexError where ``[start, stop)`` is not within ``[0, num_tokens]``."""
+    if not 0 <= start <= stop <= num_tokens:
+        raise IndexError(f"tokens [{start}, {stop}) of {split}; accepted: within [0, {num_tokens}]")
 
 
 def open_cache(config: DataConfig, split: str) -> TokenCache:
@@ -249,18 +244,22 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
             " fope data build --config CONFIG"
         )
     bad = manifest["splits"][split].get("bad_documents", 0)
-    if bad > config.max_bad_documents:
-        raise CacheError(
-            f"token cache: {directory} lacks {bad} {split} documents that could not be read, more"
-            f" than max_bad_documents = {config.max_bad_documents}; put the text right and run"
-            " `fope data build` again, or accept so many"
-        )
     damaged = damaged_files(manifest.get("sources", []), split)
-    if len(damaged) > config.max_damaged_files:
+    problem = ""
+    if bad > config.max_bad_documents:
+        problem = (
+            f"{bad} {split} documents that could not be read, more than max_bad_documents ="
+            f" {config.max_bad_documents}; put the text right and"
+        )
+    elif len(damaged) > config.max_damaged_files:
+        problem = (
+            f"{len(damaged)} {split} files that were damaged, more than max_damaged_files ="
+            f" {config.max_damaged_files}: {damaged[0]['damaged']}; then"
+        )
+    if problem:
         raise CacheError(
-            f"token cache: {directory} lacks {len(damaged)} {split} files that were damaged, more"
-            f" than max_damaged_files = {config.max_damaged_files}: {damaged[0]['damaged']}; then"
-            " run `fope data build` again, or accept so many"
+            f"token cache: {directory} lacks {problem} run `fope data build` again, or accept so"
+            " many"
         )
     if is_in_bucket(directory):
         directory = download(directory, MANIFEST, file_hashes(manifest))
@@ -292,35 +291,18 @@ def _array_record():
 # ---------------------------------------------------------------------------- writing
 
 
-class TokenizedDocument(NamedTuple):
-    """What the writer takes: ``tokens`` end in EOS; ``bytes`` is the size of the text.
-
-    ``bad`` says why a document could not be read; it has no text then. ``changed`` says that its
-    tokens decode to another text.
-    """
-
-    corpus: str
-    name: str
-    tokens: np.ndarray
-    bytes: int
-    bad: str = ""
-    changed: bool = False
-
-
 @dataclass
 class Progress:
     """How much of a split is in complete shards; what a build goes on from.
 
     Attributes:
       shards: manifest entries of the complete shards.
-      documents: documents of each corpus that are wholly in them (or were empty).
-      tokens: tokens of those documents, by corpus.
+      documents, tokens: of each corpus, documents that are wholly in them (or were empty).
       inside: tokens of the next document that are in them already.
       bytes: bytes of text of the documents begun in them.
       empty_documents: documents without text; they get no tokens.
-      changed_documents: documents whose tokens decode to another text.
-      first_changed: names of the first of them.
-      bad: documents that could not be read, see `with_bad`.
+      changed_documents, first_changed: whose tokens decode to another text; names of some.
+      bad: documents that could not be read, see `add_bad_document`.
       complete: the split has ended.
     """
 
@@ -367,52 +349,49 @@ class SplitWriter:
     ):
         self._directory, self._split, self._prefix_bytes = directory, split, prefix_bytes
         self._token_bytes, self._dtype = token_bytes, token_dtype(len(token_bytes))
-        self._saved, self._save = progress, save
-        self._block_tokens, self._shard_tokens = block_tokens, shard_tokens
+        self._save, self._block_tokens, self._shard_tokens = save, block_tokens, shard_tokens
         self._now = dataclasses.replace(
             progress, documents=dict(progress.documents), tokens=dict(progress.tokens), inside=0
         )
-        self._skip = progress.inside  # of the first document
+        self._skip = progress.inside  # tokens of the first document
         self._position = progress.num_tokens  # of the next token in the stream
         self._open_shard()
 
     def add(self, document: TokenizedDocument) -> None:
         """Appends a document. One without text, or bad, is counted and leaves no token."""
-        now, size = self._now, len(document.tokens)
-        skip, self._skip = self._skip, 0
+        now, size, corpus = self._now, len(document.tokens), document.corpus
+        written, self._skip = self._skip, 0
         if document.bytes == 0:
             if document.bad:
-                now.bad = with_bad(now.bad, document)
+                now.bad = add_bad_document(now.bad, document)
             else:
                 now.empty_documents += 1
-            now.documents[document.corpus] = now.documents.get(document.corpus, 0) + 1
+            now.documents[corpus] = now.documents.get(corpus, 0) + 1
             return
-        if skip == 0:
+        if written == 0:
             self._table.append((document.name, self._position, size, document.bytes))
             now.bytes += document.bytes
-            if document.changed or self._bytes_of(document) != document.bytes:
+            token_bytes = int(self._token_bytes[document.tokens].sum(dtype=np.int64))
+            if document.changed or token_bytes - self._prefix_bytes != document.bytes:
                 now.changed_documents += 1
                 now.first_changed = [*now.first_changed, document.name][:_NAMES_SHOWN]
         tokens = document.tokens.astype(self._dtype)
-        while skip < size:
-            taken = tokens[skip : skip + self._shard_tokens - self._shard_size]
-            self._append(taken)
-            skip += len(taken)
-            if skip == size:
-                now.documents[document.corpus] = now.documents.get(document.corpus, 0) + 1
-                now.tokens[document.corpus] = now.tokens.get(document.corpus, 0) + size
+        while written < size:
+            piece = tokens[written : written + self._shard_tokens - self._shard_size]
+            self._append(piece)
+            written += len(piece)
+            if written == size:
+                now.documents[corpus] = now.documents.get(corpus, 0) + 1
+                now.tokens[corpus] = now.tokens.get(corpus, 0) + size
             if self._shard_size == self._shard_tokens:
-                now.inside = skip % size
+                now.inside = written % size
                 self._close_shard()
                 self._open_shard()
         now.inside = 0
 
-    def _bytes_of(self, document: TokenizedDocument) -> int:
-        return int(self._token_bytes[document.tokens].sum(dtype=np.int64)) - self._prefix_bytes
-
     @property
     def bad(self) -> dict[str, Any]:
-        """What `with_bad` made of the documents so far."""
+        """What `add_bad_document` made of the documents so far."""
         return self._now.bad
 
     def finish(self) -> Progress:
@@ -427,16 +406,13 @@ class SplitWriter:
         return self._now
 
     def _append(self, tokens: np.ndarray) -> None:
-        self._pending.append(tokens)
-        self._pending_size += len(tokens)
+        self._pending = np.concatenate([self._pending, tokens])
         self._shard_size += len(tokens)
         self._position += len(tokens)
-        if self._pending_size >= self._block_tokens:
-            joined = np.concatenate(self._pending)
-            whole = len(joined) - len(joined) % self._block_tokens
-            for block in joined[:whole].reshape(-1, self._block_tokens):
-                self._writer.write(block.tobytes())
-            self._pending, self._pending_size = [joined[whole:]], len(joined) - whole
+        whole = len(self._pending) - len(self._pending) % self._block_tokens
+        for block in self._pending[:whole].reshape(-1, self._block_tokens):
+            self._writer.write(block.tobytes())
+        self._pending = self._pending[whole:]
 
     def _open_shard(self) -> None:
         self._name = f"{self._split}-{len(self._now.shards):05d}"
@@ -445,49 +421,36 @@ class SplitWriter:
         self._writer = _array_record().ArrayRecordWriter(
             str(self._scratch), "group_size:1,uncompressed"
         )
-        self._pending: list[np.ndarray] = []
-        self._pending_size = self._shard_size = 0
+        self._pending, self._shard_size = np.zeros(0, self._dtype), 0
         self._table: list[tuple[str, int, int, int]] = []
 
     def _close_shard(self) -> None:
-        if self._pending_size:
-            self._writer.write(np.concatenate(self._pending).tobytes())
+        if len(self._pending):
+            self._writer.write(self._pending.tobytes())
         self._writer.close()
-        file, documents = f"{self._name}.array_record", f"{self._name}.documents.npz"
+        shard = self._directory / f"{self._name}.array_record"
         _sync(self._scratch)
-        os.replace(self._scratch, self._directory / file)
-        self._write_table(self._directory / documents)
-        self._now.shards = [
-            *self._now.shards,
-            {
-                "file": file,
-                "tokens": self._shard_size,
-                "sha256": file_sha256(self._directory / file),
-                "documents": {
-                    "file": documents,
-                    "count": len(self._table),
-                    "sha256": file_sha256(self._directory / documents),
-                },
-            },
-        ]
-        self._save(self._now)
-
-    def _write_table(self, path: Path) -> None:
+        os.replace(self._scratch, shard)
+        table = self._directory / f"{self._name}.documents.npz"
         names, start, length, size = zip(*self._table, strict=True) if self._table else [()] * 4
         np.savez(
-            path,
+            table,
             start=np.array(start, np.int64),
             length=np.array(length, np.int64),
             bytes=np.array(size, np.int64),
             names=np.frombuffer(json.dumps(names).encode(), np.uint8),
         )
-        _sync(path)
+        _sync(table)
+        documents = {"file": table.name, "count": len(self._table), "sha256": file_sha256(table)}
+        entry = {"file": shard.name, "tokens": self._shard_size, "sha256": file_sha256(shard)}
+        self._now.shards = [*self._now.shards, entry | {"documents": documents}]
+        self._save(self._now)
 
 
 _NAMES_SHOWN = 20
 
 
-def with_bad(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]:
+def add_bad_document(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]:
     """Adds a document to those that could not be read.
 
     Returns:

@@ -37,8 +37,7 @@ class DataConfig:
         the public ``c4-train.*.json.gz``; leave ``tfds_data_dir`` empty then.
       validation_files: globs of held-out files, none of them a training file.
       tfds_data_dir: for "c4", the TFDS directory that holds ``tfds_name``, as in
-        ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here and the
-        files belong to "text".
+        ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here.
       tfds_name: the prepared TFDS dataset, with its version.
       max_bad_documents: documents of "text" and "c4" files that may be left out of each split
         because they cannot be read: no UTF-8, no JSON, no ``text``, or too long. 0 stops at the
@@ -86,37 +85,25 @@ class DataConfig:
             value = getattr(self, field.name)
             if isinstance(value, list):  # configuration files write lists
                 object.__setattr__(self, field.name, tuple(value))
-        _require(self, "corpus", self.corpus in typing.get_args(Corpus), typing.get_args(Corpus))
-        _require(
-            self, "packing", self.packing in typing.get_args(Packing), typing.get_args(Packing)
-        )
-        targets = typing.get_args(TaskTargets)
-        _require(self, "task_targets", self.task_targets in targets, targets)
-        self._check_tasks()
-        _require(self, "vocab_size", self.vocab_size >= 1, "an integer of 1 or more")
-        for name in ("max_bad_documents", "max_damaged_files"):
-            _require(self, name, getattr(self, name) >= 0, "0 or more")
-        _require(self, "cache_dir", bool(self.cache_dir), "a directory")
+        choices = {"corpus": Corpus, "packing": Packing, "task_targets": TaskTargets}
+        for name, choice in choices.items():
+            accepted = typing.get_args(choice)
+            self._require(name, getattr(self, name) in accepted, accepted)
+        self._require("vocab_size", self.vocab_size >= 1, "an integer of 1 or more")
+        self._require("max_bad_documents", self.max_bad_documents >= 0, "0 or more")
+        self._require("max_damaged_files", self.max_damaged_files >= 0, "0 or more")
+        self._require("cache_dir", bool(self.cache_dir), "a directory")
         for name in ("cache_dir", "tokenizer", "train_files", "validation_files"):
             value = getattr(self, name)
             paths = [value] if isinstance(value, str) else value
-            _require(self, name, all(map(is_supported_path, paths)), SUPPORTED_PATHS)
-        _require(
-            self,
+            self._require(name, all(map(is_supported_path, paths)), SUPPORTED_PATHS)
+        self._require(
             "tokenizer",
             self.tokenizer in ("sentencepiece", "bytes") or self.tokenizer.endswith(".json"),
             "'sentencepiece', 'bytes' or the path of a tokenizer.json",
         )
-        _require(
-            self,
-            "mixture",
-            bool(self.mixture) == (self.corpus == "mixture"),
-            "entries 'corpus=weight' with corpus = 'mixture', nothing otherwise",
-        )
-        corpora = [name for name, _ in self.components]
-        _require(self, "mixture", len(set(corpora)) == len(corpora), "each corpus once")
-        for name in corpora:
-            self._check_corpus(name)
+        self._check_tasks()
+        self._check_corpora()
 
     @property
     def components(self) -> tuple[tuple[str, float], ...]:
@@ -129,18 +116,7 @@ class DataConfig:
         if self.corpus != "mixture":
             return ((self.corpus, 1.0),)
         # Sorted, because the order of the entries must not change which tokens come out.
-        return tuple(sorted(self._parse_component(entry) for entry in self.mixture))
-
-    def _parse_component(self, entry: str) -> tuple[str, float]:
-        name, share = _name_and_share(entry)
-        single = [name for name in typing.get_args(Corpus) if name not in ("mixture", "none")]
-        _require(
-            self,
-            "mixture",
-            name in single and 0 < share < float("inf"),
-            f"entries 'corpus=weight', a corpus of {single} and a positive weight",
-        )
-        return name, share
+        return tuple(sorted(_name_and_share(entry) for entry in self.mixture))
 
     @property
     def task_shares(self) -> tuple[tuple[str, float], ...]:
@@ -151,34 +127,53 @@ class DataConfig:
         """
         return tuple(_name_and_share(entry) for entry in self.tasks)
 
+    def _require(self, field: str, condition: bool, accepted: Any) -> None:
+        if not condition:
+            raise ValueError(
+                f"{field} = {getattr(self, field)!r} with corpus = {self.corpus!r}; accepted:"
+                f" {accepted}"
+            )
+
     def _check_tasks(self) -> None:
-        names, shares = zip(*self.task_shares, strict=True) if self.tasks else ((), ())
+        names = [name for name, _ in self.task_shares]
+        shares = [share for _, share in self.task_shares]
         known = set(names) <= set(TASKS) and len(set(names)) == len(names)
         accepted = f"entries 'task=share', each once, a task of {TASKS} and a positive share"
-        _require(self, "tasks", known and all(share > 0 for share in shares), accepted)
+        self._require("tasks", known and all(share > 0 for share in shares), accepted)
         if self.corpus == "none":
-            _require(self, "tasks", abs(sum(shares) - 1) < 1e-6, "shares that sum to 1")
-            _require(self, "tokenizer", self.tokenizer == "bytes", "'bytes': there is no text")
+            self._require("tasks", abs(sum(shares) - 1) < 1e-6, "shares that sum to 1")
+            self._require("tokenizer", self.tokenizer == "bytes", "'bytes': there is no text")
         else:
-            _require(self, "tasks", sum(shares) < 1 - 1e-6, "shares that leave some for the text")
+            self._require("tasks", sum(shares) < 1 - 1e-6, "shares that leave some for the text")
 
-    def _check_corpus(self, name: str) -> None:
-        if name == "none":
-            return
-        if name == "gutenberg":
-            _require(self, "validation_books", bool(self.validation_books), "at least one book")
-            both = sorted(set(self.validation_books) & set(self.excluded_books))
-            _require(self, "excluded_books", not both, f"no validation book; {both} are")
-        elif name == "c4" and (self.tfds_data_dir or self.corpus == "mixture"):
-            _require(self, "tfds_data_dir", bool(self.tfds_data_dir), "a TFDS data directory")
-            alone = self.corpus == "mixture" or not (self.train_files or self.validation_files)
-            _require(self, "tfds_data_dir", alone, "empty where c4 is read from train_files")
-        else:
-            hint = " (or tfds_data_dir)" if name == "c4" else ""
-            _require(self, "train_files", bool(self.train_files), f"globs{hint}")
-            _require(
-                self, "validation_files", bool(self.validation_files), "globs of held-out files"
-            )
+    def _check_corpora(self) -> None:
+        is_mixture = self.corpus == "mixture"
+        entries = "entries 'corpus=weight' with corpus = 'mixture', nothing otherwise"
+        self._require("mixture", bool(self.mixture) == is_mixture, entries)
+        corpora = [name for name, _ in self.components]
+        if is_mixture:
+            single = [name for name in typing.get_args(Corpus) if name not in ("mixture", "none")]
+            weighted = all(c in single and 0 < w < float("inf") for c, w in self.components)
+            accepted = f"entries 'corpus=weight', a corpus of {single} and a positive weight"
+            self._require("mixture", weighted, accepted)
+            self._require("mixture", len(set(corpora)) == len(corpora), "each corpus once")
+        for name in corpora:
+            if name == "gutenberg":
+                books, both = (
+                    self.validation_books,
+                    {*self.validation_books} & {*self.excluded_books},
+                )
+                self._require("validation_books", bool(books), "at least one book")
+                self._require("excluded_books", not both, f"no validation book; {sorted(both)} are")
+            elif name == "c4" and (self.tfds_data_dir or is_mixture):
+                self._require("tfds_data_dir", bool(self.tfds_data_dir), "a TFDS data directory")
+                alone = is_mixture or not (self.train_files or self.validation_files)
+                self._require("tfds_data_dir", alone, "empty where c4 is read from train_files")
+            elif name != "none":
+                hint = " (or tfds_data_dir)" if name == "c4" else ""
+                self._require("train_files", bool(self.train_files), f"globs{hint}")
+                is_there = bool(self.validation_files)
+                self._require("validation_files", is_there, "globs of held-out files")
 
 
 def _name_and_share(entry: str) -> tuple[str, float]:
@@ -188,11 +183,3 @@ def _name_and_share(entry: str) -> tuple[str, float]:
         return name, float(share)
     except ValueError:
         return name, 0.0
-
-
-def _require(config: DataConfig, field: str, condition: bool, accepted: Any) -> None:
-    if not condition:
-        value = getattr(config, field)
-        raise ValueError(
-            f"{field} = {value!r} with corpus = {config.corpus!r}; accepted: {accepted}"
-        )

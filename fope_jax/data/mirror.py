@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -92,9 +92,6 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
       manifest: name of the file that says what the others are.
       hashes: sha256 of files by name; those that are not named here are copied unchecked.
 
-    Returns:
-      The local directory.
-
     Raises:
       MirrorError: a file is missing or its sha256 is another.
     """
@@ -105,24 +102,38 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
         return local
 
     def waiting() -> None:
-        _say(f"another process downloads {remote}: waiting for it")
+        print(f"another process downloads {remote}: waiting for it", file=sys.stderr, flush=True)
 
     with exclusive_lock(local.with_name(local.name + ".lock"), waiting):
-        if not local.is_dir():
-            partial = local.with_name(local.name + ".partial")
-            sizes = {
-                name: size for name, size in list_file_sizes(remote).items() if name != manifest
-            }
-            absent = sorted(hashes.keys() - sizes.keys())
-            if absent:
-                raise MirrorError(f"{remote / absent[0]} is missing")
+        if local.is_dir():
+            return local
+        partial = local.with_name(local.name + ".partial")
+        sizes = {name: size for name, size in list_file_sizes(remote).items() if name != manifest}
+        absent = sorted(hashes.keys() - sizes.keys())
+        if absent:
+            raise MirrorError(f"{remote / absent[0]} is missing")
 
-            def copy(name: str, progress: Callable[[int], Any]) -> None:
-                _fetch(remote / name, path_within(partial, name), hashes.get(name), progress)
+        def copy(name: str, progress: Callable[[int], Any]) -> None:
+            target, expected = path_within(partial, name), hashes.get(name)
+            if expected and target.is_file() and file_sha256(target) == expected:
+                progress(target.stat().st_size)
+                return
+            # The file has its name only when it is whole and has been checked.
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = target.with_name(target.name + ".unfinished")
+            _copy(remote / name, unfinished, progress)
+            actual = file_sha256(unfinished)
+            if expected and actual != expected:
+                unfinished.unlink()
+                raise MirrorError(
+                    f"{remote / name} is damaged: sha256 {actual[:16]}...,"
+                    f" expected {expected[:16]}..."
+                )
+            os.replace(unfinished, target)
 
-            _each(f"download {remote.name}", sizes, copy)
-            (partial / manifest).write_bytes(text)
-            partial.rename(local)
+        _transfer(f"download {remote.name}", sizes, copy)
+        (partial / manifest).write_bytes(text)
+        partial.rename(local)
     return local
 
 
@@ -137,25 +148,8 @@ def upload(local: Path, remote: Path, manifest: str) -> None:
         (remote / name).parent.mkdir(parents=True, exist_ok=True)
         _copy(local / name, remote / name, progress)
 
-    _each(f"upload {remote.name}", sizes, copy)
+    _transfer(f"upload {remote.name}", sizes, copy)
     _copy(local / manifest, remote / manifest, lambda _: None)
-
-
-def _fetch(remote: Path, local: Path, expected: str | None, progress: Callable[[int], Any]) -> None:
-    """One file, which has its name only when it is whole and has been checked."""
-    if expected and local.is_file() and file_sha256(local) == expected:
-        progress(local.stat().st_size)
-        return
-    local.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = local.with_name(local.name + ".unfinished")
-    _copy(remote, unfinished, progress)
-    actual = file_sha256(unfinished)
-    if expected and actual != expected:
-        unfinished.unlink()
-        raise MirrorError(
-            f"{remote} is damaged: sha256 {actual[:16]}..., expected {expected[:16]}..."
-        )
-    os.replace(unfinished, local)
 
 
 def _copy(source: Path, target: Path, progress: Callable[[int], Any]) -> None:
@@ -165,23 +159,14 @@ def _copy(source: Path, target: Path, progress: Callable[[int], Any]) -> None:
             progress(len(chunk))
 
 
-def _each(
-    label: str, sizes: Mapping[str, int], work: Callable[[str, Callable[[int], Any]], None]
+def _transfer(
+    label: str, sizes: Mapping[str, int], copy: Callable[[str, Callable[[int], Any]], None]
 ) -> None:
-    """``work(name, progress)`` for all files, several at once, under a bar of their bytes."""
+    """``copy(name, progress)`` for all files, several at once, under a bar of their bytes."""
     tqdm = require("tqdm", "train").tqdm
     with (
         tqdm(desc=label, total=sum(sizes.values()), unit="B", unit_scale=True) as bar,
         ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool,
     ):
-        _all(pool.map(lambda name: work(name, bar.update), sizes))
-
-
-def _all(results: Iterable[None]) -> None:
-    """Waits for each and raises the first exception."""
-    for _ in results:
-        pass
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        for _ in pool.map(lambda name: copy(name, bar.update), sizes):
+            pass  # waits for each, and raises the first exception

@@ -8,19 +8,23 @@ would give the first window of each document and drop the rest.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fope_jax.data import tfds_files
-from fope_jax.data.cache import TokenizedDocument
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, Document, read_corpus
+from fope_jax.data.documents import (
+    DOCUMENTS_AT_ONCE,
+    TokenizedDocument,
+    encode_group,
+    interleave_by_tokens,
+)
 from fope_jax.data.tf_libraries import seqio, tf
-from fope_jax.data.tokenizers import Tokenizer, encode_documents
+from fope_jax.data.tokenizers import Tokenizer
 
-_DOCUMENTS_AT_ONCE = 64
 _CHARS_AT_ONCE = 4_000_000
 _FEATURES = ("corpus", "name", "bytes", "bad", "changed")
 
@@ -28,7 +32,7 @@ _FEATURES = ("corpus", "name", "bytes", "bad", "changed")
 # ---------------------------------------------------------------------------- tasks
 
 
-def register(
+def register_tasks(
     config: DataConfig,
     tokenizer: Tokenizer,
     *,
@@ -39,12 +43,10 @@ def register(
 ):
     """Registers a seqio Task for each corpus of ``config``, and a Mixture over them where asked.
 
-    A name that is registered already is registered anew: the registry is the process's, the
-    config is the caller's.
+    A name that is registered already is registered anew.
 
     Args:
-      config: which corpora.
-      tokenizer: cuts their text.
+      config, tokenizer: which corpora, and what cuts their text.
       skip: documents of each corpus to pass over, before any work is spent on them.
       taken: tokens of each corpus that a mixture has given before those.
       left_out: paths of files that are not read.
@@ -67,8 +69,7 @@ def register(
                 name,
                 source=_source(config, corpus, failures, left_out),
                 preprocessors=[
-                    functools.partial(_label, corpus=corpus),
-                    functools.partial(_skip, count=skip.get(corpus, 0)),
+                    functools.partial(_label_and_skip, corpus=corpus, skip=skip.get(corpus, 0)),
                     functools.partial(tokenize, tokenizer=tokenizer, failures=failures),
                     concatenate_and_split,
                 ],
@@ -104,46 +105,36 @@ def read_documents(
 ) -> Iterator[TokenizedDocument]:
     """The documents of one split with their tokens, through the Tasks, in a fixed order.
 
-    A mixture's training documents come in the shares of its weights; its validation documents
-    corpus by corpus, all of them.
+    A mixture's training documents come in the shares of its weights, all its validation documents
+    corpus by corpus.
 
     Raises:
       CorpusError: text that cannot be read, beyond what ``config.max_bad_documents`` lets pass as
         documents without text; or files of a TFDS dataset that end too early.
     """
     failures: list[Exception] = []
-    provider = register(
+    provider = register_tasks(
         config, tokenizer, skip=skip, taken=taken, left_out=left_out, failures=failures
     )
     if config.corpus == "mixture" and split == "train":
-        datasets = [
-            provider.get_dataset(
-                None, split=split, shuffle=False, num_epochs=1, passthrough_features=_FEATURES
-            )
-        ]
+        options = {"num_epochs": 1, "passthrough_features": _FEATURES}
+        datasets = [provider.get_dataset(None, split=split, shuffle=False, **options)]
     else:
         tasks = provider.tasks if config.corpus == "mixture" else [provider]
-        datasets = [
-            task.get_dataset(None, split=split, shuffle=False, try_in_mem_cache=False)
-            for task in tasks
-        ]
+        options = {"shuffle": False, "try_in_mem_cache": False}
+        datasets = [task.get_dataset(None, split=split, **options) for task in tasks]
     try:
-        for dataset in datasets:
-            # In groups, as each step out of TensorFlow takes up to a millisecond too.
-            for group in dataset.ragged_batch(_DOCUMENTS_AT_ONCE):
-                yield from _documents(group)
+        # In groups, as each step out of TensorFlow takes up to a millisecond too.
+        for group in (g for dataset in datasets for g in dataset.ragged_batch(DOCUMENTS_AT_ONCE)):
+            ends = group["targets"].row_splits.numpy()
+            tokens = np.split(group["targets"].flat_values.numpy(), ends[1:-1])
+            columns = (group[name].numpy() for name in _FEATURES)
+            for corpus, name, size, bad, changed, ids in zip(*columns, tokens, strict=True):
+                yield TokenizedDocument(
+                    corpus.decode(), name.decode(), ids, int(size), bad.decode(), bool(changed)
+                )
     except tf.errors.OpError as error:
-        raise _readable(error, failures, config, split) from error
-
-
-def _documents(group: Mapping[str, Any]) -> Iterator[TokenizedDocument]:
-    ends = group["targets"].row_splits.numpy()
-    tokens = np.split(group["targets"].flat_values.numpy(), ends[1:-1])
-    columns = (group[name].numpy() for name in _FEATURES)
-    for corpus, name, size, bad, changed, ids in zip(*columns, tokens, strict=True):
-        yield TokenizedDocument(
-            corpus.decode(), name.decode(), ids, int(size), bad.decode(), bool(changed)
-        )
+        raise _corpus_error(error, failures, config, split) from error
 
 
 def read_texts(
@@ -155,12 +146,12 @@ def read_texts(
         dataset = _source(config, corpus, failures, left_out).get_dataset(
             split=split, shuffle=False
         )
-        for group in dataset.batch(_DOCUMENTS_AT_ONCE).as_numpy_iterator():
+        for group in dataset.batch(DOCUMENTS_AT_ONCE).as_numpy_iterator():
             names = group["name" if "name" in group else "url"]
             for name, text in zip(names, group["text"], strict=True):
                 yield _decode(name, text)
     except tf.errors.OpError as error:
-        raise _readable(error, failures, config, split) from error
+        raise _corpus_error(error, failures, config, split) from error
 
 
 # ---------------------------------------------------------------------------- sources
@@ -170,7 +161,7 @@ def _source(config: DataConfig, corpus: str, failures: list[Exception], left_out
     if corpus == "c4" and config.tfds_data_dir:
         splits = {s: tfds_files.split_without(config, s, left_out) for s in SPLITS}
         return seqio.TfdsDataSource(
-            tfds_data_dir=tfds_files.directory_of(config), splits=splits, read_only=True
+            tfds_data_dir=tfds_files.dataset_directory(config), splits=splits, read_only=True
         )
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
@@ -188,42 +179,42 @@ def _as_examples(
     documents: Callable[[], Iterator[Document]], failures: list[Exception]
 ) -> Iterator[dict[str, list[str]]]:
     """Documents in groups, as each step from Python into TensorFlow takes up to a millisecond."""
+
+    def columns(group: list[Document]) -> dict[str, list[str]]:
+        return {name: [getattr(one, name) for one in group] for name in Document._fields}
+
     try:
         group, size = [], 0
         for document in documents():
             group.append(document)
             size += len(document.text)
-            if len(group) == _DOCUMENTS_AT_ONCE or size >= _CHARS_AT_ONCE:
-                yield _columns(group)
+            if len(group) == DOCUMENTS_AT_ONCE or size >= _CHARS_AT_ONCE:
+                yield columns(group)
                 group, size = [], 0
         if group:
-            yield _columns(group)
+            yield columns(group)
     except Exception as error:  # TensorFlow keeps the text of an exception, not the exception
         failures.append(error)
         raise
 
 
-def _columns(group: list[Document]) -> dict[str, list[str]]:
-    return {name: [getattr(one, name) for one in group] for name in Document._fields}
-
-
-def _readable(error: Exception, failures: list[Exception], config: DataConfig, split: str):
+def _corpus_error(error: Exception, failures: list[Exception], config: DataConfig, split: str):
     """The exception to raise in place of TensorFlow's, which names no file."""
     if failures:
         return failures[0]
-    for file in tfds_files.files_of(config, split) if config.tfds_data_dir else ():
-        if damage := tfds_files.damage_of(file):  # since the build looked through them
+    for file in tfds_files.list_files(config, split) if config.tfds_data_dir else ():
+        if damage := tfds_files.find_damage(file):  # since the build looked through them
             return CorpusError(damage)
-    said = tfds_files.reason(error)
+    said = tfds_files.error_text(error)
     return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {said}")
 
 
 # ---------------------------------------------------------------------------- preprocessors
 
 
-def _label(dataset, corpus: str):
-    """Keeps text and name; the pages of TFDS's C4 are named by their URL."""
-    return dataset.map(
+def _label_and_skip(dataset, corpus: str, skip: int):
+    """Keeps text and name, but of the first ``skip``; TFDS's pages of C4 are named by their URL."""
+    labelled = dataset.map(
         lambda example: {
             "corpus": tf.constant(corpus),
             "name": example["name"] if "name" in example else example["url"],
@@ -231,10 +222,7 @@ def _label(dataset, corpus: str):
             "bad": example["bad"] if "bad" in example else tf.constant(""),
         }
     )
-
-
-def _skip(dataset, count: int):
-    return dataset.skip(count)
+    return labelled.skip(skip)
 
 
 def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
@@ -243,51 +231,25 @@ def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
 
     def encode(names: np.ndarray, texts: np.ndarray):
         try:
-            return encode_group(tokenizer, names, texts)
+            return encode_group(tokenizer, list(map(_decode, names, texts)))
         except Exception as error:
             failures.append(error)
             raise
 
     def encode_batch(batch):
-        flat, lengths, sizes, changed = tf.numpy_function(
-            encode,
-            [batch["name"], batch["text"]],
-            (tf.int32, tf.int64, tf.int64, tf.bool),
-            stateful=False,
-        )
-        for vector in (flat, lengths, sizes, changed):
-            vector.set_shape([None])
-        return {
-            "corpus": batch["corpus"],
-            "name": batch["name"],
-            "bad": batch["bad"],
-            "bytes": sizes,
-            "changed": changed,
-            "targets": tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False),
-        }
+        types = (tf.int32, tf.int64, tf.int64, tf.bool)
+        inputs = [batch["name"], batch["text"]]
+        columns = tf.numpy_function(encode, inputs, types, stateful=False)
+        for column in columns:
+            column.set_shape([None])
+        flat, lengths, sizes, changed = columns
+        targets = tf.RaggedTensor.from_row_lengths(flat, lengths, validate=False)
+        kept = {name: batch[name] for name in ("corpus", "name", "bad")}
+        return kept | {"bytes": sizes, "changed": changed, "targets": targets}
 
     # Read ahead of the tokenizer and tokenize ahead of the writer.
-    batches = dataset.batch(_DOCUMENTS_AT_ONCE).prefetch(2).map(encode_batch).prefetch(2)
+    batches = dataset.batch(DOCUMENTS_AT_ONCE).prefetch(2).map(encode_batch).prefetch(2)
     return batches.unbatch().map(lambda x: x | {"targets": tf.convert_to_tensor(x["targets"])})
-
-
-def encode_group(
-    tokenizer: Tokenizer, names: Iterable[bytes], texts: Iterable[bytes]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of UTF-8 texts one after the other, each with EOS.
-
-    Returns:
-      ``tokens [sum of n]`` int32, and of each text: ``n [D]`` int64 tokens, ``bytes [D]`` int64,
-      and ``changed [D]`` bool, whether its tokens decode to another text.
-    """
-    texts = list(texts)
-    ids, changed = encode_documents(
-        tokenizer, [_decode(*pair) for pair in zip(names, texts, strict=True)]
-    )
-    tokens = np.concatenate([part for one in ids for part in (one, [tokenizer.eos_id])])
-    lengths = np.array([len(one) + 1 for one in ids], np.int64)
-    sizes = np.array([len(text) for text in texts], np.int64)
-    return tokens.astype(np.int32), lengths, sizes, np.array(changed, bool)
 
 
 def _decode(name: bytes, text: bytes) -> str:
@@ -317,40 +279,11 @@ def concatenate_and_split(dataset, sequence_length: Mapping[str, int] | None = N
 def sample_by_tokens(
     datasets: Sequence[Any], rates: Sequence[float], seed: int | None, *, taken: Sequence[int]
 ):
-    """Mixes examples so that the corpora's shares of tokens follow ``rates``; nothing is random.
-
-    The next example comes from the corpus with the fewest tokens for its rate, and the mixture
-    ends where that corpus has ended. By tokens, because a book has as many as 500 web pages.
-
-    Args:
-      datasets, rates: one each a corpus.
-      seed: seqio passes one; it is not used.
-      taken: tokens of each corpus that have gone before, to go on from them.
-    """
+    """`interleave_by_tokens` as the ``sample_fn`` of a seqio Mixture; the seed is not used."""
     del seed
 
     def generate():
-        return take_turns([dataset.as_numpy_iterator() for dataset in datasets], rates, taken)
+        iterators = [dataset.as_numpy_iterator() for dataset in datasets]
+        return interleave_by_tokens(iterators, rates, taken)
 
     return tf.data.Dataset.from_generator(generate, output_signature=datasets[0].element_spec)
-
-
-def take_turns(
-    sources: Sequence[Iterator[Mapping[str, Any]]], rates: Sequence[float], taken: Sequence[int]
-) -> Iterator[Mapping[str, Any]]:
-    """The order of `sample_by_tokens`.
-
-    >>> pages = iter([{"targets": "aa"}] * 9)
-    >>> books = iter([{"targets": "bbbb"}] * 2)
-    >>> " ".join(x["targets"] for x in take_turns([pages, books], [1, 1], [0, 0]))
-    'aa bbbb aa aa bbbb aa aa'
-    """
-    tokens = list(taken)
-    while True:
-        turn = min(range(len(rates)), key=lambda i: tokens[i] / rates[i])
-        example = next(sources[turn], None)
-        if example is None:
-            return
-        # An empty document moves no share: the writer leaves its lone EOS out.
-        tokens[turn] += len(example["targets"]) if example.get("bytes", 1) else 0
-        yield example

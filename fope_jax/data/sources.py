@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.corpora import (
-    CorpusError,
-    gzip_damage,
-    is_text_file,
-    source_files,
-    starts_with_mark,
-    wrong_content,
-)
+from fope_jax.data.corpora import CorpusError, corpus_files, examine_text_file, has_text_suffix
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.extras import require
 from fope_jax.storage.files import file_sha256, size_and_mtime
@@ -43,71 +35,66 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
     Raises:
       CorpusError: a file is missing, or cannot be read for another reason than damage.
     """
-    before = {(s.get("path"), s.get("size"), s.get("mtime_ns")): s for s in known}
-    sources = []
+    cached = {(s.get("path"), s.get("size"), s.get("mtime_ns")): s for s in known}
+    sources: list[Source] = []
     if config.tokenizer not in ("bytes", "sentencepiece"):
         path = as_path(config.tokenizer)
-        if path.is_file():
-            sources.append(_file_source(path, "tokenizer", "", before))
-        else:
+        if not path.is_file():
             JsonTokenizer.load(path)  # raises the error for a missing file
+        sources.append(_file_source(path, "tokenizer", "", cached))
     for corpus, _ in config.components:
         if corpus == "c4" and config.tfds_data_dir:
-            sources += _tfds_sources(config, before)
+            # Imported here, because TensorFlow takes seconds.
+            from fope_jax.data import tfds_files
+
+            sources.append({"corpus": "c4", "tfds": tfds_files.dataset_identity(config)})
+            for split in SPLITS:
+                for file in _with_progress(tfds_files.list_files(config, split), corpus, split):
+                    sources.append(_tfds_source(file, split, cached))
             continue
         for split in SPLITS:
-            files = source_files(config, corpus, split)
-            for path in _with_progress(files, f"look through {corpus} {split}"):
-                sources.append(_file_source(path, corpus, split, before))
+            for path in _with_progress(corpus_files(config, corpus, split), corpus, split):
+                sources.append(_file_source(path, corpus, split, cached))
     return sources
 
 
-def _file_source(path: Path, corpus: str, split: str, before: Mapping[Any, Any]) -> Source:
+def _with_progress(files: Sequence[Any], corpus: str, split: str) -> Iterable[Any]:
+    tqdm = require("tqdm", "train").tqdm
+    label = f"look through {corpus} {split}"
+    return tqdm(files, desc=label, unit=" files", delay=2, leave=False)
+
+
+def _file_source(path: Path, corpus: str, split: str, cached: Mapping[Any, Source]) -> Source:
     try:
-        source, same = _cached_source(str(path), size_and_mtime(path), before)
-        digest = same.get("sha256") or file_sha256(path)
+        source, earlier = _cached_source(str(path), size_and_mtime(path), cached)
+        digest = earlier.get("sha256") or file_sha256(path)
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
     source |= {"corpus": corpus, "split": split, "sha256": digest}
-    if split and is_text_file(path):
-        find = gzip_damage if path.name.endswith(".gz") else wrong_content
-        source["damaged"] = _damage(same, find, path)
-        source["marked"] = same["marked"] if "marked" in same else starts_with_mark(path)
+    if split and has_text_suffix(path):
+        if "damaged" in earlier and "marked" in earlier:
+            source |= {"damaged": earlier["damaged"], "marked": earlier["marked"]}
+        else:
+            source["damaged"], source["marked"] = examine_text_file(path)
     return source
 
 
-def _tfds_sources(config: DataConfig, before: Mapping[Any, Any]) -> list[Source]:
-    # Imported here, because TensorFlow takes seconds.
-    tfds_files = importlib.import_module("fope_jax.data.tfds_files")
-    sources: list[Source] = [{"corpus": "c4", "tfds": tfds_files.identity(config)}]
-    for split in SPLITS:
-        files = tfds_files.files_of(config, split)
-        for file in _with_progress(files, f"look through c4 {split}"):
-            source, same = _cached_source(file.path, tfds_files.size_and_mtime(file), before)
-            source |= {"corpus": "c4", "split": split, "shard": file.shard}
-            sources.append(source | {"damaged": _damage(same, tfds_files.damage_of, file)})
-    return sources
+def _tfds_source(file: Any, split: str, cached: Mapping[Any, Source]) -> Source:
+    from fope_jax.data import tfds_files
+
+    source, earlier = _cached_source(file.path, tfds_files.size_and_mtime(file), cached)
+    source |= {"corpus": "c4", "split": split, "shard": file.shard}
+    damage = earlier["damaged"] if "damaged" in earlier else tfds_files.find_damage(file)
+    return source | {"damaged": damage}
 
 
 def _cached_source(
-    path: str, size_and_mtime: tuple[int, int], before: Mapping[Any, Source]
+    path: str, size_and_mtime: tuple[int, int], cached: Mapping[Any, Source]
 ) -> tuple[Source, Source]:
     """What tells a file from others, and what an earlier result says of it, or nothing."""
     size, changed = size_and_mtime
-    return (
-        {"path": path, "size": size, "mtime_ns": changed},
-        before.get((path, size, changed), {}),
-    )
-
-
-def _damage(same: Source, find: Callable[[Any], str], file: Any) -> str:
-    """What is wrong with a file; from an earlier result only where it was looked through then."""
-    return same["damaged"] if "damaged" in same else find(file)
-
-
-def _with_progress(files: Sequence[Any], what: str) -> Iterable[Any]:
-    tqdm = require("tqdm", "train").tqdm
-    return tqdm(files, desc=what, unit=" files", delay=2, leave=False)
+    source = {"path": path, "size": size, "mtime_ns": changed}
+    return source, cached.get((path, size, changed), {})
 
 
 def content_digest(sources: Sequence[Source]) -> str:
@@ -153,34 +140,31 @@ def is_unchanged(manifest: Mapping[str, Any], sources: Sequence[Source]) -> bool
 
     A file that was whole when it was built, and is damaged now, does no harm to the cache.
     """
-    before = {_place(source): source for source in manifest["sources"]}
 
-    def when_built(source: Source) -> Source:
-        own = before.get(_place(source), {})
-        if not source.get("damaged") or own.get("damaged"):
-            return source
-        return source | own | {"damaged": ""}
+    def key(source: Source) -> tuple[Any, ...]:
+        return source["corpus"], source.get("split"), source.get("shard", source.get("path"))
 
-    return manifest["content"] == content_digest([when_built(source) for source in sources])
-
-
-def _place(source: Source) -> tuple[Any, ...]:
-    return source["corpus"], source.get("split"), source.get("shard", source.get("path"))
+    built = {key(source): source for source in manifest["sources"]}
+    as_built = []
+    for source in sources:
+        earlier = built.get(key(source), {})
+        is_newly_damaged = source.get("damaged") and not earlier.get("damaged")
+        as_built.append(source | earlier | {"damaged": ""} if is_newly_damaged else source)
+    return manifest["content"] == content_digest(as_built)
 
 
-# ---------------------------------------------------------------------------- alike, or empty
+# ---------------------------------------------------------------------------- copies, empty files
 
 
 def check_held_out(sources: Iterable[Source]) -> None:
     """Raises CorpusError where a training file and a held-out file have the same content."""
-    train: dict[str, str] = {}
-    for source in _texts(sources, "train"):
-        train.setdefault(source["sha256"], source["path"])
-    for source in _texts(sources, "validation"):
-        same = train.get(source["sha256"])
-        if same is not None and same != source["path"]:  # both splits of the books are one file
+    sources = list(sources)
+    train = {s["sha256"]: s["path"] for s in reversed(_readable_texts(sources, "train"))}
+    for source in _readable_texts(sources, "validation"):
+        path, same = source["path"], train.get(source["sha256"], source["path"])
+        if same != path:  # both splits of the books are one file
             raise CorpusError(
-                f"validation file {source['path']} has the same content as training file {same}:"
+                f"validation file {path} has the same content as training file {same}:"
                 " what a model was trained on says nothing about it; take one of them out"
             )
 
@@ -190,32 +174,34 @@ def source_warnings(sources: Sequence[Source], split: str) -> list[str]:
 
     Copies stay: a text may be meant to count twice, and only its owner knows.
     """
-    lines = []
     damaged = [source["damaged"] for source in damaged_files(sources, split)]
-    if damaged:
-        lines.append(f"{split}: damaged files, left out, {examples_line(damaged)}")
-    own = [source for source in sources if source.get("split") == split]
-    empty = [s["path"] for s in own if s.get("size") == 0 and not s.get("damaged")]
-    if empty:
-        lines.append(f"{split}: empty files, {examples_line(empty)}")
-    first: dict[str, str] = {}
+    empty = [
+        source["path"]
+        for source in sources
+        if source.get("split") == split and source.get("size") == 0 and not source.get("damaged")
+    ]
+    originals: dict[str, str] = {}
     copies = []
-    for source in _texts(sources, split):
+    for source in _readable_texts(sources, split):
         path = source["path"]
-        original = first.setdefault(source["sha256"], path)
-        if path != original:
-            copies.append(f"{path} (as {original})")
-    if copies:
-        lines.append(
-            f"{split}: files of the same content, which counts again, {examples_line(copies)}"
-        )
-    return lines
+        original = originals.setdefault(source["sha256"], path)
+        copies += [f"{path} (as {original})"] if path != original else []
+    warnings = {
+        "damaged files, left out": damaged,
+        "empty files": empty,
+        "files of the same content, which counts again": copies,
+    }
+    return [f"{split}: {what}, {examples_line(names)}" for what, names in warnings.items() if names]
 
 
-def _texts(sources: Iterable[Source], split: str) -> Iterable[Source]:
-    """The files of a split whose content is known, and is any."""
-    own = (s for s in sources if s.get("split") == split and s.get("size"))
-    return (s for s in own if "sha256" in s and not s.get("damaged"))
+def _readable_texts(sources: Iterable[Source], split: str) -> list[Source]:
+    """The files of a split whose content is known, and is not empty."""
+    return [
+        source
+        for source in sources
+        if source.get("split") == split and source.get("size") and not source.get("damaged")
+        if "sha256" in source
+    ]
 
 
 def examples_line(names: Sequence[str], count: int | None = None) -> str:

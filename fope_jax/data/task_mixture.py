@@ -1,6 +1,6 @@
 """Batches with retrieval tasks in them: batch = f(seed, step), as without.
 
-The first rows of a batch are windows of text, the others lessons of tasks, in fixed numbers. Row
+The first rows of a batch are windows of text, the others windows of tasks, in fixed numbers. Row
 ``r`` of step ``s`` is drawn from (seed, s, r) and nothing else. Text loses no window: its loader
 makes batches of as many rows as are left for it.
 """
@@ -14,21 +14,20 @@ import numpy as np
 
 from fope_jax.data.cache import TokenCache
 from fope_jax.data.config import DataConfig
-from fope_jax.data.loader import READING, Loader
+from fope_jax.data.loader import Loader, iterate_batches
 from fope_jax.data.retrieval.base import Task
 from fope_jax.data.retrieval.registry import make_task
-from fope_jax.extras import require
 from fope_jax.typing import Batch
 
 
 class MixtureLoader:
-    """Batches ``[B, T]`` of text and lessons.
+    """Batches ``[B, T]`` of text and tasks.
 
     Args:
       text: makes the rows of text; None where there are none.
       tasks: tasks and their rows of a batch.
       length: tokens of a window T.
-      seed: of the lessons.
+      seed: of the tasks' windows.
       answers_only: whether answers alone have weight 1, or every token.
     """
 
@@ -45,46 +44,38 @@ class MixtureLoader:
         self._answers_only = answers_only
         self._rows = [task for task, count in tasks for _ in range(count)]
         rows = ", ".join(f"{count} of {task.name}" for task, count in tasks)
-        text_is = f"{text.summary} of its rows; " if text else ""
-        self.summary = f"{text_is}rows of tasks: {rows}"
+        self.summary = f"{f'{text.summary} of its rows; ' if text else ''}rows of tasks: {rows}"
 
     def batch(self, step: int) -> Batch:
         """The batch of one step, counted from 0."""
-        lessons = self._lessons(step)
-        if self._text is None:
-            return lessons
-        text = self._text.batch(step)
-        return Batch(*(np.concatenate(pair) for pair in zip(text, lessons, strict=True)))
-
-    def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
-        """Batches of ``num_steps`` steps from ``start_step`` on, as ``Loader.iterate``."""
-        stop = None if num_steps is None else start_step + num_steps
-        grain = require("grain", "train")
-        steps = grain.MapDataset.range(2**53).map(self.batch)[start_step:stop]
-        return iter(steps.to_iter_dataset(grain.ReadOptions(**READING)))
-
-    def row_sources(self, step: int) -> list[dict[str, Any]]:
-        """Where each row's text is from, as ``Loader.row_sources``, or which task it is of."""
-        text = self._text.row_sources(step) if self._text else []
-        return [*text, *({"task": task.name} for task in self._rows)]
-
-    def _lessons(self, step: int) -> Batch:
+        size = self._length + 1  # tokens of a row and the last one's target
         drawn = [
-            task.draw_training_window(
-                np.random.default_rng([self._seed, step, row]), self._length + 1
-            )
+            task.draw_training_window(np.random.default_rng([self._seed, step, row]), size)
             for row, task in enumerate(self._rows)
         ]
         windows, answers = (np.stack(column) for column in zip(*drawn, strict=True))
         shape = (len(drawn), self._length)
         scored = answers[:, 1:] if self._answers_only else np.ones(shape)
-        return Batch(
+        of_tasks = Batch(
             tokens=windows[:, :-1].astype(np.int32),
             targets=windows[:, 1:].astype(np.int32),
             positions=np.broadcast_to(np.arange(self._length, dtype=np.int32), shape),
             segments=np.ones(shape, np.int32),
             weights=scored.astype(np.float32),
         )
+        if self._text is None:
+            return of_tasks
+        text = self._text.batch(step)
+        return Batch(*(np.concatenate(pair) for pair in zip(text, of_tasks, strict=True)))
+
+    def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
+        """Batches of ``num_steps`` steps from ``start_step`` on, as ``Loader.iterate``."""
+        return iterate_batches(self.batch, start_step, num_steps)
+
+    def row_sources(self, step: int) -> list[dict[str, Any]]:
+        """Where each row's text is from, as ``Loader.row_sources``, or which task it is of."""
+        text = self._text.row_sources(step) if self._text else []
+        return [*text, *({"task": task.name} for task in self._rows)]
 
 
 BatchLoader = Loader | MixtureLoader
@@ -115,89 +106,44 @@ def make_stage_loaders(
       A loader for each stage, whose batch ``data_start + n`` is that of update ``n``, from 0.
 
     Raises:
-      ValueError: see ``make_loader``.
+      ValueError: a task has too small a share for a row of its own, or does not fit into a window.
     """
     *_, window, last_size = stages[-1]
     last_rows = share_rows(config.task_shares, last_size)
-    taken = data_start * (last_size - sum(last_rows)) * window  # tokens of text so far
-    loaders = []
+    tokens_read = data_start * (last_size - sum(last_rows)) * window  # of text, so far
+    tasks = [make_task(name, cache.tokenizer) for name, _ in config.task_shares]
+    loaders: list[BatchLoader] = []
     for start, stop, length, size in stages:
-        rows = None  # of tasks: the shares nearest to those that are asked for
         if window % length == 0:  # the very same shares: whole windows are left for the text
             rows = [count * (window // length) for count in last_rows]
-        of_tasks = sum(share_rows(config.task_shares, size) if rows is None else rows)
-        tokens = (size - of_tasks) * length
-        loaders.append(
-            make_loader(
-                config,
+        else:
+            rows = share_rows(config.task_shares, size)
+        text, text_rows = None, size - sum(rows)
+        batch_tokens = text_rows * length
+        if text_rows:
+            text = Loader(
                 cache,
                 length=length,
-                batch_size=size,
+                batch_size=text_rows,
                 seed=seed,
-                rows=rows,
+                packing=config.packing,
                 window=window,
-                first_token=taken - (data_start + start) * tokens,
+                first_token=tokens_read - (data_start + start) * batch_tokens,
             )
-        )
-        taken += (stop - start) * tokens
+        tokens_read += (stop - start) * batch_tokens
+        if text is not None and not tasks:
+            loaders.append(text)
+            continue
+        for task in tasks:
+            shortest = max(task.min_length(np.random.default_rng(i), "training") for i in range(16))
+            if length + 1 < shortest:
+                raise ValueError(
+                    f"data.tasks: a window of {task.name} takes {shortest} tokens or more; "
+                    f"train.length = {length} gives {length + 1}"
+                )
+        counted, only = list(zip(tasks, rows, strict=True)), config.task_targets == "answers"
+        loaders.append(MixtureLoader(text, counted, length=length, seed=seed, answers_only=only))
     return loaders
-
-
-def make_loader(
-    config: DataConfig,
-    cache: TokenCache,
-    *,
-    length: int,
-    batch_size: int,
-    seed: int,
-    rows: Sequence[int] | None = None,
-    window: int | None = None,
-    first_token: int = 0,
-) -> BatchLoader:
-    """The training batches that ``config`` describes, all of one length.
-
-    Args:
-      config: of the data.
-      cache: its training split.
-      length: tokens of a row.
-      batch_size: rows of a batch.
-      seed: of the order.
-      rows: of each task; None takes them from their shares.
-      window, first_token: see ``Loader``.
-
-    Raises:
-      ValueError: a task has too small a share for a row of its own, or does not fit into a window.
-    """
-    rows = share_rows(config.task_shares, batch_size) if rows is None else rows
-    left = batch_size - sum(rows)
-    text = None
-    if left:
-        text = Loader(
-            cache,
-            length=length,
-            batch_size=left,
-            seed=seed,
-            packing=config.packing,
-            window=window,
-            first_token=first_token,
-        )
-    if text is not None and not rows:
-        return text
-    tasks = [make_task(name, cache.tokenizer) for name, _ in config.task_shares]
-    for task in tasks:
-        min_length = max(task.min_length(np.random.default_rng(i), "training") for i in range(16))
-        if length + 1 < min_length:
-            raise ValueError(
-                f"data.tasks: a lesson of {task.name} takes {min_length} tokens or more; "
-                f"train.length = {length} gives {length + 1}"
-            )
-    return MixtureLoader(
-        text,
-        list(zip(tasks, rows, strict=True)),
-        length=length,
-        seed=seed,
-        answers_only=config.task_targets == "answers",
-    )
 
 
 def share_rows(shares: Sequence[tuple[str, float]], batch_size: int) -> list[int]:

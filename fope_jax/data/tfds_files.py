@@ -13,7 +13,7 @@ from fope_jax.data.tf_libraries import tf, tfds
 from fope_jax.storage.content import HEAD_BYTES, detect_content
 
 
-def directory_of(config: DataConfig) -> str:
+def dataset_directory(config: DataConfig) -> str:
     """The prepared dataset's own directory, read in place: TFDS must not try to make it anew.
 
     Raises:
@@ -25,7 +25,7 @@ def directory_of(config: DataConfig) -> str:
         there = tf.io.gfile.exists(f"{directory}/dataset_info.json")
     except tf.errors.OpError as error:  # of a bucket that is not there or cannot be reached
         raise CorpusError(
-            f"tfds_data_dir = {config.tfds_data_dir!r} cannot be read: {reason(error)}"
+            f"tfds_data_dir = {config.tfds_data_dir!r} cannot be read: {error_text(error)}"
         ) from error
     if not there:
         raise CorpusError(
@@ -35,9 +35,9 @@ def directory_of(config: DataConfig) -> str:
     return directory
 
 
-def identity(config: DataConfig) -> list[list[Any]]:
+def dataset_identity(config: DataConfig) -> list[list[Any]]:
     """What identifies the content of a TFDS corpus without reading all of it."""
-    directory = directory_of(config)
+    directory = dataset_directory(config)
     digest = hashlib.sha256()
     for file in ("dataset_info.json", "features.json"):
         with tf.io.gfile.GFile(f"{directory}/{file}", "rb") as stream:
@@ -54,38 +54,34 @@ def identity(config: DataConfig) -> list[list[Any]]:
     ]
 
 
-class File(NamedTuple):
-    """A file of a split: its place among them, from 0, its path, and how many documents it has."""
+class TfdsFile(NamedTuple):
+    """A file of a split: its number among them, from 0, its path, and how many documents it has."""
 
     shard: int
     path: str
     documents: int
 
 
-def files_of(config: DataConfig, split: str) -> list[File]:
+def list_files(config: DataConfig, split: str) -> list[TfdsFile]:
     """The TFRecord files of a split that hold any document; none where it has another format."""
-    builder = tfds.builder_from_directory(directory_of(config))
+    builder = tfds.builder_from_directory(dataset_directory(config))
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         return []
     info = builder.info.splits[split]
     pairs = zip(map(str, info.filepaths), info.shard_lengths, strict=True)
-    return [File(shard, path, count) for shard, (path, count) in enumerate(pairs) if count]
+    return [TfdsFile(shard, path, count) for shard, (path, count) in enumerate(pairs) if count]
 
 
-def size_and_mtime(file: File) -> tuple[int, int]:
-    """Bytes, and nanoseconds of the last change.
-
-    Raises:
-      CorpusError: the file is not there, or not to be seen now.
-    """
+def size_and_mtime(file: TfdsFile) -> tuple[int, int]:
+    """Bytes, and nanoseconds of the last change; CorpusError where it cannot be seen."""
     try:
-        found = tf.io.gfile.stat(file.path)
+        status = tf.io.gfile.stat(file.path)
     except tf.errors.OpError as error:
-        raise CorpusError(f"{file.path} cannot be read: {reason(error)}") from error
-    return int(found.length), int(found.mtime_nsec)
+        raise CorpusError(f"{file.path} cannot be read: {error_text(error)}") from error
+    return int(status.length), int(status.mtime_nsec)
 
 
-def damage_of(file: File) -> str:
+def find_damage(file: TfdsFile) -> str:
     """What is wrong with a file, and where: damage, or an end between two records; "" if nothing.
 
     Reads all of it. TensorFlow itself would notice the second at the end of the split, if at all,
@@ -95,32 +91,21 @@ def damage_of(file: File) -> str:
       CorpusError: the file cannot be read for another reason.
     """
     try:
-        return _damage(file)
-    except tf.errors.OpError as error:
-        raise CorpusError(f"{file.path} cannot be read: {reason(error)}") from error
-
-
-def _damage(file: File) -> str:
-    records = tf.data.TFRecordDataset(file.path)
-    number = 0
-    try:
-        for some in records.batch(256):
-            number += int(tf.size(some))
+        batches = tf.data.TFRecordDataset(file.path).batch(256)
+        count = sum(int(tf.size(batch)) for batch in batches)
     except tf.errors.DataLossError:
-        return _where(file)
-    if number == file.documents:
+        return _describe_damage(file)
+    except tf.errors.OpError as error:
+        raise CorpusError(f"{file.path} cannot be read: {error_text(error)}") from error
+    if count == file.documents:
         return ""
     return (
-        f"{file.path} has {number:,} records; dataset_info.json says {file.documents:,}:"
+        f"{file.path} has {count:,} records; dataset_info.json says {file.documents:,}:"
         " fetch it again"
     )
 
 
-def _where(file: File) -> str:
-    """The first damaged record of a file that has one.
-
-    A record is its length (8 bytes) and that number's checksum (4), the data and theirs (4).
-    """
+def _describe_damage(file: TfdsFile) -> str:
     # Not before it has failed: a sound file begins with a number, which may look like anything.
     with tf.io.gfile.GFile(file.path, "rb") as stream:
         if found := detect_content(stream.read(HEAD_BYTES)):
@@ -128,13 +113,14 @@ def _where(file: File) -> str:
     number = offset = 0
     try:
         for record in tf.data.TFRecordDataset(file.path).as_numpy_iterator():
+            # A record is its length (8 bytes) and that number's checksum (4), the data and theirs.
             number, offset = number + 1, offset + 16 + len(record)
+        return f"{file.path} is damaged; fetch the file again"
     except tf.errors.DataLossError as error:
         return (
             f"{file.path} is damaged: record {number:,} of {file.documents:,}, which begins at"
-            f" offset {offset}: {reason(error)}; fetch the file again"
+            f" offset {offset}: {error_text(error)}; fetch the file again"
         )
-    return f"{file.path} is damaged; fetch the file again"
 
 
 def split_without(config: DataConfig, split: str, left_out: Collection[str]) -> str:
@@ -143,19 +129,19 @@ def split_without(config: DataConfig, split: str, left_out: Collection[str]) -> 
     Raises:
       CorpusError: nothing is left of it.
     """
-    files = files_of(config, split) if left_out else []
+    files = list_files(config, split) if left_out else []
     out = [file.shard for file in files if file.path in left_out]
     if not out:
         return split
     if len(out) == len(files):
         raise CorpusError(f"all {len(files)} files of split {split!r} are damaged: {files[0].path}")
-    return slices(split, files[-1].shard + 1, out)
+    return shard_slices(split, files[-1].shard + 1, out)
 
 
-def slices(split: str, count: int, without: Collection[int]) -> str:
+def shard_slices(split: str, count: int, without: Collection[int]) -> str:
     """``count`` shards of a split but for some of them.
 
-    >>> slices("train", 8, [0, 3, 4])
+    >>> shard_slices("train", 8, [0, 3, 4])
     'train[1shard:3shard]+train[5shard:8shard]'
     """
     edges = [-1, *sorted(without), count]
@@ -163,7 +149,7 @@ def slices(split: str, count: int, without: Collection[int]) -> str:
     return "+".join(f"{split}[{first}shard:{last}shard]" for first, last in kept)
 
 
-def reason(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What TensorFlow says, without the names of its operations."""
     said = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", str(error), flags=re.DOTALL)
     return said or type(error).__name__

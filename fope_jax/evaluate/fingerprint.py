@@ -27,14 +27,9 @@ def checkpoint_fingerprint(
 ) -> tuple[Fingerprint, dict[str, str]]:
     """The fingerprint of a model's effective position embedding, and what checkpoints keep of it.
 
-    Args:
-      position: the method.
-      shape: of the model.
-      constants: the model's, from ``split``, drawn or restored; they may lie over several devices.
-
-    Returns:
-      The fingerprint, and metadata: ``position``, its hash; ``position_summary``; and
-      ``position_method``, the hash without the constants.
+    The metadata are ``position``, its hash; ``position_summary``; and ``position_method``, the hash
+    without the constants. ``constants`` are the model's, from ``split``; they may lie over several
+    devices.
     """
     variables = position_variables({}, jax.tree.map(gather_to_host, constants))
     effective = fingerprint(position, shape, variables)

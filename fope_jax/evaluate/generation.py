@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,23 +16,7 @@ from fope_jax.model.sharding import axis_size, device_put_sharded, partition_spe
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
-
-class Answerer(Protocol):
-    """What a retrieval protocol asks of a model."""
-
-    def __call__(self, prompts: np.ndarray, answers: np.ndarray) -> tuple[Any, Any]:
-        """Continues prompts, and scores given answers to them.
-
-        Args:
-          prompts: ``[B, T]`` int32, whole prompts.
-          answers: ``[B, R, A]`` int32, R answers to each.
-
-        Returns:
-          written: ``[B, A]`` int32, the most likely token after the prompt, and after each of
-            those written; -1 where the logits are not finite.
-          nats: ``[B, R, A]`` float32, of each token of each answer after the prompt.
-        """
-        ...
+Answerer = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]  # see ``model_answerer``
 
 
 def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
@@ -43,6 +28,12 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
       model: its arrays lie over ``mesh``, where one is given.
       mesh: devices of all processes. Rows are shared out over its "data" and "fsdp" axes, filled
         up with copies whose answers are left out; how the rest is cut up is left to the compiler.
+
+    Returns:
+      (prompts, answers) -> (written, nats). Of whole ``prompts [B, T]`` and R ``answers [B, R, A]``
+      to each: ``written [B, A]`` int32, the most likely token after the prompt, and after each of
+      those written, -1 where the logits are not finite; and ``nats [B, R, A]`` float32 of each
+      token of each answer after the prompt.
     """
     graphdef, params, constants = split(model)
 

@@ -4,14 +4,14 @@
     from fope_jax.evaluate.harness import harness_model
     lm_eval.simple_evaluate(model=harness_model("runs/fope"), tasks=["lambada_openai"])
 
-``TextModel`` knows nothing of the harness. It answers as the harness's own model for Hugging Face
-does (``TemplateLM`` and ``HFLM`` of lm-evaluation-harness 0.4.13), except where that stops with an
-assertion or departs from what ``LM`` documents: see ``TextModel``.
+It answers as the harness's own model for Hugging Face does (``HFLM`` of lm-evaluation-harness
+0.4.13), except where that stops with an assertion or departs from what ``LM`` documents, see
+``TextModel``, which knows nothing of the harness.
 
-A text without a context is scored after the tokenizer's token for the beginning of a sequence, BOS,
-where ``evaluate.bos_token`` names one, as it does for models that were trained with it elsewhere;
-else after the end-of-document token. With ``packing = "documents"`` no model has seen text after
-that token in training, so the first tokens of such texts cost more than they would elsewhere.
+A text without a context is scored after the BOS token that ``evaluate.bos_token`` names, as it does
+for models that were trained with one elsewhere; else after the end-of-document token. With
+``packing = "documents"`` no model has seen text after that token in training, so the first tokens
+of such texts cost more than they would elsewhere.
 """
 
 from __future__ import annotations
@@ -82,9 +82,8 @@ class TextModel:
 
     Where a token spans the border of context and continuation, as ``Answer`` that of ``Ans`` and
     ``wer``, the continuation is every token from the first one on that the context alone does not
-    have; the harness's own model cuts the joint tokens at the context's number of tokens, scores
-    other tokens than the continuation's, and stops where none are left. A text that is scored whole
-    follows one BOS token, which is not scored itself, as ``LM.loglikelihood_rolling`` documents.
+    have; the harness's own model cuts the joint tokens at the context's number of tokens. A text
+    that is scored whole follows one BOS token, which is not scored itself.
 
     Attributes:
       score, write: see ``row_programs``.
@@ -118,20 +117,20 @@ class TextModel:
         ]
         rows = [self._encode(*pair, name) for pair, name in zip(pairs, names, strict=True)]
         if self.max_length is not None:
-            # The last target is no input.
-            sizes = [self.max_length + 1 - len(target) for _, target in rows]
-            cut = sum(len(row[0]) > size for row, size in zip(rows, sizes, strict=True))
-            if cut:
+            whole, rows = (
+                rows,
+                [
+                    (context[max(0, len(context) + len(target) - 1 - self.max_length) :], target)
+                    for context, target in rows  # the last target is no input
+                ],
+            )
+            if cut := sum(a != b for a, b in zip(whole, rows, strict=True)):
                 log.warning(
                     "%d of %d contexts are longer than max_length = %d and lose their beginning",
                     cut,
                     len(rows),
                     self.max_length,
                 )
-            rows = [
-                (context[max(0, len(context) - size) :], target)
-                for (context, target), size in zip(rows, sizes, strict=True)
-            ]
         results = self._score_rows(rows)
         for (total, _), name in zip(results, names, strict=True):
             _check_finite(total, name)
@@ -151,13 +150,10 @@ class TextModel:
         return results
 
     def generate(self, context: str, until: Sequence[str], count: int) -> str:
-        """What greedy decoding writes after ``context``.
+        """What greedy decoding writes after ``context``: ``count`` tokens at most.
 
-        Args:
-          context: the prompt.
-          until: texts that end it, looked for one after the other; they and what follows is left
-            out.
-          count: tokens at most. An end of document ends it as well.
+        An end of document ends it, and so do the texts ``until``, looked for one after the other;
+        they and what follows is left out.
 
         Raises:
           ValueError: no room for a prompt in ``max_length``, or logits that are not finite.
@@ -288,10 +284,9 @@ def _pad_left(rows: Sequence[Sequence[int]], size: int, pad: int) -> tuple[np.nd
 
 
 def rolling_windows(tokens: Sequence[int], prefix: int, length: int | None) -> Iterator[Row]:
-    """Windows that score every token once: a context, and the tokens scored after it.
+    """Windows that score every token once, each with one token or more before it.
 
-    All but the last are full of tokens to be scored, with one before them; the last is full too,
-    with as much context as that leaves.
+    All are full of tokens to be scored but the last, which is filled up with context.
 
     >>> list(rolling_windows([5, 6, 7, 8, 9], prefix=1, length=2))
     [([1], [5, 6]), ([6], [7, 8]), ([7, 8], [9])]
@@ -330,7 +325,7 @@ def load_text_model(
         of more tokens than the model, or a BOS token that is none.
     """
     experiment, model, step, _ = load_run(workdir, step)
-    limit = experiment.position.max_length()
+    limit = experiment.position.limits.max_length
     if limit is not None and max_length is not None and max_length > limit:
         raise ValueError(
             f"max_length = {max_length}: {type(experiment.position).__name__} is defined for at "

@@ -6,9 +6,8 @@ is cut into blocks, and each block into chunks of ``context`` tokens, for every 
 Protocol ``chunks``: what the released code of the paper does (Hua et al. 2025; its evaluation is
 that of OLMo). A chunk of T tokens is read by itself as one sequence, with positions 0 to T - 1 and
 documents not told apart. Its first token has nothing before it and is not scored; T - 1 of T
-tokens are, so contexts differ in what they score. The released code cuts the whole file, leaves
-out the tail that fills no chunk, and the chunks that fill no batch; here the tail of the stream is
-left out, and of the blocks the evenly spaced ones are taken that are asked for.
+tokens are, so contexts differ in what they score. The released code takes every chunk of the file
+but those that fill no batch; here evenly spaced blocks are taken, and the stream's tail is left.
 
 Protocols ``document-resets`` and ``no-resets``: chunks of blocks in which documents meet, once with
 positions and segments that begin anew at each document and once without. Each token of a chunk
@@ -129,16 +128,15 @@ def _score_blocks(
 
 
 def packed_positions(starts: np.ndarray, begin: int, context: int) -> TokenIndex:
-    """Positions and segments of a chunk whose documents each begin anew, as in training.
+    """Positions and segments ``[T]`` of a chunk whose documents each begin anew, as in training.
+
+    Positions count from the beginning of the document or, where that lies before the chunk, of the
+    chunk.
 
     Args:
       starts: ``[D]`` int64, where each document begins in the cache.
       begin: where the chunk does.
       context: tokens of the chunk T.
-
-    Returns:
-      ``[T]`` int32 each; positions count from the beginning of the document or, where that lies
-      before the chunk, of the chunk.
 
     >>> positions, segments = packed_positions(np.array([0, 12, 14]), 10, 6)
     >>> positions.tolist(), segments.tolist()

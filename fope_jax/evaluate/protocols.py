@@ -205,7 +205,7 @@ def plan_protocols(
     contexts = sorted({length * n for n in settings.lengths}) if text_names else []
     has_trials = len(names) > len(text_names)
     trial_contexts = sorted({length * n for n in settings.passkey_lengths}) if has_trials else []
-    limit = experiment.position.max_length()
+    limit = experiment.position.limits.max_length
     longest = max([*contexts, *trial_contexts], default=0)
     if limit is not None and longest > limit:
         raise ValueError(

@@ -136,10 +136,9 @@ def score_task(
 def _score_batch(
     answerer: Answerer, tokenizer: Any, trials: Sequence[Trial], size: int, length: int
 ) -> list[dict[str, Any]]:
-    """What is added up of each trial.
+    """What is added up of each trial, from one call with ``size`` rows and ``length`` tokens.
 
-    The batch is filled up to ``size`` rows with copies and its answers to ``length`` tokens, so
-    that a program is compiled once for a length of prompts; nothing filled in is counted.
+    Rows are filled up with copies, and answers with their own tokens; neither is counted.
     """
     answers = [[trial.tokens[-trial.answer_length :], *trial.distractors] for trial in trials]
     lengths = np.array([[len(answer) for answer in candidates] for candidates in answers])

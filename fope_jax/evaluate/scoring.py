@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,32 +19,13 @@ from fope_jax.typing import Array
 
 LOGITS_IN_MEMORY = 2**24  # 64 MB of float32: small against the weights of any model worth scoring
 
+Scorer = Callable[..., tuple[Any, Any]]  # what protocols ask of a model, see ``scorer_factory``
 Progress = Callable[..., Iterable[int]]
 
 
 def no_progress(batches: Iterable[int], **_: Any) -> Iterable[int]:
     """The progress bar that shows nothing."""
     return batches
-
-
-class Scorer(Protocol):
-    """What a protocol asks of a model."""
-
-    def __call__(
-        self, tokens: np.ndarray, targets: np.ndarray, index: TokenIndex | None = None
-    ) -> tuple[Any, Any]:
-        """Scores the last targets of each window.
-
-        Args:
-          tokens: ``[B, T]`` int32, whole windows.
-          targets: ``[B, S]`` int32, what follows each of the last ``S`` tokens.
-          index: positions and segments ``[B, T]`` int32; None makes each window one segment with
-            positions from 0, and is how a scorer that knows no others is called.
-
-        Returns:
-          nats ``[B, S]`` float32 and whether the most likely token is the target, ``[B, S]`` bool.
-        """
-        ...
 
 
 def score_windows(
@@ -60,10 +41,9 @@ def score_windows(
     locate: Callable[[int], TokenIndex] | None = None,
     bos: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores the last ``scored`` targets of ``count`` windows.
+    """Scores the last ``scored`` targets of ``count`` windows, in batches of one shape.
 
-    All batches have one shape, so a jitted scorer compiles once: the last batch is filled up with
-    copies of its first window, and the results of the copies are left out.
+    The last batch is filled up with copies, whose results are left out.
 
     Args:
       scorer: the model.
@@ -112,18 +92,21 @@ def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
 def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any], Scorer]:
     """Makes scorers of one model with any arrays: one jitted forward pass for all of them.
 
-    It is traced once for each window shape, however often the arrays change. Only the scored
-    positions are projected to the vocabulary, in pieces of at most ``LOGITS_IN_MEMORY`` logits, so
-    a window costs memory for its hidden states, not ``T * V``.
+    Only the scored positions are projected to the vocabulary, in pieces of at most
+    ``LOGITS_IN_MEMORY`` logits, so a window costs memory for its hidden states, not ``T * V``.
 
     Args:
       graphdef: the model without its arrays.
-      mesh: devices that share the work, of all processes, over which the arrays lie. Rows and
-        tokens are filled up to multiples of its axes, rows with copies and windows with padding
-        after their end, which no token of theirs sees; the scores of both are left out.
+      mesh: devices of all processes, over which the arrays lie. Rows and tokens are filled up to
+        multiples of its axes, rows with copies and windows with padding after their end, which no
+        token of theirs sees; the scores of both are left out.
 
     Returns:
-      (params, constants) -> scorer.
+      (params, constants) -> scorer: (tokens, targets, index=None) -> (nats, hits). Of whole windows
+      ``tokens [B, T]`` it scores ``targets [B, S]``, what follows each of the last S tokens: nats
+      ``[B, S]`` float32, and whether the most likely token is the target. ``index`` has positions
+      and segments ``[B, T]``; None makes each window one segment with positions from 0, and is how
+      a scorer that knows no others is called.
     """
 
     def score(

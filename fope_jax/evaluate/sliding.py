@@ -9,14 +9,14 @@ scored tokens are those of the stretch, the same at every context.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fope_jax.evaluate.metrics import Row
-from fope_jax.evaluate.perplexity import document_rows
-from fope_jax.evaluate.scoring import Scorer, score_windows
+from fope_jax.evaluate.perplexity import document_rows, score_in_cache
+from fope_jax.evaluate.scoring import Scorer
 from fope_jax.evaluate.windows import Windows, place_windows
 
 
@@ -38,9 +38,7 @@ def score_sliding(
     num_windows: int,
     **settings: Any,
 ) -> tuple[list[Row], Windows]:
-    """Scores every target of stretches as long as the longest context, with each context.
-
-    Arguments that all protocols take are described in ``perplexity``.
+    """Scores stretches as long as the longest context, with each context.
 
     Args:
       contexts: tokens of the window.
@@ -50,76 +48,48 @@ def score_sliding(
     Returns:
       Rows for each context and document with ``context, scored_per_window``, where ``windows``
       counts stretches; and the stretches.
-
-    Raises:
-      ValueError: no document holds a stretch, or the stride is out of range.
     """
     check_stride(stride, contexts)
     longest = max(contexts)
     stretches = place_windows(cache.documents, longest=longest, scored=longest, total=num_windows)
-    begin = stretches.stop - longest - 1
-    targets = np.stack([cache.tokens(stop - longest, stop) for stop in stretches.stop])
-    rows = []
+    begin, rows = stretches.stop - longest - 1, []
     for context in sorted(contexts):
-        nats, hits = slide(
-            scorer,
-            lambda i, start, stop: cache.tokens(begin[i] + start, begin[i] + stop),
-            len(begin),
-            length=longest,
-            context=context,
-            stride=stride,
-            desc=f"sliding window, context {context}",
-            **settings,
-        )
+        desc = f"sliding window, context {context}"
+        scores = slide(scorer, cache, begin, longest, context, stride, desc=desc, **settings)
         fields = {"context": int(context), "scored_per_window": int(stride)}
-        rows += document_rows(fields, stretches.document, nats, hits, targets, cache)
+        rows += document_rows(fields, stretches.document, *scores, cache)
     return rows, stretches
 
 
 def slide(
     scorer: Scorer,
-    read: Callable[[int, int, int], np.ndarray],
-    count: int,
-    *,
+    cache: Any,
+    begin: np.ndarray,
     length: int,
     context: int,
     stride: int,
     **settings: Any,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Slides a window over ``count`` stretches.
-
-    Args:
-      scorer: the model.
-      read: (stretch, start, stop) -> its tokens ``[start, stop)``, of ``length + 1``.
-      count: number of stretches W.
-      length: targets of a stretch N; its tokens ``[0, N)`` are inputs.
-      context: tokens of the window, at most N.
-      stride: tokens that it moves by.
-      **settings: passed on to ``score_windows``.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slides a window over the stretches of ``length + 1`` tokens that begin at ``begin [W]``.
 
     Returns:
-      nats ``[W, N]`` float32 and hits ``[W, N]`` bool: entry ``i`` is of token ``i + 1``.
+      nats, hits and targets ``[W, length]``: entry ``i`` is of token ``i + 1`` of the stretch.
     """
-    nats, hits = np.empty((count, length), np.float32), np.empty((count, length), bool)
+    shape = (len(begin), length)
+    whole = np.empty(shape, np.float32), np.empty(shape, bool), np.empty(shape, np.int32)
     ends = window_ends(length, context, stride)
     # The first window scores all of its targets, later ones another number: two shapes.
     for group, scored in ((slice(0, 1), context), (slice(1, None), stride)):
-        stops, starts = ends[group], [0, *ends[:-1]][group]
-        if not stops:
+        stops, starts = np.array(ends[group], np.int64), [0, *ends[:-1]][group]
+        if not len(stops):
             continue
-
-        def read_window(i: int, stops=stops) -> np.ndarray:
-            stretch, number = divmod(i, len(stops))
-            return read(stretch, stops[number] - context, stops[number] + 1)
-
-        scores = score_windows(
-            scorer, read_window, count * len(stops), context=context, scored=scored, **settings
-        )
-        for whole, part in zip((nats, hits), scores, strict=True):
-            part = part.reshape(count, len(stops), scored)
+        windows = (begin[:, None] + stops - context).ravel()
+        scores = score_in_cache(scorer, cache, windows, context, scored, **settings)
+        for array, part in zip(whole, scores, strict=True):
+            part = part.reshape(len(begin), len(stops), scored)
             for number, (start, stop) in enumerate(zip(starts, stops, strict=True)):
-                whole[:, start:stop] = part[:, number, scored - (stop - start) :]
-    return nats, hits
+                array[:, start:stop] = part[:, number, scored - (stop - start) :]
+    return whole
 
 
 def window_ends(length: int, context: int, stride: int) -> list[int]:

@@ -41,17 +41,11 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
     ``evaluate.splits``, placed as those of `fope evaluate` are. No program is compiled again when
     the parameters change.
 
-    Args:
-      experiment: of the run.
-      data_fingerprint: of the token cache of training.
-      mesh: that the arrays lie over.
-
     Returns:
       (step, params, constants, check) -> rows: one for each split and context with sums over the
-      documents, and one with the seconds it took. Every process gets the same numbers. Scores that
-      are not finite are warned of and kept as they are: an evaluation ends no training. ``check``
-      is called before each batch and, in a single process, while it waits for one; what it raises
-      ends the evaluation.
+      documents, and one with the seconds it took. Scores that are not finite are warned of and
+      kept as they are: an evaluation ends no training. ``check`` is called before each batch and,
+      in a single process, while it waits for one; what it raises ends the evaluation.
 
     Raises:
       ValueError: nothing to measure, no document for the longest window, or a value of the

@@ -139,7 +139,9 @@ def child_experiment(
     }
     for key in ("lengths", "passkey_lengths"):
         contexts = [multiple * old.length for multiple in values["evaluate"][key]]
-        defined = [n for n in contexts if n <= (position.max_length() or n) and n % length == 0]
+        defined = [
+            n for n in contexts if n <= (position.limits.max_length or n) and n % length == 0
+        ]
         values["evaluate"][key] = [n // length for n in defined] or ([1] if contexts else [])
     for section, stated_values in file.items():
         is_section = isinstance(stated_values, dict)

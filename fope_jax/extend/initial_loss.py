@@ -77,7 +77,7 @@ def compare_initial_losses(
     trained = arrays["params"], arrays["constants"]
     before = stream_loss(plan_state(parent), *trained, cache, tokens)
     after = stream_loss(plan_state(child), state.params, constants, cache, tokens)
-    limit, at_new_length = parent.position.max_length(), None
+    limit, at_new_length = parent.position.limits.max_length, None
     if limit is None or limit >= child.train.length:
         longer = dataclasses.replace(parent, train=child.train)
         at_new_length = stream_loss(plan_state(longer), *trained, cache, tokens)

@@ -144,7 +144,7 @@ def extend_position(
     if target != SAME and cls is Learned and length > from_length:
         changes["table_length"] = length
     child = _build(parent, cls, changes, knobs)
-    longest = child.max_length()
+    longest = child.limits.max_length
     if longest is not None and longest < length:
         raise ValueError(
             f"table_length={longest}: the learned table ends before length={length}; "

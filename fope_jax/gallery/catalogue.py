@@ -13,25 +13,15 @@ from fope_jax.position.table import METHODS, SCALINGS
 
 
 class Entry(NamedTuple):
-    """A method or a scaling, in words.
+    """A method or a scaling, in words."""
 
-    Attributes:
-      name: in ``METHODS`` or ``SCALINGS``.
-      kind: of a method; ``scaling`` for the others.
-      knobs: ``name=default``, or ``name`` where it is required.
-      learnable: ``no``, ``always``, ``with learnable=True`` or ``as its methods``.
-      extends: what a method claims for lengths beyond training; empty for a scaling.
-      about: what it is, one sentence.
-      source: its reference.
-    """
-
-    name: str
-    kind: str
-    knobs: list[str]
-    learnable: str
-    extends: str
-    about: str
-    source: str
+    name: str  # in METHODS or SCALINGS
+    kind: str  # of a method; "scaling" for the others
+    knobs: list[str]  # "name=default", or "name" where it is required
+    learnable: str  # "no", "always", "with learnable=True" or "as its methods"
+    extends: str  # what a method claims for lengths beyond training; empty for a scaling
+    about: str  # what it is, one sentence
+    source: str  # its reference
 
 
 def method_entries() -> list[Entry]:
@@ -82,22 +72,23 @@ def learnable(method: PositionEmbedding, shape: ModelShape = SHAPE) -> str:
     >>> learnable(EXAMPLES["fope"])
     'with learnable=True'
     """
-    values = [getattr(method, field.name) for field in dataclasses.fields(method)]
-    parts = [part for value in values for part in (value if isinstance(value, tuple) else [value])]
+
+    def has_parameters(method: PositionEmbedding) -> bool:
+        drawn = jax.eval_shape(lambda: method.init(jax.random.key(0), shape))
+        return bool(drawn.model_params or drawn.layer_params)
+
+    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    parts = [
+        v for value in values.values() for v in (value if isinstance(value, tuple) else [value])
+    ]
     if any(isinstance(part, PositionEmbedding) for part in parts):
         return "as its methods"
-    if _trains(method, shape):
+    if has_parameters(method):
         return "always"
-    if any(field.name == "learnable" for field in dataclasses.fields(method)):
-        anything: Any = method  # whose knobs the type checker cannot know
-        if _trains(dataclasses.replace(anything, learnable=True), shape):
-            return "with learnable=True"
+    changed: Any = dataclasses.replace
+    if "learnable" in values and has_parameters(changed(method, learnable=True)):
+        return "with learnable=True"
     return "no"
-
-
-def _trains(method: PositionEmbedding, shape: ModelShape) -> bool:
-    owned = jax.eval_shape(lambda: method.init(jax.random.key(0), shape))
-    return bool(owned.model_params or owned.layer_params)
 
 
 def about(cls: type) -> str:
@@ -106,7 +97,7 @@ def about(cls: type) -> str:
     >>> about(METHODS["alibi"])
     'Attention with linear biases: distant keys are penalised, each head at its own rate'
     """
-    return " ".join(_docstring(cls).partition("\n\n")[0].split()).removesuffix(".")
+    return " ".join((cls.__doc__ or "").partition("\n\n")[0].split()).removesuffix(".")
 
 
 def source(cls: type) -> str:
@@ -119,11 +110,7 @@ def source(cls: type) -> str:
       ValueError: no class in its line has a reference.
     """
     for base in cls.__mro__:
-        text = _docstring(base).partition("Reference:")[2].partition("\n\n")[0]
+        text = (base.__doc__ or "").partition("Reference:")[2].partition("\n\n")[0]
         if text:
             return " ".join(text.split()).removesuffix(".")
     raise ValueError(f"{cls.__name__}: its docstring has no 'Reference:'")
-
-
-def _docstring(cls: type) -> str:
-    return cls.__doc__ or ""

@@ -17,8 +17,7 @@ import numpy as np
 
 from fope_jax.gallery.examples import LENGTH, SHAPE, choose
 from fope_jax.position.absolute import Sinusoidal
-from fope_jax.position.base import ModelShape, PositionEmbedding, Variables
-from fope_jax.position.logit_scaling import LogitScaling
+from fope_jax.position.base import ModelShape, PositionEmbedding, Variables, bias_of_heads, has_hook
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.position.table import name_of
 from fope_jax.typing import Array
@@ -90,14 +89,14 @@ def gallery_row(
     method.check(shape)
     drawn = method.init(jax.random.key(seed), shape)
     model = {**drawn.model_params, **drawn.model_constants}
-    layers = {**drawn.layer_params, **drawn.layer_constants}
-    first = {name: value[0] for name, value in layers.items()} | model
-    if method.has_embed:
+    first = drawn.at_layer(0)
+    layer = method.layers()[0]
+    if has_hook(layer.method, "embed"):
         quantity = SIMILARITY
-        lines = [_similarity(method, model, shape, length, reach)]
+        lines = [_similarity(layer.method, layer.select(model), shape, length, reach)]
         note = RANGE
     else:
-        quantity, lines, note = _logit_lines(method, model, first, shape, length, reach, mean, seed)
+        quantity, lines, note = _logit_lines(method, first, shape, length, reach, mean, seed)
     vectors, others = _variables(method, first, shape)
     return {
         "label": label,
@@ -146,7 +145,6 @@ def _shown(value: Any) -> str:
 
 def _logit_lines(
     method: PositionEmbedding,
-    model: Variables,
     first: Variables,
     shape: ModelShape,
     length: int,
@@ -156,18 +154,18 @@ def _logit_lines(
 ) -> tuple[str, list[dict[str, Any]], str]:
     """The lines of every layer of a period, the quantity they show and how they were computed."""
     positions = np.arange((reach + 1) * length, dtype=np.int32)[None]
-    tables = method.tables(model, positions, shape.head_dim)
-    period = method.period(shape.num_layers)
+    period = len(method.layers())
     layers = []
-    for index in range(period):
-        own, variables, layer_tables = method.of_layer(index, first, tables)
-        logits = expected_logits(own, variables, layer_tables, shape, length, reach, mean)
-        if isinstance(own, LogitScaling) and own.has_contextual_bias:
-            # Its factor comes with the bias, which is drawn from other logits below.
-            logits, own = logits * np.asarray(layer_tables[0])[0, -1], own.inner
+    for layer in method.layers():
+        own, variables = layer.method, layer.select(first)
+        tables = own.tables(variables, positions, shape.head_dim)
+        scale = np.ones((1, 1)) if layer.logit_scale is None else layer.logit_scale(positions)
+        logits = expected_logits(
+            own, variables, tables, shape, length, reach, mean, np.asarray(scale)[0]
+        )
         layers.append((own, variables, logits))
     turning = any(np.ptp(logits) > 1e-4 * np.abs(logits).max() for *_, logits in layers)
-    biased = all(own.has_bias or own.has_contextual_bias for own, *_ in layers)
+    biased = all(has_hook(own, "bias") or has_hook(own, "contextual_bias") for own, *_ in layers)
     only_bias = biased and not turning
     notes = [] if only_bias else [f"closed form for independent q, k of N({mean:g}, 1)"]
     lines = []
@@ -175,15 +173,15 @@ def _logit_lines(
         prefix = f"layer {index + 1} of {period}, " if period > 1 else ""
         if only_bias:
             logits = np.zeros_like(logits)
-        if own.has_bias:
+        if has_hook(own, "bias"):
             logits = logits + biases(own, variables, reach * length, reach * length)[:, None]
-        if own.has_contextual_bias:
+        if has_hook(own, "contextual_bias"):
             notes.append(f"mean over {DRAWS} random rows; every entry of q is {mean:g}")
             for gate in GATES:
                 added = contextual_biases(own, variables, shape, reach * length, mean, seed, gate)
                 lines += _head_lines(f"{prefix}gates of N({gate:g}, 1), ", logits + added)
             continue
-        lines += _head_lines(prefix, logits, each=own.has_bias)
+        lines += _head_lines(prefix, logits, each=has_hook(own, "bias"))
         if only_bias:
             within = biases(own, variables, length, length)[:, None]
             far = logits[..., : length + 1]
@@ -203,6 +201,7 @@ def expected_logits(
     length: int,
     reach: int,
     mean: float,
+    scale: np.ndarray | None = None,
 ) -> np.ndarray:
     """The expectation of a logit over independent random q and k, exactly.
 
@@ -218,6 +217,7 @@ def expected_logits(
       length: training length, tokens; the ``KEYS`` keys stand within it.
       reach: the longest distance over the training length.
       mean: of each entry of q and k.
+      scale: of the logits of each query, ``[count]`` or ``[1]``.
 
     Returns:
       ``[N, KEYS, reach * length + 1]`` logits: head, key, distance 0, 1, .. tokens.
@@ -227,6 +227,8 @@ def expected_logits(
     k = jnp.full((1, count, shape.num_kv_heads, shape.head_dim), mean, jnp.float32)
     q, k = (np.asarray(x[0], np.float64) for x in method.rotate(variables, tables, q, k))
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
+    if scale is not None:
+        q = q * np.asarray(scale, np.float64)[:, None, None]
     places = key_positions(length)
     spans = [
         np.einsum("tnh,nh->nt", q[place : place + reach * length + 1], k[place]) for place in places
@@ -249,7 +251,7 @@ def biases(
     """The bias of one query for keys at distance 0 .. ``farthest``: ``[N, farthest + 1]``."""
     q_positions = np.full((1, 1), query, np.int32)
     k_positions = (query - np.arange(farthest + 1, dtype=np.int32))[None]
-    bias: Array = method.bias(variables, q_positions, k_positions)
+    bias = bias_of_heads(method, variables, q_positions, k_positions)
     return np.asarray(bias[0, :, 0], np.float64)
 
 
@@ -287,7 +289,7 @@ def _similarity(
     method: PositionEmbedding, model: Variables, shape: ModelShape, length: int, reach: int
 ) -> dict[str, Any]:
     """Cosine between position vectors; distances end where the method does."""
-    limit = method.max_length() or (reach + 1) * length
+    limit = method.limits.max_length or (reach + 1) * length
     positions = np.arange(min(limit, (reach + 1) * length), dtype=np.int32)[None]
     x = jnp.zeros((1, positions.shape[1], shape.d_model), jnp.float32)
     vectors = np.asarray(method.embed(model, x, positions)[0], np.float64)
@@ -337,17 +339,15 @@ def _frequencies(
     if isinstance(method, Sinusoidal):
         own = inverse_frequencies(shape.d_model, method.theta)
         return [{"label": "of the token embedding", "values": _rounded(own)}]
-    period = method.period(shape.num_layers)
-    tables = method.tables(first, np.zeros((1, 1), np.int32), shape.head_dim)
+    period = len(method.layers())
     series = []
-    for index in range(period):
-        own, variables, _ = method.of_layer(index, first, tables)
-        values = own.frequencies(shape.head_dim)
+    for index, layer in enumerate(method.layers()):
+        values = layer.method.frequencies(shape.head_dim)
         if values is None:
             continue
         prefix = f"layer {index + 1} of {period}" if period > 1 else ""
         series.append({"label": prefix or "fixed", "values": _rounded(np.asarray(values))})
-        for name, extra in variables.items():
+        for name, extra in layer.select(first).items():
             if name.endswith("extra_frequencies"):
                 drawn = np.sort(np.asarray(extra, np.float64))[::-1]
                 label = f"{prefix}, random" if prefix else "random"

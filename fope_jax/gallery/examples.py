@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fope_jax.position import scaling
 from fope_jax.position.absolute import Learned, Sinusoidal
 from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding
@@ -14,20 +15,6 @@ from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
-from fope_jax.position.scaling import (
-    AdjustedBase,
-    ClipFloor,
-    DynamicNTK,
-    Llama3,
-    LongRoPE,
-    NTKAware,
-    PositionInterpolation,
-    PRoPE,
-    Proportional,
-    Scaling,
-    SnapToCycles,
-    YaRN,
-)
 from fope_jax.position.xpos import XPos
 
 LENGTH = 512  # tokens, the training length of the examples
@@ -50,19 +37,20 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
     >>> examples(1024)["fope"].training_length
     1024
     """
+    fast = (1.0,) * (head_dim // 2)
     slow = tuple(1.0 + 3.0 * pair / (head_dim // 2 - 1) for pair in range(head_dim // 2))
-    scalings: dict[str, Scaling] = {
-        "position_interpolation": PositionInterpolation(4.0),
-        "ntk": NTKAware(4.0),
-        "dynamic_ntk": DynamicNTK(4.0, length, length=4 * length),
-        "yarn": YaRN(4.0, length),
-        "llama3": Llama3(4.0, length),
-        "longrope": LongRoPE((1.0,) * (head_dim // 2), slow, length, 4.0, length=4 * length),
-        "proportional": Proportional(0.5, factor=4.0),
-        "adjusted_base": AdjustedBase(500_000.0),
-        "clip_floor": ClipFloor(length),
-        "snap_to_cycles": SnapToCycles(length),
-        "p_rope": PRoPE(0.75),
+    scalings: dict[str, scaling.Scaling] = {
+        "position_interpolation": scaling.PositionInterpolation(4.0),
+        "ntk": scaling.NTKAware(4.0),
+        "dynamic_ntk": scaling.DynamicNTK(4.0, length, length=4 * length),
+        "yarn": scaling.YaRN(4.0, length),
+        "llama3": scaling.Llama3(4.0, length),
+        "longrope": scaling.LongRoPE(fast, slow, length, 4.0, length=4 * length),
+        "proportional": scaling.Proportional(0.5, factor=4.0),
+        "adjusted_base": scaling.AdjustedBase(500_000.0),
+        "clip_floor": scaling.ClipFloor(length),
+        "snap_to_cycles": scaling.SnapToCycles(length),
+        "p_rope": scaling.PRoPE(0.75),
     }
     return {
         "nope": NoPE(),
@@ -81,8 +69,8 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "by_layer": ByLayer((RoPE(), NoPE())),
         "by_share": ByShare((FoPE(length), NoPE()), (0.5, 0.5)),
         "logit_scaling": LogitScaling(RoPE(), training_length=length),
-        **{f"rope+{name}": RoPE(scaling=(scaling,)) for name, scaling in scalings.items()},
-        "fope+yarn": FoPE(4 * length, scaling=(YaRN(4.0, length, attention_factor=1.0),)),
+        **{f"rope+{name}": RoPE(scaling=(step,)) for name, step in scalings.items()},
+        "fope+yarn": FoPE(4 * length, scaling=(scaling.YaRN(4.0, length, attention_factor=1.0),)),
     }
 
 

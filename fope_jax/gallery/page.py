@@ -225,14 +225,12 @@ def _draw_parameters(axes: Axes, row: Row) -> None:
         text = "\n".join(row["others"]) or "no frequencies, no parameters"
         axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=10)
         return
-    styles = plots.line_styles(heads_values["label"] for heads_values in series)
+    styles = plots.line_styles(line["label"] for line in series)
     heads = list(range(1, len(series[0]["values"]) + 1))
-    for heads_values in series:
-        style = styles[heads_values["label"]]._replace(linestyle=":")._asdict()
-        axes.plot(
-            heads, heads_values["values"], label=heads_values["label"], linewidth=0.9, **style
-        )
-    values = [value for heads_values in series for value in heads_values["values"]]
+    for line in series:
+        style = styles[line["label"]]._replace(linestyle=":")._asdict()
+        axes.plot(heads, line["values"], label=line["label"], linewidth=0.9, **style)
+    values = [value for line in series for value in line["values"]]
     if min(values) > 0 and max(values) > 20 * min(values):
         axes.set_yscale("log")
     axes.set_xticks(heads)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fope_jax.model.attention import check_bias_shape, contextual_bias_by_position
+from fope_jax.model.attention import check_bias_shape, contextual_bias_by_position, scale_queries
 from fope_jax.position import ModelShape, PositionEmbedding, PositionVariables
-from fope_jax.position.base import Variables
+from fope_jax.position.base import Variables, bias_of_heads, has_hook
 from fope_jax.position.rotation import as_array, token_positions
 from fope_jax.typing import Array
 
@@ -27,12 +27,12 @@ def layer_shape(num_heads: int, num_kv_heads: int, head_dim: int) -> ModelShape:
 
 def check_method(method: PositionEmbedding, shape: ModelShape) -> None:
     """Raises ValueError unless one attention layer alone can hold ``method``."""
-    if method.has_embed:
+    if acts_on_embeddings(method):
         raise ValueError(
             f"{method}: it is added to token embeddings and does nothing inside attention; "
             "use PositionEmbed on the embeddings"
         )
-    if method.period(1) != 1:
+    if len(method.layers()) != 1:
         raise ValueError(
             f"{method}: its methods differ by layer and a module serves one layer; "
             "give each layer's module its own method"
@@ -40,9 +40,14 @@ def check_method(method: PositionEmbedding, shape: ModelShape) -> None:
     method.check(shape)
 
 
+def acts_on_embeddings(method: PositionEmbedding) -> bool:
+    """Whether ``method`` changes token embeddings."""
+    return any(has_hook(layer.method, "embed") for layer in method.layers())
+
+
 def check_embeds(method: PositionEmbedding) -> None:
     """Raises ValueError unless ``method`` changes token embeddings."""
-    if not method.has_embed:
+    if not acts_on_embeddings(method):
         raise ValueError(
             f"{method}: it works inside attention and adds nothing to token embeddings; "
             "use PositionAttention"
@@ -59,7 +64,7 @@ def one_layer(drawn: PositionVariables) -> tuple[Variables, Variables]:
 
 def check_length(method: PositionEmbedding, length: int) -> None:
     """Raises ValueError where default positions would leave the range of the method."""
-    longest = method.max_length()
+    longest = method.limits.max_length
     if longest is not None and length > longest:
         raise ValueError(
             f"a sequence of {length} tokens: {method} is defined for {longest} at most"
@@ -104,8 +109,8 @@ def rotate(
     k: Array,
     q_positions: Array,
     k_positions: Array,
-) -> tuple[Array, Array, Variables]:
-    """The method's ``rotate`` where queries and keys may stand at different positions.
+) -> tuple[Array, Array]:
+    """The queries scaled and both rotated, where queries and keys may stand at different positions.
 
     Args:
       method: serves one layer.
@@ -116,22 +121,35 @@ def rotate(
       k_positions: ``[1 or B, S]``; the same object as q_positions where they are the same.
 
     Returns:
-      q and k, as ``PositionEmbedding.rotate`` returns them, and the variables of
-      ``method.at_layer(0)``, under the names that it has for them.
+      q and k, as ``PositionEmbedding.rotate`` returns them.
 
     Raises:
       ValueError: positions differ and the frequencies depend on the length of each.
     """
+    layer = method.layers()[0]
+    q, k = _rotate(layer.method, layer.select(variables), q, k, q_positions, k_positions)
+    if layer.logit_scale is not None:
+        q = scale_queries(q, layer.logit_scale(jnp.asarray(q_positions)))
+    return q, k
+
+
+def _rotate(
+    method: PositionEmbedding,
+    variables: Variables,
+    q: Array,
+    k: Array,
+    q_positions: Array,
+    k_positions: Array,
+) -> tuple[Array, Array]:
     head_dim = q.shape[-1]
 
-    def turn(q: Array, k: Array, positions: Array) -> tuple[Array, Array, Variables]:
+    def turn(q: Array, k: Array, positions: Array) -> tuple[Array, Array]:
         tables = method.tables(variables, jnp.asarray(positions), head_dim)
-        own, layer, tables = method.of_layer(0, variables, tables)
-        return *own.rotate(layer, tables, q, k), layer
+        return method.rotate(variables, tables, q, k)
 
     if q_positions is k_positions:
         return turn(q, k, q_positions)
-    if method.follows_length:
+    if method.limits.follows_length:
         raise ValueError(
             f"{method}: its frequencies follow the length of the sequence, which queries and keys "
             "at different positions do not share; give the scaling a length"
@@ -139,8 +157,7 @@ def rotate(
     # The side that is not wanted is zeros, and compiled away.
     no_k = jnp.zeros((*q.shape[:2], k.shape[2], head_dim), k.dtype)
     no_q = jnp.zeros((*k.shape[:2], q.shape[2], head_dim), q.dtype)
-    q, _, layer = turn(q, no_k, q_positions)
-    return q, turn(no_q, k, k_positions)[1], layer
+    return turn(q, no_k, q_positions)[0], turn(no_q, k, k_positions)[1]
 
 
 def attend(
@@ -209,8 +226,9 @@ def attend(
     if decode and positions is None and q.shape[1] == 1 and mask is not None:
         positions, key_positions = _newest(mask, batch), arange(k.shape[1])
     q_places, k_places = resolve(method, q, k, positions, key_positions)
-    layer_method = method.at_layer(0)
-    _check_causal(layer_method, mask, is_causal)
+    layer = method.layers()[0]
+    own, variables = layer.method, layer.select(variables)
+    _check_causal(method, mask, is_causal)
     if is_causal and positions is not None:  # a triangle of the scores is causal in stored order
         if mask is None and q_places is k_places and _repeats(q_places):
             raise ValueError(
@@ -221,24 +239,26 @@ def attend(
         mask = earlier if mask is None else mask.astype(bool) & earlier
         is_causal = False
     ahead = None
-    if layer_method.needs_causal_mask and mask is not None and not is_causal:
-        ahead = _ahead(layer_method, mask, of_batch(_after(q_places, k_places)[:, None]))
-    q, k, layer = rotate(method, variables, q, k, q_places, k_places)
+    if method.limits.needs_causal_mask and mask is not None and not is_causal:
+        ahead = _ahead(method, mask, of_batch(_after(q_places, k_places)[:, None]))
+    q, k = _rotate(own, variables, q, k, q_places, k_places)
     if k.shape[2] != value.shape[-2]:  # a matrix for every query head
         value = jnp.repeat(value, k.shape[2] // value.shape[-2], axis=-2)
     if is_causal:  # Linen's attention has no such argument
         options["is_causal"] = True
     bias = None
-    if layer_method.has_bias or layer_method.has_contextual_bias:
-        q_rows, k_rows = jnp.asarray(q_places), jnp.asarray(k_places)
-        bias = layer_method.bias(layer, q_rows, k_rows)
-        if layer_method.has_contextual_bias:
-            visible = _visible(mask, is_causal, scores).reshape(q.shape[0], *scores[-3:])
-            contextual = layer_method.contextual_bias
-            if not _is_increasing(k_places):
-                contextual = functools.partial(contextual_bias_by_position, contextual, k_rows)
-            context = contextual(layer, q, _logits(q, k, bias, visible))
-            bias = context if bias is None or context is None else bias + context
+    q_rows, k_rows = jnp.asarray(q_places), jnp.asarray(k_places)
+    if has_hook(own, "bias"):
+        bias = bias_of_heads(own, variables, q_rows, k_rows)
+    if has_hook(own, "contextual_bias"):
+        visible = _visible(mask, is_causal, scores).reshape(q.shape[0], *scores[-3:])
+        contextual = own.contextual_bias
+        if not _is_increasing(k_places):
+            contextual = functools.partial(contextual_bias_by_position, contextual, k_rows)
+        context = contextual(variables, q, _logits(q, k, bias, visible))
+        bias = context if bias is None else bias + context
+    if layer.logit_scale is not None:
+        q = scale_queries(q, layer.logit_scale(q_rows))
     if bias is not None:
         check_bias_shape(bias, (q.shape[0], *scores[-3:]))
         options["bias"] = of_batch(bias)
@@ -276,7 +296,7 @@ def _fitting(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
 
 
 def _check_causal(method: PositionEmbedding, mask: Array | None, is_causal: bool) -> None:
-    if mask is None and not is_causal and method.needs_causal_mask:
+    if mask is None and not is_causal and method.limits.needs_causal_mask:
         raise ValueError(
             f"{method}: it is defined for keys at the query's position or before it, mask is None "
             "and is_causal is not set: pass a causal mask"
@@ -437,8 +457,8 @@ def abstract(method: PositionEmbedding, shape: ModelShape) -> tuple[Variables, V
 def check_rotates(method: PositionEmbedding, shape: ModelShape) -> None:
     """Raises ValueError unless rotating q and k is all that ``method`` does."""
     check_method(method, shape)
-    own = method.at_layer(0)
-    if own.has_bias or own.has_contextual_bias:
+    own = method.layers()[0].method
+    if has_hook(own, "bias") or has_hook(own, "contextual_bias"):
         raise ValueError(
             f"{method}: it has a bias, which rotating q and k would leave out; "
             "use PositionAttention"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from fope_jax.interop import attention
 from fope_jax.position import ModelShape, PositionEmbedding
-from fope_jax.position.base import Variables
+from fope_jax.position.base import Variables, embed_tokens
 from fope_jax.typing import Array
 
 COLLECTION = "position"
@@ -113,7 +113,7 @@ class PositionAttention(nn.Module):
 class Rotary(nn.Module):
     """Rotates queries and keys, for attention that you write yourself.
 
-    That must be causal where ``method.needs_causal_mask``.
+    That must be causal where ``method.limits.needs_causal_mask``.
 
     Attributes:
       method: a rotation.
@@ -150,7 +150,7 @@ class Rotary(nn.Module):
         attention.check_rotates(self.method, shape)
         rows = attention.resolve(self.method, q, k, positions, key_positions)
         variables = _variables(self, self.method, shape)
-        return attention.rotate(self.method, variables, q, k, *rows)[:2]
+        return attention.rotate(self.method, variables, q, k, *rows)
 
 
 class PositionEmbed(nn.Module):
@@ -174,7 +174,7 @@ class PositionEmbed(nn.Module):
         """
         shape = ModelShape(x.shape[-1], 1, 1, 1, x.shape[-1])
         rows = attention.embed_positions(self.method, shape, x, positions)
-        return self.method.embed(_variables(self, self.method, shape), x, rows)
+        return embed_tokens(self.method, _variables(self, self.method, shape), x, rows)
 
 
 def _variables(module: nn.Module, method: PositionEmbedding, shape: ModelShape) -> Variables:

@@ -15,7 +15,7 @@ from flax import nnx
 from fope_jax.interop import attention
 from fope_jax.model.transformer import PositionConstant
 from fope_jax.position import ModelShape, PositionEmbedding
-from fope_jax.position.base import Variables
+from fope_jax.position.base import Variables, embed_tokens
 from fope_jax.typing import Array
 
 
@@ -130,7 +130,7 @@ class PositionAttention(nnx.Module):
 class Rotary(nnx.Module):
     """Rotates queries and keys, for attention that you write yourself.
 
-    That must be causal where ``method.needs_causal_mask``.
+    That must be causal where ``method.limits.needs_causal_mask``.
 
     >>> from fope_jax.position import FoPE
     >>> rotary = Rotary(FoPE(64), num_heads=4, head_dim=16, rngs=nnx.Rngs(0))
@@ -178,7 +178,7 @@ class Rotary(nnx.Module):
         """
         _check_heads(self.shape, q, k)
         rows = attention.resolve(self.method, q, k, positions, key_positions)
-        return attention.rotate(self.method, _values(self.variables), q, k, *rows)[:2]
+        return attention.rotate(self.method, _values(self.variables), q, k, *rows)
 
 
 class PositionEmbed(nnx.Module):
@@ -209,7 +209,7 @@ class PositionEmbed(nnx.Module):
     def __call__(self, x: Array, positions: Array | None = None) -> Array:
         """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``."""
         rows = attention.embed_positions(self.method, self.shape, x, positions)
-        return self.method.embed(_values(self.variables), x, rows)
+        return embed_tokens(self.method, _values(self.variables), x, rows)
 
 
 def _draw(method: PositionEmbedding, shape: ModelShape, rngs: nnx.Rngs) -> nnx.Dict:

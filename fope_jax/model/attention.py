@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from fope_jax.model.layers import check_derivatives
+from fope_jax.position.base import Layer, bias_of_heads, has_hook
 from fope_jax.typing import Array
 
 BACKENDS = ("chunked", "reference")
@@ -61,6 +62,7 @@ def attend(
     contextual_fn: ContextualFn | None = None,
     bias_variables: dict[str, Array] | None = None,
     bias_constants: dict[str, Array] | None = None,
+    logit_scale: Callable[[Array], Array] | None = None,
     backend: str = "chunked",
     block: int = 280,
     derivatives: str = "reverse",
@@ -91,6 +93,7 @@ def attend(
       bias_variables: floating arrays, by name, that ``bias_fn`` and ``contextual_fn`` get and that
         have gradients.
       bias_constants: what they get besides, under other names, and has none.
+      logit_scale: maps q_positions ``[B, t]`` to the factor on the logits before any bias.
       backend: "chunked" or "reference" (which holds ``[B, N, T, S]``).
       block: queries and keys in a block of the chunked form.
       derivatives: "reverse", what ``jax.grad`` needs; "all", forward mode and second derivatives as
@@ -106,6 +109,8 @@ def attend(
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})
     check_derivatives(derivatives)
     _check(q, k, v, q_index, k_index, trained, constants, backend, block)
+    if logit_scale is not None and contextual_fn is None:
+        q, logit_scale = scale_queries(q, logit_scale(q_positions)), None
     batch, length, num_heads, head_dim = q.shape
     num_kv_heads = k.shape[2]
     q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
@@ -114,7 +119,7 @@ def attend(
             k, v, k_index = _in_order(k, v, k_index)
         rows = length if backend == "reference" else min(block, _SCORES_IN_ROWS // k.shape[1])
         out = _by_rows(
-            functools.partial(_reference, bias_fn, contextual_fn),
+            functools.partial(_reference, bias_fn, contextual_fn, logit_scale),
             _to_blocks(q, max(1, rows)).transpose(1, 0, 3, 4, 2, 5),
             k.transpose(0, 2, 1, 3),
             v.transpose(0, 2, 1, 3),
@@ -125,6 +130,7 @@ def attend(
     elif backend == "reference":
         out = _reference(
             bias_fn,
+            None,
             None,
             q.transpose(0, 2, 3, 1, 4),
             k.transpose(0, 2, 1, 3),
@@ -146,6 +152,22 @@ def attend(
         )
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_heads, head_dim)
     return out[:, :length]
+
+
+def bias_functions(position: Layer) -> dict[str, Any]:
+    """The arguments of ``attend`` that a layer's position embedding decides."""
+    method = position.method
+    contextual = has_hook(method, "contextual_bias")
+    return {
+        "bias_fn": functools.partial(bias_of_heads, method) if has_hook(method, "bias") else None,
+        "contextual_fn": method.contextual_bias if contextual else None,
+        "logit_scale": position.logit_scale,
+    }
+
+
+def scale_queries(q: Array, scale: Array) -> Array:
+    """``q [B, T, N, H]`` times ``scale [1 or B, 1 or T]``, in its own dtype."""
+    return (q.astype(jnp.float32) * scale[:, :, None, None]).astype(q.dtype)
 
 
 def _check(q, k, v, q_index, k_index, trained, constants, backend, block) -> None:
@@ -305,14 +327,19 @@ def _dot(spec: str, x: Array, y: Array) -> Array:
     return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
-def _whole_logits(bias_fn, contextual_fn, q, k, variables, q_index, k_index):
-    """``_logits`` with the contextual bias, which needs all keys."""
+def _whole_logits(bias_fn, contextual_fn, logit_scale, q, k, variables, q_index, k_index):
+    """``_logits`` with the contextual bias, which needs all keys and logits that are not scaled."""
     logits = _logits(bias_fn, q, k, variables, q_index, k_index)
     if contextual_fn is not None:
         batch, kv_heads, group, length, head_dim = q.shape
         queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
         scores = logits.reshape(batch, kv_heads * group, length, -1)
-        logits = _add_bias(logits, contextual_fn(variables, queries, scores))
+        bias = contextual_fn(variables, queries, scores)
+        if logit_scale is not None:
+            scale = logit_scale(q_index.positions)[:, None, None, :, None]
+            seen = logits > -jnp.inf  # times a scale of 0 it would be NaN
+            logits = jnp.where(seen, jnp.where(seen, logits, 0.0) * scale, -jnp.inf)
+        logits = _add_bias(logits, bias)
     return logits
 
 
@@ -325,6 +352,7 @@ def attention_logits(
     variables: dict[str, Array],
     bias_fn: BiasFn | None = None,
     contextual_fn: ContextualFn | None = None,
+    logit_scale: Callable[[Array], Array] | None = None,
 ) -> Array:
     """What the softmax of ``attend`` is taken of, all at once: for looking at, not for training.
 
@@ -336,24 +364,34 @@ def attention_logits(
       variables: what ``bias_fn`` and ``contextual_fn`` get.
       bias_fn: see ``attend``.
       contextual_fn: see ``attend``.
+      logit_scale: see ``attend``.
 
     Returns:
       ``[B, N, T, T]`` float32, -inf where the query does not see the key.
     """
     batch, length, num_heads, head_dim = q.shape
     places = TokenIndex(positions, segments)
+    if logit_scale is not None and contextual_fn is None:
+        q = scale_queries(q, logit_scale(positions))
     if contextual_fn is not None:
         contextual_fn = functools.partial(contextual_bias_by_position, contextual_fn, positions)
     grouped = q.reshape(batch, length, k.shape[2], -1, head_dim).transpose(0, 2, 3, 1, 4)
     logits = _whole_logits(
-        bias_fn, contextual_fn, grouped, k.transpose(0, 2, 1, 3), variables, places, places
+        bias_fn,
+        contextual_fn,
+        logit_scale,
+        grouped,
+        k.transpose(0, 2, 1, 3),
+        variables,
+        places,
+        places,
     )
     return logits.reshape(batch, num_heads, length, length)
 
 
-def _reference(bias_fn, contextual_fn, q, k, v, variables, q_index, k_index):
+def _reference(bias_fn, contextual_fn, logit_scale, q, k, v, variables, q_index, k_index):
     """Attention with all scores at once; shapes as in ``_logits``, returns ``[B, K, G, T, H]``."""
-    logits = _whole_logits(bias_fn, contextual_fn, q, k, variables, q_index, k_index)
+    logits = _whole_logits(bias_fn, contextual_fn, logit_scale, q, k, variables, q_index, k_index)
     highest = jnp.max(logits, axis=-1, keepdims=True, initial=_LOWEST)
     weights = jnp.exp(logits - jax.lax.stop_gradient(highest))
     total = jnp.sum(weights, axis=-1, keepdims=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fope_jax.position.base import PositionEmbedding
+from fope_jax.position.base import PositionEmbedding, has_hook
 
 BACKENDS = ("auto", "reference", "chunked", "splash", "pallas", "cudnn")
 # Backends that are one kernel, and the platform that each runs on.
@@ -122,14 +122,8 @@ def _against_pallas(
     platform: str, methods: Sequence[PositionEmbedding], length: int, context: int
 ) -> list[str]:
     found = _against_platform("tpu", platform)
-    for name in sorted(
-        {
-            type(method).__name__
-            for method in methods
-            if method.has_contextual_bias or (method.has_bias and not method.has_head_bias)
-        }
-    ):
-        found.append(f"{name} has no form of its bias for one head and one block")
+    contextual = {type(m).__name__ for m in methods if has_hook(m, "contextual_bias")}
+    found += [f"{name} needs whole rows of scores" for name in sorted(contextual)]
     return found + _against_lanes(length, context)
 
 
@@ -176,7 +170,8 @@ def _against_platform(needed: str, platform: str) -> list[str]:
 
 def _against_biases(needed: str, platform: str, methods: Sequence[PositionEmbedding]) -> list[str]:
     found = _against_platform(needed, platform)
-    biased = {type(m).__name__ for m in methods if m.has_bias or m.has_contextual_bias}
+    hooks = ("bias", "contextual_bias")
+    biased = {type(m).__name__ for m in methods if any(has_hook(m, hook) for hook in hooks)}
     return found + [f"{name} adds a bias to the logits" for name in sorted(biased)]
 
 

@@ -61,7 +61,7 @@ def pallas_attention(
     *,
     q_index: TokenIndex,
     k_index: TokenIndex,
-    head_bias: HeadBias | None,
+    bias: HeadBias | None,
     variables: dict[str, Array],
     heads_axes: dict[str, int | None],
     interpret: bool = False,
@@ -74,7 +74,7 @@ def pallas_attention(
       v: ``[B, S, K, H]``.
       q_index: ``[B, T]`` or ``[1, T]`` int32 each.
       k_index: ``[B, S]`` or ``[1, S]`` int32 each.
-      head_bias: see ``PositionEmbedding.head_bias``; None adds nothing.
+      bias: see ``PositionEmbedding.bias``; None adds nothing.
       variables: of the bias, floating, with gradients.
       heads_axes: for each, its axis of query heads; None where it has none.
       interpret: runs the kernel's program on any platform, slowly.
@@ -90,7 +90,7 @@ def pallas_attention(
             raise ValueError(f"{name} = {length} tokens: the kernel takes multiples of {LANES}")
     num_heads = q.shape[2]
     shapes, columns = {}, []
-    for name in sorted(variables) if head_bias else []:
+    for name in sorted(variables) if bias else []:
         x, axis = variables[name].astype(jnp.float32), heads_axes[name]
         x = x[..., None] if axis is None else jnp.moveaxis(x, axis, -1)
         shapes[name] = x.shape[:-1]
@@ -102,14 +102,14 @@ def pallas_attention(
         for name, shape in shapes.items():
             size = math.prod(shape)
             values[name], rest = (tuple(rest[:size]) if shape else rest[0]), rest[size:]
-        assert head_bias
+        assert bias
         shape = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
-        return jnp.broadcast_to(head_bias(values, q_positions, k_positions), shape)
+        return jnp.broadcast_to(bias(values, q_positions, k_positions), shape)
 
     count = sum(math.prod(shape) for shape in shapes.values())
     sizes = _BLOCKS if count <= _MANY else _BLOCKS_OF_MANY
     block = next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0)
-    settings = _Settings(bias_fn if head_bias else None, count, block, interpret)
+    settings = _Settings(bias_fn if bias else None, count, block, interpret)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q_index, k_index = (
         TokenIndex(*(jnp.broadcast_to(x, (q.shape[0], x.shape[1])) for x in index))

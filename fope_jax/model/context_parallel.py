@@ -10,16 +10,17 @@ Models", Section 3.3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fope_jax.model.attention import TokenIndex, attend
-from fope_jax.model.bias_kernel import HeadBias, pallas_attention
+from fope_jax.model.attention import TokenIndex, attend, bias_functions, scale_queries
+from fope_jax.model.backends import FUSED_BACKENDS
+from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.model.fused import cudnn_attention, is_stored_in_order, splash_attention
 from fope_jax.model.sharding import AXIS_RULES, Axes, active_mesh, partition_spec
+from fope_jax.position.base import Layer, has_hook
 from fope_jax.typing import Array
 
 CONTEXT = AXIS_RULES["length"]
@@ -37,8 +38,7 @@ def sharded_attention(
     segments: Array,
     variables: dict[str, Array],
     constants: dict[str, Array],
-    axes_of: Callable[[str], Axes],
-    head_bias: HeadBias | None,
+    position: Layer,
     backend: str,
     **settings: Any,
 ) -> Array:
@@ -50,10 +50,9 @@ def sharded_attention(
       v: ``[B, T, K, H]``.
       positions: ``[B, T]`` or ``[1, T]``.
       segments: ``[B, T]`` or ``[1, T]``.
-      variables: of the bias, with gradients.
-      constants: of the bias, without.
-      axes_of: the logical axes of a variable, by name; a bias sees the heads of its device only.
-      head_bias: the bias in the form of a kernel, None where there is none.
+      variables: of the layer's method, with gradients; a bias sees the heads of its device only.
+      constants: of the layer's method, without.
+      position: the layer's method and the scale of its logits.
       backend: one of ``backends.BACKENDS`` that ``choose_backend`` chose.
       **settings: for ``attend``.
 
@@ -64,11 +63,18 @@ def sharded_attention(
     Raises:
       ValueError: a backend that would leave out the bias.
     """
-    biased = settings.get("bias_fn") or settings.get("contextual_fn")
-    if biased and (backend in _FUSED or (backend == "pallas" and head_bias is None)):
+    method, axes_of = position.method, position.method.variable_axes
+    biased, contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")
+    if (biased and backend in _FUSED) or (contextual and backend in FUSED_BACKENDS):
         raise ValueError(f"attention={backend!r} cannot add this method's bias to the logits")
 
+    functions = bias_functions(position)
+    if not contextual:  # then no backend needs the logits without their factor
+        functions["logit_scale"] = None
+
     def local(q, k, v, positions, segments, variables, constants):
+        if position.logit_scale is not None and not contextual:
+            q = scale_queries(q, position.logit_scale(positions))
         if backend in _FUSED:  # chosen only where a device has all tokens of its rows
             out = _FUSED[backend](q, k, v, segments)
             in_order = is_stored_in_order(positions, segments)
@@ -80,14 +86,14 @@ def sharded_attention(
                 for x in (k, v, positions, segments)
             )
         if backend == "pallas":
-            of_bias = {**variables, **jax.lax.stop_gradient(constants)} if head_bias else {}
+            of_bias = {**variables, **jax.lax.stop_gradient(constants)} if biased else {}
             return pallas_attention(
                 q,
                 k,
                 v,
                 q_index=TokenIndex(positions, segments),
                 k_index=TokenIndex(k_positions, k_segments),
-                head_bias=head_bias,
+                bias=method.bias if biased else None,
                 variables=of_bias,
                 heads_axes={name: _axis_of_heads(axes_of(name)) for name in of_bias},
             )
@@ -102,6 +108,7 @@ def sharded_attention(
             bias_variables=variables,
             bias_constants=constants,
             backend=backend,
+            **functions,
             **settings,
         )
 

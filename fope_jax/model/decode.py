@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fope_jax.model.attention import attend
+from fope_jax.model.attention import attend, bias_functions
 from fope_jax.model.layers import rms_norm
 from fope_jax.model.transformer import (
     Transformer,
@@ -69,14 +69,14 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
     Raises:
       ValueError: the position embedding is not defined for as many.
     """
-    limit = model.position.max_length()
+    limit = model.position.limits.max_length
     if limit is not None and size > limit:
         raise ValueError(
             f"a cache of {size} tokens: {type(model.position).__name__} is defined for at most "
             f"{limit}"
         )
     config, shape = model.config, model.config.shape
-    period = model.position.period(config.num_layers)
+    period = len(model.position.layers())
     layers = []
     for index in range(period):
         heads = _key_heads(model, index)
@@ -94,29 +94,24 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
 def _key_heads(model: Transformer, index: int) -> int:
     """Heads of the keys that a layer attends to; more than K where each query head has its own."""
     shape = model.config.shape
-    if model.position.at_layer(index).follows_length:
+    if model.position.layers()[index].method.limits.follows_length:
         return shape.num_kv_heads
 
     def rotated() -> Array:
         _, trained, constants = _first(model.groups())
-        tables = _tables(model, jnp.zeros((1, 1), jnp.int32))
-        method, trained, constants, own = model.of_layer(index, trained, constants, tables)
+        tables = model.tables(jnp.zeros((1, 1), jnp.int32))[index]
+        layer, trained, constants = model.of_layer(index, trained, constants)
         q, k = (
             jnp.zeros((1, 1, heads, shape.head_dim), model.config.dtype)
             for heads in (shape.num_heads, shape.num_kv_heads)
         )
-        return method.rotate({**trained, **constants}, own, q, k)[1]
+        return layer.method.rotate({**trained, **constants}, tables, q, k)[1]
 
     return jax.eval_shape(rotated).shape[2]
 
 
 def _first(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[0], tree)
-
-
-def _tables(model: Transformer, positions: Array) -> Any:
-    head_dim = model.config.shape.head_dim
-    return model.position.tables(model.model_variables(), positions, head_dim)
 
 
 def forward_cached(
@@ -147,9 +142,10 @@ def forward_cached(
         segments=jax.lax.dynamic_update_slice(cache.segments, segments, write),
     )
     x = model.embed(tokens, positions)
-    tables = _tables(model, positions)
+    tables = model.tables(positions)
     # Of all keys, at the length reached: what they are rotated by anew.
-    k_tables = _tables(model, cache.positions) if model.position.follows_length else None
+    again = model.position.limits.follows_length
+    k_tables = model.tables(cache.positions) if again else [None] * len(tables)
 
     def body(x: Array, group: Any) -> tuple[Array, tuple[LayerCache, ...]]:
         (weights, trained, constants), memories = group
@@ -160,7 +156,7 @@ def forward_cached(
                 index,
                 own,
                 (trained, constants),
-                (tables, k_tables),
+                (tables[index], k_tables[index]),
                 memories[index],
                 cache,
                 x,
@@ -208,11 +204,11 @@ def _layer(
 ) -> tuple[Array, LayerCache]:
     """One layer of ``forward_cached``: its output ``[B, T, D]``, and the cache with T more keys."""
     config = model.config
-    method, trained, constants, own = model.of_layer(index, *variables, tables[0])
+    layer, trained, constants = model.of_layer(index, *variables)
     both = {**trained, **constants}
     q, k, v = to_attention(config, weights, x)
-    rotated, turned = method.rotate(both, own, q, k)
-    again = method.follows_length
+    rotated, turned = layer.method.rotate(both, tables[0], q, k)
+    again = layer.method.limits.follows_length
     memory = LayerCache(
         _append(memory.keys, k if again else turned, jnp.asarray(cache.filled)),
         _append(memory.values, v, jnp.asarray(cache.filled)),
@@ -226,8 +222,7 @@ def _layer(
         k_positions=cache.positions,
         q_segments=segments,
         k_segments=cache.segments,
-        bias_fn=method.bias if method.has_bias else None,
-        contextual_fn=method.contextual_bias if method.has_contextual_bias else None,
+        **bias_functions(layer),
         bias_variables=trained,
         bias_constants=constants,
         # The scores of a single query are no more than the keys themselves.
@@ -250,9 +245,9 @@ def _turn_all(
     keys: Array,
 ) -> Array:
     """All keys of a layer rotated for the length that the sequences have now."""
-    method, trained, constants, own = model.of_layer(index, *variables, k_tables)
+    layer, trained, constants = model.of_layer(index, *variables)
     queries = jnp.zeros((*keys.shape[:2], model.config.num_heads, keys.shape[-1]), keys.dtype)
-    return method.rotate({**trained, **constants}, own, queries, keys)[1]
+    return layer.method.rotate({**trained, **constants}, k_tables, queries, keys)[1]
 
 
 # ---------------------------------------------------------------------------- greedy

@@ -25,7 +25,14 @@ from fope_jax.model.layers import (
 )
 from fope_jax.model.losses import compute_logits
 from fope_jax.model.sharding import active_mesh, constrain
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    Layer,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+    embed_tokens,
+)
 from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
 
@@ -166,7 +173,7 @@ class Activations(NamedTuple):
     """What a layer has at hand when it attends, for ``Transformer.observe``.
 
     Attributes:
-      position: this layer's method, see ``PositionEmbedding.of_layer``.
+      position: this layer's method and the scale of its logits.
       variables: its variables and the model's.
       x: ``[B, T, D]``, what the layer reads.
       q: ``[B, T, N, H]``, before the rotation and after a norm of q.
@@ -176,7 +183,7 @@ class Activations(NamedTuple):
       v: ``[B, T, K or N, H]``.
     """
 
-    position: PositionEmbedding
+    position: Layer
     variables: Variables
     x: Array
     q: Array
@@ -200,8 +207,8 @@ class Transformer(nnx.Module):
         self, config: TransformerConfig, position: PositionEmbedding, *, rngs: nnx.Rngs
     ) -> None:
         position.check(config.shape)
-        period = position.period(config.num_layers)
-        if period < 1 or config.num_layers % period:
+        period = len(position.layers())
+        if config.num_layers % period:
             raise ValueError(
                 f"{type(position).__name__} repeats after {period} layers: "
                 f"num_layers={config.num_layers} is not a multiple of it"
@@ -290,7 +297,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Array, Any]:
         """The one forward pass, observed or not."""
         config, position = self.config, self.position
-        limit = position.max_length()
+        limit = position.limits.max_length
         if limit is not None and tokens.shape[1] > limit:
             raise ValueError(
                 f"a window of {tokens.shape[1]} tokens: {type(position).__name__} is defined for "
@@ -298,13 +305,22 @@ class Transformer(nnx.Module):
             )
         positions = token_positions(positions)
         x = self.embed(tokens, positions)
-        tables = position.tables(self.model_variables(), positions, config.shape.head_dim)
-        period = position.period(config.num_layers)
+        tables = self.tables(positions)
+        period = len(tables)
 
         def run(index, weights, trained, constants, x):
-            method, trained, constants, own = self.of_layer(index, trained, constants, tables)
+            own, trained, constants = self.of_layer(index, trained, constants)
             return layer(
-                config, method, weights, trained, constants, own, x, positions, segments, observer
+                config,
+                own,
+                weights,
+                trained,
+                constants,
+                tables[index],
+                x,
+                positions,
+                segments,
+                observer,
             )
 
         if config.remat != "none":
@@ -339,8 +355,17 @@ class Transformer(nnx.Module):
     def embed(self, tokens: Array, positions: Array) -> Array:
         """What the first layer reads, ``[B, T, D]`` in the compute dtype."""
         x = lookup_embedding(self.embedding[...], tokens).astype(self.config.dtype)
-        x = self.position.embed(self.model_variables(), x, positions).astype(self.config.dtype)
+        x = embed_tokens(self.position, self.model_variables(), x, positions)
+        x = x.astype(self.config.dtype)
         return constrain(x, ("batch", "length", None))
+
+    def tables(self, positions: Array) -> list[Any]:
+        """The tables of each layer of a period."""
+        variables, head_dim = self.model_variables(), self.config.shape.head_dim
+        return [
+            layer.method.tables(layer.select(variables), positions, head_dim)
+            for layer in self.position.layers()
+        ]
 
     def model_variables(self) -> Variables:
         """The position variables that exist once a model."""
@@ -350,23 +375,22 @@ class Transformer(nnx.Module):
         """Weights ``[L / P, P, ...]`` of the layers (``[L, ...]`` where the period P is 1), and
         the position variables ``[L / P, ...]`` that are trained and those that are not."""
         return (
-            _stacked(_values(self.layers), self.position.period(self.config.num_layers)),
+            _stacked(_values(self.layers), len(self.position.layers())),
             _trained(self.position_layers),
             _constant(self.position_layers),
         )
 
     def of_layer(
-        self, index: int, trained: Variables, constants: Variables, tables: Any
-    ) -> tuple[PositionEmbedding, Variables, Variables, Any]:
-        """Method, variables and tables of layer ``index`` within a period.
+        self, index: int, trained: Variables, constants: Variables
+    ) -> tuple[Layer, Variables, Variables]:
+        """Layer ``index`` of a period, its trained position variables and its constants.
 
         ``trained`` and ``constants`` are those of one period; the model's are added.
         """
-        position = self.position
+        own = self.position.layers()[index]
         trained = {**trained, **_trained(self.position_model)}
         constants = {**constants, **_constant(self.position_model)}
-        method, trained, own = position.of_layer(index, trained, tables)
-        return method, trained, position.of_layer(index, constants, tables)[1], own
+        return own, own.select(trained), own.select(constants)
 
     def unembed(self, hidden: Array) -> Array:
         """Logits ``[B, T, V]`` float32 of ``hidden [B, T, D]``."""
@@ -381,7 +405,7 @@ class Transformer(nnx.Module):
 
 def layer(
     config: TransformerConfig,
-    position: PositionEmbedding,
+    position: Layer,
     weights: dict[str, Array],
     trained: Variables,
     constants: Variables,
@@ -398,11 +422,11 @@ def layer(
 
     Args:
       config: the model's.
-      position: this layer's, see ``PositionEmbedding.of_layer``.
+      position: this layer's.
       weights: one layer's, under the names that ``Transformer`` gives them.
       trained: the position variables of this layer and of the model that have gradients.
       constants: those that have none.
-      tables: ``position.tables`` of these positions.
+      tables: the method's, of these positions.
       x: ``[B, T, D]``.
       positions: ``[B, T]`` or ``[1, T]``.
       segments: ``[B, T]`` or ``[1, T]``.
@@ -413,7 +437,8 @@ def layer(
     """
     q, k, v = to_attention(config, weights, x)
     before, variables = (q, k), {**trained, **constants}
-    q, k = position.rotate(variables, tables, q, k)
+    method = position.method
+    q, k = method.rotate(variables, tables, q, k)
     v = repeat_heads(v, k)
     seen = None
     if observer is not None:
@@ -426,11 +451,8 @@ def layer(
         segments=segments,
         variables=trained,
         constants=constants,
-        axes_of=position.variable_axes,
-        bias_fn=position.bias if position.has_bias else None,
-        contextual_fn=position.contextual_bias if position.has_contextual_bias else None,
-        head_bias=position.head_bias if position.has_head_bias else None,
-        backend=_backend(config, position, q.shape[1]),
+        position=position,
+        backend=_backend(config, method, q.shape[1]),
         block=config.attention_block,
         derivatives=config.derivatives,
     )

@@ -2,7 +2,16 @@
 
 from fope_jax.position.absolute import Learned, Sinusoidal, sinusoidal_table
 from fope_jax.position.alibi import ALiBi, alibi_bias, alibi_slopes
-from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding, PositionVariables
+from fope_jax.position.base import (
+    Layer,
+    Limits,
+    ModelShape,
+    NoPE,
+    PositionEmbedding,
+    PositionVariables,
+    bias_of_heads,
+    has_hook,
+)
 from fope_jax.position.contextual import CoPE, cope_bias
 from fope_jax.position.fope import FoPE
 from fope_jax.position.fourier import (
@@ -79,7 +88,9 @@ __all__ = [
     "DynamicNTK",
     "Fingerprint",
     "FoPE",
+    "Layer",
     "Learned",
+    "Limits",
     "Llama3",
     "LogitScaling",
     "LongRoPE",
@@ -101,6 +112,7 @@ __all__ = [
     "alibi_bias",
     "alibi_slopes",
     "angles",
+    "bias_of_heads",
     "clip_floor",
     "coefficient_std",
     "fingerprint",
@@ -115,6 +127,7 @@ __all__ = [
     "mix_tables",
     "name_of",
     "normalise_columns",
+    "has_hook",
     "rotate",
     "scaled_frequencies",
     "sinusoidal_table",

@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    Limits,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+)
 from fope_jax.position.checks import check_above_zero
 from fope_jax.position.rotation import angles, inverse_frequencies, position_values, token_positions
 from fope_jax.typing import Array
@@ -102,8 +108,9 @@ class Learned(PositionEmbedding):
         if not self.init_std >= 0:
             raise ValueError(f"init_std={self.init_std}: a standard deviation cannot be negative")
 
-    def max_length(self) -> int:
-        return self.table_length
+    @property
+    def limits(self) -> Limits:
+        return Limits(max_length=self.table_length)
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         draw = jax.random.normal(key, (self.table_length, shape.d_model), jnp.float32)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+    block_positions,
+)
 from fope_jax.position.relative_bias.base import by_head, relative_distance
 from fope_jax.position.rotation import as_array
 from fope_jax.typing import Array
@@ -79,8 +85,12 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
     slopes = as_array(slopes)
     if slopes.ndim != 1:
         raise ValueError(f"slopes {slopes.shape}: expected [N], one a head")
-    distance = jnp.abs(relative_distance(q_positions, k_positions))[:, None]
-    return -by_head(slopes) * distance.astype(jnp.float32)
+    distance = relative_distance(*block_positions(q_positions, k_positions))
+    return _penalty(distance[:, None], by_head(slopes))
+
+
+def _penalty(distance: Array, slope: Array) -> Array:
+    return -slope * jnp.abs(distance).astype(jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -121,7 +131,4 @@ class ALiBi(PositionEmbedding):
         return ("heads",)
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
-        return alibi_bias(q_positions, k_positions, variables["slopes"])
-
-    def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
-        return -values["slopes"] * jnp.abs(q_positions - k_positions).astype(jnp.float32)
+        return _penalty(relative_distance(q_positions, k_positions), variables["slopes"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from fope_jax.position.rotation import as_array
 from fope_jax.typing import Array
 
 Variables = dict[str, Array]
@@ -38,16 +41,38 @@ class PositionVariables:
 
     A pytree of four dicts.
 
-    ``model_*`` exist once a model; ``layer_*`` have a leading layer axis ``[L, ...]``
-    (``[L / period, ...]`` where methods mix over layers). ``params`` are trained; ``constants`` are
-    saved, restored and sharded with the state, and no optimizer sees them. Hooks get them merged
-    into one dict, so names must differ.
+    ``model_*`` exist once a model; ``layer_*`` have a leading layer axis ``[L, ...]`` (``[L / P,
+    ...]`` where ``layers`` gives P of them). ``params`` are trained; ``constants`` are saved,
+    restored and sharded with the state, and no optimizer sees them. Hooks get them merged into one
+    dict, so names must differ.
     """
 
     model_params: Variables = field(default_factory=dict)
     model_constants: Variables = field(default_factory=dict)
     layer_params: Variables = field(default_factory=dict)
     layer_constants: Variables = field(default_factory=dict)
+
+    def at_layer(self, index: int) -> Variables:
+        """The variables of one layer (of one period) and of the model, as the hooks get them."""
+        layers = {**self.layer_params, **self.layer_constants}
+        own = {name: value[index] for name, value in layers.items()}
+        return {**self.model_params, **self.model_constants, **own}
+
+
+class Limits(NamedTuple):
+    """Where a method is defined.
+
+    Attributes:
+      max_length: the longest sequence in tokens; None means any.
+      needs_causal_mask: only for keys at the query's position or before it. The attention of this
+        package is causal always; the drop-ins refuse other attention.
+      follows_length: all positions of a row depend on how long it is, as with dynamic NTK: keys
+        that were rotated and cached are wrong once the sequence has grown.
+    """
+
+    max_length: int | None = None
+    needs_causal_mask: bool = False
+    follows_length: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,8 @@ class PositionEmbedding:
     are pure functions of int32 positions (tokens since the start of the segment), never of array
     indices, so packed documents, key caches and sharded sequences need no special case. Positions
     are ``[B, T]``, or ``[1, T]`` where all rows share them: whatever a hook makes of them then has
-    a batch axis of 1 and is computed and kept once.
+    a batch axis of 1 and is computed and kept once. ``variables`` are what ``init`` drew, the
+    model's and one layer's in one dict, without the axis of the layers.
 
     Class attributes, for the table of methods:
       kind: ``none``, ``rotation``, ``bias``, ``absolute``, ``contextual`` or ``composition``.
@@ -71,12 +97,13 @@ class PositionEmbedding:
     kind: ClassVar[str] = "none"
     extends: ClassVar[str] = "defined at any length"
 
+    @property
+    def limits(self) -> Limits:
+        """Where the method is defined."""
+        return Limits()
+
     def check(self, shape: ModelShape) -> None:
         """Raises ValueError, naming knob and value, where the method cannot serve ``shape``."""
-
-    def max_length(self) -> int | None:
-        """The longest sequence in tokens that the method is defined for; None means any."""
-        return None
 
     def frequencies(self, head_dim: int) -> np.ndarray | None:
         """The method's frequencies in radians per token; None where it has none."""
@@ -87,89 +114,56 @@ class PositionEmbedding:
         return PositionVariables()
 
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
-        """How a variable of ``init`` is cut over devices, the axis of the layers left out.
+        """What the axes of a variable of ``init`` count, the axis of the layers left out.
 
-        Names are those of ``model.sharding.AXIS_RULES``: "heads" for an axis that counts query
-        or key-value heads, "embed" for d_model. Axes that are not named are not cut.
+        Names are those of ``fope_jax.model.sharding.AXIS_RULES``: "heads" for query or key-value
+        heads, "embed" for d_model. Axes that are not named are not cut over devices.
         """
         return ()
 
     def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
         """Changes token embeddings ``x [B, T, D]`` at ``positions [B, T]``; returns ``[B, T, D]``.
 
-        ``variables`` are the model's (``model_params`` and ``model_constants``).
+        ``variables`` are the model's alone.
         """
         return x
-
-    @property
-    def has_embed(self) -> bool:
-        """Whether ``embed`` is overridden: the method acts on token embeddings."""
-        return type(self).embed is not PositionEmbedding.embed
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> Any:
         """What ``rotate`` needs and all layers share, float32, computed once a forward pass.
 
-        ``variables`` are the model's. Returns a pytree, or None.
+        ``variables`` are the model's alone. Returns a pytree, or None.
         """
         return None
 
     def rotate(self, variables: Variables, tables: Any, q: Array, k: Array) -> tuple[Array, Array]:
         """Changes ``q [B, T, N, H]`` and ``k [B, T, K, H]``; dtypes are kept.
 
-        ``variables`` are one layer's and the model's. A method with one matrix a query head returns
-        ``k`` as ``[B, T, N, H]``, each key-value head repeated for the query heads that read it.
+        A method with one matrix a query head returns ``k`` as ``[B, T, N, H]``, each key-value head
+        repeated for the query heads that read it.
         """
         return q, k
 
-    def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array | None:
-        """The additive attention bias for a block of scores.
+    def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
+        """The bias that one head adds to its scaled logits, for any block of them.
+
+        It is written for one head and element by element: ``bias_of_heads`` evaluates it for all
+        heads at once, and the attention kernel for TPU inside a block of scores.
 
         Args:
-          variables: one layer's and the model's.
-          q_positions: ``[B, T]`` or ``[1, T]``, any slice of the sequence.
-          k_positions: ``[B, S]`` or ``[1, S]``, any slice of the sequence.
+          variables: of those with an axis of query heads (``variable_axes``) the part of this head.
+            In the kernel a variable is a number, or a tuple of numbers where it is a vector
+            (``is_in_kernel``): no table can be indexed there, nothing multiplied as a matrix.
+          q_positions: int32, tokens, of a shape that broadcasts with the keys' over the block, such
+            as ``[B, t, 1]``.
+          k_positions: the same, such as ``[B, 1, s]``.
 
         Returns:
-          ``[B, N, T, S]`` float32, added to the scaled logits (batch axis 1 where both positions
-          have it), or None where the method has none. An axis along which it is the same may be 1:
-          ``[B, 1, T, S]`` is one bias for all heads. What differs by head comes in as a variable
-          that ``init`` draws with an axis of heads, named in ``variable_axes``: on a mesh a device
-          has some of the heads only, and gets theirs.
+          float32 that broadcasts to the shape of the block.
         """
-        return None
+        return jnp.zeros((), jnp.float32)
 
-    @property
-    def has_bias(self) -> bool:
-        """Whether ``bias`` is overridden, known without evaluating it."""
-        return type(self).bias is not PositionEmbedding.bias
-
-    def head_bias(
-        self, values: dict[str, Any], q_positions: Array, k_positions: Array
-    ) -> Array | None:
-        """``bias`` of one head, in the operations that a kernel has for a block of scores.
-
-        Element by element and of numbers: no table is indexed, nothing is multiplied as a matrix,
-        so that it can be evaluated, and differentiated, inside a kernel.
-
-        Args:
-          values: what of each variable is this head's: a number, or a tuple of numbers where it is
-            a vector. They follow from ``variable_axes``.
-          q_positions: int32, tokens, of a shape that spreads over the block, such as ``[1, t]``.
-          k_positions: the same, such as ``[s, 1]``.
-
-        Returns:
-          float32 of the shape that both have together, such as ``[s, t]``, or None where the method
-          has no bias or cannot put it like this.
-        """
-        return None
-
-    @property
-    def has_head_bias(self) -> bool:
-        """Whether ``head_bias`` is overridden, known without evaluating it."""
-        return type(self).head_bias is not PositionEmbedding.head_bias
-
-    def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array | None:
-        """The additive bias of whole rows of scores, for methods whose positions depend on content.
+    def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array:
+        """The bias of whole rows of scores, for methods whose positions depend on content.
 
         Args:
           variables: one layer's and the model's.
@@ -178,48 +172,120 @@ class PositionEmbedding:
             -inf where the query does not see the key.
 
         Returns:
-          ``[B, N, T, S]`` float32, or 1 on axes along which it is the same, finite everywhere; None
-          where the method has none.
+          ``[B, N, T, S]`` float32, or 1 on axes along which it is the same, finite everywhere.
         """
-        return None
+        return jnp.zeros((1, 1, 1, 1), jnp.float32)
 
-    @property
-    def has_contextual_bias(self) -> bool:
-        """Whether ``contextual_bias`` is overridden, known without evaluating it."""
-        return type(self).contextual_bias is not PositionEmbedding.contextual_bias
+    def layers(self) -> tuple[Layer, ...]:
+        """The methods of the layers, one period of them; layer l uses entry ``l mod P``.
 
-    @property
-    def needs_causal_mask(self) -> bool:
-        """Whether it is defined for keys at the query's position or before it only.
-
-        The attention of this package is causal always; the drop-ins refuse other attention.
+        The hooks of these methods are called, with the variables that ``Layer.select`` gives.
         """
-        return False
+        return (Layer(self),)
 
-    def period(self, num_layers: int) -> int:
-        """After how many layers the methods of the layers repeat; 1 where all layers are alike."""
-        return 1
 
-    @property
-    def follows_length(self) -> bool:
-        """Whether all positions of a row depend on how long it is; not for a growing key cache."""
-        return False
+class Layer(NamedTuple):
+    """What a layer of a model does with positions.
 
-    def at_layer(self, index: int) -> PositionEmbedding:
-        """The method of layer ``index`` within a period."""
-        return self
+    Attributes:
+      method: its hooks act in this layer.
+      scope: what the names of its variables begin with.
+      logit_scale: from positions of queries ``[B, T]`` to the factor on their logits before any
+        bias, ``[1 or B, 1 or T]`` float32; None means 1.
+    """
 
-    def of_layer(
-        self, index: int, variables: Variables, tables: Any
-    ) -> tuple[PositionEmbedding, Variables, Any]:
-        """The method of layer ``index`` within a period, with its own of variables and tables.
+    method: PositionEmbedding
+    scope: str = ""
+    logit_scale: Callable[[Array], Array] | None = None
 
-        Args:
-          index: from 0 below ``period``.
-          variables: any of those of one period, layer axis removed, and of the model's.
-          tables: of the whole model.
-        """
-        return self.at_layer(index), variables, tables
+    def select(self, variables: Variables) -> Variables:
+        """The layer's own variables, under the names that its method has for them."""
+        return select(variables, self.scope)
+
+
+def select(variables: Variables, scope: str) -> Variables:
+    """The variables whose names begin with ``scope``, without it.
+
+    >>> select({"0.slopes": 1, "1.slopes": 2}, "1.")
+    {'slopes': 2}
+    """
+    return {
+        name.removeprefix(scope): value
+        for name, value in variables.items()
+        if name.startswith(scope)
+    }
+
+
+def has_hook(method: PositionEmbedding, hook: str) -> bool:
+    """Whether the method has a hook of its own, such as "bias", known without calling it."""
+    return getattr(type(method), hook) is not getattr(PositionEmbedding, hook)
+
+
+def embed_tokens(
+    position: PositionEmbedding, variables: Variables, x: Array, positions: Array
+) -> Array:
+    """``embed`` of a whole model's method, which all of its layers share or none has."""
+    layer = position.layers()[0]
+    return layer.method.embed(layer.select(variables), x, positions)
+
+
+def bias_of_heads(
+    method: PositionEmbedding, variables: Variables, q_positions: Array, k_positions: Array
+) -> Array:
+    """``PositionEmbedding.bias`` of all heads, for a block of scores.
+
+    What does not depend on the head is computed once.
+
+    Args:
+      method: of one layer, with a bias.
+      variables: one layer's and the model's, with their axes of heads.
+      q_positions: integers ``[B, T]`` or ``[1, T]``, any slice of the sequence.
+      k_positions: integers ``[B, S]`` or ``[1, S]``, any slice of the sequence.
+
+    Returns:
+      ``[B, N, T, S]`` float32, batch axis 1 where both positions have it; ``[B, 1, T, S]`` where
+      no variable differs by head.
+    """
+    q_positions, k_positions = block_positions(q_positions, k_positions)
+    heads = {
+        name: axes.index("heads") if "heads" in (axes := method.variable_axes(name)) else None
+        for name in variables
+    }
+
+    block = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
+
+    def of_one_head(own: Variables) -> Array:
+        return jnp.broadcast_to(method.bias(own, q_positions, k_positions), block)
+
+    if all(axis is None for axis in heads.values()):
+        return of_one_head(variables)[:, None]
+    return jax.vmap(of_one_head, in_axes=(heads,), out_axes=1)(variables)
+
+
+def block_positions(q_positions: Array, k_positions: Array) -> tuple[Array, Array]:
+    """``[B, T, 1]`` and ``[B, 1, S]``, which broadcast over a block of scores.
+
+    Args:
+      q_positions: ``[B, T]`` or ``[1, T]``.
+      k_positions: ``[B, S]`` or ``[1, S]``.
+
+    Raises:
+      ValueError: other shapes.
+    """
+    q_positions, k_positions = as_array(q_positions), as_array(k_positions)
+    shapes = q_positions.shape, k_positions.shape
+    fits = all(len(shape) == 2 for shape in shapes)
+    if not fits or len({shape[0] for shape in shapes} - {1}) > 1:
+        raise ValueError(
+            f"q_positions {shapes[0]}, k_positions {shapes[1]}: expected [B, T] and [B, S], with "
+            "the same B or 1"
+        )
+    return q_positions[:, :, None], k_positions[:, None, :]
+
+
+def is_in_kernel(variable: Any) -> bool:
+    """Whether a vector comes as the numbers it is made of, see ``PositionEmbedding.bias``."""
+    return isinstance(variable, tuple)
 
 
 @dataclass(frozen=True)

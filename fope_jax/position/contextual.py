@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    Limits,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+)
 from fope_jax.position.checks import check_spread
 from fope_jax.typing import Array
 
@@ -139,8 +145,8 @@ class CoPE(PositionEmbedding):
         return () if self.share_heads else ("heads",)
 
     @property
-    def needs_causal_mask(self) -> bool:
-        return True
+    def limits(self) -> Limits:
+        return Limits(needs_causal_mask=True)
 
     def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array:
         return cope_bias(q, logits, variables["position_table"])

@@ -11,8 +11,16 @@ from typing import Any, ClassVar, cast
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    Layer,
+    Limits,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    has_hook,
+)
 from fope_jax.position.checks import check_at_least, check_choice
+from fope_jax.position.mixing import Composition
 from fope_jax.position.rotation import position_values
 from fope_jax.position.scaling import Scaling, yarn_temperature
 from fope_jax.typing import Array
@@ -50,7 +58,7 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
 
 
 @dataclass(frozen=True)
-class LogitScaling(PositionEmbedding):
+class LogitScaling(Composition):
     """Multiplies the attention logits of another method by a factor that grows with length.
 
         log_n:  q.k -> s(p) q.k,  s as in ``log_n_scale``, p the position of the query
@@ -63,8 +71,7 @@ class LogitScaling(PositionEmbedding):
     A contextual bias is the one that the method has without the scaling. CoPE's gates are
     sigmoid(q.k / sqrt(H)) in its paper, from logits without a factor, and its positions are counts
     that the same query and keys have at any length; with s on the gates they would be other counts
-    beyond L, and s on q would scale its embeddings. There n is the number of keys that the query
-    sees, which is p + 1 where none is left out.
+    beyond L, and s on q would scale its embeddings.
 
     A scaling of the method's frequencies may have a temperature of its own (YaRN, LongRoPE): with
     it logits would be sharpened for the same longer length twice, and it is refused. Leave it out
@@ -81,7 +88,6 @@ class LogitScaling(PositionEmbedding):
     Reference: Chiang and Cholak 2022, Section 5.3; Peng et al. 2023, "YaRN", Eq. 21-22.
     """
 
-    kind: ClassVar[str] = "composition"
     extends: ClassVar[str] = "helps the method it wraps"
 
     inner: PositionEmbedding
@@ -97,7 +103,7 @@ class LogitScaling(PositionEmbedding):
             raise ValueError(f"{needed}=None: form={self.form!r} needs it")
         if getattr(self, other) is not None:
             raise ValueError(f"{other}={getattr(self, other)}: form={self.form!r} does not use it")
-        self._scale(np.zeros((1, 1), np.int32))  # raises where the number is out of range
+        self.scale(np.zeros((1, 1), np.int32))  # raises where the number is out of range
         for part in (self.inner, *_parts(self.inner)):
             if isinstance(part, LogitScaling):
                 where = "is" if part is self.inner else "holds"
@@ -115,16 +121,19 @@ class LogitScaling(PositionEmbedding):
 
     def check(self, shape: ModelShape) -> None:
         self.inner.check(shape)
-        for index in range(self.inner.period(shape.num_layers)):
-            own = self.inner.at_layer(index)
-            if own.has_bias and own.has_contextual_bias:
+        for layer in self.inner.layers():
+            method = layer.method
+            if has_hook(method, "bias") and has_hook(method, "contextual_bias"):
                 raise ValueError(
-                    f"inner={type(own).__name__}: it has a bias and a contextual bias, whose "
+                    f"inner={type(method).__name__}: it has a bias and a contextual bias, whose "
                     "logits hold the bias, so that the product of q and k cannot be scaled alone"
                 )
 
-    def max_length(self) -> int | None:
-        return self.inner.max_length()
+    @property
+    def limits(self) -> Limits:
+        # log_n takes the position of a query for the number of keys that it sees.
+        causal = self.form == "log_n" or self.inner.limits.needs_causal_mask
+        return self.inner.limits._replace(needs_causal_mask=causal)
 
     def frequencies(self, head_dim: int) -> np.ndarray | None:
         return self.inner.frequencies(head_dim)
@@ -135,89 +144,15 @@ class LogitScaling(PositionEmbedding):
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
         return self.inner.variable_axes(name)
 
-    def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
-        return self.inner.embed(variables, x, positions)
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(layer._replace(logit_scale=self.scale) for layer in self.inner.layers())
 
-    def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Array, Any]:
-        return self._scale(positions), self.inner.tables(variables, positions, head_dim)
-
-    def _scale(self, positions: Array) -> Array:
-        """The factor on the logits of each query, ``[1 or B, 1 or T]``."""
+    def scale(self, positions: Array) -> Array:
+        """The factor on the logits of queries at ``positions [B, T]``, ``[1 or B, 1 or T]``."""
         if self.form == "yarn":
             temperature = yarn_temperature(cast(float, self.factor))
             return jnp.full((1, 1), temperature**2, jnp.float32)
         return log_n_scale(positions, cast(int, self.training_length), within=self.within)
-
-    def rotate(
-        self, variables: Variables, tables: tuple[Array, Any], q: Array, k: Array
-    ) -> tuple[Array, Array]:
-        scale, inner = tables
-        q, k = self.inner.rotate(variables, inner, q, k)
-        if self.has_contextual_bias:
-            return q, k  # of which its bias is made; the factor comes with the bias
-        return (q.astype(jnp.float32) * scale[:, :, None, None]).astype(q.dtype), k
-
-    def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array | None:
-        return self.inner.bias(variables, q_positions, k_positions)
-
-    @property
-    def has_embed(self) -> bool:
-        return self.inner.has_embed
-
-    @property
-    def has_bias(self) -> bool:
-        return self.inner.has_bias
-
-    def head_bias(
-        self, values: dict[str, Any], q_positions: Array, k_positions: Array
-    ) -> Array | None:
-        return self.inner.head_bias(values, q_positions, k_positions)
-
-    @property
-    def has_head_bias(self) -> bool:
-        return self.inner.has_head_bias
-
-    def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array | None:
-        """The method's own bias, and what the factor adds to ``logits``.
-
-        bias[i, j] + (s(n_i) - 1) logits[i, j],  n_i the keys that query i sees
-        """
-        bias = self.inner.contextual_bias(variables, q, logits)
-        if bias is None:
-            return None
-        seen = logits > -jnp.inf
-        # Padding sees no key: a count of 0 would make the factor infinite.
-        last = jnp.maximum(jnp.sum(seen, axis=-1, dtype=jnp.int32), 1) - 1
-        batch, heads, length, keys = logits.shape
-        scale = self._scale(last.reshape(batch * heads, length))
-        scale = jnp.broadcast_to(scale, (batch * heads, length)).reshape(batch, heads, length, 1)
-        return bias + (scale - 1) * jnp.where(seen, logits, 0.0)
-
-    @property
-    def has_contextual_bias(self) -> bool:
-        return self.inner.has_contextual_bias
-
-    @property
-    def needs_causal_mask(self) -> bool:
-        # log_n takes the position of a query for the number of keys that it sees.
-        return self.form == "log_n" or self.inner.needs_causal_mask
-
-    def period(self, num_layers: int) -> int:
-        return self.inner.period(num_layers)
-
-    @property
-    def follows_length(self) -> bool:
-        return self.inner.follows_length
-
-    def at_layer(self, index: int) -> PositionEmbedding:
-        return dataclasses.replace(self, inner=self.inner.at_layer(index))
-
-    def of_layer(
-        self, index: int, variables: Variables, tables: tuple[Array, Any]
-    ) -> tuple[PositionEmbedding, Variables, Any]:
-        scale, inner = tables
-        _, variables, inner = self.inner.of_layer(index, variables, inner)
-        return self.at_layer(index), variables, (scale, inner)
 
 
 def _parts(method: Any) -> Iterator[PositionEmbedding | Scaling]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,14 +10,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    Layer,
+    Limits,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+    has_hook,
+    select,
+)
 from fope_jax.typing import Array
 
 GROUPS = ("model_params", "model_constants", "layer_params", "layer_constants")
 
 
+class Composition(PositionEmbedding):
+    """A method that is made of others: in each layer the hooks of ``layers`` are called.
+
+    Its own raise, since the base class's identities would silently be no position embedding.
+    """
+
+    kind: ClassVar[str] = "composition"
+
+    def _has_no_hooks(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(
+            f"{type(self).__name__} has no hooks of its own: call those of the methods that "
+            "layers() gives"
+        )
+
+    embed = tables = rotate = bias = contextual_bias = _has_no_hooks
+
+
 @dataclass(frozen=True)
-class ByLayer(PositionEmbedding):
+class ByLayer(Composition):
     """A pattern of methods that repeats over the layers.
 
         layer l uses methods[l mod P],  P = len(methods)
@@ -32,7 +59,6 @@ class ByLayer(PositionEmbedding):
     Gemma Team 2025, "Gemma 3 Technical Report", Section 2, for two bases.
     """
 
-    kind: ClassVar[str] = "composition"
     extends: ClassVar[str] = "as its methods"
 
     methods: tuple[PositionEmbedding, ...]
@@ -40,7 +66,7 @@ class ByLayer(PositionEmbedding):
     def __post_init__(self) -> None:
         object.__setattr__(self, "methods", _methods(self.methods))
         for method in self.methods:
-            if _is_pattern(method):
+            if any(layer.scope for layer in method.layers()):
                 raise ValueError(
                     f"methods holds a {type(method).__name__}: write one pattern in place of two"
                 )
@@ -54,8 +80,9 @@ class ByLayer(PositionEmbedding):
         for method in self.methods:
             method.check(shape)
 
-    def max_length(self) -> int | None:
-        return _shortest(self.methods)
+    @property
+    def limits(self) -> Limits:
+        return joint_limits(self.methods)
 
     def frequencies(self, head_dim: int) -> np.ndarray | None:
         return _concatenated([method.frequencies(head_dim) for method in self.methods])
@@ -70,36 +97,9 @@ class ByLayer(PositionEmbedding):
         index, own = name.split(".", 1)
         return self.methods[int(index)].variable_axes(own)
 
-    def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Any, ...]:
-        return tuple(
-            method.tables(_own(variables, index), positions, head_dim)
-            for index, method in enumerate(self.methods)
-        )
-
-    def rotate(
-        self, variables: Variables, tables: tuple[Any, ...], q: Array, k: Array
-    ) -> tuple[Array, Array]:
-        """Raises TypeError: there is a rotation for each layer, which ``of_layer`` gives."""
-        raise TypeError("ByLayer rotates in no layer by itself: take the method of_layer gives")
-
-    def period(self, num_layers: int) -> int:
-        return len(self.methods)
-
-    @property
-    def follows_length(self) -> bool:
-        return any(method.follows_length for method in self.methods)
-
-    @property
-    def needs_causal_mask(self) -> bool:
-        return any(method.needs_causal_mask for method in self.methods)
-
-    def at_layer(self, index: int) -> PositionEmbedding:
-        return self.methods[index]
-
-    def of_layer(
-        self, index: int, variables: Variables, tables: tuple[Any, ...]
-    ) -> tuple[PositionEmbedding, Variables, Any]:
-        return self.at_layer(index), _own(variables, index), tables[index]
+    def layers(self) -> tuple[Layer, ...]:
+        own = [method.layers()[0] for method in self.methods]
+        return tuple(layer._replace(scope=f"{index}.") for index, layer in enumerate(own))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class ByShare(PositionEmbedding):
         object.__setattr__(self, "methods", _methods(self.methods))
         object.__setattr__(self, "shares", tuple(self.shares))
         for method in self.methods:
-            if method.has_bias or method.has_contextual_bias or _is_pattern(method):
+            biased = has_hook(method, "bias") or has_hook(method, "contextual_bias")
+            if biased or method.layers() != (Layer(method),):
                 raise ValueError(
                     f"methods holds {type(method).__name__}: only a method that rotates dimensions "
                     "has a share of them"
@@ -158,16 +159,9 @@ class ByShare(PositionEmbedding):
         for method, dim in zip(self.methods, self.dims(shape.head_dim), strict=True):
             method.check(shape._replace(head_dim=dim))
 
-    def max_length(self) -> int | None:
-        return _shortest(self.methods)
-
     @property
-    def follows_length(self) -> bool:
-        return any(method.follows_length for method in self.methods)
-
-    @property
-    def needs_causal_mask(self) -> bool:
-        return any(method.needs_causal_mask for method in self.methods)
+    def limits(self) -> Limits:
+        return joint_limits(self.methods)
 
     def frequencies(self, head_dim: int) -> np.ndarray | None:
         parts = zip(self.methods, self.dims(head_dim), strict=True)
@@ -184,7 +178,7 @@ class ByShare(PositionEmbedding):
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Any, ...]:
         return tuple(
-            method.tables(_own(variables, index), positions, dim)
+            method.tables(select(variables, f"{index}."), positions, dim)
             for index, (method, dim) in enumerate(
                 zip(self.methods, self.dims(head_dim), strict=True)
             )
@@ -197,7 +191,7 @@ class ByShare(PositionEmbedding):
         q_parts, k_parts = [], []
         pieces = zip(jnp.split(q, edges, axis=-1), jnp.split(k, edges, axis=-1), strict=True)
         for index, (q_part, k_part) in enumerate(pieces):
-            own = _own(variables, index)
+            own = select(variables, f"{index}.")
             q_part, k_part = self.methods[index].rotate(own, tables[index], q_part, k_part)
             q_parts.append(q_part)
             k_parts.append(k_part)
@@ -207,11 +201,6 @@ class ByShare(PositionEmbedding):
         return jnp.concatenate(q_parts, axis=-1), jnp.concatenate(k_parts, axis=-1)
 
 
-def _is_pattern(method: PositionEmbedding) -> bool:
-    """Whether layers have methods of their own, so that the method by itself serves none."""
-    return method.at_layer(0) != method
-
-
 def _methods(methods: Any) -> tuple[PositionEmbedding, ...]:
     methods = tuple(methods)
     if not methods:
@@ -219,7 +208,7 @@ def _methods(methods: Any) -> tuple[PositionEmbedding, ...]:
     for method in methods:
         if not isinstance(method, PositionEmbedding):
             raise ValueError(f"methods holds {method!r}: expected methods such as RoPE()")
-        if method.has_embed:
+        if any(has_hook(layer.method, "embed") for layer in method.layers()):
             raise ValueError(
                 f"methods holds {type(method).__name__}: it changes the token embeddings, which "
                 "no layer and no dimension of a head has to itself"
@@ -227,9 +216,11 @@ def _methods(methods: Any) -> tuple[PositionEmbedding, ...]:
     return methods
 
 
-def _shortest(methods: tuple[PositionEmbedding, ...]) -> int | None:
-    limits = [method.max_length() for method in methods]
-    return min((limit for limit in limits if limit is not None), default=None)
+def joint_limits(methods: Sequence[PositionEmbedding]) -> Limits:
+    """Where all of the methods are defined."""
+    lengths, causal, following = zip(*(method.limits for method in methods), strict=True)
+    known = [length for length in lengths if length is not None]
+    return Limits(min(known, default=None), any(causal), any(following))
 
 
 def _concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
@@ -248,12 +239,3 @@ def _init_all(
             named = {f"{index}.{name}": value for name, value in getattr(drawn, group).items()}
             merged[group] |= named
     return PositionVariables(**merged)
-
-
-def _own(variables: Variables, index: int) -> Variables:
-    prefix = f"{index}."
-    return {
-        name.removeprefix(prefix): value
-        for name, value in variables.items()
-        if name.startswith(prefix)
-    }

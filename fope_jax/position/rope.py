@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    Limits,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+)
 from fope_jax.position.rotation import angles, check_head_dim, check_theta, position_values, rotate
 from fope_jax.position.scaling import Scaling, check_chain, scaled_frequencies
 from fope_jax.typing import Array
@@ -53,15 +59,15 @@ class RoPE(PositionEmbedding):
                 "rotate is above 0, to 1"
             )
         following = [type(step).__name__ for step in self.scaling if step.follows_length]
-        if self.learnable and self.follows_length:
+        if self.learnable and following:
             raise ValueError(
                 f"learnable=True, scaling={following[0]} with length=None: frequencies that follow "
                 "each sequence cannot be trained; give the scaling a length"
             )
 
     @property
-    def follows_length(self) -> bool:
-        return any(step.follows_length for step in self.scaling)
+    def limits(self) -> Limits:
+        return Limits(follows_length=any(step.follows_length for step in self.scaling))
 
     def rotary_dim(self, head_dim: int) -> int:
         """The dimensions of a head that rotate.
@@ -106,7 +112,7 @@ class RoPE(PositionEmbedding):
 
     def _phase(self, variables: Variables, positions: Array, head_dim: int) -> Array:
         """Radians ``[B, T, F]``."""
-        if self.follows_length:
+        if self.limits.follows_length:
             # Counted in float32: in a small integer dtype the last position + 1 may wrap.
             lengths = jnp.max(position_values(positions), axis=-1) + 1
             row_phase = functools.partial(self._row_phase, head_dim=head_dim)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, Variables
+from fope_jax.position.base import Limits, ModelShape, PositionEmbedding, Variables
 from fope_jax.position.checks import check_above_zero
 from fope_jax.position.rotation import (
     angles,
@@ -58,7 +58,7 @@ class XPos(PositionEmbedding):
         (zeta ** (m / B) R_m q).(zeta ** (-n / B) R_n k) = q.(zeta ** ((m - n) / B) R_{n-m} k)
 
     Keys grow as much as queries shrink, so positions are limited to where float32 holds both
-    (26,156 tokens at the defaults; ``max_length``); a larger ``scale_base`` moves the limit out.
+    (26,156 tokens at the defaults; ``limits``); a larger ``scale_base`` moves the limit out.
     Keys after the query would grow with distance, so attention must be causal, as in the paper.
 
     Knobs:
@@ -86,14 +86,12 @@ class XPos(PositionEmbedding):
     def check(self, shape: ModelShape) -> None:
         check_head_dim(shape.head_dim)
 
-    def max_length(self) -> int:
-        """Tokens to which the fastest decay, ``zeta_0 = gamma / (1 + gamma)``, stays in float32."""
-        decay_per_token = math.log((1 + self.gamma) / self.gamma) / self.scale_base
-        return min(math.floor(_LARGEST_EXPONENT / decay_per_token), 2**31 - 1)
-
     @property
-    def needs_causal_mask(self) -> bool:
-        return True
+    def limits(self) -> Limits:
+        """To where the fastest decay, ``zeta_0 = gamma / (1 + gamma)``, stays in float32."""
+        decay_per_token = math.log((1 + self.gamma) / self.gamma) / self.scale_base
+        longest = min(math.floor(_LARGEST_EXPONENT / decay_per_token), 2**31 - 1)
+        return Limits(max_length=longest, needs_causal_mask=True)
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         return inverse_frequencies(head_dim, self.theta)
@@ -109,7 +107,8 @@ class XPos(PositionEmbedding):
         decay = (np.log(xpos_decay(head_dim, self.gamma)) / self.scale_base).astype(np.float32)
         distance = position_values(positions)[..., None]
         amplitude = jnp.exp(distance * decay.reshape((1, 1, -1)))
-        inside = jnp.abs(distance) < self.max_length()
+        longest: Any = self.limits.max_length
+        inside = jnp.abs(distance) < longest
         return jnp.cos(phase), jnp.sin(phase), jnp.where(inside, amplitude, jnp.nan)
 
     def rotate(

@@ -33,20 +33,12 @@ SEED = 0
 
 
 class Measure(NamedTuple):
-    """A number of a run's spectrum.
-
-    Attributes:
-      name: for axes and tables.
-      fields: of the rows of kind "spectrum" that it is the mean of, over layers and heads.
-      is_pooled: heads weigh as much as the energy of their logits' profile: ratios of energies are
-        then those of all heads together, and a head that ignores distance says little.
-      is_beyond: taken at the longest measured context, else at the training length.
-    """
+    """A number of a run's spectrum: the mean of fields of its rows, over layers and heads."""
 
     name: str
     fields: tuple[str, ...]
-    is_pooled: bool
-    is_beyond: bool
+    is_pooled: bool  # heads weigh as their profile's energy: one that ignores distance says little
+    is_beyond: bool  # at the longest measured context, else at the training length
 
 
 MEASURES = (
@@ -58,23 +50,14 @@ MEASURES = (
 
 
 class Point(NamedTuple):
-    """One run.
-
-    Attributes:
-      label: of its variant.
-      seed: of the run.
-      gap: nats per token; None where its loss was not measured at two lengths.
-      numbers: by ``Measure.name``, after training; None where the method has no frequencies.
-      before: the same of the untrained parameters; None where they were not measured.
-      trained_at: the step, 0 where only the untrained parameters were measured.
-    """
+    """One run; its numbers by ``Measure.name``, None where the method has no frequencies."""
 
     label: str
     seed: int
-    gap: float | None
+    gap: float | None  # nats per token; None where its loss was not measured at two lengths
     numbers: dict[str, float | None]
-    before: dict[str, float | None]
-    trained_at: int
+    before: dict[str, float | None]  # of the untrained parameters
+    trained_at: int  # step; 0 where only the untrained parameters were measured
 
 
 class Correlation(NamedTuple):
@@ -107,11 +90,8 @@ def spectrum_points(runs: Sequence[Run]) -> list[Point]:
 
 
 def generalization_gap(run: Run, split: str) -> float | None:
-    """Loss at the longest context minus that at the training length, None without both.
-
-    Of the protocol that scores the same tokens at every context, on the split that the spectra are
-    of.
-    """
+    """Loss of the same tokens at the longest context minus that at the training length, in nats per
+    token, on the split that the spectra are of; None without both."""
     scored = ("same-tokens", split)
     rows = [row for row in run.of("perplexity") if (row["protocol"], row["split"]) == scored]
     losses = {context: add_up(pool).loss() for context, pool in group(rows, context_of).items()}
@@ -139,16 +119,10 @@ def _spectrum_numbers(run: Run, rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def correlate(x: Sequence[float], y: Sequence[float], variants: Sequence[str]) -> Correlation:
-    """Both correlations of ``x`` and ``y``, with intervals from drawing variants again.
+    """Both correlations of ``x`` and ``y``, a number of each run, with 95% bootstrap intervals.
 
-    Args:
-      x: a number of each run.
-      y: another.
-      variants: whose seed each run is.
-
-    Returns:
-      Intervals from the draws of which the correlation is defined, 2.5% to 97.5%; NaN with fewer
-      than ``LEAST_VARIANTS`` variants.
+    Variants are drawn again, each with all its runs; with fewer than ``LEAST_VARIANTS`` intervals
+    are NaN. Draws of which the correlation is not defined do not count.
     """
     xs, ys = np.asarray(x, float), np.asarray(y, float)
     names = sorted(set(variants))

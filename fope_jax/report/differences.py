@@ -28,18 +28,11 @@ Numbers = Mapping[str, Mapping[int, float]]  # label -> seed -> number
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean over seeds of one variant's number minus another's.
-
-    Attributes:
-      mean: of the paired differences.
-      half_width: of the 95% interval; NaN with one seed.
-      p: of the two-sided paired t-test; NaN with one seed.
-      seeds: how many pairs.
-    """
+    """A mean over seeds of one variant's number minus another's."""
 
     mean: float
-    half_width: float
-    p: float
+    half_width: float  # of the 95% interval; NaN with one seed
+    p: float  # of the two-sided paired t-test; NaN with one seed
     seeds: int
 
     @property
@@ -83,14 +76,10 @@ def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, st
     >>> sorted(holm({("a", "b"): d(0.01), ("a", "c"): d(0.04), ("b", "c"): d(0.03)}))
     [('a', 'b')]
     """
-    p_values = {
-        pair: difference.p
-        for pair, difference in differences.items()
-        if not math.isnan(difference.p)
-    }
+    known = [pair for pair in differences if not math.isnan(differences[pair].p)]
     significant = set()
-    for index, pair in enumerate(sorted(p_values, key=lambda pair: p_values[pair])):
-        if p_values[pair] > (1 - LEVEL) / (len(differences) - index):
+    for index, pair in enumerate(sorted(known, key=lambda pair: differences[pair].p)):
+        if differences[pair].p > (1 - LEVEL) / (len(differences) - index):
             break
         significant.add(pair)
     return significant
@@ -134,17 +123,8 @@ def ranks(numbers: Numbers) -> dict[str, float]:
 
 
 # What runs may differ in and still have seen the same batches and done the same work.
-_IGNORED = (
-    "name",
-    "seed",
-    "position.",
-    "evaluate.",
-    "mesh.",
-    "train.log_every",
-    "train.save_every",
-    "train.keep",
-    "data.cache_dir",
-)
+_IGNORED = ("name", "seed", "position.", "evaluate.", "mesh.", "data.cache_dir")
+_IGNORED += ("train.log_every", "train.save_every", "train.keep")
 
 
 def config_differences(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -60,15 +60,8 @@ def line_styles(names: Iterable[str]) -> dict[str, Style]:
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **settings: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of so many inches, and its styled panels, row by row.
-
-    Args:
-      width: inches.
-      height: inches.
-      rows: of panels.
-      columns: of panels.
-      **settings: of `Figure.subplots`.
-    """
+    """A figure, its size in inches, and its styled panels, row by row; ``settings`` are those of
+    `Figure.subplots`."""
     matplotlib = require("matplotlib.figure", "train")
     figure = matplotlib.Figure(figsize=(width, height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **settings).flat)
@@ -87,15 +80,7 @@ def style_axes(axes: Axes) -> None:
 def mark_length(
     axes: Axes, length: int, text: str = "", xytext: tuple[float, float] = (-3, 3), ha: str = "left"
 ) -> None:
-    """A dashed line at the training length, with its text beside the upper end of the line.
-
-    Args:
-      axes: with tokens on the horizontal axis.
-      length: tokens.
-      text: by default "training length 512".
-      xytext: points from the end of the line to the text.
-      ha: which part of the text is there, see `Axes.annotate`.
-    """
+    """A dashed line at the training length, with a text ``xytext`` points from its upper end."""
     axes.axvline(length, color=GREY, linewidth=1.2, linestyle=DASHES, zorder=0)
     axes.annotate(
         text or f"training length {length:,}",
@@ -281,9 +266,8 @@ def depth_figure(comparison: Comparison) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     panels: list[Any] = list(grid.flat)
     for axes, (label, seeds) in zip(panels, comparison.curves.items(), strict=False):
-        pools = group(
-            (r for seed_rows in seeds for r in seed_rows), lambda r: (r["context"], r["depth"])
-        )
+        rows_of_label = (row for rows in seeds for row in rows)
+        pools = group(rows_of_label, lambda row: (row["context"], row["depth"]))
         percent = {key: add_up(pool).accuracy() for key, pool in pools.items()}
         depths = sorted({depth for _, depth in percent})
         values = [[percent.get((c, d), math.nan) for c in contexts] for d in depths]

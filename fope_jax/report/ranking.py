@@ -30,19 +30,12 @@ if TYPE_CHECKING:
 
 
 class Measure(NamedTuple):
-    """What variants are ranked by; less of it is better.
-
-    Attributes:
-      name: in words.
-      unit: of the number.
-      metric: of pooled rows.
-      digits: decimals that are shown.
-    """
+    """What variants are ranked by; less of it is better."""
 
     name: str
     unit: str
     metric: Metric
-    digits: int
+    digits: int  # decimals that are shown
 
 
 LOSS = Measure("loss", "nats per token", Sums.loss, 3)  # its differences are perplexities' ratios
@@ -71,9 +64,7 @@ def compare_pairs(comparison: Comparison, contexts: Sequence[int]) -> Pairs:
 def is_ranked(comparison: Comparison) -> bool:
     """Whether two variants share two seeds and differ, without which nothing is significant."""
     pairs = compare_pairs(comparison, shown_contexts(comparison)[0])
-    return any(
-        difference.seeds > 1 and difference.mean for difference in pairs.differences.values()
-    )
+    return any(pair.seeds > 1 and pair.mean for pair in pairs.differences.values())
 
 
 def shown_contexts(comparison: Comparison) -> list[tuple[int, ...]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fope_jax.report.bootstrap import Interval
-from fope_jax.report.comparison import Comparison, comparisons, spreads_over_seeds
+from fope_jax.report.comparison import Comparison, comparisons, context_of, spreads_over_seeds
 from fope_jax.report.protocols import describe, protocol_caption
 from fope_jax.report.rows import Row, Run
 from fope_jax.report.sums import Spread, Sums, add_up, group
@@ -107,10 +107,8 @@ def context_table(
     """A row for each label, a column for each context."""
     contexts, rows = comparison.contexts, []
     for label, values in spreads.items():
-        label_intervals = (intervals or {}).get(label, {})
-        rows.append(
-            (label, [format_spread(values.get(c), show, label_intervals.get(c)) for c in contexts])
-        )
+        ends = (intervals or {}).get(label, {})
+        rows.append((label, [format_spread(values.get(c), show, ends.get(c)) for c in contexts]))
     return Table(title, "context (tokens)", [f"{c:,}" for c in contexts], rows, note)
 
 
@@ -177,23 +175,17 @@ def retrieval_tables(comparison: Comparison) -> list[Table]:
     """Right answers of trials, over all depths and seeds; parts of answers, where they have any;
     the rank of the answer, where it was taken; and the loss on answer tokens."""
     counted, name = retrieval_names(comparison)
-    rows = comparison.labelled_rows()
-    sums = {
-        label: [
-            add_up(
-                row for row_label, row in rows if row_label == label and row["context"] == context
-            )
-            for context in comparison.contexts
-        ]
-        for label in comparison.curves
-    }
+    contexts, sums = comparison.contexts, {}
+    for label, seeds in comparison.curves.items():
+        pools = group((row for rows in seeds for row in rows), context_of)
+        sums[label] = [add_up(pools.get(context, [])) for context in contexts]
 
     def shares(title: str, count: str, total: str, note: str) -> Table:
         cells = {
             label: [format_share(getattr(s, count), getattr(s, total)) for s in by_context]
             for label, by_context in sums.items()
         }
-        columns = [f"{context:,}" for context in comparison.contexts]
+        columns = [f"{context:,}" for context in contexts]
         return Table(title, "context (tokens)", columns, list(cells.items()), note)
 
     title = f"{counted.capitalize()} ({name}, {training_lengths(comparison)})"
@@ -201,7 +193,7 @@ def retrieval_tables(comparison: Comparison) -> list[Table]:
     if any(s.asked > s.total for by_context in sums.values() for s in by_context):
         title, note = f"Parts of the answer found ({name})", "in any order, in what was written"
         tables.append(shares(title, "found", "asked", note))
-    candidates = max(row.get("candidates", 0) for _, row in rows)
+    candidates = max(row.get("candidates", 0) for _, row in comparison.labelled_rows())
     if candidates:
         ranks = {
             label: {c: rank for c, rank in by_context.items() if not math.isnan(rank.mean)}

@@ -103,9 +103,7 @@ def validation_table(run_rows: RunRows) -> Table:
     table = Table("Loss during training (nats/token), by context (tokens)", "variant", columns)
     for run, rows in run_rows:
         for step, step_rows in group(rows, lambda row: row["step"]).items():
-            losses = {
-                c: format_loss(add_up(r).loss()) for c, r in group(step_rows, context_of).items()
-            }
+            losses = {row["context"]: format_loss(add_up([row]).loss()) for row in step_rows}
             cells = [f"{step:,}", f"{_tokens_seen(run, step_rows[0]):,}"]
             cells += [losses.get(context, EMPTY) for context in contexts]
             table.rows.append((labels[run.path], cells))

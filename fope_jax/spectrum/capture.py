@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.model.attention import attention_logits
+from fope_jax.model.attention import attention_logits, bias_functions
 from fope_jax.model.transformer import Activations, Transformer, merge, split
 from fope_jax.typing import Array
 
@@ -46,15 +46,13 @@ class Seen(NamedTuple):
 def logits_of(seen: Activations) -> Array:
     """The logits ``[B, N, T, T]`` of one document that fills the window, -inf after the query."""
     positions = jnp.arange(seen.x.shape[1], dtype=jnp.int32)[None]
-    method = seen.position
     return attention_logits(
         seen.turned_q,
         seen.turned_k,
         positions=positions,
         segments=jnp.ones_like(positions),
         variables=seen.variables,
-        bias_fn=method.bias if method.has_bias else None,
-        contextual_fn=method.contextual_bias if method.has_contextual_bias else None,
+        **bias_functions(seen.position),
     )
 
 

@@ -12,22 +12,18 @@ import numpy as np
 Activation = Callable[[np.ndarray], np.ndarray]
 
 
-def damaged_tone(share: float, own: float, other: float, positions: np.ndarray) -> np.ndarray:
+def damaged_tone(
+    share: float, frequency: float, leaked: float, positions: np.ndarray
+) -> np.ndarray:
     """A dimension that should carry one frequency and carries some of another (Eq. 6).
 
         h(n) = (1 - s) exp(i w_m n) + s exp(i w_o n)
 
-    It has no period 2 pi / w_m any more, unless w_o is a multiple of w_m.
-
-    Args:
-      share: s, what leaked in.
-      own, other: w_m and w_o, radians per token.
-      positions: ``[T]`` tokens.
-
-    Returns:
-      ``[T]`` complex.
+    for the share s that leaked in, w_m = ``frequency`` and w_o = ``leaked``, radians per token. It
+    has no period 2 pi / w_m any more, unless w_o is a multiple of w_m. Returns ``[T]`` complex.
     """
-    return (1 - share) * np.exp(1j * own * positions) + share * np.exp(1j * other * positions)
+    tones = np.exp(1j * np.multiply.outer([frequency, leaked], positions))
+    return np.array([1 - share, share]) @ tones
 
 
 def leaked_amplitudes(weight: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
@@ -35,12 +31,8 @@ def leaked_amplitudes(weight: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
 
         y_k(n) = sum_m W_km a_m exp(i w_m n)   has   Y_k(w_m) = W_km a_m, and no other frequency
 
-    Args:
-      weight: ``[K, M]``.
-      amplitudes: ``[M]`` complex, input m carries the tone w_m with amplitude a_m.
-
-    Returns:
-      ``[K, M]`` complex: output k, frequency m.
+    ``weight`` is ``[K, M]``; input m carries the tone w_m with amplitude a_m. Returns ``[K, M]``
+    complex: output k, frequency m.
     """
     return np.asarray(weight) * np.asarray(amplitudes)
 
@@ -72,13 +64,7 @@ def intermodulation(
 
         f(a_1 cos(t_1) + a_2 cos(t_2)) = sum_jk c_jk cos(j t_1 + k t_2)
 
-    so that tones w_1 and w_2 give one at every |j w_1 + k w_2|.
-
-    Args:
-      activation: f.
-      amplitudes: a_1, a_2.
-      order: the largest |j| + |k|.
-      points: samples of a period.
+    so that tones w_1 and w_2 give one at every |j w_1 + k w_2|. ``order`` is the largest |j| + |k|.
 
     Returns:
       c_jk by (j, k), j >= 0, and k >= 0 where j = 0: each product once.
@@ -103,13 +89,9 @@ def predicted_lines(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Where the products of ``intermodulation`` stand in the spectrum of a sampled signal.
 
-    Args:
-      products: c_jk.
-      first, second: w_1 and w_2, radians per token.
-
     Returns:
       ``[J]`` radians per token, from 0 to pi (whole tokens do not tell a faster tone from a slower
-      one), and ``[J]`` the amplitudes.
+      one), for w_1 = ``first`` and w_2 = ``second``; and ``[J]`` the amplitudes.
     """
     turns = np.array([j * first + k * second for j, k in products]) % (2 * np.pi)
     return np.minimum(turns, 2 * np.pi - turns), np.array(list(products.values()))

@@ -127,7 +127,7 @@ def _extension(tones: np.ndarray) -> dict[str, Any]:
     for name, truth in (("linear", mixed), ("activation", gelu(mixed))):
         lines, errors = {}, {}
         for label, sets in carried.items():
-            fits = [(fit_amplitudes(truth[:LENGTH], own), own) for own in sets]
+            fits = [(fit_amplitudes(truth[:LENGTH], given), given) for given in sets]
             extended = np.array([extrapolate(*fit, n) for fit in fits])
             squares = (extended - truth) ** 2
             parts = (squares[:, :LENGTH], squares[:, LENGTH:])

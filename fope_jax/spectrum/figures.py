@@ -43,7 +43,7 @@ def style_axes(
     ylabel: str = "",
     title: str = "",
     *,
-    grid: str = "both",
+    grid: Any = "both",
     legend: dict[str, Any] | None = None,
     **title_settings: Any,
 ) -> None:
@@ -53,7 +53,7 @@ def style_axes(
     if title:
         axes.set_title(title, fontsize=10, **title_settings)
     if grid:
-        axes.grid(True, axis=grid, color="#dddddd", linewidth=0.7)  # type: ignore[arg-type]
+        axes.grid(True, axis=grid, color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
     if legend is not None:
         axes.legend(**{"frameon": False, "fontsize": 8.5} | legend)
@@ -183,10 +183,10 @@ def energy_figure(measured: Measured) -> Figure:
             axes.axvline(floor, color="white", linewidth=2.4)
             axes.axvline(floor, color="black", linewidth=1.2, linestyle=DASHES)
             for layer, curve in enumerate(curves):
-                own = [w for w in curve["own"] or () if w > math.pi / context]
+                visible = [w for w in curve["own"] or () if w > math.pi / context]
                 for color, size, width in (("white", 9, 2.6), ("black", 8, 1.1)):
                     bars = {"color": color, "markersize": size, "markeredgewidth": width}
-                    axes.plot(own, [layer] * len(own), linestyle="none", marker="|", **bars)
+                    axes.plot(visible, [layer] * len(visible), linestyle="none", marker="|", **bars)
             axes.set_title(f"{name}, windows of {context:,} tokens", fontsize=9, loc="left")
             if column == 0:
                 axes.set_ylabel("layer", fontsize=9)

@@ -52,11 +52,8 @@ def frequency_basis(
 ) -> Basis:
     """Cosines and sines of ``frequencies [F]`` (radians per token) over T = ``length`` samples.
 
-    Args:
-      frequencies: own frequencies; their signs do not matter.
-      length: T, tokens.
-      weights: ``[T]``, see the module; None weighs all alike.
-      centred: remove the constant, which a softmax over keys does not see.
+    ``weights [T]`` are those of the samples, None for all alike; ``centred`` removes the constant,
+    which a softmax over keys does not see.
 
     Raises:
       ValueError: the window resolves nothing beside them.

@@ -55,7 +55,7 @@ class LayerSpectrum:
       entropy: ``[N]`` nats, mean over the last queries.
       distance: ``[N]`` tokens, mean over the last queries.
       q_size, k_size: ``[H]`` mean of |q|, |k| over tokens and heads, before the rotation.
-      own: ``[F]`` the layer's frequencies, radians per token.
+      frequencies: ``[F]`` of the layer, radians per token.
       profile: ``[T]`` mean over the heads.
       logits_power, hidden_power, q_power, k_power: ``[T // 2 + 1]`` shares of the energy at
         ``transform.bin_frequencies``, Hann window; of heads, dimensions and windows the mean. q and
@@ -81,7 +81,7 @@ class LayerSpectrum:
     distance: np.ndarray
     q_size: np.ndarray
     k_size: np.ndarray
-    own: np.ndarray | None = None
+    frequencies: np.ndarray | None = None
     profile: np.ndarray
     logits_power: np.ndarray
     hidden_power: np.ndarray
@@ -140,7 +140,7 @@ def measure_layers(
             slow = (np.abs(series.frequencies) > 0) & (np.abs(series.frequencies) < floor)
             strongest = np.argmax(np.abs(series.coefficients).mean(axis=0), axis=-1)
             values |= {
-                "own": series.distinct_frequencies,
+                "frequencies": series.distinct_frequencies,
                 "leakage": 1 - energies(mean["profile"], basis)[0] / safe,
                 "leakage_null": 1 - basis.null,
                 "undertrained_energy": mean["coefficients"][:, slow].sum(-1)
@@ -176,9 +176,9 @@ def _pair_bases(series: Series | None, length: int) -> list[Basis]:
     if series is None:
         return []
     frequencies = [series.pair_frequencies(pair) for pair in range(len(series.pairs))]
-    different = {own.tobytes(): own for own in frequencies}
-    bases = {key: frequency_basis(own, length, centred=False) for key, own in different.items()}
-    return [bases[own.tobytes()] for own in frequencies]
+    different = {each.tobytes(): each for each in frequencies}
+    bases = {key: frequency_basis(each, length, centred=False) for key, each in different.items()}
+    return [bases[each.tobytes()] for each in frequencies]
 
 
 def _measure_window(

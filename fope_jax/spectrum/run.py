@@ -31,8 +31,10 @@ from fope_jax.storage.paths import as_path
 MULTIPLES = (1, 2, 4, 8)
 WINDOWS = 8
 
-# Fields of LayerSpectrum that are curves: for figures, not for rows.
-CURVES = ("own", "profile", "logits_power", "hidden_power", "q_power", "k_power")
+# Fields of LayerSpectrum that are curves, for figures and not for rows, by the name in the file.
+CURVES = {"own": "frequencies"} | {
+    name: name for name in ("profile", "logits_power", "hidden_power", "q_power", "k_power")
+}
 
 
 def measure_run(
@@ -58,8 +60,8 @@ def measure_run(
       say: where one line for each length goes.
 
     Returns:
-      JSON values: ``rows``; the ids of the run; ``curves``, one dict for each row with the fields
-      ``CURVES``; and ``pairs``, what each pair of dimensions of the first layer saw in training.
+      JSON values: ``rows``; the ids of the run; ``curves``, one dict for each row with the keys
+      of ``CURVES``; and ``pairs``, what each pair of dimensions of the first layer saw in training.
 
     Raises:
       FileNotFoundError: no config.json or no checkpoint.
@@ -116,7 +118,7 @@ def measure_run(
         fields |= {"bos_token": bos.token} if bos else {}
         for index, spectrum in enumerate(measured):
             values = {name: _to_json(value) for name, value in vars(spectrum).items()}
-            curves.append({name: values.pop(name) for name in CURVES})
+            curves.append({name: values.pop(field) for name, field in CURVES.items()})
             rows.append({"kind": "spectrum", **ids, **fields, "layer": index, **values})
         say(f"{experiment.name}, step {step}: {len(placed.stop)} windows of {context} tokens")
     replace_rows(
@@ -134,7 +136,7 @@ def _contexts(experiment: Experiment, multiples: Sequence[int]) -> list[int]:
     if not multiples or min(multiples) < 1:
         raise ValueError(f"lengths {list(multiples)}: accepted are training lengths, 1 or more")
     contexts = sorted({experiment.train.length * multiple for multiple in multiples})
-    limit = experiment.position.max_length()
+    limit = experiment.position.limits.max_length
     if limit is not None and contexts[-1] > limit:
         raise ValueError(
             f"lengths reach {contexts[-1]} tokens, but {type(experiment.position).__name__} is "

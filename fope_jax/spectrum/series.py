@@ -21,7 +21,7 @@ Reference: Hua et al. 2025, "Fourier Position Embedding", Eq. 1-5.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import block_diag
@@ -72,15 +72,9 @@ class Series(NamedTuple):
 
 
 def rotation_factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.ndarray:
-    """``u_m(p)`` of q, or of k, which grows the other way.
+    """``u_m(p)``, complex ``[..., N, P]``, of q or of k, which grows the other way.
 
-    Args:
-      series: of a layer.
-      positions: ``[...]`` tokens, not necessarily whole.
-      of_keys: the growth of k in place of q's.
-
-    Returns:
-      ``[..., N, P]`` complex.
+    ``positions [...]`` are tokens, not necessarily whole.
     """
     growth = -series.growth if of_keys else series.growth
     waves = np.exp(np.multiply.outer(positions, 1j * series.frequencies + growth))
@@ -90,16 +84,12 @@ def rotation_factors(series: Series, positions: np.ndarray, of_keys: bool = Fals
 def attention_coefficients(
     series: Series, q: np.ndarray, k: np.ndarray, key_positions: np.ndarray | int = 0
 ) -> np.ndarray:
-    """G_f of pairs of a query and a key, see the module.
+    """G_f, complex ``[..., N, F]``, of pairs of a query and a key.
 
     Args:
       series: of their layer.
-      q: ``[..., N, H]`` before the rotation.
-      k: ``[..., N, H]`` before the rotation, key-value heads repeated.
+      q, k: ``[..., N, H]`` before the rotation, key-value heads repeated.
       key_positions: ``[...]`` tokens, r.
-
-    Returns:
-      ``[..., N, F]`` complex.
     """
     q, k = (np.asarray(x, np.float64)[..., series.pairs] @ [1, 1j] for x in (q, k))
     rotated = k * rotation_factors(series, np.asarray(key_positions), of_keys=True)
@@ -116,12 +106,10 @@ def frequency_components(
     Args:
       series: of the layer.
       coefficients: ``[..., F]`` from ``attention_coefficients``.
-      positions: ``[T]`` of the query, not necessarily whole, so that a period can be met exactly.
+      positions: ``[T]`` of the query, not necessarily whole.
 
     Returns:
       ``[..., F, T]``; their sum over F is q.k, before it is divided by sqrt(H).
-
-    Reference: Hua et al. 2025, Eq. 4-5.
     """
     waves = np.exp(np.multiply.outer(1j * series.frequencies + series.growth, positions))
     return np.real(coefficients[..., None] * waves)
@@ -137,7 +125,7 @@ def series_of(
     """The series of one layer's method, None where it has no frequencies.
 
     Args:
-      method: of one layer (``PositionEmbedding.of_layer``).
+      method: of one layer (``PositionEmbedding.layers``).
       variables: its own and the model's, without the layer axis.
       shape: of the model.
       length: tokens of the sequence, for a scaling that follows it; None is the trained length.
@@ -153,7 +141,7 @@ def series_of(
 def _(method: RoPE, variables, shape, length=None) -> Series:
     dims = method.rotary_dim(shape.head_dim)
     scaled = scaled_frequencies(
-        dims, method.theta, method.scaling, length if method.follows_length else None
+        dims, method.theta, method.scaling, length if method.limits.follows_length else None
     )
     frequencies = np.asarray(scaled.inv_freq, np.float64)
     if method.learnable:  # in float32, as the model has them
@@ -251,15 +239,14 @@ def _side_by_side(parts: list[Series], first_dims: list[int]) -> Series:
 
 def layer_methods(model: Transformer) -> list[tuple[PositionEmbedding, Variables]]:
     """Each layer's method, and its variables with the model's, on the host."""
-    position, layers = model.position, model.config.num_layers
-    period = position.period(layers)
+    layers = model.position.layers()
     shared = {name: np.asarray(x[...]) for name, x in model.position_model.items()}
     stacked = {name: np.asarray(x[...]) for name, x in model.position_layers.items()}
-    tables: Any = position.tables(shared, np.zeros((1, 1), np.int32), model.config.shape.head_dim)
     found = []
-    for layer in range(layers):
-        group = {name: x[layer // period] for name, x in stacked.items()}
-        found.append(position.of_layer(layer % period, {**group, **shared}, tables)[:2])
+    for number in range(model.config.num_layers):
+        layer = layers[number % len(layers)]
+        own = {name: x[number // len(layers)] for name, x in stacked.items()}
+        found.append((layer.method, layer.select({**own, **shared})))
     return found
 
 
@@ -289,9 +276,7 @@ def trained_pairs(series: Series, training_length: int) -> list[TrainedPair]:
 
         turns = L w / 2 pi,   undertrained where 0 < w < 2 pi / L
 
-    Args:
-      series: of a layer; of several heads with terms of their own, their mean decides.
-      training_length: L, tokens.
+    Where heads have terms of their own, their mean decides.
 
     >>> shape = ModelShape(4, 1, 1, 1, head_dim=4)
     >>> [pair.turns for pair in trained_pairs(series_of(RoPE(), {}, shape), 100)]

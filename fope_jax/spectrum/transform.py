@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.signal
 from scipy.special import diric
@@ -43,7 +45,8 @@ def periodogram(signal: np.ndarray, window: str = "boxcar") -> np.ndarray:
     The sum over k is the mean square of ``x`` with the rectangular window (Parseval), and in
     expectation with any window for white noise. ``window`` as for ``nudft``.
     """
-    density = scipy.signal.periodogram(signal, window=window, detrend=False)[1]
+    keep_mean: Any = False  # scipy documents False, its types know only names
+    density = scipy.signal.periodogram(signal, window=window, detrend=keep_mean)[1]
     return density / np.shape(signal)[-1]
 
 
@@ -56,12 +59,7 @@ def dirichlet(offset: np.ndarray, length: int) -> np.ndarray:
         D(delta) = sum_{n < T} exp(-i delta n)
                  = exp(-i delta (T - 1) / 2) sin(T delta / 2) / sin(delta / 2)
 
-    Args:
-      offset: ``[...]`` radians per token, w - w_m.
-      length: T, tokens.
-
-    Returns:
-      ``[...]`` complex; T at offset 0.
+    ``offset [...]`` is w - w_m in radians per token; the result is complex, T at offset 0.
 
     Reference: Hua et al. 2025, Eq. 9-10, of whose sinc this is the form for whole tokens.
     """
@@ -81,7 +79,7 @@ def truncated_tone(frequency: float, length: int, at: np.ndarray) -> tuple[int, 
     Args:
       frequency: w_m, radians per token, above 0.
       length: N, tokens.
-      at: ``[F]`` radians per token, w.
+      at: ``[F]`` w, radians per token.
 
     Returns:
       a, and the second term ``[F]``.
@@ -105,14 +103,8 @@ def fit_amplitudes(signal: np.ndarray, frequencies: np.ndarray, cutoff: float = 
 
         signal(n) ~ Re sum_f a_f exp(i w_f n),  n = 0 .. T - 1
 
-    Args:
-      signal: ``[T]``.
-      frequencies: ``[F]`` radians per token.
-      cutoff: directions below this part of the largest singular value stay unused: the signal
-        hardly determines them, and extrapolated they would outgrow everything.
-
-    Returns:
-      ``[F]`` complex.
+    Directions below ``cutoff`` of the largest singular value stay unused: the signal hardly
+    determines them, and extrapolated they would outgrow everything. Returns ``[F]`` complex.
     """
     phase = np.multiply.outer(np.arange(len(signal)), frequencies)
     basis = np.concatenate([np.cos(phase), -np.sin(phase)], axis=1)

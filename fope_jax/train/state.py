@@ -69,7 +69,7 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     attention = choose_backend(
         model.attention,
         platform=device.platform,
-        methods=[position.at_layer(index) for index in range(position.period(model.num_layers))],
+        methods=[layer.method for layer in position.layers()],
         length=experiment.train.length,
         head_dim=model.shape.head_dim,
         dtype=model.dtype,

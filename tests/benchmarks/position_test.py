@@ -113,8 +113,7 @@ def test_errors_of_biases():
         def bias(self, variables, q_positions, k_positions):
             q = jnp.asarray(q_positions, jnp.float32) * np.float32(0.1)
             k = jnp.asarray(k_positions, jnp.float32) * np.float32(0.1)
-            slopes = variables["slopes"].reshape(1, -1, 1, 1)
-            return -slopes * (q[:, None, :, None] - k[:, None, None, :])
+            return -variables["slopes"] * (q - k)
 
     assert phases.bias_errors("alibi", ALiBi(), SHAPE).worst == [0.0] * 4
     drifting = phases.bias_errors("drifting", Drifting(), SHAPE).worst

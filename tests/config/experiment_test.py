@@ -35,6 +35,7 @@ from fope_jax.position import (
 
 FILE = """
 from ml_collections import ConfigDict
+from fope_jax.position.base import has_hook
 
 def get_config(arg=""):
     config = ConfigDict({

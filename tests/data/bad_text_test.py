@@ -14,6 +14,8 @@ from fope_jax.data.corpora import CorpusError, Document, read_file
 from fope_jax.data.manifest import CacheError, add_digest
 from fope_jax.data.sources import check_held_out, source_warnings
 
+pytestmark = pytest.mark.usefixtures("without_tensorflow")
+
 
 def file_of(tmp_path, content, name="a.jsonl"):
     (tmp_path / name).write_bytes(content)
@@ -88,7 +90,7 @@ def test_a_damaged_gzip_file(tmp_path, damage):
     else:
         content = b"plain" if damage == "no gzip" else b""
     path = file_of(tmp_path, bytes(content), "a.jsonl.gz")
-    found = corpora.gzip_damage(path)
+    found = corpora.examine_text_file(path)[0]
     assert found.startswith(f"{path} is not a complete gzip file: ")
     assert found.endswith("; fetch it again, or leave it out")
     if damage != "middle":  # what unpacks may be no JSON
@@ -100,14 +102,16 @@ def test_a_damaged_gzip_file(tmp_path, damage):
 
 def test_whole_gzip_files(tmp_path, monkeypatch):
     two = packed_lines() + gzip.compress(b'{"text": "more"}') + bytes(64)  # members, and padding
-    assert corpora.gzip_damage(file_of(tmp_path, two, "a.jsonl.gz")) == ""
+    assert corpora.examine_text_file(file_of(tmp_path, two, "a.jsonl.gz"))[0] == ""
     with pytest.raises(CorpusError, match=r"none\.gz cannot be read: .*No such file"):
-        corpora.gzip_damage(tmp_path / "none.gz")
+        corpora.examine_text_file(tmp_path / "none.gz")
     # Of one document no more is unpacked than it may have: it is refused for its length.
     monkeypatch.setattr(corpora, "LONGEST_DOCUMENT", 2**20)
     bomb = gzip.compress(b" " * 2**23)[:-1]
-    assert corpora.gzip_damage(file_of(tmp_path, bomb, "a.txt.gz")) == ""
-    assert "a.jsonl.gz is not" in corpora.gzip_damage(file_of(tmp_path, bomb, "a.jsonl.gz"))
+    assert corpora.examine_text_file(file_of(tmp_path, bomb, "a.txt.gz"))[0] == ""
+    assert (
+        "a.jsonl.gz is not" in corpora.examine_text_file(file_of(tmp_path, bomb, "a.jsonl.gz"))[0]
+    )
 
 
 # ---------------------------------------------------------------------------- building
@@ -230,8 +234,13 @@ def test_damaged_files_are_left_out_whole_within_a_budget(damaged_config, tmp_pa
 
 def test_files_are_looked_through_once(damaged_config, tmp_path, monkeypatch):
     looked = []
-    whole = sources.gzip_damage
-    monkeypatch.setattr(sources, "gzip_damage", lambda p: looked.append(p.name) or whole(p))
+    examine = sources.examine_text_file
+
+    def look(path):
+        looked.extend([path.name] if path.suffix == ".gz" else [])
+        return examine(path)
+
+    monkeypatch.setattr(sources, "examine_text_file", look)
     with pytest.raises(CorpusError):
         build.build(damaged_config())
     assert looked == ["b.jsonl.gz", "c.jsonl.gz"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fope_jax.data import build, cache, corpora
-from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, TokenizedDocument
+from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache
+from fope_jax.data.documents import TokenizedDocument
 from fope_jax.data.manifest import read_manifest
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 
@@ -223,7 +224,7 @@ def test_only_what_decides_the_tokens_decides_the_directory(text_config):
     assert len({one, *map(cache.cache_directory, others)}) == len(others) + 1
 
 
-def test_reading_a_cache_needs_no_tensorflow(text_config):
+def test_reading_a_cache_needs_no_tensorflow(text_config, without_tensorflow):
     config = text_config()
     build.build(config)
     code = (

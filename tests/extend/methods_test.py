@@ -153,7 +153,7 @@ def go_on(parent, target, length=1024, from_length=512, **knobs):
         *(
             (method, "same", {}, method)
             for method in examples().values()
-            if method.max_length() is None
+            if method.limits.max_length is None
         ),
         *(
             (method, name, {}, method)

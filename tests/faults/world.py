@@ -28,6 +28,7 @@ ROW_EVERY = "train.log_every=4"  # so that a signal comes in the middle of rows
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]
 CONFIG = """
 from ml_collections import ConfigDict
+from fope_jax.position.base import has_hook
 
 def get_config(arg=""):
     return ConfigDict({{

@@ -4,24 +4,28 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fope_jax.position.base import bias_of_heads, has_hook
+
 
 @pytest.fixture
 def expected():
     """Causal attention of one layer: ``q [B, T, N, H]``, ``k, v [B, T, K, H]``, float32."""
 
     def run(method, variables, q, k, v, positions, mask):
-        method, layer, tables = method.of_layer(
-            0, variables, method.tables(variables, positions, q.shape[-1])
-        )
-        q, k = method.rotate(layer, tables, q, k)
+        own = method.layers()[0]
+        layer = own.select(variables)
+        q, k = own.method.rotate(layer, own.method.tables(layer, positions, q.shape[-1]), q, k)
+        scale = jnp.ones((1, 1)) if own.logit_scale is None else own.logit_scale(positions)
         k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
         v = jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
         logits = jnp.einsum("btnh,bsnh->bnts", q, k, precision="highest") / q.shape[-1] ** 0.5
-        if method.has_bias:
-            logits = logits + method.bias(layer, positions, positions)
-        logits = jnp.where(mask, logits, -jnp.inf)
-        if method.has_contextual_bias:
-            logits = logits + method.contextual_bias(layer, q, logits)
+        scaled = logits * scale[:, None, :, None]
+        if has_hook(own.method, "bias"):
+            scaled = scaled + bias_of_heads(own.method, layer, positions, positions)
+        if has_hook(own.method, "contextual_bias"):
+            seen = jnp.where(mask, logits, -jnp.inf)
+            scaled = scaled + own.method.contextual_bias(layer, q, seen)
+        logits = jnp.where(mask, scaled, -jnp.inf)
         weights = jax.nn.softmax(logits, axis=-1)
         return jnp.einsum("bnts,bsnh->btnh", weights, v, precision="highest")
 

@@ -30,7 +30,7 @@ HEADS, HEAD_DIM, WIDTH, LENGTH = 4, 8, 32, 12
 CASES = {
     name: method
     for name, method in examples(LENGTH, HEAD_DIM).items()
-    if not method.has_embed and method.period(1) == 1 and "+" not in name
+    if method.kind != "absolute" and len(method.layers()) == 1 and "+" not in name
 }
 CASES["rope-yarn"] = RoPE(scaling=(YaRN(4.0, LENGTH),))
 CASES["fope-learnable"] = FoPE(LENGTH, learnable=True)

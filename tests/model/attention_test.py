@@ -634,9 +634,7 @@ def test_unknown_derivatives_are_named():
 # ---------------------------------------------------------------------------- every method
 
 BIASES = {
-    label: method
-    for label, method in EXAMPLES.items()
-    if method.has_bias or method.has_contextual_bias
+    label: method for label, method in EXAMPLES.items() if method.kind in ("bias", "contextual")
 }
 
 
@@ -653,11 +651,7 @@ def biased(label, num_heads, head_dim):
         for name, x in trained.items()
     }
     constants = {**owned.model_constants, **{n: x[0] for n, x in owned.layer_constants.items()}}
-    functions = {
-        "bias_fn": method.bias if method.has_bias else None,
-        "contextual_fn": method.contextual_bias if method.has_contextual_bias else None,
-    }
-    return functions, trained, constants
+    return attention.bias_functions(method.layers()[0]), trained, constants
 
 
 def test_every_kind_of_bias_is_among_the_examples():

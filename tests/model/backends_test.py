@@ -14,6 +14,7 @@ from fope_jax.model.backends import choose_backend
 from fope_jax.model.context_parallel import sharded_attention
 from fope_jax.model.transformer import Transformer, TransformerConfig
 from fope_jax.position import ALiBi, ByLayer, FoPE, RoPE
+from fope_jax.position.base import Layer, has_hook
 from fope_jax.position.contextual import CoPE
 from fope_jax.train.state import plan_state
 from tests.train.mesh_runs import experiment
@@ -107,9 +108,7 @@ def test_no_backend_leaves_a_bias_out():
             segments=jnp.ones((1, 128), jnp.int32),
             variables={},
             constants={},
-            axes_of=ALiBi().variable_axes,
-            head_bias=ALiBi().head_bias,
-            bias_fn=ALiBi().bias,
+            position=Layer(ALiBi()),
             backend="splash",
         )
 
@@ -186,7 +185,7 @@ def test_splash_refuses_a_length_of_no_whole_lanes():
 
 
 def test_rotations_are_what_reaches_a_fused_kernel():
-    assert not RoPE().has_bias and not FoPE(8).has_bias
+    assert not has_hook(RoPE(), "bias") and not has_hook(FoPE(8), "bias")
 
 
 def test_cudnn_refuses_an_odd_length_before_the_gradient():
@@ -255,8 +254,7 @@ def test_tokens_stored_in_another_order_are_nan_and_not_another_number(monkeypat
             segments=of,
             variables={},
             constants={},
-            axes_of=RoPE().variable_axes,
-            head_bias=None,
+            position=Layer(RoPE()),
             backend=backend,
         )
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fope_jax.gallery.examples import examples
-from fope_jax.model.attention import TokenIndex, attend
+from fope_jax.model.attention import TokenIndex, attend, bias_functions
 from fope_jax.model.bias_kernel import pallas_attention
-from fope_jax.position.base import ModelShape, PositionEmbedding
+from fope_jax.position.base import ModelShape, PositionEmbedding, bias_of_heads, has_hook
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.relative_bias import T5Bias
 from tests.model.backends_test import packed
@@ -19,16 +19,14 @@ from tests.model.backends_test import packed
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 24
 SHAPE = ModelShape(96, 1, HEADS, KV_HEADS, HEAD_DIM)
 METHODS = {
-    name: method for name, method in examples(100, HEAD_DIM).items() if method.has_head_bias
+    name: method for name, method in examples(100, HEAD_DIM).items() if method.kind == "bias"
 } | {"nope": examples(100, HEAD_DIM)["nope"]}
 
 
 def variables_of(method: PositionEmbedding) -> dict[str, jax.Array]:
     """Of the only layer, moved so that no two heads are alike."""
     drawn = method.init(jax.random.key(0), SHAPE)
-    own = {**drawn.model_params, **drawn.model_constants}
-    own |= {name: x[0] for name, x in {**drawn.layer_params, **drawn.layer_constants}.items()}
-    return {name: x * np.float32(1.25) for name, x in own.items()}
+    return {name: x * np.float32(1.25) for name, x in drawn.at_layer(0).items()}
 
 
 def axes_of_heads(method: PositionEmbedding, names) -> dict[str, int | None]:
@@ -43,7 +41,7 @@ def kernel(method, q, k, v, own, q_index, k_index):
         v,
         q_index=q_index,
         k_index=k_index,
-        head_bias=method.head_bias if method.has_head_bias else None,
+        bias=method.bias if has_hook(method, "bias") else None,
         variables=own,
         heads_axes=axes_of_heads(method, own),
         interpret=True,
@@ -60,7 +58,7 @@ def reference(method, q, k, v, own, q_index, k_index):
         q_segments=q_index.segments,
         k_segments=k_index.segments,
         backend="reference",
-        bias_fn=method.bias if method.has_bias else None,
+        **bias_functions(method.layers()[0]),
         bias_variables=own,
     )
 
@@ -150,14 +148,7 @@ def test_lengths_of_no_whole_lanes_are_named(t, s, message):
     places = [TokenIndex(*[jnp.ones((1, n), jnp.int32)] * 2) for n in (t, s)]
     with pytest.raises(ValueError, match=f"{message} tokens: the kernel takes multiples of 128"):
         pallas_attention(
-            q,
-            k,
-            k,
-            q_index=places[0],
-            k_index=places[1],
-            head_bias=None,
-            variables={},
-            heads_axes={},
+            q, k, k, q_index=places[0], k_index=places[1], bias=None, variables={}, heads_axes={}
         )
 
 
@@ -173,24 +164,21 @@ def test_the_bias_of_one_head_is_the_bias(method):
     axes = axes_of_heads(method, own)
     q_positions = np.array([[0, 1, 7, 8, 40, 130, 5_000, 1_048_576]], np.int32)
     k_positions = np.array([[0, 1, 6, 15, 16, 90, 127, 4_000, 1_048_500]], np.int32)
-    expected = method.bias(own, q_positions, k_positions)[0]
+    expected = bias_of_heads(method, own, q_positions, k_positions)[0]
     for head in range(HEADS):
         values = {}
         for variable, x in own.items():
             x = x if axes[variable] is None else jnp.take(x, head, axes[variable])
             values[variable] = tuple(x) if x.ndim else x
-        found = method.head_bias(values, q_positions, k_positions.T)
+        found = method.bias(values, q_positions, k_positions.T)
         np.testing.assert_allclose(found, expected[head].T, rtol=1e-6, atol=1e-6)
 
 
 def test_a_scaled_method_keeps_its_bias():
     inner = METHODS["alibi"]
-    scaled = LogitScaling(inner, form="log_n", training_length=64)
-    assert scaled.has_head_bias
+    (layer,) = LogitScaling(inner, form="log_n", training_length=64).layers()
     values = {"slopes": jnp.float32(0.5)}
-    case = (values, jnp.array([[9]]), jnp.array([[2]]))
-    assert scaled.head_bias(*case) == inner.head_bias(*case) == -3.5
-    assert not METHODS["nope"].has_head_bias and METHODS["nope"].head_bias(*case) is None
+    assert layer.method.bias(values, jnp.array([[9]]), jnp.array([[2]])) == -3.5
 
 
 @dataclass(frozen=True)
@@ -198,10 +186,7 @@ class Recency(PositionEmbedding):
     """A bias of the keys alone, the same for all heads and queries."""
 
     def bias(self, variables, q_positions, k_positions):
-        return variables["slope"] * jnp.sin(k_positions[:, None, None].astype(jnp.float32))
-
-    def head_bias(self, values, q_positions, k_positions):
-        return values["slope"] * jnp.sin(k_positions.astype(jnp.float32))
+        return variables["slope"] * jnp.sin(k_positions.astype(jnp.float32))
 
 
 def test_a_bias_without_heads_and_queries_is_spread_over_them():

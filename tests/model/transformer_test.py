@@ -30,6 +30,7 @@ from fope_jax.position import (
     RoPE,
     Sinusoidal,
 )
+from fope_jax.position.base import Layer, Limits
 from fope_jax.position.contextual import CoPE
 from fope_jax.position.mixing import ByLayer
 from fope_jax.position.relative_bias import T5Bias
@@ -80,15 +81,19 @@ class EveryHook(PositionEmbedding):
         return q * gain.astype(q.dtype), k * gain.astype(k.dtype)
 
     def bias(self, variables, q_positions, k_positions):
-        distance = q_positions[:, None, :, None] - k_positions[:, None, None, :]
+        distance = (q_positions - k_positions).astype(jnp.float32)
         rate = variables["slope"] / (1 + variables["layer"].astype(jnp.float32))
-        return -jnp.abs(rate)[None, :, None, None] * distance.astype(jnp.float32)
+        return -jnp.abs(rate) * distance
+
+    def variable_axes(self, name):
+        return ("heads",) if name in ("slope", "gain") else ()
 
 
 @dataclass(frozen=True)
 class AtMostTen(PositionEmbedding):
-    def max_length(self):
-        return 10
+    @property
+    def limits(self):
+        return Limits(max_length=10)
 
 
 def make(position, **changes):
@@ -280,9 +285,11 @@ class SharedTable(PositionEmbedding):
         )
 
     def bias(self, variables, q_positions, k_positions):
-        distance = jnp.abs(q_positions[:, :, None] - k_positions[:, None, :])
-        looked_up = variables["table"][jnp.minimum(distance, 31)].transpose(0, 3, 1, 2)
-        return looked_up * variables["rate"]
+        distance = jnp.abs(q_positions - k_positions)
+        return variables["table"][jnp.minimum(distance, 31)] * variables["rate"]
+
+    def variable_axes(self, name):
+        return (None, "heads") if name == "table" else ()
 
 
 def test_gradients_of_a_table_that_layers_share_add_up():
@@ -342,10 +349,12 @@ class Tilt(PositionEmbedding):
         )
 
     def bias(self, variables, q_positions, k_positions):
-        distance = q_positions[:, None, :, None] - k_positions[:, None, None, :]
-        distance = jnp.maximum(distance, variables["least"]).astype(jnp.float32)
+        distance = jnp.maximum(q_positions - k_positions, variables["least"])
         rate = jnp.abs(variables["slope"] * variables["shared"])
-        return -rate[None, :, None, None] * distance
+        return -rate * distance.astype(jnp.float32)
+
+    def variable_axes(self, name):
+        return () if name == "least" else ("heads",)
 
 
 MIXES = {
@@ -389,7 +398,7 @@ def test_methods_mixed_over_layers_are_those_methods(name):
             tables = method.tables(of_model, positions, 8)
             weights = {key: x[index] for key, x in params["layers"].items()}
             inputs = (x, positions, segments)
-            x, _ = layer(model.config, method, weights, {}, variables, tables, *inputs)
+            x, _ = layer(model.config, Layer(method), weights, {}, variables, tables, *inputs)
         return rms_norm(x, params["final_norm"], model.config.norm_eps)
 
     expected = hidden_of(graphdef, params, constants, *batch[:3])
@@ -416,8 +425,8 @@ def test_only_parameters_reach_attention_as_trained(monkeypatch):
 def test_a_period_that_does_not_divide_the_layers_is_named():
     @dataclass(frozen=True)
     class EveryThree(PositionEmbedding):
-        def period(self, num_layers):
-            return 3
+        def layers(self):
+            return (Layer(self),) * 3
 
     with pytest.raises(ValueError, match="EveryThree repeats after 3 layers: num_layers=2"):
         make(EveryThree())

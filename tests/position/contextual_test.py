@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fope_jax.position.base import ModelShape
+from fope_jax.position.base import ModelShape, has_hook
 from fope_jax.position.contextual import CoPE, contextual_positions, cope_bias
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "peers_rope.npz")
@@ -287,7 +287,11 @@ def test_zero_is_where_it_starts_and_does_not_stay():
 @every_method
 def test_a_contextual_method_says_so(name):
     method = METHODS[name]
-    assert method.kind == "contextual" and method.has_contextual_bias and not method.has_bias
+    assert (
+        method.kind == "contextual"
+        and has_hook(method, "contextual_bias")
+        and not has_hook(method, "bias")
+    )
     assert method.extends.startswith("yes")
     assert hash(method) == hash(CoPE(**vars(method)))
     method.check(SHAPE)

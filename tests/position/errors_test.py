@@ -367,8 +367,8 @@ def test_message(name):
 
 
 def test_learned_table_length_is_the_methods_limit():
-    assert Learned(8).max_length() == 8
-    assert RoPE().max_length() is None
+    assert Learned(8).limits.max_length == 8
+    assert RoPE().limits.max_length is None
 
 
 def test_positions_beyond_the_learned_table_are_never_another_row():

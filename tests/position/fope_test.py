@@ -17,6 +17,7 @@ from fope_jax.position import (
     fourier_tables,
     inverse_frequencies,
 )
+from fope_jax.position.base import bias_of_heads
 from fope_jax.position.fourier import coefficient_std, own_identity, step_identity
 
 SHAPE = ModelShape(d_model=128, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=32)
@@ -55,10 +56,11 @@ def test_no_noise_with_clipping_is_clipped_rope():
 
 
 def test_alibi_with_zero_slopes_is_nope():
-    bias = ALiBi(slopes=(0.0,) * 4).bias({"slopes": np.zeros(4, np.float32)}, POSITIONS, POSITIONS)
-    assert not np.any(bias)
-    assert NoPE().bias({}, POSITIONS, POSITIONS) is None
-    assert NoPE().tables({}, POSITIONS, 32) is None and not NoPE().has_bias
+    alibi = ALiBi(slopes=(0.0,) * 4)
+    assert not np.any(
+        bias_of_heads(alibi, {"slopes": np.zeros(4, np.float32)}, POSITIONS, POSITIONS)
+    )
+    assert NoPE().tables({}, POSITIONS, 32) is None
 
 
 def test_zero_frequency_pairs_have_the_stated_phase():

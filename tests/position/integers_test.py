@@ -26,6 +26,7 @@ from fope_jax.position import (
     inverse_frequencies,
     log_n_scale,
 )
+from fope_jax.position.base import bias_of_heads, has_hook
 
 SHAPE = ModelShape(d_model=8, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8)
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
@@ -47,15 +48,20 @@ METHODS = {
 
 def drawn(method):
     owned = method.init(jax.random.key(0), SHAPE)
-    layers = {**owned.layer_params, **owned.layer_constants}
-    return {**owned.model_params, **{name: x[0] for name, x in layers.items()}}
+    return owned.at_layer(0)
 
 
 def made(method, variables, positions):
     """Everything that a method makes of positions alone."""
     x = jnp.zeros((1, positions.shape[1], SHAPE.d_model))
-    out = [method.embed(variables, x, positions), method.tables(variables, positions, 8)]
-    return [*out, method.bias(variables, positions, positions)] if method.has_bias else out
+    (layer,) = method.layers()
+    own = layer.method
+    out = [own.embed(variables, x, positions), own.tables(variables, positions, 8)]
+    if layer.logit_scale is not None:
+        out.append(layer.logit_scale(positions))
+    if has_hook(own, "bias"):
+        out.append(bias_of_heads(own, variables, positions, positions))
+    return out
 
 
 @pytest.mark.parametrize("name", METHODS)

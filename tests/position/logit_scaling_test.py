@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax.model.attention import attend, attention_logits
+from fope_jax.model.attention import attend, attention_logits, bias_functions
 from fope_jax.position import (
     FIRE,
     ALiBi,
@@ -27,6 +27,7 @@ from fope_jax.position import (
     XPos,
     YaRN,
 )
+from fope_jax.position.base import bias_of_heads, has_hook
 
 SHAPE = ModelShape(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 LENGTH, TRAINED = 23, 6
@@ -88,28 +89,27 @@ def layer_of(method):
     positions = np.concatenate([np.arange(15), np.arange(LENGTH - 15)])[None].astype(np.int32)
     segments = np.where(np.arange(LENGTH) < 15, 1, 2)[None].astype(np.int32)
     owned = method.init(jax.random.key(1), SHAPE)
-    variables = {
-        **owned.model_params,
-        **owned.model_constants,
-        **{name: x[0] for name, x in {**owned.layer_params, **owned.layer_constants}.items()},
-    }
-    tables = method.tables(variables, positions, SHAPE.head_dim)
-    layer = method.of_layer(method.period(SHAPE.num_layers) - 1, variables, tables)
-    return (*layer, positions, segments)
+    layer = method.layers()[-1]
+    variables = layer.select(owned.at_layer(0))
+    tables = layer.method.tables(variables, positions, SHAPE.head_dim)
+    return layer, variables, tables, positions, segments
 
 
 def expected_logits(inner, form, q, k):
     """``s(i) q_i.k_j / sqrt(H) + bias[i, j]`` in float64, everything of the method but s."""
-    own, variables, tables, positions, segments = layer_of(inner)
+    layer, variables, tables, positions, segments = layer_of(inner)
+    own = layer.method
     q, k = (np.asarray(x, np.float64) for x in own.rotate(variables, tables, q, k))
     k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
     product = np.einsum("btnh,bsnh->bnts", q, k) / math.sqrt(SHAPE.head_dim)
     earlier = positions[0][None, :] <= positions[0][:, None]
     seen = earlier & (segments[0][None, :] == segments[0][:, None])
     logits = factors(form, positions[0])[:, None] * product
-    if own.has_bias:
-        logits = logits + np.asarray(own.bias(variables, positions, positions), np.float64)
-    if own.has_contextual_bias:
+    if has_hook(own, "bias"):
+        logits = logits + np.asarray(
+            bias_of_heads(own, variables, positions, positions), np.float64
+        )
+    if has_hook(own, "contextual_bias"):
         table = np.asarray(variables["position_table"], np.float64)
         logits = logits + counted_bias(q, np.where(seen, product, -np.inf), table)
     return np.where(seen, logits, -np.inf)
@@ -121,16 +121,12 @@ def test_logits(name, form):
     """Packed documents and grouped queries; all bias functions are those of the inner method."""
     method = LogitScaling(INNER[name], **FORMS[form])
     method.check(SHAPE)
-    own, variables, tables, positions, segments = layer_of(method)
+    layer, variables, tables, positions, segments = layer_of(method)
     q, k, _ = inputs()
     expected = expected_logits(INNER[name], form, q, k)
-    q, k = own.rotate(variables, tables, q, k)
-    functions = {
-        "bias_fn": own.bias if own.has_bias else None,
-        "contextual_fn": own.contextual_bias if own.has_contextual_bias else None,
-    }
+    q, k = layer.method.rotate(variables, tables, q, k)
     logits = attention_logits(
-        q, k, positions=positions, segments=segments, variables=variables, **functions
+        q, k, positions=positions, segments=segments, variables=variables, **bias_functions(layer)
     )
     np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=2e-5)
 
@@ -138,10 +134,10 @@ def test_logits(name, form):
 def test_attention():
     """The blockwise program calls the same functions, a few queries at a time."""
     inner = INNER["cope"]
-    own, variables, tables, positions, segments = layer_of(LogitScaling(inner, **FORMS["log_n"]))
+    layer, variables, tables, positions, segments = layer_of(LogitScaling(inner, **FORMS["log_n"]))
     q, k, v = inputs()
     expected = expected_logits(inner, "log_n", q, k)
-    q, k = own.rotate(variables, tables, q, k)
+    q, k = layer.method.rotate(variables, tables, q, k)
     out = attend(
         q,
         k,
@@ -150,7 +146,7 @@ def test_attention():
         k_positions=positions,
         q_segments=segments,
         k_segments=segments,
-        contextual_fn=own.contextual_bias,
+        **bias_functions(layer),
         bias_variables=variables,
         block=7,
     )
@@ -163,16 +159,17 @@ def test_attention():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_query_that_sees_nothing_has_a_finite_contextual_bias_and_gradient(form):
-    method = LogitScaling(INNER["cope"], **FORMS[form])
-    _, variables, _, _, _ = layer_of(method)
-    q, *_ = inputs()
-    logits = jnp.full((2, 4, LENGTH, LENGTH), -jnp.inf).at[:, :, 3:, :2].set(0.5)
+def test_padding_is_finite_with_a_contextual_bias_and_so_is_its_gradient(form):
+    layer, variables, _, positions, segments = layer_of(LogitScaling(INNER["cope"], **FORMS[form]))
+    segments = np.where(np.arange(LENGTH) < 3, 0, segments)
 
-    def total(q, logits):
-        return jnp.sum(method.contextual_bias(variables, q, logits))
+    def total(q, k, v):
+        places = {"q_positions": positions, "k_positions": positions}
+        places |= {"q_segments": segments, "k_segments": segments}
+        functions = bias_functions(layer)
+        return jnp.sum(attend(q, k, v, **places, **functions, bias_variables=variables))
 
-    value, gradient = jax.value_and_grad(total, argnums=(0, 1))(q, logits)
+    value, gradient = jax.value_and_grad(total, argnums=(0, 1, 2))(*inputs())
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in gradient)
 
 
@@ -224,13 +221,8 @@ def test_a_factor_of_one_layer_inside_is_found():
 def test_a_bias_and_a_contextual_bias_in_one_method_are_refused():
     class Both(CoPE):
         def bias(self, variables, q_positions, k_positions):
-            return jnp.zeros((1, 4, q_positions.shape[1], k_positions.shape[1]))
+            return jnp.zeros(())
 
     method: PositionEmbedding = LogitScaling(Both(), training_length=8)
     with pytest.raises(ValueError, match="inner=Both: it has a bias and a contextual bias"):
         method.check(SHAPE)
-
-
-def test_a_contextual_bias_of_nothing_stays_nothing():
-    method = LogitScaling(NoPE(), training_length=8)
-    assert method.contextual_bias({}, np.zeros((1, 2, 1, 4)), np.zeros((1, 1, 2, 2))) is None

@@ -31,29 +31,18 @@ Q, K = draw(2, 11, 4, 32), draw(2, 11, 2, 32, seed=1)
 
 
 def merged(variables, layer):
-    model = {**variables.model_params, **variables.model_constants}
-    layers = {**variables.layer_params, **variables.layer_constants}
-    return {**model, **{name: x[layer] for name, x in layers.items()}}
+    return variables.at_layer(layer)
 
 
 def test_each_layer_has_its_own_method():
     methods = (RoPE(theta=100.0), FoPE(40), ALiBi())
     mixed = ByLayer(methods)
-    assert mixed.period(SHAPE.num_layers) == 3
+    assert len(mixed.layers()) == 3
     variables = mixed.init(jax.random.key(0), SHAPE)
     assert {x.shape[0] for x in variables.layer_constants.values()} == {2}  # 6 layers / 3
-    model = {**variables.model_params, **variables.model_constants}
-    tables = mixed.tables(model, POSITIONS, 32)
-    for index, method in enumerate(methods):
-        own, own_variables, own_tables = mixed.of_layer(index, merged(variables, 1), tables)
-        assert own is method
-        expected = method.rotate(own_variables, method.tables({}, POSITIONS, 32), Q, K)
-        for a, b in zip(own.rotate(own_variables, own_tables, Q, K), expected, strict=True):
-            np.testing.assert_array_equal(a, b)
-    _, fope, _ = mixed.of_layer(1, merged(variables, 0), tables)
-    assert set(fope) == {"cos_coef", "sin_coef"}
-    _, alibi, _ = mixed.of_layer(2, merged(variables, 0), tables)
-    assert set(alibi) == {"slopes"}
+    assert tuple(layer.method for layer in mixed.layers()) == methods
+    rope, fope, alibi = (set(layer.select(merged(variables, 1))) for layer in mixed.layers())
+    assert (rope, fope, alibi) == (set(), {"cos_coef", "sin_coef"}, {"slopes"})
 
 
 def test_equal_methods_of_a_pattern_draw_their_own():
@@ -64,14 +53,14 @@ def test_equal_methods_of_a_pattern_draw_their_own():
 
 def test_a_pattern_does_not_rotate_by_itself():
     mixed = ByLayer((RoPE(), NoPE()))
-    with pytest.raises(TypeError, match="of_layer"):
-        mixed.rotate({}, mixed.tables({}, POSITIONS, 32), Q, K)
+    with pytest.raises(TypeError, match="layers"):
+        mixed.rotate({}, None, Q, K)
 
 
 def test_limits_and_frequencies_of_a_mix():
     mixed = ByLayer((XPos(), RoPE(), XPos(scale_base=100.0), NoPE()))
-    assert mixed.max_length() == XPos(scale_base=100.0).max_length()
-    assert ByLayer((RoPE(), NoPE())).max_length() is None
+    assert mixed.limits.max_length == XPos(scale_base=100.0).limits.max_length
+    assert ByLayer((RoPE(), NoPE())).limits.max_length is None
     grid = inverse_frequencies(32)
     np.testing.assert_array_equal(mixed.frequencies(32), np.concatenate([grid] * 3))
     assert ByShare((NoPE(), NoPE()), (0.5, 0.5)).frequencies(32) is None
@@ -106,33 +95,37 @@ def test_shares_of_a_head_turn_apart():
 
 def test_log_n_scales_the_logits_of_far_queries():
     method = LogitScaling(RoPE(), training_length=8)
-    tables = method.tables({}, POSITIONS, 32)
-    q, k = method.rotate({}, tables, Q, K)
-    plain_q, plain_k = RoPE().rotate({}, RoPE().tables({}, POSITIONS, 32), Q, K)
+    (layer,) = method.layers()
+    assert layer.method == RoPE() and layer.logit_scale is not None
     expected = np.maximum(np.log(np.arange(1, 12)) / np.log(8), 1)
-    np.testing.assert_allclose(q, plain_q * expected[None, :, None, None], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(k, plain_k)
+    np.testing.assert_allclose(layer.logit_scale(POSITIONS)[0], expected, rtol=1e-5)
     within = log_n_scale(POSITIONS, 8, within=True)
     np.testing.assert_allclose(within[0], np.log(np.arange(1, 12)) / np.log(8), atol=1e-6)
 
 
 def test_yarns_temperature_alone():
     method = LogitScaling(RoPE(), form="yarn", factor=4.0)
-    q, _ = method.rotate({}, method.tables({}, POSITIONS, 32), Q, K)
-    plain, _ = RoPE().rotate({}, RoPE().tables({}, POSITIONS, 32), Q, K)
-    np.testing.assert_allclose(q, plain * (0.1 * np.log(4.0) + 1) ** 2, rtol=1e-5, atol=1e-6)
+    (layer,) = method.layers()
+    assert layer.method == RoPE() and layer.logit_scale is not None
+    np.testing.assert_allclose(layer.logit_scale(POSITIONS), (0.1 * np.log(4.0) + 1) ** 2)
 
 
 def test_logit_scaling_of_a_mix_is_in_every_layer():
     method = LogitScaling(ByLayer((RoPE(), ALiBi())), training_length=4)
     method.check(SHAPE)
-    assert method.period(6) == 2
+    first, second = method.layers()
+    assert (first.method, second.method) == (RoPE(), ALiBi())
     variables = method.init(jax.random.key(0), SHAPE)
-    tables = method.tables({}, POSITIONS, 32)
-    second, own, own_tables = method.of_layer(1, merged(variables, 0), tables)
-    assert second == LogitScaling(ALiBi(), training_length=4) and second.has_bias
-    q, _ = second.rotate(own, own_tables, Q, K)
-    np.testing.assert_allclose(q, Q * log_n_scale(POSITIONS, 4)[:, :, None, None], rtol=1e-6)
-    np.testing.assert_array_equal(
-        second.bias(own, POSITIONS, POSITIONS), ALiBi().bias(own, POSITIONS, POSITIONS)
-    )
+    assert set(second.select(merged(variables, 0))) == {"slopes"}
+    for layer in method.layers():
+        assert layer.logit_scale is not None
+        np.testing.assert_array_equal(layer.logit_scale(POSITIONS), log_n_scale(POSITIONS, 4))
+
+
+def test_logit_scaling_of_some_layers_of_a_mix():
+    """Llama 4 scales the layers without positions alone."""
+    method = ByLayer((RoPE(), LogitScaling(NoPE(), training_length=4)))
+    method.check(SHAPE)
+    rotating, scaled = method.layers()
+    assert rotating.logit_scale is None and scaled.logit_scale is not None
+    assert scaled.method == NoPE() and scaled.scope == "1."

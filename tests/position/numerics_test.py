@@ -48,6 +48,7 @@ from fope_jax.position import (
     XPos,
     YaRN,
 )
+from fope_jax.position.base import bias_of_heads, embed_tokens, has_hook
 
 SHAPE = ModelShape(d_model=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
 RANDOM = np.random.default_rng(5)
@@ -192,14 +193,16 @@ def every_hook(method):
         model = {**owned.model_constants, **model_params}
         layer = {name: value[0] for name, value in owned.layer_constants.items()}
         layer |= {name: value[0] for name, value in layer_params.items()}
-        tables = method.tables(model, positions, shape.head_dim)
-        last = method.period(shape.num_layers) - 1
-        own, variables, own_tables = method.of_layer(last, {**model, **layer}, tables)
-        q, k = own.rotate(variables, own_tables, q, k)
-        out = [method.embed(model, x, positions), q, k]
-        if own.has_bias:
-            out.append(own.bias(variables, positions, key_positions))
-        if own.has_contextual_bias:
+        last = method.layers()[-1]
+        own, variables = last.method, last.select({**model, **layer})
+        tables = own.tables(variables, positions, shape.head_dim)
+        q, k = own.rotate(variables, tables, q, k)
+        if last.logit_scale is not None:
+            q = q * last.logit_scale(positions)[:, :, None, None]
+        out = [embed_tokens(method, model, x, positions), q, k]
+        if has_hook(own, "bias"):
+            out.append(bias_of_heads(own, variables, positions, key_positions))
+        if has_hook(own, "contextual_bias"):
             logits = jnp.where(np.tri(5, dtype=bool)[None, None], 0.5, -jnp.inf)
             logits = jnp.broadcast_to(logits.astype(jnp.float32), (2, 2, 5, 5))
             out.append(own.contextual_bias(variables, q, logits))

@@ -1,6 +1,7 @@
 """T5, KERPLE and FIRE: other people's numbers, float64 formulas, gradients and what must hold."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from fope_jax.model.attention import attend
 from fope_jax.position.alibi import ALiBi, alibi_bias, alibi_slopes
-from fope_jax.position.base import ModelShape
+from fope_jax.position.base import ModelShape, bias_of_heads, block_positions, has_hook
 from fope_jax.position.relative_bias import (
     FIRE,
     Kerple,
@@ -106,7 +107,7 @@ def plain_block(method, variables, q_positions, k_positions):
 
 
 def seen(q_positions, k_positions):
-    return (np.asarray(relative_distance(q_positions, k_positions)) >= 0)[:, None]
+    return (np.asarray(relative_distance(*block_positions(q_positions, k_positions))) >= 0)[:, None]
 
 
 # --- every method ---------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def test_values_against_float64(name, end):
     steps = np.unique(np.geomspace(1, end, 40).astype(np.int32))
     k_positions = np.concatenate([[0], steps])[None]
     q_positions = np.array([[0, 3, 21, end // 2, end - 1, end]])
-    bias = np.asarray(method.bias(variables, q_positions, k_positions), np.float64)
+    bias = np.asarray(bias_of_heads(method, variables, q_positions, k_positions), np.float64)
     expected = plain_block(method, variables, q_positions, k_positions)
     assert bias.shape == (1, SHAPE.num_heads, 6, k_positions.shape[1])
     # FIRE's value is a sum of terms of both signs, so what is relative is its size.
@@ -132,7 +133,7 @@ def test_values_against_float64(name, end):
 @every_method
 def test_keys_after_the_query_are_finite(name):
     method = METHODS[name]
-    bias = method.bias(variables_of(method), row(0, 5), row(1, 9, 1_048_576))
+    bias = bias_of_heads(method, variables_of(method), row(0, 5), row(1, 9, 1_048_576))
     assert bias.dtype == jnp.float32 and np.isfinite(bias).all()
 
 
@@ -142,9 +143,9 @@ def test_without_a_causal_mask_both_directions_are_alike(name):
     method = METHODS.get(name) or ALiBi()
     variables = {"slopes": alibi_slopes(4)} if name == "alibi" else variables_of(method)
     at = row(0, 1, 5, 19, 21, 40, 900)
-    bias = np.asarray(method.bias(variables, at, at))
+    bias = np.asarray(bias_of_heads(method, variables, at, at))
     same = np.abs(bias - bias.swapaxes(2, 3)).max() < 1e-6
-    assert method.needs_causal_mask == (name in ("t5", "t5-layers"))
+    assert method.limits.needs_causal_mask == (name in ("t5", "t5-layers"))
     assert same == (not name.startswith("t5"))
     if name == "alibi":
         distance = np.abs(np.subtract.outer(np.asarray(at[0]), np.asarray(at[0])))
@@ -157,7 +158,7 @@ def test_a_shift_by_a_million_changes_no_bit(name):
     method = METHODS[name]
     variables = variables_of(method)
     q, k = row(40, 77, 300), arange(300)
-    here, there = (method.bias(variables, q + by, k + by) for by in (0, FAR))
+    here, there = (bias_of_heads(method, variables, q + by, k + by) for by in (0, FAR))
     np.testing.assert_array_equal(here, there)
     assert len(np.unique(here)) > 20
 
@@ -167,11 +168,11 @@ def test_one_query_has_its_row_of_the_whole(name):
     """Decoding against cached keys: blocks and single queries agree with the full matrix."""
     method = METHODS[name]
     variables = variables_of(method)
-    full = method.bias(variables, arange(60), arange(60))
+    full = bias_of_heads(method, variables, arange(60), arange(60))
     for t in (0, 23, 59):
-        one = method.bias(variables, arange(1, start=t), arange(60))
+        one = bias_of_heads(method, variables, arange(1, start=t), arange(60))
         np.testing.assert_allclose(one[:, :, 0], full[:, :, t], rtol=1e-6, atol=1e-6)
-    block = method.bias(variables, arange(20, start=30), arange(11, start=7))
+    block = bias_of_heads(method, variables, arange(20, start=30), arange(11, start=7))
     np.testing.assert_allclose(block, full[:, :, 30:50, 7:18], rtol=1e-6, atol=1e-6)
 
 
@@ -188,7 +189,7 @@ def test_gradient_of_every_parameter(name):
     weight = random.normal(size=(1, SHAPE.num_heads, 4, 62)) * seen(q, k)
 
     def loss(variables):
-        return jnp.sum(method.bias(variables, q, k) * jnp.asarray(weight, jnp.float32))
+        return jnp.sum(bias_of_heads(method, variables, q, k) * jnp.asarray(weight, jnp.float32))
 
     gradient = jax.grad(loss)(variables)
     chex.assert_tree_all_finite(gradient)
@@ -224,7 +225,7 @@ def run(method, variables, qkv, positions, segments, backend="reference"):
         k_positions=positions,
         q_segments=segments,
         k_segments=segments,
-        bias_fn=method.bias,
+        bias_fn=functools.partial(bias_of_heads, method),
         bias_variables=variables,
         backend=backend,
         block=16,
@@ -309,7 +310,7 @@ def test_any_block_of_any_shape(name, sizes, shared, seed):
         random.integers(0, 90, (1 if alone else batch, n)).astype(np.int32)
         for alone, n in zip(shared, (length, keys), strict=True)
     )
-    bias = method.bias(variables, q, k)
+    bias = bias_of_heads(method, variables, q, k)
     rows = 1 if all(shared) else batch
     assert bias.shape == (rows, SHAPE.num_heads, length, keys) and bias.dtype == jnp.float32
     expected = plain_block(method, variables, q, k)
@@ -322,9 +323,9 @@ def test_jit_and_vmap(name):
     method = METHODS[name]
     variables = variables_of(method)
     q = jnp.stack([arange(13)[0], arange(13, start=50)[0]])
-    plain = method.bias(variables, q, q)
-    mapped = jax.vmap(lambda q: method.bias(variables, q[None], q[None])[0])(q)
-    for other in (jax.jit(method.bias)(variables, q, q), mapped):
+    plain = bias_of_heads(method, variables, q, q)
+    mapped = jax.vmap(lambda q: bias_of_heads(method, variables, q[None], q[None])[0])(q)
+    for other in (jax.jit(bias_of_heads, static_argnums=0)(method, variables, q, q), mapped):
         np.testing.assert_allclose(plain, other, rtol=2e-6, atol=1e-6)
 
 
@@ -439,7 +440,7 @@ def test_kerple_at_distance_zero(form):
     variables = variables_of(method)
 
     def at_zero(variables):
-        return jnp.sum(method.bias(variables, row(7), row(7)))
+        return jnp.sum(bias_of_heads(method, variables, row(7), row(7)))
 
     assert at_zero(variables) == 0.0
     for gradient in jax.tree.leaves(jax.grad(at_zero)(variables)):
@@ -453,10 +454,12 @@ def test_kerple_beyond_its_bounds(form):
     q, k = row(30), arange(31)
     outside = {"r1": jnp.full(4, -3.0), "r2": jnp.full(4, -0.5)}
     bound = {name: jnp.full(4, 0.01) for name in outside}
-    np.testing.assert_array_equal(method.bias(outside, q, k), method.bias(bound, q, k))
+    np.testing.assert_array_equal(
+        bias_of_heads(method, outside, q, k), bias_of_heads(method, bound, q, k)
+    )
 
     def distance_of_bias(variables):  # smallest for a penalty of 2 logits at distance 30
-        return jnp.sum((method.bias(variables, q, k)[..., 0] + 2.0) ** 2)
+        return jnp.sum((bias_of_heads(method, variables, q, k)[..., 0] + 2.0) ** 2)
 
     gradient = jax.grad(distance_of_bias)(outside)
     assert all((np.asarray(x) < 0).all() for x in gradient.values())
@@ -464,7 +467,8 @@ def test_kerple_beyond_its_bounds(form):
     if form == "power":
         steep = outside | {"r1": jnp.ones(4), "r2": jnp.full(4, 2.5)}
         np.testing.assert_array_equal(
-            method.bias(steep, q, k), method.bias(steep | {"r2": jnp.full(4, 2.0)}, q, k)
+            bias_of_heads(method, steep, q, k),
+            bias_of_heads(method, steep | {"r2": jnp.full(4, 2.0)}, q, k),
         )
 
 
@@ -489,7 +493,7 @@ def test_clamp_value_keeps_bounds_exactly():
 
 def fire_at(i, j, **changes):
     variables = variables_of(METHODS["fire"]) | changes
-    return np.asarray(METHODS["fire"].bias(variables, row(i), row(j)))[0, :, 0, 0]
+    return np.asarray(bias_of_heads(METHODS["fire"], variables, row(i), row(j)))[0, :, 0, 0]
 
 
 def test_fire_sees_distance_only_below_the_threshold():
@@ -508,7 +512,7 @@ def test_fire_interpolates_to_the_same_ends():
     for i in (33, 4096, 1_048_576):
         np.testing.assert_allclose(fire_at(i, 0), fire_at(20, 0), atol=2e-6)
         np.testing.assert_array_equal(fire_at(i, i), fire_at(20, 20))
-    share = np.asarray(fire_distance(row(1_048_576), arange(1_048_577), 0.1, 20.0))[0, 0]
+    share = np.asarray(fire_distance(row(1_048_576), arange(1_048_577), 0.1, 20.0))[0]
     assert (np.diff(share) <= 0).all()
     assert share[-1] == 0 and 1 - 1e-6 <= share[0] <= 1
 
@@ -535,7 +539,7 @@ def test_fire_starts_as_documented():
 ONE = row(1)
 ERRORS = {
     "shapes": (
-        lambda: relative_distance(np.arange(3), ONE),
+        lambda: block_positions(np.arange(3), ONE),
         r"q_positions \(3,\), k_positions \(1, 1\): expected \[B, T\] and \[B, S\]",
     ),
     "batches": (
@@ -579,13 +583,17 @@ def test_message(name):
 def test_positions_count_tokens(name):
     method = METHODS[name]
     with pytest.raises(TypeError, match="positions have dtype float32"):
-        method.bias(variables_of(method), np.zeros((1, 2), np.float32), ONE)
+        bias_of_heads(method, variables_of(method), np.zeros((1, 2), np.float32), ONE)
 
 
 @every_method
 def test_a_bias_method_says_so(name):
     method = METHODS[name]
-    assert method.kind == "bias" and method.has_bias and not method.has_contextual_bias
+    assert (
+        method.kind == "bias"
+        and has_hook(method, "bias")
+        and not has_hook(method, "contextual_bias")
+    )
     assert method.extends.startswith("yes")
     assert hash(method) == hash(type(method)(**vars(method)))
     method.check(SHAPE)

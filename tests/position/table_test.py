@@ -37,7 +37,7 @@ from fope_jax.position import (
     name_of,
     to_spec,
 )
-from fope_jax.position.base import PositionEmbedding
+from fope_jax.position.base import PositionEmbedding, has_hook
 
 SHAPE = ModelShape(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16)
 
@@ -238,8 +238,9 @@ def test_importing_position_is_light():
 
 
 def test_a_method_without_a_bias_has_none():
-    assert NoPE().bias({}, np.zeros((1, 2), np.int32), np.zeros((1, 2), np.int32)) is None
-    assert NoPE().contextual_bias({}, np.zeros((1, 2, 1, 4)), np.zeros((1, 1, 2, 2))) is None
+    for hook in ("bias", "contextual_bias", "embed", "rotate", "tables"):
+        assert not has_hook(NoPE(), hook)
+    assert has_hook(ALiBi(), "bias") and not has_hook(ALiBi(), "rotate")
 
 
 def test_a_knob_that_came_later_leaves_the_fingerprint_as_it_was():

@@ -49,10 +49,10 @@ def test_no_decay_is_rope():
 
 def test_the_limit_is_where_float32_ends():
     method = XPos()
-    limit = method.max_length()
+    limit = method.limits.max_length
     assert limit == 26_156
     inside = method.tables({}, jnp.array([[0, limit - 1]]), 32)[2]
     assert np.isfinite(inside).all() and np.isfinite(1 / inside).all()
     beyond = method.tables({}, jnp.array([[limit, -limit]]), 32)[2]
     assert np.isnan(beyond).all()
-    assert XPos(scale_base=5120.0).max_length() == pytest.approx(10 * limit, abs=10)
+    assert XPos(scale_base=5120.0).limits.max_length == pytest.approx(10 * limit, abs=10)

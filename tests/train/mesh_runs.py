@@ -48,8 +48,7 @@ class OneBias(PositionEmbedding):
     """A bias without variables, the same for all heads."""
 
     def bias(self, variables, q_positions, k_positions):
-        distance = q_positions[:, :, None] - k_positions[:, None, :]
-        return -0.1 * jnp.abs(distance)[:, None].astype(jnp.float32)
+        return -0.1 * jnp.abs(q_positions - k_positions).astype(jnp.float32)
 
 
 def experiment(case: dict[str, Any]) -> Experiment:

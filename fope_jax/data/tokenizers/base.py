@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +96,8 @@ class TokenTexts:
     def join(self, ids: Iterable[int]) -> bytes:
         """The bytes of ``ids``; one beyond the vocabulary stands for none."""
         ids = ids if isinstance(ids, np.ndarray) else np.array(list(ids), np.int64)
-        return b"".join(map(self._join, _slices(ids)))
+        starts = range(0, len(ids), _IDS_AT_ONCE)
+        return b"".join(self._join(ids[start : start + _IDS_AT_ONCE]) for start in starts)
 
     def _join(self, ids: np.ndarray) -> bytes:
         ids = ids[(ids >= 0) & (ids < len(self.sizes))]
@@ -106,10 +107,6 @@ class TokenTexts:
         # long, and would hold up a build on many cores.
         offsets = np.repeat(self._start[ids] - (ends - sizes), sizes)
         return self._bytes[offsets + np.arange(len(offsets))].tobytes()
-
-
-def _slices(ids: np.ndarray) -> Iterator[np.ndarray]:
-    return (ids[i : i + _IDS_AT_ONCE] for i in range(0, len(ids), _IDS_AT_ONCE))
 
 
 def byte_of_piece(piece: str) -> bytes:

@@ -230,8 +230,8 @@ def _names_of(tokens: Any) -> set[str]:
         tokens = tokens.values()
     elif not isinstance(tokens, list):
         return set()
-    found = (token.get("content") if isinstance(token, dict) else token for token in tokens)
-    return {name for name in found if isinstance(name, str) and name}
+    names = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+    return {name for name in names if isinstance(name, str) and name}
 
 
 _DROP_CHARACTERS = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit"}
@@ -247,27 +247,25 @@ def _remove_edge_rules(rules: dict[str, Any]) -> str:
     >>> _remove_edge_rules(rules), rules["normalizer"]
     (' ', None)
     """
-    prefix = ""
-    kept = []
-    for rule in _flatten(rules.get("normalizer"), "normalizers"):
+    prefix, normalizers = "", _flatten(rules.get("normalizer"), "normalizers")
+    for rule in normalizers:
         if rule["type"] == "Prepend":
             prefix = rule["prepend"].replace(SPACE_MARK, " ")
-        elif rule["type"] != "Strip":
-            kept.append(rule)
-    if len(kept) < len(_flatten(rules.get("normalizer"), "normalizers")):
+    kept = [rule for rule in normalizers if rule["type"] not in ("Prepend", "Strip")]
+    if len(kept) < len(normalizers):
         rules["normalizer"] = {"type": "Sequence", "normalizers": kept} if kept else None
-    words = False
+    drops_spaces = False
     for rule in _flatten(rules.get("pre_tokenizer"), "pretokenizers"):
-        words |= rule["type"] in _DROP_CHARACTERS or rule.get("behavior") == "Removed"
+        drops_spaces |= rule["type"] in _DROP_CHARACTERS or rule.get("behavior") == "Removed"
         scheme = "never" if rule.get("add_prefix_space") is False else "always"
         if rule["type"] == "Metaspace" and rule.get("prepend_scheme", scheme) != "never":
             prefix = " "
-            if not words:  # after spaces have been dropped, this is what writes them
+            if not drops_spaces:  # after spaces have been dropped, this is what writes them
                 rule.pop("add_prefix_space", None)
                 rule["prepend_scheme"] = "never"
         elif rule["type"] == "ByteLevel" and rule.get("add_prefix_space", True):
             prefix = " "
-            if not words:
+            if not drops_spaces:
                 rule["add_prefix_space"] = False
     return prefix
 
@@ -291,9 +289,9 @@ def _decode_piece(piece: str, decoders: Sequence[dict[str, Any]]) -> str:
     return piece
 
 
-_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-_OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
-_BYTE_ALPHABET = {chr(byte): byte for byte in _PRINTED} | {
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTE_ALPHABET = {chr(byte): byte for byte in _PRINTABLE} | {
     chr(256 + number): byte for number, byte in enumerate(_OTHERS)
 }
 

@@ -10,9 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+    block_positions,
+    is_in_kernel,
+)
 from fope_jax.position.checks import check_above_zero
-from fope_jax.position.relative_bias.base import by_head, by_layer, relative_distance
+from fope_jax.position.relative_bias.base import by_layer, relative_distance
 from fope_jax.position.rotation import position_values
 from fope_jax.typing import Array
 
@@ -28,36 +35,32 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
     later of the two keeps the share within [0, 1] and the same in both directions.
 
     Args:
-      q_positions: integers ``[B, T]`` or ``[1, T]``, i, tokens since the start of the segment.
-      k_positions: integers ``[B, S]`` or ``[1, S]``, j, tokens.
+      q_positions: integers, i, tokens since the start of the segment.
+      k_positions: integers that broadcast with them, j, tokens.
       c: a number, per token; its sign does not matter.
       threshold: a number, tokens; below it the share is of the threshold, so that it depends on
         distance only.
 
     Returns:
-      ``[B, T, S]`` float32, in [0, 1].
+      float32, in [0, 1].
 
     Raises:
-      TypeError: positions are not integers.  ValueError: other shapes.
+      TypeError: positions are not integers.
 
-    >>> share = fire_distance(np.array([[31, 1023]]), np.array([[0, 31]]), 1.0, 1023.0)
+    >>> share = fire_distance(np.array([[31], [1023]]), np.array([[0, 31]]), 1.0, 1023.0)
     >>> np.asarray(share, np.float64).round(6).tolist()
-    [[[0.5, 0.0], [1.0, 0.995565]]]
+    [[0.5, 0.0], [1.0, 0.995565]]
 
     Reference: Li et al. 2023, "Functional Interpolation for Relative Positions Improves Long
     Context Transformers", Section 3.
     """
     distance = relative_distance(q_positions, k_positions)
-    q_values, k_values = position_values(q_positions), position_values(k_positions)
-    return _share(distance, q_values[:, :, None], k_values[:, None, :], c, threshold)
-
-
-def _share(distance: Array, i: Array, j: Array, c: Array, threshold: Array) -> Array:
+    i, j = position_values(q_positions), position_values(k_positions)
     threshold, c = jnp.asarray(threshold, jnp.float32), jnp.asarray(c, jnp.float32)
     rate = jnp.abs(c)
 
     def longest(position: Array) -> Array:
-        return jnp.log1p(rate * jnp.maximum(position.astype(jnp.float32), threshold))
+        return jnp.log1p(rate * jnp.maximum(position, threshold))
 
     psi = jnp.log1p(rate * jnp.abs(distance).astype(jnp.float32))
     return psi / (jnp.where(distance < 0, longest(j), longest(i)) + FIRE_EPSILON)
@@ -104,15 +107,13 @@ def fire_bias(
     Reference: Li et al. 2023, "Functional Interpolation for Relative Positions Improves Long
     Context Transformers", Section 3 and the code in its appendix.
     """
-    share = fire_distance(q_positions, k_positions, c, threshold)[..., None]
-    weight, offset = (
-        jnp.asarray(row, jnp.float32).reshape(1, 1, 1, -1) for row in (hidden_weight, hidden_bias)
-    )
-    hidden = jax.nn.relu(share * weight + offset)
-    # On TPU a product of default precision would round the hidden layer to 8 bits.
-    out_weight = jnp.asarray(out_weight, jnp.float32)
-    out = jnp.einsum("btsw,wn->bnts", hidden, out_weight, precision="highest")
-    return out + by_head(out_bias)
+    share = fire_distance(*block_positions(q_positions, k_positions), c, threshold)
+
+    def of_one_head(weight: Array, offset: Array) -> Array:
+        return _network(share, hidden_weight, hidden_bias, weight) + offset
+
+    own = (jnp.asarray(x, jnp.float32) for x in (out_weight, out_bias))
+    return jax.vmap(of_one_head, in_axes=(1, 0), out_axes=1)(*own)
 
 
 @dataclass(frozen=True)
@@ -179,20 +180,23 @@ class FIRE(PositionEmbedding):
         return {"out_weight": (None, "heads"), "out_bias": ("heads",)}.get(name, ())
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
-        names = ("c", "hidden_weight", "hidden_bias", "out_weight", "out_bias")
-        own = {name: variables[name] for name in names}
-        return fire_bias(q_positions, k_positions, threshold=self._threshold(variables), **own)
+        factor = jnp.asarray(variables["length_factor"], jnp.float32)
+        threshold = jnp.abs(factor * np.float32(self.init_length))
+        share = fire_distance(q_positions, k_positions, variables["c"], threshold)
+        network = ("hidden_weight", "hidden_bias", "out_weight")
+        return _network(share, *(variables[name] for name in network)) + variables["out_bias"]
 
-    def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
-        distance = q_positions - k_positions
-        share = _share(distance, q_positions, k_positions, values["c"], self._threshold(values))
-        bias = jnp.full(distance.shape, values["out_bias"], jnp.float32)
-        network = (values[name] for name in ("hidden_weight", "hidden_bias", "out_weight"))
-        for weight, offset, out in zip(*network, strict=True):
-            hidden = share * weight + offset
-            bias += out * jnp.where(hidden > 0, hidden, 0.0)
-        return bias
 
-    def _threshold(self, values: dict[str, Any]) -> Array:
-        factor = jnp.asarray(values["length_factor"], jnp.float32)
-        return jnp.abs(factor * np.float32(self.init_length))
+def _network(share: Array, hidden_weight: Any, hidden_bias: Any, out_weight: Any) -> Array:
+    """``relu(share w1 + b1) w2`` of one head, weights ``[width]``."""
+    if is_in_kernel(hidden_weight):
+        out = jnp.zeros(share.shape, jnp.float32)
+        for weight, offset, factor in zip(hidden_weight, hidden_bias, out_weight, strict=True):
+            out += factor * jnp.maximum(share * weight + offset, 0.0)
+        return out
+    weights = (hidden_weight, hidden_bias, out_weight)
+    weight, offset, factor = (jnp.asarray(x, jnp.float32) for x in weights)
+    lanes = (1,) * share.ndim + (-1,)
+    hidden = jax.nn.relu(share[..., None] * weight.reshape(lanes) + offset.reshape(lanes))
+    # On TPU a product of default precision would round the hidden layer to 8 bits.
+    return jnp.einsum("...w,w->...", hidden, factor, precision="highest")

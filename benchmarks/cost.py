@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.config import TrainConfig
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.presets import PRESETS
-from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.model.transformer import Transformer, split
 from fope_jax.position.base import PositionEmbedding
 from fope_jax.train.optim import make_optimizer
 from fope_jax.train.step import TrainState, train_step

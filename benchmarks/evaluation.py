@@ -28,8 +28,9 @@ def score_once(size: str, method: str, length: int, rounds: int) -> dict[str, An
 
     from fope_jax.evaluate.scoring import model_scorer
     from fope_jax.gallery.examples import examples
+    from fope_jax.model.config import TransformerConfig
     from fope_jax.model.presets import PRESETS
-    from fope_jax.model.transformer import Transformer, TransformerConfig
+    from fope_jax.model.transformer import Transformer
 
     config = TransformerConfig(**PRESETS[size])
     position = examples(512, config.shape.head_dim)[method]

@@ -26,8 +26,8 @@ import jax
 
 from benchmarks import cost, memory, phases, rotation
 from fope_jax.gallery.examples import EXAMPLES, choose, examples
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.presets import PRESETS
-from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import ModelShape
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.train.workdir import git_commit

@@ -16,7 +16,8 @@ from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.restore import read_experiment
 from fope_jax.interop.weights import export_weights
 from fope_jax.main import main
-from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import FoPE
 from fope_jax.storage.checkpoint import CheckpointStore
 

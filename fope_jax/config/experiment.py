@@ -14,10 +14,9 @@ from fope_jax.config.evaluate import EvaluateConfig
 from fope_jax.config.fields import ConfigError, convert, field_types, nearest
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.sharding import MeshConfig
-from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
-from fope_jax.position.table import pieces_for_key
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,7 @@ TOP_LEVEL = {"name": str, "seed": int}
 CHANGEABLE_SECTIONS = ("evaluate.", "mesh.")
 CHANGEABLE_KEYS = (
     "name",
+    "model.attention_block",
     "train.log_every",
     "train.save_every",
     "train.keep",
@@ -158,8 +158,10 @@ def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:
 
 def knob_types(method: Any) -> dict[str, Any]:
     """The type of each knob of a method, by its name in a configuration; none of an unknown one."""
-    cls = positions.METHODS.get(method) if isinstance(method, str) else None
-    return {"preset": str | None} | field_types(cls) if cls else {}
+    try:
+        return {"preset": str | None} | field_types(positions.find_class("method", method))
+    except (AttributeError, ValueError):  # the experiment that is built says what is wrong
+        return {}
 
 
 def unknown_key(key: str) -> ConfigError:
@@ -199,15 +201,14 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
     if not isinstance(value, (Mapping, ConfigDict)):
         return value
     knobs = {name: _build_spec(f"{key}.{name}", v, length, init_std) for name, v in value.items()}
-    entry, name, knobs = pieces_for_key(knobs)
+    entry, name, knobs = positions.split_spec(knobs)
     if not isinstance(name, str):
         raise ConfigError(
             f"config.{key} = {dict(value)}: expected a 'method', or a 'scaling' by its name"
         )
     is_scaling = entry == "scaling"
     make = positions.make_scaling if is_scaling else positions.make
-    cls = positions.SCALINGS.get(name) if is_scaling else None
-    kinds = field_types(cls) if cls else knob_types(None if is_scaling else name)
+    kinds = {"preset": str | None} | field_types(positions.find_class(entry, name))
     # LogitScaling's form "yarn" is a temperature without a length.
     needs_length = "training_length" in kinds and knobs.get("form") != "yarn"
     if needs_length and knobs.get("training_length") is None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fope_jax.config import Experiment, check_vocabulary
+from fope_jax.config import EvaluateConfig, Experiment, check_vocabulary
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
@@ -26,7 +27,7 @@ from fope_jax.evaluate.perplexity import score_from_start, score_positions, scor
 from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
 from fope_jax.evaluate.scoring import Progress, Scorer
 from fope_jax.evaluate.sliding import check_stride, score_sliding
-from fope_jax.evaluate.windows import Windows, place_blocks
+from fope_jax.evaluate.windows import Windows, context_lengths, place_blocks
 
 log = logging.getLogger(__name__)
 
@@ -88,75 +89,51 @@ class Protocol:
 # ---------------------------------------------------------------------------- the table
 
 
-def _same_tokens(experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
-    settings = experiment.evaluate
-    scored, windows = settings.scored_tokens, settings.num_windows
-    return {"contexts": contexts, "scored": scored, "num_windows": windows}
-
-
-def _sliding_window(experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
-    settings = experiment.evaluate
-    stride = settings.stride or max(1, experiment.train.length // 2)
-    check_stride(stride, contexts)
-    return {"contexts": contexts, "stride": stride, "num_windows": settings.position_windows}
-
-
-def _chunks(experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
-    check_chunks(contexts)
-    return {"contexts": contexts, "num_blocks": experiment.evaluate.position_windows}
-
-
-def _resets(reset: bool, experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
-    blocks = experiment.evaluate.position_windows
-    place_blocks(cache.documents, length=math.lcm(*contexts), total=blocks, require_boundary=True)
-    return {"contexts": contexts, "num_blocks": blocks, "reset": reset}
-
-
-def _longest(count: str, experiment: Experiment, cache: Any, contexts: list[int]) -> dict[str, Any]:
-    length, windows = experiment.train.length, experiment.evaluate.position_windows
-    return {"context": max(contexts), "training_length": length, count: windows}
-
-
 class TextProtocol(NamedTuple):
     """How a protocol on text is made.
 
     Attributes:
       kind: of its rows.
-      score: (scorer, cache, **settings, batch_tokens, progress, bos) -> (rows, windows).
-      settings: (experiment, cache, contexts) -> what ``score`` depends on, checked before any
-        device work.
-      amount: the field of ``EvaluateConfig`` that counts its windows; 0 leaves the protocol out.
+      score: (scorer, cache, **settings, batch_tokens, progress, bos) -> (rows, windows). The names
+        of its settings are those of its arguments, the values are in ``_text_protocol``.
+      check: (cache, settings); raises ValueError before any device work.
       beginning: what stands before the first token of a window where a BOS token is added.
     """
 
     kind: str
     score: Callable[..., Any]
-    settings: Callable[[Experiment, Any, list[int]], dict[str, Any]]
-    amount: str = "position_windows"
+    check: Callable[[Any, dict[str, Any]], Any] = lambda cache, settings: None
     beginning: str = "every window begins with {}, in place of its first token"
 
 
+def _check_sliding(cache: Any, settings: dict[str, Any]) -> None:
+    check_stride(settings["stride"], settings["contexts"])
+
+
+def _check_chunks(cache: Any, settings: dict[str, Any]) -> None:
+    check_chunks(settings["contexts"])
+
+
+def _check_boundaries(cache: Any, settings: dict[str, Any]) -> None:
+    length, blocks = math.lcm(*settings["contexts"]), settings["num_blocks"]
+    place_blocks(cache.documents, length=length, total=blocks, require_boundary=True)
+
+
+CHUNKS_AND_DOCUMENTS = (
+    "every chunk begins with {}, in place of its first token, and every document in it, in place "
+    "of the end-of-document token before it"
+)
+DOCUMENTS = "every document is read after {}"
 TEXT_PROTOCOLS = {
-    "same-tokens": TextProtocol("perplexity", score_same_tokens, _same_tokens, "num_windows"),
-    "sliding-window": TextProtocol("perplexity", score_sliding, _sliding_window),
-    "chunks": TextProtocol("perplexity", score_chunks, _chunks),
+    "same-tokens": TextProtocol("perplexity", score_same_tokens),
+    "sliding-window": TextProtocol("perplexity", score_sliding, _check_sliding),
+    "chunks": TextProtocol("perplexity", score_chunks, _check_chunks),
     "document-resets": TextProtocol(
-        "perplexity",
-        score_resets,
-        functools.partial(_resets, True),
-        beginning="every chunk begins with {}, in place of its first token, and every document in "
-        "it, in place of the end-of-document token before it",
+        "perplexity", score_resets, _check_boundaries, CHUNKS_AND_DOCUMENTS
     ),
-    "no-resets": TextProtocol("perplexity", score_resets, functools.partial(_resets, False)),
-    "long-window": TextProtocol(
-        "position", score_positions, functools.partial(_longest, "num_windows")
-    ),
-    "from-start": TextProtocol(
-        "position",
-        score_from_start,
-        functools.partial(_longest, "num_documents"),
-        beginning="every document is read after {}",
-    ),
+    "no-resets": TextProtocol("perplexity", score_resets, _check_boundaries),
+    "long-window": TextProtocol("position", score_positions),
+    "from-start": TextProtocol("position", score_from_start, beginning=DOCUMENTS),
 }
 PROTOCOLS = (*TEXT_PROTOCOLS, PASSKEY, RETRIEVAL)
 
@@ -198,21 +175,14 @@ def plan_protocols(
       ValueError: an unknown protocol, a length beyond what the position embedding is defined for,
         or too short for a protocol, or a token cache that is not the one of training.
     """
-    settings, length = experiment.evaluate, experiment.train.length
+    settings = experiment.evaluate
     asked = settings.protocols if wanted is None else wanted
     names = protocol_names(asked)
     text_names = [name for name in names if name in TEXT_PROTOCOLS]
-    contexts = sorted({length * n for n in settings.lengths}) if text_names else []
-    has_trials = len(names) > len(text_names)
-    trial_contexts = sorted({length * n for n in settings.passkey_lengths}) if has_trials else []
-    limit = experiment.position.limits.max_length
-    longest = max([*contexts, *trial_contexts], default=0)
-    if limit is not None and longest > limit:
-        raise ValueError(
-            f"evaluate.lengths and passkey_lengths reach {longest} tokens, but "
-            f"{type(experiment.position).__name__} is defined for at most {limit}; evaluate "
-            f"multiples of train.length = {length} up to {limit // length}"
-        )
+    multiples = settings.lengths if text_names else ()
+    contexts = context_lengths(experiment, multiples, "evaluate.lengths")
+    multiples = settings.passkey_lengths if len(names) > len(text_names) else ()
+    trial_contexts = context_lengths(experiment, multiples, "evaluate.passkey_lengths")
     caches = {name: open_cache(experiment.data, name) for name in settings.splits or ("train",)}
     cache = next(iter(caches.values()))
     if data_fingerprint is not None and cache.fingerprint != data_fingerprint:
@@ -233,7 +203,7 @@ def plan_protocols(
     for split, text in texts.items() if contexts else ():
         for name in text_names:
             make = functools.partial(_text_protocol, name, experiment, text, split, contexts, bos)
-            if getattr(settings, TEXT_PROTOCOLS[name].amount):
+            if _num_windows(name, settings):
                 planned.append((f"{name} ({split})", name in asked, make))
             elif name in asked and wanted is not None:
                 raise ValueError(
@@ -263,19 +233,35 @@ def plan_protocols(
     return protocols
 
 
+def _num_windows(name: str, config: EvaluateConfig) -> int:
+    """Windows, blocks or documents that a protocol on text scores; 0 leaves it out."""
+    return config.num_windows if name == "same-tokens" else config.position_windows
+
+
 def _text_protocol(
     name: str, experiment: Experiment, cache: Any, split: str, contexts: list[int], bos: Bos | None
 ) -> Protocol:
     """A protocol on one text; ValueError where its settings or the text do not allow it."""
-    kind, score, make_settings, _, beginning = TEXT_PROTOCOLS[name]
-    settings = make_settings(experiment, cache, contexts)
-    batch_tokens = experiment.evaluate.batch_tokens
+    config, length = experiment.evaluate, experiment.train.length
+    amount = _num_windows(name, config)
+    values = {
+        "contexts": contexts,
+        "context": max(contexts),
+        "training_length": length,
+        "scored": config.scored_tokens,
+        "stride": config.stride or max(1, length // 2),
+        "reset": name == "document-resets",
+        "num_windows": amount,
+        "num_blocks": amount,
+        "num_documents": amount,
+    }
+    kind, score, check, beginning = TEXT_PROTOCOLS[name]
+    settings = {key: values[key] for key in inspect.signature(score).parameters if key in values}
+    check(cache, settings)
 
     def run(scorer: Scorer, progress: Progress) -> tuple[list[Row], Windows]:
-        first = bos and bos.id
-        return score(
-            scorer, cache, **settings, batch_tokens=batch_tokens, progress=progress, bos=first
-        )
+        batching = {"batch_tokens": config.batch_tokens, "progress": progress}
+        return score(scorer, cache, **settings, **batching, bos=bos and bos.id)
 
     identity = {"protocol": name, "split": split}
     recorded = settings | {"cache": cache.fingerprint}

@@ -7,9 +7,12 @@ token cache are scored on the same tokens.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+
+from fope_jax.config import Experiment
 
 
 class Windows(NamedTuple):
@@ -26,6 +29,23 @@ class Windows(NamedTuple):
     stop: np.ndarray
     document: np.ndarray
     too_short: tuple[str, ...]
+
+
+def context_lengths(experiment: Experiment, multiples: Iterable[int], what: str) -> list[int]:
+    """Training lengths times ``multiples``, rising, each once.
+
+    Raises:
+      ValueError: the position embedding is not defined for the longest, which ``what`` asks for.
+    """
+    length, limit = experiment.train.length, experiment.position.limits.max_length
+    contexts = sorted({length * multiple for multiple in multiples})
+    if limit is not None and contexts and contexts[-1] > limit:
+        raise ValueError(
+            f"{what} reach {contexts[-1]} tokens, but {type(experiment.position).__name__} is "
+            f"defined for at most {limit}; evaluate multiples of train.length = {length} up to "
+            f"{limit // length}"
+        )
+    return contexts
 
 
 def share_evenly(capacity: np.ndarray, total: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from fope_jax.config import (
 )
 from fope_jax.config.fields import field_types, parse_value
 from fope_jax.extend.methods import extend_position, target_classes
-from fope_jax.model.transformer import HOW
+from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.position import PositionEmbedding, from_spec, to_spec
 
 OPTIMIZERS = ("keep", "reset-moments", "reset")
@@ -159,7 +159,7 @@ def child_experiment(
         train = dataclasses.replace(train, evaluate_every=math.ceil(train.steps / EVALUATIONS))
     before, after = dataclasses.asdict(parent.model), dataclasses.asdict(child.model)
     for key in before:
-        if key not in HOW and before[key] != after[key]:
+        if key not in RUNTIME_FIELDS and before[key] != after[key]:
             raise ConfigError(
                 f"config.model.{key}: {before[key]!r}, now {after[key]!r}; an extension keeps the "
                 "model and changes its position embedding alone"

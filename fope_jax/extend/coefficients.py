@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.absolute import Learned
-from fope_jax.position.base import PositionEmbedding, PositionVariables, Variables
+from fope_jax.position.base import GROUPS, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.checks import check_choice
 from fope_jax.position.fope import FoPE
-from fope_jax.position.mixing import GROUPS
 from fope_jax.typing import Array
 
 MATCHES = ("frequency", "index")

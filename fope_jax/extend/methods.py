@@ -18,9 +18,9 @@ from fope_jax.position.absolute import Learned
 from fope_jax.position.base import NoPE, PositionEmbedding
 from fope_jax.position.checks import nearest
 from fope_jax.position.fope import FoPE
+from fope_jax.position.registry import METHODS, SCALINGS, name_of
 from fope_jax.position.rope import RoPE
 from fope_jax.position.scaling import ClipFloor, RotaryFrequencies, Scaling, scaled_frequencies
-from fope_jax.position.table import METHODS, SCALINGS, name_of
 
 SAME = "same"
 ALIASES = {"pi": "position_interpolation", "clip": "clip_floor"}

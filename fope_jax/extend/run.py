@@ -29,8 +29,9 @@ from fope_jax.extend.initial_loss import WARN_ABOVE, compare_initial_losses
 from fope_jax.extend.lineage import check_request, data_changes, has_same_data, read_lineage
 from fope_jax.extend.methods import frequency_changes
 from fope_jax.extend.parent import WEIGHTS, Parent, open_parent
+from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.finite import count_non_finite, describe_non_finite
-from fope_jax.model.transformer import HOW, position_variables
+from fope_jax.model.transformer import position_variables
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import gather_to_host, is_main_process
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
@@ -152,7 +153,7 @@ def _save_step_0(
     """Writes config.json, lineage.json and the checkpoint of step 0."""
     # ------------------------------------------------------------------ the parent's arrays
     # Its model is computed as the child is and on its devices.
-    changes = {name: getattr(child.model, name) for name in HOW}
+    changes = {name: getattr(child.model, name) for name in RUNTIME_FIELDS}
     model = dataclasses.replace(parent.experiment.model, **changes)
     before = dataclasses.replace(parent.experiment, mesh=child.mesh, model=model)
     with fail_together():

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from fope_jax.gallery.examples import EXAMPLES, SHAPE
+from fope_jax.gallery.examples import SHAPE, examples
 from fope_jax.position.base import ModelShape, PositionEmbedding
-from fope_jax.position.table import METHODS, SCALINGS
+from fope_jax.position.registry import METHODS, SCALINGS
 
 
 class Entry(NamedTuple):
@@ -30,10 +30,16 @@ def method_entries() -> list[Entry]:
     >>> {entry.name: entry.learnable for entry in method_entries()}["learned"]
     'always'
     """
-    first = {type(method): method for method in reversed(EXAMPLES.values())}
+    first = {type(method): method for method in reversed(examples().values())}
     return [
         Entry(
-            name, cls.kind, knobs(cls), learnable(first[cls]), cls.extends, about(cls), source(cls)
+            name,
+            cls.kind,
+            knobs(cls),
+            learnable(first[cls]) if cls in first else "",
+            cls.extends,
+            about(cls),
+            source(cls),
         )
         for name, cls in METHODS.items()
     ]
@@ -69,7 +75,7 @@ def knobs(cls: Any) -> list[str]:
 def learnable(method: PositionEmbedding, shape: ModelShape = SHAPE) -> str:
     """Whether ``init`` gives the method anything to train; see ``Entry``.
 
-    >>> learnable(EXAMPLES["fope"])
+    >>> learnable(examples()["fope"])
     'with learnable=True'
     """
 
@@ -106,11 +112,7 @@ def source(cls: type) -> str:
     >>> source(METHODS["alibi"])
     'Press et al. 2022, "Train Short, Test Long", Section 3'
 
-    Raises:
-      ValueError: no class in its line has a reference.
     """
-    for base in cls.__mro__:
-        text = (base.__doc__ or "").partition("Reference:")[2].partition("\n\n")[0]
-        if text:
-            return " ".join(text.split()).removesuffix(".")
-    raise ValueError(f"{cls.__name__}: its docstring has no 'Reference:'")
+    docstrings = [base.__doc__ or "" for base in cls.__mro__]
+    texts = [text.partition("Reference:")[2].partition("\n\n")[0] for text in docstrings]
+    return " ".join(next(filter(None, texts), "").split()).removesuffix(".")

@@ -18,8 +18,8 @@ import numpy as np
 from fope_jax.gallery.examples import LENGTH, SHAPE, choose
 from fope_jax.position.absolute import Sinusoidal
 from fope_jax.position.base import ModelShape, PositionEmbedding, Variables, bias_of_heads, has_hook
+from fope_jax.position.registry import name_of
 from fope_jax.position.rotation import inverse_frequencies
-from fope_jax.position.table import name_of
 from fope_jax.typing import Array
 
 logger = logging.getLogger(__name__)

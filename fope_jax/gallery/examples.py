@@ -13,6 +13,7 @@ from fope_jax.position.contextual import CoPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.registry import METHODS, make, required_knobs
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
 from fope_jax.position.xpos import XPos
@@ -32,7 +33,8 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
       head_dim: head dim H of the model; some scalings hold a number for each pair of dimensions.
 
     Returns:
-      Labels and methods, each entry of ``METHODS`` and ``SCALINGS`` at least once.
+      Labels and methods, each entry of ``METHODS`` and ``SCALINGS`` at least once; of those that
+      others have registered the ones that need no knob.
 
     >>> examples(1024)["fope"].training_length
     1024
@@ -52,7 +54,7 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "snap_to_cycles": scaling.SnapToCycles(length),
         "p_rope": scaling.PRoPE(0.75),
     }
-    return {
+    known = {
         "nope": NoPE(),
         "sinusoidal": Sinusoidal(),
         "learned": Learned(table_length=length),
@@ -72,6 +74,8 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         **{f"rope+{name}": RoPE(scaling=(step,)) for name, step in scalings.items()},
         "fope+yarn": FoPE(4 * length, scaling=(scaling.YaRN(4.0, length, attention_factor=1.0),)),
     }
+    others = {name: cls for name, cls in METHODS.items() if name not in known}
+    return known | {name: cls() for name, cls in others.items() if not required_knobs(cls)}
 
 
 EXAMPLES = examples()
@@ -83,8 +87,8 @@ def choose(
     """The examples of these labels, in their order; all for None.
 
     Args:
-      labels: keys of ``known``.
-      known: what to choose from; None takes ``EXAMPLES``.
+      labels: keys of ``known``, or ``their_package.module:Class``, which is imported.
+      known: what to choose from; None takes ``examples()``.
 
     Raises:
       ValueError: a label that is none, with the nearest.
@@ -92,7 +96,10 @@ def choose(
     >>> choose(["nope"])
     {'nope': NoPE()}
     """
-    known = EXAMPLES if known is None else known
+    known = examples() if known is None else known
     if labels is None:
         return known
-    return {label: find("example", label, known) for label in labels}
+    return {
+        label: make(label, allow=None) if ":" in label else find("example", label, known)
+        for label in labels
+    }

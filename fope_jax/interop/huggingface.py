@@ -24,7 +24,7 @@ from fope_jax.interop.rope_parameters import (
     to_rope_parameters,
 )
 from fope_jax.interop.serving import fope_from_rope_parameters, fope_to_rope_parameters
-from fope_jax.model.transformer import TransformerConfig
+from fope_jax.model.config import TransformerConfig
 from fope_jax.position import (
     ByLayer,
     DynamicNTK,

@@ -29,7 +29,8 @@ from fope_jax.evaluate.restore import load_run
 from fope_jax.extras import require
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig
 from fope_jax.interop.weights import ImportedModel, export_weights, import_config, import_weights
-from fope_jax.model.transformer import HOW, split
+from fope_jax.model.config import RUNTIME_FIELDS
+from fope_jax.model.transformer import split
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.content import detect_content, read_head
 from fope_jax.storage.directories import (
@@ -143,7 +144,7 @@ def imported_experiment(
         evaluate=EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added),
     )
     experiment = build_experiment(apply_overrides(ConfigDict(experiment_to_dict(base)), overrides))
-    changeable = {name: getattr(experiment.model, name) for name in HOW}
+    changeable = {name: getattr(experiment.model, name) for name in RUNTIME_FIELDS}
     for name, old, new in (
         ("model", dataclasses.replace(imported.config, **changeable), experiment.model),
         ("position", imported.position, experiment.position),
@@ -151,7 +152,7 @@ def imported_experiment(
         if old != new:
             raise ConfigError(
                 f"config.{name} = {new}, but the weights are of {old}; an import can change "
-                f"{', '.join(f'model.{field}' for field in HOW)} only"
+                f"{', '.join(f'model.{field}' for field in RUNTIME_FIELDS)} only"
             )
     token, added = experiment.evaluate.bos_token, experiment.evaluate.add_bos_token
     log.info(

@@ -26,8 +26,9 @@ from fope_jax.interop.serving import (
     fope_coefficients_from_serving,
     fope_coefficients_to_serving,
 )
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.finite import count_non_finite, describe_non_finite
-from fope_jax.model.transformer import Transformer, TransformerConfig, position_variables, split
+from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import FoPE, PositionEmbedding, fingerprint
 from fope_jax.storage.content import detect_content, read_head
 from fope_jax.storage.files import read_json, write_json

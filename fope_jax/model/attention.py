@@ -28,6 +28,7 @@ BACKENDS = ("chunked", "reference")
 
 BiasFn = Callable[[Any, Array, Array], Array]
 ContextualFn = Callable[[Any, Array, Array], Array]
+LogitScale = Callable[[Array], Array]
 
 # Scores of one head that a block of whole rows may hold: 16 MB of float32, at any length.
 _SCORES_IN_ROWS = 2**22
@@ -60,18 +61,18 @@ def attend(
     k_segments: Array,
     bias_fn: BiasFn | None = None,
     contextual_fn: ContextualFn | None = None,
+    logit_scale: LogitScale | None = None,
     bias_variables: dict[str, Array] | None = None,
     bias_constants: dict[str, Array] | None = None,
-    logit_scale: Callable[[Array], Array] | None = None,
     backend: str = "chunked",
-    block: int = 280,
+    block: int | None = None,
     derivatives: str = "reverse",
 ) -> Array:
     """Attention of each query to the keys of its segment at its position or before.
 
-    ``softmax(q k / sqrt(H) + bias) v`` with the softmax in float32. A query that no key is visible
-    to, padding above all, gives zeros. Tokens may be stored in any order; where they are stored in
-    order of segment and position, blocks above the diagonal cost nothing (``visible_key_blocks``).
+    ``softmax(scale q k / sqrt(H) + bias) v`` with the softmax in float32. A query that no key is
+    visible to, padding above all, gives zeros. Tokens may be stored in any order; where they are
+    stored in order of segment and position, blocks above the diagonal cost nothing.
 
     Args:
       q: ``[B, T, N, H]``.
@@ -83,19 +84,18 @@ def attend(
       q_segments: ``[B, T]`` int32, counted from 1; 0 is padding.
       k_segments: ``[B, S]`` int32.
       bias_fn: maps (variables, block of q_positions ``[B, t]``, block of k_positions ``[B, s]``) to
-        ``[B, N, t, s]`` float32, added to the scaled logits; an axis along which it is the same,
-        such as that of the heads, may be 1. It must not close over traced arrays: whatever is
-        traced comes in as variables.
+        ``[B, N, t, s]`` float32, or 1 on axes along which it is the same. It must not close over
+        traced arrays: whatever is traced comes in as variables.
       contextual_fn: maps (variables, block of q ``[B, t, N, H]``, its logits ``[B, N, t, S]``) to a
         further bias ``[B, N, t, S]``, or 1 on axes along which it is the same, finite everywhere.
-        The logits are scaled, biased, float32 and -inf where the query does not see the key; all
-        keys are there, sorted by position.
+        The logits are biased, float32 and -inf where the query does not see the key; all keys are
+        there, sorted by position. ``logit_scale`` is not in them.
+      logit_scale: maps q_positions ``[B, t]`` to the factor on the logits before any bias.
       bias_variables: floating arrays, by name, that ``bias_fn`` and ``contextual_fn`` get and that
         have gradients.
       bias_constants: what they get besides, under other names, and has none.
-      logit_scale: maps q_positions ``[B, t]`` to the factor on the logits before any bias.
       backend: "chunked" or "reference" (which holds ``[B, N, T, S]``).
-      block: queries and keys in a block of the chunked form.
+      block: queries and keys in a block of the chunked form; None is ``default_block()``.
       derivatives: "reverse", what ``jax.grad`` needs; "all", forward mode and second derivatives as
         well, for which the chunked form holds a block of queries with all keys.
 
@@ -107,60 +107,60 @@ def attend(
     """
     q_index, k_index = TokenIndex(q_positions, q_segments), TokenIndex(k_positions, k_segments)
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})
+    block = default_block() if block is None else block
     check_derivatives(derivatives)
     _check(q, k, v, q_index, k_index, trained, constants, backend, block)
+    batch, length, num_heads, head_dim = q.shape
     if logit_scale is not None and contextual_fn is None:
         q, logit_scale = scale_queries(q, logit_scale(q_positions)), None
-    batch, length, num_heads, head_dim = q.shape
-    num_kv_heads = k.shape[2]
-    q = q.reshape(batch, length, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    if contextual_fn is not None or (backend == "chunked" and derivatives == "all"):
-        if contextual_fn is not None:
-            k, v, k_index = _in_order(k, v, k_index)
-        rows = length if backend == "reference" else min(block, _SCORES_IN_ROWS // k.shape[1])
-        out = _by_rows(
-            functools.partial(_reference, bias_fn, contextual_fn, logit_scale),
-            _to_blocks(q, max(1, rows)).transpose(1, 0, 3, 4, 2, 5),
-            k.transpose(0, 2, 1, 3),
-            v.transpose(0, 2, 1, 3),
-            {**trained, **constants},
-            _place_blocks(q_index, max(1, rows)),
-            k_index,
-        )
-    elif backend == "reference":
-        out = _reference(
-            bias_fn,
-            None,
-            None,
-            q.transpose(0, 2, 3, 1, 4),
-            k.transpose(0, 2, 1, 3),
-            v.transpose(0, 2, 1, 3),
-            {**trained, **constants},
-            q_index,
-            k_index,
-        )[None]
-    else:
+    q = q.reshape(batch, length, k.shape[2], -1, head_dim)
+    if backend == "chunked" and derivatives == "reverse" and contextual_fn is None:
         out: Any = _chunked(
             bias_fn,
-            _to_blocks(q, block).transpose(1, 0, 3, 4, 2, 5),
-            _to_blocks(k, block).transpose(1, 0, 3, 2, 4),
-            _to_blocks(v, block).transpose(1, 0, 3, 2, 4),
+            _to_blocks(q, block).transpose(0, 1, 3, 4, 2, 5),
+            _to_blocks(k, block).transpose(0, 1, 3, 2, 4),
+            _to_blocks(v, block).transpose(0, 1, 3, 2, 4),
             trained if bias_fn else {},
             constants if bias_fn else {},
-            _place_blocks(q_index, block),
-            _place_blocks(k_index, block),
+            TokenIndex(*(_to_blocks(x, block) for x in q_index)),
+            TokenIndex(*(_to_blocks(x, block) for x in k_index)),
+        )
+    else:
+        if contextual_fn is not None:
+            k, v, k_index = _sort_by_position(k, v, k_index)
+        rows = length
+        if backend == "chunked":
+            rows = max(1, min(block, _SCORES_IN_ROWS // k.shape[1]))
+        out = _attend_rows(
+            functools.partial(_attend_whole, bias_fn, contextual_fn, logit_scale),
+            _to_blocks(q, rows).transpose(0, 1, 3, 4, 2, 5),
+            k.transpose(0, 2, 1, 3),
+            v.transpose(0, 2, 1, 3),
+            {**trained, **constants},
+            TokenIndex(*(_to_blocks(x, rows) for x in q_index)),
+            k_index,
+            recompute=backend == "chunked" or contextual_fn is not None,
         )
     out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_heads, head_dim)
     return out[:, :length]
 
 
+def default_block() -> int:
+    """Queries and keys in a block of the chunked form, for the default platform.
+
+    On CPU blocks a power of two long compete for the same cache lines (benchmarks/README.md);
+    matrix units elsewhere work on whole tiles.
+    """
+    return 280 if jax.default_backend() == "cpu" else 512
+
+
 def bias_functions(position: Layer) -> dict[str, Any]:
     """The arguments of ``attend`` that a layer's position embedding decides."""
     method = position.method
-    contextual = has_hook(method, "contextual_bias")
+    is_contextual = has_hook(method, "contextual_bias")
     return {
         "bias_fn": functools.partial(bias_of_heads, method) if has_hook(method, "bias") else None,
-        "contextual_fn": method.contextual_bias if contextual else None,
+        "contextual_fn": method.contextual_bias if is_contextual else None,
         "logit_scale": position.logit_scale,
     }
 
@@ -180,12 +180,12 @@ def _check(q, k, v, q_index, k_index, trained, constants, backend, block) -> Non
             f"q {q.shape}, k {k.shape}, v {v.shape}: expected [B, T, N, H] and twice [B, S, K, H] "
             "with N a multiple of K"
         )
-    for side, places, x in (("q", q_index, q), ("k", k_index, k)):
-        for name, place in places._asdict().items():
-            rows, length = x.shape[:2]
-            if place.shape not in ((rows, length), (1, length)):
+    for side, index, x in (("q", q_index, q), ("k", k_index, k)):
+        rows, length = x.shape[:2]
+        for name, array in index._asdict().items():
+            if array.shape not in ((rows, length), (1, length)):
                 raise ValueError(
-                    f"{side}_{name} {place.shape}: expected {(rows, length)}, or {(1, length)} "
+                    f"{side}_{name} {array.shape}: expected {(rows, length)}, or {(1, length)} "
                     "where all rows share them"
                 )
     for name, x in trained.items():
@@ -194,62 +194,12 @@ def _check(q, k, v, q_index, k_index, trained, constants, backend, block) -> Non
                 f"bias_variables[{name!r}] is {x.dtype}: what is trained is floating; pass others "
                 "as bias_constants"
             )
-    clash = sorted(trained.keys() & constants.keys())
-    if clash:
+    if clash := sorted(trained.keys() & constants.keys()):
         raise ValueError(f"bias_variables and bias_constants both hold {clash}: names must differ")
 
 
-def _in_order(k: Array, v: Array, places: TokenIndex) -> tuple[Array, Array, TokenIndex]:
-    """Keys, values and places in the order of positions, row by row; ties stay as stored."""
-    positions, segments = jnp.broadcast_arrays(*places)
-    order = jnp.argsort(positions, axis=1, stable=True)
-    all_rows = jnp.broadcast_to(order, k.shape[:2])
-
-    def sort(x, order):
-        return jax.vmap(lambda x, order: x.at[order].get(unique_indices=True))(x, order)
-
-    return (
-        sort(k, all_rows),
-        sort(v, all_rows),
-        TokenIndex(sort(positions, order), sort(segments, order)),
-    )
-
-
-def contextual_bias_by_position(
-    contextual_fn: ContextualFn, k_positions: Array, variables: Any, q: Array, logits: Array
-) -> Array:
-    """``contextual_fn`` for keys that are stored in any order.
-
-    It gets the logits in the order of the keys' positions, and its bias is put back in theirs.
-
-    Args:
-      contextual_fn: see ``attend``.
-      k_positions: ``[B, S]`` or ``[1, S]``.
-      variables: what ``contextual_fn`` gets.
-      q: ``[B, T, N, H]``.
-      logits: ``[B, N, T, S]``.
-
-    Returns:
-      ``[B, N, T, S]``.
-    """
-    order = jnp.argsort(k_positions, axis=-1, stable=True)
-    back = jnp.argsort(order, axis=-1)
-
-    def taken(x: Array, order: Array) -> Array:
-        order = jnp.broadcast_to(order[:, None, None], logits.shape)
-        return jnp.take_along_axis(x, order, axis=-1, mode="clip")
-
-    bias = contextual_fn(variables, q, taken(logits, order))
-    return taken(jnp.broadcast_to(bias, logits.shape), back)
-
-
-def _place_blocks(places: TokenIndex, block: int) -> TokenIndex:
-    """``[B, T]`` to ``[Q, B, t]``."""
-    return jax.tree.map(lambda x: _to_blocks(x, block).swapaxes(0, 1), places)
-
-
 def _to_blocks(x: Array, block: int) -> Array:
-    """Splits axis 1 into blocks of equal length, ``[B, T, ...]`` to ``[B, T / t, t, ...]``.
+    """Splits axis 1 into blocks of equal length, ``[B, T, ...]`` to ``[Q, B, t, ...]``.
 
     The last block is padded with zeros, which as segments say padding. Blocks are made as short as
     their number allows, so that 300 tokens in blocks of at most 280 become 2 * 150.
@@ -257,19 +207,14 @@ def _to_blocks(x: Array, block: int) -> Array:
     length = x.shape[1]
     count = max(1, math.ceil(length / block))
     size = max(1, math.ceil(length / count))
-    padding = [(0, 0)] * x.ndim
-    padding[1] = (0, count * size - length)
-    return jnp.pad(x, padding).reshape(x.shape[0], count, size, *x.shape[2:])
+    padding = [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, padding).reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _logits(
-    bias_fn: BiasFn | None,
-    q: Array,
-    k: Array,
-    variables: dict[str, Array],
-    q_index: TokenIndex,
-    k_index: TokenIndex,
-) -> Array:
+# ---------------------------------------------------------------------------- one block of scores
+
+
+def _logits(bias_fn, q, k, variables, q_index, k_index) -> Array:
     """Scaled, biased and masked scores of one block.
 
     Args:
@@ -285,10 +230,13 @@ def _logits(
     """
     logits = _dot("bkgth,bksh->bkgts", q, k) * q.shape[-1] ** -0.5
     if bias_fn is not None:
-        bias = bias_fn(variables, q_index.positions, k_index.positions)
-        logits = _add_bias(logits, bias)
+        logits = _add_bias(logits, bias_fn(variables, q_index.positions, k_index.positions))
     mask = attention_mask(q_index, k_index)
     return jnp.where(mask[:, None, None], logits, -jnp.inf)
+
+
+def _dot(spec: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
 
 
 def _add_bias(logits: Array, bias: Array) -> Array:
@@ -316,31 +264,14 @@ def check_bias_shape(bias: Array, shape: tuple[int, ...]) -> None:
 def attention_mask(q_index: TokenIndex, k_index: TokenIndex) -> Array:
     """Whether each query of ``[B, t]`` may attend to each key of ``[B, s]``: ``[B, t, s]`` bool.
 
-    The batch axis is 1 where all places have it.
+    The batch axis is 1 where both indexes have it.
     """
-    earlier = k_index.positions[:, None, :] <= q_index.positions[:, :, None]
-    same = k_index.segments[:, None, :] == q_index.segments[:, :, None]
-    return earlier & same & (q_index.segments != 0)[:, :, None]
+    is_earlier = k_index.positions[:, None, :] <= q_index.positions[:, :, None]
+    is_same = k_index.segments[:, None, :] == q_index.segments[:, :, None]
+    return is_earlier & is_same & (q_index.segments != 0)[:, :, None]
 
 
-def _dot(spec: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(spec, x, y, preferred_element_type=jnp.float32)
-
-
-def _whole_logits(bias_fn, contextual_fn, logit_scale, q, k, variables, q_index, k_index):
-    """``_logits`` with the contextual bias, which needs all keys and logits that are not scaled."""
-    logits = _logits(bias_fn, q, k, variables, q_index, k_index)
-    if contextual_fn is not None:
-        batch, kv_heads, group, length, head_dim = q.shape
-        queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
-        scores = logits.reshape(batch, kv_heads * group, length, -1)
-        bias = contextual_fn(variables, queries, scores)
-        if logit_scale is not None:
-            scale = logit_scale(q_index.positions)[:, None, None, :, None]
-            seen = logits > -jnp.inf  # times a scale of 0 it would be NaN
-            logits = jnp.where(seen, jnp.where(seen, logits, 0.0) * scale, -jnp.inf)
-        logits = _add_bias(logits, bias)
-    return logits
+# ---------------------------------------------------------------------------- whole rows of scores
 
 
 def attention_logits(
@@ -352,7 +283,7 @@ def attention_logits(
     variables: dict[str, Array],
     bias_fn: BiasFn | None = None,
     contextual_fn: ContextualFn | None = None,
-    logit_scale: Callable[[Array], Array] | None = None,
+    logit_scale: LogitScale | None = None,
 ) -> Array:
     """What the softmax of ``attend`` is taken of, all at once: for looking at, not for training.
 
@@ -362,36 +293,42 @@ def attention_logits(
       positions: ``[B, T]`` or ``[1, T]`` int32.
       segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding.
       variables: what ``bias_fn`` and ``contextual_fn`` get.
-      bias_fn: see ``attend``.
-      contextual_fn: see ``attend``.
-      logit_scale: see ``attend``.
+      bias_fn, contextual_fn, logit_scale: see ``attend``.
 
     Returns:
       ``[B, N, T, T]`` float32, -inf where the query does not see the key.
     """
     batch, length, num_heads, head_dim = q.shape
-    places = TokenIndex(positions, segments)
     if logit_scale is not None and contextual_fn is None:
-        q = scale_queries(q, logit_scale(positions))
+        q, logit_scale = scale_queries(q, logit_scale(positions)), None
     if contextual_fn is not None:
         contextual_fn = functools.partial(contextual_bias_by_position, contextual_fn, positions)
-    grouped = q.reshape(batch, length, k.shape[2], -1, head_dim).transpose(0, 2, 3, 1, 4)
-    logits = _whole_logits(
-        bias_fn,
-        contextual_fn,
-        logit_scale,
-        grouped,
-        k.transpose(0, 2, 1, 3),
-        variables,
-        places,
-        places,
-    )
+    q = q.reshape(batch, length, k.shape[2], -1, head_dim).transpose(0, 2, 3, 1, 4)
+    index = TokenIndex(positions, segments)
+    functions = (bias_fn, contextual_fn, logit_scale)
+    logits = _whole_logits(*functions, q, k.transpose(0, 2, 1, 3), variables, index, index)
     return logits.reshape(batch, num_heads, length, length)
 
 
-def _reference(bias_fn, contextual_fn, logit_scale, q, k, v, variables, q_index, k_index):
-    """Attention with all scores at once; shapes as in ``_logits``, returns ``[B, K, G, T, H]``."""
-    logits = _whole_logits(bias_fn, contextual_fn, logit_scale, q, k, variables, q_index, k_index)
+def _whole_logits(bias_fn, contextual_fn, logit_scale, q, k, variables, q_index, k_index):
+    """``_logits`` with the contextual bias, which needs all keys and logits that are not scaled."""
+    logits = _logits(bias_fn, q, k, variables, q_index, k_index)
+    if contextual_fn is not None:
+        batch, kv_heads, group, length, head_dim = q.shape
+        queries = q.transpose(0, 3, 1, 2, 4).reshape(batch, length, -1, head_dim)
+        bias = contextual_fn(variables, queries, logits.reshape(batch, -1, *logits.shape[3:]))
+        if logit_scale is not None:
+            scale = logit_scale(q_index.positions)[:, None, None, :, None]
+            is_visible = logits > -jnp.inf  # times a scale of 0 it would be NaN
+            logits = jnp.where(is_visible, jnp.where(is_visible, logits, 0.0) * scale, -jnp.inf)
+        logits = _add_bias(logits, bias)
+    return logits
+
+
+def _attend_whole(bias_fn, contextual_fn, logit_scale, q, k, v, variables, q_index, k_index):
+    """Attention with all scores at once; shapes as in ``_logits``, returns ``[B, K, G, t, H]``."""
+    functions = (bias_fn, contextual_fn, logit_scale)
+    logits = _whole_logits(*functions, q, k, variables, q_index, k_index)
     highest = jnp.max(logits, axis=-1, keepdims=True, initial=_LOWEST)
     weights = jnp.exp(logits - jax.lax.stop_gradient(highest))
     total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -399,39 +336,67 @@ def _reference(bias_fn, contextual_fn, logit_scale, q, k, v, variables, q_index,
     return _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v).astype(q.dtype)
 
 
-def _by_rows(attention, q, k, v, variables, q_index, k_index):
-    """``attention`` for one block of queries after the other, each with all keys.
+def _attend_rows(attend_whole, q, k, v, variables, q_index, k_index, *, recompute):
+    """``attend_whole`` for one block of queries ``[Q, B, ...]`` after the other, with all keys.
 
-    The gradient computes each block again, so that only one block's scores exist at a time.
-
-    Args:
-      attention: ``_reference`` and its functions.
-      q: ``[Q, B, K, G, t, H]``.
-      k: ``[B, K, S, H]``.
-      v: ``[B, K, S, H]``.
-      variables: what the functions get.
-      q_index: ``[Q, B, t]``.
-      k_index: ``[B, S]``.
-
-    Returns:
-      ``[Q, B, K, G, t, H]``.
+    With ``recompute`` the gradient computes each block again, so that only one block's scores exist
+    at a time; without it there is one block.
     """
 
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def rows(block):
-        q_i, q_places_i = block
-        return attention(q_i, k, v, variables, q_places_i, k_index)
+    def attend_block(block):
+        q_i, q_index_i = block
+        return attend_whole(q_i, k, v, variables, q_index_i, k_index)
 
-    return jax.lax.map(rows, (q, q_index))
+    if not recompute:
+        return attend_block(jax.tree.map(lambda x: x[0], (q, q_index)))[None]
+    return jax.lax.map(jax.checkpoint(attend_block, prevent_cse=False), (q, q_index))
+
+
+def _sort_by_position(k: Array, v: Array, index: TokenIndex) -> tuple[Array, Array, TokenIndex]:
+    """Keys and values in the order of their positions, row by row; ties stay as stored."""
+    positions, segments = jnp.broadcast_arrays(*index)
+    order = jnp.argsort(positions, axis=1, stable=True)
+
+    def sort(x: Array) -> Array:
+        rows = jnp.broadcast_to(order, x.shape[:2])
+        return jax.vmap(lambda x, order: x.at[order].get(unique_indices=True))(x, rows)
+
+    return sort(k), sort(v), TokenIndex(sort(positions), sort(segments))
+
+
+def contextual_bias_by_position(
+    contextual_fn: ContextualFn, k_positions: Array, variables: Any, q: Array, logits: Array
+) -> Array:
+    """``contextual_fn`` for keys that are stored in any order.
+
+    It gets the logits in the order of the keys' positions, and its bias is put back in theirs.
+
+    Args:
+      contextual_fn: see ``attend``.
+      k_positions: ``[B, S]`` or ``[1, S]``.
+      variables: what ``contextual_fn`` gets.
+      q: ``[B, T, N, H]``.
+      logits: ``[B, N, T, S]``.
+
+    Returns:
+      ``[B, N, T, S]``.
+    """
+
+    def reorder(x: Array, order: Array) -> Array:
+        order = jnp.broadcast_to(order[:, None, None], logits.shape)
+        x = jnp.broadcast_to(x, logits.shape)
+        return jnp.take_along_axis(x, order, axis=-1, mode="clip")
+
+    order = jnp.argsort(k_positions, axis=-1, stable=True)
+    bias = contextual_fn(variables, q, reorder(logits, order))
+    return reorder(bias, jnp.argsort(order, axis=-1))
+
+
+# ---------------------------------------------------------------------------- chunked
 
 
 def visible_key_blocks(q_index: TokenIndex, k_index: TokenIndex) -> tuple[Array, Array]:
     """Lists for each block of queries the blocks of keys that any of its queries may attend to.
-
-    Tokens are ordered by (segment, position). A block of keys is left out where its first token
-    comes after the last query, or its last segment before the first query's: for tokens stored in
-    order these are the blocks above the diagonal and those of other documents, and no pair that
-    attends is ever left out, whatever the order in which tokens are stored.
 
     Args:
       q_index: ``[Q, B, t]``, Q blocks of queries.
@@ -441,25 +406,28 @@ def visible_key_blocks(q_index: TokenIndex, k_index: TokenIndex) -> tuple[Array,
       ``order [Q, P]`` int32, a permutation of the key blocks with the listed ones first, in their
       stored order; and ``count [Q]`` int32, how many are listed.
     """
-    listed = jnp.any(visible_block_mask(q_index, k_index), axis=-1)
-    order = jnp.argsort(~listed, axis=-1, stable=True).astype(jnp.int32)
-    return order, jnp.sum(listed, axis=-1, dtype=jnp.int32)
+    mask = jnp.any(visible_block_mask(q_index, k_index), axis=-1)
+    order = jnp.argsort(~mask, axis=-1, stable=True).astype(jnp.int32)
+    return order, jnp.sum(mask, axis=-1, dtype=jnp.int32)
 
 
 def visible_block_mask(q_index: TokenIndex, k_index: TokenIndex) -> Array:
-    """Which blocks ``visible_key_blocks`` lists, row by row: ``[Q, P, B]`` bool."""
-    q_first, _, q_last, q_last_position = _extent(q_index)
-    k_first, k_first_position, k_last, _ = _extent(k_index)
-    not_after = (k_first[None] < q_last[:, None]) | (
-        (k_first[None] == q_last[:, None]) & (k_first_position[None] <= q_last_position[:, None])
-    )
-    not_before = k_last[None] >= q_first[:, None]
-    return not_after & not_before
+    """Which blocks of keys a block of queries has to visit, row by row: ``[Q, P, B]`` bool.
+
+    Tokens are ordered by (segment, position). A block of keys is left out where its first token
+    comes after the last query, or its last segment before the first query's: for tokens stored in
+    order these are the blocks above the diagonal and those of other documents, and no pair that
+    attends is ever left out, whatever the order in which tokens are stored.
+    """
+    q_first, _, q_last, q_last_position = (x[:, None] for x in _first_and_last(q_index))
+    k_first, k_first_position, k_last, _ = (x[None] for x in _first_and_last(k_index))
+    is_after = (k_first > q_last) | ((k_first == q_last) & (k_first_position > q_last_position))
+    return ~is_after & (k_last >= q_first)
 
 
-def _extent(places: TokenIndex) -> tuple[Array, Array, Array, Array]:
+def _first_and_last(index: TokenIndex) -> tuple[Array, Array, Array, Array]:
     """First and last (segment, position) of each block and row, padding left out: 4 * [Q, B]."""
-    positions, segments = places
+    positions, segments = index
     none = jnp.iinfo(jnp.int32).max
     first = jnp.min(jnp.where(segments == 0, none, segments), axis=-1)
     last = jnp.max(segments, axis=-1)
@@ -485,26 +453,26 @@ def _chunked(bias_fn, q, k, v, trained, constants, q_index, k_index):
     Returns:
       ``[Q, B, K, G, t, H]``.
     """
-    return _forward(bias_fn, q, k, v, trained, constants, q_index, k_index)[0]
+    return _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index)[0]
 
 
-def _forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
-    """The output of ``_chunked`` and the log-sum-exp of each query, ``[Q, B, K, G, t]``."""
+def _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
+    """The output, and what the gradient needs: the arguments, the output, the log-sum-exp."""
     variables = {**trained, **constants}
 
-    def query_block(block):
-        q_i, q_places_i, order, count = block
+    def attend_query_block(block):
+        q_i, q_index_i, order, count = block
 
-        def key_block(step, carry):
+        def visit_key_block(step, carry):
             highest, total, out = carry
-            k_j, v_j, k_places_j = _take((k, v, k_index), order[step])
-            logits = _logits(bias_fn, q_i, k_j, variables, q_places_i, k_places_j)
+            k_j, v_j, k_index_j = _take((k, v, k_index), order[step])
+            logits = _logits(bias_fn, q_i, k_j, variables, q_index_i, k_index_j)
             new_highest = jnp.maximum(highest, jnp.max(logits, axis=-1))
             weights = jnp.exp(logits - new_highest[..., None])
             shrink = jnp.exp(highest - new_highest)
             total = total * shrink + jnp.sum(weights, axis=-1)
-            part = _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v_j)
-            return new_highest, total, out * shrink[..., None] + part
+            new_out = _dot("bkgts,bksh->bkgth", weights.astype(v.dtype), v_j)
+            return new_highest, total, out * shrink[..., None] + new_out
 
         rows = q_i.shape[:-1]
         start = (
@@ -512,21 +480,18 @@ def _forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
             jnp.zeros(rows, jnp.float32),
             jnp.zeros(q_i.shape, jnp.float32),
         )
-        highest, total, out = jax.lax.fori_loop(0, count, key_block, start)
+        highest, total, out = jax.lax.fori_loop(0, count, visit_key_block, start)
         # +inf makes exp(logits - lse) zero in the backward pass for a query that sees no key.
         lse = jnp.where(total == 0, jnp.inf, highest + jnp.log(total))
         out = out / jnp.where(total == 0, 1.0, total)[..., None]
         return out.astype(q.dtype), lse
 
-    return jax.lax.map(query_block, (q, q_index, *visible_key_blocks(q_index, k_index)))
+    blocks = (q, q_index, *visible_key_blocks(q_index, k_index))
+    out, lse = jax.lax.map(attend_query_block, blocks)
+    return out, (q, k, v, trained, constants, q_index, k_index, out, lse)
 
 
-def _forward_rule(bias_fn, *arguments):
-    out, lse = _forward(bias_fn, *arguments)
-    return out, (*arguments, out, lse)
-
-
-def _backward_rule(bias_fn, saved, d_out):
+def _chunked_backward(bias_fn, saved, d_out):
     """Gradients with respect to q, k, v and the trained variables of the bias.
 
     With ``p = exp(logits - lse)`` and ``delta = sum(out * d_out)`` the gradient of the logits is
@@ -537,45 +502,38 @@ def _backward_rule(bias_fn, saved, d_out):
     scale = q.shape[-1] ** -0.5
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)
 
-    def query_block(carry, block):
-        q_i, d_out_i, lse_i, delta_i, q_places_i, order, count = block
+    def visit_query_block(carry, block):
+        q_i, d_out_i, lse_i, delta_i, q_index_i, order, count = block
 
-        def key_block(step, carry):
-            dq_i, dk, dv, d_bias = carry
+        def visit_key_block(step, carry):
+            dq_i, dk, dv, d_trained = carry
             j = order[step]
-            k_j, v_j, k_places_j = _take((k, v, k_index), j)
-            logits = _logits(bias_fn, q_i, k_j, variables, q_places_i, k_places_j)
+            k_j, v_j, k_index_j = _take((k, v, k_index), j)
+            logits = _logits(bias_fn, q_i, k_j, variables, q_index_i, k_index_j)
             weights = jnp.exp(logits - lse_i[..., None])
             d_weights = _dot("bkgth,bksh->bkgts", d_out_i, v_j)
             d_logits = weights * (d_weights - delta_i[..., None])
             if trained:
-                d_bias = jax.tree.map(
-                    jnp.add,
-                    d_bias,
-                    _bias_gradient(bias_fn, trained, constants, q_places_i, k_places_j, d_logits),
+                gradient = _bias_gradient(
+                    bias_fn, trained, constants, q_index_i, k_index_j, d_logits
                 )
+                d_trained = jax.tree.map(jnp.add, d_trained, gradient)
             d_logits = d_logits.astype(q.dtype)
             dv_j = _dot("bkgts,bkgth->bksh", weights.astype(q.dtype), d_out_i)
             dk_j = _dot("bkgts,bkgth->bksh", d_logits, q_i)
             dq_i += _dot("bkgts,bksh->bkgth", d_logits, k_j)
-            return dq_i, dk.at[j].add(dk_j), dv.at[j].add(dv_j), d_bias
+            return dq_i, dk.at[j].add(dk_j), dv.at[j].add(dv_j), d_trained
 
         start = (jnp.zeros(q_i.shape, jnp.float32), *carry)
-        dq_i, *carry = jax.lax.fori_loop(0, count, key_block, start)
+        dq_i, *carry = jax.lax.fori_loop(0, count, visit_key_block, start)
         return tuple(carry), (dq_i * scale).astype(q.dtype)
 
-    def zeros(x):
-        return jnp.zeros(x.shape, jnp.float32)
-
-    order, count = visible_key_blocks(q_index, k_index)
-    (dk, dv, d_bias), dq = jax.lax.scan(
-        query_block,
-        (zeros(k), zeros(v), jax.tree.map(zeros, trained)),
-        (q, d_out, lse, delta, q_index, order, count),
-    )
-    d_bias = jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), d_bias, trained)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (k, v, trained))
+    blocks = (q, d_out, lse, delta, q_index, *visible_key_blocks(q_index, k_index))
+    (dk, dv, d_trained), dq = jax.lax.scan(visit_query_block, zeros, blocks)
+    d_trained = jax.tree.map(lambda gradient, x: gradient.astype(x.dtype), d_trained, trained)
     dk, dv = (dk * scale).astype(k.dtype), dv.astype(v.dtype)
-    return dq, dk, dv, d_bias, None, None, None
+    return dq, dk, dv, d_trained, None, None, None
 
 
 def _bias_gradient(bias_fn, trained, constants, q_index, k_index, d_logits):
@@ -585,11 +543,11 @@ def _bias_gradient(bias_fn, trained, constants, q_index, k_index, d_logits):
         bias = bias_fn({**trained, **constants}, q_index.positions, k_index.positions)
         return bias.astype(jnp.float32)
 
-    bias, pull = jax.vjp(bias_of, trained)
+    bias, bias_vjp = jax.vjp(bias_of, trained)
     batch, kv_heads, group, *block = d_logits.shape
     d_bias = d_logits.reshape(batch, kv_heads * group, *block)
     shared = [axis for axis in range(4) if bias.shape[axis] < d_bias.shape[axis]]
-    (gradient,) = pull(jnp.sum(d_bias, axis=shared, keepdims=True))
+    (gradient,) = bias_vjp(jnp.sum(d_bias, axis=shared, keepdims=True))
     return jax.tree.map(lambda x: x.astype(jnp.float32), gradient)
 
 
@@ -599,4 +557,4 @@ def _take(tree: Any, index: Array) -> Any:
     )
 
 
-_chunked.defvjp(_forward_rule, _backward_rule)
+_chunked.defvjp(_chunked_forward, _chunked_backward)

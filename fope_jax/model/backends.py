@@ -15,6 +15,7 @@ CoPE needs whole rows of scores and is chunked everywhere, as every bias is on G
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -73,36 +74,34 @@ def choose_backend(
         raise ValueError(f"attention={requested!r}: expected one of {', '.join(BACKENDS)}")
     if requested in ("reference", "chunked"):
         return BackendChoice(requested, "as configured")
-    against = {
-        "splash": _against_splash(platform, methods, length, context),
-        "pallas": _against_pallas(platform, methods, length, context),
-        "cudnn": _against_cudnn(
-            platform, methods, length, head_dim, dtype, context, compute_capability
-        ),
-    }
-    if derivatives == "all":
-        against = {
-            name: [*found, "derivatives='all': its gradient is written out, for reverse mode"]
-            for name, found in against.items()
-        }
+    reasons_against = functools.partial(
+        _reasons_against,
+        platform=platform,
+        methods={type(method).__name__: method for method in methods},
+        length=length,
+        head_dim=head_dim,
+        dtype=dtype,
+        context=context,
+        compute_capability=compute_capability,
+        derivatives=derivatives,
+    )
     if requested != "auto":
-        if against[requested]:
+        if reasons := reasons_against(requested):
             raise ValueError(
-                f"attention={requested!r} cannot run: {'; '.join(against[requested])}. "
+                f"attention={requested!r} cannot run: {'; '.join(reasons)}. "
                 "attention='auto' takes what can"
             )
         return BackendChoice(requested, "as configured")
-    candidates = {"tpu": ("splash", "pallas"), "gpu": ("cudnn",)}.get(platform, ())
+    candidates = [name for name, needed in FUSED_BACKENDS.items() if needed == platform]
     if not candidates:
         return BackendChoice("chunked", f"platform {platform} has no fused kernel")
-    passed = []
+    excluded = []
     for name in candidates:
-        if not against[name]:
-            return BackendChoice(
-                name, "; ".join([f"the fused kernel of platform {platform}", *passed])
-            )
-        passed.append(f"{name} cannot run: {', '.join(against[name])}")
-    return BackendChoice("chunked", "; ".join(passed))
+        if not (reasons := reasons_against(name)):
+            kernel = f"the fused kernel of platform {platform}"
+            return BackendChoice(name, "; ".join([kernel, *excluded]))
+        excluded.append(f"{name} cannot run: {', '.join(reasons)}")
+    return BackendChoice("chunked", "; ".join(excluded))
 
 
 def gpu_compute_capability(device: Any) -> str | None:
@@ -110,79 +109,60 @@ def gpu_compute_capability(device: Any) -> str | None:
     return getattr(device, "compute_capability", None) if device.platform == "gpu" else None
 
 
-def _against_splash(
-    platform: str, methods: Sequence[PositionEmbedding], length: int, context: int
-) -> list[str]:
-    found = _against_biases("tpu", platform, methods)
-    found += _against_context(context)
-    return found + _against_lanes(length, context)
-
-
-def _against_pallas(
-    platform: str, methods: Sequence[PositionEmbedding], length: int, context: int
-) -> list[str]:
-    found = _against_platform("tpu", platform)
-    contextual = {type(m).__name__ for m in methods if has_hook(m, "contextual_bias")}
-    found += [f"{name} needs whole rows of scores" for name in sorted(contextual)]
-    return found + _against_lanes(length, context)
-
-
-def _against_cudnn(
+def _reasons_against(
+    name: str,
+    *,
     platform: str,
-    methods: Sequence[PositionEmbedding],
+    methods: dict[str, PositionEmbedding],
     length: int,
     head_dim: int,
     dtype: str,
     context: int,
     compute_capability: str | None,
+    derivatives: str,
 ) -> list[str]:
-    found = _against_biases("gpu", platform, methods)
-    found += _against_context(context)
-    largest = 128
+    """Why the fused kernel ``name`` cannot run the program; the arguments of ``choose_backend``."""
+    reasons = []
+    needed = FUSED_BACKENDS[name]
+    if platform != needed:
+        reasons.append(f"it needs platform {needed}, this is {platform}")
+    for label, method in sorted(methods.items()):
+        is_contextual = has_hook(method, "contextual_bias")
+        if name == "pallas" and is_contextual:
+            reasons.append(f"{label} needs whole rows of scores")
+        elif name != "pallas" and (is_contextual or has_hook(method, "bias")):
+            reasons.append(f"{label} adds a bias to the logits")
+    if context > 1 and name != "pallas":
+        reasons.append(f"mesh.context={context}: queries and keys begin at different tokens")
+    if needed == "tpu" and length % (LANES * context):
+        share = f" on each of mesh.context={context} devices" if context > 1 else ""
+        reasons.append(f"{length} tokens a row are no multiple of {LANES}{share}")
+    if name == "cudnn":
+        reasons += _reasons_against_cudnn(length, head_dim, dtype, compute_capability)
+    if derivatives == "all":
+        reasons.append("derivatives='all': its gradient is written out, for reverse mode")
+    return reasons
+
+
+def _reasons_against_cudnn(
+    length: int, head_dim: int, dtype: str, compute_capability: str | None
+) -> list[str]:
+    reasons = []
+    largest_head = 128
     if compute_capability is not None:
-        generation = _generation(compute_capability)
-        if generation is None:  # of AMD, such as "gfx942"
-            found.append(f"it needs a GPU of NVIDIA, this is {compute_capability}")
-        elif generation < 8:
-            found.append(f"it needs compute capability 8.0, this is {compute_capability}")
-        elif generation >= 9:
-            largest = 256
+        major = compute_capability.partition(".")[0]
+        if not major.isdecimal():  # of AMD, such as "gfx942"
+            reasons.append(f"it needs a GPU of NVIDIA, this is {compute_capability}")
+        elif int(major) < 8:
+            reasons.append(f"it needs compute capability 8.0, this is {compute_capability}")
+        elif int(major) >= 9:
+            largest_head = 256
     if dtype not in ("bfloat16", "float16"):
-        found.append(f"{dtype}: it computes in bfloat16 or float16")
-    if head_dim > largest or head_dim % 8:
-        found.append(f"head_dim={head_dim}: it takes multiples of 8 up to {largest}")
+        reasons.append(f"{dtype}: it computes in bfloat16 or float16")
+    if head_dim > largest_head or head_dim % 8:
+        reasons.append(f"head_dim={head_dim}: it takes multiples of 8 up to {largest_head}")
     if length % 2:
-        found.append(f"{length} tokens a row: it takes even numbers, for the gradient of a mask")
+        reasons.append(f"{length} tokens a row: it takes even numbers, for the gradient of a mask")
     if length > CUDNN_MAX_LENGTH:
-        found.append(f"the mask of {length} tokens is quadratic; up to {CUDNN_MAX_LENGTH}")
-    return found
-
-
-def _generation(compute_capability: str) -> int | None:
-    """The part before the point; None where it is no number."""
-    major = compute_capability.partition(".")[0]
-    return int(major) if major.isdecimal() else None
-
-
-def _against_platform(needed: str, platform: str) -> list[str]:
-    return [] if platform == needed else [f"it needs platform {needed}, this is {platform}"]
-
-
-def _against_biases(needed: str, platform: str, methods: Sequence[PositionEmbedding]) -> list[str]:
-    found = _against_platform(needed, platform)
-    hooks = ("bias", "contextual_bias")
-    biased = {type(m).__name__ for m in methods if any(has_hook(m, hook) for hook in hooks)}
-    return found + [f"{name} adds a bias to the logits" for name in sorted(biased)]
-
-
-def _against_context(context: int) -> list[str]:
-    if context == 1:
-        return []
-    return [f"mesh.context={context}: queries and keys begin at different tokens"]
-
-
-def _against_lanes(length: int, context: int) -> list[str]:
-    if length % (LANES * context) == 0:
-        return []
-    own = f" on each of mesh.context={context} devices" if context > 1 else ""
-    return [f"{length} tokens a row are no multiple of {LANES}{own}"]
+        reasons.append(f"the mask of {length} tokens is quadratic; up to {CUDNN_MAX_LENGTH}")
+    return reasons

@@ -26,26 +26,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from fope_jax.model.attention import TokenIndex, visible_block_mask
+from fope_jax.model.backends import LANES
+from fope_jax.position.base import PositionEmbedding, has_hook
 from fope_jax.typing import Array
 
-LANES = 128
 NAME = "bias_attention"  # what the names of the three kernels begin with
 _LOWEST = -1e30  # finite, so that a query without keys gives no NaN
 # A bias of many numbers keeps one block of its derivative for each.
 _BLOCKS, _BLOCKS_OF_MANY, _MANY = (512, 256, 128), (128,), 8
 
-HeadBias = Callable[[dict[str, Any], Array, Array], Array]
-
 
 class _Settings(NamedTuple):
     """What is known when the kernel is built.
 
-    Attributes:
-      bias_fn: maps the numbers of one head, positions of queries ``[1, t]`` and of keys ``[s, 1]``
-        to ``[s, t]``; None where there is no bias.
-      num_numbers: how many numbers ``bias_fn`` takes.
-      block: queries and keys in a block.
-      interpret: whether the kernel's program runs on any platform, slowly.
+    ``bias_fn`` maps ``num_numbers`` numbers of one head, positions of queries ``[1, t]`` and of
+    keys ``[s, 1]`` to ``[s, t]``; None is no bias. A ``block`` has as many queries and keys.
     """
 
     bias_fn: Callable[[list[Array], Array, Array], Array] | None
@@ -61,9 +56,8 @@ def pallas_attention(
     *,
     q_index: TokenIndex,
     k_index: TokenIndex,
-    bias: HeadBias | None,
+    method: PositionEmbedding,
     variables: dict[str, Array],
-    heads_axes: dict[str, int | None],
     interpret: bool = False,
 ) -> Array:
     """``attention.attend`` as a TPU kernel.
@@ -74,9 +68,8 @@ def pallas_attention(
       v: ``[B, S, K, H]``.
       q_index: ``[B, T]`` or ``[1, T]`` int32 each.
       k_index: ``[B, S]`` or ``[1, S]`` int32 each.
-      bias: see ``PositionEmbedding.bias``; None adds nothing.
-      variables: of the bias, floating, with gradients.
-      heads_axes: for each, its axis of query heads; None where it has none.
+      method: of the layer; its ``bias`` is computed inside the kernel, if it has one.
+      variables: the layer's and the model's, floating, with gradients.
       interpret: runs the kernel's program on any platform, slowly.
 
     Returns:
@@ -88,11 +81,12 @@ def pallas_attention(
     for name, length in (("T", q.shape[1]), ("S", k.shape[1])):
         if length % LANES:
             raise ValueError(f"{name} = {length} tokens: the kernel takes multiples of {LANES}")
-    num_heads = q.shape[2]
+    num_heads, has_bias = q.shape[2], has_hook(method, "bias")
+    # The kernel reads plain numbers: those of each head are a row of one array.
     shapes, columns = {}, []
-    for name in sorted(variables) if bias else []:
-        x, axis = variables[name].astype(jnp.float32), heads_axes[name]
-        x = x[..., None] if axis is None else jnp.moveaxis(x, axis, -1)
+    for name in sorted(variables) if has_bias else []:
+        x, axes = variables[name].astype(jnp.float32), method.variable_axes(name)
+        x = jnp.moveaxis(x, axes.index("heads"), -1) if "heads" in axes else x[..., None]
         shapes[name] = x.shape[:-1]
         columns.append(jnp.broadcast_to(x, (*x.shape[:-1], num_heads)).reshape(-1, num_heads))
     numbers = jnp.concatenate(columns).T if columns else jnp.zeros((num_heads, 1), jnp.float32)
@@ -102,14 +96,13 @@ def pallas_attention(
         for name, shape in shapes.items():
             size = math.prod(shape)
             values[name], rest = (tuple(rest[:size]) if shape else rest[0]), rest[size:]
-        assert bias
         shape = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
-        return jnp.broadcast_to(bias(values, q_positions, k_positions), shape)
+        return jnp.broadcast_to(method.bias(values, q_positions, k_positions), shape)
 
     count = sum(math.prod(shape) for shape in shapes.values())
     sizes = _BLOCKS if count <= _MANY else _BLOCKS_OF_MANY
     block = next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0)
-    settings = _Settings(bias_fn if bias else None, count, block, interpret)
+    settings = _Settings(bias_fn if has_bias else None, count, block, interpret)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     q_index, k_index = (
         TokenIndex(*(jnp.broadcast_to(x, (q.shape[0], x.shape[1])) for x in index))
@@ -183,20 +176,19 @@ def _masked_scores(
 
 
 def _gradient_of_scores(settings, numbers, q, k, v, tokens, d_out, lse, delta):
-    """The weights and the gradient of the scores, ``[s, t]``, and the pull of the bias."""
-    bias, pull = None, None
+    """The weights and the gradient of the scores, ``[s, t]``, and the pullback of the bias."""
+    bias, bias_vjp = None, None
     if settings.bias_fn is not None:
-        bias, pull = jax.vjp(lambda numbers: settings.bias_fn(numbers, *tokens[:2]), numbers)
+        bias, bias_vjp = jax.vjp(lambda numbers: settings.bias_fn(numbers, *tokens[:2]), numbers)
     scores, mask = _masked_scores(q, k, bias, tokens)
     weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
-    return weights, weights * (_dot(v, d_out, 1, 1) - delta), pull
+    return weights, weights * (_dot(v, d_out, 1, 1) - delta), bias_vjp
 
 
 # ---------------------------------------------------------------------------- kernels
 #
-# Each kernel gets the blocks that its BlockSpecs name for one step of the grid; the last axis of
-# the grid goes over the blocks that are summed. Blocks are fetched ahead, so a step outside the
-# visible range of its row names the nearest block in it, which then is there already.
+# A kernel gets the blocks that its BlockSpecs name for one step of the grid; the last axis of the
+# grid goes over the blocks that are summed.
 
 
 def _forward(settings, q, k, v, numbers, q_index, k_index):
@@ -259,7 +251,14 @@ def _forward(settings, q, k, v, numbers, q_index, k_index):
             ],
         ),
         interpret=settings.interpret,
-    )(*_key_ranges(block, q_index, k_index), numbers, q, k, v, *_token_arrays(q_index, k_index))
+    )(
+        *_ranges(block, q_index, k_index, by_query=True),
+        numbers,
+        q,
+        k,
+        v,
+        *_token_arrays(q_index, k_index),
+    )
 
 
 def _backward_queries(settings, q, k, v, numbers, q_index, k_index, d_out, lse, delta):
@@ -284,11 +283,11 @@ def _backward_queries(settings, q, k, v, numbers, q_index, k_index, d_out, lse, 
         def _():
             keys, head_numbers = k[0, 0], _head_numbers(settings, numbers, head)
             blocks = (q[0, 0], keys, v[0, 0], [ref[0] for ref in token_refs])
-            _, d_scores, pull = _gradient_of_scores(
+            _, d_scores, bias_vjp = _gradient_of_scores(
                 settings, head_numbers, *blocks, d_out[0, 0], lse[0, 0], delta[0, 0]
             )
-            if pull is not None:
-                (gradient,) = pull(d_scores)
+            if bias_vjp is not None:
+                (gradient,) = bias_vjp(d_scores)
                 lane = jax.lax.broadcasted_iota(jnp.int32, d_numbers.shape[2:], 1)
                 for index, number in enumerate(gradient):
                     d_numbers[0, 0] += jnp.where(lane == index, number, 0.0)
@@ -319,7 +318,7 @@ def _backward_queries(settings, q, k, v, numbers, q_index, k_index, d_out, lse, 
         ),
         interpret=settings.interpret,
     )(
-        *_key_ranges(block, q_index, k_index),
+        *_ranges(block, q_index, k_index, by_query=True),
         *(numbers, q, k, v),
         *_token_arrays(q_index, k_index),
         *(d_out, lse, delta),
@@ -384,7 +383,7 @@ def _backward_keys(settings, q, k, v, numbers, q_index, k_index, d_out, lse, del
         ),
         interpret=settings.interpret,
     )(
-        *_query_ranges(block, q_index, k_index),
+        *_ranges(block, q_index, k_index, by_query=False),
         *(numbers, q, k, v),
         *_token_arrays(q_index, k_index),
         *(d_out, lse, delta),
@@ -410,7 +409,7 @@ def _specs_by_query(block: int, group: int, head_dim: int) -> list[pl.BlockSpec]
 
 
 def _clip(row, block, step, first, last):
-    """The block for a step of the grid: the nearest that ``block`` has to visit."""
+    """The nearest to ``step`` of those that ``block`` has to visit: it is there already."""
     return jnp.clip(step, first[row, block], jnp.maximum(last[row, block], 0))
 
 
@@ -425,27 +424,16 @@ def _token_arrays(q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
     ]
 
 
-def _key_ranges(block: int, q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
-    """First and last block of keys that each block of queries visits, ``[B, Q]`` int32 each.
+def _ranges(block: int, q_index: TokenIndex, k_index: TokenIndex, *, by_query: bool) -> list[Array]:
+    """First and last block that each block visits, int32 each: ``[B, Q]``, or ``[B, P]`` of keys.
 
     Where it visits none, the first lies behind the last.
     """
-    return _ranges(_block_mask(block, q_index, k_index))
-
-
-def _query_ranges(block: int, q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
-    """First and last block of queries that each block of keys visits, ``[B, P]`` int32 each."""
-    return _ranges(_block_mask(block, q_index, k_index).swapaxes(0, 1))
-
-
-def _block_mask(block: int, *indexes: TokenIndex) -> Array:
-    return visible_block_mask(
-        *jax.tree.map(lambda x: x.reshape(x.shape[0], -1, block).swapaxes(0, 1), indexes)
+    blocks = jax.tree.map(
+        lambda x: x.reshape(x.shape[0], -1, block).swapaxes(0, 1), (q_index, k_index)
     )
-
-
-def _ranges(mask: Array) -> list[Array]:
-    """Of ``mask [Q, P, B]``, the first and last along P: ``[B, Q]`` each."""
+    mask = visible_block_mask(*blocks)
+    mask = mask if by_query else mask.swapaxes(0, 1)
     index = jnp.arange(mask.shape[1], dtype=jnp.int32)[:, None]
     first = jnp.min(jnp.where(mask, index, mask.shape[1]), axis=1)
     last = jnp.max(jnp.where(mask, index, -1), axis=1)

@@ -16,15 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from fope_jax.model.attention import TokenIndex, attend, bias_functions, scale_queries
-from fope_jax.model.backends import FUSED_BACKENDS
 from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.model.fused import cudnn_attention, is_stored_in_order, splash_attention
-from fope_jax.model.sharding import AXIS_RULES, Axes, active_mesh, partition_spec
+from fope_jax.model.sharding import AXIS_RULES, active_mesh, batch_partition, partition_spec
 from fope_jax.position.base import Layer, has_hook
 from fope_jax.typing import Array
 
 CONTEXT = AXIS_RULES["length"]
-
 
 _FUSED = {"splash": splash_attention, "cudnn": cudnn_attention}
 
@@ -63,39 +61,38 @@ def sharded_attention(
     Raises:
       ValueError: a backend that would leave out the bias.
     """
-    method, axes_of = position.method, position.method.variable_axes
-    biased, contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")
-    if (biased and backend in _FUSED) or (contextual and backend in FUSED_BACKENDS):
+    method, mesh = position.method, active_mesh()
+    has_bias, is_contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")
+    is_left_out = (has_bias and backend in _FUSED) or (
+        is_contextual and backend in (*_FUSED, "pallas")
+    )
+    if is_left_out:
         raise ValueError(f"attention={backend!r} cannot add this method's bias to the logits")
 
-    functions = bias_functions(position)
-    if not contextual:  # then no backend needs the logits without their factor
-        functions["logit_scale"] = None
-
-    def local(q, k, v, positions, segments, variables, constants):
-        if position.logit_scale is not None and not contextual:
+    def on_device(q, k, v, positions, segments, variables, constants):
+        functions = bias_functions(position)
+        if position.logit_scale is not None and not is_contextual:
             q = scale_queries(q, position.logit_scale(positions))
+            functions["logit_scale"] = None
         if backend in _FUSED:  # chosen only where a device has all tokens of its rows
             out = _FUSED[backend](q, k, v, segments)
-            in_order = is_stored_in_order(positions, segments)
-            return jnp.where(in_order[:, None, None, None], out, jnp.nan)
+            is_in_order = is_stored_in_order(positions, segments)
+            return jnp.where(is_in_order[:, None, None, None], out, jnp.nan)
         k_positions, k_segments = positions, segments
-        if context > 1:
+        if mesh is not None and mesh.shape["context"] > 1:
             k, v, k_positions, k_segments = (
                 jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True)
                 for x in (k, v, positions, segments)
             )
         if backend == "pallas":
-            of_bias = {**variables, **jax.lax.stop_gradient(constants)} if biased else {}
             return pallas_attention(
                 q,
                 k,
                 v,
                 q_index=TokenIndex(positions, segments),
                 k_index=TokenIndex(k_positions, k_segments),
-                bias=method.bias if biased else None,
-                variables=of_bias,
-                heads_axes={name: _axis_of_heads(axes_of(name)) for name in of_bias},
+                method=method,
+                variables={**variables, **jax.lax.stop_gradient(constants)},
             )
         return attend(
             q,
@@ -112,30 +109,18 @@ def sharded_attention(
             **settings,
         )
 
-    mesh = active_mesh()
-    context = 1 if mesh is None else mesh.shape["context"]
+    arrays = (q, k, v, positions, segments, variables, constants)
     if mesh is None:
-        return local(q, k, v, positions, segments, variables, constants)
+        return on_device(*arrays)
     heads = partition_spec(("batch", "length", "heads", None))
+    of_variables = [
+        {name: partition_spec(method.variable_axes(name)) for name in names}
+        for names in (variables, constants)
+    ]
+    rows = (batch_partition(positions), batch_partition(segments))
     return jax.shard_map(
-        local,
-        in_specs=(
-            heads,
-            heads,
-            heads,
-            _rows(positions),
-            _rows(segments),
-            {name: partition_spec(axes_of(name)) for name in variables},
-            {name: partition_spec(axes_of(name)) for name in constants},
-        ),
+        on_device,
+        in_specs=(heads, heads, heads, *rows, *of_variables),
         out_specs=heads,
         check_vma=False,
-    )(q, k, v, positions, segments, variables, constants)
-
-
-def _rows(x: Array) -> Any:
-    return partition_spec(("batch" if x.shape[0] > 1 else None, "length"))
-
-
-def _axis_of_heads(axes: Axes) -> int | None:
-    return axes.index("heads") if "heads" in axes else None
+    )(*arrays)

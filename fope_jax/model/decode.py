@@ -5,11 +5,11 @@ time. Positions are an input, as in training, and the cache holds those of its k
 that masks, biases and rotations are functions of positions here as everywhere.
 
 Keys are kept as the rotation leaves them. Of methods whose frequencies follow the length of the
-sequence (``PositionEmbedding.follows_length``) they are kept as they were before it, and all of
-them are rotated anew for every piece. This makes a first layer exact; later layers keep keys that
-were computed from what their layer below gave at a shorter length, as in every decoder, so with
-such a method decoding equals the uncached forward pass only within its original length, and for a
-prompt that is read as one piece.
+sequence (``Limits.follows_length``) they are kept as they were before it, and all of them are
+rotated anew for every piece. This makes a first layer exact; later layers keep keys that were
+computed from what their layer below gave at a shorter length, as in every decoder, so with such a
+method decoding equals the uncached forward pass only within its original length, and for a prompt
+that is read as one piece.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from fope_jax.model.attention import attend, bias_functions
 from fope_jax.model.layers import rms_norm
 from fope_jax.model.transformer import (
     Transformer,
-    from_attention,
+    attention_to_output,
+    project_qkv,
     repeat_heads,
-    to_attention,
-    unstacked,
+    split_period,
 )
-from fope_jax.position.base import Variables
 from fope_jax.typing import Array
 
 
@@ -53,7 +52,7 @@ class KVCache(NamedTuple):
       layers: a ``LayerCache`` for each of the P layers of a period.
       positions: ``[B, S]`` int32, of each key.
       segments: ``[B, S]`` int32; 0 where nothing is stored yet, and for padding.
-      filled: int32, how many of the S places are used; the same for all rows. A NumPy number for as
+      filled: int32, how many of the S slots are used; the same for all rows. A NumPy number for as
         long as it is known, also where a program is traced.
     """
 
@@ -64,7 +63,7 @@ class KVCache(NamedTuple):
 
 
 def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
-    """A cache for ``batch`` rows of at most ``size`` tokens.
+    """An empty cache for ``batch`` rows of at most ``size`` tokens.
 
     Raises:
       ValueError: the position embedding is not defined for as many.
@@ -76,42 +75,32 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
             f"{limit}"
         )
     config, shape = model.config, model.config.shape
-    period = len(model.position.layers())
-    layers = []
-    for index in range(period):
-        heads = _key_heads(model, index)
-        sizes = (config.num_layers // period, batch, size)
-        layers.append(
-            LayerCache(
-                jnp.zeros((*sizes, heads, shape.head_dim), config.dtype),
-                jnp.zeros((*sizes, shape.num_kv_heads, shape.head_dim), config.dtype),
-            )
+
+    def rotated_keys() -> list[Array]:
+        """One key of each layer of a period: a method may make a head for each query head."""
+        tables = model.tables(jnp.zeros((1, 1), jnp.int32))
+        _, trained, constants = jax.tree.map(lambda x: x[0], model.period_arrays())
+        keys = []
+        for index in range(len(tables)):
+            layer, trained_here, constants_here = model.layer_position(index, trained, constants)
+            q = jnp.zeros((1, 1, shape.num_heads, shape.head_dim), config.dtype)
+            k = jnp.zeros((1, 1, shape.num_kv_heads, shape.head_dim), config.dtype)
+            if not layer.method.limits.follows_length:
+                _, k = layer.method.rotate(trained_here | constants_here, tables[index], q, k)
+            keys.append(k)
+        return keys
+
+    keys = jax.eval_shape(rotated_keys)
+    sizes = (config.num_layers // len(keys), batch, size)
+    layers = [
+        LayerCache(
+            jnp.zeros((*sizes, key.shape[2], shape.head_dim), config.dtype),
+            jnp.zeros((*sizes, shape.num_kv_heads, shape.head_dim), config.dtype),
         )
-    nothing = jnp.zeros((batch, size), jnp.int32)
-    return KVCache(tuple(layers), nothing, nothing, np.int32(0))
-
-
-def _key_heads(model: Transformer, index: int) -> int:
-    """Heads of the keys that a layer attends to; more than K where each query head has its own."""
-    shape = model.config.shape
-    if model.position.layers()[index].method.limits.follows_length:
-        return shape.num_kv_heads
-
-    def rotated() -> Array:
-        _, trained, constants = _first(model.groups())
-        tables = model.tables(jnp.zeros((1, 1), jnp.int32))[index]
-        layer, trained, constants = model.of_layer(index, trained, constants)
-        q, k = (
-            jnp.zeros((1, 1, heads, shape.head_dim), model.config.dtype)
-            for heads in (shape.num_heads, shape.num_kv_heads)
-        )
-        return layer.method.rotate({**trained, **constants}, tables, q, k)[1]
-
-    return jax.eval_shape(rotated).shape[2]
-
-
-def _first(tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf[0], tree)
+        for key in keys
+    ]
+    zeros = jnp.zeros((batch, size), jnp.int32)
+    return KVCache(tuple(layers), zeros, zeros, np.int32(0))
 
 
 def forward_cached(
@@ -135,127 +124,84 @@ def forward_cached(
     Raises:
       ValueError: the cache is known to have too little room.
     """
-    filled = _check_room(cache, tokens.shape[1])
-    write = (jnp.int32(0), jnp.asarray(cache.filled))
+    config = model.config
+    filled = _filled_after(cache, tokens.shape[1])
+    start = jnp.asarray(cache.filled)
+
+    def append(stored: Array, new: Array) -> Array:
+        """``stored [B, S, ...]`` with ``new [B, T, ...]`` behind what is used of it."""
+        return jax.lax.dynamic_update_slice_in_dim(stored, new, start, axis=1)
+
     cache = cache._replace(
-        positions=jax.lax.dynamic_update_slice(cache.positions, positions, write),
-        segments=jax.lax.dynamic_update_slice(cache.segments, segments, write),
+        positions=append(cache.positions, positions), segments=append(cache.segments, segments)
     )
-    x = model.embed(tokens, positions)
     tables = model.tables(positions)
-    # Of all keys, at the length reached: what they are rotated by anew.
-    again = model.position.limits.follows_length
-    k_tables = model.tables(cache.positions) if again else [None] * len(tables)
+    # For rotating all keys anew, at the length reached.
+    follows_length = model.position.limits.follows_length
+    k_tables = model.tables(cache.positions) if follows_length else [None] * len(tables)
 
-    def body(x: Array, group: Any) -> tuple[Array, tuple[LayerCache, ...]]:
-        (weights, trained, constants), memories = group
-        kept = []
-        for index, own in enumerate(unstacked(weights, len(memories))):
-            x, memory = _layer(
-                model,
-                index,
-                own,
-                (trained, constants),
-                (tables[index], k_tables[index]),
-                memories[index],
-                cache,
-                x,
-                positions,
-                segments,
-            )
-            kept.append(memory)
-        return x, tuple(kept)
+    def run_layer(index, weights, trained, constants, stored, x):
+        layer, trained, constants = model.layer_position(index, trained, constants)
+        variables = {**trained, **constants}
+        q, k, v = project_qkv(config, weights, x)
+        rotated_q, rotated_k = layer.method.rotate(variables, tables[index], q, k)
+        values = append(stored.values, v)
+        if layer.method.limits.follows_length:
+            stored = LayerCache(append(stored.keys, k), values)
+            queries = jnp.zeros((*stored.keys.shape[:2], *q.shape[2:]), q.dtype)
+            _, keys = layer.method.rotate(variables, k_tables[index], queries, stored.keys)
+        else:
+            stored = LayerCache(append(stored.keys, rotated_k), values)
+            keys = stored.keys
+        # The scores of a single query are no more than the keys themselves.
+        is_whole = x.shape[1] == 1 or config.attention == "reference"
+        attended = attend(
+            rotated_q,
+            keys,
+            repeat_heads(values, keys),
+            q_positions=positions,
+            k_positions=cache.positions,
+            q_segments=segments,
+            k_segments=cache.segments,
+            **bias_functions(layer),
+            bias_variables=trained,
+            bias_constants=constants,
+            backend="reference" if is_whole else "chunked",
+            block=config.attention_block,
+        )
+        return attention_to_output(config, weights, x, attended), stored
 
-    x, layers = jax.lax.scan(body, x, (model.groups(), cache.layers))
-    hidden = rms_norm(x, model.final_norm[...], model.config.norm_eps)
-    # Beyond the end the write above has replaced the last keys.
+    def run_period(x: Array, group: Any) -> tuple[Array, tuple[LayerCache, ...]]:
+        (weights, trained, constants), layers = group
+        new_layers = []
+        for index, layer_weights in enumerate(split_period(weights, len(layers))):
+            x, layer = run_layer(index, layer_weights, trained, constants, layers[index], x)
+            new_layers.append(layer)
+        return x, tuple(new_layers)
+
+    x = model.embed(tokens, positions)
+    x, layers = jax.lax.scan(run_period, x, (model.period_arrays(), cache.layers))
+    hidden = rms_norm(x, model.final_norm[...], config.norm_eps)
+    # Beyond the end, appending has replaced the last keys.
     hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)
     return hidden, cache._replace(layers=layers, filled=filled)
 
 
-def _check_room(cache: KVCache, count: int) -> Any:
-    """How many places are used with ``count`` tokens more.
+def _filled_after(cache: KVCache, count: int) -> Any:
+    """How many slots are used with ``count`` tokens more.
 
     Raises:
       ValueError: it is known that there are not as many.
     """
     size = cache.positions.shape[1]
-    known = not isinstance(cache.filled, Tracer)
-    used = int(cache.filled) if known else 0
+    is_known = not isinstance(cache.filled, Tracer)
+    used = int(cache.filled) if is_known else 0
     if used + count > size:
         raise ValueError(
-            f"{count} tokens more: the key cache has {size} places, {used} of them are used"
-            + ("" if known else " or more")
+            f"{count} tokens more: the key cache has {size} slots, {used} of them are used"
+            + ("" if is_known else " or more")
         )
-    return np.int32(used + count) if known else cache.filled + count
-
-
-def _layer(
-    model: Transformer,
-    index: int,
-    weights: dict[str, Array],
-    variables: tuple[Variables, Variables],
-    tables: tuple[Any, Any],
-    memory: LayerCache,
-    cache: KVCache,
-    x: Array,
-    positions: Array,
-    segments: Array,
-) -> tuple[Array, LayerCache]:
-    """One layer of ``forward_cached``: its output ``[B, T, D]``, and the cache with T more keys."""
-    config = model.config
-    layer, trained, constants = model.of_layer(index, *variables)
-    both = {**trained, **constants}
-    q, k, v = to_attention(config, weights, x)
-    rotated, turned = layer.method.rotate(both, tables[0], q, k)
-    again = layer.method.limits.follows_length
-    memory = LayerCache(
-        _append(memory.keys, k if again else turned, jnp.asarray(cache.filled)),
-        _append(memory.values, v, jnp.asarray(cache.filled)),
-    )
-    keys = _turn_all(model, index, variables, tables[1], memory.keys) if again else memory.keys
-    attended = attend(
-        rotated,
-        keys,
-        repeat_heads(memory.values, keys),
-        q_positions=positions,
-        k_positions=cache.positions,
-        q_segments=segments,
-        k_segments=cache.segments,
-        **bias_functions(layer),
-        bias_variables=trained,
-        bias_constants=constants,
-        # The scores of a single query are no more than the keys themselves.
-        backend="reference" if x.shape[1] == 1 or config.attention == "reference" else "chunked",
-        block=config.attention_block,
-    )
-    return from_attention(config, weights, x, attended), memory
-
-
-def _append(kept: Array, new: Array, filled: Array) -> Array:
-    zero = jnp.int32(0)
-    return jax.lax.dynamic_update_slice(kept, new, (zero, filled, zero, zero))
-
-
-def _turn_all(
-    model: Transformer,
-    index: int,
-    variables: tuple[Variables, Variables],
-    k_tables: Any,
-    keys: Array,
-) -> Array:
-    """All keys of a layer rotated for the length that the sequences have now."""
-    layer, trained, constants = model.of_layer(index, *variables)
-    queries = jnp.zeros((*keys.shape[:2], model.config.num_heads, keys.shape[-1]), keys.dtype)
-    return layer.method.rotate({**trained, **constants}, k_tables, queries, keys)[1]
-
-
-# ---------------------------------------------------------------------------- greedy
-
-
-def last_logits(model: Transformer, hidden: Array) -> Array:
-    """Logits ``[B, V]`` of what follows the last of ``hidden [B, T, D]``."""
-    return model.unembed(hidden[:, -1:])[:, 0]
+    return np.int32(used + count) if is_known else cache.filled + count
 
 
 def prefill(
@@ -267,7 +213,7 @@ def prefill(
       model: the model.
       tokens: ``[B, T]`` int32; a shorter prompt stands at the end of its row.
       segments: ``[B, T]`` int32: 1 where the prompt is, 0 before it.
-      room: places for tokens to come.
+      room: slots for tokens to come.
 
     Returns:
       hidden ``[B, T, D]``, the cache, and the position ``[B, 1]`` of the next token.
@@ -296,13 +242,13 @@ def greedy_decode(
     """
     if count < 1:
         raise ValueError(f"count={count}: expected 1 token or more")
-    _check_room(cache, count - 1)
+    _filled_after(cache, count - 1)
 
     def choose(hidden: Array) -> Array:
-        logits = last_logits(model, hidden)
+        logits = model.unembed(hidden[:, -1:])[:, 0]
         # argmax alone takes a NaN for the largest, and so writes some token or other.
-        finite = jnp.isfinite(logits).all(axis=-1)
-        return jnp.where(finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)[:, None]
+        is_finite = jnp.isfinite(logits).all(axis=-1)
+        return jnp.where(is_finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)[:, None]
 
     def step(carry: tuple[Array, KVCache, Array], _: None):
         token, cache, position = carry

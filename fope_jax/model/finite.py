@@ -19,13 +19,12 @@ def count_non_finite(arrays: Any) -> dict[str, int]:
     """
     counts = {}
     for path, array in jax.tree_util.tree_leaves_with_path(arrays):
-        library = jnp if isinstance(array, jax.Array) else np
-        if not jnp.issubdtype(array.dtype, jnp.inexact):
-            continue
-        # NumPy has no isfinite of its own for some of ml_dtypes; none is wider than float32.
-        wide = array if array.dtype.itemsize >= 4 else array.astype(library.float32)
-        if count := int((~library.isfinite(wide)).sum()):
-            counts[jax.tree_util.keystr(path, simple=True, separator=".")] = count
+        numpy = jnp if isinstance(array, jax.Array) else np
+        if jnp.issubdtype(array.dtype, jnp.inexact):
+            # NumPy has no isfinite of its own for some of ml_dtypes; none is wider than float32.
+            wide = array if array.dtype.itemsize >= 4 else array.astype(numpy.float32)
+            if count := int((~numpy.isfinite(wide)).sum()):
+                counts[jax.tree_util.keystr(path, simple=True, separator=".")] = count
     return counts
 
 

@@ -63,15 +63,12 @@ def splash_attention(
     )
     q = q * jnp.asarray(1 / math.sqrt(head_dim), q.dtype)
     # The kernel wants whole lanes: more dimensions of zeros change no logit, and are cut off again.
-    q, k, v = (_to_lanes(x.swapaxes(1, 2)) for x in (q, k, v))
+    lanes = [(0, 0), (0, 0), (0, 0), (0, -head_dim % LANES)]
+    q, k, v = (jnp.pad(x.swapaxes(1, 2), lanes) for x in (q, k, v))
     ids = kernel.SegmentIds(q=segments, kv=segments)
     out: Any = jax.vmap(attend)(q, k, v, segment_ids=ids)
     out = out[..., :head_dim].swapaxes(1, 2)
     return jnp.where(segments[:, :, None, None] == 0, 0, out).astype(q.dtype)
-
-
-def _to_lanes(x: Array) -> Array:
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -x.shape[-1] % LANES)))
 
 
 def is_stored_in_order(positions: Array, segments: Array) -> Array:
@@ -82,12 +79,12 @@ def is_stored_in_order(positions: Array, segments: Array) -> Array:
     """
     positions, segments = jnp.broadcast_arrays(positions, segments)
 
-    def before(x: Array) -> Array:
+    def previous(x: Array) -> Array:
         return jnp.pad(x[:, :-1], ((0, 0), (1, 0)))
 
-    new = segments > before(jax.lax.cummax(segments, axis=1))
-    next_one = (segments == before(segments)) & (positions > before(positions))
-    return jnp.all((segments == 0) | new | next_one, axis=1)
+    is_new_segment = segments > previous(jax.lax.cummax(segments, axis=1))
+    is_next = (segments == previous(segments)) & (positions > previous(positions))
+    return jnp.all((segments == 0) | is_new_segment | is_next, axis=1)
 
 
 def cudnn_attention(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fope_jax.model.backends import BACKENDS, FUSED_BACKENDS, choose_backend, gpu_compute_capability
+from fope_jax.model.backends import FUSED_BACKENDS, choose_backend, gpu_compute_capability
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.context_parallel import sharded_attention
 from fope_jax.model.layers import (
-    DERIVATIVES,
     LINEAR_OUTPUT,
     lookup_embedding,
     project_from_heads,
@@ -27,7 +26,6 @@ from fope_jax.model.losses import compute_logits
 from fope_jax.model.sharding import active_mesh, constrain
 from fope_jax.position.base import (
     Layer,
-    ModelShape,
     PositionEmbedding,
     PositionVariables,
     Variables,
@@ -36,15 +34,7 @@ from fope_jax.position.base import (
 from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
 
-DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "dots", "full")
-# Fields of TransformerConfig that say how a model with weights is computed, not what it computes.
-HOW = ("scan_layers", "remat", "attention", "attention_block", "derivatives", "dtype", "init_std")
-NORMS = ("pre", "post")
-QK_NORMS = ("none", "head", "width")
-
-
-_KEPT = {
+_REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -54,123 +44,8 @@ class PositionConstant(nnx.Variable):
     """An array of the position embedding that is saved with the model and never trained."""
 
 
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The shape of the transformer and how it is computed; position knobs belong to the method.
-
-    Attributes:
-      vocab_size: rows of the embedding, V.
-      d_model: D.
-      num_layers: L.
-      num_heads: query heads, N.
-      mlp_dim: hidden width of each SwiGLU branch.
-      num_kv_heads: key-value heads K, a divisor of N; None means N.
-      head_dim: H; None means ``d_model // num_heads``.
-      norm: where a layer normalises: "pre", what goes into attention and MLP (Llama); "post", what
-        comes out of them (OLMo 2).
-      qk_norm: RMS-normalises q and k before the rotation: "none"; "head", each head by itself, with
-        one scale that all heads of a layer share (Qwen 3); "width", all heads together, each
-        dimension with a scale of its own (OLMo 2). True and False, as older configurations have it,
-        are "head" and "none".
-      tie_embeddings: the embedding, transposed, is the unembedding too.
-      norm_eps: added to the mean square in every norm.
-      init_std: spread of the truncated normal that all matrices start from.
-      scan_layers: compiles one layer and scans it, rather than L layers in a row. The parameters
-        and the results are the same.
-      remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
-        the matrix products with parameters; "full", each layer from its input.
-      attention: which program computes it, see ``model/backends.py``; "auto" takes the fastest that
-        can run on the default platform.
-      attention_block: queries and keys in a block of the chunked attention. Not 256: blocks a power
-        of two long compete for the same cache lines of a CPU (benchmarks/README.md).
-      derivatives: "reverse", what training needs; "all": ``jax.jvp``, Hessian-vector products and
-        other second derivatives work as well. Products with weights and the attention then leave
-        their gradients to JAX, which takes more time and, on a mesh, memory. ``loss_sums`` has the
-        same argument.
-      dtype: of the activations and matrix products, "float32" or "bfloat16". Norms, softmax and
-        logits are float32 always.
-      param_dtype: of the weights, "float32" or "bfloat16"; position variables are float32 always.
-        Weights are drawn in float32 and rounded, and gradients, their sums and Adam's moments are
-        float32 whatever it is. A bfloat16 weight has 8 significant bits: an update below 1/512 to
-        1/256 of its size rounds away, which late in training most do. It halves the memory of the
-        weights; to train to the end, keep float32 and set ``dtype`` alone.
-    """
-
-    vocab_size: int
-    d_model: int
-    num_layers: int
-    num_heads: int
-    mlp_dim: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    norm: str = "pre"
-    qk_norm: bool | str = "none"
-    tie_embeddings: bool = False
-    norm_eps: float = 1e-6
-    init_std: float = 0.02
-    scan_layers: bool = True
-    remat: str = "none"
-    attention: str = "auto"
-    attention_block: int = 280
-    derivatives: str = "reverse"
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.qk_norm, bool):
-            object.__setattr__(self, "qk_norm", "head" if self.qk_norm else "none")
-        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "mlp_dim"):
-            _at_least_one(name, getattr(self, name))
-        for name in ("num_kv_heads", "head_dim"):
-            if getattr(self, name) is not None:
-                _at_least_one(name, getattr(self, name))
-        _at_least_one("attention_block", self.attention_block)
-        if self.head_dim is None and self.d_model % self.num_heads:
-            raise ValueError(
-                f"d_model={self.d_model}: expected a multiple of num_heads={self.num_heads}, "
-                "or a head_dim"
-            )
-        if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads={self.num_kv_heads}: expected a divisor of "
-                f"num_heads={self.num_heads}"
-            )
-        for name in ("norm_eps", "init_std"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        for name, accepted in (
-            ("norm", NORMS),
-            ("qk_norm", QK_NORMS),
-            ("attention", BACKENDS),
-            ("remat", REMAT),
-            ("derivatives", DERIVATIVES),
-            ("dtype", DTYPES),
-            ("param_dtype", DTYPES),
-        ):
-            if getattr(self, name) not in accepted:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(accepted)}"
-                )
-
-    @property
-    def shape(self) -> ModelShape:
-        """What a position embedding may know of the model."""
-        return ModelShape(
-            d_model=self.d_model,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads or self.num_heads,
-            head_dim=self.head_dim or self.d_model // self.num_heads,
-        )
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name}={value}: expected 1 or more")
-
-
 class Activations(NamedTuple):
-    """What a layer has at hand when it attends, for ``Transformer.observe``.
+    """What a layer has at hand when it attends, for the observer of ``Transformer.forward``.
 
     Attributes:
       position: this layer's method and the scale of its logits.
@@ -178,8 +53,8 @@ class Activations(NamedTuple):
       x: ``[B, T, D]``, what the layer reads.
       q: ``[B, T, N, H]``, before the rotation and after a norm of q.
       k: ``[B, T, K, H]``, likewise.
-      turned_q: ``[B, T, N, H]``, after the rotation.
-      turned_k: ``[B, T, K or N, H]``, likewise.
+      rotated_q: ``[B, T, N, H]``, after the rotation.
+      rotated_k: ``[B, T, K or N, H]``, likewise.
       v: ``[B, T, K or N, H]``.
     """
 
@@ -188,8 +63,8 @@ class Activations(NamedTuple):
     x: Array
     q: Array
     k: Array
-    turned_q: Array
-    turned_k: Array
+    rotated_q: Array
+    rotated_k: Array
     v: Array
 
 
@@ -253,11 +128,17 @@ class Transformer(nnx.Module):
             raise ValueError(f"position variables {clash}: both of the model and of the layers")
 
     def __call__(self, tokens: Array, positions: Array, segments: Array) -> Array:
-        """Logits ``[B, T, V]`` float32; the arguments are those of ``hidden``."""
+        """Logits ``[B, T, V]`` float32; the arguments are those of ``forward``."""
         return self.unembed(self.hidden(tokens, positions, segments))
 
     def hidden(self, tokens: Array, positions: Array, segments: Array) -> Array:
-        """Activations after the final norm.
+        """Activations after the final norm, ``[B, T, D]``; see ``forward``."""
+        return self.forward(tokens, positions, segments)[0]
+
+    def forward(
+        self, tokens: Array, positions: Array, segments: Array, observer: Observer | None = None
+    ) -> tuple[Array, Any]:
+        """The forward pass up to the final norm.
 
         Args:
           tokens: ``[B, T]`` int32. One outside the vocabulary gives NaN (``check_batch`` finds it
@@ -265,132 +146,95 @@ class Transformer(nnx.Module):
           positions: ``[B, T]`` integers, tokens since the start of the segment; ``[1, T]`` where
             all rows share them, whose tables, masks and biases are then computed and kept once.
           segments: ``[B, T]`` or ``[1, T]`` int32, counted from 1; 0 is padding.
+          observer: a pure function of each layer's ``Activations``, the same shapes for every
+            layer. Of what it leaves out nothing is kept.
 
         Returns:
-          ``[B, T, D]`` in the compute dtype.
+          ``[B, T, D]`` in the compute dtype, and what ``observer`` gives, leaves ``[L, ...]``.
 
         Raises:
           ValueError: the window is longer than the position embedding is defined for.
         """
-        return self._run(tokens, positions, segments, None)[0]
-
-    def observe(
-        self, tokens: Array, positions: Array, segments: Array, observer: Observer
-    ) -> tuple[Array, Any]:
-        """``hidden``, and what ``observer`` makes of each layer's activations on the way.
-
-        Args:
-          tokens: as in ``hidden``, and the next two.
-          positions: see ``hidden``.
-          segments: see ``hidden``.
-          observer: a pure function of ``Activations``, the same shapes for every layer. Of what it
-            leaves out nothing is kept.
-
-        Returns:
-          ``hidden [B, T, D]``, and the pytree that ``observer`` gives, its leaves stacked
-          ``[L, ...]``.
-        """
-        return self._run(tokens, positions, segments, observer)
-
-    def _run(
-        self, tokens: Array, positions: Array, segments: Array, observer: Observer | None
-    ) -> tuple[Array, Any]:
-        """The one forward pass, observed or not."""
-        config, position = self.config, self.position
-        limit = position.limits.max_length
+        config, limit = self.config, self.position.limits.max_length
         if limit is not None and tokens.shape[1] > limit:
             raise ValueError(
-                f"a window of {tokens.shape[1]} tokens: {type(position).__name__} is defined for "
-                f"at most {limit}"
+                f"a window of {tokens.shape[1]} tokens: {type(self.position).__name__} is defined "
+                f"for at most {limit}"
             )
         positions = token_positions(positions)
         x = self.embed(tokens, positions)
         tables = self.tables(positions)
-        period = len(tables)
 
-        def run(index, weights, trained, constants, x):
-            own, trained, constants = self.of_layer(index, trained, constants)
-            return layer(
-                config,
-                own,
-                weights,
-                trained,
-                constants,
-                tables[index],
-                x,
-                positions,
-                segments,
-                observer,
-            )
+        def run_layer(index, weights, trained, constants, x):
+            position, trained, constants = self.layer_position(index, trained, constants)
+            own = (weights, trained, constants, tables[index])
+            return layer(config, position, *own, x, positions, segments, observer)
 
         if config.remat != "none":
             # The loop form needs the barrier, or common subexpressions undo the recomputation.
-            run = jax.checkpoint(
-                run,
+            run_layer = jax.checkpoint(
+                run_layer,
                 prevent_cse=not config.scan_layers,
                 static_argnums=0,
-                policy=_KEPT[config.remat],
+                policy=_REMAT_POLICIES[config.remat],
             )
 
-        def body(x, group):
-            weights, trained, constants = group
-            seen = []
-            for index, own in enumerate(unstacked(weights, period)):
-                x, told = run(index, own, trained, constants, x)
-                seen.append(told)
-            return x, _all_stacked(seen)
+        def run_period(x, arrays):
+            weights, trained, constants = arrays
+            observed = []
+            for index, own in enumerate(split_period(weights, len(tables))):
+                x, values = run_layer(index, own, trained, constants, x)
+                observed.append(values)
+            return x, _stack_trees(observed)
 
-        groups = self.groups()
+        periods = self.period_arrays()
         if config.scan_layers:
-            x, seen = jax.lax.scan(body, x, groups)
+            x, observed = jax.lax.scan(run_period, x, periods)
         else:
-            told = []
-            for index in range(config.num_layers // period):
-                x, own = body(x, jax.tree.map(lambda leaf, i=index: leaf[i], groups))
-                told.append(own)
-            seen = _all_stacked(told)
-        seen = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), seen)
-        return rms_norm(x, self.final_norm[...], config.norm_eps), seen
+            observed = []
+            for index in range(config.num_layers // len(tables)):
+                x, values = run_period(x, jax.tree.map(lambda leaf, i=index: leaf[i], periods))
+                observed.append(values)
+            observed = _stack_trees(observed)
+        observed = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), observed)
+        return rms_norm(x, self.final_norm[...], config.norm_eps), observed
 
     def embed(self, tokens: Array, positions: Array) -> Array:
         """What the first layer reads, ``[B, T, D]`` in the compute dtype."""
         x = lookup_embedding(self.embedding[...], tokens).astype(self.config.dtype)
-        x = embed_tokens(self.position, self.model_variables(), x, positions)
-        x = x.astype(self.config.dtype)
-        return constrain(x, ("batch", "length", None))
+        x = embed_tokens(self.position, _values(self.position_model), x, positions)
+        return constrain(x.astype(self.config.dtype), ("batch", "length", None))
 
     def tables(self, positions: Array) -> list[Any]:
         """The tables of each layer of a period."""
-        variables, head_dim = self.model_variables(), self.config.shape.head_dim
+        variables, head_dim = _values(self.position_model), self.config.shape.head_dim
         return [
             layer.method.tables(layer.select(variables), positions, head_dim)
             for layer in self.position.layers()
         ]
 
-    def model_variables(self) -> Variables:
-        """The position variables that exist once a model."""
-        return _values(self.position_model)
-
-    def groups(self) -> tuple[dict[str, Array], Variables, Variables]:
+    def period_arrays(self) -> tuple[dict[str, Array], Variables, Variables]:
         """Weights ``[L / P, P, ...]`` of the layers (``[L, ...]`` where the period P is 1), and
         the position variables ``[L / P, ...]`` that are trained and those that are not."""
-        return (
-            _stacked(_values(self.layers), len(self.position.layers())),
-            _trained(self.position_layers),
-            _constant(self.position_layers),
-        )
+        weights, period = _values(self.layers), len(self.position.layers())
+        if period > 1:
+            weights = {name: x.reshape(-1, period, *x.shape[1:]) for name, x in weights.items()}
+        return weights, *_by_training(self.position_layers)
 
-    def of_layer(
+    def layer_position(
         self, index: int, trained: Variables, constants: Variables
     ) -> tuple[Layer, Variables, Variables]:
         """Layer ``index`` of a period, its trained position variables and its constants.
 
         ``trained`` and ``constants`` are those of one period; the model's are added.
         """
-        own = self.position.layers()[index]
-        trained = {**trained, **_trained(self.position_model)}
-        constants = {**constants, **_constant(self.position_model)}
-        return own, own.select(trained), own.select(constants)
+        position = self.position.layers()[index]
+        model_trained, model_constants = _by_training(self.position_model)
+        return (
+            position,
+            position.select({**trained, **model_trained}),
+            position.select({**constants, **model_constants}),
+        )
 
     def unembed(self, hidden: Array) -> Array:
         """Logits ``[B, T, V]`` float32 of ``hidden [B, T, D]``."""
@@ -430,46 +274,45 @@ def layer(
       x: ``[B, T, D]``.
       positions: ``[B, T]`` or ``[1, T]``.
       segments: ``[B, T]`` or ``[1, T]``.
-      observer: see ``Transformer.observe``.
+      observer: see ``Transformer.forward``.
 
     Returns:
       ``[B, T, D]``, and what ``observer`` gives, None without one.
     """
-    q, k, v = to_attention(config, weights, x)
-    before, variables = (q, k), {**trained, **constants}
-    method = position.method
-    q, k = method.rotate(variables, tables, q, k)
-    v = repeat_heads(v, k)
-    seen = None
+    q, k, v = project_qkv(config, weights, x)
+    variables = {**trained, **constants}
+    rotated_q, rotated_k = position.method.rotate(variables, tables, q, k)
+    v = repeat_heads(v, rotated_k)
+    observed = None
     if observer is not None:
-        seen = observer(Activations(position, variables, x, *before, q, k, v))
+        observed = observer(Activations(position, variables, x, q, k, rotated_q, rotated_k, v))
     attended = sharded_attention(
-        q,
-        k,
+        rotated_q,
+        rotated_k,
         v,
         positions=positions,
         segments=segments,
         variables=trained,
         constants=constants,
         position=position,
-        backend=_backend(config, method, q.shape[1]),
+        backend=_choose_backend(config, position.method, x.shape[1]),
         block=config.attention_block,
         derivatives=config.derivatives,
     )
-    return from_attention(config, weights, x, attended), seen
+    return attention_to_output(config, weights, x, attended), observed
 
 
-def to_attention(
+def project_qkv(
     config: TransformerConfig, weights: dict[str, Array], x: Array
 ) -> tuple[Array, Array, Array]:
     """q ``[B, T, N, H]``, k and v ``[B, T, K, H]`` of a layer, before any rotation."""
-    y = _normed(config, "pre", x, weights["attention_norm"])
+    y = _norm_if(config, "pre", x, weights["attention_norm"])
     q, k, v = (
         project_to_heads(y, weights[name], config.derivatives) for name in ("query", "key", "value")
     )
     if config.qk_norm != "none":
-        q = _heads_normed(q, weights["query_norm"], config.norm_eps)
-        k = _heads_normed(k, weights["key_norm"], config.norm_eps)
+        q = _norm_heads(q, weights["query_norm"], config.norm_eps)
+        k = _norm_heads(k, weights["key_norm"], config.norm_eps)
     return q, k, v
 
 
@@ -478,30 +321,30 @@ def repeat_heads(v: Array, k: Array) -> Array:
     return v if k.shape[2] == v.shape[2] else jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
 
 
-def from_attention(
+def attention_to_output(
     config: TransformerConfig, weights: dict[str, Array], x: Array, attended: Array
 ) -> Array:
     """What a layer makes of its input ``x [B, T, D]`` and its heads' ``attended [B, T, N, H]``."""
     y = project_from_heads(attended, weights["out"], config.derivatives)
-    x = x + _normed(config, "post", y, weights["attention_norm"])
-    y = _normed(config, "pre", x, weights["mlp_norm"])
+    x = x + _norm_if(config, "post", y, weights["attention_norm"])
+    y = _norm_if(config, "pre", x, weights["mlp_norm"])
     y = swiglu(y, weights["gate"], weights["up"], weights["down"], config.derivatives)
-    return x + _normed(config, "post", y, weights["mlp_norm"])
+    return x + _norm_if(config, "post", y, weights["mlp_norm"])
 
 
-def _normed(config: TransformerConfig, place: str, x: Array, scale: Array) -> Array:
-    """``x`` normalised, where ``place`` is the one at which this model normalises."""
-    return rms_norm(x, scale, config.norm_eps) if config.norm == place else x
+def _norm_if(config: TransformerConfig, norm: str, x: Array, scale: Array) -> Array:
+    """``x`` normalised if ``config.norm`` is ``norm``."""
+    return rms_norm(x, scale, config.norm_eps) if config.norm == norm else x
 
 
-def _heads_normed(x: Array, scale: Array, eps: float) -> Array:
+def _norm_heads(x: Array, scale: Array, eps: float) -> Array:
     """``x [B, T, N, H]`` normalised by heads or, with a scale of ``[N * H]``, as a whole."""
     if scale.shape[-1] == x.shape[-1]:
         return rms_norm(x, scale, eps)
     return rms_norm(x.reshape(*x.shape[:2], -1), scale, eps).reshape(x.shape)
 
 
-def _backend(config: TransformerConfig, position: PositionEmbedding, length: int) -> str:
+def _choose_backend(config: TransformerConfig, position: PositionEmbedding, length: int) -> str:
     """The configured backend; for "auto", what suits the default platform and this length.
 
     Training names its backend before it compiles, for devices that may not be here.
@@ -580,27 +423,18 @@ def _values(variables: nnx.Dict) -> dict[str, Array]:
     return {name: variable[...] for name, variable in variables.items()}
 
 
-def _trained(variables: nnx.Dict) -> dict[str, Array]:
-    return {name: x[...] for name, x in variables.items() if isinstance(x, nnx.Param)}
+def _by_training(variables: nnx.Dict) -> tuple[Variables, Variables]:
+    """The variables that are trained and the constants."""
+    trained = {name: x[...] for name, x in variables.items() if isinstance(x, nnx.Param)}
+    return trained, {name: x[...] for name, x in variables.items() if name not in trained}
 
 
-def _constant(variables: nnx.Dict) -> dict[str, Array]:
-    return {name: x[...] for name, x in variables.items() if not isinstance(x, nnx.Param)}
-
-
-def _all_stacked(trees: list[Any]) -> Any:
+def _stack_trees(trees: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _stacked(weights: dict[str, Array], period: int) -> dict[str, Array]:
-    """``[L, ...]`` as ``[L / P, P, ...]``, or as it is where P is 1."""
-    if period == 1:
-        return weights
-    return {name: x.reshape(-1, period, *x.shape[1:]) for name, x in weights.items()}
-
-
-def unstacked(weights: dict[str, Array], period: int) -> list[dict[str, Array]]:
-    """The weights of each layer of a group, ``[P, ...]`` taken apart."""
+def split_period(weights: dict[str, Array], period: int) -> list[dict[str, Array]]:
+    """The weights of each layer of a period, ``[P, ...]`` taken apart."""
     if period == 1:
         return [weights]
     # The gradient of a split is one concatenation, that of P slices a sum of P padded arrays.

@@ -55,14 +55,11 @@ class Sinusoidal(PositionEmbedding):
 
     Knobs:
       theta: base of the frequencies.
-      amplitude: factor on the sinusoids. Vaswani et al. add them as they are to embeddings of
-        standard deviation 1 (drawn at 1 / sqrt(D) and multiplied by sqrt(D)). The models here draw
-        embeddings at ``init_std`` and never scale them, so the sinusoids are scaled to those
-        instead: their ratio is the original's where the two are equal. A configuration without
-        an amplitude takes its ``model.init_std``; 1 is for embeddings of standard deviation 1.
+      amplitude: factor on the sinusoids. In the paper embeddings have standard deviation 1; here
+        they are drawn at ``init_std``, and an equal amplitude keeps the paper's ratio. A
+        configuration without one takes its ``model.init_std``.
 
-    Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.5; sinusoids scaled to
-    the spread of the embeddings, where they multiply embeddings by sqrt(D) (Section 3.4).
+    Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.5.
     """
 
     kind: ClassVar[str] = "absolute"

@@ -14,9 +14,9 @@ from fope_jax.position.base import (
     PositionEmbedding,
     PositionVariables,
     Variables,
-    block_positions,
+    bias_of_heads,
 )
-from fope_jax.position.relative_bias.base import by_head, relative_distance
+from fope_jax.position.relative_bias.base import relative_distance
 from fope_jax.position.rotation import as_array
 from fope_jax.typing import Array
 
@@ -27,13 +27,7 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
         m_n = 2 ** (-8 n / N),  n = 1 .. N     (N a power of two)
 
     For another N: the slopes of the largest power of two below it, then every second slope of the
-    next power of two, as the authors' code does.
-
-    Args:
-      num_heads: N.
-
-    Returns:
-      ``[N]`` float32, logits per token.
+    next power of two, as the authors' code does. Returns ``[N]`` float32, logits per token.
 
     Raises:
       ValueError: ``num_heads`` is not positive.
@@ -61,12 +55,10 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
 
         bias[b, n, t, s] = -slopes[n] * |q_positions[b, t] - k_positions[b, s]|
 
-    Without a causal mask, keys after the query are penalised as those before it: the symmetric form
-    that the authors give for encoders.
+    Keys after the query are penalised as those before it, the authors' symmetric form.
 
     Args:
-      q_positions: ``[B, T]`` tokens.
-      k_positions: ``[B, S]`` tokens.
+      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
       slopes: ``[N]`` logits per token.
 
     Returns:
@@ -78,19 +70,13 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
     >>> alibi_bias(np.array([[2]]), np.array([[0, 1, 2, 3]]), np.array([0.5])).tolist()
     [[[[-1.0, -0.5, -0.0, -0.5]]]]
 
-    Reference: Press et al. 2022, "Train Short, Test Long", Section 3; the symmetric form is in the
-    discussion of bidirectional models in their repository (github.com/ofirpress/
-    attention_with_linear_biases, issue 5).
+    Reference: Press et al. 2022, "Train Short, Test Long", Section 3; the symmetric form in issue 5
+    of github.com/ofirpress/attention_with_linear_biases.
     """
     slopes = as_array(slopes)
     if slopes.ndim != 1:
         raise ValueError(f"slopes {slopes.shape}: expected [N], one a head")
-    distance = relative_distance(*block_positions(q_positions, k_positions))
-    return _penalty(distance[:, None], by_head(slopes))
-
-
-def _penalty(distance: Array, slope: Array) -> Array:
-    return -slope * jnp.abs(distance).astype(jnp.float32)
+    return bias_of_heads(ALiBi(), {"slopes": slopes}, q_positions, k_positions)
 
 
 @dataclass(frozen=True)
@@ -119,16 +105,14 @@ class ALiBi(PositionEmbedding):
             )
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
-        slopes = (
-            alibi_slopes(shape.num_heads)
-            if self.slopes is None
-            else np.asarray(self.slopes, np.float32)
-        )
-        stacked = jnp.broadcast_to(jnp.asarray(slopes), (shape.num_layers, shape.num_heads))
+        slopes = alibi_slopes(shape.num_heads) if self.slopes is None else self.slopes
+        size = (shape.num_layers, shape.num_heads)
+        stacked = jnp.broadcast_to(jnp.asarray(slopes, jnp.float32), size)
         return PositionVariables(layer_constants={"slopes": stacked})
 
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
         return ("heads",)
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
-        return _penalty(relative_distance(q_positions, k_positions), variables["slopes"])
+        distance = jnp.abs(relative_distance(q_positions, k_positions)).astype(jnp.float32)
+        return -jnp.asarray(variables["slopes"], jnp.float32) * distance

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -75,6 +75,9 @@ class Limits(NamedTuple):
     follows_length: bool = False
 
 
+GROUPS = tuple(field.name for field in fields(PositionVariables))
+
+
 @dataclass(frozen=True)
 class PositionEmbedding:
     """No position embedding (NoPE), and the base class: every hook is the identity.
@@ -89,9 +92,6 @@ class PositionEmbedding:
     Class attributes, for the table of methods:
       kind: ``none``, ``rotation``, ``bias``, ``absolute``, ``contextual`` or ``composition``.
       extends: whether the method is meant for lengths beyond training, and how, in a few words.
-
-    Reference: Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization
-    in Transformers".
     """
 
     kind: ClassVar[str] = "none"
@@ -247,11 +247,11 @@ def bias_of_heads(
       no variable differs by head.
     """
     q_positions, k_positions = block_positions(q_positions, k_positions)
+    variables = {name: as_array(value) for name, value in variables.items()}
     heads = {
         name: axes.index("heads") if "heads" in (axes := method.variable_axes(name)) else None
         for name in variables
     }
-
     block = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
 
     def of_one_head(own: Variables) -> Array:
@@ -265,12 +265,8 @@ def bias_of_heads(
 def block_positions(q_positions: Array, k_positions: Array) -> tuple[Array, Array]:
     """``[B, T, 1]`` and ``[B, 1, S]``, which broadcast over a block of scores.
 
-    Args:
-      q_positions: ``[B, T]`` or ``[1, T]``.
-      k_positions: ``[B, S]`` or ``[1, S]``.
-
     Raises:
-      ValueError: other shapes.
+      ValueError: they are not ``[B or 1, T]`` and ``[B or 1, S]``.
     """
     q_positions, k_positions = as_array(q_positions), as_array(k_positions)
     shapes = q_positions.shape, k_positions.shape
@@ -290,4 +286,8 @@ def is_in_kernel(variable: Any) -> bool:
 
 @dataclass(frozen=True)
 class NoPE(PositionEmbedding):
-    """No position embedding: the causal mask is the only source of order (see the base class)."""
+    """No position embedding: the causal mask is the only source of order (see the base class).
+
+    Reference: Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization
+    in Transformers".
+    """

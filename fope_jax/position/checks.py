@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fope_jax.spelling import likely
 
-LARGEST = sys.float_info.max  # a Python integer may be larger, and then has no float
-
-
-def shown(value: float) -> str:
-    """A number for a message; one of hundreds of digits is cut.
-
-    >>> shown(0.5), shown(10**400)
-    ('0.5', '10000000... (401 digits)')
-    """
-    text = str(value)
-    return text if len(text) < 40 else f"{text[:8]}... ({len(text)} digits)"
-
 
 def check_at_least(name: str, value: float, least: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite and ``least`` or more."""
-    if not least <= value <= LARGEST:
-        raise ValueError(f"{name}={shown(value)}: {meaning} must be {least:g} or more, and finite")
+    if not least <= value < math.inf:
+        raise ValueError(f"{name}={value}: {meaning} must be {least:g} or more, and finite")
 
 
 def check_above_zero(name: str, value: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite and above 0."""
-    if not 0 < value <= LARGEST:
-        raise ValueError(f"{name}={shown(value)}: {meaning} must be above 0, and finite")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value}: {meaning} must be above 0, and finite")
 
 
 def check_factor(factor: float) -> None:
@@ -38,16 +26,16 @@ def check_factor(factor: float) -> None:
     check_at_least("factor", factor, 1, "the new length over the trained one")
 
 
+def check_spread(name: str, value: float) -> None:
+    """Raises ValueError unless ``value`` can be a standard deviation."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value}: a standard deviation is finite, 0 or more")
+
+
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-
-
-def check_spread(name: str, value: float) -> None:
-    """Raises ValueError unless ``value`` can be a standard deviation."""
-    if not 0 <= value <= LARGEST:
-        raise ValueError(f"{name}={shown(value)}: a standard deviation is finite, 0 or more")
 
 
 def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:

@@ -30,9 +30,6 @@ def contextual_positions(logits: Array, max_position: int) -> Array:
         not see the key, whose gate is then 0.
       max_position: positions there are embeddings for.
 
-    Returns:
-      ``[..., S]`` float32, not growing from left to right.
-
     >>> contextual_positions(jnp.array([0.0, jnp.inf, 0.0, -jnp.inf]), 8).tolist()
     [2.0, 1.5, 0.5, 0.0]
 
@@ -49,9 +46,6 @@ def cope_bias(q: Array, logits: Array, position_table: Array) -> Array:
 
         bias[i, j] = (1 - w) z[i, floor(p)] + w z[i, floor(p) + 1]
         z[i, m] = q_i . e_m,  p = p[i, j],  w = p - floor(p)
-
-    Linear interpolation of q.e equals q times the interpolated embedding, and needs P products a
-    query in place of S.
 
     Args:
       q: ``[B, T, N, H]``, unscaled: the factor 1 / sqrt(H) is on ``logits`` alone.
@@ -73,7 +67,13 @@ def cope_bias(q: Array, logits: Array, position_table: Array) -> Array:
     Reference: Golovneva et al. 2024, "Contextual Position Encoding: Learning to Count What's
     Important", Eq. 3-6 and the code in its appendix.
     """
-    _check_shapes(q, logits, position_table)
+    given = f"q {q.shape}, logits {logits.shape}, position_table {position_table.shape}"
+    heads = position_table.shape[:-2]
+    fits = q.ndim == logits.ndim == 4 and position_table.ndim in (2, 3)
+    fits = fits and logits.shape[:3] == (q.shape[0], q.shape[2], q.shape[1])
+    if not fits or position_table.shape[-1] != q.shape[-1] or heads not in ((), q.shape[2:3]):
+        expected = "expected [B, T, N, H], [B, N, T, S] and [P, H] or [N, P, H]"
+        raise ValueError(f"{given}: {expected}")
     size = position_table.shape[-2]
     heads = "nph" if position_table.ndim == 3 else "ph"
     q, table = q.astype(jnp.float32), position_table.astype(jnp.float32)
@@ -87,17 +87,6 @@ def cope_bias(q: Array, logits: Array, position_table: Array) -> Array:
     return below + share * (above - below)
 
 
-def _check_shapes(q: Array, logits: Array, table: Array) -> None:
-    given = f"q {q.shape}, logits {logits.shape}, position_table {table.shape}"
-    expected = "expected [B, T, N, H], [B, N, T, S] and [P, H] or [N, P, H]"
-    if q.ndim != 4 or logits.ndim != 4 or table.ndim not in (2, 3):
-        raise ValueError(f"{given}: {expected}")
-    batch, length, num_heads, head_dim = q.shape
-    fits = logits.shape[:3] == (batch, num_heads, length) and table.shape[-1] == head_dim
-    if not fits or table.shape[:-2] not in ((), (num_heads,)):
-        raise ValueError(f"{given}: {expected}")
-
-
 @dataclass(frozen=True)
 class CoPE(PositionEmbedding):
     """Contextual position encoding: each query counts the keys that its gates let through.
@@ -105,10 +94,8 @@ class CoPE(PositionEmbedding):
         g[i, k] = sigmoid(q_i . k_k / sqrt(H)),  p[i, j] = sum_{k = j .. i} g[i, k]
         bias[i, j] = q_i . e[p[i, j]]
 
-    A position is a count of tokens where all gates are open, of sentences or the like where they
-    learn to be. The count goes from a key up to the query, so keys after it have none: attention
-    must be causal. Every row of scores is needed whole, so attention cannot go block by block over
-    keys. Weight decay pulls the embeddings to 0, which is NoPE.
+    The count goes from a key up to the query: attention must be causal. Every row of scores is
+    needed whole, so attention cannot go block by block over keys. Weight decay pulls to NoPE.
 
     Knobs:
       max_position: position embeddings P; counts beyond P - 1 use the last one. Far less than the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -37,11 +38,14 @@ from fope_jax.position.scaling import (
 )
 from fope_jax.typing import Array
 
-HEADS = ("query", "key_value", "shared")
-FREQUENCIES = ("rope", "grid", "uniform")
-OUTPUTS = ("official", "surviving", "quarter")
-IDENTITIES = ("step", "own")
-SCALING_ORDERS = ("before_clip", "after_clip")
+_CHOICES = {
+    "sigma_convention": SIGMA_CONVENTIONS,
+    "frequencies_from": ("rope", "grid", "uniform"),
+    "heads": ("query", "key_value", "shared"),
+    "outputs": ("official", "surviving", "quarter"),
+    "identity": ("step", "own"),
+    "scaling_order": ("before_clip", "after_clip"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,36 +68,31 @@ class FoPE(PositionEmbedding):
         its zero frequencies 0.
       sigma: strength of the noise; paper 0.3, 0.4, 0.6 for 60M, 180M, 1.2B.
       sigma_convention: ``xavier`` (code), ``normal`` (paper), see ``coefficient_std``.
-      frequencies_from: the frequencies mixed. ``rope``: RoPE's own (code as released);
-        ``grid``: a finer RoPE grid (code, with ``fourier_dim``); ``uniform``: RoPE's above the
-        floor and more drawn from [0, pi] (paper), which the floor does not touch.
-      num_frequencies: ``grid``: the size of the grid before clipping, half of the code's
-        ``fourier_dim``; ``uniform``: D in all. None takes head_dim, as the paper's table has it.
+      frequencies_from: what is mixed. ``rope``: RoPE's own (code as released); ``grid``: a finer
+        RoPE grid (code, with ``fourier_dim``); ``uniform``: RoPE's above the floor and more drawn
+        from [0, pi] (paper).
+      num_frequencies: ``grid``: the size of the grid before clipping, half of ``fourier_dim``;
+        ``uniform``: D in all. None takes head_dim, as the paper's table has it.
       separate_sine: a matrix for the sine apart from the cosine's; True in both.
       heads: a matrix for every ``query`` head, every ``key_value`` head (its query heads use the
-        same), or one ``shared``. The code has as many key-value as query heads, where ``query`` and
-        ``key_value`` are the same. With grouped queries ``query`` repeats keys in memory.
+        same), or one ``shared``. With grouped queries ``query`` repeats keys in memory.
       share_layers: draw once for all layers; False in both.
       normalise: divide each output's coefficients by their sum when applied; the paper's
-        pseudo-code does, the code as released does not. Columns without a dominant term, or with
-        strong noise, have sums near 0 and give very large tables.
-      drop_zero: remove zero frequencies from the mix; True in both (code, ``fourier_ignore_zero``).
-        Kept, they add constants, and every pair of the head gets a series.
+        pseudo-code does, the code does not. Sums near 0 give very large tables.
+      drop_zero: remove zero frequencies from the mix; True in both. Kept, they add constants, and
+        every pair of the head gets a series.
       outputs: how many pairs get a series where zero frequencies are removed. ``official``: as many
-        as frequencies are mixed, at most H/4, with or without ``clip`` (code); ``surviving``: as
-        many as RoPE has above the floor (paper). ``quarter``, which configurations from before
-        ``official`` hold, is the same as ``official`` with ``clip``; without, all H/2.
+        as frequencies are mixed, at most H/4 (code); ``surviving``: as many as RoPE has above the
+        floor (paper); ``quarter``, of old configurations: ``official`` with ``clip``, else H/2.
       zero_sine: the sine of zero-frequency pairs: 1 (code, intended by its authors), 0 (Eq. 13).
       identity: where the dominant terms stand when D > d. ``step``: see ``step_identity`` (code);
         ``own``: each output at its own RoPE frequency (paper), or the nearest on a ``grid``.
-      scaling: a tuple of scalings of RoPE's frequencies, applied in the order given, to extend the
-        length: with it training_length is the new length. The code has position interpolation and
-        YaRN without its temperature: ``YaRN(.., attention_factor=1.0)``. An attention factor
-        multiplies all cosines and sines, of pairs with and without a series.
+      scaling: a tuple of scalings of RoPE's frequencies, applied in the order given; with it
+        training_length is the new length. The code's YaRN has no temperature:
+        ``YaRN(.., attention_factor=1.0)``. An attention factor multiplies all cosines and sines.
       scaling_order: ``before_clip`` scales and then drops what is under the floor;
         ``after_clip`` drops first (code, "yarn_after").
-      learnable: train the coefficients, with the weight decay of all parameters, which pulls them
-        towards 0; False in both.
+      learnable: train the coefficients, which weight decay pulls to 0; False in both.
 
     Reference: Hua et al. 2025, "Fourier Position Embedding: Enhancing Attention's Periodic
     Extension for Length Generalization", Eq. 11-13, and the released code.
@@ -129,12 +128,8 @@ class FoPE(PositionEmbedding):
         check_spread("sigma", self.sigma)
         if not math.isfinite(self.zero_sine):
             raise ValueError(f"zero_sine={self.zero_sine}: it must be finite")
-        check_choice("sigma_convention", self.sigma_convention, SIGMA_CONVENTIONS)
-        check_choice("frequencies_from", self.frequencies_from, FREQUENCIES)
-        check_choice("heads", self.heads, HEADS)
-        check_choice("outputs", self.outputs, OUTPUTS)
-        check_choice("identity", self.identity, IDENTITIES)
-        check_choice("scaling_order", self.scaling_order, SCALING_ORDERS)
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         if self.outputs == "quarter" and (self.clip or not self.drop_zero):
             object.__setattr__(self, "outputs", "official")  # two names of one thing are equal
         object.__setattr__(self, "scaling", check_chain(self.scaling))
@@ -250,46 +245,37 @@ class FoPE(PositionEmbedding):
             )
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        """``cos_coef``, and ``sin_coef`` where separate: ``[L, N, D, d]`` or ``[L, D, d]``."""
         if not self.series:
             return PositionVariables()
         frequency_key, coefficient_key = jax.random.split(key)
-        basis = self.frequencies(shape.head_dim)
+        head_dim, num_mixed = shape.head_dim, self._num_mixed(shape.head_dim)
         model_constants: Variables = {}
         if self.frequencies_from == "uniform":
-            extra = self._num_mixed(shape.head_dim) - len(basis)
+            extra = num_mixed - len(self.frequencies(head_dim))
             drawn = jax.random.uniform(frequency_key, (extra,), jnp.float32, 0.0, np.pi)
             model_constants["extra_frequencies"] = drawn
-        coefficients = self._init_coefficients(coefficient_key, shape)
-        if self.learnable:
-            return PositionVariables(model_constants=model_constants, layer_params=coefficients)
-        return PositionVariables(model_constants=model_constants, layer_constants=coefficients)
-
-    def _init_coefficients(self, key: Array, shape: ModelShape) -> Variables:
-        """``cos_coef``, and ``sin_coef`` where separate: ``[L, N, D, d]`` or ``[L, D, d]``."""
-        num_outputs = self.num_outputs(shape.head_dim)
-        num_mixed = self._num_mixed(shape.head_dim)
-        identity = self.dominant_terms(shape.head_dim)
         heads = {"query": shape.num_heads, "key_value": shape.num_kv_heads, "shared": None}
-
-        def draw(key: Array) -> tuple[Array, Array]:
-            return fourier_coefficients(
-                key,
-                heads[self.heads],
-                num_mixed,
-                num_outputs,
-                self.sigma,
-                convention=self.sigma_convention,
-                separate_sine=self.separate_sine,
-                identity=identity,
-            )
-
-        keys = jax.random.split(key, 1 if self.share_layers else shape.num_layers)
-        drawn = zip(("cos_coef", "sin_coef"), jax.vmap(draw)(keys), strict=True)
-        return {
-            name: jnp.broadcast_to(coef, (shape.num_layers, *coef.shape[1:]))
-            for name, coef in drawn
-            if self.separate_sine or name == "cos_coef"
-        }
+        draw = functools.partial(
+            fourier_coefficients,
+            num_heads=heads[self.heads],
+            num_frequencies=num_mixed,
+            num_outputs=self.num_outputs(head_dim),
+            sigma=self.sigma,
+            convention=self.sigma_convention,
+            separate_sine=self.separate_sine,
+            identity=self.dominant_terms(head_dim),
+        )
+        keys = jax.random.split(coefficient_key, 1 if self.share_layers else shape.num_layers)
+        cos_coef, sin_coef = (
+            jnp.broadcast_to(coef, (shape.num_layers, *coef.shape[1:]))
+            for coef in jax.vmap(draw)(keys)
+        )
+        coefficients = {"cos_coef": cos_coef}
+        if self.separate_sine:
+            coefficients["sin_coef"] = sin_coef
+        group = "layer_params" if self.learnable else "layer_constants"
+        return PositionVariables(model_constants=model_constants, **{group: coefficients})
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Array, Array]:
         phase = angles(positions, self.frequencies(head_dim))
@@ -299,8 +285,7 @@ class FoPE(PositionEmbedding):
         return jnp.cos(phase), jnp.sin(phase)
 
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
-        mixes = name in ("cos_coef", "sin_coef") and self.heads != "shared"
-        return ("heads",) if mixes else ()
+        return ("heads",) if name != "extra_frequencies" and self.heads != "shared" else ()
 
     def rotate(
         self, variables: Variables, tables: tuple[Array, Array], q: Array, k: Array

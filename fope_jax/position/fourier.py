@@ -100,8 +100,7 @@ def fourier_coefficients(
       num_heads: N matrices, or None for one ``[D, d]`` that all heads share.
       num_frequencies: D, frequencies mixed.
       num_outputs: d, pairs of dimensions produced.
-      sigma: strength of the noise, see ``coefficient_std``.
-      convention: ``"xavier"`` as in the released code, ``"normal"`` as in the text.
+      sigma, convention: of the noise, see ``coefficient_std``.
       separate_sine: draw the sine's coefficients apart from the cosine's; else they are equal.
       identity: ``[D, d]``; None takes ``step_identity(D, d)``.
 
@@ -117,21 +116,17 @@ def fourier_coefficients(
 
     Reference: Hua et al. 2025 (FoPE), Eq. 12 and Section 4.2.
     """
-    for name, count in (
-        ("num_heads", num_heads),
-        ("num_frequencies", num_frequencies),
-        ("num_outputs", num_outputs),
-    ):
+    counts = {"num_heads": num_heads, "num_frequencies": num_frequencies}
+    for name, count in (counts | {"num_outputs": num_outputs}).items():
         if count is not None and count < 1:
             raise ValueError(f"{name}={count}: at least one is needed")
     std = coefficient_std(sigma, num_heads, num_frequencies, num_outputs, convention)
-    step = step_identity(num_frequencies, num_outputs)
-    placed = step if identity is None else as_array(identity)
     matrix = (num_frequencies, num_outputs)
-    if placed.shape != matrix:
-        raise ValueError(f"identity has shape {placed.shape}: expected [D, d] = {matrix}")
+    identity = step_identity(*matrix) if identity is None else as_array(identity)
+    if identity.shape != matrix:
+        raise ValueError(f"identity has shape {identity.shape}: expected [D, d] = {matrix}")
     shape = matrix if num_heads is None else (num_heads, *matrix)
-    dominant = jnp.broadcast_to(jnp.asarray(placed, jnp.float32), shape)
+    dominant = jnp.broadcast_to(jnp.asarray(identity, jnp.float32), shape)
 
     def draw(key: Array) -> Array:
         # Drawn flat: the same bits, and it compiles several times faster than a draw of three axes.
@@ -225,10 +220,8 @@ def fourier_tables(
     Args:
       positions: integers ``[B, T]``, tokens; ``[T]`` gives tables without the batch axis.
       inv_freq: ``[D]`` radians per token, zero frequencies removed or kept.
-      cos_coef, sin_coef: ``[N, D, d]``, or ``[D, d]`` shared by all heads.
-      head_dim: H; pairs from d to H/2 are the zero frequency.
-      zero_sine: sine of the zero frequency: 1 in the released code (a phase of 45 degrees and a
-        factor sqrt 2), 0 in Eq. 13 of the paper.
+      cos_coef, sin_coef, head_dim, zero_sine: see ``mix_tables``. zero_sine is 1 in the released
+        code (a phase of 45 degrees and a factor sqrt 2), 0 in Eq. 13 of the paper.
 
     Returns:
       ``cos, sin [B, T, N, H/2]`` float32, with N = 1 where heads share.

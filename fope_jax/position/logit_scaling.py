@@ -20,7 +20,7 @@ from fope_jax.position.base import (
     has_hook,
 )
 from fope_jax.position.checks import check_at_least, check_choice
-from fope_jax.position.mixing import Composition
+from fope_jax.position.mixing import WithoutHooks
 from fope_jax.position.rotation import position_values
 from fope_jax.position.scaling import Scaling, yarn_temperature
 from fope_jax.typing import Array
@@ -58,7 +58,7 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
 
 
 @dataclass(frozen=True)
-class LogitScaling(Composition):
+class LogitScaling(WithoutHooks, PositionEmbedding):
     """Multiplies the attention logits of another method by a factor that grows with length.
 
         log_n:  q.k -> s(p) q.k,  s as in ``log_n_scale``, p the position of the query
@@ -68,15 +68,10 @@ class LogitScaling(Composition):
 
         logits[i, j] = s(i) q_i.k_j / sqrt(H) + bias[i, j]
 
-    A contextual bias is the one that the method has without the scaling. CoPE's gates are
-    sigmoid(q.k / sqrt(H)) in its paper, from logits without a factor, and its positions are counts
-    that the same query and keys have at any length; with s on the gates they would be other counts
-    beyond L, and s on q would scale its embeddings.
-
-    A scaling of the method's frequencies may have a temperature of its own (YaRN, LongRoPE): with
-    it logits would be sharpened for the same longer length twice, and it is refused. Leave it out
-    with the scaling's ``attention_factor=1.0``, or leave out this. A model that is scaled
-    ``within`` its training length may have both: the first was trained, the second extends it.
+    A contextual bias is made of logits without the factor: CoPE's counts stay the same at any
+    length. A temperature of the method's own scaling (YaRN, LongRoPE) would sharpen the logits for
+    the same longer length twice and is refused: leave it out with ``attention_factor=1.0``. A model
+    that is scaled ``within`` its training length may have both: one was trained, one extends it.
 
     Knobs:
       inner: the position embedding whose logits are scaled.
@@ -88,6 +83,7 @@ class LogitScaling(Composition):
     Reference: Chiang and Cholak 2022, Section 5.3; Peng et al. 2023, "YaRN", Eq. 21-22.
     """
 
+    kind: ClassVar[str] = "composition"
     extends: ClassVar[str] = "helps the method it wraps"
 
     inner: PositionEmbedding

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import (
+    GROUPS,
     Layer,
     Limits,
     ModelShape,
@@ -22,28 +22,83 @@ from fope_jax.position.base import (
 )
 from fope_jax.typing import Array
 
-GROUPS = ("model_params", "model_constants", "layer_params", "layer_constants")
 
+class WithoutHooks:
+    """For methods whose hooks are those of the methods that ``layers`` gives.
 
-class Composition(PositionEmbedding):
-    """A method that is made of others: in each layer the hooks of ``layers`` are called.
-
-    Its own raise, since the base class's identities would silently be no position embedding.
+    The identities of the base class would silently be no position embedding.
     """
 
-    kind: ClassVar[str] = "composition"
-
-    def _has_no_hooks(self, *_: Any, **__: Any) -> Any:
+    def _raise(self, *_: Any, **__: Any) -> Any:
         raise TypeError(
             f"{type(self).__name__} has no hooks of its own: call those of the methods that "
             "layers() gives"
         )
 
-    embed = tables = rotate = bias = contextual_bias = _has_no_hooks
+    embed = tables = rotate = bias = contextual_bias = _raise
 
 
 @dataclass(frozen=True)
-class ByLayer(Composition):
+class _Mixture(PositionEmbedding):
+    """What the mixtures share: method i serves ``shapes(shape)[i]``, its variables are "i.name"."""
+
+    kind: ClassVar[str] = "composition"
+    extends: ClassVar[str] = "as its methods"
+
+    methods: tuple[PositionEmbedding, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", tuple(self.methods))
+        if not self.methods:
+            raise ValueError("methods=(): at least one is needed")
+        for method in self.methods:
+            if not isinstance(method, PositionEmbedding):
+                raise ValueError(f"methods holds {method!r}: expected methods such as RoPE()")
+            if any(has_hook(layer.method, "embed") for layer in method.layers()):
+                raise ValueError(
+                    f"methods holds {type(method).__name__}: it changes the token embeddings, "
+                    "which no layer and no dimension of a head has to itself"
+                )
+
+    def shapes(self, shape: ModelShape) -> list[ModelShape]:
+        """What each method serves of the model.
+
+        Raises:
+          ValueError: the model cannot be shared out like this.
+        """
+        raise NotImplementedError
+
+    def check(self, shape: ModelShape) -> None:
+        for method, own in zip(self.methods, self.shapes(shape), strict=True):
+            method.check(own)
+
+    @property
+    def limits(self) -> Limits:
+        lengths, causal, following = zip(*(method.limits for method in self.methods), strict=True)
+        known = [length for length in lengths if length is not None]
+        return Limits(min(known, default=None), any(causal), any(following))
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        merged: dict[str, Variables] = {group: {} for group in GROUPS}
+        for index, (method, own) in enumerate(zip(self.methods, self.shapes(shape), strict=True)):
+            drawn = method.init(None if key is None else jax.random.fold_in(key, index), own)
+            for group in GROUPS:
+                variables = getattr(drawn, group).items()
+                merged[group] |= {f"{index}.{name}": value for name, value in variables}
+        return PositionVariables(**merged)
+
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        index, name = name.split(".", 1)
+        return self.methods[int(index)].variable_axes(name)
+
+
+def _join(frequencies: list[np.ndarray | None]) -> np.ndarray | None:
+    known = [values for values in frequencies if values is not None]
+    return np.concatenate(known) if known else None
+
+
+@dataclass(frozen=True)
+class ByLayer(WithoutHooks, _Mixture):
     """A pattern of methods that repeats over the layers.
 
         layer l uses methods[l mod P],  P = len(methods)
@@ -59,43 +114,25 @@ class ByLayer(Composition):
     Gemma Team 2025, "Gemma 3 Technical Report", Section 2, for two bases.
     """
 
-    extends: ClassVar[str] = "as its methods"
-
-    methods: tuple[PositionEmbedding, ...]
-
     def __post_init__(self) -> None:
-        object.__setattr__(self, "methods", _methods(self.methods))
+        super().__post_init__()
         for method in self.methods:
             if any(layer.scope for layer in method.layers()):
                 raise ValueError(
                     f"methods holds a {type(method).__name__}: write one pattern in place of two"
                 )
 
-    def check(self, shape: ModelShape) -> None:
-        if shape.num_layers % len(self.methods):
+    def shapes(self, shape: ModelShape) -> list[ModelShape]:
+        period = len(self.methods)
+        if shape.num_layers % period:
             raise ValueError(
-                f"methods has {len(self.methods)} entries: num_layers={shape.num_layers} is not a "
-                "multiple of it"
+                f"methods has {period} entries: num_layers={shape.num_layers} is not a multiple "
+                "of it"
             )
-        for method in self.methods:
-            method.check(shape)
-
-    @property
-    def limits(self) -> Limits:
-        return joint_limits(self.methods)
+        return [shape._replace(num_layers=shape.num_layers // period)] * period
 
     def frequencies(self, head_dim: int) -> np.ndarray | None:
-        return _concatenated([method.frequencies(head_dim) for method in self.methods])
-
-    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
-        """Variables named ``"j.name"`` for method j, with a layer axis of L / P."""
-        self.check(shape)
-        own = shape._replace(num_layers=shape.num_layers // len(self.methods))
-        return _init_all(self.methods, key, [own] * len(self.methods))
-
-    def variable_axes(self, name: str) -> tuple[str | None, ...]:
-        index, own = name.split(".", 1)
-        return self.methods[int(index)].variable_axes(own)
+        return _join([method.frequencies(head_dim) for method in self.methods])
 
     def layers(self) -> tuple[Layer, ...]:
         own = [method.layers()[0] for method in self.methods]
@@ -103,7 +140,7 @@ class ByLayer(Composition):
 
 
 @dataclass(frozen=True)
-class ByShare(PositionEmbedding):
+class ByShare(_Mixture):
     """The dimensions of each head shared out among methods.
 
         q = [q_1, q_2, ..],  k = [k_1, k_2, ..],  q.k = sum_i (method_i turns q_i).(.. k_i)
@@ -118,14 +155,10 @@ class ByShare(PositionEmbedding):
     Reference: Black et al. 2022, "GPT-NeoX-20B", Section 2.1.1 (partial rotary).
     """
 
-    kind: ClassVar[str] = "composition"
-    extends: ClassVar[str] = "as its methods"
-
-    methods: tuple[PositionEmbedding, ...]
     shares: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "methods", _methods(self.methods))
+        super().__post_init__()
         object.__setattr__(self, "shares", tuple(self.shares))
         for method in self.methods:
             biased = has_hook(method, "bias") or has_hook(method, "contextual_bias")
@@ -155,87 +188,30 @@ class ByShare(PositionEmbedding):
             )
         return [round(dim) for dim in dims]
 
-    def check(self, shape: ModelShape) -> None:
-        for method, dim in zip(self.methods, self.dims(shape.head_dim), strict=True):
-            method.check(shape._replace(head_dim=dim))
-
-    @property
-    def limits(self) -> Limits:
-        return joint_limits(self.methods)
+    def shapes(self, shape: ModelShape) -> list[ModelShape]:
+        return [shape._replace(head_dim=dim) for dim in self.dims(shape.head_dim)]
 
     def frequencies(self, head_dim: int) -> np.ndarray | None:
-        parts = zip(self.methods, self.dims(head_dim), strict=True)
-        return _concatenated([method.frequencies(dim) for method, dim in parts])
-
-    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
-        """Variables named ``"i.name"`` for method i."""
-        shapes = [shape._replace(head_dim=dim) for dim in self.dims(shape.head_dim)]
-        return _init_all(self.methods, key, shapes)
-
-    def variable_axes(self, name: str) -> tuple[str | None, ...]:
-        index, own = name.split(".", 1)
-        return self.methods[int(index)].variable_axes(own)
+        pairs = zip(self.methods, self.dims(head_dim), strict=True)
+        return _join([method.frequencies(dim) for method, dim in pairs])
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Any, ...]:
+        pairs = enumerate(zip(self.methods, self.dims(head_dim), strict=True))
         return tuple(
             method.tables(select(variables, f"{index}."), positions, dim)
-            for index, (method, dim) in enumerate(
-                zip(self.methods, self.dims(head_dim), strict=True)
-            )
+            for index, (method, dim) in pairs
         )
 
     def rotate(
         self, variables: Variables, tables: tuple[Any, ...], q: Array, k: Array
     ) -> tuple[Array, Array]:
         edges = np.cumsum(self.dims(q.shape[-1]))[:-1]
-        q_parts, k_parts = [], []
-        pieces = zip(jnp.split(q, edges, axis=-1), jnp.split(k, edges, axis=-1), strict=True)
-        for index, (q_part, k_part) in enumerate(pieces):
-            own = select(variables, f"{index}.")
-            q_part, k_part = self.methods[index].rotate(own, tables[index], q_part, k_part)
-            q_parts.append(q_part)
-            k_parts.append(k_part)
+        slices = zip(jnp.split(q, edges, axis=-1), jnp.split(k, edges, axis=-1), strict=True)
+        rotated = [
+            method.rotate(select(variables, f"{index}."), tables[index], *q_and_k)
+            for index, (method, q_and_k) in enumerate(zip(self.methods, slices, strict=True))
+        ]
         # A method with one matrix a query head repeats its keys; then the others must as well.
-        most = max(part.shape[2] for part in k_parts)
-        k_parts = [jnp.repeat(part, most // part.shape[2], axis=2) for part in k_parts]
-        return jnp.concatenate(q_parts, axis=-1), jnp.concatenate(k_parts, axis=-1)
-
-
-def _methods(methods: Any) -> tuple[PositionEmbedding, ...]:
-    methods = tuple(methods)
-    if not methods:
-        raise ValueError("methods=(): at least one is needed")
-    for method in methods:
-        if not isinstance(method, PositionEmbedding):
-            raise ValueError(f"methods holds {method!r}: expected methods such as RoPE()")
-        if any(has_hook(layer.method, "embed") for layer in method.layers()):
-            raise ValueError(
-                f"methods holds {type(method).__name__}: it changes the token embeddings, which "
-                "no layer and no dimension of a head has to itself"
-            )
-    return methods
-
-
-def joint_limits(methods: Sequence[PositionEmbedding]) -> Limits:
-    """Where all of the methods are defined."""
-    lengths, causal, following = zip(*(method.limits for method in methods), strict=True)
-    known = [length for length in lengths if length is not None]
-    return Limits(min(known, default=None), any(causal), any(following))
-
-
-def _concatenated(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    known = [part for part in parts if part is not None]
-    return np.concatenate(known) if known else None
-
-
-def _init_all(
-    methods: tuple[PositionEmbedding, ...], key: Array, shapes: list[ModelShape]
-) -> PositionVariables:
-    merged: dict[str, Variables] = {group: {} for group in GROUPS}
-    for index, (method, shape) in enumerate(zip(methods, shapes, strict=True)):
-        own_key = None if key is None else jax.random.fold_in(key, index)
-        drawn = method.init(own_key, shape)
-        for group in GROUPS:
-            named = {f"{index}.{name}": value for name, value in getattr(drawn, group).items()}
-            merged[group] |= named
-    return PositionVariables(**merged)
+        heads = max(k.shape[2] for _, k in rotated)
+        keys = [jnp.repeat(k, heads // k.shape[2], axis=2) for _, k in rotated]
+        return jnp.concatenate([q for q, _ in rotated], axis=-1), jnp.concatenate(keys, axis=-1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -106,36 +105,34 @@ class RoPE(PositionEmbedding):
         return PositionVariables(model_params={"log_ratio": jnp.zeros(pairs, jnp.float32)})
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> tuple[Array, Array]:
-        phase = self._phase(variables, positions, head_dim)
-        factor = np.float32(self.attention_factor(head_dim))
-        return jnp.cos(phase) * factor, jnp.sin(phase) * factor
+        rotary_dim = self.rotary_dim(head_dim)
 
-    def _phase(self, variables: Variables, positions: Array, head_dim: int) -> Array:
-        """Radians ``[B, T, F]``."""
-        if self.limits.follows_length:
+        def phase_at(positions: Array, length: Array | None = None) -> Array:
+            inv_freq = scaled_frequencies(rotary_dim, self.theta, self.scaling, length).inv_freq
+            if self.learnable:
+                log_ratio = jnp.asarray(variables["log_ratio"], jnp.float32)
+                inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(log_ratio)
+            return angles(positions, inv_freq)
+
+        if self.limits.follows_length:  # each row has the frequencies of its own length
             # Counted in float32: in a small integer dtype the last position + 1 may wrap.
             lengths = jnp.max(position_values(positions), axis=-1) + 1
-            row_phase = functools.partial(self._row_phase, head_dim=head_dim)
-            return jax.vmap(row_phase)(positions, lengths)
-        inv_freq = self.frequencies(head_dim)
-        if self.learnable:
-            log_ratio = jnp.asarray(variables["log_ratio"], jnp.float32)
-            inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(log_ratio)
-        return angles(positions, inv_freq)
-
-    def _row_phase(self, positions: Array, length: Array, head_dim: int) -> Array:
-        """Radians ``[T, F]`` at the frequencies of this row's own length."""
-        rotary_dim = self.rotary_dim(head_dim)
-        return angles(
-            positions, scaled_frequencies(rotary_dim, self.theta, self.scaling, length).inv_freq
-        )
+            phase = jax.vmap(phase_at)(positions, lengths)
+        else:
+            phase = phase_at(positions)
+        factor = np.float32(self.attention_factor(head_dim))
+        return jnp.cos(phase) * factor, jnp.sin(phase) * factor
 
     def rotate(
         self, variables: Variables, tables: tuple[Array, Array], q: Array, k: Array
     ) -> tuple[Array, Array]:
-        return self._turn(q, *tables), self._turn(k, *tables)
-
-    def _turn(self, x: Array, cos: Array, sin: Array) -> Array:
+        cos, sin = tables
         dims = 2 * cos.shape[-1]
-        turned = rotate(x[..., :dims], cos, sin, interleaved=self.interleaved)
-        return turned if dims == x.shape[-1] else jnp.concatenate([turned, x[..., dims:]], axis=-1)
+
+        def turn(x: Array) -> Array:
+            turned = rotate(x[..., :dims], cos, sin, interleaved=self.interleaved)
+            if dims == x.shape[-1]:
+                return turned
+            return jnp.concatenate([turned, x[..., dims:]], axis=-1)
+
+        return turn(q), turn(k)

@@ -3,11 +3,8 @@
 A float32 product ``position * inv_freq`` loses the phase long before a million tokens: at position
 1,048,576 neighbouring float32 numbers are 1/8 radian apart. Here a frequency is held in turns per
 token as a 32-bit fixed-point fraction; the product with an integer position wraps around exactly
-as the circle does, so only the fraction of a turn that matters is ever rounded.
-
-Below position 1,024 the plain product is off by 3e-5 radians at most, and it is what other
-implementations compute and what their checkpoints were trained with. It is used there, so that we
-agree with them to the last bits of float32.
+as the circle does. Below position 1,024, where the plain product is off by 3e-5 radians at most, it
+is used, so that we agree with other implementations and their checkpoints to the last bits.
 """
 
 from __future__ import annotations
@@ -84,13 +81,8 @@ def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> np.ndarray:
 
         w_m = theta ** (-2 m / H),  m = 0 .. H/2 - 1
 
-    Args:
-      head_dim: head dim H, even.
-      theta: the base; the slowest pair turns once in about ``2 * pi * theta`` tokens.
-
     Returns:
-      ``[H/2]`` radians per token, falling from 1. A float64 NumPy constant, so that ``angles`` can
-      keep phases accurate at long positions; JAX rounds it to float32 wherever else it is used.
+      ``[H/2]`` radians per token, falling from 1; float64 NumPy, for the accuracy of ``angles``.
 
     Raises:
       ValueError: ``head_dim`` is odd or not positive, or ``theta`` is not above 0.
@@ -110,13 +102,11 @@ def angles(positions: Array, inv_freq: Array) -> Array:
 
         phi[..., f] = positions[...] * inv_freq[f]  (mod 2 pi)
 
-    The product itself for positions below 1,024 tokens, its remainder in about [-pi, pi) beyond.
-    Cosine and sine differ from float64 by less than 1e-4 for positions to 1,048,576, under ``jit``
-    and on TPU as well: beyond 1,024 only integer products and exact float32 products are used. A
-    frequency that is a float64 NumPy constant keeps its float64 accuracy: close over it rather than
-    pass it into ``jit``. One that is a JAX array is exact at its float32 value, which differs from
-    the float64 one by up to 4e-3 radians at 131,072 tokens; it may be differentiated
-    (``d phi / d w = position``).
+    The product itself below 1,024 tokens, its remainder in about [-pi, pi) beyond. Cosine and sine
+    differ from float64 by less than 1e-4 for positions to 1,048,576, under ``jit`` and on TPU as
+    well. A float64 NumPy constant keeps its accuracy: close over it rather than pass it into
+    ``jit``. A JAX array is exact at its float32 value, which differs from the float64 one by up to
+    4e-3 radians at 131,072 tokens; it may be differentiated (``d phi / d w = position``).
 
     Args:
       positions: integers ``[..., T]``, in tokens; negative ones rotate backwards.
@@ -139,11 +129,9 @@ def angles(positions: Array, inv_freq: Array) -> Array:
     if inv_freq.ndim != 1:
         raise ValueError(f"inv_freq has shape {inv_freq.shape}: it must be a vector [F]")
     if isinstance(inv_freq, np.ndarray):
-        turns = inv_freq.astype(np.float64) * _INVERSE_TWO_PI
-        fraction = (turns - np.floor(turns)) * _TURN
-        whole = np.floor(fraction)
-        rest = (fraction - whole).astype(np.float32)
-        return _phase(positions, inv_freq.astype(np.float32), whole.astype(np.uint32), rest)
+        rest, whole = np.modf(inv_freq.astype(np.float64) * _INVERSE_TWO_PI % 1.0 * _TURN)
+        rows = (inv_freq.astype(np.float32), whole.astype(np.uint32), rest.astype(np.float32))
+        return _phase(positions, *rows)
     return _traced_angles(positions, inv_freq.astype(jnp.float32))
 
 
@@ -178,9 +166,9 @@ def _traced_angles_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 def _fixed_point_turns(inv_freq: Array) -> tuple[Array, Array]:
     """``inv_freq / 2 pi`` modulo 1 in units of 2**-32: whole units, uint32, and the rest, float32.
 
-    Factors of 12 significant bits have products that float32 holds exactly, so neither the order
-    of operations nor a fused multiply-add of the compiler can change the result. The sign comes
-    last: the fraction above the turn below a small negative number would not be exact.
+    Factors of 12 significant bits have products that float32 holds exactly, whatever the compiler
+    fuses. The sign comes last: the fraction above the turn below a small negative number would not
+    be exact.
     """
     size = jnp.abs(inv_freq)
     head = jax.lax.bitcast_convert_type(
@@ -215,8 +203,7 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
         (a, b) -> (a cos - b sin, b cos + a sin)
 
     Half-split pairs dimension ``m`` with ``m + H/2`` (GPT-NeoX, Llama); interleaved pairs
-    ``2 m`` with ``2 m + 1`` (GPT-J, RoFormer). With ``cos, sin`` off the unit circle, as in FoPE,
-    the same linear map applies and is no rotation.
+    ``2 m`` with ``2 m + 1`` (GPT-J, RoFormer). ``cos, sin`` may be off the unit circle, as in FoPE.
 
     Args:
       x: ``[B, T, N, H]``, any float dtype; computed in float32.

@@ -31,12 +31,8 @@ def xpos_decay(head_dim: int, gamma: float = 0.4) -> np.ndarray:
 
         zeta_m = (2 m / H + gamma) / (1 + gamma),  m = 0 .. H/2 - 1
 
-    Args:
-      head_dim: head dim H, even.
-      gamma: 0.4 in the paper; larger decays less.
-
-    Returns:
-      ``[H/2]`` float64 in (0, 1), rising: slow frequencies decay least.
+    gamma is 0.4 in the paper; larger decays less. Returns ``[H/2]`` float64 in (0, 1), rising: slow
+    frequencies decay least.
 
     Raises:
       ValueError: ``head_dim`` is odd or not positive, or ``gamma`` is not above 0.

@@ -16,7 +16,7 @@ from fope_jax.typing import Array
 LOGITS_IN_MEMORY = 2**28  # 1 GB of float32, for all heads of one layer
 
 
-class Seen(NamedTuple):
+class WindowCapture(NamedTuple):
     """One window in every layer; all float32.
 
     Attributes:
@@ -43,48 +43,46 @@ class Seen(NamedTuple):
     distance: Array
 
 
-def logits_of(seen: Activations) -> Array:
+def layer_logits(activations: Activations) -> Array:
     """The logits ``[B, N, T, T]`` of one document that fills the window, -inf after the query."""
-    positions = jnp.arange(seen.x.shape[1], dtype=jnp.int32)[None]
+    positions = jnp.arange(activations.x.shape[1], dtype=jnp.int32)[None]
     return attention_logits(
-        seen.turned_q,
-        seen.turned_k,
+        activations.rotated_q,
+        activations.rotated_k,
         positions=positions,
         segments=jnp.ones_like(positions),
-        variables=seen.variables,
-        **bias_functions(seen.position),
+        variables=activations.variables,
+        **bias_functions(activations.position),
     )
 
 
-def by_distance(logits: Array) -> Array:
+def mean_by_distance(logits: Array) -> Array:
     """Means ``[..., T]`` of causal ``logits [..., T, T]`` at each distance from query to key."""
-    length = logits.shape[-1]
-    place = jnp.arange(length)
-    key = place[:, None] - place[None]  # [query, distance]
-    at = jnp.broadcast_to(jnp.maximum(key, 0), logits.shape)
-    there = jnp.where(key >= 0, jnp.take_along_axis(logits, at, axis=-1), 0.0)
-    return there.sum(axis=-2) / (length - place)
+    positions = jnp.arange(logits.shape[-1])
+    key = positions[:, None] - positions  # [query, distance]
+    indices = jnp.broadcast_to(jnp.maximum(key, 0), logits.shape)
+    at_distance = jnp.where(key >= 0, jnp.take_along_axis(logits, indices, axis=-1), 0.0)
+    return at_distance.sum(axis=-2) / (len(positions) - positions)
 
 
-def _observe(activations: Activations) -> Seen:
-    logits = logits_of(activations)[0]
-    length = logits.shape[-1]
-    place = jnp.arange(length)
-    known = place[None] <= place[:, None]
+def _capture_layer(activations: Activations) -> WindowCapture:
+    logits = layer_logits(activations)[0]
+    positions = jnp.arange(logits.shape[-1])
+    distances = positions[:, None] - positions
+    is_visible = distances >= 0
     weights = jax.nn.softmax(logits, axis=-1)
-    surprise = jnp.where(weights > 0, -weights * jnp.log(jnp.where(weights > 0, weights, 1.0)), 0.0)
-    far = jnp.where(known, place[:, None] - place[None], 0).astype(jnp.float32)
+    log_weights = jnp.log(jnp.where(weights > 0, weights, 1.0))
     a = activations
-    return Seen(
-        *(x[0].astype(jnp.float32) for x in (a.x, a.q, a.k, a.turned_q, a.turned_k)),
-        profile=by_distance(logits),
-        square=jnp.where(known, logits**2, 0.0).sum(axis=(-1, -2)) / known.sum(),
-        entropy=surprise.sum(axis=-1),
-        distance=(weights * far).sum(axis=-1),
+    return WindowCapture(
+        *(x[0].astype(jnp.float32) for x in (a.x, a.q, a.k, a.rotated_q, a.rotated_k)),
+        profile=mean_by_distance(logits),
+        square=jnp.where(is_visible, logits**2, 0.0).sum(axis=(-1, -2)) / is_visible.sum(),
+        entropy=jnp.where(weights > 0, -weights * log_weights, 0.0).sum(axis=-1),
+        distance=(weights * jnp.maximum(distances, 0).astype(jnp.float32)).sum(axis=-1),
     )
 
 
-def observer(model: Transformer) -> Callable[[np.ndarray], Seen]:
+def observer(model: Transformer) -> Callable[[np.ndarray], WindowCapture]:
     """A function of one window of tokens ``[T]``, compiled once for each T.
 
     Raises (when called):
@@ -94,12 +92,12 @@ def observer(model: Transformer) -> Callable[[np.ndarray], Seen]:
     heads = model.config.num_heads
 
     @jax.jit
-    def look(params, constants, tokens):
+    def forward(params, constants, tokens):
         positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)[None]
         model = merge(graphdef, params, constants)
-        return model.observe(tokens[None], positions, jnp.ones_like(positions), _observe)[1]
+        return model.forward(tokens[None], positions, jnp.ones_like(positions), _capture_layer)[1]
 
-    def observe(tokens: np.ndarray) -> Seen:
+    def observe(tokens: np.ndarray) -> WindowCapture:
         length = len(tokens)
         if heads * length**2 > LOGITS_IN_MEMORY:
             most = int((LOGITS_IN_MEMORY / heads) ** 0.5)
@@ -107,7 +105,7 @@ def observer(model: Transformer) -> Callable[[np.ndarray], Seen]:
                 f"a window of {length} tokens: all logits of {heads} heads are looked at together, "
                 f"and {most} tokens are the most that fit; give shorter lengths"
             )
-        seen = look(params, constants, jnp.asarray(tokens, jnp.int32))
-        return jax.tree.map(np.asarray, seen)
+        capture = forward(params, constants, jnp.asarray(tokens, jnp.int32))
+        return jax.tree.map(np.asarray, capture)
 
     return observe

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from fope_jax.position import floor_frequency
-from fope_jax.spectrum.capture import Seen
+from fope_jax.spectrum.capture import WindowCapture
 from fope_jax.spectrum.leakage import Basis, energies, floor_basis, frequency_basis
 from fope_jax.spectrum.series import Series, attention_coefficients
 from fope_jax.spectrum.transform import periodogram
@@ -91,7 +91,7 @@ class LayerSpectrum:
 
 def measure_layers(
     length: int,
-    windows: Iterable[Seen],
+    windows: Iterable[WindowCapture],
     layers: list[Series | None],
     *,
     training_length: int,
@@ -120,7 +120,7 @@ def measure_layers(
     for window in windows:
         hidden_sums = hidden_sums + _centred(window.x)
         for index, series in enumerate(layers):
-            layer = Seen(*(x[index] for x in window))
+            layer = WindowCapture(*(x[index] for x in window))
             measured[index].append(_measure_window(layer, series, of_pairs[index], hidden, last))
 
     spectra = []
@@ -182,27 +182,31 @@ def _pair_bases(series: Series | None, length: int) -> list[Basis]:
 
 
 def _measure_window(
-    seen: Seen, series: Series | None, of_pairs: list[Basis], hidden: Basis | None, last: int
+    capture: WindowCapture,
+    series: Series | None,
+    of_pairs: list[Basis],
+    hidden: Basis | None,
+    last: int,
 ) -> dict[str, Any]:
     """One layer on one window: numbers whose means over windows are reported."""
     measured: dict[str, Any] = {
-        "profile": seen.profile.astype(np.float64),
-        "square": seen.square,
-        "entropy": seen.entropy[:, -last:].mean(axis=-1),
-        "distance": seen.distance[:, -last:].mean(axis=-1),
-        "q_size": np.abs(seen.q).mean(axis=(0, 1)),
-        "k_size": np.abs(seen.k).mean(axis=(0, 1)),
-        "hidden_energy": np.sum(_centred(seen.x) ** 2, dtype=np.float64),
-        "hidden_power": _power(seen.x.T),
-        "q_power": _power(np.moveaxis(seen.turned_q, 0, -1)),
-        "k_power": _power(np.moveaxis(seen.turned_k, 0, -1)),
+        "profile": capture.profile.astype(np.float64),
+        "square": capture.square,
+        "entropy": capture.entropy[:, -last:].mean(axis=-1),
+        "distance": capture.distance[:, -last:].mean(axis=-1),
+        "q_size": np.abs(capture.q).mean(axis=(0, 1)),
+        "k_size": np.abs(capture.k).mean(axis=(0, 1)),
+        "hidden_energy": np.sum(_centred(capture.x) ** 2, dtype=np.float64),
+        "hidden_power": _power(capture.x.T),
+        "q_power": _power(np.moveaxis(capture.turned_q, 0, -1)),
+        "k_power": _power(np.moveaxis(capture.turned_k, 0, -1)),
     }
     if hidden is not None:
-        measured["hidden"] = np.array(energies(seen.x.T, hidden)).sum(axis=-1)
+        measured["hidden"] = np.array(energies(capture.x.T, hidden)).sum(axis=-1)
     if series is not None:
-        measured["q"] = _pair_energies(seen.turned_q, series, of_pairs)
-        measured["k"] = _pair_energies(seen.turned_k, series, of_pairs)
-        measured["coefficients"] = _coefficient_energies(seen, series)
+        measured["q"] = _pair_energies(capture.turned_q, series, of_pairs)
+        measured["k"] = _pair_energies(capture.turned_k, series, of_pairs)
+        measured["coefficients"] = _coefficient_energies(capture, series)
     return measured
 
 
@@ -221,12 +225,14 @@ def _pair_energies(x: np.ndarray, series: Series, bases: list[Basis]) -> np.ndar
     return total
 
 
-def _coefficient_energies(seen: Seen, series: Series) -> np.ndarray:
+def _coefficient_energies(capture: WindowCapture, series: Series) -> np.ndarray:
     """``[N, F]``: the mean of |G_f| ** 2 over random pairs of a query and an earlier key."""
-    length, heads = seen.q.shape[:2]
+    length, heads = capture.q.shape[:2]
     drawn = np.sort(np.random.default_rng(SEED).integers(0, length, (PAIRS, 2)), axis=1)
-    k = np.repeat(seen.k, heads // seen.k.shape[1], axis=1)
-    coefficients = attention_coefficients(series, seen.q[drawn[:, 1]], k[drawn[:, 0]], drawn[:, 0])
+    k = np.repeat(capture.k, heads // capture.k.shape[1], axis=1)
+    coefficients = attention_coefficients(
+        series, capture.q[drawn[:, 1]], k[drawn[:, 0]], drawn[:, 0]
+    )
     if series.growth.any():  # of both sides, at the query: what it is worth in the logits
         growth = np.exp(np.multiply.outer(drawn[:, 1], series.growth))
         coefficients = coefficients * growth[:, None]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from fope_jax.config import Experiment, check_vocabulary
+from fope_jax.config import check_vocabulary
 from fope_jax.data.bos import find_bos
 from fope_jax.data.cache import open_cache
 from fope_jax.evaluate.metrics import METRICS, replace_rows, row_ids
@@ -20,10 +20,10 @@ from fope_jax.evaluate.restore import (
     read_experiment,
     warn_where_bos_is_unknown,
 )
-from fope_jax.evaluate.windows import place_windows
+from fope_jax.evaluate.windows import context_lengths, place_windows
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer
-from fope_jax.spectrum.capture import Seen, observer
+from fope_jax.spectrum.capture import WindowCapture, observer
 from fope_jax.spectrum.measure import measure_layers
 from fope_jax.spectrum.series import Series, layer_methods, series_of, trained_pairs
 from fope_jax.storage.paths import as_path
@@ -72,7 +72,9 @@ def measure_run(
     workdir = as_path(workdir)
     experiment = read_experiment(workdir)
     length, settings = experiment.train.length, experiment.evaluate
-    contexts = _contexts(experiment, multiples)
+    if not multiples or min(multiples) < 1:
+        raise ValueError(f"lengths {list(multiples)}: accepted are training lengths, 1 or more")
+    contexts = context_lengths(experiment, multiples, "lengths")
     if untrained or step == 0:
         if (workdir / "lineage.json").is_file():
             raise ValueError(
@@ -93,19 +95,19 @@ def measure_run(
     placed = place_windows(cache.documents, longest=contexts[-1], scored=last, total=windows)
     observe = observer(model)
 
-    def observe_windows(context: int) -> Iterator[Seen]:
+    def observe_windows(context: int) -> Iterator[WindowCapture]:
         for stop, document in zip(placed.stop, placed.document, strict=True):
             tokens = np.array(cache.tokens(stop - context, stop))
             if bos is not None:
                 tokens[0] = bos.id
-            seen = observe(tokens)
-            if counts := count_non_finite(seen._asdict()):
+            capture = observe(tokens)
+            if counts := count_non_finite(capture._asdict()):
                 raise NonFiniteError(
                     f"{workdir}, step {step}: activations are not finite at {context} tokens of "
                     f"document {str(cache.documents['name'][document])!r}, though all weights are: "
                     f"{describe_non_finite(counts)}. No row was written"
                 )
-            yield seen
+            yield capture
 
     ids = row_ids(experiment, step)
     rows, curves = [], []
@@ -129,21 +131,6 @@ def measure_run(
     first = _layer_series(model, length)[0]
     pairs = [pair._asdict() for pair in trained_pairs(first, length)] if first else []
     return {**ids, "rows": rows, "curves": curves, "pairs": pairs}
-
-
-def _contexts(experiment: Experiment, multiples: Sequence[int]) -> list[int]:
-    """Context lengths in tokens; ValueError where the method is not defined for them."""
-    if not multiples or min(multiples) < 1:
-        raise ValueError(f"lengths {list(multiples)}: accepted are training lengths, 1 or more")
-    contexts = sorted({experiment.train.length * multiple for multiple in multiples})
-    limit = experiment.position.limits.max_length
-    if limit is not None and contexts[-1] > limit:
-        raise ValueError(
-            f"lengths reach {contexts[-1]} tokens, but {type(experiment.position).__name__} is "
-            f"defined for at most {limit}; give multiples of {experiment.train.length} up to "
-            f"{limit // experiment.train.length}"
-        )
-    return contexts
 
 
 def _layer_series(model: Transformer, context: int) -> list[Series | None]:

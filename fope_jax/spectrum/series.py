@@ -29,7 +29,6 @@ from scipy.linalg import block_diag
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import (
     FoPE,
-    LogitScaling,
     ModelShape,
     NoPE,
     PositionEmbedding,
@@ -38,7 +37,7 @@ from fope_jax.position import (
     floor_frequency,
     normalise_columns,
 )
-from fope_jax.position.base import Variables
+from fope_jax.position.base import Variables, select
 from fope_jax.position.mixing import ByShare
 from fope_jax.position.scaling import scaled_frequencies
 from fope_jax.position.xpos import xpos_decay
@@ -125,14 +124,10 @@ def series_of(
     """The series of one layer's method, None where it has no frequencies.
 
     Args:
-      method: of one layer (``PositionEmbedding.layers``).
+      method: of one layer (``PositionEmbedding.layers``); a factor on its logits is not part of it.
       variables: its own and the model's, without the layer axis.
       shape: of the model.
       length: tokens of the sequence, for a scaling that follows it; None is the trained length.
-
-    Returns:
-      The series. Of ``LogitScaling`` it is the inner method's, to which its factor comes on top;
-      of NoPE, which leaves q and k as they are, None.
     """
     return None
 
@@ -190,18 +185,12 @@ def _(method: FoPE, variables, shape, length=None) -> Series:
 def _(method: ByShare, variables, shape, length=None) -> Series | None:
     parts, dims = [], method.dims(shape.head_dim)
     for index, (inner, size) in enumerate(zip(method.methods, dims, strict=True)):
-        scope = f"{index}."
-        named = {n.removeprefix(scope): x for n, x in variables.items() if n.startswith(scope)}
-        part = series_of(inner, named, shape._replace(head_dim=size), length)
+        selected = select(variables, f"{index}.")
+        part = series_of(inner, selected, shape._replace(head_dim=size), length)
         parts.append(_unrotated(size, shape) if isinstance(inner, NoPE) else part)
     if method.frequencies(shape.head_dim) is None or any(part is None for part in parts):
         return None
     return _side_by_side(parts, np.cumsum([0, *dims[:-1]]).tolist())
-
-
-@series_of.register
-def _(method: LogitScaling, variables, shape, length=None) -> Series | None:
-    return series_of(method.inner, variables, shape, length)
 
 
 def _pairs(dims: int, interleaved: bool) -> np.ndarray:
@@ -242,12 +231,12 @@ def layer_methods(model: Transformer) -> list[tuple[PositionEmbedding, Variables
     layers = model.position.layers()
     shared = {name: np.asarray(x[...]) for name, x in model.position_model.items()}
     stacked = {name: np.asarray(x[...]) for name, x in model.position_layers.items()}
-    found = []
+    methods = []
     for number in range(model.config.num_layers):
         layer = layers[number % len(layers)]
-        own = {name: x[number // len(layers)] for name, x in stacked.items()}
-        found.append((layer.method, layer.select({**own, **shared})))
-    return found
+        variables = shared | {name: x[number // len(layers)] for name, x in stacked.items()}
+        methods.append((layer.method, layer.select(variables)))
+    return methods
 
 
 # ---------------------------------------------------------------------------- training

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from fope_jax.config import Experiment, build_experiment
+from fope_jax.model.attention import default_block
 from fope_jax.tpu.flops import model_flops, program_flops
 from fope_jax.tpu.hlo import measure_traffic
 from fope_jax.tpu.topology import parse_topology, topology_devices
@@ -45,7 +46,7 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
     began = time.perf_counter()
     plan = plan_state(experiment, devices)
     traced = trace_step(plan)
-    blocks = math.ceil(train.length / experiment.model.attention_block)
+    blocks = math.ceil(train.length / (experiment.model.attention_block or default_block()))
     trips = (blocks + 1) / 2  # blocks of keys that a block of queries sees, on average
     flops = program_flops(traced.jaxpr, trips) / len(devices)
     useful = model_flops(experiment.model, train.batch_size, train.length) / len(devices)
@@ -99,8 +100,8 @@ def parse_out_of_memory(message: str) -> tuple[int, int] | None:
     (62706522522, 16857746637)
     """
     for pattern in _OUT_OF_MEMORY:
-        if found := pattern.search(message):
-            needed, unit, limit, limit_unit = found.groups()
+        if match := pattern.search(message):
+            needed, unit, limit, limit_unit = match.groups()
             needed_bytes = round(float(needed) * _UNITS[unit])
             return needed_bytes, round(float(limit) * _UNITS[limit_unit])
     return None

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from fope_jax.model import bias_kernel
-from fope_jax.model.transformer import TransformerConfig
+from fope_jax.model.config import TransformerConfig
 
 
 def model_flops(config: TransformerConfig, batch: int, length: int) -> float:

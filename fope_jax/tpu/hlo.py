@@ -63,8 +63,8 @@ class Instruction(NamedTuple):
     is_root: bool
 
     def attribute(self, name: str) -> str:
-        found = re.search(rf"\b{name}=%?([\w.\-]+)", self.text)
-        return found[1] if found else ""
+        match = re.search(rf"\b{name}=%?([\w.\-]+)", self.text)
+        return match[1] if match else ""
 
     @property
     def hbm_bytes(self) -> float:
@@ -112,8 +112,8 @@ def measure_traffic(text: str, dynamic_trips: float) -> Traffic:
             inside = computations.get(instruction.attribute("calls"), [])
             for x in inside if instruction.op == "fusion" else []:
                 if x.op in COLLECTIVES:
-                    found = re.search(r"channel_id=(\d+)", x.text)
-                    channel = found[1] if found else x.name
+                    match = re.search(r"channel_id=(\d+)", x.text)
+                    channel = match[1] if match else x.name
                     if channel not in fused or runs < fused[channel][0]:
                         fused[channel] = runs, x.op, _bytes_sent(x.op, x)
     for runs, kind, size in fused.values():
@@ -137,8 +137,8 @@ def parse_program(text: str) -> tuple[Computations, str]:
             if header := _HEADER.match(line):
                 current = computations.setdefault(header[2], [])
                 entry = header[2] if header[1] else entry
-        elif current is not None and (found := _INSTRUCTION.match(line)):
-            root, name, shapes, op, rest = found.groups()
+        elif current is not None and (match := _INSTRUCTION.match(line)):
+            root, name, shapes, op, rest = match.groups()
             operands = _NAME.findall(rest[: _end_of_operands(rest)])
             current.append(Instruction(name, _buffers(shapes), op, operands, rest, bool(root)))
     if not entry:
@@ -193,9 +193,9 @@ def _trips(loop: Instruction, condition: list[Instruction], dynamic_trips: float
     if stated := re.search(r'known_trip_count[^}]*?"?n"?\s*[:=]\s*"?(\d+)', loop.text):
         return float(stated[1])
     constants = {
-        x.name: float(found[1])
+        x.name: float(match[1])
         for x in condition
-        if x.op == "constant" and (found := re.match(r"(-?\d+)\)", x.text))
+        if x.op == "constant" and (match := re.match(r"(-?\d+)\)", x.text))
     }
     compares = [x for x in condition if x.op == "compare" and "direction=LT" in x.text]
     bounds = [constants[n] for x in compares for n in x.operands if n in constants]

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from fope_jax.config import Experiment, TrainConfig, experiment_to_dict
 from fope_jax.gallery.examples import choose, examples
+from fope_jax.model.config import REMAT, TransformerConfig
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
-from fope_jax.model.transformer import REMAT, TransformerConfig
 from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, libtpu_version, num_devices
 
 GB_PER_COMPILATION = 6  # of the host: the largest that was seen took 4

@@ -130,14 +130,14 @@ def topology_devices(name: str) -> list[Any]:
 
     options = {"chip_config_name": chip.config} if chip.config else {}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except Exception as error:
         raise TopologyError(
             f"topology {name!r}: the compiler does not know this slice: {error}"
         ) from error
-    if len(found.devices) != num_devices(name):
+    if len(description.devices) != num_devices(name):
         raise TopologyError(
-            f"topology {name!r}: the compiler lists {len(found.devices)} devices, expected "
+            f"topology {name!r}: the compiler lists {len(description.devices)} devices, expected "
             f"{num_devices(name)}"
         )
-    return list(found.devices)
+    return list(description.devices)

@@ -13,7 +13,8 @@ from flax import nnx
 
 from fope_jax.interop.weights import export_weights
 from fope_jax.main import main
-from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import RoPE
 from tests.main_test import CONFIG, WORDS
 

@@ -19,7 +19,7 @@ from fope_jax.config import (
 )
 from fope_jax.config import experiment as experiment_module
 from fope_jax.config.fields import field_types
-from fope_jax.model.transformer import TransformerConfig
+from fope_jax.model.config import TransformerConfig
 from fope_jax.position import (
     ALiBi,
     ByLayer,

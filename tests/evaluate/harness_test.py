@@ -11,7 +11,8 @@ from fope_jax.data.bos import Bos
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate import harness
 from fope_jax.evaluate.harness import TextModel, as_harness_model, rolling_windows, row_programs
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import FoPE
 
 BYTES = BytesTokenizer()

@@ -27,9 +27,10 @@ from fope_jax.evaluate.restore import NonFiniteError, check_weights
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.gallery.examples import examples
 from fope_jax.model.attention import TokenIndex
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.losses import loss_sums
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.transformer import Transformer, merge, split
 
 ROWS, LENGTH = 3, 41  # nothing divides
 # Method, mesh, targets scored, whether positions begin anew at each document.

@@ -9,7 +9,8 @@ from flax import nnx
 from fope_jax.evaluate.packed import packed_positions, score_chunks, score_resets
 from fope_jax.evaluate.perplexity import token_sums
 from fope_jax.evaluate.scoring import model_scorer
-from fope_jax.model.transformer import Transformer, TransformerConfig
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer
 from fope_jax.position import ALiBi, FoPE
 from tests.evaluate.text_cache import TOKEN_BYTES, Reader, TextCache, sums_of
 

@@ -10,7 +10,8 @@ from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.evaluate.generation import model_answerer
 from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
-from fope_jax.model.transformer import Transformer, TransformerConfig
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer
 from fope_jax.position import FoPE
 
 BYTES = BytesTokenizer()

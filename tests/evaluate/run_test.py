@@ -128,7 +128,7 @@ def scored(monkeypatch):
     """Counts the protocols that are run, on a scorer that needs no compilation."""
     seen, run_protocol = [], run_module._run_protocol
 
-    def scorer(tokens, targets, places=None):
+    def scorer(tokens, targets, index=None):
         return (targets % 7).astype(np.float32), targets > 100
 
     def answerer(prompts, answers):
@@ -337,7 +337,7 @@ def first_tokens(monkeypatch):
     """The tokens that windows and prompts begin with, on models that need no compilation."""
     seen = set()
 
-    def scorer(tokens, targets, places=None):
+    def scorer(tokens, targets, index=None):
         seen.update(tokens[:, 0].tolist())
         return (targets % 7).astype(np.float32), targets > 100
 
@@ -571,7 +571,7 @@ def test_weights_that_are_not_finite_are_named_before_anything_is_scored(
 def overflowing(monkeypatch, where):
     """A model of finite weights that gives NaN, for windows that ``where`` finds."""
 
-    def scorer(tokens, targets, places=None):
+    def scorer(tokens, targets, index=None):
         bad = where(tokens)[:, None] & np.ones_like(targets, bool)
         return np.where(bad, np.nan, 1.0).astype(np.float32), ~bad
 

@@ -8,7 +8,8 @@ from flax import nnx
 
 from fope_jax.evaluate import scoring
 from fope_jax.evaluate.scoring import model_scorer, score_windows
-from fope_jax.model.transformer import Transformer, TransformerConfig
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer
 from fope_jax.position import ALiBi, FoPE, RoPE
 
 VOCAB = 23

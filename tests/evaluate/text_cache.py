@@ -38,12 +38,12 @@ class Reader:
         random = np.random.default_rng(3)
         self.value, self.of_target = random.random(vocab), random.random(vocab)
 
-    def __call__(self, tokens, targets, places=None):
+    def __call__(self, tokens, targets, index=None):
         batch, length = tokens.shape
         positions = np.broadcast_to(np.arange(length), (batch, length))
         segments = np.ones((batch, length), int)
-        if places is not None:
-            positions, segments = places
+        if index is not None:
+            positions, segments = index
         distance = positions[:, :, None] - positions[:, None, :]
         seen = (distance >= 0) & (segments[:, :, None] == segments[:, None, :])
         weight = np.where(seen, 1 / (1.0 + np.maximum(distance, 0)), 0)

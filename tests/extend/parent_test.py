@@ -20,7 +20,8 @@ from fope_jax.extend.run import extend
 from fope_jax.interop.runs import export_run, import_run
 from fope_jax.interop.weights import export_weights, import_weights
 from fope_jax.main import main
-from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import FoPE, RoPE, YaRN
 from fope_jax.storage.checkpoint import CheckpointError
 from fope_jax.train.state import plan_state

@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from fope_jax.interop.huggingface import from_config
 from fope_jax.interop.weights import export_weights, import_weights
-from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import ByLayer, DynamicNTK, Llama3, LongRoPE, NoPE, Proportional, RoPE, YaRN
 from tests.interop.make_weights_goldens import (
     GOLDENS,

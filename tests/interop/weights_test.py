@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from fope_jax.interop.huggingface import FAMILIES, PASSED_THROUGH, from_config
 from fope_jax.interop.weights import export_weights, import_weights, tensor_views
-from fope_jax.model.transformer import Transformer, TransformerConfig, position_variables, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import (
     AdjustedBase,
     ALiBi,

@@ -658,8 +658,14 @@ def test_every_kind_of_bias_is_among_the_examples():
     assert {"alibi", "t5", "kerple", "fire", "cope"} <= BIASES.keys()
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["packed", "shared"])
-@pytest.mark.parametrize("label", BIASES)
+@pytest.mark.parametrize(
+    ("label", "shared"),
+    [(label, False) for label in BIASES]
+    + [
+        pytest.param(label, True, marks=() if label in ("alibi", "cope") else pytest.mark.slow)
+        for label in BIASES
+    ],
+)
 def test_every_bias_in_blocks_equals_its_reference(label, shared):
     """Packed and grouped, or places given once; blocks that do not divide the length."""
     functions, trained, constants = biased(label, 6, 4)
@@ -715,10 +721,10 @@ def test_the_memory_of_every_bias_grows_with_the_length_and_not_its_square(label
         compiled = jax.jit(jax.grad(total, (0, 1, 2, 3))).lower(x, x, x, trained, places).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    sizes = [temporary_bytes(length) for length in (4096, 16_384, 65_536)]
-    assert sizes[1] < 4.3 * sizes[0] and sizes[2] < 4.3 * sizes[1]
+    short, long = (temporary_bytes(length) for length in (4096, 65_536))
+    assert long < 16 * 1.1 * short
     one_score_tensor = 4 * 2 * 65_536**2
-    assert sizes[2] < one_score_tensor / 50
+    assert long < one_score_tensor / 50
 
 
 def test_memory_of_chunked_is_linear_and_of_reference_quadratic():

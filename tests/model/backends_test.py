@@ -11,8 +11,9 @@ from flax import nnx
 from fope_jax.model import context_parallel, fused
 from fope_jax.model.attention import attend
 from fope_jax.model.backends import choose_backend
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.context_parallel import sharded_attention
-from fope_jax.model.transformer import Transformer, TransformerConfig
+from fope_jax.model.transformer import Transformer
 from fope_jax.position import ALiBi, ByLayer, FoPE, RoPE
 from fope_jax.position.base import Layer, has_hook
 from fope_jax.position.contextual import CoPE
@@ -30,7 +31,7 @@ SHAPES = {"methods": [FoPE(512)], "length": 1024, "head_dim": 64, "dtype": "bflo
         ("gpu", {}, "cudnn", "the fused kernel of platform gpu"),
         ("tpu", {"methods": [ALiBi()]}, "pallas", "splash cannot run: ALiBi adds a bias"),
         ("tpu", {"methods": [RoPE(), ALiBi()]}, "pallas", "ALiBi adds a bias"),
-        ("tpu", {"methods": [RoPE(), CoPE()]}, "chunked", "CoPE has no form of its bias for one"),
+        ("tpu", {"methods": [RoPE(), CoPE()]}, "chunked", "CoPE needs whole rows of scores"),
         ("tpu", {"length": 1000}, "chunked", "1000 tokens a row are no multiple of 128"),
         ("tpu", {"context": 4}, "pallas", "mesh.context=4"),
         ("tpu", {"context": 16}, "chunked", "no multiple of 128 on each of mesh.context=16"),
@@ -140,7 +141,7 @@ def packed(batch, length, heads, kv_heads, head_dim):
 )
 def test_fused_kernels_equal_the_reference_with_gradients(kernel):
     """Several documents a row, padding, grouped heads, a head_dim of no whole lanes."""
-    arrays, positions, segments = packed(2, 384, 4, 2, 24)
+    arrays, positions, segments = packed(2, 256, 4, 2, 24)
     direction = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
 
     def both(attention):
@@ -148,7 +149,7 @@ def test_fused_kernels_equal_the_reference_with_gradients(kernel):
             out = attention(q, k, v)
             return jnp.sum(out * direction), out
 
-        (_, out), gradient = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*arrays)
+        (_, out), gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
         return out, gradient
 
     def reference(q, k, v):
@@ -244,8 +245,9 @@ def test_tokens_stored_in_another_order_are_nan_and_not_another_number(monkeypat
     order = np.arange(64)
     order[[3, 4]] = 4, 3
 
+    @functools.partial(jax.jit, static_argnums=0)
     def attended(backend, order):
-        q, k, v, at, of = (x[:, order] for x in (*arrays, positions, segments))
+        q, k, v, at, of = (jnp.asarray(x)[:, order] for x in (*arrays, positions, segments))
         return sharded_attention(
             q,
             k,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.losses import loss_sums
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import ALiBi, ByLayer, CoPE, DynamicNTK, FoPE, LogitScaling, RoPE
 
 LENGTH = 21

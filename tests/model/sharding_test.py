@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from fope_jax.config import TrainConfig
 from fope_jax.gallery.examples import examples
 from fope_jax.model import sharding
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.sharding import (
     AXIS_RULES,
     LAYER_PARAMETER_AXES,
@@ -23,7 +24,7 @@ from fope_jax.model.sharding import (
     partition_spec,
     tree_shardings,
 )
-from fope_jax.model.transformer import Transformer, TransformerConfig, split
+from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import ALiBi, ByLayer, ByShare, LogitScaling, NoPE
 from fope_jax.position.base import PositionEmbedding, PositionVariables
 from fope_jax.train.optim import make_optimizer

@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 
 from fope_jax.model import context_parallel
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.layers import rms_norm
 from fope_jax.model.losses import loss_sums
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.transformer import (
     PositionConstant,
     Transformer,
-    TransformerConfig,
     check_batch,
     layer,
     merge,
@@ -44,6 +44,8 @@ SIZES = {
     "head_dim": 8,
     "mlp_dim": 40,
     "qk_norm": "head",
+    # Its programs compile in half of the time; attention_test has the chunked form.
+    "attention": "reference",
     "attention_block": 16,
     # Larger than in training, so that attention is far from uniform and differences show.
     "init_std": 0.4,
@@ -112,11 +114,7 @@ def packed(lengths, length):
     return tokens.astype(np.int32), positions, segments, (segments != 0).astype(np.float32)
 
 
-# Half of this file's time would be LLVM's, on programs that run for milliseconds. Each comparison
-# is of two programs compiled alike; attention_test and the position tests compile as a user does.
-compiled = functools.partial(
-    jax.jit, static_argnames="graphdef", compiler_options={"xla_backend_optimization_level": 0}
-)
+compiled = functools.partial(jax.jit, static_argnames="graphdef")
 
 
 @compiled
@@ -228,16 +226,18 @@ def test_the_model_is_its_definition(block):
 def looped():
     """A loop over layers that are recomputed, with the reference attention."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        model = make(EveryHook(), scan_layers=False, remat="full", attention="reference")
+        model = make(EveryHook(), scan_layers=False, remat="full")
         return loss_and_gradient(*split(model), *packed([20, 17], 40))
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"scan_layers": True},
-        pytest.param({"scan_layers": True, "remat": "full"}, marks=pytest.mark.slow),
-        pytest.param({"scan_layers": False}, marks=pytest.mark.slow),
+        {"scan_layers": True, "attention": "chunked"},
+        pytest.param(
+            {"scan_layers": True, "remat": "full", "attention": "chunked"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"scan_layers": False, "attention": "chunked"}, marks=pytest.mark.slow),
     ],
     ids=["scan", "scan, remat", "loop"],
 )
@@ -249,18 +249,16 @@ def test_every_way_to_run_the_layers_gives_the_same(looped, changes):
 
 
 def test_tied_embeddings_have_the_gradient_of_both_uses():
-    """Also after norms of the other kinds, in a loop over the layers as in a scan."""
-    batch, changes = packed([20, 17], 40), {"norm": "post", "qk_norm": "width"}
+    """Also after norms of the other kinds, in a loop over the layers."""
+    batch = packed([20, 17], 40)
+    changes = {"norm": "post", "qk_norm": "width", "scan_layers": False}
     tied = make(RoPE(), tie_embeddings=True, **changes)
     loss, gradient = loss_and_gradient(*split(tied), *batch)
     assert "unembedding" not in gradient
-    looped = {"scan_layers": False, "attention": "reference", "remat": "full"}
-    again = split(make(RoPE(), tie_embeddings=True, **looped, **changes))
-    assert_close(loss_and_gradient(*again, *batch), (loss, gradient))
     smallest = min(np.abs(x).max() for x in jax.tree.leaves(gradient))
     assert smallest > 1e-3
 
-    graphdef, params, constants = split(make(RoPE(), **changes))
+    graphdef, params, constants = split(make(RoPE(), **changes | {"scan_layers": True}))
     params |= split(tied)[1] | {"unembedding": tied.embedding[...].T}
     expected, both = loss_and_gradient(graphdef, params, constants, *batch)
     both["embedding"] += both.pop("unembedding").T
@@ -296,10 +294,8 @@ def test_gradients_of_a_table_that_layers_share_add_up():
     batch = packed([20, 17], 40)
     parts = split(make(SharedTable()))
     loss, gradient = loss_and_gradient(*parts, *batch)
-    changes = {"scan_layers": False, "attention": "reference"}
-    assert_close(
-        (loss, gradient), loss_and_gradient(*split(make(SharedTable(), **changes)), *batch)
-    )
+    chunked = split(make(SharedTable(), attention="chunked"))
+    assert_close((loss, gradient), loss_and_gradient(*chunked, *batch))
 
     # A table a layer: the shared one's gradient is the sum of theirs.
     @dataclass(frozen=True)
@@ -326,12 +322,18 @@ SHARED += [CoPE(init_std=0.5), EveryHook()]
 
 @pytest.mark.parametrize("position", SHARED, ids=lambda position: type(position).__name__)
 def test_positions_that_all_rows_share_may_be_given_once(position):
-    parts = split(make(position, attention_block=24))
+    # In bands of queries and keys once; ``attention_test`` does so for every bias.
+    attention = "chunked" if isinstance(position, EveryHook) else "reference"
+    parts = split(make(position, num_layers=1, attention=attention, attention_block=24))
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, SIZES["vocab_size"], (3, 40)).astype(np.int32)
     positions, segments, weights = (np.repeat(x, 3, axis=0) for x in packed([20, 17], 40)[1:])
-    expected = loss_and_gradient(*parts, tokens, positions, segments, weights)
-    shared = loss_and_gradient(*parts, tokens, positions[:1], segments, weights)
+    if isinstance(position, EveryHook) or getattr(position, "learnable", False):
+        expected = loss_and_gradient(*parts, tokens, positions, segments, weights)
+        shared = loss_and_gradient(*parts, tokens, positions[:1], segments, weights)
+    else:
+        expected = hidden_of(*parts, tokens, positions, segments)
+        shared = hidden_of(*parts, tokens, positions[:1], segments)
     assert_close(shared, expected, atol=2e-5)
 
 
@@ -358,32 +360,43 @@ class Tilt(PositionEmbedding):
 
 
 MIXES = {
-    "two kinds of bias": (Tilt(), RoPE(), Tilt()),
-    "matrices": (FoPE(16, learnable=True), CoPE(init_std=0.5), NoPE()),
+    "two kinds of bias": (Tilt(), RoPE()),
+    "matrices": (FoPE(16, learnable=True), CoPE(init_std=0.5)),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("two kinds of bias", {"scan_layers": False}),
+        pytest.param("two kinds of bias", {"remat": "full"}, marks=pytest.mark.slow),
+        pytest.param("matrices", {"scan_layers": False}, marks=pytest.mark.slow),
+        pytest.param("matrices", {"remat": "full"}, marks=pytest.mark.slow),
+    ],
+)
+def test_mixed_layers_have_the_same_gradients_however_they_are_run(name, changes):
+    batch, mixed = packed([20, 17], 40), ByLayer(MIXES[name])
+    loss, gradient = loss_and_gradient(*split(make(mixed, num_layers=4, init_std=0.3)), *batch)
+    smallest = min(np.abs(x).max() for x in jax.tree.leaves(gradient))
+    assert smallest > 1e-4
+    other = split(make(mixed, num_layers=4, init_std=0.3, **changes))
+    assert_close(loss_and_gradient(*other, *batch), (loss, gradient))
 
 
 @pytest.mark.parametrize("name", MIXES)
 def test_methods_mixed_over_layers_are_those_methods(name):
-    """Scanned groups equal a loop over groups, and a loop over the layers written here."""
+    """Scanned periods equal a loop over the layers written here."""
     methods = MIXES[name]
-    mixed = ByLayer(methods)
     batch = packed([20, 17], 40)
-    model = make(mixed, num_layers=6, init_std=0.3)
+    model = make(ByLayer(methods), num_layers=4, init_std=0.3)
     graphdef, params, constants = split(model)
-    loss, gradient = loss_and_gradient(graphdef, params, constants, *batch)
-    smallest = min(np.abs(x).max() for x in jax.tree.leaves(gradient))
-    assert smallest > 1e-4
-    for changes in ({"scan_layers": False, "attention": "reference"}, {"remat": "full"}):
-        other = split(make(mixed, num_layers=6, init_std=0.3, **changes))
-        assert_close(loss_and_gradient(*other, *batch), (loss, gradient))
 
     def own(index, level):
         """The variables of the method of layer ``index``, as its init named them."""
         found = params.get(level, {}) | constants.get(level, {})
-        prefix = f"{index % 3}."
+        prefix = f"{index % 2}."
         return {
-            key.removeprefix(prefix): x if level == "position_model" else x[index // 3]
+            key.removeprefix(prefix): x if level == "position_model" else x[index // 2]
             for key, x in found.items()
             if key.startswith(prefix)
         }
@@ -391,8 +404,8 @@ def test_methods_mixed_over_layers_are_those_methods(name):
     @jax.jit
     def hidden(tokens, positions, segments):
         x = params["embedding"][tokens]
-        for index in range(6):
-            method = methods[index % 3]
+        for index in range(4):
+            method = methods[index % 2]
             of_model = own(index, "position_model")
             variables = own(index, "position_layers") | of_model
             tables = method.tables(of_model, positions, 8)
@@ -476,7 +489,7 @@ def test_storage_order_does_not_matter():
 
 
 def test_jit_changes_nothing():
-    model = make(EveryHook(), attention="reference")
+    model = make(EveryHook())
     tokens, positions, segments, _ = packed([20, 17], 40)
     eager = model.hidden(tokens, positions, segments)
     compiled = hidden_of(*split(model), tokens, positions, segments)
@@ -656,17 +669,21 @@ def test_the_position_embedding_is_asked_about_the_shape():
 
 
 @pytest.mark.parametrize(
-    "position",
-    [FoPE(8), pytest.param(CoPE(init_std=0.5), marks=pytest.mark.slow)],
-    ids=["fope", "cope"],
+    ("position", "attention"),
+    [
+        (FoPE(8), "reference"),
+        pytest.param(FoPE(8), "chunked", marks=pytest.mark.slow),
+        pytest.param(CoPE(init_std=0.5), "chunked", marks=pytest.mark.slow),
+    ],
+    ids=["fope", "fope, chunked", "cope, chunked"],
 )
-def test_all_derivatives_of_the_model_and_its_loss(position):
-    """With the default attention: forward mode is the gradient's, and the Hessian symmetric."""
+def test_all_derivatives_of_the_model_and_its_loss(position, attention):
+    """Forward mode is the gradient's, and the Hessian symmetric."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 61, (2, 12)), jnp.int32)
     at = jnp.arange(11, dtype=jnp.int32)[None]
 
     def loss_of(derivatives):
-        changes = {"derivatives": derivatives, "num_layers": 1}
+        changes = {"derivatives": derivatives, "num_layers": 1, "attention": attention}
         model = Transformer(TransformerConfig(**SIZES | changes), position, rngs=nnx.Rngs(1))
         graphdef, params, constants = split(model)
 

@@ -71,7 +71,6 @@ ERRORS = {
     ),
     "missing knob": (lambda: make("fope"), "fope needs the knob 'training_length'"),
     "training length": (lambda: FoPE(0), "training_length=0.*above 0"),
-    "integer without a float": (lambda: FoPE(10**400), r"1000.*\(401 digits\).*finite"),
     "floor ratio": (lambda: clip_floor(GRID, 64, ratio=0.0), "ratio=0.0.*above 0"),
     "floor removes all": (
         lambda: FoPE(6).check(shape()),

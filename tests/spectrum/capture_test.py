@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.layers import project_from_heads, rms_norm, swiglu
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, RoPE
-from fope_jax.spectrum.capture import by_distance, logits_of, observer
+from fope_jax.spectrum.capture import layer_logits, mean_by_distance, observer
 
 METHODS = {
     "fope": (FoPE(32, heads="query"), {}),
@@ -47,8 +48,8 @@ def test_the_logits_that_are_seen_are_those_the_model_attends_with(name):
     @jax.jit
     def look(arrays):
         model = merge(graphdef, *arrays)
-        hidden, (x, logits, v) = model.observe(
-            tokens, positions, segments, lambda a: (a.x, logits_of(a), a.v)
+        hidden, (x, logits, v) = model.forward(
+            tokens, positions, segments, lambda a: (a.x, layer_logits(a), a.v)
         )
         ends = []
         for index in range(2):
@@ -71,7 +72,7 @@ def test_means_by_distance():
     logits = np.random.default_rng(1).standard_normal((3, 7, 7)).astype(np.float32)
     hidden = np.where(np.tri(7, dtype=bool), logits, -np.inf)
     expected = [[np.diagonal(head, -d).mean() for d in range(7)] for head in logits]
-    np.testing.assert_allclose(by_distance(jnp.asarray(hidden)), expected, atol=1e-6)
+    np.testing.assert_allclose(mean_by_distance(jnp.asarray(hidden)), expected, atol=1e-6)
 
 
 def test_attention_of_bias_alone_has_the_known_entropy_and_distance():

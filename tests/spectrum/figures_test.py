@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from fope_jax.report import correlation
 from fope_jax.report.correlation import (
     correlate,
     correlation_table,
@@ -16,6 +17,13 @@ from fope_jax.report.correlation import (
 from fope_jax.report.page import write_report
 from fope_jax.report.rows import ReportError, read_runs
 from fope_jax.spectrum.tables import head_mean, write_demo, write_spectrum
+
+
+@pytest.fixture(autouse=True)
+def _few_draws(monkeypatch):
+    """Intervals take fewer draws to be tested than to be published."""
+    monkeypatch.setattr(correlation, "DRAWS", 1_000)
+
 
 LEAKAGE = {"rope": 0.4, "fope": 0.1}  # of the head that distance moves; the other has 0.9
 

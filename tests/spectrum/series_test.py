@@ -57,8 +57,8 @@ def drawn(method):
 @pytest.fixture(scope="module", params=METHODS)
 def turned(request):
     """A method's series, q and k before its rotation, and after it at positions of their own."""
-    method = METHODS[request.param]
-    variables = drawn(method)
+    (layer,) = METHODS[request.param].layers()
+    method, variables = layer.method, drawn(layer.method)
     rng = np.random.default_rng(0)
     positions = np.array([[0, 1, 3, 9, 17, 30]], np.int32)  # float32 phases to 1e-5
     shape = (1, positions.size, SHAPE.num_heads, SHAPE.head_dim)

@@ -3,8 +3,8 @@ import dataclasses
 import jax
 import pytest
 
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.presets import PRESETS
-from fope_jax.model.transformer import TransformerConfig
 from fope_jax.tpu.flops import model_flops, program_flops
 from fope_jax.train.state import plan_state, trace_step
 from tests.train.mesh_runs import experiment

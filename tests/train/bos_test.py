@@ -13,13 +13,14 @@ from fope_jax.data.cache import open_cache
 from fope_jax.evaluate import harness
 from fope_jax.evaluate.harness import load_text_model
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.evaluate.restore import load_run, read_experiment
+from fope_jax.evaluate.restore import NonFiniteError, load_run, read_experiment
 from fope_jax.evaluate.run import evaluate
 from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
 from fope_jax.interop.runs import import_run
 from fope_jax.interop.weights import export_weights
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import RoPE
 
 LENGTH = 16
@@ -150,7 +151,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(run, monkeypatch):
     params["layers"]["up"] = params["layers"]["up"].at[0, 0, 0].set(np.nan)
     broken = loaded._replace(model=merge(graphdef, jax.tree.map(lambda x: x, params), constants))
     monkeypatch.setattr(harness, "load_run", lambda *arguments: broken)
-    with pytest.raises(ValueError, match=r"step 0: weights are not .*: params.layers.up \(1 value"):
+    with pytest.raises(NonFiniteError, match=r"step 0: weights .* not finite: layers.up \(1 value"):
         load_text_model(run)
 
 

@@ -114,7 +114,7 @@ def test_scores_that_are_not_finite_are_warned_of_and_end_no_training(
     runs, tmp_path, monkeypatch, caplog
 ):
     def nan_at_32(*_):
-        def scorer(tokens, targets, places=None):
+        def scorer(tokens, targets, index=None):
             bad = np.full(targets.shape, tokens.shape[1] == 32)
             return np.where(bad, np.nan, 1.0).astype(np.float32), ~bad
 

@@ -27,8 +27,8 @@ import numpy as np
 from fope_jax.config import Experiment, TrainConfig
 from fope_jax.data import DataConfig
 from fope_jax.gallery.examples import examples
+from fope_jax.model.config import TransformerConfig
 from fope_jax.model.sharding import MeshConfig
-from fope_jax.model.transformer import TransformerConfig
 from fope_jax.position.base import PositionEmbedding
 from fope_jax.train.state import (
     init_constants,

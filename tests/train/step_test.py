@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 
 from fope_jax.config import TrainConfig
-from fope_jax.model.transformer import Transformer, TransformerConfig, merge, split
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import make
 from fope_jax.train import step as step_module
 from fope_jax.train.optim import learning_rate, make_optimizer

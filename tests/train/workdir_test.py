@@ -138,7 +138,8 @@ def weights(tmp_path_factory):
     from flax import nnx
 
     from fope_jax.interop.weights import export_weights
-    from fope_jax.model.transformer import Transformer, TransformerConfig, split
+    from fope_jax.model.config import TransformerConfig
+    from fope_jax.model.transformer import Transformer, split
     from fope_jax.position import RoPE
 
     config = TransformerConfig(vocab_size=300, d_model=16, num_layers=1, num_heads=2, mlp_dim=32)

@@ -9,17 +9,3 @@ from fope_jax.position.relative_bias.kerple import (
     kerple_power_bias,
 )
 from fope_jax.position.relative_bias.t5 import T5Bias, t5_bias, t5_buckets
-
-__all__ = [
-    "FIRE",
-    "Kerple",
-    "T5Bias",
-    "clamp_value",
-    "fire_bias",
-    "fire_distance",
-    "kerple_log_bias",
-    "kerple_power_bias",
-    "relative_distance",
-    "t5_bias",
-    "t5_buckets",
-]

@@ -1,9 +1,7 @@
-"""What learned biases on distance share.
+"""What biases on distance share.
 
-All are functions of two blocks of positions, so attention evaluates them block by block. Keys after
-the query get the value of the distance's size, so that attention without a causal mask looks both
-ways alike; those of T5's causal buckets that of distance 0, which a causal mask must remove
-(``Limits``). Logits stay scaled by 1 / sqrt(H) whatever the bias.
+Keys after the query get the value of the distance's size, so attention without a causal mask looks
+both ways alike; T5's causal buckets give them that of distance 0 (``Limits.needs_causal_mask``).
 """
 
 from __future__ import annotations
@@ -19,13 +17,9 @@ from fope_jax.typing import Array
 
 
 def relative_distance(q_positions: Array, k_positions: Array) -> Array:
-    """How far before the query each key stands, int32, negative for keys after the query.
+    """How far before the query each key stands, int32 and so exact, negative for keys after it.
 
-    Integers, so that equal distances are equal wherever they stand. The two broadcast against each
-    other, as ``block_positions`` makes them.
-
-    Raises:
-      TypeError: positions are not integers.
+    The two broadcast, as ``block_positions`` makes them; TypeError unless they are integers.
 
     >>> relative_distance(jnp.array([1_000_002]), jnp.array([1_000_000, 1_000_003])).tolist()
     [2, -1]
@@ -38,12 +32,10 @@ def by_head(parameter: Array) -> Array:
     return jnp.asarray(parameter, jnp.float32).reshape(1, -1, 1, 1)
 
 
-def by_layer(
-    draw: Callable, key: Array, shape: ModelShape, name: str | None, share_layers: bool
+def draw_params(
+    draw: Callable[[Array], dict[str, Array]], key: Array, shape: ModelShape, share_layers: bool
 ) -> PositionVariables:
-    """Trained parameters drawn once for the model or once a layer; ``name`` where it is one."""
-    drawn = draw(key) if share_layers else jax.vmap(draw)(jax.random.split(key, shape.num_layers))
-    params = drawn if name is None else {name: drawn}
+    """Trained parameters, drawn once for the model or once a layer."""
     if share_layers:
-        return PositionVariables(model_params=params)
-    return PositionVariables(layer_params=params)
+        return PositionVariables(model_params=draw(key))
+    return PositionVariables(layer_params=jax.vmap(draw)(jax.random.split(key, shape.num_layers)))

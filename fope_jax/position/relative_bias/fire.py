@@ -15,11 +15,11 @@ from fope_jax.position.base import (
     PositionEmbedding,
     PositionVariables,
     Variables,
-    block_positions,
+    bias_of_heads,
     is_in_kernel,
 )
 from fope_jax.position.checks import check_above_zero
-from fope_jax.position.relative_bias.base import by_layer, relative_distance
+from fope_jax.position.relative_bias.base import draw_params, relative_distance
 from fope_jax.position.rotation import position_values
 from fope_jax.typing import Array
 
@@ -31,15 +31,14 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
 
         psi(|i - j|) / (psi(max(threshold, i, j)) + 1e-6),  psi(x) = log(|c| x + 1)
 
-    The paper has causal attention, where j is at most i. Without a causal mask, dividing by the
-    later of the two keeps the share within [0, 1] and the same in both directions.
+    In the paper j is at most i. Dividing by the later of the two keeps the share within [0, 1] and
+    the same in both directions.
 
     Args:
       q_positions: integers, i, tokens since the start of the segment.
       k_positions: integers that broadcast with them, j, tokens.
       c: a number, per token; its sign does not matter.
-      threshold: a number, tokens; below it the share is of the threshold, so that it depends on
-        distance only.
+      threshold: a number, tokens; below it the share depends on distance only.
 
     Returns:
       float32, in [0, 1].
@@ -51,8 +50,7 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
     >>> np.asarray(share, np.float64).round(6).tolist()
     [[0.5, 0.0], [1.0, 0.995565]]
 
-    Reference: Li et al. 2023, "Functional Interpolation for Relative Positions Improves Long
-    Context Transformers", Section 3.
+    Reference: Li et al. 2023 (FIRE), Section 3.
     """
     distance = relative_distance(q_positions, k_positions)
     i, j = position_values(q_positions), position_values(k_positions)
@@ -82,10 +80,9 @@ def fire_bias(
         bias[n, t, s] = f_n(share[t, s]),  f(x) = relu(x w1 + b1) w2 + b2
 
     Args:
-      q_positions: integers ``[B, T]`` or ``[1, T]``, tokens since the start of the segment.
-      k_positions: integers ``[B, S]`` or ``[1, S]``, tokens.
-      c: a number, see ``fire_distance``.
-      threshold: a number, see ``fire_distance``.
+      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens since the
+        start of the segment.
+      c, threshold: numbers, see ``fire_distance``.
       hidden_weight: w1, ``[width]``.
       hidden_bias: b1, ``[width]``.
       out_weight: w2, ``[width, N]``, logits.
@@ -104,16 +101,12 @@ def fire_bias(
     ... ).round(4).tolist()
     [[[[-2.0, 0.0]]]]
 
-    Reference: Li et al. 2023, "Functional Interpolation for Relative Positions Improves Long
-    Context Transformers", Section 3 and the code in its appendix.
+    Reference: Li et al. 2023 (FIRE), Section 3 and the code in its appendix.
     """
-    share = fire_distance(*block_positions(q_positions, k_positions), c, threshold)
-
-    def of_one_head(weight: Array, offset: Array) -> Array:
-        return _network(share, hidden_weight, hidden_bias, weight) + offset
-
-    own = (jnp.asarray(x, jnp.float32) for x in (out_weight, out_bias))
-    return jax.vmap(of_one_head, in_axes=(1, 0), out_axes=1)(*own)
+    network = {"hidden_weight": hidden_weight, "hidden_bias": hidden_bias}
+    network |= {"out_weight": out_weight, "out_bias": out_bias}
+    variables = {"c": c, "length_factor": threshold} | network
+    return bias_of_heads(FIRE(init_length=1.0), variables, q_positions, k_positions)
 
 
 @dataclass(frozen=True)
@@ -122,13 +115,11 @@ class FIRE(PositionEmbedding):
 
         bias[n, i, j] = f_n(psi(i - j) / psi(max(L, i))),  psi(x) = log(|c| x + 1)
 
-    f is a network of one hidden layer, c and the multiple of ``init_length`` that is the threshold
-    L are learned too. Queries below L see distance only, those beyond L see its share of their
-    position. Positions count from the start of the segment. Weight decay pulls f to 0, which is
-    NoPE; c to 0, where psi becomes linear; and L to 0, where every query interpolates.
-
-    Weights and biases of f start uniform within 1 / sqrt(inputs of the layer), the default of the
-    paper's code.
+    f is a network of one hidden layer; c and the multiple of ``init_length`` that is the threshold
+    L are learned too. Queries below L see distance only, those beyond L its share of their
+    position. Weight decay pulls f to 0, which is NoPE; c to 0, where psi is linear; and L to 0,
+    where every query interpolates. Weights and biases of f start uniform within
+    1 / sqrt(inputs of the layer), as in the paper's code.
 
     Knobs:
       mlp_width: hidden width of f; the paper uses 32.
@@ -174,7 +165,7 @@ class FIRE(PositionEmbedding):
                 "out_bias": uniform(3, (shape.num_heads,), width),
             }
 
-        return by_layer(draw, key, shape, None, self.share_layers)
+        return draw_params(draw, key, shape, self.share_layers)
 
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
         return {"out_weight": (None, "heads"), "out_bias": ("heads",)}.get(name, ())
@@ -183,8 +174,8 @@ class FIRE(PositionEmbedding):
         factor = jnp.asarray(variables["length_factor"], jnp.float32)
         threshold = jnp.abs(factor * np.float32(self.init_length))
         share = fire_distance(q_positions, k_positions, variables["c"], threshold)
-        network = ("hidden_weight", "hidden_bias", "out_weight")
-        return _network(share, *(variables[name] for name in network)) + variables["out_bias"]
+        network = (variables[name] for name in ("hidden_weight", "hidden_bias", "out_weight"))
+        return _network(share, *network) + jnp.asarray(variables["out_bias"], jnp.float32)
 
 
 def _network(share: Array, hidden_weight: Any, hidden_bias: Any, out_weight: Any) -> Array:

@@ -28,8 +28,7 @@ KERPLE_LARGEST_POWER = 2.0  # beyond it the kernel is not conditionally positive
 def clamp_value(x: Array, least: float, most: float = math.inf) -> Array:
     """``x`` within bounds, with the gradient of ``x`` itself.
 
-    A parameter that an optimizer has moved out of bounds has an effect as if it stood on the bound,
-    and still feels which way it should move; the gradient of a plain clamp is 0 there for good.
+    The gradient of a plain clamp is 0 beyond a bound, where a parameter would be stuck for good.
 
     >>> clamp_value(jnp.array([-1.0, 0.5, 3.0]), 0.0, 2.0).tolist()
     [0.0, 0.5, 2.0]
@@ -46,8 +45,7 @@ def kerple_log_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array
         bias[b, n, t, s] = -r1[n] * log(1 + r2[n] * |q_positions[b, t] - k_positions[b, s]|)
 
     Args:
-      q_positions: integers ``[B, T]`` or ``[1, T]``, tokens.
-      k_positions: integers ``[B, S]`` or ``[1, S]``, tokens.
+      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
       r1: ``[N]`` above 0, logits.
       r2: ``[N]`` above 0, per token.
 
@@ -61,8 +59,7 @@ def kerple_log_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array
     >>> kerple_log_bias(jnp.array([[3]]), jnp.array([[3, 2, 0]]), r1, jnp.ones(1)).tolist()
     [[[[-0.0, -1.0, -2.0]]]]
 
-    Reference: Chi et al. 2022, "KERPLE: Kernelized Relative Positional Embedding for Length
-    Extrapolation", Section 4, the logarithmic variant.
+    Reference: Chi et al. 2022, "KERPLE", Section 4, the logarithmic variant.
     """
     distance = relative_distance(*block_positions(q_positions, k_positions))[:, None]
     return _log_penalty(distance, by_head(r1), by_head(r2))
@@ -78,8 +75,7 @@ def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Arr
         bias[b, n, t, s] = -r1[n] * |q_positions[b, t] - k_positions[b, s]| ** r2[n]
 
     Args:
-      q_positions: integers ``[B, T]`` or ``[1, T]``, tokens.
-      k_positions: integers ``[B, S]`` or ``[1, S]``, tokens.
+      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
       r1: ``[N]`` above 0, logits.
       r2: ``[N]`` above 0, at most 2.
 
@@ -93,8 +89,7 @@ def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Arr
     >>> kerple_power_bias(jnp.array([[9]]), jnp.array([[9, 5, 0]]), jnp.ones(1), half).tolist()
     [[[[-0.0, -2.0, -3.0]]]]
 
-    Reference: Chi et al. 2022, "KERPLE: Kernelized Relative Positional Embedding for Length
-    Extrapolation", Section 4, the power variant.
+    Reference: Chi et al. 2022, "KERPLE", Section 4, the power variant.
     """
     distance = relative_distance(*block_positions(q_positions, k_positions))[:, None]
     return _power_penalty(distance, by_head(r1), by_head(r2))
@@ -114,13 +109,10 @@ class Kerple(PositionEmbedding):
         log:    bias[n, t, s] = -r1[n] * log(1 + r2[n] * |t - s|)
         power:  bias[n, t, s] = -r1[n] * |t - s| ** r2[n]
 
-    Both parameters act as if they were 0.01 where they are less, the exponent as 2 where it is
-    more, as in the authors' code. That code moves the stored values onto the bound as well; here
-    the optimizer alone moves them, and the gradient passes the bound, so that none is stuck beyond
-    it. Weight decay pulls both towards 0, that is towards the bound: a nearly flat bias.
-
-    Initial values and bounds are those of the authors' code: uniform, ``log`` r1 in [0, 2) and r2
-    in [0, 1), ``power`` r1 in [0, 1) and r2 in [0, 2).
+    Both parameters act as 0.01 where they are less, the exponent as 2 where it is more; the
+    gradient passes the bound (``clamp_value``). Weight decay pulls to a nearly flat bias. Initial
+    values and bounds are the authors': uniform, ``log`` r1 in [0, 2) and r2 in [0, 1), ``power``
+    r1 in [0, 1) and r2 in [0, 2).
 
     Knobs:
       form: ``log`` or ``power``. The paper finds that ``log`` extends better.

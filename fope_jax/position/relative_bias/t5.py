@@ -17,11 +17,11 @@ from fope_jax.position.base import (
     PositionEmbedding,
     PositionVariables,
     Variables,
-    block_positions,
+    bias_of_heads,
     is_in_kernel,
 )
 from fope_jax.position.checks import check_spread
-from fope_jax.position.relative_bias.base import by_layer, relative_distance
+from fope_jax.position.relative_bias.base import draw_params, relative_distance
 from fope_jax.position.rotation import token_positions
 from fope_jax.typing import Array
 
@@ -42,9 +42,8 @@ def _check_buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> 
 def _wide_bucket_edges(num_buckets: int, max_distance: int) -> np.ndarray:
     """The least distance of each bucket that holds several, ``[num_buckets - exact - 1]`` int32.
 
-    The formula rounds to whole numbers where a logarithm is a whole number too, and libraries
-    differ in its last bit. Here it is evaluated on the host in float64 and rounded to float32,
-    which sends a logarithm just below a whole number to it.
+    Libraries differ in the last bit of a logarithm, which decides where it is a whole number: it
+    is evaluated on the host in float64 and rounded to float32.
     """
     exact = num_buckets // 2
     distances = np.arange(exact, max_distance + 1)
@@ -72,13 +71,12 @@ def t5_buckets(
 
     Args:
       relative_position: integers of any shape, tokens, position of the key minus the query's.
-      num_buckets: how many buckets there are in all.
+      num_buckets: of all.
       max_distance: from this distance on, all keys share the last bucket; tokens.
-      bidirectional: whether keys after the query have buckets of their own.
+      bidirectional: see above.
 
     Returns:
-      int32 in ``[0, num_buckets)`` of the same shape, the same on every platform: inside ``jit``
-      only integers are compared.
+      int32 in ``[0, num_buckets)`` of the same shape, the same on every platform.
 
     Raises:
       TypeError: relative positions are not integers.
@@ -88,8 +86,7 @@ def t5_buckets(
     >>> t5_buckets(np.array([0, -1, -15, -16, -127, -128, 5])).tolist()
     [0, 1, 15, 16, 31, 31, 0]
 
-    Reference: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
-    Text-to-Text Transformer", Section 2.1, and its code.
+    Reference: Raffel et al. 2020 (T5), Section 2.1, and its code.
     """
     _check_buckets(num_buckets, max_distance, bidirectional)
     before = -token_positions(relative_position)
@@ -118,12 +115,9 @@ def t5_bias(
         bias[b, n, t, s] = table[bucket(q_positions[b, t] - k_positions[b, s]), n]
 
     Args:
-      q_positions: integers ``[B, T]`` or ``[1, T]``, tokens.
-      k_positions: integers ``[B, S]`` or ``[1, S]``, tokens.
-      table: ``[buckets, N]``, logits.
-      max_distance: see ``t5_buckets``, tokens.
-      bidirectional: see ``t5_buckets``, as in T5's encoder. Its decoder's form gives keys after the
-        query the value of distance 0: mask them.
+      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
+      table: ``[num_buckets, N]`` logits.
+      max_distance, bidirectional: see ``t5_buckets``.
 
     Returns:
       ``[B, N, T, S]`` float32.
@@ -135,15 +129,10 @@ def t5_bias(
     >>> t5_bias(np.array([[9]]), np.array([[0, 7, 8, 9]]), table, max_distance=8).tolist()
     [[[[0.0, 0.125, 0.25, 0.5]]]]
 
-    Reference: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
-    Text-to-Text Transformer", Section 2.1.
+    Reference: Raffel et al. 2020 (T5), Section 2.1.
     """
-    relative = -relative_distance(*block_positions(q_positions, k_positions))
-
-    def of_one_head(values: Array) -> Array:
-        return _look_up(values, relative, max_distance, bidirectional)
-
-    return jax.vmap(of_one_head, in_axes=1, out_axes=1)(jnp.asarray(table))
+    method = T5Bias(len(table), max_distance, bidirectional=bidirectional)
+    return bias_of_heads(method, {"bias_table": table}, q_positions, k_positions)
 
 
 @dataclass(frozen=True)
@@ -152,8 +141,7 @@ class T5Bias(PositionEmbedding):
 
         bias[n, t, s] = table[bucket(t - s), n]
 
-    T5 itself leaves out the factor 1 / sqrt(H) on the logits and starts from smaller weights; here
-    logits stay scaled. Weight decay pulls the table to 0, which is NoPE.
+    Logits stay scaled by 1 / sqrt(H), which T5 leaves out. Weight decay pulls to NoPE.
 
     Knobs:
       num_buckets: buckets of distance, half of them one token wide; T5 uses 32.
@@ -187,12 +175,12 @@ class T5Bias(PositionEmbedding):
         size = (self.num_buckets, shape.num_heads)
         std = math.sqrt(2 / sum(size)) if self.init_std is None else self.init_std
 
-        def draw(key: Array) -> Array:
-            return jax.random.uniform(key, size, jnp.float32, -1.0, 1.0) * np.float32(
-                math.sqrt(3) * std
-            )
+        widest = np.float32(math.sqrt(3) * std)
 
-        return by_layer(draw, key, shape, "bias_table", self.share_layers)
+        def draw(key: Array) -> Variables:
+            return {"bias_table": jax.random.uniform(key, size, jnp.float32, -1.0, 1.0) * widest}
+
+        return draw_params(draw, key, shape, self.share_layers)
 
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
         return (None, "heads")
@@ -204,7 +192,13 @@ class T5Bias(PositionEmbedding):
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         distance, table = relative_distance(q_positions, k_positions), variables["bias_table"]
         if not is_in_kernel(table):
-            return _look_up(table, -distance, self.max_distance, self.bidirectional)
+            buckets = t5_buckets(
+                -distance,
+                num_buckets=self.num_buckets,
+                max_distance=self.max_distance,
+                bidirectional=self.bidirectional,
+            )
+            return jnp.take(jnp.asarray(table, jnp.float32), buckets, mode="clip")
         if not self.bidirectional:
             return self._select(distance, table)
         half = self.num_buckets // 2
@@ -219,11 +213,3 @@ class T5Bias(PositionEmbedding):
         for edge, value in zip(edges, values[1:], strict=True):
             bias = jnp.where(distance >= edge, value, bias)
         return bias
-
-
-def _look_up(table: Array, relative: Array, max_distance: int, bidirectional: bool) -> Array:
-    """The rows of ``table`` for each relative position."""
-    buckets = t5_buckets(
-        relative, num_buckets=table.shape[0], max_distance=max_distance, bidirectional=bidirectional
-    )
-    return jnp.take(jnp.asarray(table, jnp.float32), buckets, axis=0, mode="clip")

@@ -24,25 +24,3 @@ from fope_jax.position.scaling.selection import (
     floor_frequency,
 )
 from fope_jax.position.scaling.yarn import YaRN, yarn_temperature
-
-__all__ = [
-    "AdjustedBase",
-    "ClipFloor",
-    "DynamicNTK",
-    "Llama3",
-    "LongRoPE",
-    "NTKAware",
-    "PRoPE",
-    "PositionInterpolation",
-    "Proportional",
-    "RotaryFrequencies",
-    "Scaling",
-    "SnapToCycles",
-    "YaRN",
-    "apply_scaling",
-    "check_chain",
-    "clip_floor",
-    "floor_frequency",
-    "scaled_frequencies",
-    "yarn_temperature",
-]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from fope_jax.position.checks import check_above_zero, check_at_least
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.typing import Array
 
@@ -30,6 +32,17 @@ class RotaryFrequencies(NamedTuple):
         return 2 * self.inv_freq.shape[0]
 
 
+_at_least_one = functools.partial(check_at_least, least=1)
+# The knobs that several scalings have; None where a scaling goes without.
+_KNOB_CHECKS = {
+    "factor": (_at_least_one, "the new length over the trained one"),
+    "original_length": (_at_least_one, "the trained length in tokens"),
+    "length": (_at_least_one, "the sequence's length in tokens"),
+    "theta": (check_above_zero, "the rotary base"),
+    "attention_factor": (check_above_zero, "a factor on the attention"),
+}
+
+
 @dataclass(frozen=True)
 class Scaling:
     """A change of rotary frequencies; calling it gives the changed ones.
@@ -39,6 +52,11 @@ class Scaling:
     """
 
     stretches: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name, (check, meaning) in _KNOB_CHECKS.items():
+            if getattr(self, name, None) is not None:
+                check(name, getattr(self, name), meaning=meaning)
 
     @property
     def follows_length(self) -> bool:
@@ -50,13 +68,11 @@ class Scaling:
         """The factor that the scaling puts on cosine and sine; logits grow by its square."""
         return 1.0
 
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
         """The scaled frequencies.
 
         Args:
-          frequencies: what the scalings before this one have made of RoPE's.
+          rotary: what the scalings before this one have made of RoPE's.
           length: tokens of the sequence at hand, a number or a traced scalar, for scalings that
             follow it; None means no longer than in training.
 
@@ -83,21 +99,21 @@ def scaled_frequencies(
     Raises:
       ValueError: see ``inverse_frequencies`` and the scalings.
 
-    Reference: each scaling's own; Su et al. 2021, "RoFormer", Eq. 15 for what they start from.
+    Reference: each scaling's own.
     """
     frequencies = RotaryFrequencies(inverse_frequencies(head_dim, theta), theta)
     return apply_scaling(frequencies, scaling, length)
 
 
 def apply_scaling(
-    frequencies: RotaryFrequencies, scaling: tuple[Scaling, ...], length: Array | None = None
+    rotary: RotaryFrequencies, scaling: tuple[Scaling, ...], length: Array | None = None
 ) -> RotaryFrequencies:
     """Applies each scaling in turn; see ``scaled_frequencies``.
 
     Raises:
       ValueError: a known frequency is negative or not finite.
     """
-    inv_freq = frequencies.inv_freq
+    inv_freq = rotary.inv_freq
     if isinstance(inv_freq, np.ndarray):
         wrong = np.flatnonzero(~(np.isfinite(inv_freq) & (inv_freq >= 0)))
         if wrong.size:
@@ -106,8 +122,8 @@ def apply_scaling(
                 "or 0 where a pair does not turn"
             )
     for step in scaling:
-        frequencies = step(frequencies, length)
-    return frequencies
+        rotary = step(rotary, length)
+    return rotary
 
 
 def check_chain(scaling: Any) -> tuple[Scaling, ...]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least, check_factor
 from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 from fope_jax.typing import Array
 
@@ -33,13 +32,8 @@ class PositionInterpolation(Scaling):
     stretches: ClassVar[bool] = True
     factor: float
 
-    def __post_init__(self) -> None:
-        check_factor(self.factor)
-
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        return frequencies._replace(inv_freq=frequencies.inv_freq / self.factor)
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        return rotary._replace(inv_freq=rotary.inv_freq / self.factor)
 
 
 @dataclass(frozen=True)
@@ -61,13 +55,8 @@ class AdjustedBase(Scaling):
 
     theta: float
 
-    def __post_init__(self) -> None:
-        check_above_zero("theta", self.theta, "the rotary base")
-
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        return _rebase(frequencies, self.theta / frequencies.theta)
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        return _rebase(rotary, self.theta / rotary.theta)
 
 
 @dataclass(frozen=True)
@@ -89,13 +78,8 @@ class NTKAware(Scaling):
     stretches: ClassVar[bool] = True
     factor: float
 
-    def __post_init__(self) -> None:
-        check_factor(self.factor)
-
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        return _ntk(frequencies, self.factor)
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        return _ntk(rotary, self.factor)
 
 
 @dataclass(frozen=True)
@@ -104,9 +88,8 @@ class DynamicNTK(Scaling):
 
         s(n) = s n / L - (s - 1)  for n > L, else 1;   w_m -> w_m * s(n) ** (-2 m / (H - 2))
 
-    A sequence no longer than L keeps RoPE's frequencies. All its tokens take the frequencies of its
-    length n, so what follows changes what came before: keys cached before rotation must be rotated
-    anew as the sequence grows, or decoding differs from the full forward pass.
+    All tokens take the frequencies of the sequence's length n, so keys in a cache must be rotated
+    anew as it grows (``Limits.follows_length``).
 
     Knobs:
       factor: s, the strength of the stretch.
@@ -126,47 +109,37 @@ class DynamicNTK(Scaling):
     original_length: int
     length: int | None = None
 
-    def __post_init__(self) -> None:
-        check_factor(self.factor)
-        check_at_least("original_length", self.original_length, 1, "the trained length in tokens")
-        if self.length is not None:
-            check_at_least("length", self.length, 1, "the sequence's length in tokens")
-
     @property
     def follows_length(self) -> bool:
         return self.length is None
 
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
         if self.length is not None:
             length = self.length
         if length is None:
-            return frequencies
+            return rotary
         if isinstance(length, (int, np.integer)):
             times = max(length, self.original_length) / self.original_length
         else:
             length = jnp.asarray(length).astype(jnp.float32)
             times = jnp.maximum(length, self.original_length) / self.original_length
-        return _ntk(frequencies, self.factor * times - (self.factor - 1))
+        return _ntk(rotary, self.factor * times - (self.factor - 1))
 
 
-def _ntk(frequencies: RotaryFrequencies, factor: Array) -> RotaryFrequencies:
-    head_dim = frequencies.head_dim
+def _ntk(rotary: RotaryFrequencies, factor: Array) -> RotaryFrequencies:
+    head_dim = rotary.head_dim
     if head_dim < 4:
         raise ValueError(
             f"head_dim={head_dim}: NTK scaling keeps the first pair and slows the last, so at "
             "least 4 dimensions must rotate"
         )
-    return _rebase(frequencies, factor ** (head_dim / (head_dim - 2)))
+    return _rebase(rotary, factor ** (head_dim / (head_dim - 2)))
 
 
-def _rebase(frequencies: RotaryFrequencies, ratio: Array) -> RotaryFrequencies:
+def _rebase(rotary: RotaryFrequencies, ratio: Array) -> RotaryFrequencies:
     """Moves frequencies of base theta to base ``theta * ratio``; index m is m pairs down."""
-    inv_freq = frequencies.inv_freq
-    exponent = -np.arange(0, frequencies.head_dim, 2) / frequencies.head_dim
+    inv_freq = rotary.inv_freq
+    exponent = -np.arange(0, rotary.head_dim, 2) / rotary.head_dim
     if not isinstance(ratio, (int, float, np.number)):  # traced: float32, also where x64 is on
         exponent, inv_freq = (jnp.asarray(row, jnp.float32) for row in (exponent, inv_freq))
-    return frequencies._replace(
-        inv_freq=inv_freq * ratio**exponent, theta=frequencies.theta * ratio
-    )
+    return rotary._replace(inv_freq=inv_freq * ratio**exponent, theta=rotary.theta * ratio)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least, check_factor
+from fope_jax.position.checks import check_above_zero
 from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
-from fope_jax.typing import Array
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class Llama3(Scaling):
     high_freq_factor: float = 4.0
 
     def __post_init__(self) -> None:
-        check_factor(self.factor)
-        check_at_least("original_length", self.original_length, 1, "the trained length in tokens")
+        super().__post_init__()
         check_above_zero("low_freq_factor", self.low_freq_factor, "turns within the trained length")
         if not self.high_freq_factor >= self.low_freq_factor:
             raise ValueError(
@@ -53,14 +51,12 @@ class Llama3(Scaling):
                 ": expected high_freq_factor >= low_freq_factor"
             )
 
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        inv_freq = frequencies.inv_freq
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        inv_freq = rotary.inv_freq
         turns = self.original_length * inv_freq / (2 * math.pi)
         width = self.high_freq_factor - self.low_freq_factor
         if width:
             kept = np.clip((turns - self.low_freq_factor) / width, 0.0, 1.0)
         else:
             kept = 1.0 * (turns >= self.high_freq_factor)
-        return frequencies._replace(inv_freq=(1 - kept) * inv_freq / self.factor + kept * inv_freq)
+        return rotary._replace(inv_freq=(1 - kept) * inv_freq / self.factor + kept * inv_freq)

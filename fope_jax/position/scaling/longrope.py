@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least, check_factor
+from fope_jax.position.checks import check_above_zero, check_at_least
 from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
-from fope_jax.typing import Array
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,7 @@ class LongRoPE(Scaling):
         w_m -> w_m / short_m  for a sequence of n <= L tokens
         w_m -> w_m / long_m   for n > L
 
-    A sequence that grows beyond L changes all its frequencies at once: see ``DynamicNTK`` for what
-    that means for a key cache.
+    A sequence that grows beyond L changes all its frequencies at once, see ``DynamicNTK``.
 
     Knobs:
       short_factor: one factor a frequency, up to the trained length.
@@ -55,12 +53,8 @@ class LongRoPE(Scaling):
             object.__setattr__(self, name, factors)
             for index, factor in enumerate(factors):
                 check_above_zero(f"{name}[{index}]", factor, "a factor on a period")
+        super().__post_init__()
         check_at_least("original_length", self.original_length, 2, "the trained length in tokens")
-        check_factor(self.factor)
-        if self.attention_factor is not None:
-            check_above_zero("attention_factor", self.attention_factor, "a factor on the attention")
-        if self.length is not None:
-            check_at_least("length", self.length, 1, "the sequence's length in tokens")
 
     @property
     def follows_length(self) -> bool:
@@ -73,22 +67,16 @@ class LongRoPE(Scaling):
             return self.attention_factor
         return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
 
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        needed = frequencies.head_dim // 2
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        needed = rotary.head_dim // 2
         for name in ("short_factor", "long_factor"):
-            if len(getattr(self, name)) != needed:
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries: {needed} frequencies need "
-                    "one each"
-                )
+            if (count := len(getattr(self, name))) != needed:
+                raise ValueError(f"{name} has {count} entries: {needed} frequencies need one each")
         if self.length is not None:
             length = self.length
-        elif length is None:
-            length = 0
-        short = frequencies.inv_freq / np.array(self.short_factor)
-        long = frequencies.inv_freq / np.array(self.long_factor)
+        length = 0 if length is None else length
+        short = rotary.inv_freq / np.array(self.short_factor)
+        long = rotary.inv_freq / np.array(self.long_factor)
         if isinstance(length, (int, np.integer)):
             inv_freq = long if length > self.original_length else short
         else:  # traced: float32, also where x64 is on
@@ -97,7 +85,7 @@ class LongRoPE(Scaling):
                 jnp.asarray(long, jnp.float32),
                 jnp.asarray(short, jnp.float32),
             )
-        return frequencies._replace(
+        return rotary._replace(
             inv_freq=inv_freq,
-            attention_factor=frequencies.attention_factor * self.effective_attention_factor,
+            attention_factor=rotary.attention_factor * self.effective_attention_factor,
         )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least, check_factor
+from fope_jax.position.checks import check_above_zero, check_at_least
 from fope_jax.position.rotation import as_array
 from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 from fope_jax.typing import Array
@@ -40,8 +40,7 @@ def clip_floor(inv_freq: Array, training_length: int, ratio: float = 1.0) -> Arr
 
     Args:
       inv_freq: ``[F]`` radians per token.
-      training_length: L, tokens.
-      ratio: how many periods within L a frequency needs to be kept.
+      training_length, ratio: see ``ClipFloor``.
 
     Returns:
       ``[F]`` radians per token, the kind of array that came in.
@@ -81,11 +80,9 @@ class ClipFloor(Scaling):
     def __post_init__(self) -> None:
         floor_frequency(self.training_length, self.ratio)
 
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        clipped = clip_floor(frequencies.inv_freq, self.training_length, self.ratio)
-        return frequencies._replace(inv_freq=clipped)
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        clipped = clip_floor(rotary.inv_freq, self.training_length, self.ratio)
+        return rotary._replace(inv_freq=clipped)
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,7 @@ class SnapToCycles(Scaling):
 
         w_m -> (2 pi / L) max(round(w_m L / (2 pi)), least)
 
-    The toy model of FoPE's paper that has no truncated period ("RoPE-A"): rotations return to
-    where they began after L tokens.
+    The toy model of FoPE's paper that has no truncated period ("RoPE-A").
 
     Knobs:
       training_length: L, tokens.
@@ -116,13 +112,11 @@ class SnapToCycles(Scaling):
         floor_frequency(self.training_length)
         check_at_least("least", self.least, 0, "turns of the slowest frequency")
 
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        inv_freq, numpy = frequencies.inv_freq, _numpy(frequencies.inv_freq)
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        inv_freq, numpy = rotary.inv_freq, _numpy(rotary.inv_freq)
         one_turn = floor_frequency(self.training_length)
         turns = numpy.maximum(numpy.round(inv_freq / one_turn), self.least)
-        return frequencies._replace(inv_freq=turns * one_turn)
+        return rotary._replace(inv_freq=turns * one_turn)
 
 
 @dataclass(frozen=True)
@@ -148,18 +142,16 @@ class PRoPE(Scaling):
         if not 0 < self.share <= 1:
             raise ValueError(f"share={self.share}: the share of frequencies kept is above 0, to 1")
 
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        kept = int(self.share * frequencies.head_dim // 2)
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        kept = int(self.share * rotary.head_dim // 2)
         if kept < 1:
             raise ValueError(
-                f"share={self.share}: of {frequencies.head_dim // 2} frequencies none is kept; "
-                f"{2 / frequencies.head_dim:g} or more keeps one"
+                f"share={self.share}: of {rotary.head_dim // 2} frequencies none is kept; "
+                f"{2 / rotary.head_dim:g} or more keeps one"
             )
-        inv_freq = frequencies.inv_freq
-        mask = np.arange(frequencies.head_dim // 2) < kept
-        return frequencies._replace(inv_freq=_numpy(inv_freq).where(mask, inv_freq, 0.0))
+        inv_freq = rotary.inv_freq
+        mask = np.arange(rotary.head_dim // 2) < kept
+        return rotary._replace(inv_freq=_numpy(inv_freq).where(mask, inv_freq, 0.0))
 
 
 @dataclass(frozen=True)
@@ -168,8 +160,7 @@ class Proportional(Scaling):
 
         w_m -> w_m / s  for m < floor(p H / 2),  else 0
 
-    Unlike partial rotary the exponents are those of the whole head, so the frequencies kept are
-    RoPE's fastest.
+    Unlike partial rotary it keeps RoPE's fastest frequencies.
 
     Knobs:
       share: p, the share of the frequencies that is kept, above 0.
@@ -188,13 +179,11 @@ class Proportional(Scaling):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         PRoPE(self.share)
-        check_factor(self.factor)
 
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        kept = PRoPE(self.share)(frequencies)
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        kept = PRoPE(self.share)(rotary)
         return kept._replace(inv_freq=kept.inv_freq / self.factor)
 
 

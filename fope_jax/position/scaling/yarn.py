@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fope_jax.position.checks import check_above_zero, check_at_least, check_factor
+from fope_jax.position.checks import check_above_zero, check_factor
 from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
-from fope_jax.typing import Array
 
 
 def yarn_temperature(factor: float, mscale: float = 1.0) -> float:
@@ -35,8 +34,7 @@ class YaRN(Scaling):
         g_m = 1 - clamp((m - low) / (high - low), 0, 1)
         low, high = H ln(L / (2 pi beta)) / (2 ln theta)  at beta_fast, beta_slow
 
-    The ramp runs over the index m of a grid of base theta, with zeros where a floor has clipped it.
-    Where its ends fall on one index it is a step after that index.
+    Where the ramp's ends fall on one index it is a step after that index.
 
     Knobs:
       factor: s, the new length over the trained one.
@@ -69,8 +67,7 @@ class YaRN(Scaling):
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        check_factor(self.factor)
-        check_at_least("original_length", self.original_length, 1, "the trained length in tokens")
+        super().__post_init__()
         if not self.beta_fast >= self.beta_slow > 0:
             raise ValueError(
                 f"beta_fast={self.beta_fast}, beta_slow={self.beta_slow}: expected "
@@ -81,7 +78,7 @@ class YaRN(Scaling):
                 f"mscale={self.mscale}, mscale_all_dim={self.mscale_all_dim}: the attention factor "
                 "is the ratio of the two; give both or none"
             )
-        for name in ("attention_factor", "mscale", "mscale_all_dim"):
+        for name in ("mscale", "mscale_all_dim"):
             if getattr(self, name) is not None:
                 check_above_zero(name, getattr(self, name), "a factor on the attention")
         if self.attention_factor is not None and self.mscale is not None:
@@ -100,15 +97,13 @@ class YaRN(Scaling):
             return yarn_temperature(self.factor, self.mscale) / over
         return yarn_temperature(self.factor)
 
-    def __call__(
-        self, frequencies: RotaryFrequencies, length: Array | None = None
-    ) -> RotaryFrequencies:
-        inv_freq, theta, attention_factor = frequencies
+    def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
+        inv_freq, theta, attention_factor = rotary
         if not theta > 1:
             raise ValueError(f"theta={theta}: YaRN's ramp needs a base above 1")
-        low, high = self._clipped_ends(frequencies.head_dim, theta)
-        ramp = np.clip((np.arange(frequencies.head_dim // 2) - low) / (high - low), 0.0, 1.0)
-        return frequencies._replace(
+        low, high = self._clipped_ends(rotary.head_dim, theta)
+        ramp = np.clip((np.arange(rotary.head_dim // 2) - low) / (high - low), 0.0, 1.0)
+        return rotary._replace(
             inv_freq=inv_freq / self.factor * ramp + inv_freq * (1 - ramp),
             attention_factor=attention_factor * self.effective_attention_factor,
         )

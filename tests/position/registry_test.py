@@ -1,4 +1,4 @@
-"""The table of methods, fingerprints, ALiBi's slopes, and the weight of an import."""
+"""The registry of methods, those of others, fingerprints, and the weight of an import."""
 
 import dataclasses
 import json
@@ -33,8 +33,10 @@ from fope_jax.position import (
     fingerprint,
     fourier_tables,
     from_spec,
+    import_modules,
     make,
     name_of,
+    register,
     to_spec,
 )
 from fope_jax.position.base import PositionEmbedding, has_hook
@@ -55,8 +57,7 @@ REQUIRED = {
 def test_every_method_is_frozen_documented_and_made_by_name(name):
     method = make(name, **REQUIRED.get(name, {}))
     assert type(method) is METHODS[name] and name_of(method) == name
-    described_by = PositionEmbedding if name == "nope" else type(method)
-    assert "Reference:" in described_by.__doc__
+    assert "Reference:" in type(method).__doc__
     for knob in dataclasses.fields(method):
         assert f"{knob.name}:" in type(method).__doc__, f"{name} does not document {knob.name}"
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -73,7 +74,7 @@ def test_a_class_of_the_users_own_is_named_after_itself():
     class Mine(PositionEmbedding):
         pass
 
-    assert name_of(Mine()) == "Mine"
+    assert name_of(Mine()).startswith(f"{__name__}:") and name_of(Mine()).endswith(".Mine")
 
 
 def print_of(method, seed=0):
@@ -187,7 +188,7 @@ def test_specifications_go_both_ways():
     class Own(PositionEmbedding):
         knob: float = 1.0
 
-    assert to_spec(Own()) == {"method": "Own", "knob": 1.0}
+    assert to_spec(Own())["knob"] == 1.0
     assert "Own(knob=1)" in fingerprint(Own()).summary
 
 
@@ -252,3 +253,105 @@ def test_a_knob_that_came_later_leaves_the_fingerprint_as_it_was():
     assert from_spec(to_spec(T5Bias(bidirectional=True))) == T5Bias(bidirectional=True)
     old = {k: v for k, v in to_spec(T5Bias()).items() if k != "bidirectional"}
     assert from_spec(old) == T5Bias()
+
+
+STRANGER = """
+from dataclasses import dataclass
+
+from fope_jax.position import PositionEmbedding, Scaling, register
+
+
+@register("damped")
+@dataclass(frozen=True)
+class Damped(PositionEmbedding):
+    rate: float = 0.5
+
+    def bias(self, variables, q_positions, k_positions):
+        return -self.rate * abs(q_positions - k_positions)
+
+
+@dataclass(frozen=True)
+class Halved(Scaling):
+    def __call__(self, frequencies, length=None):
+        return frequencies._replace(inv_freq=frequencies.inv_freq / 2)
+
+
+class Loose(PositionEmbedding):
+    pass
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A module of someone else, importable and not imported; its names are forgotten afterwards."""
+    (tmp_path / "stranger.py").write_text(STRANGER)
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "stranger"
+    sys.modules.pop("stranger", None)
+    METHODS.pop("damped", None)
+
+
+def test_a_method_of_others_is_imported_only_where_that_is_allowed(stranger):
+    spec = {"method": "stranger:Damped", "rate": 2}
+    nested = {"method": "by_layer", "methods": [spec, {"method": "nope"}]}
+    for value in (spec, nested):
+        for allow in ((), ("stranger2", "strange")):
+            with pytest.raises(ValueError, match="allow it with --allow-module stranger if you tr"):
+                from_spec(value, allow)
+    assert stranger not in sys.modules and "damped" not in METHODS
+    assert from_spec(nested, ["stranger"]).methods[0].rate == 2
+    assert from_spec(spec).rate == 2, "what has been imported needs no leave"
+
+
+def test_what_a_specification_names_can_be_imported_beforehand(stranger):
+    spec = {"method": "logit_scaling", "training_length": 8, "inner": {"method": "stranger:Damped"}}
+    import_modules(spec)
+    assert name_of(from_spec(spec).inner) == "damped"
+
+
+def test_methods_and_scalings_of_others_go_both_ways(stranger):
+    method = from_spec({"method": "stranger:Damped"}, None)
+    assert name_of(method) == "damped" and make("damped") == method
+    # A run holds the module: the short name is known only where it has been imported.
+    assert to_spec(method) == {"method": "stranger:Damped", "rate": 0.5}
+    assert from_spec(to_spec(method)) == method
+    changed = dataclasses.replace(method, rate=2.0)
+    assert fingerprint(method) != fingerprint(changed)
+    assert "stranger:Damped(rate=2)" in fingerprint(changed).summary
+    rope = from_spec({"method": "rope", "scaling": [{"scaling": "stranger:Halved"}]})
+    assert rope.frequencies(4)[0] == 0.5 and from_spec(to_spec(rope)) == rope
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"method": "no_such_module:X"}, "'no_such_module' cannot be imported: ModuleNotFoundEr"),
+        ({"method": "broken:X"}, "'broken' cannot be imported: ModuleNotFoundError: No module.*PY"),
+        ({"method": "stranger:Dampd"}, "module 'stranger' has no 'Dampd'"),
+        ({"method": "stranger:number"}, "3 is no class of PositionEmbedding"),
+        ({"method": "stranger:Halved"}, "Halved.* is no class of PositionEmbedding"),
+        ({"scaling": "stranger:Damped"}, "Damped.* is no class of Scaling"),
+        ({"method": "stranger:Loose"}, r"Loose is no @dataclass\(frozen=True\)"),
+        ({"method": "stranger:Damped", "rat": 1}, "unknown knob 'rat' of stranger:Damped; did you"),
+        ({"method": "os:system"}, "is no class of PositionEmbedding"),
+    ],
+)
+def test_what_others_may_get_wrong(stranger, spec, message):
+    with pytest.raises(ValueError, match=message):
+        from_spec(spec, None)
+
+
+def test_a_name_is_registered_once():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(PositionEmbedding):
+        pass
+
+    for name, message in (("rope", "taken by rope"), ("a:b", "letters, digits and underscores")):
+        with pytest.raises(ValueError, match=message):
+            register(name)(Mine)
+    with pytest.raises(TypeError, match="no class of PositionEmbedding"):
+        register("mine")(int)

@@ -1,0 +1,326 @@
+"""The registry: names to methods and scalings, specifications to objects and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from fope_jax.position.absolute import Learned, Sinusoidal
+from fope_jax.position.alibi import ALiBi
+from fope_jax.position.base import NoPE, PositionEmbedding
+from fope_jax.position.checks import find, nearest
+from fope_jax.position.contextual import CoPE
+from fope_jax.position.fope import FoPE
+from fope_jax.position.logit_scaling import LogitScaling
+from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
+from fope_jax.position.rope import RoPE
+from fope_jax.position.scaling import (
+    AdjustedBase,
+    ClipFloor,
+    DynamicNTK,
+    Llama3,
+    LongRoPE,
+    NTKAware,
+    PositionInterpolation,
+    PRoPE,
+    Proportional,
+    Scaling,
+    SnapToCycles,
+    YaRN,
+)
+from fope_jax.position.xpos import XPos
+
+METHODS: dict[str, type[PositionEmbedding]] = {
+    "nope": NoPE,
+    "sinusoidal": Sinusoidal,
+    "learned": Learned,
+    "rope": RoPE,
+    "xpos": XPos,
+    "fope": FoPE,
+    "alibi": ALiBi,
+    "t5": T5Bias,
+    "kerple": Kerple,
+    "fire": FIRE,
+    "cope": CoPE,
+    "by_layer": ByLayer,
+    "by_share": ByShare,
+    "logit_scaling": LogitScaling,
+}
+
+PRESETS = {("fope", "official"): FoPE.official, ("fope", "equations"): FoPE.equations}
+
+SCALINGS: dict[str, type[Scaling]] = {
+    "position_interpolation": PositionInterpolation,
+    "ntk": NTKAware,
+    "dynamic_ntk": DynamicNTK,
+    "yarn": YaRN,
+    "llama3": Llama3,
+    "longrope": LongRoPE,
+    "proportional": Proportional,
+    "adjusted_base": AdjustedBase,
+    "clip_floor": ClipFloor,
+    "snap_to_cycles": SnapToCycles,
+    "p_rope": PRoPE,
+}
+
+
+_REGISTRIES: dict[str, dict[str, type]] = {"method": METHODS, "scaling": SCALINGS}
+_BASES: dict[str, type] = {"method": PositionEmbedding, "scaling": Scaling}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """A decorator that gives a method or a scaling of one's own a name in configurations.
+
+    It is known wherever its module has been imported; a run stores it as ``module:Class``.
+
+    Args:
+      name: such as ``"my_rope"``, used by no other class.
+
+    Raises:
+      ValueError: the name is taken, or holds what a name may not.
+      TypeError: not a class of ``PositionEmbedding`` or ``Scaling`` that is a frozen dataclass.
+    """
+
+    def decorate(cls: type) -> type:
+        key = "scaling" if isinstance(cls, type) and issubclass(cls, Scaling) else "method"
+        _check_class(name, cls, key)
+        known = _REGISTRIES[key]
+        if not name.isidentifier():
+            raise ValueError(f"{key} {name!r}: expected letters, digits and underscores")
+        taken = known.get(name, cls)
+        if spec_name(taken) != spec_name(cls):  # a module that is imported again registers again
+            raise ValueError(f"{key} {name!r} is taken by {spec_name(taken)}; choose another name")
+        known[name] = cls
+        return cls
+
+    return decorate
+
+
+def find_class(key: str, name: str, allow: Collection[str] | None = ()) -> type:
+    """The class of a method or a scaling.
+
+    Args:
+      key: ``method`` or ``scaling``.
+      name: registered, or ``their_package.module:Class``.
+      allow: the modules that may be imported for it, with those inside them; None allows any. One
+        that has been imported before needs no leave.
+
+    Raises:
+      ValueError: an unknown name (with the nearest known one), a module that may not or cannot be
+        imported, or one without such a class.
+    """
+    module, colon, path = name.partition(":")
+    if not colon:
+        kind = {"method": "position embedding", "scaling": "scaling"}[key]
+        return find(kind, name, _REGISTRIES[key])
+    if module not in sys.modules:
+        within = (module == allowed or module.startswith(f"{allowed}.") for allowed in allow or ())
+        if allow is not None and not any(within):
+            raise ValueError(
+                f"{key} {name!r} is in the Python module {module!r}, whose code would run when it "
+                f"is imported; allow it with --allow-module {module} if you trust it"
+            )
+        import_module(module)
+    cls: Any = sys.modules[module]
+    for part in path.split("."):
+        cls = getattr(cls, part, None)
+    if cls is None:
+        raise ValueError(f"{key} {name!r}: the module {module!r} has no {path!r}")
+    try:
+        _check_class(name, cls, key)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    return cls
+
+
+def import_module(module: str) -> None:
+    """Imports a module with methods, which may then be named by any configuration.
+
+    Raises:
+      ValueError: it is not found, or raises something.
+    """
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"the Python module {module!r} cannot be imported: {reason}; install it, or put its "
+            "directory on PYTHONPATH"
+        ) from error
+
+
+def import_modules(spec: Any) -> None:
+    """Imports the modules that a specification names: for one that its reader has written.
+
+    >>> import_modules({"method": "fope_jax.position.rope:RoPE"})
+
+    Raises:
+      ValueError: see ``import_module``.
+    """
+    if isinstance(spec, Mapping):
+        _, name, knobs = split_spec(spec)
+        module, colon, _ = str(name).partition(":")
+        if colon:
+            import_module(module)
+        import_modules(list(knobs.values()))
+    elif isinstance(spec, (list, tuple)):
+        for item in spec:
+            import_modules(item)
+
+
+def _check_class(name: str, cls: Any, key: str) -> None:
+    base = _BASES[key]
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise TypeError(f"{key} {name!r}: {cls!r} is no class of {base.__name__}")
+    # Inherited parameters would do for the class before it, whose fields it has.
+    if "__dataclass_params__" not in vars(cls) or cls.__hash__ is None:
+        raise TypeError(f"{key} {name!r}: {cls.__name__} is no @dataclass(frozen=True)")
+
+
+def make(
+    name: str, *, preset: str | None = None, allow: Collection[str] | None = (), **knobs: Any
+) -> PositionEmbedding:
+    """Builds a method from its name and knobs, as configs do.
+
+    Args:
+      name: a key of ``METHODS``, or ``their_package.module:Class``.
+      preset: a named set of knobs, such as FoPE's ``official`` and ``equations``; None for the
+        method's defaults.
+      allow: see ``find_class``.
+      **knobs: the method's own fields, on top of the preset. A method or scaling inside them may be
+        a specification (see ``from_spec``).
+
+    Raises:
+      ValueError: unknown name, preset or knob (with the nearest known one), a required knob
+        missing, or a value out of range.
+
+    >>> make("rope", theta=500_000.0).theta
+    500000.0
+    >>> make("rope", scaling=[{"scaling": "position_interpolation", "factor": 2.0}]).scaling
+    (PositionInterpolation(factor=2.0),)
+    """
+    cls = find_class("method", name, allow)
+    if preset is not None:
+        presets = [known for owner, known in PRESETS if owner == name]
+        if preset not in presets:
+            raise ValueError(f"unknown preset {preset!r} of {name}{nearest(preset, presets)}")
+    knobs = _build_knobs(name, cls, knobs, allow)
+    return (PRESETS[name, preset] if preset is not None else cls)(**knobs)
+
+
+def make_scaling(name: str, *, allow: Collection[str] | None = (), **knobs: Any) -> Scaling:
+    """Builds a scaling from its name and knobs.
+
+    Raises:
+      ValueError: as ``make``.
+
+    >>> make_scaling("ntk", factor=4.0)
+    NTKAware(factor=4.0)
+    """
+    cls = find_class("scaling", name, allow)
+    return cls(**_build_knobs(name, cls, knobs, allow))
+
+
+def _build_knobs(
+    name: str, cls: type, knobs: Mapping[str, Any], allow: Collection[str] | None
+) -> dict[str, Any]:
+    """The knobs with nested specifications built."""
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    for knob in knobs:
+        if knob not in names:
+            raise ValueError(f"unknown knob {knob!r} of {name}{nearest(knob, names)}")
+    for knob in required_knobs(cls):
+        if knob not in knobs:
+            raise ValueError(f"{name} needs the knob {knob!r}")
+    return {knob: from_spec(value, allow) for knob, value in knobs.items()}
+
+
+def required_knobs(cls: Any) -> list[str]:
+    """The fields of a method or scaling that have no default."""
+    return [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.init and field.default is field.default_factory is dataclasses.MISSING
+    ]
+
+
+def from_spec(value: Any, allow: Collection[str] | None = ()) -> Any:
+    """Plain values to methods and scalings: what configuration files hold.
+
+    A mapping with the key ``method`` becomes a method, one with ``scaling`` as its name a scaling,
+    a list a tuple; anything else is kept.
+
+    Args:
+      value: such as what ``to_spec`` gives.
+      allow: see ``find_class``.
+
+    >>> from_spec({"method": "by_layer", "methods": [{"method": "rope"}, {"method": "nope"}]})
+    ... # doctest: +ELLIPSIS
+    ByLayer(methods=(RoPE(...), NoPE()))
+    """
+    if isinstance(value, Mapping):
+        key, name, knobs = split_spec(value)
+        if name is None:
+            raise ValueError(
+                f"{dict(value)}: expected 'method', or 'scaling' with the name of a scaling"
+            )
+        return (make if key == "method" else make_scaling)(name, allow=allow, **knobs)
+    if isinstance(value, (list, tuple)):
+        return tuple(from_spec(item, allow) for item in value)
+    return value
+
+
+def split_spec(spec: Any) -> tuple[str, Any, dict[str, Any]]:
+    """``method`` or ``scaling``, its name, None where there is none, and the knobs.
+
+    >>> split_spec({"scaling": "ntk", "factor": 4.0})
+    ('scaling', 'ntk', {'factor': 4.0})
+    """
+    knobs = dict(spec)
+    # A method has a knob ``scaling`` too, which is a list.
+    scaling = "method" not in knobs and isinstance(knobs.get("scaling"), str)
+    key = "scaling" if scaling else "method"
+    return key, knobs.pop(key, None), knobs
+
+
+def to_spec(value: Any) -> Any:
+    """The inverse of ``from_spec``: only dicts, lists, strings, numbers, booleans and None.
+
+    >>> to_spec(RoPE(scaling=(PositionInterpolation(2.0),)))["scaling"]
+    [{'scaling': 'position_interpolation', 'factor': 2.0}]
+    """
+    if isinstance(value, (PositionEmbedding, Scaling)):
+        key = "scaling" if isinstance(value, Scaling) else "method"
+        fields: Any = dataclasses.fields(value)  # type: ignore[arg-type]
+        knobs = {field.name: to_spec(getattr(value, field.name)) for field in fields}
+        return {key: spec_name(type(value))} | knobs
+    if isinstance(value, (list, tuple)):
+        return [to_spec(item) for item in value]
+    return value
+
+
+def spec_name(cls: type) -> str:
+    """The name under which a specification finds a class: ours by name, others by their module."""
+    if cls.__module__.startswith("fope_jax."):
+        for known in _REGISTRIES.values():
+            for name, other in known.items():
+                if cls is other:
+                    return name
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def name_of(method: PositionEmbedding | Scaling) -> str:
+    """The name that a method's class is registered under, else ``module:Class``.
+
+    >>> name_of(RoPE())
+    'rope'
+    """
+    for known in _REGISTRIES.values():
+        for name, cls in known.items():
+            if type(method) is cls:
+                return name
+    return spec_name(type(method))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from fope_jax import position as positions
@@ -116,15 +117,14 @@ def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
     """The inverse of `build_experiment`: plain values for config.json, nothing left implicit."""
     result: dict[str, Any] = {"name": experiment.name, "seed": experiment.seed}
     for name in SECTIONS:
-        section = getattr(experiment, name)
-        values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section) if f.init}
+        values = dataclasses.asdict(getattr(experiment, name))
         result[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
     return result | {"position": positions.to_spec(experiment.position)}
 
 
 def flat_values(experiment: Experiment) -> dict[str, Any]:
     """Every value of an experiment by its key, ``"train.length"``."""
-    return _flatten(experiment_to_dict(experiment))
+    return flatten_dict(experiment_to_dict(experiment), sep=".")
 
 
 def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -133,7 +133,7 @@ def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     Returns:
       One line a key, ``"train.length: 128, now 256"``; empty where a run may go on.
     """
-    before, after = _flatten(old), _flatten(new)
+    before, after = (flatten_dict(dict(values), sep=".") for values in (old, new))
     changeable = {*CHANGEABLE_KEYS}
     if before.get("train.schedule") == after.get("train.schedule") == "constant":
         changeable.add("train.steps")  # a constant rate does not know where the run ends
@@ -216,11 +216,3 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
     if "amplitude" in kinds:
         knobs.setdefault("amplitude", init_std)
     return make(name, **{k: convert(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()})
-
-
-def _flatten(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        nested = isinstance(value, Mapping)
-        flat |= {f"{key}.{k}": v for k, v in _flatten(value).items()} if nested else {key: value}
-    return flat

@@ -31,7 +31,7 @@ from fope_jax.storage.content import (
     read_head,
 )
 from fope_jax.storage.files import size_and_mtime
-from fope_jax.storage.paths import as_path, glob_directories, glob_files
+from fope_jax.storage.paths import as_path, glob_paths
 
 _SUFFIXES = (".txt", ".jsonl", ".json")
 _GLOB_FIELDS = {"train": "train_files", "validation": "validation_files"}
@@ -61,9 +61,9 @@ def glob_text_files(field: str, patterns: Iterable[str]) -> list[Path]:
     """
     files: set[Path] = set()
     for pattern in patterns:
-        matched = glob_files(pattern)
+        matched = glob_paths(pattern)
         parents = {parent for path in matched for parent in path.parents}
-        for directory in sorted({*glob_directories(pattern)} - parents):
+        for directory in sorted({*glob_paths(pattern, "directory")} - parents):
             if next(iter(directory.iterdir()), None) is not None:
                 raise CorpusError(
                     f"{field}: {pattern!r} matches the directory {directory}, and none of the files"

@@ -219,7 +219,8 @@ def test_a_cache_that_is_missing_can_be_built_from_the_new_runs_config(weights, 
 SMOLLM = Path(__file__).parents[2] / "configs/paper/smollm_4096.py"
 
 
-@pytest.mark.parametrize("method", ["fope", pytest.param("yarn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fope", "yarn"])
 def test_the_papers_smollm_runs_its_whole_course_on_a_small_model(
     weights, runs, tmp_path, capsys, method
 ):

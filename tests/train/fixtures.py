@@ -93,28 +93,13 @@ class Runs:
         patch.setattr(module, "Loader", Loader)
 
 
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Where programs are kept that several tests of this folder need."""
-    return tmp_path_factory.mktemp("compiled")
-
-
-PROGRAMS = {}  # compiled steps, by experiment and shapes of a batch
+PROGRAMS = {}  # compiled steps, by experiment, mesh and shapes of a batch
 
 
 @contextlib.contextmanager
-def fast_compilation(directory):
-    """Steps of such small models take longer to compile than to run; the bits are as fixed.
-
-    One of the same experiment is not even traced again, however many runs make it.
-    """
+def compiling_once():
+    """A step of one experiment is traced and compiled once, however many runs make it."""
     from fope_jax.train import loop, state
-
-    changes = {
-        "jax_compilation_cache_dir": str(directory),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
 
     class Traced:
         def __init__(self, plan, batch):
@@ -127,31 +112,18 @@ def fast_compilation(directory):
             shapes = tuple((x.shape, str(x.dtype)) for x in self.batch)
             key = (self.plan.experiment, self.plan.mesh, shapes)
             if key not in PROGRAMS:
-                options = {"xla_backend_optimization_level": 0}
-                lowered = state.trace_step(self.plan, self.batch).lower()
-                PROGRAMS[key] = lowered.compile(compiler_options=options)
+                PROGRAMS[key] = state.trace_step(self.plan, self.batch).lower().compile()
             return PROGRAMS[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "trace_step", Traced)
-        _configure(changes)
         yield
-        _configure(before)
 
 
 @pytest.fixture(scope="module")
-def compile_fast(compiled):
-    """Not for modules that compare with programs of other processes."""
-    with fast_compilation(compiled):
+def compile_once():
+    with compiling_once():
         yield
-
-
-def _configure(values):
-    from jax.experimental.compilation_cache import compilation_cache
-
-    for name, value in values.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()  # or it stays what it was at the first compilation
 
 
 @pytest.fixture(scope="session")
@@ -176,23 +148,23 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def rope(runs, compiled, tmp_path_factory):
+def rope(runs, tmp_path_factory):
     """12 updates of RoPE at 16 tokens, the checkpoints of 8 and 12 kept."""
     from fope_jax.train.loop import train
 
     workdir = tmp_path_factory.mktemp("runs") / "rope"
-    with fast_compilation(compiled):
+    with compiling_once():
         train(runs.experiment(method="rope"), workdir)
     return workdir
 
 
 @pytest.fixture(scope="session")
-def fope(runs, compiled, tmp_path_factory):
+def fope(runs, tmp_path_factory):
     """One update of FoPE whose coefficients are trained."""
     from fope_jax.train.loop import train
 
     workdir = tmp_path_factory.mktemp("runs") / "fope"
     method = {"method": "fope", "theta": 100.0, "learnable": True}
-    with fast_compilation(compiled):
+    with compiling_once():
         train(runs.experiment(method=method, steps=1), workdir)
     return workdir

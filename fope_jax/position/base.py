@@ -55,8 +55,8 @@ class PositionVariables:
     def at_layer(self, index: int) -> Variables:
         """The variables of one layer (of one period) and of the model, as the hooks get them."""
         layers = {**self.layer_params, **self.layer_constants}
-        own = {name: value[index] for name, value in layers.items()}
-        return {**self.model_params, **self.model_constants, **own}
+        layer = {name: value[index] for name, value in layers.items()}
+        return {**self.model_params, **self.model_constants, **layer}
 
 
 class Limits(NamedTuple):
@@ -254,8 +254,8 @@ def bias_of_heads(
     }
     block = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
 
-    def of_one_head(own: Variables) -> Array:
-        return jnp.broadcast_to(method.bias(own, q_positions, k_positions), block)
+    def of_one_head(variables: Variables) -> Array:
+        return jnp.broadcast_to(method.bias(variables, q_positions, k_positions), block)
 
     if all(axis is None for axis in heads.values()):
         return of_one_head(variables)[:, None]

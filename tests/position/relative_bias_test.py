@@ -240,6 +240,7 @@ def packed_places(lengths, batch=2):
     ]
 
 
+@pytest.mark.slow  # common_test has it for every method
 @every_method
 def test_packed_equals_separate(name):
     method = METHODS[name]
@@ -255,6 +256,7 @@ def test_packed_equals_separate(name):
         start += length
 
 
+@pytest.mark.slow  # tests/model/attention_test.py has it
 @every_method
 def test_the_blockwise_path_gives_the_same_values_and_gradients(name):
     method = METHODS[name]
@@ -294,7 +296,7 @@ def test_everything_is_trained_and_drawn_from_the_key(name):
 
 
 @every_method
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 9)),
     shared=st.tuples(st.booleans(), st.booleans()),

@@ -79,9 +79,8 @@ offset = [0]  # of the wall clock
 
 
 def serve() -> None:
-    from fope_jax.extend import run  # noqa: F401
-    from fope_jax.main import main  # noqa: F401
-    from fope_jax.train import loop  # noqa: F401
+    for module in ("fope_jax.extend.run", "fope_jax.main", "fope_jax.train.loop"):
+        importlib.import_module(module)
 
     for line in sys.stdin:
         question = json.loads(line)

@@ -7,68 +7,73 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from fope_jax.command_line.parser import build_parser, parse_arguments
+from fope_jax.command_line.parser import build_parser
+from fope_jax.extras import require
 from fope_jax.processes.signals import (
     end_with_parent,
     exit_after_grace_period,
     is_distributed,
     raise_on_signal,
 )
+from fope_jax.train.options import parse_arguments
 
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA raises
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code, see ``EXIT_CODES`` of the texts; 1 where `fope doctor`
-    found any."""
-    parser = build_parser()
-    arguments = parse_arguments(parser, argv)
+    """Runs one verb; returns the exit code, see `fope train --help`; 1 where `fope doctor` found
+    any."""
+    arguments = parse_arguments(build_parser(), argv)
     try:
-        with _messages(), exit_after_grace_period(), raise_on_signal():
+        with _log_messages(), exit_after_grace_period(), raise_on_signal():
             end_with_parent()
-            code = arguments.verb(arguments)
+            for library in arguments.verb.needs:
+                require(library, "train")
+            return arguments.verb.run(arguments) or 0
     except KeyboardInterrupt as stop:
-        code = getattr(stop, "exit_code", 130)
         reason = str(stop) or "interrupted"
         print(f"fope: {reason}; the same command goes on from what has been saved", file=sys.stderr)
-        _tell_others(stop, reason, code)
-        return code
+        return _end(stop, getattr(stop, "exit_code", 130))
     except Exception as error:
-        if not _is_users(error):
-            _tell_others(error, f"{type(error).__name__}: {error}", 1, traceback.print_exc)
+        if not _is_for_user(error):
+            if is_distributed():
+                traceback.print_exc()
+                _end(error, 1)
             raise
         if arguments.traceback:
             traceback.print_exc()
         else:
-            print(f"fope: {_told(error)}", file=sys.stderr)
-        code = getattr(error, "exit_code", 2)
-        _tell_others(error, _told(error), code)
-        return code
-    return code or 0
+            print(f"fope: {_message(error)}", file=sys.stderr)
+        return _end(error, getattr(error, "exit_code", 2))
 
 
-def _tell_others(
-    error: BaseException, reason: str, code: int, report: Callable[[], None] = lambda: None
-) -> None:
-    """Ends the other processes of the run too, where ``error`` is of this one alone."""
+def _end(error: BaseException, code: int) -> int:
+    """The exit code; does not return where other processes of the run still wait for this one.
+
+    JAX's farewell at an ordinary exit would wait for them. Without it they miss this process soon
+    (`HEARTBEAT_SECONDS`), and JAX ends them.
+    """
     if is_distributed() and not getattr(error, "is_in_all_processes", False):
-        from fope_jax.processes.ending import announce_failure
+        import jax
 
-        announce_failure(reason, code, report)
+        if jax.process_count() > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return code
 
 
-def _is_users(error: Exception) -> bool:
+def _is_for_user(error: Exception) -> bool:
     """Whether a user can put it right; any other is a defect of ours and keeps its traceback."""
-    kind = type(error)
-    ours = kind.__module__.startswith(("fope_jax.", "gcsfs.", "aiohttp."))
+    ours = type(error).__module__.startswith(("fope_jax.", "gcsfs.", "aiohttp."))
     # A model or batch that is too large, or a number beyond what a library takes.
     too_large = isinstance(error, (MemoryError, OverflowError)) or _OUT_OF_MEMORY in str(error)
     return ours or too_large or isinstance(error, (ValueError, OSError, ImportError))
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """The message of an error; libraries tell of memory in pages, or by a bare name."""
     text = str(error)
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY in text:
@@ -78,7 +83,7 @@ def _told(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _messages():
+def _log_messages():
     """Our own messages on stderr while a verb runs, without those of the libraries below us."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     ours, absl = logging.getLogger("fope_jax"), logging.getLogger("absl")

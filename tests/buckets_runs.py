@@ -112,15 +112,13 @@ def start(bucket: str, scratch: Path) -> NoReturn:
 
 
 def resume(bucket: str, scratch: Path) -> dict[str, Any]:
-    """Goes on with that run, evaluates and reports it, and then damages what it left."""
+    """Goes on with that run, evaluates it, and then damages what it left."""
     config, run = str(scratch / "config.py"), f"{bucket}/runs/x"
     found: dict[str, Any] = {"rows_of_the_killed": rows(run)}
     found["resumed"] = succeed("train", "--config", config, "--workdir", run)
     found["train"] = rows(run)
     succeed("evaluate", "--run", run)
     found["perplexity"] = rows(run, "perplexity")
-    succeed("report", run, "-o", str(scratch / "report"))
-    found["report"] = (scratch / "report" / "index.html").exists()
     found["files"] = list(list_file_sizes(as_path(run)))
 
     found["another_config"] = fope(
@@ -141,12 +139,6 @@ def resume(bucket: str, scratch: Path) -> dict[str, Any]:
         store.restore(12, {})
     except CheckpointError as error:
         found["refused"] = str(error)
-    # Going on from step 8, over the damaged step, ends where the run ended before.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        succeed("train", "--config", config, "--workdir", run)
-    found["train_again"] = rows(run)
-
     (cache,) = {path.partition("/")[0] for path in list_file_sizes(as_path(bucket) / "caches")}
     shard = as_path(bucket) / "caches" / cache / "train-00000.array_record"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
@@ -167,13 +159,18 @@ def resume(bucket: str, scratch: Path) -> dict[str, Any]:
 
 
 def extend(bucket: str, scratch: Path) -> dict[str, Any]:
-    """Goes on from that run at twice its length, into the bucket; and once more, finished."""
+    """Mends that run, goes on from it at twice its length, into the bucket; and once more."""
+    # From step 8, over the damaged step, to where the run ended before.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        succeed("train", "--config", str(scratch / "config.py"), "--workdir", f"{bucket}/runs/x")
     cache = f"--config.data.cache_dir={bucket}/again"
     succeed("data", "build", "--config", str(scratch / "config.py"), cache)
     run = f"{bucket}/runs/longer"
     command = ("extend", "--from", f"{bucket}/runs/x", "--method", "fope", "--length", "32")
     command += ("--workdir", run, cache, "--config.train.steps=3", "--config.evaluate.lengths=1")
-    found: dict[str, Any] = {"said": succeed(*command), "again": succeed(*command)}
+    found: dict[str, Any] = {"train_again": rows(f"{bucket}/runs/x")}
+    found |= {"said": succeed(*command), "again": succeed(*command)}
     found["files"] = list(list_file_sizes(as_path(run)))
     found["lineage"] = json.loads((as_path(run) / "lineage.json").read_text())
     found["steps"] = {

@@ -67,8 +67,8 @@ def read_documents(
     tokenizer: Tokenizer,
     split: str,
     *,
-    skip: Mapping[str, int] | None = None,
-    taken: Mapping[str, int] | None = None,
+    skip: Mapping[str, int] = {},
+    taken: Mapping[str, int] = {},
     left_out: Collection[str] = (),
     runner: Runner,
     content: str,
@@ -93,7 +93,7 @@ def read_documents(
     streams = []
     for corpus, _ in config.components:
         documents = _read_parts([part for part in parts if part.corpus == corpus])
-        streams.append(itertools.islice(documents, (skip or {}).get(corpus, 0), None))
+        streams.append(itertools.islice(documents, skip.get(corpus, 0), None))
     if config.corpus != "mixture" or split != "train":
         yield from itertools.chain(*streams)
         return
@@ -102,7 +102,7 @@ def read_documents(
         for stream in streams
     ]
     rates = [rate for _, rate in config.components]
-    before = [(taken or {}).get(corpus, 0) for corpus, _ in config.components]
+    before = [taken.get(corpus, 0) for corpus, _ in config.components]
     for example in interleave_by_tokens(examples, rates, before):
         yield example["document"]
 

@@ -52,9 +52,6 @@ DOCUMENT_DTYPE = np.dtype(
 )
 
 
-# ---------------------------------------------------------------------------- where it is
-
-
 def cache_directory(config: DataConfig) -> Path:
     """The directory of the cache that ``config`` describes.
 
@@ -85,9 +82,6 @@ def cache_identity(config: DataConfig) -> dict[str, Any]:
         value = getattr(config, name)
         fields[name] = sorted(value) if isinstance(value, tuple) else value
     return fields | {"format": FORMAT}
-
-
-# ---------------------------------------------------------------------------- reading
 
 
 class TokenCache:
@@ -286,9 +280,6 @@ def partial_directory(directory: Path) -> Path:
 
 def _array_record():
     return require("array_record.python.array_record_module", "train")
-
-
-# ---------------------------------------------------------------------------- writing
 
 
 @dataclass

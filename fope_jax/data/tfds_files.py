@@ -14,10 +14,9 @@ from fope_jax.storage.content import HEAD_BYTES, detect_content
 
 
 def dataset_directory(config: DataConfig) -> str:
-    """The prepared dataset's own directory, read in place: TFDS must not try to make it anew.
+    """The prepared dataset's own directory; CorpusError where there is none to be reached.
 
-    Raises:
-      CorpusError: there is none, or its place cannot be reached.
+    It is read in place, because TFDS must not try to make it anew.
     """
     name, _, version = config.tfds_name.partition(":")
     directory = "/".join((config.tfds_data_dir.rstrip("/"), name, version)).rstrip("/")
@@ -84,11 +83,9 @@ def size_and_mtime(file: TfdsFile) -> tuple[int, int]:
 def find_damage(file: TfdsFile) -> str:
     """What is wrong with a file, and where: damage, or an end between two records; "" if nothing.
 
-    Reads all of it. TensorFlow itself would notice the second at the end of the split, if at all,
-    and from that file on gives the documents of all files in another order.
-
-    Raises:
-      CorpusError: the file cannot be read for another reason.
+    Reads all of it; CorpusError where it cannot be read for another reason. TensorFlow itself would
+    notice the second at the end of the split, if at all, and from that file on gives the documents
+    of all files in another order.
     """
     try:
         batches = tf.data.TFRecordDataset(file.path).batch(256)
@@ -124,11 +121,7 @@ def _describe_damage(file: TfdsFile) -> str:
 
 
 def split_without(config: DataConfig, split: str, left_out: Collection[str]) -> str:
-    """The name that TFDS has for a split without some of its files.
-
-    Raises:
-      CorpusError: nothing is left of it.
-    """
+    """The name that TFDS has for a split without some files; CorpusError where none is left."""
     files = list_files(config, split) if left_out else []
     out = [file.shard for file in files if file.path in left_out]
     if not out:

@@ -227,7 +227,7 @@ class TextModel:
 
     def _score_rows(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
         """Log-likelihood of each row's targets after its context, and whether all are greedy."""
-        results: list[tuple[float, bool]] = [(0.0, True)] * len(rows)
+        results = [(0.0, True)] * len(rows)
         groups: dict[int, list[int]] = {}  # numbers of the rows of each padded length
         for number, (context, target) in enumerate(rows):
             size = _padded_length(len(context) + len(target) - 1, self.max_length)
@@ -314,8 +314,8 @@ def load_text_model(
     Args:
       workdir: a run.
       step: which checkpoint; None takes the newest valid one.
-      max_length: see ``TextModel``; None takes what the position embedding is defined for.
-      batch_tokens: see ``TextModel``; None takes that of the run's ``evaluate`` section.
+      max_length, batch_tokens: see ``TextModel``; None takes what the position embedding is defined
+        for, and that of the run's ``evaluate`` section.
       add_bos_token: whether contexts begin with the run's ``evaluate.bos_token``; None takes
         ``evaluate.add_bos_token``.
 
@@ -378,10 +378,8 @@ def as_harness_model(base: Any, model: TextModel) -> Any:
             return model.loglikelihood_rolling([request.args[0] for request in requests])
 
         def generate_until(self, requests: Any) -> list[str]:
-            return [
-                model.generate(context, *generation_settings(settings))
-                for context, settings in (request.args for request in requests)
-            ]
+            pairs = (request.args for request in requests)
+            return [model.generate(text, *generation_settings(kwargs)) for text, kwargs in pairs]
 
     return RunLM()
 

@@ -48,8 +48,6 @@ def score_chunks(
 ) -> tuple[list[Row], Windows]:
     """Scores blocks of the stream in chunks of each context, as the paper's code does.
 
-    Arguments that all protocols take are described in ``perplexity``.
-
     Args:
       contexts: tokens of a chunk. A block has as many as their least common multiple.
       num_blocks: blocks wanted, evenly spaced; more than there are takes all.

@@ -30,14 +30,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class LoadedRun(NamedTuple):
-    """A trained model and where it comes from.
-
-    Attributes:
-      experiment: rebuilt from config.json.
-      model: with the parameters and constants of the checkpoint.
-      step: optimizer updates done.
-      run_info: run.json as a dict.
-    """
+    """A trained model, after ``step`` updates, with its config.json and run.json."""
 
     experiment: Experiment
     model: Transformer

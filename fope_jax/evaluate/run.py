@@ -42,8 +42,7 @@ from fope_jax.evaluate.scoring import Progress, Scorer, model_scorer
 from fope_jax.extras import require
 from fope_jax.model.sharding import MeshConfig, make_mesh
 from fope_jax.processes.agreement import fail_together
-from fope_jax.processes.collectives import is_main_process, wait_for_processes
-from fope_jax.processes.ending import reached_preemption
+from fope_jax.processes.collectives import is_main_process, reached_preemption, wait_for_processes
 from fope_jax.processes.signals import Stopped, is_distributed
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.lock import lock_run

@@ -52,8 +52,7 @@ def score_windows(
       context: tokens of a window T.
       scored: targets S scored at its end.
       batch_tokens: upper bound of tokens in a batch; one window is always allowed.
-      progress: called as ``progress(batches, desc=desc)``, e.g. ``tqdm``.
-      desc: what a progress bar shows.
+      progress, desc: called as ``progress(batches, desc=desc)``, e.g. ``tqdm``.
       locate: window number -> positions and segments ``[context]``; None leaves them to the scorer.
       bos: token that stands in place of what a window, or each segment of it, begins with; targets
         stay as they are. None changes nothing.

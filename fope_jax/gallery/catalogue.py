@@ -31,18 +31,12 @@ def method_entries() -> list[Entry]:
     'always'
     """
     first = {type(method): method for method in reversed(examples().values())}
-    return [
-        Entry(
-            name,
-            cls.kind,
-            knobs(cls),
-            learnable(first[cls]) if cls in first else "",
-            cls.extends,
-            about(cls),
-            source(cls),
-        )
-        for name, cls in METHODS.items()
-    ]
+    entries = []
+    for name, cls in METHODS.items():
+        trains = learnable(first[cls]) if cls in first else ""
+        fields = (cls.kind, knobs(cls), trains, cls.extends, about(cls), source(cls))
+        entries.append(Entry(name, *fields))
+    return entries
 
 
 def scaling_entries() -> list[Entry]:
@@ -111,7 +105,6 @@ def source(cls: type) -> str:
 
     >>> source(METHODS["alibi"])
     'Press et al. 2022, "Train Short, Test Long", Section 3'
-
     """
     docstrings = [base.__doc__ or "" for base in cls.__mro__]
     texts = [text.partition("Reference:")[2].partition("\n\n")[0] for text in docstrings]

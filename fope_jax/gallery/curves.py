@@ -17,7 +17,14 @@ import numpy as np
 
 from fope_jax.gallery.examples import LENGTH, SHAPE, choose
 from fope_jax.position.absolute import Sinusoidal
-from fope_jax.position.base import ModelShape, PositionEmbedding, Variables, bias_of_heads, has_hook
+from fope_jax.position.base import (
+    Layer,
+    ModelShape,
+    PositionEmbedding,
+    Variables,
+    bias_of_heads,
+    has_hook,
+)
 from fope_jax.position.registry import name_of
 from fope_jax.position.rotation import inverse_frequencies
 from fope_jax.typing import Array
@@ -87,17 +94,21 @@ def gallery_row(
       ValueError: the method cannot serve ``shape``.
     """
     method.check(shape)
-    drawn = method.init(jax.random.key(seed), shape)
-    model = {**drawn.model_params, **drawn.model_constants}
-    first = drawn.at_layer(0)
-    layer = method.layers()[0]
-    if has_hook(layer.method, "embed"):
-        quantity = SIMILARITY
-        lines = [_similarity(layer.method, layer.select(model), shape, length, reach)]
-        note = RANGE
+    variables = method.init(jax.random.key(seed), shape).at_layer(0)
+    layers = [(layer, layer.select(variables)) for layer in method.layers()]
+    if has_hook(layers[0][0].method, "embed"):
+        quantity, note = SIMILARITY, RANGE
+        lines = [_similarity(layers[0][0].method, layers[0][1], shape, length, reach)]
     else:
-        quantity, lines, note = _logit_lines(method, first, shape, length, reach, mean, seed)
-    vectors, others = _variables(method, first, shape)
+        quantity, lines, note = _logit_lines(layers, shape, length, reach, mean, seed)
+    parameters, others = [], []
+    for name, value in variables.items():
+        values = np.asarray(value, np.float64)
+        if values.shape == (shape.num_heads,):
+            parameters.append({"label": name, "values": _rounded(values)})
+        elif not name.endswith("extra_frequencies"):
+            size = " x ".join(map(str, values.shape)) or "one number"
+            others.append(f"{name}: {size}, {values.mean():.3g} ± {values.std():.3g}")
     return {
         "label": label,
         "method": name_of(method),
@@ -108,8 +119,8 @@ def gallery_row(
         "quantity": quantity,
         "note": note,
         "lines": lines,
-        "frequencies": _frequencies(method, first, shape),
-        "parameters": vectors,
+        "frequencies": _frequencies(method, layers, shape),
+        "parameters": parameters,
         "others": others,
     }
 
@@ -121,87 +132,76 @@ def _summary(value: Any) -> str:
     >>> _summary(RoPE(theta=100.0))
     'RoPE(theta=100.0)'
     """
+
+    def text(knob: Any) -> str:
+        if dataclasses.is_dataclass(knob):
+            return _summary(knob)
+        if not isinstance(knob, tuple):
+            return repr(knob)
+        if len(knob) > 4:  # of long lists of numbers the first and the last
+            return f"({knob[0]:g}, .., {knob[-1]:g})"
+        return f"({', '.join(map(text, knob))}{',' if len(knob) == 1 else ''})"
+
     changed = [
-        f"{field.name}={_shown(getattr(value, field.name))}"
+        f"{field.name}={text(getattr(value, field.name))}"
         for field in dataclasses.fields(value)
         if getattr(value, field.name) != field.default
     ]
     return f"{type(value).__name__}({', '.join(changed)})"
 
 
-def _shown(value: Any) -> str:
-    """A knob's value; of long lists of numbers the first and the last."""
-    if dataclasses.is_dataclass(value):
-        return _summary(value)
-    if not isinstance(value, tuple):
-        return repr(value)
-    if len(value) > 4:
-        return f"({value[0]:g}, .., {value[-1]:g})"
-    return f"({', '.join(map(_shown, value))}{',' if len(value) == 1 else ''})"
-
-
 # ---------------------------------------------------------------------------- curves
 
 
 def _logit_lines(
-    method: PositionEmbedding,
-    first: Variables,
+    layers: list[tuple[Layer, Variables]],
     shape: ModelShape,
     length: int,
     reach: int,
     mean: float,
     seed: int,
 ) -> tuple[str, list[dict[str, Any]], str]:
-    """The lines of every layer of a period, the quantity they show and how they were computed."""
-    positions = np.arange((reach + 1) * length, dtype=np.int32)[None]
-    period = len(method.layers())
-    layers = []
-    for layer in method.layers():
-        own, variables = layer.method, layer.select(first)
-        tables = own.tables(variables, positions, shape.head_dim)
-        scale = np.ones((1, 1)) if layer.logit_scale is None else layer.logit_scale(positions)
-        logits = expected_logits(
-            own, variables, tables, shape, length, reach, mean, np.asarray(scale)[0]
-        )
-        layers.append((own, variables, logits))
-    turning = any(np.ptp(logits) > 1e-4 * np.abs(logits).max() for *_, logits in layers)
-    biased = all(has_hook(own, "bias") or has_hook(own, "contextual_bias") for own, *_ in layers)
-    only_bias = biased and not turning
+    """The quantity that the lines of a period's layers show, the lines, and how they were computed.
+
+    A method that only adds a bias is shown without the logits of random q and k, which are then the
+    same at every distance.
+    """
+    farthest = reach * length
+    logits = [_expected_logits(*layer, shape, length, reach, mean) for layer in layers]
+    is_bias = [has_hook(layer.method, "bias") for layer, _ in layers]
+    is_contextual = [has_hook(layer.method, "contextual_bias") for layer, _ in layers]
+    turns = any(np.ptp(values) > 1e-4 * np.abs(values).max() for values in logits)
+    only_bias = not turns and all(np.logical_or(is_bias, is_contextual))
     notes = [] if only_bias else [f"closed form for independent q, k of N({mean:g}, 1)"]
     lines = []
-    for index, (own, variables, logits) in enumerate(layers):
-        prefix = f"layer {index + 1} of {period}, " if period > 1 else ""
-        if only_bias:
-            logits = np.zeros_like(logits)
-        if has_hook(own, "bias"):
-            logits = logits + biases(own, variables, reach * length, reach * length)[:, None]
-        if has_hook(own, "contextual_bias"):
+    for index, (layer, variables) in enumerate(layers):
+        prefix = f"layer {index + 1} of {len(layers)}, " if len(layers) > 1 else ""
+        values = np.zeros_like(logits[index]) if only_bias else logits[index]
+        if is_bias[index]:
+            values = values + biases(layer.method, variables, farthest, farthest)[:, None]
+        if is_contextual[index]:
             notes.append(f"mean over {DRAWS} random rows; every entry of q is {mean:g}")
+            q = jnp.full((DRAWS, 1, shape.num_heads, shape.head_dim), mean, jnp.float32)
+            rows = (DRAWS, shape.num_heads, 1, farthest + 1)
             for gate in GATES:
-                added = contextual_biases(own, variables, shape, reach * length, mean, seed, gate)
-                lines += _head_lines(f"{prefix}gates of N({gate:g}, 1), ", logits + added)
+                drawn = gate + jax.random.normal(jax.random.key(seed), rows)
+                bias: Array = layer.method.contextual_bias(variables, q, drawn)
+                by_distance = np.asarray(bias, np.float64).mean(axis=(0, 1, 2))[::-1]
+                lines += _head_lines(f"{prefix}gates of N({gate:g}, 1), ", values + by_distance)
             continue
-        lines += _head_lines(prefix, logits, each=has_hook(own, "bias"))
+        lines += _head_lines(prefix, values, each=is_bias[index])
         if only_bias:
-            within = biases(own, variables, length, length)[:, None]
-            far = logits[..., : length + 1]
-            if np.abs(within - far).max() > 1e-5 * np.abs(within).max():
-                lines += _head_lines(f"{prefix}query at {length:,}, ", within)
-                notes.append(f"query at {reach * length:,} where no other position is given")
+            near = biases(layer.method, variables, length, length)[:, None]
+            if np.abs(near - values[..., : length + 1]).max() > 1e-5 * np.abs(near).max():
+                lines += _head_lines(f"{prefix}query at {length:,}, ", near)
+                notes.append(f"query at {farthest:,} where no other position is given")
     if any("low" in line for line in lines):
         notes.append(RANGE)
     return BIAS if only_bias else LOGITS, lines, "; ".join(dict.fromkeys(notes))
 
 
-def expected_logits(
-    method: PositionEmbedding,
-    variables: Variables,
-    tables: Any,
-    shape: ModelShape,
-    length: int,
-    reach: int,
-    mean: float,
-    scale: np.ndarray | None = None,
+def _expected_logits(
+    layer: Layer, variables: Variables, shape: ModelShape, length: int, reach: int, mean: float
 ) -> np.ndarray:
     """The expectation of a logit over independent random q and k, exactly.
 
@@ -209,39 +209,27 @@ def expected_logits(
 
     for the linear maps A and C that the method applies to q and k at their positions.
 
-    Args:
-      method: of one layer.
-      variables: the layer's and the model's.
-      tables: of positions ``0 .. (reach + 1) * length - 1``.
-      shape: the model's.
-      length: training length, tokens; the ``KEYS`` keys stand within it.
-      reach: the longest distance over the training length.
-      mean: of each entry of q and k.
-      scale: of the logits of each query, ``[count]`` or ``[1]``.
-
     Returns:
       ``[N, KEYS, reach * length + 1]`` logits: head, key, distance 0, 1, .. tokens.
     """
     count = (reach + 1) * length
+    positions = np.arange(count, dtype=np.int32)[None]
+    tables = layer.method.tables(variables, positions, shape.head_dim)
     q = jnp.full((1, count, shape.num_heads, shape.head_dim), mean, jnp.float32)
     k = jnp.full((1, count, shape.num_kv_heads, shape.head_dim), mean, jnp.float32)
-    q, k = (np.asarray(x[0], np.float64) for x in method.rotate(variables, tables, q, k))
+    q, k = (np.asarray(x[0], np.float64) for x in layer.method.rotate(variables, tables, q, k))
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
-    if scale is not None:
-        q = q * np.asarray(scale, np.float64)[:, None, None]
-    places = key_positions(length)
+    if layer.logit_scale is not None:
+        q = q * np.asarray(layer.logit_scale(positions), np.float64)[0][:, None, None]
     spans = [
-        np.einsum("tnh,nh->nt", q[place : place + reach * length + 1], k[place]) for place in places
+        np.einsum("tnh,nh->nt", q[key : key + reach * length + 1], k[key])
+        for key in _key_positions(length)
     ]
     return np.stack(spans, axis=1) / np.sqrt(shape.head_dim)
 
 
-def key_positions(length: int) -> np.ndarray:
-    """``KEYS`` positions spread over the training length, from 0.
-
-    >>> key_positions(512).tolist()
-    [0, 64, 128, 192, 256, 320, 384, 448]
-    """
+def _key_positions(length: int) -> np.ndarray:
+    """``KEYS`` positions spread over the training length, from 0."""
     return np.arange(KEYS) * length // KEYS
 
 
@@ -255,50 +243,20 @@ def biases(
     return np.asarray(bias[0, :, 0], np.float64)
 
 
-def contextual_biases(
-    method: PositionEmbedding,
-    variables: Variables,
-    shape: ModelShape,
-    farthest: int,
-    mean: float,
-    seed: int,
-    gate: float,
-) -> np.ndarray:
-    """The mean bias of the last query over random rows of logits, by distance.
-
-    Args:
-      method: of one layer.
-      variables: the layer's and the model's.
-      shape: the model's.
-      farthest: the longest distance, tokens.
-      mean: every entry of q.
-      seed: of the logits.
-      gate: mean of the logits that open the gates; their standard deviation is 1.
-
-    Returns:
-      ``[farthest + 1]`` logits, the mean over heads and ``DRAWS`` rows as well.
-    """
-    heads = shape.num_heads
-    q = jnp.full((DRAWS, 1, heads, shape.head_dim), mean, jnp.float32)
-    logits = gate + jax.random.normal(jax.random.key(seed), (DRAWS, heads, 1, farthest + 1))
-    bias: Array = method.contextual_bias(variables, q, logits)
-    return np.asarray(bias, np.float64).mean(axis=(0, 1, 2))[::-1]
-
-
 def _similarity(
-    method: PositionEmbedding, model: Variables, shape: ModelShape, length: int, reach: int
+    method: PositionEmbedding, variables: Variables, shape: ModelShape, length: int, reach: int
 ) -> dict[str, Any]:
     """Cosine between position vectors; distances end where the method does."""
     limit = method.limits.max_length or (reach + 1) * length
     positions = np.arange(min(limit, (reach + 1) * length), dtype=np.int32)[None]
     x = jnp.zeros((1, positions.shape[1], shape.d_model), jnp.float32)
-    vectors = np.asarray(method.embed(model, x, positions)[0], np.float64)
+    vectors = np.asarray(method.embed(variables, x, positions)[0], np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     far = min(limit - 1, reach * length)
     values = np.full((KEYS, far + 1), np.nan)
-    for row, place in zip(values, key_positions(length), strict=True):
-        span = vectors[place : place + far + 1]
-        row[: len(span)] = span @ vectors[place]
+    for row, key in zip(values, _key_positions(length), strict=True):
+        span = vectors[key : key + far + 1]
+        row[: len(span)] = span @ vectors[key]
     return _line("token embeddings", values)
 
 
@@ -307,8 +265,8 @@ def _head_lines(prefix: str, values: np.ndarray, *, each: bool = True) -> list[d
 
     Without ``each`` heads that differ make one line as well: their mean, and their range.
     """
-    middle = values.mean(axis=1)
-    if np.ptp(middle, axis=0).max() <= 1e-5 * np.abs(middle).max():
+    means = values.mean(axis=1)
+    if np.ptp(means, axis=0).max() <= 1e-5 * np.abs(means).max():
         return [_line(f"{prefix}all heads", values[0])]
     if not each:
         return [_line(f"{prefix}mean over heads", values.reshape(-1, values.shape[-1]))]
@@ -317,9 +275,9 @@ def _head_lines(prefix: str, values: np.ndarray, *, each: bool = True) -> list[d
 
 def _line(label: str, values: np.ndarray) -> dict[str, Any]:
     """A line of ``[keys, distance]`` values, NaN where a key has no query so far away."""
-    middle, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
-    line: dict[str, Any] = {"label": label, "value": _rounded(middle)}
-    if np.max(high - low) > 1e-3 * np.max(np.abs(middle)):
+    mean, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
+    line: dict[str, Any] = {"label": label, "value": _rounded(mean)}
+    if np.max(high - low) > 1e-3 * np.max(np.abs(mean)):
         line |= {"low": _rounded(low), "high": _rounded(high)}
     return line
 
@@ -329,42 +287,23 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [float(f"{value:.6e}") for value in values]
 
 
-# ---------------------------------------------------------------------------- spectra
-
-
 def _frequencies(
-    method: PositionEmbedding, first: Variables, shape: ModelShape
+    method: PositionEmbedding, layers: list[tuple[Layer, Variables]], shape: ModelShape
 ) -> list[dict[str, Any]]:
     """Frequencies in radians per token of each layer of a period that has some."""
     if isinstance(method, Sinusoidal):
-        own = inverse_frequencies(shape.d_model, method.theta)
-        return [{"label": "of the token embedding", "values": _rounded(own)}]
-    period = len(method.layers())
+        values = inverse_frequencies(shape.d_model, method.theta)
+        return [{"label": "of the token embedding", "values": _rounded(values)}]
     series = []
-    for index, layer in enumerate(method.layers()):
+    for index, (layer, variables) in enumerate(layers):
         values = layer.method.frequencies(shape.head_dim)
         if values is None:
             continue
-        prefix = f"layer {index + 1} of {period}" if period > 1 else ""
+        prefix = f"layer {index + 1} of {len(layers)}" if len(layers) > 1 else ""
         series.append({"label": prefix or "fixed", "values": _rounded(np.asarray(values))})
-        for name, extra in layer.select(first).items():
+        for name, extra in variables.items():
             if name.endswith("extra_frequencies"):
-                drawn = np.sort(np.asarray(extra, np.float64))[::-1]
+                descending = np.sort(np.asarray(extra, np.float64))[::-1]
                 label = f"{prefix}, random" if prefix else "random"
-                series.append({"label": label, "values": _rounded(drawn)})
+                series.append({"label": label, "values": _rounded(descending)})
     return series
-
-
-def _variables(
-    method: PositionEmbedding, first: Variables, shape: ModelShape
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """What has one number a head, and in a few words everything else."""
-    vectors, others = [], []
-    for name, value in first.items():
-        array = np.asarray(value, np.float64)
-        if array.shape == (shape.num_heads,):
-            vectors.append({"label": name, "values": _rounded(array)})
-        elif not name.endswith("extra_frequencies"):
-            size = " x ".join(map(str, array.shape)) or "one number"
-            others.append(f"{name}: {size}, {array.mean():.3g} ± {array.std():.3g}")
-    return vectors, others

@@ -113,9 +113,9 @@ class Transformer(nnx.Module):
             down=normal(layers, config.mlp_dim, d_model),
         )
         if config.qk_norm != "none":
-            alone = config.qk_norm == "head"
-            self.layers["query_norm"] = ones(layers, head_dim if alone else heads * head_dim)
-            self.layers["key_norm"] = ones(layers, head_dim if alone else kv_heads * head_dim)
+            is_shared = config.qk_norm == "head"  # by all heads of a layer
+            self.layers["query_norm"] = ones(layers, head_dim * (1 if is_shared else heads))
+            self.layers["key_norm"] = ones(layers, head_dim * (1 if is_shared else kv_heads))
         self.final_norm = ones(d_model)
         if not config.tie_embeddings:
             self.unembedding = normal(d_model, config.vocab_size)
@@ -167,8 +167,8 @@ class Transformer(nnx.Module):
 
         def run_layer(index, weights, trained, constants, x):
             position, trained, constants = self.layer_position(index, trained, constants)
-            own = (weights, trained, constants, tables[index])
-            return layer(config, position, *own, x, positions, segments, observer)
+            arrays = (weights, trained, constants, tables[index], x, positions, segments)
+            return layer(config, position, *arrays, observer)
 
         if config.remat != "none":
             # The loop form needs the barrier, or common subexpressions undo the recomputation.
@@ -182,8 +182,8 @@ class Transformer(nnx.Module):
         def run_period(x, arrays):
             weights, trained, constants = arrays
             observed = []
-            for index, own in enumerate(split_period(weights, len(tables))):
-                x, values = run_layer(index, own, trained, constants, x)
+            for index, layer_weights in enumerate(split_period(weights, len(tables))):
+                x, values = run_layer(index, layer_weights, trained, constants, x)
                 observed.append(values)
             return x, _stack_trees(observed)
 
@@ -438,5 +438,5 @@ def split_period(weights: dict[str, Array], period: int) -> list[dict[str, Array
     if period == 1:
         return [weights]
     # The gradient of a split is one concatenation, that of P slices a sum of P padded arrays.
-    parts = {name: jnp.split(x, period) for name, x in weights.items()}
-    return [{name: part[index][0] for name, part in parts.items()} for index in range(period)]
+    slices = {name: jnp.split(x, period) for name, x in weights.items()}
+    return [{name: x[index][0] for name, x in slices.items()} for index in range(period)]

@@ -115,4 +115,4 @@ class ALiBi(PositionEmbedding):
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
         distance = jnp.abs(relative_distance(q_positions, k_positions)).astype(jnp.float32)
-        return -jnp.asarray(variables["slopes"], jnp.float32) * distance
+        return -variables["slopes"] * distance

@@ -55,8 +55,8 @@ class PositionVariables:
     def at_layer(self, index: int) -> Variables:
         """The variables of one layer (of one period) and of the model, as the hooks get them."""
         layers = {**self.layer_params, **self.layer_constants}
-        own = {name: value[index] for name, value in layers.items()}
-        return {**self.model_params, **self.model_constants, **own}
+        layer = {name: value[index] for name, value in layers.items()}
+        return {**self.model_params, **self.model_constants, **layer}
 
 
 class Limits(NamedTuple):
@@ -150,7 +150,7 @@ class PositionEmbedding:
         heads at once, and the attention kernel for TPU inside a block of scores.
 
         Args:
-          variables: of those with an axis of query heads (``variable_axes``) the part of this head.
+          variables: float32; of those with an axis of query heads (``variable_axes``) this head's.
             In the kernel a variable is a number, or a tuple of numbers where it is a vector
             (``is_in_kernel``): no table can be indexed there, nothing multiplied as a matrix.
           q_positions: int32, tokens, of a shape that broadcasts with the keys' over the block, such
@@ -247,19 +247,24 @@ def bias_of_heads(
       no variable differs by head.
     """
     q_positions, k_positions = block_positions(q_positions, k_positions)
-    variables = {name: as_array(value) for name, value in variables.items()}
+    variables = {name: _as_float32(value) for name, value in variables.items()}
     heads = {
         name: axes.index("heads") if "heads" in (axes := method.variable_axes(name)) else None
         for name in variables
     }
     block = jnp.broadcast_shapes(q_positions.shape, k_positions.shape)
 
-    def of_one_head(own: Variables) -> Array:
-        return jnp.broadcast_to(method.bias(own, q_positions, k_positions), block)
+    def of_one_head(variables: Variables) -> Array:
+        return jnp.broadcast_to(method.bias(variables, q_positions, k_positions), block)
 
     if all(axis is None for axis in heads.values()):
         return of_one_head(variables)[:, None]
     return jax.vmap(of_one_head, in_axes=(heads,), out_axes=1)(variables)
+
+
+def _as_float32(value: Array) -> Array:
+    value = as_array(value)
+    return value.astype(jnp.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
 
 def block_positions(q_positions: Array, k_positions: Array) -> tuple[Array, Array]:

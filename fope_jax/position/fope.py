@@ -196,10 +196,10 @@ class FoPE(PositionEmbedding):
         num_outputs, num_mixed = self.num_outputs(head_dim), self._num_mixed(head_dim)
         if self.identity == "step":
             return step_identity(num_mixed, num_outputs)
-        placed = np.zeros((num_mixed, num_outputs), np.float32)
+        terms = np.zeros((num_mixed, num_outputs), np.float32)
         basis = self.frequencies(head_dim)
-        placed[: len(basis)] = own_identity(basis, self._mixed(head_dim)[:num_outputs])
-        return placed
+        terms[: len(basis)] = own_identity(basis, self._mixed(head_dim)[:num_outputs])
+        return terms
 
     def num_outputs(self, head_dim: int) -> int:
         """d, the pairs of dimensions that follow a series."""
@@ -221,12 +221,12 @@ class FoPE(PositionEmbedding):
             )
         if not self.series:
             return
-        own = len(self._mixed(head_dim))
+        kept = len(self._mixed(head_dim))
         size = self.num_frequencies
-        if size is not None and self.frequencies_from == "uniform" and size < own:
+        if size is not None and self.frequencies_from == "uniform" and size < kept:
             raise ValueError(
-                f"num_frequencies={size}: RoPE alone has {own} above the floor for "
-                f"head_dim={head_dim}; expected {own} or more"
+                f"num_frequencies={size}: RoPE alone has {kept} above the floor for "
+                f"head_dim={head_dim}; expected {kept} or more"
             )
         if size is not None and self.frequencies_from == "grid" and size < head_dim // 2:
             raise ValueError(
@@ -238,10 +238,10 @@ class FoPE(PositionEmbedding):
                 f"head_dim={head_dim}: outputs='official' leaves no pair with a series; "
                 "head_dim must be 4 or more"
             )
-        if self.identity == "own" and self.drop_zero and self.num_outputs(head_dim) > own:
+        if self.identity == "own" and self.drop_zero and self.num_outputs(head_dim) > kept:
             raise ValueError(
                 f"identity='own': outputs={self.outputs!r} makes {self.num_outputs(head_dim)} "
-                f"pairs, RoPE has {own} frequencies above the floor; choose outputs='surviving'"
+                f"pairs, RoPE has {kept} frequencies above the floor; choose outputs='surviving'"
             )
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
@@ -307,10 +307,10 @@ class FoPE(PositionEmbedding):
         groups = q.shape[2] // k.shape[2]
         if self.heads == "query" and groups > 1:
             k = jnp.repeat(k, groups, axis=2)
-        turned_k = rotate(k, cos, sin)
+        rotated_k = rotate(k, cos, sin)
         if self.heads == "key_value" and groups > 1:
             cos, sin = jnp.repeat(cos, groups, axis=2), jnp.repeat(sin, groups, axis=2)
-        return rotate(q, cos, sin), turned_k
+        return rotate(q, cos, sin), rotated_k
 
     def pairs(self, size: int) -> RotaryFrequencies:
         """RoPE's frequencies of a head of ``size`` dimensions, scaled and with the floor clipped.

@@ -94,25 +94,28 @@ class LogitScaling(WithoutHooks, PositionEmbedding):
 
     def __post_init__(self) -> None:
         check_choice("form", self.form, KINDS)
-        needed, other = ("training_length", "factor")[:: 1 if self.form == "log_n" else -1]
+        needed, other = "training_length", "factor"
+        if self.form == "yarn":
+            needed, other = other, needed
         if getattr(self, needed) is None:
             raise ValueError(f"{needed}=None: form={self.form!r} needs it")
         if getattr(self, other) is not None:
             raise ValueError(f"{other}={getattr(self, other)}: form={self.form!r} does not use it")
         self.scale(np.zeros((1, 1), np.int32))  # raises where the number is out of range
-        for part in (self.inner, *_parts(self.inner)):
-            if isinstance(part, LogitScaling):
-                where = "is" if part is self.inner else "holds"
+        for component in (self.inner, *_components(self.inner)):
+            if isinstance(component, LogitScaling):
+                where = "is" if component is self.inner else "holds"
                 raise ValueError(
                     f"inner {where} a LogitScaling itself: logits would be scaled twice"
                 )
-            if not isinstance(part, Scaling) or self.within:
+            if not isinstance(component, Scaling) or self.within:
                 continue
-            if part.effective_attention_factor != 1:
+            factor = component.effective_attention_factor
+            if factor != 1:
                 raise ValueError(
-                    f"inner holds {type(part).__name__}, whose temperature multiplies cosine and "
-                    f"sine by {part.effective_attention_factor:g}: logits would be scaled twice; "
-                    "give it attention_factor=1.0, or leave LogitScaling out"
+                    f"inner holds {type(component).__name__}, whose temperature multiplies cosine "
+                    f"and sine by {factor:g}: logits would be scaled twice; give it "
+                    "attention_factor=1.0, or leave LogitScaling out"
                 )
 
     def check(self, shape: ModelShape) -> None:
@@ -151,11 +154,11 @@ class LogitScaling(WithoutHooks, PositionEmbedding):
         return log_n_scale(positions, cast(int, self.training_length), within=self.within)
 
 
-def _parts(method: Any) -> Iterator[PositionEmbedding | Scaling]:
+def _components(method: Any) -> Iterator[PositionEmbedding | Scaling]:
     """All methods and scalings that ``method`` is made of, those inside them as well."""
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
-        for part in value if isinstance(value, tuple) else (value,):
-            if isinstance(part, (PositionEmbedding, Scaling)):
-                yield part
-                yield from _parts(part)
+        for component in value if isinstance(value, tuple) else (value,):
+            if isinstance(component, (PositionEmbedding, Scaling)):
+                yield component
+                yield from _components(component)

@@ -69,8 +69,8 @@ class _Mixture(PositionEmbedding):
         raise NotImplementedError
 
     def check(self, shape: ModelShape) -> None:
-        for method, own in zip(self.methods, self.shapes(shape), strict=True):
-            method.check(own)
+        for method, method_shape in zip(self.methods, self.shapes(shape), strict=True):
+            method.check(method_shape)
 
     @property
     def limits(self) -> Limits:
@@ -80,8 +80,12 @@ class _Mixture(PositionEmbedding):
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         merged: dict[str, Variables] = {group: {} for group in GROUPS}
-        for index, (method, own) in enumerate(zip(self.methods, self.shapes(shape), strict=True)):
-            drawn = method.init(None if key is None else jax.random.fold_in(key, index), own)
+        for index, (method, method_shape) in enumerate(
+            zip(self.methods, self.shapes(shape), strict=True)
+        ):
+            drawn = method.init(
+                None if key is None else jax.random.fold_in(key, index), method_shape
+            )
             for group in GROUPS:
                 variables = getattr(drawn, group).items()
                 merged[group] |= {f"{index}.{name}": value for name, value in variables}
@@ -135,8 +139,10 @@ class ByLayer(WithoutHooks, _Mixture):
         return _join([method.frequencies(head_dim) for method in self.methods])
 
     def layers(self) -> tuple[Layer, ...]:
-        own = [method.layers()[0] for method in self.methods]
-        return tuple(layer._replace(scope=f"{index}.") for index, layer in enumerate(own))
+        return tuple(
+            method.layers()[0]._replace(scope=f"{index}.")
+            for index, method in enumerate(self.methods)
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from fope_jax.position import scaling as scalings
 from fope_jax.position.absolute import Learned, Sinusoidal
 from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import NoPE, PositionEmbedding
@@ -18,20 +19,7 @@ from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
-from fope_jax.position.scaling import (
-    AdjustedBase,
-    ClipFloor,
-    DynamicNTK,
-    Llama3,
-    LongRoPE,
-    NTKAware,
-    PositionInterpolation,
-    PRoPE,
-    Proportional,
-    Scaling,
-    SnapToCycles,
-    YaRN,
-)
+from fope_jax.position.scaling import Scaling
 from fope_jax.position.xpos import XPos
 
 METHODS: dict[str, type[PositionEmbedding]] = {
@@ -54,19 +42,18 @@ METHODS: dict[str, type[PositionEmbedding]] = {
 PRESETS = {("fope", "official"): FoPE.official, ("fope", "equations"): FoPE.equations}
 
 SCALINGS: dict[str, type[Scaling]] = {
-    "position_interpolation": PositionInterpolation,
-    "ntk": NTKAware,
-    "dynamic_ntk": DynamicNTK,
-    "yarn": YaRN,
-    "llama3": Llama3,
-    "longrope": LongRoPE,
-    "proportional": Proportional,
-    "adjusted_base": AdjustedBase,
-    "clip_floor": ClipFloor,
-    "snap_to_cycles": SnapToCycles,
-    "p_rope": PRoPE,
+    "position_interpolation": scalings.PositionInterpolation,
+    "ntk": scalings.NTKAware,
+    "dynamic_ntk": scalings.DynamicNTK,
+    "yarn": scalings.YaRN,
+    "llama3": scalings.Llama3,
+    "longrope": scalings.LongRoPE,
+    "proportional": scalings.Proportional,
+    "adjusted_base": scalings.AdjustedBase,
+    "clip_floor": scalings.ClipFloor,
+    "snap_to_cycles": scalings.SnapToCycles,
+    "p_rope": scalings.PRoPE,
 }
-
 
 _REGISTRIES: dict[str, dict[str, type]] = {"method": METHODS, "scaling": SCALINGS}
 _BASES: dict[str, type] = {"method": PositionEmbedding, "scaling": Scaling}
@@ -126,8 +113,8 @@ def find_class(key: str, name: str, allow: Collection[str] | None = ()) -> type:
             )
         import_module(module)
     cls: Any = sys.modules[module]
-    for part in path.split("."):
-        cls = getattr(cls, part, None)
+    for name_in_module in path.split("."):
+        cls = getattr(cls, name_in_module, None)
     if cls is None:
         raise ValueError(f"{key} {name!r}: the module {module!r} has no {path!r}")
     try:
@@ -290,7 +277,7 @@ def split_spec(spec: Any) -> tuple[str, Any, dict[str, Any]]:
 def to_spec(value: Any) -> Any:
     """The inverse of ``from_spec``: only dicts, lists, strings, numbers, booleans and None.
 
-    >>> to_spec(RoPE(scaling=(PositionInterpolation(2.0),)))["scaling"]
+    >>> to_spec(RoPE(scaling=(scalings.PositionInterpolation(2.0),)))["scaling"]
     [{'scaling': 'position_interpolation', 'factor': 2.0}]
     """
     if isinstance(value, (PositionEmbedding, Scaling)):

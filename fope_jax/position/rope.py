@@ -129,10 +129,10 @@ class RoPE(PositionEmbedding):
         cos, sin = tables
         dims = 2 * cos.shape[-1]
 
-        def turn(x: Array) -> Array:
-            turned = rotate(x[..., :dims], cos, sin, interleaved=self.interleaved)
+        def rotate_first(x: Array) -> Array:
+            rotated = rotate(x[..., :dims], cos, sin, interleaved=self.interleaved)
             if dims == x.shape[-1]:
-                return turned
-            return jnp.concatenate([turned, x[..., dims:]], axis=-1)
+                return rotated
+            return jnp.concatenate([rotated, x[..., dims:]], axis=-1)
 
-        return turn(q), turn(k)
+        return rotate_first(q), rotate_first(k)

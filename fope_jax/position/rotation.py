@@ -176,9 +176,9 @@ def _fixed_point_turns(inv_freq: Array) -> tuple[Array, Array]:
     )
     whole = jnp.zeros(inv_freq.shape, jnp.uint32)
     rest = jnp.zeros(inv_freq.shape, jnp.float32)
-    for part in (head, size - head):
-        for constant in _twelve_bit_parts(_INVERSE_TWO_PI, count=4):
-            turns = part * constant
+    for factor in (head, size - head):
+        for constant in _twelve_bit_terms(_INVERSE_TWO_PI, count=4):
+            turns = factor * constant
             units = (turns - jnp.floor(turns)) * np.float32(_TURN)
             whole = whole + jnp.floor(units).astype(jnp.uint32)
             rest = rest + (units - jnp.floor(units))
@@ -186,15 +186,15 @@ def _fixed_point_turns(inv_freq: Array) -> tuple[Array, Array]:
     return jnp.where(backwards, -whole, whole), jnp.where(backwards, -rest, rest)
 
 
-def _twelve_bit_parts(value: float, count: int) -> list[np.float32]:
+def _twelve_bit_terms(value: float, count: int) -> list[np.float32]:
     """``value`` as a sum of ``count`` numbers of 12 significant bits each, largest first."""
-    parts = []
+    terms = []
     for _ in range(count):
         mantissa, exponent = np.frexp(value)
-        part = np.ldexp(np.floor(np.ldexp(mantissa, 12)), int(exponent) - 12)
-        parts.append(np.float32(part))
-        value -= part
-    return parts
+        term = np.ldexp(np.floor(np.ldexp(mantissa, 12)), int(exponent) - 12)
+        terms.append(np.float32(term))
+        value -= term
+    return terms
 
 
 def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Array:
@@ -231,12 +231,12 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     if not fits or any(a not in (1, b) for a, b in zip(cos.shape, pairs, strict=True)):
         raise ValueError(f"{given}: expected [B, T, H/2] or [B, T, N, H/2] for x [B, T, N, H]")
     x = jnp.asarray(x)
-    wide, cos, sin = (jnp.asarray(part).astype(jnp.float32) for part in (x, cos, sin))
+    wide, cos, sin = (jnp.asarray(array).astype(jnp.float32) for array in (x, cos, sin))
     if interleaved:
         first, second = wide[..., 0::2], wide[..., 1::2]
     else:
         first, second = jnp.split(wide, 2, axis=-1)
-    turned = (first * cos - second * sin, second * cos + first * sin)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
     if interleaved:
-        return jnp.stack(turned, axis=-1).reshape(x.shape).astype(x.dtype)
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+        return jnp.stack(rotated, axis=-1).reshape(x.shape).astype(x.dtype)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -31,19 +31,19 @@ PARENT_VARIABLE = (
 )
 
 
-class _Now:
+class _State:
     """What this process does about signals: one at a time, for all of its threads.
 
     Attributes:
       raising: blocks of `raise_on_signal`, one inside the other.
-      ending: `Stopped` is on its way; a second one would break into what the first cleans up.
-      holding: inside `defer_signals`.
+      is_ending: `Stopped` is on its way; a second one would break into what the first cleans up.
+      is_deferring: inside `defer_signals`.
     """
 
-    raising, ending, holding = 0, False, False
+    raising, is_ending, is_deferring = 0, False, False
 
 
-_now = _Now()
+_state = _State()
 
 
 class Stopped(KeyboardInterrupt):
@@ -83,20 +83,20 @@ def raise_on_signal() -> Iterator[None]:
     """Raises `Stopped` in the main thread where a signal comes while it is in the block."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        _next_one_kills(number)
-        if not _now.ending:
-            _now.ending = True
+        _let_the_next_one_kill(number)
+        if not _state.is_ending:
+            _state.is_ending = True
             raise Stopped(number)
 
-    held, _now.holding = _now.holding, False
-    _now.raising += 1
+    was_deferring, _state.is_deferring = _state.is_deferring, False
+    _state.raising += 1
     try:
-        with _handled(stop):
+        with _handle_signals(stop):
             yield
     finally:
-        _now.holding = held
-        _now.raising -= 1
-        _now.ending = _now.ending and _now.raising > 0
+        _state.is_deferring = was_deferring
+        _state.raising -= 1
+        _state.is_ending = _state.is_ending and _state.raising > 0
 
 
 @contextlib.contextmanager
@@ -111,16 +111,16 @@ def defer_signals() -> Iterator[Callable[[], int | None]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         noted.append(number)
-        _next_one_kills(number)
+        _let_the_next_one_kill(number)
         if is_distributed():
             os.kill(os.getpid(), signal.SIGTERM)  # for JAX, which tells the other processes
 
-    held, _now.holding = _now.holding, True
+    was_deferring, _state.is_deferring = _state.is_deferring, True
     try:
-        with _handled(note):
+        with _handle_signals(note):
             yield lambda: noted[0] if noted else None
     finally:
-        _now.holding = held
+        _state.is_deferring = was_deferring
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ def exit_after_grace_period(grace_seconds: float = GRACE_SECONDS) -> Iterator[No
     over = threading.Event()
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watcher = threading.Thread(
-        target=_watch, args=(reader, over, grace_seconds), name="signals", daemon=True
+        target=_exit_when_late, args=(reader, over, grace_seconds), name="signals", daemon=True
     )
     watcher.start()
     try:
@@ -152,7 +152,7 @@ def exit_after_grace_period(grace_seconds: float = GRACE_SECONDS) -> Iterator[No
         os.close(reader)
 
 
-def _watch(reader: int, over: threading.Event, grace_seconds: float) -> None:
+def _exit_when_late(reader: int, over: threading.Event, grace_seconds: float) -> None:
     number = 0
     while number not in SIGNALS:
         number = os.read(reader, 1)[0]  # of each signal, when the kernel has sent it
@@ -162,7 +162,7 @@ def _watch(reader: int, over: threading.Event, grace_seconds: float) -> None:
     while time.monotonic() < deadline:
         if over.wait(0.1):
             return
-        if _now.holding:  # a save takes the time that it takes
+        if _state.is_deferring:  # a save takes the time that it takes
             deadline = time.monotonic() + grace_seconds
     line = f"fope: stopped by {signal_name(number)}, in the middle of what was under way\n"
     os.write(2, line.encode())
@@ -184,7 +184,7 @@ def end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -208,7 +208,7 @@ def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]
             signal.signal(number, old or signal.SIG_DFL)  # None: set by no one in Python
 
 
-def _next_one_kills(number: int) -> None:
+def _let_the_next_one_kill(number: int) -> None:
     """After a first Ctrl-C. Not after a SIGTERM, which some send twice to end a run once."""
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

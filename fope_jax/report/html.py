@@ -89,6 +89,7 @@ def make_output(out: str | Path, what: str) -> Path:
     Raises:
       ReportError: it cannot be made; the message names it and ``what`` should go there.
     """
+    require("jinja2", "train")  # before the work whose result the page shows
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,14 +8,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from fope_jax.report import plots, ranking, validation
-from fope_jax.report.comparison import TASK_FIELD, Comparison, comparisons, run_labels
-from fope_jax.report.correlation import (
-    correlation_figure,
-    correlation_table,
-    run_table,
-    spectrum_points,
+from fope_jax.report import (
+    correlation,
+    lineage,
+    plots,
+    protocols,
+    provenance,
+    ranking,
+    tables,
+    validation,
 )
+from fope_jax.report.comparison import TASK_FIELD, Comparison, comparisons, run_labels
 from fope_jax.report.goodput import goodput_table
 from fope_jax.report.html import (
     Details,
@@ -28,25 +31,10 @@ from fope_jax.report.html import (
     write_page,
 )
 from fope_jax.report.length_buckets import bucket_tables
-from fope_jax.report.lineage import lineage_sentences, lineage_table
 from fope_jax.report.plots import Style
-from fope_jax.report.protocols import describe, interval_note, protocol_caption, protocol_paragraph
-from fope_jax.report.provenance import config_tables, provenance_table, run_titles
 from fope_jax.report.rows import Row, Run, read_runs
 from fope_jax.report.sums import Sums, add_up
-from fope_jax.report.tables import (
-    EMPTY,
-    depth_table,
-    document_table,
-    format_loss,
-    format_number,
-    perplexity_tables,
-    position_tables,
-    reset_table,
-    retrieval_names,
-    retrieval_tables,
-    table_of_records,
-)
+from fope_jax.report.tables import EMPTY
 
 Styles = dict[str, Style]
 
@@ -141,10 +129,10 @@ def _introduction(runs: Sequence[Run], labels: Sequence[str]) -> list[Part]:
 
 
 def _lineage(runs: Sequence[Run]) -> list[Part]:
-    table = lineage_table(runs)
+    table = lineage.lineage_table(runs)
     if not table.rows:
         return []
-    return [Section("Lineage", [*lineage_sentences(runs), Details(table.title, [table])])]
+    return [Section("Lineage", [*lineage.lineage_sentences(runs), Details(table.title, [table])])]
 
 
 def _validation(runs: Sequence[Run], styles: Styles) -> list[Part]:
@@ -173,15 +161,15 @@ def _validation(runs: Sequence[Run], styles: Styles) -> list[Part]:
 
 def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Section:
     comparison, stem, heading = named
-    title, protocol = describe(comparison).title, f"Protocol {comparison.protocol}"
-    caption = f"{protocol}: {protocol_caption(comparison, 'bands')}."
+    title, protocol = protocols.describe(comparison).title, f"Protocol {comparison.protocol}"
+    caption = f"{protocol}: {protocols.protocol_caption(comparison, 'bands')}."
     parts: list[Part] = [
-        protocol_paragraph(comparison),
+        protocols.protocol_paragraph(comparison),
         Picture(
             plots.perplexity_figure(comparison, styles),
             f"perplexity-{stem}",
             plots.alt_text(comparison, title),
-            f"{title}. {caption} {interval_note(comparison)}",
+            f"{title}. {caption} {protocols.interval_note(comparison)}",
         ),
     ]
     ratios = comparison.numbers(Sums.perplexity, relative=True)
@@ -199,16 +187,16 @@ def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Sectio
     ]
     if infinite:
         parts.append(f"Not finite and so not drawn: {', '.join(infinite)}.")
-    parts += perplexity_tables(comparison)
+    parts += tables.perplexity_tables(comparison)
     if comparison.protocol == "document-resets":
         parts += [
-            reset_table(comparison, other)
+            tables.reset_table(comparison, other)
             for other, *_ in others
             if (other.protocol, other.name) == ("no-resets", comparison.name)
             and other.curves.keys() == comparison.curves.keys()
             and add_up(other.first_rows)[1:3] == add_up(comparison.first_rows)[1:3]  # tokens, bytes
         ]
-    rows = Details("Every row: documents, sums and counts", [document_table(comparison)])
+    rows = Details("Every row: documents, sums and counts", [tables.document_table(comparison)])
     return Section(f"{title} ({heading})", [*parts, rows])
 
 
@@ -236,22 +224,22 @@ def _ranking(named: Named, runs: Sequence[Run]) -> Section | None:
 
 
 def _positions(named: Named, styles: Styles) -> Section:
-    comparison, title = named.comparison, describe(named.comparison).title
-    caption = f"Protocol {comparison.protocol}: {protocol_caption(comparison, 'bands')}."
+    comparison, title = named.comparison, protocols.describe(named.comparison).title
+    caption = f"Protocol {comparison.protocol}: {protocols.protocol_caption(comparison, 'bands')}."
     longest = max(comparison.contexts)
     picture = Picture(
         plots.position_figure(comparison, styles),
         f"position-{named.stem}",
         plots.alt_text(comparison, title),
-        f"{title}, {longest:,} tokens. {caption} {interval_note(comparison)}",
+        f"{title}, {longest:,} tokens. {caption} {protocols.interval_note(comparison)}",
     )
-    tables = Details("Loss and bits per byte in each bucket", position_tables(comparison))
-    paragraph = protocol_paragraph(comparison)
-    return Section(f"{title} ({named.heading})", [paragraph, picture, tables])
+    numbers = Details("Loss and bits per byte in each bucket", tables.position_tables(comparison))
+    paragraph = protocols.protocol_paragraph(comparison)
+    return Section(f"{title} ({named.heading})", [paragraph, picture, numbers])
 
 
 def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Section:
-    comparison, (counted, _) = named.comparison, retrieval_names(named.comparison)
+    comparison, (counted, _) = named.comparison, tables.retrieval_names(named.comparison)
     by_depth = plots.has_depths(comparison)
     parts: list[Part] = [
         _retrieval_paragraph(comparison, runs),
@@ -271,8 +259,8 @@ def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Section:
                 f"Share of {counted} (%) by context length and depth of what is asked for.",
             )
         )
-    parts += retrieval_tables(comparison)
-    parts.append(Details("Every row: length and depth", [depth_table(comparison)]))
+    parts += tables.retrieval_tables(comparison)
+    parts.append(Details("Every row: length and depth", [tables.depth_table(comparison)]))
     title = f"{plots.retrieval_title(comparison)} ({named.heading.replace('_', ' ')})"
     return Section(title, parts)
 
@@ -320,12 +308,12 @@ def _retrieval_paragraph(comparison: Comparison, runs: Sequence[Run]) -> str:
 
 
 def _length_buckets(runs: Sequence[Run], edges: Sequence[int]) -> Section | None:
-    tables = bucket_tables(runs, edges) if edges else []
-    return Section("Ranges of length", tables) if tables else None
+    parts = bucket_tables(runs, edges) if edges else []
+    return Section("Ranges of length", parts) if parts else None
 
 
 def _spectra(runs: Sequence[Run], styles: Styles) -> Section | None:
-    points = spectrum_points(runs)
+    points = correlation.spectrum_points(runs)
     if not points:
         return None
     text = (
@@ -338,14 +326,14 @@ def _spectra(runs: Sequence[Run], styles: Styles) -> Section | None:
         "each run."
     )
     picture = Picture(
-        correlation_figure(points, styles),
+        correlation.correlation_figure(points, styles),
         "spectra-correlation",
         "Generalization gap against numbers of the spectrum; every point is in the table below.",
         "A point is a run: what its loss at the longest context has over that at the training "
         "length, against numbers of its spectrum.",
     )
-    tables = [correlation_table(points), run_table(points)]
-    return Section("Spectra and length generalization", [text, picture, *tables])
+    numbers = [correlation.correlation_table(points), correlation.run_table(points)]
+    return Section("Spectra and length generalization", [text, picture, *numbers])
 
 
 def _training(runs: Sequence[Run], styles: Styles) -> Section:
@@ -355,10 +343,10 @@ def _training(runs: Sequence[Run], styles: Styles) -> Section:
             "seed": run.seed,
             "updates": f"{last['step']:,}",
             "tokens seen": f"{last['tokens_seen']:,}",
-            "last loss (nats/token)": format_loss(last["loss"]),
+            "last loss (nats/token)": tables.format_loss(last["loss"]),
             "tokens/s": EMPTY if speed is None else f"{speed:,.0f}",
             "waiting for data": EMPTY if wait is None else f"{wait:.1%}",
-            "hours": format_number(last["seconds"] / 3600) if "seconds" in last else EMPTY,
+            "hours": tables.format_number(last["seconds"] / 3600) if "seconds" in last else EMPTY,
         }
 
     labels = run_labels(runs)
@@ -375,7 +363,7 @@ def _training(runs: Sequence[Run], styles: Styles) -> Section:
     )
     records = [(labels[run.path], record(run, row)) for run, row in last_rows]
     title = "Training, at the last row of each run"
-    return Section("Training", [picture, table_of_records(title, "variant", records)])
+    return Section("Training", [picture, tables.table_of_records(title, "variant", records)])
 
 
 def _time(runs: Sequence[Run]) -> Section | None:
@@ -384,13 +372,13 @@ def _time(runs: Sequence[Run]) -> Section | None:
 
 
 def _provenance(runs: Sequence[Run]) -> list[Part]:
-    differing, shared = config_tables(runs)
+    differing, shared = provenance.config_tables(runs)
     parts: list[Part] = [differing] if differing.rows else []
     if len(runs) > 1 and not differing.rows:
         parts.append("The runs have the same configuration.")
     parts.append(Details(f"{len(shared.rows)} keys that all runs share", [shared]))
-    for run, title in zip(runs, run_titles(runs), strict=True):
+    for run, title in zip(runs, provenance.run_titles(runs), strict=True):
         listing = Listing(json.dumps(run.config, indent=2))
         parts.append(Details(f"Whole configuration of {title}", [listing]))
-    sources = Section("Where the numbers come from", [provenance_table(runs)])
+    sources = Section("Where the numbers come from", [provenance.provenance_table(runs)])
     return [Section("Configurations", parts), sources]

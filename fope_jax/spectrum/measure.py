@@ -256,10 +256,8 @@ def _centred(x: np.ndarray) -> np.ndarray:
 def _locked_share(summed: np.ndarray, energy: float, count: int) -> float:
     """Mean product of two different windows' hidden states, over the mean energy of one.
 
-    Args:
-      summed: ``[T, D]`` sum of the windows' hidden states.
-      energy: mean over windows of their squares' sum.
-      count: of windows.
+    ``summed [T, D]`` are the hidden states of all ``count`` windows, ``energy`` is the mean over
+    windows of their squares' sum.
     """
     if count < 2 or not energy:
         return float("nan")

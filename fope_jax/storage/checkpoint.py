@@ -1,7 +1,7 @@
-"""The one door to Orbax: checkpoints that are whole, verified and of the right model.
+"""Checkpoints that are whole, verified and of the right model; Orbax writes the arrays.
 
     <directory>/<step>/<item>/        arrays as Orbax writes them ("params", "optimizer", ...)
-    <directory>/<step>/metadata.json  what the caller said; path, dtype and shape of each array
+    <directory>/<step>/metadata.json  the caller's metadata; path, dtype and shape of each array
     <directory>/<step>/manifest.json  sha256 and size of every file above; written last
     <directory>/quarantine/<step>     a damaged step that training has moved out of its way
 
@@ -74,26 +74,26 @@ class CheckpointStore:
         Raises:
           CheckpointError: nothing of this step counts afterwards; earlier steps are untouched.
         """
-        path, begun = self.directory / str(step), False
+        path, has_begun = self.directory / str(step), False
         try:
             if is_main_process():
                 self._remove_unfinished()
                 if path.is_dir() and any(path.iterdir()):
-                    log.warning("%s was there before: moved to %s", path, self._move_aside(step))
+                    log.warning("%s was there before: moved to %s", path, self._quarantine(step))
             wait_for_processes(f"save {step}")
-            begun = True
+            has_begun = True
             args = {name: ocp.args.StandardSave(tree) for name, tree in _filled(items).items()}
             # Without force Orbax refuses an empty directory of that name.
             self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
-            described = {name: _describe(tree) for name, tree in items.items()}
-            content = {"step": step, "metadata": dict(metadata), "items": described}
             if is_main_process():
+                shapes = {name: _describe(tree) for name, tree in items.items()}
+                content = {"step": step, "metadata": dict(metadata), "items": shapes}
                 write_json(path / METADATA, content)
                 write_json(path / MANIFEST, {"files": tree_sha256(path, skip=MANIFEST)})
             wait_for_processes(f"saved {step}")
         except Exception as error:
             if is_main_process():
-                self._remove_failed(path if begun else None)
+                self._remove_failed(path if has_begun else None)
             reason = " ".join(str(error).split())[:_REASON]
             raise CheckpointError(f"cannot save checkpoint {path}: {reason}") from error
         self._verified.add(step)
@@ -103,9 +103,8 @@ class CheckpointStore:
     def latest_valid_step(self, quarantine: bool = False) -> int | None:
         """The newest step whose files agree with its manifest; None where nothing was ever saved.
 
-        The first process looks and tells the others. Where it fails, all of them do.
-
-        Warns of each newer step that is damaged, and of saves that were cut off.
+        Process 0 looks for all; where it fails, all of them do. Warns of each newer step that is
+        damaged, and of saves that were cut off.
 
         Args:
           quarantine: moves those steps into ``quarantine``, where nothing removes them. For the one
@@ -118,13 +117,14 @@ class CheckpointStore:
         found = None
         with fail_together():
             if is_main_process():
-                found = self._newest_valid(quarantine)
+                found = self._newest_valid_step(quarantine)
         step = broadcast_from_process_0(-1 if found is None else found)
-        if step >= 0:
-            self._verified.add(step)
-        return None if step < 0 else step
+        if step < 0:
+            return None
+        self._verified.add(step)
+        return step
 
-    def _newest_valid(self, quarantine: bool) -> int | None:
+    def _newest_valid_step(self, quarantine: bool) -> int | None:
         damaged: dict[int, str] = {}
         for step in self._steps():
             damage = self._damage(step)
@@ -133,28 +133,24 @@ class CheckpointStore:
             damaged[step] = damage
         else:
             step = None
-            self._check_none_finished(damaged)
+            if any((self.directory / str(bad) / MANIFEST).exists() for bad in damaged):
+                raise CheckpointError(
+                    "no valid checkpoint is left; bring one back, or move the whole run away to "
+                    "start over:\n"
+                    + "\n".join(f"  {self.directory / str(b)}: {d}" for b, d in damaged.items())
+                )
         for bad, damage in damaged.items():
             path = self.directory / str(bad)
-            what = f"moved to {self._move_aside(bad)}" if quarantine else "skipped"
-            warnings.warn(f"checkpoint {path} is damaged: {damage}; {what}", stacklevel=3)
+            action = f"moved to {self._quarantine(bad)}" if quarantine else "skipped"
+            warnings.warn(f"checkpoint {path} is damaged: {damage}; {action}", stacklevel=3)
         return step
 
-    def _check_none_finished(self, damaged: Mapping[int, str]) -> None:
-        """Raises CheckpointError where a step was whole once, of which none is now."""
-        paths = {self.directory / str(step): damage for step, damage in damaged.items()}
-        if any((path / MANIFEST).exists() for path in paths):
-            raise CheckpointError(
-                "no valid checkpoint is left; bring one back, or move the whole run away to start"
-                " over:\n" + "\n".join(f"  {path}: {damage}" for path, damage in paths.items())
-            )
-
-    def _move_aside(self, step: int) -> Path:
+    def _quarantine(self, step: int) -> Path:
         """Moves a step into the quarantine, under a name that is free there."""
-        path, quarantine = self.directory / str(step), self.directory / QUARANTINE
+        quarantine = self.directory / QUARANTINE
         names = (str(step) if n == 1 else f"{step}.{n}" for n in itertools.count(1))
         target = next(quarantine / name for name in names if not (quarantine / name).exists())
-        move_tree(path, target)
+        move_tree(self.directory / str(step), target)
         self._verified.discard(step)
         return target
 
@@ -184,22 +180,27 @@ class CheckpointStore:
                 raise CheckpointError(
                     f"checkpoint {path} has no item {name!r}; it has {', '.join(stored)}"
                 )
-        _compare(path, stored, {name: _describe(tree) for name, tree in abstract_items.items()})
-        wanted = _filled(abstract_items)
-        args = {n: ocp.args.StandardRestore(jax.tree.map(_placed, t)) for n, t in wanted.items()}
+        _check_same_arrays(
+            path, stored, {name: _describe(tree) for name, tree in abstract_items.items()}
+        )
+        args = {
+            name: ocp.args.StandardRestore(jax.tree.map(_with_sharding, tree))
+            for name, tree in _filled(abstract_items).items()
+        }
         restored = self._orbax.restore(path, args=ocp.args.Composite(**args)) if args else {}
-        return {n: restored[n] if n in wanted else tree for n, tree in abstract_items.items()}
+        return {
+            name: restored[name] if name in args else tree for name, tree in abstract_items.items()
+        }
 
     def with_stored_dtypes(self, step: int, item: str, abstract: Any) -> Any:
         """``abstract`` with the dtypes of the arrays of that name in one item of ``step``."""
         stored = self._content(step)["items"].get(item, {})
 
-        def one(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
-            described = stored.get(_name(path), "")
-            dtype = described.partition("[")[0] or leaf.dtype
+        def with_dtype(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+            dtype = stored.get(_name(path), "").partition("[")[0] or leaf.dtype
             return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
 
-        return jax.tree_util.tree_map_with_path(one, abstract)
+        return jax.tree_util.tree_map_with_path(with_dtype, abstract)
 
     def close(self) -> None:
         """Releases Orbax's threads."""
@@ -286,7 +287,7 @@ def _filled(items: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 
 
-def _placed(leaf: Any) -> jax.ShapeDtypeStruct:
+def _with_sharding(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None)
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -303,19 +304,21 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _compare(path: Path, stored: dict, wanted: dict) -> None:
+def _check_same_arrays(path: Path, stored: dict, wanted: dict) -> None:
     """Raises CheckpointError with the first differing arrays and both sides of each."""
-    differences, count = [], 0
-    for item, arrays in wanted.items():
-        names = sorted(arrays.keys() | stored[item].keys())
-        count += len(names)
-        for name in names:
-            there, here = stored[item].get(name, "nothing"), arrays.get(name, "nothing")
-            if there != here:
-                differences.append(f"  {item}/{name}: checkpoint {there}, this model {here}")
+    pairs = {
+        f"{item}/{name}": (stored[item].get(name, "nothing"), arrays.get(name, "nothing"))
+        for item, arrays in wanted.items()
+        for name in sorted(arrays.keys() | stored[item].keys())
+    }
+    differences = [
+        f"  {name}: checkpoint {there}, this model {here}"
+        for name, (there, here) in pairs.items()
+        if there != here
+    ]
     if differences:
         more = ["  ..."] if len(differences) > _SHOWN else []
         raise CheckpointError(
-            f"{path} is a checkpoint of another model; {len(differences)} of {count} arrays"
+            f"{path} is a checkpoint of another model; {len(differences)} of {len(pairs)} arrays"
             " differ:\n" + "\n".join(differences[:_SHOWN] + more)
         )

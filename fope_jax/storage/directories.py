@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from fope_jax.storage.files import file_sha256
-from fope_jax.storage.paths import BUCKET_SCHEME, bucket_errors, gcs_file_system, is_in_bucket
+from fope_jax.storage.paths import (
+    BUCKET_SCHEME,
+    bucket_errors,
+    bucket_name,
+    gcs_file_system,
+    is_in_bucket,
+)
 
 PARALLEL_TRANSFERS = 8  # files read or written at once; one alone does not fill a network
 
@@ -28,25 +34,18 @@ def check_writable(directory: Path) -> None:
     if is_in_bucket(directory):
         make_writable(directory)
         return
-    for place in (directory, *directory.absolute().parents):
+    for nearest in (directory, *directory.absolute().parents):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            place.lstat()  # `exists` would pass over a name that is too long, or a loop of links
+            nearest.lstat()  # `exists` would pass over a name that is too long, or a loop of links
             break
-    else:
-        return
-    with tempfile.TemporaryFile(dir=place):
+    with tempfile.TemporaryFile(dir=nearest):
         pass
 
 
 def make_writable(directory: Path) -> None:
-    """Makes ``directory`` and finds out whether files can be written there.
-
-    Raises:
-      OSError: they cannot.
-    """
+    """Makes ``directory``, and raises OSError where files cannot be written there."""
     if is_in_bucket(directory):
-        bucket = os.fspath(directory).removeprefix(BUCKET_SCHEME).partition("/")[0]
-        with bucket_errors(f"bucket gs://{bucket}"):
+        with bucket_errors(f"bucket gs://{bucket_name(directory)}"):
             probe = directory / ".writable"
             probe.write_bytes(b"?")
             probe.unlink()
@@ -80,8 +79,8 @@ def check_space(directory: Path, size: int, what: str) -> None:
     """
     if is_in_bucket(directory):
         return
-    there = next(place for place in (directory, *directory.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    free = shutil.disk_usage(nearest).free
     if free < size:
         raise OSError(
             f"{directory}: {what} takes {size / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
@@ -90,7 +89,7 @@ def check_space(directory: Path, size: int, what: str) -> None:
 
 def make_directory(directory: Path) -> list[Path]:
     """Makes ``directory`` with its parents; those that were not there, the innermost first."""
-    made = [place for place in (directory, *directory.parents) if not place.exists()]
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     return made
 

@@ -53,7 +53,7 @@ def as_path(path: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{text!r}; accepted: {SUPPORTED_PATHS}")
     if not is_in_bucket(text):
         return Path(path)
-    gcs_file_system()
+    _import_fsspec()
     return require("etils.epath", "buckets").Path(text)
 
 
@@ -89,20 +89,29 @@ def path_within(directory: Path, name: Any) -> Path:
 
 def user_cache_dir() -> Path:
     """What is kept between runs of this user: $FOPE_CACHE, or the user's cache directory."""
-    own = os.environ.get("FOPE_CACHE")
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(own) if own else (Path(root) if root else Path.home() / ".cache") / "fope_jax"
+    if directory := os.environ.get("FOPE_CACHE"):
+        return Path(directory)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fope_jax"
 
 
 def gcs_file_system() -> Any:
     """The gcsfs file system that epath uses as well."""
+    return _import_fsspec().filesystem("gcs")
+
+
+def _import_fsspec() -> Any:
     require("gcsfs", "buckets")
     # epath would rather import TensorFlow where it is installed; that takes seconds, and memory.
     os.environ.setdefault("EPATH_USE_TF", "0")
     fsspec: Any = require("fsspec", "buckets")
     # TensorStore and other processes write too: a remembered listing would miss their objects.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
-    return fsspec.filesystem("gcs")
+    return fsspec
+
+
+def bucket_name(path: str | os.PathLike[str]) -> str:
+    """The bucket of a path in one."""
+    return os.fspath(path).removeprefix(BUCKET_SCHEME).partition("/")[0]
 
 
 def check_bucket(path: str | os.PathLike[str]) -> None:
@@ -113,7 +122,7 @@ def check_bucket(path: str | os.PathLike[str]) -> None:
     """
     if not is_in_bucket(path):
         return
-    bucket = os.fspath(path).removeprefix(BUCKET_SCHEME).partition("/")[0]
+    bucket = bucket_name(path)
     with bucket_errors(f"{os.fspath(path)}: bucket gs://{bucket}"):
         _check_reachable(urlsplit(gcs_file_system().base))
         gcs_file_system().call("GET", "b/{}/o", bucket, maxResults="1")
@@ -132,6 +141,14 @@ def _check_reachable(service: SplitResult) -> None:
             time.sleep(1)
 
 
+def create_object(path: Path, text: str) -> bool:
+    """Writes an object of a bucket where it is absent; whether it was, decided by the service."""
+    with bucket_errors(os.fspath(path)), contextlib.suppress(FileExistsError):
+        gcs_file_system().pipe_file(os.fspath(path), text.encode(), mode="create")
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def bucket_errors(place: str) -> Iterator[None]:
     """Whatever a bucket's libraries raise, as one OSError that begins with ``place``."""
@@ -144,22 +161,13 @@ def bucket_errors(place: str) -> Iterator[None]:
         raise OSError(f"{place} refuses or cannot be reached: {reason}") from error
 
 
-def glob_files(pattern: str) -> list[Path]:
-    """The files that a glob matches; ``**`` stands for any number of directories."""
+def glob_paths(pattern: str, kind: str = "file") -> list[Path]:
+    """What a glob matches, "file" or "directory"; ``**`` stands for any number of directories."""
     if is_in_bucket(pattern):
         check_bucket(pattern)
         found = gcs_file_system().glob(pattern, detail=True)
         return [
-            as_path(BUCKET_SCHEME + name) for name, info in found.items() if info["type"] == "file"
+            as_path(BUCKET_SCHEME + name) for name, info in found.items() if info["type"] == kind
         ]
-    return [Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]
-
-
-def glob_directories(pattern: str) -> list[Path]:
-    """The directories that a glob matches."""
-    if is_in_bucket(pattern):
-        found = gcs_file_system().glob(pattern, detail=True)
-        return [
-            as_path(BUCKET_SCHEME + n) for n, info in found.items() if info["type"] == "directory"
-        ]
-    return [Path(path) for path in glob.glob(pattern, recursive=True) if Path(path).is_dir()]
+    paths = map(Path, glob.glob(pattern, recursive=True))
+    return [path for path in paths if (path.is_file() if kind == "file" else path.is_dir())]

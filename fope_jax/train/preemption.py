@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-from fope_jax.processes.ending import reached_preemption
+from fope_jax.processes.collectives import reached_preemption
 from fope_jax.processes.signals import Stopped, defer_signals, is_distributed, raise_on_signal
 
 

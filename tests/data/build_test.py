@@ -130,14 +130,11 @@ def test_an_interrupted_build_goes_on_to_the_same_files(
     assert contents(config) == contents(whole)
 
 
-def test_a_partial_cache_of_other_text_is_not_used(
-    text_config, tmp_path, small_shards, monkeypatch
-):
+def test_a_partial_cache_of_other_text_is_not_used(text_config, tmp_path, monkeypatch):
     config = text_config()
-    monkeypatch.setattr(build, "_manifest", None)
-    with pytest.raises(TypeError):
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(build, "_manifest", None)
         build.build(config)
-    monkeypatch.undo()
     (tmp_path / "books" / "train0.txt").write_text("other words")
     built = build.build(config)["train"]
     assert built.tokenizer.decode(built.tokens(0, 11)) == "other words"

@@ -290,7 +290,7 @@ def test_what_killed_processes_leave(run):
 
 
 def test_a_run_that_is_being_written(run):
-    hold(run, pid=os.getppid(), began=lock._began(os.getppid()))
+    hold(run, pid=os.getppid(), began=lock._start_ticks(os.getppid()))
     (run / "checkpoints" / "16").mkdir()
     (run / "checkpoints" / "16" / "x").write_text("on its way")
     problems, notes = found(run)

@@ -172,7 +172,7 @@ FAULTS = [
         "the same, whichever file was being written",
         kill_in_a_save,
         trials=24,
-        short=1,
+        short=0,
     ),
     Fault(
         "kill -9 between metrics and checkpoint",

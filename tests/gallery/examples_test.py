@@ -46,6 +46,29 @@ def test_choosing_examples():
         choose(["nope", "roap"])
 
 
+def test_methods_of_others_are_drawn_and_listed(monkeypatch):
+    @dataclass(frozen=True)
+    class Theirs(ALiBi):
+        """Slopes of their own.
+
+        Reference: Someone 2026.
+        """
+
+    @dataclass(frozen=True)
+    class Needs(NoPE):
+        """Needs a width."""
+
+        width: int
+
+    for cls in (Theirs, Needs):
+        monkeypatch.setitem(METHODS, cls.__name__.lower(), cls)
+    assert choose(["theirs"]) == {"theirs": Theirs()}
+    assert list(choose(None)) == [*EXAMPLES, "theirs"]
+    theirs, needs = method_entries()[-2:]
+    assert (theirs.about, theirs.learnable) == ("Slopes of their own", "no")
+    assert (needs.knobs, needs.learnable) == (["width"], "")
+
+
 def test_the_catalogue_follows_the_tables():
     methods = {entry.name: entry for entry in method_entries()}
     assert list(methods) == list(METHODS)

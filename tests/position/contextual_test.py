@@ -128,6 +128,7 @@ def test_one_query_has_its_row_of_the_whole(name):
         np.testing.assert_allclose(one[:, :, 0], full[:, :, t, : t + 1], rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.slow  # common_test has it for every method
 @every_method
 def test_packed_equals_separate(name):
     """Keys of another segment are at -inf: they count for nothing, before or after."""

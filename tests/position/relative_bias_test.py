@@ -240,6 +240,7 @@ def packed_places(lengths, batch=2):
     ]
 
 
+@pytest.mark.slow  # common_test has it for every method
 @every_method
 def test_packed_equals_separate(name):
     method = METHODS[name]
@@ -255,6 +256,7 @@ def test_packed_equals_separate(name):
         start += length
 
 
+@pytest.mark.slow  # tests/model/attention_test.py has it
 @every_method
 def test_the_blockwise_path_gives_the_same_values_and_gradients(name):
     method = METHODS[name]

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from fope_jax import main as program
+from fope_jax.command_line.common import VERBS
 from fope_jax.processes.signals import (
     SIGNALS,
     Stopped,
@@ -183,7 +184,8 @@ def test_the_child_of_a_parent_that_is_killed_gets_sigterm():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_the_program_says_what_ended_it(monkeypatch, capsys, number):
-    monkeypatch.setattr("fope_jax.command_line.verbs.methods", lambda arguments: send(number))
+    verb = VERBS["methods"]._replace(run=lambda arguments: send(number))
+    monkeypatch.setitem(VERBS, "methods", verb)
     assert program.main(["methods"]) == 128 + number
     assert capsys.readouterr().err == (
         f"fope: stopped by {number.name}; the same command goes on from what has been saved\n"

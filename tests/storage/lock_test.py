@@ -109,7 +109,7 @@ def test_an_owner_on_another_machine_that_counts_is_alive(tmp_path):
 
 
 def test_the_owner_counts_and_finds_out_that_it_was_taken_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.02)
     with lock_run(tmp_path, "train") as held:
         deadline = time.monotonic() + 5
         while '"beats": 1}' in (tmp_path / LOCK).read_text() and time.monotonic() < deadline:

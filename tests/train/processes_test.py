@@ -242,7 +242,7 @@ APART = {
     "devices": (
         [],
         {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"},
-        'devices = "2 of 3, cpu',
+        "devices = 2 in process 0, 1 in process 1",
     ),
     "a seed": (["--config.seed=2"], {}, "seed = 1 in process 0"),
     "how often it saves": (["--config.train.save_every=5"], {}, "train.save_every = 10 in process"),

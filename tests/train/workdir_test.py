@@ -198,8 +198,8 @@ def test_a_run_that_has_saved_is_never_taken_for_a_start_that_failed(rope, runs,
     store = CheckpointStore(run / "checkpoints")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        store._move_aside(8)
-        store._move_aside(12)
+        store._quarantine(8)
+        store._quarantine(12)
     refused(run)
     shutil.rmtree(run / "checkpoints")  # metrics.jsonl says that there were some
     refused(run)

@@ -79,38 +79,35 @@ class MultiValue(TextTask):
 
     name: ClassVar[str] = "multi_value"
     has_depth: ClassVar[bool] = False
+    article: ClassVar[str] = "A"
+
+    def draw_words(self, rng: np.random.Generator) -> list[str]:
+        """The words that are asked for."""
+        return [rng.choice(WORDS)]
 
     def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
-        word = rng.choice(WORDS)
-        numbers = draw_numbers(rng, NEEDLES, split)
+        words, numbers = self.draw_words(rng), draw_numbers(rng, NEEDLES, split)
+        pairs = zip(itertools.cycle(words), numbers, strict=False)
         return self.encode_pieces(
-            needles=[f" A number of the {word} is {number}." for number in numbers],
-            depths=_sorted_depths(rng, NEEDLES),
-            question=f" The numbers of the {word} are",
-            answer=f" {join_with_and(numbers)}",
-            distractors=_other_answers(rng, split, numbers),
-            answer_texts=list(map(str, numbers)),
-        )
-
-
-class MultiQuery(TextTask):
-    """Several words have a number each, and all are asked for."""
-
-    name: ClassVar[str] = "multi_query"
-    has_depth: ClassVar[bool] = False
-
-    def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
-        words = rng.choice(WORDS, NEEDLES, replace=False)
-        numbers = draw_numbers(rng, NEEDLES, split)
-        pairs = zip(words, numbers, strict=True)
-        return self.encode_pieces(
-            needles=[f" The number of the {word} is {number}." for word, number in pairs],
+            needles=[
+                f" {self.article} number of the {word} is {number}." for word, number in pairs
+            ],
             depths=_sorted_depths(rng, NEEDLES),
             question=f" The numbers of the {join_with_and(words)} are",
             answer=f" {join_with_and(numbers)}",
             distractors=_other_answers(rng, split, numbers),
             answer_texts=list(map(str, numbers)),
         )
+
+
+class MultiQuery(MultiValue):
+    """Several words have a number each, and all are asked for."""
+
+    name: ClassVar[str] = "multi_query"
+    article: ClassVar[str] = "The"
+
+    def draw_words(self, rng: np.random.Generator) -> list[str]:
+        return rng.choice(WORDS, NEEDLES, replace=False).tolist()
 
 
 class VariableTracking(TextTask):

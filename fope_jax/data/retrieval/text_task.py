@@ -50,9 +50,6 @@ def answer_tokens(
     return joint[:shared], joint[shared:]
 
 
-# ---------------------------------------------------------------------------- haystacks
-
-
 @dataclass(frozen=True)
 class NoiseHaystack:
     """A text that is repeated, so that a needle stands between whole sentences.
@@ -125,9 +122,6 @@ class CorpusHaystack:
 
 
 Haystack = NoiseHaystack | CorpusHaystack
-
-
-# ---------------------------------------------------------------------------- tasks
 
 
 class Pieces(NamedTuple):

@@ -15,11 +15,7 @@ from fope_jax.data.tokenizers import Tokenizer
 
 
 def choose_symbols(tokenizer: Tokenizer, count: int) -> np.ndarray:
-    """``count`` ids of tokens that stand for text, evenly spaced, ``[count]`` int32.
-
-    Raises:
-      ValueError: the tokenizer has fewer.
-    """
+    """``[count]`` int32 ids of tokens that stand for text, evenly spaced; ValueError without."""
     ordinary = np.flatnonzero(tokenizer.token_bytes)
     if len(ordinary) < count:
         raise ValueError(

@@ -171,11 +171,10 @@ class FIRE(PositionEmbedding):
         return {"out_weight": (None, "heads"), "out_bias": ("heads",)}.get(name, ())
 
     def bias(self, variables: Variables, q_positions: Array, k_positions: Array) -> Array:
-        factor = jnp.asarray(variables["length_factor"], jnp.float32)
-        threshold = jnp.abs(factor * np.float32(self.init_length))
+        threshold = jnp.abs(variables["length_factor"] * np.float32(self.init_length))
         share = fire_distance(q_positions, k_positions, variables["c"], threshold)
         network = (variables[name] for name in ("hidden_weight", "hidden_bias", "out_weight"))
-        return _network(share, *network) + jnp.asarray(variables["out_bias"], jnp.float32)
+        return _network(share, *network) + variables["out_bias"]
 
 
 def _network(share: Array, hidden_weight: Any, hidden_bias: Any, out_weight: Any) -> Array:
@@ -185,9 +184,7 @@ def _network(share: Array, hidden_weight: Any, hidden_bias: Any, out_weight: Any
         for weight, offset, factor in zip(hidden_weight, hidden_bias, out_weight, strict=True):
             out += factor * jnp.maximum(share * weight + offset, 0.0)
         return out
-    weights = (hidden_weight, hidden_bias, out_weight)
-    weight, offset, factor = (jnp.asarray(x, jnp.float32) for x in weights)
     lanes = (1,) * share.ndim + (-1,)
-    hidden = jax.nn.relu(share[..., None] * weight.reshape(lanes) + offset.reshape(lanes))
+    hidden = share[..., None] * hidden_weight.reshape(lanes) + hidden_bias.reshape(lanes)
     # On TPU a product of default precision would round the hidden layer to 8 bits.
-    return jnp.einsum("...w,w->...", hidden, factor, precision="highest")
+    return jnp.einsum("...w,w->...", jax.nn.relu(hidden), out_weight, precision="highest")

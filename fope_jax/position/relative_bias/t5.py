@@ -198,7 +198,7 @@ class T5Bias(PositionEmbedding):
                 max_distance=self.max_distance,
                 bidirectional=self.bidirectional,
             )
-            return jnp.take(jnp.asarray(table, jnp.float32), buckets, mode="clip")
+            return jnp.take(table, buckets, mode="clip")
         if not self.bidirectional:
             return self._select(distance, table)
         half = self.num_buckets // 2

@@ -1,0 +1,119 @@
+"""How a verb of `fope` is declared, and what the verbs share.
+
+Each verb imports what it needs when it runs: `fope report` starts without jax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fope_jax.train.options import check_named
+
+Option = Callable[[Any], Any]  # adds something to a parser
+
+
+class Verb(NamedTuple):
+    """``run`` does it and returns the exit code, None for 0. ``needs`` are modules of the extra
+    [train] without which it does not begin."""
+
+    run: Callable[[argparse.Namespace], int | None]
+    options: tuple[Option, ...]
+    needs: tuple[str, ...]
+
+
+VERBS: dict[str, Verb] = {}
+
+
+def verb(*options: Option, name: str = "", needs: tuple[str, ...] = ("ml_collections", "flax")):
+    """Declares the verb that a function runs.
+
+    The first line of its docstring is the verb's description, the rest stands under its options.
+    """
+
+    def declare(run: Callable[[argparse.Namespace], int | None]):
+        VERBS[name or run.__name__] = Verb(run, options, needs)
+        return run
+
+    return declare
+
+
+def option(*names: str, **settings: Any) -> Option:
+    """One argument, as `argparse.ArgumentParser.add_argument` takes it."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def group(title: str, *options: Option) -> Option:
+    """Options under a title of their own; without a title, of which at most one is given."""
+
+    def add_all(parser: Any) -> None:
+        parent = (
+            parser.add_argument_group(title) if title else parser.add_mutually_exclusive_group()
+        )
+        for add in options:
+            add(parent)
+
+    return add_all
+
+
+def local_path(text: str) -> Path:
+    """A path of this machine."""
+    check_named(text)
+    if "://" in text:  # a Path would make a directory "gs:" here
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
+    return Path(text)
+
+
+STEP = option("--step", type=int, help="checkpoint; the newest without it")
+
+
+def out(description: str, required: bool = True) -> Option:
+    """``-o`` of verbs that write a page or files."""
+    return option("-o", "--out", type=local_path, required=required, help=description)
+
+
+def split_commas(text: str | None) -> list[str]:
+    """The parts of ``a,b``; none where nothing was given."""
+    return [] if text is None else [part.strip() for part in text.split(",")]
+
+
+def whole_numbers(option: str, text: str | None) -> list[int]:
+    """The numbers of ``1,2``; the option is named in the error."""
+    parts = split_commas(text)
+    for part in parts:
+        if not part.isdecimal():
+            raise ValueError(f"{option} {text}: {part!r} is no whole number")
+    return [int(part) for part in parts]
+
+
+def load_experiment(arguments: argparse.Namespace):
+    """The experiment of --config and its overrides."""
+    from fope_jax.config import build_experiment, load_config
+
+    return build_experiment(load_config(arguments.config, arguments.overrides))
+
+
+def join_processes(arguments: argparse.Namespace) -> None:
+    """Joins the other processes of the run, where there are any."""
+    from fope_jax.processes.collectives import is_main_process
+    from fope_jax.processes.start import initialize
+
+    initialize(
+        arguments.coordinator,
+        arguments.num_processes,
+        arguments.process_id,
+        arguments.distributed_timeout,
+    )
+    if not is_main_process():  # one of them says what all do; warnings and errors come from each
+        logging.getLogger("fope_jax").setLevel(logging.WARNING)
+
+
+def print_once(line: str) -> None:
+    """Prints what all processes would print."""
+    from fope_jax.processes.collectives import is_main_process
+
+    if is_main_process():
+        print(line)

@@ -1,0 +1,153 @@
+"""`fope evaluate` and `spectrum`: what a trained run can do, and which frequencies it uses."""
+
+from __future__ import annotations
+
+import argparse
+
+from fope_jax.command_line.common import (
+    STEP,
+    group,
+    join_processes,
+    local_path,
+    option,
+    out,
+    print_once,
+    split_commas,
+    verb,
+    whole_numbers,
+)
+from fope_jax.extras import require
+from fope_jax.storage.directories import check_output
+from fope_jax.storage.paths import check_bucket, is_in_bucket
+from fope_jax.train.options import add_accept_position, add_processes, directory
+
+
+@verb(
+    option("--run", type=directory, required=True, metavar="DIR", help="the --workdir of a run"),
+    lambda parser: parser.set_defaults(config=None),  # its section evaluate can be changed
+    STEP,
+    option(
+        "--protocols",
+        metavar="NAME,...",
+        help="what to measure, or all; what the run's evaluate.protocols says without it",
+    ),
+    option(
+        "--report", type=local_path, metavar="DIR", help="write the page of `fope report` there"
+    ),
+    option(
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="how several devices share the work, such as context=8; windows by default",
+    ),
+    add_processes,
+    option("--force", action="store_true", help="score again what has been scored"),
+    add_accept_position,
+)
+def evaluate(arguments: argparse.Namespace) -> None:
+    """measure a trained run against context length
+
+    examples:
+      fope evaluate --run runs/fope
+      fope evaluate --run runs/fope --protocols all --report runs/fope/report
+      fope evaluate --run runs/fope --protocols sliding-window,chunks
+      fope evaluate --run runs/fope --config.evaluate.texts=web,news
+      fope evaluate --run runs/fope --config.evaluate.texts=mails=letters/*.txt
+
+    protocols (without --protocols: same-tokens, long-window, passkey, about half the time of all):
+      same-tokens      the same tokens at every length, with ever more text before them
+      sliding-window   every token of a stretch, by a window that moves by evaluate.stride
+      chunks           joined documents cut every so many tokens, as the paper's code does
+      document-resets  joined documents whose positions begin anew at each document
+      no-resets        the same tokens without
+      long-window      loss by position in the longest window
+      from-start       loss by distance since the document's start
+      passkey          a key hidden in filler
+      retrieval        the tasks of evaluate.retrieval_tasks; all that fit where it names none
+
+    Rows that exist for the same checkpoint and settings are kept; --force scores them again. Any
+    value of the run's evaluate section can be changed for one call, as above; config.json stays as
+    it is.
+    """
+    if arguments.report:
+        require("matplotlib", "train")
+    join_processes(arguments)
+    from fope_jax.evaluate.run import evaluate
+    from fope_jax.model.sharding import MeshConfig
+    from fope_jax.processes.agreement import fail_together
+    from fope_jax.processes.collectives import is_main_process
+
+    with fail_together():
+        check_bucket(arguments.run)
+        mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
+        if arguments.report and is_main_process():
+            check_output(arguments.report, "the report")
+    rows = evaluate(
+        arguments.run,
+        arguments.step,
+        protocols=None if arguments.protocols is None else split_commas(arguments.protocols),
+        mesh=mesh,
+        force=arguments.force,
+        accept_position=arguments.accept_position,
+        overrides=arguments.overrides,
+    )
+    print_once(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
+    if arguments.report and is_main_process():
+        from fope_jax.report.page import write_report
+
+        print(f"report in {write_report([arguments.run], arguments.report)}")
+
+
+@verb(
+    option("run", type=directory, nargs="?", metavar="RUN", help="a --workdir"),
+    group(
+        "",
+        STEP,
+        option("--untrained", action="store_true", help="the parameters that training began with"),
+        option(
+            "--demo", action="store_true", help="the theory on signals made for it, without a run"
+        ),
+    ),
+    option("--lengths", default="1,2,4,8", metavar="N,...", help="in training lengths (1,2,4,8)"),
+    option("--windows", type=int, default=8, help="of each length (8)"),
+    out("directory of the page (RUN/spectrum)", required=False),
+    needs=("matplotlib",),
+)
+def spectrum(arguments: argparse.Namespace) -> None:
+    """the frequencies that a trained run uses
+
+    examples:
+      fope spectrum runs/fope --untrained        before training
+      fope spectrum runs/fope                    and after: both on one page, runs/fope/spectrum
+      fope report runs/* -o runs/report          what they say about generalization, over all runs
+      fope spectrum --demo -o runs/theory
+    """
+    from fope_jax.spectrum.tables import write_demo, write_spectrum
+
+    run, out = arguments.run, arguments.out
+    if arguments.demo:
+        if run or not out:
+            raise ValueError("--demo takes no run, and -o for the directory of its page")
+        check_output(out, "the demo")
+        from fope_jax.spectrum.demo import demo
+
+        print(f"demo in {write_demo(demo(), out)}")
+        return
+    if not run:
+        raise ValueError("name a run, or --demo")
+    require("flax", "train")
+    if not out and is_in_bucket(run):
+        raise ValueError(f"{run} is in a bucket: give -o, a directory of this machine")
+    out = out or run / "spectrum"
+    check_bucket(run)
+    check_output(out, "the spectra")
+    from fope_jax.spectrum.run import measure_run
+
+    measured = measure_run(
+        run,
+        arguments.step,
+        untrained=arguments.untrained,
+        multiples=whole_numbers("--lengths", arguments.lengths),
+        windows=arguments.windows,
+    )
+    print(f"{len(measured['rows'])} rows in {run / 'metrics.jsonl'}")
+    print(f"spectra in {write_spectrum(measured, out)}")

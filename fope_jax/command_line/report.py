@@ -1,0 +1,105 @@
+"""`fope report`, `doctor`, `methods` and `gallery`: what is known of runs and of methods."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from fope_jax.command_line.common import group, local_path, option, out, verb
+from fope_jax.storage.directories import check_output
+from fope_jax.storage.paths import check_bucket
+from fope_jax.train.options import directory
+
+
+@verb(
+    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    out("directory of the page"),
+    option(
+        "--buckets",
+        metavar="TOKENS,...",
+        help="also show scores in ranges of length, as LongBench does: 4k,8k",
+    ),
+    needs=("matplotlib",),
+)
+def report(arguments: argparse.Namespace) -> None:
+    """one HTML page about any number of runs"""
+    from fope_jax.report.length_buckets import bucket_tables, parse_edges
+    from fope_jax.report.lineage import lineage_sentences
+    from fope_jax.report.page import write_report
+    from fope_jax.report.rows import read_runs
+    from fope_jax.report.tables import as_text, text_tables
+
+    for run in arguments.runs:
+        check_bucket(run)
+    runs = read_runs(arguments.runs)
+    buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
+    check_output(arguments.out, "the report")
+    for line in lineage_sentences(runs):
+        print(line)
+    print(text_tables(runs))
+    for table in bucket_tables(runs, buckets) if buckets else ():
+        print(f"\n{as_text(table)}")
+    print(f"report in {write_report(arguments.runs, arguments.out, buckets=buckets)}")
+
+
+@verb(
+    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    option(
+        "--repair",
+        action="store_true",
+        help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl without "
+        "damaged lines after copying it; deletes nothing",
+    ),
+    option("--json", action="store_true", help="for programs, one object a line"),
+)
+def doctor(arguments: argparse.Namespace) -> int:
+    """check runs, and say what is wrong and what to do"""
+    from fope_jax import doctor
+
+    worst = 0
+    for run in arguments.runs:
+        check_bucket(run)
+        if arguments.repair:
+            for line in doctor.repair(run):
+                print(line, file=sys.stderr)
+        checks = doctor.examine(run)
+        shown = doctor.as_json(run, checks) if arguments.json else None
+        print(json.dumps(shown) if shown else doctor.as_text(run, checks))
+        worst = max(worst, doctor.exit_code(checks))
+    return worst
+
+
+@verb(
+    group(
+        "",
+        option("--markdown", action="store_true", help="print the tables of the README"),
+        option("--write", type=local_path, metavar="FILE", help="bring them up to date in FILE"),
+    ),
+    needs=(),
+)
+def methods(arguments: argparse.Namespace) -> None:
+    """list the position embeddings and their knobs"""
+    from fope_jax.gallery.catalogue import method_entries, scaling_entries
+    from fope_jax.gallery.methods import methods_markdown, methods_text, write_between_markers
+
+    entries = method_entries(), scaling_entries()
+    if arguments.write is not None:
+        changed = write_between_markers(arguments.write, methods_markdown(*entries))
+        print(f"{arguments.write} {'is up to date now' if changed else 'was up to date'}")
+    else:
+        print((methods_markdown if arguments.markdown else methods_text)(*entries))
+
+
+@verb(
+    out("directory of the page"),
+    option("--methods", nargs="+", metavar="LABEL", help="only these, such as rope fope rope+yarn"),
+    needs=("matplotlib",),
+)
+def gallery(arguments: argparse.Namespace) -> None:
+    """one HTML page with a picture of each embedding"""
+    from fope_jax.gallery.curves import gallery_rows
+    from fope_jax.gallery.page import write_gallery
+
+    check_output(arguments.out, "the gallery")
+    print(f"gallery in {write_gallery(gallery_rows(arguments.methods), arguments.out)}")

@@ -1,0 +1,175 @@
+"""`fope data`, `train`, `extend` and `sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+
+from fope_jax.command_line.common import (
+    group,
+    join_processes,
+    load_experiment,
+    local_path,
+    option,
+    print_once,
+    verb,
+)
+from fope_jax.storage.directories import check_output
+from fope_jax.storage.paths import check_bucket
+from fope_jax.train.options import add_config, add_extend_options, add_processes, add_train_options
+
+
+@verb(
+    add_config,
+    group(
+        "on many machines, with Apache Beam; the same cache",
+        option("--runner", metavar="NAME", help="such as DirectRunner or DataflowRunner"),
+        option("--runner-option", action="append", default=[], metavar="KEY=VALUE"),
+        option("--runner-parts", default="", metavar="DIR", help="where workers leave parts"),
+    ),
+    name="data build",
+)
+def build(arguments: argparse.Namespace) -> None:
+    """tokenise the corpus once, into the token cache"""
+    experiment = load_experiment(arguments)
+    from fope_jax.data.beam import Runner
+    from fope_jax.data.build import build
+
+    options = tuple(arguments.runner_option)
+    runner = Runner(arguments.runner, options, arguments.runner_parts) if arguments.runner else None
+    build(experiment.data, runner)
+
+
+@verb(add_config, name="data inspect")
+def inspect(arguments: argparse.Namespace) -> None:
+    """show sizes, samples and document lengths"""
+    experiment = load_experiment(arguments)
+    from fope_jax.data.build import inspect
+
+    print(inspect(experiment.data))
+
+
+@verb(add_train_options, add_processes)
+def train(arguments: argparse.Namespace) -> None:
+    """train, or go on training
+
+    examples:
+      fope train --config configs/quickstart.py --workdir runs/fope
+      fope train --config configs/quickstart.py:position=rope,seed=1 --workdir runs/rope_1
+      fope train --config configs/quickstart.py --workdir runs/long --config.train.length=256
+
+    The same command again goes on from the newest checkpoint. Any value of the configuration can be
+    given as --config.SECTION.KEY=VALUE.
+
+    exit codes:
+      0     done
+      2     an error, told in one message; what was trained up to the newest checkpoint is kept
+      143   SIGTERM, and likewise 130 Ctrl-C and 129 SIGHUP: the step under way was ended and saved;
+            a second Ctrl-C ends at once
+      137   SIGKILL, -9: what came after the newest checkpoint is trained again
+
+    In each case the same command goes on, with the bits of a run that was never interrupted.
+    """
+    join_processes(arguments)  # first, so that whoever refuses tells the others
+    from fope_jax.processes.agreement import fail_together
+
+    with fail_together():
+        check_bucket(arguments.workdir)
+        experiment = load_experiment(arguments)
+    from fope_jax.train.goodput import process_age
+    from fope_jax.train.loop import train
+
+    train(experiment, arguments.workdir, arguments.accept_position, seconds_before=process_age())
+    print_once(f"run in {arguments.workdir}")
+
+
+@verb(add_extend_options, add_processes)
+def extend(arguments: argparse.Namespace) -> None:
+    """go on from a trained run at a longer length
+
+    examples:
+      fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
+      fope extend --from runs/rope/500 --method fope --length 256 --workdir runs/rope_fope
+      fope extend --from runs/fope --method yarn --length 256 --workdir runs/fope_yarn \\
+          --config.position.scaling_order=after_clip --config.position.factor=16
+      fope extend --from runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
+          --config.train.steps=100
+      fope extend --from hf:models/SmolLM-1.7B --method fope --length 4096 --workdir runs/smollm \\
+          --config configs/paper/smollm_4096.py:weights=models/SmolLM-1.7B
+
+    METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,
+    llama3, longrope, clip, ...) for a model with frequencies. The same command again goes on from
+    the newest checkpoint.
+    """
+    join_processes(arguments)
+    from fope_jax.config import load_config
+    from fope_jax.extend.run import extend
+    from fope_jax.processes.agreement import fail_together
+
+    with fail_together():
+        for directory in (arguments.parent, arguments.workdir):
+            if not isinstance(directory, str):
+                check_bucket(directory)
+        config = load_config(arguments.config) if arguments.config else None
+    extend(
+        arguments.parent,
+        arguments.method,
+        arguments.length,
+        arguments.workdir,
+        optimizer=arguments.optimizer,
+        match=arguments.match,
+        warn_above=arguments.warn_above,
+        overrides=arguments.overrides,
+        config=config,
+        accept_position=arguments.accept_position,
+        should_evaluate=not arguments.no_evaluate,
+    )
+    print_once(f"run in {arguments.workdir}")
+
+
+@verb(
+    option("sweep", metavar="SWEEP.py[:ARG]", help="a file with get_sweep(arg)"),
+    option(
+        "--workdir", type=local_path, required=True, metavar="DIR", help="each run gets one here"
+    ),
+    option("--jobs", type=int, default=1, help="runs at once; they share the cores (1)"),
+    option(
+        "--results", type=local_path, metavar="DIR", help="keep each run's rows as DIR/NAME.jsonl"
+    ),
+    option("--dry-run", action="store_true", help="print the commands and do nothing"),
+)
+def sweep(arguments: argparse.Namespace) -> None:
+    """train, extend and evaluate many runs
+
+    examples:
+      fope sweep experiments/extrapolation/sweep.py --workdir runs/extrapolation
+      fope sweep experiments/extrapolation/sweep.py:seeds=1 --workdir runs/one_seed --jobs 2
+
+    The same command again leaves out what is done and goes on with the rest. Each run writes a log,
+    DIR/NAME.log; the report of all of them is DIR/report/index.html.
+    """
+    from fope_jax.extras import require
+    from fope_jax.report.page import write_report
+    from fope_jax.report.results import write_results
+    from fope_jax.report.rows import read_run
+    from fope_jax.report.tables import text_tables
+    from fope_jax.sweep.queue import run_sweep
+    from fope_jax.sweep.runs import load_sweep
+
+    planned, workdir = load_sweep(arguments.sweep), arguments.workdir
+    if arguments.dry_run:
+        for run in planned:
+            print(shlex.join(["fope", *run.command(workdir)]))
+        return
+    require("matplotlib", "train")  # for the report, after hours
+    check_output(workdir / "report", "the report")
+    if arguments.results:
+        check_output(arguments.results, "the rows of the runs")
+    run_sweep(planned, workdir, jobs=arguments.jobs)
+    directories = [workdir / run.name for run in planned]
+    runs = [read_run(directory) for directory in directories]
+    if arguments.results:
+        for run in runs:
+            write_results(run, arguments.results / f"{run.path.name}.jsonl")
+    print(text_tables(runs))
+    print(f"report in {write_report(directories, workdir / 'report')}")

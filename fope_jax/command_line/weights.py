@@ -1,0 +1,59 @@
+"""`fope import` and `export`: weights of Hugging Face, and back."""
+
+from __future__ import annotations
+
+import argparse
+
+from fope_jax.command_line.common import STEP, local_path, option, out, verb
+from fope_jax.train.options import add_accept_position, directory
+
+
+@verb(
+    lambda parser: parser.set_defaults(config=None),  # its values can be changed as those of a file
+    option(
+        "--from",
+        type=local_path,
+        required=True,
+        metavar="DIR",
+        dest="source",
+        help="directory with config.json and *.safetensors",
+    ),
+    option("--workdir", type=directory, required=True, help="directory of the run"),
+    name="import",
+)
+def import_(arguments: argparse.Namespace) -> None:
+    """make a run of a Hugging Face checkpoint
+
+    examples:
+      fope import --from models/SmolLM2-135M --workdir runs/smollm2 --config.train.length=2048
+      fope data build --config runs/smollm2/config.json
+      fope evaluate --run runs/smollm2
+
+    train.length is the length that evaluation counts in multiples of; without it the checkpoint's
+    max_position_embeddings. Any value but the model's own can be given as
+    --config.SECTION.KEY=VALUE.
+    """
+    from fope_jax.interop.runs import import_run
+
+    print(import_run(arguments.source, arguments.workdir, arguments.overrides))
+    print(f"run in {arguments.workdir}")
+
+
+@verb(
+    option("--run", type=directory, required=True, metavar="RUN[/STEP]", help="a --workdir"),
+    STEP,
+    option(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the tensors; that of the import or of the parameters without it",
+    ),
+    out("directory that is made"),
+    add_accept_position,
+)
+def export(arguments: argparse.Namespace) -> None:
+    """write a run as a Hugging Face checkpoint"""
+    from fope_jax.interop.runs import export_run
+
+    accept = arguments.accept_position
+    print(export_run(arguments.run, arguments.out, arguments.step, arguments.dtype, accept))
+    print(f"checkpoint in {arguments.out}")

@@ -31,6 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             end_with_parent()
             for library in arguments.verb.needs:
                 require(library, "train")
+            for module in arguments.allow_module:
+                from fope_jax.position.registry import import_module
+
+                import_module(module)
             return arguments.verb.run(arguments) or 0
     except KeyboardInterrupt as stop:
         reason = str(stop) or "interrupted"

@@ -26,7 +26,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 UNPICKLERS = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "torch", "yaml"}
 RUNNERS = {"eval", "exec", "compile", "extractall", "extract", "unpack_archive", "system", "popen"}
 # Configurations and sweeps are programs, of which the user names one.
-NAMED_BY_THE_USER = {PACKAGE / "config" / "experiment.py", PACKAGE / "sweep" / "spec.py"}
+NAMED_BY_THE_USER = {PACKAGE / "config" / "files.py"}
 # Who may: patterns and programs are compiled by that name as well.
 COMPILES = {"re", "lowered", "compiled", "traced"}
 

@@ -59,6 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         added.set_defaults(verb=verb)
+        added.add_argument(
+            "--allow-module",
+            action="append",
+            default=[],
+            metavar="MODULE",
+            help="import this Python module, which a run names for its position embedding",
+        )
         added.add_argument("--traceback", action="store_true", help="show where an error arose")
         for add in verb.options:
             add(added)

@@ -31,6 +31,7 @@ from fope_jax.config.fields import (
     nearest,
     parse_value,
 )
+from fope_jax.position.registry import import_modules
 from fope_jax.storage.files import read_json
 
 
@@ -56,6 +57,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
             raise ConfigError(
                 f"get_config of {path!r} returns {type(config).__name__}; accepted: ConfigDict"
             )
+        _import_modules(config.get("position"))
         return apply_overrides(config, overrides)
     _check_file("configuration", path)
     try:
@@ -71,6 +73,14 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
         return apply_overrides(ConfigDict(values), overrides)
     except (ValueError, KeyError, AttributeError) as error:  # also keys that ConfigDict refuses
         raise ConfigError(f"configuration file {path}: {error}") from error
+
+
+def _import_modules(position: Any) -> None:
+    """Imports the modules with position embeddings that the user's own words name."""
+    try:
+        import_modules(position.to_dict() if isinstance(position, ConfigDict) else position)
+    except ValueError as error:
+        raise ConfigError(f"config.position: {error}") from error
 
 
 def call_in_file(kind: str, path: str, function: str, arg: str) -> Any:
@@ -137,6 +147,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         if section == "position" and field:
             kinds = knob_types(values.get("method") if values else None)
             value = parse_knob(key, text, str if field == "method" else kinds.get(field, Any))
+            _import_modules({"method": value} if field == "method" else value)
         else:
             kinds = field_types(SECTIONS[section]) if section in SECTIONS else TOP_LEVEL
             kind = kinds.get(field if section in SECTIONS else key)

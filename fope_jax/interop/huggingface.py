@@ -43,23 +43,14 @@ MAX_POSITIONS = "max_position_embeddings"
 
 
 class Family(NamedTuple):
-    """One ``model_type`` of Hugging Face.
-
-    Attributes:
-      architecture: its class there.
-      norm: as in ``TransformerConfig``.
-      qk_norm: as in ``TransformerConfig``.
-      defaults: values of keys that may be left out; None is a value too.
-      theta: the base where none is given.
-      by_layer: whether it names layers without a position embedding.
-    """
+    """One ``model_type`` of Hugging Face; norms are named as in ``TransformerConfig``."""
 
     architecture: str
     norm: str
     qk_norm: str
-    defaults: dict[str, Any]
-    theta: float = 10_000.0
-    by_layer: bool = False
+    defaults: dict[str, Any]  # of keys that may be left out; None is a value too
+    theta: float = 10_000.0  # where none is given
+    by_layer: bool = False  # whether it names layers without a position embedding
 
 
 _DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
@@ -139,19 +130,12 @@ _PASSED_THROUGH_PREFIX = "unsloth_"  # notes of Unsloth: unsloth_fixed, unsloth_
 
 
 class ImportedConfig(NamedTuple):
-    """What a config.json says of a model.
-
-    Attributes:
-      config: the model.
-      position: its position embedding.
-      extra_keys: keys that change no number, and ``max_position_embeddings``, as they stand there.
-      fingerprint: of the position embedding, where our export stored it.
-    """
+    """What a config.json says of a model."""
 
     config: TransformerConfig
     position: PositionEmbedding
-    extra_keys: dict[str, Any]
-    fingerprint: str | None
+    extra_keys: dict[str, Any]  # that change no number, and max_position_embeddings
+    fingerprint: str | None  # of the position embedding, where our export stored it
 
 
 # ---------------------------------------------------------------------------- from Hugging Face
@@ -297,11 +281,7 @@ def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> Po
 
 
 def _stated_rope(given: Mapping[str, Any], theta: float) -> dict[str, Any]:
-    """``rope_parameters`` or the older ``rope_scaling``, without entries of None.
-
-    Raises:
-      ValueError: it is no mapping, or both are there and differ by more than their spelling.
-    """
+    """``rope_parameters`` or the older ``rope_scaling``, without entries of None."""
     stated = {}
     for name in ("rope_parameters", "rope_scaling"):
         value = given.get(name, {})

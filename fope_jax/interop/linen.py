@@ -7,15 +7,17 @@ Constants such as FoPE's coefficients live in the collection ``position``, which
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from fope_jax.interop import attention
 from fope_jax.position import ModelShape, PositionEmbedding
-from fope_jax.position.base import Variables, embed_tokens
+from fope_jax.position.base import Variables
 from fope_jax.typing import Array
 
 COLLECTION = "position"
@@ -34,13 +36,12 @@ class PositionAttention(nn.Module):
         each document; None counts from 0.
       key_positions: of the keys, where they are not those of the queries.
       decode: for ``MultiHeadDotProductAttention(decode=True)``: the one query is the newest key
-        that the mask shows. A token for which the cache has no place left raises ValueError; under
+        that the mask shows. A token for which the cache has no room raises ValueError; under
         ``jit``, where that cannot be known, it gives NaN. Not for attention to another sequence.
 
-    >>> import jax
     >>> from fope_jax.position import FoPE
     >>> layer = nn.MultiHeadDotProductAttention(4, attention_fn=PositionAttention(FoPE(64)))
-    >>> x = jax.numpy.ones((2, 10, 32))
+    >>> x = jnp.ones((2, 10, 32))
     >>> variables = layer.init(jax.random.key(0), x, mask=nn.make_causal_mask(x[..., 0]))
     >>> sorted(variables), sorted(variables["position"]["attention_fn"])
     (['params', 'position'], ['cos_coef', 'sin_coef'])
@@ -73,8 +74,16 @@ class PositionAttention(nn.Module):
     ) -> Array:
         """Attends: see ``nn.dot_product_attention``, and ``ValueError`` of ``attention.attend``."""
         shape = attention.layer_shape(query.shape[-2], key.shape[-2], query.shape[-1])
-        attention.check_method(self.method, shape)
-        full = self._step(mask, query, key) if self.decode else None
+        attention.check_attends(self.method, shape)
+        is_full = None
+        if self.decode:
+            is_step = (
+                mask is not None and query.shape[-3] == 1 and self.is_mutable_collection("cache")
+            )
+            if self.is_initializing() or is_step:
+                last = self.variable("cache", "last_key", lambda: jnp.int32(-1))
+            if is_step and not self.is_initializing():
+                last.value, is_full = attention.decoding_step(mask, key.shape[-3], last.value)
         out = attention.attend(
             self.method,
             _variables(self, self.method, shape),
@@ -97,17 +106,7 @@ class PositionAttention(nn.Module):
             qk_attn_weights_einsum=qk_attn_weights_einsum,
             attn_weights_value_einsum=attn_weights_value_einsum,
         )
-        return out if full is None else jnp.where(full, jnp.nan, out)
-
-    def _step(self, mask: Array | None, query: Array, key: Array) -> Array | None:
-        """Whether the key cache had no place for this token; None where none is decoded."""
-        if self.is_initializing():
-            self.variable("cache", "last_key", lambda: jnp.int32(-1))
-        elif mask is not None and query.shape[-3] == 1 and self.is_mutable_collection("cache"):
-            last = self.variable("cache", "last_key", lambda: jnp.int32(-1))
-            last.value, full = attention.decoding_step(mask, key.shape[-3], last.value)
-            return full
-        return None
+        return out if is_full is None else jnp.where(is_full, jnp.nan, out)
 
 
 class Rotary(nn.Module):
@@ -118,9 +117,8 @@ class Rotary(nn.Module):
     Attributes:
       method: a rotation.
 
-    >>> import jax
     >>> from fope_jax.position import FoPE
-    >>> q = jax.numpy.ones((2, 10, 4, 16))
+    >>> q = jnp.ones((2, 10, 4, 16))
     >>> (q, k), variables = Rotary(FoPE(64)).init_with_output(jax.random.key(0), q, q)
     >>> sorted(variables)
     ['position']
@@ -132,25 +130,15 @@ class Rotary(nn.Module):
     def __call__(
         self, q: Array, k: Array, positions: Array | None = None, key_positions: Array | None = None
     ) -> tuple[Array, Array]:
-        """Rotates.
-
-        Args:
-          q: ``[B, T, N, H]``.
-          k: ``[B, S, K, H]``.
-          positions: of the queries, ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0.
-          key_positions: of the keys; None takes those of the queries where S = T.
-
-        Returns:
-          q and k; k has N heads where the method has a matrix for every query head.
+        """``q [B, T, N, H]`` and ``k [B, S, K, H]`` rotated; see ``interop.nnx.Rotary``.
 
         Raises:
           ValueError: the method is no rotation alone, or positions are not known or do not fit.
         """
         shape = attention.layer_shape(q.shape[-2], k.shape[-2], q.shape[-1])
         attention.check_rotates(self.method, shape)
-        rows = attention.resolve(self.method, q, k, positions, key_positions)
         variables = _variables(self, self.method, shape)
-        return attention.rotate(self.method, variables, q, k, *rows)
+        return attention.rotate(self.method, variables, q, k, positions, key_positions)
 
 
 class PositionEmbed(nn.Module):
@@ -173,24 +161,27 @@ class PositionEmbed(nn.Module):
           ValueError: the method embeds nothing, or positions do not fit.
         """
         shape = ModelShape(x.shape[-1], 1, 1, 1, x.shape[-1])
-        rows = attention.embed_positions(self.method, shape, x, positions)
-        return embed_tokens(self.method, _variables(self, self.method, shape), x, rows)
+        attention.check_embeds(self.method, shape)
+        return attention.embed(self.method, _variables(self, self.method, shape), x, positions)
 
 
 def _variables(module: nn.Module, method: PositionEmbedding, shape: ModelShape) -> Variables:
-    """The module's own variables by name, drawn once where they are not there yet."""
-    drawn = None
-    if module.is_initializing():
-        drawn = attention.one_layer(method.init(module.make_rng("params"), shape))
+    """The module's variables by name, drawn where they are not there yet."""
 
-    def first(index: int, name: str, key: Array | None = None) -> Array:
-        if drawn is not None:
-            return drawn[index][name]
-        key = module.make_rng("params") if key is None else key
-        return attention.one_layer(method.init(key, shape))[index][name]
+    def draw(key: Array) -> tuple[Variables, Variables]:
+        return attention.draw_layer(method, key, shape)
 
-    params, constants = attention.abstract(method, shape)
-    variables = {n: module.param(n, lambda key, n=n: first(0, n, key)) for n in params}
-    for n in constants:
-        variables[n] = module.variable(COLLECTION, n, lambda n=n: first(1, n)).value
+    # All variables are of one draw. Flax calls the initialisers of those that are there as well.
+    draw_once = functools.cache(lambda: draw(module.make_rng("params")))
+    is_new = module.is_initializing()
+    if is_new:
+        draw_once()
+    params, constants = jax.eval_shape(draw, jax.random.key(0))
+    variables = {
+        name: module.param(name, lambda key, n=name: (draw_once() if is_new else draw(key))[0][n])
+        for name in params
+    }
+    for name in constants:
+        variable = module.variable(COLLECTION, name, lambda n=name: draw_once()[1][n])
+        variables[name] = variable.value
     return variables

@@ -15,7 +15,7 @@ from flax import nnx
 from fope_jax.interop import attention
 from fope_jax.model.transformer import PositionConstant
 from fope_jax.position import ModelShape, PositionEmbedding
-from fope_jax.position.base import Variables, embed_tokens
+from fope_jax.position.base import Variables
 from fope_jax.typing import Array
 
 
@@ -23,7 +23,32 @@ class Positions(nnx.Variable):
     """Where tokens stand: int32 state that a training step overwrites for packed documents."""
 
 
-class PositionAttention(nnx.Module):
+class _PositionModule(nnx.Module):
+    """A method with the variables that it draws for one layer of a shape."""
+
+    def __init__(self, method: PositionEmbedding, shape: ModelShape, rngs: nnx.Rngs):
+        params, constants = attention.draw_layer(method, rngs.params(), shape)
+        self.method = method
+        self.shape = shape
+        self.variables = nnx.Dict(
+            {name: nnx.Param(x) for name, x in params.items()}
+            | {name: PositionConstant(x) for name, x in constants.items()}
+        )
+
+    def _values(self) -> Variables:
+        return {name: variable[...] for name, variable in self.variables.items()}
+
+    def _check_heads(self, q: Array, k: Array) -> None:
+        given = (q.shape[-2], k.shape[-2], q.shape[-1])
+        declared = (self.shape.num_heads, self.shape.num_kv_heads, self.shape.head_dim)
+        if given != declared:
+            raise ValueError(
+                "num_heads, num_kv_heads, head_dim = {}, {}, {} come in: ".format(*given)
+                + "{}, {}, {} were declared".format(*declared)
+            )
+
+
+class PositionAttention(_PositionModule):
     """An ``attention_fn`` of ``nnx.MultiHeadAttention`` that knows positions.
 
     Rotates queries and keys, adds the method's bias, and hands over to ``attention_fn``. Flax's key
@@ -59,25 +84,22 @@ class PositionAttention(nnx.Module):
           positions: ``[T]``, ``[1, T]`` or ``[batch..., T]`` tokens since the start of each
             document; None counts from 0. Held as state: ``set_positions`` overwrites them.
           decode: for decoding with Flax's key cache: the one query is the newest key that the
-            mask shows, whatever ``is_causal`` is. A token for which the cache has no place left
-            raises ValueError; under ``jit``, where that cannot be known, it gives NaN. Not for
-            attention to another sequence.
+            mask shows, whatever ``is_causal`` is. A token for which the cache has no room raises
+            ValueError; under ``jit``, where that cannot be known, it gives NaN. Not for attention
+            to another sequence.
           rngs: its ``params`` stream is drawn from.
 
         Raises:
           ValueError: the method cannot work inside one attention layer of this shape.
         """
         shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
-        attention.check_method(method, shape)
-        self.method = method
-        self.shape = shape
+        attention.check_attends(method, shape)
+        super().__init__(method, shape, rngs)
         self.attention_fn = attention_fn
         self.decode = decode
-        self.variables = _draw(method, shape, rngs)
-        self.positions = nnx.data(None)
         self.last_key = nnx.data(nnx.Cache(jnp.int32(-1)) if decode else None)
-        if positions is not None:
-            self.set_positions(positions)
+        self.positions = nnx.data(None)
+        self.set_positions(positions)
 
     def set_positions(self, positions: Array | None) -> None:
         """Sets where the tokens of the next calls stand; None counts from 0.
@@ -86,7 +108,7 @@ class PositionAttention(nnx.Module):
           ValueError: they are no integers, or one does not fit 32 bits.
         """
         if positions is not None:  # before jax cuts off what does not fit
-            positions = attention.as_counts(positions, "positions")
+            positions = attention.int32_positions(positions, "positions")
         self.positions = None if positions is None else Positions(jnp.asarray(positions))
 
     def __call__(
@@ -104,16 +126,16 @@ class PositionAttention(nnx.Module):
         Raises:
           ValueError: heads of another shape than declared; and see ``attention.attend``.
         """
-        _check_heads(self.shape, query, key)
-        full = None
+        self._check_heads(query, key)
+        is_full = None
         if self.decode and query.shape[-3] == 1 and mask is not None:
             if self.last_key is None:  # ``decode`` was set after the module was made
                 self.last_key = nnx.Cache(jnp.int32(-1))
             step = attention.decoding_step(mask, key.shape[-3], self.last_key[...])
-            self.last_key[...], full = step
+            self.last_key[...], is_full = step
         out = attention.attend(
             self.method,
-            _values(self.variables),
+            self._values(),
             self.attention_fn,
             query,
             key,
@@ -124,10 +146,10 @@ class PositionAttention(nnx.Module):
             decode=self.decode,
             **options,
         )
-        return out if full is None else jnp.where(full, jnp.nan, out)
+        return out if is_full is None else jnp.where(is_full, jnp.nan, out)
 
 
-class Rotary(nnx.Module):
+class Rotary(_PositionModule):
     """Rotates queries and keys, for attention that you write yourself.
 
     That must be causal where ``method.limits.needs_causal_mask``.
@@ -155,33 +177,25 @@ class Rotary(nnx.Module):
         """
         shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
         attention.check_rotates(method, shape)
-        self.method = method
-        self.shape = shape
-        self.variables = _draw(method, shape, rngs)
+        super().__init__(method, shape, rngs)
 
     def __call__(
         self, q: Array, k: Array, positions: Array | None = None, key_positions: Array | None = None
     ) -> tuple[Array, Array]:
-        """Rotates.
+        """``q [B, T, N, H]`` and ``k [B, S, K, H]`` rotated.
 
-        Args:
-          q: ``[B, T, N, H]``.
-          k: ``[B, S, K, H]``.
-          positions: of the queries, ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0.
-          key_positions: of the keys; None takes those of the queries where S = T.
-
-        Returns:
-          q and k; k has N heads where the method has a matrix for every query head.
+        ``positions`` of the queries are ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0.
+        ``key_positions`` None takes those of the queries where S = T. Where the method has a matrix
+        for every query head, k comes back with N heads.
 
         Raises:
           ValueError: heads of another shape than declared; positions not known or that do not fit.
         """
-        _check_heads(self.shape, q, k)
-        rows = attention.resolve(self.method, q, k, positions, key_positions)
-        return attention.rotate(self.method, _values(self.variables), q, k, *rows)
+        self._check_heads(q, k)
+        return attention.rotate(self.method, self._values(), q, k, positions, key_positions)
 
 
-class PositionEmbed(nnx.Module):
+class PositionEmbed(_PositionModule):
     """Changes token embeddings, for sinusoidal and learned positions.
 
     >>> from fope_jax.position import Sinusoidal
@@ -200,35 +214,9 @@ class PositionEmbed(nnx.Module):
           ValueError: the method embeds nothing, or does not fit ``d_model``.
         """
         shape = ModelShape(d_model, 1, 1, 1, d_model)
-        attention.check_embeds(method)
-        method.check(shape)
-        self.method = method
-        self.shape = shape
-        self.variables = _draw(method, shape, rngs)
+        attention.check_embeds(method, shape)
+        super().__init__(method, shape, rngs)
 
     def __call__(self, x: Array, positions: Array | None = None) -> Array:
         """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``."""
-        rows = attention.embed_positions(self.method, self.shape, x, positions)
-        return embed_tokens(self.method, _values(self.variables), x, rows)
-
-
-def _draw(method: PositionEmbedding, shape: ModelShape, rngs: nnx.Rngs) -> nnx.Dict:
-    params, constants = attention.one_layer(method.init(rngs.params(), shape))
-    return nnx.Dict(
-        {name: nnx.Param(x) for name, x in params.items()}
-        | {name: PositionConstant(x) for name, x in constants.items()}
-    )
-
-
-def _values(variables: nnx.Dict) -> Variables:
-    return {name: variable[...] for name, variable in variables.items()}
-
-
-def _check_heads(shape: ModelShape, q: Array, k: Array) -> None:
-    given = (q.shape[-2], k.shape[-2], q.shape[-1])
-    declared = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
-    if given != declared:
-        raise ValueError(
-            "num_heads, num_kv_heads, head_dim = {}, {}, {} come in: ".format(*given)
-            + "{}, {}, {} were declared".format(*declared)
-        )
+        return attention.embed(self.method, self._values(), x, positions)

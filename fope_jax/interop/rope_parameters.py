@@ -45,19 +45,12 @@ FOPE_SPELLINGS = {"fope_num_inv_freq": "num_inv_freq", "fope_sep_heads": "fope_s
 
 
 class RopeType(NamedTuple):
-    """One ``rope_type`` and the scaling that it names.
-
-    Attributes:
-      scaling: None for plain RoPE.
-      required: keys that must be given, or follow from the lengths.
-      optional: keys with the defaults of ``scaling``.
-      ignored: keys that may be given and that transformers does not read.
-    """
+    """One ``rope_type``: the scaling that it names, None for plain RoPE, and its keys."""
 
     scaling: type[Scaling] | None
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()  # transformers does not read them
 
 
 ROPE_TYPES = {
@@ -212,7 +205,9 @@ def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
     if len(chain) > 1:
         names = ", ".join(type(step).__name__ for step in chain)
         raise ValueError(f"scaling holds {names}: rope_parameters can say one")
-    parameters = _scaling_parameters(chain[0]) if chain else {"rope_type": "default"}
+    parameters: dict[str, Any] = {"rope_type": "default"}
+    if chain:
+        parameters = _scaling_parameters(chain[0])
     if method.partial_rotary_factor != 1:
         if PARTIAL in parameters:
             raise ValueError(

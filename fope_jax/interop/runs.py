@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import load_run
 from fope_jax.extras import require
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig
-from fope_jax.interop.weights import ImportedModel, export_weights, import_config, import_weights
+from fope_jax.interop.weights import export_weights, import_config, import_weights
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.transformer import split
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -68,8 +69,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     """Makes a run directory with the weights of a Hugging Face checkpoint as step 0.
 
     Args:
-      source: directory of the checkpoint, see ``import_weights``. Its tokenizer.json, where it has
-        one, becomes ``data.tokenizer``.
+      source: directory of the checkpoint; its tokenizer.json becomes ``data.tokenizer``.
       workdir: of the run.
       overrides: as of ``load_config``. ``train.length``, of which evaluation takes multiples, is
         the checkpoint's ``max_position_embeddings`` unless given.
@@ -78,8 +78,8 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       One line about the model.
 
     Raises:
-      ConfigError: an override that cannot be or would change the model, no tokenizer or one of more
-        tokens than the embedding, or a workdir that holds something else.
+      ConfigError: an override that is unknown or would change the model, no tokenizer or one of
+        more tokens than the embedding, or a workdir that holds something else.
       ValueError: see ``import_weights``.
       OSError: a file is missing, or the workdir cannot be written.
     """
@@ -114,7 +114,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
 
 
 def imported_experiment(
-    source: Path, imported: ImportedModel | ImportedConfig, overrides: Iterable[str] = ()
+    source: Path, imported: ImportedConfig, overrides: Iterable[str] = ()
 ) -> Experiment:
     """The experiment that a checkpoint of Hugging Face in ``source`` stands for, of no update.
 
@@ -176,10 +176,13 @@ def check_tokenizer(imported: Experiment) -> None:
     """Raises ConfigError where the embedding lacks tokens of the tokenizer, or there is none."""
     path = Path(imported.data.tokenizer)
     if path.suffix == ".json":
-        found = detect_content(read_head(path))
-        if found or not path.is_file():
-            what = f"it is {found.kind}; {found.advice}" if found else "there is no such file"
-            raise ConfigError(f"data.tokenizer = {str(path)!r}: {what}")
+        content = detect_content(read_head(path))
+        if content:
+            raise ConfigError(
+                f"data.tokenizer = {str(path)!r}: it is {content.kind}; {content.advice}"
+            )
+        if not path.is_file():
+            raise ConfigError(f"data.tokenizer = {str(path)!r}: there is no such file")
     if not is_tokenizer_compatible(imported):
         size = _vocab_size(imported.data)
         raise ConfigError(
@@ -201,7 +204,7 @@ def _vocab_size(data: DataConfig) -> int | None:
         stored = require("tokenizers", "train").Tokenizer.from_file(data.tokenizer)
     except ImportError:
         raise
-    except Exception:  # the library's own kind: no such file, or no tokenizer
+    except Exception:  # of the library: no such file, or no tokenizer
         return None
     return max(stored.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
@@ -216,7 +219,7 @@ def export_run(
     """Writes one checkpoint of a run as a Hugging Face checkpoint, its tokenizer.json with it.
 
     Args:
-      run: a run directory, or one with a step behind it: ``runs/fope/500``.
+      run: a run directory, or one with a step: ``runs/fope/500``.
       directory: made.
       step: which checkpoint; None takes the newest valid one.
       dtype: of the tensors, see ``export_weights``.
@@ -226,7 +229,7 @@ def export_run(
       One line about the model.
 
     Raises:
-      ValueError: the run has what Hugging Face cannot say, naming the field.
+      ValueError: Hugging Face has no form of the model; the field is named.
       CheckpointError: the checkpoint was trained with another position embedding.
       OSError: there is no such run, or the directory cannot be written.
     """
@@ -243,7 +246,7 @@ def export_run(
     _, params, constants = split(model)
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     check_space(directory, size // (1 if dtype in (None, "float32") else 2), "the checkpoint")
-    extra_keys = loaded.run_info.get(KEPT) or {"eos_token_id": _eos_id(data)}
+    extra_keys: dict[str, Any] = loaded.run_info.get(KEPT) or {"eos_token_id": _eos_id(data)}
     # Written in a directory of its own, so that one cut off is not taken for whole.
     partial = directory / PARTIAL
     made = make_directory(directory)

@@ -101,9 +101,7 @@ def _training_length(
 ) -> int:
     """The training length whose floor keeps ``count`` frequencies of ``grid``.
 
-    Raises:
-      ValueError: neither is given, they differ, or engines, which compare strictly in float32,
-        would keep another number of frequencies.
+    Engines compare strictly in float32: a length where they keep another number is refused.
     """
 
     def num_kept(length: int) -> int:

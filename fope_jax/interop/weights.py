@@ -49,7 +49,7 @@ _OTHER_FORMATS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack")
 # With these beside the weights transformers computes with an adapter on them.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
-# Names there to ours, with the axes of ours that are summed over: there the second axis.
+# Names in the checkpoint to ours, with how many of our axes are summed over.
 _MATRICES = {
     "self_attn.q_proj": ("query", 1),
     "self_attn.k_proj": ("key", 1),
@@ -70,38 +70,29 @@ _QK_NORMS = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
 
 
 class ImportedModel(NamedTuple):
-    """A model of Hugging Face as one of ours.
+    """A model of Hugging Face as one of ours; trees of NumPy arrays as ``split`` gives them."""
 
-    Attributes:
-      config: float32, with the defaults of this package for how it is computed.
-      position: its position embedding.
-      params: NumPy arrays in the tree that ``model.transformer.split`` gives.
-      constants: the position constants, likewise; empty unless it is FoPE.
-      extra_keys: keys of its config.json that change no number, for ``export_weights``.
-    """
-
-    config: TransformerConfig
+    config: TransformerConfig  # float32
     position: PositionEmbedding
     params: dict[str, Any]
-    constants: dict[str, Any]
-    extra_keys: dict[str, Any]
+    constants: dict[str, Any]  # empty unless the position embedding is FoPE
+    extra_keys: dict[str, Any]  # of config.json that change no number, for ``export_weights``
 
 
 def tensor_views(config: TransformerConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by name, as views of our parameters in the layout there.
 
-    A matrix there is ``[outputs, inputs]``; ours has its inputs first, and an axis of the layers
-    before them.
+    A matrix there is ``[outputs, inputs]``; ours is ``[L, inputs..., outputs...]``.
     """
     norms = _LAYER_NORMS[config.norm] | (_QK_NORMS if config.qk_norm != "none" else {})
-    names = _MATRICES | {theirs: (ours, 0) for theirs, ours in norms.items()}
+    names = _MATRICES | {name: (field, 0) for name, field in norms.items()}
     views = {_EMBEDDING: params["embedding"]}
     for layer in range(config.num_layers):
-        for theirs, (ours, num_inputs) in names.items():
-            array = params["layers"][ours][layer]
+        for name, (field, num_inputs) in names.items():
+            array = params["layers"][field][layer]
             if num_inputs:
                 array = array.reshape(math.prod(array.shape[:num_inputs]), -1).T
-            views[f"model.layers.{layer}.{theirs}.weight"] = array
+            views[f"model.layers.{layer}.{name}.weight"] = array
     views["model.norm.weight"] = params["final_norm"]
     if not config.tie_embeddings:
         views[_UNEMBEDDING] = params["unembedding"].T
@@ -225,8 +216,8 @@ def _open_tensors(directory: Path) -> dict[str, _StoredTensor]:
         try:
             file = safetensors.safe_open(path, framework="np")
         except safetensors.SafetensorError as error:
-            if found := detect_content(read_head(path)):  # of a clone without Git LFS
-                raise ValueError(f"{path} is {found.kind}; {found.advice}") from error
+            if content := detect_content(read_head(path)):  # of a clone without Git LFS
+                raise ValueError(f"{path} is {content.kind}; {content.advice}") from error
             raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
         for name in file.keys():  # noqa: SIM118, no mapping
             if name in tensors:
@@ -238,12 +229,7 @@ def _open_tensors(directory: Path) -> dict[str, _StoredTensor]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """The files that transformers reads.
-
-    Raises:
-      ValueError: an adapter lies beside them.
-      FileNotFoundError: there are none, or some that the index names are missing.
-    """
+    """The files that transformers reads, unless an adapter lies beside them."""
     adapter = [name for name in _ADAPTER if (directory / name).is_file()]
     if adapter:
         raise ValueError(
@@ -251,7 +237,7 @@ def _weight_files(directory: Path) -> list[Path]:
             "into the weights (merge_and_unload of PEFT), or move it elsewhere to do without it"
         )
     index, weights = directory / INDEX, directory / WEIGHTS
-    found = sorted(path for path in directory.glob("*.safetensors") if not path.is_dir())
+    files = sorted(path for path in directory.glob("*.safetensors") if not path.is_dir())
     if weights.is_file():
         chosen = [weights]
     elif index.is_file():
@@ -259,13 +245,13 @@ def _weight_files(directory: Path) -> list[Path]:
     else:
         other = [path.name for form in _OTHER_FORMATS for path in sorted(directory.glob(form))]
         # Transformers reads pytorch_model.bin, and no safetensors of a name of its own.
-        if not found or any(name.startswith("pytorch_model") for name in other):
+        if not files or any(name.startswith("pytorch_model") for name in other):
             hint = f"; {', '.join(other)}: save it as safetensors first" if other else ""
             raise FileNotFoundError(
-                f"{directory} has no {WEIGHTS if found else '*.safetensors'}{hint}"
+                f"{directory} has no {WEIGHTS if files else '*.safetensors'}{hint}"
             )
-        chosen = found
-    ignored = [path.name for path in found if path not in chosen and path.name.startswith("model")]
+        chosen = files
+    ignored = [path.name for path in files if path not in chosen and path.name.startswith("model")]
     if weights.is_file() and index.is_file():
         ignored.insert(0, INDEX)
     if ignored:

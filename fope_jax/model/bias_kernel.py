@@ -136,8 +136,9 @@ def _forward_rule(settings, *arrays):
 def _backward_rule(settings, saved, d_out):
     *arrays, out, lse = saved
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)[:, :, None]
-    dq, d_numbers = _backward_queries(settings, *arrays, d_out, lse, delta)
-    dk, dv = _backward_keys(settings, *arrays, d_out, lse, delta)
+    arguments = [*arrays, d_out, lse, delta]
+    dq, d_numbers = _backward_queries(settings, *arguments)
+    dk, dv = _backward_keys(settings, *arguments)
     return dq, dk, dv, d_numbers, None, None
 
 

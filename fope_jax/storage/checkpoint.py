@@ -48,13 +48,10 @@ class CheckpointError(ValueError):
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in ``directory``; the newest ``keep`` stay.
+    """The checkpoints of one run, in ``directory`` or a bucket; the newest ``keep`` stay.
 
-    The directory may be in a bucket. Checking a step then reads all of it from there.
-
-    One run writes, all its processes together and into one directory that all of them see; any
-    number may read, also while it writes. Arrays may lie over other devices when they are read
-    than when they were written.
+    One run writes, all its processes together, into one directory that all of them see; any number
+    may read meanwhile. Arrays may be read onto other devices than they were written from.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):

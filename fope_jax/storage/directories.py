@@ -24,12 +24,9 @@ PARALLEL_TRANSFERS = 8  # files read or written at once; one alone does not fill
 
 
 def check_writable(directory: Path) -> None:
-    """Finds out whether files can be written to ``directory``, and leaves nothing behind.
+    """Raises OSError where files cannot be written to ``directory``; leaves nothing behind.
 
-    Where it is not there, whether it can be made: whether its nearest parent can be written.
-
-    Raises:
-      OSError: they cannot; the message is the system's.
+    Where it is not there, its nearest parent must be writable.
     """
     if is_in_bucket(directory):
         make_writable(directory)
@@ -56,27 +53,15 @@ def make_writable(directory: Path) -> None:
 
 
 def check_output(directory: Path, what: str) -> None:
-    """`check_writable` before long work whose result goes there.
-
-    Args:
-      directory: of this machine or in a bucket.
-      what: that is written, for the message: "the report".
-
-    Raises:
-      OSError: in one line, that ``what`` cannot be written there and why.
-    """
+    """`check_writable` before long work; the OSError says that ``what`` cannot be written there."""
     try:
         check_writable(directory)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"cannot write {what} to {directory}: {reason}") from error
+        raise OSError(f"cannot write {what} to {directory}: {error.strerror or error}") from error
 
 
 def check_space(directory: Path, size: int, what: str) -> None:
-    """Raises OSError where the disk of ``directory`` has no room for ``size`` bytes of ``what``.
-
-    What a bucket has room for is not known.
-    """
+    """Raises OSError where the disk of ``directory`` has no room for ``size`` bytes of ``what``."""
     if is_in_bucket(directory):
         return
     nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())

@@ -20,10 +20,7 @@ _SECONDS_BETWEEN_WRITES = 10.0
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` under another name, flushes it to disk, then takes the name of ``path``.
-
-    An object in a bucket is replaced as a whole by the service.
-    """
+    """Writes ``text`` under another name, flushes it to disk, then takes the name of ``path``."""
     if is_in_bucket(path):
         with bucket_errors(os.fspath(path)):
             path.write_bytes(text.encode())
@@ -46,11 +43,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-      ValueError: it holds something else; the message names the file.
-    """
+    """The JSON object in a file; the ValueError of one that holds something else names it."""
     stored = path.read_bytes()
     try:
         content = json.loads(stored)
@@ -96,11 +89,8 @@ class LineWriter:
         self._stream = path.open("ab", buffering=0)
 
     def write(self, line: str) -> None:
-        """Adds a line; it is on its way to the file when this returns, whatever follows.
-
-        Raises:
-          OSError: it cannot be written; the file ends in a whole line.
-        """
+        """Adds a line; where the OSError says that it cannot be written, the file ends in a whole
+        line."""
         self._left += line.encode() + b"\n"
         self.flush()
 
@@ -130,12 +120,8 @@ class LineWriter:
 class BucketLineWriter(LineWriter):
     """The same in a bucket, where nothing can be added to an object: it is written whole again.
 
-    Not for each line, which a bucket would refuse as too often; a killed process loses the lines
-    of the last seconds, but none from before a `flush`.
-
-    Args:
-      path: the object.
-      seconds: least time between two writes that nobody asked for.
+    Every ``seconds`` at most, as a bucket would refuse it for each line: a killed process loses the
+    lines of the last seconds, but none from before a `flush`.
     """
 
     def __init__(self, path: Path, seconds: float = _SECONDS_BETWEEN_WRITES):

@@ -53,13 +53,8 @@ class LockError(OSError):
 class LockOwner(NamedTuple):
     """Who writes into a run directory.
 
-    Attributes:
-      host: of the machine.
-      pid: of the process.
-      began: when that process began, in clock ticks since its machine did; 0 where the system
-        does not tell.
-      started: when it took the lock, for people.
-      verb: what it does there: "train".
+    ``began`` is when the process did, in clock ticks since its machine did, 0 where the system does
+    not tell; ``started`` when it took the lock, for people; ``verb`` what it does there: "train".
     """
 
     host: str
@@ -90,11 +85,7 @@ class RunLock:
         self._thread = threading.Thread(target=self._heartbeat, name=LOCK, daemon=True)
 
     def acquire(self, lease_seconds: float) -> None:
-        """Takes the lock, also that of a dead owner.
-
-        Raises:
-          LockError: its owner is alive.
-        """
+        """Takes the lock, also that of a dead owner; LockError where its owner is alive."""
         if self._kernel_lock is not None:
             try:
                 self._kernel_lock.acquire(timeout=0)
@@ -189,11 +180,6 @@ def lock_run(
 
     Process 0 of several takes it for all, and the others look whether they see it: their directory
     is then the same. A process that has it already keeps it: one that evaluates while it trains.
-
-    Args:
-      directory: of the run.
-      verb: what is done there, for the message that others get.
-      lease_seconds: see ``LEASE_SECONDS``.
 
     Yields:
       The lock; None in the other processes, and where this one has it already.

@@ -39,10 +39,7 @@ def is_supported_path(path: str) -> bool:
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """A path of this machine as it is, one in a bucket with the same methods.
-
-    pathlib's own ``Path("gs://b/x")`` is a local directory ``gs:``, so this is what makes a path
-    of everything that a user may give.
+    """The path that a user gives; pathlib's own ``Path("gs://b/x")`` is a directory ``gs:`` here.
 
     Raises:
       ValueError: another scheme, such as ``s3://``.
@@ -115,11 +112,7 @@ def bucket_name(path: str | os.PathLike[str]) -> str:
 
 
 def check_bucket(path: str | os.PathLike[str]) -> None:
-    """Asks for one object, so that a wrong bucket is found before any work; local paths pass.
-
-    Raises:
-      OSError: in one line, that there is no such bucket or that it refuses.
-    """
+    """Raises OSError, in one line, where a path leads into a bucket that is absent or refuses."""
     if not is_in_bucket(path):
         return
     bucket = bucket_name(path)

@@ -19,6 +19,7 @@ import jax
 
 from fope_jax.config import Experiment, build_experiment
 from fope_jax.model.attention import default_block
+from fope_jax.position.registry import import_modules
 from fope_jax.tpu.flops import model_flops, program_flops
 from fope_jax.tpu.hlo import measure_traffic
 from fope_jax.tpu.topology import parse_topology, topology_devices
@@ -60,7 +61,7 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
         "model_flops": useful,
     }
     try:
-        compiled = traced.lower().compile()
+        compiled: Any = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if (sizes := parse_out_of_memory(str(error))) is None:
             raise
@@ -112,6 +113,7 @@ if __name__ == "__main__":
     answer, sys.stdout = sys.stdout, sys.stderr
     try:
         values, topology = json.load(sys.stdin)
+        import_modules(values["position"])  # as the process did that asks
         result = measure_step(build_experiment(values), topology)
     except ValueError as error:
         result = {"error": str(error)}

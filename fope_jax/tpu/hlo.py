@@ -280,8 +280,10 @@ def _bytes_written(x: Instruction, fused: list[Instruction]) -> float:
     for buffer, root in zip(x.buffers, roots, strict=True):
         while root and root.op == "bitcast":
             root = sources.get(root.operands[0])
-        op = root.op if root else ""
-        if buffer.is_in_hbm and op != "parameter":
-            is_update = op == "dynamic-update-slice"
-            total += _update_bytes(root, sources, buffer.bytes) if is_update else buffer.bytes
+        if not buffer.is_in_hbm or (root and root.op == "parameter"):
+            continue
+        if root and root.op == "dynamic-update-slice":
+            total += _update_bytes(root, sources, buffer.bytes)
+        else:
+            total += buffer.bytes
     return total

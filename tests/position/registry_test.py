@@ -195,10 +195,12 @@ def test_specifications_go_both_ways():
 @pytest.mark.parametrize(
     "environment",
     [
-        {"PYTHONHASHSEED": "7"},
-        {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"},
-        {"JAX_ENABLE_X64": "1"},
-        {"JAX_DISABLE_JIT": "1"},
+        {"PYTHONHASHSEED": "7", "JAX_ENABLE_X64": "1"},
+        pytest.param(
+            {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"JAX_DISABLE_JIT": "1"}, marks=pytest.mark.slow),
     ],
     ids=lambda environment: next(iter(environment)),
 )

@@ -296,7 +296,7 @@ def test_everything_is_trained_and_drawn_from_the_key(name):
 
 
 @every_method
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 9)),
     shared=st.tuples(st.booleans(), st.booleans()),

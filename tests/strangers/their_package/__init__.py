@@ -1,0 +1,1 @@
+"""Position embeddings of somebody else: nothing in fope_jax knows of them."""

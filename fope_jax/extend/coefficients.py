@@ -42,8 +42,8 @@ def match_frequencies(old: Array, new: Array, *, by: str = "frequency") -> np.nd
         return np.where(rows < len(old), rows, -1)
     distance = np.abs(new[:, None] - old[None, :])
     nearest = distance.argmin(axis=1)
-    found = distance[np.arange(len(new)), nearest] <= 1e-6 * new
-    return np.where(found, nearest, -1)
+    is_known = distance[np.arange(len(new)), nearest] <= 1e-6 * new
+    return np.where(is_known, nearest, -1)
 
 
 def carry_coefficients(

@@ -222,8 +222,9 @@ def train(
         )
 
         def write(rows: list[dict[str, Any]]) -> None:
-            for row in rows if writer else ():
-                writer.write(row)
+            for row in rows:
+                if writer:
+                    writer.write(row)
 
         def save(step: int, may_fail: bool = False) -> bool:
             with timer.phase("save"):

@@ -141,9 +141,11 @@ def resume(bucket: str, scratch: Path) -> dict[str, Any]:
         found["refused"] = str(error)
     (cache,) = {path.partition("/")[0] for path in list_file_sizes(as_path(bucket) / "caches")}
     shard = as_path(bucket) / "caches" / cache / "train-00000.array_record"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + b"?")
     os.environ["FOPE_CACHE"] = str(scratch / "another_machine")
     found["damaged_cache"] = fope("data", "inspect", "--config", config)
+    shard.write_bytes(whole)
 
     found["refused_bucket"] = fope("report", f"gs://{FORBIDDEN}/x", "-o", str(scratch))
     nowhere = "gs://no-such-bucket/runs/x"

@@ -96,10 +96,7 @@ def position_rows(
 ) -> Array:
     """Positions ``[T]``, ``[1, T]`` or ``[B, T]`` of ``x [B, T, ...]`` as ``[1 or B, T]`` int32.
 
-    None counts from 0.
-
-    Raises:
-      ValueError: a shape that does not fit, or ``x`` is longer than the method is defined for.
+    None counts from 0. ValueError for other shapes, or if the method is not defined for T tokens.
     """
     num_rows, length = x.shape[:2]
     if positions is None:
@@ -127,8 +124,7 @@ def query_and_key_positions(
 ) -> tuple[Array, Array]:
     """Positions ``[1 or B, T]`` of queries and ``[1 or B, S]`` of keys; one object if equal.
 
-    Raises:
-      ValueError: the arguments do not determine them.
+    Raises ValueError if the arguments do not determine them.
     """
     num_queries, num_keys = q.shape[1], k.shape[1]
     if positions is None and key_positions is not None:
@@ -169,9 +165,8 @@ def rotate(
 ) -> tuple[Array, Array]:
     """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``, and scales q by the logit scale.
 
-    Raises:
-      ValueError: see ``query_and_key_positions``; or queries and keys have different positions and
-        the frequencies follow the length.
+    Raises ValueError if positions are unknown, or differ between q and k while the frequencies
+    follow the length.
     """
     (layer,) = method.layers()
     q_positions, k_positions = query_and_key_positions(method, q, k, positions, key_positions)
@@ -230,8 +225,7 @@ def attend(
       attention_fn: called with query, key, value, mask, any ``bias`` and the options; batch axes
         are flattened to one.
       query: ``[batch..., T, N, H]``.
-      key: ``[batch..., S, K, H]``, not rotated, as in Flax's key cache; in any order.
-      value: ``[batch..., S, K, H]``.
+      key, value: ``[batch..., S, K, H]``; keys not rotated, as in Flax's key cache, in any order.
       mask: broadcasts to ``[batch..., N, T, S]``, False where a key is hidden.
       is_causal: hides keys at later positions. Packed documents need a ``mask`` too.
       positions: of the queries, ``[T]``, ``[1, T]`` or ``[batch..., T]``; None counts from 0 and
@@ -240,13 +234,10 @@ def attend(
       decode: the single query is the newest visible key; keys count from 0.
       **options: passed to ``attention_fn``.
 
-    Returns:
-      ``[batch..., T, N, H]``. NaN for a query that sees a later key, if the method needs a causal
-      mask and tracing prevents an error.
-
-    Raises:
-      ValueError: positions that are missing, do not fit or exceed the method's range; a mask that
-        does not fit; non-causal attention with a method that needs it causal.
+    Returns ``[batch..., T, N, H]``. If the method needs a causal mask, a query that sees a later
+    key gives NaN when tracing prevents an error. Raises ValueError for positions that are missing,
+    do not fit or exceed the method's range, a mask that does not fit, and non-causal attention with
+    such a method.
     """
     batch = query.shape[:-3]
     q, k, v = (x.reshape(math.prod(batch), *x.shape[-3:]) for x in (query, key, value))
@@ -308,22 +299,12 @@ def attend(
 
 
 def decoding_step(mask: Array, num_keys: int, last: Array) -> tuple[Array, Array]:
-    """The key that a decoding step has written, and whether the cache was full.
+    """The newest key, int32, that the mask ``[..., S]`` of a single query shows, and ``is_full``.
 
     Flax's key cache clamps its index, so a token too many overwrites the last. The only sign of it
-    is that two steps in a row have the same newest key.
-
-    Args:
-      mask: of the single query, ``[..., S]``.
-      num_keys: S.
-      last: int32, the newest key of the previous step; -1 before the first.
-
-    Returns:
-      newest: int32, the newest key that the mask shows.
-      is_full: bool, whether the cache had no room.
-
-    Raises:
-      ValueError: the cache is full, if not traced.
+    is that two steps in a row have the same newest key; ``last`` is that of the previous step, -1
+    before the first. ``is_full`` means that the cache of ``num_keys`` had no room; ValueError if it
+    is not traced.
     """
     newest = _newest_key(mask)
     # With one key, the first step of a new sequence would look the same.

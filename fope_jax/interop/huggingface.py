@@ -144,8 +144,7 @@ class ImportedConfig(NamedTuple):
 def from_config(values: Mapping[str, Any]) -> ImportedConfig:
     """The TransformerConfig and position embedding that a config.json describes.
 
-    Raises:
-      ValueError: every model, key or value that is not supported and the keys that are missing.
+    Raises ValueError with every model, key or value that is not supported, and missing keys.
 
     >>> sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32}
     >>> sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
@@ -363,17 +362,11 @@ def to_config(
     length: int,
     extra_keys: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The config.json of a model.
+    """The config.json of a model; ValueError if no family of Hugging Face supports a field.
 
-    Args:
-      config: the model.
-      position: its position embedding.
-      fingerprint: of the position embedding with the model's constants.
-      length: ``max_position_embeddings``; ``DynamicNTK`` replaces it with its trained length.
-      extra_keys: from ``from_config``, if the model was imported.
-
-    Raises:
-      ValueError: a field that no family of Hugging Face supports.
+    ``fingerprint`` is that of the position embedding with the model's constants. ``length`` is
+    ``max_position_embeddings``; ``DynamicNTK`` replaces it with its trained length. ``extra_keys``
+    are from ``from_config``, if the model was imported.
     """
     name = family_of(config, position)
     shape = config.shape
@@ -432,8 +425,7 @@ def to_position_keys(
 ) -> dict[str, Any]:
     """``rope_parameters``, and ``no_rope_layers`` for a family with methods by layer.
 
-    Raises:
-      ValueError: neither Hugging Face's models nor serving engines support the method.
+    Raises ValueError if neither Hugging Face's models nor serving engines support the method.
     """
     methods = _methods(position)
     rotating = [method for method in methods if type(method) is not NoPE] or [RoPE()]

@@ -126,11 +126,7 @@ class Rotary(nn.Module):
     def __call__(
         self, q: Array, k: Array, positions: Array | None = None, key_positions: Array | None = None
     ) -> tuple[Array, Array]:
-        """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``; see ``interop.nnx.Rotary``.
-
-        Raises:
-          ValueError: the method does more than rotate, or positions are unknown or do not fit.
-        """
+        """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``; see ``interop.nnx.Rotary``."""
         shape = attention.layer_shape(q.shape[-2], k.shape[-2], q.shape[-1])
         attention.check_rotates(self.method, shape)
         variables = _variables(self, self.method, shape)
@@ -148,11 +144,7 @@ class PositionEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, positions: Array | None = None) -> Array:
-        """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``.
-
-        Raises:
-          ValueError: the method has no embedding, or positions do not fit.
-        """
+        """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``."""
         shape = ModelShape(x.shape[-1], 1, 1, 1, x.shape[-1])
         attention.check_embeds(self.method, shape)
         return attention.embed(self.method, _variables(self, self.method, shape), x, positions)

@@ -73,12 +73,11 @@ class PositionAttention(_PositionModule):
         decode: bool = False,
         rngs: nnx.Rngs,
     ):
-        """Draws the method's variables.
+        """Draws the method's variables; ValueError if one attention layer cannot apply the method.
 
         Args:
           method: any method that works inside attention.
-          num_heads: query heads N.
-          head_dim: H.
+          num_heads, head_dim: N and H.
           num_kv_heads: key-value heads K; None means N.
           attention_fn: must take ``bias`` if the method has one.
           positions: ``[T]``, ``[1, T]`` or ``[batch..., T]`` tokens since the start of each
@@ -87,9 +86,6 @@ class PositionAttention(_PositionModule):
             the mask shows, whatever ``is_causal`` is. A full cache raises ValueError, or gives NaN
             under ``jit``.
           rngs: its ``params`` stream is drawn from.
-
-        Raises:
-          ValueError: one attention layer of this shape cannot apply the method.
         """
         shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
         attention.check_attends(method, shape)
@@ -101,11 +97,7 @@ class PositionAttention(_PositionModule):
         self.set_positions(positions)
 
     def set_positions(self, positions: Array | None) -> None:
-        """Sets the positions of the next calls; None counts from 0.
-
-        Raises:
-          ValueError: they are not integers, or one does not fit 32 bits.
-        """
+        """Sets the positions of the next calls, integers of 32 bits; None counts from 0."""
         if positions is not None:  # checked before jax truncates to 32 bits
             positions = attention.int32_positions(positions, "positions")
         self.positions = None if positions is None else Positions(jnp.asarray(positions))
@@ -122,8 +114,7 @@ class PositionAttention(_PositionModule):
     ) -> Array:
         """See ``nnx.dot_product_attention``, whose options pass through.
 
-        Raises:
-          ValueError: heads differ from those declared; see also ``interop.attention.attend``.
+        Raises ValueError for undeclared heads; see also ``interop.attention.attend``.
         """
         self._check_heads(query, key)
         is_full = None
@@ -171,8 +162,7 @@ class Rotary(_PositionModule):
     ):
         """Draws the method's variables; see ``PositionAttention``.
 
-        Raises:
-          ValueError: the method does more than rotate, or does not fit the shape.
+        Raises ValueError if the method does more than rotate, or does not fit the shape.
         """
         shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
         attention.check_rotates(method, shape)
@@ -185,10 +175,8 @@ class Rotary(_PositionModule):
 
         ``positions`` of the queries are ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0. None
         for ``key_positions`` takes the queries' if S = T. If the method has a matrix per query
-        head, k is returned with N heads.
-
-        Raises:
-          ValueError: heads differ from those declared; positions are unknown or do not fit.
+        head, k is returned with N heads. Raises ValueError for undeclared heads or positions that
+        do not fit.
         """
         self._check_heads(q, k)
         return attention.rotate(self.method, self._values(), q, k, positions, key_positions)
@@ -204,13 +192,10 @@ class PositionEmbed(_PositionModule):
     """
 
     def __init__(self, method: PositionEmbedding, *, d_model: int, rngs: nnx.Rngs):
-        """Draws the method's variables for embeddings ``[B, T, D]``.
+        """Draws the method's variables; ValueError if it does not change embeddings ``[B, T, D]``.
 
         ``Sinusoidal()`` expects embeddings of standard deviation 0.02. ``nnx.Embed`` draws them at
         D^-1/2: set ``amplitude=d_model**-0.5``.
-
-        Raises:
-          ValueError: the method has no embedding, or does not fit ``d_model``.
         """
         shape = ModelShape(d_model, 1, 1, 1, d_model)
         attention.check_embeds(method, shape)

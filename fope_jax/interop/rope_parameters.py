@@ -105,16 +105,13 @@ def from_rope_parameters(
         ``max_position_embeddings`` for ``dynamic``, ``original_max_position_embeddings`` for Phi-3.
       extended_length: extended length in tokens, ``max_position_embeddings`` for ``yarn``,
         ``longrope`` and ``llama3``. It gives a missing ``factor``; a given one must agree.
-      rope_theta: the base, if not in the parameters.
-      partial_rotary_factor: the share of dimensions that rotate, if not in the parameters.
+      rope_theta, partial_rotary_factor: the base and the share of dimensions that rotate, if not in
+        the parameters.
 
-    Returns:
-      RoPE with at most one scaling. ``dynamic`` and ``longrope`` follow the length of each row;
-      transformers follows the longest row of the batch.
-
-    Raises:
-      ValueError: unknown keys, all at once; a key that is missing, of the wrong kind, or
-        contradicts another or an argument.
+    Returns RoPE with at most one scaling. ``dynamic`` and ``longrope`` follow the length of each
+    row; transformers follows the longest row of the batch. Raises ValueError for unknown keys, all
+    at once, and for a key that is missing, of the wrong kind, or contradicts another or an
+    argument.
 
     >>> keys = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0}
     >>> from_rope_parameters(keys).scaling
@@ -184,10 +181,8 @@ def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
 
     ``PRoPE`` is written as ``proportional``, ``AdjustedBase`` as the base. Set
     ``max_position_embeddings`` to the trained length for ``dynamic``, to the extended one for
-    ``yarn``, ``longrope`` and ``llama3``.
-
-    Raises:
-      ValueError: ``rope_parameters`` cannot express the method.
+    ``yarn``, ``longrope`` and ``llama3``. ValueError if ``rope_parameters`` cannot express the
+    method.
 
     >>> to_rope_parameters(RoPE(500_000.0, scaling=(Llama3(8.0, 8192),)))["rope_type"]
     'llama3'
@@ -290,10 +285,8 @@ def read_keys(
 ) -> tuple[str, dict[str, Any]]:
     """The type of ``rope_parameters`` and its keys, without neutral ones and entries of None.
 
-    ``types`` holds the keys of each type, besides base and partial rotary factor.
-
-    Raises:
-      ValueError: a type that is missing or unknown, or all keys that it does not have.
+    ``types`` holds the keys of each type, besides base and partial rotary factor. ValueError for a
+    type that is missing or unknown, and for all keys that it does not have.
     """
     entries = {key: value for key, value in parameters.items() if value is not None}
     names = [canonical_type(entries.pop(key)) for key in ("rope_type", "type") if key in entries]

@@ -74,14 +74,9 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       overrides: as in ``load_config``. ``train.length``, of which evaluation takes multiples,
         defaults to the checkpoint's ``max_position_embeddings``.
 
-    Returns:
-      One line about the model.
-
-    Raises:
-      ConfigError: an override is unknown or changes the model; no tokenizer, or one with more
-        tokens than the embedding; or the workdir holds something else.
-      ValueError: see ``import_weights``.
-      OSError: a file is missing, or the workdir cannot be written.
+    Returns one line about the model. Raises ConfigError if an override is unknown or changes the
+    model, the tokenizer is missing or has more tokens than the embedding, or the workdir holds
+    something else; ValueError as ``import_weights``; OSError if a file cannot be read or written.
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
     experiment = imported_experiment(source, import_config(source), overrides)
@@ -118,8 +113,7 @@ def imported_experiment(
 ) -> Experiment:
     """The experiment, without training, for the Hugging Face checkpoint in ``source``.
 
-    Raises:
-      ConfigError: see ``import_run``.
+    Raises ConfigError, see ``import_run``.
     """
     overrides = list(overrides)
     tokenizer = source / TOKENIZER
@@ -225,13 +219,9 @@ def export_run(
       dtype: of the tensors, see ``export_weights``.
       accept_position: see ``check_fingerprint``.
 
-    Returns:
-      One line about the model.
-
-    Raises:
-      ValueError: Hugging Face does not support a field of the model.
-      CheckpointError: the checkpoint was trained with another position embedding.
-      OSError: the run does not exist, or the directory cannot be written.
+    Returns one line about the model. Raises ValueError if Hugging Face does not support a field of
+    the model, CheckpointError if it was trained with another position embedding, OSError if the run
+    does not exist or the directory cannot be written.
     """
     directory = Path(directory)
     if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):

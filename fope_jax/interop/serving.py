@@ -53,9 +53,8 @@ def fope_from_rope_parameters(
         shortest length that keeps ``num_inv_freq`` frequencies.
       rope_theta: the base, if not in the parameters.
 
-    Raises:
-      ValueError: a key is unknown, missing, of the wrong kind, or contradicts another or an
-        argument.
+    Raises ValueError if a key is unknown, missing, of the wrong kind, or contradicts another or an
+    argument.
 
     >>> keys = {"rope_type": "default", "rope_theta": 10_000.0, "num_inv_freq": 16}
     >>> keys |= {"fope_sep_head": True, "fope_init_factor": 0.3}
@@ -154,10 +153,7 @@ def fope_to_rope_parameters(method: FoPE, shape: ModelShape) -> dict[str, Any]:
 
     ``num_inv_freq`` is always written, so ``max_position_embeddings`` may be the length to serve.
     ``heads="shared"`` becomes ``fope_sep_head: False``, which XTuner runs and vLLM and SGLang fail
-    on (vLLM issue 55204).
-
-    Raises:
-      ValueError: a knob that the engines do not have.
+    on (vLLM issue 55204). ValueError for a knob that the engines do not have.
 
     >>> shape = ModelShape(d_model=512, num_layers=8, num_heads=8, num_kv_heads=8, head_dim=64)
     >>> fope = FoPE(512, share_layers=True, outputs="surviving")
@@ -215,20 +211,13 @@ def check_served(method: FoPE, shape: ModelShape) -> None:
 def fope_coefficients_to_serving(
     method: FoPE, variables: PositionVariables, shape: ModelShape, prefix: str = PREFIX
 ) -> dict[str, np.ndarray]:
-    """FoPE's coefficients in the names and layout of serving engines.
+    """FoPE's ``cos_coef`` and ``sin_coef`` in the names and layout of serving engines.
 
-    Args:
-      method: FoPE.
-      variables: of the model.
-      shape: of the model.
-      prefix: of the names; multimodal models use ``"model.language_model.rotary_emb."``.
+    float32 ``[K, D, D]``, or ``[D, D]`` with ``heads="shared"``: rows are frequencies, fastest
+    first, columns are pairs. Multimodal models use the prefix
+    ``"model.language_model.rotary_emb."``.
 
-    Returns:
-      ``cos_coef`` and ``sin_coef``, float32 ``[K, D, D]``, or ``[D, D]`` with ``heads="shared"``:
-      rows are frequencies, fastest first, columns are pairs.
-
-    Raises:
-      ValueError: a knob that the engines do not have, or layers differ.
+    Raises ValueError for a knob that the engines do not have, or layers that differ.
     """
     check_served(method, shape)
     stored = variables.layer_constants | variables.layer_params
@@ -246,9 +235,8 @@ def fope_coefficients_from_serving(
 ) -> PositionVariables:
     """The inverse of ``fope_coefficients_to_serving``.
 
-    Raises:
-      ValueError: a tensor is missing or has the wrong shape, or cosine and sine differ for a method
-        that has one matrix for both.
+    Raises ValueError if a tensor is missing or has the wrong shape, or if cosine and sine differ
+    for a method that has one matrix for both.
     """
     check_served(method, shape)
     count = method.num_outputs(shape.head_dim)

@@ -108,12 +108,10 @@ def import_weights(directory: str | Path) -> ImportedModel:
     model. 16-bit tensors become float32, exactly. For an ``export_weights`` directory the
     fingerprint of the position embedding is checked.
 
-    Raises:
-      FileNotFoundError: config.json or the weights are missing.
-      ValueError: config.json has an unsupported key or value; tensors are missing, unexpected, of
-        another shape or not finite; a file is damaged; there is an adapter; or the position
-        embedding is not the exported one.
-      ImportError: safetensors is not installed.
+    Raises FileNotFoundError if config.json or the weights are missing; ImportError without
+    safetensors; ValueError for an unsupported key or value of config.json, tensors that are
+    missing, unexpected, of another shape or not finite, a damaged file, an adapter, or a position
+    embedding that is not the exported one.
     """
     directory = Path(directory)
     config, position, extra_keys, exported_fingerprint = import_config(directory)
@@ -171,11 +169,7 @@ def import_weights(directory: str | Path) -> ImportedModel:
 
 
 def import_config(directory: str | Path) -> ImportedConfig:
-    """Reads a checkpoint's config.json, and no tensor.
-
-    Raises:
-      FileNotFoundError, ValueError: see ``import_weights``.
-    """
+    """Reads a checkpoint's config.json, and no tensor; raises like ``import_weights``."""
     directory = Path(directory)
     path = directory / CONFIG
     if not path.is_file():
@@ -337,8 +331,7 @@ def export_weights(
 
     Args:
       directory: new or empty.
-      config: the model.
-      position: its position embedding.
+      config, position: of the model.
       params, constants: from ``split``.
       length: ``max_position_embeddings``, tokens.
       extra_keys: from ``import_weights``, if the model was imported.
@@ -346,11 +339,9 @@ def export_weights(
         or the parameters. FoPE's coefficients are always float32.
       shard_bytes: the largest size of a file, unless one tensor is larger.
 
-    Raises:
-      ValueError: an unsupported field; a dtype that is unknown or too narrow for a number; tensors
-        that are not finite. Nothing is written then.
-      FileExistsError: the directory is not empty.
-      ImportError: safetensors is not installed.
+    Raises ValueError for an unsupported field, a dtype that is unknown or too narrow for a number,
+    and tensors that are not finite, before anything is written; FileExistsError if the directory is
+    not empty; ImportError without safetensors.
     """
     directory, extra_keys = Path(directory), dict(extra_keys or {})
     spellings = [key for key in ("dtype", "torch_dtype") if extra_keys.get(key)] or ["dtype"]

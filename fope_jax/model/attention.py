@@ -37,11 +37,9 @@ _LOWEST = -1e30
 
 
 class TokenIndex(NamedTuple):
-    """Positions and segments of the queries or of the keys, int32.
+    """Positions and segments, int32 ``[..., B, T]``, or ``[..., 1, T]`` shared by all rows.
 
-    Attributes:
-      positions: ``[..., B, T]``, or ``[..., 1, T]`` shared by all rows.
-      segments: same shapes, counted from 1; 0 is padding.
+    Segments count from 1; 0 is padding.
     """
 
     positions: Array
@@ -74,17 +72,14 @@ def attend(
 
     Args:
       q: ``[B, T, N, H]``.
-      k: ``[B, S, K, H]``, K a divisor of N; query head n reads key-value head ``n // (N / K)``.
-      v: ``[B, S, K, H]``.
-      q_positions: ``[B, T]`` int32; ``[1, T]``, here and in the next three, is shared by all rows.
-      k_positions: ``[B, S]`` int32.
-      q_segments: ``[B, T]`` int32, counted from 1; 0 is padding.
-      k_segments: ``[B, S]`` int32.
+      k, v: ``[B, S, K, H]``, K a divisor of N; query head n reads key-value head ``n // (N / K)``.
+      q_positions, q_segments: ``[B, T]`` or ``[1, T]`` int32; segment 0 is padding.
+      k_positions, k_segments: ``[B, S]`` or ``[1, S]`` int32.
       bias_fn: maps (variables, q_positions ``[B, t]``, k_positions ``[B, s]``) to ``[B, N, t, s]``
         float32; any axis may be 1. It must not close over traced arrays; pass those as variables.
       contextual_fn: maps (variables, q ``[B, t, N, H]``, logits ``[B, N, t, S]``) to a further,
-        finite bias ``[B, N, t, S]``; any axis may be 1. The logits are float32 with the bias,
-        without ``logit_scale``, -inf where masked, and cover all keys sorted by position.
+        finite bias ``[B, N, t, S]``; any axis may be 1. The logits are float32, biased, without
+        ``logit_scale``, -inf where masked, and cover all keys sorted by position.
       logit_scale: maps q_positions ``[B, t]`` to the factor on the logits before any bias.
       bias_variables: floating arrays for ``bias_fn`` and ``contextual_fn``, with gradients.
       bias_constants: further arrays for them, under other names, without gradients.
@@ -93,11 +88,8 @@ def attend(
       derivatives: "reverse" for ``jax.grad``; "all" adds forward mode and second derivatives, for
         which the chunked form holds a block of queries with all keys.
 
-    Returns:
-      ``[B, T, N, H]`` in the dtype of ``q``.
-
-    Raises:
-      ValueError: shapes that do not fit, an unknown ``backend`` or ``derivatives``.
+    Returns ``[B, T, N, H]`` in the dtype of ``q``. Raises ValueError for shapes that do not fit, an
+    unknown ``backend`` or ``derivatives``.
     """
     q_index, k_index = TokenIndex(q_positions, q_segments), TokenIndex(k_positions, k_segments)
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})
@@ -253,18 +245,10 @@ def attention_logits(
     contextual_fn: ContextualFn | None = None,
     logit_scale: LogitScale | None = None,
 ) -> Array:
-    """The logits that ``attend`` takes the softmax of, all at once; for analysis, not training.
+    """The logits ``[B, N, T, T]`` of ``attend``, float32, -inf where masked; for analysis.
 
-    Args:
-      q: ``[B, T, N, H]``.
-      k: ``[B, T, K, H]``.
-      positions: ``[B, T]`` or ``[1, T]`` int32.
-      segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding.
-      variables: for ``bias_fn`` and ``contextual_fn``.
-      bias_fn, contextual_fn, logit_scale: see ``attend``.
-
-    Returns:
-      ``[B, N, T, T]`` float32, -inf where masked.
+    ``q [B, T, N, H]`` and ``k [B, T, K, H]`` are of the same tokens, with ``positions`` and
+    ``segments`` ``[B, T]`` or ``[1, T]``. For the functions see ``attend``.
     """
     batch, length, num_heads, head_dim = q.shape
     if logit_scale is not None and contextual_fn is None:
@@ -353,15 +337,10 @@ def contextual_bias_by_position(
 
 
 def visible_key_blocks(q_index: TokenIndex, k_index: TokenIndex) -> tuple[Array, Array]:
-    """For each block of queries, the blocks of keys that it has to visit.
+    """For Q blocks of queries ``[Q, B, t]`` and P of keys ``[P, B, s]``, the key blocks to visit.
 
-    Args:
-      q_index: ``[Q, B, t]``, Q blocks of queries.
-      k_index: ``[P, B, s]``, P blocks of keys.
-
-    Returns:
-      ``order [Q, P]`` int32, all key blocks with those to visit first, and ``count [Q]`` int32, the
-      number to visit.
+    Returns ``order [Q, P]`` int32, all key blocks with those to visit first, and ``count [Q]``
+    int32, the number to visit.
     """
     mask = jnp.any(visible_block_mask(q_index, k_index), axis=-1)
     order = jnp.argsort(~mask, axis=-1, stable=True).astype(jnp.int32)

@@ -52,14 +52,12 @@ def choose_backend(
       platform: "cpu", "tpu" or "gpu", of the devices that will run the program.
       methods: position embeddings of all layers.
       length: tokens of a row.
-      head_dim: H.
-      dtype: of queries and keys.
+      head_dim, dtype: of queries and keys.
       context: devices that share the tokens of a row.
       compute_capability: of a GPU, such as "9.0"; None if unknown.
       derivatives: "reverse", or "all" for forward mode as well.
 
-    Raises:
-      ValueError: the requested backend cannot run, with every reason.
+    Raises ValueError if the requested backend cannot run, with every reason.
 
     >>> from fope_jax.position import ALiBi, FoPE
     >>> shapes = {"length": 4096, "head_dim": 64, "dtype": "bfloat16"}

@@ -62,19 +62,15 @@ def pallas_attention(
 
     Args:
       q: ``[B, T, N, H]``, T a multiple of 128.
-      k: ``[B, S, K, H]``, S a multiple of 128.
-      v: ``[B, S, K, H]``.
+      k, v: ``[B, S, K, H]``, S a multiple of 128.
       q_index: positions and segments of the queries, ``[B, T]`` or ``[1, T]`` int32.
       k_index: of the keys, ``[B, S]`` or ``[1, S]`` int32.
       method: the layer's; its ``bias``, if any, is computed inside the kernel.
       variables: floating, with gradients.
       interpret: emulates the kernel on any platform, slowly.
 
-    Returns:
-      ``[B, T, N, H]`` in the dtype of ``q``; zeros for a query without keys.
-
-    Raises:
-      ValueError: T or S is not a multiple of 128.
+    Returns ``[B, T, N, H]`` in the dtype of ``q``; zeros for a query without keys. Raises
+    ValueError if T or S is not a multiple of 128.
     """
     for name, length in (("T", q.shape[1]), ("S", k.shape[1])):
         if length % LANES:

@@ -44,22 +44,16 @@ def sharded_attention(
 
     Args:
       q: ``[B, T, N, H]``.
-      k: ``[B, T, K, H]``.
-      v: ``[B, T, K, H]``.
-      positions: ``[B, T]`` or ``[1, T]``.
-      segments: ``[B, T]`` or ``[1, T]``.
+      k, v: ``[B, T, K, H]``.
+      positions, segments: ``[B, T]`` or ``[1, T]``.
       variables: trained variables of the method; those by head are sharded like the heads.
       constants: its variables without gradients.
       position: the layer's method and logit scale.
       backend: the result of ``choose_backend``.
       **settings: for ``attend``.
 
-    Returns:
-      ``[B, T, N, H]``. Splash and cudnn mask by stored order: a row that is not stored by position
-      is NaN with them.
-
-    Raises:
-      ValueError: the backend would ignore the method's bias.
+    Returns ``[B, T, N, H]``. Splash and cudnn mask by stored order: with them, a row that is not
+    stored by position is NaN. Raises ValueError if the backend would ignore the method's bias.
     """
     method, mesh = position.method, active_mesh()
     has_bias, is_contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")

@@ -33,11 +33,9 @@ from fope_jax.typing import Array
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer of each period.
+    """Keys and values of one layer of each period, ``[L / P, B, S, K, H]``.
 
-    Attributes:
-      keys: ``[L / P, B, S, K, H]``, or N heads if the method makes one for each query head.
-      values: ``[L / P, B, S, K, H]``.
+    Keys have N heads if the method makes one for each query head.
     """
 
     keys: Array
@@ -45,14 +43,13 @@ class LayerCache(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens read so far.
+    """Keys and values of the tokens read so far, in S slots.
 
     Attributes:
       layers: a ``LayerCache`` for each of the P layers of a period.
-      positions: ``[B, S]`` int32.
-      segments: ``[B, S]`` int32; 0 for padding and unused slots.
-      filled: int32, used slots of the S, the same for all rows. A NumPy number while it is known,
-        so that overflow can raise even under tracing.
+      positions, segments: ``[B, S]`` int32; segment 0 is padding or an unused slot.
+      filled: int32, used slots, the same for all rows. A NumPy number while it is known, so that
+        overflow can raise even under tracing.
     """
 
     layers: tuple[LayerCache, ...]
@@ -64,8 +61,7 @@ class KVCache(NamedTuple):
 def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
     """An empty cache for ``batch`` rows of at most ``size`` tokens.
 
-    Raises:
-      ValueError: the position embedding is not defined for ``size`` tokens.
+    Raises ValueError if the position embedding is not defined for ``size`` tokens.
     """
     limit = model.position.limits.max_length
     if limit is not None and size > limit:
@@ -105,22 +101,13 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
 def forward_cached(
     model: Transformer, cache: KVCache, tokens: Array, positions: Array, segments: Array
 ) -> tuple[Array, KVCache]:
-    """Reads the next T tokens of each row.
+    """Reads the next T tokens of each row: ``tokens``, ``positions`` and ``segments`` ``[B, T]``.
 
-    Args:
-      model: the model that filled the cache.
-      cache: with room for T more tokens. If ``filled`` is traced, as inside ``jit``, overflow
-        cannot raise: these tokens and all later ones give NaN.
-      tokens: ``[B, T]`` int32.
-      positions: ``[B, T]`` int32, tokens since the start of the segment.
-      segments: ``[B, T]`` int32; shorter rows begin with padding, segment 0.
+    Shorter rows begin with padding, segment 0. Returns the hidden activations ``[B, T, D]`` after
+    the final norm and the cache with these tokens.
 
-    Returns:
-      hidden: ``[B, T, D]`` after the final norm, like ``Transformer.hidden`` of the whole sequence.
-      cache: with these tokens added.
-
-    Raises:
-      ValueError: the cache is known to have too little room.
+    Raises ValueError if the cache has too little room. If ``filled`` is traced, as inside ``jit``,
+    these tokens and all later ones give NaN instead.
     """
     config = model.config
     filled = _filled_after(cache, tokens.shape[1])
@@ -201,16 +188,10 @@ def _filled_after(cache: KVCache, count: int) -> Any:
 def prefill(
     model: Transformer, tokens: Array, segments: Array, room: int
 ) -> tuple[Array, KVCache, Array]:
-    """Reads prompts that end together.
+    """Reads prompts that end together, ``tokens [B, T]`` padded on the left.
 
-    Args:
-      model: the model.
-      tokens: ``[B, T]`` int32, padded on the left.
-      segments: ``[B, T]`` int32: 1 for the prompt, 0 for padding.
-      room: free slots for tokens to come.
-
-    Returns:
-      hidden ``[B, T, D]``, the cache, and the position ``[B, 1]`` of the next token.
+    ``segments [B, T]`` is 1 for the prompt and 0 for padding; ``room`` is the number of free slots
+    for tokens to come. Returns hidden ``[B, T, D]``, the cache, and the next position ``[B, 1]``.
     """
     positions = jnp.maximum(jnp.cumsum(segments, axis=1) - 1, 0)
     cache = init_cache(model, tokens.shape[0], tokens.shape[1] + room)
@@ -223,16 +204,11 @@ def greedy_decode(
 ) -> Array:
     """The next ``count`` tokens, each the most likely one, ``[B, count]`` int32.
 
+    ``hidden``, ``cache`` and ``position`` are from ``prefill``, with room for ``count - 1`` tokens.
     From the first step with non-finite logits on, tokens are -1: the model is not finite or the
     cache is full (see ``forward_cached``).
 
-    Args:
-      model: the model.
-      hidden, cache, position: from ``prefill``, with room for ``count - 1`` tokens.
-      count: tokens to write, 1 or more.
-
-    Raises:
-      ValueError: ``count`` is below 1, or the cache is known to have too little room.
+    Raises ValueError if ``count`` is below 1, or the cache is known to have too little room.
     """
     if count < 1:
         raise ValueError(f"count={count}: expected 1 token or more")

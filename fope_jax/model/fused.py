@@ -23,22 +23,17 @@ _BLOCK = 512  # tokens, if the length is a multiple of it
 def splash_attention(
     q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = False
 ) -> Array:
-    """Causal attention within segments by the splash kernel.
+    """Causal attention within segments by jax's splash kernel.
 
     Args:
       q: ``[B, T, N, H]``, T a multiple of 128.
-      k: ``[B, T, K, H]``.
-      v: ``[B, T, K, H]``.
+      k, v: ``[B, T, K, H]``.
       segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding and gives zeros.
       interpret: emulates the kernel on any platform, slowly.
 
-    Returns:
-      ``[B, T, N, H]`` in the dtype of ``q``.
+    Returns ``[B, T, N, H]`` in the dtype of ``q``. Raises ValueError if T is not a multiple of 128.
 
-    Raises:
-      ValueError: T is not a multiple of 128.
-
-    Reference: Dao et al. 2022, "FlashAttention"; the kernel is jax's.
+    Reference: Dao et al. 2022, "FlashAttention".
     """
     batch, length, num_heads, head_dim = q.shape
     if length % LANES:
@@ -93,16 +88,12 @@ def cudnn_attention(
 
     Args:
       q: ``[B, T, N, H]`` bfloat16 or float16.
-      k: ``[B, T, K, H]``.
-      v: ``[B, T, K, H]``.
+      k, v: ``[B, T, K, H]``.
       segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding and gives zeros.
       implementation: "xla" runs the same call on any platform.
 
-    Returns:
-      ``[B, T, N, H]`` in the dtype of ``q``.
-
-    Raises:
-      ValueError: T is odd, for which cuDNN has no gradient.
+    Returns ``[B, T, N, H]`` in the dtype of ``q``. Raises ValueError if T is odd, for which cuDNN
+    has no gradient.
     """
     if q.shape[1] % 2:
         raise ValueError(f"{q.shape[1]} tokens: cudnn takes even numbers of them")

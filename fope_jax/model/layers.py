@@ -37,13 +37,7 @@ def truncated_normal(key: Array, shape: tuple[int, ...], std: float, dtype: str)
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     """Root-mean-square normalisation, ``x / sqrt(mean(x^2) + eps) * scale`` over the last axis.
 
-    Args:
-      x: ``[..., D]``.
-      scale: ``[D]``.
-      eps: added to the mean square.
-
-    Returns:
-      ``[..., D]`` in the dtype of ``x``, computed in float32.
+    ``x [..., D]`` and ``scale [D]``; computed in float32, returned in the dtype of ``x``.
 
     Reference: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
 
@@ -132,17 +126,9 @@ def project_from_heads(x: Array, weight: Array, derivatives: str = "reverse") ->
 
 
 def swiglu(x: Array, gate: Array, up: Array, down: Array, derivatives: str = "reverse") -> Array:
-    """The gated multilayer perceptron ``(silu(x gate) * (x up)) down``.
+    """The gated multilayer perceptron ``(silu(x gate) * (x up)) down``, ``[B, T, D]``.
 
-    Args:
-      x: ``[B, T, D]``.
-      gate: ``[D, M]``.
-      up: ``[D, M]``.
-      down: ``[M, D]``.
-      derivatives: see ``linear``.
-
-    Returns:
-      ``[B, T, D]``.
+    ``x [B, T, D]``, ``gate`` and ``up`` ``[D, M]``, ``down [M, D]``.
 
     Reference: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
     """

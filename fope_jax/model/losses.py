@@ -56,16 +56,13 @@ def loss_sums(
     Args:
       hidden: ``[B, T, D]``, after the final norm.
       unembedding: ``[D, V]``.
-      targets: ``[B, T]`` int32.
+      targets: ``[B, T]`` int32. One outside the vocabulary makes ``nats`` and ``bytes`` NaN, unless
+        its weight is 0, as for the -100 of ignored labels.
       weights: ``[B, T]`` float32, 0 where the target is not scored.
       token_bytes: ``[V]`` int32, UTF-8 bytes of each token.
       time_chunk: tokens of each row whose logits exist at once; None means all.
       derivatives: "reverse" for training takes the gradient in the forward pass; "all" adds forward
         mode and second derivatives.
-
-    Returns:
-      The sums. A target outside the vocabulary makes ``nats`` and ``bytes`` NaN, unless its weight
-      is 0, as for the -100 of ignored labels.
     """
     weights = weights.astype(jnp.float32)
     check_derivatives(derivatives)
@@ -88,15 +85,9 @@ def token_nats(
 ) -> tuple[Array, Array]:
     """Cross-entropy of each target, and whether it is the model's first choice.
 
-    Args:
-      hidden: ``[B, T, D]``, after the final norm.
-      unembedding: ``[D, V]``.
-      targets: ``[B, T]`` int32.
-      time_chunk: tokens of each row whose logits exist at once; None means all.
-
-    Returns:
-      nats: ``[B, T]`` float32, ``-log p(target)``; NaN for a target outside the vocabulary.
-      correct: ``[B, T]`` bool, whether the target is the argmax; False if the nats are not finite.
+    For the arguments see ``loss_sums``. Returns ``nats [B, T]`` float32, ``-log p(target)``, NaN
+    for a target outside the vocabulary; and ``correct [B, T]`` bool, whether the target is the
+    argmax, False if the nats are not finite.
     """
 
     def on_device(hidden, unembedding, targets):

@@ -62,14 +62,7 @@ LAYER_PARAMETER_AXES: dict[str, Axes] = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one axis may be -1 and takes the rest.
-
-    Attributes:
-      data: copies of the model.
-      fsdp: devices that share one copy and have different rows of the batch.
-      context: devices that share the tokens of a row.
-      tensor: devices that share heads, MLP and vocabulary.
-    """
+    """Devices along each mesh axis of the module's table; one axis may be -1 and takes the rest."""
 
     data: int = 1
     fsdp: int = -1
@@ -88,7 +81,7 @@ class MeshConfig:
 
     @classmethod
     def parse(cls, text: str) -> MeshConfig:
-        """Parses ``text``; axes that are left out keep their defaults.
+        """Parses ``text``, axes left out keep their defaults; ValueError if it cannot be read.
 
         Raises:
           ValueError: an unknown or repeated axis, or a size that is not a whole number.
@@ -108,10 +101,7 @@ class MeshConfig:
         return cls(**sizes)
 
     def axis_sizes(self, num_devices: int) -> dict[str, int]:
-        """Devices along each axis, by name in the order of ``MESH_AXES``.
-
-        Raises:
-          ValueError: the sizes do not multiply to ``num_devices``.
+        """Devices along each axis; ValueError unless they multiply to ``num_devices``.
 
         >>> MeshConfig(tensor=2).axis_sizes(8)
         {'data': 1, 'fsdp': 4, 'context': 1, 'tensor': 2}
@@ -134,9 +124,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
     A mesh axis that is not a product of physical axes, such as 2 on a slice of 4 x 4, shares one
     with another mesh axis; ``jax.make_mesh`` refuses that on most chips.
-
-    Raises:
-      ValueError: see ``MeshConfig.axis_sizes``.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = tuple(config.axis_sizes(len(devices)).values())
@@ -188,13 +175,9 @@ def constrain_gathered(weight: Array, axes: Axes) -> Array:
 
 
 def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
-    """Logical axes of one weight or position variable.
+    """Logical axes of the weight or position variable at ``path`` in the tree from ``split``.
 
     The path decides, not the name alone: a method may name its variables "gate" or "query" too.
-
-    Args:
-      path: keys in the tree from ``split``.
-      position: the model's position embedding.
 
     >>> from fope_jax.position import ALiBi
     >>> parameter_axes(("layers", "query"), ALiBi())
@@ -217,8 +200,7 @@ def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
 def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
     """A NamedSharding for each leaf of ``params`` or ``constants`` from ``split``.
 
-    Raises:
-      ValueError: an axis is not a multiple of the devices that it is split over.
+    Raises ValueError if an axis is not a multiple of the devices that it is split over.
     """
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:

@@ -51,11 +51,9 @@ class Activations(NamedTuple):
       position: the layer's method and logit scale.
       variables: position variables of the layer and of the model.
       x: ``[B, T, D]``, the layer's input.
-      q: ``[B, T, N, H]``, before the rotation, after any norm of q.
-      k: ``[B, T, K, H]``, likewise.
+      q, k: ``[B, T, N, H]`` and ``[B, T, K, H]``, before the rotation, after any norm of q and k.
       rotated_q: ``[B, T, N, H]``.
-      rotated_k: ``[B, T, K or N, H]``.
-      v: ``[B, T, K or N, H]``.
+      rotated_k, v: ``[B, T, K or N, H]``.
     """
 
     position: Layer
@@ -147,11 +145,8 @@ class Transformer(nnx.Module):
           observer: a pure function of each layer's ``Activations`` with the same output shapes for
             every layer; only its output is kept.
 
-        Returns:
-          ``[B, T, D]`` in the compute dtype, and the observer's output, leaves ``[L, ...]``.
-
-        Raises:
-          ValueError: more tokens than the position embedding is defined for.
+        Returns ``[B, T, D]`` in the compute dtype, and the observer's output, leaves ``[L, ...]``.
+        Raises ValueError for more tokens than the position embedding is defined for.
         """
         config, limit = self.config, self.position.limits.max_length
         if limit is not None and tokens.shape[1] > limit:
@@ -266,16 +261,13 @@ def layer(
       config: the model's.
       position: the layer's method and logit scale.
       weights: of this layer, named as in ``Transformer``.
-      trained: position variables of the layer and the model, with gradients.
-      constants: those without.
+      trained, constants: position variables of the layer and the model, with and without gradients.
       tables: the method's tables for ``positions``.
       x: ``[B, T, D]``.
-      positions: ``[B, T]`` or ``[1, T]``.
-      segments: ``[B, T]`` or ``[1, T]``.
+      positions, segments: ``[B, T]`` or ``[1, T]``.
       observer: see ``Transformer.forward``.
 
-    Returns:
-      ``[B, T, D]``, and the observer's output or None.
+    Returns ``[B, T, D]``, and the observer's output or None.
     """
     q, k, v = project_qkv(config, weights, x)
     variables = {**trained, **constants}

@@ -34,13 +34,12 @@ _OUT_OF_MEMORY = (
 
 
 def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
-    """Compiles one training step and measures what it needs and what bounds it.
+    """Compiles one training step and returns what it needs and what bounds it, as JSON values.
 
-    Returns:
-      JSON values. Always ``flops``. ``fits`` with ``needed_bytes`` and, if it does not fit,
-      ``limit_bytes`` of a device. If it fits: ``memory`` by class, ``hbm_bytes`` and
-      ``collective_bytes`` per device and step, ``seconds`` of each at the chip's peak, the largest
-      of them as ``bound``, and ``mfu_bound``.
+    The values are per device and step. All rows have ``flops``, ``fits`` and ``needed_bytes``. Rows
+    that do not fit have ``limit_bytes``. Rows that fit have ``memory`` by class, ``hbm_bytes``,
+    ``collective_bytes``, ``seconds`` at the chip's peak, the largest as ``bound``, and
+    ``mfu_bound``.
     """
     devices = topology_devices(topology)
     chip, _ = parse_topology(topology)

@@ -36,10 +36,8 @@ def model_flops(config: TransformerConfig, batch: int, length: int) -> float:
 def program_flops(jaxpr: Any, dynamic_trips: float) -> float:
     """Operations of all matrix products of a program, over all devices.
 
-    Args:
-      jaxpr: such as ``jax.jit(f).trace(...).jaxpr``.
-      dynamic_trips: assumed trips of a loop whose count is known only at run time. In a training
-        step these are chunked attention's loops over visible blocks of keys.
+    ``dynamic_trips`` is the assumed number of trips of a loop whose count is known only at run
+    time: in a training step, chunked attention's loops over visible blocks of keys.
 
     >>> import jax, jax.numpy as jnp
     >>> x = jnp.ones((8, 8))

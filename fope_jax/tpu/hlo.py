@@ -43,16 +43,7 @@ class Buffer(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line of a computation.
-
-    Attributes:
-      name: of its value.
-      buffers: the arrays that it produces.
-      op: the operation, such as "all-gather".
-      operands: names of its operands.
-      text: the line after the operation.
-      is_root: whether it is the result of the computation.
-    """
+    """One line of a computation; ``text`` is the rest of the line after the operation ``op``."""
 
     name: str
     buffers: list[Buffer]
@@ -74,12 +65,10 @@ Computations = dict[str, list[Instruction]]
 
 
 class Traffic(NamedTuple):
-    """Bytes of one execution on one device.
+    """Bytes of one execution on one device: ``collectives`` sent, by kind, and ``hbm``.
 
-    Attributes:
-      collectives: sent over the network, by kind.
-      hbm: read and written by each instruction, without on-chip memory and the unused rest of a
-        sliced array.
+    ``hbm`` is read and written by each instruction, without on-chip memory and the unused rest of a
+    sliced array.
     """
 
     collectives: dict[str, float]
@@ -87,12 +76,7 @@ class Traffic(NamedTuple):
 
 
 def measure_traffic(text: str, dynamic_trips: float) -> Traffic:
-    """Network and memory traffic of a program, with loop bodies counted as often as they run.
-
-    Args:
-      text: ``compiled.as_text()``.
-      dynamic_trips: see ``program_flops``.
-    """
+    """Traffic of a program, ``compiled.as_text()``; for ``dynamic_trips`` see ``program_flops``."""
     computations, entry = parse_program(text)
     collectives: dict[str, float] = defaultdict(float)
     hbm = 0.0

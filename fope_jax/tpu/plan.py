@@ -56,15 +56,14 @@ def make_cases(
     given, several devices share the tokens of a row.
 
     Args:
-      experiment: of the config.
+      experiment: of the config, whose values replace empty ``methods``, ``lengths`` and ``sizes``.
       topologies: such as "v5e:4x4".
-      methods: labels of ``gallery.examples``; none keeps the config's method.
-      lengths: tokens of a row; none keeps the config's.
-      sizes: names of ``PRESETS``; none keeps the config's model.
+      methods: labels of ``gallery.examples``.
+      lengths: tokens of a row.
+      sizes: names of ``PRESETS``.
       mesh: replaces the config's.
 
-    Raises:
-      ValueError: an unknown name, with those accepted.
+    Raises ValueError for an unknown name, with those accepted.
     """
     if unknown := [size for size in sizes if size not in PRESETS]:
         raise ValueError(f"size {unknown[0]!r}; accepted: {', '.join(PRESETS)}")
@@ -127,7 +126,7 @@ def plan(
     advise: bool = True,
     done: Callable[[Case, Row], None] = lambda *_: None,
 ) -> list[Row]:
-    """Compiles every case that is not in the cache, several at once.
+    """Compiles every case that is not in the cache, several at once; one row for each, in order.
 
     Args:
       cases: from ``make_cases``.
@@ -136,12 +135,8 @@ def plan(
       advise: compiles changes of a case that does not fit and reports the first that does.
       done: called with each case and its row when it is ready.
 
-    Returns:
-      The row of each case, in order.
-
-    Raises:
-      TopologyError: the TPU compiler is not installed; the message has the pip command.
-      PlanError: a compilation failed for another reason than memory.
+    Raises TopologyError if the TPU compiler is not installed, PlanError if a compilation fails for
+    another reason than memory.
     """
     versions = {"libtpu": libtpu_version()}
     versions |= {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}

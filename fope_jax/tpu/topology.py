@@ -30,9 +30,8 @@ class Chip(NamedTuple):
       ici_bandwidth: bytes per second over all links of the chip to its neighbours.
       cores: devices per chip; each has an equal share of the figures.
       num_axes: axes of the chip grid in a topology name.
-      config: the compiler's ``chip_config_name``; "" is its default. By default a v4 chip is two
-        devices, but machines join its cores into one with the memory of both ("megacore"). v5p is
-        joined by default.
+      config: ``chip_config_name``. By default the compiler has two devices for a v4 chip, but
+        machines join them into one with the memory of both ("megacore"). v5p is joined by default.
     """
 
     name: str
@@ -65,10 +64,7 @@ class TopologyError(ValueError):
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip of a slice such as "v5e:4x4", and its chips along each axis.
-
-    Raises:
-      TopologyError: an unknown slice, with examples of known ones.
+    """The chip and its count along each axis of a slice; TopologyError with examples if unknown.
 
     >>> parse_topology("v5e:4x4")[1]
     (4, 4)
@@ -110,12 +106,9 @@ def libtpu_version() -> str:
 
 
 def topology_devices(name: str) -> list[Any]:
-    """Descriptions of a slice's devices, for which a program can be compiled.
+    """Descriptions of a slice's devices; TopologyError if the compiler refuses the slice.
 
     ``COMPILER_ENVIRONMENT`` must have been set before jax was imported.
-
-    Raises:
-      TopologyError: an unknown slice, or one that the compiler refuses.
     """
     chip, _ = parse_topology(name)
     libtpu_version()

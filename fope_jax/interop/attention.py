@@ -122,10 +122,7 @@ def query_and_key_positions(
     positions: Array | None,
     key_positions: Array | None,
 ) -> tuple[Array, Array]:
-    """Positions ``[1 or B, T]`` of queries and ``[1 or B, S]`` of keys; one object if equal.
-
-    Raises ValueError if the arguments do not determine them.
-    """
+    """Positions ``[1 or B, T]`` and ``[1 or B, S]``, one object if equal; ValueError if unknown."""
     num_queries, num_keys = q.shape[1], k.shape[1]
     if positions is None and key_positions is not None:
         raise ValueError("key_positions are given, positions are not: pass both")
@@ -348,7 +345,6 @@ def _repeats(positions: Array) -> bool:
 
 
 def _is_later(q_positions: Array, k_positions: Array) -> Array:
-    """Whether each key is later than each query, ``[1 or B, 1, T, S]``."""
     return k_positions[:, None, None, :] > q_positions[:, None, :, None]
 
 

@@ -423,10 +423,7 @@ def family_of(config: TransformerConfig, position: PositionEmbedding) -> str:
 def to_position_keys(
     position: PositionEmbedding, shape: ModelShape, by_layer: bool
 ) -> dict[str, Any]:
-    """``rope_parameters``, and ``no_rope_layers`` for a family with methods by layer.
-
-    Raises ValueError if neither Hugging Face's models nor serving engines support the method.
-    """
+    """``rope_parameters`` and any ``no_rope_layers``; ValueError if they cannot express it."""
     methods = _methods(position)
     rotating = [method for method in methods if type(method) is not NoPE] or [RoPE()]
     if any(method != rotating[0] for method in rotating):

@@ -144,7 +144,10 @@ class PositionEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, positions: Array | None = None) -> Array:
-        """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``."""
+        """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``.
+
+        ValueError if the method does not change embeddings, or positions do not fit.
+        """
         shape = ModelShape(x.shape[-1], 1, 1, 1, x.shape[-1])
         attention.check_embeds(self.method, shape)
         return attention.embed(self.method, _variables(self, self.method, shape), x, positions)

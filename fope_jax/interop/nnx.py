@@ -97,7 +97,7 @@ class PositionAttention(_PositionModule):
         self.set_positions(positions)
 
     def set_positions(self, positions: Array | None) -> None:
-        """Sets the positions of the next calls, integers of 32 bits; None counts from 0."""
+        """Sets the next calls' positions, None counts from 0; ValueError unless 32-bit integers."""
         if positions is not None:  # checked before jax truncates to 32 bits
             positions = attention.int32_positions(positions, "positions")
         self.positions = None if positions is None else Positions(jnp.asarray(positions))
@@ -112,10 +112,7 @@ class PositionAttention(_PositionModule):
         is_causal: bool = False,
         **options: Any,
     ) -> Array:
-        """See ``nnx.dot_product_attention``, whose options pass through.
-
-        Raises ValueError for undeclared heads; see also ``interop.attention.attend``.
-        """
+        """See ``nnx.dot_product_attention``; ValueError for undeclared heads or as ``attend``."""
         self._check_heads(query, key)
         is_full = None
         if self.decode and query.shape[-3] == 1 and mask is not None:
@@ -160,10 +157,7 @@ class Rotary(_PositionModule):
         num_kv_heads: int | None = None,
         rngs: nnx.Rngs,
     ):
-        """Draws the method's variables; see ``PositionAttention``.
-
-        Raises ValueError if the method does more than rotate, or does not fit the shape.
-        """
+        """Draws the method's variables; ValueError if it does more than rotate or does not fit."""
         shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
         attention.check_rotates(method, shape)
         super().__init__(method, shape, rngs)

@@ -177,12 +177,11 @@ def from_rope_parameters(
 
 
 def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
-    """The ``rope_parameters`` with which a Hugging Face model computes this method.
+    """The ``rope_parameters`` of a method for Hugging Face; ValueError if they cannot express it.
 
     ``PRoPE`` is written as ``proportional``, ``AdjustedBase`` as the base. Set
     ``max_position_embeddings`` to the trained length for ``dynamic``, to the extended one for
-    ``yarn``, ``longrope`` and ``llama3``. ValueError if ``rope_parameters`` cannot express the
-    method.
+    ``yarn``, ``longrope`` and ``llama3``.
 
     >>> to_rope_parameters(RoPE(500_000.0, scaling=(Llama3(8.0, 8192),)))["rope_type"]
     'llama3'
@@ -253,8 +252,7 @@ def is_fope(parameters: Mapping[str, Any]) -> bool:
 
 
 def inverted_ramp_message(method: RoPE, head_dim: int) -> str | None:
-    """The difference between transformers and YaRN if the ramp lies beyond the frequencies, or
-    None.
+    """How transformers differs from YaRN if the ramp lies beyond the frequencies, or None.
 
     Transformers clips each end of the ramp to the frequencies, so an end outside passes the other.
     """

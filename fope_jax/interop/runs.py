@@ -111,10 +111,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
 def imported_experiment(
     source: Path, imported: ImportedConfig, overrides: Iterable[str] = ()
 ) -> Experiment:
-    """The experiment, without training, for the Hugging Face checkpoint in ``source``.
-
-    Raises ConfigError, see ``import_run``.
-    """
+    """The experiment of the checkpoint in ``source``, at step 0; raises as ``import_run``."""
     overrides = list(overrides)
     tokenizer = source / TOKENIZER
     given_tokenizer = dict(map(split_override, overrides)).get("data.tokenizer")
@@ -158,10 +155,7 @@ def imported_experiment(
 
 
 def is_tokenizer_compatible(imported: Experiment) -> bool:
-    """Whether the embedding has a row for each token, padding rows allowed.
-
-    True if the tokenizer cannot be read; reading text will raise.
-    """
+    """Whether the embedding has a row for each token; True if the tokenizer cannot be read."""
     size = _vocab_size(imported.data)
     return size is None or size <= imported.model.vocab_size
 

@@ -98,10 +98,7 @@ def fope_from_rope_parameters(
 def _training_length(
     grid: np.ndarray, count: Any, training_length: int | None, theta: float
 ) -> int:
-    """The training length whose floor keeps ``count`` frequencies of ``grid``.
-
-    Engines compare strictly in float32. A length for which they keep another number is refused.
-    """
+    """The training length that keeps ``count`` frequencies, also in the engines' float32."""
 
     def num_kept(length: int) -> int:
         return int((grid >= floor_frequency(length)).sum())
@@ -213,11 +210,10 @@ def fope_coefficients_to_serving(
 ) -> dict[str, np.ndarray]:
     """FoPE's ``cos_coef`` and ``sin_coef`` in the names and layout of serving engines.
 
-    float32 ``[K, D, D]``, or ``[D, D]`` with ``heads="shared"``: rows are frequencies, fastest
-    first, columns are pairs. Multimodal models use the prefix
-    ``"model.language_model.rotary_emb."``.
-
-    Raises ValueError for a knob that the engines do not have, or layers that differ.
+    They are float32 ``[K, D, D]``, or ``[D, D]`` with ``heads="shared"``: rows are frequencies,
+    fastest first, columns are pairs. Multimodal models use the prefix
+    ``"model.language_model.rotary_emb."``. ValueError for a knob that the engines do not have, or
+    layers that differ.
     """
     check_served(method, shape)
     stored = variables.layer_constants | variables.layer_params
@@ -235,8 +231,8 @@ def fope_coefficients_from_serving(
 ) -> PositionVariables:
     """The inverse of ``fope_coefficients_to_serving``.
 
-    Raises ValueError if a tensor is missing or has the wrong shape, or if cosine and sine differ
-    for a method that has one matrix for both.
+    ValueError if a tensor is missing or has the wrong shape, or if cosine and sine differ for a
+    method that has one matrix for both.
     """
     check_served(method, shape)
     count = method.num_outputs(shape.head_dim)

@@ -37,10 +37,7 @@ _LOWEST = -1e30
 
 
 class TokenIndex(NamedTuple):
-    """Positions and segments, int32 ``[..., B, T]``, or ``[..., 1, T]`` shared by all rows.
-
-    Segments count from 1; 0 is padding.
-    """
+    """Positions and segments (0 is padding), int32 ``[..., B, T]``; B may be 1 for all rows."""
 
     positions: Array
     segments: Array
@@ -132,10 +129,7 @@ def attend(
 
 
 def default_block() -> int:
-    """Block size of the chunked form on the default platform.
-
-    On CPU, blocks of a power of two compete for cache lines (benchmarks/README.md).
-    """
+    """Block size; on CPU powers of two compete for cache lines (benchmarks/README.md)."""
     return 280 if jax.default_backend() == "cpu" else 512
 
 
@@ -289,10 +283,7 @@ def _attend_whole(bias_fn, contextual_fn, logit_scale, q, k, v, variables, q_ind
 
 
 def _attend_rows(attend_whole, q, k, v, variables, q_index, k_index, *, recompute):
-    """``attend_whole`` on one block of queries ``[Q, B, ...]`` at a time, with all keys.
-
-    ``recompute`` keeps the scores of one block at a time in the gradient; without it Q is 1.
-    """
+    """``attend_whole`` on each block of queries in turn; ``recompute`` also in the gradient."""
 
     def attend_block(block):
         q_i, q_index_i = block
@@ -318,10 +309,7 @@ def _sort_by_position(k: Array, v: Array, index: TokenIndex) -> tuple[Array, Arr
 def contextual_bias_by_position(
     contextual_fn: ContextualFn, k_positions: Array, variables: Any, q: Array, logits: Array
 ) -> Array:
-    """Applies ``contextual_fn`` to logits ``[B, N, T, S]`` whose keys are stored in any order.
-
-    ``contextual_fn`` gets the logits sorted by ``k_positions``; its bias returns in stored order.
-    """
+    """Sorts the keys of ``logits [B, N, T, S]`` for ``contextual_fn``, and its bias back."""
 
     def reorder(x: Array, order: Array) -> Array:
         order = jnp.broadcast_to(order[:, None, None], logits.shape)
@@ -339,8 +327,7 @@ def contextual_bias_by_position(
 def visible_key_blocks(q_index: TokenIndex, k_index: TokenIndex) -> tuple[Array, Array]:
     """For Q blocks of queries ``[Q, B, t]`` and P of keys ``[P, B, s]``, the key blocks to visit.
 
-    Returns ``order [Q, P]`` int32, all key blocks with those to visit first, and ``count [Q]``
-    int32, the number to visit.
+    Returns int32 ``order [Q, P]``, key blocks with those to visit first, and their ``count [Q]``.
     """
     mask = jnp.any(visible_block_mask(q_index, k_index), axis=-1)
     order = jnp.argsort(~mask, axis=-1, stable=True).astype(jnp.int32)
@@ -350,9 +337,8 @@ def visible_key_blocks(q_index: TokenIndex, k_index: TokenIndex) -> tuple[Array,
 def visible_block_mask(q_index: TokenIndex, k_index: TokenIndex) -> Array:
     """Whether a block of queries has to visit a block of keys: ``[Q, P, B]`` bool.
 
-    A block of keys is skipped if its first (segment, position) comes after the last query, or if
-    its last segment precedes the first query's. No visible pair is skipped, whatever the stored
-    order.
+    A block of keys is skipped if its first (segment, position) comes after the last query, or its
+    last segment before the first query's. No visible pair is skipped, whatever the stored order.
     """
     q_first, _, q_last, q_last_position = (x[:, None] for x in _first_and_last(q_index))
     k_first, k_first_position, k_last, _ = (x[None] for x in _first_and_last(k_index))
@@ -373,7 +359,7 @@ def _first_and_last(index: TokenIndex) -> tuple[Array, Array, Array, Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(bias_fn, q, k, v, trained, constants, q_index, k_index):
-    """Attention block by block: ``q [Q, B, K, G, t, H]``, ``k, v [P, B, K, s, H]``; like q."""
+    """Attention block by block: ``q [Q, B, K, G, t, H]``, ``k, v [P, B, K, s, H]`` to q's shape."""
     return _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index)[0]
 
 
@@ -412,10 +398,9 @@ def _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
 
 
 def _chunked_backward(bias_fn, saved, d_out):
-    """Gradients of q, k, v and the trained variables of the bias.
+    """Gradients with ``p = exp(logits - lse)`` and ``delta = sum(out * d_out)``.
 
-    With ``p = exp(logits - lse)`` and ``delta = sum(out * d_out)``, the gradient of the logits is
-    ``p * (d_out v - delta)``, for each block by itself.
+    The gradient of a block's logits is ``p * (d_out v - delta)``, independent of other blocks.
     """
     q, k, v, trained, constants, q_index, k_index, out, lse = saved
     variables = {**trained, **constants}

@@ -35,11 +35,7 @@ _BLOCKS, _BLOCKS_OF_MANY, _MANY = (512, 256, 128), (128,), 8
 
 
 class _Settings(NamedTuple):
-    """Static settings of the kernel.
-
-    ``bias_fn`` maps ``num_numbers`` numbers of one head, query positions ``[1, t]`` and key
-    positions ``[s, 1]`` to a bias ``[s, t]``; None is no bias.
-    """
+    """``bias_fn`` maps a head's numbers and positions ``[1, t]``, ``[s, 1]`` to ``[s, t]``."""
 
     bias_fn: Callable[[list[Array], Array, Array], Array] | None
     num_numbers: int
@@ -158,10 +154,7 @@ def _head_numbers(settings: _Settings, numbers: Any, head: Array) -> list[Array]
 def _masked_scores(
     q: Array, k: Array, bias: Array | None, tokens: list[Array]
 ) -> tuple[Array, Array]:
-    """Scaled, biased scores ``[s, t]`` float32 and their mask.
-
-    ``tokens``: positions of queries ``[1, t]`` and of keys ``[s, 1]``, then segments likewise.
-    """
+    """Biased scores ``[s, t]`` float32 and their mask; ``tokens`` as from ``_token_arrays``."""
     q_positions, k_positions, q_segments, k_segments = tokens
     scores = _dot(k, q, 1, 1) * (1 / math.sqrt(q.shape[-1]))
     if bias is not None:

@@ -33,10 +33,7 @@ from fope_jax.typing import Array
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer of each period, ``[L / P, B, S, K, H]``.
-
-    Keys have N heads if the method makes one for each query head.
-    """
+    """Keys and values ``[L / P, B, S, K, H]``; N heads of keys if the method makes so many."""
 
     keys: Array
     values: Array
@@ -59,10 +56,7 @@ class KVCache(NamedTuple):
 
 
 def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
-    """An empty cache for ``batch`` rows of at most ``size`` tokens.
-
-    Raises ValueError if the position embedding is not defined for ``size`` tokens.
-    """
+    """An empty cache of ``size`` tokens a row; ValueError if the method is defined for fewer."""
     limit = model.position.limits.max_length
     if limit is not None and size > limit:
         raise ValueError(
@@ -101,13 +95,11 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
 def forward_cached(
     model: Transformer, cache: KVCache, tokens: Array, positions: Array, segments: Array
 ) -> tuple[Array, KVCache]:
-    """Reads the next T tokens of each row: ``tokens``, ``positions`` and ``segments`` ``[B, T]``.
+    """Reads the next T tokens of each row; ``tokens``, ``positions``, ``segments`` ``[B, T]``.
 
-    Shorter rows begin with padding, segment 0. Returns the hidden activations ``[B, T, D]`` after
-    the final norm and the cache with these tokens.
-
-    Raises ValueError if the cache has too little room. If ``filled`` is traced, as inside ``jit``,
-    these tokens and all later ones give NaN instead.
+    Shorter rows begin with padding, segment 0. Returns the activations ``[B, T, D]`` after the
+    final norm and the cache with these tokens. ValueError if the cache is full; if ``filled`` is
+    traced, as inside ``jit``, these tokens and all later ones give NaN instead.
     """
     config = model.config
     filled = _filled_after(cache, tokens.shape[1])
@@ -205,10 +197,8 @@ def greedy_decode(
     """The next ``count`` tokens, each the most likely one, ``[B, count]`` int32.
 
     ``hidden``, ``cache`` and ``position`` are from ``prefill``, with room for ``count - 1`` tokens.
-    From the first step with non-finite logits on, tokens are -1: the model is not finite or the
-    cache is full (see ``forward_cached``).
-
-    Raises ValueError if ``count`` is below 1, or the cache is known to have too little room.
+    Tokens are -1 from the first non-finite logits on, from the model or a full cache (see
+    ``forward_cached``). ValueError if ``count`` is below 1 or the cache is known to be too small.
     """
     if count < 1:
         raise ValueError(f"count={count}: expected 1 token or more")

@@ -13,6 +13,7 @@ def count_non_finite(arrays: Any) -> dict[str, int]:
     """NaN and infinite values in each array of a pytree, for arrays that have any.
 
     JAX arrays are counted on their devices. Integers and booleans are always finite.
+
     >>> count_non_finite({"a": np.ones(2), "layers": [np.array([1.0, np.nan, np.inf])]})
     {'layers.0': 2}
     """

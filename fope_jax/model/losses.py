@@ -112,7 +112,7 @@ def compute_logits(hidden: Array, unembedding: Array) -> Array:
 
 
 def _score(hidden: Array, unembedding: Array, targets: Array) -> tuple[Array, ...]:
-    """``d_nats [B, T, V]``, the gradient in this device's logits; nats and correct as above."""
+    """``d_nats [B, T, V]`` for this device's logits, and the results of ``token_nats``."""
     logits = compute_logits(hidden, unembedding)
     ids = jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
     size = logits.shape[-1]
@@ -141,7 +141,6 @@ def _score(hidden: Array, unembedding: Array, targets: Array) -> tuple[Array, ..
 
 
 def _on_mesh(function, inputs: tuple[Axes, ...], outputs: tuple[Axes, ...]):
-    """``function`` under ``shard_map`` if a mesh is active."""
     if active_mesh() is None:
         return function
     in_specs, out_specs = (tuple(map(partition_spec, axes)) for axes in (inputs, outputs))
@@ -157,10 +156,9 @@ def _gather(unembedding: Array, dtype: Any) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _weighted_sums(time_chunk, hidden, unembedding, targets, weights):
-    """Weighted sums of nats and hits.
+    """Weighted sums of nats and hits, with the gradient taken in the forward pass.
 
-    The gradient is linear in the cotangent of the sum, so the forward pass computes it while it has
-    a chunk's logits, which are then computed only once.
+    It is linear in the cotangent, so a chunk's logits are computed only once.
     """
     nats, correct = token_nats(hidden, unembedding, targets, time_chunk=time_chunk)
     return _sums(nats, correct, weights)

@@ -83,8 +83,6 @@ class MeshConfig:
     def parse(cls, text: str) -> MeshConfig:
         """Parses ``text``, axes left out keep their defaults; ValueError if it cannot be read.
 
-        Raises:
-          ValueError: an unknown or repeated axis, or a size that is not a whole number.
         >>> MeshConfig.parse("context=8,tensor=2")
         MeshConfig(data=1, fsdp=-1, context=8, tensor=2)
         """
@@ -120,7 +118,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of ``devices`` (default ``jax.devices()``), laid out for their network.
+    """The mesh of ``devices`` (default ``jax.devices()``); ValueError as for ``axis_sizes``.
 
     A mesh axis that is not a product of physical axes, such as 2 on a slice of 4 x 4, shares one
     with another mesh axis; ``jax.make_mesh`` refuses that on most chips.
@@ -198,10 +196,7 @@ def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
 
 
 def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
-    """A NamedSharding for each leaf of ``params`` or ``constants`` from ``split``.
-
-    Raises ValueError if an axis is not a multiple of the devices that it is split over.
-    """
+    """A NamedSharding for each leaf of ``split``; ValueError if an axis does not divide."""
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         axes = parameter_axes(tuple(entry.key for entry in path), position)

@@ -404,7 +404,6 @@ def _values(variables: nnx.Dict) -> dict[str, Array]:
 
 
 def _by_training(variables: nnx.Dict) -> tuple[Variables, Variables]:
-    """The trained variables, then the constants."""
     trained = {name: x[...] for name, x in variables.items() if isinstance(x, nnx.Param)}
     return trained, {name: x[...] for name, x in variables.items() if name not in trained}
 

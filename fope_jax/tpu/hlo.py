@@ -197,7 +197,6 @@ def _bytes_sent(kind: str, collective: Instruction) -> float:
 
 
 def _group_size(text: str) -> int:
-    """Devices in one group of a collective."""
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
@@ -225,7 +224,6 @@ def _bytes_moved(
 
 
 def _update_bytes(x: Instruction, sources: dict[str, Instruction], default: float) -> float:
-    """The size of the update of a dynamic-update-slice."""
     update = sources.get(x.operands[1])
     return sum(buffer.bytes for buffer in update.buffers) if update else default
 

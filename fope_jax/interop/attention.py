@@ -160,10 +160,9 @@ def rotate(
     positions: Array | None,
     key_positions: Array | None,
 ) -> tuple[Array, Array]:
-    """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``, and scales q by the logit scale.
+    """Rotates ``q [B, T, N, H]``, times its logit scale, and ``k [B, S, K, H]``.
 
-    Raises ValueError if positions are unknown, or differ between q and k while the frequencies
-    follow the length.
+    ValueError if positions are unknown, or differ while the frequencies follow the length.
     """
     (layer,) = method.layers()
     q_positions, k_positions = query_and_key_positions(method, q, k, positions, key_positions)
@@ -214,7 +213,11 @@ def attend(
     decode: bool = False,
     **options: Any,
 ) -> Array:
-    """``attention_fn`` with the method's rotation, bias and logit scale.
+    """``attention_fn`` with the method's rotation, bias and logit scale, ``[batch..., T, N, H]``.
+
+    If the method needs a causal mask, a query that sees a later key raises ValueError, or gives NaN
+    under tracing. Positions that are unknown, do not fit or exceed the method's range raise
+    ValueError, as does a mask that does not fit.
 
     Args:
       method: serves one layer.
@@ -230,11 +233,6 @@ def attend(
       key_positions: of the keys; None takes those of the queries, or counts from 0.
       decode: the single query is the newest visible key; keys count from 0.
       **options: passed to ``attention_fn``.
-
-    Returns ``[batch..., T, N, H]``. If the method needs a causal mask, a query that sees a later
-    key gives NaN when tracing prevents an error. Raises ValueError for positions that are missing,
-    do not fit or exceed the method's range, a mask that does not fit, and non-causal attention with
-    such a method.
     """
     batch = query.shape[:-3]
     q, k, v = (x.reshape(math.prod(batch), *x.shape[-3:]) for x in (query, key, value))
@@ -296,12 +294,11 @@ def attend(
 
 
 def decoding_step(mask: Array, num_keys: int, last: Array) -> tuple[Array, Array]:
-    """The newest key, int32, that the mask ``[..., S]`` of a single query shows, and ``is_full``.
+    """The newest key, int32, in the mask ``[..., S]`` of one query, and whether it overflowed.
 
     Flax's key cache clamps its index, so a token too many overwrites the last. The only sign of it
-    is that two steps in a row have the same newest key; ``last`` is that of the previous step, -1
-    before the first. ``is_full`` means that the cache of ``num_keys`` had no room; ValueError if it
-    is not traced.
+    is the same newest key as in the previous step, ``last`` (-1 before the first). ValueError on a
+    known overflow.
     """
     newest = _newest_key(mask)
     # With one key, the first step of a new sequence would look the same.

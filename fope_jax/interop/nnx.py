@@ -82,9 +82,9 @@ class PositionAttention(_PositionModule):
           attention_fn: must take ``bias`` if the method has one.
           positions: ``[T]``, ``[1, T]`` or ``[batch..., T]`` tokens since the start of each
             document; None counts from 0. State that ``set_positions`` overwrites.
-          decode: for self-attention with Flax's key cache: the single query is the newest key that
-            the mask shows, whatever ``is_causal`` is. A full cache raises ValueError, or gives NaN
-            under ``jit``.
+          decode: for self-attention with Flax's key cache: the single query is the newest key in
+            the mask, whatever ``is_causal`` is. A full cache raises ValueError, or gives NaN under
+            ``jit``.
           rngs: its ``params`` stream is drawn from.
         """
         shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
@@ -168,9 +168,8 @@ class Rotary(_PositionModule):
         """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``.
 
         ``positions`` of the queries are ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0. None
-        for ``key_positions`` takes the queries' if S = T. If the method has a matrix per query
-        head, k is returned with N heads. Raises ValueError for undeclared heads or positions that
-        do not fit.
+        for ``key_positions`` takes the queries'. With a matrix per query head, k is returned with N
+        heads. ValueError for undeclared heads or positions that do not fit.
         """
         self._check_heads(q, k)
         return attention.rotate(self.method, self._values(), q, k, positions, key_positions)

@@ -92,11 +92,12 @@ def from_rope_parameters(
     rope_theta: float | None = None,
     partial_rotary_factor: float | None = None,
 ) -> RoPE:
-    """The RoPE of a Hugging Face model with these ``rope_parameters``.
+    """The RoPE of a Hugging Face model with these ``rope_parameters``, with at most one scaling.
 
     Keys that change no number are ignored. So is ``attn_factor`` of ``yarn``, with a warning:
     transformers does not read it, serving engines multiply by it. The older ``rope_scaling`` works
-    too, with ``type``, and ``su`` for ``longrope``. None counts as missing.
+    too, with ``type``, and ``su`` for ``longrope``. None counts as missing. ``dynamic`` and
+    ``longrope`` follow the length of each row; transformers follows the longest row of the batch.
 
     Args:
       parameters: ``rope_parameters`` or ``rope_scaling``; one entry of it if nested by layer type.
@@ -105,13 +106,10 @@ def from_rope_parameters(
         ``max_position_embeddings`` for ``dynamic``, ``original_max_position_embeddings`` for Phi-3.
       extended_length: extended length in tokens, ``max_position_embeddings`` for ``yarn``,
         ``longrope`` and ``llama3``. It gives a missing ``factor``; a given one must agree.
-      rope_theta, partial_rotary_factor: the base and the share of dimensions that rotate, if not in
-        the parameters.
+      rope_theta, partial_rotary_factor: base and share of dimensions, if not in the parameters.
 
-    Returns RoPE with at most one scaling. ``dynamic`` and ``longrope`` follow the length of each
-    row; transformers follows the longest row of the batch. Raises ValueError for unknown keys, all
-    at once, and for a key that is missing, of the wrong kind, or contradicts another or an
-    argument.
+    Raises ValueError for unknown keys, all at once, and for a key that is missing, of the wrong
+    kind, or contradicts another or an argument.
 
     >>> keys = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0}
     >>> from_rope_parameters(keys).scaling

@@ -66,7 +66,7 @@ TOKENIZER_FILES = (
 
 
 def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str] = ()) -> str:
-    """Makes a run directory with the weights of a Hugging Face checkpoint as step 0.
+    """Makes a run with a Hugging Face checkpoint as step 0; returns one line about the model.
 
     Args:
       source: directory of the checkpoint; its tokenizer.json becomes ``data.tokenizer``.
@@ -74,9 +74,9 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       overrides: as in ``load_config``. ``train.length``, of which evaluation takes multiples,
         defaults to the checkpoint's ``max_position_embeddings``.
 
-    Returns one line about the model. Raises ConfigError if an override is unknown or changes the
-    model, the tokenizer is missing or has more tokens than the embedding, or the workdir holds
-    something else; ValueError as ``import_weights``; OSError if a file cannot be read or written.
+    Raises ConfigError if an override is unknown or changes the model, the tokenizer is missing or
+    too large for the embedding, or the workdir holds something else; OSError if it cannot be
+    written; or as ``import_weights``.
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
     experiment = imported_experiment(source, import_config(source), overrides)
@@ -204,7 +204,7 @@ def export_run(
     dtype: str | None = None,
     accept_position: str | None = None,
 ) -> str:
-    """Writes one checkpoint of a run as a Hugging Face checkpoint, with its tokenizer.json.
+    """Writes one checkpoint of a run, with its tokenizer.json, as a Hugging Face checkpoint.
 
     Args:
       run: a run directory, or one with a step: ``runs/fope/500``.
@@ -213,9 +213,8 @@ def export_run(
       dtype: of the tensors, see ``export_weights``.
       accept_position: see ``check_fingerprint``.
 
-    Returns one line about the model. Raises ValueError if Hugging Face does not support a field of
-    the model, CheckpointError if it was trained with another position embedding, OSError if the run
-    does not exist or the directory cannot be written.
+    Returns one line about the model. Raises ValueError if Hugging Face does not support the model,
+    CheckpointError if it was trained with another position embedding, OSError for a missing run.
     """
     directory = Path(directory)
     if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):

@@ -108,10 +108,9 @@ def import_weights(directory: str | Path) -> ImportedModel:
     model. 16-bit tensors become float32, exactly. For an ``export_weights`` directory the
     fingerprint of the position embedding is checked.
 
-    Raises FileNotFoundError if config.json or the weights are missing; ImportError without
-    safetensors; ValueError for an unsupported key or value of config.json, tensors that are
-    missing, unexpected, of another shape or not finite, a damaged file, an adapter, or a position
-    embedding that is not the exported one.
+    Raises FileNotFoundError if config.json or the weights are missing; ValueError for an
+    unsupported key or value, tensors that are missing, unexpected, of another shape or not finite,
+    a damaged file, an adapter, or another fingerprint; ImportError without safetensors.
     """
     directory = Path(directory)
     config, position, extra_keys, exported_fingerprint = import_config(directory)
@@ -330,7 +329,7 @@ def export_weights(
     and the fingerprint that ``import_weights`` compares.
 
     Args:
-      directory: new or empty.
+      directory: new or empty; FileExistsError otherwise.
       config, position: of the model.
       params, constants: from ``split``.
       length: ``max_position_embeddings``, tokens.
@@ -340,8 +339,7 @@ def export_weights(
       shard_bytes: the largest size of a file, unless one tensor is larger.
 
     Raises ValueError for an unsupported field, a dtype that is unknown or too narrow for a number,
-    and tensors that are not finite, before anything is written; FileExistsError if the directory is
-    not empty; ImportError without safetensors.
+    and tensors that are not finite, before writing anything; ImportError without safetensors.
     """
     directory, extra_keys = Path(directory), dict(extra_keys or {})
     spellings = [key for key in ("dtype", "torch_dtype") if extra_keys.get(key)] or ["dtype"]

@@ -1,9 +1,8 @@
 """Causal attention within segments: a reference that holds all scores, and a chunked form.
 
-The chunked form visits one block of scores at a time with a running maximum and sum per query, so
-its memory grows with T + S instead of T * S. Its backward pass recomputes each block from the saved
-log-sum-exp. A contextual bias needs whole rows of scores, computed for a block of queries at a
-time.
+The chunked form keeps a running maximum and sum per query over blocks of scores, so its memory
+grows with T + S instead of T * S. Its backward pass recomputes each block from the log-sum-exp. A
+contextual bias needs whole rows of scores, computed for a block of queries at a time.
 
 Reference: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with
 IO-Awareness"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory".
@@ -63,12 +62,12 @@ def attend(
 ) -> Array:
     """Attention of each query to the keys of its segment at its position or earlier.
 
-    ``softmax(scale q k / sqrt(H) + bias) v`` with the softmax in float32. A query that sees no key,
-    such as padding, gives zeros. Tokens may be stored in any order. Stored by segment and position,
-    blocks above the diagonal are skipped.
+    ``softmax(scale q k / sqrt(H) + bias) v`` with the softmax in float32; zeros for a query that
+    sees no key, such as padding. Tokens may be stored in any order; by segment and position, blocks
+    above the diagonal are skipped.
 
     Args:
-      q: ``[B, T, N, H]``.
+      q: ``[B, T, N, H]``; the result has its shape and dtype.
       k, v: ``[B, S, K, H]``, K a divisor of N; query head n reads key-value head ``n // (N / K)``.
       q_positions, q_segments: ``[B, T]`` or ``[1, T]`` int32; segment 0 is padding.
       k_positions, k_segments: ``[B, S]`` or ``[1, S]`` int32.
@@ -85,8 +84,7 @@ def attend(
       derivatives: "reverse" for ``jax.grad``; "all" adds forward mode and second derivatives, for
         which the chunked form holds a block of queries with all keys.
 
-    Returns ``[B, T, N, H]`` in the dtype of ``q``. Raises ValueError for shapes that do not fit, an
-    unknown ``backend`` or ``derivatives``.
+    Raises ValueError for shapes that do not fit, an unknown ``backend`` or ``derivatives``.
     """
     q_index, k_index = TokenIndex(q_positions, q_segments), TokenIndex(k_positions, k_segments)
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})

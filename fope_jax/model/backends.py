@@ -45,19 +45,16 @@ def choose_backend(
     compute_capability: str | None = None,
     derivatives: str = "reverse",
 ) -> BackendChoice:
-    """Chooses the attention backend of a program before it is compiled.
+    """The attention backend of a program; ValueError with every reason if ``requested`` cannot run.
 
     Args:
       requested: one of ``BACKENDS``; "auto" takes the fastest that can run.
       platform: "cpu", "tpu" or "gpu", of the devices that will run the program.
       methods: position embeddings of all layers.
-      length: tokens of a row.
+      length: tokens of a row, shared by ``context`` devices.
       head_dim, dtype: of queries and keys.
-      context: devices that share the tokens of a row.
       compute_capability: of a GPU, such as "9.0"; None if unknown.
       derivatives: "reverse", or "all" for forward mode as well.
-
-    Raises ValueError if the requested backend cannot run, with every reason.
 
     >>> from fope_jax.position import ALiBi, FoPE
     >>> shapes = {"length": 4096, "head_dim": 64, "dtype": "bfloat16"}

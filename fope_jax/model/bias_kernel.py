@@ -1,12 +1,11 @@
 """Attention on TPU with the bias computed inside the kernel.
 
-Splash takes no bias, and a bias stored as ``[N, T, S]`` does not fit for long sequences. Here each
-block of scores computes its bias from positions in on-chip memory, forward and backward, with
-gradients of learned variables. Masks also come from positions and segments, so queries and keys may
-be different tokens, as with context parallelism.
+Splash takes no bias, and a bias ``[N, T, S]`` does not fit in memory for long sequences. Here each
+block of scores computes its bias from positions on chip, forward and backward. Masks come from
+positions and segments, so queries and keys may be different tokens, as in context parallelism.
 
 Scores are transposed, ``[s, t]``, so that a number per query lies along lanes, as in memory. Blocks
-that no query sees are neither fetched nor computed if tokens are stored by segment and position.
+that no query sees are skipped if tokens are stored by segment and position.
 
 Reference: Dao et al. 2022, "FlashAttention", Algorithms 1 and 4 (appendix B).
 """
@@ -54,19 +53,15 @@ def pallas_attention(
     variables: dict[str, Array],
     interpret: bool = False,
 ) -> Array:
-    """``attention.attend`` as a TPU kernel.
+    """``attention.attend`` as a TPU kernel; ValueError if T or S is not a multiple of 128.
 
     Args:
-      q: ``[B, T, N, H]``, T a multiple of 128.
-      k, v: ``[B, S, K, H]``, S a multiple of 128.
-      q_index: positions and segments of the queries, ``[B, T]`` or ``[1, T]`` int32.
-      k_index: of the keys, ``[B, S]`` or ``[1, S]`` int32.
+      q: ``[B, T, N, H]``; the result has its shape and dtype.
+      k, v: ``[B, S, K, H]``.
+      q_index, k_index: ``[B, T]`` or ``[1, T]``, and ``[B, S]`` or ``[1, S]``.
       method: the layer's; its ``bias``, if any, is computed inside the kernel.
       variables: floating, with gradients.
       interpret: emulates the kernel on any platform, slowly.
-
-    Returns ``[B, T, N, H]`` in the dtype of ``q``; zeros for a query without keys. Raises
-    ValueError if T or S is not a multiple of 128.
     """
     for name, length in (("T", q.shape[1]), ("S", k.shape[1])):
         if length % LANES:

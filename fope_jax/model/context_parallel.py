@@ -1,8 +1,7 @@
 """Attention over a mesh: rows and heads are sharded, keys and values gathered along the tokens.
 
-Each device holds a part of every row's queries and, during a layer, all keys and values of its rows
-and heads. Positions and segments are gathered with the keys, so every method's masks and biases are
-those of a single device.
+Positions and segments are gathered with the keys, so every method's masks and biases are those of a
+single device.
 
 Reference: the all-gather form of context parallelism in Dubey et al. 2024, "The Llama 3 Herd of
 Models", Section 3.3.2.
@@ -40,20 +39,19 @@ def sharded_attention(
     backend: str,
     **settings: Any,
 ) -> Array:
-    """Self-attention of a layer, on the active mesh if there is one.
+    """Self-attention of a layer, ``[B, T, N, H]``, on the active mesh if there is one.
+
+    Splash and cudnn mask by stored order: with them, a row that is not stored by position is NaN.
+    ValueError if the backend would ignore the method's bias.
 
     Args:
       q: ``[B, T, N, H]``.
       k, v: ``[B, T, K, H]``.
       positions, segments: ``[B, T]`` or ``[1, T]``.
-      variables: trained variables of the method; those by head are sharded like the heads.
-      constants: its variables without gradients.
+      variables, constants: of the method, with and without gradients.
       position: the layer's method and logit scale.
       backend: the result of ``choose_backend``.
       **settings: for ``attend``.
-
-    Returns ``[B, T, N, H]``. Splash and cudnn mask by stored order: with them, a row that is not
-    stored by position is NaN. Raises ValueError if the backend would ignore the method's bias.
     """
     method, mesh = position.method, active_mesh()
     has_bias, is_contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")

@@ -1,14 +1,12 @@
 """Decoding with a cache of keys and values.
 
-The model reads tokens in pieces of any length: usually the prompt, then one token at a time. The
-cache stores the positions of its keys, so masks, biases and rotations are functions of positions as
-in training.
+Tokens are read in pieces of any length, such as the prompt and then single tokens. The cache stores
+the positions of its keys, for masks, biases and rotations.
 
 Keys are stored after the rotation. If frequencies depend on the sequence length
-(``Limits.follows_length``), keys are stored before it and rotated again for every piece. The first
-layer is then exact. Deeper layers keep keys that were computed from activations at a shorter
-length, so decoding equals the uncached forward pass only within the original length, and for a
-prompt that is read as one piece.
+(``Limits.follows_length``), keys are stored before it and rotated again for every piece. Keys of
+deeper layers still come from activations at a shorter length. So decoding then equals the uncached
+forward pass only within the original length, and for a prompt that is read as one piece.
 """
 
 from __future__ import annotations
@@ -45,8 +43,7 @@ class KVCache(NamedTuple):
     Attributes:
       layers: a ``LayerCache`` for each of the P layers of a period.
       positions, segments: ``[B, S]`` int32; segment 0 is padding or an unused slot.
-      filled: int32, used slots, the same for all rows. A NumPy number while it is known, so that
-        overflow can raise even under tracing.
+      filled: int32, used slots; a NumPy number if known, so that overflow raises under tracing too.
     """
 
     layers: tuple[LayerCache, ...]

@@ -23,15 +23,11 @@ _BLOCK = 512  # tokens, if the length is a multiple of it
 def splash_attention(
     q: Array, k: Array, v: Array, segments: Array, *, interpret: bool = False
 ) -> Array:
-    """Causal attention within segments by jax's splash kernel.
+    """Causal attention within segments by jax's splash kernel; ``[B, T, N, H]`` in the dtype of q.
 
-    Args:
-      q: ``[B, T, N, H]``, T a multiple of 128.
-      k, v: ``[B, T, K, H]``.
-      segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding and gives zeros.
-      interpret: emulates the kernel on any platform, slowly.
-
-    Returns ``[B, T, N, H]`` in the dtype of ``q``. Raises ValueError if T is not a multiple of 128.
+    ``q [B, T, N, H]``, ``k`` and ``v`` ``[B, T, K, H]``, ``segments`` ``[B, T]`` or ``[1, T]``
+    int32; padding, segment 0, gives zeros. ``interpret`` emulates the kernel on any platform,
+    slowly. ValueError if T is not a multiple of 128.
 
     Reference: Dao et al. 2022, "FlashAttention".
     """
@@ -86,14 +82,9 @@ def cudnn_attention(
 ) -> Array:
     """Causal attention within segments by cuDNN, with a mask ``[B or 1, 1, T, T]``.
 
-    Args:
-      q: ``[B, T, N, H]`` bfloat16 or float16.
-      k, v: ``[B, T, K, H]``.
-      segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding and gives zeros.
-      implementation: "xla" runs the same call on any platform.
-
-    Returns ``[B, T, N, H]`` in the dtype of ``q``. Raises ValueError if T is odd, for which cuDNN
-    has no gradient.
+    Arguments and result are as for ``splash_attention``, in bfloat16 or float16; the
+    ``implementation`` "xla" runs on any platform. ValueError if T is odd: cuDNN has no gradient
+    then.
     """
     if q.shape[1] % 2:
         raise ValueError(f"{q.shape[1]} tokens: cudnn takes even numbers of them")

@@ -70,10 +70,7 @@ Observer = Callable[[Activations], Any]
 
 
 class Transformer(nnx.Module):
-    """Decoder with RMSNorm, SwiGLU and no biases.
-
-    Arrays of the layers have a leading axis L, whether or not the layers are scanned.
-    """
+    """Decoder with RMSNorm, SwiGLU and no biases; arrays of layers have a leading axis L."""
 
     def __init__(
         self, config: TransformerConfig, position: PositionEmbedding, *, rngs: nnx.Rngs
@@ -217,10 +214,7 @@ class Transformer(nnx.Module):
     def layer_position(
         self, index: int, trained: Variables, constants: Variables
     ) -> tuple[Layer, Variables, Variables]:
-        """Layer ``index`` of a period, with its trained position variables and constants.
-
-        ``trained`` and ``constants`` are those of one period; the model's are added.
-        """
+        """Layer ``index`` of a period, with its variables, those of the model included."""
         position = self.position.layers()[index]
         model_trained, model_constants = _by_training(self.position_model)
         return (
@@ -263,11 +257,9 @@ def layer(
       weights: of this layer, named as in ``Transformer``.
       trained, constants: position variables of the layer and the model, with and without gradients.
       tables: the method's tables for ``positions``.
-      x: ``[B, T, D]``.
+      x: ``[B, T, D]``, the shape of the result too.
       positions, segments: ``[B, T]`` or ``[1, T]``.
-      observer: see ``Transformer.forward``.
-
-    Returns ``[B, T, D]``, and the observer's output or None.
+      observer: see ``Transformer.forward``; its output is returned too, or None.
     """
     q, k, v = project_qkv(config, weights, x)
     variables = {**trained, **constants}
@@ -350,10 +342,7 @@ def _choose_backend(config: TransformerConfig, position: PositionEmbedding, leng
 
 
 def split(model: Transformer) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-    """Splits the model into graphdef, trained parameters and constants, nested dicts of arrays.
-
-    The graphdef is static and hashable; constants are empty for most position embeddings.
-    """
+    """The graphdef, static and hashable, and nested dicts of trained parameters and constants."""
     graphdef, params, constants = nnx.split(model, nnx.Param, PositionConstant)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
 

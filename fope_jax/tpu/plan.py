@@ -51,9 +51,9 @@ def make_cases(
 ) -> list[Case]:
     """All combinations, checked as far as possible without the compiler.
 
-    A longer length takes fewer rows, so that the tokens of a step stay those of the config. Methods
-    are made for their training length. If the rows no longer divide the devices and no mesh is
-    given, several devices share the tokens of a row.
+    A longer length takes fewer rows, so that a step keeps the tokens of the config. Methods are
+    made for their training length. If the rows no longer divide the devices and no mesh is given,
+    several devices share the tokens of a row. ValueError for an unknown name, with those accepted.
 
     Args:
       experiment: of the config, whose values replace empty ``methods``, ``lengths`` and ``sizes``.
@@ -62,8 +62,6 @@ def make_cases(
       lengths: tokens of a row.
       sizes: names of ``PRESETS``.
       mesh: replaces the config's.
-
-    Raises ValueError for an unknown name, with those accepted.
     """
     if unknown := [size for size in sizes if size not in PRESETS]:
         raise ValueError(f"size {unknown[0]!r}; accepted: {', '.join(PRESETS)}")

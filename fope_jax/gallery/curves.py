@@ -144,9 +144,7 @@ def _logit_lines(
     mean: float,
     seed: int,
 ) -> tuple[str, list[dict[str, Any]], str]:
-    """The quantity, lines and note of a period's layers; a pure bias comes without random
-    logits.
-    """
+    """The quantity, lines and note of a period's layers; pure biases omit random logits."""
     farthest = reach * length
     logits = [_expected_logits(*layer, shape, length, reach, mean) for layer in layers]
     is_bias = [has_hook(layer.method, "bias") for layer, _ in layers]
@@ -236,9 +234,7 @@ def _similarity(
 
 
 def _head_lines(prefix: str, values: np.ndarray, *, each: bool = True) -> list[dict[str, Any]]:
-    """Lines of ``[N, keys, distance]`` values: one per head, or one if heads agree or not
-    ``each``.
-    """
+    """Lines of ``[N, keys, distance]`` values: one per head, or one for all."""
     means = values.mean(axis=1)
     if np.ptp(means, axis=0).max() <= 1e-5 * np.abs(means).max():
         return [_line(f"{prefix}all heads", values[0])]

@@ -42,8 +42,7 @@ class Runner(NamedTuple):
     Attributes:
       name: in Beam: "DirectRunner" (this machine), "DataflowRunner", "FlinkRunner", ...
       options: "KEY=VALUE", or "KEY" for a switch, without dashes.
-      parts: a directory that every worker can write, as ``gs://bucket/parts``; "" means a temporary
-        one beside the cache.
+      parts: writable by all workers, as ``gs://bucket/parts``; "" for one beside the cache.
     """
 
     name: str = "DirectRunner"
@@ -74,8 +73,11 @@ def read_documents(
 ) -> Iterator[TokenizedDocument]:
     """The documents of `fope_jax.data.seqio_tasks.read_documents`, tokenized by ``runner``.
 
-    Parts of another ``content``, a digest of the text, are not reused. Raises CorpusError for
-    unreadable text, and for C4 from TFDS, whose order only its reader knows.
+    Parts of another ``content``, a digest of the text, are not reused.
+
+    Raises:
+      CorpusError: text cannot be read, or is C4 from TFDS, whose order only its reader knows.
+      ImportError: Apache Beam is not installed.
     """
     parts = list_parts(
         config, tokenizer, split, runner.parts or str(partial / "parts"), content, left_out
@@ -181,7 +183,6 @@ def tokenize_part(
 
 @functools.cache
 def _load(description: str, saved: tuple[tuple[str, bytes], ...]) -> Tokenizer:
-    """The tokenizer, loaded once per worker process."""
     with tempfile.TemporaryDirectory() as scratch:
         for name, content in saved:
             (Path(scratch) / name).write_bytes(content)

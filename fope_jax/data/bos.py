@@ -23,7 +23,7 @@ ADDED_BY_DEFAULT = {
 
 
 class Bos(NamedTuple):
-    """A BOS token."""
+    """A BOS token: its name and id."""
 
     token: str
     id: int

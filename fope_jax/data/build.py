@@ -53,16 +53,10 @@ from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
 
 
 def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCache]:
-    """Builds the token cache of ``config``, or continues an interrupted build.
+    """Builds the token cache of ``config``, or continues an interrupted build; returns its splits.
 
-    A complete cache of unchanged text is verified and returned; if the text changed, it is rebuilt.
-
-    Args:
-      config: corpus, tokenizer and cache directory.
-      runner: tokenizes with Apache Beam instead of this process; the cache is the same.
-
-    Returns:
-      The cache of each split.
+    A complete cache of unchanged text is only verified; changed text is built again. With
+    ``runner`` Apache Beam tokenizes instead of this process; the cache is the same.
 
     Raises:
       CorpusError: text is missing, empty, damaged or unreadable.

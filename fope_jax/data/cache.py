@@ -81,12 +81,11 @@ def cache_identity(config: DataConfig) -> dict[str, Any]:
 
 
 class TokenCache:
-    """One split of a token cache.
+    """One split of a token cache; ``num_tokens`` counts one EOS per document.
 
     The sha256 of a shard is checked at its first read, ArrayRecord's checksum at every read.
 
     Attributes:
-      num_tokens: tokens of the stream, with one EOS per document.
       fingerprint: hex digest of text, tokenizer and splits.
       summary: counts of the build, see `Progress`.
       sources: the text files of both splits.
@@ -111,12 +110,7 @@ class TokenCache:
                 self._check_present(file)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens ``[start, stop)`` of the stream, int32.
-
-        Raises:
-          IndexError: the range is not within ``[0, num_tokens]``.
-          CacheError: a shard of the range is damaged.
-        """
+        """Tokens ``[start, stop)``, int32. IndexError: out of range. CacheError: damaged shard."""
         check_token_range(start, stop, self.num_tokens, self.split)
         if start == stop:
             return np.zeros(0, np.int32)
@@ -284,7 +278,6 @@ class Progress:
       documents, tokens: of each corpus, of documents that are complete in the shards, or empty.
       inside: tokens of the next document that the shards hold already.
       bytes: bytes of text of the documents that begin in the shards.
-      empty_documents: documents without text; they have no tokens.
       changed_documents, first_changed: documents whose tokens decode to another text; some names.
       bad: unreadable documents, see `add_bad_document`.
     """
@@ -313,7 +306,7 @@ class SplitWriter:
       prefix_bytes: bytes of the tokenizer's prefix, which are not part of the text.
       progress: where to continue; the caller skips the documents it counts.
       save: called with the progress when a shard is complete on disk.
-      block_tokens, shard_tokens: tokens of a block, and of a shard: a multiple of it.
+      block_tokens, shard_tokens: a shard is a whole number of blocks.
     """
 
     def __init__(

@@ -1,9 +1,8 @@
 """Reads corpora: named documents in a fixed order, without TensorFlow.
 
-Text is neither stripped, joined nor normalised; only a byte order mark at its beginning is removed.
-Unreadable text raises CorpusError with file and offset or line, or is yielded as a bad document if
-the caller asks for that. A damaged .gz file is refused or left out as a whole, because its checksum
-covers all of it. The same goes for a file whose content is not what its name says.
+Text is not stripped, joined or normalised, but a byte order mark at its beginning is removed. A
+damaged .gz file is refused or left out as a whole, because its checksum covers all of it; the same
+goes for a file whose content is not what its name says.
 """
 
 from __future__ import annotations
@@ -169,8 +168,6 @@ def _gzip_problem(path: Path, error: object) -> str:
 
 
 class _RawDocument(NamedTuple):
-    """The bytes of one document, and where they begin in the file."""
-
     name: str
     path: Path
     is_line: bool

@@ -50,7 +50,6 @@ class HeldOut:
     """Tokenized documents in memory, with the interface of `TokenCache` that evaluation uses.
 
     Attributes:
-      split: their name.
       documents: ``[D]`` with fields name, start, length (tokens, EOS included) and bytes.
       stream: ``[N]`` int32, ``document, EOS, document, EOS, ...``.
       fingerprint: hex digest of text and tokenizer.
@@ -74,11 +73,9 @@ class HeldOut:
 
 
 def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> HeldOut:
-    """Reads and tokenizes the text of ``source`` (see `text_name`), without empty documents.
+    """Reads and tokenizes the text of ``source``, see `text_name`; empty documents are left out.
 
-    Raises:
-      CorpusError: text cannot be downloaded or read, or is empty.
-      ValueError: ``source`` is invalid.
+    CorpusError if it cannot be downloaded or read, or is empty; ValueError for an invalid source.
     """
     name = text_name(source)
     if source in PACKAGES:

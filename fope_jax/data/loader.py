@@ -2,9 +2,8 @@
 
 The stream of N tokens is cut into ``ceil(N / T)`` windows. Window ``i`` has tokens
 ``[i T, (i + 1) T)`` as inputs and the token after each as its target, so every token is an input in
-exactly one window. The last window is padded: segment 0, weight 0. The last token of the stream has
-no target, hence weight 0. Stages with shorter rows cut these windows up in the same order, so an
-epoch has every token once even if its rows differ in length.
+exactly one window. The last window is padded: segment 0, weight 0. The last token has no target,
+hence weight 0. Stages with shorter rows cut the same windows up.
 """
 
 from __future__ import annotations

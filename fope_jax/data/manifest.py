@@ -1,7 +1,7 @@
 """The manifest of a token cache: its files and their hashes, validated before use.
 
-It contains a digest of itself, which finds damage that is still valid JSON; older manifests have
-none, and only their form is checked. File names must be plain names within the cache directory.
+Its digest of itself finds damage that is still valid JSON; older manifests have none. File names
+must be plain names, so a manifest cannot point outside the cache directory.
 """
 
 from __future__ import annotations

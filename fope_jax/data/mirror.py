@@ -34,8 +34,8 @@ class MirrorError(RuntimeError):
 def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """One process at a time; the system releases the lock of a killed process.
 
-    ``waiting`` is called before waiting for another process. If the body fails, the lock file and
-    directories made for it are removed.
+    ``waiting`` is called before waiting. If the body fails, the lock file and its new directories
+    are removed.
     """
     made = make_directory(path.parent)
     while True:
@@ -75,10 +75,8 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
     """Copies ``remote`` to this machine, once for all processes and later runs.
 
     Copies are keyed by the manifest's content, so an older one is not reused. An interrupted
-    download continues. Files without a sha256 in ``hashes`` are copied unchecked.
-
-    Raises:
-      MirrorError: a file is missing or has another sha256.
+    download continues. Files without a sha256 in ``hashes`` are copied unchecked. MirrorError if a
+    file is missing or has another sha256.
     """
     text = (remote / manifest).read_bytes()
     digest = hashlib.sha256(text + json.dumps(sorted(hashes.items())).encode()).hexdigest()

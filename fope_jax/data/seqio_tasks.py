@@ -43,8 +43,7 @@ def register_tasks(
     fields of `TokenizedDocument`. Earlier tasks of the same name are replaced.
 
     Args:
-      skip: documents of each corpus to skip before they are tokenized.
-      taken: tokens that each corpus of a mixture has yielded before.
+      skip, taken: documents and tokens of each corpus that were read before.
       left_out: paths of files that are not read.
       failures: receives exceptions, of which TensorFlow would keep only the text.
     """
@@ -94,8 +93,8 @@ def read_documents(
 ) -> Iterator[TokenizedDocument]:
     """The tokenized documents of one split, read through the Tasks in a fixed order.
 
-    Training documents of a mixture come in the shares of its weights, validation corpus by corpus.
-    Raises CorpusError for truncated TFDS files, and for bad text if ``max_bad_documents`` is 0.
+    A training mixture follows its weights, a validation mixture goes corpus by corpus. CorpusError:
+    truncated TFDS files, or unreadable text if ``max_bad_documents`` is 0.
     """
     failures: list[Exception] = []
     provider = register_tasks(

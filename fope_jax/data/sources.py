@@ -26,7 +26,10 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
 
     .gz and TFRecord files are read to their end. "damaged" says why a file is unreadable or holds
     another content; "marked" whether it begins with a byte order mark. Results in ``known`` are
-    reused for files of the same size and modification time. CorpusError if a file is missing.
+    reused for files of the same size and modification time.
+
+    Raises:
+      CorpusError: a file is missing, or unreadable for another reason than damage.
     """
     cached = {(s.get("path"), s.get("size"), s.get("mtime_ns")): s for s in known}
     sources: list[Source] = []
@@ -176,7 +179,6 @@ def source_warnings(sources: Sequence[Source], split: str) -> list[str]:
 
 
 def _readable_texts(sources: Iterable[Source], split: str) -> list[Source]:
-    """The undamaged, non-empty files of a split with a sha256."""
     return [
         source
         for source in sources

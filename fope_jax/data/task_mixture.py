@@ -26,8 +26,7 @@ class MixtureLoader:
       text: loader of the rows of text, or None.
       tasks: tasks with their rows per batch.
       length: tokens of a row T.
-      seed: of the task rows.
-      answers_only: weight 1 for answers only, or for every token.
+      answers_only: whether only answers have weight 1, or every token.
     """
 
     def __init__(
@@ -96,7 +95,6 @@ def make_stage_loaders(
     Args:
       config, cache: of the data, and its training split.
       stages: ``TrainConfig.stages``: first update, last update, tokens of a row, rows.
-      seed: of the order.
       data_start: batches of the last stage's size to skip.
 
     Raises:

@@ -78,7 +78,7 @@ def size_and_mtime(file: TfdsFile) -> tuple[int, int]:
 
 
 def find_damage(file: TfdsFile) -> str:
-    """Why a file is damaged or cut between two records, "" if neither; CorpusError if unreadable.
+    """Why a file is damaged or cut between two records, or ""; CorpusError if it is unreadable.
 
     TensorFlow may miss a cut, and then yields the documents of all files in another order.
     """

@@ -29,7 +29,6 @@ class Trial(NamedTuple):
 
     Attributes:
       tokens: ``[C]`` int32, prompt and answer.
-      answer_length: tokens of the answer.
       distractors: ``NUM_DISTRACTORS`` wrong answers, as tokens.
       answer_texts: the texts in the answer, if it is several.
     """

@@ -2,8 +2,7 @@
 
 Reference: Hsieh et al. 2024, "RULER: What's the Real Context Size of Your Long-Context Language
 Models?", Section 3. Differences: no instructions; the question repeats the needle's words; values
-have five digits; several answers come in the order of their needles (common words alphabetically),
-so that only one text is right.
+have five digits; several answers have one order, that of their needles or the alphabet.
 """
 
 from __future__ import annotations
@@ -82,7 +81,6 @@ class MultiValue(TextTask):
     article: ClassVar[str] = "A"
 
     def draw_words(self, rng: np.random.Generator) -> list[str]:
-        """The words asked for."""
         return [rng.choice(WORDS)]
 
     def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
@@ -139,7 +137,6 @@ class VariableTracking(TextTask):
 
 
 def _draw_names(rng: np.random.Generator, count: int) -> list[str]:
-    """Different names of three capital letters."""
     letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     codes = rng.choice(26**3, count, replace=False)
     return ["".join(letters[[code // 676, code // 26 % 26, code % 26]]) for code in codes]

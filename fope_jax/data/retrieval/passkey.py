@@ -69,7 +69,6 @@ class Passkey(TextTask):
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, template: Template = COMPACT) -> Passkey:
-        """The task with the filler of ``template``."""
         return cls(tokenizer, NoiseHaystack.from_tokenizer(tokenizer, template.filler), template)
 
     @property

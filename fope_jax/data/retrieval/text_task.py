@@ -101,10 +101,7 @@ Haystack = NoiseHaystack | CorpusHaystack
 
 
 class Pieces(NamedTuple):
-    """A trial in tokens, without the haystack.
-
-    ``depths`` has each needle's depth, 0 to 1, or None for the depth of the trial.
-    """
+    """A trial in tokens, without the haystack; a depth of None is that of the trial."""
 
     intro: list[int]
     needles: list[list[int]]
@@ -120,7 +117,6 @@ class Pieces(NamedTuple):
         return sum(map(len, [self.intro, *self.needles, self.question, self.answer]))
 
     def trial(self, context: Sequence[Any]) -> Trial:
-        """The trial with ``context`` before the question."""
         window = np.concatenate([*context, self.question, self.answer]).astype(np.int32)
         distractors = tuple(np.asarray(wrong, np.int32) for wrong in self.distractors)
         return Trial(window, len(self.answer), distractors, self.answer_texts)
@@ -180,9 +176,9 @@ class TextTask(Task):
 
 
 def draw_numbers(rng: np.random.Generator, count: int, split: str) -> list[int]:
-    """``count`` different numbers of one split, all of five digits so that no trial is easier.
+    """``count`` different numbers of one split; all of five digits, so that none is easier.
 
-    The common passkey script draws ``randint(1, 50000)`` instead.
+    The usual passkey script draws ``randint(1, 50000)`` instead.
     """
     numbers: list[int] = []
     while len(numbers) < count:

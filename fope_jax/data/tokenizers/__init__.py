@@ -1,8 +1,8 @@
 """Tokenizers with one interface: a trained SentencePiece BPE, bytes, and any tokenizer.json.
 
 Encoding adds no tokens, so the tokens of two texts can be joined; `encode_documents` adds the
-tokenizer's prefix, and whoever joins documents adds EOS. A special token's name in a text encodes
-to ordinary tokens. Decoding joins the bytes that tokens stand for; special tokens stand for none.
+tokenizer's prefix, and EOS is added where documents are joined. A special token's name in a text
+encodes to ordinary tokens. Decoding joins the bytes of tokens; special tokens have none.
 """
 
 from __future__ import annotations

@@ -18,10 +18,9 @@ class TokenizerError(ValueError):
 
 
 class Tokenizer:
-    """The interface of all tokenizers.
+    """The interface of all tokenizers; V includes special tokens.
 
     Attributes:
-      vocab_size: tokens V, special ones included.
       eos_id: ends every document.
       pad_id: fills windows; never scored.
       token_bytes: ``[V]`` int32, UTF-8 bytes of each token, special tokens 0; gives bits per byte.

@@ -30,8 +30,8 @@ _DIGITS = "0123456789"
 class SentencePieceTokenizer(Tokenizer):
     """A model of `train_sentencepiece`: lossless, pad 0, eos 1, unk 2.
 
-    No piece reaches into a run of newlines from outside. Cutting a text after such runs therefore
-    gives the same tokens, in linear time and on every core.
+    Runs of newlines are separate tokens, so a text cut after one keeps its tokens. Encoding thus
+    takes linear time and uses every core.
     """
 
     kind = "sentencepiece"

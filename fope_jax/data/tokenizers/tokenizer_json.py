@@ -104,7 +104,6 @@ class JsonTokenizer(Tokenizer):
             raise _not_a_tokenizer(path, error) from error
 
     def _find_token_texts(self, rules: dict[str, Any]) -> None:
-        """Finds the control tokens, and the bytes of every other token."""
         decoders = _flatten(rules.get("decoder"), "decoders")
         kinds = {decoder["type"] for decoder in decoders}
         if not kinds & _DECODERS:
@@ -207,7 +206,6 @@ def _stated_tokens(path: Path) -> tuple[str | None, set[str]]:
 
 
 def _names_of(tokens: Any) -> set[str]:
-    """Names of tokens, written as strings or objects."""
     if isinstance(tokens, dict):
         tokens = tokens.values()
     elif not isinstance(tokens, list):
@@ -250,7 +248,6 @@ def _remove_edge_rules(rules: dict[str, Any]) -> str:
 
 
 def _flatten(rule: dict[str, Any] | None, of_sequence: str) -> list[dict[str, Any]]:
-    """A rule as a list, with sequences expanded."""
     if not rule:
         return []
     if rule["type"] != "Sequence":
@@ -259,7 +256,6 @@ def _flatten(rule: dict[str, Any] | None, of_sequence: str) -> list[dict[str, An
 
 
 def _decode_piece(piece: str, decoders: Sequence[dict[str, Any]]) -> str:
-    """The text of a piece inside a text."""
     for rule in decoders:
         if rule["type"] == "Metaspace":
             piece = piece.replace(rule.get("replacement", SPACE_MARK), " ")

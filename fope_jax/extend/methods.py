@@ -251,10 +251,9 @@ class FrequencyChanges(NamedTuple):
     """Numbers of pairs of a head by the change of their frequency.
 
     Attributes:
-      pairs: all pairs of the head.
-      kept, changed: pairs with frequencies above 0 before and after.
+      kept, changed: above 0 before and after, with the same or another frequency.
       least, most: divisors of the changed frequencies; None if none changed.
-      zeroed, new: pairs whose frequency becomes 0, or was 0.
+      zeroed, new: 0 only after, or only before.
       attention_factor: factor on cosine and sine, before and after.
     """
 

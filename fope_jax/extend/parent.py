@@ -46,7 +46,7 @@ class Parent(NamedTuple):
       experiment: its experiment; ``train.length`` is the length it was trained on.
       is_imported: the weights were imported, without optimizer state or training data.
       kept: further fields of an imported config.json, for an export.
-      load: (state plan, with optimizer) -> arrays.
+      load: (state plan, with optimizer) -> arrays; CheckpointError if they are damaged.
     """
 
     source: str

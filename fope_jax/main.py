@@ -19,12 +19,11 @@ from fope_jax.processes.signals import (
 )
 from fope_jax.train.options import parse_arguments
 
-_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in what XLA raises
+_OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in XLA's message
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code, see `fope train --help`; 1 where `fope doctor` found
-    any."""
+    """Runs one verb; returns its exit code, 1 for problems that `fope doctor` found."""
     arguments = parse_arguments(build_parser(), argv)
     try:
         with _log_messages(), exit_after_grace_period(), raise_on_signal():
@@ -54,10 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end(error: BaseException, code: int) -> int:
-    """The exit code; does not return where other processes of the run still wait for this one.
+    """The exit code. If other processes still wait for this one, exits without JAX's last barrier.
 
-    JAX's farewell at an ordinary exit would wait for them. Without it they miss this process soon
-    (`HEARTBEAT_SECONDS`), and JAX ends them.
+    They then miss its heartbeat (`HEARTBEAT_SECONDS`), and JAX ends them.
     """
     if is_distributed() and not getattr(error, "is_in_all_processes", False):
         import jax
@@ -70,15 +68,15 @@ def _end(error: BaseException, code: int) -> int:
 
 
 def _is_for_user(error: Exception) -> bool:
-    """Whether a user can put it right; any other is a defect of ours and keeps its traceback."""
+    """Whether a user can fix it; any other error is a bug and keeps its traceback."""
     ours = type(error).__module__.startswith(("fope_jax.", "gcsfs.", "aiohttp."))
-    # A model or batch that is too large, or a number beyond what a library takes.
+    # The model or batch is too large, or a number exceeds a library's range.
     too_large = isinstance(error, (MemoryError, OverflowError)) or _OUT_OF_MEMORY in str(error)
     return ours or too_large or isinstance(error, (ValueError, OSError, ImportError))
 
 
 def _message(error: Exception) -> str:
-    """The message of an error; libraries tell of memory in pages, or by a bare name."""
+    """The error's message; memory errors are shortened, and an empty one becomes its type."""
     text = str(error)
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY in text:
         needed = " ".join(text.split())[:200]
@@ -88,16 +86,16 @@ def _message(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _log_messages():
-    """Our own messages on stderr while a verb runs, without those of the libraries below us."""
+    """Prints our log messages to stderr while a verb runs, without those of libraries."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     ours, absl = logging.getLogger("fope_jax"), logging.getLogger("absl")
-    buckets = logging.getLogger("gcsfs")  # prints a traceback for what it also raises
+    buckets = logging.getLogger("gcsfs")  # logs a traceback of errors that it also raises
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     before = ours.level, ours.propagate, absl.level, buckets.level
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
-    ours.propagate = False  # another library's handler at the root would print them again
+    ours.propagate = False  # a root handler would print them twice
     absl.setLevel(logging.ERROR)
     buckets.setLevel(logging.CRITICAL)
     try:

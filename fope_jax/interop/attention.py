@@ -1,4 +1,4 @@
-"""What both Flax drop-ins do: one layer's hooks around an attention function of someone else."""
+"""Shared by the Flax drop-ins: one layer's position hooks around any attention function."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from fope_jax.typing import Array
 
 
 def layer_shape(num_heads: int, num_kv_heads: int, head_dim: int) -> ModelShape:
-    """The shape of a model of one attention layer."""
+    """The shape of a model with one attention layer."""
     return ModelShape(num_heads * head_dim, 1, num_heads, num_kv_heads, head_dim)
 
 
 def draw_layer(
     method: PositionEmbedding, key: Array, shape: ModelShape
 ) -> tuple[Variables, Variables]:
-    """Trained parameters and constants of a one-layer model, the layer axis removed."""
+    """Trained parameters and constants of a one-layer model, without the layer axis."""
     drawn = method.init(key, shape)
     return (
         drawn.model_params | {name: x[0] for name, x in drawn.layer_params.items()},
@@ -39,7 +39,7 @@ def draw_layer(
 
 
 def check_attends(method: PositionEmbedding, shape: ModelShape) -> None:
-    """Raises ValueError unless one attention layer alone can hold ``method``."""
+    """Raises ValueError unless a single attention layer can apply ``method``."""
     if _has_embed(method):
         raise ValueError(
             f"{method}: it is added to token embeddings and does nothing inside attention; "
@@ -54,7 +54,7 @@ def check_attends(method: PositionEmbedding, shape: ModelShape) -> None:
 
 
 def check_rotates(method: PositionEmbedding, shape: ModelShape) -> None:
-    """Raises ValueError unless rotating q and k is all that ``method`` does."""
+    """Raises ValueError unless ``method`` only rotates q and k."""
     check_attends(method, shape)
     (layer,) = method.layers()
     if has_hook(layer.method, "bias") or has_hook(layer.method, "contextual_bias"):
@@ -82,12 +82,12 @@ def _has_embed(method: PositionEmbedding) -> bool:
 
 
 def int32_positions(positions: Array, name: str) -> Array:
-    """Positions as int32; ValueError for other than integers of 32 bits, as far as known."""
+    """Positions as int32; ValueError unless integers of 32 bits (the range only if not traced)."""
     positions = np.asarray(positions) if _is_known(positions) else positions
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise ValueError(f"{name} has dtype {positions.dtype}: they count tokens, pass integers")
     if _is_known(positions):
-        token_positions(positions)  # raises where a position does not fit 32 bits
+        token_positions(positions)  # raises for a position that does not fit 32 bits
     return positions.astype(np.int32)
 
 
@@ -96,10 +96,10 @@ def position_rows(
 ) -> Array:
     """Positions ``[T]``, ``[1, T]`` or ``[B, T]`` of ``x [B, T, ...]`` as ``[1 or B, T]`` int32.
 
-    None counts from 0, as far as the method is defined.
+    None counts from 0.
 
     Raises:
-      ValueError: they do not fit, or ``x`` is longer than the method is defined for.
+      ValueError: a shape that does not fit, or ``x`` is longer than the method is defined for.
     """
     num_rows, length = x.shape[:2]
     if positions is None:
@@ -108,7 +108,7 @@ def position_rows(
             raise ValueError(
                 f"a sequence of {length} tokens: {method} is defined for {longest} at most"
             )
-        return np.arange(length, dtype=np.int32)[None]  # known under ``jit`` too
+        return np.arange(length, dtype=np.int32)[None]  # NumPy, so that it is known under ``jit``
     rows = int32_positions(positions, name)
     if rows.shape not in ((length,), (1, length), (num_rows, length)):
         raise ValueError(
@@ -125,10 +125,10 @@ def query_and_key_positions(
     positions: Array | None,
     key_positions: Array | None,
 ) -> tuple[Array, Array]:
-    """The positions of queries and keys ``[1 or B, T]``, ``[1 or B, S]``; the same array if equal.
+    """Positions ``[1 or B, T]`` of queries and ``[1 or B, S]`` of keys; one object if equal.
 
     Raises:
-      ValueError: they cannot be known from what is given.
+      ValueError: the arguments do not determine them.
     """
     num_queries, num_keys = q.shape[1], k.shape[1]
     if positions is None and key_positions is not None:
@@ -155,7 +155,7 @@ def _is_known(x: Array) -> bool:
 def embed(
     method: PositionEmbedding, variables: Variables, x: Array, positions: Array | None
 ) -> Array:
-    """``x [B, T, D]`` changed at ``positions``; None counts from 0."""
+    """Applies ``method`` to ``x [B, T, D]`` at ``positions``; None counts from 0."""
     return embed_tokens(method, variables, x, jnp.asarray(position_rows(method, positions, x)))
 
 
@@ -167,11 +167,11 @@ def rotate(
     positions: Array | None,
     key_positions: Array | None,
 ) -> tuple[Array, Array]:
-    """``q [B, T, N, H]`` and ``k [B, S, K, H]`` rotated, and q times its logit scale.
+    """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``, and scales q by the logit scale.
 
     Raises:
-      ValueError: see ``query_and_key_positions``; positions of queries and keys differ and the
-        frequencies follow the length.
+      ValueError: see ``query_and_key_positions``; or queries and keys have different positions and
+        the frequencies follow the length.
     """
     (layer,) = method.layers()
     q_positions, k_positions = query_and_key_positions(method, q, k, positions, key_positions)
@@ -198,7 +198,7 @@ def _rotate(
             f"{method}: its frequencies follow the length of the sequence, which queries and keys "
             "at different positions do not share; give the scaling a length"
         )
-    # Two rotations; the side that is not wanted is zeros, and compiled away.
+    # Two rotations, each with zeros for the other side, which are compiled away.
     k_tables = method.tables(variables, jnp.asarray(k_positions), head_dim)
     no_k = jnp.zeros((*q.shape[:2], k.shape[2], head_dim), k.dtype)
     no_q = jnp.zeros((*k.shape[:2], q.shape[2], head_dim), q.dtype)
@@ -222,31 +222,31 @@ def attend(
     decode: bool = False,
     **options: Any,
 ) -> Array:
-    """``attention_fn`` with the queries and keys rotated, and biased, by their positions.
+    """``attention_fn`` with the method's rotation, bias and logit scale.
 
     Args:
       method: serves one layer.
-      variables: that layer's and the model's.
-      attention_fn: called with query, key, value, mask, ``bias`` where there is one, and options;
-        the axes of the batch are one there.
+      variables: of the layer and the model.
+      attention_fn: called with query, key, value, mask, any ``bias`` and the options; batch axes
+        are flattened to one.
       query: ``[batch..., T, N, H]``.
-      key: ``[batch..., S, K, H]``, not rotated, as Flax's key cache holds them; in any order.
+      key: ``[batch..., S, K, H]``, not rotated, as in Flax's key cache; in any order.
       value: ``[batch..., S, K, H]``.
-      mask: broadcast to ``[batch..., N, T, S]``, False where a query does not see a key.
-      is_causal: hide the keys at later positions. Packed documents need a ``mask`` too.
-      positions: of the queries, ``[T]``, ``[1, T]`` or ``[batch..., T]``; None counts from 0, which
+      mask: broadcasts to ``[batch..., N, T, S]``, False where a key is hidden.
+      is_causal: hides keys at later positions. Packed documents need a ``mask`` too.
+      positions: of the queries, ``[T]``, ``[1, T]`` or ``[batch..., T]``; None counts from 0 and
         needs T = S.
       key_positions: of the keys; None takes those of the queries, or counts from 0.
-      decode: a single query is the newest key that the mask shows, of keys that count from 0.
-      **options: passed on.
+      decode: the single query is the newest visible key; keys count from 0.
+      **options: passed to ``attention_fn``.
 
     Returns:
-      ``[batch..., T, N, H]``. NaN for a query that sees a later key where the method needs a causal
-      mask, and ``jit`` hides what the mask shows.
+      ``[batch..., T, N, H]``. NaN for a query that sees a later key, if the method needs a causal
+      mask and tracing prevents an error.
 
     Raises:
-      ValueError: positions that cannot be known, do not fit, or leave the method's range; a mask
-        that does not fit; attention that is not causal where the method needs it to be.
+      ValueError: positions that are missing, do not fit or exceed the method's range; a mask that
+        does not fit; non-causal attention with a method that needs it causal.
     """
     batch = query.shape[:-3]
     q, k, v = (x.reshape(math.prod(batch), *x.shape[-3:]) for x in (query, key, value))
@@ -262,7 +262,7 @@ def attend(
     q_positions, k_positions = query_and_key_positions(method, q, k, positions, key_positions)
 
     sees_later = None
-    if is_causal and positions is not None:  # Flax's triangle is causal in stored order
+    if is_causal and positions is not None:  # Flax's causal mask goes by stored order
         if mask is None and q_positions is k_positions and _repeats(q_positions):
             raise ValueError(
                 "positions repeat within a row and mask is None: documents that are packed into "
@@ -277,7 +277,7 @@ def attend(
     (layer,) = method.layers()
     variables = layer.select(variables)
     q, k = _rotate(layer.method, variables, q, k, q_positions, k_positions)
-    if k.shape[2] != v.shape[2]:  # a matrix for every query head
+    if k.shape[2] != v.shape[2]:  # the method has a matrix per query head
         v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
     q_rows, k_rows = jnp.asarray(q_positions), jnp.asarray(k_positions)
     bias = None
@@ -298,8 +298,8 @@ def attend(
         options["bias"] = bias
     if is_causal:  # Linen's attention has no such argument
         options["is_causal"] = True
-    # Flax adds a float32 bias to scores of 16 bits, and jax scales these by float32: under strict
-    # promotion of dtypes neither would run.
+    # Flax adds a float32 bias to 16-bit scores, and jax scales 16-bit scores by float32. Strict
+    # dtype promotion would refuse both.
     with jax.numpy_dtype_promotion("standard"):
         out = attention_fn(q, k, v, **_accepted(attention_fn, options))
     if sees_later is not None:
@@ -308,25 +308,25 @@ def attend(
 
 
 def decoding_step(mask: Array, num_keys: int, last: Array) -> tuple[Array, Array]:
-    """The key that a decoding step has written, and whether the cache had no room for it.
+    """The key that a decoding step has written, and whether the cache was full.
 
-    Flax's key cache clamps: a token after its last one overwrites that. All that shows of it is
-    the same newest key in two steps one after the other.
+    Flax's key cache clamps its index, so a token too many overwrites the last. The only sign of it
+    is that two steps in a row have the same newest key.
 
     Args:
-      mask: of the one query, ``[..., S]``.
+      mask: of the single query, ``[..., S]``.
       num_keys: S.
-      last: int32, what the step before wrote; -1 before the first.
+      last: int32, the newest key of the previous step; -1 before the first.
 
     Returns:
       newest: int32, the newest key that the mask shows.
-      is_full: bool, whether there was no room.
+      is_full: bool, whether the cache had no room.
 
     Raises:
-      ValueError: it is known that there was none.
+      ValueError: the cache is full, if not traced.
     """
     newest = _newest_key(mask)
-    # In a cache of one key the first step of another sequence would look the same.
+    # With one key, the first step of a new sequence would look the same.
     is_full = (newest == num_keys - 1) & (last == newest) & (num_keys > 1)
     if _is_known(is_full) and is_full:
         raise ValueError(
@@ -337,13 +337,13 @@ def decoding_step(mask: Array, num_keys: int, last: Array) -> tuple[Array, Array
 
 
 def _newest_key(mask: Array, axis: tuple[int, ...] | None = None) -> Array:
-    """The index of the last key that the mask shows, -1 where it shows none."""
+    """The index of the last visible key; -1 if none."""
     index = jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
     return jnp.max(jnp.where(mask.astype(bool), index, -1), axis=axis)
 
 
 def _flat_mask(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
-    """``mask`` as ``[1 or B, 1 or N, 1 or T, 1 or S]``, for scores ``[batch..., N, T, S]``."""
+    """``mask`` as ``[1 or B, 1 or N, 1 or T, 1 or S]`` for scores ``[batch..., N, T, S]``."""
     if mask is None:
         return None
     shape = (1,) * (len(scores) - mask.ndim) + mask.shape
@@ -362,17 +362,17 @@ def _flat_mask(mask: Array | None, scores: tuple[int, ...]) -> Array | None:
 
 
 def _repeats(positions: Array) -> bool:
-    """Whether a row is known to have two tokens at one position."""
+    """Whether two tokens of a row are known to have the same position."""
     return _is_known(positions) and bool(np.any(np.diff(np.sort(positions, axis=1)) == 0))
 
 
 def _is_later(q_positions: Array, k_positions: Array) -> Array:
-    """Whether each key is at a later position than each query, ``[1 or B, 1, T, S]``."""
+    """Whether each key is later than each query, ``[1 or B, 1, T, S]``."""
     return k_positions[:, None, None, :] > q_positions[:, None, :, None]
 
 
 def _sees_later(method: PositionEmbedding, mask: Array | None, is_later: Array) -> Array | None:
-    """Which queries ``[1 or B, T]`` see a later key; None where none does, ValueError if known."""
+    """Queries ``[1 or B, T]`` that see a later key; None if none do; ValueError if not traced."""
     problem = "mask is None and is_causal is not set"
     if mask is not None:
         if not _is_known(mask) or not _is_known(is_later):
@@ -387,7 +387,7 @@ def _sees_later(method: PositionEmbedding, mask: Array | None, is_later: Array) 
 
 
 def _logits(q: Array, k: Array, bias: Array | None, mask: Array | None, is_causal: bool) -> Array:
-    """Scaled scores ``[B, N, T, S]`` float32, -inf where a key is not seen."""
+    """Scaled scores ``[B, N, T, S]`` float32, -inf where masked."""
     k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
     scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32)
     scores = scores * np.float32(q.shape[-1] ** -0.5)
@@ -399,7 +399,7 @@ def _logits(q: Array, k: Array, bias: Array | None, mask: Array | None, is_causa
 
 
 def _accepted(attention_fn: Callable[..., Array], options: dict[str, Any]) -> dict[str, Any]:
-    """The options that ``attention_fn`` takes, as Flax does it; ValueError where one matters."""
+    """The options that ``attention_fn`` takes; ValueError if it lacks one that matters."""
     known = inspect.signature(attention_fn).parameters
     if any(known[name].kind is inspect.Parameter.VAR_KEYWORD for name in known):
         return options

@@ -1,7 +1,7 @@
-"""The config.json of Hugging Face's Llama, Qwen 3, OLMo 2 and SmolLM 3 to ours and back.
+"""Hugging Face's config.json of Llama, Qwen 3, OLMo 2 and SmolLM 3 to TransformerConfig and back.
 
-Every key is read, known to change no number and passed through, or refused. A model of ours is
-written as the family whose layers it has.
+Each key is read, passed through because it changes no number, or refused. Export picks the family
+with the same layers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fope_jax.position import (
     to_spec,
 )
 
-EXPORTED = "fope_jax"  # what ``to_config`` adds: the position embedding and its fingerprint
+EXPORTED = "fope_jax"  # added by ``to_config``: the position embedding and its fingerprint
 MAX_POSITIONS = "max_position_embeddings"
 
 
@@ -48,14 +48,14 @@ class Family(NamedTuple):
     architecture: str
     norm: str
     qk_norm: str
-    defaults: dict[str, Any]  # of keys that may be left out; None is a value too
-    theta: float = 10_000.0  # where none is given
+    defaults: dict[str, Any]  # of optional keys; None is a value too
+    theta: float = 10_000.0  # if none is given
     by_layer: bool = False  # whether it names layers without a position embedding
 
 
 _DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _HEADS = {"num_key_value_heads": None, "head_dim": None}
-# Where several have the same layers the first is what such a model is exported as.
+# If several have the same layers, the model is exported as the first.
 FAMILIES = {
     "llama": Family("LlamaForCausalLM", "pre", "none", _DEFAULTS | _HEADS),
     "qwen3": Family("Qwen3ForCausalLM", "pre", "head", _DEFAULTS),
@@ -81,10 +81,10 @@ _SIZES = {
     "num_key_value_heads": "num_kv_heads",
     "head_dim": "head_dim",
 }
-_MOST_LAYERS = 10_000  # lists of so many layers are made
+_MOST_LAYERS = 10_000  # bounds the size of lists with an entry per layer
 _ROPE_KEYS = {"rope_parameters", "rope_scaling", THETA, PARTIAL, ORIGINAL, MAX_POSITIONS}
 _KEYS_READ = {*_SIZES, *_ROPE_KEYS, "model_type", "rms_norm_eps", "tie_word_embeddings", EXPORTED}
-# Keys with the values that this model can represent.
+# Keys that are accepted with these values only.
 _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False,),
@@ -93,7 +93,7 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "use_sliding_window": (False,),
     "use_mrope": (False,),
     "rope_interleaved": (False,),
-    # Of every model of transformers, whether it reads them or not; a full dump has their defaults.
+    # Common to all transformers configurations; a full dump has their defaults.
     "add_cross_attention": (False,),
     "chunk_size_feed_forward": (0,),
     "is_encoder_decoder": (False,),
@@ -101,9 +101,9 @@ _ACCEPTED: dict[str, tuple[Any, ...]] = {
     "pruned_heads": ({}, []),
     "tie_encoder_decoder": (False,),
 }
-# Keys that change no number. The first paragraph is how text is drawn from logits, which stood in
-# config.json before generation_config.json. ``max_window_layers`` is read with
-# ``use_sliding_window`` alone, ``use_bfloat16`` is TensorFlow's.
+# Keys that change no number. The first paragraph holds generation options, which config.json had
+# before generation_config.json. ``max_window_layers`` matters only with ``use_sliding_window``,
+# ``use_bfloat16`` only in TensorFlow.
 _PASSED_THROUGH_NAMES = """
     assistant_confidence_threshold assistant_lookbehind bad_words_ids begin_suppress_tokens
     cache_implementation decoder_start_token_id diversity_penalty do_sample early_stopping
@@ -126,27 +126,26 @@ _PASSED_THROUGH_NAMES = """
     unk_token_id use_bfloat16 use_return_dict xla_device
 """
 PASSED_THROUGH = frozenset(_PASSED_THROUGH_NAMES.split())
-_PASSED_THROUGH_PREFIX = "unsloth_"  # notes of Unsloth: unsloth_fixed, unsloth_version, ...
+_PASSED_THROUGH_PREFIX = "unsloth_"  # written by Unsloth: unsloth_fixed, unsloth_version, ...
 
 
 class ImportedConfig(NamedTuple):
-    """What a config.json says of a model."""
+    """A model as described by a config.json."""
 
     config: TransformerConfig
     position: PositionEmbedding
-    extra_keys: dict[str, Any]  # that change no number, and max_position_embeddings
-    fingerprint: str | None  # of the position embedding, where our export stored it
+    extra_keys: dict[str, Any]  # keys that change no number, and max_position_embeddings
+    fingerprint: str | None  # of the position embedding, if fope exported it
 
 
 # ---------------------------------------------------------------------------- from Hugging Face
 
 
 def from_config(values: Mapping[str, Any]) -> ImportedConfig:
-    """Our configuration of the model that the content of a config.json describes.
+    """The TransformerConfig and position embedding that a config.json describes.
 
     Raises:
-      ValueError: a model, key or value that cannot be represented here, or a key that is missing;
-        all of them at once.
+      ValueError: every model, key or value that is not supported and the keys that are missing.
 
     >>> sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32}
     >>> sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2}
@@ -192,7 +191,7 @@ def from_config(values: Mapping[str, Any]) -> ImportedConfig:
 
 
 def _problem(key: str, value: Any, states_sliding_window: bool) -> str | None:
-    """Why a key that is not read cannot be passed through."""
+    """Why a key that is not read cannot be passed through, or None."""
     if key == "layer_types":
         if not isinstance(value, list | tuple):
             return f"{key}={value!r:.80}: expected a list"
@@ -200,7 +199,7 @@ def _problem(key: str, value: Any, states_sliding_window: bool) -> str | None:
             return f"{key} holds {', '.join(other)}: only 'full_attention' is known"
         return None
     accepted = _ACCEPTED.get(key)
-    if key == "sliding_window":  # ``use_sliding_window`` decides where it is there
+    if key == "sliding_window":  # ``use_sliding_window``, if there, decides
         accepted = (value,) if states_sliding_window else ()
     if accepted is not None:
         expected = " or ".join(map(repr, accepted)) or "None"
@@ -236,7 +235,7 @@ def _model_config(given: Mapping[str, Any], family: Family) -> TransformerConfig
 
 
 def _position(given: Mapping[str, Any], family: Family, shape: ModelShape) -> PositionEmbedding:
-    """The position embedding, each type with its meaning of ``max_position_embeddings``."""
+    """The position embedding; the meaning of ``max_position_embeddings`` depends on its type."""
     parameters = _stated_rope(given, family.theta)
     if not {"rope_type", "type"} & parameters.keys():
         parameters["rope_type"] = "default"
@@ -305,8 +304,8 @@ def _stated_rope(given: Mapping[str, Any], theta: float) -> dict[str, Any]:
 def _by_layer(
     method: PositionEmbedding, given: Mapping[str, Any], num_layers: int
 ) -> PositionEmbedding:
-    """``method`` in the layers that have one, as the shortest pattern that repeats."""
-    layers = given.get("no_rope_layers")  # 1 where a layer has it, in spite of the name
+    """``method`` in the layers that use it, as the shortest repeating pattern."""
+    layers = given.get("no_rope_layers")  # despite the name, 1 means the layer has RoPE
     if layers is None:
         interval = integer("no_rope_layer_interval", given.get("no_rope_layer_interval", 4))
         if interval < 1:
@@ -331,7 +330,7 @@ def _by_layer(
 def _exported_position(
     exported: Any, position: PositionEmbedding, shape: ModelShape, by_layer: bool
 ) -> PositionEmbedding:
-    """The position embedding that our export stored, compared with what the other keys say."""
+    """The position embedding that an export stored; ValueError unless it agrees with the keys."""
     if not isinstance(exported, Mapping) or not {"position", "fingerprint"} <= exported.keys():
         raise ValueError(
             f"{EXPORTED}={exported!r}: expected 'position' and 'fingerprint', as exported"
@@ -340,7 +339,7 @@ def _exported_position(
     try:
         stored = from_spec(spec)
         expected, stated = (to_position_keys(x, shape, by_layer) for x in (stored, position))
-    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:  # of values of any kind
+    except (TypeError, AttributeError, KeyError, ArithmeticError) as error:  # the spec is any JSON
         raise ValueError(
             f"{EXPORTED}.position={spec!r:.80} is no position embedding: {error}"
         ) from error
@@ -364,18 +363,17 @@ def to_config(
     length: int,
     extra_keys: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The config.json of a model of ours.
+    """The config.json of a model.
 
     Args:
       config: the model.
       position: its position embedding.
       fingerprint: of the position embedding with the model's constants.
-      length: the model's ``max_position_embeddings``; ``DynamicNTK`` needs the trained length there
-        and gets it.
-      extra_keys: of ``from_config``, where the model came from there.
+      length: ``max_position_embeddings``; ``DynamicNTK`` replaces it with its trained length.
+      extra_keys: from ``from_config``, if the model was imported.
 
     Raises:
-      ValueError: naming the field that no family of Hugging Face has.
+      ValueError: a field that no family of Hugging Face supports.
     """
     name = family_of(config, position)
     shape = config.shape
@@ -404,10 +402,7 @@ def to_config(
 
 
 def family_of(config: TransformerConfig, position: PositionEmbedding) -> str:
-    """The ``model_type`` with the layers of a model of ours.
-
-    Raises:
-      ValueError: none has them.
+    """The ``model_type`` with the same layers; ValueError if there is none.
 
     >>> sizes = dict(vocab_size=8, d_model=8, num_layers=2, num_heads=2, mlp_dim=8)
     >>> family_of(TransformerConfig(**sizes, qk_norm="head"), RoPE())
@@ -435,10 +430,10 @@ def family_of(config: TransformerConfig, position: PositionEmbedding) -> str:
 def to_position_keys(
     position: PositionEmbedding, shape: ModelShape, by_layer: bool
 ) -> dict[str, Any]:
-    """``rope_parameters`` and, of a family that has methods by layer, ``no_rope_layers``.
+    """``rope_parameters``, and ``no_rope_layers`` for a family with methods by layer.
 
     Raises:
-      ValueError: Hugging Face's models and serving engines have no form of the method.
+      ValueError: neither Hugging Face's models nor serving engines support the method.
     """
     methods = _methods(position)
     rotating = [method for method in methods if type(method) is not NoPE] or [RoPE()]

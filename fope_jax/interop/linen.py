@@ -1,7 +1,7 @@
-"""Position embeddings for the attention of other people's Flax Linen models.
+"""Position embeddings for the attention of any Flax Linen model.
 
-Constants such as FoPE's coefficients live in the collection ``position``, which no optimizer over
-``params`` sees; what a method trains is in ``params``. Under ``nn.scan`` name the collection:
+Trained variables are in ``params``. Constants such as FoPE's coefficients are in the collection
+``position``, outside an optimizer's ``params``. Under ``nn.scan`` name both:
 ``variable_axes={"params": 0, "position": 0}``.
 """
 
@@ -24,20 +24,19 @@ COLLECTION = "position"
 
 
 class PositionAttention(nn.Module):
-    """An ``attention_fn`` of ``nn.MultiHeadDotProductAttention`` that knows positions.
+    """An ``attention_fn`` for ``nn.MultiHeadDotProductAttention`` with positions.
 
-    Rotates queries and keys, adds the method's bias, and hands over to ``attention_fn``. Flax's key
-    cache holds keys as they were projected, so all of them are rotated in each decoding step.
+    It rotates queries and keys, adds the method's bias, and calls ``attention_fn``. Flax's key
+    cache holds unrotated keys, so every decoding step rotates all of them.
 
     Attributes:
       method: any method that works inside attention.
-      attention_fn: what attends; it must take ``bias`` where the method has one.
+      attention_fn: must take ``bias`` if the method has one.
       positions: of the queries, ``[T]``, ``[1, T]`` or ``[batch..., T]`` tokens since the start of
         each document; None counts from 0.
-      key_positions: of the keys, where they are not those of the queries.
-      decode: for ``MultiHeadDotProductAttention(decode=True)``: the one query is the newest key
-        that the mask shows. A token for which the cache has no room raises ValueError; under
-        ``jit``, where that cannot be known, it gives NaN. Not for attention to another sequence.
+      key_positions: of the keys, if they differ from the queries'.
+      decode: for self-attention with ``decode=True``: the single query is the newest key that the
+        mask shows. A full cache raises ValueError, or gives NaN under ``jit``.
 
     >>> from fope_jax.position import FoPE
     >>> layer = nn.MultiHeadDotProductAttention(4, attention_fn=PositionAttention(FoPE(64)))
@@ -53,7 +52,7 @@ class PositionAttention(nn.Module):
     key_positions: Array | None = None
     decode: bool = False
 
-    # Every argument has its name: Flax passes only those that it finds in the signature.
+    # All arguments are named because Flax passes only those in the signature.
     @nn.compact
     def __call__(
         self,
@@ -72,7 +71,7 @@ class PositionAttention(nn.Module):
         qk_attn_weights_einsum: Callable[..., Array] | None = None,
         attn_weights_value_einsum: Callable[..., Array] | None = None,
     ) -> Array:
-        """Attends: see ``nn.dot_product_attention``, and ``ValueError`` of ``attention.attend``."""
+        """See ``nn.dot_product_attention``; raises like ``interop.attention.attend``."""
         shape = attention.layer_shape(query.shape[-2], key.shape[-2], query.shape[-1])
         attention.check_attends(self.method, shape)
         is_full = None
@@ -110,12 +109,9 @@ class PositionAttention(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotates queries and keys, for attention that you write yourself.
+    """Rotates queries and keys, for custom attention.
 
-    That must be causal where ``method.limits.needs_causal_mask``.
-
-    Attributes:
-      method: a rotation.
+    The attention must be causal if ``method.limits.needs_causal_mask``.
 
     >>> from fope_jax.position import FoPE
     >>> q = jnp.ones((2, 10, 4, 16))
@@ -130,10 +126,10 @@ class Rotary(nn.Module):
     def __call__(
         self, q: Array, k: Array, positions: Array | None = None, key_positions: Array | None = None
     ) -> tuple[Array, Array]:
-        """``q [B, T, N, H]`` and ``k [B, S, K, H]`` rotated; see ``interop.nnx.Rotary``.
+        """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``; see ``interop.nnx.Rotary``.
 
         Raises:
-          ValueError: the method is no rotation alone, or positions are not known or do not fit.
+          ValueError: the method does more than rotate, or positions are unknown or do not fit.
         """
         shape = attention.layer_shape(q.shape[-2], k.shape[-2], q.shape[-1])
         attention.check_rotates(self.method, shape)
@@ -144,11 +140,8 @@ class Rotary(nn.Module):
 class PositionEmbed(nn.Module):
     """Changes token embeddings, for sinusoidal and learned positions.
 
-    ``Sinusoidal()`` is made for embeddings of standard deviation 0.02. ``nn.Embed`` draws them at
-    D^-1/2: give it ``amplitude=d_model**-0.5``.
-
-    Attributes:
-      method: an absolute method.
+    ``Sinusoidal()`` expects embeddings of standard deviation 0.02. ``nn.Embed`` draws them at
+    D^-1/2: set ``amplitude=d_model**-0.5``.
     """
 
     method: PositionEmbedding
@@ -158,7 +151,7 @@ class PositionEmbed(nn.Module):
         """Changes ``x [B, T, D]`` at ``positions`` ``[T]``, ``[1, T]`` or ``[B, T]``.
 
         Raises:
-          ValueError: the method embeds nothing, or positions do not fit.
+          ValueError: the method has no embedding, or positions do not fit.
         """
         shape = ModelShape(x.shape[-1], 1, 1, 1, x.shape[-1])
         attention.check_embeds(self.method, shape)
@@ -166,12 +159,12 @@ class PositionEmbed(nn.Module):
 
 
 def _variables(module: nn.Module, method: PositionEmbedding, shape: ModelShape) -> Variables:
-    """The module's variables by name, drawn where they are not there yet."""
+    """The module's variables by name, drawn if they do not exist yet."""
 
     def draw(key: Array) -> tuple[Variables, Variables]:
         return attention.draw_layer(method, key, shape)
 
-    # All variables are of one draw. Flax calls the initialisers of those that are there as well.
+    # One draw for all variables. Flax also calls the initialisers of existing parameters.
     draw_once = functools.cache(lambda: draw(module.make_rng("params")))
     is_new = module.is_initializing()
     if is_new:

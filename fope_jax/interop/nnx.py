@@ -1,7 +1,7 @@
-"""Position embeddings for the attention of other people's Flax NNX models.
+"""Position embeddings for the attention of any Flax NNX model.
 
-Constants such as FoPE's coefficients are ``PositionConstant`` variables: part of the state, and no
-``nnx.Param``, so no optimizer over ``nnx.Param`` sees them. What a method trains is one.
+Trained variables are ``nnx.Param``. Constants such as FoPE's coefficients are ``PositionConstant``
+variables, which are saved but invisible to an optimizer over ``nnx.Param``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fope_jax.typing import Array
 
 
 class Positions(nnx.Variable):
-    """Where tokens stand: int32 state that a training step overwrites for packed documents."""
+    """Positions of tokens, int32 state that a training step overwrites for packed documents."""
 
 
 class _PositionModule(nnx.Module):
-    """A method with the variables that it draws for one layer of a shape."""
+    """A method with its variables for one layer."""
 
     def __init__(self, method: PositionEmbedding, shape: ModelShape, rngs: nnx.Rngs):
         params, constants = attention.draw_layer(method, rngs.params(), shape)
@@ -49,10 +49,10 @@ class _PositionModule(nnx.Module):
 
 
 class PositionAttention(_PositionModule):
-    """An ``attention_fn`` of ``nnx.MultiHeadAttention`` that knows positions.
+    """An ``attention_fn`` for ``nnx.MultiHeadAttention`` with positions.
 
-    Rotates queries and keys, adds the method's bias, and hands over to ``attention_fn``. Flax's key
-    cache holds keys as they were projected, so all of them are rotated in each decoding step.
+    It rotates queries and keys, adds the method's bias, and calls ``attention_fn``. Flax's key
+    cache holds unrotated keys, so every decoding step rotates all of them.
 
     >>> from fope_jax.position import FoPE
     >>> fope = PositionAttention(FoPE(64), num_heads=4, head_dim=8, rngs=nnx.Rngs(0))
@@ -80,17 +80,16 @@ class PositionAttention(_PositionModule):
           num_heads: query heads N.
           head_dim: H.
           num_kv_heads: key-value heads K; None means N.
-          attention_fn: what attends; it must take ``bias`` where the method has one.
+          attention_fn: must take ``bias`` if the method has one.
           positions: ``[T]``, ``[1, T]`` or ``[batch..., T]`` tokens since the start of each
-            document; None counts from 0. Held as state: ``set_positions`` overwrites them.
-          decode: for decoding with Flax's key cache: the one query is the newest key that the
-            mask shows, whatever ``is_causal`` is. A token for which the cache has no room raises
-            ValueError; under ``jit``, where that cannot be known, it gives NaN. Not for attention
-            to another sequence.
+            document; None counts from 0. State that ``set_positions`` overwrites.
+          decode: for self-attention with Flax's key cache: the single query is the newest key that
+            the mask shows, whatever ``is_causal`` is. A full cache raises ValueError, or gives NaN
+            under ``jit``.
           rngs: its ``params`` stream is drawn from.
 
         Raises:
-          ValueError: the method cannot work inside one attention layer of this shape.
+          ValueError: one attention layer of this shape cannot apply the method.
         """
         shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
         attention.check_attends(method, shape)
@@ -102,12 +101,12 @@ class PositionAttention(_PositionModule):
         self.set_positions(positions)
 
     def set_positions(self, positions: Array | None) -> None:
-        """Sets where the tokens of the next calls stand; None counts from 0.
+        """Sets the positions of the next calls; None counts from 0.
 
         Raises:
-          ValueError: they are no integers, or one does not fit 32 bits.
+          ValueError: they are not integers, or one does not fit 32 bits.
         """
-        if positions is not None:  # before jax cuts off what does not fit
+        if positions is not None:  # checked before jax truncates to 32 bits
             positions = attention.int32_positions(positions, "positions")
         self.positions = None if positions is None else Positions(jnp.asarray(positions))
 
@@ -121,15 +120,15 @@ class PositionAttention(_PositionModule):
         is_causal: bool = False,
         **options: Any,
     ) -> Array:
-        """Attends: see ``nnx.dot_product_attention``, whose options pass through.
+        """See ``nnx.dot_product_attention``, whose options pass through.
 
         Raises:
-          ValueError: heads of another shape than declared; and see ``attention.attend``.
+          ValueError: heads differ from those declared; see also ``interop.attention.attend``.
         """
         self._check_heads(query, key)
         is_full = None
         if self.decode and query.shape[-3] == 1 and mask is not None:
-            if self.last_key is None:  # ``decode`` was set after the module was made
+            if self.last_key is None:  # ``decode`` was set after construction
                 self.last_key = nnx.Cache(jnp.int32(-1))
             step = attention.decoding_step(mask, key.shape[-3], self.last_key[...])
             self.last_key[...], is_full = step
@@ -150,9 +149,9 @@ class PositionAttention(_PositionModule):
 
 
 class Rotary(_PositionModule):
-    """Rotates queries and keys, for attention that you write yourself.
+    """Rotates queries and keys, for custom attention.
 
-    That must be causal where ``method.limits.needs_causal_mask``.
+    The attention must be causal if ``method.limits.needs_causal_mask``.
 
     >>> from fope_jax.position import FoPE
     >>> rotary = Rotary(FoPE(64), num_heads=4, head_dim=16, rngs=nnx.Rngs(0))
@@ -173,7 +172,7 @@ class Rotary(_PositionModule):
         """Draws the method's variables; see ``PositionAttention``.
 
         Raises:
-          ValueError: rotating is not all that the method does, or it does not fit the shape.
+          ValueError: the method does more than rotate, or does not fit the shape.
         """
         shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
         attention.check_rotates(method, shape)
@@ -182,14 +181,14 @@ class Rotary(_PositionModule):
     def __call__(
         self, q: Array, k: Array, positions: Array | None = None, key_positions: Array | None = None
     ) -> tuple[Array, Array]:
-        """``q [B, T, N, H]`` and ``k [B, S, K, H]`` rotated.
+        """Rotates ``q [B, T, N, H]`` and ``k [B, S, K, H]``.
 
-        ``positions`` of the queries are ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0.
-        ``key_positions`` None takes those of the queries where S = T. Where the method has a matrix
-        for every query head, k comes back with N heads.
+        ``positions`` of the queries are ``[T]``, ``[1, T]`` or ``[B, T]``; None counts from 0. None
+        for ``key_positions`` takes the queries' if S = T. If the method has a matrix per query
+        head, k is returned with N heads.
 
         Raises:
-          ValueError: heads of another shape than declared; positions not known or that do not fit.
+          ValueError: heads differ from those declared; positions are unknown or do not fit.
         """
         self._check_heads(q, k)
         return attention.rotate(self.method, self._values(), q, k, positions, key_positions)
@@ -207,11 +206,11 @@ class PositionEmbed(_PositionModule):
     def __init__(self, method: PositionEmbedding, *, d_model: int, rngs: nnx.Rngs):
         """Draws the method's variables for embeddings ``[B, T, D]``.
 
-        ``Sinusoidal()`` is made for embeddings of standard deviation 0.02. ``nnx.Embed`` draws
-        them at D^-1/2: give it ``amplitude=d_model**-0.5``.
+        ``Sinusoidal()`` expects embeddings of standard deviation 0.02. ``nnx.Embed`` draws them at
+        D^-1/2: set ``amplitude=d_model**-0.5``.
 
         Raises:
-          ValueError: the method embeds nothing, or does not fit ``d_model``.
+          ValueError: the method has no embedding, or does not fit ``d_model``.
         """
         shape = ModelShape(d_model, 1, 1, 1, d_model)
         attention.check_embeds(method, shape)

@@ -1,8 +1,8 @@
 """Hugging Face's ``rope_parameters`` to methods and back; for FoPE see ``serving``.
 
-``max_position_embeddings`` there has two meanings: the length trained on for ``dynamic``, the
-length extended to for ``yarn``, ``longrope`` and ``llama3``. Here they are two arguments,
-``original_length`` and ``extended_length``.
+``max_position_embeddings`` is the trained length for ``dynamic``, and the extended length for
+``yarn``, ``longrope`` and ``llama3``. Here these are two arguments, ``original_length`` and
+``extended_length``.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ FOPE_SPELLINGS = {"fope_num_inv_freq": "num_inv_freq", "fope_sep_heads": "fope_s
 
 
 class RopeType(NamedTuple):
-    """One ``rope_type``: the scaling that it names, None for plain RoPE, and its keys."""
+    """One ``rope_type``: its scaling, None for plain RoPE, and its keys."""
 
     scaling: type[Scaling] | None
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()  # transformers does not read them
+    ignored: tuple[str, ...] = ()  # not read by transformers
 
 
 ROPE_TYPES = {
@@ -69,10 +69,10 @@ ROPE_TYPES = {
     "llama3": RopeType(Llama3, ("factor", ORIGINAL, "low_freq_factor", "high_freq_factor")),
     "proportional": RopeType(Proportional, (PARTIAL,), ("factor",)),
 }
-# Fields of the scalings whose names are not those of the keys.
+# Fields of the scalings that differ from the key.
 _FIELDS = {ORIGINAL: "original_length", PARTIAL: "share"}
 
-# Keys that trainers write beside any type, with the values that change no frequency.
+# Keys that trainers write for any type, with the values that change no frequency.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncate": (True, False),
     "finetuned": (True, False),
@@ -92,30 +92,29 @@ def from_rope_parameters(
     rope_theta: float | None = None,
     partial_rotary_factor: float | None = None,
 ) -> RoPE:
-    """The method of a Hugging Face model with these ``rope_parameters``.
+    """The RoPE of a Hugging Face model with these ``rope_parameters``.
 
-    Keys that change no number are ignored, and with a warning ``attn_factor`` of ``yarn``:
-    transformers does not read it, serving engines multiply by it. The older ``rope_scaling``, with
-    ``type`` and ``su`` for ``longrope``, is read too. None counts as not given.
+    Keys that change no number are ignored. So is ``attn_factor`` of ``yarn``, with a warning:
+    transformers does not read it, serving engines multiply by it. The older ``rope_scaling`` works
+    too, with ``type``, and ``su`` for ``longrope``. None counts as missing.
 
     Args:
-      parameters: ``rope_parameters`` or ``rope_scaling`` of a configuration; where it is nested by
-        layer type, one entry.
-      head_dim: H; where given, the method is checked against it.
-      original_length: tokens trained on, where the parameters do not hold it:
+      parameters: ``rope_parameters`` or ``rope_scaling``; one entry of it if nested by layer type.
+      head_dim: H, to check the method against.
+      original_length: trained length in tokens, if not in the parameters:
         ``max_position_embeddings`` for ``dynamic``, ``original_max_position_embeddings`` for Phi-3.
-      extended_length: tokens extended to, ``max_position_embeddings`` for ``yarn``, ``longrope``
-        and ``llama3``. Gives a missing ``factor``; a given one must agree.
-      rope_theta: the base, where the parameters do not hold it.
-      partial_rotary_factor: the share of dimensions that rotate, likewise.
+      extended_length: extended length in tokens, ``max_position_embeddings`` for ``yarn``,
+        ``longrope`` and ``llama3``. It gives a missing ``factor``; a given one must agree.
+      rope_theta: the base, if not in the parameters.
+      partial_rotary_factor: the share of dimensions that rotate, if not in the parameters.
 
     Returns:
       RoPE with at most one scaling. ``dynamic`` and ``longrope`` follow the length of each row;
       transformers follows the longest row of the batch.
 
     Raises:
-      ValueError: keys that are unknown, all of them at once; a key is missing, of the wrong kind,
-        or contradicts another or an argument.
+      ValueError: unknown keys, all at once; a key that is missing, of the wrong kind, or
+        contradicts another or an argument.
 
     >>> keys = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0}
     >>> from_rope_parameters(keys).scaling
@@ -181,14 +180,14 @@ def from_rope_parameters(
 
 
 def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
-    """The ``rope_parameters`` with which a Hugging Face model uses this method.
+    """The ``rope_parameters`` with which a Hugging Face model computes this method.
 
-    ``PRoPE`` is written as ``proportional``, ``AdjustedBase`` as the base. The configuration's
-    ``max_position_embeddings`` must be the trained length for ``dynamic``, the extended one for
+    ``PRoPE`` is written as ``proportional``, ``AdjustedBase`` as the base. Set
+    ``max_position_embeddings`` to the trained length for ``dynamic``, to the extended one for
     ``yarn``, ``longrope`` and ``llama3``.
 
     Raises:
-      ValueError: the method, or a part of it, has no form there.
+      ValueError: ``rope_parameters`` cannot express the method.
 
     >>> to_rope_parameters(RoPE(500_000.0, scaling=(Llama3(8.0, 8192),)))["rope_type"]
     'llama3'
@@ -219,7 +218,7 @@ def to_rope_parameters(method: PositionEmbedding) -> dict[str, Any]:
 
 
 def _scaling_parameters(step: Scaling) -> dict[str, Any]:
-    """The type and keys of one scaling, without optional keys at their defaults."""
+    """The type and keys of one scaling, optional keys only if not at their defaults."""
     if isinstance(step, PRoPE):
         step = Proportional(step.share)
     length = getattr(step, "length", None)
@@ -249,7 +248,7 @@ def _scaling_parameters(step: Scaling) -> dict[str, Any]:
 
 
 def is_fope(parameters: Mapping[str, Any]) -> bool:
-    """Whether ``rope_parameters`` have a key of FoPE; ``"use_fope": False`` turns them off.
+    """Whether ``rope_parameters`` have a key of FoPE; ``"use_fope": False`` turns it off.
 
     >>> is_fope({"num_inv_freq": 16}), is_fope({"num_inv_freq": 16, "use_fope": False})
     (True, False)
@@ -259,9 +258,10 @@ def is_fope(parameters: Mapping[str, Any]) -> bool:
 
 
 def inverted_ramp_message(method: RoPE, head_dim: int) -> str | None:
-    """How transformers differs from YaRN where the ramp lies beyond the frequencies, or None.
+    """The difference between transformers and YaRN if the ramp lies beyond the frequencies, or
+    None.
 
-    It cuts either end of the ramp at the grid, so that an end outside comes after the other.
+    Transformers clips each end of the ramp to the frequencies, so an end outside passes the other.
     """
     dims = round(head_dim * method.partial_rotary_factor)
     for step in method.scaling:
@@ -281,21 +281,19 @@ def inverted_ramp_message(method: RoPE, head_dim: int) -> str | None:
 
 
 def canonical_type(name: Any) -> Any:
-    """The type of a name: ``su`` is what Phi-3 first called ``longrope``."""
+    """The ``rope_type``; ``su`` is Phi-3's first name for ``longrope``."""
     return "longrope" if name == "su" else name
 
 
 def read_keys(
     parameters: Mapping[str, Any], types: Mapping[str, Iterable[str]]
 ) -> tuple[str, dict[str, Any]]:
-    """The type and the other keys of ``rope_parameters`` that are given and not neutral.
+    """The type of ``rope_parameters`` and its keys, without neutral ones and entries of None.
 
-    Args:
-      parameters: entries of None count as not given.
-      types: the keys of each type, besides the base and the share of dimensions that rotate.
+    ``types`` holds the keys of each type, besides base and partial rotary factor.
 
     Raises:
-      ValueError: no type or an unknown one, or keys that the type does not have, all of them.
+      ValueError: a type that is missing or unknown, or all keys that it does not have.
     """
     entries = {key: value for key, value in parameters.items() if value is not None}
     names = [canonical_type(entries.pop(key)) for key in ("rope_type", "type") if key in entries]
@@ -304,7 +302,7 @@ def read_keys(
     if len(names) > 1 and names[0] != names[1]:
         raise ValueError(f"'rope_type' is {names[0]!r}, 'type' is {names[1]!r}: leave one out")
     rope_type = names[0]
-    if rope_type not in tuple(types):  # of a tuple: it may be of a kind without a hash
+    if rope_type not in tuple(types):  # a tuple, because the type may be unhashable
         raise ValueError(f"'rope_type' is {rope_type!r}{nearest(rope_type, types)}")
     known = list(dict.fromkeys(("rope_type", THETA, PARTIAL, *types[rope_type])))
     problems = [
@@ -319,7 +317,7 @@ def read_keys(
 
 
 def read_theta(entries: dict[str, Any], rope_theta: float | None) -> float:
-    """The base, of the keys or the argument."""
+    """The base, from the keys or the argument."""
     _add_argument(entries, THETA, rope_theta, "rope_theta")
     if THETA not in entries:
         raise ValueError(
@@ -329,7 +327,7 @@ def read_theta(entries: dict[str, Any], rope_theta: float | None) -> float:
 
 
 def _add_argument(entries: dict[str, Any], key: str, argument: Any, name: str) -> None:
-    """Adds a value that came as an argument; where the key is given both must agree."""
+    """Adds the argument's value; ValueError if the key differs."""
     if argument is None:
         return
     if key in entries and (given := number(key, entries[key])) != argument:
@@ -339,7 +337,7 @@ def _add_argument(entries: dict[str, Any], key: str, argument: Any, name: str) -
 
 
 def _add_factor(entries: dict[str, Any], rope_type: str, extended_length: Any) -> None:
-    """Adds the factor that the lengths imply; a given one must agree."""
+    """Adds the factor implied by the lengths; ValueError if a given one differs."""
     extended = number("extended_length", extended_length)
     if rope_type == "dynamic":
         raise ValueError(
@@ -349,7 +347,7 @@ def _add_factor(entries: dict[str, Any], rope_type: str, extended_length: Any) -
     if ORIGINAL not in entries:
         return
     trained = _convert(ORIGINAL, entries[ORIGINAL])
-    if rope_type == "llama3":  # Llama 3.1 extends by 16 with a factor of 8: they need not agree
+    if rope_type == "llama3":  # Llama 3.1 extends by 16 with a factor of 8, so they may differ
         if extended <= trained:
             raise ValueError(
                 f"extended_length={extended}: rope_type='llama3' extends beyond the {trained} "
@@ -365,7 +363,7 @@ def _add_factor(entries: dict[str, Any], rope_type: str, extended_length: Any) -
 
 
 def _convert(key: str, value: Any, name: str | None = None) -> Any:
-    """``value`` as the kind that ``key`` needs; ``name`` is what messages call it."""
+    """``value`` in the type that ``key`` needs; ``name`` is for messages."""
     name = name or key
     if key == ORIGINAL:
         if (length := integer(name, value)) < 1:
@@ -381,24 +379,24 @@ def _convert(key: str, value: Any, name: str | None = None) -> Any:
 
 
 def number(name: str, value: Any) -> float:
-    """``value``, or ValueError unless it is a finite number."""
+    """``value``; ValueError unless it is a finite number."""
     value = value.item() if isinstance(value, np.number) else value
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # An integer of a JSON file may be beyond every float.
+    # An integer from JSON can be too large for a float.
     if not is_number or not abs(value) <= sys.float_info.max:
         raise ValueError(f"{name!r} is {value!r}: expected a finite number")
     return value
 
 
 def integer(name: str, value: Any) -> int:
-    """``value``, or ValueError unless it is a whole number."""
+    """``value``; ValueError unless it is a whole number."""
     if number(name, value) != int(value):
         raise ValueError(f"{name!r} is {value!r}: expected a whole number")
     return int(value)
 
 
 def flag(name: str, value: Any) -> bool:
-    """``value``, or ValueError unless it is True or False."""
+    """``value``; ValueError unless it is True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{name!r} is {value!r}: expected True or False")
     return bool(value)

@@ -1,4 +1,4 @@
-"""Runs made of Hugging Face checkpoints, and such checkpoints made of runs."""
+"""Imports Hugging Face checkpoints as runs, and exports runs as such checkpoints."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ from fope_jax.train.workdir import (
 log = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
-PARTIAL = ".partial"  # in the directory of an export that has not ended
+PARTIAL = ".partial"  # directory of an unfinished export
 TOKENIZER_FILES = (
     TOKENIZER,
     "tokenizer_config.json",
@@ -71,22 +71,22 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     Args:
       source: directory of the checkpoint; its tokenizer.json becomes ``data.tokenizer``.
       workdir: of the run.
-      overrides: as of ``load_config``. ``train.length``, of which evaluation takes multiples, is
-        the checkpoint's ``max_position_embeddings`` unless given.
+      overrides: as in ``load_config``. ``train.length``, of which evaluation takes multiples,
+        defaults to the checkpoint's ``max_position_embeddings``.
 
     Returns:
       One line about the model.
 
     Raises:
-      ConfigError: an override that is unknown or would change the model, no tokenizer or one of
-        more tokens than the embedding, or a workdir that holds something else.
+      ConfigError: an override is unknown or changes the model; no tokenizer, or one with more
+        tokens than the embedding; or the workdir holds something else.
       ValueError: see ``import_weights``.
       OSError: a file is missing, or the workdir cannot be written.
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
     experiment = imported_experiment(source, import_config(source), overrides)
     check_tokenizer(experiment)
-    check_workdir(workdir, experiment)  # before the weights are read, which may take minutes
+    check_workdir(workdir, experiment)  # before reading the weights, which may take minutes
     imported = import_weights(source)
     position, fingerprints = checkpoint_fingerprint(
         imported.position, imported.config.shape, imported.constants
@@ -106,7 +106,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
         open_workdir(workdir, experiment)
         write_run_info(workdir, facts, 0)
         store = CheckpointStore(workdir / CHECKPOINTS)
-        try:  # last: before it is there the workdir holds nothing
+        try:  # last: without a checkpoint the workdir counts as empty
             store.save(0, items, fingerprints | {"data": None})
         finally:
             store.close()
@@ -116,7 +116,7 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
 def imported_experiment(
     source: Path, imported: ImportedConfig, overrides: Iterable[str] = ()
 ) -> Experiment:
-    """The experiment that a checkpoint of Hugging Face in ``source`` stands for, of no update.
+    """The experiment, without training, for the Hugging Face checkpoint in ``source``.
 
     Raises:
       ConfigError: see ``import_run``.
@@ -137,7 +137,7 @@ def imported_experiment(
         model=imported.config,
         position=imported.position,
         data=data,
-        # There is step 0 alone; evaluation takes multiples of the length.
+        # Step 0 is the only one; evaluation takes multiples of the length.
         train=TrainConfig(
             steps=1, batch_size=1, length=imported.extra_keys[MAX_POSITIONS], warmup_steps=0
         ),
@@ -164,16 +164,16 @@ def imported_experiment(
 
 
 def is_tokenizer_compatible(imported: Experiment) -> bool:
-    """Whether the embedding has a row for each token; more rows are padding, and fine.
+    """Whether the embedding has a row for each token, padding rows allowed.
 
-    So it is where the tokenizer cannot be read: that is an error where text is read.
+    True if the tokenizer cannot be read; reading text will raise.
     """
     size = _vocab_size(imported.data)
     return size is None or size <= imported.model.vocab_size
 
 
 def check_tokenizer(imported: Experiment) -> None:
-    """Raises ConfigError where the embedding lacks tokens of the tokenizer, or there is none."""
+    """Raises ConfigError if the tokenizer is missing or has more tokens than the embedding."""
     path = Path(imported.data.tokenizer)
     if path.suffix == ".json":
         content = detect_content(read_head(path))
@@ -195,7 +195,7 @@ def check_tokenizer(imported: Experiment) -> None:
 
 
 def _vocab_size(data: DataConfig) -> int | None:
-    """How many tokens a tokenizer has, as its largest id says; None where it cannot be read."""
+    """The tokenizer's largest id plus one; None if it cannot be read."""
     if data.tokenizer == "bytes":
         return BytesTokenizer.vocab_size
     if data.tokenizer == "sentencepiece":
@@ -204,7 +204,7 @@ def _vocab_size(data: DataConfig) -> int | None:
         stored = require("tokenizers", "train").Tokenizer.from_file(data.tokenizer)
     except ImportError:
         raise
-    except Exception:  # of the library: no such file, or no tokenizer
+    except Exception:  # the library raises this for a missing or invalid file
         return None
     return max(stored.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
@@ -216,12 +216,12 @@ def export_run(
     dtype: str | None = None,
     accept_position: str | None = None,
 ) -> str:
-    """Writes one checkpoint of a run as a Hugging Face checkpoint, its tokenizer.json with it.
+    """Writes one checkpoint of a run as a Hugging Face checkpoint, with its tokenizer.json.
 
     Args:
       run: a run directory, or one with a step: ``runs/fope/500``.
-      directory: made.
-      step: which checkpoint; None takes the newest valid one.
+      directory: to create.
+      step: of the checkpoint; None takes the newest valid one.
       dtype: of the tensors, see ``export_weights``.
       accept_position: see ``check_fingerprint``.
 
@@ -229,9 +229,9 @@ def export_run(
       One line about the model.
 
     Raises:
-      ValueError: Hugging Face has no form of the model; the field is named.
+      ValueError: Hugging Face does not support a field of the model.
       CheckpointError: the checkpoint was trained with another position embedding.
-      OSError: there is no such run, or the directory cannot be written.
+      OSError: the run does not exist, or the directory cannot be written.
     """
     directory = Path(directory)
     if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):
@@ -247,7 +247,7 @@ def export_run(
     size = sum(x.nbytes for x in jax.tree.leaves(params))
     check_space(directory, size // (1 if dtype in (None, "float32") else 2), "the checkpoint")
     extra_keys: dict[str, Any] = loaded.run_info.get(KEPT) or {"eos_token_id": _eos_id(data)}
-    # Written in a directory of its own, so that one cut off is not taken for whole.
+    # Written to a subdirectory first, so that an interrupted export does not look complete.
     partial = directory / PARTIAL
     made = make_directory(directory)
     remove_tree(partial)
@@ -279,7 +279,7 @@ def export_run(
 
 
 def _eos_id(data: DataConfig) -> int | None:
-    """The token that ends a document; None where the tokenizer is not there to ask."""
+    """The token that ends a document; None if the tokenizer's file is missing."""
     if data.tokenizer == "bytes":
         return BytesTokenizer.eos_id
     if data.tokenizer == "sentencepiece":

@@ -1,4 +1,4 @@
-"""FoPE in the keys and tensors that serving engines read: vLLM, SGLang, LMDeploy and XTuner."""
+"""FoPE in the keys and tensors of serving engines: vLLM, SGLang, LMDeploy and XTuner."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def fope_from_rope_parameters(
     training_length: int | None = None,
     rope_theta: float | None = None,
 ) -> FoPE:
-    """The FoPE that vLLM, SGLang, LMDeploy and XTuner make of these ``rope_parameters``.
+    """The FoPE that vLLM, SGLang, LMDeploy and XTuner compute from these ``rope_parameters``.
 
         cos[t, h, m] = sum_w cos_coef[h, w, m] cos(w t)  for m < D,  else 1;  the sine likewise
 
-    The first ``num_inv_freq`` frequencies, or those above the floor of ``max_position_embeddings``,
-    are mixed into as many pairs (D = d) by a matrix for each key-value head, shared by all layers.
+    A matrix per key-value head, shared by all layers, mixes D frequencies into D pairs: the first
+    ``num_inv_freq``, or those above the floor of ``max_position_embeddings``.
 
     Args:
       parameters: with ``fope_sep_head`` and ``fope_init_factor``; ``num_inv_freq`` is optional.
       head_dim: H.
-      training_length: tokens, which fix the floor: ``max_position_embeddings``. Without it
-        ``num_inv_freq`` decides, and the shortest length that keeps as many frequencies is taken.
-      rope_theta: the base, where the parameters do not hold it.
+      training_length: ``max_position_embeddings`` in tokens, which sets the floor. None takes the
+        shortest length that keeps ``num_inv_freq`` frequencies.
+      rope_theta: the base, if not in the parameters.
 
     Raises:
       ValueError: a key is unknown, missing, of the wrong kind, or contradicts another or an
@@ -101,7 +101,7 @@ def _training_length(
 ) -> int:
     """The training length whose floor keeps ``count`` frequencies of ``grid``.
 
-    Engines compare strictly in float32: a length where they keep another number is refused.
+    Engines compare strictly in float32. A length for which they keep another number is refused.
     """
 
     def num_kept(length: int) -> int:
@@ -140,7 +140,7 @@ def _training_length(
             )
         return training_length
     length = math.ceil(2 * math.pi / grid[count - 1])
-    length += num_kept(length) < count  # rounding, where a whole number of tokens is one period
+    length += num_kept(length) < count  # rounding, if a period is a whole number of tokens
     if num_kept(length) != count:
         raise ValueError(
             f"'num_inv_freq' is {count}: {length - 1} tokens keep fewer frequencies, {length} keep "
@@ -152,9 +152,9 @@ def _training_length(
 def fope_to_rope_parameters(method: FoPE, shape: ModelShape) -> dict[str, Any]:
     """The keys with which vLLM, SGLang, LMDeploy and XTuner compute this FoPE.
 
-    ``num_inv_freq`` is always written, so that the engines' ``max_position_embeddings`` is free to
-    be the length to serve. ``heads="shared"`` gives ``fope_sep_head: False``, which vLLM and SGLang
-    fail to run (vLLM issue 55204); XTuner runs it.
+    ``num_inv_freq`` is always written, so ``max_position_embeddings`` may be the length to serve.
+    ``heads="shared"`` becomes ``fope_sep_head: False``, which XTuner runs and vLLM and SGLang fail
+    on (vLLM issue 55204).
 
     Raises:
       ValueError: a knob that the engines do not have.
@@ -176,7 +176,7 @@ def fope_to_rope_parameters(method: FoPE, shape: ModelShape) -> dict[str, Any]:
 
 
 def check_served(method: FoPE, shape: ModelShape) -> None:
-    """Raises ValueError, naming the knob, where engines cannot compute ``method``."""
+    """Raises ValueError, naming the knob, if engines cannot compute ``method``."""
     method.check(shape)
     for knob, needed in {
         "series": True,
@@ -215,20 +215,20 @@ def check_served(method: FoPE, shape: ModelShape) -> None:
 def fope_coefficients_to_serving(
     method: FoPE, variables: PositionVariables, shape: ModelShape, prefix: str = PREFIX
 ) -> dict[str, np.ndarray]:
-    """FoPE's coefficients under the names and in the layout of serving engines.
+    """FoPE's coefficients in the names and layout of serving engines.
 
     Args:
       method: FoPE.
       variables: of the model.
       shape: of the model.
-      prefix: of the names; multimodal models have ``"model.language_model.rotary_emb."``.
+      prefix: of the names; multimodal models use ``"model.language_model.rotary_emb."``.
 
     Returns:
       ``cos_coef`` and ``sin_coef``, float32 ``[K, D, D]``, or ``[D, D]`` with ``heads="shared"``:
       rows are frequencies, fastest first, columns are pairs.
 
     Raises:
-      ValueError: a knob that the engines do not have, or layers that differ.
+      ValueError: a knob that the engines do not have, or layers differ.
     """
     check_served(method, shape)
     stored = variables.layer_constants | variables.layer_params
@@ -244,11 +244,11 @@ def fope_coefficients_to_serving(
 def fope_coefficients_from_serving(
     method: FoPE, tensors: Mapping[str, Any], shape: ModelShape, prefix: str = PREFIX
 ) -> PositionVariables:
-    """The inverse of ``fope_coefficients_to_serving``: variables as ``method.init`` draws them.
+    """The inverse of ``fope_coefficients_to_serving``.
 
     Raises:
-      ValueError: a tensor is missing or has another shape than the method's, or the two differ
-        where the method has one for both.
+      ValueError: a tensor is missing or has the wrong shape, or cosine and sine differ for a method
+        that has one matrix for both.
     """
     check_served(method, shape)
     count = method.num_outputs(shape.head_dim)

@@ -1,8 +1,7 @@
-"""Weights of Hugging Face checkpoints: safetensors and config.json to our model and back.
+"""Weights of Hugging Face checkpoints, safetensors with config.json, to a Transformer and back.
 
-A directory there holds ``config.json`` and ``model.safetensors``, or several ``*.safetensors`` with
-``model.safetensors.index.json``; where both are there the first counts, as in transformers. Nothing
-is downloaded, and neither PyTorch nor transformers is needed.
+A checkpoint has ``model.safetensors``, or several ``*.safetensors`` with an index; the first wins,
+as in transformers. Nothing is downloaded, and neither PyTorch nor transformers is needed.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ log = logging.getLogger(__name__)
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 SHARD_BYTES = 5 * 10**9
-_STORED_DTYPES = ("F32", "BF16", "F16")  # as safetensors names them
+_STORED_DTYPES = ("F32", "BF16", "F16")  # safetensors' names
 _MOST_LISTED = 6  # tensors in an error
-# Buffers that old checkpoints hold; config.json decides the frequencies.
+# A buffer in old checkpoints; the frequencies follow from config.json.
 _IGNORED = "rotary_emb.inv_freq"
 _EMBEDDING, _UNEMBEDDING = "model.embed_tokens.weight", "lm_head.weight"
-# Weights in other formats, in the order in which a message names them.
+# Other weight formats, in the order of the message.
 _OTHER_FORMATS = ("*.bin", "*.pth", "*.pt", "*.gguf", "*.h5", "*.msgpack")
-# With these beside the weights transformers computes with an adapter on them.
+# With one of these, transformers would apply an adapter to the weights.
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
-# Names in the checkpoint to ours, with how many of our axes are summed over.
+# Checkpoint name to (parameter, number of its input axes).
 _MATRICES = {
     "self_attn.q_proj": ("query", 1),
     "self_attn.k_proj": ("key", 1),
@@ -70,19 +69,19 @@ _QK_NORMS = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
 
 
 class ImportedModel(NamedTuple):
-    """A model of Hugging Face as one of ours; trees of NumPy arrays as ``split`` gives them."""
+    """A model from a Hugging Face checkpoint; trees of NumPy arrays as from ``split``."""
 
     config: TransformerConfig  # float32
     position: PositionEmbedding
     params: dict[str, Any]
     constants: dict[str, Any]  # empty unless the position embedding is FoPE
-    extra_keys: dict[str, Any]  # of config.json that change no number, for ``export_weights``
+    extra_keys: dict[str, Any]  # keys of config.json that change no number, for ``export_weights``
 
 
 def tensor_views(config: TransformerConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors of a checkpoint by name, as views of our parameters in the layout there.
+    """A checkpoint's tensors by name, as views of ``params`` in the checkpoint's layout.
 
-    A matrix there is ``[outputs, inputs]``; ours is ``[L, inputs..., outputs...]``.
+    A checkpoint's matrix is ``[outputs, inputs]``, a parameter ``[L, inputs..., outputs...]``.
     """
     norms = _LAYER_NORMS[config.norm] | (_QK_NORMS if config.qk_norm != "none" else {})
     names = _MATRICES | {name: (field, 0) for name, field in norms.items()}
@@ -105,19 +104,15 @@ def tensor_views(config: TransformerConfig, params: Mapping[str, Any]) -> dict[s
 def import_weights(directory: str | Path) -> ImportedModel:
     """Reads a checkpoint of Llama, Qwen 3, OLMo 2, SmolLM or SmolLM 3.
 
-    The arrays stay on the host; ``merge`` with the graph definition of a ``Transformer`` of this
-    configuration gives the model. Tensors of 16 bits become float32, exactly. Of a directory that
-    ``export_weights`` wrote, the position embedding comes back with the fingerprint it had.
-
-    Args:
-      directory: with config.json and ``*.safetensors``.
+    The arrays stay on the host; ``merge`` with a ``Transformer``'s graph definition makes the
+    model. 16-bit tensors become float32, exactly. For an ``export_weights`` directory the
+    fingerprint of the position embedding is checked.
 
     Raises:
-      FileNotFoundError: config.json or the weights are not there.
-      ValueError: config.json says what cannot be represented, naming key and value; tensors are
-        missing, unexpected, of another shape or hold NaN or an infinity, naming them; a file is
-        damaged; an adapter lies beside the weights; or the position embedding is not the one that
-        was exported.
+      FileNotFoundError: config.json or the weights are missing.
+      ValueError: config.json has an unsupported key or value; tensors are missing, unexpected, of
+        another shape or not finite; a file is damaged; there is an adapter; or the position
+        embedding is not the exported one.
       ImportError: safetensors is not installed.
     """
     directory = Path(directory)
@@ -129,7 +124,7 @@ def import_weights(directory: str | Path) -> ImportedModel:
     coefficients = [PREFIX + name for name in COEFFICIENTS if has_series]
     stored = _open_tensors(directory)
     if config.tie_embeddings and _EMBEDDING not in stored and _UNEMBEDDING in stored:
-        stored[_EMBEDDING] = stored.pop(_UNEMBEDDING)  # the name in the file stays
+        stored[_EMBEDDING] = stored.pop(_UNEMBEDDING)  # still read under its name in the file
     has_tied_copy = config.tie_embeddings and _UNEMBEDDING in stored
     expected = {name: view.shape for name, view in views.items()}
     if has_tied_copy:
@@ -176,7 +171,7 @@ def import_weights(directory: str | Path) -> ImportedModel:
 
 
 def import_config(directory: str | Path) -> ImportedConfig:
-    """What config.json says of a checkpoint; no tensor is read.
+    """Reads a checkpoint's config.json, and no tensor.
 
     Raises:
       FileNotFoundError, ValueError: see ``import_weights``.
@@ -199,7 +194,7 @@ def import_config(directory: str | Path) -> ImportedConfig:
 
 
 class _StoredTensor(NamedTuple):
-    """A tensor in an open file, where ``name`` is its name."""
+    """A tensor in an open file, with its name there."""
 
     name: str
     path: Path
@@ -209,17 +204,17 @@ class _StoredTensor(NamedTuple):
 
 
 def _open_tensors(directory: Path) -> dict[str, _StoredTensor]:
-    """The tensors of a directory by name; none is read."""
+    """The tensors of a directory by name, not read yet."""
     safetensors: Any = require("safetensors", "train")
     tensors: dict[str, _StoredTensor] = {}
     for path in _weight_files(directory):
         try:
             file = safetensors.safe_open(path, framework="np")
         except safetensors.SafetensorError as error:
-            if content := detect_content(read_head(path)):  # of a clone without Git LFS
+            if content := detect_content(read_head(path)):  # such as a Git LFS pointer
                 raise ValueError(f"{path} is {content.kind}; {content.advice}") from error
             raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
-        for name in file.keys():  # noqa: SIM118, no mapping
+        for name in file.keys():  # noqa: SIM118, it is not a mapping
             if name in tensors:
                 raise ValueError(f"{name} is in {tensors[name].path} and in {path}: remove one")
             view = file.get_slice(name)
@@ -229,7 +224,7 @@ def _open_tensors(directory: Path) -> dict[str, _StoredTensor]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """The files that transformers reads, unless an adapter lies beside them."""
+    """The files that transformers would read; ValueError if there is an adapter."""
     adapter = [name for name in _ADAPTER if (directory / name).is_file()]
     if adapter:
         raise ValueError(
@@ -244,7 +239,7 @@ def _weight_files(directory: Path) -> list[Path]:
         chosen = _indexed_files(index)
     else:
         other = [path.name for form in _OTHER_FORMATS for path in sorted(directory.glob(form))]
-        # Transformers reads pytorch_model.bin, and no safetensors of a name of its own.
+        # Transformers prefers pytorch_model.bin to safetensors files of other names.
         if not files or any(name.startswith("pytorch_model") for name in other):
             hint = f"; {', '.join(other)}: save it as safetensors first" if other else ""
             raise FileNotFoundError(
@@ -265,7 +260,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _indexed_files(index: Path) -> list[Path]:
-    """The files that the index names; all of them are in its directory."""
+    """The files that the index names; ValueError for one outside its directory."""
     weight_map = read_json(index).get("weight_map")
     names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     if not names or not all(isinstance(name, str) for name in names):
@@ -286,7 +281,7 @@ def _check_tensors(
     expected: Mapping[str, tuple[int, ...]],
     optional: Iterable[str],
 ) -> None:
-    """Raises ValueError where the tensors are not those of the model, naming them with shapes."""
+    """Raises ValueError with names and shapes unless the tensors are those of the model."""
     known = expected.keys() | set(optional)
     problems = {
         "missing": [f"{name} {list(expected[name])}" for name in expected if name not in stored],
@@ -334,28 +329,27 @@ def export_weights(
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a checkpoint that transformers 5 loads, and that serving engines load with FoPE.
+    """Writes a checkpoint for transformers 5, and for serving engines with FoPE.
 
-    Transformers itself has no FoPE and would run such a directory as RoPE; vLLM, SGLang and
-    LMDeploy read its coefficients. config.json is written last, with the position embedding and its
-    fingerprint under the key ``fope_jax``, which ``import_weights`` compares.
+    Transformers has no FoPE and would run such a checkpoint as RoPE. vLLM, SGLang and LMDeploy read
+    its coefficients. config.json is written last. Its key ``fope_jax`` holds the position embedding
+    and the fingerprint that ``import_weights`` compares.
 
     Args:
-      directory: made, or empty.
+      directory: new or empty.
       config: the model.
       position: its position embedding.
-      params: what ``split`` gives.
-      constants: what ``split`` gives.
-      length: tokens that the model is for.
-      extra_keys: of ``import_weights``, where the model came from there.
-      dtype: of the tensors, "float32", "bfloat16" or "float16"; None takes what ``extra_keys`` say,
-        or the dtype of the parameters. FoPE's coefficients are float32 always.
-      shard_bytes: a file is at most so large, unless a single tensor is larger.
+      params, constants: from ``split``.
+      length: ``max_position_embeddings``, tokens.
+      extra_keys: from ``import_weights``, if the model was imported.
+      dtype: of the tensors, "float32", "bfloat16" or "float16"; None takes that of ``extra_keys``
+        or the parameters. FoPE's coefficients are always float32.
+      shard_bytes: the largest size of a file, unless one tensor is larger.
 
     Raises:
-      ValueError: naming the field that Hugging Face has no form of; a dtype that is not known or
-        too narrow for a number; tensors that hold NaN or an infinity. Nothing is written then.
-      FileExistsError: the directory holds something already.
+      ValueError: an unsupported field; a dtype that is unknown or too narrow for a number; tensors
+        that are not finite. Nothing is written then.
+      FileExistsError: the directory is not empty.
       ImportError: safetensors is not installed.
     """
     directory, extra_keys = Path(directory), dict(extra_keys or {})
@@ -374,7 +368,7 @@ def export_weights(
         variables = position_variables(dict(params), dict(constants))
         tensors |= fope_coefficients_to_serving(position, variables, config.shape)
 
-    def cast(name: str) -> np.ndarray:  # when it is needed: all of them may not fit in memory
+    def cast(name: str) -> np.ndarray:  # called late: all casts together may not fit in memory
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(tensors[name], dtypes.get(name))
 

@@ -1,10 +1,9 @@
-"""Causal attention within segments: a materialised reference and a chunked form of it.
+"""Causal attention within segments: a reference that holds all scores, and a chunked form.
 
-The chunked form visits blocks of the score matrix one at a time and keeps a running maximum and
-sum for each query, so its memory grows with T + S and not with T * S. Its backward pass recomputes
-each block from the saved log-sum-exp; written out so, it has no forward mode (``derivatives``).
-Methods whose positions depend on content need whole rows of scores: these are computed for a block
-of queries at a time, and computed again for the gradient.
+The chunked form visits one block of scores at a time with a running maximum and sum per query, so
+its memory grows with T + S instead of T * S. Its backward pass recomputes each block from the saved
+log-sum-exp. A contextual bias needs whole rows of scores, computed for a block of queries at a
+time.
 
 Reference: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with
 IO-Awareness"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory".
@@ -30,20 +29,19 @@ BiasFn = Callable[[Any, Array, Array], Array]
 ContextualFn = Callable[[Any, Array, Array], Array]
 LogitScale = Callable[[Array], Array]
 
-# Scores of one head that a block of whole rows may hold: 16 MB of float32, at any length.
+# Most scores of one head in a block of whole rows: 16 MB of float32.
 _SCORES_IN_ROWS = 2**22
 
-# The running maximum starts at a finite number: -inf - (-inf) would be NaN in a row without keys.
+# Finite, because -inf - (-inf) would be NaN for a query that sees no key.
 _LOWEST = -1e30
 
 
 class TokenIndex(NamedTuple):
-    """Where the tokens of one side stand: all that the mask and the bias depend on.
+    """Positions and segments of the queries or of the keys, int32.
 
     Attributes:
-      positions: ``[..., B, T]`` int32, tokens since the start of the segment; ``[..., 1, T]`` where
-        all rows share them.
-      segments: ``[..., B, T]`` or ``[..., 1, T]`` int32, counted from 1; 0 is padding.
+      positions: ``[..., B, T]``, or ``[..., 1, T]`` shared by all rows.
+      segments: same shapes, counted from 1; 0 is padding.
     """
 
     positions: Array
@@ -68,36 +66,32 @@ def attend(
     block: int | None = None,
     derivatives: str = "reverse",
 ) -> Array:
-    """Attention of each query to the keys of its segment at its position or before.
+    """Attention of each query to the keys of its segment at its position or earlier.
 
-    ``softmax(scale q k / sqrt(H) + bias) v`` with the softmax in float32. A query that no key is
-    visible to, padding above all, gives zeros. Tokens may be stored in any order; where they are
-    stored in order of segment and position, blocks above the diagonal cost nothing.
+    ``softmax(scale q k / sqrt(H) + bias) v`` with the softmax in float32. A query that sees no key,
+    such as padding, gives zeros. Tokens may be stored in any order. Stored by segment and position,
+    blocks above the diagonal are skipped.
 
     Args:
       q: ``[B, T, N, H]``.
       k: ``[B, S, K, H]``, K a divisor of N; query head n reads key-value head ``n // (N / K)``.
       v: ``[B, S, K, H]``.
-      q_positions: ``[B, T]`` int32, tokens since the start of the segment; ``[1, T]``, here and for
-        the next three, where all rows share them: masks and biases are then computed once.
+      q_positions: ``[B, T]`` int32; ``[1, T]``, here and in the next three, is shared by all rows.
       k_positions: ``[B, S]`` int32.
       q_segments: ``[B, T]`` int32, counted from 1; 0 is padding.
       k_segments: ``[B, S]`` int32.
-      bias_fn: maps (variables, block of q_positions ``[B, t]``, block of k_positions ``[B, s]``) to
-        ``[B, N, t, s]`` float32, or 1 on axes along which it is the same. It must not close over
-        traced arrays: whatever is traced comes in as variables.
-      contextual_fn: maps (variables, block of q ``[B, t, N, H]``, its logits ``[B, N, t, S]``) to a
-        further bias ``[B, N, t, S]``, or 1 on axes along which it is the same, finite everywhere.
-        The logits are biased, float32 and -inf where the query does not see the key; all keys are
-        there, sorted by position. ``logit_scale`` is not in them.
+      bias_fn: maps (variables, q_positions ``[B, t]``, k_positions ``[B, s]``) to ``[B, N, t, s]``
+        float32; any axis may be 1. It must not close over traced arrays; pass those as variables.
+      contextual_fn: maps (variables, q ``[B, t, N, H]``, logits ``[B, N, t, S]``) to a further,
+        finite bias ``[B, N, t, S]``; any axis may be 1. The logits are float32 with the bias,
+        without ``logit_scale``, -inf where masked, and cover all keys sorted by position.
       logit_scale: maps q_positions ``[B, t]`` to the factor on the logits before any bias.
-      bias_variables: floating arrays, by name, that ``bias_fn`` and ``contextual_fn`` get and that
-        have gradients.
-      bias_constants: what they get besides, under other names, and has none.
+      bias_variables: floating arrays for ``bias_fn`` and ``contextual_fn``, with gradients.
+      bias_constants: further arrays for them, under other names, without gradients.
       backend: "chunked" or "reference" (which holds ``[B, N, T, S]``).
       block: queries and keys in a block of the chunked form; None is ``default_block()``.
-      derivatives: "reverse", what ``jax.grad`` needs; "all", forward mode and second derivatives as
-        well, for which the chunked form holds a block of queries with all keys.
+      derivatives: "reverse" for ``jax.grad``; "all" adds forward mode and second derivatives, for
+        which the chunked form holds a block of queries with all keys.
 
     Returns:
       ``[B, T, N, H]`` in the dtype of ``q``.
@@ -146,16 +140,15 @@ def attend(
 
 
 def default_block() -> int:
-    """Queries and keys in a block of the chunked form, for the default platform.
+    """Block size of the chunked form on the default platform.
 
-    On CPU blocks a power of two long compete for the same cache lines (benchmarks/README.md);
-    matrix units elsewhere work on whole tiles.
+    On CPU, blocks of a power of two compete for cache lines (benchmarks/README.md).
     """
     return 280 if jax.default_backend() == "cpu" else 512
 
 
 def bias_functions(position: Layer) -> dict[str, Any]:
-    """The arguments of ``attend`` that a layer's position embedding decides."""
+    """The arguments of ``attend`` that depend on the layer's position embedding."""
     method = position.method
     is_contextual = has_hook(method, "contextual_bias")
     return {
@@ -166,7 +159,7 @@ def bias_functions(position: Layer) -> dict[str, Any]:
 
 
 def scale_queries(q: Array, scale: Array) -> Array:
-    """``q [B, T, N, H]`` times ``scale [1 or B, 1 or T]``, in its own dtype."""
+    """``q [B, T, N, H]`` times ``scale [1 or B, 1 or T]``, in the dtype of q."""
     return (q.astype(jnp.float32) * scale[:, :, None, None]).astype(q.dtype)
 
 
@@ -199,11 +192,7 @@ def _check(q, k, v, q_index, k_index, trained, constants, backend, block) -> Non
 
 
 def _to_blocks(x: Array, block: int) -> Array:
-    """Splits axis 1 into blocks of equal length, ``[B, T, ...]`` to ``[Q, B, t, ...]``.
-
-    The last block is padded with zeros, which as segments say padding. Blocks are made as short as
-    their number allows, so that 300 tokens in blocks of at most 280 become 2 * 150.
-    """
+    """Pads with zeros and splits axis 1: ``[B, T, ...]`` to ``[Q, B, t, ...]``, in equal blocks."""
     length = x.shape[1]
     count = max(1, math.ceil(length / block))
     size = max(1, math.ceil(length / count))
@@ -215,19 +204,7 @@ def _to_blocks(x: Array, block: int) -> Array:
 
 
 def _logits(bias_fn, q, k, variables, q_index, k_index) -> Array:
-    """Scaled, biased and masked scores of one block.
-
-    Args:
-      bias_fn: see ``attend``.
-      q: ``[B, K, G, t, H]`` with G = N / K query heads to a key-value head.
-      k: ``[B, K, s, H]``.
-      variables: what ``bias_fn`` gets.
-      q_index: ``[B, t]`` or ``[1, t]``.
-      k_index: ``[B, s]`` or ``[1, s]``.
-
-    Returns:
-      ``[B, K, G, t, s]`` float32, -inf where the query does not see the key.
-    """
+    """Scaled, biased, masked scores ``[B, K, G, t, s]`` of ``q [B, K, G, t, H]``, G = N / K."""
     logits = _dot("bkgth,bksh->bkgts", q, k) * q.shape[-1] ** -0.5
     if bias_fn is not None:
         logits = _add_bias(logits, bias_fn(variables, q_index.positions, k_index.positions))
@@ -240,7 +217,6 @@ def _dot(spec: str, x: Array, y: Array) -> Array:
 
 
 def _add_bias(logits: Array, bias: Array) -> Array:
-    """``logits [B, K, G, t, s]`` and a bias as ``check_bias_shape`` accepts it."""
     batch, kv_heads, group, *block = logits.shape
     check_bias_shape(bias, (batch, kv_heads * group, *block))
     heads = (1, 1) if bias.shape[1] == 1 else (kv_heads, group)
@@ -248,12 +224,7 @@ def _add_bias(logits: Array, bias: Array) -> Array:
 
 
 def check_bias_shape(bias: Array, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless ``bias`` is ``shape``, or 1 on axes along which it is the same.
-
-    Args:
-      bias: what a method's hook has given.
-      shape: of the logits, ``[B, N, T, S]``.
-    """
+    """Raises ValueError unless ``bias`` broadcasts to ``shape``, ``[B, N, T, S]``, from 4 axes."""
     if bias.ndim != 4 or any(n not in (1, m) for n, m in zip(bias.shape, shape, strict=True)):
         raise ValueError(
             f"a bias {bias.shape} for logits [B, N, T, S] = {shape}: expected that shape, or 1 on "
@@ -262,10 +233,7 @@ def check_bias_shape(bias: Array, shape: tuple[int, ...]) -> None:
 
 
 def attention_mask(q_index: TokenIndex, k_index: TokenIndex) -> Array:
-    """Whether each query of ``[B, t]`` may attend to each key of ``[B, s]``: ``[B, t, s]`` bool.
-
-    The batch axis is 1 where both indexes have it.
-    """
+    """Whether each query ``[B, t]`` sees each key ``[B, s]``: ``[B, t, s]`` bool; B may be 1."""
     is_earlier = k_index.positions[:, None, :] <= q_index.positions[:, :, None]
     is_same = k_index.segments[:, None, :] == q_index.segments[:, :, None]
     return is_earlier & is_same & (q_index.segments != 0)[:, :, None]
@@ -285,18 +253,18 @@ def attention_logits(
     contextual_fn: ContextualFn | None = None,
     logit_scale: LogitScale | None = None,
 ) -> Array:
-    """What the softmax of ``attend`` is taken of, all at once: for looking at, not for training.
+    """The logits that ``attend`` takes the softmax of, all at once; for analysis, not training.
 
     Args:
       q: ``[B, T, N, H]``.
-      k: ``[B, T, K, H]``, of the same tokens.
+      k: ``[B, T, K, H]``.
       positions: ``[B, T]`` or ``[1, T]`` int32.
       segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding.
-      variables: what ``bias_fn`` and ``contextual_fn`` get.
+      variables: for ``bias_fn`` and ``contextual_fn``.
       bias_fn, contextual_fn, logit_scale: see ``attend``.
 
     Returns:
-      ``[B, N, T, T]`` float32, -inf where the query does not see the key.
+      ``[B, N, T, T]`` float32, -inf where masked.
     """
     batch, length, num_heads, head_dim = q.shape
     if logit_scale is not None and contextual_fn is None:
@@ -311,7 +279,7 @@ def attention_logits(
 
 
 def _whole_logits(bias_fn, contextual_fn, logit_scale, q, k, variables, q_index, k_index):
-    """``_logits`` with the contextual bias, which needs all keys and logits that are not scaled."""
+    """``_logits`` plus the contextual bias, which is a function of unscaled logits of all keys."""
     logits = _logits(bias_fn, q, k, variables, q_index, k_index)
     if contextual_fn is not None:
         batch, kv_heads, group, length, head_dim = q.shape
@@ -319,7 +287,7 @@ def _whole_logits(bias_fn, contextual_fn, logit_scale, q, k, variables, q_index,
         bias = contextual_fn(variables, queries, logits.reshape(batch, -1, *logits.shape[3:]))
         if logit_scale is not None:
             scale = logit_scale(q_index.positions)[:, None, None, :, None]
-            is_visible = logits > -jnp.inf  # times a scale of 0 it would be NaN
+            is_visible = logits > -jnp.inf  # -inf times a scale of 0 would be NaN
             logits = jnp.where(is_visible, jnp.where(is_visible, logits, 0.0) * scale, -jnp.inf)
         logits = _add_bias(logits, bias)
     return logits
@@ -337,10 +305,9 @@ def _attend_whole(bias_fn, contextual_fn, logit_scale, q, k, v, variables, q_ind
 
 
 def _attend_rows(attend_whole, q, k, v, variables, q_index, k_index, *, recompute):
-    """``attend_whole`` for one block of queries ``[Q, B, ...]`` after the other, with all keys.
+    """``attend_whole`` on one block of queries ``[Q, B, ...]`` at a time, with all keys.
 
-    With ``recompute`` the gradient computes each block again, so that only one block's scores exist
-    at a time; without it there is one block.
+    ``recompute`` keeps the scores of one block at a time in the gradient; without it Q is 1.
     """
 
     def attend_block(block):
@@ -353,7 +320,7 @@ def _attend_rows(attend_whole, q, k, v, variables, q_index, k_index, *, recomput
 
 
 def _sort_by_position(k: Array, v: Array, index: TokenIndex) -> tuple[Array, Array, TokenIndex]:
-    """Keys and values in the order of their positions, row by row; ties stay as stored."""
+    """Sorts keys and values by position within each row; ties keep their order."""
     positions, segments = jnp.broadcast_arrays(*index)
     order = jnp.argsort(positions, axis=1, stable=True)
 
@@ -367,19 +334,9 @@ def _sort_by_position(k: Array, v: Array, index: TokenIndex) -> tuple[Array, Arr
 def contextual_bias_by_position(
     contextual_fn: ContextualFn, k_positions: Array, variables: Any, q: Array, logits: Array
 ) -> Array:
-    """``contextual_fn`` for keys that are stored in any order.
+    """Applies ``contextual_fn`` to logits ``[B, N, T, S]`` whose keys are stored in any order.
 
-    It gets the logits in the order of the keys' positions, and its bias is put back in theirs.
-
-    Args:
-      contextual_fn: see ``attend``.
-      k_positions: ``[B, S]`` or ``[1, S]``.
-      variables: what ``contextual_fn`` gets.
-      q: ``[B, T, N, H]``.
-      logits: ``[B, N, T, S]``.
-
-    Returns:
-      ``[B, N, T, S]``.
+    ``contextual_fn`` gets the logits sorted by ``k_positions``; its bias returns in stored order.
     """
 
     def reorder(x: Array, order: Array) -> Array:
@@ -396,15 +353,15 @@ def contextual_bias_by_position(
 
 
 def visible_key_blocks(q_index: TokenIndex, k_index: TokenIndex) -> tuple[Array, Array]:
-    """Lists for each block of queries the blocks of keys that any of its queries may attend to.
+    """For each block of queries, the blocks of keys that it has to visit.
 
     Args:
       q_index: ``[Q, B, t]``, Q blocks of queries.
       k_index: ``[P, B, s]``, P blocks of keys.
 
     Returns:
-      ``order [Q, P]`` int32, a permutation of the key blocks with the listed ones first, in their
-      stored order; and ``count [Q]`` int32, how many are listed.
+      ``order [Q, P]`` int32, all key blocks with those to visit first, and ``count [Q]`` int32, the
+      number to visit.
     """
     mask = jnp.any(visible_block_mask(q_index, k_index), axis=-1)
     order = jnp.argsort(~mask, axis=-1, stable=True).astype(jnp.int32)
@@ -412,12 +369,11 @@ def visible_key_blocks(q_index: TokenIndex, k_index: TokenIndex) -> tuple[Array,
 
 
 def visible_block_mask(q_index: TokenIndex, k_index: TokenIndex) -> Array:
-    """Which blocks of keys a block of queries has to visit, row by row: ``[Q, P, B]`` bool.
+    """Whether a block of queries has to visit a block of keys: ``[Q, P, B]`` bool.
 
-    Tokens are ordered by (segment, position). A block of keys is left out where its first token
-    comes after the last query, or its last segment before the first query's: for tokens stored in
-    order these are the blocks above the diagonal and those of other documents, and no pair that
-    attends is ever left out, whatever the order in which tokens are stored.
+    A block of keys is skipped if its first (segment, position) comes after the last query, or if
+    its last segment precedes the first query's. No visible pair is skipped, whatever the stored
+    order.
     """
     q_first, _, q_last, q_last_position = (x[:, None] for x in _first_and_last(q_index))
     k_first, k_first_position, k_last, _ = (x[None] for x in _first_and_last(k_index))
@@ -426,7 +382,7 @@ def visible_block_mask(q_index: TokenIndex, k_index: TokenIndex) -> Array:
 
 
 def _first_and_last(index: TokenIndex) -> tuple[Array, Array, Array, Array]:
-    """First and last (segment, position) of each block and row, padding left out: 4 * [Q, B]."""
+    """First and last (segment, position) of each block and row, ignoring padding: 4 * [Q, B]."""
     positions, segments = index
     none = jnp.iinfo(jnp.int32).max
     first = jnp.min(jnp.where(segments == 0, none, segments), axis=-1)
@@ -438,26 +394,11 @@ def _first_and_last(index: TokenIndex) -> tuple[Array, Array, Array, Array]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(bias_fn, q, k, v, trained, constants, q_index, k_index):
-    """Attention block by block.
-
-    Args:
-      bias_fn: see ``attend``.
-      q: ``[Q, B, K, G, t, H]``.
-      k: ``[P, B, K, s, H]``.
-      v: ``[P, B, K, s, H]``.
-      trained: the ``bias_variables`` of ``attend``.
-      constants: its ``bias_constants``.
-      q_index: ``[Q, B, t]``.
-      k_index: ``[P, B, s]``.
-
-    Returns:
-      ``[Q, B, K, G, t, H]``.
-    """
+    """Attention block by block: ``q [Q, B, K, G, t, H]``, ``k, v [P, B, K, s, H]``; like q."""
     return _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index)[0]
 
 
 def _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
-    """The output, and what the gradient needs: the arguments, the output, the log-sum-exp."""
     variables = {**trained, **constants}
 
     def attend_query_block(block):
@@ -481,7 +422,7 @@ def _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
             jnp.zeros(q_i.shape, jnp.float32),
         )
         highest, total, out = jax.lax.fori_loop(0, count, visit_key_block, start)
-        # +inf makes exp(logits - lse) zero in the backward pass for a query that sees no key.
+        # A query without keys: lse = +inf makes exp(logits - lse) zero in the backward pass.
         lse = jnp.where(total == 0, jnp.inf, highest + jnp.log(total))
         out = out / jnp.where(total == 0, 1.0, total)[..., None]
         return out.astype(q.dtype), lse
@@ -492,10 +433,10 @@ def _chunked_forward(bias_fn, q, k, v, trained, constants, q_index, k_index):
 
 
 def _chunked_backward(bias_fn, saved, d_out):
-    """Gradients with respect to q, k, v and the trained variables of the bias.
+    """Gradients of q, k, v and the trained variables of the bias.
 
-    With ``p = exp(logits - lse)`` and ``delta = sum(out * d_out)`` the gradient of the logits is
-    ``p * (d_out v - delta)``, and each block needs no other.
+    With ``p = exp(logits - lse)`` and ``delta = sum(out * d_out)``, the gradient of the logits is
+    ``p * (d_out v - delta)``, for each block by itself.
     """
     q, k, v, trained, constants, q_index, k_index, out, lse = saved
     variables = {**trained, **constants}
@@ -537,7 +478,7 @@ def _chunked_backward(bias_fn, saved, d_out):
 
 
 def _bias_gradient(bias_fn, trained, constants, q_index, k_index, d_logits):
-    """Gradient of the trained variables, float32, given that of one block's logits."""
+    """Gradient of the trained variables, float32, given the gradient of one block's logits."""
 
     def bias_of(trained):
         bias = bias_fn({**trained, **constants}, q_index.positions, k_index.positions)

@@ -1,16 +1,14 @@
-"""Which attention runs: chosen from the platform, the methods and the shapes, or forced.
+"""The choice of the attention program, from the platform, the methods and the shapes.
 
   reference  any platform; holds ``[B, N, T, S]``
   chunked    any platform; a loop over blocks, the bias computed inside each block
-  splash     TPU; the Pallas kernel that comes with jax, for methods without a bias
-  pallas     TPU; our own kernel, which computes the bias inside (``bias_kernel.py``)
-  cudnn      GPU; cuDNN's fused kernel through ``jax.nn.dot_product_attention``, without a bias, for
-             even numbers of tokens
+  splash     TPU; jax's Pallas kernel, for methods without a bias
+  pallas     TPU; ``bias_kernel.py``, which computes the bias inside the kernel
+  cudnn      GPU; ``jax.nn.dot_product_attention``, no bias, an even number of tokens
 
-Splash takes no bias. ALiBi as extra dimensions of the heads would be one, but not an exact one:
-products with positions of 10^5 tokens and more are summed with the logits in float32, whose steps
-there are larger than a hundredth. In our kernel it is the product of a slope and a whole number.
-CoPE needs whole rows of scores and is chunked everywhere, as every bias is on GPU.
+ALiBi could reach splash as extra head dimensions, but not exactly: in float32, products with
+positions of 10^5 round by more than 0.01. CoPE needs whole rows of scores and is always chunked,
+and so is every bias on GPU.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from typing import Any, NamedTuple
 from fope_jax.position.base import PositionEmbedding, has_hook
 
 BACKENDS = ("auto", "reference", "chunked", "splash", "pallas", "cudnn")
-# Backends that are one kernel, and the platform that each runs on.
+# Backends that are a single kernel, and the platform of each.
 FUSED_BACKENDS = {"splash": "tpu", "pallas": "tpu", "cudnn": "gpu"}
-LANES = 128  # kernels for TPU work on blocks of tokens that are multiples of it
-CUDNN_MAX_LENGTH = 8192  # cudnn is given a mask of a byte a pair of tokens
+LANES = 128  # TPU kernels take blocks of tokens that are multiples of it
+CUDNN_MAX_LENGTH = 8192  # the mask for cuDNN takes a byte per pair of tokens
 
 
 class BackendChoice(NamedTuple):
-    """A backend that can run, and why it is this one."""
+    """A backend and the reason for it."""
 
     name: str
     reason: str
@@ -47,21 +45,21 @@ def choose_backend(
     compute_capability: str | None = None,
     derivatives: str = "reverse",
 ) -> BackendChoice:
-    """The backend for one program, decided before anything is computed.
+    """Chooses the attention backend of a program before it is compiled.
 
     Args:
       requested: one of ``BACKENDS``; "auto" takes the fastest that can run.
-      platform: "cpu", "tpu" or "gpu", of the devices that the program is for.
-      methods: position embeddings of all layers that the program is for.
+      platform: "cpu", "tpu" or "gpu", of the devices that will run the program.
+      methods: position embeddings of all layers.
       length: tokens of a row.
-      head_dim: of a head.
+      head_dim: H.
       dtype: of queries and keys.
       context: devices that share the tokens of a row.
-      compute_capability: of a GPU, such as "9.0"; None where it is not known.
-      derivatives: "reverse", or "all" where forward mode is wanted too.
+      compute_capability: of a GPU, such as "9.0"; None if unknown.
+      derivatives: "reverse", or "all" for forward mode as well.
 
     Raises:
-      ValueError: the requested backend cannot run here, with every reason.
+      ValueError: the requested backend cannot run, with every reason.
 
     >>> from fope_jax.position import ALiBi, FoPE
     >>> shapes = {"length": 4096, "head_dim": 64, "dtype": "bfloat16"}
@@ -105,7 +103,7 @@ def choose_backend(
 
 
 def gpu_compute_capability(device: Any) -> str | None:
-    """The compute capability of a GPU, such as "9.0"; None of other devices."""
+    """The compute capability of a GPU, such as "9.0"; None for other devices."""
     return getattr(device, "compute_capability", None) if device.platform == "gpu" else None
 
 
@@ -121,7 +119,7 @@ def _reasons_against(
     compute_capability: str | None,
     derivatives: str,
 ) -> list[str]:
-    """Why the fused kernel ``name`` cannot run the program; the arguments of ``choose_backend``."""
+    """Why the fused kernel ``name`` cannot run the program; empty if it can."""
     reasons = []
     needed = FUSED_BACKENDS[name]
     if platform != needed:
@@ -151,7 +149,7 @@ def _reasons_against_cudnn(
     largest_head = 128
     if compute_capability is not None:
         major = compute_capability.partition(".")[0]
-        if not major.isdecimal():  # of AMD, such as "gfx942"
+        if not major.isdecimal():  # AMD, such as "gfx942"
             reasons.append(f"it needs a GPU of NVIDIA, this is {compute_capability}")
         elif int(major) < 8:
             reasons.append(f"it needs compute capability 8.0, this is {compute_capability}")

@@ -1,14 +1,12 @@
-"""Attention on TPU with the bias computed inside the kernel, a block of scores at a time.
+"""Attention on TPU with the bias computed inside the kernel.
 
-Splash takes no bias, and a bias that lies in memory as ``[N, T, S]`` is what long sequences cannot
-have. Here each block of the score matrix computes the bias of its positions in on-chip memory,
-forward and backward, gradients of what is learned included. Masks come from positions and segments
-too, so queries and keys need not be the same tokens: the kernel serves devices that share the
-tokens of a row as well.
+Splash takes no bias, and a bias stored as ``[N, T, S]`` does not fit for long sequences. Here each
+block of scores computes its bias from positions in on-chip memory, forward and backward, with
+gradients of learned variables. Masks also come from positions and segments, so queries and keys may
+be different tokens, as with context parallelism.
 
-Scores are kept transposed, ``[s, t]``: what belongs to a query is then a row, which lies in lanes
-as it does in memory. Blocks that no query sees are neither fetched nor computed, where tokens are
-stored in the order of segment and position.
+Scores are transposed, ``[s, t]``, so that a number per query lies along lanes, as in memory. Blocks
+that no query sees are neither fetched nor computed if tokens are stored by segment and position.
 
 Reference: Dao et al. 2022, "FlashAttention", Algorithms 1 and 4 (appendix B).
 """
@@ -30,17 +28,17 @@ from fope_jax.model.backends import LANES
 from fope_jax.position.base import PositionEmbedding, has_hook
 from fope_jax.typing import Array
 
-NAME = "bias_attention"  # what the names of the three kernels begin with
+NAME = "bias_attention"  # prefix of the names of the three kernels
 _LOWEST = -1e30  # finite, so that a query without keys gives no NaN
-# A bias of many numbers keeps one block of its derivative for each.
+# A bias of many numbers keeps one block of its derivative for each, so its blocks are small.
 _BLOCKS, _BLOCKS_OF_MANY, _MANY = (512, 256, 128), (128,), 8
 
 
 class _Settings(NamedTuple):
-    """What is known when the kernel is built.
+    """Static settings of the kernel.
 
-    ``bias_fn`` maps ``num_numbers`` numbers of one head, positions of queries ``[1, t]`` and of
-    keys ``[s, 1]`` to ``[s, t]``; None is no bias. A ``block`` has as many queries and keys.
+    ``bias_fn`` maps ``num_numbers`` numbers of one head, query positions ``[1, t]`` and key
+    positions ``[s, 1]`` to a bias ``[s, t]``; None is no bias.
     """
 
     bias_fn: Callable[[list[Array], Array, Array], Array] | None
@@ -66,23 +64,23 @@ def pallas_attention(
       q: ``[B, T, N, H]``, T a multiple of 128.
       k: ``[B, S, K, H]``, S a multiple of 128.
       v: ``[B, S, K, H]``.
-      q_index: ``[B, T]`` or ``[1, T]`` int32 each.
-      k_index: ``[B, S]`` or ``[1, S]`` int32 each.
-      method: of the layer; its ``bias`` is computed inside the kernel, if it has one.
-      variables: the layer's and the model's, floating, with gradients.
-      interpret: runs the kernel's program on any platform, slowly.
+      q_index: positions and segments of the queries, ``[B, T]`` or ``[1, T]`` int32.
+      k_index: of the keys, ``[B, S]`` or ``[1, S]`` int32.
+      method: the layer's; its ``bias``, if any, is computed inside the kernel.
+      variables: floating, with gradients.
+      interpret: emulates the kernel on any platform, slowly.
 
     Returns:
       ``[B, T, N, H]`` in the dtype of ``q``; zeros for a query without keys.
 
     Raises:
-      ValueError: T or S is no multiple of 128.
+      ValueError: T or S is not a multiple of 128.
     """
     for name, length in (("T", q.shape[1]), ("S", k.shape[1])):
         if length % LANES:
             raise ValueError(f"{name} = {length} tokens: the kernel takes multiples of {LANES}")
     num_heads, has_bias = q.shape[2], has_hook(method, "bias")
-    # The kernel reads plain numbers: those of each head are a row of one array.
+    # The kernel reads scalars: one row of numbers per head.
     shapes, columns = {}, []
     for name in sorted(variables) if has_bias else []:
         x, axes = variables[name].astype(jnp.float32), method.variable_axes(name)
@@ -113,7 +111,7 @@ def pallas_attention(
 
 
 def computed_fraction(grid: tuple[int, ...]) -> float:
-    """The fraction of the blocks in a kernel's grid that are computed in rows of one document.
+    """The fraction of the grid's blocks that are computed in rows of one document.
 
     >>> computed_fraction((1, 1, 4, 4))
     0.625
@@ -124,7 +122,7 @@ def computed_fraction(grid: tuple[int, ...]) -> float:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attention(settings, q, k, v, numbers, q_index, k_index):
-    """Attention of ``q [B, N, T, H]`` to ``k, v [B, K, S, H]``; ``numbers [N, P]`` of the bias."""
+    """``q [B, N, T, H]``, ``k, v [B, K, S, H]``, ``numbers [N, P]`` of the bias."""
     return _forward(settings, q, k, v, numbers, q_index, k_index)[0]
 
 
@@ -149,7 +147,7 @@ _attention.defvjp(_forward_rule, _backward_rule)
 
 
 def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
-    """Sums the product over one axis of each matrix, in float32."""
+    """Contracts one axis of each matrix, in float32."""
     precision = "highest" if x.dtype == jnp.float32 else "default"
     dims = (((x_axis,), (y_axis,)), ((), ()))
     return jax.lax.dot_general(
@@ -164,9 +162,9 @@ def _head_numbers(settings: _Settings, numbers: Any, head: Array) -> list[Array]
 def _masked_scores(
     q: Array, k: Array, bias: Array | None, tokens: list[Array]
 ) -> tuple[Array, Array]:
-    """Scaled and biased scores ``[s, t]`` float32 of a block, and which of them are visible.
+    """Scaled, biased scores ``[s, t]`` float32 and their mask.
 
-    ``tokens``: positions of queries ``[1, t]`` and keys ``[s, 1]``, then their segments.
+    ``tokens``: positions of queries ``[1, t]`` and of keys ``[s, 1]``, then segments likewise.
     """
     q_positions, k_positions, q_segments, k_segments = tokens
     scores = _dot(k, q, 1, 1) * (1 / math.sqrt(q.shape[-1]))
@@ -177,7 +175,7 @@ def _masked_scores(
 
 
 def _gradient_of_scores(settings, numbers, q, k, v, tokens, d_out, lse, delta):
-    """The weights and the gradient of the scores, ``[s, t]``, and the pullback of the bias."""
+    """Attention weights and the gradient of the scores, ``[s, t]``; the vjp of the bias."""
     bias, bias_vjp = None, None
     if settings.bias_fn is not None:
         bias, bias_vjp = jax.vjp(lambda numbers: settings.bias_fn(numbers, *tokens[:2]), numbers)
@@ -188,8 +186,7 @@ def _gradient_of_scores(settings, numbers, q, k, v, tokens, d_out, lse, delta):
 
 # ---------------------------------------------------------------------------- kernels
 #
-# A kernel gets the blocks that its BlockSpecs name for one step of the grid; the last axis of the
-# grid goes over the blocks that are summed.
+# The last axis of each grid runs over the blocks that are summed.
 
 
 def _forward(settings, q, k, v, numbers, q_index, k_index):
@@ -328,7 +325,7 @@ def _backward_queries(settings, q, k, v, numbers, q_index, k_index, d_out, lse, 
 
 
 def _backward_keys(settings, q, k, v, numbers, q_index, k_index, d_out, lse, delta):
-    """Gradients of ``k`` and ``v``, summed over the query heads that read each of theirs."""
+    """Gradients of ``k`` and ``v``, summed over the query heads of each key-value head."""
     batch, num_kv_heads, num_keys, head_dim = k.shape
     block, group = settings.block, q.shape[1] // num_kv_heads
 
@@ -357,7 +354,7 @@ def _backward_keys(settings, q, k, v, numbers, q_index, k_index, d_out, lse, del
             dk[0, 0] = (summed_k[...] * (1 / math.sqrt(head_dim))).astype(dk.dtype)
             dv[0, 0] = summed_v[...].astype(dv.dtype)
 
-    # Row, key-value head, block of keys, query head that reads it, block of queries.
+    # Grid: row, key-value head, block of keys, query head of its group, block of queries.
     query_spec = pl.BlockSpec(
         (1, 1, block, head_dim), lambda b, n, i, g, j, *r: (b, n * group + g, _clip(b, i, j, *r), 0)
     )
@@ -392,7 +389,7 @@ def _backward_keys(settings, q, k, v, numbers, q_index, k_index, d_out, lse, del
 
 
 def _specs_by_query(block: int, group: int, head_dim: int) -> list[pl.BlockSpec]:
-    """Where numbers, q, k, v and tokens are read: row, head, block of queries, block of keys."""
+    """BlockSpecs of numbers, q, k, v and tokens; grid: row, head, query block, key block."""
     key_spec = pl.BlockSpec(
         (1, 1, block, head_dim), lambda b, n, i, j, *r: (b, n // group, _clip(b, i, j, *r), 0)
     )
@@ -410,7 +407,7 @@ def _specs_by_query(block: int, group: int, head_dim: int) -> list[pl.BlockSpec]
 
 
 def _clip(row, block, step, first, last):
-    """The nearest to ``step`` of those that ``block`` has to visit: it is there already."""
+    """Clips ``step`` to the blocks that ``block`` visits, so that skipped steps fetch nothing."""
     return jnp.clip(step, first[row, block], jnp.maximum(last[row, block], 0))
 
 
@@ -426,10 +423,7 @@ def _token_arrays(q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
 
 
 def _ranges(block: int, q_index: TokenIndex, k_index: TokenIndex, *, by_query: bool) -> list[Array]:
-    """First and last block that each block visits, int32 each: ``[B, Q]``, or ``[B, P]`` of keys.
-
-    Where it visits none, the first lies behind the last.
-    """
+    """First and last block that each visits, ``[B, Q]`` or ``[B, P]``; first > last if none."""
     blocks = jax.tree.map(
         lambda x: x.reshape(x.shape[0], -1, block).swapaxes(0, 1), (q_index, k_index)
     )

@@ -1,4 +1,4 @@
-"""The shape of the transformer and how it is computed."""
+"""The shape of the transformer and its runtime settings."""
 
 from __future__ import annotations
 
@@ -35,44 +35,36 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The shape of the transformer and how it is computed; position knobs belong to the method.
+    """The shape of the transformer and its runtime settings; position knobs belong to the method.
 
     Attributes:
       vocab_size: rows of the embedding, V.
-      d_model: D.
+      d_model: model width, D.
       num_layers: L.
       num_heads: query heads, N.
       mlp_dim: hidden width of each SwiGLU branch.
       num_kv_heads: key-value heads K, a divisor of N; None means N.
       head_dim: H; None means ``d_model // num_heads``.
-      norm: where a layer normalises: "pre", what goes into attention and MLP (Llama); "post", what
-        comes out of them (OLMo 2).
-      qk_norm: RMS-normalises q and k before the rotation: "none"; "head", each head by itself, with
-        one scale that all heads of a layer share (Qwen 3); "width", all heads together, each
-        dimension with a scale of its own (OLMo 2). True and False, as older configurations have it,
-        are "head" and "none".
-      tie_embeddings: the embedding, transposed, is the unembedding too.
+      norm: "pre" normalises the input of attention and MLP (Llama), "post" their output (OLMo 2).
+      qk_norm: RMS norm of q and k before the rotation: "none"; "head", each head by itself with one
+        scale shared by the heads of a layer (Qwen 3); "width", all heads together with a scale per
+        dimension (OLMo 2). True and False, from older configurations, mean "head" and "none".
+      tie_embeddings: uses the transposed embedding as the unembedding.
       norm_eps: added to the mean square in every norm.
-      init_std: spread of the truncated normal that all matrices start from.
-      scan_layers: compiles one layer and scans it, rather than L layers in a row. The parameters
-        and the results are the same.
-      remat: what the backward pass computes again instead of keeping it: "none"; "dots", all but
-        the matrix products with parameters; "full", each layer from its input.
-      attention: which program computes it, see ``model/backends.py``; "auto" takes the fastest that
-        can run on the default platform.
-      attention_block: queries and keys in a block of the chunked attention; None takes what suits
-        the default platform (``attention.default_block``).
-      derivatives: "reverse", what training needs; "all": ``jax.jvp``, Hessian-vector products and
-        other second derivatives work as well. Products with weights and the attention then leave
-        their gradients to JAX, which takes more time and, on a mesh, memory. ``loss_sums`` has the
-        same argument.
-      dtype: of the activations and matrix products, "float32" or "bfloat16". Norms, softmax and
-        logits are float32 always.
-      param_dtype: of the weights, "float32" or "bfloat16"; position variables are float32 always.
-        Weights are drawn in float32 and rounded, and gradients, their sums and Adam's moments are
-        float32 whatever it is. A bfloat16 weight has 8 significant bits: an update below 1/512 to
-        1/256 of its size rounds away, which late in training most do. It halves the memory of the
-        weights; to train to the end, keep float32 and set ``dtype`` alone.
+      init_std: standard deviation of the initial matrices, before truncation.
+      scan_layers: compiles one layer and scans it instead of unrolling L; the same results.
+      remat: what the backward pass recomputes: "none"; "dots", all but matrix products with
+        parameters; "full", each layer from its input.
+      attention: backend, see ``model/backends.py``; "auto" takes the fastest that can run.
+      attention_block: block size of chunked attention; None means ``attention.default_block()``.
+      derivatives: "reverse" for training; "all" adds ``jax.jvp`` and second derivatives. Matrix
+        products and attention then use JAX's gradients, which take more time and, on a mesh,
+        memory. Pass the same value to ``loss_sums``.
+      dtype: of activations and matrix products. Norms, softmax and logits are always float32.
+      param_dtype: of the weights. Position variables, gradients and Adam's moments are always
+        float32. bfloat16 halves the memory of the weights, but with 8 significant bits an update
+        below 1/512 to 1/256 of a weight rounds away, as most do late in training. To train to the
+        end, keep float32 and set ``dtype`` alone.
     """
 
     vocab_size: int
@@ -124,7 +116,7 @@ class TransformerConfig:
 
     @property
     def shape(self) -> ModelShape:
-        """What a position embedding may know of the model."""
+        """The sizes that a position embedding may depend on."""
         return ModelShape(
             d_model=self.d_model,
             num_layers=self.num_layers,

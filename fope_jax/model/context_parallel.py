@@ -1,8 +1,8 @@
-"""Attention over a mesh: rows and heads apart, keys and values gathered along the tokens.
+"""Attention over a mesh: rows and heads are sharded, keys and values gathered along the tokens.
 
-Each device has a part of every row's queries and, for as long as a layer lasts, all keys and values
-of its rows and heads. Positions and segments lie with the tokens and are gathered with the keys, so
-masks and biases are those of one device, whatever the method.
+Each device holds a part of every row's queries and, during a layer, all keys and values of its rows
+and heads. Positions and segments are gathered with the keys, so every method's masks and biases are
+those of a single device.
 
 Reference: the all-gather form of context parallelism in Dubey et al. 2024, "The Llama 3 Herd of
 Models", Section 3.3.2.
@@ -48,18 +48,18 @@ def sharded_attention(
       v: ``[B, T, K, H]``.
       positions: ``[B, T]`` or ``[1, T]``.
       segments: ``[B, T]`` or ``[1, T]``.
-      variables: of the layer's method, with gradients; a bias sees the heads of its device only.
-      constants: of the layer's method, without.
-      position: the layer's method and the scale of its logits.
-      backend: one of ``backends.BACKENDS`` that ``choose_backend`` chose.
+      variables: trained variables of the method; those by head are sharded like the heads.
+      constants: its variables without gradients.
+      position: the layer's method and logit scale.
+      backend: the result of ``choose_backend``.
       **settings: for ``attend``.
 
     Returns:
-      ``[B, T, N, H]``; NaN in a row whose tokens are stored in another order than that of their
-      positions, where the backend goes by the order.
+      ``[B, T, N, H]``. Splash and cudnn mask by stored order: a row that is not stored by position
+      is NaN with them.
 
     Raises:
-      ValueError: a backend that would leave out the bias.
+      ValueError: the backend would ignore the method's bias.
     """
     method, mesh = position.method, active_mesh()
     has_bias, is_contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")
@@ -74,7 +74,7 @@ def sharded_attention(
         if position.logit_scale is not None and not is_contextual:
             q = scale_queries(q, position.logit_scale(positions))
             functions["logit_scale"] = None
-        if backend in _FUSED:  # chosen only where a device has all tokens of its rows
+        if backend in _FUSED:  # chosen only where each device has whole rows
             out = _FUSED[backend](q, k, v, segments)
             is_in_order = is_stored_in_order(positions, segments)
             return jnp.where(is_in_order[:, None, None, None], out, jnp.nan)

@@ -1,15 +1,14 @@
-"""Decoding with a key cache: the keys and values of what was read are kept, never computed again.
+"""Decoding with a cache of keys and values.
 
-A cache is read into in pieces of any number of tokens: the prompt as one piece, then one token at a
-time. Positions are an input, as in training, and the cache holds those of its keys beside them, so
-that masks, biases and rotations are functions of positions here as everywhere.
+The model reads tokens in pieces of any length: usually the prompt, then one token at a time. The
+cache stores the positions of its keys, so masks, biases and rotations are functions of positions as
+in training.
 
-Keys are kept as the rotation leaves them. Of methods whose frequencies follow the length of the
-sequence (``Limits.follows_length``) they are kept as they were before it, and all of them are
-rotated anew for every piece. This makes a first layer exact; later layers keep keys that were
-computed from what their layer below gave at a shorter length, as in every decoder, so with such a
-method decoding equals the uncached forward pass only within its original length, and for a prompt
-that is read as one piece.
+Keys are stored after the rotation. If frequencies depend on the sequence length
+(``Limits.follows_length``), keys are stored before it and rotated again for every piece. The first
+layer is then exact. Deeper layers keep keys that were computed from activations at a shorter
+length, so decoding equals the uncached forward pass only within the original length, and for a
+prompt that is read as one piece.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class LayerCache(NamedTuple):
     """Keys and values of one layer of each period.
 
     Attributes:
-      keys: ``[L / P, B, S, K, H]``, or N heads where the method makes one a query head.
+      keys: ``[L / P, B, S, K, H]``, or N heads if the method makes one for each query head.
       values: ``[L / P, B, S, K, H]``.
     """
 
@@ -46,14 +45,14 @@ class LayerCache(NamedTuple):
 
 
 class KVCache(NamedTuple):
-    """What a model remembers of the tokens that it has read.
+    """Keys and values of the tokens read so far.
 
     Attributes:
       layers: a ``LayerCache`` for each of the P layers of a period.
-      positions: ``[B, S]`` int32, of each key.
-      segments: ``[B, S]`` int32; 0 where nothing is stored yet, and for padding.
-      filled: int32, how many of the S slots are used; the same for all rows. A NumPy number for as
-        long as it is known, also where a program is traced.
+      positions: ``[B, S]`` int32.
+      segments: ``[B, S]`` int32; 0 for padding and unused slots.
+      filled: int32, used slots of the S, the same for all rows. A NumPy number while it is known,
+        so that overflow can raise even under tracing.
     """
 
     layers: tuple[LayerCache, ...]
@@ -66,7 +65,7 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
     """An empty cache for ``batch`` rows of at most ``size`` tokens.
 
     Raises:
-      ValueError: the position embedding is not defined for as many.
+      ValueError: the position embedding is not defined for ``size`` tokens.
     """
     limit = model.position.limits.max_length
     if limit is not None and size > limit:
@@ -77,7 +76,7 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
     config, shape = model.config, model.config.shape
 
     def rotated_keys() -> list[Array]:
-        """One key of each layer of a period: a method may make a head for each query head."""
+        """One key of each layer of a period; its number of heads may be K or N."""
         tables = model.tables(jnp.zeros((1, 1), jnp.int32))
         _, trained, constants = jax.tree.map(lambda x: x[0], model.period_arrays())
         keys = []
@@ -110,16 +109,15 @@ def forward_cached(
 
     Args:
       model: the model that filled the cache.
-      cache: with room for T more. Where it has none that raises, as far as ``filled`` is known;
-        inside ``jit``, where it is not, these tokens and all later ones get NaN.
+      cache: with room for T more tokens. If ``filled`` is traced, as inside ``jit``, overflow
+        cannot raise: these tokens and all later ones give NaN.
       tokens: ``[B, T]`` int32.
       positions: ``[B, T]`` int32, tokens since the start of the segment.
-      segments: ``[B, T]`` int32; rows whose text is shorter begin with padding, segment 0.
+      segments: ``[B, T]`` int32; shorter rows begin with padding, segment 0.
 
     Returns:
-      hidden: ``[B, T, D]`` after the final norm, as ``Transformer.hidden`` gives them for the whole
-        sequence.
-      cache: with these tokens in it.
+      hidden: ``[B, T, D]`` after the final norm, like ``Transformer.hidden`` of the whole sequence.
+      cache: with these tokens added.
 
     Raises:
       ValueError: the cache is known to have too little room.
@@ -129,14 +127,14 @@ def forward_cached(
     start = jnp.asarray(cache.filled)
 
     def append(stored: Array, new: Array) -> Array:
-        """``stored [B, S, ...]`` with ``new [B, T, ...]`` behind what is used of it."""
+        """Writes ``new [B, T, ...]`` into ``stored [B, S, ...]`` after its used slots."""
         return jax.lax.dynamic_update_slice_in_dim(stored, new, start, axis=1)
 
     cache = cache._replace(
         positions=append(cache.positions, positions), segments=append(cache.segments, segments)
     )
     tables = model.tables(positions)
-    # For rotating all keys anew, at the length reached.
+    # All keys are rotated again, for the length reached so far.
     follows_length = model.position.limits.follows_length
     k_tables = model.tables(cache.positions) if follows_length else [None] * len(tables)
 
@@ -153,7 +151,7 @@ def forward_cached(
         else:
             stored = LayerCache(append(stored.keys, rotated_k), values)
             keys = stored.keys
-        # The scores of a single query are no more than the keys themselves.
+        # For a single query, all scores take no more memory than the keys.
         is_whole = x.shape[1] == 1 or config.attention == "reference"
         attended = attend(
             rotated_q,
@@ -182,17 +180,13 @@ def forward_cached(
     x = model.embed(tokens, positions)
     x, layers = jax.lax.scan(run_period, x, (model.period_arrays(), cache.layers))
     hidden = rms_norm(x, model.final_norm[...], config.norm_eps)
-    # Beyond the end, appending has replaced the last keys.
+    # An append beyond the end has overwritten the last keys.
     hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)
     return hidden, cache._replace(layers=layers, filled=filled)
 
 
 def _filled_after(cache: KVCache, count: int) -> Any:
-    """How many slots are used with ``count`` tokens more.
-
-    Raises:
-      ValueError: it is known that there are not as many.
-    """
+    """Used slots after ``count`` more tokens; raises ValueError on a known overflow."""
     size = cache.positions.shape[1]
     is_known = not isinstance(cache.filled, Tracer)
     used = int(cache.filled) if is_known else 0
@@ -211,9 +205,9 @@ def prefill(
 
     Args:
       model: the model.
-      tokens: ``[B, T]`` int32; a shorter prompt stands at the end of its row.
-      segments: ``[B, T]`` int32: 1 where the prompt is, 0 before it.
-      room: slots for tokens to come.
+      tokens: ``[B, T]`` int32, padded on the left.
+      segments: ``[B, T]`` int32: 1 for the prompt, 0 for padding.
+      room: free slots for tokens to come.
 
     Returns:
       hidden ``[B, T, D]``, the cache, and the position ``[B, 1]`` of the next token.
@@ -227,18 +221,18 @@ def prefill(
 def greedy_decode(
     model: Transformer, hidden: Array, cache: KVCache, position: Array, count: int
 ) -> Array:
-    """The ``count`` tokens that follow, each the most likely one, ``[B, count]`` int32.
+    """The next ``count`` tokens, each the most likely one, ``[B, count]`` int32.
 
-    Where logits are not finite, because the model is or because the cache has no room left (see
-    ``forward_cached``), no token is the most likely: -1 there and in all that follows.
+    From the first step with non-finite logits on, tokens are -1: the model is not finite or the
+    cache is full (see ``forward_cached``).
 
     Args:
       model: the model.
-      hidden, cache, position: as ``prefill`` gives them, with room for ``count - 1`` tokens.
+      hidden, cache, position: from ``prefill``, with room for ``count - 1`` tokens.
       count: tokens to write, 1 or more.
 
     Raises:
-      ValueError: fewer than 1 token, or the cache is known to have too little room.
+      ValueError: ``count`` is below 1, or the cache is known to have too little room.
     """
     if count < 1:
         raise ValueError(f"count={count}: expected 1 token or more")
@@ -246,7 +240,7 @@ def greedy_decode(
 
     def choose(hidden: Array) -> Array:
         logits = model.unembed(hidden[:, -1:])[:, 0]
-        # argmax alone takes a NaN for the largest, and so writes some token or other.
+        # argmax takes NaN for the largest value and would return a valid token id.
         is_finite = jnp.isfinite(logits).all(axis=-1)
         return jnp.where(is_finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)[:, None]
 

@@ -1,4 +1,4 @@
-"""Arrays that hold NaN or an infinity, by name: no score of such a model means anything."""
+"""Counts of NaN and infinite values by array name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 
 
 def count_non_finite(arrays: Any) -> dict[str, int]:
-    """How many values are NaN or infinite in each array of a pytree that has any.
+    """NaN and infinite values in each array of a pytree, for arrays that have any.
 
-    Integers and booleans are always finite. Arrays of JAX are counted where they live.
-
+    JAX arrays are counted on their devices. Integers and booleans are always finite.
     >>> count_non_finite({"a": np.ones(2), "layers": [np.array([1.0, np.nan, np.inf])]})
     {'layers.0': 2}
     """
@@ -21,7 +20,7 @@ def count_non_finite(arrays: Any) -> dict[str, int]:
     for path, array in jax.tree_util.tree_leaves_with_path(arrays):
         numpy = jnp if isinstance(array, jax.Array) else np
         if jnp.issubdtype(array.dtype, jnp.inexact):
-            # NumPy has no isfinite of its own for some of ml_dtypes; none is wider than float32.
+            # NumPy has no isfinite for some ml_dtypes types; none of them is wider than float32.
             wide = array if array.dtype.itemsize >= 4 else array.astype(numpy.float32)
             if count := int((~numpy.isfinite(wide)).sum()):
                 counts[jax.tree_util.keystr(path, simple=True, separator=".")] = count
@@ -29,7 +28,7 @@ def count_non_finite(arrays: Any) -> dict[str, int]:
 
 
 def describe_non_finite(counts: dict[str, int], shown: int = 5) -> str:
-    """`count_non_finite` in a line for a message: the first names with their counts.
+    """Formats the result of `count_non_finite` for a message, the first ``shown`` names.
 
     >>> describe_non_finite({"a": 3, "b": 1, "c": 2}, shown=2)
     'a (3 values), b (1 value) and 1 more'

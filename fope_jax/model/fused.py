@@ -1,9 +1,7 @@
-"""Attention through kernels of others: splash on TPU, cuDNN on GPU.
+"""Attention by existing kernels: splash on TPU, cuDNN on GPU.
 
-Both see the index of a token only, so tokens must be stored in the order of their positions, rows
-of several documents one document after the other, as the loader makes them; see
-``is_stored_in_order``. Then the keys at or before a query in its segment are those that
-``attention.attend`` shows it.
+Both mask by a token's index in the row. The mask equals that of ``attention.attend`` only if tokens
+are stored by segment and position, as the loader stores them (``is_stored_in_order``).
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from fope_jax.model.backends import LANES
 from fope_jax.typing import Array
 
-_BLOCK = 512  # tokens, where the length is a multiple of it
+_BLOCK = 512  # tokens, if the length is a multiple of it
 
 
 def splash_attention(
@@ -31,16 +29,16 @@ def splash_attention(
       q: ``[B, T, N, H]``, T a multiple of 128.
       k: ``[B, T, K, H]``.
       v: ``[B, T, K, H]``.
-      segments: ``[B, T]`` or ``[1, T]`` int32, 0 is padding, whose result is zeros.
-      interpret: runs the kernel's program on any platform, slowly.
+      segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding and gives zeros.
+      interpret: emulates the kernel on any platform, slowly.
 
     Returns:
       ``[B, T, N, H]`` in the dtype of ``q``.
 
     Raises:
-      ValueError: T is no multiple of 128.
+      ValueError: T is not a multiple of 128.
 
-    Reference: Dao et al. 2022, "FlashAttention"; the kernel is jax's own.
+    Reference: Dao et al. 2022, "FlashAttention"; the kernel is jax's.
     """
     batch, length, num_heads, head_dim = q.shape
     if length % LANES:
@@ -62,7 +60,8 @@ def splash_attention(
         mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
     )
     q = q * jnp.asarray(1 / math.sqrt(head_dim), q.dtype)
-    # The kernel wants whole lanes: more dimensions of zeros change no logit, and are cut off again.
+    # The kernel needs head_dim in whole lanes. Zero dimensions change no logit; they are cut off
+    # below.
     lanes = [(0, 0), (0, 0), (0, 0), (0, -head_dim % LANES)]
     q, k, v = (jnp.pad(x.swapaxes(1, 2), lanes) for x in (q, k, v))
     ids = kernel.SegmentIds(q=segments, kv=segments)
@@ -72,10 +71,10 @@ def splash_attention(
 
 
 def is_stored_in_order(positions: Array, segments: Array) -> Array:
-    """Whether tokens are stored as these kernels take them to be, ``[B]`` bool (or ``[1]``).
+    """Whether a row can be masked by stored order, ``[B]`` or ``[1]`` bool.
 
-    Segments grow along the row, positions within a segment, and padding, segment 0, stands between
-    segments only.
+    Segments must increase along the row, positions within a segment, and padding (segment 0) may
+    stand only between segments.
     """
     positions, segments = jnp.broadcast_arrays(positions, segments)
 
@@ -96,7 +95,7 @@ def cudnn_attention(
       q: ``[B, T, N, H]`` bfloat16 or float16.
       k: ``[B, T, K, H]``.
       v: ``[B, T, K, H]``.
-      segments: ``[B, T]`` or ``[1, T]`` int32, 0 is padding, whose result is zeros.
+      segments: ``[B, T]`` or ``[1, T]`` int32; 0 is padding and gives zeros.
       implementation: "xla" runs the same call on any platform.
 
     Returns:

@@ -1,6 +1,6 @@
-"""The position-wise layers of the transformer as pure functions of arrays, without biases.
+"""The position-wise layers of the transformer as pure functions of arrays.
 
-Weights are stored in the parameter dtype and cast to the dtype of the activations where they meet.
+Weights are stored in the parameter dtype and cast to the dtype of the activations when used.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from fope_jax.typing import Array
 
 
 def truncated_normal(key: Array, shape: tuple[int, ...], std: float, dtype: str) -> Array:
-    """Draws ``std * z`` with z standard normal and truncated to |z| <= 3.
+    """Draws ``std * z`` with z standard normal, truncated to |z| <= 3.
 
-    The spread is not rescaled for the cut (it comes out at 0.987 ``std``), as in the initialiser
-    of the paper's code. Drawn in float32 and rounded to ``dtype`` at the end: a draw in bfloat16
-    has few values, and tails that are too heavy.
+    The result has a standard deviation of 0.987 ``std``, as in the paper's code. The draw is in
+    float32 and then rounded: a bfloat16 draw has few distinct values and too heavy tails.
     """
-    # Drawn flat: the same bits, and it compiles ten times faster than a draw of three or four axes.
+    # A flat draw gives the same bits and compiles ten times faster than one of three or four axes.
     flat = jax.random.truncated_normal(key, -3.0, 3.0, (math.prod(shape),), jnp.float32)
     return (jnp.float32(std) * flat.reshape(shape)).astype(dtype)
 
@@ -44,7 +43,7 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
       eps: added to the mean square.
 
     Returns:
-      ``[..., D]`` in the dtype of ``x``; everything inside is float32.
+      ``[..., D]`` in the dtype of ``x``, computed in float32.
 
     Reference: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization".
 
@@ -57,8 +56,8 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return (x32 * inverse_rms * scale32).astype(x.dtype)
 
 
-LINEAR_OUTPUT = "linear_output"  # name of what ``linear`` gives, for rematerialisation to keep
-# "reverse" is what training needs, by gradients written out; "all" leaves them to JAX.
+LINEAR_OUTPUT = "linear_output"  # checkpoint name that the rematerialisation policy saves
+# "reverse" uses custom gradients, enough for training; "all" uses JAX's.
 DERIVATIVES = ("reverse", "all")
 
 
@@ -73,13 +72,12 @@ def linear(
 ) -> Array:
     """The product of ``x [B, T, D]`` and ``weight [D, M]``: ``[B, T, M]`` in the dtype of x.
 
-    With ``derivatives="reverse"`` the gradient is written out, and has no forward mode. That of the
-    weight is then accumulated in float32 also where x is bfloat16. JAX's own forms its transpose
-    first, which on CPU costs a copy of the activations (benchmarks/README.md).
+    ``derivatives="reverse"`` uses a custom gradient without forward mode. It accumulates the
+    weight's gradient in float32 even for bfloat16 x, and avoids the transpose of JAX's gradient,
+    which on CPU copies the activations (benchmarks/README.md).
 
-    ``axes`` are the logical axes of the weight (``sharding.AXIS_RULES``). On a mesh it is gathered
-    along "embed" in the dtype of x, for each pass again, and never kept so; the gradient is reduced
-    to where the weight lies.
+    ``axes`` are the logical axes of the weight (``sharding.AXIS_RULES``). On a mesh each pass
+    gathers the weight along "embed" in the dtype of x, and the gradient is sharded like the weight.
     """
     check_derivatives(derivatives)
     product = _linear if derivatives == "reverse" else _derived_linear
@@ -107,11 +105,11 @@ _linear.defvjp(_linear_forward, _linear_backward)
 
 
 def weight_gradient(x: Array, d_out: Array) -> Array:
-    """Gradient ``[D, M]``, float32, of the weight of ``linear`` given that of its output."""
+    """Gradient ``[D, M]``, float32, of the weight of ``linear``, given that of its output."""
     out = jnp.einsum("btd,btm->dm", x, d_out, preferred_element_type=jnp.float32)
     if x.dtype == jnp.bfloat16:
-        # On CPU XLA cannot run a product of bfloat16 that is float32 and transposed afterwards, as
-        # the gradient of tied embeddings is, once it has made one operation of both.
+        # XLA on CPU fuses the bfloat16-to-float32 product with a later transpose, as for tied
+        # embeddings, into an operation that it cannot run. The barrier prevents that.
         out = jax.lax.platform_dependent(
             out, cpu=jax.lax.optimization_barrier, default=lambda out: out
         )
@@ -138,7 +136,7 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array, derivatives: str = "re
 
     Args:
       x: ``[B, T, D]``.
-      gate: ``[D, M]`` with M the width of one branch.
+      gate: ``[D, M]``.
       up: ``[D, M]``.
       down: ``[M, D]``.
       derivatives: see ``linear``.
@@ -156,9 +154,9 @@ def swiglu(x: Array, gate: Array, up: Array, down: Array, derivatives: str = "re
 
 
 def lookup_embedding(embedding: Array, tokens: Array) -> Array:
-    """Rows ``[B, T, D]`` of ``embedding [V, D]``; NaN for a token that has none.
+    """Rows ``[B, T, D]`` of ``embedding [V, D]``; NaN for a token outside the vocabulary.
 
-    On a mesh each device looks up the rows it holds, and the rows meet in a sum.
+    On a mesh each device looks up the rows that it holds; the results are summed.
     """
     if active_mesh() is None:
         rows = embedding.at[tokens]
@@ -168,7 +166,8 @@ def lookup_embedding(embedding: Array, tokens: Array) -> Array:
     def on_device(embedding, tokens):
         rows = jax.lax.all_gather(embedding, AXIS_RULES["embed"], axis=1, tiled=True)
         index = tokens - jax.lax.axis_index(tensor) * rows.shape[0]
-        # Rows of other devices are zeros here, those before this device's too.
+        # Other devices' rows give zeros; a negative index would wrap around, so it is moved out of
+        # range.
         index = jnp.where(index < 0, rows.shape[0], index)
         local = rows.at[index].get(mode="fill", fill_value=0.0)
         is_known = (tokens >= 0) & (tokens < vocab_size)

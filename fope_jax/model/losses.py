@@ -1,7 +1,7 @@
 """Next-token cross-entropy as sums, so that batches of any size add up exactly.
 
-The logits ``[B, T, V]`` are the largest tensor of a small model: with ``time_chunk`` they exist
-for a part of the time axis only, in the forward and in the backward pass.
+The logits ``[B, T, V]`` are the largest tensor of a small model. With ``time_chunk`` only a part of
+the time axis is held at once, forward and backward.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ UNEMBEDDING: Axes = ("embed", "vocab")
 
 
 class LossSums(NamedTuple):
-    """Float32 scalars; ratios are taken where they are reported.
+    """Float32 scalars that can be added over batches.
 
     Attributes:
       nats: weighted sum of ``-log p(target)``.
       tokens: sum of the weights.
-      bytes: weighted sum of the UTF-8 bytes that the targets stand for; 0 without ``token_bytes``.
-      correct: weighted count of targets that are the most probable token; none where the logits
-        are not finite.
+      bytes: weighted sum of the targets' UTF-8 bytes; 0 without ``token_bytes``.
+      correct: weighted count of targets that are the argmax; non-finite logits count as wrong.
     """
 
     nats: Array
@@ -61,12 +60,12 @@ def loss_sums(
       weights: ``[B, T]`` float32, 0 where the target is not scored.
       token_bytes: ``[V]`` int32, UTF-8 bytes of each token.
       time_chunk: tokens of each row whose logits exist at once; None means all.
-      derivatives: "reverse", what training needs: the gradient is taken in the forward pass. "all":
-        forward mode and second derivatives work as well.
+      derivatives: "reverse" for training takes the gradient in the forward pass; "all" adds forward
+        mode and second derivatives.
 
     Returns:
-      The sums. A target outside the vocabulary makes ``nats`` and ``bytes`` NaN where its weight is
-      not 0; where it is 0 the target may be anything, such as the -100 of ignored labels.
+      The sums. A target outside the vocabulary makes ``nats`` and ``bytes`` NaN, unless its weight
+      is 0, as for the -100 of ignored labels.
     """
     weights = weights.astype(jnp.float32)
     check_derivatives(derivatives)
@@ -77,7 +76,7 @@ def loss_sums(
     nats, correct = sums
     lengths = jnp.zeros_like(weights)
     if token_bytes is not None:
-        # Plain indexing would take the bytes of another token for a target that is none.
+        # Plain indexing would give an invalid target the bytes of another token.
         lengths = jnp.asarray(token_bytes, jnp.float32).at[targets]
         lengths = lengths.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         lengths = _zero_where_unscored(lengths, weights)
@@ -87,7 +86,7 @@ def loss_sums(
 def token_nats(
     hidden: Array, unembedding: Array, targets: Array, *, time_chunk: int | None = None
 ) -> tuple[Array, Array]:
-    """Cross-entropy of each target and whether the model would have chosen it.
+    """Cross-entropy of each target, and whether it is the model's first choice.
 
     Args:
       hidden: ``[B, T, D]``, after the final norm.
@@ -97,8 +96,7 @@ def token_nats(
 
     Returns:
       nats: ``[B, T]`` float32, ``-log p(target)``; NaN for a target outside the vocabulary.
-      correct: ``[B, T]`` bool, whether the target is the argmax of the logits; False where the nats
-        are not finite.
+      correct: ``[B, T]`` bool, whether the target is the argmax; False if the nats are not finite.
     """
 
     def on_device(hidden, unembedding, targets):
@@ -123,12 +121,7 @@ def compute_logits(hidden: Array, unembedding: Array) -> Array:
 
 
 def _score(hidden: Array, unembedding: Array, targets: Array) -> tuple[Array, ...]:
-    """Targets ``[B, T]`` scored by the logits, on one device of the mesh if there is one.
-
-    Returns:
-      d_nats: ``[B, T, V]``, the gradient of the nats with respect to this device's logits.
-      nats, correct: ``[B, T]``, see ``token_nats``.
-    """
+    """``d_nats [B, T, V]``, the gradient in this device's logits; nats and correct as above."""
     logits = compute_logits(hidden, unembedding)
     ids = jax.lax.broadcasted_iota(targets.dtype, (1, 1, logits.shape[-1]), 2)
     size = logits.shape[-1]
@@ -146,18 +139,18 @@ def _score(hidden: Array, unembedding: Array, targets: Array) -> tuple[Array, ..
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)
     is_known = (targets >= 0) & (targets < size)
     nats = jnp.where(is_known, lse - chosen[..., 0], jnp.nan)
-    # The first of the largest, as argmax has it, in one pass that fuses with the sum above.
+    # A tie goes to the lowest id, as in argmax. This is one pass that fuses with the sum above.
     is_larger = (logits > chosen) | ((logits == chosen) & (ids < targets[..., None]))
     is_beaten = jnp.any(is_larger, axis=-1)
     if on_mesh:
         is_beaten = jax.lax.psum(is_beaten.astype(jnp.int32), TENSOR) > 0
     d_nats = jnp.exp(logits - lse[..., None]) - (ids == targets[..., None]).astype(jnp.float32)
-    # No comparison with NaN is true: a target whose logits are NaN is beaten by none.
+    # Comparisons with NaN are false, so a target with NaN logits would count as the argmax.
     return d_nats, nats, jnp.isfinite(nats) & ~is_beaten
 
 
 def _on_mesh(function, inputs: tuple[Axes, ...], outputs: tuple[Axes, ...]):
-    """``function`` on the part of each array that a device has; as it is without a mesh."""
+    """``function`` under ``shard_map`` if a mesh is active."""
     if active_mesh() is None:
         return function
     in_specs, out_specs = (tuple(map(partition_spec, axes)) for axes in (inputs, outputs))
@@ -165,7 +158,6 @@ def _on_mesh(function, inputs: tuple[Axes, ...], outputs: tuple[Axes, ...]):
 
 
 def _gather(unembedding: Array, dtype: Any) -> Array:
-    """The unembedding in ``dtype``, gathered along D."""
     unembedding = unembedding.astype(dtype)
     if active_mesh() is None:
         return unembedding
@@ -176,8 +168,8 @@ def _gather(unembedding: Array, dtype: Any) -> Array:
 def _weighted_sums(time_chunk, hidden, unembedding, targets, weights):
     """Weighted sums of nats and hits.
 
-    The forward pass under differentiation takes the gradient while the logits of a chunk are
-    there: it is linear in the cotangent of the sum, so the logits are computed once only.
+    The gradient is linear in the cotangent of the sum, so the forward pass computes it while it has
+    a chunk's logits, which are then computed only once.
     """
     nats, correct = token_nats(hidden, unembedding, targets, time_chunk=time_chunk)
     return _sums(nats, correct, weights)
@@ -189,7 +181,7 @@ def _sums(nats, correct, weights):
 
 
 def _zero_where_unscored(values, weights):
-    """``values`` with 0 for what is not finite and has no weight: NaN * 0 would be NaN."""
+    """Zeros non-finite ``values`` of weight 0, because NaN * 0 is NaN."""
     return jnp.where((weights == 0) & ~jnp.isfinite(values), 0.0, values)
 
 
@@ -233,10 +225,7 @@ _weighted_sums.defvjp(_weighted_sums_forward, _weighted_sums_backward)
 
 
 def _scan_time(body, carry, rows, time_chunk):
-    """Runs ``carry, out = body(carry, *rows)`` over chunks of the time axis of ``[B, T, ...]``.
-
-    Returns the last carry and the outputs, put together along the time axis.
-    """
+    """Scans ``carry, out = body(carry, *rows)`` over chunks of the time axis of ``[B, T, ...]``."""
     batch, length = rows[0].shape[:2]
     if time_chunk is None or time_chunk >= length:
         return body(carry, *rows)

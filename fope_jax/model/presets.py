@@ -1,7 +1,7 @@
-"""Sizes of the transformer as keyword arguments of TransformerConfig.
+"""Model sizes as keyword arguments of TransformerConfig.
 
-"60m", "180m" and "1200m" are the paper's (its MLP ratio of 8 counts both branches of the SwiGLU);
-"tiny" is for tests and "demo" for training on a laptop in minutes.
+"60m", "180m" and "1200m" are the paper's; its MLP ratio of 8 counts both branches of the SwiGLU.
+"tiny" is for tests, "demo" trains on a laptop in minutes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 def _paper(d_model: int, num_layers: int, num_heads: int) -> dict[str, Any]:
     return {
-        # 50,280 tokens of the GPT-NeoX tokenizer and its specials, rounded up for the hardware.
+        # The 50,280 tokens of the GPT-NeoX tokenizer, rounded up for the hardware.
         "vocab_size": 50_304,
         "d_model": d_model,
         "num_layers": num_layers,

@@ -1,12 +1,11 @@
-"""Which axis of which array lies along which axis of the device mesh, in one table.
+"""Sharding rules: the mesh axes over which each logical axis of an array is split.
 
-Arrays are described by logical axes ("batch", "embed", "heads"), and ``AXIS_RULES`` says over which
-mesh axes each is cut. The mesh is the one set with ``jax.set_mesh``; without one, or with one
-device, every function here leaves its arrays as they are, so the same model runs in a notebook.
+The mesh is the one set with ``jax.set_mesh``. Without one, or with a single device, these functions
+leave arrays as they are.
 
-  data     copies of the model, each with rows of the batch of its own
-  fsdp     rows of the batch too, and the parameters are cut up and gathered layer by layer
-  context  the tokens of a row; parameters are cut up along it as well
+  data     copies of the model, with different rows of the batch
+  fsdp     rows of the batch; parameters are sharded and gathered layer by layer
+  context  the tokens of a row; parameters are sharded along it too
   tensor   heads, the MLP's hidden width, and the vocabulary
 """
 
@@ -40,8 +39,7 @@ AXIS_RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
 }
 
-# The parameters of Transformer. "embed" is d_model as an axis of a parameter; that of activations
-# has no name and is not cut.
+# "embed" is d_model as an axis of a parameter. Activations are not split along d_model.
 PARAMETER_AXES: dict[str, Axes] = {
     "embedding": ("vocab", "embed"),
     "unembedding": ("embed", "vocab"),
@@ -64,7 +62,7 @@ LAYER_PARAMETER_AXES: dict[str, Axes] = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one axis may be -1, which takes all that are left.
+    """Devices along each mesh axis; one axis may be -1 and takes the rest.
 
     Attributes:
       data: copies of the model.
@@ -90,11 +88,10 @@ class MeshConfig:
 
     @classmethod
     def parse(cls, text: str) -> MeshConfig:
-        """The mesh that ``text`` describes; axes it leaves out keep their defaults.
+        """Parses ``text``; axes that are left out keep their defaults.
 
         Raises:
-          ValueError: an unknown axis, or a size that is no whole number.
-
+          ValueError: an unknown or repeated axis, or a size that is not a whole number.
         >>> MeshConfig.parse("context=8,tensor=2")
         MeshConfig(data=1, fsdp=-1, context=8, tensor=2)
         """
@@ -133,7 +130,7 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of ``devices`` (all of ``jax.devices()`` by default), laid out for their network.
+    """The mesh of ``devices`` (default ``jax.devices()``), laid out for their network.
 
     A mesh axis that is not a product of physical axes, such as 2 on a slice of 4 x 4, shares one
     with another mesh axis; ``jax.make_mesh`` refuses that on most chips.
@@ -148,7 +145,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def active_mesh() -> Any:
-    """The mesh that is set, abstract; None where there is none, or only one device in it."""
+    """The abstract mesh that is set; None without one or if it has a single device."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return None
@@ -159,7 +156,7 @@ def active_mesh() -> Any:
 
 
 def axis_size(mesh: Any, axis: str) -> int:
-    """Devices that a logical axis is cut over.
+    """Devices that a logical axis is split over.
 
     >>> axis_size(jax.sharding.AbstractMesh((2, 4, 1, 1), MESH_AXES), "batch")
     8
@@ -168,7 +165,7 @@ def axis_size(mesh: Any, axis: str) -> int:
 
 
 def partition_spec(axes: Axes) -> P:
-    """The partition of an array whose axes have these logical names.
+    """The PartitionSpec of an array with these logical axes.
 
     >>> tuple(partition_spec(("batch", "length", None)))
     (('data', 'fsdp'), 'context', None)
@@ -178,7 +175,7 @@ def partition_spec(axes: Axes) -> P:
 
 
 def constrain(x: Array, axes: Axes) -> Array:
-    """``x``, laid out over the active mesh as ``axes`` say; an axis of size 1 is left whole."""
+    """Shards ``x`` over the active mesh by ``axes``; an axis of size 1 stays whole."""
     if active_mesh() is None:
         return x
     axes = tuple(None if size == 1 else axis for size, axis in zip(x.shape, axes, strict=True))
@@ -186,18 +183,17 @@ def constrain(x: Array, axes: Axes) -> Array:
 
 
 def constrain_gathered(weight: Array, axes: Axes) -> Array:
-    """A parameter whole along "embed", as a matrix product wants it."""
+    """Gathers a parameter along "embed", as a matrix product needs it."""
     return constrain(weight, tuple(None if axis == "embed" else axis for axis in axes))
 
 
 def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
     """Logical axes of one weight or position variable.
 
-    Where it lives decides, not its name alone: a method may call its own variables "gate" or
-    "query", as the weights are.
+    The path decides, not the name alone: a method may name its variables "gate" or "query" too.
 
     Args:
-      path: the keys to it in the tree that ``split`` gives.
+      path: keys in the tree from ``split``.
       position: the model's position embedding.
 
     >>> from fope_jax.position import ALiBi
@@ -219,15 +215,10 @@ def parameter_axes(path: tuple[str, ...], position: PositionEmbedding) -> Axes:
 
 
 def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
-    """A NamedSharding for each leaf of ``params`` or ``constants`` of ``split``.
-
-    Args:
-      tree: arrays or their shapes.
-      position: the model's position embedding.
-      mesh: the devices.
+    """A NamedSharding for each leaf of ``params`` or ``constants`` from ``split``.
 
     Raises:
-      ValueError: an axis is not a multiple of the devices that it is cut over.
+      ValueError: an axis is not a multiple of the devices that it is split over.
     """
 
     def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -246,16 +237,16 @@ def tree_shardings(tree: Any, position: PositionEmbedding, mesh: Mesh) -> Any:
 
 
 def batch_sharding(x: Any, mesh: Mesh) -> NamedSharding:
-    """The sharding of a leaf ``[B, T]`` or ``[1, T]`` of a batch."""
+    """The sharding of a batch array ``[B, T]`` or ``[1, T]``."""
     return NamedSharding(mesh, batch_partition(x))
 
 
 def batch_partition(x: Any) -> P:
-    """The partition of ``[B, T]``, or of ``[1, T]`` that all rows share."""
+    """The PartitionSpec of ``[B, T]``, or of ``[1, T]`` that is shared by all rows."""
     return partition_spec(("batch" if x.shape[0] > 1 else None, "length"))
 
 
 def device_put_sharded(x: Any, sharding: NamedSharding) -> Array:
-    """A host array that every process holds whole, laid out over devices of all processes."""
+    """Shards a host array, which every process holds whole, over the devices of all processes."""
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -41,20 +41,20 @@ _REMAT_POLICIES = {
 
 
 class PositionConstant(nnx.Variable):
-    """An array of the position embedding that is saved with the model and never trained."""
+    """An array of the position embedding that is saved and never trained."""
 
 
 class Activations(NamedTuple):
-    """What a layer has at hand when it attends, for the observer of ``Transformer.forward``.
+    """The inputs of a layer's attention, for the observer of ``Transformer.forward``.
 
     Attributes:
-      position: this layer's method and the scale of its logits.
-      variables: its variables and the model's.
-      x: ``[B, T, D]``, what the layer reads.
-      q: ``[B, T, N, H]``, before the rotation and after a norm of q.
+      position: the layer's method and logit scale.
+      variables: position variables of the layer and of the model.
+      x: ``[B, T, D]``, the layer's input.
+      q: ``[B, T, N, H]``, before the rotation, after any norm of q.
       k: ``[B, T, K, H]``, likewise.
-      rotated_q: ``[B, T, N, H]``, after the rotation.
-      rotated_k: ``[B, T, K or N, H]``, likewise.
+      rotated_q: ``[B, T, N, H]``.
+      rotated_k: ``[B, T, K or N, H]``.
       v: ``[B, T, K or N, H]``.
     """
 
@@ -74,8 +74,7 @@ Observer = Callable[[Activations], Any]
 class Transformer(nnx.Module):
     """Decoder with RMSNorm, SwiGLU and no biases.
 
-    The module holds arrays; what is done with them are the functions of ``model/``. Arrays of the
-    layers have a leading axis L, whether the layers are scanned or not.
+    Arrays of the layers have a leading axis L, whether or not the layers are scanned.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class Transformer(nnx.Module):
         self.final_norm = ones(d_model)
         if not config.tie_embeddings:
             self.unembedding = normal(d_model, config.vocab_size)
-        # Drawn last, so that models of one seed start from the same weights under every method.
+        # Drawn last, so that a seed gives the same weights under every method.
         variables = position.init(rngs.params(), config.shape)
         self.position_model = _wrap(variables.model_params, variables.model_constants)
         self.position_layers = _wrap(variables.layer_params, variables.layer_constants)
@@ -128,7 +127,7 @@ class Transformer(nnx.Module):
             raise ValueError(f"position variables {clash}: both of the model and of the layers")
 
     def __call__(self, tokens: Array, positions: Array, segments: Array) -> Array:
-        """Logits ``[B, T, V]`` float32; the arguments are those of ``forward``."""
+        """Logits ``[B, T, V]`` float32; see ``forward``."""
         return self.unembed(self.hidden(tokens, positions, segments))
 
     def hidden(self, tokens: Array, positions: Array, segments: Array) -> Array:
@@ -141,19 +140,18 @@ class Transformer(nnx.Module):
         """The forward pass up to the final norm.
 
         Args:
-          tokens: ``[B, T]`` int32. One outside the vocabulary gives NaN (``check_batch`` finds it
-            on the host).
-          positions: ``[B, T]`` integers, tokens since the start of the segment; ``[1, T]`` where
-            all rows share them, whose tables, masks and biases are then computed and kept once.
+          tokens: ``[B, T]`` int32; one outside the vocabulary gives NaN (see ``check_batch``).
+          positions: ``[B, T]`` integers, tokens since the start of the segment; ``[1, T]`` if all
+            rows share them, which computes tables, masks and biases once.
           segments: ``[B, T]`` or ``[1, T]`` int32, counted from 1; 0 is padding.
-          observer: a pure function of each layer's ``Activations``, the same shapes for every
-            layer. Of what it leaves out nothing is kept.
+          observer: a pure function of each layer's ``Activations`` with the same output shapes for
+            every layer; only its output is kept.
 
         Returns:
-          ``[B, T, D]`` in the compute dtype, and what ``observer`` gives, leaves ``[L, ...]``.
+          ``[B, T, D]`` in the compute dtype, and the observer's output, leaves ``[L, ...]``.
 
         Raises:
-          ValueError: the window is longer than the position embedding is defined for.
+          ValueError: more tokens than the position embedding is defined for.
         """
         config, limit = self.config, self.position.limits.max_length
         if limit is not None and tokens.shape[1] > limit:
@@ -171,7 +169,7 @@ class Transformer(nnx.Module):
             return layer(config, position, *arrays, observer)
 
         if config.remat != "none":
-            # The loop form needs the barrier, or common subexpressions undo the recomputation.
+            # Without scan, common-subexpression elimination would undo the recomputation.
             run_layer = jax.checkpoint(
                 run_layer,
                 prevent_cse=not config.scan_layers,
@@ -200,13 +198,13 @@ class Transformer(nnx.Module):
         return rms_norm(x, self.final_norm[...], config.norm_eps), observed
 
     def embed(self, tokens: Array, positions: Array) -> Array:
-        """What the first layer reads, ``[B, T, D]`` in the compute dtype."""
+        """The input of the first layer, ``[B, T, D]`` in the compute dtype."""
         x = lookup_embedding(self.embedding[...], tokens).astype(self.config.dtype)
         x = embed_tokens(self.position, _values(self.position_model), x, positions)
         return constrain(x.astype(self.config.dtype), ("batch", "length", None))
 
     def tables(self, positions: Array) -> list[Any]:
-        """The tables of each layer of a period."""
+        """The method's tables for each layer of a period."""
         variables, head_dim = _values(self.position_model), self.config.shape.head_dim
         return [
             layer.method.tables(layer.select(variables), positions, head_dim)
@@ -214,8 +212,8 @@ class Transformer(nnx.Module):
         ]
 
     def period_arrays(self) -> tuple[dict[str, Array], Variables, Variables]:
-        """Weights ``[L / P, P, ...]`` of the layers (``[L, ...]`` where the period P is 1), and
-        the position variables ``[L / P, ...]`` that are trained and those that are not."""
+        """Weights ``[L / P, P, ...]`` of the layers (``[L, ...]`` if the period P is 1), and the
+        trained and constant position variables ``[L / P, ...]``."""
         weights, period = _values(self.layers), len(self.position.layers())
         if period > 1:
             weights = {name: x.reshape(-1, period, *x.shape[1:]) for name, x in weights.items()}
@@ -224,7 +222,7 @@ class Transformer(nnx.Module):
     def layer_position(
         self, index: int, trained: Variables, constants: Variables
     ) -> tuple[Layer, Variables, Variables]:
-        """Layer ``index`` of a period, its trained position variables and its constants.
+        """Layer ``index`` of a period, with its trained position variables and constants.
 
         ``trained`` and ``constants`` are those of one period; the model's are added.
         """
@@ -241,7 +239,7 @@ class Transformer(nnx.Module):
         return compute_logits(hidden, self.unembedding_matrix())
 
     def unembedding_matrix(self) -> Array:
-        """``[D, V]``: the unembedding, or the embedding transposed where they are tied."""
+        """``[D, V]``: the unembedding, or the transposed embedding if they are tied."""
         if self.config.tie_embeddings:
             return self.embedding[...].T
         return self.unembedding[...]
@@ -259,25 +257,25 @@ def layer(
     segments: Array,
     observer: Observer | None = None,
 ) -> tuple[Array, Any]:
-    """One layer: attention and MLP, each added to its input, normalised before or after.
+    """One layer: attention and MLP with residuals, normalised before or after.
 
         pre    x + f(norm(x))
         post   x + norm(f(x))
 
     Args:
       config: the model's.
-      position: this layer's.
-      weights: one layer's, under the names that ``Transformer`` gives them.
-      trained: the position variables of this layer and of the model that have gradients.
-      constants: those that have none.
-      tables: the method's, of these positions.
+      position: the layer's method and logit scale.
+      weights: of this layer, named as in ``Transformer``.
+      trained: position variables of the layer and the model, with gradients.
+      constants: those without.
+      tables: the method's tables for ``positions``.
       x: ``[B, T, D]``.
       positions: ``[B, T]`` or ``[1, T]``.
       segments: ``[B, T]`` or ``[1, T]``.
       observer: see ``Transformer.forward``.
 
     Returns:
-      ``[B, T, D]``, and what ``observer`` gives, None without one.
+      ``[B, T, D]``, and the observer's output or None.
     """
     q, k, v = project_qkv(config, weights, x)
     variables = {**trained, **constants}
@@ -317,14 +315,14 @@ def project_qkv(
 
 
 def repeat_heads(v: Array, k: Array) -> Array:
-    """``v`` with each head repeated where the method has made more key heads of one."""
+    """Repeats the heads of ``v`` if the method made more key heads, so that both have as many."""
     return v if k.shape[2] == v.shape[2] else jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
 
 
 def attention_to_output(
     config: TransformerConfig, weights: dict[str, Array], x: Array, attended: Array
 ) -> Array:
-    """What a layer makes of its input ``x [B, T, D]`` and its heads' ``attended [B, T, N, H]``."""
+    """The layer's output, from its input ``x [B, T, D]`` and ``attended [B, T, N, H]``."""
     y = project_from_heads(attended, weights["out"], config.derivatives)
     x = x + _norm_if(config, "post", y, weights["attention_norm"])
     y = _norm_if(config, "pre", x, weights["mlp_norm"])
@@ -333,25 +331,18 @@ def attention_to_output(
 
 
 def _norm_if(config: TransformerConfig, norm: str, x: Array, scale: Array) -> Array:
-    """``x`` normalised if ``config.norm`` is ``norm``."""
     return rms_norm(x, scale, config.norm_eps) if config.norm == norm else x
 
 
 def _norm_heads(x: Array, scale: Array, eps: float) -> Array:
-    """``x [B, T, N, H]`` normalised by heads or, with a scale of ``[N * H]``, as a whole."""
+    """RMS norm per head or, with a scale of ``[N * H]``, over all heads."""
     if scale.shape[-1] == x.shape[-1]:
         return rms_norm(x, scale, eps)
     return rms_norm(x.reshape(*x.shape[:2], -1), scale, eps).reshape(x.shape)
 
 
 def _choose_backend(config: TransformerConfig, position: PositionEmbedding, length: int) -> str:
-    """The configured backend; for "auto", what suits the default platform and this length.
-
-    Training names its backend before it compiles, for devices that may not be here.
-
-    Raises:
-      ValueError: the configured one cannot run at this length.
-    """
+    """The configured backend, or "auto" for the default platform; ValueError if it cannot run."""
     mesh = active_mesh()
     return choose_backend(
         config.attention,
@@ -367,24 +358,21 @@ def _choose_backend(config: TransformerConfig, position: PositionEmbedding, leng
 
 
 def split(model: Transformer) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-    """Takes the model apart into its definition, its trained parameters and its constants.
+    """Splits the model into graphdef, trained parameters and constants, nested dicts of arrays.
 
-    Returns:
-      graphdef: static and hashable.
-      params: nested dict of arrays, what the optimizer sees.
-      constants: nested dict of arrays, empty for most position embeddings.
+    The graphdef is static and hashable; constants are empty for most position embeddings.
     """
     graphdef, params, constants = nnx.split(model, nnx.Param, PositionConstant)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(constants)
 
 
 def merge(graphdef: nnx.GraphDef, params: dict[str, Any], constants: dict[str, Any]) -> Transformer:
-    """Puts together what ``split`` took apart."""
+    """The inverse of ``split``."""
     return nnx.merge(graphdef, params, constants)
 
 
 def position_variables(params: dict[str, Any], constants: dict[str, Any]) -> PositionVariables:
-    """What of the two trees of ``split`` belongs to the position embedding."""
+    """The position embedding's variables among the two trees of ``split``."""
     return PositionVariables(
         model_params=dict(params.get("position_model", {})),
         model_constants=dict(constants.get("position_model", {})),
@@ -394,7 +382,7 @@ def position_variables(params: dict[str, Any], constants: dict[str, Any]) -> Pos
 
 
 def check_batch(tokens: Any, vocab_size: int) -> None:
-    """Raises ValueError where a token id has no row in the embedding; on the host, not in jit.
+    """Raises ValueError for token ids outside the vocabulary; runs on the host, not in jit.
 
     >>> check_batch([[3, 9]], vocab_size=8)
     Traceback (most recent call last):
@@ -424,7 +412,7 @@ def _values(variables: nnx.Dict) -> dict[str, Array]:
 
 
 def _by_training(variables: nnx.Dict) -> tuple[Variables, Variables]:
-    """The variables that are trained and the constants."""
+    """The trained variables, then the constants."""
     trained = {name: x[...] for name, x in variables.items() if isinstance(x, nnx.Param)}
     return trained, {name: x[...] for name, x in variables.items() if name not in trained}
 
@@ -434,9 +422,9 @@ def _stack_trees(trees: list[Any]) -> Any:
 
 
 def split_period(weights: dict[str, Array], period: int) -> list[dict[str, Array]]:
-    """The weights of each layer of a period, ``[P, ...]`` taken apart."""
+    """The weights of each layer of a period, from axis 0 of ``[P, ...]``."""
     if period == 1:
         return [weights]
-    # The gradient of a split is one concatenation, that of P slices a sum of P padded arrays.
+    # The gradient of a split is one concatenation; that of P slices sums P padded arrays.
     slices = {name: jnp.split(x, period) for name, x in weights.items()}
     return [{name: x[index][0] for name, x in slices.items()} for index in range(period)]

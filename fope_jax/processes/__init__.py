@@ -1,1 +1,1 @@
-"""Several processes as one: how they start, agree, write once, and end together."""
+"""Several processes as one run: start, agreement, collectives and signals."""

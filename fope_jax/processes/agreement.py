@@ -1,4 +1,4 @@
-"""Several processes fail together, and must have been started alike."""
+"""Processes fail together and check that they were started alike."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import jax
 
 from fope_jax.processes.collectives import DistributedError, gather_texts
 
-# Longer than any host needs to copy its token cache out of a bucket.
+# Longer than any host needs to copy its token cache from a bucket.
 AGREE_SECONDS = 3600
-_SHOWN = 12  # differences that a message names; the count says how many there are
-_NAMED = 3  # processes that a message names of those that say the same
-# What decides the program that is compiled, and so whether the processes' programs fit together.
+_SHOWN = 12  # differences named in a message
+_NAMED = 3  # processes named for one value
+# These decide the compiled program, which must be the same in all processes.
 PACKAGES = (
     "fope-jax",
     "jax",
@@ -46,19 +46,18 @@ _JAX_SETTINGS = (
     "jax_numpy_dtype_promotion",
 )
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
-# Where a process dumps its programs is its own affair; devices are compared by themselves.
+# Dump directories may differ; device counts are compared separately.
 _FLAGS_THAT_MAY_DIFFER = ("--xla_dump_", "--xla_force_host_platform_device_count")
 
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """Where the block fails in one process, it fails in all of them.
+    """Fails in all processes if the block fails in one; else the others would wait for it.
 
-    Without it the others would wait for that one in the next collective operation. The block itself
-    must wait for no other process.
+    The block must not wait for other processes.
 
     Raises:
-      DistributedError: in the processes where the block was done: who failed, and its message.
+      DistributedError: in processes that succeeded; names those that failed and their messages.
     """
     error = None
     try:
@@ -72,13 +71,13 @@ def fail_together() -> Iterator[None]:
 
 
 def _mark_as_common(error: Exception) -> Exception:
-    """Marks an error that every process raises: each ends by itself, in the ordinary way."""
+    """Marks an error that all processes raise, so that each can exit normally."""
     error.is_in_all_processes = True  # type: ignore[attr-defined]
     return error
 
 
 def describe_failures(texts: Sequence[str]) -> str:
-    """Which processes say that they have failed, and how; "" where none does.
+    """Which processes failed, with their messages; "" if none did.
 
     >>> describe_failures(['["a", ""]', '["b", "no such file"]'])
     'process 1 (host b): no such file'
@@ -93,18 +92,14 @@ def describe_failures(texts: Sequence[str]) -> str:
 
 
 def check_equal_across_processes(values: Mapping[str, Any]) -> None:
-    """Raises DistributedError in every process where the processes' values are not the same.
-
-    Args:
-      values: JSON values by what they are called in the message.
-    """
+    """Raises DistributedError in every process unless all have equal JSON ``values``, by name."""
     text = json.dumps([socket.gethostname(), values], default=str)
     if differences := describe_differences(gather_texts(text, AGREE_SECONDS)):
         raise _mark_as_common(DistributedError(differences))
 
 
 def describe_differences(texts: Sequence[str]) -> str:
-    """Which values differ between processes, and who has which; "" where none does.
+    """Which values differ between processes, and who has which; "" if none do.
 
     >>> describe_differences(['["a", {"seed": 0}]', '["b", {"seed": 1}]']).split("; ")[1]
     'different: seed = 0 in process 0 (host a), 1 in process 1 (host b)'
@@ -133,7 +128,7 @@ def _first_names(processes: Sequence[str]) -> str:
 
 
 def software_versions() -> dict[str, Any]:
-    """What this process runs: our own source, packages, and what changes JAX's programs."""
+    """Hash of our source, package versions, and the settings that change JAX's programs."""
     root, digest = Path(__file__).parents[1], hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())

@@ -1,15 +1,11 @@
-"""SIGTERM, SIGINT and SIGHUP: how a process ends that is asked to.
+"""SIGTERM, SIGINT and SIGHUP: how a process ends on request.
 
-A machine that is taken away, Slurm and Kubernetes send SIGTERM, a terminal sends SIGINT for Ctrl-C
-and SIGHUP when it is closed. They are heeded alike, in one of two ways:
+All three are handled alike. In `raise_on_signal`, where every verb of `fope` runs, the main thread
+raises `Stopped`. In `defer_signals` the signal is noted for a caller that checks when it can stop,
+such as training, which saves first.
 
-`raise_on_signal`: the main thread gets `Stopped`, as Python gives it KeyboardInterrupt for Ctrl-C.
-What is under way cleans up and ends. Every verb of `fope` runs so.
-
-`defer_signals`: the signal is noted, for what asks where it can end: training, which saves first.
-
-A second Ctrl-C ends the process at once. A SIGHUP that is ignored, as under nohup, stays so, and so
-does the SIGINT of what a shell runs in the background.
+A second Ctrl-C ends the process at once. An ignored SIGHUP (nohup) or SIGINT (a background job)
+stays ignored.
 """
 
 from __future__ import annotations
@@ -26,19 +22,11 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE_SECONDS = 10.0
-PARENT_VARIABLE = (
-    "FOPE_PARENT"  # the process id without which this one is to end, see `end_with_parent`
-)
+PARENT_VARIABLE = "FOPE_PARENT"  # parent process id, see `end_with_parent`
 
 
 class _State:
-    """What this process does about signals: one at a time, for all of its threads.
-
-    Attributes:
-      raising: blocks of `raise_on_signal`, one inside the other.
-      is_ending: `Stopped` is on its way; a second one would break into what the first cleans up.
-      is_deferring: inside `defer_signals`.
-    """
+    """Signal state; a second `Stopped` while ``is_ending`` would interrupt the cleanup."""
 
     raising, is_ending, is_deferring = 0, False, False
 
@@ -49,10 +37,8 @@ _state = _State()
 class Stopped(KeyboardInterrupt):
     """This process was asked to end.
 
-    Attributes:
-      number: of the signal.
-      exit_code: 128 + that number, as a shell reports it.
-      is_in_all_processes: whether the other processes of the run raise it too, at the same place.
+    ``exit_code`` is 128 + the signal's ``number``, as in shells. ``is_in_all_processes``: every
+    process of the run raises it at the same step.
     """
 
     def __init__(self, number: int, is_in_all_processes: bool = False):
@@ -71,16 +57,15 @@ def signal_name(number: int) -> str:
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several. JAX has caught SIGTERM since they joined, and must
-    go on to, or they would not agree on a step."""
-    # A signal may come in the middle of importing it.
+    """Whether this process is one of several; then JAX's SIGTERM handler must stay in use."""
+    # A signal may come while the module is being imported.
     is_initialized = getattr(sys.modules.get("jax.distributed"), "is_initialized", None)
     return is_initialized is not None and is_initialized()
 
 
 @contextlib.contextmanager
 def raise_on_signal() -> Iterator[None]:
-    """Raises `Stopped` in the main thread where a signal comes while it is in the block."""
+    """Raises `Stopped` in the main thread on a signal inside the block."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         _let_the_next_one_kill(number)
@@ -101,11 +86,10 @@ def raise_on_signal() -> Iterator[None]:
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[Callable[[], int | None]]:
-    """Notes a signal that comes in the block, and lets what is under way go on.
+    """Notes a signal inside the block without interrupting it.
 
-    Yields:
-      What gives the number of the first signal, or None. In a thread that is not the main one,
-      which no signal reaches, always None.
+    Yields a function that returns the first signal's number or None; None in other threads than
+    the main one, which get no signals.
     """
     noted: list[int] = []
 
@@ -113,7 +97,7 @@ def defer_signals() -> Iterator[Callable[[], int | None]]:
         noted.append(number)
         _let_the_next_one_kill(number)
         if is_distributed():
-            os.kill(os.getpid(), signal.SIGTERM)  # for JAX, which tells the other processes
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX handles it and informs the other processes
 
     was_deferring, _state.is_deferring = _state.is_deferring, True
     try:
@@ -125,10 +109,10 @@ def defer_signals() -> Iterator[Callable[[], int | None]]:
 
 @contextlib.contextmanager
 def exit_after_grace_period(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
-    """Ends the process where a signal that is raised has not done so in time.
+    """Ends the process if a signal has not done so in time.
 
-    Python runs a handler only between two of its own steps, and a program on the device, a
-    compilation or a file system that is gone may take minutes to return to it.
+    Python handles signals between bytecodes: a device program, a compilation or a dead file system
+    may take minutes to return.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -155,14 +139,14 @@ def exit_after_grace_period(grace_seconds: float = GRACE_SECONDS) -> Iterator[No
 def _exit_when_late(reader: int, over: threading.Event, grace_seconds: float) -> None:
     number = 0
     while number not in SIGNALS:
-        number = os.read(reader, 1)[0]  # of each signal, when the kernel has sent it
+        number = os.read(reader, 1)[0]  # the kernel's signal number, before Python's handler runs
         if over.is_set():
             return
     deadline = time.monotonic() + grace_seconds
     while time.monotonic() < deadline:
         if over.wait(0.1):
             return
-        if _state.is_deferring:  # a save takes the time that it takes
+        if _state.is_deferring:  # a save may take longer
             deadline = time.monotonic() + grace_seconds
     line = f"fope: stopped by {signal_name(number)}, in the middle of what was under way\n"
     os.write(2, line.encode())
@@ -170,16 +154,16 @@ def _exit_when_late(reader: int, over: threading.Event, grace_seconds: float) ->
 
 
 def end_with_parent() -> None:
-    """Where FOPE_PARENT names the parent, has the kernel send SIGTERM when that one is gone.
+    """Where FOPE_PARENT names the parent, the kernel sends SIGTERM when the parent dies.
 
-    On Linux alone, in the main thread. The parent's thread that began this process must live on.
+    Linux and main thread only. The kernel watches the parent's thread that started this process.
     """
-    parent = os.environ.pop(PARENT_VARIABLE, "")  # of this process, not of those that it starts
+    parent = os.environ.pop(PARENT_VARIABLE, "")  # not inherited by child processes
     if not parent or not sys.platform.startswith("linux"):
         return
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM))
-    if os.getppid() != int(parent):  # it was gone before
+    if os.getppid() != int(parent):  # the parent was already gone
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -192,7 +176,7 @@ def _handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterato
 
     def handle(number: int, frame: FrameType | None) -> None:
         for stream in terminals:
-            if not os.isatty(stream):  # it is closed: a progress bar would fail before the save
+            if not os.isatty(stream):  # closed: a progress bar would fail before the save
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         handler(number, frame)
 
@@ -205,10 +189,10 @@ def _handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterato
         yield
     finally:
         for number, old in before.items():
-            signal.signal(number, old or signal.SIG_DFL)  # None: set by no one in Python
+            signal.signal(number, old or signal.SIG_DFL)  # None: not set from Python
 
 
 def _let_the_next_one_kill(number: int) -> None:
-    """After a first Ctrl-C. Not after a SIGTERM, which some send twice to end a run once."""
+    """Restores the default handler for Ctrl-C only: some senders repeat SIGTERM."""
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The start of several processes as one, through `jax.distributed`."""
+"""Joins the processes of a run through `jax.distributed`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ import jax
 from fope_jax.processes.collectives import DistributedError
 
 TIMEOUT_SECONDS = 300
-TIMEOUT_LIMIT = 1e6  # beyond which JAX takes no timeout
-HEARTBEAT_SECONDS = 30  # without a sign of one process, after which JAX ends the others
-# Flag, and the environment variable that stands in for it, of each field of `Settings`.
+TIMEOUT_LIMIT = 1e6  # JAX refuses a longer timeout
+HEARTBEAT_SECONDS = 30  # JAX ends the others when one is silent for this long
+# Flag and environment variable of each field of `Settings`.
 SOURCES = {
     "coordinator": ("--coordinator", "FOPE_COORDINATOR"),
     "num_processes": ("--num-processes", "FOPE_NUM_PROCESSES"),
     "process_id": ("--process-id", "FOPE_PROCESS_ID"),
 }
-# What JAX says where it finds no cluster, and in a notebook that has used a device before. There a
-# cluster's other processes are kept out by the lock of the run.
+# JAX's errors without a cluster, and after a device was used (notebooks). In a cluster the second
+# would start unconnected processes, which the lock of the run stops.
 _ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
-# With one task JAX would join nothing, but leave the task one GPU of those it has.
+# With one task JAX would join nothing, but restrict the task to one of its GPUs.
 _TASK_COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
@@ -44,40 +44,37 @@ def initialize(
     process_id: int | None = None,
     timeout_seconds: float | None = None,
 ) -> None:
-    """Joins this process with the others of the run, before any device is used.
+    """Joins the other processes of the run, before any device is used; a second call does nothing.
 
     Settings come from the arguments, then from FOPE_COORDINATOR, FOPE_NUM_PROCESSES and
-    FOPE_PROCESS_ID, then from the cluster as `jax.distributed.initialize` detects it (TPU slices,
-    Slurm, Open MPI). Outside of one this process is the only one, and so it is where the number of
-    processes alone is given, as 1. A second call does nothing.
+    FOPE_PROCESS_ID, then from the cluster that `jax.distributed.initialize` detects (TPU slices,
+    Slurm, Open MPI). Without these, or with num_processes = 1 alone, this is the only process.
 
-    Where another process does not come in time, this one ends with exit code 2 and says what it
-    knows; JAX would abort it without a word of who, so there is no exception.
+    If another process does not come in time, this one prints what it knows and exits with code 2:
+    JAX would abort it without naming anyone, so no exception is possible.
 
     Args:
       coordinator: "HOST:PORT" of process 0, the same in every process.
-      num_processes: how many there are.
-      process_id: which one this is.
-      timeout_seconds: how long to wait for the last process; without it what
-        FOPE_DISTRIBUTED_TIMEOUT says, or 300.
+      num_processes: number of processes.
+      process_id: index of this process, from 0.
+      timeout_seconds: wait for the last process; default FOPE_DISTRIBUTED_TIMEOUT, else 300.
 
     Raises:
-      DistributedError: settings that are incomplete or out of range, a port that is in use, or
-        processes with different numbers of devices.
+      DistributedError: incomplete or invalid settings, a port in use, or unequal device counts.
     """
     if jax.distributed.is_initialized():
         return
     if timeout_seconds is None:
         text = os.environ.get("FOPE_DISTRIBUTED_TIMEOUT", "")
         timeout_seconds = _integer("FOPE_DISTRIBUTED_TIMEOUT", text) if text else TIMEOUT_SECONDS
-    if not 0 < timeout_seconds < TIMEOUT_LIMIT:  # also where it is no number
+    if not 0 < timeout_seconds < TIMEOUT_LIMIT:  # False for NaN
         raise DistributedError(f"timeout_seconds = {timeout_seconds}; accepted: above 0")
     settings = find_settings(coordinator, num_processes, process_id, os.environ)
     is_only_task = "1" in [os.environ.get(name) for name in _TASK_COUNTS]
     if settings.num_processes == 1 if settings else is_only_task:
         return
     if settings and settings.process_id == 0:
-        try:  # JAX crashes where the port is in use
+        try:  # JAX crashes if the port is in use
             socket.create_server(("", int(settings.coordinator.rpartition(":")[2]))).close()
         except OSError as error:
             raise DistributedError(
@@ -89,7 +86,7 @@ def initialize(
     try:
         jax.distributed.initialize(
             *(settings or ()),
-            initialization_timeout=round(timeout_seconds) + 10,  # `alarm` comes first
+            initialization_timeout=round(timeout_seconds) + 10,  # after `alarm`
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
@@ -99,7 +96,7 @@ def initialize(
     finally:
         alarm.cancel()
     counts = Counter(device.process_index for device in jax.devices())
-    if len(set(counts.values())) > 1:  # JAX's collectives take one number from all
+    if len(set(counts.values())) > 1:  # JAX's collectives need equal numbers
         different = ", ".join(f"{counts[process]} in process {process}" for process in counts)
         error = DistributedError(
             f"the processes of one run must be started alike; different: devices = {different}"
@@ -109,7 +106,7 @@ def initialize(
 
 
 def _exit_too_late(settings: Settings | None, timeout_seconds: float) -> None:
-    """Ends the process, which waits in C++, before JAX aborts it there."""
+    """Exits before JAX aborts the process, which waits in C++."""
     line = f"fope: not all processes of the run have come within {timeout_seconds:g} s"
     if settings is not None:
         coordinator, num_processes, process_id = settings
@@ -130,7 +127,7 @@ def find_settings(
     process_id: int | None,
     environment: Mapping[str, str],
 ) -> Settings | None:
-    """The settings that arguments and environment give together; None where neither gives any.
+    """Settings from arguments, then environment; None if neither has any.
 
     >>> find_settings(None, None, 1, {"FOPE_COORDINATOR": "a:80", "FOPE_NUM_PROCESSES": "2"})
     Settings(coordinator='a:80', num_processes=2, process_id=1)

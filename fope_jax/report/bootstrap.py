@@ -1,13 +1,11 @@
-"""How much a number would move with other documents: percentile bootstrap of pooled sums.
+"""Percentile bootstrap over documents: how far a pooled ratio varies with the documents drawn.
 
-Tokens of one document are not independent, so whole documents are drawn with replacement, and
-every ratio is taken of the sums over what was drawn:
+Tokens of one document are correlated, so whole documents are drawn with replacement:
 
     ratio*_r = sum_d c_rd nats_d / sum_d c_rd tokens_d,    c_r ~ Multinomial(D, 1/D)
 
-The interval goes from the 2.5th to the 97.5th percentile of ``ratio*``. The draws depend on the
-number of documents alone: numbers of several contexts, or of several seeds, of the same documents
-are paired. (`scipy.stats.bootstrap` draws anew for each number.)
+The interval is the 2.5th to 97.5th percentile of ``ratio*``. The draws depend on D alone, which
+pairs contexts and seeds of the same documents; `scipy.stats.bootstrap` draws anew for each number.
 
 Reference: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", Chapter 13.
 """
@@ -26,14 +24,14 @@ COVERAGE = 0.95
 
 
 class Interval(NamedTuple):
-    """Where the middle ``COVERAGE`` of the resampled numbers lies."""
+    """The middle ``COVERAGE`` of the resampled numbers."""
 
     low: float
     high: float
 
 
 def draws(documents: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
-    """How often each document is drawn: ``[resamples, documents]`` ints, rows sum to documents."""
+    """How often each document is drawn: ``[resamples, documents]`` ints."""
     chances = np.full(documents, 1 / documents)
     return np.random.default_rng(seed).multinomial(documents, chances, size=resamples)
 
@@ -42,16 +40,11 @@ def intervals(
     sums: Mapping[Any, np.ndarray],
     statistic: Callable[[dict[Any, np.ndarray]], Mapping[Any, np.ndarray]],
 ) -> dict[Any, Interval]:
-    """An interval for each key of what ``statistic`` gives.
+    """A bootstrap interval for each number of ``statistic``; empty for fewer than two documents.
 
     Args:
-      sums: key -> ``[D, ...]`` sums of each document, all of the same D documents; a document with
-        none has zeros.
-      statistic: pooled sums by key, ``[R, ...]``, the first axis over R resamples -> numbers by
-        key, ``[R]``. NaN, as of a resample without a token, is not counted.
-
-    Returns:
-      ``{key: Interval}``; empty where there are fewer than two documents.
+      sums: key -> ``[D, ...]`` sums of each of the same D documents; zeros where one has no tokens.
+      statistic: resampled sums by key, ``[R, ...]`` -> numbers by key, ``[R]``; NaN is ignored.
     """
     count = len(next(iter(sums.values()), ()))
     if count < 2:
@@ -64,11 +57,11 @@ def intervals(
 
 
 def percentiles(values: Any) -> Interval:
-    """The middle ``COVERAGE`` of ``values``, from one of them to another.
+    """The middle ``COVERAGE`` of ``values``; both ends are values themselves.
 
     >>> percentiles(range(1, 1001))
     Interval(low=25.0, high=975.0)
     """
-    # Order statistics, not interpolated: between an infinite value and another there is no number.
+    # No interpolation: it gives NaN next to an infinite value.
     low, high = np.quantile(np.asarray(values, float), TAILS, method="inverted_cdf")
     return Interval(float(low), float(high))

@@ -1,4 +1,4 @@
-"""Runs that may be compared: their labels, seeds of one variant, and what was scored."""
+"""Comparable runs: labels (runs of one label are seeds of one variant), and what was scored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fope_jax.report.bootstrap import Interval, intervals
 from fope_jax.report.rows import ReportError, Row, Run
 from fope_jax.report.sums import Metric, Spread, Sums, add_up, group, spread
 
-# The order in which protocols are shown; others follow.
+# Protocols in the order of the page; others follow.
 ORDER = (
     "same-tokens",
     "sliding-window",
@@ -24,16 +24,13 @@ ORDER = (
     "from-start",
 )
 SCORED_DIFFERS = ("chunks",)  # protocols whose contexts do not score the same tokens
-TASK_FIELD = {"passkey": "template", "retrieval": "task"}  # the field that names what is asked
+TASK_FIELD = {"passkey": "template", "retrieval": "task"}  # the field that names the task
 
 Key = Callable[[Row], Any]
 
 
 def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
-    """What each run is called in tables and figures; runs with one label are seeds of one variant.
-
-    The variant's name, and the training length where one name was trained on several.
-    """
+    """Label of each run: its variant, with the training length where a variant has several."""
     lengths: dict[str, set[int]] = {}
     for run in runs:
         lengths.setdefault(run.variant, set()).add(run.training_length)
@@ -46,30 +43,28 @@ def run_labels(runs: Sequence[Run]) -> dict[Path, str]:
 
 
 def context_of(row: Row) -> int:
-    """Tokens of the row's window."""
     return row["context"]
 
 
 def spreads_over_seeds(seeds: Sequence[dict[Any, float]]) -> dict[Any, Spread]:
-    """Spread of the numbers of each key, over the seeds that have it."""
     keys = sorted({key for numbers in seeds for key in numbers})
     return {key: spread([numbers[key] for numbers in seeds if key in numbers]) for key in keys}
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs that were scored on the same thing and so may share a figure.
+    """Runs that were scored on the same tokens or trials and may share a figure.
 
-    A ``metric`` below is a method of `Sums`, of pooled rows; ``key`` sorts rows into pools, by
-    default by context. A ``relative`` number is divided by that of the same seed, and the same
-    documents, at its training length; a label that was not scored there has none.
+    In the methods ``metric`` is a method of `Sums` and ``key`` groups rows, by default by context.
+    ``relative`` numbers are divided by that of the same seed and documents at the training length;
+    labels not scored at that length have none.
 
     Attributes:
-      kind: of the rows.
+      kind: kind of the rows.
       name: the split, the passkey template or the retrieval task.
-      curves: label -> one list of rows for each seed.
+      curves: label -> one list of rows a seed.
       training_lengths: label -> tokens of a training sequence.
-      protocol_row: the row in which a run states the protocol; empty where none does.
+      protocol_row: a run's row of kind "protocol"; empty where there is none.
     """
 
     kind: str
@@ -80,38 +75,37 @@ class Comparison:
 
     @property
     def first_rows(self) -> list[Row]:
-        """The rows of one seed: what was scored is the same for all."""
+        """The rows of one seed; every seed scored the same tokens."""
         return next(iter(self.curves.values()))[0]
 
     @property
     def protocol(self) -> str:
-        """Its name, "passkey" where the rows have none."""
+        """The protocol's name; the kind where rows name none ("passkey")."""
         return self.first_rows[0].get("protocol") or self.kind
 
     @property
     def documents(self) -> list[str]:
-        """Names of the documents with a scored token; empty where the rows do not tell."""
+        """Names of the scored documents; empty where rows do not name them."""
         return sorted(
             {row["document"] for row in self.first_rows if row.get("document") is not None}
         )
 
     @property
     def num_seeds(self) -> int:
-        """Seeds of the label that has most."""
+        """The largest number of seeds of a label."""
         return max(len(seeds) for seeds in self.curves.values())
 
     @property
     def contexts(self) -> list[int]:
-        """All context lengths in tokens."""
         return sorted({row["context"] for _, row in self.labelled_rows()})
 
     @property
     def sums_by_context(self) -> dict[int, Sums]:
-        """What one seed was scored on at each context."""
+        """The sums of one seed at each context."""
         return {c: add_up(rows) for c, rows in group(self.first_rows, context_of).items()}
 
     def labelled_rows(self) -> list[tuple[str, Row]]:
-        """Every row with its label; those of a seed by context."""
+        """Every row with its label, sorted by context within a seed."""
         return [
             (label, row)
             for label, seeds in self.curves.items()
@@ -122,7 +116,7 @@ class Comparison:
     def numbers(
         self, metric: Metric, key: Key = context_of, *, relative: bool = False
     ) -> dict[str, list[dict[Any, float]]]:
-        """``{label: [{key: number} of each seed]}``."""
+        """``{label: [{key: number}, one dict a seed]}``."""
         table = {}
         for label, seeds in self.curves.items():
             pools = [group(rows, key) for rows in seeds]
@@ -147,10 +141,7 @@ class Comparison:
     def intervals(
         self, metric: Metric, key: Key = context_of, *, relative: bool = False
     ) -> dict[str, dict[Any, Interval]]:
-        """``{label: {key: interval, over documents, of the mean over seeds}}``.
-
-        What fewer than two documents have tokens for is without an interval.
-        """
+        """``{label: {key: interval over two documents or more of the mean over seeds}}``."""
 
         table = {}
         for label, seeds in self.curves.items():
@@ -167,11 +158,9 @@ class Comparison:
 
 
 def document_sums(seeds: Sequence[Sequence[Row]], key: Key) -> dict[Any, np.ndarray]:
-    """The sums of each document, for the bootstrap.
+    """``{key: [D, seeds, fields of Sums]}`` of each document, for keys with two documents or more.
 
-    Returns:
-      ``{key: [D, seeds, fields of Sums]}``, without what fewer than two documents have; empty where
-      a row does not name its document.
+    Empty where a row names no document.
     """
     rows = [row for seed_rows in seeds for row in seed_rows]
     if any(row.get("document") is None for row in rows):
@@ -188,15 +177,13 @@ def document_sums(seeds: Sequence[Sequence[Row]], key: Key) -> dict[Any, np.ndar
 def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
     """What the rows of comparable runs share.
 
-    Perplexities compare where the same tokens were scored: protocol, split, tokens and bytes, at
-    each context by itself where the protocol scores other tokens at each.
-    Losses by position compare where the same windows were read, and retrieval where template or
-    task, number of trials and number of answer tokens agree. All compare where windows begin with
-    the same BOS token, or all with none.
+    Perplexities share protocol, split, tokens and bytes; for ``SCORED_DIFFERS``, at each context.
+    Losses by position also share the windows. Retrieval shares template or task, trials and answer
+    tokens. All share the BOS token, or have none.
 
     Raises:
-      ReportError: the rows are of several protocols, splits, templates or BOS tokens, or a run
-        whose contexts should have been scored on the same tokens was not.
+      ReportError: the rows mix protocols, splits, templates or BOS tokens, or contexts that should
+        score the same tokens did not.
     """
     name = TASK_FIELD.get(kind, "split")
     names = {(row.get("protocol"), row[name], row.get("bos_token")) for row in rows}
@@ -224,10 +211,7 @@ def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
 
 
 def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
-    """Sorts the rows of one kind into sets of comparable runs.
-
-    Runs that were scored on different tokens end up in different comparisons, never in one.
-    """
+    """Groups the rows of one kind; runs scored on different tokens are in different comparisons."""
     labels, name = run_labels(runs), TASK_FIELD.get(kind, "split")
     by_key: dict[tuple[Hashable, ...], Comparison] = {}
     for run in runs:
@@ -247,7 +231,7 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
 
 
 def check_comparable(comparison: Comparison) -> None:
-    """Raises ReportError where a comparison joins rows that were scored on different things."""
+    """Raises ReportError where the rows of a comparison differ in what was scored."""
     keys: dict[Hashable, str] = {}
     for label, seeds in comparison.curves.items():
         for rows in seeds:

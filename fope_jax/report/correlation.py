@@ -1,12 +1,11 @@
-"""Do the spectra of a run tell how it generalizes to longer contexts? Over all runs of a report.
+"""Does a run's spectrum predict its length generalization? A correlation over the runs of a report.
 
-Each run is a point: a number of its spectrum within or beyond the training length, and its
-generalization gap
+Each run is a point: a number of its spectrum, and its generalization gap on the same tokens
 
     gap = loss at the longest context - loss at the training length      (nats per token)
 
-of the same tokens. Pearson's r and Spearman's rho come with 95% bootstrap intervals. Variants are
-drawn again, each with all its seeds: seeds of one variant are no independent evidence.
+Pearson's r and Spearman's rho have 95% bootstrap intervals. Whole variants are resampled, because
+seeds of one variant are not independent.
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DRAWS = 10_000
-LEAST_VARIANTS = 4  # with fewer, most draws hold the same one or two over and over
+LEAST_VARIANTS = 4  # with fewer, most draws repeat the same one or two
 SEED = 0
 
 
 class Measure(NamedTuple):
-    """A number of a run's spectrum: the mean of fields of its rows, over layers and heads."""
+    """A number of a run's spectrum: the mean of ``fields`` over layers and heads."""
 
     name: str
     fields: tuple[str, ...]
-    is_pooled: bool  # heads weigh as their profile's energy: one that ignores distance says little
+    is_pooled: bool  # weights heads by profile energy: one that ignores distance says little
     is_beyond: bool  # at the longest measured context, else at the training length
 
 
@@ -50,18 +49,18 @@ MEASURES = (
 
 
 class Point(NamedTuple):
-    """One run; its numbers by ``Measure.name``, None where the method has no frequencies."""
+    """One run; numbers by ``Measure.name``, None where the method has no frequencies."""
 
     label: str
     seed: int
-    gap: float | None  # nats per token; None where its loss was not measured at two lengths
+    gap: float | None  # nats per token; None without losses at both lengths
     numbers: dict[str, float | None]
     before: dict[str, float | None]  # of the untrained parameters
-    trained_at: int  # step; 0 where only the untrained parameters were measured
+    trained_at: int  # step; 0: only the untrained parameters were measured
 
 
 class Correlation(NamedTuple):
-    """Of two numbers over runs; NaN where one of them does not vary, or there are too few runs."""
+    """A correlation over runs; NaN where a number is constant or runs are too few."""
 
     pearson: float
     pearson_interval: tuple[float, float]
@@ -75,7 +74,7 @@ class Correlation(NamedTuple):
 
 
 def spectrum_points(runs: Sequence[Run]) -> list[Point]:
-    """The runs that have rows of kind "spectrum"; of several steps the newest counts."""
+    """The runs with rows of kind "spectrum", at the newest measured step."""
     labels, points = run_labels(runs), []
     unmeasured: dict[str, float | None] = {measure.name: None for measure in MEASURES}
     for run in runs:
@@ -90,8 +89,7 @@ def spectrum_points(runs: Sequence[Run]) -> list[Point]:
 
 
 def generalization_gap(run: Run, split: str) -> float | None:
-    """Loss of the same tokens at the longest context minus that at the training length, in nats per
-    token, on the split that the spectra are of; None without both."""
+    """Loss at the longest context minus at the training length, nats/token; None without both."""
     scored = ("same-tokens", split)
     rows = [row for row in run.of("perplexity") if (row["protocol"], row["split"]) == scored]
     losses = {context: add_up(pool).loss() for context, pool in group(rows, context_of).items()}
@@ -119,11 +117,7 @@ def _spectrum_numbers(run: Run, rows: Sequence[Row]) -> dict[str, float | None]:
 
 
 def correlate(x: Sequence[float], y: Sequence[float], variants: Sequence[str]) -> Correlation:
-    """Both correlations of ``x`` and ``y``, a number of each run, with 95% bootstrap intervals.
-
-    Variants are drawn again, each with all its runs; with fewer than ``LEAST_VARIANTS`` intervals
-    are NaN. Draws of which the correlation is not defined do not count.
-    """
+    """Correlations over runs, with bootstrap intervals (NaN below ``LEAST_VARIANTS`` variants)."""
     xs, ys = np.asarray(x, float), np.asarray(y, float)
     names = sorted(set(variants))
     groups = [np.flatnonzero(np.asarray(variants) == name) for name in names]
@@ -146,7 +140,7 @@ def correlate(x: Sequence[float], y: Sequence[float], variants: Sequence[str]) -
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's r; NaN of fewer than three runs, or where one number does not vary.
+    """Pearson's r; NaN for fewer than three runs or a constant number.
 
     >>> round(pearson(np.array([1.0, 2.0, 4.0]), np.array([2.0, 4.0, 8.0])), 6)
     1.0
@@ -157,12 +151,11 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rho: Pearson's r of the ranks, ties sharing their mean."""
+    """Spearman's rho: Pearson's r of the ranks; ties share their mean rank."""
     return pearson(rankdata(x), rankdata(y))
 
 
 def _pairs(points: Sequence[Point], name: str) -> list[tuple[Point, float, float]]:
-    """Points with a gap and this number."""
     pairs = ((point, point.numbers[name], point.gap) for point in points)
     return [(point, x, gap) for point, x, gap in pairs if x is not None and gap is not None]
 
@@ -171,7 +164,6 @@ def _pairs(points: Sequence[Point], name: str) -> list[tuple[Point, float, float
 
 
 def run_table(points: Sequence[Point]) -> Table:
-    """Each run's numbers, before and after training."""
 
     def change(before: float | None, after: float | None) -> str:
         last = EMPTY if after is None else format_loss(after)
@@ -194,7 +186,6 @@ def run_table(points: Sequence[Point]) -> Table:
 
 
 def correlation_table(points: Sequence[Point]) -> Table:
-    """Correlation of each number with the generalization gap."""
 
     def signed(value: float) -> str:
         return EMPTY if math.isnan(value) else f"{value:+.2f}"
@@ -221,10 +212,9 @@ def correlation_table(points: Sequence[Point]) -> Table:
 
 
 def correlation_figure(points: Sequence[Point], styles: dict[str, Style]) -> Figure:
-    """The generalization gap against each number, a point a run."""
     figure, panels = new_figure(10.0, 7.4, 2, 2, sharey=True)
     gaps = [point.gap for point in points if point.gap is not None]
-    # One run that fails would press all others into a line: it is named in words.
+    # A failed run would squeeze the others into a line, so it is named in the title.
     limit = 5 * float(np.median(np.abs(gaps))) if len(gaps) > 3 else math.inf
     handles: dict[str, Any] = {}
     for axes, measure in zip(panels, MEASURES, strict=True):

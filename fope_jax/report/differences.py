@@ -1,13 +1,12 @@
 """Which differences between variants are significant: paired by seed, with intervals and ranks.
 
-Runs of one seed start from the same draws and read the same batches, so their difference has less
-noise than either. With n seeds the mean difference d has the interval
+Runs of one seed share initial draws and batches, so their difference is less noisy than either
+run. The interval of the mean difference d of n seeds is
 
     d  ±  t(0.975, n - 1) * s / sqrt(n),      s the sample standard deviation of the n differences,
 
-which holds the true difference in 95 of 100 such experiments if the differences are normal. A
-difference is significant at 95% where that interval leaves out 0. Of a hundred pairs that are
-compared at once some will seem so by chance: `holm` finds those that hold for all pairs together.
+which assumes normal differences. A difference is significant at 95% where it leaves out 0. Some of
+many pairs would do so by chance; `holm` corrects for that.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ Numbers = Mapping[str, Mapping[int, float]]  # label -> seed -> number
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean over seeds of one variant's number minus another's."""
+    """Mean over seeds of one variant's number minus another's."""
 
     mean: float
     half_width: float  # of the 95% interval; NaN with one seed
@@ -37,11 +36,10 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return abs(self.mean) > self.half_width  # False where that is NaN
+        return abs(self.mean) > self.half_width  # False for NaN
 
     def text(self, digits: int = 3) -> str:
-        """``mean ± half width``, starred where the difference is significant."""
+        """``mean ± half width``, with a star where significant."""
         if math.isnan(self.half_width):
             return f"{self.mean:+.{digits}f}"
         star = " *" if self.is_significant else ""
@@ -49,7 +47,7 @@ class Difference:
 
 
 def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """The difference ``one - other`` over the seeds that both have; None where they share none.
+    """``one - other`` over the shared seeds; None where there are none.
 
     >>> paired_difference({0: 1.0, 1: 2.0, 2: 3.0}, {0: 0.9, 1: 1.9, 2: 3.0}).text()
     '+0.067 ± 0.143'
@@ -60,7 +58,7 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
     mean, deviation, count = spread(pairs)
     if count < 2:
         return Difference(mean, math.nan, math.nan, count)
-    from scipy import stats  # here, because it takes longer to import than a page to write
+    from scipy import stats  # slow to import
 
     error = deviation / math.sqrt(count)
     if not error:
@@ -70,7 +68,7 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
 
 
 def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, str]]:
-    """The pairs whose difference holds with all of them taken together (Holm 1979, step-down).
+    """Pairs significant with all of them tested together (Holm 1979, step-down).
 
     >>> d = lambda p: Difference(1.0, 0.5, p, 3)
     >>> sorted(holm({("a", "b"): d(0.01), ("a", "c"): d(0.04), ("b", "c"): d(0.03)}))
@@ -88,7 +86,7 @@ def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, st
 def metric_by_seed(
     comparison: Comparison, metric: Metric, contexts: Collection[int]
 ) -> dict[str, dict[int, float]]:
-    """``{label: {seed: metric of the rows at these contexts, pooled}}``."""
+    """``{label: {seed: metric of the rows pooled over these contexts}}``."""
     table: dict[str, dict[int, float]] = {}
     for label, seeds in comparison.curves.items():
         for rows in seeds:
@@ -99,7 +97,7 @@ def metric_by_seed(
 
 
 def all_differences(numbers: Numbers) -> dict[tuple[str, str], Difference]:
-    """The paired difference of every two labels that share a seed, in the order of ``numbers``."""
+    """The paired difference of every two labels with a common seed, in the order of ``numbers``."""
     differences = {
         (one, other): paired_difference(numbers[one], numbers[other])
         for one, other in itertools.combinations(numbers, 2)
@@ -108,7 +106,7 @@ def all_differences(numbers: Numbers) -> dict[tuple[str, str], Difference]:
 
 
 def ranks(numbers: Numbers) -> dict[str, float]:
-    """Mean rank over the seeds that all labels have, 1 for the smallest number; ties share one.
+    """Mean rank over the seeds that all labels have; 1 is the smallest number, ties share a rank.
 
     >>> ranks({"a": {0: 1.0, 1: 1.0}, "b": {0: 2.0, 1: 0.5}})
     {'a': 1.5, 'b': 1.5}
@@ -122,17 +120,13 @@ def ranks(numbers: Numbers) -> dict[str, float]:
     return dict(zip(numbers, stats.rankdata(values, axis=0).mean(axis=1).tolist(), strict=True))
 
 
-# What runs may differ in and still have seen the same batches and done the same work.
+# Fields that change neither the batches nor the compute of a run.
 _IGNORED = ("name", "seed", "position.", "evaluate.", "mesh.", "data.cache_dir")
 _IGNORED += ("train.log_every", "train.save_every", "train.keep")
 
 
 def config_differences(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """What else differs between runs of one seed than their position embedding.
-
-    Returns:
-      ``{"train.length": ["128", "256"]}``; empty where data order and compute are matched.
-    """
+    """Fields in which runs of one seed differ, but for the position embedding: field -> values."""
     differing: dict[str, set[str]] = {}
     for seed in {run.seed for run in runs}:
         configs = [flatten(run.config) for run in runs if run.seed == seed]

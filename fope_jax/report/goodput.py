@@ -1,4 +1,4 @@
-"""Where the time of each run went, and the share of it that trained: goodput."""
+"""Where each run's time went, and its goodput: the share of wall time spent in steps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ PHASES = ("start", "compile", "restore", "data", "step", "save", "evaluation", "
 
 
 def seconds_by_phase(run: Run) -> dict[str, float]:
-    """Seconds of a run in each phase that it has rows of, over all its starts.
-
-    "evaluate same-tokens (validation)" and the like are one phase, evaluation; others that are not
-    in ``PHASES`` keep their names.
-    """
+    """Seconds by phase over all starts of a run; phases that begin with "evaluat" are pooled."""
     seconds: dict[str, float] = {}
     for row in run.of("time"):
         phase = "evaluation" if row["phase"].startswith("evaluat") else row["phase"]
@@ -25,7 +21,7 @@ def seconds_by_phase(run: Run) -> dict[str, float]:
 
 
 def goodput_table(runs: Sequence[Run]) -> Table:
-    """Seconds and shares by phase, one row a run that kept an account of its time in training."""
+    """Seconds and shares by phase, one row for each run with timed steps."""
     runs_seconds = dict(zip(run_titles(runs), map(seconds_by_phase, runs), strict=True))
     runs_seconds = {title: seconds for title, seconds in runs_seconds.items() if "step" in seconds}
     measured = {phase for seconds in runs_seconds.values() for phase in seconds}

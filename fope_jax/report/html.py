@@ -1,4 +1,4 @@
-"""Text, tables and figures as one HTML page, complete by itself; figures as files beside it."""
+"""One self-contained HTML page of text, tables and figures; figures are also saved as files."""
 
 from __future__ import annotations
 
@@ -19,18 +19,11 @@ class Note(str):
 
 
 class Listing(str):
-    """Text that keeps its lines, such as JSON."""
+    """Preformatted text, such as JSON."""
 
 
 class Picture(NamedTuple):
-    """A figure, shown as SVG inside the page, and saved as PNG and SVG.
-
-    Attributes:
-      figure: of matplotlib.
-      stem: of its file names.
-      alt: the text for those who cannot see it.
-      caption: below it.
-    """
+    """A figure, shown as SVG in the page and saved as ``stem.png`` and ``stem.svg``."""
 
     figure: Any
     stem: str
@@ -39,8 +32,6 @@ class Picture(NamedTuple):
 
 
 class Details(NamedTuple):
-    """Parts that are folded away under ``summary``."""
-
     summary: str
     parts: Sequence[Part]
 
@@ -61,7 +52,7 @@ Part = str | Note | Listing | Table | Picture | Details | Section  # a str is a 
 
 
 def write_page(out: Path, title: str, parts: Sequence[Part]) -> Path:
-    """Writes ``out/index.html`` and every figure in ``parts``; returns the path of the page."""
+    """Writes ``out/index.html`` and every figure; returns the path of the page."""
     images = {}
     for picture in _pictures(parts):
         _, svg = save_figure(picture.figure, out, picture.stem)
@@ -84,12 +75,8 @@ def write_page(out: Path, title: str, parts: Sequence[Part]) -> Path:
 
 
 def make_output(out: str | Path, what: str) -> Path:
-    """Makes the directory ``out``.
-
-    Raises:
-      ReportError: it cannot be made; the message names it and ``what`` should go there.
-    """
-    require("jinja2", "train")  # before the work whose result the page shows
+    """Makes the directory ``out``; the ReportError where it cannot names ``out`` and ``what``."""
+    require("jinja2", "train")  # fail before the long work
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,7 +85,7 @@ def make_output(out: str | Path, what: str) -> Path:
 
 
 def file_stem(name: str) -> str:
-    """``name`` with an underscore for what a file name should not hold."""
+    """``name`` with every character but letters, digits, "_" and "-" replaced by "_"."""
     return re.sub(r"[^\w-]", "_", name)
 
 

@@ -25,13 +25,13 @@ WINDOW = "window (tokens)"
 
 
 def parse_edges(text: str) -> tuple[int, ...]:
-    """The lengths at which one bucket ends and the next begins; k stands for 1,024 tokens.
+    """Parses edges between buckets, tokens; k stands for 1,024.
 
     >>> parse_edges("4k,8k"), parse_edges("512, 1000")
     ((4096, 8192), (512, 1000))
 
     Raises:
-      ReportError: no lengths, or not in rising order.
+      ReportError: not rising lengths.
     """
     matches = [re.fullmatch(r"\s*([1-9]\d*)(k?)\s*", length) for length in text.split(",")]
     edges = [int(m[1]) * (1024 if m[2] else 1) for m in matches if m]
@@ -43,7 +43,7 @@ def parse_edges(text: str) -> tuple[int, ...]:
 
 
 def bucket_names(edges: Sequence[int]) -> list[str]:
-    """What the buckets are called; a length that is an edge belongs to the one below.
+    """Names of the buckets; a length equal to an edge is in the lower one.
 
     >>> bucket_names((4096, 8192))
     ['0-4k', '4k-8k', '8k+']
@@ -54,15 +54,12 @@ def bucket_names(edges: Sequence[int]) -> list[str]:
 
 
 def bucket_tables(runs: Sequence[Run], edges: Sequence[int]) -> list[Table]:
-    """Right answers of every template and task, their mean over tasks, and loss by position.
+    """Right answers of each task, their mean over tasks, and loss by position, in each bucket.
 
-    Args:
-      runs: that the report is about.
-      edges: from ``parse_edges``. An answer counts where its window is at most so long, a token
-        where it stands at most so far from the window's first.
+    ``edges``, from `parse_edges`, divide windows (answers) and positions (losses).
 
     Raises:
-      ReportError: a range of positions that rows hold as one lies on both sides of an edge.
+      ReportError: an edge lies inside a bucket of positions of the rows.
     """
 
     def bucket_of_context(row: Row) -> int:
@@ -91,7 +88,7 @@ def bucket_tables(runs: Sequence[Run], edges: Sequence[int]) -> list[Table]:
             sums = [add_up(pools.get(bucket, [])) for bucket in buckets]
             table.rows.append((label, [format_share(s.correct, s.total) for s in sums]))
         tables.append(table)
-    if len(retrievals) > 1:  # the mean over tasks, for labels that were asked all of them
+    if len(retrievals) > 1:  # mean over tasks, for labels that have all tasks
         title = "Right answers by length, mean over tasks"
         table = Table(title, WINDOW, names, note=_windows(retrievals))
         tasks = [comparison.spreads(Sums.accuracy, bucket_of_context) for comparison in retrievals]
@@ -113,12 +110,11 @@ def bucket_tables(runs: Sequence[Run], edges: Sequence[int]) -> list[Table]:
 
 
 def _mean_percent(values: Sequence[Spread | None]) -> str:
-    """The mean over tasks, each of which counts alike; empty where one was not asked."""
+    """Unweighted mean over tasks; EMPTY where a task is missing."""
     known = [value.mean for value in values if value is not None]
     return format_percent(sum(known) / len(known)) if len(known) == len(values) else EMPTY
 
 
 def _windows(retrievals: Sequence[Comparison]) -> str:
-    """Which windows there are, since a bucket is only as good as what was asked in it."""
     lengths = sorted({context for comparison in retrievals for context in comparison.contexts})
     return "windows of " + ", ".join(f"{length:,}" for length in lengths) + " tokens"

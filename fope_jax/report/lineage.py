@@ -1,4 +1,4 @@
-"""Runs that go on from other runs: what was changed between them, from their lineage.json."""
+"""Lineage: runs that continue other runs, and what changed between them (lineage.json)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from fope_jax.storage.paths import resolve_path
 
 
 def parent_of(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The run among ``runs`` that ``run`` goes on from."""
     source = run.lineage["parent"]["run"] if run.lineage else None
     return next((other for other in runs if str(resolve_path(other.path)) == source), None)
 
 
 def tokens_before(run: Run) -> int:
-    """Tokens that the model had seen before the run: those of its parent."""
+    """Tokens that the parent had seen; 0 without a parent."""
     return run.lineage["parent"]["tokens_seen"] if run.lineage else 0
 
 
 def lineage_table(runs: Sequence[Run]) -> Table:
-    """What was changed for each run that goes on from another; no rows where none does."""
+    """What changed between each run and its parent; no rows where no run has one."""
     title = "What was changed before a run went on from another"
     table = Table(title, "variant", ["goes on from", "fact", "value"], is_prose=True)
     labels = run_labels(runs)
@@ -59,7 +58,6 @@ def lineage_table(runs: Sequence[Run]) -> Table:
 
 
 def lineage_sentences(runs: Sequence[Run]) -> list[str]:
-    """One sentence for each run that goes on from another."""
     labels, sentences = run_labels(runs), []
     for run in runs:
         if run.lineage:

@@ -1,4 +1,4 @@
-"""The report of runs: one self-contained HTML page, with every figure as PNG and SVG beside it."""
+"""The report of runs: one self-contained HTML page, with every figure also as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -42,18 +42,15 @@ Styles = dict[str, Style]
 def write_report(
     runs: Iterable[str | Path], out: str | Path, *, buckets: Sequence[int] = ()
 ) -> Path:
-    """Writes the report of ``runs`` into the directory ``out``.
+    """Writes the report of ``runs`` into ``out``; returns the path of index.html.
 
     Args:
-      runs: run directories; runs of one name and training length are seeds of one variant.
-      out: made where it does not exist; figures of the same names are replaced.
-      buckets: lengths between which scores are also shown together, see ``length_buckets``.
-
-    Returns:
-      The path of index.html.
+      runs: run directories or results files.
+      out: made if missing; files of the same names are replaced.
+      buckets: edges of length ranges, tokens, see `length_buckets`.
 
     Raises:
-      ReportError: a directory that is no run, or a malformed row, with file and line.
+      ReportError: a path is no run, or a row is malformed; names file and line.
     """
     loaded = read_runs(runs)
     out = make_output(out, "the report")
@@ -84,18 +81,13 @@ def write_report(
 
 
 class Named(NamedTuple):
-    """A comparison with the end of its file names, and of its headings."""
-
     comparison: Comparison
     stem: str
     heading: str
 
 
 def name_comparisons(listed: Sequence[Comparison]) -> list[Named]:
-    """Names each comparison; those of one protocol and split are numbered and name variants.
-
-    Runs that were scored on different things land in different comparisons of one name.
-    """
+    """Names each comparison; those of one protocol and split get a number and their variants."""
     keys = [(comparison.protocol, comparison.name) for comparison in listed]
     named = []
     for index, comparison in enumerate(listed):
@@ -281,7 +273,7 @@ TASKS = {
 
 
 def _retrieval_paragraph(comparison: Comparison, runs: Sequence[Run]) -> str:
-    """The protocol as it was run, with a template's texts or a task's haystack where stated."""
+    """The protocol, with the prompt's texts or the haystack where a run states them."""
     is_passkey, rows = comparison.kind == "passkey", comparison.first_rows
     task = "A random five-digit key is hidden in filler."
     if not is_passkey:

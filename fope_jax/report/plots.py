@@ -1,7 +1,6 @@
 """Figures of a report: matplotlib, one function a figure, readable without colour.
 
-Every curve has a colour, a marker and a line style of its own; the same label has the same three
-in every figure. Axes name their units and mark the training length.
+A label has one colour, marker and line style in all figures.
 """
 
 from __future__ import annotations
@@ -27,30 +26,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, without the yellow that vanishes on white; tell apart with any eyesight.
+# Okabe and Ito's colour-blind safe palette, without the yellow that is invisible on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
-DASHES = (0, (2, 2))  # of marks at the training length
-GREY, DARK_GREY = "#555555", "#444444"  # of marks, of their texts
+DASHES = (0, (2, 2))  # marks of the training length
+GREY, DARK_GREY = "#555555", "#444444"  # marks, and their labels
 WIDTH, HEIGHT = 7.0, 4.3  # inches
 LEGEND_LINE = 0.21  # inches
-TITLE_PAD = 20  # points, room for the mark of the training length
+TITLE_PAD = 20  # points: room for the label of the training length
 
 Curves = dict[str, dict[Any, Spread]]  # label -> x -> y
 Bands = dict[str, dict[Any, Interval]]
 
 
 class Style(NamedTuple):
-    """How the curves of one label are drawn."""
-
     color: str
     marker: str
     linestyle: Any
 
 
 def line_styles(names: Iterable[str]) -> dict[str, Style]:
-    """A style for each label, in the order given; repeats only after hundreds."""
     return {
         name: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
         for i, name in enumerate(dict.fromkeys(names))
@@ -60,8 +56,7 @@ def line_styles(names: Iterable[str]) -> dict[str, Style]:
 def new_figure(
     width: float, height: float, rows: int = 1, columns: int = 1, **settings: Any
 ) -> tuple[Figure, list[Axes]]:
-    """A figure, its size in inches, and its styled panels, row by row; ``settings`` are those of
-    `Figure.subplots`."""
+    """A figure, its size in inches, and its styled panels; ``settings`` go to `Figure.subplots`."""
     matplotlib = require("matplotlib.figure", "train")
     figure = matplotlib.Figure(figsize=(width, height), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, **settings).flat)
@@ -71,7 +66,6 @@ def new_figure(
 
 
 def style_axes(axes: Axes) -> None:
-    """A light grid below the curves, and no frame above and to the right."""
     axes.grid(True, color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -80,7 +74,7 @@ def style_axes(axes: Axes) -> None:
 def mark_length(
     axes: Axes, length: int, text: str = "", xytext: tuple[float, float] = (-3, 3), ha: str = "left"
 ) -> None:
-    """A dashed line at the training length, with a text ``xytext`` points from its upper end."""
+    """A dashed line at the training length, labelled ``xytext`` points from its upper end."""
     axes.axvline(length, color=GREY, linewidth=1.2, linestyle=DASHES, zorder=0)
     axes.annotate(
         text or f"training length {length:,}",
@@ -96,7 +90,7 @@ def mark_length(
 
 
 def save_figure(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]:
-    """Writes ``stem.png`` and ``stem.svg``, the same bytes for the same figure."""
+    """Writes ``stem.png`` and ``stem.svg``; the same figure gives the same bytes."""
     matplotlib = require("matplotlib", "train")
     png, svg = directory / f"{stem}.png", directory / f"{stem}.svg"
     with matplotlib.rc_context({"svg.hashsalt": "fope"}):
@@ -111,8 +105,7 @@ def save_figure(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]
 def perplexity_figure(
     comparison: Comparison, styles: dict[str, Style], relative: bool = False
 ) -> Figure:
-    """Perplexity against context length, with bits per byte on the right; or, ``relative``, over
-    that of the same seed, and the same documents, at the training length."""
+    """Perplexity by context, with bits per byte; ``relative``: over that at the training length."""
     check_comparable(comparison)
     figure, (axes,) = new_figure(WIDTH, HEIGHT)
     curves = comparison.spreads(Sums.perplexity, relative=relative)
@@ -141,7 +134,7 @@ def perplexity_figure(
 
 
 def position_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
-    """Loss against position inside a long window, or since the document's start."""
+    """Loss against position in a long window, or since the document's start."""
     check_comparable(comparison)
     figure, (axes,) = new_figure(WIDTH, HEIGHT)
     if has_bands(comparison):
@@ -164,7 +157,6 @@ def _bucket_centre(row: Row) -> float:
 
 
 def accuracy_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
-    """Share of passkeys found or answers right, all depths, against context length."""
     check_comparable(comparison)
     counted, name = retrieval_names(comparison)
     figure, (axes,) = new_figure(WIDTH, HEIGHT)
@@ -180,7 +172,7 @@ def accuracy_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
 
 
 def training_figure(runs: Sequence[Run], styles: dict[str, Style]) -> Figure:
-    """Training loss against tokens seen, those before the run included, one line a run."""
+    """Training loss against tokens seen, the parent's included, one line a run."""
     figure, (axes,) = new_figure(WIDTH, HEIGHT)
     labels, seen = run_labels(runs), set()
     for run in runs:
@@ -209,7 +201,7 @@ def training_figure(runs: Sequence[Run], styles: dict[str, Style]) -> Figure:
 
 
 def _draw_bands(axes: Axes, bands: Bands, styles: dict[str, Style]) -> None:
-    """The interval of each curve, edged in its line style so that bands differ without colour."""
+    """Intervals as bands, edged in the curve's line style to differ without colour."""
     for label, band in bands.items():
         finite = {x: interval for x, interval in band.items() if all(map(math.isfinite, interval))}
         style = styles[label]
@@ -250,12 +242,10 @@ def retrieval_title(comparison: Comparison) -> str:
 
 
 def has_depths(comparison: Comparison) -> bool:
-    """Whether what is asked for stands at a depth."""
     return all(row["depth"] is not None for _, row in comparison.labelled_rows())
 
 
 def depth_figure(comparison: Comparison) -> Figure:
-    """Share of passkeys found or answers right by context length and depth, one panel a label."""
     check_comparable(comparison)
     counted, name = retrieval_names(comparison)
     contexts, columns = comparison.contexts, min(2, len(comparison.curves))
@@ -305,7 +295,7 @@ def _title(
     title: str,
     outside: Mapping[str, float] | None = None,
 ) -> None:
-    """The title and, smaller, what was scored: a figure is cut out of its page sooner or later."""
+    """The title, and below it what was scored: figures get copied out of the page."""
     caption = f"protocol {comparison.protocol}: {protocol_caption(comparison, 'bands')}"
     if outside:
         tops = (f"{label} (up to {format_number(top)})" for label, top in outside.items())
@@ -315,10 +305,7 @@ def _title(
 
 
 def _bits_axis(axes: Axes, comparison: Comparison) -> None:
-    """Bits per byte on the right, where all contexts have the same tokens and bytes.
-
-    Bits per byte are then ``log2(perplexity) tokens / bytes`` for every point of the figure.
-    """
+    """Bits per byte, ``log2(perplexity) tokens / bytes``, if all contexts scored the same text."""
     sizes = {(sums.tokens, sums.bytes) for sums in comparison.sums_by_context.values()}
     tokens, bytes_ = sizes.pop()
     if sizes or not bytes_:
@@ -326,14 +313,14 @@ def _bits_axis(axes: Axes, comparison: Comparison) -> None:
     share = tokens / bytes_
 
     def bits(perplexity: Any) -> Any:
-        return np.log2(np.maximum(perplexity, 1e-300)) * share  # an axis may ask below 0
+        return np.log2(np.maximum(perplexity, 1e-300)) * share  # matplotlib may pass values below 0
 
     def perplexity(bits: Any) -> Any:
         return 2.0 ** (np.asarray(bits) / share)
 
     right = axes.secondary_yaxis("right", functions=(bits, perplexity))
     ticker = require("matplotlib.ticker", "train")
-    right.yaxis.set_major_locator(ticker.MaxNLocator(6))  # also where perplexity is logarithmic
+    right.yaxis.set_major_locator(ticker.MaxNLocator(6))  # also on a logarithmic left axis
     right.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     right.yaxis.set_minor_locator(ticker.NullLocator())
     right.set_ylabel("bits per byte")
@@ -349,11 +336,7 @@ def _length_axis(axes: Axes, ticks: Sequence[int], label: str) -> None:
 def _perplexity_axis(
     axes: Axes, curves: Curves, bands: Bands, outside: Mapping[str, float]
 ) -> None:
-    """A y axis that is logarithmic where perplexities differ by more than a factor of 3.
-
-    Where they differ by less than a tenth the axis still spans a tenth, so that noise looks small.
-    Curves ``outside`` leave it at the top.
-    """
+    """Logarithmic beyond a factor of 3; spans a tenth at least, so that noise looks small."""
     inside = [values for label, values in curves.items() if label not in outside]
     spreads = [v for values in inside for v in values.values() if math.isfinite(v.mean)]
     if not spreads:
@@ -378,8 +361,7 @@ def _perplexity_axis(
 
 
 def _off_the_chart(curves: Curves) -> dict[str, float]:
-    """Labels so far above most others that these would lie in one line at the bottom, each with its
-    largest mean: more than five times the median of four or more.
+    """Labels, with their largest mean, whose curves would flatten all others at the bottom.
 
     >>> curve = lambda top: {128: Spread(90.0, 1.0, 3), 2048: Spread(top, 1.0, 3)}
     >>> _off_the_chart({"a": curve(90.0), "b": curve(99.0), "c": curve(120.0), "d": curve(9000.0)})
@@ -398,19 +380,17 @@ def _mark_training_lengths(axes: Axes, comparison: Comparison) -> None:
     if len(lengths) == 1:
         mark_length(axes, lengths[0])
         return
-    for length in lengths:  # whole words of neighbours would run into each other
+    for length in lengths:  # full labels of neighbours would overlap
         mark_length(axes, length, f"L = {length:,}", xytext=(0, 3), ha="center")
     axes.set_xlabel(f"{axes.get_xlabel()}; L: training length")
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
-    """A legend under the figure, which grows by the legend's lines beyond three: the curves keep
-    their height.
-    """
+    """A legend under the figure, which grows with it so that the curves keep their height."""
     if not handles:
         return
     width, height = figure.get_size_inches()
-    fitting = int(11 * width) // (max(map(len, names)) + 11)  # characters of a line, of a handle
+    fitting = int(11 * width) // (max(map(len, names)) + 11)  # characters a line; 11 a handle
     columns = max(1, min(4, fitting, len(names)))
     lines = math.ceil(len(names) / columns)
     figure.set_size_inches(width, height + LEGEND_LINE * max(0, lines - 3))
@@ -420,7 +400,6 @@ def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -
 
 
 def alt_text(comparison: Comparison, what: str) -> str:
-    """The text alternative of a figure of curves: the first and last number of each."""
     if comparison.kind in TASK_FIELD:
         curves, show = comparison.spreads(Sums.accuracy), format_percent
     elif comparison.kind == "position":

@@ -1,4 +1,4 @@
-"""Protocols in words: what was scored, out of what, what was left out, and what intervals are."""
+"""Protocols in words: what was scored, what was left out, and what intervals mean."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fope_jax.report.bootstrap import COVERAGE, RESAMPLES, SEED
 from fope_jax.report.comparison import Comparison
 from fope_jax.report.rows import NO_BOS
 
-FEW_DOCUMENTS = 20  # below it an interval over documents is rough, and says so
+FEW_DOCUMENTS = 20  # with fewer, the note calls intervals rough
 NAMES_SHOWN = 8
 MOST_BANDS = 4
-UNITS = {  # what a protocol places; others place windows
+UNITS = {  # what a protocol reads; for others windows
     "sliding-window": "stretch",
     "chunks": "block",
     "document-resets": "block",
@@ -21,13 +21,7 @@ UNITS = {  # what a protocol places; others place windows
 
 
 class Description(NamedTuple):
-    """How a protocol is described.
-
-    Attributes:
-      title: of its section and figure.
-      x: what the horizontal axis holds.
-      paragraph: with the ``{fields}`` that `protocol_paragraph` fills in.
-    """
+    """Title, label of the x axis, and paragraph with ``{fields}`` for `protocol_paragraph`."""
 
     title: str
     x: str
@@ -98,14 +92,14 @@ DESCRIPTIONS = {
 
 
 def describe(comparison: Comparison) -> Description:
-    """The description of its protocol; that of an unknown one is its name."""
+    """The description of its protocol; an unknown one is described by its name."""
     name = comparison.protocol
     unknown = Description(f"{comparison.kind.capitalize()} ({name})", "tokens", "{amount}")
     return DESCRIPTIONS.get(name, unknown)
 
 
 def protocol_paragraph(comparison: Comparison) -> str:
-    """The protocol as it was run, with the documents that were too short for it."""
+    """The protocol as it was run, and the documents too short for it."""
     protocol, stated = comparison.protocol, comparison.protocol_row
     documents, contexts = comparison.documents, comparison.contexts
     sums = comparison.sums_by_context[contexts[0]]
@@ -135,7 +129,7 @@ def protocol_paragraph(comparison: Comparison) -> str:
 
 
 def num_windows(comparison: Comparison) -> int:
-    """Windows, stretches, blocks or documents: as the protocol's row counts them, else its rows."""
+    """Windows, stretches, blocks or documents, from the protocol's row or else from the rows."""
     if "windows" in comparison.protocol_row:
         return comparison.protocol_row["windows"]
     shortest = comparison.contexts[0]
@@ -146,19 +140,14 @@ def num_windows(comparison: Comparison) -> int:
 
 
 def has_bands(comparison: Comparison) -> bool:
-    """Whether a figure shows intervals as bands: more than a few would hide each other."""
+    """Whether figures show intervals as bands; with many curves they would hide each other."""
     return len(comparison.curves) <= MOST_BANDS
 
 
 def protocol_caption(comparison: Comparison, intervals: str = "in brackets") -> str:
-    """What a table or figure shows, for one that is cut out of the page.
+    """A caption that explains a table or figure outside the page: tokens, BOS, seeds, intervals.
 
-    Args:
-      comparison: what is shown.
-      intervals: where it shows the intervals; "bands" where `has_bands`.
-
-    Returns:
-      Scored tokens, documents and windows; BOS; seeds; what the intervals are.
+    ``intervals`` says where intervals are shown: "in brackets", or "bands" (see `has_bands`).
     """
     counts = [sums.tokens for sums in comparison.sums_by_context.values()]
     low, high = min(counts), max(counts)
@@ -189,7 +178,6 @@ def _count(count: int, unit: str) -> str:
 
 
 def interval_note(comparison: Comparison) -> str:
-    """What the intervals are; why there are none, where there are none."""
     count = len(comparison.documents)
     if not count:
         return "No intervals: these rows do not tell documents apart."

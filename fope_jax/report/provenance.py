@@ -1,4 +1,4 @@
-"""Where a run's numbers come from: configurations side by side, commit, versions, machine, time."""
+"""Provenance of a run's numbers: configuration, commit, versions, machine and times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
-    """A title for each run: its label, with the seed where a label has several runs."""
+    """A unique title for each run: its label, then seed and path where needed."""
     labels = [run_labels(runs)[run.path] for run in runs]
     titles = [
         f"{label}, seed {run.seed}" if labels.count(label) > 1 else label
@@ -39,7 +39,7 @@ def run_titles(runs: Sequence[Run]) -> list[str]:
 
 
 def config_tables(runs: Sequence[Run]) -> tuple[Table, Table]:
-    """Configurations side by side: the keys in which runs differ, and the keys they share."""
+    """The keys in which configurations differ, and those they share."""
     configs = [flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for config in configs for key in config))
     rows = {k: [json.dumps(c[k]) if k in c else EMPTY for c in configs] for k in keys}
@@ -53,11 +53,10 @@ def config_tables(runs: Sequence[Run]) -> tuple[Table, Table]:
 
 
 def provenance_table(runs: Sequence[Run]) -> Table:
-    """run.json and the times of each run, one column a run."""
     columns = []
     for run in runs:
         seconds: dict[str, float] = {}
-        for row in run.of("time"):  # a phase has a row for each time that it came
+        for row in run.of("time"):  # a phase may have several rows
             name = f"{row['phase']} (s)"
             seconds[name] = round(seconds.get(name, 0.0) + row["seconds"], 3)
         facts = {"directory": str(run.path), "evaluated step": run.step, "time": seconds}

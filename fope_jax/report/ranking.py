@@ -1,4 +1,4 @@
-"""Which variant is better, and which differences are significant: tables, sentences and figures."""
+"""Ranking of variants and significance of their differences: tables, sentences and figures."""
 
 from __future__ import annotations
 
@@ -30,48 +30,46 @@ if TYPE_CHECKING:
 
 
 class Measure(NamedTuple):
-    """What variants are ranked by; less of it is better."""
+    """What variants are ranked by; lower is better."""
 
     name: str
     unit: str
     metric: Metric
-    digits: int  # decimals that are shown
+    digits: int  # decimals shown
 
 
-LOSS = Measure("loss", "nats per token", Sums.loss, 3)  # its differences are perplexities' ratios
+LOSS = Measure("loss", "nats per token", Sums.loss, 3)  # exp(difference) is a ratio of perplexities
 ERRORS = Measure("wrong answers", "% of trials", Sums.error_rate, 1)
 
 
 class Pairs(NamedTuple):
-    """Labels, best first, and the paired difference of every two of them."""
+    """Labels, best first, and the paired difference of every two."""
 
     labels: list[str]
     differences: dict[tuple[str, str], Difference]
 
 
 def measure_of(comparison: Comparison) -> Measure:
-    """Wrong answers where answers are counted, else the loss."""
     return ERRORS if comparison.kind in TASK_FIELD else LOSS
 
 
 def compare_pairs(comparison: Comparison, contexts: Sequence[int]) -> Pairs:
-    """Compares every two variants at these contexts, pooled."""
     numbers = metric_by_seed(comparison, measure_of(comparison).metric, contexts)
     labels = sorted(numbers, key=lambda label: spread(list(numbers[label].values())).mean)
     return Pairs(labels, all_differences({label: numbers[label] for label in labels}))
 
 
 def is_ranked(comparison: Comparison) -> bool:
-    """Whether two variants share two seeds and differ, without which nothing is significant."""
+    """Whether two variants share two seeds and differ; otherwise nothing can be significant."""
     pairs = compare_pairs(comparison, shown_contexts(comparison)[0])
     return any(pair.seeds > 1 and pair.mean for pair in pairs.differences.values())
 
 
 def shown_contexts(comparison: Comparison) -> list[tuple[int, ...]]:
-    """Contexts whose rows are compared, those of a tuple together; all variants were scored there.
+    """Groups of contexts to compare at; rows of a group are pooled.
 
-    Of the loss the longest and the shortest, the longest alone where there is none that all have.
-    Of answers all beyond the training length together: each alone is near all or none.
+    The loss: the longest and the shortest context that all labels have, else the longest. Answers:
+    all contexts beyond the training length together, as each alone is near all or none right.
     """
     measure, contexts = measure_of(comparison), comparison.contexts
     shared = [
@@ -97,10 +95,7 @@ def contexts_text(contexts: Sequence[int]) -> str:
 
 
 def ranking_table(comparison: Comparison) -> Table:
-    """The mean with its standard error, and rank, at every context; best first.
-
-    The order is that at the longest context, of answers that at all shown ones together.
-    """
+    """Mean, standard error and rank at every context, sorted at the first of `shown_contexts`."""
     measure, contexts = measure_of(comparison), comparison.contexts
     numbers = {c: metric_by_seed(comparison, measure.metric, [c]) for c in contexts}
     rank_at = {context: ranks(by_seed) for context, by_seed in numbers.items()}
@@ -131,7 +126,7 @@ def ranking_table(comparison: Comparison) -> Table:
 
 
 def difference_table(comparison: Comparison, contexts: Sequence[int]) -> Table:
-    """Row minus column at these contexts, for every two variants, best first."""
+    """Row minus column for every two variants, best first."""
     measure = measure_of(comparison)
     labels, differences = compare_pairs(comparison, contexts)
     together = holm(differences)
@@ -156,7 +151,7 @@ def difference_table(comparison: Comparison, contexts: Sequence[int]) -> Table:
 
 
 def ranking_summary(comparison: Comparison, contexts: Sequence[int]) -> str:
-    """How many pairs differ significantly there, and which neighbours in the ranking do not."""
+    """How many pairs differ significantly, and which neighbours in the ranking do not."""
     labels, differences = compare_pairs(comparison, contexts)
     significant = sum(difference.is_significant for difference in differences.values())
     text = (
@@ -175,7 +170,7 @@ def ranking_summary(comparison: Comparison, contexts: Sequence[int]) -> str:
 
 
 def matched_note(runs: Sequence[Run]) -> str:
-    """Whether the runs of one seed differ in their position embedding alone."""
+    """Whether runs of one seed differ only in their position embedding."""
     differing = config_differences(runs)
     if not differing:
         return (
@@ -187,7 +182,6 @@ def matched_note(runs: Sequence[Run]) -> str:
 
 
 def difference_figure(comparison: Comparison, contexts: Sequence[int]) -> Figure:
-    """Every pair as a square of a matrix, with its number, starred where it is significant."""
     measure = measure_of(comparison)
     labels, differences = compare_pairs(comparison, contexts)
     values = np.full((len(labels) - 1, len(labels) - 1), np.nan)
@@ -196,12 +190,12 @@ def difference_figure(comparison: Comparison, contexts: Sequence[int]) -> Figure
     side, digits = 2.6 + 0.4 * len(labels), measure.digits - 1
     figure, (axes,) = new_figure(side + 1.2, side)
     axes.grid(False)
-    # One variant that fails must not leave all other squares in one colour.
+    # Without a limit one failed variant leaves all other squares in one colour.
     largest, usual = np.nanmax(values), 3 * np.nanmedian(values)
     image = axes.imshow(values, cmap="cividis_r", vmin=0, vmax=min(largest, usual) or 1e-3)
     for (better, worse), difference in differences.items():
         row, column = labels.index(worse) - 1, labels.index(better)
-        text = f"{round(-difference.mean, digits) + 0.0:.{digits}f}"  # never "-0"
+        text = f"{round(-difference.mean, digits) + 0.0:.{digits}f}"  # + 0.0: never "-0"
         axes.text(
             column,
             row,

@@ -1,8 +1,7 @@
-"""A run's results as one file that can be kept beside a finding: who it was, and its rows.
+"""A run's results as one file to keep with a finding.
 
-The first line says what was run (configuration, commit, versions, lineage); the others are rows of
-its metrics.jsonl. `fope report` takes such a file in place of the run's directory. Host names and
-paths of the machine are left out.
+The first line holds configuration, commit, versions and lineage; the others are rows of its
+metrics.jsonl. `fope report` reads it like a run directory. Host names and paths are left out.
 """
 
 from __future__ import annotations
@@ -15,18 +14,13 @@ from fope_jax.report.rows import RESULTS_KIND, Row, Run
 from fope_jax.storage.files import write_text
 
 _IDENTITY = ("name", "seed", "parameters", "position", "data", "started", "commit", "versions")
-FACTS = (*_IDENTITY, "machine", "cpus", "devices")  # of run.json
-DOCUMENTS_KEPT = 20  # with more of them, a split's rows are added up over documents
+FACTS = (*_IDENTITY, "machine", "cpus", "devices")  # kept of run.json
+DOCUMENTS_KEPT = 20  # with more, rows are summed over documents
 _SUMS = ("windows", "nats", "tokens", "bytes", "correct")
 
 
 def write_results(run: Run, path: Path) -> None:
-    """Writes ``path``, replacing it.
-
-    Args:
-      run: with its rows; those of time are left out.
-      path: ``DIR/NAME.jsonl``; its parent run is expected as another file in DIR.
-    """
+    """Writes ``DIR/NAME.jsonl`` without rows of kind "time"; expects the parent's file in DIR."""
     lineage = json.loads(json.dumps(run.lineage))
     for section, key in (("parent", "run"), ("request", "parent")):
         if key in lineage.get(section, {}):
@@ -40,12 +34,11 @@ def write_results(run: Run, path: Path) -> None:
 
 
 def add_up_documents(rows: Sequence[Row]) -> list[Row]:
-    """``rows`` with one row in place of those that differ in their document alone, where many do.
+    """Sums rows that differ only in ``document``, where more than ``DOCUMENTS_KEPT`` do.
 
-    Sums are added; the row has ``document`` None and ``documents``, their number. With at most
-    ``DOCUMENTS_KEPT`` of them rows stay as they are.
+    The sum has ``document`` None and the number of ``documents``.
     """
-    same: dict[str, list[int]] = {}  # indices of rows that share everything else
+    same: dict[str, list[int]] = {}  # indices of rows equal but for sums and document
     for index, row in enumerate(rows):
         rest = {key: value for key, value in row.items() if key not in (*_SUMS, "document")}
         same.setdefault(json.dumps(rest, sort_keys=True), []).append(index)

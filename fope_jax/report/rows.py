@@ -1,4 +1,4 @@
-"""Rows of finished runs: read and checked."""
+"""Reads and checks the rows of finished runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fope_jax.storage.paths import as_path, resolve_path
 
 Row = dict[str, Any]
 
-NO_BOS = "no BOS token is added"  # of rows from before evaluation stated it
-RESULTS_KIND = "run"  # of the first row of a results file
+NO_BOS = "no BOS token is added"  # for older rows that do not state it
+RESULTS_KIND = "run"  # kind of the first row of a results file
 
 _NUMBER = (int, float)
 _NUMBER_OR_NONE = (int, float, type(None))
@@ -23,7 +23,7 @@ _SPLIT = {"split": str, "context": int}
 _TRIALS = {"correct": int, "total": int, "nats": _NUMBER, "tokens": int}
 _ANSWERS = dict.fromkeys(("found", "asked", "first", "rank_sum", "candidates"), int)
 
-# What a row of each kind must have; rows of other kinds belong to someone else's report.
+# Required fields of each kind; rows of other kinds are ignored.
 REQUIRED: dict[str, dict[str, Any]] = {
     "train": {"step": int, "tokens_seen": int, "loss": _NUMBER},
     "perplexity": {
@@ -59,27 +59,21 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "time": {"phase": str, "seconds": _NUMBER},
     RESULTS_KIND: {"config": dict, "info": dict, "lineage": dict},
 }
-# What a row may have: an older evaluation did not measure it, or no BOS token begins the windows.
+# Optional fields: older evaluations lack them, and so do windows without a BOS token.
 _BOS = {"bos_token": str}
 OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _BOS) | {"passkey": _ANSWERS | _BOS}
 
 
 class ReportError(ValueError):
-    """Rows that cannot be read or must not be compared; the message names file and line or runs."""
+    """Rows that cannot be read or compared; the message names file and line, or the runs."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run directory.
+    """One run directory or results file.
 
-    Attributes:
-      path: the directory.
-      config: config.json.
-      info: run.json; empty where the run has none.
-      rows: checked rows; of the evaluation after training, those of the newest evaluated step,
-        and of the spectra all, which are measured before training too.
-      step: the newest evaluated step, or None.
-      lineage: lineage.json; empty where the run was trained from the beginning.
+    ``info`` is run.json and ``lineage`` lineage.json; each is empty where missing. ``rows`` hold
+    the evaluation of ``step`` alone, the newest evaluated step.
     """
 
     path: Path
@@ -91,7 +85,6 @@ class Run:
 
     @property
     def variant(self) -> str:
-        """The name the run's numbers go by."""
         return self.config["name"]
 
     @property
@@ -104,7 +97,6 @@ class Run:
         return self.config["train"]["length"]
 
     def of(self, kind: str) -> list[Row]:
-        """The rows of one kind, in the order of the file."""
         return [row for row in self.rows if row["kind"] == kind]
 
 
@@ -112,7 +104,6 @@ class Run:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Reads runs; raises ReportError for the first that is not one."""
     runs = [read_run(as_path(path)) for path in paths]
     if not runs:
         raise ReportError("no runs to report on; name one or more run directories")
@@ -120,7 +111,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def read_run(path: Path) -> Run:
-    """Reads one run: its directory, or the file that `report.results` keeps of it."""
+    """Reads a run directory, or a results file (`report.results`)."""
     if path.is_file():
         return _read_results(path)
     if not (path / "config.json").is_file():
@@ -146,7 +137,7 @@ def _read_results(path: Path) -> Run:
     if not path.read_bytes().endswith(b"\n"):
         raise ReportError(f"{path}: the last line was cut off; bring the file back")
     lineage = head["lineage"]
-    if lineage:  # the parent is another file beside it
+    if lineage:  # the parent's results are expected in the same directory
         parent = path.with_name(f"{lineage['parent']['run']}.jsonl")
         lineage["parent"]["run"] = str(resolve_path(parent))
     step = max((row["step"] for row in rows if row["kind"] not in ("train", "time")), default=None)
@@ -173,13 +164,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Reads and checks the rows of a metrics.jsonl.
-
-    A last line without an end was cut off when its writer was killed and is left out. Kinds that
-    this report does not know are left to others.
+    """Reads a metrics.jsonl, without unknown kinds and without a last line that was cut off.
 
     Raises:
-      ReportError: no such file, or a row that is malformed, with file and line.
+      ReportError: no such file, or a malformed row; names file and line.
     """
     if not path.is_file():
         raise ReportError(f"{path.parent} has no {path.name}: the run has not been trained yet")
@@ -191,13 +179,13 @@ def read_rows(path: Path) -> list[Row]:
                 rows.append(row)
     except ReportError:
         raise
-    except ValueError as error:  # a line that is no JSON object
+    except ValueError as error:  # a line is no JSON object
         raise ReportError(str(error)) from error
     return rows
 
 
 def check_row(row: Row, where: str) -> None:
-    """Raises ReportError, with ``where``, for a row that has not what its kind must have."""
+    """Raises ReportError, with ``where``, for a row without the fields of its kind."""
     kind = row.get("kind")
     if not isinstance(kind, str):
         raise ReportError(f'{where}: a row is an object with a string "kind"; got {row!r:.60}')

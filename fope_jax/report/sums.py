@@ -1,7 +1,4 @@
-"""Sums and counts of rows, the ratios that are shown of them, and their spread over seeds.
-
-Files hold sums and counts; every ratio of the report is taken here.
-"""
+"""Sums and counts of rows, and their ratios: files hold sums alone."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from fope_jax.report.rows import Row
 
 
 class Sums(NamedTuple):
-    """Sums over rows: numbers, or arrays of them. Ratios are methods and never clipped."""
+    """Sums over rows, scalars or arrays. Its methods are ratios, never clipped."""
 
     nats: Any = 0.0
     tokens: Any = 0
@@ -27,11 +24,11 @@ class Sums(NamedTuple):
     rank_sum: Any = 0
 
     def loss(self) -> Any:
-        """Nats a token."""
+        """Nats per token."""
         return self.nats / self.tokens
 
     def perplexity(self) -> Any:
-        """``exp(nats / tokens)``; infinite where that is beyond a float.
+        """``exp(nats / tokens)``; infinite on overflow.
 
         >>> f"{Sums(nats=20.794415, tokens=10).perplexity():.3f}"
         '8.000'
@@ -40,23 +37,23 @@ class Sums(NamedTuple):
             return np.exp(self.loss())
 
     def bits_per_byte(self) -> Any:
-        """Bits a UTF-8 byte of the text; NaN where no byte was scored."""
+        """Bits per UTF-8 byte of the text; NaN without bytes."""
         return self.nats / math.log(2) / np.where(self.bytes, self.bytes, math.nan)
 
     def accuracy(self) -> Any:
-        """Percent of trials that were right."""
+        """Percent of trials that are right."""
         return 100 * (self.correct / self.total)
 
     def error_rate(self) -> Any:
-        """Percent of trials that were wrong."""
+        """Percent of trials that are wrong."""
         return 100 * (1 - self.correct / self.total)
 
     def mean_rank(self) -> Any:
-        """Rank of the right answer among the candidates; NaN where none was taken."""
+        """Mean rank of the right answer among the candidates; NaN where not measured."""
         return self.rank_sum / self.total if self.rank_sum else math.nan
 
     def token_accuracy(self) -> Any:
-        """Percent of tokens that the model holds most likely."""
+        """Percent of tokens that are the model's most likely one."""
         return 100 * (self.correct / self.tokens)
 
 
@@ -64,13 +61,12 @@ Metric = Callable[[Sums], Any]
 
 
 def add_up(rows: Iterable[Row]) -> Sums:
-    """Pools rows: sums of every field of ``Sums`` that they have."""
     rows = list(rows)
     return Sums(*(sum(row.get(name, 0) for row in rows) for name in Sums._fields))
 
 
 def group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
-    """Rows by key, keys in order."""
+    """Rows by key; keys are sorted."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -78,7 +74,7 @@ def group(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list
 
 
 class Spread(NamedTuple):
-    """A number over seeds: mean, sample standard deviation (NaN of one seed) and count."""
+    """Mean, sample standard deviation (NaN for one seed) and count."""
 
     mean: float
     deviation: float

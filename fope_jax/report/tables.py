@@ -1,4 +1,4 @@
-"""Tables of a report: built once, shown as plain text in the terminal and as HTML in the page."""
+"""Tables of a report, shown as plain text in the terminal and as HTML in the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fope_jax.report.rows import Row, Run
 from fope_jax.report.sums import Spread, Sums, add_up, group
 
 EMPTY = "-"
-MOST_ROWS = 500  # of a table that has every row; more are in metrics.jsonl alone
+MOST_ROWS = 500  # of a table of all rows; the rest is in metrics.jsonl
 Format = Callable[[float], str]
 
 
@@ -24,13 +24,8 @@ Format = Callable[[float], str]
 class Table:
     """Strings in rows and columns.
 
-    Attributes:
-      title: one line.
-      corner: what the first column holds.
-      columns: headers of the other columns.
-      rows: header and cells of each row; a second line of a cell is shown smaller.
-      note: what a reader must know to read the numbers.
-      is_prose: whether cells hold texts, which wrap, rather than numbers.
+    ``corner`` is the header of the first column, ``columns`` of the others. ``rows`` are
+    ``(header, cells)``. Cells of an ``is_prose`` table are text, which wraps.
     """
 
     title: str
@@ -44,7 +39,7 @@ class Table:
 def table_of_records(
     title: str, corner: str, records: Iterable[tuple[str, Mapping[str, Any]]], note: str = ""
 ) -> Table:
-    """A table of rows ``header, {column: value}`` that all have the columns of the first."""
+    """A table of ``(header, {column: value})`` records; the first one names the columns."""
     rows = [(header, dict(record)) for header, record in records]
     columns = list(rows[0][1]) if rows else []
     cells = [(header, [str(record[name]) for name in columns]) for header, record in rows]
@@ -55,7 +50,7 @@ def table_of_records(
 
 
 def format_number(value: float) -> str:
-    """A positive number at a width that a table bears, never rounded to nothing.
+    """A number at a readable width, never rounded to zero.
 
     >>> [format_number(x) for x in (23.456, 123456.7, 3.2e9, math.inf, 0.00012)]
     ['23.46', '123,457', '3.20e+09', 'inf', '1.20e-04']
@@ -83,7 +78,7 @@ def format_share(count: float, total: float) -> str:
 def format_spread(
     value: Spread | None, show: Format = format_number, interval: Interval | None = None
 ) -> str:
-    """``mean``, or ``mean ± deviation`` over several seeds; on a second line the interval."""
+    """``mean``, or ``mean ± deviation`` for several seeds; the interval on a second line."""
     if value is None:
         return EMPTY
     text = show(value.mean)
@@ -104,7 +99,6 @@ def context_table(
     note: str = "",
     intervals: dict[str, dict[int, Interval]] | None = None,
 ) -> Table:
-    """A row for each label, a column for each context."""
     contexts, rows = comparison.contexts, []
     for label, values in spreads.items():
         ends = (intervals or {}).get(label, {})
@@ -140,10 +134,7 @@ def perplexity_tables(comparison: Comparison) -> list[Table]:
 
 
 def reset_table(resets: Comparison, no_resets: Comparison) -> Table:
-    """Perplexity with resets at each document over that without, by context.
-
-    Both must have scored the same tokens. The ratio is taken within each seed.
-    """
+    """Perplexity with resets over that without, within each seed; both scored the same tokens."""
     numbers, without = (c.numbers(Sums.perplexity) for c in (resets, no_resets))
     spreads = {
         label: spreads_over_seeds(
@@ -161,7 +152,7 @@ def reset_table(resets: Comparison, no_resets: Comparison) -> Table:
 
 
 def retrieval_names(comparison: Comparison) -> tuple[str, str]:
-    """What is counted in a comparison of retrieval, and of which template or task.
+    """What is counted, and the template or task.
 
     >>> retrieval_names(Comparison("retrieval", "multi_key", {}, {}))
     ('right answers', 'multi key')
@@ -172,8 +163,7 @@ def retrieval_names(comparison: Comparison) -> tuple[str, str]:
 
 
 def retrieval_tables(comparison: Comparison) -> list[Table]:
-    """Right answers of trials, over all depths and seeds; parts of answers, where they have any;
-    the rank of the answer, where it was taken; and the loss on answer tokens."""
+    """Right answers, parts of answers and mean rank where rows have them, and answer loss."""
     counted, name = retrieval_names(comparison)
     contexts, sums = comparison.contexts, {}
     for label, seeds in comparison.curves.items():
@@ -210,7 +200,6 @@ def retrieval_tables(comparison: Comparison) -> list[Table]:
 
 
 def position_tables(comparison: Comparison) -> list[Table]:
-    """Nats per token and bits per byte in each bucket of positions, buckets as rows."""
     title = describe(comparison).title
     where = f"protocol {comparison.protocol}, {comparison.name} split"
     units = {"nats per token": Sums.loss, "bits per byte": Sums.bits_per_byte}
@@ -234,7 +223,7 @@ def position_tables(comparison: Comparison) -> list[Table]:
 
 
 def bucket_of(row: Row) -> tuple[int, int]:
-    """The first position of the row's bucket, and that after its last."""
+    """The row's bucket: first position, and the one after its last."""
     start, stop = row["bucket"]
     return start, stop
 
@@ -252,7 +241,7 @@ def text_tables(runs: Sequence[Run]) -> str:
 
 
 def as_text(table: Table) -> str:
-    """Plain text with aligned columns; a cell's second line stands below its first."""
+    """Plain text with aligned columns; a cell's second line is below its first."""
     lines = [[table.corner, *table.columns]]
     for header, cells in table.rows:
         parts = [[header], *(cell.split("\n") for cell in cells)]
@@ -270,7 +259,6 @@ def as_text(table: Table) -> str:
 
 
 def document_table(comparison: Comparison) -> Table:
-    """One row for each run, document and context, with its sums."""
 
     def record(row: Row) -> dict[str, Any]:
         sums = add_up([row])
@@ -299,7 +287,6 @@ def document_table(comparison: Comparison) -> Table:
 
 
 def depth_table(comparison: Comparison) -> Table:
-    """One row for each run, context and depth of a passkey template or a retrieval task."""
 
     def record(row: Row) -> dict[str, Any]:
         return {

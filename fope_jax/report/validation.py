@@ -1,4 +1,4 @@
-"""Loss at each context length while a model was being trained: rows of kind ``validation``."""
+"""Loss at each context length during training: rows of kind ``validation``."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ RunRows = Sequence[tuple[Run, list[Row]]]  # runs that share axes
 
 
 class Scored(NamedTuple):
-    """What runs that may share axes were scored on: the same tokens, in windows of some lengths,
-    which begin with the BOS token or with none."""
+    """What was scored; runs that agree in it may share axes."""
 
     split: str
     scored_per_window: int
@@ -32,7 +31,7 @@ class Scored(NamedTuple):
 
 
 def validation_groups(runs: Sequence[Run]) -> dict[Scored, list[tuple[Run, list[Row]]]]:
-    """Runs with their rows, by what was scored; a run that changed it is in several."""
+    """Runs with their rows, by what was scored; a run that changed it is in several groups."""
     groups: dict[Scored, list[tuple[Run, list[Row]]]] = {}
     for run in runs:
         pools = group(
@@ -55,8 +54,7 @@ def _tokens_seen(run: Run, row: Row) -> int:
 def validation_figure(run_rows: RunRows, styles: dict[str, Style]) -> Figure:
     """Loss against tokens seen, one panel a context length, parent and child on one axis.
 
-    Where a run goes on from another, the axis begins twice its length before it: the rest of the
-    parent's training would leave no room for the child's.
+    The axis begins twice the child's tokens before it: all of the parent would squeeze the child.
     """
     contexts, labels = _contexts(run_rows), run_labels([run for run, _ in run_rows])
     children = [(run, rows) for run, rows in run_rows if run.lineage]
@@ -97,7 +95,6 @@ def validation_figure(run_rows: RunRows, styles: dict[str, Style]) -> Figure:
 
 
 def validation_table(run_rows: RunRows) -> Table:
-    """Every loss: a row for each run and step, a column for each context."""
     contexts, labels = _contexts(run_rows), run_labels([run for run, _ in run_rows])
     columns = ["updates", "tokens seen", *(f"{context:,}" for context in contexts)]
     table = Table("Loss during training (nats/token), by context (tokens)", "variant", columns)
@@ -111,7 +108,6 @@ def validation_table(run_rows: RunRows) -> Table:
 
 
 def alt_text(run_rows: RunRows) -> str:
-    """The first and the last loss of each run at its shortest and its longest context."""
     labels, texts = run_labels([run for run, _ in run_rows]), []
     for run, rows in run_rows:
         pools = group(rows, context_of)

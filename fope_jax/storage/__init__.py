@@ -1,1 +1,1 @@
-"""What is on disk or in a bucket: files, checkpoints, and the lock of a run."""
+"""Files, checkpoints and the lock of a run, on disk or in a bucket."""

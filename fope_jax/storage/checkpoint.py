@@ -1,12 +1,12 @@
-"""Checkpoints that are whole, verified and of the right model; Orbax writes the arrays.
+"""Verified checkpoints; Orbax writes the arrays.
 
     <directory>/<step>/<item>/        arrays as Orbax writes them ("params", "optimizer", ...)
     <directory>/<step>/metadata.json  the caller's metadata; path, dtype and shape of each array
     <directory>/<step>/manifest.json  sha256 and size of every file above; written last
-    <directory>/quarantine/<step>     a damaged step that training has moved out of its way
+    <directory>/quarantine/<step>     a damaged step that training moved aside
 
-A step counts only with a manifest that its files agree with. Orbax alone casts a wrong dtype,
-loads flipped bits and takes a stray empty directory for the newest step, each without a word.
+A step is valid only if its files match its manifest. Orbax alone silently casts a wrong dtype,
+loads flipped bits and takes an empty directory for the newest step.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from fope_jax.storage.paths import absolute_path
 log = logging.getLogger(__name__)
 
 MANIFEST, METADATA, QUARANTINE = "manifest.json", "metadata.json", "quarantine"
-_ATTEMPTS, _SECONDS_BETWEEN = 20, 0.1  # to remove what a failed save has left
-_REASON = 400  # characters of what a library said; some say it in pages
-_SHOWN = 3  # differing arrays named in an error; the count says how many there are
+_ATTEMPTS, _SECONDS_BETWEEN = 20, 0.1  # to remove the files of a failed save
+_REASON = 400  # characters of a library's message; some have pages
+_SHOWN = 3  # differing arrays named in an error
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, of another model, or cannot be written."""
+    """A checkpoint is damaged, belongs to another model, or cannot be written."""
 
 
 class CheckpointStore:
-    """The checkpoints of one run, in ``directory`` or a bucket; the newest ``keep`` stay.
+    """The checkpoints of one run, on disk or in a bucket; the newest ``keep`` are kept.
 
-    One run writes, all its processes together, into one directory that all of them see; any number
-    may read meanwhile. Arrays may be read onto other devices than they were written from.
+    All processes of one run write together into one shared directory; others may read meanwhile.
+    Arrays can be restored onto other devices than they were saved from.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
@@ -65,11 +65,11 @@ class CheckpointStore:
 
         Args:
           step: optimizer updates done.
-          items: pytrees of arrays by name; one without arrays is remembered and takes no space.
+          items: name -> pytree of arrays; an empty tree is recorded without files.
           metadata: JSON values.
 
         Raises:
-          CheckpointError: nothing of this step counts afterwards; earlier steps are untouched.
+          CheckpointError: this step is not valid; earlier steps are untouched.
         """
         path, has_begun = self.directory / str(step), False
         try:
@@ -80,7 +80,7 @@ class CheckpointStore:
             wait_for_processes(f"save {step}")
             has_begun = True
             args = {name: ocp.args.StandardSave(tree) for name, tree in _filled(items).items()}
-            # Without force Orbax refuses an empty directory of that name.
+            # Without force Orbax refuses an existing empty directory.
             self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
             if is_main_process():
                 shapes = {name: _describe(tree) for name, tree in items.items()}
@@ -98,18 +98,16 @@ class CheckpointStore:
             self._remove_older(step)
 
     def latest_valid_step(self, quarantine: bool = False) -> int | None:
-        """The newest step whose files agree with its manifest; None where nothing was ever saved.
+        """The newest step whose files match its manifest; None if no save has finished.
 
-        Process 0 looks for all; where it fails, all of them do. Warns of each newer step that is
-        damaged, and of saves that were cut off.
+        Process 0 checks for all; if it fails, all fail. Warns of newer damaged or unfinished steps.
 
         Args:
-          quarantine: moves those steps into ``quarantine``, where nothing removes them. For the one
-            that writes: to others a save that is under way looks like one that was cut off.
+          quarantine: move those steps aside. Only for the writer: to readers a save in progress
+            looks like one that was cut off.
 
         Raises:
-          CheckpointError: there are finished checkpoints and all of them are damaged; going on
-            from nothing would throw the run away.
+          CheckpointError: all finished checkpoints are damaged; starting over would lose the run.
         """
         found = None
         with fail_together():
@@ -143,7 +141,6 @@ class CheckpointStore:
         return step
 
     def _quarantine(self, step: int) -> Path:
-        """Moves a step into the quarantine, under a name that is free there."""
         quarantine = self.directory / QUARANTINE
         names = (str(step) if n == 1 else f"{step}.{n}" for n in itertools.count(1))
         target = next(quarantine / name for name in names if not (quarantine / name).exists())
@@ -152,23 +149,20 @@ class CheckpointStore:
         return target
 
     def newest_step(self) -> int:
-        """The newest step that has a directory, whole or not; -1 where there is none."""
+        """The newest step with a directory, valid or not; -1 without any."""
         return max(self._steps(), default=-1)
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """What the caller gave `save` for ``step``."""
         return self._content(step)["metadata"]
 
     def restore(self, step: int, abstract_items: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads items of ``step``, bit for bit as they were saved.
+        """Reads items of ``step`` bit for bit.
 
-        Args:
-          abstract_items: for each item wanted, a pytree of arrays or ShapeDtypeStructs; a
-            sharding there says where the array goes.
+        ``abstract_items`` hold arrays or ShapeDtypeStructs; their shardings place the result.
 
         Raises:
-          CheckpointError: damaged files, or arrays of other names, shapes or dtypes than wanted,
-            found before any array is read.
+          CheckpointError: damaged files, or other names, shapes or dtypes than asked for; checked
+            before any array is read.
         """
         path = self.directory / str(step)
         stored = self._content(step)["items"]
@@ -190,7 +184,7 @@ class CheckpointStore:
         }
 
     def with_stored_dtypes(self, step: int, item: str, abstract: Any) -> Any:
-        """``abstract`` with the dtypes of the arrays of that name in one item of ``step``."""
+        """``abstract`` with the dtypes stored in ``item`` of ``step``, matched by name."""
         stored = self._content(step)["items"].get(item, {})
 
         def with_dtype(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
@@ -200,11 +194,10 @@ class CheckpointStore:
         return jax.tree_util.tree_map_with_path(with_dtype, abstract)
 
     def close(self) -> None:
-        """Releases Orbax's threads."""
         self._orbax.close()
 
     def _steps(self) -> list[int]:
-        """Steps that have a directory, newest first."""
+        """Steps with a directory, newest first."""
         if not self.directory.is_dir():
             return []
         found = [p for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
@@ -221,7 +214,7 @@ class CheckpointStore:
         return json.loads((path / METADATA).read_text())
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with the files of ``step``; None where they agree with the manifest."""
+        """How the files of ``step`` differ from its manifest, or None."""
         path = self.directory / str(step)
         if step in self._verified:
             return None
@@ -245,19 +238,16 @@ class CheckpointStore:
         return None
 
     def _remove_older(self, step: int) -> None:
-        """Removes all but the newest ``keep`` steps up to this one.
-
-        A later step is none of this run's: it must not count against those that are.
-        """
+        """Keeps the newest ``keep`` steps up to this one; later steps belong to another run."""
         try:
             written = [known for known in self._steps() if known <= step]
             for old in written[self.keep :]:
                 remove_tree(self.directory / str(old))
-        except Exception as error:  # of any library of buckets; what had to be saved has been
+        except Exception as error:  # of any bucket library; the new step is already saved
             log.warning("older checkpoints in %s cannot be removed: %s", self.directory, error)
 
     def _remove_failed(self, path: Path | None) -> None:
-        """Removes what a save has left that failed, and which threads may still be writing."""
+        """Removes the files of a failed save; retries, as its threads may still be writing."""
         left: list[Path] = []
         for _ in range(_ATTEMPTS):
             self._remove_unfinished()
@@ -271,7 +261,7 @@ class CheckpointStore:
         log.warning("left by a save that failed, and in use: %s", ", ".join(map(str, left)))
 
     def _remove_unfinished(self) -> None:
-        with contextlib.suppress(OSError):  # what stands in the way is told by the save itself
+        with contextlib.suppress(OSError):  # the save itself reports the error
             for path in self.directory.glob(f"*{_TEMPORARY}*"):
                 remove_tree(path)
 
@@ -280,7 +270,7 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 def _filled(items: Mapping[str, Any]) -> dict[str, Any]:
-    """The items that hold arrays: Orbax refuses to write an empty tree."""
+    """The items with arrays: Orbax refuses an empty tree."""
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
 
 
@@ -302,7 +292,6 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _check_same_arrays(path: Path, stored: dict, wanted: dict) -> None:
-    """Raises CheckpointError with the first differing arrays and both sides of each."""
     pairs = {
         f"{item}/{name}": (stored[item].get(name, "nothing"), arrays.get(name, "nothing"))
         for item, arrays in wanted.items()

@@ -1,4 +1,4 @@
-"""What a file holds, told from its first bytes."""
+"""Recognizes a file's content by its first bytes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-UTF8_BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors put before a text
+UTF8_BOM = b"\xef\xbb\xbf"  # the byte order mark that some editors write first
 HEAD_BYTES = 1024
 
 
 class Content(NamedTuple):
-    """What a file holds, as a noun, and what to do about it, as an order."""
+    """What a file holds, as a noun, and what to do about it."""
 
     kind: str
     advice: str
@@ -45,13 +45,13 @@ _MAGIC = (
 _ENCODINGS = (
     (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "text in UTF-32", "convert it, as with iconv"),
     (
-        # Without a mark as well: in UTF-8 that would be text with a zero byte after each letter.
+        # Also without a mark: as UTF-8 it would pass for text with zero bytes between letters.
         rb"\xff\xfe|\xfe\xff|([\x01-\x7f]\0){4}|(\0[\x01-\x7f]){4}",
         "text in UTF-16",
         "convert it, as with iconv",
     ),
 )
-# What servers send in place of a file that they do not give.
+# Servers send these in place of a missing file.
 _MARKUP = (
     (rb"(\xef\xbb\xbf)?\s*(?i:<!doctype html|<html)", "an HTML page", "fetch it again"),
     (rb"(\xef\xbb\xbf)?\s*<\?xml", "an XML document", "fetch it again"),
@@ -59,11 +59,7 @@ _MARKUP = (
 
 
 def detect_content(head: bytes, text: bool = False) -> Content | None:
-    """What a file holds that is neither text nor JSON, by its first ``HEAD_BYTES`` bytes.
-
-    Args:
-      head: the bytes.
-      text: whether any text in UTF-8 is accepted, pages of markup too.
+    """The kind of a file that is neither text nor JSON, by its first bytes; ``text`` allows markup.
 
     >>> detect_content(b"PK\\3\\4...")
     Content(kind='a zip archive', advice='unpack it first')
@@ -75,12 +71,12 @@ def detect_content(head: bytes, text: bool = False) -> Content | None:
 
 
 def is_other_encoding(content: Content) -> bool:
-    """Whether a file is text, but not in UTF-8."""
+    """Whether the file is text in another encoding than UTF-8."""
     return content in [Content(kind, advice) for _, kind, advice in _ENCODINGS]
 
 
 def read_head(path: Path) -> bytes:
-    """The first ``HEAD_BYTES`` bytes of a file; none where it cannot be read."""
+    """The first ``HEAD_BYTES`` bytes; empty if the file cannot be read."""
     try:
         with path.open("rb") as stream:
             return stream.read(HEAD_BYTES)

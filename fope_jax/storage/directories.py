@@ -1,4 +1,4 @@
-"""Directories on this machine and in buckets, where an object's name merely has slashes in it."""
+"""Directories on disk and in buckets, where a directory is only a prefix of object names."""
 
 from __future__ import annotations
 
@@ -20,27 +20,24 @@ from fope_jax.storage.paths import (
     is_in_bucket,
 )
 
-PARALLEL_TRANSFERS = 8  # files read or written at once; one alone does not fill a network
+PARALLEL_TRANSFERS = 8  # one transfer alone does not fill the network
 
 
 def check_writable(directory: Path) -> None:
-    """Raises OSError where files cannot be written to ``directory``; leaves nothing behind.
-
-    Where it is not there, its nearest parent must be writable.
-    """
+    """Raises OSError if ``directory`` or its nearest parent is not writable; leaves no trace."""
     if is_in_bucket(directory):
         make_writable(directory)
         return
     for nearest in (directory, *directory.absolute().parents):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            nearest.lstat()  # `exists` would pass over a name that is too long, or a loop of links
+            nearest.lstat()  # `exists` would hide a too long name or a loop of links
             break
     with tempfile.TemporaryFile(dir=nearest):
         pass
 
 
 def make_writable(directory: Path) -> None:
-    """Makes ``directory``, and raises OSError where files cannot be written there."""
+    """Makes ``directory``; raises OSError if it is not writable."""
     if is_in_bucket(directory):
         with bucket_errors(f"bucket gs://{bucket_name(directory)}"):
             probe = directory / ".writable"
@@ -53,7 +50,7 @@ def make_writable(directory: Path) -> None:
 
 
 def check_output(directory: Path, what: str) -> None:
-    """`check_writable` before long work; the OSError says that ``what`` cannot be written there."""
+    """`check_writable` before long work; the OSError names ``what`` cannot be written."""
     try:
         check_writable(directory)
     except OSError as error:
@@ -61,7 +58,7 @@ def check_output(directory: Path, what: str) -> None:
 
 
 def check_space(directory: Path, size: int, what: str) -> None:
-    """Raises OSError where the disk of ``directory`` has no room for ``size`` bytes of ``what``."""
+    """Raises OSError if the disk of ``directory`` has less than ``size`` bytes free."""
     if is_in_bucket(directory):
         return
     nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
@@ -73,21 +70,21 @@ def check_space(directory: Path, size: int, what: str) -> None:
 
 
 def make_directory(directory: Path) -> list[Path]:
-    """Makes ``directory`` with its parents; those that were not there, the innermost first."""
+    """Makes ``directory`` and its parents; returns the new ones, innermost first."""
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     return made
 
 
 def remove_empty_directories(directories: Iterable[Path]) -> None:
-    """Removes what `make_directory` made, where nothing was begun in it."""
+    """Removes directories of `make_directory` that are still empty."""
     with contextlib.suppress(OSError):
         for directory in directories:
             directory.rmdir()
 
 
 def list_file_sizes(directory: Path) -> dict[str, int]:
-    """Sizes of all files below ``directory`` by their path within it, sorted."""
+    """Bytes of all files under ``directory``, by relative path, sorted."""
     if is_in_bucket(directory):
         top = os.fspath(directory).removeprefix(BUCKET_SCHEME).rstrip("/") + "/"
         found = gcs_file_system().find(top, detail=True)
@@ -99,7 +96,7 @@ def list_file_sizes(directory: Path) -> dict[str, int]:
 
 
 def tree_sha256(directory: Path, skip: str) -> dict[str, dict[str, Any]]:
-    """sha256 and bytes of all files below ``directory`` but the one called ``skip``."""
+    """sha256 and bytes of all files under ``directory`` except ``skip``."""
     sizes = {name: size for name, size in list_file_sizes(directory).items() if name != skip}
     with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
         digests = pool.map(file_sha256, (directory / name for name in sizes))
@@ -110,7 +107,6 @@ def tree_sha256(directory: Path, skip: str) -> dict[str, dict[str, Any]]:
 
 
 def remove_tree(directory: Path) -> None:
-    """Removes ``directory`` with all below it, where it is there."""
     if is_in_bucket(directory):
         with contextlib.suppress(FileNotFoundError):
             directory.rmtree()  # type: ignore[attr-defined]
@@ -119,7 +115,7 @@ def remove_tree(directory: Path) -> None:
 
 
 def move_tree(directory: Path, target: Path) -> None:
-    """Gives ``directory`` another name, which is free; in a bucket, objects are copied there."""
+    """Moves ``directory`` to the free name ``target``; in a bucket by copying."""
     if is_in_bucket(directory):
         for name in list_file_sizes(directory):
             gcs_file_system().cp_file(os.fspath(directory / name), os.fspath(target / name))

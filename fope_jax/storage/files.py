@@ -1,7 +1,4 @@
-"""Files that a reader finds whole: the old one or the new one, whatever happens in between.
-
-An object in a bucket appears whole by itself, and nothing can be added to it.
-"""
+"""Atomic file writes: a reader sees the old file or the new one, also in a bucket."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _SECONDS_BETWEEN_WRITES = 10.0
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes ``text`` under another name, flushes it to disk, then takes the name of ``path``."""
+    """Writes a temporary file, flushes it to disk and renames it to ``path``."""
     if is_in_bucket(path):
         with bucket_errors(os.fspath(path)):
             path.write_bytes(text.encode())
@@ -38,12 +35,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """`write_text` of ``content`` as indented JSON."""
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; the ValueError of one that holds something else names it."""
+    """Reads a JSON object; the ValueError for anything else names the file."""
     stored = path.read_bytes()
     try:
         content = json.loads(stored)
@@ -57,13 +53,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects of a file with a JSON object a line, with the numbers of their lines from 1 on.
-
-    A last line without an end was cut off when its writer was killed and is left out, unless it
-    holds a whole object.
+    """The objects of a file of JSON lines, with line numbers from 1, without a cut-off last line.
 
     Raises:
-      ValueError: another line is no JSON object, with its number.
+      ValueError: another line is no JSON object; names the line.
     """
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         try:
@@ -78,24 +71,20 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class LineWriter:
-    """A text file that grows line by line; what it held before stays.
-
-    Lines that cannot be written, as on a full disk, are kept and written before the next one.
-    """
+    """Appends lines to a file; lines that cannot be written are kept for the next try."""
 
     def __init__(self, path: Path):
         self._path, self._left = path, b""
-        # Without a buffer: one that cannot be written would be lost, or written twice.
+        # Unbuffered: after an error a buffer's lines would be lost or written twice.
         self._stream = path.open("ab", buffering=0)
 
     def write(self, line: str) -> None:
-        """Adds a line; where the OSError says that it cannot be written, the file ends in a whole
-        line."""
+        """Appends a line; after an OSError the file still ends in a whole line."""
         self._left += line.encode() + b"\n"
         self.flush()
 
     def flush(self) -> None:
-        """Returns when every line is in the file; raises OSError as `write` does."""
+        """Writes all kept lines; raises OSError as `write` does."""
         if not self._left:
             return
         size = os.fstat(self._stream.fileno()).st_size
@@ -110,7 +99,6 @@ class LineWriter:
         self._left = b""
 
     def close(self) -> None:
-        """Closes the file after a last attempt to write what is left."""
         try:
             self.flush()
         finally:
@@ -118,10 +106,9 @@ class LineWriter:
 
 
 class BucketLineWriter(LineWriter):
-    """The same in a bucket, where nothing can be added to an object: it is written whole again.
+    """Rewrites the object, which cannot grow, at most every ``seconds``: buckets limit updates.
 
-    Every ``seconds`` at most, as a bucket would refuse it for each line: a killed process loses the
-    lines of the last seconds, but none from before a `flush`.
+    A killed process loses the lines since the last flush.
     """
 
     def __init__(self, path: Path, seconds: float = _SECONDS_BETWEEN_WRITES):
@@ -144,12 +131,11 @@ class BucketLineWriter(LineWriter):
 
 
 def open_line_writer(path: Path) -> LineWriter:
-    """Opens a file to add lines to it."""
     return BucketLineWriter(path) if is_in_bucket(path) else LineWriter(path)
 
 
 def size_and_mtime(path: Path) -> tuple[int, int]:
-    """Bytes of a file, and when it was changed in nanoseconds."""
+    """Bytes, and time of the last change in nanoseconds."""
     if is_in_bucket(path):
         status: Any = path.stat()
         return status.length, status.mtime * 10**9
@@ -158,6 +144,5 @@ def size_and_mtime(path: Path) -> tuple[int, int]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

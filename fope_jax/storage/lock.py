@@ -1,14 +1,13 @@
-"""One writer a run directory: the second stops at once and names the first.
+"""The lock of a run directory: a second writer stops at once and names the first.
 
-``run.lock`` in the directory holds who writes there, as JSON. On one machine the kernel keeps it
-(flock, through filelock), so it falls with its process however that ends. Whose it was is told by
-the process id together with the time that process began: an id that came again is not the owner.
+``run.lock`` holds the owner as JSON. On one machine the kernel holds the lock (flock, through
+filelock) until the process ends. Process id and start time tell whether an owner lives: ids are
+reused.
 
-Other machines see the file alone. Its owner counts it up every few seconds; a lock that nobody
-counts up for a lease is taken over. In a bucket that is all there is: the object is created only
-where it is absent, so one of two that begin together gets it. Two that take over a dead one in the
-same moment may both think they have it; the one whose name was overwritten finds out before its
-next checkpoint and stops.
+Other machines see only the file, in which the owner increments a counter. A lock without a change
+for a lease is taken over. In a bucket the object is created only if absent, so one process gets it.
+If two take over a dead lock at once, the overwritten one notices before its next checkpoint and
+stops.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
 HEARTBEAT_SECONDS = 10.0
-LEASE_SECONDS = 45.0  # without a heartbeat, after which an owner on another machine counts as dead
-SHARED_SECONDS = 20.0  # after which a lock that another process cannot see is in another directory
-_WIDTH = 512  # of the file: always the same, so that it is written over and never cut
+LEASE_SECONDS = 45.0  # an owner on another machine without a heartbeat for this long is dead
+SHARED_SECONDS = 20.0  # a lock not visible after this long is in another directory
+_WIDTH = 512  # bytes of the file, constant so that it is overwritten in place
 
 
 class LockError(OSError):
@@ -51,10 +50,10 @@ class LockError(OSError):
 
 
 class LockOwner(NamedTuple):
-    """Who writes into a run directory.
+    """The process that writes into a run directory, and its verb ("train").
 
-    ``began`` is when the process did, in clock ticks since its machine did, 0 where the system does
-    not tell; ``started`` when it took the lock, for people; ``verb`` what it does there: "train".
+    ``began``: start of the process in clock ticks since boot, 0 if unknown; ``started``: when it
+    took the lock.
     """
 
     host: str
@@ -65,16 +64,15 @@ class LockOwner(NamedTuple):
 
     @property
     def text(self) -> str:
-        """For people: ``fope train, host box, pid 12, since 2026-01-01T10:00:00+00:00``."""
+        """``fope train, host box, pid 12, since 2026-01-01T10:00:00+00:00``."""
         return f"fope {self.verb}, host {self.host}, pid {self.pid}, since {self.started}"
 
     def is_same_process(self, other: LockOwner | None) -> bool:
-        """Whether both are of one process, whatever it does."""
         return other is not None and self[:3] == other[:3]
 
 
 class RunLock:
-    """The right to write into one run directory, held until `release`."""
+    """The right to write into one run directory, until `release`."""
 
     def __init__(self, directory: Path, owner: LockOwner):
         self.path, self.owner = directory / LOCK, owner
@@ -85,7 +83,7 @@ class RunLock:
         self._thread = threading.Thread(target=self._heartbeat, name=LOCK, daemon=True)
 
     def acquire(self, lease_seconds: float) -> None:
-        """Takes the lock, also that of a dead owner; LockError where its owner is alive."""
+        """Takes the lock, also from a dead owner; raises LockError if the owner is alive."""
         if self._kernel_lock is not None:
             try:
                 self._kernel_lock.acquire(timeout=0)
@@ -104,10 +102,10 @@ class RunLock:
         self._thread.start()
 
     def check(self) -> None:
-        """Raises LockError where another process has taken the lock over meanwhile."""
+        """Raises LockError if another process took the lock over."""
         try:
             owner = read_lock_owner(self._directory)
-        except Exception:  # of any library of buckets: what is written next tells it better
+        except Exception:  # of any bucket library; the next write reports it
             return
         if owner is not None and owner != self.owner:
             raise LockError(
@@ -116,7 +114,7 @@ class RunLock:
             )
 
     def release(self) -> None:
-        """Gives the lock back, unless it is another's by now."""
+        """Removes the lock, unless another process owns it by now."""
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(Exception):
@@ -125,7 +123,7 @@ class RunLock:
         self._release_kernel_lock()
 
     def _wait_for_death(self, last: LockOwner, lease_seconds: float) -> None:
-        """Returns where ``last``, whom the file names, is dead."""
+        """Returns if ``last`` is dead; raises LockError if it is alive."""
         if last.host == self.owner.host:
             if is_owner_alive(last):
                 raise self._refusal(last)
@@ -143,7 +141,7 @@ class RunLock:
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            # A failure to write is told by what the run itself writes; the lock is only for others.
+            # The run's own writes report a full disk; the heartbeat must not end the run.
             with contextlib.suppress(Exception):
                 if read_lock_owner(self._directory) == self.owner:
                     self._write()
@@ -155,10 +153,10 @@ class RunLock:
     def _write(self) -> None:
         if self._kernel_lock is None:
             write_text(self.path, self._record())
-        else:  # into the very file that the kernel keeps, which another one must not replace
+        else:  # in place: replacing the file would drop the kernel's lock
             with self.path.open("r+", newline="\n") as stream:
                 stream.write(self._record())
-                stream.truncate()  # a file longer than that was damaged before
+                stream.truncate()  # a longer file was damaged
 
     def _release_kernel_lock(self) -> None:
         if self._kernel_lock is not None:
@@ -176,18 +174,18 @@ class RunLock:
 def lock_run(
     directory: Path, verb: str, lease_seconds: float = LEASE_SECONDS
 ) -> Iterator[RunLock | None]:
-    """Holds the lock of a run directory, made where it is not there and removed if left empty.
+    """Holds the lock of a run directory, which is made if missing and removed if left empty.
 
-    Process 0 of several takes it for all, and the others look whether they see it: their directory
-    is then the same. A process that has it already keeps it: one that evaluates while it trains.
+    Process 0 takes it for all; the others check that they see it. A process that has it already
+    (it evaluates during training) keeps it.
 
     Yields:
-      The lock; None in the other processes, and where this one has it already.
+      The lock; None in other processes, and in a process that has it already.
 
     Raises:
       LockError: another process writes there.
-      OSError: the directory cannot be written, or is not the same for all processes.
-      DistributedError: one of these, in the processes where it did not come about.
+      OSError: the directory cannot be written, or differs between processes.
+      DistributedError: another process of the run raised one of these.
     """
     pid, started = os.getpid(), datetime.now(UTC).isoformat(timespec="seconds")
     owner = LockOwner(socket.gethostname(), pid, _start_ticks(pid) or 0, started, verb)
@@ -208,7 +206,6 @@ def lock_run(
 
 
 def _make_workdir(directory: Path) -> list[Path]:
-    """The directories that were made, the innermost first."""
     made: list[Path] = []
     try:
         if not is_in_bucket(directory):
@@ -222,14 +219,11 @@ def _make_workdir(directory: Path) -> list[Path]:
 
 
 def _check_shared(directory: Path, owner: LockOwner) -> None:
-    """Raises OSError in every process where not all of them see the lock that process 0 holds.
-
-    Orbax would wait for ever for the files of a process that writes into a directory of its own.
-    """
+    """Raises OSError in all processes unless they share a directory: Orbax would wait forever."""
     holder = LockOwner(*json.loads(gather_texts(json.dumps(owner), AGREE_SECONDS)[0]))
     with fail_together():
         deadline = time.monotonic() + SHARED_SECONDS
-        # A file system of several machines may show a new file late.
+        # A network file system may show a new file late.
         while not holder.is_same_process(read_lock_owner(directory)):
             if time.monotonic() > deadline:
                 raise OSError(
@@ -242,8 +236,7 @@ def _check_shared(directory: Path, owner: LockOwner) -> None:
 
 
 def read_lock_owner(directory: Path) -> LockOwner | None:
-    """Who holds the lock of a run directory, dead or alive; None where nobody does, or where the
-    file was cut off."""
+    """The owner in the lock file, dead or alive; None without a readable one."""
     path = directory / LOCK
     try:
         content: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {}
@@ -254,24 +247,21 @@ def read_lock_owner(directory: Path) -> LockOwner | None:
 
 
 def is_owner_alive(owner: LockOwner) -> bool:
-    """Whether that process is there; True for one on another machine, which cannot be seen."""
+    """Whether the process exists; True for one on another machine."""
     return owner.host != socket.gethostname() or _start_ticks(owner.pid) == owner.began
 
 
 def _start_ticks(pid: int) -> int | None:
-    """When a process of this machine began, in clock ticks; None where there is none.
-
-    0 where the system has no /proc: the id alone must do.
-    """
+    """When a local process began, in clock ticks; None if it is gone, 0 without /proc."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:  # it is another user's
+    except PermissionError:  # a process of another user
         pass
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return 0
-    state, *fields = status.rpartition(")")[2].split()  # the name before it may hold anything
+    state, *fields = status.rpartition(")")[2].split()  # the name in () may contain anything
     return None if state in ("Z", "X") else int(fields[18])

@@ -1,8 +1,4 @@
-"""Paths on this machine and in buckets.
-
-A path in a bucket (``gs://BUCKET/NAME``) is an `etils.epath.Path`, which has the methods of pathlib
-and which Orbax takes as well; gcsfs does the work.
-"""
+"""Local paths, and paths in buckets (gs://BUCKET/NAME) as `etils.epath.Path`, through gcsfs."""
 
 from __future__ import annotations
 
@@ -20,16 +16,15 @@ from fope_jax.extras import require
 
 SUPPORTED_PATHS = "a path of this machine, or gs://BUCKET/PATH"
 BUCKET_SCHEME = "gs://"
-_ATTEMPTS, _SECONDS_TO_CONNECT = 3, 5.0  # before a bucket's service counts as out of reach
+_ATTEMPTS, _SECONDS_TO_CONNECT = 3, 5.0  # before a bucket's service counts as unreachable
 
 
 def is_in_bucket(path: str | os.PathLike[str]) -> bool:
-    """Whether a path leads into a bucket."""
     return os.fspath(path).startswith(BUCKET_SCHEME)
 
 
 def is_supported_path(path: str) -> bool:
-    """Whether `as_path` takes a path.
+    """Whether `as_path` accepts a path.
 
     >>> [is_supported_path(path) for path in ("runs/x", "gs://b/x", "gs:///x", "s3://b/x")]
     [True, True, False, False]
@@ -39,11 +34,11 @@ def is_supported_path(path: str) -> bool:
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """The path that a user gives; pathlib's own ``Path("gs://b/x")`` is a directory ``gs:`` here.
+    """A local or bucket path; pathlib would take ``gs://b/x`` for a local directory ``gs:``.
 
     Raises:
       ValueError: another scheme, such as ``s3://``.
-      ImportError: a bucket, and gcsfs is not installed; the message holds the pip line.
+      ImportError: a bucket without gcsfs; the message has the pip command.
     """
     text = os.fspath(path)
     if not is_supported_path(text):
@@ -61,19 +56,19 @@ def absolute_path(path: str | os.PathLike[str]) -> Path:
 
 
 def resolve_path(path: str | os.PathLike[str]) -> Path:
-    """`absolute_path`, the same for all spellings and links of one place of this machine."""
+    """`absolute_path` with links resolved: one spelling for each local file."""
     found = as_path(path)
     try:
         return found if is_in_bucket(found) else found.resolve()
-    except RuntimeError as error:  # what pathlib before Python 3.13 says of a loop of links
+    except RuntimeError as error:  # a loop of links, before Python 3.13
         raise OSError(str(error)) from error
 
 
 def path_within(directory: Path, name: Any) -> Path:
-    """``directory / name``, for a name that comes from a file and not from the user.
+    """``directory / name`` for an untrusted name, such as one read from a file.
 
     Raises:
-      ValueError: it is no relative path, or leads out of the directory.
+      ValueError: the name is not relative, or leads out of the directory.
 
     >>> path_within(Path("runs"), "a/b.txt").as_posix()
     'runs/a/b.txt'
@@ -85,34 +80,33 @@ def path_within(directory: Path, name: Any) -> Path:
 
 
 def user_cache_dir() -> Path:
-    """What is kept between runs of this user: $FOPE_CACHE, or the user's cache directory."""
+    """$FOPE_CACHE, or ``fope_jax`` in the user's cache directory."""
     if directory := os.environ.get("FOPE_CACHE"):
         return Path(directory)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fope_jax"
 
 
 def gcs_file_system() -> Any:
-    """The gcsfs file system that epath uses as well."""
+    """The gcsfs file system that epath uses too."""
     return _import_fsspec().filesystem("gcs")
 
 
 def _import_fsspec() -> Any:
     require("gcsfs", "buckets")
-    # epath would rather import TensorFlow where it is installed; that takes seconds, and memory.
+    # Else epath imports TensorFlow if installed, which takes seconds and memory.
     os.environ.setdefault("EPATH_USE_TF", "0")
     fsspec: Any = require("fsspec", "buckets")
-    # TensorStore and other processes write too: a remembered listing would miss their objects.
+    # TensorStore and other processes write too: a cached listing would miss their objects.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return fsspec
 
 
 def bucket_name(path: str | os.PathLike[str]) -> str:
-    """The bucket of a path in one."""
     return os.fspath(path).removeprefix(BUCKET_SCHEME).partition("/")[0]
 
 
 def check_bucket(path: str | os.PathLike[str]) -> None:
-    """Raises OSError, in one line, where a path leads into a bucket that is absent or refuses."""
+    """Raises a one-line OSError if a path's bucket is absent or refuses access."""
     if not is_in_bucket(path):
         return
     bucket = bucket_name(path)
@@ -122,7 +116,7 @@ def check_bucket(path: str | os.PathLike[str]) -> None:
 
 
 def _check_reachable(service: SplitResult) -> None:
-    """Raises OSError where nothing answers; gcsfs alone would try again for a minute."""
+    """Raises OSError if nothing answers; gcsfs alone would retry for a minute."""
     port = service.port or (80 if service.scheme == "http" else 443)
     for attempt in range(_ATTEMPTS):
         try:
@@ -135,7 +129,7 @@ def _check_reachable(service: SplitResult) -> None:
 
 
 def create_object(path: Path, text: str) -> bool:
-    """Writes an object of a bucket where it is absent; whether it was, decided by the service."""
+    """Creates an object in a bucket; False if it exists. The service decides, so this is atomic."""
     with bucket_errors(os.fspath(path)), contextlib.suppress(FileExistsError):
         gcs_file_system().pipe_file(os.fspath(path), text.encode(), mode="create")
         return True
@@ -144,18 +138,18 @@ def create_object(path: Path, text: str) -> bool:
 
 @contextlib.contextmanager
 def bucket_errors(place: str) -> Iterator[None]:
-    """Whatever a bucket's libraries raise, as one OSError that begins with ``place``."""
+    """Turns any error of a bucket library into one OSError that begins with ``place``."""
     try:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{place} does not exist") from error
-    except Exception as error:  # of aiohttp, google.auth, gcsfs: only some are OSErrors
+    except Exception as error:  # aiohttp, google.auth and gcsfs raise more than OSErrors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OSError(f"{place} refuses or cannot be reached: {reason}") from error
 
 
 def glob_paths(pattern: str, kind: str = "file") -> list[Path]:
-    """What a glob matches, "file" or "directory"; ``**`` stands for any number of directories."""
+    """Files or directories (``kind``) that match a glob; ``**`` is any number of directories."""
     if is_in_bucket(pattern):
         check_bucket(pattern)
         found = gcs_file_system().glob(pattern, detail=True)

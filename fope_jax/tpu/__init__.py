@@ -1,1 +1,1 @@
-"""What a training step takes on a TPU slice, found out without one: `fope plan`."""
+"""Memory, work and traffic of a training step on a TPU slice, without the slice: `fope plan`."""

@@ -1,7 +1,7 @@
-"""Compiles one training step for one slice, and measures the program: a program by itself.
+"""Compiles one training step for one slice and measures the compiled program.
 
-The TPU compiler must be told that there is no TPU before jax starts, and a compilation can end the
-process it runs in, so `fope plan` starts this once for each:
+This is a program that `fope plan` starts once per compilation: the TPU compiler reads its
+environment before jax starts, and a compilation can end its process.
 
     python -m fope_jax.tpu.compile < request.json > row.json
 """
@@ -26,7 +26,7 @@ from fope_jax.tpu.topology import parse_topology, topology_devices
 from fope_jax.train.state import plan_state, trace_step
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
-# The compiler's two ways to say it; the second where temporaries alone are too many.
+# The compiler's two messages; the second if the temporaries alone are too large.
 _OUT_OF_MEMORY = (
     re.compile(r"Used ([\d.]+)([KMG]?) of ([\d.]+)([KMG]?) hbm"),
     re.compile(r"temporaries \(([\d.]+)([KMG]?)\) exceeds available HBM \(([\d.]+)([KMG]?)\)"),
@@ -34,12 +34,13 @@ _OUT_OF_MEMORY = (
 
 
 def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
-    """The program of one training step: what it needs and what bounds it.
+    """Compiles one training step and measures what it needs and what bounds it.
 
     Returns:
-      JSON values. ``fits`` with ``needed_bytes`` and ``limit_bytes`` of a device, and if it fits
-      ``memory`` by class, ``flops``, ``hbm_bytes`` and ``collective_bytes`` of a device and a step,
-      ``seconds`` that each takes at the chip's peak, and what follows from the longest of them.
+      JSON values. Always ``flops``. ``fits`` with ``needed_bytes`` and, if it does not fit,
+      ``limit_bytes`` of a device. If it fits: ``memory`` by class, ``hbm_bytes`` and
+      ``collective_bytes`` per device and step, ``seconds`` of each at the chip's peak, the largest
+      of them as ``bound``, and ``mfu_bound``.
     """
     devices = topology_devices(topology)
     chip, _ = parse_topology(topology)
@@ -95,7 +96,7 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
 
 
 def parse_out_of_memory(message: str) -> tuple[int, int] | None:
-    """Bytes needed and there, from the compiler's message; None where it says something else.
+    """Bytes needed and available, from the compiler's message; None for any other message.
 
     >>> parse_out_of_memory("Ran out of memory in memory space hbm. Used 58.4G of 15.7G hbm.")
     (62706522522, 16857746637)
@@ -109,11 +110,11 @@ def parse_out_of_memory(message: str) -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    # What jax or the compiler prints must not mix with the answer.
+    # Output of jax or the compiler would mix with the JSON.
     answer, sys.stdout = sys.stdout, sys.stderr
     try:
         values, topology = json.load(sys.stdin)
-        import_modules(values["position"])  # as the process did that asks
+        import_modules(values["position"])  # the parent process has imported them too
         result = measure_step(build_experiment(values), topology)
     except ValueError as error:
         result = {"error": str(error)}

@@ -1,7 +1,7 @@
-"""Floating point operations of a training step: from its program, and from its sizes.
+"""Floating point operations of a training step: of its program, and of its model.
 
-XLA's own analysis counts the body of a loop once, so scanned layers count as one layer. Here the
-program before XLA is read, in which every scan states its length.
+XLA's analysis counts the body of a loop once, so scanned layers would count as one layer. The jaxpr
+states the length of every scan.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from fope_jax.model.config import TransformerConfig
 
 
 def model_flops(config: TransformerConfig, batch: int, length: int) -> float:
-    """What a step must compute, whatever the program: the number behind model-flops utilisation.
+    """Operations that any program of a step needs, for model-flops utilisation.
 
-    6 a token and parameter of every matrix that is multiplied (2 forward, 4 backward), and for
-    attention 12 a token, key and head width, halved because keys after a query do not count.
-    Multiplications and additions both count.
+    6 per token and weight of each matrix product (2 forward, 4 backward), and for attention 12 per
+    token, key and dimension of all heads, halved because half the keys are masked. Multiplications
+    and additions both count.
 
     Reference: Chowdhery et al. 2022, "PaLM", appendix B, with the causal half.
     """
@@ -38,9 +38,8 @@ def program_flops(jaxpr: Any, dynamic_trips: float) -> float:
 
     Args:
       jaxpr: such as ``jax.jit(f).trace(...).jaxpr``.
-      dynamic_trips: how often a loop runs whose count is only known at run time. In a training step
-        these are the loops of chunked attention over the blocks of keys that a block of queries
-        sees.
+      dynamic_trips: assumed trips of a loop whose count is known only at run time. In a training
+        step these are chunked attention's loops over visible blocks of keys.
 
     >>> import jax, jax.numpy as jnp
     >>> x = jnp.ones((8, 8))
@@ -52,7 +51,7 @@ def program_flops(jaxpr: Any, dynamic_trips: float) -> float:
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name, params = equation.primitive.name, equation.params
-        # Programs inside this one: the body of a loop, the branches of a condition.
+        # Nested programs: loop bodies, branches of a condition.
         leaves = [getattr(leaf, "jaxpr", leaf) for leaf in jax.tree.leaves(list(params.values()))]
         inner = [program_flops(leaf, dynamic_trips) for leaf in leaves if hasattr(leaf, "eqns")]
         if name == "dot_general":
@@ -65,7 +64,7 @@ def program_flops(jaxpr: Any, dynamic_trips: float) -> float:
             total += params["length"] * sum(inner)
         elif name == "while":
             total += dynamic_trips * sum(inner)
-        elif name == "shard_map":  # its program is what one device does
+        elif name == "shard_map":  # its jaxpr is the program of one device
             total += params["mesh"].size * sum(inner)
         elif name == "pallas_call":
             grid = params["grid_mapping"].grid

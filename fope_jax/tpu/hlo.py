@@ -1,7 +1,6 @@
-"""Bytes that a compiled program moves: over the network by kind, and to and from memory.
+"""Bytes that a compiled program sends over the network and moves to and from memory.
 
-XLA's text of the program has one computation for each loop body. Each is counted as often as its
-loop runs, which is read from the loop's condition.
+Each loop body is a computation in XLA's text of the program. It counts as often as the loop runs.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 SLICES = ("dynamic-slice", "slice", "gather")
-# Names for a value, or work that is counted where it is done.
+# Views of values, or work that is counted elsewhere.
 _FREE = {
     "parameter",
     "constant",
@@ -48,11 +47,11 @@ class Instruction(NamedTuple):
 
     Attributes:
       name: of its value.
-      buffers: the arrays that it makes.
-      op: what it does.
-      operands: names of what it reads.
-      text: all after the operation.
-      is_root: whether its value is that of the computation.
+      buffers: the arrays that it produces.
+      op: the operation, such as "all-gather".
+      operands: names of its operands.
+      text: the line after the operation.
+      is_root: whether it is the result of the computation.
     """
 
     name: str
@@ -79,8 +78,8 @@ class Traffic(NamedTuple):
 
     Attributes:
       collectives: sent over the network, by kind.
-      hbm: read from and written to memory by each instruction; what stays in on-chip memory, and
-        the part of an array that a slice leaves out, do not count.
+      hbm: read and written by each instruction, without on-chip memory and the unused rest of a
+        sliced array.
     """
 
     collectives: dict[str, float]
@@ -88,18 +87,17 @@ class Traffic(NamedTuple):
 
 
 def measure_traffic(text: str, dynamic_trips: float) -> Traffic:
-    """What a program moves, with every loop counted as often as it runs.
+    """Network and memory traffic of a program, with loop bodies counted as often as they run.
 
     Args:
       text: ``compiled.as_text()``.
-      dynamic_trips: for loops whose count is only known at run time, see ``program_flops``.
+      dynamic_trips: see ``program_flops``.
     """
     computations, entry = parse_program(text)
     collectives: dict[str, float] = defaultdict(float)
     hbm = 0.0
-    # The compiler spreads a collective over several fusions that begin it, go on with it beside
-    # other work and end it. They have its channel in common, and it runs as often as the fusion
-    # that runs least.
+    # The compiler can split a collective over several fusions, to overlap it with other work. They
+    # share its channel, so it is counted once, as often as the fusion that runs least.
     fused: dict[str, tuple[float, str, float]] = {}
     for name, runs in _count_runs(computations, entry, dynamic_trips).items():
         sources = {x.name: x for x in computations[name]}
@@ -122,18 +120,14 @@ def measure_traffic(text: str, dynamic_trips: float) -> Traffic:
 
 
 def parse_program(text: str) -> tuple[Computations, str]:
-    """The computations of a program by name, and which one is the entry.
-
-    Raises:
-      ValueError: the text has no entry.
-    """
+    """The computations of a program by name, and the name of the entry; ValueError without one."""
     computations: Computations = {}
     entry, current = "", None
     for line in text.splitlines():
         if line == "}":
             current = None
         elif line and not line[0].isspace():
-            # Other lines that start here are a kernel's notes, in the middle of a computation.
+            # Other unindented lines are a kernel's notes, in the middle of a computation.
             if header := _HEADER.match(line):
                 current = computations.setdefault(header[2], [])
                 entry = header[2] if header[1] else entry
@@ -166,7 +160,7 @@ def _buffers(text: str) -> list[Buffer]:
 
 
 def _count_runs(computations: Computations, entry: str, dynamic_trips: float) -> dict[str, float]:
-    """How often each computation runs that is not part of a fusion or of a reduction."""
+    """How often each computation runs, those inside fusions and reductions left out."""
     runs: dict[str, float] = defaultdict(float)
 
     def visit(name: str, count: float) -> None:
@@ -189,7 +183,7 @@ def _count_runs(computations: Computations, entry: str, dynamic_trips: float) ->
 
 
 def _trips(loop: Instruction, condition: list[Instruction], dynamic_trips: float) -> float:
-    """How often a loop runs: as it states, or up to the one constant of its condition."""
+    """Trips of a loop: as stated, or the one constant of its condition, or ``dynamic_trips``."""
     if stated := re.search(r'known_trip_count[^}]*?"?n"?\s*[:=]\s*"?(\d+)', loop.text):
         return float(stated[1])
     constants = {
@@ -199,19 +193,19 @@ def _trips(loop: Instruction, condition: list[Instruction], dynamic_trips: float
     }
     compares = [x for x in condition if x.op == "compare" and "direction=LT" in x.text]
     bounds = [constants[n] for x in compares for n in x.operands if n in constants]
-    if not compares and len(constants) == 1:  # the comparison lies in a fusion
+    if not compares and len(constants) == 1:  # the comparison is inside a fusion
         bounds = list(constants.values())
     return bounds[0] if len(bounds) == 1 else dynamic_trips
 
 
 def _bytes_sent(kind: str, collective: Instruction) -> float:
-    """Bytes that a device sends: of the ring algorithm, which is the least there can be."""
+    """Bytes that a device sends with the ring algorithm, the least possible."""
     sizes = [buffer.bytes for buffer in collective.buffers]
     if kind == "collective-permute":
         return float(sizes[0])
     is_async = collective.op.endswith("-start") and len(sizes) > 1
     if is_async and kind in ("all-gather", "reduce-scatter"):
-        sizes = sizes[len(sizes) // 2 :]  # (what goes in, what comes out)
+        sizes = sizes[len(sizes) // 2 :]  # inputs, then outputs
     group = _group_size(collective.text)
     share = (group - 1) / group
     factors = {"all-reduce": 2 * share, "reduce-scatter": float(group - 1)}
@@ -219,7 +213,7 @@ def _bytes_sent(kind: str, collective: Instruction) -> float:
 
 
 def _group_size(text: str) -> int:
-    """How many devices take part in one group of a collective."""
+    """Devices in one group of a collective."""
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
@@ -232,7 +226,6 @@ def _group_size(text: str) -> int:
 def _bytes_moved(
     x: Instruction, sources: dict[str, Instruction], computations: Computations
 ) -> float:
-    """Bytes that an instruction reads and writes in memory."""
     if x.op in SLICES:
         return 2.0 * x.hbm_bytes
     if x.op == "dynamic-update-slice":
@@ -248,13 +241,13 @@ def _bytes_moved(
 
 
 def _update_bytes(x: Instruction, sources: dict[str, Instruction], default: float) -> float:
-    """The size of what a dynamic-update-slice writes into its first operand."""
+    """The size of the update of a dynamic-update-slice."""
     update = sources.get(x.operands[1])
     return sum(buffer.bytes for buffer in update.buffers) if update else default
 
 
 def _bytes_read(fused: list[Instruction], index: int, size: float) -> float:
-    """How much of its operand a fusion reads: slices of it, where it does nothing else with it."""
+    """Bytes of operand ``index`` that a fusion reads: only its slices if it uses nothing else."""
     parameters = [x for x in fused if x.op == "parameter" and x.text.startswith(f"{index})")]
     if not parameters:
         return size
@@ -264,12 +257,12 @@ def _bytes_read(fused: list[Instruction], index: int, size: float) -> float:
         if user.op in SLICES and is_first:
             total += sum(buffer.bytes for buffer in user.buffers)
         elif user.op != "tuple" and not (user.op == "dynamic-update-slice" and is_first):
-            return size  # neither handed on nor written into
+            return size  # it reads the whole operand
     return total
 
 
 def _bytes_written(x: Instruction, fused: list[Instruction]) -> float:
-    """Bytes of its results, and of those that update an array in place the new part only."""
+    """Bytes of its results; of an in-place update only the new part."""
     sources = {y.name: y for y in fused}
     roots = [y for y in fused if y.is_root]
     if roots and roots[0].op == "tuple":

@@ -1,4 +1,4 @@
-"""Every combination of size, method, length and slice that `fope plan` is asked about."""
+"""The cases of `fope plan`, combinations of size, method, length and slice, and their rows."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, libtpu_version, num_devices
 
-GB_PER_COMPILATION = 6  # of the host: the largest that was seen took 4
+GB_PER_COMPILATION = 6  # host memory; the largest compilation measured took 4
 Row = dict[str, Any]
 
 
 class PlanError(RuntimeError):
-    """A compilation that ended without an answer; the message has its last lines."""
+    """A compilation that failed without an answer; the message ends with its last lines."""
 
 
 class Case(NamedTuple):
-    """One program: names for the table, and the experiment itself."""
+    """One program: its experiment and its labels in the table."""
 
     size: str
     method: str
@@ -49,22 +49,22 @@ def make_cases(
     sizes: Sequence[str] = (),
     mesh: MeshConfig | None = None,
 ) -> list[Case]:
-    """All combinations, checked as far as this can be done without the compiler.
+    """All combinations, checked as far as possible without the compiler.
 
-    A longer length takes fewer rows, so that a step has the tokens of the config; a method that
-    depends on the training length is made for it. Where the rows no longer divide the devices and
-    no mesh is given, the tokens of a row are shared by as many devices as it takes.
+    A longer length takes fewer rows, so that the tokens of a step stay those of the config. Methods
+    are made for their training length. If the rows no longer divide the devices and no mesh is
+    given, several devices share the tokens of a row.
 
     Args:
       experiment: of the config.
       topologies: such as "v5e:4x4".
-      methods: labels of ``position.examples``; none keeps the config's own.
+      methods: labels of ``gallery.examples``; none keeps the config's method.
       lengths: tokens of a row; none keeps the config's.
       sizes: names of ``PRESETS``; none keeps the config's model.
-      mesh: in place of the config's.
+      mesh: replaces the config's.
 
     Raises:
-      ValueError: an unknown name, naming those that are known.
+      ValueError: an unknown name, with those accepted.
     """
     if unknown := [size for size in sizes if size not in PRESETS]:
         raise ValueError(f"size {unknown[0]!r}; accepted: {', '.join(PRESETS)}")
@@ -88,7 +88,7 @@ def make_cases(
 
 
 def _size_of(model: TransformerConfig) -> str:
-    """The preset that ``model`` has the sizes of."""
+    """The name of the preset with the sizes of ``model``, or its layers and width."""
     for name, sizes in PRESETS.items():
         if all(getattr(model, key) == value for key, value in sizes.items()):
             return name
@@ -110,7 +110,7 @@ def _with_length(train: TrainConfig, length: int) -> TrainConfig:
 
 
 def _fitting_mesh(experiment: Experiment, rows: int, devices: int) -> MeshConfig:
-    """The mesh of the config; with ``context`` devices to a row where rows are too few."""
+    """The config's mesh; if rows are too few, ``context`` devices share a row."""
     sizes = experiment.mesh.axis_sizes(devices)
     copies = sizes["data"] * sizes["fsdp"]
     if experiment.train.accumulate > 1 or copies <= rows:
@@ -127,20 +127,20 @@ def plan(
     advise: bool = True,
     done: Callable[[Case, Row], None] = lambda *_: None,
 ) -> list[Row]:
-    """Compiles every case that the cache has no answer for, several at once.
+    """Compiles every case that is not in the cache, several at once.
 
     Args:
       cases: from ``make_cases``.
-      cache: directory of one JSON file a program; None keeps none.
+      cache: directory with one JSON file per program; None keeps none.
       jobs: compilations at once; None takes what cores and memory allow.
-      advise: compiles what does not fit again with other knobs, and says which would fit.
-      done: called with each case and its row, as they come.
+      advise: compiles changes of a case that does not fit and reports the first that does.
+      done: called with each case and its row when it is ready.
 
     Returns:
-      A row for each case, in their order.
+      The row of each case, in order.
 
     Raises:
-      TopologyError: the TPU compiler is not installed, with the pip line.
+      TopologyError: the TPU compiler is not installed; the message has the pip command.
       PlanError: a compilation failed for another reason than memory.
     """
     versions = {"libtpu": libtpu_version()}
@@ -180,8 +180,8 @@ def _default_jobs() -> int:
 def compile_cached(
     experiment: Experiment, topology: str, versions: dict[str, str], cache: Path | None
 ) -> Row:
-    """What ``tpu.compile`` says of one program, from the cache where it was asked before."""
-    # Whatever makes the program: the package's code too.
+    """The row from ``tpu.compile`` for one program, or from the cache."""
+    # The package's code is part of the key: a change of it changes the program.
     sources = hashlib.sha256()
     package = Path(__file__).parents[1]
     for room in ("model", "position", "train", "tpu"):
@@ -213,7 +213,7 @@ def compile_cached(
 
 
 def _advice(case: Case, versions: dict[str, str], cache: Path | None) -> str:
-    """The first change that fits, found by compiling it; the cheapest in time comes first."""
+    """The first change that fits, by compiling; changes that cost least time come first."""
     for text, changed in _changes(case.experiment):
         if compile_cached(changed, case.topology, versions, cache).get("fits"):
             return f"{text} fits"
@@ -221,7 +221,7 @@ def _advice(case: Case, versions: dict[str, str], cache: Path | None) -> str:
 
 
 def _changes(experiment: Experiment) -> Iterable[tuple[str, Experiment]]:
-    """What may make a step fit, in words and as experiments."""
+    """Changes that may make a step fit, with their descriptions."""
     model, train, mesh = experiment.model, experiment.train, experiment.mesh
     if mesh.data != 1:  # copies of the model, which devices could share
         spread = dataclasses.replace(mesh, data=1, fsdp=-1)

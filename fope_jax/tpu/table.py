@@ -1,4 +1,4 @@
-"""Rows of a plan for people: Markdown in the terminal, and a page."""
+"""The rows of a plan as Markdown for the terminal and as an HTML page."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _STYLE = (
 
 
 def format_row(row: Row) -> list[str]:
-    """The cells of one row under ``HEADINGS``; fewer where there was no answer, or no room."""
+    """The cells of one row under ``HEADINGS``; fewer if it failed or does not fit."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in row.get("mesh", {}).items() if size > 1)
     cells = [row["topology"], row["size"], row["method"], f"{row['length']:,}", f"{row['batch']:,}"]
     cells += [mesh or "1", row.get("attention", "")]
@@ -61,7 +61,7 @@ def format_row(row: Row) -> list[str]:
 
 
 def compare_methods(rows: Sequence[Row], method: str = "fope", base: str = "rope") -> list[str]:
-    """Lines saying how much more ``method`` takes than ``base`` in the same case."""
+    """Lines with the extra cost of ``method`` over ``base`` in the same case."""
     fitting = {
         (r["topology"], r["size"], r["length"], r["method"]): r for r in rows if r.get("fits")
     }

@@ -1,4 +1,4 @@
-"""TPU chips with their figures, and slices that are not there, as the TPU compiler lists them."""
+"""TPU chips with their peak figures, and slices as the TPU compiler describes them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import os
 import re
 from typing import Any, NamedTuple
 
-# The compiler looks for a machine around it unless it is told that there is none, and lets only
-# one process load it unless it is told that several may.
+# Without these the compiler looks for a TPU machine, and only one process may load it.
 COMPILER_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -21,19 +20,19 @@ _EXAMPLES = {2: "4x4", 3: "4x4x4"}
 
 
 class Chip(NamedTuple):
-    """What one chip has; a roofline divides by these.
+    """Peak figures of one chip, for rooflines.
 
     Attributes:
       name: as in topology names, "v5e".
       kind: the compiler's name, ``device_kind``.
-      flops: bfloat16 operations a second.
-      hbm_bandwidth: bytes a second.
-      ici_bandwidth: bytes a second over all links of the chip to its neighbours.
-      cores: devices that the compiler lists for a chip; each has that part of the figures.
-      num_axes: of the grid of chips in a topology name.
-      config: the compiler's name for the way in which machines set the chip up; "" is its default.
-        By default it lists the two cores of a v4 chip as two devices, but machines join them into
-        one ("megacore"), which has the memory of both. v5p is joined by default.
+      flops: bfloat16 operations per second.
+      hbm_bandwidth: bytes per second.
+      ici_bandwidth: bytes per second over all links of the chip to its neighbours.
+      cores: devices per chip; each has an equal share of the figures.
+      num_axes: axes of the chip grid in a topology name.
+      config: the compiler's ``chip_config_name``; "" is its default. By default a v4 chip is two
+        devices, but machines join its cores into one with the memory of both ("megacore"). v5p is
+        joined by default.
     """
 
     name: str
@@ -46,9 +45,9 @@ class Chip(NamedTuple):
     config: str = ""
 
 
-# Google Cloud documentation, "TPU architecture", the pages of each version: peak compute per chip
-# (bf16), HBM bandwidth per chip, and inter-chip interconnect bandwidth per chip (there in Gbit/s
-# for most). Memory is not here: how much of it a program may use, the compiler itself says.
+# Google Cloud documentation, "TPU architecture", the page of each version: per chip, peak compute
+# in bf16, HBM bandwidth and inter-chip interconnect bandwidth (mostly given in Gbit/s). The
+# compiler states how much memory a program may use.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -62,14 +61,14 @@ CHIPS = {
 
 
 class TopologyError(ValueError):
-    """A slice that is unknown, or a compiler that is missing."""
+    """A slice is unknown, or the compiler is missing."""
 
 
 def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and the chips along each axis of a slice such as "v5e:4x4".
+    """The chip of a slice such as "v5e:4x4", and its chips along each axis.
 
     Raises:
-      TopologyError: naming what is known.
+      TopologyError: an unknown slice, with examples of known ones.
 
     >>> parse_topology("v5e:4x4")[1]
     (4, 4)
@@ -89,7 +88,7 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def num_devices(name: str) -> int:
-    """Devices of a slice: its chips, times the devices that each is.
+    """Devices of a slice: its chips times the devices per chip.
 
     >>> num_devices("v4:2x2x1"), num_devices("v5p:2x2x1"), num_devices("tpu7x:2x2x1")
     (4, 4, 8)
@@ -99,11 +98,7 @@ def num_devices(name: str) -> int:
 
 
 def libtpu_version() -> str:
-    """The version of the TPU compiler.
-
-    Raises:
-      TopologyError: it is not installed; the message has the pip line.
-    """
+    """The version of the TPU compiler; TopologyError with the pip command if not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -115,9 +110,9 @@ def libtpu_version() -> str:
 
 
 def topology_devices(name: str) -> list[Any]:
-    """The devices of a slice, as descriptions that a program can be compiled for.
+    """Descriptions of a slice's devices, for which a program can be compiled.
 
-    Must run in a process whose environment has had ``COMPILER_ENVIRONMENT`` since jax was imported.
+    ``COMPILER_ENVIRONMENT`` must have been set before jax was imported.
 
     Raises:
       TopologyError: an unknown slice, or one that the compiler refuses.

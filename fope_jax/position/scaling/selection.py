@@ -16,12 +16,11 @@ from fope_jax.typing import Array
 
 
 def floor_frequency(training_length: int, ratio: float = 1.0) -> float:
-    """The slowest frequency that turns fully within training, radians per token.
+    """The lowest frequency with a full period in training, radians per token.
 
         w_l = ratio * 2 pi / L
 
-    Raises:
-      ValueError: ``training_length`` or ``ratio`` is not above 0.
+    Raises ValueError unless ``training_length`` and ``ratio`` are above 0.
 
     >>> round(floor_frequency(512), 6)
     0.012272
@@ -34,19 +33,12 @@ def floor_frequency(training_length: int, ratio: float = 1.0) -> float:
 
 
 def clip_floor(inv_freq: Array, training_length: int, ratio: float = 1.0) -> Array:
-    """Zeroes the frequencies that never complete a period within the training length.
+    """Zeroes frequencies without a full period within the training length.
 
         w_m -> 0  where  w_m < ratio * 2 pi / L
 
-    Args:
-      inv_freq: ``[F]`` radians per token.
-      training_length, ratio: see ``ClipFloor``.
-
-    Returns:
-      ``[F]`` radians per token, the kind of array that came in.
-
-    Raises:
-      ValueError: ``training_length`` or ``ratio`` is not above 0.
+    ``inv_freq`` is ``[F]`` radians per token, NumPy or JAX; the result has the same type. Raises
+    ValueError unless ``training_length`` and ``ratio`` are above 0.
 
     >>> clip_floor(np.array([1.0, 0.1, 0.01]), training_length=100).tolist()
     [1.0, 0.1, 0.0]
@@ -91,7 +83,7 @@ class SnapToCycles(Scaling):
 
         w_m -> (2 pi / L) max(round(w_m L / (2 pi)), least)
 
-    The toy model of FoPE's paper that has no truncated period ("RoPE-A").
+    The toy model without truncated periods in FoPE's paper ("RoPE-A").
 
     Knobs:
       training_length: L, tokens.

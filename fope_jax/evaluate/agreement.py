@@ -1,7 +1,6 @@
 """Checks that the processes of a run were started alike.
 
-Processes that differ would still train together, on rows of different batches, or wait forever in a
-collective that the others never reach.
+Processes that differ would train on rows of different batches, or wait forever in a collective.
 """
 
 from __future__ import annotations
@@ -21,10 +20,7 @@ def check_processes_agree(
 ) -> None:
     """Compares what all processes must share; does nothing in a single process.
 
-    Args:
-      experiment: what this process would train or evaluate.
-      request: the other values of the command line.
-      splits: splits of the token cache that are read.
+    ``request`` holds the values of the command line that are not in ``experiment``.
 
     Raises:
       DistributedError: in every process; lists what differs and which process has which value.

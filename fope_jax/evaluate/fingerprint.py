@@ -49,11 +49,10 @@ def check_fingerprint(
     """Raises CheckpointError where a checkpoint was trained with another position embedding.
 
     Args:
-      metadata: of the checkpoint.
+      metadata: of the checkpoint; ``where`` is its name.
       position, shape: of the configuration.
-      constants: restored from the checkpoint. None compares method, knobs and frequencies only:
-        arrays not yet read have shapes that depend on them.
-      where: name of the checkpoint, for the message.
+      constants: restored from the checkpoint. None compares method, knobs and frequencies only,
+        before arrays are read whose shapes depend on them.
       accept: hash, with or without constants, that gives a warning in place of the error.
     """
     if constants is None:

@@ -7,9 +7,9 @@
 Scores are those of ``HFLM`` (lm-evaluation-harness 0.4.13), except where that fails an assertion or
 departs from what ``LM`` documents, see ``TextModel``.
 
-A text without a context is scored after ``evaluate.bos_token``, or else after the end-of-document
-token. With ``packing = "documents"`` no model was trained on text after that token, so the first
-tokens of such a text have a higher loss.
+A text without a context is scored after ``evaluate.bos_token`` or the end-of-document token. With
+``packing = "documents"`` no text follows the latter in training: first tokens then have a higher
+loss.
 """
 
 from __future__ import annotations
@@ -76,9 +76,8 @@ def row_programs(model: Transformer) -> tuple[RowScorer, Writer]:
 class TextModel:
     """Log-likelihoods of texts, and continuations of prompts.
 
-    A token may span the border of context and continuation, as ``Answer`` does for ``Ans`` and
-    ``wer``. The continuation then starts at the first token that the context alone does not have.
-    ``HFLM`` cuts at the context's number of tokens instead.
+    A continuation starts at the first joint token that the context alone does not have: ``Ans`` and
+    ``wer`` may share the token ``Answer``. ``HFLM`` cuts at the context's number of tokens instead.
 
     Attributes:
       score, write: see ``row_programs``.
@@ -143,8 +142,7 @@ class TextModel:
         return results
 
     def generate(self, context: str, until: Sequence[str], count: int) -> str:
-        """At most ``count`` greedy tokens as text, cut before an end of document or a text of
-        ``until``.
+        """At most ``count`` greedy tokens as text, up to an end of document or text of ``until``.
 
         Raises:
           ValueError: ``max_length`` leaves no room for a prompt, or logits are not finite.
@@ -184,7 +182,6 @@ class TextModel:
         return self.tokenizer.eos_id if self.bos is None else self.bos.id
 
     def _encode_text(self, text: str) -> list[int]:
-        """Tokens of a text, with the tokenizer's prefix."""
         if self.bos and self.add_bos:  # else a BOS token written in the text would count twice
             text = text.removeprefix(self.bos.token)
         return list(self.tokenizer.encode(self.tokenizer.prefix + text)) if text else []
@@ -294,9 +291,8 @@ def load_text_model(
 ) -> TextModel:
     """Loads the model of a run with the tokenizer of its token cache.
 
-    ``step`` None takes the newest valid checkpoint. ``max_length`` None takes the limit of the
-    position embedding. Other settings are those of ``TextModel``; None takes the run's ``evaluate``
-    section.
+    Defaults: the newest valid ``step``; as ``max_length`` the limit of the position embedding; for
+    the rest the run's ``evaluate`` section. Settings are those of ``TextModel``.
 
     Raises:
       NonFiniteError: weights are not finite.

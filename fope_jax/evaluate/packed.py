@@ -1,15 +1,14 @@
 """Perplexity of packed documents, in chunks.
 
-The documents of a split are joined, each with its end-of-document token. The stream is cut into
-blocks, and each block into chunks of ``context`` tokens, for every context. Evenly spaced blocks
-are scored.
+The documents of a split are joined, each with its end-of-document token. Evenly spaced blocks of
+the stream are cut into chunks of ``context`` tokens, for every context.
 
 - ``chunks`` is the evaluation of the paper's code (Hua et al. 2025, from OLMo), which scores all
-  chunks. A chunk of T tokens is one sequence at positions 0 to T - 1, and documents attend to each
-  other. Its first token is not scored, so contexts differ in what they score.
+  chunks. A chunk of T tokens is one segment at positions 0 to T - 1. Its first token is not scored,
+  so contexts differ in what they score.
 - ``document-resets`` and ``no-resets`` score blocks that hold a border between documents, with and
-  without positions and segments that restart at each document. The last token of a chunk predicts
-  the token after it. All tokens but the first of a document are scored, at every context.
+  without segments and positions that restart at each document. The last token of a chunk predicts
+  the token after it, so all tokens but the first of a document are scored at every context.
 
 With ``bos`` a chunk begins with that token in place of its first. With resets each document does
 too, in place of the end-of-document token before it, which is then only a target.
@@ -67,7 +66,7 @@ def score_resets(
 ) -> tuple[list[Row], Windows]:
     """As ``score_chunks``, for blocks that hold a border between documents.
 
-    With ``reset`` each document in a chunk is a segment with positions from 0.
+    ``reset``: whether each document in a chunk is a segment with positions from 0.
 
     Raises:
       ValueError: no block holds a border between documents.
@@ -116,8 +115,8 @@ def _score_blocks(
 def packed_positions(starts: np.ndarray, begin: int, context: int) -> TokenIndex:
     """Positions and segments ``[T]`` of a chunk, restarting at each document as in training.
 
-    ``starts [D]`` int64 and ``begin`` are indices in the cache: the first tokens of the documents
-    and of the chunk. ``context`` is T.
+    ``starts [D]`` int64 and ``begin`` are indices in the cache: first tokens of documents and
+    chunk.
 
     >>> positions, segments = packed_positions(np.array([0, 12, 14]), 10, 6)
     >>> positions.tolist(), segments.tolist()

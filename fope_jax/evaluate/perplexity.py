@@ -7,16 +7,14 @@
 - ``from-start`` reads documents from their first token, so a position is the distance since the
   document's start. Far buckets hold only the longer documents.
 
-The first token of a window is read and not scored. ``bos`` takes its place, so the same tokens are
-scored; in ``from-start`` it stands before the text, and all of the text is scored. The
-end-of-document token counts as text of 0 bytes.
+The first token of a window is not scored. ``bos`` replaces it, so the same tokens are scored; in
+``from-start`` it precedes the text, and all of that is scored. The end-of-document token is 0
+bytes.
 
-All text protocols (``sliding`` and ``packed`` too) take a ``scorer``; a ``cache`` with
-``documents``, ``tokens(start, stop)`` and ``tokenizer.token_bytes``; lengths in tokens; an upper
-bound of windows, blocks or documents, which are evenly spaced; and as ``settings`` the
-``batch_tokens``, ``progress`` and ``bos`` of ``score_windows``. They return ``Windows`` and rows of
-sums for each document: ``windows, nats, tokens, bytes, correct, document`` and the fields that each
-names.
+All text protocols (``sliding`` and ``packed`` too) take lengths in tokens, the largest number of
+windows, blocks or documents (evenly spaced), and as ``settings`` the ``batch_tokens``, ``progress``
+and ``bos`` of ``score_windows``. They return the windows, and rows of sums for each document:
+``windows, nats, tokens, bytes, correct, document`` and the fields that each names.
 """
 
 from __future__ import annotations

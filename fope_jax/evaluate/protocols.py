@@ -66,7 +66,6 @@ class Protocol:
 
     @property
     def label(self) -> str:
-        """The name in messages: ``same-tokens (validation)``."""
         return "{} ({})".format(*self.identity.values())
 
     def with_bos(self, bos: Bos | None, beginning: str) -> Protocol:
@@ -164,7 +163,6 @@ def plan_protocols(
     """The protocols that an experiment's ``evaluate`` section asks for, checked before any work.
 
     Args:
-      experiment: of the run.
       data_fingerprint: of the token cache used in training; None for imported weights.
       wanted: names of ``PROTOCOLS``, or "all", in place of ``evaluate.protocols``. A protocol that
         cannot run is an error if named, and a warning if part of "all". "retrieval" without
@@ -240,7 +238,7 @@ def _num_windows(name: str, config: EvaluateConfig) -> int:
 def _text_protocol(
     name: str, experiment: Experiment, cache: Any, split: str, contexts: list[int], bos: Bos | None
 ) -> Protocol:
-    """A protocol on one text; ValueError where its settings or the text do not allow it."""
+    """A protocol on one text; ValueError where its settings or the text are unfit."""
     config, length = experiment.evaluate, experiment.train.length
     amount = _num_windows(name, config)
     values = {
@@ -271,7 +269,7 @@ def _text_protocol(
 def _trial_protocol(
     kind: str, name: str, experiment: Experiment, cache: Any, contexts: list[int], bos: Bos | None
 ) -> Protocol:
-    """A passkey template or a retrieval task; ValueError where it does not fit."""
+    """A protocol on trials; ValueError where a context is too short for them."""
     settings, tokenizer = experiment.evaluate, cache.tokenizer
     if kind == PASSKEY and name not in TEMPLATES:
         raise ValueError(

@@ -61,7 +61,6 @@ def read_experiment(workdir: Path) -> Experiment:
 
 
 def _describe_other_path(path: Path) -> str:
-    """What a path without a config.json is, and what to do."""
     parent_is_run = (path.parent / "config.json").is_file()
     has_manifest = (path / "manifest.json").is_file()
     if path.exists() and not path.is_dir():
@@ -113,15 +112,12 @@ def load_run(
 ) -> LoadedRun:
     """Loads the model of a run: directory with config.json, run.json and checkpoints.
 
-    Args:
-      step: of the checkpoint; None takes the newest valid one.
-      mesh: devices to shard its arrays over; None takes the first device.
-      accept_position: see ``check_fingerprint``.
+    Defaults: the newest valid ``step``, and arrays on the first device. With ``mesh`` they are
+    sharded over it. For ``accept_position`` see ``check_fingerprint``.
 
     Raises:
       FileNotFoundError: no config.json, or no valid checkpoint.
-      CheckpointError: arrays do not fit the model of config.json, or the position fingerprint
-        differs.
+      CheckpointError: arrays do not fit the model, or the position fingerprint differs.
       ValueError: the model cannot be sharded over the mesh.
     """
     workdir = as_path(workdir)

@@ -1,17 +1,15 @@
 """Retrieval: windows that end in an answer, which the model writes.
 
-**Score.** A trial is correct when greedy decoding after the prompt writes the answer's tokens. What
-follows them is ignored. For an answer of several texts, those written are also counted, in any
-order.
+A trial is correct when greedy decoding after the prompt writes the answer's tokens; what follows is
+ignored. For an answer of several texts, those written are also counted, in any order.
 
-**Rank.** A model may find an answer likely long before it writes it. The answer is ranked by its
+A model may find an answer likely long before it writes it, so the answer is ranked by its
 log-likelihood, summed over tokens, among ``NUM_DISTRACTORS`` wrong answers of the task. Rank 1 is
 best, chance gives (NUM_DISTRACTORS + 2) / 2, and a tie counts against the answer. A trial with a
 likelihood that is not finite has the last rank and NaN nats.
 
-**Trials.** Trial i of a depth is drawn from (seed, depth's index, i), so all variants and lengths
-have the same questions. Items are those of the test half, which is never trained on
-(`fope_jax.data.retrieval.base`).
+Trial i of a depth is drawn from (seed, depth's index, i), so all variants and lengths have the same
+questions. Items are of the test half, which is never trained on (`fope_jax.data.retrieval.base`).
 """
 
 from __future__ import annotations
@@ -52,12 +50,10 @@ class TrialGrid(NamedTuple):
         return trial._replace(tokens=np.concatenate([before, trial.tokens]).astype(np.int32))
 
     def generator(self, number: int) -> np.random.Generator:
-        """The random generator of trial ``number``."""
         return np.random.default_rng([self.seed, *divmod(number, self.trials)])
 
     @property
     def count(self) -> int:
-        """Trials of a context."""
         return len(self.depths) * self.trials
 
 

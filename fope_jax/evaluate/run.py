@@ -75,8 +75,8 @@ def evaluate(
       mesh: how devices share the work; None splits windows over all devices (``MeshConfig()``).
       force: whether to score protocols again whose rows exist.
       accept_position: see ``check_fingerprint``.
-      overrides: values for the run's ``evaluate`` section (``"evaluate.texts=news"``). They are
-        recorded in the rows; config.json does not change.
+      overrides: values for the run's ``evaluate`` section, as ``"evaluate.texts=news"``. Rows
+        record them; config.json does not change.
       progress: called as ``progress(batches, desc=...)``; None shows tqdm bars.
       say: called with one line for each protocol.
 
@@ -135,7 +135,6 @@ def evaluate(
 
 
 def _with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """``experiment`` with other values in its ``evaluate`` section."""
     for override in overrides:
         key, text = split_override(override)
         if not key.startswith("evaluate."):
@@ -165,7 +164,6 @@ def _run_protocol(
     progress: Progress,
     say: Callable[[str], None],
 ) -> None:
-    """Runs a protocol and replaces its earlier rows."""
     started = time.perf_counter()
     scores, windows = protocol.run(reader, progress)
     seconds = time.perf_counter() - started

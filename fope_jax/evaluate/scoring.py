@@ -41,14 +41,10 @@ def score_windows(
     locate: Callable[[int], TokenIndex] | None = None,
     bos: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores the last ``scored`` targets of ``count`` windows, in batches of one shape.
+    """Scores the last S = ``scored`` targets of W = ``count`` windows, in batches of one shape.
 
     Args:
-      scorer: see ``scorer_factory``.
       read: window number -> ``[context + 1]`` tokens.
-      count: number of windows, W.
-      context: tokens of a window, T.
-      scored: scored targets of a window, S.
       batch_tokens: most tokens in a batch; one window is always allowed.
       progress, desc: called as ``progress(batches, desc=desc)``, e.g. ``tqdm``.
       locate: window number -> positions and segments ``[context]``; None is one segment.
@@ -89,18 +85,14 @@ def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, An
     """Makes scorers of one model for any arrays, with one jitted forward pass.
 
     Only scored positions are projected to the vocabulary, at most ``LOGITS_IN_MEMORY`` logits at
-    once: logits of a whole window would take T * V.
-
-    Args:
-      graphdef: the model without its arrays.
-      mesh: devices of all processes, over which arrays are sharded. Rows and tokens are padded to
-        multiples of its axes, and scores of padding are dropped.
+    once: logits of a whole window would take T * V. With ``mesh``, over which arrays are sharded,
+    rows and tokens are padded to multiples of its axes.
 
     Returns:
-      ``(params, constants) -> scorer``, and scorer is ``(tokens [B, T], targets [B, S], index) ->
-      (nats, hits)``. Targets follow the last S tokens. nats ``[B, S]`` are float32; hits ``[B, S]``
-      are true where the target is the most likely token. ``index`` has positions and segments ``[B,
-      T]``; None, the default, makes each window one segment.
+      ``(params, constants) -> scorer``. A scorer maps ``tokens [B, T]``, ``targets [B, S]`` (after
+      the last S tokens) and ``index`` to nats ``[B, S]`` float32 and hits ``[B, S]``, whether the
+      target is the most likely token. ``index`` is positions and segments ``[B, T]``; None is one
+      segment.
     """
 
     def score(

@@ -1,9 +1,8 @@
 """Perplexity with a sliding window: every token of a stretch, with a bounded context.
 
-Protocol ``sliding-window``: a window of ``context`` tokens moves over a stretch of text by
-``stride`` tokens and scores the targets that are new in it. After the first window, a target has
-between ``context - stride + 1`` and ``context`` tokens of context. The scored tokens are the same
-at every context.
+A window of ``context`` tokens moves over the stretch by ``stride`` tokens and scores the targets
+that are new in it. After the first window, a target has ``context - stride + 1`` to ``context``
+tokens of context. The scored tokens are the same at every context.
 """
 
 from __future__ import annotations
@@ -39,9 +38,8 @@ def score_sliding(
 ) -> tuple[list[Row], Windows]:
     """Scores stretches as long as the longest context, with each context.
 
-    Returns:
-      Rows for each context and document with ``context, scored_per_window``, and the stretches,
-      which ``windows`` counts.
+    Rows have ``context, scored_per_window`` for each context and document; ``windows`` are
+    stretches.
     """
     check_stride(stride, contexts)
     longest = max(contexts)
@@ -64,10 +62,9 @@ def slide(
     stride: int,
     **settings: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slides a window over stretches of ``length + 1`` tokens that begin at ``begin [W]``.
+    """nats, hits and targets ``[W, length]`` of stretches that begin at ``begin [W]``.
 
-    Returns:
-      nats, hits and targets ``[W, length]``; entry ``i`` is of token ``i + 1`` of the stretch.
+    Entry ``i`` is of token ``i + 1`` of the stretch, which has ``length + 1`` tokens.
     """
     shape = (len(begin), length)
     whole = np.empty(shape, np.float32), np.empty(shape, bool), np.empty(shape, np.int32)

@@ -1,7 +1,6 @@
 """Validation loss during training: protocol ``same-tokens`` on a few windows.
 
-Its rows have the kind ``validation``: `fope evaluate` scores more tokens, so a curve must not mix
-the two.
+Rows have the kind ``validation``: `fope evaluate` scores more tokens; a curve must not mix the two.
 """
 
 from __future__ import annotations
@@ -36,18 +35,17 @@ ValidationFn = Callable[[int, Any, Any, Check], list[Row]]
 def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> ValidationFn:
     """Makes the function that evaluates a model during training.
 
-    It scores ``evaluate.training_windows`` windows at each length of ``evaluate.lengths`` in each
-    of ``evaluate.splits``, and compiles once for all parameters.
+    It scores ``evaluate.training_windows`` windows at each of ``evaluate.lengths`` and
+    ``evaluate.splits``, and compiles once for all parameters.
 
     Returns:
       ``(step, params, constants, check) -> rows``: sums over documents for each split and context,
       and a row with the seconds. Scores that are not finite give a warning. ``check`` is called
-      before each batch and, in a single process, while a batch runs; what it raises ends the
-      evaluation.
+      before and, in a single process, during each batch; what it raises ends the evaluation.
 
     Raises:
-      ValueError: nothing to measure, no document for the longest window, or an ``evaluate`` section
-        that ``plan_protocols`` refuses.
+      ValueError: nothing to measure, no document for the longest window, or settings that
+        ``plan_protocols`` refuses.
     """
     settings = experiment.evaluate
     few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())

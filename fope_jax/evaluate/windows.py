@@ -1,7 +1,6 @@
 """Which tokens of a cache are scored: windows inside documents, or blocks of packed documents.
 
-All choices depend only on the documents' lengths, so variants trained on one token cache are scored
-on the same tokens.
+Choices depend only on documents' lengths, so all variants are scored on the same tokens.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ class Windows(NamedTuple):
 
     Attributes:
       stop: ``[W]`` int64, index in the cache one past the last target. A window reads tokens
-        ``[stop - context - 1, stop)``: the first ``context`` are inputs, the last ``context``
-        targets.
+        ``[stop - context - 1, stop)``; inputs are all but the last, targets all but the first.
       document: ``[W]`` int64, index of the document that holds the window.
       too_short: names of the documents shorter than the longest window.
     """
@@ -51,8 +49,7 @@ def context_lengths(experiment: Experiment, multiples: Iterable[int], what: str)
 def share_evenly(capacity: np.ndarray, total: int) -> np.ndarray:
     """Shares ``total`` windows over documents, as equally as their capacities ``[D]`` allow.
 
-    Without equal shares one long document would decide the average. With fewer windows than
-    documents, evenly spaced documents get one each.
+    Without this one long document would decide the average. Evenly spaced documents get the rest.
 
     >>> share_evenly(np.array([2, 100, 100]), 12)
     array([2, 5, 5])
@@ -76,17 +73,11 @@ def _evenly_spaced(size: int, count: int) -> np.ndarray:
 
 
 def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: int) -> Windows:
-    """Places windows of up to ``longest`` tokens inside single documents.
+    """Places at most ``total`` windows of up to ``longest`` tokens inside single documents.
 
-    A document is divided into slots of ``scored`` targets. The first slot ends after ``longest``
-    targets, and a tail shorter than a slot is left out. Windows take evenly spaced slots, so no
-    target is scored twice.
-
-    Args:
-      documents: structured array with fields ``name``, ``start`` and ``length`` (tokens).
-      longest: tokens of the longest window.
-      scored: targets scored at the end of each window, at most ``longest``.
-      total: most windows.
+    A document is divided into slots of ``scored`` targets. The first slot ends with target
+    ``longest``, and a tail shorter than a slot is left out. Windows take evenly spaced slots, so no
+    target is scored twice. ``documents`` has fields ``name``, ``start`` and ``length`` (tokens).
 
     Raises:
       ValueError: no document has ``longest + 1`` tokens, or ``scored`` or ``total`` is out of
@@ -116,13 +107,10 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
 def place_blocks(
     documents: np.ndarray, *, length: int, total: int, require_boundary: bool = False
 ) -> np.ndarray:
-    """Places blocks of ``length`` tokens in the packed documents, cut at multiples of ``length``.
+    """First tokens ``[W]`` int64, as indices in the cache, of blocks of ``length`` packed tokens.
 
-    At most ``total`` evenly spaced blocks are taken; with ``require_boundary`` only blocks in which
-    a document begins after the first token. ``documents`` as in ``place_windows``.
-
-    Returns:
-      ``[W]`` int64, index in the cache of each block's first token.
+    The stream is cut at multiples of ``length``. At most ``total`` evenly spaced blocks are taken;
+    with ``require_boundary`` only blocks in which a document begins after the first token.
 
     Raises:
       ValueError: no such block, or ``total`` is out of range.
@@ -151,8 +139,7 @@ def place_blocks(
 def position_buckets(context: int, training_length: int) -> list[tuple[int, int]]:
     """Half-octave buckets of positions ``[start, stop)``, with the training length as an edge.
 
-    Edges are ``training_length * 2**(k/2)`` from 1/32 of it to ``context``; all below is one
-    bucket.
+    Edges are ``training_length * 2**(k/2)`` from 1/32 of it to ``context``, and 0.
 
     >>> position_buckets(64, 32)[-3:]
     [(23, 32), (32, 45), (45, 64)]

@@ -75,7 +75,8 @@ class ALiBi(PositionEmbedding):
     """Attention with linear biases: distant keys are penalised, each head at its own rate.
 
     Knobs:
-      slopes: one a query head, logits per token; None takes ``alibi_slopes(N)``. All zero is NoPE.
+      slopes: one per query head, logits per token; None takes ``alibi_slopes(N)``, all zero is
+        NoPE.
 
     Reference: Press et al. 2022, "Train Short, Test Long", Section 3.
     """

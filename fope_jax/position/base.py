@@ -17,10 +17,7 @@ Variables = dict[str, Array]
 
 
 class ModelShape(NamedTuple):
-    """The shape of the model that a position embedding serves.
-
-    Width D, L layers, N query heads, K key-value heads (a divisor of N) and head dim H.
-    """
+    """Model sizes: width D, L layers, N query heads, K key-value heads (dividing N), head dim H."""
 
     d_model: int
     num_layers: int
@@ -79,7 +76,7 @@ class PositionEmbedding:
     indices, so packed documents, key caches and sharded sequences need no special case. Positions
     are ``[B, T]``, or ``[1, T]`` if all rows share them; results then keep batch axis 1 and are
     computed once. ``variables`` holds the model's and one layer's arrays from ``init``, without the
-    layer axis.
+    layer axis; ``embed`` and ``tables`` get the model's only.
 
     Class attributes, for the table of methods:
       kind: ``none``, ``rotation``, ``bias``, ``absolute``, ``contextual`` or ``composition``.
@@ -91,7 +88,6 @@ class PositionEmbedding:
 
     @property
     def limits(self) -> Limits:
-        """Where the method is defined."""
         return Limits()
 
     def check(self, shape: ModelShape) -> None:
@@ -113,14 +109,11 @@ class PositionEmbedding:
         return ()
 
     def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
-        """Changes token embeddings ``x [B, T, D]``; ``variables`` holds the model's only."""
+        """Changes token embeddings ``x [B, T, D]`` and returns them."""
         return x
 
     def tables(self, variables: Variables, positions: Array, head_dim: int) -> Any:
-        """What ``rotate`` needs in every layer, once per forward pass: float32 pytree or None.
-
-        ``variables`` holds the model's only.
-        """
+        """What ``rotate`` needs in every layer, once per forward pass: float32 pytree or None."""
         return None
 
     def rotate(self, variables: Variables, tables: Any, q: Array, k: Array) -> tuple[Array, Array]:

@@ -82,7 +82,7 @@ def cope_bias(q: Array, logits: Array, position_table: Array) -> Array:
 
 @dataclass(frozen=True)
 class CoPE(PositionEmbedding):
-    """Contextual position encoding: each query counts the keys that its gates let through.
+    """Contextual position encoding: each query counts the keys that its gates select.
 
         g[i, k] = sigmoid(q_i . k_k / sqrt(H)),  p[i, j] = sum_{k = j .. i} g[i, k]
         bias[i, j] = q_i . e[p[i, j]]

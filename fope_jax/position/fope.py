@@ -50,7 +50,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class FoPE(PositionEmbedding):
-    """Fourier position embedding: a Fourier series a dimension, and no undertrained frequency.
+    """Fourier position embedding: a Fourier series per dimension, no undertrained frequency.
 
         h_m(p) = e^{i w_m p} + sum_w a_w e^{i w p}   where w_m >= 2 pi / L
         h_m(p) = 1                                   where w_m <  2 pi / L

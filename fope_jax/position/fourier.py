@@ -91,8 +91,7 @@ def fourier_coefficients(
     Args:
       key: a JAX random key.
       num_heads: N matrices, or None for one ``[D, d]`` shared by all heads.
-      num_frequencies: D, frequencies mixed.
-      num_outputs: d, pairs of dimensions produced.
+      num_frequencies, num_outputs: D mixed frequencies, d pairs of dimensions.
       sigma, convention: see ``coefficient_std``.
       separate_sine: draw the sine's coefficients separately; else they equal the cosine's.
       identity: ``[D, d]``; None takes ``step_identity(D, d)``.

@@ -140,12 +140,12 @@ class ByLayer(WithoutHooks, _Mixture):
 
 @dataclass(frozen=True)
 class ByShare(_Mixture):
-    """The dimensions of each head shared out among methods.
+    """The dimensions of each head, divided among methods.
 
-        q = [q_1, q_2, ..],  k = [k_1, k_2, ..],  q.k = sum_i (method_i turns q_i).(.. k_i)
+        q = [q_1, q_2, ..],  k = [k_1, k_2, ..],  q.k = sum_i rotate_i(q_i).rotate_i(k_i)
 
     ``ByShare((RoPE(), NoPE()), (0.25, 0.75))`` is partial rotary on a quarter of the head. A
-    method's temperature, as YaRN's, scales its own term only.
+    method's temperature (YaRN) scales its own term only.
 
     Knobs:
       methods: rotations, and NoPE for dimensions without position.

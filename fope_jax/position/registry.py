@@ -87,8 +87,7 @@ def find_class(key: str, name: str, allow: Collection[str] | None = ()) -> type:
 
     ``key`` is ``method`` or ``scaling``. Only modules in ``allow``, with their submodules, are
     imported (None: any); modules imported earlier need no permission. Raises ValueError for an
-    unknown name (with the nearest known one), a module that is not allowed or cannot be imported, a
-    missing class.
+    unknown name (with the nearest known one), a forbidden or failing import, or a missing class.
     """
     module, colon, path = name.partition(":")
     if not colon:
@@ -160,8 +159,7 @@ def make(
       name: a key of ``METHODS``, or ``their_package.module:Class``.
       preset: a named set of knobs (FoPE: ``official``, ``equations``); None takes the defaults.
       allow: see ``find_class``.
-      **knobs: override the preset; nested methods and scalings may be specifications
-        (``from_spec``).
+      **knobs: override the preset; nested methods and scalings may be specifications.
 
     Raises ValueError for an unknown name, preset or knob (with the nearest known one), a missing
     knob, or a value out of range.

@@ -32,10 +32,10 @@ class RoPE(PositionEmbedding):
       interleaved: pair dimensions ``2 m, 2 m + 1`` instead of ``m, m + H/2``.
       partial_rotary_factor: share of the head's dimensions that rotate, the first ones, with their
         own frequency grid; the others carry no position.
-      scaling: a tuple of scalings of the frequencies, applied in order, such as ``(ClipFloor(512),
-        YaRN(4.0, 512))``; at most one may stretch to a longer length.
-      learnable: train the frequencies, shared by all layers, as ``w_m exp(s_m)`` with s_m starting
-        at 0. Weight decay then pulls to the given frequencies, and signs cannot change.
+      scaling: a tuple of scalings of the frequencies, applied in order, such as
+        ``(ClipFloor(512), YaRN(4.0, 512))``. At most one may stretch to a longer length.
+      learnable: train the frequencies, shared by all layers, as ``w_m exp(s_m)`` from s_m = 0.
+        Weight decay then pulls to the given frequencies, and signs cannot change.
 
     Reference: Su et al. 2021, "RoFormer", Eq. 13-15 and 34.
     """

@@ -52,8 +52,8 @@ class XPos(PositionEmbedding):
         (zeta ** (m / B) R_m q).(zeta ** (-n / B) R_n k) = q.(zeta ** ((m - n) / B) R_{n-m} k)
 
     Keys grow as queries shrink, so float32 limits the positions (``limits``: 26,156 tokens at the
-    defaults, more with a larger ``scale_base``). Keys after the query would grow with distance, so
-    attention must be causal, as in the paper.
+    defaults, more with a larger ``scale_base``). Later keys would grow with distance, so attention
+    must be causal, as in the paper.
 
     Knobs:
       theta: base of the frequencies.

@@ -21,10 +21,8 @@ class WindowCapture(NamedTuple):
 
     Attributes:
       x: ``[L, T, D]`` input of each layer.
-      q: ``[L, T, N, H]`` before the rotation.
-      k: ``[L, T, K, H]`` before the rotation.
-      turned_q: ``[L, T, N, H]`` after it.
-      turned_k: ``[L, T, K or N, H]`` after it.
+      q, k: ``[L, T, N, H]`` and ``[L, T, K, H]`` before the rotation.
+      turned_q, turned_k: ``[L, T, N, H]`` and ``[L, T, K or N, H]`` after it.
       profile: ``[L, N, T]`` mean logit, with bias, at each distance 0 .. T - 1 in tokens.
       square: ``[L, N]`` mean squared logit over all causal pairs.
       entropy: ``[L, N, T]`` of each query's attention, nats.

@@ -19,8 +19,8 @@ def damaged_tone(
 
         h(n) = (1 - s) exp(i w_m n) + s exp(i w_o n)
 
-    for s = ``share``, w_m = ``frequency`` and w_o = ``leaked`` (radians per token). It has period 2
-    pi / w_m only if w_o is a multiple of w_m.
+    for s = ``share``, w_m = ``frequency`` and w_o = ``leaked`` (radians per token). It is no longer
+    periodic in 2 pi / w_m, unless w_o is a multiple of w_m.
     """
     tones = np.exp(1j * np.multiply.outer([frequency, leaked], positions))
     return np.array([1 - share, share]) @ tones
@@ -29,7 +29,9 @@ def damaged_tone(
 def leaked_amplitudes(weight: np.ndarray, amplitudes: np.ndarray) -> np.ndarray:
     """Amplitudes ``[K, M]`` of tone m in output k of a linear layer ``weight [K, M]`` (Eq. 7).
 
-    y_k(n) = sum_m W_km a_m exp(i w_m n)   has   Y_k(w_m) = W_km a_m, and no other frequency
+        y_k(n) = sum_m W_km a_m exp(i w_m n)   has   Y_k(w_m) = W_km a_m, and no other frequency
+
+    Input m carries the tone w_m with amplitude a_m.
     """
     return np.asarray(weight) * np.asarray(amplitudes)
 
@@ -61,8 +63,7 @@ def intermodulation(
 
         f(a_1 cos(t_1) + a_2 cos(t_2)) = sum_jk c_jk cos(j t_1 + k t_2)
 
-    Tones w_1 and w_2 give one at every |j w_1 + k w_2|. Keys (j, k) have j >= 0, and k >= 0 where j
-    = 0: each product once.
+    Tones w_1 and w_2 give one at every |j w_1 + k w_2|. (j, k) also stands for (-j, -k).
 
     >>> products = intermodulation(lambda x: x**2, (1.0, 1.0), 2)
     >>> {jk: round(c, 6) for jk, c in products.items() if abs(c) > 1e-9}

@@ -39,9 +39,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 def demo() -> dict[str, Any]:
     """All numbers and arrays, by the name of the figure."""
-    tones = inverse_frequencies(HEAD_DIM)[
-        [2, 3]
-    ]  # above the floor; neither a multiple of the other
+    tones = inverse_frequencies(HEAD_DIM)[[2, 3]]  # above the floor, no multiples of each other
     return {
         "damage": _damage(tones),
         "truncation": _truncation(),
@@ -59,7 +57,7 @@ def _damage(tones: np.ndarray) -> dict[str, Any]:
     lines, heights = predicted_lines(products, *tones.tolist())
 
     def amplitudes(signal: np.ndarray, where: np.ndarray) -> np.ndarray:
-        # A cosine has half its amplitude at w and half at -w; a constant has all of it at 0.
+        # A cosine has half its amplitude at -w; a constant has all of it in its line around 0.
         double = np.where(where > 8 * np.pi / TOKENS, 2, 1)
         return double * np.abs(nudft(signal, where, "blackmanharris"))
 
@@ -127,7 +125,7 @@ def _extension(tones: np.ndarray) -> dict[str, Any]:
 
 
 def _decay(samples: int = 1000, head_dim: int = 128, reach: int = 4096) -> dict[str, Any]:
-    """E[q.k](d) = 2 mu^2 sum_m cos(w_m d) under RoPE, +- sqrt(H (1 + 2 mu^2) / samples)."""
+    """E[q.k](d) = 2 mu^2 sum_m cos(w_m d) under RoPE, entries of q and k from N(mu, 1)."""
     series = series_of(RoPE(), {}, ModelShape(head_dim, 1, 1, 1, head_dim))
     assert series is not None
     distances = np.arange(0, reach + 1, 8)

@@ -72,7 +72,6 @@ def _mark_length(axes: Axes, length: int) -> None:
 
 
 def _line(look: plots.Style) -> dict[str, Any]:
-    """A style without markers, for curves of many points."""
     return look._asdict() | {"marker": None, "linewidth": 1.3}
 
 

@@ -1,15 +1,13 @@
 """Leakage: the share of a signal's energy that is not at given frequencies.
 
-Signals are real, sampled at tokens n = 0 .. T - 1, with a weight v(n) for each sample. With <x, y>
-= sum_n v(n) x(n) y(n), the constant removed from signal and basis, and P the projection on the span
-of cos(w n) and sin(w n) for the given frequencies w,
+    leakage = 1 - <P x, P x> / <x, x>,   <x, y> = sum_n v(n) x(n) y(n)
 
-    leakage = 1 - <P x, P x> / <x, x>
+for a real signal x at tokens n = 0 .. T - 1, weights v(n) of its samples, and P the projection on
+the span of cos(w n) and sin(w n) for the frequencies w; the constant is removed from both.
 
 - A tone at a given frequency has leakage 0, whether or not the window holds whole periods.
-- The resolution is 2 pi / T. A tone that far from a lone given frequency has leakage 1. At offset
-  delta a complex tone with equal weights keeps |D(delta) / T| ** 2 of its energy
-  (``transform.dirichlet``), 0.41 at half a step.
+- The resolution is 2 pi / T. A tone that far from a lone frequency has leakage 1; at offset delta a
+  complex tone keeps |D(delta) / T| ** 2 (``transform.dirichlet``), 0.41 at half a step.
 - Frequencies closer than the resolution to each other, or to 0, are not independent. Directions
   below ``TOLERANCE`` of the largest singular value are left out; the rest is the rank R.
 - White noise has mean leakage 1 - R / (T - 1): the null value to compare with.

@@ -1,19 +1,17 @@
 """Spectra of a model's activations on windows of one length, by layer and head.
 
-Null values are in ``leakage``. The fields of ``LayerSpectrum``:
-
-- Profile h(d): the mean logit at distance d over all pairs of tokens and all windows. Its weights
-  are the numbers of pairs; its mean is removed, which the softmax does not see.
+- Profile h(d): the mean logit at distance d over all pairs of tokens and all windows, weighted by
+  the number of pairs. Its mean is removed, which the softmax does not see.
 - Leakage of the logits: the share of the profile's energy off the layer's frequencies.
 - Floor energy: the share of it under 2 pi / L, L the training length.
-- Profile energy: its mean square. Profile share: that over the variance of all logits.
-- Noise share: the part of its energy due to the finite number of windows, estimated from the
-  variance between windows.
+- Profile energy: its mean square. Profile share: that over the variance of all logits, which is
+  what distance alone explains.
+- Noise share: the part of its energy due to the finite number of windows.
 - Undertrained energy: sum |G_f|^2 over 0 < |w_f| < 2 pi / L, over the sum of all (``series``), for
   random pairs of a query and a key.
 - Leakage of q and k, after the rotation: the share of a pair of dimensions' energy over position
   off the frequencies of that pair. Content is at all frequencies, so compare with the untrained
-  model and the null value, not with 0.
+  model and the null value (``leakage``), not with 0.
 - Leakage of the hidden states: the same, for all frequencies of the model, mean removed.
 - Position-locked share of the hidden states: the part of their energy that depends on position and
   not on text. It comes from products of different windows, so it has no bias and may be below 0.
@@ -44,19 +42,17 @@ class LayerSpectrum:
 
     Attributes:
       leakage, floor_energy, profile_energy, profile_share, undertrained_energy: ``[N]``.
-      noise_share: ``[N]``; NaN for a single window.
+      noise_share: ``[N]``; NaN for a single window, as is ``hidden_locked``.
       leakage_null, floor_null, pair_null, hidden_null: values for white noise.
       undertrained_null: share of undertrained pairs of dimensions.
       q_leakage, k_leakage: means over the pairs of dimensions.
-      hidden_leakage: of the layer's input.
-      hidden_locked: position-locked share of it; NaN for a single window.
-      entropy: ``[N]`` nats, mean over the last queries.
-      distance: ``[N]`` tokens, mean over the last queries.
+      hidden_leakage, hidden_locked: of the layer's input.
+      entropy, distance: ``[N]`` nats and tokens, means over the last queries.
       q_size, k_size: ``[H]`` mean of |q|, |k| over tokens and heads, before the rotation.
       frequencies: ``[F]`` radians per token.
       profile: ``[T]`` mean over the heads.
       logits_power, hidden_power, q_power, k_power: ``[T // 2 + 1]`` shares of the energy at
-        ``transform.bin_frequencies``, Hann window, after the rotation; means over the rest.
+        ``transform.bin_frequencies``, Hann window; q and k after the rotation.
     """
 
     leakage: np.ndarray | None = None

@@ -80,9 +80,7 @@ def attention_coefficients(
 ) -> np.ndarray:
     """G_f, complex ``[..., N, F]``, of pairs of a query and a key.
 
-    Args:
-      q, k: ``[..., N, H]`` before the rotation, key-value heads repeated.
-      key_positions: ``[...]`` tokens, r.
+    ``q, k [..., N, H]`` are before the rotation, key-value heads repeated; ``key_positions`` is r.
     """
     q, k = (np.asarray(x, np.float64)[..., series.pairs] @ [1, 1j] for x in (q, k))
     rotated = k * rotation_factors(series, np.asarray(key_positions), of_keys=True)
@@ -115,7 +113,6 @@ def series_of(
     Args:
       method: of one layer (``PositionEmbedding.layers``); its logit scale is not included.
       variables: of the layer and of the model, without the layer axis.
-      shape: of the model.
       length: tokens of the sequence, for scalings that depend on it; None is the trained length.
     """
     return None

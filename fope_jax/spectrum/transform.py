@@ -70,13 +70,9 @@ def truncated_tone(frequency: float, length: int, at: np.ndarray) -> tuple[int, 
         X(w) = a delta(w - w_m) + sin(R (w - w_m)) / (w - w_m)
         a = floor(N / N_m) whole periods,  R = N - a N_m tokens beyond them,  N_m = 2 pi / w_m
 
-    Whole periods stay a line; the rest is spread over frequencies. A tone whose period exceeds the
-    window has a = 0.
-
-    Args:
-      frequency: w_m, radians per token, above 0.
-      length: N, tokens.
-      at: ``[F]`` w, radians per token.
+    Whole periods stay a line; the rest is spread over frequencies, all of it if the period exceeds
+    the window. w_m = ``frequency`` > 0 and w = ``at [F]`` are radians per token, N = ``length``
+    tokens.
 
     Reference: Hua et al. 2025, Eq. 10 and Appendix C.2.
     """

@@ -13,7 +13,7 @@ from fope_jax.typing import Array
 
 
 def relative_distance(q_positions: Array, k_positions: Array) -> Array:
-    """Query minus key position, exact in int32; positive for earlier keys.
+    """Query minus key position, exact in int32; TypeError unless both are integers.
 
     >>> relative_distance(jnp.array([1_000_002]), jnp.array([1_000_000, 1_000_003])).tolist()
     [2, -1]

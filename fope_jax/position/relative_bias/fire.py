@@ -31,8 +31,8 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
 
         psi(|i - j|) / (psi(max(threshold, i, j)) + 1e-6),  psi(x) = log(|c| x + 1)
 
-    Positions are broadcasting integers i and j, tokens since the start of the segment, else
-    TypeError. ``c`` is per token, of any sign; below ``threshold``, tokens, the share depends on
+    Positions i and j are integers that broadcast, tokens since the start of the segment, else
+    TypeError. ``c`` is per token, of any sign. Below ``threshold`` tokens the share depends on
     distance only. In the paper j <= i; dividing by the later position keeps the share in [0, 1] and
     symmetric.
 

@@ -44,8 +44,8 @@ def kerple_log_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array
 
         bias[b, n, t, s] = -r1[n] * log(1 + r2[n] * |q_positions[b, t] - k_positions[b, s]|)
 
-    Takes integer positions ``[B or 1, T]`` and ``[B or 1, S]``, tokens, and positive ``[N]`` r1, in
-    logits, and r2, per token. Returns ``[B, N, T, S]`` float32. Raises TypeError if positions are
+    Takes integer positions ``[B or 1, T]`` and ``[B or 1, S]``, tokens; r1 (logits) and r2 (per
+    token) are ``[N]``, above 0. Returns ``[B, N, T, S]`` float32. Raises TypeError if positions are
     not integers, ValueError for other shapes.
 
     >>> r1 = jnp.full(1, 1 / jnp.log(2))
@@ -88,7 +88,7 @@ def _power_penalty(distance: Array, r1: Array, r2: Array) -> Array:
 
 @dataclass(frozen=True)
 class Kerple(PositionEmbedding):
-    """A penalty on distance that each head of each layer learns the shape of.
+    """A penalty on distance whose shape each head of each layer learns.
 
         log:    bias[n, t, s] = -r1[n] * log(1 + r2[n] * |t - s|)
         power:  bias[n, t, s] = -r1[n] * |t - s| ** r2[n]

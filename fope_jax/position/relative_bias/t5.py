@@ -124,7 +124,7 @@ def t5_bias(
 
 @dataclass(frozen=True)
 class T5Bias(PositionEmbedding):
-    """A trained bias for each head and bucket of distances, the buckets wider the farther away.
+    """A trained bias for each head and distance bucket; buckets widen with distance.
 
         bias[n, t, s] = table[bucket(t - s), n]
 

@@ -68,10 +68,10 @@ class Scaling:
         return 1.0
 
     def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
-        """The scaled frequencies.
+        """The scaled frequencies; ValueError if the scaling is not defined for these.
 
-        ``length``, tokens of the current sequence, may be traced; None means within the training
-        length. Raises ValueError if the scaling is not defined for these frequencies.
+        ``length``, tokens of the current sequence, may be traced; None is up to the training
+        length.
         """
         raise NotImplementedError
 

@@ -84,7 +84,7 @@ class NTKAware(Scaling):
 
 @dataclass(frozen=True)
 class DynamicNTK(Scaling):
-    """NTK-aware scaling by as much as the sequence at hand needs.
+    """NTK-aware scaling, only by as much as the current sequence needs.
 
         s(n) = s n / L - (s - 1)  for n > L, else 1;   w_m -> w_m * s(n) ** (-2 m / (H - 2))
 

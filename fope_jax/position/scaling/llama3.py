@@ -14,7 +14,7 @@ from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 
 @dataclass(frozen=True)
 class Llama3(Scaling):
-    """Frequencies of few turns in training are interpolated, of many kept, smoothly in between.
+    """Interpolates frequencies with few turns in training, keeps those with many, ramps between.
 
         turns_m = L w_m / (2 pi)
         g_m = clamp((turns_m - low) / (high - low), 0, 1)

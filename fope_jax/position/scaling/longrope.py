@@ -15,7 +15,7 @@ from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 
 @dataclass(frozen=True)
 class LongRoPE(Scaling):
-    """Every frequency is divided by a factor of its own, found by search.
+    """Divides each frequency by its own factor, found by search.
 
         w_m -> w_m / short_m  for a sequence of n <= L tokens
         w_m -> w_m / long_m   for n > L
@@ -61,7 +61,6 @@ class LongRoPE(Scaling):
 
     @property
     def effective_attention_factor(self) -> float:
-        """The factor on cosine and sine."""
         if self.attention_factor is not None:
             return self.attention_factor
         return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))

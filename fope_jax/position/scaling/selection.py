@@ -79,7 +79,7 @@ class ClipFloor(Scaling):
 
 @dataclass(frozen=True)
 class SnapToCycles(Scaling):
-    """Moves every frequency to the nearest that turns a whole number of times in training.
+    """Moves each frequency to the nearest with a whole number of turns in training.
 
         w_m -> (2 pi / L) max(round(w_m L / (2 pi)), least)
 
@@ -87,7 +87,7 @@ class SnapToCycles(Scaling):
 
     Knobs:
       training_length: L, tokens.
-      least: turns within L of the slowest; 0 stops the frequencies of under half a turn.
+      least: turns within L of the slowest; 0 stops frequencies below half a turn.
 
     >>> rope = RotaryFrequencies(np.array([1.0, 0.1, 0.01]), theta=1000.0)
     >>> snapped = SnapToCycles(training_length=100)(rope).inv_freq
@@ -148,7 +148,7 @@ class PRoPE(Scaling):
 
 @dataclass(frozen=True)
 class Proportional(Scaling):
-    """p-RoPE and position interpolation in one, as Gemma 4 has them for its global layers.
+    """p-RoPE with position interpolation, as in Gemma 4's global layers.
 
         w_m -> w_m / s  for m < floor(p H / 2),  else 0
 

@@ -88,7 +88,6 @@ class YaRN(Scaling):
 
     @property
     def effective_attention_factor(self) -> float:
-        """The factor on cosine and sine."""
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale is not None and self.mscale_all_dim is not None:

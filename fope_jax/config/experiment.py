@@ -156,7 +156,6 @@ def knob_types(method: Any) -> dict[str, Any]:
 
 
 def unknown_key(key: str) -> ConfigError:
-    """The error for an unknown key, with the nearest known one."""
     known = [*TOP_LEVEL, "position.method"]
     known += [f"{name}.{field}" for name, cls in SECTIONS.items() for field in field_types(cls)]
     return ConfigError(f"config.{key} is unknown{nearest(key, known)}")

@@ -23,7 +23,6 @@ class ConfigError(ValueError):
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """The type of each field of a dataclass, by name."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
 

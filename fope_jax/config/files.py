@@ -78,11 +78,7 @@ def _import_modules(position: Any) -> None:
 
 
 def call_in_file(kind: str, path: str, function: str, arg: str) -> Any:
-    """Calls ``function(arg)`` in a Python file of the user.
-
-    Raises:
-      ConfigError: no such file or function, or the file raises; names the line and the error.
-    """
+    """Calls ``function(arg)`` in a user's file; raises ConfigError with the line that failed."""
     _check_file(kind, path)
     try:
         called = runpy.run_path(path).get(function)

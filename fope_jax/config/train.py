@@ -12,7 +12,7 @@ _MOST = 2**31  # limit of any count: the step is an int32 on the device
 
 
 class Stage(NamedTuple):
-    """Updates ``start`` to ``stop - 1`` of a run, counted from 0, with one length in tokens."""
+    """Updates ``start`` to ``stop - 1`` of a run, counted from 0, all with ``length`` tokens."""
 
     start: int
     stop: int

@@ -26,10 +26,7 @@ NUM_UPDATES = 4  # losses are measured on the tokens of this many updates
 def stream_loss(
     plan: StatePlan, params: Any, constants: Any, cache: TokenCache, tokens: int
 ) -> float:
-    """Nats per token of the first ``tokens`` tokens of a split, in windows of the plan's length.
-
-    ``tokens`` is a multiple of the length, or the whole split.
-    """
+    """Nats per token of the first ``tokens`` tokens of a split, in windows of the plan's length."""
     config, packing = plan.experiment.train, plan.experiment.data.packing
     rows, count = config.batch_size // config.accumulate, math.ceil(tokens / config.length)
     loader = Loader(cache, length=config.length, batch_size=rows, seed=0, packing=packing)
@@ -76,7 +73,7 @@ def compare_initial_losses(
         tokens,
     )
     warning = None
-    if not after <= warn_above * before:  # also where it is not finite
+    if not after <= warn_above * before:  # also if it is not finite
         warning = (
             f"the child starts at a loss of {after:.4f}, {after / before:.2f} times the parent's "
             f"{before:.4f}, more than {warn_above:g} times: the change breaks more than it keeps, "

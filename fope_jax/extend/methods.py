@@ -273,7 +273,6 @@ class FrequencyChanges(NamedTuple):
 
     @property
     def text(self) -> str:
-        """A line for the log."""
         parts = [f"{self.kept} kept"]
         if self.changed:
             least, most = f"{self.least:.4g}", f"{self.most:.4g}"

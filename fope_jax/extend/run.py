@@ -1,7 +1,4 @@
-"""`fope extend`: continues training at a longer length with another position embedding.
-
-The new run starts from a checkpoint of step 0, which no longer needs the parent.
-"""
+"""`fope extend`: continues training at a longer length with another position embedding."""
 
 from __future__ import annotations
 
@@ -68,7 +65,7 @@ def extend(
     accept_position: str | None = None,
     should_evaluate: bool = False,
 ) -> None:
-    """Makes a run that continues from another one, and trains it to its last step.
+    """Makes a run with a checkpoint of step 0 from a parent, and trains it to its last step.
 
     After an interruption the same call resumes, with the same bits as an unbroken run.
 
@@ -146,9 +143,8 @@ def _save_step_0(
     request: dict[str, Any],
     warn_above: float,
 ) -> None:
-    """Writes config.json, lineage.json and the checkpoint of step 0."""
     # ------------------------------------------------------------------ the parent's arrays
-    # With the child's mesh and backend: its devices may not be those of the parent.
+    # The parent's model runs on the child's devices, with the child's runtime settings.
     changes = {name: getattr(child.model, name) for name in RUNTIME_FIELDS}
     model = dataclasses.replace(parent.experiment.model, **changes)
     before = dataclasses.replace(parent.experiment, mesh=child.mesh, model=model)

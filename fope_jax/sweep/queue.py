@@ -54,7 +54,6 @@ def run_sweep(
       planned: from `load_sweep`, parents first.
       workdir: directory of the sweep, with a log ``name.log`` for each run.
       jobs: runs at once; each gets an equal share of the cores.
-      say: prints a line.
 
     Raises:
       ConfigError: a directory holds another run.
@@ -97,7 +96,7 @@ def run_sweep(
 
 
 def core_shares(jobs: int) -> list[list[int]]:
-    """The cores of this process in ``jobs`` parts; more jobs than cores share cores."""
+    """The cores of this process in ``jobs`` parts, shared if there are more jobs than cores."""
     if jobs < 1:
         raise ValueError(f"jobs = {jobs}; accepted: an integer of 1 or more")
     cores = sorted(os.sched_getaffinity(0))
@@ -127,7 +126,7 @@ def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) 
     os.sched_setaffinity(0, cores)  # child processes inherit it from this thread
     environment = MEMORY | {"TQDM_MININTERVAL": "30"} | dict(os.environ)  # bars go into the log
     environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.resolve() / ".compiled")
-    environment[PARENT_VARIABLE] = str(os.getpid())
+    environment[PARENT_VARIABLE] = str(os.getpid())  # so that runs end if the sweep is killed
     began = time.perf_counter()
     for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
         with log.open("ab") as stream:
@@ -153,7 +152,6 @@ class _Children:
         self._is_ending = False
 
     def run(self, command: Sequence[str], **options: Any) -> int:
-        """Runs a command and returns its exit code."""
         with self._lock:
             if self._is_ending:
                 raise SweepError("the sweep is ending")

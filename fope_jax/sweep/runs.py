@@ -58,13 +58,7 @@ def zipped(**axes: Sequence[Any]) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class Train:
-    """A run of `fope train`.
-
-    Attributes:
-      name: name of its directory: letters, digits, ``_ . + -``.
-      config: ``path.py:arg``, as for ``--config``.
-      overrides: such as ``"train.steps=100"``.
-    """
+    """A run of `fope train` in directory ``name``; overrides are such as ``"train.steps=100"``."""
 
     name: str
     config: str
@@ -73,10 +67,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Extend:
-    """A run of `fope extend` from the last step of ``parent``, an earlier run of the sweep.
-
-    ``options`` are further arguments, such as ``("--match", "index")``.
-    """
+    """A run of `fope extend` from run ``parent``; options are such as ``("--match", "index")``."""
 
     name: str
     parent: str
@@ -166,8 +157,6 @@ def check_sweep(runs: Iterable[Run]) -> list[PlannedRun]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that raises its errors instead of exiting."""
-
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 

@@ -158,7 +158,7 @@ def dump_batches_of_bad_steps(
             facts = {
                 "step": bad.step,
                 "batch": number,
-                "loss": str(bad.loss),  # JSON has no word for nan
+                "loss": str(bad.loss),  # JSON has no NaN
                 "grad_norm": str(bad.norm),
                 "rows": loader.row_sources(number),
             }

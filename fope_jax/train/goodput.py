@@ -27,7 +27,6 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Times the block, also if it raises."""
         began = time.perf_counter()
         try:
             yield

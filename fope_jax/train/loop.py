@@ -56,8 +56,6 @@ log = logging.getLogger(__name__)
 
 
 class StepEvents(NamedTuple):
-    """What to do after an update."""
-
     is_eval_step: bool
     is_checkpoint_step: bool
     is_last_step: bool
@@ -65,7 +63,6 @@ class StepEvents(NamedTuple):
 
 
 def events_after(step: int, config: TrainConfig, stage: Stage) -> StepEvents:
-    """The events after ``step`` updates."""
     is_last = step == config.steps
     is_eval = bool(config.evaluate_every) and (is_last or step % config.evaluate_every == 0)
     is_checkpoint = is_last or step % config.save_every == 0
@@ -120,7 +117,7 @@ def train(
             plan = stages[-1][1]  # all stages have the same state and constants
             if is_main_process():
                 check_workdir(workdir, experiment)
-            if store.newest_step() < config.steps:  # a finished run may have lost its text
+            if store.newest_step() < config.steps:  # a finished run needs no text
                 data = _open_data(experiment, plan.mesh)
                 check_disk_space(workdir, plan, config)
 

@@ -76,7 +76,6 @@ def _add_workdir(verb: argparse.ArgumentParser) -> None:
 
 
 def add_config(verb: argparse.ArgumentParser) -> None:
-    """Adds a required ``--config``."""
     verb.add_argument(
         "--config",
         required=True,
@@ -86,7 +85,6 @@ def add_config(verb: argparse.ArgumentParser) -> None:
 
 
 def add_accept_position(verb: argparse.ArgumentParser) -> None:
-    """Adds ``--accept-position``, for verbs that read checkpoints."""
     verb.add_argument(
         "--accept-position",
         metavar="HASH",
@@ -113,7 +111,7 @@ def add_processes(verb: argparse.ArgumentParser) -> None:
 def parse_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> argparse.Namespace:
-    """Parses a command; each ``--config.SECTION.KEY=VALUE`` goes to ``overrides``, in order."""
+    """Parses a command; puts each ``--config.SECTION.KEY=VALUE`` into ``overrides``, in order."""
     arguments, rest = parser.parse_known_args(argv)
     arguments.overrides = [part for part in rest if part.startswith("--config.")]
     strangers = [part for part in rest if not part.startswith("--config.")]

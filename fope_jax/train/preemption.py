@@ -21,10 +21,7 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Whether a training has to stop: the same answer in all processes at the same step.
-
-    All processes must call `is_requested` equally often.
-    """
+    """Whether a training has to stop; all processes must ask equally often, and agree."""
 
     def __init__(self, received_signal: Callable[[], int | None]):
         self._received_signal = received_signal

@@ -42,11 +42,7 @@ class StatePlan(NamedTuple):
 
 
 def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> StatePlan:
-    """Plans the state of ``experiment`` on ``devices``, by default all of them.
-
-    Raises:
-      ValueError: the mesh does not fit the devices, the model or the batch.
-    """
+    """The plan for ``devices`` (default: all); raises ValueError if the mesh does not fit."""
     check_mesh(experiment, len(jax.devices() if devices is None else devices))
     mesh, position, model = (
         make_mesh(experiment.mesh, devices),
@@ -158,7 +154,6 @@ def _shardings(tree: Any) -> Any:
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """A host batch, sharded over the devices of all processes."""
     return jax.tree.map(lambda x: device_put_sharded(x, batch_sharding(x, mesh)), batch)
 
 

@@ -97,7 +97,6 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def is_save_row(row: Mapping[str, Any]) -> bool:
-    """Whether a row of metrics.jsonl records a checkpoint that was written."""
     return (row.get("kind"), row.get("phase")) == ("time", "save")
 
 

@@ -62,7 +62,7 @@ def group(title: str, *options: Option) -> Option:
 def local_path(text: str) -> Path:
     """A path of this machine."""
     check_named(text)
-    if "://" in text:  # a Path would make a directory "gs:" here
+    if "://" in text:  # as a Path it would create a directory "gs:" here
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a directory of this machine")
     return Path(text)
 
@@ -107,7 +107,7 @@ def join_processes(arguments: argparse.Namespace) -> None:
         arguments.process_id,
         arguments.distributed_timeout,
     )
-    if not is_main_process():  # one of them says what all do; warnings and errors come from each
+    if not is_main_process():  # otherwise every process repeats the same lines
         logging.getLogger("fope_jax").setLevel(logging.WARNING)
 
 

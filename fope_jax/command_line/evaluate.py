@@ -24,7 +24,7 @@ from fope_jax.train.options import add_accept_position, add_processes, directory
 
 @verb(
     option("--run", type=directory, required=True, metavar="DIR", help="the --workdir of a run"),
-    lambda parser: parser.set_defaults(config=None),  # its section evaluate can be changed
+    lambda parser: parser.set_defaults(config=None),  # accepts --config.evaluate.KEY=VALUE
     STEP,
     option(
         "--protocols",

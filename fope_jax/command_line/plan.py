@@ -40,7 +40,7 @@ from fope_jax.train.options import add_config
 )
 def plan(arguments: argparse.Namespace) -> None:
     """memory, time and bounds of a TPU slice, without one"""
-    # Here and in every compilation: with the TPU compiler installed, jax would look for a TPU.
+    # With the TPU compiler installed, jax would look for a TPU, here and in every compilation.
     os.environ["JAX_PLATFORMS"] = "cpu"
     experiment = load_experiment(arguments)
     from fope_jax.model.sharding import MeshConfig

@@ -70,7 +70,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     In each case the same command goes on, with the bits of a run that was never interrupted.
     """
-    join_processes(arguments)  # first, so that whoever refuses tells the others
+    join_processes(arguments)  # first: a process that fails later can tell the others
     from fope_jax.processes.agreement import fail_together
 
     with fail_together():
@@ -161,7 +161,7 @@ def sweep(arguments: argparse.Namespace) -> None:
         for run in planned:
             print(shlex.join(["fope", *run.command(workdir)]))
         return
-    require("matplotlib", "train")  # for the report, after hours
+    require("matplotlib", "train")  # otherwise the report fails after hours of training
     check_output(workdir / "report", "the report")
     if arguments.results:
         check_output(arguments.results, "the rows of the runs")

@@ -9,7 +9,7 @@ from fope_jax.train.options import add_accept_position, directory
 
 
 @verb(
-    lambda parser: parser.set_defaults(config=None),  # its values can be changed as those of a file
+    lambda parser: parser.set_defaults(config=None),  # accepts --config.SECTION.KEY=VALUE
     option(
         "--from",
         type=local_path,

@@ -4,16 +4,11 @@ A configuration file is Python with a function ``get_config(arg)`` that returns 
 
     name, seed                      top-level keys
     model, data, train, evaluate,   the fields of TransformerConfig, DataConfig, TrainConfig,
-    mesh                            EvaluateConfig, MeshConfig; a field left out has its default
-    position                        ``method``, the knobs of that method, and ``preset`` if wanted
+    mesh                            EvaluateConfig, MeshConfig; a missing field has its default
+    position                        ``method``, its knobs, and optionally ``preset``
 
-Every value is stated once. A position embedding with a knob ``training_length`` that the file
-leaves out (or sets to None) gets ``train.length``; state it only where the two differ, as when a
-model trained on 512 tokens continues on 1,024. Methods and scalings inside a method are
-specifications of their own: ``{"method": "rope", "scaling": [{"scaling": "ntk", "factor": 4.0}]}``,
-``{"method": "by_layer", "methods": [{"method": "rope"}, {"method": "nope"}]}``.
-
-Nothing here touches a device, so a mistake is reported before any work is done.
+The knob ``training_length`` defaults to ``train.length``. Methods and scalings nest:
+``{"method": "rope", "scaling": [{"scaling": "ntk", "factor": 4.0}]}``.
 """
 
 from fope_jax.config.evaluate import EvaluateConfig as EvaluateConfig

@@ -1,4 +1,4 @@
-"""What is measured of a run: the section ``evaluate`` of a configuration."""
+"""The section ``evaluate`` of a configuration."""
 
 from __future__ import annotations
 
@@ -15,33 +15,30 @@ class EvaluateConfig:
     """What `fope evaluate` measures. Lengths are multiples of ``train.length``.
 
     Attributes:
-      protocols: what runs, by name, or "all". Of text: "same-tokens", "sliding-window", "chunks",
-        "document-resets", "no-resets", "long-window", "from-start"; and "passkey" and "retrieval".
+      protocols: "all", or some of "same-tokens", "sliding-window", "chunks", "document-resets",
+        "no-resets", "long-window", "from-start", "passkey" and "retrieval".
       lengths: contexts of the protocols on text.
-      scored_tokens: scored at the end of each window; None is half the training length.
+      scored_tokens: tokens scored at the end of a window; None is half the training length.
       stride: tokens that the sliding window moves by; None is half the training length.
       num_windows: windows of "same-tokens"; the same ones at every length.
-      training_windows: the same inside training, where ``train.evaluate_every`` asks for it.
-      position_windows: windows, stretches, blocks or documents of the longest length of the others.
+      training_windows: the same for evaluation during training, see ``train.evaluate_every``.
+      position_windows: windows, blocks or documents at the longest length of other protocols.
       passkey_lengths: contexts for passkey retrieval.
-      passkey_depths: where the key stands in the context, 0 the beginning and 1 the end.
+      passkey_depths: position of the key in the context, from 0 (beginning) to 1 (end).
       passkey_trials: trials for each length and depth.
-      passkey_templates: wordings, "standard" (the literature's) and "compact" (small models).
-      retrieval_tasks: further tasks at the lengths, depths and trials of passkeys: "recall" and
-        "copy" of token ids, for models too small for language; "multi_key", "multi_value",
-        "multi_query", "variable_tracking" and "common_words" after RULER.
-      needle_haystack: what those after RULER hide their needles in: "corpus", a stretch of the
-        first of ``splits``, or "noise", a few sentences that are repeated.
-      batch_tokens: upper bound of the tokens in one forward pass.
-      splits: the corpus splits perplexity is measured on.
-      bos_token: name of the tokenizer's token for the beginning of a sequence, BOS. `fope import`
-        takes it from the checkpoint; None where there is none, as in models trained here, whose
-        documents an end-of-document token joins.
-      add_bos_token: whether every window, document and prompt begins with it, in place of the first
-        token, as in the training of imported models whose files say so. Its rows are compared with
-        their like alone.
-      texts: further text, cut by the tokenizer of the run: "web" (119 pages labelled C4), "news"
-        (3,824 articles), both downloaded once, or ``NAME=GLOB`` of your own .txt or .jsonl files.
+      passkey_templates: wordings: "standard" as in the literature, "compact" for small models.
+      retrieval_tasks: more tasks with these lengths, depths and trials: "recall" and "copy" of
+        token ids for small models; "multi_key", "multi_value", "multi_query", "variable_tracking"
+        and "common_words" after RULER.
+      needle_haystack: haystack of the RULER tasks: "corpus" (the first of ``splits``) or "noise"
+        (a few repeated sentences).
+      batch_tokens: most tokens in one forward pass.
+      splits: corpus splits to measure perplexity on.
+      bos_token: BOS token of the tokenizer, set by `fope import`; None for models trained here.
+      add_bos_token: replace the first token of every window, document and prompt by BOS. Rows with
+        and without it are not compared.
+      texts: more text, tokenized for the run: "web" (119 pages labelled C4) and "news" (3,824
+        articles), downloaded once, or ``NAME=GLOB`` for .txt or .jsonl files.
     """
 
     protocols: tuple[str, ...] = ("same-tokens", "long-window", "passkey", "retrieval")
@@ -64,7 +61,7 @@ class EvaluateConfig:
     texts: tuple[str, ...] = ()
 
     def __post_init__(self):
-        tasks = [name for name in TASKS if name != "passkey"]  # which passkey_templates measure
+        tasks = [name for name in TASKS if name != "passkey"]  # set by passkey_templates
         check_fields(
             self,
             (

@@ -1,4 +1,4 @@
-"""One `Experiment` from the values of a configuration, and back. Touches no device."""
+"""Builds an `Experiment` from configuration values, and converts it back; needs no device."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ from fope_jax.position.base import PositionEmbedding
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run: everything that training and evaluation are a function of.
-
-    ``name`` is the variant in every row and report; ``seed`` draws parameters and data order.
-    """
+    """Everything that determines a run; ``name`` is its variant in rows and reports."""
 
     name: str
     seed: int
@@ -46,9 +43,8 @@ SECTIONS = {
 }
 TOP_LEVEL = {"name": str, "seed": int}
 
-# Values that may change in a run that goes on. They change what is reported, kept or stored, never
-# the numbers a run computes; or what becomes of a bad step, so that a run that one has stopped can
-# go on.
+# Values that may change when a run resumes. They change what is reported or stored, not the numbers
+# computed. Those for bad steps may change too, so that a run stopped by one can resume.
 CHANGEABLE_SECTIONS = ("evaluate.", "mesh.")
 CHANGEABLE_KEYS = (
     "name",
@@ -71,8 +67,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     """Builds and cross-checks the objects that ``config`` describes.
 
     Raises:
-      ConfigError: unknown key (with the nearest one), wrong type (with both), missing value, or
-        two values that do not go together.
+      ConfigError: unknown key, wrong type, missing value, or values that contradict each other.
     """
     values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     for key, value in values.items():
@@ -114,7 +109,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
 
 
 def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
-    """The inverse of `build_experiment`: plain values for config.json, nothing left implicit."""
+    """The inverse of `build_experiment`: plain values for config.json, with all defaults."""
     result: dict[str, Any] = {"name": experiment.name, "seed": experiment.seed}
     for name in SECTIONS:
         values = dataclasses.asdict(getattr(experiment, name))
@@ -123,20 +118,16 @@ def experiment_to_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def flat_values(experiment: Experiment) -> dict[str, Any]:
-    """Every value of an experiment by its key, ``"train.length"``."""
+    """All values of an experiment by their keys, such as ``"train.length"``."""
     return flatten_dict(experiment_to_dict(experiment), sep=".")
 
 
 def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Which values that decide a run's numbers differ between two config.json dicts.
-
-    Returns:
-      One line a key, ``"train.length: 128, now 256"``; empty where a run may go on.
-    """
+    """Differences that prevent resuming, one line a key: ``"train.length: 128, now 256"``."""
     before, after = (flatten_dict(dict(values), sep=".") for values in (old, new))
     changeable = {*CHANGEABLE_KEYS}
     if before.get("train.schedule") == after.get("train.schedule") == "constant":
-        changeable.add("train.steps")  # a constant rate does not know where the run ends
+        changeable.add("train.steps")  # a constant rate does not depend on the last step
     return [
         f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
@@ -147,7 +138,7 @@ def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
 
 
 def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:
-    """Raises ConfigError where a token could fall outside the embedding."""
+    """Raises ConfigError if the tokenizer has more tokens than the embedding."""
     if tokenizer_size > model.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer_size} tokens but config.model.vocab_size ="
@@ -157,15 +148,14 @@ def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:
 
 
 def knob_types(method: Any) -> dict[str, Any]:
-    """The type of each knob of a method, by its name in a configuration; none of an unknown one."""
+    """The type of each knob of a named method; empty for an unknown method."""
     try:
         return {"preset": str | None} | field_types(positions.find_class("method", method))
-    except (AttributeError, ValueError):  # the experiment that is built says what is wrong
+    except (AttributeError, ValueError):  # `build_experiment` reports it
         return {}
 
 
 def unknown_key(key: str) -> ConfigError:
-    """The error of a key that no configuration has, with the nearest."""
     known = [*TOP_LEVEL, "position.method"]
     known += [f"{name}.{field}" for name, cls in SECTIONS.items() for field in field_types(cls)]
     return ConfigError(f"config.{key} is unknown{nearest(key, known)}")
@@ -190,11 +180,7 @@ def _build_section(name: str, cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
-    """Methods and scalings from their specifications, each knob checked against its type.
-
-    What has a training length and is given none takes the training's; sinusoids without an
-    amplitude take that of the embeddings they are added to, at the start.
-    """
+    """Methods and scalings from their specifications; fills in training length and amplitude."""
     if isinstance(value, (list, tuple)):
         items = enumerate(value)
         return tuple(_build_spec(f"{key}[{i}]", item, length, init_std) for i, item in items)
@@ -209,10 +195,10 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
     is_scaling = entry == "scaling"
     make = positions.make_scaling if is_scaling else positions.make
     kinds = {"preset": str | None} | field_types(positions.find_class(entry, name))
-    # LogitScaling's form "yarn" is a temperature without a length.
+    # LogitScaling's form "yarn" is a temperature and rejects a length.
     needs_length = "training_length" in kinds and knobs.get("form") != "yarn"
     if needs_length and knobs.get("training_length") is None:
         knobs["training_length"] = length
-    if "amplitude" in kinds:
+    if "amplitude" in kinds:  # sinusoids on the scale of the embeddings they are added to
         knobs.setdefault("amplitude", init_std)
     return make(name, **{k: convert(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()})

@@ -1,4 +1,4 @@
-"""Values of configuration fields: their types, how text becomes one, and the nearest name."""
+"""Parses and checks values of configuration fields, and suggests the nearest field name."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from typing import Any, Literal, Union
 from fope_jax.spelling import likely
 
 _UNIONS = (Union, types.UnionType)
-# What `ast.literal_eval` raises, for text that is nested too deeply or hashes a list too.
+# Errors of `ast.literal_eval`, also for text that is nested too deeply or has a list as a key.
 NOT_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be built; the message names key, value and what is accepted."""
+    """An invalid configuration; the message has the key, the value and what is accepted."""
 
 
 @functools.cache
 def field_types(cls: type) -> dict[str, Any]:
-    """The type of each field of a dataclass, by name."""
     hints = typing.get_type_hints(cls)
     return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
 
 
 def parse_value(key: str, text: str, kind: Any) -> Any:
-    """The value that ``text`` stands for in a field of type ``kind``, checked by `convert`."""
+    """Parses ``text`` as a value of type ``kind`` and checks it with `convert`."""
     return convert(key, _parse(text, kind), kind)
 
 
@@ -57,11 +56,7 @@ def _literal(text: str) -> Any:
 
 
 def convert(key: str, value: Any, kind: Any) -> Any:
-    """Returns ``value`` as ``kind``: a list becomes a tuple, an int may stand for a float.
-
-    Raises:
-      ConfigError: it is of another type; the message has both.
-    """
+    """Converts list to tuple and int to float; raises ConfigError if the type is not ``kind``."""
     is_accepted, result = _convert(value, kind)
     if not is_accepted:
         name = getattr(kind, "__name__", "") if isinstance(kind, type) else ""
@@ -96,17 +91,15 @@ def _convert(value: Any, kind: Any) -> tuple[bool, Any]:
 
 
 def check_value(name: str, value: Any, is_accepted: bool, accepted: str) -> None:
-    """Raises ValueError "name = value; accepted: ..." where it is not accepted."""
+    """Raises ValueError "name = value; accepted: ..." if the value is not accepted."""
     if not is_accepted:
         raise ValueError(f"{name} = {value!r}; accepted: {accepted}")
 
 
 def check_fields(config: Any, *rules: tuple[str, Callable[[Any], bool], str]) -> None:
-    """Raises ValueError for the first field of a dataclass that breaks a rule, see `check_value`.
+    """Raises ValueError for the first field of a dataclass that breaks a rule or its ``Literal``.
 
-    Args:
-      config: the dataclass; a field of a ``Literal`` type has to be one of its values.
-      rules: names of fields, whether a value is accepted, and what is in words.
+    A rule is (names of fields, is accepted, what is accepted in words).
     """
     for name, kind in field_types(type(config)).items():
         if typing.get_origin(kind) is Literal:
@@ -119,10 +112,7 @@ def check_fields(config: Any, *rules: tuple[str, Callable[[Any], bool], str]) ->
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """`` (nearest: KEY)``, or nothing: the key of this name in another section, or a likely one.
-
-    Where several sections have the name, none of them is nearer than the others.
-    """
+    """`` (nearest: KEY)`` or "": the only key of this name in another section, or a likely one."""
     known, leaf = list(known), key.rpartition(".")[2]
     same = [name for name in known if name.rpartition(".")[2] == leaf]
     found = (same[0] if len(same) == 1 else None) if same else likely(key, known)

@@ -1,8 +1,7 @@
-"""From a configuration file, its argument and overrides to a ConfigDict. Touches no device.
+"""Reads a configuration file with its argument and overrides into a ConfigDict.
 
-The parsing is our own, since ``ml_collections.config_flags`` knows the type of a value only from
-the value in the file: it cannot change a field that the file leaves to its default, nor turn a
-default of None into a number, and a knob of another method is unknown to it.
+``ml_collections.config_flags`` cannot be used: it takes types from the values in the file, so it
+can set neither a field that the file omits, nor None to a number, nor knobs of another method.
 """
 
 from __future__ import annotations
@@ -36,19 +35,14 @@ from fope_jax.storage.files import read_json
 
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
-    """Reads a configuration file and applies overrides; fails on anything it cannot build.
+    """Reads a configuration file, applies overrides and checks that the result can be built.
 
     Args:
-      spec: ``"path.py"`` or ``"path.py:arg"``; ``arg`` goes to the file's ``get_config``. Or the
-        ``config.json`` of a run.
-      overrides: ``"train.steps=100"``, with or without a leading ``--config.``. Values are parsed
-        by the type of the field they go to.
-
-    Returns:
-      The ConfigDict of the file, field references intact, with the overrides in it.
+      spec: ``"path.py"`` or ``"path.py:arg"`` for ``get_config(arg)``, or a run's ``config.json``.
+      overrides: ``"train.steps=100"``, parsed by the type of the field; ``--config.`` may precede.
 
     Raises:
-      ConfigError: a file that is not there or has no get_config, an unknown key, a wrong type.
+      ConfigError: a missing file or get_config, an unknown key, or a wrong type.
     """
     path, _, arg = spec.partition(":")
     if not path.endswith(".json"):
@@ -76,7 +70,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
 
 
 def _import_modules(position: Any) -> None:
-    """Imports the modules with position embeddings that the user's own words name."""
+    """Imports the modules that a position specification of the user names."""
     try:
         import_modules(position.to_dict() if isinstance(position, ConfigDict) else position)
     except ValueError as error:
@@ -84,12 +78,7 @@ def _import_modules(position: Any) -> None:
 
 
 def call_in_file(kind: str, path: str, function: str, arg: str) -> Any:
-    """What ``function(arg)`` of a Python file of the user returns.
-
-    Raises:
-      ConfigError: there is no such file or function, or the file raises something; the message
-        names the file, its line and the error.
-    """
+    """Calls ``function(arg)`` in a user's file; raises ConfigError with the line that failed."""
     _check_file(kind, path)
     try:
         called = runpy.run_path(path).get(function)
@@ -114,7 +103,7 @@ def _check_file(kind: str, path: str) -> None:
 
 
 def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
-    """Reads the ``arg`` of a configuration file, ``"position=rope,smoke"``; a bare name is True.
+    """Parses the ``arg`` of a configuration file; a bare name means True.
 
     >>> parse_arg("position=rope,smoke", position="fope", seed=0, smoke=False).to_dict()
     {'position': 'rope', 'seed': 0, 'smoke': True}
@@ -133,11 +122,7 @@ def parse_arg(arg: str, **defaults: Any) -> ConfigDict:
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
-    """``config`` with the overrides of `load_config` in it, after a check that it can be built.
-
-    Raises:
-      ConfigError: see `load_config`.
-    """
+    """Applies overrides to ``config`` in place; checks and raises as `load_config`."""
     for override in overrides:
         key, text = split_override(override)
         section, _, field = key.partition(".")
@@ -154,7 +139,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
             if kind is None:
                 raise unknown_key(key)
             value = parse_value(key, text, kind)
-        # The type is checked against the field; ConfigDict would check it against the old value.
+        # ConfigDict would check the type against the old value, not against the field.
         with config.ignore_type():
             if values is None:
                 config[section] = {field: value}
@@ -165,7 +150,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
 
 
 def split_override(override: str) -> tuple[str, str]:
-    """Key and text of an override, ``"--config.train.steps=100"`` or without what comes first.
+    """Key and text of an override; the prefix ``--config.`` is optional.
 
     >>> split_override("--config.train.steps=100")
     ('train.steps', '100')
@@ -178,11 +163,11 @@ def split_override(override: str) -> tuple[str, str]:
 
 
 def parse_knob(key: str, text: str, kind: Any) -> Any:
-    """A knob's value: a literal list or mapping of specifications, or a value of type ``kind``."""
+    """A knob's value: a literal list or dict of specifications, or a value of type ``kind``."""
     if not text.startswith(("[", "{")):
         return parse_value(key, text, kind)
     try:
-        return ast.literal_eval(text)  # checked when it is built
+        return ast.literal_eval(text)  # `build_experiment` checks it
     except NOT_LITERAL as error:
         raise ConfigError(
             f"config.{key} = {text!r} is no Python literal; write for example"

@@ -1,4 +1,4 @@
-"""How to train: the section ``train`` of a configuration, and the stages of a run."""
+"""The section ``train`` of a configuration, and the stages of a run."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from typing import Literal, NamedTuple
 
 from fope_jax.config.fields import check_fields, check_value
 
-_MOST = 2**31  # of any count: the step is an int32 on the device
+_MOST = 2**31  # limit of any count: the step is an int32 on the device
 
 
 class Stage(NamedTuple):
-    """Updates ``start`` to ``stop - 1`` of a run, counted from 0, all of one length.
-
-    Attributes:
-      start, stop: updates done before the stage and at its end.
-      length: tokens a sequence.
-      batch_size: sequences an update.
-    """
+    """Updates ``start`` to ``stop - 1`` of a run, counted from 0, all with ``length`` tokens."""
 
     start: int
     stop: int
@@ -32,40 +26,34 @@ class TrainConfig:
 
     Attributes:
       steps: optimizer updates in the whole run.
-      batch_size: sequences an update, over all devices.
-      length: tokens a sequence; the training length of the experiment.
-      first_lengths: entries "length=updates", such as ``("512=4000",)``: shorter sequences in the
-        first updates, in the order given, then ``length``. An update keeps its tokens, so it has
-        more of them. They are cut from windows of ``length`` tokens: stages share an epoch and read
-        no token twice. A position embedding's training length is ``length`` throughout.
+      batch_size: sequences per update, over all devices.
+      length: tokens per sequence; the training length of the experiment.
+      first_lengths: stages of shorter sequences before ``length``, as "length=updates", such as
+        ``("512=4000",)``. An update keeps its number of tokens, and no token is read twice. The
+        training length of position embeddings stays ``length``.
       learning_rate: the peak rate.
-      warmup_steps: updates over which the rate grows linearly from 0 to its peak.
-      schedule: after the warmup, "cosine" decays to ``final_learning_rate_fraction`` of the peak
-        at the last update; "constant" stays.
-      final_learning_rate_fraction: what is left of the peak at the end of "cosine".
-      b1, b2, eps: AdamW's moments and divisor.
-      weight_decay: decoupled, times the learning rate, on every parameter: norms and embeddings
-        too, as in the paper's code. Position constants are not parameters and never decay.
-      gradient_clip: largest global norm of the gradient; None does not clip.
-      schedule_start: updates of the schedule done before this run, which goes on where another run
-        stood. The schedule has ``schedule_start + steps``.
-      data_start: batches of the data's stream left out before the first one of this run.
-      accumulate: pieces an update's batch is computed in, one after the other. Divides
-        ``batch_size``; changes memory, not the update (up to rounding).
-      log_every: updates between two rows of metrics.
-      save_every: updates between two checkpoints; the last update is always saved.
-      evaluate_every: updates between two evaluations inside training; the first is before any
-        update, the last after all. None never evaluates. See ``evaluate.training_windows``.
-      keep: checkpoints kept.
-      on_bad_step: where loss or gradient is not finite, or a spike, "stop" ends the run; "skip"
-        leaves parameters and optimizer as they were, bit for bit, and uses up the batch but no
-        update of the schedule.
-      max_skipped: with "skip", so many bad steps in a row end the run all the same.
-      spike_factor: a loss or gradient norm above so many times its running mean makes a step bad,
-        see ``train.bad_steps``. None looks at what is not finite alone.
-      on_save_error: where a checkpoint cannot be written, as on a full disk, "stop", or "continue"
-        and try again at the next one. The last one must be written, and several processes always
-        stop.
+      warmup_steps: updates of linear warmup from 0 to the peak.
+      schedule: after the warmup, "cosine" decay or a "constant" rate.
+      final_learning_rate_fraction: final rate of "cosine" as a fraction of the peak.
+      b1, b2, eps: of AdamW.
+      weight_decay: decoupled, times the learning rate, on every parameter, also norms and
+        embeddings, as in the paper's code; not on position constants.
+      gradient_clip: maximum global norm of the gradient; None does not clip.
+      schedule_start: updates of the schedule before this run; it has ``schedule_start + steps``.
+      data_start: batches of the data stream to skip before the first one.
+      accumulate: pieces in which a batch is computed, to save memory; divides ``batch_size``.
+      log_every: updates between rows of metrics.
+      save_every: updates between checkpoints; the last update is always saved.
+      evaluate_every: updates between evaluations during training, which also run before the first
+        and after the last update; None never evaluates. See ``evaluate.training_windows``.
+      keep: number of checkpoints to keep.
+      on_bad_step: if loss or gradient is not finite, or a spike: "stop" ends the run; "skip" keeps
+        parameters and optimizer unchanged and goes to the next batch.
+      max_skipped: with "skip", end the run after this many bad steps in a row.
+      spike_factor: a step is bad if loss or gradient norm is above this multiple of its running
+        mean, see ``train.bad_steps``; None checks only that they are finite.
+      on_save_error: if a checkpoint cannot be written: "stop", or "continue" and try at the next
+        one. The last checkpoint must be written, and several processes always stop.
     """
 
     steps: int
@@ -144,7 +132,7 @@ class TrainConfig:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages of the run, one after the other; a single one without ``first_lengths``.
+        """The stages of the run in order; a single one without ``first_lengths``.
 
         >>> config = TrainConfig(steps=9, batch_size=2, length=16, first_lengths=("8=4",))
         >>> [tuple(stage) for stage in config.stages]
@@ -161,7 +149,7 @@ class TrainConfig:
 
 
 def _length_and_steps(entry: str) -> tuple[int, int]:
-    """The numbers of an entry of ``first_lengths``; 0, 0 where it is none."""
+    """Parses an entry of ``first_lengths``; (0, 0) if it is invalid."""
     length, _, steps = entry.partition("=")
     decimal = length.strip().isdecimal() and steps.strip().isdecimal()
     return (int(length), int(steps)) if decimal else (0, 0)

@@ -1,9 +1,7 @@
-"""Tokenising on many machines: an Apache Beam pipeline in front of the cache's own writer.
+"""Tokenizes on many machines: an Apache Beam pipeline in front of the cache writer.
 
-Each file of a corpus is one part. A worker reads it, cuts it into tokens with the functions that
-a build on one machine uses, and leaves them in a file of their own. The build then passes the parts
-to the writer in the order of the files, so that the cache is the same to the last byte whatever the
-runner and however many workers there were. A part that is there already is not made again.
+A worker tokenizes one file of a corpus (a `Part`) and saves the tokens. The build reads the parts
+in the order of the files, so the cache is the same to the byte for any runner and worker count.
 """
 
 from __future__ import annotations
@@ -35,17 +33,16 @@ from fope_jax.data.tokenizers import Tokenizer, describe_tokenizer, load_tokeniz
 from fope_jax.extras import require
 from fope_jax.storage.paths import as_path
 
-_FORMAT = 3  # of the parts
+_FORMAT = 3  # of the part files
 
 
 class Runner(NamedTuple):
-    """Which Beam runner makes the parts, and where it leaves them.
+    """A Beam runner and the directory for the parts.
 
     Attributes:
-      name: as Beam knows it: "DirectRunner" (this machine), "DataflowRunner", "FlinkRunner", ...
-      options: its options, each "KEY=VALUE", or "KEY" for a switch, without dashes.
-      parts: a directory that every worker can write, as ``gs://bucket/parts``; without it one
-        beside the cache, which is removed when the cache is complete.
+      name: in Beam: "DirectRunner" (this machine), "DataflowRunner", "FlinkRunner", ...
+      options: "KEY=VALUE", or "KEY" for a switch, without dashes.
+      parts: writable by all workers, as ``gs://bucket/parts``; "" for one beside the cache.
     """
 
     name: str = "DirectRunner"
@@ -54,7 +51,7 @@ class Runner(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One piece of work: a file of ``corpus``, or the whole of a corpus where ``file`` is ""."""
+    """One file of ``corpus`` to tokenize, or the whole corpus if ``file`` is ""."""
 
     corpus: str
     split: str
@@ -74,12 +71,12 @@ def read_documents(
     content: str,
     partial: Path,
 ) -> Iterator[TokenizedDocument]:
-    """What `fope_jax.data.seqio_tasks.read_documents` yields, with the tokens made by ``runner``.
+    """The documents of `fope_jax.data.seqio_tasks.read_documents`, tokenized by ``runner``.
 
-    Parts of another ``content``, the text's digest, are never taken for these.
+    Parts of another ``content``, a digest of the text, are not reused.
 
     Raises:
-      CorpusError: text that cannot be read, or C4 from TFDS, whose order is that of its reader.
+      CorpusError: text cannot be read, or is C4 from TFDS, whose order only its reader knows.
       ImportError: Apache Beam is not installed.
     """
     parts = list_parts(
@@ -115,10 +112,7 @@ def list_parts(
     content: str,
     left_out: Collection[str] = (),
 ) -> list[Part]:
-    """The parts of a split in the order of their documents.
-
-    Their names hold a digest of the text and the tokenizer, so that a directory can be shared.
-    """
+    """The parts of a split in order; a digest in their paths lets caches share a directory."""
     identity = json.dumps([content, tokenizer.fingerprint, _FORMAT]).encode()
     directory = f"{directory.rstrip('/')}/{hashlib.sha256(identity).hexdigest()[:16]}"
     parts = []
@@ -138,7 +132,7 @@ def list_parts(
 
 
 def run(parts: Sequence[Part], work: Callable[[Part], str], runner: Runner) -> None:
-    """Has ``runner`` do ``work`` for every part that is not there yet."""
+    """Runs ``work`` on ``runner`` for every part whose output does not exist."""
     beam: Any = require("apache_beam", "beam")
     options: Any = require("apache_beam.options.pipeline_options", "beam")
     missing = [part for part in parts if not _files().exists(part.output)]
@@ -151,14 +145,14 @@ def run(parts: Sequence[Part], work: Callable[[Part], str], runner: Runner) -> N
         return
     flags = [f"--runner={runner.name}", *(f"--{o.lstrip('-')}" for o in runner.options)]
     with beam.Pipeline(options=options.PipelineOptions(flags)) as pipeline:
-        # Reshuffled, or a runner may fuse the list with the work and do all of it in one place.
+        # Without Reshuffle a runner may fuse Create and Map and run all parts on one worker.
         _ = pipeline | beam.Create(missing) | beam.Reshuffle() | beam.Map(work)
 
 
 def tokenize_part(
     config: DataConfig, description: dict[str, Any], saved: dict[str, bytes], part: Part
 ) -> str:
-    """A worker's work: tokens of one part into its file, which appears whole or not at all."""
+    """Tokenizes one part on a worker; the output file appears whole or not at all."""
     tokenizer = _load(json.dumps(description), tuple(sorted(saved.items())))
     dtype, skip_bad = token_dtype(tokenizer.vocab_size), config.max_bad_documents > 0
     documents = (
@@ -189,7 +183,6 @@ def tokenize_part(
 
 @functools.cache
 def _load(description: str, saved: tuple[tuple[str, bytes], ...]) -> Tokenizer:
-    """The tokenizer, once a worker process."""
     with tempfile.TemporaryDirectory() as scratch:
         for name, content in saved:
             (Path(scratch) / name).write_bytes(content)
@@ -209,13 +202,13 @@ def _read_parts(parts: Sequence[Part]) -> Iterator[TokenizedDocument]:
 
 
 def _write(path: str, columns: Mapping[str, Any]) -> None:
-    """Under a name of its own first: two workers may do the same part, and one may be killed."""
+    """Writes under a temporary name: two workers may write the same part, and one may be killed."""
     files = _files()
     directory, _, name = path.rpartition("/")
     if not files.exists(directory):
         try:
             files.mkdirs(directory)
-        except OSError:  # another worker was faster
+        except OSError:  # another worker has made it
             if not files.exists(directory):
                 raise
     content = io.BytesIO()
@@ -230,5 +223,5 @@ def _write(path: str, columns: Mapping[str, Any]) -> None:
 
 
 def _files() -> Any:
-    """Beam's own files: local ones, ``gs://``, ``s3://``, ``hdfs://``."""
+    """Beam's file systems: local, ``gs://``, ``s3://``, ``hdfs://``."""
     return require("apache_beam.io.filesystems", "beam").FileSystems

@@ -1,4 +1,4 @@
-"""The token for the beginning of a sequence, BOS: which one a checkpoint was trained with."""
+"""The beginning-of-sequence (BOS) token that a checkpoint was trained with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fope_jax.data.tokenizers import Tokenizer, TokenizerError
 
 log = logging.getLogger(__name__)
 
-# Tokenizers of transformers whose ``add_bos_token`` is true where nothing is stated, and the token.
+# Tokenizer classes of transformers whose ``add_bos_token`` defaults to true, and their BOS token.
 ADDED_BY_DEFAULT = {
     "LlamaTokenizer": "<s>",
     "CodeLlamaTokenizer": "<s>",
@@ -23,18 +23,14 @@ ADDED_BY_DEFAULT = {
 
 
 class Bos(NamedTuple):
-    """A token for the beginning of a sequence."""
+    """A BOS token: its name and id."""
 
     token: str
     id: int
 
 
 def find_bos(tokenizer: Tokenizer, token: str | None) -> Bos | None:
-    """The token of that name; None where there is no name.
-
-    Raises:
-      ValueError: the tokenizer has no such token.
-    """
+    """The BOS token of that name, None for None; ValueError if the tokenizer lacks it."""
     if token is None:
         return None
     index = tokenizer.token_id(token)
@@ -47,13 +43,7 @@ def find_bos(tokenizer: Tokenizer, token: str | None) -> Bos | None:
 
 
 class CheckpointBos(NamedTuple):
-    """What a checkpoint says.
-
-    Attributes:
-      token: the name of its BOS token; None where it has none.
-      added: whether each text that it was trained on begins with it.
-      source: what says so, for people.
-    """
+    """A checkpoint's BOS token or None, whether training texts began with it, and who says so."""
 
     token: str | None
     added: bool
@@ -61,26 +51,25 @@ class CheckpointBos(NamedTuple):
 
 
 def read_bos(path: Path) -> CheckpointBos:
-    """What the files beside a tokenizer.json say of BOS, and the file itself.
+    """Reads the BOS token from a tokenizer.json and the configuration files beside it.
 
-    The token is ``bos_token`` of tokenizer_config.json or, where that has no
-    ``added_tokens_decoder``, of special_tokens_map.json; else the one that tokenizer.json itself
-    puts first, or the ``bos_token_id`` of config.json. It is added where, in this order,
+    The token is ``bos_token`` of tokenizer_config.json, or of special_tokens_map.json if the former
+    has no ``added_tokens_decoder``; else the token that tokenizer.json puts first, or the
+    ``bos_token_id`` of config.json. Texts begin with it according to the first of these that
+    applies:
 
     1. ``add_bos_token`` of tokenizer_config.json is true or false;
-    2. the post-processor of tokenizer.json puts a token before the text, or is a template without
-       one;
-    3. ``add_bos_token`` is missing and ``tokenizer_class`` is of ``ADDED_BY_DEFAULT``.
+    2. the post-processor of tokenizer.json is a template, with or without a token before the text;
+    3. ``tokenizer_class`` is in ``ADDED_BY_DEFAULT``.
 
-    A ``bos_token_id`` in config.json alone says nothing: models that were trained without have one.
-
-    transformers 5 reads the second alone where there is a tokenizer.json, transformers 4 the first
-    alone in the classes of the third. Where the two contradict each other a warning says so.
+    A ``bos_token_id`` alone decides nothing: models trained without BOS have one too. transformers
+    5 applies only rule 2 to a tokenizer.json, transformers 4 only rule 1 to the classes of rule 3.
+    If rules 1 and 2 disagree, a warning is logged.
 
     Reference: ``tokenization_utils_base.py``, ``tokenization_utils_tokenizers.py`` and
     ``models/*/tokenization_*.py`` of Hugging Face transformers 5.24.0 and 4.57.1.
     """
-    if not path.is_file():  # "bytes" and "sentencepiece" are no files
+    if not path.is_file():  # "bytes" and "sentencepiece" are not files
         return CheckpointBos(None, False, "no tokenizer.json")
     content = _read(path)
     if not content:
@@ -146,10 +135,7 @@ def read_bos(path: Path) -> CheckpointBos:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file, or none that can be read.
-
-    Weights can be imported, and exported again, without reading their tokenizer.
-    """
+    """The JSON object in a file; empty if absent or unreadable, so that weights still import."""
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -161,14 +147,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _first_tokens(processor: Any) -> list[str] | None:
-    """The tokens that a post-processor puts before a text; None of one that is no template."""
+    """The tokens that a post-processor puts before a text; None if it is not a template."""
     if not isinstance(processor, Mapping):
         return None
     kind = processor.get("type")
     if kind == "Sequence":
         of_each = map(_first_tokens, processor.get("processors", ()))
         templates = [tokens for tokens in of_each if tokens is not None]
-        # Each is put before what those before it made.
+        # Each processor puts its tokens before those of the processors before it.
         return [token for tokens in reversed(templates) for token in tokens] if templates else None
     if kind == "TemplateProcessing":
         pieces = itertools.takewhile(lambda p: "SpecialToken" in p, processor.get("single", ()))

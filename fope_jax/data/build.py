@@ -1,4 +1,4 @@
-"""Builds the token cache, and describes it: the work behind `fope data build` and `inspect`."""
+"""Builds and describes the token cache: `fope data build` and `fope data inspect`."""
 
 from __future__ import annotations
 
@@ -53,22 +53,14 @@ from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
 
 
 def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCache]:
-    """Builds the token cache of ``config``, or goes on where a build was interrupted.
+    """Builds the token cache of ``config``, or continues an interrupted build; returns its splits.
 
-    A complete cache of unchanged text is checked and returned; text that has changed since is
-    built anew.
-
-    Args:
-      config: which corpus, tokenizer and directory.
-      runner: has Apache Beam cut the text into tokens; without it, this process does. The cache
-        is the same.
-
-    Returns:
-      The cache of each split.
+    A complete cache of unchanged text is only verified; changed text is built again. With
+    ``runner`` Apache Beam tokenizes instead of this process; the cache is the same.
 
     Raises:
-      CorpusError: text that is missing, empty, damaged or cannot be read.
-      CacheError: a directory that cannot be written, or a damaged cache.
+      CorpusError: text is missing, empty, damaged or unreadable.
+      CacheError: the directory cannot be written, or the cache is damaged.
     """
     directory = caches.cache_directory(config)
     if config.corpus == "none":
@@ -76,7 +68,7 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
         return {split: open_cache(config, split) for split in SPLITS}
     if is_in_bucket(directory):
         return _build_for_bucket(config, directory, runner)
-    if config.tokenizer.endswith(".json"):  # before anything is written, and before hours of it
+    if config.tokenizer.endswith(".json"):  # fails before hours of work, not after
         _load_tokenizer(config)
     with _locked(directory):
         manifest = read_manifest(directory)
@@ -99,10 +91,7 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
 def _build_for_bucket(
     config: DataConfig, directory: Path, runner: Runner | None
 ) -> dict[str, TokenCache]:
-    """Builds on this machine, where a build can go on after an interruption, and uploads it whole.
-
-    Where the bucket has a cache of the same text, nothing is built or uploaded.
-    """
+    """Builds locally, where an interrupted build can continue, and uploads if the text is new."""
     check_bucket(directory)
     cache_dir = local_directory(as_path(config.cache_dir))
     local = dataclasses.replace(config, cache_dir=str(cache_dir))
@@ -111,7 +100,7 @@ def _build_for_bucket(
         sources = _examine_sources(local, local_cache, manifest)
         if is_unchanged(manifest, sources):
             return _open_verified(config, directory, " (built before)")
-    make_writable(directory)  # before the work, not after it
+    make_writable(directory)  # fails before the work, not after it
     result = build(local, runner)
     upload(local_cache, directory, MANIFEST)
     _say(f"uploaded to {directory}")
@@ -121,13 +110,10 @@ def _build_for_bucket(
 def _examine_sources(
     config: DataConfig, directory: Path, manifest: dict[str, Any] | None
 ) -> list[dict[str, Any]]:
-    """The text's files; the list is kept beside the cache, so that no file is read twice for it.
-
-    The cache itself may be unfinished, in a bucket, or older than a file that has changed.
-    """
+    """Lists the text files, reusing the list of an earlier build, finished or not."""
     path = directory.with_name(directory.name + ".sources.json")
     before = []
-    # A list that cannot be parsed was not written by a build: the files are read again.
+    # A list that cannot be parsed was not written by a build: read the files again.
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         before = [dict(source) for source in read_json(path)["sources"]]
     sources = list_sources(config, [*(manifest["sources"] if manifest else []), *before])
@@ -138,7 +124,6 @@ def _examine_sources(
 
 
 def _open_verified(config: DataConfig, directory: Path, remark: str) -> dict[str, TokenCache]:
-    """Opens, checks and describes a complete cache."""
     result = {split: open_cache(config, split) for split in SPLITS}
     for split, cache in result.items():
         cache.verify()
@@ -158,7 +143,7 @@ def _build(
     left_out = {source["path"] for split in SPLITS for source in damaged_files(sources, split)}
     tokenizer = _make_tokenizer(config, partial, state, left_out)
     if runner is None:
-        from fope_jax.data.seqio_tasks import read_documents as read  # TensorFlow takes seconds
+        from fope_jax.data.seqio_tasks import read_documents as read  # imports TensorFlow, seconds
     else:
         read = functools.partial(
             beam.read_documents, runner=runner, content=state["content"], partial=partial
@@ -174,7 +159,7 @@ def _build(
     manifest = _manifest(config, sources, state, tokenizer)
     write_json(partial / MANIFEST, add_digest(manifest))
     (partial / "progress.json").unlink()
-    # A reader of an older cache keeps its open files.
+    # Renamed, not overwritten: a process that reads the older cache keeps its open files.
     old = directory.with_name(directory.name + ".old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
@@ -184,8 +169,8 @@ def _build(
 
 
 def _resume(partial: Path, content: str) -> dict[str, Any]:
-    """What an interrupted build of the same text has left; anything else is removed."""
-    # A state that cannot be parsed was not written by a build: this one begins anew.
+    """The state of an interrupted build of the same text; any other state is deleted."""
+    # A state that cannot be parsed was not written by a build: start again.
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         state = read_json(partial / "progress.json")
         if state["content"] == content and "tokenizer" in state:
@@ -232,7 +217,7 @@ def _load_tokenizer(config: DataConfig) -> JsonTokenizer:
 
 
 def _training_texts(config: DataConfig, left_out: Collection[str]) -> Iterator[str]:
-    """The beginning of every corpus's training split, in equal parts."""
+    """The beginning of every corpus's training split, equally many characters of each."""
     for corpus, _ in config.components:
         if corpus == "c4" and config.tfds_data_dir:
             from fope_jax.data import seqio_tasks
@@ -339,7 +324,6 @@ def _manifest(
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """One build of a cache at a time."""
     lock = exclusive_lock(
         directory.with_name(directory.name + ".lock"),
         lambda: _say(f"another process builds {directory}: waiting for it"),
@@ -362,12 +346,7 @@ def _say(line: str) -> None:
 
 
 def inspect(config: DataConfig, samples: int = 3) -> str:
-    """Describes a built cache: sizes, documents by length, and decoded samples.
-
-    Args:
-      config: which cache.
-      samples: pieces of 64 tokens shown of each split, evenly spaced.
-    """
+    """Describes a cache: sizes, documents by length, and ``samples`` of 64 tokens of each split."""
     if config.corpus == "none":
         return f"no text; tasks of the training batches: {', '.join(config.tasks)}"
     lines = []
@@ -410,7 +389,7 @@ def _describe_split(cache: TokenCache, samples: int) -> list[str]:
 
 
 def _histogram(lengths: np.ndarray) -> list[str]:
-    """Documents and tokens between powers of two of length.
+    """Documents and tokens by document length, in powers of two.
 
     >>> print("\\n".join(_histogram(np.array([3, 2, 9]))))
       2 to 3                         2             5

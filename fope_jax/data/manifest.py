@@ -1,8 +1,7 @@
-"""The index of a token cache: what its files are, checked before anything is believed of it.
+"""The manifest of a token cache: its files and their hashes, validated before use.
 
-A manifest holds a digest of itself, so that damage is found that leaves it valid JSON; those
-written before there was one are checked for their form alone. File names in it are names within
-the cache's directory, whatever a stranger's manifest says.
+Its digest of itself finds damage that is still valid JSON; older manifests have none. File names
+must be plain names, so a manifest cannot point outside the cache directory.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ MANIFEST = "manifest.json"
 REBUILD = "delete the directory and run `fope data build` again"
 _DIGEST = "sha256"
 
-# The form of a manifest: names with a type, a pattern, an object or a list of such. A name that
-# ends in "?" was not in older caches.
+# The form of a manifest: fields with a type, a pattern, an object or a list of these. Older caches
+# lack the fields that end in "?".
 _HEX = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _ACCEPTED = {_HEX: "64 hex digits", _FILE: "a name in this directory"}
@@ -44,11 +43,11 @@ _FILE_SOURCE = {"path": str, "size": int, "mtime_ns": int, "split": str}
 
 
 class CacheError(RuntimeError):
-    """A token cache that is absent, damaged or cannot be written; the message names the file."""
+    """A token cache is absent, damaged or cannot be written; the message names the file."""
 
 
 def add_digest(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with its own digest."""
+    """The manifest with its digest added."""
     return {**manifest, _DIGEST: _digest(manifest)}
 
 
@@ -58,12 +57,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest of a complete cache, None where there is none.
-
-    Raises:
-      CacheError: it is cut off, has changed since it was written, or is none; the message names
-        file and field.
-    """
+    """The manifest of a complete cache, or None; CacheError names the file and the bad field."""
     path = directory / MANIFEST
     try:
         content = path.read_bytes()
@@ -90,11 +84,11 @@ def _files(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check(manifest: Any) -> None:
-    """Raises ValueError with the field that is wrong."""
+    """Raises ValueError with the name of the wrong field."""
     _check_form("", manifest, _FORM)
     if manifest.get(_DIGEST, _digest(manifest)) != _digest(manifest):
         raise ValueError("it is not what was written (sha256)")
-    # A name that is not known may be that of a field, or of the digest, with a flipped bit.
+    # An unknown name may be that of an optional field or of the digest with a flipped bit.
     unknown = [*(manifest.keys() - {*_FORM, _DIGEST}), *(manifest["splits"].keys() - {*SPLITS})]
     if unknown:
         raise ValueError(f"unknown field {min(unknown)!r:.80}")

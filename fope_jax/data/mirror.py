@@ -1,8 +1,4 @@
-"""A directory of a bucket on this machine, and the way back.
-
-The last file of such a directory, its manifest, says that it is whole: it is written last and
-removed first.
-"""
+"""Copies a directory from a bucket and back; its manifest, written last, marks it as complete."""
 
 from __future__ import annotations
 
@@ -31,18 +27,15 @@ _CHUNK = 2**22
 
 
 class MirrorError(RuntimeError):
-    """A file of a bucket that is not what its manifest says."""
+    """A file in a bucket is missing or not what its manifest says."""
 
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """One process at a time; the system lets go of the lock of a killed process.
+    """One process at a time; the system releases the lock of a killed process.
 
-    One that fails leaves neither the lock file nor a directory made for it.
-
-    Args:
-      path: the lock file; its directory is made.
-      waiting: called where another process holds the lock, before waiting for it.
+    ``waiting`` is called before waiting. If the body fails, the lock file and its new directories
+    are removed.
     """
     made = make_directory(path.parent)
     while True:
@@ -53,7 +46,7 @@ def exclusive_lock(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
                 waiting()
                 fcntl.flock(stream, fcntl.LOCK_EX)
             if not _is_at(stream.fileno(), path):
-                continue  # its last owner failed and has removed it since
+                continue  # its holder failed and removed it
             try:
                 yield
             except BaseException:
@@ -71,10 +64,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def local_directory(path: Path) -> Path:
-    """Where on this machine the files are made that belong in a directory of a bucket.
-
-    A local directory is its own. No other directory of any bucket has the same place.
-    """
+    """The local directory for the files of ``path``: itself, or a cache directory for a bucket."""
     if not is_in_bucket(path):
         return path
     digest = hashlib.sha256(str(path).rstrip("/").encode()).hexdigest()
@@ -82,18 +72,11 @@ def local_directory(path: Path) -> Path:
 
 
 def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
-    """Copies ``remote`` to this machine, once for all its processes and all runs to come.
+    """Copies ``remote`` to this machine, once for all processes and later runs.
 
-    A copy is found again by what the manifest says, so one of older text is never taken for it.
-    An interrupted download goes on with the file where it stopped.
-
-    Args:
-      remote: the directory.
-      manifest: name of the file that says what the others are.
-      hashes: sha256 of files by name; those that are not named here are copied unchecked.
-
-    Raises:
-      MirrorError: a file is missing or its sha256 is another.
+    Copies are keyed by the manifest's content, so an older one is not reused. An interrupted
+    download continues. Files without a sha256 in ``hashes`` are copied unchecked. MirrorError if a
+    file is missing or has another sha256.
     """
     text = (remote / manifest).read_bytes()
     digest = hashlib.sha256(text + json.dumps(sorted(hashes.items())).encode()).hexdigest()
@@ -118,7 +101,7 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
             if expected and target.is_file() and file_sha256(target) == expected:
                 progress(target.stat().st_size)
                 return
-            # The file has its name only when it is whole and has been checked.
+            # Renamed only when complete and checked.
             target.parent.mkdir(parents=True, exist_ok=True)
             unfinished = target.with_name(target.name + ".unfinished")
             _copy(remote / name, unfinished, progress)
@@ -138,7 +121,7 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
 
 
 def upload(local: Path, remote: Path, manifest: str) -> None:
-    """Copies the directory ``local`` to ``remote``; what else was there is removed."""
+    """Copies the directory ``local`` to ``remote`` and removes other files there."""
     (remote / manifest).unlink(missing_ok=True)
     sizes = {name: size for name, size in list_file_sizes(local).items() if name != manifest}
     for name in list_file_sizes(remote).keys() - sizes.keys():
@@ -162,11 +145,11 @@ def _copy(source: Path, target: Path, progress: Callable[[int], Any]) -> None:
 def _transfer(
     label: str, sizes: Mapping[str, int], copy: Callable[[str, Callable[[int], Any]], None]
 ) -> None:
-    """``copy(name, progress)`` for all files, several at once, under a bar of their bytes."""
+    """Runs ``copy(name, progress)`` for all files in parallel, with a progress bar of bytes."""
     tqdm = require("tqdm", "train").tqdm
     with (
         tqdm(desc=label, total=sum(sizes.values()), unit="B", unit_scale=True) as bar,
         ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool,
     ):
         for _ in pool.map(lambda name: copy(name, bar.update), sizes):
-            pass  # waits for each, and raises the first exception
+            pass  # waits for all and raises the first exception

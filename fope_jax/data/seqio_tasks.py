@@ -1,8 +1,7 @@
-"""Corpora as seqio Tasks. They bring TensorFlow in, so only the build imports this module.
+"""Corpora as seqio Tasks; imports TensorFlow, so only the build imports this module.
 
-A Task gives whole documents when no sequence length is asked for, which is how the cache is
-built, and windows that keep every token when one is, as seqio's own trainers ask. seqio alone
-would give the first window of each document and drop the rest.
+Without a sequence length a Task yields whole documents, for the cache. With one it yields windows
+that keep every token; seqio would keep the first window of each document and drop the rest.
 """
 
 from __future__ import annotations
@@ -38,22 +37,15 @@ def register_tasks(
     left_out: Collection[str] = (),
     failures: list[Exception] | None = None,
 ):
-    """Registers a seqio Task for each corpus of ``config``, and a Mixture over them where asked.
+    """Registers a seqio Task for each corpus of ``config``; returns it, or the Mixture of them.
 
-    A name that is registered already is registered anew.
+    Examples have ``targets`` (int32, EOS at the end) and, without a sequence length, the other
+    fields of `TokenizedDocument`. Earlier tasks of the same name are replaced.
 
     Args:
-      config, tokenizer: which corpora, and what cuts their text.
-      skip: documents of each corpus to pass over, before any work is spent on them.
-      taken: tokens of each corpus that a mixture has given before those.
+      skip, taken: documents and tokens of each corpus that were read before.
       left_out: paths of files that are not read.
-      failures: gets the exceptions that TensorFlow would turn into text.
-
-    Returns:
-      The ``seqio.Task``, or the ``seqio.Mixture``. Examples have ``targets`` (int32, EOS at the
-      end) and, without a sequence length, ``corpus``, ``name``, ``bytes``, ``bad``, which says why
-      a document could not be read and is empty where it could, and ``changed``, whether its tokens
-      decode to another text.
+      failures: receives exceptions, of which TensorFlow would keep only the text.
     """
     failures = [] if failures is None else failures
     tasks = []
@@ -72,7 +64,7 @@ def register_tasks(
                 output_features={
                     "targets": seqio.Feature(
                         seqio.PassThroughVocabulary(tokenizer.vocab_size, tokenizer.eos_id),
-                        add_eos=False,  # the documents end in it already
+                        add_eos=False,  # documents have it already
                     )
                 },
             )
@@ -83,7 +75,7 @@ def register_tasks(
     return seqio.MixtureRegistry.add(
         "fope_mixture",
         list(zip([task.name for task in tasks], [w for _, w in config.components], strict=True)),
-        # seqio sorts tasks by name, as the components are.
+        # In the order of seqio, which sorts tasks by name.
         sample_fn=functools.partial(
             sample_by_tokens, taken=[taken.get(corpus, 0) for corpus, _ in config.components]
         ),
@@ -99,14 +91,10 @@ def read_documents(
     taken: Mapping[str, int] = {},
     left_out: Collection[str] = (),
 ) -> Iterator[TokenizedDocument]:
-    """The documents of one split with their tokens, through the Tasks, in a fixed order.
+    """The tokenized documents of one split, read through the Tasks in a fixed order.
 
-    A mixture's training documents come in the shares of its weights, all its validation documents
-    corpus by corpus.
-
-    Raises:
-      CorpusError: text that cannot be read, beyond what ``config.max_bad_documents`` lets pass as
-        documents without text; or files of a TFDS dataset that end too early.
+    A training mixture follows its weights, a validation mixture goes corpus by corpus. CorpusError:
+    truncated TFDS files, or unreadable text if ``max_bad_documents`` is 0.
     """
     failures: list[Exception] = []
     provider = register_tasks(
@@ -120,7 +108,7 @@ def read_documents(
         options = {"shuffle": False, "try_in_mem_cache": False}
         datasets = [task.get_dataset(None, split=split, **options) for task in tasks]
     try:
-        # In groups, as each step out of TensorFlow takes up to a millisecond too.
+        # In groups: a step from TensorFlow to Python takes up to a millisecond.
         for group in (g for dataset in datasets for g in dataset.ragged_batch(DOCUMENTS_AT_ONCE)):
             ends = group["targets"].row_splits.numpy()
             tokens = np.split(group["targets"].flat_values.numpy(), ends[1:-1])
@@ -136,7 +124,7 @@ def read_documents(
 def read_texts(
     config: DataConfig, corpus: str, split: str, left_out: Collection[str] = ()
 ) -> Iterator[str]:
-    """The bare texts of a corpus, to train a tokenizer on."""
+    """The texts of a corpus, to train a tokenizer on."""
     failures: list[Exception] = []
     try:
         dataset = _source(config, corpus, failures, left_out).get_dataset(
@@ -158,7 +146,7 @@ def _source(config: DataConfig, corpus: str, failures: list[Exception], left_out
         )
 
     def dataset_fn(split: str, shuffle_files: bool, seed: int | None = None):
-        del shuffle_files, seed  # the loader shuffles windows; documents keep their order
+        del shuffle_files, seed  # the loader shuffles windows, not documents
         documents = functools.partial(read_corpus, config, corpus, split, left_out)
         return tf.data.Dataset.from_generator(
             functools.partial(_as_examples, documents, failures),
@@ -171,7 +159,7 @@ def _source(config: DataConfig, corpus: str, failures: list[Exception], left_out
 def _as_examples(
     documents: Callable[[], Iterator[Document]], failures: list[Exception]
 ) -> Iterator[dict[str, list[str]]]:
-    """Documents in groups, as each step from Python into TensorFlow takes up to a millisecond."""
+    """Documents in groups: a step from Python into TensorFlow takes up to a millisecond."""
 
     def columns(group: list[Document]) -> dict[str, list[str]]:
         return {name: [getattr(one, name) for one in group] for name in Document._fields}
@@ -186,24 +174,24 @@ def _as_examples(
                 group, size = [], 0
         if group:
             yield columns(group)
-    except Exception as error:  # TensorFlow keeps the text of an exception, not the exception
+    except Exception as error:  # TensorFlow keeps only the text of an exception
         failures.append(error)
         raise
 
 
 def _corpus_error(error: Exception, failures: list[Exception], config: DataConfig, split: str):
-    """The exception to raise in place of TensorFlow's, which names no file."""
+    """The exception to raise instead of TensorFlow's, which names no file."""
     if failures:
         return failures[0]
     for file in tfds_files.list_files(config, split) if config.tfds_data_dir else ():
-        if damage := tfds_files.find_damage(file):  # since the build looked through them
+        if damage := tfds_files.find_damage(file):  # damaged since the build checked them
             return CorpusError(damage)
     said = tfds_files.error_text(error)
     return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {said}")
 
 
 def _label_and_skip(dataset, corpus: str, skip: int):
-    """Keeps text and name, but of the first ``skip``; TFDS's pages of C4 are named by their URL."""
+    """Keeps text and name (TFDS: the URL) and skips documents."""
     labelled = dataset.map(
         lambda example: {
             "corpus": tf.constant(corpus),
@@ -216,8 +204,7 @@ def _label_and_skip(dataset, corpus: str, skip: int):
 
 
 def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
-    """``text`` -> ``targets``, the document's tokens and EOS; several documents at a time, so
-    that the tokenizer can use every core."""
+    """Replaces ``text`` by ``targets``: tokens and EOS, in groups to use every core."""
 
     def encode(names: np.ndarray, texts: np.ndarray):
         try:
@@ -237,7 +224,7 @@ def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
         kept = {name: batch[name] for name in ("corpus", "name", "bad")}
         return kept | {"bytes": sizes, "changed": changed, "targets": targets}
 
-    # Read ahead of the tokenizer and tokenize ahead of the writer.
+    # Prefetch before the tokenizer and before the writer.
     batches = dataset.batch(DOCUMENTS_AT_ONCE).prefetch(2).map(encode_batch).prefetch(2)
     return batches.unbatch().map(lambda x: x | {"targets": tf.convert_to_tensor(x["targets"])})
 
@@ -255,8 +242,7 @@ def _decode(name: bytes, text: bytes) -> str:
 def concatenate_and_split(dataset, sequence_length: Mapping[str, int] | None = None):
     """Joins documents and cuts the stream into ``sequence_length["targets"]`` tokens.
 
-    Every token is kept: the last example is what is left. A document without text leaves none.
-    Without a length, documents pass as they are.
+    The last window is shorter; empty documents leave no token. Without a length nothing changes.
     """
     if not sequence_length:
         return dataset

@@ -1,4 +1,4 @@
-"""What the text of a cache is made of: its files, their hashes, which are damaged or alike."""
+"""The text files of a cache: hashes, damage, copies."""
 
 from __future__ import annotations
 
@@ -22,18 +22,14 @@ _DAMAGED_SHOWN = 20
 
 
 def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Source]:
-    """What the text is made of: each file with its sha256, or a TFDS dataset's identity.
+    """Each text file with its sha256, or the identity of a TFDS dataset.
 
-    Every .gz and every TFRecord file of a TFDS dataset is read to its end, every other text looked
-    into; its "damaged" says why it cannot be read or holds something else, and is empty where all
-    is well. "marked" says of a text that it begins with a byte order mark.
-
-    Args:
-      config: which corpora.
-      known: earlier results; a file of the same size and time of change is not read again.
+    .gz and TFRecord files are read to their end. "damaged" says why a file is unreadable or holds
+    another content; "marked" whether it begins with a byte order mark. Results in ``known`` are
+    reused for files of the same size and modification time.
 
     Raises:
-      CorpusError: a file is missing, or cannot be read for another reason than damage.
+      CorpusError: a file is missing, or unreadable for another reason than damage.
     """
     cached = {(s.get("path"), s.get("size"), s.get("mtime_ns")): s for s in known}
     sources: list[Source] = []
@@ -44,7 +40,7 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
         sources.append(_file_source(path, "tokenizer", "", cached))
     for corpus, _ in config.components:
         if corpus == "c4" and config.tfds_data_dir:
-            # Imported here, because TensorFlow takes seconds.
+            # Imported here: TensorFlow takes seconds.
             from fope_jax.data import tfds_files
 
             sources.append({"corpus": "c4", "tfds": tfds_files.dataset_identity(config)})
@@ -91,37 +87,37 @@ def _tfds_source(file: Any, split: str, cached: Mapping[Any, Source]) -> Source:
 def _cached_source(
     path: str, size_and_mtime: tuple[int, int], cached: Mapping[Any, Source]
 ) -> tuple[Source, Source]:
-    """What tells a file from others, and what an earlier result says of it, or nothing."""
+    """Path, size and modification time of a file, and its earlier result or {}."""
     size, changed = size_and_mtime
     source = {"path": path, "size": size, "mtime_ns": changed}
     return source, cached.get((path, size, changed), {})
 
 
 def content_digest(sources: Sequence[Source]) -> str:
-    """A hex digest of the text, the same wherever the files lie."""
+    """A hex digest of the text, the same wherever the files are."""
     parts = [
         [s["corpus"], s.get("split"), s.get("sha256"), s.get("tfds")]
         for s in sources
         if "sha256" in s or "tfds" in s
     ]
-    # What is left out decides what a build gives, and the bytes of a TFDS file are in no digest.
+    # Left-out files change the tokens, and TFDS files are not hashed.
     parts += [
         ["damaged", s["split"], s.get("shard", s.get("sha256"))]
         for s in sources
         if s.get("damaged")
     ]
-    # A cache from when the mark was part of the text is of another text.
+    # Older caches counted the byte order mark as text: their text differs.
     parts += [["marked", s["split"], s["sha256"]] for s in sources if s.get("marked")]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def damaged_files(sources: Iterable[Source], split: str) -> list[Source]:
-    """The files of a split that are damaged, and left out where that is allowed."""
+    """The damaged files of a split, which a build leaves out."""
     return [s for s in sources if s.get("split") == split and s.get("damaged")]
 
 
 def check_damage(sources: Sequence[Source], config: DataConfig) -> None:
-    """Raises CorpusError where more files of a split are damaged than may be."""
+    """Raises CorpusError if a split has more damaged files than allowed."""
     for split in SPLITS:
         damaged = damaged_files(sources, split)
         if len(damaged) > config.max_damaged_files:
@@ -133,10 +129,7 @@ def check_damage(sources: Sequence[Source], config: DataConfig) -> None:
 
 
 def is_unchanged(manifest: Mapping[str, Any], sources: Sequence[Source]) -> bool:
-    """Whether a complete cache is of this text.
-
-    A file that was whole when it was built, and is damaged now, does no harm to the cache.
-    """
+    """Whether a complete cache is of this text; a file damaged after the build does not matter."""
 
     def key(source: Source) -> tuple[Any, ...]:
         return source["corpus"], source.get("split"), source.get("shard", source.get("path"))
@@ -151,12 +144,12 @@ def is_unchanged(manifest: Mapping[str, Any], sources: Sequence[Source]) -> bool
 
 
 def check_held_out(sources: Iterable[Source]) -> None:
-    """Raises CorpusError where a training file and a held-out file have the same content."""
+    """Raises CorpusError if a training file and a held-out file have the same content."""
     sources = list(sources)
     train = {s["sha256"]: s["path"] for s in reversed(_readable_texts(sources, "train"))}
     for source in _readable_texts(sources, "validation"):
         path, same = source["path"], train.get(source["sha256"], source["path"])
-        if same != path:  # both splits of the books are one file
+        if same != path:  # the books of both splits are one file
             raise CorpusError(
                 f"validation file {path} has the same content as training file {same}:"
                 " what a model was trained on says nothing about it; take one of them out"
@@ -164,10 +157,7 @@ def check_held_out(sources: Iterable[Source]) -> None:
 
 
 def source_warnings(sources: Sequence[Source], split: str) -> list[str]:
-    """Lines about files of a split that are damaged, empty, or copies of others.
-
-    Copies stay: a text may be meant to count twice, and only its owner knows.
-    """
+    """Lines about damaged files, empty files, and copies, which stay: they may be intended."""
     damaged = [source["damaged"] for source in damaged_files(sources, split)]
     empty = [
         source["path"]
@@ -189,7 +179,6 @@ def source_warnings(sources: Sequence[Source], split: str) -> list[str]:
 
 
 def _readable_texts(sources: Iterable[Source], split: str) -> list[Source]:
-    """The files of a split whose content is known, and is not empty."""
     return [
         source
         for source in sources
@@ -199,7 +188,7 @@ def _readable_texts(sources: Iterable[Source], split: str) -> list[Source]:
 
 
 def examples_line(names: Sequence[str], count: int | None = None) -> str:
-    """How many names there are, and the first of them.
+    """The number of names, and the first of them.
 
     >>> examples_line(["a", "b"], 5), examples_line(["a"])
     ('5: a, b, ...', '1: a')

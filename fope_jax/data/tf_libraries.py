@@ -1,4 +1,4 @@
-"""TensorFlow, seqio and TFDS, loaded without their notices. The one module that imports them."""
+"""TensorFlow, seqio and TFDS; the only module that imports them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fope_jax.extras import require
 
 @contextlib.contextmanager
 def _without_notices() -> Iterator[None]:
-    """Libraries write to file descriptor 2, past Python, that they find no GPU while they load."""
+    """Silences file descriptor 2, where the libraries report past Python that they find no GPU."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
@@ -28,4 +28,4 @@ with _without_notices():
     tf: Any = require("tensorflow", "data")
     seqio: Any = require("seqio", "data")
     tfds: Any = require("tensorflow_datasets", "data")
-tf.config.set_visible_devices([], "GPU")  # text needs none, and JAX may want all its memory
+tf.config.set_visible_devices([], "GPU")  # leaves the GPU's memory to JAX

@@ -1,4 +1,4 @@
-"""A dataset that TFDS has prepared: where it lies, what identifies it, which files are whole."""
+"""A dataset prepared by TFDS: its directory, identity and files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ from fope_jax.storage.content import HEAD_BYTES, detect_content
 
 
 def dataset_directory(config: DataConfig) -> str:
-    """The prepared dataset's own directory; CorpusError where there is none to be reached.
-
-    It is read in place, because TFDS must not try to make it anew.
-    """
+    """The directory of the prepared dataset, read in place; CorpusError if it is unreachable."""
     name, _, version = config.tfds_name.partition(":")
     directory = "/".join((config.tfds_data_dir.rstrip("/"), name, version)).rstrip("/")
     try:
         there = tf.io.gfile.exists(f"{directory}/dataset_info.json")
-    except tf.errors.OpError as error:  # of a bucket that is not there or cannot be reached
+    except tf.errors.OpError as error:  # a bucket is missing or unreachable
         raise CorpusError(
             f"tfds_data_dir = {config.tfds_data_dir!r} cannot be read: {error_text(error)}"
         ) from error
@@ -54,7 +51,7 @@ def dataset_identity(config: DataConfig) -> list[list[Any]]:
 
 
 class TfdsFile(NamedTuple):
-    """A file of a split: its number among them, from 0, its path, and how many documents it has."""
+    """A file of a split: its number from 0, its path, and its number of documents."""
 
     shard: int
     path: str
@@ -62,7 +59,7 @@ class TfdsFile(NamedTuple):
 
 
 def list_files(config: DataConfig, split: str) -> list[TfdsFile]:
-    """The TFRecord files of a split that hold any document; none where it has another format."""
+    """The non-empty TFRecord files of a split; none if it has another format."""
     builder = tfds.builder_from_directory(dataset_directory(config))
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         return []
@@ -72,7 +69,7 @@ def list_files(config: DataConfig, split: str) -> list[TfdsFile]:
 
 
 def size_and_mtime(file: TfdsFile) -> tuple[int, int]:
-    """Bytes, and nanoseconds of the last change; CorpusError where it cannot be seen."""
+    """Bytes, and nanoseconds of the last change; CorpusError if unreadable."""
     try:
         status = tf.io.gfile.stat(file.path)
     except tf.errors.OpError as error:
@@ -81,11 +78,9 @@ def size_and_mtime(file: TfdsFile) -> tuple[int, int]:
 
 
 def find_damage(file: TfdsFile) -> str:
-    """What is wrong with a file, and where: damage, or an end between two records; "" if nothing.
+    """Why a file is damaged or cut between two records, or ""; CorpusError if it is unreadable.
 
-    Reads all of it; CorpusError where it cannot be read for another reason. TensorFlow itself would
-    notice the second at the end of the split, if at all, and from that file on gives the documents
-    of all files in another order.
+    TensorFlow may miss a cut, and then yields the documents of all files in another order.
     """
     try:
         batches = tf.data.TFRecordDataset(file.path).batch(256)
@@ -103,14 +98,14 @@ def find_damage(file: TfdsFile) -> str:
 
 
 def _describe_damage(file: TfdsFile) -> str:
-    # Not before it has failed: a sound file begins with a number, which may look like anything.
+    # Only after a failure: a sound file begins with a number, which may look like another format.
     with tf.io.gfile.GFile(file.path, "rb") as stream:
         if found := detect_content(stream.read(HEAD_BYTES)):
             return f"{file.path} is no TFRecord file: it is {found.kind}; {found.advice}"
     number = offset = 0
     try:
         for record in tf.data.TFRecordDataset(file.path).as_numpy_iterator():
-            # A record is its length (8 bytes) and that number's checksum (4), the data and theirs.
+            # A record: length (8 bytes), its checksum (4), data, its checksum (4).
             number, offset = number + 1, offset + 16 + len(record)
         return f"{file.path} is damaged; fetch the file again"
     except tf.errors.DataLossError as error:
@@ -121,7 +116,7 @@ def _describe_damage(file: TfdsFile) -> str:
 
 
 def split_without(config: DataConfig, split: str, left_out: Collection[str]) -> str:
-    """The name that TFDS has for a split without some files; CorpusError where none is left."""
+    """TFDS's name for a split without some files; CorpusError if none is left."""
     files = list_files(config, split) if left_out else []
     out = [file.shard for file in files if file.path in left_out]
     if not out:
@@ -132,7 +127,7 @@ def split_without(config: DataConfig, split: str, left_out: Collection[str]) -> 
 
 
 def shard_slices(split: str, count: int, without: Collection[int]) -> str:
-    """``count`` shards of a split but for some of them.
+    """TFDS's name for ``count`` shards of a split except some.
 
     >>> shard_slices("train", 8, [0, 3, 4])
     'train[1shard:3shard]+train[5shard:8shard]'
@@ -143,6 +138,6 @@ def shard_slices(split: str, count: int, without: Collection[int]) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """What TensorFlow says, without the names of its operations."""
+    """TensorFlow's message without names of operations."""
     said = re.sub(r"\{\{.*?\}\}\s*|\s*\[Op:.*", "", str(error), flags=re.DOTALL)
     return said or type(error).__name__

@@ -1,7 +1,6 @@
-"""Is a run sound, and what is to be done where it is not: `fope doctor`.
+"""`fope doctor`: checks that a run is sound, and repairs it.
 
-`examine` looks at everything, changes nothing, and goes on after each finding. `repair` is a
-second, explicit step.
+`examine` changes nothing and continues after each finding; only `repair` changes files.
 """
 
 from fope_jax.doctor.checks import as_json as as_json

@@ -1,4 +1,4 @@
-"""Checks of everything that a run consists of; nothing is changed."""
+"""Checks of all files of a run; nothing is changed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,16 @@ from fope_jax.storage.lock import LOCK, is_owner_alive, read_lock_owner
 from fope_jax.storage.paths import as_path
 
 CONFIG, RUN, LINEAGE, CHECKPOINTS = "config.json", "run.json", "lineage.json", "checkpoints"
-QUARANTINE = "quarantine"  # of damaged checkpoints, below the sound ones
-_IMPORTED = "imported"  # the key that run.json has where `fope import` made the run
+QUARANTINE = "quarantine"  # subdirectory for damaged checkpoints
+_IMPORTED = "imported"  # key of run.json in runs made by `fope import`
 _TEMPORARY = (".orbax-checkpoint-tmp", ".tmp")
 _SHOWN = 5
 
 
 class Finding(NamedTuple):
-    """One thing that is not as it should be.
+    """A problem, with its file, and the command that solves it.
 
-    Attributes:
-      problem: what, with the file.
-      advice: what to do, with the command.
-      harmless: the next `fope train` or a reader copes with it by itself.
+    ``harmless``: the next `fope train` or reader handles it.
     """
 
     problem: str
@@ -38,7 +35,7 @@ class Finding(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One part of a run: what it is called, what was seen, and what is wrong with it."""
+    """The check of one item of a run."""
 
     name: str
     summary: str
@@ -46,12 +43,12 @@ class Check(NamedTuple):
 
 
 def exit_code(checks: Iterable[Check]) -> int:
-    """0 where a run is sound, 1 where it is not; what is harmless does not count."""
+    """1 if any finding is not harmless, else 0."""
     return int(any(not finding.harmless for check in checks for finding in check.findings))
 
 
 def as_text(run: str | Path, checks: Iterable[Check]) -> str:
-    """A table of the checks, and below it what was found with what to do."""
+    """A table of the checks, followed by the findings."""
     lines, notes, problems = [str(run)], [], []
     for check in checks:
         state = "note" if check.findings else "sound"
@@ -61,12 +58,12 @@ def as_text(run: str | Path, checks: Iterable[Check]) -> str:
             advised = [f"{mark}: {finding.problem}", f"  do: {finding.advice}"]
             (notes if finding.harmless else problems).extend(advised)
         lines.append(f"  {check.name:<12} {state:<8} {check.summary}")
-    # A name from a damaged file may hold what no terminal can show.
+    # A name from a damaged file may hold characters that cannot be encoded.
     return "\n".join([*lines, *problems, *notes]).encode(errors="backslashreplace").decode()
 
 
 def as_json(run: str | Path, checks: Iterable[Check]) -> dict[str, Any]:
-    """The same for programs."""
+    """The checks as JSON values."""
     described = [
         {"name": c.name, "summary": c.summary, "findings": [f._asdict() for f in c.findings]}
         for c in checks
@@ -75,7 +72,7 @@ def as_json(run: str | Path, checks: Iterable[Check]) -> dict[str, Any]:
 
 
 def first_few(values: Iterable[Any]) -> str:
-    """The first few of the values, and how many more there are.
+    """The first few values, and how many more there are.
 
     >>> first_few(range(7))
     '0, 1, 2, 3, 4 and 2 more'
@@ -86,9 +83,7 @@ def first_few(values: Iterable[Any]) -> str:
 
 
 def examine(run: str | Path) -> list[Check]:
-    """Everything that can be found out about a run without a device.
-
-    Reads all of its checkpoints and of its token cache.
+    """Checks a run without a device; reads all checkpoints and the whole token cache.
 
     Raises:
       FileNotFoundError: there is no such directory.
@@ -114,7 +109,7 @@ def examine(run: str | Path) -> list[Check]:
 
 
 def _check_config(run: Path) -> tuple[Check, Any]:
-    """The check, and the experiment where it can be built."""
+    """The check, and the experiment if it can be built."""
     from fope_jax.config import build_experiment
 
     path = run / CONFIG
@@ -140,14 +135,14 @@ def _check_config(run: Path) -> tuple[Check, Any]:
 
 
 class RowSchedule(NamedTuple):
-    """When training writes a train row: every so many steps, at saves, at the ends of stages."""
+    """When training writes a train row: every so many steps, at saves and at ends of stages."""
 
     log_every: int
     save_every: int
     stops: tuple[int, ...]
 
     def next_step(self, step: int) -> int | None:
-        """The step of the row that follows one of ``step``; None after the last.
+        """The step of the next row after ``step``; None after the last.
 
         >>> schedule = RowSchedule(log_every=3, save_every=4, stops=(5, 10))
         >>> [schedule.next_step(step) for step in (0, 3, 4, 5, 9, 10)]
@@ -160,7 +155,7 @@ class RowSchedule(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of a file: its number, its object or None, and whether it has an end."""
+    """A line of a file. ``row`` is None where it is not a JSON object."""
 
     number: int
     row: dict[str, Any] | None
@@ -169,18 +164,18 @@ class Line(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The step of its row; -1 where it has none."""
+        """The step of its row; -1 without one."""
         step = (self.row or {}).get("step")
         return step if isinstance(step, int) else -1
 
     @property
     def is_train(self) -> bool:
-        """Whether it holds a train row with its step."""
+        """Whether it holds a train row with a step."""
         return self.row is not None and self.row.get("kind") == "train" and self.step >= 0
 
 
 def read_lines(path: Path) -> Iterator[Line]:
-    """The lines of a file, those that cannot be read too."""
+    """All lines of a file, including those that are not JSON."""
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         try:
             row = json.loads(text)
@@ -190,7 +185,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 
 
 def _check_metrics(run: Path, schedule: RowSchedule | None, newest: int) -> Check:
-    """Rows are whole, finite, each step once, none left out up to the newest checkpoint."""
+    """Rows are whole, finite, once for each step, and complete up to the newest checkpoint."""
     path, findings = run / METRICS, []
     if not path.exists():
         findings = [Finding(f"{path} does not exist", "bring it back")] if newest else []
@@ -255,7 +250,7 @@ def _check_metrics(run: Path, schedule: RowSchedule | None, newest: int) -> Chec
 def _is_imported(run: Path) -> bool:
     try:
         return _IMPORTED in read_json(run / RUN)
-    except (ValueError, OSError, ImportError):  # `_check_config` says what is wrong with it
+    except (ValueError, OSError, ImportError):  # `_check_config` reports it
         return False
 
 
@@ -263,20 +258,20 @@ def _is_imported(run: Path) -> bool:
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """Steps whose checkpoints have a directory."""
+    """Steps that have a checkpoint directory."""
     directory = run / CHECKPOINTS
     paths = directory.iterdir() if directory.is_dir() else ()
     return sorted(int(path.name) for path in paths if path.name.isdecimal() and path.is_dir())
 
 
 def lock_owner(run: Path) -> str | None:
-    """Who writes into a run directory now, as far as can be told from here; None where nobody."""
+    """The process that writes into a run, in words; None if there is none."""
     owner = read_lock_owner(run)
     return f"written by {owner.text}" if owner is not None and is_owner_alive(owner) else None
 
 
 def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dict[str, Any]]]:
-    """The check, and what each sound checkpoint says of itself."""
+    """The check, and the metadata of each sound checkpoint."""
     from fope_jax.evaluate.fingerprint import check_fingerprint
     from fope_jax.storage.checkpoint import MANIFEST, CheckpointError, CheckpointStore
 
@@ -310,7 +305,7 @@ def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dic
 
 
 def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]]) -> Check:
-    """The token cache of each split is whole, and that which checkpoints were trained on."""
+    """The token cache of each split is whole, and the one that checkpoints were trained on."""
     from fope_jax.data import manifest as manifests
     from fope_jax.data.cache import open_cache
     from fope_jax.data.config import SPLITS
@@ -325,7 +320,7 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
             cache.verify()
             _ = cache.tokenizer
             caches.append(cache)
-        except (RuntimeError, ValueError, OSError) as error:  # of cache, mirror and tokenizer
+        except (RuntimeError, ValueError, OSError) as error:
             findings.append(Finding(f"{split}: {error}", build))
     if not caches:
         return Check("data", "no sound token cache", findings)
@@ -369,7 +364,7 @@ def _check_lineage(run: Path, is_finished: bool) -> Check:
 
 
 def _check_leftovers(run: Path) -> Check:
-    """What killed processes left, and who writes there now."""
+    """Temporary files and locks of killed processes, and the current writer."""
     directory, owner, findings = run / CHECKPOINTS, lock_owner(run), []
     paths = [*run.iterdir(), *(directory.iterdir() if directory.is_dir() else ())]
     names = sorted(p.name for p in paths if any(mark in p.name for mark in _TEMPORARY))

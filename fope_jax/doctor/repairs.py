@@ -1,4 +1,4 @@
-"""What can be put right in a run: by moving and copying, never by deleting."""
+"""Repairs of a run: files are moved and copied, never deleted."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from fope_jax.storage.paths import as_path, is_in_bucket
 
 
 def repair(run: str | Path) -> list[str]:
-    """Moves damaged checkpoints to the quarantine, and writes metrics.jsonl without what is wrong.
+    """Moves damaged checkpoints to the quarantine, and removes bad lines from metrics.jsonl.
 
-    Nothing is deleted: the metrics are copied to ``metrics.jsonl.bak-N`` first. Of several train
-    rows of one step the last stays.
-
-    Returns:
-      A line for each thing done.
+    The old metrics are copied to ``metrics.jsonl.bak-N`` first. Of several train rows of one step
+    the last stays. Returns a line for each thing done.
 
     Raises:
       ValueError: the run is in a bucket.
-      LockError: a process writes into it.
+      LockError: another process writes into it.
     """
     run = as_path(run)
     if is_in_bucket(run):
@@ -53,7 +50,7 @@ def _quarantine_checkpoints(run: Path) -> list[str]:
 
 
 def _repair_metrics(path: Path) -> list[str]:
-    """Leaves out lines without a row and earlier train rows of one step, and sorts train rows."""
+    """Drops unreadable lines and all but the last train row of a step, and sorts train rows."""
     lines = list(read_lines(path)) if path.exists() else []
     last = {line.step: line.number for line in lines if line.is_train}
     kept = [

@@ -1,7 +1,6 @@
-"""Whether the processes of a run were started alike, asked before the first step of any of them.
+"""Checks that the processes of a run were started alike.
 
-Hosts that differ would train together all the same: each would feed its rows of another batch into
-one program, or wait for ever in an operation that the others never come to.
+Processes that differ would train on rows of different batches, or wait forever in a collective.
 """
 
 from __future__ import annotations
@@ -19,19 +18,14 @@ from fope_jax.processes.agreement import check_equal_across_processes, software_
 def check_processes_agree(
     experiment: Experiment, request: Mapping[str, Any], splits: Iterable[str] = ("train",)
 ) -> None:
-    """Compares what all processes must share; a single process has nothing to compare.
+    """Compares what all processes must share; does nothing in a single process.
 
-    Args:
-      experiment: that this process would train or evaluate.
-      request: what else the command line asks for.
-      splits: of the token cache that are read.
+    ``request`` holds the values of the command line that are not in ``experiment``.
 
     Raises:
-      DistributedError: in every process, what differs and who has which value: a key of the
-        experiment, the request, our source, a package, devices, or the content of the token cache,
-        which also counts as different where one process has none.
+      DistributedError: in every process; lists what differs and which process has which value.
     """
-    if jax.process_count() == 1:  # it would read all of our source at each start for nothing
+    if jax.process_count() == 1:  # hashing the source would only slow the start
         return
     first = jax.local_devices()[0]
     values: dict[str, Any] = software_versions() | dict(request)
@@ -40,7 +34,7 @@ def check_processes_agree(
         f"({first.platform}), in {jax.process_count()} processes"
     )
     values |= flat_values(experiment)
-    values.pop("data.cache_dir")  # a host may keep the token cache elsewhere: content is compared
+    values.pop("data.cache_dir")  # the path may differ between hosts; the content may not
     for split in splits:
         try:
             values[f"token cache, {split}"] = open_cache(experiment.data, split).fingerprint

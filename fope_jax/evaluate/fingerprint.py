@@ -1,4 +1,4 @@
-"""The position fingerprint of a checkpoint: what is kept of it, and how it is compared."""
+"""The position fingerprint of a checkpoint: its metadata, and the check at restore."""
 
 from __future__ import annotations
 
@@ -25,11 +25,9 @@ TO_CHANGE = (
 def checkpoint_fingerprint(
     position: PositionEmbedding, shape: ModelShape, constants: Any
 ) -> tuple[Fingerprint, dict[str, str]]:
-    """The fingerprint of a model's effective position embedding, and what checkpoints keep of it.
+    """The fingerprint of a model's position embedding, and the metadata that a checkpoint keeps.
 
-    The metadata are ``position``, its hash; ``position_summary``; and ``position_method``, the hash
-    without the constants. ``constants`` are the model's, from ``split``; they may lie over several
-    devices.
+    ``position_method`` is the hash without ``constants``, which ``split`` gives and may be sharded.
     """
     variables = position_variables({}, jax.tree.map(gather_to_host, constants))
     effective = fingerprint(position, shape, variables)
@@ -51,14 +49,11 @@ def check_fingerprint(
     """Raises CheckpointError where a checkpoint was trained with another position embedding.
 
     Args:
-      metadata: of the checkpoint.
-      position: of the configuration.
-      shape: of the model.
-      constants: restored from the checkpoint; None compares method, knobs and frequencies alone,
+      metadata: of the checkpoint; ``where`` is its name.
+      position, shape: of the configuration.
+      constants: restored from the checkpoint. None compares method, knobs and frequencies only,
         before arrays are read whose shapes depend on them.
-      where: the checkpoint, for the message.
-      accept: hash of another position embedding that it may be read with, of method, knobs and
-        frequencies or of the arrays too; a warning takes the place of the error.
+      accept: hash, with or without constants, that gives a warning in place of the error.
     """
     if constants is None:
         key, expected = "position_method", fingerprint(position, shape)

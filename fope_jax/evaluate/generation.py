@@ -1,4 +1,4 @@
-"""From a model to its answers: greedy decoding, and the nats of given answers."""
+"""Greedy answers of a model, and the nats of given answers."""
 
 from __future__ import annotations
 
@@ -20,32 +20,27 @@ Answerer = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]  # see ``model_an
 
 
 def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
-    """The answerer of a Transformer: one jitted program for each shape.
-
-    A prompt is read once; everything after it goes on from its key cache.
+    """Makes the answerer of a model, jitted once for each shape.
 
     Args:
-      model: its arrays lie over ``mesh``, where one is given.
-      mesh: devices of all processes. Rows are shared out over its "data" and "fsdp" axes, filled
-        up with copies whose answers are left out; how the rest is cut up is left to the compiler.
+      model: its arrays are sharded over ``mesh``, if given.
+      mesh: devices of all processes. Rows are split over its "data" and "fsdp" axes.
 
     Returns:
-      (prompts, answers) -> (written, nats). Of whole ``prompts [B, T]`` and R ``answers [B, R, A]``
-      to each: ``written [B, A]`` int32, the most likely token after the prompt, and after each of
-      those written, -1 where the logits are not finite; and ``nats [B, R, A]`` float32 of each
-      token of each answer after the prompt.
+      ``(prompts [B, T], answers [B, R, A]) -> (written, nats)``: greedy tokens ``[B, A]`` int32, -1
+      where logits are not finite; and nats ``[B, R, A]`` float32 of each answer's tokens.
     """
     graphdef, params, constants = split(model)
 
     def answer(params: Any, constants: Any, prompts: Array, answers: Array) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
         count = answers.shape[2]
-        # Room for one token even where answers have a single one and nothing is read after it.
+        # The cache needs room for one token, even if nothing is read after one-token answers.
         hidden, cache, position = prefill(model, prompts, jnp.ones_like(prompts), max(1, count - 1))
         unembedding = model.unembedding_matrix()
 
         def answer_nats(answer: Array) -> Array:
-            """``[B, A]`` of one answer to each prompt."""
+            """Nats ``[B, A]`` of one answer to each prompt."""
             states = hidden[:, -1:]
             if count > 1:
                 positions = position + jnp.arange(count - 1, dtype=jnp.int32)

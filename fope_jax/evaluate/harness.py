@@ -4,14 +4,12 @@
     from fope_jax.evaluate.harness import harness_model
     lm_eval.simple_evaluate(model=harness_model("runs/fope"), tasks=["lambada_openai"])
 
-It answers as the harness's own model for Hugging Face does (``HFLM`` of lm-evaluation-harness
-0.4.13), except where that stops with an assertion or departs from what ``LM`` documents, see
-``TextModel``, which knows nothing of the harness.
+Scores are those of ``HFLM`` (lm-evaluation-harness 0.4.13), except where that fails an assertion or
+departs from what ``LM`` documents, see ``TextModel``.
 
-A text without a context is scored after the BOS token that ``evaluate.bos_token`` names, as it does
-for models that were trained with one elsewhere; else after the end-of-document token. With
-``packing = "documents"`` no model has seen text after that token in training, so the first tokens
-of such texts cost more than they would elsewhere.
+A text without a context is scored after ``evaluate.bos_token`` or the end-of-document token. With
+``packing = "documents"`` no text follows the latter in training: first tokens then have a higher
+loss.
 """
 
 from __future__ import annotations
@@ -42,25 +40,23 @@ from fope_jax.typing import Array
 
 log = logging.getLogger(__name__)
 
-MAX_NEW_TOKENS = 256  # where a task does not say how many; the harness's own default
-SHOWN = 60  # characters of a text that a message shows
-# Keys of a task's generation_kwargs: the number of tokens to write, of which the first one counts;
-# those that leave greedy decoding as it is with one value; and with any value.
+MAX_NEW_TOKENS = 256  # the harness's default
+SHOWN = 60  # characters of a text in a message
+# Keys of a task's generation_kwargs: the number of tokens (the first key present counts), keys
+# accepted with one value only, and keys that greedy decoding ignores.
 COUNT_KEYS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 NEUTRAL = {"num_beams": 1, "repetition_penalty": 1}
 IGNORED = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "seed", *COUNT_KEYS}
 
-# Rows of tokens with each row's text at its end: tokens, segments and targets [B, T] -> nats and
-# whether each target is the most likely token, [B, T].
+# (tokens, segments, targets), [B, T] each and padded left -> nats and hits [B, T].
 RowScorer = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any]]
-# Tokens and segments [B, T] of prompts that end together, and a number of tokens -> [B, count];
-# -1 from where on logits are not finite.
+# (tokens [B, T], segments [B, T], count) -> greedy tokens [B, count], -1 where not finite.
 Writer = Callable[[np.ndarray, np.ndarray, int], Any]
-Row = tuple[list[int], list[int]]  # a context, and the tokens that are scored after it
+Row = tuple[list[int], list[int]]  # context tokens, and the tokens scored after them
 
 
 def row_programs(model: Transformer) -> tuple[RowScorer, Writer]:
-    """The two programs that a model answers the harness with, jitted once a shape."""
+    """The jitted scorer and greedy decoder that ``TextModel`` calls."""
     scorer = model_scorer(model)
     graphdef, params, constants = split(model)
 
@@ -80,20 +76,16 @@ def row_programs(model: Transformer) -> tuple[RowScorer, Writer]:
 class TextModel:
     """Log-likelihoods of texts, and continuations of prompts.
 
-    Where a token spans the border of context and continuation, as ``Answer`` that of ``Ans`` and
-    ``wer``, the continuation is every token from the first one on that the context alone does not
-    have; the harness's own model cuts the joint tokens at the context's number of tokens. A text
-    that is scored whole follows one BOS token, which is not scored itself.
+    A continuation starts at the first joint token that the context alone does not have: ``Ans`` and
+    ``wer`` may share the token ``Answer``. ``HFLM`` cuts at the context's number of tokens instead.
 
     Attributes:
       score, write: see ``row_programs``.
-      tokenizer: of the model.
-      max_length: tokens that the model reads at once; longer contexts lose their beginning, BOS
-        with it, which is logged, and longer documents are read in windows. None reads everything
-        whole.
-      batch_tokens: upper bound of tokens in one forward pass; one row is always allowed.
-      bos: what a text without a context follows; None takes the end-of-document token.
-      add_bos: whether contexts begin with ``bos``, too.
+      max_length: most tokens read at once, None for no limit. Longer contexts lose their beginning,
+        BOS included, with a warning; longer documents are read in windows.
+      batch_tokens: most tokens in one forward pass; one row is always allowed.
+      bos: token before a text without a context, not scored; None takes the end-of-document token.
+      add_bos: whether contexts begin with ``bos`` too.
     """
 
     score: RowScorer
@@ -105,11 +97,11 @@ class TextModel:
     add_bos: bool = False
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """``log p(continuation | context)``, and whether greedy decoding writes it.
+        """``log p(continuation | context)``, and whether the continuation is greedy.
 
         Raises:
-          ValueError: a continuation that is empty, has no tokens or too many for ``max_length``, or
-            whose score is not finite; the message names the request.
+          ValueError: names the request whose continuation is empty, has no tokens or more than
+            ``max_length``, or whose score is not finite.
         """
         names = [
             f"request {number}, context {_abbreviate(context)}, continuation {_abbreviate(text)}"
@@ -121,7 +113,7 @@ class TextModel:
                 rows,
                 [
                     (context[max(0, len(context) + len(target) - 1 - self.max_length) :], target)
-                    for context, target in rows  # the last target is no input
+                    for context, target in rows  # the last target is not an input
                 ],
             )
             if cut := sum(a != b for a, b in zip(whole, rows, strict=True)):
@@ -137,10 +129,10 @@ class TextModel:
         return results
 
     def loglikelihood_rolling(self, texts: Sequence[str]) -> list[float]:
-        """``log p(text)``: every token once, after as many as fit into a window before it.
+        """``log p(text)``: each token once, with the context that fits into its window.
 
         Raises:
-          ValueError: a score that is not finite; the message names the request.
+          ValueError: names the request whose score is not finite.
         """
         results = []
         for number, text in enumerate(texts):
@@ -150,13 +142,10 @@ class TextModel:
         return results
 
     def generate(self, context: str, until: Sequence[str], count: int) -> str:
-        """What greedy decoding writes after ``context``: ``count`` tokens at most.
-
-        An end of document ends it, and so do the texts ``until``, looked for one after the other;
-        they and what follows is left out.
+        """At most ``count`` greedy tokens as text, up to an end of document or text of ``until``.
 
         Raises:
-          ValueError: no room for a prompt in ``max_length``, or logits that are not finite.
+          ValueError: ``max_length`` leaves no room for a prompt, or logits are not finite.
         """
         tokens = self._encode_context(context) or [self._first_token]
         longest = None if self.max_length is None else self.max_length - count
@@ -190,12 +179,10 @@ class TextModel:
 
     @property
     def _first_token(self) -> int:
-        """What a text without a context follows."""
         return self.tokenizer.eos_id if self.bos is None else self.bos.id
 
     def _encode_text(self, text: str) -> list[int]:
-        """Tokens of a text from its beginning, with what the tokenizer itself puts before it."""
-        if self.bos and self.add_bos:  # one written in the text is not added twice
+        if self.bos and self.add_bos:  # else a BOS token written in the text would count twice
             text = text.removeprefix(self.bos.token)
         return list(self.tokenizer.encode(self.tokenizer.prefix + text)) if text else []
 
@@ -204,11 +191,7 @@ class TextModel:
         return first + self._encode_text(text)
 
     def _encode(self, context: str, continuation: str, where: str) -> Row:
-        """Both in the tokens of their joint text.
-
-        White space at the context's end goes to the continuation, and so does every token of the
-        context from the first one on that is another in the joint text.
-        """
+        """Splits the joint tokens where they first differ from the context's."""
         if not continuation:
             raise ValueError(f"{where}: the continuation is empty; there is nothing to score")
         joint = self._encode_context(context + continuation)
@@ -226,9 +209,9 @@ class TextModel:
         return joint[:shared] or [self._first_token], joint[shared:]
 
     def _score_rows(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
-        """Log-likelihood of each row's targets after its context, and whether all are greedy."""
+        """Log-likelihood of each row's targets, and whether all of them are greedy."""
         results = [(0.0, True)] * len(rows)
-        groups: dict[int, list[int]] = {}  # numbers of the rows of each padded length
+        groups: dict[int, list[int]] = {}  # padded length -> indices of rows
         for number, (context, target) in enumerate(rows):
             size = _padded_length(len(context) + len(target) - 1, self.max_length)
             groups.setdefault(size, []).append(number)
@@ -236,7 +219,7 @@ class TextModel:
             count = max(1, self.batch_tokens // size)
             for start in range(0, len(members), count):
                 numbers = members[start : start + count]
-                # Copies fill a batch up to a power of two, so that few shapes are compiled.
+                # Pad the batch with copies to a power of two, so that few shapes are compiled.
                 filled = np.resize(numbers, _padded_length(len(numbers), count, least=1))
                 joined = [[*rows[i][0], *rows[i][1]] for i in filled]
                 pad = self.tokenizer.pad_id
@@ -251,13 +234,12 @@ class TextModel:
 
 
 def _abbreviate(text: str) -> str:
-    """``text`` for a message, its middle left out where it is long."""
     half = SHOWN // 2
     return repr(text if len(text) <= SHOWN else f"{text[:half]} ... {text[-half:]}")
 
 
 def _check_finite(total: float, where: str) -> None:
-    """Raises ValueError for NaN or infinity, which would count as right in a task's accuracy."""
+    """Raises ValueError for NaN or infinity, which the harness would count as a correct answer."""
     if not math.isfinite(total):
         raise ValueError(
             f"{where}: the log-likelihood is {total}; the model's logits are not finite there"
@@ -265,7 +247,7 @@ def _check_finite(total: float, where: str) -> None:
 
 
 def _padded_length(length: int, most: int | None, least: int = 16) -> int:
-    """The next power of two, so that rows of all lengths need few programs; at most ``most``.
+    """The next power of two, at most ``most``, so that few shapes are compiled.
 
     >>> _padded_length(17, None), _padded_length(17, 20), _padded_length(1, None)
     (32, 20, 16)
@@ -275,7 +257,7 @@ def _padded_length(length: int, most: int | None, least: int = 16) -> int:
 
 
 def _pad_left(rows: Sequence[Sequence[int]], size: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segments ``[B, size]``, each row filled up from its beginning."""
+    """Tokens and segments ``[B, size]``, padded on the left."""
     tokens = np.full((len(rows), size), pad, np.int32)
     segments = np.zeros((len(rows), size), np.int32)
     for i, row in enumerate(rows):
@@ -284,9 +266,7 @@ def _pad_left(rows: Sequence[Sequence[int]], size: int, pad: int) -> tuple[np.nd
 
 
 def rolling_windows(tokens: Sequence[int], prefix: int, length: int | None) -> Iterator[Row]:
-    """Windows that score every token once, each with one token or more before it.
-
-    All are full of tokens to be scored but the last, which is filled up with context.
+    """Windows that score every token once, each after at least one token.
 
     >>> list(rolling_windows([5, 6, 7, 8, 9], prefix=1, length=2))
     [([1], [5, 6]), ([6], [7, 8]), ([7, 8], [9])]
@@ -309,20 +289,15 @@ def load_text_model(
     batch_tokens: int | None = None,
     add_bos_token: bool | None = None,
 ) -> TextModel:
-    """The model of a run, with the tokenizer of its token cache.
+    """Loads the model of a run with the tokenizer of its token cache.
 
-    Args:
-      workdir: a run.
-      step: which checkpoint; None takes the newest valid one.
-      max_length, batch_tokens: see ``TextModel``; None takes what the position embedding is defined
-        for, and that of the run's ``evaluate`` section.
-      add_bos_token: whether contexts begin with the run's ``evaluate.bos_token``; None takes
-        ``evaluate.add_bos_token``.
+    Defaults: the newest valid ``step``; as ``max_length`` the limit of the position embedding; for
+    the rest the run's ``evaluate`` section. Settings are those of ``TextModel``.
 
     Raises:
       NonFiniteError: weights are not finite.
-      ValueError: ``max_length`` is beyond what the position embedding is defined for, a tokenizer
-        of more tokens than the model, or a BOS token that is none.
+      ValueError: ``max_length`` exceeds the limit of the position embedding, the tokenizer has more
+        tokens than the model, or the BOS token is unknown.
     """
     experiment, model, step, _ = load_run(workdir, step)
     limit = experiment.position.limits.max_length
@@ -358,7 +333,7 @@ def load_text_model(
 
 
 def harness_model(workdir: str | Path, step: int | None = None, **settings: Any) -> Any:
-    """An ``lm_eval.api.model.LM`` of a run; arguments are those of ``load_text_model``.
+    """An ``lm_eval.api.model.LM`` of a run; arguments as for ``load_text_model``.
 
     Raises:
       ImportError: the harness is not installed; the message holds the pip line.
@@ -368,7 +343,7 @@ def harness_model(workdir: str | Path, step: int | None = None, **settings: Any)
 
 
 def as_harness_model(base: Any, model: TextModel) -> Any:
-    """``model`` behind the methods of ``base``, the harness's LM."""
+    """Wraps ``model`` as a subclass of ``base``, the harness's LM."""
 
     class RunLM(base):
         def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
@@ -385,10 +360,10 @@ def as_harness_model(base: Any, model: TextModel) -> Any:
 
 
 def generation_settings(settings: dict[str, Any]) -> tuple[Sequence[str], int]:
-    """The texts that end an answer and its most tokens, of a task's generation_kwargs.
+    """The stop texts and the most tokens, from a task's generation_kwargs.
 
     Raises:
-      ValueError: a setting that greedy decoding does not have; the message names it.
+      ValueError: a setting that greedy decoding does not support; the message names it.
     """
     samples = settings.get("do_sample")
     if samples or (samples is None and settings.get("temperature")):

@@ -1,4 +1,4 @@
-"""Rows of metrics.jsonl that evaluation writes: replaced as a whole, never twice in the file."""
+"""Reads and replaces the rows of metrics.jsonl that evaluation writes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a metrics file, none where there is no file.
-
-    A last line without an end was cut off when its writer was killed and is left out.
+    """The rows of a metrics file; none without a file. A last line that was cut off is left out.
 
     Raises:
-      ValueError: another line is no JSON object, with its number.
+      ValueError: another line is not a JSON object; names its number.
     """
     return [row for _, row in read_json_lines(path)] if path.exists() else []
 
@@ -32,13 +30,9 @@ def read_rows(path: Path) -> list[Row]:
 def replace_rows(
     path: Path, replaced: Callable[[Row], bool], rows: Iterable[Mapping[str, Any]]
 ) -> int:
-    """Writes ``rows`` in place of those for which ``replaced`` is true, all or nothing.
+    """Replaces the rows for which ``replaced`` is true, all or nothing; returns how many they were.
 
-    The new file takes the old one's name only when it is on disk. No other process may write the
-    file meanwhile: what it appends to the old file would be lost.
-
-    Returns:
-      How many rows were replaced.
+    No other process may append meanwhile: its rows would be lost.
     """
     before = read_rows(path)
     kept = [row for row in before if not replaced(row)]

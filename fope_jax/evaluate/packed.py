@@ -1,22 +1,17 @@
-"""Perplexity of packed documents: chunks as in the paper's code, and what resets change.
+"""Perplexity of packed documents, in chunks.
 
-The documents of a split lie one after the other, each with its end-of-document token. The stream
-is cut into blocks, and each block into chunks of ``context`` tokens, for every context.
+The documents of a split are joined, each with its end-of-document token. Evenly spaced blocks of
+the stream are cut into chunks of ``context`` tokens, for every context.
 
-Protocol ``chunks``: what the released code of the paper does (Hua et al. 2025; its evaluation is
-that of OLMo). A chunk of T tokens is read by itself as one sequence, with positions 0 to T - 1 and
-documents not told apart. Its first token has nothing before it and is not scored; T - 1 of T
-tokens are, so contexts differ in what they score. The released code takes every chunk of the file
-but those that fill no batch; here evenly spaced blocks are taken, and the stream's tail is left.
+- ``chunks`` is the evaluation of the paper's code (Hua et al. 2025, from OLMo), which scores all
+  chunks. A chunk of T tokens is one segment at positions 0 to T - 1. Its first token is not scored,
+  so contexts differ in what they score.
+- ``document-resets`` and ``no-resets`` score blocks that hold a border between documents, with and
+  without segments and positions that restart at each document. The last token of a chunk predicts
+  the token after it, so all tokens but the first of a document are scored at every context.
 
-Protocols ``document-resets`` and ``no-resets``: chunks of blocks in which documents meet, once with
-positions and segments that begin anew at each document and once without. Each token of a chunk
-predicts the one after it, the last one too, so that the same tokens are scored at every context:
-all but the first of a document, which nothing of its own predicts.
-
-With ``bos``, a token for the beginning of a sequence, a chunk begins with it in place of its first
-token. With resets each document in it does too, in place of the end-of-document token before it,
-which then is a target alone.
+With ``bos`` a chunk begins with that token in place of its first. With resets each document does
+too, in place of the end-of-document token before it, which is then only a target.
 """
 
 from __future__ import annotations
@@ -46,18 +41,14 @@ def check_chunks(contexts: Sequence[int]) -> None:
 def score_chunks(
     scorer: Scorer, cache: Any, *, contexts: Sequence[int], num_blocks: int, **settings: Any
 ) -> tuple[list[Row], Windows]:
-    """Scores blocks of the stream in chunks of each context, as the paper's code does.
-
-    Args:
-      contexts: tokens of a chunk. A block has as many as their least common multiple.
-      num_blocks: blocks wanted, evenly spaced; more than there are takes all.
+    """Scores blocks in chunks of each context. A block is their least common multiple of tokens.
 
     Returns:
-      Rows for each context and document with ``context, scored_per_window``, where ``windows``
-      counts chunks with a scored token of the document; and the blocks.
+      Rows for each context and document with ``context, scored_per_window``, and the blocks.
+      ``windows`` counts chunks with a scored token of the document.
 
     Raises:
-      ValueError: a context below 2 tokens, or the stream has no whole block.
+      ValueError: a context is below 2 tokens, or the stream has no whole block.
     """
     check_chunks(contexts)
     blocks = place_blocks(cache.documents, length=math.lcm(*contexts), total=num_blocks)
@@ -73,16 +64,12 @@ def score_resets(
     reset: bool,
     **settings: Any,
 ) -> tuple[list[Row], Windows]:
-    """Scores blocks in which documents meet, with or without a new beginning at each document.
+    """As ``score_chunks``, for blocks that hold a border between documents.
 
-    As ``score_chunks``, with ``num_blocks`` of the blocks in which documents meet.
-
-    Args:
-      reset: whether each document in a chunk is a segment with positions from 0, which sees no
-        other; otherwise the chunk is one segment.
+    ``reset``: whether each document in a chunk is a segment with positions from 0.
 
     Raises:
-      ValueError: no block in which documents meet.
+      ValueError: no block holds a border between documents.
     """
     length = math.lcm(*contexts)
     blocks = place_blocks(cache.documents, length=length, total=num_blocks, require_boundary=True)
@@ -106,7 +93,7 @@ def _score_blocks(
         begin = (blocks[:, None] + np.arange(0, length, context)).ravel()
 
         def locate(i: int, begin=begin, context=context) -> TokenIndex:
-            # With a BOS token a document begins one token earlier, where that stands.
+            # With a BOS token a document begins one token earlier: BOS replaces that token.
             return packed_positions(starts - (bos is not None), begin[i], context)
 
         settings["locate"] = locate if name == "document-resets" else None
@@ -114,7 +101,7 @@ def _score_blocks(
         scores = score_in_cache(scorer, cache, begin, context, context, **settings)
         at = begin[:, None] + 1 + np.arange(context)  # [W, T] index of each target in the cache
         document = np.searchsorted(starts, at, side="right") - 1
-        if name == "chunks":  # the last token of a chunk has no target in it
+        if name == "chunks":  # the target of a chunk's last token lies outside the chunk
             document[:, -1] = -1
         else:
             document[starts[document] == at] = -1
@@ -126,15 +113,10 @@ def _score_blocks(
 
 
 def packed_positions(starts: np.ndarray, begin: int, context: int) -> TokenIndex:
-    """Positions and segments ``[T]`` of a chunk whose documents each begin anew, as in training.
+    """Positions and segments ``[T]`` of a chunk, restarting at each document as in training.
 
-    Positions count from the beginning of the document or, where that lies before the chunk, of the
+    ``starts [D]`` int64 and ``begin`` are indices in the cache: first tokens of documents and
     chunk.
-
-    Args:
-      starts: ``[D]`` int64, where each document begins in the cache.
-      begin: where the chunk does.
-      context: tokens of the chunk T.
 
     >>> positions, segments = packed_positions(np.array([0, 12, 14]), 10, 6)
     >>> positions.tolist(), segments.tolist()

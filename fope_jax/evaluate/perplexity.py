@@ -1,31 +1,20 @@
-"""Loss against context length and loss by position: sums of nats inside held-out documents.
+"""Loss by context length and by position, within held-out documents.
 
-Protocol ``same-tokens``: the same targets are scored at every context length, and only the text
-before them grows. A difference between two lengths is then the effect of the context alone.
+- ``same-tokens`` scores the same targets at every context length. Only the text before them grows,
+  so a difference is the effect of the context.
+- ``long-window`` scores every target of a long window, by position. Buckets of positions hold
+  different tokens: compare variants within a bucket.
+- ``from-start`` reads documents from their first token, so a position is the distance since the
+  document's start. Far buckets hold only the longer documents.
 
-Protocol ``long-window``: every target of a long window is scored once, sorted by its position.
-Buckets of positions hold different tokens, so only variants are comparable at a bucket, and
-buckets of one variant only as far as the text is alike throughout a document.
+The first token of a window is not scored. ``bos`` replaces it, so the same tokens are scored; in
+``from-start`` it precedes the text, and all of that is scored. The end-of-document token is 0
+bytes.
 
-Protocol ``from-start``: documents are read from their first token, so that a target's position is
-its distance since the document's start. A document shorter than the window is scored to its end;
-far buckets hold the longer documents alone.
-
-Windows begin with a token of the text, which is read and not scored. With ``bos``, a token for the
-beginning of a sequence, they begin with that in its place, so that a window has as many tokens and
-the same ones are scored; only ``from-start`` puts it before the text, and scores all of that. The
-end-of-document token is a token of the text, of 0 bytes.
-
-All protocols on text, those of ``sliding`` and ``packed`` as well, take
-
-- ``scorer``, the model, and ``cache``: ``documents``, ``tokens(start, stop)`` and ``tokenizer``
-  with ``token_bytes``;
-- ``settings`` of ``score_windows``: ``batch_tokens``, an upper bound of the tokens in one forward
-  pass; ``progress``, called as ``progress(batches, desc=...)`` (``tqdm``); and ``bos``, the token
-  that windows begin with, None for the text's own tokens;
-
-and return rows with the sums of each document, ``windows, nats, tokens, bytes, correct, document``
-beside fields of their own, and the ``Windows``, which name the documents too short.
+All text protocols (``sliding`` and ``packed`` too) take lengths in tokens, the largest number of
+windows, blocks or documents (evenly spaced), and as ``settings`` the ``batch_tokens``, ``progress``
+and ``bos`` of ``score_windows``. They return the windows, and rows of sums for each document:
+``windows, nats, tokens, bytes, correct, document`` and the fields that each names.
 """
 
 from __future__ import annotations
@@ -65,19 +54,17 @@ def document_rows(
     cache: Any,
     first: np.ndarray | None = None,
 ) -> list[Row]:
-    """One row for each document, with the sums over its targets, in the order of the cache.
+    """One row for each document with the sums over its targets, in the order of the cache.
 
     Args:
-      fields: of every row.
-      document: ``[W]`` or ``[W, S]`` int, index of the document of each window or target; a target
-        of document -1 is not scored.
+      fields: fields of every row.
+      document: ``[W]`` or ``[W, S]`` int, document of each window or target; -1 is not scored.
       nats, hits, targets: ``[W, S]``.
-      cache: names the documents, and says the bytes of a token.
-      first: ``[W, S]`` bool, which targets are the first token of their document, where any may be:
-        it stands for the tokenizer's prefix as well, which is none of the document's text.
+      first: ``[W, S]`` bool, targets that are the first token of their document. Bytes of the
+        tokenizer's prefix, which that token includes, are subtracted.
 
     Returns:
-      Rows ``**fields, windows, nats, tokens, bytes, correct, document``; ``windows`` counts those
+      Rows ``**fields, windows, nats, tokens, bytes, correct, document``. ``windows`` counts windows
       with a scored target of the document.
     """
     owners = np.broadcast_to(document.reshape(len(nats), -1), nats.shape).ravel()
@@ -107,7 +94,7 @@ def bucket_rows(
     cache: Any,
     first: np.ndarray | None = None,
 ) -> list[Row]:
-    """``document_rows`` of each bucket of positions; the fields are ``context`` and ``bucket``."""
+    """``document_rows`` for each bucket of positions, with fields ``context`` and ``bucket``."""
     rows = []
     document = np.broadcast_to(document.reshape(len(nats), -1), nats.shape)
     for start, stop in position_buckets(context, training_length):
@@ -120,7 +107,7 @@ def bucket_rows(
 def score_in_cache(
     scorer: Scorer, cache: Any, begin: np.ndarray, context: int, scored: int, **settings: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``score_windows`` of those that begin at ``begin [W]`` in a cache: nats, hits, targets."""
+    """nats, hits and targets of windows that begin at ``begin [W]`` in the cache."""
 
     def read(i: int) -> np.ndarray:
         return cache.tokens(begin[i], begin[i] + context + 1)
@@ -139,13 +126,7 @@ def score_same_tokens(
     num_windows: int,
     **settings: Any,
 ) -> tuple[list[Row], Windows]:
-    """Scores the same targets with each number of tokens before them.
-
-    Args:
-      contexts: window lengths in tokens. Targets are chosen so that the longest fits into their
-        document.
-      scored: targets scored at the end of each window, at most the shortest context.
-      num_windows: windows wanted over all documents.
+    """Scores the ``scored`` last targets of windows, the same ones at every context.
 
     Returns:
       Rows for each context and document with ``context, scored_per_window``.
@@ -178,15 +159,11 @@ def score_positions(
     num_windows: int,
     **settings: Any,
 ) -> tuple[list[Row], Windows]:
-    """Scores every target of long windows, and sums by position of the token that predicts it.
-
-    Args:
-      context: tokens of a window.
-      training_length: tokens the model was trained on; an edge between two buckets.
-      num_windows: windows wanted over all documents; none overlap.
+    """Scores every target of long windows, by the position of the token that predicts it.
 
     Returns:
-      Rows for each bucket of positions ``[start, stop)`` and document with ``context, bucket``.
+      Rows for each bucket and document with ``context, bucket``. A bucket is ``[start, stop)``;
+      ``training_length`` is an edge between two.
     """
     windows = place_windows(cache.documents, longest=context, scored=context, total=num_windows)
     begin, desc = windows.stop - context - 1, f"by position, window {context}"
@@ -204,16 +181,7 @@ def score_from_start(
     bos: int | None = None,
     **settings: Any,
 ) -> tuple[list[Row], Windows]:
-    """Scores documents from their beginning, and sums by distance since it.
-
-    Args:
-      context: tokens read of a document at most; the rest of a longer one is not scored.
-      training_length: tokens the model was trained on; an edge between two buckets.
-      num_documents: documents wanted, evenly spaced; more than there are takes all.
-
-    Returns:
-      Rows as of ``score_positions``, for the buckets that a document reaches; and a window for
-      each document, which name the documents that have no second token.
+    """Scores documents from their first token. Returns rows as of ``score_positions``.
 
     Raises:
       ValueError: no document has two tokens.
@@ -228,7 +196,7 @@ def score_from_start(
             f"none of {len(documents)} documents has 2 tokens, one to read and one to score"
         )
     start, length = np.asarray(documents["start"], np.int64)[chosen], lengths[chosen]
-    texts = np.zeros((len(chosen), context + 1), np.int32)  # what fills a row up is not scored
+    texts = np.zeros((len(chosen), context + 1), np.int32)  # padding is not scored
     for row, begin, size in zip(texts, start, length, strict=True):
         row[:size] = [*before, *cache.tokens(begin, begin + size - len(before))]
     sizes, desc = {"context": context, "scored": context}, f"from the start, window {context}"
@@ -237,7 +205,7 @@ def score_from_start(
     )
     document = np.where(np.arange(1, context + 1) < length[:, None], chosen[:, None], -1)
     first = np.zeros(document.shape, bool)
-    first[:, 0] = bos is not None  # then the first target is the first token of its document
+    first[:, 0] = bos is not None  # BOS then predicts the first token of the document
     scores = nats, hits, texts[:, 1:]
     rows = bucket_rows(context, training_length, document, *scores, cache, first)
     too_short = tuple(str(name) for name in documents["name"][lengths < 2])

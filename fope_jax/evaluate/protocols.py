@@ -1,4 +1,4 @@
-"""The nine protocols: what each measures, and which of them an experiment asks for."""
+"""The nine protocols, and the ones that an experiment asks for."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ log = logging.getLogger(__name__)
 NO_BOS = "no BOS token is added"
 FIRST_TOKEN = f"{NO_BOS}; the first token of a window is read and not scored"
 PASSKEY, RETRIEVAL = "passkey", "retrieval"
-TRIAL_SEED = 0  # one seed for all runs: every variant is asked the same
+TRIAL_SEED = 0  # the same for all runs: every variant gets the same trials
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Something to measure on one checkpoint.
+    """A measurement on one checkpoint.
 
     Attributes:
-      kind: of its rows.
-      identity: fields that all its rows share and no other protocol's of that kind.
-      settings: everything else that its numbers depend on, JSON values.
-      run: scorer -> (rows, where its windows are or None).
-      is_generative: ``run`` gets an ``Answerer`` in place of a scorer.
-      bos: what stands before the first token of a window, in words.
-      bos_token: the name of the BOS token that windows begin with; None where there is none.
+      kind: ``kind`` of its rows.
+      identity: fields of all its rows, unique among the protocols of that kind.
+      settings: everything else that its numbers depend on, as JSON values.
+      run: (scorer, progress) -> (rows, windows or None).
+      is_generative: ``run`` takes an ``Answerer`` instead of a scorer.
+      bos: how windows begin, in words.
+      bos_token: name of the BOS token that windows begin with, None without one.
     """
 
     kind: str
@@ -61,16 +61,15 @@ class Protocol:
 
     @property
     def row_fields(self) -> dict[str, Any]:
-        """Fields of all its rows; a curve has only rows with a BOS token or only rows without."""
+        """Fields of all its rows. ``bos_token`` keeps rows with and without BOS in two curves."""
         return self.identity | ({"bos_token": self.bos_token} if self.bos_token else {})
 
     @property
     def label(self) -> str:
-        """For messages: ``same-tokens (validation)``."""
         return "{} ({})".format(*self.identity.values())
 
     def with_bos(self, bos: Bos | None, beginning: str) -> Protocol:
-        """With windows that begin with a BOS token, as ``beginning`` says, where there is one."""
+        """This protocol with BOS at the start of its windows, described by ``beginning``."""
         if bos is None:
             return self
         settings = self.settings | {"bos_token": bos.token}
@@ -78,7 +77,7 @@ class Protocol:
         return dataclasses.replace(self, settings=settings, bos=words, bos_token=bos.token)
 
     def owns(self, row: Row, step: int) -> bool:
-        """Whether ``row`` is one of this protocol's at ``step``, with or without a BOS token."""
+        """Whether ``row`` belongs to this protocol at ``step``, with or without BOS."""
         return (
             row.get("kind") in (self.kind, "protocol")
             and row.get("step") == step
@@ -93,11 +92,11 @@ class TextProtocol(NamedTuple):
     """How a protocol on text is made.
 
     Attributes:
-      kind: of its rows.
-      score: (scorer, cache, **settings, batch_tokens, progress, bos) -> (rows, windows). The names
-        of its settings are those of its arguments, the values are in ``_text_protocol``.
+      kind: ``kind`` of its rows.
+      score: (scorer, cache, **settings, batch_tokens, progress, bos) -> (rows, windows). Its
+        argument names select its settings from the values in ``_text_protocol``.
       check: (cache, settings); raises ValueError before any device work.
-      beginning: what stands before the first token of a window where a BOS token is added.
+      beginning: text for ``Protocol.bos`` where a BOS token is added.
     """
 
     kind: str
@@ -139,13 +138,13 @@ PROTOCOLS = (*TEXT_PROTOCOLS, PASSKEY, RETRIEVAL)
 
 
 def protocol_names(wanted: Sequence[str]) -> tuple[str, ...]:
-    """The names in ``wanted``, each once and in the order of ``PROTOCOLS``; "all" stands for all.
+    """The names in ``wanted`` or, for "all", all names, in the order of ``PROTOCOLS``.
 
     >>> protocol_names(("passkey", "chunks"))
     ('chunks', 'passkey')
 
     Raises:
-      ValueError: a name that is none.
+      ValueError: an unknown name.
     """
     for name in wanted:
         if name not in (*PROTOCOLS, "all"):
@@ -164,16 +163,14 @@ def plan_protocols(
     """The protocols that an experiment's ``evaluate`` section asks for, checked before any work.
 
     Args:
-      experiment: of the run.
-      data_fingerprint: of the token cache that the model was trained on; None for imported
-        weights, which were trained elsewhere.
-      wanted: names of ``PROTOCOLS`` or "all", in place of ``evaluate.protocols``. What cannot run
-        is an error where it is named, and a warning where it is one of "all". "retrieval" without
-        ``evaluate.retrieval_tasks`` is all tasks that fit.
+      data_fingerprint: of the token cache used in training; None for imported weights.
+      wanted: names of ``PROTOCOLS``, or "all", in place of ``evaluate.protocols``. A protocol that
+        cannot run is an error if named, and a warning if part of "all". "retrieval" without
+        ``evaluate.retrieval_tasks`` means all tasks that fit.
 
     Raises:
-      ValueError: an unknown protocol, a length beyond what the position embedding is defined for,
-        or too short for a protocol, or a token cache that is not the one of training.
+      ValueError: an unknown protocol, a length that the position embedding or a protocol does not
+        allow, or another token cache than in training.
     """
     settings = experiment.evaluate
     asked = settings.protocols if wanted is None else wanted
@@ -195,7 +192,7 @@ def plan_protocols(
     check_vocabulary(tokenizer.vocab_size, experiment.model)
     bos = find_bos(tokenizer, settings.bos_token) if settings.add_bos_token else None
 
-    # Protocols in order: label, whether it must run, and how it is made.
+    # (label, is_required, make) of each protocol, in order.
     planned: list[tuple[str, bool, Callable[[], Protocol]]] = []
     texts = {name: caches[name] for name in settings.splits}
     held_out = [read_held_out(source, tokenizer, experiment.data) for source in settings.texts]
@@ -234,14 +231,14 @@ def plan_protocols(
 
 
 def _num_windows(name: str, config: EvaluateConfig) -> int:
-    """Windows, blocks or documents that a protocol on text scores; 0 leaves it out."""
+    """Windows, blocks or documents of a text protocol; 0 leaves it out."""
     return config.num_windows if name == "same-tokens" else config.position_windows
 
 
 def _text_protocol(
     name: str, experiment: Experiment, cache: Any, split: str, contexts: list[int], bos: Bos | None
 ) -> Protocol:
-    """A protocol on one text; ValueError where its settings or the text do not allow it."""
+    """A protocol on one text; ValueError where its settings or the text are unfit."""
     config, length = experiment.evaluate, experiment.train.length
     amount = _num_windows(name, config)
     values = {
@@ -272,7 +269,7 @@ def _text_protocol(
 def _trial_protocol(
     kind: str, name: str, experiment: Experiment, cache: Any, contexts: list[int], bos: Bos | None
 ) -> Protocol:
-    """A passkey template or a retrieval task; ValueError where it does not fit."""
+    """A protocol on trials; ValueError where a context is too short for them."""
     settings, tokenizer = experiment.evaluate, cache.tokenizer
     if kind == PASSKEY and name not in TEMPLATES:
         raise ValueError(

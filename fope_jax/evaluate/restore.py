@@ -1,4 +1,4 @@
-"""From the directory of a run to its trained model."""
+"""Loads the trained model of a run from its directory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class LoadedRun(NamedTuple):
-    """A trained model, after ``step`` updates, with its config.json and run.json."""
+    """A trained model after ``step`` updates, with the contents of config.json and run.json."""
 
     experiment: Experiment
     model: Transformer
@@ -42,8 +42,8 @@ def read_experiment(workdir: Path) -> Experiment:
     """The experiment that a run's config.json describes.
 
     Raises:
-      FileNotFoundError: there is no run; the message says what is there instead.
-      ConfigError: config.json is not one of ours, or holds a value that is not accepted.
+      FileNotFoundError: not a run; the message says what the path is instead.
+      ConfigError: config.json was not written by fope, or holds a value that is not accepted.
     """
     path = workdir / "config.json"
     if not path.is_file():
@@ -61,7 +61,6 @@ def read_experiment(workdir: Path) -> Experiment:
 
 
 def _describe_other_path(path: Path) -> str:
-    """What a path without a config.json is, and what to do."""
     parent_is_run = (path.parent / "config.json").is_file()
     has_manifest = (path / "manifest.json").is_file()
     if path.exists() and not path.is_dir():
@@ -79,10 +78,10 @@ def _describe_other_path(path: Path) -> str:
 
 
 def warn_where_bos_is_unknown(workdir: str | Path) -> None:
-    """Warns of weights imported before it was kept whether they were trained with a BOS token."""
+    """Warns of imported weights whose config.json does not say if they were trained with BOS."""
     workdir = as_path(workdir)
     info = workdir / "run.json"
-    if not (info.is_file() and "kept" in read_json(info)):  # the key of imported weights
+    if not (info.is_file() and "kept" in read_json(info)):  # only imported runs have this key
         return
     if "add_bos_token" not in read_json(workdir / "config.json").get("evaluate", {}):
         log.warning(
@@ -95,7 +94,7 @@ def warn_where_bos_is_unknown(workdir: str | Path) -> None:
 
 
 def find_step(workdir: Path, store: CheckpointStore, step: int | None) -> int:
-    """``step``, or the newest valid one where it is None."""
+    """``step``, or the newest valid step where it is None."""
     step = store.latest_valid_step() if step is None else step
     if step is None:
         raise FileNotFoundError(
@@ -111,19 +110,15 @@ def load_run(
     mesh: Mesh | None = None,
     accept_position: str | None = None,
 ) -> LoadedRun:
-    """Rebuilds the model of a run from its directory alone.
+    """Loads the model of a run: directory with config.json, run.json and checkpoints.
 
-    Args:
-      workdir: directory with config.json, run.json and checkpoints.
-      step: which checkpoint; None takes the newest valid one.
-      mesh: devices that its arrays are laid out over; None puts all on the first one.
-      accept_position: see ``check_fingerprint``.
+    Defaults: the newest valid ``step``, and arrays on the first device. With ``mesh`` they are
+    sharded over it. For ``accept_position`` see ``check_fingerprint``.
 
     Raises:
       FileNotFoundError: no config.json, or no valid checkpoint.
-      CheckpointError: arrays that do not fit the model that config.json describes, or the
-        checkpoint's position fingerprint is not that of the restored model.
-      ValueError: the model cannot be cut over the mesh.
+      CheckpointError: arrays do not fit the model, or the position fingerprint differs.
+      ValueError: the model cannot be sharded over the mesh.
     """
     workdir = as_path(workdir)
     experiment = read_experiment(workdir)
@@ -131,7 +126,7 @@ def load_run(
         step = find_step(workdir, store, step)
         metadata, where = store.metadata(step), f"{workdir}, step {step}"
         position, shape = experiment.position, experiment.model.shape
-        # Before arrays are read whose shapes depend on the position embedding.
+        # First without arrays: their shapes depend on the position embedding.
         check_fingerprint(metadata, position, shape, None, where, accept_position)
         graphdef, params, constants = _abstract_model(experiment)
         arrays = {"params": params, "constants": constants}
@@ -149,24 +144,19 @@ def load_run(
 
 
 def evaluation_graphdef(experiment: Experiment) -> nnx.GraphDef:
-    """The model of ``experiment`` without its arrays, as evaluation runs it."""
+    """The model of ``experiment`` without its arrays, with the attention backend of evaluation."""
     return _abstract_model(experiment)[0]
 
 
 def _abstract_model(experiment: Experiment) -> tuple[nnx.GraphDef, Any, Any]:
     config = experiment.model
-    if config.attention in FUSED_BACKENDS:  # made for the platform and lengths of training
+    if config.attention in FUSED_BACKENDS:  # they may not support this platform and these lengths
         config = dataclasses.replace(config, attention="auto")
     return split(nnx.eval_shape(lambda: Transformer(config, experiment.position, rngs=nnx.Rngs(0))))
 
 
 def check_weights(model: Transformer, where: str) -> None:
-    """Raises NonFiniteError where an array of a model is not finite, naming each.
-
-    Args:
-      model: its arrays may lie over the devices of all processes.
-      where: the checkpoint, for the message.
-    """
+    """Raises NonFiniteError, with their names, where arrays of a model are not finite."""
     _, params, constants = split(model)
     if counts := count_non_finite(params) | count_non_finite(constants):
         raise NonFiniteError(

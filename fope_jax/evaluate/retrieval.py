@@ -1,19 +1,15 @@
-"""Retrieval: windows that end in an answer, which the model has to write by itself.
+"""Retrieval: windows that end in an answer, which the model writes.
 
-**Scoring.** A trial is right when greedy decoding from the prompt, with a key cache, writes the
-answer's tokens. What the model would write after them is not looked at. Where an answer is made of
-several texts, it is counted besides how many of them are in what was written, in any order.
+A trial is correct when greedy decoding after the prompt writes the answer's tokens; what follows is
+ignored. For an answer of several texts, those written are also counted, in any order.
 
-**Rank.** Long before a model writes an answer it may hold it likely. The right answer is ranked by
-its log-likelihood after the prompt, summed over its tokens, among ``NUM_DISTRACTORS`` wrong ones,
-which each task names: rank 1 is the best, chance gives (NUM_DISTRACTORS + 2) / 2, and a tie counts
-against it. A trial in which a likelihood is not finite has the last rank, and NaN nats. Answers of
-other tokenizers may differ in their number of tokens; sums of nats compare what the texts' whole
-probabilities are.
+A model may find an answer likely long before it writes it, so the answer is ranked by its
+log-likelihood, summed over tokens, among ``NUM_DISTRACTORS`` wrong answers of the task. Rank 1 is
+best, chance gives (NUM_DISTRACTORS + 2) / 2, and a tie counts against the answer. A trial with a
+likelihood that is not finite has the last rank and NaN nats.
 
-**Items.** Trial i of a depth is drawn from (seed, depth's index, i), so every variant is asked the
-same at every length: only length and place differ. All of it is of the test half of items, none of
-which is ever trained on (`fope_jax.data.retrieval.base`).
+Trial i of a depth is drawn from (seed, depth's index, i), so all variants and lengths have the same
+questions. Items are of the test half, which is never trained on (`fope_jax.data.retrieval.base`).
 """
 
 from __future__ import annotations
@@ -31,14 +27,13 @@ from fope_jax.evaluate.scoring import Progress, no_progress
 
 
 class TrialGrid(NamedTuple):
-    """Which trials are made.
+    """The trials of a task.
 
     Attributes:
       contexts: tokens of a window, answer included.
-      depths: where what is asked for stands, 0 to 1.
-      trials: at each length and depth. A task without a depth has as many in all.
-      seed: of what is asked for.
-      bos: token that a window begins with, one of its ``context`` tokens; None adds none.
+      depths: relative positions of the answer in the prompt, 0 to 1.
+      trials: number at each length and depth; a task without depths has as many in all.
+      bos: first token of a window, one of its ``context`` tokens; None adds none.
     """
 
     contexts: Sequence[int]
@@ -48,24 +43,22 @@ class TrialGrid(NamedTuple):
     bos: int | None = None
 
     def draw(self, task: Task, number: int, context: int) -> Trial:
-        """One of the ``len(depths) * trials`` trials of a context."""
+        """One of the ``count`` trials of a context."""
         depth = self.depths[number // self.trials]
         before = [] if self.bos is None else [np.int32(self.bos)]
         trial = task.draw_trial(self.generator(number), context - len(before), depth, "test")
         return trial._replace(tokens=np.concatenate([before, trial.tokens]).astype(np.int32))
 
     def generator(self, number: int) -> np.random.Generator:
-        """What trial ``number`` is drawn from."""
         return np.random.default_rng([self.seed, *divmod(number, self.trials)])
 
     @property
     def count(self) -> int:
-        """Trials of a context."""
         return len(self.depths) * self.trials
 
 
 def check_trials(task: Task, grid: TrialGrid) -> None:
-    """Raises ValueError, naming the shortest length that fits, where a context is too short."""
+    """Raises ValueError, with the shortest length that fits, where a context is too short."""
     if grid.trials < 1:
         raise ValueError(f"passkey_trials is {grid.trials}; accepted: 1 or more")
     minimum = max(task.min_length(grid.generator(number), "test") for number in range(grid.count))
@@ -87,29 +80,21 @@ def score_task(
     batch_tokens: int,
     progress: Progress = no_progress,
 ) -> list[Row]:
-    """Runs the trials of a task.
-
-    Args:
-      answerer: the model.
-      task: what is asked.
-      tokenizer: ``decode``, for answers that are made of texts.
-      grid: lengths, depths, trials.
-      batch_tokens: upper bound of tokens in one forward pass; one window is always allowed.
-      progress: called as ``progress(batches, desc=...)``.
+    """Runs the trials of a task, in batches of at most ``batch_tokens`` tokens or one window.
 
     Returns:
-      One row for each context and depth (None where the task has none): ``context, depth, correct,
-      total``; ``found, asked``, texts of the answers; ``first, rank_sum, candidates``, of the rank;
-      ``nats, tokens``, sums over answer tokens.
+      A row for each context and depth (None without depths): ``context, depth, correct, total``;
+      ``found, asked``, texts of answers; ``first, rank_sum, candidates``, of the rank; ``nats,
+      tokens``, sums over answer tokens.
 
     Raises:
-      ValueError: a context is shorter than a trial, with the shortest that fits.
+      ValueError: a context is shorter than a trial; names the shortest that fits.
     """
     check_trials(task, grid)
     rows = []
     for context in sorted(grid.contexts):
         trials = [grid.draw(task, number, context) for number in range(grid.count)]
-        # Batches of one shape, of trials whose prompts end together.
+        # Prompts of a batch have one length; all batches have one shape.
         size = min(len(trials), max(1, batch_tokens // context))
         length = max(max(trial.answer_length, *map(len, trial.distractors)) for trial in trials)
         batches = []
@@ -136,10 +121,7 @@ def score_task(
 def _score_batch(
     answerer: Answerer, tokenizer: Any, trials: Sequence[Trial], size: int, length: int
 ) -> list[dict[str, Any]]:
-    """What is added up of each trial, from one call with ``size`` rows and ``length`` tokens.
-
-    Rows are filled up with copies, and answers with their own tokens; neither is counted.
-    """
+    """Scores of trials, from one call padded with copies to ``size`` rows and ``length`` tokens."""
     answers = [[trial.tokens[-trial.answer_length :], *trial.distractors] for trial in trials]
     lengths = np.array([[len(answer) for answer in candidates] for candidates in answers])
     filled = np.stack(
@@ -153,10 +135,10 @@ def _score_batch(
     scores = []
     for trial, candidates, tokens, loss in zip(trials, answers, written, losses, strict=False):
         tokens = tokens[: trial.answer_length]
-        has_tokens = bool((tokens >= 0).all())  # not where logits were not finite
+        has_tokens = bool((tokens >= 0).all())  # -1 where logits are not finite
         is_finite = bool(np.isfinite(loss).all()) and has_tokens
         text = tokenizer.decode(tokens) if trial.answer_texts and has_tokens else ""
-        # A distractor that is not less likely stands before the answer.
+        # Ties count against the answer.
         rank = 1 + int((~(loss[1:] > loss[0])).sum()) if is_finite else len(loss)
         scores.append(
             {

@@ -1,4 +1,4 @@
-"""Every protocol for one checkpoint: `fope evaluate`."""
+"""`fope evaluate`: runs the protocols on one checkpoint."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path
 
-NAMES_SHOWN = 20  # documents too short that a row names; its count is of all
+NAMES_SHOWN = 20  # most names of too short documents in a row
 
 
 def evaluate(
@@ -65,37 +65,35 @@ def evaluate(
 ) -> list[Row]:
     """Runs protocols on one checkpoint and writes their rows to metrics.jsonl.
 
-    A protocol whose rows for this step and these settings exist is left as it is. Each is written
-    as soon as it is done, in place of its earlier rows of this step, so an interrupted evaluation
-    goes on where it stopped.
+    A protocol whose rows for this step and these settings exist is skipped. Rows are written after
+    each protocol, so an interrupted evaluation continues where it stopped.
 
     Args:
-      workdir: a run.
-      step: which checkpoint; None takes the newest valid one.
+      workdir: directory of the run.
+      step: of the checkpoint; None takes the newest valid one.
       protocols: names of ``PROTOCOLS`` or "all", in place of the run's ``evaluate.protocols``.
-      mesh: how several devices share the work, which need not be how they shared training; None
-        gives each its own windows (``MeshConfig()``).
-      force: scores again what is there already.
+      mesh: how devices share the work; None splits windows over all devices (``MeshConfig()``).
+      force: whether to score protocols again whose rows exist.
       accept_position: see ``check_fingerprint``.
-      overrides: ``"evaluate.texts=news"``, values in place of those of the run's ``evaluate``
-        section. What they change is in the rows; config.json stays as it is.
+      overrides: values for the run's ``evaluate`` section, as ``"evaluate.texts=news"``. Rows
+        record them; config.json does not change.
       progress: called as ``progress(batches, desc=...)``; None shows tqdm bars.
-      say: where one line for each protocol goes.
+      say: called with one line for each protocol.
 
     Returns:
-      The rows of these protocols at this step, as they stand in the file, time rows left out.
+      The rows of these protocols at this step in the file, without time rows.
 
     Raises:
       LockError: another process writes into the run.
-      Stopped: one of several processes was asked to end; rows of whole protocols are kept.
-      NonFiniteError: weights or scores are not finite; the message names arrays or documents.
-      ValueError: an override that cannot be, or is of another section.
+      Stopped: one of several processes was asked to stop; rows of finished protocols are kept.
+      NonFiniteError: weights or scores are not finite; names arrays or documents.
+      ValueError: an override is invalid, or of another section.
     """
     workdir = as_path(workdir)
     progress = _stopping(progress or _progress_bar)
     say = say if is_main_process() else lambda line: None
     with fail_together():
-        # Before the lock, which would make a directory of a name that is wrong.
+        # Before the lock, which would create the directory for a mistyped name.
         experiment = _with_overrides(read_experiment(workdir), overrides)
     with lock_run(workdir, "evaluate"):
         if not any("evaluate.add_bos_token=" in override for override in overrides):
@@ -137,7 +135,6 @@ def evaluate(
 
 
 def _with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """``experiment`` with other values in its ``evaluate`` section."""
     for override in overrides:
         key, text = split_override(override)
         if not key.startswith("evaluate."):
@@ -152,7 +149,7 @@ def _with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
 
 def _is_done(protocol: Protocol, rows: Iterable[Row], step: int) -> bool:
     written = [row for row in rows if protocol.owns(row, step)]
-    # Earlier versions wrote rows of NaN, with every target counted as a hit.
+    # Earlier versions wrote NaN rows in which every target is a hit.
     return not non_finite_rows(written) and any(
         row["kind"] == "protocol" and row.get("settings") == protocol.settings for row in written
     )
@@ -167,7 +164,6 @@ def _run_protocol(
     progress: Progress,
     say: Callable[[str], None],
 ) -> None:
-    """Runs a protocol and writes its rows in place of earlier ones."""
     started = time.perf_counter()
     scores, windows = protocol.run(reader, progress)
     seconds = time.perf_counter() - started
@@ -193,8 +189,8 @@ def _run_protocol(
 
 
 def _check_rows(rows: Iterable[Row], label: str, dtype: str) -> None:
-    """Raises NonFiniteError where a score is not finite, naming contexts and documents."""
-    names = {}  # in order, each once
+    """Raises NonFiniteError, with contexts and documents, where scores are not finite."""
+    names = {}  # an ordered set
     for row in non_finite_rows(rows):
         name = f"context {row['context']}"
         if "document" in row:
@@ -219,10 +215,7 @@ def _write_time(path: Path, phase: str, step: int, seconds: float) -> None:
 
 
 def _stopping(progress: Progress) -> Progress:
-    """``progress`` that ends where several processes are asked to: all of them after one batch.
-
-    In a single process a signal ends the evaluation by itself (``fope_jax.processes.signals``).
-    """
+    """``progress`` that raises Stopped in all of several processes after the same batch."""
 
     def stopping(batches: Iterable[int], **named: Any) -> Iterable[int]:
         for batch in progress(batches, **named):

@@ -1,4 +1,4 @@
-"""From a model to the nats of chosen targets: the one door between protocols and networks."""
+"""Nats of chosen targets: the interface between protocols and models."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fope_jax.model.sharding import axis_size, batch_sharding, device_put_sharde
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
-LOGITS_IN_MEMORY = 2**24  # 64 MB of float32: small against the weights of any model worth scoring
+LOGITS_IN_MEMORY = 2**24  # 64 MB of float32, less than the weights of most models
 
-Scorer = Callable[..., tuple[Any, Any]]  # what protocols ask of a model, see ``scorer_factory``
+Scorer = Callable[..., tuple[Any, Any]]  # see ``scorer_factory``
 Progress = Callable[..., Iterable[int]]
 
 
 def no_progress(batches: Iterable[int], **_: Any) -> Iterable[int]:
-    """The progress bar that shows nothing."""
+    """A ``Progress`` that shows nothing."""
     return batches
 
 
@@ -41,21 +41,14 @@ def score_windows(
     locate: Callable[[int], TokenIndex] | None = None,
     bos: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores the last ``scored`` targets of ``count`` windows, in batches of one shape.
-
-    The last batch is filled up with copies, whose results are left out.
+    """Scores the last S = ``scored`` targets of W = ``count`` windows, in batches of one shape.
 
     Args:
-      scorer: the model.
       read: window number -> ``[context + 1]`` tokens.
-      count: number of windows W.
-      context: tokens of a window T.
-      scored: targets S scored at its end.
-      batch_tokens: upper bound of tokens in a batch; one window is always allowed.
+      batch_tokens: most tokens in a batch; one window is always allowed.
       progress, desc: called as ``progress(batches, desc=desc)``, e.g. ``tqdm``.
-      locate: window number -> positions and segments ``[context]``; None leaves them to the scorer.
-      bos: token that stands in place of what a window, or each segment of it, begins with; targets
-        stay as they are. None changes nothing.
+      locate: window number -> positions and segments ``[context]``; None is one segment.
+      bos: token that replaces the input at each position 0; targets do not change.
 
     Returns:
       nats ``[W, S]`` float32 and hits ``[W, S]`` bool on the host.
@@ -83,29 +76,23 @@ def score_windows(
 
 
 def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:
-    """The scorer of a Transformer, see ``scorer_factory``."""
+    """The scorer of a model, see ``scorer_factory``."""
     graphdef, params, constants = split(model)
     return scorer_factory(graphdef, mesh)(params, constants)
 
 
 def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, Any], Scorer]:
-    """Makes scorers of one model with any arrays: one jitted forward pass for all of them.
+    """Makes scorers of one model for any arrays, with one jitted forward pass.
 
-    Only the scored positions are projected to the vocabulary, in pieces of at most
-    ``LOGITS_IN_MEMORY`` logits, so a window costs memory for its hidden states, not ``T * V``.
-
-    Args:
-      graphdef: the model without its arrays.
-      mesh: devices of all processes, over which the arrays lie. Rows and tokens are filled up to
-        multiples of its axes, rows with copies and windows with padding after their end, which no
-        token of theirs sees; the scores of both are left out.
+    Only scored positions are projected to the vocabulary, at most ``LOGITS_IN_MEMORY`` logits at
+    once: logits of a whole window would take T * V. With ``mesh``, over which arrays are sharded,
+    rows and tokens are padded to multiples of its axes.
 
     Returns:
-      (params, constants) -> scorer: (tokens, targets, index=None) -> (nats, hits). Of whole windows
-      ``tokens [B, T]`` it scores ``targets [B, S]``, what follows each of the last S tokens: nats
-      ``[B, S]`` float32, and whether the most likely token is the target. ``index`` has positions
-      and segments ``[B, T]``; None makes each window one segment with positions from 0, and is how
-      a scorer that knows no others is called.
+      ``(params, constants) -> scorer``. A scorer maps ``tokens [B, T]``, ``targets [B, S]`` (after
+      the last S tokens) and ``index`` to nats ``[B, S]`` float32 and hits ``[B, S]``, whether the
+      target is the most likely token. ``index`` is positions and segments ``[B, T]``; None is one
+      segment.
     """
 
     def score(
@@ -118,7 +105,7 @@ def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, An
     ) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
         if index is None:
-            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1, T]: for all rows
+            positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]  # [1, T]
             index = TokenIndex(positions, (positions < length).astype(jnp.int32))
         hidden = model.hidden(tokens, index.positions, index.segments)
         scored = targets.shape[1]
@@ -156,7 +143,7 @@ def scorer_factory(graphdef: Any, mesh: Mesh | None = None) -> Callable[[Any, An
             if index is not None:  # padding is in segment 0
                 index = TokenIndex(*(pad(x, 0, after) for x in index))
             scores = sharded(length, *arrays, *window, index)
-        # Left on the devices where one process has all of it, which may do something meanwhile.
+        # A single process keeps scores on the device: np.asarray would block until they are ready.
         cut = slice(None, count), slice(before, before + scored)
         nats, hits = (x[cut] if x.is_fully_addressable else np.asarray(x)[cut] for x in scores)
         return nats, hits

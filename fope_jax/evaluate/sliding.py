@@ -1,10 +1,8 @@
-"""Perplexity with a sliding window: every token of a stretch, with a bounded context before it.
+"""Perplexity with a sliding window: every token of a stretch, with a bounded context.
 
-Protocol ``sliding-window``: a window of ``context`` tokens moves over a stretch of text by
-``stride`` tokens, and each window scores the targets that are new in it. From the second window on
-a target is predicted from at least ``context - stride + 1`` tokens and at most ``context``. With
-a stride of 1 all have the whole context; with a stride of ``context`` windows do not overlap. The
-scored tokens are those of the stretch, the same at every context.
+A window of ``context`` tokens moves over the stretch by ``stride`` tokens and scores the targets
+that are new in it. After the first window, a target has ``context - stride + 1`` to ``context``
+tokens of context. The scored tokens are the same at every context.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from fope_jax.evaluate.windows import Windows, place_windows
 
 
 def check_stride(stride: int, contexts: Sequence[int]) -> None:
-    """Raises ValueError where tokens between two windows would be left out."""
+    """Raises ValueError where a stride would skip tokens between two windows."""
     if not 1 <= stride <= min(contexts):
         raise ValueError(
             f"stride is {stride}, accepted: 1 to the shortest context of {min(contexts)} tokens; "
@@ -40,14 +38,8 @@ def score_sliding(
 ) -> tuple[list[Row], Windows]:
     """Scores stretches as long as the longest context, with each context.
 
-    Args:
-      contexts: tokens of the window.
-      stride: tokens that it moves by, at most the shortest context.
-      num_windows: stretches wanted over all documents; none overlap.
-
-    Returns:
-      Rows for each context and document with ``context, scored_per_window``, where ``windows``
-      counts stretches; and the stretches.
+    Rows have ``context, scored_per_window`` for each context and document; ``windows`` are
+    stretches.
     """
     check_stride(stride, contexts)
     longest = max(contexts)
@@ -70,15 +62,14 @@ def slide(
     stride: int,
     **settings: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slides a window over the stretches of ``length + 1`` tokens that begin at ``begin [W]``.
+    """nats, hits and targets ``[W, length]`` of stretches that begin at ``begin [W]``.
 
-    Returns:
-      nats, hits and targets ``[W, length]``: entry ``i`` is of token ``i + 1`` of the stretch.
+    Entry ``i`` is of token ``i + 1`` of the stretch, which has ``length + 1`` tokens.
     """
     shape = (len(begin), length)
     whole = np.empty(shape, np.float32), np.empty(shape, bool), np.empty(shape, np.int32)
     ends = window_ends(length, context, stride)
-    # The first window scores all of its targets, later ones another number: two shapes.
+    # The first window scores ``context`` targets and later ones ``stride``: two compiled shapes.
     for group, scored in ((slice(0, 1), context), (slice(1, None), stride)):
         stops, starts = np.array(ends[group], np.int64), [0, *ends[:-1]][group]
         if not len(stops):
@@ -93,7 +84,7 @@ def slide(
 
 
 def window_ends(length: int, context: int, stride: int) -> list[int]:
-    """Where the windows of a stretch end; each scores what lies after the end before it.
+    """Where the windows of a stretch end; each scores the targets after the previous end.
 
     >>> window_ends(10, 4, 3)
     [4, 7, 10]

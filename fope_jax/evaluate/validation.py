@@ -1,8 +1,6 @@
-"""The same tokens at every length, scored while a model is being trained.
+"""Validation loss during training: protocol ``same-tokens`` on a few windows.
 
-Protocol ``same-tokens`` of `fope evaluate` with few windows, on the parameters as they are. Its
-rows have a kind of their own, ``validation``: `fope evaluate` scores more tokens, so a curve holds
-only rows of one of the two.
+Rows have the kind ``validation``: `fope evaluate` scores more tokens; a curve must not mix the two.
 """
 
 from __future__ import annotations
@@ -35,21 +33,19 @@ ValidationFn = Callable[[int, Any, Any, Check], list[Row]]
 
 
 def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> ValidationFn:
-    """Makes the function that measures a model in the loop of its training.
+    """Makes the function that evaluates a model during training.
 
-    At each length of ``evaluate.lengths``, ``evaluate.training_windows`` windows of each of
-    ``evaluate.splits``, placed as those of `fope evaluate` are. No program is compiled again when
-    the parameters change.
+    It scores ``evaluate.training_windows`` windows at each of ``evaluate.lengths`` and
+    ``evaluate.splits``, and compiles once for all parameters.
 
     Returns:
-      (step, params, constants, check) -> rows: one for each split and context with sums over the
-      documents, and one with the seconds it took. Scores that are not finite are warned of and
-      kept as they are: an evaluation ends no training. ``check`` is called before each batch and,
-      in a single process, while it waits for one; what it raises ends the evaluation.
+      ``(step, params, constants, check) -> rows``: sums over documents for each split and context,
+      and a row with the seconds. Scores that are not finite give a warning. ``check`` is called
+      before and, in a single process, during each batch; what it raises ends the evaluation.
 
     Raises:
-      ValueError: nothing to measure, no document for the longest window, or a value of the
-        ``evaluate`` section that is refused, see ``plan_protocols``.
+      ValueError: nothing to measure, no document for the longest window, or settings that
+        ``plan_protocols`` refuses.
     """
     settings = experiment.evaluate
     few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())
@@ -61,7 +57,7 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
             f"measure: evaluate.lengths = {settings.lengths}, evaluate.splits = {settings.splits}, "
             f"evaluate.training_windows = {settings.training_windows}; None turns it off"
         )
-    for protocol in protocols:  # here, not at the first evaluation of a run that has begun
+    for protocol in protocols:  # fail before training, not at its first evaluation
         documents = open_cache(experiment.data, protocol.identity["split"]).documents
         scored, total = protocol.settings["scored"], protocol.settings["num_windows"]
         for context in protocol.settings["contexts"]:
@@ -88,15 +84,12 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
 
 
 def _checking(scorer: Scorer, check: Check) -> Scorer:
-    """``scorer`` with ``check`` called meanwhile.
-
-    While Python waits for an array no signal handler runs, and a batch may take minutes. Several
-    processes have to call it equally often, so they do between batches alone.
-    """
+    """``scorer`` that calls ``check`` while it waits: Python would handle no signal meanwhile."""
 
     def score(tokens: Any, targets: Any, index: Any = None) -> tuple[Any, Any]:
         check()
         scores = scorer(tokens, targets, index)
+        # Processes must call ``check`` equally often, so several call it between batches only.
         arrays: list[Any] = (
             [] if is_distributed() else [x for x in scores if isinstance(x, jax.Array)]
         )
@@ -109,7 +102,7 @@ def _checking(scorer: Scorer, check: Check) -> Scorer:
 
 
 def _sum_documents(protocol: Protocol, ids: Row, scorer: Scorer) -> Iterable[Row]:
-    """The protocol's rows with the documents of each context added up."""
+    """The protocol's rows, summed over documents for each context."""
     sums: dict[int, Row] = {}
     for row in protocol.run(scorer, no_progress)[0]:
         context = row["context"]
@@ -122,7 +115,7 @@ def _sum_documents(protocol: Protocol, ids: Row, scorer: Scorer) -> Iterable[Row
 
 
 def format_losses(rows: Iterable[Row]) -> str:
-    """``3.21 at 128, 3.40 at 256``: nats a token by tokens of context."""
+    """Nats per token by context: ``3.21 at 128, 3.40 at 256``."""
     return ", ".join(
         f"{row['nats'] / row['tokens']:.3f} at {row['context']}"
         for row in rows

@@ -1,7 +1,6 @@
-"""Which tokens of a cache are scored: windows inside single documents or of packed ones.
+"""Which tokens of a cache are scored: windows inside documents, or blocks of packed documents.
 
-Every choice here is a function of the documents' lengths alone, so all variants trained on one
-token cache are scored on the same tokens.
+Choices depend only on documents' lengths, so all variants are scored on the same tokens.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ from fope_jax.config import Experiment
 
 
 class Windows(NamedTuple):
-    """Where the windows of one protocol end, in the order of the cache.
+    """The windows of one protocol, in the order of the cache.
 
     Attributes:
-      stop: ``[W]`` int64, index in the cache one past the last scored target. The window of
-        ``context`` tokens reads cache tokens ``[stop - context - 1, stop)``: the first ``context``
-        are inputs, the last ``context`` are targets.
-      document: ``[W]`` int64, index of the document that holds the whole window.
-      too_short: names of the documents that are shorter than the longest window.
+      stop: ``[W]`` int64, index in the cache one past the last target. A window reads tokens
+        ``[stop - context - 1, stop)``; inputs are all but the last, targets all but the first.
+      document: ``[W]`` int64, index of the document that holds the window.
+      too_short: names of the documents shorter than the longest window.
     """
 
     stop: np.ndarray
@@ -32,10 +30,10 @@ class Windows(NamedTuple):
 
 
 def context_lengths(experiment: Experiment, multiples: Iterable[int], what: str) -> list[int]:
-    """Training lengths times ``multiples``, rising, each once.
+    """Training length times each of ``multiples``, sorted and unique.
 
     Raises:
-      ValueError: the position embedding is not defined for the longest, which ``what`` asks for.
+      ValueError: the longest exceeds the limit of the position embedding; ``what`` asks for it.
     """
     length, limit = experiment.train.length, experiment.position.limits.max_length
     contexts = sorted({length * multiple for multiple in multiples})
@@ -51,9 +49,7 @@ def context_lengths(experiment: Experiment, multiples: Iterable[int], what: str)
 def share_evenly(capacity: np.ndarray, total: int) -> np.ndarray:
     """Shares ``total`` windows over documents, as equally as their capacities ``[D]`` allow.
 
-    Equal shares keep one long document from deciding the average. Where there are fewer windows
-    than documents, evenly spaced documents get one each; where there are too few places for
-    ``total``, all are taken.
+    Without this one long document would decide the average. Evenly spaced documents get the rest.
 
     >>> share_evenly(np.array([2, 100, 100]), 12)
     array([2, 5, 5])
@@ -72,22 +68,16 @@ def share_evenly(capacity: np.ndarray, total: int) -> np.ndarray:
 
 
 def _evenly_spaced(size: int, count: int) -> np.ndarray:
-    """``count`` distinct indices below ``size``, each in the middle of its equal share."""
+    """``count`` distinct indices below ``size``, each in the middle of an equal share."""
     return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
 
 
 def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: int) -> Windows:
-    """Places windows of up to ``longest`` tokens inside single documents.
+    """Places at most ``total`` windows of up to ``longest`` tokens inside single documents.
 
-    A document is divided into slots of ``scored`` targets, beginning with the first target that has
-    ``longest - scored`` tokens of the document before the slot's inputs; the tail shorter than a
-    slot is left. Windows take evenly spaced slots, so no target is scored twice.
-
-    Args:
-      documents: structured array with fields ``name``, ``start`` and ``length`` (tokens).
-      longest: tokens of the longest window.
-      scored: targets scored at the end of each window, at most ``longest``.
-      total: windows wanted; fewer are placed where the documents have no more.
+    A document is divided into slots of ``scored`` targets. The first slot ends with target
+    ``longest``, and a tail shorter than a slot is left out. Windows take evenly spaced slots, so no
+    target is scored twice. ``documents`` has fields ``name``, ``start`` and ``length`` (tokens).
 
     Raises:
       ValueError: no document has ``longest + 1`` tokens, or ``scored`` or ``total`` is out of
@@ -99,7 +89,7 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
         raise ValueError(f"the number of windows is {total}; accepted: 1 or more")
     lengths = np.asarray(documents["length"], dtype=np.int64)
     starts = np.asarray(documents["start"], dtype=np.int64)
-    # A window of n inputs needs n + 1 tokens, the last of them only as a target.
+    # A window of n inputs needs n + 1 tokens: the last is only a target.
     capacity = np.maximum(0, (lengths - longest - 1) // scored + 1)
     if not capacity.any():
         raise ValueError(
@@ -117,20 +107,10 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
 def place_blocks(
     documents: np.ndarray, *, length: int, total: int, require_boundary: bool = False
 ) -> np.ndarray:
-    """Places blocks of the packed documents, whatever documents they hold.
+    """First tokens ``[W]`` int64, as indices in the cache, of blocks of ``length`` packed tokens.
 
-    The stream is cut at multiples of ``length`` from its beginning, and evenly spaced blocks are
-    taken. The tail, from the last whole block with a token after it, is left.
-
-    Args:
-      documents: as in ``place_windows``.
-      length: tokens of a block.
-      total: blocks wanted; fewer are placed where there are no more.
-      require_boundary: take only blocks in which a document begins after the first token, so that
-        documents meet inside.
-
-    Returns:
-      ``[W]`` int64, index in the cache of each block's first token.
+    The stream is cut at multiples of ``length``. At most ``total`` evenly spaced blocks are taken;
+    with ``require_boundary`` only blocks in which a document begins after the first token.
 
     Raises:
       ValueError: no such block, or ``total`` is out of range.
@@ -159,8 +139,7 @@ def place_blocks(
 def position_buckets(context: int, training_length: int) -> list[tuple[int, int]]:
     """Half-octave buckets of positions ``[start, stop)``, with the training length as an edge.
 
-    Edges are ``training_length * 2**(k/2)`` rounded to tokens, down to a thirty-second of the
-    training length (everything before that is one bucket) and up to ``context``.
+    Edges are ``training_length * 2**(k/2)`` from 1/32 of it to ``context``, and 0.
 
     >>> position_buckets(64, 32)[-3:]
     [(23, 32), (32, 45), (45, 64)]

@@ -1,1 +1,1 @@
-"""Training on: what may follow what, the arrays carried over, and the run at the longer length."""
+"""Continues training at a longer length: allowed methods, carried arrays, and the new run."""

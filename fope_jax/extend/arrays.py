@@ -1,4 +1,4 @@
-"""The arrays that a model goes on with: weights, position arrays, optimizer state."""
+"""The initial arrays of an extended model: weights, position arrays, optimizer state."""
 
 from __future__ import annotations
 
@@ -22,14 +22,9 @@ def carry_train_state(
 ) -> tuple[TrainState, Any]:
     """State and position constants of the child before its first update.
 
-    Args:
-      parent: its ``params``, ``constants`` and, for "keep", ``optimizer``.
-      carried: the position arrays.
-      plan: of the child's state.
-      optimizer: "keep" takes the moments and Adam's count, for a position array only where it is
-        the parent's; the count of the schedule begins anew, and ``train.schedule_start`` says where
-        the schedule stands. "reset-moments" and "reset" begin with moments and counts of zero,
-        which with AdamW is the same; neither reads the parent's.
+    With ``optimizer`` "keep" Adam's count and moments are the parent's, for position arrays only if
+    they are unchanged. The schedule's count restarts; ``train.schedule_start`` continues it.
+    "reset-moments" and "reset" both start from zero.
     """
     arrays = carried.variables
     params = _with_position(
@@ -46,7 +41,7 @@ def carry_train_state(
 def _with_position(
     tree: Mapping[str, Any], model: Mapping[str, Any], layers: Mapping[str, Any], wanted: Any
 ) -> dict[str, Any]:
-    """``tree`` with the position arrays of the child, cut as ``wanted`` is."""
+    """``tree`` with the position arrays of the child, sharded as in ``wanted``."""
     result = {name: leaves for name, leaves in tree.items() if name not in _POSITION}
     for name, arrays in zip(_POSITION, (model, layers), strict=True):
         if name in wanted:
@@ -58,7 +53,7 @@ def _with_position(
 
 
 def _keep_moments(fresh: Any, old: Any, carried: frozenset[str]) -> Any:
-    """``fresh`` with the leaves of ``old``, but for schedules and arrays that are not carried."""
+    """``fresh`` with the leaves of ``old``, except schedule counts and changed position arrays."""
 
     def keep(new: Any, trained: Any) -> Any:
         if isinstance(new, optax.ScaleByScheduleState):

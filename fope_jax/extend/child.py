@@ -1,4 +1,4 @@
-"""The experiment of a model that goes on: what follows from its parent, and what is stated."""
+"""The experiment of an extended run: overrides, then values derived from its parent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.position import PositionEmbedding, from_spec, to_spec
 
 OPTIMIZERS = ("keep", "reset-moments", "reset")
-EVALUATIONS = 5  # during the training, where train.evaluate_every says nothing
+EVALUATIONS = 5  # during training, if train.evaluate_every is not stated
 
 
 def child_experiment(
@@ -38,33 +38,26 @@ def child_experiment(
     is_imported: bool = False,
     config: ConfigDict | None = None,
 ) -> Experiment:
-    """The experiment of a model that goes on from update ``step`` of ``parent``.
+    """The experiment that continues from update ``step`` of ``parent``.
 
-    What nothing states: the tokens of an update stay, so the batch has fewer rows; a tenth of the
-    parent's updates (the paper's 1 B after 10 B tokens), a tenth of them warmup and no more than
-    the parent's; the parent's peak rate, seed and settings; the contexts of its evaluation, as far
-    as they are multiples of the new length and the method is defined there, scored before the first
-    update, ``EVALUATIONS`` times meanwhile and after the last; data from where the parent stopped.
-    With ``optimizer`` "keep" the schedule goes on where the parent's stood.
+    Without an override, an update keeps its tokens; the steps are a tenth of the parent's (the
+    paper: 1 B after 10 B tokens) with at most a tenth of warmup; the data continues where the
+    parent stopped, and with ``optimizer`` "keep" the schedule too; evaluation uses those contexts
+    of the parent that the new length divides. The rest is the parent's.
 
     Args:
-      parent: the parent's experiment.
-      step: updates the parent had done.
+      parent, step: the parent's experiment, and the updates it has done.
       method: see ``extend.methods.target_classes``.
       length: tokens of the new sequences.
       optimizer: one of ``OPTIMIZERS``.
-      overrides: ``"--config.train.steps=100"``; ``position.KNOB`` is a knob of the scaling that
-        the method adds, where it has it, else of the method.
-      is_imported: the parent's updates were made elsewhere, so that its batch, steps and optimizer
-        say nothing: ``train.batch_size`` and ``train.steps`` must be stated.
-      config: a whole experiment, whose values count before what would follow from the parent. Its
-        length and position embedding must be those that come out, and its model the parent's.
+      overrides: ``"--config.train.steps=100"``; for ``position.KNOB`` see ``extend_position``.
+      is_imported: imported weights need ``train.batch_size`` and ``train.steps`` stated.
+      config: values that replace the derived ones; must agree with length, method and model.
 
     Raises:
-      ConfigError: an override that cannot be, a length that does not divide an update, a parent
-        that has not come to its own length yet, or a ``config`` of another model, length or
-        position embedding.
-      ValueError: the method cannot follow the parent's, with the reason.
+      ConfigError: an invalid override, a length that does not divide an update, a parent that is
+        still in its ``first_lengths``, or a ``config`` that does not agree.
+      ValueError: the method cannot continue from the parent's; the message says why.
     """
     if optimizer not in OPTIMIZERS:
         raise ConfigError(f"optimizer {optimizer!r}; accepted: {', '.join(OPTIMIZERS)}")
@@ -75,7 +68,7 @@ def child_experiment(
     file = config.to_dict() if config is not None else {}
     stated = {f"train.{key}" for key in file.get("train", {})} | texts.keys()
 
-    # ------------------------------------------------------------------ where the parent stands
+    # ------------------------------------------------------------------ the parent
     old, keeps_optimizer = parent.train, optimizer == "keep"
     tokens = old.batch_size * old.length
     if is_imported:
@@ -125,7 +118,7 @@ def child_experiment(
     if config is not None:
         _check_file(build_experiment(config), position, method, length)
 
-    # ------------------------------------------------------------------ what follows
+    # ------------------------------------------------------------------ derived values
     rows, values = tokens // length, experiment_to_dict(parent)
     values["name"] = f"{parent.name}+{method}-{length}"
     values["train"] |= {
@@ -174,14 +167,14 @@ def child_experiment(
 
 
 def _check_file(stated: Experiment, position: PositionEmbedding, method: str, length: int) -> None:
-    """Raises ConfigError where a configuration file describes another child."""
+    """Raises ConfigError if a configuration file has another length or position embedding."""
     if stated.train.length != length:
         raise ConfigError(f"config.train.length = {stated.train.length}, but --length is {length}")
     if stated.position == position:
         return
 
     def knobs(method: PositionEmbedding) -> dict[str, Any]:
-        """A method's knobs and those of the scaling that came last."""
+        """The knobs of a method and of its last scaling."""
         spec = to_spec(method)
         *_, last = [{}, *spec.pop("scaling", [])]
         return spec | last

@@ -1,4 +1,4 @@
-"""The arrays of a position embedding carried over to the one that a model goes on with."""
+"""Carries position arrays from a parent's position embedding to its child's."""
 
 from __future__ import annotations
 
@@ -17,18 +17,15 @@ MATCHES = ("frequency", "index")
 
 
 def match_frequencies(old: Array, new: Array, *, by: str = "frequency") -> np.ndarray:
-    """Which of the old frequencies each of the new ones is.
+    """The index of each new frequency among the old ones.
 
         rows[i] = j   where |new_i - old_j| <= 1e-6 new_i      by frequency
         rows[i] = i   where i < len(old)                       by index
-        rows[i] = -1  elsewhere: a frequency that is new
+        rows[i] = -1  otherwise: the frequency is new
 
     Args:
-      old, new: ``[D]`` and ``[D']`` radians per token; no two old ones within 1e-6 of one another.
-      by: ``frequency``, or ``index`` as the released code of FoPE does.
-
-    Returns:
-      ``[D']`` integers.
+      old, new: ``[D]`` and ``[D']`` radians per token; old ones differ by more than 1e-6.
+      by: ``frequency``, or ``index`` as in the released code of FoPE.
 
     >>> match_frequencies(np.array([1.0, 0.1]), np.array([1.0, 0.3, 0.1, 0.03])).tolist()
     [0, -1, 1, -1]
@@ -55,27 +52,19 @@ def carry_coefficients(
     *,
     by: str = "frequency",
 ) -> np.ndarray:
-    """FoPE's coefficients for another set of frequencies, those of kept frequencies as they were.
+    """FoPE's coefficients ``[..., D', d']`` for a new set of frequencies, float32.
 
-    A column belongs to a pair of dimensions of the head, so columns are never moved. By frequency:
+        new[i, m] = old[rows_i, m]                 if frequency i is known
+        new[i, m] = drawn[i, m] - dominant[i, m]   if it is new: pair m has a dominant term already
+        new[:, m] = drawn[:, m]                    if pair m is new, or lost its dominant frequency
 
-        new[i, m] = old[rows_i, m]                 where frequency i is known
-        new[i, m] = drawn[i, m] - dominant[i, m]   where it is new: noise, since pair m has its
-                                                   dominant term already
-        new[:, m] = drawn[:, m]                    where pair m is new to the series, or the
-                                                   frequency of its dominant term is gone
-
-    By index the old matrix takes the upper left corner of the drawn one, as in the released code.
-    Where d does not divide D', pairs then get a second dominant term.
+    By index, ``old`` replaces the upper left corner of ``drawn``, as in the released code. If d
+    does not divide D', some pairs then get a second dominant term.
 
     Args:
-      old: ``[..., D, d]``.
-      drawn: ``[..., D', d']``, new draws with their dominant terms.
+      old, drawn: ``[..., D, d]`` and ``[..., D', d']``, with their dominant terms.
       rows: ``[D']``, from ``match_frequencies`` with the same ``by``.
       old_dominant, new_dominant: ``[D, d]`` and ``[D', d']``, see ``FoPE.dominant_terms``.
-
-    Returns:
-      ``[..., D', d']`` float32.
 
     Raises:
       ValueError: the leading axes differ.
@@ -111,19 +100,16 @@ def carry_coefficients(
 
 
 def interpolate_table(table: Array, trained: int, length: int) -> np.ndarray:
-    """A learned table for ``length`` positions, interpolated between its trained rows.
+    """A learned table interpolated to ``[length, D]``, with the dtype of ``table``.
 
         new[p] = (1 - w) old[floor(x)] + w old[floor(x) + 1],  x = p (trained - 1) / (length - 1)
 
-    The first and the last row stay the first and the last, and where the lengths are equal all do.
+    with w = x - floor(x), so the first and the last row are kept.
 
     Args:
       table: ``[P, D]``.
-      trained: rows that training has reached; those after it are left out.
-      length: rows wanted, ``trained`` or more.
-
-    Returns:
-      ``[length, D]`` of the dtype of ``table``.
+      trained: number of trained rows; later rows are dropped.
+      length: rows of the result, ``trained`` or more.
 
     >>> interpolate_table(np.array([[0.0], [2.0], [9.0]]), trained=2, length=3).tolist()
     [[0.0], [1.0], [2.0]]
@@ -140,13 +126,7 @@ def interpolate_table(table: Array, trained: int, length: int) -> np.ndarray:
 
 
 class CarriedArrays(NamedTuple):
-    """Arrays for a child, and where they come from.
-
-    Attributes:
-      variables: in the groups and shapes of what was drawn for the child.
-      names: of the arrays that are the parent's, bit for bit.
-      text: one line for people; empty where there are no arrays.
-    """
+    """A child's arrays, the names of those with the parent's bits, and a line for the log."""
 
     variables: PositionVariables
     names: frozenset[str]
@@ -163,19 +143,16 @@ def carry_variables(
     from_length: int,
     match: str = "frequency",
 ) -> CarriedArrays:
-    """The position arrays with which a model of ``parent`` goes on under ``child``.
+    """The position arrays of a ``child`` that continues from ``parent``.
 
-    Between two FoPEs coefficients go with their frequency, where a scaled frequency counts as the
-    one it was before: see ``match_frequencies`` and ``carry_coefficients``. A learned table is
-    stretched. Other arrays of the same method are kept as they are, and what the parent has not is
-    as drawn.
+    FoPE's coefficients stay with their unscaled frequency, see ``carry_coefficients``. A learned
+    table is interpolated. Other arrays of the same method are copied; the rest is as drawn.
 
     Args:
       parent, trained: the trained method and its arrays.
-      child, drawn: the method to go on with, and what its ``init`` draws.
-      head_dim: H.
+      child, drawn: the new method, and the arrays that its ``init`` draws.
       from_length: tokens the parent was trained on.
-      match: how FoPE's coefficients find their frequency, ``frequency`` or ``index``.
+      match: how frequencies of two FoPEs are matched, see ``match_frequencies``.
 
     Raises:
       ValueError: an array of the parent does not fit the child; the message names it.
@@ -212,7 +189,7 @@ def carry_variables(
 def _carry_series(
     parent: FoPE, old: Variables, child: FoPE, drawn: Variables, head_dim: int, match: str
 ) -> tuple[Variables, str]:
-    """The changed arrays of a series, and what happened to its frequencies."""
+    """The changed arrays of a FoPE series, and a line for the log."""
     if old.keys() != drawn.keys():
         raise ValueError(
             f"the parent's series has {', '.join(sorted(old))}, the child's "

@@ -1,4 +1,4 @@
-"""What a change costs before any training: the loss of parent and child."""
+"""The losses of parent and child before any further training."""
 
 from __future__ import annotations
 
@@ -19,26 +19,14 @@ from fope_jax.train.step import TrainState, batch_loss
 
 log = logging.getLogger(__name__)
 
-WARN_ABOVE = 1.2  # child's loss over the parent's
-NUM_UPDATES = 4  # losses are measured on the tokens of so many updates
+WARN_ABOVE = 1.2  # ratio of the child's loss to the parent's
+NUM_UPDATES = 4  # losses are measured on the tokens of this many updates
 
 
 def stream_loss(
     plan: StatePlan, params: Any, constants: Any, cache: TokenCache, tokens: int
 ) -> float:
-    """The loss of the first ``tokens`` tokens of a split, in windows of the training length.
-
-    At every length the same targets are scored, each with what stands before it in its window.
-
-    Args:
-      plan: ``plan_state(experiment)``, which gives length, rows of a forward pass and packing.
-      params, constants: arrays of the model.
-      cache: the split.
-      tokens: a multiple of the length, or all that there are.
-
-    Returns:
-      Nats a token.
-    """
+    """Nats per token of the first ``tokens`` tokens of a split, in windows of the plan's length."""
     config, packing = plan.experiment.train, plan.experiment.data.packing
     rows, count = config.batch_size // config.accumulate, math.ceil(tokens / config.length)
     loader = Loader(cache, length=config.length, batch_size=rows, seed=0, packing=packing)
@@ -63,14 +51,7 @@ def compare_initial_losses(
     constants: Any,
     warn_above: float,
 ) -> dict[str, Any]:
-    """What the change alone costs: validation loss of parent and child, before any update.
-
-    Warns where the child's loss at its length is more than ``warn_above`` times the parent's at its
-    own.
-
-    Returns:
-      Losses in nats a token, their ratio, and the warning or None.
-    """
+    """Nats per token of parent and child; warns if their ratio is above ``warn_above``."""
     cache = open_cache(child.data, "validation")
     update = child.train.batch_size * child.train.length
     tokens = update * min(NUM_UPDATES, cache.num_tokens // update) or cache.num_tokens
@@ -92,7 +73,7 @@ def compare_initial_losses(
         tokens,
     )
     warning = None
-    if not after <= warn_above * before:  # also where it is not finite
+    if not after <= warn_above * before:  # also if it is not finite
         warning = (
             f"the child starts at a loss of {after:.4f}, {after / before:.2f} times the parent's "
             f"{before:.4f}, more than {warn_above:g} times: the change breaks more than it keeps, "

@@ -1,4 +1,4 @@
-"""Where an extended run comes from and what was changed: its lineage.json."""
+"""lineage.json: the parent of an extended run and the changes made."""
 
 from __future__ import annotations
 
@@ -17,13 +17,7 @@ from fope_jax.train.workdir import LINEAGE
 def data_changes(
     parent: Experiment, child: Experiment, cache: TokenCache, is_imported: bool
 ) -> dict[str, Any]:
-    """How the stream of tokens is cut for the child, and where in it the child begins.
-
-    Args:
-      parent, child: their experiments.
-      cache: the child's training tokens.
-      is_imported: the parent was trained elsewhere, on text that is not known.
-    """
+    """How the child's tokens are cut into windows, and at which batch it starts."""
     old, new, total = parent.train, child.train, cache.num_tokens
     windows = [math.ceil(total / config.length) for config in (old, new)]
     tokens = new.batch_size * new.length
@@ -54,24 +48,18 @@ def data_changes(
 
 
 def has_same_data(parent: Experiment, child: Experiment) -> bool:
-    """Whether both read the same text in the same tokens, wherever their caches lie."""
+    """Whether both read the same text with the same tokenizer; the cache directory may differ."""
     return dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) == child.data
 
 
 def read_lineage(workdir: str | Path) -> dict[str, Any] | None:
-    """lineage.json of a run; None of a run that was trained from the beginning."""
+    """The lineage.json of a run; None for a run that is not an extension."""
     path = as_path(workdir) / LINEAGE
     return read_json(path) if path.is_file() else None
 
 
 def check_request(workdir: Path, lineage: dict[str, Any] | None, request: dict[str, Any]) -> None:
-    """Raises ConfigError where a workdir with checkpoints holds another run than the one asked for.
-
-    Args:
-      workdir: of the new run.
-      lineage: from `read_lineage`.
-      request: what is asked for, as lineage.json would have it.
-    """
+    """Raises ConfigError if the ``lineage`` of a workdir with checkpoints is of another request."""
     if lineage is None:
         raise ConfigError(
             f"workdir {workdir} holds a run that is no extension (it has no {LINEAGE}); use "

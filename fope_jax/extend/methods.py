@@ -1,9 +1,4 @@
-"""From a position embedding to the one that a trained model goes on with at a longer length.
-
-Which changes make sense is decided here: a model can be given other frequencies for the phases its
-attention knows, and a bias goes on as it is, but attention that was trained with biases has never
-seen a phase. What becomes of the arrays is in ``coefficients.py``.
-"""
+"""Which position embedding a trained model can continue with at a longer length."""
 
 from __future__ import annotations
 
@@ -25,7 +20,7 @@ from fope_jax.position.scaling import ClipFloor, RotaryFrequencies, Scaling, sca
 SAME = "same"
 ALIASES = {"pi": "position_interpolation", "clip": "clip_floor"}
 
-# Why a model of one kind cannot go on with a method of another.
+# Why a model of one kind cannot continue with a method of another kind.
 _LACKS = {
     "none": "attention was never trained with rotation: its queries and keys hold no phase",
     "rotation": "attention was trained with rotation: its queries and keys hold phases",
@@ -39,17 +34,12 @@ _LACKS = {
 def target_classes(
     parent: PositionEmbedding, target: str
 ) -> tuple[type[PositionEmbedding], type[Scaling] | None]:
-    """The classes that ``target`` stands for, seen from ``parent``.
+    """The method class that ``target`` means for ``parent``, and the scaling class it adds, if any.
 
-    Args:
-      parent: what the model was trained with.
-      target: ``same``, the name of a method, the name of a scaling, ``pi`` or ``clip``.
-
-    Returns:
-      The method's class, and the scaling's that it gets in addition, or None.
+    ``target`` is ``same``, the name of a method or scaling, ``pi`` or ``clip``.
 
     Raises:
-      ValueError: no such name (with the nearest), or a pair that makes no sense, with the reason.
+      ValueError: an unknown name, or a target that cannot follow the parent; says why.
 
     >>> [cls.__name__ for cls in target_classes(RoPE(), "pi")]
     ['RoPE', 'PositionInterpolation']
@@ -96,29 +86,22 @@ def extend_position(
     head_dim: int,
     knobs: Mapping[str, Any] | None = None,
 ) -> PositionEmbedding:
-    """The position embedding with which a model of ``parent`` goes on at ``length`` tokens.
+    """The position embedding with which ``parent`` continues at ``length`` tokens.
 
-    A scaling joins the frequencies: of ``factor`` s = length / L, with L the length that the
-    frequencies without any stretch were trained on. It takes the place of a stretch that is there
-    already, whose L it keeps: RoPE at 128, then YaRN to 256, then YaRN to 512 ends with s = 4. A
-    scaling of the same class keeps the parent's other knobs, such as YaRN's ramp and a temperature
-    left out; an ``attention_factor`` that states what the factor implies goes on to do so.
-    ``fope`` puts the floor at the new length, as ``clip`` does; a scaled FoPE leaves YaRN's
-    temperature out, as the released code does. ``learned`` makes the table ``length`` long.
-    Everything else keeps the parent's knobs.
+    A scaling gets the factor s = length / L, with L the length before any stretch. It replaces an
+    earlier stretch and keeps its L: RoPE at 128, then YaRN to 256, then YaRN to 512 gives s = 4.
+    ``fope`` and ``clip`` set the floor at the new length. A scaled FoPE has no YaRN temperature, as
+    in the released code. ``learned`` makes the table ``length`` long. All other knobs, also those
+    of a scaling of the same class, are the parent's.
 
     Args:
-      parent: what the model was trained with.
+      parent: the method the model was trained with, on ``from_length`` tokens.
       target: see ``target_classes``.
-      from_length: tokens the parent was trained on.
-      length: tokens the model is to be trained on.
-      head_dim: H.
-      knobs: in place of those that follow from the lengths; of the scaling where it has the knob,
-        else of the method.
+      knobs: override derived knobs, of the scaling if it has the knob, else of the method.
 
     Raises:
-      ValueError: see ``target_classes``; ``length`` is below ``from_length``, or equal to it for a
-        change that is not none; a knob is unknown, missing or out of range.
+      ValueError: see ``target_classes``; ``length`` is below ``from_length``, or equal to it while
+        the target changes the method; a knob is unknown, missing or out of range.
 
     >>> extend_position(RoPE(), "ntk", from_length=128, length=512, head_dim=64).scaling
     (NTKAware(factor=4.0),)
@@ -189,8 +172,8 @@ def _extend_scaling(
     head_dim: int,
     stated: dict[str, Any],
 ) -> tuple[Scaling, ...]:
-    """The parent's scalings with one of ``cls`` in place of its own or of another stretch."""
-    # The length that the frequencies without their stretch belong to, and the stretch's factor.
+    """The parent's scalings, with one of ``cls`` replacing the same class or a stretch."""
+    # The length that the unstretched frequencies were trained on, and the factor of the stretch.
     original, stretched = from_length, 1.0
     if (stretch := next((step for step in parent.scaling if step.stretches), None)) is not None:
         stretched = stretch.factor
@@ -213,7 +196,7 @@ def _extend_scaling(
     if previous and known.get("attention_factor") is not None and "attention_factor" in kept:
         implied = dataclasses.replace(previous, attention_factor=None).effective_attention_factor
         if math.isclose(previous.attention_factor, implied, rel_tol=1e-6):
-            known["attention_factor"] = None  # the new factor implies another
+            known["attention_factor"] = None  # follows from the new factor
     known = {field.name: known[field.name] for field in fields if field.name in known} | stated
     for name in needed:
         if name not in known:
@@ -240,7 +223,7 @@ def _extend_scaling(
 
 
 def _is_identity(parent: PositionEmbedding, child: PositionEmbedding, head_dim: int) -> bool:
-    """Whether the child does what the parent does, up to the rounding of frequencies."""
+    """Whether child and parent are equal up to rounding of frequencies."""
     if not (isinstance(parent, (RoPE, FoPE)) and isinstance(child, (RoPE, FoPE))):
         return parent == child
     changes = frequency_changes(parent, child, head_dim)
@@ -250,14 +233,11 @@ def _is_identity(parent: PositionEmbedding, child: PositionEmbedding, head_dim: 
     return changes.kept + changes.still == changes.pairs and before == after
 
 
-# ---------------------------------------------------------------------------- what it changes
+# ---------------------------------------------------------------------------- frequency changes
 
 
 def pair_frequencies(method: PositionEmbedding, head_dim: int) -> RotaryFrequencies | None:
-    """The frequency of each pair of a head that rotates; None where a method has no such thing.
-
-    For FoPE that of the pair's dominant term. NoPE's are zero.
-    """
+    """The frequency of each pair of a head (FoPE: its dominant term); None for other methods."""
     if isinstance(method, RoPE):
         return scaled_frequencies(method.rotary_dim(head_dim), method.theta, method.scaling)
     if isinstance(method, FoPE):
@@ -268,16 +248,13 @@ def pair_frequencies(method: PositionEmbedding, head_dim: int) -> RotaryFrequenc
 
 
 class FrequencyChanges(NamedTuple):
-    """Pairs of a head by what happens to their frequency.
+    """Numbers of pairs of a head by the change of their frequency.
 
     Attributes:
-      pairs: all that rotate before or after.
-      kept: the same before and after.
-      changed: another one, above 0 before and after.
-      least, most: of the changed, by how much the frequency is divided; None where none is.
-      zeroed: above 0 before, 0 after.
-      new: 0 before, above 0 after.
-      attention_factor: on cosine and sine, before and after.
+      kept, changed: above 0 before and after, with the same or another frequency.
+      least, most: divisors of the changed frequencies; None if none changed.
+      zeroed, new: 0 only after, or only before.
+      attention_factor: factor on cosine and sine, before and after.
     """
 
     pairs: int
@@ -296,7 +273,6 @@ class FrequencyChanges(NamedTuple):
 
     @property
     def text(self) -> str:
-        """One line for people."""
         parts = [f"{self.kept} kept"]
         if self.changed:
             least, most = f"{self.least:.4g}", f"{self.most:.4g}"
@@ -313,7 +289,7 @@ class FrequencyChanges(NamedTuple):
 def frequency_changes(
     parent: PositionEmbedding, child: PositionEmbedding, head_dim: int
 ) -> FrequencyChanges | None:
-    """What an extension does to the frequencies; None where parent or child has none.
+    """How an extension changes the frequencies; None if parent or child has none.
 
     >>> child = extend_position(RoPE(theta=100.0), "clip", from_length=8, length=16, head_dim=4)
     >>> frequency_changes(RoPE(theta=100.0), child, head_dim=4).text

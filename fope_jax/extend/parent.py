@@ -1,4 +1,4 @@
-"""What a run can go on from: another run, or weights of Hugging Face."""
+"""The parent of an extension: another run, or Hugging Face weights."""
 
 from __future__ import annotations
 
@@ -28,31 +28,25 @@ from fope_jax.train.checkpoints import restore_checked
 from fope_jax.train.state import StatePlan
 from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, split_step
 
-WEIGHTS = "hf:"  # what stands before a directory of Hugging Face
+WEIGHTS = "hf:"  # prefix of a Hugging Face directory
 
 
 class ParentArrays(NamedTuple):
-    """What a parent's checkpoint holds.
-
-    Attributes:
-      items: ``params``, ``constants`` and, where asked for, ``optimizer``.
-      metadata: position and data fingerprints; data None of imported weights.
-    """
+    """Arrays and metadata of a checkpoint; ``metadata["data"]`` is None for imported weights."""
 
     items: dict[str, Any]
     metadata: dict[str, Any]
 
 
 class Parent(NamedTuple):
-    """A trained model to go on from.
+    """A trained model to continue from.
 
     Attributes:
-      source: where it is, for people and for lineage.json.
-      experiment: that it was trained in; of imported weights ``train.length`` is theirs.
-      step: updates done.
-      is_imported: whether its weights come from elsewhere, with no optimizer and no data of ours.
-      kept: what the config.json of imported weights says besides, for an export.
-      load: plan of its state, whether the optimizer is wanted -> its arrays.
+      source: its path, for messages and lineage.json.
+      experiment: its experiment; ``train.length`` is the length it was trained on.
+      is_imported: the weights were imported, without optimizer state or training data.
+      kept: further fields of an imported config.json, for an export.
+      load: (state plan, with optimizer) -> arrays; CheckpointError if they are damaged.
     """
 
     source: str
@@ -69,21 +63,18 @@ def open_parent(
     tokenizer: str | None = None,
     accept_position: str | None = None,
 ) -> Parent:
-    """Finds a parent; no array is read before ``load``. Whatever else can be wrong is found here.
+    """Opens and checks a parent; only ``load`` reads its arrays.
 
     Args:
-      source: a run, as ``runs/a``; one of its checkpoints, as ``runs/a/500``; or a directory of
-        Hugging Face, as ``hf:models/SmolLM-1.7B``.
-      step: which checkpoint where ``source`` names none; None takes the newest valid one.
-      tokenizer: of the tokens of a directory of Hugging Face that has no tokenizer.json, or one of
-        more tokens than the embedding.
+      source: a run ``runs/a``, a checkpoint ``runs/a/500``, or ``hf:models/SmolLM-1.7B``.
+      step: the checkpoint if ``source`` names none; None means the newest valid one.
+      tokenizer: for Hugging Face weights without a tokenizer.json that fits the embedding.
       accept_position: see ``check_fingerprint``.
 
     Raises:
-      FileNotFoundError: there is no run, it has no valid checkpoint, or there are no weights.
-      ConfigError: a directory of Hugging Face has no tokenizer.json that fits, and none is named.
+      FileNotFoundError: no run, no valid checkpoint, or no weights.
+      ConfigError: Hugging Face weights have no fitting tokenizer.json, and none is given.
       ValueError: see ``import_weights``.
-      CheckpointError: from ``load``: the step named is missing or damaged.
     """
     if str(source).startswith(WEIGHTS):
         return _open_weights(Path(str(source).removeprefix(WEIGHTS)), tokenizer)
@@ -109,7 +100,7 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
 
     facts = read_json(run / RUN) if (run / RUN).is_file() else {}
     kept, trained = facts.get(KEPT, {}), experiment
-    if IMPORTED in facts:  # there train.length is what evaluation counts in
+    if IMPORTED in facts:  # their train.length is the unit of evaluation lengths
         length = kept.get(MAX_POSITIONS, experiment.train.length)
         config = dataclasses.replace(experiment.train, length=length)
         trained = dataclasses.replace(experiment, train=config)
@@ -122,7 +113,7 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
     has_tokenizer = (directory / TOKENIZER).is_file()
     experiment = imported_experiment(directory, config, [] if has_tokenizer else overrides)
     if has_tokenizer and overrides and not is_tokenizer_compatible(experiment):
-        experiment = imported_experiment(directory, config, overrides)  # its own is not the model's
+        experiment = imported_experiment(directory, config, overrides)  # tokenizer.json is unfit
     check_tokenizer(experiment)
 
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:

@@ -1,9 +1,4 @@
-"""A trained model goes on at a longer length, with another position embedding: `fope extend`.
-
-The new run begins with a checkpoint of step 0: the parent's weights, and position arrays and
-optimizer state carried over. From there on it is a run like any other, and needs no parent.
-``lineage.json`` beside its config.json says where it comes from and what was changed.
-"""
+"""`fope extend`: continues training at a longer length with another position embedding."""
 
 from __future__ import annotations
 
@@ -70,27 +65,25 @@ def extend(
     accept_position: str | None = None,
     should_evaluate: bool = False,
 ) -> None:
-    """Makes a run that goes on from another one, and trains it to its last step.
+    """Makes a run with a checkpoint of step 0 from a parent, and trains it to its last step.
 
-    Called again after an interruption it goes on as ``train`` does, to the same bits.
+    After an interruption the same call resumes, with the same bits as an unbroken run.
 
     Args:
       source: the parent, ``runs/a``, ``runs/a/STEP`` or ``hf:DIR``, see ``open_parent``.
-      method: the position embedding to go on with, see ``methods.target_classes``.
-      length: tokens of the new sequences.
-      workdir: of the new run.
-      optimizer: what becomes of the optimizer's state, see ``carry_train_state``.
-      match: how FoPE's coefficients find their frequency, see ``coefficients.match_frequencies``.
+      method: the new position embedding, see ``methods.target_classes``.
+      length, overrides, config: see ``child_experiment``.
+      workdir: directory of the new run.
+      optimizer: "keep", "reset-moments" or "reset", see ``carry_train_state``.
+      match: how FoPE's frequencies are matched, see ``coefficients.match_frequencies``.
       warn_above: see ``compare_initial_losses``.
-      overrides: see ``child_experiment``.
-      config: see ``child_experiment``.
-      accept_position: of the parent, see ``check_fingerprint``.
-      should_evaluate: whether `fope evaluate` follows; what it cannot do is said first.
+      accept_position: for the parent, see ``check_fingerprint``.
+      should_evaluate: run `fope evaluate` afterwards; its protocols are checked first.
 
     Raises:
-      ConfigError: see ``child_experiment`` and ``open_parent``; or the workdir holds another run.
-      ValueError: the method cannot follow the parent's.
-      CheckpointError, FileNotFoundError: the parent, see ``open_parent``; and as ``train``.
+      ConfigError, ValueError: see ``child_experiment`` and ``open_parent``, or the workdir holds
+        another run.
+      CheckpointError, FileNotFoundError: see ``open_parent`` and ``train``.
     """
     workdir, overrides = as_path(workdir), list(overrides)
     tokenizer = dict(map(split_override, overrides)).get("data.tokenizer")
@@ -150,9 +143,8 @@ def _save_step_0(
     request: dict[str, Any],
     warn_above: float,
 ) -> None:
-    """Writes config.json, lineage.json and the checkpoint of step 0."""
     # ------------------------------------------------------------------ the parent's arrays
-    # Its model is computed as the child is and on its devices.
+    # The parent's model runs on the child's devices, with the child's runtime settings.
     changes = {name: getattr(child.model, name) for name in RUNTIME_FIELDS}
     model = dataclasses.replace(parent.experiment.model, **changes)
     before = dataclasses.replace(parent.experiment, mesh=child.mesh, model=model)
@@ -181,7 +173,7 @@ def _save_step_0(
     )
     state, constants = carry_train_state(arrays, carried, plan, request["optimizer"])
 
-    # ------------------------------------------------------------------ what has changed
+    # ------------------------------------------------------------------ lineage
     fingerprint, identity = checkpoint_fingerprint(child.position, child.model.shape, constants)
     frequencies = frequency_changes(before.position, child.position, head_dim)
     data = data_changes(before, child, cache, parent.is_imported)
@@ -225,31 +217,28 @@ def _save_step_0(
         if is_main_process():
             open_workdir(workdir, child)
             if parent.kept:
-                write_json(workdir / RUN, {KEPT: parent.kept})  # training adds the rest
+                write_json(workdir / RUN, {KEPT: parent.kept})  # `train` adds the rest
             write_json(workdir / LINEAGE, lineage)
     items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
     store.save(0, items, identity | {"data": cache.fingerprint})
 
 
 def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
-    """The child's tokens; where they have not been built, the error says of which configuration.
-
-    Of weights of Hugging Face there may be no configuration file: the child's is written for it.
-    """
+    """The child's tokens; the error for a missing cache names a configuration to build it with."""
     try:
         return open_cache(child.data, "train")
     except CacheError as error:
         if not parent.source.startswith(WEIGHTS):
             path = as_path(parent.source) / CONFIG
             raise CacheError(f"{error}, such as {path}, with the same --config.data") from error
-        if is_main_process():
+        if is_main_process():  # for imported weights there may be no other configuration file
             open_workdir(workdir, child)
         raise CacheError(f"{error}, such as {workdir / CONFIG}") from error
 
 
 def _check_data(parent: Experiment, fingerprint: str, child: Experiment, cache: TokenCache) -> None:
-    """Raises ConfigError where tokens would mean something else to the model."""
-    if fingerprint is None:  # imported: there need be no cache of its own configuration
+    """Raises ConfigError if the child's token ids mean something else than the parent's."""
+    if fingerprint is None:  # imported weights, which may have no token cache
         if child.data.tokenizer != parent.data.tokenizer:
             raise ConfigError(
                 f"config.data.tokenizer = {child.data.tokenizer!r}: the parent's is "

@@ -1,1 +1,1 @@
-"""A picture of each position embedding and the table of them (``fope gallery|methods``)."""
+"""Figures and a table of the position embeddings (``fope gallery|methods``)."""

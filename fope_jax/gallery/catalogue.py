@@ -1,4 +1,4 @@
-"""What a reader asks of each method and scaling, read off the code: for the table of methods."""
+"""The entries of the table of methods, read from classes and docstrings."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from fope_jax.position.registry import METHODS, SCALINGS
 
 
 class Entry(NamedTuple):
-    """A method or a scaling, in words."""
+    """A method or a scaling in words."""
 
     name: str  # in METHODS or SCALINGS
-    kind: str  # of a method; "scaling" for the others
+    kind: str  # the method's kind, or "scaling"
     knobs: list[str]  # "name=default", or "name" where it is required
     learnable: str  # "no", "always", "with learnable=True" or "as its methods"
-    extends: str  # what a method claims for lengths beyond training; empty for a scaling
-    about: str  # what it is, one sentence
-    source: str  # its reference
+    extends: str  # behaviour beyond the training length; empty for a scaling
+    about: str  # one sentence
+    source: str  # reference
 
 
 def method_entries() -> list[Entry]:
-    """An entry for each method, in the order of ``METHODS``.
+    """One entry per method, in the order of ``METHODS``.
 
     >>> {entry.name: entry.learnable for entry in method_entries()}["learned"]
     'always'
@@ -40,7 +40,7 @@ def method_entries() -> list[Entry]:
 
 
 def scaling_entries() -> list[Entry]:
-    """An entry for each scaling of rotary frequencies, in the order of ``SCALINGS``.
+    """One entry per scaling, in the order of ``SCALINGS``.
 
     >>> {entry.name: entry.knobs for entry in scaling_entries()}["clip_floor"]
     ['training_length', 'ratio=1']
@@ -67,7 +67,7 @@ def knobs(cls: Any) -> list[str]:
 
 
 def learnable(method: PositionEmbedding, shape: ModelShape = SHAPE) -> str:
-    """Whether ``init`` gives the method anything to train; see ``Entry``.
+    """Whether ``init`` draws parameters; see ``Entry``.
 
     >>> learnable(examples()["fope"])
     'with learnable=True'
@@ -92,7 +92,7 @@ def learnable(method: PositionEmbedding, shape: ModelShape = SHAPE) -> str:
 
 
 def about(cls: type) -> str:
-    """The first paragraph of the docstring, without its full stop.
+    """The docstring's first paragraph, without the full stop.
 
     >>> about(METHODS["alibi"])
     'Attention with linear biases: distant keys are penalised, each head at its own rate'
@@ -101,7 +101,7 @@ def about(cls: type) -> str:
 
 
 def source(cls: type) -> str:
-    """What the docstring names as reference; the nearest base class's where it has none.
+    """The docstring's reference, or the nearest base class's.
 
     >>> source(METHODS["alibi"])
     'Press et al. 2022, "Train Short, Test Long", Section 3'

@@ -1,7 +1,7 @@
-"""What a position embedding does to attention, as numbers: the rows of the gallery.
+"""What each position embedding does to attention, as numbers for the gallery's figures.
 
-Nothing is trained here: methods are shown as ``init`` draws them, and content is random, so that
-all that varies along a curve is the position.
+Nothing is trained: variables are as drawn by ``init``, and q and k are random, so a curve varies
+with position only.
 """
 
 from __future__ import annotations
@@ -36,19 +36,12 @@ DRAWS = 64  # random rows of gates for a contextual method
 LOGITS = "E[q.k]/sqrt(H), logits"
 BIAS = "attention bias, logits"
 SIMILARITY = "cosine of two position vectors"
-GATES = (-4.0, -2.0, 0.0)  # mean logits: about 1 token in 35 counts, 1 in 6, every other
+GATES = (-4.0, -2.0, 0.0)  # mean gate logits: 1 token in 35, 1 in 6 and 1 in 2 counts
 RANGE = f"mean over {KEYS} key positions within training; grey: the range over them and heads"
 
 
 def gallery_rows(labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """``gallery_row`` of each example method, or of those named.
-
-    Args:
-      labels: keys of ``EXAMPLES``; None takes all.
-
-    Raises:
-      ValueError: a label that is none, with the nearest.
-    """
+    """``gallery_row`` of the labelled examples, or of all; ValueError for an unknown label."""
     rows = []
     for label, method in choose(labels).items():
         logger.info("%s", label)
@@ -68,30 +61,20 @@ def gallery_row(
 ) -> dict[str, Any]:
     """One method's curve against distance and its spectrum, ready for JSON.
 
-    Args:
-      label: its title.
-      method: the position embedding.
-      shape: the model it serves.
-      length: training length, tokens.
-      reach: distances go to ``reach * length`` tokens.
-      mean: of each entry of q and k, which are independent with variance 1.
-      seed: of ``init`` and of all random draws.
+    Distances go to ``reach`` times the training length. Entries of q and k are independent with the
+    given ``mean`` and variance 1. ``seed`` is for ``init`` and all draws.
 
-    Returns:
-      A dict with
-
-      label, method, kind, summary: what it is.
-      training_length, reach: as given.
-      quantity: what the curve shows, one of ``LOGITS``, ``BIAS`` and ``SIMILARITY``.
+    Returns a dict with these keys:
+      label, method, kind, summary, training_length, reach: as given, or what the method is.
+      quantity: what the curve shows: ``LOGITS``, ``BIAS`` or ``SIMILARITY``.
       note: how it was computed.
-      lines: dicts ``label, value``, a value for each distance 0, 1, .. tokens, and ``low, high``
-        where it depends on the position of the key.
-      frequencies: dicts ``label, values``, radians per token; empty where the method has none.
-      parameters: dicts ``label, values``, a number for each head.
+      lines: dicts ``label, value``, one value per distance 0, 1, .. tokens, with ``low, high`` if
+        it varies with the key's position.
+      frequencies: dicts ``label, values``, radians per token.
+      parameters: dicts ``label, values``, one number per head.
       others: texts about further variables.
 
-    Raises:
-      ValueError: the method cannot serve ``shape``.
+    Raises ValueError if the method cannot serve ``shape``.
     """
     method.check(shape)
     variables = method.init(jax.random.key(seed), shape).at_layer(0)
@@ -126,7 +109,7 @@ def gallery_row(
 
 
 def _summary(value: Any) -> str:
-    """A method or scaling with the knobs that differ from their defaults.
+    """A method or scaling with its non-default knobs.
 
     >>> from fope_jax.position import RoPE
     >>> _summary(RoPE(theta=100.0))
@@ -138,7 +121,7 @@ def _summary(value: Any) -> str:
             return _summary(knob)
         if not isinstance(knob, tuple):
             return repr(knob)
-        if len(knob) > 4:  # of long lists of numbers the first and the last
+        if len(knob) > 4:  # a long list: its first and last number
             return f"({knob[0]:g}, .., {knob[-1]:g})"
         return f"({', '.join(map(text, knob))}{',' if len(knob) == 1 else ''})"
 
@@ -161,11 +144,7 @@ def _logit_lines(
     mean: float,
     seed: int,
 ) -> tuple[str, list[dict[str, Any]], str]:
-    """The quantity that the lines of a period's layers show, the lines, and how they were computed.
-
-    A method that only adds a bias is shown without the logits of random q and k, which are then the
-    same at every distance.
-    """
+    """The quantity, lines and note of a period's layers; pure biases omit random logits."""
     farthest = reach * length
     logits = [_expected_logits(*layer, shape, length, reach, mean) for layer in layers]
     is_bias = [has_hook(layer.method, "bias") for layer, _ in layers]
@@ -203,15 +182,9 @@ def _logit_lines(
 def _expected_logits(
     layer: Layer, variables: Variables, shape: ModelShape, length: int, reach: int, mean: float
 ) -> np.ndarray:
-    """The expectation of a logit over independent random q and k, exactly.
-
-        E[(A q).(C k)] = (A E[q]).(C E[k])
-
-    for the linear maps A and C that the method applies to q and k at their positions.
-
-    Returns:
-      ``[N, KEYS, reach * length + 1]`` logits: head, key, distance 0, 1, .. tokens.
-    """
+    """The exact expected logits ``[N, KEYS, reach * length + 1]``: head, key, distance."""
+    # q and k are independent and the method acts on them linearly, as A and C:
+    # E[(A q).(C k)] = (A E[q]).(C E[k]).
     count = (reach + 1) * length
     positions = np.arange(count, dtype=np.int32)[None]
     tables = layer.method.tables(variables, positions, shape.head_dim)
@@ -246,7 +219,7 @@ def biases(
 def _similarity(
     method: PositionEmbedding, variables: Variables, shape: ModelShape, length: int, reach: int
 ) -> dict[str, Any]:
-    """Cosine between position vectors; distances end where the method does."""
+    """Cosine between position vectors, up to the method's length limit."""
     limit = method.limits.max_length or (reach + 1) * length
     positions = np.arange(min(limit, (reach + 1) * length), dtype=np.int32)[None]
     x = jnp.zeros((1, positions.shape[1], shape.d_model), jnp.float32)
@@ -261,10 +234,7 @@ def _similarity(
 
 
 def _head_lines(prefix: str, values: np.ndarray, *, each: bool = True) -> list[dict[str, Any]]:
-    """A line for each head, or one where all are alike, of ``[N, keys, distance]`` values.
-
-    Without ``each`` heads that differ make one line as well: their mean, and their range.
-    """
+    """Lines of ``[N, keys, distance]`` values: one per head, or one for all."""
     means = values.mean(axis=1)
     if np.ptp(means, axis=0).max() <= 1e-5 * np.abs(means).max():
         return [_line(f"{prefix}all heads", values[0])]
@@ -274,7 +244,7 @@ def _head_lines(prefix: str, values: np.ndarray, *, each: bool = True) -> list[d
 
 
 def _line(label: str, values: np.ndarray) -> dict[str, Any]:
-    """A line of ``[keys, distance]`` values, NaN where a key has no query so far away."""
+    """A line of ``[keys, distance]`` values, NaN where a key has no query at that distance."""
     mean, low, high = (f(values, axis=0) for f in (np.nanmean, np.nanmin, np.nanmax))
     line: dict[str, Any] = {"label": label, "value": _rounded(mean)}
     if np.max(high - low) > 1e-3 * np.max(np.abs(mean)):
@@ -283,7 +253,7 @@ def _line(label: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def _rounded(values: np.ndarray) -> list[float]:
-    """Seven digits: what float32 holds, without the noise of the platform."""
+    """Seven digits, float32's precision, so that platforms agree."""
     return [float(f"{value:.6e}") for value in values]
 
 

@@ -1,4 +1,4 @@
-"""One labelled example of every method and every scaling, for pictures, benchmarks and tables."""
+"""One labelled example of each method and scaling, for figures, benchmarks and tables."""
 
 from __future__ import annotations
 
@@ -23,18 +23,11 @@ SHAPE = ModelShape(d_model=256, num_layers=4, num_heads=4, num_kv_heads=4, head_
 
 
 def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, PositionEmbedding]:
-    """Methods trained on ``length`` tokens, and RoPE with each scaling to four times that.
+    """All methods at training length ``length``, and RoPE with each scaling to four times that.
 
-    The label of a method at its defaults is its name in ``METHODS``; that of a scaling is
-    ``rope+`` and its name in ``SCALINGS``.
-
-    Args:
-      length: training length, tokens.
-      head_dim: head dim H of the model; some scalings hold a number for each pair of dimensions.
-
-    Returns:
-      Labels and methods, each entry of ``METHODS`` and ``SCALINGS`` at least once; of those that
-      others have registered the ones that need no knob.
+    Each entry of ``METHODS`` and ``SCALINGS`` occurs, except registered methods of users that need
+    a knob. Labels are the name of a method at its defaults, and ``rope+`` with the name of a
+    scaling.
 
     >>> examples(1024)["fope"].training_length
     1024
@@ -84,14 +77,10 @@ EXAMPLES = examples()
 def choose(
     labels: Iterable[str] | None, known: dict[str, PositionEmbedding] | None = None
 ) -> dict[str, PositionEmbedding]:
-    """The examples of these labels, in their order; all for None.
+    """The examples of these labels, in order; all for None.
 
-    Args:
-      labels: keys of ``known``, or ``their_package.module:Class``, which is imported.
-      known: what to choose from; None takes ``examples()``.
-
-    Raises:
-      ValueError: a label that is none, with the nearest.
+    A label is a key of ``known`` (None: ``examples()``), or ``their_package.module:Class``, which
+    is imported; else ValueError with the nearest label.
 
     >>> choose(["nope"])
     {'nope': NoPE()}

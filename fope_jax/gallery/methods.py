@@ -1,4 +1,4 @@
-"""The table of methods: in the terminal, and as the markdown that stands in the README."""
+"""The table of methods, for the terminal and as markdown in the README."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ WIDTH = 96  # characters of a line in the terminal
 
 
 class MarkersError(ValueError):
-    """A file that does not say where the tables go."""
+    """A file without valid markers for the tables."""
 
 
 def methods_text(methods: Sequence[Entry], scalings: Sequence[Entry]) -> str:
-    """Both tables for the terminal: a paragraph for each entry, so that nothing is cut."""
+    """Both tables for the terminal, one paragraph per entry, nothing cut off."""
     lines = ["Methods (--config.position.method=NAME)", ""]
     for entry in methods:
         fields = {
@@ -81,13 +81,10 @@ def methods_markdown(methods: Sequence[Entry], scalings: Sequence[Entry]) -> str
 
 
 def between_markers(text: str, name: str = "text") -> str:
-    """What stands between the markers.
+    """The text between the markers; MarkersError unless each is there once, in order.
 
     >>> between_markers(f"above\\n{BEGIN}\\nold\\n{END}\\nbelow")
     'old'
-
-    Raises:
-      MarkersError: the markers are not there, or not once each and in order.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise MarkersError(
@@ -98,11 +95,9 @@ def between_markers(text: str, name: str = "text") -> str:
 
 
 def write_between_markers(path: Path, markdown: str) -> bool:
-    """Puts ``markdown`` between the markers of the file; returns whether that changed it.
+    """Puts ``markdown`` between the file's markers; returns whether the file changed.
 
-    Raises:
-      MarkersError: see ``between_markers``; the file is left as it is.
-      OSError: the file cannot be read or written.
+    Raises MarkersError, leaving the file unchanged, or OSError.
     """
     try:
         text = path.read_text(encoding="utf-8")

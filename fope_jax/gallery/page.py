@@ -1,7 +1,7 @@
-"""The gallery: a picture of every position embedding, on one self-contained page.
+"""The gallery page: a figure of every position embedding, in one self-contained directory.
 
-Each figure has two panels: what the method does to attention against distance, and its
-frequencies or parameters. Rows come from ``fope_jax.gallery.curves``.
+A figure's left panel shows the effect on attention against distance, the right one frequencies or
+parameters.
 """
 
 from __future__ import annotations
@@ -45,17 +45,10 @@ INTRODUCTION = (
 
 
 def write_gallery(rows: Sequence[Row], out: str | Path) -> Path:
-    """Writes the gallery into the directory ``out``: index.html, its figures, gallery.json.
+    """Writes index.html, figures and gallery.json into ``out``; returns the path of index.html.
 
-    Args:
-      rows: from ``fope_jax.gallery.curves.gallery_row``, one a method.
-      out: made where it does not exist; files of the same names are replaced.
-
-    Returns:
-      The path of index.html.
-
-    Raises:
-      ReportError: the directory cannot be written.
+    ``rows`` come from ``gallery.curves.gallery_row``. Raises ReportError if ``out`` is not
+    writable.
     """
     out = make_output(out, "the gallery")
     (out / "gallery.json").write_text(json.dumps(list(rows)), encoding="utf-8")
@@ -83,7 +76,7 @@ def write_gallery(rows: Sequence[Row], out: str | Path) -> Path:
 
 
 def alt_text(row: Row) -> str:
-    """The text alternative of a method's figure: each line at distance 0, L and the end."""
+    """The text alternative of a figure: each line at distance 0, L and the end."""
     length, lines = row["training_length"], []
     for line in row["lines"]:
         value = line["value"]
@@ -101,7 +94,6 @@ def alt_text(row: Row) -> str:
 
 
 def method_figure(row: Row) -> Figure:
-    """The two panels of one method."""
     figure, (left, right) = plots.new_figure(10.0, 4.2, 1, 2, width_ratios=[1.35, 1])
     _draw_curves(left, row)
     left.set_ylabel(row["quantity"])
@@ -120,7 +112,7 @@ def method_figure(row: Row) -> Figure:
 
 
 def overview_figure(rows: Sequence[Row], columns: int = 4) -> Figure:
-    """The left panel of every method, small."""
+    """The left panels of all methods, as small multiples."""
     lines = math.ceil(len(rows) / columns)
     figure, panels = plots.new_figure(11.0, 0.6 + 1.75 * lines, lines, columns)
     for axes, row in zip(panels, rows, strict=False):
@@ -138,7 +130,6 @@ def overview_figure(rows: Sequence[Row], columns: int = 4) -> Figure:
 
 
 def _draw_curves(axes: Axes, row: Row, is_small: bool = False) -> None:
-    """Every line; dense ones become pixels, which keeps the page small."""
     lines, far = row["lines"], row["reach"] * row["training_length"]
     styles = plots.line_styles(line["label"] for line in lines)
     for index, line in enumerate(lines):
@@ -149,14 +140,14 @@ def _draw_curves(axes: Axes, row: Row, is_small: bool = False) -> None:
         style = styles[line["label"]]._asdict()
         if is_small or len(lines) == 1:
             style["marker"] = None
-        start = index * len(x) // (10 * len(lines))  # markers of different lines apart
+        start = index * len(x) // (10 * len(lines))  # stagger the markers of different lines
         axes.plot(
             x,
             line["value"],
             label=line["label"],
             linewidth=0.9 if is_small else 1.3,
             markersize=5,
-            rasterized=True,
+            rasterized=True,  # vector curves of many points would bloat the page
             markevery=(start, max(1, len(x) // 10)),
             **style,
         )
@@ -165,7 +156,7 @@ def _draw_curves(axes: Axes, row: Row, is_small: bool = False) -> None:
         axes.set_ylim(min(0, 1.5 * values[0]), max(0, 1.5 * values[0]))
     steps = [[abs(b - a) for a, b in itertools.pairwise(line["value"])] for line in lines]
     early = sum(sum(line_steps[: far // 10]) for line_steps in steps)
-    if early > 0.95 * sum(map(sum, steps)) > 0:  # nearly all at the first tenth of the distances
+    if early > 0.95 * sum(map(sum, steps)) > 0:  # nearly all change in the first tenth
         axes.set_xscale("symlog", base=2, linthresh=1)
         axes.set_xticks([0, *(2**k for k in range(0, far.bit_length(), 2))])
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -177,12 +168,11 @@ def _draw_curves(axes: Axes, row: Row, is_small: bool = False) -> None:
 
 
 def _draw_periods(axes: Axes, row: Row) -> None:
-    """Periods in tokens by pair of dimensions, fast ones below; zero frequencies on top."""
     length = row["training_length"]
     styles = plots.line_styles(series["label"] for series in row["frequencies"])
     turning = [2 * math.pi / w for s in row["frequencies"] for w in s["values"] if w > 0]
     low, high = min(turning, default=1.0), max([*turning, length])
-    top = high * (high / low) ** 0.12
+    top = high * (high / low) ** 0.12  # where zero frequencies, of infinite period, are drawn
     axes.set_yscale("log")
     axes.set_ylim(low / 1.6, top * 1.5)
     for series in row["frequencies"]:
@@ -218,7 +208,6 @@ def _draw_periods(axes: Axes, row: Row) -> None:
 
 
 def _draw_parameters(axes: Axes, row: Row) -> None:
-    """What each head owns; the shapes of everything else in words."""
     series = row["parameters"]
     if not series:
         axes.axis("off")

@@ -27,16 +27,8 @@ def sinusoidal_table(positions: Array, d_model: int, theta: float = 10_000.0) ->
 
         table[..., 2 m] = sin(p w_m),  table[..., 2 m + 1] = cos(p w_m),  w_m = theta ** (-2 m / D)
 
-    Args:
-      positions: integers ``[B, T]``, tokens.
-      d_model: D, even.
-      theta: base of the frequencies.
-
-    Returns:
-      ``[B, T, D]`` float32 in [-1, 1].
-
-    Raises:
-      ValueError: ``d_model`` is odd.
+    Takes integer positions ``[B, T]``, tokens, and an even ``d_model``, else raises ValueError.
+    Returns ``[B, T, D]`` float32 in [-1, 1].
 
     >>> sinusoidal_table(jnp.array([[0]]), 4).tolist()
     [[[0.0, 1.0, 0.0, 1.0]]]
@@ -55,9 +47,9 @@ class Sinusoidal(PositionEmbedding):
 
     Knobs:
       theta: base of the frequencies.
-      amplitude: factor on the sinusoids. In the paper embeddings have standard deviation 1; here
-        they are drawn at ``init_std``, and an equal amplitude keeps the paper's ratio. A
-        configuration without one takes its ``model.init_std``.
+      amplitude: factor on the sinusoids. The paper's embeddings have standard deviation 1, ours
+        ``init_std``; an equal amplitude keeps the paper's ratio. Configs default to
+        ``model.init_std``.
 
     Reference: Vaswani et al. 2017, "Attention Is All You Need", Section 3.5.
     """
@@ -117,17 +109,13 @@ class Learned(PositionEmbedding):
         return (None, "embed")
 
     def embed(self, variables: Variables, x: Array, positions: Array) -> Array:
-        """As the base class; positions beyond the table give NaN, never another row.
-
-        Raises:
-          ValueError: the sequence is longer than the table.
-        """
+        """Adds rows of the table, NaN beyond it; ValueError if the sequence is longer than it."""
         if positions.shape[1] > self.table_length:
             raise ValueError(
                 f"sequence of {positions.shape[1]} tokens: the learned table has "
                 f"table_length={self.table_length} positions"
             )
-        # The last 32 bits of a wider position, which has no row, would be those of one that has.
+        # Cut to 32 bits, a wider position could read a valid row: test it before the cut.
         inside = position_values(positions) < self.table_length
         rows = (
             variables["table"]

@@ -22,15 +22,13 @@ from fope_jax.typing import Array
 
 
 def alibi_slopes(num_heads: int) -> np.ndarray:
-    """One slope a head, a geometric sequence.
+    """One slope per head, a geometric sequence.
 
         m_n = 2 ** (-8 n / N),  n = 1 .. N     (N a power of two)
 
     For another N: the slopes of the largest power of two below it, then every second slope of the
-    next power of two, as the authors' code does. Returns ``[N]`` float32, logits per token.
-
-    Raises:
-      ValueError: ``num_heads`` is not positive.
+    next power of two, as in the authors' code. Returns ``[N]`` float32, logits per token; raises
+    ValueError if ``num_heads`` is not positive.
 
     >>> alibi_slopes(4).tolist()
     [0.25, 0.0625, 0.015625, 0.00390625]
@@ -55,17 +53,10 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
 
         bias[b, n, t, s] = -slopes[n] * |q_positions[b, t] - k_positions[b, s]|
 
-    Keys after the query are penalised as those before it, the authors' symmetric form.
-
-    Args:
-      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
-      slopes: ``[N]`` logits per token.
-
-    Returns:
-      ``[B, N, T, S]`` float32, 0 or less.
-
-    Raises:
-      TypeError: positions are not integers.  ValueError: other shapes.
+    Takes integer positions ``[B or 1, T]`` and ``[B or 1, S]``, tokens, and slopes ``[N]``, logits
+    per token. Returns ``[B, N, T, S]`` float32, 0 or less. Keys after the query are penalised like
+    earlier ones (the authors' symmetric form). Raises TypeError if positions are not integers,
+    ValueError for other shapes.
 
     >>> alibi_bias(np.array([[2]]), np.array([[0, 1, 2, 3]]), np.array([0.5])).tolist()
     [[[[-1.0, -0.5, -0.0, -0.5]]]]
@@ -84,7 +75,8 @@ class ALiBi(PositionEmbedding):
     """Attention with linear biases: distant keys are penalised, each head at its own rate.
 
     Knobs:
-      slopes: one a query head, logits per token; None takes ``alibi_slopes(N)``. All zero is NoPE.
+      slopes: one per query head, logits per token; None takes ``alibi_slopes(N)``, all zero is
+        NoPE.
 
     Reference: Press et al. 2022, "Train Short, Test Long", Section 3.
     """

@@ -1,4 +1,4 @@
-"""Checks of knobs: each raises a ValueError that names the knob, its value and what is accepted."""
+"""Checks of knobs; each raises a ValueError with the knob, its value and what is accepted."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def find(kind: str, name: str, known: Mapping[str, Any]) -> Any:
-    """What ``known`` has under ``name``; ValueError with what it has where there is nothing."""
+    """Returns ``known[name]``; ValueError listing the known names if it is missing."""
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r}{nearest(name, known)}")
     return known[name]
 
 
 def nearest(name: Any, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the one likely meant, and all that are known.
+    """The end of a message about an unknown name: a suggestion and the known names.
 
     >>> nearest("rop", ["alibi", "rope"])
     "; did you mean 'rope'? Known: alibi, rope"

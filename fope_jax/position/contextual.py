@@ -1,4 +1,4 @@
-"""CoPE: positions that count what the query looks for, not tokens."""
+"""CoPE: positions that count the tokens that a query selects."""
 
 from __future__ import annotations
 
@@ -21,14 +21,11 @@ from fope_jax.typing import Array
 
 
 def contextual_positions(logits: Array, max_position: int) -> Array:
-    """How many of the keys from j to the query count, each by its gate.
+    """How many keys from j up to the query count, each weighted by its gate.
 
         p[i, j] = min(sum_{k = j .. i} sigmoid(logits[i, k]), max_position - 1)
 
-    Args:
-      logits: ``[..., S]`` with all keys in the order of their positions; -inf where the query does
-        not see the key, whose gate is then 0.
-      max_position: positions there are embeddings for.
+    ``logits [..., S]`` are in order of the keys' positions; -inf where masked closes the gate.
 
     >>> contextual_positions(jnp.array([0.0, jnp.inf, 0.0, -jnp.inf]), 8).tolist()
     [2.0, 1.5, 0.5, 0.0]
@@ -42,22 +39,18 @@ def contextual_positions(logits: Array, max_position: int) -> Array:
 
 
 def cope_bias(q: Array, logits: Array, position_table: Array) -> Array:
-    """The bias of whole rows of scores from positions that depend on content.
+    """CoPE's bias of whole rows of scores.
 
         bias[i, j] = (1 - w) z[i, floor(p)] + w z[i, floor(p) + 1]
         z[i, m] = q_i . e_m,  p = p[i, j],  w = p - floor(p)
 
     Args:
-      q: ``[B, T, N, H]``, unscaled: the factor 1 / sqrt(H) is on ``logits`` alone.
-      logits: ``[B, N, T, S]``, scaled, with all keys in the order of their positions; -inf where
-        the query does not see the key.
-      position_table: e, ``[P, H]``, or ``[N, P, H]`` with one a head.
+      q: ``[B, T, N, H]``, not scaled; only ``logits`` carry 1 / sqrt(H).
+      logits: ``[B, N, T, S]``, scaled, keys in order of position; -inf where masked.
+      position_table: e, ``[P, H]``, or ``[N, P, H]`` for one per head.
 
-    Returns:
-      ``[B, N, T, S]`` float32, finite everywhere, where the query does not see the key as well.
-
-    Raises:
-      ValueError: shapes do not fit each other.
+    Returns ``[B, N, T, S]`` float32, finite also where masked. Raises ValueError if shapes do not
+    fit.
 
     >>> q = jnp.ones((1, 1, 1, 2))
     >>> table = jnp.array([[0.0, 0.0], [1.0, 0.0], [1.0, 2.0]])
@@ -89,20 +82,19 @@ def cope_bias(q: Array, logits: Array, position_table: Array) -> Array:
 
 @dataclass(frozen=True)
 class CoPE(PositionEmbedding):
-    """Contextual position encoding: each query counts the keys that its gates let through.
+    """Contextual position encoding: each query counts the keys that its gates select.
 
         g[i, k] = sigmoid(q_i . k_k / sqrt(H)),  p[i, j] = sum_{k = j .. i} g[i, k]
         bias[i, j] = q_i . e[p[i, j]]
 
-    The count goes from a key up to the query: attention must be causal. Every row of scores is
-    needed whole, so attention cannot go block by block over keys. Weight decay pulls to NoPE.
+    Counts run from a key up to the query, so attention must be causal. Each row of scores is needed
+    whole, so attention cannot process keys in blocks. Weight decay pulls to NoPE.
 
     Knobs:
-      max_position: position embeddings P; counts beyond P - 1 use the last one. Far less than the
-        context is enough where gates are mostly closed, and the paper's choice.
+      max_position: position embeddings P; larger counts use the last one. Far fewer than the
+        context suffice if most gates are nearly closed, as in the paper.
       init_std: standard deviation of the normal draw; the authors' code starts at 0.
-      share_heads: one table for all heads of a layer, as the authors' code. False trains one a
-        head.
+      share_heads: one table for all heads of a layer, as in the authors' code; False: one per head.
 
     Reference: Golovneva et al. 2024, "Contextual Position Encoding: Learning to Count What's
     Important", Eq. 3-6 and the code in its appendix.

@@ -1,4 +1,4 @@
-"""Fingerprints: what a position embedding effectively does, to compare runs and checkpoints."""
+"""Fingerprints: hashes of a position embedding's effect, to compare runs and checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fope_jax.position.registry import split_spec, to_spec
 
 
 class Fingerprint(NamedTuple):
-    """What a position embedding effectively does: a hash to compare and a text to read."""
+    """A hash to compare and a one-line text to read."""
 
     hash: str
     summary: str
@@ -25,22 +25,13 @@ def fingerprint(
     shape: ModelShape | None = None,
     variables: PositionVariables | None = None,
 ) -> Fingerprint:
-    """Identifies the effective position embedding of a model.
+    """The hash (16 hex digits of a SHA-256) and a summary of a model's position embedding.
 
-    The hash covers the method and its knobs, down to the methods and scalings inside it; with a
-    shape also the shape and the frequencies (as float32); with variables the bytes of the
-    constants. Trained parameters are left out: they change with every step. Numbers that are equal
-    (10000 and 10000.0) count as equal. It holds nothing of the process, the platform or the
-    sharding; a fresh draw of coefficients may differ in its last bits between a CPU and a TPU, and
-    then so does its hash, while a checkpoint carries its bytes anywhere.
-
-    Args:
-      method: the position embedding.
-      shape: the model's shape; None leaves out what depends on it.
-      variables: what ``method.init`` drew, or what a checkpoint restored.
-
-    Returns:
-      The first 16 hex digits of a SHA-256, and one line of text.
+    The hash covers the method with its knobs and nested methods; with ``shape`` also the shape and
+    the float32 frequencies; with ``variables`` (from ``init`` or a checkpoint) the bytes of the
+    constants. Trained parameters are left out because they change every step. Equal numbers (10000
+    and 10000.0) hash alike. The hash does not depend on process, platform or sharding, but freshly
+    drawn coefficients may differ in the last bits between CPU and TPU.
 
     >>> from fope_jax.position import NTKAware, RoPE
     >>> shape = ModelShape(d_model=8, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=4)
@@ -72,11 +63,7 @@ def fingerprint(
 
 
 def _hashed(value: Any) -> Any:
-    """``to_spec`` with every number a float, so that 1 and 1.0 have one hash; True stays True.
-
-    A knob that a method got after it was released (``metadata={"added_later": True}``) counts only
-    where it is not at its default: checkpoints from before it keep their fingerprint.
-    """
+    """``to_spec`` with numbers as floats, without ``added_later`` knobs at their defaults."""
     if isinstance(value, (list, tuple)):
         return [_hashed(item) for item in value]
     if not dataclasses.is_dataclass(value):
@@ -85,9 +72,10 @@ def _hashed(value: Any) -> Any:
     spec = {key: name for key, name in to_spec(value).items() if key in ("method", "scaling")}
     for field in dataclasses.fields(value):
         knob = getattr(value, field.name)
+        # An unused new knob must not change the fingerprint of older checkpoints.
         if not field.metadata.get("added_later") or knob != field.default:
             spec[field.name] = _hashed(knob)
-    # "quarter" was the name of "official" in FoPEs that clip: their checkpoints hold its hash.
+    # Checkpoints hold the hash of "quarter", the earlier name of "official" for these knobs.
     is_official = spec.get("method") == "fope" and spec["outputs"] == "official"
     if is_official and (spec["clip"] or not spec["drop_zero"]):
         spec["outputs"] = "quarter"
@@ -95,7 +83,6 @@ def _hashed(value: Any) -> Any:
 
 
 def _text(spec: Any) -> str:
-    """A specification in one line, for people."""
     if isinstance(spec, list):
         return f"[{', '.join(map(_text, spec))}]"
     if isinstance(spec, float):

@@ -1,4 +1,4 @@
-"""FoPE: Fourier position embedding, the method with the paper's and its code's knobs."""
+"""FoPE: Fourier position embedding, with the knobs of the paper and of its code."""
 
 from __future__ import annotations
 
@@ -50,49 +50,48 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class FoPE(PositionEmbedding):
-    """Fourier position embedding: a Fourier series a dimension, and no undertrained frequency.
+    """Fourier position embedding: a Fourier series per dimension, no undertrained frequency.
 
         h_m(p) = e^{i w_m p} + sum_w a_w e^{i w p}   where w_m >= 2 pi / L
         h_m(p) = 1                                   where w_m <  2 pi / L
 
     The defaults are the preset ``official``, which reproduces the released code; ``equations``
-    reproduces Eq. 11-13. The two differ, and so does what they learn: with random coefficients
-    neither is a rotation, so q.k depends on absolute positions as well.
+    reproduces Eq. 11-13. The two learn different functions. With random coefficients neither is a
+    rotation, so q.k depends on absolute positions as well.
 
     Knobs (paper: the text of ICML 2025; code: the released one):
-      training_length: L in tokens, which fixes the floor. Evaluating longer does not move it.
+      training_length: L, tokens; sets the floor, which does not move when evaluating longer.
       theta: base of RoPE's frequencies; 10,000 in both.
       floor_ratio: periods within L that a frequency needs to be kept; 1 in both.
-      clip: zero the frequencies under the floor ("CF"). False leaves the series alone ("FS").
-      series: mix frequencies ("FS"). False leaves the clipped RoPE alone ("CF"), with the sine of
-        its zero frequencies 0.
+      clip: zero the frequencies below the floor ("CF"). False keeps only the series ("FS").
+      series: mix frequencies ("FS"). False keeps only the clipped RoPE ("CF"); zero frequencies
+        have sine 0.
       sigma: strength of the noise; paper 0.3, 0.4, 0.6 for 60M, 180M, 1.2B.
-      sigma_convention: ``xavier`` (code), ``normal`` (paper), see ``coefficient_std``.
-      frequencies_from: what is mixed. ``rope``: RoPE's own (code as released); ``grid``: a finer
-        RoPE grid (code, with ``fourier_dim``); ``uniform``: RoPE's above the floor and more drawn
-        from [0, pi] (paper).
-      num_frequencies: ``grid``: the size of the grid before clipping, half of ``fourier_dim``;
-        ``uniform``: D in all. None takes head_dim, as the paper's table has it.
-      separate_sine: a matrix for the sine apart from the cosine's; True in both.
-      heads: a matrix for every ``query`` head, every ``key_value`` head (its query heads use the
-        same), or one ``shared``. With grouped queries ``query`` repeats keys in memory.
+      sigma_convention: ``xavier`` (code) or ``normal`` (paper), see ``coefficient_std``.
+      frequencies_from: what is mixed. ``rope``: RoPE's frequencies (code as released). ``grid``: a
+        finer RoPE grid (code with ``fourier_dim``). ``uniform``: RoPE's above the floor and others
+        drawn from [0, pi] (paper).
+      num_frequencies: ``grid``: frequencies before clipping, half of ``fourier_dim``; ``uniform``:
+        D in total. None takes head_dim, as in the paper's table.
+      separate_sine: separate coefficients for sine and cosine; True in both.
+      heads: one matrix per ``query`` head, per ``key_value`` head (its query heads share it), or
+        one ``shared``. With grouped queries ``query`` repeats keys in memory.
       share_layers: draw once for all layers; False in both.
-      normalise: divide each output's coefficients by their sum when applied; the paper's
-        pseudo-code does, the code does not. Sums near 0 give very large tables.
-      drop_zero: remove zero frequencies from the mix; True in both. Kept, they add constants, and
-        every pair of the head gets a series.
-      outputs: how many pairs get a series where zero frequencies are removed. ``official``: as many
-        as frequencies are mixed, at most H/4 (code); ``surviving``: as many as RoPE has above the
-        floor (paper); ``quarter``, of old configurations: ``official`` with ``clip``, else H/2.
-      zero_sine: the sine of zero-frequency pairs: 1 (code, intended by its authors), 0 (Eq. 13).
-      identity: where the dominant terms stand when D > d. ``step``: see ``step_identity`` (code);
-        ``own``: each output at its own RoPE frequency (paper), or the nearest on a ``grid``.
-      scaling: a tuple of scalings of RoPE's frequencies, applied in the order given; with it
-        training_length is the new length. The code's YaRN has no temperature:
-        ``YaRN(.., attention_factor=1.0)``. An attention factor multiplies all cosines and sines.
-      scaling_order: ``before_clip`` scales and then drops what is under the floor;
-        ``after_clip`` drops first (code, "yarn_after").
-      learnable: train the coefficients, which weight decay pulls to 0; False in both.
+      normalise: divide each output's coefficients by their sum (the paper's pseudo-code, not the
+        code). Sums near 0 give very large tables.
+      drop_zero: do not mix zero frequencies; True in both. If kept, they add constants, and every
+        pair of the head gets a series.
+      outputs: how many pairs get a series when zero frequencies are removed. ``official``: as many
+        as frequencies are mixed, at most H/4 (code). ``surviving``: as many as RoPE has above the
+        floor (paper). ``quarter`` (old configs): ``official`` with ``clip``, else H/2.
+      zero_sine: sine of zero-frequency pairs: 1 (code, intended by its authors) or 0 (Eq. 13).
+      identity: position of the dominant terms when D > d. ``step``: see ``step_identity`` (code).
+        ``own``: each output at its RoPE frequency (paper), or the nearest on a ``grid``.
+      scaling: a tuple of scalings of RoPE's frequencies, applied in order; training_length is then
+        the new length. The code's YaRN has no temperature: ``YaRN(.., attention_factor=1.0)``. An
+        attention factor multiplies all cosines and sines.
+      scaling_order: ``before_clip`` scales, then clips; ``after_clip`` clips first ("yarn_after").
+      learnable: train the coefficients; weight decay pulls them to 0. False in both.
 
     Reference: Hua et al. 2025, "Fourier Position Embedding: Enhancing Attention's Periodic
     Extension for Length Generalization", Eq. 11-13, and the released code.
@@ -131,7 +130,7 @@ class FoPE(PositionEmbedding):
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         if self.outputs == "quarter" and (self.clip or not self.drop_zero):
-            object.__setattr__(self, "outputs", "official")  # two names of one thing are equal
+            object.__setattr__(self, "outputs", "official")  # synonyms must compare equal
         object.__setattr__(self, "scaling", check_chain(self.scaling))
         for step in self.scaling:
             if step.follows_length:
@@ -166,7 +165,7 @@ class FoPE(PositionEmbedding):
 
     @classmethod
     def equations(cls, training_length: int, **knobs: Any) -> FoPE:
-        """The text's method, Eq. 11-13, with D = head_dim frequencies unless given."""
+        """Eq. 11-13 of the paper, with D = head_dim frequencies unless given."""
         text = {
             "sigma_convention": "normal",
             "frequencies_from": "uniform",
@@ -177,7 +176,7 @@ class FoPE(PositionEmbedding):
         return cls(training_length, **(text | knobs))
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """``[D]`` radians per token: what is mixed, before any random frequency.
+        """``[D]`` radians per token: what is mixed, without the random frequencies.
 
         Without the series, RoPE's ``[H/2]`` with zeros below the floor.
         """
@@ -186,13 +185,13 @@ class FoPE(PositionEmbedding):
         return self._mixed(self._grid_size(head_dim))
 
     def origins(self, head_dim: int) -> np.ndarray:
-        """``[D]`` radians per token: what each of ``frequencies`` was before it was scaled."""
+        """``[D]`` radians per token: ``frequencies`` before scaling."""
         size = self._grid_size(head_dim)
         grid = inverse_frequencies(size, self.theta)
         return grid[self.pairs(size).inv_freq > 0] if self.drop_zero else grid
 
     def dominant_terms(self, head_dim: int) -> np.ndarray:
-        """``[D, d]`` float32: the coefficients without their noise, at most a single 1 a column."""
+        """``[D, d]`` float32: the coefficients without noise, at most one 1 per column."""
         num_outputs, num_mixed = self.num_outputs(head_dim), self._num_mixed(head_dim)
         if self.identity == "step":
             return step_identity(num_mixed, num_outputs)
@@ -202,7 +201,7 @@ class FoPE(PositionEmbedding):
         return terms
 
     def num_outputs(self, head_dim: int) -> int:
-        """d, the pairs of dimensions that follow a series."""
+        """d, the number of pairs of dimensions with a series."""
         if not self.drop_zero or self.outputs == "quarter":
             return head_dim // 2
         if self.outputs == "surviving":
@@ -245,7 +244,7 @@ class FoPE(PositionEmbedding):
             )
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
-        """``cos_coef``, and ``sin_coef`` where separate: ``[L, N, D, d]`` or ``[L, D, d]``."""
+        """``cos_coef``, and ``sin_coef`` if separate: ``[L, N, D, d]`` or ``[L, D, d]``."""
         if not self.series:
             return PositionVariables()
         frequency_key, coefficient_key = jax.random.split(key)
@@ -313,28 +312,25 @@ class FoPE(PositionEmbedding):
         return rotate(q, cos, sin), rotated_k
 
     def pairs(self, size: int) -> RotaryFrequencies:
-        """RoPE's frequencies of a head of ``size`` dimensions, scaled and with the floor clipped.
-
-        In the order of the knob ``scaling_order``; ``[size / 2]``, zeros kept.
-        """
+        """RoPE's ``size / 2`` frequencies, scaled and clipped in ``scaling_order``, zeros kept."""
         clip = (ClipFloor(self.training_length, self.floor_ratio),) if self.clip else ()
         before = self.scaling_order == "before_clip"
         chain = self.scaling + clip if before else clip + self.scaling
         return scaled_frequencies(size, self.theta, chain)
 
     def _grid_size(self, head_dim: int) -> int:
-        """Twice the frequencies of the grid that is mixed, before any is dropped."""
+        """Twice the number of frequencies in the grid, before any is dropped."""
         if self.series and self.frequencies_from == "grid":
             return 2 * (self.num_frequencies or head_dim)
         return head_dim
 
     def _mixed(self, size: int) -> np.ndarray:
-        """What of ``pairs`` goes into the series."""
+        """The frequencies of ``pairs`` that the series mixes."""
         inv_freq = self.pairs(size).inv_freq
         return inv_freq[inv_freq > 0] if self.drop_zero else inv_freq
 
     def _least_length(self, head_dim: int) -> int:
-        """The shortest training length in tokens of which a frequency is above the floor."""
+        """The shortest training length, tokens, that keeps a frequency."""
         unclipped = self.scaling if self.scaling_order == "before_clip" else ()
         fastest = scaled_frequencies(head_dim, self.theta, unclipped).inv_freq.max()
         return math.ceil(2 * math.pi * self.floor_ratio / fastest)

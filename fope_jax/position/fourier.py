@@ -1,4 +1,4 @@
-"""Fourier series of the position: coefficients, and the tables that they mix for ``rotate``."""
+"""Fourier series of the position: coefficients, and the tables for ``rotate``."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ def coefficient_std(
 ) -> float:
     """The standard deviation of the coefficients' noise.
 
-        "xavier":  sigma * sqrt(2 / (D d + N d))   one matrix a head, [N, D, d]
+        "xavier":  sigma * sqrt(2 / (D d + N d))   one matrix per head, [N, D, d]
                    sigma * sqrt(2 / (D + d))       one matrix for all heads, [D, d]
         "normal":  sigma
 
-    The paper's text draws from N(0, sigma). Its code passes sigma as the gain of a Xavier
-    initialiser, which reads ``[N, D, d]`` as a convolution kernel with fans ``D d`` and ``N d``.
-
-    Raises:
-      ValueError: ``sigma`` is negative or the convention is unknown.
+    The paper draws from N(0, sigma). Its code passes sigma as the gain of a Xavier initialiser,
+    which reads ``[N, D, d]`` as a convolution kernel with fans ``D d`` and ``N d``. Raises
+    ValueError if ``sigma`` is negative or the convention unknown.
 
     >>> round(coefficient_std(0.3, 8, 16, 16), 5)
     0.02165
@@ -50,10 +48,10 @@ def coefficient_std(
 
 
 def step_identity(num_frequencies: int, num_outputs: int) -> np.ndarray:
-    """The dominant terms as the released code places them: column j at row ``j * ceil(D / d)``.
+    """The dominant terms of the released code: column j has its 1 at row ``j * ceil(D / d)``.
 
-    Where d does not divide D the last columns find no row and stay zero: those outputs are noise
-    alone (7 of 16 columns in the paper's 60M model at length 1024).
+    If d does not divide D, the last columns can stay zero, so those outputs are noise only (7 of 16
+    in the paper's 60M model at length 1024).
 
     >>> step_identity(5, 3).tolist()
     [[1.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
@@ -64,14 +62,9 @@ def step_identity(num_frequencies: int, num_outputs: int) -> np.ndarray:
 
 
 def own_identity(basis: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The dominant term of each output at the basis frequency nearest to its own.
+    """Each output's dominant term at the basis frequency nearest to its target.
 
-    Args:
-      basis: ``[D]`` radians per token.
-      targets: ``[d]`` radians per token, the frequency each output stands for.
-
-    Returns:
-      ``[D, d]`` float32 of zeros with a single one a column.
+    ``basis [D]`` and ``targets [d]`` are radians per token; returns ``[D, d]`` float32.
 
     >>> own_identity(np.array([1.0, 0.5, 0.1]), np.array([1.0, 0.1])).tolist()
     [[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]
@@ -91,24 +84,20 @@ def fourier_coefficients(
     separate_sine: bool = True,
     identity: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Draws the mixing coefficients: an identity, each frequency's dominant term, plus noise.
+    """Draws the mixing coefficients: an identity (the dominant terms) plus noise.
 
         a[n, w, m] = identity[w, m] + N(0, std)
 
     Args:
       key: a JAX random key.
-      num_heads: N matrices, or None for one ``[D, d]`` that all heads share.
-      num_frequencies: D, frequencies mixed.
-      num_outputs: d, pairs of dimensions produced.
-      sigma, convention: of the noise, see ``coefficient_std``.
-      separate_sine: draw the sine's coefficients apart from the cosine's; else they are equal.
+      num_heads: N matrices, or None for one ``[D, d]`` shared by all heads.
+      num_frequencies, num_outputs: D mixed frequencies, d pairs of dimensions.
+      sigma, convention: see ``coefficient_std``.
+      separate_sine: draw the sine's coefficients separately; else they equal the cosine's.
       identity: ``[D, d]``; None takes ``step_identity(D, d)``.
 
-    Returns:
-      ``cos_coef, sin_coef``, each ``[N, D, d]`` or ``[D, d]`` float32.
-
-    Raises:
-      ValueError: a count is not positive, ``sigma`` is negative, or ``identity`` has another shape.
+    Returns ``cos_coef, sin_coef``, each ``[N, D, d]`` or ``[D, d]`` float32. Raises ValueError if a
+    count is not positive, ``sigma`` is negative or ``identity`` has another shape.
 
     >>> cos_coef, sin_coef = fourier_coefficients(jax.random.key(0), 2, 5, 3, sigma=0.0)
     >>> cos_coef.shape, bool((cos_coef == step_identity(5, 3)).all())
@@ -129,7 +118,7 @@ def fourier_coefficients(
     dominant = jnp.broadcast_to(jnp.asarray(identity, jnp.float32), shape)
 
     def draw(key: Array) -> Array:
-        # Drawn flat: the same bits, and it compiles several times faster than a draw of three axes.
+        # A flat draw gives the same bits and compiles several times faster than three axes.
         noise = jax.random.normal(key, (math.prod(shape),), jnp.float32).reshape(shape)
         return dominant + np.float32(std) * noise
 
@@ -139,7 +128,7 @@ def fourier_coefficients(
 
 
 def normalise_columns(coef: Array) -> Array:
-    """Divides the coefficients of each output by their sum, so that position 0 gets cosine 1.
+    """Divides each output's coefficients by their sum, so the cosine is 1 at position 0.
 
     >>> normalise_columns(jnp.array([[1.0, 3.0], [1.0, 1.0]])).tolist()
     [[0.5, 0.75], [0.5, 0.25]]
@@ -158,23 +147,15 @@ def mix_tables(
     head_dim: int,
     zero_sine: float = 1.0,
 ) -> tuple[Array, Array]:
-    """Turns tables of single frequencies into tables of Fourier series, one series a dimension.
+    """Mixes tables of single frequencies into Fourier series, one per dimension pair.
 
         cos[b, t, n, m] = sum_w cos_coef[n, w, m] cos_basis[b, t, w]       m < d
         sin[b, t, n, m] = sum_w sin_coef[n, w, m] sin_basis[b, t, w]       m < d
         cos, sin        = 1, zero_sine                                     d <= m < H/2
 
-    Args:
-      cos_basis, sin_basis: ``[B, T, D]``.
-      cos_coef, sin_coef: ``[N, D, d]``, or ``[D, d]`` shared by all heads.
-      head_dim: H.
-      zero_sine: the sine of the zero-frequency dimensions beyond d.
-
-    Returns:
-      ``cos, sin [B, T, N, H/2]`` float32, with N = 1 where heads share.
-
-    Raises:
-      ValueError: shapes that do not fit.
+    The bases are ``[B, T, D]``, the coefficients ``[N, D, d]`` or, shared by all heads, ``[D, d]``.
+    Returns ``cos, sin [B, T, N, H/2]`` float32, N = 1 if heads share; raises ValueError if shapes
+    do not fit.
     """
     check_head_dim(head_dim)
     cos_coef, sin_coef = as_array(cos_coef), as_array(sin_coef)
@@ -196,7 +177,7 @@ def mix_tables(
     def mix(basis: Array, coef: Array, rest: float) -> Array:
         basis, coef = jnp.asarray(basis, jnp.float32), jnp.asarray(coef, jnp.float32)
         coef = coef[None] if coef.ndim == 2 else coef
-        # HIGHEST: a bfloat16 product, the default on TPU, would blur the phases.
+        # HIGHEST: TPU's default bfloat16 product would blur the phases.
         mixed = jnp.einsum("...tf,nfo->...tno", basis, coef, precision=jax.lax.Precision.HIGHEST)
         unmoved = (*mixed.shape[:-1], outputs - coef.shape[-1])
         return jnp.concatenate([mixed, jnp.full(unmoved, rest, jnp.float32)], axis=-1)
@@ -213,21 +194,14 @@ def fourier_tables(
     head_dim: int,
     zero_sine: float = 1.0,
 ) -> tuple[Array, Array]:
-    """The tables for ``rotate``: each pair of dimensions follows a Fourier series of the position.
+    """The tables for ``rotate``: a Fourier series of the position per dimension pair.
 
         cos[.., m] = sum_w cos_coef[w, m] cos(w p),   sin[.., m] = sum_w sin_coef[w, m] sin(w p)
 
-    Args:
-      positions: integers ``[B, T]``, tokens; ``[T]`` gives tables without the batch axis.
-      inv_freq: ``[D]`` radians per token, zero frequencies removed or kept.
-      cos_coef, sin_coef, head_dim, zero_sine: see ``mix_tables``. zero_sine is 1 in the released
-        code (a phase of 45 degrees and a factor sqrt 2), 0 in Eq. 13 of the paper.
-
-    Returns:
-      ``cos, sin [B, T, N, H/2]`` float32, with N = 1 where heads share.
-
-    Raises:
-      ValueError: shapes that do not fit.  TypeError: ``positions`` are not integers.
+    Takes integer positions ``[B, T]``, tokens (``[T]`` gives tables without the batch axis), and
+    ``inv_freq [D]``, radians per token; for the rest and the result see ``mix_tables``. zero_sine
+    is 1 in the released code (phase 45 degrees, factor sqrt 2), 0 in Eq. 13 of the paper. Raises
+    ValueError if shapes do not fit, TypeError if positions are not integers.
 
     >>> coef = jnp.eye(2)
     >>> cos, sin = fourier_tables(jnp.array([[0]]), np.array([1.0, 0.5]), coef, coef, head_dim=8)

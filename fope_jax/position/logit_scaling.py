@@ -1,4 +1,4 @@
-"""Logit scaling: attention that stays sharp as the number of keys grows, beside any method."""
+"""Logit scaling: keeps attention sharp as the number of keys grows; wraps any method."""
 
 from __future__ import annotations
 
@@ -33,17 +33,9 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
 
         s(p) = ln(n) / ln(L),  n = p + 1;   1 for n <= L unless ``within``
 
-    Args:
-      positions: integers, tokens.
-      training_length: L, tokens.
-      within: scale queries within the training length too, as for a model trained so.
-
-    Returns:
-      float32 in the shape of ``positions``. With ``within`` the first token of a segment gets 0;
-      it sees one key, so its attention is the same.
-
-    Raises:
-      ValueError: ``training_length`` is below 2.
+    Positions are integer tokens; L is in tokens, 2 or more, else ValueError. ``within`` scales
+    queries within L too, for models trained that way. The first token then gets 0, which changes
+    nothing because it sees one key. Returns float32 in the shape of ``positions``.
 
     >>> log_n_scale(np.array([0, 99, 9_999]), training_length=100).round(6).tolist()
     [1.0, 1.0, 2.0]
@@ -63,19 +55,17 @@ class LogitScaling(WithoutHooks, PositionEmbedding):
 
         log_n:  q.k -> s(p) q.k,  s as in ``log_n_scale``, p the position of the query
         yarn:   q.k -> (0.1 ln s + 1) ** 2 q.k  at every position
-
-    Only the product of q and k is scaled; a bias of the method is added afterwards, unchanged:
-
         logits[i, j] = s(i) q_i.k_j / sqrt(H) + bias[i, j]
 
-    A contextual bias is made of logits without the factor: CoPE's counts stay the same at any
-    length. A temperature of the method's own scaling (YaRN, LongRoPE) would sharpen the logits for
-    the same longer length twice and is refused: leave it out with ``attention_factor=1.0``. A model
-    that is scaled ``within`` its training length may have both: one was trained, one extends it.
+    Only q.k is scaled; the method's bias is added afterwards. A contextual bias is computed from
+    logits without the factor, so CoPE's counts do not change with length. A temperature of the
+    inner scaling (YaRN, LongRoPE) is refused because it would sharpen the logits twice for the same
+    length; disable it with ``attention_factor=1.0``. With ``within`` both are allowed: the factor
+    was trained, and the temperature extends it.
 
     Knobs:
       inner: the position embedding whose logits are scaled.
-      form: ``log_n`` or ``yarn``, YaRN's temperature without its frequencies.
+      form: ``log_n``, or ``yarn`` for YaRN's temperature without its frequencies.
       training_length: L, tokens, for ``log_n``.
       within: for ``log_n``: scale within the training length too.
       factor: s, the new length over the trained one, for ``yarn``.
@@ -101,7 +91,7 @@ class LogitScaling(WithoutHooks, PositionEmbedding):
             raise ValueError(f"{needed}=None: form={self.form!r} needs it")
         if getattr(self, other) is not None:
             raise ValueError(f"{other}={getattr(self, other)}: form={self.form!r} does not use it")
-        self.scale(np.zeros((1, 1), np.int32))  # raises where the number is out of range
+        self.scale(np.zeros((1, 1), np.int32))  # raises if the number is out of range
         for component in (self.inner, *_components(self.inner)):
             if isinstance(component, LogitScaling):
                 where = "is" if component is self.inner else "holds"
@@ -130,7 +120,7 @@ class LogitScaling(WithoutHooks, PositionEmbedding):
 
     @property
     def limits(self) -> Limits:
-        # log_n takes the position of a query for the number of keys that it sees.
+        # log_n counts the keys that a query sees by its position, wrong without a causal mask.
         causal = self.form == "log_n" or self.inner.limits.needs_causal_mask
         return self.inner.limits._replace(needs_causal_mask=causal)
 
@@ -147,7 +137,7 @@ class LogitScaling(WithoutHooks, PositionEmbedding):
         return tuple(layer._replace(logit_scale=self.scale) for layer in self.inner.layers())
 
     def scale(self, positions: Array) -> Array:
-        """The factor on the logits of queries at ``positions [B, T]``, ``[1 or B, 1 or T]``."""
+        """The factor ``[1 or B, 1 or T]`` on the logits of queries at ``positions [B, T]``."""
         if self.form == "yarn":
             temperature = yarn_temperature(cast(float, self.factor))
             return jnp.full((1, 1), temperature**2, jnp.float32)
@@ -155,7 +145,7 @@ class LogitScaling(WithoutHooks, PositionEmbedding):
 
 
 def _components(method: Any) -> Iterator[PositionEmbedding | Scaling]:
-    """All methods and scalings that ``method`` is made of, those inside them as well."""
+    """Yields all methods and scalings nested in ``method``."""
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
         for component in value if isinstance(value, tuple) else (value,):

@@ -1,4 +1,4 @@
-"""Several position embeddings in one model: over the layers, or over the dimensions of a head."""
+"""Several position embeddings in one model: by layer, or by dimension of a head."""
 
 from __future__ import annotations
 
@@ -24,10 +24,7 @@ from fope_jax.typing import Array
 
 
 class WithoutHooks:
-    """For methods whose hooks are those of the methods that ``layers`` gives.
-
-    The identities of the base class would silently be no position embedding.
-    """
+    """Hooks that raise, for methods used through ``layers``; the base class's would do nothing."""
 
     def _raise(self, *_: Any, **__: Any) -> Any:
         raise TypeError(
@@ -40,7 +37,7 @@ class WithoutHooks:
 
 @dataclass(frozen=True)
 class _Mixture(PositionEmbedding):
-    """What the mixtures share: method i serves ``shapes(shape)[i]``, its variables are "i.name"."""
+    """Base of the mixtures: method i serves ``shapes(shape)[i]``, its variables are "i.name"."""
 
     kind: ClassVar[str] = "composition"
     extends: ClassVar[str] = "as its methods"
@@ -61,11 +58,7 @@ class _Mixture(PositionEmbedding):
                 )
 
     def shapes(self, shape: ModelShape) -> list[ModelShape]:
-        """What each method serves of the model.
-
-        Raises:
-          ValueError: the model cannot be shared out like this.
-        """
+        """The shape that each method serves; ValueError if the model cannot be divided so."""
         raise NotImplementedError
 
     def check(self, shape: ModelShape) -> None:
@@ -111,8 +104,8 @@ class ByLayer(WithoutHooks, _Mixture):
     ``(RoPE(theta=10_000.0),) * 5 + (RoPE(theta=1_000_000.0),)`` has local and global bases.
 
     Knobs:
-      methods: one method a layer of the pattern; their number divides the layers of the model.
-        Methods that act on token embeddings have no layer and are refused.
+      methods: one method per layer of the pattern; their number divides the model's layers. Methods
+        that change token embeddings are refused, because those belong to no layer.
 
     Reference: Yang et al. 2025, "Rope to Nope and Back Again: A New Hybrid Attention Strategy";
     Gemma Team 2025, "Gemma 3 Technical Report", Section 2, for two bases.
@@ -147,12 +140,12 @@ class ByLayer(WithoutHooks, _Mixture):
 
 @dataclass(frozen=True)
 class ByShare(_Mixture):
-    """The dimensions of each head shared out among methods.
+    """The dimensions of each head, divided among methods.
 
-        q = [q_1, q_2, ..],  k = [k_1, k_2, ..],  q.k = sum_i (method_i turns q_i).(.. k_i)
+        q = [q_1, q_2, ..],  k = [k_1, k_2, ..],  q.k = sum_i rotate_i(q_i).rotate_i(k_i)
 
-    ``ByShare((RoPE(), NoPE()), (0.25, 0.75))`` is partial rotary with a quarter of the head. A
-    temperature of one method, as YaRN's, is on its own term of the sum alone, as it is there.
+    ``ByShare((RoPE(), NoPE()), (0.25, 0.75))`` is partial rotary on a quarter of the head. A
+    method's temperature (YaRN) scales its own term only.
 
     Knobs:
       methods: rotations, and NoPE for dimensions without position.
@@ -181,11 +174,7 @@ class ByShare(_Mixture):
             raise ValueError(f"shares={self.shares}: expected numbers above 0 that sum to 1")
 
     def dims(self, head_dim: int) -> list[int]:
-        """The dimensions of each method.
-
-        Raises:
-          ValueError: a share is not a whole number of dimensions.
-        """
+        """The number of dimensions of each method; ValueError if a share is not a whole number."""
         dims = [share * head_dim for share in self.shares]
         if any(abs(dim - round(dim)) > 1e-6 for dim in dims):
             raise ValueError(
@@ -217,7 +206,7 @@ class ByShare(_Mixture):
             method.rotate(select(variables, f"{index}."), tables[index], *q_and_k)
             for index, (method, q_and_k) in enumerate(zip(self.methods, slices, strict=True))
         ]
-        # A method with one matrix a query head repeats its keys; then the others must as well.
+        # A method with a matrix per query head repeats k to N heads; the other slices must match.
         heads = max(k.shape[2] for _, k in rotated)
         keys = [jnp.repeat(k, heads // k.shape[2], axis=2) for _, k in rotated]
         return jnp.concatenate([q for q, _ in rotated], axis=-1), jnp.concatenate(keys, axis=-1)

@@ -1,4 +1,4 @@
-"""The registry: names to methods and scalings, specifications to objects and back."""
+"""The registry: names of methods and scalings, and their specifications in configs."""
 
 from __future__ import annotations
 
@@ -60,16 +60,11 @@ _BASES: dict[str, type] = {"method": PositionEmbedding, "scaling": Scaling}
 
 
 def register(name: str) -> Callable[[type], type]:
-    """A decorator that gives a method or a scaling of one's own a name in configurations.
+    """A decorator that names a user's method or scaling for configurations.
 
-    It is known wherever its module has been imported; a run stores it as ``module:Class``.
-
-    Args:
-      name: such as ``"my_rope"``, used by no other class.
-
-    Raises:
-      ValueError: the name is taken, or holds what a name may not.
-      TypeError: not a class of ``PositionEmbedding`` or ``Scaling`` that is a frozen dataclass.
+    The name, such as ``"my_rope"``, must be a free identifier, else ValueError; the class a frozen
+    dataclass derived from ``PositionEmbedding`` or ``Scaling``, else TypeError. A name is known
+    once its module is imported; a run stores the class as ``module:Class``.
     """
 
     def decorate(cls: type) -> type:
@@ -79,7 +74,7 @@ def register(name: str) -> Callable[[type], type]:
         if not name.isidentifier():
             raise ValueError(f"{key} {name!r}: expected letters, digits and underscores")
         taken = known.get(name, cls)
-        if spec_name(taken) != spec_name(cls):  # a module that is imported again registers again
+        if spec_name(taken) != spec_name(cls):  # a reloaded module registers again
             raise ValueError(f"{key} {name!r} is taken by {spec_name(taken)}; choose another name")
         known[name] = cls
         return cls
@@ -88,17 +83,11 @@ def register(name: str) -> Callable[[type], type]:
 
 
 def find_class(key: str, name: str, allow: Collection[str] | None = ()) -> type:
-    """The class of a method or a scaling.
+    """The class of a method or a scaling, registered or named ``their_package.module:Class``.
 
-    Args:
-      key: ``method`` or ``scaling``.
-      name: registered, or ``their_package.module:Class``.
-      allow: the modules that may be imported for it, with those inside them; None allows any. One
-        that has been imported before needs no leave.
-
-    Raises:
-      ValueError: an unknown name (with the nearest known one), a module that may not or cannot be
-        imported, or one without such a class.
+    ``key`` is ``method`` or ``scaling``. Only modules in ``allow``, with their submodules, are
+    imported (None: any); modules imported earlier need no permission. Raises ValueError for an
+    unknown name (with the nearest known one), a forbidden or failing import, or a missing class.
     """
     module, colon, path = name.partition(":")
     if not colon:
@@ -125,11 +114,7 @@ def find_class(key: str, name: str, allow: Collection[str] | None = ()) -> type:
 
 
 def import_module(module: str) -> None:
-    """Imports a module with methods, which may then be named by any configuration.
-
-    Raises:
-      ValueError: it is not found, or raises something.
-    """
+    """Imports a module with methods; ValueError if it is not found or raises."""
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -141,12 +126,9 @@ def import_module(module: str) -> None:
 
 
 def import_modules(spec: Any) -> None:
-    """Imports the modules that a specification names: for one that its reader has written.
+    """Imports the modules that a trusted specification names; raises as ``import_module``.
 
     >>> import_modules({"method": "fope_jax.position.rope:RoPE"})
-
-    Raises:
-      ValueError: see ``import_module``.
     """
     if isinstance(spec, Mapping):
         _, name, knobs = split_spec(spec)
@@ -163,7 +145,7 @@ def _check_class(name: str, cls: Any, key: str) -> None:
     base = _BASES[key]
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise TypeError(f"{key} {name!r}: {cls!r} is no class of {base.__name__}")
-    # Inherited parameters would do for the class before it, whose fields it has.
+    # vars: an undecorated subclass inherits the parameters, and its new fields would be no knobs.
     if "__dataclass_params__" not in vars(cls) or cls.__hash__ is None:
         raise TypeError(f"{key} {name!r}: {cls.__name__} is no @dataclass(frozen=True)")
 
@@ -175,15 +157,12 @@ def make(
 
     Args:
       name: a key of ``METHODS``, or ``their_package.module:Class``.
-      preset: a named set of knobs, such as FoPE's ``official`` and ``equations``; None for the
-        method's defaults.
+      preset: a named set of knobs (FoPE: ``official``, ``equations``); None takes the defaults.
       allow: see ``find_class``.
-      **knobs: the method's own fields, on top of the preset. A method or scaling inside them may be
-        a specification (see ``from_spec``).
+      **knobs: override the preset; nested methods and scalings may be specifications.
 
-    Raises:
-      ValueError: unknown name, preset or knob (with the nearest known one), a required knob
-        missing, or a value out of range.
+    Raises ValueError for an unknown name, preset or knob (with the nearest known one), a missing
+    knob, or a value out of range.
 
     >>> make("rope", theta=500_000.0).theta
     500000.0
@@ -200,10 +179,7 @@ def make(
 
 
 def make_scaling(name: str, *, allow: Collection[str] | None = (), **knobs: Any) -> Scaling:
-    """Builds a scaling from its name and knobs.
-
-    Raises:
-      ValueError: as ``make``.
+    """Builds a scaling from its name and knobs; raises as ``make``.
 
     >>> make_scaling("ntk", factor=4.0)
     NTKAware(factor=4.0)
@@ -215,7 +191,7 @@ def make_scaling(name: str, *, allow: Collection[str] | None = (), **knobs: Any)
 def _build_knobs(
     name: str, cls: type, knobs: Mapping[str, Any], allow: Collection[str] | None
 ) -> dict[str, Any]:
-    """The knobs with nested specifications built."""
+    """Checks the names of the knobs and builds nested specifications."""
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     for knob in knobs:
         if knob not in names:
@@ -227,7 +203,7 @@ def _build_knobs(
 
 
 def required_knobs(cls: Any) -> list[str]:
-    """The fields of a method or scaling that have no default."""
+    """The fields without a default."""
     return [
         field.name
         for field in dataclasses.fields(cls)
@@ -236,14 +212,10 @@ def required_knobs(cls: Any) -> list[str]:
 
 
 def from_spec(value: Any, allow: Collection[str] | None = ()) -> Any:
-    """Plain values to methods and scalings: what configuration files hold.
+    """Builds the methods and scalings in a configuration's values; inverts ``to_spec``.
 
-    A mapping with the key ``method`` becomes a method, one with ``scaling`` as its name a scaling,
-    a list a tuple; anything else is kept.
-
-    Args:
-      value: such as what ``to_spec`` gives.
-      allow: see ``find_class``.
+    A mapping with ``method`` becomes a method, one with a ``scaling`` name a scaling, a list a
+    tuple; other values are kept. For ``allow`` see ``find_class``.
 
     >>> from_spec({"method": "by_layer", "methods": [{"method": "rope"}, {"method": "nope"}]})
     ... # doctest: +ELLIPSIS
@@ -262,20 +234,20 @@ def from_spec(value: Any, allow: Collection[str] | None = ()) -> Any:
 
 
 def split_spec(spec: Any) -> tuple[str, Any, dict[str, Any]]:
-    """``method`` or ``scaling``, its name, None where there is none, and the knobs.
+    """``method`` or ``scaling``, its name (None if absent) and the knobs.
 
     >>> split_spec({"scaling": "ntk", "factor": 4.0})
     ('scaling', 'ntk', {'factor': 4.0})
     """
     knobs = dict(spec)
-    # A method has a knob ``scaling`` too, which is a list.
+    # A method also has a knob ``scaling``, a list.
     scaling = "method" not in knobs and isinstance(knobs.get("scaling"), str)
     key = "scaling" if scaling else "method"
     return key, knobs.pop(key, None), knobs
 
 
 def to_spec(value: Any) -> Any:
-    """The inverse of ``from_spec``: only dicts, lists, strings, numbers, booleans and None.
+    """The inverse of ``from_spec``, in JSON types only.
 
     >>> to_spec(RoPE(scaling=(scalings.PositionInterpolation(2.0),)))["scaling"]
     [{'scaling': 'position_interpolation', 'factor': 2.0}]
@@ -291,7 +263,7 @@ def to_spec(value: Any) -> Any:
 
 
 def spec_name(cls: type) -> str:
-    """The name under which a specification finds a class: ours by name, others by their module."""
+    """The name of a class in a specification: registered if ours, else ``module:Class``."""
     if cls.__module__.startswith("fope_jax."):
         for known in _REGISTRIES.values():
             for name, other in known.items():
@@ -301,7 +273,7 @@ def spec_name(cls: type) -> str:
 
 
 def name_of(method: PositionEmbedding | Scaling) -> str:
-    """The name that a method's class is registered under, else ``module:Class``.
+    """The registered name of a method's class, else ``module:Class``.
 
     >>> name_of(RoPE())
     'rope'

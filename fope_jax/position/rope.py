@@ -1,4 +1,4 @@
-"""RoPE: rotary position embedding, with any scaling of its frequencies."""
+"""RoPE: rotary position embedding, with optional scalings of its frequencies."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class RoPE(PositionEmbedding):
 
     Knobs:
       theta: base of the frequencies ``theta ** (-2 m / H)``; the paper and its code use 10,000.
-      interleaved: pair dimensions ``2 m, 2 m + 1`` in place of ``m, m + H/2``.
-      partial_rotary_factor: share of the head's dimensions that rotate, the first ones, with a grid
-        of their own; the others carry no position.
-      scaling: a tuple of scalings of the frequencies, applied in the order given, such as
-        ``(ClipFloor(512), YaRN(4.0, 512))``. One at most of those that stretch to a longer length.
-      learnable: train the frequencies, shared by all layers: ``w_m exp(s_m)`` with s_m from 0, so
-        that weight decay pulls towards the frequencies given and no sign can change.
+      interleaved: pair dimensions ``2 m, 2 m + 1`` instead of ``m, m + H/2``.
+      partial_rotary_factor: share of the head's dimensions that rotate, the first ones, with their
+        own frequency grid; the others carry no position.
+      scaling: a tuple of scalings of the frequencies, applied in order, such as
+        ``(ClipFloor(512), YaRN(4.0, 512))``. At most one may stretch to a longer length.
+      learnable: train the frequencies, shared by all layers, as ``w_m exp(s_m)`` from s_m = 0.
+        Weight decay then pulls to the given frequencies, and signs cannot change.
 
     Reference: Su et al. 2021, "RoFormer", Eq. 13-15 and 34.
     """
@@ -69,11 +69,7 @@ class RoPE(PositionEmbedding):
         return Limits(follows_length=any(step.follows_length for step in self.scaling))
 
     def rotary_dim(self, head_dim: int) -> int:
-        """The dimensions of a head that rotate.
-
-        Raises:
-          ValueError: ``head_dim`` is odd, or ``partial_rotary_factor`` makes no even number of it.
-        """
+        """The number of rotated dimensions of a head; ValueError if it or ``head_dim`` is odd."""
         check_head_dim(head_dim)
         dims = self.partial_rotary_factor * head_dim
         if abs(dims - round(dims)) > 1e-6 or round(dims) % 2 or round(dims) < 2:
@@ -87,14 +83,11 @@ class RoPE(PositionEmbedding):
         scaled_frequencies(self.rotary_dim(shape.head_dim), self.theta, self.scaling)
 
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """``[H/2]`` radians per token after scaling, of a sequence no longer than in training.
-
-        With partial rotary only the dimensions that rotate have one.
-        """
+        """Scaled radians per token of the rotated pairs, for sequences as short as in training."""
         return scaled_frequencies(self.rotary_dim(head_dim), self.theta, self.scaling).inv_freq
 
     def attention_factor(self, head_dim: int) -> float:
-        """The factor that the scalings put on cosine and sine."""
+        """The scalings' factor on cosine and sine."""
         rotary_dim = self.rotary_dim(head_dim)
         return scaled_frequencies(rotary_dim, self.theta, self.scaling).attention_factor
 
@@ -114,8 +107,8 @@ class RoPE(PositionEmbedding):
                 inv_freq = jnp.asarray(inv_freq, jnp.float32) * jnp.exp(log_ratio)
             return angles(positions, inv_freq)
 
-        if self.limits.follows_length:  # each row has the frequencies of its own length
-            # Counted in float32: in a small integer dtype the last position + 1 may wrap.
+        if self.limits.follows_length:  # a row's frequencies follow its length
+            # float32, because last position + 1 may overflow a small integer dtype.
             lengths = jnp.max(position_values(positions), axis=-1) + 1
             phase = jax.vmap(phase_at)(positions, lengths)
         else:

@@ -1,10 +1,9 @@
-"""Rotary position embedding: inverse frequencies, phases good to a million tokens, one rotation.
+"""Rotary position embedding: frequencies, phases accurate to a million tokens, rotation.
 
-A float32 product ``position * inv_freq`` loses the phase long before a million tokens: at position
-1,048,576 neighbouring float32 numbers are 1/8 radian apart. Here a frequency is held in turns per
-token as a 32-bit fixed-point fraction; the product with an integer position wraps around exactly
-as the circle does. Below position 1,024, where the plain product is off by 3e-5 radians at most, it
-is used, so that we agree with other implementations and their checkpoints to the last bits.
+A float32 product ``position * inv_freq`` loses the phase on long sequences: at 1,048,576,
+neighbouring float32 numbers are 1/8 radian apart. Here a frequency is a 32-bit fixed-point fraction
+of a turn per token, so the integer product wraps around like the circle. Positions below 1,024 use
+the plain product, off by at most 3e-5 radians, to match other implementations to the last bits.
 """
 
 from __future__ import annotations
@@ -22,33 +21,26 @@ _PLAIN_PRODUCT_BELOW = 1024  # tokens
 
 
 def as_array(x: Array) -> Array:
-    """``x`` as it is where it is a NumPy or JAX array, else as a NumPy array."""
+    """NumPy and JAX arrays unchanged, anything else as a NumPy array."""
     return x if isinstance(x, (np.ndarray, jax.Array)) else np.asarray(x)
 
 
 def token_positions(positions: Array) -> Array:
-    """Positions as int32: their last 32 bits, where a value inside ``jit`` has more.
+    """Positions as int32; wider traced values keep their last 32 bits.
 
-    Differences of such positions are right all the same, as long as they fit 32 bits themselves.
-
-    Raises:
-      TypeError: they are not integers.
-      ValueError: a known value does not fit 32 bits.
+    Differences that fit 32 bits are still exact. Raises TypeError unless positions are integers,
+    ValueError if a known value does not fit 32 bits.
     """
     return jnp.asarray(_checked(positions)).astype(jnp.int32)
 
 
 def position_values(positions: Array) -> Array:
-    """Positions as float32, of any integer dtype and the whole of its range.
-
-    Raises:
-      TypeError, ValueError: see ``token_positions``.
-    """
+    """Positions as float32, whole range of any integer dtype; raises as ``token_positions``."""
     return jnp.asarray(_checked(positions)).astype(jnp.float32)
 
 
 def _checked(positions: Array) -> Array:
-    """Positions of an integer dtype; one that is known fits 32 bits."""
+    """Checks the dtype and, outside ``jit``, that values fit 32 bits."""
     positions = as_array(positions)
     if not jnp.issubdtype(positions.dtype, jnp.integer):
         raise TypeError(f"positions have dtype {positions.dtype}: they count tokens, pass integers")
@@ -77,15 +69,12 @@ def check_theta(theta: float) -> None:
 
 
 def inverse_frequencies(head_dim: int, theta: float = 10_000.0) -> np.ndarray:
-    """The rotary frequencies, one a pair of dimensions.
+    """The rotary frequencies, one per pair of dimensions.
 
         w_m = theta ** (-2 m / H),  m = 0 .. H/2 - 1
 
-    Returns:
-      ``[H/2]`` radians per token, falling from 1; float64 NumPy, for the accuracy of ``angles``.
-
-    Raises:
-      ValueError: ``head_dim`` is odd or not positive, or ``theta`` is not above 0.
+    Returns ``[H/2]`` radians per token, falling from 1, in float64 NumPy for ``angles``. Raises
+    ValueError unless ``head_dim`` is even and positive and ``theta`` above 0.
 
     >>> inverse_frequencies(8, theta=10_000.0).round(6).tolist()
     [1.0, 0.1, 0.01, 0.001]
@@ -102,22 +91,14 @@ def angles(positions: Array, inv_freq: Array) -> Array:
 
         phi[..., f] = positions[...] * inv_freq[f]  (mod 2 pi)
 
-    The product itself below 1,024 tokens, its remainder in about [-pi, pi) beyond. Cosine and sine
-    differ from float64 by less than 1e-4 for positions to 1,048,576, under ``jit`` and on TPU as
-    well. A float64 NumPy constant keeps its accuracy: close over it rather than pass it into
-    ``jit``. A JAX array is exact at its float32 value, which differs from the float64 one by up to
-    4e-3 radians at 131,072 tokens; it may be differentiated (``d phi / d w = position``).
+    Takes integer positions ``[..., T]``, tokens, negative ones for backwards, and ``inv_freq [F]``,
+    radians per token; returns ``[..., T, F]`` float32 radians. Raises TypeError if ``positions``
+    are not integers, ValueError if ``inv_freq`` is not a vector or a position does not fit 32 bits.
 
-    Args:
-      positions: integers ``[..., T]``, in tokens; negative ones rotate backwards.
-      inv_freq: ``[F]`` radians per token.
-
-    Returns:
-      ``[..., T, F]`` float32 radians.
-
-    Raises:
-      TypeError: ``positions`` are not integers.
-      ValueError: ``inv_freq`` is not a vector, or a position does not fit 32 bits.
+    Below 1,024 tokens the result is the product itself, beyond it the remainder in about [-pi, pi).
+    Cosine and sine are within 1e-4 of float64 up to position 1,048,576, also under ``jit`` and on
+    TPU. Close over a float64 NumPy ``inv_freq``: passed into ``jit`` it becomes float32, up to 4e-3
+    radians off at 131,072 tokens. A JAX array may be differentiated (``d phi / d w = position``).
 
     >>> phase = angles(jnp.array([[0, 1, 1_000_000]]), inverse_frequencies(4))
     >>> phase.shape
@@ -136,14 +117,14 @@ def angles(positions: Array, inv_freq: Array) -> Array:
 
 
 def _phase(positions: Array, inv_freq: Array, whole: Array, rest: Array) -> Array:
-    """Radians of ``positions * inv_freq``; ``whole + rest [F]`` is one step in 2**-32 turns."""
+    """Radians of ``positions * inv_freq``; ``whole + rest [F]`` is inv_freq in 2**-32 turns."""
     inv_freq, whole, rest = (
         jnp.reshape(jnp.asarray(row), (1,) * positions.ndim + row.shape)
         for row in (inv_freq, whole, rest)
     )
     position = positions[..., None]
     count = position.astype(jnp.float32)
-    # Overflow is the wrap, so that the last 32 bits of a position are all that is needed here.
+    # int32 overflow is the reduction modulo one turn: the last 32 bits of a position are enough.
     wrapped = (position.astype(jnp.int32) * whole.astype(jnp.int32)).astype(jnp.float32)
     remainder = (wrapped + count * rest) * np.float32(2.0 * np.pi / _TURN)
     short = jnp.abs(count) < _PLAIN_PRODUCT_BELOW
@@ -164,12 +145,8 @@ def _traced_angles_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 def _fixed_point_turns(inv_freq: Array) -> tuple[Array, Array]:
-    """``inv_freq / 2 pi`` modulo 1 in units of 2**-32: whole units, uint32, and the rest, float32.
-
-    Factors of 12 significant bits have products that float32 holds exactly, whatever the compiler
-    fuses. The sign comes last: the fraction above the turn below a small negative number would not
-    be exact.
-    """
+    # 12-bit factors: float32 holds their products exactly, whatever the compiler fuses. The sign
+    # comes last: the fraction of a small negative number, just under 1, would not be exact.
     size = jnp.abs(inv_freq)
     head = jax.lax.bitcast_convert_type(
         jax.lax.bitcast_convert_type(size, jnp.uint32) & np.uint32(0xFFFFF000), jnp.float32
@@ -187,7 +164,7 @@ def _fixed_point_turns(inv_freq: Array) -> tuple[Array, Array]:
 
 
 def _twelve_bit_terms(value: float, count: int) -> list[np.float32]:
-    """``value`` as a sum of ``count`` numbers of 12 significant bits each, largest first."""
+    """``value`` as a sum of ``count`` numbers of 12 significant bits, largest first."""
     terms = []
     for _ in range(count):
         mantissa, exponent = np.frexp(value)
@@ -202,19 +179,13 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
 
         (a, b) -> (a cos - b sin, b cos + a sin)
 
-    Half-split pairs dimension ``m`` with ``m + H/2`` (GPT-NeoX, Llama); interleaved pairs
-    ``2 m`` with ``2 m + 1`` (GPT-J, RoFormer). ``cos, sin`` may be off the unit circle, as in FoPE.
+    Half-split pairs ``m`` with ``m + H/2`` (GPT-NeoX, Llama), interleaved pairs ``2 m`` with
+    ``2 m + 1`` (GPT-J, RoFormer). ``cos, sin`` may be off the unit circle, as in FoPE.
 
     Args:
-      x: ``[B, T, N, H]``, any float dtype; computed in float32.
-      cos, sin: ``[B, T, H/2]``, the same for all heads, or ``[B, T, N or 1, H/2]``.
+      x: ``[B, T, N, H]``, any float dtype, which is kept; computed in float32.
+      cos, sin: ``[B, T, H/2]`` for all heads, or ``[B, T, N or 1, H/2]``; else ValueError.
       interleaved: which dimensions form a pair.
-
-    Returns:
-      ``[B, T, N, H]`` in the dtype of ``x``.
-
-    Raises:
-      ValueError: the tables do not fit ``x``.
 
     >>> x = jnp.array([1.0, 0.0, 0.0, 0.0]).reshape(1, 1, 1, 4)
     >>> phase = angles(jnp.array([[1]]), np.array([np.pi / 2, 0.1]))

@@ -21,8 +21,8 @@ from fope_jax.position.rotation import (
 )
 from fope_jax.typing import Array
 
-# Natural logarithm of the largest growth of a key: far enough from float32's limits, e**88, that
-# products with it and their gradients neither overflow nor vanish.
+# Log of the largest factor on a key: far enough below float32's limit, e**88, that products and
+# their gradients neither overflow nor vanish.
 _LARGEST_EXPONENT = 64.0
 
 
@@ -31,11 +31,9 @@ def xpos_decay(head_dim: int, gamma: float = 0.4) -> np.ndarray:
 
         zeta_m = (2 m / H + gamma) / (1 + gamma),  m = 0 .. H/2 - 1
 
-    gamma is 0.4 in the paper; larger decays less. Returns ``[H/2]`` float64 in (0, 1), rising: slow
-    frequencies decay least.
-
-    Raises:
-      ValueError: ``head_dim`` is odd or not positive, or ``gamma`` is not above 0.
+    gamma is 0.4 in the paper; a larger one decays less. Returns ``[H/2]`` float64 in (0, 1),
+    rising: slow frequencies decay least. Raises ValueError unless ``head_dim`` is even and
+    ``gamma`` above 0.
 
     >>> xpos_decay(4).round(6).tolist()
     [0.285714, 0.642857]
@@ -53,15 +51,15 @@ class XPos(PositionEmbedding):
 
         (zeta ** (m / B) R_m q).(zeta ** (-n / B) R_n k) = q.(zeta ** ((m - n) / B) R_{n-m} k)
 
-    Keys grow as much as queries shrink, so positions are limited to where float32 holds both
-    (26,156 tokens at the defaults; ``limits``); a larger ``scale_base`` moves the limit out.
-    Keys after the query would grow with distance, so attention must be causal, as in the paper.
+    Keys grow as queries shrink, so float32 limits the positions (``limits``: 26,156 tokens at the
+    defaults, more with a larger ``scale_base``). Later keys would grow with distance, so attention
+    must be causal, as in the paper.
 
     Knobs:
       theta: base of the frequencies.
       scale_base: B, tokens over which pair m decays by zeta_m.
       gamma: see ``xpos_decay``.
-      interleaved: pair dimensions ``2 m, 2 m + 1`` in place of ``m, m + H/2``.
+      interleaved: pair dimensions ``2 m, 2 m + 1`` instead of ``m, m + H/2``.
 
     Reference: Sun et al. 2022, "A Length-Extrapolatable Transformer", Eq. 12 and Section 3.2.
     """
@@ -84,7 +82,7 @@ class XPos(PositionEmbedding):
 
     @property
     def limits(self) -> Limits:
-        """To where the fastest decay, ``zeta_0 = gamma / (1 + gamma)``, stays in float32."""
+        """Up to where float32 holds the fastest decay, ``zeta_0 = gamma / (1 + gamma)``."""
         decay_per_token = math.log((1 + self.gamma) / self.gamma) / self.scale_base
         longest = min(math.floor(_LARGEST_EXPONENT / decay_per_token), 2**31 - 1)
         return Limits(max_length=longest, needs_causal_mask=True)
@@ -95,10 +93,7 @@ class XPos(PositionEmbedding):
     def tables(
         self, variables: Variables, positions: Array, head_dim: int
     ) -> tuple[Array, Array, Array]:
-        """Cosine, sine and the amplitude of q, ``[B, T, H/2]``; NaN at positions beyond the limit.
-
-        The amplitude of k is the inverse.
-        """
+        """Cosine, sine and q's amplitude (k's inverted), ``[B, T, H/2]``; NaN beyond the limit."""
         phase = angles(positions, self.frequencies(head_dim))
         decay = (np.log(xpos_decay(head_dim, self.gamma)) / self.scale_base).astype(np.float32)
         distance = position_values(positions)[..., None]

@@ -52,13 +52,12 @@ _FLAGS_THAT_MAY_DIFFER = ("--xla_dump_", "--xla_force_host_platform_device_count
 
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
-    """If the block fails in one process, it fails in all.
+    """Fails in all processes if the block fails in one; else the others would wait for it.
 
-    Else the others would wait for that process in the next collective. The block itself must not
-    wait for other processes.
+    The block must not wait for other processes.
 
     Raises:
-      DistributedError: in processes that succeeded: which one failed, and its message.
+      DistributedError: in processes that succeeded; names those that failed and their messages.
     """
     error = None
     try:
@@ -93,10 +92,7 @@ def describe_failures(texts: Sequence[str]) -> str:
 
 
 def check_equal_across_processes(values: Mapping[str, Any]) -> None:
-    """Raises DistributedError in every process unless all have the same JSON values.
-
-    ``values`` are keyed by their names in the message.
-    """
+    """Raises DistributedError in every process unless all have equal JSON ``values``, by name."""
     text = json.dumps([socket.gethostname(), values], default=str)
     if differences := describe_differences(gather_texts(text, AGREE_SECONDS)):
         raise _mark_as_common(DistributedError(differences))

@@ -1,7 +1,4 @@
-"""Collectives: barriers, shared values, and a common step to stop at.
-
-With a single process every function here costs nothing and changes nothing.
-"""
+"""Collectives of the processes of a run; with a single process all are free."""
 
 from __future__ import annotations
 
@@ -32,7 +29,6 @@ def wait_for_processes(name: str) -> None:
 
 
 def broadcast_from_process_0(number: int) -> int:
-    """The number of process 0, in every process."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.int32(number)))

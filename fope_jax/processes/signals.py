@@ -1,13 +1,8 @@
 """SIGTERM, SIGINT and SIGHUP: how a process ends on request.
 
-Preempted machines, Slurm and Kubernetes send SIGTERM; a terminal sends SIGINT for Ctrl-C and SIGHUP
-when it closes. All three are handled alike, in one of two ways:
-
-`raise_on_signal`: the main thread raises `Stopped`, as Python raises KeyboardInterrupt. Every verb
-of `fope` runs so.
-
-`defer_signals`: the signal is noted for a caller that checks when it can stop, such as training,
-which saves first.
+All three are handled alike. In `raise_on_signal`, where every verb of `fope` runs, the main thread
+raises `Stopped`. In `defer_signals` the signal is noted for a caller that checks when it can stop,
+such as training, which saves first.
 
 A second Ctrl-C ends the process at once. An ignored SIGHUP (nohup) or SIGINT (a background job)
 stays ignored.
@@ -31,13 +26,7 @@ PARENT_VARIABLE = "FOPE_PARENT"  # parent process id, see `end_with_parent`
 
 
 class _State:
-    """Signal state of this process.
-
-    Attributes:
-      raising: nested `raise_on_signal` blocks.
-      is_ending: `Stopped` was raised; a second one would interrupt the cleanup.
-      is_deferring: inside `defer_signals`.
-    """
+    """Signal state; a second `Stopped` while ``is_ending`` would interrupt the cleanup."""
 
     raising, is_ending, is_deferring = 0, False, False
 
@@ -48,10 +37,8 @@ _state = _State()
 class Stopped(KeyboardInterrupt):
     """This process was asked to end.
 
-    Attributes:
-      number: of the signal.
-      exit_code: 128 + number, as shells report it.
-      is_in_all_processes: whether all processes of the run raise it at the same step.
+    ``exit_code`` is 128 + the signal's ``number``, as in shells. ``is_in_all_processes``: every
+    process of the run raises it at the same step.
     """
 
     def __init__(self, number: int, is_in_all_processes: bool = False):
@@ -101,9 +88,8 @@ def raise_on_signal() -> Iterator[None]:
 def defer_signals() -> Iterator[Callable[[], int | None]]:
     """Notes a signal inside the block without interrupting it.
 
-    Yields:
-      A function that returns the first signal's number, or None; always None outside the main
-      thread, which gets no signals.
+    Yields a function that returns the first signal's number or None; None in other threads than
+    the main one, which get no signals.
     """
     noted: list[int] = []
 
@@ -125,8 +111,8 @@ def defer_signals() -> Iterator[Callable[[], int | None]]:
 def exit_after_grace_period(grace_seconds: float = GRACE_SECONDS) -> Iterator[None]:
     """Ends the process if a signal has not done so in time.
 
-    Python runs handlers only between bytecodes; a device program, a compilation or a dead file
-    system may not return for minutes.
+    Python handles signals between bytecodes: a device program, a compilation or a dead file system
+    may take minutes to return.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -207,6 +193,6 @@ def _handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterato
 
 
 def _let_the_next_one_kill(number: int) -> None:
-    """A second Ctrl-C kills. SIGTERM is different: some senders send it twice."""
+    """Restores the default handler for Ctrl-C only: some senders repeat SIGTERM."""
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

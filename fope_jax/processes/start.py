@@ -44,12 +44,11 @@ def initialize(
     process_id: int | None = None,
     timeout_seconds: float | None = None,
 ) -> None:
-    """Joins the other processes of the run, before any device is used.
+    """Joins the other processes of the run, before any device is used; a second call does nothing.
 
     Settings come from the arguments, then from FOPE_COORDINATOR, FOPE_NUM_PROCESSES and
     FOPE_PROCESS_ID, then from the cluster that `jax.distributed.initialize` detects (TPU slices,
-    Slurm, Open MPI). Without these, or with only num_processes = 1, this is the only process. A
-    second call does nothing.
+    Slurm, Open MPI). Without these, or with num_processes = 1 alone, this is the only process.
 
     If another process does not come in time, this one prints what it knows and exits with code 2:
     JAX would abort it without naming anyone, so no exception is possible.
@@ -61,8 +60,7 @@ def initialize(
       timeout_seconds: wait for the last process; default FOPE_DISTRIBUTED_TIMEOUT, else 300.
 
     Raises:
-      DistributedError: incomplete or invalid settings, a port in use, or processes with different
-        numbers of devices.
+      DistributedError: incomplete or invalid settings, a port in use, or unequal device counts.
     """
     if jax.distributed.is_initialized():
         return

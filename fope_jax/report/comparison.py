@@ -47,7 +47,6 @@ def context_of(row: Row) -> int:
 
 
 def spreads_over_seeds(seeds: Sequence[dict[Any, float]]) -> dict[Any, Spread]:
-    """Spread of each key over the seeds that have it."""
     keys = sorted({key for numbers in seeds for key in numbers})
     return {key: spread([numbers[key] for numbers in seeds if key in numbers]) for key in keys}
 

@@ -32,8 +32,6 @@ class Picture(NamedTuple):
 
 
 class Details(NamedTuple):
-    """Parts folded under ``summary``."""
-
     summary: str
     parts: Sequence[Part]
 

@@ -116,6 +116,5 @@ def _mean_percent(values: Sequence[Spread | None]) -> str:
 
 
 def _windows(retrievals: Sequence[Comparison]) -> str:
-    """The measured windows: a bucket covers only those."""
     lengths = sorted({context for comparison in retrievals for context in comparison.contexts})
     return "windows of " + ", ".join(f"{length:,}" for length in lengths) + " tokens"

@@ -1,7 +1,6 @@
 """Figures of a report: matplotlib, one function a figure, readable without colour.
 
-Each label has one colour, marker and line style in all figures. Axes name their units and mark
-the training length.
+A label has one colour, marker and line style in all figures.
 """
 
 from __future__ import annotations
@@ -158,7 +157,6 @@ def _bucket_centre(row: Row) -> float:
 
 
 def accuracy_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
-    """Share of right answers over all depths against context length."""
     check_comparable(comparison)
     counted, name = retrieval_names(comparison)
     figure, (axes,) = new_figure(WIDTH, HEIGHT)
@@ -248,7 +246,6 @@ def has_depths(comparison: Comparison) -> bool:
 
 
 def depth_figure(comparison: Comparison) -> Figure:
-    """Share of right answers by context length and depth, one panel a label."""
     check_comparable(comparison)
     counted, name = retrieval_names(comparison)
     contexts, columns = comparison.contexts, min(2, len(comparison.curves))
@@ -403,7 +400,6 @@ def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -
 
 
 def alt_text(comparison: Comparison, what: str) -> str:
-    """Text alternative of a figure of curves: the first and last number of each."""
     if comparison.kind in TASK_FIELD:
         curves, show = comparison.spreads(Sums.accuracy), format_percent
     elif comparison.kind == "position":

@@ -178,7 +178,6 @@ def _count(count: int, unit: str) -> str:
 
 
 def interval_note(comparison: Comparison) -> str:
-    """What the intervals are, or why there are none."""
     count = len(comparison.documents)
     if not count:
         return "No intervals: these rows do not tell documents apart."

@@ -53,7 +53,6 @@ def config_tables(runs: Sequence[Run]) -> tuple[Table, Table]:
 
 
 def provenance_table(runs: Sequence[Run]) -> Table:
-    """run.json and phase times, one column a run."""
     columns = []
     for run in runs:
         seconds: dict[str, float] = {}

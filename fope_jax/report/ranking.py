@@ -54,7 +54,6 @@ def measure_of(comparison: Comparison) -> Measure:
 
 
 def compare_pairs(comparison: Comparison, contexts: Sequence[int]) -> Pairs:
-    """Compares every two variants on the rows pooled over these contexts."""
     numbers = metric_by_seed(comparison, measure_of(comparison).metric, contexts)
     labels = sorted(numbers, key=lambda label: spread(list(numbers[label].values())).mean)
     return Pairs(labels, all_differences({label: numbers[label] for label in labels}))

@@ -20,10 +20,7 @@ _SUMS = ("windows", "nats", "tokens", "bytes", "correct")
 
 
 def write_results(run: Run, path: Path) -> None:
-    """Writes ``path``, ``DIR/NAME.jsonl``, without rows of kind "time".
-
-    The parent's results are expected as another file in DIR.
-    """
+    """Writes ``DIR/NAME.jsonl`` without rows of kind "time"; expects the parent's file in DIR."""
     lineage = json.loads(json.dumps(run.lineage))
     for section, key in (("parent", "run"), ("request", "parent")):
         if key in lineage.get(section, {}):
@@ -37,7 +34,10 @@ def write_results(run: Run, path: Path) -> None:
 
 
 def add_up_documents(rows: Sequence[Row]) -> list[Row]:
-    """Sums rows that differ only in ``document``, where more than ``DOCUMENTS_KEPT`` do."""
+    """Sums rows that differ only in ``document``, where more than ``DOCUMENTS_KEPT`` do.
+
+    The sum has ``document`` None and the number of ``documents``.
+    """
     same: dict[str, list[int]] = {}  # indices of rows equal but for sums and document
     for index, row in enumerate(rows):
         rest = {key: value for key, value in row.items() if key not in (*_SUMS, "document")}

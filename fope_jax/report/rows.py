@@ -104,7 +104,6 @@ class Run:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Reads runs; raises ReportError at the first path that is no run."""
     runs = [read_run(as_path(path)) for path in paths]
     if not runs:
         raise ReportError("no runs to report on; name one or more run directories")

@@ -1,7 +1,4 @@
-"""Sums and counts of rows, their ratios, and spreads over seeds.
-
-Files hold only sums and counts; every ratio of the report is computed here.
-"""
+"""Sums and counts of rows, and their ratios: files hold sums alone."""
 
 from __future__ import annotations
 
@@ -64,7 +61,6 @@ Metric = Callable[[Sums], Any]
 
 
 def add_up(rows: Iterable[Row]) -> Sums:
-    """Sums every field of `Sums` over rows."""
     rows = list(rows)
     return Sums(*(sum(row.get(name, 0) for row in rows) for name in Sums._fields))
 

@@ -200,7 +200,6 @@ def retrieval_tables(comparison: Comparison) -> list[Table]:
 
 
 def position_tables(comparison: Comparison) -> list[Table]:
-    """Nats per token and bits per byte, one row for each bucket of positions."""
     title = describe(comparison).title
     where = f"protocol {comparison.protocol}, {comparison.name} split"
     units = {"nats per token": Sums.loss, "bits per byte": Sums.bits_per_byte}
@@ -260,7 +259,6 @@ def as_text(table: Table) -> str:
 
 
 def document_table(comparison: Comparison) -> Table:
-    """The sums of each run, document and context."""
 
     def record(row: Row) -> dict[str, Any]:
         sums = add_up([row])
@@ -289,7 +287,6 @@ def document_table(comparison: Comparison) -> Table:
 
 
 def depth_table(comparison: Comparison) -> Table:
-    """The results of each run, context and depth of a template or task."""
 
     def record(row: Row) -> dict[str, Any]:
         return {

@@ -54,8 +54,7 @@ def _tokens_seen(run: Run, row: Row) -> int:
 def validation_figure(run_rows: RunRows, styles: dict[str, Style]) -> Figure:
     """Loss against tokens seen, one panel a context length, parent and child on one axis.
 
-    With children the axis begins twice the child's tokens before its start, else the parent's
-    training would leave no room for the child's.
+    The axis begins twice the child's tokens before it: all of the parent would squeeze the child.
     """
     contexts, labels = _contexts(run_rows), run_labels([run for run, _ in run_rows])
     children = [(run, rows) for run, rows in run_rows if run.lineage]
@@ -109,7 +108,6 @@ def validation_table(run_rows: RunRows) -> Table:
 
 
 def alt_text(run_rows: RunRows) -> str:
-    """First and last loss of each run at its shortest and longest context."""
     labels, texts = run_labels([run for run, _ in run_rows]), []
     for run, rows in run_rows:
         pools = group(rows, context_of)

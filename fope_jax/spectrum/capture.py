@@ -1,4 +1,4 @@
-"""What a model's attention computes on a window, taken from the model's own forward pass."""
+"""Attention activations on one window, recorded in the model's forward pass."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ from fope_jax.model.attention import attention_logits, bias_functions
 from fope_jax.model.transformer import Activations, Transformer, merge, split
 from fope_jax.typing import Array
 
-LOGITS_IN_MEMORY = 2**28  # 1 GB of float32, for all heads of one layer
+LOGITS_IN_MEMORY = 2**28  # logits of one layer, 1 GB of float32
 
 
 class WindowCapture(NamedTuple):
-    """One window in every layer; all float32.
+    """One window in every layer, float32.
 
     Attributes:
-      x: ``[L, T, D]`` what each layer reads.
-      q: ``[L, T, N, H]`` before the rotation.
-      k: ``[L, T, K, H]`` before the rotation.
-      turned_q: ``[L, T, N, H]`` after it.
-      turned_k: ``[L, T, K or N, H]`` after it.
-      profile: ``[L, N, T]`` mean logit at each distance 0 .. T - 1 from query to key, tokens; bias
-        included.
-      square: ``[L, N]`` mean of the squared logit over all pairs that attend.
-      entropy: ``[L, N, T]`` of the attention of each query, nats.
-      distance: ``[L, N, T]`` mean distance that each query attends to, tokens.
+      x: ``[L, T, D]`` input of each layer.
+      q, k: ``[L, T, N, H]`` and ``[L, T, K, H]`` before the rotation.
+      turned_q, turned_k: ``[L, T, N, H]`` and ``[L, T, K or N, H]`` after it.
+      profile: ``[L, N, T]`` mean logit, with bias, at each distance 0 .. T - 1 in tokens.
+      square: ``[L, N]`` mean squared logit over all causal pairs.
+      entropy: ``[L, N, T]`` of each query's attention, nats.
+      distance: ``[L, N, T]`` mean distance of each query's attention, tokens.
     """
 
     x: Array
@@ -44,7 +41,7 @@ class WindowCapture(NamedTuple):
 
 
 def layer_logits(activations: Activations) -> Array:
-    """The logits ``[B, N, T, T]`` of one document that fills the window, -inf after the query."""
+    """Causal logits ``[B, N, T, T]`` of windows that are one segment, -inf after the query."""
     positions = jnp.arange(activations.x.shape[1], dtype=jnp.int32)[None]
     return attention_logits(
         activations.rotated_q,
@@ -86,7 +83,7 @@ def observer(model: Transformer) -> Callable[[np.ndarray], WindowCapture]:
     """A function of one window of tokens ``[T]``, compiled once for each T.
 
     Raises (when called):
-      ValueError: the logits of one layer would not fit the memory set aside for them.
+      ValueError: the logits of one layer exceed ``LOGITS_IN_MEMORY``.
     """
     graphdef, params, constants = split(model)
     heads = model.config.num_heads

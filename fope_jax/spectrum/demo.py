@@ -1,7 +1,6 @@
-"""The paper's theory on signals made for it: spectrum damage, truncation, and RoPE's decay.
+"""The paper's theory on synthetic signals: spectrum damage, truncation, RoPE's decay.
 
-What Figure 3 and the figure on decay of Hua et al. 2025 show, in numbers for figures. Nothing is
-trained and nothing is random but the vectors of the decay.
+Numbers for figures like Figure 3 and the one on decay of Hua et al. 2025. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from fope_jax.spectrum.transform import (
     truncated_tone,
 )
 
-LENGTH = 64  # tokens that the toy is fitted on
-REACH = 256  # tokens that it is extended to
+LENGTH = 64  # tokens of the fit
+REACH = 256  # tokens of the extension
 HEAD_DIM = 32
-TOKENS = 4096  # of the signals whose spectra are taken: lines as thin as 2 pi / 4096
-ORDER = 6  # of the intermodulation products that are predicted
+TOKENS = 4096  # of a signal: its spectrum resolves 2 pi / 4096
+ORDER = 6  # largest order of the predicted products
 WEIGHT = np.array([[0.8, 0.6], [-0.3, 1.1]])
 SEED = 0
-DRAWS = 20  # sets of drawn frequencies
+DRAWS = 20  # sets of random frequencies
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """``x Phi(x)`` with the normal distribution function."""
+    """``x Phi(x)``, Phi the distribution function of the normal distribution."""
     return x * (1 + erf(x / math.sqrt(2))) / 2
 
 
 def demo() -> dict[str, Any]:
-    """All parts, numbers and arrays; each is described in its own function."""
+    """All numbers and arrays, by the name of the figure."""
     tones = inverse_frequencies(HEAD_DIM)[[2, 3]]  # above the floor, no multiples of each other
     return {
         "damage": _damage(tones),
@@ -50,10 +49,7 @@ def demo() -> dict[str, Any]:
 
 
 def _damage(tones: np.ndarray) -> dict[str, Any]:
-    """Two dimensions of one tone each, after a linear layer and after GELU: lines and predictions.
-
-    Amplitudes are those of cosines. ``predicted`` are Eq. 7 and the products of Eq. 8 to ``ORDER``.
-    """
+    """Spectra of two tones, of a linear mix of them, and of its GELU, with Eq. 7-8."""
     n = np.arange(TOKENS)
     mixed = (WEIGHT @ np.cos(np.multiply.outer(tones, n)))[0]
     at = np.linspace(0, np.pi, 4000)
@@ -61,7 +57,7 @@ def _damage(tones: np.ndarray) -> dict[str, Any]:
     lines, heights = predicted_lines(products, *tones.tolist())
 
     def amplitudes(signal: np.ndarray, where: np.ndarray) -> np.ndarray:
-        # A cosine is two turning numbers, a constant one: of that, the whole line of the window.
+        # A cosine has half its amplitude at -w; a constant has all of it in its line around 0.
         double = np.where(where > 8 * np.pi / TOKENS, 2, 1)
         return double * np.abs(nudft(signal, where, "blackmanharris"))
 
@@ -84,10 +80,7 @@ def _damage(tones: np.ndarray) -> dict[str, Any]:
 
 
 def _truncation() -> dict[str, Any]:
-    """A tone that turns fully within the window and one that does not: |X(w)| over the tokens.
-
-    ``analytic`` is the Dirichlet kernel; ``whole`` and ``spread`` are the terms of Eq. 10.
-    """
+    """|X(w)| of two tones cut off by a window: numeric, analytic (Dirichlet), and Eq. 10."""
     at = np.linspace(0, 0.5, 600)
     rows = []
     for period in (20.0, 100.0):
@@ -101,19 +94,13 @@ def _truncation() -> dict[str, Any]:
 
 
 def _extension(tones: np.ndarray) -> dict[str, Any]:
-    """A dimension after a linear layer, and after GELU, seen for ``LENGTH`` tokens and extended.
-
-    Each line is the least-squares fit of the training length by what the dimension may carry, and a
-    constant: ``RoPE`` its own frequency alone; ``FoPE`` all of RoPE's above the floor; ``FoPE,
-    drawn`` others from [0, pi] besides, as many as H in all (Eq. 11-13); ``frequency-matched`` the
-    tones and second-order products that are there. Errors are root mean squares within and beyond
-    the training length; of ``FoPE, drawn`` the medians over ``DRAWS``.
-    """
+    """Least-squares fits of ``LENGTH`` tokens, extended to ``REACH`` (Eq. 11-13)."""
     n = np.arange(REACH)
     mixed = WEIGHT[0] @ np.cos(np.multiply.outer(tones, n))
     products = intermodulation(gelu, (float(WEIGHT[0, 0]), float(WEIGHT[0, 1])), 2)
     kept = clip_floor(inverse_frequencies(HEAD_DIM), LENGTH)
     kept = np.concatenate([[0.0], kept[kept > 0]])
+    # "FoPE, drawn" adds random frequencies from [0, pi] up to H in all, and shows medians.
     carried = {
         "frequency-matched": [predicted_lines(products, *tones.tolist())[0]],
         "RoPE": [np.array([0.0, tones[0]])],
@@ -138,10 +125,7 @@ def _extension(tones: np.ndarray) -> dict[str, Any]:
 
 
 def _decay(samples: int = 1000, head_dim: int = 128, reach: int = 4096) -> dict[str, Any]:
-    """The mean of q.k under RoPE by distance, entries of q and k from N(mu, 1).
-
-    E[q.k](d) = 2 mu^2 sum_m cos(w_m d),  with standard error sqrt(H (1 + 2 mu^2) / samples)
-    """
+    """E[q.k](d) = 2 mu^2 sum_m cos(w_m d) under RoPE, entries of q and k from N(mu, 1)."""
     series = series_of(RoPE(), {}, ModelShape(head_dim, 1, 1, 1, head_dim))
     assert series is not None
     distances = np.arange(0, reach + 1, 8)

@@ -1,4 +1,4 @@
-"""Figures of spectra: the theory on signals made for it, and what a run's checkpoint does."""
+"""Figures of spectra: the theory's demo, and the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Measured = dict[str, Any]  # what ``measure_run`` returns
-DASHES = (0, (2, 2))  # of marks at the training length and the floor
-DECADES = 4  # of energy that a heatmap spans below its largest
+DASHES = (0, (2, 2))  # line style of the training length and the floor
+DECADES = 4  # range of a heatmap below its largest energy
 SIGNALS = {
     "logits_power": "logits, over distance",
     "q_power": "q, over position",
@@ -47,7 +47,7 @@ def style_axes(
     legend: dict[str, Any] | None = None,
     **title_settings: Any,
 ) -> None:
-    """Labels, title, grid ("both", "y" or "") and, with settings for it, a legend."""
+    """Sets labels, title, grid ("both", "y" or "") and, with ``legend`` settings, a legend."""
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     if title:
@@ -60,7 +60,7 @@ def style_axes(
 
 
 def _mark(axes: Axes, x: float, text: str, y: float, offset: tuple[int, int], **settings: Any):
-    """A vertical line with a text at the height ``y``, 0 to 1."""
+    """A vertical line with a text at the relative height ``y``."""
     axes.axvline(x, color="#555555", linewidth=1.2, linestyle=DASHES, zorder=0)
     style = {"va": "bottom", "fontsize": 8.5, "color": "#444444"} | settings
     place = axes.get_xaxis_transform()
@@ -72,7 +72,6 @@ def _mark_length(axes: Axes, length: int) -> None:
 
 
 def _line(look: plots.Style) -> dict[str, Any]:
-    """A style without markers, for curves of many points."""
     return look._asdict() | {"marker": None, "linewidth": 1.3}
 
 
@@ -84,7 +83,7 @@ def _crosses(axes: Axes, x: Any, y: Any, size: float, **settings: Any) -> None:
 
 
 def damage_figure(demo: dict[str, Any]) -> Figure:
-    """A tone, after a linear layer, after an activation and cut off: spectra with predictions."""
+    """Spectra of a tone, after a linear layer, after an activation, and cut off by a window."""
     figure, panels = _panels(2, 2, 10.0, 7.0)
     damage, truncation = demo["damage"], demo["truncation"]
     titles = {
@@ -119,7 +118,7 @@ def damage_figure(demo: dict[str, Any]) -> Figure:
 
 
 def extension_figure(demo: dict[str, Any]) -> Figure:
-    """What a dimension may carry, fitted within the training length and extended beyond it."""
+    """Fits within the training length and their extension beyond it, by sets of frequencies."""
     extension = demo["extension"]
     figure, panels = _panels(2, 1, 9.0, 6.4, sharex=True)
     titles = ("Dimension 1 after a linear layer", "Dimension 1 after a linear layer and GELU")
@@ -141,7 +140,7 @@ def extension_figure(demo: dict[str, Any]) -> Figure:
 
 
 def decay_figure(demo: dict[str, Any]) -> Figure:
-    """RoPE's decay with distance, which the mean of the entries makes."""
+    """The decay of q.k with distance under RoPE, by the mean of the entries."""
     decay = demo["decay"]
     figure, panels = _panels(1, len(decay["rows"]), 11.0, 3.6)
     for axes, row in zip(panels[0], decay["rows"], strict=True):
@@ -168,7 +167,7 @@ def decay_figure(demo: dict[str, Any]) -> Figure:
 
 
 def energy_figure(measured: Measured) -> Figure:
-    """Energy by layer and frequency: within the training length left, at the longest right."""
+    """Energy by layer and frequency: left the shortest context, right the longest."""
     contexts = sorted({row["context"] for row in measured["rows"]})
     ends = list(dict.fromkeys([contexts[0], contexts[-1]]))
     layers = len({row["layer"] for row in measured["rows"]})
@@ -199,7 +198,7 @@ def energy_figure(measured: Measured) -> Figure:
 
 
 def _heatmap(axes: Axes, powers: np.ndarray, context: int) -> Any:
-    """A row a layer, without the constant: a logarithmic axis has no place for frequency 0."""
+    """Relative energy, one row a layer; frequency 0 has no place on the logarithmic axis."""
     layers, bins = powers.shape
     relative = powers[:, 1:] / np.maximum(powers[:, 1:].max(axis=1, keepdims=True), 1e-300)
     values = np.maximum(np.log10(np.maximum(relative, 1e-300)), -DECADES)
@@ -213,14 +212,14 @@ def _heatmap(axes: Axes, powers: np.ndarray, context: int) -> Any:
 
 
 def profile_figure(measured: Measured) -> Figure:
-    """The mean logit at each distance, of the longest windows, one line a layer."""
+    """Mean logit at each distance in the longest windows, one line a layer."""
     figure, panels = _panels(1, 1, 8.0, 3.8)
     axes = panels[0, 0]
     context = max(row["context"] for row in measured["rows"])
     curves = _curves(measured, context)
     looks = plots.line_styles(f"layer {layer}" for layer in range(len(curves)))
     for (label, look), curve in zip(looks.items(), curves, strict=True):
-        far = int(0.95 * context)  # the last distances are means over a few pairs
+        far = int(0.95 * context)  # the last distances are means over few pairs
         axes.plot(curve["profile"][:far], label=label, **_line(look))
     _mark_length(axes, measured["training_length"])
     legend = {"ncols": 4, "handlelength": 3}
@@ -230,7 +229,7 @@ def profile_figure(measured: Measured) -> Figure:
 
 
 def sizes_figure(states: Sequence[Measured]) -> Figure:
-    """Mean |q| and |k| by dimension of a head; those that never turned fully are shaded."""
+    """Mean |q| and |k| by dimension of a head; undertrained dimensions are shaded."""
     figure, panels = _panels(1, 2, 10.0, 3.8, sharey=True)
     looks = plots.line_styles(state_name(measured) for measured in states)
     slow = [d for p in states[-1]["pairs"] if p["undertrained"] for d in p["dims"]]
@@ -283,7 +282,7 @@ def attention_figure(states: Sequence[Measured]) -> Figure:
 
 
 def _rows(measured: Measured, context: int) -> list[dict[str, Any]]:
-    """The rows of a context, the shortest where it was not measured."""
+    """The rows of ``context`` or, if it was not measured, of the shortest context."""
     contexts = {row["context"] for row in measured["rows"]}
     context = context if context in contexts else min(contexts)
     return [row for row in measured["rows"] if row["context"] == context]

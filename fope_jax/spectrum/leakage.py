@@ -1,20 +1,16 @@
-"""How much of a signal lies at given frequencies, and how much elsewhere.
+"""Leakage: the share of a signal's energy that is not at given frequencies.
 
-The signals are real and sampled at whole tokens n = 0 .. T - 1, each sample with a weight v(n)
-(how many pairs of tokens it is a mean of). With <x, y> = sum_n v(n) x(n) y(n), the constant removed
-from signal and basis alike, and P the projection on the span of cos(w n) and sin(w n) for all own
-frequencies w,
+    leakage = 1 - <P x, P x> / <x, x>,   <x, y> = sum_n v(n) x(n) y(n)
 
-    leakage = 1 - <P x, P x> / <x, x>
+for a real signal x at tokens n = 0 .. T - 1, weights v(n) of its samples, and P the projection on
+the span of cos(w n) and sin(w n) for the frequencies w; the constant is removed from both.
 
-- A pure own tone has leakage 0, at any frequency, whole periods or not: nothing is rounded to bins.
-- The resolution is 2 pi / T. A tone one such step away from a lone own frequency is all leakage;
-  nearer ones are told apart in part: at offset delta a complex tone with equal weights keeps
-  |D(delta) / T| ** 2 (``transform.dirichlet``), 0.41 of its energy at half a step.
-- Own frequencies nearer to each other, or to 0, than the resolution span fewer directions than
-  there are of them: directions that hold less than ``TOLERANCE`` of the largest are left out, and
-  what is left is the rank R.
-- White noise has leakage 1 - R / (T - 1) on average: the null value, to be read beside the ratio.
+- A tone at a given frequency has leakage 0, whether or not the window holds whole periods.
+- The resolution is 2 pi / T. A tone that far from a lone frequency has leakage 1; at offset delta a
+  complex tone keeps |D(delta) / T| ** 2 (``transform.dirichlet``), 0.41 at half a step.
+- Frequencies closer than the resolution to each other, or to 0, are not independent. Directions
+  below ``TOLERANCE`` of the largest singular value are left out; the rest is the rank R.
+- White noise has mean leakage 1 - R / (T - 1): the null value to compare with.
 """
 
 from __future__ import annotations
@@ -25,14 +21,14 @@ import numpy as np
 from scipy.linalg import null_space
 from scipy.signal.windows import dpss
 
-TOLERANCE = 1e-4  # of a singular value: a tone of which such a direction is a part misses 1e-7
+TOLERANCE = 1e-4  # of the largest singular value; a tone along a dropped direction loses 1e-7
 
 
 class Basis(NamedTuple):
     """Orthonormal directions in the weighted samples.
 
     Attributes:
-      rows: ``[R, T]``; orthonormal for signals multiplied by ``scale``.
+      rows: ``[R, T]``, orthonormal for signals multiplied by ``scale``.
       scale: ``[T]`` square roots of the weights.
       centred: whether the constant is removed.
     """
@@ -50,13 +46,12 @@ class Basis(NamedTuple):
 def frequency_basis(
     frequencies: np.ndarray, length: int, weights: np.ndarray | None = None, centred: bool = True
 ) -> Basis:
-    """Cosines and sines of ``frequencies [F]`` (radians per token) over T = ``length`` samples.
+    """Cosines and sines of ``frequencies [F]`` (radians per token) over ``length`` samples.
 
-    ``weights [T]`` are those of the samples, None for all alike; ``centred`` removes the constant,
-    which a softmax over keys does not see.
+    ``weights [T]`` None are equal. ``centred`` removes the constant, which a softmax does not see.
 
     Raises:
-      ValueError: the window resolves nothing beside them.
+      ValueError: the basis fills more than half of all directions.
     """
     scale = _scale(length, weights)
     phase = np.multiply.outer(frequencies, np.arange(length))
@@ -72,11 +67,11 @@ def frequency_basis(
 
 
 def floor_basis(floor: float, length: int, weights: np.ndarray | None = None) -> Basis:
-    """All frequencies under ``floor`` (radians per token), as far as T samples can tell them.
+    """All frequencies under ``floor`` (radians per token) that T samples resolve.
 
-    The first ``2 T floor / 2 pi`` discrete prolate spheroidal sequences, the directions of which
-    most energy lies below, without the constant. Within the training length (T = L) one is left,
-    the trend, and a sine at the floor itself is hardly told from it (0.84 of its energy).
+    These are the first ``2 T floor / 2 pi`` discrete prolate spheroidal sequences, whose energy is
+    mostly below the floor, without the constant. In the training length (T = L) only the trend is
+    left, which holds 0.84 of the energy of a sine at the floor.
 
     Raises:
       ValueError: the window is shorter than the period of the floor.
@@ -92,7 +87,7 @@ def floor_basis(floor: float, length: int, weights: np.ndarray | None = None) ->
         )
     scale = _scale(length, weights)
     rows = _orthonormal(_unit_rows(np.asarray(dpss(length, turns, round(2 * turns))) * scale))
-    # Removing the constant instead would leave, of the direction nearest to it, energy elsewhere.
+    # Subtracting the constant would leave energy above the floor in the direction nearest to it.
     orthogonal = null_space((rows @ scale)[None])
     return Basis(orthogonal.T @ rows, scale, centred=True)
 
@@ -117,10 +112,7 @@ def _remove_constant(scaled: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def energies(signal: np.ndarray, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
-    """``<P x, P x>`` and ``<x, x>``, ``[...]`` each, of a real ``signal [..., T]``.
-
-    The constant is removed where the basis says so.
-    """
+    """``<P x, P x>`` and ``<x, x>``, ``[...]`` each, of a real ``signal [..., T]``."""
     scaled = np.asarray(signal, np.float64) * basis.scale
     if basis.centred:
         scaled = _remove_constant(scaled, basis.scale)
@@ -137,4 +129,4 @@ def leakage(signal: np.ndarray, basis: Basis) -> np.ndarray:
     """
     inside, whole = energies(signal, basis)
     given = np.sum((np.asarray(signal, np.float64) * basis.scale) ** 2, axis=-1)
-    return 1 - inside / np.where(whole <= 1e-24 * given, np.nan, whole)  # rounding alone is left
+    return 1 - inside / np.where(whole <= 1e-24 * given, np.nan, whole)  # else rounding noise

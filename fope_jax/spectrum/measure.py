@@ -1,24 +1,21 @@
-"""The spectra of a model's activations on windows of one length, layer by layer and head by head.
+"""Spectra of a model's activations on windows of one length, by layer and head.
 
-Definitions (``leakage`` has the projection and the null values):
-
-- Profile h(d): the mean logit at distance d over all pairs of tokens and all windows. It is weighed
-  by the number of its pairs, and its mean is removed, which the softmax does not see.
-- Logits' leakage: the share of the profile's energy that is not at the layer's own frequencies.
+- Profile h(d): the mean logit at distance d over all pairs of tokens and all windows, weighted by
+  the number of pairs. Its mean is removed, which the softmax does not see.
+- Leakage of the logits: the share of the profile's energy off the layer's frequencies.
 - Floor energy: the share of it under 2 pi / L, L the training length.
-- Profile energy: its mean square. Profile share: that over the variance of all logits, what
-  distance alone decides.
-- Noise share: the part of the profile's energy that a mean over so few windows has by chance,
-  from the spread between windows.
+- Profile energy: its mean square. Profile share: that over the variance of all logits, which is
+  what distance alone explains.
+- Noise share: the part of its energy due to the finite number of windows.
 - Undertrained energy: sum |G_f|^2 over 0 < |w_f| < 2 pi / L, over the sum of all (``series``), for
-  pairs of a query and a key drawn at random.
+  random pairs of a query and a key.
 - Leakage of q and k, after the rotation: the share of a pair of dimensions' energy over position
-  that is not at the frequencies of that pair. Content that changes from token to token lies
-  everywhere, so 0 is out of reach; before training and the null value are what to compare with.
-- Leakage of the hidden states: likewise, at any frequency of the model, the mean removed.
-- Position-locked share of the hidden states: the part of their energy that is the same at a
-  position whatever the text, from the products of different windows, which have no bias (a number
-  below 0 is chance). Only such a part can carry a tone of the position through a linear layer.
+  off the frequencies of that pair. Content is at all frequencies, so compare with the untrained
+  model and the null value (``leakage``), not with 0.
+- Leakage of the hidden states: the same, for all frequencies of the model, mean removed.
+- Position-locked share of the hidden states: the part of their energy that depends on position and
+  not on text. It comes from products of different windows, so it has no bias and may be below 0.
+  Only this part can carry a tone of the position through a linear layer.
 """
 
 from __future__ import annotations
@@ -35,31 +32,27 @@ from fope_jax.spectrum.leakage import Basis, energies, floor_basis, frequency_ba
 from fope_jax.spectrum.series import Series, attention_coefficients
 from fope_jax.spectrum.transform import periodogram
 
-PAIRS = 512  # pairs of a query and a key in each window that undertrained energy is a mean over
-SEED = 0  # of drawing them
+PAIRS = 512  # random pairs of a query and a key in each window, for undertrained energy
+SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpectrum:
-    """One layer at one context length. ``[N]`` are heads; None where a method has no frequencies.
+    """One layer at one context length; ``[N]`` are heads. None where a method has no frequencies.
 
     Attributes:
-      leakage: ``[N]`` of the logits, and ``leakage_null`` what white noise has.
-      floor_energy: ``[N]`` of the logits, and ``floor_null``.
-      profile_energy, profile_share: ``[N]``.
-      noise_share: ``[N]``; NaN of a single window.
-      undertrained_energy: ``[N]``, and ``undertrained_null``, the share of the pairs of dimensions.
-      q_leakage, k_leakage: means over the head's pairs, and ``pair_null``.
-      hidden_leakage: of what the layer reads, and ``hidden_null``.
-      hidden_locked: its position-locked share; NaN of a single window.
-      entropy: ``[N]`` nats, mean over the last queries.
-      distance: ``[N]`` tokens, mean over the last queries.
+      leakage, floor_energy, profile_energy, profile_share, undertrained_energy: ``[N]``.
+      noise_share: ``[N]``; NaN for a single window, as is ``hidden_locked``.
+      leakage_null, floor_null, pair_null, hidden_null: values for white noise.
+      undertrained_null: share of undertrained pairs of dimensions.
+      q_leakage, k_leakage: means over the pairs of dimensions.
+      hidden_leakage, hidden_locked: of the layer's input.
+      entropy, distance: ``[N]`` nats and tokens, means over the last queries.
       q_size, k_size: ``[H]`` mean of |q|, |k| over tokens and heads, before the rotation.
-      frequencies: ``[F]`` of the layer, radians per token.
+      frequencies: ``[F]`` radians per token.
       profile: ``[T]`` mean over the heads.
       logits_power, hidden_power, q_power, k_power: ``[T // 2 + 1]`` shares of the energy at
-        ``transform.bin_frequencies``, Hann window; of heads, dimensions and windows the mean. q and
-        k after the rotation.
+        ``transform.bin_frequencies``, Hann window; q and k after the rotation.
     """
 
     leakage: np.ndarray | None = None
@@ -97,14 +90,13 @@ def measure_layers(
     training_length: int,
     last: int,
 ) -> list[LayerSpectrum]:
-    """Measures windows of one length; one ``LayerSpectrum`` for each layer.
+    """Measures windows of ``length`` tokens; returns one ``LayerSpectrum`` for each layer.
 
     Args:
-      length: tokens of a window T.
-      windows: what ``capture.observer`` saw of each.
-      layers: the series of each layer, None where it has none.
+      windows: captures of ``capture.observer``.
+      layers: the series of each layer, None without one.
       training_length: L, tokens.
-      last: the queries at the end of each window that entropy and distance are means over.
+      last: number of queries at the end of each window for entropy and distance.
 
     Raises:
       ValueError: windows too short to resolve the frequencies, or shorter than in training.
@@ -172,7 +164,7 @@ def measure_layers(
 
 
 def _pair_bases(series: Series | None, length: int) -> list[Basis]:
-    """The basis of each pair of dimensions; pairs of the same frequencies share one."""
+    """The basis of each pair of dimensions; pairs of equal frequencies share one."""
     if series is None:
         return []
     frequencies = [series.pair_frequencies(pair) for pair in range(len(series.pairs))]
@@ -188,7 +180,7 @@ def _measure_window(
     hidden: Basis | None,
     last: int,
 ) -> dict[str, Any]:
-    """One layer on one window: numbers whose means over windows are reported."""
+    """Numbers of one layer on one window, to be averaged over windows."""
     measured: dict[str, Any] = {
         "profile": capture.profile.astype(np.float64),
         "square": capture.square,
@@ -211,14 +203,14 @@ def _measure_window(
 
 
 def _power(signals: np.ndarray) -> np.ndarray:
-    """Energy of ``[..., T]`` at the bins, their means removed, summed over the signals."""
+    """Energy of ``[..., T]`` at the bins, summed over signals, means removed."""
     centred = signals - signals.mean(axis=-1, keepdims=True)
     power = periodogram(centred.astype(np.float64), "hann")
     return power.reshape(-1, power.shape[-1]).sum(0)
 
 
 def _pair_energies(x: np.ndarray, series: Series, bases: list[Basis]) -> np.ndarray:
-    """Energy of ``x [T, N, H]`` at the frequencies of its pairs of dimensions, and in all."""
+    """Energy of ``x [T, N, H]`` at the frequencies of its pairs of dimensions, and in total."""
     total = np.zeros(2)
     for dims, basis in zip(series.pairs, bases, strict=True):
         total += np.array(energies(np.moveaxis(x[..., dims], 0, -1), basis)).sum(axis=(-1, -2))
@@ -226,21 +218,21 @@ def _pair_energies(x: np.ndarray, series: Series, bases: list[Basis]) -> np.ndar
 
 
 def _coefficient_energies(capture: WindowCapture, series: Series) -> np.ndarray:
-    """``[N, F]``: the mean of |G_f| ** 2 over random pairs of a query and an earlier key."""
+    """Mean ``[N, F]`` of |G_f| ** 2 over random pairs of a query and an earlier key."""
     length, heads = capture.q.shape[:2]
     drawn = np.sort(np.random.default_rng(SEED).integers(0, length, (PAIRS, 2)), axis=1)
     k = np.repeat(capture.k, heads // capture.k.shape[1], axis=1)
     coefficients = attention_coefficients(
         series, capture.q[drawn[:, 1]], k[drawn[:, 0]], drawn[:, 0]
     )
-    if series.growth.any():  # of both sides, at the query: what it is worth in the logits
+    if series.growth.any():  # G_f lacks the growth at the query, which the logits have
         growth = np.exp(np.multiply.outer(drawn[:, 1], series.growth))
         coefficients = coefficients * growth[:, None]
     return np.mean(np.abs(coefficients) ** 2, axis=0)
 
 
 def _noise_energy(profiles: list[np.ndarray], basis: Basis) -> np.ndarray:
-    """Energy that the mean profile has by chance: variance between windows over their number."""
+    """Variance of the mean profile: the variance between windows over their number."""
     count = len(profiles)
     if count < 2:
         return np.full(len(profiles[0]), np.nan)
@@ -254,11 +246,7 @@ def _centred(x: np.ndarray) -> np.ndarray:
 
 
 def _locked_share(summed: np.ndarray, energy: float, count: int) -> float:
-    """Mean product of two different windows' hidden states, over the mean energy of one.
-
-    ``summed [T, D]`` are the hidden states of all ``count`` windows, ``energy`` is the mean over
-    windows of their squares' sum.
-    """
+    """Mean product of two windows; ``summed [T, D]`` over windows, ``energy`` the mean of one."""
     if count < 2 or not energy:
         return float("nan")
     squares = np.sum(summed.astype(np.float64) ** 2)
@@ -266,7 +254,7 @@ def _locked_share(summed: np.ndarray, energy: float, count: int) -> float:
 
 
 def _off_basis_fraction(energy: np.ndarray) -> float:
-    """The leakage of ``energy``, what is inside and the whole; NaN where there is none."""
+    """Leakage of ``energy = (inside, total)``; NaN where the total is 0."""
     return float(1 - energy[0] / energy[1]) if energy[1] else float("nan")
 
 

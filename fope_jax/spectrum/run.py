@@ -1,4 +1,4 @@
-"""`fope spectrum`: the spectra of a run's checkpoint, as rows and as curves for its figures."""
+"""`fope spectrum`: the spectra of a run's checkpoint, as rows and as curves for figures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fope_jax.storage.paths import as_path
 MULTIPLES = (1, 2, 4, 8)
 WINDOWS = 8
 
-# Fields of LayerSpectrum that are curves, for figures and not for rows, by the name in the file.
+# Curves of LayerSpectrum, left out of the rows: name in the file -> field.
 CURVES = {"own": "frequencies"} | {
     name: name for name in ("profile", "logits_power", "hidden_power", "q_power", "k_power")
 }
@@ -46,28 +46,28 @@ def measure_run(
     windows: int = WINDOWS,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measures one checkpoint, and writes its rows of kind "spectrum" in place of earlier ones.
+    """Measures one checkpoint and replaces its rows of kind "spectrum".
 
-    Every context length ends in the same tokens of the first split that the run is evaluated on.
-    Windows begin with the run's BOS token where ``evaluate.add_bos_token`` says so.
+    At every context length, windows end in the same tokens of the first of ``evaluate.splits``.
+    They begin with the run's BOS token if ``evaluate.add_bos_token`` is set.
 
     Args:
-      workdir: a run.
-      step: which checkpoint; None takes the newest valid one, 0 means ``untrained``.
-      untrained: the parameters that training began with, drawn from the run's seed again.
+      workdir: directory of the run.
+      step: of the checkpoint; None takes the newest valid one, 0 means ``untrained``.
+      untrained: measures the initial parameters, drawn again from the run's seed.
       multiples: context lengths, in training lengths.
-      windows: of each length.
-      say: where one line for each length goes.
+      windows: number of windows of each length.
+      say: called with one line for each length.
 
     Returns:
-      JSON values: ``rows``; the ids of the run; ``curves``, one dict for each row with the keys
-      of ``CURVES``; and ``pairs``, what each pair of dimensions of the first layer saw in training.
+      JSON values: the ids of the run; ``rows``; ``curves``, a dict for each row with the keys of
+        ``CURVES``; ``pairs``, the ``TrainedPair`` of the first layer.
 
     Raises:
       FileNotFoundError: no config.json or no checkpoint.
-      NonFiniteError: weights or activations are not finite, named with the document.
-      ValueError: lengths that the method, the documents or the memory do not allow, or that resolve
-        nothing; an untrained model of a run that did not begin with one.
+      NonFiniteError: weights or activations are not finite; names the document.
+      ValueError: lengths that the method, the documents, the memory or the resolution do not allow;
+        an untrained model of a run that continues another.
     """
     workdir = as_path(workdir)
     experiment = read_experiment(workdir)
@@ -139,7 +139,7 @@ def _layer_series(model: Transformer, context: int) -> list[Series | None]:
 
 
 def _to_json(value: Any) -> Any:
-    """JSON values at six digits; NaN, which JSON does not have, is None."""
+    """JSON values of six digits; NaN, which JSON lacks, becomes None."""
     if value is None:
         return None
     if np.ndim(value):

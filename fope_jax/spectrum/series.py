@@ -1,19 +1,18 @@
-"""What a rotary method does to a pair of dimensions, as a sum of complex exponentials.
+"""A rotary method on a pair of dimensions, as a sum of complex exponentials.
 
-RoPE turns pair m by one frequency; FoPE by a Fourier series; XPos lets the amplitude grow as well.
-All of them multiply the pair, read as a complex number, by
+RoPE rotates pair m at one frequency; FoPE by a Fourier series; in XPos the amplitude grows too.
+Each multiplies the pair, read as a complex number, by
 
     u_m(p) = sum_f c_mf exp((i w_f + g_f) p)
 
-so that attention logits are a non-uniform Fourier sum. For a query q at position p and a key k at
-position r, both before the rotation and read as complex numbers,
+so attention logits are a non-uniform Fourier sum. For a query q at position p and a key k at
+position r, both before the rotation and complex,
 
     q.k after the rotation = Re sum_f G_f exp((i w_f + g_f) p)
     G_f = sum_m q_m conj(k_m) conj(u_m(r)) c_mf
 
-With the key at position 0, RoPE's coefficients are the products q_m conj(k_m) alone and p is the
-distance: the paper's h(n) = sum_m H_m exp(i w_m n). FoPE's depend on r: its logits are a function
-of both positions.
+With the key at position 0, RoPE's coefficients are q_m conj(k_m) and p is the distance: the paper's
+h(n) = sum_m H_m exp(i w_m n). FoPE's logits depend on both positions.
 
 Reference: Hua et al. 2025, "Fourier Position Embedding", Eq. 1-5.
 """
@@ -47,11 +46,10 @@ class Series(NamedTuple):
     """The factors ``u_m(p)`` of one layer, see the module.
 
     Attributes:
-      frequencies: ``[F]`` radians per token, w; negative ones turn backwards.
-      growth: ``[F]`` g of q, per token; k has the negative. 0 but for XPos.
-      coefficients: ``[N, P, F]`` complex, c of each query head (a key-value head is repeated for
-        the query heads that read it).
-      pairs: ``[P, 2]`` the dimensions of each pair, real part first.
+      frequencies: ``[F]`` w, radians per token; the rotation of negative ones is backward.
+      growth: ``[F]`` g of q, per token; k has the negative. 0 except in XPos.
+      coefficients: ``[N, P, F]`` complex, c of each query head.
+      pairs: ``[P, 2]`` dimensions of each pair, real part first.
     """
 
     frequencies: np.ndarray
@@ -61,20 +59,17 @@ class Series(NamedTuple):
 
     @property
     def distinct_frequencies(self) -> np.ndarray:
-        """The different frequencies without sign and without 0, rising."""
+        """Distinct nonzero |w|, sorted."""
         return np.unique(np.abs(self.frequencies[self.frequencies != 0]))
 
     def pair_frequencies(self, pair: int) -> np.ndarray:
-        """Those of one pair of dimensions, rising; 0 is among them where a term stands still."""
+        """Distinct |w| of one pair of dimensions, sorted, with 0 for a constant term."""
         used = np.any(self.coefficients[:, pair] != 0, axis=0)
         return np.unique(np.abs(self.frequencies[used]))
 
 
 def rotation_factors(series: Series, positions: np.ndarray, of_keys: bool = False) -> np.ndarray:
-    """``u_m(p)``, complex ``[..., N, P]``, of q or of k, which grows the other way.
-
-    ``positions [...]`` are tokens, not necessarily whole.
-    """
+    """``u_m(p)``, complex ``[..., N, P]``, of q or of k; ``positions [...]`` are real numbers."""
     growth = -series.growth if of_keys else series.growth
     waves = np.exp(np.multiply.outer(positions, 1j * series.frequencies + growth))
     return np.einsum("...f,npf->...np", waves, series.coefficients)
@@ -85,10 +80,7 @@ def attention_coefficients(
 ) -> np.ndarray:
     """G_f, complex ``[..., N, F]``, of pairs of a query and a key.
 
-    Args:
-      series: of their layer.
-      q, k: ``[..., N, H]`` before the rotation, key-value heads repeated.
-      key_positions: ``[...]`` tokens, r.
+    ``q, k [..., N, H]`` are before the rotation, key-value heads repeated; ``key_positions`` is r.
     """
     q, k = (np.asarray(x, np.float64)[..., series.pairs] @ [1, 1j] for x in (q, k))
     rotated = k * rotation_factors(series, np.asarray(key_positions), of_keys=True)
@@ -98,17 +90,12 @@ def attention_coefficients(
 def frequency_components(
     series: Series, coefficients: np.ndarray, positions: np.ndarray
 ) -> np.ndarray:
-    """The part h_f of the logits that each frequency carries.
+    """The part h_f of the logits at each frequency, ``[..., F, T]``.
 
         h_f(p) = Re G_f exp((i w_f + g_f) p),  and without growth h_f(p + 2 pi / w_f) = h_f(p)
 
-    Args:
-      series: of the layer.
-      coefficients: ``[..., F]`` from ``attention_coefficients``.
-      positions: ``[T]`` of the query, not necessarily whole.
-
-    Returns:
-      ``[..., F, T]``; their sum over F is q.k, before it is divided by sqrt(H).
+    The sum over F is q.k, before it is divided by sqrt(H). ``coefficients [..., F]`` come from
+    ``attention_coefficients``; ``positions [T]`` are those of the query, any real number.
     """
     waves = np.exp(np.multiply.outer(1j * series.frequencies + series.growth, positions))
     return np.real(coefficients[..., None] * waves)
@@ -121,13 +108,12 @@ def frequency_components(
 def series_of(
     method: PositionEmbedding, variables: Variables, shape: ModelShape, length: int | None = None
 ) -> Series | None:
-    """The series of one layer's method, None where it has no frequencies.
+    """The series of one layer's method, or None if it has no frequencies.
 
     Args:
-      method: of one layer (``PositionEmbedding.layers``); a factor on its logits is not part of it.
-      variables: its own and the model's, without the layer axis.
-      shape: of the model.
-      length: tokens of the sequence, for a scaling that follows it; None is the trained length.
+      method: of one layer (``PositionEmbedding.layers``); its logit scale is not included.
+      variables: of the layer and of the model, without the layer axis.
+      length: tokens of the sequence, for scalings that depend on it; None is the trained length.
     """
     return None
 
@@ -139,7 +125,7 @@ def _(method: RoPE, variables, shape, length=None) -> Series:
         dims, method.theta, method.scaling, length if method.limits.follows_length else None
     )
     frequencies = np.asarray(scaled.inv_freq, np.float64)
-    if method.learnable:  # in float32, as the model has them
+    if method.learnable:  # float32, as in the model
         ratio = np.exp(np.asarray(variables["log_ratio"], np.float32))
         frequencies = frequencies.astype(np.float32) * ratio
     pairs = _pairs(dims, method.interleaved)
@@ -194,7 +180,7 @@ def _(method: ByShare, variables, shape, length=None) -> Series | None:
 
 
 def _pairs(dims: int, interleaved: bool) -> np.ndarray:
-    """``[P, 2]``, the dimensions of each pair: neighbours, or half a head apart."""
+    """Dimensions ``[P, 2]`` of each pair: adjacent, or half a head apart."""
     numbers = np.arange(dims - dims % 2)
     return numbers.reshape(-1, 2) if interleaved else numbers.reshape(2, -1).T
 
@@ -208,14 +194,14 @@ def _one_frequency_a_pair(
 
 
 def _unrotated(dims: int, shape: ModelShape) -> Series:
-    """Dimensions that carry no position, in pairs as they come."""
+    """The series of dimensions without position, in adjacent pairs."""
     pairs = _pairs(dims, interleaved=True)
     coefficients = np.ones((shape.num_heads, len(pairs), 1), complex)
     return Series(np.zeros(1), np.zeros(1), coefficients, pairs)
 
 
 def _side_by_side(parts: list[Series], first_dims: list[int]) -> Series:
-    """The series of a head of which ``parts`` act on consecutive dimensions."""
+    """The series of a head whose consecutive dimensions have the series ``parts``."""
     heads = zip(*(part.coefficients for part in parts), strict=True)
     coefficients = np.array([block_diag(*blocks) for blocks in heads])
     return Series(
@@ -227,7 +213,7 @@ def _side_by_side(parts: list[Series], first_dims: list[int]) -> Series:
 
 
 def layer_methods(model: Transformer) -> list[tuple[PositionEmbedding, Variables]]:
-    """Each layer's method, and its variables with the model's, on the host."""
+    """Each layer's method and its variables, with those of the model, on the host."""
     layers = model.position.layers()
     shared = {name: np.asarray(x[...]) for name, x in model.position_model.items()}
     stacked = {name: np.asarray(x[...]) for name, x in model.position_layers.items()}
@@ -243,14 +229,14 @@ def layer_methods(model: Transformer) -> list[tuple[PositionEmbedding, Variables
 
 
 class TrainedPair(NamedTuple):
-    """How much of its turn a pair of dimensions showed in training.
+    """How far a pair of dimensions rotated in training.
 
     Attributes:
       dims: the two dimensions.
-      frequency: radians per token of its strongest term; 0 where it stands still.
-      period: tokens of one turn, infinite where it stands still.
+      frequency: radians per token of its strongest term; 0 for a constant.
+      period: tokens of one turn; infinite for a constant.
       turns: periods within the training length.
-      undertrained: it moves, and never turned fully.
+      undertrained: it rotates, but less than one turn.
     """
 
     dims: tuple[int, int]
@@ -261,11 +247,11 @@ class TrainedPair(NamedTuple):
 
 
 def trained_pairs(series: Series, training_length: int) -> list[TrainedPair]:
-    """Every pair of dimensions of a series, after training on sequences of ``training_length``.
+    """Every pair of dimensions, after training on ``training_length`` tokens.
 
         turns = L w / 2 pi,   undertrained where 0 < w < 2 pi / L
 
-    Where heads have terms of their own, their mean decides.
+    The strongest term is that of the mean over heads.
 
     >>> shape = ModelShape(4, 1, 1, 1, head_dim=4)
     >>> [pair.turns for pair in trained_pairs(series_of(RoPE(), {}, shape), 100)]

@@ -47,14 +47,9 @@ READING = (
 
 
 def write_spectrum(measured: Measured, out: str | Path) -> Path:
-    """Writes what ``measure_run`` returned, and a page of all measured steps of the run.
+    """Writes what ``measure_run`` returned, and a page of all measured steps; returns index.html.
 
-    Args:
-      measured: of one step; it replaces an earlier one.
-      out: a directory of this run, made where it does not exist.
-
-    Returns:
-      The path of index.html.
+    ``measured`` replaces an earlier measurement of its step in ``out``, a directory of this run.
 
     Raises:
       ReportError: the directory cannot be written, or holds another run.
@@ -83,7 +78,7 @@ def write_spectrum(measured: Measured, out: str | Path) -> Path:
 
 
 def write_demo(demo: dict[str, Any], out: str | Path) -> Path:
-    """Writes the figures of ``spectrum.demo``, demo.json and a page of them."""
+    """Writes demo.json, its figures and a page of them."""
     out = make_output(out, "the demo")
     (out / "demo.json").write_text(json.dumps(demo, default=np.ndarray.tolist))
     captions = {
@@ -153,7 +148,7 @@ def _numbers_table(states: Sequence[Measured]) -> Table:
 
 
 def head_mean(value: Any) -> float | None:
-    """A number, or the mean of those of the heads; None where there is none."""
+    """A number, or the mean over heads; None without a number."""
     if not isinstance(value, list):
         return value
     known = [x for x in value if x is not None]

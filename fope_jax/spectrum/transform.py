@@ -1,4 +1,4 @@
-"""Spectra of sampled signals: windows, periodograms, and a tone cut off by a window (Eq. 9-10)."""
+"""Spectra of sampled signals: transforms, a tone cut off by a window, and extrapolation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ from scipy.special import diric
 
 
 def nudft(signal: np.ndarray, frequencies: np.ndarray, window: str = "boxcar") -> np.ndarray:
-    """The non-uniform discrete Fourier transform, scaled so that a tone gives its amplitude.
+    """The non-uniform discrete Fourier transform ``[..., F]``, complex; a tone gives its amplitude.
 
         X(w) = sum_n v(n) x(n) exp(-i w n) / sum_n v(n)
 
     Args:
       signal: ``[..., T]`` real or complex.
-      frequencies: ``[F]`` radians per token, any.
+      frequencies: ``[F]`` radians per token.
       window: name of v in ``scipy.signal.get_window``: "boxcar" (rectangular), "hann", ...
-
-    Returns:
-      ``[..., F]`` complex.
 
     >>> tone = 3 * np.exp(0.3j * np.arange(50))
     >>> nudft(tone, np.array([0.3])).round(6).tolist()
@@ -38,14 +35,14 @@ def bin_frequencies(length: int) -> np.ndarray:
 
 
 def periodogram(signal: np.ndarray, window: str = "boxcar") -> np.ndarray:
-    """One-sided energy of a real signal ``[..., T]`` at ``bin_frequencies``, ``[..., T // 2 + 1]``.
+    """One-sided energy ``[..., T // 2 + 1]`` of a real signal ``[..., T]`` at ``bin_frequencies``.
 
         P_k = (1 or 2) |sum_n v(n) x(n) exp(-2 pi i k n / T)| ** 2 / (T sum_n v(n) ** 2)
 
-    The sum over k is the mean square of ``x`` with the rectangular window (Parseval), and in
-    expectation with any window for white noise. ``window`` as for ``nudft``.
+    The sum over k is the mean square of ``x``: exactly with the rectangular window (Parseval), and
+    in expectation with any window for white noise.
     """
-    keep_mean: Any = False  # scipy documents False, its types know only names
+    keep_mean: Any = False  # scipy documents False; its type stubs lack it
     density = scipy.signal.periodogram(signal, window=window, detrend=keep_mean)[1]
     return density / np.shape(signal)[-1]
 
@@ -54,35 +51,28 @@ def periodogram(signal: np.ndarray, window: str = "boxcar") -> np.ndarray:
 
 
 def dirichlet(offset: np.ndarray, length: int) -> np.ndarray:
-    """What a window of T tokens makes of a tone, at ``offset`` from its frequency.
+    """The transform of a tone in a window of T tokens, at ``offset`` from its frequency; complex.
 
         D(delta) = sum_{n < T} exp(-i delta n)
                  = exp(-i delta (T - 1) / 2) sin(T delta / 2) / sin(delta / 2)
 
-    ``offset [...]`` is w - w_m in radians per token; the result is complex, T at offset 0.
+    ``offset [...]`` is w - w_m in radians per token.
 
-    Reference: Hua et al. 2025, Eq. 9-10, of whose sinc this is the form for whole tokens.
+    Reference: Hua et al. 2025, Eq. 9-10, whose sinc this replaces for sampled signals.
     """
     offset = np.asarray(offset, np.float64)
     return length * diric(offset, length) * np.exp(-0.5j * offset * (length - 1))
 
 
 def truncated_tone(frequency: float, length: int, at: np.ndarray) -> tuple[int, np.ndarray]:
-    """The two terms of a truncated tone as the paper writes them (Eq. 10).
+    """The two terms of a truncated tone: a, and the second term ``[F]`` (Eq. 10).
 
         X(w) = a delta(w - w_m) + sin(R (w - w_m)) / (w - w_m)
         a = floor(N / N_m) whole periods,  R = N - a N_m tokens beyond them,  N_m = 2 pi / w_m
 
-    The tone of whole periods is only itself; the cut-off rest is spread. A frequency whose period
-    is longer than the window has a = 0: all of it is spread.
-
-    Args:
-      frequency: w_m, radians per token, above 0.
-      length: N, tokens.
-      at: ``[F]`` w, radians per token.
-
-    Returns:
-      a, and the second term ``[F]``.
+    Whole periods stay a line; the rest is spread over frequencies, all of it if the period exceeds
+    the window. w_m = ``frequency`` > 0 and w = ``at [F]`` are radians per token, N = ``length``
+    tokens.
 
     Reference: Hua et al. 2025, Eq. 10 and Appendix C.2.
     """
@@ -99,12 +89,12 @@ def truncated_tone(frequency: float, length: int, at: np.ndarray) -> tuple[int, 
 
 
 def fit_amplitudes(signal: np.ndarray, frequencies: np.ndarray, cutoff: float = 0.1) -> np.ndarray:
-    """Least-squares amplitudes of a real signal over ``frequencies``: what a training length shows.
+    """Least-squares amplitudes ``[F]``, complex, of a real signal over ``frequencies``.
 
         signal(n) ~ Re sum_f a_f exp(i w_f n),  n = 0 .. T - 1
 
-    Directions below ``cutoff`` of the largest singular value stay unused: the signal hardly
-    determines them, and extrapolated they would outgrow everything. Returns ``[F]`` complex.
+    Directions below ``cutoff`` of the largest singular value are left out: the signal hardly
+    determines them, and they would dominate an extrapolation.
     """
     phase = np.multiply.outer(np.arange(len(signal)), frequencies)
     basis = np.concatenate([np.cos(phase), -np.sin(phase)], axis=1)

@@ -98,14 +98,13 @@ class CheckpointStore:
             self._remove_older(step)
 
     def latest_valid_step(self, quarantine: bool = False) -> int | None:
-        """The newest step whose files match its manifest; None if nothing was ever saved.
+        """The newest step whose files match its manifest; None if no save has finished.
 
-        Process 0 checks for all; if it fails, all fail. Warns of newer steps that are damaged or
-        unfinished.
+        Process 0 checks for all; if it fails, all fail. Warns of newer damaged or unfinished steps.
 
         Args:
-          quarantine: move those steps aside. Only for the writer: a reader cannot tell a save in
-            progress from one that was cut off.
+          quarantine: move those steps aside. Only for the writer: to readers a save in progress
+            looks like one that was cut off.
 
         Raises:
           CheckpointError: all finished checkpoints are damaged; starting over would lose the run.
@@ -154,15 +153,12 @@ class CheckpointStore:
         return max(self._steps(), default=-1)
 
     def metadata(self, step: int) -> dict[str, Any]:
-        """The metadata given to `save`."""
         return self._content(step)["metadata"]
 
     def restore(self, step: int, abstract_items: Mapping[str, Any]) -> dict[str, Any]:
         """Reads items of ``step`` bit for bit.
 
-        Args:
-          abstract_items: item -> pytree of arrays or ShapeDtypeStructs; their shardings place the
-            restored arrays.
+        ``abstract_items`` hold arrays or ShapeDtypeStructs; their shardings place the result.
 
         Raises:
           CheckpointError: damaged files, or other names, shapes or dtypes than asked for; checked
@@ -198,7 +194,6 @@ class CheckpointStore:
         return jax.tree_util.tree_map_with_path(with_dtype, abstract)
 
     def close(self) -> None:
-        """Stops Orbax's threads."""
         self._orbax.close()
 
     def _steps(self) -> list[int]:
@@ -297,7 +292,6 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _check_same_arrays(path: Path, stored: dict, wanted: dict) -> None:
-    """Raises CheckpointError with the first differing arrays."""
     pairs = {
         f"{item}/{name}": (stored[item].get(name, "nothing"), arrays.get(name, "nothing"))
         for item, arrays in wanted.items()

@@ -59,9 +59,7 @@ _MARKUP = (
 
 
 def detect_content(head: bytes, text: bool = False) -> Content | None:
-    """The kind of a file that is neither text nor JSON, by its first ``HEAD_BYTES`` bytes.
-
-    ``text``: also accept markup, as any text in UTF-8.
+    """The kind of a file that is neither text nor JSON, by its first bytes; ``text`` allows markup.
 
     >>> detect_content(b"PK\\3\\4...")
     Content(kind='a zip archive', advice='unpack it first')

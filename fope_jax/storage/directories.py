@@ -107,7 +107,6 @@ def tree_sha256(directory: Path, skip: str) -> dict[str, dict[str, Any]]:
 
 
 def remove_tree(directory: Path) -> None:
-    """Removes ``directory`` if it exists."""
     if is_in_bucket(directory):
         with contextlib.suppress(FileNotFoundError):
             directory.rmtree()  # type: ignore[attr-defined]

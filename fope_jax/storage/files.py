@@ -1,7 +1,4 @@
-"""Atomic file writes: a reader sees the old file or the new one, never a mixture.
-
-Objects in a bucket are atomic, and cannot be appended to.
-"""
+"""Atomic file writes: a reader sees the old file or the new one, also in a bucket."""
 
 from __future__ import annotations
 
@@ -56,9 +53,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The JSON objects of a file, one a line, with line numbers from 1.
-
-    An incomplete last line is left out: its writer was killed.
+    """The objects of a file of JSON lines, with line numbers from 1, without a cut-off last line.
 
     Raises:
       ValueError: another line is no JSON object; names the line.
@@ -76,10 +71,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class LineWriter:
-    """Appends lines to a text file.
-
-    Lines that cannot be written (disk full) are kept and written before the next one.
-    """
+    """Appends lines to a file; lines that cannot be written are kept for the next try."""
 
     def __init__(self, path: Path):
         self._path, self._left = path, b""
@@ -107,7 +99,6 @@ class LineWriter:
         self._left = b""
 
     def close(self) -> None:
-        """Closes the file after a last `flush`."""
         try:
             self.flush()
         finally:
@@ -115,7 +106,7 @@ class LineWriter:
 
 
 class BucketLineWriter(LineWriter):
-    """Rewrites the whole object, at most every ``seconds``: a bucket limits updates of an object.
+    """Rewrites the object, which cannot grow, at most every ``seconds``: buckets limit updates.
 
     A killed process loses the lines since the last flush.
     """

@@ -1,13 +1,13 @@
-"""The lock of a run directory: one writer; a second one stops at once and names the first.
+"""The lock of a run directory: a second writer stops at once and names the first.
 
 ``run.lock`` holds the owner as JSON. On one machine the kernel holds the lock (flock, through
-filelock) until the process ends. A dead owner is recognized by its process id and start time,
-because ids are reused.
+filelock) until the process ends. Process id and start time tell whether an owner lives: ids are
+reused.
 
-Other machines see only the file. Its owner increments a counter in it; a lock without a change for
-a lease is taken over. In a bucket the object is created only if absent, so one of two processes
-gets it. If two take over a dead lock at once, the one whose name was overwritten notices before its
-next checkpoint and stops.
+Other machines see only the file, in which the owner increments a counter. A lock without a change
+for a lease is taken over. In a bucket the object is created only if absent, so one process gets it.
+If two take over a dead lock at once, the overwritten one notices before its next checkpoint and
+stops.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ def lock_run(
 ) -> Iterator[RunLock | None]:
     """Holds the lock of a run directory, which is made if missing and removed if left empty.
 
-    Process 0 takes it for all; the others check that they see it, so that all share the directory.
-    A process that has the lock already (it evaluates during training) keeps it.
+    Process 0 takes it for all; the others check that they see it. A process that has it already
+    (it evaluates during training) keeps it.
 
     Yields:
       The lock; None in other processes, and in a process that has it already.
@@ -219,10 +219,7 @@ def _make_workdir(directory: Path) -> list[Path]:
 
 
 def _check_shared(directory: Path, owner: LockOwner) -> None:
-    """Raises OSError in every process unless all see the lock of process 0.
-
-    Without it Orbax waits forever for the files of a process with another directory.
-    """
+    """Raises OSError in all processes unless they share a directory: Orbax would wait forever."""
     holder = LockOwner(*json.loads(gather_texts(json.dumps(owner), AGREE_SECONDS)[0]))
     with fail_together():
         deadline = time.monotonic() + SHARED_SECONDS

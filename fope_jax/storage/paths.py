@@ -1,8 +1,4 @@
-"""Paths on disk and in buckets.
-
-A path in a bucket (``gs://BUCKET/NAME``) is an `etils.epath.Path`: it has pathlib's methods, and
-Orbax accepts it. gcsfs does the work.
-"""
+"""Local paths, and paths in buckets (gs://BUCKET/NAME) as `etils.epath.Path`, through gcsfs."""
 
 from __future__ import annotations
 

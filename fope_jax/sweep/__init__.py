@@ -1,4 +1,4 @@
-"""Sweeps: what a sweep file imports."""
+"""Sweeps: the names that a sweep file imports."""
 
 from fope_jax.sweep.runs import Extend as Extend
 from fope_jax.sweep.runs import Train as Train

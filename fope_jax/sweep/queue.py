@@ -1,4 +1,4 @@
-"""Runs a sweep: each run in a process of its own, several at once, what is done left as it is."""
+"""Runs a sweep: each run in its own process, several at once; finished runs are kept."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from fope_jax.sweep.runs import PlannedRun
 from fope_jax.train.workdir import CONFIG, has_checkpoint
 
 PROGRAM = (sys.executable, "-m", "fope_jax.main")
-DONE = "sweep.json"  # in the directory of a finished run: what it was finished as
+DONE = "sweep.json"  # in the directory of a finished run: its experiment
 
-# glibc hands large buffers back to the kernel after every step and gets them again page by page.
+# Otherwise glibc returns large buffers to the kernel after every step and page-faults them back.
 MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -35,7 +35,7 @@ MEMORY = {
 
 
 class SweepError(RuntimeError):
-    """Runs that failed, each with its log."""
+    """Runs of a sweep failed; the message names their logs."""
 
 
 def run_sweep(
@@ -47,20 +47,17 @@ def run_sweep(
 ) -> None:
     """Trains and evaluates every run that is not done yet, each in ``workdir / name``.
 
-    A run is done when its directory says so in ``sweep.json``, with the experiment that it was
-    done as. Interrupted, the same call goes on: a half-trained run from its newest checkpoint.
-    Where it is asked to end, its runs are too, and it waits until they have saved. They notice when
-    it is killed.
+    ``sweep.json`` in its directory marks a run as done. After an interruption the same call
+    resumes. If the sweep is stopped, so are its runs, and it waits until they have saved.
 
     Args:
-      planned: from `load_sweep`; a parent comes before its children.
-      workdir: of the sweep; also holds a log a run, ``name.log``.
-      jobs: runs at once. Each has its own share of the processor's cores.
-      say: where lines for people go.
+      planned: from `load_sweep`, parents first.
+      workdir: directory of the sweep, with a log ``name.log`` for each run.
+      jobs: runs at once; each gets an equal share of the cores.
 
     Raises:
-      ConfigError: a directory holds a run of other numbers than the sweep's.
-      SweepError: after everything else has been run, where a run has failed.
+      ConfigError: a directory holds another run.
+      SweepError: a run failed; raised after all other runs.
     """
     shares = core_shares(jobs)
     done = {run.name for run in planned if _is_done(run, workdir)}
@@ -99,11 +96,7 @@ def run_sweep(
 
 
 def core_shares(jobs: int) -> list[list[int]]:
-    """The cores of this process in ``jobs`` parts, none empty: with more jobs they share.
-
-    Raises:
-      ValueError: jobs below 1.
-    """
+    """The cores of this process in ``jobs`` parts, shared if there are more jobs than cores."""
     if jobs < 1:
         raise ValueError(f"jobs = {jobs}; accepted: an integer of 1 or more")
     cores = sorted(os.sched_getaffinity(0))
@@ -116,7 +109,7 @@ def _is_done(run: PlannedRun, workdir: Path) -> bool:
 
     directory, wanted = workdir / run.name, as_json(experiment_to_dict(run.experiment))
     config, stamp = directory / CONFIG, directory / DONE
-    # Without either it holds no more than a start that failed.
+    # Without either, it is a failed start that may be overwritten.
     if config.is_file() and (stamp.is_file() or has_checkpoint(directory)):
         there = as_json(experiment_to_dict(build_experiment(read_json(config))))
         if changes := incompatible_changes(there, wanted):
@@ -128,12 +121,12 @@ def _is_done(run: PlannedRun, workdir: Path) -> bool:
 
 
 def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) -> None:
-    """Trains and evaluates one run; raises SweepError where a command fails."""
+    """Trains and evaluates one run; raises SweepError if a command fails."""
     directory, log = workdir / run.name, workdir / f"{run.name}.log"
-    os.sched_setaffinity(0, cores)  # of this thread, and so of the processes that it starts
+    os.sched_setaffinity(0, cores)  # child processes inherit it from this thread
     environment = MEMORY | {"TQDM_MININTERVAL": "30"} | dict(os.environ)  # bars go into the log
     environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.resolve() / ".compiled")
-    environment[PARENT_VARIABLE] = str(os.getpid())
+    environment[PARENT_VARIABLE] = str(os.getpid())  # so that runs end if the sweep is killed
     began = time.perf_counter()
     for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
         with log.open("ab") as stream:
@@ -151,7 +144,7 @@ def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) 
 
 
 class _Children:
-    """The running processes of a sweep; none outlives it, and none begins when it ends."""
+    """The running processes of a sweep; it stops them when the sweep ends early."""
 
     def __init__(self):
         self._running: set[subprocess.Popen] = set()
@@ -159,7 +152,6 @@ class _Children:
         self._is_ending = False
 
     def run(self, command: Sequence[str], **options: Any) -> int:
-        """Runs a command to its end; returns its exit code."""
         with self._lock:
             if self._is_ending:
                 raise SweepError("the sweep is ending")
@@ -175,7 +167,7 @@ class _Children:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is None:
             return
-        with defer_signals():  # they get the time to save, whatever signals come meanwhile
+        with defer_signals():  # a further signal must not interrupt their saving
             with self._lock:
                 self._is_ending = True
                 running = list(self._running)

@@ -1,7 +1,7 @@
-"""A sweep as data: which runs there are, of which configuration, and which goes on from which.
+"""A sweep as data: its runs, their configurations and their parents.
 
 A sweep file is Python with a function ``get_sweep(arg)`` that returns a list of ``Train`` and
-``Extend``, in the order they are to be run:
+``Extend``, parents first:
 
     from fope_jax.sweep import Train, product
 
@@ -36,7 +36,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 def product(**axes: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """Every combination of the values, in the order of the axes, the last one fastest.
+    """All combinations of the values; the last axis varies fastest.
 
     >>> product(seed=(0, 1), method=("rope", "fope"))
     [(0, 'rope'), (0, 'fope'), (1, 'rope'), (1, 'fope')]
@@ -45,10 +45,7 @@ def product(**axes: Iterable[Any]) -> list[tuple[Any, ...]]:
 
 
 def zipped(**axes: Sequence[Any]) -> list[tuple[Any, ...]]:
-    """The first values together, then the second, ...
-
-    Raises:
-      ValueError: axes of different lengths.
+    """Tuples of the first values, the second, ...; raises ValueError for different lengths.
 
     >>> zipped(length=(64, 128), batch_size=(32, 16))
     [(64, 32), (128, 16)]
@@ -61,13 +58,7 @@ def zipped(**axes: Sequence[Any]) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class Train:
-    """A run of `fope train`.
-
-    Attributes:
-      name: of its directory; letters, digits, ``_ . + -``.
-      config: configuration file and argument.
-      overrides: ``"train.steps=100"``, as after ``--config.``.
-    """
+    """A run of `fope train` in directory ``name``; overrides are such as ``"train.steps=100"``."""
 
     name: str
     config: str
@@ -76,16 +67,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Extend:
-    """A run of `fope extend`, from the last step of another run of the sweep.
-
-    Attributes:
-      name: of its directory.
-      parent: name of the run that it goes on from.
-      method: the position embedding to go on with.
-      length: tokens of a sequence.
-      overrides: as of ``Train``.
-      options: more of the command line, such as ``("--match", "index")``.
-    """
+    """A run of `fope extend` from run ``parent``; options are such as ``("--match", "index")``."""
 
     name: str
     parent: str
@@ -100,7 +82,7 @@ Run = Train | Extend
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that has been checked, as the sweep states it, and the experiment that it will be."""
+    """A checked run and its experiment."""
 
     run: Run
     experiment: Experiment
@@ -111,11 +93,11 @@ class PlannedRun:
 
     @property
     def parent(self) -> str | None:
-        """The run that has to be finished before this one."""
+        """The run that must finish before this one."""
         return self.run.parent if isinstance(self.run, Extend) else None
 
     def command(self, workdir: Path) -> list[str]:
-        """The arguments of ``fope`` that make the run in ``workdir / name``."""
+        """The arguments of ``fope`` for the run in ``workdir / name``."""
         return _command(self.run, workdir)
 
 
@@ -129,14 +111,11 @@ def _command(run: Run, workdir: Path) -> list[str]:
 
 
 def load_sweep(spec: str) -> list[PlannedRun]:
-    """Reads a sweep file and builds every experiment in it, before any is run.
-
-    Args:
-      spec: ``"path.py"`` or ``"path.py:arg"``; ``arg`` goes to the file's ``get_sweep``.
+    """Reads a sweep file ``"path.py:arg"`` and builds all its experiments before any runs.
 
     Raises:
-      ConfigError: no such file or function, two runs of one name, a parent that does not come
-        before its child, or a run that cannot be built, by name.
+      ConfigError: no such file or function, a duplicate name, a parent that does not precede its
+        child, or a run that cannot be built.
     """
     path, _, arg = spec.partition(":")
     runs = call_in_file("sweep", path, "get_sweep", arg)
@@ -156,7 +135,8 @@ def check_sweep(runs: Iterable[Run]) -> list[PlannedRun]:
             raise ConfigError(f"the sweep has {run!r:.80}; accepted: Train and Extend")
         for field in fields(run):
             value, accepted = getattr(run, field.name), "a text"
-            is_accepted = isinstance(value, str) or field.name == "length"  # which the verb reads
+            # The length is checked by the parser of the verb.
+            is_accepted = isinstance(value, str) or field.name == "length"
             if field.name in ("overrides", "options"):
                 accepted, is_list = "a list of texts", isinstance(value, (list, tuple))
                 is_accepted = is_list and all(isinstance(item, str) for item in value)
@@ -177,18 +157,12 @@ def check_sweep(runs: Iterable[Run]) -> list[PlannedRun]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors end no program."""
-
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
 
 def _build(run: Run, earlier: dict[str, PlannedRun]) -> Experiment:
-    """The experiment of a run, from its options as its verb will read them.
-
-    Raises:
-      ConfigError: the verb would refuse them, or they name another run than the sweep does.
-    """
+    """The experiment of a run, with its options parsed as its verb parses them."""
     parser, workdir = _Parser(allow_abbrev=False, add_help=False), Path("sweep")
     (add_train_options if isinstance(run, Train) else add_extend_options)(parser)
     add_processes(parser)

@@ -1,11 +1,11 @@
-"""Steps whose loss or gradient cannot be used: found on the device, counted on the host.
+"""Bad steps: detected on the device, counted on the host.
 
-A loss or gradient norm that is not finite is bad. With a spike factor c so is one beyond c times
-its running mean over the good steps so far:
+A step is bad if its loss or gradient norm x is not finite. With a spike factor c it is also bad if
+x is more than c times the running mean over the k good steps so far:
 
-    m_k = m_(k-1) + (x_k - m_(k-1)) / min(k, WINDOW)         bad where x > c m_k and k >= WARMUP
+    m_k = m_(k-1) + (x_k - m_(k-1)) / min(k, WINDOW)         bad if x > c m_k and k >= WARMUP
 
-The means belong to the training state, so that a resumed run judges as the unbroken one does.
+The means are part of the training state, so that a resumed run skips the same steps.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from fope_jax.typing import Array, Batch
 
 log = logging.getLogger(__name__)
 
-WINDOW = 100  # steps that a running mean goes back, about
-WARMUP = 20  # good steps before a mean can call anything a spike
-BAD_STEPS = "bad_steps"  # directory of their batches
+WINDOW = 100  # about how many steps the running means cover
+WARMUP = 20  # good steps before a step can be a spike
+BAD_STEPS = "bad_steps"  # directory for the batches of bad steps
 ADVICE = (
     "nothing has been saved since the last checkpoint; a lower train.learning_rate may help, and "
     "--config.train.on_bad_step=skip leaves such steps out"
@@ -43,7 +43,7 @@ ADVICE = (
 
 
 class RunningMeans(NamedTuple):
-    """Of the good steps so far: float32 means of loss and gradient norm, and int32 their number."""
+    """Float32 means of loss and gradient norm over the good steps, and their int32 count."""
 
     loss: Array
     norm: Array
@@ -52,16 +52,12 @@ class RunningMeans(NamedTuple):
 
 @dataclass(frozen=True)
 class Guard:
-    """Keeps updates of bad steps out.
-
-    Attributes:
-      spike_factor: c; None judges by what is finite alone and keeps no state.
-    """
+    """Rejects the updates of bad steps; without a factor it keeps no state."""
 
     spike_factor: float | None = None
 
     def state(self, values: Sequence[float] = (0.0, 0.0, 0)) -> RunningMeans | tuple[()]:
-        """The state before the first step, or the one with the ``values`` of a checkpoint."""
+        """A new state, or one with the ``values`` from a checkpoint."""
         if self.spike_factor is None:
             return ()
         loss, norm, steps = values
@@ -70,12 +66,7 @@ class Guard:
     def judge(
         self, state: RunningMeans | tuple[()], loss: Array, norm: Array
     ) -> tuple[Array, RunningMeans | tuple[()]]:
-        """Whether a step is good, and the state after it if it is.
-
-        Args:
-          state: from `state` or the step before.
-          loss, norm: float32 scalars of this step.
-        """
+        """Whether a step is good, from its float32 scalars, and the state after a good one."""
         is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
         if self.spike_factor is None or not isinstance(state, RunningMeans):
             return is_good, ()
@@ -91,7 +82,7 @@ class Guard:
 
 
 def make_guard(config: TrainConfig) -> Guard | None:
-    """The guard that a configuration asks for; None where every update is made."""
+    """The guard that ``config`` asks for; None if every update is applied."""
     if config.on_bad_step == "stop" and config.spike_factor is None:
         return None
     return Guard(config.spike_factor)
@@ -101,7 +92,7 @@ def make_guard(config: TrainConfig) -> Guard | None:
 
 
 class BadStep(NamedTuple):
-    """One bad step, counted from 1, with its mean loss (nats per token) and gradient norm."""
+    """A bad step: its number (from 1), mean loss (nats per token) and gradient norm."""
 
     step: int
     loss: float
@@ -109,11 +100,7 @@ class BadStep(NamedTuple):
 
 
 class BadStepError(FloatingPointError):
-    """Bad steps, or parameters that are not finite, have ended a run.
-
-    Attributes:
-      steps: those whose batches are worth a look.
-    """
+    """A run ended because of bad ``steps``, or because of parameters that are not finite."""
 
     def __init__(self, message: str, steps: Sequence[BadStep] = ()):
         super().__init__(message)
@@ -121,23 +108,14 @@ class BadStepError(FloatingPointError):
 
 
 class BadStepCounter:
-    """The bad steps of a run so far.
-
-    Attributes:
-      total: how many were skipped.
-      in_a_row: the newest of them, where no good step has followed.
-    """
+    """Counts the skipped steps of a run; ``in_a_row`` are those since the last good one."""
 
     def __init__(self, config: TrainConfig, total: int = 0, in_a_row: Sequence[BadStep] = ()):
         self._config = config
         self.total, self.in_a_row = total, list(in_a_row)
 
     def record(self, step: int, loss: float, norm: float, is_skipped: bool) -> None:
-        """Takes note of one more step.
-
-        Raises:
-          BadStepError: it ends the run.
-        """
+        """Records one step; raises BadStepError if it must end the run."""
         config, is_finite = self._config, np.isfinite(loss) and np.isfinite(norm)
         if is_finite and not is_skipped:
             self.in_a_row = []
@@ -160,15 +138,10 @@ class BadStepCounter:
 def dump_batches_of_bad_steps(
     workdir: Path, loader_at: Callable[[int], BatchLoader], data_start: int
 ) -> Iterator[None]:
-    """Where bad steps end what is done inside, writes their batches into the run.
+    """On a BadStepError, writes the batches of its steps and adds their path to the error.
 
-    ``bad_steps/STEP.npz`` has the arrays of the batch, ``bad_steps/STEP.json`` the loss and, for
-    each row, its window and documents. The error then says where they are.
-
-    Args:
-      workdir: of the run.
-      loader_at: step -> the loader of its stage.
-      data_start: batches of the stream before the first step.
+    ``bad_steps/STEP.npz`` has the arrays. ``STEP.json`` has the loss and, for each row, its window
+    and documents. ``data_start`` is the number of batches before the first step.
     """
     try:
         yield
@@ -185,7 +158,7 @@ def dump_batches_of_bad_steps(
             facts = {
                 "step": bad.step,
                 "batch": number,
-                "loss": str(bad.loss),  # JSON has no word for nan
+                "loss": str(bad.loss),  # JSON has no NaN
                 "grad_norm": str(bad.norm),
                 "rows": loader.row_sources(number),
             }
@@ -197,7 +170,7 @@ def dump_batches_of_bad_steps(
 
 
 def check_tokens(batch: Batch, step: int, vocab_size: int) -> None:
-    """Raises ValueError where a token of the batch of ``step`` is not in the model's vocabulary."""
+    """Raises ValueError if a token of the batch of ``step`` is not in the vocabulary."""
     for name, tokens in (("tokens", batch.tokens), ("targets", batch.targets)):
         try:
             check_batch(tokens, vocab_size)

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written, restored, and missed where they are gone."""
+"""Saves and restores the checkpoints of a training run, and detects lost ones."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def save_checkpoint(
     lock: RunLock | None,
     may_fail: bool,
 ) -> bool:
-    """Writes one checkpoint, after every row that came before it, and says whether it could.
+    """Writes a checkpoint, after all metric rows before it; returns whether it was written.
 
     Args:
-      metadata: what is kept beside the arrays; the guard's state is added.
-      writer, lock: of the run directory, in the process that has them.
-      may_fail: where it cannot be written the run goes on without.
+      metadata: stored with the arrays; the guard's state is added.
+      writer, lock: of the run directory; None except in the main process.
+      may_fail: log a failed write and return False instead of raising.
 
     Raises:
       BadStepError: a parameter is not finite.
-      CheckpointError, OSError: it cannot be written, and the run must not go on without.
-      LockError: another process has taken the run over.
+      CheckpointError, OSError: the write failed and ``may_fail`` is False.
+      LockError: another process has taken over the run.
     """
     if not all_finite(state):
         raise BadStepError(f"a parameter is not finite after step {step}; {ADVICE}")
@@ -74,10 +74,10 @@ def restore_checkpoint(
     data_fingerprint: str,
     accept_position: str | None,
 ) -> tuple[TrainState, Any, dict[str, Any] | None]:
-    """State, constants and the row under way (``MetricsBuffer.state``) of a run's checkpoint.
+    """State, constants and unfinished metrics row (``MetricsBuffer.state``) of a checkpoint.
 
     Raises:
-      CheckpointError: it is of another model, position embedding or corpus.
+      CheckpointError: its model, position embedding or corpus differs.
     """
     metadata, where = store.metadata(step), store.directory / str(step)
     if metadata["data"] != data_fingerprint:
@@ -108,14 +108,10 @@ def restore_checked(
     accept_position: str | None,
     with_optimizer: bool = True,
 ) -> dict[str, Any]:
-    """Arrays of a checkpoint that was trained with the position embedding of ``experiment``.
-
-    Raises:
-      CheckpointError: it was trained with another, or see ``CheckpointStore.restore``.
-    """
+    """`restore_arrays` after a check; raises CheckpointError if the position embedding differs."""
     metadata, where = store.metadata(step), str(store.directory / str(step))
     position, shape = experiment.position, experiment.model.shape
-    # Twice: before arrays are read whose shapes depend on the method, then with its constants.
+    # Checked first without constants: with another method, reading would fail on array shapes.
     check_fingerprint(metadata, position, shape, None, where, accept_position)
     arrays = restore_arrays(store, step, plan, with_optimizer)
     check_fingerprint(metadata, position, shape, arrays["constants"], where, accept_position)
@@ -125,18 +121,11 @@ def restore_checked(
 def restore_arrays(
     store: CheckpointStore, step: int, plan: StatePlan, with_optimizer: bool = True
 ) -> dict[str, Any]:
-    """Parameters, constants and optimizer state of a checkpoint, laid out as ``plan`` says.
-
-    Checkpoints of bfloat16 parameters once had bfloat16 moments; they are read as they are and
-    widened, which changes no number.
-
-    Raises:
-      CheckpointError: see ``CheckpointStore.restore``.
-    """
+    """Arrays of a checkpoint, sharded as in ``plan``; see ``CheckpointStore.restore``."""
     items = {"params": plan.state.params, "constants": plan.constants}
     if not with_optimizer:
         return store.restore(step, items)
-    wanted = plan.state.optimizer
+    wanted = plan.state.optimizer  # old checkpoints of bfloat16 parameters have bfloat16 moments
     stored = jax.tree.map(
         lambda old, new: old if (old.dtype, new.dtype) == _WIDENED else new,
         store.with_stored_dtypes(step, "optimizer", wanted),
@@ -150,13 +139,7 @@ def restore_arrays(
 
 
 def check_checkpoints_present(workdir: Path, newest_valid: int | None) -> None:
-    """Compares the newest valid checkpoint with the newest one that was ever written.
-
-    Warns where an older one is left.
-
-    Raises:
-      CheckpointError: none is left; beginning again from nothing would throw the run away.
-    """
+    """Warns if a saved checkpoint is lost; raises CheckpointError if no valid one is left."""
     saved = max(
         (row["step"] for row in read_rows(workdir / METRICS) if is_save_row(row)), default=0
     )

@@ -1,4 +1,4 @@
-"""Training, from a new or half-done workdir to the last checkpoint."""
+"""The training loop: from a new or partly trained workdir to the last checkpoint."""
 
 from __future__ import annotations
 
@@ -56,8 +56,6 @@ log = logging.getLogger(__name__)
 
 
 class StepEvents(NamedTuple):
-    """What is done after an update."""
-
     is_eval_step: bool
     is_checkpoint_step: bool
     is_last_step: bool
@@ -65,14 +63,11 @@ class StepEvents(NamedTuple):
 
 
 def events_after(step: int, config: TrainConfig, stage: Stage) -> StepEvents:
-    """What follows ``step`` updates.
-
-    A checkpoint ends a row, so that a resumed run writes the rows of the unbroken one. So do a
-    stage and an evaluation, whose clocks are their own.
-    """
     is_last = step == config.steps
     is_eval = bool(config.evaluate_every) and (is_last or step % config.evaluate_every == 0)
     is_checkpoint = is_last or step % config.save_every == 0
+    # Evaluations and stages end a row: the time they take is not training. Without the checkpoint
+    # here, a resumed run would write other rows than an unbroken one.
     ends_row = is_eval or is_checkpoint or step % config.log_every == 0 or step == stage.stop
     return StepEvents(is_eval, is_checkpoint, is_last, should_log=ends_row)
 
@@ -86,22 +81,21 @@ def train(
 ) -> None:
     """Trains ``experiment`` in ``workdir`` to its last step, from the newest valid checkpoint.
 
-    Called again after an interruption it goes on and ends with the same bits as a run that was
-    never interrupted (same machine and device count); called again after the end it returns.
+    A run that is interrupted and resumed ends with the same bits as an uninterrupted one (on the
+    same machine and device count). A finished run returns at once.
 
     Args:
       experiment: what to train.
-      workdir: of the run; held against other writers meanwhile.
+      workdir: directory of the run; locked during training.
       accept_position: see ``check_fingerprint``.
-      seconds_before: that this process has spent on the run already, for its rows of time.
+      seconds_before: seconds this process has already spent on the run.
 
     Raises:
       ConfigError: the workdir holds another experiment, or tokenizer and model do not fit.
-      CheckpointError: the checkpoints are of another model, position embedding or corpus, they are
-        all damaged or gone, or one cannot be written.
-      BadStepError: nothing after the last finite checkpoint has been saved.
-      Preempted: SIGTERM, SIGINT or SIGHUP came; the step after which it ended has been saved.
-      Stopped: one of them came before the first step, so that there was nothing to save.
+      CheckpointError: the checkpoints do not fit the run or are lost, or one cannot be written.
+      BadStepError: a bad step ended the run, or a parameter is not finite.
+      Preempted: SIGTERM, SIGINT or SIGHUP arrived; the last step has been saved.
+      Stopped: one of these signals arrived before the first step; nothing was saved.
       LockError: another process writes into the workdir.
       OSError: the workdir cannot be written, or the token cache is missing or damaged.
     """
@@ -111,8 +105,8 @@ def train(
     with contextlib.ExitStack() as stack:
         lock, timer = stack.enter_context(lock_run(workdir, "train")), PhaseTimer(seconds_before)
 
-        # -------------------------------------------------------------- what can be checked
-        # Nothing is written before the state is there, and where one process refuses all of them do
+        # -------------------------------------------------------------- checks
+        # Nothing is written before the state exists: a run that fails here leaves no trace.
         store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
         data = None
         with fail_together():
@@ -120,14 +114,14 @@ def train(
                 (stage, plan_state(experiment_at_stage(experiment, stage)))
                 for stage in config.stages
             ]
-            plan = stages[-1][1]  # state and constants are the same in all of them
+            plan = stages[-1][1]  # all stages have the same state and constants
             if is_main_process():
                 check_workdir(workdir, experiment)
-            if store.newest_step() < config.steps:  # a finished run needs no text any more
+            if store.newest_step() < config.steps:  # a finished run needs no text
                 data = _open_data(experiment, plan.mesh)
                 check_disk_space(workdir, plan, config)
 
-        # -------------------------------------------------------------- what there is already
+        # -------------------------------------------------------------- progress so far
         with timer.phase("restore"):
             newest_valid = store.latest_valid_step(quarantine=True)
         start, rows = newest_valid or 0, []
@@ -135,7 +129,7 @@ def train(
             if is_main_process():
                 check_checkpoints_present(workdir, newest_valid)
                 rows = read_rows(workdir / METRICS)
-        # A checkpoint is written before the evaluation of its step, which may have been cut off.
+        # A checkpoint is written before its step is evaluated: the evaluation may be incomplete.
         must_evaluate = (
             events_after(start, config, config.stages[-1]).is_eval_step and is_main_process()
         )
@@ -181,7 +175,7 @@ def train(
             open_workdir(workdir, experiment)
             if seconds and seconds[-1][0] > start:
                 timer.add("lost", seconds[-1][1] - kept_seconds)
-            # Later rows are written again as their steps come again; kept, they would count twice.
+            # The steps after the checkpoint run again; if kept, their rows would count twice.
             dropped = replace_rows(
                 workdir / METRICS, lambda row: _is_rewritten(row, start, must_evaluate), []
             )
@@ -204,8 +198,8 @@ def train(
             }
             write_run_info(workdir, facts, start)
 
-        # -------------------------------------------------------------- what follows a step
-        # The processes of one run would have to agree on what could be written.
+        # -------------------------------------------------------------- actions after a step
+        # With several processes, all would have to agree on whether a write succeeded.
         is_tolerant = config.on_save_error == "continue" and jax.process_count() == 1
         buffer, writer = MetricsBuffer(experiment, kept_seconds, saved_row), None
         if is_main_process():
@@ -249,7 +243,7 @@ def train(
             )
 
         def evaluate(step: int, is_saved: bool) -> None:
-            # A signal leaves its rows out: the run that goes on from this step makes them first.
+            # After a signal its rows are dropped: the resumed run evaluates this step first.
             assert measure
             try:
                 with stop.stop_at_once() if is_saved else contextlib.nullcontext():
@@ -257,7 +251,7 @@ def train(
             except Stopped as error:
                 if not is_saved:
                     save(step)
-                if not step:  # there is no checkpoint that anything could go on from
+                if not step:  # there is no checkpoint to resume from
                     raise
                 raise preempted(step, error.number) from error
             log.info("step %d: validation loss (tokens of context) %s", step, format_losses(rows))
@@ -276,7 +270,7 @@ def train(
         for stage, stage_plan, loader in stages:
             begin = max(start, stage.start)
             with timer.phase("compile"), contextlib.ExitStack() as interruptible:
-                if begin == start:  # nothing would be lost
+                if begin == start:  # no training would be lost
                     interruptible.enter_context(stop.stop_at_once())
                 began, example = time.perf_counter(), loader.batch(begin + config.data_start)
                 example = shard_batch(share_positions(example, packing), stage_plan.mesh)
@@ -300,7 +294,7 @@ def train(
                     waited, computing = buffer.fetch(step)
                     timer.add("data", waited)
                     timer.add("step", computing)
-                if after.should_log:  # not for a signal: its checkpoint carries the row so far
+                if after.should_log:  # not for a signal: its checkpoint holds the unfinished row
                     row = buffer.take_row(step)
                     write([row])
                     bar.set_postfix_str(
@@ -326,12 +320,7 @@ def train(
 def _open_data(
     experiment: Experiment, mesh: Mesh
 ) -> tuple[TokenCache, list[BatchLoader], ValidationFn | None]:
-    """All text that a training reads, a loader for each stage, and what evaluates, if anything.
-
-    Raises:
-      CacheError: the token cache is missing or damaged.
-      ValueError: what is read and the model, the batch or the evaluation do not fit.
-    """
+    """The training tokens, a loader for each stage, and the validation function, if any."""
     config, cache = experiment.train, open_cache(experiment.data, "train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
     loaders = make_stage_loaders(
@@ -344,16 +333,14 @@ def _open_data(
 
 
 def _has_evaluation(rows: list[dict[str, Any]], step: int) -> bool:
-    """Whether all rows of the evaluation after ``step`` are there: the one of its time comes last.
-
-    That before the first update is always made again: no checkpoint tells that it is complete.
-    """
+    """Whether the evaluation after ``step`` is complete; its time row is written last."""
+    # Step 0 is always evaluated again: without a checkpoint nothing shows that it completed.
     steps = [row["step"] for row in rows if row.get("phase") == VALIDATION]
     return step > 0 and step in steps
 
 
 def _is_rewritten(row: dict[str, Any], start: int, must_evaluate: bool) -> bool:
-    """Whether a run that goes on after ``start`` updates writes ``row`` again."""
+    """Whether a run that resumes after ``start`` updates writes ``row`` again."""
     if VALIDATION in (row["kind"], row.get("phase")) and (must_evaluate or start == 0):
         return row["step"] >= start
     return row.get("step", 0) > start

@@ -1,4 +1,4 @@
-"""The metrics of a run: rows in metrics.jsonl, the source of truth, and TensorBoard beside it."""
+"""The metrics of a run: rows in metrics.jsonl, and a copy of the train rows in TensorBoard."""
 
 from __future__ import annotations
 
@@ -27,15 +27,12 @@ log = logging.getLogger(__name__)
 
 
 class MetricsBuffer:
-    """Collects the metrics of steps on the device and turns them into one row.
-
-    Fetching them every step would make the host wait for the device. A checkpoint in the middle of
-    a row carries what it has so far, so that a resumed run writes the row of the unbroken one.
+    """Collects step metrics on the device, without waiting for it, and turns them into rows.
 
     Args:
-      experiment: of the run.
-      seconds_before: the clock of the run at its last row.
-      saved: what `state` gave to the checkpoint that the run goes on from.
+      experiment: the experiment of the run.
+      seconds_before: training seconds up to the last row.
+      saved: `state` from the checkpoint that the run resumes from, if any.
     """
 
     def __init__(
@@ -47,20 +44,19 @@ class MetricsBuffer:
         self._steps = np.array(saved["steps"], np.float64).reshape(-1, 4)
         bad_steps = [BadStep(*bad) for bad in saved["bad"]]
         self._bad_steps = BadStepCounter(self._config, saved["skipped"], bad_steps)
-        self._seconds, self._waited = saved["seconds"], saved["waited"]  # of the row so far
+        self._seconds, self._waited = saved["seconds"], saved["waited"]  # in this row
         self.restart_clock()
         self._run_began = self._began - seconds_before - self._seconds
 
     def add(self, metrics: StepMetrics) -> None:
-        """Remembers the metrics of one more step, without fetching them."""
         self._on_device.append(metrics)
 
     def restart_clock(self) -> None:
-        """Goes on with the clock now: what came before, such as a save, is not training."""
+        """Restarts the clock, to exclude time that is not training, such as a save."""
         self._waited_now, self._began = 0.0, time.perf_counter()
 
     def time_waiting(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Hands on batches and counts the seconds spent waiting for them."""
+        """Yields ``batches`` and measures the time spent waiting for them."""
         while True:
             began = time.perf_counter()
             batch = next(batches, None)
@@ -70,13 +66,10 @@ class MetricsBuffer:
             yield batch
 
     def fetch(self, step: int) -> tuple[float, float]:
-        """Waits for the steps up to ``step`` and looks at their losses and gradients.
+        """Waits for the steps up to ``step``; raises BadStepError if a bad one ends the run.
 
         Returns:
-          Seconds since the last call or `restart_clock`: waiting for data, and all others.
-
-        Raises:
-          BadStepError: one of them ends the run; the message names it.
+          Seconds since the last call or `restart_clock`: waiting for data, and the rest.
         """
         new = np.asarray(jax.device_get(self._on_device), np.float64).reshape(-1, 4)
         elapsed, waited = time.perf_counter() - self._began, self._waited_now
@@ -91,7 +84,7 @@ class MetricsBuffer:
         return waited, elapsed - waited
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the row that is under way, as JSON values; after `fetch`."""
+        """The unfinished row as JSON values, so that a resumed run writes the same rows."""
         return {
             "steps": self._steps.tolist(),
             "seconds": self._seconds,
@@ -101,11 +94,7 @@ class MetricsBuffer:
         }
 
     def take_row(self, step: int) -> dict[str, Any]:
-        """The train row of the steps since the last row, of which ``step`` is the newest.
-
-        After `fetch`. Sums and ``grad_norm``, a mean, are over the steps that were not skipped; of
-        a row with none the loss is nan. ``learning_rate`` is that of the newest.
-        """
+        """The train row of the steps since the last row, without skipped ones; `fetch` first."""
         config, sequences = self._config, len(self._steps) * self._config.batch_size
         good = self._steps[self._steps[:, 3] == 0]
         nats, tokens, norms, _ = good.T
@@ -131,14 +120,12 @@ class MetricsBuffer:
 
 
 class MetricsWriter:
-    """Appends rows to ``workdir/metrics.jsonl`` and the numbers of train rows to TensorBoard.
-
-    There is no TensorBoard in a bucket, where nothing can be added to a file.
+    """Appends rows to ``workdir/metrics.jsonl``, and the numbers of train rows to TensorBoard.
 
     Args:
-      workdir: of the run.
+      workdir: directory of the run; in a bucket, where files cannot grow, without TensorBoard.
       start_step: updates done before.
-      is_tolerant: a row that cannot be written is kept until it can; `flush` still raises.
+      is_tolerant: keep a row that cannot be written and retry later; `flush` still raises.
     """
 
     def __init__(self, workdir: Path, start_step: int, is_tolerant: bool = False):
@@ -151,7 +138,6 @@ class MetricsWriter:
             self._tensorboard = TensorBoardWriter(workdir / "tensorboard", start_step)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Adds one row; on disk it is on its way to the file when this returns."""
         try:
             self._lines.write(json.dumps(row))
         except OSError as error:
@@ -163,7 +149,7 @@ class MetricsWriter:
             self._tensorboard.write(row["step"], values)
 
     def flush(self) -> None:
-        """Returns when every row is in the file."""
+        """Waits until every row is in the file."""
         self._lines.flush()
 
     def __enter__(self) -> MetricsWriter:
@@ -176,15 +162,10 @@ class MetricsWriter:
 
 
 class TensorBoardWriter:
-    """Writes scalars into an event file, and gives up with one warning where that fails.
+    """Writes scalars into an event file; on an error it warns once and stops writing.
 
-    tensorboardX's own SummaryWriter hands them to a thread through a short queue. Where the disk is
-    full, or the clock is set back by a month, that thread ends and training waits for it for ever.
-
-    Args:
-      directory: of the event files.
-      start_step: updates done before; what an earlier, killed process wrote for later ones is
-        hidden, since those steps come again.
+    With tensorboardX's SummaryWriter a full disk, or a clock set back far, ends the writer thread,
+    and training blocks on its queue. TensorBoard hides old points after ``start_step``.
     """
 
     def __init__(self, directory: Path, start_step: int):
@@ -203,7 +184,7 @@ class TensorBoardWriter:
             self._give_up(error)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds one point to each of the named curves; a gap where a value is not finite."""
+        """Adds a point to each named curve, except where the value is not finite."""
         if self._writer is None:
             return
         event_class = self._events.event_pb2.Event
@@ -218,7 +199,6 @@ class TensorBoardWriter:
             self._give_up(error)
 
     def close(self) -> None:
-        """Closes the file."""
         try:
             if self._writer is not None:
                 self._writer.close()

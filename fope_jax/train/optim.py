@@ -1,8 +1,4 @@
-"""The optimizer: AdamW with the learning rate schedule and gradient clipping of the paper.
-
-It is given parameters only. Position constants are no parameters, so no update and no weight
-decay can reach them.
-"""
+"""AdamW with the paper's learning rate schedule and gradient clipping."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from fope_jax.typing import Array
 
 
 def learning_rate(config: TrainConfig, step: Array | int) -> Array:
-    """The rate of the update that follows ``step`` finished ones, float32.
+    """The rate of the update after ``step`` finished ones, float32.
 
     With s = S + step + 1, S = ``schedule_start``, W warmup steps, N = S + ``steps``, and the final
     fraction a:
@@ -24,13 +20,13 @@ def learning_rate(config: TrainConfig, step: Array | int) -> Array:
         cosine     rate = peak * (a + (1 - a) * (1 + cos(pi * (s - W) / (N - W))) / 2)
         constant   rate = peak
 
-    so the first update is not lost to a rate of 0 and the last one has exactly ``a * peak``.
+    so the first update has a rate above 0, and the last one has exactly ``a * peak``.
 
     >>> config = TrainConfig(steps=100, batch_size=1, length=8, learning_rate=1.0, warmup_steps=10)
     >>> [round(float(learning_rate(config, step)), 3) for step in (0, 9, 54, 99)]
     [0.1, 1.0, 0.55, 0.1]
 
-    Reference: the schedule of OLMo, in which the paper's models were trained.
+    Reference: the schedule of OLMo, which the paper's models were trained with.
     """
     update = jnp.asarray(step, jnp.float32) + np.float32(config.schedule_start + 1)
     warmup = jnp.minimum(update / max(1, config.warmup_steps), 1.0)
@@ -44,13 +40,13 @@ def learning_rate(config: TrainConfig, step: Array | int) -> Array:
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    """Clip by global norm, Adam's direction, decoupled weight decay, learning rate.
+    """AdamW: clipping by global norm, Adam, decoupled weight decay, learning rate.
 
         g <- g * min(1, clip / |g|)
         p <- p - rate * (m_hat / (sqrt(v_hat) + eps) + weight_decay * p)
 
-    Its state is float32 whatever the dtype of the parameters: in bfloat16 the squares v would not
-    move, since with b2 = 0.999 a step changes them by less than they can resolve.
+    Its state is float32 for any parameter dtype: in bfloat16 v would never move, since with
+    b2 = 0.999 a step changes it by less than the dtype resolves. Position constants get no update.
 
     Reference: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", Algorithm 2.
     """

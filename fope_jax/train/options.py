@@ -1,4 +1,4 @@
-"""The options of `fope train` and `fope extend`, for the program and for sweeps of both."""
+"""The options of `fope train` and `fope extend`, for the command line and for sweeps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from fope_jax.storage.paths import as_path
 
 
 def add_train_options(verb: argparse.ArgumentParser) -> None:
-    """The options of `fope train`, but for those of several processes."""
+    """The options of `fope train`, except those for several processes."""
     add_config(verb)
     _add_workdir(verb)
     add_accept_position(verb)
 
 
 def add_extend_options(verb: argparse.ArgumentParser) -> None:
-    """The options of `fope extend`, but for those of several processes."""
+    """The options of `fope extend`, except those for several processes."""
     verb.add_argument(
         "--from",
         type=lambda text: text if text.startswith("hf:") else directory(text),
@@ -76,7 +76,6 @@ def _add_workdir(verb: argparse.ArgumentParser) -> None:
 
 
 def add_config(verb: argparse.ArgumentParser) -> None:
-    """``--config`` of verbs that cannot do without."""
     verb.add_argument(
         "--config",
         required=True,
@@ -86,7 +85,6 @@ def add_config(verb: argparse.ArgumentParser) -> None:
 
 
 def add_accept_position(verb: argparse.ArgumentParser) -> None:
-    """``--accept-position`` of verbs that read checkpoints."""
     verb.add_argument(
         "--accept-position",
         metavar="HASH",
@@ -95,7 +93,7 @@ def add_accept_position(verb: argparse.ArgumentParser) -> None:
 
 
 def add_processes(verb: argparse.ArgumentParser) -> None:
-    """How several processes find each other."""
+    """Adds the options by which several processes find each other."""
     group = verb.add_argument_group(
         "several processes", "found by itself on a TPU slice; tpu_scripts/local.sh sets all of it"
     )
@@ -113,10 +111,7 @@ def add_processes(verb: argparse.ArgumentParser) -> None:
 def parse_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> argparse.Namespace:
-    """Parses a command; ``--config.SECTION.KEY=VALUE`` become ``overrides``, in their order.
-
-    Anything else that the parser does not know is an error of the parser.
-    """
+    """Parses a command; puts each ``--config.SECTION.KEY=VALUE`` into ``overrides``, in order."""
     arguments, rest = parser.parse_known_args(argv)
     arguments.overrides = [part for part in rest if part.startswith("--config.")]
     strangers = [part for part in rest if not part.startswith("--config.")]
@@ -129,7 +124,7 @@ def parse_arguments(
 
 
 def directory(text: str) -> Path:
-    """Of this machine or in a bucket."""
+    """The path of a directory on this machine or in a bucket."""
     check_named(text)
     try:
         return as_path(text)
@@ -138,7 +133,7 @@ def directory(text: str) -> Path:
 
 
 def _ratio(text: str) -> float:
-    """A number above 0; with NaN no comparison would ever warn."""
+    """A number above 0; NaN is rejected, since comparing with it would never warn."""
     try:
         value = float(text)
     except ValueError:
@@ -149,10 +144,10 @@ def _ratio(text: str) -> float:
 
 
 def check_named(text: str) -> None:
-    """Raises ArgumentTypeError for a text that cannot name a file or directory."""
-    if not text.strip():  # an empty shell variable: pathlib would take it for the directory here
+    """Raises ArgumentTypeError if ``text`` cannot name a file or directory."""
+    if not text.strip():  # an empty shell variable: pathlib would use the current directory
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a path")
     try:
         text.encode()
-    except UnicodeEncodeError:  # Orbax and protocol buffers take nothing else
+    except UnicodeEncodeError:  # Orbax and protocol buffers fail on other text
         raise argparse.ArgumentTypeError(f"{text!r}; accepted: a path in UTF-8") from None

@@ -1,8 +1,4 @@
-"""The state of training on a mesh: its shapes and shardings, a new one, and a step compiled for it.
-
-A state is described before it is made, so that each device makes its own part of it only, and so
-that a step can be compiled for machines that are not there.
-"""
+"""The training state on a mesh: shapes and shardings, initialization, and the traced step."""
 
 from __future__ import annotations
 
@@ -30,17 +26,9 @@ from fope_jax.typing import Batch
 
 
 class StatePlan(NamedTuple):
-    """Shapes and shardings of everything that a step reads, without an array.
+    """All inputs of a step without arrays: leaves are ShapeDtypeStructs with a sharding.
 
-    Attributes:
-      experiment: what it is for.
-      graphdef: the model without its arrays.
-      optimizer: of the experiment.
-      state: ShapeDtypeStructs with the sharding of each leaf.
-      constants: the same for the position constants.
-      mesh: the devices.
-      attention: the backend of its program, and why.
-      guard: what keeps bad steps out; None where nothing does.
+    So each device creates only its shards, and a step compiles for devices that are not present.
     """
 
     experiment: Experiment
@@ -54,11 +42,7 @@ class StatePlan(NamedTuple):
 
 
 def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> StatePlan:
-    """Describes the state of ``experiment`` on ``devices`` (all there are, by default).
-
-    Raises:
-      ValueError: the mesh does not fit the devices, or the model or the batch not the mesh.
-    """
+    """The plan for ``devices`` (default: all); raises ValueError if the mesh does not fit."""
     check_mesh(experiment, len(jax.devices() if devices is None else devices))
     mesh, position, model = (
         make_mesh(experiment.mesh, devices),
@@ -98,13 +82,13 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
 
 
 def experiment_at_stage(experiment: Experiment, stage: Stage) -> Experiment:
-    """``experiment`` as if all of it had the sequences of one stage."""
+    """``experiment`` with the length and batch size of one stage throughout."""
     sizes = {"length": stage.length, "batch_size": stage.batch_size, "first_lengths": ()}
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **sizes))
 
 
 def check_mesh(experiment: Experiment, num_devices: int) -> None:
-    """Raises ValueError where model or batch cannot be cut over the mesh, naming the field."""
+    """Raises ValueError, naming the field, if the mesh does not divide model or batch."""
     sizes = experiment.mesh.axis_sizes(num_devices)
     config, train, shape = experiment.model, experiment.train, experiment.model.shape
     for field, number, axes in (
@@ -126,7 +110,7 @@ def check_mesh(experiment: Experiment, num_devices: int) -> None:
 
 
 def init_train_state(plan: StatePlan) -> TrainState:
-    """The state before the first step, each device making its own part."""
+    """The state before the first step; each device creates only its shards."""
     params = jax.jit(
         lambda: split(_new_model(plan.experiment))[1], out_shardings=_shardings(plan.state.params)
     )()
@@ -135,7 +119,7 @@ def init_train_state(plan: StatePlan) -> TrainState:
 
 
 def init_constants(plan: StatePlan) -> Any:
-    """The position constants, drawn on one device: the same bits on every mesh."""
+    """The position constants, drawn on one device so that every mesh gets the same bits."""
     constants = jax.jit(lambda: split(_new_model(plan.experiment))[2])()
     return jax.tree.map(
         lambda x, sharding: device_put_sharded(np.asarray(x), sharding),
@@ -145,13 +129,13 @@ def init_constants(plan: StatePlan) -> Any:
 
 
 def init_position_arrays(experiment: Experiment) -> PositionVariables:
-    """All arrays of a new model's position embedding, on the host; no other array is made."""
+    """The position arrays of a new model, on the host; no other array is created."""
     drawn = jax.jit(lambda: position_variables(*split(_new_model(experiment))[1:]))()
     return jax.tree.map(np.asarray, drawn)
 
 
 def init_guard_state(plan: StatePlan, values: Sequence[float] | None = None) -> Any:
-    """The guard's state over the devices, new or with the ``values`` of a checkpoint."""
+    """The guard's state on the mesh, new or with the ``values`` from a checkpoint."""
     if plan.guard is None:
         return ()
     state = plan.guard.state(values) if values else plan.guard.state()
@@ -166,19 +150,15 @@ def _shardings(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, tree)
 
 
-# ---------------------------------------------------------------------------- batches, the program
+# ---------------------------------------------------------------------------- batches and the step
 
 
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """A host batch, cut up over the devices of all processes."""
     return jax.tree.map(lambda x: device_put_sharded(x, batch_sharding(x, mesh)), batch)
 
 
 def share_positions(batch: Batch, packing: Packing) -> Batch:
-    """Positions as ``[1, T]`` where the packing makes those of all rows the same.
-
-    Everything that depends on positions alone is then computed once a batch, not once a row.
-    """
+    """Positions as ``[1, T]`` if all rows have the same, to compute phases once a batch."""
     return batch._replace(positions=batch.positions[:1]) if packing == "windows" else batch
 
 
@@ -196,11 +176,7 @@ def abstract_batch(plan: StatePlan) -> Batch:
 
 
 def trace_step(plan: StatePlan, batch: Batch | None = None) -> jax.stages.Traced:
-    """``train_step`` traced for ``plan``, whose devices may be descriptions.
-
-    ``batch`` is like those that it will be called with, by default of the plan's experiment. Its
-    ``lower().compile()`` is the program that ``train`` runs.
-    """
+    """``train_step`` traced for ``plan``; ``batch`` defaults to `abstract_batch`."""
     with jax.set_mesh(plan.mesh):
         return train_step.trace(
             plan.graphdef,

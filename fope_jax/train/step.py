@@ -18,17 +18,11 @@ from fope_jax.position.base import PositionEmbedding
 from fope_jax.train.bad_steps import Guard
 from fope_jax.typing import Array, Batch
 
-LOGITS_IN_MEMORY = 2**26  # 256 MB of float32; more are computed in pieces along the sequence
+LOGITS_IN_MEMORY = 2**26  # 256 MB of float32; more are computed in chunks along the sequence
 
 
 class TrainState(NamedTuple):
-    """What an update changes.
-
-    Attributes:
-      params: the parameters.
-      optimizer: its state.
-      guard: running means that bad steps are judged by, see ``Guard``; empty without one.
-    """
+    """What an update changes: parameters, optimizer state and the state of ``Guard``, if any."""
 
     params: Any
     optimizer: Any
@@ -41,7 +35,7 @@ def state_shardings(
     position: PositionEmbedding,
     mesh: Any,
 ) -> TrainState:
-    """A NamedSharding for each leaf: moments are cut as their parameters, counts replicated."""
+    """A NamedSharding for each leaf: moments like their parameters, counts replicated."""
     params = tree_shardings(state.params, position, mesh)
     replicated = NamedSharding(mesh, P())
     moments = optax.tree_utils.tree_map_params(
@@ -55,13 +49,7 @@ def state_shardings(
 
 
 class StepMetrics(NamedTuple):
-    """Of one update, float32 scalars.
-
-    Attributes:
-      nats, tokens: summed loss and weights of its tokens.
-      grad_norm: |g| before clipping.
-      skipped: 1 where the guard has kept it from parameters and optimizer, else 0.
-    """
+    """Float32 scalars of an update: sums of loss and weights, |g| before clipping, 1 if skipped."""
 
     nats: Array
     tokens: Array
@@ -70,13 +58,13 @@ class StepMetrics(NamedTuple):
 
 
 def batch_loss(params: Any, graphdef: Any, constants: Any, batch: Batch) -> tuple[Array, Array]:
-    """Summed nats of ``batch``, and the weights they are summed with: training's forward pass."""
+    """The training loss: nats summed over ``batch``, and the sum of the token weights."""
     model = merge(graphdef, params, constants)
     hidden = model.hidden(batch.tokens, batch.positions, batch.segments)
     unembedding = model.unembedding_matrix()
     (size, length), vocabulary = batch.tokens.shape, unembedding.shape[1]
     mesh = active_mesh()
-    if mesh is not None:  # what one device has of each
+    if mesh is not None:  # sizes on one device
         size //= axis_size(mesh, "batch")
         length //= axis_size(mesh, "length")
         vocabulary //= axis_size(mesh, "vocab")
@@ -89,13 +77,12 @@ def batch_loss(params: Any, graphdef: Any, constants: Any, batch: Batch) -> tupl
 def gradient_sums(
     graphdef: Any, params: Any, constants: Any, batch: Batch, accumulate: int
 ) -> tuple[Any, Array, Array]:
-    """The gradient of the summed nats, the nats and the weights of a whole batch.
+    """Gradient of the summed nats, the nats and the weights of a batch, in float32.
 
-    The batch is cut into ``accumulate`` pieces along B, every so many rows, so that each device
-    has rows of every piece; a leaf ``[1, T]`` goes into each. Sums, not means: pieces have
-    different numbers of scored tokens. Float32 whatever the dtype of the parameters: in bfloat16
-    each piece would be good to three digits only, and small ones would be lost in the sum.
+    The ``accumulate`` pieces are strided along B, so that each device has rows of every piece.
+    Results are sums, not means, because pieces have different numbers of scored tokens.
     """
+    # In bfloat16 the small terms of the sum would be lost.
     params, rows = optax.tree.cast(params, jnp.float32), batch.tokens.shape[0] // accumulate
     loss_and_gradient = jax.value_and_grad(batch_loss, has_aux=True)
     if accumulate == 1:
@@ -130,21 +117,16 @@ def train_step(
     accumulate: int = 1,
     guard: Guard | None = None,
 ) -> tuple[TrainState, StepMetrics]:
-    """One update with the mean loss per token of ``batch``.
-
-    Nothing in it is random; a step that needs a key takes ``fold_in(key, step)`` as an argument.
+    """One update with the mean loss per token of ``batch``; nothing in it is random.
 
     Args:
       graphdef: the model without its arrays, from ``split``.
-      optimizer: from ``make_optimizer``; it sees gradients and parameters in float32.
-      state: parameters and optimizer state; donated, so the caller's copy is gone afterwards.
-      constants: position constants, read only.
-      batch: leaves ``[B, T]``; positions and segments may be ``[1, T]``, the same for all rows.
+      optimizer: from ``make_optimizer``; gets gradients and parameters in float32.
+      state: donated, so the caller's copy is invalid afterwards.
+      constants: position constants, unchanged.
+      batch: leaves ``[B, T]``; positions and segments may be ``[1, T]``, shared by all rows.
       accumulate: pieces the batch is computed in; divides B.
-      guard: says which updates are not made; the state then comes back with the bits it had.
-
-    Returns:
-      The next state, and the metrics of the update as device scalars.
+      guard: rejects bad updates; the state is then returned unchanged.
     """
     gradient, nats, tokens = gradient_sums(graphdef, state.params, constants, batch, accumulate)
     gradient = jax.tree.map(lambda g: g / tokens.astype(g.dtype), gradient)
@@ -169,6 +151,6 @@ def train_step(
 
 @jax.jit
 def all_finite(tree: Any) -> Array:
-    """Whether every number in a pytree of arrays is finite; a bool scalar."""
+    """Whether every number in a pytree is finite; a bool scalar."""
     leaves = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
     return jnp.stack(leaves).all() if leaves else jnp.array(True)

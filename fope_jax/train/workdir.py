@@ -34,10 +34,10 @@ from fope_jax.train.state import StatePlan
 log = logging.getLogger(__name__)
 
 CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
-LINEAGE = "lineage.json"  # of a run that goes on from another
-IMPORTED = "imported"  # the key of run.json that says where the weights of step 0 came from
-KEPT = "kept"  # the key with what the config.json of their checkpoint says besides
-_SHOWN = 12  # keys of another configuration that an error names
+LINEAGE = "lineage.json"  # of a run that extends another
+IMPORTED = "imported"  # key in run.json: the origin of imported weights
+KEPT = "kept"  # key in run.json: fields of their config.json that only an export needs
+_SHOWN = 12  # most differing keys that an error lists
 PACKAGES = ("fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -47,12 +47,10 @@ PACKAGES = ("fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "g
 def check_workdir(workdir: Path, experiment: Experiment) -> None:
     """Checks that ``experiment`` can be trained in ``workdir``; writes nothing.
 
-    What a start left that was stopped before its first checkpoint is no obstacle.
-
     Raises:
       OSError: the directory cannot be written.
-      ConfigError: it holds a run of another configuration; the message names the keys and both
-        values. Or it holds imported weights, which a new run would train over.
+      ConfigError: it holds a run of another configuration (the message names the keys and both
+        values), or imported weights, which training would overwrite.
     """
     try:
         check_writable(workdir)
@@ -60,7 +58,7 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
         raise OSError(f"cannot write to workdir {workdir}: {error.strerror or error}") from error
     config, parent, problem, old = workdir / CONFIG, workdir.parent, None, None
     if config.exists():
-        try:  # built again, so that a value added since the run began counts as its default
+        try:  # rebuilt: a field added to the package since then gets its default
             old = experiment_to_dict(build_experiment(read_json(config)))
         except ValueError as error:
             problem = f"has a {CONFIG} that is not of a run ({error})"
@@ -90,24 +88,20 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a checkpoint of this run was ever whole, however it is now.
-
-    Before that there is nothing that another start could lose.
-    """
+    """Whether the run ever completed a checkpoint, even if it is now damaged or lost."""
     for directory in (workdir / CHECKPOINTS, workdir / CHECKPOINTS / QUARANTINE):
         steps = directory.iterdir() if directory.is_dir() else ()
         if any((step / MANIFEST).exists() for step in steps):
             return True
-    return any(map(is_save_row, read_rows(workdir / METRICS)))  # their directories may be lost
+    return any(map(is_save_row, read_rows(workdir / METRICS)))  # the directories may be lost
 
 
 def is_save_row(row: Mapping[str, Any]) -> bool:
-    """Whether a row of metrics.jsonl tells of a checkpoint that was written."""
     return (row.get("kind"), row.get("phase")) == ("time", "save")
 
 
 def check_disk_space(workdir: Path, plan: StatePlan, config: TrainConfig) -> None:
-    """Raises OSError where the disk has no room for a checkpoint; see ``train.on_save_error``."""
+    """Raises OSError if the disk has no room for a checkpoint; see ``train.on_save_error``."""
     arrays = jax.tree.leaves((plan.state.params, plan.state.optimizer, plan.constants))
     try:
         check_space(workdir, sum(x.size * x.dtype.itemsize for x in arrays), "a checkpoint")
@@ -121,11 +115,7 @@ def check_disk_space(workdir: Path, plan: StatePlan, config: TrainConfig) -> Non
 
 
 def open_workdir(workdir: Path, experiment: Experiment) -> None:
-    """Writes config.json, after `check_workdir`, and removes what an unsaved start has left.
-
-    Raises:
-      OSError, ConfigError: see `check_workdir`.
-    """
+    """Writes config.json after `check_workdir`; removes files of a start without a checkpoint."""
     check_workdir(workdir, experiment)
     if not has_checkpoint(workdir):
         if (workdir / CONFIG).exists():
@@ -137,7 +127,7 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
 
 
 def split_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
-    """A run, and the step where ``path`` names a checkpoint of it: ``runs/a/500``, else None."""
+    """Splits ``runs/a/500`` into run and step; the step is None if ``path`` names a run."""
     run = as_path(path)
     if not run.name.isdecimal() or (run / CONFIG).is_file():
         return run, None
@@ -146,27 +136,21 @@ def split_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
 
 
 def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
-    """Writes run.json at the first start; each later start is added to its ``resumed`` list.
-
-    Args:
-      workdir: of the run.
-      facts: what only the caller knows (seed, parameter count, fingerprints).
-      step: updates done before this start.
-    """
+    """Writes ``facts`` to run.json; a start at a later ``step`` is added to its ``resumed``."""
     path = workdir / RUN
     now = datetime.now(UTC).isoformat(timespec="seconds")
     run = read_json(path) if path.exists() else {}
     if step and run:
         run["resumed"].append({"time": now, "step": step} | provenance())
     else:
-        # What an extension of imported weights left here: an export needs it.
+        # Written by an extension of imported weights: without it an export would lose fields.
         kept = {KEPT: run[KEPT]} if run.get(KEPT) else {}
         run = kept | dict(facts) | {"started": now} | provenance() | {"resumed": []}
     write_json(path, run)
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, versions, machine and command line of this process."""
+    """Commit, package versions, machine and command line of this process."""
     device = jax.devices()[0]
     return {
         "commit": git_commit(Path(__file__).parent),
@@ -180,10 +164,7 @@ def provenance() -> dict[str, Any]:
 
 
 def git_commit(directory: Path) -> str | None:
-    """The commit checked out around ``directory``, with "-dirty" where files differ from it.
-
-    None where it is no git checkout or git is not installed.
-    """
+    """The git commit of ``directory``, with "-dirty" if files differ; None without git."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(directory), *arguments]

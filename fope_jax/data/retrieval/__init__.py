@@ -1,8 +1,7 @@
 """Retrieval tasks: windows of an exact number of tokens, generated from a seed, with an answer.
 
-The same tasks train a model (`fope_jax.data.task_mixture`) and test it
-(`fope_jax.evaluate.retrieval`). What is drawn for the one is never drawn for the other: see
-``ITEM_SPLITS`` in ``base``. This module imports nothing, because configurations read ``TASKS``.
+Training (`fope_jax.data.task_mixture`) and test (`fope_jax.evaluate.retrieval`) use different
+items, see `base.split_of`. This module imports nothing, because configs read ``TASKS``.
 """
 
 TASKS = (

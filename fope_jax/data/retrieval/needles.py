@@ -1,9 +1,8 @@
-"""Needles after RULER, worded for base models: the end of the window is text to go on with.
+"""Needle tasks after RULER, for base models: the window ends in text to continue.
 
 Reference: Hsieh et al. 2024, "RULER: What's the Real Context Size of Your Long-Context Language
-Models?", Section 3. What is different here: no instructions, the question repeats the needle's own
-words; values have five digits; several answers are written in one order, that of their needles
-(common words in that of the alphabet), so that there is one right text.
+Models?", Section 3. Differences: no instructions; the question repeats the needle's words; values
+have five digits; several answers have one order, that of their needles or the alphabet.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Trial, check_trial_fits, split_of
 from fope_jax.data.retrieval.text_task import Pieces, TextTask, draw_numbers
 
-NEEDLES = 4  # in a window: keys, values, questions or variables
+NEEDLES = 4  # per window: keys, values, questions or variables
 
 _WORD_LIST = """
 apple arrow basket bottle bridge candle castle circle cloud corner door engine farmer feather
@@ -29,7 +28,7 @@ WORDS = _WORD_LIST.split()
 
 
 def join_with_and(texts: Any) -> str:
-    """A list as it stands in a sentence.
+    """Joins a list for a sentence.
 
     >>> join_with_and(["a", "b", "c"]), join_with_and(["a"])
     ('a, b and c', 'a')
@@ -43,7 +42,7 @@ def _sorted_depths(rng: np.random.Generator, count: int) -> list[float]:
 
 
 def _other_answers(rng: np.random.Generator, split: str, numbers: list[int]) -> list[str]:
-    """Lists of as many numbers, none of which begins with one of ``numbers``."""
+    """Wrong answers with as many numbers; none begins with one of ``numbers``."""
     answers: list[str] = []
     while len(answers) < NUM_DISTRACTORS:
         drawn = draw_numbers(rng, len(numbers), split)
@@ -53,9 +52,9 @@ def _other_answers(rng: np.random.Generator, split: str, numbers: list[int]) -> 
 
 
 class MultiKey(TextTask):
-    """Several words have a number each, and one of them is asked for; its needle is at the depth.
+    """Several words have a number each and one is asked for; its needle is at the depth.
 
-    Distractors are the numbers of the other words first, then numbers that are not in the window.
+    Distractors: the numbers of the other words, then numbers that are not in the window.
     """
 
     name: ClassVar[str] = "multi_key"
@@ -75,14 +74,13 @@ class MultiKey(TextTask):
 
 
 class MultiValue(TextTask):
-    """One word has several numbers, each in a needle of its own, and all are asked for."""
+    """One word has several numbers, each in a separate needle, and all are asked for."""
 
     name: ClassVar[str] = "multi_value"
     has_depth: ClassVar[bool] = False
     article: ClassVar[str] = "A"
 
     def draw_words(self, rng: np.random.Generator) -> list[str]:
-        """The words that are asked for."""
         return [rng.choice(WORDS)]
 
     def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
@@ -111,10 +109,9 @@ class MultiQuery(MultiValue):
 
 
 class VariableTracking(TextTask):
-    """A chain of assignments, and another beside it; all variables of one value are asked for.
+    """Two chains of assignments, each in order; all variables with one chain's value are asked for.
 
-    Each chain stands in its order, so that a variable is set before it is used. Distractors
-    are the variables of the other chain first, then names that are not in the window.
+    Distractors: variables of the other chain, then names that are not in the window.
     """
 
     name: ClassVar[str] = "variable_tracking"
@@ -140,18 +137,16 @@ class VariableTracking(TextTask):
 
 
 def _draw_names(rng: np.random.Generator, count: int) -> list[str]:
-    """Different names of three capitals."""
     letters = np.array(list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     codes = rng.choice(26**3, count, replace=False)
     return ["".join(letters[[code // 676, code // 26 % 26, code % 26]]) for code in codes]
 
 
 class CommonWords(TextTask):
-    """A list of words in which some come eight times as often as any other; these are asked for.
+    """A list of words, some eight times as frequent as the others; these are asked for.
 
-    The list is the haystack: rounds of ``COMMON`` common words and as many of ``OTHERS`` others by
-    turns, in random order. Its first round loses tokens from its beginning, to the length.
-    Distractors are other words of the list.
+    The list is the haystack. A round is ``COMMON`` common and as many other words in random order;
+    the first round is cut at its beginning to fit. Distractors are other words of the list.
     """
 
     name: ClassVar[str] = "common_words"
@@ -162,8 +157,7 @@ class CommonWords(TextTask):
     def _draw(
         self, rng: np.random.Generator, split: str
     ) -> tuple[Pieces, Iterator[list[int]], list[int]]:
-        """The trial without its list; the rounds of the list in tokens, the last one first; and
-        the two last rounds, in a window of which the common words are already the most common."""
+        """The pieces, an iterator over earlier rounds, and the last two rounds, all in tokens."""
         while True:
             words = rng.choice(WORDS, self.COMMON + self.OTHERS, replace=False).tolist()
             common, others = sorted(words[: self.COMMON]), words[self.COMMON :]

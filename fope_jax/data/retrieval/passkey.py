@@ -1,4 +1,4 @@
-"""Passkey retrieval: a five-digit key hidden in filler, asked for at the end of the window."""
+"""Passkey retrieval: a five-digit key in filler, asked for at the end of the window."""
 
 from __future__ import annotations
 
@@ -14,15 +14,9 @@ from fope_jax.data.retrieval.text_task import NoiseHaystack, Pieces, TextTask, d
 
 @dataclass(frozen=True)
 class Template:
-    """The texts of a passkey trial; ``{key}`` stands for the key.
+    """The texts of a passkey trial, in the order of the window; ``{key}`` stands for the key.
 
-    Attributes:
-      name: what rows and reports call it.
-      intro: text at the beginning of the window.
-      filler: repeated to the length; begins with a space, so that repeats join to plain text.
-      needle: the sentence to be found.
-      question: the end of the prompt.
-      answer: what the model must write after it.
+    ``filler`` is repeated to the length; it begins with a space, so repeats join to plain text.
     """
 
     name: str
@@ -67,15 +61,14 @@ TEMPLATES = {template.name: template for template in (COMPACT, STANDARD)}
 class Passkey(TextTask):
     """A key in filler: ``intro + filler * a + needle + filler * b + question + answer``.
 
-    The filler before the needle loses tokens from its beginning and the filler after it from its
-    end, so the needle stands between whole sentences. Distractors are other keys of the same split.
+    The first filler is cut at its beginning and the second at its end, so the needle stands between
+    whole sentences. Distractors are other keys of the same split.
     """
 
     template: Template = COMPACT
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, template: Template = COMPACT) -> Passkey:
-        """The task with the filler of ``template`` as its haystack."""
         return cls(tokenizer, NoiseHaystack.from_tokenizer(tokenizer, template.filler), template)
 
     @property
@@ -87,7 +80,7 @@ class Passkey(TextTask):
         return self.pieces_for_key(key, others)
 
     def pieces_for_key(self, key: int, others: list[int]) -> Pieces:
-        """The pieces of a trial with this key, ranked among these."""
+        """The pieces of a trial with this key and these distractors."""
         template = self.template
         return self.encode_pieces(
             needles=[template.needle.format(key=key)],

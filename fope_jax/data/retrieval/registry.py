@@ -10,7 +10,7 @@ from fope_jax.data.retrieval.passkey import Passkey
 from fope_jax.data.retrieval.text_task import Haystack, NoiseHaystack
 from fope_jax.data.retrieval.token_tasks import Copy, Recall
 
-# Without a haystack that could be chosen: passkeys have a filler of their own.
+# These take no haystack; passkeys bring their filler.
 WITHOUT_HAYSTACK: dict[str, Any] = {"recall": Recall, "copy": Copy, "passkey": Passkey}
 WITH_HAYSTACK = {
     cls.name: cls
@@ -25,11 +25,7 @@ WITH_HAYSTACK = {
 
 
 def make_task(name: str, tokenizer: Any, haystack: Haystack | None = None) -> Task:
-    """The task of one name for one tokenizer; ``haystack`` None is noise.
-
-    Raises:
-      ValueError: there is no such task, or the tokenizer has too few tokens for it.
-    """
+    """The task of that name; ``haystack`` None is noise. ValueError if unknown or V too small."""
     if name in WITHOUT_HAYSTACK:
         return WITHOUT_HAYSTACK[name].from_tokenizer(tokenizer)
     if name in WITH_HAYSTACK:

@@ -1,7 +1,6 @@
-"""Trials of text: needles in a haystack, and a question whose answer ends the window.
+"""Tasks in text: needles in a haystack, then a question and its answer.
 
-All joining is done in tokens, so a window has exactly the tokens that were asked for with any
-tokenizer; only question and answer are encoded as one text, see ``answer_tokens``.
+Pieces are joined as tokens, so that a window has the exact length with any tokenizer.
 """
 
 from __future__ import annotations
@@ -20,20 +19,10 @@ FILLER = " The sky is blue. The grass is green. The sun is yellow. There and bac
 def answer_tokens(
     tokenizer: Any, name: str, question: str, answer: str, texts: Sequence[str]
 ) -> tuple[list[int], list[int]]:
-    """Question and answer in tokens.
+    """Tokens of question and answer, which are encoded as one text as a model would write it.
 
-    They are encoded as one text, which is what a model that writes the answer in its usual tokens
-    would produce. The answer's tokens are those after the tokens shared with the question alone. A
-    token that straddles the border is part of the answer.
-
-    Args:
-      tokenizer: ``encode`` and ``decode``.
-      name: of the task.
-      question, answer: texts.
-      texts: what must be read in the answer.
-
-    Raises:
-      ValueError: the tokenizer cannot write one of ``texts``, so no model could be right.
+    The answer's tokens are those after the prefix shared with the question alone, so a token that
+    spans the border belongs to the answer. ValueError if decoding them loses one of ``texts``.
     """
     question_alone = list(tokenizer.encode(question))
     joint = list(tokenizer.encode(question + answer))
@@ -52,15 +41,10 @@ def answer_tokens(
 
 @dataclass(frozen=True)
 class NoiseHaystack:
-    """A text that is repeated, so that a needle stands between whole sentences.
+    """A repeated text; needles stand between whole sentences.
 
-    What is before the first needle loses tokens from its beginning, every later gap from its end.
-    Where the last that is left is the space before a word, the text's last token takes its place:
-    what follows begins with a space of its own.
-
-    Attributes:
-      text, tokens: what is repeated.
-      space_tokens: those of the tokens that end in a space.
+    The gap before the first needle is cut at its beginning, later gaps at their end. Needles begin
+    with a space: a gap cut after a token in ``space_tokens`` ends in the text's last token instead.
     """
 
     text: str
@@ -69,13 +53,12 @@ class NoiseHaystack:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any, text: str = FILLER) -> NoiseHaystack:
-        """The haystack of ``text`` in a tokenizer's tokens."""
         tokens = tuple(tokenizer.encode(text))
         ends_in_space = (i for i in set(tokens) if tokenizer.decode([i])[-1:].isspace())
         return cls(text, tokens, frozenset(ends_in_space))
 
     def gaps(self, rng: np.random.Generator, sizes: Sequence[int]) -> list[np.ndarray]:
-        """Tokens before, between and after the needles, as many as ``sizes`` say."""
+        """Tokens before, between and after the needles, of these ``sizes``."""
         text = np.asarray(self.tokens, np.int32)
         first = np.resize(text, -(-sizes[0] // len(text)) * len(text))
         later = [np.resize(text, size) for size in sizes[1:]]
@@ -86,26 +69,20 @@ class NoiseHaystack:
 
     @property
     def ending(self) -> dict[str, str]:
-        """Tells these windows from older ones, which kept the space before a needle."""
+        """Distinguishes these windows from older ones, which kept a space before a needle."""
         return {"ends": "no space"} if self.space_tokens else {}
 
     def describe(self) -> dict[str, Any]:
-        """What the gaps depend on, as JSON values."""
         return {"haystack": "noise", "filler": self.text, **self.ending}
 
 
 @dataclass(frozen=True, eq=False)
 class CorpusHaystack:
-    """A stretch of a token cache, anywhere in it; needles cut it where they stand.
-
-    Attributes:
-      cache: ``num_tokens``, ``tokens(start, stop)``, ``fingerprint`` and ``split``.
-    """
+    """A random stretch of a `TokenCache`; needles may stand inside a sentence."""
 
     cache: Any
 
     def gaps(self, rng: np.random.Generator, sizes: Sequence[int]) -> list[np.ndarray]:
-        """Tokens before, between and after the needles, as many as ``sizes`` say."""
         total = sum(sizes)
         if total > self.cache.num_tokens:
             raise ValueError(
@@ -117,7 +94,6 @@ class CorpusHaystack:
         return np.split(self.cache.tokens(start, start + total), np.cumsum(sizes)[:-1])
 
     def describe(self) -> dict[str, Any]:
-        """What the gaps depend on, as JSON values."""
         return {"haystack": self.cache.split, "cache": self.cache.fingerprint}
 
 
@@ -125,17 +101,7 @@ Haystack = NoiseHaystack | CorpusHaystack
 
 
 class Pieces(NamedTuple):
-    """A trial in tokens, without the haystack.
-
-    Attributes:
-      intro: at the beginning of the window.
-      needles: what is hidden.
-      depths: where each stands, 0 to 1; None at the depth of the trial.
-      question: before the answer.
-      answer: what the model must write.
-      distractors: wrong answers.
-      answer_texts: what the answer is made of.
-    """
+    """A trial in tokens, without the haystack; a depth of None is that of the trial."""
 
     intro: list[int]
     needles: list[list[int]]
@@ -151,7 +117,6 @@ class Pieces(NamedTuple):
         return sum(map(len, [self.intro, *self.needles, self.question, self.answer]))
 
     def trial(self, context: Sequence[Any]) -> Trial:
-        """The trial with these tokens before the question."""
         window = np.concatenate([*context, self.question, self.answer]).astype(np.int32)
         distractors = tuple(np.asarray(wrong, np.int32) for wrong in self.distractors)
         return Trial(window, len(self.answer), distractors, self.answer_texts)
@@ -159,18 +124,12 @@ class Pieces(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TextTask(Task):
-    """A task whose windows are ``intro, haystack with needles, question, answer``.
-
-    Attributes:
-      tokenizer: ``encode``, ``decode`` and ``fingerprint``.
-      haystack: what stands between the pieces.
-    """
+    """A task with windows ``intro, haystack with needles, question, answer``."""
 
     tokenizer: Any
     haystack: Haystack
 
     def draw_pieces(self, rng: np.random.Generator, split: str) -> Pieces:
-        """Draws the pieces of a trial."""
         raise NotImplementedError
 
     def encode_pieces(
@@ -183,7 +142,7 @@ class TextTask(Task):
         answer_texts: Sequence[str],
         intro: str = "",
     ) -> Pieces:
-        """Pieces in tokens of pieces in text; of the distractors the first ``NUM_DISTRACTORS``."""
+        """Encodes texts as `Pieces`, with the first ``NUM_DISTRACTORS`` distractors."""
         encode, name = self.tokenizer.encode, self.name
         asked, right = answer_tokens(self.tokenizer, name, question, answer, answer_texts)
         wrong = [
@@ -211,16 +170,15 @@ class TextTask(Task):
         return pieces.trial(tokens)
 
     def describe(self) -> dict[str, Any]:
-        # With a prefix of the tokenizer, windows once had it before every piece.
+        # Marks windows as new: older ones had the tokenizer's prefix before every piece.
         prefix = {"prefix": "none"} if getattr(self.tokenizer, "prefix", "") else {}
         return {"tokenizer": self.tokenizer.fingerprint, **prefix, **self.haystack.describe()}
 
 
 def draw_numbers(rng: np.random.Generator, count: int, split: str) -> list[int]:
-    """``count`` different numbers of one split.
+    """``count`` different numbers of one split; all of five digits, so that none is easier.
 
-    The script that made the passkey test common draws ``randint(1, 50000)``; here every number has
-    five digits, so that no trial is easier than another.
+    The usual passkey script draws ``randint(1, 50000)`` instead.
     """
     numbers: list[int] = []
     while len(numbers) < count:

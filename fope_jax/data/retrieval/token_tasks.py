@@ -1,7 +1,4 @@
-"""Recall and copying over token ids: for models too small for language, and for any tokenizer.
-
-The symbols are ordinary tokens, evenly spaced in the vocabulary; what they spell means nothing.
-"""
+"""Recall and copying over token ids, for models too small for language, with any tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from fope_jax.data.tokenizers import Tokenizer
 
 
 def choose_symbols(tokenizer: Tokenizer, count: int) -> np.ndarray:
-    """``[count]`` int32 ids of tokens that stand for text, evenly spaced; ValueError without."""
+    """``[count]`` int32 ids of text tokens, evenly spaced in V; ValueError if V is too small."""
     ordinary = np.flatnonzero(tokenizer.token_bytes)
     if len(ordinary) < count:
         raise ValueError(
@@ -29,15 +26,10 @@ def choose_symbols(tokenizer: Tokenizer, count: int) -> np.ndarray:
 class Recall(Task):
     """Key-value recall: ``k v k v ... k -> v``, pairs of one dictionary in random order.
 
-    A window has a dictionary of ``entries`` keys and as many different values. In a trial the key
-    that is asked for at the end stands once before, at the depth; all others come again and again,
-    so that a window of any length takes no more symbols. In training all keys come again and again,
-    and every value whose key was there before is an answer. A dictionary belongs to one
-    split. Distractors are the values of other keys of the window.
-
-    Attributes:
-      keys, values: ids, ``[M]`` each, without a common one.
-      entries: keys of a window, more than ``NUM_DISTRACTORS``.
+    In a trial the key asked for occurs once before, at the depth; the other keys repeat. In
+    training all repeat, and every value of a repeated key is an answer. The dictionary decides the
+    split. Distractors are other values of the window. ``keys`` and ``values``, ``[M]`` each, are
+    disjoint ids; a window has ``entries`` keys, more than ``NUM_DISTRACTORS``.
 
     Reference: Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language
     Models", Section 3, for recall of many keys in one window.
@@ -52,7 +44,7 @@ class Recall(Task):
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer) -> Recall:
-        """With half of the symbols as keys, half as values."""
+        """Half of the symbols are keys, half values."""
         keys, values = choose_symbols(tokenizer, cls.symbols).reshape(-1, 2).T
         return cls(keys, values)
 
@@ -68,7 +60,7 @@ class Recall(Task):
         order = rng.integers(1, self.entries, pairs)
         order[round(depth * (pairs - 1))] = 0
         stream = np.stack([keys[order], values[order]], axis=1).ravel()
-        # Of an odd context the first token is the end of a pair that began before it.
+        # An odd context begins with the second token of a pair.
         before = values[rng.integers(1, self.entries, context % 2)]
         return Trial(np.concatenate([before, stream, keys[:1], values[:1]]), 1, distractors)
 
@@ -89,7 +81,7 @@ class Recall(Task):
         while True:
             keys = rng.choice(self.keys, self.entries, replace=False)
             values = rng.choice(self.values, self.entries, replace=False)
-            order = np.argsort(keys)  # a dictionary is the same in any order
+            order = np.argsort(keys)  # order does not distinguish dictionaries
             if split_of(np.stack([keys, values])[:, order].astype("<i4").tobytes()) == split:
                 return keys, values
 
@@ -99,19 +91,12 @@ class Recall(Task):
 
 @dataclass(frozen=True, eq=False)
 class Copy(Task):
-    """Copying: ``source mark source mark``, the second time written by the model.
+    """Copying: ``source mark source mark``; the model writes the second one.
 
-    A trial asks for ``span`` tokens of the copy; the depth is the share of the source copied before
-    them. A window is as full at every depth: source, mark, and the copy up to the answer's end.
-    Sources of training have random lengths, as far as a trial's in a window of the same length, so
-    that no fixed distance leads to the answer and the first tokens of the longest source are asked
-    for as well. A source belongs to one split by its first ``span`` tokens. Distractors are as many
-    tokens of the source in random order.
-
-    Attributes:
-      symbols: ids of the source, ``[M]``.
-      mark: id of the token after a source.
-      span: tokens of the answer.
+    A trial asks for ``span`` tokens of the copy after a share ``depth`` of the source. The window
+    is full at every depth. Training sources have random lengths up to the longest of a trial, so no
+    fixed distance leads to the answer. The first ``span`` tokens decide the split. Distractors are
+    shuffled source tokens. ``symbols [M]`` are the ids of a source; ``mark`` follows it.
 
     Reference: Jelassi et al. 2024, "Repeat After Me: Transformers are Better than State Space
     Models at Copying", Section 4.
@@ -125,7 +110,7 @@ class Copy(Task):
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer) -> Copy:
-        """With the symbols of ``Recall``, and the end of a document as the mark."""
+        """The symbols of `Recall`, with EOS as the mark."""
         return cls(choose_symbols(tokenizer, Recall.symbols), tokenizer.eos_id)
 
     def min_length(self, rng: np.random.Generator, split: str) -> int:
@@ -133,7 +118,7 @@ class Copy(Task):
 
     def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
         check_trial_fits(self.name, context, 2 * self.span + 1, depth)
-        room = context - 1 - self.span  # source, and what is copied of it before the answer
+        room = context - 1 - self.span  # source, and its copy before the answer
         size = round((room + depth * self.span) / (1 + depth))
         size = min(max(size, context // 2), room)
         source = self._source(rng, size, split)

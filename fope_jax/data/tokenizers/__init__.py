@@ -1,13 +1,8 @@
-"""Tokenizers behind one interface: a trained SentencePiece BPE, bytes, and any tokenizer.json.
+"""Tokenizers with one interface: a trained SentencePiece BPE, bytes, and any tokenizer.json.
 
-Encoding never adds a token or a character of its own, so that the tokens of two texts one after the
-other are a text as well; the end-of-document token is added where documents are joined, and
-`encode_documents` begins a document as its tokenizer does. A special token's name inside a text is
-text, and encodes to ordinary tokens.
-
-A token stands for a string of bytes, a special token for none, and decoding joins them. A text
-that does not come back, because the tokenizer normalises it or lacks a character, is counted by
-whoever cuts documents.
+Encoding adds no tokens, so the tokens of two texts can be joined; `encode_documents` adds the
+tokenizer's prefix, and EOS is added where documents are joined. A special token's name in a text
+encodes to ordinary tokens. Decoding joins the bytes of tokens; special tokens have none.
 """
 
 from __future__ import annotations
@@ -25,7 +20,7 @@ from fope_jax.data.tokenizers.tokenizer_json import JsonTokenizer as JsonTokeniz
 
 
 def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a cache's manifest says of its tokenizer; the inverse is `load_tokenizer`."""
+    """A tokenizer's entry in the manifest of a cache; the inverse is `load_tokenizer`."""
     description: dict[str, Any] = {"kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size}
     if isinstance(tokenizer, JsonTokenizer):
         description["eos"] = tokenizer.eos
@@ -34,11 +29,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def load_tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer:
-    """The tokenizer saved in a cache.
-
-    Raises:
-      TokenizerError: its file is not the one that the manifest describes.
-    """
+    """The tokenizer saved in a cache; TokenizerError if its file does not match the manifest."""
     kind, fingerprint = description["kind"], description["fingerprint"]
     if kind == BytesTokenizer.kind:
         return BytesTokenizer()
@@ -51,18 +42,18 @@ def load_tokenizer(directory: Path, description: dict[str, Any]) -> Tokenizer:
         if kind == SentencePieceTokenizer.kind:
             model = path.read_bytes()
             stored = SentencePieceTokenizer.fingerprint_of(model)
-            # Compared before it is loaded: the library only logs that it cannot load a model.
+            # Compared before loading: of a damaged model the library only logs an error.
             tokenizer = SentencePieceTokenizer(model) if stored == fingerprint else None
         else:
             text, eos = path.read_text(encoding="utf-8"), str(description.get("eos"))
             tokenizer = JsonTokenizer(text, eos, description.get("control", ()))
             stored = tokenizer.fingerprint
             if fingerprint == JsonTokenizer.fingerprint_of(text, eos):
-                # A cache from before the rules at a text's ends were left out.
+                # An older cache, whose fingerprint covers the unchanged rules.
                 tokenizer.fingerprint = stored = fingerprint
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # both libraries raise kinds of their own, without the file's name
+    except Exception as error:  # the libraries' exceptions do not name the file
         raise TokenizerError(f"{path} is damaged: {error}") from error
     if tokenizer is None or stored != fingerprint:
         raise TokenizerError(f"{path} is damaged: fingerprint {stored}, expected {fingerprint}")

@@ -1,4 +1,4 @@
-"""What every tokenizer has, and the one that needs no library: bytes."""
+"""The interface of tokenizers, and the byte tokenizer, which needs no library."""
 
 from __future__ import annotations
 
@@ -8,28 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
-# SentencePiece writes spaces as this character. One that is in a text would come back as a space.
+# SentencePiece writes spaces as this character; in a text it would decode to a space.
 SPACE_MARK = "\u2581"
-_IDS_AT_ONCE = 2**20  # what is needed for each is larger than the text of a long document
+_IDS_AT_ONCE = 2**20  # bounds memory: a temporary array is larger than the text
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that cannot be trained or read; the message names the value to change."""
+    """A tokenizer cannot be trained or read; the message names the value to change."""
 
 
 class Tokenizer:
-    """The interface of all tokenizers.
+    """The interface of all tokenizers; V includes special tokens.
 
     Attributes:
-      kind: "sentencepiece", "bytes" or "json".
-      vocab_size: tokens V, special ones included.
       eos_id: ends every document.
       pad_id: fills windows; never scored.
-      token_bytes: ``[V]`` int32, UTF-8 bytes of text that a token stands for; special tokens 0.
-        Summed over a text's tokens it is the text's size, so bits per byte need no decoding.
-      prefix: text that stands before every document and is none of its text: a space with Llama 2's
-        tokenizer, which writes a document's first word as it writes any other; mostly "".
-      fingerprint: hex digest of everything that decides how a text is cut.
+      token_bytes: ``[V]`` int32, UTF-8 bytes of each token, special tokens 0; gives bits per byte.
+      prefix: text before every document that is not part of it: " " for Llama 2, mostly "".
+      fingerprint: hex digest of everything that decides the tokens of a text.
     """
 
     kind: str
@@ -45,7 +41,7 @@ class Tokenizer:
         return self.token_texts.sizes
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, none of which is a control token."""
+        """Tokens of a text, without control tokens."""
         return self.encode_batch([text])[0].tolist()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -53,26 +49,23 @@ class Tokenizer:
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Special tokens are left out; bytes that are no UTF-8 become U+FFFD."""
+        """Leaves out special tokens; invalid UTF-8 becomes U+FFFD."""
         return self.token_texts.join(ids).decode(errors="replace")
 
     def token_id(self, name: str) -> int | None:
-        """The token of a name, such as ``"<s>"``."""
+        """The id of a token such as ``"<s>"``, or None."""
         return None
 
     def save(self, directory: Path) -> None:
-        """Writes the tokenizer's file, if it has one, into a token cache."""
+        """Writes the tokenizer's file, if it has one."""
 
 
 def encode_documents(
     tokenizer: Tokenizer, texts: Sequence[str]
 ) -> tuple[list[np.ndarray], list[bool]]:
-    """Tokens of whole documents, without the one that ends them.
+    """Tokens ``[n]`` int32 of each document, and whether they decode to another text.
 
-    Returns:
-      For each document its tokens ``[n]`` int32, which begin with those of ``tokenizer.prefix``,
-      and none where it has no text; and whether the tokenizer changes it, that is, whether its
-      tokens decode to another text.
+    They begin with the tokenizer's prefix and have no EOS; an empty document has none.
     """
     whole = [tokenizer.prefix + text if text else "" for text in texts]
     tokens = tokenizer.encode_batch(whole)
@@ -81,7 +74,7 @@ def encode_documents(
 
 
 class TokenTexts:
-    """The bytes that each token stands for, ``[V]``, and those of a text's tokens joined.
+    """The bytes that each token stands for, ``[V]``.
 
     >>> texts = TokenTexts([b"", b"a ", b"b"])
     >>> texts.sizes.tolist(), texts.join([1, 0, 2, 7])
@@ -94,7 +87,7 @@ class TokenTexts:
         self._bytes = np.frombuffer(b"".join(texts), np.uint8)
 
     def join(self, ids: Iterable[int]) -> bytes:
-        """The bytes of ``ids``; one beyond the vocabulary stands for none."""
+        """The joined bytes of ``ids``; ids beyond V have none."""
         ids = ids if isinstance(ids, np.ndarray) else np.array(list(ids), np.int64)
         starts = range(0, len(ids), _IDS_AT_ONCE)
         return b"".join(self._join(ids[start : start + _IDS_AT_ONCE]) for start in starts)
@@ -103,8 +96,8 @@ class TokenTexts:
         ids = ids[(ids >= 0) & (ids < len(self.sizes))]
         sizes = self.sizes[ids]
         ends = np.cumsum(sizes, dtype=np.int64)
-        # Of each byte its place among the tokens' bytes: a loop in Python takes five times as
-        # long, and would hold up a build on many cores.
+        # Indices of the bytes in self._bytes: a loop over tokens takes five times as long and would
+        # slow a build on many cores.
         offsets = np.repeat(self._start[ids] - (ends - sizes), sizes)
         return self._bytes[offsets + np.arange(len(offsets))].tobytes()
 

@@ -1,4 +1,4 @@
-"""A SentencePiece BPE, trained on the corpus itself: lossless, and the same from the same text."""
+"""A SentencePiece BPE trained on the corpus: lossless and deterministic."""
 
 from __future__ import annotations
 
@@ -28,11 +28,10 @@ _DIGITS = "0123456789"
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model as `train_sentencepiece` makes it: lossless, pad 0, eos 1, unk 2.
+    """A model of `train_sentencepiece`: lossless, pad 0, eos 1, unk 2.
 
-    Runs of newlines are symbols that no other piece reaches into. A text cut after such a run thus
-    gives the same tokens as the whole, in time that does not grow with the length of its
-    documents, and on every core.
+    Runs of newlines are separate tokens, so a text cut after one keeps its tokens. Encoding thus
+    takes linear time and uses every core.
     """
 
     kind = "sentencepiece"
@@ -51,12 +50,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def writes_spaces(self) -> bool:
-        """Whether a space has a piece of its own; models trained before this was asked may not."""
+        """Whether the space has a piece; older models may lack it."""
         return not self._processor.is_unknown(self._processor.piece_to_id(SPACE_MARK))
 
     @staticmethod
     def fingerprint_of(model: bytes) -> str:
-        """The fingerprint of a serialised model, found without loading it."""
+        """The fingerprint of a serialised model, without loading it."""
         return hashlib.sha256(b"sentencepiece" + model).hexdigest()
 
     def _token_text(self, index: int) -> bytes:
@@ -81,7 +80,7 @@ class SentencePieceTokenizer(Tokenizer):
         return [
             _join(
                 self._mark_ids if piece == SPACE_MARK else ids
-                # The pieces come first: zip takes nothing from the others once they have ended.
+                # Pieces first: after the last one zip must not take from ``encoded``.
                 for piece, ids in zip(of_text, encoded, strict=False)
             )
             for of_text in pieces
@@ -100,7 +99,7 @@ def _join(ids: Iterable[list[int]]) -> np.ndarray:
 
 
 def split_after_newlines(text: str, chars: int) -> Iterator[str]:
-    """Cuts after the first end of a run of newlines that is ``chars`` or more characters on.
+    """Cuts after the first run of newlines that ends ``chars`` or more characters later.
 
     >>> list(split_after_newlines("one\\ntwo\\n\\nthree\\n", 4))
     ['one\\ntwo\\n\\n', 'three\\n']
@@ -114,22 +113,18 @@ def split_after_newlines(text: str, chars: int) -> Iterator[str]:
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    """Trains a lossless BPE with single digits and byte fallback; the same texts, the same model.
+    """Trains a lossless BPE with single digits and byte fallback; deterministic.
 
-    Args:
-      texts: documents; the first 16 million characters count.
-      vocab_size: tokens V, with pad, eos, unk, 256 bytes and two newline symbols among them.
-
-    Raises:
-      TokenizerError: no text, or a vocabulary too large or too small for it.
+    Of ``texts``, the first 16 million characters count. ``vocab_size`` includes pad, eos, unk, 256
+    bytes and two newline symbols. TokenizerError: no text, or a size too large or small for it.
     """
     lines = list(_training_lines(texts))
     if not lines:
         raise TokenizerError("the training text has no characters to train a tokenizer on")
     tokenizer = SentencePieceTokenizer(_train(lines, vocab_size, _DIGITS))
     if not tokenizer.writes_spaces:
-        # Spaces are rare in this text. Without a piece of its own a space would be the three bytes
-        # of its mark. Text with spaces keeps the model that it always gave, to the byte.
+        # Spaces are rare in this text: without a piece each would be the three bytes of its mark.
+        # Only then, because models of other text must stay the same to the byte.
         tokenizer = SentencePieceTokenizer(_train(lines, vocab_size, _DIGITS + SPACE_MARK))
     return tokenizer
 
@@ -154,8 +149,8 @@ def _train(lines: Sequence[str], vocab_size: int, required_chars: str) -> bytes:
             byte_fallback=True,
             split_digits=True,
             required_chars=required_chars,
-            max_sentence_length=8 * _TRAINING_CHARS,  # bytes; longer ones would be skipped
-            num_threads=1,  # the model stores the number, and more threads do not train faster
+            max_sentence_length=8 * _TRAINING_CHARS,  # bytes; longer lines would be skipped
+            num_threads=1,  # stored in the model; more threads are not faster
             minloglevel=2,
         )
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Any ``tokenizer.json``, as the library of Hugging Face reads it."""
+"""Any ``tokenizer.json``, read with Hugging Face tokenizers."""
 
 from __future__ import annotations
 
@@ -32,24 +32,13 @@ _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 class JsonTokenizer(Tokenizer):
     """A ``tokenizer.json``, such as the paper's GPT-NeoX one.
 
-    Text is cut as the file says, but for this:
-
-    * What the file puts before a text, or takes from its ends, is left out of `encode`: a piece of
-      a text has neither. The space before a text is ``prefix``, with which documents begin.
-    * No text becomes a control token, whatever the file calls special: the end of a document, and
-      every token that the configuration beside the file names for a purpose, such as ``bos_token``.
-
-    ``decode(encode(text)) == text`` as far as the file's own rules leave text unchanged; where
-    they lower its case, normalise it, or have no token for a character, `encode_documents` says so.
-
-    Args:
-      content: the file's text.
-      eos: name of the token that ends a document.
-      control: names of other tokens that no text may become, beside those that the file calls
-        special.
+    Two rules differ from the file. `encode` leaves out what is added or stripped at the ends of a
+    text; the space before a document is ``prefix``. No text becomes a control token: ``eos``, the
+    file's special tokens, or those in ``control``. Decoding gives the text back unless the file
+    lower-cases, normalises or lacks characters; `encode_documents` reports it.
 
     Raises:
-      TokenizerError: ``eos`` is no token, or the decoder does not say how many bytes a token is.
+      TokenizerError: ``eos`` is unknown, or the decoder does not define the bytes of a token.
     """
 
     kind = "json"
@@ -59,13 +48,13 @@ class JsonTokenizer(Tokenizer):
         self._content, self.eos, self.control = content, eos, tuple(control)
         rules = json.loads(content)
         self.prefix = _remove_edge_rules(rules)
-        # What is called special is not looked for in a text.
+        # Special tokens are not matched in a text.
         for token in rules.get("added_tokens") or []:
             token["special"] = token["special"] or token["content"] in {eos, *control}
         unchanged = rules == json.loads(content)
         used = content if unchanged else json.dumps(rules, ensure_ascii=False)
         self._tokenizer = require("tokenizers", "train").Tokenizer.from_str(used)
-        self._tokenizer.encode_special_tokens = True  # a special token's name in a text is text
+        self._tokenizer.encode_special_tokens = True  # its name in a text is text
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
@@ -80,13 +69,12 @@ class JsonTokenizer(Tokenizer):
 
     @staticmethod
     def fingerprint_of(content: str, eos: str) -> str:
-        """The fingerprint of a file whose rules are used as they stand."""
+        """The fingerprint of a file whose rules are used unchanged."""
         return hashlib.sha256(f"json {eos} {content}".encode()).hexdigest()
 
     @classmethod
     def load(cls, path: Path) -> JsonTokenizer:
-        """Reads a file; the end-of-document token is what ``tokenizer_config.json`` beside it
-        says, or a usual name."""
+        """Reads a file; EOS is that of ``tokenizer_config.json`` beside it, or a usual name."""
         if not path.is_file():
             what = "it is a directory" if path.is_dir() else "there is no such file"
             raise TokenizerError(f"tokenizer = {str(path)!r}: {what}")
@@ -112,11 +100,10 @@ class JsonTokenizer(Tokenizer):
             return cls(content, eos, sorted(control - special - {eos}))
         except TokenizerError:
             raise
-        except Exception as error:  # the library's own kind, without the file's name
+        except Exception as error:  # the library's exception does not name the file
             raise _not_a_tokenizer(path, error) from error
 
     def _find_token_texts(self, rules: dict[str, Any]) -> None:
-        """Which tokens are control tokens, and what every other token stands for."""
         decoders = _flatten(rules.get("decoder"), "decoders")
         kinds = {decoder["type"] for decoder in decoders}
         if not kinds & _DECODERS:
@@ -129,7 +116,7 @@ class JsonTokenizer(Tokenizer):
         model_ids = {*self._tokenizer.get_vocab(with_added_tokens=False).values()}
         control = {index for index, token in added.items() if token.special}
         control |= {vocab[name] for name in self.control if name in vocab}
-        # A character of the model's own is text, also where it is named for padding, as "!" is.
+        # A character of the model's vocabulary is text, even if it is the pad token, as "!" can be.
         control -= {i for piece, i in vocab.items() if len(piece) == 1 and i in model_ids}
         control |= {self.eos_id, self.pad_id}
         unknown = model.get("unk_id", vocab.get(model.get("unk_token")))
@@ -141,7 +128,7 @@ class JsonTokenizer(Tokenizer):
                 continue
             is_literal = index not in model_ids and not (index in added and added[index].normalized)
             if index in added and (is_byte_level or is_literal):
-                texts[index] = added[index].content.encode()  # looked for in the text as it stands
+                texts[index] = added[index].content.encode()  # matched verbatim
             elif is_byte_level:
                 texts[index] = _byte_level_bytes(piece)
             elif has_byte_pieces and _BYTE_PIECE.fullmatch(piece):
@@ -149,7 +136,7 @@ class JsonTokenizer(Tokenizer):
             else:
                 texts[index] = _decode_piece(piece, decoders).encode()
         self.token_texts = TokenTexts(texts)
-        # An unknown token is what some texts become; it is none that may be taken out of them.
+        # The unknown token may come from text, so it is not removed.
         self._control = np.array(sorted(control - {unknown} | {self.eos_id, self.pad_id}))
         names = [name for name, index in vocab.items() if index in {*control, unknown} and name]
         patterns = [re.escape(name) for name in sorted(names, key=len, reverse=True)]
@@ -167,12 +154,10 @@ class JsonTokenizer(Tokenizer):
         return [np.asarray(one.ids, np.int32) for one in encoded]
 
     def _without_control(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """``ids`` of ``text``, none of which is a control token.
+        """Removes control tokens from ``ids`` of ``text``.
 
-        Models of the unigram kind look for their control tokens in a text like for any other, and
-        for the names of their bytes. A text that has come to one is cut inside the name, and what
-        is still a control token is taken out. A mark in a text is written in bytes, where there
-        are tokens for them: as a piece it would be a space.
+        Unigram models match names of control tokens and bytes in a text: it is cut inside the names
+        and encoded again. The space mark is written in bytes if possible: its piece means a space.
         """
         if self.token_texts.join(ids) == text.encode():
             return ids
@@ -203,11 +188,7 @@ def _not_a_tokenizer(path: Path, reason: object) -> TokenizerError:
 
 
 def _stated_tokens(path: Path) -> tuple[str | None, set[str]]:
-    """What the configuration beside a tokenizer.json says.
-
-    Returns:
-      The token that ends a document, if any is named; and all that are named for a purpose.
-    """
+    """The EOS token, or None, and all tokens that the configuration files name."""
     eos, names = None, set()
     for config in _CONFIGS:
         beside = path.with_name(config)
@@ -225,7 +206,6 @@ def _stated_tokens(path: Path) -> tuple[str | None, set[str]]:
 
 
 def _names_of(tokens: Any) -> set[str]:
-    """Names of tokens, which a configuration writes as strings or as objects."""
     if isinstance(tokens, dict):
         tokens = tokens.values()
     elif not isinstance(tokens, list):
@@ -238,10 +218,7 @@ _DROP_CHARACTERS = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDe
 
 
 def _remove_edge_rules(rules: dict[str, Any]) -> str:
-    """Takes out of the rules what is done to the ends of a text alone.
-
-    Returns:
-      What the rules put before a text.
+    """Removes rules for the ends of a text; returns what they put before it.
 
     >>> rules = {"normalizer": {"type": "Prepend", "prepend": "\u2581"}, "pre_tokenizer": None}
     >>> _remove_edge_rules(rules), rules["normalizer"]
@@ -260,7 +237,7 @@ def _remove_edge_rules(rules: dict[str, Any]) -> str:
         scheme = "never" if rule.get("add_prefix_space") is False else "always"
         if rule["type"] == "Metaspace" and rule.get("prepend_scheme", scheme) != "never":
             prefix = " "
-            if not drops_spaces:  # after spaces have been dropped, this is what writes them
+            if not drops_spaces:  # else this rule writes the dropped spaces
                 rule.pop("add_prefix_space", None)
                 rule["prepend_scheme"] = "never"
         elif rule["type"] == "ByteLevel" and rule.get("add_prefix_space", True):
@@ -271,7 +248,6 @@ def _remove_edge_rules(rules: dict[str, Any]) -> str:
 
 
 def _flatten(rule: dict[str, Any] | None, of_sequence: str) -> list[dict[str, Any]]:
-    """A rule, or those of a sequence, in their order."""
     if not rule:
         return []
     if rule["type"] != "Sequence":
@@ -280,7 +256,6 @@ def _flatten(rule: dict[str, Any] | None, of_sequence: str) -> list[dict[str, An
 
 
 def _decode_piece(piece: str, decoders: Sequence[dict[str, Any]]) -> str:
-    """A piece as the decoders write it inside a text."""
     for rule in decoders:
         if rule["type"] == "Metaspace":
             piece = piece.replace(rule.get("replacement", SPACE_MARK), " ")
@@ -297,7 +272,7 @@ _BYTE_ALPHABET = {chr(byte): byte for byte in _PRINTABLE} | {
 
 
 def _byte_level_bytes(piece: str) -> bytes:
-    """The bytes of a piece in GPT-2's alphabet, which writes each as a character that shows.
+    """The bytes of a piece in GPT-2's byte alphabet of printable characters.
 
     >>> _byte_level_bytes("\u0120caf\u00c3\u00a9").decode()
     ' caf\u00e9'

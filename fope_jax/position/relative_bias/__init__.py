@@ -1,4 +1,4 @@
-"""Learned biases on attention logits that depend on distance: T5's buckets, KERPLE and FIRE."""
+"""Learned biases that depend on distance: T5's buckets, KERPLE and FIRE."""
 
 from fope_jax.position.relative_bias.base import relative_distance
 from fope_jax.position.relative_bias.fire import FIRE, fire_bias, fire_distance

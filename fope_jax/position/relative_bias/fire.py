@@ -1,4 +1,4 @@
-"""FIRE: a learned function of the share that distance has of the position."""
+"""FIRE: a learned function of distance relative to the query's position."""
 
 from __future__ import annotations
 
@@ -31,20 +31,10 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
 
         psi(|i - j|) / (psi(max(threshold, i, j)) + 1e-6),  psi(x) = log(|c| x + 1)
 
-    In the paper j is at most i. Dividing by the later of the two keeps the share within [0, 1] and
-    the same in both directions.
-
-    Args:
-      q_positions: integers, i, tokens since the start of the segment.
-      k_positions: integers that broadcast with them, j, tokens.
-      c: a number, per token; its sign does not matter.
-      threshold: a number, tokens; below it the share depends on distance only.
-
-    Returns:
-      float32, in [0, 1].
-
-    Raises:
-      TypeError: positions are not integers.
+    Positions i and j are integers that broadcast, tokens since the start of the segment, else
+    TypeError. ``c`` is per token, of any sign. Below ``threshold`` tokens the share depends on
+    distance only. In the paper j <= i; dividing by the later position keeps the share in [0, 1] and
+    symmetric.
 
     >>> share = fire_distance(np.array([[31], [1023]]), np.array([[0, 31]]), 1.0, 1023.0)
     >>> np.asarray(share, np.float64).round(6).tolist()
@@ -75,24 +65,19 @@ def fire_bias(
     out_weight: Array,
     out_bias: Array,
 ) -> Array:
-    """A small network's value at the share that distance has of the query's position.
+    """A small network applied to distance as a share of the query's position.
 
         bias[n, t, s] = f_n(share[t, s]),  f(x) = relu(x w1 + b1) w2 + b2
 
     Args:
-      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens since the
-        start of the segment.
+      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
       c, threshold: numbers, see ``fire_distance``.
-      hidden_weight: w1, ``[width]``.
-      hidden_bias: b1, ``[width]``.
+      hidden_weight, hidden_bias: w1 and b1, ``[width]``.
       out_weight: w2, ``[width, N]``, logits.
-      out_bias: b2, ``[N]``, logits. A constant of all keys, so the softmax does not see it.
+      out_bias: b2, ``[N]``, logits; constant over keys, so the softmax ignores it.
 
-    Returns:
-      ``[B, N, T, S]`` float32.
-
-    Raises:
-      TypeError: positions are not integers.  ValueError: other shapes.
+    Returns ``[B, N, T, S]`` float32. Raises TypeError if positions are not integers, ValueError for
+    other shapes.
 
     >>> one = np.ones(1, np.float32)
     >>> fire_bias(
@@ -115,18 +100,16 @@ class FIRE(PositionEmbedding):
 
         bias[n, i, j] = f_n(psi(i - j) / psi(max(L, i))),  psi(x) = log(|c| x + 1)
 
-    f is a network of one hidden layer; c and the multiple of ``init_length`` that is the threshold
-    L are learned too. Queries below L see distance only, those beyond L its share of their
-    position. Weight decay pulls f to 0, which is NoPE; c to 0, where psi is linear; and L to 0,
-    where every query interpolates. Weights and biases of f start uniform within
-    1 / sqrt(inputs of the layer), as in the paper's code.
+    f is a network with one hidden layer, initialised uniform within 1 / sqrt(inputs of the layer).
+    c and the threshold L, as a multiple of ``init_length``, are learned too. Queries below L see
+    distance only, later ones its share of their position. Weight decay pulls f to 0 (NoPE), c to 0
+    (psi linear) and L to 0 (every query interpolates).
 
     Knobs:
       mlp_width: hidden width of f; the paper uses 32.
       init_c: initial c, per token; the paper's 0.1.
-      init_length: initial threshold L, tokens; the paper's 512, fixed, times a learned factor that
-        starts at 1.
-      share_layers: one f, c and L for all layers, the paper's FIRE-S. False trains one a layer.
+      init_length: initial threshold L, tokens: the paper's 512, times a learned factor from 1.
+      share_layers: one f, c and L for all layers (the paper's FIRE-S); False trains one per layer.
 
     Reference: Li et al. 2023, "Functional Interpolation for Relative Positions Improves Long
     Context Transformers", Section 3 and the code in its appendix.
@@ -186,5 +169,5 @@ def _network(share: Array, hidden_weight: Any, hidden_bias: Any, out_weight: Any
         return out
     lanes = (1,) * share.ndim + (-1,)
     hidden = share[..., None] * hidden_weight.reshape(lanes) + hidden_bias.reshape(lanes)
-    # On TPU a product of default precision would round the hidden layer to 8 bits.
+    # TPU's default precision would round the hidden layer to 8 bits.
     return jnp.einsum("...w,w->...", jax.nn.relu(hidden), out_weight, precision="highest")

@@ -1,4 +1,4 @@
-"""KERPLE: a penalty on distance whose shape each head learns."""
+"""KERPLE: a learned penalty on distance for each head."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ KERPLE_LARGEST_POWER = 2.0  # beyond it the kernel is not conditionally positive
 
 
 def clamp_value(x: Array, least: float, most: float = math.inf) -> Array:
-    """``x`` within bounds, with the gradient of ``x`` itself.
+    """``x`` within bounds, with gradient 1 everywhere.
 
-    The gradient of a plain clamp is 0 beyond a bound, where a parameter would be stuck for good.
+    A plain clamp has gradient 0 beyond a bound, where a parameter would stay stuck.
 
     >>> clamp_value(jnp.array([-1.0, 0.5, 3.0]), 0.0, 2.0).tolist()
     [0.0, 0.5, 2.0]
@@ -44,16 +44,9 @@ def kerple_log_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array
 
         bias[b, n, t, s] = -r1[n] * log(1 + r2[n] * |q_positions[b, t] - k_positions[b, s]|)
 
-    Args:
-      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
-      r1: ``[N]`` above 0, logits.
-      r2: ``[N]`` above 0, per token.
-
-    Returns:
-      ``[B, N, T, S]`` float32.
-
-    Raises:
-      TypeError: positions are not integers.  ValueError: other shapes.
+    Takes integer positions ``[B or 1, T]`` and ``[B or 1, S]``, tokens; r1 (logits) and r2 (per
+    token) are ``[N]``, above 0. Returns ``[B, N, T, S]`` float32. Raises TypeError if positions are
+    not integers, ValueError for other shapes.
 
     >>> r1 = jnp.full(1, 1 / jnp.log(2))
     >>> kerple_log_bias(jnp.array([[3]]), jnp.array([[3, 2, 0]]), r1, jnp.ones(1)).tolist()
@@ -70,20 +63,11 @@ def _log_penalty(distance: Array, r1: Array, r2: Array) -> Array:
 
 
 def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array) -> Array:
-    """A penalty that grows with a power of distance; with exponent 1 it is ALiBi's.
+    """A penalty that grows with a power of distance; exponent 1 is ALiBi.
 
         bias[b, n, t, s] = -r1[n] * |q_positions[b, t] - k_positions[b, s]| ** r2[n]
 
-    Args:
-      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
-      r1: ``[N]`` above 0, logits.
-      r2: ``[N]`` above 0, at most 2.
-
-    Returns:
-      ``[B, N, T, S]`` float32.
-
-    Raises:
-      TypeError: positions are not integers.  ValueError: other shapes.
+    Arguments, result and errors as ``kerple_log_bias``; r2 is at most 2.
 
     >>> half = jnp.full(1, 0.5)
     >>> kerple_power_bias(jnp.array([[9]]), jnp.array([[9, 5, 0]]), jnp.ones(1), half).tolist()
@@ -97,22 +81,21 @@ def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Arr
 
 def _power_penalty(distance: Array, r1: Array, r2: Array) -> Array:
     distance = jnp.abs(distance).astype(jnp.float32)
-    # The gradient of a power has a logarithm of the distance, at distance 0 infinite times 0.
+    # The gradient of x ** r2 contains log(x): at distance 0 it would be 0 * inf = NaN.
     powers = jnp.power(jnp.maximum(distance, 1.0), r2)
     return -r1 * jnp.where(distance > 0, powers, 0.0)
 
 
 @dataclass(frozen=True)
 class Kerple(PositionEmbedding):
-    """A penalty on distance that each head of each layer learns the shape of.
+    """A penalty on distance whose shape each head of each layer learns.
 
         log:    bias[n, t, s] = -r1[n] * log(1 + r2[n] * |t - s|)
         power:  bias[n, t, s] = -r1[n] * |t - s| ** r2[n]
 
-    Both parameters act as 0.01 where they are less, the exponent as 2 where it is more; the
-    gradient passes the bound (``clamp_value``). Weight decay pulls to a nearly flat bias. Initial
-    values and bounds are the authors': uniform, ``log`` r1 in [0, 2) and r2 in [0, 1), ``power``
-    r1 in [0, 1) and r2 in [0, 2).
+    Parameters below 0.01 act as 0.01, an exponent above 2 as 2; gradients pass the bounds
+    (``clamp_value``). Weight decay pulls to a nearly flat bias. Bounds and uniform initial ranges
+    are the authors': ``log`` r1 in [0, 2), r2 in [0, 1); ``power`` r1 in [0, 1), r2 in [0, 2).
 
     Knobs:
       form: ``log`` or ``power``. The paper finds that ``log`` extends better.

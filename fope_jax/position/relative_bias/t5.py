@@ -1,4 +1,4 @@
-"""T5's bias: a trained number for each head and bucket of distances."""
+"""T5's bias: a trained number for each head and distance bucket."""
 
 from __future__ import annotations
 
@@ -40,13 +40,11 @@ def _check_buckets(num_buckets: int, max_distance: int, bidirectional: bool) -> 
 
 
 def _wide_bucket_edges(num_buckets: int, max_distance: int) -> np.ndarray:
-    """The least distance of each bucket that holds several, ``[num_buckets - exact - 1]`` int32.
-
-    Libraries differ in the last bit of a logarithm, which decides where it is a whole number: it
-    is evaluated on the host in float64 and rounded to float32.
-    """
+    """The least distance of each bucket that holds several, ``[num_buckets - exact - 1]`` int32."""
     exact = num_buckets // 2
     distances = np.arange(exact, max_distance + 1)
+    # Platforms differ in the last bit of a logarithm, which decides at whole numbers: compute in
+    # float64 on the host and round to float32.
     slots = np.log(distances / exact) / math.log(max_distance / exact) * (num_buckets - exact)
     buckets = exact + slots.astype(np.float32).astype(np.int64)
     edges = np.searchsorted(buckets, np.arange(exact + 1, num_buckets))
@@ -60,28 +58,24 @@ def t5_buckets(
     max_distance: int = 128,
     bidirectional: bool = False,
 ) -> Array:
-    """The bucket of each relative position: one a distance when near, logarithmic when far.
+    """The bucket of each relative position: one per distance when near, logarithmic when far.
 
         bucket = d                                                                for d <  e
         bucket = min(n - 1, e + floor((n - e) log(d / e) / log(max_distance / e)))  for d >= e
 
-    with n = ``num_buckets`` and e = n / 2. Causal: d is how far the key stands before the query,
-    and all keys after it are in bucket 0. Bidirectional: n is halved, d is the size of the
-    relative position, and keys after the query use the second half of the buckets.
+    with n = ``num_buckets`` and e = n / 2. Causal: d is the distance to an earlier key, and later
+    keys are in bucket 0. Bidirectional: n is halved, d is the absolute distance, and later keys use
+    the second half of the buckets.
 
     Args:
-      relative_position: integers of any shape, tokens, position of the key minus the query's.
-      num_buckets: of all.
-      max_distance: from this distance on, all keys share the last bucket; tokens.
-      bidirectional: see above.
+      relative_position: integers of any shape, tokens: key position minus query position.
+      num_buckets: 2 or more, in total; 4 or more and even if bidirectional.
+      max_distance: all keys from this distance on share the last bucket; tokens.
+      bidirectional: distinguish keys after the query.
 
-    Returns:
-      int32 in ``[0, num_buckets)`` of the same shape, the same on every platform.
-
-    Raises:
-      TypeError: relative positions are not integers.
-      ValueError: fewer than 2 buckets (4 and even where bidirectional), or ``max_distance`` within
-        the distances that have a bucket each.
+    Returns int32 in ``[0, num_buckets)``, identical on every platform. Raises TypeError if
+    positions are not integers, ValueError for too few buckets or if ``max_distance`` is within the
+    exact ones.
 
     >>> t5_buckets(np.array([0, -1, -15, -16, -127, -128, 5])).tolist()
     [0, 1, 15, 16, 31, 31, 0]
@@ -114,16 +108,9 @@ def t5_bias(
 
         bias[b, n, t, s] = table[bucket(q_positions[b, t] - k_positions[b, s]), n]
 
-    Args:
-      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
-      table: ``[num_buckets, N]`` logits.
-      max_distance, bidirectional: see ``t5_buckets``.
-
-    Returns:
-      ``[B, N, T, S]`` float32.
-
-    Raises:
-      TypeError: positions are not integers.  ValueError: other shapes, or see ``t5_buckets``.
+    Takes integer positions ``[B or 1, T]`` and ``[B or 1, S]``, tokens, and logits
+    ``[num_buckets, N]``; returns ``[B, N, T, S]`` float32. Raises TypeError if positions are not
+    integers, ValueError for other shapes or as ``t5_buckets``.
 
     >>> table = np.array([[0.5], [0.25], [0.125], [0.0]])
     >>> t5_bias(np.array([[9]]), np.array([[0, 7, 8, 9]]), table, max_distance=8).tolist()
@@ -137,21 +124,20 @@ def t5_bias(
 
 @dataclass(frozen=True)
 class T5Bias(PositionEmbedding):
-    """A trained bias for each head and bucket of distances, the buckets wider the farther away.
+    """A trained bias for each head and distance bucket; buckets widen with distance.
 
         bias[n, t, s] = table[bucket(t - s), n]
 
-    Logits stay scaled by 1 / sqrt(H), which T5 leaves out. Weight decay pulls to NoPE.
+    Logits keep the scale 1 / sqrt(H), which T5 leaves out. Weight decay pulls to NoPE.
 
     Knobs:
       num_buckets: buckets of distance, half of them one token wide; T5 uses 32.
-      max_distance: from this distance on all keys share the last bucket, tokens; T5 uses 128.
-      share_layers: one table for all layers, as in T5. False trains one a layer.
-      init_std: standard deviation of the uniform draw, logits. None is T5X's variance scaling by
-        the mean of the fans, ``sqrt(2 / (num_buckets + N))``; the port of Hugging Face draws with
-        ``1 / sqrt(D)``.
-      bidirectional: half of the buckets for keys after the query, as in T5's encoder, for attention
-        without a causal mask.
+      max_distance: all keys from this distance on share the last bucket, tokens; T5 uses 128.
+      share_layers: one table for all layers, as in T5. False trains one per layer.
+      init_std: standard deviation of the uniform draw, logits. None is T5X's
+        ``sqrt(2 / (num_buckets + N))``; Hugging Face uses ``1 / sqrt(D)``.
+      bidirectional: half of the buckets for keys after the query, for attention without a causal
+        mask.
 
     Reference: Raffel et al. 2020, "Exploring the Limits of Transfer Learning with a Unified
     Text-to-Text Transformer", Section 2.1; initial values as in T5X.
@@ -206,7 +192,7 @@ class T5Bias(PositionEmbedding):
         return jnp.where(distance < 0, after, before)
 
     def _select(self, distance: Array, values: tuple[Array, ...]) -> Array:
-        """The value of each distance's bucket, with comparisons in place of an index."""
+        """The value of each distance's bucket, by comparisons instead of indexing."""
         exact = range(1, len(values) // 2 + 1)
         edges = (*exact, *map(int, _wide_bucket_edges(len(values), self.max_distance)))
         bias = jnp.full(distance.shape, values[0], jnp.float32)

@@ -1,4 +1,4 @@
-"""Frequencies to frequencies: what methods of length extension do to rotary frequencies."""
+"""Scalings: what methods of length extension do to rotary frequencies."""
 
 from fope_jax.position.scaling.base import (
     RotaryFrequencies,

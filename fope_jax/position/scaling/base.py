@@ -1,4 +1,4 @@
-"""Scalings: functions from rotary frequencies to rotary frequencies, and how they are chained."""
+"""The interface of scalings, functions of rotary frequencies, and chains of them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fope_jax.typing import Array
 
 
 class RotaryFrequencies(NamedTuple):
-    """The frequencies of a rotation on their way through scalings.
+    """Rotary frequencies on their way through scalings.
 
     Attributes:
-      inv_freq: ``[F]`` radians per token, one a pair of dimensions; 0 where a pair does not turn.
-      theta: the base of the grid that the frequencies stand on; YaRN's ramp needs it.
-      attention_factor: the factor on cosine and sine, so that logits grow by its square.
+      inv_freq: ``[F]`` radians per token, one per pair of dimensions; 0 if a pair does not turn.
+      theta: the base of the frequencies; YaRN's ramp needs it.
+      attention_factor: factor on cosine and sine; logits grow by its square.
     """
 
     inv_freq: Array
@@ -28,12 +28,12 @@ class RotaryFrequencies(NamedTuple):
 
     @property
     def head_dim(self) -> int:
-        """Dimensions that rotate, two a frequency."""
+        """The number of rotated dimensions, two per frequency."""
         return 2 * self.inv_freq.shape[0]
 
 
 _at_least_one = functools.partial(check_at_least, least=1)
-# The knobs that several scalings have; None where a scaling goes without.
+# Knobs that several scalings share; absent or None is not checked.
 _KNOB_CHECKS = {
     "factor": (_at_least_one, "the new length over the trained one"),
     "original_length": (_at_least_one, "the trained length in tokens"),
@@ -45,10 +45,9 @@ _KNOB_CHECKS = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """A change of rotary frequencies; calling it gives the changed ones.
+    """A change of rotary frequencies, applied by calling it.
 
-    Class attributes:
-      stretches: whether it is made to reach a longer length; of these a chain holds one at most.
+    A chain has at most one that ``stretches`` the frequencies to a longer length.
     """
 
     stretches: ClassVar[bool] = False
@@ -60,24 +59,19 @@ class Scaling:
 
     @property
     def follows_length(self) -> bool:
-        """Whether the frequencies depend on the length of the sequence at hand."""
+        """Whether the frequencies depend on the current sequence's length."""
         return False
 
     @property
     def effective_attention_factor(self) -> float:
-        """The factor that the scaling puts on cosine and sine; logits grow by its square."""
+        """The factor on cosine and sine; logits grow by its square."""
         return 1.0
 
     def __call__(self, rotary: RotaryFrequencies, length: Any = None) -> RotaryFrequencies:
-        """The scaled frequencies.
+        """The scaled frequencies; ValueError if the scaling is not defined for these.
 
-        Args:
-          rotary: what the scalings before this one have made of RoPE's.
-          length: tokens of the sequence at hand, a number or a traced scalar, for scalings that
-            follow it; None means no longer than in training.
-
-        Raises:
-          ValueError: the frequencies are not those that the scaling is defined for.
+        ``length``, tokens of the current sequence, may be traced; None is up to the training
+        length.
         """
         raise NotImplementedError
 
@@ -85,21 +79,10 @@ class Scaling:
 def scaled_frequencies(
     head_dim: int, theta: float, scaling: tuple[Scaling, ...], length: Array | None = None
 ) -> RotaryFrequencies:
-    """RoPE's frequencies, changed by each scaling in turn, the first of the tuple first.
+    """RoPE's frequencies ``inv_freq [H/2]``, changed by each scaling in order.
 
-    Args:
-      head_dim: dimensions that rotate, even.
-      theta: base of RoPE's frequencies.
-      scaling: the chain.
-      length: see ``Scaling.__call__``.
-
-    Returns:
-      ``inv_freq [H/2]``, float64 NumPy unless a scaling follows a traced length.
-
-    Raises:
-      ValueError: see ``inverse_frequencies`` and the scalings.
-
-    Reference: each scaling's own.
+    They are float64 NumPy unless a scaling follows a traced ``length`` (see ``Scaling.__call__``).
+    Raises ValueError as ``inverse_frequencies`` and the scalings do.
     """
     frequencies = RotaryFrequencies(inverse_frequencies(head_dim, theta), theta)
     return apply_scaling(frequencies, scaling, length)
@@ -108,11 +91,7 @@ def scaled_frequencies(
 def apply_scaling(
     rotary: RotaryFrequencies, scaling: tuple[Scaling, ...], length: Array | None = None
 ) -> RotaryFrequencies:
-    """Applies each scaling in turn; see ``scaled_frequencies``.
-
-    Raises:
-      ValueError: a known frequency is negative or not finite.
-    """
+    """Applies each scaling in order; ValueError if a known frequency is negative or not finite."""
     inv_freq = rotary.inv_freq
     if isinstance(inv_freq, np.ndarray):
         wrong = np.flatnonzero(~(np.isfinite(inv_freq) & (inv_freq >= 0)))
@@ -127,11 +106,7 @@ def apply_scaling(
 
 
 def check_chain(scaling: Any) -> tuple[Scaling, ...]:
-    """The chain as a tuple.
-
-    Raises:
-      ValueError: an entry is no scaling, is given twice, or two of them stretch to a longer length.
-    """
+    """The chain as a tuple; ValueError for a non-scaling, a repeated one, or two that stretch."""
     if isinstance(scaling, Scaling):
         raise ValueError(f"scaling={scaling}: expected a tuple of scalings, write ({scaling},)")
     chain = tuple(scaling)

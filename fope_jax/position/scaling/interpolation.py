@@ -1,4 +1,4 @@
-"""Scalings by one factor: position interpolation, NTK-aware, dynamic NTK and adjusted base."""
+"""Scalings by one factor: position interpolation, NTK-aware, dynamic NTK, adjusted base."""
 
 from __future__ import annotations
 
@@ -84,18 +84,18 @@ class NTKAware(Scaling):
 
 @dataclass(frozen=True)
 class DynamicNTK(Scaling):
-    """NTK-aware scaling by as much as the sequence at hand needs.
+    """NTK-aware scaling, only by as much as the current sequence needs.
 
         s(n) = s n / L - (s - 1)  for n > L, else 1;   w_m -> w_m * s(n) ** (-2 m / (H - 2))
 
-    All tokens take the frequencies of the sequence's length n, so keys in a cache must be rotated
-    anew as it grows (``Limits.follows_length``).
+    All tokens use the frequencies for the sequence's length n, so cached keys must be rotated again
+    as it grows (``Limits.follows_length``).
 
     Knobs:
       factor: s, the strength of the stretch.
       original_length: L, tokens.
-      length: n, tokens, for all sequences; None takes each row's last position + 1. With None
-        frequencies are float32, with a number float64.
+      length: n, tokens, for all sequences (float64 frequencies); None takes each row's last
+        position + 1 (float32).
 
     >>> rope = RotaryFrequencies(np.array([1.0, 0.1, 0.01]), theta=1000.0)
     >>> DynamicNTK(factor=2.0, original_length=512)(rope, length=1280).inv_freq.round(6).tolist()
@@ -137,9 +137,9 @@ def _ntk(rotary: RotaryFrequencies, factor: Array) -> RotaryFrequencies:
 
 
 def _rebase(rotary: RotaryFrequencies, ratio: Array) -> RotaryFrequencies:
-    """Moves frequencies of base theta to base ``theta * ratio``; index m is m pairs down."""
+    """Moves frequencies from base theta to ``theta * ratio``."""
     inv_freq = rotary.inv_freq
     exponent = -np.arange(0, rotary.head_dim, 2) / rotary.head_dim
-    if not isinstance(ratio, (int, float, np.number)):  # traced: float32, also where x64 is on
+    if not isinstance(ratio, (int, float, np.number)):  # traced: float32 even with x64 enabled
         exponent, inv_freq = (jnp.asarray(row, jnp.float32) for row in (exponent, inv_freq))
     return rotary._replace(inv_freq=inv_freq * ratio**exponent, theta=rotary.theta * ratio)

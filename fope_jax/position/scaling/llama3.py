@@ -14,19 +14,19 @@ from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 
 @dataclass(frozen=True)
 class Llama3(Scaling):
-    """Frequencies of few turns in training are interpolated, of many kept, smoothly in between.
+    """Interpolates frequencies with few turns in training, keeps those with many, ramps between.
 
         turns_m = L w_m / (2 pi)
         g_m = clamp((turns_m - low) / (high - low), 0, 1)
         w_m -> (1 - g_m) w_m / s + g_m w_m
 
-    YaRN's idea with a ramp over turns in place of the index, and no temperature. Where low and high
-    are equal there is no ramp: g_m is 1 from so many turns on and 0 below (Llama 4 Scout).
+    Like YaRN, with a ramp over turns instead of the index, and no temperature. If low equals high
+    there is no ramp: g_m is 1 at or above that many turns, else 0 (Llama 4 Scout).
 
     Knobs:
       factor: s, the new length over the trained one.
       original_length: L, tokens.
-      low_freq_factor: turns within L at and below which a frequency is interpolated.
+      low_freq_factor: turns within L up to which a frequency is interpolated.
       high_freq_factor: turns within L from which it is kept.
 
     >>> rope = RotaryFrequencies(np.array([1.0, 0.02, 0.01, 0.001]), theta=10_000.0)

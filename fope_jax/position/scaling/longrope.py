@@ -1,4 +1,4 @@
-"""LongRoPE: a searched factor for every frequency, one set for short and one for long sequences."""
+"""LongRoPE: searched factors per frequency, for short and for long sequences."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from fope_jax.position.scaling.base import RotaryFrequencies, Scaling
 
 @dataclass(frozen=True)
 class LongRoPE(Scaling):
-    """Every frequency is divided by a factor of its own, found by search.
+    """Divides each frequency by its own factor, found by search.
 
         w_m -> w_m / short_m  for a sequence of n <= L tokens
         w_m -> w_m / long_m   for n > L
 
-    A sequence that grows beyond L changes all its frequencies at once, see ``DynamicNTK``.
+    When a sequence grows beyond L, all its frequencies change at once, see ``DynamicNTK``.
 
     Knobs:
-      short_factor: one factor a frequency, up to the trained length.
-      long_factor: one factor a frequency, beyond it.
+      short_factor: one factor per frequency, up to L.
+      long_factor: one factor per frequency, beyond L.
       original_length: L, tokens.
-      factor: s, the longest new length over the trained one; only attention_factor depends on it.
-      attention_factor: on cosine and sine at every length; None takes
-        ``sqrt(1 + ln s / ln L)``.
+      factor: s, the longest new length over the trained one; affects only attention_factor.
+      attention_factor: on cosine and sine at every length; None is ``sqrt(1 + ln s / ln L)``.
       length: n, tokens, for all sequences; None takes each row's last position + 1.
 
     >>> rope = RotaryFrequencies(np.array([1.0, 0.1]), theta=100.0)
@@ -62,7 +61,6 @@ class LongRoPE(Scaling):
 
     @property
     def effective_attention_factor(self) -> float:
-        """The factor on cosine and sine that the knobs amount to."""
         if self.attention_factor is not None:
             return self.attention_factor
         return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
@@ -79,7 +77,7 @@ class LongRoPE(Scaling):
         long = rotary.inv_freq / np.array(self.long_factor)
         if isinstance(length, (int, np.integer)):
             inv_freq = long if length > self.original_length else short
-        else:  # traced: float32, also where x64 is on
+        else:  # traced: float32 even with x64 enabled
             inv_freq = jnp.where(
                 length > self.original_length,
                 jnp.asarray(long, jnp.float32),

@@ -16,12 +16,11 @@ from fope_jax.typing import Array
 
 
 def floor_frequency(training_length: int, ratio: float = 1.0) -> float:
-    """The slowest frequency that turns fully within training, radians per token.
+    """The lowest frequency with a full period in training, radians per token.
 
         w_l = ratio * 2 pi / L
 
-    Raises:
-      ValueError: ``training_length`` or ``ratio`` is not above 0.
+    Raises ValueError unless ``training_length`` and ``ratio`` are above 0.
 
     >>> round(floor_frequency(512), 6)
     0.012272
@@ -34,19 +33,12 @@ def floor_frequency(training_length: int, ratio: float = 1.0) -> float:
 
 
 def clip_floor(inv_freq: Array, training_length: int, ratio: float = 1.0) -> Array:
-    """Zeroes the frequencies that never complete a period within the training length.
+    """Zeroes frequencies without a full period within the training length.
 
         w_m -> 0  where  w_m < ratio * 2 pi / L
 
-    Args:
-      inv_freq: ``[F]`` radians per token.
-      training_length, ratio: see ``ClipFloor``.
-
-    Returns:
-      ``[F]`` radians per token, the kind of array that came in.
-
-    Raises:
-      ValueError: ``training_length`` or ``ratio`` is not above 0.
+    ``inv_freq`` is ``[F]`` radians per token, NumPy or JAX; the result has the same type. Raises
+    ValueError unless ``training_length`` and ``ratio`` are above 0.
 
     >>> clip_floor(np.array([1.0, 0.1, 0.01]), training_length=100).tolist()
     [1.0, 0.1, 0.0]
@@ -87,15 +79,15 @@ class ClipFloor(Scaling):
 
 @dataclass(frozen=True)
 class SnapToCycles(Scaling):
-    """Moves every frequency to the nearest that turns a whole number of times in training.
+    """Moves each frequency to the nearest with a whole number of turns in training.
 
         w_m -> (2 pi / L) max(round(w_m L / (2 pi)), least)
 
-    The toy model of FoPE's paper that has no truncated period ("RoPE-A").
+    The toy model without truncated periods in FoPE's paper ("RoPE-A").
 
     Knobs:
       training_length: L, tokens.
-      least: turns within L of the slowest; 0 stops the frequencies of under half a turn.
+      least: turns within L of the slowest; 0 stops frequencies below half a turn.
 
     >>> rope = RotaryFrequencies(np.array([1.0, 0.1, 0.01]), theta=1000.0)
     >>> snapped = SnapToCycles(training_length=100)(rope).inv_freq
@@ -156,7 +148,7 @@ class PRoPE(Scaling):
 
 @dataclass(frozen=True)
 class Proportional(Scaling):
-    """p-RoPE and position interpolation in one, as Gemma 4 has them for its global layers.
+    """p-RoPE with position interpolation, as in Gemma 4's global layers.
 
         w_m -> w_m / s  for m < floor(p H / 2),  else 0
 

@@ -34,17 +34,16 @@ class YaRN(Scaling):
         g_m = 1 - clamp((m - low) / (high - low), 0, 1)
         low, high = H ln(L / (2 pi beta)) / (2 ln theta)  at beta_fast, beta_slow
 
-    Where the ramp's ends fall on one index it is a step after that index.
+    If both ends of the ramp are at one index, it is a step after that index.
 
     Knobs:
       factor: s, the new length over the trained one.
       original_length: L, tokens.
       beta_fast: turns within L above which a frequency is kept.
       beta_slow: turns within L below which it is interpolated.
-      attention_factor: on cosine and sine; None takes ``yarn_temperature``. 1 leaves it out, as
-        the released code of FoPE does.
+      attention_factor: on cosine and sine; None takes ``yarn_temperature``, 1 none (FoPE's code).
       mscale: with ``mscale_all_dim``, attention_factor is the ratio of the two temperatures
-        (DeepSeek-V2 and later, which scale logits by the second one elsewhere).
+        (DeepSeek-V2 and later, which scale logits by the second one themselves).
       mscale_all_dim: see ``mscale``.
       truncate: round the ramp's ends outwards to whole indices.
 
@@ -89,7 +88,6 @@ class YaRN(Scaling):
 
     @property
     def effective_attention_factor(self) -> float:
-        """The factor on cosine and sine that the knobs amount to."""
         if self.attention_factor is not None:
             return self.attention_factor
         if self.mscale is not None and self.mscale_all_dim is not None:
@@ -109,7 +107,7 @@ class YaRN(Scaling):
         )
 
     def ramp_ends(self, head_dim: int, theta: float) -> tuple[float, float]:
-        """The indices at which interpolation begins and is complete, on a grid without ends."""
+        """The indices where interpolation begins and is complete, not limited to the grid."""
 
         def index(turns: float) -> float:
             ratio = self.original_length / (turns * 2 * math.pi)
@@ -119,11 +117,11 @@ class YaRN(Scaling):
         return (math.floor(low), math.ceil(high)) if self.truncate else (low, high)
 
     def _clipped_ends(self, head_dim: int, theta: float) -> tuple[float, float]:
-        """The ends within the grid, apart by more than 0."""
+        """The ramp's ends within the grid, never equal."""
         low, high = self.ramp_ends(head_dim, theta)
-        if high < 0:  # not even the fastest frequency turns beta_slow times: all interpolated
+        if high < 0:  # even the fastest turns less than beta_slow times: all interpolated
             return -2.0, -1.0
         if low > head_dim - 1:  # the slowest turns more than beta_fast times: all kept
             return float(head_dim), head_dim + 1.0
         low, high = max(low, 0), min(high, head_dim - 1)
-        return low, high + 0.001 * (low == high)  # a ramp of no width is a step
+        return low, high + 0.001 * (low == high)  # zero width would be 0 / 0

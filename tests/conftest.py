@@ -1,20 +1,24 @@
 """What all tests share: how programs are compiled, and where they are kept.
 
-Most of the suite's time would be compilation. XLA's optimizations are off, which changes no
-promise that a test states, and every program is kept in `.pytest_cache/programs`: for the other
-workers, for the modules that come later, and for the next run. `make clean` removes it.
+Most of the suite's time would be compilation. XLA's optimizations and fusions are off, which
+changes no promise that a test states, and every program is kept in `.pytest_cache/programs`: for
+the other workers, for the modules that come later, and for the next run. `make clean` removes it.
 """
 
 import os
 import shutil
 import signal
+from importlib import metadata
 from pathlib import Path
 
 PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 LARGEST_CACHE = 4e9  # bytes
+FLAGS = "--xla_backend_optimization_level=0"
+if metadata.version("jaxlib").startswith("0.10."):  # others end the process: it is unknown to them
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
 for name, value in {
     "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": FLAGS,
     "JAX_COMPILATION_CACHE_DIR": str(PROGRAMS),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -91,7 +91,6 @@ def start(*arguments, harm=""):
         "JAX_PLATFORMS": "cpu",
         "FOPE_COORDINATOR": f"127.0.0.1:{port}",
         "FOPE_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "PYTHONPATH": str(ROOT),
     }
     return [

@@ -1,0 +1,85 @@
+"""The hooks of every method: axes of variables, the kernel's form of a bias, identities."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fope_jax.gallery.examples import EXAMPLES
+from fope_jax.position import FIRE, ALiBi, FoPE, Kerple, ModelShape, NoPE, RoPE, T5Bias
+from fope_jax.position.base import PositionEmbedding, bias_of_heads, has_hook
+from fope_jax.position.scaling import PositionInterpolation
+
+SHAPE = ModelShape(d_model=48, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=12)
+SIZES = {"heads": (SHAPE.num_heads, SHAPE.num_kv_heads), "embed": (SHAPE.d_model,)}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_named_axes_have_the_sizes_of_the_model(name):
+    """A mesh cuts variables along the axes that ``variable_axes`` names."""
+    method = EXAMPLES[name]
+    drawn = jax.eval_shape(lambda key: method.init(key, SHAPE), jax.random.key(0))
+    model = {**drawn.model_params, **drawn.model_constants}
+    layers = {**drawn.layer_params, **drawn.layer_constants}
+    sizes = {key: x.shape for key, x in model.items()} | {k: x.shape[1:] for k, x in layers.items()}
+    for key, size in sizes.items():
+        axes = method.variable_axes(key)
+        assert len(axes) <= len(size), (key, axes, size)
+        for axis, length in zip(axes, size, strict=False):
+            assert axis is None or length in SIZES[axis], (key, axes, size)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ALiBi(),
+        Kerple(),
+        Kerple(form="power"),
+        T5Bias(num_buckets=8, max_distance=32, init_std=1.0),
+        FIRE(init_length=16.0),
+    ],
+    ids=repr,
+)
+def test_the_kernel_s_form_of_a_bias_is_the_bias(method):
+    """In a kernel a variable is a number, or a tuple of numbers for a vector."""
+    variables = method.init(jax.random.key(1), SHAPE).at_layer(1)
+    positions = np.arange(40, dtype=np.int32)[None]
+    expected = bias_of_heads(method, variables, positions, positions)
+    for head in range(SHAPE.num_heads):
+        numbers = {}
+        for name, value in variables.items():
+            axes = method.variable_axes(name)
+            value = jnp.take(value, head, axes.index("heads")) if "heads" in axes else value
+            numbers[name] = tuple(value) if value.ndim else value
+        bias = method.bias(numbers, positions[0, :, None], positions[0, None, :])
+        causal = np.tril(np.ones((40, 40), bool))
+        bias = jnp.broadcast_to(bias, causal.shape)
+        chex.assert_trees_all_close(
+            np.where(causal, bias, 0), np.where(causal, expected[0, head], 0), rtol=1e-6, atol=1e-6
+        )
+
+
+def test_hooks_that_are_not_overridden_are_identities():
+    method, positions = NoPE(), np.arange(5, dtype=np.int32)[None]
+    q, k = jnp.ones((1, 5, 4, 12)), jnp.ones((1, 5, 2, 12))
+    x = jnp.ones((1, 5, 48))
+    assert method.embed({}, x, positions) is x
+    assert method.tables({}, positions, 12) is None
+    assert method.rotate({}, None, q, k) == (q, k)
+    bias = bias_of_heads(method, {}, positions, positions)
+    assert bias.shape == (1, 1, 5, 5) and not bias.any()
+    logits = jnp.zeros((1, 4, 5, 5))
+    assert not method.contextual_bias({}, q, logits).any()
+    assert method.variable_axes("anything") == ()
+    hooks = ("embed", "tables", "rotate", "bias", "contextual_bias")
+    assert not any(has_hook(method, hook) for hook in hooks)
+    assert has_hook(RoPE(), "rotate") and not has_hook(PositionEmbedding(), "rotate")
+
+
+def test_origins_are_the_frequencies_before_scaling():
+    scaled = FoPE(40, theta=100.0, scaling=(PositionInterpolation(2.0),))
+    plain = FoPE(40, theta=100.0)
+    np.testing.assert_allclose(plain.origins(12), plain.frequencies(12), rtol=1e-12)
+    assert not set(scaled.frequencies(12)) <= set(plain.frequencies(12))
+    assert set(scaled.origins(12)) <= set(plain.origins(12))

@@ -111,7 +111,7 @@ def fourier_coefficients(
             raise ValueError(f"{name}={count}: at least one is needed")
     std = coefficient_std(sigma, num_heads, num_frequencies, num_outputs, convention)
     matrix = (num_frequencies, num_outputs)
-    identity = step_identity(*matrix) if identity is None else as_array(identity)
+    identity = as_array(step_identity(*matrix) if identity is None else identity)
     if identity.shape != matrix:
         raise ValueError(f"identity has shape {identity.shape}: expected [D, d] = {matrix}")
     shape = matrix if num_heads is None else (num_heads, *matrix)

@@ -80,12 +80,15 @@ def initialize(
             raise DistributedError(
                 f"process 0 cannot listen at coordinator = {settings.coordinator!r}: {error}"
             ) from error
+    address, count, index = settings or (None, None, None)
     alarm = threading.Timer(timeout_seconds, _exit_too_late, (settings, timeout_seconds))
     alarm.daemon = True
     alarm.start()
     try:
         jax.distributed.initialize(
-            *(settings or ()),
+            address,
+            count,
+            index,
             initialization_timeout=round(timeout_seconds) + 10,  # after `alarm`
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )

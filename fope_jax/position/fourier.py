@@ -111,11 +111,11 @@ def fourier_coefficients(
             raise ValueError(f"{name}={count}: at least one is needed")
     std = coefficient_std(sigma, num_heads, num_frequencies, num_outputs, convention)
     matrix = (num_frequencies, num_outputs)
-    identity = as_array(step_identity(*matrix) if identity is None else identity)
-    if identity.shape != matrix:
-        raise ValueError(f"identity has shape {identity.shape}: expected [D, d] = {matrix}")
+    dominant = as_array(step_identity(*matrix) if identity is None else identity)
+    if dominant.shape != matrix:
+        raise ValueError(f"identity has shape {dominant.shape}: expected [D, d] = {matrix}")
     shape = matrix if num_heads is None else (num_heads, *matrix)
-    dominant = jnp.broadcast_to(jnp.asarray(identity, jnp.float32), shape)
+    dominant = jnp.broadcast_to(jnp.asarray(dominant, jnp.float32), shape)
 
     def draw(key: Array) -> Array:
         # A flat draw gives the same bits and compiles several times faster than three axes.

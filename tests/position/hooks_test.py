@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from fope_jax.gallery.examples import EXAMPLES
-from fope_jax.position import FIRE, ALiBi, FoPE, Kerple, ModelShape, NoPE, RoPE, T5Bias
+from fope_jax.position import (
+    FIRE,
+    ALiBi,
+    FoPE,
+    Kerple,
+    LogitScaling,
+    ModelShape,
+    NoPE,
+    RoPE,
+    T5Bias,
+)
 from fope_jax.position.base import PositionEmbedding, bias_of_heads, has_hook
 from fope_jax.position.scaling import PositionInterpolation
 
@@ -15,10 +25,13 @@ SHAPE = ModelShape(d_model=48, num_layers=4, num_heads=4, num_kv_heads=2, head_d
 SIZES = {"heads": (SHAPE.num_heads, SHAPE.num_kv_heads), "embed": (SHAPE.d_model,)}
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+METHODS = EXAMPLES | {"log-n": LogitScaling(ALiBi(), training_length=8)}
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_named_axes_have_the_sizes_of_the_model(name):
     """A mesh cuts variables along the axes that ``variable_axes`` names."""
-    method = EXAMPLES[name]
+    method = METHODS[name]
     drawn = jax.eval_shape(lambda key: method.init(key, SHAPE), jax.random.key(0))
     model = {**drawn.model_params, **drawn.model_constants}
     layers = {**drawn.layer_params, **drawn.layer_constants}
@@ -37,6 +50,7 @@ def test_named_axes_have_the_sizes_of_the_model(name):
         Kerple(),
         Kerple(form="power"),
         T5Bias(num_buckets=8, max_distance=32, init_std=1.0),
+        T5Bias(num_buckets=8, max_distance=32, init_std=1.0, bidirectional=True),
         FIRE(init_length=16.0),
     ],
     ids=repr,
@@ -53,7 +67,7 @@ def test_the_kernel_s_form_of_a_bias_is_the_bias(method):
             value = jnp.take(value, head, axes.index("heads")) if "heads" in axes else value
             numbers[name] = tuple(value) if value.ndim else value
         bias = method.bias(numbers, positions[0, :, None], positions[0, None, :])
-        causal = np.tril(np.ones((40, 40), bool))
+        causal = np.tril(np.ones((40, 40), bool)) | (not method.limits.needs_causal_mask)
         bias = jnp.broadcast_to(bias, causal.shape)
         chex.assert_trees_all_close(
             np.where(causal, bias, 0), np.where(causal, expected[0, head], 0), rtol=1e-6, atol=1e-6
@@ -83,3 +97,5 @@ def test_origins_are_the_frequencies_before_scaling():
     np.testing.assert_allclose(plain.origins(12), plain.frequencies(12), rtol=1e-12)
     assert not set(scaled.frequencies(12)) <= set(plain.frequencies(12))
     assert set(scaled.origins(12)) <= set(plain.origins(12))
+    wrapped = LogitScaling(plain, training_length=40)
+    np.testing.assert_array_equal(wrapped.frequencies(12), plain.frequencies(12))

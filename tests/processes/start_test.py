@@ -52,7 +52,7 @@ def test_a_single_process_starts_nothing(monkeypatch):
         initialize(timeout_seconds=0)
 
 
-def refuse_outside_of_clusters(**options):
+def refuse_outside_of_clusters(*settings, **options):
     """As JAX does; it takes what it is given only before the first use of a device."""
     raise ValueError("coordinator_address should be defined.")
 

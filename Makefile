@@ -9,16 +9,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY := tests/interop/weights_parity_test.py
 HARNESS := tests/evaluate/harness_parity_test.py
-POSITION := tests/position fope_jax/position
 
-.PHONY: help demo test coverage faults slow-test plan-test beam-test parity-test lm-eval-test lint install
+.PHONY: help demo test faults slow-test plan-test beam-test parity-test lm-eval-test lint install
 .PHONY: clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train and compare $(METHODS) on books; writes $(RUNS)/report/index.html"
-	@echo "make test       lint, the fast tests, coverage of the methods"
-	@echo "make coverage   the fast tests, with the coverage of all"
+	@echo "make test       lint and the fast tests, with coverage"
 	@echo "make faults     breaks runs in every way they must survive; prints a table (30 minutes)"
 	@echo "make slow-test  the tests that take minutes"
 	@echo "make plan-test  compiles the paper's sizes for three TPU slices; no TPU needed"
@@ -49,16 +47,12 @@ demo: $(INSTALLED)
 	done
 	$(BIN)/fope report $(METHODS:%=$(RUNS)/%) -o $(RUNS)/report
 
-# Coverage takes a third more time, so the methods alone are measured here, and all in `coverage`.
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2 $(POSITION) --durations=10 --cov=fope_jax/position \
-	  --cov-report=term:skip-covered --cov-fail-under=100
-	$(BIN)/pytest -n 2 tests fope_jax $(POSITION:%=--ignore=%) --durations=10
-
-coverage: $(INSTALLED)
-	$(BIN)/pytest -n 2 --cov=fope_jax --cov-report=term:skip-covered --cov-fail-under=90
+	$(BIN)/pytest -n 2 --durations=10 --cov=fope_jax --cov-report=
+	$(BIN)/coverage report --fail-under=90 --skip-covered
+	$(BIN)/coverage report --fail-under=100 --include='fope_jax/position/*'
 
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults

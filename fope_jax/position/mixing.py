@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,7 +37,7 @@ class WithoutHooks:
 
 
 @dataclass(frozen=True)
-class _Mixture(PositionEmbedding):
+class _Mixture(PositionEmbedding, abc.ABC):
     """Base of the mixtures: method i serves ``shapes(shape)[i]``, its variables are "i.name"."""
 
     kind: ClassVar[str] = "composition"
@@ -57,9 +58,9 @@ class _Mixture(PositionEmbedding):
                     "which no layer and no dimension of a head has to itself"
                 )
 
+    @abc.abstractmethod
     def shapes(self, shape: ModelShape) -> list[ModelShape]:
         """The shape that each method serves; ValueError if the model cannot be divided so."""
-        raise NotImplementedError
 
     def check(self, shape: ModelShape) -> None:
         for method, method_shape in zip(self.methods, self.shapes(shape), strict=True):

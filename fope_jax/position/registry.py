@@ -130,15 +130,23 @@ def import_modules(spec: Any) -> None:
 
     >>> import_modules({"method": "fope_jax.position.rope:RoPE"})
     """
-    if isinstance(spec, Mapping):
-        _, name, knobs = split_spec(spec)
-        module, colon, _ = str(name).partition(":")
-        if colon:
-            import_module(module)
-        import_modules(list(knobs.values()))
-    elif isinstance(spec, (list, tuple)):
-        for item in spec:
-            import_modules(item)
+    for module in named_modules(spec):
+        import_module(module)
+
+
+def named_modules(spec: Any) -> list[str]:
+    """The modules that a specification names, outermost first.
+
+    >>> named_modules({"method": "by_layer", "methods": [{"method": "a.b:C"}, {"method": "rope"}]})
+    ['a.b']
+    """
+    if isinstance(spec, (list, tuple)):
+        return [module for item in spec for module in named_modules(item)]
+    if not isinstance(spec, Mapping):
+        return []
+    _, name, knobs = split_spec(spec)
+    module, colon, _ = str(name).partition(":")
+    return [module] * bool(colon) + named_modules(list(knobs.values()))
 
 
 def _check_class(name: str, cls: Any, key: str) -> None:

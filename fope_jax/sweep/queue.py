@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from fope_jax.config import build_experiment, experiment_to_dict, incompatible_changes
 from fope_jax.config.fields import ConfigError
+from fope_jax.position.registry import named_modules, to_spec
 from fope_jax.processes.signals import PARENT_VARIABLE, defer_signals
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.sweep.runs import PlannedRun
@@ -127,10 +128,14 @@ def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) 
     environment = MEMORY | {"TQDM_MININTERVAL": "30"} | dict(os.environ)  # bars go into the log
     environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.resolve() / ".compiled")
     environment[PARENT_VARIABLE] = str(os.getpid())  # so that runs end if the sweep is killed
+    # The sweep's files name them, but `extend` and `evaluate` read them from a run's config.json.
+    modules = named_modules(to_spec(run.experiment.position))
+    allow = [f"--allow-module={module}" for module in modules]
     began = time.perf_counter()
     for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
+        line = [*PROGRAM, *command, *allow]
         with log.open("ab") as stream:
-            code = children.run([*PROGRAM, *command], stdout=stream, stderr=stream, env=environment)
+            code = children.run(line, stdout=stream, stderr=stream, env=environment)
         if code:
             lines = log.read_bytes().decode(errors="replace").strip().splitlines() or ["no output"]
             raise SweepError(f"fope {command[0]} ended with code {code}: {lines[-1]} ({log})")

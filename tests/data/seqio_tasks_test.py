@@ -18,6 +18,7 @@ from fope_jax.data.manifest import CacheError
 from fope_jax.data.tf_libraries import seqio, tf, tfds
 from fope_jax.data.tokenizers import BytesTokenizer
 from tests.data import plain_reader
+from tests.faults.tfds_files import prepare_c4
 
 BYTES = BytesTokenizer()
 
@@ -28,31 +29,8 @@ def pages(count, size, mark):
 
 @pytest.fixture(scope="module")
 def prepared_c4(tmp_path_factory):
-    """A TFDS data directory with C4 in it, several shards, as TFDS itself prepares it."""
-    tmp_path = tmp_path_factory.mktemp("prepared")
     splits = {"train": pages(40, 10, "train"), "validation": pages(6, 5, "held")}
-    directory = tmp_path / "tfds" / "c4" / "en" / "3.0.1"
-    directory.mkdir(parents=True)
-    keys = ("text", "timestamp", "url", "content-type", "content-length")
-    info = tfds.core.DatasetInfo(
-        builder=tfds.core.dataset_info.DatasetIdentity(
-            name="c4",
-            config_name="en",
-            version=tfds.core.Version("3.0.1"),
-            module_name="",
-            data_dir=str(directory),
-        ),
-        features=tfds.features.FeaturesDict({key: tfds.features.Text() for key in keys}),
-    )
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=15)
-    writer.initialize_splits(list(splits))
-    for split, texts in splits.items():
-        page = {"content-type": "text/plain", "content-length": "1", "timestamp": "2019-04-25"}
-        urls = [f"https://{split}.example/{i}" for i in range(len(texts))]
-        pairs = zip(texts, urls, strict=True)
-        writer.add_examples({split: [page | {"text": text, "url": url} for text, url in pairs]})
-    writer.close_all()
-    return tmp_path / "tfds", splits
+    return prepare_c4(tmp_path_factory.mktemp("prepared"), splits, examples_per_file=15), splits
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from fope_jax.evaluate.scoring import no_progress
 from fope_jax.extend import parent as parent_module
 from fope_jax.extend.run import extend, read_lineage
 from fope_jax.main import main
+from tests.train.fixtures import extend_with_yarn
 
 
 def rows(workdir):
@@ -60,22 +61,8 @@ def test_going_on_unchanged_with_the_optimizer_is_the_parents_own_training(
 
 
 def arguments(parent, workdir, *overrides):
-    return [
-        "extend",
-        "--from",
-        str(parent),
-        "--method",
-        "yarn",
-        "--length",
-        "32",
-        "--workdir",
-        str(workdir),
-        "--config.train.steps=5",
-        "--config.train.save_every=2",
-        "--config.train.evaluate_every=none",
-        "--no-evaluate",
-        *overrides,
-    ]
+    unevaluated = ("--config.train.evaluate_every=none", "--no-evaluate")
+    return extend_with_yarn(parent, workdir, *unevaluated, *overrides)
 
 
 @pytest.fixture(scope="module")

@@ -224,12 +224,16 @@ def check_left_out(config: DataConfig, expected: str) -> None:
 def broken_tfrecord(directory: Path, seed: int) -> None:
     """File, record and offset are named, also of a file cut between records, before anything is
     read; lenient loses that file's documents and no other."""
-    from tests.faults.tfds_files import prepared_c4, record_offsets, texts_of
+    from tests.faults.tfds_files import prepare_c4, record_offsets, texts_of
 
     draw = random.Random(seed)
+    splits = {
+        split: [f"{split} page {number} " + "word " * number for number in range(count)]
+        for split, count in (("train", 8), ("validation", 2))
+    }
     config = DataConfig(
         corpus="c4",
-        tfds_data_dir=str(prepared_c4(directory, 8)),
+        tfds_data_dir=str(prepare_c4(directory, splits, examples_per_file=3)),
         tokenizer="bytes",
         cache_dir=f"{directory}/cache",
     )

@@ -9,27 +9,28 @@ from fope_jax.data.tf_libraries import tf, tfds
 PAGE = {"content-type": "text/plain", "content-length": "1", "timestamp": "2019-04-25"}
 
 
-def prepared_c4(directory: Path, pages: int) -> Path:
-    """A TFDS data directory with ``pages`` training pages in several files."""
-    own = directory / "tfds" / "c4" / "en" / "3.0.1"
-    own.mkdir(parents=True)
-    keys = (*PAGE, "text", "url")
+def prepare_c4(directory: Path, splits: dict[str, list[str]], examples_per_file: int) -> Path:
+    """A TFDS data directory with C4 of these texts in several files, as TFDS itself writes it."""
+    version = directory / "tfds" / "c4" / "en" / "3.0.1"
+    version.mkdir(parents=True)
     info = tfds.core.DatasetInfo(
         builder=tfds.core.dataset_info.DatasetIdentity(
             name="c4",
             config_name="en",
             version=tfds.core.Version("3.0.1"),
             module_name="",
-            data_dir=str(own),
+            data_dir=str(version),
         ),
-        features=tfds.features.FeaturesDict({key: tfds.features.Text() for key in keys}),
+        features=tfds.features.FeaturesDict(
+            {key: tfds.features.Text() for key in (*PAGE, "text", "url")}
+        ),
     )
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=3)
-    writer.initialize_splits(["train", "validation"])
-    for split, count in (("train", pages), ("validation", 2)):
-        texts = [f"{split} page {number} " + "word " * number for number in range(count)]
-        examples = [PAGE | {"text": t, "url": f"https://{split}.example/{t[:12]}"} for t in texts]
-        writer.add_examples({split: examples})
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=examples_per_file)
+    writer.initialize_splits(list(splits))
+    for split, texts in splits.items():
+        urls = [f"https://{split}.example/{number}" for number in range(len(texts))]
+        pairs = zip(texts, urls, strict=True)
+        writer.add_examples({split: [PAGE | {"text": text, "url": url} for text, url in pairs]})
     writer.close_all()
     return directory / "tfds"
 

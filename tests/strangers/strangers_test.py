@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from fope_jax.main import main
+from fope_jax.sweep import queue
+from fope_jax.sweep.runs import Extend, Train, check_sweep
 
 HERE = Path(__file__).parent
 MODULES = {"sandwich": "Sandwich", "weighted_rotary": "WeightedRotary"}
@@ -54,6 +56,23 @@ def test_trained_evaluated_and_extended(configs, tmp_path, module):
     assert json.loads((child / "config.json").read_text())["position"]["method"] == SPECS[module]
     assert main(["doctor", str(child)]) == 0
     assert main(["report", str(run), str(child), "-o", str(tmp_path / "report")]) == 0
+
+
+def test_a_sweep_allows_its_runs_the_modules_that_its_files_name(configs, tmp_path, monkeypatch):
+    """Its commands are processes of their own; those that read a run's config.json need leave."""
+    script, notes = tmp_path / "fake.py", tmp_path / "commands"
+    script.write_text(
+        "import sys\nwith open(sys.argv[1], 'a') as notes:\n    print(*sys.argv[2:], file=notes)\n"
+    )
+    monkeypatch.setattr(queue, "PROGRAM", (sys.executable, str(script), str(notes)))
+    workdir = tmp_path / "sweep"
+    for name in ("theirs", "longer"):
+        (workdir / name).mkdir(parents=True)
+    runs = [Train("theirs", str(configs / "sandwich.py")), Extend("longer", "theirs", "same", 32)]
+    queue.run_sweep(check_sweep(runs), workdir)
+    commands = [line.split() for line in notes.read_text().splitlines()]
+    assert [command[0] for command in commands] == ["train", "evaluate", "extend", "evaluate"]
+    assert all("--allow-module=their_package.sandwich" in command for command in commands)
 
 
 def test_drawn(tmp_path):

@@ -33,25 +33,26 @@ def get_sweep(arg=""):
 """
 
 
+def build_data(directory):
+    for name in ("train", "validation", "letters"):
+        (directory / f"{name}.txt").write_text(f"Some text to {name} with, over and over. " * 40)
+    values = (
+        "data.corpus=text",
+        "data.tokenizer=bytes",
+        f"data.cache_dir={directory}/cache",
+        f"data.train_files={directory}/train.txt",
+        "model.vocab_size=259",
+        f"data.validation_files={directory}/validation.txt",
+    )
+    config = ["--config", "configs/quickstart.py:position=rope"]
+    assert main(["data", "build", *config, *(f"--config.{value}" for value in values)]) == 0
+
+
 @pytest.mark.slow
 def test_a_sweep_from_file_to_page(tmp_path, capsys):
-    for name in ("train", "validation", "letters"):
-        (tmp_path / f"{name}.txt").write_text(f"Some text to {name} with, over and over. " * 40)
+    build_data(tmp_path)
     path, workdir = tmp_path / "sweep.py", tmp_path / "runs"
     path.write_text(SWEEP.format(tmp_path))
-    config = ["--config", "configs/quickstart.py:position=rope"]
-    overrides = [
-        f"--config.{line}"
-        for line in (
-            "data.corpus=text",
-            "data.tokenizer=bytes",
-            f"data.cache_dir={tmp_path}/cache",
-            f"data.train_files={tmp_path}/train.txt",
-            "model.vocab_size=259",
-            f"data.validation_files={tmp_path}/validation.txt",
-        )
-    ]
-    assert main(["data", "build", *config, *overrides]) == 0
     command = ["sweep", str(path), "--workdir", str(workdir), "--jobs", "2"]
     command += ["--results", str(tmp_path / "results")]
     assert main(command) == 0
@@ -77,20 +78,9 @@ def test_a_sweep_from_file_to_page(tmp_path, capsys):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_sweep_that_ends_leaves_no_run_behind(tmp_path, number):
     """Killed too: its run notices, saves and ends."""
-    for name in ("train", "validation", "letters"):
-        (tmp_path / f"{name}.txt").write_text(f"Some text to {name} with, over and over. " * 40)
+    build_data(tmp_path)
     path, workdir = tmp_path / "sweep.py", tmp_path / "runs"
     path.write_text(SWEEP.format(tmp_path).replace("steps=4", "steps=1000000"))
-    tiny = (
-        "data.corpus=text",
-        "data.tokenizer=bytes",
-        f"data.cache_dir={tmp_path}/cache",
-        f"data.train_files={tmp_path}/train.txt",
-        "model.vocab_size=259",
-        f"data.validation_files={tmp_path}/validation.txt",
-    )
-    config = ["--config", "configs/quickstart.py:position=rope"]
-    assert main(["data", "build", *config, *(f"--config.{line}" for line in tiny)]) == 0
     command = [sys.executable, "-m", "fope_jax.main", "sweep", path, "--workdir", workdir]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     run = workdir / "rope_0"

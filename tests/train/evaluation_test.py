@@ -10,6 +10,7 @@ from fope_jax.evaluate.metrics import read_rows
 from fope_jax.extend.child import child_experiment
 from fope_jax.main import main
 from fope_jax.train.loop import train
+from tests.train.fixtures import extend_with_yarn
 
 EVALUATE = {
     "lengths": (1, 2),
@@ -34,20 +35,7 @@ def parent(runs, tmp_path_factory):
 
 
 def extension(parent, workdir):
-    return [
-        "extend",
-        "--from",
-        str(parent),
-        "--method",
-        "yarn",
-        "--length",
-        "32",
-        "--workdir",
-        str(workdir),
-        "--config.train.steps=5",
-        "--config.train.save_every=2",
-        "--config.train.evaluate_every=3",
-    ]
+    return extend_with_yarn(parent, workdir, "--config.train.evaluate_every=3")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,13 @@ class Interrupted(Exception):
     """What `Runs.interrupt` raises in the middle of training."""
 
 
+def extend_with_yarn(parent, workdir, *overrides):
+    """The command that goes on for 5 updates at 32 tokens."""
+    command = ["extend", "--from", str(parent), "--method", "yarn", "--length", "32"]
+    command += ["--workdir", str(workdir), "--config.train.steps=5", "--config.train.save_every=2"]
+    return [*command, *overrides]
+
+
 class Runs:
     """Experiments on one corpus, and the numbers of runs."""
 
@@ -93,7 +100,7 @@ class Runs:
         patch.setattr(module, "Loader", Loader)
 
 
-PROGRAMS = {}  # compiled steps, by experiment, mesh and shapes of a batch
+COMPILED_STEPS = {}  # by experiment, mesh and shapes of a batch
 
 
 @contextlib.contextmanager
@@ -111,9 +118,9 @@ def compiling_once():
         def compile(self):
             shapes = tuple((x.shape, str(x.dtype)) for x in self.batch)
             key = (self.plan.experiment, self.plan.mesh, shapes)
-            if key not in PROGRAMS:
-                PROGRAMS[key] = state.trace_step(self.plan, self.batch).lower().compile()
-            return PROGRAMS[key]
+            if key not in COMPILED_STEPS:
+                COMPILED_STEPS[key] = state.trace_step(self.plan, self.batch).lower().compile()
+            return COMPILED_STEPS[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "trace_step", Traced)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import sys
 import traceback
@@ -11,6 +9,7 @@ from collections.abc import Sequence
 
 from fope_jax.command_line.parser import build_parser
 from fope_jax.extras import require
+from fope_jax.logs import log_to_stderr
 from fope_jax.processes.signals import (
     end_with_parent,
     exit_after_grace_period,
@@ -26,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns its exit code, 1 for problems that `fope doctor` found."""
     arguments = parse_arguments(build_parser(), argv)
     try:
-        with _log_messages(), exit_after_grace_period(), raise_on_signal():
+        with log_to_stderr(), exit_after_grace_period(), raise_on_signal():
             end_with_parent()
             for library in arguments.verb.needs:
                 require(library, "train")
@@ -82,27 +81,6 @@ def _message(error: Exception) -> str:
         needed = " ".join(text.split())[:200]
         return f"out of memory: the model, the batch or the length is too large here ({needed})"
     return text or type(error).__name__
-
-
-@contextlib.contextmanager
-def _log_messages():
-    """Prints our log messages to stderr while a verb runs, without those of libraries."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    ours, absl = logging.getLogger("fope_jax"), logging.getLogger("absl")
-    buckets = logging.getLogger("gcsfs")  # logs a traceback of errors that it also raises
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    before = ours.level, ours.propagate, absl.level, buckets.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False  # a root handler would print them twice
-    absl.setLevel(logging.ERROR)
-    buckets.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        ours.level, ours.propagate, absl.level, buckets.level = before
 
 
 if __name__ == "__main__":

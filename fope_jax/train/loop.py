@@ -20,6 +20,7 @@ from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.evaluate.validation import VALIDATION, ValidationFn, format_losses, make_validation_fn
+from fope_jax.logs import is_quiet
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import broadcast_from_process_0, is_main_process
 from fope_jax.processes.signals import Stopped, signal_name
@@ -210,7 +211,7 @@ def train(
                 initial=start,
                 desc=experiment.name,
                 unit="step",
-                disable=not is_main_process(),
+                disable=is_quiet() or not is_main_process(),
                 mininterval=0.5 if sys.stderr.isatty() else 15.0,
             )
         )

@@ -368,7 +368,7 @@ def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
     "arguments",
     [
         ["train", "--config", "x.py", "--workdir", "run", "--step", "3"],
-        ["train", "--config", "x.py", "--workdir", "run", "--config.train.steps", "3"],
+        ["train", "--config", "x.py", "--workdir", "run", "--config.train.steps"],
         ["report", "run", "-o", "out", "--config.train.steps=3"],
         ["train", "--config", "x.py", "--workdir", "s3://bucket/run"],
         ["evaluate", "--run", "gs://"],
@@ -377,7 +377,7 @@ def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
         ["extend", "--from", "a", "--method", "pi", "--length", "8", "--workdir", "b", "--x"],
         ["evaluate"],
         ["fly"],
-        [],
+        ["data"],
     ],
 )
 def test_unknown_or_missing_arguments_are_refused_by_the_parser(arguments, capsys):

@@ -110,8 +110,11 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     return runs
 
 
-def read_run(path: Path) -> Run:
-    """Reads a run directory, or a results file (`report.results`)."""
+def read_run(path: Path, step: int | None = None) -> Run:
+    """Reads a run directory, or a results file (`report.results`).
+
+    Of evaluations it takes those of ``step``, without one those of the newest evaluated step.
+    """
     if path.is_file():
         return _read_results(path)
     if not (path / "config.json").is_file():
@@ -120,7 +123,8 @@ def read_run(path: Path) -> Run:
     _check_config(config, path / "config.json")
     rows = read_rows(path / "metrics.jsonl")
     evaluations = ("perplexity", "position", "passkey", "retrieval")
-    step = max((row["step"] for row in rows if row["kind"] in evaluations), default=None)
+    if step is None:
+        step = max((row["step"] for row in rows if row["kind"] in evaluations), default=None)
     of_all_steps = ("train", "time", "validation", "spectrum")
     rows = [row for row in rows if row["kind"] in of_all_steps or row["step"] == step]
     info, lineage = (_read_json(path / name) for name in ("run.json", "lineage.json"))

@@ -7,19 +7,20 @@ import inspect
 
 from fope_jax.command_line import evaluate, plan, report, train, weights  # noqa: F401
 from fope_jax.command_line.common import VERBS
+from fope_jax.train.options import VerbParser
 
 DESCRIPTION = """\
 Train one transformer with any position embedding, and measure it beyond its training length.
 
   fope data build --config configs/quickstart.py
   fope train --config configs/quickstart.py:position=fope --workdir runs/fope
-  fope evaluate --run runs/fope
+  fope evaluate runs/fope
   fope spectrum runs/fope          which frequencies attention uses, inside and beyond training
   fope report runs/fope runs/rope -o runs/report
-  fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
+  fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
 
-  fope import --from DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
-  fope export --run runs/fope -o DIR         and back
+  fope import DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
+  fope export runs/fope -o DIR        and back
 
   fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope
 
@@ -39,7 +40,7 @@ _VERBS += ("doctor", "methods", "gallery")
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; each sets ``verb`` to its declaration."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="fope", description=DESCRIPTION, formatter_class=formatter, allow_abbrev=False
     )
     parser.set_defaults(traceback=False)

@@ -6,14 +6,14 @@ import argparse
 import json
 import sys
 
-from fope_jax.command_line.common import group, local_path, option, out, verb
+from fope_jax.command_line.common import RUNS_HELP, group, local_path, option, out, verb
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket
 from fope_jax.train.options import directory
 
 
 @verb(
-    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    option("runs", type=directory, nargs="+", metavar="RUN[/STEP]", help=RUNS_HELP),
     out("directory of the page"),
     option(
         "--buckets",
@@ -44,7 +44,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 @verb(
-    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    option("runs", type=directory, nargs="+", metavar="RUN[/STEP]", help=RUNS_HELP),
     option(
         "--repair",
         action="store_true",

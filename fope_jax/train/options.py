@@ -6,8 +6,36 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fope_jax.storage.paths import as_path
+
+
+class VerbParser(argparse.ArgumentParser):
+    """Takes the name of an option for a positional argument, as commands of old have it.
+
+    >>> parser = VerbParser()
+    >>> add_positional(parser, "run", former_option="--run")
+    >>> parser.parse_args(["--run", "runs/a"]) == parser.parse_args(["runs/a"])
+    True
+    """
+
+    former_option: str | None = None
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore
+        if self.former_option and args is not None:
+            prefix = f"{self.former_option}="
+            args = [arg.removeprefix(prefix) for arg in args if arg != self.former_option]
+        return super().parse_known_args(args, namespace)
+
+
+def add_positional(
+    parser: argparse.ArgumentParser, name: str, former_option: str, **settings: Any
+) -> None:
+    """A positional argument; a `VerbParser` takes it as ``former_option`` too."""
+    parser.add_argument(name, **settings)
+    if isinstance(parser, VerbParser):
+        parser.former_option = former_option
 
 
 def add_train_options(verb: argparse.ArgumentParser) -> None:
@@ -19,11 +47,11 @@ def add_train_options(verb: argparse.ArgumentParser) -> None:
 
 def add_extend_options(verb: argparse.ArgumentParser) -> None:
     """The options of `fope extend`, except those for several processes."""
-    verb.add_argument(
-        "--from",
+    add_positional(
+        verb,
+        "parent",
+        former_option="--from",
         type=lambda text: text if text.startswith("hf:") else directory(text),
-        dest="parent",
-        required=True,
         metavar="RUN[/STEP]|hf:DIR",
         help="the run to go on from, its newest checkpoint without a step; or the directory of a "
         "Hugging Face checkpoint",

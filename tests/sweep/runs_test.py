@@ -181,7 +181,7 @@ def test_options_are_planned_as_the_verb_reads_them(options, changes, tmp_path):
         (("--config.train.steps", "9"), "unknown argument '9'"),
         (("--config.train.stepz=9",), "train.stepz"),
         (("--config=nowhere.py",), "nowhere.py"),
-        (("--from=elsewhere",), "its options give another parent, elsewhere"),
+        (("--from=elsewhere",), "unknown argument 'elsewhere'"),
         (("--workdir", "elsewhere"), "its options give another workdir, elsewhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

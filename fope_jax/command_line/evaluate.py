@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from fope_jax.command_line.common import (
     STEP,
@@ -11,7 +12,6 @@ from fope_jax.command_line.common import (
     local_path,
     option,
     out,
-    print_once,
     run_and_step,
     run_argument,
     split_commas,
@@ -93,11 +93,25 @@ def evaluate(arguments: argparse.Namespace) -> None:
         accept_position=arguments.accept_position,
         overrides=arguments.overrides,
     )
-    print_once(f"{len(rows)} rows in {run / 'metrics.jsonl'}")
-    if arguments.report and is_main_process():
-        from fope_jax.report.page import write_report
+    if is_main_process():
+        print(f"{len(rows)} rows in {run / 'metrics.jsonl'}")
+        if tables := evaluation_text(run, next((row["step"] for row in rows), step)):
+            print(f"\n{tables}")
+        named = run if step is None else run / str(step)
+        if arguments.report:
+            from fope_jax.report.page import write_report
 
-        print(f"report in {write_report([run], arguments.report)}")
+            print(f"\nreport in {write_report([named], arguments.report)}")
+        else:
+            print(f"\nnext: fope report {named}  (with other runs, to compare them)")
+
+
+def evaluation_text(run: Path, step: int | None) -> str:
+    """The tables of `fope report` for one run: all that was measured at ``step`` so far."""
+    from fope_jax.report.rows import read_run
+    from fope_jax.report.tables import text_tables
+
+    return text_tables([read_run(run, step)])
 
 
 @verb(

@@ -30,7 +30,11 @@ from fope_jax.train.options import add_config, add_extend_options, add_processes
     name="data build",
 )
 def build(arguments: argparse.Namespace) -> None:
-    """tokenise the corpus once, into the token cache"""
+    """tokenise the corpus once, into the token cache
+
+    examples:
+      fope data build --config configs/quickstart.py
+    """
     experiment = load_experiment(arguments)
     from fope_jax.data.beam import Runner
     from fope_jax.data.build import build
@@ -42,7 +46,11 @@ def build(arguments: argparse.Namespace) -> None:
 
 @verb(add_config, name="data inspect")
 def inspect(arguments: argparse.Namespace) -> None:
-    """show sizes, samples and document lengths"""
+    """show sizes, samples and document lengths
+
+    examples:
+      fope data inspect --config configs/quickstart.py
+    """
     experiment = load_experiment(arguments)
     from fope_jax.data.build import inspect
 

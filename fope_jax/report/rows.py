@@ -111,8 +111,12 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     return runs
 
 
-def read_run(path: Path) -> Run:
-    """Reads a run directory, ``runs/a`` or ``runs/a/500``, or a results file (`report.results`)."""
+def read_run(path: Path, step: int | None = None) -> Run:
+    """Reads a run directory, or a results file (`report.results`).
+
+    Of evaluations it takes those of ``step``; without one those of the step that ``path`` names,
+    as ``runs/a/500``, else those of the newest evaluated step.
+    """
     if path.is_file():
         return _read_results(path)
     path, named_step = split_step(path)
@@ -128,7 +132,8 @@ def read_run(path: Path) -> Run:
             f"{path}: step {named_step} has not been evaluated; evaluated: "
             f"{', '.join(map(str, sorted(steps))) or 'none'}. `fope evaluate {path}/{named_step}`"
         )
-    step = max(steps, default=None) if named_step is None else named_step
+    if step is None:
+        step = max(steps, default=None) if named_step is None else named_step
     of_all_steps = ("train", "time", "validation", "spectrum")
     rows = [row for row in rows if row["kind"] in of_all_steps or row["step"] == step]
     info, lineage = (_read_json(path / name) for name in ("run.json", "lineage.json"))

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from fope_jax.config import (
     incompatible_changes,
 )
 from fope_jax.evaluate.metrics import METRICS, read_rows
+from fope_jax.extras import installed_version
 from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
 from fope_jax.storage.files import read_json, write_json
@@ -143,9 +143,10 @@ def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
 def provenance() -> dict[str, Any]:
     """Commit, package versions, machine and command line of this process."""
     device = jax.devices()[0]
+    versions = {package: installed_version(package) for package in PACKAGES}
     return {
         "commit": git_commit(Path(__file__).parent),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | versions,
         "host": socket.gethostname(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
@@ -167,10 +168,3 @@ def git_commit(directory: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changes else commit
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -8,14 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fope_jax.command_line.common import group, local_path, option, out, verb
+from fope_jax.command_line.common import RUNS_HELP, group, local_path, option, out, verb
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket, is_in_bucket
+from fope_jax.storage.run_paths import split_step
 from fope_jax.train.options import directory
 
 
 @verb(
-    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    option("runs", type=directory, nargs="+", metavar="RUN[/STEP]", help=RUNS_HELP),
     out("directory of the page (report, in RUN or beside several runs)", required=False),
     option(
         "--buckets",
@@ -44,7 +45,7 @@ def report(arguments: argparse.Namespace) -> None:
         check_bucket(run)
     runs = read_runs(paths)
     buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
-    page = arguments.out or default_page(paths)
+    page = arguments.out or default_page([split_step(path)[0] for path in paths])
     check_output(page, "the report")
     if said := verdict(runs).text():
         print(f"{said}\n")
@@ -86,7 +87,7 @@ def default_page(paths: Sequence[Path]) -> Path:
 
 
 @verb(
-    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    option("runs", type=directory, nargs="+", metavar="RUN[/STEP]", help=RUNS_HELP),
     option(
         "--repair",
         action="store_true",

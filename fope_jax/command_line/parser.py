@@ -5,24 +5,24 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Sequence
-from typing import NoReturn
 
 from fope_jax.command_line import config, evaluate, plan, report, train, weights  # noqa: F401
 from fope_jax.command_line.common import VERBS, Verb
 from fope_jax.spelling import likely
+from fope_jax.train.options import VerbParser
 
 DESCRIPTION = """\
 Train one transformer with any position embedding, and measure it beyond its training length.
 
   fope data build --config configs/quickstart.py
   fope train --config configs/quickstart.py:position=fope --workdir runs/fope
-  fope evaluate --run runs/fope
+  fope evaluate runs/fope
   fope spectrum runs/fope          which frequencies attention uses, inside and beyond training
   fope report runs/fope runs/rope -o runs/report
-  fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
+  fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
 
-  fope import --from DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
-  fope export --run runs/fope -o DIR         and back
+  fope import DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
+  fope export runs/fope -o DIR        and back
 
   fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope
 
@@ -38,16 +38,6 @@ Train one transformer with any position embedding, and measure it beyond its tra
 # In the order of the help.
 _VERBS = ("train", "extend", "evaluate", "sweep", "spectrum", "plan", "import", "export", "report")
 _VERBS += ("doctor", "config", "methods", "gallery")
-
-
-class VerbParser(argparse.ArgumentParser):
-    """A parser that shows an example where an argument is missing."""
-
-    example = ""
-
-    def error(self, message: str) -> NoReturn:
-        is_missing = "required" in message or "missing" in message
-        super().error(f"{message}\nexample: {self.example}" if is_missing else message)
 
 
 def build_parser() -> argparse.ArgumentParser:

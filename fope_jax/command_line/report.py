@@ -8,14 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fope_jax.command_line.common import group, local_path, option, out, verb
+from fope_jax.command_line.common import RUNS_HELP, group, local_path, option, out, verb
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket, is_in_bucket
+from fope_jax.storage.run_paths import split_step
 from fope_jax.train.options import directory
 
 
 @verb(
-    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    option("runs", type=directory, nargs="+", metavar="RUN[/STEP]", help=RUNS_HELP),
     out("directory of the page (report, in RUN or beside several runs)", required=False),
     option(
         "--buckets",
@@ -37,14 +38,17 @@ def report(arguments: argparse.Namespace) -> None:
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
     from fope_jax.report.tables import as_text, text_tables
+    from fope_jax.report.verdict import verdict
 
     paths = without_reports(arguments.runs)
     for run in paths:
         check_bucket(run)
     runs = read_runs(paths)
     buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
-    page = arguments.out or default_page(paths)
+    page = arguments.out or default_page([split_step(path)[0] for path in paths])
     check_output(page, "the report")
+    if said := verdict(runs).text():
+        print(f"{said}\n")
     for line in lineage_sentences(runs):
         print(line)
     print(text_tables(runs))
@@ -83,7 +87,7 @@ def default_page(paths: Sequence[Path]) -> Path:
 
 
 @verb(
-    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    option("runs", type=directory, nargs="+", metavar="RUN[/STEP]", help=RUNS_HELP),
     option(
         "--repair",
         action="store_true",

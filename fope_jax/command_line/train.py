@@ -96,13 +96,13 @@ def extend(arguments: argparse.Namespace) -> None:
     """go on from a trained run at a longer length
 
     examples:
-      fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
-      fope extend --from runs/rope/500 --method fope --length 256 --workdir runs/rope_fope
-      fope extend --from runs/fope --method yarn --length 256 --workdir runs/fope_yarn \\
+      fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
+      fope extend runs/rope/500 --method fope --length 256 --workdir runs/rope_fope
+      fope extend runs/fope --method yarn --length 256 --workdir runs/fope_yarn \\
           --config.position.scaling_order=after_clip --config.position.factor=16
-      fope extend --from runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
+      fope extend runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
           --config.train.steps=100
-      fope extend --from hf:models/SmolLM-1.7B --method fope --length 4096 --workdir runs/smollm \\
+      fope extend hf:models/SmolLM-1.7B --method fope --length 4096 --workdir runs/smollm \\
           --config configs/paper/smollm_4096.py:weights=models/SmolLM-1.7B
 
     METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,

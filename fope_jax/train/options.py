@@ -8,11 +8,46 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from fope_jax.storage.paths import as_path
 
 OVERRIDE = "--config."
 _OPTION = re.compile(r"-(?![\d.])")  # not a negative number
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser that shows an example where an argument is missing.
+
+    A positional argument may be given by the option that it once was:
+
+    >>> parser = VerbParser()
+    >>> add_positional(parser, "run", former_option="--run")
+    >>> parser.parse_args(["--run", "runs/a"]) == parser.parse_args(["runs/a"])
+    True
+    """
+
+    example = ""
+    former_option: str | None = None
+
+    def error(self, message: str) -> NoReturn:
+        is_missing = "required" in message or "missing" in message
+        super().error(f"{message}\nexample: {self.example}" if is_missing else message)
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore
+        if self.former_option and args is not None:
+            prefix = f"{self.former_option}="
+            args = [arg.removeprefix(prefix) for arg in args if arg != self.former_option]
+        return super().parse_known_args(args, namespace)
+
+
+def add_positional(
+    parser: argparse.ArgumentParser, name: str, former_option: str, **settings: Any
+) -> None:
+    """A positional argument; a `VerbParser` takes it as ``former_option`` too."""
+    parser.add_argument(name, **settings)
+    if isinstance(parser, VerbParser):
+        parser.former_option = former_option
 
 
 def add_train_options(verb: argparse.ArgumentParser) -> None:
@@ -24,11 +59,11 @@ def add_train_options(verb: argparse.ArgumentParser) -> None:
 
 def add_extend_options(verb: argparse.ArgumentParser) -> None:
     """The options of `fope extend`, except those for several processes."""
-    verb.add_argument(
-        "--from",
+    add_positional(
+        verb,
+        "parent",
+        former_option="--from",
         type=lambda text: text if text.startswith("hf:") else directory(text),
-        dest="parent",
-        required=True,
         metavar="RUN[/STEP]|hf:DIR",
         help="the run to go on from, its newest checkpoint without a step; or the directory of a "
         "Hugging Face checkpoint",

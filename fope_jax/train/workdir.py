@@ -28,12 +28,12 @@ from fope_jax.extras import installed_version
 from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
 from fope_jax.storage.files import read_json, write_json
-from fope_jax.storage.paths import as_path
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG
 from fope_jax.train.state import StatePlan
 
 log = logging.getLogger(__name__)
 
-CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
+RUN = "run.json"
 LINEAGE = "lineage.json"  # of a run that extends another
 IMPORTED = "imported"  # key in run.json: the origin of imported weights
 KEPT = "kept"  # key in run.json: fields of their config.json that only an export needs
@@ -124,15 +124,6 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
             (workdir / name).unlink(missing_ok=True)
     make_writable(workdir)
     write_json(workdir / CONFIG, experiment_to_dict(experiment))
-
-
-def split_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
-    """Splits ``runs/a/500`` into run and step; the step is None if ``path`` names a run."""
-    run = as_path(path)
-    if not run.name.isdecimal() or (run / CONFIG).is_file():
-        return run, None
-    parent = run.parent.parent if run.parent.name == CHECKPOINTS else run.parent
-    return (parent, int(run.name)) if (parent / CONFIG).is_file() else (run, None)
 
 
 def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:

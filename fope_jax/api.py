@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,16 +66,16 @@ from fope_jax.spectrum import run as spectra
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
 from fope_jax.train import loop
 from fope_jax.train.preemption import Preempted
-from fope_jax.train.workdir import CHECKPOINTS, CONFIG, split_step
 from fope_jax.typing import Array
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Config = str | os.PathLike[str] | ConfigDict | Experiment | Mapping[str, Any]
-Source = str | os.PathLike[str]
+Config = str | Path | ConfigDict | Experiment | Mapping[str, Any]
+Source = str | Path
 Tokens = str | Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Array
 
 log = logging.getLogger(__name__)
@@ -362,7 +361,9 @@ def train(
     return load(workdir)
 
 
-def load(source: Source, step: int | None = None, *, workdir: Source | None = None) -> Run:
+def load(
+    source: Source, step: int | None = None, *, workdir: Source | None = None, **values: Any
+) -> Run:
     """Opens a run or a Hugging Face checkpoint; weights are read when they are needed.
 
         fj.load("runs/fope"), fj.load("runs/fope/500"), fj.load("runs/fope", step=500)
@@ -373,13 +374,15 @@ def load(source: Source, step: int | None = None, *, workdir: Source | None = No
         "hf:DIRECTORY" or "hf:ORG/NAME".
       step: of the checkpoint; None takes the newest valid one.
       workdir: of Hugging Face weights, a new directory to import them into, as `fope import`;
-        `evaluate` needs one.
+        `evaluate` needs one. The same call again opens it.
+      **values: of the configuration of such a run, see `train`; ``train_length`` is the length that
+        evaluation counts in multiples of.
 
     Raises:
       FileNotFoundError: no run, or no valid checkpoint; says what there is.
       ValueError: a results file, weights of an unsupported kind, or a step that does not exist.
     """
-    name = os.fspath(source)
+    name = str(source)
     if name.endswith(_RESULTS):
         raise ValueError(
             f"{name} is a results file: it has the rows of a run and not its weights. Name the "
@@ -388,15 +391,16 @@ def load(source: Source, step: int | None = None, *, workdir: Source | None = No
     if name.startswith(WEIGHTS) or _has_weights(as_path(name)):
         if step is not None:
             raise ValueError(f"step = {step}: {name} is a Hugging Face checkpoint, without steps")
-        return _load_weights(_local_checkpoint(name), workdir)
-    if workdir is not None:
-        raise ValueError(f"workdir = {str(workdir)!r}: only Hugging Face weights are imported")
-    directory, named = split_step(name)
-    if None not in (step, named) and step != named:
-        raise ValueError(f"{name} and step = {step}: leave one out")
+        overrides = _overrides(None, values)
+        with quiet():
+            return _load_weights(_local_checkpoint(name), workdir, overrides)
+    if workdir is not None or values:
+        given = f"workdir = {str(workdir)!r}" if workdir is not None else ", ".join(values)
+        raise ValueError(f"{given}: only Hugging Face weights are imported, and {name} is a run")
+    directory, step = split_step(name, step)
     experiment = read_experiment(directory)
     with contextlib.closing(CheckpointStore(directory / CHECKPOINTS)) as store:
-        step = find_step(directory, store, named if step is None else step)
+        step = find_step(directory, store, step)
         store.metadata(step)  # names the steps that exist
     return Run(experiment, step, directory, lambda: load_run(directory, step).model)
 
@@ -443,11 +447,10 @@ def evaluate(
         if name not in (known := field_types(EvaluateConfig)):
             raise ConfigError(f"evaluate has no field {name!r}{nearest(name, known)}")
     overrides = [f"evaluate.{name}={_override_text(name, x)}" for name, x in values.items()]
-    several = isinstance(run, (list, tuple))
     with _session(verbose):
         records = [
             record
-            for one in (run if several else [run])
+            for one in _listed(run)
             for record in _evaluate_run(_opened(one), protocols, force, overrides)
         ]
     return _data_frame(records)
@@ -513,9 +516,9 @@ def report(runs: Run | Source | Sequence[Run | Source], out: Source) -> Path:
       runs: runs, their directories, or results files.
       out: directory of the page, made if missing.
     """
-    several = runs if isinstance(runs, (list, tuple)) else [runs]
+    paths = [workdir_of(run) if isinstance(run, Run) else run for run in _listed(runs)]
     with quiet():
-        return write_report([workdir_of(r) if isinstance(r, Run) else r for r in several], out)
+        return write_report(paths, out)
 
 
 def spectrum(
@@ -536,15 +539,17 @@ def spectrum(
       verbose: print messages to stderr.
     """
     run = _opened(run)
+    measuring = partial(
+        spectra.measure_run,
+        workdir_of(run),
+        run.step,
+        untrained=untrained,
+        multiples=contexts,
+        windows=windows,
+        say=log.info,
+    )
     with _session(verbose):
-        measured = spectra.measure_run(
-            workdir_of(run),
-            run.step,
-            untrained=untrained,
-            multiples=contexts,
-            windows=windows,
-            say=log.info,
-        )
+        measured = _with_token_cache(measuring, lambda: run.experiment)
     return _data_frame(measured["rows"])
 
 
@@ -559,8 +564,8 @@ def _config_of(
     """A configuration of its own, with another position embedding and overrides."""
     knobs = [text for text in overrides if position is not None and text.startswith("position.")]
     others = [text for text in overrides if text not in knobs]
-    if isinstance(config, (str, os.PathLike)):
-        result = load_config(os.fspath(config), others)
+    if isinstance(config, (str, Path)):
+        result = load_config(str(config), others)
     else:
         values = experiment_to_dict(config) if isinstance(config, Experiment) else config
         result = copy.deepcopy(values if isinstance(values, ConfigDict) else ConfigDict(values))
@@ -568,8 +573,9 @@ def _config_of(
     if position is None:
         return result
     spec = _position_spec(position)
-    before = result.get("position", {}).get("method")
-    if result.get("name") == before and not any(text.startswith("name=") for text in others):
+    before: Any = result.get("position") or {}
+    is_name_given = any(text.startswith("name=") for text in others)
+    if result.get("name") == before.get("method") and not is_name_given:
         result.name = spec["method"]
     result.position = ConfigDict(spec)
     return apply_overrides(result, knobs)
@@ -634,23 +640,24 @@ def _session(verbose: bool) -> Iterator[None]:
             raise KeyboardInterrupt(str(error)) from None
 
 
-def _with_token_cache(run: Callable[[], None], experiment: Callable[[], Experiment]) -> None:
-    """Calls ``run``; where it finds no token cache, builds the experiment's and calls it again."""
+def _with_token_cache(run: Callable[[], Any], experiment: Callable[[], Experiment]) -> Any:
+    """What ``run`` returns; where it finds no token cache, the experiment's is built first."""
     try:
-        run()
+        return run()
     except CacheError as error:
         try:
             data = experiment().data
         except FileNotFoundError:  # nothing has been written yet
             raise error from None
         build(data)
-        run()
+        return run()
 
 
 def _evaluate_run(
     run: Run, protocols: str | Sequence[str] | None, force: bool, overrides: Sequence[str]
 ) -> list[dict[str, Any]]:
-    rows = evaluation.evaluate(
+    evaluating = partial(
+        evaluation.evaluate,
         workdir_of(run),
         run.step,
         protocols=[protocols] if isinstance(protocols, str) else protocols,
@@ -658,9 +665,14 @@ def _evaluate_run(
         overrides=overrides,
         say=log.info,
     )
+    rows = _with_token_cache(evaluating, lambda: run.experiment)
     ids = {"run": run.name, "method": run.method}
     ids |= {"seed": run.experiment.seed, "step": run.step}
     return [ids | record for record in summarize(rows)]
+
+
+def _listed(runs: Run | Source | Sequence[Run | Source]) -> Sequence[Run | Source]:
+    return [runs] if isinstance(runs, (Run, str, Path)) else runs
 
 
 def _opened(run: Run | Source) -> Run:
@@ -671,7 +683,7 @@ def _parent_of(run: Run | Source) -> str:
     """A parent as `fope extend --from` names it."""
     if isinstance(run, Run):
         return str(workdir_of(run) / str(run.step))
-    return os.fspath(run)
+    return str(run)
 
 
 def _has_weights(directory: Path) -> bool:
@@ -684,13 +696,14 @@ def _local_checkpoint(source: str) -> Path:
     return Path(source.removeprefix(WEIGHTS))
 
 
-def _load_weights(directory: Path, workdir: Source | None) -> Run:
+def _load_weights(directory: Path, workdir: Source | None, overrides: Sequence[str]) -> Run:
+    experiment = imported_experiment(directory, import_config(directory), overrides)
     if workdir is not None:
-        with quiet():
-            import_run(directory, workdir)
-        return load(workdir)
-    with quiet():
-        experiment = imported_experiment(directory, import_config(directory))
+        target = as_path(workdir)
+        is_imported = (target / CONFIG).is_file() and read_experiment(target) == experiment
+        if not is_imported:
+            import_run(directory, target, overrides)
+        return load(target)
 
     def read_model() -> Transformer:
         imported = import_weights(directory)
@@ -702,6 +715,5 @@ def _load_weights(directory: Path, workdir: Source | None) -> Run:
 
 def _data_frame(records: Sequence[Mapping[str, Any]]) -> DataFrame:
     frame: DataFrame = require("pandas", "train").DataFrame.from_records(records)
-    if "bucket" in frame and frame["bucket"].isna().all():
-        frame = frame.drop(columns="bucket")
-    return frame
+    has_buckets = any(record.get("bucket") for record in records)
+    return frame if has_buckets else frame.drop(columns="bucket", errors="ignore")

@@ -1,16 +1,22 @@
-"""One self-contained HTML page of text, tables and figures; figures are also saved as files."""
+"""One self-contained HTML page of text, tables and figures; figures are also saved as files.
+
+Figures of curves are live charts where scripts run, else and in print the picture.
+"""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.extras import require
-from fope_jax.report.plots import save_figure
+from fope_jax.report import interactive
+from fope_jax.report.charts import Chart
+from fope_jax.report.plots import chart_figure, save_figure
 from fope_jax.report.rows import ReportError
+from fope_jax.report.styles import Style
 from fope_jax.report.tables import Table
 
 
@@ -29,6 +35,22 @@ class Picture(NamedTuple):
     stem: str
     alt: str
     caption: str
+    live: Live | None = None
+
+
+class Live(NamedTuple):
+    """What the page needs to draw a chart itself."""
+
+    keys: list[interactive.Key]
+    specification: str
+
+
+def chart_picture(
+    chart: Chart, styles: Mapping[str, Style], stem: str, alt: str, caption: str
+) -> Picture:
+    """A chart as a picture, and live where scripts run."""
+    live = Live(interactive.keys(chart, styles), interactive.as_json(chart, styles))
+    return Picture(chart_figure(chart, styles), stem, alt, caption, live)
 
 
 class Details(NamedTuple):
@@ -53,8 +75,8 @@ Part = str | Note | Listing | Table | Picture | Details | Section  # a str is a 
 
 def write_page(out: Path, title: str, parts: Sequence[Part]) -> Path:
     """Writes ``out/index.html`` and every figure; returns the path of the page."""
-    images = {}
-    for picture in _pictures(parts):
+    images, pictures = {}, list(_pictures(parts))
+    for picture in pictures:
         _, svg = save_figure(picture.figure, out, picture.stem)
         images[picture.stem] = base64.b64encode(svg.read_bytes()).decode()
     sections = [part for part in parts if isinstance(part, Section)]
@@ -68,7 +90,11 @@ def write_page(out: Path, title: str, parts: Sequence[Part]) -> Path:
         lstrip_blocks=True,
     )
     text = environment.get_template("page.html").render(
-        title=title, parts=parts, sections=sections, images=images
+        title=title,
+        parts=parts,
+        sections=sections,
+        images=images,
+        library=interactive.library() if any(picture.live for picture in pictures) else "",
     )
     page.write_text(text.lstrip(), encoding="utf-8")
     return page

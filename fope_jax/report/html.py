@@ -24,6 +24,10 @@ class Note(str):
     """A paragraph in small print."""
 
 
+class Bullets(tuple[str, ...]):
+    """Sentences, one below the other."""
+
+
 class Listing(str):
     """Preformatted text, such as JSON."""
 
@@ -70,11 +74,14 @@ class Section(NamedTuple):
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
-Part = str | Note | Listing | Table | Picture | Details | Section  # a str is a paragraph
+Part = str | Note | Bullets | Listing | Table | Picture | Details | Section  # a str is a paragraph
 
 
-def write_page(out: Path, title: str, parts: Sequence[Part]) -> Path:
-    """Writes ``out/index.html`` and every figure; returns the path of the page."""
+def write_page(out: Path, title: str, parts: Sequence[Part], lead: Sequence[Part] = ()) -> Path:
+    """Writes ``out/index.html`` and every figure; returns the path of the page.
+
+    ``lead`` stands above the list of sections.
+    """
     images, pictures = {}, list(_pictures(parts))
     for picture in pictures:
         _, svg = save_figure(picture.figure, out, picture.stem)
@@ -92,6 +99,7 @@ def write_page(out: Path, title: str, parts: Sequence[Part]) -> Path:
     text = environment.get_template("page.html").render(
         title=title,
         parts=parts,
+        lead=lead,
         sections=sections,
         images=images,
         library=interactive.library() if any(picture.live for picture in pictures) else "",

@@ -22,6 +22,7 @@ from fope_jax.report import (
 from fope_jax.report.comparison import TASK_FIELD, Comparison, comparisons, run_labels
 from fope_jax.report.goodput import goodput_table
 from fope_jax.report.html import (
+    Bullets,
     Details,
     Listing,
     Part,
@@ -37,6 +38,7 @@ from fope_jax.report.rows import Row, Run, read_runs
 from fope_jax.report.styles import Style, method_styles
 from fope_jax.report.sums import Sums, add_up
 from fope_jax.report.tables import EMPTY
+from fope_jax.report.verdict import verdict
 
 Styles = dict[str, Style]
 
@@ -76,7 +78,7 @@ def write_report(
     ]
     few = len(variants) <= charts.MOST_CURVES
     names = ", ".join(variants) if few else f"{len(variants)} methods"
-    return write_page(out, f"Length generalization: {names}", parts)
+    return write_page(out, f"Length generalization: {names}", parts, _verdict(loaded))
 
 
 def _topics(runs: Sequence[Run], styles: Styles, buckets: Sequence[int]) -> list[Topic]:
@@ -126,6 +128,13 @@ def _numbers(title: str, parts: Sequence[Part]) -> Section:
 
 
 # ---------------------------------------------------------------------------- sections
+
+
+def _verdict(runs: Sequence[Run]) -> list[Part]:
+    sentences, table = verdict(runs)
+    parts: list[Part] = [Bullets(sentences)] if sentences else []
+    parts += [table] if table and table.rows else []
+    return [Section("Verdict", parts)] if parts else []
 
 
 def _introduction(runs: Sequence[Run]) -> list[Part]:

@@ -116,9 +116,12 @@ def test_curves_are_live_charts_where_scripts_run_and_pictures_elsewhere(synthet
 
 def test_the_order_is_figures_numbers_and_where_they_come_from(report):
     headings = re.findall(r"<h2>(.*?)</h2>", report[0].read_text().split("<script>")[0])
+    assert headings[0] == "Verdict"
     assert headings[-2:] == ["Numbers", "Where the numbers come from"]
     text = report[0].read_text()
-    assert text.rindex("<figure>") < text.index("<h2>Numbers") < text.index("<table")
+    assert text.index("<li>RoPE") < text.index("<nav") < text.index("<figure>")
+    numbers = text.index("<h2>Numbers")
+    assert text.rindex("<figure>") < numbers and text[text.index("<nav") : numbers].count("<t") == 0
     after = text[text.index("<h2>Where the numbers come from") :]
     assert after.index("<details>") < after.index("<table")
 
@@ -137,7 +140,7 @@ def test_the_page_can_be_read_aloud_and_on_a_phone(report):
     assert all(len(alt) > 40 for alt in alts)
     assert all(attrs.get("scope") in ("row", "col") for attrs in page.all("th"))
     assert len(page.all("h1")) == 1
-    assert len(page.all("h2")) == 6
+    assert len(page.all("h2")) == 7
     assert len(page.all("caption")) == len(page.all("table"))
     assert len([a for a in page.all("div") if a.get("class") == "scroll"]) == len(page.all("table"))
 
@@ -149,7 +152,7 @@ def test_the_page_can_be_walked_by_keyboard(report):
     inside = [a["href"][1:] for a in page.all("a") if a["href"].startswith("#")]
     assert inside[0] == "main"  # past the list of sections
     assert set(inside) <= set(names)
-    assert len(inside[1:]) == len(page.all("h2"))
+    assert len(inside[1:]) == len(page.all("h2")) - 1  # the verdict stands above them
     scrolling = [a for a in page.all("div") if a.get("class") in ("scroll", "picture")]
     assert all(a["tabindex"] == "0" and a["aria-label"] for a in scrolling)
     assert len(scrolling) == len(page.all("table")) + len(page.all("img"))

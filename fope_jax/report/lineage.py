@@ -60,6 +60,11 @@ def lineage_table(runs: Sequence[Run]) -> Table:
 def lineage_sentences(runs: Sequence[Run]) -> list[str]:
     labels, sentences = run_labels(runs), []
     for run in runs:
+        for added in run.info.get("continued", ()):
+            sentences.append(
+                f"{labels[run.path]} was trained for {added['from']:,} steps, then longer, to "
+                f"{added['to']:,}: {added['learning_rate']}."
+            )
         if run.lineage:
             parent, before = parent_of(run, runs), run.lineage["parent"]
             name = labels[parent.path] if parent else f"{before['run']} (not shown)"

@@ -80,6 +80,11 @@ def lineage_sentences(runs: Sequence[Run]) -> list[str]:
     """One sentence for each variant that goes on from another."""
     labels, sentences = run_labels(runs), []
     for run in runs:
+        for added in run.info.get("continued", ()):
+            sentences.append(
+                f"{labels[run.path]} was trained for {added['from']:,} steps, then longer, to "
+                f"{added['to']:,}: {added['learning_rate']}."
+            )
         if run.lineage:
             before = run.lineage["parent"]
             shown = "" if parent_of(run, runs) else " (not shown)"

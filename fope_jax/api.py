@@ -54,6 +54,7 @@ from fope_jax.evaluate.restore import evaluation_graphdef, find_step, load_run, 
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.extend import run as extension
 from fope_jax.extras import require
+from fope_jax.interop.hub import PREFIX, local_checkpoint
 from fope_jax.interop.runs import import_run, imported_experiment
 from fope_jax.interop.weights import import_config, import_weights
 from fope_jax.logs import log_to_stderr, quiet
@@ -69,6 +70,7 @@ from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
 from fope_jax.train import loop
 from fope_jax.train.preemption import Preempted
+from fope_jax.train.tracker import Tracker
 from fope_jax.typing import Array
 
 if TYPE_CHECKING:
@@ -80,7 +82,6 @@ Tokens = str | Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Array
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = "hf:"  # prefix of a Hugging Face directory or name
 _RESULTS = ".jsonl"
 
 
@@ -327,6 +328,7 @@ def train(
     *,
     position: str | Mapping[str, Any] | PositionEmbedding | None = None,
     accept_position: str | None = None,
+    tracker: Tracker | None = None,
     verbose: bool = False,
     **values: Any,
 ) -> Run:
@@ -345,6 +347,7 @@ def train(
       position: another position embedding: its name, ``{"method": NAME, KNOB: VALUE}``, or a
         method. A run named after its method is renamed with it.
       accept_position: hash of another position embedding whose checkpoints are taken.
+      tracker: a callable ``(step, numbers)`` for an experiment tracker, see `train.tracker`.
       verbose: print messages and progress bars to stderr.
       **values: the same as ``overrides`` by section and field: ``train_steps=500``.
 
@@ -356,13 +359,18 @@ def train(
     """
     experiment = build_experiment(_config_of(config, position, _overrides(overrides, values)))
     with _session(verbose):
-        run = partial(loop.train, experiment, workdir, accept_position)
+        run = partial(loop.train, experiment, workdir, accept_position, tracker=tracker)
         _with_token_cache(run, lambda: experiment)
     return load(workdir)
 
 
 def load(
-    source: Source, step: int | None = None, *, workdir: Source | None = None, **values: Any
+    source: Source,
+    step: int | None = None,
+    *,
+    workdir: Source | None = None,
+    verbose: bool = False,
+    **values: Any,
 ) -> Run:
     """Opens a run or a Hugging Face checkpoint; weights are read when they are needed.
 
@@ -371,12 +379,13 @@ def load(
 
     Args:
       source: directory of a run, of one of its checkpoints, or of a Hugging Face checkpoint;
-        "hf:DIRECTORY" or "hf:ORG/NAME".
+        "hf:DIRECTORY" or "hf:ORG/NAME", taken from the Hub or its cache.
       step: of the checkpoint; None takes the newest valid one.
       workdir: of Hugging Face weights, a new directory to import them into, as `fope import`;
         `evaluate` needs one. The same call again opens it.
       **values: of the configuration of such a run, see `train`; ``train_length`` is the length that
         evaluation counts in multiples of.
+      verbose: print messages and bars of downloads to stderr.
 
     Raises:
       FileNotFoundError: no run, or no valid checkpoint; says what there is.
@@ -388,12 +397,12 @@ def load(
             f"{name} is a results file: it has the rows of a run and not its weights. Name the "
             "run's directory, or give the file to fope_jax.report"
         )
-    if name.startswith(WEIGHTS) or _has_weights(as_path(name)):
+    if name.startswith(PREFIX) or _has_weights(as_path(name)):
         if step is not None:
             raise ValueError(f"step = {step}: {name} is a Hugging Face checkpoint, without steps")
         overrides = _overrides(None, values)
-        with quiet():
-            return _load_weights(_local_checkpoint(name), workdir, overrides)
+        with _session(verbose):
+            return _load_weights(local_checkpoint(name, verbose), workdir, overrides)
     if workdir is not None or values:
         given = f"workdir = {str(workdir)!r}" if workdir is not None else ", ".join(values)
         raise ValueError(f"{given}: only Hugging Face weights are imported, and {name} is a run")
@@ -690,10 +699,6 @@ def _has_weights(directory: Path) -> bool:
     """Whether a directory has the config.json of a Hugging Face checkpoint."""
     path = directory / CONFIG
     return path.is_file() and "model_type" in read_json(path)
-
-
-def _local_checkpoint(source: str) -> Path:
-    return Path(source.removeprefix(WEIGHTS))
 
 
 def _load_weights(directory: Path, workdir: Source | None, overrides: Sequence[str]) -> Run:

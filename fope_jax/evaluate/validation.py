@@ -15,10 +15,10 @@ import jax
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
-from fope_jax.data.cache import open_cache
 from fope_jax.evaluate.metrics import Row, non_finite_rows, row_ids
 from fope_jax.evaluate.protocols import Protocol, plan_protocols
 from fope_jax.evaluate.restore import evaluation_graphdef
+from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.scoring import Scorer, no_progress, scorer_factory
 from fope_jax.evaluate.windows import place_windows
 from fope_jax.processes.signals import is_distributed
@@ -32,7 +32,7 @@ Check = Callable[[], None]
 ValidationFn = Callable[[int, Any, Any, Check], list[Row]]
 
 
-def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> ValidationFn:
+def make_validation_fn(experiment: Experiment, data: RunData, mesh: Mesh) -> ValidationFn:
     """Makes the function that evaluates a model during training.
 
     It scores ``evaluate.training_windows`` windows at each of ``evaluate.lengths`` and
@@ -50,7 +50,7 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
     settings = experiment.evaluate
     few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())
     cheap = dataclasses.replace(experiment, evaluate=few)
-    protocols = plan_protocols(cheap, data_fingerprint, ("same-tokens",)) if few.num_windows else []
+    protocols = plan_protocols(cheap, data, ("same-tokens",)) if few.num_windows else []
     if not protocols:
         raise ValueError(
             f"train.evaluate_every = {experiment.train.evaluate_every}, but there is nothing to "
@@ -58,7 +58,7 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
             f"evaluate.training_windows = {settings.training_windows}; None turns it off"
         )
     for protocol in protocols:  # fail before training, not at its first evaluation
-        documents = open_cache(experiment.data, protocol.identity["split"]).documents
+        documents = data.open(protocol.identity["split"]).documents
         scored, total = protocol.settings["scored"], protocol.settings["num_windows"]
         for context in protocol.settings["contexts"]:
             place_windows(documents, longest=context, scored=scored, total=total)

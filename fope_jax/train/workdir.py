@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -24,6 +25,8 @@ from fope_jax.config import (
     experiment_to_dict,
     incompatible_changes,
 )
+from fope_jax.data import DataConfig
+from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
@@ -37,6 +40,7 @@ CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
 LINEAGE = "lineage.json"  # of a run that extends another
 IMPORTED = "imported"  # key in run.json: the origin of imported weights
 KEPT = "kept"  # key in run.json: fields of their config.json that only an export needs
+TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _SHOWN = 12  # most differing keys that an error lists
 PACKAGES = ("fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -135,8 +139,27 @@ def split_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
     return (parent, int(run.name)) if (parent / CONFIG).is_file() else (run, None)
 
 
-def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
-    """Writes ``facts`` to run.json; a start at a later ``step`` is added to its ``resumed``."""
+def save_tokenizer(workdir: Path, tokenizer: Tokenizer, data: DataConfig) -> None:
+    """Writes the tokenizer of a run, with the configuration files beside its tokenizer.json."""
+    tokenizer.save(workdir)
+    if data.tokenizer.endswith(".json"):
+        for name in TOKENIZER_CONFIGS:
+            path = as_path(data.tokenizer).with_name(name)
+            if path.is_file():
+                (workdir / name).write_bytes(path.read_bytes())
+
+
+def write_run_info(
+    workdir: Path,
+    facts: Mapping[str, Any],
+    step: int,
+    data: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Writes ``facts`` to run.json; a start at a later ``step`` is added to its ``resumed``.
+
+    ``data`` is ``describe_data`` of the token cache, which may have been moved since an earlier
+    start.
+    """
     path = workdir / RUN
     now = datetime.now(UTC).isoformat(timespec="seconds")
     run = read_json(path) if path.exists() else {}
@@ -146,7 +169,7 @@ def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
         # Written by an extension of imported weights: without it an export would lose fields.
         kept = {KEPT: run[KEPT]} if run.get(KEPT) else {}
         run = kept | dict(facts) | {"started": now} | provenance() | {"resumed": []}
-    write_json(path, run)
+    write_json(path, run | data)
 
 
 def provenance() -> dict[str, Any]:

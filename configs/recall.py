@@ -6,7 +6,7 @@ Paper      Hua et al. 2025 (FoPE), figure 1 and its passkey experiments, with a 
            this size learns, after Arora et al. 2023, "Zoology", and Jelassi et al. 2024, "Repeat
            After Me".
 Command    fope train --config configs/recall.py:position=fope --workdir runs/recall_fope
-           fope evaluate --run runs/recall_fope
+           fope evaluate runs/recall_fope
            Arguments: position=rope|alibi|nope|fope|..., seed=0, smoke (a few steps, to see it run).
            There is no text and no token cache to build.
 Hardware   1 CPU core, 1 GB of memory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from importlib import metadata
 from types import ModuleType
 
 
@@ -30,3 +31,11 @@ def require(module: str, extra: str) -> ModuleType:
             f"{top} is not installed; it comes with the [{extra}] extra: "
             f"pip install 'fope-jax[{extra}]'"
         ) from error
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution, without importing it; None where it is not."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

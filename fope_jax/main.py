@@ -9,7 +9,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from fope_jax.command_line.parser import build_parser
+from fope_jax.command_line.parser import build_parser, check_verb
+from fope_jax.command_line.version import version_text
 from fope_jax.extras import require
 from fope_jax.processes.signals import (
     end_with_parent,
@@ -24,7 +25,15 @@ _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in XLA's message
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns its exit code, 1 for problems that `fope doctor` found."""
-    arguments = parse_arguments(build_parser(), argv)
+    parser, argv = build_parser(), sys.argv[1:] if argv is None else argv
+    check_verb(parser, argv)
+    arguments = parse_arguments(parser, argv)
+    if arguments.version:
+        print(version_text(with_devices=arguments.verbose))
+        return 0
+    if arguments.verb is None:
+        parser.print_help()
+        return 0
     try:
         with _log_messages(), exit_after_grace_period(), raise_on_signal():
             end_with_parent()

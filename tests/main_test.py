@@ -153,13 +153,20 @@ def test_killed_an_extension_goes_on_by_the_same_command(unbroken, tmp_path):
 
 
 def test_a_run_is_evaluated_and_reported(unbroken, tmp_path, capsys):
+    capsys.readouterr()
     assert main(["evaluate", "--run", str(unbroken)]) == 0
-    assert f"rows in {unbroken}/metrics.jsonl" in capsys.readouterr().out
+    evaluated = capsys.readouterr().out
+    assert f"rows in {unbroken}/metrics.jsonl" in evaluated
+    assert evaluated.endswith(f"next: fope report {unbroken}  (with other runs, to compare them)\n")
     rows = [r for r in read_rows(unbroken / "metrics.jsonl") if r["kind"] == "perplexity"]
     assert {(r["variant"], r["step"], r["context"]) for r in rows} == {("fope", 30, 32)}
-    assert main(["report", str(unbroken), "-o", str(tmp_path / "report")]) == 0
-    assert f"report in {tmp_path}/report/index.html" in capsys.readouterr().out
-    assert "fope" in (tmp_path / "report/index.html").read_text()
+    assert main(["report", str(unbroken)]) == 0
+    reported = capsys.readouterr().out
+    assert f"report in {unbroken}/report/index.html" in reported
+    assert "fope" in (unbroken / "report/index.html").read_text()
+    start = reported.index("Perplexity (protocol same-tokens, validation split")
+    tables = reported[start : reported.index("\nreport in ")]
+    assert tables in evaluated  # the same tables
 
 
 def test_one_command_evaluates_and_writes_the_page(unbroken, tmp_path, capsys):
@@ -368,7 +375,7 @@ def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
     "arguments",
     [
         ["train", "--config", "x.py", "--workdir", "run", "--step", "3"],
-        ["train", "--config", "x.py", "--workdir", "run", "--config.train.steps", "3"],
+        ["train", "--config", "x.py", "--workdir", "run", "--config.train.steps"],
         ["report", "run", "-o", "out", "--config.train.steps=3"],
         ["train", "--config", "x.py", "--workdir", "s3://bucket/run"],
         ["evaluate", "--run", "gs://"],
@@ -377,7 +384,7 @@ def test_interrupting_says_how_to_go_on(config, tmp_path, monkeypatch, capsys):
         ["extend", "--from", "a", "--method", "pi", "--length", "8", "--workdir", "b", "--x"],
         ["evaluate"],
         ["fly"],
-        [],
+        ["data"],
     ],
 )
 def test_unknown_or_missing_arguments_are_refused_by_the_parser(arguments, capsys):

@@ -5,16 +5,16 @@ Question   Which of {RoPE, FoPE} trained at 512 tokens, alone, continued at 1,02
 Paper      Hua et al. 2025, "Fourier Position Embedding" (FoPE), section 5.3, figure 4.
 Command    fope train --config configs/paper/c4_books.py:position=rope --workdir runs/rope
            CONFIG=configs/paper/extrapolation.py:parent=rope
-           fope extend --from runs/rope --method yarn --length 1024 --workdir runs/rope_yarn \
+           fope extend runs/rope --method yarn --length 1024 --workdir runs/rope_yarn \
              --config $CONFIG,method=yarn \
              --config.position.factor=16 --config.position.attention_factor=1.0
-           fope extend --from runs/rope --method fope --length 1024 --workdir runs/rope_fope \
+           fope extend runs/rope --method fope --length 1024 --workdir runs/rope_fope \
              --config $CONFIG,method=fope --config.position.sigma=0.3
            and after FoPE, with position=fope and parent=fope,
-           fope extend --from runs/fope --method yarn --length 1024 --workdir runs/fope_yarn \
+           fope extend runs/fope --method yarn --length 1024 --workdir runs/fope_yarn \
              --config $CONFIG,method=yarn \
              --config.position.factor=16 --config.position.scaling_order=after_clip
-           fope extend --from runs/fope --method fope --length 1024 --workdir runs/fope_fope \
+           fope extend runs/fope --method fope --length 1024 --workdir runs/fope_fope \
              --config $CONFIG,method=fope --match index
            Arguments: size=60m|180m|1200m, parent=rope|fope, method=yarn|fope|pi|ntk|...,
            data=c4|books, seed=6198, smoke (a few small steps).

@@ -7,7 +7,7 @@ Paper      Hua et al. 2025, "Fourier Position Embedding" (FoPE), sections 5.4 an
 Command    hf download HuggingFaceTB/SmolLM-1.7B --local-dir models/SmolLM-1.7B
            CONFIG=configs/paper/smollm_4096.py:weights=models/SmolLM-1.7B,method=fope
            fope data build --config $CONFIG
-           fope extend --from hf:models/SmolLM-1.7B --method fope --length 4096 --config $CONFIG \
+           fope extend hf:models/SmolLM-1.7B --method fope --length 4096 --config $CONFIG \
              --workdir runs/smollm_fope
            Arguments: weights=DIR, of any model that `fope import` reads, whose length is doubled
            (the sizes of SmolLM-1.7B without it); method=fope|yarn|same|..., seed=0.

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.train.options import check_named
+from fope_jax.storage.paths import check_bucket
+from fope_jax.storage.run_paths import split_step
+from fope_jax.train.options import add_positional, check_named, directory
 
 Option = Callable[[Any], Any]  # adds something to a parser
 
@@ -67,7 +69,23 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-STEP = option("--step", type=int, help="checkpoint; the newest without it")
+RUNS_HELP = "a --workdir; with /STEP one of its checkpoints, the newest without it"
+STEP = option("--step", type=int, help="as RUN/STEP names it")
+
+
+def run_argument(**settings: Any) -> Option:
+    """RUN[/STEP], for `run_and_step`."""
+    shared = {"type": directory, "metavar": "RUN[/STEP]", "help": RUNS_HELP}
+    return lambda parser: add_positional(parser, "run", "--run", **shared, **settings)
+
+
+def run_and_step(arguments: argparse.Namespace) -> tuple[Path, int | None]:
+    """What RUN[/STEP] and --step name; ValueError if they name two steps.
+
+    A bucket is checked first, so that no error of its libraries comes through.
+    """
+    check_bucket(arguments.run)
+    return split_step(arguments.run, arguments.step)
 
 
 def out(description: str, required: bool = True) -> Option:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from fope_jax.command_line.common import (
     STEP,
@@ -11,19 +12,20 @@ from fope_jax.command_line.common import (
     local_path,
     option,
     out,
-    print_once,
+    run_and_step,
+    run_argument,
     split_commas,
     verb,
     whole_numbers,
 )
 from fope_jax.extras import require
 from fope_jax.storage.directories import check_output
-from fope_jax.storage.paths import check_bucket, is_in_bucket
-from fope_jax.train.options import add_accept_position, add_processes, directory
+from fope_jax.storage.paths import is_in_bucket
+from fope_jax.train.options import add_accept_position, add_processes
 
 
 @verb(
-    option("--run", type=directory, required=True, metavar="DIR", help="the --workdir of a run"),
+    run_argument(),
     lambda parser: parser.set_defaults(config=None),  # accepts --config.evaluate.KEY=VALUE
     STEP,
     option(
@@ -47,11 +49,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """measure a trained run against context length
 
     examples:
-      fope evaluate --run runs/fope
-      fope evaluate --run runs/fope --protocols all --report runs/fope/report
-      fope evaluate --run runs/fope --protocols sliding-window,chunks
-      fope evaluate --run runs/fope --config.evaluate.texts=web,news
-      fope evaluate --run runs/fope --config.evaluate.texts=mails=letters/*.txt
+      fope evaluate runs/fope
+      fope evaluate runs/fope/500
+      fope evaluate runs/fope --protocols all --report runs/fope/report
+      fope evaluate runs/fope --protocols sliding-window,chunks
+      fope evaluate runs/fope --config.evaluate.texts=web,news
+      fope evaluate runs/fope --config.evaluate.texts=mails=letters/*.txt
 
     protocols (without --protocols: same-tokens, long-window, passkey, about half the time of all):
       same-tokens      the same tokens at every length, with ever more text before them
@@ -77,28 +80,42 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.processes.collectives import is_main_process
 
     with fail_together():
-        check_bucket(arguments.run)
+        run, step = run_and_step(arguments)
         mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
         if arguments.report and is_main_process():
             check_output(arguments.report, "the report")
     rows = evaluate(
-        arguments.run,
-        arguments.step,
+        run,
+        step,
         protocols=None if arguments.protocols is None else split_commas(arguments.protocols),
         mesh=mesh,
         force=arguments.force,
         accept_position=arguments.accept_position,
         overrides=arguments.overrides,
     )
-    print_once(f"{len(rows)} rows in {arguments.run / 'metrics.jsonl'}")
-    if arguments.report and is_main_process():
-        from fope_jax.report.page import write_report
+    if is_main_process():
+        print(f"{len(rows)} rows in {run / 'metrics.jsonl'}")
+        if tables := evaluation_text(run, next((row["step"] for row in rows), step)):
+            print(f"\n{tables}")
+        named = run if step is None else run / str(step)
+        if arguments.report:
+            from fope_jax.report.page import write_report
 
-        print(f"report in {write_report([arguments.run], arguments.report)}")
+            print(f"\nreport in {write_report([named], arguments.report)}")
+        else:
+            print(f"\nnext: fope report {named}  (with other runs, to compare them)")
+
+
+def evaluation_text(run: Path, step: int | None) -> str:
+    """The tables of `fope report` for one run: all that was measured at ``step`` so far."""
+    from fope_jax.report.rows import read_run
+    from fope_jax.report.tables import text_tables
+
+    return text_tables([read_run(run, step)])
 
 
 @verb(
-    option("run", type=directory, nargs="?", metavar="RUN", help="a --workdir"),
+    run_argument(nargs="?"),
     group(
         "",
         STEP,
@@ -123,28 +140,28 @@ def spectrum(arguments: argparse.Namespace) -> None:
     """
     from fope_jax.spectrum.tables import write_demo, write_spectrum
 
-    run, out = arguments.run, arguments.out
+    out = arguments.out
     if arguments.demo:
-        if run or not out:
+        if arguments.run or not out:
             raise ValueError("--demo takes no run, and -o for the directory of its page")
         check_output(out, "the demo")
         from fope_jax.spectrum.demo import demo
 
         print(f"demo in {write_demo(demo(), out)}")
         return
-    if not run:
+    if not arguments.run:
         raise ValueError("name a run, or --demo")
     require("flax", "train")
-    if not out and is_in_bucket(run):
-        raise ValueError(f"{run} is in a bucket: give -o, a directory of this machine")
+    if not out and is_in_bucket(arguments.run):
+        raise ValueError(f"{arguments.run} is in a bucket: give -o, a directory of this machine")
+    run, step = run_and_step(arguments)
     out = out or run / "spectrum"
-    check_bucket(run)
     check_output(out, "the spectra")
     from fope_jax.spectrum.run import measure_run
 
     measured = measure_run(
         run,
-        arguments.step,
+        step,
         untrained=arguments.untrained,
         multiples=whole_numbers("--lengths", arguments.lengths),
         windows=arguments.windows,

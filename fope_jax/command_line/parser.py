@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections.abc import Sequence
 
 from fope_jax.command_line import evaluate, plan, report, train, weights  # noqa: F401
-from fope_jax.command_line.common import VERBS
+from fope_jax.command_line.common import VERBS, Verb
+from fope_jax.spelling import likely
+from fope_jax.train.options import VerbParser
 
 DESCRIPTION = """\
 Train one transformer with any position embedding, and measure it beyond its training length.
 
   fope data build --config configs/quickstart.py
   fope train --config configs/quickstart.py:position=fope --workdir runs/fope
-  fope evaluate --run runs/fope
+  fope evaluate runs/fope
   fope spectrum runs/fope          which frequencies attention uses, inside and beyond training
   fope report runs/fope runs/rope -o runs/report
-  fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
+  fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
 
-  fope import --from DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
-  fope export --run runs/fope -o DIR         and back
+  fope import DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
+  fope export runs/fope -o DIR        and back
 
   fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope
 
@@ -37,36 +40,62 @@ _VERBS += ("doctor", "methods", "gallery")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all verbs; each sets ``verb`` to its declaration."""
-    formatter = argparse.RawDescriptionHelpFormatter
+    """The parser of all verbs; each sets ``verb`` to its declaration and ``parser`` to its own."""
     parser = argparse.ArgumentParser(
-        prog="fope", description=DESCRIPTION, formatter_class=formatter, allow_abbrev=False
+        prog="fope",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.set_defaults(traceback=False)
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    parser.set_defaults(traceback=False, verb=None)
+    parser.add_argument("--version", action="store_true", help="print versions")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="with --version: the devices of jax too"
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser)
     data = verbs.add_parser("data", help="build or inspect the token cache", allow_abbrev=False)
-    actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
+    data.example = "fope data build --config configs/quickstart.py"
+    actions = data.add_subparsers(
+        title="actions", required=True, metavar="ACTION", parser_class=VerbParser
+    )
     parents = {"data build": actions, "data inspect": actions} | dict.fromkeys(_VERBS, verbs)
     for name, parent in parents.items():
-        verb = VERBS[name]
-        description, _, epilog = inspect.cleandoc(verb.run.__doc__ or "").partition("\n")
-        added = parent.add_parser(
-            name.split()[-1],
-            help=description,
-            description=description,
-            epilog=epilog.strip() + "\n" if epilog else "",
-            formatter_class=formatter,
-            allow_abbrev=False,
-        )
-        added.set_defaults(verb=verb)
-        added.add_argument(
-            "--allow-module",
-            action="append",
-            default=[],
-            metavar="MODULE",
-            help="import this Python module, which a run names for its position embedding",
-        )
-        added.add_argument("--traceback", action="store_true", help="show where an error arose")
-        for add in verb.options:
-            add(added)
+        _add_verb(parent, name, VERBS[name])
     return parser
+
+
+def _add_verb(parent: argparse._SubParsersAction[VerbParser], name: str, verb: Verb) -> None:
+    description, _, epilog = inspect.cleandoc(verb.run.__doc__ or "").partition("\n")
+    added = parent.add_parser(
+        name.split()[-1],
+        help=description,
+        description=description,
+        epilog=epilog.strip() + "\n" if epilog else "",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    lines = map(str.strip, epilog.splitlines())
+    added.example = next((line for line in lines if line.startswith("fope ")), f"fope {name}")
+    added.set_defaults(verb=verb, parser=added)
+    added.add_argument(
+        "--allow-module",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this Python module, which a run names for its position embedding",
+    )
+    added.add_argument("--traceback", action="store_true", help="show where an error arose")
+    for add in verb.options:
+        add(added)
+
+
+def check_verb(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Ends with the nearest verb where the first word is none."""
+    word = next((word for word in argv if not word.startswith("-")), None)
+    known = ("data", *_VERBS)
+    if word is None or word in known:
+        return
+    longer = [verb for verb in known if verb.startswith(word)] if word else []
+    near = longer[0] if len(longer) == 1 else likely(word, known)
+    hint = f"; did you mean {near!r}?" if near else ""
+    parser.error(f"{word!r} is no verb{hint} (verbs: {', '.join(known)})")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from fope_jax.command_line.common import group, local_path, option, out, verb
+from fope_jax.command_line.common import RUNS_HELP, group, local_path, option, out, verb
 from fope_jax.storage.directories import check_output
-from fope_jax.storage.paths import check_bucket
+from fope_jax.storage.paths import check_bucket, is_in_bucket
+from fope_jax.storage.run_paths import split_step
 from fope_jax.train.options import directory
 
 
 @verb(
-    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
-    out("directory of the page"),
+    option("runs", type=directory, nargs="+", metavar="RUN[/STEP]", help=RUNS_HELP),
+    out("directory of the page (report, in RUN or beside several runs)", required=False),
     option(
         "--buckets",
         metavar="TOKENS,...",
@@ -23,28 +26,65 @@ from fope_jax.train.options import directory
     needs=("matplotlib",),
 )
 def report(arguments: argparse.Namespace) -> None:
-    """one HTML page about any number of runs"""
+    """one HTML page about any number of runs
+
+    examples:
+      fope report runs/fope                      writes runs/fope/report/index.html
+      fope report runs/fope runs/rope            writes runs/report/index.html
+      fope report runs/* -o pages/all --buckets 4k,8k
+    """
     from fope_jax.report.length_buckets import bucket_tables, parse_edges
     from fope_jax.report.lineage import lineage_sentences
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
     from fope_jax.report.tables import as_text, text_tables
 
-    for run in arguments.runs:
+    paths = without_reports(arguments.runs)
+    for run in paths:
         check_bucket(run)
-    runs = read_runs(arguments.runs)
+    runs = read_runs(paths)
     buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
-    check_output(arguments.out, "the report")
+    page = arguments.out or default_page([split_step(path)[0] for path in paths])
+    check_output(page, "the report")
     for line in lineage_sentences(runs):
         print(line)
     print(text_tables(runs))
     for table in bucket_tables(runs, buckets) if buckets else ():
         print(f"\n{as_text(table)}")
-    print(f"report in {write_report(arguments.runs, arguments.out, buckets=buckets)}")
+    print(f"report in {write_report(paths, page, buckets=buckets)}")
+
+
+def without_reports(paths: Sequence[Path]) -> list[Path]:
+    """The runs among ``paths``: a pattern such as ``runs/*`` also matches an earlier report."""
+    reports = [path for path in paths if is_report(path)]
+    for path in reports if len(reports) < len(paths) else ():
+        print(f"{path} is a report, left out", file=sys.stderr)
+    return [path for path in paths if path not in reports] or list(paths)
+
+
+def is_report(path: Path) -> bool:
+    """Whether `fope report` wrote the directory."""
+    return (path / "index.html").is_file() and not (path / "config.json").is_file()
+
+
+def default_page(paths: Sequence[Path]) -> Path:
+    """Where the page goes without ``-o``: in the only run, or beside runs of one directory.
+
+    >>> str(default_page([Path("runs/fope")])), str(default_page([Path("runs/a"), Path("runs/b")]))
+    ('runs/fope/report', 'runs/report')
+    """
+    if any(map(is_in_bucket, paths)):
+        raise ValueError("runs in a bucket: give -o, a directory of this machine")
+    parents = {path.parent for path in paths}
+    if len(parents) > 1:
+        shown = ", ".join(sorted(map(str, parents)))
+        raise ValueError(f"the runs are in several directories ({shown}): give -o for the page")
+    is_directory = len(paths) == 1 and not paths[0].is_file()
+    return (paths[0] if is_directory else parents.pop()) / "report"
 
 
 @verb(
-    option("runs", type=directory, nargs="+", metavar="RUN", help="a --workdir"),
+    option("runs", type=directory, nargs="+", metavar="RUN[/STEP]", help=RUNS_HELP),
     option(
         "--repair",
         action="store_true",

@@ -30,7 +30,11 @@ from fope_jax.train.options import add_config, add_extend_options, add_processes
     name="data build",
 )
 def build(arguments: argparse.Namespace) -> None:
-    """tokenise the corpus once, into the token cache"""
+    """tokenise the corpus once, into the token cache
+
+    examples:
+      fope data build --config configs/quickstart.py
+    """
     experiment = load_experiment(arguments)
     from fope_jax.data.beam import Runner
     from fope_jax.data.build import build
@@ -42,7 +46,11 @@ def build(arguments: argparse.Namespace) -> None:
 
 @verb(add_config, name="data inspect")
 def inspect(arguments: argparse.Namespace) -> None:
-    """show sizes, samples and document lengths"""
+    """show sizes, samples and document lengths
+
+    examples:
+      fope data inspect --config configs/quickstart.py
+    """
     experiment = load_experiment(arguments)
     from fope_jax.data.build import inspect
 
@@ -88,13 +96,13 @@ def extend(arguments: argparse.Namespace) -> None:
     """go on from a trained run at a longer length
 
     examples:
-      fope extend --from runs/rope --method yarn --length 256 --workdir runs/rope_yarn
-      fope extend --from runs/rope/500 --method fope --length 256 --workdir runs/rope_fope
-      fope extend --from runs/fope --method yarn --length 256 --workdir runs/fope_yarn \\
+      fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
+      fope extend runs/rope/500 --method fope --length 256 --workdir runs/rope_fope
+      fope extend runs/fope --method yarn --length 256 --workdir runs/fope_yarn \\
           --config.position.scaling_order=after_clip --config.position.factor=16
-      fope extend --from runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
+      fope extend runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
           --config.train.steps=100
-      fope extend --from hf:models/SmolLM-1.7B --method fope --length 4096 --workdir runs/smollm \\
+      fope extend hf:models/SmolLM-1.7B --method fope --length 4096 --workdir runs/smollm \\
           --config configs/paper/smollm_4096.py:weights=models/SmolLM-1.7B
 
     METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import argparse
 
-from fope_jax.command_line.common import STEP, local_path, option, out, verb
-from fope_jax.train.options import add_accept_position, directory
+from fope_jax.command_line.common import (
+    STEP,
+    local_path,
+    option,
+    out,
+    run_and_step,
+    run_argument,
+    verb,
+)
+from fope_jax.train.options import add_accept_position, add_positional, directory
 
 
 @verb(
     lambda parser: parser.set_defaults(config=None),  # accepts --config.SECTION.KEY=VALUE
-    option(
+    lambda parser: add_positional(
+        parser,
+        "source",
         "--from",
         type=local_path,
-        required=True,
         metavar="DIR",
-        dest="source",
         help="directory with config.json and *.safetensors",
     ),
     option("--workdir", type=directory, required=True, help="directory of the run"),
@@ -25,9 +33,9 @@ def import_(arguments: argparse.Namespace) -> None:
     """make a run of a Hugging Face checkpoint
 
     examples:
-      fope import --from models/SmolLM2-135M --workdir runs/smollm2 --config.train.length=2048
+      fope import models/SmolLM2-135M --workdir runs/smollm2 --config.train.length=2048
       fope data build --config runs/smollm2/config.json
-      fope evaluate --run runs/smollm2
+      fope evaluate runs/smollm2
 
     train.length is the length that evaluation counts in multiples of; without it the checkpoint's
     max_position_embeddings. Any value but the model's own can be given as
@@ -40,7 +48,7 @@ def import_(arguments: argparse.Namespace) -> None:
 
 
 @verb(
-    option("--run", type=directory, required=True, metavar="RUN[/STEP]", help="a --workdir"),
+    run_argument(),
     STEP,
     option(
         "--dtype",
@@ -54,6 +62,7 @@ def export(arguments: argparse.Namespace) -> None:
     """write a run as a Hugging Face checkpoint"""
     from fope_jax.interop.runs import export_run
 
+    run, step = run_and_step(arguments)
     accept = arguments.accept_position
-    print(export_run(arguments.run, arguments.out, arguments.step, arguments.dtype, accept))
+    print(export_run(run, arguments.out, step, arguments.dtype, accept))
     print(f"checkpoint in {arguments.out}")

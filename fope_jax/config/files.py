@@ -61,7 +61,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     if "model_type" in values:
         raise ConfigError(
             f"configuration file {path} is that of a Hugging Face checkpoint; "
-            "`fope import --from DIR --workdir RUN` makes a run of one"
+            "`fope import DIR --workdir RUN` makes a run of one"
         )
     try:
         return apply_overrides(ConfigDict(values), overrides)

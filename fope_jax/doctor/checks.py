@@ -15,8 +15,9 @@ from fope_jax.storage.directories import list_file_sizes
 from fope_jax.storage.files import read_json
 from fope_jax.storage.lock import LOCK, is_owner_alive, read_lock_owner
 from fope_jax.storage.paths import as_path
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
 
-CONFIG, RUN, LINEAGE, CHECKPOINTS = "config.json", "run.json", "lineage.json", "checkpoints"
+RUN, LINEAGE = "run.json", "lineage.json"
 QUARANTINE = "quarantine"  # subdirectory for damaged checkpoints
 _IMPORTED = "imported"  # key of run.json in runs made by `fope import`
 _TEMPORARY = (".orbax-checkpoint-tmp", ".tmp")
@@ -83,18 +84,23 @@ def first_few(values: Iterable[Any]) -> str:
 
 
 def examine(run: str | Path) -> list[Check]:
-    """Checks a run without a device; reads all checkpoints and the whole token cache.
+    """Checks a run without a device; reads its checkpoints and the whole token cache.
+
+    ``run`` may name one checkpoint, ``runs/a/500``: of all only that one is read.
 
     Raises:
-      FileNotFoundError: there is no such directory.
+      FileNotFoundError: there is no such directory, or no such checkpoint.
     """
-    run = as_path(run)
+    run, step = split_step(run)
     if not run.is_dir():
         what = "is no directory" if run.exists() else "does not exist"
         raise FileNotFoundError(f"{run} {what}; name the --workdir of `fope train`")
+    steps = checkpoint_steps(run)
+    if step is not None and step not in steps:
+        raise FileNotFoundError(f"{run} has no checkpoint {step}; there are: {first_few(steps)}")
     config, experiment = _check_config(run)
-    checkpoints, metadata = _check_checkpoints(run, experiment)
-    newest, schedule = max(metadata, default=0), None
+    checkpoints, metadata = _check_checkpoints(run, experiment, steps if step is None else [step])
+    newest, schedule = max(metadata if step is None else steps, default=0), None
     if experiment is not None:
         stops = tuple(stage.stop for stage in experiment.train.stages)
         schedule = RowSchedule(experiment.train.log_every, experiment.train.save_every, stops)
@@ -201,7 +207,7 @@ def _check_metrics(run: Path, schedule: RowSchedule | None, newest: int) -> Chec
     if lines and lines[-1].row is None and not lines[-1].is_whole:
         add(f"line {lines[-1].number} was cut off", "nothing: the next row replaces it", True)
 
-    evaluate = f"fope evaluate --run {run} --force names the weights or documents it comes from"
+    evaluate = f"fope evaluate {run} --force names the weights or documents it comes from"
     if _is_imported(run):
         evaluate += (
             "; weights that are not finite have to be imported again from a sound checkpoint"
@@ -270,7 +276,9 @@ def lock_owner(run: Path) -> str | None:
     return f"written by {owner.text}" if owner is not None and is_owner_alive(owner) else None
 
 
-def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dict[str, Any]]]:
+def _check_checkpoints(
+    run: Path, experiment: Any, steps: Iterable[int]
+) -> tuple[Check, dict[int, dict[str, Any]]]:
     """The check, and the metadata of each sound checkpoint."""
     from fope_jax.evaluate.fingerprint import check_fingerprint
     from fope_jax.storage.checkpoint import MANIFEST, CheckpointError, CheckpointStore
@@ -278,7 +286,7 @@ def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dic
     sound: dict[int, dict[str, Any]] = {}
     findings = []
     store = CheckpointStore(run / CHECKPOINTS)
-    for step in checkpoint_steps(run):
+    for step in steps:
         path = run / CHECKPOINTS / str(step)
         try:
             sound[step] = store.metadata(step)
@@ -307,8 +315,8 @@ def _check_checkpoints(run: Path, experiment: Any) -> tuple[Check, dict[int, dic
 def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]]) -> Check:
     """The token cache of each split is whole, and the one that checkpoints were trained on."""
     from fope_jax.data import manifest as manifests
-    from fope_jax.data.cache import open_cache
     from fope_jax.data.config import SPLITS
+    from fope_jax.evaluate.run_data import find_run_data
 
     if experiment is None:
         return Check("data", f"not looked for without {CONFIG}")
@@ -316,7 +324,7 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
     build = f"fope data build --config {run / CONFIG}"
     for split in SPLITS:
         try:
-            cache = open_cache(experiment.data, split)
+            cache = find_run_data(run, experiment.data).open(split)
             cache.verify()
             _ = cache.tokenizer
             caches.append(cache)

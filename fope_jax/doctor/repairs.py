@@ -6,11 +6,12 @@ import itertools
 import shutil
 from pathlib import Path
 
-from fope_jax.doctor.checks import CHECKPOINTS, QUARANTINE, checkpoint_steps, read_lines
+from fope_jax.doctor.checks import QUARANTINE, checkpoint_steps, read_lines
 from fope_jax.evaluate.metrics import METRICS
 from fope_jax.storage.files import write_text
 from fope_jax.storage.lock import lock_run
-from fope_jax.storage.paths import as_path, is_in_bucket
+from fope_jax.storage.paths import is_in_bucket
+from fope_jax.storage.run_paths import CHECKPOINTS, split_step
 
 
 def repair(run: str | Path) -> list[str]:
@@ -23,7 +24,7 @@ def repair(run: str | Path) -> list[str]:
       ValueError: the run is in a bucket.
       LockError: another process writes into it.
     """
-    run = as_path(run)
+    run, _ = split_step(run)
     if is_in_bucket(run):
         raise ValueError(f"{run} is in a bucket: repair a copy on this machine and upload it")
     with lock_run(run, "doctor"):

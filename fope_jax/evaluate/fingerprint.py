@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 TO_CHANGE = (
     "Put back the configuration it was trained with; to go on with another position embedding or "
-    "length: fope extend --from RUN --method METHOD --length TOKENS --workdir NEW. To take the "
+    "length: fope extend RUN --method METHOD --length TOKENS --workdir NEW. To take the "
     "weights with this one all the same: --accept-position"
 )
 

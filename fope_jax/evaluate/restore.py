@@ -52,7 +52,7 @@ def read_experiment(workdir: Path) -> Experiment:
     if "model_type" in values:
         raise ConfigError(
             f"{workdir} is no run but a checkpoint of Hugging Face; "
-            f"`fope import --from {workdir} --workdir RUN` makes a run of it"
+            f"`fope import {workdir} --workdir RUN` makes a run of it"
         )
     try:
         return build_experiment(values)

@@ -16,12 +16,13 @@ from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.config import DataConfig
 from fope_jax.data.manifest import CacheError, MissingCacheError, read_manifest
 from fope_jax.data.tokenizers import JsonTokenizer, Tokenizer, describe_tokenizer, load_tokenizer
-from fope_jax.storage.files import read_json
+from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import absolute_path, as_path
+from fope_jax.storage.run_paths import CONFIG
 
 log = logging.getLogger(__name__)
 
-RUN, CONFIG = "run.json", "config.json"
+RUN, LINEAGE = "run.json", "lineage.json"
 DATA, CACHE_DIR, TOKENIZER = "data", "cache_dir", "tokenizer"  # keys of run.json
 
 
@@ -42,6 +43,11 @@ class RunData:
     searched: tuple[str, ...] = ()
     workdir: str = ""
 
+    @property
+    def is_extension(self) -> bool:
+        """Whether the run continues another, from which it has its lengths of evaluation."""
+        return bool(self.workdir) and (as_path(self.workdir) / LINEAGE).is_file()
+
     def open(self, split: str) -> TokenCache:
         """Opens one split, see ``open_cache``; a MissingCacheError says where it was looked for."""
         try:
@@ -52,16 +58,17 @@ class RunData:
             raise CacheError(_describe_lost(self)) from error
 
 
-def find_run_data(workdir: str | Path, data: DataConfig, *, only: str | None = None) -> RunData:
-    """Finds the token cache that a run was trained on.
+def find_run_data(workdir: str | Path, data: DataConfig) -> RunData:
+    """Finds the token cache that a run was trained on; ``RunData.open`` raises if it is lost.
 
     It is looked for in ``data.cache_dir``, as seen from the working directory, and in the directory
-    that training recorded; in ``only`` alone where that is given. ``RunData.open`` raises if it is
-    in none of them.
+    that training recorded. Where ``data.cache_dir`` is another than in config.json, somebody said
+    where it is: then in that one alone.
     """
-    info = _read_info(workdir)
-    fingerprint = info.get(DATA, {}).get("fingerprint")
-    places = [data.cache_dir, info.get(CACHE_DIR, data.cache_dir)] if only is None else [only]
+    info, stored = _read(workdir, RUN), _read(workdir, CONFIG).get("data", {})
+    fingerprint, places = info.get(DATA, {}).get("fingerprint"), [data.cache_dir]
+    if data.cache_dir == stored.get("cache_dir", data.cache_dir):
+        places.append(info.get(CACHE_DIR, data.cache_dir))
     places = list({str(absolute_path(place)): place for place in places}.values())
     for place in places:
         config = dataclasses.replace(data, cache_dir=place)
@@ -80,6 +87,14 @@ def describe_data(cache: TokenCache, config: DataConfig) -> dict[str, Any]:
     }
 
 
+def record_cache_dir(workdir: Path, data: RunData) -> None:
+    """Keeps in run.json where the token cache of a run was found, for those who read it later."""
+    path = workdir / RUN
+    if path.is_file():
+        place = str(absolute_path(data.config.cache_dir))
+        write_json(path, read_json(path) | {CACHE_DIR: place})
+
+
 def load_run_tokenizer(workdir: str | Path, data: DataConfig) -> Tokenizer:
     """The tokenizer of a run: its own, or that of its token cache where it keeps none.
 
@@ -90,7 +105,7 @@ def load_run_tokenizer(workdir: str | Path, data: DataConfig) -> Tokenizer:
       TokenizerError: the file in the workdir is damaged.
       CacheError: the run keeps no tokenizer, and its cache is lost.
     """
-    description = _read_info(workdir).get(TOKENIZER)
+    description = _read(workdir, RUN).get(TOKENIZER)
     if description is None:
         return find_run_data(workdir, data).open("train").tokenizer
     return load_tokenizer(as_path(workdir), description)
@@ -98,7 +113,7 @@ def load_run_tokenizer(workdir: str | Path, data: DataConfig) -> Tokenizer:
 
 def warn_of_another_tokenizer(workdir: str | Path, data: DataConfig) -> None:
     """Warns where ``data.tokenizer`` is a file that now holds another tokenizer than the run's."""
-    description, path = _read_info(workdir).get(TOKENIZER), as_path(data.tokenizer)
+    description, path = _read(workdir, RUN).get(TOKENIZER), as_path(data.tokenizer)
     if description is None or not data.tokenizer.endswith(".json"):
         return
     try:
@@ -121,8 +136,8 @@ def warn_of_another_tokenizer(workdir: str | Path, data: DataConfig) -> None:
         )
 
 
-def _read_info(workdir: str | Path) -> dict[str, Any]:
-    path = as_path(workdir) / RUN
+def _read(workdir: str | Path, name: str) -> dict[str, Any]:
+    path = as_path(workdir) / name
     return read_json(path) if path.is_file() else {}
 
 

@@ -16,11 +16,10 @@ from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
 from fope_jax.evaluate.metrics import Row, non_finite_rows, row_ids
-from fope_jax.evaluate.protocols import Protocol, plan_protocols
+from fope_jax.evaluate.protocols import Protocol, plan_protocols, unstated_settings
 from fope_jax.evaluate.restore import evaluation_graphdef
 from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.scoring import Scorer, no_progress, scorer_factory
-from fope_jax.evaluate.windows import place_windows
 from fope_jax.processes.signals import is_distributed
 
 log = logging.getLogger(__name__)
@@ -44,24 +43,21 @@ def make_validation_fn(experiment: Experiment, data: RunData, mesh: Mesh) -> Val
       before and, in a single process, during each batch; what it raises ends the evaluation.
 
     Raises:
-      ValueError: nothing to measure, no document for the longest window, or settings that
+      ValueError: nothing to measure, no document for a window, or settings that
         ``plan_protocols`` refuses.
     """
     settings = experiment.evaluate
     few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())
     cheap = dataclasses.replace(experiment, evaluate=few)
-    protocols = plan_protocols(cheap, data, ("same-tokens",)) if few.num_windows else []
+    unstated = unstated_settings(settings, is_extension=data.is_extension)
+    wanted = ("same-tokens",)
+    protocols = plan_protocols(cheap, data, wanted, unstated) if few.num_windows else []
     if not protocols:
         raise ValueError(
             f"train.evaluate_every = {experiment.train.evaluate_every}, but there is nothing to "
             f"measure: evaluate.lengths = {settings.lengths}, evaluate.splits = {settings.splits}, "
             f"evaluate.training_windows = {settings.training_windows}; None turns it off"
         )
-    for protocol in protocols:  # fail before training, not at its first evaluation
-        documents = data.open(protocol.identity["split"]).documents
-        scored, total = protocol.settings["scored"], protocol.settings["num_windows"]
-        for context in protocol.settings["contexts"]:
-            place_windows(documents, longest=context, scored=scored, total=total)
     make_scorer = scorer_factory(evaluation_graphdef(experiment), mesh)
 
     def validate(step: int, params: Any, constants: Any, check: Check) -> list[Row]:

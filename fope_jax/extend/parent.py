@@ -24,9 +24,10 @@ from fope_jax.model.sharding import device_put_sharded
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import resolve_path
+from fope_jax.storage.run_paths import split_step
 from fope_jax.train.checkpoints import restore_checked
 from fope_jax.train.state import StatePlan
-from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, split_step
+from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN
 
 WEIGHTS = "hf:"  # prefix of a Hugging Face directory
 
@@ -67,7 +68,7 @@ def open_parent(
 
     Args:
       source: a run ``runs/a``, a checkpoint ``runs/a/500``, or ``hf:models/SmolLM-1.7B``.
-      step: the checkpoint if ``source`` names none; None means the newest valid one.
+      step: of the checkpoint, if ``source`` names none; None means the newest valid one.
       tokenizer: for Hugging Face weights without a tokenizer.json that fits the embedding.
       accept_position: see ``check_fingerprint``.
 

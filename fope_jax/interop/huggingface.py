@@ -161,8 +161,8 @@ def from_config(values: Mapping[str, Any]) -> ImportedConfig:
     if not isinstance(name, str) or name not in FAMILIES:
         if name is None and {"model", "position", "train"} <= values.keys():
             raise ValueError(
-                "this is a run of fope_jax, no checkpoint of Hugging Face; `fope evaluate --run` "
-                "and `fope extend --from` take it as it is"
+                "this is a run of fope_jax, no checkpoint of Hugging Face; `fope evaluate` and "
+                "`fope extend` take it as it is"
             )
         raise ValueError(f"model_type={name!r:.80}: expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[name]

@@ -43,13 +43,13 @@ from fope_jax.storage.directories import (
 )
 from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path
+from fope_jax.storage.run_paths import split_step
 from fope_jax.train.workdir import (
     CHECKPOINTS,
     IMPORTED,
     KEPT,
     check_workdir,
     open_workdir,
-    split_step,
     write_run_info,
 )
 
@@ -220,10 +220,7 @@ def export_run(
     if directory.is_dir() and any(path.name != PARTIAL for path in directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty: export into a new directory")
     check_output(directory, "the checkpoint")
-    run, step_in_name = split_step(run)
-    if None not in (step, step_in_name) and step != step_in_name:
-        raise ConfigError(f"--run {run}/{step_in_name} and --step {step}: leave one out")
-    step = step if step_in_name is None else step_in_name
+    run, step = split_step(run, step)
     loaded = load_run(run, step, accept_position=accept_position)
     model, data = loaded.model, loaded.experiment.data
     _, params, constants = split(model)

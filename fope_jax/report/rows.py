@@ -9,6 +9,7 @@ from typing import Any
 
 from fope_jax.storage.files import read_json, read_json_lines
 from fope_jax.storage.paths import as_path, resolve_path
+from fope_jax.storage.run_paths import split_step
 
 Row = dict[str, Any]
 
@@ -110,17 +111,29 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     return runs
 
 
-def read_run(path: Path) -> Run:
-    """Reads a run directory, or a results file (`report.results`)."""
+def read_run(path: Path, step: int | None = None) -> Run:
+    """Reads a run directory, or a results file (`report.results`).
+
+    Of evaluations it takes those of ``step``; without one those of the step that ``path`` names,
+    as ``runs/a/500``, else those of the newest evaluated step.
+    """
     if path.is_file():
         return _read_results(path)
+    path, named_step = split_step(path)
     if not (path / "config.json").is_file():
         raise ReportError(f"{path} is no run: there is no config.json")
     config = _read_json(path / "config.json")
     _check_config(config, path / "config.json")
     rows = read_rows(path / "metrics.jsonl")
     evaluations = ("perplexity", "position", "passkey", "retrieval")
-    step = max((row["step"] for row in rows if row["kind"] in evaluations), default=None)
+    steps = {row["step"] for row in rows if row["kind"] in evaluations}
+    if named_step is not None and named_step not in steps:
+        raise ReportError(
+            f"{path}: step {named_step} has not been evaluated; evaluated: "
+            f"{', '.join(map(str, sorted(steps))) or 'none'}. `fope evaluate {path}/{named_step}`"
+        )
+    if step is None:
+        step = max(steps, default=None) if named_step is None else named_step
     of_all_steps = ("train", "time", "validation", "spectrum")
     rows = [row for row in rows if row["kind"] in of_all_steps or row["step"] == step]
     info, lineage = (_read_json(path / name) for name in ("run.json", "lineage.json"))

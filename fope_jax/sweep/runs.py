@@ -14,7 +14,6 @@ A sweep file is Python with a function ``get_sweep(arg)`` that returns a list of
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import re
 from collections.abc import Iterable, Sequence
@@ -26,6 +25,7 @@ from fope_jax.config import Experiment, build_experiment, call_in_file, load_con
 from fope_jax.config.fields import ConfigError, nearest
 from fope_jax.extend.child import child_experiment
 from fope_jax.train.options import (
+    VerbParser,
     add_extend_options,
     add_processes,
     add_train_options,
@@ -156,7 +156,7 @@ def check_sweep(runs: Iterable[Run]) -> list[PlannedRun]:
     return list(planned.values())
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(VerbParser):
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 

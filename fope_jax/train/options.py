@@ -4,10 +4,50 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from fope_jax.storage.paths import as_path
+
+OVERRIDE = "--config."
+_OPTION = re.compile(r"-(?![\d.])")  # not a negative number
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser that shows an example where an argument is missing.
+
+    A positional argument may be given by the option that it once was:
+
+    >>> parser = VerbParser()
+    >>> add_positional(parser, "run", former_option="--run")
+    >>> parser.parse_args(["--run", "runs/a"]) == parser.parse_args(["runs/a"])
+    True
+    """
+
+    example = ""
+    former_option: str | None = None
+
+    def error(self, message: str) -> NoReturn:
+        is_missing = "required" in message or "missing" in message
+        super().error(f"{message}\nexample: {self.example}" if is_missing else message)
+
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore
+        if self.former_option and args is not None:
+            prefix = f"{self.former_option}="
+            args = [arg.removeprefix(prefix) for arg in args if arg != self.former_option]
+        return super().parse_known_args(args, namespace)
+
+
+def add_positional(
+    parser: argparse.ArgumentParser, name: str, former_option: str, **settings: Any
+) -> None:
+    """A positional argument; a `VerbParser` takes it as ``former_option`` too."""
+    parser.add_argument(name, **settings)
+    if isinstance(parser, VerbParser):
+        parser.former_option = former_option
 
 
 def add_train_options(verb: argparse.ArgumentParser) -> None:
@@ -19,11 +59,11 @@ def add_train_options(verb: argparse.ArgumentParser) -> None:
 
 def add_extend_options(verb: argparse.ArgumentParser) -> None:
     """The options of `fope extend`, except those for several processes."""
-    verb.add_argument(
-        "--from",
+    add_positional(
+        verb,
+        "parent",
+        former_option="--from",
         type=lambda text: text if text.startswith("hf:") else directory(text),
-        dest="parent",
-        required=True,
         metavar="RUN[/STEP]|hf:DIR",
         help="the run to go on from, its newest checkpoint without a step; or the directory of a "
         "Hugging Face checkpoint",
@@ -111,16 +151,42 @@ def add_processes(verb: argparse.ArgumentParser) -> None:
 def parse_arguments(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> argparse.Namespace:
-    """Parses a command; puts each ``--config.SECTION.KEY=VALUE`` into ``overrides``, in order."""
-    arguments, rest = parser.parse_known_args(argv)
-    arguments.overrides = [part for part in rest if part.startswith("--config.")]
-    strangers = [part for part in rest if not part.startswith("--config.")]
-    if strangers or (arguments.overrides and not hasattr(arguments, "config")):
-        parser.error(
-            f"unknown argument {(strangers or arguments.overrides)[0]!r}"
+    """Parses a command; its overrides are taken out first and become ``overrides``, in order."""
+    try:
+        words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        parser.error(str(error))
+    arguments, strangers = parser.parse_known_args(words)
+    if strangers or (overrides and not hasattr(arguments, "config")):
+        getattr(arguments, "parser", parser).error(
+            f"unknown argument {(strangers or overrides)[0]!r}"
             " (a configuration value is given as --config.train.steps=100)"
         )
+    arguments.overrides = overrides
     return arguments
+
+
+def split_overrides(argv: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The other arguments, and the overrides, all in the form with "=".
+
+    argparse would take a value after a space for a positional argument, and so an override that
+    contains a space.
+
+    >>> split_overrides(["RUN", "--config.train.steps", "3", "--config.seed=1"])
+    (['RUN'], ['--config.train.steps=3', '--config.seed=1'])
+    """
+    words, rest, overrides = iter(argv), [], []
+    for word in words:
+        if not word.startswith(OVERRIDE):
+            rest.append(word)
+            continue
+        if "=" not in word:
+            value = next(words, None)
+            if value is None or _OPTION.match(value):
+                raise ValueError(f"{word} has no value; accepted: {word}=VALUE or {word} VALUE")
+            word += f"={value}"
+        overrides.append(word)
+    return rest, overrides
 
 
 def directory(text: str) -> Path:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,15 +27,17 @@ from fope_jax.config import (
 from fope_jax.data import DataConfig
 from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.metrics import METRICS, read_rows
+from fope_jax.extras import installed_version
 from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG
 from fope_jax.train.state import StatePlan
 
 log = logging.getLogger(__name__)
 
-CONFIG, RUN, CHECKPOINTS = "config.json", "run.json", "checkpoints"
+RUN = "run.json"
 LINEAGE = "lineage.json"  # of a run that extends another
 IMPORTED = "imported"  # key in run.json: the origin of imported weights
 KEPT = "kept"  # key in run.json: fields of their config.json that only an export needs
@@ -130,15 +131,6 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
     write_json(workdir / CONFIG, experiment_to_dict(experiment))
 
 
-def split_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
-    """Splits ``runs/a/500`` into run and step; the step is None if ``path`` names a run."""
-    run = as_path(path)
-    if not run.name.isdecimal() or (run / CONFIG).is_file():
-        return run, None
-    parent = run.parent.parent if run.parent.name == CHECKPOINTS else run.parent
-    return (parent, int(run.name)) if (parent / CONFIG).is_file() else (run, None)
-
-
 def save_tokenizer(workdir: Path, tokenizer: Tokenizer, data: DataConfig) -> None:
     """Writes the tokenizer of a run, with the configuration files beside its tokenizer.json."""
     tokenizer.save(workdir)
@@ -169,15 +161,16 @@ def write_run_info(
         # Written by an extension of imported weights: without it an export would lose fields.
         kept = {KEPT: run[KEPT]} if run.get(KEPT) else {}
         run = kept | dict(facts) | {"started": now} | provenance() | {"resumed": []}
-    write_json(path, run | data)
+    write_json(path, {**run, **data})
 
 
 def provenance() -> dict[str, Any]:
     """Commit, package versions, machine and command line of this process."""
     device = jax.devices()[0]
+    versions = {package: installed_version(package) for package in PACKAGES}
     return {
         "commit": git_commit(Path(__file__).parent),
-        "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
+        "versions": {"python": platform.python_version()} | versions,
         "host": socket.gethostname(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
@@ -199,10 +192,3 @@ def git_commit(directory: Path) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}-dirty" if changes else commit
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

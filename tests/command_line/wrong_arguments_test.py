@@ -101,6 +101,7 @@ SCHEMES = ["s3://bucket/x", "gs://", "http://host/x", "hf:nowhere"]
 DAMAGED = ["cut", "list", "object", "utf16"]
 PROGRAMS = [f"{name}.py" for name in ("raises", "syntax", "nothing", "exits", "imports", "no_arg")]
 PARTS = ["run/checkpoints", "run/checkpoints/2", "run/2", "run/99", "run/config.json", "run/-1"]
+STEP = ["run/2", "run/checkpoints/2"]
 ANY = [*MISSING, *FILES, *STRANGE]
 
 CONFIGS = [
@@ -128,15 +129,12 @@ PLACES = {
         CONFIGS,
         [""],
     ),
-    "extend --from @ --method same --length 32 --workdir new": (
-        RUNS,
-        ["run/2", "run/checkpoints/2"],
-    ),
-    "evaluate --run @": (RUNS, ()),
-    "spectrum @ -o new": (RUNS, ()),
-    "export --run @ -o new": (RUNS, ["run/2", "run/checkpoints/2"]),
+    "extend --from @ --method same --length 32 --workdir new": (RUNS, STEP),
+    "evaluate --run @": (RUNS, STEP),
+    "spectrum @ -o new": (RUNS, STEP),
+    "export --run @ -o new": (RUNS, STEP),
     "report @ -o new": ([name for name in RUNS if name not in ("hf",)], ()),
-    "doctor @": (RUNS, ()),
+    "doctor @": (RUNS, STEP),
     "import --from @ --workdir new --config.data.tokenizer=bytes": (
         [*ANY, *DIRECTORIES, *SCHEMES, *DAMAGED, *PARTS, "run"],
         ["hf"],
@@ -297,9 +295,9 @@ def test_a_file_of_the_user_that_fails_is_told_with_its_line(refused):
 def test_a_run_of_another_kind_is_told_for_what_it_is(refused, place):
     cache = str(next(place.glob(f"{CACHE}/manifest.json")).parent)
     for name, what in {
-        "hf": "is no run but a checkpoint of Hugging Face; `fope import --from hf --workdir RUN`",
+        "hf": "is no run but a checkpoint of Hugging Face; `fope import hf --workdir RUN`",
         cache: "it is a token cache",
-        "run/checkpoints/2": "it is a checkpoint of run; give that run and its step by itself",
+        "run/99": "checkpoint",
         "run/checkpoints": "it is inside run; name that directory if it is the run",
         "rows.jsonl": "it is a file; name the directory of the run",
         "nowhere": "there is no such directory",

@@ -122,6 +122,10 @@ def test_a_sound_run(run, capsys):
     out = capsys.readouterr().out
     assert "checkpoints  sound    2 sound (8, 12)" in out
     assert "metrics      sound    6 rows, train rows to step 12" in out
+    assert main(["doctor", str(run / "8")]) == 0
+    assert "checkpoints  sound    1 sound (8)" in capsys.readouterr().out
+    assert main(["doctor", str(run / "9")]) == 2
+    assert "has no checkpoint 9; there are: 8, 12" in capsys.readouterr().err
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert main(["doctor", str(run), "--repair"]) == 0  # nothing to repair: nothing is touched
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -217,7 +221,7 @@ def test_advice_on_numbers_that_are_not_finite_fits_what_wrote_them(run, importe
     )
     trained = kind in ("train", "validation")
     assert ("learning_rate" in problem.advice) == trained
-    assert (f"fope evaluate --run {run} --force names the weights" in problem.advice) != trained
+    assert (f"fope evaluate {run} --force names the weights" in problem.advice) != trained
     assert ("imported again" in problem.advice) == (imported and not trained)
 
 

@@ -27,6 +27,11 @@ def test_a_run_holds_the_rows_of_its_newest_evaluation(synthetic, make_run):
     assert len(run.of("train")) == 80
     assert (run.variant, run.seed, run.training_length) == ("rope", 0, 128)
     assert run.info["commit"] == "0123abc"
+    earlier = read_run(run.path / "500")
+    assert (earlier.path, earlier.step) == (run.path, 500)
+    assert {row["step"] for row in earlier.of("perplexity")} == {500}
+    with pytest.raises(ReportError, match="step 7 has not been evaluated; evaluated: 500, 1000"):
+        read_run(run.path / "7")
 
 
 @pytest.mark.parametrize(

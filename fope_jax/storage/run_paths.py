@@ -1,0 +1,26 @@
+"""How a run and one of its checkpoints are named: RUN, RUN/STEP or RUN/checkpoints/STEP."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fope_jax.storage.paths import as_path
+
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+
+
+def split_step(path: str | os.PathLike[str], step: int | None = None) -> tuple[Path, int | None]:
+    """Splits ``runs/a/500`` into run and step.
+
+    If ``path`` names a run alone, the step is ``step``; None stands for the newest checkpoint.
+    ValueError if both name a step and the two differ.
+    """
+    run, named = as_path(path), None
+    if run.name.isdecimal() and not (run / CONFIG).is_file():
+        parent = run.parent.parent if run.parent.name == CHECKPOINTS else run.parent
+        if (parent / CONFIG).is_file():
+            run, named = parent, int(run.name)
+    if None not in (step, named) and step != named:
+        raise ValueError(f"{run}/{named} and --step {step}: leave one out")
+    return run, step if named is None else named

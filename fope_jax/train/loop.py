@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fope_jax.config import Experiment, Stage, TrainConfig, check_vocabulary
 from fope_jax.data.cache import TokenCache
+from fope_jax.data.description import changed_text, changed_text_line, data_lines
 from fope_jax.data.task_mixture import BatchLoader, make_stage_loaders
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
@@ -156,6 +157,10 @@ def train(
             for (stage, stage_plan), loader in zip(stages, loaders, strict=True)
             if stage.stop > start
         ]
+        for line in data_lines(source.config, cache):
+            log.info("%s", line)
+        if is_main_process() and (names := changed_text(experiment.data, cache.sources)):
+            log.warning("%s", changed_text_line(names))
         for stage, _, loader in stages:
             log.info(
                 "data: %s; %d x %d tokens a step (steps %d to %d)",

@@ -23,7 +23,7 @@ from fope_jax.train.options import directory
         metavar="TOKENS,...",
         help="also show scores in ranges of length, as LongBench does: 4k,8k",
     ),
-    needs=("matplotlib",),
+    needs=("matplotlib", "vl_convert"),
 )
 def report(arguments: argparse.Namespace) -> None:
     """one HTML page about any number of runs
@@ -38,6 +38,7 @@ def report(arguments: argparse.Namespace) -> None:
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
     from fope_jax.report.tables import as_text, text_tables
+    from fope_jax.report.verdict import verdict
 
     paths = without_reports(arguments.runs)
     for run in paths:
@@ -46,6 +47,8 @@ def report(arguments: argparse.Namespace) -> None:
     buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
     page = arguments.out or default_page([split_step(path)[0] for path in paths])
     check_output(page, "the report")
+    if said := verdict(runs).text():
+        print(f"{said}\n")
     for line in lineage_sentences(runs):
         print(line)
     print(text_tables(runs))

@@ -22,7 +22,12 @@ from fope_jax.position.base import PositionEmbedding
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that determines a run; ``name`` is its variant in rows and reports."""
+    """Everything that determines a run.
+
+    Attributes:
+      name: the run's variant in rows and reports; seeds of one variant share it.
+      seed: of initial weights, position coefficients and the order of the data.
+    """
 
     name: str
     seed: int
@@ -61,6 +66,8 @@ CHANGEABLE_KEYS = (
     "data.max_bad_documents",
     "data.max_damaged_files",
 )
+# These may change too as long as no learning rate of a finished update does.
+SCHEDULE_KEYS = ("train.steps", "train.decay_steps")
 
 
 def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
@@ -126,8 +133,8 @@ def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     """Differences that prevent resuming, one line a key: ``"train.length: 128, now 256"``."""
     before, after = (flatten_dict(dict(values), sep=".") for values in (old, new))
     changeable = {*CHANGEABLE_KEYS}
-    if before.get("train.schedule") == after.get("train.schedule") == "constant":
-        changeable.add("train.steps")  # a constant rate does not depend on the last step
+    if _end_of_decay(before) == _end_of_decay(after):
+        changeable |= {*SCHEDULE_KEYS}
     return [
         f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
@@ -135,6 +142,13 @@ def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
         and key not in changeable
         and not key.startswith(CHANGEABLE_SECTIONS)
     ]
+
+
+def _end_of_decay(values: Mapping[str, Any]) -> int | None:
+    """The step that learning rates depend on; None for a constant rate."""
+    if values.get("train.schedule") == "constant":
+        return None
+    return values.get("train.decay_steps") or values.get("train.steps")
 
 
 def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:

@@ -26,7 +26,8 @@ from fope_jax.extend.coefficients import carry_variables
 from fope_jax.extend.initial_loss import WARN_ABOVE, compare_initial_losses
 from fope_jax.extend.lineage import check_request, data_changes, has_same_data, read_lineage
 from fope_jax.extend.methods import frequency_changes
-from fope_jax.extend.parent import WEIGHTS, Parent, open_parent
+from fope_jax.extend.parent import Parent, open_parent
+from fope_jax.interop.hub import PREFIX
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import position_variables
@@ -73,7 +74,8 @@ def extend(
     After an interruption the same call resumes, with the same bits as an unbroken run.
 
     Args:
-      source: the parent, ``runs/a``, ``runs/a/STEP`` or ``hf:DIR``, see ``open_parent``.
+      source: the parent, ``runs/a``, ``runs/a/STEP``, ``hf:DIR`` or ``hf:ORG/NAME``; see
+        ``open_parent``.
       method: the new position embedding, see ``methods.target_classes``.
       length, overrides, config: see ``child_experiment``.
       workdir: directory of the new run.
@@ -237,7 +239,7 @@ def _find_data(parent: Parent, child: Experiment, workdir: Path) -> RunData:
     """The token cache of an extension: its own once it has begun, before that its parent's."""
     if has_checkpoint(workdir):
         return find_run_data(workdir, child.data)
-    if parent.source.startswith(WEIGHTS) or not has_same_data(parent.experiment, child):
+    if parent.source.startswith(PREFIX) or not has_same_data(parent.experiment, child):
         return RunData(child.data)
     return find_run_data(parent.source, child.data)
 
@@ -247,7 +249,7 @@ def _open_cache(data: RunData, child: Experiment, workdir: Path, parent: Parent)
     try:
         return data.open("train")
     except MissingCacheError as error:
-        if not parent.source.startswith(WEIGHTS):
+        if not parent.source.startswith(PREFIX):
             path = as_path(parent.source) / CONFIG
             raise CacheError(f"{error}, such as {path}, with the same --config.data") from error
         if is_main_process():  # for imported weights there may be no other configuration file

@@ -1,0 +1,289 @@
+"""Numbers of methods at multiples of their training length, and which differences hold.
+
+See `fope_jax.report.verdict` for the rules.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from fope_jax.report.comparison import TASK_FIELD, Comparison, comparisons
+from fope_jax.report.differences import Difference, holm, metric_by_seed, paired_difference
+from fope_jax.report.rows import Run
+from fope_jax.report.sums import Sums, add_up, spread
+
+SOLVED = 80.0  # percent right at the training length from which a task counts as learned
+FEWEST_SEEDS = 5  # of a significant difference
+BASELINE = "rope"
+PERPLEXITY = "perplexity"
+TITLES = {  # how the methods are written
+    "rope": "RoPE",
+    "fope": "FoPE",
+    "alibi": "ALiBi",
+    "nope": "NoPE",
+    "t5": "T5",
+    "kerple": "KERPLE",
+    "fire": "FIRE",
+    "cope": "CoPE",
+    "xpos": "xPos",
+}
+
+
+def title(name: str) -> str:
+    """The method as it is written.
+
+    >>> title("alibi"), title("rope (trained on 64)"), title("fope-wide")
+    ('ALiBi', 'RoPE (trained on 64)', 'fope-wide')
+    """
+    method, _, rest = name.partition(" ")
+    return f"{TITLES.get(method, method)} {rest}".strip()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A method's numbers on one task or text.
+
+    Attributes:
+      name: the method as it is written.
+      length: its training length in tokens.
+      seeds: seed -> multiple of the training length -> percent right, or perplexity.
+      trials: multiple -> (right, asked) over all seeds; empty for perplexity.
+      scored: curves of the same number were scored on the same tokens or trials.
+    """
+
+    name: str
+    length: int
+    seeds: dict[int, dict[int, float]]
+    trials: dict[int, tuple[int, int]]
+    scored: int
+
+    @property
+    def multiples(self) -> list[int]:
+        return sorted({multiple for numbers in self.seeds.values() for multiple in numbers})
+
+    def at(self, multiple: int) -> list[float]:
+        """The number of each seed that has it."""
+        return [numbers[multiple] for numbers in self.seeds.values() if multiple in numbers]
+
+    def mean(self, multiple: int) -> float:
+        values = self.at(multiple)
+        return spread(values).mean if values else math.nan
+
+    def ratios(self, multiple: int) -> list[float]:
+        """The number over that at the training length, of each seed that has both."""
+        pairs = [n for n in self.seeds.values() if 1 in n and multiple in n]
+        return [n[multiple] / n[1] if n[1] else math.nan for n in pairs]
+
+    @property
+    def measured(self) -> list[int]:
+        """Multiples that every seed has; empty without the training length."""
+        found = [m for m in self.multiples if len(self.at(m)) == len(self.seeds)]
+        return found if found[:1] == [1] else []
+
+    def beyond(self) -> list[int]:
+        """Multiples above 1 that every seed has, before the first that is not finite."""
+        finite = itertools.takewhile(lambda m: all(map(math.isfinite, self.at(m))), self.measured)
+        return list(finite)[1:]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A task or the perplexity of a text, and the curve of each method, best first."""
+
+    name: str
+    is_task: bool
+    curves: list[Curve] = field(default_factory=list)
+
+    @property
+    def learned(self) -> list[Curve]:
+        """The curves that say something beyond the training length."""
+        if not self.is_task:
+            return [curve for curve in self.curves if curve.beyond()]
+        return [curve for curve in self.curves if curve.at(1) and min(curve.at(1)) >= SOLVED]
+
+    @property
+    def baseline(self) -> Curve | None:
+        named = [curve for curve in self.curves if curve.name == title(BASELINE)]
+        first = (named or self.curves)[0]
+        return first if first in self.learned else None
+
+
+# ---------------------------------------------------------------------------- from rows
+
+
+def read_topics(runs: Sequence[Run], kind: str) -> list[Topic]:
+    """A topic for each task of "retrieval" or "passkey", or each text of "perplexity"."""
+    topics: dict[str, list[Curve]] = {}
+    for index, comparison in enumerate(comparisons(runs, kind)):
+        if kind != PERPLEXITY or comparison.protocol == "same-tokens":
+            found = topics.setdefault(_topic_name(comparison), [])
+            found += _curves(comparison, index)
+    is_task = kind != PERPLEXITY
+    return [
+        Topic(name, is_task, _best_first(curves, is_task))
+        for name, curves in sorted(topics.items())
+        if curves
+    ]
+
+
+def _topic_name(comparison: Comparison) -> str:
+    name = comparison.name.replace("_", " ")
+    if comparison.kind == PERPLEXITY:
+        return PERPLEXITY if name == "validation" else f"{PERPLEXITY} ({name})"
+    return f"passkeys ({name})" if comparison.kind == "passkey" else name
+
+
+def _curves(comparison: Comparison, index: int) -> list[Curve]:
+    metric = Sums.accuracy if comparison.kind in TASK_FIELD else Sums.perplexity
+    numbers = {c: metric_by_seed(comparison, metric, [c]) for c in comparison.contexts}
+    curves = []
+    for label, rows in comparison.curves.items():
+        length = comparison.training_lengths[label]
+        variant = label.removesuffix(f" (trained on {length})")
+        multiples = {c: c // length for c in comparison.contexts if _is_power_of_two(c / length)}
+        seeds: dict[int, dict[int, float]] = {}
+        trials = {}
+        for context, multiple in multiples.items():
+            for seed, value in numbers[context].get(label, {}).items():
+                seeds.setdefault(seed, {})[multiple] = float(value)
+            pooled = add_up(row for seed in rows for row in seed if row["context"] == context)
+            if pooled.total:
+                trials[multiple] = (pooled.correct, pooled.total)
+        if seeds:
+            curves.append(Curve(variant, length, seeds, trials, index))
+    return curves
+
+
+def _is_power_of_two(ratio: float) -> bool:
+    return ratio >= 1 and math.log2(ratio).is_integer()
+
+
+def _best_first(curves: Sequence[Curve], is_task: bool) -> list[Curve]:
+    """One curve a method and training length, the one of most seeds, under its written name."""
+    kept: dict[tuple[str, int], Curve] = {}
+    for curve in sorted(curves, key=lambda curve: -len(curve.seeds)):
+        kept.setdefault((curve.name, curve.length), curve)
+    methods = [name for name, _ in kept]
+
+    def name(curve: Curve) -> str:
+        is_one = methods.count(curve.name) == 1
+        return title(curve.name if is_one else f"{curve.name} (trained on {curve.length:,})")
+
+    def quality(curve: Curve) -> tuple[bool, float]:
+        multiples = curve.beyond()
+        if is_task:
+            value = -curve.mean(multiples[0]) if multiples else math.inf
+            return not is_solved(curve), value
+        return not multiples, spread(curve.ratios(multiples[-1])).mean if multiples else math.inf
+
+    return sorted((replace(curve, name=name(curve)) for curve in kept.values()), key=quality)
+
+
+def best_beyond(topic: Topic) -> float:
+    """The best answers at the first multiple beyond the training length."""
+    return max((c.mean(c.beyond()[0]) for c in topic.curves if c.beyond()), default=0.0)
+
+
+def is_solved(curve: Curve) -> bool:
+    """Whether a seed has learned the task."""
+    return any(value >= SOLVED for value in curve.at(1))
+
+
+# ---------------------------------------------------------------------------- differences
+
+
+class Held(NamedTuple):
+    """Differences to the baseline at one multiple: signs of those that hold, by method."""
+
+    signs: dict[str, int]
+    compared: list[str]
+    basis: str  # a key of BASES; empty where nothing can hold
+    seeds: int
+
+
+def held_differences(topic: Topic, multiple: int) -> Held:
+    """Which methods differ from the baseline at ``multiple``, by the rules of this module."""
+    pairs = _pairs(topic, multiple)
+    seeds = min((pair.difference.seeds for pair in pairs.values()), default=0)
+    if seeds >= FEWEST_SEEDS:
+        basis = "test"
+        tested = holm({(name, ""): pair.difference for name, pair in pairs.items()})
+        holding = {name for name, _ in tested}
+    elif seeds > 1:
+        basis, holding = "signs", {name for name, pair in pairs.items() if pair.have_one_sign}
+    elif seeds == 1 and topic.is_task:
+        basis, holding = "trials", {name for name, pair in pairs.items() if pair.are_apart}
+    else:
+        basis, holding = "", set()
+    signs = {
+        name: int(math.copysign(1, pair.difference.mean))
+        for name, pair in pairs.items()
+        if name in holding
+    }
+    return Held(signs, list(pairs), basis, seeds)
+
+
+class Pair(NamedTuple):
+    """A method minus the baseline: over the seeds both have, and over the trials."""
+
+    difference: Difference
+    have_one_sign: bool  # the differences of all seeds
+    are_apart: bool  # the intervals of the trials
+
+
+def _pairs(topic: Topic, multiple: int) -> dict[str, Pair]:
+    base, pairs = topic.baseline, {}
+    for curve in topic.learned if base else ():
+        if curve is base or not are_comparable(base, curve):
+            continue
+        one, other = (_compared(c, topic, multiple) for c in (curve, base))
+        difference = paired_difference(one, other)
+        if difference is not None:
+            signs = {np.sign(one[seed] - other[seed]) for seed in one.keys() & other.keys()}
+            have_one_sign = len(signs) == 1 and 0 not in signs
+            apart = _are_apart(base, curve, multiple)
+            pairs[curve.name] = Pair(difference, have_one_sign, apart)
+    return pairs
+
+
+def _compared(curve: Curve, topic: Topic, multiple: int) -> dict[int, float]:
+    """Finite numbers by seed: percent right, or the log of perplexity, beyond L of its growth."""
+    numbers = {}
+    for seed, values in curve.seeds.items():
+        if topic.is_task or multiple == 1:
+            value = values.get(multiple, math.nan)
+        else:
+            value = values.get(multiple, math.nan) / values.get(1, math.nan)
+        numbers[seed] = value if topic.is_task or not value > 0 else math.log(value)
+    return {seed: value for seed, value in numbers.items() if math.isfinite(value)}
+
+
+def are_comparable(one: Curve, other: Curve) -> bool:
+    return (one.scored, one.length) == (other.scored, other.length)
+
+
+def wilson(right: int, asked: int) -> tuple[float, float]:
+    """The 95% interval of a share of trials, in percent.
+
+    >>> [round(end) for end in wilson(170, 200)]
+    [79, 89]
+    """
+    from scipy import stats  # slow to import
+
+    low, high = stats.binomtest(right, asked).proportion_ci(0.95, method="wilson")
+    return 100 * low, 100 * high
+
+
+def _are_apart(one: Curve, other: Curve, multiple: int) -> bool:
+    """Whether the intervals of the trials do not overlap; trials of several seeds are no sample."""
+    curves = (one, other)
+    if any(len(curve.seeds) > 1 or multiple not in curve.trials for curve in curves):
+        return False
+    (low, high), (other_low, other_high) = (wilson(*c.trials[multiple]) for c in curves)
+    return high < other_low or other_high < low

@@ -347,7 +347,7 @@ def _make_fitting(planned: Sequence[Planned]) -> list[Protocol]:
 
 def _fit(plan: Planned) -> tuple[Protocol | None, str]:
     """The protocol at the contexts that fit, or None; and what was left out and why."""
-    contexts, reason = list(plan.contexts), ""
+    contexts, reasons = list(plan.contexts), {}
     while True:
         try:
             protocol = plan.make(contexts)
@@ -361,10 +361,11 @@ def _fit(plan: Planned) -> tuple[Protocol | None, str]:
                 raise
             else:
                 return None, f"left out: {error}"
-            reason = reason or str(error)
+            reasons.setdefault(type(error), str(error))
         else:
-            dropped = [n for n in plan.contexts if n not in contexts]
-            return protocol, f"{_join(dropped)} tokens left out: {reason}" if dropped else ""
+            dropped = _join(n for n in plan.contexts if n not in contexts)
+            why = "; ".join(reasons.values())
+            return protocol, f"{dropped} tokens left out: {why}" if dropped else ""
 
 
 def _is_of_settings(error: ValueError, plan: Planned) -> bool:

@@ -14,6 +14,7 @@ from fope_jax.data.cache_directories import base_directory, cache_directory
 from fope_jax.data.manifest import CacheError
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.evaluate.harness import load_text_model
+from fope_jax.evaluate.protocols import plan_protocols
 from fope_jax.evaluate.restore import read_experiment
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run_data import find_run_data, load_run_tokenizer
@@ -51,7 +52,7 @@ def make_tokenizer(path, special="</s>"):
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=alphabet, special_tokens=[special], show_progress=False
+        vocab_size=271, initial_alphabet=alphabet, special_tokens=[special], show_progress=False
     )
     tokenizer.train_from_iterator(["the whale and the sea"], trainer)
     tokenizer.save(str(path))
@@ -121,7 +122,7 @@ def test_a_run_of_an_older_version_reads_the_tokenizer_of_its_cache(own):
     del info["tokenizer"], info["cache_dir"]
     (own / "runs/a/run.json").write_text(json.dumps(info))
     data = read_experiment(Path("runs/a")).data
-    assert load_run_tokenizer("runs/a", data).vocab_size == 300
+    assert load_run_tokenizer("runs/a", data).vocab_size == 271
     assert measure("runs/a", protocols=["same-tokens"])
 
 
@@ -140,12 +141,7 @@ def test_rebuilding_leaves_finished_runs_valid(own, caplog, capsys):
     new = cache_directory(config)
     assert new != old and old.is_dir()
 
-    after = {
-        row["context"]: row["nats"]
-        for row in measure("runs/a", *SHORT, force=True)
-        if "nats" in row
-    }
-    assert after == before
+    assert nats(measure("runs/a", *SHORT, force=True)) == before
     assert find_run_data("runs/a", config).open("train").directory == old
     assert main(["train", "--config", "own.py", "--workdir", "runs/b"]) == 0
     assert f"token cache: {new}" in capsys.readouterr().err
@@ -228,24 +224,35 @@ def test_text_that_comes_back_has_its_cache(own, capsys):
 # ---------------------------------------------------------------------------- what does not fit
 
 
+def plan(*wanted):
+    experiment = read_experiment(Path("runs/a"))
+    data = find_run_data("runs/a", experiment.data)
+    return {p.label: p.settings for p in plan_protocols(experiment, data, wanted or None)}
+
+
 def test_what_does_not_fit_the_text_is_left_out_with_a_line(own, caplog):
     """Lengths that no document reaches, and passkeys in windows that have no room for them."""
-    rows = measure("runs/a", *SHORT[1:])
-    data = find_run_data("runs/a", read_experiment(Path("runs/a")).data)
-    (longest,) = data.open("validation").documents["length"]
-    fit = {context for context in CONTEXTS if context < longest}
-    beyond = ", ".join(str(context) for context in CONTEXTS if context >= longest)
-    assert 1 < len(fit) < 5
-    assert {row["context"] for row in rows if row["kind"] == "perplexity"} == fit
-    passkeys = {row["template"]: row["context"] for row in rows if row["kind"] == "passkey"}
-    assert passkeys["compact"] == 512 and "standard" not in passkeys
-    lines = [record.message for record in caplog.records]
+    planned = plan()
+    assert planned["same-tokens (validation)"]["contexts"] == [32, 64]
+    assert planned["long-window (validation)"]["context"] == 64
+    assert planned["passkey (compact)"]["contexts"] == [64, 128, 256, 512]
+    assert planned["passkey (standard)"]["contexts"] == [256, 512]
     for told in (
-        f"same-tokens (validation): {beyond} tokens left out: no document is long enough",
-        "passkey (compact): 32, 64 tokens left out: passkey_lengths gives a context of 32",
-        "passkey (standard): left out: ",
+        "same-tokens (validation), long-window (validation): 128, 256, 512 tokens left out: "
+        "no document is long enough for a window of 512 tokens: that takes 513, and the longest "
+        "of 1 documents has 111; ",
+        "passkey (compact): 32 tokens left out: passkey_lengths gives a context of 32 tokens, "
+        "too short for 'passkey (compact)', which takes at least ",
     ):
-        assert any(line.startswith(told) for line in lines), lines
+        assert any(record.message.startswith(told) for record in caplog.records), caplog.text
+
+
+def test_retrieval_tasks_hide_needles_in_own_text_where_it_has_room(own, caplog):
+    planned = plan("retrieval")
+    assert planned["retrieval (recall)"]["contexts"] == list(CONTEXTS)
+    assert planned.keys() == {"retrieval (recall)", "retrieval (copy)"}
+    told = "left out: a haystack of 128 tokens is not in the validation split, which has 111; "
+    assert told in caplog.text and "take --config.evaluate.needle_haystack=noise" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -254,22 +261,13 @@ def test_what_does_not_fit_the_text_is_left_out_with_a_line(own, caplog):
         (["evaluate.lengths=1,16"], None, "no document is long enough for a window of 512"),
         (["evaluate.lengths=1,2,4,8,16"], None, "no document is long enough for a window of 512"),
         (["evaluate.passkey_lengths=1"], None, "32 tokens, too short for 'passkey"),
-        (["evaluate.passkey_templates=standard"], ["passkey"], "too short for 'passkey .standard"),
-        (["evaluate.retrieval_tasks=common_words"], None, "haystack of 512 tokens is not in the"),
+        (["evaluate.retrieval_tasks=common_words"], None, "haystack of 128 tokens is not in the"),
         ([], ["document-resets"], "no two documents meet inside a block"),
     ],
 )
 def test_what_is_asked_for_by_name_and_does_not_fit_is_an_error(own, overrides, protocols, message):
     with pytest.raises(ValueError, match=message):
         measure("runs/a", *overrides, protocols=protocols)
-
-
-def test_retrieval_tasks_hide_needles_in_own_text(own, caplog):
-    """Where it has no room for them, noise has."""
-    rows = measure("runs/a", "evaluate.passkey_depths=0.5", protocols=["retrieval"])
-    tasks = {row["task"]: row["context"] for row in rows if row["kind"] == "retrieval"}
-    assert {"recall", "copy"} <= tasks.keys()
-    assert any("tokens left out: a haystack of" in r.message for r in caplog.records)
 
 
 # ---------------------------------------------------------------------------- common mistakes
@@ -361,10 +359,10 @@ def test_a_missing_cache_names_the_command_that_builds_it(own, capsys):
 def test_a_tokenizer_larger_than_the_embedding_is_said_by_build_and_train(own, capsys):
     small = "--config.model.vocab_size=100"
     assert main(["data", "build", "--config", "own.py", small]) == 0
-    assert "train with --config.model.vocab_size=300" in capsys.readouterr().out
+    assert "train with --config.model.vocab_size=271" in capsys.readouterr().out
     assert main(["train", "--config", "own.py", "--workdir", "runs/new", small]) == 2
-    told = "the tokenizer has 300 tokens but config.model.vocab_size = 100; raise"
-    assert told in (said := capsys.readouterr().err) and "--config.model.vocab_size=300" in said
+    told = "the tokenizer has 271 tokens but config.model.vocab_size = 100; raise"
+    assert told in (said := capsys.readouterr().err) and "--config.model.vocab_size=271" in said
 
 
 def test_training_names_corpus_tokenizer_and_cache(own, capsys):
@@ -374,5 +372,5 @@ def test_training_names_corpus_tokenizer_and_cache(own, capsys):
     assert (
         "corpus: text: train notes/*.txt (2 files); validation held_out/*.txt (1 files)\n" in said
     )
-    assert "tokenizer: tokenizer.json, 300 tokens\n" in said
+    assert "tokenizer: tokenizer.json, 271 tokens\n" in said
     assert f"token cache: {cache}, " in said

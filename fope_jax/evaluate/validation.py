@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
+from fope_jax.data.manifest import CacheError
 from fope_jax.evaluate.metrics import Row, non_finite_rows, row_ids
 from fope_jax.evaluate.protocols import Protocol, plan_protocols, unstated_settings
 from fope_jax.evaluate.restore import evaluation_graphdef
@@ -29,6 +30,26 @@ SUMS = ("windows", "nats", "tokens", "bytes", "correct")
 
 Check = Callable[[], None]
 ValidationFn = Callable[[int, Any, Any, Check], list[Row]]
+
+
+def find_validation_fn(experiment: Experiment, data: RunData, mesh: Mesh) -> ValidationFn | None:
+    """What ``train.evaluate_every`` asks for; see `make_validation_fn`.
+
+    With "auto" it measures the shortest of ``evaluate.lengths``, and is None, with a line in the
+    log, where that cannot be measured.
+    """
+    if experiment.train.evaluation_interval is None:
+        return None
+    if experiment.train.evaluate_every != "auto":
+        return make_validation_fn(experiment, data, mesh)
+    lengths = tuple(sorted(experiment.evaluate.lengths)[:1])
+    shortest = dataclasses.replace(experiment.evaluate, lengths=lengths)
+    try:
+        cheap = dataclasses.replace(experiment, evaluate=shortest)
+        return make_validation_fn(cheap, data, mesh)
+    except (ValueError, CacheError) as error:
+        log.info("no validation loss during training: %s", error)
+        return None
 
 
 def make_validation_fn(experiment: Experiment, data: RunData, mesh: Mesh) -> ValidationFn:

@@ -15,7 +15,13 @@ from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.config import DataConfig
 from fope_jax.data.manifest import CacheError, MissingCacheError, read_manifest
-from fope_jax.data.tokenizers import JsonTokenizer, Tokenizer, describe_tokenizer, load_tokenizer
+from fope_jax.data.tokenizers import (
+    BytesTokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    describe_tokenizer,
+    load_tokenizer,
+)
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import absolute_path, as_path
 from fope_jax.storage.run_paths import CONFIG
@@ -69,7 +75,8 @@ def find_run_data(workdir: str | Path, data: DataConfig) -> RunData:
     fingerprint, places = info.get(DATA, {}).get("fingerprint"), [data.cache_dir]
     if data.cache_dir == stored.get("cache_dir", data.cache_dir):
         places.append(info.get(CACHE_DIR, data.cache_dir))
-    places = list({str(absolute_path(place)): place for place in places}.values())
+    if absolute_path(places[0]) == absolute_path(places[-1]):
+        places = places[:1]
     for place in places:
         config = dataclasses.replace(data, cache_dir=place)
         if data.corpus == "none" or _has_cache(config, fingerprint):
@@ -96,19 +103,27 @@ def record_cache_dir(workdir: Path, data: RunData) -> None:
 
 
 def load_run_tokenizer(workdir: str | Path, data: DataConfig) -> Tokenizer:
-    """The tokenizer of a run: its own, or that of its token cache where it keeps none.
+    """The tokenizer of a run: its own; where it keeps none, that of its token cache, or the one
+    that its configuration names.
 
     Args:
       data: the ``data`` section of the run.
 
     Raises:
       TokenizerError: the file in the workdir is damaged.
-      CacheError: the run keeps no tokenizer, and its cache is lost.
+      CacheError: the run keeps no tokenizer, its cache is lost, and so is what ``data`` names.
     """
     description = _read(workdir, RUN).get(TOKENIZER)
-    if description is None:
+    if description is not None:
+        return load_tokenizer(as_path(workdir), description)
+    try:
         return find_run_data(workdir, data).open("train").tokenizer
-    return load_tokenizer(as_path(workdir), description)
+    except CacheError:
+        if data.tokenizer == BytesTokenizer.kind:
+            return BytesTokenizer()
+        if data.tokenizer.endswith(".json") and as_path(data.tokenizer).is_file():
+            return JsonTokenizer.load(as_path(data.tokenizer))
+        raise
 
 
 def warn_of_another_tokenizer(workdir: str | Path, data: DataConfig) -> None:

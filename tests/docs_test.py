@@ -59,6 +59,8 @@ def test_commands_parse_and_name_files_that_exist(page, tmp_path, capsys):
         name = (getattr(arguments, "config", None) or "").partition(":")[0]
         ours = SHIPPED / f"{name.removeprefix('configs/').removesuffix('.py')}.py"
         assert not name or name.startswith("runs/") or ours.is_file(), f"{page}: --config {name}"
+        if ours.is_file() and "my_methods:" not in arguments.config:
+            load_config(arguments.config, arguments.overrides)
 
 
 def test_no_line_names_an_index_where_the_package_is_not():

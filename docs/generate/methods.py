@@ -81,9 +81,10 @@ def plain_code(text: str) -> str:
 
 
 def facts(entry: Entry, cls: type) -> str:
-    rows = [("kind", entry.kind), ("trained", entry.learnable), ("beyond training", entry.extends)]
-    rows.append(("class", f"[`{cls.__name__}`][{cls.__module__}.{cls.__name__}]"))
-    return table(["", ""], [row for row in rows if row[1]])
+    named = {"kind": entry.kind, "trained": entry.learnable, "beyond training": entry.extends}
+    shown = {title: text for title, text in named.items() if text}
+    shown["class"] = f"[`{cls.__name__}`][{cls.__module__}.{cls.__name__}]"
+    return table(list(shown), [list(shown.values())])
 
 
 def knob_table(cls: Any) -> str:

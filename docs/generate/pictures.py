@@ -133,7 +133,7 @@ def _retrieval(axes: Axes) -> None:
 # ---------------------------------------------------------------------------- boxes and arrows
 
 
-def _box(axes: Axes, x: float, y: float, text: str, width: float, color: str = READ) -> None:
+def _box(axes: Axes, x: float, y: float, text: str, color: str = READ) -> None:
     style = {"boxstyle": "round,pad=0.5", "facecolor": color, "edgecolor": "#8899aa"}
     axes.text(x, y, text, ha="center", va="center", fontsize=8.5, bbox=style, linespacing=1.4)
 
@@ -156,16 +156,16 @@ def _diagram(width: float, height: float) -> tuple[Figure, Axes]:
 
 def fingerprint_figure() -> Figure:
     """What goes into a fingerprint, and who compares it."""
-    figure, axes = _diagram(9.0, 3.0)
+    figure, axes = _diagram(7.5, 2.8)
     inputs = ("method and every knob", "effective frequencies", "constants: FoPE's coefficients")
     for index, text in enumerate(inputs):
         y = 0.85 - 0.35 * index
-        _box(axes, 0.17, y, text, 0.3)
+        _box(axes, 0.17, y, text)
         _arrow(axes, (0.33, y), (0.44, 0.5))
-    _box(axes, 0.54, 0.5, "fingerprint\nb5e2ac08ba2617f7", 0.2, "#f6dcc8")
+    _box(axes, 0.54, 0.5, "fingerprint\nb5e2ac08ba2617f7", "#f6dcc8")
     for index, text in enumerate(("resuming a run", "evaluate", "extend", "export")):
         y = 0.92 - 0.28 * index
-        _box(axes, 0.87, y, text, 0.2)
+        _box(axes, 0.87, y, text)
         _arrow(axes, (0.64, 0.5), (0.79, y))
     return figure
 
@@ -175,14 +175,14 @@ def lineage_figure() -> Figure:
     results = ROOT / "experiments/extrapolation/results"
     names = ("rope_same_0", "rope_yarn_0", "rope_fope_0")
     runs: Sequence[Any] = read_runs(results / f"{name}.jsonl" for name in names)
-    figure, axes = _diagram(9.0, 4.0)
+    figure, axes = _diagram(7.5, 3.2)
     before = runs[0].lineage["parent"]
     parent = f"{before['name']}\n{before['length']} tokens, step {before['step']:,}"
-    _box(axes, 0.14, 0.5, parent, 0.2, "#f6dcc8")
+    _box(axes, 0.15, 0.5, parent, "#f6dcc8")
     for index, run in enumerate(runs):
         y, start = 0.86 - 0.36 * index, run.lineage["start"]
         child = run.lineage["child"]
         cost = f"{start['parent']:.3f} to {start['child']:.3f} nats"
-        _arrow(axes, (0.24, 0.5), (0.66, y), cost)
-        _box(axes, 0.83, y, f"{run.variant}\n{child['length']} tokens", 0.3)
+        _arrow(axes, (0.29, 0.5), (0.74, y), cost)
+        _box(axes, 0.84, y, f"{run.variant}\n{child['length']} tokens")
     return figure

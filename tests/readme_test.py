@@ -1,6 +1,9 @@
 """The Python examples of the README and of docs/ run as they stand, those of a page in order."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +27,27 @@ def test_examples(page, tmp_path, monkeypatch):
     names = {"__name__": "example"}
     for number, example in enumerate(EXAMPLES[page], start=1):
         exec(compile(example, f"{page}, example {number}", "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_page_of_your_text(tmp_path):
+    """Its commands in order, then its own tokenizer in both of them."""
+    for folder in ("configs", "docs", "experiments"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    (tmp_path / "README.md").symlink_to(ROOT / "README.md")
+    page = (ROOT / "docs/howto/your_text.md").read_text()
+    commands = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)[0]
+    tokenizer = re.findall(r"```py\n(.*?)```", page, flags=re.DOTALL)[0]
+    own = commands.replace("vocab_size=1024", "tokenizer=tokenizer.json")
+    own = own.replace("runs/notes", "runs/own").partition("fope data build")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for script in (commands, f"python - <<'END'\n{tokenizer}END\n" + "".join(own[1:])):
+        subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=tmp_path,
+            env=os.environ | {"PATH": path},
+            check=True,
+        )
+    for run in ("notes", "own"):
+        rows = (tmp_path / "runs" / run / "metrics.jsonl").read_text()
+        assert '"protocol": "same-tokens"' in rows

@@ -4,6 +4,8 @@ import doctest
 import posixpath
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,3 +127,15 @@ def test_links_on_the_site():
 @pytest.mark.parametrize("module", [links, methods, notebooks, reference])
 def test_examples_of_the_generators(module):
     assert doctest.testmod(module).failed == 0
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
+    pytest.importorskip("mkdocs", reason="needs the site's libraries: pip install '.[docs]'")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(METHODS | SCALINGS) + 30
+    for page in pages:
+        loaded = re.findall(r'(?:src|<link[^>]* href)="(https?:[^"]*)"', page.read_text())
+        assert not loaded, page

@@ -124,7 +124,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 @verb(
     group(
         "",
-        option("--markdown", action="store_true", help="print the tables of the README"),
+        option("--markdown", action="store_true", help="print the tables as Markdown"),
         option("--write", type=local_path, metavar="FILE", help="bring them up to date in FILE"),
     ),
     needs=(),

@@ -44,13 +44,14 @@ from fope_jax.config.experiment import SECTIONS, TOP_LEVEL
 from fope_jax.config.fields import field_types, nearest
 from fope_jax.data.bos import encode_prompt, find_bos
 from fope_jax.data.build import build
-from fope_jax.data.cache import CacheError, open_cache
-from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, Tokenizer
+from fope_jax.data.manifest import MissingCacheError
+from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate import run as evaluation
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.generation import model_sampler
 from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.evaluate.restore import evaluation_graphdef, find_step, load_run, read_experiment
+from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.extend import run as extension
 from fope_jax.extras import require
@@ -98,13 +99,14 @@ class Run:
       experiment: the whole configuration.
       step: of the checkpoint.
       workdir: directory of the run; None for weights of Hugging Face that are held in memory alone.
-      read_model: reads the weights.
+      read_model, read_tokenizer: read the weights, and the tokenizer.
     """
 
     experiment: Experiment
     step: int
     workdir: Path | None
     read_model: Callable[[], Transformer]
+    read_tokenizer: Callable[[], Tokenizer]
 
     @property
     def name(self) -> str:
@@ -130,7 +132,7 @@ class Run:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """``encode(text)`` to token ids, and ``decode(ids)``."""
-        return _read_tokenizer(self.experiment)
+        return self.read_tokenizer()
 
     @cached_property
     def fingerprint(self) -> Fingerprint:
@@ -306,18 +308,6 @@ def workdir_of(run: Run) -> Path:
     return run.workdir
 
 
-def _read_tokenizer(experiment: Experiment) -> Tokenizer:
-    data = experiment.data
-    try:
-        return open_cache(data, "train").tokenizer
-    except CacheError:  # imported weights need none
-        if data.tokenizer == "bytes":
-            return BytesTokenizer()
-        if data.tokenizer.endswith(".json") and as_path(data.tokenizer).is_file():
-            return JsonTokenizer.load(as_path(data.tokenizer))
-        raise
-
-
 # ---------------------------------------------------------------------------- verbs
 
 
@@ -411,7 +401,13 @@ def load(
     with contextlib.closing(CheckpointStore(directory / CHECKPOINTS)) as store:
         step = find_step(directory, store, step)
         store.metadata(step)  # names the steps that exist
-    return Run(experiment, step, directory, lambda: load_run(directory, step).model)
+    return Run(
+        experiment,
+        step,
+        directory,
+        read_model=lambda: load_run(directory, step).model,
+        read_tokenizer=lambda: load_run_tokenizer(directory, experiment.data),
+    )
 
 
 def evaluate(
@@ -439,7 +435,8 @@ def evaluate(
       retrieval_tasks: such as ``["recall", "copy"]``.
       force: measure again what has been measured.
       verbose: print messages and progress bars to stderr.
-      **values: other fields of the run's section evaluate, such as ``num_windows=64``.
+      **values: other fields of the run's section evaluate, such as ``num_windows=64``; and
+        ``data_cache_dir``, where a token cache was moved to.
 
     Returns:
       A data frame with a row for each run, protocol, text or task, and context. Its columns: ``run,
@@ -452,10 +449,12 @@ def evaluate(
         values |= {"lengths": contexts, "passkey_lengths": contexts}
     if retrieval_tasks is not None:
         values["retrieval_tasks"] = retrieval_tasks
+    keys = {name: f"evaluate.{name}" for name in field_types(EvaluateConfig)}
+    keys["data_cache_dir"] = "data.cache_dir"
     for name in values:
-        if name not in (known := field_types(EvaluateConfig)):
-            raise ConfigError(f"evaluate has no field {name!r}{nearest(name, known)}")
-    overrides = [f"evaluate.{name}={_override_text(name, x)}" for name, x in values.items()]
+        if name not in keys:
+            raise ConfigError(f"evaluate has no field {name!r}{nearest(name, keys)}")
+    overrides = [f"{keys[name]}={_override_text(name, value)}" for name, value in values.items()]
     with _session(verbose):
         records = [
             record
@@ -653,7 +652,7 @@ def _with_token_cache(run: Callable[[], Any], experiment: Callable[[], Experimen
     """What ``run`` returns; where it finds no token cache, the experiment's is built first."""
     try:
         return run()
-    except CacheError as error:
+    except MissingCacheError as error:
         try:
             data = experiment().data
         except FileNotFoundError:  # nothing has been written yet
@@ -715,7 +714,8 @@ def _load_weights(directory: Path, workdir: Source | None, overrides: Sequence[s
         arrays = jax.device_put((imported.params, imported.constants))
         return merge(evaluation_graphdef(experiment), *arrays)
 
-    return Run(experiment, 0, None, read_model)
+    tokenizer = partial(load_run_tokenizer, directory, experiment.data)
+    return Run(experiment, 0, None, read_model, tokenizer)
 
 
 def _data_frame(records: Sequence[Mapping[str, Any]]) -> DataFrame:

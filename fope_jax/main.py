@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.traceback:
             traceback.print_exc()
         else:
-            print(f"fope: {_message(error)}", file=sys.stderr)
+            print(f"fope: {_message(error, arguments)}", file=sys.stderr)
         return _end(error, getattr(error, "exit_code", 2))
 
 
@@ -83,13 +85,28 @@ def _is_for_user(error: Exception) -> bool:
     return ours or too_large or isinstance(error, (ValueError, OSError, ImportError))
 
 
-def _message(error: Exception) -> str:
-    """The error's message; memory errors are shortened, and an empty one becomes its type."""
+def _message(error: Exception, arguments: argparse.Namespace) -> str:
+    """The error's message; memory errors are shortened, and an empty one becomes its type.
+
+    That of a missing token cache names the command that builds it.
+    """
+    from fope_jax.data.manifest import BUILD, MissingCacheError
+
     text = str(error)
+    if isinstance(error, MissingCacheError) and getattr(arguments, "config", None):
+        text = text.replace(BUILD, _build_command(arguments))
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY in text:
         needed = " ".join(text.split())[:200]
         return f"out of memory: the model, the batch or the length is too large here ({needed})"
     return text or type(error).__name__
+
+
+def _build_command(arguments: argparse.Namespace) -> str:
+    """`fope data build` for the configuration of another verb."""
+    prefix = "--config.data."
+    overrides = [f"--{o.removeprefix('--')}" for o in arguments.overrides]
+    data = [override for override in overrides if override.startswith(prefix)]
+    return shlex.join(["fope", "data", "build", "--config", arguments.config, *data])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import fope_jax as fj
 from fope_jax import api
 from fope_jax.config import ConfigError, build_experiment, experiment_to_dict
-from fope_jax.data.manifest import CacheError
+from fope_jax.data.manifest import MissingCacheError
 from fope_jax.extend.initial_loss import UNSEEN_STEP
 from fope_jax.interop.runs import export_run
 from fope_jax.main import main
@@ -297,7 +297,7 @@ def test_a_missing_token_cache_is_built(monkeypatch):
     def run():
         calls.append("run")
         if "build" not in calls:
-            raise CacheError("there is no token cache")
+            raise MissingCacheError("there is no token cache")
 
     monkeypatch.setattr(api, "build", lambda data: calls.append("build"))
     api._with_token_cache(run, lambda: build_experiment(CONFIG))

@@ -28,10 +28,10 @@ import numpy as np
 
 from fope_jax.config import check_vocabulary
 from fope_jax.data.bos import Bos, encode_prompt, find_bos
-from fope_jax.data.cache import open_cache
 from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.generation import pad_left, padded_length
 from fope_jax.evaluate.restore import check_weights, load_run, warn_where_bos_is_unknown
+from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.extras import require
 from fope_jax.model.attention import TokenIndex
@@ -268,7 +268,7 @@ def load_text_model(
     batch_tokens: int | None = None,
     add_bos_token: bool | None = None,
 ) -> TextModel:
-    """Loads the model of a run with the tokenizer of its token cache.
+    """Loads the model of a run with its tokenizer.
 
     Defaults: the newest valid ``step``; as ``max_length`` the limit of the position embedding; for
     the rest the run's ``evaluate`` section. Settings are those of ``TextModel``.
@@ -287,7 +287,7 @@ def load_text_model(
         )
     check_weights(model, f"{workdir}, step {step}")
     settings = experiment.evaluate
-    tokenizer = open_cache(experiment.data, "train").tokenizer
+    tokenizer = load_run_tokenizer(workdir, experiment.data)
     check_vocabulary(tokenizer.vocab_size, experiment.model)
     bos = find_bos(tokenizer, settings.bos_token)
     add_bos = settings.add_bos_token if add_bos_token is None else add_bos_token

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from fope_jax.config import Experiment
-from fope_jax.data.cache import TokenCache, open_cache
+from fope_jax.data.cache import TokenCache
 from fope_jax.data.loader import Loader
 from fope_jax.data.task_mixture import make_stage_loaders
 from fope_jax.train.state import StatePlan, plan_state, shard_batch, share_positions
@@ -69,10 +69,10 @@ def compare_initial_losses(
     child: Experiment,
     state: TrainState,
     constants: Any,
+    cache: TokenCache,
     warn_above: float,
 ) -> dict[str, Any]:
     """Nats per token of parent and child; warns if their ratio is above ``warn_above``."""
-    cache = open_cache(child.data, "validation")
     update = child.train.batch_size * child.train.length
     tokens = update * min(NUM_UPDATES, cache.num_tokens // update) or cache.num_tokens
     tokens = tokens or update * NUM_UPDATES

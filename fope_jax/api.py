@@ -217,7 +217,7 @@ class Run:
 
         Raises:
           ValueError: as `logits`, a temperature below 0, or no room for ``max_new_tokens``.
-          FloatingPointError: logits are not finite.
+          NonFiniteError: logits are not finite.
         """
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"temperature = {temperature}; accepted: 0 or more")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fope_jax.evaluate.restore import NonFiniteError
 from fope_jax.model.decode import forward_cached, greedy_decode, prefill, sample_decode
 from fope_jax.model.losses import token_nats
 from fope_jax.model.sharding import axis_size, device_put_sharded, partition_spec
@@ -81,7 +82,7 @@ def model_sampler(model: Transformer) -> Sampler:
       ``(prompt, count, *, stop=None, temperature=0.0, seed=0) -> tokens``: at most ``count`` tokens
       after ``prompt``, up to and without ``stop``. For the arguments see ``sample_decode``. It
       raises ValueError where prompt and count are longer than the position embedding is defined
-      for, and FloatingPointError where logits are not finite.
+      for, and NonFiniteError where logits are not finite.
     """
     graphdef, *arrays = split(model)
     limit = model.position.limits.max_length
@@ -109,7 +110,7 @@ def model_sampler(model: Transformer) -> Sampler:
         if stop in written:
             written = written[: written.index(stop)]
         if -1 in written:
-            raise FloatingPointError(
+            raise NonFiniteError(
                 f"the logits after {len(prompt) + written.index(-1)} tokens are not finite (NaN or "
                 "infinity): no token can be drawn"
             )

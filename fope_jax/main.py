@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import shlex
 import sys
 import traceback
@@ -21,6 +22,7 @@ from fope_jax.processes.signals import (
 )
 from fope_jax.train.options import parse_arguments
 
+CLOSED_PIPE = 128 + 13  # as of SIGPIPE: the reader, such as `head`, has had enough
 _OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # in XLA's message
 
 
@@ -44,7 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from fope_jax.position.registry import import_module
 
                 import_module(module)
-            return arguments.verb.run(arguments) or 0
+            code = arguments.verb.run(arguments) or 0
+            sys.stdout.flush()  # a closed pipe is noticed here, not when Python ends
+            return code
+    except BrokenPipeError as error:
+        if not _is_output_closed():
+            raise
+        return _end(error, CLOSED_PIPE)
     except KeyboardInterrupt as stop:
         reason = str(stop) or "interrupted"
         print(f"fope: {reason}; the same command goes on from what has been saved", file=sys.stderr)
@@ -60,6 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             print(f"fope: {_message(error, arguments)}", file=sys.stderr)
         return _end(error, getattr(error, "exit_code", 2))
+
+
+def _is_output_closed() -> bool:
+    """Whether nobody reads stdout any more; then what is left of it goes nowhere."""
+    stdout = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(stdout, select.POLLOUT)
+    is_closed = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return is_closed
 
 
 def _end(error: BaseException, code: int) -> int:

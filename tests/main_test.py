@@ -488,3 +488,11 @@ def test_help_and_a_report_need_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    """As in ``fope methods | head``."""
+    command = [sys.executable, "-m", "fope_jax.main", "methods"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141

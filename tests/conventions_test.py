@@ -22,7 +22,7 @@ DIRECTIONS = (
     {"gallery", "config"},
     {"model", "report", "data"},
     {"position", "storage"},
-    {"processes"},
+    {"processes", "testing"},
     {"typing", "extras", "spelling"},
 )
 LEVEL = {room: level for level, rooms in enumerate(DIRECTIONS) for room in rooms}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -72,7 +73,13 @@ def sweep(workdir, runs=RUNS, **arguments):
 
 def test_each_run_is_trained_and_evaluated_once(tmp_path, calls):
     workdir = tmp_path / "sweep"
-    assert sweep(workdir) == []
+    what_comes, *done = sweep(workdir)
+    assert what_comes == "3 runs to make: a, b, c"
+    seconds = r"\d+ s"
+    left = f"about {seconds} left"
+    for line, ending in zip(done, (f"1 of 3; {left}", f"2 of 3; {left}", "3 of 3"), strict=True):
+        verbs_of_it = rf"\((train|extend) {seconds}, evaluate {seconds}\)"
+        assert re.fullmatch(rf"[abc] is done in {seconds} {verbs_of_it}; {ending}", line)
     assert verbs(calls) == [
         ("train", "a"),
         ("evaluate", "a"),
@@ -85,7 +92,7 @@ def test_each_run_is_trained_and_evaluated_once(tmp_path, calls):
     assert len(verbs(calls)) == 6
     # Another question about one run asks only about that one again.
     asked = [*RUNS[:2], Train("c", f"{QUICK},seed=1", ("evaluate.num_windows=5",))]
-    assert sweep(workdir, asked) == ["2 of 3 runs are done and kept"]
+    assert sweep(workdir, asked)[:2] == ["2 of 3 runs are done and kept", "1 run to make: c"]
     assert verbs(calls)[6:] == [("train", "c"), ("evaluate", "c")]
 
 
@@ -102,7 +109,7 @@ def test_a_failure_spares_the_others_and_its_children_wait(tmp_path, calls):
     )
     assert verbs(calls) == [("train", "a"), ("evaluate", "a"), ("train", "c"), ("evaluate", "c")]
     (workdir / "fail-evaluate-a").unlink()
-    assert sweep(workdir) == ["1 of 3 runs are done and kept"]
+    assert sweep(workdir)[:2] == ["1 of 3 runs are done and kept", "2 runs to make: a, b"]
     assert ("extend", "b") in verbs(calls)
 
 

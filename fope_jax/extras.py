@@ -7,13 +7,22 @@ from importlib import metadata
 from types import ModuleType
 
 
+def install_command(extra: str) -> str:
+    """The pip line of an extra. No index has fope_jax: it is installed from the repository.
+
+    >>> install_command("train")
+    "pip install '.[train]'"
+    """
+    return f"pip install '.[{extra}]'"
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Imports ``module``, or says which extra of fope-jax brings it.
 
     Args:
       module: dotted name of a third-party module, such as ``"flax"``.
       extra: the extra that installs it: ``train``, ``data``, ``tpu``, ``buckets``, ``parity``,
-        ``harness`` or ``dev``.
+        ``harness``, ``docs`` or ``dev``.
 
     Raises:
       ImportError: the module is not installed; the message holds the pip line.
@@ -28,8 +37,8 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != top:
             raise  # the module is there; something it needs is broken
         raise ImportError(
-            f"{top} is not installed; it comes with the [{extra}] extra: "
-            f"pip install 'fope-jax[{extra}]'"
+            f"{top} is not installed; it comes with the [{extra}] extra. In the repository of "
+            f"fope_jax: {install_command(extra)}"
         ) from error
 
 

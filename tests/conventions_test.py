@@ -100,5 +100,5 @@ def test_a_missing_extra_names_the_pip_line():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert run.returncode != 0
-    assert "pip install 'fope-jax[train]'" in run.stderr
+    assert "pip install '.[train]'" in run.stderr
     assert "Traceback" not in run.stderr

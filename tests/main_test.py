@@ -406,7 +406,7 @@ def test_a_bucket_without_its_package_names_the_pip_line(capsys, monkeypatch):
     with pytest.raises(SystemExit) as caught:
         main(["train", "--config", "x.py", "--workdir", "gs://bucket/run"])
     assert caught.value.code == 2
-    assert "pip install 'fope-jax[buckets]'" in capsys.readouterr().err
+    assert "pip install '.[buckets]'" in capsys.readouterr().err
 
 
 VERBS = [

@@ -2,7 +2,7 @@
 # Installs fope_jax on every host of a slice, in ~/fope of each.
 #
 #   install.sh --name run1 --zone us-east5-a
-#   install.sh --name run1 --zone us-east5-a --source 'fope-jax[tpu,buckets]==0.1.0'
+#   install.sh --name run1 --zone us-east5-a --source 'fope-jax[tpu,buckets] @ git+https://HOST/REPOSITORY'
 #
 #   --name NAME           of the queued resource
 #   --zone ZONE
@@ -24,7 +24,7 @@ on_hosts "$python -m venv fope/venv && fope/venv/bin/pip install --quiet --upgra
 if [[ -d $source ]]; then
   archive=${TMPDIR:-/tmp}/fope-source.tar.gz
   run tar -czf "$archive" --exclude=__pycache__ -C "$source" \
-    pyproject.toml README.md LICENSE constraints.txt fope_jax configs experiments
+    pyproject.toml setup.py README.md LICENSE constraints.txt fope_jax configs experiments
   mapfile -t place < <(where)
   run gcloud compute tpus queued-resources scp "$archive" "$name:" "${place[@]}" \
     --node=all --worker=all --quiet

@@ -6,7 +6,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 
-from fope_jax.command_line import evaluate, plan, report, train, weights  # noqa: F401
+from fope_jax.command_line import config, evaluate, plan, report, train, weights  # noqa: F401
 from fope_jax.command_line.common import VERBS, Verb
 from fope_jax.spelling import likely
 from fope_jax.train.options import VerbParser
@@ -29,6 +29,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope sweep experiments/extrapolation/sweep.py --workdir runs/extrapolation
   fope doctor runs/fope            is a run sound, and what is to be done if not
 
+  fope config --keys               every key of a configuration, its default and its meaning
   fope methods                     every position embedding, its knobs and its source
   fope gallery -o runs/gallery     a picture of each
 """
@@ -36,7 +37,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
 
 # In the order of the help.
 _VERBS = ("train", "extend", "evaluate", "sweep", "spectrum", "plan", "import", "export", "report")
-_VERBS += ("doctor", "methods", "gallery")
+_VERBS += ("doctor", "config", "methods", "gallery")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -23,8 +23,8 @@ from fope_jax.train.options import add_accept_position, add_positional, director
         "source",
         "--from",
         type=local_path,
-        metavar="DIR",
-        help="directory with config.json and *.safetensors",
+        metavar="DIR|hf:ORG/NAME[@REVISION]",
+        help="directory with config.json and *.safetensors, or a name on the Hugging Face Hub",
     ),
     option("--workdir", type=directory, required=True, help="directory of the run"),
     name="import",
@@ -33,17 +33,23 @@ def import_(arguments: argparse.Namespace) -> None:
     """make a run of a Hugging Face checkpoint
 
     examples:
+      fope import hf:HuggingFaceTB/SmolLM2-135M --workdir runs/smollm2
       fope import models/SmolLM2-135M --workdir runs/smollm2 --config.train.length=2048
       fope data build --config runs/smollm2/config.json
       fope evaluate runs/smollm2
+
+    A name is downloaded once, into the cache of huggingface_hub ($HF_HOME); with HF_HUB_OFFLINE=1
+    only what is there is read.
 
     train.length is the length that evaluation counts in multiples of; without it the checkpoint's
     max_position_embeddings. Any value but the model's own can be given as
     --config.SECTION.KEY=VALUE.
     """
+    from fope_jax.interop.hub import local_checkpoint
     from fope_jax.interop.runs import import_run
 
-    print(import_run(arguments.source, arguments.workdir, arguments.overrides))
+    source = local_checkpoint(arguments.source)
+    print(import_run(source, arguments.workdir, arguments.overrides))
     print(f"run in {arguments.workdir}")
 
 

@@ -22,7 +22,12 @@ from fope_jax.position.base import PositionEmbedding
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that determines a run; ``name`` is its variant in rows and reports."""
+    """Everything that determines a run.
+
+    Attributes:
+      name: the run's variant in rows and reports; seeds of one variant share it.
+      seed: of initial weights, position coefficients and the order of the data.
+    """
 
     name: str
     seed: int
@@ -61,6 +66,8 @@ CHANGEABLE_KEYS = (
     "data.max_bad_documents",
     "data.max_damaged_files",
 )
+# These may change too as long as no learning rate of a finished update does.
+SCHEDULE_KEYS = ("train.steps",)
 
 
 def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
@@ -127,7 +134,7 @@ def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     before, after = (flatten_dict(dict(values), sep=".") for values in (old, new))
     changeable = {*CHANGEABLE_KEYS}
     if before.get("train.schedule") == after.get("train.schedule") == "constant":
-        changeable.add("train.steps")  # a constant rate does not depend on the last step
+        changeable |= {*SCHEDULE_KEYS}  # a constant rate does not depend on the last step
     return [
         f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())

@@ -7,6 +7,7 @@ can set neither a field that the file omits, nor None to a number, nor knobs of 
 from __future__ import annotations
 
 import ast
+import logging
 import runpy
 import traceback
 from collections.abc import Iterable
@@ -33,18 +34,26 @@ from fope_jax.config.fields import (
 from fope_jax.position.registry import import_modules
 from fope_jax.storage.files import read_json
 
+logger = logging.getLogger(__name__)
+_PACKAGE = Path(__file__).parents[1]
+# A wheel holds the configurations inside the package, a checkout beside it.
+SHIPPED = next(filter(Path.is_dir, [_PACKAGE / "configs"]), _PACKAGE.parent / "configs")
+
 
 def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """Reads a configuration file, applies overrides and checks that the result can be built.
 
     Args:
       spec: ``"path.py"`` or ``"path.py:arg"`` for ``get_config(arg)``, or a run's ``config.json``.
+        What is no file here may be one that comes with fope_jax, by name: ``"quickstart"``,
+        ``"paper/c4_books"`` or ``"configs/quickstart.py"``.
       overrides: ``"train.steps=100"``, parsed by the type of the field; ``--config.`` may precede.
 
     Raises:
       ConfigError: a missing file or get_config, an unknown key, or a wrong type.
     """
-    path, _, arg = spec.partition(":")
+    name, _, arg = spec.partition(":")
+    path = _find_file(name)
     if not path.endswith(".json"):
         config = call_in_file("configuration", path, "get_config", arg)
         if not isinstance(config, ConfigDict):
@@ -67,6 +76,15 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
         return apply_overrides(ConfigDict(values), overrides)
     except (ValueError, KeyError, AttributeError) as error:  # also keys that ConfigDict refuses
         raise ConfigError(f"configuration file {path}: {error}") from error
+
+
+def _find_file(name: str) -> str:
+    """The path of a configuration file; of one that fope_jax brings, where there is none here."""
+    path = SHIPPED / f"{name.removeprefix('configs/').removesuffix('.py')}.py"
+    if Path(name).exists() or path not in SHIPPED.rglob("*.py"):
+        return name
+    logger.info("configuration file %s, which comes with fope_jax", path)
+    return str(path)
 
 
 def _import_modules(position: Any) -> None:

@@ -12,13 +12,10 @@ import jax
 from fope_jax.config import ConfigError, Experiment
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import find_step, read_experiment
+from fope_jax.interop.hub import PREFIX, local_checkpoint
 from fope_jax.interop.huggingface import MAX_POSITIONS
-from fope_jax.interop.runs import (
-    TOKENIZER,
-    check_tokenizer,
-    imported_experiment,
-    is_tokenizer_compatible,
-)
+from fope_jax.interop.runs import check_tokenizer, imported_experiment, is_tokenizer_compatible
+from fope_jax.interop.tokenizer_files import TOKENIZER
 from fope_jax.interop.weights import import_config, import_weights
 from fope_jax.model.sharding import device_put_sharded
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -28,8 +25,6 @@ from fope_jax.storage.run_paths import split_step
 from fope_jax.train.checkpoints import restore_checked
 from fope_jax.train.state import StatePlan
 from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN
-
-WEIGHTS = "hf:"  # prefix of a Hugging Face directory
 
 
 class ParentArrays(NamedTuple):
@@ -67,7 +62,8 @@ def open_parent(
     """Opens and checks a parent; only ``load`` reads its arrays.
 
     Args:
-      source: a run ``runs/a``, a checkpoint ``runs/a/500``, or ``hf:models/SmolLM-1.7B``.
+      source: a run ``runs/a``, a checkpoint ``runs/a/500``, or Hugging Face weights,
+        ``hf:models/SmolLM-1.7B`` or ``hf:ORG/NAME``, see ``local_checkpoint``.
       step: of the checkpoint, if ``source`` names none; None means the newest valid one.
       tokenizer: for Hugging Face weights without a tokenizer.json that fits the embedding.
       accept_position: see ``check_fingerprint``.
@@ -77,8 +73,8 @@ def open_parent(
       ConfigError: Hugging Face weights have no fitting tokenizer.json, and none is given.
       ValueError: see ``import_weights``.
     """
-    if str(source).startswith(WEIGHTS):
-        return _open_weights(Path(str(source).removeprefix(WEIGHTS)), tokenizer)
+    if str(source).startswith(PREFIX):
+        return _open_weights(local_checkpoint(source), tokenizer)
     return _open_run(source, step, accept_position)
 
 
@@ -119,7 +115,7 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
 
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
         if with_optimizer:
-            raise ConfigError(f"{WEIGHTS}{directory} holds no optimizer to keep; take reset")
+            raise ConfigError(f"{PREFIX}{directory} holds no optimizer to keep; take reset")
         model = import_weights(directory)
         _, identity = checkpoint_fingerprint(model.position, model.config.shape, model.constants)
         items = jax.tree.map(
@@ -129,5 +125,5 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
         )
         return ParentArrays(items, identity | {"data": None})
 
-    source = f"{WEIGHTS}{directory.resolve()}"
+    source = f"{PREFIX}{directory.resolve()}"
     return Parent(source, experiment, 0, True, config.extra_keys, load)

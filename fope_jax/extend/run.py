@@ -23,7 +23,8 @@ from fope_jax.extend.coefficients import carry_variables
 from fope_jax.extend.initial_loss import WARN_ABOVE, compare_initial_losses
 from fope_jax.extend.lineage import check_request, data_changes, has_same_data, read_lineage
 from fope_jax.extend.methods import frequency_changes
-from fope_jax.extend.parent import WEIGHTS, Parent, open_parent
+from fope_jax.extend.parent import Parent, open_parent
+from fope_jax.interop.hub import PREFIX
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import position_variables
@@ -70,7 +71,8 @@ def extend(
     After an interruption the same call resumes, with the same bits as an unbroken run.
 
     Args:
-      source: the parent, ``runs/a``, ``runs/a/STEP`` or ``hf:DIR``, see ``open_parent``.
+      source: the parent, ``runs/a``, ``runs/a/STEP``, ``hf:DIR`` or ``hf:ORG/NAME``; see
+        ``open_parent``.
       method: the new position embedding, see ``methods.target_classes``.
       length, overrides, config: see ``child_experiment``.
       workdir: directory of the new run.
@@ -228,7 +230,7 @@ def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
     try:
         return open_cache(child.data, "train")
     except CacheError as error:
-        if not parent.source.startswith(WEIGHTS):
+        if not parent.source.startswith(PREFIX):
             path = as_path(parent.source) / CONFIG
             raise CacheError(f"{error}, such as {path}, with the same --config.data") from error
         if is_main_process():  # for imported weights there may be no other configuration file

@@ -28,7 +28,9 @@ from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, SentencePiec
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import load_run
 from fope_jax.extras import require
+from fope_jax.interop.hub import origin_of
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig
+from fope_jax.interop.tokenizer_files import TOKENIZER, TOKENIZER_FILES
 from fope_jax.interop.weights import export_weights, import_config, import_weights
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.transformer import split
@@ -55,14 +57,7 @@ from fope_jax.train.workdir import (
 
 log = logging.getLogger(__name__)
 
-TOKENIZER = "tokenizer.json"
 PARTIAL = ".partial"  # directory of an unfinished export
-TOKENIZER_FILES = (
-    TOKENIZER,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-)
 
 
 def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str] = ()) -> str:
@@ -89,12 +84,13 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     items = {"params": imported.params, "constants": imported.constants}
     check_space(workdir, sum(x.nbytes for x in jax.tree.leaves(items)), "a checkpoint")
     parameters = sum(x.size for x in jax.tree.leaves(imported.params))
+    origin = origin_of(source.absolute())
     facts = {
         "name": experiment.name,
         "seed": experiment.seed,
         "parameters": parameters,
         "position": {"hash": position.hash, "summary": position.summary},
-        IMPORTED: {"directory": str(source)},
+        IMPORTED: {"directory": str(source)} | (origin._asdict() if origin else {}),
         KEPT: imported.extra_keys,
     }
     with lock_run(workdir, "import"):
@@ -122,8 +118,9 @@ def imported_experiment(
         )
     data = DataConfig(tokenizer=str(tokenizer)) if tokenizer.is_file() else DataConfig()
     bos = read_bos(Path(given_tokenizer or tokenizer))
+    origin = origin_of(source.absolute())
     base = Experiment(
-        name=source.resolve().name,
+        name=origin.name if origin else source.resolve().name,
         seed=0,
         model=imported.config,
         position=imported.position,

@@ -1,7 +1,7 @@
 """Weights of Hugging Face checkpoints, safetensors with config.json, to a Transformer and back.
 
 A checkpoint has ``model.safetensors``, or several ``*.safetensors`` with an index; the first wins,
-as in transformers. Nothing is downloaded, and neither PyTorch nor transformers is needed.
+as in transformers. Neither PyTorch nor transformers is needed.
 """
 
 from __future__ import annotations
@@ -172,10 +172,7 @@ def import_config(directory: str | Path) -> ImportedConfig:
     directory = Path(directory)
     path = directory / CONFIG
     if not path.is_file():
-        what = (
-            "there is no such directory, and nothing is downloaded: `hf download REPOSITORY "
-            "--local-dir DIR` makes it"
-        )
+        what = "there is no such directory; hf:ORG/NAME takes one from the Hugging Face Hub"
         if directory.exists():
             what = f"no {CONFIG} in it" if directory.is_dir() else "it is a file, no directory"
         raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: {what}")

@@ -40,7 +40,7 @@ class TransformerConfig:
     Attributes:
       vocab_size: rows of the embedding, V.
       d_model: model width, D.
-      num_layers: L.
+      num_layers: layers, L.
       num_heads: query heads, N.
       mlp_dim: hidden width of each SwiGLU branch.
       num_kv_heads: key-value heads K, a divisor of N; None means N.

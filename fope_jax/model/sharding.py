@@ -62,7 +62,14 @@ LAYER_PARAMETER_AXES: dict[str, Axes] = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis of the module's table; one axis may be -1 and takes the rest."""
+    """Devices along each mesh axis; one axis may be -1 and takes the rest.
+
+    Attributes:
+      data: copies of the model, with different rows of the batch.
+      fsdp: devices that share rows of the batch and keep parts of the parameters.
+      context: devices that share the tokens of a row.
+      tensor: devices that share heads, the MLP's hidden width and the vocabulary.
+    """
 
     data: int = 1
     fsdp: int = -1

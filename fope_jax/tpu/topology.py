@@ -7,6 +7,8 @@ import os
 import re
 from typing import Any, NamedTuple
 
+from fope_jax.extras import install_command
+
 # Without these the compiler looks for a TPU machine, and only one process may load it.
 COMPILER_ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -15,7 +17,7 @@ COMPILER_ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-INSTALL_COMMAND = "pip install 'fope-jax[tpu-compiler]'"
+INSTALL_COMMAND = install_command("tpu-compiler")
 _EXAMPLES = {2: "4x4", 3: "4x4x4"}
 
 

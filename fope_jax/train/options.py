@@ -64,9 +64,9 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
         "parent",
         former_option="--from",
         type=lambda text: text if text.startswith("hf:") else directory(text),
-        metavar="RUN[/STEP]|hf:DIR",
-        help="the run to go on from, its newest checkpoint without a step; or the directory of a "
-        "Hugging Face checkpoint",
+        metavar="RUN[/STEP]|hf:ORG/NAME[@REVISION]|hf:DIR",
+        help="the run to go on from, its newest checkpoint without a step; or a "
+        "Hugging Face checkpoint, by its name or its directory",
     )
     verb.add_argument("--method", required=True, help="the position embedding to go on with")
     verb.add_argument("--length", type=int, required=True, help="tokens of a sequence")

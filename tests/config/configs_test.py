@@ -128,3 +128,23 @@ def test_the_papers_smollm_goes_on_at_4096_tokens():
     assert (child.train.length, child.train.steps, child.train.learning_rate) == (4096, 2734, 3e-4)
     assert build(f"{SMOLLM}:method=yarn").position == RoPE(scaling=(YaRN(2.0, 2048),))
     assert child.data.tokenizer == "models/SmolLM-1.7B/tokenizer.json"
+
+
+@pytest.mark.parametrize("name", ["quickstart", "configs/quickstart.py", "paper/c4_books"])
+def test_a_shipped_configuration_is_found_by_name_from_any_directory(
+    name, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    with caplog.at_level("INFO", "fope_jax"):
+        assert build(f"{name}:position=alibi").name.startswith("alibi")
+    assert f"{CONFIGS}" in caplog.text and "comes with fope_jax" in caplog.text
+
+
+def test_a_file_of_the_user_goes_first_and_nothing_outside_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "quickstart").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="'quickstart' is no file"):
+        load_config("quickstart")
+    for name in ("../setup", "../tests/conftest"):
+        with pytest.raises(ConfigError, match="does not exist"):
+            load_config(name)

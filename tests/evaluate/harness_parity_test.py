@@ -1,6 +1,6 @@
 """The adapter under lm-evaluation-harness itself, on tasks from files made here.
 
-Slow, and with a library that nothing else needs: pip install 'fope-jax[harness]'.
+Slow, and with a library that nothing else needs: pip install '.[harness]'.
 """
 
 import json

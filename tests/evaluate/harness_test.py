@@ -340,7 +340,7 @@ def test_settings_that_would_change_what_is_written_are_refused(asked, told):
 
 def test_without_the_harness_the_error_holds_the_pip_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)
-    with pytest.raises(ImportError, match=r"pip install 'fope-jax\[harness\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[harness\]'"):
         harness.harness_model("runs/none")
 
 

@@ -2,7 +2,7 @@
 
 Needs PyTorch and transformers, which the fast tests do not:
 
-    pip install 'fope-jax[parity]'
+    pip install '.[parity]'
     python -m tests.interop.make_weights_goldens
 
 writes ``tests/goldens/weights``: for each model a checkpoint as transformers saves it, and in

@@ -1,6 +1,6 @@
 """Weights against transformers itself: what it saves, what it computes, and what it loads.
 
-Slow, and with two libraries that nothing else needs: pip install 'fope-jax[parity]'.
+Slow, and with two libraries that nothing else needs: pip install '.[parity]'.
 """
 
 import copy

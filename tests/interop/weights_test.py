@@ -359,7 +359,7 @@ def test_what_is_no_directory_of_a_checkpoint_is_told_for_what_it_is(tmp_path):
         FileNotFoundError, match=r"config.json is no .*: it is a file, no directory"
     ):
         import_weights(tmp_path / "config.json")
-    with pytest.raises(FileNotFoundError, match="there is no such directory, and nothing is downl"):
+    with pytest.raises(FileNotFoundError, match="there is no such directory; hf:ORG/NAME"):
         import_weights("hf:organisation/model")
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").mkdir()

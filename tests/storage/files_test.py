@@ -33,7 +33,7 @@ def test_another_scheme_is_refused_with_what_is_accepted(given):
 
 def test_a_bucket_without_its_package_names_the_pip_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(ImportError, match=r"pip install 'fope-jax\[buckets\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[buckets\]'"):
         as_path("gs://bucket/run")
 
 

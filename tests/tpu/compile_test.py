@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         importlib.util.find_spec("libtpu") is None,
-        reason="needs the TPU compiler: pip install 'fope-jax[tpu-compiler]'",
+        reason="needs the TPU compiler: pip install '.[tpu-compiler]'",
     ),
 ]
 

@@ -75,7 +75,7 @@ def test_without_the_compiler_the_pip_line_is_named(capsys, monkeypatch):
 
     monkeypatch.setattr(planning, "libtpu_version", lambda: absent("libtpu"))
     assert main(["plan", "--config", CONFIG, "--topology", "v5e:2x2"]) == 2
-    assert "pip install 'fope-jax[tpu-compiler]'" in capsys.readouterr().err
+    assert "pip install '.[tpu-compiler]'" in capsys.readouterr().err
 
 
 ROW = {

@@ -59,7 +59,7 @@ def test_the_compiler_is_asked_for_the_devices_that_machines_have(name, monkeypa
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="needs the TPU compiler: pip install 'fope-jax[tpu-compiler]'",
+    reason="needs the TPU compiler: pip install '.[tpu-compiler]'",
 )
 def test_the_compilers_own_devices():
     code = (

@@ -143,8 +143,8 @@ def test_create():
 
 INSTALL = [
     on_hosts("python3 -m venv fope/venv && fope/venv/bin/pip install --quiet --upgrade pip"),
-    f"tar -czf /tmp/fope-source.tar.gz --exclude=__pycache__ -C {ROOT} pyproject.toml README.md"
-    " LICENSE constraints.txt fope_jax configs experiments",
+    f"tar -czf /tmp/fope-source.tar.gz --exclude=__pycache__ -C {ROOT} pyproject.toml setup.py"
+    " README.md LICENSE constraints.txt fope_jax configs experiments",
     f"{TPUS} scp /tmp/fope-source.tar.gz run1: --zone=us-east5-a --node=all --worker=all --quiet",
     on_hosts(
         "mkdir -p fope/source && tar -xzf fope-source.tar.gz -C fope/source && cd fope/source"
@@ -157,14 +157,28 @@ INSTALL = [
 def test_install():
     assert dry_run("install", *PLACE) == INSTALL
     package = dry_run(
-        "install", *PLACE, "--source", "fope-jax[tpu,buckets]==0.1.0", "--python", "py"
+        "install",
+        *PLACE,
+        "--source",
+        "fope-jax[tpu,buckets] @ git+https://host/repository",
+        "--python",
+        "py",
     )
     assert package == [
         INSTALL[0].replace("python3", "py"),
-        on_hosts(r"fope/venv/bin/pip install --quiet '\''fope-jax[tpu,buckets]==0.1.0'\''"),
+        on_hosts(
+            r"fope/venv/bin/pip install --quiet '\''fope-jax[tpu,buckets] @ git+https://host/repository'\''"
+        ),
         INSTALL[-1],
     ]
-    for path in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "experiments"):
+    for path in (
+        "pyproject.toml",
+        "setup.py",
+        "README.md",
+        "LICENSE",
+        "constraints.txt",
+        "experiments",
+    ):
         assert (ROOT / path).exists()  # tar would stop at one that is missing
 
 

@@ -1,0 +1,47 @@
+"""The demo: who still finds what it read, and who still reads, beyond the training length?
+
+    make demo        or, in an environment of your own:
+
+    fope data build --config configs/quickstart.py
+    fope sweep experiments/demo/sweep.py --workdir runs/demo --jobs 2
+
+Arguments: seeds=1; with 5 the verdict says which differences are significant. Each method is trained twice, on key-value recall in windows of 64 tokens and on
+books in windows of 128, and is asked at up to 16 times that. Sizes are the least that show what
+configs/recall.py, configs/quickstart.py and experiments/tournament show with more updates.
+
+Hardware   2 CPU cores, no accelerator, 2 GB of memory.
+"""
+
+from fope_jax.config import parse_arg
+from fope_jax.sweep import Train, product
+
+METHODS = ("rope", "fope", "alibi", "nope")
+UNROLLED = "model.scan_layers=False"  # faster to compile and to run for so few layers
+RECALL = (
+    UNROLLED,
+    "train.steps=900",
+    "train.warmup_steps=30",
+    "train.save_every=900",
+    "evaluate.retrieval_tasks=recall",
+)
+# No passkeys: at this size no method finds them at its training length.
+BOOKS = (
+    UNROLLED,
+    "train.steps=500",
+    "train.batch_size=8",
+    "train.learning_rate=4e-3",
+    "train.save_every=500",
+    "evaluate.protocols=same-tokens",
+    "evaluate.num_windows=48",
+)
+
+
+def get_sweep(arg=""):
+    arg = parse_arg(arg, seeds=1)
+    tasks = {"recall": ("configs/recall.py", RECALL), "books": ("configs/quickstart.py", BOOKS)}
+    return [
+        Train(f"{task}_{method}_{seed}", f"{config}:position={method},seed={seed}", overrides)
+        for seed, method, (task, (config, overrides)) in product(
+            seed=range(arg.seeds), method=METHODS, task=tasks.items()
+        )
+    ]

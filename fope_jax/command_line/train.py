@@ -19,7 +19,13 @@ from fope_jax.command_line.common import (
 )
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket
-from fope_jax.train.options import add_config, add_extend_options, add_processes, add_train_options
+from fope_jax.train.options import (
+    add_config,
+    add_extend_options,
+    add_processes,
+    add_train_options,
+    check_train_options,
+)
 
 
 @verb(
@@ -68,9 +74,16 @@ def train(arguments: argparse.Namespace) -> None:
       fope train --config configs/quickstart.py --workdir runs/fope
       fope train --config configs/quickstart.py:position=rope,seed=1 --workdir runs/rope_1
       fope train --config configs/quickstart.py --workdir runs/long --config.train.length=256
+      fope train --continue-for 500 --workdir runs/fope
 
     The same command again goes on from the newest checkpoint. Any value of the configuration can be
-    given as --config.SECTION.KEY=VALUE.
+    given as --config.SECTION.KEY=VALUE (`fope config --keys` has them all).
+
+    --continue-for trains a finished run longer. A constant learning rate goes on: the run ends with
+    the bits of one that had all its steps from the beginning. A cosine decay has ended: its last
+    rate is kept, config.json (train.decay_steps) and run.json (continued) say so, and the report
+    does. `fope extend RUN --method same` begins another schedule with its own warmup instead, as a
+    new run. Stopped, the same command goes on; once it is done, it adds as many steps again.
 
     exit codes:
       0     done
@@ -81,12 +94,19 @@ def train(arguments: argparse.Namespace) -> None:
 
     In each case the same command goes on, with the bits of a run that was never interrupted.
     """
+    check_train_options(arguments)
     join_processes(arguments)  # first: a process that fails later can tell the others
     from fope_jax.processes.agreement import fail_together
 
     with fail_together():
         check_bucket(arguments.workdir)
-        experiment = load_experiment(arguments)
+        if arguments.continue_for:
+            from fope_jax.train.continuation import continued_experiment
+
+            overrides = arguments.overrides
+            experiment = continued_experiment(arguments.workdir, arguments.continue_for, overrides)
+        else:
+            experiment = load_experiment(arguments)
     from fope_jax.train.goodput import process_age
     from fope_jax.train.loop import train
 

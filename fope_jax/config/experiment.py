@@ -67,7 +67,7 @@ CHANGEABLE_KEYS = (
     "data.max_damaged_files",
 )
 # These may change too as long as no learning rate of a finished update does.
-SCHEDULE_KEYS = ("train.steps",)
+SCHEDULE_KEYS = ("train.steps", "train.decay_steps")
 
 
 def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
@@ -133,8 +133,8 @@ def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
     """Differences that prevent resuming, one line a key: ``"train.length: 128, now 256"``."""
     before, after = (flatten_dict(dict(values), sep=".") for values in (old, new))
     changeable = {*CHANGEABLE_KEYS}
-    if before.get("train.schedule") == after.get("train.schedule") == "constant":
-        changeable |= {*SCHEDULE_KEYS}  # a constant rate does not depend on the last step
+    if _end_of_decay(before) == _end_of_decay(after):
+        changeable |= {*SCHEDULE_KEYS}
     return [
         f"{key}: {before.get(key)!r}, now {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
@@ -142,6 +142,13 @@ def incompatible_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list
         and key not in changeable
         and not key.startswith(CHANGEABLE_SECTIONS)
     ]
+
+
+def _end_of_decay(values: Mapping[str, Any]) -> int | None:
+    """The step that learning rates depend on; None for a constant rate."""
+    if values.get("train.schedule") == "constant":
+        return None
+    return values.get("train.decay_steps") or values.get("train.steps")
 
 
 def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:

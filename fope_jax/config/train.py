@@ -39,7 +39,10 @@ class TrainConfig:
       weight_decay: decoupled, times the learning rate, on every parameter, also norms and
         embeddings, as in the paper's code; not on position constants.
       gradient_clip: maximum global norm of the gradient; None does not clip.
-      schedule_start: updates of the schedule before this run; it has ``schedule_start + steps``.
+      decay_steps: updates of this run up to the end of the "cosine" decay; the final rate stays
+        from there on. None is all ``steps``; `fope train --continue-for` sets it.
+      schedule_start: updates of the schedule before this run; its decay ends at
+        ``schedule_start + decay_steps``.
       data_start: batches of the data stream to skip before the first one.
       accumulate: pieces in which a batch is computed, to save memory; divides ``batch_size``.
       log_every: updates between rows of metrics.
@@ -64,6 +67,7 @@ class TrainConfig:
     warmup_steps: int = 10_000
     schedule: Literal["cosine", "constant"] = "cosine"
     final_learning_rate_fraction: float = 0.1
+    decay_steps: int | None = None
     schedule_start: int = 0
     data_start: int = 0
     b1: float = 0.9
@@ -91,6 +95,7 @@ class TrainConfig:
                 f"an integer of 1 or more, below {_MOST}",
             ),
             ("warmup_steps schedule_start data_start", lambda n: n >= 0, "0 or more"),
+            ("decay_steps", lambda n: n is None or 1 <= n < _MOST, "1 or more, or None"),
             ("evaluate_every", lambda n: n is None or n >= 1, "1 or more, or None"),
             ("spike_factor", lambda x: x is None or x > 1, "a number above 1, or None"),
             ("gradient_clip", lambda x: x is None or x > 0, "a positive number or None"),

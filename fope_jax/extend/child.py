@@ -126,6 +126,7 @@ def child_experiment(
         "batch_size": rows,
         "accumulate": math.gcd(old.accumulate, rows),
         "first_lengths": (),
+        "decay_steps": None,
         "schedule_start": old.schedule_start + step if keeps_optimizer else 0,
         "data_start": old.data_start + step,
         "evaluate_every": None,

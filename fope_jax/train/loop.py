@@ -137,7 +137,8 @@ def train(
             broadcast_from_process_0(must_evaluate and not _has_evaluation(rows, start))
         )
         if start >= config.steps and not must_evaluate:
-            if is_main_process():
+            # One that was trained longer since keeps its configuration.
+            if start == config.steps and is_main_process():
                 open_workdir(workdir, experiment)
             log.info("%s is finished: %d steps are trained", workdir, start)
             store.close()

@@ -13,14 +13,14 @@ from fope_jax.typing import Array
 def learning_rate(config: TrainConfig, step: Array | int) -> Array:
     """The rate of the update after ``step`` finished ones, float32.
 
-    With s = S + step + 1, S = ``schedule_start``, W warmup steps, N = S + ``steps``, and the final
-    fraction a:
+    With s = S + step + 1, S = ``schedule_start``, W warmup steps, N = S + ``decay_steps`` (without
+    them S + ``steps``), and the final fraction a:
 
         s <= W     rate = peak * s / W
-        cosine     rate = peak * (a + (1 - a) * (1 + cos(pi * (s - W) / (N - W))) / 2)
+        cosine     rate = peak * (a + (1 - a) * (1 + cos(pi * (s - W) / (N - W))) / 2), up to N
         constant   rate = peak
 
-    so the first update has a rate above 0, and the last one has exactly ``a * peak``.
+    so the first update has a rate above 0, and those from the last of the decay on ``a * peak``.
 
     >>> config = TrainConfig(steps=100, batch_size=1, length=8, learning_rate=1.0, warmup_steps=10)
     >>> [round(float(learning_rate(config, step)), 3) for step in (0, 9, 54, 99)]
@@ -32,11 +32,27 @@ def learning_rate(config: TrainConfig, step: Array | int) -> Array:
     warmup = jnp.minimum(update / max(1, config.warmup_steps), 1.0)
     if config.schedule == "constant":
         return config.learning_rate * warmup
-    decay_steps = max(1, config.schedule_start + config.steps - config.warmup_steps)
+    end = config.schedule_start + (config.decay_steps or config.steps)
+    decay_steps = max(1, end - config.warmup_steps)
     progress = jnp.clip((update - config.warmup_steps) / decay_steps, 0.0, 1.0)
     fraction = config.final_learning_rate_fraction
     cosine = fraction + (1.0 - fraction) * (1.0 + jnp.cos(jnp.pi * progress)) / 2.0
     return config.learning_rate * warmup * cosine
+
+
+def describe_rate(config: TrainConfig) -> str:
+    """The learning rate at the end of a run that was trained longer, in words.
+
+    >>> config = TrainConfig(steps=99, batch_size=1, length=8, warmup_steps=9, decay_steps=50)
+    >>> describe_rate(config)
+    'learning rate 6e-05, constant since its cosine decay ended at step 50'
+    """
+    decay = config.decay_steps or config.steps
+    if config.schedule == "cosine" and decay >= config.steps:
+        return f"cosine decay of the learning rate up to step {decay:,}"
+    rate = f"learning rate {float(learning_rate(config, config.steps - 1)):.3g}, constant"
+    is_cosine = config.schedule == "cosine"
+    return f"{rate} since its cosine decay ended at step {decay:,}" if is_cosine else rate
 
 
 def make_optimizer(config: TrainConfig) -> optax.GradientTransformation:

@@ -51,10 +51,26 @@ def add_positional(
 
 
 def add_train_options(verb: argparse.ArgumentParser) -> None:
-    """The options of `fope train`, except those for several processes."""
-    add_config(verb)
-    _add_workdir(verb)
+    """The options of `fope train`, for `check_train_options`, without those of processes."""
+    add_config(verb, is_required=False)
+    verb.add_argument(
+        "--continue-for",
+        type=_count,
+        metavar="STEPS",
+        help="in place of --config: train the finished run in --workdir for so many steps more",
+    )
+    _add_workdir(verb, is_required=False)
     add_accept_position(verb)
+
+
+def check_train_options(arguments: argparse.Namespace) -> None:
+    """Ends with what is missing: one of --config and --continue-for, and --workdir."""
+    missing = [] if arguments.config or arguments.continue_for else ["--config"]
+    missing += [] if arguments.workdir else ["--workdir"]
+    if missing:
+        arguments.parser.error(f"the following arguments are required: {', '.join(missing)}")
+    if arguments.config and arguments.continue_for:
+        arguments.parser.error("--continue-for takes the configuration of the run, not --config")
 
 
 def add_extend_options(verb: argparse.ArgumentParser) -> None:
@@ -105,20 +121,20 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
     add_accept_position(verb)
 
 
-def _add_workdir(verb: argparse.ArgumentParser) -> None:
+def _add_workdir(verb: argparse.ArgumentParser, is_required: bool = True) -> None:
     verb.add_argument(
         "--workdir",
         type=directory,
-        required=True,
+        required=is_required,
         metavar="DIR",
         help="directory of this run, also in a bucket: gs://BUCKET/PATH",
     )
 
 
-def add_config(verb: argparse.ArgumentParser) -> None:
+def add_config(verb: argparse.ArgumentParser, is_required: bool = True) -> None:
     verb.add_argument(
         "--config",
-        required=True,
+        required=is_required,
         metavar="FILE[:ARG]",
         help="configuration file and its argument; --config.SECTION.KEY=VALUE changes a value",
     )
@@ -196,6 +212,13 @@ def directory(text: str) -> Path:
         return as_path(text)
     except (ValueError, ImportError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _count(text: str) -> int:
+    """A whole number of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: an integer of 1 or more")
+    return int(text)
 
 
 def _ratio(text: str) -> float:

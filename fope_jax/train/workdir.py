@@ -29,6 +29,7 @@ from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG
+from fope_jax.train.optim import describe_rate
 from fope_jax.train.state import StatePlan
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 RUN = "run.json"
 LINEAGE = "lineage.json"  # of a run that extends another
 IMPORTED = "imported"  # key in run.json: the origin of imported weights
+CONTINUED = "continued"  # key in run.json: the steps that were added to a trained run
 KEPT = "kept"  # key in run.json: fields of their config.json that only an export needs
 _SHOWN = 12  # most differing keys that an error lists
 PACKAGES = ("fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -122,8 +124,20 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
             log.info("%s has no checkpoint yet: it begins anew, by this configuration", workdir)
         for name in (RUN, LINEAGE):
             (workdir / name).unlink(missing_ok=True)
+    elif (workdir / CONFIG).exists() and (workdir / RUN).exists():
+        _record_added_steps(workdir, experiment.train)
     make_writable(workdir)
     write_json(workdir / CONFIG, experiment_to_dict(experiment))
+
+
+def _record_added_steps(workdir: Path, config: TrainConfig) -> None:
+    """Writes to run.json that the run gets more steps than config.json gave it so far."""
+    steps, run = read_json(workdir / CONFIG)["train"]["steps"], read_json(workdir / RUN)
+    record = {"from": steps, "to": config.steps, "learning_rate": describe_rate(config)}
+    known = run.get(CONTINUED, [])
+    # Written before config.json: killed in between, the same start finds its record.
+    if steps < config.steps and known[-1:] != [record]:
+        write_json(workdir / RUN, run | {CONTINUED: [*known, record]})
 
 
 def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:

@@ -145,14 +145,10 @@ def test_a_name_that_is_none_is_one_line(hub, capsys, source, message):
 def test_without_a_network_what_is_missing_is_told(hub, monkeypatch, capsys, is_offline, why):
     use_endpoint(monkeypatch, OUT_OF_REACH)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
-    line = ["--method", "yarn", "--length", "32", "--workdir", "run"]
-    for command in (
-        ["import", "hf:org/tiny", "--workdir", "run"],
-        ["extend", "hf:org/tiny", *line],
-    ):
-        assert main(command) == 2
+    for verb in (["import"], ["extend", "--method", "yarn", "--length", "32"]):
+        assert main([*verb, "hf:org/tiny", "--workdir", "run"]) == 2
         error = capsys.readouterr().err
-        assert f"hub has not all of its files; {why}. `hf download org/tiny` where" in error
+        assert f"hub lacks files of it; {why}. `hf download org/tiny` where" in error
     assert not Path("run").exists() and not hub.asked
 
 

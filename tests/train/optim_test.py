@@ -23,7 +23,8 @@ def expected_rate(c: TrainConfig, step: int) -> float:
     if c.schedule == "constant":
         return c.learning_rate
     end = c.final_learning_rate_fraction * c.learning_rate
-    angle = math.pi * (update - c.warmup_steps) / (c.schedule_start + c.steps - c.warmup_steps)
+    last = c.schedule_start + (c.decay_steps or c.steps)
+    angle = math.pi * (min(update, last) - c.warmup_steps) / (last - c.warmup_steps)
     return end + (c.learning_rate - end) * (1 + math.cos(angle)) / 2
 
 
@@ -36,6 +37,8 @@ def expected_rate(c: TrainConfig, step: int) -> float:
         {"warmup_steps": 7, "steps": 100, "final_learning_rate_fraction": 0.0},
         {"warmup_steps": 7, "steps": 100, "schedule_start": 3},
         {"warmup_steps": 7, "steps": 100, "schedule_start": 300},
+        {"warmup_steps": 7, "steps": 100, "schedule_start": 3, "decay_steps": 50},
+        {"warmup_steps": 7, "steps": 100, "decay_steps": 200},
     ],
 )
 def test_schedule_is_the_formula(changes):

@@ -5,9 +5,11 @@
     fope data build --config configs/quickstart.py
     fope sweep experiments/demo/sweep.py --workdir runs/demo --jobs 2
 
-Arguments: seeds=1; with 5 the verdict says which differences are significant. Each method is trained twice, on key-value recall in windows of 64 tokens and on
-books in windows of 128, and is asked at up to 16 times that. Sizes are the least that show what
-configs/recall.py, configs/quickstart.py and experiments/tournament show with more updates.
+Arguments: seeds=1; with 5 the verdict says which differences are significant.
+
+Each method is trained twice, on key-value recall in windows of 64 tokens and on books in windows of
+128, and is asked at up to 16 times that. Sizes are about the least that show what configs/recall.py
+and configs/quickstart.py show with more updates (experiments/tournament).
 
 Hardware   2 CPU cores, no accelerator, 2 GB of memory.
 """
@@ -16,9 +18,12 @@ from fope_jax.config import parse_arg
 from fope_jax.sweep import Train, product
 
 METHODS = ("rope", "fope", "alibi", "nope")
-UNROLLED = "model.scan_layers=False"  # faster to compile and to run for so few layers
+COMMON = (
+    "model.scan_layers=False",  # faster to compile and to run for so few layers
+    "train.evaluate_every=None",
+)
 RECALL = (
-    UNROLLED,
+    *COMMON,
     "train.steps=900",
     "train.learning_rate=7e-3",
     "train.warmup_steps=50",
@@ -28,13 +33,12 @@ RECALL = (
 )
 # No passkeys: at this size no method finds them at its training length.
 BOOKS = (
-    UNROLLED,
+    *COMMON,
     "model.num_layers=2",
     "train.steps=500",
     "train.batch_size=8",
     "train.learning_rate=4e-3",
     "train.save_every=500",
-    "train.evaluate_every=None",
     "evaluate.protocols=same-tokens",
     "evaluate.num_windows=32",
 )

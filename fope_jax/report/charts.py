@@ -114,6 +114,7 @@ def perplexity_chart(comparison: Comparison, relative: bool = False) -> Chart:
     check_comparable(comparison)
     spreads = comparison.spreads(Sums.perplexity, relative=relative)
     bands = useful_bands(comparison.intervals(Sums.perplexity, relative=relative))
+    losses = comparison.spreads(Sums.loss)
     outside = off_the_chart(spreads)
     curves = {
         label: _curve(values, bands.get(label), label not in outside)
@@ -129,7 +130,7 @@ def perplexity_chart(comparison: Comparison, relative: bool = False) -> Chart:
         x_label=description.x,
         y_label=ratio if relative else "perplexity (per token)",
         curves=curves,
-        coloured=curves_in_colour(curves),
+        coloured=curves_in_colour({label: _curve(losses[label]) for label in curves}),
         ticks=comparison.contexts,
         lengths=_training_lengths(comparison),
         level=1.0 if relative else None,
@@ -169,6 +170,8 @@ def difference_chart(comparison: Comparison) -> Chart | None:
         curves[label] = Curve(list(known), [pair.mean for pair in known.values()], ends)
     if not curves:
         return None
+    losses = comparison.spreads(Sums.loss)
+    in_colour = curves_in_colour({label: _curve(values) for label, values in losses.items()})
     tops = {label: [spread([y]) for y in map(abs, curve.y)] for label, curve in curves.items()}
     outside = off_the_chart({label: dict(enumerate(top)) for label, top in tops.items()})
     return Chart(
@@ -177,7 +180,7 @@ def difference_chart(comparison: Comparison) -> Chart | None:
         x_label=describe(comparison).x,
         y_label=f"loss - loss of {baseline} (nats per token)",
         curves=curves,
-        coloured=curves_in_colour(curves),
+        coloured=[label for label in in_colour if label in curves],
         ticks=comparison.contexts,
         lengths=_training_lengths(comparison),
         level=0.0,
@@ -185,6 +188,16 @@ def difference_chart(comparison: Comparison) -> Chart | None:
         outside=outside,
         show=lambda value: f"{value:+.3f}",
     )
+
+
+def interval_caption(chart: Chart, comparison: Comparison) -> str:
+    """What the whiskers and bands of the chart are; empty where it has none."""
+    texts = []
+    if any(curve.whiskers is not None for curve in chart.curves.values()):
+        texts.append(f"Whiskers: ± standard deviation over {_seeds(comparison)}.")
+    if any(curve.band is not None for curve in chart.curves.values()):
+        texts.append(f"Bands: {LEVEL:.0%} interval over documents.")
+    return " ".join(texts)
 
 
 def difference_note(comparison: Comparison) -> str:

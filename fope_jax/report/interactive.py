@@ -36,10 +36,7 @@ CONFIG = {
         "titleFontSize": 12,
         "titleFontWeight": "normal",
         "gridColor": "#ddd",
-    },
-    "line": {"clip": True},
-    "area": {"clip": True},
-    "rule": {"clip": True},
+    }
 }
 DASH_PATTERNS = {"-": [], "--": [7, 3], "-.": [8, 2, 2, 2], ":": [2, 2]}
 
@@ -47,7 +44,7 @@ DASH_PATTERNS = {"-": [], "--": [7, 3], "-.": [8, 2, 2, 2], ":": [2, 2]}
 class Key(NamedTuple):
     """A checkbox of the page: a curve, how it looks, and whether it is shown at first."""
 
-    label: str
+    text: str
     color: str
     path: str
     dashes: str
@@ -73,7 +70,9 @@ def keys(chart: Chart, styles: Mapping[str, Style]) -> list[Key]:
     """The checkboxes, in the order of the curves."""
     return [
         Key(
-            label,
+            f"{label} (up to {chart.show(chart.outside[label])})"
+            if label in chart.outside
+            else label,
             styles[label].color,
             PATHS[styles[label].marker],
             " ".join(map(str, _dashes(styles[label]))),
@@ -226,8 +225,12 @@ def _intervals(chart: Chart, styles: Mapping[str, Style]) -> list[dict[str, Any]
     """Bands (b0 to b1) and whiskers (w0 to w1), where the chart has them."""
     curves, layers = chart.curves.values(), []
     for name, mark, is_drawn in (
-        ("b", {"type": "area", "opacity": 0.12}, any(c.band is not None for c in curves)),
-        ("w", {"type": "rule"}, any(c.whiskers is not None for c in curves)),
+        (
+            "b",
+            {"type": "area", "opacity": 0.12, "clip": True},
+            any(c.band is not None for c in curves),
+        ),
+        ("w", {"type": "rule", "clip": True}, any(c.whiskers is not None for c in curves)),
     ):
         if is_drawn:
             encoding = {
@@ -258,7 +261,11 @@ def _points(chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any]:
     """Markers; where points are dense, only that under the mouse."""
     hovered = {"param": "hovered", "empty": False}
     paths = {label: PATHS[styles[label].marker] for label in chart.curves}
-    tips = [("label", "curve", None), ("x", chart.x_label, ",.0f"), ("value", chart.y_label, None)]
+    point = "(datum.datum || datum)"  # of the cell under the mouse, whose own text fields are empty
+    x_title, y_title = json.dumps(chart.x_label.split(" (k:")[0]), json.dumps(chart.y_label)
+    tip = (
+        f"{{curve: {point}.label, {x_title}: format({point}.x, ',.0f'), {y_title}: {point}.value}}"
+    )
     return {
         "params": [
             {
@@ -271,7 +278,7 @@ def _points(chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any]:
                 },
             }
         ],
-        "mark": {"type": "point", "filled": True},
+        "mark": {"type": "point", "filled": True, "tooltip": {"expr": tip}},
         "encoding": {
             "x": _x(chart),
             "y": _y(chart),
@@ -279,10 +286,5 @@ def _points(chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any]:
             "shape": _by_label(chart, paths),
             "size": {"condition": hovered | {"value": 150}, "value": 55},
             "opacity": {"condition": hovered | {"value": 1}, "value": 0 if chart.is_dense else 1},
-            "tooltip": [
-                {"field": name, "title": title.split(" (k:")[0]}
-                | ({"format": form} if form else {})
-                for name, title, form in tips
-            ],
         },
     }

@@ -41,6 +41,7 @@ from fope_jax.report.tables import EMPTY
 from fope_jax.report.verdict import verdict
 
 Styles = dict[str, Style]
+LEAD_SENTENCES, LEAD_ROWS = 10, 16  # of the verdict; more are folded away
 
 
 class Topic(NamedTuple):
@@ -131,26 +132,32 @@ def _numbers(title: str, parts: Sequence[Part]) -> Section:
 
 
 def _verdict(runs: Sequence[Run]) -> list[Part]:
+    """The sentences and the table; what would fill more than a screen is folded away."""
     sentences, table = verdict(runs)
-    parts: list[Part] = [Bullets(sentences)] if sentences else []
-    parts += [table] if table and table.rows else []
+    few = sentences if len(sentences) <= LEAD_SENTENCES else sentences[: charts.MOST_CURVES]
+    parts: list[Part] = [Bullets(few)] if few else []
+    if rest := sentences[len(few) :]:
+        parts.append(Details("The other methods, and which differences hold", [Bullets(rest)]))
+    if table and table.rows:
+        is_long = len(table.rows) > LEAD_ROWS
+        parts.append(Details("Every method at every length", [table]) if is_long else table)
     return [Section("Verdict", parts)] if parts else []
 
 
 def _introduction(runs: Sequence[Run]) -> list[Part]:
-    labels = set(run_labels(runs).values())
+    labels, variants = set(run_labels(runs).values()), {run.variant for run in runs}
     text = (
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {len(labels)} "
-        f"{'variant' if len(labels) == 1 else 'variants'}. "
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {len(variants)} "
+        f"{'variant' if len(variants) == 1 else 'variants'}. "
         "Numbers are computed from the sums and counts in each run's metrics.jsonl; nothing is "
         "clipped or left out."
     )
     if len(runs) > len(labels):
         text += " Several seeds of a variant: mean ± sample standard deviation over seeds."
-    if len(labels) > charts.MOST_CURVES:
+    if len(variants) > charts.MOST_CURVES:
         text += (
-            f" Figures have at most {charts.MOST_CURVES} curves in colour, the baseline and the "
-            "best; the others are grey, and can be switched on."
+            f" Figures show at most {charts.MOST_CURVES} curves at first, the baseline and the "
+            "best; the others can be switched on."
         )
     scored = [c for kind in ("perplexity", "position") for c in comparisons(runs, kind)]
     notes = [text, protocols.few_documents_note(scored)]
@@ -198,14 +205,19 @@ def _chart(chart: charts.Chart, styles: Styles, stem: str, caption: str) -> Pict
 
 def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Topic:
     comparison, stem, heading = named
+    chart = charts.perplexity_chart(comparison)
+    text = f"Perplexity. {charts.interval_caption(chart, comparison)}"
     parts: list[Part] = [
         protocols.protocol_paragraph(comparison),
-        _chart(charts.perplexity_chart(comparison), styles, f"perplexity-{stem}", "Perplexity."),
+        _chart(chart, styles, f"perplexity-{stem}", text),
     ]
     ratios = comparison.numbers(Sums.perplexity, relative=True)
     if any(len(by_context) > 1 for seeds in ratios.values() for by_context in seeds):
         chart = charts.perplexity_chart(comparison, relative=True)
-        text = "Perplexity over that of the same seed and documents at the training length."
+        text = (
+            "Perplexity over that of the same seed and documents at the training length. "
+            f"{charts.interval_caption(chart, comparison)}"
+        )
         parts.append(_chart(chart, styles, f"perplexity-ratio-{stem}", text))
     if differences := charts.difference_chart(comparison):
         baseline = charts.baseline_of(comparison.curves)
@@ -270,7 +282,8 @@ def _positions(named: Named, styles: Styles) -> Topic:
     comparison, description = named.comparison, protocols.describe(named.comparison)
     chart = charts.position_chart(comparison)
     text = protocols.protocol_paragraph(comparison)
-    picture = _chart(chart, styles, f"position-{named.stem}", f"{description.title}.")
+    caption = f"{description.title}. {charts.interval_caption(chart, comparison)}"
+    picture = _chart(chart, styles, f"position-{named.stem}", caption)
     title = f"{description.title} ({named.heading})"
     summary, numbers = "Loss and bits per byte in each bucket", tables.position_tables(comparison)
     return Topic(Section(title, [text, picture]), _numbers(title, [Details(summary, numbers)]))
@@ -280,7 +293,11 @@ def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Topic:
     comparison, (counted, _) = named.comparison, tables.retrieval_names(named.comparison)
     by_depth = plots.has_depths(comparison)
     chart, stem = charts.accuracy_chart(comparison), f"{comparison.kind}-{named.stem}"
-    caption = f"Share of {counted}{', over all depths,' if by_depth else ''} by context length."
+    depths = ", over all depths," if by_depth else ""
+    caption = (
+        f"Share of {counted}{depths} by context length. "
+        f"{charts.interval_caption(chart, comparison)}"
+    )
     parts: list[Part] = [
         _retrieval_paragraph(comparison, runs),
         _chart(chart, styles, stem, caption),

@@ -53,8 +53,8 @@ def line_styles(names: Iterable[str]) -> dict[str, Style]:
 def method_styles(labels: Iterable[str]) -> dict[str, Style]:
     """Styles by name: of known methods from a table, of others from a checksum of the name.
 
-    Two labels of one call never share both marker and line style (up to 48 labels). A method
-    trained at several lengths keeps its colour.
+    Two labels of one call never share both marker and line style (up to 48 labels), nor, while
+    there is a choice, both marker and colour. A method trained at several lengths keeps its colour.
 
     >>> method_styles(["fope", "rope"])["rope"] == method_styles(["rope"])["rope"]
     True
@@ -63,14 +63,17 @@ def method_styles(labels: Iterable[str]) -> dict[str, Style]:
     styles = {label: KNOWN[label] for label in labels if label in KNOWN}
     pairs = list(itertools.product(MARKERS, LINES))
     taken = {style[1:] for style in KNOWN.values()}
+    looks = {style[:2] for style in KNOWN.values()}
     for label in sorted(set(labels) - set(styles)):
         checksum = zlib.crc32(label.encode())
         start = checksum % len(pairs)
-        free = [pair for pair in pairs[start:] + pairs[:start] if pair not in taken]
-        pair = free[0] if free else pairs[start]
-        taken.add(pair)
         colours = COLOURS + MORE_COLOURS
         method = KNOWN.get(re.sub(r" \(trained on \d+\)$", "", label))
         colour = method.color if method else colours[checksum // len(pairs) % len(colours)]
+        free = [pair for pair in pairs[start:] + pairs[:start] if pair not in taken]
+        best = [pair for pair in free if (colour, pair[0]) not in looks]
+        pair = next(iter([*best, *free, pairs[start]]))
+        taken.add(pair)
+        looks.add((colour, pair[0]))
         styles[label] = Style(colour, *pair)
     return {label: styles[label] for label in labels}

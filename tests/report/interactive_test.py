@@ -58,10 +58,10 @@ def test_the_curves_of_the_picture_are_on_at_first_and_each_has_a_key():
         {"name": "show_2", "value": False},  # far above all others
     ]
     keys = interactive.keys(CHART, STYLES)
-    assert [(key.label, key.is_shown) for key in keys] == [
+    assert [(key.text, key.is_shown) for key in keys] == [
         ("rope", True),
         ("fope", False),
-        ("lost", False),
+        ("lost (up to 1.00e+06)", False),
     ]
     assert {key.color for key in keys} == {style.color for style in STYLES.values()}
 

@@ -55,6 +55,7 @@ class Chart:
 
     Attributes:
       ticks: marks of the x axis, which is logarithmic; empty for marks at powers of ten.
+      is_linear: the x axis is linear all the same.
       lengths: training lengths, marked.
       level: a horizontal line, such as the ratio 1.
       limits: of the y axis; None: what the curves need.
@@ -71,6 +72,7 @@ class Chart:
     coloured: list[str]
     ticks: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    is_linear: bool = False
     level: float | None = None
     is_log: bool = False
     limits: tuple[float, float] | None = None

@@ -172,7 +172,7 @@ def _x(chart: Chart) -> dict[str, Any]:
         scale |= {"type": "linear", "zero": False}
     else:
         scale |= {"type": "log", "base": 2 if chart.ticks else 10}
-    axis: dict[str, Any] = {"format": "~s", "grid": False, "labelOverlap": True}
+    axis: dict[str, Any] = {"format": "~s", "grid": False, "labelOverlap": True, "tickCount": 6}
     if chart.ticks:
         axis |= {"values": chart.ticks, "format": ",d"}
     return {
@@ -186,9 +186,12 @@ def _x(chart: Chart) -> dict[str, Any]:
 
 def _y(chart: Chart) -> dict[str, Any]:
     scale: dict[str, Any] = {"type": "log" if chart.is_log else "linear", "zero": False}
+    axis: dict[str, Any] = {"tickCount": 6}
+    if chart.is_log:
+        scale |= {"nice": False, "padding": 8}
+        axis = {"values": _log_ticks(chart), "format": ",~r"}
     if chart.limits and not chart.outside:
         scale |= {"domain": list(chart.limits), "nice": False}
-    axis = {"tickCount": 6} | ({"format": ",~g"} if chart.is_log else {})
     return {
         "field": "y",
         "type": "quantitative",
@@ -201,6 +204,14 @@ def _y(chart: Chart) -> dict[str, Any]:
 def _dashes(style: Style) -> list[float]:
     line = style.linestyle
     return DASH_PATTERNS[line] if isinstance(line, str) else [2 * length for length in line[1]]
+
+
+def _log_ticks(chart: Chart) -> list[float]:
+    """1, 2 and 5 times the powers of ten about the curves; powers alone where they span many."""
+    values = [y for curve in chart.curves.values() for y in curve.y if 0 < y < math.inf]
+    low, high = (math.floor(math.log10(end)) for end in (min(values), max(values)))
+    steps = (1, 2, 5) if high - low < 3 else (1,)
+    return [_short(step * 10.0**power) for power in range(low, high + 1) for step in steps]
 
 
 def _by_label(chart: Chart, of_label: Mapping[str, Any]) -> dict[str, Any]:

@@ -268,6 +268,10 @@ def _ranking(named: Named, runs: Sequence[Run]) -> Topic:
         parts.append(ranking.ranking_summary(comparison, contexts))
         if not ranking.has_statements(comparison, contexts):
             continue
+        table = ranking.difference_table(comparison, contexts)
+        if not ranking.is_heatmap(comparison):
+            parts.append(table)
+            continue
         ends = dict.fromkeys((min(contexts), max(contexts)))
         picture = Picture(
             ranking.difference_figure(comparison, contexts),
@@ -277,7 +281,7 @@ def _ranking(named: Named, runs: Sequence[Run]) -> Topic:
             f"{name.capitalize()} of the row minus that of the column.",
         )
         parts.append(picture)
-        numbers.append(ranking.difference_table(comparison, contexts))
+        numbers.append(table)
     title = f"Differences between variants ({heading.replace('_', ' ')})"
     return Topic(Section(title, parts), _numbers(title, numbers))
 

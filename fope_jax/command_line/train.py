@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 
 from fope_jax.command_line.common import (
@@ -23,6 +24,8 @@ from fope_jax.train.options import (
     add_train_options,
     check_train_options,
 )
+
+log = logging.getLogger(__name__)
 
 
 @verb(
@@ -104,9 +107,12 @@ def train(arguments: argparse.Namespace) -> None:
             experiment = continued_experiment(arguments.workdir, arguments.continue_for, overrides)
         else:
             experiment = load_experiment(arguments)
+    from fope_jax.interop.huggingface import export_warning
     from fope_jax.train.goodput import process_age
     from fope_jax.train.loop import train
 
+    if warning := export_warning(experiment.model, experiment.position):
+        log.info("%s", warning)
     train(experiment, arguments.workdir, arguments.accept_position, seconds_before=process_age())
     print_once(f"run in {arguments.workdir}")
 

@@ -23,7 +23,7 @@ from fope_jax.train.options import directory
         metavar="TOKENS,...",
         help="also show scores in ranges of length, as LongBench does: 4k,8k",
     ),
-    needs=("matplotlib",),
+    needs=("matplotlib", "vl_convert"),
 )
 def report(arguments: argparse.Namespace) -> None:
     """one HTML page about any number of runs

@@ -58,6 +58,7 @@ CHANGEABLE_KEYS = (
     "train.save_every",
     "train.keep",
     "train.evaluate_every",
+    "train.tracker",
     "train.on_save_error",
     "train.on_bad_step",
     "train.max_skipped",

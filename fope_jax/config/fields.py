@@ -35,7 +35,9 @@ def parse_value(key: str, text: str, kind: Any) -> Any:
 def _parse(text: str, kind: Any) -> Any:
     options = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
     origins, word = [typing.get_origin(option) for option in options], text.lower()
-    is_text = str in options or Literal in origins
+    choices = [choice for option in options for choice in typing.get_args(option)]
+    has_number = int in options or float in options
+    is_text = str in options or (Literal in origins and (text in choices or not has_number))
     if word == "none" and type(None) in options:
         return None
     if word in ("true", "false") and (bool in options or not is_text):

@@ -31,7 +31,7 @@ from fope_jax.config.fields import (
     nearest,
     parse_value,
 )
-from fope_jax.position.registry import import_modules
+from fope_jax.position.registry import import_module, import_modules
 from fope_jax.storage.files import read_json
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
                 f"get_config of {path!r} returns {type(config).__name__}; accepted: ConfigDict"
             )
         _import_modules(config.get("position"))
+        _import_tracker(config.get("train"))
         return apply_overrides(config, overrides)
     _check_file("configuration", path)
     try:
@@ -93,6 +94,16 @@ def _import_modules(position: Any) -> None:
         import_modules(position.to_dict() if isinstance(position, ConfigDict) else position)
     except ValueError as error:
         raise ConfigError(f"config.position: {error}") from error
+
+
+def _import_tracker(train: Any) -> None:
+    """Imports the module of the tracker that the section ``train`` of the user names."""
+    name = train.get("tracker") if hasattr(train, "get") else None
+    if isinstance(name, str) and all(name.partition(":")):
+        try:
+            import_module(name.partition(":")[0])
+        except ValueError as error:
+            raise ConfigError(f"config.train.tracker: {error}") from error
 
 
 def call_in_file(kind: str, path: str, function: str, arg: str) -> Any:
@@ -157,6 +168,8 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
             if kind is None:
                 raise unknown_key(key)
             value = parse_value(key, text, kind)
+            if key == "train.tracker":
+                _import_tracker({"tracker": value})
         # ConfigDict would check the type against the old value, not against the field.
         with config.ignore_type():
             if values is None:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from fope_jax.config.fields import check_fields, check_value
 
+_EVALUATIONS, _LEAST_INTERVAL = 10, 100  # of evaluate_every = "auto"
 _MOST = 2**31  # limit of any count: the step is an int32 on the device
 
 
@@ -48,7 +49,11 @@ class TrainConfig:
       log_every: updates between rows of metrics.
       save_every: updates between checkpoints; the last update is always saved.
       evaluate_every: updates between evaluations during training, which also run before the first
-        and after the last update; None never evaluates. See ``evaluate.training_windows``.
+        and after the last update, on ``evaluate.training_windows``. "auto" measures the training
+        length alone, ten times in a run but at least 100 updates apart, and in a shorter run or
+        without held-out text never. A number measures all of ``evaluate.lengths``. None never
+        evaluates.
+      tracker: "module:function" that makes an experiment tracker, see ``train/tracker.py``.
       keep: number of checkpoints to keep.
       on_bad_step: if loss or gradient is not finite, or a spike: "stop" ends the run; "skip" keeps
         parameters and optimizer unchanged and goes to the next batch.
@@ -79,7 +84,8 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 1_000
     keep: int = 2
-    evaluate_every: int | None = None
+    evaluate_every: int | Literal["auto"] | None = "auto"
+    tracker: str | None = None
     on_bad_step: Literal["stop", "skip"] = "stop"
     max_skipped: int = 10
     spike_factor: float | None = None
@@ -96,7 +102,16 @@ class TrainConfig:
             ),
             ("warmup_steps schedule_start data_start", lambda n: n >= 0, "0 or more"),
             ("decay_steps", lambda n: n is None or 1 <= n < _MOST, "1 or more, or None"),
-            ("evaluate_every", lambda n: n is None or n >= 1, "1 or more, or None"),
+            (
+                "evaluate_every",
+                lambda n: n in ("auto", None) or n >= 1,
+                "1 or more, 'auto', or None",
+            ),
+            (
+                "tracker",
+                lambda name: name is None or all(name.partition(":")),
+                "'module:function', or None",
+            ),
             ("spike_factor", lambda x: x is None or x > 1, "a number above 1, or None"),
             ("gradient_clip", lambda x: x is None or x > 0, "a positive number or None"),
             ("learning_rate eps", lambda x: 0 < x < math.inf, "a positive number"),
@@ -134,6 +149,20 @@ class TrainConfig:
             used < self.steps,
             f"fewer updates than steps = {self.steps}; these are {used}",
         )
+
+    @property
+    def evaluation_interval(self) -> int | None:
+        """Updates between evaluations during training; None without any.
+
+        >>> TrainConfig(steps=5_000, batch_size=1, length=8).evaluation_interval
+        500
+        """
+        if self.evaluate_every != "auto":
+            return self.evaluate_every
+        tenth = max(_LEAST_INTERVAL, self.steps / _EVALUATIONS)
+        # A multiple: otherwise evaluations would cut the rows of metrics.
+        interval = math.ceil(tenth / self.log_every) * self.log_every
+        return interval if interval <= self.steps else None
 
     @property
     def stages(self) -> tuple[Stage, ...]:

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
-from fope_jax.data.cache import open_cache
+from fope_jax.data.cache import CacheError, open_cache
 from fope_jax.evaluate.metrics import Row, non_finite_rows, row_ids
 from fope_jax.evaluate.protocols import Protocol, plan_protocols
 from fope_jax.evaluate.restore import evaluation_graphdef
@@ -30,6 +30,28 @@ SUMS = ("windows", "nats", "tokens", "bytes", "correct")
 
 Check = Callable[[], None]
 ValidationFn = Callable[[int, Any, Any, Check], list[Row]]
+
+
+def find_validation_fn(
+    experiment: Experiment, data_fingerprint: str, mesh: Mesh
+) -> ValidationFn | None:
+    """What ``train.evaluate_every`` asks for; see `make_validation_fn`.
+
+    With "auto" it measures the shortest of ``evaluate.lengths``, and is None, with a line in the
+    log, where that cannot be measured.
+    """
+    if experiment.train.evaluation_interval is None:
+        return None
+    if experiment.train.evaluate_every != "auto":
+        return make_validation_fn(experiment, data_fingerprint, mesh)
+    lengths = tuple(sorted(experiment.evaluate.lengths)[:1])
+    shortest = dataclasses.replace(experiment.evaluate, lengths=lengths)
+    try:
+        cheap = dataclasses.replace(experiment, evaluate=shortest)
+        return make_validation_fn(cheap, data_fingerprint, mesh)
+    except (ValueError, CacheError) as error:
+        log.info("no validation loss during training: %s", error)
+        return None
 
 
 def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> ValidationFn:

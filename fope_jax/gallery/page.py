@@ -25,6 +25,7 @@ from fope_jax.report.html import (
     make_output,
     write_page,
 )
+from fope_jax.report.styles import line_styles
 from fope_jax.report.tables import format_number
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def overview_figure(rows: Sequence[Row], columns: int = 4) -> Figure:
 
 def _draw_curves(axes: Axes, row: Row, is_small: bool = False) -> None:
     lines, far = row["lines"], row["reach"] * row["training_length"]
-    styles = plots.line_styles(line["label"] for line in lines)
+    styles = line_styles(line["label"] for line in lines)
     for index, line in enumerate(lines):
         x = range(len(line["value"]))
         if "low" in line:
@@ -169,7 +170,7 @@ def _draw_curves(axes: Axes, row: Row, is_small: bool = False) -> None:
 
 def _draw_periods(axes: Axes, row: Row) -> None:
     length = row["training_length"]
-    styles = plots.line_styles(series["label"] for series in row["frequencies"])
+    styles = line_styles(series["label"] for series in row["frequencies"])
     turning = [2 * math.pi / w for s in row["frequencies"] for w in s["values"] if w > 0]
     low, high = min(turning, default=1.0), max([*turning, length])
     top = high * (high / low) ** 0.12  # where zero frequencies, of infinite period, are drawn
@@ -214,7 +215,7 @@ def _draw_parameters(axes: Axes, row: Row) -> None:
         text = "\n".join(row["others"]) or "no frequencies, no parameters"
         axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, fontsize=10)
         return
-    styles = plots.line_styles(line["label"] for line in series)
+    styles = line_styles(line["label"] for line in series)
     heads = list(range(1, len(series[0]["values"]) + 1))
     for line in series:
         style = styles[line["label"]]._replace(linestyle=":")._asdict()

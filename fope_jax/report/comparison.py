@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fope_jax.report.bootstrap import Interval, intervals
+from fope_jax.report.bootstrap import LEAST_DOCUMENTS, Interval, intervals
 from fope_jax.report.rows import ReportError, Row, Run
 from fope_jax.report.sums import Metric, Spread, Sums, add_up, group, spread
 
@@ -65,6 +66,7 @@ class Comparison:
       curves: label -> one list of rows a seed.
       training_lengths: label -> tokens of a training sequence.
       protocol_row: a run's row of kind "protocol"; empty where there is none.
+      paths: of the runs.
     """
 
     kind: str
@@ -72,6 +74,7 @@ class Comparison:
     curves: dict[str, list[list[Row]]]
     training_lengths: dict[str, int]
     protocol_row: Row = field(default_factory=dict)
+    paths: list[Path] = field(default_factory=list)
 
     @property
     def first_rows(self) -> list[Row]:
@@ -141,7 +144,7 @@ class Comparison:
     def intervals(
         self, metric: Metric, key: Key = context_of, *, relative: bool = False
     ) -> dict[str, dict[Any, Interval]]:
-        """``{label: {key: interval over two documents or more of the mean over seeds}}``."""
+        """``{label: {key: interval over documents of the mean over seeds}}``; see `intervals`."""
 
         table = {}
         for label, seeds in self.curves.items():
@@ -158,7 +161,7 @@ class Comparison:
 
 
 def document_sums(seeds: Sequence[Sequence[Row]], key: Key) -> dict[Any, np.ndarray]:
-    """``{key: [D, seeds, fields of Sums]}`` of each document, for keys with two documents or more.
+    """``{key: [D, seeds, fields of Sums]}`` of each document, for keys with `LEAST_DOCUMENTS`.
 
     Empty where a row names no document.
     """
@@ -171,7 +174,7 @@ def document_sums(seeds: Sequence[Sequence[Row]], key: Key) -> dict[Any, np.ndar
     for seed, seed_rows in enumerate(seeds):
         for row in seed_rows:
             sums[key(row)][index[row["document"]], seed] += add_up([row])
-    return {k: x for k, x in sums.items() if x.any(axis=(1, 2)).sum() > 1}
+    return {k: x for k, x in sums.items() if x.any(axis=(1, 2)).sum() >= LEAST_DOCUMENTS}
 
 
 def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
@@ -211,7 +214,10 @@ def scored_key(kind: str, rows: Sequence[Row]) -> tuple[Hashable, ...]:
 
 
 def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
-    """Groups the rows of one kind; runs scored on different tokens are in different comparisons."""
+    """Groups the rows of one kind; runs scored on different tokens are in different comparisons.
+
+    Labels are the variants' names where none is there at two training lengths.
+    """
     labels, name = run_labels(runs), TASK_FIELD.get(kind, "split")
     by_key: dict[tuple[Hashable, ...], Comparison] = {}
     for run in runs:
@@ -226,8 +232,25 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
             comparison = by_key.setdefault(scored_key(kind, rows), new)
             comparison.curves.setdefault(labels[run.path], []).append(rows)
             comparison.training_lengths[labels[run.path]] = run.training_length
+            comparison.paths.append(run.path)
     order: dict[Hashable, int] = {protocol: index for index, protocol in enumerate(ORDER)}
-    return [by_key[key] for key in sorted(by_key, key=lambda k: (order.get(k[0], 99), str(k)))]
+    variants = {labels[run.path]: run.variant for run in runs}
+    return [
+        _with_short_labels(by_key[key], variants)
+        for key in sorted(by_key, key=lambda k: (order.get(k[0], 99), str(k)))
+    ]
+
+
+def _with_short_labels(comparison: Comparison, variants: dict[str, str]) -> Comparison:
+    """Labels without the training length where they stay different; ``variants`` by label."""
+    names = {label: variants[label] for label in comparison.curves}
+    if len(set(names.values())) < len(names):
+        return comparison
+    return dataclasses.replace(
+        comparison,
+        curves={names[label]: rows for label, rows in comparison.curves.items()},
+        training_lengths={names[k]: length for k, length in comparison.training_lengths.items()},
+    )
 
 
 def check_comparable(comparison: Comparison) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from fope_jax.report.comparison import context_of, run_labels
-from fope_jax.report.plots import Style, legend_below, new_figure
+from fope_jax.report.plots import legend_below, new_figure
 from fope_jax.report.rows import Row, Run
+from fope_jax.report.styles import Style
 from fope_jax.report.sums import add_up, group
 from fope_jax.report.tables import EMPTY, Table, format_loss, table_of_records
 

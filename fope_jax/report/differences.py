@@ -5,8 +5,14 @@ run. The interval of the mean difference d of n seeds is
 
     d  ±  t(0.975, n - 1) * s / sqrt(n),      s the sample standard deviation of the n differences,
 
-which assumes normal differences. A difference is significant at 95% where it leaves out 0. Some of
-many pairs would do so by chance; `holm` corrects for that.
+which assumes normal differences. Few seeds bear little:
+
+    seeds      what is shown
+    1 or 2     the difference; no statement
+    3 or 4     its interval, and ° where that leaves out 0; not called significant
+    5 or more  its interval, and * where that leaves out 0: significant at 95%
+
+Some of many pairs would be significant by chance; `holm` corrects for that.
 """
 
 from __future__ import annotations
@@ -22,6 +28,7 @@ from fope_jax.report.rows import Run
 from fope_jax.report.sums import Metric, add_up, spread
 
 LEVEL = 0.95
+SEEDS_FOR_INTERVAL, SEEDS_FOR_SIGNIFICANCE = 3, 5
 Numbers = Mapping[str, Mapping[int, float]]  # label -> seed -> number
 
 
@@ -35,15 +42,28 @@ class Difference:
     seeds: int
 
     @property
+    def has_interval(self) -> bool:
+        return self.seeds >= SEEDS_FOR_INTERVAL
+
+    @property
+    def leaves_out_zero(self) -> bool:
+        return self.has_interval and abs(self.mean) > self.half_width
+
+    @property
     def is_significant(self) -> bool:
-        return abs(self.mean) > self.half_width  # False for NaN
+        return self.leaves_out_zero and self.seeds >= SEEDS_FOR_SIGNIFICANCE
+
+    @property
+    def mark(self) -> str:
+        """``*`` where significant, ``°`` where only the interval of a few seeds leaves out 0."""
+        return "*" if self.is_significant else "°" if self.leaves_out_zero else ""
 
     def text(self, digits: int = 3) -> str:
-        """``mean ± half width``, with a star where significant."""
-        if math.isnan(self.half_width):
-            return f"{self.mean:+.{digits}f}"
-        star = " *" if self.is_significant else ""
-        return f"{self.mean:+.{digits}f} ± {self.half_width:.{digits}f}{star}"
+        """``mean ± half width mark``; the mean alone where there are too few seeds."""
+        mean = f"{self.mean:+.{digits}f}"
+        if not self.has_interval:
+            return mean
+        return f"{mean} ± {self.half_width:.{digits}f} {self.mark}".rstrip()
 
 
 def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
@@ -70,11 +90,11 @@ def paired_difference(one: Mapping[int, float], other: Mapping[int, float]) -> D
 def holm(differences: Mapping[tuple[str, str], Difference]) -> set[tuple[str, str]]:
     """Pairs significant with all of them tested together (Holm 1979, step-down).
 
-    >>> d = lambda p: Difference(1.0, 0.5, p, 3)
+    >>> d = lambda p: Difference(1.0, 0.5, p, 5)
     >>> sorted(holm({("a", "b"): d(0.01), ("a", "c"): d(0.04), ("b", "c"): d(0.03)}))
     [('a', 'b')]
     """
-    known = [pair for pair in differences if not math.isnan(differences[pair].p)]
+    known = [pair for pair, d in differences.items() if d.seeds >= SEEDS_FOR_SIGNIFICANCE]
     significant = set()
     for index, pair in enumerate(sorted(known, key=lambda pair: differences[pair].p)):
         if differences[pair].p > (1 - LEVEL) / (len(differences) - index):

@@ -1,21 +1,31 @@
-"""One self-contained HTML page of text, tables and figures; figures are also saved as files."""
+"""One self-contained HTML page of text, tables and figures; figures are also saved as files.
+
+Figures of curves are live charts where scripts run, else and in print the picture.
+"""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fope_jax.extras import require
-from fope_jax.report.plots import save_figure
+from fope_jax.report import interactive
+from fope_jax.report.charts import Chart
+from fope_jax.report.plots import chart_figure, save_figure
 from fope_jax.report.rows import ReportError
+from fope_jax.report.styles import Style
 from fope_jax.report.tables import Table
 
 
 class Note(str):
     """A paragraph in small print."""
+
+
+class Bullets(tuple[str, ...]):
+    """Sentences, one below the other."""
 
 
 class Listing(str):
@@ -29,6 +39,22 @@ class Picture(NamedTuple):
     stem: str
     alt: str
     caption: str
+    live: Live | None = None
+
+
+class Live(NamedTuple):
+    """What the page needs to draw a chart itself."""
+
+    keys: list[interactive.Key]
+    specification: str
+
+
+def chart_picture(
+    chart: Chart, styles: Mapping[str, Style], stem: str, alt: str, caption: str
+) -> Picture:
+    """A chart as a picture, and live where scripts run."""
+    live = Live(interactive.keys(chart, styles), interactive.as_json(chart, styles))
+    return Picture(chart_figure(chart, styles), stem, alt, caption, live)
 
 
 class Details(NamedTuple):
@@ -48,13 +74,16 @@ class Section(NamedTuple):
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
-Part = str | Note | Listing | Table | Picture | Details | Section  # a str is a paragraph
+Part = str | Note | Bullets | Listing | Table | Picture | Details | Section  # a str is a paragraph
 
 
-def write_page(out: Path, title: str, parts: Sequence[Part]) -> Path:
-    """Writes ``out/index.html`` and every figure; returns the path of the page."""
-    images = {}
-    for picture in _pictures(parts):
+def write_page(out: Path, title: str, parts: Sequence[Part], lead: Sequence[Part] = ()) -> Path:
+    """Writes ``out/index.html`` and every figure; returns the path of the page.
+
+    ``lead`` stands above the list of sections.
+    """
+    images, pictures = {}, list(_pictures(parts))
+    for picture in pictures:
         _, svg = save_figure(picture.figure, out, picture.stem)
         images[picture.stem] = base64.b64encode(svg.read_bytes()).decode()
     sections = [part for part in parts if isinstance(part, Section)]
@@ -68,7 +97,12 @@ def write_page(out: Path, title: str, parts: Sequence[Part]) -> Path:
         lstrip_blocks=True,
     )
     text = environment.get_template("page.html").render(
-        title=title, parts=parts, sections=sections, images=images
+        title=title,
+        parts=parts,
+        lead=lead,
+        sections=sections,
+        images=images,
+        library=interactive.library() if any(picture.live for picture in pictures) else "",
     )
     page.write_text(text.lstrip(), encoding="utf-8")
     return page

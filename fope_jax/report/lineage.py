@@ -1,4 +1,7 @@
-"""Lineage: runs that continue other runs, and what changed between them (lineage.json)."""
+"""Lineage: runs that continue other runs, and what changed between them (lineage.json).
+
+Seeds of a variant share what was changed; it is said once, and per seed only where it differs.
+"""
 
 from __future__ import annotations
 
@@ -21,43 +24,60 @@ def tokens_before(run: Run) -> int:
 
 
 def lineage_table(runs: Sequence[Run]) -> Table:
-    """What changed between each run and its parent; no rows where no run has one."""
+    """What changed between each variant and its parent; no rows where no run has one."""
     title = "What was changed before a run went on from another"
     table = Table(title, "variant", ["goes on from", "fact", "value"], is_prose=True)
     labels = run_labels(runs)
-    for run in runs:
-        if not run.lineage:
-            continue
-        before, after, start = (run.lineage[key] for key in ("parent", "child", "start"))
-        parent, longer = parent_of(run, runs), start["parent_at_new_length"]
-        frequencies = run.lineage["frequencies"]
-        facts = {
-            "warning": start["warning"],
-            "training length": f"{before['length']:,} tokens, then {after['length']:,}",
-            "frequencies": frequencies["text"] if frequencies else EMPTY,
-            "position arrays": run.lineage["arrays"] or EMPTY,
-            "position before": before["position"]["summary"],
-            "position after": after["position"]["summary"],
-            "loss before the first update (nats/token)": (
-                f"{format_loss(start['parent'])} as the parent at {before['length']:,} tokens; "
-                f"{EMPTY if longer is None else format_loss(longer)} as the parent at "
-                f"{after['length']:,}; {format_loss(start['child'])} as changed at "
-                f"{after['length']:,}, {start['ratio']:.2f} times the first"
-            ),
-            "optimizer": run.lineage["request"]["optimizer"],
-            "data": run.lineage["data"]["text"],
-            "parent": None if parent else f"{before['run']}, not in this report",
-        }
-        name = labels[parent.path] if parent else before["name"]
-        header, origin = labels[run.path], f"{name}, step {before['step']:,}"
-        for fact, value in facts.items():
-            if value:
+    for label in dict.fromkeys(labels.values()):
+        children = [run for run in runs if run.lineage and labels[run.path] == label]
+        facts = [(run.seed, lineage_facts(run, runs)) for run in children]
+        origins = ((run.seed, {"from": _origin(run, runs)}) for run in children)
+        header, origin = label, _once_or_by_seed(list(origins), "from")
+        for fact in facts[0][1] if facts else ():
+            if value := _once_or_by_seed(facts, fact):
                 table.rows.append((header, [origin, fact, value]))
                 header = origin = ""
     return table
 
 
+def lineage_facts(run: Run, runs: Sequence[Run]) -> dict[str, str]:
+    """What changed between the run and its parent; "" where there is nothing to say."""
+    before, after, start = (run.lineage[key] for key in ("parent", "child", "start"))
+    longer, frequencies = start["parent_at_new_length"], run.lineage["frequencies"]
+    return {
+        "warning": start["warning"] or "",
+        "training length": f"{before['length']:,} tokens, then {after['length']:,}",
+        "frequencies": frequencies["text"] if frequencies else EMPTY,
+        "position arrays": run.lineage["arrays"] or EMPTY,
+        "position before": before["position"]["summary"],
+        "position after": after["position"]["summary"],
+        "loss before the first update (nats/token)": (
+            f"{format_loss(start['parent'])} as the parent at {before['length']:,} tokens; "
+            f"{EMPTY if longer is None else format_loss(longer)} as the parent at "
+            f"{after['length']:,}; {format_loss(start['child'])} as changed at "
+            f"{after['length']:,}, {start['ratio']:.2f} times the first"
+        ),
+        "optimizer": run.lineage["request"]["optimizer"],
+        "data": run.lineage["data"]["text"],
+        "parent": "" if parent_of(run, runs) else f"{before['run']}, not in this report",
+    }
+
+
+def _origin(run: Run, runs: Sequence[Run]) -> str:
+    parent, before = parent_of(run, runs), run.lineage["parent"]
+    name = run_labels(runs)[parent.path] if parent else before["name"]
+    return f"{name}, step {before['step']:,}"
+
+
+def _once_or_by_seed(facts: Sequence[tuple[int, dict[str, str]]], fact: str) -> str:
+    """The fact where all seeds agree in it, else a line a seed."""
+    values = {f"seed {seed}: {own[fact]}": own[fact] for seed, own in facts}
+    agreed = set(values.values())
+    return agreed.pop() if len(agreed) == 1 else "\n".join(values)
+
+
 def lineage_sentences(runs: Sequence[Run]) -> list[str]:
+    """One sentence for each variant that goes on from another."""
     labels, sentences = run_labels(runs), []
     for run in runs:
         for added in run.info.get("continued", ()):
@@ -66,13 +86,13 @@ def lineage_sentences(runs: Sequence[Run]) -> list[str]:
                 f"{added['to']:,}: {added['learning_rate']}."
             )
         if run.lineage:
-            parent, before = parent_of(run, runs), run.lineage["parent"]
-            name = labels[parent.path] if parent else f"{before['run']} (not shown)"
+            before = run.lineage["parent"]
+            shown = "" if parent_of(run, runs) else " (not shown)"
             frequencies = (run.lineage["frequencies"] or {}).get("text", "")
             changes = "; ".join(filter(None, [frequencies, run.lineage["arrays"]]))
             sentences.append(
-                f"{labels[run.path]} goes on from {name}, step {before['step']:,}, at "
+                f"{labels[run.path]} goes on from {_origin(run, runs)}{shown}, at "
                 f"{run.lineage['child']['length']:,} tokens in place of {before['length']:,}"
                 + (f": {changes}." if changes else ".")
             )
-    return sentences
+    return list(dict.fromkeys(sentences))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fope_jax.report import (
+    charts,
     correlation,
     lineage,
     plots,
@@ -21,28 +22,41 @@ from fope_jax.report import (
 from fope_jax.report.comparison import TASK_FIELD, Comparison, comparisons, run_labels
 from fope_jax.report.goodput import goodput_table
 from fope_jax.report.html import (
+    Bullets,
     Details,
     Listing,
     Part,
     Picture,
     Section,
+    chart_picture,
     file_stem,
     make_output,
     write_page,
 )
 from fope_jax.report.length_buckets import bucket_tables
-from fope_jax.report.plots import Style
 from fope_jax.report.rows import Row, Run, read_runs
+from fope_jax.report.styles import Style, method_styles
 from fope_jax.report.sums import Sums, add_up
 from fope_jax.report.tables import EMPTY
+from fope_jax.report.verdict import verdict
 
 Styles = dict[str, Style]
+LEAD_SENTENCES, LEAD_ROWS = 10, 16  # of the verdict; more are folded away
+
+
+class Topic(NamedTuple):
+    """What the page shows of one thing: its figures, and further down its tables."""
+
+    figures: Section | None
+    numbers: Section | None = None
 
 
 def write_report(
     runs: Iterable[str | Path], out: str | Path, *, buckets: Sequence[int] = ()
 ) -> Path:
     """Writes the report of ``runs`` into ``out``; returns the path of index.html.
+
+    The verdict stands first, then figures, then tables; where the numbers come from is folded away.
 
     Args:
       runs: run directories or results files.
@@ -54,30 +68,38 @@ def write_report(
     """
     loaded = read_runs(runs)
     out = make_output(out, "the report")
-    labels = list(dict.fromkeys(run_labels(loaded).values()))
-    styles = plots.line_styles(labels)
-    perplexities = name_comparisons(comparisons(loaded, "perplexity"))
-    positions = name_comparisons(comparisons(loaded, "position"))
-    answered = name_comparisons(
-        [*comparisons(loaded, "passkey"), *comparisons(loaded, "retrieval")]
-    )
+    variants = list(dict.fromkeys(run.variant for run in loaded))
+    topics = _topics(loaded, method_styles([*variants, *run_labels(loaded).values()]), buckets)
     parts = [
-        *_introduction(loaded, labels),
+        *_introduction(loaded),
         *_lineage(loaded),
-        *_validation(loaded, styles),
-        *(_perplexity(named, perplexities, styles) for named in perplexities),
-        *(_ranking(n, loaded) for n in perplexities if n.comparison.protocol == "same-tokens"),
-        *(_positions(named, styles) for named in positions),
-        *(_retrieval(named, loaded, styles) for named in answered),
-        *(_ranking(named, loaded) for named in answered),
-        _length_buckets(loaded, buckets),
-        _spectra(loaded, styles),
-        _training(loaded, styles),
-        _time(loaded),
-        *_provenance(loaded),
+        *(topic.figures for topic in topics if topic.figures),
+        Section("Numbers", [topic.numbers for topic in topics if topic.numbers]),
+        _provenance(loaded),
     ]
-    title = f"Length generalization: {', '.join(labels)}"
-    return write_page(out, title, [part for part in parts if part is not None])
+    few = len(variants) <= charts.MOST_CURVES
+    names = ", ".join(variants) if few else f"{len(variants)} methods"
+    return write_page(out, f"Length generalization: {names}", parts, _verdict(loaded))
+
+
+def _topics(runs: Sequence[Run], styles: Styles, buckets: Sequence[int]) -> list[Topic]:
+    perplexities = name_comparisons(comparisons(runs, "perplexity"))
+    positions = name_comparisons(comparisons(runs, "position"))
+    answered = name_comparisons([*comparisons(runs, "passkey"), *comparisons(runs, "retrieval")])
+    solved = [named for named in answered if not tables.is_unsolved(named.comparison)]
+    unsolved = [named.comparison for named in answered if named not in solved]
+    return [
+        *(_retrieval(named, runs, styles) for named in solved),
+        _unsolved(unsolved),
+        *(_perplexity(named, perplexities, styles) for named in perplexities),
+        *(_positions(named, styles) for named in positions),
+        *(_ranking(n, runs) for n in perplexities if n.comparison.protocol == "same-tokens"),
+        *(_ranking(named, runs) for named in solved),
+        *_validation(runs, styles),
+        _training(runs, styles),
+        _spectra(runs, styles),
+        _length_buckets(runs, buckets),
+    ]
 
 
 class Named(NamedTuple):
@@ -101,19 +123,45 @@ def name_comparisons(listed: Sequence[Comparison]) -> list[Named]:
     return named
 
 
+def _numbers(title: str, parts: Sequence[Part]) -> Section:
+    """The tables to the figures of the section ``title``."""
+    return Section(f"{title}: numbers", parts)
+
+
 # ---------------------------------------------------------------------------- sections
 
 
-def _introduction(runs: Sequence[Run], labels: Sequence[str]) -> list[Part]:
-    parts: list[Part] = [
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {len(labels)} "
-        f"{'variant' if len(labels) == 1 else 'variants'}. "
+def _verdict(runs: Sequence[Run]) -> list[Part]:
+    """The sentences and the table; what would fill more than a screen is folded away."""
+    sentences, table = verdict(runs)
+    few = sentences if len(sentences) <= LEAD_SENTENCES else sentences[: charts.MOST_CURVES]
+    parts: list[Part] = [Bullets(few)] if few else []
+    if rest := sentences[len(few) :]:
+        parts.append(Details("The other methods, and which differences hold", [Bullets(rest)]))
+    if table and table.rows:
+        is_long = len(table.rows) > LEAD_ROWS
+        parts.append(Details("Every method at every length", [table]) if is_long else table)
+    return [Section("Verdict", parts)] if parts else []
+
+
+def _introduction(runs: Sequence[Run]) -> list[Part]:
+    labels, variants = set(run_labels(runs).values()), {run.variant for run in runs}
+    text = (
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} of {len(variants)} "
+        f"{'variant' if len(variants) == 1 else 'variants'}. "
         "Numbers are computed from the sums and counts in each run's metrics.jsonl; nothing is "
         "clipped or left out."
-    ]
+    )
     if len(runs) > len(labels):
-        parts.append("Several seeds of a variant: mean ± sample standard deviation over seeds.")
-    return parts + [
+        text += " Several seeds of a variant: mean ± sample standard deviation over seeds."
+    if len(variants) > charts.MOST_CURVES:
+        text += (
+            f" Figures show at most {charts.MOST_CURVES} curves at first, the baseline and the "
+            "best; the others can be switched on."
+        )
+    scored = [c for kind in ("perplexity", "position") for c in comparisons(runs, kind)]
+    notes = [text, protocols.few_documents_note(scored)]
+    return [note for note in notes if note] + [
         f"{run.path} is not evaluated yet (`fope evaluate` does it)."
         for run in runs
         if run.step is None
@@ -127,8 +175,8 @@ def _lineage(runs: Sequence[Run]) -> list[Part]:
     return [Section("Lineage", [*lineage.lineage_sentences(runs), Details(table.title, [table])])]
 
 
-def _validation(runs: Sequence[Run], styles: Styles) -> list[Part]:
-    sections: list[Part] = []
+def _validation(runs: Sequence[Run], styles: Styles) -> list[Topic]:
+    topics = []
     for scored, run_rows in validation.validation_groups(runs).items():
         text = (
             f"Measured inside training, on the parameters as they were: {scored.tokens:,} tokens "
@@ -139,38 +187,45 @@ def _validation(runs: Sequence[Run], styles: Styles) -> list[Part]:
             text += f" Every window begins with {scored.bos_token}."
         picture = Picture(
             validation.validation_figure(run_rows, styles),
-            f"during-{len(sections) + 1}",
+            f"during-{len(topics) + 1}",
             validation.alt_text(run_rows),
             "Loss of the same tokens against tokens seen (k: thousand, M: million, G: billion), "
             "those of a parent included. A dashed line: where a run goes on from another, changed "
             "but not yet trained.",
         )
-        table = Details("Every loss", [validation.validation_table(run_rows)])
         title = f"Loss during training ({scored.split})"
-        sections.append(Section(title, [text, picture, table]))
-    return sections
+        table = Details("Every loss", [validation.validation_table(run_rows)])
+        topics.append(Topic(Section(title, [text, picture]), _numbers(title, [table])))
+    return topics
 
 
-def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Section:
+def _chart(chart: charts.Chart, styles: Styles, stem: str, caption: str) -> Picture:
+    return chart_picture(chart, styles, stem, charts.alt_text(chart), caption)
+
+
+def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Topic:
     comparison, stem, heading = named
-    title, protocol = protocols.describe(comparison).title, f"Protocol {comparison.protocol}"
-    caption = f"{protocol}: {protocols.protocol_caption(comparison, 'bands')}."
+    chart = charts.perplexity_chart(comparison)
+    text = f"Perplexity. {charts.interval_caption(chart, comparison)}"
     parts: list[Part] = [
         protocols.protocol_paragraph(comparison),
-        Picture(
-            plots.perplexity_figure(comparison, styles),
-            f"perplexity-{stem}",
-            plots.alt_text(comparison, title),
-            f"{title}. {caption} {protocols.interval_note(comparison)}",
-        ),
+        _chart(chart, styles, f"perplexity-{stem}", text),
     ]
     ratios = comparison.numbers(Sums.perplexity, relative=True)
     if any(len(by_context) > 1 for seeds in ratios.values() for by_context in seeds):
-        alt = f"{title}, relative to that at the training length; every number is in the second "
-        text = "Perplexity over that of the same seed and documents at the training length. "
-        figure = plots.perplexity_figure(comparison, styles, relative=True)
-        stem = f"perplexity-ratio-{stem}"
-        parts.append(Picture(figure, stem, alt + "table below.", text + caption))
+        chart = charts.perplexity_chart(comparison, relative=True)
+        text = (
+            "Perplexity over that of the same seed and documents at the training length. "
+            f"{charts.interval_caption(chart, comparison)}"
+        )
+        parts.append(_chart(chart, styles, f"perplexity-ratio-{stem}", text))
+    if differences := charts.difference_chart(comparison):
+        baseline = charts.baseline_of(comparison.curves)
+        text = (
+            f"Loss minus that of {baseline} with the same seed on the same tokens; below 0 is "
+            f"better than {baseline}. {charts.difference_note(comparison)}"
+        )
+        parts.append(_chart(differences, styles, f"perplexity-difference-{stem}", text))
     infinite = [
         f"{label} at {context:,} tokens"
         for label, values in comparison.spreads(Sums.perplexity).items()
@@ -179,7 +234,12 @@ def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Sectio
     ]
     if infinite:
         parts.append(f"Not finite and so not drawn: {', '.join(infinite)}.")
-    parts += tables.perplexity_tables(comparison)
+    title = f"{protocols.describe(comparison).title} ({heading})"
+    return Topic(Section(title, parts), _numbers(title, _perplexity_numbers(comparison, others)))
+
+
+def _perplexity_numbers(comparison: Comparison, others: Sequence[Named]) -> list[Part]:
+    parts: list[Part] = [*tables.perplexity_tables(comparison)]
     if comparison.protocol == "document-resets":
         parts += [
             tables.reset_table(comparison, other)
@@ -188,59 +248,59 @@ def _perplexity(named: Named, others: Sequence[Named], styles: Styles) -> Sectio
             and other.curves.keys() == comparison.curves.keys()
             and add_up(other.first_rows)[1:3] == add_up(comparison.first_rows)[1:3]  # tokens, bytes
         ]
-    rows = Details("Every row: documents, sums and counts", [tables.document_table(comparison)])
-    return Section(f"{title} ({heading})", [*parts, rows])
+    every_row = [tables.document_table(comparison)]
+    return [*parts, Details("Every row: documents, sums and counts", every_row)]
 
 
-def _ranking(named: Named, runs: Sequence[Run]) -> Section | None:
+def _ranking(named: Named, runs: Sequence[Run]) -> Topic:
     comparison, stem, heading = named
     if not ranking.is_ranked(comparison):
-        return None
-    name, labels = ranking.measure_of(comparison).name, run_labels(runs)
-    compared = [run for run in runs if labels[run.path] in comparison.curves]
-    parts: list[Part] = [ranking.matched_note(compared), ranking.ranking_table(comparison)]
+        return Topic(None)
+    name = ranking.measure_of(comparison).name
+    compared = [run for run in runs if run.path in comparison.paths]
+    parts: list[Part] = [ranking.matched_note(compared)]
+    numbers: list[Part] = [ranking.ranking_table(comparison)]
     for contexts in ranking.shown_contexts(comparison):
+        parts.append(ranking.ranking_summary(comparison, contexts))
+        if not ranking.has_statements(comparison, contexts):
+            continue
         ends = dict.fromkeys((min(contexts), max(contexts)))
-        where = ranking.contexts_text(contexts)
         picture = Picture(
             ranking.difference_figure(comparison, contexts),
             f"differences-{stem}-{'-'.join(map(str, ends))}",
-            f"Differences of {name} at {where}; every number is in the table below.",
-            f"{name.capitalize()} of the row minus that of the column; a star where the "
-            "difference is significant: its 95% interval over seeds leaves out 0.",
+            f"Differences of {name} at {ranking.contexts_text(contexts)}; every number is in the "
+            "table below.",
+            f"{name.capitalize()} of the row minus that of the column.",
         )
-        table = ranking.difference_table(comparison, contexts)
-        parts += [ranking.ranking_summary(comparison, contexts), picture, table]
-    title = f"Which differences are significant ({heading.replace('_', ' ')})"
-    return Section(title, parts)
+        parts.append(picture)
+        numbers.append(ranking.difference_table(comparison, contexts))
+    title = f"Differences between variants ({heading.replace('_', ' ')})"
+    return Topic(Section(title, parts), _numbers(title, numbers))
 
 
-def _positions(named: Named, styles: Styles) -> Section:
-    comparison, title = named.comparison, protocols.describe(named.comparison).title
-    caption = f"Protocol {comparison.protocol}: {protocols.protocol_caption(comparison, 'bands')}."
-    longest = max(comparison.contexts)
-    picture = Picture(
-        plots.position_figure(comparison, styles),
-        f"position-{named.stem}",
-        plots.alt_text(comparison, title),
-        f"{title}, {longest:,} tokens. {caption} {protocols.interval_note(comparison)}",
-    )
-    numbers = Details("Loss and bits per byte in each bucket", tables.position_tables(comparison))
-    paragraph = protocols.protocol_paragraph(comparison)
-    return Section(f"{title} ({named.heading})", [paragraph, picture, numbers])
+def _positions(named: Named, styles: Styles) -> Topic:
+    comparison, description = named.comparison, protocols.describe(named.comparison)
+    chart = charts.position_chart(comparison)
+    text = protocols.protocol_paragraph(comparison)
+    caption = f"{description.title}. {charts.interval_caption(chart, comparison)}"
+    picture = _chart(chart, styles, f"position-{named.stem}", caption)
+    title = f"{description.title} ({named.heading})"
+    summary, numbers = "Loss and bits per byte in each bucket", tables.position_tables(comparison)
+    return Topic(Section(title, [text, picture]), _numbers(title, [Details(summary, numbers)]))
 
 
-def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Section:
+def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Topic:
     comparison, (counted, _) = named.comparison, tables.retrieval_names(named.comparison)
     by_depth = plots.has_depths(comparison)
+    chart, stem = charts.accuracy_chart(comparison), f"{comparison.kind}-{named.stem}"
+    depths = ", over all depths," if by_depth else ""
+    caption = (
+        f"Share of {counted}{depths} by context length. "
+        f"{charts.interval_caption(chart, comparison)}"
+    )
     parts: list[Part] = [
         _retrieval_paragraph(comparison, runs),
-        Picture(
-            plots.accuracy_figure(comparison, styles),
-            f"{comparison.kind}-{named.stem}",
-            plots.alt_text(comparison, f"{counted.capitalize()} against context length"),
-            f"Share of {counted}{', over all depths,' if by_depth else ''} against context length.",
-        ),
+        _chart(chart, styles, stem, caption),
     ]
     if by_depth:
         parts.append(
@@ -251,10 +311,20 @@ def _retrieval(named: Named, runs: Sequence[Run], styles: Styles) -> Section:
                 f"Share of {counted} (%) by context length and depth of what is asked for.",
             )
         )
-    parts += tables.retrieval_tables(comparison)
-    parts.append(Details("Every row: length and depth", [tables.depth_table(comparison)]))
+    every_row = Details("Every row: length and depth", [tables.depth_table(comparison)])
     title = f"{plots.retrieval_title(comparison)} ({named.heading.replace('_', ' ')})"
-    return Section(title, parts)
+    numbers = [*tables.retrieval_tables(comparison), every_row]
+    return Topic(Section(title, parts), _numbers(title, numbers))
+
+
+def _unsolved(unsolved: Sequence[Comparison]) -> Topic:
+    """A line for each task that is all zeros; how far its answers are off, in tables."""
+    if not unsolved:
+        return Topic(None)
+    title = "Tasks that no variant solves"
+    found = [table for comparison in unsolved for table in tables.retrieval_tables(comparison)]
+    numbers = _numbers(title, [Details("Right answers, ranks and losses of these tasks", found)])
+    return Topic(Section(title, [tables.unsolved_sentence(c) for c in unsolved]), numbers)
 
 
 TASKS = {
@@ -299,15 +369,15 @@ def _retrieval_paragraph(comparison: Comparison, runs: Sequence[Run]) -> str:
     return text
 
 
-def _length_buckets(runs: Sequence[Run], edges: Sequence[int]) -> Section | None:
+def _length_buckets(runs: Sequence[Run], edges: Sequence[int]) -> Topic:
     parts = bucket_tables(runs, edges) if edges else []
-    return Section("Ranges of length", parts) if parts else None
+    return Topic(None, Section("Ranges of length", parts) if parts else None)
 
 
-def _spectra(runs: Sequence[Run], styles: Styles) -> Section | None:
+def _spectra(runs: Sequence[Run], styles: Styles) -> Topic:
     points = correlation.spectrum_points(runs)
     if not points:
-        return None
+        return Topic(None)
     text = (
         "Leakage ratio: the share of a signal's energy that is not at the method's own "
         "frequencies; of the logits that of their mean at each distance, of q and k that of each "
@@ -324,11 +394,12 @@ def _spectra(runs: Sequence[Run], styles: Styles) -> Section | None:
         "A point is a run: what its loss at the longest context has over that at the training "
         "length, against numbers of its spectrum.",
     )
+    title = "Spectra and length generalization"
     numbers = [correlation.correlation_table(points), correlation.run_table(points)]
-    return Section("Spectra and length generalization", [text, picture, *numbers])
+    return Topic(Section(title, [text, picture]), _numbers(title, numbers))
 
 
-def _training(runs: Sequence[Run], styles: Styles) -> Section:
+def _training(runs: Sequence[Run], styles: Styles) -> Topic:
     def record(run: Run, last: Row) -> dict[str, object]:
         speed, wait = last.get("tokens_per_second"), last.get("data_wait_fraction")
         return {
@@ -344,33 +415,36 @@ def _training(runs: Sequence[Run], styles: Styles) -> Section:
     labels = run_labels(runs)
     last_rows = [(run, run.of("train")[-1]) for run in runs if run.of("train")]
     if not last_rows:
-        return Section("Training", ["The runs have no training rows."])
-    losses = (f"{labels[run.path]}: {row['loss']:.3f} nats per token" for run, row in last_rows)
-    picture = Picture(
-        plots.training_figure(runs, styles),
+        return Topic(Section("Training", ["The runs have no training rows."]))
+    picture = _chart(
+        charts.training_chart(runs),
+        styles,
         "training",
-        f"Training loss against tokens seen. At the end: {'; '.join(losses)}.",
         "Training loss against tokens seen, both as logged; a run that goes on from another begins "
         "with the tokens that its parent saw.",
     )
     records = [(labels[run.path], record(run, row)) for run, row in last_rows]
-    title = "Training, at the last row of each run"
-    return Section("Training", [picture, tables.table_of_records(title, "variant", records)])
+    table = tables.table_of_records("Training, at the last row of each run", "variant", records)
+    return Topic(Section("Training", [picture]), _numbers("Training", [table]))
 
 
-def _time(runs: Sequence[Run]) -> Section | None:
-    table = goodput_table(runs)
-    return Section("Time", [table]) if table.rows else None
-
-
-def _provenance(runs: Sequence[Run]) -> list[Part]:
+def _provenance(runs: Sequence[Run]) -> Section:
+    """Configurations, commits, versions, machines and times, folded away."""
     differing, shared = provenance.config_tables(runs)
-    parts: list[Part] = [differing] if differing.rows else []
-    if len(runs) > 1 and not differing.rows:
+    parts: list[Part] = []
+    if differing.rows:
+        parts.append(Details(f"{len(differing.rows)} keys in which the runs differ", [differing]))
+    elif len(runs) > 1:
         parts.append("The runs have the same configuration.")
     parts.append(Details(f"{len(shared.rows)} keys that all runs share", [shared]))
-    for run, title in zip(runs, provenance.run_titles(runs), strict=True):
-        listing = Listing(json.dumps(run.config, indent=2))
-        parts.append(Details(f"Whole configuration of {title}", [listing]))
-    sources = Section("Where the numbers come from", [provenance.provenance_table(runs)])
-    return [Section("Configurations", parts), sources]
+    whole = [
+        Details(title, [Listing(json.dumps(run.config, indent=2))])
+        for run, title in zip(runs, provenance.run_titles(runs), strict=True)
+    ]
+    parts.append(Details("Whole configurations", whole))
+    sources = provenance.provenance_table(runs)
+    parts.append(Details(sources.title, [sources]))
+    times = goodput_table(runs)
+    if times.rows:
+        parts.append(Details(times.title, [times]))
+    return Section("Where the numbers come from", parts)

@@ -1,56 +1,32 @@
-"""Figures of a report: matplotlib, one function a figure, readable without colour.
-
-A label has one colour, marker and line style in all figures.
-"""
+"""Figures of a report: charts and heatmaps drawn with matplotlib, readable without colour."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fope_jax.extras import require
-from fope_jax.report.bootstrap import Interval
-from fope_jax.report.comparison import TASK_FIELD, Comparison, check_comparable, run_labels
-from fope_jax.report.lineage import tokens_before
-from fope_jax.report.protocols import describe, has_bands, protocol_caption
-from fope_jax.report.rows import Row, Run
-from fope_jax.report.sums import Spread, Sums, add_up, group
-from fope_jax.report.tables import format_number, format_percent, retrieval_names
+from fope_jax.report.charts import Chart, Curve
+from fope_jax.report.comparison import Comparison, check_comparable
+from fope_jax.report.styles import Style
+from fope_jax.report.sums import add_up, group
+from fope_jax.report.tables import format_number, retrieval_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colour-blind safe palette, without the yellow that is invisible on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))
 DASHES = (0, (2, 2))  # marks of the training length
-GREY, DARK_GREY = "#555555", "#444444"  # marks, and their labels
+GREY, DARK_GREY, PALE = "#555555", "#444444", "#b0b0b0"  # marks, their labels, curves behind
 WIDTH, HEIGHT = 7.0, 4.3  # inches
 LEGEND_LINE = 0.21  # inches
 TITLE_PAD = 20  # points: room for the label of the training length
-
-Curves = dict[str, dict[Any, Spread]]  # label -> x -> y
-Bands = dict[str, dict[Any, Interval]]
-
-
-class Style(NamedTuple):
-    color: str
-    marker: str
-    linestyle: Any
-
-
-def line_styles(names: Iterable[str]) -> dict[str, Style]:
-    return {
-        name: Style(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
-        for i, name in enumerate(dict.fromkeys(names))
-    }
+END_LABEL = 7.5  # points
 
 
 def new_figure(
@@ -95,6 +71,7 @@ def save_figure(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]
     png, svg = directory / f"{stem}.png", directory / f"{stem}.svg"
     with matplotlib.rc_context({"svg.hashsalt": "fope"}):
         figure.savefig(png, dpi=150, metadata={"Software": None})
+        figure.set_layout_engine("none")  # the layout stands, and takes half of the time
         figure.savefig(svg, metadata={"Date": None})
     return png, svg
 
@@ -102,136 +79,85 @@ def save_figure(figure: Figure, directory: Path, stem: str) -> tuple[Path, Path]
 # ---------------------------------------------------------------------------- curves
 
 
-def perplexity_figure(
-    comparison: Comparison, styles: dict[str, Style], relative: bool = False
-) -> Figure:
-    """Perplexity by context, with bits per byte; ``relative``: over that at the training length."""
-    check_comparable(comparison)
+def chart_figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
+    """The chart as a picture: coloured curves with a legend, grey ones named at their ends."""
     figure, (axes,) = new_figure(WIDTH, HEIGHT)
-    curves = comparison.spreads(Sums.perplexity, relative=relative)
-    bands = {}
-    if has_bands(comparison):
-        bands = comparison.intervals(Sums.perplexity, relative=relative)
-    _draw_bands(axes, bands, styles)
-    outside = _off_the_chart(curves)
-    _draw_curves(axes, curves, styles, without_whiskers=outside)
-    if relative:
-        axes.axhline(1, color=GREY, linewidth=0.8, zorder=0)
-    description = describe(comparison)
-    _length_axis(axes, comparison.contexts, description.x)
-    _mark_training_lengths(axes, comparison)
-    _perplexity_axis(axes, curves, bands, outside)
-    if relative:
-        axes.set_ylabel("perplexity / that at the training length")
-        title = "Perplexity relative to the training length"
-    else:
-        axes.set_ylabel("perplexity (per token)")
-        _bits_axis(axes, comparison)
-        title = description.title
-    _title(figure, axes, comparison, f"{title}, {comparison.name} split", outside)
+    if chart.level is not None:
+        axes.axhline(chart.level, color=GREY, linewidth=0.8, zorder=0)
+    behind = {k: curve for k, curve in chart.curves.items() if k not in chart.coloured}
+    for label, curve in behind.items():
+        axes.plot(curve.x, curve.y, color=PALE, linewidth=1.0, zorder=1, gid=label)
+    for label in chart.coloured:
+        _draw_curve(axes, label, chart.curves[label], styles[label], chart.is_dense)
+    _x_axis(axes, chart)
+    _y_axis(axes, chart)
+    _title(figure, axes, chart)
+    if behind:
+        _end_labels(axes, behind)
+    elif chart.bits:
+        _bits_axis(axes, chart.bits)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-def position_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
-    """Loss against position in a long window, or since the document's start."""
-    check_comparable(comparison)
-    figure, (axes,) = new_figure(WIDTH, HEIGHT)
-    if has_bands(comparison):
-        _draw_bands(axes, comparison.intervals(Sums.loss, _bucket_centre), styles)
-    _draw_curves(axes, comparison.spreads(Sums.loss, _bucket_centre), styles)
-    longest, description = max(comparison.contexts), describe(comparison)
-    ticks = [longest // 2**k for k in range(10, -1, -1) if longest // 2**k >= 1]
-    _length_axis(axes, ticks, description.x)
-    _mark_training_lengths(axes, comparison)
-    axes.set_ylabel("loss (nats per token)")
-    where = f"window of {longest:,} tokens, {comparison.name} split"
-    _title(figure, axes, comparison, f"{description.title}, {where}")
-    legend_below(figure, *axes.get_legend_handles_labels())
-    return figure
-
-
-def _bucket_centre(row: Row) -> float:
-    start, stop = row["bucket"]
-    return math.sqrt(max(start, stop / 2) * stop)
-
-
-def accuracy_figure(comparison: Comparison, styles: dict[str, Style]) -> Figure:
-    check_comparable(comparison)
-    counted, name = retrieval_names(comparison)
-    figure, (axes,) = new_figure(WIDTH, HEIGHT)
-    _draw_curves(axes, comparison.spreads(Sums.accuracy), styles)
-    _length_axis(axes, comparison.contexts, "context length (tokens)")
-    axes.set_ylim(-4, 104)
-    _mark_training_lengths(axes, comparison)
-    axes.set_ylabel(f"{counted} (%)")
-    title = f"{retrieval_title(comparison)} against context length, {name}"
-    axes.set_title(title, pad=TITLE_PAD)
-    legend_below(figure, *axes.get_legend_handles_labels())
-    return figure
-
-
-def training_figure(runs: Sequence[Run], styles: dict[str, Style]) -> Figure:
-    """Training loss against tokens seen, the parent's included, one line a run."""
-    figure, (axes,) = new_figure(WIDTH, HEIGHT)
-    labels, seen = run_labels(runs), set()
-    for run in runs:
-        rows, label = run.of("train"), labels[run.path]
-        if rows:
-            axes.plot(
-                [tokens_before(run) + row["tokens_seen"] for row in rows],
-                [row["loss"] for row in rows],
-                label=label if label not in seen else None,
-                linewidth=1.3,
-                markersize=5,
-                markevery=max(1, len(rows) // 8),
-                **styles[label]._asdict(),
-            )
-            seen.add(label)
-    axes.set_xscale("log")
-    ticker = require("matplotlib.ticker", "train")
-    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
-    axes.minorticks_off()
-    axes.set_xlabel("tokens seen (k: thousand, M: million, G: billion)")
-    axes.set_ylabel("training loss (nats per token)")
-    axes.set_title("Training loss")
-    legend_below(figure, *axes.get_legend_handles_labels())
-    return figure
-
-
-def _draw_bands(axes: Axes, bands: Bands, styles: dict[str, Style]) -> None:
-    """Intervals as bands, edged in the curve's line style to differ without colour."""
-    for label, band in bands.items():
-        finite = {x: interval for x, interval in band.items() if all(map(math.isfinite, interval))}
-        style = styles[label]
+def _draw_curve(axes: Axes, label: str, curve: Curve, style: Style, is_dense: bool) -> None:
+    if curve.band is not None:  # edged in the curve's line style to differ without colour
+        finite = [i for i, ends in enumerate(curve.band) if all(map(math.isfinite, ends))]
         axes.fill_between(
-            list(finite),
-            [interval.low for interval in finite.values()],
-            [interval.high for interval in finite.values()],
+            [curve.x[i] for i in finite],
+            [curve.band[i].low for i in finite],
+            [curve.band[i].high for i in finite],
             facecolor=(style.color, 0.10),
             edgecolor=(style.color, 0.45),
             linestyle=style.linestyle,
             linewidth=0.8,
             zorder=1,
         )
+    whiskers = None
+    if curve.whiskers is not None:
+        ends = zip(curve.y, curve.whiskers, strict=True)
+        whiskers = np.asarray([(y - low, high - y) for y, (low, high) in ends]).T
+    axes.errorbar(
+        curve.x,
+        curve.y,
+        yerr=whiskers,
+        capsize=3,
+        label=label,
+        linewidth=1.3 if is_dense else 1.6,
+        markersize=5 if is_dense else 6,
+        markevery=max(1, len(curve.x) // 8) if is_dense else None,
+        **style._asdict(),
+    )
 
 
-def _draw_curves(
-    axes: Axes, curves: Curves, styles: dict[str, Style], without_whiskers: Iterable[str] = ()
-) -> None:
-    for label, values in curves.items():
-        spreads = [math.nan if label in without_whiskers else v.deviation for v in values.values()]
-        axes.errorbar(
-            list(values),
-            [value.mean for value in values.values()],
-            yerr=None if any(map(math.isnan, spreads)) else spreads,
-            capsize=3,
-            label=label,
-            linewidth=1.6,
-            markersize=6,
-            **styles[label]._asdict(),
-        )
+def _end_labels(axes: Axes, curves: Mapping[str, Curve]) -> None:
+    """Names right of the axes, at the ends of the curves, moved apart where they would overlap."""
+    ends = {label: (curve.x[-1], curve.y[-1]) for label, curve in curves.items() if curve.y}
+    to_axes = axes.transData + axes.transAxes.inverted()
+    finite = {label: np.clip(end, None, 1e300) for label, end in ends.items()}
+    heights = {label: float(to_axes.transform(end)[1]) for label, end in finite.items()}
+    places = spread_out({k: min(max(h, 0.0), 1.0) for k, h in heights.items()}, 0.042)
+    look: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
+    for label, place in places.items():
+        end, above = min(max(heights[label], 0.0), 1.0), " ↑" if heights[label] > 1 else ""
+        axes.plot([0.99, 1.03], [end, place], color=PALE, linewidth=0.6, **look)
+        axes.text(1.035, place, label + above, fontsize=END_LABEL, color=GREY, va="center", **look)
+
+
+def spread_out(heights: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Heights from 0 to 1, moved so far that neighbours are ``gap`` apart, in the same order.
+
+    >>> spread_out({"a": 0.5, "b": 0.5, "c": 1.0}, 0.25)
+    {'a': 0.5, 'b': 0.75, 'c': 1.0}
+    """
+    labels = sorted(heights, key=lambda label: heights[label])
+    places = [heights[label] for label in labels]
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    top = max(1.0, gap * (len(places) - 1))
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], top - gap * (len(places) - 1 - i))
+    return dict(zip(labels, places, strict=True))
 
 
 # ---------------------------------------------------------------------------- by depth
@@ -246,16 +172,23 @@ def has_depths(comparison: Comparison) -> bool:
 
 
 def depth_figure(comparison: Comparison) -> Figure:
+    """A panel a variant; variants without one right answer are named below."""
     check_comparable(comparison)
     counted, name = retrieval_names(comparison)
-    contexts, columns = comparison.contexts, min(2, len(comparison.curves))
-    rows = math.ceil(len(comparison.curves) / columns)
+    contexts = comparison.contexts
+    solving = {
+        label: seeds
+        for label, seeds in comparison.curves.items()
+        if any(row["correct"] for rows in seeds for row in rows)
+    } or comparison.curves
+    columns = min(4 if len(solving) > 4 else 2, len(solving))
+    rows = math.ceil(len(solving) / columns)
     matplotlib = require("matplotlib.figure", "train")
-    size = (WIDTH if columns > 1 else 5.6, 1.2 + 2.5 * rows)
-    figure = matplotlib.Figure(figsize=size, layout="constrained")
+    width, height = {1: (5.6, 2.5), 2: (WIDTH, 2.5)}.get(columns, (10.0, 2.0))
+    figure = matplotlib.Figure(figsize=(width, 1.2 + height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     panels: list[Any] = list(grid.flat)
-    for axes, (label, seeds) in zip(panels, comparison.curves.items(), strict=False):
+    for axes, (label, seeds) in zip(panels, solving.items(), strict=False):
         rows_of_label = (row for rows in seeds for row in rows)
         pools = group(rows_of_label, lambda row: (row["context"], row["depth"]))
         percent = {key: add_up(pool).accuracy() for key, pool in pools.items()}
@@ -272,15 +205,19 @@ def depth_figure(comparison: Comparison) -> Figure:
         axes.axvline(inside - 0.5, color="white", linewidth=3.5)
         axes.axvline(inside - 0.5, color="black", linewidth=1.5, linestyle="--")
         axes.set_title(label, fontsize=10)
-    for axes in panels[len(comparison.curves) :]:
+    for axes in panels[len(solving) :]:
         axes.axis("off")
-    figure.colorbar(image, ax=panels, label=f"{counted} (%)", shrink=0.8)
+    for axes in panels[len(solving) - columns : len(solving)]:  # the last of each column
+        axes.tick_params(labelbottom=True)
+    figure.colorbar(image, ax=panels, label=f"{counted} (%)", shrink=min(0.8, 1.6 / rows))
     figure.suptitle(
         f"{retrieval_title(comparison)} by length and depth, {name}\n"
         "left of the dashes: up to the training length",
         fontsize=11,
     )
-    figure.supxlabel("context length (tokens)", fontsize=10)
+    silent = [label for label in comparison.curves if label not in solving]
+    none = f"\nno {counted} at any length: {', '.join(silent)}" if silent else ""
+    figure.supxlabel(f"context length (tokens){none}", fontsize=10)
     figure.supylabel("depth (0: beginning, 1: end)", fontsize=10)
     return figure
 
@@ -288,35 +225,24 @@ def depth_figure(comparison: Comparison) -> Figure:
 # ---------------------------------------------------------------------------- axes
 
 
-def _title(
-    figure: Figure,
-    axes: Axes,
-    comparison: Comparison,
-    title: str,
-    outside: Mapping[str, float] | None = None,
-) -> None:
-    """The title, and below it what was scored: figures get copied out of the page."""
-    caption = f"protocol {comparison.protocol}: {protocol_caption(comparison, 'bands')}"
-    if outside:
-        tops = (f"{label} (up to {format_number(top)})" for label, top in outside.items())
+def _title(figure: Figure, axes: Axes, chart: Chart) -> None:
+    """The title, and below it what was scored and what is not in the picture."""
+    caption = chart.subtitle
+    if chart.outside:
+        tops = (f"{label} (up to {format_number(top)})" for label, top in chart.outside.items())
         caption += f"; above the picture: {', '.join(tops)}"
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(chart.title, fontsize=11)
     axes.set_title(textwrap.fill(caption, 100), fontsize=7.5, color=DARK_GREY, pad=TITLE_PAD)
 
 
-def _bits_axis(axes: Axes, comparison: Comparison) -> None:
-    """Bits per byte, ``log2(perplexity) tokens / bytes``, if all contexts scored the same text."""
-    sizes = {(sums.tokens, sums.bytes) for sums in comparison.sums_by_context.values()}
-    tokens, bytes_ = sizes.pop()
-    if sizes or not bytes_:
-        return
-    share = tokens / bytes_
+def _bits_axis(axes: Axes, share: float) -> None:
+    """Bits per byte, the logarithm of the perplexity times ``share``, at the right."""
 
     def bits(perplexity: Any) -> Any:
-        return np.log2(np.maximum(perplexity, 1e-300)) * share  # matplotlib may pass values below 0
+        return np.log(np.maximum(perplexity, 1e-300)) * share  # matplotlib may pass values below 0
 
     def perplexity(bits: Any) -> Any:
-        return 2.0 ** (np.asarray(bits) / share)
+        return np.exp(np.asarray(bits) / share)
 
     right = axes.secondary_yaxis("right", functions=(bits, perplexity))
     ticker = require("matplotlib.ticker", "train")
@@ -326,63 +252,39 @@ def _bits_axis(axes: Axes, comparison: Comparison) -> None:
     right.set_ylabel("bits per byte")
 
 
-def _length_axis(axes: Axes, ticks: Sequence[int], label: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel(label)
-
-
-def _perplexity_axis(
-    axes: Axes, curves: Curves, bands: Bands, outside: Mapping[str, float]
-) -> None:
-    """Logarithmic beyond a factor of 3; spans a tenth at least, so that noise looks small."""
-    inside = [values for label, values in curves.items() if label not in outside]
-    spreads = [v for values in inside for v in values.values() if math.isfinite(v.mean)]
-    if not spreads:
+def _x_axis(axes: Axes, chart: Chart) -> None:
+    """Logarithmic, with the training lengths marked."""
+    axes.set_xlabel(chart.x_label)
+    if not chart.ticks:
+        axes.set_xscale("log")
+        ticker = require("matplotlib.ticker", "train")
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
+        axes.minorticks_off()
         return
-    inside_bands = [values for label, values in bands.items() if label not in outside]
-    ends = [end for values in inside_bands for band in values.values() for end in band]
-    drawn = [*(v.mean for v in spreads), *filter(math.isfinite, ends)]
-    low, high = min(drawn), max(drawn)
-    is_noisy = any(v.deviation > 0.04 * v.mean for v in spreads)
-    if high > 3 * low:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(chart.ticks, [f"{tick:,}" for tick in chart.ticks])
+    axes.minorticks_off()
+    if len(chart.lengths) == 1:
+        mark_length(axes, chart.lengths[0])
+        return
+    for length in chart.lengths:  # full labels of neighbours would overlap
+        mark_length(axes, length, f"L = {length:,}", xytext=(0, 3), ha="center")
+    axes.set_xlabel(f"{chart.x_label}; L: training length")
+
+
+def _y_axis(axes: Axes, chart: Chart) -> None:
+    axes.set_ylabel(chart.y_label)
+    if chart.is_log:
+        values = [y for curve in chart.curves.values() for y in curve.y if math.isfinite(y)]
         ticker = require("matplotlib.ticker", "train")
         axes.set_yscale("log")
-        subs = (1, 2, 5) if high < 300 * low else (1,)
+        subs = (1, 2, 5) if max(values) < 300 * min(values) else (1,)
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
         axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
-    elif high < 1.1 * low and not is_noisy:
-        middle = (low + high) / 2
-        axes.set_ylim(0.94 * middle, 1.06 * middle)
-    if outside:
-        axes.set_ylim(low / 1.05, 1.08 * high)
-
-
-def _off_the_chart(curves: Curves) -> dict[str, float]:
-    """Labels, with their largest mean, whose curves would flatten all others at the bottom.
-
-    >>> curve = lambda top: {128: Spread(90.0, 1.0, 3), 2048: Spread(top, 1.0, 3)}
-    >>> _off_the_chart({"a": curve(90.0), "b": curve(99.0), "c": curve(120.0), "d": curve(9000.0)})
-    {'d': 9000.0}
-    >>> _off_the_chart({"a": curve(90.0), "d": curve(9000.0)})  # of two, both are looked at
-    {}
-    """
-    tops = {label: max(v.mean for v in values.values()) for label, values in curves.items()}
-    finite = [top for top in tops.values() if math.isfinite(top)]
-    limit = 5 * float(np.median(finite)) if len(finite) > 3 else math.inf
-    return {label: top for label, top in tops.items() if top > limit}
-
-
-def _mark_training_lengths(axes: Axes, comparison: Comparison) -> None:
-    lengths = sorted(set(comparison.training_lengths.values()))
-    if len(lengths) == 1:
-        mark_length(axes, lengths[0])
-        return
-    for length in lengths:  # full labels of neighbours would overlap
-        mark_length(axes, length, f"L = {length:,}", xytext=(0, 3), ha="center")
-    axes.set_xlabel(f"{axes.get_xlabel()}; L: training length")
+    if chart.limits:
+        axes.set_ylim(*chart.limits)
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
@@ -397,18 +299,3 @@ def legend_below(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -
     figure.legend(
         handles, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5
     )
-
-
-def alt_text(comparison: Comparison, what: str) -> str:
-    if comparison.kind in TASK_FIELD:
-        curves, show = comparison.spreads(Sums.accuracy), format_percent
-    elif comparison.kind == "position":
-        curves, show = comparison.spreads(Sums.loss, _bucket_centre), format_number
-    else:
-        curves, show = comparison.spreads(Sums.perplexity), format_number
-    texts = []
-    for label, values in curves.items():
-        (first, low), *_, (last, high) = [*values.items()] * 2
-        ends = f"{show(low.mean)} at {first:,.0f} tokens, {show(high.mean)} at {last:,.0f}"
-        texts.append(f"{label}: {ends}")
-    return f"{what}. {'; '.join(texts)}."

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from fope_jax.report.bootstrap import COVERAGE, RESAMPLES, SEED
+from fope_jax.report.bootstrap import COVERAGE, LEAST_DOCUMENTS, RESAMPLES, SEED
 from fope_jax.report.comparison import Comparison
 from fope_jax.report.rows import NO_BOS
 
 FEW_DOCUMENTS = 20  # with fewer, the note calls intervals rough
 NAMES_SHOWN = 8
-MOST_BANDS = 4
 UNITS = {  # what a protocol reads; for others windows
     "sliding-window": "stretch",
     "chunks": "block",
@@ -125,7 +125,7 @@ def protocol_paragraph(comparison: Comparison) -> str:
         need = "to have a second token" if protocol == "from-start" else "for the longest window"
         text += f" Too short {need}, and so not scored: {names}{more}."
     bos = stated.get("bos", NO_BOS)
-    return f"{text} {bos[:1].upper()}{bos[1:]}."
+    return f"{text} {bos[:1].upper()}{bos[1:]}. {interval_note(comparison)}".rstrip()
 
 
 def num_windows(comparison: Comparison) -> int:
@@ -139,16 +139,8 @@ def num_windows(comparison: Comparison) -> int:
     return sum(row.get("windows", 0) for row in rows)
 
 
-def has_bands(comparison: Comparison) -> bool:
-    """Whether figures show intervals as bands; with many curves they would hide each other."""
-    return len(comparison.curves) <= MOST_BANDS
-
-
-def protocol_caption(comparison: Comparison, intervals: str = "in brackets") -> str:
-    """A caption that explains a table or figure outside the page: tokens, BOS, seeds, intervals.
-
-    ``intervals`` says where intervals are shown: "in brackets", or "bands" (see `has_bands`).
-    """
+def protocol_caption(comparison: Comparison) -> str:
+    """What was scored, in one line for the terminal: tokens, documents, windows, BOS."""
     counts = [sums.tokens for sums in comparison.sums_by_context.values()]
     low, high = min(counts), max(counts)
     is_same = len(counts) > 1 and low == high
@@ -162,27 +154,42 @@ def protocol_caption(comparison: Comparison, intervals: str = "in brackets") -> 
         scored += f" in {_count(num_windows(comparison), unit)}"
     if is_same:
         scored += " at every context"
+    return f"{scored}; {comparison.protocol_row.get('bos', NO_BOS)}"
+
+
+def spread_caption(comparison: Comparison) -> str:
+    """What stands beside the numbers of a table: seeds and intervals."""
     seeds = comparison.num_seeds
-    parts = [
-        scored,
-        comparison.protocol_row.get("bos", NO_BOS),
-        "1 seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds",
-    ]
-    if documents > 1 and (intervals != "bands" or has_bands(comparison)):
-        parts.append(f"{intervals}: {COVERAGE:.0%} interval over documents")
-    return "; ".join(parts)
+    text = "1 seed" if seeds == 1 else f"mean ± deviation over {seeds} seeds"
+    if len(comparison.documents) >= LEAST_DOCUMENTS:
+        text += f"; in brackets: {COVERAGE:.0%} interval over documents"
+    return text
 
 
 def _count(count: int, unit: str) -> str:
     return f"{count:,} {unit}" + ("" if count == 1 else "es" if unit.endswith("ch") else "s")
 
 
+def few_documents_note(listed: Iterable[Comparison]) -> str:
+    """Why there are no intervals where documents are few; empty where there are enough."""
+    counts = sorted({len(comparison.documents) for comparison in listed} - {0})
+    few = [count for count in counts if count < LEAST_DOCUMENTS]
+    if not few:
+        return ""
+    documents = "1 document" if few == [1] else f"{' or '.join(map(str, few))} documents"
+    return (
+        f"No intervals over {documents}: below {LEAST_DOCUMENTS} they hold less often than they "
+        f"say (of 3, a bootstrap of {COVERAGE:.0%} covers 75%)."
+    )
+
+
 def interval_note(comparison: Comparison) -> str:
+    """How intervals over documents were made; empty where documents are too few."""
     count = len(comparison.documents)
     if not count:
         return "No intervals: these rows do not tell documents apart."
-    if count == 1:
-        return "No intervals: all scored tokens are of one document."
+    if count < LEAST_DOCUMENTS:
+        return ""
     rough = " With so few documents they are rough." if count < FEW_DOCUMENTS else ""
     mean = "" if comparison.num_seeds == 1 else " of the mean over seeds"
     return (

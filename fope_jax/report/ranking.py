@@ -1,11 +1,12 @@
-"""Ranking of variants and significance of their differences: tables, sentences and figures."""
+"""Ranking of variants and what their differences rest on: tables, sentences and figures."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from fope_jax.report.comparison import TASK_FIELD, Comparison
 from fope_jax.report.differences import (
     LEVEL,
+    SEEDS_FOR_SIGNIFICANCE,
     Difference,
     all_differences,
     config_differences,
@@ -60,9 +62,15 @@ def compare_pairs(comparison: Comparison, contexts: Sequence[int]) -> Pairs:
 
 
 def is_ranked(comparison: Comparison) -> bool:
-    """Whether two variants share two seeds and differ; otherwise nothing can be significant."""
+    """Whether two variants share two seeds and differ; otherwise there is nothing to rank."""
     pairs = compare_pairs(comparison, shown_contexts(comparison)[0])
     return any(pair.seeds > 1 and pair.mean for pair in pairs.differences.values())
+
+
+def has_statements(comparison: Comparison, contexts: Sequence[int]) -> bool:
+    """Whether two variants share enough seeds for an interval of their difference."""
+    pairs = compare_pairs(comparison, contexts)
+    return any(pair.has_interval for pair in pairs.differences.values())
 
 
 def shown_contexts(comparison: Comparison) -> list[tuple[int, ...]]:
@@ -136,8 +144,7 @@ def difference_table(comparison: Comparison, contexts: Sequence[int]) -> Table:
         if difference is None:
             return ""
         row_minus_column = dataclasses.replace(difference, mean=-difference.mean)
-        star = "*" if (better, worse) in together else ""
-        return row_minus_column.text(measure.digits) + star
+        return row_minus_column.text(measure.digits) + "*" * ((better, worse) in together)
 
     return Table(
         f"Paired differences of {measure.name} at {contexts_text(contexts)} ({comparison.name}, "
@@ -145,24 +152,52 @@ def difference_table(comparison: Comparison, contexts: Sequence[int]) -> Table:
         "variant",
         labels[:-1],
         [(worse, [cell(worse, better) for better in labels[:-1]]) for worse in labels[1:]],
-        f"mean ± half width of the {LEVEL:.0%} interval over seeds; * significant: the interval "
-        "leaves out 0; ** also with all pairs taken together (Holm)",
+        f"mean ± half width of the {LEVEL:.0%} interval over seeds; {mark_note(differences)}",
     )
+
+
+def mark_note(differences: Mapping[tuple[str, str], Difference]) -> str:
+    """What the marks of these differences mean."""
+    seeds = [difference.seeds for difference in differences.values()]
+    notes = []
+    if min(seeds) < SEEDS_FOR_SIGNIFICANCE:
+        notes.append(
+            "° the interval leaves out 0, but rests on fewer than "
+            f"{SEEDS_FOR_SIGNIFICANCE} seeds and is not called significant"
+        )
+    if max(seeds) >= SEEDS_FOR_SIGNIFICANCE:
+        notes.append(
+            "* significant: the interval leaves out 0; ** also with all pairs taken together (Holm)"
+        )
+    return "; ".join(notes)
 
 
 def ranking_summary(comparison: Comparison, contexts: Sequence[int]) -> str:
-    """How many pairs differ significantly, and which neighbours in the ranking do not."""
+    """How many pairs differ, on how many seeds that rests, and which neighbours do not differ."""
     labels, differences = compare_pairs(comparison, contexts)
-    significant = sum(difference.is_significant for difference in differences.values())
-    text = (
-        f"At {contexts_text(contexts)} {significant} of {len(differences)} differences between two "
-        f"variants are significant at {LEVEL:.0%}, {len(holm(differences))} with all pairs taken "
-        "together."
-    )
+    where, pairs = contexts_text(contexts), differences.values()
+    seeds = sorted({pair.seeds for pair in pairs})
+    over = f"{' or '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}"
+    if not has_statements(comparison, contexts):
+        return f"At {where}: {over}, so no statement about differences."
+    out = sum(pair.leaves_out_zero for pair in pairs)
+    if seeds[-1] < SEEDS_FOR_SIGNIFICANCE:
+        text = (
+            f"At {where} the {LEVEL:.0%} interval over {over} leaves out 0 for {out} of "
+            f"{len(pairs)} differences between two variants. That is little to rest on: with fewer "
+            f"than {SEEDS_FOR_SIGNIFICANCE} seeds none is called significant."
+        )
+    else:
+        significant = sum(pair.is_significant for pair in pairs)
+        text = (
+            f"At {where} {significant} of {len(pairs)} differences between two variants are "
+            f"significant at {LEVEL:.0%} over {over}, {len(holm(differences))} with all pairs "
+            "taken together."
+        )
     similar = [
         f"{one} and {other}"
         for one, other in itertools.pairwise(labels)
-        if (one, other) in differences and not differences[one, other].is_significant
+        if (one, other) in differences and not differences[one, other].leaves_out_zero
     ]
     if similar:
         text += f" Neighbours in the ranking that are not told apart: {'; '.join(similar)}."
@@ -199,12 +234,12 @@ def difference_figure(comparison: Comparison, contexts: Sequence[int]) -> Figure
         axes.text(
             column,
             row,
-            text + ("*" if difference.is_significant else ""),
+            text + difference.mark,
             ha="center",
             va="center",
             fontsize=6.5,
             color="white" if values[row, column] > 0.5 * image.get_clim()[1] else "black",
-            fontweight="bold" if difference.is_significant else "normal",
+            fontweight="bold" if difference.leaves_out_zero else "normal",
         )
     axes.set_xticks(range(len(labels) - 1), labels[:-1], rotation=90, fontsize=8)
     axes.set_yticks(range(len(labels) - 1), labels[1:], fontsize=8)
@@ -217,5 +252,5 @@ def difference_figure(comparison: Comparison, contexts: Sequence[int]) -> Figure
         extend="max" if largest > usual > 0 else "neither",
     )
     title = f"Differences at {contexts_text(contexts)}, {comparison.name}"
-    axes.set_title(f"{title}\n*: significant at {LEVEL:.0%}", fontsize=10)
+    axes.set_title(f"{title}\n{textwrap.fill(mark_note(differences), 60)}", fontsize=9)
     return figure

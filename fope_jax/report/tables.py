@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import textwrap
@@ -11,7 +12,7 @@ from typing import Any
 
 from fope_jax.report.bootstrap import Interval
 from fope_jax.report.comparison import Comparison, comparisons, context_of, spreads_over_seeds
-from fope_jax.report.protocols import describe, protocol_caption
+from fope_jax.report.protocols import describe, few_documents_note, protocol_caption, spread_caption
 from fope_jax.report.rows import Row, Run
 from fope_jax.report.sums import Spread, Sums, add_up, group
 
@@ -116,10 +117,10 @@ def training_lengths(comparison: Comparison) -> str:
 
 def perplexity_tables(comparison: Comparison) -> list[Table]:
     """Perplexity, its ratio to that at the training length, and bits per byte, by context."""
-    protocol, note = f"protocol {comparison.protocol}", protocol_caption(comparison)
+    protocol, note = f"protocol {comparison.protocol}", spread_caption(comparison)
     where = f"{protocol}, {comparison.name} split, {training_lengths(comparison)}"
     ratio = f"Perplexity relative to the training length ({protocol})"
-    ratio_note = f"below 1: the longer context helps; above 1: it hurts; {note}"
+    ratio_note = "below 1: the longer context helps; above 1: it hurts"
 
     def table(title: str, metric: Any, show: Format, note: str, relative: bool = False) -> Table:
         spreads = comparison.spreads(metric, relative=relative)
@@ -129,7 +130,7 @@ def perplexity_tables(comparison: Comparison) -> list[Table]:
     return [
         table(f"Perplexity ({where})", Sums.perplexity, format_number, note),
         table(ratio, Sums.perplexity, format_number, ratio_note, relative=True),
-        table(f"Bits per byte ({protocol})", Sums.bits_per_byte, format_loss, note),
+        table(f"Bits per byte ({protocol})", Sums.bits_per_byte, format_loss, ""),
     ]
 
 
@@ -147,7 +148,7 @@ def reset_table(resets: Comparison, no_resets: Comparison) -> Table:
         if len(without.get(label, ())) == len(seeds)
     }
     title = "Perplexity with resets over that without (protocols document-resets and no-resets)"
-    note = "below 1: the documents before it do harm; " + protocol_caption(resets)
+    note = "below 1: the documents before it do harm"
     return context_table(title, resets, spreads, format_loss, note)
 
 
@@ -160,6 +161,24 @@ def retrieval_names(comparison: Comparison) -> tuple[str, str]:
     if comparison.kind == "passkey":
         return "passkeys found", f"{comparison.name} template"
     return "right answers", comparison.name.replace("_", " ")
+
+
+def is_unsolved(comparison: Comparison) -> bool:
+    """Whether no variant gives one right answer at any length."""
+    return not any(row["correct"] for _, row in comparison.labelled_rows())
+
+
+def unsolved_sentence(comparison: Comparison) -> str:
+    """One line in place of the figure and table of a task that is all zeros."""
+    counted, name = retrieval_names(comparison)
+    contexts, trials = comparison.contexts, comparison.sums_by_context
+    lengths = f"{contexts[0]:,} tokens"
+    if len(contexts) > 1:
+        lengths = f"each of {len(contexts)} lengths from {contexts[0]:,} to {contexts[-1]:,} tokens"
+    return (
+        f"{name[:1].upper()}{name[1:]}: no {counted} by any variant, in "
+        f"{trials[contexts[0]].total:,} trials at {lengths}."
+    )
 
 
 def retrieval_tables(comparison: Comparison) -> list[Table]:
@@ -217,7 +236,7 @@ def position_tables(comparison: Comparison) -> list[Table]:
                 interval = intervals[label].get(bucket)
                 cells.append(format_spread(values.get(bucket), format_loss, interval))
             rows.append((f"{bucket[0]:,} to {bucket[1] - 1:,}", cells))
-        columns, note = ["tokens", "documents", *spreads], protocol_caption(comparison)
+        columns, note = ["tokens", "documents", *spreads], spread_caption(comparison)
         tables.append(Table(f"{title} ({where}, {unit})", "position", columns, rows, note))
     return tables
 
@@ -229,11 +248,17 @@ def bucket_of(row: Row) -> tuple[int, int]:
 
 
 def text_tables(runs: Sequence[Run]) -> str:
-    """The tables that `fope report` prints."""
-    tables = [table for c in comparisons(runs, "perplexity") for table in perplexity_tables(c)]
-    for kind in ("passkey", "retrieval"):
-        tables += [retrieval_tables(comparison)[0] for comparison in comparisons(runs, kind)]
-    texts = [as_text(table) for table in tables]
+    """The tables that `fope report` prints; what was scored stands at the first of a protocol."""
+    texts = []
+    for comparison in comparisons(runs, "perplexity"):
+        first, *others = perplexity_tables(comparison)
+        note = f"{protocol_caption(comparison)}; {first.note}"
+        texts += [as_text(table) for table in (dataclasses.replace(first, note=note), *others)]
+    answered = [c for kind in ("passkey", "retrieval") for c in comparisons(runs, kind)]
+    texts += [as_text(retrieval_tables(c)[0]) for c in answered if not is_unsolved(c)]
+    texts += [unsolved_sentence(c) for c in answered if is_unsolved(c)]
+    if note := few_documents_note(comparisons(runs, "perplexity")):
+        texts.append(note)
     missing = [str(run.path) for run in runs if run.step is None]
     if missing:
         texts.append(f"not evaluated yet (`fope evaluate` does it): {', '.join(missing)}")
@@ -279,7 +304,7 @@ def document_table(comparison: Comparison) -> Table:
 
     rows = comparison.labelled_rows()
     title = f"Every row of the {comparison.name} split (protocol {comparison.protocol})"
-    note = protocol_caption(comparison)
+    note = ""
     if len(rows) > MOST_ROWS:
         note = f"the first {MOST_ROWS:,} of {len(rows):,} rows; all are in metrics.jsonl"
     records = [(label, record(row)) for label, row in rows[:MOST_ROWS]]

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fope_jax.extras import require
+from fope_jax.report.charts import Curve, curves_in_colour
 from fope_jax.report.comparison import context_of, run_labels
 from fope_jax.report.lineage import tokens_before
-from fope_jax.report.plots import DASHES, GREY, WIDTH, Style, legend_below, new_figure
+from fope_jax.report.plots import DASHES, GREY, PALE, WIDTH, legend_below, new_figure
 from fope_jax.report.rows import Row, Run
+from fope_jax.report.styles import Style
 from fope_jax.report.sums import add_up, group
 from fope_jax.report.tables import EMPTY, Table, format_loss
 
@@ -62,6 +64,7 @@ def validation_figure(run_rows: RunRows, styles: dict[str, Style]) -> Figure:
     if children:
         longest = max(row["tokens_seen"] for _, rows in children for row in rows)
         start = max(0, min(tokens_before(run) for run, _ in children) - 2 * longest)
+    in_colour = _labels_in_colour(run_rows)
     columns = min(3, len(contexts))
     lines = math.ceil(len(contexts) / columns)
     size = (WIDTH, 1.1 + 2.1 * lines)
@@ -77,8 +80,10 @@ def validation_figure(run_rows: RunRows, styles: dict[str, Style]) -> Figure:
             ]
             if points:
                 x, y = zip(*points, strict=True)
-                style = styles[label]._asdict()
-                (handles[label],) = axes.plot(x, y, linewidth=1.3, markersize=4, **style)
+                style, name = styles[label]._asdict(), label
+                if label not in in_colour:
+                    style, name = {"color": PALE, "zorder": 1}, "others"
+                (handles[name],) = axes.plot(x, y, linewidth=1.3, markersize=4, **style)
             if run.lineage:
                 axes.axvline(tokens_before(run), color=GREY, linewidth=1, linestyle=DASHES)
         axes.set_title(f"context {context:,}", fontsize=10)
@@ -92,6 +97,16 @@ def validation_figure(run_rows: RunRows, styles: dict[str, Style]) -> Figure:
     figure.supylabel("loss (nats per token)", fontsize=10)
     figure.suptitle("Loss at each context length during training", fontsize=11)
     return figure
+
+
+def _labels_in_colour(run_rows: RunRows) -> list[str]:
+    """By the last loss at the longest context of each run."""
+    labels = run_labels([run for run, _ in run_rows])
+    last = {}
+    for run, rows in run_rows:
+        row = max(rows, key=lambda row: (row["context"], row["step"]))
+        last[labels[run.path]] = Curve([row["step"]], [add_up([row]).loss()])
+    return curves_in_colour(last)
 
 
 def validation_table(run_rows: RunRows) -> Table:

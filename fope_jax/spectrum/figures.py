@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fope_jax.extras import require
-from fope_jax.report import plots
+from fope_jax.report.styles import COLOURS, Style, line_styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +71,7 @@ def _mark_length(axes: Axes, length: int) -> None:
     _mark(axes, length, f"training length {length:,}", 0, (3, 3))
 
 
-def _line(look: plots.Style) -> dict[str, Any]:
+def _line(look: Style) -> dict[str, Any]:
     return look._asdict() | {"marker": None, "linewidth": 1.3}
 
 
@@ -92,7 +92,7 @@ def damage_figure(demo: dict[str, Any]) -> Figure:
         "activation": "After GELU: harmonics and products (Eq. 8)",
     }
     for axes, (name, title) in zip(panels.flat, titles.items(), strict=False):
-        axes.plot(damage["at"], damage[name], color=plots.COLOURS[0], linewidth=1.2)
+        axes.plot(damage["at"], damage[name], color=COLOURS[0], linewidth=1.2)
         if f"{name}_lines" in damage:
             lines = damage[f"{name}_lines"]
             heights = np.array(lines["predicted"])
@@ -105,7 +105,7 @@ def damage_figure(demo: dict[str, Any]) -> Figure:
             side, align = (1, "left") if tone == max(damage["tones"]) else (-1, "right")
             _mark(axes, tone, f"w{k + 1}", 1, (4 * side, -2), va="top", ha=align)
     axes = panels[1, 1]
-    looks = plots.line_styles(f"period {row['period']:g} tokens" for row in truncation["tones"])
+    looks = line_styles(f"period {row['period']:g} tokens" for row in truncation["tones"])
     for row, (label, look) in zip(truncation["tones"], looks.items(), strict=True):
         label += f", {row['whole']} whole in {truncation['length']}"
         axes.plot(truncation["at"], row["numeric"], label=label, **_line(look))
@@ -122,7 +122,7 @@ def extension_figure(demo: dict[str, Any]) -> Figure:
     extension = demo["extension"]
     figure, panels = _panels(2, 1, 9.0, 6.4, sharex=True)
     titles = ("Dimension 1 after a linear layer", "Dimension 1 after a linear layer and GELU")
-    looks = plots.line_styles(["RoPE", "FoPE", "frequency-matched"])
+    looks = line_styles(["RoPE", "FoPE", "frequency-matched"])
     legend = {"frameon": True, "loc": "upper right", "fontsize": 8, "ncols": 2, "handlelength": 3}
     cases = extension["cases"].values()
     for axes, case, title in zip(panels[:, 0], cases, titles, strict=True):
@@ -154,7 +154,7 @@ def decay_figure(demo: dict[str, Any]) -> Figure:
             linewidth=0,
             label="expected ± 2 standard errors",
         )
-        drawn = {"color": plots.COLOURS[0], "label": f"mean of {decay['samples']:,} draws"}
+        drawn = {"color": COLOURS[0], "label": f"mean of {decay['samples']:,} draws"}
         axes.plot(decay["distances"], row["measured"], linewidth=1.0, **drawn)
         axes.plot(decay["distances"], expected, "k--", linewidth=1.0, label="expected")
         style_axes(axes, "distance (tokens)", "", f"entries of q and k from N({row['mean']:g}, 1)")
@@ -217,7 +217,7 @@ def profile_figure(measured: Measured) -> Figure:
     axes = panels[0, 0]
     context = max(row["context"] for row in measured["rows"])
     curves = _curves(measured, context)
-    looks = plots.line_styles(f"layer {layer}" for layer in range(len(curves)))
+    looks = line_styles(f"layer {layer}" for layer in range(len(curves)))
     for (label, look), curve in zip(looks.items(), curves, strict=True):
         far = int(0.95 * context)  # the last distances are means over few pairs
         axes.plot(curve["profile"][:far], label=label, **_line(look))
@@ -231,7 +231,7 @@ def profile_figure(measured: Measured) -> Figure:
 def sizes_figure(states: Sequence[Measured]) -> Figure:
     """Mean |q| and |k| by dimension of a head; undertrained dimensions are shaded."""
     figure, panels = _panels(1, 2, 10.0, 3.8, sharey=True)
-    looks = plots.line_styles(state_name(measured) for measured in states)
+    looks = line_styles(state_name(measured) for measured in states)
     slow = [d for p in states[-1]["pairs"] if p["undertrained"] for d in p["dims"]]
     for axes, key, name in zip(panels[0], ("q_size", "k_size"), ("|q|", "|k|"), strict=True):
         for measured in states:
@@ -253,7 +253,7 @@ def sizes_figure(states: Sequence[Measured]) -> Figure:
 def attention_figure(states: Sequence[Measured]) -> Figure:
     """Entropy and mean distance of attention by context length, range over layers and heads."""
     figure, panels = _panels(1, 2, 10.0, 3.8)
-    looks = plots.line_styles([*(state_name(measured) for measured in states), "all keys alike"])
+    looks = line_styles([*(state_name(measured) for measured in states), "all keys alike"])
     names = {
         "entropy": "entropy of attention (nats)",
         "distance": "mean distance of attention (tokens)",

@@ -130,6 +130,8 @@ def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) 
     environment[PARENT_VARIABLE] = str(os.getpid())  # so that runs end if the sweep is killed
     # The sweep's files name them, but `extend` and `evaluate` read them from a run's config.json.
     modules = named_modules(to_spec(run.experiment.position))
+    if tracker := run.experiment.train.tracker:
+        modules.append(tracker.partition(":")[0])
     allow = [f"--allow-module={module}" for module in modules]
     began = time.perf_counter()
     for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):

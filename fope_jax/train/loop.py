@@ -6,6 +6,7 @@ import contextlib
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +14,13 @@ import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from fope_jax.config import Experiment, Stage, TrainConfig, check_vocabulary
+from fope_jax.config import Experiment, Stage, TrainConfig, check_vocabulary, experiment_to_dict
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.task_mixture import BatchLoader, make_stage_loaders
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
-from fope_jax.evaluate.validation import VALIDATION, ValidationFn, format_losses, make_validation_fn
+from fope_jax.evaluate.validation import VALIDATION, ValidationFn, find_validation_fn, format_losses
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import broadcast_from_process_0, is_main_process
 from fope_jax.processes.signals import Stopped, signal_name
@@ -44,6 +45,7 @@ from fope_jax.train.state import (
     share_positions,
     trace_step,
 )
+from fope_jax.train.tracker import SafeTracker, Tracker, find_tracker
 from fope_jax.train.workdir import (
     CHECKPOINTS,
     check_disk_space,
@@ -63,8 +65,8 @@ class StepEvents(NamedTuple):
 
 
 def events_after(step: int, config: TrainConfig, stage: Stage) -> StepEvents:
-    is_last = step == config.steps
-    is_eval = bool(config.evaluate_every) and (is_last or step % config.evaluate_every == 0)
+    is_last, interval = step == config.steps, config.evaluation_interval
+    is_eval = interval is not None and (is_last or step % interval == 0)
     is_checkpoint = is_last or step % config.save_every == 0
     # Evaluations and stages end a row: the time they take is not training. Without the checkpoint
     # here, a resumed run would write other rows than an unbroken one.
@@ -78,6 +80,7 @@ def train(
     accept_position: str | None = None,
     *,
     seconds_before: float = 0.0,
+    tracker: Tracker | None = None,
 ) -> None:
     """Trains ``experiment`` in ``workdir`` to its last step, from the newest valid checkpoint.
 
@@ -89,6 +92,7 @@ def train(
       workdir: directory of the run; locked during training.
       accept_position: see ``check_fingerprint``.
       seconds_before: seconds this process has already spent on the run.
+      tracker: gets the numbers of rows, in place of what ``train.tracker`` makes.
 
     Raises:
       ConfigError: the workdir holds another experiment, or tokenizer and model do not fit.
@@ -100,7 +104,7 @@ def train(
       OSError: the workdir cannot be written, or the token cache is missing or damaged.
     """
     workdir, config = as_path(workdir), experiment.train
-    splits = ("train", *(experiment.evaluate.splits if config.evaluate_every else ()))
+    splits = ("train", *(experiment.evaluate.splits if config.evaluation_interval else ()))
     check_processes_agree(experiment, {"--accept-position": accept_position}, splits)
     with contextlib.ExitStack() as stack:
         lock, timer = stack.enter_context(lock_run(workdir, "train")), PhaseTimer(seconds_before)
@@ -110,6 +114,7 @@ def train(
         store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
         data = None
         with fail_together():
+            make_tracker = _find_tracker(experiment, workdir, tracker)
             stages = [
                 (stage, plan_state(experiment_at_stage(experiment, stage)))
                 for stage in config.stages
@@ -134,8 +139,12 @@ def train(
             events_after(start, config, config.stages[-1]).is_eval_step and is_main_process()
         )
         must_evaluate = bool(
-            broadcast_from_process_0(must_evaluate and not _has_evaluation(rows, start))
+            broadcast_from_process_0(must_evaluate and _lacks_evaluation(rows, start, config))
         )
+        if start < config.steps or must_evaluate:
+            with fail_together():
+                data = data or _open_data(experiment, plan.mesh)
+            must_evaluate = must_evaluate and data[2] is not None
         if start >= config.steps and not must_evaluate:
             # One that was trained longer since keeps its configuration.
             if start == config.steps and is_main_process():
@@ -143,8 +152,8 @@ def train(
             log.info("%s is finished: %d steps are trained", workdir, start)
             store.close()
             return
-        with fail_together():
-            cache, loaders, measure = data or _open_data(experiment, plan.mesh)
+        assert data
+        cache, loaders, measure = data
         packing = experiment.data.packing
         stages = [
             (stage, stage_plan, loader)
@@ -204,7 +213,8 @@ def train(
         is_tolerant = config.on_save_error == "continue" and jax.process_count() == 1
         buffer, writer = MetricsBuffer(experiment, kept_seconds, saved_row), None
         if is_main_process():
-            writer = stack.enter_context(MetricsWriter(workdir, start, is_tolerant))
+            tracked = SafeTracker(make_tracker) if make_tracker else None
+            writer = stack.enter_context(MetricsWriter(workdir, start, is_tolerant, tracked))
         bar = stack.enter_context(
             tqdm(
                 total=config.steps,
@@ -217,9 +227,8 @@ def train(
         )
 
         def write(rows: list[dict[str, Any]]) -> None:
-            for row in rows:
-                if writer:
-                    writer.write(row)
+            if writer:
+                writer.write(rows)
 
         def save(step: int, may_fail: bool = False) -> bool:
             with timer.phase("save"):
@@ -243,7 +252,7 @@ def train(
                 number,
             )
 
-        def evaluate(step: int, is_saved: bool) -> None:
+        def evaluate(step: int, is_saved: bool) -> str:
             # After a signal its rows are dropped: the resumed run evaluates this step first.
             assert measure
             try:
@@ -255,8 +264,10 @@ def train(
                 if not step:  # there is no checkpoint to resume from
                     raise
                 raise preempted(step, error.number) from error
-            log.info("step %d: validation loss (tokens of context) %s", step, format_losses(rows))
+            losses = format_losses(rows)
+            log.info("step %d: validation loss (tokens of context) %s", step, losses)
             write(rows)
+            return f"validation {losses}, "
 
         def loader_at(step: int) -> BatchLoader:
             return next(loader for stage, _, loader in stages if step <= stage.stop)
@@ -268,6 +279,7 @@ def train(
             timer.end_startup()
             write(timer.take_rows(start))
             evaluate(start, is_saved=True)
+        validation = ""  # the newest, for the bar
         for stage, stage_plan, loader in stages:
             begin = max(start, stage.start)
             with timer.phase("compile"), contextlib.ExitStack() as interruptible:
@@ -281,7 +293,7 @@ def train(
                 timer.end_startup()
             write(timer.take_rows(begin))
             if begin == start and must_evaluate:
-                evaluate(start, is_saved=True)
+                validation = evaluate(start, is_saved=True)
             batches = loader.iterate(begin + config.data_start, stage.stop - begin)
             buffer.restart_clock()
             for step, batch in enumerate(buffer.time_waiting(batches), start=begin + 1):
@@ -299,7 +311,8 @@ def train(
                     row = buffer.take_row(step)
                     write([row])
                     bar.set_postfix_str(
-                        f"loss {row['loss']:.3f}, {row['tokens_per_second'] / 1e3:.1f}k tokens/s, "
+                        f"loss {row['loss']:.3f}, {validation}"
+                        f"{row['tokens_per_second'] / 1e3:.1f}k tokens/s, "
                         f"data wait {row['data_wait_fraction']:.1%}",
                         refresh=False,
                     )
@@ -307,15 +320,28 @@ def train(
                 if after.is_checkpoint_step or is_preempted:
                     is_saved = save(step, may_fail=not (is_preempted or after.is_last_step))
                     buffer.restart_clock()
-                if is_preempted and (after.is_eval_step or not after.is_last_step):
+                is_eval_step = after.is_eval_step and measure is not None
+                if is_preempted and (is_eval_step or not after.is_last_step):
                     raise preempted(step, stop.signal_number)
-                if after.is_eval_step:
-                    evaluate(step, is_saved)
+                if is_eval_step:
+                    validation = evaluate(step, is_saved)
                     buffer.restart_clock()
         store.close()
         log.info(
             "trained %d steps; checkpoint %s", config.steps, store.directory / str(config.steps)
         )
+
+
+def _find_tracker(
+    experiment: Experiment, workdir: Path, tracker: Tracker | None
+) -> Callable[[], Tracker] | None:
+    """What makes the tracker of the run once it begins, if it has one."""
+    if tracker is not None:
+        return lambda: tracker
+    if experiment.train.tracker is None:
+        return None
+    make = find_tracker(experiment.train.tracker)
+    return lambda: make(str(workdir), experiment_to_dict(experiment))
 
 
 def _open_data(
@@ -327,17 +353,17 @@ def _open_data(
     loaders = make_stage_loaders(
         experiment.data, cache, config.stages, seed=experiment.seed, data_start=config.data_start
     )
-    measure = None
-    if config.evaluate_every is not None:
-        measure = make_validation_fn(experiment, cache.fingerprint, mesh)
+    measure = find_validation_fn(experiment, cache.fingerprint, mesh)
     return cache, loaders, measure
 
 
-def _has_evaluation(rows: list[dict[str, Any]], step: int) -> bool:
-    """Whether the evaluation after ``step`` is complete; its time row is written last."""
-    # Step 0 is always evaluated again: without a checkpoint nothing shows that it completed.
+def _lacks_evaluation(rows: list[dict[str, Any]], step: int, config: TrainConfig) -> bool:
+    """Whether the evaluation after ``step`` is incomplete; its time row is written last."""
     steps = [row["step"] for row in rows if row.get("phase") == VALIDATION]
-    return step > 0 and step in steps
+    if config.evaluate_every == "auto" and step and not steps:
+        return False  # a run of before there was "auto"
+    # Step 0 is always evaluated again: without a checkpoint nothing shows that it completed.
+    return step == 0 or step not in steps
 
 
 def _is_rewritten(row: dict[str, Any], start: int, must_evaluate: bool) -> bool:

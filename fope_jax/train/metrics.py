@@ -1,4 +1,4 @@
-"""The metrics of a run: rows in metrics.jsonl, and a copy of the train rows in TensorBoard."""
+"""The metrics of a run: rows in metrics.jsonl, and curves in TensorBoard and a tracker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import numpy as np
 
 from fope_jax.config import Experiment
 from fope_jax.evaluate.metrics import METRICS
+from fope_jax.evaluate.validation import VALIDATION
 from fope_jax.extras import require
 from fope_jax.storage.files import open_line_writer
 from fope_jax.storage.paths import is_in_bucket
 from fope_jax.train.bad_steps import BadStep, BadStepCounter
 from fope_jax.train.optim import learning_rate
 from fope_jax.train.step import StepMetrics
+from fope_jax.train.tracker import SafeTracker
 from fope_jax.typing import Batch
 
 log = logging.getLogger(__name__)
@@ -119,34 +121,68 @@ class MetricsBuffer:
         return row
 
 
+def curve_points(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The numbers of rows of one step, by the names of their curves.
+
+    >>> train = {"kind": "train", "step": 3, "loss": 2.5}
+    >>> scored = {"kind": "validation", "split": "validation", "context": 64}
+    >>> curve_points([train, scored | {"nats": 6.0, "tokens": 2}])
+    {'train/loss': 2.5, 'validation/loss_64': 3.0}
+    """
+    points: dict[str, float] = {}
+    for row in rows:
+        if row["kind"] == "train":
+            points |= {f"train/{key}": x for key, x in row.items() if key not in ("kind", "step")}
+        elif row["kind"] == VALIDATION and row["tokens"]:
+            split = "" if row["split"] == "validation" else f"{row['split']}_"
+            points[f"validation/{split}loss_{row['context']}"] = row["nats"] / row["tokens"]
+    return points
+
+
 class MetricsWriter:
-    """Appends rows to ``workdir/metrics.jsonl``, and the numbers of train rows to TensorBoard.
+    """Appends rows to ``workdir/metrics.jsonl``; their numbers go to TensorBoard and a tracker.
 
     Args:
       workdir: directory of the run; in a bucket, where files cannot grow, without TensorBoard.
       start_step: updates done before.
       is_tolerant: keep a row that cannot be written and retry later; `flush` still raises.
+      tracker: takes the numbers too, see ``train.tracker``; closed at the end.
     """
 
-    def __init__(self, workdir: Path, start_step: int, is_tolerant: bool = False):
-        self._is_tolerant = is_tolerant
+    def __init__(
+        self,
+        workdir: Path,
+        start_step: int,
+        is_tolerant: bool = False,
+        tracker: SafeTracker | None = None,
+    ):
+        self._is_tolerant, self._tracker = is_tolerant, tracker
         self._lines = open_line_writer(workdir / METRICS)
         self._tensorboard = None
         if is_in_bucket(workdir):
             log.info("no TensorBoard files in a bucket; %s has every number", workdir / METRICS)
         else:
             self._tensorboard = TensorBoardWriter(workdir / "tensorboard", start_step)
+            log.info("curves: tensorboard --logdir %s", workdir / "tensorboard")
 
-    def write(self, row: Mapping[str, Any]) -> None:
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows of one step."""
+        for row in rows:
+            self._write_line(row)
+        if points := curve_points(rows):
+            step = rows[0]["step"]
+            if self._tensorboard:
+                self._tensorboard.write(step, points)
+            if self._tracker:
+                self._tracker(step, points)
+
+    def _write_line(self, row: Mapping[str, Any]) -> None:
         try:
             self._lines.write(json.dumps(row))
         except OSError as error:
             if not self._is_tolerant:
                 raise
             log.warning("%s; the row is kept and written later", error)
-        if self._tensorboard and row["kind"] == "train":
-            values = {name: x for name, x in row.items() if name not in ("kind", "step")}
-            self._tensorboard.write(row["step"], values)
 
     def flush(self) -> None:
         """Waits until every row is in the file."""
@@ -156,6 +192,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._tracker:
+            self._tracker.close()
         if self._tensorboard:
             self._tensorboard.close()
         self._lines.close()
@@ -191,7 +229,7 @@ class TensorBoardWriter:
         try:
             for name, value in values.items():
                 if math.isfinite(value):
-                    summary = self._summary.scalar(f"train/{name}", value)
+                    summary = self._summary.scalar(name, value)
                     event = event_class(wall_time=time.time(), step=step, summary=summary)
                     self._writer.write_event(event)
             self._writer.flush()

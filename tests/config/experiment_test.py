@@ -82,6 +82,7 @@ def test_overrides_are_parsed_by_the_type_of_their_field(spec):
         "train.learning_rate=1",
         "train.gradient_clip=none",
         "train.schedule=constant",
+        "train.evaluate_every=7",
         "seed=7",
         "name=3",
         "model.qk_norm=true",
@@ -95,7 +96,9 @@ def test_overrides_are_parsed_by_the_type_of_their_field(spec):
     )
     train = experiment.train
     assert (train.steps, train.learning_rate, train.gradient_clip) == (200, 1.0, None)
-    assert type(train.learning_rate) is float
+    assert type(train.learning_rate) is float and train.evaluate_every == 7
+    assert build(spec, "train.evaluate_every=auto").train.evaluate_every == "auto"
+    assert build(spec, "train.evaluate_every=none").train.evaluate_every is None
     assert (experiment.seed, experiment.name, train.schedule) == (7, "3", "constant")
     assert (experiment.model.qk_norm, experiment.model.num_kv_heads) == ("head", 2)
     assert experiment.evaluate.lengths == (1, 2)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fope_jax.report.bootstrap import draws, intervals, percentiles
+from fope_jax.report import bootstrap
+from fope_jax.report.bootstrap import LEAST_DOCUMENTS, draws, intervals, percentiles
 
 
 def ratio(pooled):
@@ -28,8 +29,9 @@ def test_draws_are_with_replacement_and_the_same_each_time():
     np.testing.assert_array_equal(drawn, draws(7))
 
 
-def test_two_documents_give_the_range_between_them():
+def test_two_documents_would_give_the_range_between_them(monkeypatch):
     """Of four equally likely draws one is the first alone and one the second alone."""
+    monkeypatch.setattr(bootstrap, "LEAST_DOCUMENTS", 2)
     own = np.array([[300.0, 100.0], [50.0, 10.0]])
     assert intervals({"x": own}, ratio) == {"x": (3.0, 5.0)}
 
@@ -69,15 +71,29 @@ def test_numbers_of_the_same_documents_are_paired():
     assert found["long"].high - found["long"].low > 0.1
 
 
-def test_what_no_drawn_document_has_is_left_out():
+def test_what_no_drawn_document_has_is_left_out(monkeypatch):
+    monkeypatch.setattr(bootstrap, "LEAST_DOCUMENTS", 3)
     own = np.array([[2.0, 1.0], [0.0, 0.0], [9.0, 3.0]])
     assert intervals({0: own}, ratio) == {0: (2.0, 3.0)}
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_documents_have_no_interval(count):
-    assert intervals({0: documents(2)[:count]}, ratio) == {}
+def coverage(count, experiments=300):
+    """How often the interval holds the truth, for ``count`` documents of equal size."""
+    random, held = np.random.default_rng(3), 0
+    for _ in range(experiments):
+        nats = np.stack([random.normal(4.0, 1.0, count), np.ones(count)], axis=1)
+        low, high = percentiles(draws(count, 500) @ nats[:, 0] / count)
+        held += low <= 4.0 <= high
+    return held / experiments
+
+
+def test_few_documents_have_no_interval_because_it_would_hold_too_seldom():
+    for count in (0, 1, 3, LEAST_DOCUMENTS - 1):
+        assert intervals({0: documents(30)[:count]}, ratio) == {}
     assert intervals({}, ratio) == {}
+    assert intervals({0: documents(LEAST_DOCUMENTS)}, ratio)
+    assert 0.68 < coverage(3) < 0.8  # the note says 75%
+    assert coverage(LEAST_DOCUMENTS) > 0.87
 
 
 def test_ends_are_values_that_were_drawn():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fope_jax.report import html
+from fope_jax.report import html, interactive
 
 CONTEXTS = (128, 256, 512, 1024, 2048)
 # Nats a token at each context: what a curve of each kind looks like.
@@ -23,6 +23,7 @@ ACCURACY = {
     "fope": (1, 1, 0.9, 0.8, 0.7),
 }
 BOOKS = {"Emma": 6400, "Moby Dick": 3200}
+TEN_BOOKS = {f"book {i}": 640 for i in range(10)}  # as few as have intervals
 DEPTHS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -155,6 +156,7 @@ def synthetic():
         LOSSES=LOSSES,
         ACCURACY=ACCURACY,
         DEPTHS=DEPTHS,
+        TEN_BOOKS=TEN_BOOKS,
         rows_of=rows_of,
         write_run=write_run,
     )
@@ -174,6 +176,7 @@ def undrawn(monkeypatch):
         return paths
 
     monkeypatch.setattr(html, "save_figure", save_figure)
+    monkeypatch.setattr(interactive, "library", lambda: "/* Vega */")
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from fope_jax.report.differences import (
 from fope_jax.report.page import write_report
 from fope_jax.report.ranking import (
     difference_table,
+    has_statements,
     is_ranked,
     matched_note,
     ranking_summary,
@@ -62,13 +63,31 @@ def test_only_shared_seeds_are_paired():
     assert not equal.is_significant
 
 
+@pytest.mark.parametrize(
+    ("seeds", "text", "is_significant"),
+    [
+        (1, "+0.300", False),
+        (2, "+0.300", False),
+        (3, "+0.300 ± 0.100 °", False),
+        (4, "+0.300 ± 0.100 °", False),
+        (5, "+0.300 ± 0.100 *", True),
+    ],
+)
+def test_few_seeds_are_not_called_significant(seeds, text, is_significant):
+    found = Difference(0.3, 0.1, 0.01, seeds)
+    assert (found.text(), found.is_significant) == (text, is_significant)
+    assert Difference(0.05, 0.1, 0.5, seeds).mark == ""
+
+
 def test_holm_allows_less_than_each_pair_alone():
-    found = {(str(i), "x"): Difference(1.0, 0.1, p, 3) for i, p in enumerate((0.012, 0.02, 0.03))}
+    found = {(str(i), "x"): Difference(1.0, 0.1, p, 5) for i, p in enumerate((0.012, 0.02, 0.03))}
     assert holm(found) == {("0", "x"), ("1", "x"), ("2", "x")}
-    found["3", "x"] = Difference(1.0, 2.0, 0.9, 3)
+    found["3", "x"] = Difference(1.0, 2.0, 0.9, 5)
     assert holm(found) == {("0", "x")}  # 0.02 > 0.05 / 3 stops it, and with it 0.03
     found["4", "x"] = Difference(1.0, math.nan, math.nan, 1)
     assert holm(found) == set()
+    few = {("a", "x"): Difference(1.0, 0.1, 0.001, 4)}
+    assert holm(few) == set()
 
 
 def test_ranks_are_means_over_shared_seeds():
@@ -77,35 +96,67 @@ def test_ranks_are_means_over_shared_seeds():
     assert all(math.isnan(rank) for rank in ranks({"a": {0: 1.0}, "b": {1: 1.0}}).values())
 
 
+# fope is better by the same amount in each seed; alibi by an amount that varies with it
+SHIFTS = {
+    "rope": (0.0, 0.1, 0.2, 0.1, 0.0),
+    "fope": (0.001, 0.1, 0.201, 0.101, 0.0),
+    "alibi": (2.5, 3.5, 1.0, 4.5, -2.0),
+}
+
+
 @pytest.fixture
-def runs(make_run):
-    # fope is better by the same amount in each seed; alibi by an amount that varies with it
-    shifts = {"rope": (0.0, 0.1, 0.2), "fope": (0.001, 0.1, 0.201), "alibi": (2.5, 3.5, 1.0)}
-    return read_runs(
-        make_run(variant, seed, shift=shift)
-        for variant, own in shifts.items()
-        for seed, shift in enumerate(own)
-    )
+def make_seeds(make_run):
+    def make(seeds):
+        return read_runs(
+            make_run(variant, seed, shift=own[seed])
+            for variant, own in SHIFTS.items()
+            for seed in range(seeds)
+        )
+
+    return make
 
 
-def test_the_tables_show_what_was_put_in(runs, synthetic):
-    (comparison,) = comparisons(runs, "perplexity")
+def test_the_tables_show_what_was_put_in(make_seeds, synthetic):
+    (comparison,) = comparisons(make_seeds(5), "perplexity")
     assert is_ranked(comparison)
     table = ranking_table(comparison)
     assert [label for label, _ in table.rows] == ["fope", "alibi", "rope"]  # at 2,048 tokens
-    mean = synthetic.LOSSES["fope"][-1] + 0.302 / 3
+    mean = synthetic.LOSSES["fope"][-1] + 0.403 / 5
     assert dict(table.rows)["fope"][-1].startswith(f"{mean:.3f} ± ")
-    assert dict(table.rows)["fope"][-1].endswith("(1.0)")
+    assert dict(table.rows)["fope"][-1].endswith("(1.2)")
     cells = dict(difference_table(comparison, [2048]).rows)
     assert cells["rope"][0].startswith("+2.139 ± 0.001 **")
     assert cells["alibi"][1] == ""
     assert not cells["alibi"][0].endswith("*")
     text = ranking_summary(comparison, [2048])
     assert text.startswith(
-        "At 2,048 tokens 1 of 3 differences between two variants are significant"
+        "At 2,048 tokens 1 of 3 differences between two variants are significant at 95% over 5 "
+        "seeds, 1 with all pairs taken together."
     )
     assert "not told apart: fope and alibi; alibi and rope" in text
     assert all_differences({"a": {0: 1.0}, "b": {1: 1.0}}) == {}
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        (2, "At 2,048 tokens: 2 seeds, so no statement about differences."),
+        (
+            3,
+            "At 2,048 tokens the 95% interval over 3 seeds leaves out 0 for 1 of 3 differences "
+            "between two variants. That is little to rest on: with fewer than 5 seeds none is "
+            "called significant. Neighbours in the ranking that are not told apart: fope and "
+            "alibi; alibi and rope.",
+        ),
+    ],
+)
+def test_the_summary_says_how_little_few_seeds_bear(make_seeds, seeds, said):
+    (comparison,) = comparisons(make_seeds(seeds), "perplexity")
+    assert ranking_summary(comparison, [2048]) == said
+    assert has_statements(comparison, [2048]) == (seeds > 2)
+    table = difference_table(comparison, [2048])
+    assert dict(table.rows)["rope"][0].endswith("+2.139" if seeds == 2 else "± 0.001 °")
+    assert "* significant" not in table.note
 
 
 def test_variants_are_compared_where_all_were_scored(synthetic, make_run):
@@ -135,7 +186,7 @@ def test_answers_beyond_the_training_length_are_compared_together(synthetic, mak
         "30.0 ± 5.0 (1.0)",
     ]
     cells = dict(difference_table(comparison, contexts).rows)
-    assert cells["rope"] == ["+50.0 ± 0.0 **"]
+    assert cells["rope"] == ["+50.0"]  # of two seeds
     same = [
         make_run(v, seed, name=f"{v}{seed}", rows=synthetic.rows_of("rope", seed))
         for v in ("rope", "fope")
@@ -156,9 +207,9 @@ def test_what_is_not_matched_is_told(make_run):
     assert config_differences(seeds) == {}  # runs of different seeds need not be
 
 
-def test_the_page_ranks_where_seeds_are_shared(runs, make_run, tmp_path):
-    page = write_report([run.path for run in runs], tmp_path / "out").read_text()
-    assert "Which differences are significant (validation)" in page
+def test_the_page_ranks_where_seeds_are_shared(make_seeds, make_run, tmp_path):
+    page = write_report([run.path for run in make_seeds(3)], tmp_path / "out").read_text()
+    assert "Differences between variants (validation)" in page
     assert (tmp_path / "out" / "differences-validation-2048.png").exists()
     alone = write_report([make_run("rope", name="x")], tmp_path / "alone").read_text()
-    assert "Which differences are significant" not in alone
+    assert "Differences between variants" not in alone

@@ -70,5 +70,5 @@ def test_a_run_without_an_account_is_left_out_and_the_page_has_a_section(run, ma
     table = goodput_table([read_run(old), read_run(run)])
     assert [title for title, _ in table.rows] == ["rope"]
     page = write_report([old, run], tmp_path / "report").read_text()
-    assert "<h2>Time</h2>" in page and "70.0 (70.0%)" in page
+    assert "<summary>Where the time went" in page and "70.0 (70.0%)" in page
     assert "<h2>Time</h2>" not in write_report([old], tmp_path / "other").read_text()

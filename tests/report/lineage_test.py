@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from fope_jax.report.comparison import run_labels
+from fope_jax.report.charts import training_chart
 from fope_jax.report.lineage import lineage_sentences, lineage_table, parent_of, tokens_before
 from fope_jax.report.page import write_report
-from fope_jax.report.plots import line_styles, training_figure
 from fope_jax.report.rows import read_runs
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -76,8 +75,7 @@ def test_both_sides_are_told(pair):
 def test_the_childs_curve_begins_where_the_parents_ends(pair):
     runs = read_runs(pair)
     assert [tokens_before(run) for run in runs] == [0, 4_096_000]
-    figure = training_figure(runs, line_styles(run_labels(runs).values()))
-    before, after = (line.get_xdata() for line in figure.axes[0].lines)
+    before, after = (curve.x for curve in training_chart(runs).curves.values())
     assert before[-1] == 1000 * 4096 == after[0] - 25 * 4096
 
 
@@ -86,7 +84,7 @@ def test_the_page_states_it_with_both_on_one_axis(pair, tmp_path):
     assert page.index("<h2>Lineage</h2>") < page.index("<h2>Perplexity against context length")
     assert FREQUENCIES in page and "8 rows an update in place of 16" in page
     assert page.count("<h2>Perplexity against") == 1
-    assert page.count("<figure>") == 6
+    assert page.count("<figure>") == 7
 
 
 def test_a_parent_that_is_not_shown_and_a_loud_start(pair):
@@ -96,8 +94,8 @@ def test_a_parent_that_is_not_shown_and_a_loud_start(pair):
     (child / "lineage.json").write_text(json.dumps(changed))
     runs = read_runs([child])
     assert lineage_sentences(runs) == [
-        f"nope goes on from {parent.resolve()} (not shown), step 1,000, at 256 tokens in place of "
-        "128: table stretched."
+        "nope goes on from rope, step 1,000 (not shown), at 256 tokens in place of 128: table "
+        "stretched."
     ]
     facts = [cells for _, cells in lineage_table(runs).rows]
     assert facts[0] == ["rope, step 1,000", "warning", "it broke"]
@@ -105,6 +103,23 @@ def test_a_parent_that_is_not_shown_and_a_loud_start(pair):
     assert "- as the parent at 256" in str(facts)
     (child / "lineage.json").write_text(json.dumps(changed | {"arrays": ""}))
     assert lineage_sentences(read_runs([child]))[0].endswith("in place of 128.")
+
+
+def test_seeds_of_a_variant_are_told_once_and_by_seed_where_they_differ(make_run):
+    children = []
+    for seed, loss in enumerate((3.25, 3.5)):
+        parent = make_run("rope", seed)
+        child = make_run("nope", seed, length=256)
+        start = lineage(parent)["start"] | {"child": loss}
+        (child / "lineage.json").write_text(json.dumps(lineage(parent, start=start)))
+        children += [parent, child]
+    runs = read_runs(children)
+    assert len(lineage_sentences(runs)) == 1
+    facts = {cells[1]: cells[2] for _, cells in lineage_table(runs).rows}
+    assert facts["frequencies"] == FREQUENCIES
+    one, other = facts["loss before the first update (nats/token)"].split("\n")
+    assert one.startswith("seed 0: 3.125 as") and "3.250 as changed" in one
+    assert other.startswith("seed 1: 3.125 as") and "3.500 as changed" in other
 
 
 def test_runs_from_the_beginning_have_no_lineage(four_runs, tmp_path):

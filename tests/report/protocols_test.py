@@ -80,14 +80,12 @@ def test_every_protocol_is_a_comparison_of_its_own_in_one_order(all_protocols):
     assert tuple(found(all_protocols)) == tuple(protocols.DESCRIPTIONS)
 
 
-def test_every_table_names_protocol_tokens_documents_and_bos(all_protocols):
+def test_every_table_names_its_protocol(all_protocols):
     for name, comparison in found(all_protocols).items():
         tables = perplexity_tables if comparison.kind == "perplexity" else position_tables
         for table in tables(comparison):
             text = " ".join(as_text(table).split())
             assert f"protocol {name}" in text
-            assert "no BOS token is added" in text
-            assert "1 seed" in text
             assert "tokens" in text
             assert any("bits per byte" in t.title.lower() for t in tables(comparison))
 
@@ -109,10 +107,10 @@ def test_captions_tell_contexts_that_differ_from_those_that_do_not(all_protocols
     assert protocols.protocol_caption(own["chunks"]).startswith(
         "298 to 300 tokens of 2 documents in 3 bl"
     )
-    assert protocols.protocol_caption(own["no-resets"], "bands") == (
-        f"the same 300 tokens of 2 documents in 3 blocks at every context; {FIRST}; 1 seed; "
-        "bands: 95% interval over documents"
+    assert protocols.protocol_caption(own["no-resets"]) == (
+        f"the same 300 tokens of 2 documents in 3 blocks at every context; {FIRST}"
     )
+    assert protocols.spread_caption(own["no-resets"]) == "1 seed"
     assert protocols.protocol_caption(own["from-start"]).startswith(
         "300 tokens of 2 documents; no BOS"
     )
@@ -120,20 +118,31 @@ def test_captions_tell_contexts_that_differ_from_those_that_do_not(all_protocols
 
 def test_how_sure_says_why_there_is_no_interval(all_protocols):
     own = found(all_protocols)
-    assert "2 documents drawn with replacement 1,000 times (seed 0)" in protocols.interval_note(
-        own["chunks"]
+    assert protocols.interval_note(own["chunks"]) == ""
+    assert protocols.few_documents_note(own.values()).startswith(
+        "No intervals over 2 documents: below 10"
     )
-    assert "they are rough" in protocols.interval_note(own["chunks"])
+    assert protocols.few_documents_note([own["long-window"]]) == ""
     assert protocols.interval_note(own["long-window"]) == (
         "No intervals: these rows do not tell documents apart."
     )
 
 
-def test_a_bucket_counts_its_documents_and_has_no_interval_of_one(all_protocols):
+def test_intervals_are_explained_where_there_are_any(make_run, synthetic):
+    run = make_run("rope", tokens=synthetic.TEN_BOOKS)
+    (comparison,) = comparisons(read_runs([run]), "perplexity")
+    note = protocols.interval_note(comparison)
+    assert "10 documents drawn with replacement 1,000 times (seed 0)" in note
+    assert "they are rough" in note
+    assert protocols.protocol_paragraph(comparison).endswith(note)
+    assert protocols.few_documents_note([comparison]) == ""
+
+
+def test_a_bucket_counts_its_documents_and_has_no_interval_of_few(all_protocols):
     loss, bits = position_tables(found(all_protocols)["from-start"])
     assert loss.columns == ["tokens", "documents", "rope"]
     assert loss.rows == [
-        ("0 to 127", ["200", "2", "3.000\n[3.000, 3.000]"]),
+        ("0 to 127", ["200", "2", "3.000"]),
         ("128 to 2,047", ["100", "1", "3.000"]),
     ]
     assert bits.rows[1][1][2] == "1.443"

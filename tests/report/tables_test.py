@@ -99,15 +99,37 @@ def test_terminal_tables_align_and_name_what_is_missing(four_runs, make_run):
     assert first[:3] == [
         "Perplexity (protocol same-tokens, validation split, trained on 128 tokens)",
         "the same 9,600 tokens of 2 documents in 150 windows at every context; no BOS token is "
-        "added; 1 seed;",
-        "in brackets: 95% interval over documents",
+        "added; 1 seed",
+        "context (tokens)    128    256     512   1,024   2,048",
     ]
-    assert len({len(line) for line in first[3:]}) == 1
-    assert "22.20" in first[5]
-    assert "[22.20, 22.20]" in first[6]
+    assert len({len(line) for line in first[2:]}) == 1
+    assert "22.20" in first[4]
+    assert text.count("no BOS token is added") == 1  # what was scored is said once
     assert "93/100 (93%)" in text
+    assert "No intervals over 2 documents: below 10 they hold less often than they say" in text
     assert "not evaluated yet" in text.splitlines()[-1]
     assert text.splitlines()[-1].endswith("young")
+
+
+def test_intervals_stand_below_the_numbers_where_documents_are_enough(make_run, synthetic):
+    text = text_tables(read_runs([make_run("rope", tokens=synthetic.TEN_BOOKS)]))
+    lines = text.splitlines()
+    assert lines[2] == "seed; in brackets: 95% interval over documents"
+    assert "[22.20, 22.20]" in lines[6]
+    assert "No intervals" not in text
+
+
+def test_a_task_that_no_variant_solves_is_one_line(make_run, synthetic):
+    rows = synthetic.rows_of("rope", 0)
+    for row in rows:
+        if row["kind"] == "passkey":
+            row["correct"] = 0
+    text = text_tables(read_runs([make_run("rope", rows=rows)]))
+    assert (
+        "Compact template: no passkeys found by any variant, in 100 trials at each of 5 lengths "
+        "from 128 to 2,048 tokens."
+    ) in text
+    assert "Passkeys found" not in text
 
 
 def test_too_many_rows_are_cut_with_a_word(four_runs, monkeypatch):

@@ -7,8 +7,8 @@ import pytest
 from fope_jax.report import page
 from fope_jax.report.comparison import run_labels
 from fope_jax.report.page import write_report
-from fope_jax.report.plots import line_styles
 from fope_jax.report.rows import read_runs
+from fope_jax.report.styles import method_styles
 from fope_jax.report.validation import (
     alt_text,
     validation_figure,
@@ -71,15 +71,15 @@ def test_windows_with_a_bos_token_have_axes_of_their_own(pair, make_run, tmp_pat
     shown = {scored.bos_token: [run.variant for run, _ in own] for scored, own in found.items()}
     assert shown == {None: ["rope", "nope"], "<s>": ["alibi"]}
     runs = read_runs([third])
-    (section,) = page._validation(runs, line_styles(run_labels(runs).values()))
-    assert section.parts[0].endswith("Every window begins with <s>.")
+    (topic,) = page._validation(runs, method_styles(run_labels(runs).values()))
+    assert topic.figures.parts[0].endswith("Every window begins with <s>.")
 
 
 def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):
     runs = read_runs(pair)
     ((scored, shown),) = validation_groups(runs).items()
     assert (scored.tokens, scored.scored_per_window, scored.split) == (640, 64, "validation")
-    figure = validation_figure(shown, line_styles(run_labels(runs).values()))
+    figure = validation_figure(shown, method_styles(run_labels(runs).values()))
     short, long, *_ = figure.axes
     assert (short.get_title(), long.get_title()) == ("context 128", "context 256")
     before, after, line = long.lines
@@ -108,7 +108,7 @@ def test_other_tokens_are_other_figures_and_no_rows_none(pair, make_run, tmp_pat
     add(pair[1], validation("nope", 256, [(3.5,)], contexts=(256,), tokens=1280))
     page = write_report(pair, tmp_path / "report").read_text()
     assert page.count("<h2>Loss during training (validation)</h2>") == 2
-    assert page.index("<h2>Lineage</h2>") < page.index("<h2>Loss during") < page.index("<h2>Perpl")
+    assert page.index("<h2>Lineage</h2>") < page.index("<h2>Loss during")
     assert "640 tokens of the validation split" in page and "1,280 tokens of the" in page
     assert (tmp_path / "report/during-2.png").is_file()
     without = make_run("alibi")

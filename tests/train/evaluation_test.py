@@ -1,9 +1,12 @@
 """Evaluation inside training: the numbers of `fope evaluate`, each once, after any interruption."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from fope_jax.config import build_experiment, experiment_to_dict, incompatible_changes
+from fope_jax.config import train as config_train
 from fope_jax.data import task_mixture
 from fope_jax.evaluate import scoring, validation
 from fope_jax.evaluate.metrics import read_rows
@@ -123,8 +126,48 @@ def test_what_cannot_be_measured_is_said_before_training(runs, tmp_path):
     values = runs.values(evaluate_every=2) | {"evaluate": EVALUATE | {"lengths": ()}}
     with pytest.raises(ValueError, match=r"evaluate_every = 2, .*nothing to measure: .*lengths = "):
         train(build_experiment(values), tmp_path / "run")
-    with pytest.raises(ValueError, match="evaluate_every = 0; accepted: 1 or more, or None"):
+    with pytest.raises(
+        ValueError, match="evaluate_every = 0; accepted: 1 or more, 'auto', or None"
+    ):
         experiment(runs, evaluate_every=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "log_every", "interval"),
+    [(99, 1, None), (100, 10, 100), (500, 20, 100), (500, 30, 120), (5_000, 10, 500)],
+)
+def test_by_default_evaluations_are_few_and_cut_no_row(runs, steps, log_every, interval):
+    config = runs.experiment(steps=steps, log_every=log_every).train
+    assert (config.evaluate_every, config.evaluation_interval) == ("auto", interval)
+
+
+def test_by_default_the_training_length_is_measured_and_no_update_is_changed(
+    parent, runs, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(config_train, "_LEAST_INTERVAL", 2)
+    train(experiment(runs, save_every=2, log_every=2), tmp_path / "run")
+    assert runs.arrays(tmp_path / "run", 4) == runs.arrays(parent, 4)
+    found = [(row["step"], row["context"]) for row in validation_rows(tmp_path / "run")]
+    assert found == [(0, 16), (2, 16), (4, 16)]
+    assert [row[0] for row in runs.losses(tmp_path / "run")] == [2, 4]
+    assert "validation" in capfd.readouterr().err.splitlines()[-1]  # the bar
+
+
+def test_by_default_what_cannot_be_measured_ends_no_run_and_an_old_run_stays_as_it_is(
+    parent, runs, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "fope_jax")
+    monkeypatch.setattr(config_train, "_LEAST_INTERVAL", 2)
+    values = runs.values(method="rope", steps=4, save_every=2, log_every=2)
+    values["evaluate"] = EVALUATE | {"lengths": (10**6,)}
+    train(build_experiment(values), tmp_path / "run")
+    assert "no validation loss during training: " in caplog.text
+    assert not validation_rows(tmp_path / "run")
+    train(build_experiment(values), tmp_path / "run")
+    assert "run is finished: 4 steps are trained" in caplog.text
+    old = shutil.copytree(parent, tmp_path / "old")
+    train(experiment(runs, save_every=2), old)
+    assert "old is finished: 4 steps are trained" in caplog.text and not validation_rows(old)
 
 
 def test_an_extension_is_measured_five_times_unless_it_says_otherwise(runs):

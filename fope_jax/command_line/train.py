@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shlex
 
 from fope_jax.command_line.common import (
@@ -24,8 +23,6 @@ from fope_jax.train.options import (
     add_train_options,
     check_train_options,
 )
-
-log = logging.getLogger(__name__)
 
 
 @verb(
@@ -111,9 +108,14 @@ def train(arguments: argparse.Namespace) -> None:
     from fope_jax.train.goodput import process_age
     from fope_jax.train.loop import train
 
-    if warning := export_warning(experiment.model, experiment.position):
-        log.info("%s", warning)
-    train(experiment, arguments.workdir, arguments.accept_position, seconds_before=process_age())
+    note = export_warning(experiment.model, experiment.position)
+    train(
+        experiment,
+        arguments.workdir,
+        arguments.accept_position,
+        seconds_before=process_age(),
+        note=note,
+    )
     print_once(f"run in {arguments.workdir}")
 
 

@@ -11,7 +11,7 @@ PARITY := tests/interop/weights_parity_test.py
 HARNESS := tests/evaluate/harness_parity_test.py
 
 .PHONY: help demo test faults slow-test plan-test beam-test parity-test lm-eval-test lint install
-.PHONY: clean
+.PHONY: clean docs
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "make parity-test  weights against transformers and PyTorch, in an environment of its own"
 	@echo "make lm-eval-test  runs under lm-evaluation-harness, in an environment of its own"
 	@echo "make lint       ruff and pyright"
+	@echo "make docs       the site, in site/"
 
 install: $(INSTALLED)
 
@@ -86,5 +87,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# Warnings are errors; links and anchors are checked.
+docs: export JAX_PLATFORMS = cpu
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the site is site/index.html"
+
 clean:
-	rm -rf $(VENV) $(VENV)-beam $(VENV)-parity $(VENV)-harness runs data_cache .pytest_cache
+	rm -rf site $(VENV) $(VENV)-beam $(VENV)-parity $(VENV)-harness runs data_cache .pytest_cache

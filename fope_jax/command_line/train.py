@@ -47,7 +47,13 @@ def build(arguments: argparse.Namespace) -> None:
 
     options = tuple(arguments.runner_option)
     runner = Runner(arguments.runner, options, arguments.runner_parts) if arguments.runner else None
-    build(experiment.data, runner)
+    tokenizer = build(experiment.data, runner)["train"].tokenizer
+    if tokenizer.vocab_size > experiment.model.vocab_size:
+        print(
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, more than model.vocab_size = "
+            f"{experiment.model.vocab_size:,}: train with "
+            f"--config.model.vocab_size={tokenizer.vocab_size}"
+        )
 
 
 @verb(add_config, name="data inspect")

@@ -23,15 +23,21 @@ from fope_jax.config import (
 )
 from fope_jax.data import DataConfig
 from fope_jax.data.bos import read_bos
-from fope_jax.data.cache import open_cache
-from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, Tokenizer
+from fope_jax.data.tokenizers import BytesTokenizer, Tokenizer, describe_tokenizer
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import LoadedRun, load_run
+from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.extras import require
 from fope_jax.interop.hub import origin_of
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig, family_of
 from fope_jax.interop.model_card import UNKNOWN_LICENSE, CardFacts, model_card
-from fope_jax.interop.tokenizer_files import TOKENIZER, BosPolicy, special_ids, write_tokenizer
+from fope_jax.interop.tokenizer_files import (
+    TOKENIZER,
+    BosPolicy,
+    copy_tokenizer,
+    special_ids,
+    write_tokenizer,
+)
 from fope_jax.interop.weights import export_weights, import_config, import_weights
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.transformer import split
@@ -100,13 +106,21 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     }
     with lock_run(workdir, "import"):
         open_workdir(workdir, experiment)
-        write_run_info(workdir, facts, 0)
+        write_run_info(workdir, facts, 0, _keep_tokenizer(workdir, experiment.data))
         store = CheckpointStore(workdir / CHECKPOINTS)
         try:  # last: without a checkpoint the workdir counts as empty
             store.save(0, items, fingerprints | {"data": None})
         finally:
             store.close()
     return f"{source}: {parameters:,} parameters, position {position.summary}"
+
+
+def _keep_tokenizer(workdir: Path, data: DataConfig) -> dict[str, Any]:
+    """Copies the tokenizer into the workdir; returns what run.json keeps of it."""
+    if data.tokenizer.endswith(".json"):
+        copy_tokenizer(as_path(data.tokenizer), workdir)
+    tokenizer = _read_tokenizer(workdir, data)
+    return {"tokenizer": describe_tokenizer(tokenizer)} if tokenizer else {}
 
 
 def imported_experiment(
@@ -254,7 +268,8 @@ def _write_checkpoint(
     """All files of an export, into a directory that does not exist."""
     model, experiment, info = loaded.model, loaded.experiment, loaded.run_info
     _, params, constants = split(model)
-    tokenizer, bos = _read_tokenizer(experiment.data), _bos_policy(run, experiment, info)
+    tokenizer = _read_tokenizer(run, experiment.data)
+    source, bos = _tokenizer_json(run, experiment.data), _bos_policy(run, experiment, info)
     extra_keys: dict[str, Any] = info.get(KEPT) or special_ids(tokenizer, bos)
     length = max(experiment.train.length, extra_keys.get(MAX_POSITIONS, 0))
     export_weights(
@@ -268,8 +283,6 @@ def _write_checkpoint(
         extra_keys=extra_keys,
         dtype=dtype,
     )
-    path = experiment.data.tokenizer
-    source = Path(path) if path.endswith(".json") else None
     facts = CardFacts(
         name=name,
         run=str(run),
@@ -285,16 +298,20 @@ def _write_checkpoint(
     write_text(directory / "README.md", model_card(facts))
 
 
-def _read_tokenizer(data: DataConfig) -> Tokenizer | None:
+def _read_tokenizer(run: Path, data: DataConfig) -> Tokenizer | None:
     """The tokenizer of a run; None if it cannot be read."""
-    if data.tokenizer == "bytes":
-        return BytesTokenizer()
     try:
-        if data.tokenizer == "sentencepiece":
-            return open_cache(data, "train").tokenizer
-        return JsonTokenizer.load(Path(data.tokenizer))
+        return load_run_tokenizer(run, data)
     except (ValueError, OSError, RuntimeError):
         return None
+
+
+def _tokenizer_json(run: Path, data: DataConfig) -> Path | None:
+    """The tokenizer.json of a run: its own, or the one it was made with; None if it has none."""
+    if not data.tokenizer.endswith(".json"):
+        return None
+    own = run / TOKENIZER
+    return own if own.is_file() else as_path(data.tokenizer)
 
 
 def _bos_policy(run: Path, experiment: Experiment, info: Mapping[str, Any]) -> BosPolicy | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,9 +56,7 @@ def write_tokenizer(
       length: ``model_max_length`` in tokens.
     """
     if source is not None and source.is_file():
-        for path in map(source.with_name, TOKENIZER_FILES):
-            if path.is_file():
-                shutil.copyfile(path, directory / path.name)
+        copy_tokenizer(source, directory)
         note = f"The tokenizer is that of {source.name}, unchanged."
     elif isinstance(tokenizer, BytesTokenizer | SentencePieceTokenizer):
         try:
@@ -78,6 +75,13 @@ def write_tokenizer(
         names = _special_names(tokenizer)
         _complete(directory, tokenizer, names, bos, length)
     return note
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copies a tokenizer.json and the files beside it."""
+    for path in map(source.with_name, TOKENIZER_FILES):
+        if path.is_file():
+            (directory / path.name).write_bytes(path.read_bytes())
 
 
 def special_ids(tokenizer: Tokenizer | None, bos: BosPolicy | None) -> dict[str, int | None]:

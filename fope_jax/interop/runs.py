@@ -23,9 +23,16 @@ from fope_jax.config import (
 )
 from fope_jax.data import DataConfig
 from fope_jax.data.bos import read_bos
-from fope_jax.data.tokenizers import BytesTokenizer, Tokenizer, describe_tokenizer
+from fope_jax.data.tokenizers import (
+    BytesTokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    TokenizerError,
+    describe_tokenizer,
+)
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import LoadedRun, load_run
+from fope_jax.evaluate.run_data import TOKENIZER as RUN_TOKENIZER
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.extras import require
 from fope_jax.interop.hub import origin_of
@@ -117,10 +124,17 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
 
 def _keep_tokenizer(workdir: Path, data: DataConfig) -> dict[str, Any]:
     """Copies the tokenizer into the workdir; returns what run.json keeps of it."""
+    tokenizer: Tokenizer = BytesTokenizer()
     if data.tokenizer.endswith(".json"):
         copy_tokenizer(as_path(data.tokenizer), workdir)
-    tokenizer = _read_tokenizer(workdir, data)
-    return {"tokenizer": describe_tokenizer(tokenizer)} if tokenizer else {}
+        try:
+            tokenizer = JsonTokenizer.load(as_path(data.tokenizer))
+        except TokenizerError:  # weights are imported with any tokenizer
+            return {}
+        tokenizer.save(workdir)
+    elif data.tokenizer != tokenizer.kind:
+        return {}  # a SentencePiece model lies in the token cache
+    return {RUN_TOKENIZER: describe_tokenizer(tokenizer)}
 
 
 def imported_experiment(

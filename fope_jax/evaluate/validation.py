@@ -42,6 +42,9 @@ def find_validation_fn(experiment: Experiment, data: RunData, mesh: Mesh) -> Val
         return None
     if experiment.train.evaluate_every != "auto":
         return make_validation_fn(experiment, data, mesh)
+    if experiment.data.corpus == "none":
+        log.info("no validation loss during training: all rows are tasks, there is no text")
+        return None
     lengths = tuple(sorted(experiment.evaluate.lengths)[:1])
     shortest = dataclasses.replace(experiment.evaluate, lengths=lengths)
     try:

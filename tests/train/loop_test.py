@@ -228,7 +228,7 @@ def test_another_position_embedding_is_told_with_both_and_what_to_do(
         trained_with = r"fingerprint [0-9a-f]{16} \(fope\(.*theta=10000,.* constants \w+\), but"
         assert re.search(trained_with, message)
         assert re.search(r"configuration give [0-9a-f]{16} \(fope\(.*theta=500,", message)
-        assert "fope extend --from RUN --method METHOD --length TOKENS" in message
+        assert "fope extend RUN --method METHOD --length TOKENS" in message
         accepted = re.fullmatch(
             r".*this one all the same: --accept-position ([0-9a-f]{16})", message
         )

@@ -76,7 +76,8 @@ class JsonTokenizer(Tokenizer):
     def load(cls, path: Path) -> JsonTokenizer:
         """Reads a file; EOS is that of ``tokenizer_config.json`` beside it, or a usual name."""
         if not path.is_file():
-            what = "it is a directory" if path.is_dir() else "there is no such file"
+            here = "" if path.is_absolute() else f" (working directory {Path.cwd()})"
+            what = "it is a directory" if path.is_dir() else f"there is no such file{here}"
             raise TokenizerError(f"tokenizer = {str(path)!r}: {what}")
         try:
             content = path.read_bytes().decode("utf-8-sig")

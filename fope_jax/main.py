@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import argparse
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fope_jax.command_line.parser import build_parser, check_verb
 from fope_jax.command_line.version import version_text
 from fope_jax.extras import require
+from fope_jax.logs import log_to_stderr
 from fope_jax.processes.signals import (
     end_with_parent,
     exit_after_grace_period,
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with _log_messages(), exit_after_grace_period(), raise_on_signal():
+        with log_to_stderr(), exit_after_grace_period(), raise_on_signal():
             end_with_parent()
             for library in arguments.verb.needs:
                 require(library, "train")
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.traceback:
             traceback.print_exc()
         else:
-            print(f"fope: {_message(error)}", file=sys.stderr)
+            print(f"fope: {_message(error, arguments)}", file=sys.stderr)
         return _end(error, getattr(error, "exit_code", 2))
 
 
@@ -84,34 +85,28 @@ def _is_for_user(error: Exception) -> bool:
     return ours or too_large or isinstance(error, (ValueError, OSError, ImportError))
 
 
-def _message(error: Exception) -> str:
-    """The error's message; memory errors are shortened, and an empty one becomes its type."""
+def _message(error: Exception, arguments: argparse.Namespace) -> str:
+    """The error's message; memory errors are shortened, and an empty one becomes its type.
+
+    That of a missing token cache names the command that builds it.
+    """
+    from fope_jax.data.manifest import BUILD, MissingCacheError
+
     text = str(error)
+    if isinstance(error, MissingCacheError) and getattr(arguments, "config", None):
+        text = text.replace(BUILD, _build_command(arguments))
     if isinstance(error, MemoryError) or _OUT_OF_MEMORY in text:
         needed = " ".join(text.split())[:200]
         return f"out of memory: the model, the batch or the length is too large here ({needed})"
     return text or type(error).__name__
 
 
-@contextlib.contextmanager
-def _log_messages():
-    """Prints our log messages to stderr while a verb runs, without those of libraries."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    ours, absl = logging.getLogger("fope_jax"), logging.getLogger("absl")
-    buckets = logging.getLogger("gcsfs")  # logs a traceback of errors that it also raises
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    before = ours.level, ours.propagate, absl.level, buckets.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False  # a root handler would print them twice
-    absl.setLevel(logging.ERROR)
-    buckets.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        ours.level, ours.propagate, absl.level, buckets.level = before
+def _build_command(arguments: argparse.Namespace) -> str:
+    """`fope data build` for the configuration of another verb."""
+    prefix = "--config.data."
+    overrides = [f"--{o.removeprefix('--')}" for o in arguments.overrides]
+    data = [override for override in overrides if override.startswith(prefix)]
+    return shlex.join(["fope", "data", "build", "--config", arguments.config, *data])
 
 
 if __name__ == "__main__":

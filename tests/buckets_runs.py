@@ -139,7 +139,8 @@ def resume(bucket: str, scratch: Path) -> dict[str, Any]:
         store.restore(12, {})
     except CheckpointError as error:
         found["refused"] = str(error)
-    (cache,) = {path.partition("/")[0] for path in list_file_sizes(as_path(bucket) / "caches")}
+    files = list_file_sizes(as_path(bucket) / "caches")
+    (cache,) = {path.partition("/")[0] for path in files if "/" in path}
     shard = as_path(bucket) / "caches" / cache / "train-00000.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + b"?")

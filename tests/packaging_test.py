@@ -40,7 +40,7 @@ def test_the_workflows_call_the_makefile():
                 for word in line.split()[1:2]
                 if line.startswith("make ")
             }
-    assert {"lint", "test"} <= called
+    assert {"lint", "test", "docs"} <= called
     for target in called:
         assert f"\n{target}:" in makefile
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from fope_jax.command_line.common import (
     STEP,
@@ -18,6 +17,7 @@ from fope_jax.command_line.common import (
     verb,
     whole_numbers,
 )
+from fope_jax.command_line.report import runs_text
 from fope_jax.extras import require
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import is_in_bucket
@@ -78,6 +78,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.model.sharding import MeshConfig
     from fope_jax.processes.agreement import fail_together
     from fope_jax.processes.collectives import is_main_process
+    from fope_jax.report.rows import read_run
 
     with fail_together():
         run, step = run_and_step(arguments)
@@ -95,8 +96,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     if is_main_process():
         print(f"{len(rows)} rows in {run / 'metrics.jsonl'}")
-        if tables := evaluation_text(run, next((row["step"] for row in rows), step)):
-            print(f"\n{tables}")
+        measured = read_run(run, next((row["step"] for row in rows), step))
+        if text := runs_text([measured]):  # what was measured before included
+            print(f"\n{text}")
         named = run if step is None else run / str(step)
         if arguments.report:
             from fope_jax.report.page import write_report
@@ -104,14 +106,6 @@ def evaluate(arguments: argparse.Namespace) -> None:
             print(f"\nreport in {write_report([named], arguments.report)}")
         else:
             print(f"\nnext: fope report {named}  (with other runs, to compare them)")
-
-
-def evaluation_text(run: Path, step: int | None) -> str:
-    """The tables of `fope report` for one run: all that was measured at ``step`` so far."""
-    from fope_jax.report.rows import read_run
-    from fope_jax.report.tables import text_tables
-
-    return text_tables([read_run(run, step)])
 
 
 @verb(

@@ -7,12 +7,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fope_jax.command_line.common import RUNS_HELP, group, local_path, option, out, verb
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket, is_in_bucket
 from fope_jax.storage.run_paths import split_step
 from fope_jax.train.options import directory
+
+if TYPE_CHECKING:
+    from fope_jax.report.rows import Run
 
 
 @verb(
@@ -34,11 +38,9 @@ def report(arguments: argparse.Namespace) -> None:
       fope report runs/* -o pages/all --buckets 4k,8k
     """
     from fope_jax.report.length_buckets import bucket_tables, parse_edges
-    from fope_jax.report.lineage import lineage_sentences
     from fope_jax.report.page import write_report
     from fope_jax.report.rows import read_runs
-    from fope_jax.report.tables import as_text, text_tables
-    from fope_jax.report.verdict import verdict
+    from fope_jax.report.tables import as_text
 
     paths = without_reports(arguments.runs)
     for run in paths:
@@ -47,14 +49,20 @@ def report(arguments: argparse.Namespace) -> None:
     buckets = parse_edges(arguments.buckets) if arguments.buckets else ()
     page = arguments.out or default_page([split_step(path)[0] for path in paths])
     check_output(page, "the report")
-    if said := verdict(runs).text():
-        print(f"{said}\n")
-    for line in lineage_sentences(runs):
-        print(line)
-    print(text_tables(runs))
+    print(runs_text(runs))
     for table in bucket_tables(runs, buckets) if buckets else ():
         print(f"\n{as_text(table)}")
     print(f"report in {write_report(paths, page, buckets=buckets)}")
+
+
+def runs_text(runs: Sequence[Run]) -> str:
+    """What the terminal shows of runs: the verdict, what they went on from, and the tables."""
+    from fope_jax.report.lineage import lineage_sentences
+    from fope_jax.report.tables import text_tables
+    from fope_jax.report.verdict import verdict
+
+    parts = verdict(runs).text(), "\n".join(lineage_sentences(runs)), text_tables(runs)
+    return "\n\n".join(filter(None, parts))
 
 
 def without_reports(paths: Sequence[Path]) -> list[Path]:
@@ -116,7 +124,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 @verb(
     group(
         "",
-        option("--markdown", action="store_true", help="print the tables of the README"),
+        option("--markdown", action="store_true", help="print the tables as Markdown"),
         option("--write", type=local_path, metavar="FILE", help="bring them up to date in FILE"),
     ),
     needs=(),

@@ -157,8 +157,9 @@ def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:
     if tokenizer_size > model.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer_size} tokens but config.model.vocab_size ="
-            f" {model.vocab_size}; raise model.vocab_size to {tokenizer_size} or more, or of a"
-            " trained model take the tokenizer that it was trained with"
+            f" {model.vocab_size}; raise model.vocab_size to {tokenizer_size} or more"
+            f" (--config.model.vocab_size={tokenizer_size}), or of a trained model take the"
+            " tokenizer that it was trained with"
         )
 
 

@@ -7,10 +7,10 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import shutil
-import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,17 @@ from fope_jax.data import beam
 from fope_jax.data import cache as caches
 from fope_jax.data.beam import Runner
 from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, open_cache
+from fope_jax.data.cache_directories import (
+    FORMAT,
+    base_directory,
+    built_directories,
+    cache_directory,
+    cache_identity,
+    content_directory,
+    list_caches,
+    partial_directory,
+    set_current,
+)
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus
 from fope_jax.data.documents import TokenizedDocument
@@ -45,9 +56,12 @@ from fope_jax.data.tokenizers import (
 )
 from fope_jax.data.tokenizers.sentencepiece import TRAINING_TEXT_CHARS
 from fope_jax.extras import require
+from fope_jax.logs import is_quiet, report_progress
 from fope_jax.storage.directories import make_writable
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
+
+log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------- build
 
@@ -55,89 +69,115 @@ from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
 def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCache]:
     """Builds the token cache of ``config``, or continues an interrupted build; returns its splits.
 
-    A complete cache of unchanged text is only verified; changed text is built again. With
-    ``runner`` Apache Beam tokenizes instead of this process; the cache is the same.
+    A complete cache of unchanged text is only verified; changed text is built into another
+    directory, which is read from then on by runs that begin. With ``runner`` Apache Beam tokenizes
+    instead of this process; the cache is the same.
 
     Raises:
       CorpusError: text is missing, empty, damaged or unreadable.
       CacheError: the directory cannot be written, or the cache is damaged.
     """
-    directory = caches.cache_directory(config)
+    base = base_directory(config)
     if config.corpus == "none":
         _say("corpus 'none': there is nothing to build")
         return {split: open_cache(config, split) for split in SPLITS}
-    if is_in_bucket(directory):
-        return _build_for_bucket(config, directory, runner)
-    if config.tokenizer.endswith(".json"):  # fails before hours of work, not after
-        _load_tokenizer(config)
-    with _locked(directory):
-        manifest = read_manifest(directory)
-        sources = _examine_sources(config, directory, manifest)
-        is_kept = manifest is not None and is_unchanged(manifest, sources)
-        if manifest is not None and is_kept:
-            sources = manifest["sources"]
+    if is_in_bucket(base):
+        return _build_for_bucket(config, base, runner)
+    # Loaded first: fails before hours of work, not after.
+    tokenizer = _load_tokenizer(config) if config.tokenizer.endswith(".json") else None
+    with _locked(base):
+        built = built_directories(config)
+        sources = _examine_sources(config, built)
+        kept = _find_unchanged(built, sources, tokenizer)
+        if kept is not None:
+            sources = _manifest_of(kept)["sources"]
         else:
             check_damage(sources, config)
         for warning in (line for split in SPLITS for line in source_warnings(sources, split)):
             _say(warning)
-        if not is_kept:
-            check_held_out(sources)
-            if manifest is not None:
-                _say(f"the text of {directory} has changed: building it again")
-            _build(config, directory, sources, runner)
-        return _open_verified(config, directory, " (built before)" if is_kept else "")
+        if kept is not None:
+            set_current(config, kept)
+            return _open_verified(config, " (built before)")
+        check_held_out(sources)
+        if built:
+            _say(
+                f"the text of {built[0]} has changed: building another cache beside it; runs that"
+                " were trained on it still read it"
+            )
+        set_current(config, _build(config, base, sources, runner))
+        return _open_verified(config)
 
 
 def _build_for_bucket(
-    config: DataConfig, directory: Path, runner: Runner | None
+    config: DataConfig, base: Path, runner: Runner | None
 ) -> dict[str, TokenCache]:
     """Builds locally, where an interrupted build can continue, and uploads if the text is new."""
-    check_bucket(directory)
+    check_bucket(base)
     cache_dir = local_directory(as_path(config.cache_dir))
-    local = dataclasses.replace(config, cache_dir=str(cache_dir))
-    local_cache, manifest = caches.cache_directory(local), read_manifest(directory)
-    if manifest is not None:
-        sources = _examine_sources(local, local_cache, manifest)
-        if is_unchanged(manifest, sources):
-            return _open_verified(config, directory, " (built before)")
-    make_writable(directory)  # fails before the work, not after it
+    local, built = dataclasses.replace(config, cache_dir=str(cache_dir)), built_directories(config)
+    if built and _find_unchanged(built[:1], _examine_sources(local, built)):
+        return _open_verified(config, " (built before)")
+    make_writable(base)  # fails before the work, not after it
     result = build(local, runner)
-    upload(local_cache, directory, MANIFEST)
+    directory = base.with_name(result[SPLITS[0]].directory.name)
+    upload(result[SPLITS[0]].directory, directory, MANIFEST)
+    set_current(config, directory)
     _say(f"uploaded to {directory}")
     return result
 
 
-def _examine_sources(
-    config: DataConfig, directory: Path, manifest: dict[str, Any] | None
-) -> list[dict[str, Any]]:
-    """Lists the text files, reusing the list of an earlier build, finished or not."""
-    path = directory.with_name(directory.name + ".sources.json")
+def _manifest_of(directory: Path) -> dict[str, Any]:
+    """The manifest of a complete cache."""
+    manifest = read_manifest(directory)
+    assert manifest is not None
+    return manifest
+
+
+def _find_unchanged(
+    built: Sequence[Path], sources: Sequence[dict[str, Any]], tokenizer: JsonTokenizer | None = None
+) -> Path | None:
+    """The first of these caches that is of this text and tokenizer."""
+    for directory in built:
+        manifest = _manifest_of(directory)
+        # The end-of-document token may be named in another file than tokenizer.json.
+        same_end = tokenizer is None or tokenizer.eos == manifest["tokenizer"].get("eos")
+        if same_end and is_unchanged(manifest, sources):
+            return directory
+    return None
+
+
+def _examine_sources(config: DataConfig, built: Sequence[Path]) -> list[dict[str, Any]]:
+    """Lists the text files, reusing the lists of earlier builds, finished or not."""
+    base = base_directory(config)
+    path = base.with_name(base.name + ".sources.json")
     before = []
     # A list that cannot be parsed was not written by a build: read the files again.
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         before = [dict(source) for source in read_json(path)["sources"]]
-    sources = list_sources(config, [*(manifest["sources"] if manifest else []), *before])
+    known = [source for directory in built for source in _manifest_of(directory)["sources"]]
+    sources = list_sources(config, [*known, *before])
     if sources != before:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"sources": sources})
     return sources
 
 
-def _open_verified(config: DataConfig, directory: Path, remark: str) -> dict[str, TokenCache]:
+def _open_verified(config: DataConfig, remark: str = "") -> dict[str, TokenCache]:
     result = {split: open_cache(config, split) for split in SPLITS}
     for split, cache in result.items():
         cache.verify()
         _say(
             f"{split}: {cache.num_tokens:,} tokens, {cache.summary['documents']:,} documents"
-            f" in {directory}{remark}"
+            f" in {cache_directory(config)}{remark}"
         )
     return result
 
 
 def _build(
-    config: DataConfig, directory: Path, sources: list[dict[str, Any]], runner: Runner | None
-) -> None:
-    partial = caches.partial_directory(directory)
+    config: DataConfig, base: Path, sources: list[dict[str, Any]], runner: Runner | None
+) -> Path:
+    """Builds a cache; returns its directory."""
+    partial = partial_directory(base)
     partial.mkdir(parents=True, exist_ok=True)
     state = _resume(partial, content_digest(sources))
     left_out = {source["path"] for split in SPLITS for source in damaged_files(sources, split)}
@@ -159,13 +199,14 @@ def _build(
     manifest = _manifest(config, sources, state, tokenizer)
     write_json(partial / MANIFEST, add_digest(manifest))
     (partial / "progress.json").unlink()
-    # Renamed, not overwritten: a process that reads the older cache keeps its open files.
-    old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
+    directory = content_directory(base, manifest["fingerprint"])
+    if directory.exists():  # without a sound manifest, or it would have been kept
+        old = directory.with_name(directory.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
         directory.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
     partial.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
+    return directory
 
 
 def _resume(partial: Path, content: str) -> dict[str, Any]:
@@ -256,7 +297,7 @@ def _write_split(
         shard_tokens=caches.SHARD_TOKENS,
     )
     tqdm = require("tqdm", "train").tqdm
-    with tqdm(desc=f"tokenize {split}", unit=" tokens", unit_scale=True) as bar:
+    with tqdm(desc=f"tokenize {split}", unit=" tokens", unit_scale=True, disable=is_quiet()) as bar:
         for number, document in enumerate(documents, 1):
             writer.add(document)
             bar.set_postfix_str(f"{number:,} documents", refresh=False)
@@ -291,8 +332,8 @@ def _write_split(
 def _manifest(
     config: DataConfig, sources: list[dict[str, Any]], state: dict[str, Any], tokenizer: Tokenizer
 ) -> dict[str, Any]:
-    content, fields = content_digest(sources), caches.cache_identity(config)
-    identity = [content, tokenizer.fingerprint, config.components, caches.FORMAT]
+    content, fields = content_digest(sources), cache_identity(config)
+    identity = [content, tokenizer.fingerprint, config.components, FORMAT]
     identity += [fields.get("validation_books"), fields.get("excluded_books")]
     splits: dict[str, Progress] = state["splits"]
     if any(progress.bad["count"] for progress in splits.values()):
@@ -339,7 +380,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    report_progress(line, log)
 
 
 # ---------------------------------------------------------------------------- inspect
@@ -362,7 +403,26 @@ def inspect(config: DataConfig, samples: int = 3) -> str:
                 f" {tokenizer.fingerprint[:16]}...",
             ]
         lines += ["", *_describe_split(cache, samples)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_describe_caches(config)])
+
+
+def _describe_caches(config: DataConfig) -> list[str]:
+    """The caches in ``cache_dir``, of this configuration and of others."""
+    directory = as_path(config.cache_dir)
+    if is_in_bucket(directory):
+        return []
+    lines = ["", f"caches in {directory}, * of which training reads (the last of its text)"]
+    for entry in list_caches(directory):
+        mark = "*" if entry.is_current else " "
+        lines.append(
+            f"{mark} {entry.directory.name:<60} {entry.size / 1e6:>10,.1f} MB {entry.tokens:>15,}"
+            f" tokens  {entry.fingerprint[:12]}"
+        )
+    return [
+        *lines,
+        "  A run names the fingerprint that it was trained on (run.json). To delete a cache that no"
+        " run needs: rm -r DIRECTORY",
+    ]
 
 
 def _describe_split(cache: TokenCache, samples: int) -> list[str]:

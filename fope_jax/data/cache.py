@@ -3,7 +3,7 @@
 A split is one stream of tokens, ``document, EOS, document, EOS, ...``, cut into blocks of a length
 that does not depend on the training length. A shard is an ArrayRecord file, one record a block:
 
-    CACHE_DIR/gutenberg-sentencepiece4096-1a2b3c4d5e6f/
+    CACHE_DIR/gutenberg-sentencepiece4096-1a2b3c4d5e6f-0123456789ab/
         manifest.json                   config, sources, and the sha256 of every file below
         tokenizer.model
         train-00000.array_record        2,048 blocks of 16,384 tokens, uint16 if V <= 65,536
@@ -30,18 +30,26 @@ from typing import Any
 import numpy as np
 
 from fope_jax.data import tokenizers
+from fope_jax.data.cache_directories import base_directory, cache_directory, partial_directory
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.documents import TokenizedDocument
-from fope_jax.data.manifest import MANIFEST, REBUILD, CacheError, file_hashes, read_manifest
+from fope_jax.data.manifest import (
+    BUILD,
+    MANIFEST,
+    REBUILD,
+    CacheError,
+    MissingCacheError,
+    file_hashes,
+    read_manifest,
+)
 from fope_jax.data.mirror import download
 from fope_jax.data.sources import damaged_files
 from fope_jax.data.tokenizers import BytesTokenizer, Tokenizer
 from fope_jax.extras import require
 from fope_jax.storage.content import GIT_LFS_POINTER, detect_content, read_head
 from fope_jax.storage.files import file_sha256
-from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
+from fope_jax.storage.paths import check_bucket, is_in_bucket
 
-FORMAT = 1
 BLOCK_TOKENS = 2**14
 SHARD_TOKENS = 2**25
 _BLOCKS_IN_MEMORY = 2048  # 64 MB of uint16: 32 M tokens are read from disk once
@@ -50,34 +58,6 @@ _OPEN_SHARDS = 256
 DOCUMENT_DTYPE = np.dtype(
     [("name", object), ("start", np.int64), ("length", np.int64), ("bytes", np.int64)]
 )
-
-
-def cache_directory(config: DataConfig) -> Path:
-    """The directory of the cache of ``config``; its name has a digest of `cache_identity`."""
-    identity = json.dumps(cache_identity(config), sort_keys=True)
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    size = str(config.vocab_size) if config.tokenizer == "sentencepiece" else ""
-    label = Path(config.tokenizer + size).stem
-    return as_path(config.cache_dir) / f"{config.corpus}-{label}-{digest[:12]}"
-
-
-def cache_identity(config: DataConfig) -> dict[str, Any]:
-    """The fields of ``config`` that decide the tokens; packing and training length do not."""
-    corpora = [name for name, _ in config.components]
-    fields = {"components": [list(part) for part in config.components]}
-    names = ["tokenizer"]
-    if "gutenberg" in corpora:
-        names += ["validation_books", "excluded_books"]
-    if "c4" in corpora and config.tfds_data_dir:
-        names += ["tfds_name", "tfds_data_dir"]
-    if config.train_files:
-        names += ["train_files", "validation_files"]
-    if config.tokenizer == "sentencepiece":
-        names += ["vocab_size"]
-    for name in names:
-        value = getattr(config, name)
-        fields[name] = sorted(value) if isinstance(value, tuple) else value
-    return fields | {"format": FORMAT}
 
 
 class TokenCache:
@@ -202,29 +182,29 @@ def check_token_range(start: int, stop: int, num_tokens: int, split: str) -> Non
         raise IndexError(f"tokens [{start}, {stop}) of {split}; accepted: within [0, {num_tokens}]")
 
 
-def open_cache(config: DataConfig, split: str) -> TokenCache:
-    """Opens one split of the cache that ``config`` describes; needs neither TensorFlow nor text.
+def open_cache(config: DataConfig, split: str, fingerprint: str | None = None) -> TokenCache:
+    """Opens one split of a cache of ``config``; needs neither TensorFlow nor text.
 
     A cache in a bucket is first copied to this machine, once: ArrayRecord reads only local files.
 
+    Args:
+      fingerprint: of the cache to open; None opens the one that was built last.
+
     Raises:
-      CacheError: the cache is not built or damaged, or lacks more documents or files than
-        ``config.max_bad_documents`` or ``config.max_damaged_files`` allow.
+      MissingCacheError: the cache is not built.
+      CacheError: it is damaged, or lacks more documents or files than ``config.max_bad_documents``
+        or ``config.max_damaged_files`` allow.
       ValueError: ``split`` is unknown.
     """
     if split not in SPLITS:
         raise ValueError(f"split {split!r}; accepted: {SPLITS}")
-    directory = cache_directory(config)
     if config.corpus == "none":
-        return TokenCache(directory, _no_text(BytesTokenizer()), split)
-    check_bucket(directory)
+        return TokenCache(base_directory(config), _no_text(BytesTokenizer()), split)
+    check_bucket(config.cache_dir)
+    directory = cache_directory(config, fingerprint)
     manifest = read_manifest(directory)
     if manifest is None:
-        begun = " (it has been begun)" if partial_directory(directory).exists() else ""
-        raise CacheError(
-            f"there is no token cache of corpus {config.corpus!r} in {directory}{begun}; build it:"
-            " fope data build --config CONFIG"
-        )
+        raise MissingCacheError(_describe_missing(config, directory, fingerprint))
     bad = manifest["splits"][split].get("bad_documents", 0)
     damaged = damaged_files(manifest.get("sources", []), split)
     problem = ""
@@ -248,6 +228,15 @@ def open_cache(config: DataConfig, split: str) -> TokenCache:
     return TokenCache(directory, manifest, split)
 
 
+def _describe_missing(config: DataConfig, directory: Path, fingerprint: str | None) -> str:
+    begun = partial_directory(base_directory(config)).exists()
+    which = f" with fingerprint {fingerprint}" if fingerprint else ""
+    return (
+        f"there is no token cache of corpus {config.corpus!r}{which} in {directory}"
+        f"{' (it has been begun)' if begun else ''}; build it: {BUILD}"
+    )
+
+
 def _no_text(tokenizer: Tokenizer) -> dict[str, Any]:
     """The manifest of a cache without tokens, for runs that train on tasks only."""
     none = {"documents": 0, "bytes": 0, "empty_documents": 0, "changed_documents": 0, "shards": []}
@@ -259,11 +248,6 @@ def _no_text(tokenizer: Tokenizer) -> dict[str, Any]:
         "shard_tokens": SHARD_TOKENS,
         "splits": dict.fromkeys(SPLITS, none),
     }
-
-
-def partial_directory(directory: Path) -> Path:
-    """Where a cache is while it is being built."""
-    return directory.with_name(directory.name + ".partial")
 
 
 def _array_record():

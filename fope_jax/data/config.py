@@ -164,9 +164,11 @@ class DataConfig:
                 self._require("tfds_data_dir", alone, "empty where c4 is read from train_files")
             elif name != "none":
                 hint = " (or tfds_data_dir)" if name == "c4" else ""
-                self._require("train_files", bool(self.train_files), f"globs{hint}")
-                is_there = bool(self.validation_files)
-                self._require("validation_files", is_there, "globs of held-out files")
+                files = "globs of .txt, .jsonl or .json files, as --config.data"
+                train = f"{files}.train_files='notes/*.txt'{hint}"
+                self._require("train_files", bool(self.train_files), train)
+                held_out = f"{files}.validation_files='held_out/*.txt', no training files"
+                self._require("validation_files", bool(self.validation_files), held_out)
 
 
 def _name_and_share(entry: str) -> tuple[str, float]:

@@ -32,6 +32,13 @@ from fope_jax.storage.files import size_and_mtime
 from fope_jax.storage.paths import as_path, glob_paths
 
 _SUFFIXES = (".txt", ".jsonl", ".json")
+_CONVERSIONS = {
+    ".parquet": "; pandas.read_parquet(FILE).to_json('text.jsonl', orient='records', lines=True)"
+    " writes its rows as .jsonl, whose field 'text' is read",
+    ".csv": "; pandas.read_csv(FILE).to_json('text.jsonl', orient='records', lines=True) writes its"
+    " rows as .jsonl, whose field 'text' is read",
+    ".md": "; Markdown is text: copy it to a name that ends in .txt",
+}
 _GLOB_FIELDS = {"train": "train_files", "validation": "validation_files"}
 _GZIP_ERRORS = gzip.BadGzipFile, EOFError, zlib.error
 _KEYS_SHOWN = 8
@@ -43,7 +50,11 @@ def match_files(config: DataConfig, split: str) -> list[Path]:
     files = {name: glob_text_files(name, getattr(config, name)) for name in _GLOB_FIELDS.values()}
     shared = sorted(set(files["train_files"]) & set(files["validation_files"]))
     if shared:
-        raise CorpusError(f"{shared[0]} is matched by both train_files and validation_files")
+        raise CorpusError(
+            f"{shared[0]} is matched by both train_files = {list(config.train_files)} and"
+            f" validation_files = {list(config.validation_files)}; give the held-out files a"
+            " directory or a name of their own"
+        )
     return files[_GLOB_FIELDS[split]]
 
 
@@ -61,13 +72,15 @@ def glob_text_files(field: str, patterns: Iterable[str]) -> list[Path]:
                 )
         if not matched:
             raise CorpusError(
-                f"{field}: {pattern!r} matches no file (working directory {Path.cwd()})"
+                f"{field}: {pattern!r} matches no file (working directory {Path.cwd()}); name files"
+                " that are there, as in 'DIRECTORY/*.txt'"
             )
         files.update(matched)
     for path in sorted(files):
         if not has_text_suffix(path):
             raise CorpusError(
                 f"{field}: {path} is neither {', '.join(_SUFFIXES)} nor one of these with .gz"
+                f"{_CONVERSIONS.get(path.suffix.lower(), '')}"
             )
     return sorted(files)
 

@@ -18,6 +18,7 @@ from fope_jax.data.config import SPLITS
 from fope_jax.storage.content import HEAD_BYTES, detect_content
 
 MANIFEST = "manifest.json"
+BUILD = "fope data build --config CONFIG"
 REBUILD = "delete the directory and run `fope data build` again"
 _DIGEST = "sha256"
 
@@ -44,6 +45,10 @@ _FILE_SOURCE = {"path": str, "size": int, "mtime_ns": int, "split": str}
 
 class CacheError(RuntimeError):
     """A token cache is absent, damaged or cannot be written; the message names the file."""
+
+
+class MissingCacheError(CacheError):
+    """The token cache is not built; `fope` names the command that builds it in place of BUILD."""
 
 
 def add_digest(manifest: Mapping[str, Any]) -> dict[str, Any]:

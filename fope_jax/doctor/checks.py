@@ -315,8 +315,8 @@ def _check_checkpoints(
 def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]]) -> Check:
     """The token cache of each split is whole, and the one that checkpoints were trained on."""
     from fope_jax.data import manifest as manifests
-    from fope_jax.data.cache import open_cache
     from fope_jax.data.config import SPLITS
+    from fope_jax.evaluate.run_data import find_run_data, load_run_tokenizer
 
     if experiment is None:
         return Check("data", f"not looked for without {CONFIG}")
@@ -324,7 +324,7 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
     build = f"fope data build --config {run / CONFIG}"
     for split in SPLITS:
         try:
-            cache = open_cache(experiment.data, split)
+            cache = find_run_data(run, experiment.data).open(split)
             cache.verify()
             _ = cache.tokenizer
             caches.append(cache)
@@ -341,6 +341,10 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
             )
             advice = f"bring the text back that it was trained on, then: {build}"
             findings.append(Finding(problem, advice))
+    try:
+        load_run_tokenizer(run, experiment.data)
+    except (RuntimeError, ValueError, OSError) as error:
+        findings.append(Finding(str(error), f"copy it back from {directory}"))
     manifest = manifests.read_manifest(directory)
     known = {manifests.MANIFEST, "tokenizer.model", "tokenizer.json"}
     known |= manifests.file_hashes(manifest).keys() if manifest else set()

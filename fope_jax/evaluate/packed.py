@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from fope_jax.config import ConfigError
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.perplexity import document_rows, score_in_cache
 from fope_jax.evaluate.scoring import Scorer
@@ -30,9 +31,9 @@ from fope_jax.model.attention import TokenIndex
 
 
 def check_chunks(contexts: Sequence[int]) -> None:
-    """Raises ValueError where a chunk would have no token to score."""
+    """Raises ConfigError where a chunk would have no token to score."""
     if min(contexts) < 2:
-        raise ValueError(
+        raise ConfigError(
             f"a chunk of {min(contexts)} token has none to score, since its first is only read; "
             "accepted: contexts of 2 tokens or more"
         )

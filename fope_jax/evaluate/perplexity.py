@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from fope_jax.config import ConfigError
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.scoring import Scorer, score_windows
 from fope_jax.evaluate.windows import Windows, place_windows, position_buckets, share_evenly
@@ -117,6 +118,15 @@ def score_in_cache(
     return nats, hits, np.stack([read(i)[-scored:] for i in range(count)])
 
 
+def check_scored(scored: int, contexts: Sequence[int]) -> None:
+    """Raises ConfigError where a window would have fewer tokens than are scored."""
+    if scored > min(contexts):
+        raise ConfigError(
+            f"scored_tokens is {scored}, more than the shortest context of {min(contexts)} "
+            "tokens; all scored tokens must fit into every window"
+        )
+
+
 def score_same_tokens(
     scorer: Scorer,
     cache: Any,
@@ -134,11 +144,7 @@ def score_same_tokens(
     Raises:
       ValueError: no document holds the longest window, or ``scored`` exceeds the shortest.
     """
-    if scored > min(contexts):
-        raise ValueError(
-            f"scored_tokens is {scored}, more than the shortest context of {min(contexts)} "
-            "tokens; all scored tokens must fit into every window"
-        )
+    check_scored(scored, contexts)
     longest = max(contexts)
     windows = place_windows(cache.documents, longest=longest, scored=scored, total=num_windows)
     rows = []

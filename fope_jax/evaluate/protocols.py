@@ -7,27 +7,39 @@ import functools
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fope_jax.config import EvaluateConfig, Experiment, check_vocabulary
+from fope_jax.config import ConfigError, EvaluateConfig, Experiment, check_vocabulary
 from fope_jax.data.bos import Bos, find_bos
-from fope_jax.data.cache import open_cache
 from fope_jax.data.held_out import read_held_out
 from fope_jax.data.retrieval import TASKS
 from fope_jax.data.retrieval.base import Task
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
 from fope_jax.data.retrieval.registry import make_task
-from fope_jax.data.retrieval.text_task import CorpusHaystack
+from fope_jax.data.retrieval.text_task import CorpusHaystack, TextTask
 from fope_jax.evaluate.generation import Answerer
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.packed import check_chunks, score_chunks, score_resets
-from fope_jax.evaluate.perplexity import score_from_start, score_positions, score_same_tokens
-from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
+from fope_jax.evaluate.perplexity import (
+    check_scored,
+    score_from_start,
+    score_positions,
+    score_same_tokens,
+)
+from fope_jax.evaluate.retrieval import ContextTooShortError, TrialGrid, check_trials, score_task
+from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.scoring import Progress, Scorer
 from fope_jax.evaluate.sliding import check_stride, score_sliding
-from fope_jax.evaluate.windows import Windows, context_lengths, place_blocks
+from fope_jax.evaluate.windows import (
+    TooShortError,
+    Windows,
+    allowed_contexts,
+    context_lengths,
+    place_blocks,
+    place_windows,
+)
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +117,32 @@ class TextProtocol(NamedTuple):
     beginning: str = "every window begins with {}, in place of its first token"
 
 
+def _check_same_tokens(cache: Any, settings: dict[str, Any]) -> None:
+    check_scored(settings["scored"], settings["contexts"])
+    place_windows(
+        cache.documents,
+        longest=max(settings["contexts"]),
+        scored=settings["scored"],
+        total=settings["num_windows"],
+    )
+
+
 def _check_sliding(cache: Any, settings: dict[str, Any]) -> None:
     check_stride(settings["stride"], settings["contexts"])
+    longest = max(settings["contexts"])
+    total = settings["num_windows"]
+    place_windows(cache.documents, longest=longest, scored=longest, total=total)
+
+
+def _check_long_window(cache: Any, settings: dict[str, Any]) -> None:
+    longest, total = settings["context"], settings["num_windows"]
+    place_windows(cache.documents, longest=longest, scored=longest, total=total)
 
 
 def _check_chunks(cache: Any, settings: dict[str, Any]) -> None:
     check_chunks(settings["contexts"])
+    length, blocks = math.lcm(*settings["contexts"]), settings["num_blocks"]
+    place_blocks(cache.documents, length=length, total=blocks)
 
 
 def _check_boundaries(cache: Any, settings: dict[str, Any]) -> None:
@@ -124,14 +156,14 @@ CHUNKS_AND_DOCUMENTS = (
 )
 DOCUMENTS = "every document is read after {}"
 TEXT_PROTOCOLS = {
-    "same-tokens": TextProtocol("perplexity", score_same_tokens),
+    "same-tokens": TextProtocol("perplexity", score_same_tokens, _check_same_tokens),
     "sliding-window": TextProtocol("perplexity", score_sliding, _check_sliding),
     "chunks": TextProtocol("perplexity", score_chunks, _check_chunks),
     "document-resets": TextProtocol(
         "perplexity", score_resets, _check_boundaries, CHUNKS_AND_DOCUMENTS
     ),
     "no-resets": TextProtocol("perplexity", score_resets, _check_boundaries),
-    "long-window": TextProtocol("position", score_positions),
+    "long-window": TextProtocol("position", score_positions, _check_long_window),
     "from-start": TextProtocol("position", score_from_start, beginning=DOCUMENTS),
 }
 PROTOCOLS = (*TEXT_PROTOCOLS, PASSKEY, RETRIEVAL)
@@ -157,77 +189,203 @@ def protocol_names(wanted: Sequence[str]) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------- planning
 
 
+class Planned(NamedTuple):
+    """A protocol that may not fit the data.
+
+    Attributes:
+      label: as ``Protocol.label``.
+      contexts: tokens of its windows.
+      make: contexts -> the protocol; ValueError where it does not fit.
+      is_named: whether it was asked for by name: it is an error if it does not fit.
+      is_one_of_all: whether it was asked for by "all": it is left out if it does not fit.
+      is_flexible: whether contexts that do not fit are left out; an error otherwise.
+    """
+
+    label: str
+    contexts: list[int]
+    make: Callable[[list[int]], Protocol]
+    is_named: bool
+    is_one_of_all: bool
+    is_flexible: bool
+
+
+def unstated_settings(
+    evaluate: EvaluateConfig, stated: Collection[str] = (), *, is_extension: bool = False
+) -> frozenset[str]:
+    """The fields of an ``evaluate`` section that nobody stated: they have their defaults.
+
+    An extension divides the default lengths by its longer training length.
+
+    Args:
+      stated: keys of overrides, such as "evaluate.lengths".
+
+    >>> sorted(unstated_settings(EvaluateConfig(lengths=(1, 3)), ["evaluate.protocols"]))[:2]
+    ['add_bos_token', 'batch_tokens']
+    """
+    default, unstated = EvaluateConfig(), set()
+    for field in dataclasses.fields(evaluate):
+        value, usual = getattr(evaluate, field.name), getattr(default, field.name)
+        if is_extension and field.name in ("lengths", "passkey_lengths"):
+            usual = usual[: len(value)]
+        if value == usual and f"evaluate.{field.name}" not in stated:
+            unstated.add(field.name)
+    return frozenset(unstated)
+
+
 def plan_protocols(
-    experiment: Experiment, data_fingerprint: str | None, wanted: Sequence[str] | None = None
+    experiment: Experiment,
+    data: RunData,
+    wanted: Sequence[str] | None = None,
+    unstated: Collection[str] | None = None,
 ) -> list[Protocol]:
     """The protocols that an experiment's ``evaluate`` section asks for, checked before any work.
 
+    What does not fit the data is left out with a warning that says why, unless it was asked for by
+    name: a protocol or a task by ``wanted`` or by its setting, a length by its setting.
+
     Args:
-      data_fingerprint: of the token cache used in training; None for imported weights.
-      wanted: names of ``PROTOCOLS``, or "all", in place of ``evaluate.protocols``. A protocol that
-        cannot run is an error if named, and a warning if part of "all". "retrieval" without
-        ``evaluate.retrieval_tasks`` means all tasks that fit.
+      data: the token cache of the run.
+      wanted: names of ``PROTOCOLS``, or "all", in place of ``evaluate.protocols``. "retrieval"
+        without ``evaluate.retrieval_tasks`` means all tasks that fit.
+      unstated: see ``unstated_settings``; None compares the settings with the defaults.
 
     Raises:
-      ValueError: an unknown protocol, a length that the position embedding or a protocol does not
-        allow, or another token cache than in training.
+      ValueError: an unknown protocol, or something asked for by name that does not fit.
+      CacheError: the token cache is missing or damaged.
     """
     settings = experiment.evaluate
+    unstated = unstated_settings(settings) if unstated is None else unstated
     asked = settings.protocols if wanted is None else wanted
+    named = () if wanted is None and "protocols" in unstated else asked
     names = protocol_names(asked)
-    text_names = [name for name in names if name in TEXT_PROTOCOLS]
-    multiples = settings.lengths if text_names else ()
-    contexts = context_lengths(experiment, multiples, "evaluate.lengths")
-    multiples = settings.passkey_lengths if len(names) > len(text_names) else ()
-    trial_contexts = context_lengths(experiment, multiples, "evaluate.passkey_lengths")
-    caches = {name: open_cache(experiment.data, name) for name in settings.splits or ("train",)}
+    caches = {name: data.open(name) for name in settings.splits or ("train",)}
     cache = next(iter(caches.values()))
-    if data_fingerprint is not None and cache.fingerprint != data_fingerprint:
-        raise ValueError(
-            f"the model was trained on a token cache with fingerprint {data_fingerprint}, but the "
-            f"one in {experiment.data.cache_dir} has {cache.fingerprint}: its corpus or tokenizer "
-            "has changed, and its tokens mean something else to the model"
-        )
     tokenizer = cache.tokenizer
     check_vocabulary(tokenizer.vocab_size, experiment.model)
     bos = find_bos(tokenizer, settings.bos_token) if settings.add_bos_token else None
-
-    # (label, is_required, make) of each protocol, in order.
-    planned: list[tuple[str, bool, Callable[[], Protocol]]] = []
     texts = {name: caches[name] for name in settings.splits}
-    held_out = [read_held_out(source, tokenizer, experiment.data) for source in settings.texts]
+    held_out = [read_held_out(source, tokenizer, data.config) for source in settings.texts]
     texts |= {text.split: text for text in held_out}
+
+    planned: list[Planned] = []
+    is_all = "all" in asked
+    text_names = [name for name in names if name in TEXT_PROTOCOLS]
+    is_flexible = "lengths" in unstated
+    contexts = _contexts(experiment, "lengths", is_flexible) if text_names else []
     for split, text in texts.items() if contexts else ():
         for name in text_names:
-            make = functools.partial(_text_protocol, name, experiment, text, split, contexts, bos)
+            make = functools.partial(_text_protocol, name, experiment, text, split, bos)
+            label = f"{name} ({split})"
             if _num_windows(name, settings):
-                planned.append((f"{name} ({split})", name in asked, make))
+                planned.append(Planned(label, contexts, make, name in named, is_all, is_flexible))
             elif name in asked and wanted is not None:
                 raise ValueError(
                     f"protocol {name} is asked for, but this run's configuration has "
                     "evaluate.num_windows or evaluate.position_windows = 0, none of its windows"
                 )
-    if trial_contexts and settings.passkey_trials and settings.passkey_depths:
-        tasks = [(PASSKEY, name, True) for name in settings.passkey_templates if PASSKEY in names]
-        if RETRIEVAL in names and (settings.retrieval_tasks or wanted is None):
-            tasks += [(RETRIEVAL, name, True) for name in settings.retrieval_tasks]
-        elif RETRIEVAL in names:
-            tasks += [(RETRIEVAL, name, False) for name in TASKS if name != PASSKEY]
-        for kind, name, is_required in tasks:
-            make = functools.partial(
-                _trial_protocol, kind, name, experiment, cache, trial_contexts, bos
-            )
-            planned.append((f"{kind} ({name})", is_required, make))
+    has_trials = settings.passkey_trials and settings.passkey_depths
+    if has_trials and len(names) > len(text_names):
+        is_flexible = "passkey_lengths" in unstated
+        contexts = _contexts(experiment, "passkey_lengths", is_flexible)
+        for kind, name, is_named in _trial_names(settings, names, named, wanted):
+            make = functools.partial(_trial_protocol, kind, name, experiment, cache, bos)
+            if contexts:
+                label = f"{kind} ({name})"
+                planned.append(Planned(label, contexts, make, is_named, is_all, is_flexible))
+    return _make_fitting(planned)
 
-    protocols = []
-    for label, is_required, make in planned:
-        try:
-            protocols.append(make())
-        except ValueError as error:
-            if is_required:
-                raise
-            log.warning("%s is left out: %s", label, error)
+
+def _contexts(experiment: Experiment, field: str, is_flexible: bool) -> list[int]:
+    """The contexts of ``evaluate.lengths`` or ``passkey_lengths``, see ``context_lengths``."""
+    multiples, what = getattr(experiment.evaluate, field), f"evaluate.{field}"
+    if not is_flexible:
+        return context_lengths(experiment, multiples, what)
+    contexts, beyond = allowed_contexts(experiment, multiples)
+    if beyond:
+        log.warning(
+            "%s: %s tokens are left out: %s is defined for at most %d",
+            what,
+            _join(beyond),
+            type(experiment.position).__name__,
+            experiment.position.limits.max_length,
+        )
+    return contexts
+
+
+def _trial_names(
+    settings: EvaluateConfig,
+    names: Sequence[str],
+    named: Sequence[str],
+    wanted: Sequence[str] | None,
+) -> list[tuple[str, str, bool]]:
+    """Kind, template or task, and whether it was named, of each protocol with trials."""
+    templates = settings.passkey_templates if PASSKEY in names else ()
+    tasks = [(PASSKEY, name, PASSKEY in named) for name in templates]
+    if RETRIEVAL in names and (settings.retrieval_tasks or wanted is None):
+        tasks += [(RETRIEVAL, name, True) for name in settings.retrieval_tasks]
+    elif RETRIEVAL in names:
+        tasks += [(RETRIEVAL, name, False) for name in TASKS if name != PASSKEY]
+    return tasks
+
+
+def _make_fitting(planned: Sequence[Planned]) -> list[Protocol]:
+    """Makes the protocols; warns of what is left out, once for each reason."""
+    protocols: list[Protocol] = []
+    left_out: dict[str, list[str]] = {}
+    for plan in planned:
+        protocol, reason = _fit(plan)
+        if protocol is not None:
+            protocols.append(protocol)
+        if reason:
+            left_out.setdefault(reason, []).append(plan.label)
+    for reason, labels in left_out.items():
+        log.warning("%s: %s", ", ".join(labels), reason)
+    if planned and not protocols:
+        log.warning("nothing that this evaluation measures fits the data")
     return protocols
+
+
+def _fit(plan: Planned) -> tuple[Protocol | None, str]:
+    """The protocol at the contexts that fit, or None; and what was left out and why."""
+    contexts, reasons = list(plan.contexts), {}
+    while True:
+        try:
+            protocol = plan.make(contexts)
+        except ValueError as error:
+            may_drop = plan.is_flexible and len(contexts) > 1
+            if may_drop and isinstance(error, TooShortError):
+                contexts.pop()
+            elif may_drop and isinstance(error, ContextTooShortError):
+                contexts.pop(0)
+            elif plan.is_named or (_is_of_settings(error, plan) and not plan.is_one_of_all):
+                raise
+            else:
+                return None, f"left out: {error}"
+            reasons.setdefault(type(error), str(error))
+        else:
+            dropped = _join(n for n in plan.contexts if n not in contexts)
+            why = "; ".join(reasons.values())
+            return protocol, f"{dropped} tokens left out: {why}" if dropped else ""
+
+
+def _is_of_settings(error: ValueError, plan: Planned) -> bool:
+    """Whether a stated setting is at fault, and not the data."""
+    is_of_length = isinstance(error, (TooShortError, ContextTooShortError))
+    return isinstance(error, ConfigError) or (is_of_length and not plan.is_flexible)
+
+
+def _join(numbers: Iterable[int]) -> str:
+    return ", ".join(f"{number:,}" for number in numbers)
+
+
+def check_haystack(cache: Any, context: int) -> None:
+    """Raises TooShortError where a split has fewer tokens than a context takes as haystack."""
+    if context > cache.num_tokens:
+        raise TooShortError(
+            f"a haystack of {context} tokens is not in the {cache.split} split, which has "
+            f"{cache.num_tokens}; evaluate shorter lengths, or take "
+            "--config.evaluate.needle_haystack=noise"
+        )
 
 
 def _num_windows(name: str, config: EvaluateConfig) -> int:
@@ -236,7 +394,7 @@ def _num_windows(name: str, config: EvaluateConfig) -> int:
 
 
 def _text_protocol(
-    name: str, experiment: Experiment, cache: Any, split: str, contexts: list[int], bos: Bos | None
+    name: str, experiment: Experiment, cache: Any, split: str, bos: Bos | None, contexts: list[int]
 ) -> Protocol:
     """A protocol on one text; ValueError where its settings or the text are unfit."""
     config, length = experiment.evaluate, experiment.train.length
@@ -267,12 +425,12 @@ def _text_protocol(
 
 
 def _trial_protocol(
-    kind: str, name: str, experiment: Experiment, cache: Any, contexts: list[int], bos: Bos | None
+    kind: str, name: str, experiment: Experiment, cache: Any, bos: Bos | None, contexts: list[int]
 ) -> Protocol:
-    """A protocol on trials; ValueError where a context is too short for them."""
+    """A protocol on trials; ValueError where a context is too short or the haystack too small."""
     settings, tokenizer = experiment.evaluate, cache.tokenizer
     if kind == PASSKEY and name not in TEMPLATES:
-        raise ValueError(
+        raise ConfigError(
             f"evaluate.passkey_templates names {name!r}; accepted: {', '.join(TEMPLATES)}"
         )
     task: Task
@@ -284,6 +442,8 @@ def _trial_protocol(
     depths, trials = settings.passkey_depths, settings.passkey_trials
     grid = TrialGrid(contexts, depths, trials, TRIAL_SEED, bos and bos.id)
     check_trials(task, grid)
+    if isinstance(task, TextTask) and isinstance(task.haystack, CorpusHaystack):
+        check_haystack(cache, max(contexts))
 
     def run(answerer: Answerer, progress: Progress) -> tuple[list[Row], None]:
         batch_tokens = settings.batch_tokens

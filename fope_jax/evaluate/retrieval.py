@@ -26,6 +26,10 @@ from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.scoring import Progress, no_progress
 
 
+class ContextTooShortError(ValueError):
+    """A context has no room for a trial; longer ones may have."""
+
+
 class TrialGrid(NamedTuple):
     """The trials of a task.
 
@@ -58,13 +62,13 @@ class TrialGrid(NamedTuple):
 
 
 def check_trials(task: Task, grid: TrialGrid) -> None:
-    """Raises ValueError, with the shortest length that fits, where a context is too short."""
+    """Raises ContextTooShortError, with the shortest length that fits."""
     if grid.trials < 1:
         raise ValueError(f"passkey_trials is {grid.trials}; accepted: 1 or more")
     minimum = max(task.min_length(grid.generator(number), "test") for number in range(grid.count))
     minimum += grid.bos is not None
     if min(grid.contexts) < minimum:
-        raise ValueError(
+        raise ContextTooShortError(
             f"passkey_lengths gives a context of {min(grid.contexts)} tokens, too short for "
             f"{task.name!r}, which takes at least {minimum} with this tokenizer; evaluate longer "
             "contexts or leave it out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +30,7 @@ from fope_jax.evaluate.metrics import (
     replace_rows,
     row_ids,
 )
-from fope_jax.evaluate.protocols import Protocol, plan_protocols
+from fope_jax.evaluate.protocols import Protocol, plan_protocols, unstated_settings
 from fope_jax.evaluate.restore import (
     NonFiniteError,
     check_weights,
@@ -38,8 +39,10 @@ from fope_jax.evaluate.restore import (
     read_experiment,
     warn_where_bos_is_unknown,
 )
+from fope_jax.evaluate.run_data import find_run_data, record_cache_dir, warn_of_another_tokenizer
 from fope_jax.evaluate.scoring import Progress, Scorer, model_scorer
 from fope_jax.extras import require
+from fope_jax.logs import is_quiet
 from fope_jax.model.sharding import MeshConfig, make_mesh
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import is_main_process, reached_preemption, wait_for_processes
@@ -48,6 +51,7 @@ from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path
 
+CACHE_KEY = "data.cache_dir"
 NAMES_SHOWN = 20  # most names of too short documents in a row
 
 
@@ -76,7 +80,8 @@ def evaluate(
       force: whether to score protocols again whose rows exist.
       accept_position: see ``check_fingerprint``.
       overrides: values for the run's ``evaluate`` section, as ``"evaluate.texts=news"``. Rows
-        record them; config.json does not change.
+        record them; config.json does not change. ``"data.cache_dir=DIR"`` names the place of a
+        token cache that was moved; run.json then keeps it.
       progress: called as ``progress(batches, desc=...)``; None shows tqdm bars.
       say: called with one line for each protocol.
 
@@ -94,10 +99,12 @@ def evaluate(
     say = say if is_main_process() else lambda line: None
     with fail_together():
         # Before the lock, which would create the directory for a mistyped name.
-        experiment = _with_overrides(read_experiment(workdir), overrides)
+        experiment, stated = _with_overrides(read_experiment(workdir), overrides)
+        data = find_run_data(workdir, experiment.data)
     with lock_run(workdir, "evaluate"):
-        if not any("evaluate.add_bos_token=" in override for override in overrides):
+        if "evaluate.add_bos_token" not in stated:
             warn_where_bos_is_unknown(workdir)
+        warn_of_another_tokenizer(workdir, experiment.data)
         request = {
             "--step": step,
             "--protocols": protocols,
@@ -105,13 +112,22 @@ def evaluate(
             "--force": force,
             "--accept-position": accept_position,
         }
-        check_processes_agree(experiment, request, experiment.evaluate.splits)
+        check_processes_agree(experiment, request, experiment.evaluate.splits, data)
 
         # ------------------------------------------------------------ what is missing
         with contextlib.closing(CheckpointStore(workdir / "checkpoints")) as store:
             step = find_step(workdir, store, step)
+            if data.fingerprint is None:  # run.json may be lost
+                data = dataclasses.replace(data, fingerprint=store.metadata(step)["data"])
             with fail_together():
-                planned = plan_protocols(experiment, store.metadata(step)["data"], protocols)
+                planned = plan_protocols(
+                    experiment,
+                    data,
+                    protocols,
+                    unstated_settings(experiment.evaluate, stated, is_extension=data.is_extension),
+                )
+        if CACHE_KEY in stated and is_main_process():
+            record_cache_dir(workdir, data)
         path = workdir / METRICS
         rows = read_rows(path)
         missing = [p for p in planned if force or not _is_done(p, rows, step)]
@@ -134,17 +150,22 @@ def evaluate(
         return [row for row in read_rows(path) if any(p.owns(row, step) for p in planned)]
 
 
-def _with_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    for override in overrides:
-        key, text = split_override(override)
-        if not key.startswith("evaluate."):
+def _with_overrides(
+    experiment: Experiment, overrides: Sequence[str]
+) -> tuple[Experiment, frozenset[str]]:
+    """The experiment with ``overrides``, and the keys that they state."""
+    texts = dict(map(split_override, overrides))
+    for key, text in texts.items():
+        if not key.startswith("evaluate.") and key != CACHE_KEY:
             raise ValueError(
                 f"--config.{key}={text}: a trained run keeps its configuration; accepted: "
-                "values of its evaluate section, such as --config.evaluate.texts=news"
+                "values of its evaluate section, such as --config.evaluate.texts=news, and "
+                f"--config.{CACHE_KEY}=DIR where its token cache was moved"
             )
-    if not overrides:
-        return experiment
-    return build_experiment(apply_overrides(ConfigDict(experiment_to_dict(experiment)), overrides))
+    if overrides:
+        values = ConfigDict(experiment_to_dict(experiment))
+        experiment = build_experiment(apply_overrides(values, overrides))
+    return experiment, frozenset(texts)
 
 
 def _is_done(protocol: Protocol, rows: Iterable[Row], step: int) -> bool:
@@ -228,4 +249,5 @@ def _stopping(progress: Progress) -> Progress:
 
 def _progress_bar(batches: Iterable[int], desc: str) -> Iterable[int]:
     tqdm = require("tqdm", "train").tqdm
-    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=not is_main_process())
+    is_hidden = is_quiet() or not is_main_process()
+    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=is_hidden)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fope_jax.config import ConfigError
 from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.perplexity import document_rows, score_in_cache
 from fope_jax.evaluate.scoring import Scorer
@@ -19,9 +20,9 @@ from fope_jax.evaluate.windows import Windows, place_windows
 
 
 def check_stride(stride: int, contexts: Sequence[int]) -> None:
-    """Raises ValueError where a stride would skip tokens between two windows."""
+    """Raises ConfigError where a stride would skip tokens between two windows."""
     if not 1 <= stride <= min(contexts):
-        raise ValueError(
+        raise ConfigError(
             f"stride is {stride}, accepted: 1 to the shortest context of {min(contexts)} tokens; "
             "with a longer stride tokens between two windows would not be scored"
         )

@@ -15,12 +15,12 @@ import jax
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment
-from fope_jax.data.cache import CacheError, open_cache
+from fope_jax.data.manifest import CacheError
 from fope_jax.evaluate.metrics import Row, non_finite_rows, row_ids
-from fope_jax.evaluate.protocols import Protocol, plan_protocols
+from fope_jax.evaluate.protocols import Protocol, plan_protocols, unstated_settings
 from fope_jax.evaluate.restore import evaluation_graphdef
+from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.scoring import Scorer, no_progress, scorer_factory
-from fope_jax.evaluate.windows import place_windows
 from fope_jax.processes.signals import is_distributed
 
 log = logging.getLogger(__name__)
@@ -32,9 +32,7 @@ Check = Callable[[], None]
 ValidationFn = Callable[[int, Any, Any, Check], list[Row]]
 
 
-def find_validation_fn(
-    experiment: Experiment, data_fingerprint: str, mesh: Mesh
-) -> ValidationFn | None:
+def find_validation_fn(experiment: Experiment, data: RunData, mesh: Mesh) -> ValidationFn | None:
     """What ``train.evaluate_every`` asks for; see `make_validation_fn`.
 
     With "auto" it measures the shortest of ``evaluate.lengths``, and is None, with a line in the
@@ -43,18 +41,21 @@ def find_validation_fn(
     if experiment.train.evaluation_interval is None:
         return None
     if experiment.train.evaluate_every != "auto":
-        return make_validation_fn(experiment, data_fingerprint, mesh)
+        return make_validation_fn(experiment, data, mesh)
+    if experiment.data.corpus == "none":
+        log.info("no validation loss during training: all rows are tasks, there is no text")
+        return None
     lengths = tuple(sorted(experiment.evaluate.lengths)[:1])
     shortest = dataclasses.replace(experiment.evaluate, lengths=lengths)
     try:
         cheap = dataclasses.replace(experiment, evaluate=shortest)
-        return make_validation_fn(cheap, data_fingerprint, mesh)
+        return make_validation_fn(cheap, data, mesh)
     except (ValueError, CacheError) as error:
         log.info("no validation loss during training: %s", error)
         return None
 
 
-def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh) -> ValidationFn:
+def make_validation_fn(experiment: Experiment, data: RunData, mesh: Mesh) -> ValidationFn:
     """Makes the function that evaluates a model during training.
 
     It scores ``evaluate.training_windows`` windows at each of ``evaluate.lengths`` and
@@ -66,24 +67,21 @@ def make_validation_fn(experiment: Experiment, data_fingerprint: str, mesh: Mesh
       before and, in a single process, during each batch; what it raises ends the evaluation.
 
     Raises:
-      ValueError: nothing to measure, no document for the longest window, or settings that
+      ValueError: nothing to measure, no document for a window, or settings that
         ``plan_protocols`` refuses.
     """
     settings = experiment.evaluate
     few = dataclasses.replace(settings, num_windows=settings.training_windows, texts=())
     cheap = dataclasses.replace(experiment, evaluate=few)
-    protocols = plan_protocols(cheap, data_fingerprint, ("same-tokens",)) if few.num_windows else []
+    unstated = unstated_settings(settings, is_extension=data.is_extension)
+    wanted = ("same-tokens",)
+    protocols = plan_protocols(cheap, data, wanted, unstated) if few.num_windows else []
     if not protocols:
         raise ValueError(
             f"train.evaluate_every = {experiment.train.evaluate_every}, but there is nothing to "
             f"measure: evaluate.lengths = {settings.lengths}, evaluate.splits = {settings.splits}, "
             f"evaluate.training_windows = {settings.training_windows}; None turns it off"
         )
-    for protocol in protocols:  # fail before training, not at its first evaluation
-        documents = open_cache(experiment.data, protocol.identity["split"]).documents
-        scored, total = protocol.settings["scored"], protocol.settings["num_windows"]
-        for context in protocol.settings["contexts"]:
-            place_windows(documents, longest=context, scored=scored, total=total)
     make_scorer = scorer_factory(evaluation_graphdef(experiment), mesh)
 
     def validate(step: int, params: Any, constants: Any, check: Check) -> list[Row]:

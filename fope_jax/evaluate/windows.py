@@ -14,6 +14,10 @@ import numpy as np
 from fope_jax.config import Experiment
 
 
+class TooShortError(ValueError):
+    """A text has no window of the longest length; shorter lengths may have one."""
+
+
 class Windows(NamedTuple):
     """The windows of one protocol, in the order of the cache.
 
@@ -29,19 +33,30 @@ class Windows(NamedTuple):
     too_short: tuple[str, ...]
 
 
+def allowed_contexts(
+    experiment: Experiment, multiples: Iterable[int]
+) -> tuple[list[int], list[int]]:
+    """Training length times each of ``multiples``, sorted: those that the position embedding is
+    defined for, and those beyond."""
+    length, limit = experiment.train.length, experiment.position.limits.max_length
+    contexts = sorted({length * multiple for multiple in multiples})
+    inside = [n for n in contexts if limit is None or n <= limit]
+    return inside, contexts[len(inside) :]
+
+
 def context_lengths(experiment: Experiment, multiples: Iterable[int], what: str) -> list[int]:
     """Training length times each of ``multiples``, sorted and unique.
 
     Raises:
       ValueError: the longest exceeds the limit of the position embedding; ``what`` asks for it.
     """
-    length, limit = experiment.train.length, experiment.position.limits.max_length
-    contexts = sorted({length * multiple for multiple in multiples})
-    if limit is not None and contexts and contexts[-1] > limit:
+    contexts, beyond = allowed_contexts(experiment, multiples)
+    if beyond:
+        length, limit = experiment.train.length, experiment.position.limits.max_length
         raise ValueError(
-            f"{what} reach {contexts[-1]} tokens, but {type(experiment.position).__name__} is "
+            f"{what} reach {beyond[-1]} tokens, but {type(experiment.position).__name__} is "
             f"defined for at most {limit}; evaluate multiples of train.length = {length} up to "
-            f"{limit // length}"
+            f"{(limit or 0) // length}"
         )
     return contexts
 
@@ -80,8 +95,8 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
     target is scored twice. ``documents`` has fields ``name``, ``start`` and ``length`` (tokens).
 
     Raises:
-      ValueError: no document has ``longest + 1`` tokens, or ``scored`` or ``total`` is out of
-        range.
+      TooShortError: no document has ``longest + 1`` tokens.
+      ValueError: ``scored`` or ``total`` is out of range.
     """
     if not 1 <= scored <= longest:
         raise ValueError(f"scored_tokens is {scored}; accepted: 1 to the window's {longest} tokens")
@@ -92,10 +107,11 @@ def place_windows(documents: np.ndarray, *, longest: int, scored: int, total: in
     # A window of n inputs needs n + 1 tokens: the last is only a target.
     capacity = np.maximum(0, (lengths - longest - 1) // scored + 1)
     if not capacity.any():
-        raise ValueError(
+        raise TooShortError(
             f"no document is long enough for a window of {longest} tokens: that takes "
             f"{longest + 1}, and the longest of {len(lengths)} documents has "
-            f"{lengths.max(initial=0)}; evaluate shorter lengths or longer documents"
+            f"{lengths.max(initial=0)}; evaluate shorter lengths or longer documents, or join them "
+            "(protocol chunks)"
         )
     shares = share_evenly(capacity, total)
     slots = [_evenly_spaced(*pair) for pair in zip(capacity, shares, strict=True)]
@@ -113,7 +129,8 @@ def place_blocks(
     with ``require_boundary`` only blocks in which a document begins after the first token.
 
     Raises:
-      ValueError: no such block, or ``total`` is out of range.
+      TooShortError: no such block.
+      ValueError: ``total`` is out of range, or no block has a boundary.
     """
     if total < 1:
         raise ValueError(f"the number of blocks is {total}; accepted: 1 or more")
@@ -121,7 +138,7 @@ def place_blocks(
     size = int(starts[-1] + documents["length"][-1])
     blocks = np.arange((size - 1) // length, dtype=np.int64)
     if not len(blocks):
-        raise ValueError(
+        raise TooShortError(
             f"the {len(starts)} documents joined have {size} tokens, and a block of {length} takes "
             f"{length + 1}; evaluate shorter lengths, or such that the longest is a multiple of all"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import jax
 from ml_collections import ConfigDict
 
 from fope_jax.config import ConfigError, Experiment, split_override
-from fope_jax.data.cache import CacheError, TokenCache, open_cache
+from fope_jax.data.cache import TokenCache
+from fope_jax.data.manifest import CacheError, MissingCacheError
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
-from fope_jax.evaluate.protocols import plan_protocols
+from fope_jax.evaluate.protocols import plan_protocols, unstated_settings
 from fope_jax.evaluate.run import evaluate
+from fope_jax.evaluate.run_data import RunData, describe_data, find_run_data, load_run_tokenizer
 from fope_jax.extend.arrays import carry_train_state
 from fope_jax.extend.child import child_experiment
 from fope_jax.extend.coefficients import carry_variables
@@ -25,6 +28,7 @@ from fope_jax.extend.lineage import check_request, data_changes, has_same_data, 
 from fope_jax.extend.methods import frequency_changes
 from fope_jax.extend.parent import Parent, open_parent
 from fope_jax.interop.hub import PREFIX
+from fope_jax.interop.huggingface import export_problem
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import position_variables
@@ -119,17 +123,20 @@ def extend(
         if has_begun:
             check_request(workdir, lineage, request)
         check_workdir(workdir, child)
+        data = _find_data(parent, child, workdir)
         if not has_begun:  # before anything is written
-            fingerprint = _open_cache(child, workdir, parent).fingerprint
+            _open_cache(data, child, workdir, parent)
             if should_evaluate:
-                plan_protocols(child, fingerprint)
-    check_processes_agree(child, request | {"--accept-position": accept_position})
+                stated = map(itemgetter(0), map(split_override, overrides))
+                unstated = unstated_settings(child.evaluate, [*stated], is_extension=True)
+                plan_protocols(child, data, unstated=unstated)
+    check_processes_agree(child, request | {"--accept-position": accept_position}, data=data)
     with lock_run(workdir, "extend"):
         store = CheckpointStore(workdir / CHECKPOINTS, keep=child.train.keep)
         try:
             if store.latest_valid_step(quarantine=True) is None:
                 check_checkpoints_present(workdir, None)
-                _save_step_0(parent, child, workdir, store, request, warn_above)
+                _save_step_0(parent, child, data, workdir, store, request, warn_above)
         finally:
             store.close()
     train(child, workdir)
@@ -140,6 +147,7 @@ def extend(
 def _save_step_0(
     parent: Parent,
     child: Experiment,
+    data: RunData,
     workdir: Path,
     store: CheckpointStore,
     request: dict[str, Any],
@@ -151,7 +159,7 @@ def _save_step_0(
     model = dataclasses.replace(parent.experiment.model, **changes)
     before = dataclasses.replace(parent.experiment, mesh=child.mesh, model=model)
     with fail_together():
-        cache, plan = _open_cache(child, workdir, parent), plan_state(child)
+        cache, plan = _open_cache(data, child, workdir, parent), plan_state(child)
         check_disk_space(workdir, plan, child.train)
     arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
     if counts := count_non_finite({name: arrays[name] for name in ("params", "constants")}):
@@ -159,7 +167,7 @@ def _save_step_0(
             f"{parent.source}, step {parent.step}: weights that are not finite, from which no run "
             f"can go on: {describe_non_finite(counts)}"
         )
-    _check_data(parent.experiment, metadata["data"], child, cache)
+    _check_data(parent, metadata["data"], child, cache)
 
     # ------------------------------------------------------------------ the child's arrays
     head_dim = child.model.shape.head_dim
@@ -178,20 +186,24 @@ def _save_step_0(
     # ------------------------------------------------------------------ lineage
     fingerprint, identity = checkpoint_fingerprint(child.position, child.model.shape, constants)
     frequencies = frequency_changes(before.position, child.position, head_dim)
-    data = data_changes(before, child, cache, parent.is_imported)
+    changes = data_changes(before, child, cache, parent.is_imported)
     log.info("%s, step %d, goes on as %s", parent.source, parent.step, child.name)
     if frequencies is not None:
         log.info("frequencies: %s", frequencies.text)
     if carried.text:
         log.info("position arrays: %s", carried.text)
-    log.info("data: %s", data["text"])
+    log.info("data: %s", changes["text"])
+    if problem := export_problem(child.model, child.position):
+        log.info("this run cannot be exported to Hugging Face: %s", problem)
     if child.evaluate.add_bos_token:
         log.info(
             "BOS token: training text has none, its documents are joined by their end-of-document "
             "token; windows that are evaluated begin with %s (evaluate.add_bos_token)",
             child.evaluate.bos_token,
         )
-    start = compare_initial_losses(before, arrays, child, state, constants, warn_above)
+    start = compare_initial_losses(
+        before, arrays, child, state, constants, data.open("validation"), warn_above
+    )
     update = before.train.batch_size * before.train.length
     lineage = {
         "request": request,
@@ -210,7 +222,7 @@ def _save_step_0(
         },
         "frequencies": frequencies and {"text": frequencies.text, **frequencies._asdict()},
         "arrays": carried.text,
-        "data": data,
+        "data": changes,
         "start": start,
     }
 
@@ -218,18 +230,28 @@ def _save_step_0(
     with fail_together():
         if is_main_process():
             open_workdir(workdir, child)
-            if parent.kept:
-                write_json(workdir / RUN, {KEPT: parent.kept})  # `train` adds the rest
+            kept = {KEPT: parent.kept} if parent.kept else {}
+            # `train` adds the rest.
+            write_json(workdir / RUN, kept | describe_data(cache, data.config))
             write_json(workdir / LINEAGE, lineage)
     items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
     store.save(0, items, identity | {"data": cache.fingerprint})
 
 
-def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
+def _find_data(parent: Parent, child: Experiment, workdir: Path) -> RunData:
+    """The token cache of an extension: its own once it has begun, before that its parent's."""
+    if has_checkpoint(workdir):
+        return find_run_data(workdir, child.data)
+    if parent.source.startswith(PREFIX) or not has_same_data(parent.experiment, child):
+        return RunData(child.data)
+    return find_run_data(parent.source, child.data)
+
+
+def _open_cache(data: RunData, child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
     """The child's tokens; the error for a missing cache names a configuration to build it with."""
     try:
-        return open_cache(child.data, "train")
-    except CacheError as error:
+        return data.open("train")
+    except MissingCacheError as error:
         if not parent.source.startswith(PREFIX):
             path = as_path(parent.source) / CONFIG
             raise CacheError(f"{error}, such as {path}, with the same --config.data") from error
@@ -238,23 +260,17 @@ def _open_cache(child: Experiment, workdir: Path, parent: Parent) -> TokenCache:
         raise CacheError(f"{error}, such as {workdir / CONFIG}") from error
 
 
-def _check_data(parent: Experiment, fingerprint: str, child: Experiment, cache: TokenCache) -> None:
+def _check_data(parent: Parent, fingerprint: str, child: Experiment, cache: TokenCache) -> None:
     """Raises ConfigError if the child's token ids mean something else than the parent's."""
     if fingerprint is None:  # imported weights, which may have no token cache
-        if child.data.tokenizer != parent.data.tokenizer:
+        tokenizer = parent.experiment.data.tokenizer
+        if child.data.tokenizer != tokenizer:
             raise ConfigError(
                 f"config.data.tokenizer = {child.data.tokenizer!r}: the parent's is "
-                f"{parent.data.tokenizer!r}, and its model reads tokens of no other"
-            )
-    elif has_same_data(parent, child):
-        if cache.fingerprint != fingerprint:
-            raise ConfigError(
-                f"the parent was trained on a token cache with fingerprint {fingerprint}, but the "
-                f"one in {child.data.cache_dir} has {cache.fingerprint}: corpus or tokenizer has "
-                "changed"
+                f"{tokenizer!r}, and its model reads tokens of no other"
             )
     else:
-        known = open_cache(parent.data, "train").tokenizer.fingerprint
+        known = load_run_tokenizer(parent.source, parent.experiment.data).fingerprint
         if cache.tokenizer.fingerprint != known:
             raise ConfigError(
                 f"config.data: its tokenizer has fingerprint {cache.tokenizer.fingerprint}, the "

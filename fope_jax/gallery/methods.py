@@ -1,4 +1,4 @@
-"""The table of methods, for the terminal and as markdown in the README."""
+"""The table of methods, for the terminal and as Markdown in the documentation."""
 
 from __future__ import annotations
 

@@ -45,6 +45,8 @@ def sinusoidal_table(positions: Array, d_model: int, theta: float = 10_000.0) ->
 class Sinusoidal(PositionEmbedding):
     """Fixed sinusoids added to the token embeddings, defined at every position.
 
+        x[p, 2 m] += a sin(p w_m),  x[p, 2 m + 1] += a cos(p w_m),  w_m = theta ** (-2 m / D)
+
     Knobs:
       theta: base of the frequencies.
       amplitude: factor on the sinusoids. The paper's embeddings have standard deviation 1, ours
@@ -77,6 +79,8 @@ class Sinusoidal(PositionEmbedding):
 @dataclass(frozen=True)
 class Learned(PositionEmbedding):
     """A trained vector for each position, added to the token embeddings; none beyond the table.
+
+        x[p] += table[p]
 
     Knobs:
       table_length: positions in the table, tokens. Longer sequences raise.

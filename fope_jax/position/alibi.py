@@ -74,6 +74,8 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
 class ALiBi(PositionEmbedding):
     """Attention with linear biases: distant keys are penalised, each head at its own rate.
 
+        bias[n, t, s] = -m_n |t - s|,  m_n = 2 ** (-8 n / N) for n = 1 .. N, see ``alibi_slopes``
+
     Knobs:
       slopes: one per query head, logits per token; None takes ``alibi_slopes(N)``, all zero is
         NoPE.

@@ -254,6 +254,8 @@ def is_in_kernel(variable: Any) -> bool:
 class NoPE(PositionEmbedding):
     """No position embedding: the causal mask is the only source of order (see the base class).
 
+        logits[i, j] = q_i.k_j / sqrt(H)
+
     Reference: Kazemnejad et al. 2023, "The Impact of Positional Encoding on Length Generalization
     in Transformers".
     """

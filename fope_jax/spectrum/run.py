@@ -11,7 +11,6 @@ from flax import nnx
 
 from fope_jax.config import check_vocabulary
 from fope_jax.data.bos import find_bos
-from fope_jax.data.cache import open_cache
 from fope_jax.evaluate.metrics import METRICS, replace_rows, row_ids
 from fope_jax.evaluate.restore import (
     NonFiniteError,
@@ -20,6 +19,7 @@ from fope_jax.evaluate.restore import (
     read_experiment,
     warn_where_bos_is_unknown,
 )
+from fope_jax.evaluate.run_data import find_run_data
 from fope_jax.evaluate.windows import context_lengths, place_windows
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer
@@ -87,7 +87,7 @@ def measure_run(
         _, model, step, _ = load_run(workdir, step)
     check_weights(model, f"{workdir}, step {step}")
     split = next(iter(settings.splits), "validation")
-    cache = open_cache(experiment.data, split)
+    cache = find_run_data(workdir, experiment.data).open(split)
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
     warn_where_bos_is_unknown(workdir)
     bos = find_bos(cache.tokenizer, settings.bos_token) if settings.add_bos_token else None

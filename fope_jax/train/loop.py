@@ -15,12 +15,15 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fope_jax.config import Experiment, Stage, TrainConfig, check_vocabulary, experiment_to_dict
-from fope_jax.data.cache import TokenCache, open_cache
+from fope_jax.data.cache import TokenCache
+from fope_jax.data.description import changed_text, changed_text_line, data_lines
 from fope_jax.data.task_mixture import BatchLoader, make_stage_loaders
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
+from fope_jax.evaluate.run_data import RunData, describe_data, find_run_data
 from fope_jax.evaluate.validation import VALIDATION, ValidationFn, find_validation_fn, format_losses
+from fope_jax.logs import is_quiet
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import broadcast_from_process_0, is_main_process
 from fope_jax.processes.signals import Stopped, signal_name
@@ -50,7 +53,9 @@ from fope_jax.train.workdir import (
     CHECKPOINTS,
     check_disk_space,
     check_workdir,
+    has_checkpoint,
     open_workdir,
+    save_tokenizer,
     write_run_info,
 )
 
@@ -80,6 +85,7 @@ def train(
     accept_position: str | None = None,
     *,
     seconds_before: float = 0.0,
+    note: str | None = None,
     tracker: Tracker | None = None,
 ) -> None:
     """Trains ``experiment`` in ``workdir`` to its last step, from the newest valid checkpoint.
@@ -92,6 +98,7 @@ def train(
       workdir: directory of the run; locked during training.
       accept_position: see ``check_fingerprint``.
       seconds_before: seconds this process has already spent on the run.
+      note: a line about the run to log once training begins.
       tracker: gets the numbers of rows, in place of what ``train.tracker`` makes.
 
     Raises:
@@ -105,7 +112,10 @@ def train(
     """
     workdir, config = as_path(workdir), experiment.train
     splits = ("train", *(experiment.evaluate.splits if config.evaluation_interval else ()))
-    check_processes_agree(experiment, {"--accept-position": accept_position}, splits)
+    source = RunData(experiment.data)
+    if has_checkpoint(workdir):
+        source = find_run_data(workdir, experiment.data)
+    check_processes_agree(experiment, {"--accept-position": accept_position}, splits, source)
     with contextlib.ExitStack() as stack:
         lock, timer = stack.enter_context(lock_run(workdir, "train")), PhaseTimer(seconds_before)
 
@@ -123,7 +133,7 @@ def train(
             if is_main_process():
                 check_workdir(workdir, experiment)
             if store.newest_step() < config.steps:  # a finished run needs no text
-                data = _open_data(experiment, plan.mesh)
+                data = _open_data(experiment, source, plan.mesh)
                 check_disk_space(workdir, plan, config)
 
         # -------------------------------------------------------------- progress so far
@@ -143,7 +153,7 @@ def train(
         )
         if start < config.steps or must_evaluate:
             with fail_together():
-                data = data or _open_data(experiment, plan.mesh)
+                data = data or _open_data(experiment, source, plan.mesh)
             must_evaluate = must_evaluate and data[2] is not None
         if start >= config.steps and not must_evaluate:
             # One that was trained longer since keeps its configuration.
@@ -160,6 +170,10 @@ def train(
             for (stage, stage_plan), loader in zip(stages, loaders, strict=True)
             if stage.stop > start
         ]
+        for line in data_lines(source.config, cache):
+            log.info("%s", line)
+        if is_main_process() and (names := changed_text(experiment.data, cache.sources)):
+            log.warning("%s", changed_text_line(names))
         for stage, _, loader in stages:
             log.info(
                 "data: %s; %d x %d tokens a step (steps %d to %d)",
@@ -198,15 +212,17 @@ def train(
         num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("model: %s parameters, position %s", f"{num_parameters:,}", position.summary)
         log.info("attention: %s (%s)", *plan.attention)
+        if note:
+            log.info("%s", note)
         if is_main_process():
             facts = {
                 "name": experiment.name,
                 "seed": experiment.seed,
                 "parameters": num_parameters,
                 "position": {"hash": position.hash, "summary": position.summary},
-                "data": {"fingerprint": cache.fingerprint, "tokens": cache.num_tokens},
             }
-            write_run_info(workdir, facts, start)
+            save_tokenizer(workdir, cache.tokenizer, experiment.data)
+            write_run_info(workdir, facts, start, describe_data(cache, source.config))
 
         # -------------------------------------------------------------- actions after a step
         # With several processes, all would have to agree on whether a write succeeded.
@@ -221,7 +237,7 @@ def train(
                 initial=start,
                 desc=experiment.name,
                 unit="step",
-                disable=not is_main_process(),
+                disable=is_quiet() or not is_main_process(),
                 mininterval=0.5 if sys.stderr.isatty() else 15.0,
             )
         )
@@ -345,15 +361,15 @@ def _find_tracker(
 
 
 def _open_data(
-    experiment: Experiment, mesh: Mesh
+    experiment: Experiment, source: RunData, mesh: Mesh
 ) -> tuple[TokenCache, list[BatchLoader], ValidationFn | None]:
     """The training tokens, a loader for each stage, and the validation function, if any."""
-    config, cache = experiment.train, open_cache(experiment.data, "train")
+    config, cache = experiment.train, source.open("train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
     loaders = make_stage_loaders(
         experiment.data, cache, config.stages, seed=experiment.seed, data_start=config.data_start
     )
-    measure = find_validation_fn(experiment, cache.fingerprint, mesh)
+    measure = find_validation_fn(experiment, source, mesh)
     return cache, loaders, measure
 
 

@@ -65,11 +65,12 @@ def add_train_options(verb: argparse.ArgumentParser) -> None:
 
 def check_train_options(arguments: argparse.Namespace) -> None:
     """Ends with what is missing: one of --config and --continue-for, and --workdir."""
-    missing = [] if arguments.config or arguments.continue_for else ["--config"]
-    missing += [] if arguments.workdir else ["--workdir"]
+    has_config, has_more = arguments.config is not None, arguments.continue_for is not None
+    missing = [] if has_config or has_more else ["--config"]
+    missing += ["--workdir"] if arguments.workdir is None else []
     if missing:
         arguments.parser.error(f"the following arguments are required: {', '.join(missing)}")
-    if arguments.config and arguments.continue_for:
+    if has_config and has_more:
         arguments.parser.error("--continue-for takes the configuration of the run, not --config")
 
 

@@ -61,7 +61,7 @@ def find_tracker(name: str) -> MakeTracker:
             f"run when it is imported; allow it with --allow-module {module} if you trust it, or "
             "turn it off with --config.train.tracker=none"
         )
-    make = getattr(sys.modules[module], path, None)
+    make: Any = getattr(sys.modules[module], path, None)
     if not callable(make):
         raise ConfigError(
             f"config.train.tracker = {name!r}: the module {module!r} has no callable {path!r}"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -23,11 +24,14 @@ from fope_jax.config import (
     experiment_to_dict,
     incompatible_changes,
 )
+from fope_jax.data import DataConfig
+from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.extras import installed_version
 from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
 from fope_jax.storage.files import read_json, write_json
+from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG
 from fope_jax.train.optim import describe_rate
 from fope_jax.train.state import StatePlan
@@ -39,6 +43,7 @@ LINEAGE = "lineage.json"  # of a run that extends another
 IMPORTED = "imported"  # key in run.json: the origin of imported weights
 CONTINUED = "continued"  # key in run.json: the steps that were added to a trained run
 KEPT = "kept"  # key in run.json: fields of their config.json that only an export needs
+TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _SHOWN = 12  # most differing keys that an error lists
 PACKAGES = ("fope-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -130,6 +135,16 @@ def open_workdir(workdir: Path, experiment: Experiment) -> None:
     write_json(workdir / CONFIG, experiment_to_dict(experiment))
 
 
+def save_tokenizer(workdir: Path, tokenizer: Tokenizer, data: DataConfig) -> None:
+    """Writes the tokenizer of a run, with the configuration files beside its tokenizer.json."""
+    tokenizer.save(workdir)
+    if data.tokenizer.endswith(".json"):
+        for name in TOKENIZER_CONFIGS:
+            path = as_path(data.tokenizer).with_name(name)
+            if path.is_file():
+                (workdir / name).write_bytes(path.read_bytes())
+
+
 def _record_added_steps(workdir: Path, config: TrainConfig) -> None:
     """Writes to run.json that the run gets more steps than config.json gave it so far."""
     steps, run = read_json(workdir / CONFIG)["train"]["steps"], read_json(workdir / RUN)
@@ -140,8 +155,17 @@ def _record_added_steps(workdir: Path, config: TrainConfig) -> None:
         write_json(workdir / RUN, run | {CONTINUED: [*known, record]})
 
 
-def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
-    """Writes ``facts`` to run.json; a start at a later ``step`` is added to its ``resumed``."""
+def write_run_info(
+    workdir: Path,
+    facts: Mapping[str, Any],
+    step: int,
+    data: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Writes ``facts`` to run.json; a start at a later ``step`` is added to its ``resumed``.
+
+    ``data`` is ``describe_data`` of the token cache, which may have been moved since an earlier
+    start.
+    """
     path = workdir / RUN
     now = datetime.now(UTC).isoformat(timespec="seconds")
     run = read_json(path) if path.exists() else {}
@@ -151,7 +175,7 @@ def write_run_info(workdir: Path, facts: Mapping[str, Any], step: int) -> None:
         # Written by an extension of imported weights: without it an export would lose fields.
         kept = {KEPT: run[KEPT]} if run.get(KEPT) else {}
         run = kept | dict(facts) | {"started": now} | provenance() | {"resumed": []}
-    write_json(path, run)
+    write_json(path, {**run, **data})
 
 
 def provenance() -> dict[str, Any]:

@@ -123,6 +123,8 @@ PLACES = {
     "data build --config @": (CONFIGS, ()),
     "data inspect --config @": (CONFIGS, ()),
     "train --config @ --workdir new": (CONFIGS, ()),
+    "train --continue-for 5 --workdir @": (RUNS, ()),
+    "config --config @": (CONFIGS, ()),
     "plan --config @ --topology v5e:2x2": (CONFIGS, ()),
     "extend --from run --method same --length 32 --workdir new --config @": (
         # It says "not stated" in a shell: without --config the values follow from the parent.
@@ -226,6 +228,10 @@ VALUES = {
     "plan --config config.py --topology v5e:2x2 --size": ["x", "7t"],
     "plan --config config.py --topology v5e:2x2 --mesh": ["x", "data=0", "x=1"],
     "plan --config config.py --topology v5e:2x2 --jobs": ["x", "", "0", "-1", "1.5"],
+    "train --workdir run --continue-for": [word for word in WORDS_OF_NUMBERS if word != "9" * 30],
+    "train --config config.py --workdir new --config.train.evaluate_every": ["x", "0", "-1", "nan"],
+    "train --config config.py --workdir new --config.train.tracker": ["x", "nowhere:x", ":", ""],
+    "config --keys": ["x", "position.x", "train.stpes"],
     "train --config config.py --workdir new --distributed-timeout": ["x", "", "0", "-1", "nan"],
     "train --config config.py --workdir new --num-processes": WORDS_OF_NUMBERS,
     "train --config config.py --workdir new --process-id": WORDS_OF_NUMBERS,

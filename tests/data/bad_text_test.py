@@ -4,12 +4,14 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from fope_jax.data import build, cache, corpora, sources
 from fope_jax.data.build import inspect
+from fope_jax.data.cache_directories import base_directory, cache_directory
 from fope_jax.data.corpora import CorpusError, Document, read_file
 from fope_jax.data.manifest import CacheError, add_digest
 from fope_jax.data.sources import check_held_out, source_warnings
@@ -251,7 +253,7 @@ def test_files_are_looked_through_once(damaged_config, tmp_path, monkeypatch):
     build.build(damaged_config(max_damaged_files=2))
     assert looked[2:] == ["b.jsonl.gz"]
     # What a manifest without a word of damage says of a file is no reason not to look.
-    known = build.read_manifest(cache.cache_directory(damaged_config()))["sources"]
+    known = build.read_manifest(cache_directory(damaged_config()))["sources"]
     for source in known:
         source.pop("damaged", None)
     found = sources.list_sources(damaged_config(), known)
@@ -305,17 +307,20 @@ def test_a_cache_of_text_without_a_mark_stays_and_one_with_it_is_built_again(
     folder = tmp_path / "books"
     config = text_config()
     build.build(config)
-    path = cache.cache_directory(config) / "manifest.json"
+    base = base_directory(config)
 
     def as_before():
         """What a build wrote that took a mark for text, and looked into no plain file."""
-        (tmp_path / "cache").joinpath(f"{path.parent.name}.sources.json").unlink()
-        manifest = json.loads(path.read_text())
+        cache_directory(config).rename(base)
+        base.with_name(f"{base.name}.current.json").unlink()
+        base.with_name(f"{base.name}.sources.json").unlink()
+        manifest = json.loads((base / "manifest.json").read_text())
         for one in manifest["sources"]:
             del one["marked"], one["damaged"]
         parts = [[s["corpus"], s["split"], s["sha256"], None] for s in manifest["sources"]]
         manifest["content"] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        path.write_text(json.dumps(add_digest(manifest)))
+        manifest["fingerprint"] = hashlib.sha256(manifest["content"].encode()).hexdigest()
+        (base / "manifest.json").write_text(json.dumps(add_digest(manifest)))
         return manifest
 
     capsys.readouterr()
@@ -326,10 +331,11 @@ def test_a_cache_of_text_without_a_mark_stays_and_one_with_it_is_built_again(
     marked = b"\xef\xbb\xbf" + (folder / "train0.txt").read_bytes()
     (folder / "train0.txt").write_bytes(marked)
     build.build(config)
+    shutil.rmtree(base)
     as_before()
     capsys.readouterr()
     again = build.build(config)["train"]
-    assert "has changed: building it again" in capsys.readouterr().err
+    assert "has changed: building another cache beside it" in capsys.readouterr().err
     assert again.documents["bytes"][0] == len(marked) - 3
     assert build.build(config)["train"].fingerprint == again.fingerprint != built.fingerprint
     assert "(built before)" in capsys.readouterr().err

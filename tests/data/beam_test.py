@@ -8,6 +8,7 @@ import pytest
 
 from fope_jax.data import beam, build, cache
 from fope_jax.data.beam import Runner
+from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
 
 pytestmark = [
@@ -34,7 +35,7 @@ def two_builds(text_config, tmp_path):
         for name, own in (("one", None), ("many", runner)):
             config = text_config(cache_dir=str(tmp_path / name), **fields)
             build.build(config, own)
-            directory = cache.cache_directory(config)
+            directory = cache_directory(config)
             built.append({p.name: p.read_bytes() for p in directory.rglob("*") if p.is_file()})
             assert [p.name for p in directory.parent.iterdir() if p.is_dir()] == [directory.name]
         return built

@@ -16,6 +16,7 @@ import pytest
 from fope_jax.data import build, cache, corpora, text_packages
 from fope_jax.data.build import inspect
 from fope_jax.data.cache import CacheError
+from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
 
 pytestmark = pytest.mark.usefixtures("without_tensorflow")
@@ -28,7 +29,7 @@ def all_tokens(config):
 
 
 def contents(config):
-    directory = cache.cache_directory(config)
+    directory = cache_directory(config)
     return {p.name: p.read_bytes() for p in directory.iterdir() if p.name != "manifest.json"}
 
 
@@ -36,11 +37,11 @@ def test_a_second_build_does_nothing_and_says_so(text_config, capsys, monkeypatc
     config = text_config()
     build.build(config)
     assert "built before" not in capsys.readouterr().err
-    files = {p: p.stat().st_mtime_ns for p in cache.cache_directory(config).iterdir()}
+    files = {p: p.stat().st_mtime_ns for p in cache_directory(config).iterdir()}
     monkeypatch.setattr(build, "_build", None)
     build.build(config)
     assert capsys.readouterr().err.count("(built before)") == 2
-    assert files == {p: p.stat().st_mtime_ns for p in cache.cache_directory(config).iterdir()}
+    assert files == {p: p.stat().st_mtime_ns for p in cache_directory(config).iterdir()}
 
 
 def test_changed_text_is_built_again_and_touched_text_is_not(text_config, tmp_path, capsys):
@@ -51,9 +52,11 @@ def test_changed_text_is_built_again_and_touched_text_is_not(text_config, tmp_pa
     assert "has changed" not in capsys.readouterr().err
     (tmp_path / "books" / "train0.txt").write_text("other words")
     after = build.build(config)["train"]
-    assert "has changed: building it again" in capsys.readouterr().err
+    assert "has changed: building another cache beside it" in capsys.readouterr().err
     assert after.fingerprint != before.fingerprint and after.num_tokens != before.num_tokens
-    assert [p.name for p in (tmp_path / "cache").iterdir() if p.is_dir()] == [after.directory.name]
+    found = {p for p in (tmp_path / "cache").iterdir() if p.is_dir()}
+    assert found == {before.directory, after.directory}
+    before.verify()
 
 
 def test_the_fingerprint_is_of_the_content_not_of_the_place(text_config, tmp_path):
@@ -180,7 +183,7 @@ def test_killed_while_it_writes(text_config, tmp_path, story, monkeypatch, capsy
 
 def test_two_builds_at_once_wait_for_each_other(text_config, capsys):
     config = text_config()
-    directory = cache.cache_directory(config)
+    directory = cache_directory(config)
     first = build._locked(directory)
     first.__enter__()
     with ThreadPoolExecutor(1) as pool:
@@ -235,7 +238,7 @@ def test_text_that_cannot_be_opened_is_not_blamed_on_the_cache(text_config, tmp_
 def test_a_damaged_shard_is_found_by_the_next_build(text_config):
     config = text_config()
     build.build(config)
-    path = cache.cache_directory(config) / "train-00000.array_record"
+    path = cache_directory(config) / "train-00000.array_record"
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)

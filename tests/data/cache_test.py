@@ -11,6 +11,7 @@ import pytest
 
 from fope_jax.data import build, cache, corpora
 from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache
+from fope_jax.data.cache_directories import cache_directory, partial_directory
 from fope_jax.data.documents import TokenizedDocument
 from fope_jax.data.manifest import read_manifest
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
@@ -200,7 +201,7 @@ def test_a_cache_that_is_not_there_names_the_command(text_config):
     config = text_config()
     with pytest.raises(CacheError, match=r"no token cache of corpus 'text'.*fope data build"):
         cache.open_cache(config, "train")
-    cache.partial_directory(cache.cache_directory(config)).mkdir(parents=True)
+    partial_directory(cache_directory(config)).mkdir(parents=True)
     with pytest.raises(CacheError, match="it has been begun"):
         cache.open_cache(config, "train")
     with pytest.raises(ValueError, match=r"split 'test'.*validation"):
@@ -208,9 +209,9 @@ def test_a_cache_that_is_not_there_names_the_command(text_config):
 
 
 def test_only_what_decides_the_tokens_decides_the_directory(text_config):
-    one = cache.cache_directory(text_config())
-    assert cache.cache_directory(text_config(packing="windows")) == one
-    assert cache.cache_directory(text_config(vocab_size=100)) == one  # bytes have their own number
+    one = cache_directory(text_config())
+    assert cache_directory(text_config(packing="windows")) == one
+    assert cache_directory(text_config(vocab_size=100)) == one  # bytes have their own number
     others = [
         text_config(tokenizer="sentencepiece"),
         text_config(tokenizer="sentencepiece", vocab_size=300),
@@ -221,7 +222,7 @@ def test_only_what_decides_the_tokens_decides_the_directory(text_config):
         text_config(corpus="mixture", mixture=("text=1", "gutenberg=1")),
         text_config(corpus="mixture", mixture=("text=1", "gutenberg=2")),
     ]
-    assert len({one, *map(cache.cache_directory, others)}) == len(others) + 1
+    assert len({one, *map(cache_directory, others)}) == len(others) + 1
 
 
 def test_reading_a_cache_needs_no_tensorflow(text_config, without_tensorflow):

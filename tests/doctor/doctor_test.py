@@ -16,7 +16,7 @@ import pytest
 from fope_jax import doctor
 from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.build import build
-from fope_jax.data.cache import cache_directory
+from fope_jax.data.cache_directories import cache_directory
 from fope_jax.doctor.checks import RowSchedule
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.main import main

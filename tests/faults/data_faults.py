@@ -26,7 +26,8 @@ import numpy as np
 
 from fope_jax.data import DataConfig
 from fope_jax.data.build import build, inspect
-from fope_jax.data.cache import cache_directory, open_cache
+from fope_jax.data.cache import open_cache
+from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.config import SPLITS
 from fope_jax.data.corpora import LONGEST_DOCUMENT, CorpusError, read_file
 from fope_jax.data.manifest import CacheError

@@ -1,4 +1,4 @@
-"""The table of methods: current in the README, read off the code, and written where it belongs."""
+"""The table of methods: current in docs/, read off the code, and written where it belongs."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from fope_jax.gallery.methods import (
     write_between_markers,
 )
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/methods/index.md"
 
 
 class Entry(NamedTuple):
@@ -34,10 +34,10 @@ def cells(line):
     return [cell.strip() for cell in line.replace(r"\|", "!").strip("|").split("|")]
 
 
-def test_the_readme_is_current():
-    shown = between_markers(README.read_text(encoding="utf-8"), "README.md")
+def test_the_page_of_methods_is_current():
+    shown = between_markers(PAGE.read_text(encoding="utf-8"), PAGE.name)
     current = methods_markdown(method_entries(), scaling_entries())
-    assert shown == current, f"README.md has an old table of methods; run: {COMMAND} README.md"
+    assert shown == current, f"an old table of methods; run: {COMMAND} docs/methods/index.md"
 
 
 def test_markdown_has_one_row_of_as_many_cells_as_heads():

@@ -10,6 +10,7 @@ from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.restore import NonFiniteError
+from fope_jax.evaluate.run_data import RunData
 from fope_jax.model.transformer import Transformer, split
 from fope_jax.report.correlation import spectrum_points
 from fope_jax.report.rows import read_runs
@@ -43,7 +44,7 @@ class Cache:
 @pytest.fixture(scope="module", autouse=True)
 def cache():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "open_cache", lambda config, split: Cache())
+        patch.setattr(RunData, "open", lambda self, split: Cache())
         yield
 
 
@@ -153,7 +154,7 @@ def test_the_first_layer_of_one_token_is_a_pure_tone(tmp_path, monkeypatch):
     """The same token everywhere: q and k are constants, and rotated they are own tones alone."""
     cache = Cache()
     cache.stream[:] = 7
-    monkeypatch.setattr(run_module, "open_cache", lambda config, split: cache)
+    monkeypatch.setattr(RunData, "open", lambda self, split: cache)
     rows = quiet(save(tmp_path / "run", "rope"), multiples=(2,))["rows"]
     for row in rows:
         assert max(row["leakage"]) < 1e-5

@@ -182,6 +182,6 @@ def test_an_extension_is_measured_five_times_unless_it_says_otherwise(runs):
 
 def test_what_the_evaluation_at_the_end_cannot_do_is_said_before_training(parent, tmp_path, capsys):
     command = [*extension(parent, tmp_path / "run"), "--config.evaluate.passkey_trials=1"]
-    assert main(command) == 2
+    assert main([*command, "--config.evaluate.passkey_lengths=1"]) == 2
     assert "passkey_lengths gives a context of 32 tokens, too short" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ from fope_jax.data.loader import Loader
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.restore import load_run
 from fope_jax.evaluate.run import evaluate
+from fope_jax.evaluate.run_data import RunData
 from fope_jax.extend.parent import open_parent
 from fope_jax.extend.run import extend
 from fope_jax.interop.runs import export_run
@@ -61,7 +62,7 @@ def test_a_run_leaves_rows_checkpoints_and_its_provenance(finished, runs):
 
 def test_a_finished_run_says_so_and_changes_nothing(finished, runs, caplog, monkeypatch):
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
-    monkeypatch.setattr(loop, "open_cache", lambda *a: pytest.fail("data was opened"))
+    monkeypatch.setattr(RunData, "open", lambda *a: pytest.fail("data was opened"))
     with caplog.at_level(logging.INFO, logger="fope_jax"):
         train(runs.experiment(), finished)
     assert "is finished: 12 steps" in caplog.text
@@ -193,14 +194,14 @@ def test_a_vocabulary_larger_than_the_embedding_fails_before_the_model(runs, tmp
 
 
 def test_text_that_changed_under_a_run_is_refused(runs, interrupted, monkeypatch):
-    real = loop.open_cache
+    real = RunData.open
 
-    def other(config, split):
-        cache = real(config, split)
+    def other(data, split):
+        cache = real(data, split)
         cache.fingerprint = "0" * 16
         return cache
 
-    monkeypatch.setattr(loop, "open_cache", other)
+    monkeypatch.setattr(RunData, "open", other)
     with pytest.raises(CheckpointError, match="its data fingerprint is .*, this run's is 0000"):
         train(runs.experiment(), interrupted)
 
@@ -227,7 +228,7 @@ def test_another_position_embedding_is_told_with_both_and_what_to_do(
         trained_with = r"fingerprint [0-9a-f]{16} \(fope\(.*theta=10000,.* constants \w+\), but"
         assert re.search(trained_with, message)
         assert re.search(r"configuration give [0-9a-f]{16} \(fope\(.*theta=500,", message)
-        assert "fope extend --from RUN --method METHOD --length TOKENS" in message
+        assert "fope extend RUN --method METHOD --length TOKENS" in message
         accepted = re.fullmatch(
             r".*this one all the same: --accept-position ([0-9a-f]{16})", message
         )

@@ -1,0 +1,1 @@
+"""What `make docs` generates: pages of methods and reference, pictures, and checked links."""

@@ -116,7 +116,7 @@ def test_trains_and_uses_order():
 def test_init_adds_nothing_to_the_parameters():
     """The coefficients are in a collection of their own, beside it all is as before."""
     tokens = jnp.zeros((1, 4), jnp.int32)
-    before, after = (model().init(jax.random.key(0), tokens) for model in (Before, After))
+    before, after = (jax.jit(model().init)(jax.random.key(0), tokens) for model in (Before, After))
     assert set(before) == {"params"} and set(after) == {"params", "position"}
     assert jax.tree.structure(before["params"]) == jax.tree.structure(after["params"])
     shapes = [leaf.shape for leaf in jax.tree.leaves(after["position"])]
@@ -128,7 +128,8 @@ def test_order_is_seen():
     tokens = jnp.array([[3, 1, 4, 1, 5, 9], [1, 5, 4, 3, 1, 9]])
     last = []
     for model in (Before(), After()):
-        last.append(np.asarray(model.init_with_output(jax.random.key(0), tokens)[0][:, -1]))
+        out, _ = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
+        last.append(np.asarray(out[:, -1]))
     np.testing.assert_allclose(last[0][0], last[0][1], atol=1e-6)
     assert np.abs(last[1][0] - last[1][1]).max() > 1e-3
 
@@ -166,7 +167,7 @@ def test_equals_the_hooks(name, expected):
     """Positions counted, and row-wise ones of packed documents; jit gives the same."""
     method, x = CASES[name], inputs()
     layer = attention(method)
-    variables = layer.init(jax.random.key(1), x, mask=CAUSAL)
+    variables = jax.jit(layer.init)(jax.random.key(1), x, mask=CAUSAL)
     right = through(method, variables, expected, x, jnp.arange(LENGTH)[None])
     np.testing.assert_allclose(jax.jit(layer.apply)(variables, x, mask=CAUSAL), right, atol=2e-5)
     starts, index = np.array([5, 8, 3])[:, None], np.arange(LENGTH)
@@ -187,11 +188,11 @@ def test_decoding_with_the_key_cache_of_flax(name):
     """One token at a time, in a cache longer than the sequence, equals all at once."""
     x = inputs()
     layer = attention(CASES[name], decode=True)
-    variables = layer.init(
+    variables = jax.jit(layer.init)(
         jax.random.key(1), inputs(LENGTH + 4), mask=nn.make_causal_mask(jnp.ones((3, LENGTH + 4)))
     )
     cache = variables.pop("cache")
-    full = attention(CASES[name]).apply(variables, x, mask=CAUSAL)
+    full = jax.jit(attention(CASES[name]).apply)(variables, x, mask=CAUSAL)
 
     @jax.jit
     def step(cache, x):
@@ -210,7 +211,7 @@ def test_bfloat16_gradients_and_what_is_drawn(name):
     """Gradients reach all that is trained; constants and parameters are those of ``init``."""
     method, x = CASES[name], inputs()
     layer = attention(method)
-    variables = layer.init(jax.random.key(1), x, mask=CAUSAL)
+    variables = jax.jit(layer.init)(jax.random.key(1), x, mask=CAUSAL)
     drawn = method.init(jax.random.key(0), ModelShape(WIDTH, 1, HEADS, HEADS, HEAD_DIM))
     for collection, groups in (
         ("params", (drawn.model_params, drawn.layer_params)),
@@ -222,13 +223,14 @@ def test_bfloat16_gradients_and_what_is_drawn(name):
     def loss(params):
         return jnp.mean(jnp.square(layer.apply({**variables, "params": params}, x, mask=CAUSAL)))
 
-    gradient = jax.grad(loss)(variables["params"])
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     own = jax.tree.leaves(gradient.get("attention_fn", {}))
     assert not own or any(np.abs(leaf).max() > 0 for leaf in own)
-    half = attention(method, dtype=jnp.bfloat16).apply(variables, x, mask=CAUSAL)
+    low = attention(method, dtype=jnp.bfloat16)
+    half = jax.jit(low.apply)(variables, x, mask=CAUSAL)
     assert half.dtype == jnp.bfloat16
-    whole = layer.apply(variables, x, mask=CAUSAL)
+    whole = jax.jit(layer.apply)(variables, x, mask=CAUSAL)
     assert np.abs(np.asarray(half, np.float32) - whole).max() < 0.05 * np.abs(whole).max()
 
 
@@ -305,26 +307,24 @@ def test_embed():
 def test_a_full_key_cache_refuses_another_token():
     """And gives NaN under jit; the first cache again starts anew."""
     x, layer = inputs(length=3), attention(FoPE(LENGTH), decode=True)
-    variables = layer.init(jax.random.key(1), x, mask=nn.make_causal_mask(x[..., 0]))
+    variables = jax.jit(layer.init)(jax.random.key(1), x, mask=nn.make_causal_mask(x[..., 0]))
     first = variables.pop("cache")
 
     def step(cache, x, mask=None):
         out, changed = layer.apply({**variables, "cache": cache}, x, mask=mask, mutable=["cache"])
         return out, changed["cache"]
 
-    for run in (step, jax.jit(step)):
-        cache = first
-        for index in range(3):
-            out, cache = run(cache, x[:, index : index + 1])
-            assert np.isfinite(out).all()
-        if run is step:
-            with pytest.raises(ValueError, match="key cache holds 3 tokens and all are used"):
-                run(cache, x[:, :1])
-        else:
-            assert np.isnan(run(cache, x[:, :1])[0]).all()
+    cache, compiled = first, jax.jit(step)
+    for index in range(3):
+        out, cache = compiled(cache, x[:, index : index + 1])
+        assert np.isfinite(out).all()
+    with pytest.raises(ValueError, match="key cache holds 3 tokens and all are used"):
+        step(cache, x[:, :1])
+    assert np.isnan(compiled(cache, x[:, :1])[0]).all()
     # The causal mask of one token, kept while decoding, hides nothing; that of the whole is named.
     kept = nn.make_causal_mask(x[:, :1, 0])
-    np.testing.assert_allclose(step(first, x[:, :1], kept)[0], step(first, x[:, :1])[0], atol=1e-6)
+    alone = compiled(first, x[:, :1])[0]
+    np.testing.assert_allclose(step(first, x[:, :1], kept)[0], alone, atol=1e-6)
     with pytest.raises(ValueError, match="a key cache takes the mask of its one query"):
         step(first, x[:, :1], nn.make_causal_mask(x[..., 0]))
 

@@ -116,7 +116,7 @@ def test_trains_and_uses_order():
 def test_init_adds_nothing_to_the_parameters():
     """The coefficients are in a collection of their own, beside it all is as before."""
     tokens = jnp.zeros((1, 4), jnp.int32)
-    before, after = (jax.jit(model().init)(jax.random.key(0), tokens) for model in (Before, After))
+    before, after = (model().init(jax.random.key(0), tokens) for model in (Before, After))
     assert set(before) == {"params"} and set(after) == {"params", "position"}
     assert jax.tree.structure(before["params"]) == jax.tree.structure(after["params"])
     shapes = [leaf.shape for leaf in jax.tree.leaves(after["position"])]
@@ -128,8 +128,7 @@ def test_order_is_seen():
     tokens = jnp.array([[3, 1, 4, 1, 5, 9], [1, 5, 4, 3, 1, 9]])
     last = []
     for model in (Before(), After()):
-        out, _ = jax.jit(model.init_with_output)(jax.random.key(0), tokens)
-        last.append(np.asarray(out[:, -1]))
+        last.append(np.asarray(model.init_with_output(jax.random.key(0), tokens)[0][:, -1]))
     np.testing.assert_allclose(last[0][0], last[0][1], atol=1e-6)
     assert np.abs(last[1][0] - last[1][1]).max() > 1e-3
 
@@ -167,7 +166,7 @@ def test_equals_the_hooks(name, expected):
     """Positions counted, and row-wise ones of packed documents; jit gives the same."""
     method, x = CASES[name], inputs()
     layer = attention(method)
-    variables = jax.jit(layer.init)(jax.random.key(1), x, mask=CAUSAL)
+    variables = layer.init(jax.random.key(1), x, mask=CAUSAL)
     right = through(method, variables, expected, x, jnp.arange(LENGTH)[None])
     np.testing.assert_allclose(jax.jit(layer.apply)(variables, x, mask=CAUSAL), right, atol=2e-5)
     starts, index = np.array([5, 8, 3])[:, None], np.arange(LENGTH)
@@ -211,7 +210,7 @@ def test_bfloat16_gradients_and_what_is_drawn(name):
     """Gradients reach all that is trained; constants and parameters are those of ``init``."""
     method, x = CASES[name], inputs()
     layer = attention(method)
-    variables = jax.jit(layer.init)(jax.random.key(1), x, mask=CAUSAL)
+    variables = layer.init(jax.random.key(1), x, mask=CAUSAL)
     drawn = method.init(jax.random.key(0), ModelShape(WIDTH, 1, HEADS, HEADS, HEAD_DIM))
     for collection, groups in (
         ("params", (drawn.model_params, drawn.layer_params)),
@@ -230,7 +229,7 @@ def test_bfloat16_gradients_and_what_is_drawn(name):
     low = attention(method, dtype=jnp.bfloat16)
     half = jax.jit(low.apply)(variables, x, mask=CAUSAL)
     assert half.dtype == jnp.bfloat16
-    whole = jax.jit(layer.apply)(variables, x, mask=CAUSAL)
+    whole = layer.apply(variables, x, mask=CAUSAL)
     assert np.abs(np.asarray(half, np.float32) - whole).max() < 0.05 * np.abs(whole).max()
 
 

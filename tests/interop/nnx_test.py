@@ -182,6 +182,10 @@ def through(layer, expected, x, positions, mask=CAUSAL):
     return layer.out(expected(method, drawn_variables(layer), *heads, positions, mask))
 
 
+COMPILED = (*SOME, "nope", "t5", "by_share", "by-layer-of-one")
+EAGER = ("fope-query", "alibi", "cope")
+
+
 @nnx.jit
 def causal(layer, x):
     return layer(x, is_causal=True)
@@ -190,8 +194,8 @@ def causal(layer, x):
 @pytest.mark.parametrize(
     ("name", "compiled"),
     [
-        *((name, True) for name in CASES),
-        *(pytest.param(*case.values, False, marks=case.marks) for case in slow_but(SOME)),
+        *(pytest.param(*case.values, True, marks=case.marks) for case in slow_but(COMPILED)),
+        *(pytest.param(*case.values, False, marks=case.marks) for case in slow_but(EAGER)),
     ],
 )
 def test_equals_the_hooks(name, compiled, expected):
@@ -606,15 +610,23 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("method", [FoPE(LENGTH), CASES["cope"]], ids=["fope", "cope"])
-def test_masks_of_any_shape_that_fits(method, name):
-    layer, x = attention(method, kv_heads=HEADS), inputs()
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("name", slow_but(("cope",), ("fope", "cope")))
+def test_masks_of_any_shape_that_fits(name, mask):
+    layer, x = attention(CASES[name], kv_heads=HEADS), inputs()
     right = causal(layer, x)
-    np.testing.assert_allclose(layer(x, mask=jnp.asarray(MASKS[name])), right, atol=2e-5)
+    np.testing.assert_allclose(layer(x, mask=jnp.asarray(MASKS[mask])), right, atol=2e-5)
 
 
-@pytest.mark.parametrize("rows", [(1, 1), (2, 1), (1, 3), (2, 3)])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (2, 1),
+        (1, 3),
+        pytest.param((1, 1), marks=pytest.mark.slow),
+        pytest.param((2, 3), marks=pytest.mark.slow),
+    ],
+)
 def test_a_mask_may_be_shared_along_one_of_two_batch_axes(rows):
     layer, x = attention(CASES["cope"], kv_heads=HEADS), inputs(batch=6)
     deep, mask = (

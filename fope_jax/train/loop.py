@@ -23,6 +23,7 @@ from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.evaluate.run_data import RunData, describe_data, find_run_data
 from fope_jax.evaluate.validation import VALIDATION, ValidationFn, find_validation_fn, format_losses
+from fope_jax.logs import is_quiet
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import broadcast_from_process_0, is_main_process
 from fope_jax.processes.signals import Stopped, signal_name
@@ -84,6 +85,7 @@ def train(
     accept_position: str | None = None,
     *,
     seconds_before: float = 0.0,
+    note: str | None = None,
     tracker: Tracker | None = None,
 ) -> None:
     """Trains ``experiment`` in ``workdir`` to its last step, from the newest valid checkpoint.
@@ -96,6 +98,7 @@ def train(
       workdir: directory of the run; locked during training.
       accept_position: see ``check_fingerprint``.
       seconds_before: seconds this process has already spent on the run.
+      note: a line about the run to log once training begins.
       tracker: gets the numbers of rows, in place of what ``train.tracker`` makes.
 
     Raises:
@@ -209,6 +212,8 @@ def train(
         num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("model: %s parameters, position %s", f"{num_parameters:,}", position.summary)
         log.info("attention: %s (%s)", *plan.attention)
+        if note:
+            log.info("%s", note)
         if is_main_process():
             facts = {
                 "name": experiment.name,
@@ -232,7 +237,7 @@ def train(
                 initial=start,
                 desc=experiment.name,
                 unit="step",
-                disable=not is_main_process(),
+                disable=is_quiet() or not is_main_process(),
                 mininterval=0.5 if sys.stderr.isatty() else 15.0,
             )
         )

@@ -12,7 +12,6 @@ import dataclasses
 from dataclasses import dataclass, field
 from functools import cache, partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fope_jax import testing
 from fope_jax.model.attention import scale_queries
 from fope_jax.position import (
     FIRE,
@@ -310,11 +310,13 @@ def test_which_methods_need_a_causal_mask(name):
     assert layer.limits.needs_causal_mask
 
 
-def holds_or_fails(name, property_name, error, tolerance):
-    if property_name in CASES[name].fails:
-        assert error > 30 * tolerance, f"{name} should violate: {property_name} ({error=})"
-    else:
-        assert error < tolerance, f"{name} should satisfy: {property_name} ({error=})"
+def holds_or_fails(name, property_name, assertion, tolerance):
+    """``assertion(atol=...)`` holds; where the table says that it must not, not even 30 times."""
+    if property_name not in CASES[name].fails:
+        assertion(atol=tolerance)
+        return
+    with pytest.raises(AssertionError):
+        assertion(atol=30 * tolerance)
 
 
 def test_every_method_has_a_row():
@@ -330,20 +332,18 @@ def test_shift(name):
     """q.k at (m + 150, n + 150) equals q.k at (m, n), to phases of 190 radians in float32."""
     method = CASES[name].method
     run = partial(logits, method, variables_of(method), *inputs())
-    holds_or_fails(name, SHIFT, difference(run(arange()), run(arange(start=150))), 1e-3)
+    holds_or_fails(name, SHIFT, partial(testing.assert_shift_invariant, run, arange()), 1e-3)
 
 
 @every_case
 def test_norm(name):
     method = CASES[name].method
     x, q, k = inputs()
-    _, after, _ = embedded_and_turned(method, variables_of(method), x, q, k, arange())
-    k = np.repeat(k, after[1].shape[2] // k.shape[2], axis=2)
-    error = max(
-        difference(*(np.linalg.norm(np.asarray(c, np.float64), axis=-1) for c in (a, b)))
-        for a, b in zip((q, k), after, strict=True)
-    )
-    holds_or_fails(name, NORM, error, 1e-5)
+    turned_q, turned_k = embedded_and_turned(method, variables_of(method), x, q, k, arange())[1]
+    k = np.repeat(k, turned_k.shape[2] // k.shape[2], axis=2)
+    before, after = (np.concatenate(pair, axis=2) for pair in ((q, k), (turned_q, turned_k)))
+    assertion = partial(testing.assert_norm_kept, lambda _: after, before)
+    holds_or_fails(name, NORM, assertion, 1e-5)
 
 
 @every_case
@@ -354,8 +354,12 @@ def test_origin(name):
     zero = jnp.zeros((2, LENGTH), jnp.int32)
     embedded, (turned_q, turned_k), _ = embedded_and_turned(method, variables, x, q, k, zero)
     k = np.repeat(k, turned_k.shape[2] // k.shape[2], axis=2)
-    error = max(difference(embedded, x), difference(turned_q, q), difference(turned_k, k))
-    holds_or_fails(name, ORIGIN, error, 1e-6)
+
+    def is_identity(atol):
+        for after, before in ((embedded, x), (turned_q, q), (turned_k, k)):
+            assert difference(after, before) < atol
+
+    holds_or_fails(name, ORIGIN, is_identity, 1e-6)
 
 
 @every_case
@@ -363,10 +367,14 @@ def test_prefix(name):
     """Hooks see positions, never the length of the array."""
     method = CASES[name].method
     variables = variables_of(method)
-    x, q, k = inputs()
-    whole = logits(method, variables, x, q, k, arange())[..., :13, :13]
-    part = logits(method, variables, x[:, :13], q[:, :13], k[:, :13], arange(13))
-    holds_or_fails(name, CAUSAL, difference(whole, part), LOGIT)
+
+    def run(parts, positions):
+        return jnp.moveaxis(logits(method, variables, *parts, positions), 1, 3)  # [B, T, S, N]
+
+    assertion = partial(
+        testing.assert_prefix_unchanged, run, inputs(), arange(), prefix=13, key_axis=2
+    )
+    holds_or_fails(name, CAUSAL, assertion, LOGIT)
 
 
 @every_case
@@ -374,19 +382,14 @@ def test_packed_equals_separate(name):
     """Two documents in one row: the logits within each are those of it alone, with padding."""
     method = CASES[name].method
     variables = variables_of(method)
-    x, q, k = inputs()
-    packed = jnp.concatenate([arange(17), arange(LENGTH - 17)], axis=1)
-    segments = jnp.broadcast_to(jnp.where(jnp.arange(LENGTH) < 17, 1, 2)[None], packed.shape)
-    together = logits(method, variables, x, q, k, packed, segments)
-    errors = []
-    for rows in (slice(0, 17), slice(17, LENGTH)):
-        size = rows.stop - rows.start
-        first = (jnp.roll(part, -rows.start, axis=1) for part in (x, q, k))
-        within = arange() < size
-        places = jnp.where(within, arange(), 0), within.astype(segments.dtype)
-        alone = logits(method, variables, *first, *places)[..., :size, :size]
-        errors.append(difference(together[..., rows, rows], alone))
-    holds_or_fails(name, PACKED, max(errors), LOGIT)
+
+    def run(parts, positions, segments):
+        return jnp.moveaxis(logits(method, variables, *parts, positions, segments), 1, 3)
+
+    assertion = partial(
+        testing.assert_packed_equals_separate, run, inputs(), (17, LENGTH - 17), key_axis=2
+    )
+    holds_or_fails(name, PACKED, assertion, LOGIT)
 
 
 @every_case
@@ -450,7 +453,11 @@ def test_decoding_with_cached_keys(name):
 
     rows = decoded(*(a.reshape(2 * LENGTH, 1, *a.shape[2:]) for a in (x, q, k, arange())))
     rows = np.asarray(rows).reshape(2, LENGTH, *rows.shape[1:])[:, :, :, 0].swapaxes(1, 2)
-    holds_or_fails(name, DECODE, difference(rows, whole), LOGIT)
+
+    def are_the_whole(atol):
+        assert difference(rows, whole) < atol
+
+    holds_or_fails(name, DECODE, are_the_whole, LOGIT)
 
 
 @pytest.mark.slow  # a loop over tokens under jit, of what the test above does at once
@@ -458,33 +465,29 @@ def test_decoding_with_cached_keys(name):
 def test_decoding_one_token_after_the_other(name):
     method = CASES[name].method
     variables = variables_of(method)
-    x, q, k = inputs()
-    whole = logits(method, variables, x, q, k, arange())
+    parts = inputs()
+
+    def full(parts):
+        return jnp.moveaxis(logits(method, variables, *parts, arange()), 1, 3)
 
     @jax.jit
-    def one(x, q, k, t, cache):
-        """The logits of token t and the cache with its key."""
+    def step(cache, parts, t):
+        """The logits of token t, and the cache with its key."""
+        x, q, k = parts
         position = jnp.full((2, 1), t, jnp.int32)
         x = embed_tokens(method, variables[0], x, position)
         q, k = (a + x[..., None, : a.shape[-1]] for a in (q, k))
         q, k = turned(method, variables, q, k, position)
         cache = jax.lax.dynamic_update_slice_in_dim(cache, k, t, axis=1)
-        return scores_of(
-            *own_of(method, variables),
-            q,
-            cache,
-            position,
-            arange(),
-            scale=layer_of(method).logit_scale,
-        ), cache
+        own, scale = own_of(method, variables), layer_of(method).logit_scale
+        row = scores_of(*own, q, cache, position, arange(), scale=scale)
+        return jnp.moveaxis(row, 1, 3), cache
 
+    _, q, k = parts
     heads = jax.eval_shape(partial(turned, method), variables, q, k, arange())[1].shape[2]
-    cache, errors = jnp.zeros((2, LENGTH, heads, SHAPE.head_dim)), []
-    for t in range(LENGTH):
-        at = slice(t, t + 1)
-        row, cache = one(x[:, at], q[:, at], k[:, at], jnp.int32(t), cache)
-        errors.append(difference(row[:, :, 0], whole[:, :, t]))
-    holds_or_fails(name, DECODE, max(errors), LOGIT)
+    cache = jnp.zeros((2, LENGTH, heads, SHAPE.head_dim))
+    assertion = partial(testing.assert_cached_equals_full, full, step, parts, cache)
+    holds_or_fails(name, DECODE, assertion, LOGIT)
 
 
 @every_case
@@ -524,10 +527,13 @@ def test_positions_to_a_million(name):
         return
     if isinstance(method, FoPE):
         inv_freq = method.frequencies(SHAPE.head_dim)
-        exact = np.arange(FAR - LENGTH, FAR)[:, None] * inv_freq
-        tables = embedded_and_turned(method, variables, x, q, k, far)[2]
-        for table, expected in zip(tables, (np.cos(exact), np.sin(exact)), strict=True):
-            np.testing.assert_allclose(table[0, :, : len(inv_freq)], expected, atol=1e-4)
+
+        @jax.jit
+        def tables(positions):
+            both = tables_of(method, variables, positions)
+            return [table[..., : len(inv_freq)] for table in both]
+
+        testing.assert_phases_accurate(tables, inv_freq, longest=FAR)
 
 
 def finite_and_rows_know_only_themselves(run, method, shape, length, start):
@@ -589,33 +595,15 @@ def test_gradients_are_finite_and_right(name):
     model, layer = variables_of(method)
     x, q, k = inputs(length=9)
 
-    def loss(parts):
-        x, q, k, model_params, layer_params = parts
+    def loss(x, q, k, model_params, layer_params):
         merged = ({**model, **model_params}, {**layer, **model_params, **layer_params})
         return jnp.mean(jnp.square(logits_eagerly(method, merged, x, q, k, arange(9, start=5))))
 
     parts = (x, q, k, owned.model_params, layer_params)
-    random = np.random.default_rng(1)
-    direction = jax.tree.map(lambda p: np.asarray(random.normal(size=p.shape), p.dtype), parts)
-
-    @jax.jit
-    def loss_and_gradient(by):
-        return jax.value_and_grad(loss)(jax.tree.map(lambda p, d: p + by * d, parts, direction))
-
-    _, gradient = loss_and_gradient(np.float32(0.0))
-    chex.assert_tree_all_finite(gradient)
     # CoPE is linear between whole counts only: short steps, whose differences float32 blurs. Its
     # gradients are compared in float64 in contextual_test.
     step, rtol = (1e-3, 3e-2) if "cope" in name else (1e-2, 1e-2)
-
-    def moved(by):
-        return float(loss_and_gradient(np.float32(by))[0])
-
-    slope = sum(
-        float(np.vdot(g, d))
-        for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
-    )
-    np.testing.assert_allclose((moved(step) - moved(-step)) / (2 * step), slope, rtol=rtol)
+    testing.assert_gradients(loss, *parts, step=step, rtol=rtol, seed=1)
 
 
 @every_case

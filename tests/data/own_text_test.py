@@ -35,7 +35,7 @@ def get_config(arg=""):
                   "attention": "reference"},
         "position": {"method": "rope"},
         "train": {"steps": 1, "batch_size": 2, "length": 32, "learning_rate": 1e-2,
-                  "warmup_steps": 0},
+                  "warmup_steps": 0, "evaluate_every": None},
         "evaluate": {"num_windows": 2, "position_windows": 1, "passkey_trials": 1,
                      "passkey_depths": (0.5,)},
     })
@@ -146,8 +146,12 @@ def test_rebuilding_leaves_finished_runs_valid(own, caplog, capsys):
     assert main(["train", "--config", "own.py", "--workdir", "runs/b"]) == 0
     assert f"token cache: {new}" in capsys.readouterr().err
     assert find_run_data("runs/b", config).open("train").directory == new
-    extend("runs/a", "same", 64, "runs/c", overrides=["train.steps=1", "train.evaluate_every=1"])
+    extend("runs/a", "same", 64, "runs/c", overrides=["train.steps=1", "evaluate.lengths=()"])
     assert find_run_data("runs/c", config).open("train").directory == old
+
+    assert main(["train", "--workdir", "runs/a", "--continue-for", "1"]) == 0
+    assert f"token cache: {old}, " in capsys.readouterr().err
+    assert find_run_data("runs/a", config).open("train").directory == old
 
     assert main(["data", "inspect", "--config", "own.py"]) == 0
     listed = capsys.readouterr().out
@@ -284,6 +288,11 @@ MISTAKES = {
         [f"{NOTES}nots/*.txt"],
         "train_files: 'nots/*.txt' matches no file (working directory ",
     ),
+    "a relative path from elsewhere": (
+        lambda own: os.chdir(own / "runs"),
+        ["--config.data.tokenizer=bytes"],
+        "runs); name files that are there, as in 'DIRECTORY/*.txt'",
+    ),
     "an empty file": (
         lambda own: [write(own / f"notes/{name}.txt", "") for name in "ab"],
         [],
@@ -320,9 +329,9 @@ MISTAKES = {
         "train_files = () with corpus = 'text'; accepted: globs of .txt, .jsonl or .json files",
     ),
     "no tokenizer": (
-        lambda own: (own / "tokenizer.json").unlink(),
-        [],
-        "tokenizer = 'tokenizer.json': there is no such file",
+        lambda own: None,
+        ["--config.data.tokenizer=other.json"],
+        "tokenizer = 'other.json': there is no such file",
     ),
     "a vocabulary that the text does not have": (
         lambda own: None,
@@ -336,7 +345,7 @@ MISTAKES = {
 def test_a_mistake_is_named_with_what_mends_it(own, capsys, mistake):
     prepare, options, message = MISTAKES[mistake]
     prepare(own)
-    assert main(["data", "build", "--config", "own.py", *options]) == 2
+    assert main(["data", "build", "--config", str(own / "own.py"), *options]) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
 

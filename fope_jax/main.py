@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import logging
 import os
 import shlex
 import sys
@@ -14,6 +12,7 @@ from collections.abc import Sequence
 from fope_jax.command_line.parser import build_parser, check_verb
 from fope_jax.command_line.version import version_text
 from fope_jax.extras import require
+from fope_jax.logs import log_to_stderr
 from fope_jax.processes.signals import (
     end_with_parent,
     exit_after_grace_period,
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        with _log_messages(), exit_after_grace_period(), raise_on_signal():
+        with log_to_stderr(), exit_after_grace_period(), raise_on_signal():
             end_with_parent()
             for library in arguments.verb.needs:
                 require(library, "train")
@@ -108,27 +107,6 @@ def _build_command(arguments: argparse.Namespace) -> str:
     overrides = [f"--{o.removeprefix('--')}" for o in arguments.overrides]
     data = [override for override in overrides if override.startswith(prefix)]
     return shlex.join(["fope", "data", "build", "--config", arguments.config, *data])
-
-
-@contextlib.contextmanager
-def _log_messages():
-    """Prints our log messages to stderr while a verb runs, without those of libraries."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    ours, absl = logging.getLogger("fope_jax"), logging.getLogger("absl")
-    buckets = logging.getLogger("gcsfs")  # logs a traceback of errors that it also raises
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    before = ours.level, ours.propagate, absl.level, buckets.level
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    ours.propagate = False  # a root handler would print them twice
-    absl.setLevel(logging.ERROR)
-    buckets.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        ours.level, ours.propagate, absl.level, buckets.level = before
 
 
 if __name__ == "__main__":

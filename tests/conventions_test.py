@@ -14,6 +14,7 @@ ROOT = PACKAGE.parent
 DIRECTIONS = (
     {"main"},
     {"command_line"},
+    {"api"},
     {"sweep"},
     {"extend"},
     {"interop", "tpu"},
@@ -23,7 +24,7 @@ DIRECTIONS = (
     {"model", "report", "data"},
     {"position", "storage"},
     {"processes"},
-    {"typing", "extras", "spelling"},
+    {"typing", "extras", "spelling", "logs"},
 )
 LEVEL = {room: level for level, rooms in enumerate(DIRECTIONS) for room in rooms}
 JAX_ALONE = {"position": "*.py", "model": "losses.py"}

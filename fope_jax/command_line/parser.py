@@ -6,7 +6,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 
-from fope_jax.command_line import config, evaluate, plan, report, train, weights  # noqa: F401
+from fope_jax.command_line import config, evaluate, generate, plan, report, train, weights  # noqa: F401
 from fope_jax.command_line.common import VERBS, Verb
 from fope_jax.spelling import likely
 from fope_jax.train.options import VerbParser
@@ -17,6 +17,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope data build --config configs/quickstart.py
   fope train --config configs/quickstart.py:position=fope --workdir runs/fope
   fope evaluate runs/fope
+  fope generate runs/fope "It was"    what it writes after a prompt
   fope spectrum runs/fope          which frequencies attention uses, inside and beyond training
   fope report runs/fope runs/rope -o runs/report
   fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
@@ -37,7 +38,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
 
 # In the order of the help.
 _VERBS = ("train", "extend", "evaluate", "sweep", "spectrum", "plan", "import", "export", "report")
-_VERBS += ("doctor", "config", "methods", "gallery")
+_VERBS += ("generate", "doctor", "config", "methods", "gallery")
 
 
 def build_parser() -> argparse.ArgumentParser:

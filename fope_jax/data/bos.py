@@ -42,6 +42,14 @@ def find_bos(tokenizer: Tokenizer, token: str | None) -> Bos | None:
     return Bos(token, index)
 
 
+def encode_prompt(tokenizer: Tokenizer, text: str, bos: Bos | None) -> list[int]:
+    """The tokens of a text that a model reads first, after ``bos`` where it is given."""
+    if bos is not None:  # else a BOS token written in the text would count twice
+        text = text.removeprefix(bos.token)
+    first = [] if bos is None else [bos.id]
+    return first + (list(tokenizer.encode(tokenizer.prefix + text)) if text else [])
+
+
 class CheckpointBos(NamedTuple):
     """A checkpoint's BOS token or None, whether training texts began with it, and who says so."""
 

@@ -7,8 +7,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import shutil
-import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -56,9 +56,12 @@ from fope_jax.data.tokenizers import (
 )
 from fope_jax.data.tokenizers.sentencepiece import TRAINING_TEXT_CHARS
 from fope_jax.extras import require
+from fope_jax.logs import is_quiet, report_progress
 from fope_jax.storage.directories import make_writable
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
+
+log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------------------- build
 
@@ -294,7 +297,7 @@ def _write_split(
         shard_tokens=caches.SHARD_TOKENS,
     )
     tqdm = require("tqdm", "train").tqdm
-    with tqdm(desc=f"tokenize {split}", unit=" tokens", unit_scale=True) as bar:
+    with tqdm(desc=f"tokenize {split}", unit=" tokens", unit_scale=True, disable=is_quiet()) as bar:
         for number, document in enumerate(documents, 1):
             writer.add(document)
             bar.set_postfix_str(f"{number:,} documents", refresh=False)
@@ -377,7 +380,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    report_progress(line, log)
 
 
 # ---------------------------------------------------------------------------- inspect

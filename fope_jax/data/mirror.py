@@ -6,14 +6,15 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from fope_jax.extras import require
+from fope_jax.logs import is_quiet, report_progress
 from fope_jax.storage.directories import (
     PARALLEL_TRANSFERS,
     list_file_sizes,
@@ -22,6 +23,8 @@ from fope_jax.storage.directories import (
 )
 from fope_jax.storage.files import file_sha256
 from fope_jax.storage.paths import is_in_bucket, path_within, user_cache_dir
+
+log = logging.getLogger(__name__)
 
 _CHUNK = 2**22
 
@@ -85,7 +88,7 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
         return local
 
     def waiting() -> None:
-        print(f"another process downloads {remote}: waiting for it", file=sys.stderr, flush=True)
+        report_progress(f"another process downloads {remote}: waiting for it", log)
 
     with exclusive_lock(local.with_name(local.name + ".lock"), waiting):
         if local.is_dir():
@@ -147,8 +150,9 @@ def _transfer(
 ) -> None:
     """Runs ``copy(name, progress)`` for all files in parallel, with a progress bar of bytes."""
     tqdm = require("tqdm", "train").tqdm
+    total = sum(sizes.values())
     with (
-        tqdm(desc=label, total=sum(sizes.values()), unit="B", unit_scale=True) as bar,
+        tqdm(desc=label, total=total, unit="B", unit_scale=True, disable=is_quiet()) as bar,
         ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool,
     ):
         for _ in pool.map(lambda name: copy(name, bar.update), sizes):

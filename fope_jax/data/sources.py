@@ -12,6 +12,7 @@ from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, corpus_files, examine_text_file, has_text_suffix
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.extras import require
+from fope_jax.logs import is_quiet
 from fope_jax.storage.files import file_sha256, size_and_mtime
 from fope_jax.storage.paths import as_path
 
@@ -57,7 +58,7 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
 def _with_progress(files: Sequence[Any], corpus: str, split: str) -> Iterable[Any]:
     tqdm = require("tqdm", "train").tqdm
     label = f"look through {corpus} {split}"
-    return tqdm(files, desc=label, unit=" files", delay=2, leave=False)
+    return tqdm(files, desc=label, unit=" files", delay=2, leave=False, disable=is_quiet())
 
 
 def _file_source(path: Path, corpus: str, split: str, cached: Mapping[Any, Source]) -> Source:

@@ -1,8 +1,9 @@
-"""Greedy answers of a model, and the nats of given answers."""
+"""Continuations of prompts, greedy answers of a model, and the nats of given answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fope_jax.model.decode import forward_cached, greedy_decode, prefill
+from fope_jax.evaluate.restore import NonFiniteError
+from fope_jax.model.decode import forward_cached, greedy_decode, prefill, sample_decode
 from fope_jax.model.losses import token_nats
 from fope_jax.model.sharding import axis_size, device_put_sharded, partition_spec
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
 Answerer = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]  # see ``model_answerer``
+Sampler = Callable[..., list[int]]  # see ``model_sampler``
 
 
 def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
@@ -68,3 +71,80 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
         return np.asarray(written)[:count], np.asarray(nats)[:count]
 
     return on_mesh
+
+
+def model_sampler(model: Transformer) -> Sampler:
+    """Makes the sampler of a model, which continues one prompt.
+
+    Prompts and counts are padded to powers of two, so that few programs are compiled.
+
+    Returns:
+      ``(prompt, count, *, stop=None, temperature=0.0, seed=0) -> tokens``: at most ``count`` tokens
+      after ``prompt``, up to and without ``stop``. For the arguments see ``sample_decode``. It
+      raises ValueError where prompt and count are longer than the position embedding is defined
+      for, and NonFiniteError where logits are not finite.
+    """
+    graphdef, *arrays = split(model)
+    limit = model.position.limits.max_length
+
+    @partial(jax.jit, static_argnames=("room", "stop"))
+    def draw(arrays: Any, tokens: Array, segments: Array, *, room: int, **settings: Any) -> Array:
+        model = merge(graphdef, *arrays)
+        return sample_decode(model, *prefill(model, tokens, segments, room), room, **settings)
+
+    def sample(
+        prompt: Sequence[int],
+        count: int,
+        *,
+        stop: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[int]:
+        check_sample_length(model, len(prompt), count)
+        room = padded_length(count, None if limit is None else limit - len(prompt))
+        size = padded_length(len(prompt), None if limit is None else limit - room)
+        window = pad_left([prompt], size, 0)
+        settings = {"temperature": np.float32(temperature), "key": jax.random.key(seed)}
+        drawn = draw(arrays, *window, room=room, stop=stop, count=np.int32(count), **settings)
+        written = np.asarray(drawn)[0, :count].tolist()
+        if stop in written:
+            written = written[: written.index(stop)]
+        if -1 in written:
+            raise NonFiniteError(
+                f"the logits after {len(prompt) + written.index(-1)} tokens are not finite (NaN or "
+                "infinity): no token can be drawn"
+            )
+        return written
+
+    return sample
+
+
+def check_sample_length(model: Transformer, length: int, count: int) -> None:
+    """Raises ValueError if a model cannot write ``count`` tokens after ``length`` tokens."""
+    limit = model.position.limits.max_length
+    if count < 1:
+        raise ValueError(f"{count} new tokens; accepted: 1 or more")
+    if limit is not None and length + count > limit:
+        raise ValueError(
+            f"a prompt of {length} tokens and {count} new ones: {type(model.position).__name__} is "
+            f"defined for at most {limit} together"
+        )
+
+
+def padded_length(length: int, most: int | None, least: int = 16) -> int:
+    """The next power of two, at most ``most``, so that few shapes are compiled.
+
+    >>> padded_length(17, None), padded_length(17, 20), padded_length(1, None)
+    (32, 20, 16)
+    """
+    size = max(least, 1 << max(0, length - 1).bit_length())
+    return size if most is None else min(size, most)
+
+
+def pad_left(rows: Sequence[Sequence[int]], size: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segments ``[B, size]``, padded on the left."""
+    tokens = np.full((len(rows), size), pad, np.int32)
+    segments = np.zeros((len(rows), size), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, size - len(row) :], segments[i, size - len(row) :] = row, 1
+    return tokens, segments

@@ -27,8 +27,9 @@ import jax
 import numpy as np
 
 from fope_jax.config import check_vocabulary
-from fope_jax.data.bos import Bos, find_bos
+from fope_jax.data.bos import Bos, encode_prompt, find_bos
 from fope_jax.data.tokenizers import Tokenizer
+from fope_jax.evaluate.generation import pad_left, padded_length
 from fope_jax.evaluate.restore import check_weights, load_run, warn_where_bos_is_unknown
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.evaluate.scoring import model_scorer
@@ -162,8 +163,8 @@ class TextModel:
                 self.max_length,
             )
             tokens = tokens[-longest:]
-        size = _padded_length(len(tokens), longest)
-        batch, segments = _pad_left([tokens], size, self.tokenizer.pad_id)
+        size = padded_length(len(tokens), longest)
+        batch, segments = pad_left([tokens], size, self.tokenizer.pad_id)
         written = np.asarray(self.write(batch, segments, count))[0].tolist()
         if min(written) < 0:
             raise ValueError(
@@ -182,13 +183,10 @@ class TextModel:
         return self.tokenizer.eos_id if self.bos is None else self.bos.id
 
     def _encode_text(self, text: str) -> list[int]:
-        if self.bos and self.add_bos:  # else a BOS token written in the text would count twice
-            text = text.removeprefix(self.bos.token)
-        return list(self.tokenizer.encode(self.tokenizer.prefix + text)) if text else []
+        return self._encode_context(text)[1 if self.bos and self.add_bos else 0 :]
 
     def _encode_context(self, text: str) -> list[int]:
-        first = [self.bos.id] if self.bos and self.add_bos else []
-        return first + self._encode_text(text)
+        return encode_prompt(self.tokenizer, text, self.bos if self.add_bos else None)
 
     def _encode(self, context: str, continuation: str, where: str) -> Row:
         """Splits the joint tokens where they first differ from the context's."""
@@ -213,18 +211,18 @@ class TextModel:
         results = [(0.0, True)] * len(rows)
         groups: dict[int, list[int]] = {}  # padded length -> indices of rows
         for number, (context, target) in enumerate(rows):
-            size = _padded_length(len(context) + len(target) - 1, self.max_length)
+            size = padded_length(len(context) + len(target) - 1, self.max_length)
             groups.setdefault(size, []).append(number)
         for size, members in sorted(groups.items()):
             count = max(1, self.batch_tokens // size)
             for start in range(0, len(members), count):
                 numbers = members[start : start + count]
                 # Pad the batch with copies to a power of two, so that few shapes are compiled.
-                filled = np.resize(numbers, _padded_length(len(numbers), count, least=1))
+                filled = np.resize(numbers, padded_length(len(numbers), count, least=1))
                 joined = [[*rows[i][0], *rows[i][1]] for i in filled]
                 pad = self.tokenizer.pad_id
-                tokens, segments = _pad_left([row[:-1] for row in joined], size, pad)
-                targets, _ = _pad_left([row[1:] for row in joined], size, pad)
+                tokens, segments = pad_left([row[:-1] for row in joined], size, pad)
+                targets, _ = pad_left([row[1:] for row in joined], size, pad)
                 nats, hits = (np.asarray(x) for x in self.score(tokens, segments, targets))
                 for row, number in enumerate(numbers):
                     scored = np.s_[size - len(rows[number][1]) :]
@@ -244,25 +242,6 @@ def _check_finite(total: float, where: str) -> None:
         raise ValueError(
             f"{where}: the log-likelihood is {total}; the model's logits are not finite there"
         )
-
-
-def _padded_length(length: int, most: int | None, least: int = 16) -> int:
-    """The next power of two, at most ``most``, so that few shapes are compiled.
-
-    >>> _padded_length(17, None), _padded_length(17, 20), _padded_length(1, None)
-    (32, 20, 16)
-    """
-    size = max(least, 1 << max(0, length - 1).bit_length())
-    return size if most is None else min(size, most)
-
-
-def _pad_left(rows: Sequence[Sequence[int]], size: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and segments ``[B, size]``, padded on the left."""
-    tokens = np.full((len(rows), size), pad, np.int32)
-    segments = np.zeros((len(rows), size), np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, size - len(row) :], segments[i, size - len(row) :] = row, 1
-    return tokens, segments
 
 
 def rolling_windows(tokens: Sequence[int], prefix: int, length: int | None) -> Iterator[Row]:

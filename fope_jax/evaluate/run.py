@@ -42,6 +42,7 @@ from fope_jax.evaluate.restore import (
 from fope_jax.evaluate.run_data import find_run_data, record_cache_dir, warn_of_another_tokenizer
 from fope_jax.evaluate.scoring import Progress, Scorer, model_scorer
 from fope_jax.extras import require
+from fope_jax.logs import is_quiet
 from fope_jax.model.sharding import MeshConfig, make_mesh
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import is_main_process, reached_preemption, wait_for_processes
@@ -248,4 +249,5 @@ def _stopping(progress: Progress) -> Progress:
 
 def _progress_bar(batches: Iterable[int], desc: str) -> Iterable[int]:
     tqdm = require("tqdm", "train").tqdm
-    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=not is_main_process())
+    is_hidden = is_quiet() or not is_main_process()
+    return tqdm(batches, desc=desc, unit="batch", dynamic_ncols=True, disable=is_hidden)

@@ -148,7 +148,8 @@ def child_experiment(
         tenth = train.steps // 10
         warmup = tenth if is_imported else min(old.warmup_steps, tenth)
         train = dataclasses.replace(train, warmup_steps=warmup)
-    can_evaluate = evaluate.lengths and evaluate.splits and evaluate.training_windows
+    has_text = child.data.corpus != "none"
+    can_evaluate = evaluate.lengths and evaluate.splits and evaluate.training_windows and has_text
     if "train.evaluate_every" not in stated and can_evaluate:
         train = dataclasses.replace(train, evaluate_every=math.ceil(train.steps / EVALUATIONS))
     before, after = dataclasses.asdict(parent.model), dataclasses.asdict(child.model)

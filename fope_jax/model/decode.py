@@ -202,10 +202,7 @@ def greedy_decode(
     _filled_after(cache, count - 1)
 
     def choose(hidden: Array) -> Array:
-        logits = model.unembed(hidden[:, -1:])[:, 0]
-        # argmax takes NaN for the largest value and would return a valid token id.
-        is_finite = jnp.isfinite(logits).all(axis=-1)
-        return jnp.where(is_finite, jnp.argmax(logits, axis=-1), -1).astype(jnp.int32)[:, None]
+        return _choose_token(model, hidden, lambda logits: jnp.argmax(logits, axis=-1))
 
     def step(carry: tuple[Array, KVCache, Array], _: None):
         token, cache, position = carry
@@ -216,3 +213,71 @@ def greedy_decode(
     first = choose(hidden)
     _, others = jax.lax.scan(step, (first, cache, position), length=count - 1)
     return jnp.concatenate([first, others.T], axis=1)
+
+
+def sample_decode(
+    model: Transformer,
+    hidden: Array,
+    cache: KVCache,
+    position: Array,
+    size: int,
+    *,
+    count: Array | int,
+    temperature: Array | float,
+    key: Array,
+    stop: int | None,
+) -> Array:
+    """At most ``count`` next tokens, drawn from ``softmax(logits / temperature)``.
+
+    Ends before ``count`` when every row has drawn ``stop``. Only ``size`` and ``stop`` are static:
+    one compiled program serves any count up to ``size`` and any temperature.
+
+    Args:
+      hidden, cache, position: from ``prefill``, with room for ``size - 1`` tokens.
+      size: tokens of the result.
+      count: 1 to ``size``.
+      temperature: 0 takes the most likely token, as ``greedy_decode``.
+      key: token ``i`` is drawn with ``fold_in(key, i)``.
+      stop: a token such as the end of a document; None never ends early.
+
+    Returns:
+      ``[B, size]`` int32. Tokens after ``count`` or a row's ``stop`` mean nothing; -1 is drawn from
+      logits that are not finite.
+    """
+    _filled_after(cache, size - 1)
+    stop = -2 if stop is None else stop  # no token
+
+    def choose(hidden: Array, index: Array | int) -> Array:
+        def draw(logits: Array) -> Array:
+            scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+            drawn = jax.random.categorical(jax.random.fold_in(key, index), scaled)
+            return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
+
+        return _choose_token(model, hidden, draw)
+
+    def goes_on(carry: Any) -> Array:
+        index, token, is_done, *_ = carry
+        return (index < count) & ~jnp.all(is_done | (token[:, 0] == stop))
+
+    def step(carry: Any) -> Any:
+        index, token, is_done, cache, position, written = carry
+        is_done |= token[:, 0] == stop
+        hidden, cache = forward_cached(model, cache, token, position, jnp.ones_like(position))
+        token = choose(hidden, index)
+        written = jax.lax.dynamic_update_slice_in_dim(written, token, index, axis=1)
+        return index + 1, token, is_done, cache, position + 1, written
+
+    first = choose(hidden, 0)
+    written = jnp.zeros((len(first), size), jnp.int32).at[:, :1].set(first)
+    is_done = jnp.zeros(len(first), bool)
+    cache = cache._replace(filled=jnp.asarray(cache.filled))
+    start = (jnp.int32(1), first, is_done, cache, position, written)
+    return jax.lax.while_loop(goes_on, step, start)[-1]
+
+
+def _choose_token(model: Transformer, hidden: Array, choose: Any) -> Array:
+    """The token ``[B, 1]`` that ``choose(logits [B, V])`` gives after the last of ``hidden``."""
+    logits = model.unembed(hidden[:, -1:])[:, 0]
+    # argmax takes NaN for the largest value and would return a valid token id.
+    is_finite = jnp.isfinite(logits).all(axis=-1)
+    return jnp.where(is_finite, choose(logits), -1).astype(jnp.int32)[:, None]

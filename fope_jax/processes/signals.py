@@ -4,8 +4,8 @@ All three are handled alike. In `raise_on_signal`, where every verb of `fope` ru
 raises `Stopped`. In `defer_signals` the signal is noted for a caller that checks when it can stop,
 such as training, which saves first.
 
-A second Ctrl-C ends the process at once. An ignored SIGHUP (nohup) or SIGINT (a background job)
-stays ignored.
+A second Ctrl-C ends the process at once, except in `keep_process`. An ignored SIGHUP (nohup) or
+SIGINT (a background job) stays ignored.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE_SECONDS = 10.0
@@ -29,6 +30,7 @@ class _State:
     """Signal state; a second `Stopped` while ``is_ending`` would interrupt the cleanup."""
 
     raising, is_ending, is_deferring = 0, False, False
+    second_interrupt: Any = signal.SIG_DFL  # handles a second Ctrl-C
 
 
 _state = _State()
@@ -105,6 +107,16 @@ def defer_signals() -> Iterator[Callable[[], int | None]]:
             yield lambda: noted[0] if noted else None
     finally:
         _state.is_deferring = was_deferring
+
+
+@contextlib.contextmanager
+def keep_process() -> Iterator[None]:
+    """In the block a second Ctrl-C raises KeyboardInterrupt: it must not end a user's notebook."""
+    before, _state.second_interrupt = _state.second_interrupt, signal.default_int_handler
+    try:
+        yield
+    finally:
+        _state.second_interrupt = before
 
 
 @contextlib.contextmanager
@@ -193,6 +205,6 @@ def _handle_signals(handler: Callable[[int, FrameType | None], None]) -> Iterato
 
 
 def _let_the_next_one_kill(number: int) -> None:
-    """Restores the default handler for Ctrl-C only: some senders repeat SIGTERM."""
+    """Changes the handler of Ctrl-C only: some senders repeat SIGTERM."""
     if number == signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, _state.second_interrupt)

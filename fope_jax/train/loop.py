@@ -23,6 +23,7 @@ from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows, replace_rows
 from fope_jax.evaluate.run_data import RunData, describe_data, find_run_data
 from fope_jax.evaluate.validation import VALIDATION, ValidationFn, find_validation_fn, format_losses
+from fope_jax.logs import is_quiet
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import broadcast_from_process_0, is_main_process
 from fope_jax.processes.signals import Stopped, signal_name
@@ -232,7 +233,7 @@ def train(
                 initial=start,
                 desc=experiment.name,
                 unit="step",
-                disable=not is_main_process(),
+                disable=is_quiet() or not is_main_process(),
                 mininterval=0.5 if sys.stderr.isatty() else 15.0,
             )
         )

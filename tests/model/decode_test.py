@@ -1,5 +1,7 @@
 """The key cache against the uncached forward pass, for every method."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from flax import nnx
 
 from fope_jax.gallery.examples import examples
 from fope_jax.model.config import TransformerConfig
-from fope_jax.model.decode import forward_cached, greedy_decode, init_cache, prefill
+from fope_jax.model.decode import forward_cached, greedy_decode, init_cache, prefill, sample_decode
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.position import METHODS, ByLayer, CoPE, DynamicNTK, FoPE, LongRoPE, NoPE, RoPE
 
@@ -156,6 +158,44 @@ def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
     segments = np.concatenate([segments, np.ones((3, 5), np.int32)], axis=1)
     logits = jax.jit(lambda *rows: model(*rows))(read_all, positions, segments)
     np.testing.assert_array_equal(written, np.argmax(logits[:, 10:], axis=-1))
+
+
+def test_samples_are_drawn_from_the_logits_of_the_uncached_model():
+    """Also up to a token that ends a row, at any temperature and count with one program."""
+    model, prompts, size, compiled = new_model(FoPE(8)), batch(2, 7), 6, []
+
+    @partial(jax.jit, static_argnames="stop")
+    def sample(count, temperature, stop=None):
+        compiled.append(stop)
+        settings = {"count": count, "temperature": temperature, "key": jax.random.key(3)}
+        read = prefill(model, prompts, jnp.ones_like(prompts), size - 1)
+        return sample_decode(model, *read, size, stop=stop, **settings)
+
+    @jax.jit
+    def choices(tokens, temperature):
+        positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        logits = model(tokens, positions, jnp.ones_like(positions))[:, 6:-1]
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(size))
+        draw = jax.vmap(jax.random.categorical, in_axes=(0, 1), out_axes=1)
+        return draw(keys, logits / temperature), jnp.argmax(logits, axis=-1)
+
+    for temperature in (0.0, 0.5, 2.0):
+        written = sample(np.int32(size), np.float32(temperature))
+        drawn, greedy = choices(np.concatenate([prompts, written], axis=1), temperature or 1.0)
+        np.testing.assert_array_equal(written, drawn if temperature else greedy)
+    some = sample(np.int32(4), np.float32(2.0))
+    np.testing.assert_array_equal(some[:, :4], written[:, :4])
+    assert not some[:, 4:].any() and compiled == [None]
+
+    row = np.asarray(written)[0].tolist()
+    stop = row[2]
+    ended = sample(np.int32(size), np.float32(2.0), stop)
+    end = row.index(stop) + 1
+    np.testing.assert_array_equal(ended[0, :end], row[:end])
+    rest = np.asarray(written)[1].tolist()
+    last = (rest.index(stop) + 1) if stop in rest else size  # the other row goes on
+    np.testing.assert_array_equal(ended[1, :last], rest[:last])
+    assert not ended[:, max(end, last) :].any()
 
 
 def test_a_method_that_ends_says_so():

@@ -17,6 +17,7 @@ from fope_jax.processes.signals import (
     Stopped,
     defer_signals,
     exit_after_grace_period,
+    keep_process,
     raise_on_signal,
 )
 
@@ -72,6 +73,19 @@ def test_a_signal_that_is_ignored_stays_so_and_a_second_ctrl_c_kills(how):
             send(signal.SIGINT)
         finally:
             assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+
+
+def test_a_second_ctrl_c_in_a_notebook_raises_and_kills_nothing():
+    with keep_process(), defer_signals() as noted:
+        send(signal.SIGINT)
+        assert noted() == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+            time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with defer_signals():
+        send(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -1,0 +1,724 @@
+"""The Python API: train, load, evaluate and extend runs from a script or a notebook.
+
+    import fope_jax as fj
+
+    run = fj.train("configs/recall.py:position=fope", "runs/fope", train_steps=500)
+    run.generate([5, 17, 42], max_new_tokens=4)
+    table = fj.evaluate(run, contexts=[1, 2, 4])
+    longer = fj.extend(run, method="yarn", length=128, workdir="runs/yarn")
+    fj.report([run, longer], "runs/report")
+
+Functions do what the verbs of `fope` do, on the same files, and raise the same errors. They print
+nothing, unless ``verbose=True``; messages go to the logger ``fope_jax``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from fope_jax import position as positions
+from fope_jax.config import (
+    ConfigError,
+    EvaluateConfig,
+    Experiment,
+    apply_overrides,
+    build_experiment,
+    experiment_to_dict,
+    load_config,
+)
+from fope_jax.config.experiment import SECTIONS, TOP_LEVEL
+from fope_jax.config.fields import field_types, nearest
+from fope_jax.data.bos import encode_prompt, find_bos
+from fope_jax.data.build import build
+from fope_jax.data.manifest import MissingCacheError
+from fope_jax.data.tokenizers import Tokenizer
+from fope_jax.evaluate import run as evaluation
+from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
+from fope_jax.evaluate.generation import model_sampler
+from fope_jax.evaluate.metrics import METRICS, read_rows
+from fope_jax.evaluate.restore import evaluation_graphdef, find_step, load_run, read_experiment
+from fope_jax.evaluate.run_data import load_run_tokenizer
+from fope_jax.evaluate.scoring import model_scorer
+from fope_jax.extend import run as extension
+from fope_jax.extras import require
+from fope_jax.interop.hub import PREFIX, local_checkpoint
+from fope_jax.interop.runs import import_run, imported_experiment
+from fope_jax.interop.weights import import_config, import_weights
+from fope_jax.logs import log_to_stderr, quiet
+from fope_jax.model.transformer import Transformer, check_batch, merge, split
+from fope_jax.position import Fingerprint, PositionEmbedding
+from fope_jax.processes.signals import keep_process
+from fope_jax.report.page import write_report
+from fope_jax.report.summary import summarize
+from fope_jax.spectrum import run as spectra
+from fope_jax.storage.checkpoint import CheckpointStore
+from fope_jax.storage.files import read_json
+from fope_jax.storage.paths import as_path
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
+from fope_jax.train import loop
+from fope_jax.train.preemption import Preempted
+from fope_jax.train.tracker import Tracker
+from fope_jax.typing import Array
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Config = str | Path | ConfigDict | Experiment | Mapping[str, Any]
+Source = str | Path
+Tokens = str | Sequence[int] | Sequence[Sequence[int]] | np.ndarray | Array
+
+log = logging.getLogger(__name__)
+
+_RESULTS = ".jsonl"
+
+
+# ---------------------------------------------------------------------------- a run
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Run:
+    """A trained model after ``step`` updates, from `train`, `load` or `extend`.
+
+    Weights are read at the first use of ``model`` or of what computes with it.
+
+    Attributes:
+      experiment: the whole configuration.
+      step: of the checkpoint.
+      workdir: directory of the run; None for weights of Hugging Face that are held in memory alone.
+      read_model, read_tokenizer: read the weights, and the tokenizer.
+    """
+
+    experiment: Experiment
+    step: int
+    workdir: Path | None
+    read_model: Callable[[], Transformer]
+    read_tokenizer: Callable[[], Tokenizer]
+
+    @property
+    def name(self) -> str:
+        """The run's variant in tables and reports."""
+        return self.experiment.name
+
+    @property
+    def method(self) -> str:
+        """The position embedding's name, such as "fope"."""
+        return positions.name_of(self.experiment.position)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a training sequence."""
+        return self.experiment.train.length
+
+    @cached_property
+    def model(self) -> Transformer:
+        """The Flax NNX module, on the first device."""
+        with quiet():
+            return self.read_model()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """``encode(text)`` to token ids, and ``decode(ids)``."""
+        return self.read_tokenizer()
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Hash and summary of what the position embedding does to this model."""
+        constants = split(self.model)[2]
+        return checkpoint_fingerprint(self.model.position, self.model.config.shape, constants)[0]
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """Trained parameters, without constants of the position embedding."""
+        config, position = self.experiment.model, self.experiment.position
+        shapes = nnx.eval_shape(lambda: Transformer(config, position, rngs=nnx.Rngs(0)))
+        return sum(leaf.size for leaf in jax.tree.leaves(split(shapes)[1]))
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.workdir is None else repr(str(self.workdir))
+        return (
+            f"Run({self.name!r}, method={self.method}, step={self.step:,}, "
+            f"parameters={self.num_parameters:,}, length={self.length:,}, {where})"
+        )
+
+    # ------------------------------------------------------------------ what it computes
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as the model reads it, with a BOS token where the run adds one."""
+        settings = self.experiment.evaluate
+        bos = find_bos(self.tokenizer, settings.bos_token) if settings.add_bos_token else None
+        return encode_prompt(self.tokenizer, text, bos)
+
+    def logits(self, tokens: Tokens) -> Array:
+        """Logits ``[B, T, V]`` float32 of the next token after each token.
+
+        Args:
+          tokens: a text, or ids ``[T]`` or ``[B, T]``. Each shape is compiled once.
+
+        Raises:
+          ValueError: ids outside the vocabulary, rows of different lengths, or more tokens than the
+            position embedding is defined for.
+        """
+        return self._forward(self._tokens(tokens))
+
+    def loss(self, tokens: Tokens) -> float:
+        """Mean nats per token of a text, or of ids ``[T]`` or ``[B, T]``.
+
+        The first token of a row is read and not scored. Raises as `logits`, and ValueError for a
+        single token.
+        """
+        ids = self._tokens(tokens)
+        if ids.shape[1] < 2:
+            raise ValueError(
+                "1 token has no loss: the first of a row is read and not scored; accepted: 2 or "
+                "more"
+            )
+        nats, _ = self._scorer(ids[:, :-1], ids[:, 1:])
+        return float(np.asarray(nats, np.float64).mean())
+
+    @overload
+    def generate(
+        self, prompt: str, max_new_tokens: int = 32, temperature: float = 0.0, seed: int = 0
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[int] | np.ndarray,
+        max_new_tokens: int = 32,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[int]: ...
+
+    def generate(self, prompt, max_new_tokens=32, temperature=0.0, seed=0):
+        """Continues a prompt; ends at the end-of-document token.
+
+        Args:
+          prompt: a text, or token ids ``[T]``.
+          max_new_tokens: most tokens to write.
+          temperature: 0 takes the most likely token, 1 draws from the model's distribution.
+          seed: of the draws.
+
+        Returns:
+          The continuation alone: a text for a text, ids for ids.
+
+        Raises:
+          ValueError: as `logits`, a temperature below 0, or no room for ``max_new_tokens``.
+          NonFiniteError: logits are not finite.
+        """
+        if not 0 <= temperature < float("inf"):
+            raise ValueError(f"temperature = {temperature}; accepted: 0 or more")
+        is_text = isinstance(prompt, str)
+        # Of an empty text nothing is encoded: a document begins after the end of another.
+        ids = (self.encode(prompt) or [self.tokenizer.eos_id]) if is_text else prompt
+        rows = self._tokens(ids)
+        if len(rows) > 1:
+            raise ValueError(f"a prompt of {len(rows)} rows; accepted: one, token ids [T]")
+        written = self._sampler(
+            rows[0].tolist(),
+            max_new_tokens,
+            stop=self.tokenizer.eos_id,
+            temperature=temperature,
+            seed=seed,
+        )
+        return self.tokenizer.decode(written) if is_text else written
+
+    # ------------------------------------------------------------------ its files
+
+    def rows(self, kind: str | None = None) -> DataFrame:
+        """The rows of metrics.jsonl, all or of one kind, such as "train" or "validation".
+
+        Raises:
+          ValueError: there are rows, but none of this kind; names the kinds.
+        """
+        rows = read_rows(workdir_of(self) / METRICS)
+        kinds = sorted({row["kind"] for row in rows})
+        if kind is not None and kind not in kinds:
+            raise ValueError(f"kind {kind!r}; {self.workdir} has rows of: {', '.join(kinds)}")
+        return _data_frame([row for row in rows if kind in (None, row["kind"])])
+
+    # ------------------------------------------------------------------ compiled once
+
+    def _tokens(self, tokens: Tokens) -> np.ndarray:
+        ids = self.encode(tokens) if isinstance(tokens, str) else tokens
+        return as_token_ids(ids, self.experiment.model.vocab_size)
+
+    @cached_property
+    def _forward(self) -> Callable[[np.ndarray], Array]:
+        graphdef, *arrays = split(self.model)
+
+        @jax.jit
+        def forward(arrays: Any, tokens: Array) -> Array:
+            places = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+            return merge(graphdef, *arrays)(tokens, places, jnp.ones_like(places))
+
+        return partial(forward, arrays)
+
+    @cached_property
+    def _scorer(self) -> Callable[..., Any]:
+        return model_scorer(self.model)
+
+    @cached_property
+    def _sampler(self) -> Callable[..., list[int]]:
+        return model_sampler(self.model)
+
+
+def as_token_ids(tokens: Any, vocab_size: int) -> np.ndarray:
+    """Token ids as ``[B, T]`` int32.
+
+    >>> as_token_ids([3, 1], vocab_size=8)
+    array([[3, 1]], dtype=int32)
+
+    Raises:
+      ValueError: no integers, none at all, not ``[T]`` or ``[B, T]``, or outside the vocabulary.
+    """
+    accepted = "accepted: a text, or integers [T] or [B, T], one token or more"
+    try:
+        ids = np.asarray(tokens)
+    except ValueError as error:
+        raise ValueError(f"tokens: rows of different lengths; {accepted}") from error
+    if not ids.size or ids.ndim not in (1, 2):
+        raise ValueError(f"tokens of shape {list(ids.shape)}; {accepted}")
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"tokens of type {ids.dtype}; {accepted}")
+    check_batch(ids, vocab_size)
+    return np.atleast_2d(ids).astype(np.int32)
+
+
+def workdir_of(run: Run) -> Path:
+    """The run's directory; ValueError for weights that are held in memory alone."""
+    if run.workdir is None:
+        raise ValueError(
+            f"{run.name} has no directory for results: its weights are held in memory alone; "
+            "fope_jax.load(SOURCE, workdir=DIR) makes a run of them"
+        )
+    return run.workdir
+
+
+# ---------------------------------------------------------------------------- verbs
+
+
+def train(
+    config: Config,
+    workdir: Source,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    position: str | Mapping[str, Any] | PositionEmbedding | None = None,
+    accept_position: str | None = None,
+    tracker: Tracker | None = None,
+    verbose: bool = False,
+    **values: Any,
+) -> Run:
+    """Trains a configuration in ``workdir``, as `fope train`, and returns the run.
+
+    A run that was interrupted goes on from its newest checkpoint, a finished one is returned at
+    once. A missing token cache is built first. Ctrl-C saves the step under way.
+
+        fj.train("configs/recall.py:position=rope", "runs/rope", train_steps=500)
+        fj.train("configs/recall.py", "runs/own", position=fj.position.RoPE(theta=500.0))
+
+    Args:
+      config: "FILE.py:ARGUMENT", a config.json, a ConfigDict, a dict, or an `Experiment`.
+      workdir: directory of the run, also ``gs://BUCKET/PATH``.
+      overrides: values by their keys, such as ``{"train.steps": 500}``.
+      position: another position embedding: its name, ``{"method": NAME, KNOB: VALUE}``, or a
+        method. A run named after its method is renamed with it.
+      accept_position: hash of another position embedding whose checkpoints are taken.
+      tracker: a callable ``(step, numbers)`` for an experiment tracker, see `train.tracker`.
+      verbose: print messages and progress bars to stderr.
+      **values: the same as ``overrides`` by section and field: ``train_steps=500``.
+
+    Raises:
+      ConfigError: a key is unknown (the message has the nearest) or a value not accepted, or the
+        workdir holds another run.
+      KeyboardInterrupt: Ctrl-C; the same call goes on from what was saved.
+      CheckpointError, BadStepError, LockError, CacheError, CorpusError, OSError: as `fope train`.
+    """
+    experiment = build_experiment(_config_of(config, position, _overrides(overrides, values)))
+    with _session(verbose):
+        run = partial(loop.train, experiment, workdir, accept_position, tracker=tracker)
+        _with_token_cache(run, lambda: experiment)
+    return load(workdir)
+
+
+def load(
+    source: Source,
+    step: int | None = None,
+    *,
+    workdir: Source | None = None,
+    verbose: bool = False,
+    **values: Any,
+) -> Run:
+    """Opens a run or a Hugging Face checkpoint; weights are read when they are needed.
+
+        fj.load("runs/fope"), fj.load("runs/fope/500"), fj.load("runs/fope", step=500)
+        fj.load("models/SmolLM2-135M"), fj.load("hf:HuggingFaceTB/SmolLM2-135M")
+
+    Args:
+      source: directory of a run, of one of its checkpoints, or of a Hugging Face checkpoint;
+        "hf:DIRECTORY" or "hf:ORG/NAME", taken from the Hub or its cache.
+      step: of the checkpoint; None takes the newest valid one.
+      workdir: of Hugging Face weights, a new directory to import them into, as `fope import`;
+        `evaluate` needs one. The same call again opens it.
+      **values: of the configuration of such a run, see `train`; ``train_length`` is the length that
+        evaluation counts in multiples of.
+      verbose: print messages and bars of downloads to stderr.
+
+    Raises:
+      FileNotFoundError: no run, or no valid checkpoint; says what there is.
+      ValueError: a results file, weights of an unsupported kind, or a step that does not exist.
+    """
+    name = str(source)
+    if name.endswith(_RESULTS):
+        raise ValueError(
+            f"{name} is a results file: it has the rows of a run and not its weights. Name the "
+            "run's directory, or give the file to fope_jax.report"
+        )
+    if name.startswith(PREFIX) or _has_weights(as_path(name)):
+        if step is not None:
+            raise ValueError(f"step = {step}: {name} is a Hugging Face checkpoint, without steps")
+        overrides = _overrides(None, values)
+        with _session(verbose):
+            return _load_weights(local_checkpoint(name, verbose), workdir, overrides)
+    if workdir is not None or values:
+        given = f"workdir = {str(workdir)!r}" if workdir is not None else ", ".join(values)
+        raise ValueError(f"{given}: only Hugging Face weights are imported, and {name} is a run")
+    directory, step = split_step(name, step)
+    experiment = read_experiment(directory)
+    with contextlib.closing(CheckpointStore(directory / CHECKPOINTS)) as store:
+        step = find_step(directory, store, step)
+        store.metadata(step)  # names the steps that exist
+    return Run(
+        experiment,
+        step,
+        directory,
+        read_model=lambda: load_run(directory, step).model,
+        read_tokenizer=lambda: load_run_tokenizer(directory, experiment.data),
+    )
+
+
+def evaluate(
+    run: Run | Source | Sequence[Run | Source],
+    protocols: str | Sequence[str] | None = None,
+    contexts: Sequence[int] | None = None,
+    retrieval_tasks: Sequence[str] | None = None,
+    *,
+    force: bool = False,
+    verbose: bool = False,
+    **values: Any,
+) -> DataFrame:
+    """Measures runs against context length, as `fope evaluate`.
+
+    What has been measured with the same settings is read, not measured again; rows of other
+    settings are replaced.
+
+        fj.evaluate([rope, fope], protocols=["same-tokens"], contexts=[1, 2, 4])
+
+    Args:
+      run: a run or its directory, or several.
+      protocols: "all" or some of `fope evaluate --help`; None takes the run's
+        ``evaluate.protocols``.
+      contexts: lengths in multiples of the training length, for text and for retrieval.
+      retrieval_tasks: such as ``["recall", "copy"]``.
+      force: measure again what has been measured.
+      verbose: print messages and progress bars to stderr.
+      **values: other fields of the run's section evaluate, such as ``num_windows=64``; and
+        ``data_cache_dir``, where a token cache was moved to.
+
+    Returns:
+      A data frame with a row for each run, protocol, text or task, and context. Its columns: ``run,
+      method, seed, step`` and those of `fope_jax.report.summary.summarize`.
+
+    Raises:
+      ConfigError: an unknown field; NonFiniteError, LockError, ValueError as `fope evaluate`.
+    """
+    if contexts is not None:
+        values |= {"lengths": contexts, "passkey_lengths": contexts}
+    if retrieval_tasks is not None:
+        values["retrieval_tasks"] = retrieval_tasks
+    keys = {name: f"evaluate.{name}" for name in field_types(EvaluateConfig)}
+    keys["data_cache_dir"] = "data.cache_dir"
+    for name in values:
+        if name not in keys:
+            raise ConfigError(f"evaluate has no field {name!r}{nearest(name, keys)}")
+    overrides = [f"{keys[name]}={_override_text(name, value)}" for name, value in values.items()]
+    with _session(verbose):
+        records = [
+            record
+            for one in _listed(run)
+            for record in _evaluate_run(_opened(one), protocols, force, overrides)
+        ]
+    return _data_frame(records)
+
+
+def extend(
+    run: Run | Source,
+    method: str,
+    length: int,
+    workdir: Source,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    config: Config | None = None,
+    optimizer: str = "reset-moments",
+    match: str = "frequency",
+    evaluate: bool = False,
+    verbose: bool = False,
+    **values: Any,
+) -> Run:
+    """Goes on from a run at a longer length, as `fope extend`; returns the new run.
+
+        fj.extend(rope, method="yarn", length=256, workdir="runs/yarn", train_steps=100)
+
+    Args:
+      run: a run or its directory, or "hf:DIRECTORY" or "hf:ORG/NAME".
+      method: "same", a position embedding, or a scaling such as "yarn" for a model with
+        frequencies.
+      length: tokens of a sequence.
+      workdir: directory of the new run.
+      overrides, **values: of the new run's configuration, see `train`.
+      config: a whole configuration of the new run; without it values follow from the parent's.
+      optimizer, match: see `fope extend --help`.
+      evaluate: run the whole evaluation at the end.
+      verbose: print messages and progress bars to stderr.
+
+    Raises:
+      ConfigError, ValueError: the method cannot go on from the run's; the message says why.
+      KeyboardInterrupt: Ctrl-C; the same call goes on from what was saved.
+    """
+    target, parent = as_path(workdir), _parent_of(run)
+    extending = partial(
+        extension.extend,
+        parent,
+        method,
+        length,
+        target,
+        optimizer=optimizer,
+        match=match,
+        overrides=_overrides(overrides, values),
+        config=None if config is None else _config_of(config, None, []),
+    )
+    with _session(verbose):
+        _with_token_cache(extending, lambda: read_experiment(target))
+        if evaluate:
+            _evaluate_run(load(target), None, False, [])
+    return load(target)
+
+
+def report(runs: Run | Source | Sequence[Run | Source], out: Source) -> Path:
+    """Writes one HTML page about runs, as `fope report`; returns its path.
+
+    Args:
+      runs: runs, their directories, or results files.
+      out: directory of the page, made if missing.
+    """
+    paths = [workdir_of(run) if isinstance(run, Run) else run for run in _listed(runs)]
+    with quiet():
+        return write_report(paths, out)
+
+
+def spectrum(
+    run: Run | Source,
+    contexts: Sequence[int] = spectra.MULTIPLES,
+    windows: int = spectra.WINDOWS,
+    *,
+    untrained: bool = False,
+    verbose: bool = False,
+) -> DataFrame:
+    """Measures which frequencies attention uses, as `fope spectrum`; a row for context and layer.
+
+    Args:
+      run: a run with text, or its directory.
+      contexts: lengths in multiples of the training length.
+      windows: number of windows of each length.
+      untrained: measure the parameters that training began with.
+      verbose: print messages to stderr.
+    """
+    run = _opened(run)
+    measuring = partial(
+        spectra.measure_run,
+        workdir_of(run),
+        run.step,
+        untrained=untrained,
+        multiples=contexts,
+        windows=windows,
+        say=log.info,
+    )
+    with _session(verbose):
+        measured = _with_token_cache(measuring, lambda: run.experiment)
+    return _data_frame(measured["rows"])
+
+
+# ---------------------------------------------------------------------------- configurations
+
+
+def _config_of(
+    config: Config,
+    position: str | Mapping[str, Any] | PositionEmbedding | None,
+    overrides: Sequence[str],
+) -> ConfigDict:
+    """A configuration of its own, with another position embedding and overrides."""
+    knobs = [text for text in overrides if position is not None and text.startswith("position.")]
+    others = [text for text in overrides if text not in knobs]
+    if isinstance(config, (str, Path)):
+        result = load_config(str(config), others)
+    else:
+        values = experiment_to_dict(config) if isinstance(config, Experiment) else config
+        result = copy.deepcopy(values if isinstance(values, ConfigDict) else ConfigDict(values))
+        apply_overrides(result, others)
+    if position is None:
+        return result
+    spec = _position_spec(position)
+    before: Any = result.get("position") or {}
+    is_name_given = any(text.startswith("name=") for text in others)
+    if result.get("name") == before.get("method") and not is_name_given:
+        result.name = spec["method"]
+    result.position = ConfigDict(spec)
+    return apply_overrides(result, knobs)
+
+
+def _position_spec(position: str | Mapping[str, Any] | PositionEmbedding) -> dict[str, Any]:
+    if isinstance(position, PositionEmbedding):
+        return positions.to_spec(position)
+    return {"method": position} if isinstance(position, str) else dict(position)
+
+
+def _overrides(overrides: Mapping[str, Any] | None, values: Mapping[str, Any]) -> list[str]:
+    """Overrides as the command line writes them: ``"train.steps=500"``."""
+    keys = {_key_of(name): value for name, value in values.items()} | dict(overrides or {})
+    return [f"{key}={_override_text(key, value)}" for key, value in keys.items()]
+
+
+def _key_of(name: str) -> str:
+    """The key of an argument, such as ``train.steps`` of ``train_steps``."""
+    section, _, field = name.partition("_")
+    if name in TOP_LEVEL:
+        return name
+    if field and section in (*SECTIONS, "position"):
+        return f"{section}.{field}"
+    known = [
+        f"{section}_{field}" for section, cls in SECTIONS.items() for field in field_types(cls)
+    ]
+    fields = [key for key in known if key.partition("_")[2] == name]
+    hint = f" (nearest: {fields[0]})" if fields else nearest(name, [*TOP_LEVEL, *known])
+    raise ConfigError(
+        f"{name!r} is no value of a configuration{hint}; accepted: SECTION_FIELD such as "
+        "train_steps=500"
+    )
+
+
+def _override_text(key: str, value: Any) -> str:
+    """A value as text that `parse_value` reads."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)) and not any(isinstance(x, Mapping) for x in value):
+        texts = [str(item) for item in value]
+        if any("," in text for text in texts):
+            raise ConfigError(f"{key} = {value!r}; accepted: values without a comma")
+        return ",".join(texts)
+    if isinstance(value, (Mapping, list, tuple)):
+        return repr([dict(x) for x in value] if not isinstance(value, Mapping) else dict(value))
+    return str(value)
+
+
+# ---------------------------------------------------------------------------- help of the verbs
+
+
+@contextlib.contextmanager
+def _session(verbose: bool) -> Iterator[None]:
+    """How a verb runs in a user's process: silent, and ended by exceptions alone."""
+    with log_to_stderr() if verbose else quiet(), keep_process():
+        try:
+            yield
+        except Preempted as error:
+            if error.exit_code != 128 + signal.SIGINT:
+                raise
+            raise KeyboardInterrupt(str(error)) from None
+
+
+def _with_token_cache(run: Callable[[], Any], experiment: Callable[[], Experiment]) -> Any:
+    """What ``run`` returns; where it finds no token cache, the experiment's is built first."""
+    try:
+        return run()
+    except MissingCacheError as error:
+        try:
+            data = experiment().data
+        except FileNotFoundError:  # nothing has been written yet
+            raise error from None
+        build(data)
+        return run()
+
+
+def _evaluate_run(
+    run: Run, protocols: str | Sequence[str] | None, force: bool, overrides: Sequence[str]
+) -> list[dict[str, Any]]:
+    evaluating = partial(
+        evaluation.evaluate,
+        workdir_of(run),
+        run.step,
+        protocols=[protocols] if isinstance(protocols, str) else protocols,
+        force=force,
+        overrides=overrides,
+        say=log.info,
+    )
+    rows = _with_token_cache(evaluating, lambda: run.experiment)
+    ids = {"run": run.name, "method": run.method}
+    ids |= {"seed": run.experiment.seed, "step": run.step}
+    return [ids | record for record in summarize(rows)]
+
+
+def _listed(runs: Run | Source | Sequence[Run | Source]) -> Sequence[Run | Source]:
+    return [runs] if isinstance(runs, (Run, str, Path)) else runs
+
+
+def _opened(run: Run | Source) -> Run:
+    return run if isinstance(run, Run) else load(run)
+
+
+def _parent_of(run: Run | Source) -> str:
+    """A parent as `fope extend --from` names it."""
+    if isinstance(run, Run):
+        return str(workdir_of(run) / str(run.step))
+    return str(run)
+
+
+def _has_weights(directory: Path) -> bool:
+    """Whether a directory has the config.json of a Hugging Face checkpoint."""
+    path = directory / CONFIG
+    return path.is_file() and "model_type" in read_json(path)
+
+
+def _load_weights(directory: Path, workdir: Source | None, overrides: Sequence[str]) -> Run:
+    experiment = imported_experiment(directory, import_config(directory), overrides)
+    if workdir is not None:
+        target = as_path(workdir)
+        is_imported = (target / CONFIG).is_file() and read_experiment(target) == experiment
+        if not is_imported:
+            import_run(directory, target, overrides)
+        return load(target)
+
+    def read_model() -> Transformer:
+        imported = import_weights(directory)
+        arrays = jax.device_put((imported.params, imported.constants))
+        return merge(evaluation_graphdef(experiment), *arrays)
+
+    tokenizer = partial(load_run_tokenizer, directory, experiment.data)
+    return Run(experiment, 0, None, read_model, tokenizer)
+
+
+def _data_frame(records: Sequence[Mapping[str, Any]]) -> DataFrame:
+    frame: DataFrame = require("pandas", "train").DataFrame.from_records(records)
+    has_buckets = any(record.get("bucket") for record in records)
+    return frame if has_buckets else frame.drop(columns="bucket", errors="ignore")

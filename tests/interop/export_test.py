@@ -198,7 +198,8 @@ def test_texts_begin_with_the_bos_token_of_the_run(tmp_path, stated, used):
     tokenizer = JsonTokenizer.load(source)
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / "tokenizer.json"
-    write_tokenizer(tmp_path / "out", tokenizer, source, BosPolicy(used), 16)
+    note = write_tokenizer(tmp_path / "out", tokenizer, source, BosPolicy(used), 16)
+    assert ("which it did not say" in note) == (stated != used)
     bos = read_bos(out)
     assert (bos.added, bos.token if bos.added else None) == (used is not None, used)
     ids = Tokenizer.from_file(str(out)).encode("a").ids

@@ -193,6 +193,17 @@ def test_another_text_in_its_place_is_said(own):
         measure("runs/a")
 
 
+def test_weights_without_a_cache_name_the_command_that_builds_it(own):
+    shutil.rmtree(own / "data_cache")
+    for name in ("cache_dir", "data"):
+        info = json.loads((own / "runs/a/run.json").read_text())
+        del info[name]
+        (own / "runs/a/run.json").write_text(json.dumps(info))
+    data = find_run_data("runs/a", read_experiment(Path("runs/a")).data)
+    with pytest.raises(CacheError, match="build it: fope data build --config runs/a/config.json"):
+        data.open("train")
+
+
 def test_another_tokenizer_in_its_place_is_said(own, caplog):
     make_tokenizer(own / "tokenizer.json", special="<|endoftext|>")
     measure("runs/a", *SHORT)

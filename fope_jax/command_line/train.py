@@ -113,10 +113,18 @@ def train(arguments: argparse.Namespace) -> None:
             experiment = continued_experiment(arguments.workdir, arguments.continue_for, overrides)
         else:
             experiment = load_experiment(arguments)
+    from fope_jax.interop.huggingface import export_warning
     from fope_jax.train.goodput import process_age
     from fope_jax.train.loop import train
 
-    train(experiment, arguments.workdir, arguments.accept_position, seconds_before=process_age())
+    note = export_warning(experiment.model, experiment.position)
+    train(
+        experiment,
+        arguments.workdir,
+        arguments.accept_position,
+        seconds_before=process_age(),
+        note=note,
+    )
     print_once(f"run in {arguments.workdir}")
 
 

@@ -6,7 +6,7 @@ Paper      Hua et al. 2025, "Fourier Position Embedding" (FoPE), figures 1 and 5
            of their compute.
 Command    fope train --config configs/quickstart.py:position=fope --workdir runs/fope
            Arguments: position=rope|alibi|nope|fope|..., seed=0, smoke (a few steps, to see it run).
-           `make demo` runs the four methods and writes the report.
+           `make demo-full` runs the four methods and writes the report.
 Hardware   2 CPU cores, no accelerator, 2 GB of memory.
 Time       95 s of training and 40 s of evaluation a method.
 Score      Perplexity at 128 and 2,048 tokens, mean of three seeds: NoPE 112 and 113, ALiBi 100 and

@@ -256,6 +256,7 @@ def test_a_tokenizer_goes_with_its_weights(checkpoint, tmp_path):
     assert (experiment.train.length, experiment.model.qk_norm) == (16, "head")
     assert main(["export", "--run", str(workdir), "-o", str(out), "--dtype", "bfloat16"]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         "tokenizer.json",

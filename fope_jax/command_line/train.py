@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
 from fope_jax.command_line.common import (
     group,
@@ -110,10 +113,18 @@ def train(arguments: argparse.Namespace) -> None:
             experiment = continued_experiment(arguments.workdir, arguments.continue_for, overrides)
         else:
             experiment = load_experiment(arguments)
+    from fope_jax.interop.huggingface import export_warning
     from fope_jax.train.goodput import process_age
     from fope_jax.train.loop import train
 
-    train(experiment, arguments.workdir, arguments.accept_position, seconds_before=process_age())
+    note = export_warning(experiment.model, experiment.position)
+    train(
+        experiment,
+        arguments.workdir,
+        arguments.accept_position,
+        seconds_before=process_age(),
+        note=note,
+    )
     print_once(f"run in {arguments.workdir}")
 
 
@@ -180,13 +191,13 @@ def sweep(arguments: argparse.Namespace) -> None:
       fope sweep experiments/extrapolation/sweep.py:seeds=1 --workdir runs/one_seed --jobs 2
 
     The same command again leaves out what is done and goes on with the rest. Each run writes a log,
-    DIR/NAME.log; the report of all of them is DIR/report/index.html.
+    DIR/NAME.log. At the end stands the verdict; every table and figure is in DIR/report/index.html.
     """
     from fope_jax.extras import require
-    from fope_jax.report.page import write_report
     from fope_jax.report.results import write_results
     from fope_jax.report.rows import read_run
     from fope_jax.report.tables import text_tables
+    from fope_jax.report.verdict import verdict
     from fope_jax.sweep.queue import run_sweep
     from fope_jax.sweep.runs import load_sweep
 
@@ -200,10 +211,26 @@ def sweep(arguments: argparse.Namespace) -> None:
     if arguments.results:
         check_output(arguments.results, "the rows of the runs")
     run_sweep(planned, workdir, jobs=arguments.jobs)
-    directories = [workdir / run.name for run in planned]
-    runs = [read_run(directory) for directory in directories]
+    runs = [read_run(workdir / run.name) for run in planned]
     if arguments.results:
         for run in runs:
             write_results(run, arguments.results / f"{run.path.name}.jsonl")
-    print(text_tables(runs))
-    print(f"report in {write_report(directories, workdir / 'report')}")
+    page = _page_of_sweep(workdir, [run.path for run in runs])
+    print(f"\n{verdict(runs).text() or text_tables(runs)}\n\nreport in {page}")
+
+
+def _page_of_sweep(workdir: Path, directories: Sequence[Path]) -> Path:
+    """The page of these runs, drawn unless it is there and none has been made since."""
+    from fope_jax.report.page import write_report
+    from fope_jax.storage.files import read_json, write_json
+    from fope_jax.sweep.progress import duration
+    from fope_jax.sweep.queue import DONE
+
+    page, drawn = workdir / "report" / "index.html", workdir / "report" / "runs.json"
+    stamps = {directory.name: read_json(directory / DONE)["seconds"] for directory in directories}
+    if not page.is_file() or not drawn.is_file() or read_json(drawn) != stamps:
+        began = time.perf_counter()
+        page = write_report(directories, page.parent)
+        write_json(drawn, stamps)
+        print(f"the page is drawn in {duration(time.perf_counter() - began)}")
+    return page

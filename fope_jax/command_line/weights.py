@@ -61,14 +61,29 @@ def import_(arguments: argparse.Namespace) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of the tensors; that of the import or of the parameters without it",
     ),
+    option(
+        "--license",
+        default="unknown",
+        metavar="ID",
+        help="of the weights, for the model card, such as apache-2.0 (unknown)",
+    ),
     out("directory that is made"),
     add_accept_position,
 )
 def export(arguments: argparse.Namespace) -> None:
-    """write a run as a Hugging Face checkpoint"""
+    """write a run as a Hugging Face checkpoint
+
+    examples:
+      fope export runs/rope -o models/rope
+      fope export runs/rope/500 -o models/rope_500 --dtype bfloat16 --license apache-2.0
+      fope import models/rope --workdir runs/again      the same run, every bit of a float32 weight
+
+    It has the weights, the tokenizer as tokenizer.json, generation_config.json, and README.md: what
+    the model is, how it was trained, and what was measured at this step.
+    """
     from fope_jax.interop.runs import export_run
 
     run, step = run_and_step(arguments)
-    accept = arguments.accept_position
-    print(export_run(run, arguments.out, step, arguments.dtype, accept))
+    accept, license = arguments.accept_position, arguments.license
+    print(export_run(run, arguments.out, step, arguments.dtype, accept, license))
     print(f"checkpoint in {arguments.out}")

@@ -316,7 +316,7 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
     """The token cache of each split is whole, and the one that checkpoints were trained on."""
     from fope_jax.data import manifest as manifests
     from fope_jax.data.config import SPLITS
-    from fope_jax.evaluate.run_data import find_run_data
+    from fope_jax.evaluate.run_data import find_run_data, load_run_tokenizer
 
     if experiment is None:
         return Check("data", f"not looked for without {CONFIG}")
@@ -341,6 +341,10 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
             )
             advice = f"bring the text back that it was trained on, then: {build}"
             findings.append(Finding(problem, advice))
+    try:
+        load_run_tokenizer(run, experiment.data)
+    except (RuntimeError, ValueError, OSError) as error:
+        findings.append(Finding(str(error), f"copy it back from {directory}"))
     manifest = manifests.read_manifest(directory)
     known = {manifests.MANIFEST, "tokenizer.model", "tokenizer.json"}
     known |= manifests.file_hashes(manifest).keys() if manifest else set()

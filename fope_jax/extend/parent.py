@@ -98,7 +98,8 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
     facts = read_json(run / RUN) if (run / RUN).is_file() else {}
     kept, trained = facts.get(KEPT, {}), experiment
     if IMPORTED in facts:  # their train.length is the unit of evaluation lengths
-        length = kept.get(MAX_POSITIONS, experiment.train.length)
+        stated = kept.get(MAX_POSITIONS, experiment.train.length)
+        length = facts[IMPORTED].get("training_length", stated)
         config = dataclasses.replace(experiment.train, length=length)
         trained = dataclasses.replace(experiment, train=config)
     return Parent(str(resolve_path(run)), trained, step, IMPORTED in facts, kept, load)

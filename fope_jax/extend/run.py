@@ -28,6 +28,7 @@ from fope_jax.extend.lineage import check_request, data_changes, has_same_data, 
 from fope_jax.extend.methods import frequency_changes
 from fope_jax.extend.parent import Parent, open_parent
 from fope_jax.interop.hub import PREFIX
+from fope_jax.interop.huggingface import export_problem
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import position_variables
@@ -192,6 +193,8 @@ def _save_step_0(
     if carried.text:
         log.info("position arrays: %s", carried.text)
     log.info("data: %s", changes["text"])
+    if problem := export_problem(child.model, child.position):
+        log.info("this run cannot be exported to Hugging Face: %s", problem)
     if child.evaluate.add_bos_token:
         log.info(
             "BOS token: training text has none, its documents are joined by their end-of-document "

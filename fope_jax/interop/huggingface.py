@@ -40,6 +40,7 @@ from fope_jax.position import (
 
 EXPORTED = "fope_jax"  # added by ``to_config``: the position embedding and its fingerprint
 MAX_POSITIONS = "max_position_embeddings"
+TRAINING_LENGTH = "training_length"  # key beside them, if it is not ``max_position_embeddings``
 
 
 class Family(NamedTuple):
@@ -136,6 +137,7 @@ class ImportedConfig(NamedTuple):
     position: PositionEmbedding
     extra_keys: dict[str, Any]  # keys that change no number, and max_position_embeddings
     fingerprint: str | None  # of the position embedding, if fope exported it
+    training_length: int  # tokens
 
 
 # ---------------------------------------------------------------------------- from Hugging Face
@@ -186,7 +188,14 @@ def from_config(values: Mapping[str, Any]) -> ImportedConfig:
     if problems:
         raise ValueError("\n  ".join(problems))
     extra_keys = {k: x for k, x in values.items() if k == MAX_POSITIONS or k not in keys_read}
-    return ImportedConfig(config, position, extra_keys, exported and exported["fingerprint"])
+    length = integer(MAX_POSITIONS, given[MAX_POSITIONS])
+    return ImportedConfig(
+        config,
+        position,
+        extra_keys,
+        exported and exported["fingerprint"],
+        integer(TRAINING_LENGTH, exported.get(TRAINING_LENGTH, length)) if exported else length,
+    )
 
 
 def _problem(key: str, value: Any, states_sliding_window: bool) -> str | None:
@@ -361,17 +370,22 @@ def to_config(
     *,
     length: int,
     extra_keys: Mapping[str, Any],
+    training_length: int | None = None,
 ) -> dict[str, Any]:
     """The config.json of a model; ValueError if no family of Hugging Face supports a field.
 
     ``fingerprint`` is that of the position embedding with the model's constants. ``length`` is
     ``max_position_embeddings``; ``DynamicNTK`` replaces it with its trained length. ``extra_keys``
-    are from ``from_config``, if the model was imported.
+    are from ``from_config``, if the model was imported. ``training_length`` is ``length`` if None.
     """
+    training_length = training_length or length
     name = family_of(config, position)
     shape = config.shape
     for step in (s for m in _methods(position) for s in getattr(m, "scaling", ())):
         length = step.original_length if isinstance(step, DynamicNTK) else length
+    exported = {"position": to_spec(position), "fingerprint": fingerprint}
+    if training_length != length:
+        exported[TRAINING_LENGTH] = training_length
     values = {
         "model_type": name,
         "architectures": [FAMILIES[name].architecture],
@@ -388,7 +402,7 @@ def to_config(
         "tie_word_embeddings": config.tie_embeddings,
         MAX_POSITIONS: length,
         **to_position_keys(position, shape, FAMILIES[name].by_layer),
-        EXPORTED: {"position": to_spec(position), "fingerprint": fingerprint},
+        EXPORTED: exported,
     }
     unset = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     return unset | {key: x for key, x in extra_keys.items() if key not in values} | values
@@ -452,3 +466,68 @@ def to_position_keys(
 
 def _methods(position: PositionEmbedding) -> tuple[PositionEmbedding, ...]:
     return position.methods if isinstance(position, ByLayer) else (position,)
+
+
+# ---------------------------------------------------------------------------- before training
+
+# Knobs with which engines compute FoPE; `check_served` decides.
+_SERVED_FOPE = {
+    "share_layers": True,
+    "outputs": "surviving",
+    "heads": "key_value",
+    "zero_sine": 1.0,
+    "series": True,
+    "frequencies_from": "rope",
+    "sigma_convention": "xavier",
+    "normalise": False,
+    "drop_zero": True,
+    "scaling": (),
+}
+
+
+def export_warning(config: TransformerConfig, position: PositionEmbedding) -> str | None:
+    """Why a run could not be exported, and what to change before it is trained; None if it can.
+
+    >>> sizes = dict(vocab_size=8, d_model=16, num_layers=2, num_heads=2, mlp_dim=8)
+    >>> print(export_warning(TransformerConfig(**sizes), RoPE()))
+    None
+    """
+    reason = export_problem(config, position)
+    if reason is None:
+        return None
+    advice = ""
+    if changes := _changes_for_export(config, position):
+        options = (f"--config.position.{knob}={value}" for knob, value in changes.items())
+        advice = f"; to export it, train it with {' '.join(options)}"
+    return f"this run cannot be exported to Hugging Face: {reason}{advice}"
+
+
+def export_problem(config: TransformerConfig, position: PositionEmbedding) -> str | None:
+    """Why no family of Hugging Face has this model; None if one has."""
+    try:
+        family = FAMILIES[family_of(config, position)]
+        to_position_keys(position, config.shape, family.by_layer)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _changes_for_export(config: TransformerConfig, position: PositionEmbedding) -> dict[str, Any]:
+    """The fewest knobs of FoPE to change; empty if the method is another or none would do."""
+    if type(position) is not FoPE:
+        return {}
+    changes = {k: value for k, value in _SERVED_FOPE.items() if getattr(position, k) != value}
+
+    def is_exportable(changes: Mapping[str, Any]) -> bool:
+        try:
+            changed = dataclasses.replace(position, **changes)
+        except ValueError:
+            return False
+        return export_problem(config, changed) is None
+
+    if not is_exportable(changes):
+        return {}
+    for knob in list(changes):
+        others = {name: value for name, value in changes.items() if name != knob}
+        changes = others if is_exportable(others) else changes
+    return changes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,28 @@ from fope_jax.config import (
 )
 from fope_jax.data import DataConfig
 from fope_jax.data.bos import read_bos
-from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, SentencePieceTokenizer
+from fope_jax.data.tokenizers import (
+    BytesTokenizer,
+    JsonTokenizer,
+    Tokenizer,
+    TokenizerError,
+    describe_tokenizer,
+)
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
-from fope_jax.evaluate.restore import load_run
+from fope_jax.evaluate.restore import LoadedRun, load_run
+from fope_jax.evaluate.run_data import TOKENIZER as RUN_TOKENIZER
+from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.extras import require
 from fope_jax.interop.hub import origin_of
-from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig
-from fope_jax.interop.tokenizer_files import TOKENIZER, TOKENIZER_FILES
+from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig, family_of
+from fope_jax.interop.model_card import UNKNOWN_LICENSE, CardFacts, model_card
+from fope_jax.interop.tokenizer_files import (
+    TOKENIZER,
+    BosPolicy,
+    copy_tokenizer,
+    special_ids,
+    write_tokenizer,
+)
 from fope_jax.interop.weights import export_weights, import_config, import_weights
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.transformer import split
@@ -43,13 +57,14 @@ from fope_jax.storage.directories import (
     remove_empty_directories,
     remove_tree,
 )
+from fope_jax.storage.files import read_json, write_text
 from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import split_step
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
 from fope_jax.train.workdir import (
-    CHECKPOINTS,
     IMPORTED,
     KEPT,
+    LINEAGE,
     check_workdir,
     open_workdir,
     write_run_info,
@@ -58,6 +73,7 @@ from fope_jax.train.workdir import (
 log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"  # directory of an unfinished export
+_MODE = 0o644
 
 
 def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str] = ()) -> str:
@@ -67,14 +83,15 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
       source: directory of the checkpoint; its tokenizer.json becomes ``data.tokenizer``.
       workdir: of the run.
       overrides: as in ``load_config``. ``train.length``, of which evaluation takes multiples,
-        defaults to the checkpoint's ``max_position_embeddings``.
+        defaults to the checkpoint's ``max_position_embeddings``, or what an export states.
 
     Raises ConfigError if an override is unknown or changes the model, the tokenizer is missing or
     too large for the embedding, or the workdir holds something else; OSError if it cannot be
     written; or as ``import_weights``.
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
-    experiment = imported_experiment(source, import_config(source), overrides)
+    config = import_config(source)
+    experiment, length = imported_experiment(source, config, overrides), config.training_length
     check_tokenizer(experiment)
     check_workdir(workdir, experiment)  # before reading the weights, which may take minutes
     imported = import_weights(source)
@@ -90,12 +107,13 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
         "seed": experiment.seed,
         "parameters": parameters,
         "position": {"hash": position.hash, "summary": position.summary},
-        IMPORTED: {"directory": str(source)} | (origin._asdict() if origin else {}),
+        IMPORTED: {"directory": str(source), "training_length": length}
+        | (origin._asdict() if origin else {}),
         KEPT: imported.extra_keys,
     }
     with lock_run(workdir, "import"):
         open_workdir(workdir, experiment)
-        write_run_info(workdir, facts, 0)
+        write_run_info(workdir, facts, 0, _keep_tokenizer(workdir, experiment.data))
         store = CheckpointStore(workdir / CHECKPOINTS)
         try:  # last: without a checkpoint the workdir counts as empty
             store.save(0, items, fingerprints | {"data": None})
@@ -104,12 +122,27 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     return f"{source}: {parameters:,} parameters, position {position.summary}"
 
 
+def _keep_tokenizer(workdir: Path, data: DataConfig) -> dict[str, Any]:
+    """Copies the tokenizer into the workdir; returns what run.json keeps of it."""
+    tokenizer: Tokenizer = BytesTokenizer()
+    if data.tokenizer.endswith(".json"):
+        copy_tokenizer(as_path(data.tokenizer), workdir)
+        try:
+            tokenizer = JsonTokenizer.load(as_path(data.tokenizer))
+        except TokenizerError:  # weights are imported with any tokenizer
+            return {}
+        tokenizer.save(workdir)
+    elif data.tokenizer != tokenizer.kind:
+        return {}  # a SentencePiece model lies in the token cache
+    return {RUN_TOKENIZER: describe_tokenizer(tokenizer)}
+
+
 def imported_experiment(
     source: Path, imported: ImportedConfig, overrides: Iterable[str] = ()
 ) -> Experiment:
     """The experiment of the checkpoint in ``source``, at step 0; raises as ``import_run``."""
     overrides = list(overrides)
-    tokenizer = source / TOKENIZER
+    tokenizer = source.absolute() / TOKENIZER  # config.json is read from any directory
     given_tokenizer = dict(map(split_override, overrides)).get("data.tokenizer")
     if not tokenizer.is_file() and given_tokenizer is None:
         raise ConfigError(
@@ -126,9 +159,7 @@ def imported_experiment(
         position=imported.position,
         data=data,
         # Step 0 is the only one; evaluation takes multiples of the length.
-        train=TrainConfig(
-            steps=1, batch_size=1, length=imported.extra_keys[MAX_POSITIONS], warmup_steps=0
-        ),
+        train=TrainConfig(steps=1, batch_size=1, length=imported.training_length, warmup_steps=0),
         evaluate=EvaluateConfig(bos_token=bos.token, add_bos_token=bos.added),
     )
     experiment = build_experiment(apply_overrides(ConfigDict(experiment_to_dict(base)), overrides))
@@ -200,8 +231,12 @@ def export_run(
     step: int | None = None,
     dtype: str | None = None,
     accept_position: str | None = None,
+    license: str = UNKNOWN_LICENSE,
 ) -> str:
-    """Writes one checkpoint of a run, with its tokenizer.json, as a Hugging Face checkpoint.
+    """Writes one checkpoint of a run as a Hugging Face checkpoint.
+
+    It has the weights, the tokenizer, generation_config.json and a model card; ``import_run`` makes
+    the same run of it.
 
     Args:
       run: a run directory, or one with a step: ``runs/fope/500``.
@@ -209,6 +244,7 @@ def export_run(
       step: of the checkpoint; None takes the newest valid one.
       dtype: of the tensors, see ``export_weights``.
       accept_position: see ``check_fingerprint``.
+      license: of the weights, for the model card.
 
     Returns one line about the model. Raises ValueError if Hugging Face does not support the model,
     CheckpointError if it was trained with another position embedding, OSError for a missing run.
@@ -219,47 +255,87 @@ def export_run(
     check_output(directory, "the checkpoint")
     run, step = split_step(run, step)
     loaded = load_run(run, step, accept_position=accept_position)
-    model, data = loaded.model, loaded.experiment.data
-    _, params, constants = split(model)
-    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    size = sum(x.nbytes for x in jax.tree.leaves(split(loaded.model)[1]))
     check_space(directory, size // (1 if dtype in (None, "float32") else 2), "the checkpoint")
-    extra_keys: dict[str, Any] = loaded.run_info.get(KEPT) or {"eos_token_id": _eos_id(data)}
     # Written to a subdirectory first, so that an interrupted export does not look complete.
     partial = directory / PARTIAL
     made = make_directory(directory)
     remove_tree(partial)
     try:
-        export_weights(
-            partial,
-            model.config,
-            model.position,
-            params,
-            constants,
-            length=max(loaded.experiment.train.length, extra_keys.get(MAX_POSITIONS, 0)),
-            extra_keys=extra_keys,
-            dtype=dtype,
-        )
-        if data.tokenizer.endswith(".json"):
-            for name in TOKENIZER_FILES:
-                path = Path(data.tokenizer).with_name(name)
-                if path.is_file():
-                    shutil.copyfile(path, partial / name)
+        _write_checkpoint(partial, directory.name, run, loaded, dtype, license)
         for path in partial.iterdir():
+            path.chmod(_MODE)  # libraries make files that their owner alone can read
             path.rename(directory / path.name)
         partial.rmdir()
     except BaseException:
         remove_tree(partial)
         remove_empty_directories(made)
         raise
-    position, _ = checkpoint_fingerprint(model.position, model.config.shape, constants)
+    model = loaded.model
+    position, _ = checkpoint_fingerprint(model.position, model.config.shape, split(model)[2])
     return f"{run}, step {loaded.step}: position {position.summary}"
 
 
-def _eos_id(data: DataConfig) -> int | None:
-    """The token that ends a document; None if the tokenizer's file is missing."""
-    if data.tokenizer == "bytes":
-        return BytesTokenizer.eos_id
-    if data.tokenizer == "sentencepiece":
-        return SentencePieceTokenizer.eos_id
-    path = Path(data.tokenizer)
-    return JsonTokenizer.load(path).eos_id if path.is_file() else None
+def _write_checkpoint(
+    directory: Path, name: str, run: Path, loaded: LoadedRun, dtype: str | None, license: str
+) -> None:
+    """All files of an export, into a directory that does not exist."""
+    model, experiment, info = loaded.model, loaded.experiment, loaded.run_info
+    _, params, constants = split(model)
+    tokenizer = _read_tokenizer(run, experiment.data)
+    source, bos = _tokenizer_json(run, experiment.data), _bos_policy(run, experiment, info)
+    extra_keys: dict[str, Any] = info.get(KEPT) or special_ids(tokenizer, bos)
+    length = max(experiment.train.length, extra_keys.get(MAX_POSITIONS, 0))
+    export_weights(
+        directory,
+        model.config,
+        model.position,
+        params,
+        constants,
+        length=length,
+        training_length=experiment.train.length,
+        extra_keys=extra_keys,
+        dtype=dtype,
+    )
+    facts = CardFacts(
+        name=name,
+        run=str(run),
+        step=loaded.step,
+        experiment=experiment,
+        parameters=sum(x.size for x in jax.tree.leaves(params)),
+        model_type=family_of(model.config, model.position),
+        info=info,
+        lineage=_read_lineage(run),
+        tokenizer=write_tokenizer(directory, tokenizer, source, bos, length),
+        license=license,
+    )
+    write_text(directory / "README.md", model_card(facts))
+
+
+def _read_tokenizer(run: Path, data: DataConfig) -> Tokenizer | None:
+    """The tokenizer of a run; None if it cannot be read."""
+    try:
+        return load_run_tokenizer(run, data)
+    except (ValueError, OSError, RuntimeError):
+        return None
+
+
+def _tokenizer_json(run: Path, data: DataConfig) -> Path | None:
+    """The tokenizer.json of a run: its own, or the one it was made with; None if it has none."""
+    if not data.tokenizer.endswith(".json"):
+        return None
+    own = run / TOKENIZER
+    return own if own.is_file() else as_path(data.tokenizer)
+
+
+def _bos_policy(run: Path, experiment: Experiment, info: Mapping[str, Any]) -> BosPolicy | None:
+    """What evaluation does; None for weights that an older version imported without asking."""
+    stated = read_json(run / CONFIG).get("evaluate", {})
+    if KEPT in info and "add_bos_token" not in stated:
+        return None
+    evaluate = experiment.evaluate
+    return BosPolicy(evaluate.bos_token if evaluate.add_bos_token else None)
+
+
+def _read_lineage(run: Path) -> dict[str, Any]:
+    return read_json(run / LINEAGE) if (run / LINEAGE).is_file() else {}

@@ -113,7 +113,7 @@ def import_weights(directory: str | Path) -> ImportedModel:
     a damaged file, an adapter, or another fingerprint; ImportError without safetensors.
     """
     directory = Path(directory)
-    config, position, extra_keys, exported_fingerprint = import_config(directory)
+    config, position, extra_keys, exported_fingerprint, _ = import_config(directory)
     shapes = nnx.eval_shape(lambda: Transformer(config, position, rngs=nnx.Rngs(0)))
     params = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), split(shapes)[1])
     views = tensor_views(config, params)
@@ -315,6 +315,7 @@ def export_weights(
     constants: Mapping[str, Any],
     *,
     length: int,
+    training_length: int | None = None,
     extra_keys: Mapping[str, Any] | None = None,
     dtype: str | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -330,6 +331,7 @@ def export_weights(
       config, position: of the model.
       params, constants: from ``split``.
       length: ``max_position_embeddings``, tokens.
+      training_length: of the run in tokens, if it is another.
       extra_keys: from ``import_weights``, if the model was imported.
       dtype: of the tensors, "float32", "bfloat16" or "float16"; None takes that of ``extra_keys``
         or the parameters. FoPE's coefficients are always float32.
@@ -345,7 +347,14 @@ def export_weights(
         raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(DTYPES)}")
     extra_keys |= dict.fromkeys(spellings, dtype)
     identity = fingerprint(position, config.shape, position_variables({}, dict(constants))).hash
-    values = to_config(config, position, identity, length=length, extra_keys=extra_keys)
+    values = to_config(
+        config,
+        position,
+        identity,
+        length=length,
+        extra_keys=extra_keys,
+        training_length=training_length,
+    )
     if directory.is_dir() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty: export into a new directory")
     tensors = tensor_views(config, jax.tree.map(np.asarray, dict(params)))

@@ -55,6 +55,7 @@ class Chart:
 
     Attributes:
       ticks: marks of the x axis, which is logarithmic; empty for marks at powers of ten.
+      is_linear: the x axis is linear all the same.
       lengths: training lengths, marked.
       level: a horizontal line, such as the ratio 1.
       limits: of the y axis; None: what the curves need.
@@ -71,6 +72,7 @@ class Chart:
     coloured: list[str]
     ticks: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    is_linear: bool = False
     level: float | None = None
     is_log: bool = False
     limits: tuple[float, float] | None = None
@@ -115,11 +117,12 @@ def perplexity_chart(comparison: Comparison, relative: bool = False) -> Chart:
     spreads = comparison.spreads(Sums.perplexity, relative=relative)
     bands = useful_bands(comparison.intervals(Sums.perplexity, relative=relative))
     losses = comparison.spreads(Sums.loss)
+    curves = {label: _curve(values, bands.get(label)) for label, values in spreads.items()}
     outside = off_the_chart(spreads)
-    curves = {
-        label: _curve(values, bands.get(label), label not in outside)
-        for label, values in spreads.items()
-    }
+    if _perplexity_axis(curves, outside)[0]:  # on a logarithmic axis there is room for more
+        outside = off_the_chart(spreads, 100.0)
+    for label in outside:
+        curves[label] = curves[label]._replace(whiskers=None)
     description = describe(comparison)
     title = "Perplexity relative to the training length" if relative else description.title
     ratio = "perplexity / that at the training length"
@@ -340,8 +343,12 @@ def useful_bands(bands: Mapping[str, Mapping[Any, Interval]]) -> dict[str, dict[
     return {}
 
 
-def off_the_chart(spreads: Mapping[str, Mapping[Any, Spread]]) -> dict[str, float]:
+def off_the_chart(
+    spreads: Mapping[str, Mapping[Any, Spread]], factor: float = 5.0
+) -> dict[str, float]:
     """Labels, with their largest mean, whose curves would flatten all others at the bottom.
+
+    Those above ``factor`` times the median of the largest means.
 
     >>> curve = lambda top: {128: Spread(90.0, 1.0, 3), 2048: Spread(top, 1.0, 3)}
     >>> off_the_chart({"a": curve(90.0), "b": curve(99.0), "c": curve(120.0), "d": curve(9000.0)})
@@ -351,7 +358,7 @@ def off_the_chart(spreads: Mapping[str, Mapping[Any, Spread]]) -> dict[str, floa
     """
     tops = {label: max(v.mean for v in values.values()) for label, values in spreads.items()}
     finite = [top for top in tops.values() if math.isfinite(top)]
-    limit = 5 * float(np.median(finite)) if len(finite) > 3 else math.inf
+    limit = factor * float(np.median(finite)) if len(finite) > 3 else math.inf
     return {label: top for label, top in tops.items() if top > limit}
 
 

@@ -228,7 +228,7 @@ def comparisons(runs: Sequence[Run], kind: str) -> list[Comparison]:
                 for row in run.of("protocol")
                 if row["protocol"] == protocol and row.get(name) == what
             ]
-            new = Comparison(kind, what, {}, {}, *stated[:1])
+            new = Comparison(kind, what, {}, {}, stated[0] if stated else {})
             comparison = by_key.setdefault(scored_key(kind, rows), new)
             comparison.curves.setdefault(labels[run.path], []).append(rows)
             comparison.training_lengths[labels[run.path]] = run.training_length

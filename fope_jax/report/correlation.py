@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from fope_jax.report.comparison import context_of, run_labels
 from fope_jax.report.plots import legend_below, new_figure
@@ -129,31 +128,43 @@ def correlate(x: Sequence[float], y: Sequence[float], variants: Sequence[str]) -
             np.concatenate([groups[k] for k in rng.integers(0, len(groups), len(groups))])
             for _ in range(DRAWS)
         ]
+        same_size: dict[int, list[np.ndarray]] = {}  # variants may differ in seeds
+        for runs in drawn:
+            same_size.setdefault(len(runs), []).append(runs)
         for index, coefficient in enumerate((pearson, spearman)):
-            values = np.asarray([coefficient(xs[runs], ys[runs]) for runs in drawn])
+            stacks = map(np.stack, same_size.values())
+            values = np.concatenate([coefficient(xs[runs], ys[runs]) for runs in stacks])
             known = values[np.isfinite(values)]
             if len(known):
                 low, high = np.percentile(known, [2.5, 97.5])
                 intervals[index] = (float(low), float(high))
     return Correlation(
-        pearson(xs, ys), intervals[0], spearman(xs, ys), intervals[1], len(xs), len(names)
+        float(pearson(xs, ys)),
+        intervals[0],
+        float(spearman(xs, ys)),
+        intervals[1],
+        len(xs),
+        len(names),
     )
 
 
-def pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson's r; NaN for fewer than three runs or a constant number.
+def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's r over the last axis; NaN for fewer than three runs or a constant number.
 
-    >>> round(pearson(np.array([1.0, 2.0, 4.0]), np.array([2.0, 4.0, 8.0])), 6)
-    1.0
+    >>> pearson(np.array([1.0, 2.0, 4.0]), np.array([[2.0, 4.0, 8.0], [8.0, 4.0, 0.0]])).round(3)
+    array([ 1.   , -0.982])
     """
-    x, y = x - x.mean(), y - y.mean()
-    sizes = np.sqrt(np.sum(x**2) * np.sum(y**2))
-    return float(np.sum(x * y) / sizes) if len(x) >= 3 and sizes > 0 else math.nan
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    sizes = np.sqrt(np.sum(x**2, -1) * np.sum(y**2, -1))
+    is_known = (sizes > 0) & (x.shape[-1] >= 3)
+    return np.sum(x * y, -1) / np.where(is_known, sizes, math.nan)
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
+def spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Spearman's rho: Pearson's r of the ranks; ties share their mean rank."""
-    return pearson(rankdata(x), rankdata(y))
+    from scipy.stats import rankdata  # slow to import
+
+    return pearson(rankdata(x, axis=-1), rankdata(y, axis=-1))
 
 
 def _pairs(points: Sequence[Point], name: str) -> list[tuple[Point, float, float]]:

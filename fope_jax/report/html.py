@@ -53,8 +53,15 @@ def chart_picture(
     chart: Chart, styles: Mapping[str, Style], stem: str, alt: str, caption: str
 ) -> Picture:
     """A chart as a picture, and live where scripts run."""
-    live = Live(interactive.keys(chart, styles), interactive.as_json(chart, styles))
+    specification = interactive.as_json(interactive.vega_lite(chart, styles))
+    live = Live(interactive.keys(chart, styles), specification)
     return Picture(chart_figure(chart, styles), stem, alt, caption, live)
+
+
+def live_by_context(charts: Mapping[int, Chart], styles: Mapping[str, Style]) -> Live:
+    """The live form of a figure with a panel for each context length."""
+    specification = interactive.vega_lite_by_context(charts, styles)
+    return Live(interactive.keys(charts[max(charts)], styles), interactive.as_json(specification))
 
 
 class Details(NamedTuple):

@@ -87,9 +87,9 @@ def is_shown(chart: Chart, label: str) -> bool:
     return label in chart.coloured and label not in chart.outside
 
 
-def as_json(chart: Chart, styles: Mapping[str, Style]) -> str:
-    """`vega_lite` as text that may stand inside a script element."""
-    return json.dumps(vega_lite(chart, styles), separators=(",", ":")).replace("<", "\\u003c")
+def as_json(specification: Mapping[str, Any]) -> str:
+    """The specification as text that may stand inside a script element."""
+    return json.dumps(specification, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def vega_lite(chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any]:
@@ -115,6 +115,23 @@ def vega_lite(chart: Chart, styles: Mapping[str, Style]) -> dict[str, Any]:
         ],
         "config": CONFIG,
     }
+
+
+def vega_lite_by_context(
+    charts: Mapping[int, Chart], styles: Mapping[str, Style]
+) -> dict[str, Any]:
+    """Charts of the same curves, one a context length, of which a list selects one."""
+    longest = max(charts)
+    specification = vega_lite(charts[longest], styles)
+    select = {"input": "select", "options": list(charts), "name": "context length (tokens) "}
+    specification["params"].append({"name": "context", "value": longest, "bind": select})
+    specification["transform"].append({"filter": "datum.context == context"})
+    specification["data"]["values"] = [
+        record | {"context": context}
+        for context, chart in charts.items()
+        for record in _values(chart)
+    ]
+    return specification
 
 
 def _values(chart: Chart) -> list[dict[str, Any]]:
@@ -150,9 +167,12 @@ def _in_words(chart: Chart, curve: Curve, i: int) -> str:
 
 
 def _x(chart: Chart) -> dict[str, Any]:
-    scale: dict[str, Any] = {"type": "log", "base": 2 if chart.ticks else 10, "nice": False}
-    scale["padding"] = 12  # pixels: room for the markers at the ends
-    axis: dict[str, Any] = {"format": "~s", "grid": False, "labelOverlap": True}
+    scale: dict[str, Any] = {"nice": False, "padding": 12}  # pixels, for the markers at the ends
+    if chart.is_linear:
+        scale |= {"type": "linear", "zero": False}
+    else:
+        scale |= {"type": "log", "base": 2 if chart.ticks else 10}
+    axis: dict[str, Any] = {"format": "~s", "grid": False, "labelOverlap": True, "tickCount": 6}
     if chart.ticks:
         axis |= {"values": chart.ticks, "format": ",d"}
     return {
@@ -166,9 +186,12 @@ def _x(chart: Chart) -> dict[str, Any]:
 
 def _y(chart: Chart) -> dict[str, Any]:
     scale: dict[str, Any] = {"type": "log" if chart.is_log else "linear", "zero": False}
+    axis: dict[str, Any] = {"tickCount": 6}
+    if chart.is_log:
+        scale |= {"nice": False, "padding": 8}
+        axis = {"values": _log_ticks(chart), "format": ",~r"}
     if chart.limits and not chart.outside:
         scale |= {"domain": list(chart.limits), "nice": False}
-    axis = {"tickCount": 6} | ({"format": ",~g"} if chart.is_log else {})
     return {
         "field": "y",
         "type": "quantitative",
@@ -181,6 +204,14 @@ def _y(chart: Chart) -> dict[str, Any]:
 def _dashes(style: Style) -> list[float]:
     line = style.linestyle
     return DASH_PATTERNS[line] if isinstance(line, str) else [2 * length for length in line[1]]
+
+
+def _log_ticks(chart: Chart) -> list[float]:
+    """1, 2 and 5 times the powers of ten about the curves; powers alone where they span many."""
+    values = [y for curve in chart.curves.values() for y in curve.y if 0 < y < math.inf]
+    low, high = (math.floor(math.log10(end)) for end in (min(values), max(values)))
+    steps = (1, 2, 5) if high - low < 3 else (1,)
+    return [_short(step * 10.0**power) for power in range(low, high + 1) for step in steps]
 
 
 def _by_label(chart: Chart, of_label: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from fope_jax.report.html import (
     Section,
     chart_picture,
     file_stem,
+    live_by_context,
     make_output,
     write_page,
 )
@@ -160,8 +161,10 @@ def _introduction(runs: Sequence[Run]) -> list[Part]:
             "best; the others can be switched on."
         )
     scored = [c for kind in ("perplexity", "position") for c in comparisons(runs, kind)]
-    notes = [text, protocols.few_documents_note(scored)]
-    return [note for note in notes if note] + [
+    notes: list[Part] = [text]
+    if few := protocols.few_documents_note(scored):
+        notes.append(few)
+    return notes + [
         f"{run.path} is not evaluated yet (`fope evaluate` does it)."
         for run in runs
         if run.step is None
@@ -192,6 +195,7 @@ def _validation(runs: Sequence[Run], styles: Styles) -> list[Topic]:
             "Loss of the same tokens against tokens seen (k: thousand, M: million, G: billion), "
             "those of a parent included. A dashed line: where a run goes on from another, changed "
             "but not yet trained.",
+            live_by_context(validation.validation_charts(run_rows), styles),
         )
         title = f"Loss during training ({scored.split})"
         table = Details("Every loss", [validation.validation_table(run_rows)])
@@ -264,6 +268,10 @@ def _ranking(named: Named, runs: Sequence[Run]) -> Topic:
         parts.append(ranking.ranking_summary(comparison, contexts))
         if not ranking.has_statements(comparison, contexts):
             continue
+        table = ranking.difference_table(comparison, contexts)
+        if not ranking.is_heatmap(comparison):
+            parts.append(table)
+            continue
         ends = dict.fromkeys((min(contexts), max(contexts)))
         picture = Picture(
             ranking.difference_figure(comparison, contexts),
@@ -273,7 +281,7 @@ def _ranking(named: Named, runs: Sequence[Run]) -> Topic:
             f"{name.capitalize()} of the row minus that of the column.",
         )
         parts.append(picture)
-        numbers.append(ranking.difference_table(comparison, contexts))
+        numbers.append(table)
     title = f"Differences between variants ({heading.replace('_', ' ')})"
     return Topic(Section(title, parts), _numbers(title, numbers))
 

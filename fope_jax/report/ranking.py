@@ -67,6 +67,11 @@ def is_ranked(comparison: Comparison) -> bool:
     return any(pair.seeds > 1 and pair.mean for pair in pairs.differences.values())
 
 
+def is_heatmap(comparison: Comparison) -> bool:
+    """Whether the differences are more than a small table shows at a glance."""
+    return len(comparison.curves) > 4
+
+
 def has_statements(comparison: Comparison, contexts: Sequence[int]) -> bool:
     """Whether two variants share enough seeds for an interval of their difference."""
     pairs = compare_pairs(comparison, contexts)

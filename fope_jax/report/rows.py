@@ -105,10 +105,17 @@ class Run:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    runs = [read_run(as_path(path)) for path in paths]
+    runs: dict[Path, Run] = {}
+    for run in (read_run(as_path(path)) for path in paths):
+        other = runs.setdefault(resolve_path(run.path), run)
+        if other.step != run.step:
+            raise ReportError(
+                f"{run.path} is named twice, at steps {other.step} and {run.step}: the mean of the "
+                "two would look like one over seeds; report on one step at a time"
+            )
     if not runs:
         raise ReportError("no runs to report on; name one or more run directories")
-    return runs
+    return list(runs.values())
 
 
 def read_run(path: Path, step: int | None = None) -> Run:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fope_jax.extras import require
-from fope_jax.report.charts import Curve, curves_in_colour
+from fope_jax.report.charts import Chart, Curve, curves_in_colour
 from fope_jax.report.comparison import context_of, run_labels
 from fope_jax.report.lineage import tokens_before
 from fope_jax.report.plots import DASHES, GREY, PALE, WIDTH, legend_below, new_figure
@@ -59,11 +59,7 @@ def validation_figure(run_rows: RunRows, styles: dict[str, Style]) -> Figure:
     The axis begins twice the child's tokens before it: all of the parent would squeeze the child.
     """
     contexts, labels = _contexts(run_rows), run_labels([run for run, _ in run_rows])
-    children = [(run, rows) for run, rows in run_rows if run.lineage]
-    start = 0
-    if children:
-        longest = max(row["tokens_seen"] for _, rows in children for row in rows)
-        start = max(0, min(tokens_before(run) for run, _ in children) - 2 * longest)
+    start = _first_shown(run_rows)
     in_colour = _labels_in_colour(run_rows)
     columns = min(3, len(contexts))
     lines = math.ceil(len(contexts) / columns)
@@ -97,6 +93,43 @@ def validation_figure(run_rows: RunRows, styles: dict[str, Style]) -> Figure:
     figure.supylabel("loss (nats per token)", fontsize=10)
     figure.suptitle("Loss at each context length during training", fontsize=11)
     return figure
+
+
+def _first_shown(run_rows: RunRows) -> int:
+    """Tokens seen from which on losses are shown."""
+    children = [(run, rows) for run, rows in run_rows if run.lineage]
+    if not children:
+        return 0
+    longest = max(row["tokens_seen"] for _, rows in children for row in rows)
+    return max(0, min(tokens_before(run) for run, _ in children) - 2 * longest)
+
+
+def validation_charts(run_rows: RunRows) -> dict[int, Chart]:
+    """The panels of `validation_figure` as charts by context length; means over seeds."""
+    labels, start = run_labels([run for run, _ in run_rows]), _first_shown(run_rows)
+    charts = {}
+    for context in _contexts(run_rows):
+        losses: dict[str, dict[int, list[float]]] = {label: {} for label in labels.values()}
+        for run, rows in run_rows:
+            for row in rows:
+                seen = _tokens_seen(run, row)
+                if row["context"] == context and seen >= start:
+                    losses[labels[run.path]].setdefault(seen, []).append(add_up([row]).loss())
+        curves = {
+            label: Curve(sorted(seen), [sum(seen[x]) / len(seen[x]) for x in sorted(seen)])
+            for label, seen in losses.items()
+        }
+        charts[context] = Chart(
+            title=f"Loss during training, context {context:,}",
+            subtitle="",
+            x_label="tokens seen (k: thousand, M: million, G: billion)",
+            y_label="loss (nats per token)",
+            curves=curves,
+            coloured=_labels_in_colour(run_rows),
+            is_linear=True,
+            show=format_loss,
+        )
+    return charts
 
 
 def _labels_in_colour(run_rows: RunRows) -> list[str]:

@@ -32,8 +32,10 @@ of perplexity at the longest m that both have.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -53,6 +55,7 @@ from fope_jax.report.rows import Run
 from fope_jax.report.sums import spread
 from fope_jax.report.tables import EMPTY, Table, as_text, format_number
 
+WIDTH = 100  # of a line in the terminal
 KEPT = 0.5  # share of that which a method that still answers keeps
 GAINS, LOSES = 0.95, 1.05  # perplexity over that at the training length
 BASES = {  # what a mark in the table rests on
@@ -70,7 +73,8 @@ class Verdict(NamedTuple):
 
     def text(self) -> str:
         """For the terminal; empty where nothing can be said."""
-        parts = ["\n".join(f"- {sentence}" for sentence in self.sentences)]
+        wrap = functools.partial(textwrap.fill, initial_indent="- ", subsequent_indent="  ")
+        parts = ["\n".join(wrap(sentence, WIDTH) for sentence in self.sentences)]
         parts += [as_text(self.table)] if self.table else []
         return "\n\n".join(part for part in parts if part)
 

@@ -20,10 +20,12 @@ from fope_jax.config.fields import ConfigError
 from fope_jax.position.registry import named_modules, to_spec
 from fope_jax.processes.signals import PARENT_VARIABLE, defer_signals
 from fope_jax.storage.files import read_json, write_json
+from fope_jax.sweep.progress import SweepProgress
 from fope_jax.sweep.runs import PlannedRun
 from fope_jax.train.workdir import CONFIG, has_checkpoint
 
 PROGRAM = (sys.executable, "-m", "fope_jax.main")
+COMPILED_VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # where jax keeps compiled programs
 DONE = "sweep.json"  # in the directory of a finished run: its experiment
 
 # Otherwise glibc returns large buffers to the kernel after every step and page-faults them back.
@@ -55,6 +57,7 @@ def run_sweep(
       planned: from `load_sweep`, parents first.
       workdir: directory of the sweep, with a log ``name.log`` for each run.
       jobs: runs at once; each gets an equal share of the cores.
+      say: called with a line for each run that ends.
 
     Raises:
       ConfigError: a directory holds another run.
@@ -65,28 +68,35 @@ def run_sweep(
     if done:
         say(f"{len(done)} of {len(planned)} runs are done and kept")
     waiting = [run for run in planned if run.name not in done]
+    seconds = {name: read_json(workdir / name / DONE).get("seconds", 0.0) for name in done}
     failed: dict[str, str] = {}
     workdir.mkdir(parents=True, exist_ok=True)
-    running: dict[Future[None], tuple[PlannedRun, list[int]]] = {}
-    bar = tqdm(total=len(planned), initial=len(done), desc="sweep", unit="run")
-    with bar, ThreadPoolExecutor(jobs) as pool, _Children() as children:
+    running: dict[Future[dict[str, float]], tuple[PlannedRun, list[int]]] = {}
+    progress = SweepProgress(planned, workdir, seconds, jobs, say)
+    with progress, ThreadPoolExecutor(jobs) as pool, _Children() as children:
         while waiting or running:
             ready = [run for run in waiting if run.parent is None or run.parent in done]
             for run in ready[: len(shares)]:
                 waiting.remove(run)
                 cores = shares.pop()
+                progress.begin(run)
                 running[pool.submit(_run, run, workdir, cores, children)] = run, cores
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
+            ended = wait(running, progress.interval, return_when=FIRST_COMPLETED).done
+            if not ended:
+                progress.show()
+            for future in ended:
                 run, cores = running.pop(future)
                 shares.append(cores)
                 if (error := future.exception()) is None:
                     done.add(run.name)
-                    bar.update()
+                    progress.end(run, future.result())
                 else:
+                    progress.fail(run)
                     failed[run.name] = str(error)
                     say(f"failed: {run.name}: {error}")
             for run in [run for run in waiting if run.parent in failed]:
                 waiting.remove(run)
+                progress.fail(run)
                 failed[run.name] = f"its parent {run.parent} has failed"
     if failed:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in failed.items())
@@ -121,33 +131,36 @@ def _is_done(run: PlannedRun, workdir: Path) -> bool:
     return stamp.is_file() and read_json(stamp)["experiment"] == wanted
 
 
-def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) -> None:
-    """Trains and evaluates one run; raises SweepError if a command fails."""
+def _run(run: PlannedRun, workdir: Path, cores: list[int], children: _Children) -> dict[str, float]:
+    """Trains and evaluates one run; the seconds of each verb. SweepError if a command fails."""
     directory, log = workdir / run.name, workdir / f"{run.name}.log"
     os.sched_setaffinity(0, cores)  # child processes inherit it from this thread
     environment = MEMORY | {"TQDM_MININTERVAL": "30"} | dict(os.environ)  # bars go into the log
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(workdir.resolve() / ".compiled")
+    environment.setdefault(COMPILED_VARIABLE, str(workdir.resolve() / ".compiled"))
+    environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # small ones too
     environment[PARENT_VARIABLE] = str(os.getpid())  # so that runs end if the sweep is killed
     # The sweep's files name them, but `extend` and `evaluate` read them from a run's config.json.
     modules = named_modules(to_spec(run.experiment.position))
     if tracker := run.experiment.train.tracker:
         modules.append(tracker.partition(":")[0])
     allow = [f"--allow-module={module}" for module in modules]
-    began = time.perf_counter()
+    seconds = {}
     for command in (run.command(workdir), ["evaluate", "--run", str(directory)]):
-        line = [*PROGRAM, *command, *allow]
+        line, began = [*PROGRAM, *command, *allow], time.perf_counter()
         with log.open("ab") as stream:
             code = children.run(line, stdout=stream, stderr=stream, env=environment)
         if code:
             lines = log.read_bytes().decode(errors="replace").strip().splitlines() or ["no output"]
             raise SweepError(f"fope {command[0]} ended with code {code}: {lines[-1]} ({log})")
+        seconds[command[0]] = time.perf_counter() - began
     stamp = {
         "experiment": experiment_to_dict(run.experiment),
         "commands": [run.command(workdir)],
-        "seconds": time.perf_counter() - began,
+        "seconds": sum(seconds.values()),
         "cores": len(cores),
     }
     write_json(directory / DONE, stamp)
+    return seconds
 
 
 class _Children:

@@ -85,6 +85,7 @@ def train(
     accept_position: str | None = None,
     *,
     seconds_before: float = 0.0,
+    note: str | None = None,
     tracker: Tracker | None = None,
 ) -> None:
     """Trains ``experiment`` in ``workdir`` to its last step, from the newest valid checkpoint.
@@ -97,6 +98,7 @@ def train(
       workdir: directory of the run; locked during training.
       accept_position: see ``check_fingerprint``.
       seconds_before: seconds this process has already spent on the run.
+      note: a line about the run to log once training begins.
       tracker: gets the numbers of rows, in place of what ``train.tracker`` makes.
 
     Raises:
@@ -210,6 +212,8 @@ def train(
         num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("model: %s parameters, position %s", f"{num_parameters:,}", position.summary)
         log.info("attention: %s (%s)", *plan.attention)
+        if note:
+            log.info("%s", note)
         if is_main_process():
             facts = {
                 "name": experiment.name,

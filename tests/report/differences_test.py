@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fope_jax.report import page, ranking
 from fope_jax.report.comparison import comparisons
 from fope_jax.report.differences import (
     Difference,
@@ -19,6 +20,7 @@ from fope_jax.report.page import write_report
 from fope_jax.report.ranking import (
     difference_table,
     has_statements,
+    is_heatmap,
     is_ranked,
     matched_note,
     ranking_summary,
@@ -207,9 +209,21 @@ def test_what_is_not_matched_is_told(make_run):
     assert config_differences(seeds) == {}  # runs of different seeds need not be
 
 
+def test_many_variants_have_a_heatmap_of_their_differences(make_seeds, monkeypatch):
+    (comparison,) = comparisons(make_seeds(3), "perplexity")
+    assert not is_heatmap(comparison)
+    monkeypatch.setattr(ranking, "is_heatmap", lambda _: True)
+    topic = page._ranking(page.Named(comparison, "validation", "validation"), [])
+    stems = [part.stem for part in topic.figures.parts if hasattr(part, "stem")]
+    assert stems == ["differences-validation-2048", "differences-validation-128"]
+    (axes, _) = topic.figures.parts[2].figure.axes
+    assert [text.get_text() for text in axes.texts] == ["1.88", "2.14°", "0.26"]
+
+
 def test_the_page_ranks_where_seeds_are_shared(make_seeds, make_run, tmp_path):
-    page = write_report([run.path for run in make_seeds(3)], tmp_path / "out").read_text()
-    assert "Differences between variants (validation)" in page
-    assert (tmp_path / "out" / "differences-validation-2048.png").exists()
+    text = write_report([run.path for run in make_seeds(3)], tmp_path / "out").read_text()
+    assert "Differences between variants (validation)" in text
+    table = text.index("Paired differences of loss at 2,048 tokens")
+    assert text.index("At 2,048 tokens the 95% interval") < table < text.index("<h2>Numbers")
     alone = write_report([make_run("rope", name="x")], tmp_path / "alone").read_text()
     assert "Differences between variants" not in alone

@@ -66,9 +66,23 @@ def test_the_curves_of_the_picture_are_on_at_first_and_each_has_a_key():
     assert {key.color for key in keys} == {style.color for style in STYLES.values()}
 
 
+def test_a_list_selects_the_context():
+    short = dataclasses.replace(CHART, curves={"rope": charts.Curve([1], [2.0])})
+    specification = interactive.vega_lite_by_context({128: short, 256: CHART}, STYLES)
+    select = specification["params"][-1]
+    assert (select["name"], select["value"], select["bind"]["options"]) == (
+        "context",
+        256,
+        [128, 256],
+    )
+    values = [(v["context"], v["label"], v["y"]) for v in specification["data"]["values"]]
+    assert values[:2] == [(128, "rope", 2.0), (256, "rope", 3.0)]
+    assert {"filter": "datum.context == context"} in specification["transform"]
+
+
 def test_a_name_cannot_end_the_script():
     chart = dataclasses.replace(CHART, y_label="</script><b>")
-    text = interactive.as_json(chart, STYLES)
+    text = interactive.as_json(interactive.vega_lite(chart, STYLES))
     assert "<" not in text
     assert json.loads(text) == interactive.vega_lite(chart, STYLES)
 

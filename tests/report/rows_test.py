@@ -32,6 +32,9 @@ def test_a_run_holds_the_rows_of_its_newest_evaluation(synthetic, make_run):
     assert {row["step"] for row in earlier.of("perplexity")} == {500}
     with pytest.raises(ReportError, match="step 7 has not been evaluated; evaluated: 500, 1000"):
         read_run(run.path / "7")
+    with pytest.raises(ReportError, match="is named twice, at steps 500 and 1000: the mean of the"):
+        read_runs([run.path / "500", run.path])
+    assert [same.step for same in read_runs([run.path, run.path / "1000"])] == [1000]
 
 
 @pytest.mark.parametrize(

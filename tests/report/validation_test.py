@@ -11,6 +11,7 @@ from fope_jax.report.rows import read_runs
 from fope_jax.report.styles import method_styles
 from fope_jax.report.validation import (
     alt_text,
+    validation_charts,
     validation_figure,
     validation_groups,
     validation_table,
@@ -90,6 +91,15 @@ def test_parent_and_child_are_on_one_axis_one_after_the_other(pair):
     assert list(after.get_xdata()) == [1000 * UPDATE, 1100 * UPDATE, 1200 * UPDATE]
     assert list(after.get_ydata()) == [3.5, 3.25, 3.0]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["rope", "nope"]
+
+
+def test_the_live_chart_has_the_losses_of_the_panels(pair):
+    ((_, shown),) = validation_groups(read_runs(pair)).items()
+    short, long = validation_charts(shown).values()
+    assert list(short.curves) == list(long.curves) == ["rope", "nope"]
+    assert short.curves["nope"].y == []  # not measured there
+    assert long.curves["rope"] == ([750 * UPDATE, 1000 * UPDATE], [5.2, 5.0], None, None)
+    assert long.curves["nope"].y == [3.5, 3.25, 3.0]
 
 
 def test_every_loss_is_in_the_table_and_the_ends_in_words(pair):

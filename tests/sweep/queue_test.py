@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,12 +20,13 @@ QUICK = "configs/quickstart.py:smoke"
 
 # Stands in for `fope`: notes each call, and fails where a file says so.
 FAKE = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 calls = pathlib.Path(sys.argv[1])
 arguments = sys.argv[2:]
 at = arguments.index("--run" if arguments[0] == "evaluate" else "--workdir") + 1
 directory = pathlib.Path(arguments[at])
 directory.mkdir(exist_ok=True)
+(directory / "programs").write_text(os.environ["JAX_COMPILATION_CACHE_DIR"])
 with calls.open("a") as stream:
     stream.write(json.dumps([arguments[0], directory.name, time.time()]) + "\\n")
 if (directory.parent / f"fail-{arguments[0]}-{directory.name}").exists():
@@ -72,7 +74,13 @@ def sweep(workdir, runs=RUNS, **arguments):
 
 def test_each_run_is_trained_and_evaluated_once(tmp_path, calls):
     workdir = tmp_path / "sweep"
-    assert sweep(workdir) == []
+    what_comes, *done = sweep(workdir)
+    assert what_comes == "3 runs to make: a, b, c"
+    seconds = r"\d+ s"
+    left = f"about {seconds} left"
+    for line, ending in zip(done, (f"1 of 3; {left}", f"2 of 3; {left}", "3 of 3"), strict=True):
+        verbs_of_it = rf"\((train|extend) {seconds}, evaluate {seconds}\)"
+        assert re.fullmatch(rf"[abc] is done in {seconds} {verbs_of_it}; {ending}", line)
     assert verbs(calls) == [
         ("train", "a"),
         ("evaluate", "a"),
@@ -85,8 +93,18 @@ def test_each_run_is_trained_and_evaluated_once(tmp_path, calls):
     assert len(verbs(calls)) == 6
     # Another question about one run asks only about that one again.
     asked = [*RUNS[:2], Train("c", f"{QUICK},seed=1", ("evaluate.num_windows=5",))]
-    assert sweep(workdir, asked) == ["2 of 3 runs are done and kept"]
+    assert sweep(workdir, asked)[:2] == ["2 of 3 runs are done and kept", "1 run to make: c"]
     assert verbs(calls)[6:] == [("train", "c"), ("evaluate", "c")]
+
+
+@pytest.mark.parametrize("kept", ["", "/kept/programs"])
+def test_runs_share_compiled_programs(tmp_path, calls, monkeypatch, kept):
+    """In the directory that the environment names, else in that of the sweep."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    if kept:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", kept)
+    sweep(tmp_path, [Train("a", QUICK)])
+    assert (tmp_path / "a" / "programs").read_text() == (kept or f"{tmp_path}/.compiled")
 
 
 def test_a_failure_spares_the_others_and_its_children_wait(tmp_path, calls):
@@ -102,7 +120,7 @@ def test_a_failure_spares_the_others_and_its_children_wait(tmp_path, calls):
     )
     assert verbs(calls) == [("train", "a"), ("evaluate", "a"), ("train", "c"), ("evaluate", "c")]
     (workdir / "fail-evaluate-a").unlink()
-    assert sweep(workdir) == ["1 of 3 runs are done and kept"]
+    assert sweep(workdir)[:2] == ["1 of 3 runs are done and kept", "2 runs to make: a, b"]
     assert ("extend", "b") in verbs(calls)
 
 

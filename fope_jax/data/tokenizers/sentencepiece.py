@@ -39,19 +39,17 @@ class SentencePieceTokenizer(Tokenizer):
     filename = "tokenizer.model"
 
     def __init__(self, model: bytes):
-        self._model = model
-        self._processor = require("sentencepiece", "train").SentencePieceProcessor(
-            model_proto=model
-        )
-        self.vocab_size = self._processor.vocab_size()
+        self.model = model
+        self.processor = require("sentencepiece", "train").SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self.processor.vocab_size()
         self.fingerprint = self.fingerprint_of(model)
         self.token_texts = TokenTexts([self._token_text(i) for i in range(self.vocab_size)])
-        self._mark_ids = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
+        self._mark_ids = [self.processor.piece_to_id(f"<0x{b:02X}>") for b in SPACE_MARK.encode()]
 
     @property
     def writes_spaces(self) -> bool:
         """Whether the space has a piece; older models may lack it."""
-        return not self._processor.is_unknown(self._processor.piece_to_id(SPACE_MARK))
+        return not self.processor.is_unknown(self.processor.piece_to_id(SPACE_MARK))
 
     @staticmethod
     def fingerprint_of(model: bytes) -> str:
@@ -59,7 +57,7 @@ class SentencePieceTokenizer(Tokenizer):
         return hashlib.sha256(b"sentencepiece" + model).hexdigest()
 
     def _token_text(self, index: int) -> bytes:
-        processor, piece = self._processor, self._processor.id_to_piece(index)
+        processor, piece = self.processor, self.processor.id_to_piece(index)
         if processor.is_control(index) or processor.is_unknown(index):
             return b""
         if processor.is_byte(index):
@@ -76,7 +74,7 @@ class SentencePieceTokenizer(Tokenizer):
             for text in texts
         ]
         flat = [piece for of_text in pieces for piece in of_text]
-        encoded = iter(self._processor.encode(flat, num_threads=os.cpu_count() or 1))
+        encoded = iter(self.processor.encode(flat, num_threads=os.cpu_count() or 1))
         return [
             _join(
                 self._mark_ids if piece == SPACE_MARK else ids
@@ -87,11 +85,11 @@ class SentencePieceTokenizer(Tokenizer):
         ]
 
     def token_id(self, name: str) -> int | None:
-        index = self._processor.piece_to_id(name)
-        return index if self._processor.id_to_piece(index) == name else None
+        index = self.processor.piece_to_id(name)
+        return index if self.processor.id_to_piece(index) == name else None
 
     def save(self, directory: Path) -> None:
-        (directory / self.filename).write_bytes(self._model)
+        (directory / self.filename).write_bytes(self.model)
 
 
 def _join(ids: Iterable[list[int]]) -> np.ndarray:

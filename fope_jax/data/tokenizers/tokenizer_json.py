@@ -23,7 +23,7 @@ from fope_jax.storage.content import detect_content, read_head
 from fope_jax.storage.files import read_json
 
 _EOS_NAMES = ("<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<|eot_id|>", "[SEP]")
-_PAD_NAMES = ("<|padding|>", "<pad>", "[PAD]")
+PAD_NAMES = ("<|padding|>", "<pad>", "[PAD]")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _DECODERS = {"ByteLevel", "ByteFallback", "Metaspace", "Replace"}
 _CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
@@ -62,7 +62,7 @@ class JsonTokenizer(Tokenizer):
         if eos_id is None:
             raise TokenizerError(f"the end-of-document token {eos!r} is not in the tokenizer.json")
         self.eos_id: int = eos_id
-        pads = [self._tokenizer.token_to_id(name) for name in _PAD_NAMES]
+        pads = [self._tokenizer.token_to_id(name) for name in PAD_NAMES]
         self.pad_id: int = next((i for i in pads if i is not None), eos_id)
         self.fingerprint = self.fingerprint_of(used, eos)
         self._find_token_texts(rules)
@@ -76,7 +76,8 @@ class JsonTokenizer(Tokenizer):
     def load(cls, path: Path) -> JsonTokenizer:
         """Reads a file; EOS is that of ``tokenizer_config.json`` beside it, or a usual name."""
         if not path.is_file():
-            what = "it is a directory" if path.is_dir() else "there is no such file"
+            here = "" if path.is_absolute() else f" (working directory {Path.cwd()})"
+            what = "it is a directory" if path.is_dir() else f"there is no such file{here}"
             raise TokenizerError(f"tokenizer = {str(path)!r}: {what}")
         try:
             content = path.read_bytes().decode("utf-8-sig")
@@ -266,7 +267,7 @@ def _decode_piece(piece: str, decoders: Sequence[dict[str, Any]]) -> str:
 
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-_BYTE_ALPHABET = {chr(byte): byte for byte in _PRINTABLE} | {
+BYTE_ALPHABET = {chr(byte): byte for byte in _PRINTABLE} | {
     chr(256 + number): byte for number, byte in enumerate(_OTHERS)
 }
 
@@ -277,6 +278,6 @@ def _byte_level_bytes(piece: str) -> bytes:
     >>> _byte_level_bytes("\u0120caf\u00c3\u00a9").decode()
     ' caf\u00e9'
     """
-    if not all(character in _BYTE_ALPHABET for character in piece):
+    if not all(character in BYTE_ALPHABET for character in piece):
         return piece.encode()
-    return bytes(_BYTE_ALPHABET[character] for character in piece)
+    return bytes(BYTE_ALPHABET[character] for character in piece)

@@ -150,10 +150,10 @@ def test_training_twice_gives_the_same_model(sentencepiece):
 def test_cutting_a_document_changes_no_token(sentencepiece):
     """The tokens of the pieces are those of one call on the whole document."""
     text = "\n".join(TRAINING) * 20 + "\n\n\nend"
-    whole = sentencepiece._processor.encode(text)
+    whole = sentencepiece.processor.encode(text)
     pieces = list(split_after_newlines(text, 64))
     assert len(pieces) > 100 and "".join(pieces) == text
-    assert sum((sentencepiece._processor.encode(p) for p in pieces), []) == whole
+    assert sum((sentencepiece.processor.encode(p) for p in pieces), []) == whole
     assert sentencepiece.encode(text) == whole
 
 

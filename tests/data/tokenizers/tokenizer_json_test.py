@@ -293,7 +293,7 @@ def test_models_trained_without_a_space_keep_their_ids_and_are_found_out():
 
 def test_text_with_spaces_trains_the_model_that_it_always_did():
     lines = list(sentencepiece._training_lines(["The key is blue. The sky.\n" * 40]))
-    assert tokenizer("sentencepiece")._model == sentencepiece._train(lines, 300, "0123456789")
+    assert tokenizer("sentencepiece").model == sentencepiece._train(lines, 300, "0123456789")
 
 
 def test_old_forms_of_metaspace_are_understood():

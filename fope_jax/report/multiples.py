@@ -239,7 +239,9 @@ class Pair(NamedTuple):
 
 def _pairs(topic: Topic, multiple: int) -> dict[str, Pair]:
     base, pairs = topic.baseline, {}
-    for curve in topic.learned if base else ():
+    if base is None:
+        return pairs
+    for curve in topic.learned:
         if curve is base or not are_comparable(base, curve):
             continue
         one, other = (_compared(c, topic, multiple) for c in (curve, base))

@@ -219,7 +219,7 @@ def _times(multiple: int) -> str:
 def _difference_sentence(topic: Topic) -> str:
     base = topic.baseline
     multiples = base.beyond() if base else []
-    if not multiples:
+    if base is None or not multiples:
         return ""
     multiple = multiples[0] if topic.is_task else multiples[-1]
     held = held_differences(topic, multiple)
@@ -238,7 +238,7 @@ def _difference_sentence(topic: Topic) -> str:
     counted = f"one seed, {base.trials[multiple][1]} trials" if held.basis == "trials" else ""
     counted = counted or f"{held.seeds} seeds, paired"
     doubt = {
-        "trials": "; beyond the chance of the trials, though another seed may differ",
+        "trials": "; the trials alone do not explain it, another seed may differ",
         "signs": "; in every seed, but they are too few to call it significant",
         "test": "; significant at 95% with all taken together",
     }[held.basis]

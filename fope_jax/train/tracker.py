@@ -28,7 +28,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from fope_jax.config import ConfigError
 
@@ -61,12 +61,12 @@ def find_tracker(name: str) -> MakeTracker:
             f"run when it is imported; allow it with --allow-module {module} if you trust it, or "
             "turn it off with --config.train.tracker=none"
         )
-    make: Any = getattr(sys.modules[module], path, None)
+    make = getattr(sys.modules[module], path, None)
     if not callable(make):
         raise ConfigError(
             f"config.train.tracker = {name!r}: the module {module!r} has no callable {path!r}"
         )
-    return make
+    return cast(MakeTracker, make)
 
 
 class SafeTracker:

@@ -86,7 +86,7 @@ def test_one_seed_of_two_methods_and_two_questions():
         "NoPE has not learned recall (8% right at its training length); its perplexity, 112.00 at "
         "its training length, stays within 5% to 4 times that.",
         "Recall at twice the training length (one seed, 200 trials): FoPE answers more than RoPE; "
-        "beyond the chance of the trials, though another seed may differ.",
+        "the trials alone do not explain it, another seed may differ.",
         "Perplexity is of one seed: which differences hold is not known.",
     ]
     assert found.table.columns == ["L", "2 L", "4 L"]

@@ -65,9 +65,8 @@ demo-full: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -n 2 --durations=10 --cov=fope_jax --cov-report=
-	$(BIN)/coverage report --fail-under=90 --skip-covered
-	$(BIN)/coverage report --fail-under=100 --include='fope_jax/position/*'
+	$(BIN)/python -m slipcover --source fope_jax --json --out .coverage.json -m pytest -n 2 --durations=10
+	$(BIN)/python -m tests.coverage_gates .coverage.json
 
 faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults

@@ -5,7 +5,8 @@
     run = fj.train("configs/recall.py:position=fope", "runs/fope", train_steps=500)
     table = fj.evaluate(run, contexts=[1, 2, 4])
 
-``fope_jax.position`` has the methods as functions, `fope_jax.api` the functions used here.
+``fope_jax.position`` has the methods as functions, `fope_jax.testing` their properties as
+assertions, `fope_jax.api` the functions used here.
 Importing this package imports neither jax nor flax: the first use of a name does. ``train``,
 ``evaluate``, ``extend``, ``report`` and ``spectrum`` are folders of the package too, and can be
 called: ``fope_jax.train(...)`` is `fope_jax.api.train`.
@@ -64,7 +65,7 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return _version()
-    if name in _CALLABLE_FOLDERS or name == "position":
+    if name in _CALLABLE_FOLDERS or name in ("position", "testing"):
         return importlib.import_module(f"fope_jax.{name}")
     if name in __all__:
         return getattr(_api(), name)
@@ -73,7 +74,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     folders = {name for name, value in globals().items() if isinstance(value, ModuleType)}
-    return sorted({*__all__, "position", *folders} - {"importlib", "sys"})
+    return sorted({*__all__, "position", "testing", *folders} - {"importlib", "sys"})
 
 
 def _function(folder: ModuleType) -> Callable[..., Any]:

@@ -1,10 +1,12 @@
 """What all tests share: how programs are compiled, and where they are kept.
 
-Most of the suite's time would be compilation. XLA's optimizations and fusions are off, which
-changes no promise that a test states, and every program is kept in `.pytest_cache/programs`: for
-the other workers, for the modules that come later, and for the next run. `make clean` removes it.
+Most of the suite's time would be compilation. XLA's optimizations and fusions are off, and its code
+is neither split for several threads nor made for wide vectors, which changes no promise that a test
+states. Every program is kept in `.pytest_cache/programs`: for the other workers, for the modules
+that come later, and for the next run. `make clean` removes it.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -13,7 +15,10 @@ from pathlib import Path
 
 PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 LARGEST_CACHE = 4e9  # bytes
-FLAGS = "--xla_backend_optimization_level=0"
+FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1 --xla_cpu_prefer_vector_width=128"
+)
 if metadata.version("jaxlib").startswith("0.10."):  # others end the process: it is unknown to them
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 for name, value in {
@@ -32,6 +37,8 @@ from fope_jax.processes.signals import SIGNALS  # noqa: E402
 
 
 def pytest_configure(config):
+    gc.freeze()  # what is imported so far stays; traced programs leave few cycles
+    gc.set_threshold(200_000, 20, 100)
     if not hasattr(config, "workerinput") and PROGRAMS.exists():  # before workers start
         size = sum(path.stat().st_size for path in PROGRAMS.iterdir())
         if size > LARGEST_CACHE:

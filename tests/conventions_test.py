@@ -23,7 +23,7 @@ DIRECTIONS = (
     {"gallery", "config"},
     {"model", "report", "data"},
     {"position", "storage"},
-    {"processes"},
+    {"processes", "testing"},
     {"typing", "extras", "spelling", "logs"},
 )
 LEVEL = {room: level for level, rooms in enumerate(DIRECTIONS) for room in rooms}

@@ -337,13 +337,19 @@ def no_service(monkeypatch):
 @pytest.mark.parametrize(
     "line",
     [
-        "data inspect --config config.py --config.data.cache_dir=gs://bucket/cache",
-        "data build --config config.py --config.data.cache_dir=gs://bucket/cache",
+        pytest.param(
+            "data inspect --config config.py --config.data.cache_dir=gs://bucket/cache",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "data build --config config.py --config.data.cache_dir=gs://bucket/cache",
+            marks=pytest.mark.slow,
+        ),
         "data build --config config.py --config.data.train_files=gs://bucket/*.txt "
         "--config.data.cache_dir=other",
         "train --config config.py --workdir gs://bucket/run",
         "evaluate --run gs://bucket/run",
-        "doctor gs://bucket/run",
+        pytest.param("doctor gs://bucket/run", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("no_service")

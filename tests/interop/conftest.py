@@ -7,7 +7,7 @@ import pytest
 from fope_jax.position.base import bias_of_heads, has_hook
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def expected():
     """Causal attention of one layer: ``q [B, T, N, H]``, ``k, v [B, T, K, H]``, float32."""
 
@@ -29,4 +29,4 @@ def expected():
         weights = jax.nn.softmax(logits, axis=-1)
         return jnp.einsum("bnts,bsnh->btnh", weights, v, precision="highest")
 
-    return run
+    return jax.jit(run, static_argnums=0)

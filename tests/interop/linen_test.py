@@ -187,11 +187,11 @@ def test_decoding_with_the_key_cache_of_flax(name):
     """One token at a time, in a cache longer than the sequence, equals all at once."""
     x = inputs()
     layer = attention(CASES[name], decode=True)
-    variables = layer.init(
+    variables = jax.jit(layer.init)(
         jax.random.key(1), inputs(LENGTH + 4), mask=nn.make_causal_mask(jnp.ones((3, LENGTH + 4)))
     )
     cache = variables.pop("cache")
-    full = attention(CASES[name]).apply(variables, x, mask=CAUSAL)
+    full = jax.jit(attention(CASES[name]).apply)(variables, x, mask=CAUSAL)
 
     @jax.jit
     def step(cache, x):
@@ -222,11 +222,12 @@ def test_bfloat16_gradients_and_what_is_drawn(name):
     def loss(params):
         return jnp.mean(jnp.square(layer.apply({**variables, "params": params}, x, mask=CAUSAL)))
 
-    gradient = jax.grad(loss)(variables["params"])
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
     own = jax.tree.leaves(gradient.get("attention_fn", {}))
     assert not own or any(np.abs(leaf).max() > 0 for leaf in own)
-    half = attention(method, dtype=jnp.bfloat16).apply(variables, x, mask=CAUSAL)
+    low = attention(method, dtype=jnp.bfloat16)
+    half = jax.jit(low.apply)(variables, x, mask=CAUSAL)
     assert half.dtype == jnp.bfloat16
     whole = layer.apply(variables, x, mask=CAUSAL)
     assert np.abs(np.asarray(half, np.float32) - whole).max() < 0.05 * np.abs(whole).max()
@@ -305,26 +306,24 @@ def test_embed():
 def test_a_full_key_cache_refuses_another_token():
     """And gives NaN under jit; the first cache again starts anew."""
     x, layer = inputs(length=3), attention(FoPE(LENGTH), decode=True)
-    variables = layer.init(jax.random.key(1), x, mask=nn.make_causal_mask(x[..., 0]))
+    variables = jax.jit(layer.init)(jax.random.key(1), x, mask=nn.make_causal_mask(x[..., 0]))
     first = variables.pop("cache")
 
     def step(cache, x, mask=None):
         out, changed = layer.apply({**variables, "cache": cache}, x, mask=mask, mutable=["cache"])
         return out, changed["cache"]
 
-    for run in (step, jax.jit(step)):
-        cache = first
-        for index in range(3):
-            out, cache = run(cache, x[:, index : index + 1])
-            assert np.isfinite(out).all()
-        if run is step:
-            with pytest.raises(ValueError, match="key cache holds 3 tokens and all are used"):
-                run(cache, x[:, :1])
-        else:
-            assert np.isnan(run(cache, x[:, :1])[0]).all()
+    cache, compiled = first, jax.jit(step)
+    for index in range(3):
+        out, cache = compiled(cache, x[:, index : index + 1])
+        assert np.isfinite(out).all()
+    with pytest.raises(ValueError, match="key cache holds 3 tokens and all are used"):
+        step(cache, x[:, :1])
+    assert np.isnan(compiled(cache, x[:, :1])[0]).all()
     # The causal mask of one token, kept while decoding, hides nothing; that of the whole is named.
     kept = nn.make_causal_mask(x[:, :1, 0])
-    np.testing.assert_allclose(step(first, x[:, :1], kept)[0], step(first, x[:, :1])[0], atol=1e-6)
+    alone = compiled(first, x[:, :1])[0]
+    np.testing.assert_allclose(step(first, x[:, :1], kept)[0], alone, atol=1e-6)
     with pytest.raises(ValueError, match="a key cache takes the mask of its one query"):
         step(first, x[:, :1], nn.make_causal_mask(x[..., 0]))
 

@@ -12,7 +12,7 @@ from fope_jax.model import attention
 from fope_jax.model.attention import TokenIndex, attention_mask, visible_key_blocks
 from fope_jax.position.base import ModelShape
 
-attend = jax.jit(attention.attend, static_argnames=("bias_fn", "backend", "block"))
+attend = jax.jit(attention.attend, static_argnames=("bias_fn", "contextual_fn", "backend", "block"))
 
 
 def normal(seed, *shape):
@@ -221,30 +221,43 @@ def test_chunked_equals_reference_in_value_and_gradient(name, biased):
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ["chunked", "reference"])
-@pytest.mark.parametrize("name", CASES)
+def contextual_definition(name):
+    """Of a contextual bias on top of ``bias_fn``, which its logits include."""
+    q, k, v, places, _ = arrays(name)
+    bias = bias_fn(bias_variables(q.shape[2]), places["q_positions"], places["k_positions"])
+    contextual = contextual_variables(*q.shape[2:])
+    return oracle(q, k, v, **places, bias=bias, contextual=contextual)
+
+
+WITH_GRADIENTS = ("blocks that do not divide", "stored in any order")
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [(name, "chunked") for name in CASES if name not in WITH_GRADIENTS]
+    + [
+        pytest.param(name, "reference", marks=pytest.mark.slow)
+        for name in CASES
+        if name not in WITH_GRADIENTS
+    ],
+)
 def test_a_contextual_bias_is_its_definition(name, backend):
-    """On top of a bias of positions, which its logits include."""
     q, k, v, places, block = arrays(name)
-    own, contextual = bias_variables(q.shape[2]), contextual_variables(*q.shape[2:])
-    out, _ = value_and_gradients(
+    out = attend(
         q,
         k,
         v,
-        own | contextual,
-        q,
-        places,
+        **places,
         bias_fn=bias_fn,
         contextual_fn=contextual_fn,
+        bias_constants=bias_variables(q.shape[2]) | contextual_variables(*q.shape[2:]),
         backend=backend,
         block=block,
     )
-    bias = bias_fn(own, places["q_positions"], places["k_positions"])
-    expected = oracle(q, k, v, **places, bias=bias, contextual=contextual)
-    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(out, contextual_definition(name), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["blocks that do not divide", "stored in any order"])
+@pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_contextual_rows_in_blocks_have_the_gradients_of_the_reference(name):
     q, k, v, places, block = arrays(name)
     variables = bias_variables(q.shape[2]) | contextual_variables(*q.shape[2:])
@@ -259,7 +272,10 @@ def test_contextual_rows_in_blocks_have_the_gradients_of_the_reference(name):
         bias_fn=bias_fn,
         contextual_fn=contextual_fn,
     )
-    assert_same(both(backend="chunked", block=block), both(backend="reference"))
+    chunked, reference = both(backend="chunked", block=block), both(backend="reference")
+    assert_same(chunked, reference)
+    for out, _ in (chunked, reference):
+        np.testing.assert_allclose(out, contextual_definition(name), rtol=1e-4, atol=1e-5)
 
 
 def test_blocks_of_rows_shrink_so_that_their_scores_fit(monkeypatch):
@@ -285,8 +301,15 @@ def assert_same(mine, theirs, rtol=1e-5, atol=2e-5):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=atol * max(1.0, largest))
 
 
-@pytest.mark.parametrize("backend", ["chunked", "reference"])
-@pytest.mark.parametrize("contextual", [False, True])
+@pytest.mark.parametrize(
+    ("backend", "contextual"),
+    [
+        ("chunked", False),
+        ("chunked", True),
+        ("reference", False),
+        pytest.param("reference", True, marks=pytest.mark.slow),
+    ],
+)
 def test_places_that_all_rows_share_may_be_given_once(backend, contextual):
     q, k, v, _, _ = arrays("packed and padded, grouped")
     positions, segments = (x[:1] for x in DOCUMENTS)
@@ -486,7 +509,10 @@ SAME_ALONG = {
 
 @pytest.mark.parametrize(
     ("axes", "backend"),
-    [*((axes, "chunked") for axes in SAME_ALONG), ("rows and heads", "reference")],
+    [
+        *((axes, "chunked") for axes in SAME_ALONG),
+        pytest.param("rows and heads", "reference", marks=pytest.mark.slow),
+    ],
 )
 def test_a_bias_may_be_the_same_along_any_axis(axes, backend):
     """Its value and its gradients are those of the bias written out for every head and pair."""
@@ -568,6 +594,7 @@ def test_scores_of_contextual_methods_go_by_positions_not_by_storage():
         variables=contextual_variables(4, 8),
         contextual_fn=contextual_fn,
     )
+    scores = jax.jit(scores)
     stored = scores(q, k, positions=positions, segments=segments)
     moved = scores(
         q[:, order], k[:, order], positions=positions[:, order], segments=segments[:, order]
@@ -660,9 +687,12 @@ def test_every_kind_of_bias_is_among_the_examples():
 
 @pytest.mark.parametrize(
     ("label", "shared"),
-    [(label, False) for label in BIASES]
+    [
+        pytest.param(label, False, marks=pytest.mark.slow if label == "kerple-power" else ())
+        for label in BIASES
+    ]
     + [
-        pytest.param(label, True, marks=() if label in ("alibi", "cope") else pytest.mark.slow)
+        pytest.param(label, True, marks=() if label == "cope" else pytest.mark.slow)
         for label in BIASES
     ],
 )
@@ -704,7 +734,13 @@ def test_every_bias_in_blocks_equals_its_reference(label, shared):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=5e-5 * max(1.0, np.abs(y).max()))
 
 
-@pytest.mark.parametrize("label", BIASES)
+ONE_OF_EACH_KIND = ("t5", "cope")
+
+
+@pytest.mark.parametrize(
+    "label",
+    [pytest.param(x, marks=() if x in ONE_OF_EACH_KIND else pytest.mark.slow) for x in BIASES],
+)
 def test_the_memory_of_every_bias_grows_with_the_length_and_not_its_square(label):
     """Forward and backward, B = 1, N = 2, H = 16, compiled and not run."""
     functions, trained, constants = biased(label, 2, 16)

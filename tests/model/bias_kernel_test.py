@@ -87,7 +87,10 @@ def assert_same(method, arrays, q_index, k_index, idle=("out_bias",)):
         np.testing.assert_allclose(gradients[3][name], right, atol=1e-5 * largest)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n == "kerple-power" else ()) for n in METHODS],
+)
 def test_values_and_gradients_are_those_of_the_reference(name):
     """Several documents a row, padding, grouped heads, a head_dim of no whole lanes."""
     arrays, positions, segments = packed(2, 384, HEADS, KV_HEADS, HEAD_DIM)
@@ -131,8 +134,10 @@ def test_bfloat16_is_the_reference_in_bfloat16():
     arrays, positions, segments = packed(1, 256, HEADS, KV_HEADS, HEAD_DIM)
     arrays = tuple(jnp.asarray(x, jnp.bfloat16) for x in arrays)
     places, method = TokenIndex(positions, segments), METHODS["alibi"]
-    out = kernel(method, *arrays, variables_of(method), places, places)
-    expected = reference(method, *arrays, variables_of(method), places, places)
+    out, expected = (
+        jax.jit(attention, static_argnums=0)(method, *arrays, variables_of(method), places, places)
+        for attention in (kernel, reference)
+    )
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(out.astype(jnp.float32), expected.astype(jnp.float32), atol=0.02)
 
@@ -157,13 +162,14 @@ def test_the_bias_of_one_head_is_the_bias(method):
     axes = axes_of_heads(method, own)
     q_positions = np.array([[0, 1, 7, 8, 40, 130, 5_000, 1_048_576]], np.int32)
     k_positions = np.array([[0, 1, 6, 15, 16, 90, 127, 4_000, 1_048_500]], np.int32)
-    expected = bias_of_heads(method, own, q_positions, k_positions)[0]
+    expected = jax.jit(bias_of_heads, static_argnums=0)(method, own, q_positions, k_positions)[0]
+    bias = jax.jit(method.bias)
     for head in range(HEADS):
         values = {}
         for variable, x in own.items():
             x = x if axes[variable] is None else jnp.take(x, head, axes[variable])
             values[variable] = tuple(x) if x.ndim else x
-        found = method.bias(values, q_positions, k_positions.T)
+        found = bias(values, q_positions, k_positions.T)
         np.testing.assert_allclose(found, expected[head].T, rtol=1e-6, atol=1e-6)
 
 

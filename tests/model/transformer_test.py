@@ -294,8 +294,6 @@ def test_gradients_of_a_table_that_layers_share_add_up():
     batch = packed([20, 17], 40)
     parts = split(make(SharedTable()))
     loss, gradient = loss_and_gradient(*parts, *batch)
-    chunked = split(make(SharedTable(), attention="chunked"))
-    assert_close((loss, gradient), loss_and_gradient(*chunked, *batch))
 
     # A table a layer: the shared one's gradient is the sum of theirs.
     @dataclass(frozen=True)
@@ -316,15 +314,24 @@ def test_gradients_of_a_table_that_layers_share_add_up():
     )
 
 
-SHARED = [RoPE(), FoPE(16), FoPE(16, heads="query"), FoPE(16, learnable=True), ALiBi(), T5Bias()]
-SHARED += [CoPE(init_std=0.5), EveryHook()]
+@pytest.mark.slow
+def test_gradients_of_a_table_that_layers_share_add_up_in_blocks():
+    batch = packed([20, 17], 40)
+    chunked, reference = (
+        loss_and_gradient(*split(make(SharedTable(), attention=attention)), *batch)
+        for attention in ("chunked", "reference")
+    )
+    assert_close(chunked, reference)
+
+
+SHARED = [FoPE(16, learnable=True), CoPE(init_std=0.5), EveryHook()]
+FEWER_HOOKS = (RoPE(), FoPE(16), FoPE(16, heads="query"), ALiBi(), T5Bias())
+SHARED += [pytest.param(position, marks=pytest.mark.slow) for position in FEWER_HOOKS]
 
 
 @pytest.mark.parametrize("position", SHARED, ids=lambda position: type(position).__name__)
 def test_positions_that_all_rows_share_may_be_given_once(position):
-    # In bands of queries and keys once; ``attention_test`` does so for every bias.
-    attention = "chunked" if isinstance(position, EveryHook) else "reference"
-    parts = split(make(position, num_layers=1, attention=attention, attention_block=24))
+    parts = split(make(position, num_layers=1))  # in blocks: ``attention_test``, for every bias
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, SIZES["vocab_size"], (3, 40)).astype(np.int32)
     positions, segments, weights = (np.repeat(x, 3, axis=0) for x in packed([20, 17], 40)[1:])
@@ -368,8 +375,8 @@ MIXES = {
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("two kinds of bias", {"scan_layers": False}),
-        pytest.param("two kinds of bias", {"remat": "full"}, marks=pytest.mark.slow),
+        ("two kinds of bias", {"remat": "full"}),
+        pytest.param("two kinds of bias", {"scan_layers": False}, marks=pytest.mark.slow),
         pytest.param("matrices", {"scan_layers": False}, marks=pytest.mark.slow),
         pytest.param("matrices", {"remat": "full"}, marks=pytest.mark.slow),
     ],
@@ -578,7 +585,8 @@ def test_constants_are_no_parameters_and_survive_a_round_trip():
 
 def test_two_tokens_at_one_position_differ_where_the_first_layer_reads_them():
     """Sinusoids at their defaults: cosine 1/3, as with embeddings of deviation 1, not 0.999."""
-    model = make(Sinusoidal(), d_model=256, init_std=TransformerConfig.init_std)
+    changes = {"d_model": 256, "init_std": TransformerConfig.init_std}
+    model = nnx.jit(lambda: make(Sinusoidal(), **changes))()
     tokens = jnp.arange(60, dtype=jnp.int32).reshape(2, 30)
     one, other = np.asarray(model.embed(tokens, jnp.arange(30, dtype=jnp.int32)[None]))
     cosine = np.sum(one * other, -1) / np.linalg.norm(one, axis=-1) / np.linalg.norm(other, axis=-1)

@@ -1,6 +1,7 @@
 """Positions of every integer dtype, to its end and beyond 32 bits: right numbers, or an error."""
 
 import contextlib
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,7 @@ METHODS = {
 }
 
 
+@functools.cache
 def drawn(method):
     owned = method.init(jax.random.key(0), SHAPE)
     return owned.at_layer(0)
@@ -64,19 +66,40 @@ def made(method, variables, positions):
     return out
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_dtype_counts_to_its_end(name):
-    method = METHODS[name]
+def counts_to_its_end(dtype, method, compiled):
     variables = drawn(method)
+    known = np.array([[0, 1, 99, min(np.iinfo(dtype).max, 255)]], dtype)
+    expected = jax.tree.leaves(made(method, variables, known.astype(np.int32)))
+    with jax.enable_x64("64" in dtype):
+        given = jnp.asarray(known) if compiled else known
+        assert jnp.asarray(given).dtype == dtype
+        run = functools.partial(made, method, variables)
+        out = jax.tree.leaves((jax.jit(run) if compiled else run)(given))
+    for a, b in zip(out, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+# Under x64 every operation is compiled once more.
+WIDTHS = pytest.mark.parametrize("widths", ["8 16 32", pytest.param("64", marks=pytest.mark.slow)])
+
+
+@WIDTHS
+@pytest.mark.parametrize("name", METHODS)
+def test_every_dtype_counts_to_its_end(name, widths):
     for dtype in DTYPES:
-        known = np.array([[0, 1, 99, min(np.iinfo(dtype).max, 255)]], dtype)
-        expected = jax.tree.leaves(made(method, variables, known.astype(np.int32)))
-        with jax.enable_x64("64" in dtype):
-            assert jnp.asarray(known).dtype == dtype
-            inside = jax.jit(lambda p: made(method, variables, p))(jnp.asarray(known))
-            for out in (made(method, variables, known), inside):
-                for a, b in zip(jax.tree.leaves(out), expected, strict=True):
-                    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        if dtype.lstrip("uint") in widths.split():
+            counts_to_its_end(dtype, METHODS[name], compiled=False)
+
+
+IN_JIT = ("int8", "uint64")  # the shortest, and one of the other branch
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(d, marks=() if d in IN_JIT else pytest.mark.slow) for d in DTYPES]
+)
+def test_every_dtype_counts_to_its_end_inside_jit(dtype, name):
+    counts_to_its_end(dtype, METHODS[name], compiled=True)
 
 
 FAR = {"uint32": 2**31 + 5, "int64": 2**40 + 5, "uint64": 2**63 + 5}

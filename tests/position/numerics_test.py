@@ -252,14 +252,14 @@ SETTINGS = {
 }
 
 
-DTYPES = ("float32", "bfloat16", "float16")
+ALL = tuple(SETTINGS)  # x64 among them
+FLOAT16 = pytest.param("float16", marks=pytest.mark.slow)
+EVERY_DTYPE = pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
 
 
 def every_row(test):
     names = [name for name in ROWS if name not in HOST]
-    float16 = pytest.param("float16", marks=pytest.mark.slow)
-    test = pytest.mark.parametrize("dtype", ["float32", "bfloat16", float16])(test)
-    return pytest.mark.parametrize("name", names)(test)
+    return pytest.mark.parametrize("name", names)(EVERY_DTYPE(test))
 
 
 @contextlib.contextmanager
@@ -350,32 +350,32 @@ def test_on_the_host(name):
 
 
 @every_row
-def test_tracing(name, dtype):
+@pytest.mark.parametrize("chosen", [ALL, pytest.param(("x64",), marks=pytest.mark.slow)], ids=str)
+def test_tracing(name, dtype, chosen):
     """Promotion of dtypes and ranks is an error here already, forwards and backwards."""
     with plain():
         row = row_of(name, dtype)
         expected = jax.eval_shape(row.both_passes, *row.leaves)
-    for chosen in (("x64",), tuple(SETTINGS)):
-        with settings(*chosen):
-            traced = jax.eval_shape(row.both_passes, *row.leaves)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), traced) == jax.tree.map(
-            lambda x: (x.shape, x.dtype), expected
-        )
+    with settings(*chosen):
+        traced = jax.eval_shape(row.both_passes, *row.leaves)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), traced) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), expected
+    )
 
 
 QUICK = ("angles", "rotate", "scaled_frequencies", "rope-dynamic-ntk", "learned")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ROWS if name not in (*HOST, *QUICK)]
 
 
+@EVERY_DTYPE
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
-def test_values(name):
+def test_values(name, dtype):
     """All settings together, outside jit and inside: what the plain ones give."""
-    for dtype in DTYPES:
-        with plain():
-            row = row_of(name, dtype)
-            expected = jax.jit(row.both_passes)(*row.leaves)
-        chex.assert_tree_all_finite(jax.tree.map(np.asarray, expected))
-        with settings(*SETTINGS):
-            same(jax.jit(row.both_passes)(*row.leaves), expected, dtype)
-            if dtype == "float32":
-                same(row.both_passes(*row.leaves), expected, dtype)
+    with plain():
+        row = row_of(name, dtype)
+        expected = jax.jit(row.both_passes)(*row.leaves)
+    chex.assert_tree_all_finite(jax.tree.map(np.asarray, expected))
+    with settings(*SETTINGS):
+        same(jax.jit(row.both_passes)(*row.leaves), expected, dtype)
+        if dtype == "float32":
+            same(row.both_passes(*row.leaves), expected, dtype)

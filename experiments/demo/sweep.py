@@ -12,6 +12,10 @@ Each method is trained twice, on key-value recall in windows of 64 tokens and on
 and configs/quickstart.py show with more updates (experiments/tournament).
 
 Hardware   2 CPU cores, no accelerator, 2 GB of memory.
+Time       485 core-seconds: 6 minutes measured beside other work, some 4 on two idle cores.
+Score      Recall at 64 and 128 tokens, one seed: FoPE 100% and 81%, RoPE 98% and 8%. Perplexity of
+           books at 128 and 2,048: RoPE 131 and 160, FoPE 131 and 154, ALiBi 157 and 156, NoPE 148
+           and 149.
 """
 
 from fope_jax.config import parse_arg

@@ -74,7 +74,9 @@ def without_reports(paths: Sequence[Path]) -> list[Path]:
 
 
 def is_report(path: Path) -> bool:
-    """Whether `fope report` wrote the directory."""
+    """Whether `fope report` wrote the directory, which it does on this machine alone."""
+    if is_in_bucket(path):
+        return False
     return (path / "index.html").is_file() and not (path / "config.json").is_file()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 
+import fope_jax
 from fope_jax.extras import installed_version
 
 PACKAGES = ("jax", "flax", "orbax-checkpoint")
@@ -14,7 +15,7 @@ def version_text(with_devices: bool = False) -> str:
     packages = {"python": platform.python_version()}
     packages |= {name: installed_version(name) or "not installed" for name in PACKAGES}
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
-    line = f"fope-jax {installed_version('fope-jax') or 'not installed'} ({versions})"
+    line = f"fope-jax {fope_jax.__version__} ({versions})"
     return f"{line}\n{_devices()}" if with_devices else line
 
 

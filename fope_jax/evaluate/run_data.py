@@ -14,7 +14,7 @@ from typing import Any
 from fope_jax.data.cache import TokenCache, open_cache
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.config import DataConfig
-from fope_jax.data.manifest import CacheError, MissingCacheError, read_manifest
+from fope_jax.data.manifest import BUILD, CacheError, MissingCacheError, read_manifest
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,
@@ -59,8 +59,11 @@ class RunData:
         try:
             return open_cache(self.config, split, self.fingerprint)
         except MissingCacheError as error:
-            if self.fingerprint is None:
+            if self.fingerprint is None and not self.workdir:
                 raise
+            if self.fingerprint is None:
+                command = f"fope data build --config {self.workdir}/{CONFIG}"
+                raise MissingCacheError(str(error).replace(BUILD, command)) from error
             raise CacheError(_describe_lost(self)) from error
 
 

@@ -57,23 +57,18 @@ def write_tokenizer(
     """
     if source is not None and source.is_file():
         copy_tokenizer(source, directory)
-        note = f"The tokenizer is that of {source.name}, unchanged."
+        note = "tokenizer.json is the file that the run was made with."
     elif isinstance(tokenizer, BytesTokenizer | SentencePieceTokenizer):
-        try:
-            write_text(directory / TOKENIZER, to_tokenizer_json(tokenizer))
-            note = "tokenizer.json gives the tokens of the run; it was converted from "
-            note += f"{_describe(tokenizer)} and compared on 200 texts."
-        except ValueError as error:
-            tokenizer.save(directory)
-            note = f"There is no tokenizer.json, since it would not be exact ({error}); "
-            note += "tokenizer.model is the SentencePiece model that the run was trained with."
-            log.warning("%s", note)
+        note = _write_converted(directory, tokenizer)
     else:
         note = "The tokenizer is not here: its file is missing."
         log.warning("%s", note)
-    if tokenizer is not None:
-        names = _special_names(tokenizer)
-        _complete(directory, tokenizer, names, bos, length)
+    if tokenizer is None:
+        return note
+    _write_missing(directory, tokenizer, bos, length)
+    if bos is not None and (directory / TOKENIZER).is_file() and not _states(directory, bos):
+        _write_bos_policy(directory, tokenizer, bos)
+        note += f" Texts begin with {bos.token or 'no BOS token'}, which it did not say."
     return note
 
 
@@ -96,8 +91,23 @@ def special_ids(tokenizer: Tokenizer | None, bos: BosPolicy | None) -> dict[str,
     }
 
 
-def _describe(tokenizer: Tokenizer) -> str:
-    return "bytes" if tokenizer.kind == "bytes" else "a SentencePiece model"
+def _write_converted(directory: Path, tokenizer: BytesTokenizer | SentencePieceTokenizer) -> str:
+    """Writes tokenizer.json, or the SentencePiece model if that would not be exact."""
+    try:
+        write_text(directory / TOKENIZER, to_tokenizer_json(tokenizer))
+    except ValueError as error:
+        tokenizer.save(directory)
+        note = (
+            f"There is no tokenizer.json, since it would not be exact ({error}); tokenizer.model "
+            "is the SentencePiece model that the run was trained with."
+        )
+        log.warning("%s", note)
+        return note
+    kind = "bytes" if isinstance(tokenizer, BytesTokenizer) else "a SentencePiece model"
+    return (
+        f"tokenizer.json gives the tokens of the run; it was converted from {kind} and compared on "
+        "200 texts."
+    )
 
 
 def _special_names(tokenizer: Tokenizer) -> dict[str, str]:
@@ -107,10 +117,11 @@ def _special_names(tokenizer: Tokenizer) -> dict[str, str]:
     return {"eos_token": tokenizer.eos, "pad_token": next(pads, tokenizer.eos)}
 
 
-def _complete(
-    directory: Path, tokenizer: Tokenizer, names: dict[str, str], bos: BosPolicy | None, length: int
+def _write_missing(
+    directory: Path, tokenizer: Tokenizer, bos: BosPolicy | None, length: int
 ) -> None:
-    """Writes the files that are missing, and the policy of BOS where the files say otherwise."""
+    """Writes the configuration files that were not copied."""
+    names = _special_names(tokenizer)
     if not (directory / CONFIG).is_file():
         described = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -121,20 +132,21 @@ def _complete(
         write_json(directory / CONFIG, described | names)
     if not (directory / NAMES).is_file():
         write_json(directory / NAMES, names)
-    if (directory / TOKENIZER).is_file() and bos is not None:
-        _write_bos_policy(directory, tokenizer, bos)
     if not (directory / GENERATION).is_file():
         ids = special_ids(tokenizer, bos)
         write_json(directory / GENERATION, {name: i for name, i in ids.items() if i is not None})
 
 
+def _states(directory: Path, bos: BosPolicy) -> bool:
+    """Whether the files state this policy of BOS."""
+    try:
+        return BosPolicy.of_files(directory / TOKENIZER) == bos
+    except TokenizerError:  # a BOS token that is no token: the run has none
+        return False
+
+
 def _write_bos_policy(directory: Path, tokenizer: Tokenizer, bos: BosPolicy) -> None:
     path = directory / TOKENIZER
-    try:
-        if BosPolicy.of_files(path) == bos:
-            return
-    except TokenizerError:  # a BOS token that is no token: the run has none
-        pass
     rules = json.loads(path.read_text(encoding="utf-8-sig"))
     rules["post_processor"] = _processor(rules.get("post_processor"), tokenizer, bos)
     write_text(path, json.dumps(rules, ensure_ascii=False, indent=1))
@@ -153,7 +165,7 @@ def _processor(
         parts = stated["processors"]
     kept = [part for part in parts if part["type"] not in _TEMPLATES]
     if found := find_bos(tokenizer, bos.token):
-        token, text = {"SpecialToken": {"id": found.token, "type_id": 0}}, {}
+        token = {"SpecialToken": {"id": found.token, "type_id": 0}}
         text = {name: {"Sequence": {"id": name, "type_id": 0}} for name in ("A", "B")}
         special = {"id": found.token, "ids": [found.id], "tokens": [found.token]}
         kept.append(

@@ -9,17 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from fope_jax.config import build_experiment, experiment_to_dict
 from fope_jax.data.build import build
 from fope_jax.data.cache_directories import base_directory, cache_directory
 from fope_jax.data.manifest import CacheError
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.evaluate.harness import load_text_model
-from fope_jax.evaluate.protocols import plan_protocols
+from fope_jax.evaluate.protocols import plan_protocols, unstated_settings
 from fope_jax.evaluate.restore import read_experiment
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run_data import find_run_data, load_run_tokenizer
 from fope_jax.evaluate.scoring import no_progress
-from fope_jax.extend.run import extend
+from fope_jax.extend import run as extend_run
+from fope_jax.extend.child import child_experiment
+from fope_jax.extend.parent import open_parent
 from fope_jax.main import main
 from tests.data import plain_reader
 
@@ -146,9 +149,9 @@ def test_rebuilding_leaves_finished_runs_valid(own, caplog, capsys):
     assert main(["train", "--config", "own.py", "--workdir", "runs/b"]) == 0
     assert f"token cache: {new}" in capsys.readouterr().err
     assert find_run_data("runs/b", config).open("train").directory == new
-    extend("runs/a", "same", 64, "runs/c", overrides=["train.steps=1", "evaluate.lengths=()"])
-    assert find_run_data("runs/c", config).open("train").directory == old
-
+    parent = open_parent("runs/a")
+    child = child_experiment(parent.experiment, parent.step, "same", 64)
+    assert extend_run._find_data(parent, child, Path("runs/c")).open("train").directory == old
     assert main(["train", "--workdir", "runs/a", "--continue-for", "1"]) == 0
     assert f"token cache: {old}, " in capsys.readouterr().err
     assert find_run_data("runs/a", config).open("train").directory == old
@@ -190,6 +193,17 @@ def test_another_text_in_its_place_is_said(own):
         measure("runs/a")
 
 
+def test_weights_without_a_cache_name_the_command_that_builds_it(own):
+    shutil.rmtree(own / "data_cache")
+    for name in ("cache_dir", "data"):
+        info = json.loads((own / "runs/a/run.json").read_text())
+        del info[name]
+        (own / "runs/a/run.json").write_text(json.dumps(info))
+    data = find_run_data("runs/a", read_experiment(Path("runs/a")).data)
+    with pytest.raises(CacheError, match="build it: fope data build --config runs/a/config.json"):
+        data.open("train")
+
+
 def test_another_tokenizer_in_its_place_is_said(own, caplog):
     make_tokenizer(own / "tokenizer.json", special="<|endoftext|>")
     measure("runs/a", *SHORT)
@@ -218,7 +232,15 @@ def test_text_that_comes_back_has_its_cache(own, capsys):
         build(config)
     assert cache_directory(config) == first
     assert capsys.readouterr().err.count("(built before)") == 2
-    base_directory(config).with_name(f"{base_directory(config).name}.current.json").unlink()
+    pointer = base_directory(config).with_name(f"{base_directory(config).name}.current.json")
+    pointer.write_text('{"directory": "../elsewhere"}')
+    with pytest.raises(
+        CacheError, match=r"current\.json is damaged: .* run `fope data build` again"
+    ):
+        cache_directory(config)
+    build(config)
+    assert cache_directory(config) == first
+    pointer.unlink()
     with pytest.raises(
         CacheError, match=r"current\.json is missing, .* built last: text-tokenizer"
     ):
@@ -228,10 +250,14 @@ def test_text_that_comes_back_has_its_cache(own, capsys):
 # ---------------------------------------------------------------------------- what does not fit
 
 
-def plan(*wanted):
-    experiment = read_experiment(Path("runs/a"))
+def plan(*wanted, unstated=None, **sections):
+    values = experiment_to_dict(read_experiment(Path("runs/a")))
+    for section, changes in sections.items():
+        values[section] = changes if section == "position" else values[section] | changes
+    experiment = build_experiment(values)
     data = find_run_data("runs/a", experiment.data)
-    return {p.label: p.settings for p in plan_protocols(experiment, data, wanted or None)}
+    planned = plan_protocols(experiment, data, wanted or None, unstated)
+    return {protocol.label: protocol.settings for protocol in planned}
 
 
 def test_what_does_not_fit_the_text_is_left_out_with_a_line(own, caplog):
@@ -249,6 +275,30 @@ def test_what_does_not_fit_the_text_is_left_out_with_a_line(own, caplog):
         "too short for 'passkey (compact)', which takes at least ",
     ):
         assert any(record.message.startswith(told) for record in caplog.records), caplog.text
+
+
+def test_default_lengths_beyond_the_position_embedding_are_left_out(own, caplog):
+    learned = {"method": "learned", "table_length": 40}
+    planned = plan("same-tokens", "passkey", position=learned, evaluate={"passkey_templates": ()})
+    assert planned.keys() == {"same-tokens (validation)"}
+    assert planned["same-tokens (validation)"]["contexts"] == [32]
+    told = "evaluate.lengths: 64, 128, 256, 512 tokens are left out: Learned is defined for at mos"
+    assert told in caplog.text
+    with pytest.raises(ValueError, match="evaluate.lengths reach 64 tokens, but Learned is defin"):
+        plan("same-tokens", position=learned, evaluate={"lengths": (1, 2)})
+
+
+def test_an_extension_did_not_state_the_lengths_that_it_derived(own):
+    """Of twice the length: half of the default ones. Stated by a run of its own they count."""
+    derived = {"lengths": (1, 2, 4, 8), "passkey_trials": 0}
+    settings = build_experiment(
+        experiment_to_dict(read_experiment(Path("runs/a"))) | {"evaluate": derived}
+    ).evaluate
+    unstated = unstated_settings(settings, is_extension=True)
+    planned = plan("same-tokens", unstated=unstated, evaluate=derived)
+    assert planned["same-tokens (validation)"]["contexts"] == [32, 64]
+    with pytest.raises(ValueError, match="no document is long enough for a window of 256"):
+        plan("same-tokens", evaluate=derived)
 
 
 def test_retrieval_tasks_hide_needles_in_own_text_where_it_has_room(own, caplog):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from flax import nnx
 from fope_jax.data.bos import read_bos
 from fope_jax.data.tokenizers import BytesTokenizer, JsonTokenizer, train_sentencepiece
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
-from fope_jax.evaluate.restore import load_run
+from fope_jax.evaluate.restore import load_run, read_experiment
+from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.interop import tokenizer_conversion
 from fope_jax.interop.huggingface import export_warning
 from fope_jax.interop.runs import export_run, import_run
@@ -86,6 +88,22 @@ def test_an_export_is_imported_as_the_same_run(runs, tmp_path, name):
     export_run(tmp_path / "back", tmp_path / "out2")
     for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out2" / file).read_bytes() == (tmp_path / "out" / file).read_bytes()
+
+
+def test_a_bos_token_and_a_length_chosen_at_the_import_go_with_the_run(runs, tmp_path):
+    export_run(untrained_run(runs, tmp_path / "run", METHODS["rope"]), tmp_path / "out")
+    chosen = ["evaluate.bos_token=<unk>", "evaluate.add_bos_token=true", "train.length=12"]
+    import_run(tmp_path / "out", tmp_path / "chosen", chosen)
+    export_run(tmp_path / "chosen", tmp_path / "out2")
+    import_run(tmp_path / "out2", tmp_path / "back")
+    back = read_experiment(tmp_path / "back")
+    assert (back.evaluate.bos_token, back.evaluate.add_bos_token) == ("<unk>", True)
+    assert back.train.length == 12
+    assert json.loads((tmp_path / "out2/config.json").read_text())["max_position_embeddings"] == 24
+    # The run keeps its tokenizer: the directory that it came from may go.
+    shutil.rmtree(tmp_path / "out2")
+    tokenizer = load_run_tokenizer(tmp_path / "back", back.data)
+    assert tokenizer.encode("a") == [100] and tokenizer.token_id("<unk>") == 2
 
 
 def test_the_files_of_an_export(runs, tmp_path, capsys):
@@ -198,7 +216,8 @@ def test_texts_begin_with_the_bos_token_of_the_run(tmp_path, stated, used):
     tokenizer = JsonTokenizer.load(source)
     (tmp_path / "out").mkdir()
     out = tmp_path / "out" / "tokenizer.json"
-    write_tokenizer(tmp_path / "out", tokenizer, source, BosPolicy(used), 16)
+    note = write_tokenizer(tmp_path / "out", tokenizer, source, BosPolicy(used), 16)
+    assert ("which it did not say" in note) == (stated != used)
     bos = read_bos(out)
     assert (bos.added, bos.token if bos.added else None) == (used is not None, used)
     ids = Tokenizer.from_file(str(out)).encode("a").ids

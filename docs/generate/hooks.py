@@ -20,8 +20,6 @@ def on_config(config: Any) -> Any:
         {"Position embeddings": [methods.page_of(name) for name in METHODS]},
         {"Scalings": [methods.page_of(name) for name in SCALINGS]},
     ]
-    if (ROOT / "docs/first_day.md").exists():
-        listed["Start"].append("first_day.md")
     included = links.included_pages().values()
     listed["Findings"] += [page for page in included if page.startswith("findings/")]
     listed["How to"] += [page for page in included if page.startswith("howto/")]

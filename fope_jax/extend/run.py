@@ -260,7 +260,9 @@ def _open_cache(data: RunData, child: Experiment, workdir: Path, parent: Parent)
         raise CacheError(f"{error}, such as {workdir / CONFIG}") from error
 
 
-def _check_data(parent: Parent, fingerprint: str, child: Experiment, cache: TokenCache) -> None:
+def _check_data(
+    parent: Parent, fingerprint: str | None, child: Experiment, cache: TokenCache
+) -> None:
     """Raises ConfigError if the child's token ids mean something else than the parent's."""
     if fingerprint is None:  # imported weights, which may have no token cache
         tokenizer = parent.experiment.data.tokenizer

@@ -149,8 +149,8 @@ def test_imported_weights_go_on_from_the_length_that_they_were_trained_on(tmp_pa
         go_on("train.batch_size=3", "train.steps=50", optimizer="keep")
     other = go_on("train.batch_size=3", "train.steps=50", "data.tokenizer=bytes")
     with pytest.raises(ConfigError, match="data.tokenizer = 'bytes': the parent's is 'sentencep"):
-        extend_module._check_data(parent.experiment, None, other, None)
-    assert extend_module._check_data(parent.experiment, None, child, None) is None
+        extend_module._check_data(parent, None, other, None)
+    assert extend_module._check_data(parent, None, child, None) is None
 
 
 def test_every_choice_of_the_command_line_is_one_of_ours():

@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 
 from fope_jax.command_line.common import option, verb
-from fope_jax.train.options import directory
-
-
-def _source(text: str) -> str:
-    """A run, or Hugging Face weights; the path is checked here."""
-    if not text.startswith("hf:"):
-        directory(text)
-    return text
+from fope_jax.train.options import run_or_weights
 
 
 @verb(
-    option("run", type=_source, metavar="RUN[/STEP]", help="a --workdir, or hf:DIR or hf:ORG/NAME"),
+    option(
+        "run",
+        type=run_or_weights,
+        metavar="RUN[/STEP]",
+        help="a --workdir, or hf:DIR or hf:ORG/NAME",
+    ),
     option("prompt", metavar="PROMPT", help="a text, or token ids with --tokens"),
     option("--max-new-tokens", type=int, default=32, metavar="N", help="most tokens to write (32)"),
     option(

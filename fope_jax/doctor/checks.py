@@ -15,9 +15,8 @@ from fope_jax.storage.directories import list_file_sizes
 from fope_jax.storage.files import read_json
 from fope_jax.storage.lock import LOCK, is_owner_alive, read_lock_owner
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, LINEAGE, RUN, split_step
 
-RUN, LINEAGE = "run.json", "lineage.json"
 QUARANTINE = "quarantine"  # subdirectory for damaged checkpoints
 _IMPORTED = "imported"  # key of run.json in runs made by `fope import`
 _TEMPORARY = (".orbax-checkpoint-tmp", ".tmp")

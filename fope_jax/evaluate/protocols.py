@@ -129,14 +129,16 @@ def _check_same_tokens(cache: Any, settings: dict[str, Any]) -> None:
 
 def _check_sliding(cache: Any, settings: dict[str, Any]) -> None:
     check_stride(settings["stride"], settings["contexts"])
-    longest = max(settings["contexts"])
-    total = settings["num_windows"]
-    place_windows(cache.documents, longest=longest, scored=longest, total=total)
+    _check_whole_windows(cache, max(settings["contexts"]), settings["num_windows"])
 
 
 def _check_long_window(cache: Any, settings: dict[str, Any]) -> None:
-    longest, total = settings["context"], settings["num_windows"]
-    place_windows(cache.documents, longest=longest, scored=longest, total=total)
+    _check_whole_windows(cache, settings["context"], settings["num_windows"])
+
+
+def _check_whole_windows(cache: Any, context: int, num_windows: int) -> None:
+    """Raises where no window of ``context`` tokens, all scored, lies in a document."""
+    place_windows(cache.documents, longest=context, scored=context, total=num_windows)
 
 
 def _check_chunks(cache: Any, settings: dict[str, Any]) -> None:

@@ -24,11 +24,10 @@ from fope_jax.data.tokenizers import (
 )
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import absolute_path, as_path
-from fope_jax.storage.run_paths import CONFIG
+from fope_jax.storage.run_paths import CONFIG, LINEAGE, RUN
 
 log = logging.getLogger(__name__)
 
-RUN, LINEAGE = "run.json", "lineage.json"
 DATA, CACHE_DIR, TOKENIZER = "data", "cache_dir", "tokenizer"  # keys of run.json
 
 

@@ -15,13 +15,20 @@ import numpy as np
 
 from fope_jax.report.bootstrap import Interval, intervals
 from fope_jax.report.comparison import (
+    BASELINE,
     Comparison,
     check_comparable,
     context_of,
     document_sums,
     run_labels,
 )
-from fope_jax.report.differences import LEVEL, metric_by_seed, paired_difference
+from fope_jax.report.differences import (
+    LEVEL,
+    SEEDS_FOR_INTERVAL,
+    SEEDS_FOR_SIGNIFICANCE,
+    metric_by_seed,
+    paired_difference,
+)
 from fope_jax.report.lineage import tokens_before
 from fope_jax.report.protocols import describe
 from fope_jax.report.rows import Row, Run
@@ -34,7 +41,6 @@ from fope_jax.report.tables import (
     retrieval_names,
 )
 
-BASELINE = "rope"
 MOST_CURVES = 7  # in colour
 MOST_BANDS = 4  # more of them hide each other
 MOST_POINTS = 200  # of a training curve
@@ -206,8 +212,10 @@ def interval_caption(chart: Chart, comparison: Comparison) -> str:
 def difference_note(comparison: Comparison) -> str:
     """What the whiskers of `difference_chart` are."""
     seeds = comparison.num_seeds
-    if seeds > 2:
-        few = "; with fewer than 5 seeds none is called significant" if seeds < 5 else ""
+    if seeds >= SEEDS_FOR_INTERVAL:
+        fewest = SEEDS_FOR_SIGNIFICANCE
+        few = f"; with fewer than {fewest} seeds none is called significant"
+        few = few if seeds < fewest else ""
         return f"Whiskers: {LEVEL:.0%} interval over {seeds} seeds{few}."
     over = "1 seed" if seeds == 1 else f"{seeds} seeds"
     if comparison.intervals(Sums.loss).get(baseline_of(comparison.curves)):

@@ -25,6 +25,7 @@ ORDER = (
     "from-start",
 )
 SCORED_DIFFERS = ("chunks",)  # protocols whose contexts do not score the same tokens
+BASELINE = "rope"  # what the others are compared with, if it is there
 TASK_FIELD = {"passkey": "template", "retrieval": "task"}  # the field that names the task
 
 Key = Callable[[Row], Any]

@@ -13,14 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fope_jax.report.comparison import TASK_FIELD, Comparison, comparisons
-from fope_jax.report.differences import Difference, holm, metric_by_seed, paired_difference
+from fope_jax.report.comparison import BASELINE, TASK_FIELD, Comparison, comparisons
+from fope_jax.report.differences import (
+    SEEDS_FOR_SIGNIFICANCE,
+    Difference,
+    holm,
+    metric_by_seed,
+    paired_difference,
+)
 from fope_jax.report.rows import Run
 from fope_jax.report.sums import Sums, add_up, spread
 
 SOLVED = 80.0  # percent right at the training length from which a task counts as learned
-FEWEST_SEEDS = 5  # of a significant difference
-BASELINE = "rope"
 PERPLEXITY = "perplexity"
 TITLES = {  # how the methods are written
     "rope": "RoPE",
@@ -211,7 +215,7 @@ def held_differences(topic: Topic, multiple: int) -> Held:
     """Which methods differ from the baseline at ``multiple``, by the rules of this module."""
     pairs = _pairs(topic, multiple)
     seeds = min((pair.difference.seeds for pair in pairs.values()), default=0)
-    if seeds >= FEWEST_SEEDS:
+    if seeds >= SEEDS_FOR_SIGNIFICANCE:
         basis = "test"
         tested = holm({(name, ""): pair.difference for name, pair in pairs.items()})
         holding = {name for name, _ in tested}

@@ -21,7 +21,7 @@ Which differences to the baseline (RoPE, else the best method) hold:
 
 | seeds shared | a difference holds |
 |---|---|
-| ``FEWEST_SEEDS`` or more | if a paired t-test is significant at 95%, all methods together (Holm) |
+| 5 or more | if a paired t-test is significant at 95%, all methods together (Holm) |
 | 2 to 4 | if all seeds have its sign; said to be too few for significance |
 | 1, answers | if the 95% intervals of the trials (Wilson) do not overlap; said to be one seed |
 | 1, perplexity | never: another seed may differ by any amount |

@@ -1,4 +1,4 @@
-"""How a run and one of its checkpoints are named: RUN, RUN/STEP or RUN/checkpoints/STEP."""
+"""The files of a run; how it is named, and its checkpoints: RUN/STEP or RUN/checkpoints/STEP."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from fope_jax.storage.paths import as_path
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+RUN = "run.json"
+LINEAGE = "lineage.json"  # of a run that extends another
 
 
 def split_step(path: str | os.PathLike[str], step: int | None = None) -> tuple[Path, int | None]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fope_jax.evaluate.metrics import METRICS
 from fope_jax.sweep.runs import PlannedRun
 
-METRICS = "metrics.jsonl"
 _TAIL = 4096  # bytes read at the end of a metrics file, longer than a row
 _SHARE_OF_TRAINING = 0.75  # of a run's time, until a run like it is done
 

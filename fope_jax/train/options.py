@@ -80,7 +80,7 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
         verb,
         "parent",
         former_option="--from",
-        type=lambda text: text if text.startswith("hf:") else directory(text),
+        type=run_or_weights,
         metavar="RUN[/STEP]|hf:ORG/NAME[@REVISION]|hf:DIR",
         help="the run to go on from, its newest checkpoint without a step; or a "
         "Hugging Face checkpoint, by its name or its directory",
@@ -213,6 +213,11 @@ def directory(text: str) -> Path:
         return as_path(text)
     except (ValueError, ImportError) as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def run_or_weights(text: str) -> str | Path:
+    """A run's directory, or the name of Hugging Face weights, which begins with ``hf:``."""
+    return text if text.startswith("hf:") else directory(text)
 
 
 def _count(text: str) -> int:

@@ -119,7 +119,8 @@ class PositionEmbedding:
     def rotate(self, variables: Variables, tables: Any, q: Array, k: Array) -> tuple[Array, Array]:
         """Changes ``q [B, T, N, H]`` and ``k [B, T, K, H]``, keeping dtypes.
 
-        With one matrix per query head, ``k`` comes back as ``[B, T, N, H]``.
+        With one matrix per query head, ``k`` comes back as ``[B, T, N, H]``. A method may widen
+        both to ``[.., E]`` (PoPE: E = 2 H); the logits stay ``q.k / sqrt(H)``.
         """
         return q, k
 
@@ -149,6 +150,17 @@ class PositionEmbedding:
         """
         return jnp.zeros((1, 1, 1, 1), jnp.float32)
 
+    def running_bias(self, variables: Variables, x: Array) -> Array:
+        """The increments of a bias that is a running sum over the tokens between key and query.
+
+            bias[i, j] = a[j + 1] + a[j + 2] + .. + a[i]
+
+        ``x [B, T, D]`` is what queries and keys are projected from, ``variables`` have their head
+        axes. Returns a, ``[B, T, N]`` float32. The model sums along each row, in blocks; tokens of
+        a document must be stored in order of their positions.
+        """
+        return jnp.zeros((1, 1, 1), jnp.float32)
+
     def layers(self) -> tuple[Layer, ...]:
         """The methods, with hooks, of one period of layers; layer l uses entry ``l mod P``."""
         return (Layer(self),)
@@ -162,11 +174,18 @@ class Layer(NamedTuple):
       scope: prefix of its variables' names.
       logit_scale: query positions ``[B, T]`` to a float32 factor ``[1 or B, 1 or T]`` on the logits
         before any bias; None means 1.
+      window: w tokens: a query at i sees keys at j with i - w < j <= i; None means all before it.
+      chunk: c tokens: a query at i sees keys of its own chunk, j // c = i // c; None means all.
+      far_from: tokens: ``rotate`` returns two versions of q and k side by side, ``[.., 2 E]``. Keys
+        this far back or further get their logits from the second; None means there is one.
     """
 
     method: PositionEmbedding
     scope: str = ""
     logit_scale: Callable[[Array], Array] | None = None
+    window: int | None = None
+    chunk: int | None = None
+    far_from: int | None = None
 
     def select(self, variables: Variables) -> Variables:
         """This layer's variables, without the prefix."""

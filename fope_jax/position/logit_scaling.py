@@ -11,16 +11,9 @@ from typing import Any, ClassVar, cast
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.position.base import (
-    Layer,
-    Limits,
-    ModelShape,
-    PositionEmbedding,
-    PositionVariables,
-    has_hook,
-)
+from fope_jax.position.base import Layer, Limits, ModelShape, PositionEmbedding, has_hook
 from fope_jax.position.checks import check_at_least, check_choice
-from fope_jax.position.mixing import WithoutHooks
+from fope_jax.position.mixing import Wrapper
 from fope_jax.position.rotation import position_values
 from fope_jax.position.scaling import Scaling, yarn_temperature
 from fope_jax.typing import Array
@@ -50,7 +43,7 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
 
 
 @dataclass(frozen=True)
-class LogitScaling(WithoutHooks, PositionEmbedding):
+class LogitScaling(Wrapper):
     """Multiplies the attention logits of another method by a factor that grows with length.
 
         log_n:  q.k -> s(p) q.k,  s as in ``log_n_scale``, p the position of the query
@@ -73,10 +66,8 @@ class LogitScaling(WithoutHooks, PositionEmbedding):
     Reference: Chiang and Cholak 2022, Section 5.3; Peng et al. 2023, "YaRN", Eq. 21-22.
     """
 
-    kind: ClassVar[str] = "composition"
     extends: ClassVar[str] = "helps the method it wraps"
 
-    inner: PositionEmbedding
     form: str = "log_n"
     training_length: int | None = None
     within: bool = False
@@ -123,15 +114,6 @@ class LogitScaling(WithoutHooks, PositionEmbedding):
         # log_n counts the keys that a query sees by its position, wrong without a causal mask.
         causal = self.form == "log_n" or self.inner.limits.needs_causal_mask
         return self.inner.limits._replace(needs_causal_mask=causal)
-
-    def frequencies(self, head_dim: int) -> np.ndarray | None:
-        return self.inner.frequencies(head_dim)
-
-    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
-        return self.inner.init(key, shape)
-
-    def variable_axes(self, name: str) -> tuple[str | None, ...]:
-        return self.inner.variable_axes(name)
 
     def layers(self) -> tuple[Layer, ...]:
         return tuple(layer._replace(logit_scale=self.scale) for layer in self.inner.layers())

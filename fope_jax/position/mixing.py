@@ -33,7 +33,36 @@ class WithoutHooks:
             "layers() gives"
         )
 
-    embed = tables = rotate = bias = contextual_bias = _raise
+    embed = tables = rotate = bias = contextual_bias = running_bias = _raise
+
+
+@dataclass(frozen=True)
+class Wrapper(WithoutHooks, PositionEmbedding, abc.ABC):
+    """Base of what changes the layers of another method, ``inner``, and shares its variables."""
+
+    kind: ClassVar[str] = "composition"
+
+    inner: PositionEmbedding
+
+    def check(self, shape: ModelShape) -> None:
+        self.inner.check(shape)
+
+    @property
+    def limits(self) -> Limits:
+        return self.inner.limits
+
+    def frequencies(self, head_dim: int) -> np.ndarray | None:
+        return self.inner.frequencies(head_dim)
+
+    def init(self, key: Array, shape: ModelShape) -> PositionVariables:
+        return self.inner.init(key, shape)
+
+    def variable_axes(self, name: str) -> tuple[str | None, ...]:
+        return self.inner.variable_axes(name)
+
+    @abc.abstractmethod
+    def layers(self) -> tuple[Layer, ...]:
+        """The inner method's layers, changed."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +190,8 @@ class ByShare(_Mixture):
         super().__post_init__()
         object.__setattr__(self, "shares", tuple(self.shares))
         for method in self.methods:
-            biased = has_hook(method, "bias") or has_hook(method, "contextual_bias")
-            if biased or method.layers() != (Layer(method),):
+            hooks = ("bias", "contextual_bias", "running_bias")
+            if any(has_hook(method, hook) for hook in hooks) or method.layers() != (Layer(method),):
                 raise ValueError(
                     f"methods holds {type(method).__name__}: only a method that rotates dimensions "
                     "has a share of them"

@@ -20,6 +20,7 @@ from fope_jax.position.mixing import ByLayer, ByShare
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
 from fope_jax.position.scaling import Scaling
+from fope_jax.position.windows import LocalChunks, SlidingWindow
 from fope_jax.position.xpos import XPos
 
 METHODS: dict[str, type[PositionEmbedding]] = {
@@ -37,6 +38,8 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "by_layer": ByLayer,
     "by_share": ByShare,
     "logit_scaling": LogitScaling,
+    "sliding_window": SlidingWindow,
+    "local_chunks": LocalChunks,
 }
 
 PRESETS = {("fope", "official"): FoPE.official, ("fope", "equations"): FoPE.equations}

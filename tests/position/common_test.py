@@ -36,6 +36,7 @@ from fope_jax.position import (
     Kerple,
     Learned,
     Llama3,
+    LocalChunks,
     LogitScaling,
     LongRoPE,
     ModelShape,
@@ -47,6 +48,7 @@ from fope_jax.position import (
     Proportional,
     RoPE,
     Sinusoidal,
+    SlidingWindow,
     SnapToCycles,
     T5Bias,
     XPos,
@@ -135,6 +137,8 @@ CASES = {
     "yarn-temperature": Case(
         LogitScaling(RoPE(theta=100.0), form="yarn", factor=4.0), fails=(NORM, ORIGIN)
     ),
+    "window": Case(SlidingWindow(RoPE(theta=100.0), 8)),
+    "chunks": Case(LocalChunks(ALiBi(), 8)),
     "alibi-slopes": Case(ALiBi(slopes=(0.5, 0.1, 0.3, 0.0))),
     "sinusoidal": Case(Sinusoidal(theta=100.0), fails=(SHIFT, ORIGIN)),
     "learned": Case(Learned(table_length=200), fails=(SHIFT, ORIGIN)),

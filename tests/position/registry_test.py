@@ -50,6 +50,8 @@ REQUIRED = {
     "by_layer": {"methods": [{"method": "rope"}, {"method": "nope"}]},
     "by_share": {"methods": [{"method": "rope"}, {"method": "nope"}], "shares": [0.5, 0.5]},
     "logit_scaling": {"inner": {"method": "rope"}, "training_length": 64},
+    "sliding_window": {"inner": {"method": "rope"}, "window": 8},
+    "local_chunks": {"inner": {"method": "rope"}, "chunk": 8},
 }
 
 

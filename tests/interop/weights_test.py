@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fope_jax.interop.huggingface import FAMILIES
+from fope_jax.interop.families import FAMILIES
 from fope_jax.interop.weights import export_weights, import_weights, tensor_views
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer, position_variables, split
@@ -537,12 +537,12 @@ def test_untied_weights_need_both(tmp_path):
         (RoPE(interleaved=True), {}, "interleaved=True: rope_parameters cannot say it"),
         (RoPE(learnable=True), {}, "learnable=True: rope_parameters cannot say it"),
         (RoPE(partial_rotary_factor=0.5), {}, "partial_rotary_factor=0.5: these models rotate the"),
-        (ByLayer((RoPE(), RoPE(5e5))), {}, "position.methods=.* layers with one RoPE and layers"),
+        (ByLayer((RoPE(), RoPE(5e5))), {}, "position.methods=.* knows layers with one RoPE, with"),
         (ByLayer((SERVED, NoPE())), {}, "position.method='fope'"),
         (FoPE(40), {}, "share_layers=False with 2 layers"),
         (RoPE(), {"norm": "post"}, "norm='post', qk_norm='none' with position.method='rope': no"),
         (RoPE(), {"qk_norm": "width"}, "norm='pre', qk_norm='width' .* no family"),
-        (NoPE(), {"qk_norm": "head"}, "position.method='nope': no family of Hugging Face has"),
+        (NoPE(), {"qk_norm": "head"}, "'nope', layers without position: no family of Hugging"),
         (RoPE(), {"num_heads": 3, "num_kv_heads": 3, "head_dim": 8}, "d_model=16: Llama needs a"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

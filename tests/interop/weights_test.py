@@ -13,6 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from fope_jax.interop.families import FAMILIES
+from fope_jax.interop.layer_positions import from_layer_positions, layer_positions
 from fope_jax.interop.weights import export_weights, import_weights, tensor_views
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer, position_variables, split
@@ -26,6 +27,7 @@ from fope_jax.position import (
     LogitScaling,
     NoPE,
     RoPE,
+    SlidingWindow,
     T5Bias,
     YaRN,
     fingerprint,
@@ -36,7 +38,9 @@ from tests.interop.weights_runs import logits_of_parts
 GOLDENS = Path(__file__).parents[1] / "goldens" / "weights"
 EMBEDDING = "model.embed_tokens.weight"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 123\n"
-MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3")
+WINDOWED = ("mistral", "ministral", "qwen2", "qwen3_windows", "olmo3", "smollm3_windows")
+MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3", *WINDOWED)
+WINDOW = 7  # tokens, of those that have one
 LENGTHS = (12, 40)
 ROPE_TYPES = json.loads((GOLDENS / "rope_types.json").read_text())
 SIZES = {
@@ -62,7 +66,20 @@ def test_logits_are_those_of_transformers(logits, name):
     for length in LENGTHS:
         ours = logits_of_parts(imported, logits[f"tokens/{length}"])
         np.testing.assert_allclose(ours, logits[f"{name}/default/{length}"], rtol=1e-4, atol=1e-4)
-    assert isinstance(imported.position, ByLayer) == (name == "smollm3")
+    assert isinstance(imported.position, ByLayer) == name.startswith(("smollm3", "olmo3"))
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_the_goldens_depend_on_the_window(logits, name):
+    """Beyond it by far more than what is allowed above, within it not at all."""
+    imported = import_weights(GOLDENS / name)
+    layers = layer_positions(imported.position, imported.config.windows, imported.config.num_layers)
+    full = [layer._replace(window=None) for layer in layers]
+    windows, position = from_layer_positions(full)
+    config = dataclasses.replace(imported.config, windows=windows)
+    ours = logits_of_parts((config, position, *imported[2:4]), logits["tokens/40"])
+    difference = np.abs(ours - logits[f"{name}/default/40"]).max((0, 2))
+    assert difference[:WINDOW].max() < 1e-4 < 0.1 < difference[WINDOW:].max()
 
 
 def with_config(directory, source="llama", **changes):
@@ -177,6 +194,14 @@ OWN = {
     ),
     "smollm3": (ByLayer((RoPE(), NoPE())), {"num_layers": 4}),
     "smollm3 without any": (NoPE(), {}),
+    "mistral": (RoPE(theta=100.0), {"windows": (8,)}),
+    "ministral": (RoPE(), {"windows": (8, None), "tie_embeddings": True}),
+    "qwen2": (RoPE(), {"qkv_bias": True}),
+    "qwen2 with a window": (SlidingWindow(RoPE(), 8), {"qkv_bias": True}),
+    "olmo3": (
+        ByLayer((SlidingWindow(RoPE(), 8), RoPE(scaling=(YaRN(2.0, 32),)))),
+        {"norm": "post", "qk_norm": "width"},
+    ),
     "llama, base adjusted": (RoPE(scaling=(AdjustedBase(5e5), Llama3(4.0, 8))), {}),
     "qwen3 with FoPE": (SERVED, {"qk_norm": "head"}),
     "llama with FoPE": (dataclasses.replace(SERVED, heads="shared", sigma=2.0), {}),
@@ -561,7 +586,7 @@ def test_a_directory_that_holds_something_is_left_alone(tmp_path):
 
 
 def test_every_parameter_is_in_one_tensor():
-    config, _, params, _ = own_model(RoPE(), norm="post", qk_norm="width")
+    config, _, params, _ = own_model(RoPE(), norm="post", qk_norm="width", qkv_bias=True)
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
     for view in tensor_views(config, params).values():
         view += 1

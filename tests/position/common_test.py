@@ -31,6 +31,7 @@ from fope_jax.position import (
     ByShare,
     ClipFloor,
     CoPE,
+    DroPE,
     DynamicNTK,
     FoPE,
     Kerple,
@@ -137,6 +138,9 @@ CASES = {
     "yarn-temperature": Case(
         LogitScaling(RoPE(theta=100.0), form="yarn", factor=4.0), fails=(NORM, ORIGIN)
     ),
+    # The logits of far queries grow; with a stated length those of all queries, at the origin too.
+    "drope": Case(DroPE(8), fails=(SHIFT, NORM)),
+    "drope-length": Case(DroPE(8, length=40), fails=(NORM, ORIGIN)),
     "window": Case(SlidingWindow(RoPE(theta=100.0), 8)),
     "chunks": Case(LocalChunks(ALiBi(), 8)),
     "alibi-slopes": Case(ALiBi(slopes=(0.5, 0.1, 0.3, 0.0))),
@@ -304,6 +308,7 @@ NEED_A_CAUSAL_MASK = {
     "log-n-alibi",
     "log-n-sinusoidal",
     "log-n-cope",
+    "drope",
 }
 
 

@@ -25,8 +25,8 @@ def drope_scale(length: Array, training_length: int, coefficient: float) -> Arra
       training_length: L, tokens.
       coefficient: c.
 
-    >>> drope_scale(np.array([256, 512, 4096]), 512, coefficient=0.103).round(4).tolist()
-    [1.0, 1.0, 1.2142]
+    >>> np.asarray(drope_scale(np.array([256, 512, 4096]), 512, coefficient=0.103))
+    array([1.       , 1.       , 1.2141825], dtype=float32)
 
     Reference: Gelberg et al. 2025 (DroPE), Appendix C.2.
     """

@@ -42,13 +42,16 @@ class Family(NamedTuple):
 
 _DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 _HEADS = {"num_key_value_heads": None, "head_dim": None}
+_BIAS = {"attention_bias": False}  # of q, k, v and the output: a key that a family has or not
 _MISTRAL = {"head_dim": None, WINDOW: 4096}
 # ``max_window_layers`` is the first layer with a window, where ``layer_types`` does not say it.
 _QWEN_WINDOWS = {USE_WINDOW: False, WINDOW: 4096, "max_window_layers": 28}
 _WINDOWS = frozenset((ONE_WINDOW, SOME_WINDOWS))
 # If several have the same layers, the model is exported as the first.
 FAMILIES = {
-    "llama": Family("LlamaForCausalLM", "pre", "none", _DEFAULTS | _HEADS, has=frozenset((FOPE,))),
+    "llama": Family(
+        "LlamaForCausalLM", "pre", "none", _DEFAULTS | _BIAS | _HEADS, has=frozenset((FOPE,))
+    ),
     "mistral": Family(
         "MistralForCausalLM", "pre", "none", _DEFAULTS | _MISTRAL, has=frozenset((ONE_WINDOW,))
     ),
@@ -62,20 +65,20 @@ FAMILIES = {
         has=_WINDOWS,
     ),
     "qwen3": Family(
-        "Qwen3ForCausalLM", "pre", "head", _DEFAULTS | _QWEN_WINDOWS, has=_WINDOWS | {FOPE}
+        "Qwen3ForCausalLM", "pre", "head", _DEFAULTS | _BIAS | _QWEN_WINDOWS, has=_WINDOWS | {FOPE}
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
         "post",
         "width",
-        _DEFAULTS | _HEADS | {"rms_norm_eps": 1e-5},
+        _DEFAULTS | _BIAS | _HEADS | {"rms_norm_eps": 1e-5},
         has=frozenset((FOPE,)),
     ),
     "olmo3": Family(
         "Olmo3ForCausalLM",
         "post",
         "width",
-        _DEFAULTS | _HEADS | {"rms_norm_eps": 1e-5, WINDOW: 4096},
+        _DEFAULTS | _BIAS | _HEADS | {"rms_norm_eps": 1e-5, WINDOW: 4096},
         theta=500_000.0,
         has=_WINDOWS | {ROPE_BY_TYPE},
     ),
@@ -83,7 +86,7 @@ FAMILIES = {
         "SmolLM3ForCausalLM",
         "pre",
         "none",
-        _DEFAULTS | {"head_dim": None, "tie_word_embeddings": True, USE_WINDOW: False},
+        _DEFAULTS | _BIAS | {"head_dim": None, "tie_word_embeddings": True, USE_WINDOW: False},
         theta=2_000_000.0,
         has=_WINDOWS | {NO_ROPE},
     ),

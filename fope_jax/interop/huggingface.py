@@ -149,8 +149,8 @@ def _exported_layers(
         stored = from_spec(spec)
         written = dataclasses.replace(config, windows=tuple(exported.get(WINDOWS, ())))
         expected, stated = (
-            layer_keys(family, layer_positions(method, windows, shape.num_layers), shape)
-            for method, windows in ((stored, written.windows), (position, config.windows))
+            layer_keys(family, layer_positions(model, method), shape)
+            for model, method in ((written, stored), (config, position))
         )
     except (TypeError, AttributeError, KeyError, ArithmeticError) as error:  # the spec is any JSON
         raise ValueError(
@@ -186,7 +186,7 @@ def to_config(
     training_length = training_length or length
     name = family_of(config, position)
     family, shape = FAMILIES[name], config.shape
-    layers = layer_positions(position, config.windows, shape.num_layers)
+    layers = layer_positions(config, position)
     for step in (s for layer in layers for s in getattr(layer.method, "scaling", ())):
         length = step.original_length if isinstance(step, DynamicNTK) else length
     exported = {"position": to_spec(position), "fingerprint": fingerprint}
@@ -206,8 +206,7 @@ def to_config(
         "head_dim": shape.head_dim,
         "rms_norm_eps": config.norm_eps,
         "hidden_act": "silu",
-        # Qwen 2 has biases of q, k and v by its class; this key would add one of the output too.
-        **({} if family.qkv_bias else {"attention_bias": False}),
+        **{key: x for key, x in family.defaults.items() if key == "attention_bias"},
         "tie_word_embeddings": config.tie_embeddings,
         MAX_POSITIONS: length,
         **layer_keys(family, layers, shape),
@@ -230,7 +229,7 @@ def family_of(config: TransformerConfig, position: PositionEmbedding) -> str:
             f"attention_sinks=True: of the families of Hugging Face gpt-oss has them, with "
             f"{UNSUPPORTED['gpt_oss'].split(',')[0]}"
         )
-    layers = layer_positions(position, config.windows, config.num_layers)
+    layers = layer_positions(config, position)
     needs = layer_needs(layers, config.shape)
     if FOPE in needs and type(position) is not FoPE:
         raise ValueError(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
-from fope_jax.position import ByLayer, PositionEmbedding, SlidingWindow
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.layer_pattern import layer_pattern
+from fope_jax.position import ByLayer, PositionEmbedding, SlidingWindow, name_of
 
 T = TypeVar("T")
 
@@ -17,48 +19,27 @@ class LayerPosition(NamedTuple):
     window: int | None = None
 
 
-def layer_positions(
-    position: PositionEmbedding, windows: Sequence[int | None], num_layers: int
-) -> list[LayerPosition]:
-    """Method and window of each layer, of ``model.windows`` and the position embedding.
+def layer_positions(config: TransformerConfig, position: PositionEmbedding) -> list[LayerPosition]:
+    """Method and window of each layer, in whichever of the two arguments they are stated.
 
-    ValueError if a pattern does not fill the layers, or if both state a window of a layer.
+    Raises as ``layer_pattern``, and for layers with more than a method and a window.
 
     >>> from fope_jax.position import NoPE, RoPE
-    >>> layers = layer_positions(ByLayer((RoPE(), SlidingWindow(NoPE(), 8))), (), 4)
+    >>> config = TransformerConfig(vocab_size=8, d_model=8, num_layers=4, num_heads=2, mlp_dim=8)
+    >>> layers = layer_positions(config, ByLayer((RoPE(), SlidingWindow(NoPE(), 8))))
     >>> [layer.window for layer in layers]
     [None, 8, None, 8]
     """
-    layers = _repeat("position", _layers_of(position), num_layers)
-    joined = []
-    for (method, own), window in zip(
-        layers, _repeat("windows", tuple(windows) or (None,), num_layers), strict=True
-    ):
-        if own is not None and window is not None:
-            raise ValueError(
-                f"windows={tuple(windows)}: position has windows of its own, {own} tokens; state "
-                "each once"
-            )
-        joined.append(LayerPosition(method, window if own is None else own))
-    return joined
-
-
-def _repeat(name: str, pattern: Sequence[T], num_layers: int) -> list[T]:
-    if num_layers % len(pattern):
-        raise ValueError(
-            f"{name} repeats after {len(pattern)} layers: num_layers={num_layers} is not a "
-            "multiple of it"
-        )
-    return list(pattern) * (num_layers // len(pattern))
-
-
-def _layers_of(position: PositionEmbedding) -> list[LayerPosition]:
-    """One period; a method that is neither a pattern nor a window stands for itself."""
-    if isinstance(position, ByLayer):
-        return [layer for method in position.methods for layer in _layers_of(method)]
-    if isinstance(position, SlidingWindow):
-        return [layer._replace(window=position.window) for layer in _layers_of(position.inner)]
-    return [LayerPosition(position)]
+    pattern = layer_pattern(config, position)
+    for layer in pattern:
+        for field in ("chunk", "far_from", "logit_scale"):
+            if getattr(layer, field) is not None:
+                raise ValueError(
+                    f"position.method={name_of(position)!r}: models of Hugging Face have no form "
+                    f"of it, of its {field}"
+                )
+    layers = [LayerPosition(layer.method, layer.window) for layer in pattern]
+    return layers * (config.num_layers // len(layers))
 
 
 def from_layer_positions(
@@ -82,6 +63,11 @@ def from_layer_positions(
 
 
 def shortest_period(values: Sequence[T]) -> tuple[T, ...]:
+    """The pattern that, repeated, gives ``values``; all of them where none does.
+
+    >>> shortest_period([8, None, 8, None])
+    (8, None)
+    """
     values = list(values)
     return next(
         tuple(values[:size])

@@ -36,7 +36,7 @@ def layers_of(values):
     """Method and window of each layer, however they are stored."""
     imported = from_config(values)
     config = imported.config
-    return layer_positions(imported.position, config.windows, config.num_layers)
+    return layer_positions(config, imported.position)
 
 
 def windows_of(values):
@@ -301,9 +301,9 @@ def test_layers_go_out_as_the_first_family_that_has_them_and_come_back(family, c
     assert back.position == position
     assert dataclasses.replace(back.config, init_std=config.init_std) == config
     # Without what the export adds, the keys say the same of each layer, in one form.
-    layers = layer_positions(position, config.windows, 4)
+    layers = layer_positions(config, position)
     bare = from_config({key: x for key, x in values.items() if key != "fope_jax"})
-    assert layer_positions(bare.position, bare.config.windows, 4) == layers
+    assert layer_positions(bare.config, bare.position) == layers
     assert (bare.config.windows, bare.position) == from_layer_positions(layers)
     again = to_config(bare.config, bare.position, "0a1b", length=24, extra_keys=bare.extra_keys)
     assert from_config(again)[:2] == bare[:2]
@@ -320,7 +320,7 @@ def test_layers_go_out_as_the_first_family_that_has_them_and_come_back(family, c
             ALiBi(),
             "position.method='alibi': models of Hugging Face have no",
         ),
-        ({}, LocalChunks(RoPE(), 8), "position.method='local_chunks': models of Hugging Face have"),
+        ({}, LocalChunks(RoPE(), 8), "'local_chunks': models of Hugging Face have .* chunk"),
         ({}, BOTH, "'by_layer', a window in some layers, another RoPE in layers with a window: no"),
         ({}, ByLayer((RoPE(), RoPE(5e5))), "position.methods=.*: Hugging Face knows layers with"),
         (OLMO | {"windows": (8,)}, ByLayer((RoPE(), NoPE())), "layers without position: no family"),
@@ -340,8 +340,12 @@ def test_layers_go_out_as_the_first_family_that_has_them_and_come_back(family, c
             ByLayer((FoPE(40, share_layers=True, outputs="surviving"),) * 2),
             "position.method='by_layer' of FoPE: engines hold one set of coefficients",
         ),
-        ({"windows": (8,)}, BOTH, r"windows=\(8,\): position has windows of its own, 8 tokens"),
-        ({"windows": (8, None, None)}, RoPE(), "windows repeats after 3 layers: num_layers=4 is"),
+        ({"windows": (8,)}, BOTH, r"model.windows=\(8,\): position ByLayer has window=8 it"),
+        (
+            {"windows": (8, None, None)},
+            RoPE(),
+            "num_layers=4: RoPE repeats after 1 layers and windows of 3",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -163,7 +163,7 @@ def test_windows_that_are_not_stated_are_those_of_transformers(name):
                     from_config(values | {"model_type": model_type})
                 continue
         imported = from_config(values | {"model_type": model_type})
-        layers = layer_positions(imported.position, imported.config.windows, count)
+        layers = layer_positions(imported.config, imported.position)
         assert [layer.window for layer in layers] == expected, stated
         compared += 1
     assert compared >= 3

@@ -26,7 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from fope_jax.model.attention import TokenIndex, visible_block_mask
-from fope_jax.model.backends import LANES
+from fope_jax.model.backends import LANES, visited_blocks
 from fope_jax.position.base import PositionEmbedding, has_hook
 from fope_jax.typing import Array
 
@@ -43,14 +43,14 @@ class _Settings(NamedTuple):
     ``window``, ``chunk`` and ``far_from`` see ``attention.attend``.
     """
 
-    bias_fn: Callable[[list[Array], Array, Array], Array] | None
-    num_numbers: int
-    scale: float
-    window: int | None
-    chunk: int | None
-    far_from: int | None
     block: int
-    interpret: bool
+    scale: float
+    bias_fn: Callable[[list[Array], Array, Array], Array] | None = None
+    num_numbers: int = 0
+    window: int | None = None
+    chunk: int | None = None
+    far_from: int | None = None
+    interpret: bool = False
 
 
 class _Inputs(NamedTuple):
@@ -147,13 +147,13 @@ def pallas_attention(
     count = sum(math.prod(shape) for shape in shapes.values())
     sizes = _BLOCKS if count <= _MANY else _BLOCKS_OF_MANY
     settings = _Settings(
+        block=next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0),
+        scale=v.shape[-1] ** -0.5,
         bias_fn=bias_fn if has_bias else None,
         num_numbers=count,
-        scale=v.shape[-1] ** -0.5,
         window=window,
         chunk=chunk,
         far_from=far_from,
-        block=next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0),
         interpret=interpret,
     )
     inputs = _Inputs(
@@ -177,23 +177,6 @@ def _by_version(x: Array, far_from: int | None) -> Array:
     """``[B, T, N, V E]`` as ``[B, N, V, T, E]``."""
     versions = 1 if far_from is None else 2
     return x.reshape(*x.shape[:3], versions, -1).transpose(0, 2, 3, 1, 4)
-
-
-def visited_blocks(
-    num_blocks: int, block: int, window: int | None = None, chunk: int | None = None
-) -> int:
-    """How many blocks of scores are computed for a row of one document, ``num_blocks`` long.
-
-    >>> visited_blocks(4, 512), visited_blocks(64, 512, window=512)
-    (10, 127)
-    """
-    total = 0
-    for index in range(num_blocks):
-        first = 0 if window is None else max(0, index * block - window + 1)
-        if chunk is not None:
-            first = max(first, index * block // chunk * chunk)
-        total += index - first // block + 1
-    return total
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

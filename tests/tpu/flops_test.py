@@ -5,7 +5,7 @@ import pytest
 
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.presets import PRESETS
-from fope_jax.tpu.flops import model_flops, program_flops
+from fope_jax.tpu.flops import model_flops, program_flops, visits_of_queries
 from fope_jax.train.state import plan_state, trace_step
 from tests.train.mesh_runs import experiment
 
@@ -14,9 +14,10 @@ def of_step(changes, **train):
     case = {"method": "rope", "mesh": {"fsdp": 1}, "model": changes}
     setup = experiment(case)
     setup = dataclasses.replace(setup, train=dataclasses.replace(setup.train, **train))
-    blocks = -(-setup.train.length // setup.model.attention_block)
-    found = program_flops(trace_step(plan_state(setup, jax.devices()[:1])).jaxpr, (blocks + 1) / 2)
-    return found, model_flops(setup.model, setup.train.batch_size, setup.train.length)
+    length = setup.train.length
+    trips = visits_of_queries(length, setup.model.attention_block)
+    found = program_flops(trace_step(plan_state(setup, jax.devices()[:1])).jaxpr, trips)
+    return found, model_flops(setup.model, setup.position, setup.train.batch_size, length)
 
 
 @pytest.mark.parametrize("size", ["60m", "180m", "1200m"])

@@ -165,10 +165,9 @@ def cudnn_attention(
     if sinks is not None:
         raise ValueError("cudnn takes no attention sinks: attention='chunked' does")
     mask = segments[:, :, None] == segments[:, None, :]
-    index = jnp.arange(q.shape[1])
-    mask &= (index[:, None] >= index)[None]
+    mask &= jnp.tri(q.shape[1], dtype=bool)[None]
     if window is not None:
-        mask &= (index[:, None] - index < window)[None]
+        mask &= ~jnp.tri(q.shape[1], k=-window, dtype=bool)[None]
     # The kernel has one head dimension for q, k and v.
     head_dim = v.shape[-1]
     v = jnp.pad(v, [(0, 0), (0, 0), (0, 0), (0, q.shape[-1] - head_dim)])

@@ -179,7 +179,7 @@ def layer_case(
     if sums:
         # Sums as after 10^5 tokens: rounded to one float32 they would be wrong by 0.004.
         decays = jnp.abs(normal(2, 384, HEADS)) * 0.05
-        arrays["k_sums"] = running_sums(-decays) + jnp.array([-1e5, 0.0])
+        arrays["k_sums"] = running_sums(-decays).at[..., 0].add(-1e5)
         arrays["q_sums"] = arrays["k_sums"][:, -num_queries:]
     places = TokenIndex(positions, segments)
     queries = TokenIndex(*(x[:, -num_queries:] for x in places))
@@ -278,9 +278,7 @@ def test_a_window_of_the_whole_row_is_none():
             **dict(limits),
         )
 
-    full = attended(())
-    np.testing.assert_array_equal(attended((("window", 256), ("chunk", 2**31 - 1))), full)
-    assert jnp.abs(attended((("window", 20),)) - full).max() > 0.1
+    np.testing.assert_array_equal(attended((("window", 256), ("chunk", 2**31 - 1))), attended(()))
 
 
 def test_a_query_that_sees_no_key_gives_zeros():

@@ -10,6 +10,7 @@ from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding
 from fope_jax.position.checks import find
 from fope_jax.position.contextual import CoPE
+from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
@@ -50,6 +51,7 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
     }
     known = {
         "nope": NoPE(),
+        "drope": DroPE(length),
         "sinusoidal": Sinusoidal(),
         "learned": Learned(table_length=length),
         "rope": RoPE(),

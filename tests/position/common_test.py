@@ -31,6 +31,7 @@ from fope_jax.position import (
     ByShare,
     ClipFloor,
     CoPE,
+    DroPE,
     DynamicNTK,
     FoPE,
     Kerple,
@@ -137,6 +138,9 @@ CASES = {
     "yarn-temperature": Case(
         LogitScaling(RoPE(theta=100.0), form="yarn", factor=4.0), fails=(NORM, ORIGIN)
     ),
+    # The logits of far queries grow; with a stated length those of all queries, at the origin too.
+    "drope": Case(DroPE(8), fails=(SHIFT, NORM)),
+    "drope-length": Case(DroPE(8, length=40), fails=(NORM, ORIGIN)),
     "window": Case(SlidingWindow(RoPE(theta=100.0), 8)),
     # A shift moves tokens over the edges of chunks.
     "chunks": Case(LocalChunks(ALiBi(), 8), fails=(SHIFT,)),
@@ -349,6 +353,7 @@ NEED_A_CAUSAL_MASK = {
     "log-n-alibi",
     "log-n-sinusoidal",
     "log-n-cope",
+    "drope",
 }
 
 

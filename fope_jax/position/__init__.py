@@ -69,5 +69,6 @@ from fope_jax.position.scaling import (
     scaled_frequencies,
     yarn_temperature,
 )
+from fope_jax.position.self_extend import ReRoPE, SelfExtend
 from fope_jax.position.windows import LocalChunks, SlidingWindow
 from fope_jax.position.xpos import XPos, xpos_decay

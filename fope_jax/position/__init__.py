@@ -50,6 +50,7 @@ from fope_jax.position.relative_bias import (
 )
 from fope_jax.position.rope import RoPE
 from fope_jax.position.rotation import angles, inverse_frequencies, rotate
+from fope_jax.position.sandwich import Sandwich, sandwich_bias, sandwich_ratios
 from fope_jax.position.scaling import (
     AdjustedBase,
     ClipFloor,

@@ -197,8 +197,8 @@ def test_what_it_leaves_to_the_inner_method():
     np.testing.assert_array_equal(layer.method.frequencies(16), XPos().frequencies(16))
     (layer,) = SelfExtend(FoPE(40), 8, 2).layers()
     assert layer.method.variable_axes("cos_coef") == ("heads",)
-    for method in (method, ReRoPE(RoPE(), 8, leak=2)):
-        assert from_spec(to_spec(method)) == method
+    for each in (method, ReRoPE(RoPE(), 8, leak=2)):
+        assert from_spec(to_spec(each)) == each
 
 
 @pytest.mark.parametrize(

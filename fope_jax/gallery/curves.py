@@ -194,11 +194,20 @@ def _expected_logits(
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
     if layer.logit_scale is not None:
         q = q * np.asarray(layer.logit_scale(positions), np.float64)[0][:, None, None]
-    spans = [
-        np.einsum("tnh,nh->nt", q[key : key + reach * length + 1], k[key])
-        for key in _key_positions(length)
-    ]
-    return np.stack(spans, axis=1) / np.sqrt(shape.head_dim)
+
+    def by_distance(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+        spans = [
+            np.einsum("tnh,nh->nt", q[key : key + reach * length + 1], k[key])
+            for key in _key_positions(length)
+        ]
+        return np.stack(spans, axis=1) / np.sqrt(shape.head_dim)
+
+    if layer.far_from is None:
+        return by_distance(q, k)
+    near, far = (
+        by_distance(*pair) for pair in zip(*(np.split(x, 2, -1) for x in (q, k)), strict=True)
+    )
+    return np.where(np.arange(near.shape[-1]) < layer.far_from, near, far)
 
 
 def _key_positions(length: int) -> np.ndarray:

@@ -143,7 +143,6 @@ CASES = {
     "window": Case(SlidingWindow(RoPE(theta=100.0), 8)),
     # A shift moves tokens over the edges of groups; far queries are shown at other positions.
     "self-extend": Case(SelfExtend(RoPE(theta=100.0), window=9, group=4), fails=(SHIFT, ORIGIN)),
-    "rerope": Case(ReRoPE(RoPE(theta=100.0), window=9), fails=(ORIGIN,)),
     "rerope-leaky": Case(ReRoPE(RoPE(theta=100.0), window=9, leak=3), fails=(ORIGIN,)),
     "sandwich": Case(Sandwich(width=16)),
     # A shift moves tokens over the edges of chunks.
@@ -358,7 +357,6 @@ NEED_A_CAUSAL_MASK = {
     "log-n-sinusoidal",
     "log-n-cope",
     "self-extend",
-    "rerope",
     "rerope-leaky",
 }
 

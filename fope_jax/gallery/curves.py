@@ -168,6 +168,10 @@ def _logit_lines(
                 by_distance = np.asarray(bias, np.float64).mean(axis=(0, 1, 2))[::-1]
                 lines += _head_lines(f"{prefix}gates of N({gate:g}, 1), ", values + by_distance)
             continue
+        seen = [tokens for tokens in (layer.window, layer.chunk) if tokens is not None]
+        if seen:  # the line ends where no key is seen
+            values = values[..., : min(seen)]
+            notes.append(f"{prefix}a query sees at most {min(seen):,} tokens")
         lines += _head_lines(prefix, values, each=is_bias[index])
         if only_bias:
             near = biases(layer.method, variables, length, length)[:, None]

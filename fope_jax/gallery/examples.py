@@ -10,6 +10,7 @@ from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding
 from fope_jax.position.checks import find
 from fope_jax.position.contextual import CoPE
+from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
@@ -52,6 +53,7 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
     }
     known = {
         "nope": NoPE(),
+        "drope": DroPE(length),
         "sinusoidal": Sinusoidal(),
         "learned": Learned(table_length=length),
         "rope": RoPE(),
@@ -68,8 +70,8 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "by_layer": ByLayer((RoPE(), NoPE())),
         "by_share": ByShare((FoPE(length), NoPE()), (0.5, 0.5)),
         "logit_scaling": LogitScaling(RoPE(), training_length=length),
-        "sliding_window": ByLayer((SlidingWindow(RoPE(), length // 4), NoPE())),
-        "local_chunks": ByLayer((LocalChunks(RoPE(), length // 4), NoPE())),
+        "sliding_window": SlidingWindow(RoPE(), length // 2),
+        "local_chunks": LocalChunks(RoPE(), length // 2),
         "self_extend": SelfExtend(RoPE(), window=length // 2, group=8),
         "rerope": ReRoPE(RoPE(), window=length // 2),
         "rerope-leaky": ReRoPE(RoPE(), window=length // 2, leak=8),

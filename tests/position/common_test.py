@@ -31,6 +31,7 @@ from fope_jax.position import (
     ByShare,
     ClipFloor,
     CoPE,
+    DroPE,
     DynamicNTK,
     FoPE,
     Kerple,
@@ -140,6 +141,9 @@ CASES = {
     "yarn-temperature": Case(
         LogitScaling(RoPE(theta=100.0), form="yarn", factor=4.0), fails=(NORM, ORIGIN)
     ),
+    # The logits of far queries grow; with a stated length those of all queries, at the origin too.
+    "drope": Case(DroPE(8), fails=(SHIFT, NORM)),
+    "drope-length": Case(DroPE(8, length=40), fails=(NORM, ORIGIN)),
     "window": Case(SlidingWindow(RoPE(theta=100.0), 8)),
     # A shift moves tokens over the edges of groups; far queries are shown at other positions.
     "self-extend": Case(SelfExtend(RoPE(theta=100.0), window=9, group=4), fails=(SHIFT, ORIGIN)),
@@ -358,6 +362,7 @@ NEED_A_CAUSAL_MASK = {
     "log-n-cope",
     "self-extend",
     "rerope-leaky",
+    "drope",
 }
 
 

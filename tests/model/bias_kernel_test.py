@@ -119,6 +119,15 @@ def test_queries_of_one_device_see_the_keys_of_all(name):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alibi", "kerple-power"])
+def test_fractions_of_a_token(name):
+    arrays, positions, segments = packed(2, 384, HEADS, KV_HEADS, HEAD_DIM)
+    fractions = np.random.default_rng(0).integers(0, 32, np.shape(positions)) / 32
+    places = TokenIndex((np.asarray(positions) + fractions).astype(np.float32), segments)
+    assert_same(METHODS[name], arrays, places, places)
+
+
 def test_a_query_that_sees_no_key_gives_zeros():
     (q, k, v), _, _ = packed(1, 128, HEADS, KV_HEADS, HEAD_DIM)
     here = TokenIndex(np.zeros((1, 128), np.int32), np.ones((1, 128), np.int32))

@@ -315,7 +315,7 @@ def layer(
         position=position,
         sums=sums,
         sinks=weights.get("sinks"),
-        backend=_choose_backend(config, position.method, x.shape[1]),
+        backend=_choose_backend(config, position, x.shape[1]),
         block=config.attention_block,
         derivatives=config.derivatives,
     )
@@ -373,16 +373,17 @@ def _norm_heads(x: Array, scale: Array, eps: float) -> Array:
     return rms_norm(x.reshape(*x.shape[:2], -1), scale, eps).reshape(x.shape)
 
 
-def _choose_backend(config: TransformerConfig, position: PositionEmbedding, length: int) -> str:
+def _choose_backend(config: TransformerConfig, position: Layer, length: int) -> str:
     """The configured backend, or "auto" for the default platform; ValueError if it cannot run."""
     mesh = active_mesh()
     return choose_backend(
         config.attention,
         platform=FUSED_BACKENDS.get(config.attention, jax.default_backend()),
-        methods=[position],
+        layers=[position],
         length=length,
         head_dim=config.shape.head_dim,
         dtype=config.dtype,
+        sinks=config.attention_sinks,
         context=1 if mesh is None else mesh.shape["context"],
         compute_capability=gpu_compute_capability(jax.devices()[0]),
         derivatives=config.derivatives,

@@ -115,7 +115,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     except ValueError as error:
         raise ConfigError(f"config.position: {error}") from error
     try:
-        check_random_positions(position, sections["train"], model.shape)
+        check_random_positions(position, sections["train"], model)
         if evaluate.random_positions and sections["train"].position_range is None:
             raise ValueError(
                 "evaluate.random_positions = True, train.position_range = None: the range of a run "

@@ -16,6 +16,7 @@ from fope_jax.config.fields import ConfigError, convert, field_types, nearest
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
 from fope_jax.model.config import TransformerConfig
+from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position.base import PositionEmbedding
 
@@ -109,6 +110,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
                 f"method {positions.name_of(position)!r}, {longest}"
             )
         position.check(model.shape)
+        layer_pattern(model, position)
     except ConfigError:
         raise
     except ValueError as error:

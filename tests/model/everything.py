@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fope_jax.position import RoPE
 from fope_jax.position.base import Layer, PositionVariables
@@ -14,7 +15,8 @@ class Everything(RoPE):
     """A rotation whose far version has another base, with a gate a head that forgets."""
 
     def init(self, key, shape):
-        gates = jax.random.normal(key, (shape.num_layers, shape.d_model, shape.num_heads))
+        sizes = (shape.num_layers, shape.d_model, shape.num_heads)
+        gates = jax.random.normal(key, sizes) / np.sqrt(shape.d_model)
         return PositionVariables(layer_params={"gates": gates})
 
     def variable_axes(self, name):

@@ -30,7 +30,7 @@ QUICK_PAIRS = {f"packed {method}": {"method": method} for method in QUICK[1:]} |
     },
     "everything": {
         "method": "everything",
-        "model": {"windows": (20, None), "attention_sinks": True},
+        "model": {"windows": (6, None), "attention_sinks": True},
     },
 }
 

@@ -138,7 +138,7 @@ def _read_ropes_by_type(
     The older ``rope_scaling`` is that of full layers, and so is a base outside: transformers
     gives it to no layer with a window.
     """
-    nested, scaling = (given.get(name) or {} for name in ("rope_parameters", "rope_scaling"))
+    nested, scaling = (given.get(name, {}) for name in ("rope_parameters", "rope_scaling"))
     for name, value in (("rope_parameters", nested), ("rope_scaling", scaling)):
         if not isinstance(value, Mapping):
             raise ValueError(f"{name}={value!r:.80}: expected a mapping of its keys")

@@ -69,7 +69,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
       fope evaluate runs/fope --protocols all --report runs/fope/report
       fope evaluate runs/fope --protocols sliding-window,chunks
       fope evaluate runs/rope --as yarn:factor=4 --as pi:factor=4 --as nope
-      fope evaluate runs/rope --as logit_scaling --as sliding_window:window=128 --as clip
+      fope evaluate runs/rope --as self_extend:window=64,group=8 --as logit_scaling --as clip
       fope evaluate runs/fope --config.evaluate.texts=web,news
       fope evaluate runs/fope --config.evaluate.texts=mails=letters/*.txt
 

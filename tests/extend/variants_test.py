@@ -24,7 +24,9 @@ from fope_jax.position import (
     FoPE,
     LogitScaling,
     NoPE,
+    ReRoPE,
     RoPE,
+    SelfExtend,
     SlidingWindow,
     YaRN,
 )
@@ -132,6 +134,8 @@ def test_from_python(run):
         ("drope:length=64", "drope:length=64", DroPE(16, length=64)),
         ("logit_scaling", "logit_scaling", LogitScaling(RoPE(), training_length=16)),
         ("sliding_window:window=4", "sliding_window:window=4", SlidingWindow(RoPE(), 4)),
+        ("self_extend:window=8,group=4", "self_extend:group=4,window=8", SelfExtend(RoPE(), 8, 4)),
+        ("rerope:window=8", "rerope:window=8", ReRoPE(RoPE(), 8)),
         ("same", "", RoPE()),
     ],
 )
@@ -151,6 +155,7 @@ def test_what_can_be_asked_for(rope, text, label, position):
         (["yarn:factor=4,beta=2"], "unknown knob 'beta' of RoPE"),
         (["alibi"], "rope to alibi: .*queries and keys hold phases, and alibi was never part of"),
         (["sliding_window"], "sliding_window needs window"),
+        (["self_extend:window=8"], "self_extend needs group"),
         (["sliding_window:window=0"], "window=0"),
         (["nope", "nope"], "--as nope is given twice"),
     ],

@@ -98,7 +98,8 @@ def test_report_and_verdict_show_them(run, tmp_path, capsys):
     assert all("as" not in row for row in own.rows) and own.of("train")
     assert main(["report", str(run), "-o", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "FoPE as nope's perplexity" in said, "in the verdict"
+    verdict = " ".join(said.split())
+    assert "FoPE as nope's perplexity" in verdict
     told = "fope as yarn:factor=4 is fope, step 12, read so without training: of 4 frequencies 1 k"
     assert told in said and told in (tmp_path / "index.html").read_text()
 

@@ -15,8 +15,10 @@ from fope_jax.position.base import NoPE, PositionEmbedding
 from fope_jax.position.checks import find, nearest
 from fope_jax.position.contextual import CoPE
 from fope_jax.position.fope import FoPE
+from fope_jax.position.forgetting import Cable, FoX
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.pope import PoPE
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
 from fope_jax.position.scaling import Scaling
@@ -35,6 +37,9 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "kerple": Kerple,
     "fire": FIRE,
     "cope": CoPE,
+    "pope": PoPE,
+    "fox": FoX,
+    "cable": Cable,
     "by_layer": ByLayer,
     "by_share": ByShare,
     "logit_scaling": LogitScaling,

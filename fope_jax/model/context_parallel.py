@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fope_jax.model.attention import TokenIndex, attend, bias_functions, scale_queries
+from fope_jax.model.attention import TokenIndex, attend, layer_arguments, scale_queries
 from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.model.fused import cudnn_attention, is_stored_in_order, splash_attention
 from fope_jax.model.sharding import AXIS_RULES, active_mesh, batch_partition, partition_spec
@@ -36,6 +36,8 @@ def sharded_attention(
     variables: dict[str, Array],
     constants: dict[str, Array],
     position: Layer,
+    sums: Array | None,
+    sinks: Array | None,
     backend: str,
     **settings: Any,
 ) -> Array:
@@ -45,11 +47,13 @@ def sharded_attention(
     ValueError if the backend would ignore the method's bias.
 
     Args:
-      q: ``[B, T, N, H]``.
-      k, v: ``[B, T, K, H]``.
+      q: ``[B, T, N, E]``.
+      k, v: ``[B, T, K, E]`` and ``[B, T, K, H]``.
       positions, segments: ``[B, T]`` or ``[1, T]``.
       variables, constants: of the method, with and without gradients.
       position: the layer's method and logit scale.
+      sums: ``[B, T, N, 2]`` of the method's running bias, or None.
+      sinks: ``[N]``, a further logit a head, or None.
       backend: the result of ``choose_backend``.
       **settings: for ``attend``.
     """
@@ -60,21 +64,24 @@ def sharded_attention(
     )
     if is_left_out:
         raise ValueError(f"attention={backend!r} cannot add this method's bias to the logits")
+    limits = (position.window, position.chunk, position.far_from, sums, sinks)
+    if backend in (*_FUSED, "pallas") and any(limit is not None for limit in limits):
+        raise ValueError(f"attention={backend!r} has no windows, chunks, sinks or running sums")
 
-    def on_device(q, k, v, positions, segments, variables, constants):
-        functions = bias_functions(position)
+    def on_device(q, k, v, positions, segments, variables, constants, sums, sinks):
+        arguments = layer_arguments(position)
         if position.logit_scale is not None and not is_contextual:
             q = scale_queries(q, position.logit_scale(positions))
-            functions["logit_scale"] = None
+            arguments["logit_scale"] = None
         if backend in _FUSED:  # chosen only where each device has whole rows
             out = _FUSED[backend](q, k, v, segments)
             is_in_order = is_stored_in_order(positions, segments)
             return jnp.where(is_in_order[:, None, None, None], out, jnp.nan)
-        k_positions, k_segments = positions, segments
+        k_positions, k_segments, k_sums = positions, segments, sums
         if mesh is not None and mesh.shape["context"] > 1:
-            k, v, k_positions, k_segments = (
-                jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True)
-                for x in (k, v, positions, segments)
+            k, v, k_positions, k_segments, k_sums = jax.tree.map(
+                lambda x: jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True),
+                (k, v, positions, segments, sums),
             )
         if backend == "pallas":
             return pallas_attention(
@@ -96,12 +103,15 @@ def sharded_attention(
             k_segments=k_segments,
             bias_variables=variables,
             bias_constants=constants,
+            sinks=sinks,
+            q_sums=sums,
+            k_sums=k_sums,
             backend=backend,
-            **functions,
+            **arguments,
             **settings,
         )
 
-    arrays = (q, k, v, positions, segments, variables, constants)
+    arrays = (q, k, v, positions, segments, variables, constants, sums, sinks)
     if mesh is None:
         return on_device(*arrays)
     heads = partition_spec(("batch", "length", "heads", None))
@@ -112,7 +122,7 @@ def sharded_attention(
     rows = (batch_partition(positions), batch_partition(segments))
     return jax.shard_map(
         on_device,
-        in_specs=(heads, heads, heads, *rows, *of_variables),
+        in_specs=(heads, heads, heads, *rows, *of_variables, heads, partition_spec(("heads",))),
         out_specs=heads,
         check_vma=False,
     )(*arrays)

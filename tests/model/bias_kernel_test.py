@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fope_jax.gallery.examples import examples
-from fope_jax.model.attention import TokenIndex, attend, bias_functions
+from fope_jax.model.attention import TokenIndex, attend, layer_arguments
 from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.position import NoPE
 from fope_jax.position.base import ModelShape, PositionEmbedding, bias_of_heads
@@ -51,7 +51,7 @@ def reference(method, q, k, v, own, q_index, k_index):
         q_segments=q_index.segments,
         k_segments=k_index.segments,
         backend="reference",
-        **bias_functions(method.layers()[0]),
+        **layer_arguments(method.layers()[0]),
         bias_variables=own,
     )
 

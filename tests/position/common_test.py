@@ -350,7 +350,8 @@ def difference(a, b):
 
 
 # Defined for keys at the query's position or before it only: CoPE counts up to the query, xPos
-# grows after it, T5's causal buckets end there, log_n takes a position for a number of keys.
+# grows after it, T5's causal buckets end there, log_n takes a position for a number of keys,
+# windows and chunks hide later keys, and a forget gate would favour them.
 NEED_A_CAUSAL_MASK = {
     "xpos",
     "xpos-interleaved",
@@ -363,6 +364,8 @@ NEED_A_CAUSAL_MASK = {
     "log-n-alibi",
     "log-n-sinusoidal",
     "log-n-cope",
+    "window",
+    "chunks",
     "fox",
     "fox-pope",
     "cable",

@@ -148,6 +148,7 @@ def usage(entry: Entry, cls: Any) -> str:
 
 EXAMPLE_VALUES = {
     "table_length": "128",
+    "training_length": "128",
     "methods": """'[{"method": "fope"}, {"method": "fope"}, {"method": "nope"}]'""",
     "shares": "0.5,0.25,0.25",
     "inner": """'{"method": "rope"}'""",

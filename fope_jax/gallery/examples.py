@@ -10,6 +10,7 @@ from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding
 from fope_jax.position.checks import find
 from fope_jax.position.contextual import CoPE
+from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.forgetting import Cable, FoX
 from fope_jax.position.logit_scaling import LogitScaling
@@ -52,6 +53,7 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
     }
     known = {
         "nope": NoPE(),
+        "drope": DroPE(length),
         "sinusoidal": Sinusoidal(),
         "learned": Learned(table_length=length),
         "rope": RoPE(),
@@ -70,8 +72,8 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "by_layer": ByLayer((RoPE(), NoPE())),
         "by_share": ByShare((FoPE(length), NoPE()), (0.5, 0.5)),
         "logit_scaling": LogitScaling(RoPE(), training_length=length),
-        "sliding_window": ByLayer((SlidingWindow(RoPE(), length // 4), NoPE())),
-        "local_chunks": ByLayer((LocalChunks(RoPE(), length // 4), NoPE())),
+        "sliding_window": SlidingWindow(RoPE(), length // 4),
+        "local_chunks": LocalChunks(RoPE(), length // 4),
         **{f"rope+{name}": RoPE(scaling=(step,)) for name, step in scalings.items()},
         "fope+yarn": FoPE(4 * length, scaling=(scaling.YaRN(4.0, length, attention_factor=1.0),)),
     }

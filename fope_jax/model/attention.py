@@ -384,7 +384,7 @@ def attention_logits(
     positions: Array,
     segments: Array,
     variables: dict[str, Array],
-    head_dim: int,
+    head_dim: int | None = None,
     bias_fn: BiasFn | None = None,
     contextual_fn: ContextualFn | None = None,
     logit_scale: LogitScale | None = None,
@@ -397,7 +397,7 @@ def attention_logits(
 
     ``q [B, T, N, E]`` and ``k [B, T, K, E]`` are of the same tokens, with ``positions`` and
     ``segments`` ``[B, T]`` or ``[1, T]`` and ``sums [B, T, N, 2]``; ``head_dim`` is H of the
-    values. For the rest see ``attend``. Sinks are not among the logits.
+    values, E if None. For the rest see ``attend``. Sinks are not among the logits.
     """
     batch, length, num_heads, width = q.shape
     kv_heads = k.shape[2]
@@ -409,7 +409,7 @@ def attention_logits(
     if sums is not None:
         sums = sums.reshape(batch, length, kv_heads, -1, 2).transpose(0, 2, 3, 1, 4)
     index = TokenIndex(positions, segments)
-    rules = _Rules(head_dim**-0.5, bias_fn, window, chunk, far_from)
+    rules = _Rules((head_dim or width) ** -0.5, bias_fn, window, chunk, far_from)
     keys = (k.transpose(0, 2, 1, 3), sums, variables, index)
     logits = _whole_logits(rules, contextual_fn, logit_scale, q, sums, index, *keys)
     return logits.reshape(batch, num_heads, length, length)

@@ -13,6 +13,7 @@ from fope_jax.position.base import (
     has_hook,
 )
 from fope_jax.position.contextual import CoPE, cope_bias
+from fope_jax.position.drope import DroPE, drope_scale
 from fope_jax.position.fingerprints import Fingerprint, fingerprint
 from fope_jax.position.fope import FoPE
 from fope_jax.position.forgetting import Cable, FoX, log_forget_gate

@@ -14,6 +14,7 @@ from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import NoPE, PositionEmbedding
 from fope_jax.position.checks import find, nearest
 from fope_jax.position.contextual import CoPE
+from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.forgetting import Cable, FoX
 from fope_jax.position.logit_scaling import LogitScaling
@@ -27,6 +28,7 @@ from fope_jax.position.xpos import XPos
 
 METHODS: dict[str, type[PositionEmbedding]] = {
     "nope": NoPE,
+    "drope": DroPE,
     "sinusoidal": Sinusoidal,
     "learned": Learned,
     "rope": RoPE,

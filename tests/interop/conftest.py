@@ -29,6 +29,9 @@ def expected():
         logits = jnp.where(distance >= own.far_from, far[0], near) if far else near
         if own.window is not None:
             mask = mask & (distance < own.window)
+        if own.chunk is not None:
+            chunks = positions // own.chunk
+            mask = mask & (chunks[:, None, :, None] == chunks[:, None, None, :])
         scaled = logits * scale[:, None, :, None]
         if has_hook(own.method, "bias"):
             scaled = scaled + bias_of_heads(own.method, layer, positions, positions)

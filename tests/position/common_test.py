@@ -32,6 +32,7 @@ from fope_jax.position import (
     Cable,
     ClipFloor,
     CoPE,
+    DroPE,
     DynamicNTK,
     FoPE,
     FoX,
@@ -140,6 +141,9 @@ CASES = {
     "yarn-temperature": Case(
         LogitScaling(RoPE(theta=100.0), form="yarn", factor=4.0), fails=(NORM, ORIGIN)
     ),
+    # The logits of far queries grow; with a stated length those of all queries, at the origin too.
+    "drope": Case(DroPE(8), fails=(SHIFT, NORM)),
+    "drope-length": Case(DroPE(8, length=40), fails=(NORM, ORIGIN)),
     "window": Case(SlidingWindow(RoPE(theta=100.0), 8)),
     # A shift moves tokens over the edges of chunks.
     "chunks": Case(LocalChunks(ALiBi(), 8), fails=(SHIFT,)),
@@ -369,6 +373,7 @@ NEED_A_CAUSAL_MASK = {
     "fox",
     "fox-pope",
     "cable",
+    "drope",
 }
 
 

@@ -46,6 +46,7 @@ SHAPE = ModelShape(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, head_d
 
 REQUIRED = {
     "fope": {"training_length": 64},
+    "drope": {"training_length": 64},
     "learned": {"table_length": 64},
     "by_layer": {"methods": [{"method": "rope"}, {"method": "nope"}]},
     "by_share": {"methods": [{"method": "rope"}, {"method": "nope"}], "shares": [0.5, 0.5]},

@@ -155,6 +155,8 @@ EXAMPLE_VALUES = {
     "factor": "4.0",
     "original_length": "128",
     "share": "0.75",
+    "window": "64",
+    "chunk": "64",
     "theta": "500000.0",
     "short_factor": str([1.0] * 16),
     "long_factor": str([1.0] * 8 + [4.0] * 8),

@@ -6,7 +6,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 
-from fope_jax.command_line import config, evaluate, generate, plan, report, train, weights  # noqa: F401
+from fope_jax.command_line import config, evaluate, extend, generate, plan, report, train, weights  # noqa: F401
 from fope_jax.command_line.common import VERBS, Verb
 from fope_jax.spelling import likely
 from fope_jax.train.options import VerbParser

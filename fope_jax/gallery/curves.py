@@ -180,6 +180,9 @@ def _logit_lines(
                 by_distance = by_distance[: values.shape[-1]]
                 lines += _head_lines(f"{prefix}gates of N({gate:g}, 1), ", values + by_distance)
             continue
+        seen = [tokens for tokens in (layer.window, layer.chunk) if tokens is not None]
+        if seen:  # the line ends where no key is seen
+            notes.append(f"{prefix}a query sees at most {min(seen):,} tokens")
         lines += _head_lines(prefix, values, each=is_bias[index] or is_running[index])
         if only_bias and is_bias[index]:
             near = biases(layer.method, variables, length, length)[:, None]

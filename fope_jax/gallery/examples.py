@@ -19,6 +19,8 @@ from fope_jax.position.pope import PoPE
 from fope_jax.position.registry import METHODS, make, required_knobs
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
+from fope_jax.position.sandwich import Sandwich
+from fope_jax.position.self_extend import ReRoPE, SelfExtend
 from fope_jax.position.windows import LocalChunks, SlidingWindow
 from fope_jax.position.xpos import XPos
 
@@ -65,6 +67,7 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "kerple": Kerple(),
         "kerple-power": Kerple(form="power"),
         "fire": FIRE(),
+        "sandwich": Sandwich(),
         "cope": CoPE(init_std=0.02),  # at the default 0 it starts as NoPE and shows nothing
         "pope": PoPE(),
         "fox": FoX(),
@@ -72,8 +75,11 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "by_layer": ByLayer((RoPE(), NoPE())),
         "by_share": ByShare((FoPE(length), NoPE()), (0.5, 0.5)),
         "logit_scaling": LogitScaling(RoPE(), training_length=length),
-        "sliding_window": SlidingWindow(RoPE(), length // 4),
-        "local_chunks": LocalChunks(RoPE(), length // 4),
+        "sliding_window": SlidingWindow(RoPE(), length // 2),
+        "local_chunks": LocalChunks(RoPE(), length // 2),
+        "self_extend": SelfExtend(RoPE(), window=length // 2, group=8),
+        "rerope": ReRoPE(RoPE(), window=length // 2),
+        "rerope-leaky": ReRoPE(RoPE(), window=length // 2, leak=8),
         **{f"rope+{name}": RoPE(scaling=(step,)) for name, step in scalings.items()},
         "fope+yarn": FoPE(4 * length, scaling=(scaling.YaRN(4.0, length, attention_factor=1.0),)),
     }

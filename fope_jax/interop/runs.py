@@ -74,6 +74,7 @@ from fope_jax.train.workdir import (
     IMPORTED,
     KEPT,
     LINEAGE,
+    UNTRAINED,
     check_workdir,
     open_workdir,
     write_run_info,
@@ -340,7 +341,8 @@ def _write_checkpoint(
     tokenizer = _read_tokenizer(run, experiment.data)
     source, bos = _tokenizer_json(run, experiment.data), _bos_policy(run, experiment, info)
     extra_keys: dict[str, Any] = info.get(KEPT) or special_ids(tokenizer, bos)
-    length = max(experiment.train.length, extra_keys.get(MAX_POSITIONS, 0))
+    stretched = info.get(UNTRAINED, {}).get("length", 0)  # what its positions are made for
+    length = max(experiment.train.length, extra_keys.get(MAX_POSITIONS, 0), stretched)
     export_weights(
         directory,
         model.config,

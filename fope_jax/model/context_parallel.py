@@ -12,18 +12,16 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from fope_jax.model.attention import TokenIndex, attend, layer_arguments, scale_queries
+from fope_jax.model.backends import FUSED_BACKENDS, range_scope, reasons_against_layer
 from fope_jax.model.bias_kernel import pallas_attention
-from fope_jax.model.fused import cudnn_attention, is_stored_in_order, splash_attention
+from fope_jax.model.fused import fused_attention
 from fope_jax.model.sharding import AXIS_RULES, active_mesh, batch_partition, partition_spec
 from fope_jax.position.base import Layer, has_hook
 from fope_jax.typing import Array
 
 CONTEXT = AXIS_RULES["length"]
-
-_FUSED = {"splash": splash_attention, "cudnn": cudnn_attention}
 
 
 def sharded_attention(
@@ -43,8 +41,9 @@ def sharded_attention(
 ) -> Array:
     """Self-attention of a layer, ``[B, T, N, H]``, on the active mesh if there is one.
 
-    Splash and cudnn mask by stored order: with them, a row that is not stored by position is NaN.
-    ValueError if the backend would ignore the method's bias.
+    Splash and cudnn mask by stored order: with them, a row that is not stored by position is NaN,
+    and with a window a row of which positions are left out. ValueError if the backend would ignore
+    what the layer adds to its logits.
 
     Args:
       q: ``[B, T, N, E]``.
@@ -58,25 +57,26 @@ def sharded_attention(
       **settings: for ``attend``.
     """
     method, mesh = position.method, active_mesh()
-    has_bias, is_contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")
-    is_left_out = (has_bias and backend in _FUSED) or (
-        is_contextual and backend in (*_FUSED, "pallas")
-    )
-    if is_left_out:
-        raise ValueError(f"attention={backend!r} cannot add this method's bias to the logits")
-    limits = (position.window, position.chunk, position.far_from, sums, sinks)
-    if backend in (*_FUSED, "pallas") and any(limit is not None for limit in limits):
-        raise ValueError(f"attention={backend!r} has no windows, chunks, sinks or running sums")
+    if backend in FUSED_BACKENDS and (reasons := reasons_against_layer(backend, position)):
+        raise ValueError(f"attention={backend!r} cannot run: {'; '.join(reasons)}")
 
     def on_device(q, k, v, positions, segments, variables, constants, sums, sinks):
         arguments = layer_arguments(position)
-        if position.logit_scale is not None and not is_contextual:
+        if position.logit_scale is not None and not has_hook(method, "contextual_bias"):
             q = scale_queries(q, position.logit_scale(positions))
             arguments["logit_scale"] = None
-        if backend in _FUSED:  # chosen only where each device has whole rows
-            out = _FUSED[backend](q, k, v, segments)
-            is_in_order = is_stored_in_order(positions, segments)
-            return jnp.where(is_in_order[:, None, None, None], out, jnp.nan)
+        if backend in ("splash", "cudnn"):  # chosen only where each device has whole rows
+            return fused_attention(
+                backend,
+                q,
+                k,
+                v,
+                positions=positions,
+                segments=segments,
+                window=position.window,
+                chunk=position.chunk,
+                sinks=sinks,
+            )
         k_positions, k_segments, k_sums = positions, segments, sums
         if mesh is not None and mesh.shape["context"] > 1:
             k, v, k_positions, k_segments, k_sums = jax.tree.map(
@@ -92,6 +92,12 @@ def sharded_attention(
                 k_index=TokenIndex(k_positions, k_segments),
                 method=method,
                 variables={**variables, **jax.lax.stop_gradient(constants)},
+                window=position.window,
+                chunk=position.chunk,
+                far_from=position.far_from,
+                sinks=sinks,
+                q_sums=sums,
+                k_sums=k_sums,
             )
         return attend(
             q,
@@ -112,6 +118,7 @@ def sharded_attention(
         )
 
     arrays = (q, k, v, positions, segments, variables, constants, sums, sinks)
+    on_device = jax.named_scope(range_scope(position.window, position.chunk))(on_device)
     if mesh is None:
         return on_device(*arrays)
     heads = partition_spec(("batch", "length", "heads", None))

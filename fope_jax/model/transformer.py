@@ -35,7 +35,7 @@ from fope_jax.position.base import (
     embed_tokens,
     has_hook,
 )
-from fope_jax.position.rotation import token_positions
+from fope_jax.position.rotation import real_positions
 from fope_jax.typing import Array
 
 _REMAT_POLICIES = {
@@ -142,8 +142,8 @@ class Transformer(nnx.Module):
 
         Args:
           tokens: ``[B, T]`` int32; one outside the vocabulary gives NaN (see ``check_batch``).
-          positions: ``[B, T]`` integers, tokens since the start of the segment; ``[1, T]`` if all
-            rows share them, which computes tables, masks and biases once.
+          positions: ``[B, T]``, tokens since the start of the segment, integers or float32;
+            ``[1, T]`` if all rows share them, which computes tables, masks and biases once.
           segments: ``[B, T]`` or ``[1, T]`` int32, counted from 1; 0 is padding.
           observer: a pure function of each layer's ``Activations`` with the same output shapes for
             every layer; only its output is kept.
@@ -157,7 +157,7 @@ class Transformer(nnx.Module):
                 f"a window of {tokens.shape[1]} tokens: {type(self.position).__name__} is defined "
                 f"for at most {limit}"
             )
-        positions = token_positions(positions)
+        positions = real_positions(positions)
         x = self.embed(tokens, positions)
         tables = self.tables(positions)
 
@@ -315,7 +315,7 @@ def layer(
         position=position,
         sums=sums,
         sinks=weights.get("sinks"),
-        backend=_choose_backend(config, position.method, x.shape[1]),
+        backend=_choose_backend(config, position, x.shape[1]),
         block=config.attention_block,
         derivatives=config.derivatives,
     )
@@ -373,16 +373,17 @@ def _norm_heads(x: Array, scale: Array, eps: float) -> Array:
     return rms_norm(x.reshape(*x.shape[:2], -1), scale, eps).reshape(x.shape)
 
 
-def _choose_backend(config: TransformerConfig, position: PositionEmbedding, length: int) -> str:
+def _choose_backend(config: TransformerConfig, position: Layer, length: int) -> str:
     """The configured backend, or "auto" for the default platform; ValueError if it cannot run."""
     mesh = active_mesh()
     return choose_backend(
         config.attention,
         platform=FUSED_BACKENDS.get(config.attention, jax.default_backend()),
-        methods=[position],
+        layers=[position],
         length=length,
         head_dim=config.shape.head_dim,
         dtype=config.dtype,
+        sinks=config.attention_sinks,
         context=1 if mesh is None else mesh.shape["context"],
         compute_capability=gpu_compute_capability(jax.devices()[0]),
         derivatives=config.derivatives,

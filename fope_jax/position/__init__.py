@@ -53,6 +53,7 @@ from fope_jax.position.relative_bias import (
 )
 from fope_jax.position.rope import RoPE
 from fope_jax.position.rotation import angles, inverse_frequencies, rotate
+from fope_jax.position.sandwich import Sandwich, sandwich_bias, sandwich_ratios
 from fope_jax.position.scaling import (
     AdjustedBase,
     ClipFloor,
@@ -72,5 +73,6 @@ from fope_jax.position.scaling import (
     scaled_frequencies,
     yarn_temperature,
 )
+from fope_jax.position.self_extend import ReRoPE, SelfExtend
 from fope_jax.position.windows import LocalChunks, SlidingWindow
 from fope_jax.position.xpos import XPos, xpos_decay

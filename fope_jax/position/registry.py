@@ -22,7 +22,9 @@ from fope_jax.position.mixing import ByLayer, ByShare
 from fope_jax.position.pope import PoPE
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
+from fope_jax.position.sandwich import Sandwich
 from fope_jax.position.scaling import Scaling
+from fope_jax.position.self_extend import ReRoPE, SelfExtend
 from fope_jax.position.windows import LocalChunks, SlidingWindow
 from fope_jax.position.xpos import XPos
 
@@ -38,6 +40,7 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "t5": T5Bias,
     "kerple": Kerple,
     "fire": FIRE,
+    "sandwich": Sandwich,
     "cope": CoPE,
     "pope": PoPE,
     "fox": FoX,
@@ -47,6 +50,8 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "logit_scaling": LogitScaling,
     "sliding_window": SlidingWindow,
     "local_chunks": LocalChunks,
+    "self_extend": SelfExtend,
+    "rerope": ReRoPE,
 }
 
 PRESETS = {("fope", "official"): FoPE.official, ("fope", "equations"): FoPE.equations}

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from fope_jax.config import Experiment, Stage
 from fope_jax.model.backends import BackendChoice, choose_backend, gpu_compute_capability
+from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.model.sharding import batch_sharding, device_put_sharded, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import PositionVariables
@@ -52,10 +53,11 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     attention = choose_backend(
         model.attention,
         platform=device.platform,
-        methods=[layer.method for layer in position.layers()],
+        layers=layer_pattern(model, position),
         length=experiment.train.length,
         head_dim=model.shape.head_dim,
         dtype=model.dtype,
+        sinks=model.attention_sinks,
         context=mesh.shape["context"],
         compute_capability=gpu_compute_capability(device),
         derivatives=model.derivatives,

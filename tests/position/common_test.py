@@ -50,7 +50,10 @@ from fope_jax.position import (
     PositionInterpolation,
     PRoPE,
     Proportional,
+    ReRoPE,
     RoPE,
+    Sandwich,
+    SelfExtend,
     Sinusoidal,
     SlidingWindow,
     SnapToCycles,
@@ -145,6 +148,10 @@ CASES = {
     "drope": Case(DroPE(8), fails=(SHIFT, NORM)),
     "drope-length": Case(DroPE(8, length=40), fails=(NORM, ORIGIN)),
     "window": Case(SlidingWindow(RoPE(theta=100.0), 8)),
+    # A shift moves tokens over the edges of groups; far queries are shown at other positions.
+    "self-extend": Case(SelfExtend(RoPE(theta=100.0), window=9, group=4), fails=(SHIFT, ORIGIN)),
+    "rerope-leaky": Case(ReRoPE(RoPE(theta=100.0), window=9, leak=3), fails=(ORIGIN,)),
+    "sandwich": Case(Sandwich(width=16)),
     # A shift moves tokens over the edges of chunks.
     "chunks": Case(LocalChunks(ALiBi(), 8), fails=(SHIFT,)),
     "alibi-slopes": Case(ALiBi(slopes=(0.5, 0.1, 0.3, 0.0))),
@@ -373,6 +380,8 @@ NEED_A_CAUSAL_MASK = {
     "fox",
     "fox-pope",
     "cable",
+    "self-extend",
+    "rerope-leaky",
     "drope",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -43,6 +44,7 @@ from fope_jax.train.state import (
     experiment_at_stage,
     init_constants,
     init_train_state,
+    own_rows,
     plan_state,
     shard_batch,
     share_positions,
@@ -367,7 +369,12 @@ def _open_data(
     config, cache = experiment.train, source.open("train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
     loaders = make_stage_loaders(
-        experiment.data, cache, config.stages, seed=experiment.seed, data_start=config.data_start
+        experiment.data,
+        cache,
+        config.stages,
+        seed=experiment.seed,
+        data_start=config.data_start,
+        rows_of=functools.partial(own_rows, mesh),
     )
     measure = find_validation_fn(experiment, source, mesh)
     return cache, loaders, measure

@@ -9,9 +9,10 @@ import pytest
 from fope_jax.data.loader import Loader
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.typing import Batch
+from tests.data.streams import TableOfDocuments
 
 
-class Stream:
+class Stream(TableOfDocuments):
     """A cache in memory: documents of the lengths given; token ``i`` is ``3 i + 3``."""
 
     tokenizer = BytesTokenizer()
@@ -19,9 +20,9 @@ class Stream:
     def __init__(self, lengths):
         ends = np.cumsum(lengths)
         self.num_tokens = int(ends[-1])
-        fields = [("name", "U8"), ("start", np.int64), ("length", np.int64)]
+        fields = [("name", "U8"), ("start", np.int64)]
         self.documents = np.zeros(len(lengths), fields)
-        self.documents["start"], self.documents["length"] = ends - lengths, lengths
+        self.documents["start"] = ends - lengths
         self._tokens = np.arange(self.num_tokens, dtype=np.int32) * 3 + 3
 
     def tokens(self, start, stop):

@@ -12,12 +12,13 @@ from fope_jax.data.loader import Loader
 from fope_jax.data.task_mixture import MixtureLoader, make_stage_loaders, share_rows
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.typing import Batch
+from tests.data.streams import TableOfDocuments
 
 MIXED = DataConfig(tasks=("recall=0.25", "copy=0.25"))
 ALONE = DataConfig(corpus="none", tokenizer="bytes", tasks=("recall=0.5", "passkey=0.5"))
 
 
-class Stream:
+class Stream(TableOfDocuments):
     tokenizer, num_tokens = BytesTokenizer(), 500
     documents = np.array([(0, 500)], [("start", np.int64), ("length", np.int64)])
 

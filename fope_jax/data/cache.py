@@ -25,7 +25,7 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -201,7 +201,7 @@ class TokenCache:
         data = self._read_range(shard, self._shards[shard]["index"], begin, end)
         return first, np.frombuffer(data, BLOCK_ROW)
 
-    def _read_range(self, shard: int, entry: dict[str, Any], begin: int, end: int) -> bytes:
+    def _read_range(self, shard: int, entry: Mapping[str, Any], begin: int, end: int) -> bytes:
         try:
             # Unbuffered, and open only for this read: there may be more shards than a process may
             # have files open.
@@ -256,7 +256,7 @@ class TokenCache:
     def _missing(self, file: str) -> CacheError:
         return CacheError(f"token cache: {self.directory / file} is missing; {REBUILD}")
 
-    def _check_hash(self, entry: dict[str, Any]) -> None:
+    def _check_hash(self, entry: Mapping[str, Any]) -> None:
         file, expected = entry["file"], entry["sha256"]
         try:
             actual = file_sha256(self.directory / file)

@@ -336,7 +336,7 @@ def save_part(config: DataConfig, load: Callable[[], Tokenizer], part: Part, out
             bad += group.bad
             for name, values in columns.items():
                 values.append(getattr(group, name))
-    arrays = {name: np.concatenate([[], *values]) for name, values in columns.items()}
+    arrays: dict[str, Any] = {k: np.concatenate([[], *v]) for k, v in columns.items()}
     texts = {"names": names, "bad": bad}
     arrays |= {k: np.frombuffer(json.dumps(v).encode(), np.uint8) for k, v in texts.items()}
     content = io.BytesIO()

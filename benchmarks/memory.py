@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fope_jax.model.attention import attend, bias_functions
+from fope_jax.model.attention import attend, layer_arguments
 from fope_jax.position.base import ModelShape, PositionEmbedding, PositionVariables
 
 
@@ -46,7 +46,7 @@ def temporary_bytes(method: PositionEmbedding, shape: ModelShape, length: int) -
             k_positions=places,
             q_segments=jnp.ones_like(places),
             k_segments=jnp.ones_like(places),
-            **bias_functions(layer),
+            **layer_arguments(layer),
             bias_variables=trained,
             bias_constants=constants,
         )

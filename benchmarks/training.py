@@ -47,9 +47,10 @@ def products(work: Work) -> float:
     377
     """
     from benchmarks.cost import make_config
+    from fope_jax.position import NoPE
     from fope_jax.tpu.flops import model_flops
 
-    return model_flops(make_config(work.size, None, None), work.batch, work.length)
+    return model_flops(make_config(work.size, None, None), NoPE(), work.batch, work.length)
 
 
 def fope_jax_side(work: Work) -> tuple[Callable[[], None], Callable[[int], float]]:

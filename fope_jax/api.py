@@ -474,6 +474,8 @@ def extend(
     config: Config | None = None,
     optimizer: str = "reset-moments",
     match: str = "frequency",
+    allow_shorter: bool = False,
+    no_train: bool = False,
     evaluate: bool = False,
     verbose: bool = False,
     **values: Any,
@@ -481,6 +483,7 @@ def extend(
     """Goes on from a run at a longer length, as `fope extend`; returns the new run.
 
         fj.extend(rope, method="yarn", length=256, workdir="runs/yarn", train_steps=100)
+        fj.extend(rope, method="yarn", length=512, workdir="runs/yarn_512", no_train=True)
 
     Args:
       run: a run or its directory, or "hf:DIRECTORY" or "hf:ORG/NAME".
@@ -490,7 +493,8 @@ def extend(
       workdir: directory of the new run.
       overrides, **values: of the new run's configuration, see `train`.
       config: a whole configuration of the new run; without it values follow from the parent's.
-      optimizer, match: see `fope extend --help`.
+      optimizer, match, allow_shorter: see `fope extend --help`.
+      no_train: only change the position embedding; the weights are shared with the parent.
       evaluate: run the whole evaluation at the end.
       verbose: print messages and progress bars to stderr.
 
@@ -507,6 +511,8 @@ def extend(
         target,
         optimizer=optimizer,
         match=match,
+        allow_shorter=allow_shorter,
+        no_train=no_train,
         overrides=_overrides(overrides, values),
         config=None if config is None else _config_of(config, None, []),
     )

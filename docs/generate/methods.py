@@ -148,7 +148,11 @@ def usage(entry: Entry, cls: Any) -> str:
 
 EXAMPLE_VALUES = {
     "table_length": "128",
+    "training_length": "128",
     "methods": """'[{"method": "fope"}, {"method": "fope"}, {"method": "nope"}]'""",
+    "window": "64",
+    "chunk": "64",
+    "group": "8",
     "shares": "0.5,0.25,0.25",
     "inner": """'{"method": "rope"}'""",
     "factor": "4.0",

@@ -6,7 +6,7 @@ import argparse
 import inspect
 from collections.abc import Sequence
 
-from fope_jax.command_line import config, evaluate, generate, plan, report, train, weights  # noqa: F401
+from fope_jax.command_line import config, evaluate, extend, generate, plan, report, train, weights  # noqa: F401
 from fope_jax.command_line.common import VERBS, Verb
 from fope_jax.spelling import likely
 from fope_jax.train.options import VerbParser
@@ -22,7 +22,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope report runs/fope runs/rope -o runs/report
   fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
 
-  fope import DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM
+  fope import DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM; also of a .gguf
   fope export runs/fope -o DIR        and back
 
   fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope
@@ -55,12 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
         "-v", "--verbose", action="store_true", help="with --version: the devices of jax too"
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=VerbParser)
-    data = verbs.add_parser("data", help="build or inspect the token cache", allow_abbrev=False)
+    data = verbs.add_parser(
+        "data", help="build or inspect the token cache, or fetch texts", allow_abbrev=False
+    )
     data.example = "fope data build --config configs/quickstart.py"
     actions = data.add_subparsers(
         title="actions", required=True, metavar="ACTION", parser_class=VerbParser
     )
-    parents = {"data build": actions, "data inspect": actions} | dict.fromkeys(_VERBS, verbs)
+    actions_of_data = dict.fromkeys(("data build", "data inspect", "data download"), actions)
+    parents = actions_of_data | dict.fromkeys(_VERBS, verbs)
     for name, parent in parents.items():
         _add_verb(parent, name, VERBS[name])
     return parser

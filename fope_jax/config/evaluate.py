@@ -37,6 +37,8 @@ class EvaluateConfig:
       bos_token: BOS token of the tokenizer, set by `fope import`; None for models trained here.
       add_bos_token: replace the first token of every window, document and prompt by BOS. Rows with
         and without it are not compared.
+      random_positions: score text at positions drawn as in training, see ``train.position_range``,
+        in place of 0, 1, 2, ..; contexts beyond the range are refused. Prompts count from 0.
       texts: more text, tokenized for the run: "web" (119 pages labelled C4) and "news" (3,824
         articles), downloaded once, or ``NAME=GLOB`` for .txt or .jsonl files.
     """
@@ -58,6 +60,7 @@ class EvaluateConfig:
     splits: tuple[str, ...] = ("validation",)
     bos_token: str | None = None
     add_bos_token: bool = False
+    random_positions: bool = False
     texts: tuple[str, ...] = ()
 
     def __post_init__(self):

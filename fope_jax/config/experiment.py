@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 from fope_jax import position as positions
 from fope_jax.config.evaluate import EvaluateConfig
 from fope_jax.config.fields import ConfigError, convert, field_types, nearest
+from fope_jax.config.random_positions import check_random_positions
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
 from fope_jax.model.config import TransformerConfig
+from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position.base import PositionEmbedding
 
@@ -109,10 +111,20 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
                 f"method {positions.name_of(position)!r}, {longest}"
             )
         position.check(model.shape)
+        layer_pattern(model, position)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"config.position: {error}") from error
+    try:
+        check_random_positions(position, sections["train"], model)
+        if evaluate.random_positions and sections["train"].position_range is None:
+            raise ValueError(
+                "evaluate.random_positions = True, train.position_range = None: the range of a run "
+                "is what it was trained with; accepted: False"
+            )
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
     return Experiment(**top, **sections, position=position)
 
 

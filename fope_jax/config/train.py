@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from fope_jax.config.fields import check_fields, check_value
+from fope_jax.data.random_positions import check_draw
 
 _EVALUATIONS, _LEAST_INTERVAL = 10, 100  # of evaluate_every = "auto"
 _MOST = 2**31  # limit of any count: the step is an int32 on the device
@@ -32,6 +33,11 @@ class TrainConfig:
       first_lengths: stages of shorter sequences before ``length``, as "length=updates", such as
         ``("512=4000",)``. An update keeps its number of tokens, and no token is read twice. The
         training length of position embeddings stays ``length``.
+      position_range: R, tokens: each document of a batch is trained at ordered positions drawn at
+        random from 0 to R - 1, in place of 0, 1, 2, ..; None does not draw. Evaluation counts from
+        0, unless ``evaluate.random_positions``.
+      position_draw: of ``position_range``: "subset" draws whole positions, every ordered subset
+        with the same probability; "float" draws fractions of a token too.
       learning_rate: the peak rate.
       warmup_steps: updates of linear warmup from 0 to the peak.
       schedule: after the warmup, "cosine" decay or a "constant" rate.
@@ -68,6 +74,8 @@ class TrainConfig:
     batch_size: int
     length: int
     first_lengths: tuple[str, ...] = ()
+    position_range: int | None = None
+    position_draw: Literal["subset", "float"] = "subset"
     learning_rate: float = 6e-4
     warmup_steps: int = 10_000
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -112,6 +120,11 @@ class TrainConfig:
                 lambda name: name is None or all(name.partition(":")),
                 "'module:function', or None",
             ),
+            (
+                "position_range",
+                lambda n: n is None or self.length <= n < _MOST,
+                f"length = {self.length} or more, or None to train on positions 0 to length - 1",
+            ),
             ("spike_factor", lambda x: x is None or x > 1, "a number above 1, or None"),
             ("gradient_clip", lambda x: x is None or x > 0, "a positive number or None"),
             ("learning_rate eps", lambda x: 0 < x < math.inf, "a positive number"),
@@ -124,6 +137,7 @@ class TrainConfig:
                 f"a divisor of batch_size = {self.batch_size}",
             ),
         )
+        check_draw(self.position_range, self.position_draw)
         tokens = self.batch_size * self.length
         for entry in self.first_lengths:
             length, steps = _length_and_steps(entry)

@@ -7,7 +7,7 @@ from (seed, s, r). The text loader makes batches of the remaining rows, so no wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -85,7 +85,17 @@ class MixtureLoader:
         return [*text, *({"task": task.name} for task in self._rows)]
 
 
-BatchLoader = Loader | MixtureLoader
+class BatchLoader(Protocol):
+    """What `Loader` and `MixtureLoader` have in common; see there."""
+
+    @property
+    def summary(self) -> str: ...
+
+    def batch(self, step: int, whole: bool = False) -> Batch: ...
+
+    def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]: ...
+
+    def row_sources(self, step: int) -> list[dict[str, Any]]: ...
 
 
 def make_stage_loaders(

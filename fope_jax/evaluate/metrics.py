@@ -42,12 +42,16 @@ def replace_rows(
 
 def row_ids(experiment: Experiment, step: int) -> Row:
     """The fields that all rows of an evaluation share."""
-    return {
+    train = experiment.train
+    ids = {
         "variant": experiment.name,
         "seed": experiment.seed,
         "step": step,
-        "training_length": experiment.train.length,
+        "training_length": train.length,
     }
+    if train.position_range is not None:
+        ids |= {"position_range": train.position_range, "position_draw": train.position_draw}
+    return ids
 
 
 def non_finite_rows(rows: Iterable[Row]) -> list[Row]:

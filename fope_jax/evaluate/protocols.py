@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from fope_jax.config import ConfigError, EvaluateConfig, Experiment, check_vocabulary
 from fope_jax.data.bos import Bos, find_bos
 from fope_jax.data.held_out import read_held_out
+from fope_jax.data.random_positions import PositionDraw
 from fope_jax.data.retrieval import TASKS
 from fope_jax.data.retrieval.base import Task
 from fope_jax.data.retrieval.passkey import TEMPLATES, Passkey
@@ -30,7 +31,7 @@ from fope_jax.evaluate.perplexity import (
 )
 from fope_jax.evaluate.retrieval import ContextTooShortError, TrialGrid, check_trials, score_task
 from fope_jax.evaluate.run_data import RunData
-from fope_jax.evaluate.scoring import Progress, Scorer
+from fope_jax.evaluate.scoring import Progress, Scorer, at_random_positions
 from fope_jax.evaluate.sliding import check_stride, score_sliding
 from fope_jax.evaluate.windows import (
     TooShortError,
@@ -61,6 +62,7 @@ class Protocol:
       is_generative: ``run`` takes an ``Answerer`` instead of a scorer.
       bos: how windows begin, in words.
       bos_token: name of the BOS token that windows begin with, None without one.
+      is_random: whether positions are drawn, see ``evaluate.random_positions``.
     """
 
     kind: str
@@ -70,11 +72,13 @@ class Protocol:
     is_generative: bool = False
     bos: str = NO_BOS
     bos_token: str | None = None
+    is_random: bool = False
 
     @property
     def row_fields(self) -> dict[str, Any]:
         """Fields of all its rows. ``bos_token`` keeps rows with and without BOS in two curves."""
-        return self.identity | ({"bos_token": self.bos_token} if self.bos_token else {})
+        fields = self.identity | ({"bos_token": self.bos_token} if self.bos_token else {})
+        return fields | ({"positions": "random"} if self.is_random else {})
 
     @property
     def label(self) -> str:
@@ -415,15 +419,35 @@ def _text_protocol(
     kind, score, check, beginning = TEXT_PROTOCOLS[name]
     settings = {key: values[key] for key in inspect.signature(score).parameters if key in values}
     check(cache, settings)
+    draw = _position_draw(experiment, max(contexts))
 
     def run(scorer: Scorer, progress: Progress) -> tuple[list[Row], Windows]:
         batching = {"batch_tokens": config.batch_tokens, "progress": progress}
+        if draw is not None:
+            scorer = at_random_positions(scorer, draw)
         return score(scorer, cache, **settings, **batching, bos=bos and bos.id)
 
     identity = {"protocol": name, "split": split}
     recorded = settings | {"cache": cache.fingerprint}
-    protocol = Protocol(kind, identity, recorded, run, bos=FIRST_TOKEN)
+    if draw is not None:
+        recorded |= {"positions": "random"}
+    is_random = draw is not None
+    protocol = Protocol(kind, identity, recorded, run, bos=FIRST_TOKEN, is_random=is_random)
     return protocol.with_bos(bos, f"{beginning}; it is read and not scored")
+
+
+def _position_draw(experiment: Experiment, longest: int) -> PositionDraw | None:
+    """How positions are drawn for an evaluation of ``longest`` tokens, if they are."""
+    train = experiment.train
+    if not experiment.evaluate.random_positions or train.position_range is None:
+        return None
+    if longest > train.position_range:
+        raise ValueError(
+            f"evaluate.random_positions: a context of {longest} tokens has not so many different "
+            f"positions in train.position_range = {train.position_range}; evaluate multiples of "
+            f"train.length = {train.length} up to {train.position_range // train.length}"
+        )
+    return PositionDraw(train.position_range, train.position_draw, experiment.seed)
 
 
 def _trial_protocol(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fope_jax.data.random_positions import PositionDraw
 from fope_jax.model.attention import TokenIndex
 from fope_jax.model.losses import token_nats
 from fope_jax.model.sharding import axis_size, batch_sharding, device_put_sharded
@@ -73,6 +75,21 @@ def score_windows(
         nats[numbers] = np.asarray(batch_nats)[: len(numbers)]
         hits[numbers] = np.asarray(batch_hits)[: len(numbers)]
     return nats, hits
+
+
+def at_random_positions(scorer: Scorer, draw: PositionDraw) -> Scorer:
+    """``scorer`` at positions drawn for each row from its tokens, whatever batch it is in."""
+
+    def score(tokens: Array, targets: Array, index: TokenIndex | None = None) -> tuple[Any, Any]:
+        rows = np.asarray(tokens)
+        segments = np.ones(rows.shape, np.int32) if index is None else np.asarray(index.segments)
+        keys = [np.frombuffer(sha256(row.tobytes()).digest(), "<u4").tolist() for row in rows]
+        positions = np.concatenate(
+            [draw.positions(one[None], key) for one, key in zip(segments, keys, strict=True)]
+        )
+        return scorer(tokens, targets, TokenIndex(positions, segments))
+
+    return score
 
 
 def model_scorer(model: Transformer, mesh: Mesh | None = None) -> Scorer:

@@ -33,13 +33,12 @@ def stream_loss(
 
     Without text they are ``tokens`` tokens of the run's training tasks.
     """
-    packing = plan.experiment.data.packing
     make_batches = _text_batches if cache.num_tokens else _task_batches
     score = jax.jit(lambda params, *rest: batch_loss(params, plan.graphdef, *rest))
     total, scored = 0.0, 0.0
     with jax.set_mesh(plan.mesh):
         for batch in make_batches(plan, cache, tokens):
-            batch = share_positions(batch, packing)
+            batch = share_positions(batch, plan.experiment)
             nats, weights = score(params, constants, shard_batch(batch, plan.mesh))
             total, scored = total + float(nats), scored + float(weights)
     return total / scored

@@ -168,6 +168,10 @@ def _logit_lines(
                 by_distance = np.asarray(bias, np.float64).mean(axis=(0, 1, 2))[::-1]
                 lines += _head_lines(f"{prefix}gates of N({gate:g}, 1), ", values + by_distance)
             continue
+        seen = [tokens for tokens in (layer.window, layer.chunk) if tokens is not None]
+        if seen:  # the line ends where no key is seen
+            values = values[..., : min(seen)]
+            notes.append(f"{prefix}a query sees at most {min(seen):,} tokens")
         lines += _head_lines(prefix, values, each=is_bias[index])
         if only_bias:
             near = biases(layer.method, variables, length, length)[:, None]
@@ -194,11 +198,20 @@ def _expected_logits(
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
     if layer.logit_scale is not None:
         q = q * np.asarray(layer.logit_scale(positions), np.float64)[0][:, None, None]
-    spans = [
-        np.einsum("tnh,nh->nt", q[key : key + reach * length + 1], k[key])
-        for key in _key_positions(length)
-    ]
-    return np.stack(spans, axis=1) / np.sqrt(shape.head_dim)
+
+    def by_distance(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+        spans = [
+            np.einsum("tnh,nh->nt", q[key : key + reach * length + 1], k[key])
+            for key in _key_positions(length)
+        ]
+        return np.stack(spans, axis=1) / np.sqrt(shape.head_dim)
+
+    if layer.far_from is None:
+        return by_distance(q, k)
+    near, far = (
+        by_distance(*pair) for pair in zip(*(np.split(x, 2, -1) for x in (q, k)), strict=True)
+    )
+    return np.where(np.arange(near.shape[-1]) < layer.far_from, near, far)
 
 
 def _key_positions(length: int) -> np.ndarray:

@@ -91,6 +91,10 @@ def _training(facts: CardFacts) -> str:
     experiment, info = facts.experiment, facts.info
     train, data = experiment.train, experiment.data
     lines = [f"- training length: {train.length:,} tokens"]
+    if train.position_range is not None:
+        lines.append(
+            f"- positions: drawn in order from {train.position_range:,} ({train.position_draw})"
+        )
     if origin := info.get("imported"):
         lines.append(f"- weights: imported from {_origin(origin)}, not trained further")
         return "\n".join(lines)

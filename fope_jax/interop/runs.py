@@ -1,9 +1,10 @@
-"""Imports Hugging Face checkpoints as runs, and exports runs as such checkpoints."""
+"""Imports Hugging Face checkpoints and GGUF files as runs, and exports runs as such checkpoints."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ from fope_jax.evaluate.restore import LoadedRun, load_run
 from fope_jax.evaluate.run_data import TOKENIZER as RUN_TOKENIZER
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.extras import require
+from fope_jax.interop.gguf import (
+    SUFFIX,
+    import_gguf_config,
+    import_gguf_weights,
+    is_gguf,
+    open_gguf,
+)
+from fope_jax.interop.gguf_tokenizer import write_gguf_tokenizer
 from fope_jax.interop.hub import origin_of
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig, family_of
 from fope_jax.interop.model_card import UNKNOWN_LICENSE, CardFacts, model_card
@@ -45,7 +54,7 @@ from fope_jax.interop.tokenizer_files import (
     special_ids,
     write_tokenizer,
 )
-from fope_jax.interop.weights import export_weights, import_config, import_weights
+from fope_jax.interop.weights import ImportedModel, export_weights, import_config, import_weights
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.transformer import split
 from fope_jax.storage.checkpoint import CheckpointStore
@@ -57,7 +66,7 @@ from fope_jax.storage.directories import (
     remove_empty_directories,
     remove_tree,
 )
-from fope_jax.storage.files import read_json, write_text
+from fope_jax.storage.files import file_sha256, read_json, write_text
 from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, split_step
@@ -65,6 +74,7 @@ from fope_jax.train.workdir import (
     IMPORTED,
     KEPT,
     LINEAGE,
+    UNTRAINED,
     check_workdir,
     open_workdir,
     write_run_info,
@@ -80,40 +90,83 @@ def import_run(source: str | Path, workdir: str | Path, overrides: Iterable[str]
     """Makes a run with a Hugging Face checkpoint as step 0; returns one line about the model.
 
     Args:
-      source: directory of the checkpoint; its tokenizer.json becomes ``data.tokenizer``.
+      source: directory of the checkpoint, or a GGUF file; its tokenizer becomes ``data.tokenizer``.
       workdir: of the run.
       overrides: as in ``load_config``. ``train.length``, of which evaluation takes multiples,
         defaults to the checkpoint's ``max_position_embeddings``, or what an export states.
 
     Raises ConfigError if an override is unknown or changes the model, the tokenizer is missing or
     too large for the embedding, or the workdir holds something else; OSError if it cannot be
-    written; or as ``import_weights``.
+    written; or as ``import_weights`` and ``open_gguf``.
     """
     source, workdir, overrides = Path(source), as_path(workdir), list(overrides)
+    if is_gguf(source):
+        return _import_gguf(source, workdir, overrides)
+    _check_is_no_directory_of_gguf(source)
     config = import_config(source)
-    experiment, length = imported_experiment(source, config, overrides), config.training_length
+    experiment = imported_experiment(source, config, overrides)
     check_tokenizer(experiment)
     check_workdir(workdir, experiment)  # before reading the weights, which may take minutes
-    imported = import_weights(source)
+    origin = origin_of(source.absolute())
+    facts = {"training_length": config.training_length} | (origin._asdict() if origin else {})
+    return _save_import(source, workdir, experiment, import_weights(source), facts, experiment.data)
+
+
+def _import_gguf(path: Path, workdir: Path, overrides: list[str]) -> str:
+    """As `import_run`, of a file, whose tokenizer is rebuilt unless another is given."""
+    file = open_gguf(path)
+    config = import_gguf_config(file)
+    with tempfile.TemporaryDirectory() as scratch:
+        if "data.tokenizer" not in dict(map(split_override, overrides)):
+            write_gguf_tokenizer(file, Path(scratch))
+        rebuilt = imported_experiment(Path(scratch), config, overrides, name=path.stem)
+        check_tokenizer(rebuilt)
+        experiment = rebuilt
+        if rebuilt.data.tokenizer == str(Path(scratch, TOKENIZER)):
+            data = dataclasses.replace(rebuilt.data, tokenizer=str(workdir.absolute() / TOKENIZER))
+            experiment = dataclasses.replace(rebuilt, data=data)
+        check_workdir(workdir, experiment)
+        facts = {"sha256": file_sha256(path), "quantisations": file.quantisations}
+        facts |= {"training_length": config.training_length}
+        imported = import_gguf_weights(file)
+        return _save_import(path, workdir, experiment, imported, facts, rebuilt.data)
+
+
+def _check_is_no_directory_of_gguf(source: Path) -> None:
+    """Raises ConfigError for a directory with GGUF files and no config.json."""
+    files = sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else []
+    if files and not (source / CONFIG).is_file():
+        raise ConfigError(
+            f"{source} is a directory of GGUF files: name one, as `fope import {files[0]}`"
+        )
+
+
+def _save_import(
+    source: Path,
+    workdir: Path,
+    experiment: Experiment,
+    imported: ImportedModel,
+    facts: Mapping[str, Any],
+    tokenizer: DataConfig,
+) -> str:
+    """Writes the run; ``facts`` say where the weights come from, ``tokenizer`` is copied."""
     position, fingerprints = checkpoint_fingerprint(
         imported.position, imported.config.shape, imported.constants
     )
     items = {"params": imported.params, "constants": imported.constants}
     check_space(workdir, sum(x.nbytes for x in jax.tree.leaves(items)), "a checkpoint")
     parameters = sum(x.size for x in jax.tree.leaves(imported.params))
-    origin = origin_of(source.absolute())
-    facts = {
+    info = {
         "name": experiment.name,
         "seed": experiment.seed,
         "parameters": parameters,
         "position": {"hash": position.hash, "summary": position.summary},
-        IMPORTED: {"directory": str(source), "training_length": length}
-        | (origin._asdict() if origin else {}),
+        IMPORTED: {"directory": str(source), **facts},
         KEPT: imported.extra_keys,
     }
     with lock_run(workdir, "import"):
         open_workdir(workdir, experiment)
-        write_run_info(workdir, facts, 0, _keep_tokenizer(workdir, experiment.data))
+        write_run_info(workdir, info, 0, _keep_tokenizer(workdir, tokenizer))
         store = CheckpointStore(workdir / CHECKPOINTS)
         try:  # last: without a checkpoint the workdir counts as empty
             store.save(0, items, fingerprints | {"data": None})
@@ -138,9 +191,12 @@ def _keep_tokenizer(workdir: Path, data: DataConfig) -> dict[str, Any]:
 
 
 def imported_experiment(
-    source: Path, imported: ImportedConfig, overrides: Iterable[str] = ()
+    source: Path, imported: ImportedConfig, overrides: Iterable[str] = (), name: str | None = None
 ) -> Experiment:
-    """The experiment of the checkpoint in ``source``, at step 0; raises as ``import_run``."""
+    """The experiment of the checkpoint in ``source``, at step 0; raises as ``import_run``.
+
+    ``name`` is that of the run, by default that of the repository or the directory.
+    """
     overrides = list(overrides)
     tokenizer = source.absolute() / TOKENIZER  # config.json is read from any directory
     given_tokenizer = dict(map(split_override, overrides)).get("data.tokenizer")
@@ -153,7 +209,7 @@ def imported_experiment(
     bos = read_bos(Path(given_tokenizer or tokenizer))
     origin = origin_of(source.absolute())
     base = Experiment(
-        name=origin.name if origin else source.resolve().name,
+        name=name or (origin.name if origin else source.resolve().name),
         seed=0,
         model=imported.config,
         position=imported.position,
@@ -285,7 +341,8 @@ def _write_checkpoint(
     tokenizer = _read_tokenizer(run, experiment.data)
     source, bos = _tokenizer_json(run, experiment.data), _bos_policy(run, experiment, info)
     extra_keys: dict[str, Any] = info.get(KEPT) or special_ids(tokenizer, bos)
-    length = max(experiment.train.length, extra_keys.get(MAX_POSITIONS, 0))
+    stretched = info.get(UNTRAINED, {}).get("length", 0)  # what its positions are made for
+    length = max(experiment.train.length, extra_keys.get(MAX_POSITIONS, 0), stretched)
     export_weights(
         directory,
         model.config,

@@ -6,18 +6,23 @@
   pallas     TPU; ``bias_kernel.py``, which computes the bias inside the kernel
   cudnn      GPU; ``jax.nn.dot_product_attention``, no bias, an even number of tokens
 
-ALiBi could reach splash as extra head dimensions, but not exactly: in float32, products with
-positions of 10^5 round by more than 0.01. CoPE needs whole rows of scores and is always chunked,
-and so is every bias on GPU.
+All take windows, chunks and wide q and k. ALiBi could reach splash as extra head dimensions, but
+not exactly: in float32, products with positions of 10^5 round by more than 0.01. CoPE needs whole
+rows of scores and is always chunked, and so are on GPU every bias and attention sinks.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fope_jax.position.base import PositionEmbedding, has_hook
+import jax
+import jax.numpy as jnp
+
+from fope_jax.position.base import Layer, ModelShape, has_hook
 
 BACKENDS = ("auto", "reference", "chunked", "splash", "pallas", "cudnn")
 # Backends that are a single kernel, and the platform of each.
@@ -37,10 +42,11 @@ def choose_backend(
     requested: str,
     *,
     platform: str,
-    methods: Sequence[PositionEmbedding],
+    layers: Sequence[Layer],
     length: int,
     head_dim: int,
     dtype: str,
+    sinks: bool = False,
     context: int = 1,
     compute_capability: str | None = None,
     derivatives: str = "reverse",
@@ -50,17 +56,19 @@ def choose_backend(
     Args:
       requested: one of ``BACKENDS``; "auto" takes the fastest that can run.
       platform: "cpu", "tpu" or "gpu", of the devices that will run the program.
-      methods: position embeddings of all layers.
+      layers: one period of the model's layers, from ``layer_pattern``.
       length: tokens of a row, shared by ``context`` devices.
-      head_dim, dtype: of queries and keys.
+      head_dim, dtype: of the values, and of queries and keys before a method widens them.
+      sinks: whether the model has attention sinks.
       compute_capability: of a GPU, such as "9.0"; None if unknown.
       derivatives: "reverse", or "all" for forward mode as well.
 
-    >>> from fope_jax.position import ALiBi, FoPE
+    >>> from fope_jax.position import ALiBi, ByLayer, FoPE
     >>> shapes = {"length": 4096, "head_dim": 64, "dtype": "bfloat16"}
-    >>> choose_backend("auto", platform="tpu", methods=[FoPE(512)], **shapes).name
+    >>> choose_backend("auto", platform="tpu", layers=FoPE(512).layers(), **shapes).name
     'splash'
-    >>> choose_backend("auto", platform="tpu", methods=[FoPE(512), ALiBi()], **shapes).name
+    >>> pattern = ByLayer((FoPE(512), ALiBi())).layers()
+    >>> choose_backend("auto", platform="tpu", layers=pattern, **shapes).name
     'pallas'
     """
     if requested not in BACKENDS:
@@ -70,10 +78,11 @@ def choose_backend(
     reasons_against = functools.partial(
         _reasons_against,
         platform=platform,
-        methods={type(method).__name__: method for method in methods},
+        layers=layers,
         length=length,
         head_dim=head_dim,
         dtype=dtype,
+        sinks=sinks,
         context=context,
         compute_capability=compute_capability,
         derivatives=derivatives,
@@ -102,14 +111,93 @@ def gpu_compute_capability(device: Any) -> str | None:
     return getattr(device, "compute_capability", None) if device.platform == "gpu" else None
 
 
+def reasons_against_layer(name: str, layer: Layer) -> list[str]:
+    """Why the fused kernel ``name`` cannot compute a layer's logits, on any platform."""
+    method, label = layer.method, type(layer.method).__name__
+    if name == "pallas":
+        return [f"{label} needs whole rows of scores"] * has_hook(method, "contextual_bias")
+    reasons = []
+    if has_hook(method, "bias") or has_hook(method, "contextual_bias"):
+        reasons.append(f"{label} adds a bias to the logits")
+    if has_hook(method, "running_bias"):
+        reasons.append(f"{label} adds a running sum to the logits")
+    if layer.far_from is not None:
+        reasons.append(f"{label} has other logits for keys {layer.far_from} tokens back or further")
+    return reasons
+
+
+def splash_has_sinks() -> bool:
+    """Whether the splash of the installed jax takes attention sinks."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    return "sinks" in inspect.signature(splash_attention_kernel.attention_reference).parameters
+
+
+def query_width(layer: Layer, head_dim: int) -> int:
+    """E, the dimensions of a query head after ``rotate``.
+
+    >>> from fope_jax.position import RoPE
+    >>> query_width(RoPE().layers()[0], 64)
+    64
+    """
+    shape = ModelShape(head_dim, 1, 1, 1, head_dim)
+
+    def rotated(key: jax.Array) -> jax.Array:
+        variables = layer.method.init(key, shape).at_layer(0)
+        tables = layer.method.tables(variables, jnp.zeros((1, 1), jnp.int32), head_dim)
+        q = jnp.zeros((1, 1, 1, head_dim))
+        return layer.method.rotate(variables, tables, q, q)[0]
+
+    return jax.eval_shape(rotated, jax.random.key(0)).shape[-1]
+
+
+def visited_blocks(
+    num_blocks: int, block: int, window: int | None = None, chunk: int | None = None
+) -> int:
+    """How many blocks of scores are computed for a row of one document, ``num_blocks`` long.
+
+    >>> visited_blocks(4, 512), visited_blocks(64, 512, window=512)
+    (10, 127)
+    """
+    total = 0
+    for index in range(num_blocks):
+        first = 0 if window is None else max(0, index * block - window + 1)
+        if chunk is not None:
+            first = max(first, index * block // chunk * chunk)
+        total += index - first // block + 1
+    return total
+
+
+def range_scope(window: int | None, chunk: int | None) -> str:
+    """The name in profiles of attention with this window and chunk, which `fope plan` reads.
+
+    >>> range_scope(512, None), range_scope(None, None)
+    ('window_512', 'all_tokens')
+    """
+    limits = {"window": window, "chunk": chunk}
+    return "_".join(f"{name}_{n}" for name, n in limits.items() if n is not None) or "all_tokens"
+
+
+def range_of_scope(names: str) -> tuple[int | None, int | None]:
+    """Window and chunk in a name stack.
+
+    >>> range_of_scope("jit(step)/transpose(jvp(window_512))/while")
+    (512, None)
+    """
+    found = [re.search(rf"{name}_(\d+)", names) for name in ("window", "chunk")]
+    window, chunk = (int(match[1]) if match else None for match in found)
+    return window, chunk
+
+
 def _reasons_against(
     name: str,
     *,
     platform: str,
-    methods: dict[str, PositionEmbedding],
+    layers: Sequence[Layer],
     length: int,
     head_dim: int,
     dtype: str,
+    sinks: bool,
     context: int,
     compute_capability: str | None,
     derivatives: str,
@@ -119,26 +207,25 @@ def _reasons_against(
     needed = FUSED_BACKENDS[name]
     if platform != needed:
         reasons.append(f"it needs platform {needed}, this is {platform}")
-    for label, method in sorted(methods.items()):
-        is_contextual = has_hook(method, "contextual_bias")
-        if name == "pallas" and is_contextual:
-            reasons.append(f"{label} needs whole rows of scores")
-        elif name != "pallas" and (is_contextual or has_hook(method, "bias")):
-            reasons.append(f"{label} adds a bias to the logits")
+    of_layers = [reason for layer in layers for reason in reasons_against_layer(name, layer)]
+    reasons += sorted(set(of_layers))
+    if sinks and (name == "cudnn" or (name == "splash" and not splash_has_sinks())):
+        reasons.append("it takes no attention sinks")
     if context > 1 and name != "pallas":
         reasons.append(f"mesh.context={context}: queries and keys begin at different tokens")
     if needed == "tpu" and length % (LANES * context):
         share = f" on each of mesh.context={context} devices" if context > 1 else ""
         reasons.append(f"{length} tokens a row are no multiple of {LANES}{share}")
     if name == "cudnn":
-        reasons += _reasons_against_cudnn(length, head_dim, dtype, compute_capability)
+        width = max(query_width(layer, head_dim) for layer in layers)
+        reasons += _reasons_against_cudnn(length, head_dim, width, dtype, compute_capability)
     if derivatives == "all":
         reasons.append("derivatives='all': its gradient is written out, for reverse mode")
     return reasons
 
 
 def _reasons_against_cudnn(
-    length: int, head_dim: int, dtype: str, compute_capability: str | None
+    length: int, head_dim: int, width: int, dtype: str, compute_capability: str | None
 ) -> list[str]:
     reasons = []
     largest_head = 128
@@ -152,8 +239,11 @@ def _reasons_against_cudnn(
             largest_head = 256
     if dtype not in ("bfloat16", "float16"):
         reasons.append(f"{dtype}: it computes in bfloat16 or float16")
-    if head_dim > largest_head or head_dim % 8:
-        reasons.append(f"head_dim={head_dim}: it takes multiples of 8 up to {largest_head}")
+    if width > largest_head or width % 8:
+        widened = f", of queries {width}" if width != head_dim else ""
+        reasons.append(
+            f"head_dim={head_dim}{widened}: it takes multiples of 8 up to {largest_head}"
+        )
     if length % 2:
         reasons.append(f"{length} tokens a row: it takes even numbers, for the gradient of a mask")
     if length > CUDNN_MAX_LENGTH:

@@ -1,11 +1,14 @@
-"""Attention on TPU with the bias computed inside the kernel.
+"""Attention on TPU with masks and biases computed inside the kernel.
 
 Splash takes no bias, and a bias ``[N, T, S]`` does not fit in memory for long sequences. Here each
-block of scores computes its bias from positions on chip, forward and backward. Masks come from
-positions and segments, so queries and keys may be different tokens, as in context parallelism.
+block of scores computes its bias from positions on chip, forward and backward. Masks and windows
+come from positions and segments, so queries and keys may be different tokens, as in context
+parallelism.
 
-Scores are transposed, ``[s, t]``, so that a number per query lies along lanes, as in memory. Blocks
-that no query sees are skipped if tokens are stored by segment and position.
+Scores are transposed, ``[s, t]``, so that a number per query lies along lanes, as in memory. A
+block of queries visits the blocks of keys from the first to the last that it sees; those are few
+for a window if tokens are stored by segment and position. The grid is no longer than the longest
+such visit.
 
 Reference: Dao et al. 2022, "FlashAttention", Algorithms 1 and 4 (appendix B).
 """
@@ -23,7 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from fope_jax.model.attention import TokenIndex, visible_block_mask
-from fope_jax.model.backends import LANES
+from fope_jax.model.backends import LANES, visited_blocks
 from fope_jax.position.base import PositionEmbedding, has_hook
 from fope_jax.typing import Array
 
@@ -34,12 +37,61 @@ _BLOCKS, _BLOCKS_OF_MANY, _MANY = (512, 256, 128), (128,), 8
 
 
 class _Settings(NamedTuple):
-    """``bias_fn`` maps a head's numbers and positions ``[1, t]``, ``[s, 1]`` to ``[s, t]``."""
+    """What is known while tracing.
 
-    bias_fn: Callable[[list[Array], Array, Array], Array] | None
-    num_numbers: int
+    ``bias_fn`` maps a head's numbers and positions ``[1, t]``, ``[s, 1]`` to ``[s, t]``. For
+    ``window``, ``chunk`` and ``far_from`` see ``attention.attend``.
+    """
+
     block: int
-    interpret: bool
+    scale: float
+    bias_fn: Callable[[list[Array], Array, Array], Array] | None = None
+    num_numbers: int = 0
+    window: int | None = None
+    chunk: int | None = None
+    far_from: int | None = None
+    interpret: bool = False
+
+
+class _Inputs(NamedTuple):
+    """What is differentiated; None where the layer has no such thing.
+
+    Attributes:
+      q, k: ``[B, N, V, T, E]`` and ``[B, K, V, S, E]``, in V versions (2 with ``far_from``).
+      v: ``[B, K, S, H]``.
+      numbers: of the bias, ``[N, P]``.
+      sinks: ``[N, 1]``.
+      q_sums, k_sums: ``[B, N, 2, T]`` and ``[B, N, 2, S]``.
+    """
+
+    q: Any
+    k: Any
+    v: Any
+    numbers: Any
+    sinks: Any
+    q_sums: Any
+    k_sums: Any
+
+
+class _Tokens(NamedTuple):
+    """Of queries ``[B, 1, T]`` and keys ``[B, S, 1]``.
+
+    ``q_first`` is the first position that the window and the chunk of a query let it see.
+    """
+
+    q_positions: Any
+    q_segments: Any
+    q_first: Any
+    k_positions: Any
+    k_segments: Any
+
+
+class _Gradients(NamedTuple):
+    """Of the output ``[B, N, T, H]``, the log-sum-exp and ``sum(out * d_out)`` ``[B, N, 1, T]``."""
+
+    d_out: Any
+    lse: Any
+    delta: Any
 
 
 def pallas_attention(
@@ -51,16 +103,24 @@ def pallas_attention(
     k_index: TokenIndex,
     method: PositionEmbedding,
     variables: dict[str, Array],
+    window: int | None = None,
+    chunk: int | None = None,
+    far_from: int | None = None,
+    sinks: Array | None = None,
+    q_sums: Array | None = None,
+    k_sums: Array | None = None,
     interpret: bool = False,
 ) -> Array:
     """``attention.attend`` as a TPU kernel; ValueError if T or S is not a multiple of 128.
 
     Args:
-      q: ``[B, T, N, H]``; the result has its shape and dtype.
-      k, v: ``[B, S, K, H]``.
+      q: ``[B, T, N, E]``, or ``[B, T, N, 2 E]`` with ``far_from``.
+      k: ``[B, S, K, E]``, or ``[B, S, K, 2 E]``.
+      v: ``[B, S, K, H]``; the result is ``[B, T, N, H]`` in the dtype of q.
       q_index, k_index: ``[B, T]`` or ``[1, T]``, and ``[B, S]`` or ``[1, S]``.
       method: the layer's; its ``bias``, if any, is computed inside the kernel.
       variables: floating, with gradients.
+      window, chunk, far_from, sinks, q_sums, k_sums: as for ``attend``, with gradients.
       interpret: emulates the kernel on any platform, slowly.
     """
     for name, length in (("T", q.shape[1]), ("S", k.shape[1])):
@@ -74,7 +134,7 @@ def pallas_attention(
         x = jnp.moveaxis(x, axes.index("heads"), -1) if "heads" in axes else x[..., None]
         shapes[name] = x.shape[:-1]
         columns.append(jnp.broadcast_to(x, (*x.shape[:-1], num_heads)).reshape(-1, num_heads))
-    numbers = jnp.concatenate(columns).T if columns else jnp.zeros((num_heads, 1), jnp.float32)
+    numbers = jnp.concatenate(columns).T if columns else None
 
     def bias_fn(numbers: list[Array], q_positions: Array, k_positions: Array) -> Array:
         values, rest = {}, list(numbers)
@@ -86,31 +146,43 @@ def pallas_attention(
 
     count = sum(math.prod(shape) for shape in shapes.values())
     sizes = _BLOCKS if count <= _MANY else _BLOCKS_OF_MANY
-    block = next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0)
-    settings = _Settings(bias_fn if has_bias else None, count, block, interpret)
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    settings = _Settings(
+        block=next(n for n in sizes if q.shape[1] % n == 0 and k.shape[1] % n == 0),
+        scale=v.shape[-1] ** -0.5,
+        bias_fn=bias_fn if has_bias else None,
+        num_numbers=count,
+        window=window,
+        chunk=chunk,
+        far_from=far_from,
+        interpret=interpret,
+    )
+    inputs = _Inputs(
+        q=_by_version(q, far_from),
+        k=_by_version(k, far_from),
+        v=v.swapaxes(1, 2),
+        numbers=numbers,
+        sinks=None if sinks is None else sinks.astype(jnp.float32)[:, None],
+        q_sums=None if q_sums is None else q_sums.transpose(0, 2, 3, 1),
+        k_sums=None if k_sums is None else k_sums.transpose(0, 2, 3, 1),
+    )
     q_index, k_index = (
         TokenIndex(*(jnp.broadcast_to(x, (q.shape[0], x.shape[1])) for x in index))
         for index in (q_index, k_index)
     )
-    out: Any = _attention(settings, q, k, v, numbers, q_index, k_index)
+    out: Any = _attention(settings, inputs, q_index, k_index)
     return out.swapaxes(1, 2)
 
 
-def computed_fraction(grid: tuple[int, ...]) -> float:
-    """The fraction of the grid's blocks that are computed in rows of one document.
-
-    >>> computed_fraction((1, 1, 4, 4))
-    0.625
-    """
-    blocks = max(grid[2], grid[-1])
-    return (blocks + 1) / (2 * blocks)
+def _by_version(x: Array, far_from: int | None) -> Array:
+    """``[B, T, N, V E]`` as ``[B, N, V, T, E]``."""
+    versions = 1 if far_from is None else 2
+    return x.reshape(*x.shape[:3], versions, -1).transpose(0, 2, 3, 1, 4)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(settings, q, k, v, numbers, q_index, k_index):
-    """``q [B, N, T, H]``, ``k, v [B, K, S, H]``, ``numbers [N, P]`` of the bias."""
-    return _forward(settings, q, k, v, numbers, q_index, k_index)[0]
+def _attention(settings, inputs, q_index, k_index):
+    """The output ``[B, N, T, H]`` of ``_Inputs``."""
+    return _forward(settings, inputs, q_index, k_index)[0]
 
 
 def _forward_rule(settings, *arrays):
@@ -119,12 +191,18 @@ def _forward_rule(settings, *arrays):
 
 
 def _backward_rule(settings, saved, d_out):
-    *arrays, out, lse = saved
+    inputs, q_index, k_index, out, lse = saved
     delta = jnp.sum(out.astype(jnp.float32) * d_out.astype(jnp.float32), axis=-1)[:, :, None]
-    arguments = [*arrays, d_out, lse, delta]
-    dq, d_numbers = _backward_queries(settings, *arguments)
-    dk, dv = _backward_keys(settings, *arguments)
-    return dq, dk, dv, d_numbers, None, None
+    arguments = (settings, inputs, q_index, k_index, _Gradients(d_out, lse, delta))
+    dq, d_numbers, dq_sums = _backward_queries(*arguments)
+    dk, dv, dk_sums = _backward_keys(*arguments)
+    d_sinks = None
+    if inputs.sinks is not None:
+        # The sink's value is zero, so its weight's gradient is -delta alone.
+        weights = jnp.exp(inputs.sinks[None, :, :, None] - lse)
+        d_sinks = -jnp.sum(weights * delta, axis=(0, 2, 3))[:, None]
+    gradients = _Inputs(dq, dk, dv, d_numbers, d_sinks, dq_sums, dk_sums)
+    return gradients, None, None
 
 
 _attention.defvjp(_forward_rule, _backward_rule)
@@ -142,30 +220,57 @@ def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
     )
 
 
-def _head_numbers(settings: _Settings, numbers: Any, head: Array) -> list[Array]:
-    return [numbers[head, index] for index in range(settings.num_numbers)]
+def _head_numbers(settings: _Settings, inputs: _Inputs, head: Array) -> list[Array]:
+    return [inputs.numbers[head, index] for index in range(settings.num_numbers)]
+
+
+def _is_far(settings: _Settings, tokens: _Tokens) -> Array:
+    return tokens.q_positions[0] - tokens.k_positions[0] >= settings.far_from
 
 
 def _masked_scores(
-    q: Array, k: Array, bias: Array | None, tokens: list[Array]
+    settings: _Settings, inputs: _Inputs, tokens: _Tokens, bias: Array | None
 ) -> tuple[Array, Array]:
-    """Biased scores ``[s, t]`` float32 and their mask; ``tokens`` as from ``_token_arrays``."""
-    q_positions, k_positions, q_segments, k_segments = tokens
-    scores = _dot(k, q, 1, 1) * (1 / math.sqrt(q.shape[-1]))
+    """Biased scores ``[s, t]`` float32 and their mask."""
+    scores = _dot(inputs.k[0, 0, 0], inputs.q[0, 0, 0], 1, 1)
+    if settings.far_from is not None:
+        far = _dot(inputs.k[0, 0, 1], inputs.q[0, 0, 1], 1, 1)
+        scores = jnp.where(_is_far(settings, tokens), far, scores)
+    scores *= settings.scale
     if bias is not None:
         scores += bias
-    mask = (k_positions <= q_positions) & (k_segments == q_segments) & (q_segments != 0)
+    if inputs.q_sums is not None:
+        q_high, q_low = inputs.q_sums[0, 0, 0:1], inputs.q_sums[0, 0, 1:2]
+        k_sums = inputs.k_sums[0, 0].T
+        scores += (q_high - k_sums[:, 0:1]) + (q_low - k_sums[:, 1:2])
+    q_segments, k_positions = tokens.q_segments[0], tokens.k_positions[0]
+    mask = (k_positions <= tokens.q_positions[0]) & (tokens.k_segments[0] == q_segments)
+    mask &= q_segments != 0
+    if tokens.q_first is not None:
+        mask &= k_positions >= tokens.q_first[0]
     return scores, mask
 
 
-def _gradient_of_scores(settings, numbers, q, k, v, tokens, d_out, lse, delta):
+def _gradient_of_scores(settings, inputs, tokens, gradients, head):
     """Attention weights and the gradient of the scores, ``[s, t]``; the vjp of the bias."""
     bias, bias_vjp = None, None
     if settings.bias_fn is not None:
-        bias, bias_vjp = jax.vjp(lambda numbers: settings.bias_fn(numbers, *tokens[:2]), numbers)
-    scores, mask = _masked_scores(q, k, bias, tokens)
-    weights = jnp.where(mask, jnp.exp(scores - lse), 0.0)
-    return weights, weights * (_dot(v, d_out, 1, 1) - delta), bias_vjp
+        bias, bias_vjp = jax.vjp(
+            lambda numbers: settings.bias_fn(numbers, tokens.q_positions[0], tokens.k_positions[0]),
+            _head_numbers(settings, inputs, head),
+        )
+    scores, mask = _masked_scores(settings, inputs, tokens, bias)
+    weights = jnp.where(mask, jnp.exp(scores - gradients.lse[0, 0]), 0.0)
+    d_weights = _dot(inputs.v[0, 0], gradients.d_out[0, 0], 1, 1)
+    return weights, weights * (d_weights - gradients.delta[0, 0]), bias_vjp
+
+
+def _of_versions(settings: _Settings, tokens: _Tokens, d_scores: Array) -> list[Array]:
+    """The gradient of each version's scores."""
+    if settings.far_from is None:
+        return [d_scores]
+    is_far = _is_far(settings, tokens)
+    return [jnp.where(is_far, 0.0, d_scores), jnp.where(is_far, d_scores, 0.0)]
 
 
 # ---------------------------------------------------------------------------- kernels
@@ -173,27 +278,29 @@ def _gradient_of_scores(settings, numbers, q, k, v, tokens, d_out, lse, delta):
 # The last axis of each grid runs over the blocks that are summed.
 
 
-def _forward(settings, q, k, v, numbers, q_index, k_index):
+def _forward(settings, inputs, q_index, k_index):
     """The output ``[B, N, T, H]`` and each query's log-sum-exp ``[B, N, 1, T]``."""
-    batch, num_heads, length, head_dim = q.shape
-    block, group = settings.block, num_heads // k.shape[1]
+    batch, num_heads, _, length, _ = inputs.q.shape
+    block, head_dim = settings.block, inputs.v.shape[-1]
 
-    def kernel(first, last, numbers, q, k, v, *refs):
-        token_refs, (out, lse, highest, total, summed) = refs[:4], refs[4:]
+    def kernel(first, last, inputs, tokens, out, lse, highest, total, summed):
         row, head, q_block, step = (pl.program_id(axis) for axis in range(4))
 
         @pl.when(step == 0)
         def _():
-            highest[...] = jnp.full(highest.shape, _LOWEST, jnp.float32)
-            total[...] = jnp.zeros(total.shape, jnp.float32)
+            # A sink is a key with value 0 that comes before all others.
+            start = _LOWEST if inputs.sinks is None else inputs.sinks[head, 0]
+            highest[...] = jnp.full(highest.shape, start, jnp.float32)
+            total[...] = jnp.full(total.shape, float(inputs.sinks is not None), jnp.float32)
             summed[...] = jnp.zeros(summed.shape, jnp.float32)
 
-        @pl.when((step >= first[row, q_block]) & (step <= last[row, q_block]))
+        @pl.when(first[row, q_block] + step <= last[row, q_block])
         def _():
-            tokens, bias = [ref[0] for ref in token_refs], None
+            bias = None
             if settings.bias_fn is not None:
-                bias = settings.bias_fn(_head_numbers(settings, numbers, head), *tokens[:2])
-            scores, mask = _masked_scores(q[0, 0], k[0, 0], bias, tokens)
+                numbers = _head_numbers(settings, inputs, head)
+                bias = settings.bias_fn(numbers, tokens.q_positions[0], tokens.k_positions[0])
+            scores, mask = _masked_scores(settings, inputs, tokens, bias)
             before = highest[...]
             block_highest = jnp.max(jnp.where(mask, scores, _LOWEST), axis=0, keepdims=True)
             now = jnp.maximum(before, block_highest)
@@ -201,7 +308,7 @@ def _forward(settings, q, k, v, numbers, q_index, k_index):
             shrink = jnp.exp(before - now)
             highest[...] = now
             total[...] = total[...] * shrink + jnp.sum(weights, axis=0, keepdims=True)
-            values = v[0, 0]
+            values = inputs.v[0, 0]
             summed[...] = summed[...] * shrink + _dot(values, weights.astype(values.dtype), 0, 0)
 
         @pl.when(step == pl.num_programs(3) - 1)
@@ -211,110 +318,108 @@ def _forward(settings, q, k, v, numbers, q_index, k_index):
             out[0, 0] = (summed[...] / jnp.where(is_empty, 1.0, sums)).T.astype(out.dtype)
             lse[0, 0] = jnp.where(is_empty, -_LOWEST, highest[...] + jnp.log(sums))
 
+    first, last, steps = _ranges(settings, q_index, k_index, by_query=True)
+    of_inputs, of_tokens, of_gradients = _specs(settings, inputs, _grid_by_query(inputs))
     return pl.pallas_call(
         kernel,
         name=f"{NAME}_forward",
         out_shape=[
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
+            jax.ShapeDtypeStruct((batch, num_heads, length, head_dim), inputs.q.dtype),
             jax.ShapeDtypeStruct((batch, num_heads, 1, length), jnp.float32),
         ],
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(batch, num_heads, length // block, k.shape[2] // block),
-            in_specs=_specs_by_query(block, group, head_dim),
-            out_specs=[
-                pl.BlockSpec((1, 1, block, head_dim), lambda b, n, i, j, *_: (b, n, i, 0)),
-                pl.BlockSpec((1, 1, 1, block), lambda b, n, i, j, *_: (b, n, 0, i)),
-            ],
+            grid=(batch, num_heads, length // block, steps),
+            in_specs=[of_inputs, of_tokens],
+            out_specs=[of_gradients.d_out, of_gradients.lse],
             scratch_shapes=[
                 pltpu.VMEM((1, block), jnp.float32),
                 pltpu.VMEM((1, block), jnp.float32),
                 pltpu.VMEM((head_dim, block), jnp.float32),
             ],
         ),
+        cost_estimate=_cost(settings, inputs, of_q=1, of_v=1),
         interpret=settings.interpret,
-    )(
-        *_ranges(block, q_index, k_index, by_query=True),
-        numbers,
-        q,
-        k,
-        v,
-        *_token_arrays(q_index, k_index),
-    )
+    )(first, last, inputs, _tokens(settings, q_index, k_index))
 
 
-def _backward_queries(settings, q, k, v, numbers, q_index, k_index, d_out, lse, delta):
-    """Gradients of ``q`` and of the numbers ``[N, P]`` of the bias."""
-    batch, num_heads, length, head_dim = q.shape
-    block, group = settings.block, num_heads // k.shape[1]
-    lanes = math.ceil(numbers.shape[1] / LANES) * LANES
+def _backward_queries(settings, inputs, q_index, k_index, gradients):
+    """Gradients of ``q``, of the numbers ``[N, P]`` of the bias, and of ``q_sums``."""
+    batch, num_heads, versions, length, width = inputs.q.shape
+    block = settings.block
+    has_bias, has_sums = settings.num_numbers > 0, inputs.q_sums is not None
+    lanes = math.ceil(settings.num_numbers / LANES) * LANES
 
-    def kernel(first, last, numbers, q, k, v, *refs):
-        token_refs, (d_out, lse, delta, dq, d_numbers, summed) = refs[:4], refs[4:]
+    def kernel(first, last, inputs, tokens, gradients, dq, d_numbers, dq_sums, summed):
         row, head, q_block, step = (pl.program_id(axis) for axis in range(4))
-
-        @pl.when((q_block == 0) & (step == 0))
-        def _():
-            d_numbers[...] = jnp.zeros(d_numbers.shape, jnp.float32)
 
         @pl.when(step == 0)
         def _():
             summed[...] = jnp.zeros(summed.shape, jnp.float32)
+            if has_sums:
+                dq_sums[...] = jnp.zeros(dq_sums.shape, jnp.float32)
 
-        @pl.when((step >= first[row, q_block]) & (step <= last[row, q_block]))
+        if has_bias:
+
+            @pl.when((q_block == 0) & (step == 0))
+            def _():
+                d_numbers[...] = jnp.zeros(d_numbers.shape, jnp.float32)
+
+        @pl.when(first[row, q_block] + step <= last[row, q_block])
         def _():
-            keys, head_numbers = k[0, 0], _head_numbers(settings, numbers, head)
-            blocks = (q[0, 0], keys, v[0, 0], [ref[0] for ref in token_refs])
-            _, d_scores, bias_vjp = _gradient_of_scores(
-                settings, head_numbers, *blocks, d_out[0, 0], lse[0, 0], delta[0, 0]
-            )
-            if bias_vjp is not None:
+            _, d_scores, bias_vjp = _gradient_of_scores(settings, inputs, tokens, gradients, head)
+            if has_bias:
                 (gradient,) = bias_vjp(d_scores)
                 lane = jax.lax.broadcasted_iota(jnp.int32, d_numbers.shape[2:], 1)
                 for index, number in enumerate(gradient):
                     d_numbers[0, 0] += jnp.where(lane == index, number, 0.0)
-            summed[...] += _dot(d_scores.astype(keys.dtype), keys, 0, 0)
+            if has_sums:
+                dq_sums[0, 0] += jnp.sum(d_scores, axis=0, keepdims=True)
+            for index, part in enumerate(_of_versions(settings, tokens, d_scores)):
+                keys = inputs.k[0, 0, index]
+                summed[index] += _dot(part.astype(keys.dtype), keys, 0, 0)
 
         @pl.when(step == pl.num_programs(3) - 1)
         def _():
-            dq[0, 0] = (summed[...] * (1 / math.sqrt(head_dim))).astype(dq.dtype)
+            dq[0, 0] = (summed[...] * settings.scale).astype(dq.dtype)
 
-    query_spec = pl.BlockSpec((1, 1, block, head_dim), lambda b, n, i, j, *_: (b, n, i, 0))
-    row_spec = pl.BlockSpec((1, 1, 1, block), lambda b, n, i, j, *_: (b, n, 0, i))
-    dq, d_numbers = pl.pallas_call(
+    first, last, steps = _ranges(settings, q_index, k_index, by_query=True)
+    of_inputs, of_tokens, of_gradients = _specs(settings, inputs, _grid_by_query(inputs))
+    dq, d_numbers, dq_sums = pl.pallas_call(
         kernel,
         name=f"{NAME}_backward_queries",
-        out_shape=[
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((batch, num_heads, 1, lanes), jnp.float32),
-        ],
+        out_shape=(
+            jax.ShapeDtypeStruct(inputs.q.shape, inputs.q.dtype),
+            jax.ShapeDtypeStruct((batch, num_heads, 1, lanes), jnp.float32) if has_bias else None,
+            jax.ShapeDtypeStruct((batch, num_heads, 1, length), jnp.float32) if has_sums else None,
+        ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(batch, num_heads, length // block, k.shape[2] // block),
-            in_specs=[*_specs_by_query(block, group, head_dim), query_spec, row_spec, row_spec],
-            out_specs=[
-                query_spec,
-                pl.BlockSpec((1, 1, 1, lanes), lambda b, n, i, j, *_: (b, n, 0, 0)),
-            ],
-            scratch_shapes=[pltpu.VMEM((block, head_dim), jnp.float32)],
+            grid=(batch, num_heads, length // block, steps),
+            in_specs=[of_inputs, of_tokens, of_gradients],
+            out_specs=(
+                of_inputs.q,
+                pl.BlockSpec((1, 1, 1, lanes), lambda b, n, *_: (b, n, 0, 0)) if has_bias else None,
+                of_gradients.delta if has_sums else None,
+            ),
+            scratch_shapes=[pltpu.VMEM((versions, block, width), jnp.float32)],
         ),
+        cost_estimate=_cost(settings, inputs, of_q=2, of_v=1),
         interpret=settings.interpret,
-    )(
-        *_ranges(block, q_index, k_index, by_query=True),
-        *(numbers, q, k, v),
-        *_token_arrays(q_index, k_index),
-        *(d_out, lse, delta),
-    )
-    return dq, jnp.sum(d_numbers[:, :, 0, : numbers.shape[1]], axis=0)
+    )(first, last, inputs, _tokens(settings, q_index, k_index), gradients)
+    if has_bias:
+        d_numbers = jnp.sum(d_numbers[:, :, 0, : settings.num_numbers], axis=0)
+    return dq, d_numbers, _of_both_parts(dq_sums)
 
 
-def _backward_keys(settings, q, k, v, numbers, q_index, k_index, d_out, lse, delta):
-    """Gradients of ``k`` and ``v``, summed over the query heads of each key-value head."""
-    batch, num_kv_heads, num_keys, head_dim = k.shape
-    block, group = settings.block, q.shape[1] // num_kv_heads
+def _backward_keys(settings, inputs, q_index, k_index, gradients):
+    """Gradients of ``k`` and ``v``, summed over a key-value head's queries, and of ``k_sums``."""
+    batch, num_kv_heads, versions, num_keys, width = inputs.k.shape
+    num_heads, head_dim = inputs.q.shape[1], inputs.v.shape[-1]
+    block, group = settings.block, num_heads // num_kv_heads
+    has_sums = inputs.k_sums is not None
 
-    def kernel(first, last, numbers, q, k, v, *refs):
-        token_refs, (d_out, lse, delta, dk, dv, summed_k, summed_v) = refs[:4], refs[4:]
+    def kernel(first, last, inputs, tokens, gradients, dk, dv, dk_sums, summed_k, summed_v):
         row, kv_head, k_block, member, step = (pl.program_id(axis) for axis in range(5))
 
         @pl.when((member == 0) & (step == 0))
@@ -322,98 +427,160 @@ def _backward_keys(settings, q, k, v, numbers, q_index, k_index, d_out, lse, del
             summed_k[...] = jnp.zeros(summed_k.shape, jnp.float32)
             summed_v[...] = jnp.zeros(summed_v.shape, jnp.float32)
 
-        @pl.when((step >= first[row, k_block]) & (step <= last[row, k_block]))
+        if has_sums:
+
+            @pl.when(step == 0)
+            def _():
+                dk_sums[...] = jnp.zeros(dk_sums.shape, jnp.float32)
+
+        @pl.when(first[row, k_block] + step <= last[row, k_block])
         def _():
-            queries, d_outs = q[0, 0], d_out[0, 0]
-            head_numbers = _head_numbers(settings, numbers, kv_head * group + member)
-            blocks = (queries, k[0, 0], v[0, 0], [ref[0] for ref in token_refs])
-            weights, d_scores, _ = _gradient_of_scores(
-                settings, head_numbers, *blocks, d_outs, lse[0, 0], delta[0, 0]
-            )
-            summed_k[...] += _dot(d_scores.astype(queries.dtype), queries, 1, 0)
+            head, d_outs = kv_head * group + member, gradients.d_out[0, 0]
+            weights, d_scores, _ = _gradient_of_scores(settings, inputs, tokens, gradients, head)
+            for index, part in enumerate(_of_versions(settings, tokens, d_scores)):
+                queries = inputs.q[0, 0, index]
+                summed_k[index] += _dot(part.astype(queries.dtype), queries, 1, 0)
             summed_v[...] += _dot(weights.astype(d_outs.dtype), d_outs, 1, 0)
+            if has_sums:
+                # As a product with ones, so that the sums lie along lanes.
+                dk_sums[0, 0] -= _dot(jnp.ones((1, block), jnp.float32), d_scores, 1, 1)
 
         @pl.when((member == group - 1) & (step == pl.num_programs(4) - 1))
         def _():
-            dk[0, 0] = (summed_k[...] * (1 / math.sqrt(head_dim))).astype(dk.dtype)
+            dk[0, 0] = (summed_k[...] * settings.scale).astype(dk.dtype)
             dv[0, 0] = summed_v[...].astype(dv.dtype)
 
+    first, last, steps = _ranges(settings, q_index, k_index, by_query=False)
+    row_shape = jax.ShapeDtypeStruct((batch, num_heads, 1, num_keys), jnp.float32)
+    row_spec = pl.BlockSpec((1, 1, 1, block), lambda b, m, j, g, *_: (b, m * group + g, 0, j))
+    of_inputs, of_tokens, of_gradients = _specs(settings, inputs, _grid_by_key(inputs))
     # Grid: row, key-value head, block of keys, query head of its group, block of queries.
-    query_spec = pl.BlockSpec(
-        (1, 1, block, head_dim), lambda b, n, i, g, j, *r: (b, n * group + g, _clip(b, i, j, *r), 0)
-    )
-    row_spec = pl.BlockSpec(
-        (1, 1, 1, block), lambda b, n, i, g, j, *r: (b, n * group + g, 0, _clip(b, i, j, *r))
-    )
-    key_spec = pl.BlockSpec((1, 1, block, head_dim), lambda b, n, i, g, j, *_: (b, n, i, 0))
-    token_specs = [
-        pl.BlockSpec((1, 1, block), lambda b, n, i, g, j, *r: (b, 0, _clip(b, i, j, *r))),
-        pl.BlockSpec((1, block, 1), lambda b, n, i, g, j, *_: (b, i, 0)),
-    ] * 2
-    numbers_spec = pl.BlockSpec(memory_space=pltpu.SMEM)
-    return pl.pallas_call(
+    dk, dv, dk_sums = pl.pallas_call(
         kernel,
         name=f"{NAME}_backward_keys",
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k, v)],
+        out_shape=(
+            *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (inputs.k, inputs.v)),
+            row_shape if has_sums else None,
+        ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(batch, num_kv_heads, num_keys // block, group, q.shape[2] // block),
-            in_specs=[numbers_spec, query_spec, key_spec, key_spec]
-            + [*token_specs, query_spec, row_spec, row_spec],
-            out_specs=[key_spec, key_spec],
-            scratch_shapes=[pltpu.VMEM((block, head_dim), jnp.float32)] * 2,
+            grid=(batch, num_kv_heads, num_keys // block, group, steps),
+            in_specs=[of_inputs, of_tokens, of_gradients],
+            out_specs=(of_inputs.k, of_inputs.v, row_spec if has_sums else None),
+            scratch_shapes=[
+                pltpu.VMEM((versions, block, width), jnp.float32),
+                pltpu.VMEM((block, head_dim), jnp.float32),
+            ],
         ),
+        cost_estimate=_cost(settings, inputs, of_q=2, of_v=2),
         interpret=settings.interpret,
-    )(
-        *_ranges(block, q_index, k_index, by_query=False),
-        *(numbers, q, k, v),
-        *_token_arrays(q_index, k_index),
-        *(d_out, lse, delta),
+    )(first, last, inputs, _tokens(settings, q_index, k_index), gradients)
+    return dk, dv, _of_both_parts(dk_sums)
+
+
+def _of_both_parts(d_sums: Array | None) -> Array | None:
+    """``[B, N, 1, T]`` as the gradient of the high and of the low part, ``[B, N, 2, T]``."""
+    return None if d_sums is None else jnp.repeat(d_sums, 2, axis=2)
+
+
+def _grid_by_query(inputs: _Inputs) -> Callable[..., tuple[Any, ...]]:
+    """From a step of the grid (row, head, query block, visit) to what ``_specs`` takes."""
+    group = inputs.q.shape[1] // inputs.k.shape[1]
+    return lambda b, n, i, step, first, last: (b, n, n // group, i, _visit(b, i, step, first, last))
+
+
+def _grid_by_key(inputs: _Inputs) -> Callable[..., tuple[Any, ...]]:
+    """The same for row, key-value head, key block, query head of its group, visit."""
+    group = inputs.q.shape[1] // inputs.k.shape[1]
+    return lambda b, m, j, g, step, first, last: (
+        *(b, m * group + g, m, _visit(b, j, step, first, last), j),
     )
 
 
-def _specs_by_query(block: int, group: int, head_dim: int) -> list[pl.BlockSpec]:
-    """BlockSpecs of numbers, q, k, v and tokens; grid: row, head, query block, key block."""
-    key_spec = pl.BlockSpec(
-        (1, 1, block, head_dim), lambda b, n, i, j, *r: (b, n // group, _clip(b, i, j, *r), 0)
+def _visit(row, block, step, first, last):
+    """The block of a visit; a step beyond the last stays there, so that it fetches nothing."""
+    return jnp.minimum(first[row, block] + step, jnp.maximum(last[row, block], 0))
+
+
+def _specs(settings, inputs, places) -> tuple[_Inputs, _Tokens, _Gradients]:
+    """BlockSpecs; ``places`` gives row, query head, key-value head, query block and key block."""
+    block, head_dim = settings.block, inputs.v.shape[-1]
+    versions, width = inputs.q.shape[2], inputs.q.shape[-1]
+
+    def spec(shape, index):
+        return pl.BlockSpec(shape, lambda *step: index(*places(*step)))
+
+    smem = pl.BlockSpec(memory_space=pltpu.SMEM)
+    q_row = spec((1, 1, block), lambda b, n, m, i, j: (b, 0, i))
+    k_column = spec((1, block, 1), lambda b, n, m, i, j: (b, j, 0))
+    row_of_head = spec((1, 1, 1, block), lambda b, n, m, i, j: (b, n, 0, i))
+    specs = _Inputs(
+        q=spec((1, 1, versions, block, width), lambda b, n, m, i, j: (b, n, 0, i, 0)),
+        k=spec((1, 1, versions, block, width), lambda b, n, m, i, j: (b, m, 0, j, 0)),
+        v=spec((1, 1, block, head_dim), lambda b, n, m, i, j: (b, m, j, 0)),
+        numbers=smem,
+        sinks=smem,
+        q_sums=spec((1, 1, 2, block), lambda b, n, m, i, j: (b, n, 0, i)),
+        k_sums=spec((1, 1, 2, block), lambda b, n, m, i, j: (b, n, 0, j)),
     )
-    token_specs = [
-        pl.BlockSpec((1, 1, block), lambda b, n, i, j, *_: (b, 0, i)),
-        pl.BlockSpec((1, block, 1), lambda b, n, i, j, *r: (b, _clip(b, i, j, *r), 0)),
-    ] * 2
-    return [
-        pl.BlockSpec(memory_space=pltpu.SMEM),
-        pl.BlockSpec((1, 1, block, head_dim), lambda b, n, i, j, *_: (b, n, i, 0)),
-        key_spec,
-        key_spec,
-        *token_specs,
-    ]
+    return (
+        _Inputs(*(None if x is None else of_x for x, of_x in zip(inputs, specs, strict=True))),
+        _Tokens(q_row, q_row, q_row if _has_range(settings) else None, k_column, k_column),
+        _Gradients(
+            d_out=spec((1, 1, block, head_dim), lambda b, n, m, i, j: (b, n, i, 0)),
+            lse=row_of_head,
+            delta=row_of_head,
+        ),
+    )
 
 
-def _clip(row, block, step, first, last):
-    """Clips ``step`` to the blocks that ``block`` visits, so that skipped steps fetch nothing."""
-    return jnp.clip(step, first[row, block], jnp.maximum(last[row, block], 0))
+def _has_range(settings: _Settings) -> bool:
+    return settings.window is not None or settings.chunk is not None
 
 
-def _token_arrays(q_index: TokenIndex, k_index: TokenIndex) -> list[Array]:
-    """Positions of queries ``[B, 1, T]`` and keys ``[B, S, 1]``, then their segments."""
-    (q_positions, q_segments), (k_positions, k_segments) = q_index, k_index
-    return [
-        q_positions[:, None],
-        k_positions[..., None],
-        q_segments[:, None],
-        k_segments[..., None],
-    ]
+def _tokens(settings: _Settings, q_index: TokenIndex, k_index: TokenIndex) -> _Tokens:
+    first, positions = None, q_index.positions
+    if settings.window is not None:
+        first = positions - min(settings.window, 2**30) + 1
+    if settings.chunk is not None:
+        start = positions - positions % min(settings.chunk, 2**30)
+        first = start if first is None else jnp.maximum(first, start)
+    return _Tokens(
+        q_positions=positions[:, None],
+        q_segments=q_index.segments[:, None],
+        q_first=None if first is None else first[:, None],
+        k_positions=k_index.positions[..., None],
+        k_segments=k_index.segments[..., None],
+    )
 
 
-def _ranges(block: int, q_index: TokenIndex, k_index: TokenIndex, *, by_query: bool) -> list[Array]:
-    """First and last block that each visits, ``[B, Q]`` or ``[B, P]``; first > last if none."""
+def _ranges(
+    settings: _Settings, q_index: TokenIndex, k_index: TokenIndex, *, by_query: bool
+) -> tuple[Array, Array, Array]:
+    """First and last block that each visits, ``[B, Q]`` or ``[B, P]``, and the longest such visit.
+
+    The first is greater than the last if there is none.
+    """
     blocks = jax.tree.map(
-        lambda x: x.reshape(x.shape[0], -1, block).swapaxes(0, 1), (q_index, k_index)
+        lambda x: x.reshape(x.shape[0], -1, settings.block).swapaxes(0, 1), (q_index, k_index)
     )
-    mask = visible_block_mask(*blocks)
+    mask = visible_block_mask(*blocks, window=settings.window, chunk=settings.chunk)
     mask = mask if by_query else mask.swapaxes(0, 1)
     index = jnp.arange(mask.shape[1], dtype=jnp.int32)[:, None]
     first = jnp.min(jnp.where(mask, index, mask.shape[1]), axis=1)
     last = jnp.max(jnp.where(mask, index, -1), axis=1)
-    return [first.T, last.T]
+    return first.T, last.T, jnp.maximum(jnp.max(last - first) + 1, 1)
+
+
+def _cost(settings: _Settings, inputs: _Inputs, *, of_q: int, of_v: int) -> pl.CostEstimate:
+    """For rows of one document; products of ``[s, t]`` with E and with H dimensions."""
+    batch, num_heads, versions, length, width = inputs.q.shape
+    num_keys, head_dim, block = inputs.v.shape[2], inputs.v.shape[3], settings.block
+    visits = visited_blocks(num_keys // block, block, settings.window, settings.chunk)
+    scores = batch * num_heads * visits * (length / num_keys) * block**2
+    arrays = jax.tree.leaves(inputs)
+    return pl.CostEstimate(
+        flops=round(2 * scores * (of_q * versions * width + of_v * head_dim)),
+        transcendentals=round(scores),
+        bytes_accessed=sum(x.size * x.dtype.itemsize for x in arrays),
+    )

@@ -49,6 +49,11 @@ class TransformerConfig:
       qk_norm: RMS norm of q and k before the rotation: "none"; "head", each head by itself with one
         scale shared by the heads of a layer (Qwen 3); "width", all heads together with a scale per
         dimension (OLMo 2). True and False, from older configurations, mean "head" and "none".
+      windows: a pattern over the layers, repeated, of tokens that a query sees, its own included
+        (``position/windows.py``); None is a layer that sees the whole context. ``(4096, 4096, 4096,
+        None)`` is OLMo 3's. Empty: no layer has a window.
+      attention_sinks: a learned logit a layer and query head that takes part in the softmax and has
+        no value, so that a head may attend to nothing (gpt-oss).
       tie_embeddings: uses the transposed embedding as the unembedding.
       norm_eps: added to the mean square in every norm.
       init_std: standard deviation of the initial matrices, before truncation.
@@ -76,6 +81,8 @@ class TransformerConfig:
     head_dim: int | None = None
     norm: str = "pre"
     qk_norm: bool | str = "none"
+    windows: tuple[int | None, ...] = ()
+    attention_sinks: bool = False
     tie_embeddings: bool = False
     norm_eps: float = 1e-6
     init_std: float = 0.02
@@ -105,6 +112,9 @@ class TransformerConfig:
                 f"num_kv_heads={self.num_kv_heads}: expected a divisor of "
                 f"num_heads={self.num_heads}"
             )
+        object.__setattr__(self, "windows", tuple(self.windows))
+        if any(window is not None and window < 1 for window in self.windows):
+            raise ValueError(f"windows={self.windows}: expected 1 token or more, or None")
         for name in ("norm_eps", "init_std"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")

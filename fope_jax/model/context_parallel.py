@@ -12,18 +12,16 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from fope_jax.model.attention import TokenIndex, attend, bias_functions, scale_queries
+from fope_jax.model.attention import TokenIndex, attend, layer_arguments, scale_queries
+from fope_jax.model.backends import FUSED_BACKENDS, range_scope, reasons_against_layer
 from fope_jax.model.bias_kernel import pallas_attention
-from fope_jax.model.fused import cudnn_attention, is_stored_in_order, splash_attention
+from fope_jax.model.fused import fused_attention
 from fope_jax.model.sharding import AXIS_RULES, active_mesh, batch_partition, partition_spec
 from fope_jax.position.base import Layer, has_hook
 from fope_jax.typing import Array
 
 CONTEXT = AXIS_RULES["length"]
-
-_FUSED = {"splash": splash_attention, "cudnn": cudnn_attention}
 
 
 def sharded_attention(
@@ -36,45 +34,54 @@ def sharded_attention(
     variables: dict[str, Array],
     constants: dict[str, Array],
     position: Layer,
+    sums: Array | None,
+    sinks: Array | None,
     backend: str,
     **settings: Any,
 ) -> Array:
     """Self-attention of a layer, ``[B, T, N, H]``, on the active mesh if there is one.
 
-    Splash and cudnn mask by stored order: with them, a row that is not stored by position is NaN.
-    ValueError if the backend would ignore the method's bias.
+    Splash and cudnn mask by stored order: with them, a row that is not stored by position is NaN,
+    and with a window a row of which positions are left out. ValueError if the backend would ignore
+    what the layer adds to its logits.
 
     Args:
-      q: ``[B, T, N, H]``.
-      k, v: ``[B, T, K, H]``.
+      q: ``[B, T, N, E]``.
+      k, v: ``[B, T, K, E]`` and ``[B, T, K, H]``.
       positions, segments: ``[B, T]`` or ``[1, T]``.
       variables, constants: of the method, with and without gradients.
       position: the layer's method and logit scale.
+      sums: ``[B, T, N, 2]`` of the method's running bias, or None.
+      sinks: ``[N]``, a further logit a head, or None.
       backend: the result of ``choose_backend``.
       **settings: for ``attend``.
     """
     method, mesh = position.method, active_mesh()
-    has_bias, is_contextual = has_hook(method, "bias"), has_hook(method, "contextual_bias")
-    is_left_out = (has_bias and backend in _FUSED) or (
-        is_contextual and backend in (*_FUSED, "pallas")
-    )
-    if is_left_out:
-        raise ValueError(f"attention={backend!r} cannot add this method's bias to the logits")
+    if backend in FUSED_BACKENDS and (reasons := reasons_against_layer(backend, position)):
+        raise ValueError(f"attention={backend!r} cannot run: {'; '.join(reasons)}")
 
-    def on_device(q, k, v, positions, segments, variables, constants):
-        functions = bias_functions(position)
-        if position.logit_scale is not None and not is_contextual:
+    def on_device(q, k, v, positions, segments, variables, constants, sums, sinks):
+        arguments = layer_arguments(position)
+        if position.logit_scale is not None and not has_hook(method, "contextual_bias"):
             q = scale_queries(q, position.logit_scale(positions))
-            functions["logit_scale"] = None
-        if backend in _FUSED:  # chosen only where each device has whole rows
-            out = _FUSED[backend](q, k, v, segments)
-            is_in_order = is_stored_in_order(positions, segments)
-            return jnp.where(is_in_order[:, None, None, None], out, jnp.nan)
-        k_positions, k_segments = positions, segments
+            arguments["logit_scale"] = None
+        if backend in ("splash", "cudnn"):  # chosen only where each device has whole rows
+            return fused_attention(
+                backend,
+                q,
+                k,
+                v,
+                positions=positions,
+                segments=segments,
+                window=position.window,
+                chunk=position.chunk,
+                sinks=sinks,
+            )
+        k_positions, k_segments, k_sums = positions, segments, sums
         if mesh is not None and mesh.shape["context"] > 1:
-            k, v, k_positions, k_segments = (
-                jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True)
-                for x in (k, v, positions, segments)
+            k, v, k_positions, k_segments, k_sums = jax.tree.map(
+                lambda x: jax.lax.all_gather(x, CONTEXT, axis=1, tiled=True),
+                (k, v, positions, segments, sums),
             )
         if backend == "pallas":
             return pallas_attention(
@@ -85,6 +92,12 @@ def sharded_attention(
                 k_index=TokenIndex(k_positions, k_segments),
                 method=method,
                 variables={**variables, **jax.lax.stop_gradient(constants)},
+                window=position.window,
+                chunk=position.chunk,
+                far_from=position.far_from,
+                sinks=sinks,
+                q_sums=sums,
+                k_sums=k_sums,
             )
         return attend(
             q,
@@ -96,12 +109,16 @@ def sharded_attention(
             k_segments=k_segments,
             bias_variables=variables,
             bias_constants=constants,
+            sinks=sinks,
+            q_sums=sums,
+            k_sums=k_sums,
             backend=backend,
-            **functions,
+            **arguments,
             **settings,
         )
 
-    arrays = (q, k, v, positions, segments, variables, constants)
+    arrays = (q, k, v, positions, segments, variables, constants, sums, sinks)
+    on_device = jax.named_scope(range_scope(position.window, position.chunk))(on_device)
     if mesh is None:
         return on_device(*arrays)
     heads = partition_spec(("batch", "length", "heads", None))
@@ -112,7 +129,7 @@ def sharded_attention(
     rows = (batch_partition(positions), batch_partition(segments))
     return jax.shard_map(
         on_device,
-        in_specs=(heads, heads, heads, *rows, *of_variables),
+        in_specs=(heads, heads, heads, *rows, *of_variables, heads, partition_spec(("heads",))),
         out_specs=heads,
         check_vma=False,
     )(*arrays)

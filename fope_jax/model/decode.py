@@ -1,7 +1,8 @@
 """Decoding with a cache of keys and values.
 
-Tokens are read in pieces of any length, such as the prompt and then single tokens. The cache stores
-the positions of its keys, for masks, biases and rotations.
+Tokens are read in order, in pieces of any length, such as the prompt and then single tokens. The
+cache stores the positions of its keys, for masks, biases and rotations. A layer with a window of w
+tokens keeps the keys of w tokens, in slots that it fills over and over.
 
 Keys are stored after the rotation. If frequencies depend on the sequence length
 (``Limits.follows_length``), keys are stored before it and rotated again for every piece. Keys of
@@ -18,32 +19,42 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fope_jax.model.attention import attend, bias_functions
+from fope_jax.model.attention import TokenIndex, add_sums, attend, layer_arguments, running_sums
 from fope_jax.model.layers import rms_norm
 from fope_jax.model.transformer import (
     Transformer,
+    attention_input,
     attention_to_output,
+    bias_increments,
     project_qkv,
     repeat_heads,
     split_period,
 )
+from fope_jax.position.base import Layer, has_hook
 from fope_jax.typing import Array
 
 
 class LayerCache(NamedTuple):
-    """Keys and values ``[L / P, B, S, K, H]``; N heads of keys if the method makes so many."""
+    """What one layer of a period keeps; the token of index t is in slot ``t mod W``.
+
+    Attributes:
+      keys: ``[L / P, B, W, K, E]``, or N heads if the method makes so many.
+      values: ``[L / P, B, W, K, H]``.
+      sums: ``[L / P, B, W, N, 2]`` running sums of the method's bias; None if it has none.
+    """
 
     keys: Array
     values: Array
+    sums: Array | None
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens read so far, in S slots.
+    """Keys and values of at most S tokens; of the last W in a layer with a window.
 
     Attributes:
       layers: a ``LayerCache`` for each of the P layers of a period.
-      positions, segments: ``[B, S]`` int32; segment 0 is padding or an unused slot.
-      filled: int32, used slots; a NumPy number if known, so that overflow raises under tracing too.
+      positions, segments: ``[B, S]`` int32; segment 0 is padding or a token not yet read.
+      filled: int32, tokens read; a NumPy number if known, so overflow raises under tracing too.
     """
 
     layers: tuple[LayerCache, ...]
@@ -76,17 +87,24 @@ def init_cache(model: Transformer, batch: int, size: int) -> KVCache:
             keys.append(k)
         return keys
 
-    keys = jax.eval_shape(rotated_keys)
-    sizes = (config.num_layers // len(keys), batch, size)
-    layers = [
-        LayerCache(
-            jnp.zeros((*sizes, key.shape[2], shape.head_dim), config.dtype),
-            jnp.zeros((*sizes, shape.num_kv_heads, shape.head_dim), config.dtype),
+    layers = []
+    for layer, key in zip(model.pattern, jax.eval_shape(rotated_keys), strict=True):
+        sizes = (config.num_layers // len(model.pattern), batch, _slots(layer, size))
+        has_sums = has_hook(layer.method, "running_bias")
+        layers.append(
+            LayerCache(
+                jnp.zeros((*sizes, *key.shape[2:]), config.dtype),
+                jnp.zeros((*sizes, shape.num_kv_heads, shape.head_dim), config.dtype),
+                jnp.zeros((*sizes, shape.num_heads, 2), jnp.float32) if has_sums else None,
+            )
         )
-        for key in keys
-    ]
     zeros = jnp.zeros((batch, size), jnp.int32)
     return KVCache(tuple(layers), zeros, zeros, np.int32(0))
+
+
+def _slots(layer: Layer, size: int) -> int:
+    """The most tokens that a query of the layer sees, of ``size``."""
+    return min([size, *(limit for limit in (layer.window, layer.chunk) if limit is not None)])
 
 
 def forward_cached(
@@ -95,55 +113,78 @@ def forward_cached(
     """Reads the next T tokens of each row; ``tokens``, ``positions``, ``segments`` ``[B, T]``.
 
     Shorter rows begin with padding, segment 0. Returns the activations ``[B, T, D]`` after the
-    final norm and the cache with these tokens. ValueError if the cache is full; if ``filled`` is
-    traced, as inside ``jit``, these tokens and all later ones give NaN instead.
+    final norm and the cache with these tokens. ValueError if the cache is full or was made for
+    other windows; if ``filled`` is traced, as inside ``jit``, tokens that do not fit and all later
+    ones give NaN instead.
     """
-    config = model.config
-    filled = _filled_after(cache, tokens.shape[1])
-    start = jnp.asarray(cache.filled)
-
-    def append(stored: Array, new: Array) -> Array:
-        """Writes ``new [B, T, ...]`` into ``stored [B, S, ...]`` after its used slots."""
-        return jax.lax.dynamic_update_slice_in_dim(stored, new, start, axis=1)
-
+    config, pattern = model.config, model.pattern
+    _check_slots(cache, pattern)
+    start, length = jnp.asarray(cache.filled), tokens.shape[1]
+    filled = _filled_after(cache, length)
+    before = cache
     cache = cache._replace(
-        positions=append(cache.positions, positions), segments=append(cache.segments, segments)
+        positions=jax.lax.dynamic_update_slice_in_dim(cache.positions, positions, start, axis=1),
+        segments=jax.lax.dynamic_update_slice_in_dim(cache.segments, segments, start, axis=1),
     )
     tables = model.tables(positions)
-    # All keys are rotated again, for the length reached so far.
-    follows_length = model.position.limits.follows_length
-    k_tables = model.tables(cache.positions) if follows_length else [None] * len(tables)
+    keys_index = []
+    for layer in cache.layers:
+        slots = layer.keys.shape[2]
+        if _is_in_turn(cache, slots, length):
+            keys_index.append(_slot_index(cache, slots, start + length))
+        else:
+            kept = _slot_index(before, slots, start)
+            new = TokenIndex(positions, segments)
+            keys_index.append(jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), kept, new))
+    # Keys of such a method are rotated again, for the length reached so far.
+    k_tables = [
+        model.tables(index.positions)[i] if layer.method.limits.follows_length else None
+        for i, (layer, index) in enumerate(zip(pattern, keys_index, strict=True))
+    ]
 
     def run_layer(index, weights, trained, constants, stored, x):
         layer, trained, constants = model.layer_position(index, trained, constants)
         variables = {**trained, **constants}
-        q, k, v = project_qkv(config, weights, x)
+        y = attention_input(config, weights, x)
+        q, k, v = project_qkv(config, weights, y)
         rotated_q, rotated_k = layer.method.rotate(variables, tables[index], q, k)
-        values = append(stored.values, v)
-        if layer.method.limits.follows_length:
-            stored = LayerCache(append(stored.keys, k), values)
-            queries = jnp.zeros((*stored.keys.shape[:2], *q.shape[2:]), q.dtype)
-            _, keys = layer.method.rotate(variables, k_tables[index], queries, stored.keys)
+        sums = None
+        if stored.sums is not None:
+            sums = running_sums(bias_increments(layer, variables, y))
+            last = jnp.where(start > 0, _slot(stored.sums, start - 1), 0.0)
+            sums = add_sums(jnp.broadcast_to(last, sums.shape), sums)
+        follows_length = layer.method.limits.follows_length
+        new = LayerCache(k if follows_length else rotated_k, v, sums)
+        in_turn = _is_in_turn(cache, stored.keys.shape[1], length)
+        written = jax.tree.map(lambda x, y: _write(x, y, start, in_turn), stored, new)
+        if in_turn:
+            seen = written
         else:
-            stored = LayerCache(append(stored.keys, rotated_k), values)
-            keys = stored.keys
+            seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), stored, new)
+        keys = seen.keys
+        if follows_length:
+            queries = jnp.zeros((*keys.shape[:2], *q.shape[2:]), q.dtype)
+            _, keys = layer.method.rotate(variables, k_tables[index], queries, keys)
         # For a single query, all scores take no more memory than the keys.
-        is_whole = x.shape[1] == 1 or config.attention == "reference"
+        is_whole = length == 1 or config.attention == "reference"
         attended = attend(
             rotated_q,
             keys,
-            repeat_heads(values, keys),
+            repeat_heads(seen.values, keys),
             q_positions=positions,
-            k_positions=cache.positions,
+            k_positions=keys_index[index].positions,
             q_segments=segments,
-            k_segments=cache.segments,
-            **bias_functions(layer),
+            k_segments=keys_index[index].segments,
+            **layer_arguments(layer),
             bias_variables=trained,
             bias_constants=constants,
+            sinks=weights.get("sinks"),
+            q_sums=sums,
+            k_sums=seen.sums,
             backend="reference" if is_whole else "chunked",
             block=config.attention_block,
         )
-        return attention_to_output(config, weights, x, attended), stored
+        return attention_to_output(config, weights, x, attended), written
 
     def run_period(x: Array, group: Any) -> tuple[Array, tuple[LayerCache, ...]]:
         (weights, trained, constants), layers = group
@@ -159,6 +200,54 @@ def forward_cached(
     # An append beyond the end has overwritten the last keys.
     hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)
     return hidden, cache._replace(layers=layers, filled=filled)
+
+
+def _check_slots(cache: KVCache, pattern: tuple[Layer, ...]) -> None:
+    size = cache.positions.shape[1]
+    for index, (layer, stored) in enumerate(zip(pattern, cache.layers, strict=True)):
+        slots, needed = stored.keys.shape[2], _slots(layer, size)
+        if slots != needed:
+            raise ValueError(
+                f"layer {index} has {slots} slots in a cache of {size} tokens: with window="
+                f"{layer.window}, chunk={layer.chunk} it needs {needed}; make the cache with "
+                "init_cache for this model"
+            )
+
+
+def _is_in_turn(cache: KVCache, slots: int, length: int) -> bool:
+    """Whether new tokens overwrite no token that they see: all slots are kept, or one is new."""
+    return slots == cache.positions.shape[1] or length == 1
+
+
+def _slot_index(cache: KVCache, slots: int, filled: Array) -> TokenIndex:
+    """Positions and segments ``[B, W]`` of a layer's slots after ``filled`` tokens."""
+    if slots == cache.positions.shape[1]:
+        return TokenIndex(cache.positions, cache.segments)
+    last = filled - 1
+    token = last - (last - jnp.arange(slots)) % slots
+    is_used, token = token >= 0, jnp.maximum(token, 0)
+    positions, segments = (
+        jnp.take(x, token, axis=1, mode="clip") for x in (cache.positions, cache.segments)
+    )
+    return TokenIndex(positions, jnp.where(is_used, segments, 0))
+
+
+def _slot(stored: Array, token: Array) -> Array:
+    """What ``stored [B, W, ...]`` holds for one token, ``[B, 1, ...]``."""
+    return jax.lax.dynamic_slice_in_dim(stored, token % stored.shape[1], 1, axis=1)
+
+
+def _write(stored: Array, new: Array, start: Array, in_turn: bool) -> Array:
+    """Writes ``new [B, T, ...]``, from token ``start`` on, into ``stored [B, W, ...]``.
+
+    ``in_turn``: no slot is used twice, as in a layer that keeps all tokens.
+    """
+    slots, length = stored.shape[1], new.shape[1]
+    if in_turn:
+        return jax.lax.dynamic_update_slice_in_dim(stored, new, start % slots, axis=1)
+    count = min(slots, length)
+    slot = (start + length - count + jnp.arange(count)) % slots
+    return stored.at[:, slot].set(new[:, length - count :], unique_indices=True)
 
 
 def _filled_after(cache: KVCache, count: int) -> Any:

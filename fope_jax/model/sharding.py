@@ -53,6 +53,7 @@ LAYER_PARAMETER_AXES: dict[str, Axes] = {
     "out": ("heads", None, "embed"),
     "query_norm": (None,),
     "key_norm": (None,),
+    "sinks": ("heads",),
     "mlp_norm": (None,),
     "gate": ("embed", "mlp"),
     "up": ("embed", "mlp"),

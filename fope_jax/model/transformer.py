@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from fope_jax.model.attention import running_sums
 from fope_jax.model.backends import FUSED_BACKENDS, choose_backend, gpu_compute_capability
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.context_parallel import sharded_attention
+from fope_jax.model.fused import is_stored_in_order
+from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.model.layers import (
     LINEAR_OUTPUT,
     lookup_embedding,
@@ -30,8 +33,9 @@ from fope_jax.position.base import (
     PositionVariables,
     Variables,
     embed_tokens,
+    has_hook,
 )
-from fope_jax.position.rotation import token_positions
+from fope_jax.position.rotation import real_positions
 from fope_jax.typing import Array
 
 _REMAT_POLICIES = {
@@ -52,8 +56,11 @@ class Activations(NamedTuple):
       variables: position variables of the layer and of the model.
       x: ``[B, T, D]``, the layer's input.
       q, k: ``[B, T, N, H]`` and ``[B, T, K, H]``, before the rotation, after any norm of q and k.
-      rotated_q: ``[B, T, N, H]``.
-      rotated_k, v: ``[B, T, K or N, H]``.
+      rotated_q: ``[B, T, N, E]``, E = H unless the method widens q and k.
+      rotated_k: ``[B, T, K or N, E]``.
+      v: ``[B, T, K or N, H]``.
+      sums: ``[B, T, N, 2]`` running sums of the method's bias; None if it has none.
+      sinks: ``[N]``, a further logit a head; None if there is none.
     """
 
     position: Layer
@@ -64,6 +71,8 @@ class Activations(NamedTuple):
     rotated_q: Array
     rotated_k: Array
     v: Array
+    sums: Array | None
+    sinks: Array | None
 
 
 Observer = Callable[[Activations], Any]
@@ -76,12 +85,7 @@ class Transformer(nnx.Module):
         self, config: TransformerConfig, position: PositionEmbedding, *, rngs: nnx.Rngs
     ) -> None:
         position.check(config.shape)
-        period = len(position.layers())
-        if config.num_layers % period:
-            raise ValueError(
-                f"{type(position).__name__} repeats after {period} layers: "
-                f"num_layers={config.num_layers} is not a multiple of it"
-            )
+        layer_pattern(config, position)  # raises if it does not fill the layers
         self.config = config
         self.position = position
 
@@ -110,6 +114,8 @@ class Transformer(nnx.Module):
             is_shared = config.qk_norm == "head"  # by all heads of a layer
             self.layers["query_norm"] = ones(layers, head_dim * (1 if is_shared else heads))
             self.layers["key_norm"] = ones(layers, head_dim * (1 if is_shared else kv_heads))
+        if config.attention_sinks:
+            self.layers["sinks"] = nnx.Param(jnp.zeros((layers, heads), config.param_dtype))
         self.final_norm = ones(d_model)
         if not config.tie_embeddings:
             self.unembedding = normal(d_model, config.vocab_size)
@@ -136,8 +142,8 @@ class Transformer(nnx.Module):
 
         Args:
           tokens: ``[B, T]`` int32; one outside the vocabulary gives NaN (see ``check_batch``).
-          positions: ``[B, T]`` integers, tokens since the start of the segment; ``[1, T]`` if all
-            rows share them, which computes tables, masks and biases once.
+          positions: ``[B, T]``, tokens since the start of the segment, integers or float32;
+            ``[1, T]`` if all rows share them, which computes tables, masks and biases once.
           segments: ``[B, T]`` or ``[1, T]`` int32, counted from 1; 0 is padding.
           observer: a pure function of each layer's ``Activations`` with the same output shapes for
             every layer; only its output is kept.
@@ -151,7 +157,7 @@ class Transformer(nnx.Module):
                 f"a window of {tokens.shape[1]} tokens: {type(self.position).__name__} is defined "
                 f"for at most {limit}"
             )
-        positions = token_positions(positions)
+        positions = real_positions(positions)
         x = self.embed(tokens, positions)
         tables = self.tables(positions)
 
@@ -198,24 +204,45 @@ class Transformer(nnx.Module):
     def tables(self, positions: Array) -> list[Any]:
         """The method's tables for each layer of a period."""
         variables, head_dim = _values(self.position_model), self.config.shape.head_dim
-        return [
+        tables = [
             layer.method.tables(layer.select(variables), positions, head_dim)
             for layer in self.position.layers()
         ]
+        return tables * (len(self.pattern) // len(tables))
+
+    @property
+    def pattern(self) -> tuple[Layer, ...]:
+        """The layers of one period P; see ``layer_pattern``."""
+        return layer_pattern(self.config, self.position)
 
     def period_arrays(self) -> tuple[dict[str, Array], Variables, Variables]:
         """Weights ``[L / P, P, ...]`` of the layers (``[L, ...]`` if the period P is 1), and the
-        trained and constant position variables ``[L / P, ...]``."""
-        weights, period = _values(self.layers), len(self.position.layers())
-        if period > 1:
-            weights = {name: x.reshape(-1, period, *x.shape[1:]) for name, x in weights.items()}
-        return weights, *_by_training(self.position_layers)
+        trained and constant position variables ``[L / P, ...]``.
+
+        Where the method repeats R times within the period, its variables are ``[L / P, R, ...]``.
+        """
+        period = len(self.pattern)
+        repeats = period // len(self.position.layers())
+
+        def split(arrays: dict[str, Array], count: int) -> dict[str, Array]:
+            if count == 1:
+                return arrays
+            return {name: x.reshape(-1, count, *x.shape[1:]) for name, x in arrays.items()}
+
+        trained, constants = _by_training(self.position_layers)
+        return (
+            split(_values(self.layers), period),
+            split(trained, repeats),
+            split(constants, repeats),
+        )
 
     def layer_position(
         self, index: int, trained: Variables, constants: Variables
     ) -> tuple[Layer, Variables, Variables]:
         """Layer ``index`` of a period, with its variables, those of the model included."""
-        position = self.position.layers()[index]
+        position, period = self.pattern[index], len(self.position.layers())
+        if len(self.pattern) > period:
+            trained, constants = jax.tree.map(lambda x: x[index // period], (trained, constants))
         model_trained, model_constants = _by_training(self.position_model)
         return (
             position,
@@ -258,16 +285,25 @@ def layer(
       trained, constants: position variables of the layer and the model, with and without gradients.
       tables: the method's tables for ``positions``.
       x: ``[B, T, D]``, the shape of the result too.
-      positions, segments: ``[B, T]`` or ``[1, T]``.
+      positions, segments: ``[B, T]`` or ``[1, T]``. With a running bias a row that is not stored by
+        position is NaN.
       observer: see ``Transformer.forward``; its output is returned too, or None.
     """
-    q, k, v = project_qkv(config, weights, x)
+    y = attention_input(config, weights, x)
+    q, k, v = project_qkv(config, weights, y)
     variables = {**trained, **constants}
     rotated_q, rotated_k = position.method.rotate(variables, tables, q, k)
     v = repeat_heads(v, rotated_k)
-    observed = None
+    sums, observed = None, None
+    if has_hook(position.method, "running_bias"):
+        sums = running_sums(bias_increments(position, variables, y))
+        # Another order would sum over other tokens than those between key and query.
+        is_in_order = is_stored_in_order(positions, segments)
+        sums = jnp.where(is_in_order[:, None, None, None], sums, jnp.nan)
+        sums = constrain(sums, ("batch", "length", "heads", None))
     if observer is not None:
-        observed = observer(Activations(position, variables, x, q, k, rotated_q, rotated_k, v))
+        arrays = (x, q, k, rotated_q, rotated_k, v, sums, weights.get("sinks"))
+        observed = observer(Activations(position, variables, *arrays))
     attended = sharded_attention(
         rotated_q,
         rotated_k,
@@ -277,18 +313,24 @@ def layer(
         variables=trained,
         constants=constants,
         position=position,
-        backend=_choose_backend(config, position.method, x.shape[1]),
+        sums=sums,
+        sinks=weights.get("sinks"),
+        backend=_choose_backend(config, position, x.shape[1]),
         block=config.attention_block,
         derivatives=config.derivatives,
     )
     return attention_to_output(config, weights, x, attended), observed
 
 
+def attention_input(config: TransformerConfig, weights: dict[str, Array], x: Array) -> Array:
+    """What queries, keys and values are projected from, ``[B, T, D]``."""
+    return _norm_if(config, "pre", x, weights["attention_norm"])
+
+
 def project_qkv(
-    config: TransformerConfig, weights: dict[str, Array], x: Array
+    config: TransformerConfig, weights: dict[str, Array], y: Array
 ) -> tuple[Array, Array, Array]:
-    """q ``[B, T, N, H]``, k and v ``[B, T, K, H]`` of a layer, before any rotation."""
-    y = _norm_if(config, "pre", x, weights["attention_norm"])
+    """q ``[B, T, N, H]``, k and v ``[B, T, K, H]`` of ``attention_input``, before any rotation."""
     q, k, v = (
         project_to_heads(y, weights[name], config.derivatives) for name in ("query", "key", "value")
     )
@@ -296,6 +338,12 @@ def project_qkv(
         q = _norm_heads(q, weights["query_norm"], config.norm_eps)
         k = _norm_heads(k, weights["key_norm"], config.norm_eps)
     return q, k, v
+
+
+def bias_increments(position: Layer, variables: Variables, y: Array) -> Array:
+    """The method's ``running_bias`` for ``attention_input``, ``[B, T, N]``, whole rows a device."""
+    increments = position.method.running_bias(variables, y)
+    return constrain(increments.astype(jnp.float32), ("batch", None, "heads"))
 
 
 def repeat_heads(v: Array, k: Array) -> Array:
@@ -325,16 +373,17 @@ def _norm_heads(x: Array, scale: Array, eps: float) -> Array:
     return rms_norm(x.reshape(*x.shape[:2], -1), scale, eps).reshape(x.shape)
 
 
-def _choose_backend(config: TransformerConfig, position: PositionEmbedding, length: int) -> str:
+def _choose_backend(config: TransformerConfig, position: Layer, length: int) -> str:
     """The configured backend, or "auto" for the default platform; ValueError if it cannot run."""
     mesh = active_mesh()
     return choose_backend(
         config.attention,
         platform=FUSED_BACKENDS.get(config.attention, jax.default_backend()),
-        methods=[position],
+        layers=[position],
         length=length,
         head_dim=config.shape.head_dim,
         dtype=config.dtype,
+        sinks=config.attention_sinks,
         context=1 if mesh is None else mesh.shape["context"],
         compute_capability=gpu_compute_capability(jax.devices()[0]),
         derivatives=config.derivatives,

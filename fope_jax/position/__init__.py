@@ -13,6 +13,7 @@ from fope_jax.position.base import (
     has_hook,
 )
 from fope_jax.position.contextual import CoPE, cope_bias
+from fope_jax.position.drope import DroPE, drope_scale
 from fope_jax.position.fingerprints import Fingerprint, fingerprint
 from fope_jax.position.fope import FoPE
 from fope_jax.position.fourier import (
@@ -50,6 +51,7 @@ from fope_jax.position.relative_bias import (
 )
 from fope_jax.position.rope import RoPE
 from fope_jax.position.rotation import angles, inverse_frequencies, rotate
+from fope_jax.position.sandwich import Sandwich, sandwich_bias, sandwich_ratios
 from fope_jax.position.scaling import (
     AdjustedBase,
     ClipFloor,
@@ -69,5 +71,6 @@ from fope_jax.position.scaling import (
     scaled_frequencies,
     yarn_temperature,
 )
+from fope_jax.position.self_extend import ReRoPE, SelfExtend
 from fope_jax.position.windows import LocalChunks, SlidingWindow
 from fope_jax.position.xpos import XPos, xpos_decay

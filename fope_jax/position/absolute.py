@@ -27,8 +27,8 @@ def sinusoidal_table(positions: Array, d_model: int, theta: float = 10_000.0) ->
 
         table[..., 2 m] = sin(p w_m),  table[..., 2 m + 1] = cos(p w_m),  w_m = theta ** (-2 m / D)
 
-    Takes integer positions ``[B, T]``, tokens, and an even ``d_model``, else raises ValueError.
-    Returns ``[B, T, D]`` float32 in [-1, 1].
+    Takes positions ``[B, T]``, tokens, see ``angles``, and an even ``d_model``, else raises
+    ValueError. Returns ``[B, T, D]`` float32 in [-1, 1].
 
     >>> sinusoidal_table(jnp.array([[0]]), 4).tolist()
     [[[0.0, 1.0, 0.0, 1.0]]]

@@ -53,10 +53,10 @@ def alibi_bias(q_positions: Array, k_positions: Array, slopes: Array) -> Array:
 
         bias[b, n, t, s] = -slopes[n] * |q_positions[b, t] - k_positions[b, s]|
 
-    Takes integer positions ``[B or 1, T]`` and ``[B or 1, S]``, tokens, and slopes ``[N]``, logits
-    per token. Returns ``[B, N, T, S]`` float32, 0 or less. Keys after the query are penalised like
-    earlier ones (the authors' symmetric form). Raises TypeError if positions are not integers,
-    ValueError for other shapes.
+    Takes positions ``[B or 1, T]`` and ``[B or 1, S]``, tokens, integers or float32, and slopes
+    ``[N]``, logits per token. Returns ``[B, N, T, S]`` float32, 0 or less. Keys after the query are
+    penalised like earlier ones (the authors' symmetric form). Raises TypeError for other dtypes of
+    positions, ValueError for other shapes.
 
     >>> alibi_bias(np.array([[2]]), np.array([[0, 1, 2, 3]]), np.array([0.5])).tolist()
     [[[[-1.0, -0.5, -0.0, -0.5]]]]

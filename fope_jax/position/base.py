@@ -73,10 +73,11 @@ class PositionEmbedding:
 
     A method is a frozen dataclass of its knobs and overrides only the hooks it changes. Hooks are
     pure functions of int32 positions (tokens since the start of the segment), never of array
-    indices, so packed documents, key caches and sharded sequences need no special case. Positions
-    are ``[B, T]``, or ``[1, T]`` if all rows share them; results then keep batch axis 1 and are
-    computed once. ``variables`` holds the model's and one layer's arrays from ``init``, without the
-    layer axis; ``embed`` and ``tables`` get the model's only.
+    indices, so packed documents, key caches and sharded sequences need no special case. Where
+    training draws fractions of a token, positions are float32. They are ``[B, T]``, or ``[1, T]``
+    if all rows share them; results then keep batch axis 1 and are computed once. ``variables``
+    holds the model's and one layer's arrays from ``init``, without the layer axis; ``embed`` and
+    ``tables`` get the model's only.
 
     Class attributes, for the table of methods:
       kind: ``none``, ``rotation``, ``bias``, ``absolute``, ``contextual`` or ``composition``.

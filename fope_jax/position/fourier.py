@@ -198,10 +198,10 @@ def fourier_tables(
 
         cos[.., m] = sum_w cos_coef[w, m] cos(w p),   sin[.., m] = sum_w sin_coef[w, m] sin(w p)
 
-    Takes integer positions ``[B, T]``, tokens (``[T]`` gives tables without the batch axis), and
-    ``inv_freq [D]``, radians per token; for the rest and the result see ``mix_tables``. zero_sine
-    is 1 in the released code (phase 45 degrees, factor sqrt 2), 0 in Eq. 13 of the paper. Raises
-    ValueError if shapes do not fit, TypeError if positions are not integers.
+    Takes positions ``[B, T]``, tokens (``[T]`` gives tables without the batch axis), and
+    ``inv_freq [D]``, radians per token, see ``angles``; for the rest and the result see
+    ``mix_tables``. zero_sine is 1 in the released code (phase 45 degrees, factor sqrt 2), 0 in
+    Eq. 13 of the paper. Raises ValueError if shapes do not fit, and as ``angles``.
 
     >>> coef = jnp.eye(2)
     >>> cos, sin = fourier_tables(jnp.array([[0]]), np.array([1.0, 0.5]), coef, coef, head_dim=8)

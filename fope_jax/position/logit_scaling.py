@@ -89,6 +89,13 @@ class LogitScaling(Wrapper):
                 raise ValueError(
                     f"inner {where} a LogitScaling itself: logits would be scaled twice"
                 )
+            if isinstance(component, PositionEmbedding):
+                layer = component.layers()[0]
+                if layer.method is component and layer.logit_scale is not None:
+                    raise ValueError(
+                        f"inner holds {type(component).__name__}, which scales its logits by "
+                        "itself: logits would be scaled twice"
+                    )
             if not isinstance(component, Scaling) or self.within:
                 continue
             factor = component.effective_attention_factor

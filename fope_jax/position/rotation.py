@@ -4,6 +4,7 @@ A float32 product ``position * inv_freq`` loses the phase on long sequences: at 
 neighbouring float32 numbers are 1/8 radian apart. Here a frequency is a 32-bit fixed-point fraction
 of a turn per token, so the integer product wraps around like the circle. Positions below 1,024 use
 the plain product, off by at most 3e-5 radians, to match other implementations to the last bits.
+A float32 position is split into whole tokens and the fraction of one, both exact.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fope_jax.typing import Array
 _TURN = 2.0**32  # one turn in fixed point
 _INVERSE_TWO_PI = 1.0 / (2.0 * np.pi)
 _PLAIN_PRODUCT_BELOW = 1024  # tokens
+_FRACTIONS_BELOW = 2**24  # tokens; larger float32 numbers are whole
 
 
 def as_array(x: Array) -> Array:
@@ -31,21 +33,47 @@ def token_positions(positions: Array) -> Array:
     Differences that fit 32 bits are still exact. Raises TypeError unless positions are integers,
     ValueError if a known value does not fit 32 bits.
     """
+    if not jnp.issubdtype(as_array(positions).dtype, jnp.integer):
+        raise TypeError(
+            f"positions have dtype {as_array(positions).dtype}: they count tokens, pass integers"
+        )
     return jnp.asarray(_checked(positions)).astype(jnp.int32)
 
 
+def real_positions(positions: Array) -> Array:
+    """Positions as int32, or as float32 if they are, for fractions of a token.
+
+    Float32 positions are exact multiples of their fraction, and so are their differences, as long
+    as they stay below 16,777,216 times it. Raises TypeError for another dtype, ValueError for a
+    known value of an integer that does not fit 32 bits or of a float32 beyond 16,777,216.
+    """
+    positions = _checked(positions)
+    is_whole = jnp.issubdtype(positions.dtype, jnp.integer)
+    return jnp.asarray(positions).astype(jnp.int32 if is_whole else jnp.float32)
+
+
 def position_values(positions: Array) -> Array:
-    """Positions as float32, whole range of any integer dtype; raises as ``token_positions``."""
+    """Positions as float32, whole range of any integer dtype; raises as ``real_positions``."""
     return jnp.asarray(_checked(positions)).astype(jnp.float32)
 
 
 def _checked(positions: Array) -> Array:
-    """Checks the dtype and, outside ``jit``, that values fit 32 bits."""
+    """Checks the dtype and, outside ``jit``, that values fit it."""
     positions = as_array(positions)
+    is_known = positions.size and not isinstance(positions, Tracer)
+    if positions.dtype == jnp.float32:
+        if is_known and not (farthest := np.abs(np.asarray(positions)).max()) <= _FRACTIONS_BELOW:
+            raise ValueError(
+                f"position {farthest:.0f} in float32 has no fraction: pass integers, or stay "
+                f"below {_FRACTIONS_BELOW}"
+            )
+        return positions
     if not jnp.issubdtype(positions.dtype, jnp.integer):
-        raise TypeError(f"positions have dtype {positions.dtype}: they count tokens, pass integers")
-    wide = jnp.iinfo(positions.dtype).max >= 2**31
-    if wide and positions.size and not isinstance(positions, Tracer):
+        raise TypeError(
+            f"positions have dtype {positions.dtype}: they count tokens, pass integers (or float32 "
+            "for fractions of a token)"
+        )
+    if is_known and jnp.iinfo(positions.dtype).max >= 2**31:
         known = np.asarray(positions)
         farthest = max(int(known.max()), -int(known.min()))
         if farthest >= 2**31:
@@ -91,9 +119,10 @@ def angles(positions: Array, inv_freq: Array) -> Array:
 
         phi[..., f] = positions[...] * inv_freq[f]  (mod 2 pi)
 
-    Takes integer positions ``[..., T]``, tokens, negative ones for backwards, and ``inv_freq [F]``,
-    radians per token; returns ``[..., T, F]`` float32 radians. Raises TypeError if ``positions``
-    are not integers, ValueError if ``inv_freq`` is not a vector or a position does not fit 32 bits.
+    Takes positions ``[..., T]``, tokens, negative ones for backwards: integers, or float32 with
+    fractions of a token. ``inv_freq [F]`` is in radians per token. Returns ``[..., T, F]`` float32
+    radians. Raises TypeError for another dtype of ``positions``, ValueError if ``inv_freq`` is not
+    a vector or a position does not fit 32 bits, or 24 in float32.
 
     Below 1,024 tokens the result is the product itself, beyond it the remainder in about [-pi, pi).
     Cosine and sine are within 1e-4 of float64 up to position 1,048,576, also under ``jit`` and on
@@ -105,6 +134,8 @@ def angles(positions: Array, inv_freq: Array) -> Array:
     (1, 3, 2)
     >>> bool(abs(jnp.cos(phase[0, 2, 0]) - np.cos(1_000_000.0)) < 1e-5)
     True
+    >>> angles(np.array([[2.5]], np.float32), np.array([0.5])).tolist()
+    [[[1.25]]]
     """
     positions, inv_freq = jnp.asarray(_checked(positions)), as_array(inv_freq)
     if inv_freq.ndim != 1:
@@ -116,17 +147,36 @@ def angles(positions: Array, inv_freq: Array) -> Array:
     return _traced_angles(positions, inv_freq.astype(jnp.float32))
 
 
+def phase_of_one(positions: Array, frequency: float) -> Array:
+    """``angles`` for one frequency, radians per token, elementwise: also inside a TPU kernel.
+
+    >>> bool(abs(jnp.cos(phase_of_one(jnp.int32(1_000_000), 0.5)) - np.cos(500_000.0)) < 1e-5)
+    True
+    """
+    rest, whole = np.modf(frequency * _INVERSE_TWO_PI % 1.0 * _TURN)
+    return _elementwise_phase(
+        positions, np.float32(frequency), np.uint32(whole).view(np.int32), np.float32(rest)
+    )
+
+
 def _phase(positions: Array, inv_freq: Array, whole: Array, rest: Array) -> Array:
     """Radians of ``positions * inv_freq``; ``whole + rest [F]`` is inv_freq in 2**-32 turns."""
     inv_freq, whole, rest = (
         jnp.reshape(jnp.asarray(row), (1,) * positions.ndim + row.shape)
         for row in (inv_freq, whole, rest)
     )
-    position = positions[..., None]
-    count = position.astype(jnp.float32)
+    return _elementwise_phase(positions[..., None], inv_freq, whole.astype(jnp.int32), rest)
+
+
+def _elementwise_phase(position: Array, inv_freq: Array, whole: Array, rest: Array) -> Array:
+    count = tokens = position.astype(jnp.float32)
+    if position.dtype == jnp.float32:
+        position = tokens = jnp.floor(position)
     # int32 overflow is the reduction modulo one turn: the last 32 bits of a position are enough.
-    wrapped = (position.astype(jnp.int32) * whole.astype(jnp.int32)).astype(jnp.float32)
-    remainder = (wrapped + count * rest) * np.float32(2.0 * np.pi / _TURN)
+    wrapped = (position.astype(jnp.int32) * whole).astype(jnp.float32)
+    remainder = (wrapped + tokens * rest) * np.float32(2.0 * np.pi / _TURN)
+    if tokens is not count:
+        remainder = remainder + (count - tokens) * inv_freq
     short = jnp.abs(count) < _PLAIN_PRODUCT_BELOW
     return jnp.where(short, count * inv_freq, remainder)
 
@@ -141,6 +191,9 @@ def _traced_angles_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     positions, inv_freq = primals
     slope = positions[..., None].astype(jnp.float32)
     tangent = slope * jnp.reshape(tangents[1], (1,) * positions.ndim + inv_freq.shape)
+    if positions.dtype == jnp.float32:
+        rates = jnp.reshape(inv_freq, (1,) * positions.ndim + inv_freq.shape)
+        tangent = tangent + tangents[0][..., None] * rates
     return _traced_angles(positions, inv_freq), tangent
 
 

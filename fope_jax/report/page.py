@@ -161,7 +161,7 @@ def _introduction(runs: Sequence[Run]) -> list[Part]:
             "best; the others can be switched on."
         )
     scored = [c for kind in ("perplexity", "position") for c in comparisons(runs, kind)]
-    notes: list[Part] = [text]
+    notes: list[Part] = [text, *protocols.random_positions_notes(runs)]
     if few := protocols.few_documents_note(scored):
         notes.append(few)
     return notes + [

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fope_jax.report.bootstrap import COVERAGE, LEAST_DOCUMENTS, RESAMPLES, SEED
-from fope_jax.report.comparison import Comparison
-from fope_jax.report.rows import NO_BOS
+from fope_jax.report.comparison import Comparison, run_labels
+from fope_jax.report.rows import NO_BOS, Run
 
 FEW_DOCUMENTS = 20  # with fewer, the note calls intervals rough
 NAMES_SHOWN = 8
@@ -181,6 +181,32 @@ def few_documents_note(listed: Iterable[Comparison]) -> str:
         f"No intervals over {documents}: below {LEAST_DOCUMENTS} they hold less often than they "
         f"say (of 3, a bootstrap of {COVERAGE:.0%} covers 75%)."
     )
+
+
+def random_positions_notes(runs: Sequence[Run]) -> list[str]:
+    """A sentence for each label that was trained at positions drawn from a range."""
+    labels, notes = run_labels(runs), {}
+    for run in runs:
+        train = run.config["train"]
+        if (longest := train.get("position_range")) is None:
+            continue
+        drawn = "fractions of a token too" if train.get("position_draw") == "float" else "whole"
+        text = (
+            f"{labels[run.path]} was trained at random positions: for each document in order, from "
+            f"{longest:,} ({drawn})"
+        )
+        rows = [*run.of("perplexity"), *run.of("position")]
+        is_random = {"positions" in row for row in rows}
+        if is_random:
+            text += "; its text is scored at " + (
+                "positions drawn in the same way"
+                if is_random == {True}
+                else "positions 0, 1, 2, .."
+                if is_random == {False}
+                else "positions 0, 1, 2, .. by some protocols, at drawn ones by others"
+            )
+        notes[f"{text}."] = None
+    return list(notes)
 
 
 def interval_note(comparison: Comparison) -> str:

@@ -60,9 +60,10 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "time": {"phase": str, "seconds": _NUMBER},
     RESULTS_KIND: {"config": dict, "info": dict, "lineage": dict},
 }
-# Optional fields: older evaluations lack them, and so do windows without a BOS token.
-_BOS = {"bos_token": str}
-OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _BOS) | {"passkey": _ANSWERS | _BOS}
+# Optional fields: older evaluations lack them, and so do windows without a BOS token and runs
+# that were not trained at random positions.
+_SOME = {"bos_token": str, "position_range": int, "position_draw": str, "positions": str}
+OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _SOME) | {"passkey": _ANSWERS | _SOME}
 
 
 class ReportError(ValueError):

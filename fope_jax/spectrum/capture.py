@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fope_jax.model.attention import attention_logits, bias_functions
+from fope_jax.model.attention import attention_logits, layer_arguments
 from fope_jax.model.transformer import Activations, Transformer, merge, split
 from fope_jax.typing import Array
 
@@ -49,7 +49,9 @@ def layer_logits(activations: Activations) -> Array:
         positions=positions,
         segments=jnp.ones_like(positions),
         variables=activations.variables,
-        **bias_functions(activations.position),
+        head_dim=activations.v.shape[-1],
+        sums=activations.sums,
+        **layer_arguments(activations.position),
     )
 
 

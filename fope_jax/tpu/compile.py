@@ -9,7 +9,6 @@ environment before jax starts, and a compilation can end its process.
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 import time
@@ -20,7 +19,7 @@ import jax
 from fope_jax.config import Experiment, build_experiment
 from fope_jax.model.attention import default_block
 from fope_jax.position.registry import import_modules
-from fope_jax.tpu.flops import model_flops, program_flops
+from fope_jax.tpu.flops import model_flops, program_flops, visits_of_queries
 from fope_jax.tpu.hlo import measure_traffic
 from fope_jax.tpu.topology import parse_topology, topology_devices
 from fope_jax.train.state import plan_state, trace_step
@@ -47,10 +46,11 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
     began = time.perf_counter()
     plan = plan_state(experiment, devices)
     traced = trace_step(plan)
-    blocks = math.ceil(train.length / (experiment.model.attention_block or default_block()))
-    trips = (blocks + 1) / 2  # blocks of keys that a block of queries sees, on average
+    trips = visits_of_queries(train.length, experiment.model.attention_block or default_block())
     flops = program_flops(traced.jaxpr, trips) / len(devices)
-    useful = model_flops(experiment.model, train.batch_size, train.length) / len(devices)
+    useful = model_flops(
+        experiment.model, experiment.position, train.batch_size, train.length
+    ) / len(devices)
     row: dict[str, Any] = {
         "devices": len(devices),
         "attention": plan.attention.name,

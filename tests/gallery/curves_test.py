@@ -10,7 +10,17 @@ import pytest
 from fope_jax.gallery.curves import BIAS, KEYS, LOGITS, SIMILARITY, gallery_row, gallery_rows
 from fope_jax.gallery.examples import EXAMPLES
 from fope_jax.gallery.examples import SHAPE as EXAMPLE_SHAPE
-from fope_jax.position import ALiBi, FoPE, Learned, ModelShape, NoPE, RoPE, Sinusoidal
+from fope_jax.position import (
+    ALiBi,
+    FoPE,
+    Learned,
+    ModelShape,
+    NoPE,
+    ReRoPE,
+    RoPE,
+    Sinusoidal,
+    SlidingWindow,
+)
 from fope_jax.position.mixing import ByLayer
 
 SHAPE = ModelShape(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16)
@@ -127,3 +137,22 @@ def test_what_cannot_be_shown_is_refused():
         row(ALiBi(slopes=(0.5, 0.25)))
     with pytest.raises(ValueError, match="unknown example 'alibbi'; did you mean 'alibi'"):
         gallery_rows(["alibbi"])
+
+
+def test_far_keys_are_shown_by_their_own_version():
+    """ReRoPE holds the logit of its window; leaky ReRoPE goes on k times slower."""
+    rope = RoPE(theta=100.0)
+    ((plain,), (held,), (leaky,)) = (
+        row(method)["lines"] for method in (rope, ReRoPE(rope, 16), ReRoPE(rope, 16, leak=8))
+    )
+    plain, held, leaky = (np.asarray(line["value"]) for line in (plain, held, leaky))
+    np.testing.assert_allclose(held, plain[np.minimum(DISTANCES, 16)], atol=2e-4)
+    np.testing.assert_allclose(leaky[:16], plain[:16], atol=2e-4)
+    np.testing.assert_allclose(leaky[16 + 8 * np.arange(10)], plain[16:26], atol=2e-4)
+
+
+def test_the_line_of_a_window_ends_where_no_key_is_seen():
+    windowed = row(ByLayer((SlidingWindow(RoPE(theta=100.0), 20), RoPE(theta=100.0))))
+    local, whole = windowed["lines"]
+    assert len(local["value"]) == 20 and local["value"] == whole["value"][:20]
+    assert "layer 1 of 2, a query sees at most 20 tokens" in windowed["note"]

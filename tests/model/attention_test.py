@@ -678,7 +678,7 @@ def biased(label, num_heads, head_dim):
         for name, x in trained.items()
     }
     constants = {**owned.model_constants, **{n: x[0] for n, x in owned.layer_constants.items()}}
-    return attention.bias_functions(method.layers()[0]), trained, constants
+    return attention.layer_arguments(method.layers()[0]), trained, constants
 
 
 def test_every_kind_of_bias_is_among_the_examples():

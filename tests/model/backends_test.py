@@ -8,19 +8,34 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from fope_jax.model import context_parallel, fused
+from fope_jax.model import fused
 from fope_jax.model.attention import attend
 from fope_jax.model.backends import choose_backend
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.context_parallel import sharded_attention
 from fope_jax.model.transformer import Transformer
-from fope_jax.position import ALiBi, ByLayer, FoPE, RoPE
-from fope_jax.position.base import Layer, has_hook
+from fope_jax.position import ALiBi, ByLayer, FoPE, NoPE, RoPE
+from fope_jax.position.base import Layer, PositionEmbedding, has_hook
 from fope_jax.position.contextual import CoPE
 from fope_jax.train.state import plan_state
 from tests.train.mesh_runs import experiment
 
-SHAPES = {"methods": [FoPE(512)], "length": 1024, "head_dim": 64, "dtype": "bfloat16"}
+
+class Doubled(PositionEmbedding):
+    """q and k twice as wide."""
+
+    def rotate(self, variables, tables, q, k):
+        return jnp.concatenate([q, -q], axis=-1), jnp.concatenate([k, 0.5 * k], axis=-1)
+
+
+class Decay(PositionEmbedding):
+    """A bias that is a running sum."""
+
+    def running_bias(self, variables, x):
+        return -jnp.ones((*x.shape[:2], 1))
+
+
+SHAPES = {"layers": FoPE(512).layers(), "length": 1024, "head_dim": 64, "dtype": "bfloat16"}
 
 
 @pytest.mark.parametrize(
@@ -29,9 +44,35 @@ SHAPES = {"methods": [FoPE(512)], "length": 1024, "head_dim": 64, "dtype": "bflo
         ("cpu", {}, "chunked", "platform cpu has no fused kernel"),
         ("tpu", {}, "splash", "the fused kernel of platform tpu"),
         ("gpu", {}, "cudnn", "the fused kernel of platform gpu"),
-        ("tpu", {"methods": [ALiBi()]}, "pallas", "splash cannot run: ALiBi adds a bias"),
-        ("tpu", {"methods": [RoPE(), ALiBi()]}, "pallas", "ALiBi adds a bias"),
-        ("tpu", {"methods": [RoPE(), CoPE()]}, "chunked", "CoPE needs whole rows of scores"),
+        ("tpu", {"layers": ALiBi().layers()}, "pallas", "splash cannot run: ALiBi adds a bias"),
+        ("tpu", {"layers": (Layer(RoPE()), Layer(ALiBi()))}, "pallas", "ALiBi adds a bias"),
+        (
+            "tpu",
+            {"layers": (Layer(RoPE()), Layer(CoPE()))},
+            "chunked",
+            "CoPE needs whole rows of scores",
+        ),
+        ("tpu", {"layers": (Layer(RoPE(), window=512), Layer(NoPE()))}, "splash", "the fused"),
+        ("gpu", {"layers": (Layer(RoPE(), chunk=512), Layer(NoPE()))}, "cudnn", "the fused"),
+        ("tpu", {"layers": (Layer(Doubled()),)}, "splash", "the fused"),
+        ("gpu", {"layers": (Layer(Doubled()),)}, "cudnn", "the fused"),
+        (
+            "gpu",
+            {"layers": (Layer(Doubled()),), "head_dim": 128},
+            "chunked",
+            "head_dim=128, of queries 256: it takes multiples of 8 up to 128",
+        ),
+        (
+            "tpu",
+            {"layers": (Layer(RoPE()), Layer(Doubled(), far_from=64))},
+            "pallas",
+            "Doubled has other logits for keys 64 tokens back or further",
+        ),
+        ("gpu", {"layers": (Layer(Doubled(), far_from=64),)}, "chunked", "keys 64 tokens back"),
+        ("tpu", {"layers": (Layer(Decay()),)}, "pallas", "Decay adds a running sum to the logits"),
+        ("gpu", {"layers": (Layer(Decay()),)}, "chunked", "Decay adds a running sum"),
+        ("tpu", {"sinks": True}, "splash", "the fused kernel"),
+        ("gpu", {"sinks": True}, "chunked", "cudnn cannot run: it takes no attention sinks"),
         ("tpu", {"length": 1000}, "chunked", "1000 tokens a row are no multiple of 128"),
         ("tpu", {"context": 4}, "pallas", "mesh.context=4"),
         ("tpu", {"context": 16}, "chunked", "no multiple of 128 on each of mesh.context=16"),
@@ -66,8 +107,8 @@ def test_what_runs_everywhere_is_taken_as_asked(requested):
     ("requested", "platform", "changes", "reasons"),
     [
         ("splash", "cpu", {}, ["it needs platform tpu, this is cpu"]),
-        ("splash", "tpu", {"methods": [ALiBi()], "length": 100}, ["ALiBi", "100 tokens"]),
-        ("pallas", "cpu", {"methods": [CoPE()]}, ["platform tpu, this is cpu", "CoPE"]),
+        ("splash", "tpu", {"layers": ALiBi().layers(), "length": 100}, ["ALiBi", "100 tokens"]),
+        ("pallas", "cpu", {"layers": CoPE().layers()}, ["platform tpu, this is cpu", "CoPE"]),
         ("cudnn", "tpu", {"dtype": "float32"}, ["it needs platform gpu", "float32"]),
         ("cudnn", "gpu", {"length": 77, "head_dim": 20}, ["77 tokens a row", "head_dim=20"]),
         ("pallas", "tpu", {"derivatives": "all"}, ["derivatives='all'"]),
@@ -102,7 +143,9 @@ def test_a_pattern_of_layers_is_chosen_for_as_a_whole():
 
 
 def test_no_backend_leaves_a_bias_out():
-    with pytest.raises(ValueError, match="attention='splash' cannot add this method's bias"):
+    with pytest.raises(
+        ValueError, match="attention='splash' cannot run: ALiBi adds a bias to the logits"
+    ):
         sharded_attention(
             *[jnp.ones((1, 128, 1, 8))] * 3,
             positions=jnp.arange(128)[None],
@@ -110,6 +153,8 @@ def test_no_backend_leaves_a_bias_out():
             variables={},
             constants={},
             position=Layer(ALiBi()),
+            sums=None,
+            sinks=None,
             backend="splash",
         )
 
@@ -131,28 +176,46 @@ def packed(batch, length, heads, kv_heads, head_dim):
     return (q, k, v), (index - begin).astype(np.int32), segments
 
 
+ON_CPU = {
+    "splash": functools.partial(fused.splash_attention, interpret=True),
+    "cudnn": functools.partial(fused.cudnn_attention, implementation="xla"),
+}
+
+
 @pytest.mark.parametrize(
-    "kernel",
+    ("backend", "limits", "width", "sinks"),
     [
-        lambda *x: fused.splash_attention(*x, interpret=True),
-        lambda *x: fused.cudnn_attention(*x, implementation="xla"),
+        ("splash", {}, 24, False),
+        ("splash", {"window": 50}, 40, True),
+        pytest.param("splash", {"chunk": 50}, 24, False, marks=pytest.mark.slow),
+        pytest.param("splash", {"window": 30, "chunk": 50}, 24, True, marks=pytest.mark.slow),
+        ("cudnn", {}, 24, False),
+        ("cudnn", {"window": 30, "chunk": 50}, 40, False),
     ],
-    ids=["splash", "cudnn"],
 )
-def test_fused_kernels_equal_the_reference_with_gradients(kernel):
+def test_fused_kernels_equal_the_reference_with_gradients(
+    monkeypatch, backend, limits, width, sinks
+):
     """Several documents a row, padding, grouped heads, a head_dim of no whole lanes."""
-    arrays, positions, segments = packed(2, 256, 4, 2, 24)
-    direction = np.random.default_rng(1).normal(size=arrays[0].shape).astype(np.float32)
+    monkeypatch.setitem(fused._KERNELS, backend, ON_CPU[backend])
+    (q, k, v), positions, segments = packed(2, 256, 4, 2, 40)
+    arrays = [q[..., :width], k[..., :width], v[..., :24]]
+    arrays += [np.array([-1.0, 0.5, 2.0, 3.0], np.float32)] if sinks else []
+    direction = np.random.default_rng(1).normal(size=(2, 256, 4, 24)).astype(np.float32)
 
     def both(attention):
-        def loss(q, k, v):
-            out = attention(q, k, v)
+        def loss(arrays):
+            out = attention(*arrays)
             return jnp.sum(out * direction), out
 
-        (_, out), gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
+        (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
         return out, gradient
 
-    def reference(q, k, v):
+    def of_kernel(q, k, v, sinks=None):
+        places = {"positions": positions, "segments": segments}
+        return fused.fused_attention(backend, q, k, v, **places, **limits, sinks=sinks)
+
+    def reference(q, k, v, sinks=None):
         return attend(
             q,
             k,
@@ -162,9 +225,11 @@ def test_fused_kernels_equal_the_reference_with_gradients(kernel):
             q_segments=segments,
             k_segments=segments,
             backend="reference",
+            sinks=sinks,
+            **limits,
         )
 
-    out, gradient = both(lambda q, k, v: kernel(q, k, v, segments))
+    out, gradient = both(of_kernel)
     expected, expected_gradient = both(reference)
     assert np.abs(expected[0, -37:]).max() == 0 < np.abs(expected[0, :-37]).min()
     np.testing.assert_allclose(out, expected, atol=3e-6)
@@ -217,6 +282,12 @@ def test_a_forced_kernel_that_does_not_fit_a_length_is_named_by_the_model(
         jax.eval_shape(lambda tokens: model.hidden(tokens, tokens, tokens), ones)
 
 
+def test_cudnn_refuses_sinks():
+    arrays, _, segments = packed(1, 64, 2, 2, 16)
+    with pytest.raises(ValueError, match="cudnn takes no attention sinks"):
+        fused.cudnn_attention(*arrays, segments, sinks=jnp.zeros(2))
+
+
 ROWS = {
     "in order": ([0, 1, 2, 0, 1, 2], [1, 1, 1, 2, 2, 2], True),
     "a window that starts within a document": ([7, 8, 9, 0, 1, 2], [1, 1, 1, 2, 2, 2], True),
@@ -233,30 +304,43 @@ ROWS = {
 @pytest.mark.parametrize("name", ROWS)
 def test_which_rows_are_stored_as_fused_kernels_take_them(name):
     positions, segments, right = ROWS[name]
-    found = fused.is_stored_in_order(jnp.array([positions]), jnp.array([segments] * 2))
-    assert found.tolist() == [right] * 2
+    rows = jnp.array([positions]), jnp.array([segments] * 2)
+    assert fused.is_stored_in_order(*rows).tolist() == [right] * 2
+    # In these rows no position is left out.
+    assert fused.is_stored_in_order(*rows, without_gaps=True).tolist() == [right] * 2
+
+
+def test_a_position_left_out_is_a_gap():
+    positions = jnp.array([[0, 1, 2, 0, 1], [0, 1, 3, 0, 1], [0, 1, 2, 0, 2]])
+    rows = positions, jnp.array([[1, 1, 1, 2, 2]] * 3)
+    assert fused.is_stored_in_order(*rows).tolist() == [True] * 3
+    assert fused.is_stored_in_order(*rows, without_gaps=True).tolist() == [True, False, False]
+
+
+FULL = Layer(RoPE())
 
 
 def test_tokens_stored_in_another_order_are_nan_and_not_another_number(monkeypatch):
     """The kernel sees the index of a token; the reference its position, whatever the order."""
-    xla = functools.partial(fused.cudnn_attention, implementation="xla")
-    monkeypatch.setitem(context_parallel._FUSED, "cudnn", xla)
+    monkeypatch.setitem(fused._KERNELS, "cudnn", ON_CPU["cudnn"])
     arrays, positions, segments = packed(2, 64, 2, 2, 8)
     order = np.arange(64)
     order[[3, 4]] = 4, 3
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def attended(backend, order):
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def attended(backend, order, layer=FULL, stretch=1):
         q, k, v, at, of = (jnp.asarray(x)[:, order] for x in (*arrays, positions, segments))
         return sharded_attention(
             q,
             k,
             v,
-            positions=at,
+            positions=at * stretch,
             segments=of,
             variables={},
             constants={},
-            position=Layer(RoPE()),
+            position=layer,
+            sums=None,
+            sinks=None,
             backend=backend,
         )
 
@@ -264,3 +348,11 @@ def test_tokens_stored_in_another_order_are_nan_and_not_another_number(monkeypat
     np.testing.assert_allclose(attended("cudnn", np.arange(64)), stored, atol=3e-6)
     np.testing.assert_allclose(attended("reference", order), stored[:, order], atol=3e-6)
     assert np.isnan(attended("cudnn", order)).all()
+    # A window by index has more keys than one by position, where positions are left out.
+    for limits, is_nan in (({"window": 8}, True), ({"chunk": 8}, False)):
+        layer = Layer(RoPE(), **limits)
+        expected = attended("reference", np.arange(64), layer, 2)
+        assert jnp.abs(expected - stored).max() > 0.1
+        expected = expected * (np.nan if is_nan else 1)
+        found = attended("cudnn", np.arange(64), layer, 2)
+        np.testing.assert_allclose(found, expected, atol=3e-6)

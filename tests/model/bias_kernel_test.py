@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from fope_jax.gallery.examples import examples
-from fope_jax.model.attention import TokenIndex, attend, bias_functions
+from fope_jax.model import bias_kernel
+from fope_jax.model.attention import (
+    TokenIndex,
+    attend,
+    attention_mask,
+    layer_arguments,
+    running_sums,
+)
+from fope_jax.model.backends import visited_blocks
 from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.position import NoPE
 from fope_jax.position.base import ModelShape, PositionEmbedding, bias_of_heads
@@ -51,7 +59,7 @@ def reference(method, q, k, v, own, q_index, k_index):
         q_segments=q_index.segments,
         k_segments=k_index.segments,
         backend="reference",
-        **bias_functions(method.layers()[0]),
+        **layer_arguments(method.layers()[0]),
         bias_variables=own,
     )
 
@@ -117,6 +125,169 @@ def test_queries_of_one_device_see_the_keys_of_all(name):
         TokenIndex(positions, segments),
         idle=("out_bias", "length_factor"),  # no position is below FIRE's threshold
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alibi", "kerple-power"])
+def test_fractions_of_a_token(name):
+    arrays, positions, segments = packed(2, 384, HEADS, KV_HEADS, HEAD_DIM)
+    fractions = np.random.default_rng(0).integers(0, 32, np.shape(positions)) / 32
+    places = TokenIndex((np.asarray(positions) + fractions).astype(np.float32), segments)
+    assert_same(METHODS[name], arrays, places, places)
+
+
+RANGES = {"window": {"window": 70}, "chunk": {"chunk": 96}, "both": {"window": 70, "chunk": 96}}
+LAYERS = {
+    "window": {"window": 70},
+    "chunk": {"chunk": 96},
+    "far": {"far_from": 50},
+    "wide": {"width": 40},
+    "sinks": {"sinks": True},
+    "sums": {"sums": True},
+    "window, wide, sinks": {"window": 70, "width": 40, "sinks": True},
+    "all": {
+        "method": "alibi",
+        "window": 70,
+        "chunk": 96,
+        "far_from": 40,
+        "width": 40,
+        "sinks": True,
+        "sums": True,
+        "num_queries": 128,
+    },
+}
+FAST = ("window, wide, sinks", "all")
+
+
+def layer_case(
+    *,
+    method="nope",
+    far_from=None,
+    width=HEAD_DIM,
+    sinks=False,
+    sums=False,
+    num_queries=384,
+    **limits,
+):
+    """The last ``num_queries`` of 384 tokens, packed; the arguments of both programs and arrays."""
+    random = np.random.default_rng(3)
+
+    def normal(*shape):
+        return jnp.asarray(random.normal(size=shape).astype(np.float32))
+
+    versions = 1 if far_from is None else 2
+    _, positions, segments = packed(2, 384, HEADS, KV_HEADS, HEAD_DIM)
+    arrays = {
+        "q": normal(2, num_queries, HEADS, versions * width),
+        "k": normal(2, 384, KV_HEADS, versions * width),
+        "v": normal(2, 384, KV_HEADS, HEAD_DIM),
+        "variables": variables_of(METHODS[method]),
+    }
+    if sinks:
+        arrays["sinks"] = normal(HEADS)
+    if sums:
+        # Sums as after 10^5 tokens: rounded to one float32 they would be wrong by 0.004.
+        decays = jnp.abs(normal(2, 384, HEADS)) * 0.05
+        arrays["k_sums"] = running_sums(-decays).at[..., 0].add(-1e5)
+        arrays["q_sums"] = arrays["k_sums"][:, -num_queries:]
+    places = TokenIndex(positions, segments)
+    queries = TokenIndex(*(x[:, -num_queries:] for x in places))
+    return METHODS[method], {"far_from": far_from, **limits}, queries, places, arrays
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LAYERS]
+)
+def test_all_that_a_layer_can_have_is_as_in_the_reference(name):
+    """Several documents a row, padding, grouped heads; in "all" also fewer queries than keys."""
+    method, limits, queries, places, arrays = layer_case(**LAYERS[name])
+    direction = jax.random.normal(jax.random.key(1), (*arrays["q"].shape[:3], HEAD_DIM))
+
+    def of_kernel(q, k, v, variables, **others):
+        return pallas_attention(
+            q,
+            k,
+            v,
+            q_index=queries,
+            k_index=places,
+            method=method,
+            variables=variables,
+            interpret=True,
+            **limits,
+            **others,
+        )
+
+    def of_reference(q, k, v, variables, **others):
+        return attend(
+            q,
+            k,
+            v,
+            q_positions=queries.positions,
+            k_positions=places.positions,
+            q_segments=queries.segments,
+            k_segments=places.segments,
+            backend="reference",
+            bias_variables=variables,
+            **(layer_arguments(method.layers()[0]) | limits),
+            **others,
+        )
+
+    def both(attention):
+        def loss(arrays):
+            out = attention(**arrays)
+            return jnp.sum(out * direction), out
+
+        (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
+        return out, gradients
+
+    (out, gradients), (expected, expected_gradients) = both(of_kernel), both(of_reference)
+    assert jnp.abs(expected[0, -37:]).max() == 0 < jnp.abs(expected[0, :-37]).min()
+    np.testing.assert_allclose(out, expected, atol=3e-6)
+    assert set(gradients) == set(arrays)
+    for array, right in expected_gradients.items():
+        for found, of_one in zip(
+            jax.tree.leaves(gradients[array]), jax.tree.leaves(right), strict=True
+        ):
+            largest = float(jnp.abs(of_one).max())
+            assert largest > 0.1, array
+            np.testing.assert_allclose(found, of_one, atol=2e-5 * max(1.0, largest / 10))
+
+
+@pytest.mark.parametrize("limits", [{}, *RANGES.values(), {"window": 1}, {"chunk": 128}], ids=str)
+def test_the_grid_is_as_long_as_what_a_range_visits(limits):
+    """In a row of one document; no block more, so a window costs its own length, not the row's."""
+    places = TokenIndex(jnp.arange(1024)[None], jnp.ones((1, 1024), jnp.int32))
+    settings = bias_kernel._Settings(block=128, scale=1.0, **limits)
+    visible = np.zeros((8, 8), bool)
+    mask = np.asarray(attention_mask(places, places, **limits))[0]
+    for i, j in np.ndindex(8, 8):
+        visible[i, j] = mask[i * 128 : (i + 1) * 128, j * 128 : (j + 1) * 128].any()
+    assert visited_blocks(8, 128, **limits) == visible.sum()
+    for by_query, blocks in ((True, visible), (False, visible.T)):
+        first, last, steps = bias_kernel._ranges(settings, places, places, by_query=by_query)
+        np.testing.assert_array_equal((last - first)[0] + 1, blocks.sum(axis=1))
+        assert steps == blocks.sum(axis=1).max()
+
+
+def test_a_window_of_the_whole_row_is_none():
+    (q, k, v), positions, segments = packed(1, 256, HEADS, KV_HEADS, HEAD_DIM)
+    places, method = TokenIndex(positions, segments), METHODS["alibi"]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def attended(limits):
+        return pallas_attention(
+            q,
+            k,
+            v,
+            q_index=places,
+            k_index=places,
+            method=method,
+            variables=variables_of(method),
+            interpret=True,
+            **dict(limits),
+        )
+
+    np.testing.assert_array_equal(attended((("window", 256), ("chunk", 2**31 - 1))), attended(()))
 
 
 def test_a_query_that_sees_no_key_gives_zeros():

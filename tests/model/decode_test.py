@@ -12,13 +12,26 @@ from fope_jax.gallery.examples import examples
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.decode import forward_cached, greedy_decode, init_cache, prefill, sample_decode
 from fope_jax.model.transformer import Transformer, merge, split
-from fope_jax.position import METHODS, ByLayer, CoPE, DynamicNTK, FoPE, LongRoPE, NoPE, RoPE
+from fope_jax.position import (
+    METHODS,
+    ByLayer,
+    CoPE,
+    DynamicNTK,
+    FoPE,
+    LocalChunks,
+    LongRoPE,
+    NoPE,
+    RoPE,
+    SlidingWindow,
+)
 
 LENGTH, PROMPT, VOCAB = 21, 9, 53
 METHOD_EXAMPLES = {
     label: method for label, method in examples(8, 8).items() if label != "learned"
 } | {
     "learned": METHODS["learned"](table_length=LENGTH + 3),
+    "window": SlidingWindow(FoPE(8), 4),
+    "chunks": LocalChunks(RoPE(), 5),
     "fope-query": FoPE(8, heads="query"),
     "by_layer-mixed": ByLayer((FoPE(8, heads="query"), CoPE(init_std=0.5))),
 }

@@ -31,6 +31,7 @@ from fope_jax.position import (
     ByShare,
     ClipFloor,
     CoPE,
+    DroPE,
     DynamicNTK,
     FoPE,
     Kerple,
@@ -46,7 +47,10 @@ from fope_jax.position import (
     PositionInterpolation,
     PRoPE,
     Proportional,
+    ReRoPE,
     RoPE,
+    Sandwich,
+    SelfExtend,
     Sinusoidal,
     SlidingWindow,
     SnapToCycles,
@@ -137,8 +141,16 @@ CASES = {
     "yarn-temperature": Case(
         LogitScaling(RoPE(theta=100.0), form="yarn", factor=4.0), fails=(NORM, ORIGIN)
     ),
+    # The logits of far queries grow; with a stated length those of all queries, at the origin too.
+    "drope": Case(DroPE(8), fails=(SHIFT, NORM)),
+    "drope-length": Case(DroPE(8, length=40), fails=(NORM, ORIGIN)),
     "window": Case(SlidingWindow(RoPE(theta=100.0), 8)),
-    "chunks": Case(LocalChunks(ALiBi(), 8)),
+    # A shift moves tokens over the edges of groups; far queries are shown at other positions.
+    "self-extend": Case(SelfExtend(RoPE(theta=100.0), window=9, group=4), fails=(SHIFT, ORIGIN)),
+    "rerope-leaky": Case(ReRoPE(RoPE(theta=100.0), window=9, leak=3), fails=(ORIGIN,)),
+    "sandwich": Case(Sandwich(width=16)),
+    # A shift moves tokens over the edges of chunks.
+    "chunks": Case(LocalChunks(ALiBi(), 8), fails=(SHIFT,)),
     "alibi-slopes": Case(ALiBi(slopes=(0.5, 0.1, 0.3, 0.0))),
     "sinusoidal": Case(Sinusoidal(theta=100.0), fails=(SHIFT, ORIGIN)),
     "learned": Case(Learned(table_length=200), fails=(SHIFT, ORIGIN)),
@@ -232,31 +244,70 @@ def own_of(method, variables):
     return layer_of(method).method, layer_of(method).select(variables[1])
 
 
-def scores_of(
-    own, variables, q, k, q_positions, k_positions, q_segments=None, k_segments=None, scale=None
-):
+def scores_of(layer, variables, q, k, q_index, k_index, increments=None):
     """Logits ``[B, N, T, S]`` of rotated q and k, 0 where the query does not see the key.
 
-    Segments matter to contextual methods alone, and only these are scaled and masked first.
+    ``variables`` are the layer's; ``q_index, k_index`` are pairs of positions and segments;
+    ``increments [B, S, N]`` of the keys' tokens are those of a running bias. What attention sees of
+    a layer is written here once more, with all keys at hand: a window, chunks, a second version of
+    far keys, sums of increments by position. Only logits of contextual methods are scaled.
     """
-    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-    scores = jnp.einsum("btnh,bsnh->bnts", q, k, precision="highest")
-    seen = k_positions[:, None, :] <= q_positions[:, :, None]
-    if q_segments is not None:
-        seen &= q_segments[:, :, None] == k_segments[:, None, :]
+    method, (q_positions, q_segments), (k_positions, k_segments) = layer.method, q_index, k_index
+    distance = q_positions[:, :, None] - k_positions[:, None, :]
+    same_segment = q_segments[:, :, None] == k_segments[:, None, :]
+    seen = same_segment & (distance >= 0)
+    if layer.window is not None:
+        seen &= distance < layer.window
+    if layer.chunk is not None:
+        chunks = q_positions // layer.chunk, k_positions // layer.chunk
+        seen &= chunks[0][:, :, None] == chunks[1][:, None, :]
     seen = seen[:, None]
-    if has_hook(own, "bias"):
-        scores = scores + bias_of_heads(own, variables, q_positions, k_positions)
-    if has_hook(own, "contextual_bias"):
+    scores = scores_of_versions(layer, q, k, distance)
+    if has_hook(method, "bias"):
+        scores = scores + bias_of_heads(method, variables, q_positions, k_positions)
+    if has_hook(method, "running_bias"):
+        q_sums, k_sums = (sums_at(*index, k_index, increments) for index in (q_index, k_index))
+        scores = scores + q_sums[..., None] - k_sums[:, :, None]
+    if has_hook(method, "contextual_bias"):
         order = jnp.argsort(k_positions, axis=-1)[:, None, None]
-        scaled = jnp.where(seen, scores * q.shape[-1] ** -0.5, -jnp.inf)
+        scaled = jnp.where(seen, scores * SHAPE.head_dim**-0.5, -jnp.inf)
         ordered = jnp.take_along_axis(scaled, jnp.broadcast_to(order, scaled.shape), axis=-1)
-        bias = own.contextual_bias(variables, q, ordered)
-        if scale is not None:
-            scores = scores * scale(q_positions)[:, None, :, None]
+        bias = method.contextual_bias(variables, q, ordered)
+        if layer.logit_scale is not None:
+            scores = scores * layer.logit_scale(q_positions)[:, None, :, None]
         back = jnp.argsort(jnp.broadcast_to(order, scaled.shape), axis=-1)
         scores = scores + jnp.take_along_axis(bias, back, axis=-1)
     return jnp.where(seen, scores, 0.0)
+
+
+def versions(layer, x):
+    """The near and the far version of a rotated q or k; one where the layer has one."""
+    return [x] if layer.far_from is None else jnp.split(x, 2, axis=-1)
+
+
+def scores_of_versions(layer, q, k, distance):
+    """q.k ``[B, N, T, S]``, of the far versions where ``distance [B, T, S]`` says so."""
+    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    near, *far = (
+        jnp.einsum("btnh,bsnh->bnts", *pair, precision="highest")
+        for pair in zip(versions(layer, q), versions(layer, k), strict=True)
+    )
+    return jnp.where((distance >= layer.far_from)[:, None], far[0], near) if far else near
+
+
+def sums_at(positions, segments, index, increments):
+    """Sums ``[B, N, T]`` of the increments of a segment's tokens up to each position."""
+    within = (index[0][:, None, :] <= positions[:, :, None]) & (
+        index[1][:, None, :] == segments[:, :, None]
+    )
+    return jnp.einsum("bts,bsn->bnt", within.astype(jnp.float32), increments, precision="highest")
+
+
+def increments_of(layer, variables, x):
+    """What the layer's running bias sums, ``[B, T, N]``; None if it has none."""
+    if not has_hook(layer.method, "running_bias"):
+        return None
+    return layer.method.running_bias(layer.select(variables[1]), x)
 
 
 def logits_eagerly(method, variables, x, q, k, positions, segments=None):
@@ -265,10 +316,10 @@ def logits_eagerly(method, variables, x, q, k, positions, segments=None):
     q = q + x[..., None, : q.shape[-1]]
     k = k + x[..., None, : k.shape[-1]]
     q, k = turned(method, variables, q, k, positions)
-    own = own_of(method, variables)
-    return scores_of(
-        *own, q, k, positions, positions, segments, segments, layer_of(method).logit_scale
-    )
+    index = positions, jnp.ones_like(positions) if segments is None else segments
+    layer = layer_of(method)
+    own_variables, increments = own_of(method, variables)[1], increments_of(layer, variables, x)
+    return scores_of(layer, own_variables, q, k, index, index, increments)
 
 
 compiled_logits = jax.jit(logits_eagerly, static_argnums=0)
@@ -284,6 +335,11 @@ def logits(method, variables, x, q, k, positions, segments=None):
 def arange(length=LENGTH, start=0, batch=2):
     row = jnp.arange(start, start + length, dtype=jnp.int32)[None]
     return jnp.broadcast_to(row, (batch, length))
+
+
+def one_segment(positions):
+    """Positions and segments of tokens that are one document."""
+    return positions, jnp.ones_like(positions)
 
 
 def difference(a, b):
@@ -304,6 +360,9 @@ NEED_A_CAUSAL_MASK = {
     "log-n-alibi",
     "log-n-sinusoidal",
     "log-n-cope",
+    "self-extend",
+    "rerope-leaky",
+    "drope",
 }
 
 
@@ -346,8 +405,12 @@ def test_norm(name):
     turned_q, turned_k = embedded_and_turned(method, variables_of(method), x, q, k, arange())[1]
     k = np.repeat(k, turned_k.shape[2] // k.shape[2], axis=2)
     before, after = (np.concatenate(pair, axis=2) for pair in ((q, k), (turned_q, turned_k)))
-    assertion = partial(testing.assert_norm_kept, lambda _: after, before)
-    holds_or_fails(name, NORM, assertion, 1e-5)
+
+    def are_kept(atol):
+        for version in versions(layer_of(method), after):
+            testing.assert_norm_kept(lambda _: version, before, atol=atol)  # noqa: B023
+
+    holds_or_fails(name, NORM, are_kept, 1e-5)
 
 
 @every_case
@@ -358,10 +421,14 @@ def test_origin(name):
     zero = jnp.zeros((2, LENGTH), jnp.int32)
     embedded, (turned_q, turned_k), _ = embedded_and_turned(method, variables, x, q, k, zero)
     k = np.repeat(k, turned_k.shape[2] // k.shape[2], axis=2)
+    layer = layer_of(method)
 
     def is_identity(atol):
-        for after, before in ((embedded, x), (turned_q, q), (turned_k, k)):
-            assert difference(after, before) < atol
+        assert difference(embedded, x) < atol
+        for after, before in ((turned_q, q), (turned_k, k)):
+            for version in versions(layer, after):
+                assert version.shape == before.shape
+                assert difference(version, before) < atol
 
     holds_or_fails(name, ORIGIN, is_identity, 1e-6)
 
@@ -452,8 +519,13 @@ def test_decoding_with_cached_keys(name):
         keys = jnp.repeat(k.reshape(2, LENGTH, *k.shape[2:]), LENGTH, axis=0)
         written = jnp.arange(LENGTH)[None] <= positions
         keys = jnp.where(written[:, :, None, None], keys, 0.0)
-        own, scale = own_of(method, variables), layer_of(method).logit_scale
-        return scores_of(*own, q, keys, positions, arange(batch=2 * LENGTH), scale=scale)
+        layer, own_variables = layer_of(method), own_of(method, variables)[1]
+        increments = increments_of(layer, variables, x)
+        if increments is not None:
+            increments = jnp.repeat(increments.reshape(2, LENGTH, -1), LENGTH, axis=0)
+            increments = jnp.where(written[..., None], increments, 0.0)
+        q_index, k_index = one_segment(positions), one_segment(arange(batch=2 * LENGTH))
+        return scores_of(layer, own_variables, q, keys, q_index, k_index, increments)
 
     rows = decoded(*(a.reshape(2 * LENGTH, 1, *a.shape[2:]) for a in (x, q, k, arange())))
     rows = np.asarray(rows).reshape(2, LENGTH, *rows.shape[1:])[:, :, :, 0].swapaxes(1, 2)
@@ -482,14 +554,19 @@ def test_decoding_one_token_after_the_other(name):
         x = embed_tokens(method, variables[0], x, position)
         q, k = (a + x[..., None, : a.shape[-1]] for a in (q, k))
         q, k = turned(method, variables, q, k, position)
-        cache = jax.lax.dynamic_update_slice_in_dim(cache, k, t, axis=1)
-        own, scale = own_of(method, variables), layer_of(method).logit_scale
-        row = scores_of(*own, q, cache, position, arange(), scale=scale)
+        layer, own_variables = layer_of(method), own_of(method, variables)[1]
+        new = k, increments_of(layer, variables, x)
+        cache = jax.tree.map(
+            lambda held, row: jax.lax.dynamic_update_slice_in_dim(held, row, t, axis=1), cache, new
+        )
+        index = one_segment(position), one_segment(arange())
+        row = scores_of(layer, own_variables, q, cache[0], *index, cache[1])
         return jnp.moveaxis(row, 1, 3), cache
 
-    _, q, k = parts
-    heads = jax.eval_shape(partial(turned, method), variables, q, k, arange())[1].shape[2]
-    cache = jnp.zeros((2, LENGTH, heads, SHAPE.head_dim))
+    x, q, k = parts
+    made = jax.eval_shape(partial(turned, method), variables, q, k, arange())[1]
+    sums = jax.eval_shape(partial(increments_of, layer_of(method)), variables, x)
+    cache = jax.tree.map(lambda held: jnp.zeros(held.shape, held.dtype), (made, sums))
     assertion = partial(testing.assert_cached_equals_full, full, step, parts, cache)
     holds_or_fails(name, DECODE, assertion, LOGIT)
 
@@ -632,6 +709,9 @@ def test_bfloat16(name):
     if has_hook(own, "bias"):
         bias = jax.eval_shape(partial(bias_of_heads, own), own_variables, arange(), arange())
         assert bias.dtype == jnp.float32
+    if has_hook(own, "running_bias"):
+        increments = jax.eval_shape(own.running_bias, own_variables, x)
+        assert increments.shape == (2, LENGTH, 4) and increments.dtype == jnp.float32
     if has_hook(own, "contextual_bias"):
         scores = jnp.zeros((2, 4, LENGTH, LENGTH), jnp.float32)
         bias = jax.eval_shape(own.contextual_bias, own_variables, q, scores)
@@ -653,7 +733,8 @@ def test_grouped_queries_read_the_keys_of_their_group(name):
     moved = [difference(before[:, head], after[:, head]) > 1e-2 for head in range(4)]
     assert moved == [False, False, True, False]
     turned_q, turned_k = jax.eval_shape(partial(turned, method), variables, q, k, arange())
-    assert turned_q.shape == q.shape and turned_k.shape[2] in (2, 4)
+    assert turned_q.shape[:3] == q.shape[:3] and turned_k.shape[2] in (2, 4)
+    assert turned_q.shape[3] == turned_k.shape[3] and turned_q.dtype == turned_k.dtype == q.dtype
 
 
 DRAWN = ("fope", "learned", "t5", "kerple", "fire", "cope")

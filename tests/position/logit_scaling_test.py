@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax.model.attention import attend, attention_logits, bias_functions
+from fope_jax.model.attention import attend, attention_logits, layer_arguments
 from fope_jax.position import (
     FIRE,
     ALiBi,
@@ -126,7 +126,7 @@ def test_logits(name, form):
     expected = expected_logits(INNER[name], form, q, k)
     q, k = layer.method.rotate(variables, tables, q, k)
     logits = attention_logits(
-        q, k, positions=positions, segments=segments, variables=variables, **bias_functions(layer)
+        q, k, positions=positions, segments=segments, variables=variables, **layer_arguments(layer)
     )
     np.testing.assert_allclose(logits, expected, rtol=2e-5, atol=2e-5)
 
@@ -146,7 +146,7 @@ def test_attention():
         k_positions=positions,
         q_segments=segments,
         k_segments=segments,
-        **bias_functions(layer),
+        **layer_arguments(layer),
         bias_variables=variables,
         block=7,
     )
@@ -166,7 +166,7 @@ def test_padding_is_finite_with_a_contextual_bias_and_so_is_its_gradient(form):
     def total(q, k, v):
         places = {"q_positions": positions, "k_positions": positions}
         places |= {"q_segments": segments, "k_segments": segments}
-        functions = bias_functions(layer)
+        functions = layer_arguments(layer)
         return jnp.sum(attend(q, k, v, **places, **functions, bias_variables=variables))
 
     value, gradient = jax.value_and_grad(total, argnums=(0, 1, 2))(*inputs())

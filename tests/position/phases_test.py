@@ -85,8 +85,41 @@ def test_gradient_of_a_frequency_is_the_position():
     np.testing.assert_array_equal(gradient, expected)
 
 
+def test_fractions_of_a_token_have_their_phase():
+    """To half a million tokens in steps of 1/32, where a float32 product is off by 0.005."""
+    positions = np.array([[0.25, 1.5, 1023.75, 1024.03125, 65_537.5, 524_287.96875]], np.float32)
+    positions = np.concatenate([positions, -positions], axis=1)
+    inv_freq = inverse_frequencies(24)
+    exact = positions.astype(np.float64)[..., None] * inv_freq
+    for known in (inv_freq, jnp.asarray(inv_freq, jnp.float32)):
+        rate = np.asarray(known, np.float64)
+        phase = jax.jit(lambda p, f=known: angles(p, f))(positions)
+        assert errors(phase, positions.astype(np.float64)[..., None] * rate) < 1e-4
+    plain = np.float32(positions)[..., None] * np.float32(inv_freq)
+    assert errors(plain, exact) > 4e-3
+    whole = np.array([[0, 7, 1024, 131_073]])
+    np.testing.assert_array_equal(
+        angles(whole.astype(np.float32), inv_freq), angles(whole, inv_freq)
+    )
+
+
+def test_gradient_of_a_fraction_is_the_frequency():
+    inv_freq = np.array([0.5, 0.01])
+    positions = jnp.array([3.25, 131_072.5], jnp.float32)
+    for known in (inv_freq, jnp.asarray(inv_freq, jnp.float32)):
+        gradient = jax.jacobian(lambda p, f=known: angles(p, f))(positions)
+        expected = np.einsum("f,tu->tfu", inv_freq, np.eye(2))
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6)
+
+
 def test_positions_must_count_tokens():
-    with pytest.raises(TypeError, match="float32.*count tokens"):
-        angles(jnp.zeros((1, 2)), inverse_frequencies(8))
+    for dtype in (jnp.float16, jnp.bfloat16):
+        with pytest.raises(
+            TypeError, match="float16: they count tokens, pass integers .or float32"
+        ):
+            angles(jnp.zeros((1, 2), dtype), inverse_frequencies(8))
+    for far in (2.0**25, -np.inf, np.nan):
+        with pytest.raises(ValueError, match="in float32 has no fraction: pass integers, or stay"):
+            angles(jnp.array([[0.0, far]]), inverse_frequencies(8))
     with pytest.raises(ValueError, match=r"inv_freq has shape \(1, 4\)"):
         angles(jnp.zeros((1, 2), jnp.int32), inverse_frequencies(8)[None])

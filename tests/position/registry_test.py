@@ -46,12 +46,15 @@ SHAPE = ModelShape(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, head_d
 
 REQUIRED = {
     "fope": {"training_length": 64},
+    "drope": {"training_length": 64},
     "learned": {"table_length": 64},
     "by_layer": {"methods": [{"method": "rope"}, {"method": "nope"}]},
     "by_share": {"methods": [{"method": "rope"}, {"method": "nope"}], "shares": [0.5, 0.5]},
     "logit_scaling": {"inner": {"method": "rope"}, "training_length": 64},
     "sliding_window": {"inner": {"method": "rope"}, "window": 8},
     "local_chunks": {"inner": {"method": "rope"}, "chunk": 8},
+    "self_extend": {"inner": {"method": "rope"}, "window": 8, "group": 4},
+    "rerope": {"inner": {"method": "rope"}, "window": 8},
 }
 
 

@@ -605,8 +605,38 @@ def test_message(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_positions_count_tokens(name):
     method = METHODS[name]
-    with pytest.raises(TypeError, match="positions have dtype float32"):
-        bias_of_heads(method, variables_of(method), np.zeros((1, 2), np.float32), ONE)
+    with pytest.raises(TypeError, match="positions have dtype float16"):
+        bias_of_heads(method, variables_of(method), np.zeros((1, 2), np.float16), ONE)
+
+
+# The variables at which whole distances give what halves of them give with the method's own.
+HALVED = {
+    "kerple-log": lambda v: v | {"r2": v["r2"] / 2},
+    "kerple-power": lambda v: v | {"r1": v["r1"] * 2.0 ** -v["r2"]},
+    "fire": lambda v: v | {"c": v["c"] / 2, "length_factor": v["length_factor"] * 2},
+}
+
+
+@pytest.mark.parametrize("name", HALVED)
+def test_half_tokens(name):
+    method, variables = METHODS[name], variables_of(METHODS[name])
+    variables |= {"r1": np.float32([1.0, 0.5, 2.0, 0.3]), "r2": np.float32([0.9, 0.3, 1.9, 0.5])}
+    variables = {key: value for key, value in variables.items() if key in variables_of(method)}
+    whole = np.array([[0, 1, 30, 31, 100_001]])
+    expected = bias_of_heads(method, HALVED[name](variables), whole, whole)
+    halves = (whole / 2).astype(np.float32)
+    found = bias_of_heads(method, variables, halves, halves)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6)
+    assert np.ptp(np.asarray(found)) > 0.05
+
+
+def test_fractions_near_far_positions_are_exact():
+    q, k = np.array([[100_000.25]], np.float32), np.array([[99_999.75, 0.5]], np.float32)
+    bias = alibi_bias(q, k, np.ones(1, np.float32))
+    np.testing.assert_array_equal(bias[0, 0], [[-0.5, -99_999.75]])
+    np.testing.assert_array_equal(relative_distance(q, np.array([[100_000]])), [[0.25]])
+    with pytest.raises(TypeError, match="float32: they count tokens"):  # a bucket has no fractions
+        bias_of_heads(METHODS["t5"], variables_of(METHODS["t5"]), q, k)
 
 
 @every_method

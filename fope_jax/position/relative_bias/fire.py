@@ -31,7 +31,7 @@ def fire_distance(q_positions: Array, k_positions: Array, c: Array, threshold: A
 
         psi(|i - j|) / (psi(max(threshold, i, j)) + 1e-6),  psi(x) = log(|c| x + 1)
 
-    Positions i and j are integers that broadcast, tokens since the start of the segment, else
+    Positions i and j broadcast, tokens since the start of the segment, integers or float32, else
     TypeError. ``c`` is per token, of any sign. Below ``threshold`` tokens the share depends on
     distance only. In the paper j <= i; dividing by the later position keeps the share in [0, 1] and
     symmetric.
@@ -70,13 +70,13 @@ def fire_bias(
         bias[n, t, s] = f_n(share[t, s]),  f(x) = relu(x w1 + b1) w2 + b2
 
     Args:
-      q_positions, k_positions: integers ``[B or 1, T]`` and ``[B or 1, S]``, tokens.
+      q_positions, k_positions: ``[B or 1, T]`` and ``[B or 1, S]``, tokens, integers or float32.
       c, threshold: numbers, see ``fire_distance``.
       hidden_weight, hidden_bias: w1 and b1, ``[width]``.
       out_weight: w2, ``[width, N]``, logits.
       out_bias: b2, ``[N]``, logits; constant over keys, so the softmax ignores it.
 
-    Returns ``[B, N, T, S]`` float32. Raises TypeError if positions are not integers, ValueError for
+    Returns ``[B, N, T, S]`` float32. Raises TypeError for other dtypes of positions, ValueError for
     other shapes.
 
     >>> one = np.ones(1, np.float32)

@@ -44,9 +44,9 @@ def kerple_log_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Array
 
         bias[b, n, t, s] = -r1[n] * log(1 + r2[n] * |q_positions[b, t] - k_positions[b, s]|)
 
-    Takes integer positions ``[B or 1, T]`` and ``[B or 1, S]``, tokens; r1 (logits) and r2 (per
-    token) are ``[N]``, above 0. Returns ``[B, N, T, S]`` float32. Raises TypeError if positions are
-    not integers, ValueError for other shapes.
+    Takes positions ``[B or 1, T]`` and ``[B or 1, S]``, tokens, integers or float32; r1 (logits)
+    and r2 (per token) are ``[N]``, above 0. Returns ``[B, N, T, S]`` float32. Raises TypeError for
+    other dtypes of positions, ValueError for other shapes.
 
     >>> r1 = jnp.full(1, 1 / jnp.log(2))
     >>> kerple_log_bias(jnp.array([[3]]), jnp.array([[3, 2, 0]]), r1, jnp.ones(1)).tolist()
@@ -82,7 +82,7 @@ def kerple_power_bias(q_positions: Array, k_positions: Array, r1: Array, r2: Arr
 def _power_penalty(distance: Array, r1: Array, r2: Array) -> Array:
     distance = jnp.abs(distance).astype(jnp.float32)
     # The gradient of x ** r2 contains log(x): at distance 0 it would be 0 * inf = NaN.
-    powers = jnp.power(jnp.maximum(distance, 1.0), r2)
+    powers = jnp.power(jnp.where(distance > 0, distance, 1.0), r2)
     return -r1 * jnp.where(distance > 0, powers, 0.0)
 
 

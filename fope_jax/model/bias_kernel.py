@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fope_jax.model.attention import TokenIndex, visible_block_mask
 from fope_jax.model.backends import LANES, visited_blocks
+from fope_jax.model.masks import TokenIndex, visible_block_mask
 from fope_jax.position.base import PositionEmbedding, has_hook
 from fope_jax.typing import Array
 

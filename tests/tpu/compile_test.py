@@ -1,5 +1,6 @@
 """The TPU compiler itself, on the paper's sizes: `make plan-test`."""
 
+import dataclasses
 import importlib.util
 import runpy
 
@@ -52,6 +53,33 @@ def test_the_kernel_with_a_bias_compiles_for_the_whole_step(method, mesh):
     assert row["fits"] and row["attention"] == "pallas"
     # Scores are computed twice more for the gradient, half of all that attention does.
     assert 1 < row["flops"] / row["model_flops"] < 1.4
+
+
+@pytest.mark.parametrize(
+    ("attention", "sinks"), [("auto", False), ("auto", True), ("pallas", True), ("chunked", True)]
+)
+def test_windows_take_the_operations_that_they_skip_from_the_step(attention, sinks):
+    """Every second layer sees 512 of 4,096 tokens."""
+    experiment = build_experiment(load_config(CONFIG, []))
+    rows = {}
+    for windows in ((), (512, None)):
+        model = dataclasses.replace(
+            experiment.model, windows=windows, attention_sinks=sinks, attention=attention
+        )
+        cases = make_cases(
+            dataclasses.replace(experiment, model=model), topologies=["v5e:4x4"], lengths=[4096]
+        )
+        (rows[windows],) = plan(cases, cache=None, jobs=1, advise=False)
+    full, windowed = rows[()], rows[512, None]
+    assert full["attention"] == {"auto": "splash"}.get(attention, attention)
+    assert windowed["attention"] == full["attention"]
+    # Blocks at the edges of a window are whole, and all kernels compute scores again.
+    skipped, needless = (
+        full["flops"] - windowed["flops"],
+        full["model_flops"] - windowed["model_flops"],
+    )
+    assert 0.9 < skipped / needless < 2.5
+    assert 1 < windowed["flops"] / windowed["model_flops"] < 1.6
 
 
 @pytest.mark.parametrize("size", SLICES)

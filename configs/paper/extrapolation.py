@@ -9,7 +9,8 @@ Command    fope train --config configs/paper/c4_books.py:position=rope --workdir
              --config $CONFIG,method=yarn \
              --config.position.factor=16 --config.position.attention_factor=1.0
            fope extend runs/rope --method fope --length 1024 --workdir runs/rope_fope \
-             --config $CONFIG,method=fope --config.position.sigma=0.3
+             --config $CONFIG,method=fope --config.position.preset=official \
+             --config.position.sigma=0.3
            and after FoPE, with position=fope and parent=fope,
            fope extend runs/fope --method yarn --length 1024 --workdir runs/fope_yarn \
              --config $CONFIG,method=yarn \
@@ -61,7 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
     parent = build_experiment(load_config(f"{paper}:{spec}{smoke}"))
     knobs = KNOBS.get((arg.parent, arg.method), {})
     if (arg.parent, arg.method) == ("rope", "fope"):
-        knobs = {"sigma": SIGMA[arg.size]}
+        knobs = {"preset": "official", "sigma": SIGMA[arg.size]}
     settings = {f"position.{knob}": value for knob, value in knobs.items()}
     settings["train.warmup_steps"] = parent.train.warmup_steps
     child = child_experiment(

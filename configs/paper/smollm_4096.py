@@ -8,7 +8,7 @@ Command    hf download HuggingFaceTB/SmolLM-1.7B --local-dir models/SmolLM-1.7B
            CONFIG=configs/paper/smollm_4096.py:weights=models/SmolLM-1.7B,method=fope
            fope data build --config $CONFIG
            fope extend hf:models/SmolLM-1.7B --method fope --length 4096 --config $CONFIG \
-             --workdir runs/smollm_fope
+             --workdir runs/smollm_fope --config.position.preset=official
            Arguments: weights=DIR, of any model that `fope import` reads, whose length is doubled
            (the sizes of SmolLM-1.7B without it); method=fope|yarn|same|..., seed=0.
 Hardware   Compiled to fit: TPU v5p 2x2x4, 18 GB a chip (experiments/tpu_plan).
@@ -74,6 +74,8 @@ def get_config(arg: str = "") -> ConfigDict:
         "evaluate.lengths": "(1, 2, 4)",
         "evaluate.passkey_lengths": "(1, 2, 4)",
     }
+    if arg.method == "fope":
+        settings["position.preset"] = "official"
     child = child_experiment(
         parent,
         0,

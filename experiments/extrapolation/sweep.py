@@ -32,5 +32,7 @@ def get_sweep(arg=""):
         runs.append(parent)
         for extension in EXTENSIONS[method]:
             name = f"{method}_{extension}_{seed}"
-            runs.append(Extend(name, parent.name, extension, 2 * LENGTH))
+            is_fope_after_rope = (method, extension) == ("rope", "fope")
+            knobs = ("position.preset=official",) if is_fope_after_rope else ()
+            runs.append(Extend(name, parent.name, extension, 2 * LENGTH, knobs))
     return runs

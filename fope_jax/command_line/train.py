@@ -1,4 +1,4 @@
-"""`fope data`, `train`, `extend` and `sweep`."""
+"""`fope data`, `train` and `sweep`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,14 @@ from fope_jax.command_line.common import (
 )
 from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import check_bucket
-from fope_jax.train.options import (
-    add_config,
-    add_extend_options,
-    add_processes,
-    add_train_options,
-    check_train_options,
-)
+from fope_jax.train.options import add_config, add_processes, add_train_options, check_train_options
 
 
 @verb(
     add_config,
+    option(
+        "--workers", type=int, metavar="N", help="processes, a file each at a time; default: cores"
+    ),
     group(
         "on many machines, with Apache Beam; the same cache",
         option("--runner", metavar="NAME", help="such as DirectRunner or DataflowRunner"),
@@ -50,7 +47,7 @@ def build(arguments: argparse.Namespace) -> None:
 
     options = tuple(arguments.runner_option)
     runner = Runner(arguments.runner, options, arguments.runner_parts) if arguments.runner else None
-    tokenizer = build(experiment.data, runner)["train"].tokenizer
+    tokenizer = build(experiment.data, runner, arguments.workers)["train"].tokenizer
     if tokenizer.vocab_size > experiment.model.vocab_size:
         print(
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, more than model.vocab_size = "
@@ -67,7 +64,7 @@ def inspect(arguments: argparse.Namespace) -> None:
       fope data inspect --config configs/quickstart.py
     """
     experiment = load_experiment(arguments)
-    from fope_jax.data.build import inspect
+    from fope_jax.data.inspect_cache import inspect
 
     print(inspect(experiment.data))
 
@@ -163,50 +160,6 @@ def train(arguments: argparse.Namespace) -> None:
         arguments.accept_position,
         seconds_before=process_age(),
         note=note,
-    )
-    print_once(f"run in {arguments.workdir}")
-
-
-@verb(add_extend_options, add_processes)
-def extend(arguments: argparse.Namespace) -> None:
-    """go on from a trained run at a longer length
-
-    examples:
-      fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
-      fope extend runs/rope/500 --method fope --length 256 --workdir runs/rope_fope
-      fope extend runs/fope --method yarn --length 256 --workdir runs/fope_yarn \\
-          --config.position.scaling_order=after_clip --config.position.factor=16
-      fope extend runs/alibi --method same --length 256 --workdir runs/alibi_256 \\
-          --config.train.steps=100
-      fope extend hf:models/SmolLM-1.7B --method fope --length 4096 --workdir runs/smollm \\
-          --config configs/paper/smollm_4096.py:weights=models/SmolLM-1.7B
-
-    METHOD is "same", the name of a method (`fope methods`), or that of a scaling (yarn, pi, ntk,
-    llama3, longrope, clip, ...) for a model with frequencies. The same command again goes on from
-    the newest checkpoint.
-    """
-    join_processes(arguments)
-    from fope_jax.config import load_config
-    from fope_jax.extend.run import extend
-    from fope_jax.processes.agreement import fail_together
-
-    with fail_together():
-        for directory in (arguments.parent, arguments.workdir):
-            if not isinstance(directory, str):
-                check_bucket(directory)
-        config = load_config(arguments.config) if arguments.config else None
-    extend(
-        arguments.parent,
-        arguments.method,
-        arguments.length,
-        arguments.workdir,
-        optimizer=arguments.optimizer,
-        match=arguments.match,
-        warn_above=arguments.warn_above,
-        overrides=arguments.overrides,
-        config=config,
-        accept_position=arguments.accept_position,
-        should_evaluate=not arguments.no_evaluate,
     )
     print_once(f"run in {arguments.workdir}")
 

@@ -17,6 +17,7 @@ from fope_jax.config.random_positions import check_random_positions
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
 from fope_jax.model.config import TransformerConfig
+from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position.base import PositionEmbedding
 
@@ -110,12 +111,13 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
                 f"method {positions.name_of(position)!r}, {longest}"
             )
         position.check(model.shape)
+        layer_pattern(model, position)
     except ConfigError:
         raise
     except ValueError as error:
         raise ConfigError(f"config.position: {error}") from error
     try:
-        check_random_positions(position, sections["train"], model.shape)
+        check_random_positions(position, sections["train"], model)
         if evaluate.random_positions and sections["train"].position_range is None:
             raise ValueError(
                 "evaluate.random_positions = True, train.position_range = None: the range of a run "

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from fope_jax.config.train import TrainConfig
+from fope_jax.model.config import TransformerConfig
+from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.position.base import (
     Layer,
     ModelShape,
@@ -18,7 +20,7 @@ from fope_jax.position.base import (
 
 
 def check_random_positions(
-    position: PositionEmbedding, train: TrainConfig, shape: ModelShape
+    position: PositionEmbedding, train: TrainConfig, model: TransformerConfig
 ) -> None:
     """Raises ValueError if ``train.position_range`` does not go with the position embedding.
 
@@ -28,7 +30,7 @@ def check_random_positions(
     if train.position_range is None:
         return
     key, name = f"train.position_range = {train.position_range}", type(position).__name__
-    limits, layers = position.limits, position.layers()
+    limits, layers = position.limits, layer_pattern(model, position)
     if limits.max_length is not None and limits.max_length < train.position_range:
         raise ValueError(
             f"{key}: {name} is defined for positions below {limits.max_length}; draw from at most "
@@ -42,14 +44,14 @@ def check_random_positions(
     if not any(has_hook(x.method, hook) for x in layers for hook in ("embed", "tables", "bias")):
         raise ValueError(f"{key}: {name} reads no positions, so that drawing them changes nothing")
     if train.position_draw == "float":
-        _check_floats(position, shape)
+        _check_floats(position, model.shape)
 
 
 def _counts_tokens(layer: Layer) -> str | None:
     """What in a layer is a number of tokens."""
     for name in ("window", "chunk", "far_from"):
         if (tokens := getattr(layer, name)) is not None:
-            return f"its {name} of {tokens} counts tokens"
+            return f"a layer's {name} of {tokens} counts tokens"
     if layer.logit_scale is not None:
         scale = jax.eval_shape(layer.logit_scale, jax.ShapeDtypeStruct((1, 2), jnp.int32))
         if scale.shape[-1] != 1:

@@ -27,10 +27,10 @@ def carry_train_state(
     "reset-moments" and "reset" both start from zero.
     """
     arrays = carried.variables
-    params = _with_position(
+    params = with_position(
         parent["params"], arrays.model_params, arrays.layer_params, plan.state.params
     )
-    constants = _with_position({}, arrays.model_constants, arrays.layer_constants, plan.constants)
+    constants = with_position({}, arrays.model_constants, arrays.layer_constants, plan.constants)
     shardings = jax.tree.map(lambda x: x.sharding, plan.state.optimizer)
     moments = jax.jit(plan.optimizer.init, out_shardings=shardings)(params)
     if optimizer == "keep":
@@ -38,7 +38,7 @@ def carry_train_state(
     return TrainState(params, moments), constants
 
 
-def _with_position(
+def with_position(
     tree: Mapping[str, Any], model: Mapping[str, Any], layers: Mapping[str, Any], wanted: Any
 ) -> dict[str, Any]:
     """``tree`` with the position arrays of the child, sharded as in ``wanted``."""

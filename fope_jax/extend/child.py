@@ -15,13 +15,17 @@ from fope_jax.config import (
     apply_overrides,
     build_experiment,
     experiment_to_dict,
-    parse_knob,
-    split_override,
 )
-from fope_jax.config.fields import field_types, parse_value
-from fope_jax.extend.methods import extend_position, target_classes
-from fope_jax.model.config import RUNTIME_FIELDS
-from fope_jax.position import PositionEmbedding, from_spec, to_spec
+from fope_jax.config.fields import parse_value
+from fope_jax.extend.frequencies import unwrapped
+from fope_jax.extend.request import (
+    check_drope,
+    check_model,
+    check_step,
+    child_position,
+    stated_overrides,
+)
+from fope_jax.position import PositionEmbedding, to_spec
 
 OPTIMIZERS = ("keep", "reset-moments", "reset")
 EVALUATIONS = 5  # during training, if train.evaluate_every is not stated
@@ -37,6 +41,8 @@ def child_experiment(
     *,
     is_imported: bool = False,
     config: ConfigDict | None = None,
+    allow_shorter: bool = False,
+    made_for: int | None = None,
 ) -> Experiment:
     """The experiment that continues from update ``step`` of ``parent``.
 
@@ -53,18 +59,17 @@ def child_experiment(
       overrides: ``"--config.train.steps=100"``; for ``position.KNOB`` see ``extend_position``.
       is_imported: imported weights need ``train.batch_size`` and ``train.steps`` stated.
       config: values that replace the derived ones; must agree with length, method and model.
+      allow_shorter, made_for: see ``extend_position``.
 
     Raises:
       ConfigError: an invalid override, a length that does not divide an update, a parent that is
-        still in its ``first_lengths``, or a ``config`` that does not agree.
+        still in its ``first_lengths``, a ``config`` that does not agree, or DroPE at a longer
+        length.
       ValueError: the method cannot continue from the parent's; the message says why.
     """
     if optimizer not in OPTIMIZERS:
         raise ConfigError(f"optimizer {optimizer!r}; accepted: {', '.join(OPTIMIZERS)}")
-    texts = dict(map(split_override, overrides))
-    for key, option in (("train.length", "--length"), ("position.method", "--method")):
-        if key in texts:
-            raise ConfigError(f"config.{key} = {texts[key]}: an extension takes it from {option}")
+    texts = stated_overrides(overrides)
     file = config.to_dict() if config is not None else {}
     stated = {f"train.{key}" for key in file.get("train", {})} | texts.keys()
 
@@ -84,37 +89,11 @@ def child_experiment(
             f"length {length}: an update of the parent has {old.batch_size} x {old.length} = "
             f"{tokens} tokens, which are no whole rows of it"
         )
-    if not 0 <= step <= old.steps:
-        raise ConfigError(
-            f"step {step} of the parent: it was trained for train.steps = {old.steps}; accepted: "
-            "a checkpoint of a step up to there"
-        )
-    stage = next(stage for stage in old.stages if step <= stage.stop)
-    if stage.length != old.length:
-        raise ConfigError(
-            f"step {step} of the parent stands in its train.first_lengths, at {stage.length} "
-            f"tokens; it can be extended once it has trained on its {old.length}, from step "
-            f"{old.stages[-1].start + 1} on"
-        )
+    check_step(old, step)
 
     # ------------------------------------------------------------------ position embedding
-    cls, scaling = target_classes(parent.position, method)
-    kinds = {"preset": str} | field_types(cls) | (field_types(scaling) if scaling else {})
-    knobs = {
-        key.removeprefix("position."): from_spec(
-            parse_knob(key, text, kinds.get(key.removeprefix("position."), Any))
-        )
-        for key, text in texts.items()
-        if key.startswith("position.")
-    }
-    position = extend_position(
-        parent.position,
-        method,
-        from_length=old.length,
-        length=length,
-        head_dim=parent.model.shape.head_dim,
-        knobs=knobs,
-    )
+    position = child_position(parent, method, length, texts, allow_shorter, made_for)
+    check_drope(unwrapped(position), method, old.length, length)
     if config is not None:
         _check_file(build_experiment(config), position, method, length)
 
@@ -152,13 +131,7 @@ def child_experiment(
     can_evaluate = evaluate.lengths and evaluate.splits and evaluate.training_windows and has_text
     if "train.evaluate_every" not in stated and can_evaluate:
         train = dataclasses.replace(train, evaluate_every=math.ceil(train.steps / EVALUATIONS))
-    before, after = dataclasses.asdict(parent.model), dataclasses.asdict(child.model)
-    for key in before:
-        if key not in RUNTIME_FIELDS and before[key] != after[key]:
-            raise ConfigError(
-                f"config.model.{key}: {before[key]!r}, now {after[key]!r}; an extension keeps the "
-                "model and changes its position embedding alone"
-            )
+    check_model(parent, child)
     if train.batch_size * train.length != tokens:
         raise ConfigError(
             f"config.train.batch_size = {train.batch_size}: an update would have "

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from fope_jax.extend.frequencies import unwrapped
 from fope_jax.position.absolute import Learned
 from fope_jax.position.base import GROUPS, PositionEmbedding, PositionVariables, Variables
 from fope_jax.position.checks import check_choice
@@ -151,13 +152,14 @@ def carry_variables(
     Args:
       parent, trained: the trained method and its arrays.
       child, drawn: the new method, and the arrays that its ``init`` draws.
-      from_length: tokens the parent was trained on.
+      from_length: tokens that the parent's table was trained on, or stretched to.
       match: how frequencies of two FoPEs are matched, see ``match_frequencies``.
 
     Raises:
       ValueError: an array of the parent does not fit the child; the message names it.
     """
     check_choice("match", match, MATCHES)
+    parent, child = unwrapped(parent), unwrapped(child)  # wrappers share the arrays of their inner
     old, new = (
         {name: x for group in GROUPS for name, x in getattr(arrays, group).items()}
         for arrays in (trained, drawn)

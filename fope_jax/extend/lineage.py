@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fope_jax.config import ConfigError, Experiment
 from fope_jax.data.cache import TokenCache
+from fope_jax.extend.parent import Parent
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
 from fope_jax.train.workdir import LINEAGE
@@ -47,6 +49,19 @@ def data_changes(
     }
 
 
+def describe_parent(parent: Parent, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``parent`` of a lineage; ``metadata`` are those of its checkpoint."""
+    trained = parent.experiment.train
+    return {
+        "run": parent.source,
+        "step": parent.step,
+        "name": parent.experiment.name,
+        "length": trained.length,
+        "tokens_seen": (trained.data_start + parent.step) * trained.batch_size * trained.length,
+        "position": {"hash": metadata["position"], "summary": metadata.get("position_summary")},
+    }
+
+
 def has_same_data(parent: Experiment, child: Experiment) -> bool:
     """Whether both read the same text with the same tokenizer; the cache directory may differ."""
     return dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) == child.data
@@ -65,9 +80,11 @@ def check_request(workdir: Path, lineage: dict[str, Any] | None, request: dict[s
             f"workdir {workdir} holds a run that is no extension (it has no {LINEAGE}); use "
             "another --workdir"
         )
-    for key, value in request.items():
-        if lineage["request"][key] != value:
+    stored = lineage["request"]
+    for key in {**stored, **request}:  # flags are kept where they were given
+        before, now = stored.get(key, False), request.get(key, False)
+        if before != now:
             raise ConfigError(
-                f"workdir {workdir} holds an extension with {key} = {lineage['request'][key]}, now "
-                f"{value}; use another --workdir"
+                f"workdir {workdir} holds an extension with {key} = {before}, now {now}; use "
+                "another --workdir"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +13,21 @@ import jax
 from fope_jax.config import ConfigError, Experiment
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import find_step, read_experiment
+from fope_jax.interop.families import MAX_POSITIONS
 from fope_jax.interop.hub import PREFIX, local_checkpoint
-from fope_jax.interop.huggingface import MAX_POSITIONS
 from fope_jax.interop.runs import check_tokenizer, imported_experiment, is_tokenizer_compatible
 from fope_jax.interop.tokenizer_files import TOKENIZER
 from fope_jax.interop.weights import import_config, import_weights
+from fope_jax.model.config import RUNTIME_FIELDS
+from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.sharding import device_put_sharded
-from fope_jax.storage.checkpoint import CheckpointStore
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore, StoredItem
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import resolve_path
 from fope_jax.storage.run_paths import split_step
 from fope_jax.train.checkpoints import restore_checked
-from fope_jax.train.state import StatePlan
-from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN
+from fope_jax.train.state import StatePlan, plan_state
+from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, UNTRAINED
 
 
 class ParentArrays(NamedTuple):
@@ -43,6 +46,8 @@ class Parent(NamedTuple):
       is_imported: the weights were imported, without optimizer state or training data.
       kept: further fields of an imported config.json, for an export.
       load: (state plan, with optimizer) -> arrays; CheckpointError if they are damaged.
+      made_for: length of its positions where they were changed without training, else None.
+      item: name -> item of its checkpoint, for a run that shares it; None for Hugging Face weights.
     """
 
     source: str
@@ -51,6 +56,8 @@ class Parent(NamedTuple):
     is_imported: bool
     kept: dict[str, Any]
     load: Callable[[StatePlan, bool], ParentArrays]
+    made_for: int | None = None
+    item: Callable[[str], StoredItem] | None = None
 
 
 def open_parent(
@@ -88,21 +95,24 @@ def _open_run(source: str | Path, step: int | None, accept_position: str | None)
         store.close()
 
     def load(plan: StatePlan, with_optimizer: bool) -> ParentArrays:
-        store = CheckpointStore(run / CHECKPOINTS)
-        try:
+        with contextlib.closing(CheckpointStore(run / CHECKPOINTS)) as store:
             arrays = restore_checked(store, step, experiment, plan, accept_position, with_optimizer)
             return ParentArrays(arrays, store.metadata(step))
-        finally:
-            store.close()
+
+    def item(name: str) -> StoredItem:
+        with contextlib.closing(CheckpointStore(run / CHECKPOINTS)) as store:
+            return store.item(step, name)
 
     facts = read_json(run / RUN) if (run / RUN).is_file() else {}
     kept, trained = facts.get(KEPT, {}), experiment
+    made_for = facts.get(UNTRAINED, {}).get("length")
     if IMPORTED in facts:  # their train.length is the unit of evaluation lengths
         stated = kept.get(MAX_POSITIONS, experiment.train.length)
         length = facts[IMPORTED].get("training_length", stated)
         config = dataclasses.replace(experiment.train, length=length)
         trained = dataclasses.replace(experiment, train=config)
-    return Parent(str(resolve_path(run)), trained, step, IMPORTED in facts, kept, load)
+    is_imported = IMPORTED in facts
+    return Parent(str(resolve_path(run)), trained, step, is_imported, kept, load, made_for, item)
 
 
 def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
@@ -128,3 +138,21 @@ def _open_weights(directory: Path, tokenizer: str | None) -> Parent:
 
     source = f"{PREFIX}{directory.resolve()}"
     return Parent(source, experiment, 0, True, config.extra_keys, load)
+
+
+def load_beside(
+    parent: Parent, child: Experiment, with_optimizer: bool = False
+) -> tuple[Experiment, ParentArrays]:
+    """The parent's experiment on the devices of its child, with the child's runtime settings, and
+    its arrays; CheckpointError if weights are not finite."""
+    changes = {name: getattr(child.model, name) for name in RUNTIME_FIELDS}
+    model = dataclasses.replace(parent.experiment.model, **changes)
+    experiment = dataclasses.replace(parent.experiment, mesh=child.mesh, model=model)
+    loaded = parent.load(plan_state(experiment), with_optimizer)
+    trees = {name: loaded.items[name] for name in ("params", "constants")}
+    if counts := count_non_finite(trees):
+        raise CheckpointError(
+            f"{parent.source}, step {parent.step}: weights that are not finite, from which no run "
+            f"can go on: {describe_non_finite(counts)}"
+        )
+    return experiment, loaded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Iterable
 from operator import itemgetter
@@ -23,18 +22,29 @@ from fope_jax.evaluate.run_data import RunData, describe_data, find_run_data, lo
 from fope_jax.extend.arrays import carry_train_state
 from fope_jax.extend.child import child_experiment
 from fope_jax.extend.coefficients import carry_variables
+from fope_jax.extend.frequencies import frequency_changes
 from fope_jax.extend.initial_loss import WARN_ABOVE, compare_initial_losses
-from fope_jax.extend.lineage import check_request, data_changes, has_same_data, read_lineage
-from fope_jax.extend.methods import frequency_changes
-from fope_jax.extend.parent import Parent, open_parent
+from fope_jax.extend.lineage import (
+    check_request,
+    data_changes,
+    describe_parent,
+    has_same_data,
+    read_lineage,
+)
+from fope_jax.extend.methods import fope_form
+from fope_jax.extend.parent import Parent, load_beside, open_parent
+from fope_jax.extend.untrained import (
+    check_same_experiment,
+    check_untrained,
+    save_untrained,
+    untrained_experiment,
+)
 from fope_jax.interop.hub import PREFIX
 from fope_jax.interop.huggingface import export_problem
-from fope_jax.model.config import RUNTIME_FIELDS
-from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import position_variables
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import gather_to_host, is_main_process
-from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import write_json
 from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path, resolve_path
@@ -69,6 +79,8 @@ def extend(
     config: ConfigDict | None = None,
     accept_position: str | None = None,
     should_evaluate: bool = False,
+    allow_shorter: bool = False,
+    no_train: bool = False,
 ) -> None:
     """Makes a run with a checkpoint of step 0 from a parent, and trains it to its last step.
 
@@ -85,6 +97,8 @@ def extend(
       warn_above: see ``compare_initial_losses``.
       accept_position: for the parent, see ``check_fingerprint``.
       should_evaluate: run `fope evaluate` afterwards; its protocols are checked first.
+      allow_shorter: for a length not above the parent's, see ``extend_position``.
+      no_train: only change the position embedding, see ``untrained.save_untrained``.
 
     Raises:
       ConfigError, ValueError: see ``child_experiment`` and ``open_parent``, or the workdir holds
@@ -110,21 +124,37 @@ def extend(
             "optimizer": optimizer,
             "match": match,
         }
-        child = child_experiment(
-            parent.experiment,
-            parent.step,
-            method,
-            length,
-            optimizer,
-            overrides,
-            is_imported=parent.is_imported,
-            config=config,
-        )
+        flags = {"allow_shorter": allow_shorter, "no_train": no_train}
+        request |= {flag: True for flag, given in flags.items() if given}
         if has_begun:
             check_request(workdir, lineage, request)
+        if no_train:
+            check_untrained(parent, optimizer, config)
+            child = untrained_experiment(parent, method, length, overrides)
+        else:
+            if optimizer == "keep" and parent.made_for:
+                raise ConfigError(
+                    f"{parent.source} was made without training and has no optimizer to keep; "
+                    "take reset"
+                )
+            child = child_experiment(
+                parent.experiment,
+                parent.step,
+                method,
+                length,
+                optimizer,
+                overrides,
+                is_imported=parent.is_imported,
+                config=config,
+                allow_shorter=allow_shorter,
+                made_for=parent.made_for,
+            )
+        if no_train and has_begun:
+            check_same_experiment(workdir, child)
+            return
         check_workdir(workdir, child)
         data = _find_data(parent, child, workdir)
-        if not has_begun:  # before anything is written
+        if not (has_begun or no_train):  # before anything is written
             _open_cache(data, child, workdir, parent)
             if should_evaluate:
                 stated = map(itemgetter(0), map(split_override, overrides))
@@ -136,9 +166,14 @@ def extend(
         try:
             if store.latest_valid_step(quarantine=True) is None:
                 check_checkpoints_present(workdir, None)
-                _save_step_0(parent, child, data, workdir, store, request, warn_above)
+                if no_train:
+                    save_untrained(parent, child, workdir, store, request)
+                else:
+                    _save_step_0(parent, child, data, workdir, store, request, warn_above)
         finally:
             store.close()
+    if no_train:
+        return
     train(child, workdir)
     if should_evaluate:
         evaluate(workdir)
@@ -154,19 +189,11 @@ def _save_step_0(
     warn_above: float,
 ) -> None:
     # ------------------------------------------------------------------ the parent's arrays
-    # The parent's model runs on the child's devices, with the child's runtime settings.
-    changes = {name: getattr(child.model, name) for name in RUNTIME_FIELDS}
-    model = dataclasses.replace(parent.experiment.model, **changes)
-    before = dataclasses.replace(parent.experiment, mesh=child.mesh, model=model)
     with fail_together():
         cache, plan = _open_cache(data, child, workdir, parent), plan_state(child)
         check_disk_space(workdir, plan, child.train)
-    arrays, metadata = parent.load(plan_state(before), request["optimizer"] == "keep")
-    if counts := count_non_finite({name: arrays[name] for name in ("params", "constants")}):
-        raise CheckpointError(
-            f"{parent.source}, step {parent.step}: weights that are not finite, from which no run "
-            f"can go on: {describe_non_finite(counts)}"
-        )
+    before, loaded = load_beside(parent, child, request["optimizer"] == "keep")
+    arrays, metadata = loaded
     _check_data(parent, metadata["data"], child, cache)
 
     # ------------------------------------------------------------------ the child's arrays
@@ -178,7 +205,7 @@ def _save_step_0(
         child.position,
         init_position_arrays(child),
         head_dim,
-        from_length=before.train.length,
+        from_length=parent.made_for or before.train.length,
         match=request["match"],
     )
     state, constants = carry_train_state(arrays, carried, plan, request["optimizer"])
@@ -188,6 +215,8 @@ def _save_step_0(
     frequencies = frequency_changes(before.position, child.position, head_dim)
     changes = data_changes(before, child, cache, parent.is_imported)
     log.info("%s, step %d, goes on as %s", parent.source, parent.step, child.name)
+    if form := fope_form(before.position, child.position):
+        log.info("%s", form)
     if frequencies is not None:
         log.info("frequencies: %s", frequencies.text)
     if carried.text:
@@ -204,17 +233,9 @@ def _save_step_0(
     start = compare_initial_losses(
         before, arrays, child, state, constants, data.open("validation"), warn_above
     )
-    update = before.train.batch_size * before.train.length
     lineage = {
         "request": request,
-        "parent": {
-            "run": parent.source,
-            "step": parent.step,
-            "name": before.name,
-            "length": before.train.length,
-            "tokens_seen": (before.train.data_start + parent.step) * update,
-            "position": {"hash": metadata["position"], "summary": metadata.get("position_summary")},
-        },
+        "parent": describe_parent(parent, metadata),
         "child": {
             "name": child.name,
             "length": child.train.length,

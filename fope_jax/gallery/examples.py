@@ -12,11 +12,15 @@ from fope_jax.position.checks import find
 from fope_jax.position.contextual import CoPE
 from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
+from fope_jax.position.forgetting import Cable, FoX
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.pope import PoPE
 from fope_jax.position.registry import METHODS, make, required_knobs
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
+from fope_jax.position.sandwich import Sandwich
+from fope_jax.position.self_extend import ReRoPE, SelfExtend
 from fope_jax.position.windows import LocalChunks, SlidingWindow
 from fope_jax.position.xpos import XPos
 
@@ -63,12 +67,19 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "kerple": Kerple(),
         "kerple-power": Kerple(form="power"),
         "fire": FIRE(),
+        "sandwich": Sandwich(),
         "cope": CoPE(init_std=0.02),  # at the default 0 it starts as NoPE and shows nothing
+        "pope": PoPE(),
+        "fox": FoX(),
+        "cable": Cable(),
         "by_layer": ByLayer((RoPE(), NoPE())),
         "by_share": ByShare((FoPE(length), NoPE()), (0.5, 0.5)),
         "logit_scaling": LogitScaling(RoPE(), training_length=length),
-        "sliding_window": ByLayer((SlidingWindow(RoPE(), length // 4), NoPE())),
-        "local_chunks": ByLayer((LocalChunks(RoPE(), length // 4), NoPE())),
+        "sliding_window": SlidingWindow(RoPE(), length // 2),
+        "local_chunks": LocalChunks(RoPE(), length // 2),
+        "self_extend": SelfExtend(RoPE(), window=length // 2, group=8),
+        "rerope": ReRoPE(RoPE(), window=length // 2),
+        "rerope-leaky": ReRoPE(RoPE(), window=length // 2, leak=8),
         **{f"rope+{name}": RoPE(scaling=(step,)) for name, step in scalings.items()},
         "fope+yarn": FoPE(4 * length, scaling=(scaling.YaRN(4.0, length, attention_factor=1.0),)),
     }

@@ -16,6 +16,7 @@ from fope_jax.position.contextual import CoPE, cope_bias
 from fope_jax.position.drope import DroPE, drope_scale
 from fope_jax.position.fingerprints import Fingerprint, fingerprint
 from fope_jax.position.fope import FoPE
+from fope_jax.position.forgetting import Cable, FoX, log_forget_gate
 from fope_jax.position.fourier import (
     coefficient_std,
     fourier_coefficients,
@@ -25,6 +26,7 @@ from fope_jax.position.fourier import (
 )
 from fope_jax.position.logit_scaling import LogitScaling, log_n_scale
 from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.pope import PoPE, polar
 from fope_jax.position.registry import (
     METHODS,
     SCALINGS,
@@ -51,6 +53,7 @@ from fope_jax.position.relative_bias import (
 )
 from fope_jax.position.rope import RoPE
 from fope_jax.position.rotation import angles, inverse_frequencies, rotate
+from fope_jax.position.sandwich import Sandwich, sandwich_bias, sandwich_ratios
 from fope_jax.position.scaling import (
     AdjustedBase,
     ClipFloor,
@@ -70,5 +73,6 @@ from fope_jax.position.scaling import (
     scaled_frequencies,
     yarn_temperature,
 )
+from fope_jax.position.self_extend import ReRoPE, SelfExtend
 from fope_jax.position.windows import LocalChunks, SlidingWindow
 from fope_jax.position.xpos import XPos, xpos_decay

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fope_jax.spelling import likely
 
 
@@ -19,6 +21,13 @@ def check_above_zero(name: str, value: float, meaning: str) -> None:
     """Raises ValueError unless ``value`` is finite and above 0."""
     if not 0 < value < math.inf:
         raise ValueError(f"{name}={value}: {meaning} must be above 0, and finite")
+
+
+def check_whole(name: str, value: int, least: int, meaning: str) -> None:
+    """Raises ValueError unless ``value`` is a whole number, ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name}={value!r}: {meaning}, a whole number")
+    check_at_least(name, int(value), least, meaning)
 
 
 def check_factor(factor: float) -> None:

@@ -16,11 +16,15 @@ from fope_jax.position.checks import find, nearest
 from fope_jax.position.contextual import CoPE
 from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
+from fope_jax.position.forgetting import Cable, FoX
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.pope import PoPE
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
+from fope_jax.position.sandwich import Sandwich
 from fope_jax.position.scaling import Scaling
+from fope_jax.position.self_extend import ReRoPE, SelfExtend
 from fope_jax.position.windows import LocalChunks, SlidingWindow
 from fope_jax.position.xpos import XPos
 
@@ -36,12 +40,18 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "t5": T5Bias,
     "kerple": Kerple,
     "fire": FIRE,
+    "sandwich": Sandwich,
     "cope": CoPE,
+    "pope": PoPE,
+    "fox": FoX,
+    "cable": Cable,
     "by_layer": ByLayer,
     "by_share": ByShare,
     "logit_scaling": LogitScaling,
     "sliding_window": SlidingWindow,
     "local_chunks": LocalChunks,
+    "self_extend": SelfExtend,
+    "rerope": ReRoPE,
 }
 
 PRESETS = {("fope", "official"): FoPE.official, ("fope", "equations"): FoPE.equations}

@@ -43,14 +43,22 @@ def lineage_table(runs: Sequence[Run]) -> Table:
 def lineage_facts(run: Run, runs: Sequence[Run]) -> dict[str, str]:
     """What changed between the run and its parent; "" where there is nothing to say."""
     before, after, start = (run.lineage[key] for key in ("parent", "child", "start"))
-    longer, frequencies = start["parent_at_new_length"], run.lineage["frequencies"]
-    return {
-        "warning": start["warning"] or "",
+    frequencies = run.lineage["frequencies"]
+    facts = {
         "training length": f"{before['length']:,} tokens, then {after['length']:,}",
         "frequencies": frequencies["text"] if frequencies else EMPTY,
         "position arrays": run.lineage["arrays"] or EMPTY,
         "position before": before["position"]["summary"],
         "position after": after["position"]["summary"],
+    }
+    parent = {"parent": "" if parent_of(run, runs) else f"{before['run']}, not in this report"}
+    if start is None:
+        length = f"{before['length']:,} tokens; changed for {after['length']:,} without training"
+        return facts | {"training length": length} | parent
+    longer = start["parent_at_new_length"]
+    return {
+        "warning": start["warning"] or "",
+        **facts,
         "loss before the first update (nats/token)": (
             f"{format_loss(start['parent'])} as the parent at {before['length']:,} tokens; "
             f"{EMPTY if longer is None else format_loss(longer)} as the parent at "
@@ -59,7 +67,7 @@ def lineage_facts(run: Run, runs: Sequence[Run]) -> dict[str, str]:
         ),
         "optimizer": run.lineage["request"]["optimizer"],
         "data": run.lineage["data"]["text"],
-        "parent": "" if parent_of(run, runs) else f"{before['run']}, not in this report",
+        **parent,
     }
 
 
@@ -80,6 +88,12 @@ def lineage_sentences(runs: Sequence[Run]) -> list[str]:
     """One sentence for each variant that goes on from another."""
     labels, sentences = run_labels(runs), []
     for run in runs:
+        if variant := run.info.get("as"):
+            changes = f": {variant['frequencies']}." if variant["frequencies"] else "."
+            sentences.append(
+                f"{labels[run.path]} is {variant['run']}, step {variant['step']:,}, read so "
+                f"without training{changes}"
+            )
         for added in run.info.get("continued", ()):
             sentences.append(
                 f"{labels[run.path]} was trained for {added['from']:,} steps, then longer, to "
@@ -90,8 +104,13 @@ def lineage_sentences(runs: Sequence[Run]) -> list[str]:
             shown = "" if parent_of(run, runs) else " (not shown)"
             frequencies = (run.lineage["frequencies"] or {}).get("text", "")
             changes = "; ".join(filter(None, [frequencies, run.lineage["arrays"]]))
+            origin = f"{_origin(run, runs)}{shown}"
+            if run.lineage["start"]:
+                how = f"goes on from {origin}, at"
+            else:
+                how = f"is {origin}, without training, with positions for"
             sentences.append(
-                f"{labels[run.path]} goes on from {_origin(run, runs)}{shown}, at "
+                f"{labels[run.path]} {how} "
                 f"{run.lineage['child']['length']:,} tokens in place of {before['length']:,}"
                 + (f": {changes}." if changes else ".")
             )

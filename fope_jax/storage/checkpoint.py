@@ -20,7 +20,8 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -31,7 +32,13 @@ from fope_jax.processes.collectives import (
     is_main_process,
     wait_for_processes,
 )
-from fope_jax.storage.directories import move_tree, remove_tree, tree_sha256
+from fope_jax.storage.directories import (
+    link_tree,
+    list_file_sizes,
+    move_tree,
+    remove_tree,
+    tree_sha256,
+)
 from fope_jax.storage.files import write_json
 from fope_jax.storage.paths import absolute_path
 
@@ -47,6 +54,14 @@ class CheckpointError(ValueError):
     """A checkpoint is damaged, belongs to another model, or cannot be written."""
 
 
+class StoredItem(NamedTuple):
+    """An item of a valid step: its directory, bytes and ``{name: "float32[8,64]"}``."""
+
+    directory: Path
+    size: int
+    arrays: dict[str, str]
+
+
 class CheckpointStore:
     """The checkpoints of one run, on disk or in a bucket; the newest ``keep`` are kept.
 
@@ -60,13 +75,21 @@ class CheckpointStore:
         self._verified: set[int] = set()
         self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
-    def save(self, step: int, items: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        step: int,
+        items: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        shared: Mapping[str, StoredItem] = MappingProxyType({}),
+    ) -> None:
         """Writes one step; returns when every file and the manifest are on disk.
 
         Args:
           step: optimizer updates done.
           items: name -> pytree of arrays; an empty tree is recorded without files.
           metadata: JSON values.
+          shared: name -> item of another run, whose files get a second name here (hard links), so
+            that neither run needs the other; copied where the disk has no links, and in buckets.
 
         Raises:
           CheckpointError: this step is not valid; earlier steps are untouched.
@@ -80,10 +103,14 @@ class CheckpointStore:
             wait_for_processes(f"save {step}")
             has_begun = True
             args = {name: ocp.args.StandardSave(tree) for name, tree in _filled(items).items()}
-            # Without force Orbax refuses an existing empty directory.
-            self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
+            if args:
+                # Without force Orbax refuses an existing empty directory.
+                self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
             if is_main_process():
+                for name, item in shared.items():
+                    link_tree(item.directory, path / name)
                 shapes = {name: _describe(tree) for name, tree in items.items()}
+                shapes |= {name: item.arrays for name, item in shared.items()}
                 content = {"step": step, "metadata": dict(metadata), "items": shapes}
                 write_json(path / METADATA, content)
                 write_json(path / MANIFEST, {"files": tree_sha256(path, skip=MANIFEST)})
@@ -154,6 +181,12 @@ class CheckpointStore:
 
     def metadata(self, step: int) -> dict[str, Any]:
         return self._content(step)["metadata"]
+
+    def item(self, step: int, name: str) -> StoredItem:
+        """An item of ``step`` for another run to share; CheckpointError for a damaged step."""
+        arrays, directory = self._content(step)["items"][name], self.directory / str(step) / name
+        size = sum(list_file_sizes(directory).values()) if arrays else 0
+        return StoredItem(directory, size, arrays)
 
     def restore(self, step: int, abstract_items: Mapping[str, Any]) -> dict[str, Any]:
         """Reads items of ``step`` bit for bit.

@@ -123,3 +123,26 @@ def move_tree(directory: Path, target: Path) -> None:
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         directory.rename(target)
+
+
+def link_tree(directory: Path, target: Path) -> None:
+    """Gives the files of ``directory`` a second name each under the new directory ``target``.
+
+    Where the disk cannot (another file system, none of links) and in a bucket they are copied.
+    """
+    in_buckets = is_in_bucket(directory), is_in_bucket(target)
+    for name in list_file_sizes(directory):
+        source, copy = directory / name, target / name
+        if not in_buckets[1]:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+        if all(in_buckets):
+            gcs_file_system().cp_file(os.fspath(source), os.fspath(copy))
+        elif in_buckets[0]:
+            gcs_file_system().get_file(os.fspath(source), os.fspath(copy))
+        elif in_buckets[1]:
+            gcs_file_system().put_file(os.fspath(source), os.fspath(copy))
+        else:
+            try:
+                os.link(source, copy)
+            except OSError:
+                shutil.copy2(source, copy)

@@ -176,6 +176,11 @@ def _build(run: Run, earlier: dict[str, PlannedRun]) -> Experiment:
             raise ConfigError(f"its options give another {name}, {given}; that is the sweep's")
     if isinstance(run, Train):
         return build_experiment(load_config(options.config, options.overrides))
+    if options.no_train:
+        raise ConfigError(
+            "its options have --no-train: a sweep trains its runs; `fope evaluate RUN --as METHOD` "
+            "measures one under another position embedding"
+        )
     if run.parent not in earlier:
         hint = nearest(run.parent, earlier)
         raise ConfigError(f"its parent {run.parent!r} is no run before it{hint}")
@@ -188,4 +193,5 @@ def _build(run: Run, earlier: dict[str, PlannedRun]) -> Experiment:
         options.optimizer,
         options.overrides,
         config=load_config(options.config) if options.config else None,
+        allow_shorter=options.allow_shorter,
     )

@@ -89,6 +89,14 @@ def add_extend_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--length", type=int, required=True, help="tokens of a sequence")
     _add_workdir(verb)
     verb.add_argument(
+        "--no-train",
+        action="store_true",
+        help="only change the positions: a run with the parent's weights, which lie on disk once",
+    )
+    verb.add_argument(
+        "--allow-shorter", action="store_true", help="take a length that is not above the parent's"
+    )
+    verb.add_argument(
         "--optimizer",
         choices=("keep", "reset-moments", "reset"),
         default="reset-moments",

@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 IMPORTED = "imported"  # key in run.json: the origin of imported weights
 CONTINUED = "continued"  # key in run.json: the steps that were added to a trained run
+UNTRAINED = "untrained"  # key in run.json: positions that were changed without training
 KEPT = "kept"  # key in run.json: fields of their config.json that only an export needs
 TOKENIZER_CONFIGS = ("tokenizer_config.json", "special_tokens_map.json")
 _SHOWN = 12  # most differing keys that an error lists
@@ -77,6 +78,12 @@ def check_workdir(workdir: Path, experiment: Experiment) -> None:
     if not has_checkpoint(workdir):
         return
     run = read_json(workdir / RUN) if (workdir / RUN).exists() else {}
+    if UNTRAINED in run:
+        raise ConfigError(
+            f"workdir {workdir} holds a checkpoint whose positions were changed without training, "
+            f"with which no run begins: `fope extend {workdir} --method same --length TOKENS "
+            "--workdir NEW` trains it"
+        )
     if IMPORTED in run:
         raise ConfigError(
             f"workdir {workdir} holds weights imported from {run[IMPORTED]['directory']}, with "

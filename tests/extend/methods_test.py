@@ -5,12 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from fope_jax.extend.methods import (
-    extend_position,
-    frequency_changes,
-    pair_frequencies,
-    target_classes,
-)
+from fope_jax.extend.frequencies import frequency_changes, pair_frequencies, unwrapped
+from fope_jax.extend.methods import extend_position, fope_form, target_classes
 from fope_jax.gallery.examples import examples
 from fope_jax.position import (
     FIRE,
@@ -19,11 +15,14 @@ from fope_jax.position import (
     ByLayer,
     ClipFloor,
     CoPE,
+    DroPE,
     DynamicNTK,
     FoPE,
     Kerple,
     Learned,
     Llama3,
+    LocalChunks,
+    LogitScaling,
     LongRoPE,
     NoPE,
     NTKAware,
@@ -31,22 +30,31 @@ from fope_jax.position import (
     PRoPE,
     RoPE,
     Sinusoidal,
+    SlidingWindow,
     SnapToCycles,
     T5Bias,
     XPos,
     YaRN,
     yarn_temperature,
 )
+from fope_jax.position.mixing import Wrapper
 
 HEAD_DIM = 64
 PI = PositionInterpolation
+LEAST = {"zero_sine": 0.0, "outputs": "surviving"}  # FoPE that changes RoPE least
 CODE = {"attention_factor": 1.0}  # the released code leaves YaRN's temperature out
 SLOW = tuple(1.0 + i / 8 for i in range(HEAD_DIM // 2))
 
 
-def go_on(parent, target, length=1024, from_length=512, **knobs):
+def go_on(parent, target, length=1024, from_length=512, allow_shorter=False, **knobs):
     return extend_position(
-        parent, target, from_length=from_length, length=length, head_dim=HEAD_DIM, knobs=knobs
+        parent,
+        target,
+        from_length=from_length,
+        length=length,
+        head_dim=HEAD_DIM,
+        knobs=knobs,
+        allow_shorter=allow_shorter,
     )
 
 
@@ -81,13 +89,40 @@ def go_on(parent, target, length=1024, from_length=512, **knobs):
         (RoPE(), "nope", {}, NoPE()),
         (RoPE(), "rope", {}, RoPE()),
         (RoPE(), "same", {}, RoPE()),
-        (RoPE(theta=99.0), "fope", {"sigma": 0.5}, FoPE(1024, theta=99.0, sigma=0.5)),
+        (RoPE(theta=99.0), "fope", {"sigma": 0.5}, FoPE(1024, theta=99.0, sigma=0.5, **LEAST)),
+        (RoPE(), "fope", {"zero_sine": 1.0}, FoPE(1024, outputs="surviving")),
+        (RoPE(), "fope", {"preset": "official"}, FoPE(1024)),
         (RoPE(), "fope", {"preset": "equations"}, FoPE.equations(1024)),
         (
             RoPE(scaling=(ClipFloor(512), YaRN(2.0, 256))),
             "fope",
             {},
-            FoPE(1024, scaling=(YaRN(2.0, 256),)),
+            FoPE(1024, scaling=(YaRN(2.0, 256),), **LEAST),
+        ),
+        # Positions dropped; the temperature is of the length that was trained on.
+        (RoPE(), "drope", {}, DroPE(512)),
+        (FoPE(512), "drope", {"coefficient": 0.103}, DroPE(512, 0.103)),
+        (DroPE(512), "nope", {}, NoPE()),
+        (DroPE(512), "same", {}, DroPE(512)),
+        # Wrappers hold any method that they can; "inner" takes one away, others change the inside.
+        (RoPE(), "sliding_window", {"window": 64}, SlidingWindow(RoPE(), 64)),
+        (ALiBi(), "local_chunks", {"chunk": 64}, LocalChunks(ALiBi(), 64)),
+        (RoPE(), "logit_scaling", {}, LogitScaling(RoPE(), training_length=512)),
+        (
+            RoPE(),
+            "logit_scaling",
+            {"form": "yarn", "factor": 2.0},
+            LogitScaling(RoPE(), form="yarn", factor=2.0),
+        ),
+        (SlidingWindow(RoPE(), 64), "inner", {}, RoPE()),
+        (SlidingWindow(RoPE(), 64), "inner", {"theta": 99.0}, RoPE(theta=99.0)),
+        (SlidingWindow(RoPE(), 64), "sliding_window", {"window": 9}, SlidingWindow(RoPE(), 9)),
+        (SlidingWindow(RoPE(), 64), "yarn", {}, SlidingWindow(RoPE(scaling=(YaRN(2.0, 512),)), 64)),
+        (
+            SlidingWindow(FoPE(512), 64),
+            "logit_scaling",
+            {},
+            LogitScaling(SlidingWindow(FoPE(512), 64), training_length=512),
         ),
         (FoPE(512, sigma=0.1), "fope", {}, FoPE(1024, sigma=0.1)),
         (FoPE(512), "same", {}, FoPE(512)),
@@ -167,6 +202,7 @@ def go_on(parent, target, length=1024, from_length=512, **knobs):
                 (NoPE(), "nope"),
                 (Sinusoidal(), "sinusoidal"),
                 (ByLayer((RoPE(), NoPE())), "by_layer"),
+                (SlidingWindow(RoPE(), 64), "sliding_window"),
             )
         ),
     ],
@@ -204,6 +240,11 @@ ROTATION = "attention was never trained with rotation"
         (RoPE(interleaved=True), "fope", "interleaved=True, which FoPE does not know"),
         (RoPE(partial_rotary_factor=0.5), "fope", "partial_rotary_factor=0.5, which FoPE"),
         (RoPE(learnable=True), "fope", "learnable=True, which FoPE does not know"),
+        (ALiBi(), "drope", f"alibi to drope: {ROTATION}: a bias ordered its scores"),
+        (DroPE(512), "rope", f"drope to rope: {ROTATION}: its queries and keys hold no phase"),
+        (RoPE(), "inner", "rope to inner: nothing stands inside it, as in a sliding window"),
+        (SlidingWindow(ALiBi(), 8), "yarn", f"alibi to yarn: {ROTATION}"),
+        (SlidingWindow(RoPE(), 8), "local_chunks", "local_chunks needs chunk, which no length giv"),
     ],
 )
 def test_pairs_that_make_no_sense_say_why(parent, target, reason):
@@ -222,15 +263,33 @@ def test_every_pair_of_methods_is_decided():
                 assert " to " in str(error)
             else:
                 assert scaling is None and cls is METHODS[name]
-                allowed |= {(type(method), cls)} if type(method) is not cls else set()
-    assert allowed == {(RoPE, FoPE), (RoPE, NoPE), (FoPE, NoPE)}
+                inner = unwrapped(method)
+                if not (issubclass(cls, Wrapper) or cls in (type(method), type(inner))):
+                    allowed |= {(type(inner), cls)}
+    dropped = {(method, none) for method in (RoPE, FoPE) for none in (NoPE, DroPE)}
+    assert allowed == {(RoPE, FoPE), (NoPE, DroPE), (DroPE, NoPE)} | dropped
 
 
 @pytest.mark.parametrize(
     ("parent", "target", "arguments", "message"),
     [
-        (RoPE(), "yarm", {}, "unknown method 'yarm'; did you mean 'yarn'. Known: same, nope"),
-        (RoPE(), "pi", {"length": 256}, "length=256: shorter than the 512 tokens the parent was"),
+        (RoPE(), "yarm", {}, "unknown method 'yarm'; did you mean 'yarn'. Known: same, inner, n"),
+        (RoPE(), "pi", {"length": 256}, "length=256: shorter than the 512 tokens the .* --allow-"),
+        (
+            RoPE(),
+            "pi",
+            {"length": 256, "allow_shorter": True},
+            "length=256: shorter than the 512 tokens before any stretch, .*--config.position.facto",
+        ),
+        (RoPE(), "sliding_window", {}, "sliding_window needs window, .*position.window=VALUE"),
+        (RoPE(), "nope", {"preset": "official"}, "preset='official': NoPE after rope has none"),
+        (SlidingWindow(RoPE(), 8), "sliding_window", {"inner": NoPE(), "length": 512}, "not long"),
+        (
+            RoPE(scaling=(YaRN(2.0, 512),)),
+            "logit_scaling",
+            {},
+            "inner holds YaRN, whose temperature .*logits would be scaled twice",
+        ),
         (RoPE(), "fope", {"length": 512}, "length=512: not longer than the 512 .*RoPE.* to FoPE"),
         (RoPE(), "clip", {"length": 512}, "only a change that is none, such as same, keeps the l"),
         (RoPE(), "yarn", {"length": 512, "factor": 4.0}, "length=512: not longer"),
@@ -294,3 +353,46 @@ def test_changes_of_frequencies_are_counted():
     assert frequency_changes(RoPE(partial_rotary_factor=0.5), NoPE(), HEAD_DIM).text == (
         "of 32 frequencies 0 kept, 16 zeroed, 0 new, 16 zero before and after"
     )
+
+
+@pytest.mark.parametrize(
+    ("target", "knobs", "expected"),
+    [
+        ("same", {}, RoPE()),
+        ("fope", {}, FoPE(128, **LEAST)),
+        ("fope", {"training_length": 512}, FoPE(512, **LEAST)),
+        ("clip", {}, RoPE(scaling=(ClipFloor(128),))),
+        ("yarn", {"factor": 2.0}, RoPE(scaling=(YaRN(2.0, 512),))),
+        ("drope", {}, DroPE(512)),
+    ],
+)
+def test_a_shorter_length_is_allowed_when_asked_for(target, knobs, expected):
+    assert go_on(RoPE(), target, length=128, allow_shorter=True, **knobs) == expected
+    with pytest.raises(ValueError, match="shorter than the 512"):
+        go_on(RoPE(), target, length=128, **knobs)
+
+
+def test_at_the_trained_length_positions_are_dropped_and_other_changes_are_asked_for():
+    assert go_on(RoPE(), "drope", length=512) == DroPE(512)
+    of_one_length = {"from_length": 512, "length": 512, "knobs": {"length": 2048}}
+    child = extend_position(DroPE(512), "drope", head_dim=HEAD_DIM, **of_one_length)
+    assert child == DroPE(512, length=2048)
+    assert go_on(RoPE(), "clip", length=512, allow_shorter=True) == RoPE(scaling=(ClipFloor(512),))
+
+
+def test_a_stretch_without_training_is_not_taken_for_the_trained_length():
+    """PI keeps no length of its own: of 512 trained tokens stretched to 2,048, not 2,048."""
+    stretched = RoPE(scaling=(PI(4.0),))
+    arguments = {"from_length": 512, "length": 4096, "head_dim": HEAD_DIM}
+    child = extend_position(stretched, "yarn", made_for=2048, **arguments)
+    assert child == RoPE(scaling=(YaRN(8.0, 512),))
+    window = extend_position(stretched, "logit_scaling", made_for=2048, **arguments)
+    assert window == LogitScaling(stretched, training_length=512)
+
+
+def test_which_fope_follows_rope_is_said():
+    said = fope_form(RoPE(), go_on(RoPE(), "fope"))
+    assert "zero_sine=0.0, outputs='surviving'" in said and "preset=official" in said
+    official = go_on(RoPE(), "fope", preset="official")
+    assert fope_form(RoPE(), official) == "FoPE with zero_sine=1.0, outputs='official', as stated"
+    assert fope_form(FoPE(512), FoPE(1024)) == fope_form(RoPE(), NoPE()) == ""

@@ -59,7 +59,7 @@ def weights(tmp_path_factory):
     return directory
 
 
-FOPE = ["position.share_layers=true", "position.outputs=surviving"]
+FOPE = ["position.share_layers=true", "position.outputs=surviving", "position.zero_sine=1"]
 TRAIN = ["train.steps=2", "train.batch_size=2", "train.learning_rate=1e-2", "model.attention=auto"]
 
 

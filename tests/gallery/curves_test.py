@@ -10,7 +10,20 @@ import pytest
 from fope_jax.gallery.curves import BIAS, KEYS, LOGITS, SIMILARITY, gallery_row, gallery_rows
 from fope_jax.gallery.examples import EXAMPLES
 from fope_jax.gallery.examples import SHAPE as EXAMPLE_SHAPE
-from fope_jax.position import ALiBi, FoPE, Learned, ModelShape, NoPE, RoPE, Sinusoidal
+from fope_jax.position import (
+    ALiBi,
+    FoPE,
+    FoX,
+    Learned,
+    LocalChunks,
+    ModelShape,
+    NoPE,
+    PoPE,
+    ReRoPE,
+    RoPE,
+    Sinusoidal,
+    SlidingWindow,
+)
 from fope_jax.position.mixing import ByLayer
 
 SHAPE = ModelShape(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16)
@@ -127,3 +140,49 @@ def test_what_cannot_be_shown_is_refused():
         row(ALiBi(slopes=(0.5, 0.25)))
     with pytest.raises(ValueError, match="unknown example 'alibbi'; did you mean 'alibi'"):
         gallery_rows(["alibbi"])
+
+
+def test_far_keys_are_shown_by_their_own_version():
+    """ReRoPE holds the logit of its window; leaky ReRoPE goes on k times slower."""
+    rope = RoPE(theta=100.0)
+    ((plain,), (held,), (leaky,)) = (
+        row(method)["lines"] for method in (rope, ReRoPE(rope, 16), ReRoPE(rope, 16, leak=8))
+    )
+    plain, held, leaky = (np.asarray(line["value"]) for line in (plain, held, leaky))
+    np.testing.assert_allclose(held, plain[np.minimum(DISTANCES, 16)], atol=2e-4)
+    np.testing.assert_allclose(leaky[:16], plain[:16], atol=2e-4)
+    np.testing.assert_allclose(leaky[16 + 8 * np.arange(10)], plain[16:26], atol=2e-4)
+
+
+def test_the_line_of_a_window_ends_where_no_key_is_seen():
+    windowed = row(ByLayer((SlidingWindow(RoPE(theta=100.0), 20), RoPE(theta=100.0))))
+    local, whole = windowed["lines"]
+    assert len(local["value"]) == 20 and local["value"] == whole["value"][:20]
+    assert "layer 1 of 2, a query sees at most 20 tokens" in windowed["note"]
+
+
+def test_a_polar_method_is_the_mean_of_its_sizes_times_cosines():
+    """E[softplus(x)] of N(1, 1) by a fine sum, not by the quadrature."""
+    found = row(PoPE(theta=100.0))
+    grid = np.linspace(-9.0, 11.0, 20_001)
+    density = np.exp(-((grid - 1) ** 2) / 2) / np.sqrt(2 * np.pi) * (grid[1] - grid[0])
+    size = np.sum(np.logaddexp(grid, 0) * density)
+    phase = DISTANCES[:, None] * 100.0 ** (-np.arange(16) / 16)
+    (line,) = found["lines"]
+    np.testing.assert_allclose(line["value"], size**2 * np.cos(phase).sum(axis=1) / 4, atol=3e-4)
+    assert len(found["frequencies"][0]["values"]) == 16
+
+
+def test_a_running_bias_is_a_line_of_the_mean_gate():
+    """With gates that read nothing, log sigmoid(b) a token, for every text."""
+    found = row(FoX(init_std=0.0, bias_init=2.0))
+    assert found["quantity"] == BIAS and "16 random texts" in found["note"]
+    (line,) = found["lines"]
+    np.testing.assert_allclose(line["value"], -np.log1p(np.exp(-2.0)) * DISTANCES, rtol=1e-5)
+
+
+def test_chunks_end_and_hide_what_lies_before_them():
+    """Of the keys at 0, 8, .. 56 only those at 0, 24 and 48 begin a chunk of 12."""
+    found = row(LocalChunks(ALiBi(slopes=(0.5,) * 4), 12))
+    (line,) = found["lines"]
+    np.testing.assert_allclose(line["value"], -0.5 * np.arange(12), rtol=1e-6)

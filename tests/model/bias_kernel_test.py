@@ -127,6 +127,15 @@ def test_queries_of_one_device_see_the_keys_of_all(name):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["alibi", "kerple-power"])
+def test_fractions_of_a_token(name):
+    arrays, positions, segments = packed(2, 384, HEADS, KV_HEADS, HEAD_DIM)
+    fractions = np.random.default_rng(0).integers(0, 32, np.shape(positions)) / 32
+    places = TokenIndex((np.asarray(positions) + fractions).astype(np.float32), segments)
+    assert_same(METHODS[name], arrays, places, places)
+
+
 RANGES = {"window": {"window": 70}, "chunk": {"chunk": 96}, "both": {"window": 70, "chunk": 96}}
 LAYERS = {
     "window": {"window": 70},

@@ -53,6 +53,8 @@ REQUIRED = {
     "logit_scaling": {"inner": {"method": "rope"}, "training_length": 64},
     "sliding_window": {"inner": {"method": "rope"}, "window": 8},
     "local_chunks": {"inner": {"method": "rope"}, "chunk": 8},
+    "self_extend": {"inner": {"method": "rope"}, "window": 8, "group": 4},
+    "rerope": {"inner": {"method": "rope"}, "window": 8},
 }
 
 

@@ -109,7 +109,7 @@ METHODS = {
     ),
     "window": (
         {"method": "sliding_window", "window": 8, "inner": {"method": "rope"}},
-        "SlidingWindow does not go with random positions: its window of 8 counts tokens",
+        "SlidingWindow does not go with random positions: a layer's window of 8 counts tokens",
     ),
     "log_n": (
         {"method": "logit_scaling", "inner": {"method": "rope"}},
@@ -147,6 +147,13 @@ def test_methods_that_go_with_it(runs, method):
     draw = "subset" if isinstance(method, dict) else "float"
     experiment = runs.experiment(method=method, position_range=64, position_draw=draw)
     assert experiment.train.position_draw == draw
+
+
+def test_windows_of_the_model_are_refused_too(runs):
+    values = runs.values(**RANDOM)
+    values["model"]["windows"] = [8]
+    with pytest.raises(ConfigError, match="a layer's window of 8 counts tokens"):
+        build_experiment(values)
 
 
 def test_scoring_at_random_positions_needs_a_range(runs):

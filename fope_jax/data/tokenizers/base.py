@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Tokenizer:
       token_bytes: ``[V]`` int32, UTF-8 bytes of each token, special tokens 0; gives bits per byte.
       prefix: text before every document that is not part of it: " " for Llama 2, mostly "".
       fingerprint: hex digest of everything that decides the tokens of a text.
+      num_threads: that a batch is encoded with, where the library lets one choose.
     """
 
     kind: str
@@ -34,6 +36,7 @@ class Tokenizer:
     pad_id: int
     prefix: str = ""
     fingerprint: str
+    num_threads: int = os.cpu_count() or 1
     token_texts: TokenTexts
 
     @property
@@ -69,8 +72,24 @@ def encode_documents(
     """
     whole = [tokenizer.prefix + text if text else "" for text in texts]
     tokens = tokenizer.encode_batch(whole)
+    if _are_the_bytes_of(tokens, whole, tokenizer.token_texts):
+        return tokens, [False] * len(whole)
     changed = [tokenizer.decode(ids) != text for ids, text in zip(tokens, whole, strict=True)]
     return tokens, changed
+
+
+def _are_the_bytes_of(
+    tokens: Sequence[np.ndarray], texts: Sequence[str], token_texts: TokenTexts
+) -> bool:
+    """Whether the tokens of every text join to its bytes; at once, as a call takes long."""
+    if not texts:
+        return True
+    stream, expected = np.concatenate(tokens), [text.encode() for text in texts]
+    if token_texts.join(stream) != b"".join(expected):
+        return False
+    ends = np.cumsum([len(ids) for ids in tokens])
+    sizes = np.append(0, np.cumsum(token_texts.sizes[stream], dtype=np.int64))[ends]
+    return bool((sizes == np.cumsum([len(text) for text in expected])).all())
 
 
 class TokenTexts:

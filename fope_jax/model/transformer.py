@@ -340,7 +340,7 @@ def project_qkv(
         projected = project_to_heads(y, weights[name], config.derivatives)
         if not config.qkv_bias:
             return projected
-        return projected + weights[f"{name}_bias"].astype(projected.dtype)
+        return projected + weights[f"{name}_bias"].astype(projected.dtype)[None, None]
 
     q, k, v = project("query"), project("key"), project("value")
     if config.qk_norm != "none":

@@ -23,10 +23,12 @@ from fope_jax.position.fourier import (
     mix_tables,
     normalise_columns,
 )
-from fope_jax.position.logit_scaling import LogitScaling, log_n_scale
+from fope_jax.position.layer_patterns import LAYER_PATTERNS, fill_layers
+from fope_jax.position.logit_scaling import LogitScaling, llama4_scale, log_n_scale
 from fope_jax.position.mixing import ByLayer, ByShare
 from fope_jax.position.registry import (
     METHODS,
+    PRESETS,
     SCALINGS,
     find_class,
     from_spec,
@@ -35,6 +37,7 @@ from fope_jax.position.registry import (
     make,
     make_scaling,
     name_of,
+    preset_knobs,
     register,
     split_spec,
     to_spec,

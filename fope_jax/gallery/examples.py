@@ -10,6 +10,7 @@ from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding
 from fope_jax.position.checks import find
 from fope_jax.position.contextual import CoPE
+from fope_jax.position.dape import DAPE
 from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.logit_scaling import LogitScaling
@@ -67,6 +68,7 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "fire": FIRE(),
         "sandwich": Sandwich(),
         "cope": CoPE(init_std=0.02),  # at the default 0 it starts as NoPE and shows nothing
+        "dape": DAPE(),
         "by_layer": ByLayer((RoPE(), NoPE())),
         "by_share": ByShare((FoPE(length), NoPE()), (0.5, 0.5)),
         "logit_scaling": LogitScaling(RoPE(), training_length=length),

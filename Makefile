@@ -8,7 +8,7 @@ COMPILED ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fope_jax/compiled
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PARITY := tests/interop/weights_parity_test.py
+PARITY := tests/interop/weights_parity_test.py tests/interop/gguf_parity_test.py
 HARNESS := tests/evaluate/harness_parity_test.py
 
 .PHONY: help demo demo-full test faults slow-test plan-test beam-test parity-test lm-eval-test lint
@@ -72,7 +72,7 @@ faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults
 
 slow-test: $(INSTALLED)
-	$(BIN)/pytest -m slow --ignore=$(PARITY) --ignore=$(HARNESS)
+	$(BIN)/pytest -m slow $(PARITY:%=--ignore=%) --ignore=$(HARNESS)
 
 # With the TPU compiler installed jax would look for a TPU.
 plan-test: export JAX_PLATFORMS = cpu

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fope_jax.position import DAPE, FIRE, ALiBi, CoPE, Kerple, ModelShape, RoPE
+from fope_jax.position import DAPE, FIRE, ALiBi, CoPE, Kerple, ModelShape, RoPE, T5Bias
 from fope_jax.position.base import bias_of_heads
 
 GOLDENS = np.load(Path(__file__).parents[1] / "goldens" / "dape.npz")
@@ -40,25 +40,30 @@ def test_the_authors_scores(name):
     method.check(SHAPE)
     drawn = method.init(jax.random.key(0), SHAPE).at_layer(1)
     assert {key: x.shape for key, x in drawn.items()} == {k: x.shape for k, x in variables.items()}
-    found = scores + method.contextual_bias(variables, jnp.zeros(0), causal(scores))
+    bias = jax.jit(method.contextual_bias)(variables, jnp.zeros(0), causal(scores))
+    found = scores + bias
     seen = np.tri(scores.shape[-1], dtype=bool)
     np.testing.assert_allclose(
         np.asarray(found)[..., seen], GOLDENS[f"{name}/scores"][..., seen], rtol=1e-5, atol=1e-5
     )
 
 
-def test_without_the_network_it_is_the_bias_inside():
-    """FIRE's too, which needs the position of the query and not the distance alone."""
-    method = DAPE(FIRE(init_length=8.0), mlp_width=4)
+@pytest.mark.parametrize(
+    "inner",
+    [
+        FIRE(init_length=8.0),  # reads the position of the query and not the distance alone
+        pytest.param(T5Bias(num_buckets=8, max_distance=16, init_std=1.0), marks=pytest.mark.slow),
+    ],
+)
+def test_without_the_network_it_is_the_bias_inside(inner):
+    method = DAPE(inner, mlp_width=4)
     variables = method.init(jax.random.key(1), SHAPE).at_layer(0)
     variables |= {key: jnp.zeros_like(variables[key]) for key in ("out_weight", "out_bias")}
-    inner = {key.removeprefix("inner."): x for key, x in variables.items() if "inner." in key}
+    own = {key.removeprefix("inner."): x for key, x in variables.items() if "inner." in key}
     logits = causal(jax.random.normal(jax.random.key(2), (2, 4, 20, 20)))
-    found = method.contextual_bias(variables, jnp.zeros(0), logits)
+    found = jax.jit(method.contextual_bias)(variables, jnp.zeros(0), logits)
     positions = np.arange(20)[None]
-    expected = jnp.broadcast_to(
-        bias_of_heads(method.inner, inner, positions, positions), logits.shape
-    )
+    expected = jnp.broadcast_to(bias_of_heads(inner, own, positions, positions), logits.shape)
     seen = np.isfinite(logits)
     np.testing.assert_allclose(found[seen], expected[seen], rtol=1e-6)
     assert np.ptp(np.asarray(expected)[seen]) > 0.1 and np.isfinite(found).all()

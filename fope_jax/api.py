@@ -53,7 +53,9 @@ from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.evaluate.restore import evaluation_graphdef, find_step, load_run, read_experiment
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.evaluate.scoring import model_scorer
+from fope_jax.evaluate.variants import AS, Variant, variant_experiment
 from fope_jax.extend import run as extension
+from fope_jax.extend.variants import make_variants
 from fope_jax.extras import require
 from fope_jax.interop.hub import PREFIX, local_checkpoint
 from fope_jax.interop.runs import import_run, imported_experiment
@@ -416,6 +418,7 @@ def evaluate(
     contexts: Sequence[int] | None = None,
     retrieval_tasks: Sequence[str] | None = None,
     *,
+    positions: Sequence[str] = (),
     force: bool = False,
     verbose: bool = False,
     **values: Any,
@@ -433,6 +436,8 @@ def evaluate(
         ``evaluate.protocols``.
       contexts: lengths in multiples of the training length, for text and for retrieval.
       retrieval_tasks: such as ``["recall", "copy"]``.
+      positions: other position embeddings to read the checkpoints with, without training, as
+        `fope evaluate --as`: ``["same", "yarn:factor=4", "nope"]``.
       force: measure again what has been measured.
       verbose: print messages and progress bars to stderr.
       **values: other fields of the run's section evaluate, such as ``num_windows=64``; and
@@ -459,7 +464,7 @@ def evaluate(
         records = [
             record
             for one in _listed(run)
-            for record in _evaluate_run(_opened(one), protocols, force, overrides)
+            for record in _evaluate_run(_opened(one), protocols, force, overrides, positions)
         ]
     return _data_frame(records)
 
@@ -668,8 +673,13 @@ def _with_token_cache(run: Callable[[], Any], experiment: Callable[[], Experimen
 
 
 def _evaluate_run(
-    run: Run, protocols: str | Sequence[str] | None, force: bool, overrides: Sequence[str]
+    run: Run,
+    protocols: str | Sequence[str] | None,
+    force: bool,
+    overrides: Sequence[str],
+    as_positions: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
+    variants = make_variants(workdir_of(run), run.step, as_positions) if as_positions else []
     evaluating = partial(
         evaluation.evaluate,
         workdir_of(run),
@@ -677,12 +687,18 @@ def _evaluate_run(
         protocols=[protocols] if isinstance(protocols, str) else protocols,
         force=force,
         overrides=overrides,
+        variants=variants,
         say=log.info,
     )
     rows = _with_token_cache(evaluating, lambda: run.experiment)
-    ids = {"run": run.name, "method": run.method}
-    ids |= {"seed": run.experiment.seed, "step": run.step}
-    return [ids | record for record in summarize(rows)]
+    records = []
+    for variant in variants or [Variant("", run.experiment.position)]:
+        name = variant_experiment(run.experiment, variant).name
+        ids = {"run": name, "method": positions.name_of(variant.position)}
+        ids |= {"seed": run.experiment.seed, "step": run.step}
+        own = [row for row in rows if row.get(AS, "") == variant.label]
+        records += [ids | record for record in summarize(own)]
+    return records
 
 
 def _listed(runs: Run | Source | Sequence[Run | Source]) -> Sequence[Run | Source]:

@@ -141,7 +141,7 @@ def resume(bucket: str, scratch: Path) -> dict[str, Any]:
         found["refused"] = str(error)
     files = list_file_sizes(as_path(bucket) / "caches")
     (cache,) = {path.partition("/")[0] for path in files if "/" in path}
-    shard = as_path(bucket) / "caches" / cache / "train-00000.array_record"
+    shard = as_path(bucket) / "caches" / cache / "train-00000.tokens"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1] + b"?")
     os.environ["FOPE_CACHE"] = str(scratch / "another_machine")

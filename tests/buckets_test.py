@@ -95,7 +95,7 @@ def test_a_token_cache_is_built_here_uploaded_once_and_copied_once(story):
 def test_a_damaged_token_cache_is_refused_while_it_is_copied(story):
     code, said = story[1]["damaged_cache"]
     assert code == 2
-    assert "/train-00000.array_record is damaged: sha256 " in said.splitlines()[-1]
+    assert "/train-00000.tokens is damaged: sha256 " in said.splitlines()[-1]
 
 
 def test_a_bucket_that_is_not_there_or_refuses_is_named_in_one_line(story):

@@ -82,14 +82,16 @@ def test_a_pickle_in_a_table_of_documents_is_not_loaded(tmp_path):
     """Its hash is right, as a stranger's manifest would have it."""
     mark, table = tmp_path / "mark", tmp_path / "train-00000.documents.npz"
     trap = np.array([Trap(mark)], object)
-    np.savez(table, start=trap, length=[1], bytes=[1], names=np.frombuffer(b'["a"]', np.uint8))
+    np.savez(table, bytes=trap, names=np.frombuffer(b'["a"]', np.uint8))
     assert b"pickle" in pickle.dumps(Trap(mark)) or table.stat().st_size > 0
-    (tmp_path / "train-00000.array_record").write_bytes(b"")
+    for name in ("tokens", "index"):
+        (tmp_path / f"train-00000.{name}").write_bytes(b"")
     digest = hashlib.sha256(table.read_bytes()).hexdigest()
     shard = {
-        "file": "train-00000.array_record",
+        "file": "train-00000.tokens",
         "tokens": 2,
         "sha256": "0" * 64,
+        "index": {"file": "train-00000.index", "sha256": "0" * 64},
         "documents": {"file": table.name, "count": 1, "sha256": digest},
     }
     manifest = {

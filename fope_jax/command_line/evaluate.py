@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fope_jax.command_line.common import (
     STEP,
@@ -23,6 +26,9 @@ from fope_jax.storage.directories import check_output
 from fope_jax.storage.paths import is_in_bucket
 from fope_jax.train.options import add_accept_position, add_processes
 
+if TYPE_CHECKING:
+    from fope_jax.evaluate.variants import Variant
+
 
 @verb(
     run_argument(),
@@ -32,6 +38,15 @@ from fope_jax.train.options import add_accept_position, add_processes
         "--protocols",
         metavar="NAME,...",
         help="what to measure, or all; what the run's evaluate.protocols says without it",
+    ),
+    option(
+        "--as",
+        dest="variants",
+        action="append",
+        default=[],
+        metavar="METHOD[:KNOB=VALUE,...]",
+        help="read the checkpoint with another position embedding, without training; several times "
+        "for several, same is its own",
     ),
     option(
         "--report", type=local_path, metavar="DIR", help="write the page of `fope report` there"
@@ -53,6 +68,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
       fope evaluate runs/fope/500
       fope evaluate runs/fope --protocols all --report runs/fope/report
       fope evaluate runs/fope --protocols sliding-window,chunks
+      fope evaluate runs/rope --as yarn:factor=4 --as pi:factor=4 --as nope
+      fope evaluate runs/rope --as self_extend:window=64,group=8 --as logit_scaling --as clip
       fope evaluate runs/fope --config.evaluate.texts=web,news
       fope evaluate runs/fope --config.evaluate.texts=mails=letters/*.txt
 
@@ -67,6 +84,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
       passkey          a key hidden in filler
       retrieval        the tasks of evaluate.retrieval_tasks; all that fit where it names none
 
+    --as takes what `fope extend --method` takes for the run's position embedding, and refuses the
+    rest. Its rows stand in the run's metrics.jsonl as those of a variant, "RUN as METHOD", beside
+    the run's own, in the report and in the verdict.
+
     Rows that exist for the same checkpoint and settings are kept; --force scores them again. Any
     value of the run's evaluate section can be changed for one call, as above; config.json stays as
     it is.
@@ -78,10 +99,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from fope_jax.model.sharding import MeshConfig
     from fope_jax.processes.agreement import fail_together
     from fope_jax.processes.collectives import is_main_process
-    from fope_jax.report.rows import read_run
+    from fope_jax.report.rows import read_with_variants
 
     with fail_together():
         run, step = run_and_step(arguments)
+        variants = _variants(run, step, arguments.variants)
         mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
         if arguments.report and is_main_process():
             check_output(arguments.report, "the report")
@@ -93,11 +115,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
         force=arguments.force,
         accept_position=arguments.accept_position,
         overrides=arguments.overrides,
+        variants=variants,
     )
     if is_main_process():
         print(f"{len(rows)} rows in {run / 'metrics.jsonl'}")
-        measured = read_run(run, next((row["step"] for row in rows), step))
-        if text := runs_text([measured]):  # what was measured before included
+        measured = read_with_variants(run, next((row["step"] for row in rows), step))
+        if text := runs_text(measured):  # what was measured before included
             print(f"\n{text}")
         named = run if step is None else run / str(step)
         if arguments.report:
@@ -106,6 +129,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
             print(f"\nreport in {write_report([named], arguments.report)}")
         else:
             print(f"\nnext: fope report {named}  (with other runs, to compare them)")
+
+
+def _variants(run: Path, step: int | None, texts: Sequence[str]) -> list[Variant]:
+    """What --as names; the run and its step are read only where there is any."""
+    if not texts:
+        return []
+    from fope_jax.extend.variants import make_variants
+
+    return make_variants(run, step, texts)
 
 
 @verb(

@@ -22,7 +22,7 @@ Train one transformer with any position embedding, and measure it beyond its tra
   fope report runs/fope runs/rope -o runs/report
   fope extend runs/rope --method yarn --length 256 --workdir runs/rope_yarn
 
-  fope import DIR --workdir runs/x    weights of Llama, Qwen 3, OLMo 2, SmolLM; also of a .gguf
+  fope import DIR --workdir runs/x    weights of Llama, Mistral, Qwen, OLMo, SmolLM; also of a .gguf
   fope export runs/fope -o DIR        and back
 
   fope plan --config configs/paper/c4_books.py --topology v5e:4x4 --method rope,fope

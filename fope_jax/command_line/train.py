@@ -24,6 +24,9 @@ from fope_jax.train.options import add_config, add_processes, add_train_options,
 
 @verb(
     add_config,
+    option(
+        "--workers", type=int, metavar="N", help="processes, a file each at a time; default: cores"
+    ),
     group(
         "on many machines, with Apache Beam; the same cache",
         option("--runner", metavar="NAME", help="such as DirectRunner or DataflowRunner"),
@@ -44,7 +47,7 @@ def build(arguments: argparse.Namespace) -> None:
 
     options = tuple(arguments.runner_option)
     runner = Runner(arguments.runner, options, arguments.runner_parts) if arguments.runner else None
-    tokenizer = build(experiment.data, runner)["train"].tokenizer
+    tokenizer = build(experiment.data, runner, arguments.workers)["train"].tokenizer
     if tokenizer.vocab_size > experiment.model.vocab_size:
         print(
             f"the tokenizer has {tokenizer.vocab_size:,} tokens, more than model.vocab_size = "
@@ -61,7 +64,7 @@ def inspect(arguments: argparse.Namespace) -> None:
       fope data inspect --config configs/quickstart.py
     """
     experiment = load_experiment(arguments)
-    from fope_jax.data.build import inspect
+    from fope_jax.data.inspect_cache import inspect
 
     print(inspect(experiment.data))
 

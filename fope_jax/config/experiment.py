@@ -17,6 +17,7 @@ from fope_jax.config.random_positions import check_random_positions
 from fope_jax.config.train import TrainConfig
 from fope_jax.data import DataConfig
 from fope_jax.model.config import TransformerConfig
+from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position.base import PositionEmbedding
 
@@ -110,6 +111,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
                 f"method {positions.name_of(position)!r}, {longest}"
             )
         position.check(model.shape)
+        layer_pattern(model, position)
     except ConfigError:
         raise
     except ValueError as error:

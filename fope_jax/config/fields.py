@@ -46,7 +46,7 @@ def _parse(text: str, kind: Any) -> Any:
         return text
     if tuple in origins:
         items = [item.strip() for item in text.strip("()[] ").split(",")]
-        return tuple(_literal(item) for item in items if item)
+        return tuple(None if item.lower() == "none" else _literal(item) for item in items if item)
     return _literal(text)
 
 

@@ -1,25 +1,21 @@
-"""Builds and describes the token cache: `fope data build` and `fope data inspect`."""
+"""Builds the token cache: `fope data build`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fope_jax.data import beam
 from fope_jax.data import cache as caches
-from fope_jax.data.beam import Runner
-from fope_jax.data.cache import CacheError, Progress, SplitWriter, TokenCache, open_cache
+from fope_jax.data.beam import BeamWorkers, Runner
+from fope_jax.data.cache import CacheError, TokenCache, open_cache
 from fope_jax.data.cache_directories import (
     FORMAT,
     base_directory,
@@ -27,13 +23,12 @@ from fope_jax.data.cache_directories import (
     cache_directory,
     cache_identity,
     content_directory,
-    list_caches,
     partial_directory,
     set_current,
 )
+from fope_jax.data.cache_writer import Progress, SplitWriter
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, read_corpus
-from fope_jax.data.documents import TokenizedDocument
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
 from fope_jax.data.mirror import exclusive_lock, local_directory, upload
 from fope_jax.data.sources import (
@@ -46,6 +41,7 @@ from fope_jax.data.sources import (
     list_sources,
     source_warnings,
 )
+from fope_jax.data.tokenized import InProcess, Pool, count_cores, list_parts, read_documents
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,
@@ -63,26 +59,32 @@ from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
 
 log = logging.getLogger(__name__)
 
-# ---------------------------------------------------------------------------- build
 
-
-def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCache]:
+def build(
+    config: DataConfig, runner: Runner | None = None, workers: int | None = None
+) -> dict[str, TokenCache]:
     """Builds the token cache of ``config``, or continues an interrupted build; returns its splits.
 
     A complete cache of unchanged text is only verified; changed text is built into another
-    directory, which is read from then on by runs that begin. With ``runner`` Apache Beam tokenizes
-    instead of this process; the cache is the same.
+    directory, which is read from then on by runs that begin.
+
+    Args:
+      runner: Apache Beam tokenizes, instead of processes on this machine; the cache is the same.
+      workers: processes that tokenize, of which each takes a file at a time; None means one a core.
 
     Raises:
+      ValueError: ``workers`` is less than 1.
       CorpusError: text is missing, empty, damaged or unreadable.
       CacheError: the directory cannot be written, or the cache is damaged.
     """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers = {workers}; accepted: 1 or more")
     base = base_directory(config)
     if config.corpus == "none":
         _say("corpus 'none': there is nothing to build")
         return {split: open_cache(config, split) for split in SPLITS}
     if is_in_bucket(base):
-        return _build_for_bucket(config, base, runner)
+        return _build_for_bucket(config, base, runner, workers)
     # Loaded first: fails before hours of work, not after.
     tokenizer = _load_tokenizer(config) if config.tokenizer.endswith(".json") else None
     with _locked(base):
@@ -104,12 +106,12 @@ def build(config: DataConfig, runner: Runner | None = None) -> dict[str, TokenCa
                 f"the text of {built[0]} has changed: building another cache beside it; runs that"
                 " were trained on it still read it"
             )
-        set_current(config, _build(config, base, sources, runner))
+        set_current(config, _build(config, base, sources, runner, workers))
         return _open_verified(config)
 
 
 def _build_for_bucket(
-    config: DataConfig, base: Path, runner: Runner | None
+    config: DataConfig, base: Path, runner: Runner | None, workers: int | None
 ) -> dict[str, TokenCache]:
     """Builds locally, where an interrupted build can continue, and uploads if the text is new."""
     check_bucket(base)
@@ -118,7 +120,7 @@ def _build_for_bucket(
     if built and _find_unchanged(built[:1], _examine_sources(local, built)):
         return _open_verified(config, " (built before)")
     make_writable(base)  # fails before the work, not after it
-    result = build(local, runner)
+    result = build(local, runner, workers)
     directory = base.with_name(result[SPLITS[0]].directory.name)
     upload(result[SPLITS[0]].directory, directory, MANIFEST)
     set_current(config, directory)
@@ -174,7 +176,11 @@ def _open_verified(config: DataConfig, remark: str = "") -> dict[str, TokenCache
 
 
 def _build(
-    config: DataConfig, base: Path, sources: list[dict[str, Any]], runner: Runner | None
+    config: DataConfig,
+    base: Path,
+    sources: list[dict[str, Any]],
+    runner: Runner | None,
+    workers: int | None,
 ) -> Path:
     """Builds a cache; returns its directory."""
     partial = partial_directory(base)
@@ -182,20 +188,18 @@ def _build(
     state = _resume(partial, content_digest(sources))
     left_out = {source["path"] for split in SPLITS for source in damaged_files(sources, split)}
     tokenizer = _make_tokenizer(config, partial, state, left_out)
-    if runner is None:
-        from fope_jax.data.seqio_tasks import read_documents as read  # imports TensorFlow, seconds
-    else:
-        read = functools.partial(
-            beam.read_documents, runner=runner, content=state["content"], partial=partial
-        )
-    for split in SPLITS:
-        done: Progress = state["splits"][split]
-        if not done.complete:
-            documents = read(
-                config, tokenizer, split, skip=done.documents, taken=done.tokens, left_out=left_out
-            )
-            _write_split(config, partial, state, tokenizer, split, documents)
-    shutil.rmtree(partial / "parts", ignore_errors=True)
+    parts = partial / "parts"
+    with contextlib.ExitStack() as stack:
+        if runner is not None:
+            tokenize = BeamWorkers(config, tokenizer, runner, state["content"], str(parts))
+        elif (count := _count_workers(config, sources, workers)) <= 1:
+            tokenize = InProcess(config, tokenizer)
+        else:
+            tokenize = stack.enter_context(Pool(config, tokenizer, partial, count))
+        for split in SPLITS:
+            if not state["splits"][split].complete:
+                _write_split(config, partial, state, tokenize, split, sources, left_out)
+    shutil.rmtree(parts, ignore_errors=True)
     manifest = _manifest(config, sources, state, tokenizer)
     write_json(partial / MANIFEST, add_digest(manifest))
     (partial / "progress.json").unlink()
@@ -209,6 +213,17 @@ def _build(
     return directory
 
 
+def _count_workers(
+    config: DataConfig, sources: Sequence[dict[str, Any]], workers: int | None
+) -> int:
+    """Processes that tokenize: at most the parts of a split, so one for a little text."""
+    corpora = [corpus for corpus, _ in config.components]
+    most = max(sum(len(list_parts(config, c, s, sources)) for c in corpora) for s in SPLITS)
+    if "c4" in corpora and config.tfds_data_dir:
+        most = workers or count_cores()  # its documents go to the pool in groups
+    return min(workers or count_cores(), most)
+
+
 def _resume(partial: Path, content: str) -> dict[str, Any]:
     """The state of an interrupted build of the same text; any other state is deleted."""
     # A state that cannot be parsed was not written by a build: start again.
@@ -216,6 +231,8 @@ def _resume(partial: Path, content: str) -> dict[str, Any]:
         state = read_json(partial / "progress.json")
         if state["content"] == content and "tokenizer" in state:
             state["splits"] = {k: Progress(**v) for k, v in state["splits"].items()}
+            if not all("index" in s for p in state["splits"].values() for s in p.shards):
+                raise ValueError("shards of an older version")
             done = sum(progress.num_tokens for progress in state["splits"].values())
             _say(f"going on with {partial} after {done:,} tokens")
             return state
@@ -261,15 +278,15 @@ def _training_texts(config: DataConfig, left_out: Collection[str]) -> Iterator[s
     """The beginning of every corpus's training split, equally many characters of each."""
     for corpus, _ in config.components:
         if corpus == "c4" and config.tfds_data_dir:
-            from fope_jax.data import seqio_tasks
+            from fope_jax.data import seqio_tasks  # imports TensorFlow, seconds
 
-            texts = seqio_tasks.read_texts(config, corpus, "train", left_out)
+            read = seqio_tasks.read_texts
         else:
-            texts = (d.text for d in read_corpus(config, corpus, "train", left_out))
+            read = read_corpus
         left = TRAINING_TEXT_CHARS // len(config.components)
-        for text in texts:
-            yield text[:left]
-            left -= len(text)
+        for document in read(config, corpus, "train", left_out):
+            yield document.text[:left]
+            left -= len(document.text)
             if left <= 0:
                 break
 
@@ -278,10 +295,13 @@ def _write_split(
     config: DataConfig,
     partial: Path,
     state: dict[str, Any],
-    tokenizer: Tokenizer,
+    tokenize: InProcess,
     split: str,
-    documents: Iterable[TokenizedDocument],
+    sources: Sequence[dict[str, Any]],
+    left_out: Collection[str],
 ) -> None:
+    done: Progress = state["splits"][split]
+
     def save(now: Progress) -> None:
         state["splits"][split] = now
         _save_state(partial, state)
@@ -289,20 +309,33 @@ def _write_split(
     writer = SplitWriter(
         partial,
         split,
-        token_bytes=tokenizer.token_bytes,
-        progress=state["splits"][split],
+        token_bytes=tokenize.tokenizer.token_bytes,
+        progress=done,
         save=save,
-        prefix_bytes=len(tokenizer.prefix.encode()),
+        prefix_bytes=len(tokenize.tokenizer.prefix.encode()),
         block_tokens=caches.BLOCK_TOKENS,
         shard_tokens=caches.SHARD_TOKENS,
     )
+    size = sum(s["size"] for s in sources if s.get("split") == split and s["path"] not in left_out)
     tqdm = require("tqdm", "train").tqdm
-    with tqdm(desc=f"tokenize {split}", unit=" tokens", unit_scale=True, disable=is_quiet()) as bar:
-        for number, document in enumerate(documents, 1):
-            writer.add(document)
-            bar.set_postfix_str(f"{number:,} documents", refresh=False)
-            bar.update(len(document.tokens))
-            if document.bad and writer.bad["count"] > config.max_bad_documents:
+    with tqdm(
+        desc=f"tokenize {split}", total=size, unit="B", unit_scale=True, disable=is_quiet()
+    ) as bar:
+        documents = read_documents(
+            config,
+            split,
+            tokenize,
+            sources,
+            skip=dict(done.documents),
+            taken=dict(done.tokens),
+            part_documents=done.part_documents,
+            left_out=left_out,
+            report=bar.update,
+        )
+        for group in documents:
+            writer.add(group)
+            bar.set_postfix_str(f"{writer.num_tokens:,} tokens", refresh=False)
+            if any(group.bad) and writer.bad["count"] > config.max_bad_documents:
                 raise CorpusError(
                     f"{writer.bad['count']} documents of the {split} split cannot be read, more"
                     f" than max_bad_documents = {config.max_bad_documents}; the first of them:\n  "
@@ -381,84 +414,3 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _say(line: str) -> None:
     report_progress(line, log)
-
-
-# ---------------------------------------------------------------------------- inspect
-
-
-def inspect(config: DataConfig, samples: int = 3) -> str:
-    """Describes a cache: sizes, documents by length, and ``samples`` of 64 tokens of each split."""
-    if config.corpus == "none":
-        return f"no text; tasks of the training batches: {', '.join(config.tasks)}"
-    lines = []
-    for split in SPLITS:
-        cache = open_cache(config, split)
-        cache.verify()
-        if not lines:
-            tokenizer = cache.tokenizer
-            lines = [
-                f"token cache  {cache.directory}",
-                f"fingerprint  {cache.fingerprint}",
-                f"tokenizer    {tokenizer.kind}, {tokenizer.vocab_size:,} tokens,"
-                f" {tokenizer.fingerprint[:16]}...",
-            ]
-        lines += ["", *_describe_split(cache, samples)]
-    return "\n".join([*lines, *_describe_caches(config)])
-
-
-def _describe_caches(config: DataConfig) -> list[str]:
-    """The caches in ``cache_dir``, of this configuration and of others."""
-    directory = as_path(config.cache_dir)
-    if is_in_bucket(directory):
-        return []
-    lines = ["", f"caches in {directory}, * of which training reads (the last of its text)"]
-    for entry in list_caches(directory):
-        mark = "*" if entry.is_current else " "
-        lines.append(
-            f"{mark} {entry.directory.name:<60} {entry.size / 1e6:>10,.1f} MB {entry.tokens:>15,}"
-            f" tokens  {entry.fingerprint[:12]}"
-        )
-    return [
-        *lines,
-        "  A run names the fingerprint that it was trained on (run.json). To delete a cache that no"
-        " run needs: rm -r DIRECTORY",
-    ]
-
-
-def _describe_split(cache: TokenCache, samples: int) -> list[str]:
-    documents, summary = cache.documents, cache.summary
-    text_tokens = cache.num_tokens - len(documents)
-    longest = np.argsort(-documents["length"], kind="stable")[:5]
-    lines = [
-        f"{cache.split}: {cache.num_tokens:,} tokens, {len(documents):,} documents,"
-        f" {summary['bytes']:,} bytes, {summary['bytes'] / text_tokens:.3f} bytes a token",
-        f"  without text: {summary['empty_documents']:,} documents;"
-        f" changed by the tokenizer: {summary['changed_documents']:,};"
-        f" left out as unreadable: {summary.get('bad_documents', 0):,}",
-        *(f"    {reason}" for reason in summary.get("first_bad", [])),
-        *(f"    changed: {name}" for name in summary.get("first_changed", [])),
-        *(f"  {line}" for line in source_warnings(cache.sources, cache.split)),
-        "  tokens a document      documents        tokens",
-        *_histogram(documents["length"]),
-        *(f"  {documents['length'][i]:>10,} tokens  {documents['name'][i]}" for i in longest),
-    ]
-    for start in np.linspace(0, max(0, cache.num_tokens - 64), samples).astype(int):
-        ids = cache.tokens(start, min(start + 64, cache.num_tokens))
-        lines.append(f"  at {start:,}: {cache.tokenizer.decode(ids)!r}")
-    return lines
-
-
-def _histogram(lengths: np.ndarray) -> list[str]:
-    """Documents and tokens by document length, in powers of two.
-
-    >>> print("\\n".join(_histogram(np.array([3, 2, 9]))))
-      2 to 3                         2             5
-      8 to 15                        1             9
-    """
-    power = np.frexp(lengths.astype(np.float64))[1] - 1
-    lines = []
-    for exponent in np.unique(power):
-        inside = lengths[power == exponent]
-        label = f"{2**exponent:,} to {2 ** (exponent + 1) - 1:,}"
-        lines.append(f"  {label:<20} {len(inside):>11,} {inside.sum():>13,}")
-    return lines

@@ -1,29 +1,32 @@
 """The token cache: the tokenized corpus on disk, written once, read at any position.
 
-A split is one stream of tokens, ``document, EOS, document, EOS, ...``, cut into blocks of a length
-that does not depend on the training length. A shard is an ArrayRecord file, one record a block:
+A split is one stream of tokens, ``document, EOS, document, EOS, ...``, cut into shards of plain
+arrays. Nothing but the manifest is read when a cache is opened, and a window is three short reads.
 
     CACHE_DIR/gutenberg-sentencepiece4096-1a2b3c4d5e6f-0123456789ab/
-        manifest.json                   config, sources, and the sha256 of every file below
+        manifest.json               config, sources, and the sha256 of every file below
         tokenizer.model
-        train-00000.array_record        2,048 blocks of 16,384 tokens, uint16 if V <= 65,536
-        train-00000.documents.npz       the documents that begin in this shard
-        validation-00000.array_record ...
+        train-00000.tokens          [N] uint16, or int32 if V > 65,536, little-endian
+        train-00000.index           a `BLOCK_ROW` for each block of 4,096 tokens, then int64: where
+                                    documents begin, first the last one of the shards before
+        train-00000.documents.npz   names and bytes of the documents that begin in this shard; only
+                                    evaluation and `fope data inspect` read it
+        validation-00000.tokens ...
 
-A build works in a directory with the suffix ``.partial``, whose ``progress.json`` lists the
-complete shards; renaming it at the end makes the cache appear whole or not at all.
+A row of the index holds checksums of its block's tokens and document starts, so whatever part of a
+shard is read, from a disk or a bucket, is known to be what was written.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import bisect
 import functools
 import hashlib
 import json
-import os
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,6 @@ import numpy as np
 from fope_jax.data import tokenizers
 from fope_jax.data.cache_directories import base_directory, cache_directory, partial_directory
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.documents import TokenizedDocument
 from fope_jax.data.manifest import (
     BUILD,
     MANIFEST,
@@ -41,33 +43,35 @@ from fope_jax.data.manifest import (
     MissingCacheError,
     file_hashes,
     read_manifest,
+    shard_files,
 )
 from fope_jax.data.mirror import download
 from fope_jax.data.sources import damaged_files
 from fope_jax.data.tokenizers import BytesTokenizer, Tokenizer
-from fope_jax.extras import require
 from fope_jax.storage.content import GIT_LFS_POINTER, detect_content, read_head
+from fope_jax.storage.directories import PARALLEL_TRANSFERS, list_file_sizes
 from fope_jax.storage.files import file_sha256
 from fope_jax.storage.paths import check_bucket, is_in_bucket
 
-BLOCK_TOKENS = 2**14
+BLOCK_TOKENS = 2**12
 SHARD_TOKENS = 2**25
-_BLOCKS_IN_MEMORY = 2048  # 64 MB of uint16: 32 M tokens are read from disk once
-_OPEN_SHARDS = 256
 
 DOCUMENT_DTYPE = np.dtype(
     [("name", object), ("start", np.int64), ("length", np.int64), ("bytes", np.int64)]
+)
+BLOCK_ROW = np.dtype(
+    [("tokens_crc", "<u4"), ("starts_crc", "<u4"), ("first_start", "<u4"), ("num_starts", "<u4")]
 )
 
 
 class TokenCache:
     """One split of a token cache; ``num_tokens`` counts one EOS per document.
 
-    The sha256 of a shard is checked at its first read, ArrayRecord's checksum at every read.
+    Any number of threads may read it. What is read is checked each time (crc32 of blocks).
 
     Attributes:
       fingerprint: hex digest of text, tokenizer and splits.
-      summary: counts of the build, see `Progress`.
+      summary: counts of the build, see `fope_jax.data.cache_writer.Progress`.
       sources: the text files of both splits.
     """
 
@@ -76,34 +80,71 @@ class TokenCache:
         self.fingerprint: str = manifest["fingerprint"]
         self._tokenizer_description = manifest["tokenizer"]
         self._dtype = np.dtype(manifest["dtype"])
-        self._block, self._shard = manifest["block_tokens"], manifest["shard_tokens"]
+        self._block, self._shard_tokens = manifest["block_tokens"], manifest["shard_tokens"]
         self.summary: dict[str, Any] = manifest["splits"][split]
         self.sources: list[dict[str, Any]] = manifest.get("sources", [])
         self._shards: list[dict[str, Any]] = self.summary["shards"]
         self.num_tokens: int = sum(shard["tokens"] for shard in self._shards)
-        # Bound to the instance: a deleted cache frees its blocks.
-        self._read_block = functools.lru_cache(maxsize=_BLOCKS_IN_MEMORY)(self._read_block)
-        self._open_reader = functools.lru_cache(maxsize=_OPEN_SHARDS)(self._open_reader)
-        self._check = functools.cache(self._check)
-        for shard in self._shards:
-            for file in (shard["file"], shard["documents"]["file"]):
-                self._check_present(file)
+        counts = [shard["documents"]["count"] for shard in self._shards]
+        # Documents that begin before each shard, and all of them.
+        self._documents_before: list[int] = np.cumsum([0, *counts]).tolist()
+        self._check_present()
+
+    @property
+    def num_documents(self) -> int:
+        """Documents with text."""
+        return self._documents_before[-1]
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens ``[start, stop)``, int32. IndexError: out of range. CacheError: damaged shard."""
         check_token_range(start, stop, self.num_tokens, self.split)
+        parts = [self._read_tokens(*piece) for piece in self._pieces(start, stop)]
+        joined = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int32), *parts])
+        return joined.astype(np.int32)
+
+    def document_starts(self, start: int, stop: int) -> tuple[int, np.ndarray]:
+        """Where the documents of tokens ``[start, stop)`` begin, and the number of the first.
+
+        Returns the number, from 0, of the document that token ``start`` is in, and ``[n]`` int64:
+        the first token of that document and of each that begins in ``(start, stop)``. Errors as of
+        `tokens`; IndexError also if no token is asked for.
+        """
+        check_token_range(start, stop, self.num_tokens, self.split)
         if start == stop:
-            return np.zeros(0, np.int32)
-        first, last = start // self._block, (stop - 1) // self._block
-        blocks = [self._read_block(i) for i in range(first, last + 1)]
-        joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-        return joined[start - first * self._block : stop - first * self._block].astype(np.int32)
+            raise IndexError(f"document_starts({start}, {stop}); accepted: at least one token")
+        found = [self._read_starts(*piece) for piece in self._pieces(start, stop)]
+        # Unique: a document that goes on in the next shard is listed there too.
+        starts = np.unique(np.concatenate([starts for _, starts in found]))
+        skipped = int(np.searchsorted(starts, start, side="right")) - 1
+        return found[0][0] + skipped, starts[skipped : np.searchsorted(starts, stop)]
 
     @functools.cached_property
     def documents(self) -> np.ndarray:
-        """``[D]`` with fields name, start, length (tokens, EOS included) and bytes (of text)."""
-        tables = [self._read_table(shard["documents"]) for shard in self._shards]
+        """``[D]`` with fields name, start, length (tokens, EOS included) and bytes (of text).
+
+        Takes memory for every document: for validation splits, not for corpora to train on.
+        """
+        tables = [self.shard_documents(number) for number in range(self.num_shards)]
         return np.concatenate([np.zeros(0, DOCUMENT_DTYPE), *tables])
+
+    @property
+    def num_shards(self) -> int:
+        return len(self._shards)
+
+    def shard_documents(self, number: int) -> np.ndarray:
+        """The rows of ``documents`` of the documents that begin in a shard, from 0."""
+        begin = number * self._shard_tokens
+        end = begin + self._shards[number]["tokens"]
+        table = self._read_side_file(number)
+        if len(table):
+            table["start"] = self.document_starts(begin, end)[1][-len(table) :]
+            table["length"] = np.diff(table["start"], append=self._end_of_document(end))
+        return table
+
+    def document_name(self, number: int) -> str:
+        """The name of one document; reads the names of a shard."""
+        shard = bisect.bisect_right(self._documents_before, number) - 1
+        return str(self._read_side_file(shard)["name"][number - self._documents_before[shard]])
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
@@ -112,17 +153,115 @@ class TokenCache:
 
     def verify(self) -> None:
         """Reads every file of the split; raises CacheError with the name of a damaged one."""
-        for shard in self._shards:
-            for entry in (shard, shard["documents"]):
-                self._check(entry["file"], entry["sha256"])
+        entries = [entry for shard in self._shards for entry in shard_files(shard)]
+        with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
+            for _ in pool.map(self._check_hash, entries):
+                pass  # raises the first exception
 
-    def _check_present(self, file: str) -> None:
-        if not (self.directory / file).is_file():
-            raise CacheError(f"token cache: {self.directory / file} is missing; {REBUILD}")
+    # ------------------------------------------------------------------ shards
 
-    def _check(self, file: str, expected: str) -> None:
-        self._check_present(file)
-        actual = file_sha256(self.directory / file)
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(shard, start, stop) of the parts of ``[start, stop)``, counted within their shards."""
+        for shard in range(start // self._shard_tokens, -(-stop // self._shard_tokens)):
+            begin = shard * self._shard_tokens
+            yield shard, max(start - begin, 0), min(stop - begin, self._shard_tokens)
+
+    def _read_tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
+        """Tokens of a shard; whole blocks are read, as their checksums need them."""
+        first, rows = self._read_rows(shard, start, stop)
+        begin = first * self._block
+        end = min(begin + len(rows) * self._block, self._shards[shard]["tokens"])
+        size, block = self._dtype.itemsize, self._block * self._dtype.itemsize
+        data = self._read_range(shard, self._shards[shard], begin * size, end * size)
+        for number, expected in enumerate(rows["tokens_crc"].tolist()):
+            if zlib.crc32(data[number * block : (number + 1) * block]) != expected:
+                raise self._damage(shard, f"in block {first + number}")
+        return np.frombuffer(data, self._dtype)[start - begin : stop - begin]
+
+    def _read_starts(self, shard: int, start: int, stop: int) -> tuple[int, np.ndarray]:
+        """The number of a document, and the starts from it to the end of a block past ``stop``."""
+        first, rows = self._read_rows(shard, start, stop)
+        lowest = int(rows["first_start"][0])
+        count = int(rows["first_start"][-1]) + int(rows["num_starts"][-1]) - lowest
+        begin = _num_blocks(self._shards[shard]["tokens"], self._block) * BLOCK_ROW.itemsize
+        begin += 8 * lowest
+        if not 0 <= lowest < lowest + count <= self._shards[shard]["documents"]["count"] + 1:
+            raise self._damage(shard, f"in the index of block {first}")
+        data = self._read_range(shard, self._shards[shard]["index"], begin, begin + 8 * count)
+        for number, (_, expected, start_, count_) in enumerate(rows.tolist()):
+            part = data[8 * (start_ - lowest) : 8 * (start_ - lowest + count_)]
+            if zlib.crc32(part) != expected:
+                raise self._damage(shard, f"in the index of block {first + number}")
+        return self._documents_before[shard] + lowest - 1, np.frombuffer(data, "<i8")
+
+    def _read_rows(self, shard: int, start: int, stop: int) -> tuple[int, np.ndarray]:
+        """The first of the blocks of tokens ``[start, stop)``, and their rows of the index."""
+        first, last = start // self._block, _num_blocks(stop, self._block)
+        begin, end = first * BLOCK_ROW.itemsize, last * BLOCK_ROW.itemsize
+        data = self._read_range(shard, self._shards[shard]["index"], begin, end)
+        return first, np.frombuffer(data, BLOCK_ROW)
+
+    def _read_range(self, shard: int, entry: Mapping[str, Any], begin: int, end: int) -> bytes:
+        try:
+            # Unbuffered, and open only for this read: there may be more shards than a process may
+            # have files open.
+            with open(f"{self.directory}/{entry['file']}", "rb", buffering=0) as stream:
+                stream.seek(begin)
+                data = stream.read(end - begin)
+        except FileNotFoundError:
+            raise self._missing(entry["file"]) from None
+        except OSError as error:
+            raise self._damage(shard, f"it cannot be read: {error}") from error
+        if len(data) != end - begin:
+            raise self._damage(shard, f"it ends after {begin + len(data)} bytes")
+        return data
+
+    def _end_of_document(self, end: int) -> int:
+        """The first token at ``end`` or later that begins a document, or the end of the stream."""
+        while end < self.num_tokens:
+            stop = min(end + self._block, self.num_tokens)
+            starts = self.document_starts(end, stop)[1]
+            if len(starts := starts[starts >= end]):
+                return int(starts[0])
+            end = stop
+        return end
+
+    def _read_side_file(self, number: int) -> np.ndarray:
+        """``documents`` of a shard with names and bytes; their starts and lengths are zero."""
+        entry = self._shards[number]["documents"]
+        self._check_hash(entry)
+        path = self.directory / entry["file"]
+        table = np.zeros(entry["count"], DOCUMENT_DTYPE)
+        try:
+            with np.load(path, allow_pickle=False) as columns:
+                table["bytes"] = columns["bytes"]
+                table["name"] = json.loads(columns["names"].tobytes())
+        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise CacheError(
+                f"token cache: {path} is no table of documents: {error}; {REBUILD}"
+            ) from error
+        return table
+
+    # ------------------------------------------------------------------ damage
+
+    def _check_present(self) -> None:
+        if not self._shards:
+            return
+        files = [entry["file"] for shard in self._shards for entry in shard_files(shard)]
+        present = list_file_sizes(self.directory) if self.directory.is_dir() else ()
+        for file in files:
+            if file not in present:
+                raise self._missing(file)
+
+    def _missing(self, file: str) -> CacheError:
+        return CacheError(f"token cache: {self.directory / file} is missing; {REBUILD}")
+
+    def _check_hash(self, entry: Mapping[str, Any]) -> None:
+        file, expected = entry["file"], entry["sha256"]
+        try:
+            actual = file_sha256(self.directory / file)
+        except FileNotFoundError:
+            raise self._missing(file) from None
         if actual != expected:
             is_pointer = detect_content(read_head(self.directory / file)) == GIT_LFS_POINTER
             what, advice = (
@@ -135,45 +274,20 @@ class TokenCache:
                 f" expected {expected[:16]}...; {advice}"
             )
 
-    def _open_reader(self, number: int):
-        shard = self._shards[number]
-        self._check(shard["file"], shard["sha256"])
-        # No read-ahead, no helper threads: windows are shuffled and need one record at a time.
-        return _array_record().ArrayRecordReader(
-            str(self.directory / shard["file"]),
-            "readahead_buffer_size:0,max_parallelism:0",
-            file_reader_buffer_size=2 * self._block,
-        )
-
-    def _read_block(self, number: int) -> np.ndarray:
-        shard, record = divmod(number, self._shard // self._block)
-        size = min(self._block, self.num_tokens - number * self._block)
-        reader = self._open_reader(shard)
+    def _damage(self, shard: int, where: str) -> CacheError:
+        """The error for a shard of which a part is wrong; names the file whose sha256 is."""
         try:
-            block = np.frombuffer(reader.read([record])[0], self._dtype)
-            if len(block) != size:
-                raise ValueError(f"{len(block)} tokens, expected {size}")
-        except Exception as error:  # ArrayRecord's exceptions do not name the file
-            raise CacheError(
-                f"token cache: {self.directory / self._shards[shard]['file']} is damaged in record"
-                f" {record} (of {self._block} tokens each): {error}; {REBUILD}"
-            ) from error
-        return block
+            for entry in shard_files(self._shards[shard]):
+                self._check_hash(entry)
+        except CacheError as error:
+            message, _, advice = str(error).rpartition("; ")
+            return CacheError(f"{message}, {where}; {advice}")
+        file = self.directory / self._shards[shard]["file"]
+        return CacheError(f"token cache: {file} is damaged {where}; {REBUILD}")
 
-    def _read_table(self, entry: dict[str, Any]) -> np.ndarray:
-        self._check(entry["file"], entry["sha256"])
-        path = self.directory / entry["file"]
-        try:
-            with np.load(path, allow_pickle=False) as columns:
-                table = np.zeros(entry["count"], DOCUMENT_DTYPE)
-                for name in ("start", "length", "bytes"):
-                    table[name] = columns[name]
-                table["name"] = json.loads(columns["names"].tobytes())
-        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise CacheError(
-                f"token cache: {path} is no table of documents: {error}; {REBUILD}"
-            ) from error
-        return table
+
+def _num_blocks(tokens: int, block: int) -> int:
+    return -(-tokens // block)
 
 
 def check_token_range(start: int, stop: int, num_tokens: int, split: str) -> None:
@@ -185,7 +299,7 @@ def check_token_range(start: int, stop: int, num_tokens: int, split: str) -> Non
 def open_cache(config: DataConfig, split: str, fingerprint: str | None = None) -> TokenCache:
     """Opens one split of a cache of ``config``; needs neither TensorFlow nor text.
 
-    A cache in a bucket is first copied to this machine, once: ArrayRecord reads only local files.
+    A cache in a bucket is first copied to this machine, once.
 
     Args:
       fingerprint: of the cache to open; None opens the one that was built last.
@@ -225,6 +339,15 @@ def open_cache(config: DataConfig, split: str, fingerprint: str | None = None) -
         )
     if is_in_bucket(directory):
         directory = download(directory, MANIFEST, file_hashes(manifest))
+    return make_cache(directory, manifest, split)
+
+
+def make_cache(directory: Path, manifest: dict[str, Any], split: str) -> TokenCache:
+    """The split of a manifest; shards without an index are ArrayRecord files of older versions."""
+    if any("index" not in shard for shard in manifest["splits"][split]["shards"]):
+        from fope_jax.data.array_record_cache import ArrayRecordCache
+
+        return ArrayRecordCache(directory, manifest, split)
     return TokenCache(directory, manifest, split)
 
 
@@ -250,180 +373,6 @@ def _no_text(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _array_record():
-    return require("array_record.python.array_record_module", "train")
-
-
-@dataclass
-class Progress:
-    """What the complete shards of a split hold; a build continues from it.
-
-    Attributes:
-      documents, tokens: of each corpus, of documents that are complete in the shards, or empty.
-      inside: tokens of the next document that the shards hold already.
-      bytes: bytes of text of the documents that begin in the shards.
-      changed_documents, first_changed: documents whose tokens decode to another text; some names.
-      bad: unreadable documents, see `add_bad_document`.
-    """
-
-    shards: list[dict[str, Any]] = field(default_factory=list)
-    documents: dict[str, int] = field(default_factory=dict)
-    tokens: dict[str, int] = field(default_factory=dict)
-    inside: int = 0
-    bytes: int = 0
-    empty_documents: int = 0
-    changed_documents: int = 0
-    first_changed: list[str] = field(default_factory=list)
-    bad: dict[str, Any] = field(default_factory=lambda: {"count": 0, "digest": "", "first": []})
-    complete: bool = False
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(shard["tokens"] for shard in self.shards)
-
-
-class SplitWriter:
-    """Writes the token stream of one split into shards, document by document.
-
-    Args:
-      token_bytes: ``[V]``, bytes of text of each token.
-      prefix_bytes: bytes of the tokenizer's prefix, which are not part of the text.
-      progress: where to continue; the caller skips the documents it counts.
-      save: called with the progress when a shard is complete on disk.
-      block_tokens, shard_tokens: a shard is a whole number of blocks.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        split: str,
-        *,
-        token_bytes: np.ndarray,
-        progress: Progress,
-        save: Callable[[Progress], None],
-        block_tokens: int,
-        shard_tokens: int,
-        prefix_bytes: int = 0,
-    ):
-        self._directory, self._split, self._prefix_bytes = directory, split, prefix_bytes
-        self._token_bytes, self._dtype = token_bytes, token_dtype(len(token_bytes))
-        self._save, self._block_tokens, self._shard_tokens = save, block_tokens, shard_tokens
-        self._now = dataclasses.replace(
-            progress, documents=dict(progress.documents), tokens=dict(progress.tokens), inside=0
-        )
-        self._skip = progress.inside  # tokens of the first document that are written already
-        self._position = progress.num_tokens  # of the next token
-        self._open_shard()
-
-    def add(self, document: TokenizedDocument) -> None:
-        """Appends a document. One that is empty or bad is counted and leaves no token."""
-        now, size, corpus = self._now, len(document.tokens), document.corpus
-        written, self._skip = self._skip, 0
-        if document.bytes == 0:
-            if document.bad:
-                now.bad = add_bad_document(now.bad, document)
-            else:
-                now.empty_documents += 1
-            now.documents[corpus] = now.documents.get(corpus, 0) + 1
-            return
-        if written == 0:
-            self._table.append((document.name, self._position, size, document.bytes))
-            now.bytes += document.bytes
-            token_bytes = int(self._token_bytes[document.tokens].sum(dtype=np.int64))
-            if document.changed or token_bytes - self._prefix_bytes != document.bytes:
-                now.changed_documents += 1
-                now.first_changed = [*now.first_changed, document.name][:_NAMES_SHOWN]
-        tokens = document.tokens.astype(self._dtype)
-        while written < size:
-            piece = tokens[written : written + self._shard_tokens - self._shard_size]
-            self._append(piece)
-            written += len(piece)
-            if written == size:
-                now.documents[corpus] = now.documents.get(corpus, 0) + 1
-                now.tokens[corpus] = now.tokens.get(corpus, 0) + size
-            if self._shard_size == self._shard_tokens:
-                now.inside = written % size
-                self._close_shard()
-                self._open_shard()
-        now.inside = 0
-
-    @property
-    def bad(self) -> dict[str, Any]:
-        """The unreadable documents so far, see `add_bad_document`."""
-        return self._now.bad
-
-    def finish(self) -> Progress:
-        """Closes the last shard, whose last block may be shorter."""
-        self._now.complete = True
-        if self._shard_size:
-            self._close_shard()
-        else:
-            self._writer.close()
-            self._scratch.unlink()
-            self._save(self._now)
-        return self._now
-
-    def _append(self, tokens: np.ndarray) -> None:
-        self._pending = np.concatenate([self._pending, tokens])
-        self._shard_size += len(tokens)
-        self._position += len(tokens)
-        whole = len(self._pending) - len(self._pending) % self._block_tokens
-        for block in self._pending[:whole].reshape(-1, self._block_tokens):
-            self._writer.write(block.tobytes())
-        self._pending = self._pending[whole:]
-
-    def _open_shard(self) -> None:
-        self._name = f"{self._split}-{len(self._now.shards):05d}"
-        self._scratch = self._directory / f"{self._name}.unfinished"
-        # One block a chunk, uncompressed: reading a window takes 26 us instead of 90.
-        self._writer = _array_record().ArrayRecordWriter(
-            str(self._scratch), "group_size:1,uncompressed"
-        )
-        self._pending, self._shard_size = np.zeros(0, self._dtype), 0
-        self._table: list[tuple[str, int, int, int]] = []
-
-    def _close_shard(self) -> None:
-        if len(self._pending):
-            self._writer.write(self._pending.tobytes())
-        self._writer.close()
-        shard = self._directory / f"{self._name}.array_record"
-        _sync(self._scratch)
-        os.replace(self._scratch, shard)
-        table = self._directory / f"{self._name}.documents.npz"
-        names, start, length, size = zip(*self._table, strict=True) if self._table else [()] * 4
-        np.savez(
-            table,
-            start=np.array(start, np.int64),
-            length=np.array(length, np.int64),
-            bytes=np.array(size, np.int64),
-            names=np.frombuffer(json.dumps(names).encode(), np.uint8),
-        )
-        _sync(table)
-        documents = {"file": table.name, "count": len(self._table), "sha256": file_sha256(table)}
-        entry = {"file": shard.name, "tokens": self._shard_size, "sha256": file_sha256(shard)}
-        self._now.shards = [*self._now.shards, entry | {"documents": documents}]
-        self._save(self._now)
-
-
-_NAMES_SHOWN = 20
-
-
-def add_bad_document(bad: dict[str, Any], document: TokenizedDocument) -> dict[str, Any]:
-    """Adds an unreadable document to ``bad``: count, digest of all names, first reasons."""
-    name = document.name.rpartition("/")[2]  # the digest must not depend on where the files are
-    names = f"{bad['digest']} {name}".encode()
-    return {
-        "count": bad["count"] + 1,
-        "digest": hashlib.sha256(names).hexdigest(),
-        "first": [*bad["first"], document.bad][:_NAMES_SHOWN],
-    }
-
-
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest dtype that holds every token."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<i4")
-
-
-def _sync(path: Path) -> None:
-    with open(path, "rb") as stream:
-        os.fsync(stream.fileno())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from fope_jax.data.tokenizers import Tokenizer, encode_documents
 
 DOCUMENTS_AT_ONCE = 64  # per tokenizer call, so that it can use every core
+_CHARS_AT_ONCE = 4_000_000
 
 
 class CorpusError(ValueError):
@@ -24,18 +25,43 @@ class Document(NamedTuple):
     bad: str = ""
 
 
-class TokenizedDocument(NamedTuple):
-    """A document for the cache writer: ``tokens`` end in EOS; ``bytes`` is the size of the text.
+class TokenizedDocuments(NamedTuple):
+    """Documents of one corpus for the cache writer.
 
-    ``bad`` says why the text is unreadable. ``changed``: the tokens decode to another text.
+    Attributes:
+      names: ``[D]``.
+      tokens: ``[sum of lengths]``, those of each document end in EOS.
+      lengths: ``[D]`` int64, tokens with EOS.
+      bytes: ``[D]`` int64, sizes of the texts; 0 for one that is empty or bad.
+      bad: ``[D]``, why a text is unreadable, or "".
+      changed: ``[D]`` bool, whether the tokens decode to another text.
     """
 
     corpus: str
-    name: str
+    names: list[str]
     tokens: np.ndarray
-    bytes: int
-    bad: str = ""
-    changed: bool = False
+    lengths: np.ndarray
+    bytes: np.ndarray
+    bad: list[str]
+    changed: np.ndarray
+
+
+def group_documents(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Groups of documents for one call of a tokenizer, with bounded text.
+
+    >>> documents = [Document(f"d{i}", "x" * size) for i, size in enumerate((3_000_000, 10**6, 5))]
+    >>> [[one.name for one in group] for group in group_documents(documents)]
+    [['d0', 'd1'], ['d2']]
+    """
+    group, size = [], 0
+    for document in documents:
+        group.append(document)
+        size += len(document.text)
+        if len(group) == DOCUMENTS_AT_ONCE or size >= _CHARS_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def encode_group(

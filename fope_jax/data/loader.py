@@ -8,6 +8,7 @@ hence weight 0. Stages with shorter rows cut the same windows up.
 
 from __future__ import annotations
 
+import itertools
 import math
 import typing
 from collections.abc import Callable, Iterator
@@ -21,16 +22,18 @@ from fope_jax.extras import require
 from fope_jax.typing import Batch
 
 _MOST_WINDOWS = 2**53  # integers are exact in a float up to here
+_READING_THREADS = 4
+_BATCHES_AHEAD = 8
 
 
 def iterate_batches(
     batch: Callable[[int], Batch], start_step: int, num_steps: int | None
 ) -> Iterator[Batch]:
-    """``batch(step)`` for the steps from ``start_step``, prefetched by grain in a thread."""
+    """``batch(step)`` for the steps from ``start_step``, prefetched by grain in some threads."""
     grain = require("grain", "train")
     stop = None if num_steps is None else start_step + num_steps
     steps = grain.MapDataset.range(_MOST_WINDOWS).map(batch)[start_step:stop]
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)))
+    return iter(steps.to_iter_dataset(grain.ReadOptions(_READING_THREADS, _BATCHES_AHEAD)))
 
 
 class Loader:
@@ -50,10 +53,13 @@ class Loader:
       window: tokens of the windows that are shuffled and then cut into rows; None means T. If T
         does not divide it, a row may span two windows, which "documents" separates like documents.
       first_token: of batch 0, in the shuffled order; negative if the first batches are never read.
+      rows: numbers of the rows ``[R]`` that this process needs, ascending; the others are not read
+        and stay zero, but for their positions where all rows have the same. None means all.
 
     Attributes:
       windows_per_epoch: ``ceil(N / window)``.
       steps_per_epoch: the steps that show every window at least once.
+      batch_size: rows of a batch B, of all processes.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Loader:
         packing: Packing = "documents",
         window: int | None = None,
         first_token: int = 0,
+        rows: np.ndarray | None = None,
     ):
         for name, value in (("length", length), ("batch_size", batch_size)):
             if value < 1:
@@ -79,11 +86,10 @@ class Loader:
                 "the token cache holds no text: corpus = 'none' trains on generated tasks alone"
             )
         self._cache, self._length, self._packing = cache, length, packing
-        self._batch_size, self._first_token = batch_size, first_token
+        self.batch_size, self._first_token = batch_size, first_token
         self._window = length if window is None else window
         self._pad_id = cache.tokenizer.pad_id
-        documents = cache.documents
-        self._starts = np.ascontiguousarray(documents["start"])
+        self._own_rows = np.arange(batch_size) if rows is None else rows
         self.windows_per_epoch = math.ceil(cache.num_tokens / self._window)
         self.steps_per_epoch = math.ceil(
             self.windows_per_epoch * self._window / (length * batch_size)
@@ -101,19 +107,29 @@ class Loader:
         """Tokens and steps of an epoch, as a log line."""
         return f"{self._cache.num_tokens:,} tokens, an epoch is {self.steps_per_epoch:,} steps"
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0."""
-        return self._rows(self._offsets(step))
+    def batch(self, step: int, whole: bool = False) -> Batch:
+        """The batch of a step, counted from 0; ``whole`` reads the rows of all processes."""
+        rows = np.arange(self.batch_size) if whole else self._own_rows
+        found = self._rows(self._offsets(step, rows))
+        if len(rows) == self.batch_size:
+            return found
+        batch = Batch(*(scatter_rows(leaf, rows, self.batch_size) for leaf in found))
+        if self._packing == "windows":
+            return batch._replace(positions=_row_positions((self.batch_size, self._length)))
+        return batch
 
     def row_sources(self, step: int) -> list[dict[str, Any]]:
         """Of each row the ``window`` it begins in, and number and name of every document in it."""
-        rows, names = [], self._cache.documents["name"]
-        for offsets in self._offsets(step):
-            inside = offsets[offsets < self._cache.num_tokens]
-            numbers = np.unique(np.searchsorted(self._starts, inside, side="right") - 1)
-            documents = [{"number": int(n), "name": str(names[n])} for n in numbers]
-            rows.append({"window": int(offsets[0] // self._window), "documents": documents})
-        return rows
+        sources = []
+        for row in self._offsets(step, np.arange(self.batch_size)):
+            numbers: dict[int, None] = {}
+            for _, start, count in self._pieces(row):
+                stop = min(start + count, self._cache.num_tokens)
+                first, starts = self._cache.document_starts(start, stop)
+                numbers |= dict.fromkeys(range(first, first + len(starts)))
+            documents = [{"number": n, "name": self._cache.document_name(n)} for n in numbers]
+            sources.append({"window": int(row[0] // self._window), "documents": documents})
+        return sources
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
         """Batches of ``num_steps`` steps from ``start_step``, prefetched; None means endless."""
@@ -124,55 +140,74 @@ class Loader:
         first = numbers.astype(np.int64)[:, None] * self._window
         return self._rows(first + np.arange(self._window))
 
-    def _offsets(self, step: int) -> np.ndarray:
-        """``[B, T]`` int64, the offset in the stream of each input."""
-        count = self._batch_size * self._length
-        begin = self._first_token + step * count
+    def _offsets(self, step: int, rows: np.ndarray) -> np.ndarray:
+        """``[R, T]`` int64, the offset in the stream of each input of ``rows``."""
+        begin = self._first_token + step * self.batch_size * self._length
         if begin < 0:
             raise IndexError(f"step {step} lies before the first token")
-        first, last = begin // self._window, -(-(begin + count) // self._window)
-        numbers = np.array([self._order[index] for index in range(first, last)], np.int64)
-        offsets = (numbers[:, None] * self._window + np.arange(self._window)).ravel()
-        skipped = begin - first * self._window
-        return offsets[skipped : skipped + count].reshape(self._batch_size, self._length)
+        indices = begin + rows[:, None] * self._length + np.arange(self._length)
+        windows, inside = np.divmod(indices.ravel(), self._window)
+        is_new = np.diff(windows, prepend=-1) != 0
+        numbers = np.array([self._order[index] for index in windows[is_new].tolist()], np.int64)
+        return (numbers[np.cumsum(is_new) - 1] * self._window + inside).reshape(indices.shape)
+
+    def _pieces(self, offsets: np.ndarray) -> Iterator[tuple[int, int, int]]:
+        """(column, first token, number of tokens) of the parts of a row that lie in one window."""
+        begins = [0, *(np.flatnonzero(np.diff(offsets) != 1) + 1).tolist(), len(offsets)]
+        for begin, end in itertools.pairwise(begins):
+            if offsets[begin] < self._cache.num_tokens:  # else it is all padding
+                yield begin, int(offsets[begin]), end - begin
 
     def _rows(self, offsets: np.ndarray) -> Batch:
-        """The batch whose inputs are the tokens at ``offsets [B, T]``."""
-        size = self._cache.num_tokens
-        joins = np.diff(offsets, axis=1, prepend=offsets[:, :1] - 1) != 1  # a window begins
-        joins[:, 0] = True
+        """The batch whose inputs are the tokens at ``offsets [R, T]``."""
+        cache, size, by_document = self._cache, self._cache.num_tokens, self._packing == "documents"
         tokens = np.full(offsets.shape, self._pad_id, np.int32)
         targets = np.full(offsets.shape, self._pad_id, np.int32)
+        weights = np.zeros(offsets.shape, np.float32)
+        segment_starts = offsets.copy()  # offset of the first token of each token's segment
         for row, row_offsets in enumerate(offsets):
-            begins = np.flatnonzero(joins[row])
-            for begin, end in zip(begins, [*begins[1:], len(row_offsets)], strict=True):
-                first = row_offsets[begin]
-                if first >= size:  # rows that are all padding
-                    continue
+            for column, first, count in self._pieces(row_offsets):
                 # One more token than inputs: the target of the last input.
-                stream = self._cache.tokens(first, min(first + end - begin + 1, size))
-                known = min(len(stream), end - begin)
-                tokens[row, begin : begin + known] = stream[:known]
-                targets[row, begin : begin + len(stream) - 1] = stream[1:]
-        if self._packing == "windows":
-            segments = np.ones_like(offsets)
-            # Padding has positions too; its segment 0 marks it.
-            positions = np.broadcast_to(np.arange(offsets.shape[1]), offsets.shape)
-            scored = offsets + 1 < size
-        else:
-            document = np.searchsorted(self._starts, offsets, side="right") - 1
-            changes = np.diff(document, axis=1, prepend=document[:, :1])
-            segments = np.cumsum(np.where(joins, 1, changes), axis=1)
-            begin = np.maximum.accumulate(np.where(joins, np.arange(offsets.shape[1]), 0), axis=1)
-            begin = np.maximum(self._starts[document], np.take_along_axis(offsets, begin, axis=1))
-            positions = np.where(offsets < size, offsets - begin, 0)
-            end = np.append(self._starts[1:], size)[document]
-            scored = offsets + 1 < end
+                stop = min(first + count + 1, size)
+                stream = cache.tokens(first, stop)
+                inputs = slice(column, column + min(count, len(stream)))
+                scored = slice(column, column + len(stream) - 1)
+                tokens[row, inputs] = stream[:count]
+                targets[row, scored] = stream[1:]
+                weights[row, scored] = 1
+                starts = np.array([first])
+                if by_document:
+                    starts = np.maximum(cache.document_starts(first, stop)[1], first)
+                    # The last token of a document would predict the first of another.
+                    ends = starts[1:] - first - 1
+                    weights[row, column + ends] = 0
+                own = np.repeat(starts, np.diff(starts, append=stop))
+                segment_starts[row, inputs] = own[:count]
         inside = offsets < size
+        if by_document:
+            segments = np.cumsum(segment_starts == offsets, axis=1)
+            positions = np.where(inside, offsets - segment_starts, 0)
+        else:
+            segments, positions = np.ones_like(offsets), _row_positions(offsets.shape)
         return Batch(
             tokens=tokens,
             targets=targets,
             positions=positions.astype(np.int32),
             segments=np.where(inside, segments, 0).astype(np.int32),
-            weights=(inside & scored).astype(np.float32),
+            weights=weights,
         )
+
+
+def _row_positions(shape: tuple[int, ...]) -> np.ndarray:
+    """Positions of rows of one segment; padding has positions too, its segment 0 marks it."""
+    return np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape)
+
+
+def scatter_rows(rows: np.ndarray, numbers: np.ndarray, batch_size: int) -> np.ndarray:
+    """``[B, T]`` with ``rows [R, T]`` at ``numbers [R]`` and zeros elsewhere.
+
+    The memory of rows of zeros is not touched, so that it takes none.
+    """
+    batch = np.zeros((batch_size, *rows.shape[1:]), rows.dtype)
+    batch[numbers] = rows
+    return batch

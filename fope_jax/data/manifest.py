@@ -28,7 +28,8 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _ACCEPTED = {_HEX: "64 hex digits", _FILE: "a name in this directory"}
 _TABLE = {"file": _FILE, "count": int, "sha256": _HEX}
-_SHARD = {"file": _FILE, "tokens": int, "sha256": _HEX, "documents": _TABLE}
+_INDEX = {"file": _FILE, "sha256": _HEX}
+_SHARD = {"file": _FILE, "tokens": int, "sha256": _HEX, "index?": _INDEX, "documents": _TABLE}
 _COUNTS = ("documents", "bytes", "empty_documents", "changed_documents", "bad_documents?")
 _SPLIT = {**dict.fromkeys(_COUNTS, int), "first_bad?": list, "first_changed?": list}
 _SPLIT["shards"] = [_SHARD]
@@ -79,13 +80,18 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The sha256 of every shard and table, by file name."""
+    """The sha256 of every file of the shards, by file name."""
     return {entry["file"]: entry["sha256"] for entry in _files(manifest)}
 
 
-def _files(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+def shard_files(shard: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries, with ``file`` and ``sha256``, of the files of a shard."""
+    return [shard, *([shard["index"]] if "index" in shard else []), shard["documents"]]
+
+
+def _files(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    return [*shards, *(shard["documents"] for shard in shards)]
+    return [entry for shard in shards for entry in shard_files(shard)]
 
 
 def _check(manifest: Any) -> None:

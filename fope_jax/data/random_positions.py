@@ -121,9 +121,9 @@ class RandomPositions:
             f"{draw.position_range:,} for each document"
         )
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0."""
-        return self._draw(self._loader.batch(step), step)
+    def batch(self, step: int, whole: bool = False) -> Batch:
+        """The batch of a step, see `Loader.batch`."""
+        return self._draw(self._loader.batch(step, whole), step)
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
         """Batches of ``num_steps`` steps from ``start_step``, see `Loader.iterate`."""

@@ -1,7 +1,8 @@
-"""Corpora as seqio Tasks; imports TensorFlow, so only the build imports this module.
+"""Corpora as seqio Tasks and Mixtures; only a build of C4 from TFDS imports this module.
 
-Without a sequence length a Task yields whole documents, for the cache. With one it yields windows
-that keep every token; seqio would keep the first window of each document and drop the rest.
+Without a sequence length a Task yields whole documents, those that `fope_jax.data.tokenized` gives
+a build. With one it yields windows that keep every token; seqio would keep the first window of each
+document and drop the rest.
 """
 
 from __future__ import annotations
@@ -17,37 +18,21 @@ from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.corpora import CorpusError, Document, read_corpus
 from fope_jax.data.documents import (
     DOCUMENTS_AT_ONCE,
-    TokenizedDocument,
     encode_group,
+    group_documents,
     interleave_by_tokens,
 )
 from fope_jax.data.tf_libraries import seqio, tf
 from fope_jax.data.tokenizers import Tokenizer
 
-_CHARS_AT_ONCE = 4_000_000
-_FEATURES = ("corpus", "name", "bytes", "bad", "changed")
 
-
-def register_tasks(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    *,
-    skip: Mapping[str, int] = {},
-    taken: Mapping[str, int] = {},
-    left_out: Collection[str] = (),
-    failures: list[Exception] | None = None,
-):
+def register_tasks(config: DataConfig, tokenizer: Tokenizer):
     """Registers a seqio Task for each corpus of ``config``; returns it, or the Mixture of them.
 
     Examples have ``targets`` (int32, EOS at the end) and, without a sequence length, the other
-    fields of `TokenizedDocument`. Earlier tasks of the same name are replaced.
-
-    Args:
-      skip, taken: documents and tokens of each corpus that were read before.
-      left_out: paths of files that are not read.
-      failures: receives exceptions, of which TensorFlow would keep only the text.
+    fields of a document. Earlier tasks of the same name are replaced.
     """
-    failures = [] if failures is None else failures
+    failures: list[Exception] = []
     tasks = []
     for corpus, _ in config.components:
         name = f"fope_{corpus}"
@@ -55,9 +40,9 @@ def register_tasks(
         tasks.append(
             seqio.TaskRegistry.add(
                 name,
-                source=_source(config, corpus, failures, left_out),
+                source=_source(config, corpus, failures, ()),
                 preprocessors=[
-                    functools.partial(_label_and_skip, corpus=corpus, skip=skip.get(corpus, 0)),
+                    functools.partial(_label, corpus=corpus),
                     functools.partial(tokenize, tokenizer=tokenizer, failures=failures),
                     concatenate_and_split,
                 ],
@@ -75,65 +60,27 @@ def register_tasks(
     return seqio.MixtureRegistry.add(
         "fope_mixture",
         list(zip([task.name for task in tasks], [w for _, w in config.components], strict=True)),
-        # In the order of seqio, which sorts tasks by name.
-        sample_fn=functools.partial(
-            sample_by_tokens, taken=[taken.get(corpus, 0) for corpus, _ in config.components]
-        ),
+        sample_fn=sample_by_tokens,  # in the order of seqio, which sorts tasks by name
     )
-
-
-def read_documents(
-    config: DataConfig,
-    tokenizer: Tokenizer,
-    split: str,
-    *,
-    skip: Mapping[str, int] = {},
-    taken: Mapping[str, int] = {},
-    left_out: Collection[str] = (),
-) -> Iterator[TokenizedDocument]:
-    """The tokenized documents of one split, read through the Tasks in a fixed order.
-
-    A training mixture follows its weights, a validation mixture goes corpus by corpus. CorpusError:
-    truncated TFDS files, or unreadable text if ``max_bad_documents`` is 0.
-    """
-    failures: list[Exception] = []
-    provider = register_tasks(
-        config, tokenizer, skip=skip, taken=taken, left_out=left_out, failures=failures
-    )
-    if config.corpus == "mixture" and split == "train":
-        options = {"num_epochs": 1, "passthrough_features": _FEATURES}
-        datasets = [provider.get_dataset(None, split=split, shuffle=False, **options)]
-    else:
-        tasks = provider.tasks if config.corpus == "mixture" else [provider]
-        options = {"shuffle": False, "try_in_mem_cache": False}
-        datasets = [task.get_dataset(None, split=split, **options) for task in tasks]
-    try:
-        # In groups: a step from TensorFlow to Python takes up to a millisecond.
-        for group in (g for dataset in datasets for g in dataset.ragged_batch(DOCUMENTS_AT_ONCE)):
-            ends = group["targets"].row_splits.numpy()
-            tokens = np.split(group["targets"].flat_values.numpy(), ends[1:-1])
-            columns = (group[name].numpy() for name in _FEATURES)
-            for corpus, name, size, bad, changed, ids in zip(*columns, tokens, strict=True):
-                yield TokenizedDocument(
-                    corpus.decode(), name.decode(), ids, int(size), bad.decode(), bool(changed)
-                )
-    except tf.errors.OpError as error:
-        raise _corpus_error(error, failures, config, split) from error
 
 
 def read_texts(
-    config: DataConfig, corpus: str, split: str, left_out: Collection[str] = ()
-) -> Iterator[str]:
-    """The texts of a corpus, to train a tokenizer on."""
+    config: DataConfig, corpus: str, split: str, left_out: Collection[str] = (), skip: int = 0
+) -> Iterator[Document]:
+    """The documents of a corpus, from number ``skip``, in the order of its Task.
+
+    CorpusError: truncated TFDS files, or unreadable text if ``max_bad_documents`` is 0.
+    """
     failures: list[Exception] = []
     try:
-        dataset = _source(config, corpus, failures, left_out).get_dataset(
-            split=split, shuffle=False
-        )
+        source = _source(config, corpus, failures, left_out)
+        dataset = source.get_dataset(split=split, shuffle=False).skip(skip)
+        # In groups: a step from TensorFlow to Python takes up to a millisecond.
         for group in dataset.batch(DOCUMENTS_AT_ONCE).as_numpy_iterator():
             names = group["name" if "name" in group else "url"]
-            for name, text in zip(names, group["text"], strict=True):
-                yield _decode(name, text)
+            reasons = group.get("bad", [b""] * len(names))
+            for name, text, bad in zip(names, group["text"], reasons, strict=True):
+                yield Document(name.decode(), _decode(name, text), bad.decode())
     except tf.errors.OpError as error:
         raise _corpus_error(error, failures, config, split) from error
 
@@ -160,20 +107,9 @@ def _as_examples(
     documents: Callable[[], Iterator[Document]], failures: list[Exception]
 ) -> Iterator[dict[str, list[str]]]:
     """Documents in groups: a step from Python into TensorFlow takes up to a millisecond."""
-
-    def columns(group: list[Document]) -> dict[str, list[str]]:
-        return {name: [getattr(one, name) for one in group] for name in Document._fields}
-
     try:
-        group, size = [], 0
-        for document in documents():
-            group.append(document)
-            size += len(document.text)
-            if len(group) == DOCUMENTS_AT_ONCE or size >= _CHARS_AT_ONCE:
-                yield columns(group)
-                group, size = [], 0
-        if group:
-            yield columns(group)
+        for group in group_documents(documents()):
+            yield {name: [getattr(one, name) for one in group] for name in Document._fields}
     except Exception as error:  # TensorFlow keeps only the text of an exception
         failures.append(error)
         raise
@@ -190,9 +126,9 @@ def _corpus_error(error: Exception, failures: list[Exception], config: DataConfi
     return CorpusError(f"reading split {split!r} of corpus {config.corpus!r} failed: {said}")
 
 
-def _label_and_skip(dataset, corpus: str, skip: int):
-    """Keeps text and name (TFDS: the URL) and skips documents."""
-    labelled = dataset.map(
+def _label(dataset, corpus: str):
+    """Keeps text and name (TFDS: the URL)."""
+    return dataset.map(
         lambda example: {
             "corpus": tf.constant(corpus),
             "name": example["name"] if "name" in example else example["url"],
@@ -200,7 +136,6 @@ def _label_and_skip(dataset, corpus: str, skip: int):
             "bad": example["bad"] if "bad" in example else tf.constant(""),
         }
     )
-    return labelled.skip(skip)
 
 
 def tokenize(dataset, tokenizer: Tokenizer, failures: list[Exception]):
@@ -252,14 +187,12 @@ def concatenate_and_split(dataset, sequence_length: Mapping[str, int] | None = N
     return tokens.batch(length).map(lambda window: {"targets": window})
 
 
-def sample_by_tokens(
-    datasets: Sequence[Any], rates: Sequence[float], seed: int | None, *, taken: Sequence[int]
-):
+def sample_by_tokens(datasets: Sequence[Any], rates: Sequence[float], seed: int | None):
     """`interleave_by_tokens` as the ``sample_fn`` of a seqio Mixture; the seed is not used."""
     del seed
 
     def generate():
         iterators = [dataset.as_numpy_iterator() for dataset in datasets]
-        return interleave_by_tokens(iterators, rates, taken)
+        return interleave_by_tokens(iterators, rates, [0] * len(rates))
 
     return tf.data.Dataset.from_generator(generate, output_signature=datasets[0].element_spec)

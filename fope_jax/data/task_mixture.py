@@ -6,7 +6,7 @@ from (seed, s, r). The text loader makes batches of the remaining rows, so no wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ class MixtureLoader:
       tasks: tasks with their rows per batch.
       length: tokens of a row T.
       answers_only: whether only answers have weight 1, or every token.
+      rows: numbers of the rows that this process needs, see `Loader`; None means all.
     """
 
     def __init__(
@@ -37,34 +38,42 @@ class MixtureLoader:
         length: int,
         seed: int,
         answers_only: bool,
+        rows: np.ndarray | None = None,
     ):
         self._text, self._length, self._seed = text, length, seed
         self._answers_only = answers_only
         self._rows = [task for task, count in tasks for _ in range(count)]
-        rows = ", ".join(f"{count} of {task.name}" for task, count in tasks)
-        self.summary = f"{f'{text.summary} of its rows; ' if text else ''}rows of tasks: {rows}"
+        self._num_text_rows = text.batch_size if text else 0
+        self._own_rows = np.arange(self._num_text_rows + len(self._rows)) if rows is None else rows
+        counts = ", ".join(f"{count} of {task.name}" for task, count in tasks)
+        self.summary = f"{f'{text.summary} of its rows; ' if text else ''}rows of tasks: {counts}"
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0."""
+    def batch(self, step: int, whole: bool = False) -> Batch:
+        """The batch of a step, see `Loader.batch`."""
+        own = self._own_rows[self._own_rows >= self._num_text_rows] - self._num_text_rows
+        of_tasks = self._task_rows(step, np.arange(len(self._rows)) if whole else own)
+        if self._text is None:
+            return of_tasks
+        text = self._text.batch(step, whole)
+        return Batch(*(np.concatenate(pair) for pair in zip(text, of_tasks, strict=True)))
+
+    def _task_rows(self, step: int, rows: np.ndarray) -> Batch:
+        """The rows of tasks; those that are not in ``rows`` stay zero, but for their positions."""
         size = self._length + 1  # the row and the target of its last token
-        drawn = [
-            task.draw_training_window(np.random.default_rng([self._seed, step, row]), size)
-            for row, task in enumerate(self._rows)
-        ]
-        windows, answers = (np.stack(column) for column in zip(*drawn, strict=True))
-        shape = (len(drawn), self._length)
-        scored = answers[:, 1:] if self._answers_only else np.ones(shape)
-        of_tasks = Batch(
+        shape = (len(self._rows), self._length)
+        windows, answers = np.zeros((2, len(self._rows), size), np.int64)
+        for row in rows.tolist():
+            rng = np.random.default_rng([self._seed, step, row])
+            windows[row], answers[row] = self._rows[row].draw_training_window(rng, size)
+        made = np.isin(np.arange(len(self._rows)), rows)[:, None]
+        scored = answers[:, 1:] if self._answers_only else made
+        return Batch(
             tokens=windows[:, :-1].astype(np.int32),
             targets=windows[:, 1:].astype(np.int32),
             positions=np.broadcast_to(np.arange(self._length, dtype=np.int32), shape),
-            segments=np.ones(shape, np.int32),
-            weights=scored.astype(np.float32),
+            segments=np.broadcast_to(made, shape).astype(np.int32),
+            weights=np.broadcast_to(scored, shape).astype(np.float32),
         )
-        if self._text is None:
-            return of_tasks
-        text = self._text.batch(step)
-        return Batch(*(np.concatenate(pair) for pair in zip(text, of_tasks, strict=True)))
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
         """Batches of ``num_steps`` steps from ``start_step``, see `Loader.iterate`."""
@@ -82,7 +91,7 @@ class BatchLoader(Protocol):
     @property
     def summary(self) -> str: ...
 
-    def batch(self, step: int) -> Batch: ...
+    def batch(self, step: int, whole: bool = False) -> Batch: ...
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]: ...
 
@@ -96,6 +105,7 @@ def make_stage_loaders(
     *,
     seed: int,
     data_start: int = 0,
+    rows_of: Callable[[int], np.ndarray] = np.arange,
 ) -> list[BatchLoader]:
     """The training batches of each stage of a run; stages continue one stream of windows.
 
@@ -106,6 +116,7 @@ def make_stage_loaders(
       config, cache: of the data, and its training split.
       stages: ``TrainConfig.stages``: first update, last update, tokens of a row, rows.
       data_start: batches of the last stage's size to skip.
+      rows_of: of a batch size, the numbers of the rows that this process needs, see `Loader`.
 
     Raises:
       ValueError: a task's share gives it no row, or it does not fit into a row.
@@ -120,7 +131,7 @@ def make_stage_loaders(
             rows = [count * (window // length) for count in last_rows]
         else:
             rows = share_rows(config.task_shares, size)
-        text, text_rows = None, size - sum(rows)
+        text, text_rows, own = None, size - sum(rows), rows_of(size)
         batch_tokens = text_rows * length
         if text_rows:
             text = Loader(
@@ -131,6 +142,7 @@ def make_stage_loaders(
                 packing=config.packing,
                 window=window,
                 first_token=tokens_read - (data_start + start) * batch_tokens,
+                rows=own[own < text_rows],
             )
         tokens_read += (stop - start) * batch_tokens
         if text is not None and not tasks:
@@ -144,7 +156,9 @@ def make_stage_loaders(
                     f"train.length = {length} gives {length + 1}"
                 )
         counted, only = list(zip(tasks, rows, strict=True)), config.task_targets == "answers"
-        loaders.append(MixtureLoader(text, counted, length=length, seed=seed, answers_only=only))
+        loaders.append(
+            MixtureLoader(text, counted, length=length, seed=seed, answers_only=only, rows=own)
+        )
     return loaders
 
 

@@ -33,6 +33,7 @@ from fope_jax.evaluate.retrieval import ContextTooShortError, TrialGrid, check_t
 from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.scoring import Progress, Scorer, at_random_positions
 from fope_jax.evaluate.sliding import check_stride, score_sliding
+from fope_jax.evaluate.variants import AS, Variant
 from fope_jax.evaluate.windows import (
     TooShortError,
     Windows,
@@ -41,6 +42,7 @@ from fope_jax.evaluate.windows import (
     place_blocks,
     place_windows,
 )
+from fope_jax.position import to_spec
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ class Protocol:
       bos: how windows begin, in words.
       bos_token: name of the BOS token that windows begin with, None without one.
       is_random: whether positions are drawn, see ``evaluate.random_positions``.
+      variant: label of the position embedding in place of the run's own, "" without.
     """
 
     kind: str
@@ -73,16 +76,19 @@ class Protocol:
     bos: str = NO_BOS
     bos_token: str | None = None
     is_random: bool = False
+    variant: str = ""
 
     @property
     def row_fields(self) -> dict[str, Any]:
         """Fields of all its rows. ``bos_token`` keeps rows with and without BOS in two curves."""
-        fields = self.identity | ({"bos_token": self.bos_token} if self.bos_token else {})
-        return fields | ({"positions": "random"} if self.is_random else {})
+        positions = "random" if self.is_random else ""
+        stated = {"bos_token": self.bos_token, "positions": positions, AS: self.variant}
+        return self.identity | {name: value for name, value in stated.items() if value}
 
     @property
     def label(self) -> str:
-        return "{} ({})".format(*self.identity.values())
+        label = "{} ({})".format(*self.identity.values())
+        return f"{label} {AS} {self.variant}" if self.variant else label
 
     def with_bos(self, bos: Bos | None, beginning: str) -> Protocol:
         """This protocol with BOS at the start of its windows, described by ``beginning``."""
@@ -92,11 +98,19 @@ class Protocol:
         words = beginning.format(bos.token)
         return dataclasses.replace(self, settings=settings, bos=words, bos_token=bos.token)
 
+    def under(self, variant: Variant) -> Protocol:
+        """This protocol under another position embedding, which is one of its settings."""
+        if not variant.label:
+            return self
+        settings = self.settings | {"position": to_spec(variant.position)}
+        return dataclasses.replace(self, settings=settings, variant=variant.label)
+
     def owns(self, row: Row, step: int) -> bool:
         """Whether ``row`` belongs to this protocol at ``step``, with or without BOS."""
         return (
             row.get("kind") in (self.kind, "protocol")
             and row.get("step") == step
+            and row.get(AS, "") == self.variant
             and all(row.get(key) == value for key, value in self.identity.items())
         )
 

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -39,11 +39,18 @@ from fope_jax.evaluate.restore import (
     read_experiment,
     warn_where_bos_is_unknown,
 )
-from fope_jax.evaluate.run_data import find_run_data, record_cache_dir, warn_of_another_tokenizer
+from fope_jax.evaluate.run_data import (
+    RunData,
+    find_run_data,
+    record_cache_dir,
+    warn_of_another_tokenizer,
+)
 from fope_jax.evaluate.scoring import Progress, Scorer, model_scorer
+from fope_jax.evaluate.variants import Variant, variant_experiment, variant_model
 from fope_jax.extras import require
 from fope_jax.logs import is_quiet
 from fope_jax.model.sharding import MeshConfig, make_mesh
+from fope_jax.position import fingerprint
 from fope_jax.processes.agreement import fail_together
 from fope_jax.processes.collectives import is_main_process, reached_preemption, wait_for_processes
 from fope_jax.processes.signals import Stopped, is_distributed
@@ -64,6 +71,7 @@ def evaluate(
     force: bool = False,
     accept_position: str | None = None,
     overrides: Sequence[str] = (),
+    variants: Sequence[Variant] = (),
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
@@ -82,6 +90,8 @@ def evaluate(
       overrides: values for the run's ``evaluate`` section, as ``"evaluate.texts=news"``. Rows
         record them; config.json does not change. ``"data.cache_dir=DIR"`` names the place of a
         token cache that was moved; run.json then keeps it.
+      variants: other position embeddings to read the checkpoint with, in place of its own; their
+        rows stand beside it (``Variant``).
       progress: called as ``progress(batches, desc=...)``; None shows tqdm bars.
       say: called with one line for each protocol.
 
@@ -111,6 +121,7 @@ def evaluate(
             "--mesh": str(mesh),
             "--force": force,
             "--accept-position": accept_position,
+            "--as": [variant.label for variant in variants],
         }
         check_processes_agree(experiment, request, experiment.evaluate.splits, data)
 
@@ -120,16 +131,18 @@ def evaluate(
             if data.fingerprint is None:  # run.json may be lost
                 data = dataclasses.replace(data, fingerprint=store.metadata(step)["data"])
             with fail_together():
-                planned = plan_protocols(
-                    experiment,
-                    data,
-                    protocols,
-                    unstated_settings(experiment.evaluate, stated, is_extension=data.is_extension),
+                unstated = unstated_settings(
+                    experiment.evaluate, stated, is_extension=data.is_extension
                 )
+                subjects = [
+                    _plan(experiment, data, protocols, unstated, variant)
+                    for variant in variants or [Variant("", experiment.position)]
+                ]
         if CACHE_KEY in stated and is_main_process():
             record_cache_dir(workdir, data)
         path = workdir / METRICS
         rows = read_rows(path)
+        planned = [protocol for subject in subjects for protocol in subject.protocols]
         missing = [p for p in planned if force or not _is_done(p, rows, step)]
         for label in [p.label for p in planned if p not in missing]:
             say(f"{label}: rows for step {step} exist in {path}; kept (force scores again)")
@@ -141,13 +154,38 @@ def evaluate(
             devices = make_mesh(mesh or MeshConfig()) if has_mesh else None
             model = load_run(workdir, step, devices, accept_position).model
             check_weights(model, f"{workdir}, step {step}")
-            scorer, answerer = model_scorer(model, devices), model_answerer(model, devices)
             _write_time(path, "evaluate: restore", step, time.perf_counter() - started)
-            for protocol in missing:
-                reader = answerer if protocol.is_generative else scorer
-                _run_protocol(protocol, reader, experiment, step, path, progress, say)
+            for subject in subjects:
+                wanted = [protocol for protocol in subject.protocols if protocol in missing]
+                if not wanted:
+                    continue
+                changed = variant_model(model, subject.experiment, subject.variant, devices)
+                scorer, answerer = model_scorer(changed, devices), model_answerer(changed, devices)
+                for protocol in wanted:
+                    reader = answerer if protocol.is_generative else scorer
+                    _run_protocol(protocol, reader, subject, step, path, progress, say)
             wait_for_processes("evaluated")
         return [row for row in read_rows(path) if any(p.owns(row, step) for p in planned)]
+
+
+class _Subject(NamedTuple):
+    """What is measured: a position embedding for the checkpoint, and by which protocols."""
+
+    variant: Variant
+    experiment: Experiment
+    protocols: list[Protocol]
+
+
+def _plan(
+    experiment: Experiment,
+    data: RunData,
+    protocols: Sequence[str] | None,
+    unstated: frozenset[str],
+    variant: Variant,
+) -> _Subject:
+    changed = variant_experiment(experiment, variant)
+    planned = plan_protocols(changed, data, protocols, unstated)
+    return _Subject(variant, changed, [protocol.under(variant) for protocol in planned])
 
 
 def _with_overrides(
@@ -179,13 +217,13 @@ def _is_done(protocol: Protocol, rows: Iterable[Row], step: int) -> bool:
 def _run_protocol(
     protocol: Protocol,
     reader: Scorer | Answerer,
-    experiment: Experiment,
+    subject: _Subject,
     step: int,
     path: Path,
     progress: Progress,
     say: Callable[[str], None],
 ) -> None:
-    started = time.perf_counter()
+    started, (variant, experiment, _) = time.perf_counter(), subject
     scores, windows = protocol.run(reader, progress)
     seconds = time.perf_counter() - started
     ids = row_ids(experiment, step)
@@ -193,6 +231,9 @@ def _run_protocol(
     _check_rows(rows, f"{path.parent}, step {step}: {protocol.label}", experiment.model.dtype)
     summary = {"kind": "protocol", **protocol.row_fields, **ids, "settings": protocol.settings}
     summary["bos"] = protocol.bos
+    if variant.label:
+        summary["position"] = fingerprint(variant.position, experiment.model.shape)._asdict()
+        summary["frequencies"] = variant.text
     message = f"{protocol.label}: scored in {seconds:.1f} s"
     if protocol.bos_token:
         message += f", {protocol.bos}"

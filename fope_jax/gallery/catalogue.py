@@ -81,7 +81,8 @@ def learnable(method: PositionEmbedding, shape: ModelShape = SHAPE) -> str:
     parts = [
         v for value in values.values() for v in (value if isinstance(value, tuple) else [value])
     ]
-    if any(isinstance(part, PositionEmbedding) for part in parts):
+    holds_methods = any(isinstance(part, PositionEmbedding) for part in parts)
+    if method.kind == "composition" and holds_methods:
         return "as its methods"
     if has_parameters(method):
         return "always"

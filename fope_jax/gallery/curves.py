@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 KEYS = 8  # positions of the key within training that a curve is averaged over
 DRAWS = 64  # random rows of gates for a contextual method
+TEXTS = 16  # random rows of a layer's input for a running bias
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)  # of N(0, 1)
 LOGITS = "E[q.k]/sqrt(H), logits"
 BIAS = "attention bias, logits"
 SIMILARITY = "cosine of two position vectors"
@@ -149,8 +151,9 @@ def _logit_lines(
     logits = [_expected_logits(*layer, shape, length, reach, mean) for layer in layers]
     is_bias = [has_hook(layer.method, "bias") for layer, _ in layers]
     is_contextual = [has_hook(layer.method, "contextual_bias") for layer, _ in layers]
+    is_running = [has_hook(layer.method, "running_bias") for layer, _ in layers]
     turns = any(np.ptp(values) > 1e-4 * np.abs(values).max() for values in logits)
-    only_bias = not turns and all(np.logical_or(is_bias, is_contextual))
+    only_bias = not turns and all(np.any([is_bias, is_contextual, is_running], axis=0))
     notes = [] if only_bias else [f"closed form for independent q, k of N({mean:g}, 1)"]
     lines = []
     for index, (layer, variables) in enumerate(layers):
@@ -158,6 +161,14 @@ def _logit_lines(
         values = np.zeros_like(logits[index]) if only_bias else logits[index]
         if is_bias[index]:
             values = values + biases(layer.method, variables, farthest, farthest)[:, None]
+        if is_running[index]:
+            notes.append(f"mean over {TEXTS} random texts, the layer's input of N(0, 1)")
+            texts = (TEXTS, farthest + 1, shape.d_model)
+            x = jax.random.normal(jax.random.key(seed), texts)
+            increments = np.asarray(layer.method.running_bias(variables, x), np.float64)
+            increments[:, 0] = 0  # the key's own
+            values = values + np.cumsum(increments.mean(axis=0), axis=0).T[:, None]
+        values = _seen(layer, values, length)
         if is_contextual[index]:
             notes.append(f"mean over {DRAWS} random rows; every entry of q is {mean:g}")
             q = jnp.full((DRAWS, 1, shape.num_heads, shape.head_dim), mean, jnp.float32)
@@ -166,16 +177,18 @@ def _logit_lines(
                 drawn = gate + jax.random.normal(jax.random.key(seed), rows)
                 bias: Array = layer.method.contextual_bias(variables, q, drawn)
                 by_distance = np.asarray(bias, np.float64).mean(axis=(0, 1, 2))[::-1]
+                by_distance = by_distance[: values.shape[-1]]
                 lines += _head_lines(f"{prefix}gates of N({gate:g}, 1), ", values + by_distance)
             continue
         seen = [tokens for tokens in (layer.window, layer.chunk) if tokens is not None]
         if seen:  # the line ends where no key is seen
-            values = values[..., : min(seen)]
             notes.append(f"{prefix}a query sees at most {min(seen):,} tokens")
-        lines += _head_lines(prefix, values, each=is_bias[index])
-        if only_bias:
+        lines += _head_lines(prefix, values, each=is_bias[index] or is_running[index])
+        if only_bias and is_bias[index]:
             near = biases(layer.method, variables, length, length)[:, None]
-            if np.abs(near - values[..., : length + 1]).max() > 1e-5 * np.abs(near).max():
+            near = _seen(layer, near, length)
+            change = near - values[..., : near.shape[-1]]
+            if np.nanmax(np.abs(change)) > 1e-5 * np.nanmax(np.abs(near)):
                 lines += _head_lines(f"{prefix}query at {length:,}, ", near)
                 notes.append(f"query at {farthest:,} where no other position is given")
     if any("low" in line for line in lines):
@@ -186,32 +199,48 @@ def _logit_lines(
 def _expected_logits(
     layer: Layer, variables: Variables, shape: ModelShape, length: int, reach: int, mean: float
 ) -> np.ndarray:
-    """The exact expected logits ``[N, KEYS, reach * length + 1]``: head, key, distance."""
-    # q and k are independent and the method acts on them linearly, as A and C:
-    # E[(A q).(C k)] = (A E[q]).(C E[k]).
+    """The expected logits ``[N, KEYS, reach * length + 1]``: head, key, distance."""
+    # q and k are independent, so E[q'.k'] = E[q'].E[k'] for what the method makes of them. The mean
+    # over rows that are one number everywhere is exact where the method is linear, and where each
+    # entry of q' is made of one entry of q (PoPE).
     count = (reach + 1) * length
     positions = np.arange(count, dtype=np.int32)[None]
     tables = layer.method.tables(variables, positions, shape.head_dim)
-    q = jnp.full((1, count, shape.num_heads, shape.head_dim), mean, jnp.float32)
-    k = jnp.full((1, count, shape.num_kv_heads, shape.head_dim), mean, jnp.float32)
-    q, k = (np.asarray(x[0], np.float64) for x in layer.method.rotate(variables, tables, q, k))
+    means = []
+    for node, weight in zip(NODES, WEIGHTS / WEIGHTS.sum(), strict=True):
+        q, k = (
+            jnp.full((1, count, heads, shape.head_dim), mean + node, jnp.float32)
+            for heads in (shape.num_heads, shape.num_kv_heads)
+        )
+        rotated = layer.method.rotate(variables, tables, q, k)
+        means.append([weight * np.asarray(x[0], np.float64) for x in rotated])
+    q, k = (np.sum(parts, axis=0) for parts in zip(*means, strict=True))
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
     if layer.logit_scale is not None:
         q = q * np.asarray(layer.logit_scale(positions), np.float64)[0][:, None, None]
 
-    def by_distance(q: np.ndarray, k: np.ndarray) -> np.ndarray:
-        spans = [
+    def spans(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+        rows = [
             np.einsum("tnh,nh->nt", q[key : key + reach * length + 1], k[key])
             for key in _key_positions(length)
         ]
-        return np.stack(spans, axis=1) / np.sqrt(shape.head_dim)
+        return np.stack(rows, axis=1) / np.sqrt(shape.head_dim)
 
     if layer.far_from is None:
-        return by_distance(q, k)
-    near, far = (
-        by_distance(*pair) for pair in zip(*(np.split(x, 2, -1) for x in (q, k)), strict=True)
-    )
+        return spans(q, k)
+    near, far = (spans(*x) for x in zip(*(np.split(x, 2, axis=-1) for x in (q, k)), strict=True))
     return np.where(np.arange(near.shape[-1]) < layer.far_from, near, far)
+
+
+def _seen(layer: Layer, values: np.ndarray, length: int) -> np.ndarray:
+    """``[N, keys, distance]`` up to the last distance that a window or a chunk shows; NaN where the
+    key's chunk has ended."""
+    distances = np.arange(values.shape[-1])
+    if layer.chunk is not None:
+        ends = layer.chunk - _key_positions(length) % layer.chunk
+        values = np.where(distances < ends[:, None], values, np.nan)
+    reach = min(x for x in (layer.window, layer.chunk, len(distances)) if x is not None)
+    return values[..., :reach]
 
 
 def _key_positions(length: int) -> np.ndarray:
@@ -248,7 +277,7 @@ def _similarity(
 
 def _head_lines(prefix: str, values: np.ndarray, *, each: bool = True) -> list[dict[str, Any]]:
     """Lines of ``[N, keys, distance]`` values: one per head, or one for all."""
-    means = values.mean(axis=1)
+    means = np.nanmean(values, axis=1)
     if np.ptp(means, axis=0).max() <= 1e-5 * np.abs(means).max():
         return [_line(f"{prefix}all heads", values[0])]
     if not each:

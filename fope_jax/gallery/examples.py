@@ -13,8 +13,10 @@ from fope_jax.position.contextual import CoPE
 from fope_jax.position.dape import DAPE
 from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
+from fope_jax.position.forgetting import Cable, FoX
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.pope import PoPE
 from fope_jax.position.registry import METHODS, make, required_knobs
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
@@ -68,7 +70,13 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "fire": FIRE(),
         "sandwich": Sandwich(),
         "cope": CoPE(init_std=0.02),  # at the default 0 it starts as NoPE and shows nothing
+<<<<<<< HEAD
         "dape": DAPE(),
+=======
+        "pope": PoPE(),
+        "fox": FoX(),
+        "cable": Cable(),
+>>>>>>> day
         "by_layer": ByLayer((RoPE(), NoPE())),
         "by_share": ByShare((FoPE(length), NoPE()), (0.5, 0.5)),
         "logit_scaling": LogitScaling(RoPE(), training_length=length),

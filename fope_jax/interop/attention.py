@@ -13,18 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fope_jax.model.attention import contextual_bias_by_position, scale_queries
+from fope_jax.model.attention import (
+    TokenIndex,
+    attention_mask,
+    contextual_bias_by_position,
+    running_sums,
+    scale_queries,
+)
 from fope_jax.position import ModelShape, PositionEmbedding
-from fope_jax.position.base import Variables, bias_of_heads, embed_tokens, has_hook
+from fope_jax.position.base import Layer, Variables, bias_of_heads, embed_tokens, has_hook
 from fope_jax.position.rotation import as_array, token_positions
 from fope_jax.typing import Array
 
 # ---------------------------------------------------------------------------- the method
 
 
-def layer_shape(num_heads: int, num_kv_heads: int, head_dim: int) -> ModelShape:
-    """The shape of a model with one attention layer."""
-    return ModelShape(num_heads * head_dim, 1, num_heads, num_kv_heads, head_dim)
+def layer_shape(
+    num_heads: int, num_kv_heads: int, head_dim: int, d_model: int | None = None
+) -> ModelShape:
+    """The shape of a model with one attention layer; its width is that of all heads for None."""
+    width = num_heads * head_dim if d_model is None else d_model
+    return ModelShape(width, 1, num_heads, num_kv_heads, head_dim)
 
 
 def draw_layer(
@@ -57,11 +66,38 @@ def check_rotates(method: PositionEmbedding, shape: ModelShape) -> None:
     """Raises ValueError unless ``method`` only rotates q and k."""
     check_attends(method, shape)
     (layer,) = method.layers()
-    if has_hook(layer.method, "bias") or has_hook(layer.method, "contextual_bias"):
+    does = None
+    if any(has_hook(layer.method, hook) for hook in ("bias", "contextual_bias", "running_bias")):
+        does = "has a bias"
+    elif layer.window is not None or layer.chunk is not None:
+        does = "hides keys"
+    elif layer.far_from is not None:
+        does = "rotates near and far keys differently"
+    if does is not None:
         raise ValueError(
-            f"{method}: it has a bias, which rotating q and k would leave out; "
-            "use PositionAttention"
+            f"{method}: it {does}, which rotating q and k would leave out; use PositionAttention"
         )
+    if (width := _rotated_width(layer, shape)) != shape.head_dim:
+        raise ValueError(
+            f"{method}: it makes q and k {width} dimensions wide, and logits must still be divided "
+            f"by the root of head_dim={shape.head_dim}; use PositionAttention"
+        )
+
+
+def _rotated_width(layer: Layer, shape: ModelShape) -> int:
+    """The dimensions of q and k after the layer's ``rotate``."""
+
+    def rotated(key: Array) -> Array:
+        params, constants = draw_layer(layer.method, key, shape)
+        variables, positions = {**params, **constants}, jnp.zeros((1, 1), jnp.int32)
+        tables = layer.method.tables(variables, positions, shape.head_dim)
+        q, k = (
+            jnp.zeros((1, 1, heads, shape.head_dim))
+            for heads in (shape.num_heads, shape.num_kv_heads)
+        )
+        return layer.method.rotate(variables, tables, q, k)[0]
+
+    return jax.eval_shape(rotated, jax.random.key(0)).shape[-1]
 
 
 def check_embeds(method: PositionEmbedding, shape: ModelShape) -> None:
@@ -210,14 +246,18 @@ def attend(
     is_causal: bool = False,
     positions: Array | None = None,
     key_positions: Array | None = None,
+    inputs: Array | None = None,
     decode: bool = False,
     **options: Any,
 ) -> Array:
-    """``attention_fn`` with the method's rotation, bias and logit scale, ``[batch..., T, N, H]``.
+    """``attention_fn`` with all that the method does in a layer, ``[batch..., T, N, H]``.
+
+    A window or chunk becomes a mask, other logits of far keys a bias. If the method widens q and k,
+    ``attention_fn`` gets values padded to that width, and q scaled for its 1 / sqrt(width).
 
     If the method needs a causal mask, a query that sees a later key raises ValueError, or gives NaN
     under tracing. Positions that are unknown, do not fit or exceed the method's range raise
-    ValueError, as does a mask that does not fit.
+    ValueError, as do a mask that does not fit, and missing ``inputs``.
 
     Args:
       method: serves one layer.
@@ -231,6 +271,8 @@ def attend(
       positions: of the queries, ``[T]``, ``[1, T]`` or ``[batch..., T]``; None counts from 0 and
         needs T = S.
       key_positions: of the keys; None takes those of the queries, or counts from 0.
+      inputs: ``[batch..., T, D]`` what queries and keys are projected from, for a method with a
+        running bias (FoX). Documents in a row are stored in order of their positions.
       decode: the single query is the newest visible key; keys count from 0.
       **options: passed to ``attention_fn``.
     """
@@ -266,19 +308,39 @@ def attend(
     if k.shape[2] != v.shape[2]:  # the method has a matrix per query head
         v = jnp.repeat(v, k.shape[2] // v.shape[2], axis=2)
     q_rows, k_rows = jnp.asarray(q_positions), jnp.asarray(k_positions)
+    if layer.window is not None or layer.chunk is not None:
+        q_index, k_index = (TokenIndex(rows, jnp.ones_like(rows)) for rows in (q_rows, k_rows))
+        near = attention_mask(q_index, k_index, layer.window, layer.chunk)[:, None]
+        mask = near if mask is None else mask.astype(bool) & near
+    is_far = None
+    if layer.far_from is not None:
+        is_far = (q_rows[:, :, None] - k_rows[:, None, :] >= layer.far_from)[:, None]
     bias = None
     if has_hook(layer.method, "bias"):
         bias = bias_of_heads(layer.method, variables, q_rows, k_rows)
+    if has_hook(layer.method, "running_bias"):
+        is_self = q_positions is k_positions and not decode
+        added = _running_bias(layer, variables, _flat_inputs(method, inputs, query, is_self))
+        bias = added if bias is None else bias + added
     if has_hook(layer.method, "contextual_bias"):
         contextual_bias = layer.method.contextual_bias
         if not _is_known(k_positions) or not np.all(np.diff(k_positions, axis=1) > 0):
             contextual_bias = functools.partial(
                 contextual_bias_by_position, contextual_bias, k_rows
             )
-        added = contextual_bias(variables, q, _logits(q, k, bias, mask, is_causal))
+        scores = _scores(q, k, v.shape[-1], is_far)
+        added = contextual_bias(variables, q, _logits(scores, bias, mask, is_causal))
         bias = added if bias is None else bias + added
     if layer.logit_scale is not None:
         q = scale_queries(q, layer.logit_scale(q_rows))
+    if is_far is not None:  # the logits of far keys, as a bias to those of the near version
+        near_q, near_k = (jnp.split(x, 2, axis=-1)[0] for x in (q, k))
+        added = _scores(q, k, v.shape[-1], is_far) - _scores(near_q, near_k, v.shape[-1])
+        q, k, bias = near_q, near_k, added if bias is None else bias + added
+    head_dim, width = v.shape[-1], q.shape[-1]
+    if width != head_dim:
+        q = scale_queries(q, jnp.full((1, 1), (width / head_dim) ** 0.5, jnp.float32))
+        v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, width - head_dim)))
     options["mask"] = mask
     if bias is not None:
         options["bias"] = bias
@@ -287,7 +349,7 @@ def attend(
     # Flax adds a float32 bias to 16-bit scores, and jax scales 16-bit scores by float32. Strict
     # dtype promotion would refuse both.
     with jax.numpy_dtype_promotion("standard"):
-        out = attention_fn(q, k, v, **_accepted(attention_fn, options))
+        out = attention_fn(q, k, v, **_accepted(attention_fn, options))[..., :head_dim]
     if sees_later is not None:
         out = jnp.where(sees_later[:, :, None, None], jnp.nan, out)
     return out.reshape(*batch, *out.shape[1:])
@@ -360,11 +422,52 @@ def _sees_later(method: PositionEmbedding, mask: Array | None, is_later: Array) 
     )
 
 
-def _logits(q: Array, k: Array, bias: Array | None, mask: Array | None, is_causal: bool) -> Array:
-    """Scaled scores ``[B, N, T, S]`` float32, -inf where masked."""
+def _flat_inputs(
+    method: PositionEmbedding, inputs: Array | None, query: Array, is_self: bool
+) -> Array:
+    """``inputs`` as ``[B, T, D]``; ValueError if they are missing or are not those of the keys."""
+    if not is_self:
+        raise ValueError(
+            f"{method}: its bias sums over the tokens between key and query, so both must be of "
+            "the same tokens, at the same positions, and a key cache is not supported"
+        )
+    if inputs is None:
+        raise ValueError(
+            f"{method}: its bias is made from what queries and keys are projected from; pass it: "
+            "PositionAttention(.., inputs=x) in Linen, set_inputs(x) before the call in NNX"
+        )
+    if inputs.ndim != query.ndim - 1 or inputs.shape[:-1] != query.shape[:-2]:
+        raise ValueError(
+            f"inputs have shape {inputs.shape}: expected {(*query.shape[:-2], 'D')}, [batch..., T, "
+            "D], one row for each query"
+        )
+    return inputs.reshape(-1, *inputs.shape[-2:])
+
+
+def _running_bias(layer: Layer, variables: Variables, inputs: Array) -> Array:
+    """``[B, N, T, T]``: the sum of increments up to the query less that up to the key."""
+    sums = running_sums(layer.method.running_bias(variables, inputs)).transpose(0, 2, 1, 3)
+    high, low = (sums[..., None, i] - sums[:, :, None, :, i] for i in range(2))
+    return high + low
+
+
+def _scores(q: Array, k: Array, head_dim: int, is_far: Array | None = None) -> Array:
+    """q.k / sqrt(H) ``[B, N, T, S]`` float32, of the far versions where ``is_far``."""
     k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-    scores = jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32)
-    scores = scores * np.float32(q.shape[-1] ** -0.5)
+
+    def products(q: Array, k: Array) -> Array:
+        return jnp.einsum("btnh,bsnh->bnts", q, k, preferred_element_type=jnp.float32)
+
+    if is_far is None:
+        scores = products(q, k)
+    else:
+        (near_q, far_q), (near_k, far_k) = (jnp.split(x, 2, axis=-1) for x in (q, k))
+        scores = jnp.where(is_far, products(far_q, far_k), products(near_q, near_k))
+    return scores * np.float32(head_dim**-0.5)
+
+
+def _logits(scores: Array, bias: Array | None, mask: Array | None, is_causal: bool) -> Array:
+    """Scores with the bias, -inf where masked."""
     if bias is not None:
         scores = scores + bias
     if is_causal:

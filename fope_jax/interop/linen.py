@@ -35,6 +35,8 @@ class PositionAttention(nn.Module):
       positions: of the queries, ``[T]``, ``[1, T]`` or ``[batch..., T]`` tokens since the start of
         each document; None counts from 0.
       key_positions: of the keys, if they differ from the queries'.
+      inputs: ``[batch..., T, D]``, what queries and keys are projected from, for methods whose bias
+        is made from it (FoX, Cable).
       decode: for self-attention with ``decode=True``: the single query is the newest key that the
         mask shows. A full cache raises ValueError, or gives NaN under ``jit``.
 
@@ -50,6 +52,7 @@ class PositionAttention(nn.Module):
     attention_fn: Callable[..., Array] = nn.dot_product_attention
     positions: Array | None = None
     key_positions: Array | None = None
+    inputs: Array | None = None
     decode: bool = False
 
     # All arguments are named because Flax passes only those in the signature.
@@ -72,7 +75,8 @@ class PositionAttention(nn.Module):
         attn_weights_value_einsum: Callable[..., Array] | None = None,
     ) -> Array:
         """See ``nn.dot_product_attention``; raises like ``interop.attention.attend``."""
-        shape = attention.layer_shape(query.shape[-2], key.shape[-2], query.shape[-1])
+        width = None if self.inputs is None else self.inputs.shape[-1]
+        shape = attention.layer_shape(query.shape[-2], key.shape[-2], query.shape[-1], width)
         attention.check_attends(self.method, shape)
         is_full = None
         if self.decode:
@@ -93,6 +97,7 @@ class PositionAttention(nn.Module):
             mask=mask,
             positions=self.positions,
             key_positions=self.key_positions,
+            inputs=self.inputs,
             decode=self.decode,
             broadcast_dropout=broadcast_dropout,
             dropout_rng=dropout_rng,

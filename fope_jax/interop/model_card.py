@@ -84,7 +84,12 @@ def _what_it_is(facts: CardFacts) -> str:
 def _position(facts: CardFacts) -> str:
     spec = json.dumps(to_spec(facts.experiment.position), indent=1)
     summary = fingerprint(facts.experiment.position, facts.experiment.model.shape).summary
-    return f"{summary}\n\n```json\n{spec}\n```"
+    windows = facts.experiment.model.windows
+    text = f"{summary}\n\n```json\n{spec}\n```"
+    if not windows:
+        return text
+    each = ", ".join("none" if window is None else f"{window:,}" for window in windows)
+    return f"{text}\n\nSliding windows in tokens, repeated over the layers: {each}."
 
 
 def _training(facts: CardFacts) -> str:

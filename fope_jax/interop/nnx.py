@@ -68,6 +68,7 @@ class PositionAttention(_PositionModule):
         num_heads: int,
         head_dim: int,
         num_kv_heads: int | None = None,
+        d_model: int | None = None,
         attention_fn: Callable[..., Array] = nnx.dot_product_attention,
         positions: Array | None = None,
         decode: bool = False,
@@ -79,6 +80,7 @@ class PositionAttention(_PositionModule):
           method: any method that works inside attention.
           num_heads, head_dim: N and H.
           num_kv_heads: key-value heads K; None means N.
+          d_model: width of what ``set_inputs`` takes; None means N H.
           attention_fn: must take ``bias`` if the method has one.
           positions: ``[T]``, ``[1, T]`` or ``[batch..., T]`` tokens since the start of each
             document; None counts from 0. State that ``set_positions`` overwrites.
@@ -87,13 +89,14 @@ class PositionAttention(_PositionModule):
             ``jit``.
           rngs: its ``params`` stream is drawn from.
         """
-        shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim)
+        shape = attention.layer_shape(num_heads, num_kv_heads or num_heads, head_dim, d_model)
         attention.check_attends(method, shape)
         super().__init__(method, shape, rngs)
         self.attention_fn = attention_fn
         self.decode = decode
         self.last_key = nnx.data(nnx.Cache(jnp.int32(-1)) if decode else None)
         self.positions = nnx.data(None)
+        self.inputs = nnx.data(None)
         self.set_positions(positions)
 
     def set_positions(self, positions: Array | None) -> None:
@@ -101,6 +104,17 @@ class PositionAttention(_PositionModule):
         if positions is not None:  # checked before jax truncates to 32 bits
             positions = attention.int32_positions(positions, "positions")
         self.positions = None if positions is None else Positions(jnp.asarray(positions))
+
+    def set_inputs(self, inputs: Array) -> None:
+        """Sets what the next call's queries and keys are projected from, ``[batch..., T, D]``.
+
+        For methods whose bias is made from it (FoX, Cable). One call uses it up.
+        """
+        if inputs.shape[-1] != self.shape.d_model:
+            raise ValueError(
+                f"inputs have shape {inputs.shape}: d_model={self.shape.d_model} was declared"
+            )
+        self.inputs = nnx.data(inputs)
 
     def __call__(
         self,
@@ -114,6 +128,7 @@ class PositionAttention(_PositionModule):
     ) -> Array:
         """See ``nnx.dot_product_attention``; ValueError for undeclared heads or as ``attend``."""
         self._check_heads(query, key)
+        inputs, self.inputs = self.inputs, nnx.data(None)  # an activation is no state
         is_full = None
         if self.decode and query.shape[-3] == 1 and mask is not None:
             if self.last_key is None:  # ``decode`` was set after construction
@@ -130,6 +145,7 @@ class PositionAttention(_PositionModule):
             mask=mask,
             is_causal=is_causal,
             positions=None if self.positions is None else self.positions[...],
+            inputs=inputs,
             decode=self.decode,
             **options,
         )

@@ -36,6 +36,7 @@ from fope_jax.evaluate.restore import LoadedRun, load_run
 from fope_jax.evaluate.run_data import TOKENIZER as RUN_TOKENIZER
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.extras import require
+from fope_jax.interop.families import MAX_POSITIONS
 from fope_jax.interop.gguf import (
     SUFFIX,
     import_gguf_config,
@@ -45,7 +46,7 @@ from fope_jax.interop.gguf import (
 )
 from fope_jax.interop.gguf_tokenizer import write_gguf_tokenizer
 from fope_jax.interop.hub import origin_of
-from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig, family_of
+from fope_jax.interop.huggingface import ImportedConfig, family_of
 from fope_jax.interop.model_card import UNKNOWN_LICENSE, CardFacts, model_card
 from fope_jax.interop.tokenizer_files import (
     TOKENIZER,

@@ -65,6 +65,11 @@ _LAYER_NORMS = {
         "post_feedforward_layernorm": "mlp_norm",
     },
 }
+_QKV_BIASES = {
+    "self_attn.q_proj": "query_bias",
+    "self_attn.k_proj": "key_bias",
+    "self_attn.v_proj": "value_bias",
+}
 _QK_NORMS = {"self_attn.q_norm": "query_norm", "self_attn.k_norm": "key_norm"}
 
 
@@ -92,6 +97,8 @@ def tensor_views(config: TransformerConfig, params: Mapping[str, Any]) -> dict[s
             if num_inputs:
                 array = array.reshape(math.prod(array.shape[:num_inputs]), -1).T
             views[f"model.layers.{layer}.{name}.weight"] = array
+        for name, field in _QKV_BIASES.items() if config.qkv_bias else ():
+            views[f"model.layers.{layer}.{name}.bias"] = params["layers"][field][layer].reshape(-1)
     views["model.norm.weight"] = params["final_norm"]
     if not config.tie_embeddings:
         views[_UNEMBEDDING] = params["unembedding"].T
@@ -102,7 +109,7 @@ def tensor_views(config: TransformerConfig, params: Mapping[str, Any]) -> dict[s
 
 
 def import_weights(directory: str | Path) -> ImportedModel:
-    """Reads a checkpoint of Llama, Qwen 3, OLMo 2, SmolLM or SmolLM 3.
+    """Reads a checkpoint of one of ``families.FAMILIES``: Llama, Mistral, Qwen, OLMo, SmolLM.
 
     The arrays stay on the host; ``merge`` with a ``Transformer``'s graph definition makes the
     model. 16-bit tensors become float32, exactly. For an ``export_weights`` directory the
@@ -175,6 +182,8 @@ def import_config(directory: str | Path) -> ImportedConfig:
         what = "there is no such directory; hf:ORG/NAME takes one from the Hugging Face Hub"
         if directory.exists():
             what = f"no {CONFIG} in it" if directory.is_dir() else "it is a file, no directory"
+        if directory.suffix == ".gguf":
+            what += f"; `fope import {directory} --workdir RUN` makes a run of a GGUF file"
         raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: {what}")
     values = read_json(path)
     try:

@@ -49,6 +49,8 @@ class TransformerConfig:
       qk_norm: RMS norm of q and k before the rotation: "none"; "head", each head by itself with one
         scale shared by the heads of a layer (Qwen 3); "width", all heads together with a scale per
         dimension (OLMo 2). True and False, from older configurations, mean "head" and "none".
+      qkv_bias: adds a learned bias to queries, keys and values, before any norm and the rotation
+        (Qwen 2); no other matrix has one.
       windows: a pattern over the layers, repeated, of tokens that a query sees, its own included
         (``position/windows.py``); None is a layer that sees the whole context. ``(4096, 4096, 4096,
         None)`` is OLMo 3's. Empty: no layer has a window.
@@ -81,6 +83,7 @@ class TransformerConfig:
     head_dim: int | None = None
     norm: str = "pre"
     qk_norm: bool | str = "none"
+    qkv_bias: bool = False
     windows: tuple[int | None, ...] = ()
     attention_sinks: bool = False
     tie_embeddings: bool = False

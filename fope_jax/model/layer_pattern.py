@@ -26,11 +26,11 @@ def layer_pattern(config: TransformerConfig, position: PositionEmbedding) -> tup
     layers, windows, name = position.layers(), config.windows, type(position).__name__
     period = math.lcm(len(layers), max(1, len(windows)))
     if config.num_layers % period:
-        of_windows = f" and windows of {len(windows)}" if windows else ""
+        of_windows = f", with windows of {len(windows)} after {period}" if windows else ""
         raise ValueError(
-            f"num_layers={config.num_layers}: {name} repeats after {len(layers)} layers"
-            f"{of_windows}, together after {period}, which must divide the number of layers; a "
-            "pattern that ends within a period is written out with an entry for each layer"
+            f"{name} repeats after {len(layers)} layers{of_windows}: "
+            f"num_layers={config.num_layers} is not a multiple of it; a pattern that ends within a "
+            "period is written out with an entry for each layer"
         )
     for layer in layers if windows else ():
         for limit in ("window", "chunk"):

@@ -79,7 +79,7 @@ Observer = Callable[[Activations], Any]
 
 
 class Transformer(nnx.Module):
-    """Decoder with RMSNorm, SwiGLU and no biases; arrays of layers have a leading axis L."""
+    """Decoder with RMSNorm and SwiGLU; arrays of layers have a leading axis L."""
 
     def __init__(
         self, config: TransformerConfig, position: PositionEmbedding, *, rngs: nnx.Rngs
@@ -114,6 +114,10 @@ class Transformer(nnx.Module):
             is_shared = config.qk_norm == "head"  # by all heads of a layer
             self.layers["query_norm"] = ones(layers, head_dim * (1 if is_shared else heads))
             self.layers["key_norm"] = ones(layers, head_dim * (1 if is_shared else kv_heads))
+        if config.qkv_bias:
+            for name, count in (("query", heads), ("key", kv_heads), ("value", kv_heads)):
+                zeros = jnp.zeros((layers, count, head_dim), config.param_dtype)
+                self.layers[f"{name}_bias"] = nnx.Param(zeros)
         if config.attention_sinks:
             self.layers["sinks"] = nnx.Param(jnp.zeros((layers, heads), config.param_dtype))
         self.final_norm = ones(d_model)
@@ -331,9 +335,14 @@ def project_qkv(
     config: TransformerConfig, weights: dict[str, Array], y: Array
 ) -> tuple[Array, Array, Array]:
     """q ``[B, T, N, H]``, k and v ``[B, T, K, H]`` of ``attention_input``, before any rotation."""
-    q, k, v = (
-        project_to_heads(y, weights[name], config.derivatives) for name in ("query", "key", "value")
-    )
+
+    def project(name: str) -> Array:
+        projected = project_to_heads(y, weights[name], config.derivatives)
+        if not config.qkv_bias:
+            return projected
+        return projected + weights[f"{name}_bias"].astype(projected.dtype)
+
+    q, k, v = project("query"), project("key"), project("value")
     if config.qk_norm != "none":
         q = _norm_heads(q, weights["query_norm"], config.norm_eps)
         k = _norm_heads(k, weights["key_norm"], config.norm_eps)

@@ -17,6 +17,7 @@ from fope_jax.position.dape import DAPE, dape_network
 from fope_jax.position.drope import DroPE, drope_scale
 from fope_jax.position.fingerprints import Fingerprint, fingerprint
 from fope_jax.position.fope import FoPE
+from fope_jax.position.forgetting import Cable, FoX, log_forget_gate
 from fope_jax.position.fourier import (
     coefficient_std,
     fourier_coefficients,
@@ -26,6 +27,7 @@ from fope_jax.position.fourier import (
 )
 from fope_jax.position.logit_scaling import LogitScaling, log_n_scale
 from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.pope import PoPE, polar
 from fope_jax.position.registry import (
     METHODS,
     SCALINGS,

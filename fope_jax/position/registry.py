@@ -17,8 +17,10 @@ from fope_jax.position.contextual import CoPE
 from fope_jax.position.dape import DAPE
 from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
+from fope_jax.position.forgetting import Cable, FoX
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
+from fope_jax.position.pope import PoPE
 from fope_jax.position.relative_bias import FIRE, Kerple, T5Bias
 from fope_jax.position.rope import RoPE
 from fope_jax.position.sandwich import Sandwich
@@ -41,7 +43,13 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "fire": FIRE,
     "sandwich": Sandwich,
     "cope": CoPE,
+<<<<<<< HEAD
     "dape": DAPE,
+=======
+    "pope": PoPE,
+    "fox": FoX,
+    "cable": Cable,
+>>>>>>> day
     "by_layer": ByLayer,
     "by_share": ByShare,
     "logit_scaling": LogitScaling,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fope_jax.position.base import Layer, PositionEmbedding
+from fope_jax.position.base import Layer, Limits, PositionEmbedding
 from fope_jax.position.checks import check_at_least
 from fope_jax.position.mixing import Wrapper
 
@@ -40,6 +40,10 @@ class SlidingWindow(Wrapper):
     def __post_init__(self) -> None:
         _check_tokens("window", self.window, self.inner)
 
+    @property
+    def limits(self) -> Limits:
+        return self.inner.limits._replace(needs_causal_mask=True)
+
     def layers(self) -> tuple[Layer, ...]:
         return tuple(layer._replace(window=self.window) for layer in self.inner.layers())
 
@@ -69,6 +73,10 @@ class LocalChunks(Wrapper):
 
     def __post_init__(self) -> None:
         _check_tokens("chunk", self.chunk, self.inner)
+
+    @property
+    def limits(self) -> Limits:
+        return self.inner.limits._replace(needs_causal_mask=True)
 
     def layers(self) -> tuple[Layer, ...]:
         return tuple(layer._replace(chunk=self.chunk) for layer in self.inner.layers())

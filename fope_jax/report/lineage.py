@@ -88,6 +88,12 @@ def lineage_sentences(runs: Sequence[Run]) -> list[str]:
     """One sentence for each variant that goes on from another."""
     labels, sentences = run_labels(runs), []
     for run in runs:
+        if variant := run.info.get("as"):
+            changes = f": {variant['frequencies']}." if variant["frequencies"] else "."
+            sentences.append(
+                f"{labels[run.path]} is {variant['run']}, step {variant['step']:,}, read so "
+                f"without training{changes}"
+            )
         for added in run.info.get("continued", ()):
             sentences.append(
                 f"{labels[run.path]} was trained for {added['from']:,} steps, then longer, to "

@@ -62,7 +62,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 # Optional fields: older evaluations lack them, and so do windows without a BOS token and runs
 # that were not trained at random positions.
-_SOME = {"bos_token": str, "position_range": int, "position_draw": str, "positions": str}
+_SOME = {"bos_token": str, "position_range": int, "position_draw": str, "positions": str, "as": str}
 OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _SOME) | {"passkey": _ANSWERS | _SOME}
 
 
@@ -106,8 +106,9 @@ class Run:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """The runs of these paths, each with its variants (`read_with_variants`)."""
     runs: dict[Path, Run] = {}
-    for run in (read_run(as_path(path)) for path in paths):
+    for run in (run for path in paths for run in read_with_variants(as_path(path))):
         other = runs.setdefault(resolve_path(run.path), run)
         if other.step != run.step:
             raise ReportError(
@@ -119,14 +120,47 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     return list(runs.values())
 
 
+def read_with_variants(path: Path, step: int | None = None) -> list[Run]:
+    """`read_run`, and after it the run under other position embeddings (`fope evaluate --as`).
+
+    A variant is a run by its name, "RUN as METHOD", with its own rows and position embedding and
+    what its run has otherwise; ``info["as"]`` says of which run and step it is.
+    """
+    run, rows = _read(path, step)
+    if run.path.is_file():
+        return [run]
+    labels = dict.fromkeys(row["as"] for row in rows if "as" in row)
+    variants = ([row for row in rows if row.get("as") == label] for label in labels)
+    return [run, *(_variant(run, rows) for rows in variants)]
+
+
+def _variant(run: Run, rows: list[Row]) -> Run:
+    name = rows[0]["variant"]
+    summary = next((row for row in rows if row["kind"] == "protocol"), {})
+    position = summary.get("settings", {}).get("position", run.config.get("position"))
+    origin = {"run": run.variant, "step": run.step, "frequencies": summary.get("frequencies", "")}
+    info = {key: value for key, value in run.info.items() if key != "continued"} | {"as": origin}
+    if "position" in summary:
+        info["position"] = summary["position"]
+    path = run.path.with_name(f"{run.path.name} as {rows[0]['as']}")  # of no file: a name in lists
+    config = run.config | {"name": name, "position": position}
+    return Run(path, config, info, tuple(rows), run.step)
+
+
 def read_run(path: Path, step: int | None = None) -> Run:
     """Reads a run directory, or a results file (`report.results`).
 
     Of evaluations it takes those of ``step``; without one those of the step that ``path`` names,
-    as ``runs/a/500``, else those of the newest evaluated step.
+    as ``runs/a/500``, else those of the newest evaluated step. Rows of variants are left out.
     """
+    return _read(path, step)[0]
+
+
+def _read(path: Path, step: int | None) -> tuple[Run, list[Row]]:
+    """A run without the rows of its variants, and all rows of the evaluated step."""
     if path.is_file():
-        return _read_results(path)
+        run = _read_results(path)
+        return run, list(run.rows)
     path, named_step = split_step(path)
     if not (path / "config.json").is_file():
         raise ReportError(f"{path} is no run: there is no config.json")
@@ -145,7 +179,8 @@ def read_run(path: Path, step: int | None = None) -> Run:
     of_all_steps = ("train", "time", "validation", "spectrum")
     rows = [row for row in rows if row["kind"] in of_all_steps or row["step"] == step]
     info, lineage = (_read_json(path / name) for name in ("run.json", "lineage.json"))
-    return Run(path, config, info, tuple(rows), step, lineage)
+    own = tuple(row for row in rows if "as" not in row)
+    return Run(path, config, info, own, step, lineage), rows
 
 
 def _read_results(path: Path) -> Run:

@@ -21,12 +21,14 @@ class WindowCapture(NamedTuple):
 
     Attributes:
       x: ``[L, T, D]`` input of each layer.
-      q, k: ``[L, T, N, H]`` and ``[L, T, K, H]`` before the rotation.
-      turned_q, turned_k: ``[L, T, N, H]`` and ``[L, T, K or N, H]`` after it.
-      profile: ``[L, N, T]`` mean logit, with bias, at each distance 0 .. T - 1 in tokens.
-      square: ``[L, N]`` mean squared logit over all causal pairs.
-      entropy: ``[L, N, T]`` of each query's attention, nats.
-      distance: ``[L, N, T]`` mean distance of each query's attention, tokens.
+      q, k: ``[L, T, N, E]`` and ``[L, T, K, E]`` before the rotation; of a method that widens them
+        (PoPE), as they are at position 0.
+      turned_q, turned_k: ``[L, T, N, E]`` and ``[L, T, K or N, E]`` after it.
+      profile: ``[L, N, T]`` mean logit, with bias, at each distance 0 .. T - 1 in tokens, also of
+        pairs that a window or a chunk hides.
+      square: ``[L, N]`` mean squared logit over all causal pairs, hidden ones too.
+      entropy: ``[L, N, T]`` of each query's attention to the keys it sees, nats.
+      distance: ``[L, N, T]`` mean distance of the same, tokens. Sinks have no part in either.
     """
 
     x: Array
@@ -40,8 +42,14 @@ class WindowCapture(NamedTuple):
     distance: Array
 
 
-def layer_logits(activations: Activations) -> Array:
-    """Causal logits ``[B, N, T, T]`` of windows that are one segment, -inf after the query."""
+def layer_logits(activations: Activations, *, hide: bool = True) -> Array:
+    """Causal logits ``[B, N, T, T]`` of windows that are one segment, -inf after the query.
+
+    ``hide=False`` leaves out the layer's window and chunk, which give -inf too.
+    """
+    arguments = layer_arguments(activations.position)
+    if not hide:
+        arguments |= {"window": None, "chunk": None}
     positions = jnp.arange(activations.x.shape[1], dtype=jnp.int32)[None]
     return attention_logits(
         activations.rotated_q,
@@ -51,7 +59,7 @@ def layer_logits(activations: Activations) -> Array:
         variables=activations.variables,
         head_dim=activations.v.shape[-1],
         sums=activations.sums,
-        **layer_arguments(activations.position),
+        **arguments,
     )
 
 
@@ -64,16 +72,28 @@ def mean_by_distance(logits: Array) -> Array:
     return at_distance.sum(axis=-2) / (len(positions) - positions)
 
 
+def _unrotated(activations: Activations) -> tuple[Array, Array]:
+    """q and k before the rotation, as wide as after it."""
+    a, method = activations, activations.position.method
+    if a.rotated_q.shape[-1] == a.q.shape[-1]:
+        return a.q, a.k
+    origin = jnp.zeros((1, a.q.shape[1]), jnp.int32)
+    return method.rotate(a.variables, method.tables(a.variables, origin, a.q.shape[-1]), a.q, a.k)
+
+
 def _capture_layer(activations: Activations) -> WindowCapture:
-    logits = layer_logits(activations)[0]
+    a = activations
+    seen = layer_logits(a)[0]
+    logits = seen
+    if a.position.window is not None or a.position.chunk is not None:
+        logits = layer_logits(a, hide=False)[0]
     positions = jnp.arange(logits.shape[-1])
     distances = positions[:, None] - positions
     is_visible = distances >= 0
-    weights = jax.nn.softmax(logits, axis=-1)
+    weights = jax.nn.softmax(seen, axis=-1)
     log_weights = jnp.log(jnp.where(weights > 0, weights, 1.0))
-    a = activations
     return WindowCapture(
-        *(x[0].astype(jnp.float32) for x in (a.x, a.q, a.k, a.rotated_q, a.rotated_k)),
+        *(x[0].astype(jnp.float32) for x in (a.x, *_unrotated(a), a.rotated_q, a.rotated_k)),
         profile=mean_by_distance(logits),
         square=jnp.where(is_visible, logits**2, 0.0).sum(axis=(-1, -2)) / is_visible.sum(),
         entropy=jnp.where(weights > 0, -weights * log_weights, 0.0).sum(axis=-1),

@@ -11,6 +11,9 @@ position r, both before the rotation and complex,
     q.k after the rotation = Re sum_f G_f exp((i w_f + g_f) p)
     G_f = sum_m q_m conj(k_m) conj(u_m(r)) c_mf
 
+PoPE's pairs are softplus(x) and 0, turned by w p, and by delta of a key. It makes two dimensions of
+one, so q and k "before the rotation" are there those of position 0, which hold delta.
+
 With the key at position 0, RoPE's coefficients are q_m conj(k_m) and p is the distance: the paper's
 h(n) = sum_m H_m exp(i w_m n). FoPE's logits depend on both positions.
 
@@ -28,8 +31,10 @@ from scipy.linalg import block_diag
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import (
     FoPE,
+    FoX,
     ModelShape,
     NoPE,
+    PoPE,
     PositionEmbedding,
     RoPE,
     XPos,
@@ -165,6 +170,22 @@ def _(method: FoPE, variables, shape, length=None) -> Series:
     frequencies = np.concatenate([mixed, -mixed, [0.0]])
     growth = np.zeros(len(frequencies))
     return Series(frequencies, growth, scaled.attention_factor * coefficients, pairs)
+
+
+@series_of.register
+def _(method: PoPE, variables, shape, length=None) -> Series:
+    polar = method.rotary_dim(shape.head_dim)
+    rest = shape.head_dim - polar
+    pairs = _pairs(2 * polar, False)
+    rotated = _one_frequency_a_pair(method.frequencies(shape.head_dim), pairs, shape)
+    if rest < 2:
+        return rotated
+    return _side_by_side([rotated, _unrotated(rest, shape)], [0, 2 * polar])
+
+
+@series_of.register
+def _(method: FoX, variables, shape, length=None) -> Series | None:
+    return series_of(method.rotation, select(variables, "rotation."), shape, length)
 
 
 @series_of.register

@@ -153,7 +153,7 @@ def dump_batches_of_bad_steps(
         for bad in error.steps:
             loader, number = loader_at(bad.step), bad.step - 1 + data_start
             content = io.BytesIO()
-            np.savez(content, **loader.batch(number)._asdict())
+            np.savez(content, **loader.batch(number, whole=True)._asdict())
             (directory / f"{bad.step}.npz").write_bytes(content.getvalue())
             facts = {
                 "step": bad.step,

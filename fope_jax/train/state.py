@@ -154,7 +154,18 @@ def _shardings(tree: Any) -> Any:
 # ---------------------------------------------------------------------------- batches and the step
 
 
+def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Numbers of the rows of a batch that the devices of this process hold, ascending."""
+    rows = np.broadcast_to(np.int32(0), (batch_size, mesh.size))  # any length
+    indices = batch_sharding(rows, mesh).addressable_devices_indices_map(rows.shape).values()
+    held = np.zeros(batch_size, bool)
+    for index in indices:
+        held[index[0] if index else slice(None)] = True
+    return np.flatnonzero(held)
+
+
 def shard_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """The batch on the devices; of a process's arrays only the rows of `own_rows` are read."""
     return jax.tree.map(lambda x: device_put_sharded(x, batch_sharding(x, mesh)), batch)
 
 

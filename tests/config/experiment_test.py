@@ -148,6 +148,8 @@ def test_the_training_length_is_stated_once(spec):
         ("evaluate.lengths=0", r"config.evaluate: lengths = \(0,\); accepted: multiples"),
         ("model.d_model=30", r"config.model: d_model=30: expected a multiple of num_heads=4"),
         ("model.head_dim=7", r"config.position: .*7.*even"),
+        ("model.windows=8,none,none,none,none", r"with windows of 5 after 5: num_layers="),
+        ("model.windows=8,0", r"windows=\(8, 0\): expected 1 token or more, or None"),
         ("data.packing=none", r"packing = 'none' is str; accepted: .*'documents', 'windows'"),
     ],
 )

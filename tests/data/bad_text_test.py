@@ -5,18 +5,17 @@ import gzip
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fope_jax.data import build, cache, corpora, sources
-from fope_jax.data.build import inspect
+from fope_jax.data import build, cache, corpora, sources, tokenized
 from fope_jax.data.cache_directories import base_directory, cache_directory
 from fope_jax.data.corpora import CorpusError, Document, read_file
+from fope_jax.data.inspect_cache import inspect
 from fope_jax.data.manifest import CacheError, add_digest
-from fope_jax.data.sources import check_held_out, source_warnings
-
-pytestmark = pytest.mark.usefixtures("without_tensorflow")
+from fope_jax.data.sources import check_held_out, list_sources, source_warnings
 
 
 def file_of(tmp_path, content, name="a.jsonl"):
@@ -353,15 +352,19 @@ def test_a_tokenizer_is_trained_without_damaged_files(damaged_config, monkeypatc
     assert seen == [f"page {n} of this" for n in range(9)]
 
 
-def test_parts_for_beam_leave_damaged_files_out_and_keep_their_numbers(damaged_config, tmp_path):
-    tokenizer = build.BytesTokenizer()
-    arguments = damaged_config(), tokenizer, "train", "parts", "content"
-    everything = build.beam.list_parts(*arguments)
-    assert [part.file for part in everything] == [
-        f"{tmp_path}/{name}" for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz")
-    ]
-    rest = build.beam.list_parts(*arguments, {f"{tmp_path}/b.jsonl.gz"})
-    assert rest == [everything[0], everything[2]]
+def test_parts_leave_damaged_files_out_and_small_files_share_one(
+    damaged_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tokenized, "PART_BYTES", 0)
+    arguments = damaged_config(), "text", "train", list_sources(damaged_config())
+    names = [f"{tmp_path}/{name}" for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz")]
+    assert [part.files for part in tokenized.list_parts(*arguments)] == [(n,) for n in names]
+    rest = tokenized.list_parts(*arguments, {names[1]})
+    assert [part.files for part in rest] == [(names[0],), (names[2],)]
+    monkeypatch.setattr(tokenized, "PART_BYTES", 2**23)
+    (together,) = tokenized.list_parts(*arguments)
+    assert together.files == tuple(names)
+    assert together.size == sum(Path(name).stat().st_size for name in names)
 
 
 def test_bad_documents_make_the_same_fingerprint_wherever_they_lie(text_config, tmp_path):

@@ -61,7 +61,7 @@ def json_tokenizer(tmp_path):
 def test_bit_equal(two_builds):
     one, many = two_builds(Runner())
     assert one == many
-    assert len([name for name in one if name.endswith(".array_record")]) > 3
+    assert len([name for name in one if name.endswith(".tokens")]) > 3
 
 
 def test_bit_equal_with_two_workers_and_a_tokenizer_of_ones_own(two_builds, json_tokenizer):

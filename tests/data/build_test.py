@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 
 from fope_jax.data import build, cache, corpora, text_packages
-from fope_jax.data.build import inspect
 from fope_jax.data.cache import CacheError
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
-
-pytestmark = pytest.mark.usefixtures("without_tensorflow")
+from fope_jax.data.inspect_cache import inspect
 
 
 def all_tokens(config):
@@ -150,8 +148,6 @@ def test_killed_while_it_writes(text_config, tmp_path, story, monkeypatch, capsy
         (tmp_path / "books" / f"train{i}.txt").write_text(story(300, seed=i))
     code = (
         "from fope_jax.data import build, cache, DataConfig\n"
-        "from tests.data import plain_reader\n"
-        "plain_reader.install()\n"
         "import time\n"
         "cache.BLOCK_TOKENS, cache.SHARD_TOKENS = 256, 2048\n"
         "save = build._save_state\n"
@@ -238,7 +234,7 @@ def test_text_that_cannot_be_opened_is_not_blamed_on_the_cache(text_config, tmp_
 def test_a_damaged_shard_is_found_by_the_next_build(text_config):
     config = text_config()
     build.build(config)
-    path = cache_directory(config) / "train-00000.array_record"
+    path = cache_directory(config) / "train-00000.tokens"
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 1
     path.write_bytes(content)

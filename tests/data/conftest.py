@@ -6,12 +6,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import random
-import sys
 
 import pytest
 
 from fope_jax.data import DataConfig
-from tests.data import plain_reader
 
 WORDS = [
     "the",
@@ -27,12 +25,6 @@ WORDS = [
     "\tlittle\n\n",
     "good,",
 ]
-
-
-@pytest.fixture
-def without_tensorflow(monkeypatch):
-    """Builds read through `plain_reader`."""
-    monkeypatch.setitem(sys.modules, plain_reader.NAME, plain_reader.MODULE)
 
 
 @pytest.fixture

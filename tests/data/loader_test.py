@@ -9,9 +9,10 @@ import pytest
 from fope_jax.data.loader import Loader
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.typing import Batch
+from tests.data.streams import TableOfDocuments
 
 
-class Stream:
+class Stream(TableOfDocuments):
     """A cache in memory: documents of the lengths given; token ``i`` is ``3 i + 3``."""
 
     tokenizer = BytesTokenizer()
@@ -19,9 +20,9 @@ class Stream:
     def __init__(self, lengths):
         ends = np.cumsum(lengths)
         self.num_tokens = int(ends[-1])
-        fields = [("name", "U8"), ("start", np.int64), ("length", np.int64)]
+        fields = [("name", "U8"), ("start", np.int64)]
         self.documents = np.zeros(len(lengths), fields)
-        self.documents["start"], self.documents["length"] = ends - lengths, lengths
+        self.documents["start"] = ends - lengths
         self._tokens = np.arange(self.num_tokens, dtype=np.int32) * 3 + 3
 
     def tokens(self, start, stop):
@@ -238,3 +239,48 @@ def test_a_length_that_does_not_divide_the_window_tells_windows_apart():
     assert batch.positions[2].tolist() == [0, 1, 2, 3] * 2
     np.testing.assert_array_equal(batch.targets, batch.tokens + 3)
     assert (batch.weights == 1).all()
+
+
+# ---------------------------------------------------------------------------- processes
+
+
+class Counting(Stream):
+    """Counts the tokens that are read."""
+
+    read = 0
+
+    def tokens(self, start, stop):
+        self.read += stop - start
+        return super().tokens(start, stop)
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize(
+    ("processes", "window"), [(2, None), (2, 24), (2, 20), (4, 24), (4, None), (16, None)]
+)
+def test_processes_read_their_own_rows_of_the_same_batch(processes, window, packing):
+    """Contiguous rows, and rows dealt out one by one, from whole windows and from cut ones."""
+    fields = dict(length=12, batch_size=16, seed=2, packing=packing, window=window)
+    deal, steps = (_dealt if window == 24 else np.split), (0, 40)
+    expected = [Loader(Stream(LENGTHS), **fields).batch(step) for step in steps]
+    summed = [[np.zeros_like(leaf) for leaf in batch] for batch in expected]
+    for rows in deal(np.arange(16), processes):
+        cache = Counting(LENGTHS)
+        one = Loader(cache, **fields, rows=rows)
+        for batch, wanted, sums in zip(map(one.batch, steps), expected, summed, strict=True):
+            for name, leaf, own, total in zip(Batch._fields, batch, wanted, sums, strict=True):
+                np.testing.assert_array_equal(leaf[rows], own[rows])
+                if name != "positions":
+                    assert not np.delete(leaf, rows, axis=0).any()
+                total += leaf
+            if packing == "windows":  # every row's, as one is taken for all
+                np.testing.assert_array_equal(batch.positions, wanted.positions)
+        assert cache.read <= 2 * len(rows) * (12 + 2)
+    assert equal(one.batch(0, whole=True), expected[0])
+    for name, *leaves in zip(Batch._fields, expected[1], summed[1], strict=True):
+        if (name, packing) != ("positions", "windows"):
+            np.testing.assert_array_equal(*leaves)
+
+
+def _dealt(rows, processes):
+    return [rows[i::processes] for i in range(processes)]

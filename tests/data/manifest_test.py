@@ -18,10 +18,12 @@ def test_a_sealed_manifest_comes_back_and_names_its_files(tmp_path):
     manifest = read_manifest(written(tmp_path, add_digest(MANIFEST)))
     assert manifest == add_digest(MANIFEST)
     assert sorted(file_hashes(manifest)) == [
-        "train-00000.array_record",
         "train-00000.documents.npz",
-        "validation-00000.array_record",
+        "train-00000.index",
+        "train-00000.tokens",
         "validation-00000.documents.npz",
+        "validation-00000.index",
+        "validation-00000.tokens",
     ]
     assert read_manifest(tmp_path / "elsewhere") is None
 
@@ -43,6 +45,8 @@ def test_a_manifest_from_before_there_was_a_seal_is_read(tmp_path):
     old = copy.deepcopy(MANIFEST)
     for split in old["splits"].values():
         del split["bad_documents"], split["first_bad"]
+        for shard in split["shards"]:
+            del shard["index"]
     assert read_manifest(written(tmp_path, old)) == old
 
 

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ from fope_jax.extend import run as extend_run
 from fope_jax.extend.child import child_experiment
 from fope_jax.extend.parent import open_parent
 from fope_jax.main import main
-from tests.data import plain_reader
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -73,13 +71,11 @@ def desk(tmp_path_factory):
     (desk / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
     (desk / "own.py").write_text(CONFIG)
     os.chdir(desk)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, plain_reader.NAME, plain_reader.MODULE)
-        try:
-            assert main(["data", "build", "--config", "own.py"]) == 0
-            assert main(["train", "--config", "own.py", "--workdir", "runs/a"]) == 0
-        finally:
-            os.chdir(here)
+    try:
+        assert main(["data", "build", "--config", "own.py"]) == 0
+        assert main(["train", "--config", "own.py", "--workdir", "runs/a"]) == 0
+    finally:
+        os.chdir(here)
     return desk
 
 
@@ -89,7 +85,6 @@ def own(desk, tmp_path, monkeypatch):
     copy = tmp_path / "desk"
     shutil.copytree(desk, copy)
     monkeypatch.chdir(copy)
-    monkeypatch.setitem(sys.modules, plain_reader.NAME, plain_reader.MODULE)
     return copy
 
 

@@ -72,7 +72,7 @@ class Numbered:
 
     summary = "numbers"
 
-    def batch(self, step):
+    def batch(self, step, whole=False):
         return batch_of(step=step)
 
     def row_sources(self, step):

@@ -6,18 +6,19 @@ import json
 import math
 import re
 import shutil
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from fope_jax.data import build, cache, corpora, seqio_tasks, tfds_files
+from fope_jax.data import build, cache, corpora, seqio_tasks, tfds_files, tokenized
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.documents import encode_group
 from fope_jax.data.loader import Loader
 from fope_jax.data.manifest import CacheError
+from fope_jax.data.sources import list_sources
 from fope_jax.data.tf_libraries import seqio, tf, tfds
 from fope_jax.data.tokenizers import BytesTokenizer
-from tests.data import plain_reader
 from tests.faults.tfds_files import prepare_c4
 
 BYTES = BytesTokenizer()
@@ -52,8 +53,54 @@ def c4_config(text_config, c4_dir):
     return make
 
 
-def read(config, split, **state):
-    return list(seqio_tasks.read_documents(config, BYTES, split, **state))
+class One(NamedTuple):
+    """A document of a stream of `TokenizedDocuments`."""
+
+    corpus: str
+    name: str
+    tokens: np.ndarray
+    bytes: int
+    bad: str
+    changed: bool
+
+
+def read(config, split, workers=tokenized.InProcess, **state):
+    """The documents that a build writes, one by one."""
+    read_from = workers(config, BYTES)
+    sources = [] if config.tfds_data_dir and config.corpus == "c4" else list_sources(config)
+    found = []
+    for group in tokenized.read_documents(config, split, read_from, sources, **state):
+        tokens = np.split(group.tokens, np.cumsum(group.lengths)[:-1])
+        columns = (group.names, tokens, group.bytes.tolist(), group.bad, group.changed.tolist())
+        found += [One(group.corpus, *row) for row in zip(*columns, strict=True)]
+    return found
+
+
+def read_task(config, split):
+    """The documents that the seqio Task or Mixture yields."""
+    task = seqio_tasks.register_tasks(config, BYTES)
+    if config.corpus == "mixture":
+        features = {"num_epochs": 1, "passthrough_features": One._fields}
+        dataset = task.get_dataset(None, split=split, shuffle=False, **features)
+    else:
+        dataset = task.get_dataset(None, split=split, shuffle=False, try_in_mem_cache=False)
+    return [
+        One(
+            x["corpus"].decode(),
+            x["name"].decode(),
+            x["targets"],
+            int(x["bytes"]),
+            x["bad"].decode(),
+            bool(x["changed"]),
+        )
+        for x in dataset.as_numpy_iterator()
+    ]
+
+
+def assert_same(documents, others):
+    assert [(*d[:2], d.tokens.tolist(), *d[3:]) for d in documents] == [
+        (*d[:2], d.tokens.tolist(), *d[3:]) for d in others
+    ]
 
 
 def check(documents, texts):
@@ -90,20 +137,15 @@ def test_every_token_of_every_document_from_text_to_batches(text_config, tokeniz
     assert len(built["train"].fingerprint) == 64
 
 
-def test_documents_are_those_of_the_reader_without_tensorflow(text_config, tmp_path):
+def test_a_build_reads_the_documents_of_the_task(text_config, tmp_path):
     """Bad, empty and changed ones too, from the beginning and from where a build goes on."""
     (tmp_path / "more.jsonl").write_bytes(b'{"text": "caf\xc3\xa9"}\n\n\xff\n{"body": 1}\n' * 40)
     files = (f"{tmp_path}/books/train*.txt", f"{tmp_path}/more.jsonl")
     config = text_config(train_files=files, max_bad_documents=99)
-    for skip in ({}, {"text": 7}):
-        pair = [
-            [
-                (d.corpus, d.name, d.tokens.tolist(), *d[3:])
-                for d in reader(config, BYTES, "train", skip=skip)
-            ]
-            for reader in (seqio_tasks.read_documents, plain_reader.read_documents)
-        ]
-        assert pair[0] == pair[1] and len(pair[0]) > 150
+    of_task = read_task(config, "train")
+    assert len(of_task) > 150
+    assert_same(read(config, "train"), of_task)
+    assert_same(read(config, "train", skip={"text": 7}), of_task[7:])
 
 
 # ---------------------------------------------------------------------------- corpora
@@ -120,7 +162,9 @@ def test_c4_as_tfds_prepares_it(c4_config, c4_dir, split):
     assert [d.name for d in read(config, split)] == [d.name for d in documents]
     rest = read(config, split, skip={"c4": 4})
     assert [d.name for d in rest] == [d.name for d in documents[4:]]
-    assert sorted(seqio_tasks.read_texts(config, "c4", split)) == sorted(texts[split])
+    assert_same(documents, read_task(config, split))
+    found = [d.text for d in seqio_tasks.read_texts(config, "c4", split)]
+    assert sorted(found) == sorted(texts[split])
 
 
 def test_c4_as_public_json_gz_files(text_config, tmp_path):
@@ -362,7 +406,7 @@ def test_a_users_own_files(text_config):
     documents = read(config, "train")
     check(documents, texts)
     assert [BYTES.decode(d.tokens) for d in documents] == texts  # in the order of the files
-    assert list(seqio_tasks.read_texts(config, "text", "train")) == texts
+    assert [d.text for d in seqio_tasks.read_texts(config, "text", "train")] == texts
 
 
 def test_many_small_documents_and_empty_ones(text_config, tmp_path):
@@ -454,6 +498,7 @@ def test_a_mixture_follows_its_weights_in_tokens(mixture):
     config, texts, own = mixture
     documents = read(config, "train")
     assert isinstance(seqio_tasks.register_tasks(config, BYTES), seqio.Mixture)
+    assert_same(documents, read_task(config, "train"))
     tokens = {c: sum(len(d.tokens) for d in documents if d.corpus == c) for c in ("c4", "text")}
     longest = max(len(d.tokens) for d in documents)
     assert abs(tokens["c4"] / 3 - tokens["text"]) <= longest

@@ -12,12 +12,13 @@ from fope_jax.data.loader import Loader
 from fope_jax.data.task_mixture import MixtureLoader, make_stage_loaders, share_rows
 from fope_jax.data.tokenizers import BytesTokenizer
 from fope_jax.typing import Batch
+from tests.data.streams import TableOfDocuments
 
 MIXED = DataConfig(tasks=("recall=0.25", "copy=0.25"))
 ALONE = DataConfig(corpus="none", tokenizer="bytes", tasks=("recall=0.5", "passkey=0.5"))
 
 
-class Stream:
+class Stream(TableOfDocuments):
     tokenizer, num_tokens = BytesTokenizer(), 500
     documents = np.array([(0, 500)], [("start", np.int64), ("length", np.int64)])
 
@@ -173,3 +174,16 @@ def test_without_text_there_is_no_text_loader():
 def test_bad_settings_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**changes)
+
+
+@pytest.mark.parametrize("rows", [np.arange(3), np.array([2, 3, 6]), np.array([5, 7])])
+@pytest.mark.parametrize("config", [MIXED, ALONE], ids=["mixed", "alone"])
+def test_a_process_makes_its_own_rows_of_text_and_tasks(config, rows):
+    cache = Stream() if config is MIXED else open_cache(config, "train")
+    (own,) = make_stage_loaders(config, cache, [(0, 9, 80, 8)], seed=5, rows_of=lambda size: rows)
+    expected, found = loader(config).batch(2), own.batch(2)
+    for name, leaf, wanted in zip(Batch._fields, found, expected, strict=True):
+        np.testing.assert_array_equal(leaf[rows], wanted[rows])
+        if name != "positions":
+            assert not np.delete(leaf, rows, axis=0).any()
+    assert equal(own.batch(2, whole=True), expected)

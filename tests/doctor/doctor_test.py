@@ -263,12 +263,12 @@ def test_a_broken_configuration(run, content, message):
 
 def test_the_token_cache(run):
     directory = next(path for path in (run.parent / "cache").iterdir() if path.is_dir())
-    (directory / "train-00001.array_record").write_bytes(b"x")
-    flip(directory / "train-00000.array_record")
+    (directory / "train-00001.tokens").write_bytes(b"x")
+    flip(directory / "train-00000.tokens")
     problems, notes = found(run)
-    assert "train-00000.array_record is damaged: sha256" in problems[0].problem
+    assert "train-00000.tokens is damaged: sha256" in problems[0].problem
     assert problems[0].advice == f"fope data build --config {run}/config.json"
-    assert notes[0].problem.endswith("does not name: train-00001.array_record")
+    assert notes[0].problem.endswith("does not name: train-00001.tokens")
     shutil.rmtree(directory)
     problems, _ = found(run)
     assert [p.problem[:38] for p in problems] == [

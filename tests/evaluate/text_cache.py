@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from tests.data.streams import TableOfDocuments
+
 VOCAB = 50
 TOKEN_BYTES = np.random.default_rng(1).integers(0, 9, VOCAB).astype(np.int32)
 
 
-class TextCache:
+class TextCache(TableOfDocuments):
     """Documents of the given lengths, one after the other."""
 
     def __init__(self, lengths, vocab=VOCAB, seed=0):

@@ -12,11 +12,13 @@ from fope_jax.data import task_mixture
 from fope_jax.data.build import build
 from fope_jax.data.cache import open_cache
 from fope_jax.data.loader import Loader
+from fope_jax.evaluate.restore import load_run
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.scoring import no_progress
 from fope_jax.extend import parent as parent_module
 from fope_jax.extend.run import extend, read_lineage
 from fope_jax.main import main
+from fope_jax.position import ClipFloor, DroPE, RoPE
 from tests.train.fixtures import extend_with_yarn
 
 
@@ -183,3 +185,36 @@ def test_data_of_another_tokenizer_is_refused(rope, runs, tmp_path, capsys):
     assert main([*arguments(rope, tmp_path / "a"), *tokenizer]) == 2
     assert "the parent's model reads tokens of its own tokenizer only" in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+# ---------------------------------------------------------------------------- DroPE
+
+
+def test_drope_trains_without_positions_at_the_length_of_its_parent(rope, tmp_path):
+    steps = ["--config.train.steps=1", "--config.train.evaluate_every=none"]
+    extend(str(rope), "drope", 16, tmp_path / "drope", overrides=steps)
+    child = load_run(tmp_path / "drope")
+    assert child.model.position == DroPE(16) and child.experiment.train.length == 16
+    assert child.experiment.train.learning_rate == 1e-2, "the parent's"
+    assert "4 zeroed" in read_lineage(tmp_path / "drope")["frequencies"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("length", "overrides", "message"),
+    [
+        (32, (), "length 32: DroPE trains at the 16 tokens .* accepted: --length 16"),
+        (16, ("--config.position.length=64",), "position.length = 64: the temperature of an eva"),
+    ],
+)
+def test_drope_is_not_trained_beyond_that_length(rope, tmp_path, length, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        extend(str(rope), "drope", length, tmp_path / "run", overrides=overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_shorter_length_is_trained_when_asked_for(rope, tmp_path):
+    steps = ["--config.train.steps=1", "--config.train.evaluate_every=none"]
+    extend(str(rope), "clip", 8, tmp_path / "run", allow_shorter=True, overrides=steps)
+    child = load_run(tmp_path / "run").experiment
+    assert (child.train.length, child.train.batch_size) == (8, 4)
+    assert child.position == RoPE(scaling=(ClipFloor(8),))

@@ -169,3 +169,23 @@ def test_it_is_neither_trained_in_place_nor_kept_an_optimizer(yarn, tmp_path, ca
     with pytest.raises(ValueError, match="made without training and has no optimizer to keep"):
         extend(str(yarn), "same", 16, tmp_path / "run", optimizer="keep")
     assert open_parent(yarn).made_for == 64
+
+
+def test_fope_after_rope_costs_less_in_the_default_form_than_in_the_released_one(parent, tmp_path):
+    """Before any update, on the same tokens, at the parent's own length."""
+    losses = {}
+    for label in ("fope", "fope:preset=official", "clip"):
+        table = fj.evaluate(
+            fj.load(parent, step=12),
+            ["same-tokens"],
+            contexts=[1],
+            num_windows=16,
+            scored_tokens=8,
+            positions=[label],
+        )
+        (losses[label],) = table["loss"]
+    own = fj.evaluate(
+        fj.load(parent, step=12), ["same-tokens"], contexts=[1], num_windows=16, scored_tokens=8
+    )["loss"][0]
+    costs = {label: loss - own for label, loss in losses.items()}
+    assert abs(costs["fope"]) < abs(costs["fope:preset=official"])

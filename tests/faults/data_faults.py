@@ -25,12 +25,13 @@ from typing import Any
 import numpy as np
 
 from fope_jax.data import DataConfig
-from fope_jax.data.build import build, inspect
+from fope_jax.data.build import build
 from fope_jax.data.cache import open_cache
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.config import SPLITS
 from fope_jax.data.corpora import LONGEST_DOCUMENT, CorpusError, read_file
-from fope_jax.data.manifest import CacheError
+from fope_jax.data.inspect_cache import inspect
+from fope_jax.data.manifest import CacheError, shard_files
 from fope_jax.data.tokenizers import TokenizerError
 from tests.faults.fault import Fault
 
@@ -306,7 +307,7 @@ def damaged_cache(directory: Path, seed: int) -> None:
     """Bits flipped, bytes cut off or a file gone: found when it is read, and the file named."""
     draw = random.Random(seed)
     config, place = cache_in(directory)
-    assert len(list(place.glob("train-*.array_record"))) > 1
+    assert len(list(place.glob("train-*.tokens"))) > 1
     path = draw.choice(sorted(place.iterdir()))
     content = bytearray(path.read_bytes())
     kind = draw.choice(("flip", "flip", "cut", "remove"))
@@ -327,7 +328,7 @@ def damaged_after_opening(directory: Path, seed: int) -> None:
     expected = next(read_all(config))
     cache = open_cache(config, "train")
     cache.tokens(0, 1)  # checks the first shard's hash
-    path = place / "train-00000.array_record"
+    path = place / "train-00000.tokens"
     content = bytearray(path.read_bytes())
     content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
@@ -335,7 +336,9 @@ def damaged_after_opening(directory: Path, seed: int) -> None:
         try:
             found = cache.tokens(start, start + 256).tobytes()
         except CacheError as error:
-            assert re.search(r"train-00000\.array_record is damaged in record \d+", str(error))
+            assert re.search(
+                r"train-00000\.tokens is damaged: sha256 .*, in block \d+;", str(error)
+            )
             continue
         assert found == expected[4 * start : 4 * (start + 256)], start
 
@@ -345,7 +348,7 @@ def added_shard(directory: Path, seed: int) -> None:
     config, place = cache_in(directory)
     before = list(read_all(config))
     extra = np.random.default_rng(seed).bytes(1000)
-    (place / f"train-{seed % 7 + 10:05d}.array_record").write_bytes(extra)
+    (place / f"train-{seed % 7 + 10:05d}.tokens").write_bytes(extra)
     (place / "validation-00001.documents.npz").write_bytes(extra)
     assert list(read_all(config)) == before
 
@@ -373,7 +376,7 @@ def hostile_manifest(directory: Path, seed: int) -> None:
     config, place = cache_in(directory)
     manifest = json.loads((place / "manifest.json").read_text())
     shard = draw.choice(manifest["splits"][draw.choice(SPLITS)]["shards"])
-    entry = draw.choice((shard, shard["documents"]))
+    entry = draw.choice(shard_files(shard))
     outside = place.parent / entry["file"]
     (place / entry["file"]).rename(outside)
     name = draw.choice(OUTSIDE).format(name=outside.name, path=outside)

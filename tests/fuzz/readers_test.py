@@ -67,7 +67,13 @@ EXPERIMENT = {
     "mesh": {"data": 1, "fsdp": -1},
 }
 TABLE = {"file": "train-00000.documents.npz", "count": 2, "sha256": "b" * 64}
-SHARD = {"file": "train-00000.array_record", "tokens": 40, "sha256": "a" * 64, "documents": TABLE}
+SHARD = {
+    "file": "train-00000.tokens",
+    "tokens": 40,
+    "sha256": "a" * 64,
+    "index": {"file": "train-00000.index", "sha256": "c" * 64},
+    "documents": TABLE,
+}
 COUNTS = {
     "documents": 2,
     "bytes": 38,
@@ -77,9 +83,10 @@ COUNTS = {
     "first_bad": [],
 }
 HELD_OUT = {
-    "file": "validation-00000.array_record",
+    "file": "validation-00000.tokens",
     "tokens": 40,
     "sha256": "a" * 64,
+    "index": {"file": "validation-00000.index", "sha256": "c" * 64},
     "documents": TABLE | {"file": "validation-00000.documents.npz"},
 }
 MANIFEST = {

@@ -13,9 +13,12 @@ from fope_jax.gallery.examples import SHAPE as EXAMPLE_SHAPE
 from fope_jax.position import (
     ALiBi,
     FoPE,
+    FoX,
     Learned,
+    LocalChunks,
     ModelShape,
     NoPE,
+    PoPE,
     ReRoPE,
     RoPE,
     Sinusoidal,
@@ -156,3 +159,30 @@ def test_the_line_of_a_window_ends_where_no_key_is_seen():
     local, whole = windowed["lines"]
     assert len(local["value"]) == 20 and local["value"] == whole["value"][:20]
     assert "layer 1 of 2, a query sees at most 20 tokens" in windowed["note"]
+
+
+def test_a_polar_method_is_the_mean_of_its_sizes_times_cosines():
+    """E[softplus(x)] of N(1, 1) by a fine sum, not by the quadrature."""
+    found = row(PoPE(theta=100.0))
+    grid = np.linspace(-9.0, 11.0, 20_001)
+    density = np.exp(-((grid - 1) ** 2) / 2) / np.sqrt(2 * np.pi) * (grid[1] - grid[0])
+    size = np.sum(np.logaddexp(grid, 0) * density)
+    phase = DISTANCES[:, None] * 100.0 ** (-np.arange(16) / 16)
+    (line,) = found["lines"]
+    np.testing.assert_allclose(line["value"], size**2 * np.cos(phase).sum(axis=1) / 4, atol=3e-4)
+    assert len(found["frequencies"][0]["values"]) == 16
+
+
+def test_a_running_bias_is_a_line_of_the_mean_gate():
+    """With gates that read nothing, log sigmoid(b) a token, for every text."""
+    found = row(FoX(init_std=0.0, bias_init=2.0))
+    assert found["quantity"] == BIAS and "16 random texts" in found["note"]
+    (line,) = found["lines"]
+    np.testing.assert_allclose(line["value"], -np.log1p(np.exp(-2.0)) * DISTANCES, rtol=1e-5)
+
+
+def test_chunks_end_and_hide_what_lies_before_them():
+    """Of the keys at 0, 8, .. 56 only those at 0, 24 and 48 begin a chunk of 12."""
+    found = row(LocalChunks(ALiBi(slopes=(0.5,) * 4), 12))
+    (line,) = found["lines"]
+    np.testing.assert_allclose(line["value"], -0.5 * np.arange(12), rtol=1e-6)

@@ -18,7 +18,20 @@ def expected():
         scale = jnp.ones((1, 1)) if own.logit_scale is None else own.logit_scale(positions)
         k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
         v = jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
-        logits = jnp.einsum("btnh,bsnh->bnts", q, k, precision="highest") / q.shape[-1] ** 0.5
+        sides = [(q, k)]
+        if own.far_from is not None:
+            sides = list(zip(*(jnp.split(x, 2, axis=-1) for x in (q, k)), strict=True))
+        near, *far = (
+            jnp.einsum("btnh,bsnh->bnts", *side, precision="highest") / v.shape[-1] ** 0.5
+            for side in sides
+        )
+        distance = (positions[:, :, None] - positions[:, None, :])[:, None]
+        logits = jnp.where(distance >= own.far_from, far[0], near) if far else near
+        if own.window is not None:
+            mask = mask & (distance < own.window)
+        if own.chunk is not None:
+            chunks = positions // own.chunk
+            mask = mask & (chunks[:, None, :, None] == chunks[:, None, None, :])
         scaled = logits * scale[:, None, :, None]
         if has_hook(own.method, "bias"):
             scaled = scaled + bias_of_heads(own.method, layer, positions, positions)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fope_jax.interop.huggingface import PASSED_THROUGH, from_config
+from fope_jax.interop.families import PASSED_THROUGH
+from fope_jax.interop.huggingface import from_config
 from fope_jax.position import (
     ByLayer,
     DynamicNTK,
@@ -260,15 +261,15 @@ def test_fope_of_xtuner_is_read_from_its_dump():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (LLAMA | {"model_type": "mistral"}, "model_type='mistral': expected one of llama, qwen3"),
+        (LLAMA | {"model_type": "phi3"}, "model_type='phi3': expected one of llama, mistral, min"),
         (LLAMA | {"attention_bias": True}, "attention_bias=True: the model here .* False only"),
         (LLAMA | {"mlp_bias": True}, "mlp_bias=True: the model"),
         (LLAMA | {"hidden_act": "gelu"}, "hidden_act='gelu': .* with 'silu' or 'swish' only"),
         (LLAMA | {"attention_dropout": 0.1}, "attention_dropout=0.1: .* with 0 only"),
         (LLAMA | {"sliding_window": 4096}, "sliding_window=4096: .* with None only"),
-        (QWEN3 | {"use_sliding_window": True}, "use_sliding_window=True: .* with False only"),
+        (LLAMA | {"use_sliding_window": True}, "use_sliding_window=True: .* with False only"),
         (
-            QWEN3 | {"layer_types": ["full_attention", "sliding_attention"]},
+            LLAMA | {"layer_types": ["full_attention", "sliding_attention"]},
             "layer_types holds sliding_attention: only 'full_attention'",
         ),
         (LLAMA | {"logit_scale": 0.5}, "unknown key 'logit_scale' with the value 0.5: it may cha"),

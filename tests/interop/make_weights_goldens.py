@@ -3,7 +3,7 @@
 Needs PyTorch and transformers, which the fast tests do not:
 
     pip install '.[parity]'
-    python -m tests.interop.make_weights_goldens
+    python -m tests.interop.make_weights_goldens [MODEL ...]
 
 writes ``tests/goldens/weights``: for each model a checkpoint as transformers saves it, and in
 ``logits.npz`` what it computes.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
+_ALTERNATING = ["sliding_attention", "full_attention"]
+_QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
 # Heads of 8 dimensions where the family has a width of its own for them, 6 otherwise.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"head_dim": 8, "rms_norm_eps": 1e-5}),
@@ -43,8 +46,25 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2", {}),
     # At 0.3 four layers make 1e-4 of the rounding of frequencies to float32, which is theirs.
     "smollm3": ("SmolLM3", {"num_hidden_layers": 4, "initializer_range": 0.2}),
+    "mistral": ("Mistral", {"head_dim": 8, "sliding_window": 7}),
+    "ministral": ("Ministral", {"head_dim": 8, "sliding_window": 7, "layer_types": _ALTERNATING}),
+    "qwen2": ("Qwen2", _QWEN_WINDOWS | {"initializer_range": 0.2}),
+    "qwen3_windows": ("Qwen3", _QWEN_WINDOWS | {"head_dim": 8}),
+    "olmo3": (
+        "Olmo3",
+        {"num_hidden_layers": 4, "sliding_window": 7, "initializer_range": 0.2, "pad_token_id": 0},
+    ),
+    "smollm3_windows": (
+        "SmolLM3",
+        {
+            "num_hidden_layers": 4,
+            "initializer_range": 0.2,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+        },
+    ),
 }
-LENGTHS = (12, 40)  # within 16 positions and beyond
+LENGTHS = (12, 40)  # within 16 positions and beyond; position by position also below the window
 
 
 def rope_types(head_dim: int) -> dict[str, dict[str, Any]]:
@@ -82,6 +102,10 @@ def config_of(name: str, rope: str = "default") -> dict[str, Any]:
     values = SIZES | MODELS[name][1]
     head_dim = values.get("head_dim", values["hidden_size"] // values["num_attention_heads"])
     values["rope_parameters"] = rope_types(head_dim)[rope]
+    if name == "olmo3":  # as published: the type is that of the full layers
+        local = {"rope_type": "default", "rope_theta": 50.0}
+        types = {"full_attention": values["rope_parameters"], "sliding_attention": local}
+        values["rope_parameters"] = types
     if rope in ("yarn", "longrope", "llama3"):
         values["max_position_embeddings"] = 64  # the length extended to
     return values
@@ -94,10 +118,12 @@ def build(name: str, rope: str = "default", **changes: Any) -> Any:
     config = getattr(transformers, f"{kind}Config")(**(config_of(name, rope) | changes))
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
-    with torch.no_grad():  # scales of one would hide a norm that is left out
+    with torch.no_grad():  # ones and zeros would hide a norm or a bias that is left out
         for key, value in model.named_parameters():
             if key.endswith("norm.weight"):
                 value.uniform_(0.5, 1.5)
+            if key.endswith("proj.bias"):
+                value.uniform_(-1.0, 1.0)
     return model
 
 
@@ -122,11 +148,13 @@ def load(directory: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def main() -> None:
+def main(names: list[str]) -> None:
+    """Writes those of the given names, beside what is there; all of them where none is given."""
     torch = require("torch", "parity")
-    shutil.rmtree(GOLDENS, ignore_errors=True)
-    arrays = {}
-    for name in MODELS:
+    if not names:
+        shutil.rmtree(GOLDENS, ignore_errors=True)
+    arrays = dict(np.load(GOLDENS / "logits.npz")) if names else {}
+    for name in names or MODELS:
         model = build(name)
         options: dict[str, Any] = {}
         if name == "qwen3":
@@ -138,6 +166,9 @@ def main() -> None:
         model = load(GOLDENS / name)
         for length in LENGTHS:
             arrays[f"{name}/default/{length}"] = logits(model, tokens(length))
+    if names:
+        np.savez_compressed(GOLDENS / "logits.npz", **arrays)
+        return
     ropes = {}
     for rope in rope_types(8):
         model = build("llama", rope)
@@ -153,4 +184,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -5,6 +5,7 @@ Slow, and with two libraries that nothing else needs: pip install '.[parity]'.
 
 import copy
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -15,10 +16,21 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from fope_jax.interop.huggingface import from_config
+from fope_jax.interop.layer_positions import layer_positions
 from fope_jax.interop.weights import export_weights, import_weights
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer, split
-from fope_jax.position import ByLayer, DynamicNTK, Llama3, LongRoPE, NoPE, Proportional, RoPE, YaRN
+from fope_jax.position import (
+    ByLayer,
+    DynamicNTK,
+    Llama3,
+    LongRoPE,
+    NoPE,
+    Proportional,
+    RoPE,
+    SlidingWindow,
+    YaRN,
+)
 from tests.interop.make_weights_goldens import (
     GOLDENS,
     LENGTHS,
@@ -35,8 +47,8 @@ from tests.interop.weights_runs import logits_of_parts
 
 pytestmark = pytest.mark.slow
 
-# One token, an odd number of them, the trained length, one more, and eight times as many.
-ALL_LENGTHS = (1, 7, 16, 17, 40, 128)
+# One token; the window, one more; the trained length, one more; and eight times as many.
+ALL_LENGTHS = (1, 7, 8, 16, 17, 40, 128)
 
 
 def assert_parity(parts, model, tolerance):
@@ -72,8 +84,11 @@ def test_every_family_with_every_rope_type_at_every_length(tmp_path, name, rope)
     assert {k: written[k] for k in original if k not in ignored} == {
         k: value for k, value in original.items() if k not in ignored
     }
-    stated = original["rope_parameters"]
-    assert stated.items() <= written["rope_parameters"].items()
+    stated, read = original["rope_parameters"], written["rope_parameters"]
+    for one, other in [(stated[kind], read[kind]) for kind in stated if name == "olmo3"] or [
+        (stated, read)
+    ]:
+        assert one.items() <= other.items()
 
 
 @pytest.mark.parametrize(
@@ -87,6 +102,18 @@ def test_every_family_with_every_rope_type_at_every_length(tmp_path, name, rope)
         (RoPE(scaling=(Proportional(0.5),)), {"qk_norm": "head", "tie_embeddings": True}),
         (ByLayer((RoPE(), NoPE())), {"head_dim": 10}),
         (NoPE(), {"tie_embeddings": True}),
+        (RoPE(theta=100.0), {"windows": (7,)}),
+        (RoPE(theta=100.0), {"windows": (7, None), "head_dim": 10}),
+        (RoPE(scaling=(YaRN(4.0, 16),)), {"qk_norm": "head", "windows": (None, 7)}),
+        (RoPE(scaling=(YaRN(4.0, 16),)), {"qkv_bias": True, "windows": (7,)}),
+        (RoPE(theta=100.0), {"qkv_bias": True, "head_dim": 10}),
+        (RoPE(theta=100.0), {"norm": "post", "qk_norm": "width", "windows": (7, None)}),
+        (
+            ByLayer((SlidingWindow(RoPE(50.0), 7), RoPE(scaling=(DynamicNTK(2.0, 16),)))),
+            {"norm": "post", "qk_norm": "width", "head_dim": 6},
+        ),
+        (ByLayer((NoPE(), SlidingWindow(RoPE(theta=100.0), 7))), {}),
+        (ByLayer((SlidingWindow(NoPE(), 7), RoPE(theta=100.0))), {"windows": ()}),
     ],
     ids=str,
 )
@@ -95,11 +122,51 @@ def test_models_of_our_own_load_in_transformers(tmp_path, position, changes):
     config = TransformerConfig(**sizes, mlp_dim=48, init_std=0.3, **changes)
     _, params, constants = split(Transformer(config, position, rngs=nnx.Rngs(2)))
     rng = np.random.default_rng(0)
-    for key in [key for key in params["layers"] if key.endswith("_norm")]:
+    for key in [key for key in params["layers"] if key.endswith(("_norm", "_bias"))]:
         shape = params["layers"][key].shape
         params["layers"][key] = jnp.asarray(rng.uniform(0.5, 1.5, shape), jnp.float32)
     export_weights(tmp_path, config, position, params, constants, length=64)
     assert_parity((config, position, params, constants), load(tmp_path), 1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "sliding_window" in config_of(name)])
+def test_windows_that_are_not_stated_are_those_of_transformers(name):
+    """``layer_types`` of all combinations of keys, those that transformers cannot run left out."""
+    transformers = pytest.importorskip("transformers")
+    model_type = json.loads((GOLDENS / name / "config.json").read_text())["model_type"]
+    own = config_of(name)
+    count = own["num_hidden_layers"]
+    compared = 0
+    for window, uses, first, types in itertools.product(
+        ("absent", None, 5),
+        ("absent", True, False),
+        ("absent", 0, 1, count),
+        ("absent", None, ["full_attention"] * count, ["sliding_attention"] * count),
+    ):
+        keys = {"sliding_window": window, "use_sliding_window": uses}
+        keys |= {"max_window_layers": first, "layer_types": types}
+        if "use_sliding_window" not in own:
+            keys |= {"use_sliding_window": "absent"}
+        stated = {key: value for key, value in keys.items() if value != "absent"}
+        values = {key: x for key, x in own.items() if key not in keys} | stated
+        theirs = transformers.AutoConfig.for_model(model_type, **copy.deepcopy(values))
+        if name == "mistral":
+            if "layer_types" in values:
+                continue  # AutoConfig takes a file for a ministral
+            expected = [theirs.sliding_window] * count
+        else:
+            sliding = [kind == "sliding_attention" for kind in theirs.layer_types]
+            expected = [theirs.sliding_window if kind else None for kind in sliding]
+            uses = getattr(theirs, "use_sliding_window", True)
+            if any(sliding) and not (theirs.sliding_window and uses):
+                with pytest.raises(ValueError, match="holds sliding_attention, but"):
+                    from_config(values | {"model_type": model_type})
+                continue
+        imported = from_config(values | {"model_type": model_type})
+        layers = layer_positions(imported.config, imported.position)
+        assert [layer.window for layer in layers] == expected, stated
+        compared += 1
+    assert compared >= 3
 
 
 def test_random_rope_parameters_turn_as_in_transformers():

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from fope_jax.interop.huggingface import FAMILIES
+from fope_jax.interop.families import FAMILIES
 from fope_jax.interop.weights import export_weights, import_weights, tensor_views
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer, position_variables, split
@@ -26,6 +26,7 @@ from fope_jax.position import (
     LogitScaling,
     NoPE,
     RoPE,
+    SlidingWindow,
     T5Bias,
     YaRN,
     fingerprint,
@@ -36,7 +37,9 @@ from tests.interop.weights_runs import logits_of_parts
 GOLDENS = Path(__file__).parents[1] / "goldens" / "weights"
 EMBEDDING = "model.embed_tokens.weight"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a1b\nsize 123\n"
-MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3")
+WINDOWED = ("mistral", "ministral", "qwen2", "qwen3_windows", "olmo3", "smollm3_windows")
+MODELS = ("llama", "smollm", "qwen3", "olmo2", "smollm3", *WINDOWED)
+WINDOW = 7  # tokens, of those that have one
 LENGTHS = (12, 40)
 ROPE_TYPES = json.loads((GOLDENS / "rope_types.json").read_text())
 SIZES = {
@@ -59,10 +62,21 @@ def logits():
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_transformers(logits, name):
     imported = import_weights(GOLDENS / name)
-    for length in LENGTHS:
+    # Causal: the longer text has each length below, at and above a window.
+    for length in LENGTHS[name in WINDOWED :]:
         ours = logits_of_parts(imported, logits[f"tokens/{length}"])
         np.testing.assert_allclose(ours, logits[f"{name}/default/{length}"], rtol=1e-4, atol=1e-4)
-    assert isinstance(imported.position, ByLayer) == (name == "smollm3")
+    assert isinstance(imported.position, ByLayer) == name.startswith(("smollm3", "olmo3"))
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("mistral", "ministral"), ("qwen3_windows", "qwen3"), ("smollm3_windows", "smollm3")],
+)
+def test_the_windows_of_the_goldens_matter(logits, name, other):
+    """The same weights with another window: equal within it, and far from equal beyond."""
+    difference = np.abs(logits[f"{name}/default/40"] - logits[f"{other}/default/40"]).max((0, 2))
+    assert difference[:WINDOW].max() < 1e-4 < 0.05 < difference[WINDOW:].min()
 
 
 def with_config(directory, source="llama", **changes):
@@ -122,7 +136,8 @@ def test_export_gives_back_every_bit_and_every_key(tmp_path, name):
     assert {key: after[key] for key in before if key != "no_rope_layer_interval"} == {
         key: value for key, value in before.items() if key != "no_rope_layer_interval"
     }
-    assert after["fope_jax"].keys() == {"position", "fingerprint"}
+    windows = {"windows"} if imported.config.windows else set()
+    assert after["fope_jax"].keys() == {"position", "fingerprint"} | windows
     assert again.extra_keys == {
         **imported.extra_keys,
         **{k: v for k, v in again.extra_keys.items() if v is None},
@@ -177,6 +192,14 @@ OWN = {
     ),
     "smollm3": (ByLayer((RoPE(), NoPE())), {"num_layers": 4}),
     "smollm3 without any": (NoPE(), {}),
+    "mistral": (RoPE(theta=100.0), {"windows": (8,)}),
+    "ministral": (RoPE(), {"windows": (8, None), "tie_embeddings": True}),
+    "qwen2": (RoPE(), {"qkv_bias": True}),
+    "qwen2 with a window": (SlidingWindow(RoPE(), 8), {"qkv_bias": True}),
+    "olmo3": (
+        ByLayer((SlidingWindow(RoPE(), 8), RoPE(scaling=(YaRN(2.0, 32),)))),
+        {"norm": "post", "qk_norm": "width"},
+    ),
     "llama, base adjusted": (RoPE(scaling=(AdjustedBase(5e5), Llama3(4.0, 8))), {}),
     "qwen3 with FoPE": (SERVED, {"qk_norm": "head"}),
     "llama with FoPE": (dataclasses.replace(SERVED, heads="shared", sigma=2.0), {}),
@@ -359,6 +382,11 @@ def test_what_is_no_directory_of_a_checkpoint_is_told_for_what_it_is(tmp_path):
         FileNotFoundError, match=r"config.json is no .*: it is a file, no directory"
     ):
         import_weights(tmp_path / "config.json")
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        FileNotFoundError, match="no directory; `fope import .*x.gguf --workdir RUN`"
+    ):
+        import_weights(tmp_path / "x.gguf")
     with pytest.raises(FileNotFoundError, match="there is no such directory; hf:ORG/NAME"):
         import_weights("hf:organisation/model")
     (tmp_path / "model.safetensors").unlink()
@@ -537,12 +565,12 @@ def test_untied_weights_need_both(tmp_path):
         (RoPE(interleaved=True), {}, "interleaved=True: rope_parameters cannot say it"),
         (RoPE(learnable=True), {}, "learnable=True: rope_parameters cannot say it"),
         (RoPE(partial_rotary_factor=0.5), {}, "partial_rotary_factor=0.5: these models rotate the"),
-        (ByLayer((RoPE(), RoPE(5e5))), {}, "position.methods=.* layers with one RoPE and layers"),
+        (ByLayer((RoPE(), RoPE(5e5))), {}, "position.methods=.* knows layers with one RoPE, with"),
         (ByLayer((SERVED, NoPE())), {}, "position.method='fope'"),
         (FoPE(40), {}, "share_layers=False with 2 layers"),
         (RoPE(), {"norm": "post"}, "norm='post', qk_norm='none' with position.method='rope': no"),
         (RoPE(), {"qk_norm": "width"}, "norm='pre', qk_norm='width' .* no family"),
-        (NoPE(), {"qk_norm": "head"}, "position.method='nope': no family of Hugging Face has"),
+        (NoPE(), {"qk_norm": "head"}, "'nope', layers without position: no family of Hugging"),
         (RoPE(), {"num_heads": 3, "num_kv_heads": 3, "head_dim": 8}, "d_model=16: Llama needs a"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -561,7 +589,7 @@ def test_a_directory_that_holds_something_is_left_alone(tmp_path):
 
 
 def test_every_parameter_is_in_one_tensor():
-    config, _, params, _ = own_model(RoPE(), norm="post", qk_norm="width")
+    config, _, params, _ = own_model(RoPE(), norm="post", qk_norm="width", qkv_bias=True)
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
     for view in tensor_views(config, params).values():
         view += 1

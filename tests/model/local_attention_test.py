@@ -1,6 +1,5 @@
 """Windows, chunks, sinks, a second version for far keys and running sums, in every path."""
 
-import dataclasses
 import functools
 
 import hypothesis
@@ -24,7 +23,7 @@ from fope_jax.model.decode import forward_cached, init_cache
 from fope_jax.model.layer_pattern import layer_pattern
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, LocalChunks, NoPE, RoPE, SlidingWindow
-from fope_jax.position.base import Layer, PositionVariables
+from tests.model.everything import Everything
 
 STATIC = ("bias_fn", "contextual_fn", "backend", "block", "window", "chunk", "far_from")
 
@@ -259,33 +258,6 @@ def test_running_sums_have_the_gradient_of_a_sum_in_both_modes():
 # ---------------------------------------------------------------------------- the model
 
 
-@dataclasses.dataclass(frozen=True)
-class Everything(RoPE):
-    """A rotation whose far version has another base, with a gate a head that forgets."""
-
-    def init(self, key, shape):
-        gates = jax.random.normal(key, (shape.num_layers, shape.d_model, shape.num_heads))
-        return PositionVariables(layer_params={"gates": gates})
-
-    def variable_axes(self, name):
-        return ("embed", "heads")
-
-    def tables(self, variables, positions, head_dim):
-        near = super().tables(variables, positions, head_dim)
-        return near, RoPE(theta=3.0).tables({}, positions, head_dim)
-
-    def rotate(self, variables, tables, q, k):
-        versions = [super(Everything, self).rotate(variables, table, q, k) for table in tables]
-        return tuple(jnp.concatenate(parts, axis=-1) for parts in zip(*versions, strict=True))
-
-    def running_bias(self, variables, x):
-        gates = variables["gates"].astype(jnp.float32)
-        return jax.nn.log_sigmoid(jnp.einsum("btd,dn->btn", x.astype(jnp.float32), gates) + 1.0)
-
-    def layers(self):
-        return (Layer(self, far_from=4),)
-
-
 SIZES = {
     "vocab_size": 53,
     "d_model": 24,
@@ -411,7 +383,7 @@ def test_a_running_bias_refuses_rows_that_are_not_stored_by_position():
         ({"windows": (4, 0)}, r"windows=\(4, 0\): expected 1 token or more, or None"),
         (
             {"windows": (4, None, None)},
-            "num_layers=4: NoPE repeats after 1 layers and windows of 3",
+            "NoPE repeats after 1 layers, with windows of 3 after 3: num_layers=4",
         ),
     ],
 )

@@ -153,9 +153,10 @@ def exact_logits(model, tokens, positions, segments):
     def norm_at(place, x, scale):
         return norm(x, scale) if config.norm == place else x
 
-    def projected(y, weight, scale):
-        """``[B, T, N, H]``, normalised as the config says."""
-        x = np.einsum("btd,dnh->btnh", y, weight)
+    def projected(y, w, name):
+        """``[B, T, N, H]``, with a bias and normalised as the config says."""
+        x = np.einsum("btd,dnh->btnh", y, w[name]) + w.get(f"{name}_bias", 0.0)
+        scale = w.get(f"{name}_norm")
         if config.qk_norm == "width":
             return norm(x.reshape(*x.shape[:2], -1), scale).reshape(x.shape)
         return norm(x, scale) if config.qk_norm == "head" else x
@@ -177,15 +178,15 @@ def exact_logits(model, tokens, positions, segments):
     for index in range(shape.num_layers):
         w = {name: value[index] for name, value in params["layers"].items()}
         y = norm_at("pre", x, w["attention_norm"])
-        queries = projected(y, w["query"], w.get("query_norm"))
-        keys = projected(y, w["key"], w.get("key_norm"))
+        queries, keys = projected(y, w, "query"), projected(y, w, "key")
+        values = np.einsum("btd,dnh->btnh", y, w["value"]) + w.get("value_bias", 0.0)
         added = np.zeros_like(x)
         for n in range(shape.num_heads):
             kv = n // (shape.num_heads // shape.num_kv_heads)
             q, k = turn(queries[:, :, n]), turn(keys[:, :, kv])
             scores = np.exp(q @ k.swapaxes(1, 2) / np.sqrt(shape.head_dim)) * visible
             total = scores.sum(-1, keepdims=True)
-            attended = scores / np.where(total == 0, 1, total) @ (y @ w["value"][:, kv])
+            attended = scores / np.where(total == 0, 1, total) @ values[:, :, kv]
             added = added + attended @ w["out"][n]
         x = x + norm_at("post", added, w["attention_norm"])
         y = norm_at("pre", x, w["mlp_norm"])
@@ -199,7 +200,7 @@ def exact_logits(model, tokens, positions, segments):
 BLOCKS = {
     "pre, heads": {},
     "pre, none, tied": {"qk_norm": "none", "tie_embeddings": True},
-    "post, width": {"norm": "post", "qk_norm": "width"},
+    "post, width, biases": {"norm": "post", "qk_norm": "width", "qkv_bias": True},
 }
 
 
@@ -214,6 +215,9 @@ def test_the_model_is_its_definition(block):
     for name in norms:
         scale = params["layers"][name]
         params["layers"][name] = jnp.asarray(rng.uniform(0.5, 1.5, scale.shape), jnp.float32)
+    for name in [name for name in params["layers"] if name.endswith("_bias")]:
+        shape = params["layers"][name].shape
+        params["layers"][name] = jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
     model = merge(graphdef, params, constants)
     tokens, positions, segments, _ = packed([20, 17], 40)
     logits = jax.jit(lambda *batch: model(*batch))(tokens, positions, segments)

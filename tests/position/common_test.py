@@ -30,11 +30,13 @@ from fope_jax.position import (
     ALiBi,
     ByLayer,
     ByShare,
+    Cable,
     ClipFloor,
     CoPE,
     DroPE,
     DynamicNTK,
     FoPE,
+    FoX,
     Kerple,
     Learned,
     Llama3,
@@ -44,6 +46,7 @@ from fope_jax.position import (
     ModelShape,
     NoPE,
     NTKAware,
+    PoPE,
     PositionEmbedding,
     PositionInterpolation,
     PRoPE,
@@ -154,6 +157,17 @@ CASES = {
     # A shift moves tokens over the edges of chunks.
     "chunks": Case(LocalChunks(ALiBi(), 8), fails=(SHIFT,)),
     "alibi-slopes": Case(ALiBi(slopes=(0.5, 0.1, 0.3, 0.0))),
+    # Sizes are softplus(x), in twice the dimensions.
+    "pope-uniform": Case(PoPE(theta=100.0, phase="uniform"), fails=(NORM, ORIGIN)),
+    "pope-partial": Case(
+        PoPE(theta=100.0, partial_rotary_factor=1 / 3, phase="none"), fails=(NORM, ORIGIN)
+    ),
+    "fox": Case(FoX(init_std=0.3)),
+    "fox-pope": Case(
+        FoX(init_std=0.3, bias_init=2.0, rotation=PoPE(theta=100.0, phase="uniform")),
+        fails=(NORM, ORIGIN),
+    ),
+    "cable": Case(Cable(init_std=0.3)),
     "sinusoidal": Case(Sinusoidal(theta=100.0), fails=(SHIFT, ORIGIN)),
     "learned": Case(Learned(table_length=200), fails=(SHIFT, ORIGIN)),
     # Random coefficients: no rotation, so neither the distance alone nor the norm is kept; with
@@ -349,7 +363,8 @@ def difference(a, b):
 
 
 # Defined for keys at the query's position or before it only: CoPE counts up to the query, xPos
-# grows after it, T5's causal buckets end there, log_n takes a position for a number of keys.
+# grows after it, T5's causal buckets end there, log_n takes a position for a number of keys,
+# windows and chunks hide later keys, and a forget gate would favour them.
 NEED_A_CAUSAL_MASK = {
     "xpos",
     "xpos-interleaved",
@@ -363,6 +378,11 @@ NEED_A_CAUSAL_MASK = {
     "log-n-alibi",
     "log-n-sinusoidal",
     "log-n-cope",
+    "window",
+    "chunks",
+    "fox",
+    "fox-pope",
+    "cable",
     "self-extend",
     "rerope-leaky",
     "drope",
@@ -743,7 +763,7 @@ def test_grouped_queries_read_the_keys_of_their_group(name):
     assert turned_q.shape[3] == turned_k.shape[3] and turned_q.dtype == turned_k.dtype == q.dtype
 
 
-DRAWN = ("fope", "learned", "t5", "kerple", "fire", "cope", "dape")
+DRAWN = ("fope", "learned", "t5", "kerple", "fire", "cope", "dape", "pope-uniform", "fox", "cable")
 DRAWN_WITHOUT_NOISE = ("fope-clip-only", "fope-no-noise", "fope-no-noise-sine")
 
 

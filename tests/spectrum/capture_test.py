@@ -9,7 +9,7 @@ from flax import nnx
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.layers import project_from_heads, rms_norm, swiglu
 from fope_jax.model.transformer import Transformer, merge, split
-from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, RoPE
+from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, FoX, PoPE, RoPE, SlidingWindow
 from fope_jax.spectrum.capture import layer_logits, mean_by_distance, observer
 
 METHODS = {
@@ -17,6 +17,7 @@ METHODS = {
     "alibi": (ALiBi(), {"scan_layers": False, "remat": "full"}),
     "cope": (CoPE(init_std=0.5), {}),
     "by layer": (ByLayer((RoPE(), ALiBi())), {"qk_norm": "head"}),
+    "fox": (SlidingWindow(FoX(rotation=PoPE()), 7), {}),
 }
 
 
@@ -98,3 +99,31 @@ def test_attention_of_bias_alone_has_the_known_entropy_and_distance():
 def test_a_window_whose_logits_do_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"20000 tokens: all logits of 4 heads .* 8192 tokens are"):
         observer(make(ALiBi()))(np.zeros(20_000, np.int32))
+
+
+def test_a_window_hides_keys_from_attention_and_not_from_the_profile():
+    """Zero keys and a window of 5: even weights on 5 keys; the profile is ALiBi's to the end."""
+    seen = [
+        observer(merge(graphdef, zero_keys(params), constants))(np.arange(30))
+        for graphdef, params, constants in (
+            split(make(method)) for method in (ALiBi(), SlidingWindow(ALiBi(), 5))
+        )
+    ]
+    np.testing.assert_array_equal(seen[0].profile, seen[1].profile)
+    np.testing.assert_array_equal(seen[0].square, seen[1].square)
+    slopes, distances = 2.0 ** -(8 * np.arange(1, 5) / 4), np.arange(5)
+    weights = np.exp(-np.outer(slopes, distances))
+    weights /= weights.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(seen[1].distance[0, :, -1], weights @ distances, rtol=1e-4)
+
+
+def zero_keys(params):
+    layers = params["layers"] | {"key": jnp.zeros_like(params["layers"]["key"])}
+    return params | {"layers": layers}
+
+
+def test_q_and_k_are_as_wide_as_after_the_rotation():
+    seen = observer(make(PoPE()))(np.arange(9))
+    assert seen.q.shape == seen.turned_q.shape == (2, 9, 4, 8)
+    np.testing.assert_allclose(seen.q[:, 0], seen.turned_q[:, 0], atol=1e-6)  # position 0
+    assert np.abs(seen.k - seen.turned_k).max() > 0.1

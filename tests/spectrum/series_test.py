@@ -11,9 +11,11 @@ from fope_jax.position import (
     CoPE,
     DynamicNTK,
     FoPE,
+    FoX,
     LogitScaling,
     ModelShape,
     NoPE,
+    PoPE,
     RoPE,
     XPos,
     YaRN,
@@ -168,3 +170,23 @@ def test_a_signal_of_own_frequencies_is_extended_exactly():
     np.testing.assert_allclose(
         extrapolate(found, frequencies, far), extrapolate(amplitudes, frequencies, far), atol=1e-9
     )
+
+
+@pytest.mark.parametrize("method", [PoPE(100.0, 0.5, "uniform"), FoX(rotation=PoPE(100.0))])
+def test_polar_pairs_turn_from_where_they_stand_at_position_0(method):
+    """q and k are made twice as wide; delta is part of what k is at position 0."""
+    series, variables = series_of(method, drawn(method), SHAPE), drawn(method)
+    rng = np.random.default_rng(4)
+    q = jnp.asarray(rng.standard_normal((1, 5, 4, 16)), jnp.float32)
+    k = jnp.asarray(rng.standard_normal((1, 5, 2, 16)), jnp.float32)
+    positions = jnp.array([[0, 1, 3, 9, 30]], jnp.int32)
+    at_0, after = (
+        method.rotate(variables, method.tables(variables, at, 16), q, k)
+        for at in (jnp.zeros_like(positions), positions)
+    )
+    u = rotation_factors(series, np.asarray(positions[0]))
+    for before, rotated, heads in zip(at_0, after, (4, 2), strict=True):
+        moved = np.asarray(before[0], np.float64)[..., series.pairs] @ [1, 1j] * u[:, :heads]
+        np.testing.assert_allclose(rotated[0][..., series.pairs[:, 0]], moved.real, atol=1e-5)
+        np.testing.assert_allclose(rotated[0][..., series.pairs[:, 1]], moved.imag, atol=1e-5)
+    assert sorted(series.pairs.ravel().tolist()) == list(range(after[0].shape[-1]))

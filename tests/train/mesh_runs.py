@@ -35,6 +35,7 @@ from fope_jax.train.state import (
     trace_step,
 )
 from fope_jax.typing import Batch
+from tests.model.everything import Everything
 
 BATCH, LENGTH, VOCAB = 8, 64, 256
 LARGE = 2**10  # numbers; norms are smaller, and replicated on purpose
@@ -46,6 +47,9 @@ class OneBias(PositionEmbedding):
 
     def bias(self, variables, q_positions, k_positions):
         return -0.1 * jnp.abs(q_positions - k_positions).astype(jnp.float32)
+
+
+OTHERS = {"one-bias": OneBias(), "everything": Everything(theta=100.0)}
 
 
 def experiment(case: dict[str, Any]) -> Experiment:
@@ -65,7 +69,7 @@ def experiment(case: dict[str, Any]) -> Experiment:
         name="mesh",
         seed=3,
         model=TransformerConfig(**model),
-        position=(examples(LENGTH, 16) | {"one-bias": OneBias()})[case["method"]],
+        position=(examples(LENGTH, 16) | OTHERS)[case["method"]],
         data=DataConfig(corpus="gutenberg"),
         train=TrainConfig(**train),
         evaluate=None,  # type: ignore[arg-type]

@@ -27,7 +27,11 @@ QUICK_PAIRS = {f"packed {method}": {"method": method} for method in QUICK[1:]} |
     "norms": {
         "method": "rope",
         "model": {"norm": "post", "qk_norm": "width", "tie_embeddings": True},
-    }
+    },
+    "everything": {
+        "method": "everything",
+        "model": {"windows": (6, None), "attention_sinks": True},
+    },
 }
 
 LONG = {"method": "fope", "steps": 20}
@@ -82,10 +86,13 @@ def test_a_device_of_eight_needs_far_less_memory_for_the_step(fast, on_mesh):
     assert share < 0.5, share
 
 
-def pair(method: str, **changes) -> None:
-    """One device against every kind of axis at once."""
-    case = {"method": method, "mesh": MESHES["all"]} | changes
-    assert_alike(*results([case, case | {"devices": 1, "mesh": ONE}]))
+def pair(method: str, meshes: tuple[str, ...] = ("all",), **changes) -> None:
+    """One device against meshes, at first the one with every kind of axis."""
+    case = {"method": method} | changes
+    cases = [case | {"mesh": MESHES[name]} for name in meshes]
+    one, *others = results([case | {"devices": 1, "mesh": ONE}, *cases])
+    for ours in others:
+        assert_alike(ours, one)
 
 
 def assert_alike(ours: dict, one: dict) -> None:
@@ -111,7 +118,7 @@ def test_every_method_on_packed_rows(method, request):
             pair(method)
         pair(method, mesh=MESHES["all"] | {"context": 4, "tensor": 1})
     else:
-        pair(method)
+        pair(method, ("all", "context", "tensor"))
 
 
 @pytest.mark.slow
@@ -135,6 +142,10 @@ def test_every_method_on_packed_rows(method, request):
 )
 def test_every_way_to_compute_the_step(changes):
     pair(**{"method": "fope"} | changes)
+
+
+def test_windows_sinks_far_versions_and_running_sums(fast):
+    assert_alike(fast["everything"], fast["everything on one"])
 
 
 def test_norms_over_all_heads_and_tied_embeddings(fast):

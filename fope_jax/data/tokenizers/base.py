@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Tokenizer:
       token_bytes: ``[V]`` int32, UTF-8 bytes of each token, special tokens 0; gives bits per byte.
       prefix: text before every document that is not part of it: " " for Llama 2, mostly "".
       fingerprint: hex digest of everything that decides the tokens of a text.
+      num_threads: that a batch is encoded with, where the library lets one choose.
     """
 
     kind: str
@@ -34,6 +36,7 @@ class Tokenizer:
     pad_id: int
     prefix: str = ""
     fingerprint: str
+    num_threads: int = os.cpu_count() or 1
     token_texts: TokenTexts
 
     @property

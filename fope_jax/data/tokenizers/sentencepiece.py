@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -74,7 +73,7 @@ class SentencePieceTokenizer(Tokenizer):
             for text in texts
         ]
         flat = [piece for of_text in pieces for piece in of_text]
-        encoded = iter(self.processor.encode(flat, num_threads=os.cpu_count() or 1))
+        encoded = iter(self.processor.encode(flat, num_threads=self.num_threads))
         return [
             _join(
                 self._mark_ids if piece == SPACE_MARK else ids

@@ -211,7 +211,7 @@ def test_windows_that_are_made_otherwise_than_before_say_so():
 
 
 @pytest.fixture
-def built(text_config, tmp_path, without_tensorflow):
+def built(text_config, tmp_path):
     """Builds a cache of texts with a tokenizer."""
 
     def make(made, texts):

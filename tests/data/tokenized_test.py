@@ -1,0 +1,155 @@
+"""However many processes tokenize, a cache has the same bytes, and goes on where it was."""
+
+import functools
+import gzip
+import json
+import os
+
+import numpy as np
+import pytest
+
+from fope_jax.data import build, cache, tokenized
+from fope_jax.data.cache_directories import cache_directory
+from fope_jax.data.corpora import CorpusError
+from fope_jax.data.tokenizers import BytesTokenizer
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A part for each file, and shards that several files fill."""
+    monkeypatch.setattr(tokenized, "PART_BYTES", 0)
+    monkeypatch.setattr(cache, "BLOCK_TOKENS", 64)
+    monkeypatch.setattr(cache, "SHARD_TOKENS", 1024)
+
+
+@pytest.fixture
+def mixed_config(text_config, tmp_path, story):
+    """Text files, lines with empty and bad documents, and gzip."""
+    lines = [json.dumps({"text": t}) for t in (story(50), "", story(200), "caf\u00e9 \u2603")]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "no document"]) + "\n")
+    with gzip.open(tmp_path / "b.json.gz", "wt") as stream:
+        stream.write("\n".join(reversed(lines)) + "\n")
+    (tmp_path / "c.txt").write_text("")
+    train = (*(f"{tmp_path}/{n}" for n in ("a.jsonl", "b.json.gz", "c.txt")),)
+
+    def make(**fields):
+        train_files = (*train, f"{tmp_path}/books/train*.txt")
+        return text_config(train_files=train_files, max_bad_documents=2, **fields)
+
+    return make
+
+
+def contents(config):
+    directory = cache_directory(config)
+    assert not [path for path in directory.iterdir() if path.is_dir()]
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_a_cache_is_the_same_to_the_byte_for_one_process_and_for_two(mixed_config, tmp_path):
+    fields = {"tokenizer": "sentencepiece", "vocab_size": 300}
+    one = mixed_config(cache_dir=str(tmp_path / "one"), **fields)
+    two = mixed_config(cache_dir=str(tmp_path / "two"), **fields)
+    build.build(one, workers=1)
+    built = build.build(two, workers=2)["train"]
+    assert contents(one) == contents(two)
+    assert len([name for name in contents(one) if name.endswith(".tokens")]) > 4
+    assert built.summary["bad_documents"] == 1 and built.summary["empty_documents"] == 3
+
+
+def test_an_error_in_a_worker_comes_out_as_it_was_raised(text_config, tmp_path):
+    (tmp_path / "books" / "train2.txt").write_bytes(b"ab\xffcd")
+    with pytest.raises(CorpusError, match=r"train2\.txt is not UTF-8: byte 0xff at offset 2"):
+        build.build(text_config(), workers=2)
+
+
+def test_a_stopped_pool_goes_on_with_the_parts_that_were_not_read(
+    mixed_config, tmp_path, monkeypatch
+):
+    """In this process, with parts as a pool leaves them; then with other numbers of workers."""
+    config = mixed_config()
+
+    class Inline:
+        """A pool whose workers are this process."""
+
+        made = []
+
+        def __init__(self, *_):
+            pass
+
+        def submit(self, task):
+            self.made.append(task.args[2].files)
+            result = task()
+            return SimpleResult(result)
+
+        def shutdown(self, **_):
+            pass
+
+    class SimpleResult:
+        def __init__(self, value):
+            self.result, self.cancel = lambda: value, lambda: None
+
+    monkeypatch.setattr(tokenized, "ProcessPoolExecutor", Inline)
+    whole = mixed_config(cache_dir=str(tmp_path / "whole"))
+    build.build(whole, workers=2)
+    assert len(Inline.made) == 9  # of both splits, each once
+    for stop, workers in ((2, 2), (4, 1), (8, 2)):
+        save, calls = build._save_state, []
+
+        def interrupt(*arguments, save=save, calls=calls, stop=stop):
+            save(*arguments)
+            calls.append(1)
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(build, "_save_state", interrupt)
+            build.build(config, workers=2)
+        Inline.made.clear()
+        build.build(config, workers=workers)
+        if stop == 8:  # files that the complete shards hold are not tokenized again
+            assert len(Inline.made) < 7
+        assert contents(config) == contents(whole)
+        for path in cache_directory(config).parent.glob("text-*"):
+            if path.is_dir():
+                for file in path.iterdir():
+                    file.unlink()
+                path.rmdir()
+
+
+def test_documents_of_a_saved_part_from_any_number(text_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenized, "_READ_TOKENS", 100)
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(json.dumps({"text": "x" * (7 * i % 150)}) + "\n" for i in range(60)))
+    config, tokenizer = text_config(train_files=(str(path),)), BytesTokenizer()
+    part = tokenized.Part("text", "train", 0, (str(path),), 1)
+    output = str(tmp_path / "parts" / "p")
+    tokenized.save_part(config, lambda: tokenizer, part, output)
+    for skip in (0, 1, 30, 59, 60):
+        pair = [
+            (list(tokenized.read_saved_part(part, output, skip))),
+            (list(tokenized.tokenize_part(config, tokenizer, part, skip))),
+        ]
+        saved, direct = ([x for g in groups for x in g.names] for groups in pair)
+        assert saved == direct and len(saved) == 60 - skip
+        for name in ("tokens", "lengths", "bytes", "changed"):
+            joined = [np.concatenate([[], *(getattr(g, name) for g in x)]) for x in pair]
+            np.testing.assert_array_equal(*joined)
+    assert len(list(tokenized.read_saved_part(part, output))) > 20  # some at a time
+
+
+def test_a_worker_that_is_killed_is_told(text_config, tmp_path):
+    """As the system does when memory is short."""
+    with (
+        tokenized.Pool(text_config(), BytesTokenizer(), tmp_path, 1) as pool,
+        pytest.raises(CorpusError, match="a process that tokenizes was killed.*--workers N"),
+    ):
+        list(pool._in_order([functools.partial(os._exit, 1)]))
+
+
+def test_workers_are_at_most_the_parts(text_config):
+    config = text_config()
+    sources = build.list_sources(config)
+    assert build._count_workers(config, sources, 99) == 4
+    assert build._count_workers(config, sources, 3) == 3
+    with pytest.raises(ValueError, match="workers = 0; accepted: 1 or more"):
+        build.build(config, workers=0)

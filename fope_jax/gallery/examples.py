@@ -70,13 +70,10 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "fire": FIRE(),
         "sandwich": Sandwich(),
         "cope": CoPE(init_std=0.02),  # at the default 0 it starts as NoPE and shows nothing
-<<<<<<< HEAD
         "dape": DAPE(),
-=======
         "pope": PoPE(),
         "fox": FoX(),
         "cable": Cable(),
->>>>>>> day
         "by_layer": ByLayer((RoPE(), NoPE())),
         "by_share": ByShare((FoPE(length), NoPE()), (0.5, 0.5)),
         "logit_scaling": LogitScaling(RoPE(), training_length=length),

@@ -43,13 +43,10 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "fire": FIRE,
     "sandwich": Sandwich,
     "cope": CoPE,
-<<<<<<< HEAD
     "dape": DAPE,
-=======
     "pope": PoPE,
     "fox": FoX,
     "cable": Cable,
->>>>>>> day
     "by_layer": ByLayer,
     "by_share": ByShare,
     "logit_scaling": LogitScaling,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fope_jax.gallery.examples import EXAMPLES
 from fope_jax.model import attention
-from fope_jax.model.attention import TokenIndex, attention_mask, visible_key_blocks
+from fope_jax.model.masks import TokenIndex, attention_mask, visible_key_blocks
 from fope_jax.position.base import ModelShape, has_hook
 
 attend = jax.jit(attention.attend, static_argnames=("bias_fn", "contextual_fn", "backend", "block"))

@@ -13,6 +13,7 @@ from fope_jax.position.base import (
     has_hook,
 )
 from fope_jax.position.contextual import CoPE, cope_bias
+from fope_jax.position.dape import DAPE, dape_network
 from fope_jax.position.drope import DroPE, drope_scale
 from fope_jax.position.fingerprints import Fingerprint, fingerprint
 from fope_jax.position.fope import FoPE

@@ -15,6 +15,7 @@ from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import NoPE, PositionEmbedding
 from fope_jax.position.checks import find, nearest
 from fope_jax.position.contextual import CoPE
+from fope_jax.position.dape import DAPE
 from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.forgetting import Cable, FoX
@@ -44,6 +45,7 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "fire": FIRE,
     "sandwich": Sandwich,
     "cope": CoPE,
+    "dape": DAPE,
     "pope": PoPE,
     "fox": FoX,
     "cable": Cable,

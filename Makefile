@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs/demo
 METHODS ?= nope alibi rope fope
+PRETRAINED ?= runs/pretrained
 CONFIG := configs/quickstart.py
 COMPILED ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fope_jax/compiled
 
@@ -11,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 PARITY := tests/interop/weights_parity_test.py tests/interop/gguf_parity_test.py
 HARNESS := tests/evaluate/harness_parity_test.py
 
-.PHONY: help demo demo-full test faults slow-test plan-test beam-test parity-test lm-eval-test lint
+.PHONY: help demo demo-full pretrained-demo test faults slow-test plan-test beam-test parity-test lm-eval-test lint
 .PHONY: install clean docs
 .DEFAULT_GOAL := help
 
@@ -19,6 +20,8 @@ help:
 	@echo "make demo       in five minutes: which of four methods finds and reads beyond its training"
 	@echo "                length? Prints the verdict; writes $(RUNS)/report/index.html"
 	@echo "make demo-full  $(METHODS) on books, larger, by all protocols; $(RUNS)-full/report"
+	@echo "make pretrained-demo  SmolLM2 of 135 M parameters: what it writes, whether it finds a key, and"
+	@echo "                what it loses beyond its 8,192 tokens; writes $(PRETRAINED)/report"
 	@echo "make test       lint and the fast tests, with coverage"
 	@echo "make faults     breaks runs in every way they must survive; prints a table (30 minutes)"
 	@echo "make slow-test  the tests that take minutes"
@@ -61,6 +64,25 @@ demo-full: $(INSTALLED)
 	  $(BIN)/fope evaluate --run $(RUNS)-full/$$method --protocols all; \
 	done
 	$(BIN)/fope report $(METHODS:%=$(RUNS)-full/%) -o $(RUNS)-full/report
+
+# Lengths are multiples of train.length, 2,048: a key in 2,048 and 4,096 tokens, and the loss of the
+# same 1,024 tokens at the end of 2,048 and of 12,288 tokens, half as many again as it was trained on.
+pretrained-demo: export JAX_PLATFORMS ?= cpu
+pretrained-demo: export JAX_COMPILATION_CACHE_DIR = $(COMPILED)
+pretrained-demo: EVALUATE = $(BIN)/fope evaluate $(PRETRAINED)/smollm2 --protocols
+pretrained-demo: TEXT = same-tokens --config.evaluate.lengths=1,6 --config.evaluate.num_windows=1
+pretrained-demo: $(INSTALLED)
+	$(BIN)/fope data download smollm2
+	@test -d $(PRETRAINED)/smollm2/checkpoints || $(BIN)/fope import \
+	  data_cache/downloads/SmolLM2-135M-Instruct.Q4_1.gguf --workdir $(PRETRAINED)/smollm2 \
+	  --config.train.length=2048
+	$(BIN)/fope data build --config $(PRETRAINED)/smollm2/config.json
+	$(BIN)/fope generate $(PRETRAINED)/smollm2 "The history of the steam engine" --max-new-tokens 40
+	$(EVALUATE) passkey --config.evaluate.passkey_lengths=1,2 --config.evaluate.passkey_trials=1 \
+	  --config.evaluate.passkey_depths=0.1,0.5,0.9 --config.evaluate.passkey_templates=standard \
+	  --config.evaluate.batch_tokens=4096
+	$(EVALUATE) $(TEXT)
+	$(BIN)/fope report $(PRETRAINED)/smollm2 -o $(PRETRAINED)/report
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ def import_(arguments: argparse.Namespace) -> None:
     only what is there is read.
 
     A GGUF file, the extra [gguf], is dequantised to float32, and its tokenizer rebuilt; it is of
-    Llama, Qwen 3, OLMo 2 or SmolLM 3, with byte-level BPE.
+    Llama, Qwen 2 and 3, OLMo 2 or SmolLM 3, with byte-level BPE.
 
     train.length is the length that evaluation counts in multiples of; without it the checkpoint's
     max_position_embeddings. Any value but the model's own can be given as

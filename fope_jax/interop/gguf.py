@@ -85,6 +85,7 @@ class Architecture(NamedTuple):
 ARCHITECTURES = {
     "llama": Architecture("llama", permuted=True),
     "smollm3": Architecture("smollm3", permuted=True),
+    "qwen2": Architecture("qwen2", permuted=False),
     "qwen3": Architecture("qwen3", permuted=False),
     "olmo2": Architecture("olmo2", permuted=False),
 }

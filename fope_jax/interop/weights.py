@@ -182,6 +182,8 @@ def import_config(directory: str | Path) -> ImportedConfig:
         what = "there is no such directory; hf:ORG/NAME takes one from the Hugging Face Hub"
         if directory.exists():
             what = f"no {CONFIG} in it" if directory.is_dir() else "it is a file, no directory"
+        if directory.suffix == ".gguf":
+            what += f"; `fope import {directory} --workdir RUN` makes a run of a GGUF file"
         raise FileNotFoundError(f"{directory} is no checkpoint of Hugging Face: {what}")
     values = read_json(path)
     try:

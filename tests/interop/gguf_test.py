@@ -128,7 +128,7 @@ def test_q_and_k_are_rotated_as_llama_cpp_rotates_pairs_side_by_side(mixed):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "smollm3", "qwen3", "olmo2"])
+@pytest.mark.parametrize("architecture", ["llama", "smollm3", "qwen2", "qwen3", "olmo2"])
 def test_each_architecture_has_its_norms_and_its_order_of_rows(tmp_path, architecture):
     tensors = random_tensors(architecture, tied=False)
     imported = import_gguf_weights(open_gguf(write(tmp_path / "x.gguf", tensors, architecture)))
@@ -147,6 +147,10 @@ def test_each_architecture_has_its_norms_and_its_order_of_rows(tmp_path, archite
     np.testing.assert_array_equal(
         imported.params["layers"]["mlp_norm"][0], tensors[f"blk.0.{mlp_norm}.weight"]
     )
+    assert config.qkv_bias == (architecture == "qwen2")
+    if config.qkv_bias:
+        bias = tensors["blk.1.attn_k.bias"]
+        np.testing.assert_array_equal(ours["model.layers.1.self_attn.k_proj.bias"], bias)
     assert imported.position == PLAIN  # two layers: none of SmolLM 3 is a fourth one
 
 

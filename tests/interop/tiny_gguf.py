@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,12 @@ def random_tensors(
         }
         every = matrices | {name: (size,) for name, size in norms.items()}
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in every.items()}
+    if architecture == "qwen2":
+        sizes = {"q": q_width, "k": kv_width, "v": kv_width}
+        for layer, part in itertools.product(range(LAYERS), sizes):
+            shapes[f"blk.{layer}.attn_{part}.bias"] = (sizes[part],)
     return {
-        f"{name}.weight": (
+        name if name.endswith(".bias") else f"{name}.weight": (
             1 + 0.1 * rng.standard_normal(shape)
             if len(shape) == 1
             else rng.standard_normal(shape) / 16

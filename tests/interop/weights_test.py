@@ -382,6 +382,11 @@ def test_what_is_no_directory_of_a_checkpoint_is_told_for_what_it_is(tmp_path):
         FileNotFoundError, match=r"config.json is no .*: it is a file, no directory"
     ):
         import_weights(tmp_path / "config.json")
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        FileNotFoundError, match="no directory; `fope import .*x.gguf --workdir RUN`"
+    ):
+        import_weights(tmp_path / "x.gguf")
     with pytest.raises(FileNotFoundError, match="there is no such directory; hf:ORG/NAME"):
         import_weights("hf:organisation/model")
     (tmp_path / "model.safetensors").unlink()

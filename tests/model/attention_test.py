@@ -690,7 +690,9 @@ def test_every_kind_of_bias_is_among_the_examples():
 @pytest.mark.parametrize(
     ("label", "shared"),
     [
-        pytest.param(label, False, marks=pytest.mark.slow if label == "kerple-power" else ())
+        pytest.param(
+            label, False, marks=pytest.mark.slow if label in ("kerple-power", "dape") else ()
+        )
         for label in BIASES
     ]
     + [

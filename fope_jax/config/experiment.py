@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +104,7 @@ def build_experiment(config: ConfigDict | Mapping[str, Any]) -> Experiment:
     if not isinstance(method, str):
         raise ConfigError(f"config.position.method = {method!r:.80}; accepted: a name")
     try:
-        position = _build_spec("position", values["position"], length, model.init_std)
+        position = _build_spec("position", values["position"], length, model)
         longest = position.limits.max_length
         if longest is not None and length > longest:
             raise ConfigError(
@@ -175,12 +176,20 @@ def check_vocabulary(tokenizer_size: int, model: TransformerConfig) -> None:
         )
 
 
-def knob_types(method: Any) -> dict[str, Any]:
-    """The type of each knob of a named method; empty for an unknown method."""
+def knob_types(method: Any, preset: Any = None) -> dict[str, Any]:
+    """The type of each knob of a named method or its preset; empty for an unknown name."""
     try:
-        return {"preset": str | None} | field_types(positions.find_class("method", method))
+        return _knob_types("method", method, preset)
     except (AttributeError, ValueError):  # `build_experiment` reports it
         return {}
+
+
+def _knob_types(entry: str, name: str, preset: str | None) -> dict[str, Any]:
+    kinds = field_types(positions.find_class(entry, name))
+    if preset is not None and (own := positions.preset_knobs(name, preset)):
+        hints = typing.get_type_hints(positions.PRESETS[name, preset])
+        kinds = {knob: hints[knob] for knob in own}
+    return {"preset": str | None} | kinds
 
 
 def unknown_key(key: str) -> ConfigError:
@@ -207,14 +216,17 @@ def _build_section(name: str, cls: type, values: Mapping[str, Any]) -> Any:
         raise ConfigError(f"config.{name}: {error}") from error
 
 
-def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
-    """Methods and scalings from their specifications; fills in training length and amplitude."""
+def _build_spec(key: str, value: Any, length: int, model: TransformerConfig) -> Any:
+    """Methods and scalings from their specifications.
+
+    Fills in the training length, the amplitude, and the number of layers of a pattern by name.
+    """
     if isinstance(value, (list, tuple)):
         items = enumerate(value)
-        return tuple(_build_spec(f"{key}[{i}]", item, length, init_std) for i, item in items)
+        return tuple(_build_spec(f"{key}[{i}]", item, length, model) for i, item in items)
     if not isinstance(value, (Mapping, ConfigDict)):
         return value
-    knobs = {name: _build_spec(f"{key}.{name}", v, length, init_std) for name, v in value.items()}
+    knobs = {name: _build_spec(f"{key}.{name}", v, length, model) for name, v in value.items()}
     entry, name, knobs = positions.split_spec(knobs)
     if not isinstance(name, str):
         raise ConfigError(
@@ -222,11 +234,13 @@ def _build_spec(key: str, value: Any, length: int, init_std: float) -> Any:
         )
     is_scaling = entry == "scaling"
     make = positions.make_scaling if is_scaling else positions.make
-    kinds = {"preset": str | None} | field_types(positions.find_class(entry, name))
+    kinds = _knob_types(entry, name, knobs.get("preset"))
     # LogitScaling's form "yarn" is a temperature and rejects a length.
     needs_length = "training_length" in kinds and knobs.get("form") != "yarn"
     if needs_length and knobs.get("training_length") is None:
         knobs["training_length"] = length
     if "amplitude" in kinds:  # sinusoids on the scale of the embeddings they are added to
-        knobs.setdefault("amplitude", init_std)
+        knobs.setdefault("amplitude", model.init_std)
+    if "num_layers" in kinds:
+        knobs.setdefault("num_layers", model.num_layers)
     return make(name, **{k: convert(f"{key}.{k}", v, kinds.get(k, Any)) for k, v in knobs.items()})

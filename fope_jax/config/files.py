@@ -159,7 +159,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
         if field and values is not None and not hasattr(values, "get"):
             raise ConfigError(f"config.{section} = {values!r:.80}; accepted: a mapping")
         if section == "position" and field:
-            kinds = knob_types(values.get("method") if values else None)
+            kinds = knob_types(*(values.get(k) if values else None for k in ("method", "preset")))
             value = parse_knob(key, text, str if field == "method" else kinds.get(field, Any))
             _import_modules({"method": value} if field == "method" else value)
         else:

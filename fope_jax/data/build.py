@@ -41,7 +41,15 @@ from fope_jax.data.sources import (
     list_sources,
     source_warnings,
 )
-from fope_jax.data.tokenized import InProcess, Pool, count_cores, list_parts, read_documents
+from fope_jax.data.tokenized import (
+    PART_BYTES,
+    InProcess,
+    Pool,
+    count_cores,
+    list_parts,
+    read_documents,
+    take_first,
+)
 from fope_jax.data.tokenizers import (
     BytesTokenizer,
     JsonTokenizer,
@@ -192,7 +200,7 @@ def _build(
     with contextlib.ExitStack() as stack:
         if runner is not None:
             tokenize = BeamWorkers(config, tokenizer, runner, state["content"], str(parts))
-        elif (count := _count_workers(config, sources, workers)) <= 1:
+        elif (count := _count_workers(config, sources, workers)) == 1:
             tokenize = InProcess(config, tokenizer)
         else:
             tokenize = stack.enter_context(Pool(config, tokenizer, partial, count))
@@ -217,11 +225,13 @@ def _count_workers(
     config: DataConfig, sources: Sequence[dict[str, Any]], workers: int | None
 ) -> int:
     """Processes that tokenize: at most the parts of a split, so one for a little text."""
-    corpora = [corpus for corpus, _ in config.components]
-    most = max(sum(len(list_parts(config, c, s, sources)) for c in corpora) for s in SPLITS)
-    if "c4" in corpora and config.tfds_data_dir:
-        most = workers or count_cores()  # its documents go to the pool in groups
-    return min(workers or count_cores(), most)
+    most = 0
+    for split in SPLITS:
+        parts = [list_parts(config, corpus, split, sources) for corpus, _ in config.components]
+        # Documents of TFDS go to the pool in groups, whatever files they are in.
+        of_tfds = sum(s["size"] for s in sources if "shard" in s and s["split"] == split)
+        most = max(most, sum(map(len, parts)) + of_tfds // PART_BYTES)
+    return max(1, min(workers or count_cores(), most))
 
 
 def _resume(partial: Path, content: str) -> dict[str, Any]:
@@ -332,6 +342,8 @@ def _write_split(
             left_out=left_out,
             report=bar.update,
         )
+        if split == "train":
+            documents = take_first(documents, *_left(config, done))
         for group in documents:
             writer.add(group)
             bar.set_postfix_str(f"{writer.num_tokens:,} tokens", refresh=False)
@@ -348,6 +360,12 @@ def _write_split(
             f"the {split} split of corpus {config.corpus!r} is empty:"
             f" {done.empty_documents + bad} documents, none with text"
         )
+    left = [limit for limit in _left(config, done) if limit is not None]
+    if split == "train" and left and min(left) > 0:
+        _say(
+            f"{split}: the corpus ends after {done.num_tokens:,} tokens, before max_tokens ="
+            f" {config.max_tokens} or max_documents = {config.max_documents}"
+        )
     if done.empty_documents:
         _say(f"{split}: {done.empty_documents:,} documents have no text; they get no tokens")
     if bad:
@@ -362,12 +380,23 @@ def _write_split(
         )
 
 
+def _left(config: DataConfig, done: Progress) -> tuple[int | None, int | None]:
+    """Tokens and documents that the training split may still take; None if there is no limit."""
+    documents = sum(done.documents.values()) - done.empty_documents - done.bad["count"]
+    tokens = sum(done.tokens.values())
+    return (
+        None if config.max_tokens is None else config.max_tokens - tokens,
+        None if config.max_documents is None else config.max_documents - documents,
+    )
+
+
 def _manifest(
     config: DataConfig, sources: list[dict[str, Any]], state: dict[str, Any], tokenizer: Tokenizer
 ) -> dict[str, Any]:
     content, fields = content_digest(sources), cache_identity(config)
     identity = [content, tokenizer.fingerprint, config.components, FORMAT]
     identity += [fields.get("validation_books"), fields.get("excluded_books")]
+    identity += [[name, fields[name]] for name in ("max_tokens", "max_documents") if name in fields]
     splits: dict[str, Progress] = state["splits"]
     if any(progress.bad["count"] for progress in splits.values()):
         identity.append([splits[split].bad["digest"] for split in SPLITS])

@@ -23,6 +23,7 @@ import bisect
 import functools
 import hashlib
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -113,8 +114,9 @@ class TokenCache:
         if start == stop:
             raise IndexError(f"document_starts({start}, {stop}); accepted: at least one token")
         found = [self._read_starts(*piece) for piece in self._pieces(start, stop)]
-        # Unique: a document that goes on in the next shard is listed there too.
-        starts = np.unique(np.concatenate([starts for _, starts in found]))
+        starts = found[0][1]
+        if len(found) > 1:  # a document that goes on in the next shard is listed there too
+            starts = np.unique(np.concatenate([starts for _, starts in found]))
         skipped = int(np.searchsorted(starts, start, side="right")) - 1
         return found[0][0] + skipped, starts[skipped : np.searchsorted(starts, stop)]
 
@@ -203,11 +205,12 @@ class TokenCache:
 
     def _read_range(self, shard: int, entry: Mapping[str, Any], begin: int, end: int) -> bytes:
         try:
-            # Unbuffered, and open only for this read: there may be more shards than a process may
-            # have files open.
-            with open(f"{self.directory}/{entry['file']}", "rb", buffering=0) as stream:
-                stream.seek(begin)
-                data = stream.read(end - begin)
+            # Open only for this read: there may be more shards than a process may have files open.
+            stream = os.open(f"{self.directory}/{entry['file']}", os.O_RDONLY)
+            try:
+                data = os.pread(stream, end - begin, begin)
+            finally:
+                os.close(stream)
         except FileNotFoundError:
             raise self._missing(entry["file"]) from None
         except OSError as error:

@@ -49,6 +49,7 @@ def cache_identity(config: DataConfig) -> dict[str, Any]:
         names += ["train_files", "validation_files"]
     if config.tokenizer == "sentencepiece":
         names += ["vocab_size"]
+    names += [name for name in ("max_tokens", "max_documents") if getattr(config, name)]
     for name in names:
         value = getattr(config, name)
         fields[name] = sorted(value) if isinstance(value, tuple) else value

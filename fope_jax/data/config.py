@@ -36,6 +36,9 @@ class DataConfig:
       tfds_data_dir: for "c4", the TFDS directory that holds ``tfds_name``, as in
         ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here.
       tfds_name: the prepared TFDS dataset, with its version.
+      max_tokens, max_documents: of the training split; it ends with the document that reaches one
+        of them, which is whole. The paper's C4 is ``max_tokens = 10_000_000_000``. Every file that
+        is named is looked through, so name about as many as it takes.
       max_bad_documents: unreadable documents allowed in each split of "text" and "c4" files: bad
         UTF-8 or JSON, no ``text``, too long. A config that allows fewer does not open the cache.
       max_damaged_files: the same for files: damaged .gz or TFRecord files, or another content than
@@ -64,6 +67,8 @@ class DataConfig:
     validation_files: tuple[str, ...] = ()
     tfds_data_dir: str = ""
     tfds_name: str = "c4/en:3.0.1"
+    max_tokens: int | None = None
+    max_documents: int | None = None
     max_bad_documents: int = 0
     max_damaged_files: int = 0
     tokenizer: str = "sentencepiece"
@@ -83,6 +88,9 @@ class DataConfig:
             accepted = typing.get_args(choice)
             self._require(name, getattr(self, name) in accepted, accepted)
         self._require("vocab_size", self.vocab_size >= 1, "an integer of 1 or more")
+        for name in ("max_tokens", "max_documents"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "an integer of 1 or more, or none")
         self._require("max_bad_documents", self.max_bad_documents >= 0, "0 or more")
         self._require("max_damaged_files", self.max_damaged_files >= 0, "0 or more")
         self._require("cache_dir", bool(self.cache_dir), "a directory")

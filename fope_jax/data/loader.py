@@ -153,7 +153,9 @@ class Loader:
 
     def _pieces(self, offsets: np.ndarray) -> Iterator[tuple[int, int, int]]:
         """(column, first token, number of tokens) of the parts of a row that lie in one window."""
-        begins = [0, *(np.flatnonzero(np.diff(offsets) != 1) + 1).tolist(), len(offsets)]
+        begins = [0, len(offsets)]
+        if offsets[-1] - offsets[0] != len(offsets) - 1:
+            begins = [0, *(np.flatnonzero(np.diff(offsets) != 1) + 1).tolist(), len(offsets)]
         for begin, end in itertools.pairwise(begins):
             if offsets[begin] < self._cache.num_tokens:  # else it is all padding
                 yield begin, int(offsets[begin]), end - begin
@@ -164,7 +166,11 @@ class Loader:
         tokens = np.full(offsets.shape, self._pad_id, np.int32)
         targets = np.full(offsets.shape, self._pad_id, np.int32)
         weights = np.zeros(offsets.shape, np.float32)
-        segment_starts = offsets.copy()  # offset of the first token of each token's segment
+        columns = np.arange(offsets.shape[1])
+        joins = np.diff(offsets, axis=1, prepend=offsets[:, :1] - 2) != 1  # a window begins
+        begins = np.maximum.accumulate(np.where(joins, columns, 0), axis=1)
+        # The offset of the first token of each token's segment.
+        segment_starts = np.take_along_axis(offsets, begins, axis=1)
         for row, row_offsets in enumerate(offsets):
             for column, first, count in self._pieces(row_offsets):
                 # One more token than inputs: the target of the last input.
@@ -175,14 +181,14 @@ class Loader:
                 tokens[row, inputs] = stream[:count]
                 targets[row, scored] = stream[1:]
                 weights[row, scored] = 1
-                starts = np.array([first])
-                if by_document:
-                    starts = np.maximum(cache.document_starts(first, stop)[1], first)
+                if not by_document:
+                    continue
+                starts = cache.document_starts(first, stop)[1].tolist()[1:]
+                for start, end in itertools.pairwise([*starts, first + count]):
+                    begin = column + start - first
                     # The last token of a document would predict the first of another.
-                    ends = starts[1:] - first - 1
-                    weights[row, column + ends] = 0
-                own = np.repeat(starts, np.diff(starts, append=stop))
-                segment_starts[row, inputs] = own[:count]
+                    weights[row, begin - 1] = 0
+                    segment_starts[row, begin : column + end - first] = start
         inside = offsets < size
         if by_document:
             segments = np.cumsum(segment_starts == offsets, axis=1)

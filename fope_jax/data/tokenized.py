@@ -62,7 +62,12 @@ def list_parts(
     sources: Iterable[Source],
     left_out: Collection[str] = (),
 ) -> list[Part]:
-    """The parts of a split in order: a large file each, or small ones up to ``PART_BYTES``."""
+    """The parts of a split in order: a large file each, or small ones up to ``PART_BYTES``.
+
+    None for C4 from TFDS, whose reader mixes its files.
+    """
+    if corpus == "c4" and config.tfds_data_dir:
+        return []
     files = [s for s in sources if (s["corpus"], s.get("split")) == (corpus, split)]
     if corpus == "gutenberg":
         return [Part(corpus, split, 0, (), sum(file["size"] for file in files))]
@@ -264,6 +269,28 @@ def take_documents(
         group.bad[part],
         group.changed[part],
     )
+
+
+def take_first(
+    groups: Iterable[TokenizedDocuments], tokens: int | None, documents: int | None
+) -> Iterator[TokenizedDocuments]:
+    """Documents up to the one that reaches ``tokens``, or ``documents`` with text; it is whole."""
+    for group in groups:
+        has_text = group.bytes > 0
+        stop = len(group.lengths) + 1
+        for limit, sizes in ((tokens, group.lengths), (documents, 1)):
+            if limit is not None:
+                taken = np.cumsum(np.where(has_text, sizes, 0))
+                stop = min(stop, int(np.searchsorted(taken, limit)) + 1 if limit > 0 else 0)
+        if stop <= len(group.lengths):
+            if stop:
+                yield take_documents(group, 0, stop, 0, int(group.lengths[:stop].sum()))
+            return
+        yield group
+        if tokens is not None:
+            tokens -= int(group.lengths[has_text].sum())
+        if documents is not None:
+            documents -= int(has_text.sum())
 
 
 # ---------------------------------------------------------------------------- a part

@@ -34,8 +34,8 @@ from fope_jax.evaluate.restore import check_weights, load_run, warn_where_bos_is
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.extras import require
-from fope_jax.model.attention import TokenIndex
 from fope_jax.model.decode import greedy_decode, prefill
+from fope_jax.model.masks import TokenIndex
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 

@@ -27,7 +27,7 @@ from fope_jax.evaluate.metrics import Row
 from fope_jax.evaluate.perplexity import document_rows, score_in_cache
 from fope_jax.evaluate.scoring import Scorer
 from fope_jax.evaluate.windows import Windows, place_blocks
-from fope_jax.model.attention import TokenIndex
+from fope_jax.model.masks import TokenIndex
 
 
 def check_chunks(contexts: Sequence[int]) -> None:

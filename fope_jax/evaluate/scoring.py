@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fope_jax.data.random_positions import PositionDraw
-from fope_jax.model.attention import TokenIndex
 from fope_jax.model.losses import token_nats
+from fope_jax.model.masks import TokenIndex
 from fope_jax.model.sharding import axis_size, batch_sharding, device_put_sharded
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array

@@ -219,7 +219,8 @@ def _build(
             raise ValueError(f"preset={preset!r}: expected official or equations")
         form = LEAST_CHANGE if preset is None else {}
         given = {"theta": parent.theta, "scaling": kept} | form | changes | knobs
-        return presets.get(preset, FoPE)(**given)
+        make = FoPE if preset is None else presets[preset]
+        return make(**given)
     if preset is not None:
         raise ValueError(f"preset={preset!r}: {cls.__name__} after {name_of(parent)} has none")
     return cls(**changes | knobs)

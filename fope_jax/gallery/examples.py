@@ -10,6 +10,7 @@ from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import ModelShape, NoPE, PositionEmbedding
 from fope_jax.position.checks import find
 from fope_jax.position.contextual import CoPE
+from fope_jax.position.dape import DAPE
 from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.forgetting import Cable, FoX
@@ -69,6 +70,7 @@ def examples(length: int = LENGTH, head_dim: int = SHAPE.head_dim) -> dict[str, 
         "fire": FIRE(),
         "sandwich": Sandwich(),
         "cope": CoPE(init_std=0.02),  # at the default 0 it starts as NoPE and shows nothing
+        "dape": DAPE(),
         "pope": PoPE(),
         "fox": FoX(),
         "cable": Cable(),

@@ -13,13 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fope_jax.model.attention import (
-    TokenIndex,
-    attention_mask,
-    contextual_bias_by_position,
-    running_sums,
-    scale_queries,
-)
+from fope_jax.model.attention import contextual_bias_by_position, scale_queries
+from fope_jax.model.masks import TokenIndex, attention_mask
+from fope_jax.model.running_sums import running_sums
 from fope_jax.position import ModelShape, PositionEmbedding
 from fope_jax.position.base import Layer, Variables, bias_of_heads, embed_tokens, has_hook
 from fope_jax.position.rotation import as_array, token_positions

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from fope_jax.model.attention import TokenIndex, visible_block_mask
 from fope_jax.model.backends import LANES, visited_blocks
+from fope_jax.model.masks import TokenIndex, visible_block_mask
 from fope_jax.position.base import PositionEmbedding, has_hook
 from fope_jax.typing import Array
 
@@ -220,6 +220,13 @@ def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
     )
 
 
+def _bias_of_numbers(settings: _Settings, tokens: _Tokens) -> Callable[[list[Array]], Array] | None:
+    """The bias ``[s, t]`` as a function of a head's numbers; None if there is no bias."""
+    if (bias_fn := settings.bias_fn) is None:
+        return None
+    return lambda numbers: bias_fn(numbers, tokens.q_positions[0], tokens.k_positions[0])
+
+
 def _head_numbers(settings: _Settings, inputs: _Inputs, head: Array) -> list[Array]:
     return [inputs.numbers[head, index] for index in range(settings.num_numbers)]
 
@@ -254,11 +261,8 @@ def _masked_scores(
 def _gradient_of_scores(settings, inputs, tokens, gradients, head):
     """Attention weights and the gradient of the scores, ``[s, t]``; the vjp of the bias."""
     bias, bias_vjp = None, None
-    if settings.bias_fn is not None:
-        bias, bias_vjp = jax.vjp(
-            lambda numbers: settings.bias_fn(numbers, tokens.q_positions[0], tokens.k_positions[0]),
-            _head_numbers(settings, inputs, head),
-        )
+    if (bias_of_numbers := _bias_of_numbers(settings, tokens)) is not None:
+        bias, bias_vjp = jax.vjp(bias_of_numbers, _head_numbers(settings, inputs, head))
     scores, mask = _masked_scores(settings, inputs, tokens, bias)
     weights = jnp.where(mask, jnp.exp(scores - gradients.lse[0, 0]), 0.0)
     d_weights = _dot(inputs.v[0, 0], gradients.d_out[0, 0], 1, 1)
@@ -297,9 +301,8 @@ def _forward(settings, inputs, q_index, k_index):
         @pl.when(first[row, q_block] + step <= last[row, q_block])
         def _():
             bias = None
-            if settings.bias_fn is not None:
-                numbers = _head_numbers(settings, inputs, head)
-                bias = settings.bias_fn(numbers, tokens.q_positions[0], tokens.k_positions[0])
+            if (bias_of_numbers := _bias_of_numbers(settings, tokens)) is not None:
+                bias = bias_of_numbers(_head_numbers(settings, inputs, head))
             scores, mask = _masked_scores(settings, inputs, tokens, bias)
             before = highest[...]
             block_highest = jnp.max(jnp.where(mask, scores, _LOWEST), axis=0, keepdims=True)
@@ -368,7 +371,7 @@ def _backward_queries(settings, inputs, q_index, k_index, gradients):
         @pl.when(first[row, q_block] + step <= last[row, q_block])
         def _():
             _, d_scores, bias_vjp = _gradient_of_scores(settings, inputs, tokens, gradients, head)
-            if has_bias:
+            if bias_vjp is not None:
                 (gradient,) = bias_vjp(d_scores)
                 lane = jax.lax.broadcasted_iota(jnp.int32, d_numbers.shape[2:], 1)
                 for index, number in enumerate(gradient):

@@ -13,10 +13,11 @@ from typing import Any
 
 import jax
 
-from fope_jax.model.attention import TokenIndex, attend, layer_arguments, scale_queries
+from fope_jax.model.attention import attend, layer_arguments, scale_queries
 from fope_jax.model.backends import FUSED_BACKENDS, range_scope, reasons_against_layer
 from fope_jax.model.bias_kernel import pallas_attention
 from fope_jax.model.fused import fused_attention
+from fope_jax.model.masks import TokenIndex
 from fope_jax.model.sharding import AXIS_RULES, active_mesh, batch_partition, partition_spec
 from fope_jax.position.base import Layer, has_hook
 from fope_jax.typing import Array

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fope_jax.model.attention import TokenIndex, add_sums, attend, layer_arguments, running_sums
+from fope_jax.model.attention import attend, layer_arguments
 from fope_jax.model.layers import rms_norm
+from fope_jax.model.masks import TokenIndex
+from fope_jax.model.running_sums import add_sums, running_sums
 from fope_jax.model.transformer import (
     Transformer,
     attention_input,

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fope_jax.model.attention import running_sums
 from fope_jax.model.backends import FUSED_BACKENDS, choose_backend, gpu_compute_capability
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.context_parallel import sharded_attention
@@ -26,6 +25,7 @@ from fope_jax.model.layers import (
     truncated_normal,
 )
 from fope_jax.model.losses import compute_logits
+from fope_jax.model.running_sums import running_sums
 from fope_jax.model.sharding import active_mesh, constrain
 from fope_jax.position.base import (
     Layer,

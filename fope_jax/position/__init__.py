@@ -13,6 +13,7 @@ from fope_jax.position.base import (
     has_hook,
 )
 from fope_jax.position.contextual import CoPE, cope_bias
+from fope_jax.position.dape import DAPE, dape_network
 from fope_jax.position.drope import DroPE, drope_scale
 from fope_jax.position.fingerprints import Fingerprint, fingerprint
 from fope_jax.position.fope import FoPE
@@ -24,11 +25,13 @@ from fope_jax.position.fourier import (
     mix_tables,
     normalise_columns,
 )
-from fope_jax.position.logit_scaling import LogitScaling, log_n_scale
+from fope_jax.position.layer_patterns import LAYER_PATTERNS, fill_layers
+from fope_jax.position.logit_scaling import LogitScaling, llama4_scale, log_n_scale
 from fope_jax.position.mixing import ByLayer, ByShare
 from fope_jax.position.pope import PoPE, polar
 from fope_jax.position.registry import (
     METHODS,
+    PRESETS,
     SCALINGS,
     find_class,
     from_spec,
@@ -37,6 +40,7 @@ from fope_jax.position.registry import (
     make,
     make_scaling,
     name_of,
+    preset_knobs,
     register,
     split_spec,
     to_spec,

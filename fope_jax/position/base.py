@@ -228,7 +228,13 @@ def bias_of_heads(
     ``[B or 1, T]`` and ``[B or 1, S]``, any slices of the sequence. Returns ``[B, N, T, S]``
     float32; B is 1 if both positions have it, N is 1 if no variable has heads.
     """
-    q_positions, k_positions = block_positions(q_positions, k_positions)
+    return bias_at(method, variables, *block_positions(q_positions, k_positions))
+
+
+def bias_at(
+    method: PositionEmbedding, variables: Variables, q_positions: Array, k_positions: Array
+) -> Array:
+    """``bias_of_heads`` at positions that broadcast to ``[B, T, S]``."""
     variables = {name: _as_float32(value) for name, value in variables.items()}
     heads = {
         name: axes.index("heads") if "heads" in (axes := method.variable_axes(name)) else None

@@ -18,7 +18,7 @@ from fope_jax.position.rotation import position_values
 from fope_jax.position.scaling import Scaling, yarn_temperature
 from fope_jax.typing import Array
 
-KINDS = ("log_n", "yarn")
+KINDS = ("log_n", "yarn", "llama4")
 
 
 def log_n_scale(positions: Array, training_length: int, *, within: bool = False) -> Array:
@@ -42,12 +42,31 @@ def log_n_scale(positions: Array, training_length: int, *, within: bool = False)
     return scale if within else jnp.maximum(scale, 1.0)
 
 
+def llama4_scale(positions: Array, training_length: int) -> Array:
+    """The factor on the logits of a query at p: it grows at every multiple of a length.
+
+        s(p) = 1 + 0.1 ln(1 + floor((p + 1) / L))
+
+    Positions are integer tokens; L is in tokens, 1 or more, else ValueError. Returns float32 in the
+    shape of ``positions``.
+
+    >>> llama4_scale(np.array([0, 98, 99, 299]), training_length=100).round(4).tolist()
+    [1.0, 1.0, 1.0692999362945557, 1.1385999917984009]
+
+    Reference: transformers 5.24.0, Llama4TextAttention, with its published numbers.
+    """
+    check_at_least("training_length", training_length, 1, "the length of a step in tokens")
+    steps = jnp.floor((position_values(positions) + 1) / np.float32(training_length))
+    return 1 + np.float32(0.1) * jnp.log1p(steps)
+
+
 @dataclass(frozen=True)
 class LogitScaling(Wrapper):
     """Multiplies the attention logits of another method by a factor that grows with length.
 
         log_n:  q.k -> s(p) q.k,  s as in ``log_n_scale``, p the position of the query
         yarn:   q.k -> (0.1 ln s + 1) ** 2 q.k  at every position
+        llama4: q.k -> s(p) q.k,  s as in ``llama4_scale``
         logits[i, j] = s(i) q_i.k_j / sqrt(H) + bias[i, j]
 
     Only q.k is scaled; the method's bias is added afterwards. A contextual bias is computed from
@@ -58,8 +77,8 @@ class LogitScaling(Wrapper):
 
     Knobs:
       inner: the position embedding whose logits are scaled.
-      form: ``log_n``, or ``yarn`` for YaRN's temperature without its frequencies.
-      training_length: L, tokens, for ``log_n``.
+      form: ``log_n``, ``llama4``, or ``yarn`` for YaRN's temperature without its frequencies.
+      training_length: L, tokens, for ``log_n`` and ``llama4``.
       within: for ``log_n``: scale within the training length too.
       factor: s, the new length over the trained one, for ``yarn``.
 
@@ -118,8 +137,8 @@ class LogitScaling(Wrapper):
 
     @property
     def limits(self) -> Limits:
-        # log_n counts the keys that a query sees by its position, wrong without a causal mask.
-        causal = self.form == "log_n" or self.inner.limits.needs_causal_mask
+        # log_n and llama4 count a query's keys by its position, wrong without a causal mask.
+        causal = self.form != "yarn" or self.inner.limits.needs_causal_mask
         return self.inner.limits._replace(needs_causal_mask=causal)
 
     def layers(self) -> tuple[Layer, ...]:
@@ -130,7 +149,10 @@ class LogitScaling(Wrapper):
         if self.form == "yarn":
             temperature = yarn_temperature(cast(float, self.factor))
             return jnp.full((1, 1), temperature**2, jnp.float32)
-        return log_n_scale(positions, cast(int, self.training_length), within=self.within)
+        training_length = cast(int, self.training_length)
+        if self.form == "llama4":
+            return llama4_scale(positions, training_length)
+        return log_n_scale(positions, training_length, within=self.within)
 
 
 def _components(method: Any) -> Iterator[PositionEmbedding | Scaling]:

@@ -154,7 +154,8 @@ class ByLayer(WithoutHooks, _Mixture):
         if shape.num_layers % period:
             raise ValueError(
                 f"methods has {period} entries: num_layers={shape.num_layers} is not a multiple "
-                "of it"
+                "of it; a pattern that ends within a period is written out with an entry for each "
+                f"layer, as a preset does with num_layers={shape.num_layers}"
             )
         return [shape._replace(num_layers=shape.num_layers // period)] * period
 

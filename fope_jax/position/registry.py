@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -14,9 +15,11 @@ from fope_jax.position.alibi import ALiBi
 from fope_jax.position.base import NoPE, PositionEmbedding
 from fope_jax.position.checks import find, nearest
 from fope_jax.position.contextual import CoPE
+from fope_jax.position.dape import DAPE
 from fope_jax.position.drope import DroPE
 from fope_jax.position.fope import FoPE
 from fope_jax.position.forgetting import Cable, FoX
+from fope_jax.position.layer_patterns import LAYER_PATTERNS
 from fope_jax.position.logit_scaling import LogitScaling
 from fope_jax.position.mixing import ByLayer, ByShare
 from fope_jax.position.pope import PoPE
@@ -42,6 +45,7 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "fire": FIRE,
     "sandwich": Sandwich,
     "cope": CoPE,
+    "dape": DAPE,
     "pope": PoPE,
     "fox": FoX,
     "cable": Cable,
@@ -54,7 +58,12 @@ METHODS: dict[str, type[PositionEmbedding]] = {
     "rerope": ReRoPE,
 }
 
-PRESETS = {("fope", "official"): FoPE.official, ("fope", "equations"): FoPE.equations}
+# A preset's function takes knobs of the method, or its own.
+PRESETS: dict[tuple[str, str], Callable[..., PositionEmbedding]] = {
+    ("fope", "official"): FoPE.official,
+    ("fope", "equations"): FoPE.equations,
+    **{("by_layer", name): pattern for name, pattern in LAYER_PATTERNS.items()},
+}
 
 SCALINGS: dict[str, type[Scaling]] = {
     "position_interpolation": scalings.PositionInterpolation,
@@ -180,7 +189,8 @@ def make(
 
     Args:
       name: a key of ``METHODS``, or ``their_package.module:Class``.
-      preset: a named set of knobs (FoPE: ``official``, ``equations``); None takes the defaults.
+      preset: a named set of knobs (FoPE: ``official``, ``equations``) or pattern of layers
+        (``layer_patterns``), which has knobs of its own; None takes the defaults.
       allow: see ``find_class``.
       **knobs: override the preset; nested methods and scalings may be specifications.
 
@@ -191,14 +201,32 @@ def make(
     500000.0
     >>> make("rope", scaling=[{"scaling": "position_interpolation", "factor": 2.0}]).scaling
     (PositionInterpolation(factor=2.0),)
+    >>> len(make("by_layer", preset="gemma3", num_layers=26).methods)
+    26
     """
     cls = find_class("method", name, allow)
-    if preset is not None:
-        presets = [known for owner, known in PRESETS if owner == name]
-        if preset not in presets:
-            raise ValueError(f"unknown preset {preset!r} of {name}{nearest(preset, presets)}")
-    knobs = _build_knobs(name, cls, knobs, allow)
-    return (PRESETS[name, preset] if preset is not None else cls)(**knobs)
+    if preset is None:
+        return cls(**_build_knobs(name, field_knobs(cls), knobs, allow))
+    owner = f"{name} with preset {preset!r}" if preset_knobs(name, preset) else name
+    known = preset_knobs(name, preset) or field_knobs(cls)
+    return PRESETS[name, preset](**_build_knobs(owner, known, knobs, allow))
+
+
+def preset_knobs(name: str, preset: str) -> dict[str, bool]:
+    """The knobs of a preset's own, and whether each is required; empty if it has the method's.
+
+    Raises ValueError for an unknown preset, with the nearest known one.
+
+    >>> preset_knobs("by_layer", "smollm3")
+    {'num_layers': False, 'theta': False}
+    """
+    presets = [known for owner, known in PRESETS if owner == name]
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r} of {name}{nearest(preset, presets)}")
+    parameters = inspect.signature(PRESETS[name, preset]).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return {}
+    return {knob.name: knob.default is knob.empty for knob in parameters}
 
 
 def make_scaling(name: str, *, allow: Collection[str] | None = (), **knobs: Any) -> Scaling:
@@ -208,30 +236,38 @@ def make_scaling(name: str, *, allow: Collection[str] | None = (), **knobs: Any)
     NTKAware(factor=4.0)
     """
     cls = find_class("scaling", name, allow)
-    return cls(**_build_knobs(name, cls, knobs, allow))
+    return cls(**_build_knobs(name, field_knobs(cls), knobs, allow))
 
 
 def _build_knobs(
-    name: str, cls: type, knobs: Mapping[str, Any], allow: Collection[str] | None
+    name: str, known: Mapping[str, bool], knobs: Mapping[str, Any], allow: Collection[str] | None
 ) -> dict[str, Any]:
-    """Checks the names of the knobs and builds nested specifications."""
-    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    """Checks the names of the knobs against those known and builds nested specifications."""
     for knob in knobs:
-        if knob not in names:
-            raise ValueError(f"unknown knob {knob!r} of {name}{nearest(knob, names)}")
-    for knob in required_knobs(cls):
-        if knob not in knobs:
+        if knob not in known:
+            raise ValueError(f"unknown knob {knob!r} of {name}{nearest(knob, known)}")
+    for knob, is_required in known.items():
+        if is_required and knob not in knobs:
             raise ValueError(f"{name} needs the knob {knob!r}")
     return {knob: from_spec(value, allow) for knob, value in knobs.items()}
 
 
 def required_knobs(cls: Any) -> list[str]:
     """The fields without a default."""
-    return [
-        field.name
+    return [name for name, is_required in field_knobs(cls).items() if is_required]
+
+
+def field_knobs(cls: Any) -> dict[str, bool]:
+    """The fields of a method or scaling, and whether each is required.
+
+    >>> field_knobs(ByLayer)
+    {'methods': True}
+    """
+    return {
+        field.name: field.default is field.default_factory is dataclasses.MISSING
         for field in dataclasses.fields(cls)
-        if field.init and field.default is field.default_factory is dataclasses.MISSING
-    ]
+        if field.init
+    }
 
 
 def from_spec(value: Any, allow: Collection[str] | None = ()) -> Any:

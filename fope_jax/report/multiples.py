@@ -35,6 +35,7 @@ TITLES = {  # how the methods are written
     "kerple": "KERPLE",
     "fire": "FIRE",
     "cope": "CoPE",
+    "dape": "DAPE",
     "xpos": "xPos",
 }
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import data, evaluation, training
+from benchmarks import data, evaluation, training, windows
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -71,3 +71,15 @@ def test_a_side_that_does_not_start_says_what_to_install(monkeypatch):
     with pytest.raises(SystemExit, match="pip install torch"):
         side.ask("step")
     side.stop()
+
+
+def test_a_window_is_told_beside_full_attention(capsys):
+    arguments = ["--heads", "1", "--window", "64", "--lengths"]
+    assert windows.main(["memory", *arguments, "300", "600"]) == 0
+    assert windows.main(["time", "--rounds", "1", *arguments, "600"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| full", "| window 64"]
+    assert all(float(cell) > 0 for line in lines[2:4] for cell in line.strip("|").split("|")[1:3])
+    times = [line.strip("| ").split(" | ") for line in lines[6:]]
+    assert [row[1] for row in times] == ["forward", "step"]
+    assert all(0 < float(row[4]) < 10 for row in times)

@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from fope_jax.data import beam, build, cache
+from fope_jax.data import beam, build, cache, tokenized
 from fope_jax.data.beam import Runner
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
+from fope_jax.data.tokenizers import BytesTokenizer
+from fope_jax.storage.paths import as_path
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,6 +24,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
+    monkeypatch.setattr(tokenized, "PART_BYTES", 0)  # a part for each file
     monkeypatch.setattr(cache, "BLOCK_TOKENS", 64)
     monkeypatch.setattr(cache, "SHARD_TOKENS", 1024)
 
@@ -84,16 +87,14 @@ def test_lines_empty_documents_and_gzip(two_builds, tmp_path, story):
 def test_finished_parts_are_kept_and_others_are_not_trusted(text_config, tmp_path, monkeypatch):
     runner = Runner(parts=str(tmp_path / "parts"))
     made = []
-    work = beam.tokenize_part
 
-    def count(config, description, saved, part):
-        made.append(part.file)
-        return work(config, description, saved, part)
+    def work(parts, config, tokenizer, runner):
+        for part, output in parts:
+            if not as_path(output + ".npz").exists():
+                made.append(part.files)
+                tokenized.save_part(config, lambda: tokenizer, part, output)
 
-    monkeypatch.setattr(beam, "tokenize_part", count)
-    monkeypatch.setattr(
-        beam, "run", lambda parts, work, runner: [work(p) for p in parts if not _exists(p)]
-    )
+    monkeypatch.setattr(beam, "run", work)
     build.build(text_config(cache_dir=str(tmp_path / "one")), runner)
     assert len(made) == 6
     build.build(text_config(cache_dir=str(tmp_path / "two")), runner)
@@ -102,10 +103,6 @@ def test_finished_parts_are_kept_and_others_are_not_trusted(text_config, tmp_pat
     changed = build.build(text_config(cache_dir=str(tmp_path / "three")), runner)["train"]
     assert len(made) == 12
     assert changed.documents["bytes"][0] == len("other words")
-
-
-def _exists(part):
-    return beam._files().exists(part.output)
 
 
 def test_text_that_cannot_be_read_fails_the_build(text_config, tmp_path):
@@ -118,5 +115,6 @@ def test_tfds_is_refused(text_config):
     config = text_config(
         corpus="c4", train_files=(), validation_files=(), tfds_data_dir="gs://b/tfds"
     )
+    workers = beam.BeamWorkers(config, BytesTokenizer(), Runner(), "content", "parts")
     with pytest.raises(CorpusError, match="tfds_data_dir = 'gs://b/tfds' is not read through Beam"):
-        beam.list_parts(config, build.BytesTokenizer(), "train", "/parts", "")
+        workers.encode("c4", [])

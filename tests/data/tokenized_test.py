@@ -146,6 +146,55 @@ def test_a_worker_that_is_killed_is_told(text_config, tmp_path):
         list(pool._in_order([functools.partial(os._exit, 1)]))
 
 
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"max_tokens": 5000}, None),
+        ({"max_tokens": 1}, 1),
+        ({"max_documents": 4}, 4),
+        ({"max_documents": 3, "max_tokens": 10**9}, 3),
+        ({"max_tokens": 10**9}, 10),
+    ],
+)
+def test_a_part_of_a_corpus_is_its_first_documents_whole(
+    mixed_config, tmp_path, fields, count, monkeypatch, capsys
+):
+    whole = build.build(mixed_config(cache_dir=str(tmp_path / "whole")), workers=1)["train"]
+    ends = np.append(0, whole.documents["start"] + whole.documents["length"])
+    if count is None:
+        count = int(np.searchsorted(ends, fields["max_tokens"]))
+        assert 1 < count < 9
+    config = mixed_config(**fields)
+    save, calls = build._save_state, []
+
+    def interrupt(*arguments):
+        save(*arguments)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    if ends[count] > 3000:  # it goes on to the same end
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(build, "_save_state", interrupt)
+            build.build(config, workers=1)
+    capsys.readouterr()
+    found = build.build(config, workers=1)["train"]
+    assert found.documents.tolist() == whole.documents[:count].tolist()
+    tokens = whole.tokens(0, int(ends[count]))
+    np.testing.assert_array_equal(found.tokens(0, found.num_tokens), tokens)
+    assert found.fingerprint != whole.fingerprint
+    said = "the corpus ends after 10,880 tokens, before max_tokens = 1000000000"
+    assert (said in capsys.readouterr().err) == (count == 10)
+    again = mixed_config(cache_dir=str(tmp_path / "again"), **fields)
+    assert build.build(again, workers=1)["train"].fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_documents"])
+def test_a_part_has_one_or_more(text_config, field):
+    with pytest.raises(ValueError, match=rf"{field} = 0 .*accepted: an integer of 1 or more"):
+        text_config(**{field: 0})
+
+
 def test_workers_are_at_most_the_parts(text_config):
     config = text_config()
     sources = build.list_sources(config)

@@ -24,9 +24,9 @@ from fope_jax.evaluate.packed import packed_positions
 from fope_jax.evaluate.restore import NonFiniteError, check_weights
 from fope_jax.evaluate.scoring import model_scorer
 from fope_jax.gallery.examples import examples
-from fope_jax.model.attention import TokenIndex
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.losses import loss_sums
+from fope_jax.model.masks import TokenIndex
 from fope_jax.model.sharding import MeshConfig, make_mesh, tree_shardings
 from fope_jax.model.transformer import Transformer, merge, split
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fope_jax.gallery.examples import EXAMPLES
 from fope_jax.model import attention
-from fope_jax.model.attention import TokenIndex, attention_mask, visible_key_blocks
+from fope_jax.model.masks import TokenIndex, attention_mask, visible_key_blocks
 from fope_jax.position.base import ModelShape, has_hook
 
 attend = jax.jit(attention.attend, static_argnames=("bias_fn", "contextual_fn", "backend", "block"))
@@ -690,7 +690,9 @@ def test_every_kind_of_bias_is_among_the_examples():
 @pytest.mark.parametrize(
     ("label", "shared"),
     [
-        pytest.param(label, False, marks=pytest.mark.slow if label == "kerple-power" else ())
+        pytest.param(
+            label, False, marks=pytest.mark.slow if label in ("kerple-power", "dape") else ()
+        )
         for label in BIASES
     ]
     + [

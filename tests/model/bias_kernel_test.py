@@ -10,15 +10,11 @@ import pytest
 
 from fope_jax.gallery.examples import examples
 from fope_jax.model import bias_kernel
-from fope_jax.model.attention import (
-    TokenIndex,
-    attend,
-    attention_mask,
-    layer_arguments,
-    running_sums,
-)
+from fope_jax.model.attention import attend, layer_arguments
 from fope_jax.model.backends import visited_blocks
 from fope_jax.model.bias_kernel import pallas_attention
+from fope_jax.model.masks import TokenIndex, attention_mask
+from fope_jax.model.running_sums import running_sums
 from fope_jax.position import NoPE
 from fope_jax.position.base import ModelShape, PositionEmbedding, bias_of_heads
 from fope_jax.position.logit_scaling import LogitScaling

@@ -11,16 +11,12 @@ from flax import nnx
 from hypothesis import strategies as st
 
 from fope_jax.model import attention
-from fope_jax.model.attention import (
-    TokenIndex,
-    attention_logits,
-    attention_mask,
-    running_sums,
-    visible_key_blocks,
-)
+from fope_jax.model.attention import attention_logits
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.decode import forward_cached, init_cache
 from fope_jax.model.layer_pattern import layer_pattern
+from fope_jax.model.masks import TokenIndex, attention_mask, visible_key_blocks
+from fope_jax.model.running_sums import running_sums
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, LocalChunks, NoPE, RoPE, SlidingWindow
 from tests.model.everything import Everything

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from fope_jax import testing
 from fope_jax.model.attention import scale_queries
 from fope_jax.position import (
+    DAPE,
     FIRE,
     METHODS,
     SCALINGS,
@@ -123,6 +124,7 @@ CASES = {
     "fire-shared": Case(FIRE(init_length=16.0, share_layers=True), fails=(SHIFT,)),
     "cope": Case(CoPE(max_position=12, init_std=0.5)),
     "cope-heads": Case(CoPE(max_position=12, init_std=0.5, share_heads=False)),
+    "dape": Case(DAPE(mlp_width=8)),
     "by-layer": Case(ByLayer((NoPE(), RoPE(theta=100.0)))),
     "by-layer-fope": Case(ByLayer((RoPE(), ALiBi(), FoPE(40))), fails=(SHIFT, NORM, ORIGIN)),
     "by-layer-cope": Case(ByLayer((RoPE(), CoPE(max_position=12, init_std=0.5)))),
@@ -371,6 +373,7 @@ NEED_A_CAUSAL_MASK = {
     "cope",
     "cope-heads",
     "by-layer-cope",
+    "dape",
     "log-n",
     "log-n-alibi",
     "log-n-sinusoidal",
@@ -746,6 +749,9 @@ def test_grouped_queries_read_the_keys_of_their_group(name):
     x, q, k = inputs()
     before = np.asarray(logits(method, variables, x, q, k, arange()))
     after = np.asarray(logits(method, variables, x, q, k.at[:, :, 1].add(1.0), arange()))
+    if isinstance(own_of(method, variables)[0], DAPE):  # a network over all heads
+        assert difference(before[:, :2], after[:, :2]) > 0.01
+        return
     assert difference(before[:, :2], after[:, :2]) == 0
     for head in (2, 3):
         assert difference(before[:, head], after[:, head]) > 1e-2
@@ -757,7 +763,7 @@ def test_grouped_queries_read_the_keys_of_their_group(name):
     assert turned_q.shape[3] == turned_k.shape[3] and turned_q.dtype == turned_k.dtype == q.dtype
 
 
-DRAWN = ("fope", "learned", "t5", "kerple", "fire", "cope", "pope-uniform", "fox", "cable")
+DRAWN = ("fope", "learned", "t5", "kerple", "fire", "cope", "dape", "pope-uniform", "fox", "cable")
 DRAWN_WITHOUT_NOISE = ("fope-clip-only", "fope-no-noise", "fope-no-noise-sine")
 
 

@@ -1,5 +1,6 @@
 """The TPU compiler itself, on the paper's sizes: `make plan-test`."""
 
+import dataclasses
 import importlib.util
 import runpy
 
@@ -52,6 +53,30 @@ def test_the_kernel_with_a_bias_compiles_for_the_whole_step(method, mesh):
     assert row["fits"] and row["attention"] == "pallas"
     # Scores are computed twice more for the gradient, half of all that attention does.
     assert 1 < row["flops"] / row["model_flops"] < 1.4
+
+
+@pytest.mark.parametrize(
+    ("attention", "name", "products"),
+    [("auto", "splash", 9 * 128), ("pallas", "pallas", 9 * 64), ("chunked", "chunked", 7 * 64)],
+)
+def test_windows_take_the_operations_that_they_skip_from_the_step(attention, name, products):
+    """Every second layer sees 512 of 4,096 tokens; ``products`` a score, of all dimensions."""
+    experiment = build_experiment(load_config(CONFIG, []))
+    rows = []
+    for windows in ((), (512, None)):
+        model = dataclasses.replace(
+            experiment.model, windows=windows, attention_sinks=True, attention=attention
+        )
+        changed = dataclasses.replace(experiment, model=model)
+        cases = make_cases(changed, topologies=["v5e:4x4"], lengths=[4096])
+        rows += plan(cases, cache=None, jobs=1, advise=False)
+    full, windowed = rows
+    assert full["attention"] == windowed["attention"] == name
+    skipped = full["flops"] - windowed["flops"]
+    needless = full["model_flops"] - windowed["model_flops"]
+    # Whole blocks of 512 (less on CPU) beside the keys that are seen: 36 - 15, 2048 - 480.
+    expected = 21 * 512**2 * products / (1568 * 4096 * 6 * 64)
+    assert skipped / needless == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize("size", SLICES)

@@ -8,7 +8,7 @@ from fope_jax.data.random_positions import PositionDraw, RandomPositions
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.scoring import at_random_positions
-from fope_jax.model.attention import TokenIndex
+from fope_jax.model.masks import TokenIndex
 from fope_jax.report.page import write_report
 from fope_jax.train.loop import train
 

@@ -72,8 +72,24 @@ def encode_documents(
     """
     whole = [tokenizer.prefix + text if text else "" for text in texts]
     tokens = tokenizer.encode_batch(whole)
+    if _are_the_bytes_of(tokens, whole, tokenizer.token_texts):
+        return tokens, [False] * len(whole)
     changed = [tokenizer.decode(ids) != text for ids, text in zip(tokens, whole, strict=True)]
     return tokens, changed
+
+
+def _are_the_bytes_of(
+    tokens: Sequence[np.ndarray], texts: Sequence[str], token_texts: TokenTexts
+) -> bool:
+    """Whether the tokens of every text join to its bytes; at once, as a call takes long."""
+    if not texts:
+        return True
+    stream, expected = np.concatenate(tokens), [text.encode() for text in texts]
+    if token_texts.join(stream) != b"".join(expected):
+        return False
+    ends = np.cumsum([len(ids) for ids in tokens])
+    sizes = np.append(0, np.cumsum(token_texts.sizes[stream], dtype=np.int64))[ends]
+    return bool((sizes == np.cumsum([len(text) for text in expected])).all())
 
 
 class TokenTexts:

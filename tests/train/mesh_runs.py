@@ -27,6 +27,7 @@ from fope_jax.gallery.examples import examples
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.position.base import PositionEmbedding
+from fope_jax.position.layer_patterns import LAYER_PATTERNS
 from fope_jax.train.state import (
     init_constants,
     init_train_state,
@@ -49,7 +50,19 @@ class OneBias(PositionEmbedding):
         return -0.1 * jnp.abs(q_positions - k_positions).astype(jnp.float32)
 
 
-OTHERS = {"one-bias": OneBias(), "everything": Everything(theta=100.0)}
+# Windows and chunks shorter than the documents, and than a device's share of the tokens.
+SHORT = {
+    "gemma2": {"window": 6},
+    "gemma3": {"window": 6},
+    "olmo3": {"window": 6, "original_length": 16},
+    "gpt_oss": {"window": 6, "original_length": 16},
+    "smollm3": {},
+    "llama4": {"chunk": 6, "original_length": 16, "floor_scale": 8},
+    "rnope_swa": {"window": 6},
+    "swan": {"window": 6, "training_length": 16},
+}
+PATTERNS = {name: LAYER_PATTERNS[name](**knobs) for name, knobs in SHORT.items()}
+OTHERS = {"one-bias": OneBias(), "everything": Everything(theta=100.0), **PATTERNS}
 
 
 def experiment(case: dict[str, Any]) -> Experiment:

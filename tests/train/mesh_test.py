@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from fope_jax.gallery.examples import examples
+from fope_jax.position.layer_patterns import LAYER_PATTERNS
+from tests.train.mesh_runs import PATTERNS
 
 ROOT = Path(__file__).parents[2]
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
@@ -116,9 +118,17 @@ def test_every_method_on_packed_rows(method, request):
     elif method == "dape":  # its network reads all heads of a layer
         with pytest.raises(AssertionError, match="all heads of a layer, .* mesh.tensor = 1"):
             pair(method)
-        pair(method, mesh=MESHES["all"] | {"context": 4, "tensor": 1})
+        pair(method, ("data", "fsdp", "context"))
     else:
         pair(method, ("all", "context", "tensor"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYER_PATTERNS)
+def test_every_pattern_of_layers_on_packed_rows(name):
+    layers = len(PATTERNS[name].methods)
+    model = {"num_layers": layers, "attention_sinks": name == "gpt_oss"}
+    pair(name, ("all", "context", "tensor"), model=model)
 
 
 @pytest.mark.slow

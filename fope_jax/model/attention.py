@@ -91,8 +91,7 @@ def attend(
     or ``derivatives``.
 
     Reference: for sinks Xiao et al. 2023, "Efficient Streaming Language Models with Attention
-    Sinks", Section 3, learned as in OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card",
-    Section 2.
+    Sinks", Section 3, learned as in OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card".
     """
     q_index, k_index = TokenIndex(q_positions, q_segments), TokenIndex(k_positions, k_segments)
     trained, constants = bias_variables or {}, jax.lax.stop_gradient(bias_constants or {})

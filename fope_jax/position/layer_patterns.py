@@ -3,7 +3,8 @@
     make("by_layer", preset="gemma3", num_layers=26, window=512)
 
 A preset says where each layer looks and how it knows positions, and nothing else of its model.
-Defaults are those of the published configurations. ``num_layers`` is needed where the model's
+Kinds of layers, order and bases are the defaults of transformers' configuration classes; a
+checkpoint's own config.json may state other numbers. ``num_layers`` is needed where the model's
 layers are no multiple of the pattern: it is then written out, cut after the last layer.
 """
 
@@ -41,7 +42,7 @@ def gemma2(
 ) -> ByLayer:
     """Layers with a window and full ones in turn, with one base.
 
-    Reference: Gemma Team 2024, "Gemma 2", Section 2; transformers 5.24.0, Gemma2Config.
+    Reference: Gemma Team 2024, "Gemma 2"; transformers 5.24.0, Gemma2Config.
     """
     rope = RoPE(theta=theta)
     return fill_layers((SlidingWindow(rope, window), rope), num_layers)
@@ -60,7 +61,7 @@ def gemma3(
     The full layers' positions are divided by ``factor``. The model of 1B has ``window=512``,
     ``factor=1.0`` and 26 layers, the others 1,024 and 8.
 
-    Reference: Gemma Team 2025, "Gemma 3 Technical Report", Section 2; transformers 5.24.0,
+    Reference: Gemma Team 2025, "Gemma 3 Technical Report"; transformers 5.24.0,
     Gemma3TextConfig.
     """
     local = SlidingWindow(RoPE(theta=local_theta), window)
@@ -99,7 +100,7 @@ def gpt_oss(
 
     The model also has a learned sink a head: ``model.attention_sinks``.
 
-    Reference: OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card", Section 2; transformers 5.24.0,
+    Reference: OpenAI 2025, "gpt-oss-120b & gpt-oss-20b Model Card"; transformers 5.24.0,
     GptOssConfig.
     """
     rope = RoPE(theta=theta, scaling=(YaRN(factor, original_length, truncate=False),))
@@ -108,6 +109,9 @@ def gpt_oss(
 
 def smollm3(*, num_layers: int | None = None, theta: float = 2_000_000.0) -> ByLayer:
     """Three layers with RoPE, then one without positions; all see the whole context.
+
+    The base is transformers' default; that of a released checkpoint, extended in stages, stands in
+    its config.json, which `fope import` reads.
 
     Reference: Hugging Face 2025, "SmolLM3"; transformers 5.24.0, SmolLM3Config.
     """
@@ -141,8 +145,8 @@ def rnope_swa(
 ) -> ByLayer:
     """Three layers with RoPE and a window, then a full one without positions.
 
-    Reference: Yang et al. 2025, "Rope to Nope and Back Again: A New Hybrid Attention Strategy",
-    Section 4; transformers 5.24.0, Cohere2Config.
+    Reference: Yang et al. 2025, "Rope to Nope and Back Again: A New Hybrid Attention Strategy";
+    transformers 5.24.0, Cohere2Config.
     """
     local = SlidingWindow(RoPE(theta=theta, interleaved=True), window)
     return fill_layers((local,) * 3 + (NoPE(),), num_layers)
@@ -154,10 +158,11 @@ def swan(
     """A full layer without positions, then three with RoPE and a window; far logits grow.
 
     The logits of the full layers are multiplied by ln(n) / ln(L) beyond L, ``training_length``
-    (``LogitScaling``). The paper scales by a logarithm of the length as well, with a coefficient
-    that it fits to its models; that number is not reproduced here.
+    (``LogitScaling``). The paper scales by a logarithm of the length as well. Two things could not
+    be checked against it: its coefficient, and that the full layer comes first.
 
-    Reference: Puvvada et al. 2025, "SWAN-GPT", Section 2.
+    Reference: Puvvada et al. 2025, "SWAN-GPT: An Efficient and Scalable Approach for Long-Context
+    Language Modeling".
     """
     full = LogitScaling(NoPE(), training_length=training_length)
     local = SlidingWindow(RoPE(theta=theta), window)

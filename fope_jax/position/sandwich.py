@@ -31,7 +31,7 @@ def sandwich_ratios(num_heads: int) -> np.ndarray:
     >>> sandwich_ratios(4).tolist()
     [2.0, 4.0, 6.0, 8.0]
 
-    Reference: Chi et al. 2023 (Sandwich), Section 5, after ALiBi's slopes.
+    Reference: Chi et al. 2023 (Sandwich), after ALiBi's slopes.
     """
     check_whole("num_heads", num_heads, 1, "heads")
     return (8.0 * np.arange(1, num_heads + 1) / num_heads).astype(np.float32)
@@ -49,7 +49,7 @@ def sandwich_bias(q_positions: Array, k_positions: Array, ratios: Array, width: 
     >>> [f"{value:.2f}" for value in bias[0, 0, 0]]
     ['-2.19', '-1.26', '-0.03', '0.00']
 
-    Reference: Chi et al. 2023 (Sandwich), Section 5.
+    Reference: Chi et al. 2023 (Sandwich).
     """
     ratios = as_array(ratios)
     if ratios.ndim != 1:
@@ -69,10 +69,10 @@ class Sandwich(PositionEmbedding):
     no attention; it makes the bias 0 at distance 0.
 
     Knobs:
-      width: W, dimensions of the sinusoidal embedding, even; the paper uses 128 for any model.
+      width: W, dimensions of the sinusoidal embedding, even.
 
     Reference: Chi et al. 2023, "Dissecting Transformer Length Extrapolation via the Lens of
-    Receptive Field Analysis", Section 5; constants as in NVIDIA NeMo.
+    Receptive Field Analysis"; constants as in NVIDIA NeMo.
     """
 
     kind: ClassVar[str] = "bias"

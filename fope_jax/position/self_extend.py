@@ -152,7 +152,7 @@ class SelfExtend(_FarDistances):
     1024
 
     Reference: Jin et al. 2024, "LLM Maybe LongLM: Self-Extend LLM Context Window Without Tuning",
-    Section 3, and its code (github.com/datamllab/LongLM).
+    and its code (github.com/datamllab/LongLM).
     """
 
     extends: ClassVar[str] = "yes, without training; to about g times the training length"

@@ -70,18 +70,18 @@ demo-full: $(INSTALLED)
 pretrained-demo: export JAX_PLATFORMS ?= cpu
 pretrained-demo: export JAX_COMPILATION_CACHE_DIR = $(COMPILED)
 pretrained-demo: EVALUATE = $(BIN)/fope evaluate $(PRETRAINED)/smollm2 --protocols
-pretrained-demo: TEXT = same-tokens --config.evaluate.lengths=1,6 --config.evaluate.num_windows=1
+pretrained-demo: TEXT = same-tokens --config.evaluate.lengths=1,1.5 --config.evaluate.num_windows=1 \
+  --config.evaluate.scored_tokens=2048
 pretrained-demo: $(INSTALLED)
 	$(BIN)/fope data download smollm2
 	@test -d $(PRETRAINED)/smollm2/checkpoints || $(BIN)/fope import \
-	  data_cache/downloads/SmolLM2-135M-Instruct.Q4_1.gguf --workdir $(PRETRAINED)/smollm2 \
-	  --config.train.length=2048
+	  data_cache/downloads/SmolLM2-135M-Instruct.Q4_1.gguf --workdir $(PRETRAINED)/smollm2
 	$(BIN)/fope data build --config $(PRETRAINED)/smollm2/config.json
 	$(BIN)/fope generate $(PRETRAINED)/smollm2 "The history of the steam engine" --max-new-tokens 40
-	$(EVALUATE) passkey --config.evaluate.passkey_lengths=1,2 --config.evaluate.passkey_trials=1 \
+	$(EVALUATE) passkey --config.evaluate.passkey_lengths=0.25,0.5 --config.evaluate.passkey_trials=1 \
 	  --config.evaluate.passkey_depths=0.1,0.5,0.9 --config.evaluate.passkey_templates=standard \
 	  --config.evaluate.batch_tokens=4096
-	$(EVALUATE) $(TEXT)
+	$(EVALUATE) $(TEXT) --as same --as yarn:factor=2
 	$(BIN)/fope report $(PRETRAINED)/smollm2 -o $(PRETRAINED)/report
 
 test: $(INSTALLED)

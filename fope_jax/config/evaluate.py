@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from fope_jax.data.retrieval import TASKS
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What `fope evaluate` measures. Lengths are multiples of ``train.length``.
+    """What `fope evaluate` measures. Lengths are multiples of ``train.length``, 0.25 or 1.5 too.
 
     Attributes:
       protocols: "all", or some of "same-tokens", "sliding-window", "chunks", "document-resets",
@@ -44,13 +45,13 @@ class EvaluateConfig:
     """
 
     protocols: tuple[str, ...] = ("same-tokens", "long-window", "passkey", "retrieval")
-    lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
+    lengths: tuple[int | float, ...] = (1, 2, 4, 8, 16)
     scored_tokens: int | None = None
     stride: int | None = None
     num_windows: int = 256
     training_windows: int = 16
     position_windows: int = 32
-    passkey_lengths: tuple[int, ...] = (1, 2, 4, 8, 16)
+    passkey_lengths: tuple[int | float, ...] = (1, 2, 4, 8, 16)
     passkey_depths: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
     passkey_trials: int = 20
     passkey_templates: tuple[str, ...] = ("compact", "standard")
@@ -69,8 +70,8 @@ class EvaluateConfig:
             self,
             (
                 "lengths passkey_lengths",
-                lambda ns: all(n >= 1 for n in ns),
-                "multiples of 1 or more",
+                lambda ns: all(0 < n < math.inf for n in ns),
+                "multiples above 0",
             ),
             (
                 "num_windows training_windows position_windows passkey_trials",

@@ -6,7 +6,7 @@ Choices depend only on documents' lengths, so all variants are scored on the sam
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -34,21 +34,28 @@ class Windows(NamedTuple):
 
 
 def allowed_contexts(
-    experiment: Experiment, multiples: Iterable[int]
+    experiment: Experiment, multiples: Collection[float]
 ) -> tuple[list[int], list[int]]:
     """Training length times each of ``multiples``, sorted: those that the position embedding is
-    defined for, and those beyond."""
+    defined for, and those beyond. ValueError unless they are whole numbers of tokens."""
     length, limit = experiment.train.length, experiment.position.limits.max_length
-    contexts = sorted({length * multiple for multiple in multiples})
+    for multiple in multiples:
+        if abs(length * multiple - round(length * multiple)) > 1e-6:
+            raise ValueError(
+                f"a context of {multiple} times train.length = {length} is {length * multiple:g} "
+                "tokens: expected a whole number"
+            )
+    contexts = sorted({round(length * multiple) for multiple in multiples})
     inside = [n for n in contexts if limit is None or n <= limit]
     return inside, contexts[len(inside) :]
 
 
-def context_lengths(experiment: Experiment, multiples: Iterable[int], what: str) -> list[int]:
+def context_lengths(experiment: Experiment, multiples: Collection[float], what: str) -> list[int]:
     """Training length times each of ``multiples``, sorted and unique.
 
     Raises:
-      ValueError: the longest exceeds the limit of the position embedding; ``what`` asks for it.
+      ValueError: one is no whole number of tokens, or the longest exceeds the limit of the position
+        embedding; ``what`` asks for it.
     """
     contexts, beyond = allowed_contexts(experiment, multiples)
     if beyond:

@@ -111,7 +111,7 @@ def child_experiment(
         "evaluate_every": None,
     }
     for key in ("lengths", "passkey_lengths"):
-        contexts = [multiple * old.length for multiple in values["evaluate"][key]]
+        contexts = [round(multiple * old.length) for multiple in values["evaluate"][key]]
         defined = [
             n for n in contexts if n <= (position.limits.max_length or n) and n % length == 0
         ]

@@ -146,6 +146,7 @@ def test_the_training_length_is_stated_once(spec):
         ("train.learning_rate=-1", r"learning_rate = -1.0; accepted: a positive number"),
         ("train.b2=1", r"b2 = 1.0; accepted: 0 <= value < 1"),
         ("evaluate.lengths=0", r"config.evaluate: lengths = \(0,\); accepted: multiples"),
+        ("evaluate.lengths=1,-0.5", r"lengths = \(1, -0.5\); accepted: multiples above 0"),
         ("model.d_model=30", r"config.model: d_model=30: expected a multiple of num_heads=4"),
         ("model.head_dim=7", r"config.position: .*7.*even"),
         ("model.windows=8,none,none,none,none", r"with windows of 5 after 5: num_layers="),

@@ -483,6 +483,7 @@ def test_retrieval_tasks_are_protocols_of_their_own(tmp_path, cache, scored):
     ("sections", "message"),
     [
         ({"evaluate": {"lengths": (1, 32)}}, "takes 1025, and the longest of 3 documents has 500"),
+        ({"evaluate": {"lengths": (0.3,)}}, "0.3 times train.length = 32 is 9.6 tokens: expected"),
         ({"evaluate": {"passkey_lengths": (1, 4)}}, "32 tokens, too short for 'passkey .compact.'"),
         ({"evaluate": {"passkey_templates": ("poem",)}}, "names 'poem'; accepted: compact, stand"),
         ({"evaluate": {"protocols": ("chunk",)}}, "'chunk' is no protocol; accepted: same-tokens,"),
@@ -515,7 +516,8 @@ def test_other_texts_are_scored_beside_the_splits(tmp_path, cache, scored):
     (tmp_path / "letters.txt").write_text("A letter, long enough for a window. " * 40)
     texts = (f"letters={tmp_path}/letters.txt",)
     changes = {
-        "lengths": (1, 2),
+        "lengths": (0.5, 1, 1.5),
+        "scored_tokens": 16,
         "texts": texts,
         "num_windows": 4,
         "position_windows": 0,
@@ -527,6 +529,7 @@ def test_other_texts_are_scored_beside_the_splits(tmp_path, cache, scored):
         "validation",
         "letters",
     }
+    assert {row["context"] for row in rows if row["kind"] == "perplexity"} == {16, 32, 48}
     assert scored == ["same-tokens (validation)", "same-tokens (letters)"]
 
 

@@ -35,6 +35,7 @@ METHODS = {
     "dynamic": {"method": "rope", "scaling": [DYNAMIC]},
     "fope": {"method": "fope", "theta": 100.0, "share_layers": True, "outputs": "surviving"},
     "nope": {"method": "nope"},
+    "window": {"method": "sliding_window", "inner": {"method": "rope"}, "window": 8},
 }
 LINE = "the {0} times, it was the  worst of\n\ttimes: naïve café №{0}\n\n"
 TEXT = " ".join(map(LINE.format, range(300)))

@@ -13,6 +13,7 @@ from flax import nnx
 from fope_jax.interop import linen
 from fope_jax.interop import nnx as interop_nnx
 from fope_jax.model import attention
+from fope_jax.model.running_sums import running_sums
 from fope_jax.position import (
     ALiBi,
     Cable,
@@ -105,7 +106,7 @@ def expected(method, variables, x, q, k, v):
     q, k = layer.method.rotate(variables, tables, q, k)
     sums = None
     if has_hook(layer.method, "running_bias"):
-        sums = attention.running_sums(layer.method.running_bias(variables, x))
+        sums = running_sums(layer.method.running_bias(variables, x))
     return attention.attend(
         *(q, k, v),
         q_positions=POSITIONS,

@@ -12,6 +12,7 @@ from flax import nnx
 
 from fope_jax.model import attention
 from fope_jax.model.config import TransformerConfig
+from fope_jax.model.running_sums import running_sums
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import (
     ALiBi,
@@ -47,7 +48,7 @@ def gates(weight, bias):
 @partial(jax.jit, static_argnums=0, static_argnames="window")
 def attend(method, variables, x, q, k, v, window=None):
     positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    sums = attention.running_sums(method.running_bias(variables, x))
+    sums = running_sums(method.running_bias(variables, x))
     index = {f"{side}_positions": positions for side in "qk"}
     index |= {f"{side}_segments": jnp.ones_like(positions) for side in "qk"}
     return attention.attend(
@@ -69,7 +70,7 @@ def test_numbers_of_flash_linear_attention(name, window):
 def test_numbers_of_x_transformers():
     """The bias itself, which is a difference of running sums there too."""
     x, weight, bias, expected = golden("x_transformers", "x", "weight", "bias", "logits_bias")
-    sums = np.asarray(attention.running_sums(FoX().running_bias(gates(weight, bias), x))).sum(-1)
+    sums = np.asarray(running_sums(FoX().running_bias(gates(weight, bias), x))).sum(-1)
     sums = sums.transpose(0, 2, 1)
     np.testing.assert_allclose(sums[..., None] - sums[:, :, None], expected, atol=2e-6)
 

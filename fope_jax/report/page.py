@@ -172,10 +172,11 @@ def _introduction(runs: Sequence[Run]) -> list[Part]:
 
 
 def _lineage(runs: Sequence[Run]) -> list[Part]:
-    table = lineage.lineage_table(runs)
-    if not table.rows:
+    table, sentences = lineage.lineage_table(runs), lineage.lineage_sentences(runs)
+    if not (table.rows or any("as" in run.info for run in runs)):
         return []
-    return [Section("Lineage", [*lineage.lineage_sentences(runs), Details(table.title, [table])])]
+    details = [Details(table.title, [table])] if table.rows else []
+    return [Section("Lineage", [*sentences, *details])]
 
 
 def _validation(runs: Sequence[Run], styles: Styles) -> list[Topic]:

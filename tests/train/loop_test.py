@@ -120,8 +120,8 @@ def test_windows_pass_their_positions_once_and_train_the_same_model(runs, tmp_pa
     train(windows(), tmp_path / "once")
     shapes = []
 
-    def keep(batch, packing):
-        shapes.append((real(batch, packing).positions.shape, packing))
+    def keep(batch, experiment):
+        shapes.append((real(batch, experiment).positions.shape, experiment.data.packing))
         return batch
 
     real = loop.share_positions

@@ -8,14 +8,12 @@ the same tokens, with the same fingerprint, in the form of `fope_jax.data.cache`
 from __future__ import annotations
 
 import functools
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fope_jax.data.cache import DOCUMENT_DTYPE, TokenCache, check_token_range
+from fope_jax.data.cache import TokenCache, check_token_range
 from fope_jax.data.manifest import REBUILD, CacheError
 from fope_jax.extras import require
 
@@ -42,20 +40,7 @@ class ArrayRecordCache(TokenCache):
         return first, self._starts[first : np.searchsorted(self._starts, stop)]
 
     def shard_documents(self, number: int) -> np.ndarray:
-        entry = self._shards[number]["documents"]
-        self._check_hash(entry)
-        path = self.directory / entry["file"]
-        try:
-            with np.load(path, allow_pickle=False) as columns:
-                table = np.zeros(entry["count"], DOCUMENT_DTYPE)
-                for name in ("start", "length", "bytes"):
-                    table[name] = columns[name]
-                table["name"] = json.loads(columns["names"].tobytes())
-        except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise CacheError(
-                f"token cache: {path} is no table of documents: {error}; {REBUILD}"
-            ) from error
-        return table
+        return self._read_table(number, ("start", "length", "bytes"))
 
     def _read_side_file(self, number: int) -> np.ndarray:
         return self.shard_documents(number)

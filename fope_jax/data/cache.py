@@ -231,14 +231,19 @@ class TokenCache:
 
     def _read_side_file(self, number: int) -> np.ndarray:
         """``documents`` of a shard with names and bytes; their starts and lengths are zero."""
+        return self._read_table(number, ("bytes",))
+
+    def _read_table(self, number: int, columns: tuple[str, ...]) -> np.ndarray:
+        """The names and these columns of a shard's side file; the others are zero."""
         entry = self._shards[number]["documents"]
         self._check_hash(entry)
         path = self.directory / entry["file"]
         table = np.zeros(entry["count"], DOCUMENT_DTYPE)
         try:
-            with np.load(path, allow_pickle=False) as columns:
-                table["bytes"] = columns["bytes"]
-                table["name"] = json.loads(columns["names"].tobytes())
+            with np.load(path, allow_pickle=False) as stored:
+                for column in columns:
+                    table[column] = stored[column]
+                table["name"] = json.loads(stored["names"].tobytes())
         except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise CacheError(
                 f"token cache: {path} is no table of documents: {error}; {REBUILD}"

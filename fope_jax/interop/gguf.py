@@ -19,7 +19,7 @@ from flax import nnx
 from fope_jax.extras import require
 from fope_jax.interop.huggingface import MAX_POSITIONS, ImportedConfig, from_config
 from fope_jax.interop.rope_parameters import ORIGINAL, THETA, from_rope_parameters
-from fope_jax.interop.weights import ImportedModel, tensor_views
+from fope_jax.interop.weights import ImportedModel, raise_problems, tensor_views
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.transformer import Transformer, split
 from fope_jax.position import RoPE
@@ -30,7 +30,6 @@ EXTRA = "gguf"
 ARCHITECTURE = "general.architecture"
 ROPE_FREQS = "rope_freqs.weight"
 TOKENIZER = "tokenizer.ggml."
-_MOST_LISTED = 6  # tensors in an error
 _LLAMA3_LENGTH = 8192  # tokens, of each model of Meta that has ``rope_freqs.weight``
 _HEADS = "num_attention_heads"
 _SIZES = {
@@ -416,14 +415,4 @@ def _check_tensors(file: GGUFFile, expected: Mapping[str, tuple[int, ...]]) -> N
             if stored.get(name, shape) != shape
         ],
     }
-    lines = [
-        f"\n  {len(names)} {problem}: "
-        + "; ".join(names[:_MOST_LISTED] + ["..."] * (len(names) > _MOST_LISTED))
-        for problem, names in problems.items()
-        if names
-    ]
-    if lines:
-        raise ValueError(
-            f"{file.path}: tensors are not those of the model that its metadata describe"
-            + "".join(lines)
-        )
+    raise_problems(f"{file.path}: tensors are not those of the model that its metadata", problems)

@@ -300,6 +300,11 @@ def _check_tensors(
             if name in known and tensor.dtype not in _STORED_DTYPES
         ],
     }
+    raise_problems(f"{directory}: tensors are not those of the model that {CONFIG}", problems)
+
+
+def raise_problems(of_whom: str, problems: Mapping[str, list[str]]) -> None:
+    """Raises ValueError "OF_WHOM describes" with the first tensors of each problem, if any."""
     lines = [
         f"\n  {len(names)} {problem}: "
         + "; ".join(names[:_MOST_LISTED] + ["..."] * (len(names) > _MOST_LISTED))
@@ -307,10 +312,7 @@ def _check_tensors(
         if names
     ]
     if lines:
-        raise ValueError(
-            f"{directory}: tensors are not those of the model that {CONFIG} describes"
-            + "".join(lines)
-        )
+        raise ValueError(f"{of_whom} describes" + "".join(lines))
 
 
 # ---------------------------------------------------------------------------- export

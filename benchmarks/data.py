@@ -62,7 +62,7 @@ def consume(experiment: Experiment, cache: TokenCache, steps: int) -> list[float
     state, constants = init_train_state(plan), init_constants(plan)
     step, found = trace_step(plan).lower().compile(), []
     for index, batch in enumerate(_loader(experiment, cache).iterate(0, steps + 2)):
-        placed = shard_batch(share_positions(batch, experiment.data.packing), plan.mesh)
+        placed = shard_batch(share_positions(batch, experiment), plan.mesh)
         began = time.perf_counter()
         state, metrics = step(state, constants, placed)
         jax.block_until_ready((state, metrics))

@@ -36,7 +36,7 @@ ROPE_KEYS = sorted(
         ("mrope", ROPE_TYPES, None),
         ("llama2", ROPE_TYPES, None),
         ("ntk", ROPE_TYPES, None),
-        *((name, METHODS, None) for name in ("hope", "pope", "drope", "mrope", "rope++", "cable")),
+        *((name, METHODS, None) for name in ("hope", "mrope", "rope++")),
         ("beta", ["theta", "scaling"], None),
         ("seed_1", ["seed_0", "seed_2"], None),
         ("length-1028", ["length-1024"], None),

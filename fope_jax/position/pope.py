@@ -43,7 +43,7 @@ def polar(x: Array, cos: Array, sin: Array) -> Array:
         )
     rotary_dim = cos.shape[-1]
     size = jax.nn.softplus(x[..., :rotary_dim].astype(jnp.float32))
-    parts = [(size * table).astype(x.dtype) for table in (cos, sin)]
+    parts = [(size * table.astype(jnp.float32)).astype(x.dtype) for table in (cos, sin)]
     return jnp.concatenate([*parts, x[..., rotary_dim:]], axis=-1)
 
 

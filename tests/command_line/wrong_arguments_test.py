@@ -202,7 +202,7 @@ VALUES = {
     "evaluate --run run --step": WORDS_OF_NUMBERS,
     "evaluate --run run --protocols": ["x", "", "chunks,x", "all,x"],
     "evaluate --run run --mesh": ["x", "x=2", "data=0", "data=x", "data=7", "data=" + "9" * 30],
-    "evaluate --run run --config.evaluate.lengths": ["x", "0", "-1", "nan", "1.5"],
+    "evaluate --run run --config.evaluate.lengths": ["x", "0", "-1", "nan", "1.3"],
     "evaluate --run run --config.train.steps": ["5"],
     "spectrum run -o new --step": ["x", "", "nan", "1.5", "1", "7"],
     "spectrum run -o new --lengths": ["x", "", "-1", "0", "nan", "1.5", "1,,2"],

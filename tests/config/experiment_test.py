@@ -139,7 +139,7 @@ def test_the_training_length_is_stated_once(spec):
         ("train.steps", r"'train.steps' has no value \(form: --config.train.steps=100\)"),
         ("train.gradient_clip=a", r"gradient_clip = 'a' is str; accepted: float \| None"),
         ("train.schedule=cosin", r"schedule = 'cosin' is str; accepted: .*'cosine', 'constant'"),
-        ("evaluate.lengths=1,x", r"lengths = \(1, 'x'\) is tuple; accepted: tuple\[int, ...\]"),
+        ("evaluate.lengths=1,x", r"lengths = \(1, 'x'\) is tuple; accepted: tuple\[int \| float"),
         ("position.sigma=big", r"config.position.sigma = 'big' is str; accepted: float"),
         ("train.steps=0", r"config.train: steps = 0; accepted: an integer of 1 or more"),
         ("train.accumulate=3", r"accumulate = 3; accepted: a divisor of batch_size = 4"),

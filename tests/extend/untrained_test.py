@@ -114,6 +114,7 @@ def test_the_same_command_again_does_nothing_and_another_is_refused(yarn, parent
         change(parent, yarn, "yarn", 64, "--config.position.factor=8")
 
 
+@pytest.mark.slow
 def test_other_verbs_take_it(yarn, parent, tmp_path, capsys):
     """generate, evaluate and report; a further extension trains it, or changes it again."""
     assert main(["generate", str(yarn), "It was", "--max-new-tokens", "3"]) == 0

@@ -344,7 +344,7 @@ def test_layers_go_out_as_the_first_family_that_has_them_and_come_back(family, c
         (
             {"windows": (8, None, None)},
             RoPE(),
-            "num_layers=4: RoPE repeats after 1 layers and windows of 3",
+            "RoPE repeats after 1 layers, with windows of 3 after 3: num_layers=4",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -91,9 +91,11 @@ def assert_same(method, arrays, q_index, k_index, idle=("out_bias",)):
         np.testing.assert_allclose(gradients[3][name], right, atol=1e-5 * largest)
 
 
+SLOW = ("kerple-power", "sandwich")  # further forms of what the others test
+
+
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n == "kerple-power" else ()) for n in METHODS],
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in METHODS]
 )
 def test_values_and_gradients_are_those_of_the_reference(name):
     """Several documents a row, padding, grouped heads, a head_dim of no whole lanes."""

@@ -200,8 +200,13 @@ CASES = {
 }
 
 
+# Of methods or paths that another row tests in the fast suite.
+SLOW_ROWS = ("chunks", "drope-length", "rerope-leaky", "pope-partial", "fox-pope", "cable")
+
+
 def every_case(test):
-    return pytest.mark.parametrize("name", CASES)(test)
+    rows = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_ROWS else n for n in CASES]
+    return pytest.mark.parametrize("name", rows)(test)
 
 
 def layer_of(method):

@@ -82,15 +82,15 @@ class _FarDistances(Wrapper):
 
 
 @dataclass(frozen=True)
-class _TwoVersions(PositionEmbedding):
+class _TwoVersions(PositionEmbedding, abc.ABC):
     """A rotation at true positions and, beside it, one at the positions of far keys."""
 
     near: PositionEmbedding
     far: PositionEmbedding
 
+    @abc.abstractmethod
     def far_positions(self, positions: Array) -> tuple[Array, Array]:
         """Where queries and keys stand for far keys, int32."""
-        raise NotImplementedError
 
     @property
     def limits(self) -> Limits:

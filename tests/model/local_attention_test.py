@@ -405,6 +405,8 @@ def test_a_window_is_stated_once():
     for window in (0, -3):
         with pytest.raises(ValueError, match=f"window={window}: tokens that a query sees"):
             SlidingWindow(RoPE(), window)
+    with pytest.raises(ValueError, match="inner='rope': expected a method such as RoPE"):
+        SlidingWindow("rope", 5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="chunk=2.5: expected a whole number of tokens"):
         LocalChunks(RoPE(), 2.5)
 

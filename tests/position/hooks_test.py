@@ -85,6 +85,7 @@ def test_hooks_that_are_not_overridden_are_identities():
     assert bias.shape == (1, 1, 5, 5) and not bias.any()
     logits = jnp.zeros((1, 4, 5, 5))
     assert not method.contextual_bias({}, q, logits).any()
+    assert not method.running_bias({}, q[:, :, 0]).any()
     assert method.variable_axes("anything") == ()
     hooks = ("embed", "tables", "rotate", "bias", "contextual_bias")
     assert not any(has_hook(method, hook) for hook in hooks)

@@ -140,6 +140,17 @@ def contestants(
     return found, shared
 
 
+def time_interleaved(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of each run in each round; the order of ``interleave``."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for order in interleave(len(runs), rounds):
+        for index in order:
+            start = time.perf_counter()
+            jax.block_until_ready(runs[index]())
+            seconds[index].append(time.perf_counter() - start)
+    return seconds
+
+
 def interleave(count: int, rounds: int) -> list[list[int]]:
     """Who goes when in each round: rotated and every other time turned round.
 

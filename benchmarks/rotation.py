@@ -8,14 +8,13 @@ against the step.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.cost import interleave
+from benchmarks.cost import time_interleaved
 from fope_jax.position.base import ModelShape, PositionEmbedding
 
 
@@ -44,12 +43,7 @@ def rotations(
     runs = [_step(method, shape, batch, length) for method in methods.values()]
     for run in runs:
         jax.block_until_ready(run())
-    seconds: list[list[float]] = [[] for _ in runs]
-    for order in interleave(len(runs), rounds):
-        for index in order:
-            start = time.perf_counter()
-            jax.block_until_ready(runs[index]())
-            seconds[index].append(time.perf_counter() - start)
+    seconds = time_interleaved(runs, rounds)
     found = []
     for label, own in zip(methods, seconds, strict=True):
         low, median, high = (1e3 * s for s in statistics.quantiles(own, n=4, method="inclusive"))

@@ -15,14 +15,13 @@ import argparse
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.cost import interleave, ratio
+from benchmarks.cost import ratio, time_interleaved
 from benchmarks.memory import exponent
 from fope_jax.model.context_parallel import sharded_attention
 from fope_jax.model.sharding import MeshConfig, make_mesh
@@ -113,12 +112,7 @@ def time_table(lengths: Sequence[int], heads: int, window: int, rounds: int) -> 
         pair = [Case("full", length, heads), Case("window", length, heads, window)]
         for step in (False, True):
             runs = [_run(case, step=step) for case in pair]
-            seconds: list[list[float]] = [[] for _ in runs]
-            for order in interleave(len(runs), rounds):
-                for index in order:
-                    start = time.perf_counter()
-                    jax.block_until_ready(runs[index]())
-                    seconds[index].append(time.perf_counter() - start)
+            seconds = time_interleaved(runs, rounds)
             found = ratio(seconds[1], seconds[0], "full")
             lines.append(
                 f"| {length:,} | {'step' if step else 'forward'} | {min(seconds[0]):.2f} "

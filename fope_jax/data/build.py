@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ from fope_jax.storage.paths import as_path, check_bucket, is_in_bucket
 
 log = logging.getLogger(__name__)
 
+Manifests = Mapping[Path, dict[str, Any]]  # of complete caches, the one built last first
+
 
 def build(
     config: DataConfig, runner: Runner | None = None, workers: int | None = None
@@ -96,11 +99,11 @@ def build(
     # Loaded first: fails before hours of work, not after.
     tokenizer = _load_tokenizer(config) if config.tokenizer.endswith(".json") else None
     with _locked(base):
-        built = built_directories(config)
+        built = _read_manifests(config)
         sources = _examine_sources(config, built)
         kept = _find_unchanged(built, sources, tokenizer)
         if kept is not None:
-            sources = _manifest_of(kept)["sources"]
+            sources = built[kept]["sources"]
         else:
             check_damage(sources, config)
         for warning in (line for split in SPLITS for line in source_warnings(sources, split)):
@@ -111,8 +114,8 @@ def build(
         check_held_out(sources)
         if built:
             _say(
-                f"the text of {built[0]} has changed: building another cache beside it; runs that"
-                " were trained on it still read it"
+                f"the text of {next(iter(built))} has changed: building another cache beside it;"
+                " runs that were trained on it still read it"
             )
         set_current(config, _build(config, base, sources, runner, workers))
         return _open_verified(config)
@@ -124,8 +127,9 @@ def _build_for_bucket(
     """Builds locally, where an interrupted build can continue, and uploads if the text is new."""
     check_bucket(base)
     cache_dir = local_directory(as_path(config.cache_dir))
-    local, built = dataclasses.replace(config, cache_dir=str(cache_dir)), built_directories(config)
-    if built and _find_unchanged(built[:1], _examine_sources(local, built)):
+    local, built = dataclasses.replace(config, cache_dir=str(cache_dir)), _read_manifests(config)
+    latest = dict(itertools.islice(built.items(), 1))
+    if built and _find_unchanged(latest, _examine_sources(local, built)):
         return _open_verified(config, " (built before)")
     make_writable(base)  # fails before the work, not after it
     result = build(local, runner, workers)
@@ -136,19 +140,17 @@ def _build_for_bucket(
     return result
 
 
-def _manifest_of(directory: Path) -> dict[str, Any]:
-    """The manifest of a complete cache."""
-    manifest = read_manifest(directory)
-    assert manifest is not None
-    return manifest
+def _read_manifests(config: DataConfig) -> dict[Path, dict[str, Any]]:
+    """The complete caches of ``config`` with their manifests, the one built last first."""
+    manifests = {directory: read_manifest(directory) for directory in built_directories(config)}
+    return {directory: manifest for directory, manifest in manifests.items() if manifest}
 
 
 def _find_unchanged(
-    built: Sequence[Path], sources: Sequence[dict[str, Any]], tokenizer: JsonTokenizer | None = None
+    built: Manifests, sources: Sequence[dict[str, Any]], tokenizer: JsonTokenizer | None = None
 ) -> Path | None:
     """The first of these caches that is of this text and tokenizer."""
-    for directory in built:
-        manifest = _manifest_of(directory)
+    for directory, manifest in built.items():
         # The end-of-document token may be named in another file than tokenizer.json.
         same_end = tokenizer is None or tokenizer.eos == manifest["tokenizer"].get("eos")
         if same_end and is_unchanged(manifest, sources):
@@ -156,7 +158,7 @@ def _find_unchanged(
     return None
 
 
-def _examine_sources(config: DataConfig, built: Sequence[Path]) -> list[dict[str, Any]]:
+def _examine_sources(config: DataConfig, built: Manifests) -> list[dict[str, Any]]:
     """Lists the text files, reusing the lists of earlier builds, finished or not."""
     base = base_directory(config)
     path = base.with_name(base.name + ".sources.json")
@@ -164,7 +166,7 @@ def _examine_sources(config: DataConfig, built: Sequence[Path]) -> list[dict[str
     # A list that cannot be parsed was not written by a build: read the files again.
     with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
         before = [dict(source) for source in read_json(path)["sources"]]
-    known = [source for directory in built for source in _manifest_of(directory)["sources"]]
+    known = [source for manifest in built.values() for source in manifest["sources"]]
     sources = list_sources(config, [*known, *before])
     if sources != before:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,32 @@ import jax
 import numpy as np
 import optax
 
-from fope_jax.extend.coefficients import CarriedArrays
+from fope_jax.config import Experiment
+from fope_jax.extend.coefficients import CarriedArrays, carry_variables
+from fope_jax.extend.parent import Parent
 from fope_jax.model.sharding import device_put_sharded
-from fope_jax.train.state import StatePlan
+from fope_jax.model.transformer import position_variables
+from fope_jax.processes.collectives import gather_to_host
+from fope_jax.train.state import StatePlan, init_position_arrays
 from fope_jax.train.step import TrainState
 
 _POSITION = ("position_model", "position_layers")
+
+
+def carry_position(
+    parent: Parent, before: Experiment, arrays: Mapping[str, Any], child: Experiment, match: str
+) -> CarriedArrays:
+    """The position arrays of the child; ``arrays`` and ``before`` are the parent's."""
+    trained = position_variables(arrays["params"], arrays["constants"])
+    return carry_variables(
+        before.position,
+        jax.tree.map(gather_to_host, trained),
+        child.position,
+        init_position_arrays(child),
+        child.model.shape.head_dim,
+        from_length=parent.made_for or before.train.length,
+        match=match,
+    )
 
 
 def carry_train_state(

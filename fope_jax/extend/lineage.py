@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,15 @@ from typing import Any
 
 from fope_jax.config import ConfigError, Experiment
 from fope_jax.data.cache import TokenCache
+from fope_jax.extend.frequencies import FrequencyChanges
+from fope_jax.extend.methods import fope_form
 from fope_jax.extend.parent import Parent
+from fope_jax.position import Fingerprint
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
 from fope_jax.train.workdir import LINEAGE
+
+log = logging.getLogger(__name__)
 
 
 def data_changes(
@@ -60,6 +66,46 @@ def describe_parent(parent: Parent, metadata: Mapping[str, Any]) -> dict[str, An
         "tokens_seen": (trained.data_start + parent.step) * trained.batch_size * trained.length,
         "position": {"hash": metadata["position"], "summary": metadata.get("position_summary")},
     }
+
+
+def lineage_of(
+    request: dict[str, Any],
+    parent: Parent,
+    metadata: Mapping[str, Any],
+    child: Experiment,
+    length: int,
+    position: Fingerprint,
+    frequencies: FrequencyChanges | None,
+    arrays: str,
+    data: dict[str, Any] | None = None,
+    start: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What lineage.json holds; ``metadata`` are those of the parent's checkpoint."""
+    return {
+        "request": request,
+        "parent": describe_parent(parent, metadata),
+        "child": {
+            "name": child.name,
+            "length": length,
+            "position": {"hash": position.hash, "summary": position.summary},
+        },
+        "frequencies": frequencies and {"text": frequencies.text, **frequencies._asdict()},
+        "arrays": arrays,
+        "data": data,
+        "start": start,
+    }
+
+
+def log_position_change(
+    before: Experiment, child: Experiment, frequencies: FrequencyChanges | None, arrays: str
+) -> None:
+    """Log lines of what an extension changes in the position embedding and its arrays."""
+    if form := fope_form(before.position, child.position):
+        log.info("%s", form)
+    if frequencies is not None:
+        log.info("frequencies: %s", frequencies.text)
+    if arrays:
+        log.info("position arrays: %s", arrays)
 
 
 def has_same_data(parent: Experiment, child: Experiment) -> bool:

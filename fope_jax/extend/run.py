@@ -8,7 +8,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from fope_jax.config import ConfigError, Experiment, split_override
@@ -19,19 +18,18 @@ from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.protocols import plan_protocols, unstated_settings
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.run_data import RunData, describe_data, find_run_data, load_run_tokenizer
-from fope_jax.extend.arrays import carry_train_state
+from fope_jax.extend.arrays import carry_position, carry_train_state
 from fope_jax.extend.child import child_experiment
-from fope_jax.extend.coefficients import carry_variables
 from fope_jax.extend.frequencies import frequency_changes
 from fope_jax.extend.initial_loss import WARN_ABOVE, compare_initial_losses
 from fope_jax.extend.lineage import (
     check_request,
     data_changes,
-    describe_parent,
     has_same_data,
+    lineage_of,
+    log_position_change,
     read_lineage,
 )
-from fope_jax.extend.methods import fope_form
 from fope_jax.extend.parent import Parent, load_beside, open_parent
 from fope_jax.extend.untrained import (
     check_same_experiment,
@@ -41,16 +39,15 @@ from fope_jax.extend.untrained import (
 )
 from fope_jax.interop.hub import PREFIX
 from fope_jax.interop.huggingface import export_problem
-from fope_jax.model.transformer import position_variables
 from fope_jax.processes.agreement import fail_together
-from fope_jax.processes.collectives import gather_to_host, is_main_process
+from fope_jax.processes.collectives import is_main_process
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.files import write_json
 from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path, resolve_path
 from fope_jax.train.checkpoints import check_checkpoints_present
 from fope_jax.train.loop import train
-from fope_jax.train.state import init_position_arrays, plan_state
+from fope_jax.train.state import plan_state
 from fope_jax.train.workdir import (
     CHECKPOINTS,
     CONFIG,
@@ -197,30 +194,15 @@ def _save_step_0(
     _check_data(parent, metadata["data"], child, cache)
 
     # ------------------------------------------------------------------ the child's arrays
-    head_dim = child.model.shape.head_dim
-    trained = position_variables(arrays["params"], arrays["constants"])
-    carried = carry_variables(
-        before.position,
-        jax.tree.map(gather_to_host, trained),
-        child.position,
-        init_position_arrays(child),
-        head_dim,
-        from_length=parent.made_for or before.train.length,
-        match=request["match"],
-    )
+    carried = carry_position(parent, before, arrays, child, request["match"])
     state, constants = carry_train_state(arrays, carried, plan, request["optimizer"])
 
     # ------------------------------------------------------------------ lineage
     fingerprint, identity = checkpoint_fingerprint(child.position, child.model.shape, constants)
-    frequencies = frequency_changes(before.position, child.position, head_dim)
+    frequencies = frequency_changes(before.position, child.position, child.model.shape.head_dim)
     changes = data_changes(before, child, cache, parent.is_imported)
     log.info("%s, step %d, goes on as %s", parent.source, parent.step, child.name)
-    if form := fope_form(before.position, child.position):
-        log.info("%s", form)
-    if frequencies is not None:
-        log.info("frequencies: %s", frequencies.text)
-    if carried.text:
-        log.info("position arrays: %s", carried.text)
+    log_position_change(before, child, frequencies, carried.text)
     log.info("data: %s", changes["text"])
     if problem := export_problem(child.model, child.position):
         log.info("this run cannot be exported to Hugging Face: %s", problem)
@@ -233,19 +215,10 @@ def _save_step_0(
     start = compare_initial_losses(
         before, arrays, child, state, constants, data.open("validation"), warn_above
     )
-    lineage = {
-        "request": request,
-        "parent": describe_parent(parent, metadata),
-        "child": {
-            "name": child.name,
-            "length": child.train.length,
-            "position": {"hash": fingerprint.hash, "summary": fingerprint.summary},
-        },
-        "frequencies": frequencies and {"text": frequencies.text, **frequencies._asdict()},
-        "arrays": carried.text,
-        "data": changes,
-        "start": start,
-    }
+    lineage = lineage_of(
+        *(request, parent, metadata, child, child.train.length),
+        *(fingerprint, frequencies, carried.text, changes, start),
+    )
 
     # ------------------------------------------------------------------ files
     with fail_together():

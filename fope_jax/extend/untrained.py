@@ -22,24 +22,21 @@ from fope_jax.data.tokenizers import SentencePieceTokenizer
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.evaluate.restore import read_experiment
 from fope_jax.evaluate.run_data import CACHE_DIR, DATA, TOKENIZER
-from fope_jax.extend.arrays import with_position
-from fope_jax.extend.coefficients import carry_variables
+from fope_jax.extend.arrays import carry_position, with_position
 from fope_jax.extend.frequencies import frequency_changes
-from fope_jax.extend.lineage import describe_parent
-from fope_jax.extend.methods import fope_form
+from fope_jax.extend.lineage import lineage_of, log_position_change
 from fope_jax.extend.parent import Parent, load_beside
 from fope_jax.extend.request import check_model, check_step, child_position, stated_overrides
 from fope_jax.interop.hub import PREFIX
 from fope_jax.interop.tokenizer_files import TOKENIZER_FILES
-from fope_jax.model.transformer import position_variables
 from fope_jax.position import to_spec
 from fope_jax.processes.agreement import fail_together
-from fope_jax.processes.collectives import gather_to_host, is_main_process
+from fope_jax.processes.collectives import is_main_process
 from fope_jax.storage.checkpoint import CheckpointStore
 from fope_jax.storage.directories import check_space
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path
-from fope_jax.train.state import init_position_arrays, plan_state
+from fope_jax.train.state import plan_state
 from fope_jax.train.workdir import (
     IMPORTED,
     KEPT,
@@ -135,16 +132,7 @@ def save_untrained(
     with fail_together():
         plan = plan_state(child)
     before, (arrays, metadata) = load_beside(parent, child)
-    head_dim = child.model.shape.head_dim
-    carried = carry_variables(
-        before.position,
-        jax.tree.map(gather_to_host, position_variables(arrays["params"], arrays["constants"])),
-        child.position,
-        init_position_arrays(child),
-        head_dim,
-        from_length=parent.made_for or before.train.length,
-        match=request["match"],
-    )
+    carried = carry_position(parent, before, arrays, child, request["match"])
     new = carried.variables
     trees = {
         "params": with_position(
@@ -162,17 +150,12 @@ def save_untrained(
     fingerprint, identity = checkpoint_fingerprint(
         child.position, child.model.shape, trees["constants"]
     )
-    frequencies = frequency_changes(before.position, child.position, head_dim)
+    frequencies = frequency_changes(before.position, child.position, child.model.shape.head_dim)
     position = {"hash": fingerprint.hash, "summary": fingerprint.summary}
-    lineage = {
-        "request": request,
-        "parent": describe_parent(parent, metadata),
-        "child": {"name": child.name, "length": request["length"], "position": position},
-        "frequencies": frequencies and {"text": frequencies.text, **frequencies._asdict()},
-        "arrays": carried.text,
-        "data": None,
-        "start": None,
-    }
+    lineage = lineage_of(
+        *(request, parent, metadata, child, request["length"]),
+        *(fingerprint, frequencies, carried.text),
+    )
     written = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
     with fail_together():
         if is_main_process():
@@ -183,12 +166,7 @@ def save_untrained(
             write_json(workdir / LINEAGE, lineage)
     store.save(0, items, identity | {"data": metadata["data"]}, shared)
     log.info("%s, step %d, as %s, without training", parent.source, parent.step, child.name)
-    if form := fope_form(before.position, child.position):
-        log.info("%s", form)
-    if frequencies is not None:
-        log.info("frequencies: %s", frequencies.text)
-    if carried.text:
-        log.info("position arrays: %s", carried.text)
+    log_position_change(before, child, frequencies, carried.text)
     log.info(
         "checkpoint: %s of %s bytes shared with the parent (%s written)",
         ", ".join(shared) or "nothing",

@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from fope_jax.model.attention import contextual_bias_by_position, scale_queries
 from fope_jax.model.masks import TokenIndex, attention_mask
-from fope_jax.model.running_sums import running_sums
+from fope_jax.model.running_sums import bias_of_sums, running_sums
 from fope_jax.position import ModelShape, PositionEmbedding
 from fope_jax.position.base import Layer, Variables, bias_of_heads, embed_tokens, has_hook
 from fope_jax.position.rotation import as_array, token_positions
@@ -443,8 +443,7 @@ def _flat_inputs(
 def _running_bias(layer: Layer, variables: Variables, inputs: Array) -> Array:
     """``[B, N, T, T]``: the sum of increments up to the query less that up to the key."""
     sums = running_sums(layer.method.running_bias(variables, inputs)).transpose(0, 2, 1, 3)
-    high, low = (sums[..., None, i] - sums[:, :, None, :, i] for i in range(2))
-    return high + low
+    return bias_of_sums(sums, sums)
 
 
 def _scores(q: Array, k: Array, head_dim: int, is_far: Array | None = None) -> Array:

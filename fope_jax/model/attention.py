@@ -79,8 +79,7 @@ def attend(
       far_from: tokens: q and k hold two versions, ``[.., 2 E]``; keys this far back or further take
         their logits from the second.
       sinks: ``[N]``, a logit a head of a further key, with value 0, that every query sees.
-      q_sums, k_sums: ``[B, T, N, 2]`` and ``[B, S, N, 2]`` float32 from
-        ``running_sums.py``; their
+      q_sums, k_sums: ``[B, T, N, 2]`` and ``[B, S, N, 2]`` float32 from ``running_sums.py``; their
         difference, query minus key, is a further bias.
       backend: "chunked" or "reference" (which holds ``[B, N, T, S]``).
       block: queries and keys in a block of the chunked form; None is ``default_block()``.

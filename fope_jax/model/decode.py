@@ -140,7 +140,7 @@ def forward_cached(
             keys_index.append(jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), kept, new))
     # Keys of such a method are rotated again, for the length reached so far.
     k_tables = [
-        model.tables(index.positions)[i] if layer.method.limits.follows_length else None
+        model.layer_tables(i, index.positions) if layer.method.limits.follows_length else None
         for i, (layer, index) in enumerate(zip(pattern, keys_index, strict=True))
     ]
 

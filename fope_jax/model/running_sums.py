@@ -45,6 +45,12 @@ def _running_sums_jvp(primals, tangents):
     return _running_sums(increments), jnp.stack([summed, jnp.zeros_like(summed)], axis=-1)
 
 
+def bias_of_sums(q_sums: Array, k_sums: Array) -> Array:
+    """The bias ``[..., t, s]`` of ``q_sums [..., t, 2]`` and ``k_sums [..., s, 2]``, float32."""
+    high, low = (q_sums[..., :, None, i] - k_sums[..., None, :, i] for i in range(2))
+    return high + low
+
+
 def add_sums(x: Array, y: Array) -> Array:
     """Adds numbers ``[..., 2]`` that are a high and a low part each, as from ``running_sums``."""
     return jnp.stack(_add_pairs((x[..., 0], x[..., 1]), (y[..., 0], y[..., 1])), axis=-1)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fope_jax.model.masks import attention_mask
+from fope_jax.model.running_sums import bias_of_sums
 from fope_jax.typing import Array
 
 BiasFn = Callable[[Any, Array, Array], Array]
@@ -32,8 +33,7 @@ def block_logits(rules, q, k, q_sums, k_sums, variables, q_index, k_index) -> Ar
     if rules.bias_fn is not None:
         logits = add_bias(logits, rules.bias_fn(variables, q_index.positions, k_index.positions))
     if q_sums is not None:
-        high, low = (q_sums[..., i][..., None] - k_sums[..., None, :, i] for i in range(2))
-        logits += high + low
+        logits += bias_of_sums(q_sums, k_sums)
     mask = attention_mask(q_index, k_index, rules.window, rules.chunk)
     return jnp.where(mask[:, None, None], logits, -jnp.inf)
 

@@ -207,12 +207,13 @@ class Transformer(nnx.Module):
 
     def tables(self, positions: Array) -> list[Any]:
         """The method's tables for each layer of a period."""
-        variables, head_dim = _values(self.position_model), self.config.shape.head_dim
-        tables = [
-            layer.method.tables(layer.select(variables), positions, head_dim)
-            for layer in self.position.layers()
-        ]
+        tables = [self.layer_tables(i, positions) for i in range(len(self.position.layers()))]
         return tables * (len(self.pattern) // len(tables))
+
+    def layer_tables(self, index: int, positions: Array) -> Any:
+        """The method's tables for layer ``index`` of a period."""
+        layer, head_dim = self.pattern[index], self.config.shape.head_dim
+        return layer.method.tables(layer.select(_values(self.position_model)), positions, head_dim)
 
     @property
     def pattern(self) -> tuple[Layer, ...]:

@@ -206,6 +206,20 @@ def select(variables: Variables, scope: str) -> Variables:
     }
 
 
+def with_scope(drawn: PositionVariables, scope: str) -> PositionVariables:
+    """``drawn`` with the prefix ``scope`` on all names; ``select`` takes it off again.
+
+    >>> with_scope(PositionVariables(layer_params={"slopes": np.ones(2)}), "0.").layer_params
+    {'0.slopes': array([1., 1.])}
+    """
+    return PositionVariables(
+        **{
+            group: {f"{scope}{name}": value for name, value in getattr(drawn, group).items()}
+            for group in GROUPS
+        }
+    )
+
+
 def has_hook(method: PositionEmbedding, hook: str) -> bool:
     """Whether the method overrides a hook, such as "bias"."""
     return getattr(type(method), hook) is not getattr(PositionEmbedding, hook)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from fope_jax.position.base import (
-    GROUPS,
     Limits,
     ModelShape,
     PositionEmbedding,
@@ -20,6 +20,7 @@ from fope_jax.position.base import (
     bias_at,
     has_hook,
     select,
+    with_scope,
 )
 from fope_jax.position.checks import check_at_least
 from fope_jax.position.relative_bias import Kerple
@@ -115,11 +116,7 @@ class DAPE(PositionEmbedding):
 
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         inner_key, own_key = jax.random.split(key)
-        inner = self.inner.init(inner_key, shape)
-        groups = {
-            group: {_INNER + name: x for name, x in getattr(inner, group).items()}
-            for group in GROUPS
-        }
+        inner, network = with_scope(self.inner.init(inner_key, shape), _INNER), {}
         heads, width = shape.num_heads, self.mlp_width
         sizes = {
             "hidden_weight": ((2 * heads, width), 2 * heads),
@@ -130,10 +127,10 @@ class DAPE(PositionEmbedding):
         keys = jax.random.split(own_key, len(sizes))
         for name_key, (name, (size, inputs)) in zip(keys, sizes.items(), strict=True):
             bound = 1 / math.sqrt(inputs)
-            groups["layer_params"][name] = jax.random.uniform(
+            network[name] = jax.random.uniform(
                 name_key, (shape.num_layers, *size), jnp.float32, -bound, bound
             )
-        return PositionVariables(**groups)
+        return dataclasses.replace(inner, layer_params=inner.layer_params | network)
 
     def contextual_bias(self, variables: Variables, q: Array, logits: Array) -> Array:
         is_visible = logits[:, 0] > -jnp.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fope_jax.position.base import (
-    GROUPS,
     Layer,
     Limits,
     ModelShape,
@@ -22,6 +22,7 @@ from fope_jax.position.base import (
     Variables,
     has_hook,
     select,
+    with_scope,
 )
 from fope_jax.position.checks import check_spread
 from fope_jax.typing import Array
@@ -131,13 +132,8 @@ class FoX(_ForgetGates):
     def init(self, key: Array, shape: ModelShape) -> PositionVariables:
         gates = super().init(key, shape).layer_params
         gates["gate_bias"] = gates["gate_bias"] + np.float32(self.bias_init)
-        drawn = self.rotation.init(jax.random.fold_in(key, 1), shape)
-        groups = {
-            group: {f"{_ROTATION}{name}": value for name, value in getattr(drawn, group).items()}
-            for group in GROUPS
-        }
-        groups["layer_params"] |= gates
-        return PositionVariables(**groups)
+        drawn = with_scope(self.rotation.init(jax.random.fold_in(key, 1), shape), _ROTATION)
+        return dataclasses.replace(drawn, layer_params=drawn.layer_params | gates)
 
     def variable_axes(self, name: str) -> tuple[str | None, ...]:
         if name.startswith(_ROTATION):

@@ -20,6 +20,7 @@ from fope_jax.position.base import (
     Variables,
     has_hook,
     select,
+    with_scope,
 )
 from fope_jax.typing import Array
 
@@ -106,12 +107,10 @@ class _Mixture(PositionEmbedding, abc.ABC):
         for index, (method, method_shape) in enumerate(
             zip(self.methods, self.shapes(shape), strict=True)
         ):
-            drawn = method.init(
-                None if key is None else jax.random.fold_in(key, index), method_shape
-            )
+            own_key = None if key is None else jax.random.fold_in(key, index)
+            drawn = with_scope(method.init(own_key, method_shape), f"{index}.")
             for group in GROUPS:
-                variables = getattr(drawn, group).items()
-                merged[group] |= {f"{index}.{name}": value for name, value in variables}
+                merged[group] |= getattr(drawn, group)
         return PositionVariables(**merged)
 
     def variable_axes(self, name: str) -> tuple[str | None, ...]:

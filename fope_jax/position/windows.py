@@ -10,8 +10,16 @@ from fope_jax.position.checks import check_at_least
 from fope_jax.position.mixing import Wrapper
 
 
+class _NearTokens(Wrapper):
+    """Base of what hides far keys; how far is counted back from the query."""
+
+    @property
+    def limits(self) -> Limits:
+        return self.inner.limits._replace(needs_causal_mask=True)
+
+
 @dataclass(frozen=True)
-class SlidingWindow(Wrapper):
+class SlidingWindow(_NearTokens):
     """A query sees its own token and those less than ``window`` tokens before it.
 
         query at i sees keys at j with i - w < j <= i, in its own document
@@ -40,16 +48,12 @@ class SlidingWindow(Wrapper):
     def __post_init__(self) -> None:
         _check_tokens("window", self.window, self.inner)
 
-    @property
-    def limits(self) -> Limits:
-        return self.inner.limits._replace(needs_causal_mask=True)
-
     def layers(self) -> tuple[Layer, ...]:
         return tuple(layer._replace(window=self.window) for layer in self.inner.layers())
 
 
 @dataclass(frozen=True)
-class LocalChunks(Wrapper):
+class LocalChunks(_NearTokens):
     """A query sees the tokens of its own chunk, up to itself.
 
         query at i sees keys at j <= i with floor(j / c) = floor(i / c), in its own document
@@ -73,10 +77,6 @@ class LocalChunks(Wrapper):
 
     def __post_init__(self) -> None:
         _check_tokens("chunk", self.chunk, self.inner)
-
-    @property
-    def limits(self) -> Limits:
-        return self.inner.limits._replace(needs_causal_mask=True)
 
     def layers(self) -> tuple[Layer, ...]:
         return tuple(layer._replace(chunk=self.chunk) for layer in self.inner.layers())

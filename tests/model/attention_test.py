@@ -11,6 +11,7 @@ from fope_jax.gallery.examples import EXAMPLES
 from fope_jax.model import attention
 from fope_jax.model.masks import TokenIndex, attention_mask, visible_key_blocks
 from fope_jax.position.base import ModelShape, has_hook
+from tests.model.rows import packed
 
 attend = jax.jit(attention.attend, static_argnames=("bias_fn", "contextual_fn", "backend", "block"))
 
@@ -55,19 +56,6 @@ def contextual_variables(num_heads, head_dim):
 def in_order(batch, length):
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))
     return positions, np.ones((batch, length), np.int32)
-
-
-def packed(lengths_of_rows, length):
-    """Documents one after the other, and padding to ``length``."""
-    positions = np.zeros((len(lengths_of_rows), length), np.int32)
-    segments = np.zeros_like(positions)
-    for row, lengths in enumerate(lengths_of_rows):
-        start = 0
-        for index, size in enumerate(lengths):
-            positions[row, start : start + size] = np.arange(size)
-            segments[row, start : start + size] = index + 1
-            start += size
-    return positions, segments
 
 
 def oracle(q, k, v, q_positions, k_positions, q_segments, k_segments, bias=None, contextual=None):

@@ -39,13 +39,14 @@ def axes_of_heads(method: PositionEmbedding, names) -> dict[str, int | None]:
     return {name: own.index("heads") if "heads" in own else None for name, own in axes.items()}
 
 
-def kernel(method, q, k, v, own, q_index, k_index):
+def kernel(method, q, k, v, own, q_index, k_index, **others):
+    index = {"q_index": q_index, "k_index": k_index}
     return pallas_attention(
-        q, k, v, q_index=q_index, k_index=k_index, method=method, variables=own, interpret=True
+        q, k, v, method=method, variables=own, interpret=True, **index, **others
     )
 
 
-def reference(method, q, k, v, own, q_index, k_index):
+def reference(method, q, k, v, own, q_index, k_index, **others):
     return attend(
         q,
         k,
@@ -55,8 +56,8 @@ def reference(method, q, k, v, own, q_index, k_index):
         q_segments=q_index.segments,
         k_segments=k_index.segments,
         backend="reference",
-        **layer_arguments(method.layers()[0]),
         bias_variables=own,
+        **(layer_arguments(method.layers()[0]) | others),
     )
 
 
@@ -179,7 +180,7 @@ def layer_case(
         "q": normal(2, num_queries, HEADS, versions * width),
         "k": normal(2, 384, KV_HEADS, versions * width),
         "v": normal(2, 384, KV_HEADS, HEAD_DIM),
-        "variables": variables_of(METHODS[method]),
+        "own": variables_of(METHODS[method]),
     }
     if sinks:
         arrays["sinks"] = normal(HEADS)
@@ -201,44 +202,15 @@ def test_all_that_a_layer_can_have_is_as_in_the_reference(name):
     method, limits, queries, places, arrays = layer_case(**LAYERS[name])
     direction = jax.random.normal(jax.random.key(1), (*arrays["q"].shape[:3], HEAD_DIM))
 
-    def of_kernel(q, k, v, variables, **others):
-        return pallas_attention(
-            q,
-            k,
-            v,
-            q_index=queries,
-            k_index=places,
-            method=method,
-            variables=variables,
-            interpret=True,
-            **limits,
-            **others,
-        )
-
-    def of_reference(q, k, v, variables, **others):
-        return attend(
-            q,
-            k,
-            v,
-            q_positions=queries.positions,
-            k_positions=places.positions,
-            q_segments=queries.segments,
-            k_segments=places.segments,
-            backend="reference",
-            bias_variables=variables,
-            **(layer_arguments(method.layers()[0]) | limits),
-            **others,
-        )
-
     def both(attention):
         def loss(arrays):
-            out = attention(**arrays)
+            out = attention(method, q_index=queries, k_index=places, **arrays, **limits)
             return jnp.sum(out * direction), out
 
         (_, out), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
         return out, gradients
 
-    (out, gradients), (expected, expected_gradients) = both(of_kernel), both(of_reference)
+    (out, gradients), (expected, expected_gradients) = both(kernel), both(reference)
     assert jnp.abs(expected[0, -37:]).max() == 0 < jnp.abs(expected[0, :-37]).min()
     np.testing.assert_allclose(out, expected, atol=3e-6)
     assert set(gradients) == set(arrays)

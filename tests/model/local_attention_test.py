@@ -20,23 +20,13 @@ from fope_jax.model.running_sums import running_sums
 from fope_jax.model.transformer import Transformer
 from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, LocalChunks, NoPE, RoPE, SlidingWindow
 from tests.model.everything import Everything
+from tests.model.rows import packed
 
 STATIC = ("bias_fn", "contextual_fn", "backend", "block", "window", "chunk", "far_from")
 
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def packed(rows, length):
-    """Positions and segments of documents one after the other, and padding to ``length``."""
-    positions, segments = np.zeros((2, len(rows), length), np.int32)
-    for row, lengths in enumerate(rows):
-        ends = np.cumsum([0, *lengths])
-        for index, size in enumerate(lengths):
-            positions[row, ends[index] : ends[index + 1]] = np.arange(size)
-            segments[row, ends[index] : ends[index + 1]] = index + 1
-    return positions, segments
 
 
 BATCH, HEADS, KV_HEADS, WIDE, HEAD_DIM = 3, 4, 2, 6, 4

@@ -34,6 +34,7 @@ from fope_jax.position.base import Layer, Limits
 from fope_jax.position.contextual import CoPE
 from fope_jax.position.mixing import ByLayer
 from fope_jax.position.relative_bias import T5Bias
+from tests.model import rows
 
 SIZES = {
     "vocab_size": 61,
@@ -105,12 +106,7 @@ def make(position, **changes):
 def packed(lengths, length):
     """One row of documents and padding: tokens, positions, segments, weights."""
     tokens = np.random.default_rng(0).integers(0, SIZES["vocab_size"], (1, length))
-    positions, segments = np.zeros((2, 1, length), np.int32)
-    start = 0
-    for index, size in enumerate(lengths):
-        positions[0, start : start + size] = np.arange(size)
-        segments[0, start : start + size] = index + 1
-        start += size
+    positions, segments = rows.packed([lengths], length)
     return tokens.astype(np.int32), positions, segments, (segments != 0).astype(np.float32)
 
 

@@ -549,6 +549,7 @@ def break_weights(workdir, name="query", value=np.nan):
     return workdir
 
 
+@pytest.mark.fast("nan")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite_are_named_before_anything_is_scored(
     workdir, scored, capsys, value
@@ -579,6 +580,7 @@ def overflowing(monkeypatch, where):
     monkeypatch.setattr(run_module, "model_answerer", lambda model, mesh: answerer)
 
 
+@pytest.mark.fast("same-tokens", "document-resets", "passkey")
 @pytest.mark.parametrize("protocol", protocols_module.PROTOCOLS)
 def test_documents_whose_scores_are_not_finite_are_named_in_every_protocol(
     tmp_path, cache, monkeypatch, protocol

@@ -165,6 +165,7 @@ def through(method, variables, expected, x, positions, mask=CAUSAL):
     return jnp.einsum("btnh,nhd->btd", out, params["out"]["kernel"]) + params["out"]["bias"]
 
 
+@pytest.mark.fast("cope")
 @pytest.mark.parametrize("name", slow_but(SOME))
 def test_equals_the_hooks(name, expected):
     """Positions counted, and row-wise ones of packed documents; jit gives the same."""
@@ -186,6 +187,7 @@ def test_equals_the_hooks(name, expected):
     np.testing.assert_allclose(packed(variables, positions), right, atol=2e-5)
 
 
+@pytest.mark.fast("cope")
 @pytest.mark.parametrize("name", ["fope", "cope"])
 def test_decoding_with_the_key_cache_of_flax(name):
     """One token at a time, in a cache longer than the sequence, equals all at once."""
@@ -307,6 +309,7 @@ def test_embed():
         assert np.abs(embed.apply(variables, x) - right).max() > 0.01
 
 
+@pytest.mark.slow  # Flax's cache is tried by decoding
 def test_a_full_key_cache_refuses_another_token():
     """And gives NaN under jit; the first cache again starts anew."""
     x, layer = inputs(length=3), attention(FoPE(LENGTH), decode=True)

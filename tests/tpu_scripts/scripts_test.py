@@ -304,6 +304,7 @@ def gcloud(tmp_path):
 MADE = {"create": 1, "install": 3, "scp": 1, "launch": 1}  # a slice with a run on it
 
 
+@pytest.mark.fast("SUSPENDED-becomes0-did0")
 @pytest.mark.parametrize(
     ("state", "becomes", "did"),
     [
@@ -388,6 +389,7 @@ def test_hosts_that_do_not_all_answer_change_nothing(gcloud, fault):
     assert "the hosts could not be asked (" in result.said
 
 
+@pytest.mark.slow
 def test_no_number_of_such_looks_changes_anything(gcloud):
     gcloud.has(describe=[None, *NO_ANSWER], ask=HOSTS)
     result = gcloud.resume("--limit", "1")
@@ -592,6 +594,7 @@ def test_local_passes_signals_on(number, code):
     assert rest.count(f"got {number.name[3:]}") == 2
 
 
+@pytest.mark.slow  # tests/processes has it without the script
 def test_local_starts_jax_processes_that_meet(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -60,6 +60,7 @@ def test_packed_batches_hold_documents_and_plain_ones_share_positions():
     assert 3 < packed.segments.max() < 20
 
 
+@pytest.mark.slow
 def test_methods_share_weights_and_keep_what_is_their_own():
     config = cost.make_config("tiny", 1, 32)
     batch = cost.make_batch(32, 2, 16, packed=False)

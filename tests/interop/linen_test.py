@@ -117,6 +117,7 @@ def test_trains_and_uses_order():
     assert losses[-1] < train(Before(), before, 40)[-1] - 0.05
 
 
+@pytest.mark.slow
 def test_init_adds_nothing_to_the_parameters():
     """The coefficients are in a collection of their own, beside it all is as before."""
     tokens = jnp.zeros((1, 4), jnp.int32)
@@ -127,6 +128,7 @@ def test_init_adds_nothing_to_the_parameters():
     assert shapes == [(4, 1, 1)] * 2  # 1 of 4 frequencies turns fully in 16 tokens
 
 
+@pytest.mark.slow
 def test_order_is_seen():
     """The last of a set of tokens: the same without positions, another with them."""
     tokens = jnp.array([[3, 1, 4, 1, 5, 9], [1, 5, 4, 3, 1, 9]])
@@ -211,6 +213,7 @@ def test_decoding_with_the_key_cache_of_flax(name):
     np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(("fope-learnable", "cope")))
 def test_bfloat16_gradients_and_what_is_drawn(name):
     """Gradients reach all that is trained; constants and parameters are those of ``init``."""

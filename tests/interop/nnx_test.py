@@ -209,7 +209,7 @@ def test_equals_the_hooks(name, compiled, expected):
         np.testing.assert_allclose(out, right, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", slow_but(("fope-query", "cope")))
+@pytest.mark.parametrize("name", slow_but(("cope",)))
 def test_packed_documents(name, expected):
     """Positions that start anew, other ones in each row, held as state that jit passes on."""
     layer, x = attention(CASES[name], positions=jnp.arange(LENGTH)), inputs()
@@ -476,6 +476,19 @@ ERRORS = {
 }
 
 
+@pytest.mark.fast(
+    "absolute",
+    "pattern",
+    "odd head_dim",
+    "heads",
+    "one query",
+    "positions",
+    "contextual without a mask",
+    "a mask that shows what follows",
+    "a mask of another shape",
+    "no bias argument",
+    "no mask argument",
+)
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
     call, message = ERRORS[name]
@@ -615,6 +628,7 @@ MASKS = {
 }
 
 
+@pytest.mark.fast("cope-of each row")
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", slow_but(("cope",), ("fope", "cope")))
 def test_masks_of_any_shape_that_fits(name, mask):
@@ -643,6 +657,7 @@ class Constant(PositionEmbedding):
         return -0.3 * jnp.abs(q_positions - k_positions).astype(jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_bias_without_heads_is_the_bias_of_all_heads():
     x = inputs()
     right = causal(attention(ALiBi(slopes=(0.3,) * HEADS)), x)

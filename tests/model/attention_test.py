@@ -359,9 +359,8 @@ def test_constants_have_no_gradient_whatever_their_dtype(backend):
 
 
 # Queries, keys, key-value heads, query heads to each, block: each is compiled.
-@pytest.mark.parametrize(
-    "sizes", [(23, 17, 2, 2, 4), pytest.param((9, 4, 1, 3, 7), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(23, 17, 2, 2, 4), (9, 4, 1, 3, 7)], ids=str)
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
     seed=st.integers(0, 2**16), num_segments=st.integers(0, 3), furthest=st.integers(0, 40)
@@ -551,6 +550,7 @@ def test_a_contextual_bias_may_be_the_same_for_all_heads():
     np.testing.assert_allclose(run(first_head), run(written_out), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.fast("chunked-shape0", "reference-shape1")
 @pytest.mark.parametrize("shape", [(3, 2, 5, 5), (1, 1, 5), (2, 4, 5, 5)])
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_a_bias_of_another_shape_is_named(shape, backend):

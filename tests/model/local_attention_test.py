@@ -227,6 +227,7 @@ def test_running_sums_keep_the_bias_between_neighbours():
     assert np.abs(bias / expected - 1).max() < 2e-6
 
 
+@pytest.mark.slow
 def test_running_sums_have_the_gradient_of_a_sum_in_both_modes():
     increments, tangent = normal(1, 2, 300, 3), normal(2, 2, 300, 3)
 

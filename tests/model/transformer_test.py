@@ -394,7 +394,7 @@ def test_mixed_layers_have_the_same_gradients_however_they_are_run(name, changes
     assert_close(loss_and_gradient(*other, *batch), (loss, gradient))
 
 
-@pytest.mark.fast("matrices")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXES)
 def test_methods_mixed_over_layers_are_those_methods(name):
     """Scanned periods equal a loop over the layers written here."""

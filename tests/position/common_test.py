@@ -533,6 +533,7 @@ def test_order_of_storage_does_not_matter(name):
     assert difference(permuted, whole[..., order, :][..., order]) < LOGIT
 
 
+@pytest.mark.slow
 @every_case
 def test_vmap(name):
     method = CASES[name].method

@@ -119,6 +119,7 @@ def test_frequencies(case):
     np.testing.assert_allclose(FREQUENCIES[case], golden(case, "inv_freq"), rtol=1e-6, atol=0)
 
 
+@pytest.mark.fast("fope-160", "rope_yarn-160", "fope_normalised-160", "fope_more_frequencies-160")
 @pytest.mark.parametrize("length", [pytest.param(16, marks=pytest.mark.slow), 160])
 @pytest.mark.parametrize("case", FREQUENCIES)
 def test_pure_functions(case, length):

@@ -347,6 +347,7 @@ def test_t5_buckets_of_the_golden_numbers(case, compiled):
     assert len(np.unique(ours)) == num_buckets - bidirectional  # no distance 0 after the query
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(num_buckets=st.integers(2, 70), span=st.integers(1, 5000))
 def test_t5_buckets_by_whole_numbers(num_buckets, span):
@@ -592,6 +593,7 @@ HALVED = {
 }
 
 
+@pytest.mark.fast("kerple-log")
 @pytest.mark.parametrize("name", HALVED)
 def test_half_tokens(name):
     method, variables = METHODS[name], variables_of(METHODS[name])

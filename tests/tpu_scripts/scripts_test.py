@@ -323,6 +323,7 @@ def test_resume_brings_a_lost_slice_back(gcloud, state, becomes, did):
     assert "starting it again (1 of 20)" in result.said and "(2 of 20)" not in result.said
 
 
+@pytest.mark.slow
 def test_resume_begins_with_no_slice_at_all(gcloud):
     gcloud.has(None)
     result = gcloud.resume("--limit", "1")

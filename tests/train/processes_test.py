@@ -256,6 +256,7 @@ APART = {
     "no configuration": (["--config", "nowhere.py"], {}, "'nowhere.py' does not exist"),
 }
 
+
 @pytest.mark.slow  # agreement_test has the messages
 @pytest.mark.parametrize("name", APART)
 def test_processes_that_were_not_started_alike_all_end_and_say_why(config, tmp_path, name):

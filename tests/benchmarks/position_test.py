@@ -133,6 +133,7 @@ def test_fresh_processes_are_pooled(tmp_path, monkeypatch):
     assert [len(process["alibi"]) for process in result["seconds"]] == [2, 2]
 
 
+@pytest.mark.slow
 def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     file = tmp_path / "cost.json"

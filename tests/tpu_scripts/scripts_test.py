@@ -53,6 +53,7 @@ def test_there_is_no_other_script():
     assert sorted(p.stem for p in SCRIPTS.glob("*.sh")) == sorted([*PROGRAMS, "lib"])
 
 
+@pytest.mark.slow
 def test_shellcheck():
     program = shutil.which("shellcheck") or shutil.which(
         "shellcheck", path=str(Path(sys.executable).parent)
@@ -198,16 +199,21 @@ def test_the_parser_of_published_flags_refuses_what_gcloud_refuses():
     assert {"ssh", "scp", "create"} <= {name.split()[1] for name in COMMANDS}
 
 
+def make_source(directory):
+    """A checkout as install.sh packs it, with nothing in its files."""
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "constraints.txt"):
+        assert (ROOT / name).exists()  # tar would stop at one that is missing
+        directory.mkdir(exist_ok=True)
+        (directory / name).write_text("x")
+    for name in ("fope_jax", "configs", "experiments"):
+        assert (ROOT / name).is_dir()
+        (directory / name).mkdir()
+    return directory
+
+
 def test_the_commit_goes_along(tmp_path):
     """The archive has what pip needs, and the commit of a checkout, which .git would tell."""
-    source, packed = tmp_path / "source", tmp_path / "packed"
-    source.mkdir()
-    names = ["pyproject.toml", "setup.py", "README.md", "LICENSE", "constraints.txt"]
-    assert all((ROOT / name).exists() for name in names)
-    for name in names:
-        (source / name).write_text("x")
-    for name in ("fope_jax", "configs", "experiments"):
-        (source / name).mkdir()
+    source, packed = make_source(tmp_path / "source"), tmp_path / "packed"
     stand_in = tmp_path / "bin" / "gcloud"
     stand_in.parent.mkdir()
     stand_in.write_text(f'#!/bin/bash\n[[ $4 != scp ]] || cp "$5" {packed}\n')
@@ -512,12 +518,14 @@ def test_hosts_that_do_not_all_answer_change_nothing(gcloud, fault):
 
 
 def test_no_number_of_such_looks_changes_anything(gcloud):
-    gcloud.has(describe=[None, *NO_ANSWER], ask=HOSTS)
+    """One fault of each kind; all of them are tried alone in the two tests above."""
+    looks, asks = ["auth", "project", "half a word", "killed"], ["auth", "one slice left out"]
+    gcloud.has(describe=[None, *looks], ask=asks)
     result = gcloud.resume("--limit", "1")
     assert (result.code, result.state, result.did) == (0, "ACTIVE", {}), result.said
-    looks = [line for line in result.said.splitlines() if line.endswith("trying again")]
-    assert len(looks) == len(NO_ANSWER) + len(HOSTS)
-    assert "(ERROR: (gcloud.compute.tpus.queued-resources.describe) There was a problem" in looks[1]
+    said = [line for line in result.said.splitlines() if line.endswith("trying again")]
+    assert len(said) == len(looks) + len(asks)
+    assert "(ERROR: (gcloud.compute.tpus.queued-resources.describe) There was a problem" in said[1]
 
 
 def test_a_gcloud_that_hangs_or_asks_is_left(gcloud):
@@ -647,6 +655,7 @@ case $1 in
     trap 'sleep 0.3; echo saved; exit 143' TERM
     echo "begins $* with [$LIBTPU_INIT_ARGS] in ${PWD##*/}"
     [[ $1 != fails ]] || exit 3
+    [[ $1 != deaf ]] || trap '' TERM
     while true; do sleep 0.05; done ;;
 esac
 FOPE
@@ -729,9 +738,49 @@ def wait_for(text, path):
         time.sleep(0.02)
 
 
+def test_launch_lets_the_earlier_run_end_before_the_next_begins(tmp_path):
+    """On one host, without gcloud: what runs gets SIGTERM and is waited for, its code is kept."""
+    home, _ = make_hosts(tmp_path)
+    subprocess.run([home.parent / "bin" / "make-venv", home / "fope" / "venv"], check=True)
+    log, killed = home / "fope" / "run.log", ["kill", "-KILL"]
+
+    def on_host(name, verb="", keep_going="", grace="20"):
+        body = f"exec ~/fope/venv/bin/fope {verb}"
+        text = f"keep_going={keep_going}\ngrace={grace}\nworkdir=x\nbody={shlex.quote(body)}\n"
+        for part in ("run", name):
+            text += (SCRIPTS / "on_host" / f"{part}.sh").read_text()
+        environment = {"HOME": str(home), "HOST": "h", "PATH": f"{home.parent / 'bin'}"}
+        command = ["bash", "-c", text]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        assert on_host("state") == "FOPE h none\n"
+        for verb in ("first", "second"):
+            assert on_host("launch", verb) == "h: begun\n"
+            wait_for(f"begins {verb}", log)
+        words = [line.split()[:2] for line in log.read_text().splitlines()]
+        assert words == [["begins", "first"], ["saved"], ["begins", "second"]]
+        assert on_host("state") == "FOPE h running\n"
+        assert on_host("launch", "third", keep_going="1") == "h: goes on\n"
+        assert on_host("stop") == "h: ended with 143\n" and "third" not in log.read_text()
+        on_host("launch", "fails")
+        wait_for("3", home / "fope" / "run.exit")
+        assert on_host("state") == "FOPE h 3\n"
+        on_host("launch", "deaf")  # it does not end at SIGTERM
+        wait_for("begins deaf", log)
+        assert on_host("stop", grace="1") == "h: ended with 137\n"
+    finally:
+        pid = (home / "fope" / "run.pid").read_text().strip()
+        subprocess.run([*killed, pid], capture_output=True, check=False)
+
+
+@pytest.mark.slow
 def test_two_slices_from_the_request_to_the_end(gcloud, tmp_path):
     """Every script in turn, on four hosts that run what they are given."""
     gcloud.has(None)
+    source = ["--source", str(make_source(tmp_path / "source"))]
     hosts = make_hosts(tmp_path / "hosts", 2)
     for home in hosts:
         (home / "has_pip").touch()
@@ -747,7 +796,7 @@ def test_two_slices_from_the_request_to_the_end(gcloud, tmp_path):
     try:
         assert "run1: NONE" in does("status", code=1)
         does("create", "--accelerator", "v4-8", "--slices", "2")
-        assert does("install").count("Python 3.12.1, commit ") == 4
+        assert does("install", *source).count("Python 3.12.1, commit ") == 4
         assert "4 of 4 hosts: no run has begun" in does("status", code=1)
         libtpu = ["--env", "LIBTPU_INIT_ARGS=--a=1 --b='2 3'"]
         assert does("launch", *libtpu, *RUN).count("begun") == 4
@@ -755,7 +804,7 @@ def test_two_slices_from_the_request_to_the_end(gcloud, tmp_path):
             wait_for(f"begins {' '.join(RUN[1:])} with [--a=1 --b='2 3'] in source", log)
         said = does("status")
         assert "ACTIVE\n  4 of 4 hosts: running\n  gs://my-bucket/run1: step 5 of 10" in said
-        assert "a run is under way; end it by stop.sh" in does("install", code=1)
+        assert "a run is under way; end it by stop.sh" in does("install", *source, code=1)
         assert does("launch", "--keep-going", *RUN).count("goes on") == 4
 
         does("launch", *RUN)  # the earlier one ends first
@@ -783,7 +832,8 @@ def test_two_slices_from_the_request_to_the_end(gcloud, tmp_path):
         for home in hosts:
             pid = home / "fope" / "run.pid"
             if pid.exists():
-                subprocess.run(["kill", "-KILL", pid.read_text().strip()], check=False)
+                command = ["kill", "-KILL", pid.read_text().strip()]
+                subprocess.run(command, capture_output=True, check=False)
 
 
 @pytest.mark.parametrize(

@@ -153,5 +153,9 @@ class BucketShards:
                 self._copy(file)
             except MirrorError as error:
                 self._changed[file] = error  # raised by the next read of the file
-            except OSError as error:
-                log.warning("%s is not copied, and read by range: %s", self.remote / file, error)
+            except OSError as error:  # the disk is full, or the bucket is out of reach
+                with self._lock:
+                    self._waiting.clear()
+                    if self._copies:
+                        log.warning("no more shards are copied, but read by range: %s", error)
+                    self._copies = False

@@ -92,7 +92,11 @@ def copy_checked(
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".unfinished")
-    _copy(source, unfinished, progress)
+    try:
+        _copy(source, unfinished, progress)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # it may have filled the disk
+        raise
     if expected and (actual := file_sha256(unfinished)) != expected:
         unfinished.unlink()
         raise MirrorError(

@@ -89,6 +89,8 @@ def _file_source(
         raise CorpusError(f"{path} cannot be read: {error}") from error
     source |= {"corpus": corpus, "split": split, "sha256": digest}
     if split and has_text_suffix(path):
+        if config.text_field != "text":
+            source["field"] = config.text_field
         if "damaged" in earlier and "marked" in earlier:
             source |= {"damaged": earlier["damaged"], "marked": earlier["marked"]}
         else:
@@ -139,6 +141,7 @@ def content_digest(sources: Sequence[Source]) -> str:
     ]
     # Older caches counted the byte order mark as text: their text differs.
     parts += [["marked", s["split"], s["sha256"]] for s in sources if s.get("marked")]
+    parts += [["field", s["split"], s["sha256"], s["field"]] for s in sources if "field" in s]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from fope_jax.data import bucket_shards, mirror
+from fope_jax.data.bucket_shards import BucketShards, Range
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,6 +22,50 @@ def story(tmp_path_factory):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((scratch / "found.json").read_text()) | {"stderr": done.stderr}
+
+
+class LocalBucket:
+    """What the bucket's library does, for a directory."""
+
+    def cat_ranges(self, places, begins, ends):
+        return [Path(p).read_bytes()[a:b] for p, a, b in zip(places, begins, ends, strict=True)]
+
+
+def test_a_full_disk_ends_the_copies_and_not_the_run(tmp_path, monkeypatch, caplog):
+    remote, local = tmp_path / "remote", tmp_path / "local"
+    remote.mkdir()
+    for number in range(20):
+        (remote / f"{number}.tokens").write_bytes(bytes([number]) * 100)
+    monkeypatch.setattr(bucket_shards, "gcs_file_system", LocalBucket)
+    copy, tried = mirror._copy, []
+
+    def full(source, target, progress):
+        tried.append(source.name)
+        if len(tried) < 3:
+            return copy(source, target, progress)
+        target.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(mirror, "_copy", full)
+    monkeypatch.setattr(bucket_shards, "PARALLEL_TRANSFERS", 1)
+    shards = BucketShards(remote, local, {}, copies=True)
+    ranges = [Range(f"{number}.tokens", 5, 15) for number in range(20)]
+    expected = [bytes([number]) * 10 for number in range(20)]
+    with caplog.at_level("WARNING", "fope_jax"):
+        for _ in range(3):
+            assert shards.read(ranges) == expected
+            while shards._threads:
+                time.sleep(0.01)
+    assert tried == ["0.tokens", "1.tokens", "2.tokens"]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("no more shards are copied, but read by range: [Errno 28] No space left")
+    assert sorted(path.name for path in local.iterdir()) == ["0.tokens", "1.tokens"]
+
+
+def test_a_name_that_leads_out_of_the_directory_is_refused(tmp_path):
+    shards = BucketShards(tmp_path / "remote", tmp_path / "local", {}, copies=False)
+    with pytest.raises(ValueError, match="is no path within"):
+        shards.fetch(["../x"])
 
 
 def test_opening_reads_no_token_and_a_window_reads_its_blocks(story):
@@ -62,7 +110,7 @@ def test_a_damaged_copy_is_named_and_made_again(story):
     assert found["copied_again"]
 
 
-def test_a_bucket_that_refuses_every_fourth_request_is_asked_again(story):
+def test_a_bucket_that_refuses_some_requests_is_asked_again(story):
     assert story["under_faults"]["refused_sometimes"]
 
 

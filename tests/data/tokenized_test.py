@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fope_jax.data import build, cache, corpora, tokenized
+from fope_jax.data import build, cache, corpora, sources, tokenized
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.tokenizers import BytesTokenizer
@@ -77,6 +77,24 @@ def test_a_cache_is_the_same_to_the_byte_for_one_process_and_for_two(
     assert built.summary["bad_documents"] == 1 and built.summary["empty_documents"] == 3
     cut = {Path(s["path"]).name: len(s["pieces"]) for s in built.sources if "pieces" in s}
     assert cut["a.jsonl"] == 3 and cut["d.parquet"] == 5 and len(cut) == 2
+
+
+def test_another_field_of_the_same_files_is_another_text(tmp_path, text_config):
+    """Also for parts that Beam left, and for runs that look for a cache by its fingerprint."""
+    line = json.dumps({"text": "one", "title": "two"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 3)
+    (tmp_path / "b.jsonl").write_text(line)
+    fields = {"train_files": f"{tmp_path}/a.jsonl", "validation_files": f"{tmp_path}/b.jsonl"}
+    configs = [
+        text_config(**{key: (value,) for key, value in fields.items()}, text_field=field)
+        for field in ("text", "title")
+    ]
+    text, title = (build.build(config)["train"] for config in configs)
+    assert text.tokenizer.decode(text.tokens(0, 3).tolist()) == "one"
+    assert title.tokenizer.decode(title.tokens(0, 3).tolist()) == "two"
+    assert text.fingerprint != title.fingerprint
+    contents = [sources.content_digest(cache.sources) for cache in (text, title)]
+    assert contents[0] != contents[1]
 
 
 def test_lines_are_cut_at_their_ends(tmp_path, monkeypatch):

@@ -40,8 +40,6 @@ for ((i = 0; i < ${#rest[@]}; i++)); do
     --workdir=*) workdir=${rest[i]#*=} ;;
   esac
 done
-body=''
-for one in "${env[@]}"; do body+="export ${one%%=*}=$(show "${one#*=}"); "; done
-body+="exec ~/fope/venv/bin/fope $(show "${rest[@]}")"
+write_body
 on_hosts launching "$(on_host launch keep_going="$keep_going" grace="$grace" workdir="$workdir" \
   body="$body")"

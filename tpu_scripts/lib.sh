@@ -107,6 +107,14 @@ check_env() {
   done
 }
 
+# write_body: into `body`, what a host runs: `rest` with the variables of `env`.
+write_body() {
+  local one
+  body=''
+  for one in "${env[@]}"; do body+="export ${one%%=*}=$(show "${one#*=}"); "; done
+  body+="exec ~/fope/venv/bin/fope $(show "${rest[@]}")"
+}
+
 # A command as one line that a shell would read as the same command. Words that need no quotes get
 # none, so that the line can be read by people too.
 show() {

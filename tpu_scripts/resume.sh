@@ -48,6 +48,7 @@ for key in limit poll look patience; do count "$key"; done
 check_env
 ((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
 
+write_body
 here=$(dirname "${BASH_SOURCE[0]}")
 common=(--name "$name" --zone "$zone")
 [[ $project ]] && common+=(--project "$project")
@@ -95,22 +96,22 @@ install_and_launch() {
 }
 
 if [[ $dry_run ]]; then
-  on_hosts asking "$(on_host state)"
+  on_hosts asking "$(on_host state body="$body")"
   other delete --at-once
   create
   install_and_launch
   exit 0
 fi
 
-# runs: into `said`, what the hosts say: "running", "none" or an exit code; fails with a `complaint`
+# runs: into `said`, what the hosts say: "running", "none", "other" or an exit code; fails with a `complaint`
 # where one of them says nothing, as while they are being taken away. Of the others "running" is
 # enough to know.
 runs() {
   local code=0 word what
-  ask_hosts "$look" "$(on_host state)" || code=$?
+  ask_hosts "$look" "$(on_host state body="$body")" || code=$?
   said=()
   while read -r word _ what; do
-    [[ $word == FOPE && $what =~ ^(running|none|[0-9]+)$ ]] && said+=("$what")
+    [[ $word == FOPE && $what =~ ^(running|other|none|[0-9]+)$ ]] && said+=("$what")
   done <<<"$answer"
   among running "${said[@]}" && return 0
   ((code == 0)) || return 1
@@ -162,6 +163,8 @@ while true; do
       replacing='' seen=1
       if ! runs; then
         unanswered "the hosts could not be asked ($complaint)"
+      elif among other "${said[@]}"; then
+        fail "$name runs another command; wait for it, or end it by stop.sh"
       elif among running "${said[@]}"; then
         answered=$SECONDS
       elif among none "${said[@]}"; then

@@ -25,7 +25,7 @@ count look
 if [[ $dry_run ]]; then
   describe_command
   show "${command[@]}"
-  on_hosts asking "$(on_host state)"
+  on_hosts asking "$(on_host state body=)"
   hosts_command "$(on_host progress)" 0 0
   show "${command[@]}"
   exit
@@ -36,7 +36,7 @@ printf '%s: %s%s\n' "$name" "$now" "$([[ $now != UNKNOWN ]] || printf ' (%s)' "$
 [[ $now == ACTIVE ]] || exit 1
 
 code=0
-ask_hosts "$look" "$(on_host state)" || code=3
+ask_hosts "$look" "$(on_host state body=)" || code=3
 declare -A found=()
 while read -r word host what; do
   [[ $word == FOPE ]] || continue

@@ -53,20 +53,6 @@ def test_there_is_no_other_script():
     assert sorted(p.stem for p in SCRIPTS.glob("*.sh")) == sorted([*PROGRAMS, "lib"])
 
 
-@pytest.mark.slow
-def test_shellcheck():
-    program = shutil.which("shellcheck") or shutil.which(
-        "shellcheck", path=str(Path(sys.executable).parent)
-    )
-    if program is None:
-        pytest.skip("shellcheck is not installed")
-    files = sorted(SCRIPTS.rglob("*.sh"))
-    result = subprocess.run(
-        [program, "-x", "-P", SCRIPTS, *files], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout
-
-
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_is_the_comment_at_the_top(name):
     result = run(name, "--help")
@@ -584,6 +570,7 @@ def test_resume_has_a_patience(gcloud, verb):
     [
         ("ACTIVE", "0,2", 2, "the run has ended with code 2"),
         ("ACTIVE", "134,137", 1, "ended by a signal (codes 134 137)"),
+        ("ACTIVE", "other,running", 2, "run1 runs another command; wait for it, or end it"),
     ],
 )
 def test_resume_gives_up(gcloud, state, runs, code, message):
@@ -744,8 +731,8 @@ def test_launch_lets_the_earlier_run_end_before_the_next_begins(tmp_path):
     subprocess.run([home.parent / "bin" / "make-venv", home / "fope" / "venv"], check=True)
     log, killed = home / "fope" / "run.log", ["kill", "-KILL"]
 
-    def on_host(name, verb="", keep_going="", grace="20"):
-        body = f"exec ~/fope/venv/bin/fope {verb}"
+    def on_host(name, verb="", keep_going="", grace="20", of_this=False):
+        body = f"exec ~/fope/venv/bin/fope {verb}" if name == "launch" or of_this else ""
         text = f"keep_going={keep_going}\ngrace={grace}\nworkdir=x\nbody={shlex.quote(body)}\n"
         for part in ("run", name):
             text += (SCRIPTS / "on_host" / f"{part}.sh").read_text()
@@ -763,11 +750,14 @@ def test_launch_lets_the_earlier_run_end_before_the_next_begins(tmp_path):
         words = [line.split()[:2] for line in log.read_text().splitlines()]
         assert words == [["begins", "first"], ["saved"], ["begins", "second"]]
         assert on_host("state") == "FOPE h running\n"
+        assert on_host("state", "second", of_this=True) == "FOPE h running\n"
+        assert on_host("state", "other", of_this=True) == "FOPE h other\n"
         assert on_host("launch", "third", keep_going="1") == "h: goes on\n"
         assert on_host("stop") == "h: ended with 143\n" and "third" not in log.read_text()
         on_host("launch", "fails")
         wait_for("3", home / "fope" / "run.exit")
-        assert on_host("state") == "FOPE h 3\n"
+        assert on_host("state") == on_host("state", "fails", of_this=True) == "FOPE h 3\n"
+        assert on_host("state", "other", of_this=True) == "FOPE h none\n"
         on_host("launch", "deaf")  # it does not end at SIGTERM
         wait_for("begins deaf", log)
         assert on_host("stop", grace="1") == "h: ended with 137\n"

@@ -7,6 +7,7 @@ else
   end_run "$grace"
   rm -f run.exit run.pid
   printf '%s\n' "$workdir" >run.workdir
+  printf '%s\n' "$body" >run.body
   # The shell that holds the lock outlives signals, so that the exit code of fope is written.
   # shellcheck disable=SC2016 # the inner shell expands it
   setsid bash -c 'exec 9>run.lock; flock --wait 10 9 || exit 1

@@ -4,7 +4,7 @@
 #
 #   ~/fope/run.lock      held while a run is under way, whoever has started it
 #   ~/fope/run.pid       the process of fope; run.exit its exit code once it has ended
-#   ~/fope/run.log       what it prints; run.workdir where it writes
+#   ~/fope/run.log       what it prints; run.body the command, run.workdir where it writes
 set -eu
 mkdir -p ~/fope
 cd ~/fope

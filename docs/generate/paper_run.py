@@ -25,8 +25,8 @@ TEXT = """\
 What it takes to train the paper's smallest model with {tokens:,} tokens of C4 on one
 {slice}, from the text to the figure: **{least:.1f} h or more by the plan's bounds, about
 {planned:.1f} h at {share:.0%} of their speed: ${on_demand:,.0f}, or ${spot:,.0f} on a spot
-slice.** The {number} methods of the figure share the token cache: {all_planned:.1f} h, ${all_on_demand:,.0f} or
-${all_spot:,.0f}.
+slice.** The {number} methods of the figure share the token cache: {all_planned:.1f} h,
+${all_on_demand:,.0f} or ${all_spot:,.0f}.
 
 **Nothing here was measured on a TPU.** The bound is that of `fope plan`
 ([tpu_plan](../../experiments/tpu_plan/README.md)): a step of {batch:,} rows of {length} tokens

@@ -201,8 +201,8 @@ def provenance() -> dict[str, Any]:
 def package_commit(root: Path) -> str | None:
     """The commit of the package below ``root``; None if nothing tells.
 
-    Without .git there, as on TPU hosts, that of the file COMMIT, which `tpu_scripts/install.sh` packs
-    with a checkout.
+    Without .git there, as on TPU hosts, that of the file COMMIT, which `tpu_scripts/install.sh`
+    packs with a checkout.
     """
     packed = root / "COMMIT"
     if packed.is_file() and not (root / ".git").exists():

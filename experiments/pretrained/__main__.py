@@ -1,0 +1,118 @@
+"""What SmolLM2-135M does beyond its 8,192 tokens, and what a short training buys.
+
+    python -m experiments.pretrained run --windows 1    what is not done yet, unit by unit
+    python -m experiments.pretrained list --windows 1   what is done and what is to come
+
+The model is the run that `fope data download smollm2`, `fope import` and `fope data build` made,
+see README.md. Rows are kept in experiments/pretrained/results; a unit whose row is there is not
+measured again, so that a stopped run goes on where it was, also on another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.pretrained.units import Unit, variant_text, without_training
+from fope_jax.evaluate.metrics import read_rows, replace_rows
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def is_done(unit: Unit, results: Path) -> bool:
+    """Whether the unit's row is kept."""
+    rows = read_rows(results / f"{unit.kind}.jsonl")
+    return any(unit.key.items() <= row.items() for row in rows)
+
+
+class Subject:
+    """The checkpoint, under one variant at a time."""
+
+    def __init__(self, run: Path) -> None:
+        from fope_jax.evaluate.restore import load_run
+        from fope_jax.evaluate.run_data import find_run_data
+
+        self.run, self.loaded = run, load_run(run)
+        self.data = find_run_data(run, self.loaded.experiment.data)
+        self.texts: dict[str, Any] = {}
+        self.text, self.model = "same", self.loaded.model
+        self.position = self.loaded.experiment.position
+
+    def read_as(self, text: str) -> None:
+        """Takes the variant that `fope evaluate --as` calls so."""
+        from fope_jax.evaluate.variants import variant_experiment, variant_model
+        from fope_jax.extend.variants import make_variants
+
+        if text != self.text:
+            variant = make_variants(self.run, None, [text])[0]
+            experiment = variant_experiment(self.loaded.experiment, variant)
+            self.model = variant_model(self.loaded.model, experiment, variant, None)
+            self.text, self.position = text, variant.position
+
+    def measure(self, unit: Unit) -> dict[str, Any]:
+        """The row of a unit without its key."""
+        from experiments.pretrained.measure import Text, measure_loss
+        from fope_jax.evaluate.scoring import model_scorer
+        from fope_jax.position import to_spec
+
+        self.read_as(variant_text(unit.method, unit.context))
+        if unit.text not in self.texts:
+            self.texts[unit.text] = Text(unit.text, self.data)
+        text, scorer = self.texts[unit.text], model_scorer(self.model)
+        row = measure_loss(scorer, text, unit.context, unit.window)
+        return {"as": self.text, **row, "position": to_spec(self.position)}
+
+
+def run(units: list[Unit], subject: Subject, results: Path, commit: str | None) -> None:
+    """Measures what is not done yet; each row is written as soon as it is known."""
+    results.mkdir(parents=True, exist_ok=True)
+    for index, unit in enumerate(units):
+        if is_done(unit, results):
+            continue
+        wall, cpu = time.perf_counter(), time.process_time()
+        row = unit.key | subject.measure(unit)
+        row |= {
+            "seconds": round(time.perf_counter() - wall, 1),
+            "core_seconds": round(time.process_time() - cpu, 1),
+            "seed": 0,
+            "commit": commit,
+            "command": shlex.join(["python", "-m", "experiments.pretrained", *sys.argv[1:]]),
+        }
+        replace_rows(results / f"{unit.kind}.jsonl", lambda old: False, [row])
+        print(
+            f"{index + 1} of {len(units)}: {' '.join(map(str, unit))}", row["seconds"], flush=True
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.pretrained",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=["run", "list"])
+    parser.add_argument("--run", type=Path, default=Path("runs/pretrained/smollm2"))
+    parser.add_argument("--windows", type=int, default=1, help="of each text, most 6 (1)")
+    arguments = parser.parse_args()
+    units = list(without_training(arguments.windows))
+    if arguments.command == "list":
+        for unit in units:
+            print("done " if is_done(unit, RESULTS) else "-    ", *unit)
+        return
+    from fope_jax.train.workdir import git_commit
+
+    subject = Subject(arguments.run)
+    run(
+        [unit for unit in units if unit.kind == "loss"],
+        subject,
+        RESULTS,
+        git_commit(Path(__file__).parent),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -17,8 +17,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.pretrained.units import Unit, variant_text, without_training
+from experiments.pretrained.heads import measure_heads
+from experiments.pretrained.measure import Text, measure_keys, measure_loss
+from experiments.pretrained.trainings import train_child, training_row
+from experiments.pretrained.units import Unit, all_units, variant_text
+from fope_jax.evaluate.generation import model_answerer
 from fope_jax.evaluate.metrics import read_rows, replace_rows
+from fope_jax.evaluate.restore import load_run, read_experiment
+from fope_jax.evaluate.run_data import find_run_data
+from fope_jax.evaluate.scoring import model_scorer
+from fope_jax.evaluate.variants import variant_experiment, variant_model
+from fope_jax.extend.variants import make_variants
+from fope_jax.position import to_spec
+from fope_jax.train.workdir import git_commit
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -30,41 +41,46 @@ def is_done(unit: Unit, results: Path) -> bool:
 
 
 class Subject:
-    """The checkpoint, under one variant at a time."""
+    """The model, as it was published or after a training, under one variant at a time."""
 
     def __init__(self, run: Path) -> None:
-        from fope_jax.evaluate.restore import load_run
-        from fope_jax.evaluate.run_data import find_run_data
-
-        self.run, self.loaded = run, load_run(run)
-        self.data = find_run_data(run, self.loaded.experiment.data)
+        self.run = run
+        self.held: tuple[Any, ...] = ()
         self.texts: dict[str, Any] = {}
-        self.text, self.model = "same", self.loaded.model
-        self.position = self.loaded.experiment.position
 
-    def read_as(self, text: str) -> None:
-        """Takes the variant that `fope evaluate --as` calls so."""
-        from fope_jax.evaluate.variants import variant_experiment, variant_model
-        from fope_jax.extend.variants import make_variants
-
-        if text != self.text:
+    def load(self, unit: Unit) -> None:
+        """Makes ``model`` what the unit measures, and trains it where that is to come first."""
+        text = "" if unit.updates else variant_text(unit.method, unit.context)
+        wanted = (unit.method, unit.updates, unit.seed) if unit.updates else (text,)
+        if wanted == self.held:
+            return
+        loaded = load_run(train_child(self.run, unit) if unit.updates else self.run)
+        self.model, self.position = loaded.model, loaded.experiment.position
+        self.data = find_run_data(self.run, read_experiment(self.run).data)
+        if text not in ("", "same"):
             variant = make_variants(self.run, None, [text])[0]
-            experiment = variant_experiment(self.loaded.experiment, variant)
-            self.model = variant_model(self.loaded.model, experiment, variant, None)
-            self.text, self.position = text, variant.position
+            experiment = variant_experiment(loaded.experiment, variant)
+            self.model = variant_model(loaded.model, experiment, variant, None)
+            self.position = variant.position
+        self.held = wanted
 
     def measure(self, unit: Unit) -> dict[str, Any]:
         """The row of a unit without its key."""
-        from experiments.pretrained.measure import Text, measure_loss
-        from fope_jax.evaluate.scoring import model_scorer
-        from fope_jax.position import to_spec
-
-        self.read_as(variant_text(unit.method, unit.context))
-        if unit.text not in self.texts:
-            self.texts[unit.text] = Text(unit.text, self.data)
-        text, scorer = self.texts[unit.text], model_scorer(self.model)
-        row = measure_loss(scorer, text, unit.context, unit.window)
-        return {"as": self.text, **row, "position": to_spec(self.position)}
+        if unit.kind == "training":
+            return training_row(train_child(self.run, unit))
+        self.load(unit)
+        books = self.data.open("validation")
+        if unit.kind == "heads":
+            row = measure_heads(self.model, books, unit.context, unit.window)
+        elif unit.kind == "every_key":
+            answerer = model_answerer(self.model)
+            row = measure_keys(answerer, books, unit.text, unit.context, unit.window)
+        else:
+            if unit.text not in self.texts:
+                self.texts[unit.text] = Text(unit.text, self.data)
+            scorer, text = model_scorer(self.model), self.texts[unit.text]
+            row = measure_loss(scorer, text, unit.context, unit.window)
+        return row | {"position": to_spec(self.position)}
 
 
 def run(units: list[Unit], subject: Subject, results: Path, commit: str | None) -> None:
@@ -78,7 +94,6 @@ def run(units: list[Unit], subject: Subject, results: Path, commit: str | None) 
         row |= {
             "seconds": round(time.perf_counter() - wall, 1),
             "core_seconds": round(time.process_time() - cpu, 1),
-            "seed": 0,
             "commit": commit,
             "command": shlex.join(["python", "-m", "experiments.pretrained", *sys.argv[1:]]),
         }
@@ -96,22 +111,16 @@ def main() -> None:
     )
     parser.add_argument("command", choices=["run", "list"])
     parser.add_argument("--run", type=Path, default=Path("runs/pretrained/smollm2"))
-    parser.add_argument("--windows", type=int, default=1, help="of each text, most 6 (1)")
+    parser.add_argument("--windows", type=int, default=1, help="of each text, at most 6 (1)")
+    parser.add_argument("--seeds", type=int, default=1, help="of the short trainings (1)")
     arguments = parser.parse_args()
-    units = list(without_training(arguments.windows))
+    units = all_units(arguments.windows, arguments.seeds)
     if arguments.command == "list":
         for unit in units:
             print("done " if is_done(unit, RESULTS) else "-    ", *unit)
         return
-    from fope_jax.train.workdir import git_commit
-
     subject = Subject(arguments.run)
-    run(
-        [unit for unit in units if unit.kind == "loss"],
-        subject,
-        RESULTS,
-        git_commit(Path(__file__).parent),
-    )
+    run(units, subject, RESULTS, git_commit(Path(__file__).parent))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One unit on one model: the loss of a window by blocks, or the keys that it finds."""
+"""One unit on one model: the loss of a window by blocks, or the keys that it finds in one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import numpy as np
 
 from experiments.pretrained.units import LONGEST, PLACES, SCORED
 from fope_jax.data.held_out import read_held_out
+from fope_jax.data.retrieval.base import Trial
+from fope_jax.data.retrieval.registry import make_task
+from fope_jax.data.retrieval.text_task import CorpusHaystack
+from fope_jax.evaluate.generation import Answerer
 from fope_jax.evaluate.perplexity import score_in_cache, token_sums
+from fope_jax.evaluate.protocols import TRIAL_SEED
+from fope_jax.evaluate.retrieval import TrialGrid, longest_answer, score_windows_of_trials
 from fope_jax.evaluate.run_data import RunData
 from fope_jax.evaluate.scoring import Scorer
 from fope_jax.evaluate.windows import place_blocks, place_windows
@@ -75,3 +81,33 @@ def measure_loss(scorer: Scorer, text: Text, context: int, window: int) -> dict[
     ]
     sums = {name: [block[name] for block in blocks] for name in blocks[0]}
     return {"document": text.names[window], "stop": stop, "block": BLOCK, **sums}
+
+
+def key_trials(cache: Any, haystack: str, context: int, window: int) -> list[Trial]:
+    """The ten trials of one window of `every_key` in "noise" or in the "corpus" of a cache."""
+    task = make_task(
+        "every_key", cache.tokenizer, CorpusHaystack(cache) if haystack == "corpus" else None
+    )
+    assert task.depths is not None
+    grid = TrialGrid([context], task.depths, PLACES, TRIAL_SEED)
+    return [grid.draw(task, number, context) for number in grid.windows(task)[window]]
+
+
+def measure_keys(
+    answerer: Answerer, cache: Any, haystack: str, context: int, window: int
+) -> dict[str, Any]:
+    """What is found of the ten keys of a window, in lists over their depths.
+
+    Returns:
+      ``correct`` whether greedy decoding writes the number, ``rank`` of the right one among the
+      ten numbers of the window, ``nats`` of the right number's tokens.
+    """
+    trials = key_trials(cache, haystack, context, window)
+    (scores,) = score_windows_of_trials(
+        answerer, cache.tokenizer, [trials], 1, longest_answer(trials)
+    )
+    rows = {
+        name: [score[field] for score in scores]
+        for name, field in (("correct", "correct"), ("rank", "rank_sum"), ("nats", "nats"))
+    }
+    return {"tokens": scores[0]["tokens"], **rows}

@@ -1,19 +1,17 @@
 """What is measured, as a list of units in the order of their worth; a unit that is done is kept.
 
-A unit is one forward pass (or one prefill with its questions) of one variant, or one training.
+A unit is one forward pass, one prefill with its questions, or one short training.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 LENGTH = 8192  # tokens that the model was trained on
-MULTIPLES = (2, 1, 1.5)  # in the order of their worth
-FAR = 4  # the longest, for the methods of FAR_METHODS
-LONGEST = FAR * LENGTH
-SCORED = 4096  # windows end this many tokens apart, so that no token is compared twice
+LONGEST = 4 * LENGTH
+SCORED = 4096  # windows end at least this many tokens apart
 PLACES = 6  # windows of a text that are chosen; how many are run is an argument
 
 # A method as `fope evaluate --as` takes it. A stretch is made for twice the length up to there, and
@@ -31,25 +29,53 @@ METHODS = {
     "rerope": "rerope:window=2048",
     "log_n": "logit_scaling",
 }
-FAR_METHODS = ("rope", "yarn", "self_extend", "dynamic_ntk", "fope", "rerope", "ntk", "llama3")
+# Before a second training that has shorter windows: the floor of those windows, or no rotation.
+FLOORS = {
+    "clip-2048": "clip:training_length=2048",
+    "fope-2048": "fope:training_length=2048",
+    "fope-official-2048": "fope:preset=official,training_length=2048",
+    "drope": "drope",
+    "clip-4096": "clip:training_length=4096",
+    "fope-4096": "fope:training_length=4096",
+}
+MAIN = ("rope", "yarn", "clip", "fope")
+FAR_METHODS = ("rope", "yarn", "self_extend", "dynamic_ntk", "rerope", "fope", "ntk", "llama3")
+
+TRAINED_AT = 2048
+UPDATES = 40  # of one window each
+TRAININGS = {  # name: method and knobs of `fope extend`
+    "rope": ("same", ()),
+    "clip-2048": ("clip", ()),
+    "fope-2048": ("fope", ()),
+    "yarn": ("yarn", ("position.factor=2",)),
+    "fope-official-2048": ("fope", ("position.preset=official",)),
+    "drope": ("drope", ()),
+    "clip-4096": ("clip", ("position.training_length=4096",)),
+    "clip": ("clip", (f"position.training_length={LENGTH}",)),
+    "fope": ("fope", (f"position.training_length={LENGTH}",)),
+}
 
 
 class Unit(NamedTuple):
-    """One measurement.
+    """One measurement, or one training.
 
     Attributes:
-      kind: "loss" or "every_key".
-      method: of ``METHODS``, or the name of a training of ``TRAININGS``.
+      kind: "loss", "every_key", "heads" or "training".
+      method: of ``METHODS``, ``FLOORS`` or ``TRAININGS``.
       text: what is read: "books" or "news"; of every_key the haystack, "noise" or "corpus".
       context: tokens of the window.
       window: its number; the same tokens, or questions, for all methods and contexts.
+      updates: of the short training before it; 0 is the model as it was published.
+      seed: of that training.
     """
 
     kind: str
     method: str
     text: str
     context: int
-    window: int
+    window: int = 0
+    updates: int = 0
+    seed: int = 0
 
     @property
     def key(self) -> dict[str, Any]:
@@ -64,18 +90,59 @@ def variant_text(method: str, context: int) -> str:
     ('yarn:factor=2', 'yarn:factor=4', 'same')
     """
     is_far = context > 2 * LENGTH
-    return METHODS[method].format(factor=4 if is_far else 2, group=8 if is_far else 4)
+    known = METHODS | FLOORS
+    return known[method].format(factor=4 if is_far else 2, group=8 if is_far else 4)
 
 
-def without_training(windows: int) -> Iterator[Unit]:
-    """Part 1, the first window of everything before the second of anything."""
-    contexts = [round(LENGTH * multiple) for multiple in MULTIPLES]
-    for window in range(windows):
-        for context, method in itertools.product(contexts, METHODS):
-            yield Unit("loss", method, "books", context, window)
-        for context, text, method in itertools.product(contexts, ("noise", "corpus"), METHODS):
-            yield Unit("every_key", method, text, context, window)
-        for method in FAR_METHODS:
-            yield Unit("loss", method, "books", LONGEST, window)
-        for context, method in itertools.product(contexts[:2], METHODS):
-            yield Unit("loss", method, "news", context, window)
+def losses(contexts: Iterable[int], methods: Iterable[str], **fields: Any) -> Iterator[Unit]:
+    """Losses on books; ``fields`` such as ``text="news"``."""
+    fields = {"text": "books"} | fields
+    for context, method in itertools.product(contexts, methods):
+        yield Unit("loss", method, context=context, **fields)
+
+
+def keys(
+    contexts: Iterable[int], haystacks: Iterable[str], methods: Iterable[str], **fields: Any
+) -> Iterator[Unit]:
+    """Ten keys in each haystack."""
+    for context, text, method in itertools.product(contexts, haystacks, methods):
+        yield Unit("every_key", method, text, context, **fields)
+
+
+def training(method: str, seed: int) -> Iterator[Unit]:
+    """A short training, and what the model has become; before it, at the same lengths."""
+    after = {"updates": UPDATES, "seed": seed}
+    yield Unit("training", method, "books", TRAINED_AT, **after)
+    yield from losses((2 * LENGTH, TRAINED_AT, LENGTH), [method], **after)
+    yield from keys((TRAINED_AT, 2 * TRAINED_AT), ("noise", "corpus"), [method], **after)
+    yield from keys((LENGTH,), ("noise",), [method], **after)
+    if seed == 0:
+        yield from losses((2 * LENGTH,), [method])
+        yield from keys((TRAINED_AT, 2 * TRAINED_AT), ("noise", "corpus"), [method])
+
+
+def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
+    """Every unit once, what says most first."""
+    one, more, two = LENGTH, LENGTH * 3 // 2, 2 * LENGTH
+    both = ("noise", "corpus")
+    rounds: list[Iterable[Unit]] = [
+        losses([two], MAIN),
+        keys([two], ["noise"], MAIN),
+        losses([two, one], METHODS),
+        *(training(method, 0) for method in ("rope", "clip-2048", "fope-2048")),
+        [Unit("heads", "rope", "corpus", context) for context in (one, two)],
+        keys([two, one], ["noise"], METHODS),
+        *(training(method, 0) for method in ("yarn", "fope-official-2048", "drope")),
+        [Unit("heads", "yarn", "corpus", two)],
+        keys([two, one], ["corpus"], METHODS),
+        losses([more], METHODS),
+        losses([LONGEST], FAR_METHODS),
+        keys([more], both, METHODS),
+        losses([two, one], METHODS, text="news"),
+        *(training(method, seed) for seed in range(1, seeds) for method in TRAININGS),
+        *(training(method, 0) for method in TRAININGS),
+    ]
+    for window in range(1, windows):
+        rounds.append(losses([two, one], METHODS, window=window))
+        rounds.append(keys([two, one], both, METHODS, window=window))
+    return list(dict.fromkeys(itertools.chain.from_iterable(rounds)))

@@ -2,6 +2,8 @@
 
     python -m experiments.pretrained run --windows 1    what is not done yet, unit by unit
     python -m experiments.pretrained list --windows 1   what is done and what is to come
+    python -m experiments.pretrained tables             of the rows that are there
+    python -m experiments.pretrained figures            into experiments/pretrained/figures
 
 The model is the run that `fope data download smollm2`, `fope import` and `fope data build` made,
 see README.md. Rows are kept in experiments/pretrained/results; a unit whose row is there is not
@@ -17,8 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.pretrained.figures import write_figures
 from experiments.pretrained.heads import measure_heads
 from experiments.pretrained.measure import Text, measure_keys, measure_loss
+from experiments.pretrained.tables import Results, all_tables
 from experiments.pretrained.trainings import train_child, training_row
 from experiments.pretrained.units import Unit, all_units, variant_text
 from fope_jax.evaluate.generation import model_answerer
@@ -109,11 +113,18 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=["run", "list"])
+    parser.add_argument("command", choices=["run", "list", "tables", "figures"])
     parser.add_argument("--run", type=Path, default=Path("runs/pretrained/smollm2"))
     parser.add_argument("--windows", type=int, default=1, help="of each text, at most 6 (1)")
     parser.add_argument("--seeds", type=int, default=1, help="of the short trainings (1)")
     arguments = parser.parse_args()
+    if arguments.command == "tables":
+        print(all_tables(Results(RESULTS)))
+        return
+    if arguments.command == "figures":
+        for path in write_figures(Results(RESULTS), RESULTS.parent / "figures"):
+            print(path)
+        return
     units = all_units(arguments.windows, arguments.seeds)
     if arguments.command == "list":
         for unit in units:

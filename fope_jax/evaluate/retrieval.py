@@ -103,7 +103,7 @@ def score_task(
     Returns:
       A row for each context and depth (None without depths): ``context, depth, correct, total``;
       ``found, asked``, texts of answers; ``first, rank_sum, candidates``, of the rank; ``nats,
-      tokens``, sums over answer tokens.
+      tokens``, sums over answer tokens; ``windows``, if those of all depths are the same.
 
     Raises:
       ValueError: a context is shorter than a trial; names the shortest that fits.
@@ -134,6 +134,8 @@ def score_task(
         for depth, group in groups.items():
             total = {name: sum(score[name] for score in group) for name in group[0]}
             fixed = {"total": len(group), "candidates": 1 + NUM_DISTRACTORS}
+            if task.depths is not None:
+                fixed["windows"] = grid.trials  # the same ones at every depth
             rows.append({"context": int(context), "depth": depth, **fixed, **total})
     return rows
 

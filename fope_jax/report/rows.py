@@ -63,7 +63,10 @@ REQUIRED: dict[str, dict[str, Any]] = {
 # Optional fields: older evaluations lack them, and so do windows without a BOS token and runs
 # that were not trained at random positions.
 _SOME = {"bos_token": str, "position_range": int, "position_draw": str, "positions": str, "as": str}
-OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _SOME) | {"passkey": _ANSWERS | _SOME}
+OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _SOME) | {
+    "passkey": _ANSWERS | _SOME,
+    "retrieval": {"windows": int} | _SOME,
+}
 
 
 class ReportError(ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,16 +158,6 @@ def head_table(results: Results) -> str:
         rows.append([label, f"{row['context']:,}", *cells])
     header = ["method", "context", "on the first token", "on the last 64", "mean distance, tokens"]
     return markdown([*header, "heads with over 0.1 on the needle", "the five highest"], rows)
-
-
-def frequency_summary(theta: float, head_dim: int, length: int = LENGTH) -> tuple[int, int]:
-    """Frequencies that turn less than once in ``length`` tokens, and all.
-
-    >>> frequency_summary(100_000.0, 64), frequency_summary(100_000.0, 64, TRAINED_AT)
-    ((12, 32), (16, 32))
-    """
-    inverse = theta ** -(np.arange(0, head_dim, 2) / head_dim)
-    return int((2 * math.pi / inverse > length).sum()), len(inverse)
 
 
 def all_tables(results: Results) -> str:

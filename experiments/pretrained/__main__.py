@@ -1,7 +1,8 @@
 """What SmolLM2-135M does beyond its 8,192 tokens, and what a short training buys.
 
     python -m experiments.pretrained run --windows 1    what is not done yet, unit by unit
-    python -m experiments.pretrained list --windows 1   what is done and what is to come
+    python -m experiments.pretrained list --windows 1   what is done, what is to come, and the hours
+                                                    of two cores up to there
     python -m experiments.pretrained tables             of the rows that are there
     python -m experiments.pretrained figures            into experiments/pretrained/figures
 
@@ -24,7 +25,7 @@ from experiments.pretrained.heads import measure_heads
 from experiments.pretrained.measure import Text, measure_keys, measure_loss
 from experiments.pretrained.tables import Results, all_tables
 from experiments.pretrained.trainings import train_child, training_row
-from experiments.pretrained.units import Unit, all_units, variant_text
+from experiments.pretrained.units import Unit, all_units, core_seconds, variant_text
 from fope_jax.evaluate.generation import model_answerer
 from fope_jax.evaluate.metrics import read_rows, replace_rows
 from fope_jax.evaluate.restore import load_run, read_experiment
@@ -127,8 +128,10 @@ def main() -> None:
         return
     units = all_units(arguments.windows, arguments.seeds)
     if arguments.command == "list":
+        hours = 0.0
         for unit in units:
-            print("done " if is_done(unit, RESULTS) else "-    ", *unit)
+            hours += core_seconds(unit) / 7200
+            print(f"{'done' if is_done(unit, RESULTS) else '-':5} {hours:5.2f} h ", *unit)
         return
     subject = Subject(arguments.run)
     run(units, subject, RESULTS, git_commit(Path(__file__).parent))

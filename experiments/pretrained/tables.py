@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pretrained.units import LENGTH, METHODS, TRAININGS
+from experiments.pretrained.units import LENGTH, METHODS, TRAININGS, UPDATES
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.report.multiples import wilson
 
@@ -168,8 +168,8 @@ def all_tables(results: Results) -> str:
         "Keys found in noise, of ten; interval; mean rank": key_table(results, "noise", updates=0),
         "Keys found in books": key_table(results, "corpus", updates=0),
         "Short trainings": training_table(results),
-        "Keys in noise after training": key_table(results, "noise", updates=40),
-        "Keys in books after training": key_table(results, "corpus", updates=40),
+        "Keys in noise after training": key_table(results, "noise", updates=UPDATES),
+        "Keys in books after training": key_table(results, "corpus", updates=UPDATES),
         "Heads": head_table(results),
     }
     return "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())

@@ -36,7 +36,7 @@ def train_child(run: Path, unit: Unit) -> Path:
         f"train.evaluate_every={max(1, unit.updates // 10)}",
         "evaluate.lengths=1",
         f"evaluate.scored_tokens={TRAINED_AT}",
-        "evaluate.training_windows=2",
+        "evaluate.training_windows=1",
         "evaluate.protocols=same-tokens",
     )
     extend(run, method, TRAINED_AT, directory, overrides=(*overrides, *knobs), allow_shorter=True)
@@ -44,7 +44,7 @@ def train_child(run: Path, unit: Unit) -> Path:
 
 
 def training_row(directory: Path) -> dict[str, Any]:
-    """Nats per token by update: of the training batches, and of two held-out windows."""
+    """Nats per token by update: of the training batches, and of a held-out window."""
     rows = read_rows(directory / METRICS)
     config = read_json(directory / "config.json")
     losses = {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}

@@ -51,7 +51,7 @@ def training_figure(results: Results) -> Any:
     control = results.of("loss", method="rope", text="books", context=2 * LENGTH, updates=0)
     handles: dict[str, Any] = {}
     for axes, method in zip(panels, names, strict=False):
-        curves = {
+        curves: dict[str, tuple[Any, dict[str, Any]]] = {
             "RoPE as it was": (control, {"color": "#777777", "linestyle": ":"}),
             "changed, before training": (
                 results.of("loss", method=method, text="books", context=2 * LENGTH, updates=0),
@@ -106,7 +106,7 @@ def heads_figure(results: Results) -> Any:
         (row["method"], row["context"]): row for row in results.of("heads", updates=0, window=0)
     }
     before = rows["rope", LENGTH]
-    after = {
+    after: dict[str, tuple[Any, dict[str, Any]]] = {
         "RoPE": (rows.get(("rope", 2 * LENGTH)), {"marker": "o", "color": "#0072B2"}),
         "YaRN, factor 2": (rows.get(("yarn", 2 * LENGTH)), {"marker": "x", "color": "#D55E00"}),
     }

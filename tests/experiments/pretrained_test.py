@@ -43,7 +43,7 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
 
     for module, name, value in (
         *((measure, "LONGEST", 1600), (measure, "SCORED", 400), (measure, "BLOCK", 200)),
-        *((trainings, "TRAINED_AT", 8), (trainings, "WARMUP", 1)),
+        *((trainings, "TRAINED_AT", 32), (trainings, "WARMUP", 1)),
     ):
         monkeypatch.setattr(module, name, value)
     course = [
@@ -53,7 +53,7 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
         Unit("every_key", "rope", "noise", 600),
         Unit("every_key", "self_extend-8", "corpus", 600),
         Unit("heads", "rope", "corpus", 900),
-        Unit("training", "clip-2048", "books", 8, updates=10),
+        Unit("training", "clip-2048", "books", 32, updates=10),
         Unit("loss", "clip-2048", "books", 800, updates=10),
     ]
     monkeypatch.setitem(units.METHODS, "self_extend-8", "self_extend:window=8,group=4")
@@ -100,10 +100,10 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
     sizes = np.hypot(capture.q[..., :4], capture.q[..., 4:]).mean(axis=(1, 2))
     np.testing.assert_allclose(measured["q_size"], sizes, rtol=1e-3)
 
-    trained = rows["training", "clip-2048", 8]
+    trained = rows["training", "clip-2048", 32]
     assert [step for step, _ in trained["training_loss"]] == list(range(1, 11))
     assert [step for step, _ in trained["held_out_loss"]] == list(range(11))
-    assert trained["position"]["scaling"][0]["training_length"] == 8
+    assert trained["position"]["scaling"][0]["training_length"] == 32
     assert rows["loss", "clip-2048", 800]["position"] == trained["position"]
 
 

@@ -64,7 +64,7 @@ def test_the_same_is_asked_at_every_length_and_depth(task):
     assert (again[0] != other).any()
 
 
-@pytest.mark.parametrize("length", [300, 301])
+@pytest.mark.parametrize("length", [400, 401])
 def test_lessons_are_windows_with_answers(task, length):
     tokens, answers = task.draw_training_window(rng(1), length)
     assert tokens.shape == answers.shape == (length,)

@@ -107,7 +107,9 @@ def test_attention_of_bias_alone_has_the_known_entropy_and_distance():
     np.testing.assert_allclose(seen.square[1], square, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["fope", "cope", "fox", "log n"])
+@pytest.mark.parametrize(
+    "name", ["fox", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fope", "cope", "log n"))]
+)
 def test_logits_in_blocks_of_queries_are_those_of_the_whole_window(name, monkeypatch):
     methods = METHODS | {"log n": (LogitScaling(RoPE(), training_length=8), {})}
     method, changes = methods[name]

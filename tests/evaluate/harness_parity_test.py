@@ -169,8 +169,8 @@ def test_tasks_and_groups_become_rows_of_their_items(run, tmp_path, monkeypatch)
         assert sums["both"][0] == sums["both"][1]  # scores of 0 and 1
 
     (first,) = load_harness_tasks(["local_choice"], most=2, include=str(tmp_path))
-    (row,) = score_harness_task(dataclasses.replace(text_model, max_length=20), first)
-    assert (row["total"], row["truncated"]) == (2, 6)
+    (row,) = score_harness_task(dataclasses.replace(text_model, max_length=25), first)
+    assert (row["total"], row["truncated"]) == (2, 2)  # one choice is too long in both
     (writing,) = load_harness_tasks(["local_writing"], include=str(tmp_path))
     with pytest.raises(ValueError, match="gives 'local_writing' none of acc, acc_norm"):
         score_harness_task(text_model, writing)

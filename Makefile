@@ -125,6 +125,7 @@ beam-test:
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck -x -P tpu_scripts tpu_scripts/*.sh tpu_scripts/on_host/*.sh
 	$(BIN)/pyright
 
 # Warnings are errors; links and anchors are checked.

@@ -37,6 +37,7 @@ def test_windows_and_answers_score_the_same_on_every_mesh():
     assert len(printed["windows"]) == 3
     assert answers["shape"] == [3, 4]
     assert answers["differ"] == 0 and answers["difference"] < 2e-5, answers
+    assert answers["texts"] == [[3, 4], 0]
     assert broken["gradient"] < 1e-5
     assert (broken["finite"], broken["hits"], broken["written"]) == (0, 0, [-1])
     assert broken["message"].startswith("here: weights that are not finite: unembedding (1 value)")

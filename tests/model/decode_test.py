@@ -174,6 +174,17 @@ def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
     logits = jax.jit(lambda *rows: model(*rows))(read_all, positions, segments)
     np.testing.assert_array_equal(written, np.argmax(logits[:, 10:], axis=-1))
 
+    excluded = tuple({int(token) for token in written[:, 0]})
+
+    @jax.jit
+    def write_another(tokens, segments):
+        return greedy_decode(model, *prefill(model, tokens, segments, room=1), 1, excluded)
+
+    allowed = np.array(logits[:, 10])
+    allowed[:, excluded] = -np.inf
+    other = write_another(prompts, np.asarray(segments)[:, :11])
+    np.testing.assert_array_equal(other[:, 0], allowed.argmax(axis=-1))
+
 
 @pytest.mark.slow
 def test_samples_are_drawn_from_the_logits_of_the_uncached_model():

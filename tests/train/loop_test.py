@@ -27,7 +27,7 @@ from fope_jax.train import loop
 from fope_jax.train.bad_steps import BadStepError
 from fope_jax.train.loop import train
 from fope_jax.train.state import plan_state
-from fope_jax.train.workdir import git_commit
+from fope_jax.train.workdir import git_commit, package_commit
 
 
 @pytest.fixture(scope="module")
@@ -306,3 +306,13 @@ def test_the_commit_is_known_in_a_checkout_only(tmp_path):
     assert git_commit(tmp_path) is None
     commit = git_commit(Path(loop.__file__).parent)
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_a_packed_checkout_names_its_commit_by_a_file(tmp_path):
+    assert package_commit(tmp_path) is None
+    for text, commit in (("12ab-dirty\n", "12ab-dirty"), ("unknown\n", None)):
+        (tmp_path / "COMMIT").write_text(text)
+        assert package_commit(tmp_path) == commit
+    (tmp_path / ".git").mkdir()  # where there is git, git tells
+    (tmp_path / "COMMIT").write_text("12ab\n")
+    assert package_commit(tmp_path) is None

@@ -24,13 +24,13 @@ from fope_jax.processes.collectives import is_main_process
 sys.exit(main(sys.argv[1:]))
 """
 SAVE_FAILS = """
-from fope_jax.storage import checkpoint
-write = checkpoint.write_json
+from fope_jax.storage import step_save
+write = step_save.write_json
 def written(path, content):
     if path.name == "manifest.json":
         raise OSError(28, "No space left on device", str(path))
     write(path, content)
-checkpoint.write_json = written
+step_save.write_json = written
 """
 SECOND_FAILS = """
 from fope_jax.train import loop

@@ -97,7 +97,7 @@ class CheckpointSaver:
             self._note_failure(step, time.perf_counter() - began)
             if not (self._is_tolerant and is_ordinary):
                 raise
-            _warn_of_failure(error)
+            self._warn_of_failure(error)
         self._is_reported, self._stood_still = False, time.perf_counter() - began
         return self._save is not None
 
@@ -131,7 +131,7 @@ class CheckpointSaver:
             self._note_failure(save.step, self._stood_still)
             if not may_fail:
                 raise
-            _warn_of_failure(error)
+            self._warn_of_failure(error)
             return False
         self._stood_still += time.perf_counter() - began
         self._report(save)
@@ -162,6 +162,10 @@ class CheckpointSaver:
             )
         self._has_measured = True
 
+    def _warn_of_failure(self, error: Exception) -> None:
+        goes_on = "training goes on without (train.on_save_error = continue)"
+        log.warning("%s; %s", error, goes_on if self._is_tolerant else "a later step is saved now")
+
     def _note_failure(self, step: int, seconds: float) -> None:
         with contextlib.suppress(OSError):  # the same full disk; the save's error says it
             self._write_row(step, seconds, {"failed": True})
@@ -170,10 +174,6 @@ class CheckpointSaver:
         if self._writer:
             row = {"kind": "time", "phase": "save", "step": step, "seconds": round(seconds, 4)}
             self._writer.write([row | facts])
-
-
-def _warn_of_failure(error: Exception) -> None:
-    log.warning("%s; training goes on without (train.on_save_error = continue)", error)
 
 
 def restore_checkpoint(

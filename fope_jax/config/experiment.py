@@ -78,6 +78,7 @@ CHANGEABLE_KEYS = (
     "data.train_files",
     "data.validation_files",
     "data.tfds_data_dir",
+    "data.copy_shards",
     "data.max_bad_documents",
     "data.max_damaged_files",
 )

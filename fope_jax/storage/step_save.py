@@ -138,6 +138,8 @@ class StepSave:
         if self.error is None:
             with self._keep_error():
                 digests = self._hash_written()
+        with self._keep_error():
+            self._hand_over(digests)
         self._wait("written")
         if is_main_process():
             if self.error is None:
@@ -148,7 +150,7 @@ class StepSave:
         self._wait("complete")
         if self.error is None and not is_main_process():
             with self._keep_error():
-                _wait_for(self.path / MANIFEST, "process 0 has not completed it: see its output")
+                self._wait_for(MANIFEST, "process 0 has not completed it: see its output")
         self.seconds = time.perf_counter() - self._began
 
     def _hash_written(self) -> dict[str, dict[str, Any]]:
@@ -158,17 +160,25 @@ class StepSave:
             own = f"{name}/ocdbt.process_{process}"
             found = tree_sha256(self.path / own)
             digests |= {f"{own}/{file}": digest for file, digest in found.items()}
-        if jax.process_count() > 1 and process:
-            write_json(self.path / f"{_CHECKSUMS}.{process}", digests)
         return digests
+
+    def _hand_over(self, digests: dict[str, dict[str, Any]]) -> None:
+        """Tells process 0 what this one has written, or why not."""
+        if process := jax.process_index():
+            error = "" if self.error is None else str(self.error) or type(self.error).__name__
+            content = {"error": error, "files": digests}
+            write_json(self.path / f"{_CHECKSUMS}.{process}", content)
 
     def _complete(self, digests: dict[str, dict[str, Any]]) -> None:
         path = self.path
         for process in range(1, jax.process_count()):
-            part = path / f"{_CHECKSUMS}.{process}"
-            _wait_for(part, f"process {process} has not written its part: see its output")
-            digests |= read_json(part)
-            part.unlink()
+            part = f"{_CHECKSUMS}.{process}"
+            self._wait_for(part, f"process {process} has not written its part: see its output")
+            content = read_json(path / part)
+            if content["error"]:
+                raise OSError(f"process {process}: {content['error']}")
+            digests |= content["files"]
+            (path / part).unlink()
         for name in self._names:
             self._handler.finalize(epath.Path(path / name))
         for name, item in self._shared.items():
@@ -193,10 +203,12 @@ class StepSave:
         except Exception as error:  # of any bucket library
             self.error = self.error or error
 
-
-def _wait_for(path: Path, problem: str) -> None:
-    deadline = time.monotonic() + _SEEN_SECONDS
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise OSError(f"{path.name} is not there: {problem}")
-        time.sleep(0.1)
+    def _wait_for(self, name: str, problem: str) -> None:
+        """Waits for a file of another process; not for long once the step has been given up."""
+        deadline = time.monotonic() + _SEEN_SECONDS
+        while not (self.path / name).exists():
+            if not (self.path / UNFINISHED).exists():
+                deadline = min(deadline, time.monotonic() + 1)
+            if time.monotonic() > deadline:
+                raise OSError(f"{name} is not there: {problem}")
+            time.sleep(0.1)

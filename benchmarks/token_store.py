@@ -34,6 +34,7 @@ from fope_jax.data import cache as caches
 from fope_jax.data.cache import BLOCK_TOKENS, SHARD_TOKENS, make_cache
 from fope_jax.data.cache_writer import index_rows
 from fope_jax.data.loader import Loader
+from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.extras import require
@@ -253,16 +254,16 @@ def _write_text(directory: Path, documents: int) -> Path:
 
 def show_processes(documents: float, counts: list[int], packing: str, scratch: Path | None) -> None:
     """Bytes that each of several processes reads a step, and whether its rows are those of one."""
-    read, real = [0], caches.read_local_range
+    read, real = [0], LocalFiles.read
 
-    def counted(directory: Path, part: Any) -> bytes:
-        data = real(directory, part)
+    def counted(files: LocalFiles, file: str, begin: int, end: int) -> bytes:
+        data = real(files, file, begin, end)
         read[0] += len(data)
         return data
 
     directory = Path(tempfile.mkdtemp(dir=scratch))
     fields = {"length": LENGTH, "batch_size": BATCH_SIZE, "seed": 0, "packing": packing}
-    caches.read_local_range = counted
+    LocalFiles.read = counted
     try:
         simulate(directory, int(documents), real_tokens=True)
         manifest = read_manifest(directory)
@@ -289,7 +290,7 @@ def show_processes(documents: float, counts: list[int], packing: str, scratch: P
                 flush=True,
             )
     finally:
-        caches.read_local_range = real
+        LocalFiles.read = real
         shutil.rmtree(directory)
 
 

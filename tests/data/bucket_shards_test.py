@@ -17,11 +17,11 @@ from fope_jax.data.loader import Loader
 from fope_jax.data.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
-# One program tells its story to the tests that are slow; the others read a directory as a bucket.
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
+def service(tmp_path_factory):
+    """What a program found that read a cache through gcsfs."""
     scratch = tmp_path_factory.mktemp("bucket")
     command = [sys.executable, "-m", "tests.data.bucket_shards_run", str(scratch)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
@@ -153,9 +153,9 @@ def test_a_shard_that_changed_in_the_bucket_is_refused_by_name(far):
 
 
 @pytest.mark.slow
-def test_opening_reads_no_token_and_a_window_reads_its_blocks(story):
-    found = story["by_range"]
-    assert story["shards"] > 8 and found["opened"] == []
+def test_opening_reads_no_token_and_a_window_reads_its_blocks(service):
+    found = service["by_range"]
+    assert service["shards"] > 8 and found["opened"] == []
     assert found["location"].startswith("gs://bucket/caches/text-bytes-")
     # 100 tokens over the end of a shard: a block of 64 tokens, 2 bytes each, in one, 2 in the next.
     ranges = [(name.rpartition("/")[2], asked) for name, asked in found["ranges"]]
@@ -163,50 +163,50 @@ def test_opening_reads_no_token_and_a_window_reads_its_blocks(story):
         ("train-00000.tokens", "bytes=1920-2047"),
         ("train-00001.tokens", "bytes=0-255"),
     ]
-    assert found["one"] and story["built"]
+    assert found["one"] and service["built"]
 
 
 @pytest.mark.slow
-def test_processes_read_their_own_rows_from_the_bucket(story):
-    found = story["by_range"]
+def test_processes_read_their_own_rows_from_the_bucket(service):
+    found = service["by_range"]
     assert found["rows"] and found["documents"]
     assert found["bytes"] <= 16 * 2 * 128  # 16 rows of 48 tokens and a target: 1 or 2 blocks each
 
 
 @pytest.mark.slow
-def test_without_copies_only_what_is_small_comes_to_the_machine(story):
-    assert {Path(name).suffix for name in story["by_range"]["files"]} == {".index", ".npz"}
-    assert story["verified"]  # `fope data build` again: hashed where it is
+def test_without_copies_only_what_is_small_comes_to_the_machine(service):
+    assert {Path(name).suffix for name in service["by_range"]["files"]} == {".index", ".npz"}
+    assert service["verified"]  # `fope data build` again: hashed where it is
 
 
 @pytest.mark.slow
-def test_shards_that_were_read_are_copied_once_and_known_after_a_restart(story):
-    found = story["with_copies"]
+def test_shards_that_were_read_are_copied_once_and_known_after_a_restart(service):
+    found = service["with_copies"]
     assert found["all"] and found["all_again"] and found["read_again"] == []
     # A range of each shard, and the copy of it.
-    assert found["copies"] == 2 * story["shards"]
+    assert found["copies"] == 2 * service["shards"]
     names = [
-        f"train-{i:05d}.{kind}" for i in range(story["shards"]) for kind in ("index", "tokens")
+        f"train-{i:05d}.{kind}" for i in range(service["shards"]) for kind in ("index", "tokens")
     ]
     assert found["files"] == names  # no lock, nothing unfinished
 
 
 @pytest.mark.slow
-def test_a_damaged_copy_is_named_and_made_again(story):
-    found = story["with_copies"]
+def test_a_damaged_copy_is_named_and_made_again(service):
+    found = service["with_copies"]
     assert "/train-00001.tokens is damaged: sha256 " in found["damaged_copy"]
     assert "in block 0; delete it: it is copied from gs://bucket/" in found["damaged_copy"]
     assert found["copied_again"]
 
 
 @pytest.mark.slow
-def test_a_bucket_that_refuses_some_requests_is_asked_again(story):
-    assert story["under_faults"]["refused_sometimes"]
+def test_a_bucket_that_refuses_some_requests_is_asked_again(service):
+    assert service["under_faults"]["refused_sometimes"]
 
 
 @pytest.mark.slow
-def test_a_changed_shard_is_refused_by_name(story):
-    found = story["under_faults"]
+def test_a_changed_shard_is_refused_by_name(service):
+    found = service["under_faults"]
     place = "gs://bucket/caches/"
     assert found["sound_part"]  # the checksums are those of blocks
     assert found["changed"].startswith(f"CacheError: token cache: {place}")

@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -33,6 +34,7 @@ from fope_jax.data import DataConfig, build
 from fope_jax.data import cache as caches
 from fope_jax.data.cache import BLOCK_TOKENS, SHARD_TOKENS, make_cache
 from fope_jax.data.cache_writer import index_rows
+from fope_jax.data.config import Packing
 from fope_jax.data.loader import Loader
 from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import MANIFEST, add_digest, read_manifest
@@ -138,7 +140,7 @@ def _write_shard(
 _ROWS: dict[int, np.ndarray] = {}
 
 
-def measure(directory: Path, processes: int, packing: str) -> dict[str, Any]:
+def measure(directory: Path, processes: int, packing: Packing) -> dict[str, Any]:
     """Seconds and MB of opening the store in ``directory`` and of reading as one process does."""
     require("grain", "train")  # its import is no part of a store
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -167,7 +169,7 @@ def measure(directory: Path, processes: int, packing: str) -> dict[str, Any]:
     }
 
 
-def show_opening(documents: list[float], processes: int, packing: str, scratch: Path | None):
+def show_opening(documents: list[float], processes: int, packing: Packing, scratch: Path | None):
     print(
         "| store | documents | tokens | open, s | memory, MB | first batch, s | ms of CPU a batch |"
     )
@@ -253,7 +255,9 @@ def _write_text(directory: Path, documents: int) -> Path:
     return directory / "tokenizer.json"
 
 
-def show_processes(documents: float, counts: list[int], packing: str, scratch: Path | None) -> None:
+def show_processes(
+    documents: float, counts: list[int], packing: Packing, scratch: Path | None
+) -> None:
     """Bytes that each of several processes reads a step, and whether its rows are those of one."""
     read, real = [0], LocalFiles.read
 
@@ -263,35 +267,30 @@ def show_processes(documents: float, counts: list[int], packing: str, scratch: P
         return data
 
     directory = Path(tempfile.mkdtemp(dir=scratch))
-    fields = {"length": LENGTH, "batch_size": BATCH_SIZE, "seed": 0, "packing": packing}
-    LocalFiles.read = counted
+    fields: dict[str, Any] = {"length": LENGTH, "batch_size": BATCH_SIZE, "seed": 0}
+    fields["packing"] = packing
+    print("| processes | rows of each | KB a process reads a step | its rows are those of one |")
+    print("|---|---|---|---|")
     try:
         simulate(directory, int(documents), real_tokens=True)
         manifest = read_manifest(directory)
         assert manifest is not None
         cache = make_cache(directory, manifest, "train")
         whole = [Loader(cache, **fields).batch(step) for step in range(3)]
-        print(
-            "| processes | rows of each | KB a process reads a step | its rows are those of one |"
-        )
-        print("|---|---|---|---|")
         for count in counts:
             most, equal = 0, True
             for rows in np.split(np.arange(BATCH_SIZE), count):
                 loader = Loader(cache, **fields, rows=rows)
                 for step, batch in enumerate(whole):
                     read[0] = 0
-                    found = loader.batch(step)
+                    with mock.patch.object(LocalFiles, "read", counted):
+                        found = loader.batch(step)
                     most = max(most, read[0])
                     pairs = zip(found, batch, strict=True)
                     equal &= all(np.array_equal(a[rows], b[rows]) for a, b in pairs)
-            print(
-                f"| {count} | {BATCH_SIZE // count} | {most / 1e3:,.0f} |"
-                f" {'yes' if equal else 'NO'} |",
-                flush=True,
-            )
+            line = f"| {count} | {BATCH_SIZE // count} | {most / 1e3:,.0f} |"
+            print(f"{line} {'yes' if equal else 'NO'} |", flush=True)
     finally:
-        LocalFiles.read = real
         shutil.rmtree(directory)
 
 

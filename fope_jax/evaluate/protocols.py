@@ -481,7 +481,7 @@ def _trial_protocol(
     else:
         haystack = CorpusHaystack(cache) if settings.needle_haystack == "corpus" else None
         task = make_task(name, tokenizer, haystack)
-    depths, trials = settings.passkey_depths, settings.passkey_trials
+    depths, trials = task.depths or settings.passkey_depths, settings.passkey_trials
     grid = TrialGrid(contexts, depths, trials, TRIAL_SEED, bos and bos.id)
     check_trials(task, grid)
     if isinstance(task, TextTask) and isinstance(task.haystack, CorpusHaystack):

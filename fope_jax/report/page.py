@@ -346,6 +346,9 @@ TASKS = {
     "multi_key": "Several words have a number each, hidden in a haystack; one is asked for.",
     "multi_value": "One word has several numbers, hidden in a haystack; all are asked for.",
     "multi_query": "Several words have a number each, hidden in a haystack; all are asked for.",
+    "every_key": "Ten words have a number each, evenly spaced in a haystack; after the window "
+    "every one is asked for, each as if it were the only one. The ten answers of a window share "
+    "its haystack, so intervals count a window as one trial.",
     "variable_tracking": "Two chains of assignments are hidden in a haystack; all variables of "
     "one value are asked for.",
     "common_words": "In a long list some words are more common than all others; they are asked "

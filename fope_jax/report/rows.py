@@ -66,6 +66,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
 _SOME = {"bos_token": str, "position_range": int, "position_draw": str, "positions": str, "as": str}
 OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _SOME) | {
     "passkey": _ANSWERS | _SOME,
+    "retrieval": {"windows": int} | _SOME,
     "task": {"words": list, "multiples": list, "tokens": int, **_SOME},
 }
 

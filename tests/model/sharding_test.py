@@ -85,6 +85,7 @@ def test_a_mesh_that_cannot_be_read(text, bad):
         MeshConfig.parse(text)
 
 
+@pytest.mark.fast("head")
 @pytest.mark.parametrize("qk_norm", ["head", "width"])
 def test_every_axis_of_every_parameter_has_a_rule(qk_norm):
     config = TransformerConfig(

@@ -251,7 +251,7 @@ DONE='FOPE done'
 ask_hosts() {
   local command code=0 expected=1 done_by
   if (($# < 3)); then
-    find_hosts "$1" || return 1
+    find_hosts "$(($1 < 60 ? $1 : 60))" || return 1
     expected=${#hosts[@]}
   fi
   hosts_command "$2"$'\necho '"$DONE" "${@:3}"
@@ -277,7 +277,7 @@ on_hosts() {
     show "${command[@]}"
     return
   fi
-  ask_hosts "$COMMAND_SECONDS" "$2" || code=$?
+  ask_hosts "$((COMMAND_SECONDS + ${grace:-0}))" "$2" || code=$?
   [[ ! $answer ]] || printf '%s\n' "$answer"
   ((code)) || return 0
   [[ ! $errors ]] || printf '%s\n' "$errors" >&2

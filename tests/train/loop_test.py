@@ -5,6 +5,7 @@ import logging
 import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax

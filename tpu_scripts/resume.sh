@@ -103,9 +103,9 @@ if [[ $dry_run ]]; then
   exit 0
 fi
 
-# runs: into `said`, what the hosts say: "running", "none", "other" or an exit code; fails with a `complaint`
-# where one of them says nothing, as while they are being taken away. Of the others "running" is
-# enough to know.
+# runs: into `said`, what the hosts say: "running", "none", "other" or an exit code; fails with a
+# `complaint` where one of them says nothing, as while they are being taken away. Of the others
+# "running" is enough to know.
 runs() {
   local code=0 word what
   ask_hosts "$look" "$(on_host state body="$body")" || code=$?

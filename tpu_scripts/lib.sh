@@ -264,7 +264,8 @@ ask_hosts() {
   fi
   if [[ $errors =~ ssh-agent|SSH\ agent ]] && ((code)); then
     # shellcheck disable=SC2016
-    complaint+='; gcloud needs its key in an agent: eval "$(ssh-agent)"; ssh-add ~/.ssh/google_compute_engine'
+    complaint+='; gcloud needs its key in an agent: eval "$(ssh-agent)"; '
+    complaint+='ssh-add ~/.ssh/google_compute_engine'
   fi
   return "$code"
 }

@@ -558,7 +558,7 @@ def test_what_cannot_be_done_now_is_done_later_and_once(gcloud, faults):
 )
 def test_resume_has_a_patience(gcloud, verb):
     state = "SUSPENDED" if verb in ("create", "delete") else "ACTIVE"
-    gcloud.has(state, ["none"], **{verb: ["auth", "ever"]})
+    gcloud.has(state, ["none,none"], **{verb: ["auth", "ever"]})
     result = gcloud.resume("--patience", "1", "--limit", "1")
     assert result.code == 1, result.said
     assert "nothing has worked for" in result.said and "auth tokens" in result.said

@@ -259,7 +259,9 @@ ask_hosts() {
   done_by=$(grep -c "^$DONE\$" <<<"$answer" || true)
   answer=$(grep -v "^$DONE\$" <<<"$answer" || true)
   if ((code == 0 && done_by != expected)); then
-    complaint="$done_by of $expected hosts have done it"
+    # The last exception of a thread of gcloud, as in "SSHKeyNotInAgent: SSH Key is not present ..."
+    complaint=$(grep -E '^[A-Za-z_.]+: ' <<<"$errors" | grep -v '^WARNING' | tail -n 1 || true)
+    complaint="$done_by of $expected hosts have done it${complaint:+ ($complaint)}"
     code=1
   fi
   if [[ $errors =~ ssh-agent|SSH\ agent ]] && ((code)); then

@@ -830,7 +830,7 @@ def test_two_slices_from_the_request_to_the_end(gcloud, tmp_path):
     ("name", "arguments", "faults", "message"),
     [
         ("launch", RUN, {"launch": ["all slices left out"]}, "0 of 2 hosts have done it"),
-        ("launch", RUN, {"launch": ["one slice left out"]}, "1 of 2 hosts have done it"),
+        ("launch", RUN, {"launch": ["one slice left out"]}, 'terminal state "PREEMPTED"'),
         ("stop", [], {"stop": ["no key in the agent"]}, "ssh-add ~/.ssh/google_compute_engine"),
         ("install", [], {"install": ["hosts away"]}, "installing has failed"),
         ("install", [], {"nodes": ["auth"]}, "There was a problem refreshing your current auth"),

@@ -50,7 +50,7 @@ else
   mkdir source
   tar -xzf ~/fope-source.tar.gz -C source
   (
-    cd source
+    cd source || exit
     ../venv/bin/pip install --quiet --constraint constraints.txt --editable '.[tpu,buckets]'
   )
 fi

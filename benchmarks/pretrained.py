@@ -47,7 +47,6 @@ def fope_jax_model(run: str) -> Model:
     from functools import partial
 
     import jax
-    import jaxlib
     import numpy as np
 
     from fope_jax.evaluate.restore import load_run
@@ -71,7 +70,7 @@ def fope_jax_model(run: str) -> Model:
     return Model(
         mean_nats,
         lambda prompts, count: np.asarray(write(arrays, prompts, count)).tolist(),
-        f"jax {jax.__version__}, jaxlib {jaxlib.__version__}",
+        f"jax {jax.__version__}",
     )
 
 

@@ -9,14 +9,15 @@ from benchmarks import pretrained
 from fope_jax.train.loop import train
 
 
-class FakeSide:
+class FakeSide(pretrained.Side):
     """Answers like a process: ours takes half the seconds of theirs."""
 
     def __init__(self, name):
         self.name, self.stopped = name, False
         self.slowness = 1.0 if name == "fope_jax" else 2.0
 
-    def ask(self, task, tokens, *count):
+    def ask(self, *request):
+        task, tokens, *count = request
         if task == "hello":
             return {"versions": f"{self.name} 1.0", "peak": 2e9}
         if task == "score":
@@ -56,6 +57,7 @@ def test_memory_is_that_of_a_process_of_its_own():
     assert side.stopped and "| transformers | 2,000 | 4 | 2.00 | 5.00 | 3.25000 |" in text
 
 
+@pytest.mark.slow
 def test_a_side_that_does_not_start_says_what_to_install(tmp_path):
     side = pretrained.Side("fope_jax", sys.executable, str(tmp_path / "no run"))
     with pytest.raises(SystemExit, match="pip install torch"):

@@ -39,6 +39,7 @@ class Storage:
         self.writers: dict[str, str] = {}  # the client that wrote each object
         self.numbers = itertools.count(1)
         self.fails: Callable[[], bool] = lambda: False  # asked at each request: answer 503?
+        self.send: Callable[[int], None] = lambda size: None  # called with the bytes of each body
         self.lock = threading.RLock()
 
 
@@ -73,6 +74,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query, True).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.storage.send(len(body))
         match = re.fullmatch(r"/(upload/|download/)?storage/v1/b/([^/]+)(/o(?:/(.+))?)?", url.path)
         try:
             if match is None:
@@ -104,6 +106,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, content: Any, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         empty = status in (204, 304)
+        self.storage.send(0 if empty else len(body))
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)

@@ -37,6 +37,7 @@ class Storage:
         self.buckets: dict[str, dict[str, Object]] = {name: {} for name in buckets}
         self.uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = {}
         self.writers: dict[str, str] = {}  # the client that wrote each object
+        self.reads: list[tuple[str, str]] = []  # names of objects, and the ranges asked for
         self.numbers = itertools.count(1)
         self.fails: Callable[[], bool] = lambda: False  # asked at each request: answer 503?
         self.send: Callable[[int], None] = lambda size: None  # called with the bytes of each body
@@ -137,6 +138,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, described(bucket, name, found))
         else:
             content, status, headers = found.content, 200, {}
+            self.storage.reads.append((name, self.headers.get("Range", "")))
             asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
             if asked:
                 size, (first, last) = len(content), asked.groups()

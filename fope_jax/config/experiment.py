@@ -67,6 +67,7 @@ CHANGEABLE_KEYS = (
     "train.max_skipped",
     "train.spike_factor",
     "data.cache_dir",
+    "data.copy_shards",
     "data.max_bad_documents",
     "data.max_damaged_files",
 )

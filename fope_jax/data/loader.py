@@ -18,6 +18,7 @@ import numpy as np
 
 from fope_jax.data.cache import TokenCache
 from fope_jax.data.config import Packing
+from fope_jax.data.repetition import has_repetition
 from fope_jax.extras import require
 from fope_jax.typing import Batch
 
@@ -52,6 +53,7 @@ class Loader:
         with positions 0 to T - 1, in padding too.
       window: tokens of the windows that are shuffled and then cut into rows; None means T. If T
         does not divide it, a row may span two windows, which "documents" separates like documents.
+      max_repeats, repeat_tokens: rows with such repetitions have weight 0, see `DataConfig`.
       first_token: of batch 0, in the shuffled order; negative if the first batches are never read.
       rows: numbers of the rows ``[R]`` that this process needs, ascending; the others are not read
         and stay zero, but for their positions where all rows have the same. None means all.
@@ -71,6 +73,8 @@ class Loader:
         seed: int,
         packing: Packing = "documents",
         window: int | None = None,
+        max_repeats: int | None = None,
+        repeat_tokens: int = 13,
         first_token: int = 0,
         rows: np.ndarray | None = None,
     ):
@@ -87,6 +91,7 @@ class Loader:
             )
         self._cache, self._length, self._packing = cache, length, packing
         self.batch_size, self._first_token = batch_size, first_token
+        self._max_repeats, self._repeat_tokens = max_repeats, repeat_tokens
         self._window = length if window is None else window
         self._pad_id = cache.tokenizer.pad_id
         self._own_rows = np.arange(batch_size) if rows is None else rows
@@ -171,25 +176,31 @@ class Loader:
         begins = np.maximum.accumulate(np.where(joins, columns, 0), axis=1)
         # The offset of the first token of each token's segment.
         segment_starts = np.take_along_axis(offsets, begins, axis=1)
-        for row, row_offsets in enumerate(offsets):
-            for column, first, count in self._pieces(row_offsets):
-                # One more token than inputs: the target of the last input.
-                stop = min(first + count + 1, size)
-                stream = cache.tokens(first, stop)
-                inputs = slice(column, column + min(count, len(stream)))
-                scored = slice(column, column + len(stream) - 1)
-                tokens[row, inputs] = stream[:count]
-                targets[row, scored] = stream[1:]
-                weights[row, scored] = 1
-                if not by_document:
-                    continue
-                starts = cache.document_starts(first, stop)[1].tolist()[1:]
-                for start, end in itertools.pairwise([*starts, first + count]):
-                    begin = column + start - first
-                    # The last token of a document would predict the first of another.
-                    weights[row, begin - 1] = 0
-                    segment_starts[row, begin : column + end - first] = start
+        # One more token than inputs: the target of the last input.
+        pieces = [
+            (row, column, first, count, min(first + count + 1, size))
+            for row, row_offsets in enumerate(offsets)
+            for column, first, count in self._pieces(row_offsets)
+        ]
+        streams = cache.read_many([(first, stop) for _, _, first, _, stop in pieces])
+        for (row, column, first, count, stop), stream in zip(pieces, streams, strict=True):
+            inputs = slice(column, column + min(count, len(stream)))
+            scored = slice(column, column + len(stream) - 1)
+            tokens[row, inputs] = stream[:count]
+            targets[row, scored] = stream[1:]
+            weights[row, scored] = 1
+            if not by_document:
+                continue
+            starts = cache.document_starts(first, stop)[1].tolist()[1:]
+            for start, end in itertools.pairwise([*starts, first + count]):
+                begin = column + start - first
+                # The last token of a document would predict the first of another.
+                weights[row, begin - 1] = 0
+                segment_starts[row, begin : column + end - first] = start
         inside = offsets < size
+        if self._max_repeats is not None:
+            read = np.where(inside, tokens, -1)
+            weights[has_repetition(read, self._repeat_tokens, self._max_repeats)] = 0
         if by_document:
             segments = np.cumsum(segment_starts == offsets, axis=1)
             positions = np.where(inside, offsets - segment_starts, 0)

@@ -331,7 +331,7 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
             findings.append(Finding(f"{split}: {error}", build))
     if not caches:
         return Check("data", "no sound token cache", findings)
-    directory, fingerprint = caches[0].directory, caches[0].fingerprint
+    directory, fingerprint = caches[0].location, caches[0].fingerprint
     for step, stored in metadata.items():
         if stored.get("data") not in (None, fingerprint):
             problem = (

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -369,15 +368,13 @@ def _open_data(
     """The training tokens, a loader for each stage, and the validation function, if any."""
     config, cache = experiment.train, source.open("train")
     check_vocabulary(cache.tokenizer.vocab_size, experiment.model)
-    # Positions are drawn row after row from one stream: then each process needs every row.
-    draws = config.position_range is not None
     loaders = make_stage_loaders(
         experiment.data,
         cache,
         config.stages,
         seed=experiment.seed,
         data_start=config.data_start,
-        rows_of=np.arange if draws else functools.partial(own_rows, mesh),
+        rows_of=functools.partial(own_rows, mesh),
     )
     if config.position_range is not None:
         draw = PositionDraw(config.position_range, config.position_draw, experiment.seed)

@@ -53,6 +53,18 @@ def test_each_of_the_papers_runs_builds_with_every_method(size, length, data):
             assert parameters(experiment) == expected
 
 
+@pytest.mark.parametrize("data", ["c4", "c4-files", "dolma"])
+def test_the_papers_c4_ends_after_10_billion_tokens_whichever_copy(data):
+    experiment = build(f"{PAPER}:data={data}")
+    assert experiment.data.max_tokens == 10**10
+    # Its last update is the last whole batch of them.
+    assert experiment.train.steps == 10**10 // 524_288
+    assert (experiment.data.max_repeats, experiment.data.repeat_tokens) == (32, 13)
+    assert build(f"{PAPER}:data={data},repeats=0").data.max_repeats is None
+    assert ("dolma" in experiment.data.tokenizer) == (data == "dolma")
+    assert bool(experiment.data.tfds_data_dir) == (data == "c4")
+
+
 def test_the_batch_of_the_text_can_be_asked_for():
     train = build(f"{PAPER}:length=1024,batch=paper").train
     assert (train.batch_size, train.steps) == (1024, 9_536)

@@ -361,7 +361,12 @@ MISTAKES = {
     "parquet": (
         lambda own: write(own / "notes/c.parquet", b"PAR1"),
         [f"{NOTES}notes/*"],
-        "notes/c.parquet is neither .txt, .jsonl, .json nor one of these with .gz; pandas.read_par",
+        "notes/c.parquet is not a complete Parquet file",
+    ),
+    "a table": (
+        lambda own: write(own / "notes/c.csv", b"text"),
+        [f"{NOTES}notes/*"],
+        "c.csv is neither .txt, .jsonl, .json, one of these with .gz, nor .parquet; pandas.read_c",
     ),
     "latin-1": (
         lambda own: write(own / "notes/a.txt", "caf\xe9".encode("latin-1")),
@@ -371,7 +376,7 @@ MISTAKES = {
     "no files": (
         lambda own: write(own / "own.py", CONFIG.replace('("notes/*.txt",)', "()")),
         [],
-        "train_files = () with corpus = 'text'; accepted: globs of .txt, .jsonl or .json files",
+        "train_files = () with corpus = 'text'; accepted: globs of .txt, .jsonl, .json or .par",
     ),
     "no tokenizer": (
         lambda own: None,

@@ -340,7 +340,8 @@ class Soak:
             world.make_corpus(self.directory)
             text = world.CONFIG.format(self.directory, STEPS, SAVE_EVERY)
             assert '"log_every": 1' in text
-            text = text.replace('"log_every": 1', f'"log_every": 1, "tracker": "{TRACKER}"')
+            more = f'"log_every": 1, "evaluate_every": None, "tracker": "{TRACKER}"'
+            text = text.replace('"log_every": 1', more)
             self.config.write_text(f"import {TRACKER.partition(':')[0]}\n" + text)
             world.build_cache(self.config)
         if not self.reference:
@@ -456,7 +457,7 @@ def table(lives: list[Life]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__)
     parser.add_argument("--preemptions", type=int, default=200)
-    parser.add_argument("--directory", type=Path, default=Path("soak"), help="default ./soak")
+    parser.add_argument("--directory", type=Path, default=Path("runs/soak"), help="runs/soak")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this long")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

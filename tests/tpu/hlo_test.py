@@ -133,7 +133,7 @@ def test_transfers_between_slices_are_apart(kind, target, sent):
     size = 64 * 8 * 4
     found = measure_traffic(between_slices(kind, target), lambda names: 1)
     assert found.between_slices == size * sent and found.collectives == {}
-    assert found.hbm == 2 * size + 4, "read by the host, written by it, and a flag"
+    assert found.hbm == 2 * (size + 4), "read by the host, written by it, and flags"
 
 
 def test_a_transfer_that_is_not_known_is_named():

@@ -36,7 +36,7 @@ from tests.faults import world
 from tests.faults.nursery import Nursery
 
 PROCESSES = 4
-STEPS, SAVE_EVERY = 240, 20
+STEPS, SAVE_EVERY = 96, 12
 PACE = 0.03  # seconds that each batch takes to come
 WORKDIR = "gs://soak/run"
 TRACKER = "tests.faults.soak:Progress"
@@ -462,6 +462,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     soak = Soak(arguments.directory.absolute(), arguments.seed)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the processes of the life too
     with soak.running():
         is_done = soak.go_on(
             arguments.preemptions, arguments.minutes, lambda line: print(line, flush=True)

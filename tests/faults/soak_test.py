@@ -32,3 +32,32 @@ def test_the_table_counts_what_is_trained_again():
     assert f"| {asked} | 1 | 0 | 0.0 | 0 | 2.0 | 2.0 |" in text
     assert f"| {killed} | 3 | 1 | 19.0 | 19 | 0.3 | 0.5 |" in text
     assert "4 preemptions of 4 processes; 1 trainings" in text and "19 of them again" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "loss", "codes", "said"),
+    [
+        ("SIGKILL to all at once", range(13, 20), 9.0, [-9] * 4, "step 13: .*9.0"),
+        ("SIGKILL to all at once", (13, 15), 2.0, [-9] * 4, r"\[13, 15\]"),
+        ("SIGKILL to all at once", range(1, 9), 2.0, [-9] * 4, "29 steps are lost"),
+        ("SIGKILL to all at once", range(31, 40), 2.0, [-9] * 4, "-1 steps are lost"),
+        (soak.ASKED, range(25, 30), 2.0, [143, 143, 134, 143], "134"),
+        (soak.ENDED, range(25, 97), 2.0, [0, 0, 1, 0], "1"),
+    ],
+)
+def test_a_broken_promise_is_found(kind, steps, loss, codes, said, tmp_path):
+    test = soak.Soak(tmp_path, seed=0)
+    test.reference = {"rows": {step: {"train/loss": 2.0} for step in range(1, soak.STEPS + 1)}}
+    test.lives = [soak.Life(0, "SIGKILL to all at once", first=1, last=29)]
+    rows = [[step, {"train/loss": loss}, 0.0] for step in steps]
+    with pytest.raises(AssertionError, match=said):
+        test._check(soak.Life(0, kind, codes=codes), rows, 0.0)
+
+
+def test_a_step_lost_after_a_stop_with_time_is_found(tmp_path):
+    test = soak.Soak(tmp_path, seed=0)
+    test.reference = {"rows": {step: {} for step in range(1, soak.STEPS + 1)}}
+    test.lives = [soak.Life(0, soak.ASKED, first=1, last=29), soak.Life(0, soak.ASKED)]
+    test._check(soak.Life(0, soak.ENDED, codes=[0] * 4), [[30, {}, 0.0]], 0.0)
+    with pytest.raises(AssertionError, match="1 steps are lost"):
+        test._check(soak.Life(0, soak.ENDED, codes=[0] * 4), [[29, {}, 0.0]], 0.0)

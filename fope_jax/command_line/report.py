@@ -58,10 +58,12 @@ def report(arguments: argparse.Namespace) -> None:
 def runs_text(runs: Sequence[Run]) -> str:
     """What the terminal shows of runs: the verdict, what they went on from, and the tables."""
     from fope_jax.report.lineage import lineage_sentences
-    from fope_jax.report.tables import text_tables
+    from fope_jax.report.tables import as_text, text_tables
+    from fope_jax.report.tasks import task_tables
     from fope_jax.report.verdict import verdict
 
-    parts = verdict(runs).text(), "\n".join(lineage_sentences(runs)), text_tables(runs)
+    parts = [verdict(runs).text(), "\n".join(lineage_sentences(runs)), text_tables(runs)]
+    parts += map(as_text, task_tables(runs))
     return "\n\n".join(filter(None, parts))
 
 

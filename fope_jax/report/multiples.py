@@ -21,7 +21,7 @@ from fope_jax.report.differences import (
     metric_by_seed,
     paired_difference,
 )
-from fope_jax.report.rows import Run
+from fope_jax.report.rows import Row, Run
 from fope_jax.report.sums import Sums, add_up, spread
 
 SOLVED = 80.0  # percent right at the training length from which a task counts as learned
@@ -157,12 +157,21 @@ def _curves(comparison: Comparison, index: int) -> list[Curve]:
         for context, multiple in multiples.items():
             for seed, value in numbers[context].get(label, {}).items():
                 seeds.setdefault(seed, {})[multiple] = float(value)
-            pooled = add_up(row for seed in rows for row in seed if row["context"] == context)
+            at_context = [[row for row in seed if row["context"] == context] for seed in rows]
+            pooled = add_up(row for seed in at_context for row in seed)
             if pooled.total:
-                trials[multiple] = (pooled.correct, pooled.total)
+                trials[multiple] = _independent_trials(pooled, at_context)
         if seeds:
             curves.append(Curve(variant, length, seeds, trials, index))
     return curves
+
+
+def _independent_trials(pooled: Sums, seeds: Sequence[Sequence[Row]]) -> tuple[int, int]:
+    """(right, asked); a window counts as one trial where all depths are asked for after it."""
+    windows = sum(max((row.get("windows", 0) for row in rows), default=0) for rows in seeds)
+    if not windows:
+        return pooled.correct, pooled.total
+    return round(windows * pooled.correct / pooled.total), windows
 
 
 def quarters(ratio: float) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from fope_jax.evaluate.generation import model_answerer
+from fope_jax.evaluate.harness import row_programs
 from fope_jax.evaluate.packed import packed_positions
 from fope_jax.evaluate.restore import NonFiniteError, check_weights
 from fope_jax.evaluate.scoring import model_scorer
@@ -90,8 +91,15 @@ def answers(config) -> dict:
         [np.asarray(x) for x in answerer(*asked)]
         for answerer in (model_answerer(model), model_answerer(merge(graphdef, *placed), mesh))
     )
+    prompts, segments = asked[0], np.ones_like(asked[0])
+    segments[1, :5] = 0
+    texts, texts_on_mesh = (
+        np.asarray(programs.write(prompts, segments, count=4, not_first=(0, 7)))
+        for programs in (row_programs(model), row_programs(merge(graphdef, *placed), mesh))
+    )
     return {
         "shape": on_mesh[0].shape,
+        "texts": [texts_on_mesh.shape, int((texts_on_mesh != texts).sum())],
         "differ": int((on_mesh[0] != expected[0]).sum()),
         "difference": float(np.abs(on_mesh[1] - expected[1]).max()),
     }

@@ -23,6 +23,7 @@ def test_windows_score_the_same_on_every_mesh():
         assert case["difference"] < 2e-5 and case["hits_differ"] == 0, case
     assert answers["shape"] == [3, 4]
     assert answers["differ"] == 0 and answers["difference"] < 2e-5, answers
+    assert answers["texts"] == [[3, 4], 0]
     broken = printed["broken"]
     assert broken["gradient"] < 1e-5
     assert (broken["finite"], broken["hits"], broken["written"]) == (0, 0, [-1])

@@ -172,6 +172,17 @@ def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
     logits = jax.jit(lambda *rows: model(*rows))(read_all, positions, segments)
     np.testing.assert_array_equal(written, np.argmax(logits[:, 10:], axis=-1))
 
+    excluded = tuple({int(token) for token in written[:, 0]})
+
+    @jax.jit
+    def write_another(tokens, segments):
+        return greedy_decode(model, *prefill(model, tokens, segments, room=1), 1, excluded)
+
+    allowed = np.array(logits[:, 10])
+    allowed[:, excluded] = -np.inf
+    other = write_another(prompts, np.asarray(segments)[:, :11])
+    np.testing.assert_array_equal(other[:, 0], allowed.argmax(axis=-1))
+
 
 def test_samples_are_drawn_from_the_logits_of_the_uncached_model():
     """Also up to a token that ends a row, at any temperature and count with one program."""

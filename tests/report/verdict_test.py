@@ -202,6 +202,18 @@ def test_trials_that_overlap_hold_no_difference():
     assert "*" not in str(found.table)
 
 
+def test_answers_after_one_window_count_as_one_trial():
+    def star(windows):
+        runs = [run_of("rope", recall={1: 99, 2: 40}), run_of("fope", recall={1: 99, 2: 70})]
+        for row in (row for run in runs for row in run.rows if windows):
+            row["windows"] = windows
+        return "*" in str(verdict(runs).table)
+
+    assert star(windows=None)
+    assert star(windows=100)
+    assert not star(windows=20)
+
+
 def test_a_method_that_has_not_learned_is_compared_with_none():
     runs = [run_of("rope", recall={1: 30, 2: 3}), run_of("fope", recall=FOPE)]
     found = verdict(runs)

@@ -327,7 +327,7 @@ class Soak:
             assert 0 <= lost <= limit, f"{lost} steps are lost of {before[-1]}"
         elif rows:
             assert life.first == 1
-        if life.kind == ASKED and rows:
+        if life.kind == ASKED and 0 < life.last < STEPS:
             assert life.codes == [143] * PROCESSES, life
         if life.kind == ENDED:
             assert life.codes == [0] * PROCESSES, life

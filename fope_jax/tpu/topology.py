@@ -88,9 +88,8 @@ def parse_topology(name: str) -> Topology:
     >>> parse_topology("v5e:4x4").shape, parse_topology("2xv5e:4x4").num_slices
     ((4, 4), 2)
     """
-    slices, version, shape = re.fullmatch(
-        r"(?:([1-9][0-9]{0,3})x)?([^:]*):?(.*)", name, re.S
-    ).groups()
+    several = re.match(r"([1-9][0-9]{0,3})x", name)
+    version, _, shape = name[several.end() if several else 0 :].partition(":")
     if version not in CHIPS:
         known = ", ".join(f"{c.name}:{_EXAMPLES[c.num_axes]}" for c in CHIPS.values())
         raise TopologyError(
@@ -104,7 +103,7 @@ def parse_topology(name: str) -> Topology:
             f"topology {name!r}: a slice of {version} has {chip.num_axes} axes of chips, such as "
             f"{version}:{_EXAMPLES[chip.num_axes]}"
         )
-    return Topology(chip, tuple(int(size) for size in sizes), int(slices or 1))
+    return Topology(chip, tuple(int(size) for size in sizes), int(several[1]) if several else 1)
 
 
 def libtpu_version() -> str:

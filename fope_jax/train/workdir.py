@@ -188,7 +188,7 @@ def provenance() -> dict[str, Any]:
     device = jax.devices()[0]
     versions = {package: installed_version(package) for package in PACKAGES}
     return {
-        "commit": git_commit(Path(__file__).parent),
+        "commit": package_commit(Path(__file__).parents[2]),
         "versions": {"python": platform.python_version()} | versions,
         "host": socket.gethostname(),
         "machine": platform.machine(),
@@ -196,6 +196,18 @@ def provenance() -> dict[str, Any]:
         "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
         "command": sys.argv,
     }
+
+
+def package_commit(root: Path) -> str | None:
+    """The commit of the package below ``root``; None if nothing tells.
+
+    Without .git there, as on TPU hosts, that of the file COMMIT, which `tpu_scripts/install.sh`
+    packs with a checkout.
+    """
+    packed = root / "COMMIT"
+    if packed.is_file() and not (root / ".git").exists():
+        return packed.read_text().strip().removeprefix("unknown") or None
+    return git_commit(root)
 
 
 def git_commit(directory: Path) -> str | None:

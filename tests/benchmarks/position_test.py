@@ -60,6 +60,7 @@ def test_packed_batches_hold_documents_and_plain_ones_share_positions():
     assert 3 < packed.segments.max() < 20
 
 
+@pytest.mark.slow
 def test_methods_share_weights_and_keep_what_is_their_own():
     config = cost.make_config("tiny", 1, 32)
     batch = cost.make_batch(32, 2, 16, packed=False)
@@ -132,6 +133,7 @@ def test_fresh_processes_are_pooled(tmp_path, monkeypatch):
     assert [len(process["alibi"]) for process in result["seconds"]] == [2, 2]
 
 
+@pytest.mark.slow
 def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     file = tmp_path / "cost.json"

@@ -165,7 +165,7 @@ FAULTS = [
         "at most one save interval is trained again",
         kill_at_a_random_time,
         trials=100,
-        short=1,
+        short=0,
     ),
     Fault(
         "kill -9 inside a save",
@@ -179,14 +179,14 @@ FAULTS = [
         "the same: rows without a checkpoint are dropped and come again",
         kill_between_rows_and_checkpoint,
         trials=4,
-        short=0,
+        short=1,
     ),
     Fault(
         "SIGTERM",
         "the step under way is saved, the exit code is 143, rows and bits go on as unbroken",
         stop_by_signal,
         trials=20,
-        short=1,
+        short=0,
     ),
     Fault(
         "SIGHUP or SIGINT",

@@ -79,14 +79,13 @@ def config() -> str:
 
 def environment() -> dict[str, str]:
     """Steps of such small models take longer to compile than to run, so that is done once."""
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
+    kept = {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(scratch() / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
     }
+    always = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return kept | os.environ | always
 
 
 @functools.cache

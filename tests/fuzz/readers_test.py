@@ -430,7 +430,7 @@ def attack(name, directory, examples):
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_reader_raises_errors_of_ours_alone(name, tmp_path):
-    attack(name, tmp_path, 40)
+    attack(name, tmp_path, 12)
 
 
 @pytest.mark.slow

@@ -85,6 +85,7 @@ def both_ways(model, tokens):
     return read_in_pieces(model, tokens, PROMPT), whole
 
 
+@pytest.mark.fast("by_layer-mixed")
 @pytest.mark.parametrize(
     "label",
     [
@@ -112,6 +113,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["dynamic_ntk", pytest.param("longrope", marks=pytest.mark.slow)])
 def test_frequencies_that_follow_the_length_are_exact_as_far_as_they_can_be(label):
     """One layer at any length: all keys turn anew. More layers up to the original length of 12,
@@ -184,6 +186,7 @@ def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
     np.testing.assert_array_equal(other[:, 0], allowed.argmax(axis=-1))
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_from_the_logits_of_the_uncached_model():
     """Also up to a token that ends a row, at any temperature and count with one program."""
     model, prompts, size, compiled = new_model(FoPE(8)), batch(2, 7), 6, []

@@ -167,6 +167,7 @@ def test_one_slice_is_not_several():
 # ---------------------------------------------------------------------------- rules
 
 
+@pytest.mark.fast("head")
 @pytest.mark.parametrize("qk_norm", ["head", "width"])
 def test_every_axis_of_every_parameter_has_a_rule(qk_norm):
     config = TransformerConfig(

@@ -117,6 +117,7 @@ def test_a_closed_gate_counts_nothing():
     np.testing.assert_allclose(counted, [4, 3, 3, 3, 2, 2, 2, 1, 1, 1, 0, 0], atol=1e-6)
 
 
+@pytest.mark.slow  # common_test decodes every method
 @every_method
 def test_one_query_has_its_row_of_the_whole(name):
     """Decoding: keys after the query are absent there and at -inf in the full pass."""
@@ -209,6 +210,7 @@ def test_counts_over_many_keys(keys):
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     sizes=st.tuples(*[st.integers(1, 4)] * 3, st.integers(0, 9)),

@@ -94,6 +94,7 @@ def test_refuses_another_model_before_reading(store, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_the_error_stays_short_however_many_arrays_differ(store):
     store.save(5, {"params": {f"w{i}": jnp.ones(i + 1) for i in range(50)}}, {})
     wanted = {f"w{i}": jnp.ones(i + 2) for i in range(50)}
@@ -142,6 +143,9 @@ def empty(store):
     (store.directory / "20").mkdir()
 
 
+@pytest.mark.fast(
+    "flip-has changed", "<lambda>-is missing", "garble_manifest-manifest.json cannot be read"
+)
 @pytest.mark.parametrize(
     ("harm", "says"),
     [

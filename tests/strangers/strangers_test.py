@@ -42,9 +42,8 @@ def rows_of(run, kind):
     return [row for row in rows if row["kind"] == kind]
 
 
-@pytest.mark.parametrize(
-    "module", ["sandwich", pytest.param("weighted_rotary", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # five commands
+@pytest.mark.parametrize("module", MODULES)
 def test_trained_evaluated_and_extended(configs, tmp_path, module):
     run, child = tmp_path / "run", tmp_path / "child"
     assert main(["train", "--config", str(configs / f"{module}.py"), "--workdir", str(run)]) == 0

@@ -120,6 +120,7 @@ def train(config, workdir, harm=""):
     return start("train", "--config", config[0], "--workdir", workdir, harm=harm)
 
 
+@pytest.mark.slow  # two processes
 def test_what_the_first_refuses_ends_the_other_in_a_line(config, tmp_path):
     workdir = tmp_path / "run"
     (workdir / "checkpoints" / "5").mkdir(parents=True)

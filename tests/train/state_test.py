@@ -61,6 +61,7 @@ def test_the_papers_configs_fit_their_meshes(size, devices):
     check_mesh(dataclasses.replace(setup, mesh=MeshConfig(tensor=4 if devices > 1 else 1)), devices)
 
 
+@pytest.mark.slow
 def test_bfloat16_moments_of_earlier_versions_are_widened_and_other_dtypes_refused(tmp_path):
     setup = experiment({"method": "rope", "mesh": {}})
     wide = plan_state(setup)

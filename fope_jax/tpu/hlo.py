@@ -226,12 +226,15 @@ def _bytes_between_slices(send: Instruction) -> float:
     kind = re.search(r'_xla_megascale_transfer_type="([^"]*)"', send.text)
     if not kind:  # to the host itself
         return 0.0
-    target = re.search(r'_xla_megascale_target="\{+([\d,]*)\}', send.text)
+    # Such as {1,2}x{0:15}: slices 1 and 2, devices 0 to 15 of each.
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', send.text)
     if kind[1] not in _BETWEEN_SLICES or not target:
         raise ValueError(
-            f"transfer between slices {kind[1]!r}: expected one of {', '.join(_BETWEEN_SLICES)}"
+            f"transfer between slices {kind[1]!r}: expected one of {', '.join(_BETWEEN_SLICES)} "
+            "with a target such as {1,2}x{0:15}"
         )
-    slices = len(target[1].split(","))
+    ranges = (part.split(":") for part in target[1].split(","))
+    slices = sum(int(found[-1]) - int(found[0]) + 1 for found in ranges)
     return send.buffers[0].bytes * _BETWEEN_SLICES[kind[1]](slices)
 
 

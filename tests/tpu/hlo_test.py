@@ -123,6 +123,7 @@ _xla_megascale_transfer_type="{kind}"}}
     [
         ("ALL_REDUCE", "{1,2}x{0:15}", 2 * 1 / 2),
         ("ALL_REDUCE", "{1,2,3,4}x{0:3}", 2 * 3 / 4),
+        ("ALL_REDUCE", "{1:4}x{0:3}", 2 * 3 / 4),
         ("REDUCE_SCATTER", "{1,2}x{0:15}", 1 / 2),
         ("ALL_GATHER", "{1,2,3}x{0:15}", 2),
         ("ALL_TO_ALL", "{1,2,3}x{0:15}", 2 / 3),
@@ -137,9 +138,9 @@ def test_transfers_between_slices_are_apart(kind, target, sent):
 
 
 def test_a_transfer_that_is_not_known_is_named():
-    text = between_slices("BROADCAST", "{1,2}x{0:15}")
-    with pytest.raises(ValueError, match="'BROADCAST': expected one of ALL_REDUCE, "):
-        measure_traffic(text, lambda names: 1)
+    for kind, target in (("BROADCAST", "{1,2}x{0:15}"), ("ALL_REDUCE", "")):
+        with pytest.raises(ValueError, match=f"'{kind}': expected one of ALL_REDUCE, .* a target"):
+            measure_traffic(between_slices(kind, target), lambda names: 1)
 
 
 def test_a_text_without_a_program_is_refused():

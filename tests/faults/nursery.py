@@ -15,7 +15,7 @@ With a REQUEST as its argument the program is that training itself.
     shuffled_at   steps whose targets are drawn at random
     strange_at    steps with a token beyond any vocabulary
     die           [name, call, seconds]: SIGKILL so long after that call of a function began
-    full_at       which calls of CheckpointStore.save find that no file can grow
+    full_at       which calls of CheckpointStore.start_save find that no file can grow
     clock         seconds that the wall clock jumps to and fro by between steps
     nobody        without the rights of root
     distributed   port: jax.distributed is initialized for this one process
@@ -130,7 +130,8 @@ def prepare(request: Request) -> None:
         name, call, seconds = request["die"]
         wrap(name, call, lambda: kill_after(seconds))
     for call in request.get("full_at", ()):
-        wrap("fope_jax.storage.checkpoint.CheckpointStore.save", call, no_file_can_grow)
+        name = "fope_jax.storage.checkpoint.CheckpointStore.start_save"
+        wrap(name, call, no_file_can_grow, end=lambda save: save.join())
     if "clock" in request:
         now = time.time
         time.time = lambda: now() + offset[0]
@@ -166,9 +167,9 @@ def harmed_loader(base: Any, request: Request) -> Any:
     return Loader
 
 
-def wrap(name: str, call: int, begin: Any) -> None:
-    """Calls ``begin`` when a function is called for the ``call``-th time, from 1; what it returns
-    is left when that call ends."""
+def wrap(name: str, call: int, begin: Any, end: Any = lambda _: None) -> None:
+    """Calls ``begin`` when a function is called for the ``call``-th time, from 1, and ``end`` with
+    its result; the context that ``begin`` returns is left then."""
     place, _, attribute = name.rpartition(".")
     try:
         owner: Any = importlib.import_module(place)
@@ -181,7 +182,9 @@ def wrap(name: str, call: int, begin: Any) -> None:
         if next(calls) != call:
             return real(*arguments, **named)
         with begin() or contextlib.nullcontext():
-            return real(*arguments, **named)
+            result = real(*arguments, **named)
+            end(result)
+            return result
 
     setattr(owner, attribute, wrapped)
 

@@ -88,7 +88,7 @@ def interrupted(half_done, tmp_path):
 @pytest.mark.parametrize("damage", [False, True])
 def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrupted, runs, damage):
     before = read_rows(interrupted / "metrics.jsonl")
-    assert before[-1]["step"] == 9
+    assert max(row["step"] for row in before) == 9
     if damage:
         files = (interrupted / "checkpoints/8").glob("params/**/*")
         payload = max(files, key=lambda p: p.stat().st_size)

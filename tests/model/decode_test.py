@@ -237,6 +237,7 @@ def places(start, count, rows=2):
     return positions % VOCAB, positions, jnp.ones_like(positions)
 
 
+@pytest.mark.slow
 def test_a_full_cache_refuses_another_token():
     """Before anything is computed: one token too many, too many at once, and in greedy decoding."""
     model = new_model(RoPE(), num_layers=1)

@@ -21,8 +21,8 @@ def require(module: str, extra: str) -> ModuleType:
 
     Args:
       module: dotted name of a third-party module, such as ``"flax"``.
-      extra: the extra that installs it: ``train``, ``data``, ``tpu``, ``buckets``, ``gguf``,
-        ``parity``, ``harness``, ``docs`` or ``dev``.
+      extra: the extra that installs it: ``train``, ``data``, ``parquet``, ``tpu``, ``buckets``,
+        ``gguf``, ``parity``, ``harness``, ``downstream``, ``docs`` or ``dev``.
 
     Raises:
       ImportError: the module is not installed; the message holds the pip line.

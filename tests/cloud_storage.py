@@ -37,8 +37,10 @@ class Storage:
         self.buckets: dict[str, dict[str, Object]] = {name: {} for name in buckets}
         self.uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = {}
         self.writers: dict[str, str] = {}  # the client that wrote each object
+        self.reads: list[tuple[str, str]] = []  # names of objects, and the ranges asked for
         self.numbers = itertools.count(1)
         self.fails: Callable[[], bool] = lambda: False  # asked at each request: answer 503?
+        self.send: Callable[[int], None] = lambda size: None  # called with the bytes of each body
         self.lock = threading.RLock()
 
 
@@ -73,6 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query, True).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.storage.send(len(body))
         match = re.fullmatch(r"/(upload/|download/)?storage/v1/b/([^/]+)(/o(?:/(.+))?)?", url.path)
         try:
             if match is None:
@@ -104,6 +107,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, content: Any, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         empty = status in (204, 304)
+        self.storage.send(0 if empty else len(body))
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -134,6 +138,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, described(bucket, name, found))
         else:
             content, status, headers = found.content, 200, {}
+            self.storage.reads.append((name, self.headers.get("Range", "")))
             asked = re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range", ""))
             if asked:
                 size, (first, last) = len(content), asked.groups()

@@ -18,7 +18,7 @@ Command    fope train --config configs/paper/c4_books.py:position=rope --workdir
            fope extend runs/fope --method fope --length 1024 --workdir runs/fope_fope \
              --config $CONFIG,method=fope --match index
            Arguments: size=60m|180m|1200m, parent=rope|fope, method=yarn|fope|pi|ntk|...,
-           data=c4|books, seed=6198, smoke (a few small steps).
+           data=c4|c4-files|dolma|books, seed=6198, smoke (a few small steps).
 Hardware   As c4_books.py: a tenth of its updates, each of the same tokens.
 Not run    Here only that each combination builds is tested, and one is compiled for a slice.
 

@@ -27,6 +27,7 @@ from fope_jax.storage.paths import is_in_bucket
 from fope_jax.train.options import add_accept_position, add_processes
 
 if TYPE_CHECKING:
+    from fope_jax.evaluate.downstream.plan import TaskRequest
     from fope_jax.evaluate.variants import Variant
 
 
@@ -47,6 +48,26 @@ if TYPE_CHECKING:
         metavar="METHOD[:KNOB=VALUE,...]",
         help="read the checkpoint with another position embedding, without training; several times "
         "for several, same is its own",
+    ),
+    option(
+        "--tasks",
+        metavar="TASK,...",
+        help="downstream tasks in place of protocols: longbench[=DIR], ruler, paper, or FILE.jsonl",
+    ),
+    option(
+        "--max-items", type=int, metavar="N", help="of each task the first N items; all without it"
+    ),
+    option(
+        "--max-length",
+        type=int,
+        metavar="TOKENS",
+        help="most tokens of a task's prompt with its answer; longer prompts lose their middle",
+    ),
+    option(
+        "--max-new-tokens",
+        type=int,
+        metavar="TOKENS",
+        help="most tokens to write for an item of FILE.jsonl (32)",
     ),
     option(
         "--report", type=local_path, metavar="DIR", help="write the page of `fope report` there"
@@ -70,6 +91,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
       fope evaluate runs/fope --protocols sliding-window,chunks
       fope evaluate runs/rope --as yarn:factor=4 --as pi:factor=4 --as nope
       fope evaluate runs/rope --as self_extend:window=64,group=8 --as logit_scaling --as clip
+      fope evaluate runs/smollm2 --tasks longbench=LongBench --max-items 20
+      fope evaluate runs/smollm2 --tasks questions.jsonl --as same --as yarn:factor=2
       fope evaluate runs/fope --config.evaluate.texts=web,news
       fope evaluate runs/fope --config.evaluate.texts=mails=letters/*.txt
 
@@ -83,6 +106,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
       from-start       loss by distance since the document's start
       passkey          a key hidden in filler
       retrieval        the tasks of evaluate.retrieval_tasks; all that fit where it names none
+
+    tasks (--tasks; what was written stands in RUN/answers/STEP):
+      longbench   GovReport, MultiNews, TREC, TriviaQA, SAMSum from the benchmark's own files in DIR
+                  (data_cache/longbench), by length in words and in training lengths
+      ruler       the retrieval tasks after RULER, at evaluate.passkey_lengths
+      paper       the tasks of the FoPE paper's Tables 4 and 6, by lm-evaluation-harness
+      FILE.jsonl  lines {"prompt": .., "answers": [..]}: writes, and scores the first line by F1 and
+                  exact match; with "choices": [..], which choice is the most likely
 
     --as takes what `fope extend --method` takes for the run's position embedding, and refuses the
     rest. Its rows stand in the run's metrics.jsonl as those of a variant, "RUN as METHOD", beside
@@ -104,6 +135,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with fail_together():
         run, step = run_and_step(arguments)
         variants = _variants(run, step, arguments.variants)
+        tasks = _tasks(arguments)
         mesh = MeshConfig.parse(arguments.mesh) if arguments.mesh else None
         if arguments.report and is_main_process():
             check_output(arguments.report, "the report")
@@ -116,6 +148,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         accept_position=arguments.accept_position,
         overrides=arguments.overrides,
         variants=variants,
+        tasks=tasks,
     )
     if is_main_process():
         print(f"{len(rows)} rows in {run / 'metrics.jsonl'}")
@@ -138,6 +171,21 @@ def _variants(run: Path, step: int | None, texts: Sequence[str]) -> list[Variant
     from fope_jax.extend.variants import make_variants
 
     return make_variants(run, step, texts)
+
+
+def _tasks(arguments: argparse.Namespace) -> TaskRequest | None:
+    """What --tasks and its options say; None without --tasks."""
+    from fope_jax.evaluate.downstream.plan import TaskRequest
+
+    names = ("max_items", "max_length", "max_new_tokens")
+    values = {name: getattr(arguments, name) for name in names}
+    stated = {name: value for name, value in values.items() if value is not None}
+    if arguments.tasks is None:
+        for name, value in stated.items():
+            option = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{option} {value} is of --tasks, which names the tasks; add it")
+        return None
+    return TaskRequest(split_commas(arguments.tasks), **stated)
 
 
 @verb(

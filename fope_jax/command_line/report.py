@@ -58,10 +58,12 @@ def report(arguments: argparse.Namespace) -> None:
 def runs_text(runs: Sequence[Run]) -> str:
     """What the terminal shows of runs: the verdict, what they went on from, and the tables."""
     from fope_jax.report.lineage import lineage_sentences
-    from fope_jax.report.tables import text_tables
+    from fope_jax.report.tables import as_text, text_tables
+    from fope_jax.report.tasks import task_tables
     from fope_jax.report.verdict import verdict
 
-    parts = verdict(runs).text(), "\n".join(lineage_sentences(runs)), text_tables(runs)
+    parts = [verdict(runs).text(), "\n".join(lineage_sentences(runs)), text_tables(runs)]
+    parts += map(as_text, task_tables(runs))
     return "\n\n".join(filter(None, parts))
 
 
@@ -104,6 +106,11 @@ def default_page(paths: Sequence[Path]) -> Path:
         help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl without "
         "damaged lines after copying it; deletes nothing",
     ),
+    option(
+        "--progress",
+        action="store_true",
+        help="check nothing: one line of step, loss, speed and last checkpoint",
+    ),
     option("--json", action="store_true", help="for programs, one object a line"),
 )
 def doctor(arguments: argparse.Namespace) -> int:
@@ -113,6 +120,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     worst = 0
     for run in arguments.runs:
         check_bucket(run)
+        if arguments.progress:
+            progress = doctor.read_progress(run)
+            print(json.dumps(progress._asdict()) if arguments.json else progress.text)
+            continue
         if arguments.repair:
             for line in doctor.repair(run):
                 print(line, file=sys.stderr)

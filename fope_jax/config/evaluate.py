@@ -29,8 +29,9 @@ class EvaluateConfig:
       passkey_trials: trials for each length and depth.
       passkey_templates: wordings: "standard" as in the literature, "compact" for small models.
       retrieval_tasks: more tasks with these lengths, depths and trials: "recall" and "copy" of
-        token ids for small models; "multi_key", "multi_value", "multi_query", "variable_tracking"
-        and "common_words" after RULER.
+        token ids for small models; "multi_key", "multi_value", "multi_query", "every_key",
+        "variable_tracking" and "common_words" after RULER. "every_key" has ten depths of its own,
+        all asked for after one window: passkey_trials are windows.
       needle_haystack: haystack of the RULER tasks: "corpus" (the first of ``splits``) or "noise"
         (a few repeated sentences).
       batch_tokens: most tokens in one forward pass.

@@ -8,6 +8,7 @@ the same tokens, with the same fingerprint, in the form of `fope_jax.data.cache`
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ class ArrayRecordCache(TokenCache):
 
     def _read_side_file(self, number: int) -> np.ndarray:
         return self.shard_documents(number)
+
+    def _read_pieces(self, pieces: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
+        return [self._read_tokens(*piece) for piece in pieces]
 
     def _read_tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
         first, last = start // self._block, -(-stop // self._block)

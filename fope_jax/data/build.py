@@ -36,6 +36,7 @@ from fope_jax.data.sources import (
     check_damage,
     check_held_out,
     content_digest,
+    cut_digest,
     damaged_files,
     examples_line,
     is_unchanged,
@@ -81,7 +82,8 @@ def build(
 
     Args:
       runner: Apache Beam tokenizes, instead of processes on this machine; the cache is the same.
-      workers: processes that tokenize, of which each takes a file at a time; None means one a core.
+      workers: processes that tokenize, of which each takes a file, or a piece of a large one, at a
+        time; None means one a core.
 
     Raises:
       ValueError: ``workers`` is less than 1.
@@ -195,7 +197,7 @@ def _build(
     """Builds a cache; returns its directory."""
     partial = partial_directory(base)
     partial.mkdir(parents=True, exist_ok=True)
-    state = _resume(partial, content_digest(sources))
+    state = _resume(partial, cut_digest(sources))
     left_out = {source["path"] for split in SPLITS for source in damaged_files(sources, split)}
     tokenizer = _make_tokenizer(config, partial, state, left_out)
     parts = partial / "parts"

@@ -22,11 +22,12 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
+import itertools
 import json
-import os
+import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from typing import Any
 import numpy as np
 
 from fope_jax.data import tokenizers
+from fope_jax.data.bucket_shards import BucketShards, Range
 from fope_jax.data.cache_directories import base_directory, cache_directory, partial_directory
 from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import (
     BUILD,
     MANIFEST,
@@ -46,7 +49,7 @@ from fope_jax.data.manifest import (
     read_manifest,
     shard_files,
 )
-from fope_jax.data.mirror import download
+from fope_jax.data.mirror import MirrorError, copy_directory, download
 from fope_jax.data.sources import damaged_files
 from fope_jax.data.tokenizers import BytesTokenizer, Tokenizer
 from fope_jax.storage.content import GIT_LFS_POINTER, detect_content, read_head
@@ -60,6 +63,7 @@ SHARD_TOKENS = 2**25
 DOCUMENT_DTYPE = np.dtype(
     [("name", object), ("start", np.int64), ("length", np.int64), ("bytes", np.int64)]
 )
+_NO_TOKENS = np.zeros(0, np.int32)
 BLOCK_ROW = np.dtype(
     [("tokens_crc", "<u4"), ("starts_crc", "<u4"), ("first_start", "<u4"), ("num_starts", "<u4")]
 )
@@ -70,14 +74,27 @@ class TokenCache:
 
     Any number of threads may read it. What is read is checked each time (crc32 of blocks).
 
+    Args:
+      bucket: reads the files, where they are in a bucket; ``directory`` is that of its copies.
+
     Attributes:
+      directory: of the files, or of their copies on this machine.
+      location: where the cache is: a directory, or a bucket's.
       fingerprint: hex digest of text, tokenizer and splits.
       summary: counts of the build, see `fope_jax.data.cache_writer.Progress`.
       sources: the text files of both splits.
     """
 
-    def __init__(self, directory: Path, manifest: dict[str, Any], split: str):
-        self.directory, self.split = directory, split
+    def __init__(
+        self,
+        directory: Path,
+        manifest: dict[str, Any],
+        split: str,
+        bucket: BucketShards | None = None,
+    ):
+        self.directory, self.split, self._bucket = directory, split, bucket
+        self.location = bucket.remote if bucket else directory
+        self._files = LocalFiles(directory)
         self.fingerprint: str = manifest["fingerprint"]
         self._tokenizer_description = manifest["tokenizer"]
         self._dtype = np.dtype(manifest["dtype"])
@@ -98,10 +115,20 @@ class TokenCache:
 
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Tokens ``[start, stop)``, int32. IndexError: out of range. CacheError: damaged shard."""
-        check_token_range(start, stop, self.num_tokens, self.split)
-        parts = [self._read_tokens(*piece) for piece in self._pieces(start, stop)]
-        joined = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int32), *parts])
-        return joined.astype(np.int32)
+        return self.read_many([(start, stop)])[0]
+
+    def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+        """`tokens` of several ranges, which are asked of a bucket together."""
+        pieces, ends = [], []
+        for start, stop in ranges:
+            check_token_range(start, stop, self.num_tokens, self.split)
+            pieces += self._pieces(start, stop)
+            ends.append(len(pieces))
+        parts = [part.astype(np.int32) for part in self._read_pieces(pieces)]
+        return [
+            parts[begin] if end - begin == 1 else np.concatenate([_NO_TOKENS, *parts[begin:end]])
+            for begin, end in itertools.pairwise([0, *ends])
+        ]
 
     def document_starts(self, start: int, stop: int) -> tuple[int, np.ndarray]:
         """Where the documents of tokens ``[start, stop)`` begin, and the number of the first.
@@ -168,56 +195,84 @@ class TokenCache:
             begin = shard * self._shard_tokens
             yield shard, max(start - begin, 0), min(stop - begin, self._shard_tokens)
 
-    def _read_tokens(self, shard: int, start: int, stop: int) -> np.ndarray:
-        """Tokens of a shard; whole blocks are read, as their checksums need them."""
-        first, rows = self._read_rows(shard, start, stop)
-        begin = first * self._block
-        end = min(begin + len(rows) * self._block, self._shards[shard]["tokens"])
-        size, block = self._dtype.itemsize, self._block * self._dtype.itemsize
-        data = self._read_range(shard, self._shards[shard], begin * size, end * size)
-        for number, expected in enumerate(rows["tokens_crc"].tolist()):
-            if zlib.crc32(data[number * block : (number + 1) * block]) != expected:
-                raise self._damage(shard, f"in block {first + number}")
-        return np.frombuffer(data, self._dtype)[start - begin : stop - begin]
+    def _read_pieces(self, pieces: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
+        """Tokens of parts of shards; whole blocks are read, as their checksums need them."""
+        size, block = self._dtype.itemsize, self._block
+        rows, parts = self._read_rows(pieces), []
+        for (shard, start, _), blocks in zip(pieces, rows, strict=True):
+            begin = start // block * block
+            end = min(begin + len(blocks) * block, self._shards[shard]["tokens"])
+            parts.append((shard, self._shards[shard]["file"], begin * size, end * size))
+        tokens = []
+        for piece, blocks, data in zip(pieces, rows, self._read_ranges(parts), strict=True):
+            shard, start, stop = piece
+            first = start // block
+            for number, (expected, *_) in enumerate(blocks):
+                at = number * block * size
+                part = data if len(blocks) == 1 else data[at : at + block * size]
+                if zlib.crc32(part) != expected:
+                    raise self._damage(shard, f"in block {first + number}")
+            begin = first * block
+            tokens.append(np.frombuffer(data, self._dtype)[start - begin : stop - begin])
+        return tokens
 
     def _read_starts(self, shard: int, start: int, stop: int) -> tuple[int, np.ndarray]:
         """The number of a document, and the starts from it to the end of a block past ``stop``."""
-        first, rows = self._read_rows(shard, start, stop)
-        lowest = int(rows["first_start"][0])
-        count = int(rows["first_start"][-1]) + int(rows["num_starts"][-1]) - lowest
-        begin = _num_blocks(self._shards[shard]["tokens"], self._block) * BLOCK_ROW.itemsize
-        begin += 8 * lowest
-        if not 0 <= lowest < lowest + count <= self._shards[shard]["documents"]["count"] + 1:
+        entry, blocks = self._shards[shard], self._read_rows([(shard, start, stop)])[0]
+        first, lowest = start // self._block, blocks[0][2]
+        count = blocks[-1][2] + blocks[-1][3] - lowest
+        if not 0 <= lowest < lowest + count <= entry["documents"]["count"] + 1:
             raise self._damage(shard, f"in the index of block {first}")
-        data = self._read_range(shard, self._shards[shard]["index"], begin, begin + 8 * count)
-        for number, (_, expected, start_, count_) in enumerate(rows.tolist()):
-            part = data[8 * (start_ - lowest) : 8 * (start_ - lowest + count_)]
-            if zlib.crc32(part) != expected:
+        begin = _num_blocks(entry["tokens"], self._block) * BLOCK_ROW.itemsize + 8 * lowest
+        part = (shard, entry["index"]["file"], begin, begin + 8 * count)
+        data = self._read_ranges([part])[0]
+        for number, (_, expected, first_start, num_starts) in enumerate(blocks):
+            begin = 8 * (first_start - lowest)
+            if zlib.crc32(data[begin : begin + 8 * num_starts]) != expected:
                 raise self._damage(shard, f"in the index of block {first + number}")
         return self._documents_before[shard] + lowest - 1, np.frombuffer(data, "<i8")
 
-    def _read_rows(self, shard: int, start: int, stop: int) -> tuple[int, np.ndarray]:
-        """The first of the blocks of tokens ``[start, stop)``, and their rows of the index."""
-        first, last = start // self._block, _num_blocks(stop, self._block)
-        begin, end = first * BLOCK_ROW.itemsize, last * BLOCK_ROW.itemsize
-        data = self._read_range(shard, self._shards[shard]["index"], begin, end)
-        return first, np.frombuffer(data, BLOCK_ROW)
+    def _read_rows(
+        self, pieces: Sequence[tuple[int, int, int]]
+    ) -> list[list[tuple[int, int, int, int]]]:
+        """Of each part of a shard the rows of the index, as of `BLOCK_ROW`, of its blocks."""
+        size, block, parts = BLOCK_ROW.itemsize, self._block, []
+        for shard, start, stop in pieces:
+            begin, end = start // block * size, _num_blocks(stop, block) * size
+            parts.append((shard, self._shards[shard]["index"]["file"], begin, end))
+        self._fetch({file for _, file, _, _ in parts})
+        return [list(struct.iter_unpack("<4I", data)) for data in self._read_ranges(parts)]
 
-    def _read_range(self, shard: int, entry: Mapping[str, Any], begin: int, end: int) -> bytes:
+    def _read_ranges(self, parts: Sequence[tuple[int, str, int, int]]) -> list[bytes]:
+        """Bytes ``[begin, end)`` of files, given as (shard, file, begin, end)."""
+        if self._bucket:
+            ranges = [Range(*part[1:]) for part in parts]
+            found = self._from_bucket(self._bucket.read, ranges)
+        else:
+            found = [self._read_local(*part) for part in parts]
+        for (shard, _, begin, end), data in zip(parts, found, strict=True):
+            if len(data) != end - begin:
+                raise self._damage(shard, f"it ends after {begin + len(data)} bytes")
+        return found
+
+    def _read_local(self, shard: int, file: str, begin: int, end: int) -> bytes:
         try:
-            # Open only for this read: there may be more shards than a process may have files open.
-            stream = os.open(f"{self.directory}/{entry['file']}", os.O_RDONLY)
-            try:
-                data = os.pread(stream, end - begin, begin)
-            finally:
-                os.close(stream)
+            return self._files.read(file, begin, end)
         except FileNotFoundError:
-            raise self._missing(entry["file"]) from None
+            raise self._missing(file) from None
         except OSError as error:
             raise self._damage(shard, f"it cannot be read: {error}") from error
-        if len(data) != end - begin:
-            raise self._damage(shard, f"it ends after {begin + len(data)} bytes")
-        return data
+
+    def _fetch(self, files: Iterable[str]) -> None:
+        """Copies whole files from a bucket, unless they are here."""
+        if self._bucket:
+            self._from_bucket(self._bucket.fetch, files)
+
+    def _from_bucket(self, call: Callable[[Any], Any], argument: Any) -> Any:
+        try:
+            return call(argument)
+        except (MirrorError, FileNotFoundError) as error:
+            raise CacheError(f"token cache: {error}; {REBUILD}") from error
 
     def _end_of_document(self, end: int) -> int:
         """The first token at ``end`` or later that begins a document, or the end of the stream."""
@@ -236,6 +291,7 @@ class TokenCache:
     def _read_table(self, number: int, columns: tuple[str, ...]) -> np.ndarray:
         """The names and these columns of a shard's side file; the others are zero."""
         entry = self._shards[number]["documents"]
+        self._fetch([entry["file"]])
         self._check_hash(entry)
         path = self.directory / entry["file"]
         table = np.zeros(entry["count"], DOCUMENT_DTYPE)
@@ -256,31 +312,38 @@ class TokenCache:
         if not self._shards:
             return
         files = [entry["file"] for shard in self._shards for entry in shard_files(shard)]
-        present = list_file_sizes(self.directory) if self.directory.is_dir() else ()
+        is_there = self._bucket is not None or self.directory.is_dir()
+        present = list_file_sizes(self.location) if is_there else ()
         for file in files:
             if file not in present:
                 raise self._missing(file)
 
+    def _path(self, file: str) -> Path:
+        """The file, or its copy on this machine where there is one."""
+        path = self.directory / file
+        return path if self._bucket is None or path.exists() else self.location / file
+
     def _missing(self, file: str) -> CacheError:
-        return CacheError(f"token cache: {self.directory / file} is missing; {REBUILD}")
+        return CacheError(f"token cache: {self.location / file} is missing; {REBUILD}")
 
     def _check_hash(self, entry: Mapping[str, Any]) -> None:
-        file, expected = entry["file"], entry["sha256"]
+        path, expected = self._path(entry["file"]), entry["sha256"]
         try:
-            actual = file_sha256(self.directory / file)
+            actual = file_sha256(path)
         except FileNotFoundError:
-            raise self._missing(file) from None
+            raise self._missing(entry["file"]) from None
         if actual != expected:
-            is_pointer = detect_content(read_head(self.directory / file)) == GIT_LFS_POINTER
-            what, advice = (
-                (f"it is {GIT_LFS_POINTER.kind}; ", GIT_LFS_POINTER.advice)
-                if is_pointer
-                else ("", REBUILD)
-            )
+            what, advice = "", self._advice(path)
+            if detect_content(read_head(path)) == GIT_LFS_POINTER:
+                what, advice = f"it is {GIT_LFS_POINTER.kind}; ", GIT_LFS_POINTER.advice
             raise CacheError(
-                f"token cache: {self.directory / file} is damaged: {what}sha256 {actual[:16]}...,"
+                f"token cache: {path} is damaged: {what}sha256 {actual[:16]}...,"
                 f" expected {expected[:16]}...; {advice}"
             )
+
+    def _advice(self, path: Path) -> str:
+        is_copy = self._bucket is not None and path.parent == self.directory
+        return f"delete it: it is copied from {self.location} again" if is_copy else REBUILD
 
     def _damage(self, shard: int, where: str) -> CacheError:
         """The error for a shard of which a part is wrong; names the file whose sha256 is."""
@@ -290,8 +353,8 @@ class TokenCache:
         except CacheError as error:
             message, _, advice = str(error).rpartition("; ")
             return CacheError(f"{message}, {where}; {advice}")
-        file = self.directory / self._shards[shard]["file"]
-        return CacheError(f"token cache: {file} is damaged {where}; {REBUILD}")
+        path = self._path(self._shards[shard]["file"])
+        return CacheError(f"token cache: {path} is damaged {where}; {self._advice(path)}")
 
 
 def _num_blocks(tokens: int, block: int) -> int:
@@ -307,7 +370,8 @@ def check_token_range(start: int, stop: int, num_tokens: int, split: str) -> Non
 def open_cache(config: DataConfig, split: str, fingerprint: str | None = None) -> TokenCache:
     """Opens one split of a cache of ``config``; needs neither TensorFlow nor text.
 
-    A cache in a bucket is first copied to this machine, once.
+    A cache in a bucket is read from there by range; with ``config.copy_shards`` the shards that
+    are used are copied to this machine meanwhile, once for all processes and later runs.
 
     Args:
       fingerprint: of the cache to open; None opens the one that was built last.
@@ -346,17 +410,36 @@ def open_cache(config: DataConfig, split: str, fingerprint: str | None = None) -
             " many"
         )
     if is_in_bucket(directory):
-        directory = download(directory, MANIFEST, file_hashes(manifest))
+        return _open_in_bucket(directory, manifest, split, config.copy_shards)
     return make_cache(directory, manifest, split)
 
 
 def make_cache(directory: Path, manifest: dict[str, Any], split: str) -> TokenCache:
     """The split of a manifest; shards without an index are ArrayRecord files of older versions."""
-    if any("index" not in shard for shard in manifest["splits"][split]["shards"]):
+    if _is_array_record(manifest):
         from fope_jax.data.array_record_cache import ArrayRecordCache
 
         return ArrayRecordCache(directory, manifest, split)
     return TokenCache(directory, manifest, split)
+
+
+def _is_array_record(manifest: dict[str, Any]) -> bool:
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    return any("index" not in shard for shard in shards)
+
+
+def _open_in_bucket(
+    remote: Path, manifest: dict[str, Any], split: str, copy_shards: bool
+) -> TokenCache:
+    """Reads the shards as they are needed; those of older versions are copied whole, and first."""
+    hashes = file_hashes(manifest)
+    whole = copy_directory(remote, (remote / MANIFEST).read_bytes(), hashes)
+    if _is_array_record(manifest) or whole.is_dir():
+        return make_cache(download(remote, MANIFEST, hashes), manifest, split)
+    bucket = BucketShards(remote, whole.with_name(whole.name + ".shards"), hashes, copy_shards)
+    cache = TokenCache(bucket.directory, manifest, split, bucket)
+    bucket.fetch(list_file_sizes(remote).keys() - {MANIFEST, *hashes})  # of the tokenizer
+    return cache
 
 
 def _describe_missing(config: DataConfig, directory: Path, fingerprint: str | None) -> str:

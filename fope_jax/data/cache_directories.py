@@ -47,6 +47,7 @@ def cache_identity(config: DataConfig) -> dict[str, Any]:
         names += ["tfds_name", "tfds_data_dir"]
     if config.train_files:
         names += ["train_files", "validation_files"]
+        names += ["text_field"] if config.text_field != "text" else []
     if config.tokenizer == "sentencepiece":
         names += ["vocab_size"]
     names += [name for name in ("max_tokens", "max_documents") if getattr(config, name)]

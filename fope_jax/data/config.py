@@ -30,9 +30,10 @@ class DataConfig:
       validation_books: gutenberg books held out; default: two novels and a play, 1.0 of 11.7 MB.
       excluded_books: gutenberg books in neither split. ``("bible-kjv",)`` removes 40% of the text.
       train_files: globs, local or ``gs://``. For "text": .txt (a file is a document), .jsonl or
-        .json (a line is a document, its field ``text``), each also with .gz. For "c4": the public
-        ``c4-train.*.json.gz``, with ``tfds_data_dir`` empty.
+        .json (a line is a document), each also with .gz, or .parquet (a row is a document). For
+        "c4": the public ``c4-train.*.json.gz``, with ``tfds_data_dir`` empty.
       validation_files: globs of held-out files, none of them a training file.
+      text_field: field of a line or column of a .parquet that holds the text.
       tfds_data_dir: for "c4", the TFDS directory that holds ``tfds_name``, as in
         ``"gs://bucket/tensorflow_datasets"``. In a mixture, c4 is always read from here.
       tfds_name: the prepared TFDS dataset, with its version.
@@ -40,16 +41,21 @@ class DataConfig:
         of them, which is whole. The paper's C4 is ``max_tokens = 10_000_000_000``. Every file that
         is named is looked through, so name about as many as it takes.
       max_bad_documents: unreadable documents allowed in each split of "text" and "c4" files: bad
-        UTF-8 or JSON, no ``text``, too long. A config that allows fewer does not open the cache.
+        UTF-8 or JSON, no text, too long. A config that allows fewer does not open the cache.
       max_damaged_files: the same for files: damaged .gz or TFRecord files, or another content than
         the name says, such as a Git LFS pointer. They are found before any document is used.
       tokenizer: "sentencepiece" (BPE trained on the training split), "bytes", or a path to a
         ``tokenizer.json``.
       vocab_size: tokens of the "sentencepiece" tokenizer; ignored by the others.
       cache_dir: for downloads and token caches. One in a bucket (``gs://``) is built locally and
-        uploaded; every machine that reads it copies it once.
+        uploaded; it is read from there by range.
+      copy_shards: whether a machine that reads a cache in a bucket also copies, once, the shards
+        that it uses; it then reads those. Without it only 1% is copied, the indices.
       packing: "documents": each document in a window is a segment with positions from 0. "windows":
         a window is one segment, as in the paper's code.
+      max_repeats: R: a row of text that holds one sequence of 1 to ``repeat_tokens`` tokens R times
+        in a row or more has weight 0: OLMo's instance filter, 32 there. None: every row counts.
+      repeat_tokens: tokens of the longest sequence that is looked for.
       tasks: entries "task=share", shares of each batch's rows that are windows of retrieval tasks:
         ``("recall=0.25", "copy=0.25")``; the rest is text. Items of the evaluation are never drawn.
       task_targets: which tokens of a task's windows are learnt: "answers" or "all".
@@ -65,6 +71,7 @@ class DataConfig:
     excluded_books: tuple[str, ...] = ()
     train_files: tuple[str, ...] = ()
     validation_files: tuple[str, ...] = ()
+    text_field: str = "text"
     tfds_data_dir: str = ""
     tfds_name: str = "c4/en:3.0.1"
     max_tokens: int | None = None
@@ -74,7 +81,10 @@ class DataConfig:
     tokenizer: str = "sentencepiece"
     vocab_size: int = 4096
     cache_dir: str = "data_cache"
+    copy_shards: bool = True
     packing: Packing = "documents"
+    max_repeats: int | None = None
+    repeat_tokens: int = 13
     tasks: tuple[str, ...] = ()
     task_targets: TaskTargets = "answers"
 
@@ -93,6 +103,10 @@ class DataConfig:
             self._require(name, value is None or value >= 1, "an integer of 1 or more, or none")
         self._require("max_bad_documents", self.max_bad_documents >= 0, "0 or more")
         self._require("max_damaged_files", self.max_damaged_files >= 0, "0 or more")
+        accepted = "an integer of 3 or more, or none"
+        self._require("max_repeats", self.max_repeats is None or self.max_repeats >= 3, accepted)
+        self._require("repeat_tokens", self.repeat_tokens >= 1, "an integer of 1 or more")
+        self._require("text_field", bool(self.text_field), "the name of a field")
         self._require("cache_dir", bool(self.cache_dir), "a directory")
         for name in ("cache_dir", "tokenizer", "train_files", "validation_files"):
             value = getattr(self, name)
@@ -172,7 +186,7 @@ class DataConfig:
                 self._require("tfds_data_dir", alone, "empty where c4 is read from train_files")
             elif name != "none":
                 hint = " (or tfds_data_dir)" if name == "c4" else ""
-                files = "globs of .txt, .jsonl or .json files, as --config.data"
+                files = "globs of .txt, .jsonl, .json or .parquet files, as --config.data"
                 train = f"{files}.train_files='notes/*.txt'{hint}"
                 self._require("train_files", bool(self.train_files), train)
                 held_out = f"{files}.validation_files='held_out/*.txt', no training files"

@@ -11,11 +11,13 @@ import contextlib
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fope_jax.data import parquet
 from fope_jax.data.config import DataConfig
 from fope_jax.data.documents import CorpusError as CorpusError
 from fope_jax.data.documents import Document as Document
@@ -33,8 +35,6 @@ from fope_jax.storage.paths import as_path, glob_paths
 
 _SUFFIXES = (".txt", ".jsonl", ".json")
 _CONVERSIONS = {
-    ".parquet": "; pandas.read_parquet(FILE).to_json('text.jsonl', orient='records', lines=True)"
-    " writes its rows as .jsonl, whose field 'text' is read",
     ".csv": "; pandas.read_csv(FILE).to_json('text.jsonl', orient='records', lines=True) writes its"
     " rows as .jsonl, whose field 'text' is read",
     ".md": "; Markdown is text: copy it to a name that ends in .txt",
@@ -43,6 +43,7 @@ _GLOB_FIELDS = {"train": "train_files", "validation": "validation_files"}
 _GZIP_ERRORS = gzip.BadGzipFile, EOFError, zlib.error
 _KEYS_SHOWN = 8
 LONGEST_DOCUMENT = 2**27  # bytes; a build holds several copies of a document in memory
+PIECE_BYTES = 2**26  # of a large file, which several processes tokenize
 
 
 def match_files(config: DataConfig, split: str) -> list[Path]:
@@ -79,7 +80,8 @@ def glob_text_files(field: str, patterns: Iterable[str]) -> list[Path]:
     for path in sorted(files):
         if not has_text_suffix(path):
             raise CorpusError(
-                f"{field}: {path} is neither {', '.join(_SUFFIXES)} nor one of these with .gz"
+                f"{field}: {path} is neither {', '.join(_SUFFIXES)}, one of these with .gz, nor"
+                f" {parquet.SUFFIX}"
                 f"{_CONVERSIONS.get(path.suffix.lower(), '')}"
             )
     return sorted(files)
@@ -87,51 +89,113 @@ def glob_text_files(field: str, patterns: Iterable[str]) -> list[Path]:
 
 def has_text_suffix(path: Path) -> bool:
     """Whether the file name ends like that of a text file."""
-    return Path(path.name.removesuffix(".gz")).suffix in _SUFFIXES
+    return is_parquet(path) or Path(path.name.removesuffix(".gz")).suffix in _SUFFIXES
+
+
+def is_parquet(path: Path) -> bool:
+    return path.name.endswith(parquet.SUFFIX)
 
 
 def _is_lines(path: Path) -> bool:
     return Path(path.name.removesuffix(".gz")).suffix != ".txt"
 
 
-def read_file(path: Path, skip_bad: bool = False) -> Iterator[Document]:
-    """The documents of one file: the whole of a .txt, each line of a .jsonl or .json.
+class Piece(NamedTuple):
+    """A part of a file: documents that begin in ``[begin, end)``; None is the end of the file.
+
+    Attributes:
+      begin, end: bytes of a file of lines, or row groups of a Parquet file.
+      number: documents of the file before it.
+    """
+
+    begin: int = 0
+    end: int | None = None
+    number: int = 0
+
+
+WHOLE = Piece()
+
+
+def read_file(
+    path: Path, skip_bad: bool = False, field: str = "text", piece: Piece = WHOLE
+) -> Iterator[Document]:
+    """The documents of a file: all of a .txt, each line of a .jsonl or .json, row of a .parquet.
 
     A byte order mark is removed from the beginning and, as files may be joined, from JSON lines.
     With ``skip_bad`` an unreadable document is yielded without text, with ``bad`` set.
 
+    Args:
+      field: the field or column that holds the text.
+      piece: of the file, for files of lines that are not packed, and for Parquet.
+
     Raises:
-      CorpusError: a damaged .gz or another content; unless ``skip_bad``, invalid UTF-8, a line
-        without a JSON object with a string ``text``, or more than ``LONGEST_DOCUMENT`` bytes.
+      CorpusError: a damaged file or another content; unless ``skip_bad``, invalid UTF-8, a line
+        without a JSON object with a string ``field``, a row without text, or more than
+        ``LONGEST_DOCUMENT`` bytes.
     """
     try:
-        with _open(path) as stream:
-            head = stream.peek(HEAD_BYTES)
-            if other := _other_content(path, head):
-                raise CorpusError(other)
-            offset = len(UTF8_BOM) if head.startswith(UTF8_BOM) else 0
-            stream.read(offset)
-            for raw in _raw_documents(path, stream, offset):
-                try:
-                    text, bad = _text(raw), ""
-                except CorpusError as error:
-                    if not skip_bad:
-                        raise
-                    text, bad = "", str(error)
-                yield Document(raw.name, text, bad)
+        for raw in _parquet_rows(path, field, piece) if is_parquet(path) else _read(path, piece):
+            try:
+                text, bad = _text(raw, field), ""
+            except CorpusError as error:
+                if not skip_bad:
+                    raise
+                text, bad = "", str(error)
+            yield Document(raw.name, text, bad)
     except _GZIP_ERRORS as error:
         raise CorpusError(_gzip_problem(path, error)) from error
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
 
 
-def examine_text_file(path: Path) -> tuple[str, bool]:
+def find_pieces(path: Path, size: int, field: str = "text") -> list[Piece]:
+    """Pieces of about ``PIECE_BYTES`` of a file that can be cut, else one.
+
+    Lines are cut at their ends, which takes a reading of the file, Parquet at its row groups.
+    """
+    if size <= PIECE_BYTES or path.name.endswith(".gz") or not _is_lines(path):
+        return [WHOLE]
+    cut = _group_starts(path, field) if is_parquet(path) else _line_starts(path, size)
+    starts = list(cut) or [(0, 0)]
+    ends = [*(begin for begin, _ in starts[1:]), None]
+    return [Piece(begin, end, number) for (begin, number), end in zip(starts, ends, strict=True)]
+
+
+def _line_starts(path: Path, size: int) -> Iterator[tuple[int, int]]:
+    """The byte that each piece begins at, and the lines before it."""
+    yield 0, 0
+    offset = lines = 0
+    earliest = PIECE_BYTES  # byte at which the next piece may begin
+    with path.open("rb") as stream:
+        while chunk := stream.read(2**20):
+            while (at := chunk.find(b"\n", max(earliest - offset - 1, 0))) >= 0:
+                begin = offset + at + 1
+                if begin < size:
+                    yield begin, lines + chunk.count(b"\n", 0, at + 1)
+                earliest = begin + PIECE_BYTES
+            offset, lines = offset + len(chunk), lines + chunk.count(b"\n")
+
+
+def _group_starts(path: Path, field: str) -> Iterator[tuple[int, int]]:
+    """The row group that each piece begins with, and the rows before it."""
+    rows = left = 0
+    for group, (count, size) in enumerate(parquet.row_groups(path, field)):
+        if left <= 0:
+            yield group, rows
+            left = PIECE_BYTES
+        rows, left = rows + count, left - size
+
+
+def examine_text_file(path: Path, field: str = "text") -> tuple[str, bool]:
     """Why a file holds no text or cannot be unpacked, or ""; and whether it has a byte order mark.
 
     A .gz file is unpacked to its end, because damaged data may first unpack to wrong text; a
-    .txt.gz only to the longest allowed document. Another encoding is not damage but a bad document.
-    Raises CorpusError if the file cannot be opened.
+    .txt.gz only to the longest allowed document. Parquet is read to its end as well. Another
+    encoding is not damage but a bad document.
+    Raises CorpusError if the file cannot be opened, or is Parquet without that column of text.
     """
+    if is_parquet(path):
+        return parquet.find_damage(path, field), False
     has_mark = False
     try:
         with _open(path) as stream:
@@ -183,50 +247,78 @@ def _gzip_problem(path: Path, error: object) -> str:
 class _RawDocument(NamedTuple):
     name: str
     path: Path
-    is_line: bool
+    kind: str  # "text", "line" or "row"
     offset: int
     data: bytes
 
 
-def _raw_documents(path: Path, stream: Any, offset: int) -> Iterator[_RawDocument]:
+def _parquet_rows(path: Path, column: str, piece: Piece) -> Iterator[_RawDocument]:
+    rows = parquet.read_rows(path, column, piece.begin, piece.end)
+    for number, data in enumerate(rows, start=piece.number + 1):
+        name = f"{path.as_posix()}:{number}"
+        if data is None:
+            yield _RawDocument(name, path, "empty row", -1, b"")
+        else:
+            yield _RawDocument(name, path, "row", -1, data)
+
+
+def _read(path: Path, piece: Piece) -> Iterator[_RawDocument]:
     """The documents of a file; only the beginning of a line that is too long."""
-    if not _is_lines(path):
-        yield _RawDocument(path.as_posix(), path, False, offset, stream.read(LONGEST_DOCUMENT + 1))
-        return
-    number = 0
-    while line := stream.readline(LONGEST_DOCUMENT + 1):
+    with _open(path) as stream:
+        head, offset = stream.peek(HEAD_BYTES), piece.begin
+        if offset:
+            stream.seek(offset)
+        elif other := _other_content(path, head):
+            raise CorpusError(other)
+        elif head.startswith(UTF8_BOM):
+            offset = len(stream.read(len(UTF8_BOM)))
+        if _is_lines(path):
+            yield from _lines(path, stream, offset, piece)
+        else:
+            text = stream.read(LONGEST_DOCUMENT + 1)
+            yield _RawDocument(path.as_posix(), path, "text", offset, text)
+
+
+def _lines(path: Path, stream: Any, offset: int, piece: Piece) -> Iterator[_RawDocument]:
+    number, end = piece.number, math.inf if piece.end is None else piece.end
+    while offset < end and (line := stream.readline(LONGEST_DOCUMENT + 1)):
         number += 1
-        yield _RawDocument(f"{path.as_posix()}:{number}", path, True, offset, line)
+        yield _RawDocument(f"{path.as_posix()}:{number}", path, "line", offset, line)
         offset += len(line)
         if len(line) > LONGEST_DOCUMENT:
             while not line.endswith(b"\n") and (line := stream.readline(2**20)):
                 offset += len(line)
 
 
-def _text(raw: _RawDocument) -> str:
-    """The text of a document; CorpusError with its offset or line if it has none."""
+def _text(raw: _RawDocument, field: str) -> str:
+    """The text of a document; CorpusError with its offset, line or row if it has none."""
     if len(raw.data) > LONGEST_DOCUMENT:
+        where = f" (offset {raw.offset})" if raw.offset >= 0 else ""
         raise CorpusError(
-            f"{raw.name} (offset {raw.offset}) is a document of more than"
-            f" {LONGEST_DOCUMENT:,} bytes; cut it into several"
+            f"{raw.name}{where} is a document of more than {LONGEST_DOCUMENT:,} bytes; cut it into"
+            " several"
         )
+    if raw.kind == "empty row":
+        raise CorpusError(f"{raw.name} has no text: its {field!r} is null")
     found = detect_content(raw.data[:HEAD_BYTES]) if raw.offset == 0 else None
     problem = f"it is {found.kind}" if found and is_other_encoding(found) else ""
     try:
         text = raw.data.decode()
     except UnicodeDecodeError as error:
-        byte, at = raw.data[error.start], raw.offset + error.start
+        byte, at = raw.data[error.start], max(raw.offset, 0) + error.start
         problem = f"byte 0x{byte:02x} at offset {at} ({problem or error.reason})"
+        if raw.kind == "row":
+            raise CorpusError(f"{raw.name} is not UTF-8: {problem} of its {field!r}") from error
     if problem:
         raise CorpusError(f"{raw.path} is not UTF-8: {problem}; convert it first, as with iconv")
-    if not raw.is_line:
+    if raw.kind != "line":
         return text
     line = text.removeprefix("\ufeff")
     # A blank line is an empty document: the build counts it, and it leaves no tokens.
-    return _text_field(line, raw) if line.strip() else ""
+    return _text_field(line, raw, field) if line.strip() else ""
 
 
-def _text_field(line: str, raw: _RawDocument) -> str:
+def _text_field(line: str, raw: _RawDocument, field: str) -> str:
     begin = f"the line begins at offset {raw.offset}"
     try:
         value = json.loads(line)
@@ -236,22 +328,23 @@ def _text_field(line: str, raw: _RawDocument) -> str:
         raise CorpusError(
             f"{raw.name} is not JSON: {error}; {begin}{hint if is_bracket else ''}"
         ) from error
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+    text = value.get(field) if isinstance(value, dict) else None
+    if not isinstance(text, str):
         if not isinstance(value, dict):
             what = f"it is {json.dumps(value):.40}, no object"
-        elif "text" in value:
-            what = f"its 'text' is {json.dumps(value['text']):.40}"
+        elif field in value:
+            what = f"its {field!r} is {json.dumps(text):.40}"
         else:
             more = ", ..." if len(value) > _KEYS_SHOWN else ""
             what = f"it is an object with keys {sorted(value)[:_KEYS_SHOWN]}{more}"
-        raise CorpusError(f"{raw.name} has no string field 'text': {what}; {begin}")
+        raise CorpusError(f"{raw.name} has no string field {field!r}: {what}; {begin}")
     try:
-        value["text"].encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise CorpusError(
             f"{raw.name} has half a surrogate pair at character {error.start}; {begin}"
         ) from error
-    return value["text"]
+    return text
 
 
 def select_books(books: list[Document], config: DataConfig, split: str) -> list[Document]:
@@ -284,7 +377,7 @@ def read_corpus(
         return
     for path in files:
         if str(path) not in left_out:
-            yield from read_file(path, skip_bad=config.max_bad_documents > 0)
+            yield from read_file(path, config.max_bad_documents > 0, config.text_field)
 
 
 def corpus_files(config: DataConfig, corpus: str, split: str) -> list[Path]:

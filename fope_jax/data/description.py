@@ -25,7 +25,7 @@ def data_lines(config: DataConfig, cache: TokenCache) -> list[str]:
     ]
     if config.corpus != "none":
         lines.append(
-            f"token cache: {cache.directory}, {cache.num_tokens:,} training tokens of"
+            f"token cache: {cache.location}, {cache.num_tokens:,} training tokens of"
             f" {cache.summary['documents']:,} documents"
         )
     return lines

@@ -24,7 +24,7 @@ def inspect(config: DataConfig, samples: int = 3) -> str:
         if not lines:
             tokenizer = cache.tokenizer
             lines = [
-                f"token cache  {cache.directory}",
+                f"token cache  {cache.location}",
                 f"fingerprint  {cache.fingerprint}",
                 f"tokenizer    {tokenizer.kind}, {tokenizer.vocab_size:,} tokens,"
                 f" {tokenizer.fingerprint[:16]}...",

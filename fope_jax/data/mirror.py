@@ -74,6 +74,37 @@ def local_directory(path: Path) -> Path:
     return user_cache_dir() / "buckets" / digest[:12]
 
 
+def copy_directory(remote: Path, manifest: bytes, hashes: Mapping[str, str]) -> Path:
+    """Where the copy of ``remote`` with that manifest is on this machine, if there is one."""
+    digest = hashlib.sha256(manifest + json.dumps(sorted(hashes.items())).encode()).hexdigest()
+    return user_cache_dir() / "mirrors" / f"{remote.name}-{digest[:12]}"
+
+
+def copy_checked(
+    source: Path,
+    target: Path,
+    expected: str | None,
+    progress: Callable[[int], Any] = lambda size: None,
+) -> None:
+    """Copies a file, which gets its name when it is complete and has the ``expected`` sha256.
+
+    MirrorError if it has another. ``progress`` is called with the bytes of each piece.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(target.name + ".unfinished")
+    try:
+        _copy(source, unfinished, progress)
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # it may have filled the disk
+        raise
+    if expected and (actual := file_sha256(unfinished)) != expected:
+        unfinished.unlink()
+        raise MirrorError(
+            f"{source} is damaged: sha256 {actual[:16]}..., expected {expected[:16]}..."
+        )
+    os.replace(unfinished, target)
+
+
 def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
     """Copies ``remote`` to this machine, once for all processes and later runs.
 
@@ -82,8 +113,7 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
     file is missing or has another sha256.
     """
     text = (remote / manifest).read_bytes()
-    digest = hashlib.sha256(text + json.dumps(sorted(hashes.items())).encode()).hexdigest()
-    local = user_cache_dir() / "mirrors" / f"{remote.name}-{digest[:12]}"
+    local = copy_directory(remote, text, hashes)
     if local.is_dir():
         return local
 
@@ -104,18 +134,7 @@ def download(remote: Path, manifest: str, hashes: Mapping[str, str]) -> Path:
             if expected and target.is_file() and file_sha256(target) == expected:
                 progress(target.stat().st_size)
                 return
-            # Renamed only when complete and checked.
-            target.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = target.with_name(target.name + ".unfinished")
-            _copy(remote / name, unfinished, progress)
-            actual = file_sha256(unfinished)
-            if expected and actual != expected:
-                unfinished.unlink()
-                raise MirrorError(
-                    f"{remote / name} is damaged: sha256 {actual[:16]}...,"
-                    f" expected {expected[:16]}..."
-                )
-            os.replace(unfinished, target)
+            copy_checked(remote / name, target, expected, progress)
 
         _transfer(f"download {remote.name}", sizes, copy)
         (partial / manifest).write_bytes(text)

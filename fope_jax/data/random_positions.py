@@ -1,8 +1,9 @@
 """Random positions: an ordered draw from a longer range for each document of a row.
 
 A model that has met distances of thousands of tokens in rows of hundreds is not surprised by them
-in a longer text. Draws depend on seed and step alone, through NumPy's Philox generator, whose bits
-are the same in every release; so they survive a resume and do not depend on mesh or processes.
+in a longer text. Draws depend on seed, step and row alone, through NumPy's Philox generator, whose
+bits are the same in every release; so they survive a resume and do not depend on mesh or processes,
+and a process draws only for the rows that it reads.
 """
 
 from __future__ import annotations
@@ -70,13 +71,17 @@ class PositionDraw:
         """Positions ``[B, T]``, int32 or float32, that rise along each segment of ``segments``.
 
         Segments are stretches of one number; those of 0 are padding and get its position. ``key``
-        are integers of 0 or more; equal keys give equal positions. Raises ValueError for a segment
-        of more tokens than the range has positions.
+        are integers of 0 or more; a row has the same positions for the same key, number and
+        segments, whatever is in the other rows. Raises ValueError for a segment of more tokens than
+        the range has positions.
         """
-        bits = np.random.Philox(np.random.SeedSequence([_SALT, self.seed, *key]))
+        words = np.random.SeedSequence([_SALT, self.seed, *key]).generate_state(2, np.uint64)
         cells = round(self.position_range / self.step)
         chosen = np.zeros(segments.shape, np.int64)
-        for row, row_segments in zip(chosen, segments, strict=True):
+        for number in np.flatnonzero(np.any(segments, axis=1)).tolist():
+            row, row_segments = chosen[number], segments[number]
+            # Counters so far apart never meet: 2**192 draws lie between two rows.
+            bits = np.random.Philox(key=words, counter=[0, 0, 0, number])
             edges = np.flatnonzero(np.diff(row_segments, prepend=-1, append=-1))
             for start, stop in zip(edges[:-1], edges[1:], strict=True):
                 if row_segments[start]:

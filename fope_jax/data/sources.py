@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from fope_jax.data.config import SPLITS, DataConfig
-from fope_jax.data.corpora import CorpusError, corpus_files, examine_text_file, has_text_suffix
+from fope_jax.data.corpora import (
+    CorpusError,
+    corpus_files,
+    examine_text_file,
+    find_pieces,
+    has_text_suffix,
+)
 from fope_jax.data.tokenizers import JsonTokenizer
 from fope_jax.extras import require
 from fope_jax.logs import is_quiet
+from fope_jax.storage.directories import PARALLEL_TRANSFERS
 from fope_jax.storage.files import file_sha256, size_and_mtime
 from fope_jax.storage.paths import as_path
 
@@ -25,20 +34,22 @@ _DAMAGED_SHOWN = 20
 def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Source]:
     """Each text file with its sha256, or the identity of a TFDS dataset.
 
-    .gz and TFRecord files are read to their end. "damaged" says why a file is unreadable or holds
-    another content; "marked" whether it begins with a byte order mark. Results in ``known`` are
-    reused for files of the same size and modification time.
+    Several files are looked through at a time; .gz, Parquet and TFRecord files to their end.
+    "damaged" says why a file is unreadable or holds another content; "marked" whether it begins
+    with a byte order mark; "pieces", of a large file, where it is cut for several processes.
+    Results in ``known`` are reused for files of the same size and modification time.
 
     Raises:
       CorpusError: a file is missing, or unreadable for another reason than damage.
     """
     cached = {(s.get("path"), s.get("size"), s.get("mtime_ns")): s for s in known}
     sources: list[Source] = []
+    looks: list[Callable[[], Source]] = []
     if config.tokenizer not in ("bytes", "sentencepiece"):
         path = as_path(config.tokenizer)
         if not path.is_file():
             JsonTokenizer.load(path)  # raises the error for a missing file
-        sources.append(_file_source(path, "tokenizer", "", cached))
+        sources.append(_file_source(config, path, "tokenizer", "", cached))
     for corpus, _ in config.components:
         if corpus == "c4" and config.tfds_data_dir:
             # Imported here: TensorFlow takes seconds.
@@ -46,22 +57,31 @@ def list_sources(config: DataConfig, known: Sequence[Source] = ()) -> list[Sourc
 
             sources.append({"corpus": "c4", "tfds": tfds_files.dataset_identity(config)})
             for split in SPLITS:
-                for file in _with_progress(tfds_files.list_files(config, split), corpus, split):
-                    sources.append(_tfds_source(file, split, cached))
+                for file in tfds_files.list_files(config, split):
+                    looks.append(functools.partial(_tfds_source, file, split, cached))
             continue
         for split in SPLITS:
-            for path in _with_progress(corpus_files(config, corpus, split), corpus, split):
-                sources.append(_file_source(path, corpus, split, cached))
-    return sources
+            for path in corpus_files(config, corpus, split):
+                looks.append(functools.partial(_file_source, config, path, corpus, split, cached))
+    return sources + _call_together(looks)
 
 
-def _with_progress(files: Sequence[Any], corpus: str, split: str) -> Iterable[Any]:
+def _call_together(looks: Sequence[Callable[[], Source]]) -> list[Source]:
+    """The results in order; several threads, which hashing, unpacking and buckets let run."""
     tqdm = require("tqdm", "train").tqdm
-    label = f"look through {corpus} {split}"
-    return tqdm(files, desc=label, unit=" files", delay=2, leave=False, disable=is_quiet())
+    with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
+        results = pool.map(lambda look: look(), looks)
+        bar = {"desc": "look through files", "unit": " files", "delay": 2, "leave": False}
+        try:
+            return list(tqdm(results, total=len(looks), disable=is_quiet(), **bar))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _file_source(path: Path, corpus: str, split: str, cached: Mapping[Any, Source]) -> Source:
+def _file_source(
+    config: DataConfig, path: Path, corpus: str, split: str, cached: Mapping[Any, Source]
+) -> Source:
     try:
         source, earlier = _cached_source(str(path), size_and_mtime(path), cached)
         digest = earlier.get("sha256") or file_sha256(path)
@@ -69,11 +89,23 @@ def _file_source(path: Path, corpus: str, split: str, cached: Mapping[Any, Sourc
         raise CorpusError(f"{path} cannot be read: {error}") from error
     source |= {"corpus": corpus, "split": split, "sha256": digest}
     if split and has_text_suffix(path):
+        if config.text_field != "text":
+            source["field"] = config.text_field
         if "damaged" in earlier and "marked" in earlier:
             source |= {"damaged": earlier["damaged"], "marked": earlier["marked"]}
         else:
-            source["damaged"], source["marked"] = examine_text_file(path)
+            source["damaged"], source["marked"] = examine_text_file(path, config.text_field)
+        if pieces := earlier.get("pieces") or _pieces(source, path, config.text_field):
+            source["pieces"] = pieces
     return source
+
+
+def _pieces(source: Source, path: Path, field: str) -> list[list[int | None]]:
+    """Where a large file is cut, see `fope_jax.data.corpora.Piece`; nothing for others."""
+    if source["damaged"]:
+        return []
+    pieces = find_pieces(path, source["size"], field)
+    return [list(piece) for piece in pieces] if len(pieces) > 1 else []
 
 
 def _tfds_source(file: Any, split: str, cached: Mapping[Any, Source]) -> Source:
@@ -109,7 +141,17 @@ def content_digest(sources: Sequence[Source]) -> str:
     ]
     # Older caches counted the byte order mark as text: their text differs.
     parts += [["marked", s["split"], s["sha256"]] for s in sources if s.get("marked")]
+    parts += [["field", s["split"], s["sha256"], s["field"]] for s in sources if "field" in s]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def cut_digest(sources: Sequence[Source]) -> str:
+    """`content_digest` and where large files are cut: what a build that goes on depends on."""
+    pieces = [source["pieces"] for source in sources if "pieces" in source]
+    content = content_digest(sources)
+    if not pieces:
+        return content
+    return hashlib.sha256(json.dumps([content, pieces]).encode()).hexdigest()
 
 
 def damaged_files(sources: Iterable[Source], split: str) -> list[Source]:

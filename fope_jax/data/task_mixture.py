@@ -141,6 +141,8 @@ def make_stage_loaders(
                 seed=seed,
                 packing=config.packing,
                 window=window,
+                max_repeats=config.max_repeats,
+                repeat_tokens=config.repeat_tokens,
                 first_token=tokens_read - (data_start + start) * batch_tokens,
                 rows=own[own < text_rows],
             )

@@ -1,6 +1,7 @@
 """The tokenized documents of a split, in one order however many processes tokenize.
 
-The files of a corpus are cut into parts. Each part is tokenized in this process, in one of a pool,
+The files of a corpus are cut into parts: small files together, a large one in pieces where its
+format allows that. Each part is tokenized in this process, in one of a pool,
 or by Apache Beam (`fope_jax.data.beam`), and the parts are read in the order of the files. The
 order of a TFDS dataset is that of its own reader, so its documents are read here and sent to the
 pool in groups.
@@ -27,7 +28,7 @@ import numpy as np
 
 from fope_jax.data.cache import token_dtype
 from fope_jax.data.config import DataConfig
-from fope_jax.data.corpora import read_corpus, read_file
+from fope_jax.data.corpora import WHOLE, Piece, read_corpus, read_file
 from fope_jax.data.documents import (
     CorpusError,
     Document,
@@ -46,13 +47,17 @@ _AHEAD = 2  # parts of each worker that are tokenized before they are read
 
 
 class Part(NamedTuple):
-    """Files of a corpus that one process tokenizes, with their bytes; no file: the whole corpus."""
+    """Files of a corpus that one process tokenizes, with their bytes; no file: the whole corpus.
+
+    ``piece`` is that of a single file.
+    """
 
     corpus: str
     split: str
     number: int
     files: tuple[str, ...]
     size: int
+    piece: Piece = WHOLE
 
 
 def list_parts(
@@ -62,7 +67,7 @@ def list_parts(
     sources: Iterable[Source],
     left_out: Collection[str] = (),
 ) -> list[Part]:
-    """The parts of a split in order: a large file each, or small ones up to ``PART_BYTES``.
+    """The parts of a split in order: large files or their pieces, small files up to ``PART_BYTES``.
 
     None for C4 from TFDS, whose reader mixes its files.
     """
@@ -75,7 +80,11 @@ def list_parts(
     for file in files:
         if file["path"] in left_out:
             continue
-        if parts and parts[-1].size + file["size"] <= PART_BYTES:
+        if pieces := file.get("pieces"):
+            whole = Part(corpus, split, 0, (file["path"],), file["size"] // len(pieces))
+            for piece in pieces:
+                parts.append(whole._replace(number=len(parts), piece=Piece(*piece)))
+        elif parts and parts[-1].piece == WHOLE and parts[-1].size + file["size"] <= PART_BYTES:
             last = parts[-1]
             size, names = last.size + file["size"], (*last.files, file["path"])
             parts[-1] = last._replace(files=names, size=size)
@@ -312,7 +321,7 @@ def tokenize_part(
     lenient = config.max_bad_documents > 0
     if part.files:
         documents = itertools.chain.from_iterable(
-            read_file(as_path(file), lenient) for file in part.files
+            read_file(as_path(file), lenient, config.text_field, part.piece) for file in part.files
         )
     else:
         documents = read_corpus(config, part.corpus, part.split)

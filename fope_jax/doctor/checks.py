@@ -280,7 +280,8 @@ def _check_checkpoints(
 ) -> tuple[Check, dict[int, dict[str, Any]]]:
     """The check, and the metadata of each sound checkpoint."""
     from fope_jax.evaluate.fingerprint import check_fingerprint
-    from fope_jax.storage.checkpoint import MANIFEST, CheckpointError, CheckpointStore
+    from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+    from fope_jax.storage.step_save import MANIFEST
 
     sound: dict[int, dict[str, Any]] = {}
     findings = []
@@ -331,7 +332,7 @@ def _check_data(run: Path, experiment: Any, metadata: dict[int, dict[str, Any]])
             findings.append(Finding(f"{split}: {error}", build))
     if not caches:
         return Check("data", "no sound token cache", findings)
-    directory, fingerprint = caches[0].directory, caches[0].fingerprint
+    directory, fingerprint = caches[0].location, caches[0].fingerprint
     for step, stored in metadata.items():
         if stored.get("data") not in (None, fingerprint):
             problem = (

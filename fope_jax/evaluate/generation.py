@@ -12,13 +12,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fope_jax.evaluate.restore import NonFiniteError
-from fope_jax.model.decode import forward_cached, greedy_decode, prefill, sample_decode
+from fope_jax.model.decode import KVCache, forward_cached, greedy_decode, prefill, sample_decode
 from fope_jax.model.losses import token_nats
 from fope_jax.model.sharding import axis_size, device_put_sharded, partition_spec
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
-Answerer = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]  # see ``model_answerer``
+Answerer = Callable[..., tuple[Any, Any]]  # see ``model_answerer``
 Sampler = Callable[..., list[int]]  # see ``model_sampler``
 
 
@@ -31,42 +31,63 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
 
     Returns:
       ``(prompts [B, T], answers [B, R, A]) -> (written, nats)``: greedy tokens ``[B, A]`` int32, -1
-      where logits are not finite; and nats ``[B, R, A]`` float32 of each answer's tokens.
+      where logits are not finite; and nats ``[B, R, A]`` float32 of each answer's tokens. With a
+      third argument, ``questions [B, Q, P]``, each is read after the prompt without the others:
+      ``answers [B, Q, R, A]``, and ``[B, Q, A]`` and ``[B, Q, R, A]`` come back. The prompt is read
+      once.
     """
     graphdef, params, constants = split(model)
 
-    def answer(params: Any, constants: Any, prompts: Array, answers: Array) -> tuple[Array, Array]:
+    def answer(
+        params: Any, constants: Any, prompts: Array, answers: Array, questions: Array | None = None
+    ) -> tuple[Array, Array]:
         model = merge(graphdef, params, constants)
-        count = answers.shape[2]
+        count, asked = answers.shape[-1], 0 if questions is None else questions.shape[2]
         # The cache needs room for one token, even if nothing is read after one-token answers.
-        hidden, cache, position = prefill(model, prompts, jnp.ones_like(prompts), max(1, count - 1))
+        room = asked + max(1, count - 1)
+        hidden, cache, position = prefill(model, prompts, jnp.ones_like(prompts), room)
         unembedding = model.unembedding_matrix()
 
-        def answer_nats(answer: Array) -> Array:
-            """Nats ``[B, A]`` of one answer to each prompt."""
-            states = hidden[:, -1:]
-            if count > 1:
-                positions = position + jnp.arange(count - 1, dtype=jnp.int32)
-                segments = jnp.ones_like(positions)
-                after, _ = forward_cached(model, cache, answer[:, :-1], positions, segments)
-                states = jnp.concatenate([states, after], axis=1)
-            return token_nats(states, unembedding, answer)[0]
+        def answer_after(
+            hidden: Array, cache: KVCache, position: Array, answers: Array
+        ) -> tuple[Array, Array]:
+            def answer_nats(answer: Array) -> Array:
+                """Nats ``[B, A]`` of one answer to each prompt."""
+                states = hidden[:, -1:]
+                if count > 1:
+                    positions = position + jnp.arange(count - 1, dtype=jnp.int32)
+                    segments = jnp.ones_like(positions)
+                    after, _ = forward_cached(model, cache, answer[:, :-1], positions, segments)
+                    states = jnp.concatenate([states, after], axis=1)
+                return token_nats(states, unembedding, answer)[0]
 
-        nats = jax.lax.map(answer_nats, answers.swapaxes(0, 1)).swapaxes(0, 1)
-        return greedy_decode(model, hidden, cache, position, count), nats
+            nats = jax.lax.map(answer_nats, answers.swapaxes(0, 1)).swapaxes(0, 1)
+            return greedy_decode(model, hidden, cache, position, count), nats
+
+        def ask(asking: tuple[Array, Array]) -> tuple[Array, Array]:
+            question, answers = asking
+            positions = position + jnp.arange(asked, dtype=jnp.int32)
+            segments = jnp.ones_like(positions)
+            hidden, longer = forward_cached(model, cache, question, positions, segments)
+            return answer_after(hidden, longer, position + asked, answers)
+
+        if questions is None:
+            return answer_after(hidden, cache, position, answers)
+        in_turn = jax.lax.map(ask, (questions.swapaxes(0, 1), answers.swapaxes(0, 1)))
+        return jax.tree.map(lambda x: x.swapaxes(0, 1), in_turn)
 
     if mesh is None:
         jitted = jax.jit(answer)
-        return lambda prompts, answers: jitted(params, constants, prompts, answers)
+        return lambda *batch: jitted(params, constants, *batch)
     replicated = NamedSharding(mesh, PartitionSpec())
     sharded = jax.jit(answer, out_shardings=(replicated, replicated))
     by_rows = NamedSharding(mesh, partition_spec(("batch",)))
     rows = axis_size(mesh, "batch")
 
-    def on_mesh(prompts: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        count = len(prompts)
+    def on_mesh(*batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        count = len(batch[0])
         filled = np.resize(np.arange(count), count + -count % rows)
-        arrays = [device_put_sharded(x[filled], by_rows) for x in (prompts, answers)]
+        arrays = [device_put_sharded(x[filled], by_rows) for x in batch]
         written, nats = sharded(params, constants, *arrays)
         return np.asarray(written)[:count], np.asarray(nats)[:count]
 

@@ -17,25 +17,27 @@ from __future__ import annotations
 import logging
 import math
 import os.path
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fope_jax.config import check_vocabulary
+from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.bos import Bos, encode_prompt, find_bos
 from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.generation import pad_left, padded_length
 from fope_jax.evaluate.restore import check_weights, load_run, warn_where_bos_is_unknown
 from fope_jax.evaluate.run_data import load_run_tokenizer
-from fope_jax.evaluate.scoring import model_scorer
+from fope_jax.evaluate.scoring import Progress, model_scorer, no_progress
 from fope_jax.extras import require
 from fope_jax.model.decode import greedy_decode, prefill
 from fope_jax.model.masks import TokenIndex
+from fope_jax.model.sharding import axis_size, device_put_sharded, partition_spec
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
@@ -51,26 +53,70 @@ IGNORED = {"until", "do_sample", "temperature", "top_p", "top_k", "min_p", "seed
 
 # (tokens, segments, targets), [B, T] each and padded left -> nats and hits [B, T].
 RowScorer = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any]]
-# (tokens [B, T], segments [B, T], count) -> greedy tokens [B, count], -1 where not finite.
-Writer = Callable[[np.ndarray, np.ndarray, int], Any]
+# (tokens [B, T], segments [B, T], count) -> greedy tokens [B, count], -1 where not finite. The
+# first is none of the ids ``not_first``, a tuple.
+Writer = Callable[..., Any]
 Row = tuple[list[int], list[int]]  # context tokens, and the tokens scored after them
 
 
-def row_programs(model: Transformer) -> tuple[RowScorer, Writer]:
-    """The jitted scorer and greedy decoder that ``TextModel`` calls."""
-    scorer = model_scorer(model)
+class RowPrograms(NamedTuple):
+    """What ``TextModel`` calls; each is jitted once for each shape."""
+
+    score: RowScorer
+    write: Writer
+
+
+def row_programs(model: Transformer, mesh: Mesh | None = None) -> RowPrograms:
+    """The scorer and greedy decoder of a model, whose arrays are sharded over ``mesh``, if given.
+
+    Rows are split over its "data" and "fsdp" axes.
+    """
+    scorer = model_scorer(model, mesh)
     graphdef, params, constants = split(model)
 
     def score(tokens: np.ndarray, segments: np.ndarray, targets: np.ndarray) -> tuple[Any, Any]:
         positions = np.maximum(np.cumsum(segments, axis=1, dtype=np.int32) - 1, 0)
         return scorer(tokens, targets, TokenIndex(positions, segments))
 
-    @partial(jax.jit, static_argnums=4)
-    def write(params: Any, constants: Any, tokens: Array, segments: Array, count: int) -> Array:
+    def write(
+        params: Any,
+        constants: Any,
+        tokens: Array,
+        segments: Array,
+        count: int,
+        not_first: tuple[int, ...] = (),
+    ) -> Array:
         model = merge(graphdef, params, constants)
-        return greedy_decode(model, *prefill(model, tokens, segments, count), count)
+        return greedy_decode(model, *prefill(model, tokens, segments, count), count, not_first)
 
-    return score, partial(write, params, constants)
+    static = ("count", "not_first")
+    if mesh is None:
+        return RowPrograms(
+            score, partial(jax.jit(write, static_argnames=static), params, constants)
+        )
+    by_rows, rows = NamedSharding(mesh, partition_spec(("batch",))), axis_size(mesh, "batch")
+    replicated = NamedSharding(mesh, PartitionSpec())
+    sharded = jax.jit(write, static_argnames=static, out_shardings=replicated)
+
+    def write_on_mesh(
+        tokens: np.ndarray, segments: np.ndarray, count: int, **settings: Any
+    ) -> np.ndarray:
+        filled = np.resize(np.arange(len(tokens)), len(tokens) + -len(tokens) % rows)
+        arrays = [device_put_sharded(x[filled], by_rows) for x in (tokens, segments)]
+        written = sharded(params, constants, *arrays, count=count, **settings)
+        return np.asarray(written)[: len(tokens)]
+
+    return RowPrograms(score, write_on_mesh)
+
+
+def warn_of_cuts(cut: int, count: int, length: int) -> None:
+    """Warns that ``cut`` of ``count`` contexts were longer than ``length`` tokens."""
+    log.warning(
+        "%d of %d contexts are longer than max_length = %d and lose their beginning",
+        cut,
+        count,
+        length,
+    )
 
 
 @dataclass(frozen=True)
@@ -87,6 +133,7 @@ class TextModel:
       batch_tokens: most tokens in one forward pass; one row is always allowed.
       bos: token before a text without a context, not scored; None takes the end-of-document token.
       add_bos: whether contexts begin with ``bos`` too.
+      report_cuts: called where ``loglikelihood`` cuts contexts, see ``warn_of_cuts``.
     """
 
     score: RowScorer
@@ -96,6 +143,7 @@ class TextModel:
     batch_tokens: int = 16_384
     bos: Bos | None = None
     add_bos: bool = False
+    report_cuts: Callable[[int, int, int], Any] = warn_of_cuts
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """``log p(continuation | context)``, and whether the continuation is greedy.
@@ -108,7 +156,7 @@ class TextModel:
             f"request {number}, context {_abbreviate(context)}, continuation {_abbreviate(text)}"
             for number, (context, text) in enumerate(pairs)
         ]
-        rows = [self._encode(*pair, name) for pair, name in zip(pairs, names, strict=True)]
+        rows = [self.encode_pair(*pair, name) for pair, name in zip(pairs, names, strict=True)]
         if self.max_length is not None:
             whole, rows = (
                 rows,
@@ -118,13 +166,8 @@ class TextModel:
                 ],
             )
             if cut := sum(a != b for a, b in zip(whole, rows, strict=True)):
-                log.warning(
-                    "%d of %d contexts are longer than max_length = %d and lose their beginning",
-                    cut,
-                    len(rows),
-                    self.max_length,
-                )
-        results = self._score_rows(rows)
+                self.report_cuts(cut, len(rows), self.max_length)
+        results = self.score_rows(rows)
         for (total, _), name in zip(results, names, strict=True):
             _check_finite(total, name)
         return results
@@ -138,7 +181,7 @@ class TextModel:
         results = []
         for number, text in enumerate(texts):
             windows = rolling_windows(self._encode_text(text), self._first_token, self.max_length)
-            results.append(sum(total for total, _ in self._score_rows(list(windows))))
+            results.append(sum(total for total, _ in self.score_rows(list(windows))))
             _check_finite(results[-1], f"request {number}, text {_abbreviate(text)}")
         return results
 
@@ -148,7 +191,7 @@ class TextModel:
         Raises:
           ValueError: ``max_length`` leaves no room for a prompt, or logits are not finite.
         """
-        tokens = self._encode_context(context) or [self._first_token]
+        tokens = self.prompt_tokens(context)
         longest = None if self.max_length is None else self.max_length - count
         if longest is not None and longest < 1:
             raise ValueError(
@@ -163,37 +206,93 @@ class TextModel:
                 self.max_length,
             )
             tokens = tokens[-longest:]
-        size = padded_length(len(tokens), longest)
-        batch, segments = pad_left([tokens], size, self.tokenizer.pad_id)
-        written = np.asarray(self.write(batch, segments, count))[0].tolist()
-        if min(written) < 0:
-            raise ValueError(
-                f"the logits after the prompt {_abbreviate(context)} are not finite (NaN or "
-                "infinity): no token is the most likely one"
-            )
-        if self.tokenizer.eos_id in written:
-            written = written[: written.index(self.tokenizer.eos_id)]
+        (written,) = self.write_after([tokens], count, [f"the prompt {_abbreviate(context)}"])
         text = self.tokenizer.decode(written)
         for stop in filter(None, until):
             text = text.split(stop)[0]
         return text
+
+    def write_after(
+        self,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        names: Sequence[str],
+        *,
+        stops: Collection[int] = (),
+        not_first: tuple[int, ...] = (),
+        progress: Progress = no_progress,
+        desc: str = "",
+    ) -> list[list[int]]:
+        """The greedy tokens after each prompt: ``count``, or those before an end of document.
+
+        Args:
+          prompts: tokens, at most ``max_length - count`` each.
+          names: of the prompts, for messages.
+          stops: tokens that end the writing too.
+          not_first: tokens that are not written first.
+
+        Raises:
+          ValueError: logits are not finite; names the prompt.
+        """
+        longest = None if self.max_length is None else self.max_length - count
+        settings: dict[str, Any] = {"not_first": not_first} if not_first else {}
+        ends = {self.tokenizer.eos_id, *stops}
+        results: list[list[int]] = [[]] * len(prompts)
+        batches = self._batches([len(prompt) for prompt in prompts], longest, room=count)
+        for index in progress(range(len(batches)), desc=desc):
+            size, numbers, filled = batches[index]
+            rows = pad_left([prompts[i] for i in filled], size, self.tokenizer.pad_id)
+            written = np.asarray(self.write(*rows, count, **settings))
+            for number, row in zip(numbers, written.tolist(), strict=False):
+                length = next((i for i, token in enumerate(row) if token in ends), len(row))
+                if min(row[: length + 1]) < 0:
+                    raise ValueError(
+                        f"the logits after {names[number]} are not finite (NaN or infinity): no "
+                        "token is the most likely one"
+                    )
+                results[number] = row[:length]
+        return results
+
+    def _batches(
+        self, lengths: Sequence[int], longest: int | None, room: int = 0
+    ) -> list[tuple[int, list[int], list[int]]]:
+        """``(padded length, rows, the same filled with copies)`` of batches of few shapes.
+
+        A batch has at most ``batch_tokens`` tokens, with ``room`` more a row, or is one row.
+        """
+        groups: dict[int, list[int]] = {}  # padded length -> rows
+        for number, length in enumerate(lengths):
+            groups.setdefault(padded_length(length, longest), []).append(number)
+        batches = []
+        for size, members in sorted(groups.items()):
+            count = max(1, self.batch_tokens // (size + room))
+            for start in range(0, len(members), count):
+                numbers = members[start : start + count]
+                # Copies fill it to a power of two, so that few shapes are compiled.
+                filled = np.resize(numbers, padded_length(len(numbers), count, least=1)).tolist()
+                batches.append((size, numbers, filled))
+        return batches
 
     @property
     def _first_token(self) -> int:
         return self.tokenizer.eos_id if self.bos is None else self.bos.id
 
     def _encode_text(self, text: str) -> list[int]:
-        return self._encode_context(text)[1 if self.bos and self.add_bos else 0 :]
+        return self.encode_context(text)[1 if self.bos and self.add_bos else 0 :]
 
-    def _encode_context(self, text: str) -> list[int]:
+    def prompt_tokens(self, text: str) -> list[int]:
+        """The tokens to continue, at least one."""
+        return self.encode_context(text) or [self._first_token]
+
+    def encode_context(self, text: str) -> list[int]:
         return encode_prompt(self.tokenizer, text, self.bos if self.add_bos else None)
 
-    def _encode(self, context: str, continuation: str, where: str) -> Row:
+    def encode_pair(self, context: str, continuation: str, where: str) -> Row:
         """Splits the joint tokens where they first differ from the context's."""
         if not continuation:
             raise ValueError(f"{where}: the continuation is empty; there is nothing to score")
-        joint = self._encode_context(context + continuation)
-        shared = len(os.path.commonprefix([self._encode_context(context.rstrip()), joint]))
+        joint = self.encode_context(context + continuation)
+        shared = len(os.path.commonprefix([self.encode_context(context.rstrip()), joint]))
         if shared == len(joint):
             raise ValueError(
                 f"{where}: the continuation has no tokens of its own, because the tokenizer gives "
@@ -206,28 +305,24 @@ class TextModel:
             )
         return joint[:shared] or [self._first_token], joint[shared:]
 
-    def _score_rows(self, rows: Sequence[Row]) -> list[tuple[float, bool]]:
+    def score_rows(
+        self, rows: Sequence[Row], progress: Progress = no_progress, desc: str = ""
+    ) -> list[tuple[float, bool]]:
         """Log-likelihood of each row's targets, and whether all of them are greedy."""
         results = [(0.0, True)] * len(rows)
-        groups: dict[int, list[int]] = {}  # padded length -> indices of rows
-        for number, (context, target) in enumerate(rows):
-            size = padded_length(len(context) + len(target) - 1, self.max_length)
-            groups.setdefault(size, []).append(number)
-        for size, members in sorted(groups.items()):
-            count = max(1, self.batch_tokens // size)
-            for start in range(0, len(members), count):
-                numbers = members[start : start + count]
-                # Pad the batch with copies to a power of two, so that few shapes are compiled.
-                filled = np.resize(numbers, padded_length(len(numbers), count, least=1))
-                joined = [[*rows[i][0], *rows[i][1]] for i in filled]
-                pad = self.tokenizer.pad_id
-                tokens, segments = pad_left([row[:-1] for row in joined], size, pad)
-                targets, _ = pad_left([row[1:] for row in joined], size, pad)
-                nats, hits = (np.asarray(x) for x in self.score(tokens, segments, targets))
-                for row, number in enumerate(numbers):
-                    scored = np.s_[size - len(rows[number][1]) :]
-                    total = float(nats[row][scored].sum(dtype=np.float64))
-                    results[number] = (-total, bool(hits[row][scored].all()))
+        lengths = [len(context) + len(target) - 1 for context, target in rows]
+        batches = self._batches(lengths, self.max_length)
+        for index in progress(range(len(batches)), desc=desc):
+            size, numbers, filled = batches[index]
+            joined = [[*rows[i][0], *rows[i][1]] for i in filled]
+            pad = self.tokenizer.pad_id
+            tokens, segments = pad_left([row[:-1] for row in joined], size, pad)
+            targets, _ = pad_left([row[1:] for row in joined], size, pad)
+            nats, hits = (np.asarray(x) for x in self.score(tokens, segments, targets))
+            for row, number in enumerate(numbers):
+                scored = np.s_[size - len(rows[number][1]) :]
+                total = float(nats[row][scored].sum(dtype=np.float64))
+                results[number] = (-total, bool(hits[row][scored].all()))
         return results
 
 
@@ -279,13 +374,53 @@ def load_text_model(
         tokens than the model, or the BOS token is unknown.
     """
     experiment, model, step, _ = load_run(workdir, step)
+    text = plan_text_model(
+        workdir,
+        experiment,
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        add_bos_token=add_bos_token,
+    )
+    check_weights(model, f"{workdir}, step {step}")
+    if add_bos_token is None:
+        warn_where_bos_is_unknown(workdir)
+    name = f"{text.bos.token} ({text.bos.id})" if text.bos else str(text.tokenizer.eos_id)
+    first = f"with {name}" if text.add_bos else "with no BOS token"
+    log.info("texts begin %s; one without a context follows token %s", first, name)
+    return text.of(row_programs(model))
+
+
+class TextModelPlan(NamedTuple):
+    """A ``TextModel`` but for its programs, whose fields it has."""
+
+    tokenizer: Tokenizer
+    max_length: int | None
+    batch_tokens: int
+    bos: Bos | None
+    add_bos: bool
+
+    def of(self, programs: RowPrograms) -> TextModel:
+        return TextModel(*programs, *self)
+
+
+def plan_text_model(
+    workdir: str | Path,
+    experiment: Experiment,
+    *,
+    max_length: int | None = None,
+    batch_tokens: int | None = None,
+    add_bos_token: bool | None = None,
+) -> TextModelPlan:
+    """The settings of a run's ``TextModel``, checked before any device work.
+
+    Defaults and errors are those of ``load_text_model``.
+    """
     limit = experiment.position.limits.max_length
     if limit is not None and max_length is not None and max_length > limit:
         raise ValueError(
             f"max_length = {max_length}: {type(experiment.position).__name__} is defined for at "
             f"most {limit}"
         )
-    check_weights(model, f"{workdir}, step {step}")
     settings = experiment.evaluate
     tokenizer = load_run_tokenizer(workdir, experiment.data)
     check_vocabulary(tokenizer.vocab_size, experiment.model)
@@ -296,19 +431,8 @@ def load_text_model(
             "add_bos_token = True: evaluate.bos_token of the run is None, so that there is no token"
             " to add"
         )
-    if add_bos_token is None:
-        warn_where_bos_is_unknown(workdir)
-    name = f"{bos.token} ({bos.id})" if bos else str(tokenizer.eos_id)
-    first = f"with {name}" if add_bos else "with no BOS token"
-    log.info("texts begin %s; one without a context follows token %s", first, name)
-    return TextModel(
-        *row_programs(model),
-        tokenizer,
-        max_length or limit,
-        batch_tokens or settings.batch_tokens,
-        bos,
-        add_bos,
-    )
+    tokens = batch_tokens or settings.batch_tokens
+    return TextModelPlan(tokenizer, max_length or limit, tokens, bos, add_bos)
 
 
 def harness_model(workdir: str | Path, step: int | None = None, **settings: Any) -> Any:

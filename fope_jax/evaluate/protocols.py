@@ -62,6 +62,7 @@ class Protocol:
       settings: everything else that its numbers depend on, as JSON values.
       run: (scorer, progress) -> (rows, windows or None).
       is_generative: ``run`` takes an ``Answerer`` instead of a scorer.
+      reads_texts: ``run`` takes ``RowPrograms`` instead.
       bos: how windows begin, in words.
       bos_token: name of the BOS token that windows begin with, None without one.
       is_random: whether positions are drawn, see ``evaluate.random_positions``.
@@ -73,6 +74,7 @@ class Protocol:
     settings: dict[str, Any]
     run: Callable[[Any, Progress], tuple[list[Row], Windows | None]]
     is_generative: bool = False
+    reads_texts: bool = False
     bos: str = NO_BOS
     bos_token: str | None = None
     is_random: bool = False
@@ -479,7 +481,7 @@ def _trial_protocol(
     else:
         haystack = CorpusHaystack(cache) if settings.needle_haystack == "corpus" else None
         task = make_task(name, tokenizer, haystack)
-    depths, trials = settings.passkey_depths, settings.passkey_trials
+    depths, trials = task.depths or settings.passkey_depths, settings.passkey_trials
     grid = TrialGrid(contexts, depths, trials, TRIAL_SEED, bos and bos.id)
     check_trials(task, grid)
     if isinstance(task, TextTask) and isinstance(task.haystack, CorpusHaystack):

@@ -10,6 +10,10 @@ likelihood that is not finite has the last rank and NaN nats.
 
 Trial i of a depth is drawn from (seed, depth's index, i), so all variants and lengths have the same
 questions. Items are of the test half, which is never trained on (`fope_jax.data.retrieval.base`).
+
+A task that asks for every depth after one window (``Task.depths``) is read once for all of them,
+and its trial i is drawn from (seed, i). The trials of a depth are of different windows; those of
+one window are not independent of each other.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ class TrialGrid(NamedTuple):
     Attributes:
       contexts: tokens of a window, answer included.
       depths: relative positions of the answer in the prompt, 0 to 1.
-      trials: number at each length and depth; a task without depths has as many in all.
+      trials: number at each length and depth; a task without depths has as many in all, one with
+        ``Task.depths`` as many windows.
       bos: first token of a window, one of its ``context`` tokens; None adds none.
     """
 
@@ -50,11 +55,19 @@ class TrialGrid(NamedTuple):
         """One of the ``count`` trials of a context."""
         depth = self.depths[number // self.trials]
         before = [] if self.bos is None else [np.int32(self.bos)]
-        trial = task.draw_trial(self.generator(number), context - len(before), depth, "test")
+        rng = self.generator(task, number)
+        trial = task.draw_trial(rng, context - len(before), depth, "test")
         return trial._replace(tokens=np.concatenate([before, trial.tokens]).astype(np.int32))
 
-    def generator(self, number: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, *divmod(number, self.trials)])
+    def generator(self, task: Task, number: int) -> np.random.Generator:
+        depth, index = divmod(number, self.trials)
+        of_depth = [depth] if task.depths is None else []
+        return np.random.default_rng([self.seed, *of_depth, index])
+
+    def windows(self, task: Task) -> list[list[int]]:
+        """Numbers of the trials that share a window."""
+        step = self.count if task.depths is None else self.trials
+        return [list(range(first, self.count, step)) for first in range(step)]
 
     @property
     def count(self) -> int:
@@ -65,7 +78,8 @@ def check_trials(task: Task, grid: TrialGrid) -> None:
     """Raises ContextTooShortError, with the shortest length that fits."""
     if grid.trials < 1:
         raise ValueError(f"passkey_trials is {grid.trials}; accepted: 1 or more")
-    minimum = max(task.min_length(grid.generator(number), "test") for number in range(grid.count))
+    generators = [grid.generator(task, number) for number in range(grid.count)]
+    minimum = max(task.min_length(generator, "test") for generator in generators)
     minimum += grid.bos is not None
     if min(grid.contexts) < minimum:
         raise ContextTooShortError(
@@ -89,7 +103,7 @@ def score_task(
     Returns:
       A row for each context and depth (None without depths): ``context, depth, correct, total``;
       ``found, asked``, texts of answers; ``first, rank_sum, candidates``, of the rank; ``nats,
-      tokens``, sums over answer tokens.
+      tokens``, sums over answer tokens; ``windows``, if those of all depths are the same.
 
     Raises:
       ValueError: a context is shorter than a trial; names the shortest that fits.
@@ -99,18 +113,20 @@ def score_task(
     for context in sorted(grid.contexts):
         trials = [grid.draw(task, number, context) for number in range(grid.count)]
         # Prompts of a batch have one length; all batches have one shape.
-        size = min(len(trials), max(1, batch_tokens // context))
-        length = max(max(trial.answer_length, *map(len, trial.distractors)) for trial in trials)
+        windows = grid.windows(task)
+        size = min(len(windows), max(1, batch_tokens // context))
+        length = longest_answer(trials)
         batches = []
         for answer in sorted({trial.answer_length for trial in trials}):
-            numbers = [i for i, trial in enumerate(trials) if trial.answer_length == answer]
-            batches += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+            alike = [each for each in windows if trials[each[0]].answer_length == answer]
+            batches += [alike[start : start + size] for start in range(0, len(alike), size)]
         scores: list[dict[str, Any]] = [{}] * len(trials)
         for index in progress(range(len(batches)), desc=f"{task.name}, context {context}"):
-            chosen = [trials[number] for number in batches[index]]
-            batch = _score_batch(answerer, tokenizer, chosen, size, length)
-            for number, score in zip(batches[index], batch, strict=True):
-                scores[number] = score
+            chosen = [[trials[number] for number in window] for window in batches[index]]
+            batch = score_windows_of_trials(answerer, tokenizer, chosen, size, length)
+            for window, of_window in zip(batches[index], batch, strict=True):
+                for number, score in zip(window, of_window, strict=True):
+                    scores[number] = score
         groups: dict[float | None, list[dict[str, Any]]] = {None: scores}
         if task.has_depth:
             n = grid.trials
@@ -118,41 +134,82 @@ def score_task(
         for depth, group in groups.items():
             total = {name: sum(score[name] for score in group) for name in group[0]}
             fixed = {"total": len(group), "candidates": 1 + NUM_DISTRACTORS}
+            if task.depths is not None:
+                fixed["windows"] = grid.trials  # the same ones at every depth
             rows.append({"context": int(context), "depth": depth, **fixed, **total})
     return rows
 
 
-def _score_batch(
-    answerer: Answerer, tokenizer: Any, trials: Sequence[Trial], size: int, length: int
-) -> list[dict[str, Any]]:
-    """Scores of trials, from one call padded with copies to ``size`` rows and ``length`` tokens."""
-    answers = [[trial.tokens[-trial.answer_length :], *trial.distractors] for trial in trials]
-    lengths = np.array([[len(answer) for answer in candidates] for candidates in answers])
-    filled = np.stack(
-        [[np.resize(answer, length) for answer in candidates] for candidates in answers]
-    )
-    prompts = np.stack([trial.tokens[: -trial.answer_length] for trial in trials])
-    rows = np.resize(np.arange(len(trials)), size)
-    written, nats = (np.asarray(x) for x in answerer(prompts[rows], filled[rows].astype(np.int32)))
-    is_inside = np.arange(length) < lengths[..., None]
-    losses = np.where(is_inside, nats[: len(trials)], 0).sum(axis=-1, dtype=np.float64)  # [B, R]
-    scores = []
-    for trial, candidates, tokens, loss in zip(trials, answers, written, losses, strict=False):
-        tokens = tokens[: trial.answer_length]
-        has_tokens = bool((tokens >= 0).all())  # -1 where logits are not finite
-        is_finite = bool(np.isfinite(loss).all()) and has_tokens
-        text = tokenizer.decode(tokens) if trial.answer_texts and has_tokens else ""
-        # Ties count against the answer.
-        rank = 1 + int((~(loss[1:] > loss[0])).sum()) if is_finite else len(loss)
-        scores.append(
-            {
-                "correct": int(is_finite and (tokens == candidates[0]).all()),
-                "found": sum(part in text for part in trial.answer_texts),
-                "asked": len(trial.answer_texts),
-                "first": int(rank == 1),
-                "rank_sum": rank,
-                "nats": float(loss[0]) if is_finite else math.nan,
-                "tokens": trial.answer_length,
-            }
-        )
-    return scores
+def longest_answer(trials: Sequence[Trial]) -> int:
+    """Tokens of the longest answer or distractor."""
+    return max(max(trial.answer_length, *map(len, trial.distractors)) for trial in trials)
+
+
+def score_windows_of_trials(
+    answerer: Answerer, tokenizer: Any, windows: Sequence[Sequence[Trial]], size: int, length: int
+) -> list[list[dict[str, Any]]]:
+    """Scores of the trials of each window, from one call of the answerer.
+
+    Args:
+      windows: trials that share a window, and differ in question and answer; or one trial each. All
+        have answers of one length.
+      size: rows of the call, filled with copies.
+      length: tokens that answers are filled to, see ``longest_answer``.
+    """
+    answers = [
+        [[trial.tokens[-trial.answer_length :], *trial.distractors] for trial in window]
+        for window in windows
+    ]
+    filled = np.array(
+        [
+            [[np.resize(answer, length) for answer in candidates] for candidates in of_window]
+            for of_window in answers
+        ],
+        np.int32,
+    )  # [B, Q, R, A]
+    first = windows[0][0]
+    stop = -first.answer_length
+    start = stop - first.question_length
+    prompts = np.stack([window[0].tokens[:start] for window in windows])
+    rows = np.resize(np.arange(len(windows)), size)
+    if first.question_length:
+        questions = np.stack([[t.tokens[start:stop] for t in window] for window in windows])
+        written, nats = answerer(prompts[rows], filled[rows], questions[rows])
+        written, nats = np.asarray(written), np.asarray(nats)
+    else:
+        written, nats = (np.asarray(x)[:, None] for x in answerer(prompts[rows], filled[rows, 0]))
+    return [
+        [
+            _score_trial(tokenizer, *asked)
+            for asked in zip(window, of_window, written[index], nats[index], strict=True)
+        ]
+        for index, (window, of_window) in enumerate(zip(windows, answers, strict=True))
+    ]
+
+
+def _score_trial(
+    tokenizer: Any,
+    trial: Trial,
+    candidates: Sequence[np.ndarray],
+    written: np.ndarray,
+    nats: np.ndarray,
+) -> dict[str, Any]:
+    """Counts of one trial: ``written [A]`` tokens, ``nats [R, A]`` of the candidates."""
+    lengths = np.array([len(answer) for answer in candidates])
+    is_inside = np.arange(nats.shape[-1]) < lengths[:, None]
+    loss = np.where(is_inside, nats, 0).sum(axis=-1, dtype=np.float64)  # [R]
+    tokens = written[: trial.answer_length]
+    has_tokens = bool((tokens >= 0).all())  # -1 where logits are not finite
+    is_finite = bool(np.isfinite(loss).all()) and has_tokens
+    text = tokenizer.decode(tokens) if trial.answer_texts and has_tokens else ""
+    # Ties count against the answer.
+    rank = 1 + int((~(loss[1:] > loss[0])).sum()) if is_finite else len(loss)
+    return {
+        "correct": int(is_finite and (tokens == candidates[0]).all()),
+        "found": sum(part in text for part in trial.answer_texts),
+        "asked": len(trial.answer_texts),
+        "first": int(rank == 1),
+        "rank_sum": rank,
+        "nats": float(loss[0]) if is_finite else math.nan,
+        "tokens": trial.answer_length,
+    }

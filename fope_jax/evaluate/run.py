@@ -21,7 +21,9 @@ from fope_jax.config import (
     split_override,
 )
 from fope_jax.evaluate.agreement import check_processes_agree
+from fope_jax.evaluate.downstream.plan import TaskRequest, read_tasks, task_protocols
 from fope_jax.evaluate.generation import Answerer, model_answerer
+from fope_jax.evaluate.harness import RowPrograms, row_programs
 from fope_jax.evaluate.metrics import (
     METRICS,
     Row,
@@ -39,12 +41,7 @@ from fope_jax.evaluate.restore import (
     read_experiment,
     warn_where_bos_is_unknown,
 )
-from fope_jax.evaluate.run_data import (
-    RunData,
-    find_run_data,
-    record_cache_dir,
-    warn_of_another_tokenizer,
-)
+from fope_jax.evaluate.run_data import find_run_data, record_cache_dir, warn_of_another_tokenizer
 from fope_jax.evaluate.scoring import Progress, Scorer, model_scorer
 from fope_jax.evaluate.variants import Variant, variant_experiment, variant_model
 from fope_jax.extras import require
@@ -72,6 +69,7 @@ def evaluate(
     accept_position: str | None = None,
     overrides: Sequence[str] = (),
     variants: Sequence[Variant] = (),
+    tasks: TaskRequest | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = print,
 ) -> list[Row]:
@@ -83,7 +81,8 @@ def evaluate(
     Args:
       workdir: directory of the run.
       step: of the checkpoint; None takes the newest valid one.
-      protocols: names of ``PROTOCOLS`` or "all", in place of the run's ``evaluate.protocols``.
+      protocols: names of ``PROTOCOLS`` or "all", in place of the run's ``evaluate.protocols``; none
+        with ``tasks``, unless they are named.
       mesh: how devices share the work; None splits windows over all devices (``MeshConfig()``).
       force: whether to score protocols again whose rows exist.
       accept_position: see ``check_fingerprint``.
@@ -92,6 +91,7 @@ def evaluate(
         token cache that was moved; run.json then keeps it.
       variants: other position embeddings to read the checkpoint with, in place of its own; their
         rows stand beside it (``Variant``).
+      tasks: downstream tasks; what is written for them is kept in the run's directory "answers".
       progress: called as ``progress(batches, desc=...)``; None shows tqdm bars.
       say: called with one line for each protocol.
 
@@ -111,6 +111,10 @@ def evaluate(
         # Before the lock, which would create the directory for a mistyped name.
         experiment, stated = _with_overrides(read_experiment(workdir), overrides)
         data = find_run_data(workdir, experiment.data)
+        request_tasks = tasks or TaskRequest()
+        if request_tasks.names and protocols is None:
+            protocols = ()
+        loaded = read_tasks(request_tasks)
     with lock_run(workdir, "evaluate"):
         if "evaluate.add_bos_token" not in stated:
             warn_where_bos_is_unknown(workdir)
@@ -122,6 +126,7 @@ def evaluate(
             "--force": force,
             "--accept-position": accept_position,
             "--as": [variant.label for variant in variants],
+            "--tasks": [list(request_tasks.names), *(task.settings for task in loaded)],
         }
         check_processes_agree(experiment, request, experiment.evaluate.splits, data)
 
@@ -134,10 +139,17 @@ def evaluate(
                 unstated = unstated_settings(
                     experiment.evaluate, stated, is_extension=data.is_extension
                 )
-                subjects = [
-                    _plan(experiment, data, protocols, unstated, variant)
-                    for variant in variants or [Variant("", experiment.position)]
-                ]
+                subjects = []
+                for variant in variants or [Variant("", experiment.position)]:
+                    changed = variant_experiment(experiment, variant)
+                    planned = []
+                    if protocols is None or protocols:
+                        planned += plan_protocols(changed, data, protocols, unstated)
+                    planned += task_protocols(
+                        loaded, request_tasks, changed, data, unstated, variant, workdir, step
+                    )
+                    planned = [protocol.under(variant) for protocol in planned]
+                    subjects.append(_Subject(variant, changed, planned))
         if CACHE_KEY in stated and is_main_process():
             record_cache_dir(workdir, data)
         path = workdir / METRICS
@@ -161,8 +173,10 @@ def evaluate(
                     continue
                 changed = variant_model(model, subject.experiment, subject.variant, devices)
                 scorer, answerer = model_scorer(changed, devices), model_answerer(changed, devices)
+                programs = row_programs(changed, devices)
                 for protocol in wanted:
                     reader = answerer if protocol.is_generative else scorer
+                    reader = programs if protocol.reads_texts else reader
                     _run_protocol(protocol, reader, subject, step, path, progress, say)
             wait_for_processes("evaluated")
         return [row for row in read_rows(path) if any(p.owns(row, step) for p in planned)]
@@ -174,18 +188,6 @@ class _Subject(NamedTuple):
     variant: Variant
     experiment: Experiment
     protocols: list[Protocol]
-
-
-def _plan(
-    experiment: Experiment,
-    data: RunData,
-    protocols: Sequence[str] | None,
-    unstated: frozenset[str],
-    variant: Variant,
-) -> _Subject:
-    changed = variant_experiment(experiment, variant)
-    planned = plan_protocols(changed, data, protocols, unstated)
-    return _Subject(variant, changed, [protocol.under(variant) for protocol in planned])
 
 
 def _with_overrides(
@@ -216,7 +218,7 @@ def _is_done(protocol: Protocol, rows: Iterable[Row], step: int) -> bool:
 
 def _run_protocol(
     protocol: Protocol,
-    reader: Scorer | Answerer,
+    reader: Scorer | Answerer | RowPrograms,
     subject: _Subject,
     step: int,
     path: Path,

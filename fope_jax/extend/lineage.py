@@ -109,8 +109,9 @@ def log_position_change(
 
 
 def has_same_data(parent: Experiment, child: Experiment) -> bool:
-    """Whether both read the same text with the same tokenizer; the cache directory may differ."""
-    return dataclasses.replace(parent.data, cache_dir=child.data.cache_dir) == child.data
+    """Whether both read the same text with the same tokenizer; its place may differ."""
+    place = {key: getattr(child.data, key) for key in ("cache_dir", "copy_shards")}
+    return dataclasses.replace(parent.data, **place) == child.data
 
 
 def read_lineage(workdir: str | Path) -> dict[str, Any] | None:

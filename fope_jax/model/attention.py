@@ -255,27 +255,32 @@ def attention_logits(
     chunk: int | None = None,
     far_from: int | None = None,
     sums: Array | None = None,
+    start: Array | int = 0,
 ) -> Array:
-    """The logits ``[B, N, T, T]`` of ``attend``, float32, -inf where masked; for analysis.
+    """The logits ``[B, N, t, T]`` of ``attend``, float32, -inf where masked; for analysis.
 
-    ``q [B, T, N, E]`` and ``k [B, T, K, E]`` are of the same tokens, with ``positions`` and
-    ``segments`` ``[B, T]`` or ``[1, T]`` and ``sums [B, T, N, 2]``; ``head_dim`` is H of the
-    values, E if None. For the rest see ``attend``. Sinks are not among the logits.
+    ``q [B, t, N, E]`` are t of the tokens of ``k [B, T, K, E]``, from the one of index ``start``
+    on, with ``positions`` and ``segments`` ``[B, T]`` or ``[1, T]`` and ``sums [B, T, N, 2]``;
+    ``head_dim`` is H of the values, E if None. For the rest see ``attend``. Sinks are not among
+    the logits.
     """
     batch, length, num_heads, width = q.shape
     kv_heads = k.shape[2]
+    index = TokenIndex(positions, segments)
+    q_index = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, 1), index)
     if logit_scale is not None and contextual_fn is None:
-        q, logit_scale = scale_queries(q, logit_scale(positions)), None
+        q, logit_scale = scale_queries(q, logit_scale(q_index.positions)), None
     if contextual_fn is not None:
         contextual_fn = functools.partial(contextual_bias_by_position, contextual_fn, positions)
     q = q.reshape(batch, length, kv_heads, -1, width).transpose(0, 2, 3, 1, 4)
+    q_sums = None
     if sums is not None:
-        sums = sums.reshape(batch, length, kv_heads, -1, 2).transpose(0, 2, 3, 1, 4)
-    index = TokenIndex(positions, segments)
+        sums = sums.reshape(*k.shape[:2], kv_heads, -1, 2).transpose(0, 2, 3, 1, 4)
+        q_sums = jax.lax.dynamic_slice_in_dim(sums, start, length, 3)
     rules = ScoreRules((head_dim or width) ** -0.5, bias_fn, window, chunk, far_from)
     keys = (k.transpose(0, 2, 1, 3), sums, variables, index)
-    logits = _whole_logits(rules, contextual_fn, logit_scale, q, sums, index, *keys)
-    return logits.reshape(batch, num_heads, length, length)
+    logits = _whole_logits(rules, contextual_fn, logit_scale, q, q_sums, q_index, *keys)
+    return logits.reshape(batch, num_heads, length, k.shape[1])
 
 
 def _whole_logits(

@@ -293,11 +293,17 @@ def prefill(
 
 
 def greedy_decode(
-    model: Transformer, hidden: Array, cache: KVCache, position: Array, count: int
+    model: Transformer,
+    hidden: Array,
+    cache: KVCache,
+    position: Array,
+    count: int,
+    not_first: tuple[int, ...] = (),
 ) -> Array:
     """The next ``count`` tokens, each the most likely one, ``[B, count]`` int32.
 
     ``hidden``, ``cache`` and ``position`` are from ``prefill``, with room for ``count - 1`` tokens.
+    The first one is the most likely token that is not in ``not_first``.
     Tokens are -1 from the first non-finite logits on, from the model or a full cache (see
     ``forward_cached``). ValueError if ``count`` is below 1 or the cache is known to be too small.
     """
@@ -305,8 +311,12 @@ def greedy_decode(
         raise ValueError(f"count={count}: expected 1 token or more")
     _filled_after(cache, count - 1)
 
-    def choose(hidden: Array) -> Array:
-        return _choose_token(model, hidden, lambda logits: jnp.argmax(logits, axis=-1))
+    def choose(hidden: Array, excluded: tuple[int, ...] = ()) -> Array:
+        def largest(logits: Array) -> Array:
+            allowed = logits.at[:, list(excluded)].set(-jnp.inf) if excluded else logits
+            return jnp.argmax(allowed, axis=-1)
+
+        return _choose_token(model, hidden, largest)
 
     def step(carry: tuple[Array, KVCache, Array], _: None):
         token, cache, position = carry
@@ -314,7 +324,7 @@ def greedy_decode(
         token = choose(hidden)
         return (token, cache, position + 1), token[:, 0]
 
-    first = choose(hidden)
+    first = choose(hidden, not_first)
     _, others = jax.lax.scan(step, (first, cache, position), length=count - 1)
     return jnp.concatenate([first, others.T], axis=1)
 

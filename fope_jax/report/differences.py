@@ -141,7 +141,7 @@ def ranks(numbers: Numbers) -> dict[str, float]:
 
 
 # Fields that change neither the batches nor the compute of a run.
-_IGNORED = ("name", "seed", "position.", "evaluate.", "mesh.", "data.cache_dir")
+_IGNORED = ("name", "seed", "position.", "evaluate.", "mesh.", "data.cache_dir", "data.copy_shards")
 _IGNORED += ("train.log_every", "train.save_every", "train.keep")
 
 

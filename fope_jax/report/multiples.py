@@ -21,7 +21,7 @@ from fope_jax.report.differences import (
     metric_by_seed,
     paired_difference,
 )
-from fope_jax.report.rows import Run
+from fope_jax.report.rows import Row, Run
 from fope_jax.report.sums import Sums, add_up, spread
 
 SOLVED = 80.0  # percent right at the training length from which a task counts as learned
@@ -64,34 +64,34 @@ class Curve:
 
     name: str
     length: int
-    seeds: dict[int, dict[int, float]]
-    trials: dict[int, tuple[int, int]]
+    seeds: dict[int, dict[float, float]]
+    trials: dict[float, tuple[int, int]]
     scored: int
 
     @property
-    def multiples(self) -> list[int]:
+    def multiples(self) -> list[float]:
         return sorted({multiple for numbers in self.seeds.values() for multiple in numbers})
 
-    def at(self, multiple: int) -> list[float]:
+    def at(self, multiple: float) -> list[float]:
         """The number of each seed that has it."""
         return [numbers[multiple] for numbers in self.seeds.values() if multiple in numbers]
 
-    def mean(self, multiple: int) -> float:
+    def mean(self, multiple: float) -> float:
         values = self.at(multiple)
         return spread(values).mean if values else math.nan
 
-    def ratios(self, multiple: int) -> list[float]:
+    def ratios(self, multiple: float) -> list[float]:
         """The number over that at the training length, of each seed that has both."""
         pairs = [n for n in self.seeds.values() if 1 in n and multiple in n]
         return [n[multiple] / n[1] if n[1] else math.nan for n in pairs]
 
     @property
-    def measured(self) -> list[int]:
+    def measured(self) -> list[float]:
         """Multiples that every seed has; empty without the training length."""
         found = [m for m in self.multiples if len(self.at(m)) == len(self.seeds)]
         return found if found[:1] == [1] else []
 
-    def beyond(self) -> list[int]:
+    def beyond(self) -> list[float]:
         """Multiples above 1 that every seed has, before the first that is not finite."""
         finite = itertools.takewhile(lambda m: all(map(math.isfinite, self.at(m))), self.measured)
         return list(finite)[1:]
@@ -151,22 +151,38 @@ def _curves(comparison: Comparison, index: int) -> list[Curve]:
     for label, rows in comparison.curves.items():
         length = comparison.training_lengths[label]
         variant = label.removesuffix(f" (trained on {length})")
-        multiples = {c: c // length for c in comparison.contexts if _is_power_of_two(c / length)}
-        seeds: dict[int, dict[int, float]] = {}
+        multiples = {c: m for c in comparison.contexts if (m := quarters(c / length)) >= 1}
+        seeds: dict[int, dict[float, float]] = {}
         trials = {}
         for context, multiple in multiples.items():
             for seed, value in numbers[context].get(label, {}).items():
                 seeds.setdefault(seed, {})[multiple] = float(value)
-            pooled = add_up(row for seed in rows for row in seed if row["context"] == context)
+            at_context = [[row for row in seed if row["context"] == context] for seed in rows]
+            pooled = add_up(row for seed in at_context for row in seed)
             if pooled.total:
-                trials[multiple] = (pooled.correct, pooled.total)
+                trials[multiple] = _independent_trials(pooled, at_context)
         if seeds:
             curves.append(Curve(variant, length, seeds, trials, index))
     return curves
 
 
-def _is_power_of_two(ratio: float) -> bool:
-    return ratio >= 1 and math.log2(ratio).is_integer()
+def _independent_trials(pooled: Sums, seeds: Sequence[Sequence[Row]]) -> tuple[int, int]:
+    """(right, asked); a window counts as one trial where all depths are asked for after it."""
+    windows = sum(max((row.get("windows", 0) for row in rows), default=0) for rows in seeds)
+    if not windows:
+        return pooled.correct, pooled.total
+    return round(windows * pooled.correct / pooled.total), windows
+
+
+def quarters(ratio: float) -> float:
+    """The ratio where it is a number of quarters, whole ones as int; 0 for all others.
+
+    >>> quarters(2.0), quarters(1.5), quarters(1.3)
+    (2, 1.5, 0)
+    """
+    if not (4 * ratio).is_integer():
+        return 0
+    return int(ratio) if ratio.is_integer() else ratio
 
 
 def _best_first(curves: Sequence[Curve], is_task: bool) -> list[Curve]:
@@ -212,7 +228,7 @@ class Held(NamedTuple):
     seeds: int
 
 
-def held_differences(topic: Topic, multiple: int) -> Held:
+def held_differences(topic: Topic, multiple: float) -> Held:
     """Which methods differ from the baseline at ``multiple``, by the rules of this module."""
     pairs = _pairs(topic, multiple)
     seeds = min((pair.difference.seeds for pair in pairs.values()), default=0)
@@ -242,7 +258,7 @@ class Pair(NamedTuple):
     are_apart: bool  # the intervals of the trials
 
 
-def _pairs(topic: Topic, multiple: int) -> dict[str, Pair]:
+def _pairs(topic: Topic, multiple: float) -> dict[str, Pair]:
     base, pairs = topic.baseline, {}
     if base is None:
         return pairs
@@ -259,7 +275,7 @@ def _pairs(topic: Topic, multiple: int) -> dict[str, Pair]:
     return pairs
 
 
-def _compared(curve: Curve, topic: Topic, multiple: int) -> dict[int, float]:
+def _compared(curve: Curve, topic: Topic, multiple: float) -> dict[int, float]:
     """Finite numbers by seed: percent right, or the log of perplexity, beyond L of its growth."""
     numbers = {}
     for seed, values in curve.seeds.items():
@@ -287,7 +303,7 @@ def wilson(right: int, asked: int) -> tuple[float, float]:
     return 100 * low, 100 * high
 
 
-def _are_apart(one: Curve, other: Curve, multiple: int) -> bool:
+def _are_apart(one: Curve, other: Curve, multiple: float) -> bool:
     """Whether the intervals of the trials do not overlap; trials of several seeds are no sample."""
     curves = (one, other)
     if any(len(curve.seeds) > 1 or multiple not in curve.trials for curve in curves):

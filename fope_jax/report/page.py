@@ -39,6 +39,7 @@ from fope_jax.report.rows import Row, Run, read_runs
 from fope_jax.report.styles import Style, method_styles
 from fope_jax.report.sums import Sums, add_up
 from fope_jax.report.tables import EMPTY
+from fope_jax.report.tasks import task_tables
 from fope_jax.report.verdict import verdict
 
 Styles = dict[str, Style]
@@ -94,6 +95,7 @@ def _topics(runs: Sequence[Run], styles: Styles, buckets: Sequence[int]) -> list
         _unsolved(unsolved),
         *(_perplexity(named, perplexities, styles) for named in perplexities),
         *(_positions(named, styles) for named in positions),
+        _tasks(runs),
         *(_ranking(n, runs) for n in perplexities if n.comparison.protocol == "same-tokens"),
         *(_ranking(named, runs) for named in solved),
         *_validation(runs, styles),
@@ -344,6 +346,9 @@ TASKS = {
     "multi_key": "Several words have a number each, hidden in a haystack; one is asked for.",
     "multi_value": "One word has several numbers, hidden in a haystack; all are asked for.",
     "multi_query": "Several words have a number each, hidden in a haystack; all are asked for.",
+    "every_key": "Ten words have a number each, evenly spaced in a haystack; after the window "
+    "every one is asked for, each as if it were the only one. The ten answers of a window share "
+    "its haystack, so intervals count a window as one trial.",
     "variable_tracking": "Two chains of assignments are hidden in a haystack; all variables of "
     "one value are asked for.",
     "common_words": "In a long list some words are more common than all others; they are asked "
@@ -376,6 +381,18 @@ def _retrieval_paragraph(comparison: Comparison, runs: Sequence[Run]) -> str:
             source = "repeated sentences" if haystack == "noise" else f"the {haystack} text"
             return f"{text} The haystack is {source}."
     return text
+
+
+def _tasks(runs: Sequence[Run]) -> Topic:
+    found = task_tables(runs)
+    if not found:
+        return Topic(None)
+    text = (
+        "Downstream tasks, without examples but those in the prompt itself and without a chat "
+        "template: the model goes on with the prompt as it stands, greedily, or choices are ranked "
+        "by log-likelihood."
+    )
+    return Topic(Section("Downstream tasks", [text, *found]))
 
 
 def _length_buckets(runs: Sequence[Run], edges: Sequence[int]) -> Topic:

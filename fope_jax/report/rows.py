@@ -56,6 +56,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("leakage", "undertrained_energy"), (list, type(None))),
         **dict.fromkeys(("q_leakage", "k_leakage", "hidden_leakage"), _NUMBER_OR_NONE),
     },
+    "task": {**_IDS, "protocol": str, "task": str, "total": int, "truncated": int, "scores": dict},
     "protocol": {**_IDS, "protocol": str, "settings": dict},
     "time": {"phase": str, "seconds": _NUMBER},
     RESULTS_KIND: {"config": dict, "info": dict, "lineage": dict},
@@ -63,7 +64,11 @@ REQUIRED: dict[str, dict[str, Any]] = {
 # Optional fields: older evaluations lack them, and so do windows without a BOS token and runs
 # that were not trained at random positions.
 _SOME = {"bos_token": str, "position_range": int, "position_draw": str, "positions": str, "as": str}
-OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _SOME) | {"passkey": _ANSWERS | _SOME}
+OPTIONAL: dict[str, dict[str, Any]] = dict.fromkeys(REQUIRED, _SOME) | {
+    "passkey": _ANSWERS | _SOME,
+    "retrieval": {"windows": int} | _SOME,
+    "task": {"words": list, "multiples": list, "tokens": int, **_SOME},
+}
 
 
 class ReportError(ValueError):
@@ -167,7 +172,7 @@ def _read(path: Path, step: int | None) -> tuple[Run, list[Row]]:
     config = _read_json(path / "config.json")
     _check_config(config, path / "config.json")
     rows = read_rows(path / "metrics.jsonl")
-    evaluations = ("perplexity", "position", "passkey", "retrieval")
+    evaluations = ("perplexity", "position", "passkey", "retrieval", "task")
     steps = {row["step"] for row in rows if row["kind"] in evaluations}
     if named_step is not None and named_step not in steps:
         raise ReportError(

@@ -1,6 +1,7 @@
 """The verdict: what runs say about length, in a sentence a method and one table.
 
-Numbers are means over seeds, at multiples m = 1, 2, 4, .. of each model's own training length L.
+Numbers are means over seeds, at multiples m of each model's own training length L: 1, and what is
+measured beyond it, in quarters (1.5, 2, 16).
 
 | what the rows show | what is said |
 |---|---|
@@ -135,7 +136,7 @@ def _answers(topic: Topic, curve: Curve) -> str:
     return _answers_beyond(topic, curve, beyond) if beyond else ""
 
 
-def _answers_beyond(topic: Topic, curve: Curve, beyond: Sequence[int]) -> str:
+def _answers_beyond(topic: Topic, curve: Curve, beyond: Sequence[float]) -> str:
     keeps = {m: [ratio >= KEPT for ratio in curve.ratios(m)] for m in beyond}
     kept = list(itertools.takewhile(lambda m: all(keeps[m]), beyond))
     after = beyond[len(kept)] if len(kept) < len(beyond) else None
@@ -150,7 +151,7 @@ def _answers_beyond(topic: Topic, curve: Curve, beyond: Sequence[int]) -> str:
     return text if after is None else f"{text}, then {end} at {_times(after)}"
 
 
-def _range(curve: Curve, multiple: int, is_mixed: bool) -> str:
+def _range(curve: Curve, multiple: float, is_mixed: bool) -> str:
     """The mean, or least and most where some seeds keep answering and others do not."""
     values = curve.at(multiple)
     if is_mixed:
@@ -158,7 +159,7 @@ def _range(curve: Curve, multiple: int, is_mixed: bool) -> str:
     return f"{curve.mean(multiple):.0f}%"
 
 
-def _beside(topic: Topic, curve: Curve, multiple: int) -> str:
+def _beside(topic: Topic, curve: Curve, multiple: float) -> str:
     """The baseline's answers at the same multiple, in brackets."""
     other = topic.baseline
     if other is None or other is curve or not are_comparable(other, curve):
@@ -180,7 +181,7 @@ def _growth(topic: Topic, curve: Curve) -> str:
     return f"{start} {' and '.join(parts)}"
 
 
-def _growth_where_finite(curve: Curve, multiples: Sequence[int]) -> str:
+def _growth_where_finite(curve: Curve, multiples: Sequence[float]) -> str:
     means = {m: spread(curve.ratios(m)).mean for m in multiples}
     worst, longest = max(multiples, key=lambda m: means[m]), multiples[-1]
     highest = [max(seed) for seed in zip(*(curve.ratios(m) for m in multiples), strict=False)]
@@ -204,11 +205,11 @@ def _higher(ratio: float) -> str:
     return f"{100 * (ratio - 1):.0f}% higher" if ratio < 2 else f"{ratio:.1f} times as high"
 
 
-def _times(multiple: int) -> str:
+def _times(multiple: float) -> str:
     """A multiple in words.
 
-    >>> _times(2), _times(16)
-    ('twice', '16 times')
+    >>> _times(2), _times(1.5)
+    ('twice', '1.5 times')
     """
     return "twice" if multiple == 2 else f"{multiple} times"
 
@@ -287,7 +288,7 @@ def _table(topics: Sequence[Topic]) -> Table | None:
     return Table(heading, "context", columns, rows, "; ".join(notes))
 
 
-def _cell(topic: Topic, curve: Curve, multiple: int, held: Mapping[str, int]) -> str:
+def _cell(topic: Topic, curve: Curve, multiple: float, held: Mapping[str, int]) -> str:
     is_ratio = not topic.is_task and multiple > 1
     values = curve.ratios(multiple) if is_ratio else curve.at(multiple)
     if not values:

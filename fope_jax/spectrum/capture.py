@@ -13,7 +13,7 @@ from fope_jax.model.attention import attention_logits, layer_arguments
 from fope_jax.model.transformer import Activations, Transformer, merge, split
 from fope_jax.typing import Array
 
-LOGITS_IN_MEMORY = 2**28  # logits of one layer, 1 GB of float32
+LOGITS_IN_MEMORY = 2**26  # logits of one layer, 256 MB of float32; more are made in blocks
 
 
 class WindowCapture(NamedTuple):
@@ -42,34 +42,49 @@ class WindowCapture(NamedTuple):
     distance: Array
 
 
-def layer_logits(activations: Activations, *, hide: bool = True) -> Array:
-    """Causal logits ``[B, N, T, T]`` of windows that are one segment, -inf after the query.
+def layer_logits(
+    activations: Activations, *, hide: bool = True, start: Array | int = 0, size: int | None = None
+) -> Array:
+    """Causal logits ``[B, N, size, T]`` of windows that are one segment, -inf after the query.
 
-    ``hide=False`` leaves out the layer's window and chunk, which give -inf too.
+    ``hide=False`` leaves out the layer's window and chunk, which give -inf too. Queries are the
+    ``size`` from index ``start`` on, all of them where it is None.
     """
     arguments = layer_arguments(activations.position)
     if not hide:
         arguments |= {"window": None, "chunk": None}
     positions = jnp.arange(activations.x.shape[1], dtype=jnp.int32)[None]
+    queries = activations.rotated_q
+    if size is not None:
+        queries = jax.lax.dynamic_slice_in_dim(queries, start, size, axis=1)
     return attention_logits(
-        activations.rotated_q,
+        queries,
         activations.rotated_k,
         positions=positions,
         segments=jnp.ones_like(positions),
         variables=activations.variables,
         head_dim=activations.v.shape[-1],
         sums=activations.sums,
+        start=start,
         **arguments,
     )
 
 
-def mean_by_distance(logits: Array) -> Array:
-    """Means ``[..., T]`` of causal ``logits [..., T, T]`` at each distance from query to key."""
-    positions = jnp.arange(logits.shape[-1])
-    key = positions[:, None] - positions  # [query, distance]
+def sum_by_distance(logits: Array, start: Array | int = 0) -> Array:
+    """Sums ``[..., T]`` of causal ``logits [..., t, T]`` at each distance from query to key.
+
+    Queries are those from index ``start`` on.
+    """
+    queries = start + jnp.arange(logits.shape[-2])
+    key = queries[:, None] - jnp.arange(logits.shape[-1])  # [query, distance]
     indices = jnp.broadcast_to(jnp.maximum(key, 0), logits.shape)
     at_distance = jnp.where(key >= 0, jnp.take_along_axis(logits, indices, axis=-1), 0.0)
-    return at_distance.sum(axis=-2) / (len(positions) - positions)
+    return at_distance.sum(axis=-2)
+
+
+def mean_by_distance(logits: Array) -> Array:
+    """Means ``[..., T]`` of causal ``logits [..., T, T]`` at each distance from query to key."""
+    return sum_by_distance(logits) / np.arange(logits.shape[-1], 0, -1)
 
 
 def _unrotated(activations: Activations) -> tuple[Array, Array]:
@@ -83,32 +98,52 @@ def _unrotated(activations: Activations) -> tuple[Array, Array]:
 
 def _capture_layer(activations: Activations) -> WindowCapture:
     a = activations
-    seen = layer_logits(a)[0]
-    logits = seen
-    if a.position.window is not None or a.position.chunk is not None:
-        logits = layer_logits(a, hide=False)[0]
-    positions = jnp.arange(logits.shape[-1])
-    distances = positions[:, None] - positions
-    is_visible = distances >= 0
-    weights = jax.nn.softmax(seen, axis=-1)
-    log_weights = jnp.log(jnp.where(weights > 0, weights, 1.0))
+    hides = a.position.window is not None or a.position.chunk is not None
+    length, heads = a.x.shape[1], a.rotated_q.shape[2]
+    size = _block_size(length, heads)
+    positions = jnp.arange(length)
+
+    def capture_block(start: Array) -> tuple[Array, Array, Array, Array]:
+        """Sums over queries, ``[N, T]`` and ``[N]``, then values of each, ``[N, size]``."""
+        seen = layer_logits(a, start=start, size=size)[0]
+        logits = layer_logits(a, hide=False, start=start, size=size)[0] if hides else seen
+        distances = start + positions[:size, None] - positions
+        weights = jax.nn.softmax(seen, axis=-1)
+        log_weights = jnp.log(jnp.where(weights > 0, weights, 1.0))
+        return (
+            sum_by_distance(logits, start),
+            jnp.where(distances >= 0, logits**2, 0.0).sum(axis=(-1, -2)),
+            jnp.where(weights > 0, -weights * log_weights, 0.0).sum(axis=-1),
+            (weights * jnp.maximum(distances, 0).astype(jnp.float32)).sum(axis=-1),
+        )
+
+    blocks = jax.lax.map(capture_block, jnp.arange(0, length, size))
+    profile, square, entropy, distance = blocks
     return WindowCapture(
         *(x[0].astype(jnp.float32) for x in (a.x, *_unrotated(a), a.rotated_q, a.rotated_k)),
-        profile=mean_by_distance(logits),
-        square=jnp.where(is_visible, logits**2, 0.0).sum(axis=(-1, -2)) / is_visible.sum(),
-        entropy=jnp.where(weights > 0, -weights * log_weights, 0.0).sum(axis=-1),
-        distance=(weights * jnp.maximum(distances, 0).astype(jnp.float32)).sum(axis=-1),
+        profile=profile.sum(axis=0) / np.arange(length, 0, -1),
+        square=square.sum(axis=0) / (length * (length + 1) / 2),
+        entropy=jnp.moveaxis(entropy, 0, 1).reshape(heads, length),
+        distance=jnp.moveaxis(distance, 0, 1).reshape(heads, length),
     )
+
+
+def _block_size(length: int, heads: int) -> int:
+    """The most queries whose logits fit into memory, in equal blocks.
+
+    >>> _block_size(8192, 9), _block_size(128, 4)
+    (512, 128)
+    """
+    most = max(1, LOGITS_IN_MEMORY // (heads * length))
+    return max(size for size in range(1, min(most, length) + 1) if length % size == 0)
 
 
 def observer(model: Transformer) -> Callable[[np.ndarray], WindowCapture]:
     """A function of one window of tokens ``[T]``, compiled once for each T.
 
-    Raises (when called):
-      ValueError: the logits of one layer exceed ``LOGITS_IN_MEMORY``.
+    Memory is that of the captures, ``[L, T, D]`` and such; logits are made in blocks of queries.
     """
     graphdef, params, constants = split(model)
-    heads = model.config.num_heads
 
     @jax.jit
     def forward(params, constants, tokens):
@@ -117,13 +152,6 @@ def observer(model: Transformer) -> Callable[[np.ndarray], WindowCapture]:
         return model.forward(tokens[None], positions, jnp.ones_like(positions), _capture_layer)[1]
 
     def observe(tokens: np.ndarray) -> WindowCapture:
-        length = len(tokens)
-        if heads * length**2 > LOGITS_IN_MEMORY:
-            most = int((LOGITS_IN_MEMORY / heads) ** 0.5)
-            raise ValueError(
-                f"a window of {length} tokens: all logits of {heads} heads are looked at together, "
-                f"and {most} tokens are the most that fit; give shorter lengths"
-            )
         capture = forward(params, constants, jnp.asarray(tokens, jnp.int32))
         return jax.tree.map(np.asarray, capture)
 

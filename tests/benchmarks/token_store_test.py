@@ -1,20 +1,42 @@
-"""The benchmark of token stores reads real stores."""
+"""The benchmark of token stores reads real stores, of both forms."""
+
+import json
 
 import numpy as np
 
 from benchmarks import token_store
+from fope_jax.data.array_record_cache import ArrayRecordCache
 from fope_jax.data.cache import make_cache
 from fope_jax.data.manifest import read_manifest
 
 
-def test_a_simulated_store_is_one_that_a_cache_reads(tmp_path, capsys, monkeypatch):
+def test_simulated_stores_are_read_as_real_ones(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(token_store, "SHARD_TOKENS", 2**16)
     monkeypatch.setattr(token_store, "_ROWS", {})
-    token_store.simulate(tmp_path, 400)
-    cache = make_cache(tmp_path, read_manifest(tmp_path), "train")
-    assert cache.num_documents == 400 and cache.num_shards > 2
-    number, starts = cache.document_starts(0, cache.num_tokens)
+    caches = []
+    for name, write in (("now", token_store.simulate), ("before", token_store.simulate_before)):
+        directory = tmp_path / name
+        directory.mkdir()
+        write(directory, 400)
+        caches.append(make_cache(directory, read_manifest(directory), "train"))
+    now, before = caches
+    assert isinstance(before, ArrayRecordCache) and not isinstance(now, ArrayRecordCache)
+    assert now.num_documents == before.num_documents == 400 and now.num_shards > 2
+    number, starts = now.document_starts(0, now.num_tokens)
     assert number == 0 and len(starts) == 400 and (np.diff(starts) >= 100).all()
-    assert not cache.tokens(60_000, 140_000).any()
-    assert token_store.main(["--read", str(tmp_path)]) == 0
-    assert '"documents": 400' in capsys.readouterr().out
+    np.testing.assert_array_equal(before.document_starts(0, before.num_tokens)[1], starts)
+    for cache in caches:
+        assert not cache.tokens(60_000, 140_000).any()
+    assert token_store.main(["read", str(tmp_path / "now")]) == 0
+    assert json.loads(capsys.readouterr().out)["documents"] == 400
+
+
+def test_processes_read_their_share(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(token_store, "BATCH_SIZE", 16)
+    options = ["--documents", "2e3", "--processes", "1", "4", "--scratch", str(tmp_path)]
+    token_store.main(["processes", *options])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[3].strip() for row in rows] == ["yes", "yes"]
+    one, four = (float(row[2]) for row in rows)
+    assert one / 6 < four < one / 2
+    assert not list(tmp_path.iterdir())

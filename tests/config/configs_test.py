@@ -30,6 +30,7 @@ def parameters(experiment) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(make)))
 
 
+@pytest.mark.fast("60m-512-c4", "180m-1024-books", "1200m-1024-c4")
 @pytest.mark.parametrize(
     ("size", "length", "data"), list(itertools.product(SIZES, [512, 1024], ["c4", "books"]))
 )
@@ -51,6 +52,18 @@ def test_each_of_the_papers_runs_builds_with_every_method(size, length, data):
             # Embeddings; per layer 4 projections, a SwiGLU of width 4 d and 2 norms; a last norm.
             expected = 2 * 50_304 * d + layers * (4 * d**2 + 3 * 4 * d**2 + 2 * d) + d
             assert parameters(experiment) == expected
+
+
+@pytest.mark.parametrize("data", ["c4", "c4-files", "dolma"])
+def test_the_papers_c4_ends_after_10_billion_tokens_whichever_copy(data):
+    experiment = build(f"{PAPER}:data={data}")
+    assert experiment.data.max_tokens == 10**10
+    # Its last update is the last whole batch of them.
+    assert experiment.train.steps == 10**10 // 524_288
+    assert (experiment.data.max_repeats, experiment.data.repeat_tokens) == (32, 13)
+    assert build(f"{PAPER}:data={data},repeats=0").data.max_repeats is None
+    assert ("dolma" in experiment.data.tokenizer) == (data == "dolma")
+    assert bool(experiment.data.tfds_data_dir) == (data == "c4")
 
 
 def test_the_batch_of_the_text_can_be_asked_for():

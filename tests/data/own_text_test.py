@@ -124,6 +124,7 @@ def test_a_run_of_an_older_version_reads_the_tokenizer_of_its_cache(own):
     assert measure("runs/a", protocols=["same-tokens"])
 
 
+@pytest.mark.slow  # trains three times
 def test_rebuilding_leaves_finished_runs_valid(own, caplog, capsys):
     """Evaluated, extended and trained on, each on the text of its beginning."""
     before = nats(measure("runs/a", *SHORT))
@@ -361,7 +362,12 @@ MISTAKES = {
     "parquet": (
         lambda own: write(own / "notes/c.parquet", b"PAR1"),
         [f"{NOTES}notes/*"],
-        "notes/c.parquet is neither .txt, .jsonl, .json nor one of these with .gz; pandas.read_par",
+        "notes/c.parquet is not a complete Parquet file",
+    ),
+    "a table": (
+        lambda own: write(own / "notes/c.csv", b"text"),
+        [f"{NOTES}notes/*"],
+        "c.csv is neither .txt, .jsonl, .json, one of these with .gz, nor .parquet; pandas.read_c",
     ),
     "latin-1": (
         lambda own: write(own / "notes/a.txt", "caf\xe9".encode("latin-1")),
@@ -371,7 +377,7 @@ MISTAKES = {
     "no files": (
         lambda own: write(own / "own.py", CONFIG.replace('("notes/*.txt",)', "()")),
         [],
-        "train_files = () with corpus = 'text'; accepted: globs of .txt, .jsonl or .json files",
+        "train_files = () with corpus = 'text'; accepted: globs of .txt, .jsonl, .json or .par",
     ),
     "no tokenizer": (
         lambda own: None,
@@ -419,6 +425,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_said_by_build_and_train(own, c
     assert told in (said := capsys.readouterr().err) and "--config.model.vocab_size=271" in said
 
 
+@pytest.mark.slow
 def test_training_names_corpus_tokenizer_and_cache(own, capsys):
     assert main(["train", "--config", "own.py", "--workdir", "runs/new"]) == 0
     said = capsys.readouterr().err

@@ -94,7 +94,20 @@ def test_a_batch_is_a_function_of_seed_and_step():
     assert loader.row_sources(4) == [{"window": 4}] and "0 to 2,048" in loader.summary
 
 
-RECORDED = [530, 750, 773, 973, 982]
+def test_a_process_draws_for_its_own_rows_what_one_process_draws_for_all():
+    """Rows that are not read have segment 0, so nothing is drawn for them."""
+    segments = np.repeat(SEGMENTS, 3, axis=0)
+    draw = PositionDraw(2048, "float", seed=4)
+    whole = draw(batch_of(segments), 7).positions
+    assert len({tuple(row) for row in whole}) == 6  # rows of the same documents are drawn apart
+    for rows in ([0, 3, 4], [5]):
+        own = np.zeros_like(segments)
+        own[rows] = segments[rows]
+        positions = draw(batch_of(own), 7).positions
+        np.testing.assert_array_equal(positions[rows], whole[rows])
+
+
+RECORDED = [32, 179, 806, 1091, 1130]
 
 
 @pytest.mark.parametrize(

@@ -9,5 +9,8 @@ class TableOfDocuments:
         first = int((starts <= start).sum()) - 1
         return first, starts[first : int((starts < stop).sum())]
 
+    def read_many(self, ranges):
+        return [self.tokens(start, stop) for start, stop in ranges]
+
     def document_name(self, number):
         return str(self.documents["name"][number])

@@ -1,14 +1,18 @@
 """However many processes tokenize, a cache has the same bytes, and goes on where it was."""
 
+import dataclasses
 import functools
 import gzip
 import json
 import os
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from fope_jax.data import build, cache, tokenized
+from fope_jax.data import build, cache, corpora, sources, tokenized
 from fope_jax.data.cache_directories import cache_directory
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.tokenizers import BytesTokenizer
@@ -45,15 +49,93 @@ def contents(config):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_a_cache_is_the_same_to_the_byte_for_one_process_and_for_two(mixed_config, tmp_path):
+def files_and_fingerprint(config):
+    """All files but the manifest, which says where large files were cut; the fingerprint."""
+    found = contents(config)
+    return found | {"manifest.json": json.loads(found["manifest.json"])["fingerprint"]}
+
+
+def test_a_cache_is_the_same_to_the_byte_for_one_process_and_for_two(
+    mixed_config, tmp_path, monkeypatch, story
+):
+    """For two, large files are cut: lines anywhere, Parquet at its row groups."""
+    texts = [story(40, seed=i) for i in range(9)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "d.parquet", row_group_size=2)
     fields = {"tokenizer": "sentencepiece", "vocab_size": 300}
-    one = mixed_config(cache_dir=str(tmp_path / "one"), **fields)
-    two = mixed_config(cache_dir=str(tmp_path / "two"), **fields)
+
+    def config(name):
+        made = mixed_config(cache_dir=str(tmp_path / name), **fields)
+        files = (*made.train_files, f"{tmp_path}/d.parquet")
+        return dataclasses.replace(made, train_files=files)
+
+    one, two = config("one"), config("two")
     build.build(one, workers=1)
+    monkeypatch.setattr(corpora, "PIECE_BYTES", 300)
     built = build.build(two, workers=2)["train"]
-    assert contents(one) == contents(two)
+    assert files_and_fingerprint(one) == files_and_fingerprint(two)
     assert len([name for name in contents(one) if name.endswith(".tokens")]) > 4
     assert built.summary["bad_documents"] == 1 and built.summary["empty_documents"] == 3
+    cut = {Path(s["path"]).name: len(s["pieces"]) for s in built.sources if "pieces" in s}
+    assert cut["a.jsonl"] == 3 and cut["d.parquet"] == 5 and len(cut) == 2
+
+
+def test_another_field_of_the_same_files_is_another_text(tmp_path, text_config):
+    """Also for parts that Beam left, and for runs that look for a cache by its fingerprint."""
+    line = json.dumps({"text": "one", "title": "two"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 3)
+    (tmp_path / "b.jsonl").write_text(line)
+    fields = {"train_files": f"{tmp_path}/a.jsonl", "validation_files": f"{tmp_path}/b.jsonl"}
+    configs = [
+        text_config(**{key: (value,) for key, value in fields.items()}, text_field=field)
+        for field in ("text", "title")
+    ]
+    text, title = (build.build(config)["train"] for config in configs)
+    assert text.tokenizer.decode(text.tokens(0, 3).tolist()) == "one"
+    assert title.tokenizer.decode(title.tokens(0, 3).tolist()) == "two"
+    assert text.fingerprint != title.fingerprint
+    contents = [sources.content_digest(cache.sources) for cache in (text, title)]
+    assert contents[0] != contents[1]
+
+
+def test_lines_are_cut_at_their_ends(tmp_path, monkeypatch):
+    """Lines of all lengths, blank ones, and a last one without an end."""
+    path = tmp_path / "a.jsonl"
+    lines = [json.dumps({"text": "x" * (37 * i % 90)}) if i % 7 else "" for i in range(200)]
+    path.write_text("\ufeff" + "\n".join(lines))
+    whole = list(corpora.read_file(path))
+    for size in (1, 100, 2000, 10**6):
+        monkeypatch.setattr(corpora, "PIECE_BYTES", size)
+        pieces = corpora.find_pieces(path, path.stat().st_size)
+        assert [d for piece in pieces for d in corpora.read_file(path, piece=piece)] == whole
+        if size == 1:
+            assert len(pieces) == 200
+        elif size < 10**6:
+            sizes = [piece.end - piece.begin for piece in pieces[:-1]]
+            assert len(sizes) > 2 and all(size <= n < size + 110 for n in sizes)
+        else:
+            assert pieces == [corpora.WHOLE]
+
+
+def test_a_build_that_cut_a_file_elsewhere_begins_again(mixed_config, monkeypatch, tmp_path):
+    """The documents of each part are counted, so the parts must be the same."""
+    config, whole = mixed_config(), mixed_config(cache_dir=str(tmp_path / "whole"))
+    build.build(whole, workers=1)
+    save, calls = build._save_state, []
+
+    def interrupt(*arguments):
+        save(*arguments)
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(build, "_save_state", interrupt)
+        build.build(config, workers=1)
+    monkeypatch.setattr(corpora, "PIECE_BYTES", 300)
+    for path in tmp_path.glob("cache/*.sources.json"):
+        path.unlink()
+    build.build(config, workers=1)
+    assert files_and_fingerprint(config) == files_and_fingerprint(whole)
 
 
 def test_an_error_in_a_worker_comes_out_as_it_was_raised(text_config, tmp_path):

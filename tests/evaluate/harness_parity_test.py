@@ -3,8 +3,10 @@
 Slow, and with a library that nothing else needs: pip install '.[harness]'.
 """
 
+import dataclasses
 import json
 import math
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,13 @@ import pytest
 
 from fope_jax.data.bos import Bos
 from fope_jax.data.tokenizers import BytesTokenizer
-from fope_jax.evaluate.harness import TextModel, harness_model, rolling_windows
+from fope_jax.evaluate.downstream.harness_tasks import (
+    PAPER_TASKS,
+    load_harness_tasks,
+    score_harness_task,
+)
+from fope_jax.evaluate.downstream.metrics import classification, f1, rouge_l
+from fope_jax.evaluate.harness import TextModel, harness_model, load_text_model, rolling_windows
 from tests.evaluate.harness_test import Pieces
 
 pytestmark = pytest.mark.slow
@@ -115,6 +123,97 @@ def test_tasks_of_every_kind_give_the_adapters_own_numbers(run, tmp_path, monkey
     assert bits > 3
 
 
+def test_tasks_and_groups_become_rows_of_their_items(run, tmp_path, monkeypatch):
+    """Sums over items, also of all tasks of a group, are the means that the harness gives."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    random = np.random.default_rng(1)
+    for name, count in (("choice", 7), ("other", 4)):
+        docs = [
+            {
+                "question": f"Question {i}: ".ljust(12 + 3 * i),
+                "choices": [" blue", " green and yellow", " x"],
+                "gold": int(random.integers(3)),
+            }
+            for i in range(count)
+        ]
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+        text = CHOICE.format(path=data).replace("local_choice", f"local_{name}")
+        (tmp_path / f"{name}.yaml").write_text(text)
+    (tmp_path / "group.yaml").write_text("group: both\ntask: [local_choice, local_other]\n")
+    (tmp_path / "writing.yaml").write_text(
+        WRITING.format(path=data).replace("{{written}}", "{{choices[gold]}}")
+    )
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    text_model = load_text_model(run)
+    rows = {}
+    for task in load_harness_tasks(["local_choice", "local_other", "both"], manager=manager):
+        (rows[task.name],) = score_harness_task(text_model, task)
+        assert json.loads(json.dumps(task.settings))["lm_eval"]
+    expected = lm_eval.simple_evaluate(
+        model=harness_model(run),
+        tasks=["local_choice", "local_other"],
+        task_manager=manager,
+        bootstrap_iters=0,
+    )["results"]
+    assert rows["local_choice"]["total"] == 7 and rows["both"]["total"] == 11
+    for metric in ("acc", "acc_norm"):
+        sums = {name: row["scores"][metric] for name, row in rows.items()}
+        for name in ("local_choice", "local_other"):
+            mean = sums[name][0] / rows[name]["total"]
+            assert mean == pytest.approx(expected[name][f"{metric},none"])
+        assert sums["both"][0] == sums["local_choice"][0] + sums["local_other"][0]
+        assert sums["both"][0] == sums["both"][1]  # scores of 0 and 1
+
+    (first,) = load_harness_tasks(["local_choice"], most=2, manager=manager)
+    (row,) = score_harness_task(dataclasses.replace(text_model, max_length=25), first)
+    assert (row["total"], row["truncated"]) == (2, 2)  # one choice is too long in both
+    (writing,) = load_harness_tasks(["local_writing"], manager=manager)
+    with pytest.raises(ValueError, match="gives 'local_writing' none of acc, acc_norm"):
+        score_harness_task(text_model, writing)
+    (tmp_path / "other.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"cannot read its task 'local_other': .*HF_HOME"):
+        load_harness_tasks(["local_other"], manager=manager)
+    with pytest.raises(ValueError, match="cannot read its task 'nowhere'"):
+        load_harness_tasks(["nowhere"], manager=manager)
+
+
+def test_the_papers_tasks_are_known_to_the_harness():
+    from lm_eval.tasks import TaskManager
+
+    assert set(PAPER_TASKS) <= set(TaskManager().all_tasks)
+
+
+def test_answers_are_scored_as_longbench_scores_them(monkeypatch):
+    """By the copy of its metrics in the harness; two of its libraries are not needed for these."""
+    for name in ("jieba", "fuzzywuzzy"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(fuzz=None))
+    from lm_eval.tasks.longbench import metrics as theirs
+
+    classes = ["City", "Other city", "State", "Date", "Number of something", "Other number"]
+    text = "the a an City Other city State. Date Number of something 1828, river's x. .. ok"
+    words = text.split()
+    random, different = np.random.default_rng(2), set()
+    for _ in range(400):
+        one, other = (" ".join(random.choice(words, random.integers(0, 14))) for _ in range(2))
+        name = str(random.choice(classes))
+        for ours, their in (
+            (f1(one, other), theirs.qa_f1_score(one, other)),
+            (rouge_l(one, other), theirs.rouge_score(one, other)),
+            (
+                classification(classes)(one, name),
+                theirs.classification_score(one, name, all_classes=classes),
+            ),
+        ):
+            assert ours == their
+            different.add(ours)
+    assert len(different) > 100
+
+
 def test_windows_are_those_of_the_harness():
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -155,7 +254,7 @@ def test_pairs_are_cut_where_the_harness_cuts_them(added):
         )
         request = SimpleNamespace(args=(context, target))
         ((before, scored),) = Theirs().loglikelihood([request], disable_tqdm=True)
-        mine = ours._encode(context, target, "")
+        mine = ours.encode_pair(context, target, "")
         whole = [1] * bool(added) + pieces.encode(context + target)
         if before and (not context or before + scored == whole):
             assert mine == (before, scored)

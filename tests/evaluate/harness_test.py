@@ -86,7 +86,7 @@ def scored_by(tokenizer, pairs, **settings):
     for pair in pairs:
         rows.clear()
         text = TextModel(score, None, tokenizer, max_length=None, **settings)
-        context, target = text._encode(*pair, "")
+        context, target = text.encode_pair(*pair, "")
         text.loglikelihood([pair])
         ((read, aims),) = rows
         assert [*read, aims[-1]] == context + target

@@ -12,7 +12,7 @@ from fope_jax.evaluate.generation import model_answerer
 from fope_jax.evaluate.retrieval import TrialGrid, check_trials, score_task
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.transformer import Transformer
-from fope_jax.position import FoPE
+from fope_jax.position import FoPE, RoPE, SelfExtend
 
 BYTES = BytesTokenizer()
 SERIES = TrialGrid(contexts=(200, 800), depths=(0.0, 0.5, 1.0), trials=6, seed=5)
@@ -154,6 +154,80 @@ def test_a_context_shorter_than_the_template_names_the_minimum():
         score(sees(9), task)
     with pytest.raises(ValueError, match="passkey_trials is 0; accepted: 1"):
         check_trials(task, SERIES._replace(trials=0))
+
+
+def finds_keys(window, calls):
+    """A model that knows the numbers within ``window`` tokens before the question."""
+
+    def answerer(prompts, answers, questions):
+        calls.append((prompts.shape, answers.shape, questions.shape))
+        written = np.full((*questions.shape[:2], answers.shape[3]), 7, np.int32)
+        nats = np.full(answers.shape, 2.0, np.float32)
+        for row, asked in np.ndindex(questions.shape[:2]):
+            context, question = BYTES.decode(prompts[row, -window:]), questions[row, asked]
+            _, found, rest = context.partition(BYTES.decode(question))
+            if found:
+                written[row, asked] = BYTES.encode(rest[: answers.shape[3]])
+                nats[row, asked, 0] = 0.25
+        return written, nats
+
+    return answerer
+
+
+def test_every_key_is_read_once_and_asked_at_its_own_depths():
+    task, calls = make_task("every_key", BYTES), []
+    series = SERIES._replace(contexts=(900,), depths=task.depths, trials=5)
+    rows = score(finds_keys(470, calls), task, series, batch_tokens=2_000)
+    assert [row["depth"] for row in rows] == list(task.depths)
+    # Five windows in rows of two; ten questions each; not fifty windows.
+    assert [[shape[:2] for shape in call] for call in calls] == [
+        [(2, 900 - len(" The number of the bridge is 12345")), (2, 10), (2, 10)]
+    ] * 3
+    assert [row["total"] for row in rows] == [5] * 10
+    assert [row["correct"] for row in rows] == [0] * 5 + [5] * 5
+    assert [row["first"] for row in rows] == [0] * 5 + [5] * 5
+    assert [row["rank_sum"] for row in rows] == [50] * 5 + [5] * 5
+
+
+def test_other_windows_have_other_keys():
+    task = make_task("every_key", BYTES)
+    series = SERIES._replace(contexts=(900,), depths=task.depths, trials=5)
+    windows = series.windows(task)
+    assert sorted(sum(windows, [])) == list(range(50))
+    numbers = [[series.draw(task, n, 900).answer_texts[0] for n in each] for each in windows]
+    assert len(set(sum(numbers, []))) == 50
+    alone = series.windows(make_task("multi_key", BYTES))
+    assert alone == [[number] for number in range(50)]
+
+
+@pytest.mark.parametrize(
+    "position",
+    [SelfExtend(RoPE(), window=8, group=3), pytest.param(FoPE(24), marks=pytest.mark.slow)],
+    ids=["self_extend", "fope"],
+)
+def test_questions_after_one_window_are_answered_as_after_their_own(position):
+    config = TransformerConfig(
+        vocab_size=259,
+        d_model=16,
+        num_layers=2,
+        num_heads=2,
+        mlp_dim=16,
+        init_std=0.6,
+        attention_block=32,
+    )
+    model = Transformer(config, position, rngs=nnx.Rngs(3))
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(0, 256, (2, 40), np.int32)
+    questions = rng.integers(0, 256, (2, 3, 5), np.int32)
+    answers = rng.integers(0, 256, (2, 3, 4, 6), np.int32)
+    answerer = model_answerer(model)
+    written, nats = map(np.asarray, answerer(prompts, answers, questions))
+    assert written.shape == (2, 3, 6) and nats.shape == (2, 3, 4, 6)
+    for number in range(3):
+        whole = np.concatenate([prompts, questions[:, number]], axis=1)
+        expected, losses = map(np.asarray, answerer(whole, answers[:, number]))
+        np.testing.assert_array_equal(written[:, number], expected)
+        np.testing.assert_allclose(nats[:, number], losses, rtol=1e-4, atol=1e-5)
 
 
 def test_a_real_model_is_decoded_and_ranked_as_its_full_logits_say():

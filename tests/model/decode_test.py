@@ -85,6 +85,7 @@ def both_ways(model, tokens):
     return read_in_pieces(model, tokens, PROMPT), whole
 
 
+@pytest.mark.fast("by_layer-mixed")
 @pytest.mark.parametrize(
     "label",
     [
@@ -112,6 +113,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["dynamic_ntk", pytest.param("longrope", marks=pytest.mark.slow)])
 def test_frequencies_that_follow_the_length_are_exact_as_far_as_they_can_be(label):
     """One layer at any length: all keys turn anew. More layers up to the original length of 12,
@@ -172,7 +174,19 @@ def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
     logits = jax.jit(lambda *rows: model(*rows))(read_all, positions, segments)
     np.testing.assert_array_equal(written, np.argmax(logits[:, 10:], axis=-1))
 
+    excluded = tuple({int(token) for token in written[:, 0]})
 
+    @jax.jit
+    def write_another(tokens, segments):
+        return greedy_decode(model, *prefill(model, tokens, segments, room=1), 1, excluded)
+
+    allowed = np.array(logits[:, 10])
+    allowed[:, excluded] = -np.inf
+    other = write_another(prompts, np.asarray(segments)[:, :11])
+    np.testing.assert_array_equal(other[:, 0], allowed.argmax(axis=-1))
+
+
+@pytest.mark.slow
 def test_samples_are_drawn_from_the_logits_of_the_uncached_model():
     """Also up to a token that ends a row, at any temperature and count with one program."""
     model, prompts, size, compiled = new_model(FoPE(8)), batch(2, 7), 6, []
@@ -223,6 +237,7 @@ def places(start, count, rows=2):
     return positions % VOCAB, positions, jnp.ones_like(positions)
 
 
+@pytest.mark.slow
 def test_a_full_cache_refuses_another_token():
     """Before anything is computed: one token too many, too many at once, and in greedy decoding."""
     model = new_model(RoPE(), num_layers=1)

@@ -23,7 +23,7 @@ def run_of(name, seed=0, *, recall=None, copy=None, perplexity=None, length=L, s
                     "kind": "retrieval",
                     "task": task,
                     **ids,
-                    "context": multiple * length,
+                    "context": round(multiple * length),
                     "depth": 0.5,
                     "correct": round(percent * TRIALS / 100),
                     "total": TRIALS,
@@ -38,7 +38,7 @@ def run_of(name, seed=0, *, recall=None, copy=None, perplexity=None, length=L, s
                 "protocol": "same-tokens",
                 "split": split,
                 **ids,
-                "context": multiple * length,
+                "context": round(multiple * length),
                 "scored_per_window": 32,
                 "windows": 10,
                 "nats": 320 * math.log(value),
@@ -65,6 +65,19 @@ FOPE = {1: 99, 2: 85, 4: 47}
 
 
 # ---------------------------------------------------------------------------- right
+
+
+def test_lengths_between_the_whole_multiples_are_said():
+    runs = [
+        run_of("rope", recall={0.5: 99, 1: 99, 1.5: 60, 2: 8}, perplexity={1: 20, 1.5: 34.6}),
+        run_of("yarn", perplexity={0.25: 25, 1: 20, 1.3: 20, 1.5: 20.2}),
+    ]
+    assert sentences(*runs)[:2] == [
+        "RoPE still answers 60% of recall at 1.5 times its training length, then 8% at twice; its "
+        "perplexity, 20.00 at its training length, is 73% higher at 1.5 times that.",
+        "yarn's perplexity, 20.00 at its training length, stays within 5% to 1.5 times that.",
+    ]
+    assert verdict(runs).table.columns == ["L", "1.5 L", "2 L"]
 
 
 def test_one_seed_of_two_methods_and_two_questions():
@@ -187,6 +200,18 @@ def test_trials_that_overlap_hold_no_difference():
         "difference holds."
     )
     assert "*" not in str(found.table)
+
+
+def test_answers_after_one_window_count_as_one_trial():
+    def star(windows):
+        runs = [run_of("rope", recall={1: 99, 2: 40}), run_of("fope", recall={1: 99, 2: 70})]
+        for row in (row for run in runs for row in run.rows if windows):
+            row["windows"] = windows
+        return "*" in str(verdict(runs).table)
+
+    assert star(windows=None)
+    assert star(windows=100)
+    assert not star(windows=20)
 
 
 def test_a_method_that_has_not_learned_is_compared_with_none():

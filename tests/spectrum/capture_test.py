@@ -9,7 +9,18 @@ from flax import nnx
 from fope_jax.model.config import TransformerConfig
 from fope_jax.model.layers import project_from_heads, rms_norm, swiglu
 from fope_jax.model.transformer import Transformer, merge, split
-from fope_jax.position import ALiBi, ByLayer, CoPE, FoPE, FoX, PoPE, RoPE, SlidingWindow
+from fope_jax.position import (
+    ALiBi,
+    ByLayer,
+    CoPE,
+    FoPE,
+    FoX,
+    LogitScaling,
+    PoPE,
+    RoPE,
+    SlidingWindow,
+)
+from fope_jax.spectrum import capture
 from fope_jax.spectrum.capture import layer_logits, mean_by_distance, observer
 
 METHODS = {
@@ -96,9 +107,19 @@ def test_attention_of_bias_alone_has_the_known_entropy_and_distance():
     np.testing.assert_allclose(seen.square[1], square, rtol=1e-4)
 
 
-def test_a_window_whose_logits_do_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"20000 tokens: all logits of 4 heads .* 8192 tokens are"):
-        observer(make(ALiBi()))(np.zeros(20_000, np.int32))
+@pytest.mark.parametrize(
+    "name", ["fox", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fope", "cope", "log n"))]
+)
+def test_logits_in_blocks_of_queries_are_those_of_the_whole_window(name, monkeypatch):
+    methods = METHODS | {"log n": (LogitScaling(RoPE(), training_length=8), {})}
+    method, changes = methods[name]
+    model, tokens = make(method, **changes), np.random.default_rng(0).integers(0, 50, 30)
+    whole = observer(model)(tokens)
+    monkeypatch.setattr(capture, "LOGITS_IN_MEMORY", 4 * 30 * 7)  # 7 queries; 6 divide 30
+    assert capture._block_size(30, 4) == 6
+    blocks = observer(model)(tokens)
+    for field, expected in whole._asdict().items():
+        np.testing.assert_allclose(getattr(blocks, field), expected, rtol=2e-5, atol=2e-6)
 
 
 def test_a_window_hides_keys_from_attention_and_not_from_the_profile():

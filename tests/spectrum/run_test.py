@@ -178,6 +178,15 @@ def test_methods_with_and_without_frequencies(method, known, tmp_path):
     assert bool(measured["pairs"]) == known
 
 
+def test_step_0_of_imported_weights_is_their_checkpoint(tmp_path):
+    workdir = save(tmp_path / "imported", "rope", drawn_from=4, steps=(0,))
+    (workdir / "run.json").write_text('{"imported": {}}')
+    measured = quiet(workdir, 0, multiples=(1,))
+    assert numbers(measured) == numbers(quiet(workdir, multiples=(1,)))
+    with pytest.raises(ValueError, match="has imported weights and did not begin untrained: mea"):
+        quiet(workdir, untrained=True)
+
+
 def test_what_cannot_be_measured_is_refused(rope, tmp_path):
     workdir, *_ = rope
     untrained = save(tmp_path / "untrained", "rope", steps=())

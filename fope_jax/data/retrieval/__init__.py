@@ -11,6 +11,7 @@ TASKS = (
     "multi_key",
     "multi_value",
     "multi_query",
+    "every_key",
     "variable_tracking",
     "common_words",
 )

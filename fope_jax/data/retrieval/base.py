@@ -31,22 +31,27 @@ class Trial(NamedTuple):
       tokens: ``[C]`` int32, prompt and answer.
       distractors: ``NUM_DISTRACTORS`` wrong answers, as tokens.
       answer_texts: the texts in the answer, if it is several.
+      question_length: tokens before the answer that trials of one window do not share.
     """
 
     tokens: np.ndarray
     answer_length: int
     distractors: tuple[np.ndarray, ...]
     answer_texts: tuple[str, ...] = ()
+    question_length: int = 0
 
 
 class Task:
     """A retrieval task; all randomness comes from the generator passed in.
 
     ``has_depth``: whether the needle has a depth, its share of the window's free tokens, 0 to 1.
+    ``depths``: those that one window is asked for in turn: with equal generators its trials differ
+    in question and answer alone. None where a window has one question, at any depth.
     """
 
     name: Any
     has_depth: ClassVar[bool] = True
+    depths: ClassVar[tuple[float, ...] | None] = None
 
     def min_length(self, rng: np.random.Generator, split: str) -> int:
         """Tokens of the shortest window that fits the trial ``rng`` would draw."""

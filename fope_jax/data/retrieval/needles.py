@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, Trial, check_trial_fits, split_of
-from fope_jax.data.retrieval.text_task import Pieces, TextTask, draw_numbers
+from fope_jax.data.retrieval.text_task import Pieces, TextTask, answer_tokens, draw_numbers
 
 NEEDLES = 4  # per window: keys, values, questions or variables
+KEYS = 1 + NUM_DISTRACTORS  # per window of every_key
 
 _WORD_LIST = """
 apple arrow basket bottle bridge candle castle circle cloud corner door engine farmer feather
@@ -106,6 +108,67 @@ class MultiQuery(MultiValue):
 
     def draw_words(self, rng: np.random.Generator) -> list[str]:
         return rng.choice(WORDS, NEEDLES, replace=False).tolist()
+
+
+class EveryKey(TextTask):
+    """Ten words have a number each, evenly spaced, and every one is asked for after one window.
+
+    A window is read once and then asked ten times, each time as if nothing had been asked before.
+    That is cheap where reading costs, but the ten trials share a haystack: they are less than ten
+    of other windows. The candidates are the numbers of the window, so a model that knows which
+    numbers there were, and not whose, ranks the right one by chance.
+
+    Questions have equally many tokens, and so have answers: words and numbers are chosen for it.
+    """
+
+    name: ClassVar[str] = "every_key"
+    depths: ClassVar[tuple[float, ...]] = tuple((i + 0.5) / KEYS for i in range(KEYS))
+
+    @cached_property
+    def words(self) -> list[str]:
+        """Words whose questions have equally many tokens; ValueError where fewer than ``KEYS``."""
+        lengths = [len(self.tokenizer.encode(_question(word))) for word in WORDS]
+        most = max(lengths, key=lengths.count)
+        words = [word for word, size in zip(WORDS, lengths, strict=True) if size == most]
+        if len(words) < KEYS:
+            raise ValueError(
+                f"{self.name} takes {KEYS} words whose questions have equally many tokens; "
+                f"with this tokenizer {len(words)} of {len(WORDS)} have; leave it out"
+            )
+        return words
+
+    def draw_pieces(self, rng: np.random.Generator, split: str, asked: int = 0) -> Pieces:
+        words = rng.choice(self.words, KEYS, replace=False).tolist()
+        numbers: list[int] = []
+        sizes: list[tuple[int, int]] = []  # tokens of question and answer
+        while len(numbers) < KEYS:
+            (number,) = draw_numbers(rng, 1, split)
+            question = _question(words[len(numbers)])
+            asked_for = answer_tokens(self.tokenizer, self.name, question, f" {number}", ())
+            size = (len(asked_for[0]), len(asked_for[1]))
+            if number not in numbers and size in (sizes or [size]):
+                numbers.append(number)
+                sizes = [size]
+        pairs = list(zip(words, numbers, strict=True))
+        return self.encode_pieces(
+            needles=[f"{_question(word)} {number}." for word, number in pairs],
+            depths=self.depths,
+            question=_question(words[asked]),
+            answer=f" {numbers[asked]}",
+            distractors=[f" {number}" for number in numbers if number != numbers[asked]],
+            answer_texts=[str(numbers[asked])],
+        )
+
+    def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
+        """Asks for the key at the one of ``depths`` that is next to ``depth``."""
+        asked = min(max(0, int(depth * KEYS)), KEYS - 1)
+        pieces = self.draw_pieces(rng, split, asked)
+        trial = self.place_pieces(pieces, rng, context, depth)
+        return trial._replace(question_length=len(pieces.question))
+
+
+def _question(word: str) -> str:
+    return f" The number of the {word} is"
 
 
 class VariableTracking(TextTask):

@@ -18,6 +18,7 @@ WITH_HAYSTACK = {
         needles.MultiKey,
         needles.MultiValue,
         needles.MultiQuery,
+        needles.EveryKey,
         needles.VariableTracking,
         needles.CommonWords,
     )

@@ -157,7 +157,12 @@ class TextTask(Task):
         return self.draw_pieces(rng, split).fixed
 
     def draw_trial(self, rng: np.random.Generator, context: int, depth: float, split: str) -> Trial:
-        pieces = self.draw_pieces(rng, split)
+        return self.place_pieces(self.draw_pieces(rng, split), rng, context, depth)
+
+    def place_pieces(
+        self, pieces: Pieces, rng: np.random.Generator, context: int, depth: float
+    ) -> Trial:
+        """The window with these pieces in a haystack that ``rng`` draws."""
         check_trial_fits(self.name, context, pieces.fixed, depth)
         room = context - pieces.fixed
         depths = [depth if needle_depth is None else needle_depth for needle_depth in pieces.depths]

@@ -5,7 +5,7 @@ import pytest
 
 from fope_jax.data.retrieval import TASKS, registry
 from fope_jax.data.retrieval.base import NUM_DISTRACTORS, split_of
-from fope_jax.data.retrieval.needles import NEEDLES, WORDS, CommonWords
+from fope_jax.data.retrieval.needles import KEYS, NEEDLES, WORDS, CommonWords, EveryKey
 from fope_jax.data.retrieval.registry import make_task
 from fope_jax.data.retrieval.text_task import FILLER, CorpusHaystack, NoiseHaystack
 from fope_jax.data.retrieval.token_tasks import Copy, Recall
@@ -13,6 +13,7 @@ from fope_jax.data.tokenizers import BytesTokenizer
 
 BYTES = BytesTokenizer()
 DEPTHS = (0.0, 0.4, 1.0)
+NEEDLE_TASKS = ("multi_key", "multi_value", "multi_query", "every_key", "variable_tracking")
 
 
 class Corpus:
@@ -54,7 +55,8 @@ def test_the_same_is_asked_at_every_length_and_depth(task):
         for depth in DEPTHS
     ]
     asked = {tuple(trial.tokens[-trial.answer_length :]) for trial in trials}
-    if not isinstance(task, Copy):  # what is asked of a copy is another part of the source
+    # What is asked of a copy is another part of the source, of every key another one.
+    if not isinstance(task, (Copy, EveryKey)):
         assert len(asked) == 1
     again = [task.draw_trial(rng(5), 600, 0.3, "test").tokens for _ in range(2)]
     np.testing.assert_array_equal(*again)
@@ -62,7 +64,7 @@ def test_the_same_is_asked_at_every_length_and_depth(task):
     assert (again[0] != other).any()
 
 
-@pytest.mark.parametrize("length", [300, 301])
+@pytest.mark.parametrize("length", [400, 401])
 def test_lessons_are_windows_with_answers(task, length):
     tokens, answers = task.draw_training_window(rng(1), length)
     assert tokens.shape == answers.shape == (length,)
@@ -157,6 +159,7 @@ def items(task, window):
     return {word.strip(".,") for word in text.split() if word.strip(".,").isdecimal()}
 
 
+@pytest.mark.fast("recall", "passkey", "multi_query", "common_words")
 def test_train_and_test_items_never_overlap(task):
     """Drawn from equal seeds, as the worst case is."""
     windows = [task.draw_training_window(rng(seed), 400)[0] for seed in range(150)]
@@ -183,9 +186,9 @@ def text_of(name, context=1200, haystack=None, seed=4, depth=0.5, tokenizer=BYTE
 
 def test_needles_are_whole_in_any_tokens_and_any_haystack(tokenizer):
     for haystack in (None, NoiseHaystack.from_tokenizer(tokenizer, " ...")):
-        for name in ("multi_key", "multi_value", "multi_query", "variable_tracking"):
+        for name in NEEDLE_TASKS:
             text, trial = text_of(name, 700, haystack, tokenizer=tokenizer)
-            question, _, answer = text.rpartition(" are " if name != "multi_key" else " is ")
+            question, _, answer = text.rpartition(" is " if name.endswith("_key") else " are ")
             found = [text.index(f" {part}") for part in trial.answer_texts]
             assert all(place < len(question) - 40 for place in found)
             assert [part for part in trial.answer_texts if part not in answer] == []
@@ -201,6 +204,39 @@ def test_the_needle_asked_for_stands_at_the_depth():
         others = [BYTES.decode(distractor) for distractor in trial.distractors]
         assert all(f" is{other}." in text for other in others[: NEEDLES - 1])
         assert not any(other in text for other in others[NEEDLES - 1 :])
+
+
+@pytest.mark.parametrize("haystack", [None, CorpusHaystack(Corpus())], ids=["noise", "corpus"])
+def test_every_key_is_asked_for_after_the_same_window(haystack, tokenizer):
+    tokenizer = tokenizer if haystack is None else BYTES
+    task = make_task("every_key", tokenizer, haystack)
+    for context in (800, 1601):
+        trials = [task.draw_trial(rng(3), context, depth, "test") for depth in task.depths]
+        ends = {(trial.question_length, trial.answer_length) for trial in trials}
+        ((asked, answer),) = ends  # one shape for all
+        windows = {trial.tokens[: context - asked - answer].tobytes() for trial in trials}
+        assert len(windows) == 1
+        text = tokenizer.decode(trials[0].tokens[: context - asked - answer])
+        places = []
+        for trial in trials:
+            sentence = tokenizer.decode(trial.tokens[-asked - answer :])
+            assert text.count(f"{sentence}.") == 1
+            places.append(text.index(sentence))
+            # The candidates are the ten numbers of the window.
+            numbers = [tokenizer.decode(wrong) for wrong in trial.distractors]
+            assert all(f"{number}." in text for number in numbers)
+            assert len({*numbers, *trial.answer_texts}) == KEYS
+        assert places == sorted(places)
+        free = len(text) - KEYS * len(sentence)
+        before = [place - i * len(sentence) for i, place in enumerate(places)]
+        np.testing.assert_allclose(np.array(before) / free, task.depths, atol=0.06)
+
+
+def test_every_key_needs_words_of_one_length(pieces):
+    odd = pieces(r".")
+    odd.encode = lambda text: list(range(WORDS.index(text.split()[4]) + 3))
+    with pytest.raises(ValueError, match=r"takes 10 words .* this tokenizer 1 of 44 have; leave"):
+        make_task("every_key", odd, NoiseHaystack(" .", (0,))).draw_pieces(rng(0), "test")
 
 
 def test_several_answers_are_in_the_order_of_their_needles():

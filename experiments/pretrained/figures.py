@@ -1,0 +1,154 @@
+"""Figures of the rows: `python -m experiments.pretrained figures`."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.pretrained.tables import Results, loss_by_position
+from experiments.pretrained.units import LENGTH, METHODS, TRAINED_AT, TRAININGS
+from fope_jax.report.plots import legend_below, mark_length, new_figure
+from fope_jax.report.styles import method_styles
+
+STRETCH = 2048  # targets of one point
+TOP = 7.5  # nats; curves that break leave the picture
+
+
+def _positions(values: np.ndarray) -> np.ndarray:
+    return STRETCH * (np.arange(len(values)) + 0.5)
+
+
+def loss_figure(results: Results) -> Any:
+    """Loss by position in one window, each method as it is, without training."""
+    figure, (axes,) = new_figure(8, 5)
+    rows = {
+        m: results.of("loss", method=m, text="books", context=2 * LENGTH, updates=0)
+        for m in METHODS
+    }
+    styles = method_styles(METHODS)
+    handles = {}
+    for method, of_method in rows.items():
+        if of_method:
+            values = np.mean([loss_by_position(row) for row in of_method], axis=0)
+            (handles[method],) = axes.plot(_positions(values), values, **styles[method]._asdict())
+    mark_length(axes, LENGTH)
+    axes.set_xlabel("position of the token in the window (tokens)")
+    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylim(top=TOP)
+    legend_below(figure, list(handles.values()), list(handles))
+    return figure
+
+
+def training_figure(results: Results) -> Any:
+    """Loss by position before and after each short training, one panel a training."""
+    names = [m for m in TRAININGS if results.of("training", method=m)]
+    columns = min(3, max(1, len(names)))
+    rows = max(1, math.ceil(len(names) / columns))
+    figure, panels = new_figure(3.2 * columns, 2.8 * rows, rows, columns, sharex=True, sharey=True)
+    control = results.of("loss", method="rope", text="books", context=2 * LENGTH, updates=0)
+    handles: dict[str, Any] = {}
+    for axes, method in zip(panels, names, strict=False):
+        curves: dict[str, tuple[Any, dict[str, Any]]] = {
+            "RoPE as it was": (control, {"color": "#777777", "linestyle": ":"}),
+            "changed, before training": (
+                results.of("loss", method=method, text="books", context=2 * LENGTH, updates=0),
+                {"color": "#D55E00", "linestyle": "--", "marker": "s"},
+            ),
+            "after training": (
+                [
+                    row
+                    for row in results.of("loss", method=method, context=2 * LENGTH, window=0)
+                    if row["updates"]
+                ],
+                {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+            ),
+        }
+        for label, (measured, style) in curves.items():
+            for row in measured[:1] if label != "after training" else measured:
+                values = loss_by_position(row)
+                (handles[label],) = axes.plot(_positions(values), values, markersize=4, **style)
+        for length in (TRAINED_AT, LENGTH):
+            axes.axvline(length, color="#999999", linewidth=1, linestyle="--", zorder=0)
+        axes.set_title(method, fontsize=10)
+        axes.set_ylim(top=TOP)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel("position of the token in the window (tokens)")
+    figure.supylabel("loss (nats a token)")
+    legend_below(figure, list(handles.values()), list(handles))
+    return figure
+
+
+def sizes_figure(results: Results) -> Any:
+    """Mean size of q and k by frequency and layer, as the paper's figure 7."""
+    (row, *_) = results.of("heads", method="rope", updates=0, context=LENGTH)
+    figure, panels = new_figure(9, 4.2, 1, 2, sharey=True)
+    theta, pairs = row["position"]["theta"], len(row["q_size"][0])
+    undertrained = sum(2 * math.pi * theta ** (i / pairs) > LENGTH for i in range(pairs))
+    for axes, name in zip(panels, ("q_size", "k_size"), strict=True):
+        sizes = np.asarray(row[name])
+        image = axes.imshow(sizes, origin="lower", aspect="auto", cmap="viridis", vmin=0)
+        axes.axvline(pairs - undertrained - 0.5, color="white", linewidth=1.5, linestyle="--")
+        axes.grid(False)
+        axes.set_title(f"|{name[0]}|, mean over tokens and heads", fontsize=10)
+        axes.set_xlabel("pair of dimensions, 0 turns fastest")
+        figure.colorbar(image, ax=axes, label="length of the pair")
+    panels[0].set_ylabel("layer")
+    return figure
+
+
+def heads_figure(results: Results) -> Any:
+    """Every head at both lengths: attention on the first token, its distance, and on the needle."""
+    rows = {
+        (row["method"], row["context"]): row for row in results.of("heads", updates=0, window=0)
+    }
+    before = rows["rope", LENGTH]
+    after: dict[str, tuple[Any, dict[str, Any]]] = {
+        "RoPE": (rows.get(("rope", 2 * LENGTH)), {"marker": "o", "color": "#0072B2"}),
+        "YaRN, factor 2": (rows.get(("yarn", 2 * LENGTH)), {"marker": "x", "color": "#D55E00"}),
+    }
+    figure, panels = new_figure(11, 4, 1, 3)
+    titles = {
+        "first": "share of attention on the first token",
+        "distance": "mean distance attended to, of the length",
+        "needle": "share on the needle when it is asked for",
+    }
+    handles: dict[str, Any] = {}
+    for axes, (name, title) in zip(panels, titles.items(), strict=True):
+        scale = (lambda x, n: x / n) if name == "distance" else (lambda x, n: x)
+        x = scale(_of_heads(before, name), LENGTH)
+        for label, (row, style) in after.items():
+            if row:
+                y = scale(_of_heads(row, name), 2 * LENGTH)
+                handles[label] = axes.scatter(x, y, s=18, linewidths=0.8, alpha=0.7, **style)
+        axes.axline((0, 0), slope=1, color="#999999", linewidth=1, linestyle="--")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(f"RoPE at {LENGTH:,} tokens")
+        axes.set_ylabel(f"at {2 * LENGTH:,} tokens")
+    legend_below(figure, list(handles.values()), list(handles))
+    return figure
+
+
+def _of_heads(row: dict[str, Any], name: str) -> np.ndarray:
+    values = np.asarray(row[name])
+    return (values.mean(axis=-1) if values.ndim == 3 else values).ravel()
+
+
+def write_figures(results: Results, directory: Path) -> list[Path]:
+    """Writes the figures whose rows are there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, make, kind in (
+        ("loss", loss_figure, "loss"),
+        ("training", training_figure, "training"),
+        ("sizes", sizes_figure, "heads"),
+        ("heads", heads_figure, "heads"),
+    ):
+        if results.of(kind):
+            path = directory / f"{name}.png"
+            make(results).savefig(path, dpi=110, metadata={"Software": None})
+            written.append(path)
+    return written

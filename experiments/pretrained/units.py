@@ -1,0 +1,163 @@
+"""What is measured, as a list of units in the order of their worth; a unit that is done is kept.
+
+A unit is one forward pass, one prefill with its questions, or one short training.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+LENGTH = 8192  # tokens that the model was trained on
+LONGEST = 4 * LENGTH
+SCORED = 4096  # windows end at least this many tokens apart
+PLACES = 6  # windows of a text that are chosen; how many are run is an argument
+
+# A method as `fope evaluate --as` takes it. A stretch is made for twice the length up to there, and
+# for four times beyond.
+METHODS = {
+    "rope": "same",
+    "yarn": "yarn:factor={factor}",
+    "fope": "fope",
+    "clip": "clip",
+    "ntk": "ntk_aware:factor={factor}",
+    "self_extend": "self_extend:window=1024,group={group}",
+    "dynamic_ntk": "dynamic_ntk:factor={factor}",
+    "pi": "pi:factor={factor}",
+    "llama3": "llama3:factor={factor}",
+    "rerope": "rerope:window=2048",
+    "log_n": "logit_scaling",
+}
+# Before a second training that has shorter windows: the floor of those windows, or no rotation.
+FLOORS = {
+    "clip-2048": "clip:training_length=2048",
+    "fope-2048": "fope:training_length=2048",
+    "fope-official-2048": "fope:preset=official,training_length=2048",
+    "drope": "drope",
+    "clip-4096": "clip:training_length=4096",
+    "fope-4096": "fope:training_length=4096",
+}
+MAIN = ("rope", "yarn", "clip", "fope")
+WELL_KNOWN = (*MAIN, "ntk", "self_extend")
+FAR_METHODS = ("rope", "yarn", "self_extend")
+
+TRAINED_AT = 2048
+UPDATES = 32  # of one window each
+TRAININGS = {  # name: method and knobs of `fope extend`
+    "clip-2048": ("clip", ()),
+    "rope": ("same", ()),
+    "fope-2048": ("fope", ()),
+    "yarn": ("yarn", ("position.factor=2",)),
+    "fope-official-2048": ("fope", ("position.preset=official",)),
+    "drope": ("drope", ()),
+    "clip-4096": ("clip", ("position.training_length=4096",)),
+    "clip": ("clip", (f"position.training_length={LENGTH}",)),
+    "fope": ("fope", (f"position.training_length={LENGTH}",)),
+}
+
+
+class Unit(NamedTuple):
+    """One measurement, or one training.
+
+    Attributes:
+      kind: "loss", "every_key", "heads" or "training".
+      method: of ``METHODS``, ``FLOORS`` or ``TRAININGS``.
+      text: what is read: "books" or "news"; of every_key the haystack, "noise" or "corpus".
+      context: tokens of the window.
+      window: its number; the same tokens, or questions, for all methods and contexts.
+      updates: of the short training before it; 0 is the model as it was published.
+      seed: of that training.
+    """
+
+    kind: str
+    method: str
+    text: str
+    context: int
+    window: int = 0
+    updates: int = 0
+    seed: int = 0
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The fields that tell its row from all others."""
+        return self._asdict()
+
+
+def variant_text(method: str, context: int) -> str:
+    """The variant of the checkpoint for a context, as `fope evaluate --as` takes it.
+
+    >>> variant_text("yarn", 16384), variant_text("yarn", 32768), variant_text("rope", 8192)
+    ('yarn:factor=2', 'yarn:factor=4', 'same')
+    """
+    is_far = context > 2 * LENGTH
+    known = METHODS | FLOORS
+    return known[method].format(factor=4 if is_far else 2, group=8 if is_far else 4)
+
+
+def losses(contexts: Iterable[int], methods: Iterable[str], **fields: Any) -> Iterator[Unit]:
+    """Losses on books; ``fields`` such as ``text="news"``."""
+    fields = {"text": "books"} | fields
+    for context, method in itertools.product(contexts, methods):
+        yield Unit("loss", method, context=context, **fields)
+
+
+def keys(
+    contexts: Iterable[int], haystacks: Iterable[str], methods: Iterable[str], **fields: Any
+) -> Iterator[Unit]:
+    """Ten keys in each haystack."""
+    for context, text, method in itertools.product(contexts, haystacks, methods):
+        yield Unit("every_key", method, text, context, **fields)
+
+
+def training(method: str, seed: int) -> Iterator[Unit]:
+    """A short training, and what the model has become; before it, at the same lengths."""
+    after = {"updates": UPDATES, "seed": seed}
+    yield Unit("training", method, "books", TRAINED_AT, **after)
+    yield from losses((2 * LENGTH, TRAINED_AT, LENGTH), [method], **after)
+    yield from keys((TRAINED_AT, 2 * TRAINED_AT), ("noise", "corpus"), [method], **after)
+    yield from keys((LENGTH,), ("noise",), [method], **after)
+    if seed == 0:
+        yield from losses((2 * LENGTH,), [method])
+        yield from keys((TRAINED_AT, 2 * TRAINED_AT), ("noise", "corpus"), [method])
+
+
+def all_units(windows: int = 1, seeds: int = 1) -> list[Unit]:
+    """Every unit once, what says most first."""
+    one, more, two = LENGTH, LENGTH * 3 // 2, 2 * LENGTH
+    first, second = list(TRAININGS)[:2], list(TRAININGS)[2:6]
+    rounds: list[Iterable[Unit]] = [
+        losses([two], MAIN),
+        keys([one], ["noise"], ["rope"]),
+        keys([two], ["noise"], ["rope", "yarn"]),
+        losses([two], METHODS),
+        *(training(method, 0) for method in first),
+        [Unit("heads", "rope", "corpus", context) for context in (one, two)],
+        keys([two, one], ["noise"], WELL_KNOWN),
+        losses([one], METHODS),
+        *(training(method, 0) for method in second),
+        [Unit("heads", "yarn", "corpus", two)],
+        keys([two], ["corpus"], WELL_KNOWN),
+        losses([more], MAIN),
+        losses([LONGEST], FAR_METHODS),
+        # ---------------------------------------------------- about five hours of two cores to here
+        losses([two, one], METHODS, text="news"),
+        keys([two, one], ["noise", "corpus"], METHODS),
+        losses([more], METHODS),
+        *(training(method, seed) for seed in range(seeds) for method in TRAININGS),
+        keys([more], ["noise", "corpus"], METHODS),
+        losses([LONGEST], METHODS),
+    ]
+    for window in range(1, windows):
+        rounds.append(losses([two, one], METHODS, window=window))
+        rounds.append(keys([two, one], ["noise", "corpus"], METHODS, window=window))
+    return list(dict.fromkeys(itertools.chain.from_iterable(rounds)))
+
+
+def core_seconds(unit: Unit) -> float:
+    """A rough cost, from what was measured on a CPU with AVX2 (36 GFLOP/s a core in float32)."""
+    tokens = unit.context
+    forward = tokens * (0.0075 + 0.9e-6 * tokens)
+    if unit.kind == "training":
+        return unit.updates * 3 * forward + 20 * forward
+    return forward * (1.15 if unit.kind == "every_key" else 1.0)

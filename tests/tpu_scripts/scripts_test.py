@@ -417,6 +417,7 @@ def gcloud(tmp_path):
 MADE = {"create": 1, "install": 1, "scp": 1, "launch": 1}  # a slice with a run on it
 
 
+@pytest.mark.fast("SUSPENDED-becomes0-did0")
 @pytest.mark.parametrize(
     ("state", "becomes", "did"),
     [
@@ -435,6 +436,7 @@ def test_resume_brings_a_lost_slice_back(gcloud, state, becomes, did):
     assert "starting it again (1 of 20)" in result.said and "(2 of 20)" not in result.said
 
 
+@pytest.mark.slow
 def test_resume_begins_with_no_slice_at_all(gcloud):
     gcloud.has(None)
     result = gcloud.resume("--limit", "1")
@@ -503,6 +505,7 @@ def test_hosts_that_do_not_all_answer_change_nothing(gcloud, fault):
     assert "the hosts could not be asked (" in result.said
 
 
+@pytest.mark.slow
 def test_no_number_of_such_looks_changes_anything(gcloud):
     """One fault of each kind; all of them are tried alone in the two tests above."""
     looks, asks = ["auth", "project", "half a word", "killed"], ["auth", "one slice left out"]
@@ -896,6 +899,7 @@ def test_local_passes_signals_on(number, code):
     assert rest.count(f"got {number.name[3:]}") == 2
 
 
+@pytest.mark.slow  # tests/processes has it without the script
 def test_local_starts_jax_processes_that_meet(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

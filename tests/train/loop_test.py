@@ -89,7 +89,7 @@ def interrupted(half_done, tmp_path):
 @pytest.mark.parametrize("damage", [False, True])
 def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrupted, runs, damage):
     before = read_rows(interrupted / "metrics.jsonl")
-    assert before[-1]["step"] == 9
+    assert max(row["step"] for row in before) == 9
     if damage:
         files = (interrupted / "checkpoints/8").glob("params/**/*")
         payload = max(files, key=lambda p: p.stat().st_size)
@@ -109,11 +109,13 @@ def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrup
     assert clock == sorted(set(clock)), "it goes on"
 
 
+@pytest.mark.slow  # step_test compares its gradients
 def test_accumulation_trains_the_same_model(finished, runs, tmp_path):
     train(runs.experiment(accumulate=2), tmp_path)
     np.testing.assert_allclose(runs.losses(tmp_path), runs.losses(finished), rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_windows_pass_their_positions_once_and_train_the_same_model(runs, tmp_path, monkeypatch):
     def windows():
         return build_experiment(runs.values(runs.data | {"packing": "windows"}, steps=4))
@@ -268,6 +270,7 @@ def curriculum(runs, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_lengths_one_after_the_other_keep_the_tokens_of_an_update(curriculum, runs):
     rows = [row for row in read_rows(curriculum / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["step"] for row in rows] == [3, 5, 6, 9, 12], "a stage ends a row"

@@ -10,6 +10,7 @@ With a REQUEST as its argument the program is that training itself.
 
     argv          of `fope`
     log           file for what it says, on both streams
+    environment   variables, beside those of the nursery
     pace          seconds that each batch takes to come
     nan_at        steps whose loss is no number
     shuffled_at   steps whose targets are drawn at random
@@ -96,6 +97,7 @@ def serve() -> None:
 
 def run(request: Request) -> int:
     """Prepares what goes wrong, and trains; returns the exit code."""
+    os.environ.update(request.get("environment", {}))
     if "log" in request:
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)

@@ -56,13 +56,21 @@ def scratch() -> Path:
     made = Path(tempfile.mkdtemp(prefix="fope-faults-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     made.chmod(0o755)  # a training without rights reads it too
+    make_corpus(made)
+    (made / "config.py").write_text(CONFIG.format(made, STEPS, SAVE_EVERY))
+    build_cache(made / "config.py")
+    return made
+
+
+def make_corpus(directory: Path) -> None:
     rng = np.random.default_rng(0)
     for name, count in (("train0", 900), ("train1", 700), ("validation", 200)):
-        (made / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, count)))
-    (made / "config.py").write_text(CONFIG.format(made, STEPS, SAVE_EVERY))
-    build = [sys.executable, "-m", "fope_jax.main", "data", "build", "--config"]
-    subprocess.run([*build, made / "config.py"], check=True, capture_output=True, cwd=ROOT)
-    return made
+        (directory / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, count)))
+
+
+def build_cache(config: Path) -> None:
+    build = [sys.executable, "-m", "fope_jax.main", "data", "build", "--config", config]
+    subprocess.run(build, check=True, capture_output=True, cwd=ROOT)
 
 
 def config() -> str:

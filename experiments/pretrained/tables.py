@@ -172,4 +172,5 @@ def all_tables(results: Results) -> str:
         "Keys in books after training": key_table(results, "corpus", updates=UPDATES),
         "Heads": head_table(results),
     }
-    return "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
+    filled = {title: table for title, table in parts.items() if table.count("\n") > 1}
+    return "\n\n".join(f"## {title}\n\n{table}" for title, table in filled.items())

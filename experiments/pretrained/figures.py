@@ -38,7 +38,7 @@ def loss_figure(results: Results) -> Any:
     handles = {}
     for method, of_method in rows.items():
         if of_method:
-            values = np.mean([loss_by_position(row) for row in of_method], axis=0)
+            values = np.mean([loss_by_position(row, STRETCH) for row in of_method], axis=0)
             (handles[method],) = axes.plot(_positions(values), values, **styles[method]._asdict())
     mark_length(axes, LENGTH)
     _token_axis(axes)
@@ -75,7 +75,7 @@ def training_figure(results: Results) -> Any:
         }
         for label, (measured, style) in curves.items():
             for row in measured[:1] if label != "after training" else measured:
-                values = loss_by_position(row)
+                values = loss_by_position(row, STRETCH)
                 (handles[label],) = axes.plot(_positions(values), values, markersize=4, **style)
         for length in (TRAINED_AT, LENGTH):
             axes.axvline(length, color="#999999", linewidth=1, linestyle="--", zorder=0)

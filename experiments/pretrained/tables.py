@@ -31,13 +31,13 @@ class Results:
         return sorted(rows, key=lambda row: (row["seed"], row["window"]))
 
 
-def last_loss(row: Row, tokens: int = SAME) -> float:
+def last_loss(row: Row, tokens: int) -> float:
     """Nats a token of the last ``tokens`` targets of a window."""
     blocks = tokens // row["block"]
     return sum(row["nats"][-blocks:]) / sum(row["tokens"][-blocks:])
 
 
-def loss_by_position(row: Row, tokens: int = SAME) -> np.ndarray:
+def loss_by_position(row: Row, tokens: int) -> np.ndarray:
     """Nats a token of each stretch of ``tokens`` targets."""
     size = tokens // row["block"]
     nats, count = (np.reshape(row[name], (-1, size)).sum(axis=1) for name in ("nats", "tokens"))
@@ -85,7 +85,9 @@ def loss_table(results: Results, text: str) -> str:
             results.of("loss", method=method, text=text, context=c, updates=0) for c in contexts
         ]
         if any(cells):
-            rows.append([method, *(_mean([last_loss(row) for row in cell]) for cell in cells)])
+            rows.append(
+                [method, *(_mean([last_loss(row, SAME) for row in cell]) for cell in cells)]
+            )
     return markdown(["method", *(f"{context:,}" for context in contexts)], rows)
 
 
@@ -131,7 +133,7 @@ def training_table(results: Results) -> str:
             )
             before = results.of("loss", method=method, context=2 * LENGTH, updates=0, text="books")
             cells = [
-                " ".join(f"{x:.2f}" for x in loss_by_position(each[0])) if each else ""
+                " ".join(f"{x:.2f}" for x in loss_by_position(each[0], SAME)) if each else ""
                 for each in (before, after)
             ]
             label = f"{method}, seed {row['seed']}"

@@ -16,6 +16,9 @@ HARNESS := tests/evaluate/harness_parity_test.py
 .PHONY: install clean docs
 .DEFAULT_GOAL := help
 
+# Where it is set, every program would compile the package's sources anew at its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 help:
 	@echo "make demo       in five minutes: which of four methods finds and reads beyond its training"
 	@echo "                length? Prints the verdict; writes $(RUNS)/report/index.html"
@@ -37,7 +40,8 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[data,dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[data,dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip would, on one core
 	@touch $@
 
 # Recall and books with four methods, two runs at once, each on half of the cores. Compiled programs
@@ -94,6 +98,7 @@ faults: $(INSTALLED)
 	$(BIN)/python -m tests.faults
 
 slow-test: $(INSTALLED)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[notebooks]'
 	$(BIN)/pytest -m slow $(PARITY:%=--ignore=%) --ignore=$(HARNESS)
 
 # With the TPU compiler installed jax would look for a TPU.
@@ -120,6 +125,7 @@ beam-test:
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck -x -P tpu_scripts tpu_scripts/*.sh tpu_scripts/on_host/*.sh
 	$(BIN)/pyright
 
 # Warnings are errors; links and anchors are checked.

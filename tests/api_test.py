@@ -109,6 +109,7 @@ def test_folders_are_functions_too():
 # ---------------------------------------------------------------------------- the story
 
 
+@pytest.mark.slow  # trains, extends, scores; tests/notebooks_test.py has the like
 def test_the_story_of_a_notebook(run, tmp_path, capfd):
     again = fj.train(CONFIG, run.workdir)  # finished: returned at once
     loaded = fj.load(run.workdir)
@@ -148,6 +149,7 @@ def test_verbose_says_what_is_done(run, capfd):
 # ---------------------------------------------------------------------------- what a run computes
 
 
+@pytest.mark.slow
 def test_logits_and_loss_are_those_of_the_model(run):
     tokens = np.random.default_rng(0).integers(0, 259, (2, 9))
     positions = np.arange(9)[None]
@@ -161,6 +163,7 @@ def test_logits_and_loss_are_those_of_the_model(run):
     assert run.loss(tokens) == pytest.approx(nats.mean(), rel=1e-5)
 
 
+@pytest.mark.slow  # tests/model/decode_test.py has it
 def test_greedy_is_the_argmax_of_full_forward_passes(run, monkeypatch):
     prompt = [5, 200, 17]
     written = run.generate(prompt, max_new_tokens=6)
@@ -304,6 +307,7 @@ def test_a_missing_token_cache_is_built(monkeypatch):
     assert calls == ["run", "build", "run"]
 
 
+@pytest.mark.slow  # trains twice
 def test_an_extension_without_text_is_compared_on_tasks_that_were_not_trained(run, tmp_path):
     assert 2 * run.experiment.train.steps < UNSEEN_STEP
     longer = fj.extend(run, "same", 32, tmp_path / "same", train_steps=1)
@@ -314,6 +318,7 @@ def test_an_extension_without_text_is_compared_on_tasks_that_were_not_trained(ru
 # ---------------------------------------------------------------------------- weights
 
 
+@pytest.mark.slow
 def test_a_hugging_face_directory_is_a_run_too(run, tmp_path, capfd):
     directory, tokens = tmp_path / "weights", [3, 1, 4, 1, 5]
     export_run(run.workdir, directory)
@@ -338,6 +343,7 @@ def test_a_hugging_face_directory_is_a_run_too(run, tmp_path, capfd):
 # ---------------------------------------------------------------------------- fope generate
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_function_does(run, capsys):
     assert main(["generate", str(run.workdir), "It was", "--max-new-tokens", "8"]) == 0
     assert capsys.readouterr().out == f"It was{run.generate('It was', 8)}\n"

@@ -74,10 +74,10 @@ def succeed(*arguments: str) -> str:
     return said
 
 
-def rows(workdir: str, kind: str = "train") -> list[list[float]]:
-    names = ("step", "nats", "tokens", "grad_norm") if kind == "train" else ("context", "nats")
+def rows(workdir: str) -> list[list[float]]:
+    names = ("step", "nats", "tokens", "grad_norm")
     found = read_rows(as_path(workdir) / "metrics.jsonl")
-    return [[row[name] for name in names] for row in found if row["kind"] == kind]
+    return [[row[name] for name in names] for row in found if row["kind"] == "train"]
 
 
 def start(bucket: str, scratch: Path) -> NoReturn:
@@ -94,9 +94,7 @@ def start(bucket: str, scratch: Path) -> NoReturn:
     again = succeed("data", "build", "--config", config)
     local = str(scratch / "local")
     succeed("train", "--config", config, "--workdir", local)
-    succeed("evaluate", "--run", local)
     found = {"built": built, "again": again, "train": rows(local)}
-    found["perplexity"] = rows(local, "perplexity")
     (scratch / "start.json").write_text(json.dumps(found))
 
     steps, share = iter(range(100)), loop.share_positions
@@ -112,13 +110,11 @@ def start(bucket: str, scratch: Path) -> NoReturn:
 
 
 def resume(bucket: str, scratch: Path) -> dict[str, Any]:
-    """Goes on with that run, evaluates it, and then damages what it left."""
+    """Goes on with that run, and then damages what it left."""
     config, run = str(scratch / "config.py"), f"{bucket}/runs/x"
     found: dict[str, Any] = {"rows_of_the_killed": rows(run)}
     found["resumed"] = succeed("train", "--config", config, "--workdir", run)
     found["train"] = rows(run)
-    succeed("evaluate", "--run", run)
-    found["perplexity"] = rows(run, "perplexity")
     found["files"] = list(list_file_sizes(as_path(run)))
 
     found["another_config"] = fope(

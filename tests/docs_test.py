@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate import links, methods, notebooks, reference
+from docs.generate import links, methods, notebooks, paper_run, reference
 from fope_jax.command_line.parser import build_parser
 from fope_jax.config import load_config
 from fope_jax.config.files import SHIPPED
@@ -112,6 +112,22 @@ def test_the_reference_has_every_verb_and_section():
     assert {"fope", "fope train", "fope data build", "fope plan"} <= set(verbs)
     for key in ("`train.steps`", "`mesh.context`", "`evaluate.protocols`", "`position.method`"):
         assert f"| {key} |" in pages["reference/configuration.md"]
+
+
+def test_the_page_of_the_papers_run_is_what_the_plan_says():
+    """Its numbers are those of today's plan, configuration and inputs; two of them by hand."""
+    text = paper_run.PAGE.read_text(encoding="utf-8")
+    assert text == paper_run.page() + "\n", "python -m docs.generate.paper_run writes it again"
+    # 10 B tokens in steps of 1,024 x 512 are 19,073; fope plan: 0.2512391 s each by memory traffic.
+    training = 19_073 * 0.2512391 / 3600
+    (row,) = re.findall(r"^\| training \| 19,073 updates \|(.*)\|$", text, flags=re.MULTILINE)
+    cells = [cell.strip() for cell in row.split("|")]
+    dollars = [f"${2 * training * price:.2f}" for price in (19.2, 3.92)]
+    assert cells == [f"{training:.2f}", f"{2 * training:.2f}", *dollars]
+    # The rows of a table add up to its last.
+    table = text[text.index("| part |") : text.index("The build needs")]
+    hours = [float(line.split("|")[4]) for line in table.splitlines()[2:] if line.strip()]
+    assert abs(sum(hours[:-1]) - hours[-1]) < 0.01 * len(hours)
 
 
 def test_links_on_the_site():

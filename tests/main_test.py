@@ -217,6 +217,7 @@ def import_command(config: str, checkpoint: Path, workdir: Path) -> list[str]:
     ]
 
 
+@pytest.mark.slow  # tests/interop has it without the command
 def test_a_checkpoint_of_hugging_face_becomes_a_run_and_a_checkpoint_again(
     config, checkpoint, tmp_path, capsys
 ):
@@ -291,6 +292,7 @@ def test_weights_without_a_tokenizer_ask_for_one(checkpoint, unbroken, tmp_path,
     assert "30 and --step 50: leave one out" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # tests/spectrum/run_test.py has it without the command
 def test_the_spectra_of_a_run_are_measured_and_shown(unbroken, capsys):
     command = ["spectrum", str(unbroken), "--lengths", "2", "--windows", "2"]
     assert main([*command, "--untrained"]) == 0
@@ -466,6 +468,7 @@ def test_errors_about_methods_are_one_line(tmp_path, monkeypatch, capsys, argume
     assert len(shown) == 1 and shown[0].startswith("fope: ") and message in shown[0]
 
 
+@pytest.mark.slow  # tests/gallery draws them without the command
 def test_a_gallery_of_the_methods_named(tmp_path, capsys):
     out = tmp_path / "gallery"
     assert main(["gallery", "-o", str(out), "--methods", "alibi", "nope"]) == 0
@@ -491,6 +494,7 @@ def test_help_and_a_report_need_no_jax():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error():
     """As in ``fope methods | head``."""
     command = [sys.executable, "-m", "fope_jax.main", "methods"]

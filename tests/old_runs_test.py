@@ -18,7 +18,7 @@ from fope_jax.main import main
 
 ARCHIVE = Path(__file__).parent / "goldens" / "old_runs.tar.xz"
 NAMES = ("cope", "fope", "fope_32", "mixed", "partial", "scaled_alibi", "t5_fire")
-SLOW = {"cope", "partial", "scaled_alibi", "t5_fire"}  # `mixed` shows most of what they do
+FAST = "mixed"  # shows most of what the others do
 JSON = ("config.json", "run.json", "lineage.json", "metrics.jsonl")
 
 
@@ -46,11 +46,8 @@ def perplexities(run):
     }
 
 
-def some_slow(names):
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
-
-
-@pytest.mark.parametrize("name", some_slow(NAMES))
+@pytest.mark.fast(FAST)
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_and_numbers_are_those_of_then(old, tmp_path, name):
     run = tmp_path / name
     shutil.copytree(old / "runs" / name, run)
@@ -63,7 +60,8 @@ def test_weights_and_numbers_are_those_of_then(old, tmp_path, name):
         assert math.isclose(after[key], nats, rel_tol=1e-6), key
 
 
-@pytest.mark.parametrize("name", some_slow(["mixed", "t5_fire"]))
+@pytest.mark.fast(FAST)
+@pytest.mark.parametrize("name", ["mixed", "t5_fire"])
 def test_an_old_run_goes_on(old, tmp_path, name):
     """From the checkpoint of step 4, to the losses that it had without the stop."""
     run = tmp_path / name
@@ -80,6 +78,7 @@ def test_an_old_run_goes_on(old, tmp_path, name):
         assert math.isclose(after[step], nats, rel_tol=1e-6), step
 
 
+@pytest.mark.slow
 def test_an_old_run_is_extended(old, tmp_path):
     """With YaRN to 32 tokens, to the numbers of the extension that older code made of it."""
     run = tmp_path / "fope_32"
@@ -94,6 +93,7 @@ def test_an_old_run_is_extended(old, tmp_path):
         assert math.isclose(after[step], nats, rel_tol=1e-6), step
 
 
+@pytest.mark.slow
 def test_old_rows_are_reported(old, tmp_path):
     runs = [str(old / "runs" / name) for name in NAMES]
     assert main(["report", *runs, "-o", str(tmp_path)]) == 0

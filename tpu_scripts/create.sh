@@ -14,6 +14,13 @@
 #   --timeout SECONDS     how long to wait here (86400); the request stays in the queue
 #   --poll SECONDS        between two looks (60)
 #   --look SECONDS        that gcloud gets to answer one of them (60)
+#   --service-account EMAIL  that the hosts act as, in buckets too (the project's default one)
+#   --network NETWORK, --subnetwork SUBNETWORK
+#   --internal-ips        the hosts get no external addresses; they then need Cloud NAT to install,
+#                         and the other scripts --internal-ip or --tunnel-through-iap
+#   --data-disk source=projects/P/zones/Z/disks/D,mode=read-only
+#                         a disk of each host; may be given again. Several hosts can only read one
+#   --startup-script FILE that root runs at every start of a host, such as to mount the disk
 #   --project PROJECT     gcloud's own default where not given
 #   --dry-run             prints the commands and runs none
 #   --help
@@ -24,8 +31,12 @@
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 accelerator='' runtime='' slices=1 spot='' reserved='' valid_for='' timeout=86400 poll=60 look=60
-values=(accelerator runtime slices valid_for timeout poll look)
-flags=(spot reserved)
+# shellcheck disable=SC2034 # read by their names
+service_account='' network='' subnetwork='' internal_ips='' startup_script='' data_disk=()
+values=(accelerator runtime slices valid_for timeout poll look service_account network subnetwork
+  startup_script)
+lists=(data_disk)
+flags=(spot reserved internal_ips)
 parse "$@"
 require name zone accelerator
 count slices
@@ -33,6 +44,11 @@ count timeout
 count poll
 count look
 [[ $spot && $reserved ]] && fail "--spot and --reserved exclude each other"
+[[ ! $startup_script || -f $startup_script ]] || fail "--startup-script '$startup_script' is no file"
+for disk in "${data_disk[@]}"; do
+  [[ ,$disk =~ ,source=projects/[^/]+/(zones|regions)/[^/]+/disks/[^,]+ ]] ||
+    fail "--data-disk '$disk'; accepted: source=projects/P/zones/Z/disks/D,mode=read-only"
+done
 
 if [[ -z $runtime ]]; then
   case $accelerator in
@@ -55,5 +71,11 @@ fi
 [[ $spot ]] && command+=(--spot)
 [[ $reserved ]] && command+=(--reserved)
 [[ $valid_for ]] && command+=(--valid-until-duration="$valid_for")
+for key in service_account network subnetwork; do
+  [[ ! ${!key} ]] || command+=("--${key//_/-}=${!key}")
+done
+[[ $internal_ips ]] && command+=(--internal-ips)
+for disk in "${data_disk[@]}"; do command+=(--data-disk="$disk"); done
+[[ $startup_script ]] && command+=(--metadata-from-file="startup-script=$startup_script")
 run "${command[@]}" || exit 3
 wait_until_active "$timeout" "$poll" "$look"

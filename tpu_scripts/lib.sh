@@ -9,6 +9,7 @@
 #   within    runs a command that gets no terminal and a limited time
 #   question  the same for a command whose answer is used
 #   state     the state of the queued resource
+#   on_hosts  runs a command on every host, and fails where one of them has not done it
 #
 # Every gcloud command has --quiet, no standard input and a time limit: one that waits for an answer
 # to a prompt, or for a network that is gone, would stop the script that waits for it.
@@ -19,11 +20,15 @@ if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 501)); then
 fi
 set -euo pipefail
 
-name='' zone='' project='' dry_run=''
+# `parse` sets these by their names.
+# shellcheck disable=SC2034
+name='' zone='' project='' dry_run='' internal_ip='' tunnel_through_iap=''
 rest=()   # what follows --
 values=() # options of the calling script that take a value
-flags=()  # options of the calling script that take none
+lists=()  # those that may be given again and again; an array each
+flags=()  # those that take none
 common_values=(name zone project)
+common_flags=(dry_run internal_ip tunnel_through_iap)
 
 usage() { sed -n '2,/^[^#]/{/^#/!q;s/^# \{0,1\}//p;}' "$0"; }
 
@@ -40,7 +45,7 @@ among() {
 }
 
 parse() {
-  local option key
+  local option key value
   while (($#)); do
     option=$1
     shift
@@ -53,28 +58,30 @@ parse() {
         rest=("$@")
         return
         ;;
-      --dry-run)
-        dry_run=1
-        continue
-        ;;
       --*) ;;
       *) fail "unknown argument '$option'; see --help" ;;
     esac
     key=${option#--}
     key=${key%%=*}
     key=${key//-/_}
-    if among "$key" ${flags[@]+"${flags[@]}"} && [[ $option != *=* ]]; then
+    if among "$key" "${common_flags[@]}" "${flags[@]}" && [[ $option != *=* ]]; then
       printf -v "$key" 1
-    elif among "$key" "${common_values[@]}" ${values[@]+"${values[@]}"}; then
-      if [[ $option == *=* ]]; then
-        printf -v "$key" '%s' "${option#*=}"
-      else
-        (($#)) || fail "$option needs a value"
-        printf -v "$key" '%s' "$1"
-        shift
-      fi
-    else
+      continue
+    fi
+    among "$key" "${common_values[@]}" "${values[@]}" "${lists[@]}" ||
       fail "unknown option '$option'; see --help"
+    if [[ $option == *=* ]]; then
+      value=${option#*=}
+    else
+      (($#)) || fail "$option needs a value"
+      value=$1
+      shift
+    fi
+    if among "$key" "${lists[@]}"; then
+      local -n list=$key
+      list+=("$value")
+    else
+      printf -v "$key" '%s' "$value"
     fi
   done
 }
@@ -88,6 +95,25 @@ require() {
 
 # count NAME: the variable is a whole number of 1 or more.
 count() { [[ ${!1} =~ ^[1-9][0-9]*$ ]] || fail "--${1//_/-} = '${!1}'; accepted: 1 or more"; }
+
+# check_env: each of `env` is one NAME=VALUE.
+check_env() {
+  local one
+  # shellcheck disable=SC2154 # of the calling script
+  for one in "${env[@]}"; do
+    [[ $one =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || fail "--env '$one'; accepted: NAME=VALUE"
+    [[ ! $one =~ \ [A-Z_][A-Z0-9_]*= ]] ||
+      fail "--env '$one' has two variables; give --env once for each"
+  done
+}
+
+# write_body: into `body`, what a host runs: `rest` with the variables of `env`.
+write_body() {
+  local one
+  body=''
+  for one in "${env[@]}"; do body+="export ${one%%=*}=$(show "${one#*=}"); "; done
+  body+="exec ~/fope/venv/bin/fope $(show "${rest[@]}")"
+}
 
 # A command as one line that a shell would read as the same command. Words that need no quotes get
 # none, so that the line can be read by people too.
@@ -149,14 +175,15 @@ pause() {
   child=''
 }
 
-answer='' complaint=''
-# question SECONDS COMMAND...: what it prints, into `answer`. Where it fails, `complaint` says why.
+answer='' errors='' complaint=''
+# question SECONDS COMMAND...: what it prints, into `answer` and `errors`. Where it fails,
+# `complaint` says why.
 question() {
   local seconds=$1 code=0
   installed "$2" timeout
   asked=$(mktemp -d)
   within "$@" >"$asked/out" 2>"$asked/err" || code=$?
-  answer=$(<"$asked/out")
+  answer=$(<"$asked/out") errors=$(<"$asked/err")
   complaint=$(grep -m 1 '^ERROR' "$asked/err" || tail -n 1 "$asked/err")
   ((code != 124 && code != 137)) || complaint="no answer within $seconds s"
   [[ $complaint ]] || complaint="it ended with code $code"
@@ -172,18 +199,93 @@ where() {
   printf '%s\n' "${words[@]}"
 }
 
-# hosts_command COMMAND: into `command`, what runs it on every host of every slice.
-hosts_command() {
-  local place
-  mapfile -t place < <(where)
-  command=(gcloud compute tpus queued-resources ssh "$name" "${place[@]}" --node=all --worker=all
-    --quiet --command="$1")
+# The options that say which hosts, and how they are reached.
+reach() { # reach NODE WORKER
+  where
+  printf '%s\n' --node="$1" --worker="$2" --quiet
+  [[ ! $internal_ip ]] || printf '%s\n' --internal-ip
+  [[ ! $tunnel_through_iap ]] || printf '%s\n' --tunnel-through-iap
 }
 
+# hosts_command COMMAND [NODE WORKER]: into `command`, what runs it on every host of every slice, or
+# on one.
+hosts_command() {
+  local place
+  mapfile -t place < <(reach "${2:-all}" "${3:-all}")
+  command=(gcloud compute tpus queued-resources ssh "$name" "${place[@]}" --command="$1")
+}
+
+# on_host NAME [KEY=VALUE...]: the commands of on_host/NAME.sh, with these variables set.
+on_host() {
+  local script=$1 one
+  shift
+  for one in "$@"; do printf '%s=%s\n' "${one%%=*}" "$(show "${one#*=}")"; done
+  sed '/^ *#/d' "$(dirname "${BASH_SOURCE[0]}")/on_host/run.sh" \
+    "$(dirname "${BASH_SOURCE[0]}")/on_host/$script.sh"
+}
+
+hosts=()
+# find_hosts SECONDS: into `hosts`, "SLICE WORKER" for each host, as the service lists them.
+find_hosts() {
+  local place nodes node addresses worker found=()
+  ((!${#hosts[@]})) || return 0
+  mapfile -t place < <(where)
+  question "$1" gcloud compute tpus queued-resources describe "$name" "${place[@]}" --quiet \
+    --format='value(tpu.nodeSpec[].nodeId)' || return 1
+  IFS=';' read -ra nodes <<<"$answer"
+  for node in "${!nodes[@]}"; do
+    question "$1" gcloud compute tpus tpu-vm describe "${nodes[node]}" "${place[@]}" --quiet \
+      --format='value(networkEndpoints[].ipAddress)' || return 1
+    IFS=';' read -ra addresses <<<"$answer"
+    for worker in "${!addresses[@]}"; do found+=("$node $worker"); done
+  done
+  complaint='the service lists no hosts'
+  ((${#found[@]})) || return 1
+  hosts=("${found[@]}")
+}
+
+DONE='FOPE done'
+# ask_hosts SECONDS COMMAND [NODE WORKER]: what every host (or this one) prints, into `answer`; fails
+# with a `complaint` unless each of them has done the whole command. gcloud alone does not tell: it
+# leaves out a slice that it cannot prepare for ssh, says so in a warning, and ends with 0.
+ask_hosts() {
+  local command code=0 expected=1 done_by
+  if (($# < 3)); then
+    find_hosts "$(($1 < 60 ? $1 : 60))" || return 1
+    expected=${#hosts[@]}
+  fi
+  hosts_command "$2"$'\necho '"$DONE" "${@:3}"
+  question "$1" "${command[@]}" || code=$?
+  done_by=$(grep -c "^$DONE\$" <<<"$answer" || true)
+  answer=$(grep -v "^$DONE\$" <<<"$answer" || true)
+  if ((code == 0 && done_by != expected)); then
+    # The last exception of a thread of gcloud, as in "SSHKeyNotInAgent: SSH Key is not present ..."
+    complaint=$(grep -E '^[A-Za-z_.]+: ' <<<"$errors" | grep -v '^WARNING' | tail -n 1 || true)
+    complaint="$done_by of $expected hosts have done it${complaint:+ ($complaint)}"
+    code=1
+  fi
+  if [[ $errors =~ ssh-agent|SSH\ agent ]] && ((code)); then
+    # shellcheck disable=SC2016
+    complaint+='; gcloud needs its key in an agent: eval "$(ssh-agent)"; '
+    complaint+='ssh-add ~/.ssh/google_compute_engine'
+  fi
+  return "$code"
+}
+
+# on_hosts WHAT COMMAND: the same, shown; ends the script where a host has not done it.
 on_hosts() {
-  local command
-  hosts_command "$1"
-  run "${command[@]}"
+  local command code=0
+  if [[ $dry_run ]]; then
+    hosts_command "$2"
+    show "${command[@]}"
+    return
+  fi
+  ask_hosts "$((COMMAND_SECONDS + ${grace:-0}))" "$2" || code=$?
+  [[ ! $answer ]] || printf '%s\n' "$answer"
+  ((code)) || return 0
+  [[ ! $errors ]] || printf '%s\n' "$errors" >&2
+  printf '%s: %s: %s has failed: %s\n' "$(basename "$0")" "$name" "$1" "$complaint" >&2
+  exit 1
 }
 
 describe_command() {
@@ -249,4 +351,12 @@ wait_until_active() {
   done
   printf '%s: %s is %s after %d s, not ACTIVE\n' "$(basename "$0")" "$name" "$now" "$SECONDS" >&2
   return 1
+}
+
+# follow_pods OPTION...: follows what the pods of a JobSet print, and ends the script.
+follow_pods() {
+  local command=(kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$name" --all-containers
+    --prefix --max-log-requests=256 --follow "$@")
+  if [[ $dry_run ]]; then show "${command[@]}"; else exec "${command[@]}" </dev/null; fi # no limit
+  exit
 }

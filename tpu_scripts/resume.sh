@@ -11,14 +11,15 @@
 #   --patience SECONDS  without one answer, after which it gives up (3600)
 #   --source, --python  as for install.sh
 #   --env               as for launch.sh
-#   --accelerator, --runtime, --slices, --spot, --reserved, --valid-for, --timeout
+#   --accelerator, --runtime, --slices, --spot, --reserved, --valid-for, --timeout,
+#   --service-account, --network, --subnetwork, --internal-ips, --data-disk, --startup-script
 #                       as for create.sh
-#   --name, --zone, --project
+#   --name, --zone, --project, --internal-ip, --tunnel-through-iap
 #   --dry-run           prints the commands of one round after a loss, and runs none
 #   --help
 #
-# Ends with 0 when the run has ended well on every host, 1 when the limit or the patience is over, and
-# with the run's own code (1 to 127) when it ends with an error of its own, which another slice does
+# Ends with 0 when the run has ended well on every host, 1 when the limit or the patience is over,
+# and with the run's own code (1 to 127) when it ends with an error of its own, which another slice does
 # not mend. A run that a signal ended on a slice that is still there is launched again, and counts as
 # lost.
 #
@@ -32,28 +33,40 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck disable=SC2034
 {
   accelerator='' runtime='' slices='' spot='' reserved='' valid_for='' timeout='' poll=60 look=60
-  limit=20 patience=3600 source='' python='' env=''
+  service_account='' network='' subnetwork='' internal_ips='' startup_script='' data_disk=()
+  limit=20 patience=3600 source='' python='' env=()
 }
-values=(accelerator runtime slices valid_for timeout poll look limit patience source python env)
-flags=(spot reserved)
+created=(accelerator runtime slices spot reserved valid_for timeout poll look service_account
+  network subnetwork internal_ips startup_script data_disk)
+values=(accelerator runtime slices valid_for timeout poll look service_account network subnetwork
+  startup_script limit patience source python)
+lists=(data_disk env)
+flags=(spot reserved internal_ips)
 parse "$@"
 require name zone accelerator
 for key in limit poll look patience; do count "$key"; done
+check_env
 ((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
 
+write_body
 here=$(dirname "${BASH_SOURCE[0]}")
 common=(--name "$name" --zone "$zone")
 [[ $project ]] && common+=(--project "$project")
-[[ $dry_run ]] && common+=(--dry-run)
+for key in "${common_flags[@]}"; do
+  [[ ! ${!key} ]] || common+=("--${key//_/-}")
+done
 
 # with KEY...: those of the options that are set, into the array `given`.
 with() {
-  local key
+  local key one
   given=()
   for key in "$@"; do
-    [[ -n ${!key} ]] || continue
-    given+=("--${key//_/-}")
-    among "$key" "${flags[@]}" || given+=("${!key}")
+    local -n value=$key
+    for one in "${value[@]}"; do
+      [[ -n $one ]] || continue
+      given+=("--${key//_/-}")
+      among "$key" "${flags[@]}" || given+=("$one")
+    done
   done
 }
 
@@ -70,44 +83,39 @@ other() {
 
 create() {
   local given
-  with accelerator runtime slices spot reserved valid_for timeout poll look
+  with "${created[@]}"
   other create "${given[@]}"
 }
 
 install_and_launch() {
   local given
   with source python
-  other install ${given[@]+"${given[@]}"} &&
+  other install "${given[@]}" &&
     with env &&
-    other launch --keep-going ${given[@]+"${given[@]}"} -- "${rest[@]}"
+    other launch --keep-going "${given[@]}" -- "${rest[@]}"
 }
 
-# Of each host one line: the exit code of its run, "running", or "none" where no run has begun.
-ask_hosts='if tmux has-session -t fope 2>/dev/null; then echo FOPE running;'
-# shellcheck disable=SC2016 # the hosts expand it
-ask_hosts+=' elif test -f fope/run.exit; then echo "FOPE $(cat fope/run.exit)"; else echo FOPE none; fi'
-
 if [[ $dry_run ]]; then
-  on_hosts "$ask_hosts"
-  other delete
+  on_hosts asking "$(on_host state body="$body")"
+  other delete --at-once
   create
   install_and_launch
   exit 0
 fi
 
-# runs: into `said`, what the hosts say; fails with a `complaint` where one of them says nothing, as
-# while they are being taken away. Of the others "running" is enough to know.
+# runs: into `said`, what the hosts say: "running", "none", "other" or an exit code; fails with a
+# `complaint` where one of them says nothing, as while they are being taken away. Of the others
+# "running" is enough to know.
 runs() {
-  local command code=0 line
-  hosts_command "$ask_hosts"
-  question "$look" "${command[@]}" || code=$?
+  local code=0 word what
+  ask_hosts "$look" "$(on_host state body="$body")" || code=$?
   said=()
-  while read -r line; do
-    [[ $line =~ ^FOPE\ (running|none|[0-9]+)$ ]] && said+=("${BASH_REMATCH[1]}")
+  while read -r word _ what; do
+    [[ $word == FOPE && $what =~ ^(running|other|none|[0-9]+)$ ]] && said+=("$what")
   done <<<"$answer"
-  among running ${said[@]+"${said[@]}"} && return 0
+  among running "${said[@]}" && return 0
   ((code == 0)) || return 1
-  ((${#said[@]})) && ((${#said[@]} == $(grep -c FOPE <<<"$answer"))) && return 0
+  ((${#said[@]} == ${#hosts[@]})) && return 0
   complaint="the hosts answer '${answer//$'\n'/ }'"
   return 1
 }
@@ -139,6 +147,7 @@ lost=0 replacing='' seen='' answered=$SECONDS
 
 replace() {
   local code=0
+  hosts=()
   create || code=$?
   case $code in
     0 | 1) replacing='' seen=1 answered=$SECONDS ;; # there is a request; the next look tells the rest
@@ -154,6 +163,8 @@ while true; do
       replacing='' seen=1
       if ! runs; then
         unanswered "the hosts could not be asked ($complaint)"
+      elif among other "${said[@]}"; then
+        fail "$name runs another command; wait for it, or end it by stop.sh"
       elif among running "${said[@]}"; then
         answered=$SECONDS
       elif among none "${said[@]}"; then
@@ -175,7 +186,11 @@ while true; do
     SUSPENDING | SUSPENDED | FAILED)
       [[ $replacing ]] || lose "the slice is $now"
       replacing=1
-      if other delete; then replace; else unanswered 'the lost slice could not be deleted'; fi
+      if other delete --at-once; then
+        replace
+      else
+        unanswered 'the lost slice could not be deleted'
+      fi
       ;;
     NONE)
       if [[ $seen && ! $replacing ]]; then

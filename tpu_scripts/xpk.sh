@@ -17,6 +17,8 @@
 #   --source DIR          without --image: a checkout that xpk puts on --base-image, and that is
 #                         installed at the start (the one of this script)
 #   --base-image IMAGE    has Python 3.11 or newer (python:3.11)
+#   --env NAME=VALUE      environment variable of the run; may be given again
+#   --grace SECONDS       that it gets to write its checkpoint (300); spot nodes give 30 at most
 #   --max-restarts N      starts after a failure or preemption (20)
 #   --logs, --delete      follow or delete the workload
 #   --project PROJECT     gcloud's own default where not given
@@ -25,20 +27,16 @@
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-cluster='' accelerator='' slices=1 image='' base_image=python:3.11 max_restarts=20
+cluster='' accelerator='' slices=1 image='' base_image=python:3.11 max_restarts=20 grace=300 env=()
 source=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) logs='' delete=''
-values=(cluster accelerator slices image source base_image max_restarts)
+values=(cluster accelerator slices image source base_image max_restarts grace)
+lists=(env)
 flags=(logs delete)
 parse "$@"
 require name cluster zone
 
 mapfile -t place < <(where)
-if [[ $logs ]]; then
-  follow=(kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$name" --all-containers --prefix
-    --max-log-requests=256 --follow)
-  if [[ $dry_run ]]; then show "${follow[@]}"; else exec "${follow[@]}" </dev/null; fi # no limit
-  exit
-fi
+if [[ $logs ]]; then follow_pods --namespace=default; fi
 if [[ $delete ]]; then
   run xpk workload delete --workload="$name" --cluster="$cluster" "${place[@]}"
   exit
@@ -47,15 +45,18 @@ fi
 require accelerator
 count slices
 count max_restarts
+count grace
+check_env
 ((${#rest[@]})) || fail "nothing to run; give -- train --config ... --workdir DIRECTORY"
 # Without exec, the SIGTERM of a preemption would end the shell that xpk starts, and not reach fope.
-command="exec fope $(show "${rest[@]}")"
+on_pod="exec fope $(show "${rest[@]}")"
 if [[ $image ]]; then
   software=(--docker-image="$image")
 else
   software=(--base-docker-image="$base_image" --script-dir="$source")
-  command="pip install --quiet -c constraints.txt -e '.[tpu,buckets]' && $command"
+  on_pod="pip install --quiet -c constraints.txt -e '.[tpu,buckets]' && $on_pod"
 fi
 run xpk workload create --workload="$name" --cluster="$cluster" "${place[@]}" \
   --tpu-type="$accelerator" --num-slices="$slices" --max-restarts="$max_restarts" \
-  "${software[@]}" --command="$command"
+  --termination-grace-period-seconds="$grace" "${env[@]/#/--env=}" "${software[@]}" \
+  --command="$on_pod"

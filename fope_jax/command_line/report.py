@@ -106,6 +106,11 @@ def default_page(paths: Sequence[Path]) -> Path:
         help="move damaged checkpoints to checkpoints/quarantine, and write metrics.jsonl without "
         "damaged lines after copying it; deletes nothing",
     ),
+    option(
+        "--progress",
+        action="store_true",
+        help="check nothing: one line of step, loss, speed and last checkpoint",
+    ),
     option("--json", action="store_true", help="for programs, one object a line"),
 )
 def doctor(arguments: argparse.Namespace) -> int:
@@ -115,6 +120,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     worst = 0
     for run in arguments.runs:
         check_bucket(run)
+        if arguments.progress:
+            progress = doctor.read_progress(run)
+            print(json.dumps(progress._asdict()) if arguments.json else progress.text)
+            continue
         if arguments.repair:
             for line in doctor.repair(run):
                 print(line, file=sys.stderr)

@@ -129,9 +129,11 @@ def _cell(
         chosen = [row for row in rows if wanted(row) and metric in row["scores"]]
         total = sum(row["total"] for row in chosen)
         if total:
-            sums = [math.fsum(row["scores"][metric][i] for row in chosen) for i in (0, 1)]
-            means.append(100 * sums[0] / total)
-            error = standard_error(*sums, total)
+            scores, squares = (
+                math.fsum(row["scores"][metric][i] for row in chosen) for i in (0, 1)
+            )
+            means.append(100 * scores / total)
+            error = standard_error(scores, squares, total)
     if not means:
         return EMPTY
     found = spread(means)

@@ -22,6 +22,7 @@ def get_config(arg=""):
 """
 
 
+@pytest.mark.slow
 def test_data_is_built_read_and_consumed(tmp_path, capsys):
     for name in ("train", "validation"):
         (tmp_path / f"{name}.txt").write_text(f"a few words to {name} with " * 200)
@@ -41,6 +42,7 @@ def test_rates_are_told_as_multiples_of_the_step():
     assert "| training step | 150,000 | 1.0 |" in text
 
 
+@pytest.mark.slow
 def test_evaluation_of_one_window():
     row = evaluation.score_once("tiny", "fope", 512, rounds=1)
     assert len(row["seconds"]) == 1 and row["seconds"][0] > 0
@@ -66,6 +68,7 @@ def test_training_is_told_beside_huggingface():
     assert f"| fope_jax | 2.00 | 512 | 1.50 (1.50 to 1.50) | {share:.0%} |" in text
 
 
+@pytest.mark.slow  # starts PyTorch's side
 def test_a_side_that_does_not_start_says_what_to_install(monkeypatch):
     side = training.Side("huggingface", training.Work("no such size", 1, 1))
     with pytest.raises(SystemExit, match="pip install torch"):
@@ -73,6 +76,7 @@ def test_a_side_that_does_not_start_says_what_to_install(monkeypatch):
     side.stop()
 
 
+@pytest.mark.slow
 def test_a_window_is_told_beside_full_attention(capsys):
     arguments = ["--heads", "1", "--window", "64", "--lengths"]
     assert windows.main(["memory", *arguments, "300", "600"]) == 0

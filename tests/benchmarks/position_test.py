@@ -60,6 +60,7 @@ def test_packed_batches_hold_documents_and_plain_ones_share_positions():
     assert 3 < packed.segments.max() < 20
 
 
+@pytest.mark.slow
 def test_methods_share_weights_and_keep_what_is_their_own():
     config = cost.make_config("tiny", 1, 32)
     batch = cost.make_batch(32, 2, 16, packed=False)
@@ -106,6 +107,7 @@ def test_errors_of_phases_are_found_where_they_are():
     assert "| xpos | 1.0e-05 | 2.0e-05 | beyond its limit | beyond its limit |" in shown
 
 
+@pytest.mark.slow
 def test_errors_of_biases():
     class Drifting(ALiBi):
         """Computed from float32 positions: wrong far out."""
@@ -132,6 +134,7 @@ def test_fresh_processes_are_pooled(tmp_path, monkeypatch):
     assert [len(process["alibi"]) for process in result["seconds"]] == [2, 2]
 
 
+@pytest.mark.slow
 def test_the_commands_print_tables_and_write_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(Path(__file__).parents[2])
     file = tmp_path / "cost.json"
@@ -168,6 +171,7 @@ def test_a_users_error_is_one_line(capsys):
     assert "'0': expected an integer of 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_embedding_has_no_bias_to_measure():
     with_bias = memory.temporary_bytes(ALiBi(), SHAPE, 512)
     without = memory.temporary_bytes(NoPE(), SHAPE, 512)

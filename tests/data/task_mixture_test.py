@@ -109,6 +109,12 @@ CURRICULA = {
 }
 
 
+@pytest.mark.fast(
+    "two-text-documents",
+    "no divisor-tasks-documents",
+    "longer first-text-windows",
+    "from the middle-tasks-windows",
+)
 @pytest.mark.parametrize("packing", ["documents", "windows"])
 @pytest.mark.parametrize("tasks", [(), ("recall=0.5",)], ids=["text", "tasks"])
 @pytest.mark.parametrize("name", CURRICULA)

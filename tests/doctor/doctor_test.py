@@ -21,7 +21,7 @@ from fope_jax.doctor.checks import RowSchedule
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint
 from fope_jax.main import main
 from fope_jax.storage import lock
-from fope_jax.storage.checkpoint import CheckpointStore
+from fope_jax.storage.checkpoint import MANIFEST, CheckpointStore
 from fope_jax.storage.files import write_json
 
 LOG_EVERY, SAVE_EVERY, STEPS = 3, 4, 12
@@ -301,6 +301,33 @@ def test_a_run_that_is_being_written(run):
     assert problems == [] and "16" in notes[0].problem
     with pytest.raises(lock.LockError, match=f"pid {os.getppid()}"):
         doctor.repair(run)
+
+
+def test_the_progress_of_a_run(run, capsys):
+    """The last row and the newest complete checkpoint, also while either is being written."""
+    rows = [train_row(step, loss=step / 2, tokens_per_second=1e6) for step in TRAIN_STEPS[:5]]
+    write_rows(run, rows, end='{"kind": "tra')
+    (run / "checkpoints" / "16").mkdir()  # its manifest is not there yet
+    now = run.stat().st_mtime
+    os.utime(run / "metrics.jsonl", (now - 30, now - 30))
+    os.utime(run / "checkpoints" / "12" / MANIFEST, (now - 7200, now - 7200))
+    progress = doctor.read_progress(run)
+    assert progress[1:5] == (STEPS, 9, 4.5, 1e6) and progress.saved == 12
+    assert abs(progress.row_age - 30) < 30 and abs(progress.saved_age - 7200) < 30
+    assert main(["doctor", str(run), "--progress"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{run}: step 9 of 12 (75%), loss 4.500, 1,000,000 tokens/s, ")
+    assert said.endswith("; last checkpoint 12, 120 min ago\n")
+    assert main(["doctor", str(run), "--progress", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["saved"] == 12
+
+    shutil.rmtree(run / "checkpoints")
+    (run / "metrics.jsonl").unlink()
+    text = doctor.read_progress(run).text
+    assert text == f"{run}: no train row yet, of 12 steps; no checkpoint yet"
+    (run / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="no run has begun there"):
+        doctor.read_progress(run)
 
 
 def test_the_parent_of_an_extension(run):

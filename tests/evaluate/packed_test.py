@@ -125,6 +125,7 @@ def test_resets_are_the_documents_alone():
         np.testing.assert_allclose(found, list(alone.values()), rtol=1e-6)
 
 
+@pytest.mark.fast("rotation")
 @pytest.mark.parametrize("position", [ALiBi(), FoPE(training_length=16)], ids=lambda p: p.kind)
 def test_resets_of_a_model_are_the_documents_alone(position):
     cache = TextCache((30, 30, 68), vocab=23)

@@ -367,6 +367,7 @@ def test_every_protocol_follows_the_bos_token_of_the_run(tmp_path, first_tokens)
     assert all(stated[line.split()[0]]["bos"] in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_other_choice_replaces_the_rows(tmp_path, first_tokens):
     workdir = save_run(tmp_path / "run")
     kept = quiet(workdir)
@@ -399,6 +400,7 @@ def test_a_bos_token_that_is_none_is_named(workdir, first_tokens, evaluate_setti
     assert not first_tokens
 
 
+@pytest.mark.slow
 def test_imports_of_before_bos_was_kept_are_told_of(workdir, first_tokens, caplog):
     config = json.loads((workdir / "config.json").read_text())
     (workdir / "run.json").write_text(json.dumps({"kept": {"bos_token_id": 1}}))
@@ -549,6 +551,7 @@ def break_weights(workdir, name="query", value=np.nan):
     return workdir
 
 
+@pytest.mark.fast("nan")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_not_finite_are_named_before_anything_is_scored(
     workdir, scored, capsys, value
@@ -579,6 +582,7 @@ def overflowing(monkeypatch, where):
     monkeypatch.setattr(run_module, "model_answerer", lambda model, mesh: answerer)
 
 
+@pytest.mark.fast("same-tokens", "document-resets", "passkey")
 @pytest.mark.parametrize("protocol", protocols_module.PROTOCOLS)
 def test_documents_whose_scores_are_not_finite_are_named_in_every_protocol(
     tmp_path, cache, monkeypatch, protocol
@@ -595,6 +599,7 @@ def test_documents_whose_scores_are_not_finite_are_named_in_every_protocol(
     assert [row for row in read_rows(workdir / "metrics.jsonl") if row["kind"] != "time"] == before
 
 
+@pytest.mark.slow
 def test_rows_of_nan_that_an_earlier_version_wrote_are_scored_again(workdir, scored):
     rows = quiet(workdir)
     path = workdir / "metrics.jsonl"

@@ -139,6 +139,7 @@ def test_random_frequencies_stay_with_their_coefficients():
 OWN = {"outputs": "surviving", "identity": "own", "zero_sine": 0.0}
 
 
+@pytest.mark.fast("32-300-8-10000.0-knobs1")
 @pytest.mark.parametrize(
     ("head_dim", "length", "times", "theta", "knobs"),
     [
@@ -223,6 +224,7 @@ def test_what_becomes_learnable_keeps_its_coefficients():
 # ---------------------------------------------------------------------------- the others
 
 
+@pytest.mark.fast("fope", "t5", "fire", "cope", "learned")
 @pytest.mark.parametrize("label", sorted(examples()))
 def test_a_method_that_stays_keeps_every_bit(label):
     method = examples(head_dim=64)[label]

@@ -9,6 +9,7 @@ from fope_jax.extend.initial_loss import stream_loss
 from fope_jax.train.state import plan_state
 
 
+@pytest.mark.fast("48-documents-3160", "32-windows-288")
 @pytest.mark.parametrize("tokens", [288, 3160])
 @pytest.mark.parametrize("packing", ["documents", "windows"])
 @pytest.mark.parametrize("length", [16, 32, 48])

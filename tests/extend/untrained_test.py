@@ -172,6 +172,7 @@ def test_it_is_neither_trained_in_place_nor_kept_an_optimizer(yarn, tmp_path, ca
     assert open_parent(yarn).made_for == 64
 
 
+@pytest.mark.slow
 def test_fope_after_rope_costs_less_in_the_default_form_than_in_the_released_one(parent, tmp_path):
     """Before any update, on the same tokens, at the parent's own length."""
     losses = {}

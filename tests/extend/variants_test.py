@@ -57,6 +57,7 @@ def nats(rows, label):
     }
 
 
+@pytest.mark.slow  # makes and scores several runs
 def test_the_rows_are_those_of_runs_that_were_changed_so(run, tmp_path):
     """Each variant's numbers, to the bit, are those of a run made by --no-train."""
     rows = read_rows(run / "metrics.jsonl")
@@ -73,6 +74,7 @@ def test_the_rows_are_those_of_runs_that_were_changed_so(run, tmp_path):
     assert own != yarn != nope != own, "each is read differently"
 
 
+@pytest.mark.slow
 def test_rows_name_the_variant_and_the_runs_own_stay(run, capsys):
     rows = read_rows(run / "metrics.jsonl")
     scored = [row for row in rows if row["kind"] == "perplexity"]
@@ -89,6 +91,7 @@ def test_rows_name_the_variant_and_the_runs_own_stay(run, capsys):
     assert "same-tokens (validation): rows for step 12 exist" in said
 
 
+@pytest.mark.slow
 def test_report_and_verdict_show_them(run, tmp_path, capsys):
     own, yarn, nope = read_runs([run])
     names = [variant.variant for variant in (own, yarn, nope)]

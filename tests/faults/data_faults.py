@@ -430,7 +430,7 @@ FAULTS = [
         "file ends early between two records; with max_damaged_files it is left out whole.",
         broken_tfrecord,
         trials=30,
-        short=3,
+        short=0,
     ),
     Fault(
         "token-cache file damaged",

@@ -228,7 +228,7 @@ FAULTS = [
         "told at once; earlier checkpoints stay, no temporary files do",
         fill_the_disk,
         trials=4,
-        short=1,
+        short=0,
     ),
     Fault(
         "no space for a checkpoint, on_save_error = continue",

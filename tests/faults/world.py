@@ -56,13 +56,21 @@ def scratch() -> Path:
     made = Path(tempfile.mkdtemp(prefix="fope-faults-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     made.chmod(0o755)  # a training without rights reads it too
+    make_corpus(made)
+    (made / "config.py").write_text(CONFIG.format(made, STEPS, SAVE_EVERY))
+    build_cache(made / "config.py")
+    return made
+
+
+def make_corpus(directory: Path) -> None:
     rng = np.random.default_rng(0)
     for name, count in (("train0", 900), ("train1", 700), ("validation", 200)):
-        (made / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, count)))
-    (made / "config.py").write_text(CONFIG.format(made, STEPS, SAVE_EVERY))
-    build = [sys.executable, "-m", "fope_jax.main", "data", "build", "--config"]
-    subprocess.run([*build, made / "config.py"], check=True, capture_output=True, cwd=ROOT)
-    return made
+        (directory / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, count)))
+
+
+def build_cache(config: Path) -> None:
+    build = [sys.executable, "-m", "fope_jax.main", "data", "build", "--config", config]
+    subprocess.run(build, check=True, capture_output=True, cwd=ROOT)
 
 
 def config() -> str:
@@ -71,14 +79,13 @@ def config() -> str:
 
 def environment() -> dict[str, str]:
     """Steps of such small models take longer to compile than to run, so that is done once."""
-    return os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
+    kept = {
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
         "JAX_COMPILATION_CACHE_DIR": str(scratch() / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
     }
+    always = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return kept | os.environ | always
 
 
 @functools.cache

@@ -47,6 +47,7 @@ def test_the_expectation_of_a_rotation_is_a_sum_of_cosines(mean):
     np.testing.assert_allclose(found["frequencies"][0]["values"], phase[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_expectation_agrees_with_random_queries_and_keys():
     """FoPE is no rotation: nothing but its linearity makes the closed form right."""
     method = FoPE(LENGTH, sigma_convention="normal", heads="query")
@@ -76,6 +77,7 @@ def test_a_bias_is_shown_alone_for_every_head():
     assert not found["frequencies"] and not found["others"]
 
 
+@pytest.mark.slow
 def test_a_bias_that_depends_on_the_query_is_shown_for_two_queries():
     fire = EXAMPLES["fire"]
     lines = gallery_row("fire", fire)["lines"]
@@ -126,6 +128,7 @@ def test_a_learned_table_ends_where_it_ends():
     assert np.isfinite(line["value"]).all()
 
 
+@pytest.mark.slow
 def test_a_row_is_json_and_the_same_twice():
     method = FoPE.equations(LENGTH)
     first = row(method)

@@ -58,6 +58,7 @@ def untrained_run(runs, workdir, method):
 # ---------------------------------------------------------------------------- there and back
 
 
+@pytest.mark.fast("fope")
 @pytest.mark.parametrize("name", METHODS)
 def test_an_export_is_imported_as_the_same_run(runs, tmp_path, name):
     run = untrained_run(runs, tmp_path / "run", METHODS[name])

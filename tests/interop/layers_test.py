@@ -132,6 +132,7 @@ class Block(nn.Module):
         )(x, mask=MASK)
 
 
+@pytest.mark.fast("cable-window")
 @pytest.mark.parametrize("name", slow_but(FAST))
 def test_linen_equals_the_model(name):
     method, x = CASES[name], inputs()
@@ -148,6 +149,7 @@ def test_linen_equals_the_model(name):
     np.testing.assert_allclose(out, right, atol=2e-5)
 
 
+@pytest.mark.fast("chunks")
 @pytest.mark.parametrize("name", slow_but(("pope", "fox-pope", "chunks")))
 def test_nnx_equals_the_model_and_keeps_no_inputs(name):
     method, x = CASES[name], inputs()

@@ -117,6 +117,7 @@ def test_trains_and_uses_order():
     assert losses[-1] < train(Before(), before, 40)[-1] - 0.05
 
 
+@pytest.mark.slow
 def test_init_adds_nothing_to_the_parameters():
     """The coefficients are in a collection of their own, beside it all is as before."""
     tokens = jnp.zeros((1, 4), jnp.int32)
@@ -127,6 +128,7 @@ def test_init_adds_nothing_to_the_parameters():
     assert shapes == [(4, 1, 1)] * 2  # 1 of 4 frequencies turns fully in 16 tokens
 
 
+@pytest.mark.slow
 def test_order_is_seen():
     """The last of a set of tokens: the same without positions, another with them."""
     tokens = jnp.array([[3, 1, 4, 1, 5, 9], [1, 5, 4, 3, 1, 9]])
@@ -165,6 +167,7 @@ def through(method, variables, expected, x, positions, mask=CAUSAL):
     return jnp.einsum("btnh,nhd->btd", out, params["out"]["kernel"]) + params["out"]["bias"]
 
 
+@pytest.mark.fast("cope")
 @pytest.mark.parametrize("name", slow_but(SOME))
 def test_equals_the_hooks(name, expected):
     """Positions counted, and row-wise ones of packed documents; jit gives the same."""
@@ -186,6 +189,7 @@ def test_equals_the_hooks(name, expected):
     np.testing.assert_allclose(packed(variables, positions), right, atol=2e-5)
 
 
+@pytest.mark.fast("cope")
 @pytest.mark.parametrize("name", ["fope", "cope"])
 def test_decoding_with_the_key_cache_of_flax(name):
     """One token at a time, in a cache longer than the sequence, equals all at once."""
@@ -209,6 +213,7 @@ def test_decoding_with_the_key_cache_of_flax(name):
     np.testing.assert_allclose(jnp.concatenate(steps, axis=1), full, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_but(("fope-learnable", "cope")))
 def test_bfloat16_gradients_and_what_is_drawn(name):
     """Gradients reach all that is trained; constants and parameters are those of ``init``."""
@@ -276,6 +281,7 @@ def test_weights_are_sown_and_dropped():
     assert np.abs(one - two).max() > 1e-2
 
 
+@pytest.mark.slow  # nnx_test has it
 def test_rotary_equals_rotate():
     """Default, shared and row-wise positions, and keys that stand elsewhere than queries."""
     method, rotary = FoPE(LENGTH), Rotary(FoPE(LENGTH))
@@ -307,6 +313,7 @@ def test_embed():
         assert np.abs(embed.apply(variables, x) - right).max() > 0.01
 
 
+@pytest.mark.slow  # Flax's cache is tried by decoding
 def test_a_full_key_cache_refuses_another_token():
     """And gives NaN under jit; the first cache again starts anew."""
     x, layer = inputs(length=3), attention(FoPE(LENGTH), decode=True)
@@ -332,6 +339,7 @@ def test_a_full_key_cache_refuses_another_token():
         step(first, x[:, :1], nn.make_causal_mask(x[..., 0]))
 
 
+@pytest.mark.slow  # nnx_test has it
 @pytest.mark.parametrize("name", ["alibi", "cope"])
 def test_a_permutation_of_tokens_and_positions_permutes_the_output(name):
     q = jax.random.normal(jax.random.key(0), (2, LENGTH, HEADS, HEAD_DIM))

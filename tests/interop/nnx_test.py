@@ -49,7 +49,7 @@ CASES["by-layer-of-one"] = ByLayer((FoPE(LENGTH),))
 SOME = ("fope-query", "alibi", "fire", "xpos", "cope", "logit_scaling")  # of each kind of hook
 
 
-DECODED = ("fope-query", "alibi", "cope", "logit_scaling")
+DECODED = ("fope-query", "cope")
 
 
 def slow_but(fast, names=CASES):
@@ -112,6 +112,7 @@ def train(model, steps):
     return [float(step(model, optimizer, cycle)) for _ in range(steps)]
 
 
+@pytest.mark.slow  # trains two models; tests/train has it for ours
 def test_trains_and_leaves_the_coefficients_alone():
     """Loss falls, Adam with weight decay does not move the coefficients, and order is used.
 
@@ -186,22 +187,16 @@ def through(layer, expected, x, positions, mask=CAUSAL):
     return layer.out(expected(method, drawn_variables(layer), *heads, positions, mask))
 
 
-COMPILED = (*SOME, "nope", "t5", "by_share", "by-layer-of-one")
-EAGER = ("fope-query", "alibi", "cope")
-
-
 @nnx.jit
 def causal(layer, x):
     return layer(x, is_causal=True)
 
 
-@pytest.mark.parametrize(
-    ("name", "compiled"),
-    [
-        *(pytest.param(*case.values, True, marks=case.marks) for case in slow_but(COMPILED)),
-        *(pytest.param(*case.values, False, marks=case.marks) for case in slow_but(EAGER)),
-    ],
+@pytest.mark.fast(
+    "fope-query-True", "alibi-True", "fire-True", "cope-True", "logit_scaling-True", "cope-False"
 )
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", CASES)
 def test_equals_the_hooks(name, compiled, expected):
     """With two query heads a key-value head, and both ways that Flax has to say causal."""
     layer, x = attention(CASES[name]), inputs()
@@ -214,7 +209,7 @@ def test_equals_the_hooks(name, compiled, expected):
         np.testing.assert_allclose(out, right, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", slow_but(("fope-query", "fire", "cope")))
+@pytest.mark.parametrize("name", slow_but(("cope",)))
 def test_packed_documents(name, expected):
     """Positions that start anew, other ones in each row, held as state that jit passes on."""
     layer, x = attention(CASES[name], positions=jnp.arange(LENGTH)), inputs()
@@ -242,8 +237,7 @@ def test_packed_documents(name, expected):
     ("name", "is_causal"),
     [
         *(pytest.param(*case.values, True, marks=case.marks) for case in slow_but(DECODED)),
-        ("cope", False),
-        pytest.param("fope", False, marks=pytest.mark.slow),
+        *(pytest.param(name, False, marks=pytest.mark.slow) for name in ("cope", "fope")),
     ],
 )
 def test_decoding_with_the_key_cache_of_flax(name, is_causal):
@@ -261,7 +255,7 @@ def test_decoding_with_the_key_cache_of_flax(name, is_causal):
 
 @pytest.mark.parametrize(
     "name",
-    slow_but(("fope-query", "t5"), ("fope", "fope-query", "fope-learnable", "alibi", "t5", "cope")),
+    slow_but(("fope-query",), ("fope", "fope-query", "fope-learnable", "alibi", "t5", "cope")),
 )
 def test_bfloat16_and_gradients(name):
     """Gradients reach all that is trained and nothing else; 8 bits change little."""
@@ -282,11 +276,12 @@ def test_bfloat16_and_gradients(name):
     assert np.abs(np.asarray(half, np.float32) - whole).max() < 0.05 * np.abs(whole).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
-        FoPE(LENGTH),
         ALiBi(),
+        pytest.param(FoPE(LENGTH), marks=pytest.mark.slow),
         pytest.param(RoPE(), marks=pytest.mark.slow),
         pytest.param(NoPE(), marks=pytest.mark.slow),
     ],
@@ -317,7 +312,10 @@ def test_batch_axes_dropout_and_weights(method):
 
 @pytest.mark.parametrize(
     "method",
-    [FoPE(LENGTH), LogitScaling(FoPE(LENGTH), training_length=4)],
+    [
+        pytest.param(FoPE(LENGTH), marks=pytest.mark.slow),
+        LogitScaling(FoPE(LENGTH), training_length=4),
+    ],
     ids=lambda method: type(method).__name__,
 )
 def test_rotary_equals_rotate(method):
@@ -478,6 +476,19 @@ ERRORS = {
 }
 
 
+@pytest.mark.fast(
+    "absolute",
+    "pattern",
+    "odd head_dim",
+    "heads",
+    "one query",
+    "positions",
+    "contextual without a mask",
+    "a mask that shows what follows",
+    "a mask of another shape",
+    "no bias argument",
+    "no mask argument",
+)
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
     call, message = ERRORS[name]
@@ -506,7 +517,7 @@ def test_another_attention_function():
     assert seen["is_causal"] and seen["bias"].shape == (1, HEADS, LENGTH, LENGTH)
 
 
-@pytest.mark.parametrize("name", slow_but(("fope-query", "fire", "cope"), SOME[:5]))
+@pytest.mark.parametrize("name", slow_but(("cope",), SOME[:5]))
 def test_a_permutation_of_tokens_and_positions_permutes_the_output(name):
     """Packed documents and a token of padding too; by a mask, and by the flag with a mask."""
     layer, x = attention(CASES[name]), inputs()
@@ -543,6 +554,7 @@ def test_permuted_tokens_under_jit():
     np.testing.assert_allclose(run(layer, x[:, order], order), expected[:, order], atol=2e-5)
 
 
+@pytest.mark.fast("cope")
 @pytest.mark.parametrize("name", ["fope", "alibi", "cope"])
 def test_causal_goes_by_positions_where_queries_are_fewer(name):
     """A piece of a prompt among the keys of all of it: Flax's triangle starts at key 0."""
@@ -577,6 +589,7 @@ def test_alibi_and_t5_look_both_ways_without_a_mask():
     np.testing.assert_allclose(layer(q, k, v), expected, atol=1e-5)
 
 
+@pytest.mark.fast("t5", "cope")
 @pytest.mark.parametrize("name", ["t5", "xpos", "cope", "logit_scaling"])
 def test_a_mask_that_shows_what_follows_is_nan_where_jit_hides_it(name):
     """The rows of the queries that look ahead and no other; a causal mask is as without jit."""
@@ -589,7 +602,8 @@ def test_a_mask_that_shows_what_follows_is_nan_where_jit_hides_it(name):
     assert rows.tolist() == [row == 4 for row in range(LENGTH)]
 
 
-@pytest.mark.parametrize("name", slow_but(("cope",), ("fope", "cope")))
+@pytest.mark.slow  # Flax's cache is tried by decoding
+@pytest.mark.parametrize("name", ("fope", "cope"))
 def test_a_full_key_cache_refuses_another_token(name):
     """And gives NaN under jit; a cache that is made anew starts anew."""
     layer, x = attention(CASES[name], decode=True), inputs(length=3)
@@ -614,6 +628,7 @@ MASKS = {
 }
 
 
+@pytest.mark.fast("cope-of each row")
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("name", slow_but(("cope",), ("fope", "cope")))
 def test_masks_of_any_shape_that_fits(name, mask):
@@ -622,15 +637,8 @@ def test_masks_of_any_shape_that_fits(name, mask):
     np.testing.assert_allclose(layer(x, mask=jnp.asarray(MASKS[mask])), right, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        (2, 1),
-        (1, 3),
-        pytest.param((1, 1), marks=pytest.mark.slow),
-        pytest.param((2, 3), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [(2, 1), (1, 3), (1, 1), (2, 3)])
 def test_a_mask_may_be_shared_along_one_of_two_batch_axes(rows):
     layer, x = attention(CASES["cope"], kv_heads=HEADS), inputs(batch=6)
     deep, mask = (
@@ -649,6 +657,7 @@ class Constant(PositionEmbedding):
         return -0.3 * jnp.abs(q_positions - k_positions).astype(jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_bias_without_heads_is_the_bias_of_all_heads():
     x = inputs()
     right = causal(attention(ALiBi(slopes=(0.3,) * HEADS)), x)
@@ -658,6 +667,7 @@ def test_a_bias_without_heads_is_the_bias_of_all_heads():
     np.testing.assert_allclose(deep[0], right, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_positions_of_rows_with_two_batch_axes():
     layer, x = attention(FoPE(LENGTH)), inputs(batch=6)
     positions = np.arange(LENGTH) + np.arange(6)[:, None]

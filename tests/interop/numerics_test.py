@@ -79,6 +79,7 @@ ROWS = {
 }
 
 
+@pytest.mark.fast("linen-fope-query")
 @pytest.mark.parametrize("name", ROWS)
 def test_tracing(name):
     """Promotion of dtypes and ranks is an error here already."""
@@ -94,9 +95,8 @@ def test_tracing(name):
 QUICK = ("linen-alibi",)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ROWS]
-)
+@pytest.mark.fast(*QUICK)
+@pytest.mark.parametrize("name", ROWS)
 def test_values(name):
     """All settings together, but for x64 and strict dtypes, which Flax's key cache cannot."""
     call, method = ROWS[name]

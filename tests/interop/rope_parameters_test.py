@@ -125,6 +125,7 @@ TYPES = {
 }
 
 
+@pytest.mark.fast("yarn", "longrope", "default")
 @pytest.mark.parametrize("rope_type", TYPES)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())

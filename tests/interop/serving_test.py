@@ -58,6 +58,7 @@ def by_the_engines_formula(keys, tensors, positions, q, k):
     return turned(q), turned(k)
 
 
+@pytest.mark.fast("official strength-True-key_value", "strong-False-shared")
 @pytest.mark.parametrize("heads", ["key_value", "shared"])
 @pytest.mark.parametrize("separate_sine", [True, False])
 @pytest.mark.parametrize("strength", DRAWS)

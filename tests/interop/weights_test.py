@@ -59,6 +59,7 @@ def logits():
     return dict(np.load(GOLDENS / "logits.npz"))
 
 
+@pytest.mark.fast("qwen3", "olmo3")
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_those_of_transformers(logits, name):
     imported = import_weights(GOLDENS / name)
@@ -88,6 +89,7 @@ def with_config(directory, source="llama", **changes):
     return directory
 
 
+@pytest.mark.fast("longrope")
 @pytest.mark.parametrize("rope", [name for name in ROPE_TYPES if name != "default"])
 def test_every_rope_type_within_the_trained_length_and_beyond(logits, tmp_path, rope):
     imported = import_weights(with_config(tmp_path, **ROPE_TYPES[rope]))
@@ -122,6 +124,7 @@ def assert_same(imported, other):
         jax.tree.map(np.testing.assert_array_equal, imported[index], other[index])
 
 
+@pytest.mark.fast("smollm", "olmo3", "smollm3_windows")
 @pytest.mark.parametrize("name", MODELS)
 def test_export_gives_back_every_bit_and_every_key(tmp_path, name):
     imported = import_weights(GOLDENS / name)
@@ -211,6 +214,9 @@ OWN = {
 }
 
 
+@pytest.mark.fast(
+    "smollm3", "olmo3", "qwen2 with a window", "llama with trained FoPE", "qwen3 with FoPE"
+)
 @pytest.mark.parametrize("name", OWN)
 def test_models_of_our_own_go_out_as_their_family_and_come_back_the_same(tmp_path, name):
     position, changes = OWN[name]

@@ -186,6 +186,7 @@ def run(name, backend, biased=True):
     )
 
 
+@pytest.mark.fast("packed and padded, grouped", "stored in any order")
 @pytest.mark.parametrize("name", CASES)
 def test_reference_is_the_definition(name):
     q, k, v, places, _ = arrays(name)
@@ -194,6 +195,7 @@ def test_reference_is_the_definition(name):
     np.testing.assert_allclose(out, oracle(q, k, v, **places, bias=bias), rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.fast("packed and padded, grouped-True", "stored in any order-True")
 @pytest.mark.parametrize(
     ("name", "biased"), [(name, True) for name in CASES] + [("packed and padded, grouped", False)]
 )
@@ -220,15 +222,9 @@ def contextual_definition(name):
 WITH_GRADIENTS = ("blocks that do not divide", "stored in any order")
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"),
-    [(name, "chunked") for name in CASES if name not in WITH_GRADIENTS]
-    + [
-        pytest.param(name, "reference", marks=pytest.mark.slow)
-        for name in CASES
-        if name not in WITH_GRADIENTS
-    ],
-)
+@pytest.mark.fast("packed and padded, grouped-chunked")
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in WITH_GRADIENTS])
 def test_a_contextual_bias_is_its_definition(name, backend):
     q, k, v, places, block = arrays(name)
     out = attend(
@@ -245,6 +241,7 @@ def test_a_contextual_bias_is_its_definition(name, backend):
     np.testing.assert_allclose(out, contextual_definition(name), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.fast("stored in any order")
 @pytest.mark.parametrize("name", WITH_GRADIENTS)
 def test_contextual_rows_in_blocks_have_the_gradients_of_the_reference(name):
     q, k, v, places, block = arrays(name)
@@ -289,15 +286,9 @@ def assert_same(mine, theirs, rtol=1e-5, atol=2e-5):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=atol * max(1.0, largest))
 
 
-@pytest.mark.parametrize(
-    ("backend", "contextual"),
-    [
-        ("chunked", False),
-        ("chunked", True),
-        ("reference", False),
-        pytest.param("reference", True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.fast("chunked-True")
+@pytest.mark.parametrize("contextual", [False, True])
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_places_that_all_rows_share_may_be_given_once(backend, contextual):
     q, k, v, _, _ = arrays("packed and padded, grouped")
     positions, segments = (x[:1] for x in DOCUMENTS)
@@ -341,6 +332,7 @@ def test_a_bias_of_places_shared_by_all_rows_has_one_row():
     assert set(seen) == {((1, 5), (1, 5))}
 
 
+@pytest.mark.fast("chunked")
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_constants_have_no_gradient_whatever_their_dtype(backend):
     q, k, v, places, block = arrays("packed and padded, grouped")
@@ -366,15 +358,14 @@ def test_constants_have_no_gradient_whatever_their_dtype(backend):
     assert np.all(np.asarray(d_power) == 0)
 
 
-@hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
+# Queries, keys, key-value heads, query heads to each, block: each is compiled.
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(23, 17, 2, 2, 4), (9, 4, 1, 3, 7)], ids=str)
+@hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
-    seed=st.integers(0, 2**16),
-    # Queries, keys, key-value heads, query heads to each, block: few, since each is compiled.
-    sizes=st.sampled_from([(23, 17, 2, 2, 4), (9, 4, 1, 3, 7)]),
-    num_segments=st.integers(0, 3),
-    furthest=st.integers(0, 40),
+    seed=st.integers(0, 2**16), num_segments=st.integers(0, 3), furthest=st.integers(0, 40)
 )
-def test_chunked_equals_reference_for_any_layout(seed, sizes, num_segments, furthest):
+def test_chunked_equals_reference_for_any_layout(sizes, seed, num_segments, furthest):
     length, keys, kv_heads, group, block = sizes
     rng = np.random.default_rng(seed)
     places = {
@@ -436,8 +427,9 @@ def test_blocks_above_the_diagonal_and_of_other_documents_are_left_out():
     assert [order[i, : count[i]].tolist() for i in range(5)] == [[0], [0, 1], [2], [3], []]
 
 
-@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.fast("chunked-True")
 @pytest.mark.parametrize("contextual", [False, True])
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_a_query_that_sees_no_key_gives_zeros_and_finite_gradients(backend, contextual):
     q, k, v = normal(0, 1, 6, 2, 4) * 100, normal(1, 1, 6, 2, 4) * 100, normal(2, 1, 6, 2, 4)
     positions, _ = in_order(1, 6)
@@ -495,13 +487,9 @@ SAME_ALONG = {
 }
 
 
-@pytest.mark.parametrize(
-    ("axes", "backend"),
-    [
-        *((axes, "chunked") for axes in SAME_ALONG),
-        pytest.param("rows and heads", "reference", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.fast("heads and queries-chunked")
+@pytest.mark.parametrize("backend", ["chunked", "reference"])
+@pytest.mark.parametrize("axes", SAME_ALONG)
 def test_a_bias_may_be_the_same_along_any_axis(axes, backend):
     """Its value and its gradients are those of the bias written out for every head and pair."""
     batch, length, heads = 2, 11, 4
@@ -562,6 +550,7 @@ def test_a_contextual_bias_may_be_the_same_for_all_heads():
     np.testing.assert_allclose(run(first_head), run(written_out), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.fast("chunked-shape0", "reference-shape1")
 @pytest.mark.parametrize("shape", [(3, 2, 5, 5), (1, 1, 5), (2, 4, 5, 5)])
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
 def test_a_bias_of_another_shape_is_named(shape, backend):
@@ -590,6 +579,7 @@ def test_scores_of_contextual_methods_go_by_positions_not_by_storage():
     np.testing.assert_allclose(moved, stored[:, :, order][..., order], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_all_derivatives_of_the_default_attention():
     """Forward mode against the gradient, and second derivatives both ways round."""
     q, k, v, places, block = arrays("packed and padded, grouped")
@@ -675,19 +665,9 @@ def test_every_kind_of_bias_is_among_the_examples():
     assert {"alibi", "t5", "kerple", "fire", "cope"} <= BIASES.keys()
 
 
-@pytest.mark.parametrize(
-    ("label", "shared"),
-    [
-        pytest.param(
-            label, False, marks=pytest.mark.slow if label in ("kerple-power", "dape") else ()
-        )
-        for label in BIASES
-    ]
-    + [
-        pytest.param(label, True, marks=() if label == "cope" else pytest.mark.slow)
-        for label in BIASES
-    ],
-)
+@pytest.mark.fast("fire-False", "cope-True")
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("label", BIASES)
 def test_every_bias_in_blocks_equals_its_reference(label, shared):
     """Packed and grouped, or places given once; blocks that do not divide the length."""
     functions, trained, constants = biased(label, 6, 4)
@@ -726,13 +706,9 @@ def test_every_bias_in_blocks_equals_its_reference(label, shared):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=5e-5 * max(1.0, np.abs(y).max()))
 
 
-ONE_OF_EACH_KIND = ("t5", "cope")
-
-
-@pytest.mark.parametrize(
-    "label",
-    [pytest.param(x, marks=() if x in ONE_OF_EACH_KIND else pytest.mark.slow) for x in BIASES],
-)
+@pytest.mark.slow
+@pytest.mark.fast("cope")
+@pytest.mark.parametrize("label", BIASES)
 def test_the_memory_of_every_bias_grows_with_the_length_and_not_its_square(label):
     """Forward and backward, B = 1, N = 2, H = 16, compiled and not run."""
     functions, trained, constants = biased(label, 2, 16)

@@ -182,6 +182,7 @@ ON_CPU = {
 }
 
 
+@pytest.mark.fast("splash-limits1-40-True", "cudnn-limits5-40-False")
 @pytest.mark.parametrize(
     ("backend", "limits", "width", "sinks"),
     [

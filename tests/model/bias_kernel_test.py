@@ -92,12 +92,8 @@ def assert_same(method, arrays, q_index, k_index, idle=("out_bias",)):
         np.testing.assert_allclose(gradients[3][name], right, atol=1e-5 * largest)
 
 
-SLOW = ("kerple-power", "sandwich")  # further forms of what the others test
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in METHODS]
-)
+@pytest.mark.fast("fire")
+@pytest.mark.parametrize("name", METHODS)
 def test_values_and_gradients_are_those_of_the_reference(name):
     """Several documents a row, padding, grouped heads, a head_dim of no whole lanes."""
     arrays, positions, segments = packed(2, 384, HEADS, KV_HEADS, HEAD_DIM)
@@ -107,6 +103,7 @@ def test_values_and_gradients_are_those_of_the_reference(name):
     assert_same(method, arrays, places, places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["alibi", pytest.param("fire", marks=pytest.mark.slow)])
 def test_queries_of_one_device_see_the_keys_of_all(name):
     """As where devices share the tokens of a row, far from position 0, with places all rows share.
@@ -155,7 +152,6 @@ LAYERS = {
         "num_queries": 128,
     },
 }
-FAST = ("window, wide, sinks", "all")
 
 
 def layer_case(
@@ -194,9 +190,8 @@ def layer_case(
     return METHODS[method], {"far_from": far_from, **limits}, queries, places, arrays
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in LAYERS]
-)
+@pytest.mark.fast("all")
+@pytest.mark.parametrize("name", LAYERS)
 def test_all_that_a_layer_can_have_is_as_in_the_reference(name):
     """Several documents a row, padding, grouped heads; in "all" also fewer queries than keys."""
     method, limits, queries, places, arrays = layer_case(**LAYERS[name])
@@ -223,6 +218,7 @@ def test_all_that_a_layer_can_have_is_as_in_the_reference(name):
             np.testing.assert_allclose(found, of_one, atol=2e-5 * max(1.0, largest / 10))
 
 
+@pytest.mark.fast("{'window': 1}")
 @pytest.mark.parametrize("limits", [{}, *RANGES.values(), {"window": 1}, {"chunk": 128}], ids=str)
 def test_the_grid_is_as_long_as_what_a_range_visits(limits):
     """In a row of one document; no block more, so a window costs its own length, not the row's."""
@@ -239,6 +235,7 @@ def test_the_grid_is_as_long_as_what_a_range_visits(limits):
         assert steps == blocks.sum(axis=1).max()
 
 
+@pytest.mark.slow
 def test_a_window_of_the_whole_row_is_none():
     (q, k, v), positions, segments = packed(1, 256, HEADS, KV_HEADS, HEAD_DIM)
     places, method = TokenIndex(positions, segments), METHODS["alibi"]
@@ -294,6 +291,7 @@ def test_lengths_of_no_whole_lanes_are_named(t, s, message):
 BOTH_WAYS = T5Bias(num_buckets=8, max_distance=24, init_std=1.0, bidirectional=True)
 
 
+@pytest.mark.fast("ALiBi(slopes=None)", "Sandwich(width=128)")
 @pytest.mark.parametrize(
     "method", [*(METHODS[name] for name in METHODS if name != "nope"), BOTH_WAYS], ids=str
 )
@@ -329,6 +327,7 @@ class Recency(PositionEmbedding):
         return variables["slope"] * jnp.sin(k_positions.astype(jnp.float32))
 
 
+@pytest.mark.slow
 def test_a_bias_without_heads_and_queries_is_spread_over_them():
     (q, k, v), positions, segments = packed(1, 128, HEADS, KV_HEADS, HEAD_DIM)
     places = TokenIndex(positions, segments)

@@ -85,6 +85,7 @@ def both_ways(model, tokens):
     return read_in_pieces(model, tokens, PROMPT), whole
 
 
+@pytest.mark.fast("by_layer-mixed")
 @pytest.mark.parametrize(
     "label",
     [
@@ -112,6 +113,7 @@ FOLLOWING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["dynamic_ntk", pytest.param("longrope", marks=pytest.mark.slow)])
 def test_frequencies_that_follow_the_length_are_exact_as_far_as_they_can_be(label):
     """One layer at any length: all keys turn anew. More layers up to the original length of 12,
@@ -184,6 +186,7 @@ def test_greedy_writes_what_the_uncached_model_holds_most_likely(position):
     np.testing.assert_array_equal(other[:, 0], allowed.argmax(axis=-1))
 
 
+@pytest.mark.slow
 def test_samples_are_drawn_from_the_logits_of_the_uncached_model():
     """Also up to a token that ends a row, at any temperature and count with one program."""
     model, prompts, size, compiled = new_model(FoPE(8)), batch(2, 7), 6, []
@@ -234,6 +237,7 @@ def places(start, count, rows=2):
     return positions % VOCAB, positions, jnp.ones_like(positions)
 
 
+@pytest.mark.slow
 def test_a_full_cache_refuses_another_token():
     """Before anything is computed: one token too many, too many at once, and in greedy decoding."""
     model = new_model(RoPE(), num_layers=1)
@@ -292,3 +296,23 @@ def test_greedy_writes_no_token_where_the_logits_are_not_finite():
         )
     )(model)
     assert (np.asarray(written)[1:] == -1).all() and (np.asarray(written)[0] >= 0).all()
+
+
+@pytest.mark.parametrize("position", [RoPE(), SlidingWindow(RoPE(), 3000)], ids=["all", "window"])
+def test_new_tokens_are_written_into_the_cache_and_copy_no_more_of_it(position):
+    """The loop holds the cache once; a scan over its layers would write a second one a token."""
+    model, size = new_model(position, num_layers=8), 4096
+    cache = jax.eval_shape(lambda: init_cache(model, 1, size))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache.layers))
+    graphdef, *arrays = split(model)
+
+    def write(arrays, hidden, cache, position):
+        return greedy_decode(merge(graphdef, *arrays), hidden, cache, position, 9)
+
+    hidden = jax.ShapeDtypeStruct((1, 1, 24), jnp.float32)
+    place = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    cache = cache._replace(filled=jax.ShapeDtypeStruct((), jnp.int32))
+    compiled = jax.jit(write).lower(arrays, hidden, cache, place).compile()
+    one_layer = held / 8
+    # The carried copy, and what attention to one layer takes: its keys and values in its order.
+    assert held <= compiled.memory_analysis().temp_size_in_bytes < held + 3 * one_layer

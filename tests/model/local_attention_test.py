@@ -117,6 +117,7 @@ LIMITS = {
 }
 
 
+@pytest.mark.fast("window, chunk and far", "stored in any order")
 @pytest.mark.parametrize(
     "name, order",
     [(name, slice(None)) for name in LIMITS] + [("window, chunk and far", ORDER)],
@@ -165,6 +166,7 @@ def test_the_logits_of_analysis_are_those_of_attention():
     np.testing.assert_allclose(attended, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
     seed=st.integers(0, 2**16),
@@ -226,6 +228,7 @@ def test_running_sums_keep_the_bias_between_neighbours():
     assert np.abs(bias / expected - 1).max() < 2e-6
 
 
+@pytest.mark.slow
 def test_running_sums_have_the_gradient_of_a_sum_in_both_modes():
     increments, tangent = normal(1, 2, 300, 3), normal(2, 2, 300, 3)
 
@@ -323,6 +326,7 @@ def test_a_cache_that_keeps_the_window_gives_the_uncached_pass(name):
     assert slots == limits
 
 
+@pytest.mark.slow
 @every_model
 def test_packed_documents_are_separate_ones_in_both_paths(name):
     model, batch = new_model(name, attention_block=8, attention="chunked"), tokens(1, 33)
@@ -337,6 +341,7 @@ def test_packed_documents_are_separate_ones_in_both_paths(name):
     np.testing.assert_allclose(together[:, 13:30], second[:, :17], rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_loop_and_scan_are_one_where_the_windows_repeat_the_method():
     name, batch = "everything", tokens(1, 12)
     positions = np.arange(12, dtype=np.int32)[None]

@@ -248,6 +248,7 @@ def test_every_way_to_run_the_layers_gives_the_same(looped, changes):
     assert smallest > 1e-3
 
 
+@pytest.mark.slow
 def test_tied_embeddings_have_the_gradient_of_both_uses():
     """Also after norms of the other kinds, in a loop over the layers."""
     batch = packed([20, 17], 40)
@@ -290,6 +291,7 @@ class SharedTable(PositionEmbedding):
         return (None, "heads") if name == "table" else ()
 
 
+@pytest.mark.slow
 def test_gradients_of_a_table_that_layers_share_add_up():
     batch = packed([20, 17], 40)
     parts = split(make(SharedTable()))
@@ -329,6 +331,7 @@ FEWER_HOOKS = (RoPE(), FoPE(16), FoPE(16, heads="query"), ALiBi(), T5Bias())
 SHARED += [pytest.param(position, marks=pytest.mark.slow) for position in FEWER_HOOKS]
 
 
+@pytest.mark.slow  # attention_test has it of attention
 @pytest.mark.parametrize("position", SHARED, ids=lambda position: type(position).__name__)
 def test_positions_that_all_rows_share_may_be_given_once(position):
     parts = split(make(position, num_layers=1))  # in blocks: ``attention_test``, for every bias
@@ -372,6 +375,7 @@ MIXES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -390,6 +394,7 @@ def test_mixed_layers_have_the_same_gradients_however_they_are_run(name, changes
     assert_close(loss_and_gradient(*other, *batch), (loss, gradient))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXES)
 def test_methods_mixed_over_layers_are_those_methods(name):
     """Scanned periods equal a loop over the layers written here."""
@@ -583,6 +588,7 @@ def test_constants_are_no_parameters_and_survive_a_round_trip():
     assert split(make(NoPE()))[2] == {}
 
 
+@pytest.mark.slow
 def test_two_tokens_at_one_position_differ_where_the_first_layer_reads_them():
     """Sinusoids at their defaults: cosine 1/3, as with embeddings of deviation 1, not 0.999."""
     changes = {"d_model": 256, "init_std": TransformerConfig.init_std}
@@ -676,6 +682,7 @@ def test_the_position_embedding_is_asked_about_the_shape():
         make(RoPE(), head_dim=7)
 
 
+@pytest.mark.slow  # attention_test has those of attention
 @pytest.mark.parametrize(
     ("position", "attention"),
     [

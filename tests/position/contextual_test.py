@@ -85,6 +85,7 @@ def test_the_golden_table_of_zeros_gives_no_bias():
     np.testing.assert_array_equal(bias, GOLDENS["cope/bias"])
 
 
+@pytest.mark.fast("own-tables")
 @every_method
 def test_values_against_float64(name):
     q, logits = inputs()
@@ -117,6 +118,7 @@ def test_a_closed_gate_counts_nothing():
     np.testing.assert_allclose(counted, [4, 3, 3, 3, 2, 2, 2, 1, 1, 1, 0, 0], atol=1e-6)
 
 
+@pytest.mark.slow  # common_test decodes every method
 @every_method
 def test_one_query_has_its_row_of_the_whole(name):
     """Decoding: keys after the query are absent there and at -inf in the full pass."""
@@ -143,6 +145,7 @@ def test_packed_equals_separate(name):
         np.testing.assert_allclose(together[..., rows, rows], alone, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.fast("own-tables")
 @every_method
 def test_finite_with_gradients_wherever_masked(name):
     """A padding query that sees nothing, and gates at both ends of float32."""
@@ -160,6 +163,7 @@ def test_finite_with_gradients_wherever_masked(name):
     np.testing.assert_array_equal(np.asarray(gradient[1])[np.isinf(logits)], 0.0)
 
 
+@pytest.mark.fast("own-tables")
 @every_method
 def test_gradients(name):
     """Of q, logits and the table against central differences of the float64 formula."""
@@ -209,6 +213,7 @@ def test_counts_over_many_keys(keys):
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     sizes=st.tuples(*[st.integers(1, 4)] * 3, st.integers(0, 9)),
@@ -226,6 +231,7 @@ def test_any_shape(sizes, max_position, own, seed):
     np.testing.assert_allclose(bias, plain_bias(q, logits, table), rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.fast("own-tables")
 @every_method
 def test_jit_vmap_and_bfloat16(name):
     q, logits = inputs()

@@ -120,6 +120,7 @@ def constants(method, shape=SHAPE):
     return method.init(jax.random.key(0), shape).layer_constants
 
 
+@pytest.mark.slow
 def test_knobs_shape_the_coefficients():
     grouped = ModelShape(d_model=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32)
     survivors = 5  # RoPE's frequencies at head_dim 32 above 2 pi / 64
@@ -200,6 +201,7 @@ def test_evaluating_longer_does_not_move_the_floor():
         np.testing.assert_array_equal(a, b[:, :64])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["rope", "grid"])
 def test_zeros_that_stay_in_the_mix_have_a_term_of_their_own(source):
     """Each output at its own frequency and no noise: the clipped RoPE, whatever the basis.

@@ -119,7 +119,8 @@ def test_frequencies(case):
     np.testing.assert_allclose(FREQUENCIES[case], golden(case, "inv_freq"), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("length", [16, 160])
+@pytest.mark.fast("fope-160", "rope_yarn-160", "fope_normalised-160", "fope_more_frequencies-160")
+@pytest.mark.parametrize("length", [pytest.param(16, marks=pytest.mark.slow), 160])
 @pytest.mark.parametrize("case", FREQUENCIES)
 def test_pure_functions(case, length):
     inv_freq = FREQUENCIES[case]
@@ -182,6 +183,7 @@ def test_every_golden_of_a_combination_of_knobs_is_covered():
     assert {key.partition("/")[0] for key in KNOBS.files} == set(KNOB_METHODS)
 
 
+@pytest.mark.fast("series_only_grid", "clip_yarn_after")
 @pytest.mark.parametrize("case", KNOB_METHODS)
 def test_combinations_of_knobs(case):
     """Shapes, dominant terms and outputs of the released code with these knobs."""
@@ -208,6 +210,7 @@ def test_combinations_of_knobs(case):
 PAPER = {"60m": (8, 64, 0.3), "180m": (8, 128, 0.4), "1200m": (16, 128, 0.6)}
 
 
+@pytest.mark.fast("60m-512", "1200m-1024")
 @pytest.mark.parametrize("length", [512, 1024])
 @pytest.mark.parametrize("size", PAPER)
 def test_paper_shapes(size, length):

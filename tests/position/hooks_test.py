@@ -43,6 +43,7 @@ def test_named_axes_have_the_sizes_of_the_model(name):
             assert axis is None or length in SIZES[axis], (key, axes, size)
 
 
+@pytest.mark.fast("ALiBi(slopes=None)", "Kerple(form='log')")
 @pytest.mark.parametrize(
     "method",
     [

@@ -83,6 +83,7 @@ def counts_to_its_end(dtype, method, compiled):
 WIDTHS = pytest.mark.parametrize("widths", ["8 16 32", pytest.param("64", marks=pytest.mark.slow)])
 
 
+@pytest.mark.fast("xpos-8 16 32", "alibi-8 16 32")
 @WIDTHS
 @pytest.mark.parametrize("name", METHODS)
 def test_every_dtype_counts_to_its_end(name, widths):
@@ -91,13 +92,9 @@ def test_every_dtype_counts_to_its_end(name, widths):
             counts_to_its_end(dtype, METHODS[name], compiled=False)
 
 
-IN_JIT = ("int8", "uint64")  # the shortest, and one of the other branch
-
-
+@pytest.mark.fast("int8-rope", "uint64-t5")
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize(
-    "dtype", [pytest.param(d, marks=() if d in IN_JIT else pytest.mark.slow) for d in DTYPES]
-)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_dtype_counts_to_its_end_inside_jit(dtype, name):
     counts_to_its_end(dtype, METHODS[name], compiled=True)
 

@@ -115,6 +115,7 @@ def expected_logits(inner, form, q, k):
     return np.where(seen, logits, -np.inf)
 
 
+@pytest.mark.fast("fope-query-within", "alibi-yarn", "cope-heads-log_n")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", INNER)
 def test_logits(name, form):
@@ -158,6 +159,7 @@ def test_attention():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_padding_is_finite_with_a_contextual_bias_and_so_is_its_gradient(form):
     layer, variables, _, positions, segments = layer_of(LogitScaling(INNER["cope"], **FORMS[form]))

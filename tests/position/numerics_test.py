@@ -268,10 +268,12 @@ def every_hook(method):
     trained = jax.tree.map(
         lambda x: np.asarray(x, np.float64), (owned.model_params, owned.layer_params)
     )
-    return call, floats(2, 5, 16), floats(2, 5, 2, 8), floats(2, 5, 1, 8), trained, P, K
+    random = np.random.default_rng(6)
+    x, q, k = (random.normal(size=(2, 5, *own)) for own in ((16,), (2, 8), (1, 8)))
+    return call, x, q, k, trained, P, K
 
 
-ROWS = {**FUNCTIONS, **{name: every_hook(m) for name, m in METHODS_UNDER_TEST.items()}}
+ROWS = (*FUNCTIONS, *METHODS_UNDER_TEST)
 
 
 CARRIED = ("carry_coefficients", "match_frequencies", "interpolate_table")  # of fope_jax.extend
@@ -296,13 +298,26 @@ SETTINGS = {
 
 
 ALL = tuple(SETTINGS)  # x64 among them
-FLOAT16 = pytest.param("float16", marks=pytest.mark.slow)
-EVERY_DTYPE = pytest.mark.parametrize("dtype", ["float32", "bfloat16", FLOAT16])
+# bfloat16 first: beside it a constant of float32 or float64 shows as well.
+SLOW_DTYPES = [pytest.param(name, marks=pytest.mark.slow) for name in ("float32", "float16")]
+EVERY_DTYPE = pytest.mark.parametrize("dtype", ["bfloat16", *SLOW_DTYPES])
+# Second rows of a method.
+SLOW_ROWS = (
+    "rope",
+    "fope",
+    "fope-normalised",
+    "fope-clip",
+    "kerple",
+    "log-n",
+    "temperature",
+    *(f"rope-{name}" for name in STEPS if name != "longrope"),
+)
 
 
 def every_row(test):
     names = [name for name in ROWS if name not in HOST]
-    return pytest.mark.parametrize("name", names)(EVERY_DTYPE(test))
+    rows = [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_ROWS else n for n in names]
+    return pytest.mark.parametrize("name", rows)(EVERY_DTYPE(test))
 
 
 @contextlib.contextmanager
@@ -364,7 +379,7 @@ def is_float(x):
 
 
 def row_of(name, dtype):
-    call, *arguments = ROWS[name]
+    call, *arguments = FUNCTIONS.get(name) or every_hook(METHODS_UNDER_TEST[name])
     leaves, structure = jax.tree.flatten(arguments)
     leaves = [jnp.asarray(x, dtype) if is_float(x) else jnp.asarray(x) for x in leaves]
     return Row(call, leaves, structure)
@@ -385,7 +400,7 @@ HOST = [name for name, (_, *arguments) in FUNCTIONS.items() if not arguments]
 
 @pytest.mark.parametrize("name", HOST)
 def test_on_the_host(name):
-    call = ROWS[name][0]
+    call = FUNCTIONS[name][0]
     with plain():
         expected = call()
     with settings(*SETTINGS):
@@ -406,11 +421,11 @@ def test_tracing(name, dtype, chosen):
     )
 
 
-QUICK = ("angles", "rotate", "scaled_frequencies", "rope-dynamic-ntk", "learned")
+QUICK = ("rotate", "scaled_frequencies")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ROWS if name not in (*HOST, *QUICK)]
 
 
-@EVERY_DTYPE
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_values(name, dtype):
     """All settings together, outside jit and inside: what the plain ones give."""

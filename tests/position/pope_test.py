@@ -22,6 +22,7 @@ def logits_of(method, variables, q, k, positions):
     return jnp.einsum("btnh,bsnh->bnts", q, k, precision="highest")[0]
 
 
+@pytest.mark.fast("plain-1.0-zeros", "bias-1.0-zeros")
 @pytest.mark.parametrize(
     ("case", "share", "phase"),
     [

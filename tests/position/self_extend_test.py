@@ -72,6 +72,7 @@ CASES = {
 }
 
 
+@pytest.mark.fast("self_extend", "rerope")
 @pytest.mark.parametrize("case", CASES)
 def test_attention_of_the_authors_code(case):
     with np.load(GOLDENS) as arrays:
@@ -124,6 +125,7 @@ def test_logits_are_those_of_the_distances_that_are_promised(name, start):
     assert np.abs(ours - plain)[:, i - j >= 10].max() > 0.5, "no far key has moved"
 
 
+@pytest.mark.fast("rope1")
 @pytest.mark.parametrize("rope", [RoPE(interleaved=True), RoPE(partial_rotary_factor=0.5)])
 def test_within_the_window_nothing_changes_for_any_rotation(rope):
     q, k = draw(30)

@@ -77,6 +77,7 @@ def turned(request):
     return series, positions[0], q[0], k[0], after[0][0], after[1][0]
 
 
+@pytest.mark.fast("fope", "by share", "fope, clipped alone", "scaled logits", "xpos")
 def test_the_series_is_what_the_method_does_to_q_and_k(turned):
     series, positions, q, k, turned_q, turned_k = turned
     assert sorted(series.pairs.ravel().tolist()) == list(range(SHAPE.head_dim))
@@ -87,6 +88,7 @@ def test_the_series_is_what_the_method_does_to_q_and_k(turned):
         np.testing.assert_allclose(after[..., series.pairs[:, 1]], moved.imag, atol=1e-5)
 
 
+@pytest.mark.fast("fope", "by share", "xpos")
 def test_logits_are_the_sum_over_own_frequencies(turned):
     """Eq. 1-5 for every pair of positions: the key fixed, the query anywhere."""
     series, positions, q, k, turned_q, turned_k = turned
@@ -172,6 +174,7 @@ def test_a_signal_of_own_frequencies_is_extended_exactly():
     )
 
 
+@pytest.mark.fast("method0")
 @pytest.mark.parametrize("method", [PoPE(100.0, 0.5, "uniform"), FoX(rotation=PoPE(100.0))])
 def test_polar_pairs_turn_from_where_they_stand_at_position_0(method):
     """q and k are made twice as wide; delta is part of what k is at position 0."""

@@ -42,9 +42,8 @@ def rows_of(run, kind):
     return [row for row in rows if row["kind"] == kind]
 
 
-@pytest.mark.parametrize(
-    "module", ["sandwich", pytest.param("weighted_rotary", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # five commands
+@pytest.mark.parametrize("module", MODULES)
 def test_trained_evaluated_and_extended(configs, tmp_path, module):
     run, child = tmp_path / "run", tmp_path / "child"
     assert main(["train", "--config", str(configs / f"{module}.py"), "--workdir", str(run)]) == 0
@@ -75,12 +74,14 @@ def test_a_sweep_allows_its_runs_the_modules_that_its_files_name(configs, tmp_pa
     assert all("--allow-module=their_package.sandwich" in command for command in commands)
 
 
+@pytest.mark.slow
 def test_drawn(tmp_path):
     assert main(["gallery", "-o", str(tmp_path), "--methods", *SPECS.values()]) == 0
     page = (tmp_path / "index.html").read_text()
     assert all(spec in page for spec in SPECS.values())
 
 
+@pytest.mark.fast("not allowed")
 @pytest.mark.parametrize(
     "option, code, shown",
     [

@@ -25,6 +25,7 @@ def of_step(changes, **train):
     return found, model_flops(setup.model, setup.position, setup.train.batch_size, length)
 
 
+@pytest.mark.fast("180m")
 @pytest.mark.parametrize("size", ["60m", "180m", "1200m"])
 def test_the_papers_sizes_agree_with_the_analytic_count(size):
     """Nothing is run: a traced step of the real model."""
@@ -32,6 +33,7 @@ def test_the_papers_sizes_agree_with_the_analytic_count(size):
     assert 1 < found / expected < 1.1
 
 
+@pytest.mark.slow
 def test_scanned_and_unrolled_layers_count_alike():
     scanned, _ = of_step({"num_layers": 6})
     unrolled, _ = of_step({"num_layers": 6, "scan_layers": False})
@@ -39,6 +41,7 @@ def test_scanned_and_unrolled_layers_count_alike():
     assert scanned == unrolled > 1.5 * shallow
 
 
+@pytest.mark.slow
 def test_what_is_computed_again_counts_again():
     kept, model = of_step({})
     again, same = of_step({"remat": "full"})
@@ -49,6 +52,7 @@ def test_what_is_computed_again_counts_again():
     assert 1 < dots / kept < 1 + (again / kept - 1) / 2
 
 
+@pytest.mark.slow
 def test_pieces_of_a_batch_add_up():
     whole, _ = of_step({})
     pieces, _ = of_step({}, accumulate=4)
@@ -111,6 +115,7 @@ def count(jaxpr):
     return program_flops(jaxpr, lambda names: pytest.fail("a loop of unknown length"))
 
 
+@pytest.mark.fast("{'window': 700}")
 @pytest.mark.parametrize("limits", [{}, {"window": 700}, {"chunk": 1024}], ids=str)
 def test_splash_counts_the_blocks_that_it_computes(limits):
     """9 products a block of 512: 2 forward, 3 for queries, 4 for keys; heads fill 128 lanes."""

@@ -1,7 +1,8 @@
-"""The scripts: every command as it would be run, errors, and the loops against a false gcloud."""
+"""The scripts: dry runs by gcloud's published flags, errors, and runs against a false gcloud."""
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -12,13 +13,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+
+from tests.tpu_scripts.gcloud_reference import COMMANDS, UsageError, parse
 
 SCRIPTS = Path(__file__).parents[2] / "tpu_scripts"
 ROOT = SCRIPTS.parent
-PROGRAMS = ["create", "delete", "install", "launch", "local", "logs", "resume", "xpk"]
+PROGRAMS = ["create", "delete", "install", "jobset", "launch", "local", "logs", "resume"]
+PROGRAMS += ["status", "stop", "xpk"]
 PLACE = ["--name", "run1", "--zone", "us-east5-a"]
 FALSE_GCLOUD = Path(__file__).with_name("false_gcloud.py")
-TPUS = "gcloud compute tpus queued-resources"
 RUN = ["--", "train", "--config", "configs/paper/c4_books.py", "--workdir", "gs://my-bucket/run1"]
 
 if not Path("/bin/bash").exists():
@@ -42,30 +46,11 @@ def dry_run(name, *arguments):
     return result.stdout.splitlines()
 
 
-def on_hosts(command):
-    return (
-        f"{TPUS} ssh run1 --zone=us-east5-a --node=all --worker=all --quiet '--command={command}'"
-    )
-
-
 # ---------------------------------------------------------------------------- every script
 
 
 def test_there_is_no_other_script():
     assert sorted(p.stem for p in SCRIPTS.glob("*.sh")) == sorted([*PROGRAMS, "lib"])
-
-
-def test_shellcheck():
-    program = shutil.which("shellcheck") or shutil.which(
-        "shellcheck", path=str(Path(sys.executable).parent)
-    )
-    if program is None:
-        pytest.skip("shellcheck is not installed")
-    files = sorted(SCRIPTS.glob("*.sh"))
-    result = subprocess.run(
-        [program, "-x", "-P", SCRIPTS, *files], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -86,7 +71,15 @@ def test_help_is_the_comment_at_the_top(name):
         ("create", [*PLACE, "--accelerator", "v9-8"], "no runtime version is known for"),
         ("create", [*PLACE, "--accelerator", "v4-8", "--slices", "0"], "--slices = '0'; accepted"),
         ("create", [*PLACE, "--accelerator", "v4-8", "--spot", "--reserved"], "exclude each"),
+        ("create", [*PLACE, "--accelerator=v4-8", "--data-disk=d"], "accepted: source=projects/"),
+        ("create", [*PLACE, "--accelerator=v4-8", "--startup-script=no"], "'no' is no file"),
         ("launch", PLACE, "nothing to run"),
+        ("launch", [*PLACE, "--env", "A=1 B=2", *RUN], "has two variables; give --env once"),
+        ("launch", [*PLACE, "--env", "A", *RUN], "--env 'A'; accepted: NAME=VALUE"),
+        ("jobset", ["--name", "x", "--image", "i", *RUN], "--slice is missing"),
+        ("jobset", ["--name", "x", "--image=i", "--slice=v5e:3x3", *RUN], "no whole hosts of"),
+        ("jobset", ["--name", "x", "--image=i", "--slice=v9:4x4", *RUN], "v4, v5e, v5p, v6e or"),
+        ("jobset", ["--name", "X", "--image=i", "--slice=v5e:4x4", *RUN], "lower-case letters"),
         ("resume", [*PLACE, "--accelerator", "v4-8"], "nothing to run"),
         ("xpk", [*PLACE, "--cluster", "c"], "--accelerator is missing"),
         ("local", ["--processes", "2"], "nothing to run; give -- COMMAND"),
@@ -114,104 +107,127 @@ def test_a_missing_gcloud_is_named(tmp_path, name, arguments):
 # ---------------------------------------------------------------------------- dry runs
 
 
-def test_create():
-    describe = f"{TPUS} describe run1 --zone=us-east5-a --quiet '--format=value(state.state)'"
-    assert dry_run("create", *PLACE, "--accelerator", "v5litepod-16", "--spot") == [
-        f"{TPUS} create run1 --zone=us-east5-a --accelerator-type=v5litepod-16"
-        " --runtime-version=v2-alpha-tpuv5-lite --quiet --node-id=run1 --spot",
-        describe,
-    ]
-    assert dry_run(
-        "create",
-        *PLACE,
-        "--accelerator=v4-32",
-        "--slices=2",
-        "--reserved",
-        "--valid-for",
-        "6h",
-        "--project",
-        "p",
-        "--runtime",
-        "r",
-    ) == [
-        f"{TPUS} create run1 --zone=us-east5-a --project=p --accelerator-type=v4-32"
-        " --runtime-version=r --quiet --node-count=2 --node-prefix=run1 --reserved"
-        " --valid-until-duration=6h",
-        describe.replace("us-east5-a", "us-east5-a --project=p"),
-    ]
+def gcloud_commands(name, *arguments):
+    """What a dry run would give to gcloud: command, positionals and flags, by published names."""
+    words = shlex.split("\n".join(dry_run(name, *arguments)))
+    starts = [i for i, word in enumerate(words) if word == "gcloud"]
+    ends = [i for i, word in enumerate(words) if word in ("gcloud", "tar")][1:] + [len(words)]
+    return [parse(words[i + 1 : min(e for e in ends if e > i)]) for i in starts]
 
 
-INSTALL = [
-    on_hosts("python3 -m venv fope/venv && fope/venv/bin/pip install --quiet --upgrade pip"),
-    f"tar -czf /tmp/fope-source.tar.gz --exclude=__pycache__ -C {ROOT} pyproject.toml setup.py"
-    " README.md LICENSE constraints.txt fope_jax configs experiments",
-    f"{TPUS} scp /tmp/fope-source.tar.gz run1: --zone=us-east5-a --node=all --worker=all --quiet",
-    on_hosts(
-        "mkdir -p fope/source && tar -xzf fope-source.tar.gz -C fope/source && cd fope/source"
-        r" && ../venv/bin/pip install --quiet -c constraints.txt -e '\''.[tpu,buckets]'\''"
-    ),
-    on_hosts("fope/venv/bin/fope methods > /dev/null && hostname"),
+CREATE = ["--accelerator", "v5litepod-16"]
+ALL_OF_CREATE = [
+    *("--slices", "2", "--valid-for", "6h", "--project", "p", "--runtime", "r", "--internal-ips"),
+    *("--service-account", "me@p.iam.gserviceaccount.com", "--network", "n", "--subnetwork", "s"),
+    *("--data-disk", "source=projects/p/zones/z/disks/d,mode=read-only"),
+    *("--data-disk", "mode=read-only,source=projects/p/zones/z/disks/e"),
+    *("--startup-script", __file__),
 ]
 
 
-def test_install():
-    assert dry_run("install", *PLACE) == INSTALL
-    package = dry_run(
-        "install",
-        *PLACE,
-        "--source",
-        "fope-jax[tpu,buckets] @ git+https://host/repository",
-        "--python",
-        "py",
-    )
-    assert package == [
-        INSTALL[0].replace("python3", "py"),
-        on_hosts(
-            r"fope/venv/bin/pip install --quiet '\''fope-jax[tpu,buckets] @ git+https://host/repository'\''"
+@pytest.mark.parametrize(
+    ("name", "arguments", "commands"),
+    [
+        ("create", [*CREATE, "--spot"], ["create", "describe"]),
+        ("create", [*CREATE, "--reserved", *ALL_OF_CREATE], ["create", "describe"]),
+        ("install", ["--tunnel-through-iap"], ["scp", "ssh"]),
+        ("install", ["--source", "fope-jax @ git+https://host/x", "--internal-ip"], ["ssh"]),
+        ("launch", ["--env", "LIBTPU_INIT_ARGS=--a=1 --b='2'", *RUN], ["ssh"]),
+        ("stop", ["--grace", "5"], ["ssh"]),
+        ("status", [], ["describe", "ssh", "ssh"]),
+        ("logs", ["--worker", "all"], ["ssh"]),
+        ("logs", ["--save", "x", "--node", "1"], ["ssh"]),
+        ("delete", [], ["ssh", "delete"]),
+        ("delete", ["--at-once"], ["delete"]),
+        (
+            "resume",
+            [*CREATE, "--spot", *ALL_OF_CREATE, "--env", "A=b c", "--internal-ip", *RUN],
+            ["ssh", "delete", "create", "describe", "scp", "ssh", "ssh"],
         ),
-        INSTALL[-1],
-    ]
-    for path in (
-        "pyproject.toml",
-        "setup.py",
-        "README.md",
-        "LICENSE",
-        "constraints.txt",
-        "experiments",
-    ):
-        assert (ROOT / path).exists()  # tar would stop at one that is missing
-
-
-LAUNCH = on_hosts(
-    r"tmux has-session -t fope 2>/dev/null && exit 0; tmux new-session -d -s fope"
-    r" '\''cd ~/fope/source 2>/dev/null || cd ~/fope; rm -f ~/fope/run.exit;"
-    r" ~/fope/venv/bin/fope train --config configs/paper/c4_books.py --workdir gs://my-bucket/run1"
-    r" >> ~/fope/run.log 2>&1; echo $? > ~/fope/run.exit'\''"
+    ],
 )
+def test_gcloud_gets_published_flags_alone(name, arguments, commands):
+    """A flag that gcloud does not know, or misses, fails in ``parse``."""
+    found = gcloud_commands(name, *PLACE, *arguments)
+    assert [command.split()[1] for command, _, _ in found] == commands
+    for command, _, flags in found:
+        assert flags["zone"] == ["us-east5-a"] and "quiet" in flags
+        if command.split()[1] == "create" and "--internal-ips" in arguments:
+            assert flags["node-count"] == ["2"] and flags["internal-ips"] == [""]
+            assert flags["service-account"] == ["me@p.iam.gserviceaccount.com"]
+            assert [flags[key] for key in ("network", "subnetwork")] == [["n"], ["s"]]
+            assert len(flags["data-disk"]) == 2 and flags["valid-until-duration"] == ["6h"]
+            assert flags["metadata-from-file"] == [f"startup-script={__file__}"]
+        if command.split()[1] in ("ssh", "scp"):
+            assert [key in flags for key in ("internal-ip", "tunnel-through-iap")] == [
+                f"--{key}" in arguments for key in ("internal-ip", "tunnel-through-iap")
+            ]
 
 
-def test_launch():
-    assert dry_run("launch", *PLACE, "--keep-going", *RUN) == [LAUNCH]
-    (line,) = dry_run("launch", *PLACE, "--keep-going", "--env", "A=1 B=2", *RUN)
-    assert line == LAUNCH.replace("run.exit; ~", "run.exit; export A=1 B=2; ~")
+def test_the_parser_of_published_flags_refuses_what_gcloud_refuses():
+    base = "compute tpus queued-resources create q --zone=z --accelerator-type=v4-8"
+    for words in (
+        f"{base} --node-id=q",
+        f"{base} --runtime-version=r",
+        f"{base} --node-id=q --runtime-version=r --node-count=2",
+        f"{base} --node-count=1 --runtime-version=r",
+        f"{base} --node-id=q --runtime-version=r --topology=2x2",
+        f"{base} --node-id=q --runtime-version=r --data-disk=mode=read-only",
+        f"{base} --node-id=q --runtime-version=r --best-effort",
+        "compute tpus queued-resources ssh q --zone=z --output-directory=x",
+        "compute tpus queued-resources ssh q --zone=z --internal-ip --tunnel-through-iap",
+        "compute tpus queued-resources describe q --format=x",
+        "compute tpus queued-resources start q --zone=z",
+    ):
+        with pytest.raises(UsageError):
+            parse(words.split())
+    parse(f"{base} --node-id=q --runtime-version=r".split())
+    assert {"ssh", "scp", "create"} <= {name.split()[1] for name in COMMANDS}
 
 
-def test_logs_and_delete():
-    tail = f"{TPUS} ssh run1 --zone=us-east5-a --node=0 --worker=0 --quiet"
-    assert dry_run("logs", *PLACE) == [f"{tail} '--command=tail -F -n 100 ~/fope/run.log'"]
-    once = dry_run("logs", *PLACE, "--once", "--lines", "5", "--worker", "all", "--node", "1")
-    assert once == [
-        f"{TPUS} ssh run1 --zone=us-east5-a --node=1 --worker=all --quiet"
-        " '--command=tail -n 5 ~/fope/run.log'"
-    ]
-    assert dry_run("delete", *PLACE) == [f"{TPUS} delete run1 --zone=us-east5-a --force --quiet"]
+def make_source(directory):
+    """A checkout as install.sh packs it, with nothing in its files."""
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "constraints.txt"):
+        assert (ROOT / name).exists()  # tar would stop at one that is missing
+        directory.mkdir(exist_ok=True)
+        (directory / name).write_text("x")
+    for name in ("fope_jax", "configs", "experiments"):
+        assert (ROOT / name).is_dir()
+        (directory / name).mkdir()
+    return directory
 
 
-def test_resume_is_the_other_scripts_in_turn():
-    lines = dry_run("resume", *PLACE, "--accelerator", "v6e-64", "--spot", *RUN)
-    assert "tmux has-session -t fope" in lines.pop(0)
-    created = dry_run("create", *PLACE, "--accelerator", "v6e-64", "--spot")
-    assert lines == [*dry_run("delete", *PLACE), *created, *INSTALL, LAUNCH]
+def test_the_commit_goes_along(tmp_path):
+    """The archive has what pip needs, and the commit of a checkout, which .git would tell."""
+    source, packed = make_source(tmp_path / "source"), tmp_path / "packed"
+    stand_in = tmp_path / "bin" / "gcloud"
+    stand_in.parent.mkdir()
+    stand_in.write_text(f'#!/bin/bash\n[[ $4 != scp ]] || cp "$5" {packed}\n')
+    stand_in.chmod(0o755)
+
+    def commit(**environment):
+        path = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+        run("install", *PLACE, "--source", str(source), **path, **environment)
+        listed = subprocess.run(
+            ["tar", "-xzOf", packed, "COMMIT"], capture_output=True, text=True, check=True
+        )
+        return listed.stdout.strip()
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", "-C", source, *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    assert commit(GIT_CEILING_DIRECTORIES=str(tmp_path)) == "unknown"
+    (source / "COMMIT").write_text("1234\n")
+    assert commit(GIT_CEILING_DIRECTORIES=str(tmp_path)) == "1234"
+    git("init", "--quiet")
+    git("add", "setup.py")
+    git("commit", "--quiet", "-m", "x")
+    head = git("rev-parse", "HEAD")
+    assert commit() == head
+    (source / "setup.py").write_text("y")
+    assert commit() == f"{head}-dirty"
 
 
 def test_xpk():
@@ -219,17 +235,112 @@ def test_xpk():
     common = "xpk workload create --workload=run1 --cluster=c --zone=us-east5-a --tpu-type=v4-8"
     train = "exec fope train --config configs/paper/c4_books.py --workdir gs://my-bucket/run1"
     assert dry_run("xpk", *place, "--accelerator", "v4-8", "--image", "i:1", *RUN) == [
-        f"{common} --num-slices=1 --max-restarts=20 --docker-image=i:1 '--command={train}'"
+        f"{common} --num-slices=1 --max-restarts=20 --termination-grace-period-seconds=300"
+        f" --docker-image=i:1 '--command={train}'"
     ]
-    assert dry_run("xpk", *place, "--accelerator", "v4-8", "--slices", "2", *RUN) == [
-        f"{common} --num-slices=2 --max-restarts=20 --base-docker-image=python:3.11"
-        f" --script-dir={ROOT} '--command=pip install --quiet -c constraints.txt"
+    more = ["--slices", "2", "--grace", "30", "--env", "A=1", "--env", "B=x y"]
+    assert dry_run("xpk", *place, "--accelerator", "v4-8", *more, *RUN) == [
+        f"{common} --num-slices=2 --max-restarts=20 --termination-grace-period-seconds=30"
+        f" --env=A=1 '--env=B=x y' --base-docker-image=python:3.11 --script-dir={ROOT}"
+        " '--command=pip install --quiet -c constraints.txt"
         rf" -e '\''.[tpu,buckets]'\'' && {train}'"
     ]
     assert dry_run("xpk", *place, "--delete") == [
         "xpk workload delete --workload=run1 --cluster=c --zone=us-east5-a"
     ]
     assert dry_run("xpk", *place, "--logs")[0].startswith("kubectl logs --selector=")
+
+
+# Of the CustomResourceDefinition of JobSet (2026-08-18): the fields that jobset.yaml
+# uses, with their types; "[]" is an array, "{}" takes any keys.
+STRINGS = {"{}": str}
+CONTAINER = {
+    "name": str,
+    "image": str,
+    "command": [str],
+    "env": [{"name": str, "value": str}],
+    "securityContext": {"privileged": bool},
+    "resources": {"requests": {"{}": int}, "limits": {"{}": int}},
+}
+POD = {
+    "restartPolicy": str,
+    "serviceAccountName": str,
+    "hostNetwork": bool,
+    "dnsPolicy": str,
+    "terminationGracePeriodSeconds": int,
+    "nodeSelector": STRINGS,
+    "tolerations": [{"key": str, "operator": str}],
+    "containers": [CONTAINER],
+}
+EXIT_CODES = {"containerName": str, "operator": str, "values": [int]}
+JOB = {
+    "parallelism": int,
+    "completions": int,
+    "completionMode": str,
+    "backoffLimit": int,
+    "podFailurePolicy": {"rules": [{"action": str, "onExitCodes": EXIT_CODES}]},
+    "template": {"spec": POD},
+}
+JOBSET = {
+    "apiVersion": str,
+    "kind": str,
+    "metadata": {"name": str, "namespace": str, "annotations": STRINGS},
+    "spec": {
+        "failurePolicy": {
+            "maxRestarts": int,
+            "rules": [{"name": str, "action": str, "onJobFailureReasons": [str]}],
+        },
+        "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": JOB}}],
+    },
+}
+
+
+def check_fields(value, schema, place="jobset"):
+    if isinstance(schema, type):
+        assert type(value) is schema, place
+    elif isinstance(schema, list):
+        assert isinstance(value, list), place
+        for one in value:
+            check_fields(one, schema[0], f"{place}[]")
+    else:
+        for key, one in value.items():
+            known = schema.get(key, schema.get("{}"))
+            assert known is not None, f"{place} has no field {key}"
+            check_fields(one, known, f"{place}.{key}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "accelerator", "topology", "hosts", "chips"),
+    [
+        (["--slice", "v5e:4x4"], "tpu-v5-lite-podslice", "4x4", 4, 4),
+        (["--slice", "v5e:2x4", "--chips-per-host", "8"], "tpu-v5-lite-podslice", "2x4", 1, 8),
+        (["--slice", "v6e:1x1"], "tpu-v6e-slice", "1x1", 1, 1),
+        (["--slice", "v5p:4x4x4", "--slices", "2", "--spot"], "tpu-v5p-slice", "4x4x4", 16, 4),
+    ],
+)
+def test_jobset(arguments, accelerator, topology, hosts, chips):
+    env = ["--env", 'A=x "y" \\z & {{name}}: #w', "--env", "B="]
+    words = ["--", "train", "--workdir", "gs://b/it's {{grace}}\t&"]
+    text = "\n".join(
+        dry_run("jobset", "--name", "run1", "--image", "i/f:1", *arguments, *env, *words)
+    )
+    manifest = yaml.safe_load(text)
+    check_fields(manifest, JOBSET)
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    job, pod = replicated["template"]["spec"], replicated["template"]["spec"]["template"]["spec"]
+    assert job["parallelism"] == job["completions"] == hosts
+    assert replicated["replicas"] == (2 if "--slices" in arguments else 1)
+    spot = {"cloud.google.com/gke-spot": "true"} if "--spot" in arguments else {}
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": accelerator,
+        "cloud.google.com/gke-tpu-topology": topology,
+        **spot,
+    }
+    (container,) = pod["containers"]
+    assert container["name"] == job["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"]
+    assert container["resources"]["limits"] == {"google.com/tpu": chips}
+    assert container["command"] == ["fope", *words[1:]]
+    assert container["env"][0]["value"].startswith('x "y" \\z & ')
 
 
 def test_local():
@@ -269,8 +380,10 @@ class Gcloud:
                     "state": state,
                     "becomes": list(becomes),
                     "then": ["PROVISIONING", "ACTIVE"],
+                    "slices": 1,
                     "begun": state == "ACTIVE",
                     "runs": list(runs),
+                    "hosts": None,
                     "faults": faults,
                     "counts": {},
                 }
@@ -301,9 +414,10 @@ def gcloud(tmp_path):
     return Gcloud(tmp_path)
 
 
-MADE = {"create": 1, "install": 3, "scp": 1, "launch": 1}  # a slice with a run on it
+MADE = {"create": 1, "install": 1, "scp": 1, "launch": 1}  # a slice with a run on it
 
 
+@pytest.mark.fast("SUSPENDED-becomes0-did0")
 @pytest.mark.parametrize(
     ("state", "becomes", "did"),
     [
@@ -322,6 +436,7 @@ def test_resume_brings_a_lost_slice_back(gcloud, state, becomes, did):
     assert "starting it again (1 of 20)" in result.said and "(2 of 20)" not in result.said
 
 
+@pytest.mark.slow
 def test_resume_begins_with_no_slice_at_all(gcloud):
     gcloud.has(None)
     result = gcloud.resume("--limit", "1")
@@ -367,6 +482,8 @@ HOSTS = [
     "one not begun",
     "a code not written yet",
     "hosts say nothing",
+    "one slice left out",
+    "all slices left out",
 ]
 
 
@@ -388,13 +505,16 @@ def test_hosts_that_do_not_all_answer_change_nothing(gcloud, fault):
     assert "the hosts could not be asked (" in result.said
 
 
+@pytest.mark.slow
 def test_no_number_of_such_looks_changes_anything(gcloud):
-    gcloud.has(describe=[None, *NO_ANSWER], ask=HOSTS)
+    """One fault of each kind; all of them are tried alone in the two tests above."""
+    looks, asks = ["auth", "project", "half a word", "killed"], ["auth", "one slice left out"]
+    gcloud.has(describe=[None, *looks], ask=asks)
     result = gcloud.resume("--limit", "1")
     assert (result.code, result.state, result.did) == (0, "ACTIVE", {}), result.said
-    looks = [line for line in result.said.splitlines() if line.endswith("trying again")]
-    assert len(looks) == len(NO_ANSWER) + len(HOSTS)
-    assert "(ERROR: (gcloud.compute.tpus.queued-resources.describe) There was a problem" in looks[1]
+    said = [line for line in result.said.splitlines() if line.endswith("trying again")]
+    assert len(said) == len(looks) + len(asks)
+    assert "(ERROR: (gcloud.compute.tpus.queued-resources.describe) There was a problem" in said[1]
 
 
 def test_a_gcloud_that_hangs_or_asks_is_left(gcloud):
@@ -416,6 +536,8 @@ def test_a_gcloud_that_hangs_or_asks_is_left(gcloud):
                 {"create": ["no capacity"]},
                 {"describe": [None, "auth", None, "unavailable"]},
                 {"install": ["hosts away"]},
+                {"install": ["all slices left out"], "launch": ["one slice left out"]},
+                {"nodes": ["auth", "nothing"], "endpoints": ["unavailable"]},
                 {"scp": ["connection"]},
             )
         ),
@@ -439,7 +561,7 @@ def test_what_cannot_be_done_now_is_done_later_and_once(gcloud, faults):
 )
 def test_resume_has_a_patience(gcloud, verb):
     state = "SUSPENDED" if verb in ("create", "delete") else "ACTIVE"
-    gcloud.has(state, ["none"], **{verb: ["auth", "ever"]})
+    gcloud.has(state, ["none,none"], **{verb: ["auth", "ever"]})
     result = gcloud.resume("--patience", "1", "--limit", "1")
     assert result.code == 1, result.said
     assert "nothing has worked for" in result.said and "auth tokens" in result.said
@@ -451,6 +573,7 @@ def test_resume_has_a_patience(gcloud, verb):
     [
         ("ACTIVE", "0,2", 2, "the run has ended with code 2"),
         ("ACTIVE", "134,137", 1, "ended by a signal (codes 134 137)"),
+        ("ACTIVE", "other,running", 2, "run1 runs another command; wait for it, or end it"),
     ],
 )
 def test_resume_gives_up(gcloud, state, runs, code, message):
@@ -505,46 +628,230 @@ def test_create_says_where_the_request_has_been_deleted(gcloud):
     assert result.returncode == 1 and "run1 is NONE after" in result.stderr
 
 
-# ---------------------------------------------------------------------------- launch.sh on a host
+# ---------------------------------------------------------------------------- on the hosts
+
+TOOLS = "bash cat chmod cp flock grep gzip mkdir mv rm setsid sha256sum sleep tail tar true"
+# A Python as the images of TPU hosts have it, what brings a newer one, and the `fope` of a venv.
+VENV = r"""
+mkdir -p "$1/bin"
+printf '#!/bin/bash\n[[ $1 != --version ]] || echo Python 3.12.1\n' >"$1/bin/python"
+printf '#!/bin/bash\necho "$*" >>~/pip.log\n' >"$1/bin/pip"
+cat >"$1/bin/fope" <<'FOPE'
+#!/bin/bash
+case $1 in
+  methods) ;;
+  doctor) echo "$2: step 5 of 10" ;;
+  *)
+    trap 'sleep 0.3; echo saved; exit 143' TERM
+    echo "begins $* with [$LIBTPU_INIT_ARGS] in ${PWD##*/}"
+    [[ $1 != fails ]] || exit 3
+    [[ $1 != deaf ]] || trap '' TERM
+    while true; do sleep 0.05; done ;;
+esac
+FOPE
+chmod +x "$1"/bin/*
+"""
+STAND_INS = {
+    "hostname": "echo $HOST",
+    "python3": """
+case "$*" in
+  --version) echo Python 3.10.12 ;;
+  *'-m pip install'*uv) [[ -f ~/has_pip ]] && mkdir -p ~/.local/bin && cp "$0" ~/.local/bin/uv ;;
+  venv*) exec make-venv "${!#}" ;;
+  *) exit 1 ;;
+esac""",
+    "sudo": """
+[[ -f ~/has_apt ]] || exit 1
+[[ "$*" != *install* ]] || {
+  mkdir -p ~/.local/bin
+  cp "${0%/*}/new-python" ~/.local/bin/python3.11
+}
+""",
+    "new-python": 'if [[ "$*" == "-m venv"* ]]; then exec make-venv "$3"; fi',
+    "make-venv": VENV,
+}
+
+
+def make_hosts(directory, number_of_slices=1):
+    """The homes of two hosts a slice, and the programs that they have."""
+    programs = directory / "bin"
+    programs.mkdir(parents=True)
+    for name in TOOLS.split():
+        (programs / name).symlink_to(shutil.which(name))
+    for name, body in STAND_INS.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    homes = [directory / f"{i}-{j}" for i in range(number_of_slices) for j in range(2)]
+    for home in homes:
+        home.mkdir()
+    return homes
+
+
+def install_on(home, **variables):
+    """Runs the commands of install.sh on one host."""
+    variables = {"python": "", "package": "fope-jax", "sum": ""} | variables
+    text = "".join(f"{name}={shlex.quote(value)}\n" for name, value in variables.items())
+    for name in ("run", "install"):
+        text += (SCRIPTS / "on_host" / f"{name}.sh").read_text()
+    environment = {"HOME": str(home), "HOST": "h", "PATH": f"{home.parent / 'bin'}"}
+    return subprocess.run(
+        ["bash", "-c", text], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_an_image_with_an_old_python_gets_a_newer_one(tmp_path):
+    homes = make_hosts(tmp_path, 2)
+    (homes[0] / "has_pip").touch()
+    result = install_on(homes[0])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "h: Python 3.12.1, commit unknown\n"
+    assert (homes[0] / "pip.log").read_text().splitlines()[-1] == "install --quiet fope-jax"
+
+    (homes[1] / "has_apt").touch()  # where it has no pip
+    assert install_on(homes[1]).returncode == 0
+
+    result = install_on(homes[2])  # where nothing helps
+    assert result.returncode == 1
+    assert "h: has only Python 3.10.12; neither uv nor apt-get could bring" in result.stderr
+    result = install_on(homes[2], python="python3")
+    assert "h: --python python3 is not Python 3.11 or newer" in result.stderr
+    result = install_on(homes[2], python=f"{tmp_path}/bin/new-python")
+    assert result.returncode == 0, result.stderr
+    result = install_on(homes[3], package="", sum="0" * 64)
+    assert result.returncode == 1 and "has not arrived whole" in result.stderr
+
+
+def wait_for(text, path):
+    deadline = time.monotonic() + 20
+    while text not in (path.read_text() if path.exists() else ""):
+        assert time.monotonic() < deadline, text
+        time.sleep(0.02)
 
 
 def test_launch_lets_the_earlier_run_end_before_the_next_begins(tmp_path):
-    """Its command on hosts, run here: what tmux holds gets SIGTERM and is waited for."""
-    if not shutil.which("tmux") or not shutil.which("pkill"):
-        pytest.skip("needs tmux and pkill")
-    fope, log = tmp_path / "fope/venv/bin/fope", tmp_path / "fope/run.log"
-    fope.parent.mkdir(parents=True)
-    fope.write_text(
-        "#!/bin/bash\ntrap 'sleep 1; echo $1 saved; exit 143' TERM; echo $1 begins\n"
-        "for i in {1..300}; do /bin/sleep 0.1; done\n"
-    )
-    fope.chmod(0o755)
-    stand_in = tmp_path / "bin" / "gcloud"
-    stand_in.parent.mkdir()
-    stand_in.write_text('#!/bin/bash\nfor a; do [[ $a != --command=* ]] || bash -c "${a#*=}"; done')
-    stand_in.chmod(0o755)
-    environment = {
-        "HOME": str(tmp_path),
-        "TMUX_TMPDIR": str(tmp_path),
-        "SHELL": "/bin/bash",
-        "PATH": f"{stand_in.parent}:{os.environ['PATH']}",
-    }
+    """On one host, without gcloud: what runs gets SIGTERM and is waited for, its code is kept."""
+    home, _ = make_hosts(tmp_path)
+    subprocess.run([home.parent / "bin" / "make-venv", home / "fope" / "venv"], check=True)
+    log, killed = home / "fope" / "run.log", ["kill", "-KILL"]
 
-    def says(line):
-        deadline = time.monotonic() + 20
-        while line not in (log.read_text() if log.exists() else ""):
-            assert time.monotonic() < deadline, line
-            time.sleep(0.02)
+    def on_host(name, verb="", keep_going="", grace="20", of_this=False):
+        body = f"exec ~/fope/venv/bin/fope {verb}" if name == "launch" or of_this else ""
+        text = f"keep_going={keep_going}\ngrace={grace}\nworkdir=x\nbody={shlex.quote(body)}\n"
+        for part in ("run", name):
+            text += (SCRIPTS / "on_host" / f"{part}.sh").read_text()
+        environment = {"HOME": str(home), "HOST": "h", "PATH": f"{home.parent / 'bin'}"}
+        command = ["bash", "-c", text]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        ).stdout
 
     try:
-        for name in ("first", "second"):
-            assert run("launch", *PLACE, "--", name, **environment).returncode == 0
-            says(f"{name} begins")
-        assert log.read_text().splitlines() == ["first begins", "first saved", "second begins"]
-        assert run("launch", *PLACE, "--keep-going", "--", "third", **environment).returncode == 0
-        assert "third" not in log.read_text()
+        assert on_host("state") == "FOPE h none\n"
+        for verb in ("first", "second"):
+            assert on_host("launch", verb) == "h: begun\n"
+            wait_for(f"begins {verb}", log)
+        words = [line.split()[:2] for line in log.read_text().splitlines()]
+        assert words == [["begins", "first"], ["saved"], ["begins", "second"]]
+        assert on_host("state") == "FOPE h running\n"
+        assert on_host("state", "second", of_this=True) == "FOPE h running\n"
+        assert on_host("state", "other", of_this=True) == "FOPE h other\n"
+        assert on_host("launch", "third", keep_going="1") == "h: goes on\n"
+        assert on_host("stop") == "h: ended with 143\n" and "third" not in log.read_text()
+        on_host("launch", "fails")
+        wait_for("3", home / "fope" / "run.exit")
+        assert on_host("state") == on_host("state", "fails", of_this=True) == "FOPE h 3\n"
+        assert on_host("state", "other", of_this=True) == "FOPE h none\n"
+        on_host("launch", "deaf")  # it does not end at SIGTERM
+        wait_for("begins deaf", log)
+        assert on_host("stop", grace="1") == "h: ended with 137\n"
     finally:
-        subprocess.run(["tmux", "kill-server"], env=os.environ | environment, check=False)
+        pid = (home / "fope" / "run.pid").read_text().strip()
+        subprocess.run([*killed, pid], capture_output=True, check=False)
+
+
+@pytest.mark.slow
+def test_two_slices_from_the_request_to_the_end(gcloud, tmp_path):
+    """Every script in turn, on four hosts that run what they are given."""
+    gcloud.has(None)
+    source = ["--source", str(make_source(tmp_path / "source"))]
+    hosts = make_hosts(tmp_path / "hosts", 2)
+    for home in hosts:
+        (home / "has_pip").touch()
+    world = json.loads(gcloud.world.read_text())
+    gcloud.world.write_text(json.dumps(world | {"hosts": str(tmp_path / "hosts")}))
+
+    def does(name, *arguments, code=0):
+        result = run(name, *PLACE, *arguments, **gcloud.environment())
+        assert result.returncode == code, result.stderr
+        return result.stdout + result.stderr
+
+    logs = [home / "fope" / "run.log" for home in hosts]
+    try:
+        assert "run1: NONE" in does("status", code=1)
+        does("create", "--accelerator", "v4-8", "--slices", "2")
+        assert does("install", *source).count("Python 3.12.1, commit ") == 4
+        assert "4 of 4 hosts: no run has begun" in does("status", code=1)
+        libtpu = ["--env", "LIBTPU_INIT_ARGS=--a=1 --b='2 3'"]
+        assert does("launch", *libtpu, *RUN).count("begun") == 4
+        for log in logs:
+            wait_for(f"begins {' '.join(RUN[1:])} with [--a=1 --b='2 3'] in source", log)
+        said = does("status")
+        assert "ACTIVE\n  4 of 4 hosts: running\n  gs://my-bucket/run1: step 5 of 10" in said
+        assert "a run is under way; end it by stop.sh" in does("install", *source, code=1)
+        assert does("launch", "--keep-going", *RUN).count("goes on") == 4
+
+        does("launch", *RUN)  # the earlier one ends first
+        for log in logs:
+            wait_for("with []", log)
+            first, saved, second = log.read_text().splitlines()
+            assert (saved, "[]" in second, "--a=1" in first) == ("saved", True, True)
+
+        assert "4 of 4 logs are in" in does("logs", "--save", str(tmp_path / "logs"))
+        saved_logs = sorted((tmp_path / "logs").iterdir())
+        assert [path.name for path in saved_logs] == ["0-0.log", "0-1.log", "1-0.log", "1-1.log"]
+        assert [path.read_text() for path in saved_logs] == [log.read_text() for log in logs]
+
+        assert does("stop").count("ended with 143") == 4
+        assert "4 of 4 hosts: ended with code 143" in does("status", code=1)
+        does("launch", "--", "fails")
+        for home in hosts:
+            wait_for("3", home / "fope" / "run.exit")
+        assert "4 of 4 hosts: ended with code 3 (0-0 0-1 1-0 1-1)" in does("status", code=1)
+        does("launch", *RUN)
+        wait_for("saved", logs[0])
+        assert does("delete").count("ended with 143") == 4
+        assert "run1: NONE" in does("status", code=1)
+    finally:
+        for home in hosts:
+            pid = home / "fope" / "run.pid"
+            if pid.exists():
+                command = ["kill", "-KILL", pid.read_text().strip()]
+                subprocess.run(command, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "faults", "message"),
+    [
+        ("launch", RUN, {"launch": ["all slices left out"]}, "0 of 2 hosts have done it"),
+        ("launch", RUN, {"launch": ["one slice left out"]}, 'terminal state "PREEMPTED"'),
+        ("stop", [], {"stop": ["no key in the agent"]}, "ssh-add ~/.ssh/google_compute_engine"),
+        ("install", [], {"install": ["hosts away"]}, "installing has failed"),
+        ("install", [], {"nodes": ["auth"]}, "There was a problem refreshing your current auth"),
+        ("delete", [], {"stop": ["hosts away"]}, "--at-once deletes without it"),
+        ("delete", [], {"describe": ["network"]}, "--at-once deletes all the same"),
+        ("status", [], {"describe": ["auth"]}, "UNKNOWN (ERROR:"),
+        ("status", [], {"ask": ["one slice left out"]}, "not all hosts have answered: 1 of 2"),
+        ("logs", ["--save", "logs"], {"logs": ["hosts away"]}, "slice 0, worker 0:"),
+    ],
+)
+def test_a_host_that_has_not_done_it_is_a_failure(gcloud, name, arguments, faults, message):
+    """Although gcloud ends with 0 where it leaves out a slice."""
+    gcloud.has(**faults)
+    arguments = [str(gcloud.folder / one) if one == "logs" else one for one in arguments]
+    result = run(name, *PLACE, *arguments, **gcloud.environment())
+    assert result.returncode in (1, 2, 3), result.stderr
+    assert message in result.stdout + result.stderr
+    assert json.loads(gcloud.world.read_text())["state"] == "ACTIVE"
 
 
 # ---------------------------------------------------------------------------- local.sh
@@ -592,6 +899,7 @@ def test_local_passes_signals_on(number, code):
     assert rest.count(f"got {number.name[3:]}") == 2
 
 
+@pytest.mark.slow  # tests/processes has it without the script
 def test_local_starts_jax_processes_that_meet(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -31,6 +31,7 @@ def rates(workdir):
     return {row["step"]: row["learning_rate"] for row in rows if row["kind"] == "train"}
 
 
+@pytest.mark.slow  # trains three times
 def test_a_constant_rate_goes_on_with_the_bits_of_an_unbroken_run(runs, tmp_path):
     def experiment(steps):
         return runs.experiment(method="nope", schedule="constant", steps=steps)
@@ -45,6 +46,7 @@ def test_a_constant_rate_goes_on_with_the_bits_of_an_unbroken_run(runs, tmp_path
     assert "continued" not in read(tmp_path / "unbroken/run.json")
 
 
+@pytest.mark.slow
 def test_after_a_cosine_decay_its_last_rate_is_kept_and_the_results_say_so(
     rope, runs, tmp_path, caplog
 ):

@@ -77,6 +77,7 @@ def test_one_command_measures_before_during_and_after(child):
     assert [row["step"] for row in every if row["kind"] == "train"] == [2, 3, 4, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [0, 3])
 def test_rows_beyond_the_restart_come_again_and_none_twice(parent, child, runs, tmp_path, at):
     """Stopped after the evaluation of step 0, and of step 3, whose newest checkpoint is 2."""
@@ -89,6 +90,7 @@ def test_rows_beyond_the_restart_come_again_and_none_twice(parent, child, runs, 
     assert runs.arrays(tmp_path / "run", 5) == runs.arrays(child, 5)
 
 
+@pytest.mark.slow  # the test of the default has it for the weights as well
 def test_measuring_changes_no_update(parent, runs, tmp_path):
     measured = experiment(runs, save_every=2, evaluate_every=2)
     train(measured, tmp_path / "run")
@@ -153,6 +155,7 @@ def test_by_default_the_training_length_is_measured_and_no_update_is_changed(
     assert "validation" in capfd.readouterr().err.splitlines()[-1]  # the bar
 
 
+@pytest.mark.slow
 def test_by_default_what_cannot_be_measured_ends_no_run_and_an_old_run_stays_as_it_is(
     parent, runs, tmp_path, monkeypatch, caplog
 ):

@@ -67,12 +67,12 @@ class Runs:
     @staticmethod
     def arrays(workdir, step):
         """Every array of a checkpoint as bytes, through Orbax and not through our own restore."""
-        from fope_jax.storage.checkpoint import CheckpointStore
+        import orbax.checkpoint as ocp
 
-        tree = CheckpointStore(workdir / "checkpoints")._orbax.restore(
-            workdir.absolute() / "checkpoints" / str(step)
-        )
-        leaves = jax.tree_util.tree_flatten_with_path(dict(tree.items()))[0]
+        step = workdir.absolute() / "checkpoints" / str(step)
+        with ocp.StandardCheckpointer() as reader:
+            tree = {path.name: reader.restore(path) for path in step.iterdir() if path.is_dir()}
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
     @staticmethod
@@ -101,11 +101,25 @@ class Runs:
 
 
 COMPILED_STEPS = {}  # by experiment, mesh and shapes of a batch
+INITIAL = {}  # states and constants, by what they are made of
+
+
+def made_once(make):
+    """``make(plan)`` of one model, optimizer and mesh is called once; a step takes a copy of it."""
+
+    def initial(plan):
+        own = plan.experiment
+        key = make.__name__, own.model, own.position, own.seed, own.train, plan.mesh
+        if key not in INITIAL:
+            INITIAL[key] = make(plan)
+        return jax.tree.map(lambda x: x.copy(), INITIAL[key])
+
+    return initial
 
 
 @contextlib.contextmanager
 def compiling_once():
-    """A step of one experiment is traced and compiled once, however many runs make it."""
+    """A step of one experiment is compiled once, however many runs make it, and so is its start."""
     from fope_jax.train import loop, state
 
     class Traced:
@@ -124,6 +138,8 @@ def compiling_once():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "trace_step", Traced)
+        for make in (state.init_train_state, state.init_constants):
+            patch.setattr(loop, make.__name__, made_once(make))
         yield
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -27,7 +28,7 @@ from fope_jax.train import loop
 from fope_jax.train.bad_steps import BadStepError
 from fope_jax.train.loop import train
 from fope_jax.train.state import plan_state
-from fope_jax.train.workdir import git_commit
+from fope_jax.train.workdir import git_commit, package_commit
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def interrupted(half_done, tmp_path):
 @pytest.mark.parametrize("damage", [False, True])
 def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrupted, runs, damage):
     before = read_rows(interrupted / "metrics.jsonl")
-    assert before[-1]["step"] == 9
+    assert max(row["step"] for row in before) == 9
     if damage:
         files = (interrupted / "checkpoints/8").glob("params/**/*")
         payload = max(files, key=lambda p: p.stat().st_size)
@@ -108,11 +109,13 @@ def test_resuming_gives_the_bits_and_rows_of_the_unbroken_run(finished, interrup
     assert clock == sorted(set(clock)), "it goes on"
 
 
+@pytest.mark.slow  # step_test compares its gradients
 def test_accumulation_trains_the_same_model(finished, runs, tmp_path):
     train(runs.experiment(accumulate=2), tmp_path)
     np.testing.assert_allclose(runs.losses(tmp_path), runs.losses(finished), rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_windows_pass_their_positions_once_and_train_the_same_model(runs, tmp_path, monkeypatch):
     def windows():
         return build_experiment(runs.values(runs.data | {"packing": "windows"}, steps=4))
@@ -267,6 +270,7 @@ def curriculum(runs, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_lengths_one_after_the_other_keep_the_tokens_of_an_update(curriculum, runs):
     rows = [row for row in read_rows(curriculum / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["step"] for row in rows] == [3, 5, 6, 9, 12], "a stage ends a row"
@@ -303,3 +307,16 @@ def test_the_commit_is_known_in_a_checkout_only(tmp_path):
     assert git_commit(tmp_path) is None
     commit = git_commit(Path(loop.__file__).parent)
     assert commit is None or len(commit.removesuffix("-dirty")) == 40
+
+
+def test_a_packed_checkout_names_its_commit_by_a_file(tmp_path):
+    assert package_commit(tmp_path) is None
+    for text, commit in (("12ab-dirty\n", "12ab-dirty"), ("unknown\n", None)):
+        (tmp_path / "COMMIT").write_text(text)
+        assert package_commit(tmp_path) == commit
+    (tmp_path / "COMMIT").write_text("12ab\n")
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)  # without a commit
+    assert package_commit(tmp_path) == "12ab"
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-qm", "x"]
+    subprocess.run(["git", "-C", tmp_path, *commit], check=True)
+    assert package_commit(tmp_path) == git_commit(tmp_path) != "12ab"  # where git tells, git tells

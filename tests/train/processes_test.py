@@ -27,7 +27,8 @@ def get_config(arg=""):
     return ConfigDict({{
         "name": "fope", "seed": 1,
         "model": {{"vocab_size": 320, "d_model": 32, "num_layers": 2, "num_heads": 4,
-                  "num_kv_heads": 2, "mlp_dim": 32, "attention_block": 24}},
+                  "num_kv_heads": 2, "mlp_dim": 32, "attention_block": 24,
+                  "attention": arg or "auto"}},
         "position": {{"method": "fope"}},
         "data": {{"corpus": "text", "train_files": ["{0}/train_*.txt"],
                  "validation_files": ["{0}/validation.txt"], "tokenizer": "bytes",
@@ -45,7 +46,7 @@ SETUPS = {
     "2 x 4": (2, 4, {"context": 2, "data": 2}),
     "4 x 2": (4, 2, {"tensor": 2}),
 }
-SMALL = (2, 2, {"context": 2, "data": 2})
+SMALL = (2, 1, {"data": 2})  # compiles fast
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def launch(processes, devices, arguments):
 
 
 def train(config, workdir, setup):
-    processes, devices, mesh = (SETUPS | {"2 x 2": SMALL})[setup]
+    processes, devices, mesh = (SETUPS | {"2 x 1": SMALL})[setup]
     given = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
     return launch(
         processes, devices, [*FOPE, "train", "--config", config, "--workdir", workdir, *given]
@@ -121,13 +122,20 @@ def scores(workdir, kinds=("perplexity", "position")):
     return [row for row in rows if row["kind"] in kinds]
 
 
-def test_two_processes_train_save_and_evaluate_as_one_does(config, tmp_path):
+def test_two_processes_train_and_save_as_one_does(config, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    loop.train(build_experiment(load_config(str(config))), one)
-    printed = train(config, two, "2 x 2")
+    simple = f"{config}:reference"  # compiles in half of the time
+    loop.train(build_experiment(load_config(simple)), one)
+    printed = train(simple, two, "2 x 1")
     assert printed.count("run in ") == 1, "one process speaks for all"
     assert_same_training(two, one)
-    # Scored on its devices and on one.
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one_does(config, tmp_path):
+    """A run of two processes, scored on its devices and on one."""
+    two = tmp_path / "two"
+    train(config, two, "2 x 1")
     launch(2, 2, [*FOPE, "evaluate", "--run", two, "--mesh", "context=2"])
     found = scores(two)
     evaluate(two, force=True)
@@ -249,12 +257,10 @@ APART = {
     "a value that is none": (["--config.train.stpes=1"], {}, "config.train.stpes is unknown"),
     "no configuration": (["--config", "nowhere.py"], {}, "'nowhere.py' does not exist"),
 }
-FAST = ("a value",)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in APART]
-)
+@pytest.mark.slow  # agreement_test has the messages
+@pytest.mark.parametrize("name", APART)
 def test_processes_that_were_not_started_alike_all_end_and_say_why(config, tmp_path, name):
     arguments, environment, message = APART[name]
     line = ["train", "--config", config, "--workdir", tmp_path / "run"]
@@ -273,6 +279,7 @@ def test_a_token_cache_may_lie_elsewhere_on_each_host(config, tmp_path):
     assert [code for _, code in both] == [0, 0], both
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared_is_found_before_the_first_step(config, tmp_path):
     line = ["train", "--config", config, "--workdir"]
     both = start_apart([[*line, tmp_path / "here"], [*line, tmp_path / "there"]])

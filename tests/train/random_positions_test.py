@@ -31,6 +31,7 @@ def finished(runs, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow  # trains three times
 def test_a_resumed_run_draws_what_the_unbroken_one_drew(runs, finished, tmp_path, monkeypatch):
     experiment = build_experiment(runs.values(**RANDOM) | {"evaluate": EVALUATION})
     with monkeypatch.context() as patch:
@@ -50,6 +51,7 @@ def test_a_resumed_run_draws_what_the_unbroken_one_drew(runs, finished, tmp_path
         train(changed, tmp_path)
 
 
+@pytest.mark.slow  # trains and evaluates by the command
 def test_rows_and_reports_say_how_a_run_was_trained_and_scored(finished, tmp_path):
     evaluate(finished, say=len)
     plain = [row for row in read_rows(finished / "metrics.jsonl") if row["kind"] == "perplexity"]

@@ -45,6 +45,14 @@ def test_what_does_not_divide_is_named(mesh, train, devices, message):
         check_mesh(setup, devices)
 
 
+def test_rows_are_divided_over_all_slices():
+    setup = experiment({"method": "rope", "mesh": {"data": 8, "fsdp": 1}})
+    check_mesh(setup, 8, num_slices=1)
+    message = "8: expected a multiple of mesh.data * mesh.fsdp over 2 slices = 16"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_mesh(setup, 16, num_slices=2)
+
+
 @pytest.mark.parametrize("size", ["60m", "180m", "1200m"])
 @pytest.mark.parametrize("devices", [1, 16, 256])
 def test_the_papers_configs_fit_their_meshes(size, devices):
@@ -53,6 +61,7 @@ def test_the_papers_configs_fit_their_meshes(size, devices):
     check_mesh(dataclasses.replace(setup, mesh=MeshConfig(tensor=4 if devices > 1 else 1)), devices)
 
 
+@pytest.mark.slow
 def test_bfloat16_moments_of_earlier_versions_are_widened_and_other_dtypes_refused(tmp_path):
     setup = experiment({"method": "rope", "mesh": {}})
     wide = plan_state(setup)

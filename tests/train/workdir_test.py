@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fope_jax.config import ConfigError
+from fope_jax.config import ConfigError, build_experiment
 from fope_jax.evaluate.metrics import read_rows
 from fope_jax.extend import run as extend_run
 from fope_jax.interop import runs as interop_runs
@@ -37,29 +37,23 @@ def saved_as(run):
 # ---------------------------------------------------------------------------- refused
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data": {"cache_dir": "nowhere"}}, "there is no token cache"),
-        (
-            {"model": {"vocab_size": 9}},
-            "the tokenizer has 259 tokens but config.model.vocab_size = 9",
-        ),
-        ({"train": {"evaluate_every": 1}, "evaluate": {"lengths": (10**6,)}}, "no document is"),
-        ({"mesh": {"data": 7}}, "mesh"),
-        ({"train": {"batch_size": 3}, "mesh": {"tensor": 1}, "data": {"tasks": ("x",)}}, "task"),
-    ],
-    ids=lambda value: "" if isinstance(value, str) else "-".join(value),
+REFUSED = (
+    ({"data": {"cache_dir": "nowhere"}}, "there is no token cache"),
+    ({"model": {"vocab_size": 9}}, "the tokenizer has 259 tokens but config.model.vocab_size = 9"),
+    ({"train": {"evaluate_every": 1}, "evaluate": {"lengths": (10**6,)}}, "no document is"),
+    ({"mesh": {"data": 7}}, "mesh"),
+    ({"train": {"batch_size": 3}, "mesh": {"tensor": 1}, "data": {"tasks": ("x",)}}, "task"),
 )
-def test_a_start_that_is_refused_writes_nothing(runs, tmp_path, changes, message):
-    values = runs.values()
-    for section, own in changes.items():
-        values[section] = values.get(section, {}) | own
-    from fope_jax.config import build_experiment
 
-    with pytest.raises((ValueError, RuntimeError), match=message):
-        loop.train(build_experiment(values), tmp_path / "runs" / "a")
-    assert not tree(tmp_path), "not even the directories above"
+
+def test_a_start_that_is_refused_writes_nothing(runs, tmp_path):
+    for changes, message in REFUSED:
+        values = runs.values()
+        for section, own in changes.items():
+            values[section] = values.get(section, {}) | own
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            loop.train(build_experiment(values), tmp_path / "runs" / "a")
+        assert not tree(tmp_path), "not even the directories above"
     loop.train(runs.experiment(steps=1), tmp_path / "runs" / "a")
 
 
@@ -93,9 +87,10 @@ def test_an_extension_that_is_refused_writes_nothing(rope, tmp_path):
 # ---------------------------------------------------------------------------- killed
 
 
+@pytest.mark.fast("the first save")
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(loop, "write_run_info"), (loop, "MetricsWriter"), (CheckpointStore, "save")],
+    [(loop, "write_run_info"), (loop, "MetricsWriter"), (CheckpointStore, "start_save")],
     ids=["config.json", "run.json", "the first save"],
 )
 def test_a_run_killed_before_its_first_checkpoint_gives_way(runs, tmp_path, module, function):
@@ -110,9 +105,10 @@ def test_a_run_killed_before_its_first_checkpoint_gives_way(runs, tmp_path, modu
     assert losses[-1]["step"] == 2 and {row["step"] for row in losses} <= {1, 2}
 
 
+@pytest.mark.slow  # the same for a run is fast
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(extend_run, "write_json"), (CheckpointStore, "save")],
+    [(extend_run, "write_json"), (CheckpointStore, "start_save")],
     ids=["lineage.json", "the first save"],
 )
 def test_an_extension_killed_before_its_first_checkpoint_gives_way(
@@ -153,7 +149,7 @@ def weights(tmp_path_factory):
 def test_an_import_killed_before_its_checkpoint_gives_way(weights, tmp_path):
     run, bytes_ = tmp_path / "run", "data.tokenizer=bytes"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(CheckpointStore, "save", kill)
+        patch.setattr(CheckpointStore, "start_save", kill)
         interop_runs.import_run(weights, run, [bytes_])
     assert not has_checkpoint(run)
     interop_runs.import_run(weights, run, [bytes_, "name=other"])

@@ -96,13 +96,15 @@ def read_text(row: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
-def read_texts(row: Mapping[str, Any], key: str, where: str, least: int = 1) -> tuple[str, ...]:
-    """The texts of a key, ``least`` or more and none empty; ValueError for anything else."""
+def read_texts(
+    row: Mapping[str, Any], key: str, where: str, least: int = 1, may_be_empty: bool = False
+) -> tuple[str, ...]:
+    """The texts of a key, ``least`` or more; ValueError for anything else, also an empty text."""
     values = row.get(key)
     if (
         not isinstance(values, list)
         or len(values) < least
-        or not all(isinstance(value, str) and value.strip() for value in values)
+        or not all(isinstance(x, str) and (may_be_empty or x.strip()) for x in values)
     ):
         amount = "one text or more" if least == 1 else f"{least} texts or more"
         raise ValueError(f"{where}: {key!r} is {values!r:.60}; accepted: a list of {amount}")

@@ -159,6 +159,7 @@ def items(task, window):
     return {word.strip(".,") for word in text.split() if word.strip(".,").isdecimal()}
 
 
+@pytest.mark.fast("recall", "passkey", "multi_query", "common_words")
 def test_train_and_test_items_never_overlap(task):
     """Drawn from equal seeds, as the worst case is."""
     windows = [task.draw_training_window(rng(seed), 400)[0] for seed in range(150)]

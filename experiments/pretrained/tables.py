@@ -116,9 +116,9 @@ def _found(rows: Sequence[Row]) -> str:
         return ""
     windows = [row["correct"] for row in rows]
     low, high = found_interval(windows)
-    rank = np.mean([row["rank"] for row in rows])
+    rank, nats = (np.mean([row[name] for row in rows]) for name in ("rank", "nats"))
     total = sum(map(len, windows))
-    return f"{sum(map(sum, windows))}/{total} [{low:.0f}, {high:.0f}], {rank:.1f}"
+    return f"{sum(map(sum, windows))}/{total} [{low:.0f}, {high:.0f}], {rank:.1f}, {nats:.0f}"
 
 
 def training_table(results: Results) -> str:
@@ -167,7 +167,9 @@ def all_tables(results: Results) -> str:
     parts = {
         "Loss on books, nats a token": loss_table(results, "books"),
         "Loss on joined news": loss_table(results, "news"),
-        "Keys found in noise, of ten; interval; mean rank": key_table(results, "noise", updates=0),
+        "Keys found in noise, of ten; interval; mean rank; mean nats of the number": key_table(
+            results, "noise", updates=0
+        ),
         "Keys found in books": key_table(results, "corpus", updates=0),
         "Short trainings": training_table(results),
         "Keys in noise after training": key_table(results, "noise", updates=UPDATES),

@@ -40,6 +40,7 @@ class Storage:
         self.reads: list[tuple[str, str]] = []  # names of objects, and the ranges asked for
         self.numbers = itertools.count(1)
         self.fails: Callable[[], bool] = lambda: False  # asked at each request: answer 503?
+        self.send: Callable[[int], None] = lambda size: None  # called with the bytes of each body
         self.lock = threading.RLock()
 
 
@@ -74,6 +75,7 @@ class Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query, True).items()}
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.storage.send(len(body))
         match = re.fullmatch(r"/(upload/|download/)?storage/v1/b/([^/]+)(/o(?:/(.+))?)?", url.path)
         try:
             if match is None:
@@ -105,6 +107,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, content: Any, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         empty = status in (204, 304)
+        self.storage.send(0 if empty else len(body))
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)

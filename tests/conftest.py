@@ -41,7 +41,16 @@ import pytest  # noqa: E402
 from fope_jax.processes.signals import SIGNALS  # noqa: E402
 
 
+def share_mlir_context():
+    """All programs are lowered in one MLIR context: to make one takes longer than most programs."""
+    from jax._src.interpreters import mlir
+
+    context = mlir.make_ir_context()
+    mlir.make_ir_context = lambda: context
+
+
 def pytest_configure(config):
+    share_mlir_context()
     gc.freeze()  # what is imported so far stays; traced programs leave few cycles
     gc.set_threshold(200_000, 20, 100)
     if not hasattr(config, "workerinput") and PROGRAMS.exists():  # before workers start

@@ -93,6 +93,7 @@ def test_an_old_run_is_extended(old, tmp_path):
         assert math.isclose(after[step], nats, rel_tol=1e-6), step
 
 
+@pytest.mark.slow
 def test_old_rows_are_reported(old, tmp_path):
     runs = [str(old / "runs" / name) for name in NAMES]
     assert main(["report", *runs, "-o", str(tmp_path)]) == 0

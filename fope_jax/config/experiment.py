@@ -51,15 +51,23 @@ SECTIONS = {
 }
 TOP_LEVEL = {"name": str, "seed": int}
 
-# Values that may change when a run resumes. They change what is reported or stored, not the numbers
-# computed. Those for bad steps may change too, so that a run stopped by one can resume.
+# Values that may change when a run resumes. They change what is reported or stored, where text lies
+# (its content is compared with the checkpoint's), or how numbers are computed, up to rounding.
+# Those for bad steps may change too, so that a run stopped by one can resume.
 CHANGEABLE_SECTIONS = ("evaluate.", "mesh.")
 CHANGEABLE_KEYS = (
     "name",
+    "model.scan_layers",
+    "model.remat",
+    "model.attention",
     "model.attention_block",
+    "model.derivatives",
+    "train.accumulate",
     "train.log_every",
     "train.save_every",
     "train.keep",
+    "train.keep_period",
+    "train.grace_seconds",
     "train.evaluate_every",
     "train.tracker",
     "train.on_save_error",
@@ -67,6 +75,9 @@ CHANGEABLE_KEYS = (
     "train.max_skipped",
     "train.spike_factor",
     "data.cache_dir",
+    "data.train_files",
+    "data.validation_files",
+    "data.tfds_data_dir",
     "data.copy_shards",
     "data.max_bad_documents",
     "data.max_damaged_files",

@@ -60,14 +60,19 @@ class TrainConfig:
         without held-out text never. A number measures all of ``evaluate.lengths``. None never
         evaluates.
       tracker: "module:function" that makes an experiment tracker, see ``train/tracker.py``.
-      keep: number of checkpoints to keep.
+      keep: number of checkpoints to keep, the newest ones.
+      keep_period: keep for ever, beside these, each checkpoint whose step is a multiple of this; a
+        multiple of ``save_every``. None keeps no other.
+      grace_seconds: seconds between SIGTERM and the end of the machine; only compared, in the log,
+        with what a save takes. 30 is what Google Cloud's spot machines, Slurm and Kubernetes give
+        by default.
       on_bad_step: if loss or gradient is not finite, or a spike: "stop" ends the run; "skip" keeps
         parameters and optimizer unchanged and goes to the next batch.
       max_skipped: with "skip", end the run after this many bad steps in a row.
       spike_factor: a step is bad if loss or gradient norm is above this multiple of its running
         mean, see ``train.bad_steps``; None checks only that they are finite.
       on_save_error: if a checkpoint cannot be written: "stop", or "continue" and try at the next
-        one. The last checkpoint must be written, and several processes always stop.
+        one. The last checkpoint must be written.
     """
 
     steps: int
@@ -92,6 +97,8 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 1_000
     keep: int = 2
+    keep_period: int | None = None
+    grace_seconds: float = 30.0
     evaluate_every: int | Literal["auto"] | None = "auto"
     tracker: str | None = None
     on_bad_step: Literal["stop", "skip"] = "stop"
@@ -127,7 +134,12 @@ class TrainConfig:
             ),
             ("spike_factor", lambda x: x is None or x > 1, "a number above 1, or None"),
             ("gradient_clip", lambda x: x is None or x > 0, "a positive number or None"),
-            ("learning_rate eps", lambda x: 0 < x < math.inf, "a positive number"),
+            (
+                "keep_period",
+                lambda n: n is None or (n >= 1 and n % self.save_every == 0),
+                f"a multiple of save_every = {self.save_every}, or None",
+            ),
+            ("learning_rate eps grace_seconds", lambda x: 0 < x < math.inf, "a positive number"),
             ("weight_decay", lambda x: 0 <= x < math.inf, "0 or more"),
             ("b1 b2", lambda x: 0 <= x < 1, "0 <= value < 1"),
             ("final_learning_rate_fraction", lambda x: 0 <= x <= 1, "0 <= value <= 1"),

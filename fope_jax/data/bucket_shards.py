@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.mirror import MirrorError, copy_checked, exclusive_lock
 from fope_jax.storage.directories import PARALLEL_TRANSFERS
 from fope_jax.storage.paths import bucket_errors, gcs_file_system, path_within
@@ -36,16 +37,6 @@ class Range(NamedTuple):
     end: int
 
 
-def read_local_range(directory: Path, part: Range) -> bytes:
-    """The bytes, fewer where the file ends; FileNotFoundError, OSError."""
-    # Open only for this read: there may be more shards than a process may have files open.
-    stream = os.open(f"{directory}/{part.file}", os.O_RDONLY)
-    try:
-        return os.pread(stream, part.end - part.begin, part.begin)
-    finally:
-        os.close(stream)
-
-
 class BucketShards:
     """Reads the files of one cache; any number of threads and processes may.
 
@@ -59,6 +50,7 @@ class BucketShards:
     def __init__(self, remote: Path, directory: Path, hashes: Mapping[str, str], copies: bool):
         self.remote, self.directory = remote, directory
         self._hashes, self._copies = hashes, copies
+        self._files = LocalFiles(directory)
         self._lock = threading.Lock()
         self._asked: set[str] = set()
         self._waiting: collections.deque[str] = collections.deque()
@@ -98,7 +90,7 @@ class BucketShards:
         if part.file in self._changed:
             raise self._changed[part.file]
         with contextlib.suppress(FileNotFoundError):
-            return read_local_range(self.directory, part)
+            return self._files.read(*part)
         return None
 
     def _read_remote(self, ranges: Sequence[Range]) -> Iterator[bytes]:

@@ -24,6 +24,7 @@ import functools
 import hashlib
 import itertools
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,9 +35,10 @@ from typing import Any
 import numpy as np
 
 from fope_jax.data import tokenizers
-from fope_jax.data.bucket_shards import BucketShards, Range, read_local_range
+from fope_jax.data.bucket_shards import BucketShards, Range
 from fope_jax.data.cache_directories import base_directory, cache_directory, partial_directory
 from fope_jax.data.config import SPLITS, DataConfig
+from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import (
     BUILD,
     MANIFEST,
@@ -61,6 +63,7 @@ SHARD_TOKENS = 2**25
 DOCUMENT_DTYPE = np.dtype(
     [("name", object), ("start", np.int64), ("length", np.int64), ("bytes", np.int64)]
 )
+_NO_TOKENS = np.zeros(0, np.int32)
 BLOCK_ROW = np.dtype(
     [("tokens_crc", "<u4"), ("starts_crc", "<u4"), ("first_start", "<u4"), ("num_starts", "<u4")]
 )
@@ -91,6 +94,7 @@ class TokenCache:
     ):
         self.directory, self.split, self._bucket = directory, split, bucket
         self.location = bucket.remote if bucket else directory
+        self._files = LocalFiles(directory)
         self.fingerprint: str = manifest["fingerprint"]
         self._tokenizer_description = manifest["tokenizer"]
         self._dtype = np.dtype(manifest["dtype"])
@@ -115,15 +119,15 @@ class TokenCache:
 
     def read_many(self, ranges: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         """`tokens` of several ranges, which are asked of a bucket together."""
+        pieces, ends = [], []
         for start, stop in ranges:
             check_token_range(start, stop, self.num_tokens, self.split)
-        pieces = [list(self._pieces(*one)) for one in ranges]
-        parts = iter(self._read_pieces([piece for one in pieces for piece in one]))
+            pieces += self._pieces(start, stop)
+            ends.append(len(pieces))
+        parts = [part.astype(np.int32) for part in self._read_pieces(pieces)]
         return [
-            np.concatenate([np.zeros(0, np.int32), *itertools.islice(parts, len(one))]).astype(
-                np.int32
-            )
-            for one in pieces
+            parts[begin] if end - begin == 1 else np.concatenate([_NO_TOKENS, *parts[begin:end]])
+            for begin, end in itertools.pairwise([0, *ends])
         ]
 
     def document_starts(self, start: int, stop: int) -> tuple[int, np.ndarray]:
@@ -193,69 +197,69 @@ class TokenCache:
 
     def _read_pieces(self, pieces: Sequence[tuple[int, int, int]]) -> list[np.ndarray]:
         """Tokens of parts of shards; whole blocks are read, as their checksums need them."""
-        self._fetch({self._shards[shard]["index"]["file"] for shard, _, _ in pieces})
-        size, block = self._dtype.itemsize, self._block * self._dtype.itemsize
-        found = []
-        for shard, start, stop in pieces:
-            first, rows = self._read_rows(shard, start, stop)
-            begin = first * self._block
-            end = min(begin + len(rows) * self._block, self._shards[shard]["tokens"])
-            found.append((first, rows, (shard, self._shards[shard], begin * size, end * size)))
-        read = self._read_ranges([part for _, _, part in found])
+        size, block = self._dtype.itemsize, self._block
+        rows, parts = self._read_rows(pieces), []
+        for (shard, start, _), blocks in zip(pieces, rows, strict=True):
+            begin = start // block * block
+            end = min(begin + len(blocks) * block, self._shards[shard]["tokens"])
+            parts.append((shard, self._shards[shard]["file"], begin * size, end * size))
         tokens = []
-        for (shard, start, stop), (first, rows, _), data in zip(pieces, found, read, strict=True):
-            for number, expected in enumerate(rows["tokens_crc"].tolist()):
-                if zlib.crc32(data[number * block : (number + 1) * block]) != expected:
+        for piece, blocks, data in zip(pieces, rows, self._read_ranges(parts), strict=True):
+            shard, start, stop = piece
+            first = start // block
+            for number, (expected, *_) in enumerate(blocks):
+                at = number * block * size
+                part = data if len(blocks) == 1 else data[at : at + block * size]
+                if zlib.crc32(part) != expected:
                     raise self._damage(shard, f"in block {first + number}")
-            begin = first * self._block
+            begin = first * block
             tokens.append(np.frombuffer(data, self._dtype)[start - begin : stop - begin])
         return tokens
 
     def _read_starts(self, shard: int, start: int, stop: int) -> tuple[int, np.ndarray]:
         """The number of a document, and the starts from it to the end of a block past ``stop``."""
-        first, rows = self._read_rows(shard, start, stop)
-        lowest = int(rows["first_start"][0])
-        count = int(rows["first_start"][-1]) + int(rows["num_starts"][-1]) - lowest
-        begin = _num_blocks(self._shards[shard]["tokens"], self._block) * BLOCK_ROW.itemsize
-        begin += 8 * lowest
-        if not 0 <= lowest < lowest + count <= self._shards[shard]["documents"]["count"] + 1:
+        entry, blocks = self._shards[shard], self._read_rows([(shard, start, stop)])[0]
+        first, lowest = start // self._block, blocks[0][2]
+        count = blocks[-1][2] + blocks[-1][3] - lowest
+        if not 0 <= lowest < lowest + count <= entry["documents"]["count"] + 1:
             raise self._damage(shard, f"in the index of block {first}")
-        part = (shard, self._shards[shard]["index"], begin, begin + 8 * count)
+        begin = _num_blocks(entry["tokens"], self._block) * BLOCK_ROW.itemsize + 8 * lowest
+        part = (shard, entry["index"]["file"], begin, begin + 8 * count)
         data = self._read_ranges([part])[0]
-        for number, (_, expected, start_, count_) in enumerate(rows.tolist()):
-            begin = 8 * (start_ - lowest)
-            if zlib.crc32(data[begin : begin + 8 * count_]) != expected:
+        for number, (_, expected, first_start, num_starts) in enumerate(blocks):
+            begin = 8 * (first_start - lowest)
+            if zlib.crc32(data[begin : begin + 8 * num_starts]) != expected:
                 raise self._damage(shard, f"in the index of block {first + number}")
         return self._documents_before[shard] + lowest - 1, np.frombuffer(data, "<i8")
 
-    def _read_rows(self, shard: int, start: int, stop: int) -> tuple[int, np.ndarray]:
-        """The first of the blocks of tokens ``[start, stop)``, and their rows of the index."""
-        index = self._shards[shard]["index"]
-        self._fetch([index["file"]])
-        first, last = start // self._block, _num_blocks(stop, self._block)
-        begin, end = first * BLOCK_ROW.itemsize, last * BLOCK_ROW.itemsize
-        data = self._read_ranges([(shard, index, begin, end)])[0]
-        return first, np.frombuffer(data, BLOCK_ROW)
+    def _read_rows(
+        self, pieces: Sequence[tuple[int, int, int]]
+    ) -> list[list[tuple[int, int, int, int]]]:
+        """Of each part of a shard the rows of the index, as of `BLOCK_ROW`, of its blocks."""
+        size, block, parts = BLOCK_ROW.itemsize, self._block, []
+        for shard, start, stop in pieces:
+            begin, end = start // block * size, _num_blocks(stop, block) * size
+            parts.append((shard, self._shards[shard]["index"]["file"], begin, end))
+        self._fetch({file for _, file, _, _ in parts})
+        return [list(struct.iter_unpack("<4I", data)) for data in self._read_ranges(parts)]
 
-    def _read_ranges(self, parts: Sequence[tuple[int, Mapping[str, Any], int, int]]) -> list[bytes]:
-        """Bytes ``[begin, end)`` of files, given as (shard, entry of the file, begin, end)."""
-        ranges = [Range(entry["file"], begin, end) for _, entry, begin, end in parts]
+    def _read_ranges(self, parts: Sequence[tuple[int, str, int, int]]) -> list[bytes]:
+        """Bytes ``[begin, end)`` of files, given as (shard, file, begin, end)."""
         if self._bucket:
+            ranges = [Range(*part[1:]) for part in parts]
             found = self._from_bucket(self._bucket.read, ranges)
         else:
-            found = [
-                self._read_local(part[0], one) for part, one in zip(parts, ranges, strict=True)
-            ]
+            found = [self._read_local(*part) for part in parts]
         for (shard, _, begin, end), data in zip(parts, found, strict=True):
             if len(data) != end - begin:
                 raise self._damage(shard, f"it ends after {begin + len(data)} bytes")
         return found
 
-    def _read_local(self, shard: int, part: Range) -> bytes:
+    def _read_local(self, shard: int, file: str, begin: int, end: int) -> bytes:
         try:
-            return read_local_range(self.directory, part)
+            return self._files.read(file, begin, end)
         except FileNotFoundError:
-            raise self._missing(part.file) from None
+            raise self._missing(file) from None
         except OSError as error:
             raise self._damage(shard, f"it cannot be read: {error}") from error
 
@@ -338,7 +342,7 @@ class TokenCache:
             )
 
     def _advice(self, path: Path) -> str:
-        is_copy = self._bucket is not None and not is_in_bucket(path)
+        is_copy = self._bucket is not None and path.parent == self.directory
         return f"delete it: it is copied from {self.location} again" if is_copy else REBUILD
 
     def _damage(self, shard: int, where: str) -> CacheError:

@@ -8,11 +8,10 @@ hence weight 0. Stages with shorter rows cut the same windows up.
 
 from __future__ import annotations
 
-import itertools
 import math
 import typing
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,11 +100,9 @@ class Loader:
         )
         # Grain adds the epoch to the seed: unhashed, seed 1 in epoch 0 would be seed 0 in epoch 1.
         spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        windows = (
-            require("grain", "train").MapDataset.range(self.windows_per_epoch).shuffle(seed=spread)
-        )
-        # Bounded: endless repeats make grain count sys.maxsize windows, which overflows.
-        self._order = windows.repeat(_MOST_WINDOWS // self.windows_per_epoch)
+        # A window beyond the last is one of the next epoch.
+        grain = require("grain", "train")
+        self._order = grain.MapDataset.range(self.windows_per_epoch).shuffle(seed=spread)
 
     @property
     def summary(self) -> str:
@@ -115,7 +112,7 @@ class Loader:
     def batch(self, step: int, whole: bool = False) -> Batch:
         """The batch of a step, counted from 0; ``whole`` reads the rows of all processes."""
         rows = np.arange(self.batch_size) if whole else self._own_rows
-        found = self._rows(self._offsets(step, rows))
+        found = self._read(self._pieces(step, rows), len(rows))
         if len(rows) == self.batch_size:
             return found
         batch = Batch(*(scatter_rows(leaf, rows, self.batch_size) for leaf in found))
@@ -125,16 +122,19 @@ class Loader:
 
     def row_sources(self, step: int) -> list[dict[str, Any]]:
         """Of each row the ``window`` it begins in, and number and name of every document in it."""
-        sources = []
-        for row in self._offsets(step, np.arange(self.batch_size)):
-            numbers: dict[int, None] = {}
-            for _, start, count in self._pieces(row):
-                stop = min(start + count, self._cache.num_tokens)
+        pieces = self._pieces(step, np.arange(self.batch_size))
+        windows = {piece.row: piece.first // self._window for piece in reversed(pieces)}
+        numbers: list[dict[int, None]] = [{} for _ in windows]
+        for row, _, start, count in pieces:
+            stop = min(start + count, self._cache.num_tokens)
+            if start < stop:
                 first, starts = self._cache.document_starts(start, stop)
-                numbers |= dict.fromkeys(range(first, first + len(starts)))
-            documents = [{"number": n, "name": self._cache.document_name(n)} for n in numbers]
-            sources.append({"window": int(row[0] // self._window), "documents": documents})
-        return sources
+                numbers[row] |= dict.fromkeys(range(first, first + len(starts)))
+        name = self._cache.document_name
+        return [
+            {"window": windows[row], "documents": [{"number": n, "name": name(n)} for n in found]}
+            for row, found in enumerate(numbers)
+        ]
 
     def iterate(self, start_step: int = 0, num_steps: int | None = None) -> Iterator[Batch]:
         """Batches of ``num_steps`` steps from ``start_step``, prefetched; None means endless."""
@@ -142,77 +142,82 @@ class Loader:
 
     def windows(self, numbers: np.ndarray) -> Batch:
         """The windows numbered ``numbers [B]``, from 0 in the order of the stream."""
-        first = numbers.astype(np.int64)[:, None] * self._window
-        return self._rows(first + np.arange(self._window))
+        firsts = (numbers.astype(np.int64) * self._window).tolist()
+        pieces = [_Piece(row, 0, first, self._window) for row, first in enumerate(firsts)]
+        return self._read(pieces, len(pieces), self._window)
 
-    def _offsets(self, step: int, rows: np.ndarray) -> np.ndarray:
-        """``[R, T]`` int64, the offset in the stream of each input of ``rows``."""
+    def _pieces(self, step: int, rows: np.ndarray) -> list[_Piece]:
+        """What the inputs of ``rows`` of a step are, in order; neighbours in the stream as one."""
         begin = self._first_token + step * self.batch_size * self._length
         if begin < 0:
             raise IndexError(f"step {step} lies before the first token")
-        indices = begin + rows[:, None] * self._length + np.arange(self._length)
-        windows, inside = np.divmod(indices.ravel(), self._window)
-        is_new = np.diff(windows, prepend=-1) != 0
-        numbers = np.array([self._order[index] for index in windows[is_new].tolist()], np.int64)
-        return (numbers[np.cumsum(is_new) - 1] * self._window + inside).reshape(indices.shape)
+        pieces: list[_Piece] = []
+        number = last = -1
+        for index, row in enumerate(rows.tolist()):
+            column = 0
+            while column < self._length:
+                window, inside = divmod(begin + row * self._length + column, self._window)
+                if window != last:
+                    number, last = int(self._order[window]), window
+                first = number * self._window + inside
+                count = min(self._window - inside, self._length - column)
+                if column and pieces[-1].first + pieces[-1].count == first:
+                    pieces[-1] = pieces[-1]._replace(count=pieces[-1].count + count)
+                else:
+                    pieces.append(_Piece(index, column, first, count))
+                column += count
+        return pieces
 
-    def _pieces(self, offsets: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """(column, first token, number of tokens) of the parts of a row that lie in one window."""
-        begins = [0, len(offsets)]
-        if offsets[-1] - offsets[0] != len(offsets) - 1:
-            begins = [0, *(np.flatnonzero(np.diff(offsets) != 1) + 1).tolist(), len(offsets)]
-        for begin, end in itertools.pairwise(begins):
-            if offsets[begin] < self._cache.num_tokens:  # else it is all padding
-                yield begin, int(offsets[begin]), end - begin
-
-    def _rows(self, offsets: np.ndarray) -> Batch:
-        """The batch whose inputs are the tokens at ``offsets [R, T]``."""
+    def _read(self, pieces: Sequence[_Piece], rows: int, length: int | None = None) -> Batch:
+        """The batch of these pieces of the stream; beyond its end is padding."""
         cache, size, by_document = self._cache, self._cache.num_tokens, self._packing == "documents"
-        tokens = np.full(offsets.shape, self._pad_id, np.int32)
-        targets = np.full(offsets.shape, self._pad_id, np.int32)
-        weights = np.zeros(offsets.shape, np.float32)
-        columns = np.arange(offsets.shape[1])
-        joins = np.diff(offsets, axis=1, prepend=offsets[:, :1] - 2) != 1  # a window begins
-        begins = np.maximum.accumulate(np.where(joins, columns, 0), axis=1)
-        # The offset of the first token of each token's segment.
-        segment_starts = np.take_along_axis(offsets, begins, axis=1)
+        shape = (rows, length or self._length)
+        tokens, targets = (np.full(shape, self._pad_id, np.int32) for _ in range(2))
+        weights, segments = np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+        steps = np.arange(shape[1], dtype=np.int32)
+        positions = np.zeros(shape, np.int32) if by_document else _row_positions(shape)
         # One more token than inputs: the target of the last input.
-        pieces = [
-            (row, column, first, count, min(first + count + 1, size))
-            for row, row_offsets in enumerate(offsets)
-            for column, first, count in self._pieces(row_offsets)
-        ]
-        streams = cache.read_many([(first, stop) for _, _, first, _, stop in pieces])
-        for (row, column, first, count, stop), stream in zip(pieces, streams, strict=True):
-            inputs = slice(column, column + min(count, len(stream)))
-            scored = slice(column, column + len(stream) - 1)
-            tokens[row, inputs] = stream[:count]
-            targets[row, scored] = stream[1:]
-            weights[row, scored] = 1
+        stops = [min(piece.first + piece.count + 1, size) for piece in pieces]
+        streams = iter(
+            cache.read_many(
+                [(p.first, stop) for p, stop in zip(pieces, stops, strict=True) if p.first < size]
+            )
+        )
+        segment = 0
+        for (row, column, first, count), stop in zip(pieces, stops, strict=True):
+            segment = 1 if column == 0 else segment + 1
+            if first >= size:
+                continue
+            stream = next(streams)
+            end, scored = column + min(count, len(stream)), column + len(stream) - 1
+            tokens[row, column:end] = stream[:count]
+            targets[row, column:scored] = stream[1:]
+            weights[row, column:scored] = 1
+            segments[row, column:end] = segment if by_document else 1
             if not by_document:
                 continue
-            starts = cache.document_starts(first, stop)[1].tolist()[1:]
-            for start, end in itertools.pairwise([*starts, first + count]):
+            positions[row, column:end] = steps[: end - column]
+            for start in cache.document_starts(first, stop)[1].tolist()[1:]:
                 begin = column + start - first
                 # The last token of a document would predict the first of another.
                 weights[row, begin - 1] = 0
-                segment_starts[row, begin : column + end - first] = start
-        inside = offsets < size
+                if begin < end:
+                    segment += 1
+                    segments[row, begin:end] = segment
+                    positions[row, begin:end] = steps[: end - begin]
         if self._max_repeats is not None:
-            read = np.where(inside, tokens, -1)
+            read = np.where(segments > 0, tokens, -1)
             weights[has_repetition(read, self._repeat_tokens, self._max_repeats)] = 0
-        if by_document:
-            segments = np.cumsum(segment_starts == offsets, axis=1)
-            positions = np.where(inside, offsets - segment_starts, 0)
-        else:
-            segments, positions = np.ones_like(offsets), _row_positions(offsets.shape)
-        return Batch(
-            tokens=tokens,
-            targets=targets,
-            positions=positions.astype(np.int32),
-            segments=np.where(inside, segments, 0).astype(np.int32),
-            weights=weights,
-        )
+        return Batch(tokens, targets, positions, segments, weights)
+
+
+class _Piece(NamedTuple):
+    """Inputs of a row from a column on: the tokens of the stream from number ``first``."""
+
+    row: int
+    column: int
+    first: int
+    count: int
 
 
 def _row_positions(shape: tuple[int, ...]) -> np.ndarray:

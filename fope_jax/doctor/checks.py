@@ -280,7 +280,8 @@ def _check_checkpoints(
 ) -> tuple[Check, dict[int, dict[str, Any]]]:
     """The check, and the metadata of each sound checkpoint."""
     from fope_jax.evaluate.fingerprint import check_fingerprint
-    from fope_jax.storage.checkpoint import MANIFEST, CheckpointError, CheckpointStore
+    from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
+    from fope_jax.storage.step_save import MANIFEST
 
     sound: dict[int, dict[str, Any]] = {}
     findings = []

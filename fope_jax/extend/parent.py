@@ -21,10 +21,11 @@ from fope_jax.interop.weights import import_config, import_weights
 from fope_jax.model.config import RUNTIME_FIELDS
 from fope_jax.model.finite import count_non_finite, describe_non_finite
 from fope_jax.model.sharding import device_put_sharded
-from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore, StoredItem
+from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import resolve_path
 from fope_jax.storage.run_paths import split_step
+from fope_jax.storage.step_save import StoredItem
 from fope_jax.train.checkpoints import restore_checked
 from fope_jax.train.state import StatePlan, plan_state
 from fope_jax.train.workdir import CHECKPOINTS, IMPORTED, KEPT, RUN, UNTRAINED

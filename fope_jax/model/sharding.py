@@ -7,6 +7,10 @@ leave arrays as they are.
   fsdp     rows of the batch; parameters are sharded and gathered layer by layer
   context  the tokens of a row; parameters are sharded along it too
   tensor   heads, the MLP's hidden width, and the vocabulary
+
+Several TPU slices make one mesh. Within a slice chips are joined by their own links, between slices
+by the data center's network (DCN), some fifty times slower. So "data" and "fsdp" alone run over
+slices, as their outer part: ``MeshConfig.dcn_data`` and ``dcn_fsdp``.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,6 +31,7 @@ from fope_jax.position.base import PositionEmbedding
 from fope_jax.typing import Array
 
 MESH_AXES = ("data", "fsdp", "context", "tensor")
+SLICE_AXES = ("dcn_data", "dcn_fsdp")
 
 Axes = tuple[str | None, ...]
 
@@ -66,66 +71,126 @@ LAYER_PARAMETER_AXES: dict[str, Axes] = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one axis may be -1 and takes the rest.
+    """Devices of a slice along each mesh axis, and slices; one of each may be -1, the rest.
+
+    A slice is a TPU slice, or the GPUs that NVLink joins: the devices of one ``slice_index``.
 
     Attributes:
       data: copies of the model, with different rows of the batch.
       fsdp: devices that share rows of the batch and keep parts of the parameters.
       context: devices that share the tokens of a row.
       tensor: devices that share heads, the MLP's hidden width and the vocabulary.
+      dcn_data: slices with copies of the model; gradients alone cross the slow network.
+      dcn_fsdp: slices that share one copy; parameters cross the slow network as well.
     """
 
     data: int = 1
     fsdp: int = -1
     context: int = 1
     tensor: int = 1
+    dcn_data: int = -1
+    dcn_fsdp: int = 1
 
     def __post_init__(self) -> None:
-        for name, size in asdict(self).items():
-            if size != -1 and size < 1:
-                raise ValueError(
-                    f"mesh.{name}={size}: expected 1 or more, or -1 for all devices that are left"
-                )
-        open_axes = [f"mesh.{name}=-1" for name, size in asdict(self).items() if size == -1]
-        if len(open_axes) > 1:
-            raise ValueError(f"{' and '.join(open_axes)}: only one axis may be -1")
+        for axes, all_of in ((MESH_AXES, "devices"), (SLICE_AXES, "slices")):
+            sizes = {name: getattr(self, name) for name in axes}
+            for name, size in sizes.items():
+                if size != -1 and size < 1:
+                    raise ValueError(
+                        f"mesh.{name}={size}: expected 1 or more, or -1 for all {all_of} that are "
+                        "left"
+                    )
+            open_axes = [f"mesh.{name}=-1" for name, size in sizes.items() if size == -1]
+            if len(open_axes) > 1:
+                raise ValueError(f"{' and '.join(open_axes)}: only one axis may be -1")
 
     @classmethod
     def parse(cls, text: str) -> MeshConfig:
         """Parses ``text``, axes left out keep their defaults; ValueError if it cannot be read.
 
         >>> MeshConfig.parse("context=8,tensor=2")
-        MeshConfig(data=1, fsdp=-1, context=8, tensor=2)
+        MeshConfig(data=1, fsdp=-1, context=8, tensor=2, dcn_data=-1, dcn_fsdp=1)
         """
         sizes = {}
         for part in text.split(","):
             name, _, size = part.strip().partition("=")
             number = re.fullmatch(r"-?[0-9]{1,9}", size)
-            if name not in MESH_AXES or name in sizes or not number:
+            if name in ("dcn_context", "dcn_tensor"):
+                raise ValueError(
+                    f"mesh {text!r}: {name}: tokens of a row and heads are exchanged in every "
+                    f"layer, too often for the network between slices; it takes "
+                    f"{' and '.join(SLICE_AXES)}"
+                )
+            if name not in MESH_AXES + SLICE_AXES or name in sizes or not number:
                 raise ValueError(
                     f"mesh {text!r}: cannot read {part!r}; expected AXIS=SIZE with an axis of "
-                    f"{', '.join(MESH_AXES)}, once each"
+                    f"{', '.join(MESH_AXES + SLICE_AXES)}, once each"
                 )
             sizes[name] = int(size)
         return cls(**sizes)
 
-    def axis_sizes(self, num_devices: int) -> dict[str, int]:
-        """Devices along each axis; ValueError unless they multiply to ``num_devices``.
+    def axis_sizes(self, num_devices: int, num_slices: int = 1) -> dict[str, int]:
+        """Devices of all slices along each axis; ValueError unless all are used.
 
         >>> MeshConfig(tensor=2).axis_sizes(8)
         {'data': 1, 'fsdp': 4, 'context': 1, 'tensor': 2}
+        >>> MeshConfig(tensor=2).axis_sizes(8, num_slices=2)
+        {'data': 2, 'fsdp': 2, 'context': 1, 'tensor': 2}
         """
-        sizes = asdict(self)
-        given = math.prod(size for size in sizes.values() if size != -1)
-        text = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        if -1 not in sizes.values() and given != num_devices:
-            raise ValueError(f"mesh: {text}: needs {given} devices, there are {num_devices}")
-        if num_devices % given:
-            raise ValueError(
-                f"mesh: {text}: the sizes that are given need a multiple of {given} devices, "
-                f"there are {num_devices}"
-            )
-        return {n: num_devices // given if size == -1 else size for n, size in sizes.items()}
+        slices = self.slice_sizes(num_slices)
+        return {
+            name: size * slices[name]
+            for name, size in self.sizes_within_a_slice(num_devices, num_slices).items()
+        }
+
+    def sizes_within_a_slice(self, num_devices: int, num_slices: int = 1) -> dict[str, int]:
+        """Devices of one slice along each axis; ValueError unless all are used."""
+        there_are = f"there are {num_devices // num_slices}"
+        if num_slices > 1:
+            there_are += f" in each of {num_slices} slices"
+        sizes = {name: getattr(self, name) for name in MESH_AXES}
+        return _fill(sizes, num_devices // num_slices, "devices", there_are)
+
+    def slice_sizes(self, num_slices: int) -> dict[str, int]:
+        """Slices along each mesh axis; ValueError unless all are used.
+
+        >>> MeshConfig(dcn_fsdp=2).slice_sizes(4)
+        {'data': 2, 'fsdp': 2, 'context': 1, 'tensor': 1}
+        """
+        sizes = {name: getattr(self, name) for name in SLICE_AXES}
+        filled = _fill(sizes, num_slices, "slices", f"there are {num_slices}")
+        return dict.fromkeys(MESH_AXES, 1) | {
+            name.removeprefix("dcn_"): size for name, size in filled.items()
+        }
+
+
+def _fill(sizes: dict[str, int], count: int, unit: str, there_are: str) -> dict[str, int]:
+    """``sizes`` with the rest of ``count`` in place of -1; ValueError unless all are used."""
+    given = math.prod(size for size in sizes.values() if size != -1)
+    text = ", ".join(f"{name}={size}" for name, size in sizes.items())
+    if -1 not in sizes.values() and given != count:
+        raise ValueError(f"mesh: {text}: needs {given} {unit}, {there_are}")
+    if count % given:
+        raise ValueError(
+            f"mesh: {text}: the sizes that are given need a multiple of {given} {unit}, {there_are}"
+        )
+    return {name: count // given if size == -1 else size for name, size in sizes.items()}
+
+
+def devices_by_slice(devices: Sequence[Any]) -> list[list[Any]]:
+    """Groups of devices that fast links join: TPU slices, or GPUs with NVLink; one on CPU.
+
+    ValueError unless all have as many.
+    """
+    slices: dict[int, list[Any]] = {}
+    for device in devices:
+        # Newer GPU plugins call a slice a partition.
+        index = getattr(device, "slice_index", getattr(device, "partition_index", 0))
+        slices.setdefault(index, []).append(device)
+    if len({len(found) for found in slices.values()}) > 1:
+        listed = ", ".join(f"slice {index} has {len(slices[index])}" for index in sorted(slices))
+        raise ValueError(f"mesh: {listed} devices; all slices need as many")
+    return [slices[index] for index in sorted(slices)]
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -134,9 +199,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     A mesh axis that is not a product of physical axes, such as 2 on a slice of 4 x 4, shares one
     with another mesh axis; ``jax.make_mesh`` refuses that on most chips.
     """
-    devices = jax.devices() if devices is None else list(devices)
-    sizes = tuple(config.axis_sizes(len(devices)).values())
-    grid = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    slices = devices_by_slice(jax.devices() if devices is None else devices)
+    over = tuple(config.slice_sizes(len(slices)).values())
+    sizes = config.sizes_within_a_slice(len(slices) * len(slices[0]), len(slices)).values()
+    blocks = np.empty(over, object)
+    for place, found in zip(np.ndindex(over), slices, strict=True):
+        blocks[place] = create_device_mesh(tuple(sizes), found, allow_split_physical_axes=True)
+    grid = np.block(blocks.tolist())
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

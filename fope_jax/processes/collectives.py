@@ -49,21 +49,32 @@ def gather_texts(text: str, timeout_seconds: float) -> list[str]:
     """
     if jax.process_count() == 1:
         return [text]
-    from orbax.checkpoint import multihost
-
-    try:  # an all-gather alone waits forever and names no one
-        wait_at_barrier = multihost.get_barrier_sync_fn()
-        wait_at_barrier(key=f"fope/{next(_barriers)}", timeout_ms=round(1000 * timeout_seconds))
-    except jax.errors.JaxRuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise DistributedError(
-            f"waited {timeout_seconds:g} s at most for processes that have started: {reason}"
-        ) from error
+    # An all-gather alone waits forever and names no one.
+    wait_in_thread(f"fope/{next(_barriers)}", timeout_seconds)
     encoded = np.frombuffer(text.encode(), np.uint8)
     longest = int(multihost_utils.process_allgather(np.int32(len(encoded))).max())
     size = 1 << max(10, longest.bit_length())  # powers of two: each size is compiled
     rows = multihost_utils.process_allgather(np.pad(encoded, (0, size - len(encoded))))
     return [row.tobytes().rstrip(b"\0").decode() for row in rows]
+
+
+def wait_in_thread(name: str, timeout_seconds: float) -> None:
+    """Barrier that uses no device, so that a thread may wait while another computes.
+
+    Raises:
+      DistributedError: a process did not come in time; has the message of JAX's barrier.
+    """
+    if jax.process_count() == 1:
+        return
+    from orbax.checkpoint import multihost
+
+    try:
+        multihost.get_barrier_sync_fn()(key=name, timeout_ms=round(1000 * timeout_seconds))
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise DistributedError(
+            f"waited {timeout_seconds:g} s at most for processes that have started: {reason}"
+        ) from error
 
 
 def reached_preemption() -> bool:

@@ -81,13 +81,14 @@ def _length_table(task: TaskScores, key: str) -> Table | None:
         return None
     ranges = sorted({tuple(row[key]) for row in rows}, key=lambda ends: ends[0])
     what, unit = LENGTHS[key]
-    columns = [range_name(*ends) for ends in ranges] + ["all"]
+    columns = [range_name(*ends) for ends in ranges] + ["all"] * (len(ranges) > 1)
     metrics, lines = task.metrics, []
     for label, seeds in task.curves.items():
         for metric in metrics:
             cells = [_cell(seeds, metric, lambda row, r=r: tuple(row[key]) == r) for r in ranges]
             name = label if len(metrics) == 1 else f"{label}: {metric}"
-            lines.append((name, [*cells, _cell(seeds, metric)]))
+            whole = [_cell(seeds, metric)] if len(ranges) > 1 else []
+            lines.append((name, [*cells, *whole]))
     title = f"{task.benchmark} {task.name}: {', '.join(metrics)} (%), {what}"
     return Table(title, unit, columns, lines, _note([task]))
 
@@ -129,9 +130,11 @@ def _cell(
         chosen = [row for row in rows if wanted(row) and metric in row["scores"]]
         total = sum(row["total"] for row in chosen)
         if total:
-            sums = [math.fsum(row["scores"][metric][i] for row in chosen) for i in (0, 1)]
-            means.append(100 * sums[0] / total)
-            error = standard_error(*sums, total)
+            scores, squares = (
+                math.fsum(row["scores"][metric][i] for row in chosen) for i in (0, 1)
+            )
+            means.append(100 * scores / total)
+            error = standard_error(scores, squares, total)
     if not means:
         return EMPTY
     found = spread(means)

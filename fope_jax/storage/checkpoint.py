@@ -3,6 +3,7 @@
     <directory>/<step>/<item>/        arrays as Orbax writes them ("params", "optimizer", ...)
     <directory>/<step>/metadata.json  the caller's metadata; path, dtype and shape of each array
     <directory>/<step>/manifest.json  sha256 and size of every file above; written last
+    <directory>/<step>/unfinished     until then
     <directory>/quarantine/<step>     a damaged step that training moved aside
 
 A step is valid only if its files match its manifest. Orbax alone silently casts a wrong dtype,
@@ -21,30 +22,31 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
-from fope_jax.processes.agreement import fail_together
-from fope_jax.processes.collectives import (
-    broadcast_from_process_0,
-    is_main_process,
-    wait_for_processes,
-)
-from fope_jax.storage.directories import (
-    link_tree,
-    list_file_sizes,
-    move_tree,
-    remove_tree,
-    tree_sha256,
-)
-from fope_jax.storage.files import write_json
+from fope_jax.processes.agreement import AGREE_SECONDS, fail_together
+from fope_jax.processes.collectives import broadcast_from_process_0, gather_texts, is_main_process
+from fope_jax.storage.directories import list_file_sizes, move_tree, remove_tree, tree_sha256
 from fope_jax.storage.paths import absolute_path
+from fope_jax.storage.step_save import (
+    MANIFEST,
+    METADATA,
+    NOT_LISTED,
+    UNFINISHED,
+    StepSave,
+    StoredItem,
+    begin_step,
+    is_unfinished,
+    remove_unfinished_step,
+)
 
 log = logging.getLogger(__name__)
 
-MANIFEST, METADATA, QUARANTINE = "manifest.json", "metadata.json", "quarantine"
+QUARANTINE = "quarantine"
 _ATTEMPTS, _SECONDS_BETWEEN = 20, 0.1  # to remove the files of a failed save
 _REASON = 400  # characters of a library's message; some have pages
 _SHOWN = 3  # differing arrays named in an error
@@ -54,26 +56,26 @@ class CheckpointError(ValueError):
     """A checkpoint is damaged, belongs to another model, or cannot be written."""
 
 
-class StoredItem(NamedTuple):
-    """An item of a valid step: its directory, bytes and ``{name: "float32[8,64]"}``."""
-
-    directory: Path
-    size: int
-    arrays: dict[str, str]
-
-
 class CheckpointStore:
     """The checkpoints of one run, on disk or in a bucket; the newest ``keep`` are kept.
 
     All processes of one run write together into one shared directory; others may read meanwhile.
     Arrays can be restored onto other devices than they were saved from.
+
+    Args:
+      directory: of the steps.
+      keep: how many of the newest steps stay.
+      keep_period: steps that are multiples of it stay too, for ever; None for none.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep: int = 2):
+    def __init__(
+        self, directory: str | os.PathLike[str], keep: int = 2, keep_period: int | None = None
+    ):
         self.directory = absolute_path(directory)
-        self.keep = keep
+        self.keep, self.keep_period = keep, keep_period
         self._verified: set[int] = set()
-        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        self._handler = ocp.StandardCheckpointHandler()
+        self._under_way: StepSave | None = None
 
     def save(
         self,
@@ -82,7 +84,18 @@ class CheckpointStore:
         metadata: Mapping[str, Any],
         shared: Mapping[str, StoredItem] = MappingProxyType({}),
     ) -> None:
-        """Writes one step; returns when every file and the manifest are on disk.
+        """`start_save` and `wait`: returns when every file and the manifest are in storage."""
+        self.start_save(step, items, metadata, shared)
+        self.wait()
+
+    def start_save(
+        self,
+        step: int,
+        items: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        shared: Mapping[str, StoredItem] = MappingProxyType({}),
+    ) -> StepSave:
+        """Begins to write one step, after the one before; returns when arrays may change.
 
         Args:
           step: optimizer updates done.
@@ -91,43 +104,65 @@ class CheckpointStore:
           shared: name -> item of another run, whose files get a second name here (hard links), so
             that neither run needs the other; copied where the disk has no links, and in buckets.
 
+        Returns:
+          The save; all processes must `wait` for it together.
+
         Raises:
-          CheckpointError: this step is not valid; earlier steps are untouched.
+          CheckpointError: the step before, or this one, cannot be written; others are untouched.
         """
-        path, has_begun = self.directory / str(step), False
+        self.wait()
+        path, trees = self.directory / str(step), _filled(items)
+        shapes = {name: _describe(tree) for name, tree in items.items()}
+        shapes |= {name: item.arrays for name, item in shared.items()}
+        content = {"step": step, "metadata": dict(metadata), "items": shapes}
         try:
-            if is_main_process():
-                self._remove_unfinished()
-                if path.is_dir() and any(path.iterdir()):
-                    log.warning("%s was there before: moved to %s", path, self._quarantine(step))
-            wait_for_processes(f"save {step}")
-            has_begun = True
-            args = {name: ocp.args.StandardSave(tree) for name, tree in _filled(items).items()}
-            if args:
-                # Without force Orbax refuses an existing empty directory.
-                self._orbax.save(path, args=ocp.args.Composite(**args), force=True)
-            if is_main_process():
-                for name, item in shared.items():
-                    link_tree(item.directory, path / name)
-                shapes = {name: _describe(tree) for name, tree in items.items()}
-                shapes |= {name: item.arrays for name, item in shared.items()}
-                content = {"step": step, "metadata": dict(metadata), "items": shapes}
-                write_json(path / METADATA, content)
-                write_json(path / MANIFEST, {"files": tree_sha256(path, skip=MANIFEST)})
-            wait_for_processes(f"saved {step}")
+            with fail_together():
+                if is_main_process():
+                    self._remove_unfinished()
+                    if path.is_dir() and any(path.iterdir()):
+                        log.warning(
+                            "%s was there before: moved to %s", path, self._quarantine(step)
+                        )
+                    remove_tree(path)  # an empty one
+                    begin_step(path, trees)
         except Exception as error:
             if is_main_process():
-                self._remove_failed(path if has_begun else None)
-            reason = " ".join(str(error).split())[:_REASON]
-            raise CheckpointError(f"cannot save checkpoint {path}: {reason}") from error
-        self._verified.add(step)
-        if is_main_process():
-            self._remove_older(step)
+                self._remove_failed(path)
+            raise _save_error(path, error) from error
+
+        def end(error: Exception | None) -> None:
+            if error is not None:
+                self._remove_failed(path)
+            else:
+                self._remove_older(step)
+
+        self._under_way = StepSave(self._handler, path, trees, content, shared, end)
+        return self._under_way
+
+    def wait(self) -> None:
+        """Waits for the save under way, if there is one; all processes together.
+
+        Raises:
+          CheckpointError: in all processes, if that step is not valid; names it.
+        """
+        save = self._under_way
+        if save is None:
+            return
+        save.join()
+        self._under_way = None
+        try:
+            with fail_together():
+                if save.error is not None:
+                    raise save.error
+        except Exception as error:
+            raise _save_error(save.path, error) from error
+        self._verified.add(save.step)
 
     def latest_valid_step(self, quarantine: bool = False) -> int | None:
         """The newest step whose files match its manifest; None if no save has finished.
 
-        Process 0 checks for all; if it fails, all fail. Warns of newer damaged or unfinished steps.
+        All processes read the newest step, a share each; process 0 checks the others if need be,
+        and if it fails, all fail. Warns of newer damaged steps.
 
         Args:
           quarantine: move those steps aside. Only for the writer: to readers a save in progress
@@ -136,20 +171,37 @@ class CheckpointStore:
         Raises:
           CheckpointError: all finished checkpoints are damaged; starting over would lose the run.
         """
-        found = None
+        found, digests = None, self._hash_newest()
         with fail_together():
             if is_main_process():
-                found = self._newest_valid_step(quarantine)
+                found = self._newest_valid_step(quarantine, digests)
         step = broadcast_from_process_0(-1 if found is None else found)
         if step < 0:
             return None
         self._verified.add(step)
         return step
 
-    def _newest_valid_step(self, quarantine: bool) -> int | None:
+    def _hash_newest(self) -> dict[str, dict[str, Any]]:
+        """Digests of the newest step, each process reads its share; empty with one process."""
+        step, count = broadcast_from_process_0(self.newest_step()), jax.process_count()
+        if count == 1 or step < 0:
+            return {}
+        path, own = self.directory / str(step), {}
+        with fail_together():
+            names = list(list_file_sizes(path))
+            share = names[jax.process_index() :: count]
+            own = tree_sha256(path, skip={*names}.difference(share))
+        parts = gather_texts(json.dumps(own), AGREE_SECONDS)
+        return {name: digest for part in parts for name, digest in json.loads(part).items()}
+
+    def _newest_valid_step(
+        self, quarantine: bool, digests: Mapping[str, dict[str, Any]]
+    ) -> int | None:
+        """``digests`` are those of the newest step, if they are known."""
         damaged: dict[int, str] = {}
         for step in self._steps():
-            damage = self._damage(step)
+            damage = self._damage(step, digests)
+            digests = {}
             if damage is None:
                 break
             damaged[step] = damage
@@ -207,14 +259,14 @@ class CheckpointStore:
         _check_same_arrays(
             path, stored, {name: _describe(tree) for name, tree in abstract_items.items()}
         )
-        args = {
-            name: ocp.args.StandardRestore(jax.tree.map(_with_sharding, tree))
+        restored = {
+            name: self._handler.restore(
+                epath.Path(path / name),
+                args=ocp.args.StandardRestore(jax.tree.map(_with_sharding, tree)),
+            )
             for name, tree in _filled(abstract_items).items()
         }
-        restored = self._orbax.restore(path, args=ocp.args.Composite(**args)) if args else {}
-        return {
-            name: restored[name] if name in args else tree for name, tree in abstract_items.items()
-        }
+        return {**abstract_items, **restored}
 
     def with_stored_dtypes(self, step: int, item: str, abstract: Any) -> Any:
         """``abstract`` with the dtypes stored in ``item`` of ``step``, matched by name."""
@@ -227,17 +279,29 @@ class CheckpointStore:
         return jax.tree_util.tree_map_with_path(with_dtype, abstract)
 
     def close(self) -> None:
-        self._orbax.close()
+        """Waits for what this process writes, also where another one has failed."""
+        if self._under_way is not None:
+            self._under_way.join()
+            if self._under_way.error is not None:
+                log.warning("%s", _save_error(self._under_way.path, self._under_way.error))
+        self._handler.close()
 
     def _steps(self) -> list[int]:
-        """Steps with a directory, newest first."""
+        """Steps with a directory, newest first, without unfinished saves."""
+        found = [path for path in self._directories() if not is_unfinished(path)]
+        return sorted((int(path.name) for path in found), reverse=True)
+
+    def _directories(self) -> list[Path]:
         if not self.directory.is_dir():
             return []
-        found = [p for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
-        return sorted((int(p.name) for p in found), reverse=True)
+        return [p for p in self.directory.iterdir() if p.name.isdecimal() and p.is_dir()]
 
     def _content(self, step: int) -> dict[str, Any]:
         path = self.directory / str(step)
+        if is_unfinished(path):
+            raise CheckpointError(
+                f"checkpoint {path} is not whole: its save is under way, or was cut off"
+            )
         if step not in self._steps():
             steps = ", ".join(map(str, sorted(self._steps()))) or "none"
             raise CheckpointError(f"checkpoint {path} does not exist; there are: {steps}")
@@ -246,7 +310,9 @@ class CheckpointStore:
             raise CheckpointError(f"checkpoint {path} is damaged: {damage}")
         return json.loads((path / METADATA).read_text())
 
-    def _damage(self, step: int) -> str | None:
+    def _damage(
+        self, step: int, digests: Mapping[str, dict[str, Any]] = MappingProxyType({})
+    ) -> str | None:
         """How the files of ``step`` differ from its manifest, or None."""
         path = self.directory / str(step)
         if step in self._verified:
@@ -261,7 +327,7 @@ class CheckpointStore:
             expected = None
         if not isinstance(expected, dict):
             return f"{MANIFEST} cannot be read"
-        found = tree_sha256(path, skip=MANIFEST)
+        found = tree_sha256(path, NOT_LISTED, digests)
         for name in sorted(expected.keys() | found.keys()):
             if name not in found:
                 return f"{name} is missing"
@@ -275,31 +341,40 @@ class CheckpointStore:
         try:
             written = [known for known in self._steps() if known <= step]
             for old in written[self.keep :]:
-                remove_tree(self.directory / str(old))
+                if self.keep_period is None or old % self.keep_period:
+                    remove_tree(self.directory / str(old))
         except Exception as error:  # of any bucket library; the new step is already saved
             log.warning("older checkpoints in %s cannot be removed: %s", self.directory, error)
 
-    def _remove_failed(self, path: Path | None) -> None:
+    def _remove_failed(self, path: Path) -> None:
         """Removes the files of a failed save; retries, as its threads may still be writing."""
-        left: list[Path] = []
         for _ in range(_ATTEMPTS):
-            self._remove_unfinished()
             with contextlib.suppress(OSError):
-                remove_tree(path) if path else None
+                remove_unfinished_step(path)
             time.sleep(_SECONDS_BETWEEN)
             with contextlib.suppress(OSError):
-                left = [p for p in self.directory.glob("*") if _TEMPORARY in p.name or p == path]
-            if not left:
-                return
-        log.warning("left by a save that failed, and in use: %s", ", ".join(map(str, left)))
+                if not path.exists():
+                    return
+        log.warning("left by a save that failed, and in use: %s", path)
 
     def _remove_unfinished(self) -> None:
+        """Removes saves that were cut off; by process 0, with no save under way."""
         with contextlib.suppress(OSError):  # the save itself reports the error
+            for path in self._directories():
+                if is_unfinished(path):
+                    remove_unfinished_step(path)
+                else:
+                    (path / UNFINISHED).unlink(missing_ok=True)  # killed after the manifest
             for path in self.directory.glob(f"*{_TEMPORARY}*"):
                 remove_tree(path)
 
 
-_TEMPORARY = ".orbax-checkpoint-tmp"
+_TEMPORARY = ".orbax-checkpoint-tmp"  # of saves by earlier versions
+
+
+def _save_error(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:_REASON] or type(error).__name__
+    return CheckpointError(f"cannot save checkpoint {path}: {reason}")
 
 
 def _filled(items: Mapping[str, Any]) -> dict[str, Any]:

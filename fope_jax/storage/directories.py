@@ -6,9 +6,10 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fope_jax.storage.files import file_sha256
@@ -95,15 +96,21 @@ def list_file_sizes(directory: Path) -> dict[str, int]:
     return dict(sorted(sizes.items()))
 
 
-def tree_sha256(directory: Path, skip: str) -> dict[str, dict[str, Any]]:
-    """sha256 and bytes of all files under ``directory`` except ``skip``."""
-    sizes = {name: size for name, size in list_file_sizes(directory).items() if name != skip}
+def tree_sha256(
+    directory: Path,
+    skip: Container[str] = (),
+    known: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+) -> dict[str, dict[str, Any]]:
+    """sha256 and bytes of the files in ``directory`` without ``skip``; reads none of ``known``."""
+    sizes = {name: size for name, size in list_file_sizes(directory).items() if name not in skip}
+    unknown = [name for name in sizes if name not in known]
     with ThreadPoolExecutor(PARALLEL_TRANSFERS) as pool:
-        digests = pool.map(file_sha256, (directory / name for name in sizes))
-        return {
-            name: {"sha256": digest, "bytes": size}
-            for (name, size), digest in zip(sizes.items(), digests, strict=True)
+        digests = pool.map(file_sha256, (directory / name for name in unknown))
+        found = {
+            name: {"sha256": digest, "bytes": sizes[name]}
+            for name, digest in zip(unknown, digests, strict=True)
         }
+    return {name: found.get(name) or known[name] for name in sizes}
 
 
 def remove_tree(directory: Path) -> None:

@@ -38,10 +38,11 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
     The values are per device and step. All rows have ``flops``, ``fits`` and ``needed_bytes``. Rows
     that do not fit have ``limit_bytes``. Rows that fit have ``memory`` by class, ``hbm_bytes``,
     ``collective_bytes``, ``seconds`` at the chip's peak, the largest as ``bound``, and
-    ``mfu_bound``.
+    ``mfu_bound``. Rows of several slices that fit have ``dcn_bytes``, sent to other slices; their
+    seconds are missing where the chip's share of that network is not published.
     """
     devices = topology_devices(topology)
-    chip, _ = parse_topology(topology)
+    chip, _, num_slices = parse_topology(topology)
     train = experiment.train
     began = time.perf_counter()
     plan = plan_state(experiment, devices)
@@ -56,7 +57,7 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
         "attention": plan.attention.name,
         "attention_reason": plan.attention.reason,
         "device_kind": devices[0].device_kind,
-        "mesh": experiment.mesh.axis_sizes(len(devices)),
+        "mesh": experiment.mesh.axis_sizes(len(devices), num_slices),
         "flops": flops,
         "model_flops": useful,
     }
@@ -81,6 +82,9 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
         "hbm": moved.hbm / (chip.hbm_bandwidth / chip.cores),
         "ici": sum(moved.collectives.values()) / (chip.ici_bandwidth / chip.cores),
     }
+    dcn = {"dcn_bytes": moved.between_slices} if num_slices > 1 else {}
+    if dcn and chip.dcn_bandwidth is not None:
+        seconds["dcn"] = moved.between_slices / (chip.dcn_bandwidth / chip.cores)
     bound = max(seconds, key=lambda name: seconds[name])
     return row | {
         "fits": True,
@@ -88,6 +92,7 @@ def measure_step(experiment: Experiment, topology: str) -> dict[str, Any]:
         "memory": classes,
         "hbm_bytes": moved.hbm,
         "collective_bytes": moved.collectives,
+        **dcn,
         "seconds": seconds,
         "bound": bound,
         "mfu_bound": useful / (chip.flops / chip.cores) / seconds[bound],

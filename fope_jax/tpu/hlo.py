@@ -19,6 +19,14 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 SLICES = ("dynamic-slice", "slice", "gather")
+# Of the bytes that a device hands over, how often they are sent, by the slices that take part.
+_BETWEEN_SLICES: dict[str, Callable[[int], float]] = {
+    "ALL_REDUCE": lambda slices: 2 * (slices - 1) / slices,
+    "REDUCE_SCATTER": lambda slices: (slices - 1) / slices,
+    "ALL_TO_ALL": lambda slices: (slices - 1) / slices,
+    "ALL_GATHER": lambda slices: slices - 1,
+    "ONE_TO_ONE": lambda slices: 1,
+}
 # Views of values, or work that is counted elsewhere.
 _FREE = {
     "parameter",
@@ -66,21 +74,25 @@ Computations = dict[str, list[Instruction]]
 
 
 class Traffic(NamedTuple):
-    """Bytes of one execution on one device: ``collectives`` sent, by kind, and ``hbm``.
+    """Bytes of one execution on one device.
 
-    ``hbm`` is read and written by each instruction, without on-chip memory and the unused rest of a
-    sliced array.
+    Attributes:
+      collectives: sent to devices of the same slice, by kind.
+      hbm: read and written by each instruction, without on-chip memory and the unused rest of a
+        sliced array.
+      between_slices: sent through the hosts to devices of other slices.
     """
 
     collectives: dict[str, float]
     hbm: float
+    between_slices: float
 
 
 def measure_traffic(text: str, dynamic_trips: Callable[[str], float]) -> Traffic:
     """Traffic of a program, ``compiled.as_text()``; for ``dynamic_trips`` see ``program_flops``."""
     computations, entry = parse_program(text)
     collectives: dict[str, float] = defaultdict(float)
-    hbm = 0.0
+    hbm = between_slices = 0.0
     # The compiler can split a collective over several fusions, to overlap it with other work. They
     # share its channel, so it is counted once, as often as the fusion that runs least.
     fused: dict[str, tuple[float, str, float]] = {}
@@ -90,6 +102,8 @@ def measure_traffic(text: str, dynamic_trips: Callable[[str], float]) -> Traffic
             kind = instruction.op.removesuffix("-start")
             if kind in COLLECTIVES:
                 collectives[kind] += runs * _bytes_sent(kind, instruction)
+            if kind == "send":
+                between_slices += runs * _bytes_between_slices(instruction)
             if instruction.op not in _FREE and not instruction.op.endswith("-done"):
                 hbm += runs * _bytes_moved(instruction, sources, computations)
             inside = computations.get(instruction.attribute("calls"), [])
@@ -101,7 +115,7 @@ def measure_traffic(text: str, dynamic_trips: Callable[[str], float]) -> Traffic
                         fused[channel] = runs, x.op, _bytes_sent(x.op, x)
     for runs, kind, size in fused.values():
         collectives[kind] += runs * size
-    return Traffic(dict(collectives), hbm)
+    return Traffic(dict(collectives), hbm, between_slices)
 
 
 def parse_program(text: str) -> tuple[Computations, str]:
@@ -204,6 +218,26 @@ def _bytes_sent(kind: str, collective: Instruction) -> float:
     return sum(sizes) * factors.get(kind, share)
 
 
+def _bytes_between_slices(send: Instruction) -> float:
+    """Bytes that a device's host sends to other slices for it, with the ring algorithm.
+
+    The compiler hands each collective between slices to the hosts, as a ``send`` and a ``recv``.
+    """
+    kind = re.search(r'_xla_megascale_transfer_type="([^"]*)"', send.text)
+    if not kind:  # to the host itself
+        return 0.0
+    # Such as {1,2}x{0:15}: slices 1 and 2, devices 0 to 15 of each.
+    target = re.search(r'_xla_megascale_target="\{([\d,:]+)\}x', send.text)
+    if kind[1] not in _BETWEEN_SLICES or not target:
+        raise ValueError(
+            f"transfer between slices {kind[1]!r}: expected one of {', '.join(_BETWEEN_SLICES)} "
+            "with a target such as {1,2}x{0:15}"
+        )
+    ranges = (part.split(":") for part in target[1].split(","))
+    slices = sum(int(found[-1]) - int(found[0]) + 1 for found in ranges)
+    return send.buffers[0].bytes * _BETWEEN_SLICES[kind[1]](slices)
+
+
 def _group_size(text: str) -> int:
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", text):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
@@ -219,6 +253,8 @@ def _bytes_moved(
 ) -> float:
     if x.op in SLICES:
         return 2.0 * x.hbm_bytes
+    if x.op == "send":  # its result is its operand
+        return x.hbm_bytes
     if x.op == "dynamic-update-slice":
         return 2.0 * _update_bytes(x, sources, default=0.0)
     fused = computations.get(x.attribute("calls"), [])

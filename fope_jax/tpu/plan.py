@@ -21,7 +21,7 @@ from fope_jax.gallery.examples import choose, examples
 from fope_jax.model.config import REMAT, TransformerConfig
 from fope_jax.model.presets import PRESETS
 from fope_jax.model.sharding import MeshConfig
-from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, libtpu_version, num_devices
+from fope_jax.tpu.topology import COMPILER_ENVIRONMENT, Topology, libtpu_version, parse_topology
 
 GB_PER_COMPILATION = 6  # host memory; the largest compilation measured took 4
 Row = dict[str, Any]
@@ -78,7 +78,7 @@ def make_cases(
                 model=model,
                 train=train,
                 position=position,
-                mesh=mesh or _fitting_mesh(experiment, train.batch_size, num_devices(topology)),
+                mesh=mesh or _fitting_mesh(experiment, train.batch_size, parse_topology(topology)),
             )
             cases.append(Case(size, method, topology, changed))
     return cases
@@ -106,9 +106,9 @@ def _with_length(train: TrainConfig, length: int) -> TrainConfig:
     )
 
 
-def _fitting_mesh(experiment: Experiment, rows: int, devices: int) -> MeshConfig:
+def _fitting_mesh(experiment: Experiment, rows: int, topology: Topology) -> MeshConfig:
     """The config's mesh; if rows are too few, ``context`` devices share a row."""
-    sizes = experiment.mesh.axis_sizes(devices)
+    sizes = experiment.mesh.axis_sizes(topology.num_devices, topology.num_slices)
     copies = sizes["data"] * sizes["fsdp"]
     if experiment.train.accumulate > 1 or copies <= rows:
         return experiment.mesh

@@ -32,7 +32,7 @@ NOTE = (
     "Per device and step. Memory: what the program needs of a device. TFLOP: products of the "
     "program; of the model: the share that the model asks for, the rest is computed again or for "
     "keys that are masked. Milliseconds: at the chip's peak; the longest bounds the step from "
-    "below, and so the model-flops utilisation (MFU) from above."
+    "below, and so the model-flops utilisation (MFU) from above. DCN: the network between slices."
 )
 _STYLE = (
     "body{font:1rem/1.5 system-ui,sans-serif;margin:2rem}div{overflow-x:auto}"
@@ -55,8 +55,13 @@ def format_row(row: Row) -> list[str]:
         text = f"{needed:.1f}: DOES NOT FIT, {over:.1f} too much. {row.get('advice', '')}"
         return [*cells, text.strip(), *flops]
     cells += [f"{row['needed_bytes'] / 1e9:.2f}", *flops, f"{row['hbm_bytes'] / 1e9:.1f}"]
-    cells += [f"{sum(row['collective_bytes'].values()) / 1e9:.2f}"]
-    cells += [f"{1e3 * row['seconds'][name]:.1f}" for name in ("compute", "hbm", "ici")]
+    seconds = row["seconds"]
+    network = [f"{sum(row['collective_bytes'].values()) / 1e9:.2f}", f"{1e3 * seconds['ici']:.1f}"]
+    if "dcn_bytes" in row:
+        network[0] += f", DCN {row['dcn_bytes'] / 1e9:.3f}"
+        network[1] += f", DCN {1e3 * seconds['dcn']:.1f}" if "dcn" in seconds else ", DCN unknown"
+    cells += [network[0], *(f"{1e3 * seconds[name]:.1f}" for name in ("compute", "hbm"))]
+    cells += [network[1]]
     return [*cells, row["bound"], f"{row['mfu_bound']:.0%}", f"{row['compile_seconds']:.0f}"]
 
 

@@ -32,6 +32,8 @@ class Chip(NamedTuple):
       ici_bandwidth: bytes per second over all links of the chip to its neighbours.
       cores: devices per chip; each has an equal share of the figures.
       num_axes: axes of the chip grid in a topology name.
+      dcn_bandwidth: bytes per second over the data center's network, the chip's share of its
+        machine's; None where it is not published.
       config: ``chip_config_name``. By default the compiler has two devices for a v4 chip, but
         machines join them into one with the memory of both ("megacore"). v5p is joined by default.
     """
@@ -43,20 +45,22 @@ class Chip(NamedTuple):
     ici_bandwidth: float
     cores: int
     num_axes: int
+    dcn_bandwidth: float | None
     config: str = ""
 
 
 # Google Cloud documentation, "TPU architecture", the page of each version: per chip, peak compute
-# in bf16, HBM bandwidth and inter-chip interconnect bandwidth (mostly given in Gbit/s). The
-# compiler states how much memory a program may use.
+# in bf16, HBM bandwidth, bandwidth of the inter-chip interconnect and of the data center network
+# (mostly given in Gbit/s; v5e's network by its pod of 256 chips). The compiler states how much
+# memory a program may use.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "TPU v4", 275e12, 1228e9, 300e9, 1, 3, "megacore"),
-        Chip("v5e", "TPU v5 lite", 197e12, 819e9, 200e9, 1, 2),
-        Chip("v5p", "TPU v5", 459e12, 2765e9, 600e9, 1, 3),
-        Chip("v6e", "TPU v6 lite", 918e12, 1640e9, 448e9, 1, 2),
-        Chip("tpu7x", "TPU7x", 2307e12, 7380e9, 1200e9, 2, 3),
+        Chip("v4", "TPU v4", 275e12, 1228e9, 300e9, 1, 3, None, "megacore"),
+        Chip("v5e", "TPU v5 lite", 197e12, 819e9, 200e9, 1, 2, 25e9 / 8),
+        Chip("v5p", "TPU v5", 459e12, 2765e9, 600e9, 1, 3, 50e9 / 8),
+        Chip("v6e", "TPU v6 lite", 918e12, 1640e9, 448e9, 1, 2, 100e9 / 8),
+        Chip("tpu7x", "TPU7x", 2307e12, 7380e9, 1200e9, 2, 3, 100e9 / 8),
     )
 }
 
@@ -65,16 +69,33 @@ class TopologyError(ValueError):
     """A slice is unknown, or the compiler is missing."""
 
 
-def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """The chip and its count along each axis of a slice; TopologyError with examples if unknown.
+class Topology(NamedTuple):
+    """``num_slices`` equal slices of ``shape`` chips each."""
 
-    >>> parse_topology("v5e:4x4")[1]
-    (4, 4)
+    chip: Chip
+    shape: tuple[int, ...]
+    num_slices: int
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all slices: their chips times the devices per chip."""
+        return self.num_slices * math.prod(self.shape) * self.chip.cores
+
+
+def parse_topology(name: str) -> Topology:
+    """The slice or slices of a name; TopologyError with examples if unknown.
+
+    >>> parse_topology("v5e:4x4").shape, parse_topology("2xv5e:4x4").num_slices
+    ((4, 4), 2)
     """
-    version, _, shape = name.partition(":")
+    several = re.match(r"([1-9][0-9]{0,3})x", name)
+    version, _, shape = name[several.end() if several else 0 :].partition(":")
     if version not in CHIPS:
         known = ", ".join(f"{c.name}:{_EXAMPLES[c.num_axes]}" for c in CHIPS.values())
-        raise TopologyError(f"topology {name!r}: unknown TPU version {version!r}; such as {known}")
+        raise TopologyError(
+            f"topology {name!r}: unknown TPU version {version!r}; such as {known}; 2xv5e:4x4 is "
+            "two slices"
+        )
     chip = CHIPS[version]
     sizes = shape.split("x")
     if len(sizes) != chip.num_axes or not all(re.fullmatch("[1-9][0-9]{0,5}", n) for n in sizes):
@@ -82,17 +103,7 @@ def parse_topology(name: str) -> tuple[Chip, tuple[int, ...]]:
             f"topology {name!r}: a slice of {version} has {chip.num_axes} axes of chips, such as "
             f"{version}:{_EXAMPLES[chip.num_axes]}"
         )
-    return chip, tuple(int(size) for size in sizes)
-
-
-def num_devices(name: str) -> int:
-    """Devices of a slice: its chips times the devices per chip.
-
-    >>> num_devices("v4:2x2x1"), num_devices("v5p:2x2x1"), num_devices("tpu7x:2x2x1")
-    (4, 4, 8)
-    """
-    chip, shape = parse_topology(name)
-    return math.prod(shape) * chip.cores
+    return Topology(chip, tuple(int(size) for size in sizes), int(several[1]) if several else 1)
 
 
 def libtpu_version() -> str:
@@ -112,22 +123,26 @@ def topology_devices(name: str) -> list[Any]:
 
     ``COMPILER_ENVIRONMENT`` must have been set before jax was imported.
     """
-    chip, _ = parse_topology(name)
+    chip, _, num_slices = topology = parse_topology(name)
     libtpu_version()
     if missing := COMPILER_ENVIRONMENT.keys() - os.environ.keys():
         raise TopologyError(f"{', '.join(sorted(missing))} must be set before jax is imported")
     from jax.experimental import topologies
 
-    options = {"chip_config_name": chip.config} if chip.config else {}
+    options: dict[str, Any] = {"chip_config_name": chip.config} if chip.config else {}
+    if num_slices > 1:
+        options["num_slices"] = num_slices
     try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=name[name.index(chip.name) :], **options
+        )
     except Exception as error:
         raise TopologyError(
             f"topology {name!r}: the compiler does not know this slice: {error}"
         ) from error
-    if len(description.devices) != num_devices(name):
+    if len(description.devices) != topology.num_devices:
         raise TopologyError(
             f"topology {name!r}: the compiler lists {len(description.devices)} devices, expected "
-            f"{num_devices(name)}"
+            f"{topology.num_devices}"
         )
     return list(description.devices)

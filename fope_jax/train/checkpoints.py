@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fope_jax.config import Experiment
+from fope_jax.config import Experiment, TrainConfig
 from fope_jax.evaluate.fingerprint import check_fingerprint
 from fope_jax.evaluate.metrics import METRICS, read_rows
+from fope_jax.processes.agreement import fail_together
+from fope_jax.processes.collectives import DistributedError, is_main_process
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 from fope_jax.storage.lock import RunLock
+from fope_jax.storage.step_save import StepSave
 from fope_jax.train.bad_steps import ADVICE, BadStepError
 from fope_jax.train.metrics import MetricsWriter
+from fope_jax.train.save_time import describe_grace, format_bytes
 from fope_jax.train.state import StatePlan, init_guard_state
 from fope_jax.train.step import TrainState, all_finite
 from fope_jax.train.workdir import CHECKPOINTS, is_save_row
@@ -25,45 +31,149 @@ log = logging.getLogger(__name__)
 _WIDENED = (jnp.dtype("bfloat16"), jnp.dtype("float32"))
 
 
-def save_checkpoint(
-    store: CheckpointStore,
-    step: int,
-    state: TrainState,
-    constants: Any,
-    metadata: dict[str, Any],
-    *,
-    writer: MetricsWriter | None,
-    lock: RunLock | None,
-    may_fail: bool,
-) -> bool:
-    """Writes a checkpoint, after all metric rows before it; returns whether it was written.
+class CheckpointSaver:
+    """Saves the checkpoints of a training, which goes on while they are written.
+
+    All processes call `start` and `finish` at the same steps. A save that fails is reported by the
+    next of these calls, with its step; one process alone finds it in `poll` after the next update.
 
     Args:
-      metadata: stored with the arrays; the guard's state is added.
+      store: of the run's checkpoints.
       writer, lock: of the run directory; None except in the main process.
-      may_fail: log a failed write and return False instead of raising.
-
-    Raises:
-      BadStepError: a parameter is not finite.
-      CheckpointError, OSError: the write failed and ``may_fail`` is False.
-      LockError: another process has taken over the run.
+      config: ``on_save_error`` tells whether to log a save that fails and go on; ``grace_seconds``
+        is what the first save is compared with, in the log.
     """
-    if not all_finite(state):
-        raise BadStepError(f"a parameter is not finite after step {step}; {ADVICE}")
-    if lock:
-        lock.check()
-    items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
-    guard = [x.item() for x in jax.device_get(tuple(state.guard))]
-    try:
-        if writer:
-            writer.flush()
-        store.save(step, items, metadata | {"guard": guard})
-    except (CheckpointError, OSError) as error:
-        if not may_fail:
-            raise
-        log.warning("%s; training goes on without (train.on_save_error = continue)", error)
-        return False
-    return True
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        writer: MetricsWriter | None,
+        lock: RunLock | None,
+        config: TrainConfig,
+    ):
+        self._store, self._writer, self._lock = store, writer, lock
+        self._is_tolerant = config.on_save_error == "continue"
+        self._grace_seconds = config.grace_seconds
+        self._save: StepSave | None = None
+        self._stood_still = 0.0  # seconds of training
+        self._is_reported = self._has_measured = False
+
+    def start(
+        self,
+        step: int,
+        state: TrainState,
+        constants: Any,
+        metadata: dict[str, Any],
+        is_ordinary: bool = True,
+    ) -> bool:
+        """Begins to write a checkpoint, after all metric rows before it; whether it has begun.
+
+        Args:
+          metadata: stored with the arrays; the guard's state is added.
+          is_ordinary: False for the last checkpoint of a process, which must be written, whatever
+            became of the one before.
+
+        Raises:
+          BadStepError: a parameter is not finite.
+          CheckpointError, OSError, DistributedError: it cannot be written, or an ordinary save
+            before it has failed, and that is not tolerated.
+          LockError: another process has taken over the run.
+        """
+        self.finish(may_fail=self._is_tolerant or not is_ordinary)
+        began = time.perf_counter()
+        if not all_finite(state):
+            raise BadStepError(f"a parameter is not finite after step {step}; {ADVICE}")
+        with fail_together():
+            if self._lock:
+                self._lock.check()
+        items = {"params": state.params, "constants": constants, "optimizer": state.optimizer}
+        guard = [x.item() for x in jax.device_get(tuple(state.guard))]
+        try:
+            with fail_together():
+                if self._writer:
+                    self._writer.flush()
+            self._save = self._store.start_save(step, items, metadata | {"guard": guard})
+        except (CheckpointError, OSError, DistributedError) as error:
+            self._note_failure(step, time.perf_counter() - began)
+            if not (self._is_tolerant and is_ordinary):
+                raise
+            self._warn_of_failure(error)
+        self._is_reported, self._stood_still = False, time.perf_counter() - began
+        return self._save is not None
+
+    def poll(self) -> None:
+        """Notes a save that has ended since; does not wait."""
+        save = self._save
+        if save is None or not save.is_done or self._is_reported:
+            return
+        if save.error is None:
+            self._report(save)
+        elif jax.process_count() == 1:
+            self.finish(self._is_tolerant)
+        else:  # the others do not know it yet
+            self._is_reported = True
+            log.warning("%s: %s", save.path, save.error)
+
+    def finish(self, may_fail: bool = False) -> bool:
+        """Waits until the save under way, if any, is whole; whether it is.
+
+        Raises:
+          CheckpointError: it has failed, and not ``may_fail``.
+        """
+        save, began = self._save, time.perf_counter()
+        if save is None:
+            return True
+        self._save = None
+        try:
+            self._store.wait()
+        except CheckpointError as error:
+            self._stood_still += time.perf_counter() - began
+            self._note_failure(save.step, self._stood_still)
+            if not may_fail:
+                raise
+            self._warn_of_failure(error)
+            return False
+        self._stood_still += time.perf_counter() - began
+        self._report(save)
+        return True
+
+    def close(self) -> None:
+        """Waits for what an error has left under way, without the other processes."""
+        if self._save is not None:
+            self._save.join()
+            if self._save.error is None:
+                self._report(self._save)
+
+    def _report(self, save: StepSave) -> None:
+        if self._is_reported:
+            return
+        self._is_reported = True
+        facts = {"written_seconds": round(save.seconds, 4), "bytes": save.size}
+        self._write_row(save.step, self._stood_still, facts | {"processes": jax.process_count()})
+        if not self._has_measured and is_main_process():
+            log.log(
+                logging.WARNING if save.seconds > self._grace_seconds else logging.INFO,
+                "checkpoint %d: %s written in %.2f s; training stood still for %.2f s; %s",
+                save.step,
+                format_bytes(save.size),
+                save.seconds,
+                self._stood_still,
+                describe_grace(save.seconds, self._grace_seconds),
+            )
+        self._has_measured = True
+
+    def _warn_of_failure(self, error: Exception) -> None:
+        goes_on = "training goes on without (train.on_save_error = continue)"
+        log.warning("%s; %s", error, goes_on if self._is_tolerant else "a later step is saved now")
+
+    def _note_failure(self, step: int, seconds: float) -> None:
+        with contextlib.suppress(OSError):  # the same full disk; the save's error says it
+            self._write_row(step, seconds, {"failed": True})
+
+    def _write_row(self, step: int, seconds: float, facts: dict[str, Any]) -> None:
+        if self._writer:
+            row = {"kind": "time", "phase": "save", "step": step, "seconds": round(seconds, 4)}
+            self._writer.write([row | facts])
 
 
 def restore_checkpoint(

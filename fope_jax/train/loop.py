@@ -34,13 +34,14 @@ from fope_jax.storage.lock import lock_run
 from fope_jax.storage.paths import as_path
 from fope_jax.train.bad_steps import check_tokens, dump_batches_of_bad_steps
 from fope_jax.train.checkpoints import (
+    CheckpointSaver,
     check_checkpoints_present,
     restore_checkpoint,
-    save_checkpoint,
 )
 from fope_jax.train.goodput import PhaseTimer
 from fope_jax.train.metrics import MetricsBuffer, MetricsWriter
 from fope_jax.train.preemption import Preempted, preemption
+from fope_jax.train.save_time import checkpoint_bytes, describe_save, measured_rate
 from fope_jax.train.state import (
     experiment_at_stage,
     init_constants,
@@ -124,7 +125,8 @@ def train(
 
         # -------------------------------------------------------------- checks
         # Nothing is written before the state exists: a run that fails here leaves no trace.
-        store = CheckpointStore(workdir / CHECKPOINTS, keep=config.keep)
+        store = CheckpointStore(workdir / CHECKPOINTS, config.keep, config.keep_period)
+        stack.callback(store.close)
         data = None
         with fail_together():
             make_tracker = _find_tracker(experiment, workdir, tracker)
@@ -163,7 +165,6 @@ def train(
             if start == config.steps and is_main_process():
                 open_workdir(workdir, experiment)
             log.info("%s is finished: %d steps are trained", workdir, start)
-            store.close()
             return
         assert data
         cache, loaders, measure = data
@@ -214,6 +215,9 @@ def train(
         num_parameters = sum(x.size for x in jax.tree.leaves(state.params))
         log.info("model: %s parameters, position %s", f"{num_parameters:,}", position.summary)
         log.info("attention: %s (%s)", *plan.attention)
+        size = checkpoint_bytes(state.params, state.optimizer, constants)
+        rate, grace = measured_rate(rows), config.grace_seconds
+        log.info("%s", describe_save(size, jax.process_count(), rate, grace))
         if note:
             log.info("%s", note)
         if is_main_process():
@@ -227,8 +231,7 @@ def train(
             write_run_info(workdir, facts, start, describe_data(cache, source.config))
 
         # -------------------------------------------------------------- actions after a step
-        # With several processes, all would have to agree on whether a write succeeded.
-        is_tolerant = config.on_save_error == "continue" and jax.process_count() == 1
+        is_tolerant = config.on_save_error == "continue"
         buffer, writer = MetricsBuffer(experiment, kept_seconds, saved_row), None
         if is_main_process():
             tracked = SafeTracker(make_tracker) if make_tracker else None
@@ -248,20 +251,10 @@ def train(
             if writer:
                 writer.write(rows)
 
-        def save(step: int, may_fail: bool = False) -> bool:
-            with timer.phase("save"):
-                is_saved = save_checkpoint(
-                    store,
-                    step,
-                    state,
-                    constants,
-                    identity | {"row": buffer.state()},
-                    writer=writer,
-                    lock=lock,
-                    may_fail=may_fail and is_tolerant,
-                )
+        def start_save(step: int, is_ordinary: bool) -> bool:
             write(timer.take_rows(step))
-            return is_saved
+            metadata = identity | {"row": buffer.state()}
+            return saver.start(step, state, constants, metadata, is_ordinary)
 
         def preempted(step: int, number: int) -> Preempted:
             return Preempted(
@@ -277,8 +270,9 @@ def train(
                 with stop.stop_at_once() if is_saved else contextlib.nullcontext():
                     rows = measure(step, state.params, constants, stop.raise_if_requested)
             except Stopped as error:
-                if not is_saved:
-                    save(step)
+                if not (is_saved and saver.finish(may_fail=True)):
+                    start_save(step, is_ordinary=False)
+                    saver.finish()
                 if not step:  # there is no checkpoint to resume from
                     raise
                 raise preempted(step, error.number) from error
@@ -293,6 +287,8 @@ def train(
         # -------------------------------------------------------------- steps
         stack.enter_context(dump_batches_of_bad_steps(workdir, loader_at, config.data_start))
         stop = stack.enter_context(preemption())
+        saver = CheckpointSaver(store, writer, lock, config)
+        stack.callback(saver.close)  # while signals are still noted: a save may take long
         if not stages:
             timer.end_startup()
             write(timer.take_rows(start))
@@ -336,15 +332,20 @@ def train(
                     )
                 is_saved = False
                 if after.is_checkpoint_step or is_preempted:
-                    is_saved = save(step, may_fail=not (is_preempted or after.is_last_step))
+                    is_ordinary = not (is_preempted or after.is_last_step)
+                    is_saved = start_save(step, is_ordinary)
+                    if is_preempted:
+                        saver.finish()
                     buffer.restart_clock()
+                else:
+                    saver.poll()
                 is_eval_step = after.is_eval_step and measure is not None
                 if is_preempted and (is_eval_step or not after.is_last_step):
                     raise preempted(step, stop.signal_number)
                 if is_eval_step:
                     validation = evaluate(step, is_saved)
                     buffer.restart_clock()
-        store.close()
+        saver.finish()
         log.info(
             "trained %d steps; checkpoint %s", config.steps, store.directory / str(config.steps)
         )

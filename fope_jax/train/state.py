@@ -16,7 +16,13 @@ from jax.sharding import Mesh
 from fope_jax.config import Experiment, Stage
 from fope_jax.model.backends import BackendChoice, choose_backend, gpu_compute_capability
 from fope_jax.model.layer_pattern import layer_pattern
-from fope_jax.model.sharding import batch_sharding, device_put_sharded, make_mesh, tree_shardings
+from fope_jax.model.sharding import (
+    batch_sharding,
+    device_put_sharded,
+    devices_by_slice,
+    make_mesh,
+    tree_shardings,
+)
 from fope_jax.model.transformer import Transformer, position_variables, split
 from fope_jax.position import PositionVariables
 from fope_jax.train.bad_steps import Guard, make_guard
@@ -43,7 +49,8 @@ class StatePlan(NamedTuple):
 
 def plan_state(experiment: Experiment, devices: Sequence[Any] | None = None) -> StatePlan:
     """The plan for ``devices`` (default: all); raises ValueError if the mesh does not fit."""
-    check_mesh(experiment, len(jax.devices() if devices is None else devices))
+    devices = jax.devices() if devices is None else devices
+    check_mesh(experiment, len(devices), len(devices_by_slice(devices)))
     mesh, position, model = (
         make_mesh(experiment.mesh, devices),
         experiment.position,
@@ -88,9 +95,9 @@ def experiment_at_stage(experiment: Experiment, stage: Stage) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **sizes))
 
 
-def check_mesh(experiment: Experiment, num_devices: int) -> None:
+def check_mesh(experiment: Experiment, num_devices: int, num_slices: int = 1) -> None:
     """Raises ValueError, naming the field, if the mesh does not divide model or batch."""
-    sizes = experiment.mesh.axis_sizes(num_devices)
+    sizes = experiment.mesh.axis_sizes(num_devices, num_slices)
     config, train, shape = experiment.model, experiment.train, experiment.model.shape
     for field, number, axes in (
         ("train.batch_size / train.accumulate", train.batch_size // train.accumulate, "data fsdp"),
@@ -104,7 +111,8 @@ def check_mesh(experiment: Experiment, num_devices: int) -> None:
         count = math.prod(sizes[axis] for axis in axes.split())
         if number % count:
             names = " * ".join(f"mesh.{axis}" for axis in axes.split())
-            raise ValueError(f"{field} = {number}: expected a multiple of {names} = {count}")
+            over = f" over {num_slices} slices" if num_slices > 1 else ""
+            raise ValueError(f"{field} = {number}: expected a multiple of {names}{over} = {count}")
 
 
 # ---------------------------------------------------------------------------- arrays

@@ -28,12 +28,14 @@ from fope_jax.data import DataConfig
 from fope_jax.data.tokenizers import Tokenizer
 from fope_jax.evaluate.metrics import METRICS, read_rows
 from fope_jax.extras import installed_version
-from fope_jax.storage.checkpoint import MANIFEST, QUARANTINE
+from fope_jax.storage.checkpoint import QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path
 from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, LINEAGE, RUN
+from fope_jax.storage.step_save import MANIFEST
 from fope_jax.train.optim import describe_rate
+from fope_jax.train.save_time import checkpoint_bytes
 from fope_jax.train.state import StatePlan
 
 log = logging.getLogger(__name__)
@@ -109,14 +111,15 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def is_save_row(row: Mapping[str, Any]) -> bool:
-    return (row.get("kind"), row.get("phase")) == ("time", "save")
+    """Whether a row of metrics.jsonl tells of a checkpoint that was completed."""
+    return (row.get("kind"), row.get("phase")) == ("time", "save") and not row.get("failed")
 
 
 def check_disk_space(workdir: Path, plan: StatePlan, config: TrainConfig) -> None:
     """Raises OSError if the disk has no room for a checkpoint; see ``train.on_save_error``."""
-    arrays = jax.tree.leaves((plan.state.params, plan.state.optimizer, plan.constants))
+    size = checkpoint_bytes(plan.state.params, plan.state.optimizer, plan.constants)
     try:
-        check_space(workdir, sum(x.size * x.dtype.itemsize for x in arrays), "a checkpoint")
+        check_space(workdir, size, "a checkpoint")
     except OSError as error:
         if config.on_save_error == "stop":
             raise
@@ -201,13 +204,15 @@ def provenance() -> dict[str, Any]:
 def package_commit(root: Path) -> str | None:
     """The commit of the package below ``root``; None if nothing tells.
 
-    Without .git there, as on TPU hosts, that of the file COMMIT, which `tpu_scripts/install.sh`
-    packs with a checkout.
+    Where git does not, as on TPU hosts and in images, that of the file COMMIT, which
+    `tpu_scripts/install.sh` packs with a checkout.
     """
     packed = root / "COMMIT"
-    if packed.is_file() and not (root / ".git").exists():
-        return packed.read_text().strip().removeprefix("unknown") or None
-    return git_commit(root)
+    if not packed.is_file():
+        return git_commit(root)
+    # Without .git here, git would answer for a repository around this directory.
+    commit = git_commit(root) if (root / ".git").exists() else None
+    return commit or packed.read_text().strip().removeprefix("unknown") or None
 
 
 def git_commit(directory: Path) -> str | None:

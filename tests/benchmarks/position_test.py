@@ -107,6 +107,7 @@ def test_errors_of_phases_are_found_where_they_are():
     assert "| xpos | 1.0e-05 | 2.0e-05 | beyond its limit | beyond its limit |" in shown
 
 
+@pytest.mark.slow
 def test_errors_of_biases():
     class Drifting(ALiBi):
         """Computed from float32 positions: wrong far out."""
@@ -170,6 +171,7 @@ def test_a_users_error_is_one_line(capsys):
     assert "'0': expected an integer of 1 or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_embedding_has_no_bias_to_measure():
     with_bias = memory.temporary_bytes(ALiBi(), SHAPE, 512)
     without = memory.temporary_bytes(NoPE(), SHAPE, 512)

@@ -137,7 +137,8 @@ def with_copies(story: Story) -> dict[str, Any]:
     copy.write_bytes(whole[:70] + b"?" + whole[71:])
     found["damaged_copy"] = message(again.tokens, 1024, 1200)
     copy.unlink()
-    found["copied_again"] = np.array_equal(read_all(again), read_all(story.local))
+    third = story.open(copy_shards=True, machine="copies")
+    found["copied_again"] = np.array_equal(read_all(third), read_all(story.local))
     return found
 
 

@@ -7,16 +7,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fope_jax.data import bucket_shards, mirror
+from fope_jax.data import bucket_shards, build, cache, mirror
 from fope_jax.data.bucket_shards import BucketShards, Range
+from fope_jax.data.cache import CacheError
+from fope_jax.data.loader import Loader
+from fope_jax.data.manifest import read_manifest
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
+def service(tmp_path_factory):
+    """What a program found that read a cache through gcsfs."""
     scratch = tmp_path_factory.mktemp("bucket")
     command = [sys.executable, "-m", "tests.data.bucket_shards_run", str(scratch)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ})
@@ -68,9 +73,89 @@ def test_a_name_that_leads_out_of_the_directory_is_refused(tmp_path):
         shards.fetch(["../x"])
 
 
-def test_opening_reads_no_token_and_a_window_reads_its_blocks(story):
-    found = story["by_range"]
-    assert story["shards"] > 8 and found["opened"] == []
+@pytest.fixture
+def far(text_config, tmp_path, monkeypatch):
+    """A cache on disk, what opens it as one in a bucket, and the ranges that are asked for."""
+    monkeypatch.setattr(cache, "BLOCK_TOKENS", 64)
+    monkeypatch.setattr(cache, "SHARD_TOKENS", 1024)
+    local = build.build(text_config(), workers=1)["train"]
+    manifest, asked = read_manifest(local.directory), []
+
+    class Asked(LocalBucket):
+        def cat_ranges(self, places, begins, ends):
+            asked.append(
+                [(Path(p).name, a, b) for p, a, b in zip(places, begins, ends, strict=True)]
+            )
+            return super().cat_ranges(places, begins, ends)
+
+    monkeypatch.setattr(bucket_shards, "gcs_file_system", Asked)
+
+    def open_far(copies, machine="one"):
+        monkeypatch.setenv("FOPE_CACHE", str(tmp_path / machine))
+        return cache._open_in_bucket(local.directory, manifest, "train", copies)
+
+    return local, open_far, asked
+
+
+def finished(far_cache):
+    while far_cache._bucket._threads:
+        time.sleep(0.01)
+    return sorted(path.name for path in far_cache.directory.iterdir())
+
+
+def test_rows_of_a_batch_are_asked_for_together_and_are_those_of_the_disk(far):
+    local, open_far, asked = far
+    read = open_far(copies=False)
+    fields = {"length": 48, "batch_size": 16, "seed": 3}
+    for step, rows in ((2, np.arange(16)), (5, np.array([1, 7]))):
+        asked.clear()
+        one = Loader(read, **fields, rows=rows).batch(step)
+        for leaf, wanted in zip(one, Loader(local, **fields, rows=rows).batch(step), strict=True):
+            np.testing.assert_array_equal(leaf, wanted)
+        (together,) = asked
+        assert len(together) >= len(rows) and all(b - a in (128, 256) for _, a, b in together)
+    assert {Path(name).suffix for name in finished(read)} == {".index"}
+    assert read.documents.tolist() == local.documents.tolist()
+
+
+def test_copies_are_made_once_a_machine_and_known_after_a_restart(far):
+    local, open_far, asked = far
+    everything = local.tokens(0, local.num_tokens)
+    for _ in range(2):
+        read = open_far(copies=True)
+        np.testing.assert_array_equal(read.tokens(0, local.num_tokens), everything)
+        assert len(finished(read)) == 2 * local.num_shards
+        np.testing.assert_array_equal(read.tokens(0, local.num_tokens), everything)
+    assert len(asked) == 1  # by the first, before its copies were there
+
+
+def test_a_shard_that_changed_in_the_bucket_is_refused_by_name(far):
+    local, open_far, _ = far
+    path = local.directory / "train-00001.tokens"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    read = open_far(copies=True)
+    read.tokens(1024, 1100)  # blocks that are what they were
+    assert "train-00001.tokens" not in finished(read)
+    with pytest.raises(CacheError, match="train-00001.tokens is damaged: sha256 .*, expected "):
+        read.tokens(1024, 1100)
+    with pytest.raises(
+        CacheError, match="train-00001.tokens is damaged: .* in block 15; delete the"
+    ):
+        open_far(copies=False, machine="two").tokens(0, local.num_tokens)
+    path.write_bytes(sound)
+    (local.directory / "train-00000.index").write_bytes(b"x" * 400)
+    with pytest.raises(CacheError, match="train-00000.index is damaged: sha256"):
+        open_far(copies=False, machine="three").tokens(0, 10)
+    path.unlink()
+    with pytest.raises(CacheError, match="train-00001.tokens is missing"):
+        open_far(copies=False, machine="four")
+
+
+@pytest.mark.slow
+def test_opening_reads_no_token_and_a_window_reads_its_blocks(service):
+    found = service["by_range"]
+    assert service["shards"] > 8 and found["opened"] == []
     assert found["location"].startswith("gs://bucket/caches/text-bytes-")
     # 100 tokens over the end of a shard: a block of 64 tokens, 2 bytes each, in one, 2 in the next.
     ranges = [(name.rpartition("/")[2], asked) for name, asked in found["ranges"]]
@@ -78,44 +163,50 @@ def test_opening_reads_no_token_and_a_window_reads_its_blocks(story):
         ("train-00000.tokens", "bytes=1920-2047"),
         ("train-00001.tokens", "bytes=0-255"),
     ]
-    assert found["one"] and story["built"]
+    assert found["one"] and service["built"]
 
 
-def test_processes_read_their_own_rows_from_the_bucket(story):
-    found = story["by_range"]
+@pytest.mark.slow
+def test_processes_read_their_own_rows_from_the_bucket(service):
+    found = service["by_range"]
     assert found["rows"] and found["documents"]
     assert found["bytes"] <= 16 * 2 * 128  # 16 rows of 48 tokens and a target: 1 or 2 blocks each
 
 
-def test_without_copies_only_what_is_small_comes_to_the_machine(story):
-    assert {Path(name).suffix for name in story["by_range"]["files"]} == {".index", ".npz"}
-    assert story["verified"]  # `fope data build` again: hashed where it is
+@pytest.mark.slow
+def test_without_copies_only_what_is_small_comes_to_the_machine(service):
+    assert {Path(name).suffix for name in service["by_range"]["files"]} == {".index", ".npz"}
+    assert service["verified"]  # `fope data build` again: hashed where it is
 
 
-def test_shards_that_were_read_are_copied_once_and_known_after_a_restart(story):
-    found = story["with_copies"]
+@pytest.mark.slow
+def test_shards_that_were_read_are_copied_once_and_known_after_a_restart(service):
+    found = service["with_copies"]
     assert found["all"] and found["all_again"] and found["read_again"] == []
     # A range of each shard, and the copy of it.
-    assert found["copies"] == 2 * story["shards"]
+    assert found["copies"] == 2 * service["shards"]
     names = [
-        f"train-{i:05d}.{kind}" for i in range(story["shards"]) for kind in ("index", "tokens")
+        f"train-{i:05d}.{kind}" for i in range(service["shards"]) for kind in ("index", "tokens")
     ]
     assert found["files"] == names  # no lock, nothing unfinished
 
 
-def test_a_damaged_copy_is_named_and_made_again(story):
-    found = story["with_copies"]
+@pytest.mark.slow
+def test_a_damaged_copy_is_named_and_made_again(service):
+    found = service["with_copies"]
     assert "/train-00001.tokens is damaged: sha256 " in found["damaged_copy"]
     assert "in block 0; delete it: it is copied from gs://bucket/" in found["damaged_copy"]
     assert found["copied_again"]
 
 
-def test_a_bucket_that_refuses_some_requests_is_asked_again(story):
-    assert story["under_faults"]["refused_sometimes"]
+@pytest.mark.slow
+def test_a_bucket_that_refuses_some_requests_is_asked_again(service):
+    assert service["under_faults"]["refused_sometimes"]
 
 
-def test_a_changed_shard_is_refused_by_name(story):
-    found = story["under_faults"]
+@pytest.mark.slow
+def test_a_changed_shard_is_refused_by_name(service):
+    found = service["under_faults"]
     place = "gs://bucket/caches/"
     assert found["sound_part"]  # the checksums are those of blocks
     assert found["changed"].startswith(f"CacheError: token cache: {place}")

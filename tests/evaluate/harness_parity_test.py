@@ -148,15 +148,16 @@ def test_tasks_and_groups_become_rows_of_their_items(run, tmp_path, monkeypatch)
     (tmp_path / "writing.yaml").write_text(
         WRITING.format(path=data).replace("{{written}}", "{{choices[gold]}}")
     )
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     text_model = load_text_model(run)
     rows = {}
-    for task in load_harness_tasks(["local_choice", "local_other", "both"], include=str(tmp_path)):
+    for task in load_harness_tasks(["local_choice", "local_other", "both"], manager=manager):
         (rows[task.name],) = score_harness_task(text_model, task)
         assert json.loads(json.dumps(task.settings))["lm_eval"]
     expected = lm_eval.simple_evaluate(
         model=harness_model(run),
         tasks=["local_choice", "local_other"],
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        task_manager=manager,
         bootstrap_iters=0,
     )["results"]
     assert rows["local_choice"]["total"] == 7 and rows["both"]["total"] == 11
@@ -168,17 +169,17 @@ def test_tasks_and_groups_become_rows_of_their_items(run, tmp_path, monkeypatch)
         assert sums["both"][0] == sums["local_choice"][0] + sums["local_other"][0]
         assert sums["both"][0] == sums["both"][1]  # scores of 0 and 1
 
-    (first,) = load_harness_tasks(["local_choice"], most=2, include=str(tmp_path))
+    (first,) = load_harness_tasks(["local_choice"], most=2, manager=manager)
     (row,) = score_harness_task(dataclasses.replace(text_model, max_length=25), first)
     assert (row["total"], row["truncated"]) == (2, 2)  # one choice is too long in both
-    (writing,) = load_harness_tasks(["local_writing"], include=str(tmp_path))
+    (writing,) = load_harness_tasks(["local_writing"], manager=manager)
     with pytest.raises(ValueError, match="gives 'local_writing' none of acc, acc_norm"):
         score_harness_task(text_model, writing)
     (tmp_path / "other.jsonl").unlink()
     with pytest.raises(ValueError, match=r"cannot read its task 'local_other': .*HF_HOME"):
-        load_harness_tasks(["local_other"], include=str(tmp_path))
+        load_harness_tasks(["local_other"], manager=manager)
     with pytest.raises(ValueError, match="cannot read its task 'nowhere'"):
-        load_harness_tasks(["nowhere"], include=str(tmp_path))
+        load_harness_tasks(["nowhere"], manager=manager)
 
 
 def test_the_papers_tasks_are_known_to_the_harness():

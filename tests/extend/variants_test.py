@@ -74,6 +74,7 @@ def test_the_rows_are_those_of_runs_that_were_changed_so(run, tmp_path):
     assert own != yarn != nope != own, "each is read differently"
 
 
+@pytest.mark.slow
 def test_rows_name_the_variant_and_the_runs_own_stay(run, capsys):
     rows = read_rows(run / "metrics.jsonl")
     scored = [row for row in rows if row["kind"] == "perplexity"]

@@ -52,21 +52,21 @@ def a_bit_changes_in_restoring() -> None:
 
 
 def a_manifest_comes_first() -> None:
-    from fope_jax.storage import checkpoint
+    from fope_jax.storage import checkpoint, step_save
 
-    write = checkpoint.write_json
+    write = step_save.write_json
 
     def written(path, content):
-        if path.name == checkpoint.METADATA:  # its file is not among those that are hashed
-            write(path.with_name(checkpoint.MANIFEST), {"files": {}})
+        if path.name == step_save.METADATA:  # its file is not among those that are hashed
+            write(path.with_name(step_save.MANIFEST), {"files": {}})
         write(path, content)
 
-    checkpoint.write_json = written
+    step_save.write_json = written
     checkpoint.CheckpointStore._damage = damage_by_manifest_alone
 
 
-def damage_by_manifest_alone(store, step: int) -> str | None:
-    from fope_jax.storage.checkpoint import MANIFEST
+def damage_by_manifest_alone(store, step: int, digests=None) -> str | None:
+    from fope_jax.storage.step_save import MANIFEST
 
     return None if (store.directory / str(step) / MANIFEST).exists() else "no manifest"
 
@@ -100,13 +100,13 @@ def the_row_under_way_is_forgotten() -> None:
 def a_full_disk_is_not_told() -> None:
     from fope_jax.storage.checkpoint import CheckpointStore
 
-    save = CheckpointStore.save
+    wait = CheckpointStore.wait
 
-    def saved(*arguments):
+    def waited(*arguments):
         with contextlib.suppress(Exception):
-            save(*arguments)
+            wait(*arguments)
 
-    CheckpointStore.save = saved
+    CheckpointStore.wait = waited
 
 
 def bad_steps_are_made() -> None:

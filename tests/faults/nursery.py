@@ -10,12 +10,13 @@ With a REQUEST as its argument the program is that training itself.
 
     argv          of `fope`
     log           file for what it says, on both streams
+    environment   variables, beside those of the nursery
     pace          seconds that each batch takes to come
     nan_at        steps whose loss is no number
     shuffled_at   steps whose targets are drawn at random
     strange_at    steps with a token beyond any vocabulary
     die           [name, call, seconds]: SIGKILL so long after that call of a function began
-    full_at       which calls of CheckpointStore.save find that no file can grow
+    full_at       which calls of CheckpointStore.start_save find that no file can grow
     clock         seconds that the wall clock jumps to and fro by between steps
     nobody        without the rights of root
     distributed   port: jax.distributed is initialized for this one process
@@ -96,6 +97,7 @@ def serve() -> None:
 
 def run(request: Request) -> int:
     """Prepares what goes wrong, and trains; returns the exit code."""
+    os.environ.update(request.get("environment", {}))
     if "log" in request:
         log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
@@ -130,7 +132,8 @@ def prepare(request: Request) -> None:
         name, call, seconds = request["die"]
         wrap(name, call, lambda: kill_after(seconds))
     for call in request.get("full_at", ()):
-        wrap("fope_jax.storage.checkpoint.CheckpointStore.save", call, no_file_can_grow)
+        name = "fope_jax.storage.checkpoint.CheckpointStore.start_save"
+        wrap(name, call, no_file_can_grow, end=lambda save: save.join())
     if "clock" in request:
         now = time.time
         time.time = lambda: now() + offset[0]
@@ -166,9 +169,9 @@ def harmed_loader(base: Any, request: Request) -> Any:
     return Loader
 
 
-def wrap(name: str, call: int, begin: Any) -> None:
-    """Calls ``begin`` when a function is called for the ``call``-th time, from 1; what it returns
-    is left when that call ends."""
+def wrap(name: str, call: int, begin: Any, end: Any = lambda _: None) -> None:
+    """Calls ``begin`` when a function is called for the ``call``-th time, from 1, and ``end`` with
+    its result; the context that ``begin`` returns is left then."""
     place, _, attribute = name.rpartition(".")
     try:
         owner: Any = importlib.import_module(place)
@@ -181,7 +184,9 @@ def wrap(name: str, call: int, begin: Any) -> None:
         if next(calls) != call:
             return real(*arguments, **named)
         with begin() or contextlib.nullcontext():
-            return real(*arguments, **named)
+            result = real(*arguments, **named)
+            end(result)
+            return result
 
     setattr(owner, attribute, wrapped)
 

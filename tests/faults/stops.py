@@ -33,15 +33,13 @@ def kill_at_a_random_time(directory: Path, seed: int) -> None:
 # In the order in which a save comes to them; the numbers are those of the call in it.
 IN_A_SAVE = (
     ("fope_jax.storage.checkpoint.CheckpointStore._remove_unfinished", 1, 1),
-    ("orbax.checkpoint.Checkpointer.save", 1, 1),
-    ("fope_jax.storage.checkpoint.write_json", 1, 2),
-    ("fope_jax.storage.checkpoint.tree_sha256", 1, 1),
-    ("fope_jax.storage.checkpoint.write_json", 2, 2),
-    (
-        "fope_jax.train.goodput.PhaseTimer.take_rows",
-        2,
-        1,
-    ),  # its first call is after the compilation
+    ("fope_jax.storage.step_save.StepSave._copy_arrays", 1, 1),
+    ("fope_jax.storage.step_save.StepSave._hash_written", 1, 1),
+    ("fope_jax.storage.step_save.write_json", 1, 2),
+    ("fope_jax.storage.step_save.list_file_sizes", 1, 1),
+    ("fope_jax.storage.step_save.write_json", 2, 2),
+    ("fope_jax.storage.checkpoint.CheckpointStore._remove_older", 1, 1),
+    ("fope_jax.train.checkpoints.CheckpointSaver._report", 1, 1),
 )
 
 
@@ -49,7 +47,7 @@ def kill_in_a_save(directory: Path, seed: int) -> None:
     rng = random.Random(seed)
     name, first, calls = IN_A_SAVE[seed % len(IN_A_SAVE)]
     save = rng.randrange(STEPS // SAVE_EVERY)
-    seconds = rng.uniform(0, 0.08) if "orbax" in name else 0.0
+    seconds = rng.uniform(0, 0.08) if "copy" in name else 0.0
     reference, run = world.unbroken(), directory / "run"
     code, text = world.train(run, die=[name, first + save * calls, seconds])
     assert code == -signal.SIGKILL, text
@@ -59,7 +57,9 @@ def kill_in_a_save(directory: Path, seed: int) -> None:
 def kill_between_rows_and_checkpoint(directory: Path, seed: int) -> None:
     reference, run = world.unbroken(), directory / "run"
     call = 1 + random.Random(seed).randrange(STEPS // SAVE_EVERY)
-    code, text = world.train(run, die=["fope_jax.storage.checkpoint.CheckpointStore.save", call, 0])
+    code, text = world.train(
+        run, die=["fope_jax.storage.checkpoint.CheckpointStore.start_save", call, 0]
+    )
     assert code == -signal.SIGKILL, text
     assert max(world.steps(run)) == call * SAVE_EVERY, "its row was there"
     world.resume_killed(run, reference)

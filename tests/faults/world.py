@@ -56,13 +56,21 @@ def scratch() -> Path:
     made = Path(tempfile.mkdtemp(prefix="fope-faults-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)
     made.chmod(0o755)  # a training without rights reads it too
+    make_corpus(made)
+    (made / "config.py").write_text(CONFIG.format(made, STEPS, SAVE_EVERY))
+    build_cache(made / "config.py")
+    return made
+
+
+def make_corpus(directory: Path) -> None:
     rng = np.random.default_rng(0)
     for name, count in (("train0", 900), ("train1", 700), ("validation", 200)):
-        (made / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, count)))
-    (made / "config.py").write_text(CONFIG.format(made, STEPS, SAVE_EVERY))
-    build = [sys.executable, "-m", "fope_jax.main", "data", "build", "--config"]
-    subprocess.run([*build, made / "config.py"], check=True, capture_output=True, cwd=ROOT)
-    return made
+        (directory / f"{name}.txt").write_text(" ".join(rng.choice(WORDS, count)))
+
+
+def build_cache(config: Path) -> None:
+    build = [sys.executable, "-m", "fope_jax.main", "data", "build", "--config", config]
+    subprocess.run(build, check=True, capture_output=True, cwd=ROOT)
 
 
 def config() -> str:
@@ -205,7 +213,8 @@ def resume_killed(run: Path, reference: Path, *overrides: str) -> None:
     assert rows == sorted(set(rows)), f"a step twice or out of order: {rows}"
     left = valid_step(run)
     lost = max(rows, default=0) - left
-    assert 0 <= lost <= SAVE_EVERY, f"{lost} steps lost"
+    # The next save waits for the one before, so that no more than two intervals are at stake.
+    assert 0 <= lost <= 2 * SAVE_EVERY, f"{lost} steps lost"
     code, text = train(run, *overrides)
     assert code == 0, text
     if left and left < STEPS:

@@ -268,12 +268,12 @@ texts = st.text(max_size=12) | st.sampled_from(
 overrides = st.builds("{}={}".format, keys, texts) | st.text(max_size=12)
 sizes = st.sampled_from(["1", "-1", "0", "2", "16", "9" * 20, "\u0663", "1.5", "", "x"])
 axes = st.lists(
-    st.builds("{}={}".format, st.sampled_from(["data", "fsdp", "tensor", "date"]), sizes),
+    st.builds("{}={}".format, st.sampled_from(["data", "fsdp", "dcn_data", "date"]), sizes),
     max_size=4,
 ).map(",".join) | st.text(max_size=12)
 slices = st.builds(
     "{}:{}".format,
-    st.sampled_from(["v5e", "v5p", "v6e", "v4", "v9", ""]),
+    st.sampled_from(["v5e", "2xv5p", "0xv6e", "v4", "v9", ""]),
     st.lists(sizes, max_size=3).map("x".join),
 ) | st.text(max_size=12)
 

@@ -281,6 +281,7 @@ def test_weights_are_sown_and_dropped():
     assert np.abs(one - two).max() > 1e-2
 
 
+@pytest.mark.slow  # nnx_test has it
 def test_rotary_equals_rotate():
     """Default, shared and row-wise positions, and keys that stand elsewhere than queries."""
     method, rotary = FoPE(LENGTH), Rotary(FoPE(LENGTH))
@@ -338,6 +339,7 @@ def test_a_full_key_cache_refuses_another_token():
         step(first, x[:, :1], nn.make_causal_mask(x[..., 0]))
 
 
+@pytest.mark.slow  # nnx_test has it
 @pytest.mark.parametrize("name", ["alibi", "cope"])
 def test_a_permutation_of_tokens_and_positions_permutes_the_output(name):
     q = jax.random.normal(jax.random.key(0), (2, LENGTH, HEADS, HEAD_DIM))

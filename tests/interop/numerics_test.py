@@ -79,7 +79,7 @@ ROWS = {
 }
 
 
-@pytest.mark.fast("nnx-log-n-cope", "linen-fope-query")
+@pytest.mark.fast("linen-fope-query")
 @pytest.mark.parametrize("name", ROWS)
 def test_tracing(name):
     """Promotion of dtypes and ranks is an error here already."""

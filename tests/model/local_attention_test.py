@@ -166,6 +166,7 @@ def test_the_logits_of_analysis_are_those_of_attention():
     np.testing.assert_allclose(attended, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 @hypothesis.given(
     seed=st.integers(0, 2**16),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -21,6 +22,7 @@ from fope_jax.model.sharding import (
     active_mesh,
     axis_size,
     constrain,
+    make_mesh,
     partition_spec,
     tree_shardings,
 )
@@ -50,6 +52,11 @@ def test_one_axis_takes_the_devices_that_are_left(config, devices, expected):
         ({"data": 0}, "mesh.data=0: expected 1 or more, or -1 for all devices that are left"),
         ({"tensor": -2}, "mesh.tensor=-2"),
         ({"data": -1}, "mesh.data=-1 and mesh.fsdp=-1: only one axis may be -1"),
+        (
+            {"dcn_data": 0},
+            "mesh.dcn_data=0: expected 1 or more, or -1 for all slices that are left",
+        ),
+        ({"dcn_fsdp": -1}, "mesh.dcn_data=-1 and mesh.dcn_fsdp=-1: only one axis may be -1"),
     ],
 )
 def test_sizes_that_no_mesh_has(values, message):
@@ -78,11 +85,86 @@ def test_more_or_fewer_devices_than_there_are(config, devices, message):
         ("data=2,data=2", "d"),
         ("", ""),
         ("fsdp", "f"),
+        ("dcn_data=two", "dcn_data"),
     ],
 )
 def test_a_mesh_that_cannot_be_read(text, bad):
     with pytest.raises(ValueError, match=re.escape(f"mesh {text!r}: cannot read '{bad}")):
         MeshConfig.parse(text)
+
+
+@pytest.mark.parametrize("axis", ["context", "tensor"])
+def test_tokens_and_heads_are_not_split_over_slices(axis):
+    with pytest.raises(ValueError, match=f"dcn_{axis}: .* it takes dcn_data and dcn_fsdp"):
+        MeshConfig.parse(f"dcn_{axis}=2")
+
+
+# ---------------------------------------------------------------------------- several slices
+
+
+@dataclass(frozen=True)
+class SimulatedDevice:
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    process_index: int = 0
+
+
+def simulated_slices(count, size):
+    """Devices in an order that mixes the slices, as nothing promises another."""
+    return [SimulatedDevice(id, id % count) for id in range(count * size)]
+
+
+@pytest.mark.parametrize(
+    ("config", "slices", "shape", "of_slices"),
+    [
+        (MeshConfig(tensor=2), 2, (2, 4, 1, 2), (2, 1, 1, 1)),
+        (MeshConfig(data=2, context=2), 4, (8, 2, 2, 1), (4, 1, 1, 1)),
+        (MeshConfig(data=2, dcn_data=1, dcn_fsdp=2), 2, (2, 8, 1, 1), (1, 2, 1, 1)),
+        (MeshConfig(context=4, dcn_fsdp=2), 4, (2, 4, 4, 1), (2, 2, 1, 1)),
+    ],
+    ids=str,
+)
+def test_slices_are_the_outer_part_of_an_axis(config, slices, shape, of_slices):
+    """A block of the mesh is one slice whole: what lies inside never leaves it."""
+    devices = simulated_slices(slices, 8)
+    mesh = make_mesh(config, devices)
+    assert tuple(config.axis_sizes(8 * slices, slices).values()) == shape
+    assert mesh.devices.shape == shape and set(mesh.devices.flat) == set(devices)
+    block = [size // count for size, count in zip(shape, of_slices, strict=True)]
+    order = iter(range(slices))
+    for corner in np.ndindex(of_slices):
+        inside = tuple(slice(c * n, (c + 1) * n) for c, n in zip(corner, block, strict=True))
+        assert {device.slice_index for device in mesh.devices[inside].flat} == {next(order)}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MeshConfig(dcn_data=3), "dcn_data=3, dcn_fsdp=1: needs 3 slices, there are 2"),
+        (MeshConfig(dcn_fsdp=4), "need a multiple of 4 slices, there are 2"),
+        (MeshConfig(fsdp=16), "tensor=1: needs 16 devices, there are 8 in each of 2 slices"),
+        (MeshConfig(tensor=3), "a multiple of 3 devices, there are 8 in each of 2 slices"),
+    ],
+    ids=str,
+)
+def test_slices_that_a_mesh_does_not_fit(config, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make_mesh(config, simulated_slices(2, 8))
+
+
+def test_slices_of_different_sizes_are_refused():
+    with pytest.raises(ValueError, match="slice 0 has 4, slice 1 has 3 devices; all slices need"):
+        make_mesh(MeshConfig(), simulated_slices(2, 4)[:-1])
+
+
+def test_one_slice_is_not_several():
+    with pytest.raises(ValueError, match="needs 2 slices, there are 1"):
+        make_mesh(MeshConfig(dcn_data=2))
+
+
+# ---------------------------------------------------------------------------- rules
 
 
 @pytest.mark.fast("head")

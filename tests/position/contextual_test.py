@@ -85,6 +85,7 @@ def test_the_golden_table_of_zeros_gives_no_bias():
     np.testing.assert_array_equal(bias, GOLDENS["cope/bias"])
 
 
+@pytest.mark.fast("own-tables")
 @every_method
 def test_values_against_float64(name):
     q, logits = inputs()
@@ -144,6 +145,7 @@ def test_packed_equals_separate(name):
         np.testing.assert_allclose(together[..., rows, rows], alone, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.fast("own-tables")
 @every_method
 def test_finite_with_gradients_wherever_masked(name):
     """A padding query that sees nothing, and gates at both ends of float32."""
@@ -161,6 +163,7 @@ def test_finite_with_gradients_wherever_masked(name):
     np.testing.assert_array_equal(np.asarray(gradient[1])[np.isinf(logits)], 0.0)
 
 
+@pytest.mark.fast("own-tables")
 @every_method
 def test_gradients(name):
     """Of q, logits and the table against central differences of the float64 formula."""
@@ -228,6 +231,7 @@ def test_any_shape(sizes, max_position, own, seed):
     np.testing.assert_allclose(bias, plain_bias(q, logits, table), rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.fast("own-tables")
 @every_method
 def test_jit_vmap_and_bfloat16(name):
     q, logits = inputs()

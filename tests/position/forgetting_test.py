@@ -114,7 +114,7 @@ def hidden_of(model):
     return model.hidden(tokens, positions, segments)
 
 
-@pytest.mark.fast("rotation1")
+@pytest.mark.slow
 @pytest.mark.parametrize("rotation", [NoPE(), RoPE(theta=100.0)])
 def test_open_gates_leave_the_rotation_alone(rotation):
     """In packed rows of a model: sigmoid(40) is 1 in float32."""

@@ -183,7 +183,7 @@ def test_every_golden_of_a_combination_of_knobs_is_covered():
     assert {key.partition("/")[0] for key in KNOBS.files} == set(KNOB_METHODS)
 
 
-@pytest.mark.fast("series_only_grid", "clip_yarn_after", "clip_ratio")
+@pytest.mark.fast("series_only_grid", "clip_yarn_after")
 @pytest.mark.parametrize("case", KNOB_METHODS)
 def test_combinations_of_knobs(case):
     """Shapes, dominant terms and outputs of the released code with these knobs."""

@@ -115,15 +115,7 @@ def expected_logits(inner, form, q, k):
     return np.where(seen, logits, -np.inf)
 
 
-@pytest.mark.fast(
-    "rope-log_n",
-    "fope-query-within",
-    "alibi-yarn",
-    "cope-heads-log_n",
-    "by-share-within",
-    "xpos-log_n",
-    "fire-yarn",
-)
+@pytest.mark.fast("fope-query-within", "alibi-yarn", "cope-heads-log_n")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", INNER)
 def test_logits(name, form):

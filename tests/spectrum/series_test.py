@@ -88,6 +88,7 @@ def test_the_series_is_what_the_method_does_to_q_and_k(turned):
         np.testing.assert_allclose(after[..., series.pairs[:, 1]], moved.imag, atol=1e-5)
 
 
+@pytest.mark.fast("fope", "by share", "xpos")
 def test_logits_are_the_sum_over_own_frequencies(turned):
     """Eq. 1-5 for every pair of positions: the key fixed, the query anywhere."""
     series, positions, q, k, turned_q, turned_k = turned

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fope_jax.storage import directories
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore
 
 
@@ -80,7 +82,7 @@ def test_restores_a_subset_of_the_items(store):
 def test_refuses_another_model_before_reading(store, monkeypatch):
     items = make_items()
     store.save(5, items, {})
-    monkeypatch.setattr(store._orbax, "restore", lambda *a, **k: pytest.fail("arrays were read"))
+    monkeypatch.setattr(store._handler, "restore", lambda *a, **k: pytest.fail("arrays were read"))
     params = abstract(items["params"])
     params["layers"]["query"] = jax.ShapeDtypeStruct((2, 3, 8), jnp.float32)
     params["norm"] = jax.ShapeDtypeStruct((7,), jnp.float32)
@@ -214,6 +216,13 @@ def test_an_empty_or_missing_directory_has_no_step(tmp_path):
     assert CheckpointStore(tmp_path / "nowhere").latest_valid_step() is None
 
 
+def test_milestones_stay_beside_the_newest(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2, keep_period=4)
+    for step in (2, 4, 6, 8, 10, 11):
+        store.save(step, {"params": {"w": jnp.ones(2)}}, {})
+    assert sorted(int(p.name) for p in tmp_path.iterdir()) == [4, 8, 10, 11]
+
+
 @pytest.mark.parametrize("keep", [1, 3])
 def test_keeps_the_newest(tmp_path, keep):
     store = CheckpointStore(tmp_path, keep=keep)
@@ -225,16 +234,100 @@ def test_keeps_the_newest(tmp_path, keep):
 def test_a_failed_save_is_an_error_and_leaves_the_step_before(store, monkeypatch):
     store.save(10, make_items(), {})
 
-    def full(path, **_):
-        path.mkdir()
-        path.with_name(f"{path.name}.orbax-checkpoint-tmp").mkdir()
+    async def full(path, **_):
+        (path / "half").touch()
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store._orbax, "save", full)
+    monkeypatch.setattr(store._handler, "async_save", full)
     with pytest.raises(CheckpointError, match=r"cannot save checkpoint .*20: .*No space left"):
         store.save(20, make_items(), {})
     assert [p.name for p in store.directory.iterdir()] == ["10"]
     assert CheckpointStore(store.directory).latest_valid_step() == 10
+
+
+# ---------------------------------------------------------------------------- in the background
+
+
+@pytest.fixture
+def held(store, monkeypatch):
+    """A store that finishes no save before this event is set."""
+    may_go_on, finalize = threading.Event(), store._handler.finalize
+
+    def wait_and_finalize(path):
+        assert may_go_on.wait(30), "nothing waits for a save"
+        finalize(path)
+
+    monkeypatch.setattr(store._handler, "finalize", wait_and_finalize)
+    return may_go_on
+
+
+def test_arrays_may_change_once_a_save_has_begun(store, held):
+    """The device's memory is used again, as by a training step that its state is donated to."""
+    trees, double = make_items()["params"], jax.jit(lambda x: x * 2, donate_argnums=0)
+    expected = jax.tree.map(np.array, trees)
+    save = store.start_save(10, {"params": trees}, {})
+    for _ in range(3):
+        trees = jax.block_until_ready(jax.tree.map(double, trees))
+    assert not save.is_done
+    held.set()
+    store.wait()
+    assert_same_bits(store.restore(10, {"params": abstract(trees)})["params"], expected)
+    assert save.seconds > 0 and save.size > sum(x.nbytes for x in jax.tree.leaves(expected))
+
+
+def test_a_save_under_way_is_no_step_and_nobody_is_warned(store, held, recwarn):
+    held.set()
+    store.save(10, make_items(), {})
+    held.clear()
+    store.start_save(20, make_items(), {})
+    reader = CheckpointStore(store.directory)
+    assert reader.latest_valid_step() == 10 and reader.newest_step() == 10
+    with pytest.raises(CheckpointError, match="20 is not whole: its save is under way, or was cut"):
+        reader.metadata(20)
+    assert not recwarn.list
+    held.set()
+    store.wait()
+    assert reader.latest_valid_step() == 20
+
+
+def test_what_fails_in_the_background_is_told_with_its_step_by_the_next_call(store, monkeypatch):
+    store.save(10, make_items(), {})
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._handler, "finalize", full)
+        save = store.start_save(20, make_items(), {})
+        save.join()
+    with pytest.raises(CheckpointError, match=r"cannot save checkpoint .*/20: .*No space left"):
+        store.start_save(30, make_items(), {})
+    assert [p.name for p in store.directory.iterdir()] == ["10"]
+    store.save(30, make_items(), {})
+    assert CheckpointStore(store.directory).latest_valid_step() == 30
+
+
+def test_saves_that_were_killed_are_removed_and_steps_that_were_whole_stay(store):
+    other = saved_twice(store)
+    killed = store.directory / "30"
+    shutil.copytree(store.directory / "20", killed)
+    (killed / "manifest.json").unlink()
+    for path in (killed, store.directory / "20"):  # 20: killed before its last line
+        (path / "unfinished").touch()
+    assert other.latest_valid_step(quarantine=True) == 20
+    other.save(40, make_items(), {})
+    assert sorted(p.name for p in store.directory.iterdir()) == ["20", "40"]
+    assert not (store.directory / "20/unfinished").exists()
+
+
+def test_a_process_reads_back_only_what_it_wrote(tmp_path, monkeypatch):
+    for name in ("mine", "other"):
+        (tmp_path / name).write_text(name)
+    known = {"other": {"sha256": "0" * 64, "bytes": 5}}
+    read, real = [], directories.file_sha256
+    monkeypatch.setattr(directories, "file_sha256", lambda p: read.append(p.name) or real(p))
+    found = directories.tree_sha256(tmp_path, ("skipped",), known)
+    assert read == ["mine"] and found["other"] == known["other"] and found["mine"]["bytes"] == 4
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):

@@ -74,12 +74,14 @@ def test_a_sweep_allows_its_runs_the_modules_that_its_files_name(configs, tmp_pa
     assert all("--allow-module=their_package.sandwich" in command for command in commands)
 
 
+@pytest.mark.slow
 def test_drawn(tmp_path):
     assert main(["gallery", "-o", str(tmp_path), "--methods", *SPECS.values()]) == 0
     page = (tmp_path / "index.html").read_text()
     assert all(spec in page for spec in SPECS.values())
 
 
+@pytest.mark.fast("not allowed")
 @pytest.mark.parametrize(
     "option, code, shown",
     [

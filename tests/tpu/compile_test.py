@@ -4,11 +4,13 @@ import dataclasses
 import importlib.util
 import runpy
 
+import jax
 import pytest
 
 from fope_jax.config import build_experiment, load_config
 from fope_jax.model.sharding import MeshConfig
 from fope_jax.tpu.plan import make_cases, plan
+from fope_jax.train.state import plan_state
 
 CONFIG = "configs/paper/c4_books.py"
 SLICES = runpy.run_path(CONFIG)["SLICES"]
@@ -39,6 +41,22 @@ def test_the_papers_sizes_compile(size, topology):
     assert sum(row["collective_bytes"].values()) > 0
     assert row["hbm_bytes"] > row["memory"]["arguments"]
     assert 0 < row["mfu_bound"] <= 1
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(dcn_data=1, dcn_fsdp=2)], ids=str)
+def test_two_slices_exchange_the_gradients(mesh):
+    """Each device sends its sixteenth of them once; with ``dcn_fsdp`` parameters go there too."""
+    experiment = build_experiment(load_config(f"{CONFIG}:size=60m", []))
+    cases = make_cases(experiment, topologies=["2xv5e:4x4"], methods=["fope"], mesh=mesh)
+    (row,) = plan(cases, cache=None, jobs=1, advise=False)
+    assert row["fits"] and row["devices"] == 32
+    alone = plan_state(dataclasses.replace(cases[0].experiment, mesh=MeshConfig()))
+    gradients = 4 * sum(x.size for x in jax.tree.leaves(alone.state.params)) / 16
+    assert row["seconds"]["dcn"] == row["dcn_bytes"] / (25e9 / 8)
+    if mesh == MeshConfig():
+        assert row["dcn_bytes"] == pytest.approx(gradients, rel=0.02)
+    else:
+        assert row["dcn_bytes"] > gradients
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(context=4, tensor=2)], ids=str)

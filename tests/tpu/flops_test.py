@@ -52,6 +52,7 @@ def test_what_is_computed_again_counts_again():
     assert 1 < dots / kept < 1 + (again / kept - 1) / 2
 
 
+@pytest.mark.slow
 def test_pieces_of_a_batch_add_up():
     whole, _ = of_step({})
     pieces, _ = of_step({}, accumulate=4)

@@ -99,6 +99,50 @@ def test_a_collective_over_several_fusions_counts_once_and_updates_in_place_are_
     assert found.hbm == own + block + (block + own) + (block + block)
 
 
+def between_slices(kind, target):
+    return f"""HloModule step
+
+ENTRY %main (a: f32[64,8]) -> f32[64,8] {{
+  %a = f32[64,8]{{1,0}} parameter(0)
+  %begun = token[] after-all(), frontend_attributes={{MegascaleRendezvousKeyName="x_0"}}
+  %send = (f32[64,8]{{1,0}}, u32[], token[]) send(%a, %begun), channel_id=3, \
+is_host_transfer=true, frontend_attributes={{\
+_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{target}",\
+_xla_megascale_transfer_type="{kind}"}}
+  %sent = token[] send-done(%send), channel_id=3, is_host_transfer=true
+  %recv = (f32[64,8]{{1,0}}, u32[], token[]) recv(%begun), channel_id=2, is_host_transfer=true
+  %done = (f32[64,8]{{1,0}}, token[]) recv-done(%recv), channel_id=2, is_host_transfer=true
+  ROOT %x = f32[64,8]{{1,0}} get-tuple-element(%done), index=0
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "sent"),
+    [
+        ("ALL_REDUCE", "{1,2}x{0:15}", 2 * 1 / 2),
+        ("ALL_REDUCE", "{1,2,3,4}x{0:3}", 2 * 3 / 4),
+        ("ALL_REDUCE", "{1:4}x{0:3}", 2 * 3 / 4),
+        ("REDUCE_SCATTER", "{1,2}x{0:15}", 1 / 2),
+        ("ALL_GATHER", "{1,2,3}x{0:15}", 2),
+        ("ALL_TO_ALL", "{1,2,3}x{0:15}", 2 / 3),
+        ("ONE_TO_ONE", "{1,2}x{0:15}", 1),
+    ],
+)
+def test_transfers_between_slices_are_apart(kind, target, sent):
+    size = 64 * 8 * 4
+    found = measure_traffic(between_slices(kind, target), lambda names: 1)
+    assert found.between_slices == size * sent and found.collectives == {}
+    assert found.hbm == 2 * (size + 4), "read by the host, written by it, and flags"
+
+
+def test_a_transfer_that_is_not_known_is_named():
+    for kind, target in (("BROADCAST", "{1,2}x{0:15}"), ("ALL_REDUCE", "")):
+        with pytest.raises(ValueError, match=f"'{kind}': expected one of ALL_REDUCE, .* a target"):
+            measure_traffic(between_slices(kind, target), lambda names: 1)
+
+
 def test_a_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         parse_program("HloModule nothing\n")

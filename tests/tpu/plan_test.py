@@ -27,6 +27,8 @@ def experiment():
         ("v5e:4x4x4", "a slice of v5e has 2 axes of chips, such as v5e:4x4"),
         ("v5p:0x4x4", "a slice of v5p has 3 axes"),
         ("v6e", "a slice of v6e has 2 axes"),
+        ("0xv6e:4x4", "unknown TPU version '0xv6e'; such as v4:4x4x4"),
+        ("2x:4x4", "such as v4:4x4x4, v5e:4x4, v5p:4x4x4, v6e:4x4, tpu7x:4x4x4; 2xv5e:4x4 is two"),
     ],
 )
 def test_an_unknown_slice_is_named_with_those_that_are_known(name, message):
@@ -145,6 +147,14 @@ def test_a_compilation_that_dies_says_why(experiment, monkeypatch):
         plan(cases, cache=None, jobs=1)
 
 
+def test_what_goes_between_slices_stands_apart():
+    names = {"topology": "2xv5e:4x4", "size": "60m", "method": "rope", "length": 512, "batch": 64}
+    row = names | ROW | {"dcn_bytes": 2.5e7, "versions": {"jax": "1"}}
+    known = row | {"seconds": ROW["seconds"] | {"dcn": 0.008}}
+    assert "| 1.50, DCN 0.025 | 11.0 | 5.0 | 7.5, DCN 8.0 |" in table.to_markdown([known])
+    assert "| 7.5, DCN unknown |" in table.to_markdown([row])
+
+
 def test_tables_say_how_much_more_fope_takes(tmp_path):
     names = {"topology": "v5e:4x4", "size": "60m", "length": 512, "batch": 1024}
     rope = names | ROW | {"method": "rope", "versions": {"jax": "1"}}
@@ -154,5 +164,6 @@ def test_tables_say_how_much_more_fope_takes(tmp_path):
     assert "fope beside rope +2.00% flops, +0.00% bytes of HBM" in text
     assert "| 13.00 | 2.20 | 91% | 4.0 | 1.50 | 11.0 | 5.0 | 7.5 | compute | 91% | 60 |" in text
     assert "not possible: heads" in text
+    assert "DCN" not in text.replace(table.NOTE, "")
     table.write_page([rope, fope, bad], tmp_path / "plan.html")
     assert "+2.00% flops" in (tmp_path / "plan.html").read_text()

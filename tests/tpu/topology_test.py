@@ -11,10 +11,9 @@ import pytest
 
 from fope_jax.tpu import topology
 from fope_jax.tpu.topology import (
-    CHIPS,
     COMPILER_ENVIRONMENT,
     TopologyError,
-    num_devices,
+    parse_topology,
     topology_devices,
 )
 
@@ -27,12 +26,15 @@ SLICES = {
     "v5p:2x2x1": 4,
     "v6e:2x2": 4,
     "tpu7x:2x2x1": 8,
+    "2xv4:2x2x1": 8,
+    "3xv5e:4x4": 48,
+    "2xtpu7x:2x2x1": 16,
 }
 
 
 @pytest.mark.parametrize("name", SLICES)
 def test_devices_of_a_slice(name):
-    assert num_devices(name) == SLICES[name]
+    assert parse_topology(name).num_devices == SLICES[name]
 
 
 @pytest.mark.parametrize("name", SLICES)
@@ -40,11 +42,11 @@ def test_the_compiler_is_asked_for_the_devices_that_machines_have(name, monkeypa
     """As libtpu lists them: a v4 chip as two devices unless its cores are to be joined."""
     from jax.experimental import topologies
 
-    def compiler(topology_name, platform, chip_config_name="default"):
+    def compiler(topology_name, platform, chip_config_name="default", num_slices=1):
         version, _, shape = topology_name.partition(":")
         chips = math.prod(map(int, shape.split("x")))
         apart = version == "tpu7x" or (version == "v4" and chip_config_name != "megacore")
-        return type("Description", (), {"devices": [None] * (chips * (1 + apart))})
+        return type("Description", (), {"devices": [None] * (num_slices * chips * (1 + apart))})
 
     monkeypatch.setattr(topologies, "get_topology_desc", compiler)
     monkeypatch.setattr(topology, "libtpu_version", lambda: "0")
@@ -79,5 +81,5 @@ def test_the_compilers_own_devices():
     )
     cores = {"v4": 2, "v5p": 2}
     for name, found in json.loads(run.stdout).items():
-        version = name.partition(":")[0]
-        assert found == [SLICES[name], CHIPS[version].kind, cores.get(version, 1)], name
+        chip = parse_topology(name).chip
+        assert found == [SLICES[name], chip.kind, cores.get(chip.name, 1)], name

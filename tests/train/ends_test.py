@@ -24,13 +24,22 @@ from fope_jax.processes.collectives import is_main_process
 sys.exit(main(sys.argv[1:]))
 """
 SAVE_FAILS = """
-from fope_jax.storage import checkpoint
-write = checkpoint.write_json
+from fope_jax.storage import step_save
+write = step_save.write_json
 def written(path, content):
     if path.name == "manifest.json":
         raise OSError(28, "No space left on device", str(path))
     write(path, content)
-checkpoint.write_json = written
+step_save.write_json = written
+"""
+SECOND_CANNOT_WRITE = """
+from fope_jax.storage.step_save import StepSave
+hash_written = StepSave._hash_written
+def failing(save):
+    if save.step == 10 and not is_main_process():
+        raise OSError(28, "No space left on device")
+    return hash_written(save)
+StepSave._hash_written = failing
 """
 SECOND_FAILS = """
 from fope_jax.train import loop
@@ -116,8 +125,8 @@ def ends(processes, seconds=60):
     return [process.returncode for process in processes], errors
 
 
-def train(config, workdir, harm=""):
-    return start("train", "--config", config[0], "--workdir", workdir, harm=harm)
+def train(config, workdir, harm="", *options):
+    return start("train", "--config", config[0], "--workdir", workdir, *options, harm=harm)
 
 
 @pytest.mark.slow  # two processes
@@ -160,6 +169,25 @@ def test_what_fails_in_one_process_ends_all(config, tmp_path, harm, code, failed
     codes, errors = ends(train(config, tmp_path / "run", harm))
     assert codes[failed] == code and codes[1 - failed] != 0, errors
     assert reason in errors[failed]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_a_save_that_fails_in_one_process_is_told_by_both(config, tmp_path, on_error):
+    run, goes_on = tmp_path / "run", on_error == "continue"
+    options = [f"--config.train.on_save_error={on_error}", "--config.train.save_every=10"]
+    codes, errors = ends(train(config, run, SECOND_CANNOT_WRITE, *options))
+    assert codes == ([0, 0] if goes_on else [2, 2]), errors
+    assert all(f"cannot save checkpoint {run}/checkpoints/10: " in error for error in errors)
+    assert "No space left on device" in errors[1] and "process 1" in errors[0]
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == (["30", "40"] if goes_on else []), errors
+    if goes_on:
+        manifest = json.loads((run / "checkpoints/40/manifest.json").read_text())["files"]
+        assert any("ocdbt.process_1/" in name for name in manifest)
+        assert not any(name.startswith("checksums") for name in manifest)
+        codes, errors = ends(train(config, run, "", *options))
+        assert codes == [0, 0] and "is finished" in errors[0], errors
 
 
 @pytest.mark.slow

@@ -67,12 +67,12 @@ class Runs:
     @staticmethod
     def arrays(workdir, step):
         """Every array of a checkpoint as bytes, through Orbax and not through our own restore."""
-        from fope_jax.storage.checkpoint import CheckpointStore
+        import orbax.checkpoint as ocp
 
-        tree = CheckpointStore(workdir / "checkpoints")._orbax.restore(
-            workdir.absolute() / "checkpoints" / str(step)
-        )
-        leaves = jax.tree_util.tree_flatten_with_path(dict(tree.items()))[0]
+        step = workdir.absolute() / "checkpoints" / str(step)
+        with ocp.StandardCheckpointer() as reader:
+            tree = {path.name: reader.restore(path) for path in step.iterdir() if path.is_dir()}
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
         return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
 
     @staticmethod

@@ -45,6 +45,14 @@ def test_what_does_not_divide_is_named(mesh, train, devices, message):
         check_mesh(setup, devices)
 
 
+def test_rows_are_divided_over_all_slices():
+    setup = experiment({"method": "rope", "mesh": {"data": 8, "fsdp": 1}})
+    check_mesh(setup, 8, num_slices=1)
+    message = "8: expected a multiple of mesh.data * mesh.fsdp over 2 slices = 16"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_mesh(setup, 16, num_slices=2)
+
+
 @pytest.mark.parametrize("size", ["60m", "180m", "1200m"])
 @pytest.mark.parametrize("devices", [1, 16, 256])
 def test_the_papers_configs_fit_their_meshes(size, devices):

@@ -90,7 +90,7 @@ def test_an_extension_that_is_refused_writes_nothing(rope, tmp_path):
 @pytest.mark.fast("the first save")
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(loop, "write_run_info"), (loop, "MetricsWriter"), (CheckpointStore, "save")],
+    [(loop, "write_run_info"), (loop, "MetricsWriter"), (CheckpointStore, "start_save")],
     ids=["config.json", "run.json", "the first save"],
 )
 def test_a_run_killed_before_its_first_checkpoint_gives_way(runs, tmp_path, module, function):
@@ -108,7 +108,7 @@ def test_a_run_killed_before_its_first_checkpoint_gives_way(runs, tmp_path, modu
 @pytest.mark.slow  # the same for a run is fast
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(extend_run, "write_json"), (CheckpointStore, "save")],
+    [(extend_run, "write_json"), (CheckpointStore, "start_save")],
     ids=["lineage.json", "the first save"],
 )
 def test_an_extension_killed_before_its_first_checkpoint_gives_way(
@@ -149,7 +149,7 @@ def weights(tmp_path_factory):
 def test_an_import_killed_before_its_checkpoint_gives_way(weights, tmp_path):
     run, bytes_ = tmp_path / "run", "data.tokenizer=bytes"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(CheckpointStore, "save", kill)
+        patch.setattr(CheckpointStore, "start_save", kill)
         interop_runs.import_run(weights, run, [bytes_])
     assert not has_checkpoint(run)
     interop_runs.import_run(weights, run, [bytes_, "name=other"])

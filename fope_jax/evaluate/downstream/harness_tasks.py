@@ -59,20 +59,21 @@ class HarnessTask(NamedTuple):
 
 
 def load_harness_tasks(
-    names: Sequence[str], most: int | None = None, include: str | None = None
+    names: Sequence[str], most: int | None = None, manager: Any = None
 ) -> list[HarnessTask]:
     """Loads tasks with their data sets, which the harness reads from the Hugging Face Hub's cache.
 
     Args:
       names: of tasks or groups.
       most: number of items of each task, from the first on; None takes all.
-      include: a directory with task files of your own, see ``lm_eval.tasks.TaskManager``.
+      manager: an ``lm_eval.tasks.TaskManager``; None takes one of the harness's own tasks.
 
     Raises:
       ImportError: the harness is not installed; the message holds the pip line.
       ValueError: a task or its data set cannot be read; names the task.
     """
-    manager = require("lm_eval.tasks", "harness").TaskManager(include_path=include)
+    if manager is None:
+        manager = require("lm_eval.tasks", "harness").TaskManager()
     tasks = []
     for name in names:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.evaluate.downstream.metrics import Metric, exact_match, f1
+from fope_jax.evaluate.downstream.metrics import Metric, contains, exact_match, f1
 from fope_jax.storage.content import HEAD_BYTES, detect_content
 from fope_jax.storage.files import file_sha256
 
@@ -58,7 +58,7 @@ class ItemTask(NamedTuple):
 
 def written_metrics(item: Item) -> dict[str, Metric]:
     """The metrics of a user's own items."""
-    return {"f1": f1, "exact_match": exact_match}
+    return {"contains": contains, "f1": f1, "exact_match": exact_match}
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -96,13 +96,15 @@ def read_text(row: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
-def read_texts(row: Mapping[str, Any], key: str, where: str, least: int = 1) -> tuple[str, ...]:
-    """The texts of a key, ``least`` or more and none empty; ValueError for anything else."""
+def read_texts(
+    row: Mapping[str, Any], key: str, where: str, least: int = 1, may_be_empty: bool = False
+) -> tuple[str, ...]:
+    """The texts of a key, ``least`` or more; ValueError for anything else, also an empty text."""
     values = row.get(key)
     if (
         not isinstance(values, list)
         or len(values) < least
-        or not all(isinstance(value, str) and value.strip() for value in values)
+        or not all(isinstance(x, str) and (may_be_empty or x.strip()) for x in values)
     ):
         amount = "one text or more" if least == 1 else f"{least} texts or more"
         raise ValueError(f"{where}: {key!r} is {values!r:.60}; accepted: a list of {amount}")

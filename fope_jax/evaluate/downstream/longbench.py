@@ -148,7 +148,7 @@ def _read_data_set(name: str, path: Path, prompt: str, most: int | None) -> Item
     data_set, items = DATA_SETS[name], []
     for where, row in read_objects(path):
         text = {key: read_text(row, key, where) for key in ("input", "context")}
-        answers = read_texts(row, "answers", where)
+        answers = read_texts(row, "answers", where, may_be_empty=True)
         words = row.get("length")
         if isinstance(words, bool) or not isinstance(words, int) or words < 0:
             raise ValueError(f"{where}: 'length' is {words!r:.60}; accepted: a number of words")

@@ -36,6 +36,13 @@ def test_the_five_data_sets_of_table_1_are_read(tmp_path):
     assert score("City, not State", "City") == 1 / 2
 
 
+def test_an_empty_answer_beside_others_is_no_mistake(tmp_path):
+    stand_in.write(tmp_path, ["trec"])
+    line = json.dumps(stand_in.row("trec", 0, answers=["", "City"]))
+    (tmp_path / "data" / "trec_e.jsonl").write_text(line + "\n")
+    assert read_longbench(tmp_path)[0].items[0].answers == ("", "City")
+
+
 def test_balanced_files_come_before_the_others(tmp_path):
     stand_in.write(tmp_path, ["trec"], count=2)
     stand_in.write(tmp_path, ["trec"], count=3, end="")

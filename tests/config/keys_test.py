@@ -20,8 +20,8 @@ from fope_jax.config.keys import (
     keys_markdown,
     keys_text,
 )
-from fope_jax.model.sharding import MeshConfig
 from fope_jax.main import main
+from fope_jax.model.sharding import MeshConfig
 from fope_jax.position.registry import METHODS, SCALINGS
 
 

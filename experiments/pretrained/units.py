@@ -21,7 +21,7 @@ METHODS = {
     "yarn": "yarn:factor={factor}",
     "fope": "fope",
     "clip": "clip",
-    "ntk": "ntk_aware:factor={factor}",
+    "ntk": "ntk:factor={factor}",
     "self_extend": "self_extend:window=1024,group={group}",
     "dynamic_ntk": "dynamic_ntk:factor={factor}",
     "pi": "pi:factor={factor}",

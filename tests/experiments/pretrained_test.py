@@ -39,6 +39,7 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
     from fope_jax.evaluate.restore import load_run
     from fope_jax.evaluate.run_data import find_run_data
     from fope_jax.evaluate.scoring import model_scorer
+    from fope_jax.extend.variants import make_variants
     from fope_jax.spectrum.capture import observer
 
     for module, name, value in (
@@ -46,6 +47,8 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
         *((trainings, "TRAINED_AT", 32), (trainings, "WARMUP", 1)),
     ):
         monkeypatch.setattr(module, name, value)
+    texts = {units.variant_text(u.method, u.context) for u in all_units() if not u.updates}
+    assert len(make_variants(rope, None, sorted(texts))) == len(texts) > 20
     course = [
         Unit("loss", "rope", "books", 800),
         Unit("loss", "rope", "books", 1600),

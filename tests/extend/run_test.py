@@ -108,6 +108,7 @@ def test_its_batches_go_on_where_the_parent_stopped(yarn, runs):
     assert sum(row[2] for row in runs.losses(yarn)) == expected
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_to_the_same_bits_without_the_parents_arrays(
     rope, yarn, runs, tmp_path, monkeypatch, caplog
 ):

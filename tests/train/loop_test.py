@@ -209,6 +209,7 @@ def test_text_that_changed_under_a_run_is_refused(runs, interrupted, monkeypatch
         train(runs.experiment(), interrupted)
 
 
+@pytest.mark.slow
 def test_another_position_embedding_is_told_with_both_and_what_to_do(
     runs, interrupted, tmp_path, caplog
 ):
@@ -290,6 +291,7 @@ def test_lengths_one_after_the_other_keep_the_tokens_of_an_update(curriculum, ru
     assert config["position"]["training_length"] == 16, "the last length, from the beginning"
 
 
+@pytest.mark.slow
 def test_a_curriculum_resumed_in_every_stage_has_the_bits_of_the_unbroken_run(
     curriculum, runs, tmp_path
 ):

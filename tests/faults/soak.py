@@ -296,7 +296,7 @@ class Soak:
     def _moment(self, rng: random.Random) -> float:
         """Seconds from the start: a quarter of them come before the first step."""
         starts = [life.start_seconds for life in self.lives if life.first][-20:]
-        start = statistics.median(starts) if starts else 15.0
+        start = statistics.median(starts or [self.reference["start_seconds"]])
         if rng.random() < 0.25:
             return rng.uniform(0, start)
         return start + rng.uniform(0, AFTER_THE_FIRST_STEP)
@@ -352,7 +352,7 @@ class Soak:
             self.reference = {
                 "rows": {step: numbers for step, numbers, _ in rows},
                 "result": self.result(),
-                "seconds": rows[-1][2] - rows[0][2],
+                "start_seconds": life.start_seconds,
             }
             self.lives = []
             self.bucket.clear()

@@ -37,11 +37,11 @@ help:
 
 install: $(INSTALLED)
 
+# What is imported is compiled then; to compile all of TensorFlow and its like takes a minute more.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[data,dev]'
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip would, on one core
 	@touch $@
 
 # Recall and books with four methods, two runs at once, each on half of the cores. Compiled programs

@@ -42,7 +42,7 @@ def measure(parameters: int, saves: int, store_rate: float | None) -> None:
             time.sleep(size / store_rate)
             complete(save, digests)
 
-        StepSave._complete = slowly
+        setattr(StepSave, "_complete", slowly)  # noqa: B010
     rows: dict[str, list[tuple[float, float, int]]] = {"waited for": [], "in the background": []}
     with tempfile.TemporaryDirectory() as directory:
         store, step = CheckpointStore(directory, keep=1), 0
@@ -73,7 +73,7 @@ def measure(parameters: int, saves: int, store_rate: float | None) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--parameters", type=float, default=20e6)
     parser.add_argument("--saves", type=int, default=3)
     parser.add_argument("--store-rate", type=float, metavar="BYTES_PER_SECOND")

@@ -20,6 +20,7 @@ def test_there_are_three():
     assert len(NOTEBOOKS) == 3
 
 
+@pytest.mark.slow
 def test_the_functions_run_in_a_model_that_is_not_ours(settings):
     source = (ROOT / "docs/notebooks/your_own_flax_model.py").read_text()
     for whole, part in {"32, 150": "32, 3", "(rope, fope, alibi)": "(fope,)"}.items():

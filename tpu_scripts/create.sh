@@ -16,8 +16,8 @@
 #   --look SECONDS        that gcloud gets to answer one of them (60)
 #   --service-account EMAIL  that the hosts act as, in buckets too (the project's default one)
 #   --network NETWORK, --subnetwork SUBNETWORK
-#   --internal-ips        the hosts get no external addresses; they then need Cloud NAT to install, and
-#                         the other scripts --internal-ip or --tunnel-through-iap
+#   --internal-ips        the hosts get no external addresses; they then need Cloud NAT to install,
+#                         and the other scripts --internal-ip or --tunnel-through-iap
 #   --data-disk source=projects/P/zones/Z/disks/D,mode=read-only
 #                         a disk of each host; may be given again. Several hosts can only read one
 #   --startup-script FILE that root runs at every start of a host, such as to mount the disk

@@ -12,8 +12,8 @@
 #   --dry-run          prints the commands and runs none
 #   --help
 #
-# Where a host does not answer, nothing is deleted and it ends with 1; --at-once deletes all the same.
-# A slice that is not ACTIVE has no run to end.
+# Where a host does not answer, nothing is deleted and it ends with 1; --at-once deletes all the
+# same. A slice that is not ACTIVE has no run to end.
 
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -28,7 +28,8 @@ mapfile -t place < <(where)
 if [[ ! $at_once ]]; then
   if [[ ! $dry_run ]]; then
     state 60
-    [[ $now != UNKNOWN ]] || fail "its state is not known ($complaint); --at-once deletes all the same"
+    [[ $now != UNKNOWN ]] ||
+      fail "its state is not known ($complaint); --at-once deletes all the same"
   fi
   if [[ $dry_run || $now == ACTIVE ]]; then
     on_hosts 'ending the run (--at-once deletes without it)' "$(on_host stop grace="$grace")"

@@ -62,7 +62,7 @@ chips=$((${topology//x/*}))
 [[ $chips_per_host ]] || chips_per_host=$((chips < 4 ? chips : 4))
 count chips_per_host
 ((chips % chips_per_host == 0)) ||
-  fail "--slice $slice has $chips chips, which are no whole hosts of --chips-per-host $chips_per_host"
+  fail "--slice $slice has $chips chips, no whole hosts of --chips-per-host $chips_per_host"
 
 # A string of JSON, which is one of YAML too.
 quoted() {

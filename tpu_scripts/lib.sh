@@ -251,7 +251,7 @@ DONE='FOPE done'
 ask_hosts() {
   local command code=0 expected=1 done_by
   if (($# < 3)); then
-    find_hosts "$1" || return 1
+    find_hosts "$(($1 < 60 ? $1 : 60))" || return 1
     expected=${#hosts[@]}
   fi
   hosts_command "$2"$'\necho '"$DONE" "${@:3}"
@@ -259,12 +259,15 @@ ask_hosts() {
   done_by=$(grep -c "^$DONE\$" <<<"$answer" || true)
   answer=$(grep -v "^$DONE\$" <<<"$answer" || true)
   if ((code == 0 && done_by != expected)); then
-    complaint="$done_by of $expected hosts have done it"
+    # The last exception of a thread of gcloud, as in "SSHKeyNotInAgent: SSH Key is not present ..."
+    complaint=$(grep -E '^[A-Za-z_.]+: ' <<<"$errors" | grep -v '^WARNING' | tail -n 1 || true)
+    complaint="$done_by of $expected hosts have done it${complaint:+ ($complaint)}"
     code=1
   fi
   if [[ $errors =~ ssh-agent|SSH\ agent ]] && ((code)); then
     # shellcheck disable=SC2016
-    complaint+='; gcloud needs its key in an agent: eval "$(ssh-agent)"; ssh-add ~/.ssh/google_compute_engine'
+    complaint+='; gcloud needs its key in an agent: eval "$(ssh-agent)"; '
+    complaint+='ssh-add ~/.ssh/google_compute_engine'
   fi
   return "$code"
 }
@@ -277,7 +280,7 @@ on_hosts() {
     show "${command[@]}"
     return
   fi
-  ask_hosts "$COMMAND_SECONDS" "$2" || code=$?
+  ask_hosts "$((COMMAND_SECONDS + ${grace:-0}))" "$2" || code=$?
   [[ ! $answer ]] || printf '%s\n' "$answer"
   ((code)) || return 0
   [[ ! $errors ]] || printf '%s\n' "$errors" >&2

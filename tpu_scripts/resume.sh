@@ -18,8 +18,8 @@
 #   --dry-run           prints the commands of one round after a loss, and runs none
 #   --help
 #
-# Ends with 0 when the run has ended well on every host, 1 when the limit or the patience is over, and
-# with the run's own code (1 to 127) when it ends with an error of its own, which another slice does
+# Ends with 0 when the run has ended well on every host, 1 when the limit or the patience is over,
+# and with the run's own code (1 to 127) when it ends with an error of its own, which another slice does
 # not mend. A run that a signal ended on a slice that is still there is launched again, and counts as
 # lost.
 #
@@ -103,9 +103,9 @@ if [[ $dry_run ]]; then
   exit 0
 fi
 
-# runs: into `said`, what the hosts say: "running", "none", "other" or an exit code; fails with a `complaint`
-# where one of them says nothing, as while they are being taken away. Of the others "running" is
-# enough to know.
+# runs: into `said`, what the hosts say: "running", "none", "other" or an exit code; fails with a
+# `complaint` where one of them says nothing, as while they are being taken away. Of the others
+# "running" is enough to know.
 runs() {
   local code=0 word what
   ask_hosts "$look" "$(on_host state body="$body")" || code=$?
@@ -186,7 +186,11 @@ while true; do
     SUSPENDING | SUSPENDED | FAILED)
       [[ $replacing ]] || lose "the slice is $now"
       replacing=1
-      if other delete --at-once; then replace; else unanswered 'the lost slice could not be deleted'; fi
+      if other delete --at-once; then
+        replace
+      else
+        unanswered 'the lost slice could not be deleted'
+      fi
       ;;
     NONE)
       if [[ $seen && ! $replacing ]]; then

@@ -46,7 +46,9 @@ for what in "${!found[@]}"; do
   read -ra names <<<"${found[$what]}"
   case $what in
     running) printf '  %d of %d hosts: running\n' "${#names[@]}" "${#hosts[@]}" ;;
-    none) printf '  %d of %d hosts: no run has begun (%s)\n' "${#names[@]}" "${#hosts[@]}" "${names[*]}" ;;
+    none)
+      printf '  %d of %d hosts: no run has begun (%s)\n' "${#names[@]}" "${#hosts[@]}" "${names[*]}"
+      ;;
     *)
       printf '  %d of %d hosts: ended with code %s (%s)\n' "${#names[@]}" "${#hosts[@]}" \
         "$what" "${names[*]}"

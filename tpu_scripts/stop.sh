@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ends the run on every host of a slice: SIGTERM, which `fope` answers by a checkpoint, and waits for it.
+# Ends the run on every host of a slice by SIGTERM, which `fope` answers by a checkpoint, and waits.
 #
 #   stop.sh --name run1 --zone us-east5-a
 #

@@ -58,4 +58,5 @@ else
 fi
 run xpk workload create --workload="$name" --cluster="$cluster" "${place[@]}" \
   --tpu-type="$accelerator" --num-slices="$slices" --max-restarts="$max_restarts" \
-  --termination-grace-period-seconds="$grace" "${env[@]/#/--env=}" "${software[@]}" --command="$on_pod"
+  --termination-grace-period-seconds="$grace" "${env[@]/#/--env=}" "${software[@]}" \
+  --command="$on_pod"

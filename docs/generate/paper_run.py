@@ -74,17 +74,17 @@ fope data build --config {config}:data=c4-files \\
   --config.data.cache_dir=gs://my-bucket/caches --workers {processes}
 ```
 
-And from any machine with `gcloud`; `resume.sh` asks for the slice, installs and launches:
+And from any machine with `gcloud`; `resume.sh` asks for the slice, installs, launches, and returns
+when the command has ended on every host:
 
 ```
+watch() {{
+  tpu_scripts/resume.sh --name {size} --zone us-central1-a --accelerator {slice} --spot -- "$@"
+}}
 for method in {methods_of_shell}; do
-  tpu_scripts/resume.sh --name {size} --zone us-central1-a --accelerator {slice} --spot -- \\
-    train --config {config}:data=c4-files,position=$method --workdir gs://my-bucket/$method \\
-    --config.data.cache_dir=gs://my-bucket/caches
-  tpu_scripts/launch.sh --name {size} --zone us-central1-a -- evaluate gs://my-bucket/$method
-  until tpu_scripts/status.sh --name {size} --zone us-central1-a | grep 'ended with code'; do
-    sleep 60
-  done
+  watch train --workdir gs://my-bucket/$method --config.data.cache_dir=gs://my-bucket/caches \\
+    --config {config}:data=c4-files,position=$method &&
+    watch evaluate gs://my-bucket/$method || break
 done
 tpu_scripts/delete.sh  --name {size} --zone us-central1-a
 fope report gs://my-bucket/fope gs://my-bucket/rope gs://my-bucket/alibi -o figure

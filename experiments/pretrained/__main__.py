@@ -133,6 +133,9 @@ def main() -> None:
             hours += core_seconds(unit) / 7200
             print(f"{'done' if is_done(unit, RESULTS) else '-':5} {hours:5.2f} h ", *unit)
         return
+    untrained = [unit for unit in units if not unit.updates]
+    texts = {variant_text(unit.method, unit.context) for unit in untrained}
+    make_variants(arguments.run, None, sorted(texts))  # a variant that is refused, before any work
     subject = Subject(arguments.run)
     run(units, subject, RESULTS, git_commit(Path(__file__).parent))
 

@@ -21,6 +21,12 @@ def _positions(values: np.ndarray) -> np.ndarray:
     return STRETCH * (np.arange(len(values)) + 0.5)
 
 
+def _token_axis(axes: Any) -> None:
+    ticks = range(0, 2 * LENGTH + 1, 2 * STRETCH)
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xlim(0, 2 * LENGTH)
+
+
 def loss_figure(results: Results) -> Any:
     """Loss by position in one window, each method as it is, without training."""
     figure, (axes,) = new_figure(8, 5)
@@ -32,9 +38,10 @@ def loss_figure(results: Results) -> Any:
     handles = {}
     for method, of_method in rows.items():
         if of_method:
-            values = np.mean([loss_by_position(row) for row in of_method], axis=0)
+            values = np.mean([loss_by_position(row, STRETCH) for row in of_method], axis=0)
             (handles[method],) = axes.plot(_positions(values), values, **styles[method]._asdict())
     mark_length(axes, LENGTH)
+    _token_axis(axes)
     axes.set_xlabel("position of the token in the window (tokens)")
     axes.set_ylabel("loss (nats a token)")
     axes.set_ylim(top=TOP)
@@ -68,10 +75,11 @@ def training_figure(results: Results) -> Any:
         }
         for label, (measured, style) in curves.items():
             for row in measured[:1] if label != "after training" else measured:
-                values = loss_by_position(row)
+                values = loss_by_position(row, STRETCH)
                 (handles[label],) = axes.plot(_positions(values), values, markersize=4, **style)
         for length in (TRAINED_AT, LENGTH):
             axes.axvline(length, color="#999999", linewidth=1, linestyle="--", zorder=0)
+        _token_axis(axes)
         axes.set_title(method, fontsize=10)
         axes.set_ylim(top=TOP)
     for axes in panels[len(names) :]:

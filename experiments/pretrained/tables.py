@@ -31,13 +31,13 @@ class Results:
         return sorted(rows, key=lambda row: (row["seed"], row["window"]))
 
 
-def last_loss(row: Row, tokens: int = SAME) -> float:
+def last_loss(row: Row, tokens: int) -> float:
     """Nats a token of the last ``tokens`` targets of a window."""
     blocks = tokens // row["block"]
     return sum(row["nats"][-blocks:]) / sum(row["tokens"][-blocks:])
 
 
-def loss_by_position(row: Row, tokens: int = SAME) -> np.ndarray:
+def loss_by_position(row: Row, tokens: int) -> np.ndarray:
     """Nats a token of each stretch of ``tokens`` targets."""
     size = tokens // row["block"]
     nats, count = (np.reshape(row[name], (-1, size)).sum(axis=1) for name in ("nats", "tokens"))
@@ -85,7 +85,9 @@ def loss_table(results: Results, text: str) -> str:
             results.of("loss", method=method, text=text, context=c, updates=0) for c in contexts
         ]
         if any(cells):
-            rows.append([method, *(_mean([last_loss(row) for row in cell]) for cell in cells)])
+            rows.append(
+                [method, *(_mean([last_loss(row, SAME) for row in cell]) for cell in cells)]
+            )
     return markdown(["method", *(f"{context:,}" for context in contexts)], rows)
 
 
@@ -114,9 +116,9 @@ def _found(rows: Sequence[Row]) -> str:
         return ""
     windows = [row["correct"] for row in rows]
     low, high = found_interval(windows)
-    rank = np.mean([row["rank"] for row in rows])
+    rank, nats = (np.mean([row[name] for row in rows]) for name in ("rank", "nats"))
     total = sum(map(len, windows))
-    return f"{sum(map(sum, windows))}/{total} [{low:.0f}, {high:.0f}], {rank:.1f}"
+    return f"{sum(map(sum, windows))}/{total} [{low:.0f}, {high:.0f}], {rank:.1f}, {nats:.0f}"
 
 
 def training_table(results: Results) -> str:
@@ -131,7 +133,7 @@ def training_table(results: Results) -> str:
             )
             before = results.of("loss", method=method, context=2 * LENGTH, updates=0, text="books")
             cells = [
-                " ".join(f"{x:.2f}" for x in loss_by_position(each[0])) if each else ""
+                " ".join(f"{x:.2f}" for x in loss_by_position(each[0], SAME)) if each else ""
                 for each in (before, after)
             ]
             label = f"{method}, seed {row['seed']}"
@@ -165,11 +167,14 @@ def all_tables(results: Results) -> str:
     parts = {
         "Loss on books, nats a token": loss_table(results, "books"),
         "Loss on joined news": loss_table(results, "news"),
-        "Keys found in noise, of ten; interval; mean rank": key_table(results, "noise", updates=0),
+        "Keys found in noise, of ten; interval; mean rank; mean nats of the number": key_table(
+            results, "noise", updates=0
+        ),
         "Keys found in books": key_table(results, "corpus", updates=0),
         "Short trainings": training_table(results),
         "Keys in noise after training": key_table(results, "noise", updates=UPDATES),
         "Keys in books after training": key_table(results, "corpus", updates=UPDATES),
         "Heads": head_table(results),
     }
-    return "\n\n".join(f"## {title}\n\n{table}" for title, table in parts.items())
+    filled = {title: table for title, table in parts.items() if table.count("\n") > 1}
+    return "\n\n".join(f"## {title}\n\n{table}" for title, table in filled.items())

@@ -112,8 +112,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
                   (data_cache/longbench), by length in words and in training lengths
       ruler       the retrieval tasks after RULER, at evaluate.passkey_lengths
       paper       the tasks of the FoPE paper's Tables 4 and 6, by lm-evaluation-harness
-      FILE.jsonl  lines {"prompt": .., "answers": [..]}: writes, and scores the first line by F1 and
-                  exact match; with "choices": [..], which choice is the most likely
+      FILE.jsonl  lines {"prompt": .., "answers": [..]}: writes; does the first line contain an
+                  answer, F1, exact match; with "choices": [..], which is the most likely
 
     --as takes what `fope extend --method` takes for the run's position embedding, and refuses the
     rest. Its rows stand in the run's metrics.jsonl as those of a variant, "RUN as METHOD", beside

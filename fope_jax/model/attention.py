@@ -267,18 +267,18 @@ def attention_logits(
     batch, length, num_heads, width = q.shape
     kv_heads = k.shape[2]
     index = TokenIndex(positions, segments)
-    q_index = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, 1), index)
+    q_index = TokenIndex(*(jax.lax.dynamic_slice_in_dim(x, start, length, 1) for x in index))
     if logit_scale is not None and contextual_fn is None:
         q, logit_scale = scale_queries(q, logit_scale(q_index.positions)), None
     if contextual_fn is not None:
         contextual_fn = functools.partial(contextual_bias_by_position, contextual_fn, positions)
     q = q.reshape(batch, length, kv_heads, -1, width).transpose(0, 2, 3, 1, 4)
-    q_sums = None
+    q_sums = k_sums = None
     if sums is not None:
-        sums = sums.reshape(*k.shape[:2], kv_heads, -1, 2).transpose(0, 2, 3, 1, 4)
-        q_sums = jax.lax.dynamic_slice_in_dim(sums, start, length, 3)
+        k_sums = sums.reshape(*k.shape[:2], kv_heads, -1, 2).transpose(0, 2, 3, 1, 4)
+        q_sums = jax.lax.dynamic_slice_in_dim(k_sums, start, length, 3)
     rules = ScoreRules((head_dim or width) ** -0.5, bias_fn, window, chunk, far_from)
-    keys = (k.transpose(0, 2, 1, 3), sums, variables, index)
+    keys = (k.transpose(0, 2, 1, 3), k_sums, variables, index)
     logits = _whole_logits(rules, contextual_fn, logit_scale, q, q_sums, q_index, *keys)
     return logits.reshape(batch, num_heads, length, k.shape[1])
 

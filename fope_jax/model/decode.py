@@ -144,8 +144,9 @@ def forward_cached(
         for i, (layer, index) in enumerate(zip(pattern, keys_index, strict=True))
     ]
 
-    def run_layer(index, weights, trained, constants, stored, x):
+    def run_layer(index, number, weights, trained, constants, stack, x):
         layer, trained, constants = model.layer_position(index, trained, constants)
+        stored = jax.tree.map(lambda x: _layer(x, number), stack)
         variables = {**trained, **constants}
         y = attention_input(config, weights, x)
         q, k, v = project_qkv(config, weights, y)
@@ -158,9 +159,9 @@ def forward_cached(
         follows_length = layer.method.limits.follows_length
         new = LayerCache(k if follows_length else rotated_k, v, sums)
         in_turn = _is_in_turn(cache, stored.keys.shape[1], length)
-        written = jax.tree.map(lambda x, y: _write(x, y, start, in_turn), stored, new)
+        stack = jax.tree.map(lambda x, y: _write(x, y, number, start, in_turn), stack, new)
         if in_turn:
-            seen = written
+            seen = jax.tree.map(lambda x: _layer(x, number), stack)
         else:
             seen = jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=1), stored, new)
         keys = seen.keys
@@ -186,18 +187,22 @@ def forward_cached(
             backend="reference" if is_whole else "chunked",
             block=config.attention_block,
         )
-        return attention_to_output(config, weights, x, attended), written
+        return attention_to_output(config, weights, x, attended), stack
 
-    def run_period(x: Array, group: Any) -> tuple[Array, tuple[LayerCache, ...]]:
-        (weights, trained, constants), layers = group
-        new_layers = []
+    def run_period(carry: tuple[Array, tuple[LayerCache, ...]], group: Any) -> tuple[Any, None]:
+        x, layers = carry
+        number, (weights, trained, constants) = group
+        written = []
         for index, layer_weights in enumerate(split_period(weights, len(layers))):
-            x, layer = run_layer(index, layer_weights, trained, constants, layers[index], x)
-            new_layers.append(layer)
-        return x, tuple(new_layers)
+            arrays = (layer_weights, trained, constants, layers[index])
+            x, stack = run_layer(index, number, *arrays, x)
+            written.append(stack)
+        return (x, tuple(written)), None
 
-    x = model.embed(tokens, positions)
-    x, layers = jax.lax.scan(run_period, x, (model.period_arrays(), cache.layers))
+    # The cache is carried, not scanned: a scan would copy all of it for each new token.
+    numbers = jnp.arange(config.num_layers // len(pattern), dtype=jnp.int32)
+    start_of_scan = (model.embed(tokens, positions), cache.layers)
+    (x, layers), _ = jax.lax.scan(run_period, start_of_scan, (numbers, model.period_arrays()))
     hidden = rms_norm(x, model.final_norm[...], config.norm_eps)
     # An append beyond the end has overwritten the last keys.
     hidden = jnp.where(filled > cache.positions.shape[1], jnp.nan, hidden)
@@ -239,17 +244,25 @@ def _slot(stored: Array, token: Array) -> Array:
     return jax.lax.dynamic_slice_in_dim(stored, token % stored.shape[1], 1, axis=1)
 
 
-def _write(stored: Array, new: Array, start: Array, in_turn: bool) -> Array:
-    """Writes ``new [B, T, ...]``, from token ``start`` on, into ``stored [B, W, ...]``.
+def _layer(stack: Array, number: Array) -> Array:
+    """One layer ``[B, W, ...]`` of ``stack [L / P, B, W, ...]``."""
+    return jax.lax.dynamic_index_in_dim(stack, number, keepdims=False)
+
+
+def _write(stack: Array, new: Array, number: Array, start: Array, in_turn: bool) -> Array:
+    """Writes ``new [B, T, ...]``, from token ``start`` on, into layer ``number`` of ``stack``.
 
     ``in_turn``: no slot is used twice, as in a layer that keeps all tokens.
     """
-    slots, length = stored.shape[1], new.shape[1]
+    slots, length = stack.shape[2], new.shape[1]
     if in_turn:
-        return jax.lax.dynamic_update_slice_in_dim(stored, new, start % slots, axis=1)
+        zero = jnp.zeros_like(number)
+        first = (number, zero, start % slots, *[zero] * (new.ndim - 2))
+        return jax.lax.dynamic_update_slice(stack, new[None], first)
     count = min(slots, length)
     slot = (start + length - count + jnp.arange(count)) % slots
-    return stored.at[:, slot].set(new[:, length - count :], unique_indices=True)
+    newest = new[:, length - count :].swapaxes(0, 1)  # an index before and after B puts W first
+    return stack.at[number, :, slot].set(newest, unique_indices=True)
 
 
 def _filled_after(cache: KVCache, count: int) -> Any:

@@ -81,13 +81,14 @@ def _length_table(task: TaskScores, key: str) -> Table | None:
         return None
     ranges = sorted({tuple(row[key]) for row in rows}, key=lambda ends: ends[0])
     what, unit = LENGTHS[key]
-    columns = [range_name(*ends) for ends in ranges] + ["all"]
+    columns = [range_name(*ends) for ends in ranges] + ["all"] * (len(ranges) > 1)
     metrics, lines = task.metrics, []
     for label, seeds in task.curves.items():
         for metric in metrics:
             cells = [_cell(seeds, metric, lambda row, r=r: tuple(row[key]) == r) for r in ranges]
             name = label if len(metrics) == 1 else f"{label}: {metric}"
-            lines.append((name, [*cells, _cell(seeds, metric)]))
+            whole = [_cell(seeds, metric)] if len(ranges) > 1 else []
+            lines.append((name, [*cells, *whole]))
     title = f"{task.benchmark} {task.name}: {', '.join(metrics)} (%), {what}"
     return Table(title, unit, columns, lines, _note([task]))
 

@@ -103,7 +103,7 @@ class StepSave:
         self._handler, self._names, self._content = handler, [*trees], content
         self._shared, self._end = shared, end
         self._barrier, self._began = f"fope/save/{next(_saves)}", time.perf_counter()
-        self._writes: list[ocp.future.Future] = []
+        self._writes: list[Any] = []  # Orbax futures
         # In a thread: a notebook's main thread has an event loop that is running.
         with self._keep_error(), ThreadPoolExecutor(1) as pool:
             pool.submit(self._copy_arrays, trees).result()

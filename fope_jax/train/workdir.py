@@ -204,13 +204,15 @@ def provenance() -> dict[str, Any]:
 def package_commit(root: Path) -> str | None:
     """The commit of the package below ``root``; None if nothing tells.
 
-    Without .git there, as on TPU hosts, that of the file COMMIT, which `tpu_scripts/install.sh`
-    packs with a checkout.
+    Where git does not, as on TPU hosts and in images, that of the file COMMIT, which
+    `tpu_scripts/install.sh` packs with a checkout.
     """
     packed = root / "COMMIT"
-    if packed.is_file() and not (root / ".git").exists():
-        return packed.read_text().strip().removeprefix("unknown") or None
-    return git_commit(root)
+    if not packed.is_file():
+        return git_commit(root)
+    # Without .git here, git would answer for a repository around this directory.
+    commit = git_commit(root) if (root / ".git").exists() else None
+    return commit or packed.read_text().strip().removeprefix("unknown") or None
 
 
 def git_commit(directory: Path) -> str | None:

@@ -200,6 +200,7 @@ def test_other_windows_have_other_keys():
     assert alone == [[number] for number in range(50)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "position",
     [SelfExtend(RoPE(), window=8, group=3), pytest.param(FoPE(24), marks=pytest.mark.slow)],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.pretrained import __main__ as program
-from experiments.pretrained import heads, measure, trainings, units
+from experiments.pretrained import figures, heads, measure, tables, trainings, units
 from experiments.pretrained.units import Unit, all_units
 from fope_jax.evaluate.metrics import read_rows
 
@@ -39,6 +39,7 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
     from fope_jax.evaluate.restore import load_run
     from fope_jax.evaluate.run_data import find_run_data
     from fope_jax.evaluate.scoring import model_scorer
+    from fope_jax.extend.variants import make_variants
     from fope_jax.spectrum.capture import observer
 
     for module, name, value in (
@@ -46,6 +47,8 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
         *((trainings, "TRAINED_AT", 32), (trainings, "WARMUP", 1)),
     ):
         monkeypatch.setattr(module, name, value)
+    texts = {units.variant_text(u.method, u.context) for u in all_units() if not u.updates}
+    assert len(make_variants(rope, None, sorted(texts))) == len(texts) > 20
     course = [
         Unit("loss", "rope", "books", 800),
         Unit("loss", "rope", "books", 1600),
@@ -105,6 +108,32 @@ def test_a_tiny_model_runs_the_whole_course_and_goes_on_where_it_stopped(
     assert [step for step, _ in trained["held_out_loss"]] == list(range(11))
     assert trained["position"]["scaling"][0]["training_length"] == 32
     assert rows["loss", "clip-2048", 800]["position"] == trained["position"]
+
+    # The tables and figures of these rows.
+    for module, name, value in (
+        *((tables, "LENGTH", 800), (tables, "SAME", 400), (tables, "CONTEXTS", (600, 800, 1600))),
+        *((figures, "LENGTH", 800), (figures, "STRETCH", 400), (tables, "UPDATES", 10)),
+    ):
+        monkeypatch.setattr(module, name, value)
+    read = tables.Results(results)
+    losses = tables.loss_table(read, "books").splitlines()
+    assert losses[0] == "| method | 800 | 1,600 |"
+    shown = [sum(short["nats"][-2:]) / 400, sum(long["nats"][-2:]) / 400]
+    assert losses[2] == f"| rope | {shown[0]:.2f} | {shown[1]:.2f} |"
+    assert all(f"## {part}" in tables.all_tables(read) for part in ("Keys found", "Heads"))
+    # Of heads there is one context alone, and the control of the trainings is RoPE at twice it.
+    read.rows += [row | {"context": 800} for row in read.of("heads")]
+    written = figures.write_figures(read, tmp_path / "figures")
+    assert {path.stem for path in written} == {"loss", "training", "sizes", "heads"}
+    assert all(path.stat().st_size > 5_000 for path in written)
+
+
+def test_the_interval_of_answers_that_share_windows_is_wider():
+    apart = tables.found_interval([[1, 0] * 5] * 4)
+    together = tables.found_interval([[1] * 10, [0] * 10] * 2)
+    assert apart[0] < 50 < apart[1] and together[0] < 50 < together[1]
+    assert apart == pytest.approx(tables.wilson(20, 40))
+    assert together == pytest.approx(tables.wilson(2, 4))
 
 
 def read_all(results):

@@ -39,6 +39,7 @@ def carried(run, method, length, **arguments):
     return models, arrays["optimizer"], state.optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "method", "expected"),
     [

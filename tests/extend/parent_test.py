@@ -63,6 +63,7 @@ FOPE = ["position.share_layers=true", "position.outputs=surviving", "position.ze
 TRAIN = ["train.steps=2", "train.batch_size=2", "train.learning_rate=1e-2", "model.attention=auto"]
 
 
+@pytest.mark.slow  # trains three times
 def test_weights_go_on_as_their_imported_run_does_and_are_exported(weights, runs, tmp_path):
     data = [f"data.{key}={value}" for key, value in runs.data.items()]
     given = [*FOPE, *TRAIN, "train.evaluate_every=none"]
@@ -203,6 +204,7 @@ def test_weights_that_are_not_finite_are_found_before_anything_is_written(
     assert named in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_missing_can_be_built_from_the_new_runs_config(weights, runs, tmp_path):
     data = runs.data | {"cache_dir": str(tmp_path / "cache")}
     overrides = [*(f"data.{key}={value}" for key, value in data.items()), *TRAIN]

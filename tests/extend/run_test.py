@@ -108,6 +108,7 @@ def test_its_batches_go_on_where_the_parent_stopped(yarn, runs):
     assert sum(row[2] for row in runs.losses(yarn)) == expected
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_to_the_same_bits_without_the_parents_arrays(
     rope, yarn, runs, tmp_path, monkeypatch, caplog
 ):
@@ -123,6 +124,7 @@ def test_the_same_command_goes_on_to_the_same_bits_without_the_parents_arrays(
     assert main(arguments(parent, tmp_path / "run")) == 0  # finished
 
 
+@pytest.mark.slow
 def test_an_extended_run_is_evaluated_and_reported_beside_its_parent(yarn, rope, tmp_path, capsys):
     for run in (rope, yarn):
         copy = Path(shutil.copytree(run, tmp_path / run.name))
@@ -190,6 +192,7 @@ def test_data_of_another_tokenizer_is_refused(rope, runs, tmp_path, capsys):
 # ---------------------------------------------------------------------------- DroPE
 
 
+@pytest.mark.slow
 def test_drope_trains_without_positions_at_the_length_of_its_parent(rope, tmp_path):
     steps = ["--config.train.steps=1", "--config.train.evaluate_every=none"]
     extend(str(rope), "drope", 16, tmp_path / "drope", overrides=steps)
@@ -212,6 +215,7 @@ def test_drope_is_not_trained_beyond_that_length(rope, tmp_path, length, overrid
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_shorter_length_is_trained_when_asked_for(rope, tmp_path):
     steps = ["--config.train.steps=1", "--config.train.evaluate_every=none"]
     extend(str(rope), "clip", 8, tmp_path / "run", allow_shorter=True, overrides=steps)

@@ -132,7 +132,7 @@ class Block(nn.Module):
         )(x, mask=MASK)
 
 
-@pytest.mark.fast("cable-window")
+@pytest.mark.fast("far-counted")
 @pytest.mark.parametrize("name", slow_but(FAST))
 def test_linen_equals_the_model(name):
     method, x = CASES[name], inputs()

@@ -257,6 +257,7 @@ def test_a_window_of_the_whole_row_is_none():
     np.testing.assert_array_equal(attended((("window", 256), ("chunk", 2**31 - 1))), attended(()))
 
 
+@pytest.mark.slow
 def test_a_query_that_sees_no_key_gives_zeros():
     (q, k, v), _, _ = packed(1, 128, HEADS, KV_HEADS, HEAD_DIM)
     here = TokenIndex(np.zeros((1, 128), np.int32), np.ones((1, 128), np.int32))

@@ -296,3 +296,23 @@ def test_greedy_writes_no_token_where_the_logits_are_not_finite():
         )
     )(model)
     assert (np.asarray(written)[1:] == -1).all() and (np.asarray(written)[0] >= 0).all()
+
+
+@pytest.mark.parametrize("position", [RoPE(), SlidingWindow(RoPE(), 3000)], ids=["all", "window"])
+def test_new_tokens_are_written_into_the_cache_and_copy_no_more_of_it(position):
+    """The loop holds the cache once; a scan over its layers would write a second one a token."""
+    model, size = new_model(position, num_layers=8), 4096
+    cache = jax.eval_shape(lambda: init_cache(model, 1, size))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache.layers))
+    graphdef, *arrays = split(model)
+
+    def write(arrays, hidden, cache, position):
+        return greedy_decode(merge(graphdef, *arrays), hidden, cache, position, 9)
+
+    hidden = jax.ShapeDtypeStruct((1, 1, 24), jnp.float32)
+    place = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    cache = cache._replace(filled=jax.ShapeDtypeStruct((), jnp.int32))
+    compiled = jax.jit(write).lower(arrays, hidden, cache, place).compile()
+    one_layer = held / 8
+    # The carried copy, and what attention to one layer takes: its keys and values in its order.
+    assert held <= compiled.memory_analysis().temp_size_in_bytes < held + 3 * one_layer

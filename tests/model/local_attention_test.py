@@ -211,6 +211,7 @@ def test_a_window_visits_the_blocks_that_it_touches():
 # ---------------------------------------------------------------------------- running sums
 
 
+@pytest.mark.slow
 def test_running_sums_keep_the_bias_between_neighbours():
     """A single float32 sum is off by more than 1e-3 after 65,536 tokens; the pair stays at 1e-5."""
     increments = -np.abs(normal(1, 1, 65_536, 2)) * 3

@@ -58,14 +58,9 @@ def case(name, dtype):
     return jax.value_and_grad(loss, has_aux=True), params
 
 
-CASES = [(name, dtype) for name in METHODS for dtype in ("float32", "bfloat16")]
-QUICK = ("rope-dynamic-ntk", "bfloat16")
-
-
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [pytest.param(*c, marks=() if c == QUICK else pytest.mark.slow) for c in CASES],
-)
+@pytest.mark.slow  # position and interop have their parts
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", METHODS)
 def test_loss_and_gradient(name, dtype):
     run, params = case(name, dtype)
     expected = jax.jit(run)(params)

@@ -16,6 +16,7 @@ SLOPES = (0.5, 0.03)
 HALF = ByLayer((RoPE(scaling=(PositionInterpolation(2.0),)), ALiBi(tuple(m / 2 for m in SLOPES))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attention", ["chunked", pytest.param("reference", marks=pytest.mark.slow)]
 )

@@ -43,7 +43,12 @@ def test_named_axes_have_the_sizes_of_the_model(name):
             assert axis is None or length in SIZES[axis], (key, axes, size)
 
 
-@pytest.mark.fast("ALiBi(slopes=None)", "Kerple(form='log')")
+@pytest.mark.fast(
+    "ALiBi(slopes=None)",
+    "Kerple(form='log')",
+    "T5Bias(num_buckets=8, max_distance=32, share_layers=True, init_std=1.0, bidirectional=False)",
+    "T5Bias(num_buckets=8, max_distance=32, share_layers=True, init_std=1.0, bidirectional=True)",
+)
 @pytest.mark.parametrize(
     "method",
     [

@@ -103,7 +103,6 @@ def test_fractions_of_a_token_have_their_phase():
     )
 
 
-@pytest.mark.slow
 def test_gradient_of_a_fraction_is_the_frequency():
     inv_freq = np.array([0.5, 0.01])
     positions = jnp.array([3.25, 131_072.5], jnp.float32)

@@ -116,6 +116,7 @@ if me == 0:
 """
 
 
+@pytest.mark.slow  # tests/train/processes_test.py trains with two
 def test_two_processes_are_one():
     """They share devices and values, fail together, and a process that stays away is named."""
     with socket.create_server(("127.0.0.1", 0)) as server:

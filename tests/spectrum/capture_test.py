@@ -46,6 +46,7 @@ def make(method, **changes):
     return Transformer(config, method, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_logits_that_are_seen_are_those_the_model_attends_with(name):
     """From each layer's logits and values to what the next layer reads, and to the end."""

@@ -5,6 +5,7 @@ import logging
 import math
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import jax
@@ -208,6 +209,7 @@ def test_text_that_changed_under_a_run_is_refused(runs, interrupted, monkeypatch
         train(runs.experiment(), interrupted)
 
 
+@pytest.mark.slow
 def test_another_position_embedding_is_told_with_both_and_what_to_do(
     runs, interrupted, tmp_path, caplog
 ):
@@ -289,6 +291,7 @@ def test_lengths_one_after_the_other_keep_the_tokens_of_an_update(curriculum, ru
     assert config["position"]["training_length"] == 16, "the last length, from the beginning"
 
 
+@pytest.mark.slow
 def test_a_curriculum_resumed_in_every_stage_has_the_bits_of_the_unbroken_run(
     curriculum, runs, tmp_path
 ):
@@ -313,6 +316,9 @@ def test_a_packed_checkout_names_its_commit_by_a_file(tmp_path):
     for text, commit in (("12ab-dirty\n", "12ab-dirty"), ("unknown\n", None)):
         (tmp_path / "COMMIT").write_text(text)
         assert package_commit(tmp_path) == commit
-    (tmp_path / ".git").mkdir()  # where there is git, git tells
     (tmp_path / "COMMIT").write_text("12ab\n")
-    assert package_commit(tmp_path) is None
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)  # without a commit
+    assert package_commit(tmp_path) == "12ab"
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-qm", "x"]
+    subprocess.run(["git", "-C", tmp_path, *commit], check=True)
+    assert package_commit(tmp_path) == git_commit(tmp_path) != "12ab"  # where git tells, git tells

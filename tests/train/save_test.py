@@ -92,6 +92,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(runs, unbroken, tmp_path
     assert held["step"] == 4 and held["seconds"] < held["written_seconds"] - 0.5
 
 
+@pytest.mark.slow
 def test_killed_before_its_manifest_a_step_does_not_count(runs, unbroken, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
@@ -122,7 +123,9 @@ def test_killed_before_its_manifest_a_step_does_not_count(runs, unbroken, tmp_pa
     assert not (tmp_path / "checkpoints/quarantine").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_save_under_way_at_a_signal_is_finished_and_the_last_step_saved_too(
     runs, unbroken, tmp_path, monkeypatch, number
 ):
@@ -154,6 +157,7 @@ def test_a_save_that_fails_ends_the_run_at_the_next_update(runs, unbroken, tmp_p
     assert_same_run(runs, tmp_path, unbroken)
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_is_told_and_the_run_goes_on(
     runs, unbroken, tmp_path, monkeypatch, caplog
 ):
@@ -165,6 +169,7 @@ def test_a_save_that_fails_is_told_and_the_run_goes_on(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["12"]
 
 
+@pytest.mark.slow
 def test_the_last_checkpoint_must_be_written(runs, tmp_path, monkeypatch):
     fail_saves(monkeypatch, 4, 8, 12)
     with pytest.raises(CheckpointError, match=r"cannot save checkpoint .*/12: "):
@@ -173,6 +178,7 @@ def test_the_last_checkpoint_must_be_written(runs, tmp_path, monkeypatch):
     assert [row["failed"] for row in save_rows(tmp_path)] == [True] * 3
 
 
+@pytest.mark.slow
 def test_a_signal_after_a_failed_save_still_saves(runs, tmp_path, monkeypatch, caplog):
     fail_saves(monkeypatch, 4)
     monkeypatch.setattr(StepSave, "is_done", False)  # found at the next save
@@ -183,10 +189,14 @@ def test_a_signal_after_a_failed_save_still_saves(runs, tmp_path, monkeypatch, c
     assert CheckpointStore(tmp_path / "checkpoints").latest_valid_step() == 6
 
 
+@pytest.mark.slow
 def test_milestones_are_kept(runs, tmp_path):
     train(runs.experiment(method="rope", save_every=2, keep=1, keep_period=6), tmp_path)
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [6, 12]
+
+
+def test_milestones_are_steps_that_are_saved(runs):
     with pytest.raises(
         ValueError, match=r"keep_period = 5; accepted: a multiple of save_every = 2"
     ):
@@ -272,6 +282,12 @@ def changed(runs, key, value):
     return build_experiment(values | ({section: target} if section else target))
 
 
+@pytest.mark.parametrize("key", CHANGES)
+def test_what_does_not_decide_the_numbers_may_change(runs, key):
+    values = (runs.experiment(method="rope"), changed(runs, key, CHANGES[key][0]))
+    assert incompatible_changes(*map(experiment_to_dict, values)) == []
+
+
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_decides_the_numbers_may_not_change(runs, key):
     before, after = REFUSED[key]
@@ -282,15 +298,8 @@ def test_what_decides_the_numbers_may_not_change(runs, key):
     assert f"{key}: {before!r}, now {after!r}" in lines
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        key
-        if key in ("train.accumulate", "data.cache_dir")
-        else pytest.param(key, marks=pytest.mark.slow)
-        for key in CHANGES
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("key", CHANGES)
 def test_a_run_goes_on_with_another_value(runs, unbroken, tmp_path, monkeypatch, key):
     value, has_same_bits = CHANGES[key]
     if key == "data.cache_dir":

@@ -57,6 +57,7 @@ def test_a_start_that_is_refused_writes_nothing(runs, tmp_path):
     loop.train(runs.experiment(steps=1), tmp_path / "runs" / "a")
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_a_checkpoint_is_refused(runs, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(
         directories.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 99, 99)

@@ -20,11 +20,11 @@ make_venv() {
   PATH=$HOME/.local/bin:$PATH
   if { command -v uv || python3 -m pip install --quiet --user uv; } >/dev/null 2>&1 &&
     uv venv --quiet --seed --python 3.12 venv; then return; fi
-  if sudo -n apt-get -o DPkg::Lock::Timeout=600 -qq update >/dev/null &&
-    sudo -n apt-get -o DPkg::Lock::Timeout=600 -qq install -y python3.11 python3.11-venv >/dev/null &&
+  apt="sudo -n apt-get -qq -o DPkg::Lock::Timeout=600" # a host updates itself after its start
+  if $apt update >/dev/null && $apt install -y python3.11 python3.11-venv >/dev/null &&
     python3.11 -m venv venv; then return; fi
-  echo "$(hostname): has only $(python3 --version 2>&1); neither uv nor apt-get could bring 3.11 or" \
-    "newer (without external addresses hosts need Cloud NAT); install it there and give --python" >&2
+  echo "$(hostname): has only $(python3 --version 2>&1); neither uv nor apt-get could bring 3.11" \
+    "or newer (without external addresses hosts need Cloud NAT); install it there and give --python" >&2
   return 1
 }
 
@@ -49,7 +49,11 @@ else
   rm -rf source
   mkdir source
   tar -xzf ~/fope-source.tar.gz -C source
-  (cd source && ../venv/bin/pip install --quiet --constraint constraints.txt --editable '.[tpu,buckets]')
+  (
+    cd source || exit
+    ../venv/bin/pip install --quiet --constraint constraints.txt --editable '.[tpu,buckets]'
+  )
 fi
 venv/bin/fope methods >/dev/null
-echo "$(hostname): $(venv/bin/python --version), commit $(cat source/COMMIT 2>/dev/null || echo unknown)"
+commit=$(cat source/COMMIT 2>/dev/null || echo unknown)
+echo "$(hostname): $(venv/bin/python --version), commit $commit"

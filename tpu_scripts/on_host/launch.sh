@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # keep_going, grace, body and workdir are set before
-# Starts `body`, which ends in `exec fope ...`, in a session of its own: it goes on when ssh has gone.
+# Starts `body`, which ends in `exec fope ...`, in a session of its own: it goes on without ssh.
 
 if is_running && [ -n "$keep_going" ]; then
   echo "$(hostname): goes on"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fope_jax.evaluate.downstream.metrics import Metric, exact_match, f1
+from fope_jax.evaluate.downstream.metrics import Metric, contains, exact_match, f1
 from fope_jax.storage.content import HEAD_BYTES, detect_content
 from fope_jax.storage.files import file_sha256
 
@@ -58,7 +58,7 @@ class ItemTask(NamedTuple):
 
 def written_metrics(item: Item) -> dict[str, Metric]:
     """The metrics of a user's own items."""
-    return {"f1": f1, "exact_match": exact_match}
+    return {"contains": contains, "f1": f1, "exact_match": exact_match}
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -37,6 +37,15 @@ def exact_match(written: str, answer: str) -> float:
     return float(normalize(written) == normalize(answer))
 
 
+def contains(written: str, answer: str) -> float:
+    """1 where the words of the answer stand in what was written, which may go on.
+
+    >>> contains("It is the Black Sea, I think.", "Black Sea"), contains("blackboard", "black")
+    (1.0, 0.0)
+    """
+    return float(f" {normalize(answer)} " in f" {normalize(written)} ")
+
+
 def f1(written: str, answer: str) -> float:
     """Harmonic mean of precision and recall over normalized words, each as often as it stands.
 

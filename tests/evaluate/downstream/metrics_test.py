@@ -4,7 +4,14 @@ import random
 
 import pytest
 
-from fope_jax.evaluate.downstream.metrics import classification, exact_match, f1, normalize, rouge_l
+from fope_jax.evaluate.downstream.metrics import (
+    classification,
+    contains,
+    exact_match,
+    f1,
+    normalize,
+    rouge_l,
+)
 
 WORDS = ["a", "the", "old", "bridge", "over", "Loire,", "river.", "was", "built", "in", "1828"]
 
@@ -23,6 +30,7 @@ def test_f1_counts_each_word_as_often_as_both_have_it():
         same = sorted(normalize(one).split()) == sorted(normalize(other).split())
         assert (f1(one, other) == 1) == (same and bool(normalize(one)))
         assert exact_match(one, other) <= f1(one, other) or not normalize(one)
+        assert exact_match(one, other) <= contains(one, other)
 
 
 def test_rouge_l_is_the_packages():

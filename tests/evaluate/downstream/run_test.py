@@ -1,6 +1,7 @@
 """`fope evaluate --tasks`: rows, what is kept, variants, answers, tables; on known programs."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from fope_jax.evaluate.downstream.harness_tasks import PAPER_TASKS
 from fope_jax.evaluate.downstream.plan import RULER_TASKS, TaskRequest, read_tasks
 from fope_jax.evaluate.harness import RowPrograms
 from fope_jax.evaluate.metrics import read_rows
-from fope_jax.evaluate.restore import check_weights
 from fope_jax.evaluate.run import evaluate
 from fope_jax.evaluate.scoring import no_progress
 from fope_jax.extend.variants import make_variants
@@ -32,15 +32,20 @@ def write_city(tokens, segments, count, not_first=()):
     return np.tile(np.asarray(text[:count], np.int32), (len(tokens), 1))
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        run_module, "row_programs", lambda model, mesh: RowPrograms(successor, write_city)
-    )
-    workdir = run_test.save_run(tmp_path / "run", CONFIG)
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    workdir = run_test.save_run(tmp_path_factory.mktemp("saved") / "run", CONFIG)
     trained = {"kind": "train", "step": 7, "tokens_seen": 448, "loss": 5.5}
     (workdir / "metrics.jsonl").write_text(json.dumps(trained) + "\n")
     return workdir
+
+
+@pytest.fixture
+def run(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        run_module, "row_programs", lambda model, mesh: RowPrograms(successor, write_city)
+    )
+    return shutil.copytree(saved, tmp_path / "run")
 
 
 def ask(run, *names, say=lambda line: None, **arguments):
@@ -118,7 +123,6 @@ def test_cut_prompts_are_in_the_table(tmp_path, run):
 def test_ruler_is_the_retrieval_tasks_after_it(run, monkeypatch):
     seen = []
     monkeypatch.setattr(run_module, "_run_protocol", lambda p, *rest: seen.append(p))
-    monkeypatch.setattr(run_module, "check_weights", check_weights)
     override = ["evaluate.needle_haystack=noise", "evaluate.passkey_lengths=16,32"]
     monkeypatch.setattr(run_test.RunData, "open", lambda self, split: run_test.Cache())
     monkeypatch.setattr(run_test.Cache, "tokenizer", BYTES)

@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from benchmarks.worker import Worker
 
 SIDES = ("fope_jax", "transformers")
 BESIDE = "transformers: pip install torch==2.13.0 transformers==5.24.0, or --python PATH"
@@ -128,31 +129,12 @@ def work_for(side: str, source: str) -> None:
         print(json.dumps(row), file=answer, flush=True)
 
 
-class Side:
+class Side(Worker):
     """A process with one side's model."""
 
     def __init__(self, name: str, python: str, source: str) -> None:
-        self.name = name
         command = [python, "-m", "benchmarks.pretrained", source, "--worker", name]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, *task: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        try:
-            self.process.stdin.write(json.dumps(task) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise SystemExit(f"{self.name} stopped; its message is above. {BESIDE}")
-        return json.loads(line)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        super().__init__(name, command, BESIDE)
 
 
 def measure(

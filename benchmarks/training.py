@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.cost import ratio
+from benchmarks.worker import Worker
 
 SIDES = ("fope_jax", "huggingface")
 BESIDE = "huggingface: pip install torch==2.13.0 transformers==5.24.0"
@@ -134,7 +134,7 @@ def work_for(side: str, work: Work) -> None:
     sys.stdout = sys.stderr
     step, rate = {"fope_jax": fope_jax_side, "huggingface": huggingface_side}[side](work)
     for line in sys.stdin:
-        if line.strip() == "rate":
+        if json.loads(line) == ["rate"]:
             found = rate(2048)
         else:
             start = time.perf_counter()
@@ -143,29 +143,13 @@ def work_for(side: str, work: Work) -> None:
         print(json.dumps(found), file=answer, flush=True)
 
 
-class Side:
+class Side(Worker):
     """A process that steps when asked to."""
 
     def __init__(self, side: str, work: Work) -> None:
         command = [sys.executable, "-m", "benchmarks.training", "--worker", side]
         command += ["--size", work.size, "--length", str(work.length), "--batch", str(work.batch)]
-        self.name = side
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def ask(self, what: str) -> float:
-        assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} stopped; its message is above. {BESIDE}")
-        return json.loads(line)
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        super().__init__(side, command, BESIDE)
 
 
 def measure(work: Work, rounds: int) -> dict[str, Any]:

@@ -175,8 +175,6 @@ def _variants(run: Path, step: int | None, texts: Sequence[str]) -> list[Variant
 
 def _tasks(arguments: argparse.Namespace) -> TaskRequest | None:
     """What --tasks and its options say; None without --tasks."""
-    from fope_jax.evaluate.downstream.plan import TaskRequest
-
     names = ("max_items", "max_length", "max_new_tokens")
     values = {name: getattr(arguments, name) for name in names}
     stated = {name: value for name, value in values.items() if value is not None}
@@ -185,6 +183,8 @@ def _tasks(arguments: argparse.Namespace) -> TaskRequest | None:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} {value} is of --tasks, which names the tasks; add it")
         return None
+    from fope_jax.evaluate.downstream.plan import TaskRequest
+
     return TaskRequest(split_commas(arguments.tasks), **stated)
 
 

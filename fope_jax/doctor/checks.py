@@ -15,10 +15,9 @@ from fope_jax.storage.directories import list_file_sizes
 from fope_jax.storage.files import read_json
 from fope_jax.storage.lock import LOCK, is_owner_alive, read_lock_owner
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, LINEAGE, RUN, split_step
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, IMPORTED, LINEAGE, RUN, split_step
 
 QUARANTINE = "quarantine"  # subdirectory for damaged checkpoints
-_IMPORTED = "imported"  # key of run.json in runs made by `fope import`
 _TEMPORARY = (".orbax-checkpoint-tmp", ".tmp")
 _SHOWN = 5
 
@@ -254,7 +253,7 @@ def _check_metrics(run: Path, schedule: RowSchedule | None, newest: int) -> Chec
 
 def _is_imported(run: Path) -> bool:
     try:
-        return _IMPORTED in read_json(run / RUN)
+        return IMPORTED in read_json(run / RUN)
     except (ValueError, OSError, ImportError):  # `_check_config` reports it
         return False
 

@@ -79,17 +79,26 @@ def model_answerer(model: Transformer, mesh: Mesh | None = None) -> Answerer:
     if mesh is None:
         jitted = jax.jit(answer)
         return lambda *batch: jitted(params, constants, *batch)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    sharded = jax.jit(answer, out_shardings=(replicated, replicated))
-    by_rows = NamedSharding(mesh, partition_spec(("batch",)))
-    rows = axis_size(mesh, "batch")
+    return partial(by_rows(answer, mesh), params, constants)
 
-    def on_mesh(*batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        count = len(batch[0])
-        filled = np.resize(np.arange(count), count + -count % rows)
-        arrays = [device_put_sharded(x[filled], by_rows) for x in batch]
-        written, nats = sharded(params, constants, *arrays)
-        return np.asarray(written)[:count], np.asarray(nats)[:count]
+
+def by_rows(function: Callable[..., Any], mesh: Mesh, static: Sequence[str] = ()) -> Callable:
+    """Jits ``function(params, constants, *arrays, **static)``, whose arrays and results have rows.
+
+    Returns:
+      The same function of NumPy arrays. Rows are split over the mesh's "data" and "fsdp" axes,
+      filled with copies where they do not divide; results are whole, in all processes.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+    jitted = jax.jit(function, static_argnames=static, out_shardings=replicated)
+    of_rows, step = NamedSharding(mesh, partition_spec(("batch",))), axis_size(mesh, "batch")
+
+    def on_mesh(params: Any, constants: Any, *arrays: np.ndarray, **settings: Any) -> Any:
+        count = len(arrays[0])
+        filled = np.resize(np.arange(count), count + -count % step)
+        split = [device_put_sharded(x[filled], of_rows) for x in arrays]
+        results = jitted(params, constants, *split, **settings)
+        return jax.tree.map(lambda x: np.asarray(x)[:count], results)
 
     return on_mesh
 

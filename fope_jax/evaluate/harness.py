@@ -25,19 +25,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from fope_jax.config import Experiment, check_vocabulary
 from fope_jax.data.bos import Bos, encode_prompt, find_bos
 from fope_jax.data.tokenizers import Tokenizer
-from fope_jax.evaluate.generation import pad_left, padded_length
+from fope_jax.evaluate.generation import by_rows, pad_left, padded_length
 from fope_jax.evaluate.restore import check_weights, load_run, warn_where_bos_is_unknown
 from fope_jax.evaluate.run_data import load_run_tokenizer
 from fope_jax.evaluate.scoring import Progress, model_scorer, no_progress
 from fope_jax.extras import require
 from fope_jax.model.decode import greedy_decode, prefill
 from fope_jax.model.masks import TokenIndex
-from fope_jax.model.sharding import axis_size, device_put_sharded, partition_spec
 from fope_jax.model.transformer import Transformer, merge, split
 from fope_jax.typing import Array
 
@@ -90,23 +89,8 @@ def row_programs(model: Transformer, mesh: Mesh | None = None) -> RowPrograms:
         return greedy_decode(model, *prefill(model, tokens, segments, count), count, not_first)
 
     static = ("count", "not_first")
-    if mesh is None:
-        return RowPrograms(
-            score, partial(jax.jit(write, static_argnames=static), params, constants)
-        )
-    by_rows, rows = NamedSharding(mesh, partition_spec(("batch",))), axis_size(mesh, "batch")
-    replicated = NamedSharding(mesh, PartitionSpec())
-    sharded = jax.jit(write, static_argnames=static, out_shardings=replicated)
-
-    def write_on_mesh(
-        tokens: np.ndarray, segments: np.ndarray, count: int, **settings: Any
-    ) -> np.ndarray:
-        filled = np.resize(np.arange(len(tokens)), len(tokens) + -len(tokens) % rows)
-        arrays = [device_put_sharded(x[filled], by_rows) for x in (tokens, segments)]
-        written = sharded(params, constants, *arrays, count=count, **settings)
-        return np.asarray(written)[: len(tokens)]
-
-    return RowPrograms(score, write_on_mesh)
+    jitted = by_rows(write, mesh, static) if mesh else jax.jit(write, static_argnames=static)
+    return RowPrograms(score, partial(jitted, params, constants))
 
 
 def warn_of_cuts(cut: int, count: int, length: int) -> None:
@@ -242,7 +226,7 @@ class TextModel:
         for index in progress(range(len(batches)), desc=desc):
             size, numbers, filled = batches[index]
             rows = pad_left([prompts[i] for i in filled], size, self.tokenizer.pad_id)
-            written = np.asarray(self.write(*rows, count, **settings))
+            written = np.asarray(self.write(*rows, count=count, **settings))
             for number, row in zip(numbers, written.tolist(), strict=False):
                 length = next((i for i, token in enumerate(row) if token in ends), len(row))
                 if min(row[: length + 1]) < 0:

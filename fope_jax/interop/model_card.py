@@ -12,6 +12,7 @@ from fope_jax.position import FoPE, fingerprint, to_spec
 from fope_jax.report.rows import ReportError, read_run
 from fope_jax.report.tables import text_tables
 from fope_jax.storage.paths import as_path
+from fope_jax.storage.run_paths import IMPORTED
 
 UNKNOWN_LICENSE = "unknown"
 
@@ -100,7 +101,7 @@ def _training(facts: CardFacts) -> str:
         lines.append(
             f"- positions: drawn in order from {train.position_range:,} ({train.position_draw})"
         )
-    if origin := info.get("imported"):
+    if origin := info.get(IMPORTED):
         lines.append(f"- weights: imported from {_origin(origin)}, not trained further")
         return "\n".join(lines)
     if parent := facts.lineage.get("parent"):

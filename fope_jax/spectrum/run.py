@@ -28,10 +28,9 @@ from fope_jax.spectrum.measure import measure_layers
 from fope_jax.spectrum.series import Series, layer_methods, series_of, trained_pairs
 from fope_jax.storage.files import read_json
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import LINEAGE, RUN
+from fope_jax.storage.run_paths import IMPORTED, LINEAGE, RUN
 
 MULTIPLES = (1, 2, 4, 8)
-_IMPORTED = "imported"  # key of run.json in runs made by `fope import`
 WINDOWS = 8
 
 # Curves of LayerSpectrum, left out of the rows: name in the file -> field.
@@ -79,7 +78,7 @@ def measure_run(
         raise ValueError(f"lengths {list(multiples)}: accepted are training lengths, 1 or more")
     contexts = context_lengths(experiment, multiples, "lengths")
     info = workdir / RUN
-    is_imported = info.is_file() and _IMPORTED in read_json(info)
+    is_imported = info.is_file() and IMPORTED in read_json(info)
     if untrained or (step == 0 and not is_imported):
         if is_imported or (workdir / LINEAGE).is_file():
             other = "has imported weights" if is_imported else "goes on from another run"

@@ -10,6 +10,7 @@ from fope_jax.storage.paths import as_path
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 RUN = "run.json"
 LINEAGE = "lineage.json"  # of a run that extends another
+IMPORTED = "imported"  # key in run.json: the origin of imported weights
 
 
 def split_step(path: str | os.PathLike[str], step: int | None = None) -> tuple[Path, int | None]:

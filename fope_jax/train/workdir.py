@@ -32,7 +32,7 @@ from fope_jax.storage.checkpoint import QUARANTINE
 from fope_jax.storage.directories import check_space, check_writable, make_writable
 from fope_jax.storage.files import read_json, write_json
 from fope_jax.storage.paths import as_path
-from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, LINEAGE, RUN
+from fope_jax.storage.run_paths import CHECKPOINTS, CONFIG, IMPORTED, LINEAGE, RUN
 from fope_jax.storage.step_save import MANIFEST
 from fope_jax.train.optim import describe_rate
 from fope_jax.train.save_time import checkpoint_bytes
@@ -40,7 +40,6 @@ from fope_jax.train.state import StatePlan
 
 log = logging.getLogger(__name__)
 
-IMPORTED = "imported"  # key in run.json: the origin of imported weights
 CONTINUED = "continued"  # key in run.json: the steps that were added to a trained run
 UNTRAINED = "untrained"  # key in run.json: positions that were changed without training
 KEPT = "kept"  # key in run.json: fields of their config.json that only an export needs

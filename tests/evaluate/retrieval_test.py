@@ -1,5 +1,7 @@
 """Retrieval scores: exactly those of models whose answers are known, and of real ones decoded."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,6 +17,15 @@ from fope_jax.model.transformer import Transformer
 from fope_jax.position import FoPE, RoPE, SelfExtend
 
 BYTES = BytesTokenizer()
+SMALL = TransformerConfig(
+    vocab_size=259,
+    d_model=16,
+    num_layers=2,
+    num_heads=2,
+    mlp_dim=16,
+    init_std=0.6,
+    attention_block=32,
+)
 SERIES = TrialGrid(contexts=(200, 800), depths=(0.0, 0.5, 1.0), trials=6, seed=5)
 
 
@@ -207,16 +218,7 @@ def test_other_windows_have_other_keys():
     ids=["self_extend", "fope"],
 )
 def test_questions_after_one_window_are_answered_as_after_their_own(position):
-    config = TransformerConfig(
-        vocab_size=259,
-        d_model=16,
-        num_layers=2,
-        num_heads=2,
-        mlp_dim=16,
-        init_std=0.6,
-        attention_block=32,
-    )
-    model = Transformer(config, position, rngs=nnx.Rngs(3))
+    model = Transformer(SMALL, position, rngs=nnx.Rngs(3))
     rng = np.random.default_rng(0)
     prompts = rng.integers(0, 256, (2, 40), np.int32)
     questions = rng.integers(0, 256, (2, 3, 5), np.int32)
@@ -232,16 +234,7 @@ def test_questions_after_one_window_are_answered_as_after_their_own(position):
 
 
 def test_a_real_model_is_decoded_and_ranked_as_its_full_logits_say():
-    config = TransformerConfig(
-        vocab_size=259,
-        d_model=16,
-        num_layers=2,
-        num_heads=2,
-        mlp_dim=16,
-        init_std=0.6,
-        attention_block=32,
-        tie_embeddings=True,
-    )
+    config = dataclasses.replace(SMALL, tie_embeddings=True)
     model = Transformer(config, FoPE(16), rngs=nnx.Rngs(3))
     task = make_task("copy", BYTES)
     draw = [task.draw_trial(np.random.default_rng(i), 41, 0.5, "test") for i in range(2)]

@@ -10,10 +10,10 @@ Reference: Hua et al. 2025, "Fourier Position Embedding", Tables 4 to 6.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fope_jax.evaluate.downstream.scores import sum_and_squares
 from fope_jax.evaluate.harness import TextModel, as_harness_model
 from fope_jax.evaluate.metrics import Row
 from fope_jax.extras import installed_version, require
@@ -109,7 +109,7 @@ def score_harness_task(model: TextModel, task: HarnessTask) -> list[Row]:
     for metric in METRICS:
         values = [float(sample[metric]) for sample in samples if metric in sample]
         if len(values) == len(samples):  # some tasks of a group may lack it
-            scores[metric] = [math.fsum(values), math.fsum(value**2 for value in values)]
+            scores[metric] = sum_and_squares(values)
     if not scores:
         raise ValueError(
             f"lm-evaluation-harness gives {task.name!r} none of {', '.join(METRICS)}, which are "

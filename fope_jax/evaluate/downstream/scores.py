@@ -8,7 +8,7 @@ did.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from fope_jax.evaluate.downstream.items import Item, ItemTask
@@ -105,7 +105,10 @@ def sum_scores(items: Iterable[Item], scores: Iterable[Score], training_length: 
             "total": len(group),
             "truncated": sum(score.cut > 0 for score in group),
             "tokens": sum(score.length for score in group),
-            "scores": _sums([score.scores for score in group]),
+            "scores": {
+                name: sum_and_squares([score.scores[name] for score in group])
+                for name in group[0].scores
+            },
         }
         rows.append(row)
     return rows
@@ -123,11 +126,13 @@ def multiples_range(tokens: int, training_length: int) -> tuple[int, int]:
     return stop // 2, stop
 
 
-def _sums(scores: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    return {
-        name: [math.fsum(s[name] for s in scores), math.fsum(s[name] ** 2 for s in scores)]
-        for name in scores[0]
-    }
+def sum_and_squares(values: Sequence[float]) -> list[float]:
+    """The sum, and that of the squares, from which a standard error is made.
+
+    >>> sum_and_squares([1.0, 0.5])
+    [1.5, 1.25]
+    """
+    return [math.fsum(values), math.fsum(value**2 for value in values)]
 
 
 def _score_written(model: TextModel, task: ItemTask, progress: Progress) -> list[Score]:

@@ -1,0 +1,40 @@
+"""A process of its own for one side of a comparison, so that no library waits in another's way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+
+class Worker:
+    """A process that reads tasks from stdin, each a list in a line of JSON, and answers likewise.
+
+    Args:
+      name: of the side.
+      command: that starts the process.
+      advice: what to do where it stops.
+    """
+
+    def __init__(self, name: str, command: list[str], advice: str) -> None:
+        self.name, self.advice = name, advice
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, *task: Any) -> Any:
+        """The answer to a task; SystemExit with the advice where the process has stopped."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            self.process.stdin.write(json.dumps(task) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise SystemExit(f"{self.name} stopped; its message is above. {self.advice}")
+        return json.loads(line)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()

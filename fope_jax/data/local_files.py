@@ -13,12 +13,17 @@ class _OpenFile:
     """Closed when nobody reads it any more, so that a thread may read what another one drops."""
 
     def __init__(self, path: str):
-        self.descriptor = -1
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = -1
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def read(self, begin: int, end: int) -> bytes:
+        # The call holds `self`: a descriptor alone would be closed, and its number given to
+        # another file, once the cache of open files has dropped its owner.
+        return os.pread(self._descriptor, end - begin, begin)
 
     def __del__(self):
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
 
 class LocalFiles:
@@ -30,4 +35,4 @@ class LocalFiles:
 
     def read(self, file: str, begin: int, end: int) -> bytes:
         """Bytes ``[begin, end)``, fewer where the file ends; FileNotFoundError, OSError."""
-        return os.pread(self._open(file).descriptor, end - begin, begin)
+        return self._open(file).read(begin, end)

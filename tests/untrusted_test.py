@@ -158,7 +158,7 @@ def test_a_bucket_whose_objects_are_called_after_places_elsewhere(tmp_path, monk
     monkeypatch.setattr(mirror, "list_file_sizes", lambda _: {"../../../outside": 4})
     (tmp_path / "outside").write_text("mine")
     with pytest.raises(ValueError, match=r"'\.\./\.\./\.\./outside' is no path within"):
-        mirror.download(remote, "manifest.json", {})
+        mirror.download(remote, "manifest.json", b"{}", {})
     assert (tmp_path / "outside").read_text() == "mine"
 
 

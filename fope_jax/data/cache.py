@@ -36,7 +36,7 @@ import numpy as np
 
 from fope_jax.data import tokenizers
 from fope_jax.data.bucket_shards import BucketShards, Range
-from fope_jax.data.cache_directories import base_directory, cache_directory, partial_directory
+from fope_jax.data.cache_directories import base_directory, find_cache, partial_directory
 from fope_jax.data.config import SPLITS, DataConfig
 from fope_jax.data.local_files import LocalFiles
 from fope_jax.data.manifest import (
@@ -45,8 +45,8 @@ from fope_jax.data.manifest import (
     REBUILD,
     CacheError,
     MissingCacheError,
+    StoredManifest,
     file_hashes,
-    read_manifest,
     shard_files,
 )
 from fope_jax.data.mirror import MirrorError, copy_directory, download
@@ -387,10 +387,10 @@ def open_cache(config: DataConfig, split: str, fingerprint: str | None = None) -
     if config.corpus == "none":
         return TokenCache(base_directory(config), _no_text(BytesTokenizer()), split)
     check_bucket(config.cache_dir)
-    directory = cache_directory(config, fingerprint)
-    manifest = read_manifest(directory)
-    if manifest is None:
+    directory, stored = find_cache(config, fingerprint)
+    if stored is None:
         raise MissingCacheError(_describe_missing(config, directory, fingerprint))
+    manifest = stored.fields
     bad = manifest["splits"][split].get("bad_documents", 0)
     damaged = damaged_files(manifest.get("sources", []), split)
     problem = ""
@@ -410,7 +410,7 @@ def open_cache(config: DataConfig, split: str, fingerprint: str | None = None) -
             " many"
         )
     if is_in_bucket(directory):
-        return _open_in_bucket(directory, manifest, split, config.copy_shards)
+        return _open_in_bucket(directory, stored, split, config.copy_shards)
     return make_cache(directory, manifest, split)
 
 
@@ -429,13 +429,14 @@ def _is_array_record(manifest: dict[str, Any]) -> bool:
 
 
 def _open_in_bucket(
-    remote: Path, manifest: dict[str, Any], split: str, copy_shards: bool
+    remote: Path, stored: StoredManifest, split: str, copy_shards: bool
 ) -> TokenCache:
     """Reads the shards as they are needed; those of older versions are copied whole, and first."""
+    manifest, content = stored
     hashes = file_hashes(manifest)
-    whole = copy_directory(remote, (remote / MANIFEST).read_bytes(), hashes)
+    whole = copy_directory(remote, content, hashes)
     if _is_array_record(manifest) or whole.is_dir():
-        return make_cache(download(remote, MANIFEST, hashes), manifest, split)
+        return make_cache(download(remote, MANIFEST, content, hashes), manifest, split)
     bucket = BucketShards(remote, whole.with_name(whole.name + ".shards"), hashes, copy_shards)
     cache = TokenCache(bucket.directory, manifest, split, bucket)
     bucket.fetch(list_file_sizes(remote).keys() - {MANIFEST, *hashes})  # of the tokenizer

@@ -272,7 +272,7 @@ def test_a_shard_cut_short_and_one_that_is_gone(tmp_path):
 def test_a_damaged_manifest(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(CacheError, match=r"manifest\.json is damaged"):
-        cache.read_manifest(tmp_path)
+        read_manifest(tmp_path)
 
 
 # ---------------------------------------------------------------------------- opening

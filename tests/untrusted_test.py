@@ -13,7 +13,8 @@ import pytest
 
 from fope_jax.config import ConfigError, load_config
 from fope_jax.data import corpora, mirror, text_packages
-from fope_jax.data.cache import CacheError, TokenCache
+from fope_jax.data.cache import CacheError
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.tokenizers import BytesTokenizer, describe_tokenizer
 from fope_jax.interop import weights
 from fope_jax.storage.checkpoint import CheckpointError, CheckpointStore

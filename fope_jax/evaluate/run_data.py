@@ -11,8 +11,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from fope_jax.data.cache import TokenCache, open_cache
+from fope_jax.data.cache import open_cache
 from fope_jax.data.cache_directories import find_cache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.config import DataConfig
 from fope_jax.data.manifest import BUILD, CacheError, MissingCacheError
 from fope_jax.data.tokenizers import (

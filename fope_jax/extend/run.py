@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fope_jax.config import ConfigError, Experiment, split_override
-from fope_jax.data.cache import TokenCache
+from fope_jax.data.cache_reader import TokenCache
 from fope_jax.data.manifest import CacheError, MissingCacheError
 from fope_jax.evaluate.agreement import check_processes_agree
 from fope_jax.evaluate.fingerprint import checkpoint_fingerprint

@@ -31,7 +31,8 @@ from fope_jax.evaluate.metrics import (
     replace_rows,
     row_ids,
 )
-from fope_jax.evaluate.protocols import Protocol, plan_protocols, unstated_settings
+from fope_jax.evaluate.protocol_plan import plan_protocols, unstated_settings
+from fope_jax.evaluate.protocols import Protocol
 from fope_jax.evaluate.restore import (
     NonFiniteError,
     check_weights,
